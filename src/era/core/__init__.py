@@ -1,0 +1,1 @@
+"""The rules of ERA, free of frameworks: sessions, runs, state, snapshots, and the ports they need."""

@@ -1,0 +1,145 @@
+"""What ERA speaks of: sessions, runs, snapshots. Plain frozen values; times are UTC microseconds since 1970."""
+
+from __future__ import annotations
+
+import secrets
+import string
+import time
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any, Literal
+
+type Json = None | bool | int | float | str | list[Json] | dict[str, Json]
+type JsonObject = dict[str, Any]
+type Language = Literal["python", "node", "typescript"]
+type Status = Literal["running", "ok", "failed", "timeout", "oom", "killed", "lost"]
+
+STATE_FILE = ".session_data.json"
+
+LANGUAGES: tuple[Language, ...] = ("python", "node", "typescript")
+
+_ALIASES: dict[str, Language] = {
+    "py": "python",
+    "javascript": "node",
+    "js": "node",
+    "nodejs": "node",
+    "ts": "typescript",
+}
+_ID_ALPHABET = string.ascii_lowercase + string.digits
+
+
+def canonical_language(name: str) -> Language | None:
+    """The language that `name` or its alias means, or None."""
+    name = name.lower()
+    return _ALIASES.get(name) or next((known for known in LANGUAGES if known == name), None)
+
+
+def now() -> int:
+    """UTC microseconds since 1970."""
+    return time.time_ns() // 1000
+
+
+def timestamp(micros: int | None) -> str:
+    """RFC 3339 in UTC with milliseconds; `""` for None, as the API shows a run that has not been."""
+    if micros is None:
+        return ""
+    moment = datetime.fromtimestamp(micros / 1_000_000, UTC)
+    return moment.strftime("%Y-%m-%dT%H:%M:%S.") + f"{moment.microsecond // 1000:03d}Z"
+
+
+def new_id(prefix: str) -> str:
+    """`{prefix}_{ms}_{9 random}`, as clients know it from session ids."""
+    tail = "".join(secrets.choice(_ID_ALPHABET) for _ in range(9))
+    return f"{prefix}_{time.time_ns() // 1_000_000}_{tail}"
+
+
+@dataclass(frozen=True, slots=True)
+class StoredCode:
+    """Code kept with a session, run when a run brings none."""
+
+    code: str
+    description: str | None
+    updated_at: int
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """A content-addressed tree of files. `root` is the hash of its tree object, None for no files at all."""
+
+    root: str | None = None
+    file_count: int = 0
+    total_bytes: int = 0
+
+
+EMPTY = Snapshot()
+
+
+@dataclass(frozen=True, slots=True)
+class Session:
+    """One session as its row stands. `key` is never reused, `id` may be after a delete.
+
+    `data` is JSON text, because most runs hand it on unread.
+    """
+
+    key: int
+    id: str
+    language: Language
+    persistent: bool
+    data: str
+    metadata: JsonObject
+    allow_internet: bool
+    allow_public: bool
+    default_timeout: float
+    stored: StoredCode | None
+    version: int
+    snapshot: Snapshot
+    created_at: int
+    updated_at: int
+    last_run_at: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class NewSession:
+    """What a session is made of; the store adds key, version and times."""
+
+    id: str
+    language: Language
+    persistent: bool
+    data: str
+    metadata: JsonObject
+    allow_internet: bool
+    allow_public: bool
+    default_timeout: float
+
+
+@dataclass(frozen=True, slots=True)
+class StateOutcome:
+    """What became of the state: the version now in force, whether this run made it, and if not, why."""
+
+    version: int
+    committed: bool
+    reason: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class RunRecord:
+    """The durable record of one run. Never holds code, env or output."""
+
+    id: str
+    session_key: int
+    status: Status
+    started_at: int
+    ended_at: int | None = None
+    exit_code: int | None = None
+    duration_us: int | None = None
+    stdout_bytes: int = 0
+    stderr_bytes: int = 0
+    stdout_truncated: bool = False
+    stderr_truncated: bool = False
+    committed: bool = False
+    reason: str | None = None
+    version: int | None = None
+    peak_memory_bytes: int | None = None
+    cpu_us: int | None = None
+    reaped: int | None = None
+    enforced: JsonObject = field(default_factory=dict)

@@ -1,0 +1,243 @@
+"""What the core needs from the outside, as Protocols. Adapters live in store/, drivers/ and hosts/.
+
+Who calls whom: `runs` and `sessions` call a `MetadataStore`, a `SnapshotStore` and a `Host`; a `Host` calls a `Driver`
+for each `Sandbox` it needs. Nothing calls back except through what these calls return.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+from era.core.models import JsonObject, Language, NewSession, RunRecord, Session, Snapshot, StoredCode
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Hard bounds of one sandbox."""
+
+    memory_bytes: int
+    cpus: float
+    pids: int
+    tmp_bytes: int
+    file_bytes: int
+    output_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Program:
+    """One run as the sandbox sees it. `env` is seen by this run only and is never logged."""
+
+    code: bytes
+    state: bytes
+    env: Mapping[str, str]
+    timeout: float
+    ephemeral: bool
+    """Wipe the working directory once the run has ended."""
+
+    files: Mapping[str, bytes]
+    """Extra files to put into the working directory first, by relative path."""
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """A piece of what the program wrote, as it wrote it."""
+
+    stream: Literal["stdout", "stderr"]
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """How a program ended. `state` is the state file's content, None where there is none to read."""
+
+    exit_code: int
+    cause: Literal["exit", "signal", "timeout", "oom", "killed"]
+    duration: float
+    state: bytes | None
+    state_problem: str | None
+    """Why the state file could not be read; None also where it is merely missing."""
+
+    stdout_truncated: bool
+    stderr_truncated: bool
+    reaped: int
+    """Processes that outlived the program and were killed."""
+
+    peak_memory_bytes: int | None
+    cpu_us: int | None
+    sandbox_alive: bool
+
+
+class Sandbox(Protocol):
+    """The live, isolated place of one session."""
+
+    id: str
+    enforced: JsonObject
+    """What isolation and limits are really in force, as read back where that can be."""
+
+    workspace: Path
+    """The working directory as the host sees it. Only to be touched while no program runs."""
+
+    uid: int | None
+    """Owner of the files in `workspace`, None where that is the service's own user."""
+
+    @property
+    def alive(self) -> bool: ...
+
+    def run(self, program: Program) -> AsyncIterator[Output | Ended]:
+        """Run one program; the last event is `Ended`. When that has come, no process of the run is alive.
+
+        Raises SandboxFailed if the sandbox was found dead before the program began: it did not run.
+        """
+        ...
+
+    async def kill_run(self) -> None:
+        """End the program under way, if there is one."""
+        ...
+
+    async def close(self) -> None:
+        """Kill everything inside and remove every trace on the host. Safe to call twice."""
+        ...
+
+
+class Driver(Protocol):
+    """Makes sandboxes. One per process; `start` before anything, `stop` when done."""
+
+    name: str
+
+    async def start(self) -> None:
+        """Clean up what an earlier process left, then prove by a self-test that sandboxes work.
+
+        Raises NoIsolation with what is missing and how to get it.
+        """
+        ...
+
+    async def create(self, language: Language) -> Sandbox:
+        """A sandbox with an empty working directory, ready for its first program. Raises SandboxFailed."""
+        ...
+
+    async def stop(self) -> None: ...
+
+
+class Host(Protocol):
+    """Owns live sandboxes: which session has which, the pool, who is evicted."""
+
+    async def acquire(self, session: Session) -> Sandbox:
+        """The session's sandbox, its working directory holding `session.snapshot`. The caller holds the session's
+        turn. Raises SandboxFailed."""
+        ...
+
+    async def acquire_temporary(self, language: Language) -> Sandbox:
+        """A sandbox for a single run outside any session. The caller closes it with `discard`."""
+        ...
+
+    def committed(self, session_key: int, snapshot: Snapshot) -> None:
+        """The live working directory is now `snapshot`; the sandbox may be kept warm."""
+        ...
+
+    async def discard(self, sandbox: Sandbox) -> None:
+        """Close a sandbox whose content must not be used again."""
+        ...
+
+    async def release(self, session_key: int) -> None:
+        """Kill and remove whatever the session has live. Returns when it is gone."""
+        ...
+
+
+class SnapshotStore(Protocol):
+    """Turns a working directory into a Snapshot and back."""
+
+    async def take(self, sandbox: Sandbox, previous: Snapshot) -> Snapshot:
+        """Make what `sandbox.workspace` holds durable. Only what changed since the last call for this sandbox is read.
+
+        Raises SnapshotRefused where the tree is beyond the limits.
+        """
+        ...
+
+    async def restore(self, snapshot: Snapshot, sandbox: Sandbox) -> None:
+        """Fill the empty working directory of `sandbox`."""
+        ...
+
+    def forget(self, sandbox_id: str) -> None:
+        """Drop what was remembered of a sandbox that is gone."""
+        ...
+
+
+class SnapshotRefused(Exception):
+    """The working directory can't be kept: the message says which bound it broke."""
+
+
+@dataclass(frozen=True, slots=True)
+class SessionFilter:
+    """What to list: newest first, `limit` rows after the row `before_key`."""
+
+    language: Language | None = None
+    metadata: Mapping[str, str] | None = None
+    limit: int | None = None
+    before_key: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class SessionChange:
+    """Fields to replace; None leaves a field alone."""
+
+    default_timeout: float | None = None
+    allow_internet: bool | None = None
+    allow_public: bool | None = None
+    metadata: JsonObject | None = None
+    data: str | None = None
+    """JSON text; a change of data makes the next version."""
+
+
+class MetadataStore(Protocol):
+    """Rows. Every call is one transaction, and durable when it returns."""
+
+    async def create_session(self, new: NewSession) -> Session:
+        """Raises Conflict if the id is taken."""
+        ...
+
+    async def session(self, session_id: str) -> Session:
+        """Raises NotFound."""
+        ...
+
+    async def sessions(self, which: SessionFilter) -> Sequence[Session]: ...
+
+    async def change_session(self, session_id: str, change: SessionChange) -> Session:
+        """Raises NotFound."""
+        ...
+
+    async def store_code(self, session_id: str, code: StoredCode) -> None:
+        """Raises NotFound."""
+        ...
+
+    async def delete_session(self, session_id: str) -> Session:
+        """Delete the row and its run records; the answer is what it was. Raises NotFound."""
+        ...
+
+    async def begin_run(self, session_id: str, run_id: str) -> Session:
+        """Record a run as `running` and read its session. Raises NotFound."""
+        ...
+
+    async def end_run(self, record: RunRecord, *, data: str | None, snapshot: Snapshot | None) -> RunRecord:
+        """Commit a run: its record and, where `record.committed`, data (None: unchanged), snapshot (None: unchanged)
+        and the next version move in one transaction. The answer has `version` set.
+
+        Raises SessionDeleted where the session is gone.
+        """
+        ...
+
+    async def runs(self, session_key: int, limit: int) -> Sequence[RunRecord]:
+        """Newest first."""
+        ...
+
+    async def mark_lost(self) -> int:
+        """Record every run that is still `running` as `lost`: their process is gone. The answer is how many."""
+        ...
+
+    async def snapshot_roots(self) -> Sequence[str]:
+        """Every snapshot root that a row still needs."""
+        ...
+
+    async def counts(self) -> dict[str, Any]: ...

@@ -1,0 +1,124 @@
+"""Every error that ERA raises on purpose.
+
+    EraError
+    ├── BadRequest            400  the caller sent something that can't be right
+    │   └── NoCode            400  a run without code in a session that stores none
+    ├── Unauthorized          401  no key, or the wrong one
+    ├── Forbidden             403  a request this server refuses whoever asks
+    ├── NotFound              404  no such session, run or route
+    ├── MethodNotAllowed      405  the route exists, this method doesn't
+    ├── Conflict              409  it exists already, or its state doesn't allow this
+    │   └── SessionDeleted    409  the session was deleted while this run was under way
+    ├── TooLarge              413  data, code, env or a body over its limit
+    ├── TooManyWaiting        429  the session's queue is full
+    └── Unavailable           503  this server can't do it now
+        ├── NoIsolation       503  the isolation asked for can't be had on this machine
+        ├── SandboxFailed     503  a sandbox could not be made or died before the run began
+        └── CommitFailed      503  the run ended, but its result could not be made durable
+
+A program that fails, times out or runs out of memory is not an error: it is a run with an outcome.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+class EraError(Exception):
+    """An error with a place in the API: `status`, `code`, a sentence and a hint on what to do next."""
+
+    status = 500
+    code = "internal"
+    hint = "This is a bug in ERA. Please report it with the request id."
+    retry_after: int | None = None
+
+    def __init__(
+        self, message: str, *, hint: str | None = None, code: str | None = None, details: Any = None
+    ) -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint or self.hint
+        self.code = code or self.code
+        self.details = details
+
+
+class BadRequest(EraError):
+    status = 400
+    code = "bad_request"
+    hint = "See /docs for the fields of this call."
+
+
+class NoCode(BadRequest):
+    code = "no_code"
+    hint = "Use PUT /api/sessions/{id}/code to store code"
+
+
+class Unauthorized(EraError):
+    status = 401
+    code = "unauthorized"
+    hint = "Send the header 'Authorization: Bearer KEY'."
+
+
+class Forbidden(EraError):
+    status = 403
+    code = "forbidden"
+    hint = "Set an API key (ERA_API_KEY) to serve other hosts and origins."
+
+
+class NotFound(EraError):
+    status = 404
+    code = "not_found"
+    hint = "GET /api/sessions lists the sessions there are."
+
+
+class MethodNotAllowed(EraError):
+    status = 405
+    code = "method_not_allowed"
+    hint = "See /docs for the methods of this path."
+
+
+class Conflict(EraError):
+    status = 409
+    code = "conflict"
+    hint = "Choose another id, or delete the old one first."
+
+
+class SessionDeleted(Conflict):
+    code = "session_deleted"
+    hint = "The session was deleted while this run was under way; nothing of it is kept."
+
+
+class TooLarge(EraError):
+    status = 413
+    code = "too_large"
+    hint = "Keep large things in files in the working directory instead of in data."
+
+
+class TooManyWaiting(EraError):
+    status = 429
+    code = "too_many_waiting"
+    hint = "One run at a time per session; wait for those under way, or use more sessions."
+    retry_after = 1
+
+
+class Unavailable(EraError):
+    status = 503
+    code = "unavailable"
+    hint = "Try again in a moment; if it stays so, look at the server's log."
+    retry_after = 1
+
+
+class NoIsolation(Unavailable):
+    code = "no_isolation"
+    hint = "Run `era doctor` on the server to see what is missing."
+    retry_after = None
+
+
+class SandboxFailed(Unavailable):
+    code = "sandbox_failed"
+
+
+class CommitFailed(Unavailable):
+    code = "commit_failed"
+    hint = "The run's result was not kept and the session is as it was before; see the server's log."
+    retry_after = None
