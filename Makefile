@@ -1,0 +1,30 @@
+# Every target sets up what it needs first; setting up again costs nothing. Arguments for a target's command: ARGS='...'
+.PHONY: help setup setup-dev serve test check bench soak
+.DEFAULT_GOAL := help
+
+help: ## list these targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' Makefile
+
+setup: ## install everything that serving needs into .venv
+	@bash scripts/setup
+
+setup-dev:
+	@bash scripts/setup --dev
+
+serve: setup ## start the service (ARGS='--help' lists its options)
+	.venv/bin/era serve $(ARGS)
+
+test: setup-dev ## run the tests (ARGS='-k name' runs some)
+	.venv/bin/pytest $(ARGS)
+
+check: setup-dev ## lint, formatting, types, import rules
+	.venv/bin/ruff check
+	.venv/bin/ruff format --check
+	.venv/bin/mypy
+	.venv/bin/pytest -q tests/test_architecture.py
+
+bench: setup-dev ## measure runs, latencies and memory
+	.venv/bin/python -m bench $(ARGS)
+
+soak: setup-dev ## run the long tests
+	.venv/bin/pytest -m soak $(ARGS)

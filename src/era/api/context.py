@@ -1,0 +1,143 @@
+"""What the routers need, and what they share: the core's services, strict JSON, paths and answers."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+from fastapi import Depends, HTTPException, Request, Response
+from fastapi.routing import APIRoute
+
+from era.core import jsontext
+from era.core.models import JsonObject, Language, Snapshot, canonical_language
+from era.core.ports import MetadataStore
+from era.core.runs import Runs
+from era.core.sessions import Sessions
+from era.core.turns import Turns
+from era.errors import BadRequest, EraError, NotFound, TooLarge
+from era.settings import Settings
+from era.wire import SESSION_ID, ErrorAnswer
+
+_MAX_ENV_BYTES = 1 << 20
+_MAX_VARIABLE_BYTES = 128 << 10  # the kernel's bound for one string of an environment
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """The core's services, put together by app.py."""
+
+    settings: Settings
+    sessions: Sessions
+    runs: Runs
+    turns: Turns
+    store: MetadataStore
+    files: Callable[[Snapshot], Awaitable[Sequence[tuple[str, int, int]]]]
+    """Path, size and modification time (ns) of each file of a snapshot."""
+
+    isolation: Callable[[], JsonObject]
+    host_counts: Callable[[], Mapping[str, int]]
+
+
+def context(request: Request) -> Context:
+    found: Context = request.app.state.context
+    return found
+
+
+UseContext = Annotated[Context, Depends(context)]
+
+
+class BodyProblem(HTTPException):
+    """Carries an EraError through FastAPI's reading of a body, which replaces any other exception."""
+
+    def __init__(self, error: EraError) -> None:
+        super().__init__(error.status, error.message)
+        self.error = error
+
+
+class _StrictRequest(Request):
+    async def json(self) -> Any:
+        try:
+            return jsontext.loads(await self.body())
+        except jsontext.JsonTooLarge as error:
+            raise BodyProblem(TooLarge(f"The body {error}.")) from None
+        except jsontext.JsonProblem as error:
+            raise BodyProblem(BadRequest(f"The body {error}.", code="invalid_json")) from None
+
+
+class StrictRoute(APIRoute):
+    """A route whose body is JSON as jsontext reads it."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        handle: Callable[[Request], Awaitable[Response]] = super().get_route_handler()
+
+        async def strict(request: Request) -> Response:
+            return await handle(_StrictRequest(request.scope, request.receive))
+
+        return strict
+
+
+class Answer(Response):
+    """JSON from plain values, without validating them again."""
+
+    media_type = "application/json"
+
+    def render(self, content: Any) -> bytes:
+        return json.dumps(content, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode()
+
+
+def errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """How a route's errors are documented. Every route may answer 400, 401, 403 and 503."""
+    return {status: {"model": ErrorAnswer} for status in sorted({400, 401, 403, 503, *statuses})}
+
+
+def base_url(request: Request, settings: Settings) -> str:
+    """The server's URL as the caller reached it, or the one it was told."""
+    if settings.public_url:
+        return settings.public_url.rstrip("/")
+    return f"{request.url.scheme}://{request.headers.get('host') or request.url.netloc}"
+
+
+def existing_id(session_id: str) -> str:
+    """A session id from a path. Raises NotFound for what can't be one, so no store ever sees it."""
+    if not re.fullmatch(SESSION_ID[1:-1], session_id):
+        raise NotFound("No session has such an id.")
+    return session_id
+
+
+SessionId = Annotated[str, Depends(existing_id)]
+
+
+def language(name: str) -> Language:
+    found = canonical_language(name)
+    if found is None:
+        raise BadRequest(
+            f"'{name[:40]}' is not a language of this server.",
+            hint="Use python, node or typescript.",
+            code="unknown_language",
+        )
+    return found
+
+
+def check_timeout(timeout: float | None, settings: Settings, field: str = "timeout") -> None:
+    if timeout is not None and timeout > settings.max_timeout:
+        raise BadRequest(
+            f"'{field}' is {timeout:g} seconds, at most {settings.max_timeout:g} are allowed.",
+            hint="The server's ERA_MAX_TIMEOUT sets the bound.",
+        )
+
+
+def check_env(env: Mapping[str, str]) -> None:
+    """Raises BadRequest for what no process can have in its environment. Never quotes a value."""
+    total = 0
+    for name, value in env.items():
+        if not name or "=" in name or "\0" in name:
+            raise BadRequest(f"'env' has a name no variable can have: {name[:40]!r}.")
+        if "\0" in value:
+            raise BadRequest(f"'env.{name[:40]}' has a NUL character.")
+        size = len(name.encode()) + len(value.encode())
+        total += size
+        if size > _MAX_VARIABLE_BYTES or total > _MAX_ENV_BYTES:
+            raise TooLarge("'env' is too large: 128 KiB a variable and 1 MiB in all are allowed.")

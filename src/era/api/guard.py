@@ -1,0 +1,130 @@
+"""The gate before every route: who may call, from where, and how much they may send.
+
+Without a key a server on loopback is open to everybody on the machine, but must not be open to pages in their
+browsers. Such a page can send a request here in three ways, each refused: from another site (Origin and
+Sec-Fetch-Site tell), under another name that resolves to loopback (the Host header tells), or as a form or plain text
+that needs no permission (bodies count only as application/json, see context.py).
+"""
+
+from __future__ import annotations
+
+import hmac
+import json
+import re
+import secrets
+from collections.abc import Iterable
+from typing import Any
+from urllib.parse import urlsplit
+
+import structlog
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from era.errors import EraError, Forbidden, TooLarge, Unauthorized
+
+log = structlog.get_logger()
+
+MAX_BODY_BYTES = 16 << 20
+_LOOPBACK = frozenset({"localhost", "127.0.0.1", "[::1]"})
+_KEYED = re.compile(r"/(api|mcp)(/|$)")
+_OPEN_NAMES = re.compile(r"/(health|proxy)(/|$)")
+
+
+def error_body(error: EraError, request_id: str) -> dict[str, Any]:
+    """An error in the contract's shape."""
+    body = {"error": error.message, "code": error.code, "hint": error.hint, "request_id": request_id}
+    if error.details is not None:
+        body["details"] = error.details
+    return body
+
+
+def error_headers(error: EraError) -> dict[str, str]:
+    headers = {}
+    if error.retry_after is not None:
+        headers["Retry-After"] = str(error.retry_after)
+    if isinstance(error, Unauthorized):
+        headers["WWW-Authenticate"] = "Bearer"
+    return headers
+
+
+class Guard:
+    """ASGI middleware. Gives each request an id, in `state.request_id` and the answer's X-Request-Id."""
+
+    def __init__(self, app: ASGIApp, *, api_key: str | None, names: Iterable[str]) -> None:
+        self._app = app
+        self._key = api_key.encode() if api_key else None
+        self._names = _LOOPBACK | {name.lower() for name in names}
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        request_id = "req_" + secrets.token_hex(8)
+        scope.setdefault("state", {})["request_id"] = request_id
+        headers = {name: value for name, value in scope["headers"]}
+        began = False
+
+        async def send_with_id(message: Message) -> None:
+            nonlocal began
+            if message["type"] == "http.response.start":
+                began = True
+                message["headers"] = [*message["headers"], (b"x-request-id", request_id.encode())]
+            await send(message)
+
+        try:
+            self._check(scope, headers)
+            await self._app(scope, _bounded(receive, headers), send_with_id)
+        except EraError as error:
+            if began:
+                raise
+            await _refuse(error, request_id, send_with_id)
+
+    def _check(self, scope: Scope, headers: dict[bytes, bytes]) -> None:
+        path = scope["path"]
+        if self._key is not None:
+            if _KEYED.match(path):
+                kind, _, given = headers.get(b"authorization", b"").partition(b" ")
+                if kind.lower() != b"bearer" or not hmac.compare_digest(given.strip(), self._key):
+                    raise Unauthorized("This call needs the server's API key.")
+            return
+        if _OPEN_NAMES.match(path):
+            return
+        host = headers.get(b"host", b"").decode("latin-1").lower()
+        name = host.rpartition(":")[0] if re.search(r":\d+$", host) else host
+        if name not in self._names:
+            raise Forbidden(f"This server has no key, so it answers only under its own names, not '{name[:80]}'.")
+        origin = headers.get(b"origin")
+        if origin is not None and urlsplit(origin.decode("latin-1")).netloc.lower() != host:
+            raise Forbidden("This server has no key, so pages of other origins may not call it.")
+        if headers.get(b"sec-fetch-site", b"none") not in (b"none", b"same-origin") and _KEYED.match(path):
+            raise Forbidden("This server has no key, so pages of other sites may not call it.")
+
+
+def _bounded(receive: Receive, headers: dict[bytes, bytes]) -> Receive:
+    """`receive` that raises TooLarge once the body is over its bound."""
+    declared = headers.get(b"content-length", b"0")
+    if declared.isdigit() and int(declared) > MAX_BODY_BYTES:
+        raise TooLarge(f"The body is {int(declared)} bytes, {MAX_BODY_BYTES} are allowed.")
+    seen = 0
+
+    async def receive_bounded() -> Message:
+        nonlocal seen
+        message = await receive()
+        seen += len(message.get("body", b""))
+        if seen > MAX_BODY_BYTES:
+            raise TooLarge(f"The body is over {MAX_BODY_BYTES} bytes.")
+        return message
+
+    return receive_bounded
+
+
+async def _refuse(error: EraError, request_id: str, send: Send) -> None:
+    body = json.dumps(error_body(error, request_id), ensure_ascii=False).encode()
+    headers = {"content-type": "application/json", "content-length": str(len(body)), **error_headers(error)}
+    await send(
+        {
+            "type": "http.response.start",
+            "status": error.status,
+            "headers": [(name.lower().encode(), value.encode()) for name, value in headers.items()],
+        }
+    )
+    await send({"type": "http.response.body", "body": body})

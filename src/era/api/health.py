@@ -1,0 +1,50 @@
+"""Is it well, what does it do, and the numbers of it."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter, Response
+from prometheus_client import CONTENT_TYPE_LATEST
+from prometheus_client.core import CollectorRegistry, CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.exposition import generate_latest
+
+from era import __version__
+from era.api.context import Answer, UseContext
+from era.core.models import LANGUAGES
+
+router = APIRouter(tags=["health"])
+
+
+@router.get("/health")
+async def health(context: UseContext) -> Response:
+    """Whether the service works, and the isolation it gives."""
+    await context.store.counts()
+    return Answer(
+        {
+            "status": "ok",
+            "version": __version__,
+            "languages": LANGUAGES,
+            "isolation": context.isolation(),
+            "sandboxes": context.host_counts(),
+        }
+    )
+
+
+@router.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}})
+async def metrics(context: UseContext) -> Response:
+    """Numbers for Prometheus."""
+    counts = await context.store.counts()
+    sandboxes = GaugeMetricFamily("era_sandboxes", "Live sandboxes by use.", labels=["state"])
+    for state, count in context.host_counts().items():
+        sandboxes.add_metric([state], count)
+    runs = CounterMetricFamily("era_runs", "Runs on record by status.", labels=["status"])
+    for status, count in counts["runs"].items():
+        runs.add_metric([status], count)
+    sessions = GaugeMetricFamily("era_sessions", "Sessions there are.", value=counts["sessions"])
+
+    class _Now:
+        def collect(self) -> list[GaugeMetricFamily | CounterMetricFamily]:
+            return [sandboxes, runs, sessions]
+
+    registry = CollectorRegistry()
+    registry.register(_Now())  # type: ignore[arg-type]  # any object that collects will do
+    return Response(generate_latest(registry), media_type=CONTENT_TYPE_LATEST)

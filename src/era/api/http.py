@@ -1,0 +1,97 @@
+"""The HTTP application: routers, the gate before them, and every error in the contract's shape."""
+
+from __future__ import annotations
+
+from typing import Any
+from urllib.parse import urlsplit
+
+import structlog
+from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+
+from era import __version__
+from era.api import health, runs, sessions
+from era.api.context import Answer, BodyProblem, Context
+from era.api.guard import Guard, error_body, error_headers
+from era.errors import BadRequest, EraError, MethodNotAllowed, NotFound
+from era.settings import Settings
+
+log = structlog.get_logger()
+
+def build(settings: Settings, context: Context) -> FastAPI:
+    """The application, serving what `context` holds."""
+    app = FastAPI(title="ERA", version=__version__, docs_url=None, redoc_url=None)
+    app.state.context = context
+    for router in (sessions.router, runs.router, health.router):
+        app.include_router(router)
+    app.add_exception_handler(EraError, _era_error)
+    app.add_exception_handler(RequestValidationError, _invalid)
+    app.add_exception_handler(HTTPException, _http_error)
+    app.add_exception_handler(Exception, _bug)
+    names = [settings.host, urlsplit(settings.public_url or "").hostname or settings.host]
+    key = settings.api_key.get_secret_value() if settings.api_key else None
+    app.add_middleware(Guard, api_key=key, names=names)
+    return app
+
+
+def _answer(request: Request, error: EraError, extra: dict[str, str] | None = None) -> Response:
+    body = error_body(error, request.state.request_id)
+    return Answer(body, error.status, headers={**error_headers(error), **(extra or {})})
+
+
+async def _era_error(request: Request, error: Exception) -> Response:
+    if not isinstance(error, EraError):
+        raise error
+    if error.status >= 500:
+        log.error("request_failed", path=request.url.path, code=error.code, error=error.message)
+    return _answer(request, error)
+
+
+async def _invalid(request: Request, error: Exception) -> Response:
+    if not isinstance(error, RequestValidationError):
+        raise error
+    problems = [_problem(item) for item in error.errors()]
+    return _answer(request, BadRequest(problems[0][0], hint=problems[0][1], code="invalid_field", details=_details(error)))
+
+
+def _details(error: RequestValidationError) -> list[dict[str, str]]:
+    """Where and what, never the value: it might be a secret of `env`."""
+    return [{"field": _field(item), "problem": item["msg"]} for item in error.errors()]
+
+
+def _field(item: dict[str, Any]) -> str:
+    return ".".join(str(part)[:80] for part in item["loc"][1:])
+
+
+def _problem(item: dict[str, Any]) -> tuple[str, str]:
+    """A sentence and a hint for one problem that pydantic found."""
+    field = _field(item)
+    if not field or item["loc"] == ("body",):
+        return "The body must be a JSON object.", "Send it with the header 'Content-Type: application/json'."
+    if item["type"] == "extra_forbidden":
+        return f"'{field}' is not a field of this call.", "Leave it out; /docs lists the fields that this server knows."
+    if item["type"] == "missing":
+        return f"'{field}' is missing.", "See /docs for the fields of this call."
+    return f"'{field}' is not valid: {item['msg']}.", "See /docs for the fields of this call."
+
+
+async def _http_error(request: Request, error: Exception) -> Response:
+    if isinstance(error, BodyProblem):
+        return _answer(request, error.error)
+    if not isinstance(error, HTTPException):
+        raise error
+    if error.status_code == 405:
+        return _answer(
+            request,
+            MethodNotAllowed(f"{request.method} is not a method of this path."),
+            {"Allow": (error.headers or {}).get("allow", (error.headers or {}).get("Allow", ""))},
+        )
+    if error.status_code == 404:
+        return _answer(request, NotFound("There is nothing at this path.", hint="See /docs for the paths there are."))
+    return _answer(request, BadRequest(f"The request could not be read: {error.detail}."))
+
+
+async def _bug(request: Request, error: Exception) -> Response:
+    log.error("bug", path=request.url.path, request_id=request.state.request_id, exc_info=error)
+    return _answer(request, EraError("The service failed."))

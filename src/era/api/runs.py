@@ -1,0 +1,132 @@
+"""Running code."""
+
+from __future__ import annotations
+
+import codecs
+import json
+from collections.abc import AsyncIterator
+from typing import Any
+
+import structlog
+from fastapi import APIRouter, Request, Response
+from fastapi.responses import StreamingResponse
+
+from era.api.context import (
+    Answer,
+    Context,
+    SessionId,
+    StrictRoute,
+    UseContext,
+    base_url,
+    check_env,
+    check_timeout,
+    errors,
+    language,
+)
+from era.core.ports import Output
+from era.core.runs import ExecuteRequest, RunEvent, RunRequest
+from era.core.sessions import check_code
+from era.errors import BadRequest, EraError, TooLarge
+from era.wire import ExecuteAnswer, ExecuteBody, RunAnswer, RunBody, execute_answer, result_answer, run_answer
+
+log = structlog.get_logger()
+
+router = APIRouter(tags=["runs"], route_class=StrictRoute)
+
+_MAX_FILES = 1000
+
+
+def _run_request(body: RunBody, request: Request, context: Context) -> RunRequest:
+    check_timeout(body.timeout, context.settings)
+    check_env(body.env)
+    if body.code is not None:
+        check_code(body.code)
+    return RunRequest(base_url(request, context.settings), body.code, body.env, body.timeout)
+
+
+@router.post("/api/sessions/{session_id}/run", responses={200: {"model": RunAnswer}, **errors(404, 409, 413, 429)})
+async def run(session_id: SessionId, body: RunBody, request: Request, context: UseContext) -> Response:
+    """Run code in a session and answer when its result is durable."""
+    return Answer(run_answer(await context.runs.run(session_id, _run_request(body, request, context))))
+
+
+@router.post(
+    "/api/sessions/{session_id}/stream",
+    responses={200: {"content": {"text/event-stream": {}}}, **errors(404, 413, 429)},
+    response_class=StreamingResponse,
+)
+async def stream(session_id: SessionId, body: RunBody, request: Request, context: UseContext) -> Response:
+    """Run code and send its output as it comes: events `stdout`, `stderr`, then `done` or `error`."""
+    events = context.runs.stream(session_id, _run_request(body, request, context))
+    # The first event tells whether there is anything to stream: an error before it is an ordinary answer.
+    first = await anext(events)
+    headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+    return StreamingResponse(_server_sent(first, events), media_type="text/event-stream", headers=headers)
+
+
+@router.post("/api/execute", responses={200: {"model": ExecuteAnswer}, **errors(413)})
+async def execute(body: ExecuteBody, request: Request, context: UseContext) -> Response:
+    """Run code once, in a sandbox that is gone when this answers."""
+    check_timeout(body.timeout, context.settings)
+    check_env(body.env)
+    check_code(body.code)
+    chosen = language(body.language)
+    wanted = ExecuteRequest(
+        base_url=base_url(request, context.settings),
+        language=chosen,
+        code=body.code,
+        env=body.env,
+        timeout=body.timeout,
+        files=_files(body.files),
+    )
+    return Answer(execute_answer(await context.runs.execute(wanted), chosen))
+
+
+async def _server_sent(first: RunEvent, rest: AsyncIterator[RunEvent]) -> AsyncIterator[bytes]:
+    decoders = {stream: codecs.getincrementaldecoder("utf-8")("replace") for stream in ("stdout", "stderr")}
+
+    def show(event: RunEvent) -> list[bytes]:
+        if isinstance(event, Output):
+            content = decoders[event.stream].decode(event.data)
+            return [_event(event.stream, {"content": content})] if content else []
+        tails = [(stream, decoder.decode(b"", final=True)) for stream, decoder in decoders.items()]
+        shown = [_event(stream, {"content": tail}) for stream, tail in tails if tail]
+        return [*shown, _event("done", result_answer(event))]
+
+    try:
+        for line in show(first):
+            yield line
+        async for event in rest:
+            for line in show(event):
+                yield line
+    except EraError as error:
+        yield _event("error", {"error": error.message, "code": error.code, "hint": error.hint})
+    except Exception:
+        log.exception("stream_failed")
+        yield _event("error", {"error": EraError("The service failed.").message, "code": EraError.code})
+
+
+def _event(kind: str, fields: dict[str, Any]) -> bytes:
+    return f"event: {kind}\ndata: {json.dumps({'type': kind, **fields}, ensure_ascii=False)}\n\n".encode()
+
+
+def _files(files: dict[str, str]) -> dict[str, bytes]:
+    """Checked files of an execute call. Raises BadRequest for a path that is not a plain relative one."""
+    if len(files) > _MAX_FILES:
+        raise TooLarge(f"'files' has {len(files)} files, {_MAX_FILES} are allowed.")
+    checked = {}
+    for path, content in files.items():
+        parts = path.split("/")
+        if len(path.encode()) > 1024 or "\0" in path or any(part in ("", ".", "..") for part in parts):
+            raise BadRequest(
+                f"'files' has a path that can't be used: {path[:80]!r}.",
+                hint="Paths are relative, separated by '/', with no '.', '..' or empty parts.",
+            )
+        checked[path] = content.encode()
+    for path in checked:
+        parent = path.rpartition("/")[0]
+        while parent:
+            if parent in checked:
+                raise BadRequest(f"'files' has '{parent[:80]}' both as a file and as a directory.")
+            parent = parent.rpartition("/")[0]
+    return checked

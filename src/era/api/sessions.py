@@ -1,0 +1,168 @@
+"""Sessions and their stored code."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Query, Request, Response
+
+from era.api.context import (
+    Answer,
+    Context,
+    SessionId,
+    StrictRoute,
+    UseContext,
+    check_timeout,
+    errors,
+    language,
+)
+from era.core.models import Session, now, timestamp
+from era.core.ports import SessionChange, SessionFilter
+from era.errors import BadRequest
+from era.wire import (
+    ChangedAnswer,
+    ChangeSession,
+    CodeAnswer,
+    CodeBody,
+    CodeStoredAnswer,
+    CreateSession,
+    DeletedAllAnswer,
+    DeletedAnswer,
+    SessionAnswer,
+    SessionsAnswer,
+    code_answer,
+    session_answer,
+)
+
+router = APIRouter(prefix="/api/sessions", tags=["sessions"], route_class=StrictRoute)
+
+
+def _shown(session: Session, context: Context) -> dict[str, Any]:
+    return session_answer(session, "running" if context.turns.taken(session.id) else "idle")
+
+
+@router.post("", status_code=201, responses={201: {"model": SessionAnswer}, **errors(409, 413)})
+async def create_session(body: CreateSession, context: UseContext) -> Response:
+    """Create a session."""
+    check_timeout(body.default_timeout, context.settings, "default_timeout")
+    session = await context.sessions.create(
+        session_id=body.session_id,
+        language=language(body.language),
+        persistent=body.persistent,
+        data=body.data,
+        metadata=body.metadata,
+        allow_internet=body.allowInternetAccess,
+        allow_public=body.allowPublicAccess,
+        default_timeout=body.default_timeout,
+    )
+    return Answer(_shown(session, context), 201)
+
+
+@router.get("", responses={200: {"model": SessionsAnswer}, **errors()})
+async def list_sessions(
+    request: Request,
+    context: UseContext,
+    limit: Annotated[int | None, Query(ge=1, le=1000, description="Sessions a page; all where it is left out.")] = None,
+    cursor: Annotated[str | None, Query(max_length=64, description="`next_cursor` of the page before.")] = None,
+    language_name: Annotated[str | None, Query(alias="language")] = None,
+    status: Annotated[str | None, Query(pattern="^(idle|running)$")] = None,
+) -> Response:
+    """List sessions, newest first. `metadata.KEY=VALUE` keeps those with that label."""
+    prefix = "metadata."
+    labels = {name.removeprefix(prefix): value for name, value in request.query_params.items() if name.startswith(prefix)}
+    which = SessionFilter(
+        language=language(language_name) if language_name else None,
+        metadata=labels or None,
+        limit=limit,
+        before_key=_key_of(cursor) if cursor else None,
+    )
+    found = await context.sessions.list(which)
+    following = _cursor_of(found[-1].key) if limit is not None and len(found) == limit else None
+    shown = [_shown(session, context) for session in found]
+    if status is not None:
+        shown = [session for session in shown if session["status"] == status]
+    return Answer({"sessions": shown, "count": len(shown), "next_cursor": following})
+
+
+@router.delete("", responses={200: {"model": DeletedAllAnswer}, **errors()})
+async def delete_sessions(context: UseContext) -> Response:
+    """Delete every session."""
+    gone = await context.sessions.delete_all()
+    return Answer(
+        {"success": True, "deleted_count": len(gone), "deleted_sessions": gone, "deleted_at": timestamp(now())}
+    )
+
+
+@router.get("/{session_id}", responses={200: {"model": SessionAnswer}, **errors(404)})
+async def get_session(
+    session_id: SessionId,
+    context: UseContext,
+    include: Annotated[str | None, Query(pattern="^files$", description="`files` adds the list of files.")] = None,
+) -> Response:
+    """Show a session."""
+    session = await context.sessions.get(session_id)
+    shown = _shown(session, context)
+    if include == "files":
+        shown["files"] = [
+            {"path": path, "size": size, "modified_at": timestamp(modified_ns // 1000), "uploaded": False}
+            for path, size, modified_ns in await context.files(session.snapshot)
+        ]
+    return Answer(shown)
+
+
+@router.patch("/{session_id}", responses={200: {"model": ChangedAnswer}, **errors(404, 413, 429)})
+async def change_session(session_id: SessionId, body: ChangeSession, context: UseContext) -> Response:
+    """Change a session's settings or data. A change of data waits for the run under way."""
+    check_timeout(body.default_timeout, context.settings, "default_timeout")
+    change = SessionChange(
+        default_timeout=body.default_timeout,
+        allow_internet=body.allowInternetAccess,
+        allow_public=body.allowPublicAccess,
+        metadata=body.metadata,
+    )
+    session = await context.sessions.change(session_id, change, body.data)
+    return Answer(
+        {
+            "success": True,
+            "id": session.id,
+            "metadata": _shown(session, context),
+            "updated_at": timestamp(session.updated_at),
+        }
+    )
+
+
+@router.delete("/{session_id}", responses={200: {"model": DeletedAnswer}, **errors(404)})
+async def delete_session(session_id: SessionId, context: UseContext) -> Response:
+    """Delete a session. Its processes are dead and its files gone when this answers."""
+    await context.sessions.delete(session_id)
+    return Answer({"success": True, "id": session_id, "deleted_at": timestamp(now())})
+
+
+@router.put("/{session_id}/code", tags=["code"], responses={200: {"model": CodeStoredAnswer}, **errors(404, 413)})
+async def store_code(session_id: SessionId, body: CodeBody, context: UseContext) -> Response:
+    """Store the code that a run without code runs."""
+    stored = await context.sessions.store_code(session_id, body.code, body.description)
+    return Answer({"success": True, "code_length": len(stored.code), "updated_at": timestamp(stored.updated_at)})
+
+
+@router.get("/{session_id}/code", tags=["code"], responses={200: {"model": CodeAnswer}, **errors(404)})
+async def stored_code(session_id: SessionId, context: UseContext) -> Response:
+    """Show the stored code."""
+    return Answer(code_answer(await context.sessions.stored_code(session_id)))
+
+
+def _cursor_of(key: int) -> str:
+    return base64.urlsafe_b64encode(str(key).encode()).decode().rstrip("=")
+
+
+def _key_of(cursor: str) -> int:
+    try:
+        padded = cursor + "=" * (-len(cursor) % 4)
+        key = int(base64.b64decode(padded, altchars=b"-_", validate=True))
+    except (ValueError, binascii.Error):
+        key = -1
+    if not 0 < key < 1 << 63:
+        raise BadRequest("'cursor' is not one of ours.", hint="Use the next_cursor of the page before, or none.")
+    return key

@@ -1,0 +1,204 @@
+"""The composition root: which concrete parts make a service, in which order they start and stop. No logic."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import hashlib
+import logging
+import signal
+import socket
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from ipaddress import ip_address
+from pathlib import Path
+
+import structlog
+import uvicorn
+import uvloop
+
+from era.api.context import Context
+from era.api.http import build
+from era.core.ports import Limits
+from era.core.runs import Runs
+from era.core.sessions import Sessions
+from era.core.snapshots import Snapshots
+from era.core.turns import Turns
+from era.drivers.bubblewrap import BubblewrapDriver
+from era.errors import Conflict, Forbidden
+from era.hosts.local import LocalHost
+from era.settings import Settings
+from era.store.blobs import LocalBlobs
+from era.store.metadata import SqlStore
+
+log = structlog.get_logger()
+
+_GARBAGE_SECONDS = 3600.0
+
+
+def limits(settings: Settings) -> Limits:
+    return Limits(
+        memory_bytes=settings.memory_mb << 20,
+        cpus=settings.cpus,
+        pids=settings.pids,
+        tmp_bytes=settings.tmp_mb << 20,
+        file_bytes=settings.file_mb << 20,
+        output_bytes=settings.output_bytes,
+    )
+
+
+def driver(settings: Settings) -> BubblewrapDriver:
+    directory = settings.data_dir.resolve()
+    name = "era-" + hashlib.sha256(bytes(directory)).hexdigest()[:12]
+    return BubblewrapDriver(directory, limits(settings), cgroup_name=name)
+
+
+@asynccontextmanager
+async def services(settings: Settings) -> AsyncIterator[Context]:
+    """Everything behind the API, started; stopped again on the way out.
+
+    Raises Conflict where another service uses the data directory, NoIsolation where sandboxes can't be had.
+    """
+    directory = settings.data_dir.resolve()
+    directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+    with _only_user_of(directory):
+        store = SqlStore(f"sqlite:///{directory / 'era.sqlite'}")
+        await store.open()
+        blobs = LocalBlobs(directory / "blobs")
+        blobs.open()
+        snapshots = Snapshots(blobs)
+        sandboxes = driver(settings)
+        turns = Turns(settings.max_waiting)
+        try:
+            if lost := await store.mark_lost():
+                log.warning("runs_lost", count=lost, why="the service stopped while they were under way")
+            await sandboxes.start()
+            host = LocalHost(
+                sandboxes,
+                snapshots,
+                spares=settings.spares,
+                max_live=settings.max_live,
+                idle_seconds=settings.idle_seconds,
+            )
+            runs = Runs(store, host, snapshots, turns)
+            await host.start()
+            collector = asyncio.create_task(_collect_garbage(snapshots, store))
+            try:
+                yield Context(
+                    settings=settings,
+                    sessions=Sessions(store, host, turns),
+                    runs=runs,
+                    turns=turns,
+                    store=store,
+                    files=snapshots.files,
+                    isolation=sandboxes.isolation,
+                    host_counts=host.counts,
+                )
+            finally:
+                collector.cancel()
+                await runs.drain(settings.drain_seconds)
+                await host.stop()
+                await runs.drain(5)
+        finally:
+            await sandboxes.stop()
+            await store.close()
+
+
+async def serve(settings: Settings, say: Callable[[str], None]) -> None:
+    """Serve until SIGINT or SIGTERM. `say` gets the lines for the person who started it."""
+    if not _is_loopback(settings.host) and settings.api_key is None and not settings.allow_no_key:
+        raise Forbidden(
+            f"Without an API key ERA serves loopback only, not {settings.host}: whoever reaches it could run code.",
+            hint="Set ERA_API_KEY, or insist with --allow-no-key.",
+        )
+    _log_at(settings.log_level)
+    async with services(settings) as context:
+        config = uvicorn.Config(
+            build(settings, context),
+            host=settings.host,
+            port=settings.port,
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            http="httptools",
+            ws="none",
+            timeout_graceful_shutdown=int(settings.drain_seconds) + 1,
+        )
+        server = _Server(config, lambda port: _announce(settings, context, port, say))
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, server.stop)
+        await server.serve()
+
+
+def run_service(settings: Settings, say: Callable[[str], None]) -> None:
+    """`serve` on an event loop of its own."""
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(serve(settings, say))
+
+
+class _Server(uvicorn.Server):
+    """uvicorn that leaves signals to us, since it would end the process before our services are stopped."""
+
+    def __init__(self, config: uvicorn.Config, ready: Callable[[int], None]) -> None:
+        super().__init__(config)
+        self._ready = ready
+
+    def stop(self) -> None:
+        self.should_exit = True
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        if self.started:
+            self._ready(self.servers[0].sockets[0].getsockname()[1])
+
+
+async def _collect_garbage(snapshots: Snapshots, store: SqlStore) -> None:
+    while True:
+        with contextlib.suppress(OSError):
+            await snapshots.collect_garbage(await store.snapshot_roots())
+        await asyncio.sleep(_GARBAGE_SECONDS)
+
+
+def _announce(settings: Settings, context: Context, port: int, say: Callable[[str], None]) -> None:
+    host = f"[{settings.host}]" if ":" in settings.host else settings.host
+    isolation = context.isolation()
+    say(f"ERA serves   http://{host}:{port}   (/docs tells how to call it)")
+    say(f"data         {settings.data_dir.resolve()}")
+    say(f"isolation    {isolation['summary']}")
+    if settings.api_key is not None:
+        say("access       with the API key")
+    elif _is_loopback(settings.host):
+        say("access       no API key: this machine only, and no web page in its browsers")
+    else:
+        say("access       ANYBODY who reaches this address can run code: there is no API key")
+
+
+@contextmanager
+def _only_user_of(directory: Path) -> Iterator[None]:
+    with (directory / "lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise Conflict(
+                f"Another ERA service uses {directory}.", hint="Stop it, or choose another directory with --data-dir."
+            ) from None
+        yield
+
+
+def _is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _log_at(level: str) -> None:
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelNamesMapping()[level.upper()]))

@@ -1,0 +1,226 @@
+"""The `era` command: serve, and be a client of a server."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import httpx
+from cyclopts import App, Parameter
+
+from era import __version__
+from era.errors import EraError
+
+app = App(
+    name="era",
+    version=__version__,
+    help="Run untrusted code in sessions that remember.\n\nStart a server with `era serve`, then `era run hello.py`.",
+)
+
+_LANGUAGES = {".py": "python", ".js": "node", ".cjs": "node", ".mjs": "node", ".ts": "typescript", ".mts": "typescript"}
+
+
+class Failure(Exception):
+    """What to tell the user before leaving with exit code 2."""
+
+
+@app.command
+def serve(
+    *,
+    host: str | None = None,
+    port: int | None = None,
+    data_dir: Path | None = None,
+    public_url: str | None = None,
+    allow_no_key: bool | None = None,
+    log_level: str | None = None,
+) -> None:
+    """Serve the HTTP API. Every setting is also an ERA_ variable; docs/settings.md has them all.
+
+    Examples::
+
+        era serve
+        era serve --port 9000 --data-dir /var/lib/era
+        ERA_API_KEY=secret era serve --host 0.0.0.0
+
+    Parameters
+    ----------
+    host: Address to serve on; any but loopback needs ERA_API_KEY.
+    port: Port to serve on; 0 lets the system choose one.
+    data_dir: Where sessions, files and the database lie.
+    public_url: URL that programs see as ERA_BASE_URL.
+    allow_no_key: Serve an address other than loopback although no API key is set.
+    log_level: debug, info, warning or error.
+    """
+    from pydantic import ValidationError
+
+    from era.app import run_service
+    from era.settings import Settings
+
+    given = {name: value for name, value in locals().items() if name in Settings.model_fields and value is not None}
+    try:
+        settings = Settings(**given)
+    except ValidationError as error:
+        problem = error.errors()[0]
+        raise Failure(f"ERA_{str(problem['loc'][0]).upper()}: {problem['msg']}") from None
+    run_service(settings, lambda line: print(line, flush=True))
+
+
+@app.command
+def run(
+    file: str,
+    /,
+    *,
+    language: Annotated[str | None, Parameter(alias="-l")] = None,
+    session: Annotated[str | None, Parameter(alias="-s")] = None,
+    data: str | None = None,
+    env: Annotated[list[str] | None, Parameter(alias="-e", negative="")] = None,
+    timeout: float | None = None,
+    server: Annotated[str, Parameter(env_var="ERA_SERVER")] = "http://127.0.0.1:8787",
+) -> int:
+    """Run FILE on a server and leave with its exit code.
+
+    With --session the code runs in that session, which is made where it does not exist; without, in one that is gone
+    afterwards. A server with a key wants it in ERA_API_KEY.
+
+    Examples::
+
+        era run hello.py
+        era run count.py --session counter --data '{"count": 0}'
+        echo 'console.log(process.env.NAME)' | era run - --language node --env NAME=Ada
+
+    Parameters
+    ----------
+    file: The program; `-` for standard input.
+    language: python, node or typescript; told from FILE's ending where it is left out.
+    session: Run in this session.
+    data: JSON object that becomes the session's data before the run; needs --session.
+    env: NAME=VALUE for this run only; NAME alone takes the value it has here. May be repeated.
+    timeout: Seconds the run may take.
+    server: The server's address.
+    """
+    code = sys.stdin.read() if file == "-" else _read(file)
+    language = language or _LANGUAGES.get(Path(file).suffix)
+    state = _json_object(data)
+    body: dict[str, Any] = {"code": code, "env": dict(_variable(item) for item in env or [])}
+    if timeout is not None:
+        body["timeout"] = timeout
+    if state is not None and session is None:
+        raise Failure("--data is the state of a session: say which with --session.")
+    with _client(server) as client:
+        if session is None:
+            if language is None:
+                raise Failure(f"Which language is {file}? Say so with --language.")
+            answer = _call(client, "POST", "/api/execute", {**body, "language": language})
+            sys.stdout.write(answer["stdout"])
+            sys.stderr.write(answer["stderr"])
+        else:
+            _prepare(client, session, language, state)
+            answer = _follow(client, f"/api/sessions/{session}/stream", body)
+            if not answer["state"]["committed"]:
+                print(f"era: nothing was kept of this run: {answer['state']['reason']}", file=sys.stderr)
+    if answer["status"] not in ("ok", "failed"):
+        print(f"era: {answer['status']} after {answer['duration']}", file=sys.stderr)
+    for stream in ("stdout", "stderr"):
+        if answer[f"{stream}_truncated"]:
+            print(f"era: {stream} is not all there, it was too long", file=sys.stderr)
+    return int(answer["exit_code"])
+
+
+def main() -> None:
+    """Entry point of the `era` command."""
+    try:
+        sys.exit(app(result_action="return_value"))
+    except Failure as failure:
+        print(f"era: {failure}", file=sys.stderr)
+        sys.exit(2)
+    except EraError as error:
+        print(f"era: {error.message}\n     {error.hint}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+def _prepare(client: httpx.Client, session: str, language: str | None, data: dict[str, Any] | None) -> None:
+    """Make the session if there is none; else give it `data`, if there is any."""
+    found = client.get(f"/api/sessions/{session}")
+    if found.status_code == 404:
+        if language is None:
+            raise Failure(f"There is no session '{session}'. To make it, say --language.")
+        _call(client, "POST", "/api/sessions", {"language": language, "session_id": session, "data": data or {}})
+        return
+    known = _checked(found)["language"]
+    if data is not None:
+        _call(client, "PATCH", f"/api/sessions/{session}", {"data": data})
+    if language is not None and language != known:
+        print(f"era: session '{session}' runs {known}", file=sys.stderr)
+
+
+def _follow(client: httpx.Client, path: str, body: dict[str, Any]) -> dict[str, Any]:
+    """Print a run's output as it comes; the answer is its `done` event."""
+    with client.stream("POST", path, json=body) as response:
+        if response.status_code != 200:
+            response.read()
+            _checked(response)
+        for line in response.iter_lines():
+            if not line.startswith("data: "):
+                continue
+            event: dict[str, Any] = json.loads(line.removeprefix("data: "))
+            if event["type"] == "done":
+                return event
+            if event["type"] == "error":
+                raise Failure(event["error"])
+            stream = sys.stdout if event["type"] == "stdout" else sys.stderr
+            stream.write(event["content"])
+            stream.flush()
+    raise Failure("The server hung up before the run was over.")
+
+
+def _client(server: str) -> httpx.Client:
+    key = os.environ.get("ERA_API_KEY")
+    headers = {"Authorization": f"Bearer {key}"} if key else {}
+    return httpx.Client(base_url=server, headers=headers, timeout=None, trust_env=False)
+
+
+def _call(client: httpx.Client, method: str, path: str, body: dict[str, Any]) -> dict[str, Any]:
+    return _checked(client.request(method, path, json=body))
+
+
+def _checked(response: httpx.Response) -> dict[str, Any]:
+    try:
+        answer: dict[str, Any] = response.json()
+    except ValueError:
+        raise Failure(f"{response.url} answers {response.status_code}, and not as an ERA server.") from None
+    if response.is_error:
+        raise Failure(f"{answer.get('error', response.status_code)}\n     {answer.get('hint', '')}".rstrip())
+    return answer
+
+
+def _read(file: str) -> str:
+    try:
+        return Path(file).read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        raise Failure(f"{file} can't be read: {error}") from None
+
+
+def _json_object(text: str | None) -> dict[str, Any] | None:
+    if text is None:
+        return None
+    try:
+        value = json.loads(text)
+    except ValueError as error:
+        raise Failure(f"--data is not JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise Failure("--data is not a JSON object.")
+    return value
+
+
+def _variable(item: str) -> tuple[str, str]:
+    name, equals, value = item.partition("=")
+    if not equals:
+        if name not in os.environ:
+            raise Failure(f"--env {name} has no value, and there is no variable {name} here.")
+        value = os.environ[name]
+    return name, value

@@ -1,0 +1,139 @@
+"""JSON as ERA reads it, the same from a state file and from a request, and the same on every database.
+
+RFC 8259 with the choices it leaves open made here: UTF-8 without a byte order mark; of duplicate keys the last one
+counts, as in Python and JavaScript; NaN, Infinity, numbers beyond a double's range, integers of more than 4,000 digits
+and lone surrogates are refused, because one reader or another could not give them back.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from typing import Any
+
+from era.core.models import JsonObject
+
+MAX_DEPTH = 64
+MAX_DATA_BYTES = 1 << 20
+_MAX_DIGITS = 4000
+_SURROGATE = re.compile("[\ud800-\udfff]")
+_MAYBE_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
+
+
+class JsonProblem(ValueError):
+    """Text that is not JSON as ERA reads it. The message completes the sentence "it …"."""
+
+
+class JsonTooLarge(JsonProblem):
+    """JSON beyond a bound of size or depth."""
+
+
+def loads(text: bytes) -> Any:
+    """The value of `text`. Raises JsonProblem or JsonTooLarge."""
+    if not text.strip():
+        raise JsonProblem("is empty")
+    if text.startswith(b"\xef\xbb\xbf"):
+        raise JsonProblem("starts with a byte order mark; write it as UTF-8 without one")
+    try:
+        decoded = text.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise JsonProblem(f"is not UTF-8 (byte {error.start})") from None
+    try:
+        value = json.loads(decoded, parse_constant=_refuse_constant, parse_float=_float, parse_int=_int)
+    except json.JSONDecodeError as error:
+        raise JsonProblem(f"is not JSON: {error.msg} at line {error.lineno} column {error.colno}") from None
+    except RecursionError:
+        raise JsonTooLarge(f"is nested deeper than {MAX_DEPTH} levels") from None
+    if _MAYBE_SURROGATE.search(decoded) and _has_surrogate(value):
+        raise JsonProblem("has a lone surrogate (half of a character) in a string")
+    return value
+
+
+def compact(value: Any) -> str:
+    """`value` as the text that is stored and measured. Raises JsonProblem for what JSON can't hold."""
+    try:
+        return json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+    except RecursionError:
+        raise JsonTooLarge(f"is nested deeper than {MAX_DEPTH} levels") from None
+    except ValueError as error:
+        raise JsonProblem(str(error)) from None
+
+
+def data_text(value: Any) -> str:
+    """A session's `data` as stored. Raises JsonProblem if it is no object, JsonTooLarge beyond 1 MiB or 64 levels."""
+    if not isinstance(value, dict):
+        raise JsonProblem(f"is {_kind(value)}, not an object")
+    if not _within_depth(value):
+        raise JsonTooLarge(f"is nested deeper than {MAX_DEPTH} levels")
+    text = compact(value)
+    size = len(text.encode())
+    if size > MAX_DATA_BYTES:
+        raise JsonTooLarge(f"is {size} bytes as compact JSON, {MAX_DATA_BYTES} are allowed")
+    return text
+
+
+def state_file(data: JsonObject) -> bytes:
+    """The content of `.session_data.json` for `data`."""
+    return json.dumps(data, ensure_ascii=False, indent=2).encode()
+
+
+def read_state(content: bytes) -> str:
+    """A state file's content as stored `data`. Raises JsonProblem."""
+    return data_text(loads(content))
+
+
+def _refuse_constant(name: str) -> Any:
+    raise JsonProblem(f"has {name}, which is not JSON")
+
+
+def _float(text: str) -> float:
+    value = float(text)
+    if math.isinf(value):
+        raise JsonProblem(f"has a number out of range ({text[:20]})")
+    return value
+
+
+def _int(text: str) -> int:
+    if len(text) > _MAX_DIGITS:
+        raise JsonProblem(f"has an integer of {len(text)} digits, {_MAX_DIGITS} are allowed")
+    return int(text)
+
+
+def _has_surrogate(value: Any) -> bool:
+    pending = [value]
+    while pending:
+        item = pending.pop()
+        if isinstance(item, str):
+            if _SURROGATE.search(item):
+                return True
+        elif isinstance(item, dict):
+            pending.extend(item)
+            pending.extend(item.values())
+        elif isinstance(item, list):
+            pending.extend(item)
+    return False
+
+
+def _within_depth(value: Any) -> bool:
+    level = [value]
+    for _ in range(MAX_DEPTH + 1):
+        level = [
+            child
+            for item in level
+            if isinstance(item, dict | list)
+            for child in (item.values() if isinstance(item, dict) else item)
+        ]
+        if not level:
+            return True
+    return False
+
+
+def _kind(value: Any) -> str:
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return "a boolean"
+    if isinstance(value, int | float):
+        return "a number"
+    return "a string" if isinstance(value, str) else "a list"

@@ -1,0 +1,306 @@
+"""Runs: state and files into a sandbox, the program, state and files out, one commit, then the answer.
+
+Theory of operation
+===================
+
+`_run` is the whole path of a run in a session, in order. It executes as a task of its own, so a caller that hangs up
+neither stops a program halfway nor loses its commit. `stream` hands on what that task reports as it happens; `collect`
+is its fold and gives the plain answer.
+
+Where anything between the sandbox and the commit goes wrong, the live working directory is no longer known to be the
+committed one. The sandbox is then thrown away, and the next run gets a new one, filled from the last snapshot. So the
+session is always what its row says, and the row changes in one transaction or not at all.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Callable, Mapping
+from dataclasses import dataclass, field, replace
+
+import structlog
+
+from era.core import jsontext
+from era.core.models import (
+    STATE_FILE,
+    JsonObject,
+    Language,
+    RunRecord,
+    Session,
+    Snapshot,
+    StateOutcome,
+    Status,
+    new_id,
+    now,
+)
+from era.core.ports import (
+    Ended,
+    Host,
+    MetadataStore,
+    Output,
+    Program,
+    Sandbox,
+    SnapshotRefused,
+    SnapshotStore,
+)
+from era.core.turns import Turns
+from era.core.views import data_view
+from era.errors import NoCode, SandboxFailed
+
+log = structlog.get_logger()
+
+DEFAULT_TIMEOUT = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class RunRequest:
+    """What a caller asks for. `base_url` is how it reached us, for the program's ERA_BASE_URL."""
+
+    base_url: str
+    code: str | None = None
+    env: Mapping[str, str] = field(default_factory=dict)
+    timeout: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ExecuteRequest:
+    """A run outside any session."""
+
+    base_url: str
+    language: Language
+    code: str
+    env: Mapping[str, str]
+    timeout: float | None
+    files: Mapping[str, bytes]
+
+
+@dataclass(frozen=True, slots=True)
+class RunResult:
+    """How a run ended, without its output."""
+
+    run_id: str
+    session_id: str
+    status: Status
+    exit_code: int
+    duration: float
+    data: JsonObject
+    stdout_truncated: bool
+    stderr_truncated: bool
+    state: StateOutcome
+
+
+@dataclass(frozen=True, slots=True)
+class Collected:
+    """A run's result with all of its output."""
+
+    result: RunResult
+    stdout: bytes
+    stderr: bytes
+
+
+type RunEvent = Output | RunResult
+
+
+class Runs:
+    def __init__(self, store: MetadataStore, host: Host, snapshots: SnapshotStore, turns: Turns) -> None:
+        self._store = store
+        self._host = host
+        self._snapshots = snapshots
+        self._turns = turns
+        self._under_way: set[asyncio.Task[RunResult]] = set()
+
+    async def stream(self, session_id: str, request: RunRequest) -> AsyncIterator[RunEvent]:
+        """What the program writes as it writes it, then the RunResult. Raises EraError instead of a result.
+
+        The run goes on when the caller stops listening.
+        """
+        events: asyncio.Queue[Output | None] = asyncio.Queue()
+        task = asyncio.create_task(self._run(session_id, request, events.put_nowait))
+        self._under_way.add(task)
+        task.add_done_callback(self._under_way.discard)
+        task.add_done_callback(lambda _: events.put_nowait(None))
+        while (event := await events.get()) is not None:
+            yield event
+        yield task.result()
+
+    async def run(self, session_id: str, request: RunRequest) -> Collected:
+        """The plain answer: the fold of `stream`."""
+        return await _collect(self.stream(session_id, request))
+
+    async def execute(self, request: ExecuteRequest) -> Collected:
+        """A run in a sandbox that is gone when this returns. Nothing of it is stored."""
+        return await asyncio.shield(asyncio.create_task(_collect(self._execute(request))))
+
+    async def drain(self, seconds: float) -> None:
+        """Wait for the runs under way, at most `seconds`."""
+        if self._under_way:
+            await asyncio.wait(self._under_way, timeout=seconds)
+
+    async def _run(self, session_id: str, request: RunRequest, emit: Callable[[Output], None]) -> RunResult:
+        async with self._turns.take(session_id):
+            run_id = new_id("run")
+            if request.code is None and (await self._store.session(session_id)).stored is None:
+                raise NoCode(f"Session '{session_id}' stores no code and this run brings none.")
+            session = await self._store.begin_run(session_id, run_id)
+            record = RunRecord(run_id, session.key, "running", started_at=now())
+            try:
+                sandbox = await self._host.acquire(session)
+            except BaseException as error:
+                await self._never_began(record, str(error))
+                raise
+            try:
+                return await self._run_in(sandbox, session, record, request, emit)
+            except SandboxFailed as error:
+                await self._host.discard(sandbox)
+                await self._never_began(record, error.message)
+                raise
+            except BaseException:
+                await self._host.discard(sandbox)
+                raise
+
+    async def _run_in(
+        self,
+        sandbox: Sandbox,
+        session: Session,
+        record: RunRecord,
+        request: RunRequest,
+        emit: Callable[[Output], None],
+    ) -> RunResult:
+        code = request.code if request.code is not None else session.stored.code if session.stored else ""
+        before = json.loads(session.data)
+        program = Program(
+            code=code.encode(),
+            state=jsontext.state_file(before),
+            env={**request.env, **_service_environment(session.id, session.language, request.base_url)},
+            timeout=request.timeout or session.default_timeout,
+            ephemeral=not session.persistent,
+            files={},
+        )
+        sizes = {"stdout": 0, "stderr": 0}
+        ended: Ended | None = None
+        async for event in sandbox.run(program):
+            if isinstance(event, Ended):
+                ended = event
+            else:
+                sizes[event.stream] += len(event.data)
+                emit(event)
+        if ended is None:
+            raise SandboxFailed("The sandbox did not say how the run ended.")
+
+        data, problem = _read_state(program.state, ended)
+        snapshot: Snapshot | None = None
+        if problem is None and session.persistent:
+            try:
+                snapshot = await self._snapshots.take(sandbox, session.snapshot)
+            except SnapshotRefused as error:
+                problem = str(error)
+        record = replace(
+            record,
+            status=_status(ended),
+            ended_at=now(),
+            exit_code=ended.exit_code,
+            duration_us=int(ended.duration * 1e6),
+            stdout_bytes=sizes["stdout"],
+            stderr_bytes=sizes["stderr"],
+            stdout_truncated=ended.stdout_truncated,
+            stderr_truncated=ended.stderr_truncated,
+            committed=problem is None,
+            reason=problem,
+            peak_memory_bytes=ended.peak_memory_bytes,
+            cpu_us=ended.cpu_us,
+            reaped=ended.reaped,
+            enforced=sandbox.enforced,
+        )
+        record = await self._store.end_run(record, data=data, snapshot=snapshot)
+        if problem is None:
+            self._host.committed(session.key, snapshot or session.snapshot)
+        else:
+            await self._host.discard(sandbox)
+        return RunResult(
+            run_id=record.id,
+            session_id=session.id,
+            status=record.status,
+            exit_code=ended.exit_code,
+            duration=ended.duration,
+            data=data_view(before if data is None else json.loads(data), session.stored),
+            stdout_truncated=ended.stdout_truncated,
+            stderr_truncated=ended.stderr_truncated,
+            state=StateOutcome(record.version or session.version, record.committed, record.reason),
+        )
+
+    async def _never_began(self, record: RunRecord, reason: str) -> None:
+        """Record a run whose program was not started."""
+        ended = replace(record, status="failed", ended_at=now(), reason=f"The program was not started: {reason}")
+        await self._store.end_run(ended, data=None, snapshot=None)
+
+    async def _execute(self, request: ExecuteRequest) -> AsyncIterator[RunEvent]:
+        run_id = new_id("run")
+        sandbox = await self._host.acquire_temporary(request.language)
+        try:
+            program = Program(
+                code=request.code.encode(),
+                state=b"{}",
+                env={**request.env, **_service_environment(run_id, request.language, request.base_url)},
+                timeout=request.timeout or DEFAULT_TIMEOUT,
+                ephemeral=False,
+                files=request.files,
+            )
+            async for event in sandbox.run(program):
+                if isinstance(event, Output):
+                    yield event
+                else:
+                    yield RunResult(
+                        run_id=run_id,
+                        session_id=sandbox.id,
+                        status=_status(event),
+                        exit_code=event.exit_code,
+                        duration=event.duration,
+                        data={},
+                        stdout_truncated=event.stdout_truncated,
+                        stderr_truncated=event.stderr_truncated,
+                        state=StateOutcome(0, committed=False, reason="This run has no session."),
+                    )
+        finally:
+            await self._host.discard(sandbox)
+
+
+async def _collect(events: AsyncIterator[RunEvent]) -> Collected:
+    parts: dict[str, list[bytes]] = {"stdout": [], "stderr": []}
+    async for event in events:
+        if isinstance(event, Output):
+            parts[event.stream].append(event.data)
+        else:
+            result = event
+    return Collected(result, b"".join(parts["stdout"]), b"".join(parts["stderr"]))
+
+
+def _read_state(before: bytes, ended: Ended) -> tuple[str | None, str | None]:
+    """The new data as stored, None where it stays as it is; and why the state can't be committed, if it can't."""
+    if ended.state_problem is not None:
+        told = ended.state_problem
+        return None, told if not ended.sandbox_alive else f"{STATE_FILE} {told}; data stays as it was."
+    if ended.state is None or ended.state == before:
+        return None, None
+    try:
+        return jsontext.read_state(ended.state), None
+    except jsontext.JsonProblem as error:
+        return None, f"{STATE_FILE} {error}; data stays as it was."
+
+
+def _status(ended: Ended) -> Status:
+    if ended.cause == "exit":
+        return "ok" if ended.exit_code == 0 else "failed"
+    return "killed" if ended.cause == "signal" else ended.cause
+
+
+def _service_environment(session_id: str, language: Language, base_url: str) -> dict[str, str]:
+    """The variables that win over the caller's."""
+    return {
+        "ERA_SESSION": "true",
+        "ERA_SESSION_ID": session_id,
+        "ERA_LANGUAGE": language,
+        "ERA_BASE_URL": base_url,
+        "ERA_PROXY_URL": f"{base_url}/proxy/{session_id}",
+        "ERA_STORAGE_URL": f"{base_url}/api/storage",
+    }

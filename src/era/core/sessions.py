@@ -1,0 +1,128 @@
+"""Sessions: made, shown, changed, deleted. Running code in them is in runs.py."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from era.core import jsontext
+from era.core.models import JsonObject, Language, NewSession, Session, StoredCode, new_id, now
+from era.core.ports import Host, MetadataStore, SessionChange, SessionFilter
+from era.core.turns import Turns
+from era.core.views import without_view
+from era.errors import BadRequest, NotFound, TooLarge
+
+MAX_CODE_BYTES = 4 << 20
+
+
+class Sessions:
+    def __init__(self, store: MetadataStore, host: Host, turns: Turns) -> None:
+        self._store = store
+        self._host = host
+        self._turns = turns
+
+    async def create(
+        self,
+        *,
+        session_id: str | None,
+        language: Language,
+        persistent: bool,
+        data: JsonObject,
+        metadata: JsonObject,
+        allow_internet: bool,
+        allow_public: bool,
+        default_timeout: float,
+    ) -> Session:
+        """Raises Conflict where the id is taken, BadRequest or TooLarge for data and metadata beyond the bounds."""
+        _object_text("metadata", metadata)
+        return await self._store.create_session(
+            NewSession(
+                id=session_id or new_id("sess"),
+                language=language,
+                persistent=persistent,
+                data=_object_text("data", data),
+                metadata=metadata,
+                allow_internet=allow_internet,
+                allow_public=allow_public,
+                default_timeout=default_timeout,
+            )
+        )
+
+    async def get(self, session_id: str) -> Session:
+        return await self._store.session(session_id)
+
+    async def list(self, which: SessionFilter) -> Sequence[Session]:
+        return await self._store.sessions(which)
+
+    async def change(self, session_id: str, change: SessionChange, data: JsonObject | None) -> Session:
+        """Change settings, and data between runs: a change of data waits for the run under way."""
+        if change.metadata is not None:
+            _object_text("metadata", change.metadata)
+        if data is None:
+            return await self._store.change_session(session_id, change)
+        async with self._turns.take(session_id):
+            session = await self._store.session(session_id)
+            text = _object_text("data", without_view(data, session.stored))
+            return await self._store.change_session(session_id, replace(change, data=text))
+
+    async def store_code(self, session_id: str, code: str, description: str | None) -> StoredCode:
+        check_code(code)
+        stored = StoredCode(code, description, now())
+        await self._store.store_code(session_id, stored)
+        return stored
+
+    async def stored_code(self, session_id: str) -> StoredCode:
+        session = await self._store.session(session_id)
+        if session.stored is None:
+            raise NotFound("no code stored", hint="Use PUT /api/sessions/{id}/code to store code")
+        return session.stored
+
+    async def delete(self, session_id: str) -> None:
+        """Delete a session: when this returns its processes are dead and its files gone.
+
+        The row goes first, so whoever waits for a turn finds nothing; then the run under way loses its sandbox.
+        """
+        session = await self._store.delete_session(session_id)
+        await self._host.release(session.key)
+        async with self._turns.take(session_id, bounded=False):
+            await self._host.release(session.key)
+
+    async def delete_all(self) -> Sequence[str]:
+        """Delete every session there is at this moment. The answer is their ids."""
+        gone = []
+        for session in await self._store.sessions(SessionFilter()):
+            try:
+                await self.delete(session.id)
+            except NotFound:
+                continue  # somebody else was faster
+            gone.append(session.id)
+        return gone
+
+
+def check_code(code: str) -> None:
+    """Raises TooLarge or BadRequest for code that can't be stored or run."""
+    try:
+        size = len(code.encode())
+    except UnicodeEncodeError:
+        raise BadRequest("'code' has a lone surrogate (half of a character).") from None
+    if size > MAX_CODE_BYTES:
+        raise TooLarge(
+            f"'code' is {size} bytes, {MAX_CODE_BYTES} are allowed.", hint="Put the rest into files of the session."
+        )
+
+
+def _object_text(field: str, value: Any) -> str:
+    try:
+        return jsontext.data_text(value)
+    except jsontext.JsonTooLarge as error:
+        raise TooLarge(f"'{field}' {error}.") from None
+    except jsontext.JsonProblem as error:
+        raise BadRequest(f"'{field}' {error}.") from None
+
+
+def data_of(session: Session) -> JsonObject:
+    """A session's data as an object."""
+    data: JsonObject = json.loads(session.data)
+    return data

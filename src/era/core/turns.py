@@ -1,0 +1,40 @@
+"""One run at a time per session; the rest wait in order."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from era.errors import TooManyWaiting
+
+
+class Turns:
+    """A queue a session. Queues of sessions that nobody waits for take no memory."""
+
+    def __init__(self, max_waiting: int = 64) -> None:
+        self._max_waiting = max_waiting
+        self._locks: dict[str, asyncio.Lock] = {}
+        self._waiting: dict[str, int] = {}
+
+    def taken(self, session_id: str) -> bool:
+        """Whether somebody holds or waits for the session's turn."""
+        return session_id in self._waiting
+
+    @asynccontextmanager
+    async def take(self, session_id: str, *, bounded: bool = True) -> AsyncIterator[None]:
+        """Hold the session's turn. Raises TooManyWaiting; `bounded=False` waits however many there are."""
+        lock = self._locks.setdefault(session_id, asyncio.Lock())
+        waiting = self._waiting.get(session_id, 0)
+        # The first of those counted holds the turn, it does not wait.
+        if bounded and waiting > self._max_waiting:
+            raise TooManyWaiting(f"{self._max_waiting} runs wait for session '{session_id}' already.")
+        self._waiting[session_id] = waiting + 1
+        try:
+            async with lock:
+                yield
+        finally:
+            self._waiting[session_id] -= 1
+            if not self._waiting[session_id]:
+                del self._waiting[session_id]
+                del self._locks[session_id]

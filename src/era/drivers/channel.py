@@ -1,0 +1,134 @@
+"""The host's end of the control socket: one program at a time, as events. The wire format is in guest/supervisor.py."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import socket
+from collections.abc import AsyncIterator
+from typing import Any
+
+from era.core.ports import Ended, Output, Program
+from era.drivers.guest import program_environment, restarts_interpreter
+from era.errors import SandboxFailed
+
+STATE_LIMIT = 4 << 20
+"""Bytes of the state file that are read at all. What is kept is bounded by the core: 1 MiB in compact form."""
+
+_LAST_WORD = 15.0
+"""Seconds after a run's deadline by which the supervisor must have said how it ended."""
+
+
+class Channel:
+    """Frames to and from one supervisor."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._reader = reader
+        self._writer = writer
+        self.alive = True
+
+    @classmethod
+    async def over(cls, sock: socket.socket) -> Channel:
+        reader, writer = await asyncio.open_connection(sock=sock, limit=1 << 18)
+        return cls(reader, writer)
+
+    async def ready(self) -> dict[str, Any]:
+        """Wait until the supervisor can take a program; what it saw of its own isolation. Raises SandboxFailed."""
+        kind, payload = await self._receive()
+        if kind != b"Y":
+            raise SandboxFailed("The sandbox did not start.")
+        seen: dict[str, Any] = json.loads(payload)
+        return seen
+
+    async def run(self, program: Program, output_limit: int) -> AsyncIterator[Output | Ended]:
+        """Events of one program, `Ended` last. An `Ended` with `sandbox_alive` false means that the sandbox died."""
+        self._send(program, output_limit)
+        state: bytes | None = None
+        watchdog = asyncio.get_running_loop().call_later(program.timeout + _LAST_WORD, self._writer.transport.abort)
+        try:
+            while True:
+                kind, payload = await self._receive()
+                if kind == b"O":
+                    yield Output("stdout", payload)
+                elif kind == b"E":
+                    yield Output("stderr", payload)
+                elif kind == b"S":
+                    state = payload
+                elif kind == b"D":
+                    yield _ended(json.loads(payload), program.state, state)
+                    return
+        except SandboxFailed:
+            yield _died()
+        finally:
+            watchdog.cancel()
+
+    async def kill_run(self) -> None:
+        with contextlib.suppress(OSError):
+            self._writer.write(_frame(b"K", b""))
+
+    def close(self) -> None:
+        self.alive = False
+        self._writer.close()
+
+    def _send(self, program: Program, output_limit: int) -> None:
+        environment = json.dumps({**program_environment(), **program.env}).encode()
+        header = {
+            "files": [[path, len(content)] for path, content in program.files.items()],
+            "state": len(program.state),
+            "code": len(program.code),
+            "environment": len(environment),
+            "cold": any(restarts_interpreter(name) for name in program.env),
+            "timeout": program.timeout,
+            "output": output_limit,
+            "state_limit": STATE_LIMIT,
+            "ephemeral": program.ephemeral,
+        }
+        parts = [_frame(b"R", json.dumps(header).encode()), *program.files.values()]
+        self._writer.write(b"".join([*parts, program.state, program.code, environment]))
+
+    async def _receive(self) -> tuple[bytes, bytes]:
+        try:
+            head = await self._reader.readexactly(5)
+            return head[:1], await self._reader.readexactly(int.from_bytes(head[1:], "big"))
+        except (asyncio.IncompleteReadError, OSError) as error:
+            self.close()
+            raise SandboxFailed("The sandbox died.") from error
+
+
+def _frame(kind: bytes, payload: bytes) -> bytes:
+    return kind + len(payload).to_bytes(4, "big") + payload
+
+
+def _ended(told: dict[str, Any], before: bytes, sent: bytes | None) -> Ended:
+    return Ended(
+        exit_code=told["exit_code"],
+        cause=told["cause"],
+        duration=told["duration"],
+        state={"missing": None, "same": before, "sent": sent}[told["state"]],
+        state_problem=told["state_problem"],
+        stdout_truncated=told["stdout_truncated"],
+        stderr_truncated=told["stderr_truncated"],
+        reaped=told["reaped"],
+        peak_memory_bytes=told["peak_memory_bytes"],
+        cpu_us=told["cpu_us"],
+        sandbox_alive=True,
+    )
+
+
+def _died() -> Ended:
+    return Ended(
+        exit_code=137,
+        cause="killed",
+        duration=0.0,
+        state=None,
+        state_problem="The sandbox died.",
+        stdout_truncated=False,
+        stderr_truncated=False,
+        reaped=0,
+        peak_memory_bytes=None,
+        cpu_us=None,
+        sandbox_alive=False,
+    )
+
+

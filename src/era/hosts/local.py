@@ -1,0 +1,166 @@
+"""The local host: this process owns the sandboxes of all sessions.
+
+A session that runs keeps its sandbox until it has been idle for a while or another session needs the room; then rows
+and blobs are all that is left of it. A few sandboxes that belong to nobody are kept ready for each language, so that a
+session's first run does not wait for one to be made. A sandbox serves one session in its life, so nothing can be
+handed on from one to the next.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections import deque
+from dataclasses import dataclass
+
+import structlog
+
+from era.core.models import EMPTY, LANGUAGES, Language, Session, Snapshot
+from era.core.ports import Driver, Sandbox, SnapshotStore
+from era.errors import EraError, SandboxFailed, Unavailable
+
+log = structlog.get_logger()
+
+_SWEEP_SECONDS = 1.0
+_REFILL_PAUSE = 5.0
+"""Seconds before the pool tries again after a sandbox could not be made."""
+_WAIT_FOR_ROOM = 30.0
+
+
+@dataclass(slots=True)
+class _Live:
+    sandbox: Sandbox
+    snapshot: Snapshot
+    busy: bool
+    used_at: float
+
+
+class LocalHost:
+    """See ports.Host. `spares` sandboxes a language are kept ready; at most `max_live` belong to sessions at a time,
+    and one that was idle for `idle_seconds` is closed."""
+
+    def __init__(
+        self, driver: Driver, snapshots: SnapshotStore, *, spares: int, max_live: int, idle_seconds: float
+    ) -> None:
+        self._driver = driver
+        self._snapshots = snapshots
+        self._spares = spares
+        self._idle_seconds = idle_seconds
+        self._live: dict[int, _Live] = {}
+        self._room = asyncio.Semaphore(max_live)
+        self._ready: dict[Language, deque[Sandbox]] = {language: deque() for language in LANGUAGES}
+        self._wanted: dict[Language, asyncio.Event] = {language: asyncio.Event() for language in LANGUAGES}
+        self._tasks: list[asyncio.Task[None]] = []
+
+    async def start(self) -> None:
+        for language in LANGUAGES:
+            self._wanted[language].set()
+            self._tasks.append(asyncio.create_task(self._keep_ready(language)))
+        self._tasks.append(asyncio.create_task(self._sweep()))
+
+    async def stop(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        ready = [sandbox for pool in self._ready.values() for sandbox in pool]
+        await asyncio.gather(*(sandbox.close() for sandbox in [*ready, *(live.sandbox for live in self._live.values())]))
+        self._live.clear()
+
+    def counts(self) -> dict[str, int]:
+        return {
+            "live": len(self._live),
+            "busy": sum(live.busy for live in self._live.values()),
+            "ready": sum(len(pool) for pool in self._ready.values()),
+        }
+
+    async def acquire(self, session: Session) -> Sandbox:
+        live = self._live.get(session.key)
+        if live is not None:
+            if live.sandbox.alive and live.snapshot == session.snapshot:
+                live.busy = True
+                return live.sandbox
+            await self.discard(live.sandbox)
+        sandbox = await self.acquire_temporary(session.language)
+        try:
+            if session.snapshot != EMPTY:
+                await self._snapshots.restore(session.snapshot, sandbox)
+        except BaseException:
+            await self._close(sandbox)
+            raise
+        self._live[session.key] = _Live(sandbox, session.snapshot, busy=True, used_at=time.monotonic())
+        return sandbox
+
+    async def acquire_temporary(self, language: Language) -> Sandbox:
+        await self._make_room()
+        try:
+            ready = self._ready[language]
+            self._wanted[language].set()
+            while ready:
+                sandbox = ready.popleft()
+                if sandbox.alive:
+                    return sandbox
+                await sandbox.close()
+            return await self._driver.create(language)
+        except BaseException:
+            self._room.release()
+            raise
+
+    def committed(self, session_key: int, snapshot: Snapshot) -> None:
+        if live := self._live.get(session_key):
+            live.snapshot = snapshot
+            live.busy = False
+            live.used_at = time.monotonic()
+
+    async def discard(self, sandbox: Sandbox) -> None:
+        for key, live in list(self._live.items()):
+            if live.sandbox is sandbox:
+                del self._live[key]
+        await self._close(sandbox)
+
+    async def release(self, session_key: int) -> None:
+        if live := self._live.pop(session_key, None):
+            await self._close(live.sandbox)
+
+    async def _close(self, sandbox: Sandbox) -> None:
+        try:
+            await sandbox.close()
+        finally:
+            self._snapshots.forget(sandbox.id)
+            self._room.release()
+
+    async def _make_room(self) -> None:
+        """Take one place among the live sandboxes, from the longest idle session if none is free."""
+        while self._room.locked():
+            idle = [(live.used_at, key) for key, live in self._live.items() if not live.busy]
+            if not idle:
+                break
+            await self.release(min(idle)[1])
+        try:
+            async with asyncio.timeout(_WAIT_FOR_ROOM):
+                await self._room.acquire()
+        except TimeoutError:
+            raise Unavailable(
+                "Every sandbox of this server is busy.", hint="Try again later, or raise ERA_MAX_LIVE."
+            ) from None
+
+    async def _keep_ready(self, language: Language) -> None:
+        ready, wanted = self._ready[language], self._wanted[language]
+        while True:
+            await wanted.wait()
+            wanted.clear()
+            while len(ready) < self._spares:
+                try:
+                    ready.append(await self._driver.create(language))
+                except (EraError, OSError) as error:
+                    log.warning("sandbox_not_made", language=language, error=str(error))
+                    await asyncio.sleep(_REFILL_PAUSE)
+
+    async def _sweep(self) -> None:
+        while True:
+            await asyncio.sleep(_SWEEP_SECONDS)
+            horizon = time.monotonic() - self._idle_seconds
+            for key, live in list(self._live.items()):
+                if not live.busy and (live.used_at < horizon or not live.sandbox.alive):
+                    with contextlib.suppress(SandboxFailed, OSError):
+                        await self.release(key)

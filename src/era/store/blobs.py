@@ -1,0 +1,227 @@
+"""Content, by its SHA-256, in files on the local disk.
+
+Theory of operation. `DIR/ab/abcd…` holds the bytes whose SHA-256 is `abcd…`; a name that exists is complete and never
+changes. New content is written to `DIR/tmp` first. When a batch ends, its files are made durable, then renamed, then
+the directories that got a name are made durable: three steps for the whole batch, because one journal commit of the
+file system serves any number of files that wait for it together. A batch that fails leaves at worst content that
+nobody asked for, which is swept in time.
+
+Content that is there already isn't written again; its modification time is set to now instead. `sweep` removes only
+what nobody asked to keep *and* has not been put for a while, and looks at the time again under the lock that a put
+holds, so content just put can't be swept before the row that names it is committed.
+
+A name is visible to other batches a moment before its directory is durable. Whoever relies on such a name makes that
+directory durable too (`_unsynced`); `open` does so for all names, as an earlier process may have been killed there.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import os
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from itertools import count
+from pathlib import Path
+
+CHUNK = 1 << 20
+"""Content up to this size is looked at before it is written; larger content is hashed while it is copied."""
+
+_FEW = 256
+"""More new files than this are made durable by one sync of the file system, which is then ten times faster."""
+
+_SHARDS = tuple(f"{number:02x}" for number in range(256))
+
+
+class LocalBlobs:
+    """A BlobStore in one directory, which belongs to one process at a time. `open` before anything."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = os.fspath(directory)
+        self._tmp = f"{self._directory}/tmp"
+        self._lock = threading.Lock()
+        self._unsynced: set[str] = set()
+        self._numbers = count()
+
+    def open(self) -> None:
+        """Make the directories, remove what a killed process left half written."""
+        Path(self._tmp).mkdir(mode=0o700, parents=True, exist_ok=True)
+        for leftover in os.listdir(self._tmp):
+            os.unlink(f"{self._tmp}/{leftover}")
+        for shard in _SHARDS:
+            Path(self._shard(shard)).mkdir(mode=0o700, exist_ok=True)
+            _sync(self._shard(shard))
+        _sync(self._directory)
+
+    @contextmanager
+    def batch(self) -> Iterator[Batch]:
+        """Whatever is put within is durable once the block has ended, and not there if it raises."""
+        batch = Batch(self)
+        try:
+            yield batch
+            batch._finish()
+        finally:
+            batch._clean_up()
+
+    def get(self, digest: str) -> bytes:
+        """The content. Raises FileNotFoundError."""
+        return Path(self._path(digest)).read_bytes()
+
+    def open_blob(self, digest: str) -> int:
+        """A descriptor to read the content from; the caller closes it. Raises FileNotFoundError."""
+        return os.open(self._path(digest), os.O_RDONLY | os.O_CLOEXEC)
+
+    def sweep(self, keep: set[str], older_than: float) -> int:
+        """Remove what isn't in `keep` and was last put before `older_than` (seconds since 1970); how many went."""
+        removed = 0
+        for shard in _SHARDS:
+            for name in os.listdir(self._shard(shard)):
+                if name not in keep and self._remove_if_old(name, older_than):
+                    removed += 1
+        return removed
+
+    def _remove_if_old(self, digest: str, older_than: float) -> bool:
+        path = self._path(digest)
+        with self._lock, suppress(FileNotFoundError):  # Two sweeps at a time find the same.
+            if os.stat(path).st_mtime < older_than:
+                os.unlink(path)
+                return True
+        return False
+
+    def _shard(self, digest: str) -> str:
+        return f"{self._directory}/{digest[:2]}"
+
+    def _path(self, digest: str) -> str:
+        return f"{self._directory}/{digest[:2]}/{digest}"
+
+    def _reuse(self, digest: str) -> bool | None:
+        """Keep existing content from being swept. None: there is none; False: its name isn't durable yet."""
+        with self._lock:
+            try:
+                os.utime(self._path(digest))
+            except FileNotFoundError:
+                return None
+            return digest not in self._unsynced
+
+
+class Batch:
+    """Puts that become durable together, all from one thread."""
+
+    def __init__(self, store: LocalBlobs) -> None:
+        self._store = store
+        self._new: dict[str, str] = {}
+        self._relied_on: set[str] = set()
+        self._unfinished: str | None = None
+
+    def put(self, content: bytes) -> str:
+        """The digest of `content`, which will be kept."""
+        digest = hashlib.sha256(content).hexdigest()
+        if not self._have(digest):
+            with self._temporary() as (fd, path):
+                _write(fd, content)
+            self._new[digest] = path
+        return digest
+
+    def put_file(self, fd: int, size: int) -> str:
+        """The digest of the next `size` bytes of `fd` (fewer where it ends before), which will be kept."""
+        if size <= CHUNK:
+            return self.put(_read(fd, size))
+        hasher = hashlib.sha256()
+        with self._temporary() as (copy, path):
+            while size > 0 and (piece := os.read(fd, min(size, CHUNK))):
+                hasher.update(piece)
+                _write(copy, piece)
+                size -= len(piece)
+        digest = hasher.hexdigest()
+        if self._have(digest):
+            os.unlink(path)
+        else:
+            self._new[digest] = path
+        return digest
+
+    def _have(self, digest: str) -> bool:
+        if digest in self._new:
+            return True
+        durable = self._store._reuse(digest)
+        if durable is False:
+            self._relied_on.add(digest)
+        return durable is not None
+
+    @contextmanager
+    def _temporary(self) -> Iterator[tuple[int, str]]:
+        path = self._unfinished = f"{self._store._tmp}/{next(self._store._numbers)}"
+        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        try:
+            yield fd, path
+            # Starts writing to the disk now; `_finish` then waits for all files at once.
+            os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+        finally:
+            os.close(fd)
+
+    def _finish(self) -> None:
+        store = self._store
+        _sync_all(list(self._new.values()))
+        with store._lock:
+            store._unsynced.update(self._new)
+        self._relied_on.update(self._new)
+        for digest, path in list(self._new.items()):
+            # Under the lock, and not before: content of this name may have been put by another batch meanwhile, and
+            # its time must not fall back.
+            with store._lock:
+                os.utime(path)
+                os.rename(path, store._path(digest))
+            del self._new[digest]
+        for shard in sorted({digest[:2] for digest in self._relied_on}):
+            _sync(store._shard(shard))
+        with store._lock:
+            store._unsynced -= self._relied_on
+
+    def _clean_up(self) -> None:
+        for path in (*self._new.values(), *filter(None, [self._unfinished])):
+            with suppress(FileNotFoundError):
+                os.unlink(path)
+
+
+def _read(fd: int, size: int) -> bytes:
+    pieces = []
+    while size > 0 and (piece := os.read(fd, size)):
+        pieces.append(piece)
+        size -= len(piece)
+    return b"".join(pieces)
+
+
+def _write(fd: int, content: bytes) -> None:
+    view = memoryview(content)
+    while view:
+        view = view[os.write(fd, view) :]
+
+
+def _sync_all(paths: list[str]) -> None:
+    if len(paths) > _FEW:
+        _sync_file_system(paths[0])
+    else:
+        for path in paths:
+            _sync(path)
+
+
+def _sync(path: str) -> None:
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def _sync_file_system(path: str) -> None:
+    """syncfs(2), which Python lacks. Reports failed writes since Linux 5.8."""
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        if _libc.syncfs(fd) != 0:
+            raise OSError(ctypes.get_errno(), "syncfs failed")
+    finally:
+        os.close(fd)

@@ -1,0 +1,239 @@
+"""What clients send and get: request bodies, answers, events. Names and shapes are the HTTP contract's.
+
+Request models are strict and know no unknown fields. Answers are built as plain dicts by the functions below, which is
+fast; the models beside them say the same to /docs, and a test holds the two against each other.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+from era.core.models import Session, StoredCode, timestamp
+from era.core.runs import Collected, RunResult
+from era.core.views import data_view
+
+SESSION_ID = r"^[A-Za-z0-9_:-]{1,128}$"
+
+Env = Annotated[
+    dict[str, str], Field(description="Variables of this run only: never stored, logged or returned.", examples=[{"A": "1"}])
+]
+
+
+class Body(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+
+class CreateSession(Body):
+    language: str = Field(description="python, node or typescript, or an alias.", examples=["python"])
+    session_id: str | None = Field(None, pattern=SESSION_ID, description="Made up where it is left out.")
+    persistent: bool = Field(True, description="Whether files outlive a run. Data always does.")
+    data: dict[str, Any] = Field(default_factory=dict, description="The state; `.session_data.json` in the sandbox.")
+    metadata: dict[str, Any] = Field(default_factory=dict, description="Labels; never seen by programs.")
+    setup: dict[str, Any] | None = Field(None, description="Packages to install. Not offered by this version.")
+    allowInternetAccess: bool = Field(True, description="Kept for later versions: this one gives no network at all.")  # noqa: N815
+    allowPublicAccess: bool = Field(True, description="Whether others may call the session's public URL.")  # noqa: N815
+    default_timeout: float = Field(30.0, gt=0, description="Seconds that a run may take if it doesn't say.")
+
+    @field_validator("setup")
+    @classmethod
+    def _no_setup_yet(cls, value: dict[str, Any] | None) -> dict[str, Any] | None:
+        if value:
+            raise ValueError("packages can't be installed by this version of ERA")
+        return value
+
+
+class ChangeSession(Body):
+    default_timeout: float | None = Field(None, gt=0)
+    allowInternetAccess: bool | None = None  # noqa: N815
+    allowPublicAccess: bool | None = None  # noqa: N815
+    metadata: dict[str, Any] | None = None
+    data: dict[str, Any] | None = Field(None, description="Replaces the state, between runs.")
+
+
+class RunBody(Body):
+    code: str | None = Field(None, description="Left out: the session's stored code.", examples=["print('hello')"])
+    env: Env = Field(default_factory=dict)
+    timeout: float | None = Field(None, gt=0, description="Seconds; left out: the session's default_timeout.")
+
+
+class ExecuteBody(Body):
+    language: str = Field(examples=["python"])
+    code: str = Field(examples=["print('hello')"])
+    env: Env = Field(default_factory=dict)
+    timeout: float | None = Field(None, gt=0)
+    files: dict[str, str] = Field(default_factory=dict, description="Text files to put beside the program, by path.")
+    allowInternetAccess: bool = True  # noqa: N815
+
+
+class CodeBody(Body):
+    code: str = Field(examples=["print('stored')"])
+    description: str | None = None
+
+
+class ErrorAnswer(BaseModel):
+    error: str
+    code: str
+    hint: str
+    request_id: str
+    details: Any = None
+
+
+class SessionAnswer(BaseModel):
+    id: str
+    session_id: str
+    created_at: str
+    last_run_at: str
+    language: str
+    persistent: bool
+    file_count: int
+    total_size_bytes: int
+    metadata: dict[str, Any]
+    data: dict[str, Any]
+    setup: dict[str, Any] | None
+    allowInternetAccess: bool  # noqa: N815
+    allowPublicAccess: bool  # noqa: N815
+    default_timeout: float
+    version: int
+    status: str
+    files: list[dict[str, Any]] | None = None
+
+
+class SessionsAnswer(BaseModel):
+    sessions: list[SessionAnswer]
+    count: int
+    next_cursor: str | None
+
+
+class ChangedAnswer(BaseModel):
+    success: bool
+    id: str
+    metadata: SessionAnswer
+    updated_at: str
+
+
+class DeletedAnswer(BaseModel):
+    success: bool
+    id: str
+    deleted_at: str
+
+
+class DeletedAllAnswer(BaseModel):
+    success: bool
+    deleted_count: int
+    deleted_sessions: list[str]
+    deleted_at: str
+
+
+class StateAnswer(BaseModel):
+    version: int
+    committed: bool
+    reason: str | None
+
+
+class RunAnswer(BaseModel):
+    exit_code: int
+    stdout: str
+    stderr: str
+    duration: str
+    session_id: str
+    data: dict[str, Any]
+    run_id: str
+    status: str
+    stdout_truncated: bool
+    stderr_truncated: bool
+    state: StateAnswer
+
+
+class ExecuteAnswer(BaseModel):
+    exit_code: int
+    stdout: str
+    stderr: str
+    duration: str
+    language: str
+    vm_id: str
+    run_id: str
+    status: str
+    stdout_truncated: bool
+    stderr_truncated: bool
+
+
+class CodeStoredAnswer(BaseModel):
+    success: bool
+    code_length: int
+    updated_at: str
+
+
+class CodeAnswer(BaseModel):
+    code: str
+    description: str | None
+    updated_at: str
+    code_length: int
+
+
+def session_answer(session: Session, status: str) -> dict[str, Any]:
+    """The session object. `status` is `running` while a run is under way, else `idle`."""
+    return {
+        "id": session.id,
+        "session_id": session.id,
+        "created_at": timestamp(session.created_at),
+        "last_run_at": timestamp(session.last_run_at),
+        "language": session.language,
+        "persistent": session.persistent,
+        "file_count": session.snapshot.file_count,
+        "total_size_bytes": session.snapshot.total_bytes,
+        "metadata": session.metadata,
+        "data": data_view(json.loads(session.data), session.stored),
+        "setup": None,
+        "allowInternetAccess": session.allow_internet,
+        "allowPublicAccess": session.allow_public,
+        "default_timeout": session.default_timeout,
+        "version": session.version,
+        "status": status,
+    }
+
+
+def result_answer(result: RunResult) -> dict[str, Any]:
+    """A run's answer but for its output."""
+    return {
+        "exit_code": result.exit_code,
+        "duration": f"{result.duration:.3f}s",
+        "session_id": result.session_id,
+        "data": result.data,
+        "run_id": result.run_id,
+        "status": result.status,
+        "stdout_truncated": result.stdout_truncated,
+        "stderr_truncated": result.stderr_truncated,
+        "state": {
+            "version": result.state.version,
+            "committed": result.state.committed,
+            "reason": result.state.reason,
+        },
+    }
+
+
+def run_answer(run: Collected) -> dict[str, Any]:
+    return {"stdout": text(run.stdout), "stderr": text(run.stderr), **result_answer(run.result)}
+
+
+def execute_answer(run: Collected, language: str) -> dict[str, Any]:
+    answer = run_answer(run)
+    for name in ("data", "state", "session_id"):
+        del answer[name]
+    return {**answer, "language": language, "vm_id": run.result.session_id}
+
+
+def code_answer(stored: StoredCode) -> dict[str, Any]:
+    return {
+        "code": stored.code,
+        "description": stored.description,
+        "updated_at": timestamp(stored.updated_at),
+        "code_length": len(stored.code),
+    }
+
+
+def text(output: bytes) -> str:
+    """Output as text: what is not UTF-8 shows as U+FFFD."""
+    return output.decode(errors="replace")
