@@ -9,6 +9,7 @@ import hashlib
 import logging
 import signal
 import socket
+import sys
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from ipaddress import ip_address
@@ -91,7 +92,7 @@ async def services(settings: Settings) -> AsyncIterator[Context]:
                     runs=runs,
                     turns=turns,
                     store=store,
-                    files=snapshots.files,
+                    files=snapshots.entries,
                     isolation=sandboxes.isolation,
                     host_counts=host.counts,
                 )
@@ -201,4 +202,13 @@ def _is_loopback(host: str) -> bool:
 
 
 def _log_at(level: str) -> None:
-    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelNamesMapping()[level.upper()]))
+    """Plain lines on stderr. Tracebacks come without local variables: those hold code, data and env of users."""
+    structlog.configure(
+        processors=[
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper("iso", utc=True),
+            structlog.dev.ConsoleRenderer(colors=False, exception_formatter=structlog.dev.plain_traceback),
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelNamesMapping()[level.upper()]),
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+    )

@@ -181,7 +181,9 @@ def _follow(client: httpx.Client, path: str, body: dict[str, Any]) -> dict[str, 
 def _client(server: str) -> httpx.Client:
     key = os.environ.get("ERA_API_KEY")
     headers = {"Authorization": f"Bearer {key}"} if key else {}
-    return httpx.Client(base_url=server, headers=headers, timeout=None, trust_env=False)
+    # A run may take as long as it was allowed to; only connecting has a bound.
+    patience = httpx.Timeout(None, connect=10)
+    return httpx.Client(base_url=server, headers=headers, timeout=patience, trust_env=False)
 
 
 def _call(client: httpx.Client, method: str, path: str, body: dict[str, Any]) -> dict[str, Any]:

@@ -32,9 +32,7 @@ class EraError(Exception):
     hint = "This is a bug in ERA. Please report it with the request id."
     retry_after: int | None = None
 
-    def __init__(
-        self, message: str, *, hint: str | None = None, code: str | None = None, details: Any = None
-    ) -> None:
+    def __init__(self, message: str, *, hint: str | None = None, code: str | None = None, details: Any = None) -> None:
         super().__init__(message)
         self.message = message
         self.hint = hint or self.hint
@@ -105,7 +103,7 @@ class Unavailable(EraError):
     status = 503
     code = "unavailable"
     hint = "Try again in a moment; if it stays so, look at the server's log."
-    retry_after = 1
+    retry_after: int | None = 1
 
 
 class NoIsolation(Unavailable):

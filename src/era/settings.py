@@ -16,7 +16,9 @@ class Settings(BaseSettings):
     host: str = Field("127.0.0.1", description="Address to serve on. Any but loopback needs an API key.")
     port: int = Field(8787, ge=0, le=65535, description="Port to serve on; 0 lets the system choose one.")
     data_dir: Path = Field(Path("data"), description="Where sessions, files and the database lie.")
-    api_key: SecretStr | None = Field(None, description="Key that callers of /api and /mcp must send as a bearer token.")
+    api_key: SecretStr | None = Field(
+        None, description="Key that callers of /api and /mcp must send as a bearer token."
+    )
     allow_no_key: bool = Field(False, description="Serve an address other than loopback although no API key is set.")
     public_url: str | None = Field(None, description="URL that programs see as ERA_BASE_URL, if not the caller's own.")
     log_level: str = Field("info", description="Least severe messages to log: debug, info, warning or error.")
@@ -27,7 +29,9 @@ class Settings(BaseSettings):
     tmp_mb: int = Field(64, ge=1, description="Size of /tmp and of /dev/shm in a sandbox, in MiB each.")
     file_mb: int = Field(1024, ge=1, description="Size of the largest file a program may write, in MiB.")
     output_bytes: int = Field(10 << 20, ge=1024, description="Bytes of stdout, and of stderr, that a run may answer.")
-    max_timeout: float = Field(3600, gt=0, description="Longest timeout that a run or a session may ask for, in seconds.")
+    max_timeout: float = Field(
+        3600, gt=0, description="Longest timeout that a run or a session may ask for, in seconds."
+    )
     max_waiting: int = Field(64, ge=1, description="Runs that may wait for a session's turn before more get a 429.")
 
     spares: int = Field(1, ge=0, description="Sandboxes kept ready for first runs, for each language.")

@@ -18,7 +18,8 @@ from era.core.views import data_view
 SESSION_ID = r"^[A-Za-z0-9_:-]{1,128}$"
 
 Env = Annotated[
-    dict[str, str], Field(description="Variables of this run only: never stored, logged or returned.", examples=[{"A": "1"}])
+    dict[str, str],
+    Field(description="Variables of this run only: never stored, logged or returned.", examples=[{"A": "1"}]),
 ]
 
 

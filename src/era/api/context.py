@@ -16,6 +16,7 @@ from era.core.models import JsonObject, Language, Snapshot, canonical_language
 from era.core.ports import MetadataStore
 from era.core.runs import Runs
 from era.core.sessions import Sessions
+from era.core.snapshots import Listed
 from era.core.turns import Turns
 from era.errors import BadRequest, EraError, NotFound, TooLarge
 from era.settings import Settings
@@ -34,9 +35,7 @@ class Context:
     runs: Runs
     turns: Turns
     store: MetadataStore
-    files: Callable[[Snapshot], Awaitable[Sequence[tuple[str, int, int]]]]
-    """Path, size and modification time (ns) of each file of a snapshot."""
-
+    files: Callable[[Snapshot], Awaitable[Sequence[Listed]]]
     isolation: Callable[[], JsonObject]
     host_counts: Callable[[], Mapping[str, int]]
 

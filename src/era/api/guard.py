@@ -60,7 +60,7 @@ class Guard:
             return
         request_id = "req_" + secrets.token_hex(8)
         scope.setdefault("state", {})["request_id"] = request_id
-        headers = {name: value for name, value in scope["headers"]}
+        headers = dict(scope["headers"])
         began = False
 
         async def send_with_id(message: Message) -> None:

@@ -46,5 +46,5 @@ async def metrics(context: UseContext) -> Response:
             return [sandboxes, runs, sessions]
 
     registry = CollectorRegistry()
-    registry.register(_Now())  # type: ignore[arg-type]  # any object that collects will do
+    registry.register(_Now())
     return Response(generate_latest(registry), media_type=CONTENT_TYPE_LATEST)

@@ -19,6 +19,7 @@ from era.settings import Settings
 
 log = structlog.get_logger()
 
+
 def build(settings: Settings, context: Context) -> FastAPI:
     """The application, serving what `context` holds."""
     app = FastAPI(title="ERA", version=__version__, docs_url=None, redoc_url=None)
@@ -52,7 +53,9 @@ async def _invalid(request: Request, error: Exception) -> Response:
     if not isinstance(error, RequestValidationError):
         raise error
     problems = [_problem(item) for item in error.errors()]
-    return _answer(request, BadRequest(problems[0][0], hint=problems[0][1], code="invalid_field", details=_details(error)))
+    return _answer(
+        request, BadRequest(problems[0][0], hint=problems[0][1], code="invalid_field", details=_details(error))
+    )
 
 
 def _details(error: RequestValidationError) -> list[dict[str, str]]:

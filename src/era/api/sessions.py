@@ -71,7 +71,9 @@ async def list_sessions(
 ) -> Response:
     """List sessions, newest first. `metadata.KEY=VALUE` keeps those with that label."""
     prefix = "metadata."
-    labels = {name.removeprefix(prefix): value for name, value in request.query_params.items() if name.startswith(prefix)}
+    labels = {
+        name.removeprefix(prefix): value for name, value in request.query_params.items() if name.startswith(prefix)
+    }
     which = SessionFilter(
         language=language(language_name) if language_name else None,
         metadata=labels or None,
@@ -106,8 +108,8 @@ async def get_session(
     shown = _shown(session, context)
     if include == "files":
         shown["files"] = [
-            {"path": path, "size": size, "modified_at": timestamp(modified_ns // 1000), "uploaded": False}
-            for path, size, modified_ns in await context.files(session.snapshot)
+            {"path": _shown_path(path), "size": size, "modified_at": timestamp(modified_ns // 1000), "uploaded": False}
+            for path, size, modified_ns, _ in await context.files(session.snapshot)
         ]
     return Answer(shown)
 
@@ -151,6 +153,11 @@ async def store_code(session_id: SessionId, body: CodeBody, context: UseContext)
 async def stored_code(session_id: SessionId, context: UseContext) -> Response:
     """Show the stored code."""
     return Answer(code_answer(await context.sessions.stored_code(session_id)))
+
+
+def _shown_path(path: str) -> str:
+    """A path as text: bytes that are not UTF-8 show as U+FFFD."""
+    return path.encode(errors="surrogateescape").decode(errors="replace")
 
 
 def _cursor_of(key: int) -> str:

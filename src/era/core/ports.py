@@ -7,7 +7,7 @@ for each `Sandbox` it needs. Nothing calls back except through what these calls 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -30,14 +30,14 @@ class Limits:
 class Program:
     """One run as the sandbox sees it. `env` is seen by this run only and is never logged."""
 
-    code: bytes
-    state: bytes
-    env: Mapping[str, str]
+    code: bytes = field(repr=False)
+    state: bytes = field(repr=False)
+    env: Mapping[str, str] = field(repr=False)
     timeout: float
     ephemeral: bool
     """Wipe the working directory once the run has ended."""
 
-    files: Mapping[str, bytes]
+    files: Mapping[str, bytes] = field(repr=False)
     """Extra files to put into the working directory first, by relative path."""
 
 

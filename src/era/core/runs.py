@@ -46,7 +46,7 @@ from era.core.ports import (
 )
 from era.core.turns import Turns
 from era.core.views import data_view
-from era.errors import NoCode, SandboxFailed
+from era.errors import EraError, NoCode, SandboxFailed
 
 log = structlog.get_logger()
 
@@ -58,8 +58,8 @@ class RunRequest:
     """What a caller asks for. `base_url` is how it reached us, for the program's ERA_BASE_URL."""
 
     base_url: str
-    code: str | None = None
-    env: Mapping[str, str] = field(default_factory=dict)
+    code: str | None = field(default=None, repr=False)
+    env: Mapping[str, str] = field(default_factory=dict, repr=False)
     timeout: float | None = None
 
 
@@ -69,10 +69,10 @@ class ExecuteRequest:
 
     base_url: str
     language: Language
-    code: str
-    env: Mapping[str, str]
+    code: str = field(repr=False)
+    env: Mapping[str, str] = field(repr=False)
     timeout: float | None
-    files: Mapping[str, bytes]
+    files: Mapping[str, bytes] = field(repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,19 +144,14 @@ class Runs:
                 raise NoCode(f"Session '{session_id}' stores no code and this run brings none.")
             session = await self._store.begin_run(session_id, run_id)
             record = RunRecord(run_id, session.key, "running", started_at=now())
+            sandbox: Sandbox | None = None
             try:
                 sandbox = await self._host.acquire(session)
-            except BaseException as error:
-                await self._never_began(record, str(error))
-                raise
-            try:
                 return await self._run_in(sandbox, session, record, request, emit)
-            except SandboxFailed as error:
-                await self._host.discard(sandbox)
-                await self._never_began(record, error.message)
-                raise
-            except BaseException:
-                await self._host.discard(sandbox)
+            except BaseException as error:
+                if sandbox is not None:
+                    await self._host.discard(sandbox)
+                await self._end_without_result(record, error)
                 raise
 
     async def _run_in(
@@ -229,10 +224,15 @@ class Runs:
             state=StateOutcome(record.version or session.version, record.committed, record.reason),
         )
 
-    async def _never_began(self, record: RunRecord, reason: str) -> None:
-        """Record a run whose program was not started."""
-        ended = replace(record, status="failed", ended_at=now(), reason=f"The program was not started: {reason}")
-        await self._store.end_run(ended, data=None, snapshot=None)
+    async def _end_without_result(self, record: RunRecord, error: BaseException) -> None:
+        """Record a run of which nothing could be kept. Where that fails too, it is found `running` at the next start
+        and recorded as lost."""
+        reason = error.message if isinstance(error, EraError) else "The service failed."
+        ended = replace(record, status="failed", ended_at=now(), reason=reason)
+        try:
+            await self._store.end_run(ended, data=None, snapshot=None)
+        except EraError as second:
+            log.warning("run_not_recorded", run=record.id, error=second.message)
 
     async def _execute(self, request: ExecuteRequest) -> AsyncIterator[RunEvent]:
         run_id = new_id("run")

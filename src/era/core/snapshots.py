@@ -4,71 +4,60 @@ Theory of operation. A snapshot is a tree of content-addressed objects: a file i
 object*, JSON that lists its entries sorted by name, each with what it takes to make it again. Equal content has equal
 addresses, so a subtree that didn't change is neither written nor looked at again when it is put.
 
-`take` works in two passes. `_Scan` walks the directory and only looks at it: it applies the limits before anything is
-read, and marks what is known from the walk before (same inode, size, times and mode) as unchanged. A small tree of
-which nothing changed is done there and then on the event loop. `_Keeper` then reads what is left, on a thread.
+`take` works in two passes (see trees.py). The first only looks, and applies the limits before anything is read; a small
+tree of which nothing changed is done there and then on the event loop. The second reads what is left, on a thread.
 
-What was known may be relied on only if that can't have missed a change and the content can't have been swept since:
-  - A file whose ctime is as young as the scan could be written once more within the clock's tick and look the same
-    (git calls this racy). It is read again next time.
-  - tmpfs doesn't touch a file's times when it is written through a memory map. There nothing is relied on.
-  - Content is safe from the sweep while a row names it. So the memory of a sandbox counts only while its last
-    snapshot is the session's present one; a run that wasn't committed makes it void.
-
-The directory is written by hostile code, which is dead by the time we look (nothing in it changes while `take` runs).
-So a name may be anything, but it stays what it is: every name is opened relative to its directory's descriptor, one
-component at a time, never through a link and never waiting, and what was opened is checked to be what was seen.
+What an earlier look found may be relied on only if that can't have missed a change and the content can't have been
+swept since. For the latter, content is safe from the sweep while a row names it: so the memory of a sandbox counts
+only while its last snapshot is the session's present one, and a run that wasn't committed makes it void.
 """
 
 from __future__ import annotations
 
 import asyncio
-import ctypes
 import errno
 import hashlib
 import json
 import os
-import stat
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, contextmanager, suppress
-from dataclasses import dataclass, field
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
-from era.core.models import EMPTY, STATE_FILE, Snapshot
-from era.core.ports import Sandbox, SnapshotRefused
+from era.core import trees
+from era.core.models import EMPTY, Snapshot
+from era.core.ports import Sandbox
+from era.core.trees import BlobBatch, Bounds, MoreThanAGlance, Scan, Tree
 from era.errors import CommitFailed, SandboxFailed, Unavailable
 
 _GLANCE = 32
 """Trees of up to this many entries are looked at on the event loop: that takes less time than going to a thread."""
 
-_RACY_NS = 50_000_000
 _GRACE_SECONDS = 3600.0
-_TMPFS_MAGIC = 0x01021994
-_THREADS = 2
-
-_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-_FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
+_THREADS = 4
+_CLOCK_OF_FILES = 5  # CLOCK_REALTIME_COARSE, which the time module lacks
+_DEFAULT_BOUNDS = Bounds()
 _NEW_FILE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-
-
-class BlobBatch(Protocol):
-    def put(self, content: bytes) -> str: ...
-
-    def put_file(self, fd: int, size: int) -> str: ...
 
 
 class BlobStore(Protocol):
     """Content by its SHA-256; see store/blobs.py. Called from several threads."""
 
-    def batch(self) -> AbstractContextManager[BlobBatch]: ...
+    def batch(self) -> AbstractContextManager[BlobBatch]:
+        """What is put within is durable once the block has ended."""
+        ...
 
     def get(self, digest: str) -> bytes: ...
 
-    def open_blob(self, digest: str) -> int: ...
+    def open_blob(self, digest: str) -> int:
+        """A descriptor to read from, the caller's to close."""
+        ...
 
-    def sweep(self, keep: set[str], older_than: float) -> int: ...
+    def sweep(self, keep: set[str], older_than: float) -> int:
+        """Remove what isn't in `keep` and was last put before `older_than`; how many went."""
+        ...
 
 
 class Listed(NamedTuple):
@@ -80,86 +69,19 @@ class Listed(NamedTuple):
     is_link: bool
 
 
-class _Seen(NamedTuple):
-    """What tells one state of a file from another without reading it."""
-
-    inode: int
-    size: int
-    mtime_ns: int
-    ctime_ns: int
-    mode: int
-
-
-@dataclass(slots=True)
-class _File:
-    seen: _Seen
-    settled: bool
-    """A later change can't look like this one."""
-
-    digest: str | None = None
-
-
-class _Link(NamedTuple):
-    target: str
-    mtime_ns: int
-
-
-@dataclass(slots=True)
-class _Tree:
-    """A directory. `digest` is None as long as it isn't known to be stored."""
-
-    mode: int = 0
-    files: dict[str, _File] = field(default_factory=dict)
-    links: dict[str, _Link] = field(default_factory=dict)
-    trees: dict[str, _Tree] = field(default_factory=dict)
-    digest: str | None = None
-
-    def same_as(self, other: _Tree) -> bool:
-        """Whether the two have the same content, all of `self` being known from `other`."""
-        return (
-            self.links == other.links
-            and self.files.keys() == other.files.keys()
-            and self.trees.keys() == other.trees.keys()
-            and all(file.digest is not None for file in self.files.values())
-            and all(
-                tree.digest is not None and tree.mode == other.trees[name].mode for name, tree in self.trees.items()
-            )
-        )
-
-    def encoded(self) -> bytes:
-        """The tree object: one form for one content."""
-        entries: list[tuple[Any, ...]] = [
-            ("file", _portable(name), file.digest, file.seen.size, file.seen.mode & 0o777, file.seen.mtime_ns)
-            for name, file in self.files.items()
-        ]
-        entries += [("link", _portable(name), link.target, link.mtime_ns) for name, link in self.links.items()]
-        entries += [("dir", _portable(name), tree.digest, tree.mode) for name, tree in self.trees.items()]
-        entries.sort(key=lambda entry: _raw(entry[1]))
-        return json.dumps(entries, separators=(",", ":")).encode()
-
-
 @dataclass(frozen=True, slots=True)
 class _Memory:
     """What the last walk through a sandbox found."""
 
     snapshot: Snapshot
-    tree: _Tree
-
-
-@dataclass(frozen=True, slots=True)
-class Bounds:
-    """What a working directory may hold and still be kept."""
-
-    entries: int = 200_000
-    total_bytes: int = 4 << 30
-    depth: int = 128
+    tree: Tree
 
 
 class Snapshots:
     """A SnapshotStore over a BlobStore. `close` when done."""
 
     def __init__(
-        self, blobs: BlobStore, *, bounds: Bounds = Bounds(), grace_seconds: float = _GRACE_SECONDS
+        self, blobs: BlobStore, *, bounds: Bounds = _DEFAULT_BOUNDS, grace_seconds: float = _GRACE_SECONDS
     ) -> None:
         self._blobs = blobs
         self._bounds = bounds
@@ -215,9 +137,10 @@ class Snapshots:
         wanted = list(roots)
 
         def job() -> int:
+            marked: set[str] = set()
             keep: set[str] = set()
             for root in wanted:
-                self._mark(root, keep)
+                self._mark(root, marked, keep)
             return self._blobs.sweep(keep, older_than)
 
         try:
@@ -232,89 +155,75 @@ class Snapshots:
     async def _on_thread[T](self, job: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._threads, job)
 
-    def _glance(self, sandbox: Sandbox, known: _Tree | None, previous: Snapshot) -> Snapshot | None:
+    def _glance(self, sandbox: Sandbox, known: Tree | None, previous: Snapshot) -> Snapshot | None:
         """The answer where it is plain to see: a tree that is empty, or small and unchanged."""
-        scan = _Scan(self._bounds, _GLANCE)
+        scan = Scan(self._bounds, _GLANCE)
         try:
-            with _opened_root(sandbox) as root:
-                tree = scan.walk(root, known)
-        except _MoreThanAGlance:
+            with trees.opened_root(sandbox.workspace) as root:
+                tree = scan.look(root, known)
+        except MoreThanAGlance:
             return None
         if tree.digest is not None:
             return previous
-        if tree.files or tree.links or tree.trees:
+        if not tree.is_empty:
             return None
         self.forget(sandbox.id)
         return EMPTY
 
-    def _keep(self, sandbox: Sandbox, known: _Tree | None) -> _Memory:
-        scan = _Scan(self._bounds)
-        with _opened_root(sandbox) as root:
-            tree = scan.walk(root, known)
+    def _keep(self, sandbox: Sandbox, known: Tree | None) -> _Memory:
+        scan = Scan(self._bounds)
+        with trees.opened_root(sandbox.workspace) as root:
+            tree = scan.look(root, known)
+            if tree.is_empty:
+                return _Memory(EMPTY, tree)
             if tree.digest is None:
                 with self._blobs.batch() as batch:
-                    _store(root, tree, known, batch)
+                    trees.store(root, tree, known, batch)
         return _Memory(Snapshot(tree.digest, scan.file_count, scan.total_bytes), tree)
 
-    def _fill(self, sandbox: Sandbox, digest: str) -> _Tree:
-        with _opened_root(sandbox) as root:
-            gid = os.fstat(root).st_gid
-            owner = None if sandbox.uid is None else (sandbox.uid, gid)
+    def _fill(self, sandbox: Sandbox, digest: str) -> Tree:
+        with trees.opened_root(sandbox.workspace) as root:
+            owner = None if sandbox.uid is None else (sandbox.uid, os.fstat(root).st_gid)
             tree = self._fill_directory(root, digest, owner)
-            if _is_tmpfs(root):
-                return _Tree()
-        # A write within the present tick of the clock could leave a file's times as they are. The program comes after
-        # this tick, so that every file here is settled.
-        made_at = time.clock_gettime_ns(time.CLOCK_REALTIME)
-        while time.clock_gettime_ns(time.CLOCK_REALTIME_COARSE) <= made_at:
-            time.sleep(0.001)
+        _wait_for_the_next_tick()
         return tree
 
-    def _fill_directory(self, fd: int, digest: str, owner: tuple[int, int] | None) -> _Tree:
-        tree = _Tree(digest=digest)
+    def _fill_directory(self, fd: int, digest: str, owner: tuple[int, int] | None) -> Tree:
+        tree = Tree(digest=digest)
         for kind, portable, *rest in self._tree_object(digest):
-            name = _native(portable)
+            name = trees.native(portable)
             match kind, rest:
                 case "file", (content, size, mode, mtime_ns):
-                    seen = self._fill_file(fd, name, content, size, mode, mtime_ns, owner)
-                    tree.files[name] = _File(seen, settled=True, digest=content)
+                    with trees.closing(os.open(name, _NEW_FILE, 0o600, dir_fd=fd)) as file:
+                        self._fill_file(file, content, size)
+                        if owner is not None:
+                            os.fchown(file, *owner)
+                        os.fchmod(file, mode)
+                        os.utime(file, ns=(mtime_ns, mtime_ns))
+                        tree.files[name] = trees.File(trees.seen(os.fstat(file)), settled=True, digest=content)
                 case "link", (target, mtime_ns):
-                    os.symlink(_native(target), name, dir_fd=fd)
+                    os.symlink(trees.native(target), name, dir_fd=fd)
                     if owner is not None:
                         os.chown(name, *owner, dir_fd=fd, follow_symlinks=False)
                     os.utime(name, ns=(mtime_ns, mtime_ns), dir_fd=fd, follow_symlinks=False)
-                    tree.links[name] = _Link(target, mtime_ns)
+                    tree.links[name] = trees.Link(target, mtime_ns)
                 case "dir", (content, mode):
                     os.mkdir(name, 0o700, dir_fd=fd)
-                    child = os.open(name, _DIRECTORY, dir_fd=fd)
-                    try:
+                    with trees.closing(os.open(name, trees.DIRECTORY, dir_fd=fd)) as child:
                         tree.trees[name] = self._fill_directory(child, content, owner)
+                        tree.trees[name].mode = mode
                         if owner is not None:
                             os.fchown(child, *owner)
                         os.fchmod(child, mode)
-                    finally:
-                        os.close(child)
-                    tree.trees[name].mode = mode
         return tree
 
-    def _fill_file(
-        self, parent: int, name: str, digest: str, size: int, mode: int, mtime_ns: int, owner: tuple[int, int] | None
-    ) -> _Seen:
-        fd = os.open(name, _NEW_FILE, 0o600, dir_fd=parent)
-        try:
-            content = self._blobs.open_blob(digest)
-            try:
-                if _copy(content, fd) != size:
-                    raise OSError(errno.EIO, "a file is not as long as it was")
-            finally:
-                os.close(content)
-            if owner is not None:
-                os.fchown(fd, *owner)
-            os.fchmod(fd, mode)
-            os.utime(fd, ns=(mtime_ns, mtime_ns))
-            return _seen(os.fstat(fd))
-        finally:
-            os.close(fd)
+    def _fill_file(self, fd: int, digest: str, size: int) -> None:
+        with trees.closing(self._blobs.open_blob(digest)) as content:
+            copied = 0
+            while sent := os.sendfile(fd, content, None, 1 << 30):
+                copied += sent
+        if copied != size:
+            raise OSError(errno.EIO, "a file is not as long as it was")
 
     def _listed(self, digest: str, prefix: str) -> Iterator[Listed]:
         for kind, name, *rest in self._tree_object(digest):
@@ -322,19 +231,21 @@ class Snapshots:
                 case "file", (_, size, _, mtime_ns):
                     yield Listed(prefix + name, size, mtime_ns, is_link=False)
                 case "link", (target, mtime_ns):
-                    yield Listed(prefix + name, len(_raw(target)), mtime_ns, is_link=True)
+                    yield Listed(prefix + name, len(trees.raw(target)), mtime_ns, is_link=True)
                 case "dir", (content, _):
                     yield from self._listed(content, f"{prefix}{name}/")
 
-    def _mark(self, digest: str, keep: set[str]) -> None:
-        if digest in keep:
+    def _mark(self, digest: str, marked: set[str], keep: set[str]) -> None:
+        # `keep` alone can't tell what was visited: a file may have the very content of a tree object.
+        if digest in marked:
             return
+        marked.add(digest)
         keep.add(digest)
         for kind, _, *rest in self._tree_object(digest):
             if kind == "file":
                 keep.add(rest[0])
             elif kind == "dir":
-                self._mark(rest[0], keep)
+                self._mark(rest[0], marked, keep)
 
     def _tree_object(self, digest: str) -> list[list[Any]]:
         content = self._blobs.get(digest)
@@ -342,3 +253,14 @@ class Snapshots:
             raise OSError(errno.EIO, "a directory's list is damaged")
         entries: list[list[Any]] = json.loads(content)
         return entries
+
+
+def _wait_for_the_next_tick() -> None:
+    """Let the clock of file times move on.
+
+    A write within the tick of a restore could leave a file's times as the restore made them. The program comes after
+    that tick, so that whatever it writes can be seen to be newer.
+    """
+    made_at = time.clock_gettime_ns(time.CLOCK_REALTIME)
+    while time.clock_gettime_ns(_CLOCK_OF_FILES) <= made_at:
+        time.sleep(0.001)

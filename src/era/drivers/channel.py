@@ -130,5 +130,3 @@ def _died() -> Ended:
         cpu_us=None,
         sandbox_alive=False,
     )
-
-

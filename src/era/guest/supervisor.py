@@ -4,11 +4,11 @@ Theory of operation
 ===================
 
 *Becoming the program.* The sandbox's first process is `python3 main.py`, with `main.py` not there yet and this
-directory on the path. Python imports `sitecustomize` before it looks at `main.py`, and that import runs `serve()`, which
-never returns in PID 1. For a run it forks; the child *returns* from `serve()`, and the interpreter goes on with what
-it was asked for: it opens `main.py`, makes `__main__`, runs it, finalizes. So the program is a real `python3 main.py`
-from argv to exit handlers, with none of our frames beneath it, and yet costs a fork instead of a start. Other
-languages have a process of theirs started in the same place, waiting in a preload script (node_wait.cjs).
+directory on the path. Python imports `sitecustomize` before it looks at `main.py`, and that import runs `serve()`,
+which never returns in PID 1. For a run it forks; the child *returns* from `serve()`, and the interpreter goes on with
+what it was asked for: it opens `main.py`, makes `__main__`, runs it, finalizes. So the program is a real
+`python3 main.py` from argv to exit handlers, with none of our frames beneath it, and yet costs a fork instead of a
+start. Other languages have a process of theirs started in the same place, waiting in a preload script (node_wait.cjs).
 
 *Spares.* The process for the next run is made ahead of need and waits at a pipe for its environment. It is made only
 once everything of the run before is dead, so no program ever shares the sandbox with the spare of a later run and
@@ -34,8 +34,11 @@ Wire format, both ways over one stream socket: a kind (1 byte), a length (4 byte
                   D  JSON: how the run ended
 """
 
+from __future__ import annotations
+
 import ctypes
 import gc
+import io
 import json
 import os
 import resource
@@ -43,6 +46,10 @@ import select
 import signal
 import sys
 import time
+
+TYPE_CHECKING = False  # as type checkers know it; importing it from typing would cost every sandbox
+if TYPE_CHECKING:
+    from typing import Any, NoReturn
 
 STATE_FILE = ".session_data.json"
 GRACE = 2.0  # seconds between SIGTERM and SIGKILL at the deadline
@@ -65,10 +72,10 @@ class BecomeProgram(BaseException):
 class Control:
     """The stream socket to the host. Its end is the sandbox's end."""
 
-    def __init__(self, fd):
+    def __init__(self, fd: int) -> None:
         self.fd = fd
 
-    def read_into(self, buffer):
+    def read_into(self, buffer: bytearray) -> None:
         view = memoryview(buffer)
         while view:
             count = os.readv(self.fd, [view])
@@ -76,17 +83,17 @@ class Control:
                 os._exit(0)  # the host is gone
             view = view[count:]
 
-    def read(self, size):
+    def read(self, size: int) -> bytes:
         buffer = bytearray(size)
         self.read_into(buffer)
         return bytes(buffer)
 
-    def receive(self):
+    def receive(self) -> tuple[bytes, bytes]:
         """The next frame's kind and payload."""
         head = self.read(5)
         return head[:1], self.read(int.from_bytes(head[1:], "big"))
 
-    def send(self, kind, payload):
+    def send(self, kind: bytes, payload: bytes) -> None:
         message = memoryview(kind + len(payload).to_bytes(4, "big") + payload)
         while message:
             message = message[os.write(self.fd, message) :]
@@ -95,7 +102,7 @@ class Control:
 class Spare:
     """A process that waits for its environment and then is the program `entry`."""
 
-    def __init__(self, pid, go, stdout, stderr, entry):
+    def __init__(self, pid: int, go: int, stdout: int, stderr: int, entry: str) -> None:
         self.pid = pid
         self.pidfd = os.pidfd_open(pid)
         self.go = go
@@ -103,7 +110,7 @@ class Spare:
         self.stderr = stderr
         self.entry = entry
 
-    def start(self, environment):
+    def start(self, environment: bytearray) -> None:
         """Hand over `environment` (JSON) and zero it. Raises BrokenPipeError if the spare is dead: it did not run."""
         try:
             size = len(environment).to_bytes(4, "big")
@@ -116,17 +123,17 @@ class Spare:
             self.go = -1
         environment[:] = bytes(len(environment))
 
-    def close(self):
+    def close(self) -> None:
         for fd in (self.pidfd, self.go, self.stdout, self.stderr):
             if fd >= 0:
                 os.close(fd)
 
 
 class Supervisor:
-    def __init__(self, config, loaded_at_start):
+    def __init__(self, config: dict[str, Any], loaded_at_start: set[str]) -> None:
         self.control = Control(config["control"])
         self.language = config["language"]
-        self.entry = config["entry"]
+        self.entry: str = config["entry"]
         self.warm = config["warm"]
         """argv of a waiting process, without the entry; None: fork this interpreter."""
         self.cold = config["cold"]
@@ -136,11 +143,11 @@ class Supervisor:
         self.guest_directory = config["guest"]
         self.isolation = config["isolation"]
         self.loaded_at_start = loaded_at_start
-        self.spare = None
+        self.spare: Spare | None = None
 
     # -- the loop -----------------------------------------------------------------------------------------------
 
-    def loop(self):
+    def loop(self) -> NoReturn:
         self.spare = self.make_spare(self.entry, self.warm)
         self.control.send(b"Y", json.dumps(self.isolation).encode())
         while True:
@@ -151,7 +158,7 @@ class Supervisor:
                 self.clean(header["ephemeral"])
                 self.spare = self.make_spare(self.entry, self.warm)
 
-    def run(self, header):
+    def run(self, header: dict[str, Any]) -> None:
         control = self.control
         os.chmod(".", 0o755)
         for path, size in header["files"]:
@@ -175,17 +182,17 @@ class Supervisor:
         remove_if_unchanged(entry, written)
         content, ended["state_problem"] = read_state(header["state_limit"])
         ended["state"] = "missing" if content is None else "same" if content == state else "sent"
-        if ended["state"] == "sent":
+        if content is not None and content != state:
             control.send(b"S", content)
         control.send(b"D", json.dumps(ended).encode())
 
-    def clean(self, ephemeral):
+    def clean(self, ephemeral: bool) -> None:
         """Nothing of a run may be there for the next one, except files in the working directory of a session that
         keeps them."""
         for directory in self.scratch:
-            empty_directory(directory)
+            empty_directory(directory, 0o1777)
         if ephemeral:
-            empty_directory(".")
+            empty_directory(".", 0o755)
         for kind in ("shm", "sem", "msg"):
             with open(f"/proc/sysvipc/{kind}", "rb") as table:
                 if table.read().count(b"\n") > 1:
@@ -193,7 +200,7 @@ class Supervisor:
 
     # -- starting -----------------------------------------------------------------------------------------------
 
-    def free_entry(self):
+    def free_entry(self) -> str:
         """The name for the program's file: the language's usual one unless the session has such a file itself."""
         name, serial = self.entry, 0
         while os.path.lexists(name):
@@ -201,8 +208,10 @@ class Supervisor:
             name = f"__main__{'' if serial == 1 else serial}{os.path.splitext(self.entry)[1]}"
         return name
 
-    def start_program(self, entry, environment, cold):
+    def start_program(self, entry: str, environment: bytearray, cold: bool) -> Spare:
         spare, self.spare = self.spare, None
+        if spare is None:
+            raise RuntimeError("a run was asked for before its spare was made")
         if not cold and entry == spare.entry:
             try:
                 spare.start(environment)
@@ -216,7 +225,7 @@ class Supervisor:
         spare.start(environment)
         return spare
 
-    def make_spare(self, entry, warm, cold=None):
+    def make_spare(self, entry: str, warm: list[str] | None, cold: list[str] | None = None) -> Spare:
         """Fork a process that waits for its environment: `warm` runs another interpreter that waits by itself, `cold`
         starts one only when the environment is there, and with neither the child becomes the program."""
         go, go_end = os.pipe()
@@ -255,28 +264,33 @@ class Supervisor:
             os._exit(126)
         raise BecomeProgram
 
-    def forget_ourselves(self, environment):
+    def forget_ourselves(self, environment: dict[str, str]) -> None:
         """Leave the interpreter as `python3 main.py` would find it, but for modules that are loaded already."""
         os.environ.clear()
         os.environ.update(environment)
         sys.path.remove(self.guest_directory)
         sys.path_importer_cache.pop(self.guest_directory, None)
-        sys.stdout.reconfigure(line_buffering=True)  # what was printed before a kill is not lost
+        if isinstance(sys.stdout, io.TextIOWrapper):
+            sys.stdout.reconfigure(line_buffering=True)  # what was printed before a kill is not lost
         for name in ("supervisor", "ctypes", "ctypes._endian", "_ctypes", "resource"):
             sys.modules.pop(name, None)
         # A file of the session's own hides a module of the same name, as it would had we not loaded that one.
         preloaded = {name.partition(".")[0] for name in sys.modules} - self.loaded_at_start
         with os.scandir(".") as entries:
-            own = {entry.name.partition(".")[0] for entry in entries if entry.name.endswith((".py", ".so")) or entry.is_dir()}
+            own = {
+                entry.name.partition(".")[0]
+                for entry in entries
+                if entry.name.endswith((".py", ".so")) or entry.is_dir()
+            }
         for name in own & preloaded:
             for loaded in [module for module in sys.modules if module.partition(".")[0] == name]:
                 del sys.modules[loaded]
-        gc.unfreeze()
+        # What was loaded ahead stays frozen: collecting it at exit would take longer than most programs.
         gc.enable()
 
     # -- following ----------------------------------------------------------------------------------------------
 
-    def follow(self, spare, deadline, output_limit):
+    def follow(self, spare: Spare, deadline: float, output_limit: int) -> dict[str, Any]:
         """Pass on output until the program ends, is killed or is out of time; then kill what it left."""
         control = self.control
         kinds = {spare.stdout: b"O", spare.stderr: b"E"}
@@ -287,7 +301,7 @@ class Supervisor:
         for fd in (control.fd, spare.pidfd, *kinds):
             poller.register(fd, select.POLLIN)
 
-        def pass_on(fd):
+        def pass_on(fd: int) -> None:
             data = os.read(fd, CHUNK)
             if not data:
                 poller.unregister(fd)
@@ -343,7 +357,7 @@ class Supervisor:
 # -- processes --------------------------------------------------------------------------------------------------
 
 
-def signal_everything(number):
+def signal_everything(number: int) -> bool:
     """Signal every process of this PID namespace but ourselves. False when there is none."""
     try:
         os.kill(-1, number)
@@ -352,38 +366,33 @@ def signal_everything(number):
     return True
 
 
-def kill_everything(main_pid):
+def kill_everything(main_pid: int) -> tuple[int, resource.struct_rusage, int]:
     """Kill and reap until no process is left. Returns the main process's status and usage, and how many others."""
-    status = usage = None
+    main: tuple[int, resource.struct_rusage] | None = None
     reaped = 0
-    main = None
-    while main is None or signal_everything(signal.SIGKILL):
-        if main is None:
-            # The main process may have ended by itself: take its status before the killing starts.
-            pid, status, usage = os.wait4(main_pid, os.WNOHANG)
-            if pid:
-                main = pid
-                continue
-            signal_everything(signal.SIGKILL)
+    pid, status, usage = os.wait4(main_pid, os.WNOHANG)  # it may have ended by itself: its own status counts
+    if pid:
+        main = status, usage
+    while signal_everything(signal.SIGKILL) or main is None:
         try:
-            pid, other_status, other_usage = os.wait4(-1, 0)
+            pid, status, usage = os.wait4(-1, 0)
         except ChildProcessError:
             time.sleep(0.0005)  # an orphan not yet handed to us
             continue
         if pid == main_pid:
-            main, status, usage = pid, other_status, other_usage
+            main = status, usage
         else:
             reaped += 1
-    return status, usage, reaped
+    return *main, reaped
 
 
-def restore_signals():
+def restore_signals() -> None:
     """Python ignores these, and an exec would pass that on."""
     for number in (signal.SIGPIPE, signal.SIGXFSZ):
         signal.signal(number, signal.SIG_DFL)
 
 
-def populate_pages():
+def populate_pages() -> None:
     """Take the copy-on-write faults of this fork now, while nobody waits."""
     with open("/proc/self/maps") as maps:
         for line in maps:
@@ -394,10 +403,10 @@ def populate_pages():
                     _libc.madvise(start, end - start, MADV_POPULATE_WRITE)
 
 
-def read_environment():
+def read_environment() -> dict[str, str]:
     """The environment from the pipe at 3. Ends this process if the supervisor gives none."""
 
-    def read(size):
+    def read(size: int) -> bytes:
         parts = b""
         while len(parts) < size:
             part = os.read(3, size - len(parts))
@@ -406,10 +415,11 @@ def read_environment():
             parts += part
         return parts
 
-    return json.loads(read(int.from_bytes(read(4), "big")))
+    environment: dict[str, str] = json.loads(read(int.from_bytes(read(4), "big")))
+    return environment
 
 
-def isolation_seen():
+def isolation_seen() -> dict[str, Any]:
     """What the kernel says of this process: namespaces by their inode, and the lines that tell of privileges."""
     wanted = ("CapEff", "CapBnd", "NoNewPrivs", "Seccomp")
     with open("/proc/self/status") as status:
@@ -420,14 +430,14 @@ def isolation_seen():
 # -- files ------------------------------------------------------------------------------------------------------
 
 
-def write_file(path, content):
+def write_file(path: str, content: bytes) -> tuple[int, int, int]:
     """Put a fresh regular file in the place of whatever is at `path`. Returns what tells it from another."""
     try:
         os.unlink(path)
     except FileNotFoundError:
         pass
     except (IsADirectoryError, PermissionError):
-        empty_directory(path)
+        empty_directory(path, 0o700)
         os.rmdir(path)
     fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
     try:
@@ -439,11 +449,11 @@ def write_file(path, content):
         os.close(fd)
 
 
-def identity(stat):
+def identity(stat: os.stat_result) -> tuple[int, int, int]:
     return stat.st_ino, stat.st_size, stat.st_mtime_ns
 
 
-def remove_if_unchanged(path, written):
+def remove_if_unchanged(path: str, written: tuple[int, int, int]) -> None:
     """Take the program's file away again, unless the program made it a file of its own."""
     try:
         if identity(os.lstat(path)) == written:
@@ -452,7 +462,7 @@ def remove_if_unchanged(path, written):
         pass
 
 
-def read_state(limit):
+def read_state(limit: int) -> tuple[bytes | None, str | None]:
     """The state file's content, None where there is none to use, and why it can't be used."""
     try:
         fd = os.open(STATE_FILE, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
@@ -480,13 +490,14 @@ def read_state(limit):
         os.close(fd)
 
 
-def empty_directory(path):
-    """Remove all that is in `path`, however deep it goes: directories found below are first moved up to the top, so
+def empty_directory(path: str, mode: int) -> None:
+    """Remove all that is in `path`, which gets `mode`, however deep it goes: directories found below are first moved up to the top, so
     that neither descriptors nor path lengths grow with depth."""
-    os.chmod(path, 0o700 if path != "." else 0o755)
+    os.chmod(path, mode)
     top = os.open(path, OPEN_DIRECTORY)
     try:
-        pending, serial = [None], 0
+        pending: list[str | None] = [None]
+        serial = 0
         while pending:
             name = pending.pop()
             if name is None:
@@ -519,7 +530,7 @@ def empty_directory(path):
 # -- starting up ------------------------------------------------------------------------------------------------
 
 
-def serve(loaded_at_start):
+def serve(loaded_at_start: frozenset[str]) -> None:
     """Supervise this sandbox. Returns only in a forked child, to become the program."""
     try:
         supervisor = prepare(loaded_at_start)
@@ -534,7 +545,7 @@ def serve(loaded_at_start):
         os._exit(70)
 
 
-def prepare(loaded_at_start):
+def prepare(loaded_at_start: frozenset[str]) -> Supervisor:
     config = json.loads(os.environ.pop("ERA_GUEST"))
     control = config["control"]
     if control != 3:

@@ -64,7 +64,9 @@ class LocalHost:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         ready = [sandbox for pool in self._ready.values() for sandbox in pool]
-        await asyncio.gather(*(sandbox.close() for sandbox in [*ready, *(live.sandbox for live in self._live.values())]))
+        await asyncio.gather(
+            *(sandbox.close() for sandbox in [*ready, *(live.sandbox for live in self._live.values())])
+        )
         self._live.clear()
 
     def counts(self) -> dict[str, int]:

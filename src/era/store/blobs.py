@@ -1,7 +1,7 @@
 """Content, by its SHA-256, in files on the local disk.
 
 Theory of operation. `DIR/ab/abcd…` holds the bytes whose SHA-256 is `abcd…`; a name that exists is complete and never
-changes. New content is written to `DIR/tmp` first. When a batch ends, its files are made durable, then renamed, then
+changes. New content is written to `DIR/incoming` first. When a batch ends, its files are made durable, then renamed, then
 the directories that got a name are made durable: three steps for the whole batch, because one journal commit of the
 file system serves any number of files that wait for it together. A batch that fails leaves at worst content that
 nobody asked for, which is swept in time.
@@ -20,7 +20,6 @@ import ctypes
 import hashlib
 import os
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from itertools import count
@@ -40,16 +39,16 @@ class LocalBlobs:
 
     def __init__(self, directory: Path) -> None:
         self._directory = os.fspath(directory)
-        self._tmp = f"{self._directory}/tmp"
+        self._incoming = f"{self._directory}/incoming"
         self._lock = threading.Lock()
         self._unsynced: set[str] = set()
         self._numbers = count()
 
     def open(self) -> None:
         """Make the directories, remove what a killed process left half written."""
-        Path(self._tmp).mkdir(mode=0o700, parents=True, exist_ok=True)
-        for leftover in os.listdir(self._tmp):
-            os.unlink(f"{self._tmp}/{leftover}")
+        Path(self._incoming).mkdir(mode=0o700, parents=True, exist_ok=True)
+        for leftover in os.listdir(self._incoming):
+            os.unlink(f"{self._incoming}/{leftover}")
         for shard in _SHARDS:
             Path(self._shard(shard)).mkdir(mode=0o700, exist_ok=True)
             _sync(self._shard(shard))
@@ -151,7 +150,7 @@ class Batch:
 
     @contextmanager
     def _temporary(self) -> Iterator[tuple[int, str]]:
-        path = self._unfinished = f"{self._store._tmp}/{next(self._store._numbers)}"
+        path = self._unfinished = f"{self._store._incoming}/{next(self._store._numbers)}"
         fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         try:
             yield fd, path

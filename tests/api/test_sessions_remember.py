@@ -1,0 +1,39 @@
+"""The main job: data comes back changed, files stay, and every run is a real program."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+import httpx
+
+from tests.conftest import Run
+
+INCREMENT = """
+import json
+with open('.session_data.json') as f: data = json.load(f)
+data['n'] = data.get('n', 0) + 1
+with open('.session_data.json', 'w') as f: json.dump(data, f)
+print(data['n'])
+"""
+
+
+def test_data_and_files_outlive_a_run(session: Callable[..., str], run: Run) -> None:
+    where = session(data={"n": 41})
+    first = run(where, INCREMENT + "open('note', 'w').write('kept')")
+    assert (first["exit_code"], first["stdout"], first["data"]) == (0, "42\n", {"n": 42})
+    assert first["state"] == {"version": 2, "committed": True, "reason": None}
+    assert run(where, "print(open('note').read())")["stdout"] == "kept\n"
+
+
+def test_concurrent_increments_are_all_counted(client: httpx.Client, session: Callable[..., str]) -> None:
+    where = session(data={"n": 0})
+
+    def work(_: int) -> list[int]:
+        with httpx.Client(base_url=client.base_url, timeout=120, trust_env=False) as own:
+            return [own.post(f"/api/sessions/{where}/run", json={"code": INCREMENT}).status_code for _ in range(20)]
+
+    with ThreadPoolExecutor(50) as pool:
+        statuses = [status for batch in pool.map(work, range(50)) for status in batch]
+    assert set(statuses) == {200}
+    assert client.get(f"/api/sessions/{where}").json()["data"] == {"n": 1000}

@@ -1,0 +1,214 @@
+"""Real servers for the tests, and the check that nothing is left of what they did."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+ERA = Path(sys.executable).parent / "era"
+START_SECONDS = 30.0
+
+
+@dataclass
+class Server:
+    """A service of its own process, with a data directory that outlives it."""
+
+    data_dir: Path
+    settings: dict[str, str] = field(default_factory=dict)
+    process: subprocess.Popen[bytes] | None = None
+    url: str = ""
+
+    @property
+    def pid(self) -> int:
+        assert self.process is not None
+        return self.process.pid
+
+    @property
+    def log(self) -> str:
+        return self._log_path.read_text(errors="replace")
+
+    @property
+    def _log_path(self) -> Path:
+        return self.data_dir.parent / f"{self.data_dir.name}.log"
+
+    def start(self) -> Server:
+        """Start it and wait until it serves."""
+        environment = {name: value for name, value in os.environ.items() if not name.startswith("ERA_")}
+        environment |= {"ERA_PORT": "0", "ERA_DATA_DIR": str(self.data_dir), **self.settings}
+        with self._log_path.open("ab") as log:
+            start = log.tell()
+            self.process = subprocess.Popen([ERA, "serve"], stdout=log, stderr=log, env=environment)
+        deadline = time.monotonic() + START_SECONDS
+        while not (found := re.search(r"ERA serves\s+(http://\S+)", self.log[start:])):
+            if self.process.poll() is not None or time.monotonic() > deadline:
+                raise AssertionError(f"The server did not start:\n{self.log[start:]}")
+            time.sleep(0.02)
+        self.url = found[1]
+        return self
+
+    def stop(self, how: int = signal.SIGTERM) -> int:
+        """End it by a signal and wait for it. The answer is its exit code."""
+        assert self.process is not None
+        if self.process.poll() is None:
+            self.process.send_signal(how)
+        code = self.process.wait(30)
+        self.process = None
+        return code
+
+    def client(self, **options: Any) -> httpx.Client:
+        return httpx.Client(base_url=self.url, timeout=60, trust_env=False, **options)
+
+    def descendants(self) -> list[int]:
+        return descendants(self.pid)
+
+
+def descendants(pid: int) -> list[int]:
+    """All processes below `pid`."""
+    children: dict[int, list[int]] = {}
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            with contextlib.suppress(OSError):
+                fields = (entry / "stat").read_text().rpartition(")")[2].split()
+                children.setdefault(int(fields[1]), []).append(int(entry.name))
+    found, pending = [], [pid]
+    while pending:
+        below = children.get(pending.pop(), [])
+        found += below
+        pending += below
+    return found
+
+
+def our_cgroups() -> set[str]:
+    """Control groups that ERA services have made."""
+    return {str(path) for path in Path("/sys/fs/cgroup").glob("**/era-*/sb-*")}
+
+
+def mounts() -> list[str]:
+    return Path("/proc/self/mounts").read_text().splitlines()
+
+
+def eventually(what: Callable[[], Any], seconds: float = 10.0) -> Any:
+    """The first truthy answer of `what`, or its last."""
+    deadline = time.monotonic() + seconds
+    while not (answer := what()) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    return answer
+
+
+def assert_nothing_left(before_mounts: list[str], processes: list[int], data_dir: Path) -> None:
+    """After a server has ended: no process, mount, cgroup or live directory of it."""
+    alive = eventually(lambda: not any(Path(f"/proc/{pid}").exists() for pid in processes))
+    assert alive, f"left running: {[pid for pid in processes if Path(f'/proc/{pid}').exists()]}"
+    assert mounts() == before_mounts
+    live = data_dir / "live"
+    assert not live.exists() or not list(live.iterdir())
+
+
+@pytest.fixture(scope="session")
+def shared_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """One server for all tests that only need a server. At the end nothing of it may be left."""
+    before = mounts()
+    groups = our_cgroups()
+    data_dir = tmp_path_factory.mktemp("shared") / "data"
+    server = Server(data_dir).start()
+    yield server
+    processes = server.descendants()
+    assert server.stop() == 0, server.log
+    assert_nothing_left(before, processes, data_dir)
+    assert our_cgroups() <= groups
+    assert "Traceback" not in server.log, server.log
+
+
+@pytest.fixture
+def server(shared_server: Server) -> Iterator[Server]:
+    """The shared server, with a leak check after the test: sessions go, and with them all they held."""
+    quiet = eventually(lambda: _at_rest(shared_server))
+    assert quiet, "the server was not at rest before the test"
+    fds = _fds(shared_server.pid)
+    processes = len(shared_server.descendants())
+    yield shared_server
+    with shared_server.client() as client:
+        assert client.delete("/api/sessions").status_code == 200
+    assert eventually(lambda: _at_rest(shared_server)), "sandboxes were left behind"
+    assert eventually(lambda: len(shared_server.descendants()) <= processes), "processes were left behind"
+    assert eventually(lambda: _fds(shared_server.pid) <= fds + 4), "descriptors were left open"
+    assert len(list((shared_server.data_dir / "live").iterdir())) == 3
+
+
+def _at_rest(server: Server) -> bool:
+    with server.client() as client:
+        sandboxes = client.get("/health").json()["sandboxes"]
+    return bool(sandboxes == {"live": 0, "busy": 0, "ready": 3})
+
+
+def _fds(pid: int) -> int:
+    return len(list(Path(f"/proc/{pid}/fd").iterdir()))
+
+
+@pytest.fixture
+def client(server: Server) -> Iterator[httpx.Client]:
+    with server.client() as client:
+        yield client
+
+
+@pytest.fixture
+def own_server(tmp_path: Path) -> Iterator[Callable[..., Server]]:
+    """Makes servers of the test's own, which may be killed and started again on their data."""
+    before = mounts()
+    groups = our_cgroups()
+    made: list[Server] = []
+
+    def make(**settings: str) -> Server:
+        name = f"data{len(made)}"
+        server = Server(tmp_path / name, {f"ERA_{key.upper()}": value for key, value in settings.items()})
+        made.append(server)
+        return server.start()
+
+    yield make
+    for server in made:
+        processes = server.descendants() if server.process else []
+        if server.process is not None:
+            server.stop()
+        assert_nothing_left(before, processes, server.data_dir)
+    assert our_cgroups() <= groups
+
+
+type Run = Callable[..., dict[str, Any]]
+
+
+@pytest.fixture
+def session(client: httpx.Client) -> Callable[..., str]:
+    """Makes a session; the answer is its id."""
+
+    def make(language: str = "python", **fields: Any) -> str:
+        answer = client.post("/api/sessions", json={"language": language, **fields})
+        assert answer.status_code == 201, answer.text
+        return str(answer.json()["id"])
+
+    return make
+
+
+@pytest.fixture
+def run(client: httpx.Client) -> Run:
+    """Runs code in a session; the answer is that of the API, which must be a 200."""
+
+    def run(session_id: str, code: str | None = None, **fields: Any) -> dict[str, Any]:
+        body = fields if code is None else {"code": code, **fields}
+        answer = client.post(f"/api/sessions/{session_id}/run", json=body)
+        assert answer.status_code == 200, answer.text
+        told: dict[str, Any] = answer.json()
+        return told
+
+    return run

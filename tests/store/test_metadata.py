@@ -1,0 +1,406 @@
+"""The metadata store on a real SQLite file."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sqlite3
+import subprocess
+import sys
+import textwrap
+import time
+from collections.abc import Awaitable, Callable
+from contextlib import closing
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from alembic.autogenerate import compare_metadata
+from alembic.config import Config
+from alembic.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from sqlalchemy import create_engine
+
+from era.core.models import EMPTY, NewSession, RunRecord, Session, Snapshot, StoredCode, now
+from era.core.ports import SessionChange, SessionFilter
+from era.errors import CommitFailed, Conflict, NotFound, SessionDeleted, Unavailable
+from era.store import migrations
+from era.store.metadata import LOST, SqlStore
+from era.store.tables import metadata as tables
+
+type WithStore = Callable[[Callable[[SqlStore], Awaitable[None]]], None]
+
+
+@pytest.fixture
+def url(tmp_path: Path) -> str:
+    return f"sqlite:///{tmp_path}/era.db"
+
+
+@pytest.fixture
+def with_store(url: str) -> WithStore:
+    def run(test: Callable[[SqlStore], Awaitable[None]]) -> None:
+        async def main() -> None:
+            store = SqlStore(url)
+            try:
+                await store.open()
+                await test(store)
+            finally:
+                await store.close()
+
+        asyncio.run(main())
+
+    return run
+
+
+def new(session_id: str, **changes: Any) -> NewSession:
+    return replace(NewSession(session_id, "python", True, "{}", {}, True, False, 30.0), **changes)
+
+
+def ended(session: Session, run_id: str, **changes: Any) -> RunRecord:
+    record = RunRecord(run_id, session.key, "ok", started_at=1, ended_at=now(), exit_code=0, committed=True)
+    return replace(record, **changes)
+
+
+def test_the_migrations_make_the_tables(url: str, with_store: WithStore) -> None:
+    async def test(_: SqlStore) -> None:
+        engine = create_engine(url)
+        with engine.connect() as connection:
+            context = MigrationContext.configure(connection, opts={"compare_type": True})
+            assert compare_metadata(context, tables) == []
+        engine.dispose()
+
+    with_store(test)
+    config = Config()
+    config.set_main_option("script_location", str(Path(migrations.__file__).parent))
+    assert ScriptDirectory.from_config(config).get_current_head() == migrations.HEAD
+
+
+def test_a_database_of_a_newer_version_is_left_alone(url: str, tmp_path: Path, with_store: WithStore) -> None:
+    async def nothing(_: SqlStore) -> None: ...
+
+    with_store(nothing)
+    with closing(sqlite3.connect(tmp_path / "era.db", isolation_level=None)) as connection:
+        connection.execute("UPDATE alembic_version SET version_num = '9999'")
+    with pytest.raises(Unavailable, match="9999"):
+        with_store(nothing)
+
+
+def test_create_read_change_delete(with_store: WithStore) -> None:
+    async def test(store: SqlStore) -> None:
+        created = await store.create_session(new("a", data='{"n": 1}', metadata={"who": "me"}))
+        assert created.version == 1
+        assert created.snapshot == EMPTY
+        assert created.last_run_at is None
+        assert await store.session("a") == created
+
+        changed = await store.change_session("a", SessionChange(default_timeout=5.0, allow_public=True))
+        assert (changed.default_timeout, changed.allow_public, changed.version) == (5.0, True, 1)
+        assert changed.data == created.data
+        changed = await store.change_session("a", SessionChange(data="{}", metadata={"who": "you"}))
+        assert (changed.data, changed.version, changed.metadata) == ("{}", 2, {"who": "you"})
+        assert changed.updated_at >= created.updated_at
+
+        await store.store_code("a", StoredCode("print(1)", None, 7))
+        assert (await store.session("a")).stored == StoredCode("print(1)", None, 7)
+
+        assert (await store.delete_session("a")).version == 2
+        again = await store.create_session(new("a"))
+        assert again.key > created.key
+        assert again.stored is None
+
+    with_store(test)
+
+
+def test_what_is_not_there_is_not_found(with_store: WithStore) -> None:
+    async def test(store: SqlStore) -> None:
+        for call in (
+            store.session("a"),
+            store.change_session("a", SessionChange(data="{}")),
+            store.store_code("a", StoredCode("", None, 1)),
+            store.delete_session("a"),
+            store.begin_run("a", "r"),
+        ):
+            with pytest.raises(NotFound, match="'a'"):
+                await call
+
+    with_store(test)
+
+
+def test_two_creates_of_one_id_are_one_session(with_store: WithStore) -> None:
+    async def test(store: SqlStore) -> None:
+        results = await asyncio.gather(*(store.create_session(new("a")) for _ in range(2)), return_exceptions=True)
+        assert sorted(type(result) for result in results if isinstance(result, Conflict)) == [Conflict]
+        assert any(str(result) == "session 'a' already exists" for result in results)
+        assert len(await store.sessions(SessionFilter())) == 1
+
+    with_store(test)
+
+
+def test_a_commit_moves_everything_together(with_store: WithStore) -> None:
+    async def test(store: SqlStore) -> None:
+        session = await store.create_session(new("a"))
+        assert await store.begin_run("a", "r1") == session
+        snapshot = Snapshot("f" * 64, 3, 99)
+        record = ended(session, "r1", enforced={"network": "none"}, peak_memory_bytes=7, stdout_truncated=True)
+        answer = await store.end_run(record, data='{"n": 1}', snapshot=snapshot)
+        assert answer == replace(record, version=2)
+        after = await store.session("a")
+        assert (after.data, after.version, after.snapshot) == ('{"n": 1}', 2, snapshot)
+        assert after.last_run_at == record.ended_at
+        assert list(await store.runs(session.key, 10)) == [answer]
+
+        await store.begin_run("a", "r2")
+        answer = await store.end_run(ended(session, "r2"), data=None, snapshot=None)
+        assert answer.version == 3
+        after = await store.session("a")
+        assert (after.data, after.snapshot) == ('{"n": 1}', snapshot)
+
+        await store.begin_run("a", "r3")
+        await store.end_run(ended(session, "r3"), data=None, snapshot=EMPTY)
+        assert (await store.session("a")).snapshot == EMPTY
+
+    with_store(test)
+
+
+def test_a_run_that_is_not_committed_leaves_the_state(with_store: WithStore) -> None:
+    async def test(store: SqlStore) -> None:
+        session = await store.create_session(new("a", data='{"n": 1}'))
+        await store.begin_run("a", "r1")
+        record = ended(session, "r1", committed=False, reason="not JSON", status="failed")
+        answer = await store.end_run(record, data="{}", snapshot=Snapshot("f" * 64, 1, 1))
+        assert answer.version == 1
+        after = await store.session("a")
+        assert (after.data, after.version, after.snapshot) == ('{"n": 1}', 1, EMPTY)
+        assert after.last_run_at is not None
+
+    with_store(test)
+
+
+def test_the_end_of_a_run_of_a_deleted_session(with_store: WithStore) -> None:
+    async def test(store: SqlStore) -> None:
+        session = await store.create_session(new("a"))
+        await store.begin_run("a", "r1")
+        await store.delete_session("a")
+        await store.create_session(new("a"))
+        with pytest.raises(SessionDeleted):
+            await store.end_run(ended(session, "r1"), data='{"n": 1}', snapshot=None)
+        assert (await store.session("a")).version == 1
+        assert await store.counts() == {"sessions": 1, "runs": {}}
+
+    with_store(test)
+
+
+def test_a_run_id_is_used_once(with_store: WithStore) -> None:
+    async def test(store: SqlStore) -> None:
+        await store.create_session(new("a"))
+        await store.begin_run("a", "r1")
+        with pytest.raises(Conflict, match="run 'r1'"):
+            await store.begin_run("a", "r1")
+
+    with_store(test)
+
+
+def test_runs_under_way_at_a_stop_are_lost(with_store: WithStore) -> None:
+    async def before(store: SqlStore) -> None:
+        session = await store.create_session(new("a"))
+        for run_id in ("r1", "r2"):
+            await store.begin_run("a", run_id)
+        await store.end_run(ended(session, "r1"), data=None, snapshot=None)
+
+    async def after(store: SqlStore) -> None:
+        assert await store.mark_lost() == 1
+        assert await store.mark_lost() == 0
+        lost, ok = await store.runs((await store.session("a")).key, 10)
+        assert (lost.id, lost.status, lost.reason) == ("r2", "lost", LOST)
+        assert lost.ended_at is not None
+        assert ok.status == "ok"
+        assert await store.counts() == {"sessions": 1, "runs": {"ok": 1, "lost": 1}}
+
+    with_store(before)
+    with_store(after)
+
+
+def test_lists_come_newest_first_in_pages(with_store: WithStore) -> None:
+    async def test(store: SqlStore) -> None:
+        for number in range(5):
+            await store.create_session(new(f"s{number}", language="node" if number % 2 else "python"))
+        page = await store.sessions(SessionFilter(limit=2))
+        assert [session.id for session in page] == ["s4", "s3"]
+        await store.create_session(new("later"))
+        page = await store.sessions(SessionFilter(limit=2, before_key=page[-1].key))
+        assert [session.id for session in page] == ["s2", "s1"]
+        page = await store.sessions(SessionFilter(language="node"))
+        assert [session.id for session in page] == ["s3", "s1"]
+        session = await store.session("s0")
+        for number in range(4):
+            await store.begin_run("s0", f"r{number}")
+        assert [run.id for run in await store.runs(session.key, 2)] == ["r3", "r2"]
+
+    with_store(test)
+
+
+ODD = {
+    "a.b": "dot",
+    "quote\"'": "quotes",
+    "$[0]": "path",
+    "%": "_%",
+    "": "empty",
+    "\x00": "nul",
+    "\ud800": "surrogate",
+    "n": 3,
+    "x": 2.50,
+    "flag": True,
+    "none": None,
+    "list": [1, "a"],
+    "long" * 1000: "v" * 10000,
+}
+
+
+@pytest.mark.parametrize(("name", "text"), [(name, v if isinstance(v, str) else None) for name, v in ODD.items()])
+def test_metadata_filters_take_any_key_literally(name: str, text: str | None, with_store: WithStore) -> None:
+    text = json.dumps(ODD[name], separators=(",", ":")) if text is None else text
+
+    async def test(store: SqlStore) -> None:
+        odd = await store.create_session(new("odd", metadata=ODD))
+        await store.create_session(new("other", metadata={"a": {"b": "dot"}, "n": 4, "flag": "yes"}))
+        assert await store.sessions(SessionFilter(metadata={name: text})) == [odd]
+        assert await store.sessions(SessionFilter(metadata={name: text, "n": "3"})) == [odd]
+        assert await store.sessions(SessionFilter(metadata={name: text + "x"})) == []
+        assert await store.sessions(SessionFilter(metadata={name: text, "n": "4"})) == []
+        await store.change_session("odd", SessionChange(metadata={"n": "3"}))
+        found = await store.sessions(SessionFilter(metadata={"n": "3"}))
+        assert [session.id for session in found] == ["odd"]
+        await store.change_session("odd", SessionChange(metadata={}))
+        assert await store.sessions(SessionFilter(metadata={"n": "3"})) == []
+
+    with_store(test)
+
+
+def test_snapshot_roots_are_those_that_rows_need(with_store: WithStore) -> None:
+    async def test(store: SqlStore) -> None:
+        for session_id, root in (("a", "1" * 64), ("b", "1" * 64), ("c", "2" * 64)):
+            session = await store.create_session(new(session_id))
+            await store.begin_run(session_id, f"run_{session_id}")
+            await store.end_run(ended(session, f"run_{session_id}"), data=None, snapshot=Snapshot(root, 1, 1))
+        await store.create_session(new("d"))
+        assert sorted(await store.snapshot_roots()) == ["1" * 64, "2" * 64]
+        await store.delete_session("c")
+        assert list(await store.snapshot_roots()) == ["1" * 64]
+
+    with_store(test)
+
+
+def test_a_failing_database_is_told_without_its_sql(
+    tmp_path: Path, with_store: WithStore, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A table that is gone stands for any trouble; the store must work again once the trouble is over."""
+
+    async def test(store: SqlStore) -> None:
+        session = await store.create_session(new("a"))
+        await store.begin_run("a", "r1")
+        other = sqlite3.connect(tmp_path / "era.db", isolation_level=None)
+        other.execute("ALTER TABLE runs RENAME TO away")
+        with pytest.raises(CommitFailed) as commit:
+            await store.end_run(ended(session, "r1"), data='{"secret": 1}', snapshot=None)
+        with pytest.raises(Unavailable) as unavailable:
+            await store.begin_run("a", "r2")
+        for told in (str(commit.value), str(unavailable.value), caplog.text):
+            assert "UPDATE" not in told
+            assert "secret" not in told
+        assert (await store.session("a")).version == 1
+        other.execute("ALTER TABLE away RENAME TO runs")
+        other.close()
+        assert (await store.end_run(ended(session, "r1"), data=None, snapshot=None)).version == 2
+
+    with_store(test)
+
+
+def test_a_full_disk_fails_the_commit_and_keeps_the_old_state(with_store: WithStore) -> None:
+    async def test(store: SqlStore) -> None:
+        session = await store.create_session(new("a"))
+        await store.begin_run("a", "r1")
+
+        def cap() -> None:
+            assert store._connection is not None
+            store._connection.exec_driver_sql("PRAGMA max_page_count = 30")
+            store._connection.rollback()
+
+        await asyncio.get_running_loop().run_in_executor(store._writer, cap)
+        with pytest.raises(CommitFailed):
+            await store.end_run(ended(session, "r1"), data=json.dumps("x" * 1_000_000), snapshot=None)
+        assert (await store.session("a")).data == "{}"
+        assert (await store.end_run(ended(session, "r1"), data='{"n": 1}', snapshot=None)).version == 2
+
+    with_store(test)
+
+
+def test_a_closed_store_says_so(url: str) -> None:
+    async def main() -> None:
+        store = SqlStore(url)
+        await store.open()
+        await store.close()
+        await store.close()
+        for call in (store.session("a"), store.create_session(new("a"))):
+            with pytest.raises(Unavailable):
+                await call
+
+    asyncio.run(main())
+
+
+def test_connections_are_as_durable_as_promised(with_store: WithStore) -> None:
+    async def test(store: SqlStore) -> None:
+        await store.create_session(new("a"))
+
+        def pragmas() -> list[Any]:
+            assert store._connection is not None
+            names = ("journal_mode", "synchronous", "foreign_keys", "busy_timeout")
+            return [store._connection.exec_driver_sql(f"PRAGMA {name}").scalar() for name in names]
+
+        assert await asyncio.get_running_loop().run_in_executor(store._writer, pragmas) == ["wal", 2, 1, 5000]
+
+    with_store(test)
+
+
+COMMITTER = """
+import asyncio, sys
+from era.core.models import NewSession, RunRecord, now
+from era.store.metadata import SqlStore
+
+async def main():
+    store = SqlStore(sys.argv[1])
+    await store.open()
+    session = await store.create_session(NewSession("a", "python", True, "{}", {}, True, True, 30.0))
+    for n in range(1_000_000):
+        await store.begin_run("a", f"r{n}")
+        record = RunRecord(f"r{n}", session.key, "ok", now(), now(), 0, committed=True)
+        ended = await store.end_run(record, data='{"n": %d}' % n, snapshot=None)
+        print(ended.version, n, flush=True)
+
+asyncio.run(main())
+"""
+
+
+@pytest.mark.parametrize("wait", [0.0, 0.07, 0.2])
+def test_kill_9_loses_nothing_acknowledged(url: str, wait: float, with_store: WithStore) -> None:
+    command = [sys.executable, "-c", textwrap.dedent(COMMITTER), url]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        first = process.stdout.readline()
+        assert first
+        time.sleep(wait)
+        process.kill()
+        lines = (first + process.stdout.read()).splitlines(keepends=True)
+    version, n = map(int, [line for line in lines if line.endswith(b"\n")][-1].split())
+
+    async def test(store: SqlStore) -> None:
+        session = await store.session("a")
+        assert session.version >= version
+        kept = json.loads(session.data)["n"]
+        assert kept >= n
+        assert session.version == kept + 2, "data and version move together"
+        runs = {run.id: run for run in await store.runs(session.key, 10)}
+        assert runs[f"r{kept}"].version == session.version
+        assert await store.mark_lost() in (0, 1)
+
+    with_store(test)
