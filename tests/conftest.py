@@ -27,6 +27,9 @@ class Server:
 
     data_dir: Path
     settings: dict[str, str] = field(default_factory=dict)
+    uid: int | None = None
+    """Serve as this ordinary user; the tests must run as root then."""
+
     process: subprocess.Popen[bytes] | None = None
     url: str = ""
 
@@ -47,9 +50,13 @@ class Server:
         """Start it and wait until it serves."""
         environment = {name: value for name, value in os.environ.items() if not name.startswith("ERA_")}
         environment |= {"ERA_PORT": "0", "ERA_DATA_DIR": str(self.data_dir), **self.settings}
+        command = [str(ERA), "serve"]
+        if self.uid is not None:
+            command, extra = self._as_ordinary_user(self.uid)
+            environment |= extra
         with self._log_path.open("ab") as log:
             start = log.tell()
-            self.process = subprocess.Popen([ERA, "serve"], stdout=log, stderr=log, env=environment)
+            self.process = subprocess.Popen(command, stdout=log, stderr=log, env=environment)
         deadline = time.monotonic() + START_SECONDS
         while not (found := re.search(r"ERA serves\s+(http://\S+)", self.log[start:])):
             if self.process.poll() is not None or time.monotonic() > deadline:
@@ -57,6 +64,20 @@ class Server:
             time.sleep(0.02)
         self.url = found[1]
         return self
+
+    def _as_ordinary_user(self, uid: int) -> tuple[list[str], dict[str, str]]:
+        """The command that serves as `uid`. A mount namespace shows that user the project and the data directory
+        outside of the directories that are closed to it."""
+        self.data_dir.mkdir(exist_ok=True)
+        os.chown(self.data_dir, uid, uid)
+        project = Path(__file__).parent.parent
+        script = (
+            "mount -t tmpfs none /mnt && mkdir /mnt/project /mnt/data "
+            f"&& mount --bind '{project}' /mnt/project && mount --bind '{self.data_dir}' /mnt/data && cd / "
+            f"&& exec setpriv --reuid {uid} --regid {uid} --clear-groups /mnt/project/.venv/bin/python -m era.cli serve"
+        )
+        command = ["unshare", "--mount", "--propagation", "slave", "sh", "-c", script]
+        return command, {"PYTHONPATH": "/mnt/project/src", "ERA_DATA_DIR": "/mnt/data", "HOME": "/mnt"}
 
     def stop(self, how: int = signal.SIGTERM) -> int:
         """End it by a signal and wait for it. The answer is its exit code."""
@@ -90,6 +111,14 @@ def descendants(pid: int) -> list[int]:
     return found
 
 
+def is_running(pid: int) -> bool:
+    """Whether there is such a process, and it is more than an entry that its parent has not taken note of."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
 def our_cgroups() -> set[str]:
     """Control groups that ERA services have made."""
     return {str(path) for path in Path("/sys/fs/cgroup").glob("**/era-*/sb-*")}
@@ -109,8 +138,8 @@ def eventually(what: Callable[[], Any], seconds: float = 10.0) -> Any:
 
 def assert_nothing_left(before_mounts: list[str], processes: list[int], data_dir: Path) -> None:
     """After a server has ended: no process, mount, cgroup or live directory of it."""
-    alive = eventually(lambda: not any(Path(f"/proc/{pid}").exists() for pid in processes))
-    assert alive, f"left running: {[pid for pid in processes if Path(f'/proc/{pid}').exists()]}"
+    eventually(lambda: not any(map(is_running, processes)))
+    assert [pid for pid in processes if is_running(pid)] == []
     assert mounts() == before_mounts
     live = data_dir / "live"
     assert not live.exists() or not list(live.iterdir())
@@ -170,9 +199,9 @@ def own_server(tmp_path: Path) -> Iterator[Callable[..., Server]]:
     groups = our_cgroups()
     made: list[Server] = []
 
-    def make(**settings: str) -> Server:
+    def make(uid: int | None = None, **settings: str) -> Server:
         name = f"data{len(made)}"
-        server = Server(tmp_path / name, {f"ERA_{key.upper()}": value for key, value in settings.items()})
+        server = Server(tmp_path / name, {f"ERA_{key.upper()}": value for key, value in settings.items()}, uid)
         made.append(server)
         return server.start()
 

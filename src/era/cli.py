@@ -226,3 +226,7 @@ def _variable(item: str) -> tuple[str, str]:
             raise Failure(f"--env {name} has no value, and there is no variable {name} here.")
         value = os.environ[name]
     return name, value
+
+
+if __name__ == "__main__":
+    main()

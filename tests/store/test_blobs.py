@@ -119,7 +119,7 @@ def test_nothing_is_visible_before_it_is_durable(blobs: LocalBlobs, monkeypatch:
         real_rename(source, target)
 
     monkeypatch.setattr(module, "_sync", sync)
-    monkeypatch.setattr(module.os, "rename", rename)
+    monkeypatch.setattr(os, "rename", rename)
     with blobs.batch() as batch:
         batch.put(b"a")
         batch.put(b"b")

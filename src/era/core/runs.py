@@ -144,15 +144,25 @@ class Runs:
                 raise NoCode(f"Session '{session_id}' stores no code and this run brings none.")
             session = await self._store.begin_run(session_id, run_id)
             record = RunRecord(run_id, session.key, "running", started_at=now())
-            sandbox: Sandbox | None = None
             try:
-                sandbox = await self._host.acquire(session)
-                return await self._run_in(sandbox, session, record, request, emit)
+                try:
+                    return await self._attempt(session, record, request, emit)
+                except SandboxFailed:
+                    # It died before the program began, so nothing has run yet: once more, in a new one.
+                    return await self._attempt(session, record, request, emit)
             except BaseException as error:
-                if sandbox is not None:
-                    await self._host.discard(sandbox)
                 await self._end_without_result(record, error)
                 raise
+
+    async def _attempt(
+        self, session: Session, record: RunRecord, request: RunRequest, emit: Callable[[Output], None]
+    ) -> RunResult:
+        sandbox = await self._host.acquire(session)
+        try:
+            return await self._run_in(sandbox, session, record, request, emit)
+        except BaseException:
+            await self._host.discard(sandbox)
+            raise
 
     async def _run_in(
         self,

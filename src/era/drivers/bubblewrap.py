@@ -179,7 +179,7 @@ class BubblewrapSandbox:
         except (OSError, TimeoutError, SandboxFailed) as error:
             ours.close()
             raise SandboxFailed(f"The sandbox did not start: {self.log() or error}") from error
-        self.enforced = self._enforced(seen)
+        self.enforced = self._enforced(language, seen)
 
     def _classify(self, ended: Ended) -> Ended:
         """Tell out of memory from other ends, by the kernel's own count."""
@@ -242,7 +242,7 @@ class BubblewrapSandbox:
                 raise SandboxFailed("bubblewrap did not make the sandbox.")
             self._init_pidfd = os.pidfd_open(json.loads(info)["child-pid"])
 
-    def _enforced(self, seen: JsonObject) -> JsonObject:
+    def _enforced(self, language: Language, seen: JsonObject) -> JsonObject:
         own = {name: os.readlink(f"/proc/self/ns/{name}") for name in _NAMESPACES}
         return {
             "driver": "bubblewrap",
@@ -253,7 +253,7 @@ class BubblewrapSandbox:
             "seccomp": "none" if seen["Seccomp"] == "0" else "filter",
             "network": "none",
             "cgroup": self._group.limits() if self._group else None,
-            "rlimits": guest.rlimits(self._driver.limits, cgroup=self._group is not None),
+            "rlimits": guest.rlimits(language, self._driver.limits, cgroup=self._group is not None),
         }
 
     async def _close(self) -> None:
@@ -310,8 +310,7 @@ class BubblewrapDriver:
         await asyncio.gather(*(self._self_test(language) for language in LANGUAGES))
 
     async def create(self, language: Language) -> BubblewrapSandbox:
-        uid = (self._free_uids.pop() if self._free_uids else next(self._uids)) if self._privileged else None
-        sandbox = BubblewrapSandbox(self, f"sb-{secrets.token_hex(8)}", uid)
+        sandbox = BubblewrapSandbox(self, f"sb-{secrets.token_hex(8)}", self._free_uid())
         self._sandboxes.add(sandbox)
         try:
             await sandbox.open(language)
@@ -343,6 +342,12 @@ class BubblewrapDriver:
         self._sandboxes.discard(sandbox)
         if sandbox.uid is not None:
             self._free_uids.append(sandbox.uid)
+
+    def _free_uid(self) -> int | None:
+        """A uid that no sandbox has and no file is owned by; None where we are no root and have but our own."""
+        if not self._privileged:
+            return None
+        return self._free_uids.pop() if self._free_uids else next(self._uids)
 
     def _prepare(self) -> None:
         if self._privileged:

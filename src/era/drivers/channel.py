@@ -26,7 +26,11 @@ class Channel:
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._reader = reader
         self._writer = writer
-        self.alive = True
+        self._closed = False
+
+    @property
+    def alive(self) -> bool:
+        return not self._closed and not self._reader.at_eof()
 
     @classmethod
     async def over(cls, sock: socket.socket) -> Channel:
@@ -42,14 +46,20 @@ class Channel:
         return seen
 
     async def run(self, program: Program, output_limit: int) -> AsyncIterator[Output | Ended]:
-        """Events of one program, `Ended` last. An `Ended` with `sandbox_alive` false means that the sandbox died."""
+        """Events of one program, `Ended` last; with `sandbox_alive` false the sandbox died under it.
+
+        Raises SandboxFailed if the sandbox died before the program began.
+        """
         self._send(program, output_limit)
         state: bytes | None = None
+        begun = False
         watchdog = asyncio.get_running_loop().call_later(program.timeout + _LAST_WORD, self._writer.transport.abort)
         try:
             while True:
                 kind, payload = await self._receive()
-                if kind == b"O":
+                if kind == b"B":
+                    begun = True
+                elif kind == b"O":
                     yield Output("stdout", payload)
                 elif kind == b"E":
                     yield Output("stderr", payload)
@@ -59,6 +69,8 @@ class Channel:
                     yield _ended(json.loads(payload), program.state, state)
                     return
         except SandboxFailed:
+            if not begun:
+                raise
             yield _died()
         finally:
             watchdog.cancel()
@@ -68,7 +80,7 @@ class Channel:
             self._writer.write(_frame(b"K", b""))
 
     def close(self) -> None:
-        self.alive = False
+        self._closed = True
         self._writer.close()
 
     def _send(self, program: Program, output_limit: int) -> None:

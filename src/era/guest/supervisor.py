@@ -29,6 +29,7 @@ Wire format, both ways over one stream socket: a kind (1 byte), a length (4 byte
   host to guest:  R  JSON header; then, unframed, its `lengths`: files…, state, code, environment
                   K  kill the run under way
   guest to host:  Y  JSON: ready for the first run, and the isolation as seen from inside
+                  B  the program is about to begin
                   O, E  a piece of stdout, of stderr
                   S  the state file's content, when it is not what was written before the run
                   D  JSON: how the run ended
@@ -174,6 +175,7 @@ class Supervisor:
         write_file(STATE_FILE, state)
         entry = self.free_entry()
         written = write_file(entry, code)
+        control.send(b"B", b"")  # from here on the run may have had effects, and must not be tried again
         begun = time.monotonic()
         spare = self.start_program(entry, environment, header["cold"])
         ended = self.follow(spare, begun + header["timeout"], header["output"])

@@ -1,9 +1,9 @@
 """Content, by its SHA-256, in files on the local disk.
 
 Theory of operation. `DIR/ab/abcd…` holds the bytes whose SHA-256 is `abcd…`; a name that exists is complete and never
-changes. New content is written to `DIR/incoming` first. When a batch ends, its files are made durable, then renamed, then
-the directories that got a name are made durable: three steps for the whole batch, because one journal commit of the
-file system serves any number of files that wait for it together. A batch that fails leaves at worst content that
+changes. New content is written to `DIR/incoming` first. When a batch ends, its files are made durable, then renamed,
+then the directories that got a name are made durable: three steps for the whole batch, because one journal commit of
+the file system serves any number of files that wait for it together. A batch that fails leaves at worst content that
 nobody asked for, which is swept in time.
 
 Content that is there already isn't written again; its modification time is set to now instead. `sweep` removes only
@@ -154,8 +154,9 @@ class Batch:
         fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         try:
             yield fd, path
-            # Starts writing to the disk now; `_finish` then waits for all files at once.
-            os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+            if len(self._new) < _FEW:
+                # Starts writing to the disk now; `_finish` then waits for all files at once.
+                os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
         finally:
             os.close(fd)
 

@@ -1,0 +1,122 @@
+"""A service of our own on a free port, and the lightest client of it."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+_START_SECONDS = 30.0
+_POOL_SECONDS = 20.0
+_JSON = {"Content-Type": "application/json"}
+
+type Answer = tuple[int, bytes]
+
+
+class Arena:
+    """What cases need: the service, over one connection that stays open, and a directory beside its data."""
+
+    def __init__(self, port: int, scratch: Path) -> None:
+        self.scratch = scratch
+        self._connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+
+    # -- measured: nothing but the request and its answer -----------------------------------------------------------
+
+    def get(self, path: str) -> Answer:
+        return self._call("GET", path, None)
+
+    def run(self, session: str, code: str) -> Answer:
+        return self._call("POST", f"/api/sessions/{session}/run", json.dumps({"code": code}).encode())
+
+    def create(self, language: str) -> Answer:
+        return self._call("POST", "/api/sessions", json.dumps({"language": language}).encode())
+
+    def _call(self, method: str, path: str, body: bytes | None) -> Answer:
+        self._connection.request(method, path, body, _JSON)
+        response = self._connection.getresponse()
+        return response.status, response.read()
+
+    # -- beside the measurement -------------------------------------------------------------------------------------
+
+    def new_session(self, language: str) -> str:
+        return self.check_created(self.create(language))
+
+    def delete_session(self, session: str) -> None:
+        _expect(self._call("DELETE", f"/api/sessions/{session}", None), 200)
+
+    def health(self) -> dict[str, Any]:
+        told: dict[str, Any] = json.loads(_expect(self.get("/health"), 200))
+        return told
+
+    def wait_for_pool(self) -> None:
+        """Until a sandbox of every language is ready for a first run."""
+        deadline = time.monotonic() + _POOL_SECONDS
+        while (told := self.health())["sandboxes"]["ready"] < len(told["languages"]):
+            if time.monotonic() > deadline:
+                raise RuntimeError("The service's pool does not fill.")
+            time.sleep(0.005)
+
+    def check_created(self, answer: Answer) -> str:
+        return str(json.loads(_expect(answer, 201))["id"])
+
+    def check_run(self, answer: Answer) -> None:
+        told = json.loads(_expect(answer, 200))
+        if told["status"] != "ok" or told["stdout"] != "1\n" or not told["state"]["committed"]:
+            raise RuntimeError(f"A run went wrong: {told}")
+
+    def check_status(self, status: int) -> Callable[[Answer], object]:
+        return lambda answer: _expect(answer, status)
+
+    def close(self) -> None:
+        self._connection.close()
+
+
+def _expect(answer: Answer, status: int) -> bytes:
+    if answer[0] != status:
+        raise RuntimeError(f"The service answered {answer[0]}, not {status}: {answer[1][:500]!r}")
+    return answer[1]
+
+
+@contextlib.contextmanager
+def arena(directory: Path) -> Iterator[Arena]:
+    """A service with its data in a new directory below `directory`; all of it is gone afterwards."""
+    place = Path(tempfile.mkdtemp(prefix="era-bench-", dir=directory))
+    try:
+        scratch = place / "scratch"
+        scratch.mkdir()
+        with _service(place) as port, contextlib.closing(Arena(port, scratch)) as made:
+            yield made
+    finally:
+        shutil.rmtree(place, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _service(place: Path) -> Iterator[int]:
+    log_path = place / "log"
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("ERA_")}
+    environment |= {"ERA_PORT": "0", "ERA_DATA_DIR": str(place / "data")}
+    with log_path.open("wb") as log:
+        process = subprocess.Popen(
+            [Path(sys.executable).parent / "era", "serve"], stdout=log, stderr=log, env=environment
+        )
+    try:
+        deadline = time.monotonic() + _START_SECONDS
+        while not (found := re.search(r"ERA serves\s+http://\S+:(\d+)", log_path.read_text())):
+            if process.poll() is not None or time.monotonic() > deadline:
+                raise RuntimeError(f"The service did not start:\n{log_path.read_text()}")
+            time.sleep(0.02)
+        yield int(found[1])
+    finally:
+        process.send_signal(signal.SIGTERM)
+        process.wait(30)

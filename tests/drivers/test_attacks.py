@@ -1,0 +1,333 @@
+"""Attacks on the sandbox. Each fails on a sound one and succeeds on one with the matching wall taken out, so that we
+know it would notice. Canaries only: files, listeners and processes that the tests made themselves."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from tests.drivers.boxes import Boxes, Weakness, with_more, without
+
+ROOT = os.geteuid() == 0
+
+CANARY = "canary-5f3e9a"
+
+
+@dataclass(frozen=True)
+class Attack:
+    """A program that prints GOT if it gets through. `{…}` in it are the canaries below."""
+
+    name: str
+    code: str
+    weakness: Weakness
+    needs_root: bool = False
+
+
+def replaced(old: tuple[str, ...], new: tuple[str, ...]) -> Callable[[list[str]], list[str]]:
+    def weaken(options: list[str]) -> list[str]:
+        for at in range(len(options)):
+            if tuple(options[at : at + len(old)]) == old:
+                return [*options[:at], *new, *options[at + len(old) :]]
+        raise AssertionError(f"no {old} among the options")
+
+    return weaken
+
+
+READS = """
+import glob
+for path in glob.glob({path!r}):
+    try:
+        if {canary!r}.encode() in open(path, 'rb').read(): print('GOT')
+    except OSError as problem: print(problem)
+"""
+
+CONNECTS = """
+import socket
+try:
+    with socket.socket(socket.{family}, socket.SOCK_STREAM) as s:
+        s.settimeout(3)
+        s.connect({address!r})
+        print('GOT' if s.recv(100) == {canary!r}.encode() else 'nothing')
+except OSError as problem: print(problem)
+"""
+
+WRITES = """
+try:
+    with open({path!r}, 'w') as file: file.write('x' * {size})
+    print('GOT')
+except OSError as problem: print(problem)
+"""
+
+CALLS = """
+import ctypes, os
+libc = ctypes.CDLL(None, use_errno=True)
+print('GOT' if {call} >= 0 else os.strerror(ctypes.get_errno()))
+"""
+
+# The value goes back as it is: what counts is whether the write is let through.
+REWRITES = """
+try:
+    value = open({path!r}).read()
+    open({path!r}, 'w').write(value)
+    print('GOT')
+except OSError as problem: print(problem)
+"""
+
+SHARED_NETWORK = Weakness(with_more("--share-net"))
+HOST_PROC = Weakness(replaced(("--proc", "/proc"), ("--ro-bind", "/proc", "/proc")))
+
+ATTACKS = [
+    Attack(
+        "a file of the host",
+        READS.format(path="{secret_file}", canary=CANARY),
+        Weakness(lambda options: with_more("--ro-bind", SECRETS["directory"], SECRETS["directory"])(options)),
+    ),
+    Attack("a process of the host", READS.format(path="/proc/[0-9]*/cmdline", canary=CANARY), HOST_PROC),
+    Attack(
+        "a listener on the host's loopback",
+        CONNECTS.replace("{family}", "AF_INET")
+        .replace("{address!r}", "('127.0.0.1', {port})")
+        .format(canary=CANARY, port="{port}"),
+        SHARED_NETWORK,
+    ),
+    Attack(
+        "an abstract socket of the host",
+        CONNECTS.replace("{family}", "AF_UNIX").format(address="\0" + CANARY, canary=CANARY),
+        SHARED_NETWORK,
+    ),
+    Attack(
+        "a new user namespace", CALLS.format(call="libc.unshare(0x10000000)"), Weakness(without("--disable-userns"))
+    ),
+    Attack("the root directory", WRITES.format(path="/mine", size=1), Weakness(replaced(("--remount-ro", "/"), ()))),
+    Attack("/dev", WRITES.format(path="/dev/mine", size=1), Weakness(replaced(("--remount-ro", "/dev"), ()))),
+    Attack(
+        "/usr",
+        WRITES.format(path="/usr/mine-{canary}", size=1),
+        Weakness(
+            lambda options: replaced(("--ro-bind", "/usr", "/usr"), ("--overlay-src", "/usr", "--tmp-overlay", "/usr"))(
+                options
+            )
+        ),
+    ),
+    Attack(
+        "more of /tmp than there should be",
+        WRITES.format(path="/tmp/big", size=20 << 20),
+        Weakness(replaced(("--size", str(16 << 20), "--perms", "1777", "--tmpfs", "/tmp"), ("--tmpfs", "/tmp"))),
+    ),
+    Attack(
+        "the supervisor's environment",
+        READS.format(path="/proc/1/environ", canary="ERA_GUEST"),
+        Weakness(supervisor={"_libc.prctl(PR_SET_DUMPABLE, 0, 0, 0, 0)": "pass"}),
+    ),
+    Attack(
+        "the supervisor's memory",
+        "try:\n    open('/proc/1/mem', 'rb').close(); print('GOT')\nexcept OSError as problem: print(problem)",
+        Weakness(supervisor={"_libc.prctl(PR_SET_DUMPABLE, 0, 0, 0, 0)": "pass"}),
+    ),
+    Attack(
+        "a setting of the kernel",
+        REWRITES.format(path="/proc/sys/kernel/printk_ratelimit"),
+        Weakness(replaced(("--proc", "/proc"), ("--bind", "/proc", "/proc")), as_root=True),
+        needs_root=True,
+    ),
+]
+
+SECRETS: dict[str, str] = {}
+
+
+@pytest.fixture(scope="module")
+def canaries(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    """A secret file, a process, and listeners that say the canary to whoever gets through."""
+    directory = Path(f"/var/tmp/{CANARY}-{os.getpid()}")
+    directory.mkdir()
+    (directory / "secret").write_text(CANARY)
+    (directory / "secret").chmod(0o644)
+    SECRETS["directory"] = str(directory)
+    process = subprocess.Popen(["sleep", "600"], executable="/usr/bin/sleep", env={})
+    named = subprocess.Popen([f"sleep-{CANARY}", "600"], executable="/usr/bin/sleep")
+    listeners = [socket.create_server(("127.0.0.1", 0)), socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)]
+    listeners[1].bind("\0" + CANARY)
+    listeners[1].listen()
+    greeters = [_greet(listener) for listener in listeners]
+    yield {
+        "secret_file": str(directory / "secret"),
+        "port": str(listeners[0].getsockname()[1]),
+        "canary": CANARY,
+    }
+    for child in (process, named, *greeters):
+        child.kill()
+        child.wait()
+    for listener in listeners:
+        listener.close()
+    (directory / "secret").unlink()
+    directory.rmdir()
+
+
+def _greet(listener: socket.socket) -> subprocess.Popen[bytes]:
+    code = (
+        "import socket, sys\n"
+        "listener = socket.socket(fileno=int(sys.argv[1]))\n"
+        "while True:\n"
+        "    peer, _ = listener.accept()\n"
+        f"    peer.sendall(b'{CANARY}'); peer.close()\n"
+    )
+    number = str(listener.fileno())
+    return subprocess.Popen(["/usr/bin/python3", "-c", code, number], pass_fds=[listener.fileno()])
+
+
+def _filled(attack: Attack, canaries: dict[str, str]) -> str:
+    code = attack.code
+    for name, value in canaries.items():
+        code = code.replace(f"{{{name}}}", value)
+    return code
+
+
+@pytest.mark.parametrize("attack", ATTACKS, ids=lambda attack: attack.name)
+def test_a_sound_sandbox_holds(boxes: Boxes, canaries: dict[str, str], attack: Attack) -> None:
+    box = boxes.make()
+    told = boxes.run(box, _filled(attack, canaries))
+    boxes.close(box)
+    assert told.ended.exit_code == 0, told.stderr
+    assert "GOT" not in told.stdout
+
+
+@pytest.mark.parametrize(
+    ("attack", "weak_boxes"),
+    [(attack, attack.weakness) for attack in ATTACKS if ROOT or not attack.needs_root],
+    indirect=["weak_boxes"],
+    ids=[attack.name for attack in ATTACKS if ROOT or not attack.needs_root],
+)
+def test_the_attack_bites_without_the_wall(weak_boxes: Boxes, canaries: dict[str, str], attack: Attack) -> None:
+    told = weak_boxes.run(weak_boxes.make(), _filled(attack, canaries))
+    assert "GOT" in told.stdout, told.stdout + told.stderr
+
+
+LOOKS_FOR_SECRET = """
+import glob, re
+needle = bytes(reversed(b'a9e3f5-emases-nepo'))
+for path in glob.glob('/proc/[0-9]*/environ'):
+    try:
+        if needle in open(path, 'rb').read(): print('GOT', path)
+    except OSError: pass
+for line in open('/proc/self/maps'):
+    span, permissions = line.split()[:2]
+    if permissions.startswith('rw'):
+        start, end = (int(part, 16) for part in span.split('-'))
+        with open('/proc/self/mem', 'rb') as memory:
+            memory.seek(start)
+            try:
+                found = memory.read(end - start).find(needle)
+            except OSError: continue
+            if found >= 0: print('GOT', line)
+"""
+
+SECRET = "open-sesame-5f3e9a"
+
+
+def _two_runs(boxes: Boxes) -> str:
+    """A run with a secret in its env, then one that looks for it everywhere it can."""
+    box = boxes.make()
+    first = boxes.run(box, "import os; print(len(os.environ['TOKEN']))", env={"TOKEN": SECRET * 50})
+    assert first.stdout == f"{len(SECRET) * 50}\n"
+    return boxes.run(box, LOOKS_FOR_SECRET).stdout
+
+
+def test_env_of_a_run_is_nowhere_in_the_next(boxes: Boxes) -> None:
+    assert _two_runs(boxes) == ""
+
+
+@pytest.mark.parametrize(
+    "weak_boxes",
+    [
+        Weakness(
+            supervisor={
+                "environment[:] = bytes(len(environment))": "LEAK.append(bytes(environment))",
+                "GRACE = 2.0": "GRACE = 2.0\nLEAK = []",
+            }
+        )
+    ],
+    indirect=True,
+)
+def test_env_in_the_supervisor_would_be_found(weak_boxes: Boxes) -> None:
+    assert "GOT" in _two_runs(weak_boxes)
+
+
+DAEMON = """
+import os, time
+if os.fork() == 0:
+    os.setsid()
+    if os.fork() == 0:
+        os.close(0); os.close(1); os.close(2)
+        while True:
+            for pid in filter(str.isdigit, os.listdir('/proc')):
+                try:
+                    if b'secret' in open(f'/proc/{pid}/environ', 'rb').read(): open('/workspace/stolen', 'w').close()
+                except OSError: pass
+    os._exit(0)
+time.sleep(0.2)
+"""
+
+WAITS = "import subprocess, time; subprocess.run(['sleep', '0.5'])"
+
+
+def _daemon_and_run(boxes: Boxes) -> bool:
+    box = boxes.make()
+    boxes.run(box, DAEMON)
+    boxes.run(box, WAITS, env={"TOKEN": "secret"})
+    return (box.workspace / "stolen").exists()
+
+
+def test_what_an_earlier_run_left_behind_sees_no_later_run(boxes: Boxes) -> None:
+    assert not _daemon_and_run(boxes)
+
+
+@pytest.mark.parametrize(
+    "weak_boxes",
+    [Weakness(supervisor={"while signal_everything(signal.SIGKILL) or main is None:": "while main is None:"})],
+    indirect=True,
+)
+def test_a_daemon_that_lives_on_would_see_it(weak_boxes: Boxes) -> None:
+    assert _daemon_and_run(weak_boxes)
+
+
+def test_killing_or_stopping_everything_ends_only_the_run(boxes: Boxes) -> None:
+    """PID 1 takes no signal from inside, so the sandbox serves on."""
+    box = boxes.make()
+    for number in (9, 15, 19):
+        boxes.run(box, f"import os; os.kill(1, {number})")
+        told = boxes.run(box, f"import os; os.kill(-1, {number}); print('still here')", timeout=2)
+        assert told.ended.sandbox_alive
+    assert boxes.run(box, "print('well')").stdout == "well\n"
+
+
+def test_a_sandbox_sees_its_own_files_only(boxes: Boxes) -> None:
+    first, second = boxes.make(), boxes.make()
+    boxes.run(first, f"open('mine', 'w').write('{CANARY}')")
+    look = (
+        "import os\n"
+        "for top, _, names in os.walk('/'):\n"
+        "    if top.startswith(('/proc', '/usr')): continue\n"
+        "    for name in names:\n"
+        "        if name == 'mine': print('GOT', top)\n"
+    )
+    assert boxes.run(second, look).stdout == ""
+    assert "GOT" in boxes.run(first, look).stdout
+    if ROOT:
+        assert first.uid != second.uid
+
+
+def test_what_was_in_force_is_told(boxes: Boxes) -> None:
+    enforced = boxes.make().enforced
+    assert enforced["namespaces"] == ["cgroup", "ipc", "mnt", "net", "pid", "user", "uts"]
+    assert (enforced["capabilities"], enforced["no_new_privs"], enforced["network"]) == ("none", True, "none")
+    if ROOT:
+        assert enforced["uid"] >= 1_900_000_000
+        assert enforced["cgroup"]["memory_bytes"] == 256 << 20
+    else:
+        assert enforced["uid"] == os.getuid()

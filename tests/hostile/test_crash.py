@@ -1,0 +1,219 @@
+"""Bad days: the service dies at any moment, and nothing acknowledged is lost, nothing is left behind."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import sqlite3
+import threading
+import time
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+
+import httpx
+
+from tests.conftest import Server, assert_nothing_left, eventually, is_running, mounts
+
+INCREMENT = """
+import json, os
+with open('.session_data.json') as f: data = json.load(f)
+data['n'] += 1
+with open('.session_data.json', 'w') as f: json.dump(data, f)
+with open('log', 'a') as f: f.write(f"{data['n']}\\n")
+"""
+
+
+class Load:
+    """Clients that increment until the server is gone, and count what was acknowledged."""
+
+    def __init__(self, server: Server, clients: int) -> None:
+        self.acknowledged = 0
+        self.tried = 0
+        self._lock = threading.Lock()
+        self._url = server.url
+        self._threads = [threading.Thread(target=self._work) for _ in range(clients)]
+        for thread in self._threads:
+            thread.start()
+
+    def _work(self) -> None:
+        with httpx.Client(base_url=self._url, timeout=60, trust_env=False) as client:
+            while True:
+                with self._lock:
+                    self.tried += 1
+                try:
+                    answer = client.post("/api/sessions/c/run", json={"code": INCREMENT})
+                except httpx.TransportError:
+                    return
+                assert answer.status_code == 200, answer.text
+                assert answer.json()["state"]["committed"]
+                with self._lock:
+                    self.acknowledged += 1
+
+    def join(self) -> None:
+        for thread in self._threads:
+            thread.join()
+
+
+def test_kill_9_at_random_moments_loses_nothing_acknowledged(own_server: Callable[..., Server]) -> None:
+    """Data, files and the version move together, whenever the service is killed."""
+    chance = random.Random(20)
+    before = mounts()
+    server = own_server()
+    with server.client() as client:
+        client.post("/api/sessions", json={"language": "python", "session_id": "c", "data": {"n": 0}})
+    count = 0
+    for _ in range(20):
+        load = Load(server, clients=4)
+        time.sleep(chance.uniform(0.05, 0.6))
+        processes = server.descendants()
+        server.stop(signal.SIGKILL)
+        load.join()
+        assert_no_process(processes)
+        server.start()
+        with server.client() as client:
+            new = client.get("/api/sessions/c").json()["data"]["n"]
+            # The one run that was under way may have been committed without its answer getting out.
+            assert count + load.acknowledged <= new <= count + load.acknowledged + 1
+            count = new
+            lines = client.post(
+                "/api/sessions/c/run",
+                json={"code": "import os; print(len(open('log').readlines()) if os.path.exists('log') else 0)"},
+            ).json()
+            assert int(lines["stdout"]) == count, "files and data moved apart"
+    assert count > 20
+    processes = server.descendants()
+    assert server.stop() == 0
+    assert_nothing_left(before, processes, server.data_dir)
+
+
+def assert_no_process(processes: list[int]) -> None:
+    eventually(lambda: not any(map(is_running, processes)))
+    assert [pid for pid in processes if is_running(pid)] == []
+
+
+def test_a_run_under_way_is_recorded_as_lost(own_server: Callable[..., Server]) -> None:
+    server = own_server()
+    with server.client() as client:
+        client.post("/api/sessions", json={"language": "python", "session_id": "s", "data": {"kept": 1}})
+        body = {"code": "import time; open('.session_data.json', 'w').write('{}'); time.sleep(60)"}
+        thread = threading.Thread(target=_ignore_hangup, args=(server.url, body))
+        thread.start()
+        _until_running(client, "s")
+        time.sleep(0.2)
+    processes = server.descendants()
+    server.stop(signal.SIGKILL)
+    thread.join()
+    assert_no_process(processes)
+    server.start()
+    with server.client() as client:
+        assert client.get("/api/sessions/s").json()["data"] == {"kept": 1}
+        assert 'era_runs_total{status="lost"} 1.0' in client.get("/metrics").text
+    with closing(sqlite3.connect(server.data_dir / "era.sqlite")) as database:
+        assert database.execute("select status, exit_code from runs").fetchall() == [("lost", None)]
+
+
+def test_a_stop_lets_the_run_under_way_finish(own_server: Callable[..., Server]) -> None:
+    server = own_server()
+    answers: list[httpx.Response] = []
+    with server.client() as client:
+        client.post("/api/sessions", json={"language": "python", "session_id": "s"})
+        code = "import time; time.sleep(1); open('.session_data.json', 'w').write('{\"done\": 1}')"
+        thread = threading.Thread(
+            target=lambda: answers.append(httpx.post(f"{server.url}/api/sessions/s/run", json={"code": code}))
+        )
+        thread.start()
+        _until_running(client, "s")
+    assert server.stop() == 0
+    thread.join()
+    assert answers[0].json()["data"] == {"done": 1}
+
+
+def test_a_sandbox_that_dies_is_remade_and_the_caller_is_told(own_server: Callable[..., Server]) -> None:
+    server = own_server()
+    with server.client() as client:
+        client.post("/api/sessions", json={"language": "python", "session_id": "s", "data": {"kept": 1}})
+        client.post("/api/sessions/s/run", json={"code": "open('f', 'w').write('old')"})
+        answers: list[httpx.Response] = []
+        code = "import time; open('f', 'w').write('new'); print('begun', flush=True); time.sleep(30)"
+        thread = threading.Thread(
+            target=lambda: answers.append(
+                httpx.post(f"{server.url}/api/sessions/s/run", json={"code": code}, timeout=60, trust_env=False)
+            )
+        )
+        thread.start()
+        _until_running(client, "s")
+        time.sleep(0.3)
+        for pid in _supervisors(server):
+            os.kill(pid, signal.SIGKILL)
+        thread.join()
+        told = answers[0].json()
+        assert (told["status"], told["exit_code"], told["stdout"]) == ("killed", 137, "begun\n")
+        assert told["state"] == {"version": 2, "committed": False, "reason": "The sandbox died."}
+        again = client.post("/api/sessions/s/run", json={"code": "print(open('f').read())"}).json()
+        assert (again["status"], again["stdout"], again["data"]) == ("ok", "old\n", {"kept": 1})
+
+
+def test_deleting_a_session_ends_its_run_and_its_queue(own_server: Callable[..., Server]) -> None:
+    server = own_server(spares="0")
+    with server.client() as client:
+        client.post("/api/sessions", json={"language": "python", "session_id": "s"})
+        answers: list[httpx.Response] = []
+
+        def run() -> None:
+            answers.append(
+                httpx.post(
+                    f"{server.url}/api/sessions/s/run",
+                    json={"code": "import time; time.sleep(30)"},
+                    timeout=60,
+                    trust_env=False,
+                )
+            )
+
+        threads = [threading.Thread(target=run) for _ in range(3)]
+        for thread in threads:
+            thread.start()
+        _until_running(client, "s")
+        time.sleep(0.3)
+        begun = time.monotonic()
+        assert client.delete("/api/sessions/s").status_code == 200
+        assert server.descendants() == [], "a process of the session outlived its delete"
+        assert list((server.data_dir / "live").iterdir()) == []
+        for thread in threads:
+            thread.join()
+        assert time.monotonic() - begun < 5
+        assert sorted(answer.status_code for answer in answers) == [404, 404, 409]
+        assert client.get("/api/sessions/s").status_code == 404
+
+
+def test_a_second_server_on_the_same_data_is_refused(own_server: Callable[..., Server]) -> None:
+    server = own_server()
+    second = Server(server.data_dir)
+    try:
+        second.start()
+    except AssertionError as refused:
+        assert "Another ERA service uses" in str(refused)
+    else:
+        second.stop()
+        raise AssertionError("two servers shared one data directory")
+
+
+def _ignore_hangup(url: str, body: dict[str, str]) -> None:
+    try:
+        httpx.post(f"{url}/api/sessions/s/run", json=body, timeout=60, trust_env=False)
+    except httpx.TransportError:
+        return
+
+
+def _until_running(client: httpx.Client, session_id: str) -> None:
+    assert eventually(lambda: client.get(f"/api/sessions/{session_id}").json()["status"] == "running")
+
+
+def _supervisors(server: Server) -> list[int]:
+    """PID 1 of every sandbox: the child of bubblewrap."""
+    names = {pid: Path(f"/proc/{pid}/comm").read_text().strip() for pid in server.descendants()}
+    bubblewraps = {pid for pid, name in names.items() if name == "bwrap"}
+    return [
+        pid for pid in names if int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1]) in bubblewraps
+    ]
