@@ -17,6 +17,8 @@ from typing import Any
 import httpx
 import pytest
 
+from era.app import cgroup_name
+
 ERA = Path(sys.executable).parent / "era"
 START_SECONDS = 30.0
 
@@ -119,9 +121,9 @@ def is_running(pid: int) -> bool:
         return False
 
 
-def our_cgroups() -> set[str]:
-    """Control groups that ERA services have made."""
-    return {str(path) for path in Path("/sys/fs/cgroup").glob("**/era-*/sb-*")}
+def cgroups(name: str) -> list[str]:
+    """Control groups of sandboxes below the group `name`."""
+    return [str(path) for path in Path("/sys/fs/cgroup").glob(f"**/{name}/sb-*")]
 
 
 def mounts() -> list[str]:
@@ -136,27 +138,26 @@ def eventually(what: Callable[[], Any], seconds: float = 10.0) -> Any:
     return answer
 
 
-def assert_nothing_left(before_mounts: list[str], processes: list[int], data_dir: Path) -> None:
+def assert_nothing_left(before_mounts: list[str], processes: list[int], data_dir: Path, group: str = "") -> None:
     """After a server has ended: no process, mount, cgroup or live directory of it."""
     eventually(lambda: not any(map(is_running, processes)))
     assert [pid for pid in processes if is_running(pid)] == []
     assert mounts() == before_mounts
     live = data_dir / "live"
     assert not live.exists() or not list(live.iterdir())
+    assert cgroups(group or cgroup_name(data_dir)) == []
 
 
 @pytest.fixture(scope="session")
 def shared_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """One server for all tests that only need a server. At the end nothing of it may be left."""
     before = mounts()
-    groups = our_cgroups()
     data_dir = tmp_path_factory.mktemp("shared") / "data"
     server = Server(data_dir).start()
     yield server
     processes = server.descendants()
     assert server.stop() == 0, server.log
     assert_nothing_left(before, processes, data_dir)
-    assert our_cgroups() <= groups
     assert "Traceback" not in server.log, server.log
 
 
@@ -196,7 +197,6 @@ def client(server: Server) -> Iterator[httpx.Client]:
 def own_server(tmp_path: Path) -> Iterator[Callable[..., Server]]:
     """Makes servers of the test's own, which may be killed and started again on their data."""
     before = mounts()
-    groups = our_cgroups()
     made: list[Server] = []
 
     def make(uid: int | None = None, **settings: str) -> Server:
@@ -211,7 +211,6 @@ def own_server(tmp_path: Path) -> Iterator[Callable[..., Server]]:
         if server.process is not None:
             server.stop()
         assert_nothing_left(before, processes, server.data_dir)
-    assert our_cgroups() <= groups
 
 
 type Run = Callable[..., dict[str, Any]]

@@ -78,7 +78,7 @@ def broken_rules(source: str, module: str, *, is_package: bool = False) -> list[
                 wrong = "the guest has the standard library only"
         elif top in FRAMEWORKS and part in {"core", "errors"}:
             wrong = "the core knows no frameworks"
-        elif top == "era" and target and target != part:
+        elif top == "era" and target not in {"", "__version__", part}:
             if target in MAY_IMPORT.get(part, {target}):
                 if target in ADAPTERS and part != "app":
                     wrong = "only era.app knows adapters"

@@ -49,10 +49,14 @@ def limits(settings: Settings) -> Limits:
     )
 
 
+def cgroup_name(data_dir: Path) -> str:
+    """The control group of the service on this data directory: the same after every start, and no other's."""
+    return "era-" + hashlib.sha256(bytes(data_dir.resolve())).hexdigest()[:12]
+
+
 def driver(settings: Settings) -> BubblewrapDriver:
     directory = settings.data_dir.resolve()
-    name = "era-" + hashlib.sha256(bytes(directory)).hexdigest()[:12]
-    return BubblewrapDriver(directory, limits(settings), cgroup_name=name)
+    return BubblewrapDriver(directory, limits(settings), cgroup_name=cgroup_name(directory))
 
 
 @asynccontextmanager

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import os
+import secrets
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -46,7 +46,8 @@ class Boxes:
 
     def __init__(self, directory: Path, weakness: Weakness) -> None:
         self._runner = asyncio.Runner()
-        self.driver = BubblewrapDriver(directory, LIMITS, cgroup_name=f"era-test-{os.getpid()}")
+        self.cgroup_name = f"era-test-{secrets.token_hex(4)}"
+        self.driver = BubblewrapDriver(directory, LIMITS, cgroup_name=self.cgroup_name)
         self._weakness = weakness
         if weakness.supervisor:
             guest = directory / "guest"
@@ -57,8 +58,12 @@ class Boxes:
                 text = text.replace(old, new)
             (guest / "supervisor.py").write_text(text)
             self.driver.paths = replace(self.driver.paths, guest=guest)
-        with self._weakened():
-            self._runner.run(self.driver.start())
+        try:
+            with self._weakened():
+                self._runner.run(self.driver.start())
+        except BaseException:
+            self.stop()
+            raise
 
     def make(self, language: Language = "python") -> BubblewrapSandbox:
         with self._weakened():

@@ -1,27 +1,25 @@
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.conftest import assert_nothing_left, descendants, mounts, our_cgroups
+from tests.conftest import assert_nothing_left, descendants, mounts
 from tests.drivers.boxes import Boxes, Weakness
 
 
 @pytest.fixture(scope="module")
 def boxes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Boxes]:
     """Sound sandboxes. Nothing of them may be left when the module is done."""
-    import os
-
-    before, groups, processes = mounts(), our_cgroups(), set(descendants(os.getpid()))
+    before, processes = mounts(), set(descendants(os.getpid()))
     directory = tmp_path_factory.mktemp("boxes")
     made = Boxes(directory, Weakness())
     yield made
     running = [pid for pid in descendants(os.getpid()) if pid not in processes]
     made.stop()
-    assert_nothing_left(before, running, directory)
-    assert our_cgroups() <= groups
+    assert_nothing_left(before, running, directory, made.cgroup_name)
 
 
 @pytest.fixture

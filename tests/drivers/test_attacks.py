@@ -80,7 +80,7 @@ except OSError as problem: print(problem)
 """
 
 SHARED_NETWORK = Weakness(with_more("--share-net"))
-HOST_PROC = Weakness(replaced(("--proc", "/proc"), ("--ro-bind", "/proc", "/proc")))
+HOST_PROC = Weakness(replaced(("--proc", "/proc"), ("--bind", "/proc", "/proc")))
 
 ATTACKS = [
     Attack(
@@ -210,10 +210,10 @@ def test_the_attack_bites_without_the_wall(weak_boxes: Boxes, canaries: dict[str
 
 LOOKS_FOR_SECRET = """
 import glob, re
-needle = bytes(reversed(b'a9e3f5-emases-nepo'))
+secret = re.compile(rb'(?:open-sesam[e]-5f3e9[a]){3}')  # which does not match itself
 for path in glob.glob('/proc/[0-9]*/environ'):
     try:
-        if needle in open(path, 'rb').read(): print('GOT', path)
+        if secret.search(open(path, 'rb').read()): print('GOT', path)
     except OSError: pass
 for line in open('/proc/self/maps'):
     span, permissions = line.split()[:2]
@@ -222,9 +222,9 @@ for line in open('/proc/self/maps'):
         with open('/proc/self/mem', 'rb') as memory:
             memory.seek(start)
             try:
-                found = memory.read(end - start).find(needle)
+                found = secret.search(memory.read(end - start))
             except OSError: continue
-            if found >= 0: print('GOT', line)
+            if found: print('GOT', line)
 """
 
 SECRET = "open-sesame-5f3e9a"

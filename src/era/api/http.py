@@ -22,7 +22,8 @@ log = structlog.get_logger()
 
 def build(settings: Settings, context: Context) -> FastAPI:
     """The application, serving what `context` holds."""
-    app = FastAPI(title="ERA", version=__version__, docs_url=None, redoc_url=None)
+    # No redirect of /api/sessions/ to /api/sessions: `DELETE /api/sessions/$ID` with no ID must not delete them all.
+    app = _Application(title="ERA", version=__version__, docs_url=None, redoc_url=None, redirect_slashes=False)
     app.state.context = context
     for router in (sessions.router, runs.router, health.router, pages.router):
         app.include_router(router)
@@ -34,6 +35,20 @@ def build(settings: Settings, context: Context) -> FastAPI:
     key = settings.api_key.get_secret_value() if settings.api_key else None
     app.add_middleware(Guard, api_key=key, names=names)
     return app
+
+
+class _Application(FastAPI):
+    def openapi(self) -> dict[str, Any]:
+        """FastAPI's, without the 422 that it adds to every route: ours answer 400."""
+        known = self.openapi_schema is not None
+        schema = super().openapi()
+        if not known:
+            for path in schema["paths"].values():
+                for operation in path.values():
+                    operation["responses"].pop("422", None)
+            for name in ("HTTPValidationError", "ValidationError"):
+                schema["components"]["schemas"].pop(name, None)
+        return schema
 
 
 def _answer(request: Request, error: EraError, extra: dict[str, str] | None = None) -> Response:
@@ -84,6 +99,8 @@ async def _http_error(request: Request, error: Exception) -> Response:
         return _answer(request, error.error)
     if not isinstance(error, HTTPException):
         raise error
+    if isinstance(error.__cause__, EraError):  # raised while FastAPI read the body
+        return _answer(request, error.__cause__)
     if error.status_code == 405:
         return _answer(
             request,

@@ -307,7 +307,10 @@ class BubblewrapDriver:
         """Remove what an earlier service left here, then prove that sandboxes of every language work."""
         loop = asyncio.get_running_loop()
         await loop.run_in_executor(self.spawner, self._prepare)
-        await asyncio.gather(*(self._self_test(language) for language in LANGUAGES))
+        tests = await asyncio.gather(*map(self._self_test, LANGUAGES), return_exceptions=True)
+        for problem in tests:
+            if problem is not None:
+                raise problem
 
     async def create(self, language: Language) -> BubblewrapSandbox:
         sandbox = BubblewrapSandbox(self, f"sb-{secrets.token_hex(8)}", self._free_uid())

@@ -56,6 +56,7 @@ STATE_FILE = ".session_data.json"
 GRACE = 2.0  # seconds between SIGTERM and SIGKILL at the deadline
 CHUNK = 1 << 16
 PR_SET_DUMPABLE = 4
+IPC_RMID = 0
 MADV_POPULATE_WRITE = 23  # Linux 5.14; an older kernel answers EINVAL and the faults come later
 OPEN_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
@@ -197,8 +198,8 @@ class Supervisor:
             empty_directory(".", 0o755)
         for kind in ("shm", "sem", "msg"):
             with open(f"/proc/sysvipc/{kind}", "rb") as table:
-                if table.read().count(b"\n") > 1:
-                    raise RuntimeError(f"System V {kind} objects were left behind")
+                for line in table.read().splitlines()[1:]:
+                    remove_system_v_object(kind, int(line.split()[1]))
 
     # -- starting -----------------------------------------------------------------------------------------------
 
@@ -527,6 +528,13 @@ def empty_directory(path: str, mode: int) -> None:
                     os.rmdir(name, dir_fd=top)
     finally:
         os.close(top)
+
+
+def remove_system_v_object(kind: str, identifier: int) -> None:
+    """Remove shared memory (`shm`), semaphores (`sem`) or a message queue (`msg`) that a run has left."""
+    arguments = (identifier, 0, IPC_RMID, None) if kind == "sem" else (identifier, IPC_RMID, None)
+    if getattr(_libc, f"{kind}ctl")(*arguments) != 0:
+        raise OSError(ctypes.get_errno(), f"System V {kind} object {identifier} can't be removed")
 
 
 # -- starting up ------------------------------------------------------------------------------------------------

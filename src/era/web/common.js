@@ -33,7 +33,7 @@ export function localize(root, keyWanted) {
   for (const code of root.querySelectorAll('pre code')) {
     let text = code.textContent.replaceAll(SHOWN_ORIGIN, origin);
     if (keyWanted && code.closest('[data-era]')) text = `export ERA_API_KEY=…\n${text}`;
-    else if (keyWanted) text = text.replace(/(curl -X \w+ (\S+)\/(?:api|mcp)\/\S*)/g, '$1 \\\n  -H "Authorization: Bearer $ERA_API_KEY"');
+    else if (keyWanted) text = text.replace(/^( *)(curl -X \w+ \S+\/api\/\S*)/gm, '$1$2 \\\n$1  -H "Authorization: Bearer $ERA_API_KEY"');
     code.textContent = text;
   }
 }
@@ -47,9 +47,9 @@ export function addCopyButtons(root) {
       button.textContent = (await copied(block.textContent)) ? 'Copied' : 'Select and copy';
       setTimeout(() => (button.textContent = 'Copy'), 1600);
     });
-    const frame = make('div', { class: 'copyable' });
+    const frame = make('div', { class: 'copyable' }, make('header', {}, make('span', {}, block.dataset.copy || 'Terminal'), button));
     block.replaceWith(frame);
-    frame.append(block, button);
+    frame.append(block);
   }
 }
 

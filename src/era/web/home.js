@@ -6,25 +6,25 @@ const NAMES = { python: 'Python', node: 'Node', typescript: 'TypeScript' };
 const EXAMPLES = {
   python: `import os, socket, sys
 
-print("Python", sys.version.split()[0], "as user", os.getuid())
-print("files here:", os.listdir())
+print("Python", sys.version.split()[0])
+print("user:", os.getuid(), "files:", os.listdir())
 
 try:
-    socket.create_connection(("192.0.2.1", 80), timeout=2)
+    socket.create_connection(("192.0.2.1", 80))
 except OSError as error:
     print("no way out:", error.strerror)
 
 print(sum(n * n for n in range(100_000)))
 `,
   node: `import os from 'node:os';
-const { readdirSync } = require('node:fs'); // both styles work
+const fs = require('node:fs'); // both styles work
 
-console.log('Node', process.version, 'on host', os.hostname());
-console.log('files here:', readdirSync('.'));
+console.log('Node', process.version, 'on', os.hostname());
+console.log('files:', fs.readdirSync('.'));
 
-const started = performance.now();
+const started = Date.now();
 await new Promise((done) => setTimeout(done, 50));
-console.log('waited', Math.round(performance.now() - started), 'ms');
+console.log('waited', Date.now() - started, 'ms');
 `,
   typescript: `enum Light { Red, Amber, Green }
 
@@ -37,7 +37,9 @@ const lamps: Lamp[] = [
   { name: 'north', light: Light.Green },
   { name: 'east', light: Light.Red },
 ];
-for (const { name, light } of lamps) console.log(name, 'is', Light[light].toLowerCase());
+for (const { name, light } of lamps) {
+  console.log(name, 'is', Light[light].toLowerCase());
+}
 `,
 };
 

@@ -8,15 +8,19 @@ const GROUPS = {
   runs: ['Running code', 'One run at a time in a session; the rest wait in order.'],
   health: ['Health', 'Is it well, and what does it do.'],
 };
-const STATUS = {
+// Statuses that every call may answer are told once, at the top.
+const EVERYWHERE = {
   400: 'The request can’t be right: the error says which field and why.',
   401: 'The server has an API key, and this call came without it.',
   403: 'Refused whoever asks, such as a page of another origin.',
-  404: 'No such session.',
-  409: 'It exists already, or its state doesn’t allow this.',
-  413: 'Data, code, env or the body is over its limit.',
-  429: 'Too many runs wait for this session. Retry-After says when to try again.',
+  413: 'The body is over 16 MiB.',
   503: 'The server can’t do it now. Retry-After is there where trying again can help.',
+};
+const HERE = {
+  404: 'No such session.',
+  409: 'It exists already, or was deleted meanwhile.',
+  413: 'Data, code, env or the body is over its limit.',
+  429: 'Too many runs wait for this session; Retry-After says when to try again.',
 };
 
 let schemas = {};
@@ -24,6 +28,12 @@ let schemas = {};
 function resolve(schema) {
   const name = schema?.$ref?.split('/').pop();
   return name ? { name, ...schemas[name] } : schema ?? {};
+}
+
+/** A parameter's schema: what is left out is null there, but nobody can send it. */
+function withoutNull(schema) {
+  const kinds = schema.anyOf?.filter((part) => part.type !== 'null');
+  return kinds?.length === 1 ? { ...schema, anyOf: undefined, ...kinds[0] } : schema;
 }
 
 /** A type in a few words. */
@@ -44,7 +54,10 @@ function bounds(schema) {
     if (part.minimum !== undefined) told.push(`≥ ${part.minimum}`);
     if (part.maximum !== undefined) told.push(`≤ ${part.maximum}`);
     if (part.maxLength !== undefined) told.push(`at most ${part.maxLength} characters`);
-    if (part.pattern) told.push(part.pattern);
+    if (part.pattern) {
+      const words = part.pattern.match(/^\^\(?([\w|]+)\)?\$$/);
+      told.push(words ? words[1].split('|').join(' or ') : part.pattern);
+    }
   }
   return told;
 }
@@ -76,7 +89,7 @@ function fields(schema, withDefaults) {
 }
 
 function section(title, ...content) {
-  return make('section', { class: 'part' }, make('h4', {}, title), ...content);
+  return make('section', { class: 'part' }, make('h4', {}, title), content);
 }
 
 // -- examples -------------------------------------------------------------------------------------------------------
@@ -104,7 +117,8 @@ function curl(method, path, operation) {
   const address = `${origin}${path.replaceAll('{session_id}', 'counter')}`;
   const flags = method === 'get' ? '' : `-X ${method.toUpperCase()} `;
   const noBuffer = operation.responses['200']?.content?.['text/event-stream'] ? '-N ' : '';
-  const lines = [`curl ${noBuffer}${flags}${address}`];
+  const start = `curl ${noBuffer}${flags}`;
+  const lines = start.length + address.length < 50 ? [start + address] : [start.trimEnd(), address];
   if (keyWanted && path.startsWith('/api')) lines.push('-H "Authorization: Bearer $ERA_API_KEY"');
   const body = bodyOf(operation);
   if (body) lines.push('-H "Content-Type: application/json"', `-d ${quoted(JSON.stringify(sampleBody(body)))}`);
@@ -128,12 +142,20 @@ function answers(operation) {
   });
 }
 
-function refusals(operation) {
+function statuses(told) {
+  return Object.entries(told).map(([status, sentence]) => make('div', {}, make('dt', {}, status), make('dd', {}, sentence)));
+}
+
+function refusals(path, operation) {
   // 422 stands in every schema that FastAPI writes; this server answers 400 instead.
-  const statuses = Object.keys(operation.responses).filter((status) => status >= 400 && status !== '422');
-  if (!statuses.length) return null;
-  return section('Errors', make('dl', { class: 'errors' }, statuses.flatMap((status) =>
-    make('div', {}, make('dt', {}, status), make('dd', {}, STATUS[status] ?? operation.responses[status].description ?? '')))));
+  const listed = Object.keys(operation.responses).filter((status) => status >= 400 && status !== '422');
+  const here = listed.filter((status) => status in HERE);
+  const others = listed.filter((status) => !(status in HERE) && status in EVERYWHERE);
+  const told = Object.fromEntries(here.map((status) => [status, status === '404' && path.endsWith('/code') && !operation.requestBody
+    ? 'No such session, or it stores no code.' : HERE[status]]));
+  if (!listed.length) return null;
+  return section('Errors', here.length ? make('dl', { class: 'errors' }, statuses(told)) : null,
+    make('p', { class: 'everywhere' }, `${here.length ? 'And, as' : 'As'} everywhere, ${others.join(', ')}.`));
 }
 
 function pathShown(path) {
@@ -146,8 +168,8 @@ function call(method, path, operation) {
   const places = operation.parameters ?? [];
   const parameters = places.length
     ? section('Parameters', make('ul', { class: 'fields' }, places.map((parameter) =>
-      field(parameter.name, { description: parameter.description ?? (parameter.in === 'path' ? 'In the path.' : ''), ...parameter.schema },
-        parameter.required, true))))
+      field(parameter.name, { description: parameter.description ?? (parameter.in === 'path' ? 'In the path.' : ''),
+        ...withoutNull(parameter.schema) }, parameter.required, true))))
     : null;
   const description = (operation.description ?? operation.summary ?? '').trim();
   const article = make('article', { class: 'call', id, 'data-call': `${method.toUpperCase()} ${path}` },
@@ -156,10 +178,10 @@ function call(method, path, operation) {
     make('p', { class: 'what' }, prose(description)),
     make('div', { class: 'columns' },
       make('div', {}, parameters, body ? section('Body', fields(body, true)) : null, section('Answer', ...answers(operation)),
-        refusals(operation)),
-      make('div', { class: 'example' }, make('pre', { class: 'shell', 'data-copy': true }, make('code', {}, curl(method, path, operation))))));
+        refusals(path, operation)),
+      make('div', { class: 'example' }, make('pre', { class: 'shell', 'data-copy': 'curl' }, make('code', {}, curl(method, path, operation))))));
   const link = make('a', { href: `#${id}` }, make('span', { class: `method ${method}` }, method.toUpperCase()),
-    make('span', {}, pathShown(path.replace(/^\/api/, ''))));
+    make('span', {}, pathShown(path.replace(/^\/api/, '').replace('{session_id}', '{id}'))));
   const names = [...Object.keys(body?.properties ?? {}), ...places.map((parameter) => parameter.name)];
   return { id, article, link, text: [method, path, description, operation.summary, ...names].join(' ').toLowerCase() };
 }
@@ -208,6 +230,7 @@ function filter(wanted) {
     group.section.hidden = group.entry.hidden = !here;
     found += here;
   }
+  document.querySelector('.intro').hidden = words.length > 0;
   document.querySelector('#no-match').hidden = found > 0;
 }
 
@@ -225,6 +248,7 @@ function follow() {
 
 watchHealth();
 document.querySelector('#origin').textContent = origin;
+document.querySelector('#everywhere').append(...statuses(EVERYWHERE));
 const keyWanted = await wantsKey();
 localize(document.querySelector('.intro'), keyWanted);
 const box = document.querySelector('#filter');
@@ -245,4 +269,4 @@ document.addEventListener('keydown', (event) => {
     filter('');
   }
 });
-if (location.hash) document.getElementById(location.hash.slice(1))?.scrollIntoView();
+if (location.hash) document.getElementById(location.hash.slice(1))?.scrollIntoView({ behavior: 'instant' });
