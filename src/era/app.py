@@ -21,11 +21,12 @@ import uvloop
 
 from era.api.context import Context
 from era.api.http import build
-from era.core.ports import Limits
+from era.core.ports import Limits, Retention
 from era.core.runs import Runs
 from era.core.sessions import Sessions
 from era.core.snapshots import Snapshots
 from era.core.turns import Turns
+from era.core.versions import Versions
 from era.drivers.bubblewrap import BubblewrapDriver
 from era.errors import Conflict, Forbidden
 from era.hosts.local import LocalHost
@@ -68,7 +69,7 @@ async def services(settings: Settings) -> AsyncIterator[Context]:
     directory = settings.data_dir.resolve()
     directory.mkdir(parents=True, exist_ok=True, mode=0o700)
     with _only_user_of(directory):
-        store = SqlStore(f"sqlite:///{directory / 'era.sqlite'}")
+        store = SqlStore(f"sqlite:///{directory / 'era.sqlite'}", Retention(versions=settings.versions_kept))
         await store.open()
         blobs = LocalBlobs(directory / "blobs")
         blobs.open()
@@ -94,6 +95,7 @@ async def services(settings: Settings) -> AsyncIterator[Context]:
                     settings=settings,
                     sessions=Sessions(store, host, turns),
                     runs=runs,
+                    versions=Versions(store, snapshots, turns),
                     turns=turns,
                     store=store,
                     files=snapshots.entries,

@@ -5,7 +5,7 @@
     │   └── NoCode            400  a run without code in a session that stores none
     ├── Unauthorized          401  no key, or the wrong one
     ├── Forbidden             403  a request this server refuses whoever asks
-    ├── NotFound              404  no such session, run or route
+    ├── NotFound              404  no such session, version, run or route
     ├── MethodNotAllowed      405  the route exists, this method doesn't
     ├── Conflict              409  it exists already, or its state doesn't allow this
     │   └── SessionDeleted    409  the session was deleted while this run was under way

@@ -34,6 +34,8 @@ class Settings(BaseSettings):
     )
     max_waiting: int = Field(64, ge=1, description="Runs that may wait for a session's turn before more get a 429.")
 
+    versions_kept: int = Field(100, ge=1, description="Versions of a session that are kept, the current one included.")
+
     spares: int = Field(1, ge=0, description="Sandboxes kept ready for first runs, for each language.")
     max_live: int = Field(32, ge=1, description="Sandboxes that may belong to sessions at a time.")
     idle_seconds: float = Field(300, gt=0, description="Seconds after its last run that a session keeps its sandbox.")

@@ -7,14 +7,18 @@ fast; the models beside them say the same to /docs, and a test holds the two aga
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from era.core.models import Session, StoredCode, timestamp
+from era.core.models import Session, StoredCode, Version, timestamp
 from era.core.runs import Collected, RunResult
+from era.core.snapshots import Listed
+from era.core.versions import Diff
 from era.core.views import data_view
 
+MAX_VERSION = (1 << 63) - 1
 SESSION_ID = r"^[A-Za-z0-9_:-]{1,128}$"
 
 Env = Annotated[
@@ -58,6 +62,18 @@ class RunBody(Body):
     code: str | None = Field(None, description="Left out: the session's stored code.", examples=["print('hello')"])
     env: Env = Field(default_factory=dict)
     timeout: float | None = Field(None, gt=0, description="Seconds; left out: the session's default_timeout.")
+    atomic: bool = Field(False, description="Keep data and files only if the run ends with exit code 0.")
+
+
+class DuplicateBody(Body):
+    id: str | None = Field(None, pattern=SESSION_ID, description="The new session's; made up where it is left out.")
+    new_id: str | None = Field(None, pattern=SESSION_ID, description="Another name of `id`.")
+    data: dict[str, Any] | None = Field(None, description="Replaces the state.")
+    from_version: int | None = Field(None, ge=1, le=MAX_VERSION, description="Left out: the current one.")
+
+
+class RollbackBody(Body):
+    version: int = Field(ge=1, le=MAX_VERSION, description="The version whose content is to be taken up again.")
 
 
 class ExecuteBody(Body):
@@ -161,6 +177,54 @@ class ExecuteAnswer(BaseModel):
     stderr_truncated: bool
 
 
+class VersionHeader(BaseModel):
+    version: int
+    created_at: str
+    cause: str
+    run_id: str | None
+    file_count: int
+    total_size_bytes: int
+
+
+class VersionsAnswer(BaseModel):
+    versions: list[VersionHeader]
+    count: int
+    next_cursor: str | None
+
+
+class VersionAnswer(VersionHeader):
+    data: dict[str, Any]
+    files: list[dict[str, Any]] | None = None
+
+
+class DataChangeAnswer(BaseModel):
+    path: str
+    op: str
+    old: Any = None
+    new: Any = None
+
+
+class FileAnswer(BaseModel):
+    path: str
+    size: int
+
+
+class ChangedFileAnswer(FileAnswer):
+    old_size: int
+
+
+class FileChangesAnswer(BaseModel):
+    added: list[FileAnswer]
+    changed: list[ChangedFileAnswer]
+    removed: list[FileAnswer]
+
+
+class DiffAnswer(BaseModel):
+    version: int
+    data: list[DataChangeAnswer]
+    files: FileChangesAnswer
+
+
 class CodeStoredAnswer(BaseModel):
     success: bool
     code_length: int
@@ -224,6 +288,51 @@ def execute_answer(run: Collected, language: str) -> dict[str, Any]:
     for name in ("data", "state", "session_id"):
         del answer[name]
     return {**answer, "language": language, "vm_id": run.result.session_id}
+
+
+def version_answer(version: Version) -> dict[str, Any]:
+    """A version without its content."""
+    return {
+        "version": version.n,
+        "created_at": timestamp(version.created_at),
+        "cause": version.cause,
+        "run_id": version.run_id,
+        "file_count": version.snapshot.file_count,
+        "total_size_bytes": version.snapshot.total_bytes,
+    }
+
+
+def diff_answer(diff: Diff) -> dict[str, Any]:
+    files = diff.files
+    return {
+        "version": diff.n,
+        "data": [
+            {
+                "path": change.path,
+                "op": change.op,
+                **({} if change.op == "add" else {"old": change.old}),
+                **({} if change.op == "remove" else {"new": change.new}),
+            }
+            for change in diff.data
+        ],
+        "files": {
+            "added": [{"path": path_text(path), "size": size} for path, _, size in files.added],
+            "changed": [{"path": path_text(path), "size": size, "old_size": old} for path, old, size in files.changed],
+            "removed": [{"path": path_text(path), "size": old} for path, old, _ in files.removed],
+        },
+    }
+
+
+def files_answer(files: Iterable[Listed]) -> list[dict[str, Any]]:
+    return [
+        {"path": path_text(path), "size": size, "modified_at": timestamp(modified_ns // 1000), "uploaded": False}
+        for path, size, modified_ns, _ in files
+    ]
+
+
+def path_text(path: str) -> str:
+    """A path as text: bytes that are not UTF-8 show as U+FFFD."""
+    return path.encode(errors="surrogateescape").decode(errors="replace")
 
 
 def code_answer(stored: StoredCode) -> dict[str, Any]:

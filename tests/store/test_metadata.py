@@ -16,14 +16,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.config import Config
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import create_engine
 
-from era.core.models import EMPTY, NewSession, RunRecord, Session, Snapshot, StoredCode, now
-from era.core.ports import SessionChange, SessionFilter
+from era.core.models import EMPTY, NewCopy, NewSession, RunRecord, Session, Snapshot, StoredCode, now
+from era.core.ports import Retention, SessionChange, SessionFilter
 from era.errors import CommitFailed, Conflict, NotFound, SessionDeleted, Unavailable
 from era.store import migrations
 from era.store.metadata import LOST, SqlStore
@@ -84,6 +85,62 @@ def test_a_database_of_a_newer_version_is_left_alone(url: str, tmp_path: Path, w
         connection.execute("UPDATE alembic_version SET version_num = '9999'")
     with pytest.raises(Unavailable, match="9999"):
         with_store(nothing)
+
+
+OLD_ROWS = """
+INSERT INTO sessions (key, id, language, persistent, data, metadata, allow_internet, allow_public, default_timeout,
+    version, snapshot_root, file_count, total_bytes, created_at, updated_at) VALUES
+    (3, 'new', 'python', 1, '{}', '{}', 1, 0, 30, 1, NULL, 0, 0, 5, 5),
+    (4, 'ran', 'node', 0, '{"n": 1}', '{"who": "me"}', 1, 1, 7, 9, 'ffff', 2, 8, 5, 6),
+    (5, 'patched', 'python', 1, '{}', '{}', 1, 1, 30, 2, NULL, 0, 0, 5, 7);
+INSERT INTO session_pairs VALUES (4, 'pair');
+INSERT INTO runs (id, session_key, status, started_at, stdout_bytes, stderr_bytes, stdout_truncated, stderr_truncated,
+    committed, version, enforced) VALUES
+    ('r1', 4, 'ok', 1, 0, 0, 0, 0, 1, 8, '{}'), ('r2', 4, 'ok', 1, 0, 0, 0, 0, 1, 9, '{}'),
+    ('r3', 4, 'failed', 1, 0, 0, 0, 0, 0, 9, '{}'), ('r4', 5, 'failed', 1, 0, 0, 0, 0, 0, 2, '{}');
+UPDATE sqlite_sequence SET seq = 11 WHERE name = 'sessions';
+"""
+
+
+def test_the_rows_of_an_older_version_are_carried_over(tmp_path: Path, url: str, with_store: WithStore) -> None:
+    engine = create_engine(url)
+    config = Config()
+    config.set_main_option("script_location", str(Path(migrations.__file__).parent))
+    with engine.begin() as connection:
+        config.attributes["connection"] = connection
+        command.upgrade(config, "0001")
+    engine.dispose()
+    with closing(sqlite3.connect(tmp_path / "era.db")) as connection:
+        connection.executescript(OLD_ROWS)
+
+    async def test(store: SqlStore) -> None:
+        ran = await store.session("ran")
+        assert (ran.key, ran.language, ran.persistent, ran.data, ran.metadata) == (
+            4,
+            "node",
+            False,
+            '{"n": 1}',
+            {"who": "me"},
+        )
+        assert (ran.version, ran.snapshot, ran.updated_at, ran.ttl) == (9, Snapshot("ffff", 2, 8), 6, None)
+        assert [run.id for run in await store.runs(4, 10)] == ["r3", "r2", "r1"], "a table was dropped with its rows"
+        causes = {}
+        for session_id in ("new", "ran", "patched"):
+            [version] = await store.versions(session_id, limit=10, before=None)
+            causes[session_id] = (version.n, version.cause, version.run_id)
+        assert causes == {"new": (1, "create", None), "ran": (9, "run", "r2"), "patched": (2, "data", None)}
+        assert (await store.create_session(new("later"))).key == 12, "a key was given twice"
+        with pytest.raises(Conflict):
+            await store.create_session(new("new"))
+        await store.begin_run("ran", "r5")
+        assert (await store.end_run(ended(ran, "r5"), data=None, snapshot=None)).version == 10
+        await store.delete_session("ran")
+        assert await store.runs(4, 10) == []
+
+    with_store(test)
+    with closing(sqlite3.connect(tmp_path / "era.db")) as connection:
+        assert connection.execute("SELECT count(*) FROM session_pairs").fetchone() == (0,)
+        assert connection.execute("PRAGMA foreign_key_check").fetchall() == []
 
 
 def test_create_read_change_delete(with_store: WithStore) -> None:
@@ -187,6 +244,82 @@ def test_the_end_of_a_run_of_a_deleted_session(with_store: WithStore) -> None:
             await store.end_run(ended(session, "r1"), data='{"n": 1}', snapshot=None)
         assert (await store.session("a")).version == 1
         assert await store.counts() == {"sessions": 1, "runs": {}}
+
+    with_store(test)
+
+
+def test_versions_hold_what_each_commit_left(with_store: WithStore) -> None:
+    async def test(store: SqlStore) -> None:
+        session = await store.create_session(new("a", data='{"n": 0}'))
+        snapshot = Snapshot("f" * 64, 3, 99)
+        await store.begin_run("a", "r1")
+        await store.end_run(ended(session, "r1"), data=None, snapshot=snapshot)
+        await store.change_session("a", SessionChange(data='{"n": 1}'))
+        await store.commit("a", "files", data=None, snapshot=EMPTY)
+        back = await store.rollback("a", 2)
+        assert (back.version, back.data, back.snapshot) == (5, '{"n": 0}', snapshot)
+        found = await store.versions("a", limit=10, before=None)
+        assert [(version.n, version.cause, version.run_id) for version in found] == [
+            (5, "rollback", None),
+            (4, "files", None),
+            (3, "data", None),
+            (2, "run", "r1"),
+            (1, "create", None),
+        ]
+        assert [version.n for version in await store.versions("a", limit=2, before=4)] == [3, 2]
+        third = await store.version("a", 3)
+        assert (third.data, third.version.snapshot) == ('{"n": 1}', snapshot)
+        for n in (0, 6, 1 << 62):
+            with pytest.raises(NotFound, match=f"no version {n}"):
+                await store.version("a", n)
+
+    with_store(test)
+
+
+def test_old_versions_go_with_the_commit_that_makes_them_too_many(url: str) -> None:
+    async def main() -> None:
+        store = SqlStore(url, Retention(versions=2))
+        await store.open()
+        session = await store.create_session(new("a"))
+        for n in range(3):
+            await store.begin_run("a", f"r{n}")
+            await store.end_run(ended(session, f"r{n}"), data=f'{{"n": {n}}}', snapshot=Snapshot(f"{n}" * 64, 1, 1))
+        assert [version.n for version in await store.versions("a", limit=10, before=None)] == [4, 3]
+        assert sorted(await store.snapshot_roots()) == ["1" * 64, "2" * 64]
+        with pytest.raises(NotFound) as gone:
+            await store.rollback("a", 2)
+        assert gone.value.code == "version_gone"
+        assert (await store.session("a")).version == 4
+        await store.close()
+
+    asyncio.run(main())
+
+
+def test_a_duplicate_has_content_and_settings(with_store: WithStore) -> None:
+    async def test(store: SqlStore) -> None:
+        source = await store.create_session(new("a", data='{"n": 1}', metadata={"who": "me"}, ttl=60))
+        await store.store_code("a", StoredCode("print(1)", "d", 7))
+        await store.begin_run("a", "r1")
+        await store.end_run(ended(source, "r1"), data='{"n": 2}', snapshot=Snapshot("f" * 64, 3, 99))
+        copy = await store.duplicate(NewCopy("a", "b"))
+        source = await store.session("a")
+        same = {"key": 0, "id": "", "version": 0, "created_at": 0, "updated_at": 0, "last_run_at": 0, "expires_at": 0}
+        assert replace(copy, **same) == replace(source, **same)
+        assert (copy.version, copy.last_run_at) == (1, None)
+        assert await store.sessions(SessionFilter(metadata={"who": "me"})) == [copy, source]
+        assert await store.runs(copy.key, 10) == []
+        old = await store.duplicate(NewCopy("a", "c", version=1))
+        assert (old.data, old.snapshot) == ('{"n": 1}', EMPTY)
+        other = await store.duplicate(NewCopy("a", "d", data="{}"))
+        assert (other.data, other.snapshot) == ("{}", copy.snapshot)
+        for wrong, error in (
+            (NewCopy("a", "b"), Conflict),
+            (NewCopy("a", "e", 9), NotFound),
+            (NewCopy("x", "e"), NotFound),
+        ):
+            with pytest.raises(error):
+                await store.duplicate(wrong)
+        assert len(await store.sessions(SessionFilter())) == 4
 
     with_store(test)
 

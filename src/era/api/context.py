@@ -2,25 +2,28 @@
 
 from __future__ import annotations
 
+import base64
+import binascii
 import json
 import re
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
 
-from fastapi import Depends, HTTPException, Request, Response
+from fastapi import Depends, HTTPException, Query, Request, Response
 from fastapi.routing import APIRoute
 
 from era.core import jsontext
-from era.core.models import JsonObject, Language, Snapshot, canonical_language
+from era.core.models import JsonObject, Language, Session, Snapshot, canonical_language
 from era.core.ports import MetadataStore
 from era.core.runs import Runs
 from era.core.sessions import Sessions
 from era.core.snapshots import Listed
 from era.core.turns import Turns
+from era.core.versions import Versions
 from era.errors import BadRequest, EraError, NotFound, TooLarge
 from era.settings import Settings
-from era.wire import SESSION_ID, ErrorAnswer
+from era.wire import SESSION_ID, ErrorAnswer, session_answer
 
 _MAX_ENV_BYTES = 1 << 20
 _MAX_VARIABLE_BYTES = 128 << 10  # the kernel's bound for one string of an environment
@@ -33,6 +36,7 @@ class Context:
     settings: Settings
     sessions: Sessions
     runs: Runs
+    versions: Versions
     turns: Turns
     store: MetadataStore
     files: Callable[[Snapshot], Awaitable[Sequence[Listed]]]
@@ -107,6 +111,31 @@ def existing_id(session_id: str) -> str:
 
 
 SessionId = Annotated[str, Depends(existing_id)]
+Include = Annotated[str | None, Query(pattern="^files$", description="`files` adds the list of files.")]
+Limit = Annotated[int, Query(ge=1, le=1000, description="How many a page.")]
+Cursor = Annotated[str | None, Query(max_length=64, description="`next_cursor` of the page before.")]
+
+
+def shown(session: Session, context: Context) -> dict[str, Any]:
+    """The session object."""
+    return session_answer(session, "running" if context.turns.taken(session.id) else "idle")
+
+
+def cursor_of(key: int) -> str:
+    """What leads to the rows after the one with this key."""
+    return base64.urlsafe_b64encode(str(key).encode()).decode().rstrip("=")
+
+
+def key_of(cursor: str) -> int:
+    """The reverse. Raises BadRequest for what `cursor_of` didn't make."""
+    try:
+        padded = cursor + "=" * (-len(cursor) % 4)
+        key = int(base64.b64decode(padded, altchars=b"-_", validate=True))
+    except (ValueError, binascii.Error):
+        key = -1
+    if not 0 < key < 1 << 63:
+        raise BadRequest("'cursor' is not one of ours.", hint="Use the next_cursor of the page before, or none.")
+    return key
 
 
 def language(name: str) -> Language:

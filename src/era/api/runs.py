@@ -41,7 +41,7 @@ def _run_request(body: RunBody, request: Request, context: Context) -> RunReques
     check_env(body.env)
     if body.code is not None:
         check_code(body.code)
-    return RunRequest(base_url(request, context.settings), body.code, body.env, body.timeout)
+    return RunRequest(base_url(request, context.settings), body.code, body.env, body.timeout, body.atomic)
 
 
 @router.post("/api/sessions/{session_id}/run", responses={200: {"model": RunAnswer}, **errors(404, 409, 413, 429)})

@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
-import base64
-import binascii
-from typing import Annotated, Any
+from typing import Annotated
 
 from fastapi import APIRouter, Query, Request, Response
 
 from era.api.context import (
     Answer,
-    Context,
+    Include,
     SessionId,
     StrictRoute,
     UseContext,
     check_timeout,
+    cursor_of,
     errors,
+    key_of,
     language,
+    shown,
 )
-from era.core.models import Session, now, timestamp
+from era.core.models import now, timestamp
 from era.core.ports import SessionChange, SessionFilter
-from era.errors import BadRequest
 from era.wire import (
     ChangedAnswer,
     ChangeSession,
@@ -33,14 +33,10 @@ from era.wire import (
     SessionAnswer,
     SessionsAnswer,
     code_answer,
-    session_answer,
+    files_answer,
 )
 
 router = APIRouter(prefix="/api/sessions", tags=["sessions"], route_class=StrictRoute)
-
-
-def _shown(session: Session, context: Context) -> dict[str, Any]:
-    return session_answer(session, "running" if context.turns.taken(session.id) else "idle")
 
 
 @router.post("", status_code=201, responses={201: {"model": SessionAnswer}, **errors(409, 413)})
@@ -57,7 +53,7 @@ async def create_session(body: CreateSession, context: UseContext) -> Response:
         allow_public=body.allowPublicAccess,
         default_timeout=body.default_timeout,
     )
-    return Answer(_shown(session, context), 201)
+    return Answer(shown(session, context), 201)
 
 
 @router.get("", responses={200: {"model": SessionsAnswer}, **errors()})
@@ -78,14 +74,14 @@ async def list_sessions(
         language=language(language_name) if language_name else None,
         metadata=labels or None,
         limit=limit,
-        before_key=_key_of(cursor) if cursor else None,
+        before_key=key_of(cursor) if cursor else None,
     )
     found = await context.sessions.list(which)
-    following = _cursor_of(found[-1].key) if limit is not None and len(found) == limit else None
-    shown = [_shown(session, context) for session in found]
+    following = cursor_of(found[-1].key) if limit is not None and len(found) == limit else None
+    answers = [shown(session, context) for session in found]
     if status is not None:
-        shown = [session for session in shown if session["status"] == status]
-    return Answer({"sessions": shown, "count": len(shown), "next_cursor": following})
+        answers = [session for session in answers if session["status"] == status]
+    return Answer({"sessions": answers, "count": len(answers), "next_cursor": following})
 
 
 @router.delete("", responses={200: {"model": DeletedAllAnswer}, **errors()})
@@ -101,17 +97,14 @@ async def delete_sessions(context: UseContext) -> Response:
 async def get_session(
     session_id: SessionId,
     context: UseContext,
-    include: Annotated[str | None, Query(pattern="^files$", description="`files` adds the list of files.")] = None,
+    include: Include = None,
 ) -> Response:
     """Show a session."""
     session = await context.sessions.get(session_id)
-    shown = _shown(session, context)
+    answer = shown(session, context)
     if include == "files":
-        shown["files"] = [
-            {"path": _shown_path(path), "size": size, "modified_at": timestamp(modified_ns // 1000), "uploaded": False}
-            for path, size, modified_ns, _ in await context.files(session.snapshot)
-        ]
-    return Answer(shown)
+        answer["files"] = files_answer(await context.files(session.snapshot))
+    return Answer(answer)
 
 
 @router.patch("/{session_id}", responses={200: {"model": ChangedAnswer}, **errors(404, 413, 429)})
@@ -129,7 +122,7 @@ async def change_session(session_id: SessionId, body: ChangeSession, context: Us
         {
             "success": True,
             "id": session.id,
-            "metadata": _shown(session, context),
+            "metadata": shown(session, context),
             "updated_at": timestamp(session.updated_at),
         }
     )
@@ -153,23 +146,3 @@ async def store_code(session_id: SessionId, body: CodeBody, context: UseContext)
 async def stored_code(session_id: SessionId, context: UseContext) -> Response:
     """Show the stored code."""
     return Answer(code_answer(await context.sessions.stored_code(session_id)))
-
-
-def _shown_path(path: str) -> str:
-    """A path as text: bytes that are not UTF-8 show as U+FFFD."""
-    return path.encode(errors="surrogateescape").decode(errors="replace")
-
-
-def _cursor_of(key: int) -> str:
-    return base64.urlsafe_b64encode(str(key).encode()).decode().rstrip("=")
-
-
-def _key_of(cursor: str) -> int:
-    try:
-        padded = cursor + "=" * (-len(cursor) % 4)
-        key = int(base64.b64decode(padded, altchars=b"-_", validate=True))
-    except (ValueError, binascii.Error):
-        key = -1
-    if not 0 < key < 1 << 63:
-        raise BadRequest("'cursor' is not one of ours.", hint="Use the next_cursor of the page before, or none.")
-    return key

@@ -8,10 +8,25 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from enum import Enum
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-from era.core.models import JsonObject, Language, NewSession, RunRecord, Session, Snapshot, StoredCode
+from era.core.diffs import FileChanges
+from era.core.models import (
+    Cause,
+    Gone,
+    JsonObject,
+    Language,
+    NewCopy,
+    NewSession,
+    RunRecord,
+    Session,
+    Snapshot,
+    StoredCode,
+    Version,
+    VersionContent,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,6 +175,10 @@ class SnapshotStore(Protocol):
         """Fill the empty working directory of `sandbox`."""
         ...
 
+    async def changes(self, old: Snapshot, new: Snapshot) -> FileChanges:
+        """What changed between two snapshots, found without reading a file."""
+        ...
+
     def forget(self, sandbox_id: str) -> None:
         """Drop what was remembered of a sandbox that is gone."""
         ...
@@ -171,12 +190,32 @@ class SnapshotRefused(Exception):
 
 @dataclass(frozen=True, slots=True)
 class SessionFilter:
-    """What to list: newest first, `limit` rows after the row `before_key`."""
+    """What to list: newest first, `limit` rows after the row `before_key`. `gone` lists, instead of the sessions there
+    are, those that are gone in this way and can still be restored."""
 
     language: Language | None = None
     metadata: Mapping[str, str] | None = None
     limit: int | None = None
     before_key: int | None = None
+    gone: Gone | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Retention:
+    """How much of the past is kept: versions and outputs for each session, and sessions that are gone."""
+
+    versions: int = 100
+    outputs: int = 100
+    grace_seconds: float = 86_400.0
+
+
+class Keep(Enum):
+    """Where None is a value: leave the field alone."""
+
+    KEEP = 0
+
+
+KEEP = Keep.KEEP
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,39 +229,60 @@ class SessionChange:
     data: str | None = None
     """JSON text; a change of data makes the next version."""
 
+    ttl: int | None | Keep = KEEP
+
 
 class MetadataStore(Protocol):
-    """Rows. Every call is one transaction, and durable when it returns."""
+    """Rows. Every call is one transaction, and durable when it returns.
+
+    Calls with a session's id raise NotFound where there is no such session, Expired where it has expired. They count
+    as calls that put off its expiry.
+    """
 
     async def create_session(self, new: NewSession) -> Session:
         """Raises Conflict if the id is taken."""
         ...
 
-    async def session(self, session_id: str) -> Session:
-        """Raises NotFound."""
+    async def duplicate(self, copy: NewCopy) -> Session:
+        """Make a session of another's version, with its settings, labels and stored code. Raises Conflict if the id
+        is taken, NotFound where the version isn't kept."""
         ...
+
+    async def session(self, session_id: str) -> Session: ...
 
     async def sessions(self, which: SessionFilter) -> Sequence[Session]: ...
 
-    async def change_session(self, session_id: str, change: SessionChange) -> Session:
-        """Raises NotFound."""
+    async def change_session(self, session_id: str, change: SessionChange) -> Session: ...
+
+    async def commit(self, session_id: str, cause: Cause, *, data: str | None, snapshot: Snapshot | None) -> Session:
+        """Make the next version outside of a run; None leaves data or snapshot as they are."""
         ...
 
-    async def store_code(self, session_id: str, code: StoredCode) -> None:
-        """Raises NotFound."""
+    async def rollback(self, session_id: str, n: int) -> Session:
+        """Make the next version, with the content of version `n`. Raises NotFound where that isn't kept."""
         ...
+
+    async def versions(self, session_id: str, *, limit: int, before: int | None) -> Sequence[Version]:
+        """Newest first, those before version `before`."""
+        ...
+
+    async def version(self, session_id: str, n: int) -> VersionContent:
+        """Raises NotFound where it isn't kept."""
+        ...
+
+    async def store_code(self, session_id: str, code: StoredCode) -> None: ...
 
     async def delete_session(self, session_id: str) -> Session:
-        """Delete the row and its run records; the answer is what it was. Raises NotFound."""
+        """Delete the row and its run records; the answer is what it was."""
         ...
 
     async def begin_run(self, session_id: str, run_id: str) -> Session:
-        """Record a run as `running` and read its session. Raises NotFound."""
+        """Record a run as `running` and read its session."""
         ...
 
     async def end_run(self, record: RunRecord, *, data: str | None, snapshot: Snapshot | None) -> RunRecord:
-        """Commit a run: its record and, where `record.committed`, data (None: unchanged), snapshot (None: unchanged)
-        and the next version move in one transaction. The answer has `version` set.
+        """Commit a run: its record and, where `record.committed`, the next version with data (None: unchanged) and
+        snapshot (None: unchanged) in one transaction. The answer has `version` set.
 
         Raises SessionDeleted where the session is gone.
         """

@@ -61,6 +61,8 @@ class RunRequest:
     code: str | None = field(default=None, repr=False)
     env: Mapping[str, str] = field(default_factory=dict, repr=False)
     timeout: float | None = None
+    atomic: bool = False
+    """Keep what the run leaves only if it ends with exit code 0."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,6 +196,8 @@ class Runs:
             raise SandboxFailed("The sandbox did not say how the run ended.")
 
         data, problem = _read_state(program.state, ended)
+        if request.atomic and _status(ended) != "ok":
+            data, problem = None, f"atomic: {_ending(ended)}; data and files stay as they were."
         snapshot: Snapshot | None = None
         if problem is None and session.persistent:
             try:
@@ -302,6 +306,19 @@ def _status(ended: Ended) -> Status:
     if ended.cause == "exit":
         return "ok" if ended.exit_code == 0 else "failed"
     return "killed" if ended.cause == "signal" else ended.cause
+
+
+def _ending(ended: Ended) -> str:
+    """How a run that is not ok ended, in words."""
+    match ended.cause:
+        case "timeout":
+            return "the run reached its timeout"
+        case "oom":
+            return "the run was out of memory"
+        case "exit":
+            return f"the run ended with exit code {ended.exit_code}"
+        case _:
+            return "the run was killed"
 
 
 def _service_environment(session_id: str, language: Language, base_url: str) -> dict[str, str]:

@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from era.core import jsontext
-from era.core.models import JsonObject, Language, NewSession, Session, StoredCode, new_id, now
+from era.core.models import JsonObject, Language, NewSession, Session, StoredCode, VersionContent, new_id, now
 from era.core.ports import Host, MetadataStore, SessionChange, SessionFilter
 from era.core.turns import Turns
 from era.core.views import without_view
@@ -36,13 +36,13 @@ class Sessions:
         default_timeout: float,
     ) -> Session:
         """Raises Conflict where the id is taken, BadRequest or TooLarge for data and metadata beyond the bounds."""
-        _object_text("metadata", metadata)
+        data_text("metadata", metadata)
         return await self._store.create_session(
             NewSession(
                 id=session_id or new_id("sess"),
                 language=language,
                 persistent=persistent,
-                data=_object_text("data", data),
+                data=data_text("data", data),
                 metadata=metadata,
                 allow_internet=allow_internet,
                 allow_public=allow_public,
@@ -59,12 +59,12 @@ class Sessions:
     async def change(self, session_id: str, change: SessionChange, data: JsonObject | None) -> Session:
         """Change settings, and data between runs: a change of data waits for the run under way."""
         if change.metadata is not None:
-            _object_text("metadata", change.metadata)
+            data_text("metadata", change.metadata)
         if data is None:
             return await self._store.change_session(session_id, change)
         async with self._turns.take(session_id):
             session = await self._store.session(session_id)
-            text = _object_text("data", without_view(data, session.stored))
+            text = data_text("data", without_view(data, session.stored))
             return await self._store.change_session(session_id, replace(change, data=text))
 
     async def store_code(self, session_id: str, code: str, description: str | None) -> StoredCode:
@@ -113,7 +113,8 @@ def check_code(code: str) -> None:
         )
 
 
-def _object_text(field: str, value: Any) -> str:
+def data_text(field: str, value: Any) -> str:
+    """`value`, a JSON object, as text. Raises BadRequest or TooLarge, naming the field."""
     try:
         return jsontext.data_text(value)
     except jsontext.JsonTooLarge as error:
@@ -122,7 +123,7 @@ def _object_text(field: str, value: Any) -> str:
         raise BadRequest(f"'{field}' {error}.") from None
 
 
-def data_of(session: Session) -> JsonObject:
-    """A session's data as an object."""
+def data_of(session: Session | VersionContent) -> JsonObject:
+    """The data of a session or version as an object."""
     data: JsonObject = json.loads(session.data)
     return data

@@ -27,6 +27,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
 from era.core import trees
+from era.core.diffs import FileChanges, file_changes
 from era.core.models import EMPTY, Snapshot
 from era.core.ports import Sandbox
 from era.core.trees import BlobBatch, Bounds, MoreThanAGlance, Scan, Tree
@@ -126,6 +127,15 @@ class Snapshots:
             return await self._on_thread(lambda: list(self._listed(root, "")))
         except OSError as error:
             raise Unavailable(f"the session's files could not be listed: {error.strerror}") from error
+
+    async def changes(self, old: Snapshot, new: Snapshot) -> FileChanges:
+        """See SnapshotStore. Raises Unavailable where the disk fails."""
+        if old.root == new.root:
+            return FileChanges()
+        try:
+            return await self._on_thread(lambda: file_changes(self._tree_object, old.root, new.root))
+        except OSError as error:
+            raise Unavailable(f"the session's files could not be compared: {error.strerror}") from error
 
     async def collect_garbage(self, roots: Iterable[str]) -> int:
         """Remove content that no snapshot in `roots` needs and that is older than the grace period; how many went.
