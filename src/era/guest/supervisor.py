@@ -65,6 +65,10 @@ PRELOAD = ("collections", "datetime", "json", "math", "os.path", "random", "re",
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
+_gc_untrack = ctypes.pythonapi.PyObject_GC_UnTrack
+_gc_track = ctypes.pythonapi.PyObject_GC_Track
+for _function in (_gc_untrack, _gc_track):
+    _function.argtypes, _function.restype = (ctypes.py_object,), None
 
 
 class BecomeProgram(BaseException):
@@ -288,7 +292,11 @@ class Supervisor:
         for name in own & preloaded:
             for loaded in [module for module in sys.modules if module.partition(".")[0] == name]:
                 del sys.modules[loaded]
-        # What was loaded ahead stays frozen: collecting it at exit would take longer than most programs.
+        # What was loaded ahead stays frozen: collecting it at exit would take longer than most programs. But not the
+        # program's own globals, or what they hold would never be finalized: files not flushed, objects not deleted.
+        own_globals = vars(sys.modules["__main__"])
+        _gc_untrack(own_globals)
+        _gc_track(own_globals)
         gc.enable()
 
     # -- following ----------------------------------------------------------------------------------------------
