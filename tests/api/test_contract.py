@@ -808,7 +808,7 @@ def test_metrics_count_sessions_and_runs(client: httpx.Client, session: MakeSess
     after = samples(client)
     assert after["era_sessions", ()] == 1
     assert after["era_sandboxes", ("live",)] == 1
-    key = ("era_runs_total", ("failed",))
+    key = ("era_runs", ("failed",))
     assert after[key] - before.get(key, 0) == 1
 
 

@@ -159,7 +159,9 @@ def test_what_cannot_be_read_leaves_data_and_files_as_they_were(
     assert (answer["exit_code"], answer["status"]) == (3, "failed")
     assert (answer["data"], answer["state"]["committed"], answer["state"]["version"]) == (OLD, False, before)
     # A sentence for people.
-    assert re.fullmatch(rf"\.session_data\.json .*{reason}.*; data stays as it was\.", answer["state"]["reason"])
+    assert re.fullmatch(
+        rf"\.session_data\.json .*{reason}.*; data and files stay as they were\.", answer["state"]["reason"]
+    )
     shown = client.get(f"/api/sessions/{where}").json()
     assert (shown["data"], shown["version"], shown["file_count"]) == (OLD, before, 1)
     # The next run works, on the old data and files.

@@ -77,12 +77,13 @@ async def list_sessions(
     which = SessionFilter(
         language=language(language_name) if language_name else None,
         metadata=labels or None,
-        limit=limit,
+        limit=None if limit is None else limit + 1,  # one more tells whether there is a next page
         before_key=_key_of(cursor) if cursor else None,
     )
     found = await context.sessions.list(which)
-    following = _cursor_of(found[-1].key) if limit is not None and len(found) == limit else None
-    shown = [_shown(session, context) for session in found]
+    page = found[:limit]
+    following = _cursor_of(page[-1].key) if len(found) > len(page) else None
+    shown = [_shown(session, context) for session in page]
     if status is not None:
         shown = [session for session in shown if session["status"] == status]
     return Answer({"sessions": shown, "count": len(shown), "next_cursor": following})

@@ -52,6 +52,7 @@ class LocalHost:
         self._ready: dict[Language, deque[Sandbox]] = {language: deque() for language in LANGUAGES}
         self._wanted: dict[Language, asyncio.Event] = {language: asyncio.Event() for language in LANGUAGES}
         self._tasks: list[asyncio.Task[None]] = []
+        self._stopped = False
 
     async def start(self) -> None:
         for language in LANGUAGES:
@@ -60,6 +61,8 @@ class LocalHost:
         self._tasks.append(asyncio.create_task(self._sweep()))
 
     async def stop(self) -> None:
+        """Kill every sandbox and make none any more. May be called again."""
+        self._stopped = True
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -94,6 +97,8 @@ class LocalHost:
         return sandbox
 
     async def acquire_temporary(self, language: Language) -> Sandbox:
+        if self._stopped:
+            raise Unavailable("This server is about to stop.")
         await self._make_room()
         try:
             ready = self._ready[language]

@@ -161,7 +161,7 @@ class SqlStore:
                 key = connection.execute(_NEW_SESSION, values).scalar_one()
             except self._errors as error:
                 if dialects.is_taken(error):
-                    raise Conflict(f"session {new.id!r} already exists") from None
+                    raise Conflict(f"Session '{new.id}' already exists.") from None
                 raise
             _add_pairs(connection, key, new.metadata)
             return Session(
@@ -255,7 +255,7 @@ class SqlStore:
                 self._new_run.count(connection, {"run_id": run_id, "session": session.key, "at": now()})
             except self._errors as error:
                 if dialects.is_taken(error):
-                    raise Conflict(f"run {run_id!r} already exists", hint="Run ids are used once.") from None
+                    raise Conflict(f"Run '{run_id}' already exists.", hint="Run ids are used once.") from None
                 raise
             return session
 
@@ -348,7 +348,7 @@ class SqlStore:
 
 
 def _no_session(session_id: str) -> NotFound:
-    return NotFound(f"session {session_id!r} not found")
+    return NotFound(f"There is no session '{session_id}'.")
 
 
 def _list_query(which: SessionFilter) -> Select[Any]:
