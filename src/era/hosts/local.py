@@ -82,7 +82,7 @@ class LocalHost:
     async def acquire(self, session: Session) -> Sandbox:
         live = self._live.get(session.key)
         if live is not None:
-            if live.sandbox.alive and live.snapshot == session.snapshot:
+            if live.sandbox.alive and await self._brought_up_to(live, session.snapshot):
                 live.busy = True
                 return live.sandbox
             await self.discard(live.sandbox)
@@ -128,6 +128,18 @@ class LocalHost:
     async def release(self, session_key: int) -> None:
         if live := self._live.pop(session_key, None):
             await self._close(live.sandbox)
+
+    async def _brought_up_to(self, live: _Live, snapshot: Snapshot) -> bool:
+        """Make a warm working directory what the session's files are now; False where that fails."""
+        if live.snapshot == snapshot:
+            return True
+        live.busy = True
+        try:
+            await self._snapshots.restore(snapshot, live.sandbox)
+        except SandboxFailed:
+            return False
+        live.snapshot = snapshot
+        return True
 
     async def _close(self, sandbox: Sandbox) -> None:
         try:
