@@ -195,7 +195,7 @@ def test_a_run_id_is_used_once(with_store: WithStore) -> None:
     async def test(store: SqlStore) -> None:
         await store.create_session(new("a"))
         await store.begin_run("a", "r1")
-        with pytest.raises(Conflict, match="run 'r1'"):
+        with pytest.raises(Conflict, match="Run 'r1'"):
             await store.begin_run("a", "r1")
 
     with_store(test)
