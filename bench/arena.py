@@ -19,6 +19,7 @@ from typing import Any
 
 _START_SECONDS = 30.0
 _POOL_SECONDS = 20.0
+_KEEP_SECONDS = 1.0
 _JSON = {"Content-Type": "application/json"}
 
 type Answer = tuple[int, bytes]
@@ -30,6 +31,7 @@ class Arena:
     def __init__(self, port: int, scratch: Path) -> None:
         self.scratch = scratch
         self._connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+        self._used_at = 0.0
 
     # -- measured: nothing but the request and its answer -----------------------------------------------------------
 
@@ -45,9 +47,16 @@ class Arena:
     def _call(self, method: str, path: str, body: bytes | None) -> Answer:
         self._connection.request(method, path, body, _JSON)
         response = self._connection.getresponse()
+        self._used_at = time.monotonic()
         return response.status, response.read()
 
     # -- beside the measurement -------------------------------------------------------------------------------------
+
+    def keep_open(self) -> None:
+        """Servers close connections that nobody uses, so use a connection before a measurement on it."""
+        if time.monotonic() - self._used_at > _KEEP_SECONDS:
+            self._connection.close()  # it may have been closed at the other end
+            self.get("/nothing")
 
     def new_session(self, language: str) -> str:
         return self.check_created(self.create(language))

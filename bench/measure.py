@@ -21,18 +21,19 @@ def measure(cases: Sequence[Case], arena: Arena, rounds: int, quick: bool, tell:
     probes = {case.name: case.start(arena) for case in cases}
     arena.wait_for_pool()
     for case in cases:  # neither the first call of a kind nor a cold cache is what we are after
-        _one_round(case, probes[case.name], 1)
+        _one_round(case, probes[case.name], arena, 1)
     times: dict[str, list[list[float]]] = {case.name: [] for case in cases}
     for number in range(rounds):
         for case in cases if number % 2 == 0 else reversed(cases):
-            times[case.name].append(_one_round(case, probes[case.name], 1 if quick else case.burst))
+            times[case.name].append(_one_round(case, probes[case.name], arena, 1 if quick else case.burst))
         tell(number + 1)
     return times
 
 
-def _one_round(case: Case, probe: Probe, calls: int) -> list[float]:
+def _one_round(case: Case, probe: Probe, arena: Arena, calls: int) -> list[float]:
     taken = []
     for _ in range(calls):
+        arena.keep_open()
         given = probe.before()
         time.sleep(case.pause)
         began = time.perf_counter()

@@ -50,8 +50,9 @@ def show(found: Mapping[str, Any], console: Console) -> None:
         f"kernel {about['kernel']}, {about['cpu']}, {about['cores']} cores, Python {about['python']}, "
         f"Node {about['node']}, as {who}, load {about['load']:.1f} → {os.getloadavg()[0]:.1f}",
         highlight=False,
+        soft_wrap=True,
     )
-    console.print(f"isolation: {about['isolation']}", highlight=False)
+    console.print(f"isolation: {about['isolation']}", highlight=False, soft_wrap=True)
 
     times = _table("times, ms", "p50", "p95", "min", "n", "what")
     for name, figures in found["cases"].items():

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import fcntl
 import hashlib
 import logging
 import signal
 import socket
 import sys
+import tempfile
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from ipaddress import ip_address
@@ -21,6 +21,7 @@ import uvloop
 
 from era.api.context import Context
 from era.api.http import build
+from era.core.models import JsonObject
 from era.core.ports import Limits, Retention
 from era.core.runs import Runs
 from era.core.sessions import Sessions
@@ -28,7 +29,7 @@ from era.core.snapshots import Snapshots
 from era.core.turns import Turns
 from era.core.versions import Versions
 from era.drivers.bubblewrap import BubblewrapDriver
-from era.errors import Conflict, Forbidden
+from era.errors import Conflict, EraError, Forbidden
 from era.hosts.local import LocalHost
 from era.settings import Settings
 from era.store.blobs import LocalBlobs
@@ -37,6 +38,7 @@ from era.store.metadata import SqlStore
 log = structlog.get_logger()
 
 _GARBAGE_SECONDS = 3600.0
+_LAST_ANSWERS_SECONDS = 5
 
 
 def limits(settings: Settings) -> Limits:
@@ -101,15 +103,28 @@ async def services(settings: Settings) -> AsyncIterator[Context]:
                     files=snapshots.entries,
                     isolation=sandboxes.isolation,
                     host_counts=host.counts,
+                    end_runs=host.stop,
                 )
             finally:
                 collector.cancel()
                 await runs.drain(settings.drain_seconds)
                 await host.stop()
-                await runs.drain(5)
+                await runs.drain(_LAST_ANSWERS_SECONDS)
         finally:
             await sandboxes.stop()
+            await snapshots.close()
             await store.close()
+
+
+async def examine() -> JsonObject:
+    """The isolation that this machine gives, from real sandboxes of every language. Raises NoIsolation."""
+    with tempfile.TemporaryDirectory(prefix="era-doctor-") as directory:
+        sandboxes = driver(Settings(data_dir=Path(directory)))
+        try:
+            await sandboxes.start()
+            return sandboxes.isolation()
+        finally:
+            await sandboxes.stop()
 
 
 async def serve(settings: Settings, say: Callable[[str], None]) -> None:
@@ -130,9 +145,9 @@ async def serve(settings: Settings, say: Callable[[str], None]) -> None:
             server_header=False,
             http="httptools",
             ws="none",
-            timeout_graceful_shutdown=int(settings.drain_seconds) + 1,
+            timeout_graceful_shutdown=int(settings.drain_seconds) + _LAST_ANSWERS_SECONDS,
         )
-        server = _Server(config, lambda port: _announce(settings, context, port, say))
+        server = _Server(config, settings.drain_seconds, context, lambda port: _announce(settings, context, port, say))
         loop = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, server.stop)
@@ -146,14 +161,28 @@ def run_service(settings: Settings, say: Callable[[str], None]) -> None:
 
 
 class _Server(uvicorn.Server):
-    """uvicorn that leaves signals to us, since it would end the process before our services are stopped."""
+    """uvicorn that leaves signals to us, since it would end the process before our services are stopped, and that ends
+    the runs still under way in time for their callers to be told."""
 
-    def __init__(self, config: uvicorn.Config, ready: Callable[[int], None]) -> None:
+    def __init__(
+        self, config: uvicorn.Config, drain_seconds: float, context: Context, ready: Callable[[int], None]
+    ) -> None:
         super().__init__(config)
+        self._drain_seconds = drain_seconds
+        self._context = context
         self._ready = ready
 
     def stop(self) -> None:
         self.should_exit = True
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        ending = asyncio.create_task(self._end_runs())
+        await super().shutdown(sockets)
+        ending.cancel()
+
+    async def _end_runs(self) -> None:
+        await asyncio.sleep(self._drain_seconds)
+        await self._context.end_runs()
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -167,8 +196,10 @@ class _Server(uvicorn.Server):
 
 async def _collect_garbage(snapshots: Snapshots, store: SqlStore) -> None:
     while True:
-        with contextlib.suppress(OSError):
+        try:
             await snapshots.collect_garbage(await store.snapshot_roots())
+        except EraError as error:
+            log.warning("garbage_not_collected", error=error.message)
         await asyncio.sleep(_GARBAGE_SECONDS)
 
 

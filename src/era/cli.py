@@ -16,8 +16,9 @@ from era.errors import EraError
 
 app = App(
     name="era",
+    help_format="plaintext",
     version=__version__,
-    help="Run untrusted code in sessions that remember.\n\nStart a server with `era serve`, then `era run hello.py`.",
+    help="Run untrusted code in sessions that remember.\n\nStart a server with 'era serve', then 'era run hello.py'.",
 )
 
 _LANGUAGES = {".py": "python", ".js": "node", ".cjs": "node", ".mjs": "node", ".ts": "typescript", ".mts": "typescript"}
@@ -39,7 +40,7 @@ def serve(
 ) -> None:
     """Serve the HTTP API. Every setting is also an ERA_ variable; docs/settings.md has them all.
 
-    Examples::
+    Examples:
 
         era serve
         era serve --port 9000 --data-dir /var/lib/era
@@ -47,12 +48,18 @@ def serve(
 
     Parameters
     ----------
-    host: Address to serve on; any but loopback needs ERA_API_KEY.
-    port: Port to serve on; 0 lets the system choose one.
-    data_dir: Where sessions, files and the database lie.
-    public_url: URL that programs see as ERA_BASE_URL.
-    allow_no_key: Serve an address other than loopback although no API key is set.
-    log_level: debug, info, warning or error.
+    host
+        Address to serve on; any but loopback needs ERA_API_KEY.
+    port
+        Port to serve on; 0 lets the system choose one.
+    data_dir
+        Where sessions, files and the database lie.
+    public_url
+        URL that programs see as ERA_BASE_URL.
+    allow_no_key
+        Serve an address other than loopback although no API key is set.
+    log_level
+        debug, info, warning or error.
     """
     from pydantic import ValidationError
 
@@ -69,8 +76,47 @@ def serve(
 
 
 @app.command
+def doctor() -> int:
+    """Say which walls this machine gives sandboxes, which are missing, and how to get them.
+
+    Makes a sandbox of each language and runs a program in it. Leaves with 0 if that works, else with 1.
+
+    Example:
+
+        era doctor
+    """
+    import asyncio
+
+    from era.app import examine
+
+    try:
+        seen = asyncio.run(examine())
+    except EraError as error:
+        print(f"missing  sandboxes: {error.message}\n         {error.hint}")
+        return 1
+    walls = [
+        (True, "programs in python, node and typescript start and run", ""),
+        (len(seen["namespaces"]) == 7, f"namespaces of its own: {', '.join(seen['namespaces'])}", ""),
+        (seen["capabilities"] == "none" and seen["no_new_privs"], "no capabilities, and no way to gain any", ""),
+        (os.geteuid() == 0, "a host uid of its own for each sandbox", "start ERA as root"),
+        (
+            seen["cgroup"] is not None,
+            "memory, processes and cpu of a sandbox bounded by a cgroup",
+            "start ERA as root, on a machine with writable cgroups; until then each process is bounded for itself",
+        ),
+        (seen["network"] == "none", "no network", ""),
+        (seen["seccomp"] != "none", "a filter of system calls", "not in this version"),
+    ]
+    for given, wall, remedy in walls:
+        print(f"{'ok     ' if given else 'missing'}  {wall}")
+        if not given and remedy:
+            print(f"         {remedy}")
+    return 0
+
+
+@app.command
 def run(
-    file: str,
+    file: Annotated[str, Parameter(allow_leading_hyphen=True)],
     /,
     *,
     language: Annotated[str | None, Parameter(alias="-l")] = None,
@@ -85,7 +131,7 @@ def run(
     With --session the code runs in that session, which is made where it does not exist; without, in one that is gone
     afterwards. A server with a key wants it in ERA_API_KEY.
 
-    Examples::
+    Examples:
 
         era run hello.py
         era run count.py --session counter --data '{"count": 0}'
@@ -93,13 +139,20 @@ def run(
 
     Parameters
     ----------
-    file: The program; `-` for standard input.
-    language: python, node or typescript; told from FILE's ending where it is left out.
-    session: Run in this session.
-    data: JSON object that becomes the session's data before the run; needs --session.
-    env: NAME=VALUE for this run only; NAME alone takes the value it has here. May be repeated.
-    timeout: Seconds the run may take.
-    server: The server's address.
+    file
+        The program; `-` for standard input.
+    language
+        python, node or typescript; told from FILE's ending where it is left out.
+    session
+        Run in this session.
+    data
+        JSON object that becomes the session's data before the run; needs --session.
+    env
+        NAME=VALUE for this run only; NAME alone takes the value it has here. May be repeated.
+    timeout
+        Seconds the run may take.
+    server
+        The server's address.
     """
     code = sys.stdin.read() if file == "-" else _read(file)
     language = language or _LANGUAGES.get(Path(file).suffix)
@@ -138,6 +191,12 @@ def main() -> None:
         sys.exit(2)
     except EraError as error:
         print(f"era: {error.message}\n     {error.hint}", file=sys.stderr)
+        sys.exit(2)
+    except httpx.ConnectError as error:
+        print(f"era: No server answers at {error.request.url}\n     Start one with `era serve`.", file=sys.stderr)
+        sys.exit(2)
+    except httpx.TransportError as error:
+        print(f"era: The server hung up: {error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(130)

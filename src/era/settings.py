@@ -1,8 +1,10 @@
-"""Every knob of the service: name, default, help. Each is `ERA_NAME` in the environment or `--name` of `era serve`."""
+"""Every knob of the service: name, default, help. Each is `ERA_NAME` in the environment, and the commonest are options
+of `era serve` too."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 from pydantic import Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -13,30 +15,46 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix="ERA_", extra="ignore")
 
-    host: str = Field("127.0.0.1", description="Address to serve on. Any but loopback needs an API key.")
-    port: int = Field(8787, ge=0, le=65535, description="Port to serve on; 0 lets the system choose one.")
-    data_dir: Path = Field(Path("data"), description="Where sessions, files and the database lie.")
+    host: str = Field(default="127.0.0.1", description="Address to serve on. Any but loopback needs an API key.")
+    port: int = Field(default=8787, ge=0, le=65535, description="Port to serve on; 0 lets the system choose one.")
+    data_dir: Path = Field(default=Path("data"), description="Where sessions, files and the database lie.")
     api_key: SecretStr | None = Field(
-        None, description="Key that callers of /api and /mcp must send as a bearer token."
+        default=None, description="Key that callers of /api and /mcp must send as a bearer token."
     )
-    allow_no_key: bool = Field(False, description="Serve an address other than loopback although no API key is set.")
-    public_url: str | None = Field(None, description="URL that programs see as ERA_BASE_URL, if not the caller's own.")
-    log_level: str = Field("info", description="Least severe messages to log: debug, info, warning or error.")
+    allow_no_key: bool = Field(
+        default=False, description="Serve an address other than loopback although no API key is set."
+    )
+    public_url: str | None = Field(
+        default=None, description="URL that programs see as ERA_BASE_URL, if not the caller's own."
+    )
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        default="info", description="Least severe messages to log: debug, info, warning or error."
+    )
 
-    memory_mb: int = Field(512, ge=64, description="Memory of one sandbox in MiB.")
-    cpus: float = Field(1.0, gt=0, description="Processors one sandbox may use.")
-    pids: int = Field(256, ge=16, description="Processes and threads one sandbox may have at a time.")
-    tmp_mb: int = Field(64, ge=1, description="Size of /tmp and of /dev/shm in a sandbox, in MiB each.")
-    file_mb: int = Field(1024, ge=1, description="Size of the largest file a program may write, in MiB.")
-    output_bytes: int = Field(10 << 20, ge=1024, description="Bytes of stdout, and of stderr, that a run may answer.")
+    memory_mb: int = Field(default=512, ge=64, description="Memory of one sandbox in MiB.")
+    cpus: float = Field(default=1.0, gt=0, description="Processors one sandbox may use.")
+    pids: int = Field(default=256, ge=16, description="Processes and threads one sandbox may have at a time.")
+    tmp_mb: int = Field(default=64, ge=1, description="Size of /tmp and of /dev/shm in a sandbox, in MiB each.")
+    file_mb: int = Field(default=1024, ge=1, description="Size of the largest file a program may write, in MiB.")
+    output_bytes: int = Field(
+        default=10 << 20, ge=1024, description="Bytes of stdout, and of stderr, that a run may answer."
+    )
     max_timeout: float = Field(
-        3600, gt=0, description="Longest timeout that a run or a session may ask for, in seconds."
+        default=3600, gt=0, description="Longest timeout that a run or a session may ask for, in seconds."
     )
-    max_waiting: int = Field(64, ge=1, description="Runs that may wait for a session's turn before more get a 429.")
+    max_waiting: int = Field(
+        default=64, ge=1, description="Runs that may wait for a session's turn before more get a 429."
+    )
 
-    versions_kept: int = Field(100, ge=1, description="Versions of a session that are kept, the current one included.")
+    versions_kept: int = Field(
+        default=100, ge=1, description="Versions of a session that are kept, the current one included."
+    )
 
-    spares: int = Field(1, ge=0, description="Sandboxes kept ready for first runs, for each language.")
-    max_live: int = Field(32, ge=1, description="Sandboxes that may belong to sessions at a time.")
-    idle_seconds: float = Field(300, gt=0, description="Seconds after its last run that a session keeps its sandbox.")
-    drain_seconds: float = Field(10, ge=0, description="Seconds that runs under way may take when the service stops.")
+    spares: int = Field(default=1, ge=0, description="Sandboxes kept ready for first runs, for each language.")
+    max_live: int = Field(default=32, ge=1, description="Sandboxes that may belong to sessions at a time.")
+    idle_seconds: float = Field(
+        default=300, gt=0, description="Seconds after its last run that a session keeps its sandbox."
+    )
+    drain_seconds: float = Field(
+        default=10, ge=0, description="Seconds that runs under way may take when the service stops."
+    )

@@ -298,15 +298,13 @@ def test_a_run_answers_with_all_it_promises(client: httpx.Client, session: MakeS
     }
 
 
-@pytest.mark.parametrize(
-    ("persistent", "second"), [(True, "['.session_data.json', 'kept', 'main.py'] 1\n"), (False, "['.session_data.json', 'main.py'] 1\n")]
-)  # fmt: skip
+@pytest.mark.parametrize(("persistent", "second"), [(True, "True 1\n"), (False, "False 1\n")])
 def test_files_outlive_a_run_of_a_persistent_session_only_and_data_always(
     client: httpx.Client, session: MakeSession, run: Run, persistent: bool, second: str
 ) -> None:
     where = session(persistent=persistent, data={"n": 0})
     run(where, "open('kept', 'w').write('x'); open('.session_data.json', 'w').write('{\"n\": 1}')")
-    code = "import os, json; print(sorted(os.listdir()), json.load(open('.session_data.json'))['n'])"
+    code = "import os, json; print(os.path.exists('kept'), json.load(open('.session_data.json'))['n'])"
     assert run(where, code)["stdout"] == second
     assert client.get(f"/api/sessions/{where}").json()["file_count"] == int(persistent)
 
@@ -356,7 +354,7 @@ def test_stored_code_runs_and_is_seen_by_clients_only(client: httpx.Client, sess
 
 HELLO = {
     "python": "import os; print('hi', open('d/in.txt').read(), os.environ['ERA_LANGUAGE'], os.environ['A'])",
-    "node": "console.log('hi', require('fs').readFileSync('d/in.txt', 'utf8'), process.env.ERA_LANGUAGE, process.env.A)",
+    "node": "console.log('hi', require('fs').readFileSync('d/in.txt') + '', process.env.ERA_LANGUAGE, process.env.A)",
     "typescript": "import fs from 'fs'; const a: string = process.env.A!;\n"
     "console.log('hi', fs.readFileSync('d/in.txt', 'utf8'), process.env.ERA_LANGUAGE, a)",
 }
@@ -672,8 +670,8 @@ def test_an_id_of_the_documented_form_is_taken(client: httpx.Client, session: Ma
 
 @pytest.mark.parametrize(
     "query",
-    ["limit=0", "limit=-1", "limit=1001", "limit=x", "limit=1.5", "limit=" + "9" * 5000, "cursor=!", "cursor=LTE"]
-    + ["cursor=" + "9" * 64, "cursor=" + "x" * 65, "status=done", "language=cobol", "include=all"],
+    ["limit=0", "limit=-1", "limit=1001", "limit=x", "limit=1.5", f"limit={'9' * 5000}", "cursor=!", "cursor=LTE",
+     "cursor=" + "9" * 64, "cursor=" + "x" * 65, "status=done", "language=cobol", "include=all"],
     ids=lambda query: query[:12],
 )  # fmt: skip
 def test_a_query_that_is_not_right_is_refused(client: httpx.Client, session: MakeSession, query: str) -> None:
@@ -810,7 +808,7 @@ def test_metrics_count_sessions_and_runs(client: httpx.Client, session: MakeSess
     after = samples(client)
     assert after["era_sessions", ()] == 1
     assert after["era_sandboxes", ("live",)] == 1
-    key = ("era_runs_total", ("failed",))
+    key = ("era_runs", ("failed",))
     assert after[key] - before.get(key, 0) == 1
 
 

@@ -1,3 +1,4 @@
+# ruff: noqa: E501  programs are as their users write them
 """What users learn first: data, metadata, environment, and the programs everybody writes with them.
 
 Each program here has the shape of one from the users' guide, quoting included: one-liners, nested quotes in f-strings,
@@ -586,7 +587,7 @@ curl -sS -X POST $ERA/api/sessions/shelf-demo/run \
   -d '{
     "code": "import json\nwith open(\".session_data.json\", \"r\") as f: data=json.load(f)\ndata[\"visits\"]+=1\nwith open(\".session_data.json\", \"w\") as f: json.dump(data, f)"
   }' | pick data
-""",  # noqa: E501
+""",
         tmp_path,
     )
     assert (created["id"], created["session_id"], created["data"]) == ("shelf-demo", "shelf-demo", SHELF)
@@ -603,7 +604,7 @@ curl -sS -X POST $ERA/api/sessions/$SESSION_ID/run \
     "code": "import json; from datetime import datetime; data = json.load(open(\".session_data.json\")); data[\"laps\"] += 1; data[\"at\"].append(datetime.now().isoformat()); json.dump(data, open(\".session_data.json\", \"w\")); print(f\"Laps: {data[\"laps\"]}\")"
   }'
 echo
-"""  # noqa: E501
+"""
     created, first, second = shell(
         server,
         r"""

@@ -1,3 +1,4 @@
+# ruff: noqa: E501  programs are as their users write them
 """Whatever a program leaves in the place of its state file: the old data stands, or the reading we promise holds."""
 
 from __future__ import annotations
@@ -72,6 +73,7 @@ except OSError:
     ),
     "100,000 levels of objects": ("open(S, 'w').write('{\"a\":'*100000 + '1' + '}'*100000)", "nested deeper than 64"),
     "65 levels": (put(nested(65).encode()), "nested deeper than 64"),
+    "65 levels, the last one empty": (put(b'{"a":' * 64 + b"{}" + b"}" * 64), "nested deeper than 64"),
     "one byte over 1 MiB": ("open(S, 'w').write('{\"a\":\"' + 'x' * (2**20 - 7) + '\"}')", "1048577 bytes .*1048576"),
     "over 1 MiB in characters of two bytes": (
         "open(S, 'w').write('{\"a\":\"' + 'é' * (2**19 + 1) + '\"}')",
@@ -157,7 +159,9 @@ def test_what_cannot_be_read_leaves_data_and_files_as_they_were(
     assert (answer["exit_code"], answer["status"]) == (3, "failed")
     assert (answer["data"], answer["state"]["committed"], answer["state"]["version"]) == (OLD, False, before)
     # A sentence for people.
-    assert re.fullmatch(rf"\.session_data\.json .*{reason}.*; data stays as it was\.", answer["state"]["reason"])
+    assert re.fullmatch(
+        rf"\.session_data\.json .*{reason}.*; data and files stay as they were\.", answer["state"]["reason"]
+    )
     shown = client.get(f"/api/sessions/{where}").json()
     assert (shown["data"], shown["version"], shown["file_count"]) == (OLD, before, 1)
     # The next run works, on the old data and files.
@@ -221,7 +225,7 @@ def test_a_spoiled_file_and_a_timeout_together_are_both_told(
     answer = run(where, program(put(b"[]"), end="print('half', flush=True); time.sleep(60)"), timeout=0.3)
     assert (answer["exit_code"], answer["status"], answer["stdout"]) == (124, "timeout", "half\n")
     assert (answer["state"]["committed"], answer["data"]) == (False, OLD)
-    look = "import os, json; print(json.load(open('.session_data.json'))['old'][0], open('kept').read() if os.path.exists('kept') else 'gone')"  # noqa: E501
+    look = "import os, json; print(json.load(open('.session_data.json'))['old'][0], open('kept').read() if os.path.exists('kept') else 'gone')"
     assert run(where, look)["stdout"] == f"1 {note}\n"
 
 

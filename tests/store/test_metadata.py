@@ -188,7 +188,7 @@ def test_two_creates_of_one_id_are_one_session(with_store: WithStore) -> None:
     async def test(store: SqlStore) -> None:
         results = await asyncio.gather(*(store.create_session(new("a")) for _ in range(2)), return_exceptions=True)
         conflicts = [result for result in results if isinstance(result, BaseException)]
-        assert [(type(error), str(error)) for error in conflicts] == [(Conflict, "session 'a' already exists")]
+        assert [(type(error), str(error)) for error in conflicts] == [(Conflict, "Session 'a' already exists.")]
         assert len(await store.sessions(SessionFilter())) == 1
 
     with_store(test)
@@ -328,7 +328,7 @@ def test_a_run_id_is_used_once(with_store: WithStore) -> None:
     async def test(store: SqlStore) -> None:
         await store.create_session(new("a"))
         await store.begin_run("a", "r1")
-        with pytest.raises(Conflict, match="run 'r1'"):
+        with pytest.raises(Conflict, match="Run 'r1'"):
             await store.begin_run("a", "r1")
 
     with_store(test)

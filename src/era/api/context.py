@@ -42,6 +42,8 @@ class Context:
     files: Callable[[Snapshot], Awaitable[Sequence[Listed]]]
     isolation: Callable[[], JsonObject]
     host_counts: Callable[[], Mapping[str, int]]
+    end_runs: Callable[[], Awaitable[None]]
+    """Kill what runs and start nothing any more."""
 
 
 def context(request: Request) -> Context:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from fastapi import APIRouter, Response
 from prometheus_client import CONTENT_TYPE_LATEST
-from prometheus_client.core import CollectorRegistry, CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.core import CollectorRegistry, GaugeMetricFamily
 from prometheus_client.exposition import generate_latest
 
 from era import __version__
@@ -36,13 +36,13 @@ async def metrics(context: UseContext) -> Response:
     sandboxes = GaugeMetricFamily("era_sandboxes", "Live sandboxes by use.", labels=["state"])
     for state, count in context.host_counts().items():
         sandboxes.add_metric([state], count)
-    runs = CounterMetricFamily("era_runs", "Runs on record by status.", labels=["status"])
+    runs = GaugeMetricFamily("era_runs", "Runs on record by status.", labels=["status"])
     for status, count in counts["runs"].items():
         runs.add_metric([status], count)
     sessions = GaugeMetricFamily("era_sessions", "Sessions there are.", value=counts["sessions"])
 
     class _Now:
-        def collect(self) -> list[GaugeMetricFamily | CounterMetricFamily]:
+        def collect(self) -> list[GaugeMetricFamily]:
             return [sandboxes, runs, sessions]
 
     registry = CollectorRegistry()

@@ -91,7 +91,8 @@ def _problem(item: dict[str, Any]) -> tuple[str, str]:
         return f"'{field}' is not a field of this call.", "Leave it out; /docs lists the fields that this server knows."
     if item["type"] == "missing":
         return f"'{field}' is missing.", "See /docs for the fields of this call."
-    return f"'{field}' is not valid: {item['msg']}.", "See /docs for the fields of this call."
+    problem = item["msg"].removeprefix("Value error, ")
+    return f"'{field}' is not valid: {problem}.", "See /docs for the fields of this call."
 
 
 async def _http_error(request: Request, error: Exception) -> Response:

@@ -24,7 +24,7 @@ from era.api.context import (
     language,
 )
 from era.core.ports import Output
-from era.core.runs import ExecuteRequest, RunEvent, RunRequest
+from era.core.runs import ExecuteRequest, RunEvent, RunRequest, RunStarted
 from era.core.sessions import check_code
 from era.errors import BadRequest, EraError, TooLarge
 from era.wire import ExecuteAnswer, ExecuteBody, RunAnswer, RunBody, execute_answer, result_answer, run_answer
@@ -58,7 +58,7 @@ async def run(session_id: SessionId, body: RunBody, request: Request, context: U
 async def stream(session_id: SessionId, body: RunBody, request: Request, context: UseContext) -> Response:
     """Run code and send its output as it comes: events `stdout`, `stderr`, then `done` or `error`."""
     events = context.runs.stream(session_id, _run_request(body, request, context))
-    # The first event tells whether there is anything to stream: an error before it is an ordinary answer.
+    # What goes wrong before the run has started is an ordinary answer.
     first = await anext(events)
     headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
     return StreamingResponse(_server_sent(first, events), media_type="text/event-stream", headers=headers)
@@ -86,6 +86,8 @@ async def _server_sent(first: RunEvent, rest: AsyncIterator[RunEvent]) -> AsyncI
     decoders = {stream: codecs.getincrementaldecoder("utf-8")("replace") for stream in ("stdout", "stderr")}
 
     def show(event: RunEvent) -> list[bytes]:
+        if isinstance(event, RunStarted):
+            return []
         if isinstance(event, Output):
             content = decoders[event.stream].decode(event.data)
             return [_event(event.stream, {"content": content})] if content else []

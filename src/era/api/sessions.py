@@ -73,12 +73,13 @@ async def list_sessions(
     which = SessionFilter(
         language=language(language_name) if language_name else None,
         metadata=labels or None,
-        limit=limit,
+        limit=None if limit is None else limit + 1,  # one more tells whether there is a next page
         before_key=key_of(cursor) if cursor else None,
     )
     found = await context.sessions.list(which)
-    following = cursor_of(found[-1].key) if limit is not None and len(found) == limit else None
-    answers = [shown(session, context) for session in found]
+    page = found[:limit]
+    following = cursor_of(page[-1].key) if len(found) > len(page) else None
+    answers = [shown(session, context) for session in page]
     if status is not None:
         answers = [session for session in answers if session["status"] == status]
     return Answer({"sessions": answers, "count": len(answers), "next_cursor": following})

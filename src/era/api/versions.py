@@ -44,9 +44,10 @@ async def list_versions(
     session_id: SessionId, context: UseContext, limit: Limit = 100, cursor: Cursor = None
 ) -> Response:
     """List the versions that are kept, newest first."""
-    found = await context.versions.list(session_id, limit=limit, before=key_of(cursor) if cursor else None)
-    following = cursor_of(found[-1].n) if len(found) == limit else None
-    answers = [version_answer(version) for version in found]
+    found = await context.versions.list(session_id, limit=limit + 1, before=key_of(cursor) if cursor else None)
+    page = found[:limit]
+    following = cursor_of(page[-1].n) if len(found) > limit else None
+    answers = [version_answer(version) for version in page]
     return Answer({"versions": answers, "count": len(answers), "next_cursor": following})
 
 

@@ -172,7 +172,8 @@ class SnapshotStore(Protocol):
         ...
 
     async def restore(self, snapshot: Snapshot, sandbox: Sandbox) -> None:
-        """Fill the empty working directory of `sandbox`."""
+        """Make the working directory of `sandbox` what `snapshot` says: from empty, or from the last one that was
+        taken or restored there."""
         ...
 
     async def changes(self, old: Snapshot, new: Snapshot) -> FileChanges:

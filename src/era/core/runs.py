@@ -101,7 +101,15 @@ class Collected:
     stderr: bytes
 
 
-type RunEvent = Output | RunResult
+@dataclass(frozen=True, slots=True)
+class RunStarted:
+    """The run has its turn and is on record."""
+
+    run_id: str
+
+
+type Progress = RunStarted | Output
+type RunEvent = Progress | RunResult
 
 
 class Runs:
@@ -113,11 +121,11 @@ class Runs:
         self._under_way: set[asyncio.Task[RunResult]] = set()
 
     async def stream(self, session_id: str, request: RunRequest) -> AsyncIterator[RunEvent]:
-        """What the program writes as it writes it, then the RunResult. Raises EraError instead of a result.
+        """RunStarted, what the program writes as it writes it, then the RunResult. Raises EraError instead of a result.
 
         The run goes on when the caller stops listening.
         """
-        events: asyncio.Queue[Output | None] = asyncio.Queue()
+        events: asyncio.Queue[Progress | None] = asyncio.Queue()
         task = asyncio.create_task(self._run(session_id, request, events.put_nowait))
         self._under_way.add(task)
         task.add_done_callback(self._under_way.discard)
@@ -139,13 +147,14 @@ class Runs:
         if self._under_way:
             await asyncio.wait(self._under_way, timeout=seconds)
 
-    async def _run(self, session_id: str, request: RunRequest, emit: Callable[[Output], None]) -> RunResult:
+    async def _run(self, session_id: str, request: RunRequest, emit: Callable[[Progress], None]) -> RunResult:
         async with self._turns.take(session_id):
             run_id = new_id("run")
             if request.code is None and (await self._store.session(session_id)).stored is None:
                 raise NoCode(f"Session '{session_id}' stores no code and this run brings none.")
             session = await self._store.begin_run(session_id, run_id)
             record = RunRecord(run_id, session.key, "running", started_at=now())
+            emit(RunStarted(run_id))
             try:
                 try:
                     return await self._attempt(session, record, request, emit)
@@ -157,7 +166,7 @@ class Runs:
                 raise
 
     async def _attempt(
-        self, session: Session, record: RunRecord, request: RunRequest, emit: Callable[[Output], None]
+        self, session: Session, record: RunRecord, request: RunRequest, emit: Callable[[Progress], None]
     ) -> RunResult:
         sandbox = await self._host.acquire(session)
         try:
@@ -172,7 +181,7 @@ class Runs:
         session: Session,
         record: RunRecord,
         request: RunRequest,
-        emit: Callable[[Output], None],
+        emit: Callable[[Progress], None],
     ) -> RunResult:
         code = request.code if request.code is not None else session.stored.code if session.stored else ""
         before = json.loads(session.data)
@@ -284,7 +293,7 @@ async def _collect(events: AsyncIterator[RunEvent]) -> Collected:
     async for event in events:
         if isinstance(event, Output):
             parts[event.stream].append(event.data)
-        else:
+        elif isinstance(event, RunResult):
             result = event
     return Collected(result, b"".join(parts["stdout"]), b"".join(parts["stderr"]))
 
@@ -293,13 +302,13 @@ def _read_state(before: bytes, ended: Ended) -> tuple[str | None, str | None]:
     """The new data as stored, None where it stays as it is; and why the state can't be committed, if it can't."""
     if ended.state_problem is not None:
         told = ended.state_problem
-        return None, told if not ended.sandbox_alive else f"{STATE_FILE} {told}; data stays as it was."
+        return None, told if not ended.sandbox_alive else f"{STATE_FILE} {told}; data and files stay as they were."
     if ended.state is None or ended.state == before:
         return None, None
     try:
         return jsontext.read_state(ended.state), None
     except jsontext.JsonProblem as error:
-        return None, f"{STATE_FILE} {error}; data stays as it was."
+        return None, f"{STATE_FILE} {error}; data and files stay as they were."
 
 
 def _status(ended: Ended) -> Status:

@@ -5,7 +5,11 @@ object*, JSON that lists its entries sorted by name, each with what it takes to 
 addresses, so a subtree that didn't change is neither written nor looked at again when it is put.
 
 `take` works in two passes (see trees.py). The first only looks, and applies the limits before anything is read; a small
-tree of which nothing changed is done there and then on the event loop. The second reads what is left, on a thread.
+tree of which nothing changed is done there and then on the event loop. The second reads what is left, on a thread. A
+larger tree is watched from its first look on (see watch.py), so that a later one goes only to what was touched.
+
+`restore` makes a working directory what a snapshot says, whatever committed snapshot it is now: it goes down only where
+the two differ. So a rollback, or a file put by a client, costs a warm sandbox what it changes.
 
 What an earlier look found may be relied on only if that can't have missed a change and the content can't have been
 swept since. For the latter, content is safe from the sweep while a row names it: so the memory of a sandbox counts
@@ -23,14 +27,15 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, Protocol
 
 from era.core import trees
 from era.core.diffs import FileChanges, file_changes
-from era.core.models import EMPTY, Snapshot
+from era.core.models import EMPTY, STATE_FILE, Snapshot
 from era.core.ports import Sandbox
-from era.core.trees import BlobBatch, Bounds, MoreThanAGlance, Scan, Tree
+from era.core.trees import BlobBatch, Bounds, MoreThanAGlance, MustLookEverywhere, Scan, Tree
+from era.core.watch import Watch
 from era.errors import CommitFailed, SandboxFailed, Unavailable
 
 _GLANCE = 32
@@ -76,6 +81,7 @@ class _Memory:
 
     snapshot: Snapshot
     tree: Tree
+    watch: Watch | None = None
 
 
 class Snapshots:
@@ -93,30 +99,39 @@ class Snapshots:
     async def take(self, sandbox: Sandbox, previous: Snapshot) -> Snapshot:
         """See SnapshotStore. Raises CommitFailed where the disk fails."""
         memory = self._memories.get(sandbox.id)
-        known = memory.tree if memory and memory.snapshot.root == previous.root else None
+        if memory is not None and memory.snapshot.root != previous.root:
+            self.forget(sandbox.id)
+            memory = None
         try:
-            snapshot = self._glance(sandbox, known, previous)
-            if snapshot is None:
-                memory = await self._on_thread(lambda: self._keep(sandbox, known))
-                self._memories[sandbox.id] = memory
-                snapshot = memory.snapshot
+            if memory is None or memory.watch is None:
+                snapshot = self._glance(sandbox, memory, previous)
+                if snapshot is not None:
+                    return snapshot
+            kept = await self._on_thread(lambda: self._keep(sandbox, memory))
         except OSError as error:
+            self.forget(sandbox.id)
             raise CommitFailed(f"the files of this run could not be kept: {error.strerror}") from error
-        return snapshot
+        except BaseException:
+            self.forget(sandbox.id)
+            raise
+        self._memories[sandbox.id] = kept
+        return kept.snapshot
 
     async def restore(self, snapshot: Snapshot, sandbox: Sandbox) -> None:
         """See SnapshotStore. Raises SandboxFailed where that fails: the sandbox can't be used then."""
-        if snapshot.root is None:
-            return
-        root = snapshot.root
+        memory = self._memories.pop(sandbox.id, None)
         try:
-            tree = await self._on_thread(lambda: self._fill(sandbox, root))
+            tree = await self._on_thread(lambda: self._make(sandbox, snapshot, memory))
         except OSError as error:
+            if memory is not None and memory.watch is not None:
+                memory.watch.close()
             raise SandboxFailed(f"the session's files could not be put back: {error.strerror}") from error
-        self._memories[sandbox.id] = _Memory(snapshot, tree)
+        self._memories[sandbox.id] = _Memory(snapshot, tree, memory.watch if memory else None)
 
     def forget(self, sandbox_id: str) -> None:
-        self._memories.pop(sandbox_id, None)
+        memory = self._memories.pop(sandbox_id, None)
+        if memory is not None and memory.watch is not None:
+            memory.watch.close()
 
     async def entries(self, snapshot: Snapshot) -> Sequence[Listed]:
         """Every file and link of a snapshot, directories in the order of their names."""
@@ -165,12 +180,12 @@ class Snapshots:
     async def _on_thread[T](self, job: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._threads, job)
 
-    def _glance(self, sandbox: Sandbox, known: Tree | None, previous: Snapshot) -> Snapshot | None:
+    def _glance(self, sandbox: Sandbox, memory: _Memory | None, previous: Snapshot) -> Snapshot | None:
         """The answer where it is plain to see: a tree that is empty, or small and unchanged."""
-        scan = Scan(self._bounds, _GLANCE)
+        scan = Scan(self._bounds, glance=_GLANCE)
         try:
             with trees.opened_root(sandbox.workspace) as root:
-                tree = scan.look(root, known)
+                tree = scan.look(root, memory.tree if memory else None)
         except MoreThanAGlance:
             return None
         if tree.digest is not None:
@@ -180,52 +195,102 @@ class Snapshots:
         self.forget(sandbox.id)
         return EMPTY
 
-    def _keep(self, sandbox: Sandbox, known: Tree | None) -> _Memory:
-        scan = Scan(self._bounds)
+    def _keep(self, sandbox: Sandbox, memory: _Memory | None) -> _Memory:
+        known = memory.tree if memory else None
+        watch = memory.watch if memory else None
         with trees.opened_root(sandbox.workspace) as root:
-            tree = scan.look(root, known)
+            tree = self._look_again(root, memory)
+            if tree is None:
+                if watch is not None:
+                    watch.close()
+                watch = None if trees.is_tmpfs(root) else _new_watch()
+                tree = Scan(self._bounds, watch=watch).look(root, known)
+            if watch is not None and tree.totals.entries <= _GLANCE:
+                watch.close()
+                watch = None
             if tree.is_empty:
                 return _Memory(EMPTY, tree)
             if tree.digest is None:
                 with self._blobs.batch() as batch:
                     trees.store(root, tree, known, batch)
-        return _Memory(Snapshot(tree.digest, scan.file_count, scan.total_bytes), tree)
+        return _Memory(Snapshot(tree.digest, tree.totals.files, tree.totals.total_bytes), tree, watch)
 
-    def _fill(self, sandbox: Sandbox, digest: str) -> Tree:
+    def _look_again(self, root: int, memory: _Memory | None) -> Tree | None:
+        """What a look at touched places finds, None where that won't do."""
+        if memory is None or memory.watch is None or (touched := memory.watch.touched()) is None:
+            return None
+        try:
+            return Scan(self._bounds, watch=memory.watch).look_again(root, memory.tree, touched)
+        except MustLookEverywhere:
+            return None
+
+    def _make(self, sandbox: Sandbox, snapshot: Snapshot, memory: _Memory | None) -> Tree:
+        known = memory.tree if memory else Tree()
         with trees.opened_root(sandbox.workspace) as root:
+            if memory is None and set(os.listdir(root)) - {STATE_FILE}:
+                raise OSError(errno.ENOTEMPTY, "what is there now isn't known")
             owner = None if sandbox.uid is None else (sandbox.uid, os.fstat(root).st_gid)
-            tree = self._fill_directory(root, digest, owner)
+            tree = self._make_directory(root, snapshot.root, known, owner)
         _wait_for_the_next_tick()
         return tree
 
-    def _fill_directory(self, fd: int, digest: str, owner: tuple[int, int] | None) -> Tree:
+    def _make_directory(self, fd: int, digest: str | None, known: Tree, owner: tuple[int, int] | None) -> Tree:
+        """Make the directory open as `fd`, which is `known`, what the tree object `digest` says; None is empty."""
+        if digest == known.digest and digest is not None:
+            return known
         tree = Tree(digest=digest)
-        for kind, portable, *rest in self._tree_object(digest):
-            name = trees.native(portable)
+        wanted = {trees.native(entry[1]): entry for entry in self._tree_object(digest)} if digest else {}
+        for name in (*known.files, *known.links, *known.trees, *known.others):
+            if name not in wanted:
+                trees.remove(fd, name)
+        for name, (kind, _, *rest) in wanted.items():
             match kind, rest:
                 case "file", (content, size, mode, mtime_ns):
-                    with trees.closing(os.open(name, _NEW_FILE, 0o600, dir_fd=fd)) as file:
-                        self._fill_file(file, content, size)
-                        if owner is not None:
-                            os.fchown(file, *owner)
-                        os.fchmod(file, mode)
-                        os.utime(file, ns=(mtime_ns, mtime_ns))
-                        tree.files[name] = trees.File(trees.seen(os.fstat(file)), settled=True, digest=content)
+                    file = known.files.get(name)
+                    if file is None or (file.digest, *file.seen.kept) != (content, mode, mtime_ns):
+                        trees.remove(fd, name)
+                        file = self._make_file(fd, name, content, size, mode, mtime_ns, owner)
+                    tree.files[name] = file
                 case "link", (target, mtime_ns):
-                    os.symlink(trees.native(target), name, dir_fd=fd)
-                    if owner is not None:
-                        os.chown(name, *owner, dir_fd=fd, follow_symlinks=False)
-                    os.utime(name, ns=(mtime_ns, mtime_ns), dir_fd=fd, follow_symlinks=False)
                     tree.links[name] = trees.Link(target, mtime_ns)
-                case "dir", (content, mode):
-                    os.mkdir(name, 0o700, dir_fd=fd)
-                    with trees.closing(os.open(name, trees.DIRECTORY, dir_fd=fd)) as child:
-                        tree.trees[name] = self._fill_directory(child, content, owner)
-                        tree.trees[name].mode = mode
+                    if known.links.get(name) != tree.links[name]:
+                        trees.remove(fd, name)
+                        os.symlink(trees.native(target), name, dir_fd=fd)
                         if owner is not None:
-                            os.fchown(child, *owner)
-                        os.fchmod(child, mode)
+                            os.chown(name, *owner, dir_fd=fd, follow_symlinks=False)
+                        os.utime(name, ns=(mtime_ns, mtime_ns), dir_fd=fd, follow_symlinks=False)
+                case "dir", (content, mode):
+                    below = known.trees.get(name)
+                    if below is None:
+                        trees.remove(fd, name)
+                        os.mkdir(name, 0o700, dir_fd=fd)
+                        below = Tree()
+                    if (below.digest, below.mode) != (content, mode):
+                        below = self._make_child(fd, name, content, mode, below, owner)
+                    tree.trees[name] = below
+        tree.sum_up()
         return tree
+
+    def _make_child(
+        self, parent: int, name: str, digest: str, mode: int, known: Tree, owner: tuple[int, int] | None
+    ) -> Tree:
+        with trees.opened_directory(parent, name) as fd:
+            tree = replace(self._make_directory(fd, digest, known, owner), mode=mode)
+            if owner is not None:
+                os.fchown(fd, *owner)
+            os.fchmod(fd, mode)
+        return tree
+
+    def _make_file(
+        self, parent: int, name: str, digest: str, size: int, mode: int, mtime_ns: int, owner: tuple[int, int] | None
+    ) -> trees.File:
+        with trees.closing(os.open(name, _NEW_FILE, 0o600, dir_fd=parent)) as fd:
+            self._fill_file(fd, digest, size)
+            if owner is not None:
+                os.fchown(fd, *owner)
+            os.fchmod(fd, mode)
+            os.utime(fd, ns=(mtime_ns, mtime_ns))
+            return trees.File(trees.seen(os.fstat(fd)), settled=True, digest=digest)
 
     def _fill_file(self, fd: int, digest: str, size: int) -> None:
         with trees.closing(self._blobs.open_blob(digest)) as content:
@@ -263,6 +328,13 @@ class Snapshots:
             raise OSError(errno.EIO, "a directory's list is damaged")
         entries: list[list[Any]] = json.loads(content)
         return entries
+
+
+def _new_watch() -> Watch | None:
+    try:
+        return Watch()
+    except OSError:
+        return None  # this user has no more of them; then every look goes everywhere
 
 
 def _wait_for_the_next_tick() -> None:

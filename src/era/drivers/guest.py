@@ -72,7 +72,8 @@ def supervisor_config(language: Language, limits: Limits, control: int, *, cgrou
     node = f"{NODE}/bin/node"
     warm: list[str] | None
     if language == "python":
-        warm, cold = None, [interpreter().executable]
+        # Unbuffered, so that what was printed before a kill is not lost: warm runs see to that in another way.
+        warm, cold = None, [interpreter().executable, "-u"]
     else:
         flags = _TYPESCRIPT_FLAGS if language == "typescript" else _NODE_FLAGS
         warm = [node, "--require", f"{GUEST}/node_wait.cjs", *flags]

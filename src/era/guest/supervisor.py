@@ -38,6 +38,7 @@ Wire format, both ways over one stream socket: a kind (1 byte), a length (4 byte
 from __future__ import annotations
 
 import ctypes
+import fcntl
 import gc
 import io
 import json
@@ -55,6 +56,7 @@ if TYPE_CHECKING:
 STATE_FILE = ".session_data.json"
 GRACE = 2.0  # seconds between SIGTERM and SIGKILL at the deadline
 CHUNK = 1 << 16
+PIPE_BYTES = 1 << 20
 PR_SET_DUMPABLE = 4
 IPC_RMID = 0
 MADV_POPULATE_WRITE = 23  # Linux 5.14; an older kernel answers EINVAL and the faults come later
@@ -65,6 +67,10 @@ PRELOAD = ("collections", "datetime", "json", "math", "os.path", "random", "re",
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
+_gc_untrack = ctypes.pythonapi.PyObject_GC_UnTrack
+_gc_track = ctypes.pythonapi.PyObject_GC_Track
+for _function in (_gc_untrack, _gc_track):
+    _function.argtypes, _function.restype = (ctypes.py_object,), None
 
 
 class BecomeProgram(BaseException):
@@ -232,8 +238,8 @@ class Supervisor:
         """Fork a process that waits for its environment: `warm` runs another interpreter that waits by itself, `cold`
         starts one only when the environment is there, and with neither the child becomes the program."""
         go, go_end = os.pipe()
-        stdout, stdout_end = os.pipe()
-        stderr, stderr_end = os.pipe()
+        stdout, stdout_end = wide_pipe()
+        stderr, stderr_end = wide_pipe()
         pid = os.fork()
         if pid:
             for fd in (go, stdout_end, stderr_end):
@@ -288,7 +294,11 @@ class Supervisor:
         for name in own & preloaded:
             for loaded in [module for module in sys.modules if module.partition(".")[0] == name]:
                 del sys.modules[loaded]
-        # What was loaded ahead stays frozen: collecting it at exit would take longer than most programs.
+        # What was loaded ahead stays frozen: collecting it at exit would take longer than most programs. But not the
+        # program's own globals, or what they hold would never be finalized: files not flushed, objects not deleted.
+        own_globals = vars(sys.modules["__main__"])
+        _gc_untrack(own_globals)
+        _gc_track(own_globals)
         gc.enable()
 
     # -- following ----------------------------------------------------------------------------------------------
@@ -355,6 +365,16 @@ class Supervisor:
             "peak_memory_bytes": usage.ru_maxrss * 1024,
             "cpu_us": int((usage.ru_utime + usage.ru_stime) * 1e6),
         }
+
+
+def wide_pipe() -> tuple[int, int]:
+    """A pipe for output. Node drops what the pipe has no room for when a program calls process.exit()."""
+    read, write = os.pipe()
+    try:
+        fcntl.fcntl(write, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
+    except OSError:
+        pass  # this user's pipes have no more room: 64 KiB it is
+    return read, write
 
 
 # -- processes --------------------------------------------------------------------------------------------------
@@ -494,8 +514,8 @@ def read_state(limit: int) -> tuple[bytes | None, str | None]:
 
 
 def empty_directory(path: str, mode: int) -> None:
-    """Remove all that is in `path`, which gets `mode`, however deep it goes: directories found below are first moved up to the top, so
-    that neither descriptors nor path lengths grow with depth."""
+    """Remove all that is in `path`, which gets `mode`, however deep it goes: directories found below are first moved up
+    to the top, so that neither descriptors nor path lengths grow with depth."""
     os.chmod(path, mode)
     top = os.open(path, OPEN_DIRECTORY)
     try:

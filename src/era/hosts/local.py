@@ -52,6 +52,7 @@ class LocalHost:
         self._ready: dict[Language, deque[Sandbox]] = {language: deque() for language in LANGUAGES}
         self._wanted: dict[Language, asyncio.Event] = {language: asyncio.Event() for language in LANGUAGES}
         self._tasks: list[asyncio.Task[None]] = []
+        self._stopped = False
 
     async def start(self) -> None:
         for language in LANGUAGES:
@@ -60,6 +61,8 @@ class LocalHost:
         self._tasks.append(asyncio.create_task(self._sweep()))
 
     async def stop(self) -> None:
+        """Kill every sandbox and make none any more. May be called again."""
+        self._stopped = True
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -79,7 +82,7 @@ class LocalHost:
     async def acquire(self, session: Session) -> Sandbox:
         live = self._live.get(session.key)
         if live is not None:
-            if live.sandbox.alive and live.snapshot == session.snapshot:
+            if live.sandbox.alive and await self._brought_up_to(live, session.snapshot):
                 live.busy = True
                 return live.sandbox
             await self.discard(live.sandbox)
@@ -94,6 +97,8 @@ class LocalHost:
         return sandbox
 
     async def acquire_temporary(self, language: Language) -> Sandbox:
+        if self._stopped:
+            raise Unavailable("This server is about to stop.")
         await self._make_room()
         try:
             ready = self._ready[language]
@@ -123,6 +128,18 @@ class LocalHost:
     async def release(self, session_key: int) -> None:
         if live := self._live.pop(session_key, None):
             await self._close(live.sandbox)
+
+    async def _brought_up_to(self, live: _Live, snapshot: Snapshot) -> bool:
+        """Make a warm working directory what the session's files are now; False where that fails."""
+        if live.snapshot == snapshot:
+            return True
+        live.busy = True
+        try:
+            await self._snapshots.restore(snapshot, live.sandbox)
+        except SandboxFailed:
+            return False
+        live.snapshot = snapshot
+        return True
 
     async def _close(self, sandbox: Sandbox) -> None:
         try:

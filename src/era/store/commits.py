@@ -128,12 +128,12 @@ class Commits(Database):
     def _no_version(self, session: Session, n: int) -> NotFound:
         if not 0 < n <= session.version:
             return NotFound(
-                f"session {session.id!r} has no version {n}",
+                f"Session '{session.id}' has no version {n}.",
                 hint="GET /api/sessions/{id}/versions lists those there are.",
                 code="no_such_version",
             )
         return NotFound(
-            f"version {n} of session {session.id!r} is no longer kept",
+            f"Version {n} of session '{session.id}' is no longer kept.",
             hint=f"The newest {self._retention.versions} versions of a session are kept (ERA_VERSIONS_KEPT).",
             code="version_gone",
         )
@@ -216,4 +216,4 @@ def snapshot_of(root: str | None, file_count: int, total_bytes: int) -> Snapshot
 
 
 def no_session(session_id: str) -> NotFound:
-    return NotFound(f"session {session_id!r} not found")
+    return NotFound(f"There is no session '{session_id}'.")

@@ -78,7 +78,7 @@ class RunRows(Commits):
                 self._new_run.count(connection, {"run_id": run_id, "session": session.key, "at": now()})
             except self._errors as error:
                 if dialects.is_taken(error):
-                    raise Conflict(f"run {run_id!r} already exists", hint="Run ids are used once.") from None
+                    raise Conflict(f"Run '{run_id}' already exists.", hint="Run ids are used once.") from None
                 raise
             return session
 

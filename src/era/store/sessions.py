@@ -129,7 +129,7 @@ class SessionRows(Commits):
             key: int = connection.execute(_NEW_SESSION, values).scalar_one()
         except self._errors as error:
             if dialects.is_taken(error):
-                raise Conflict(f"session {values['id']!r} already exists") from None
+                raise Conflict(f"Session '{values['id']}' already exists.") from None
             raise
         return key
 

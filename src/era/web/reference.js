@@ -118,7 +118,7 @@ function curl(method, path, operation) {
   const flags = method === 'get' ? '' : `-X ${method.toUpperCase()} `;
   const noBuffer = operation.responses['200']?.content?.['text/event-stream'] ? '-N ' : '';
   const start = `curl ${noBuffer}${flags}`;
-  const lines = start.length + address.length < 50 ? [start + address] : [start.trimEnd(), address];
+  const lines = !flags || start.length + address.length < 50 ? [start + address] : [start.trimEnd(), address];
   if (keyWanted && path.startsWith('/api')) lines.push('-H "Authorization: Bearer $ERA_API_KEY"');
   const body = bodyOf(operation);
   if (body) lines.push('-H "Content-Type: application/json"', `-d ${quoted(JSON.stringify(sampleBody(body)))}`);
@@ -147,8 +147,7 @@ function statuses(told) {
 }
 
 function refusals(path, operation) {
-  // 422 stands in every schema that FastAPI writes; this server answers 400 instead.
-  const listed = Object.keys(operation.responses).filter((status) => status >= 400 && status !== '422');
+  const listed = Object.keys(operation.responses).filter((status) => status >= 400);
   const here = listed.filter((status) => status in HERE);
   const others = listed.filter((status) => !(status in HERE) && status in EVERYWHERE);
   const told = Object.fromEntries(here.map((status) => [status, status === '404' && path.endsWith('/code') && !operation.requestBody

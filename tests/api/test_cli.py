@@ -1,0 +1,123 @@
+"""The `era` command as its users type it."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tests.conftest import ERA, Server
+
+
+def era(server: Server, *words: str, stdin: str | None = None, **env: str) -> subprocess.CompletedProcess[str]:
+    environment = {"PATH": "/usr/bin:/bin", "ERA_SERVER": server.url, **env}
+    return subprocess.run([ERA, *words], input=stdin, capture_output=True, text=True, env=environment, timeout=60)
+
+
+def test_a_file_runs_and_its_exit_code_is_ours(server: Server, tmp_path: Path) -> None:
+    file = tmp_path / "bye.py"
+    file.write_text("import sys, os; print('out'); print(os.environ['WHO'], file=sys.stderr); sys.exit(3)")
+    told = era(server, "run", str(file), "--env", "WHO=Ada")
+    assert (told.stdout, told.stderr, told.returncode) == ("out\n", "Ada\n", 3)
+
+
+@pytest.mark.parametrize("ending", ["js", "ts"])
+def test_the_ending_tells_the_language(server: Server, tmp_path: Path, ending: str) -> None:
+    file = tmp_path / f"hello.{ending}"
+    file.write_text("console.log(process.env.ERA_LANGUAGE)")
+    assert era(server, "run", str(file)).stdout == {"js": "node\n", "ts": "typescript\n"}[ending]
+
+
+def test_a_session_remembers(server: Server, client: httpx.Client) -> None:
+    code = (
+        "import json; data = json.load(open('.session_data.json')); data['n'] += 1\n"
+        "json.dump(data, open('.session_data.json', 'w')); print(data['n'])"
+    )
+    words = ("run", "-", "--language", "python", "--session", "counter")
+    assert era(server, *words, "--data", '{"n": 5}', stdin=code).stdout == "6\n"
+    assert era(server, *words, stdin=code).stdout == "7\n"
+    assert era(server, *words, "--data", '{"n": 0}', stdin=code).stdout == "1\n"
+    assert client.get("/api/sessions/counter").json()["data"] == {"n": 1}
+
+
+def test_what_went_wrong_is_told(server: Server, tmp_path: Path) -> None:
+    loops = tmp_path / "loops.py"
+    loops.write_text("print('so far', flush=True)\nwhile True: pass")
+    told = era(server, "run", str(loops), "--timeout", "0.3")
+    assert (told.stdout, told.returncode) == ("so far\n", 124)
+    assert "timeout" in told.stderr
+    breaks = era(server, "run", "-", "-l", "py", "-s", "s", stdin="open('.session_data.json', 'w').write('{')")
+    assert breaks.returncode == 0
+    assert "nothing was kept" in breaks.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("run", "/nonexistent.py"), "can't be read"),
+        (("run", "-"), "--language"),
+        (("run", "-", "--language", "cobol"), "not a language"),
+        (("run", "-", "--data", "{}"), "--session"),
+        (("run", "-", "--data", "[1]", "--session", "s"), "not a JSON object"),
+        (("run", "-", "--env", "SURELY_NOT_SET", "-l", "py"), "no value"),
+        (("run", "-", "--session", "none", "--timeout", "1"), "There is no session 'none'"),
+    ],
+)
+def test_mistakes_are_told_in_words(server: Server, words: tuple[str, ...], message: str) -> None:
+    told = era(server, *words, stdin="print(1)")
+    assert told.returncode == 2
+    assert told.stderr.startswith("era: ")
+    assert message in told.stderr
+    assert "Traceback" not in told.stderr
+
+
+def test_no_server_is_told_in_words() -> None:
+    told = subprocess.run(
+        [ERA, "run", "-", "-l", "py", "--server", "http://127.0.0.1:9"], input="1", capture_output=True, text=True
+    )
+    assert told.returncode == 2
+    assert "http://127.0.0.1:9" in told.stderr
+    assert "era serve" in told.stderr
+    assert "Traceback" not in told.stderr
+
+
+def test_a_server_with_a_key(own_server: Callable[..., Server], tmp_path: Path) -> None:
+    server = own_server(api_key="sesame")
+    file = tmp_path / "f.py"
+    file.write_text("print('in')")
+    assert era(server, "run", str(file), ERA_API_KEY="sesame").stdout == "in\n"
+    refused = era(server, "run", str(file))
+    assert refused.returncode == 2
+    assert "key" in refused.stderr
+
+
+def test_doctor_tells_what_is_there() -> None:
+    told = subprocess.run([ERA, "doctor"], capture_output=True, text=True, timeout=60)
+    assert told.returncode == 0, told.stdout
+    assert "ok       programs in python, node and typescript start and run" in told.stdout
+    assert "missing  a filter of system calls" in told.stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "env", "message"),
+    [
+        (("--host", "0.0.0.0"), {}, "Set ERA_API_KEY"),
+        ((), {"ERA_MEMORY_MB": "lots"}, "ERA_MEMORY_MB"),
+        ((), {"ERA_PORT": "70000"}, "ERA_PORT"),
+        (("--log-level", "loud"), {}, "ERA_LOG_LEVEL"),
+    ],
+)
+def test_serve_refuses_in_words(tmp_path: Path, words: tuple[str, ...], env: dict[str, str], message: str) -> None:
+    told = subprocess.run(
+        [ERA, "serve", "--data-dir", str(tmp_path / "d"), *words],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env={"PATH": "/usr/bin:/bin", **env},
+    )
+    assert told.returncode == 2
+    assert message in told.stderr
+    assert "Traceback" not in told.stderr

@@ -1,0 +1,257 @@
+"""The pages: served as they should be, and looked at in a real browser."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import re
+import select
+import shutil
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.conftest import Server
+
+WEB = Path(__file__).resolve().parent.parent.parent / "src" / "era" / "web"
+ASSETS = sorted(path.name for path in WEB.iterdir() if path.suffix != ".html")
+PATHS = ["/", "/docs", *(f"/assets/{name}" for name in ASSETS)]
+PATIENCE = 20.0
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_served_with_strict_headers(client: httpx.Client, path: str) -> None:
+    answer = client.get(path)
+    assert answer.status_code == 200
+    assert answer.headers["X-Content-Type-Options"] == "nosniff"
+    policy = dict(part.split(" ", 1) for part in answer.headers["Content-Security-Policy"].split("; "))
+    assert policy["default-src"] == "'none'"
+    assert policy["frame-ancestors"] == "'none'"
+    assert {policy[name] for name in ("script-src", "style-src", "connect-src", "img-src")} == {"'self'"}
+    again = client.get(path, headers={"If-None-Match": answer.headers["ETag"]})
+    assert (again.status_code, again.content) == (304, b"")
+    head = client.head(path)
+    assert (head.status_code, head.headers["Content-Length"]) == (200, str(len(answer.content)))
+
+
+def test_types_are_right(client: httpx.Client) -> None:
+    types = {path: client.get(path).headers["Content-Type"].partition(";")[0] for path in PATHS}
+    assert types["/"] == types["/docs"] == "text/html"
+    endings = {".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
+    assert all(types[f"/assets/{name}"] == endings[Path(name).suffix] for name in ASSETS)
+
+
+@pytest.mark.parametrize("name", ["nothing.css", "index.html", "..%2f..%2fapp.py", "%2e%2e", "__init__.py", ""])
+def test_nothing_else_is_served(client: httpx.Client, name: str) -> None:
+    answer = client.get(f"/assets/{name}")
+    assert (answer.status_code, answer.json()["code"]) == (404, "not_found")
+
+
+def test_the_gate_holds_for_pages_too(client: httpx.Client) -> None:
+    assert client.get("/", headers={"Host": "rebound.example"}).status_code == 403
+    assert client.get("/docs", headers={"Host": "localhost:1"}).status_code == 200
+
+
+@pytest.mark.parametrize("path", sorted(WEB.iterdir()), ids=lambda path: path.name)
+def test_nothing_comes_from_elsewhere(path: Path) -> None:
+    text = path.read_text()
+    addresses = set(re.findall(r"(?:https?:)?//[\w.:-]+\.[\w.:-]+", text))
+    assert addresses <= {"http://127.0.0.1:8787", "http://www.w3.org"}  # an example's, and SVG's name of itself
+    assert not re.search(r"\son\w+=|<style|\sstyle=|javascript:", text)
+    assert path.suffix != ".css" or not re.search(r"@import|url\(", text)
+    for script in re.findall(r"<script[^>]*>(.*?)</script>", text, re.DOTALL):
+        assert script == ""
+
+
+class Browser:
+    """Chromium, told what to do over two pipes (the DevTools protocol: JSON, each message ended by a NUL)."""
+
+    def __init__(self, program: str, profile: Path) -> None:
+        flags = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"]
+        flags += ["--disable-background-networking", "--disable-component-update", "--disable-dev-shm-usage"]
+        flags += ["--remote-debugging-pipe", f"--user-data-dir={profile}", "about:blank"]
+        commands, self._write = os.pipe()
+        self._read, answers = os.pipe()
+        # It wants its ends at 3 and 4. They come from above that, so that neither move runs over the other.
+        ends = [fcntl.fcntl(end, fcntl.F_DUPFD_CLOEXEC, 10) for end in (commands, answers)]
+        self.process = subprocess.Popen(
+            ["bash", "-c", f'exec "$0" "$@" 3<&{ends[0]} 4>&{ends[1]}', program, *flags],
+            pass_fds=ends,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        for end in (commands, answers, *ends):
+            os.close(end)
+        self._buffer = b""
+        self._serial = 0
+        self._session: str | None = None
+        self.complaints: list[str] = []
+        try:
+            self._attach()
+        except BaseException:
+            self.close()
+            raise
+
+    def _attach(self) -> None:
+        page = self.call("Target.createTarget", url="about:blank")["targetId"]
+        self._session = self.call("Target.attachToTarget", targetId=page, flatten=True)["sessionId"]
+        for domain in ("Page", "Runtime", "Log"):
+            self.call(f"{domain}.enable")
+
+    def call(self, method: str, **parameters: Any) -> Any:
+        self._serial += 1
+        message: dict[str, Any] = {"id": self._serial, "method": method, "params": parameters}
+        if self._session:
+            message["sessionId"] = self._session
+        os.write(self._write, json.dumps(message).encode() + b"\0")
+        while True:
+            answer = self._receive()
+            if answer.get("method") in ("Log.entryAdded", "Runtime.exceptionThrown"):
+                self.complaints.append(json.dumps(answer["params"]))
+            if answer.get("id") == self._serial:
+                assert "error" not in answer, answer
+                return answer["result"]
+
+    def open(self, url: str) -> None:
+        self.call("Page.navigate", url=url)
+        self.wait(f"document.readyState === 'complete' && location.href === {json.dumps(url)}")
+
+    def look(self, expression: str) -> Any:
+        """The value of a JavaScript expression in the page."""
+        told = self.call("Runtime.evaluate", expression=expression, awaitPromise=True, returnByValue=True)
+        assert "exceptionDetails" not in told, told
+        return told["result"].get("value")
+
+    def wait(self, condition: str) -> None:
+        deadline = time.monotonic() + PATIENCE
+        while not self.look(f"Boolean({condition})"):
+            assert time.monotonic() < deadline, f"never came true: {condition}\n{self.complaints}"
+            time.sleep(0.02)
+
+    def close(self) -> None:
+        with contextlib.suppress(OSError):
+            os.write(self._write, b'{"id":0,"method":"Browser.close"}\0')
+        try:
+            self.process.wait(10)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+        os.close(self._write)
+        os.close(self._read)
+
+    def _receive(self) -> dict[str, Any]:
+        while b"\0" not in self._buffer:
+            assert select.select([self._read], [], [], PATIENCE)[0], "the browser doesn't answer"
+            piece = os.read(self._read, 1 << 16)
+            assert piece, "the browser has ended"
+            self._buffer += piece
+        message, _, self._buffer = self._buffer.partition(b"\0")
+        told: dict[str, Any] = json.loads(message)
+        return told
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    program = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if program is None:
+        why = "there is no Chromium: as root `scripts/setup --dev` installs it on Debian"
+        if os.environ.get("CI"):
+            pytest.fail(why)
+        pytest.skip(why)
+    browser = Browser(program, tmp_path_factory.mktemp("browser"))
+    yield browser
+    browser.close()
+
+
+@pytest.fixture
+def quiet(browser: Browser) -> Iterator[Browser]:
+    """The browser, which must not have complained once the test is over; then it lets go of the server."""
+    browser.complaints.clear()
+    yield browser
+    complaints = list(browser.complaints)
+    browser.open("about:blank")
+    assert complaints == []
+
+
+def test_reference_lists_every_call(server: Server, quiet: Browser) -> None:
+    with server.client() as client:
+        paths = client.get("/openapi.json").json()["paths"]
+    calls = {f"{method.upper()} {path}" for path, operations in paths.items() for method in operations}
+    quiet.open(f"{server.url}/docs")
+    quiet.wait("document.querySelector('.call')")
+    shown = quiet.look("[...document.querySelectorAll('.call')].map((call) => [call.dataset.call, call.innerText])")
+    assert {name for name, _ in shown} == calls
+    assert all(server.url in text and "curl" in text for _, text in shown)
+    fields = quiet.look("document.querySelector('#post-api-sessions').innerText")
+    assert all(word in fields for word in ("default_timeout", "30", "persistent", "required", "409"))
+
+
+def test_reference_can_be_filtered(server: Server, quiet: Browser) -> None:
+    quiet.open(f"{server.url}/docs")
+    quiet.wait("document.querySelector('.call')")
+    visible = (
+        "[...document.querySelectorAll('.call')].filter((call) => call.offsetParent).map((call) => call.dataset.call)"
+    )
+    type_it = "(text) => { const box = document.querySelector('#filter'); box.value = text; "
+    type_it += "box.dispatchEvent(new Event('input')) }"
+    everything = quiet.look(visible)
+    quiet.look(f"({type_it})('post execute')")
+    assert quiet.look(visible) == ["POST /api/execute"]
+    quiet.look(f"({type_it})('no such thing')")
+    assert quiet.look("document.querySelector('#no-match').offsetParent !== null")
+    quiet.look(f"({type_it})('')")
+    assert quiet.look(visible) == everything
+
+
+def test_first_page_shows_this_server(server: Server, quiet: Browser) -> None:
+    quiet.open(f"{server.url}/")
+    quiet.wait("document.querySelector('#pill').dataset.state === 'ok'")
+    text = quiet.look("document.body.innerText")
+    assert "bubblewrap" in text
+    assert f"{server.url}/api/sessions" in text
+    assert quiet.look("document.querySelectorAll('.copy').length") >= 4
+    for width in (360, 768, 1600):
+        quiet.call("Emulation.setDeviceMetricsOverride", width=width, height=800, deviceScaleFactor=1, mobile=False)
+        assert quiet.look("document.documentElement.scrollWidth") <= width
+
+
+PROGRAMS = {
+    "python": "print(6 * 7)\nraise SystemExit(3)",
+    "node": "console.log(6 * 7); console.error('<b>bold</b>'); process.exit(3)",
+    "typescript": "const answer: number = 6 * 7; console.log(answer); process.exit(3)",
+}
+
+
+@pytest.mark.parametrize("language", PROGRAMS)
+def test_try_it(server: Server, quiet: Browser, language: str) -> None:
+    quiet.open(f"{server.url}/")
+    quiet.wait("document.querySelector('#code').value")
+    quiet.look(f"document.querySelector('input[value={language}]').click()")
+    quiet.look(f"document.querySelector('#code').value = {json.dumps(PROGRAMS[language])}")
+    quiet.look("document.querySelector('#run').click()")
+    quiet.wait("document.querySelector('.stream.stdout')")
+    assert quiet.look("document.querySelector('.stream.stdout pre').innerText").strip() == "42"
+    verdict = quiet.look("document.querySelector('#verdict').innerText")
+    assert "failed" in verdict
+    assert "3" in verdict
+    if language == "node":  # what a program prints is never markup
+        assert quiet.look("document.querySelector('.stream.stderr pre').innerHTML").strip() == "&lt;b&gt;bold&lt;/b&gt;"
+
+
+def test_try_it_with_a_key(own_server: Callable[..., Server], browser: Browser) -> None:
+    server = own_server(api_key="open sesame")
+    browser.open(f"{server.url}/")
+    browser.wait("!document.querySelector('#key-row').hidden")
+    assert "Bearer $ERA_API_KEY" in browser.look("document.querySelector('#quickstart').innerText")
+    browser.look("document.querySelector('#run').click()")
+    browser.wait("document.querySelector('#verdict').innerText.includes('401')")
+    browser.look("document.querySelector('#key').value = 'open sesame'; document.querySelector('#run').click()")
+    browser.wait("document.querySelector('.stream.stdout')")
+    browser.open("about:blank")

@@ -1,0 +1,140 @@
+"""Places for snapshots: real directories and the real blob store."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import shutil
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, cast
+
+from era.core.models import EMPTY, Snapshot
+from era.core.ports import Sandbox
+from era.core.snapshots import Snapshots
+from era.store.blobs import LocalBlobs
+
+CLOCK_OF_FILES = 5  # CLOCK_REALTIME_COARSE
+SETTLE = 0.06
+"""Longer than the time for which a file just written isn't relied on."""
+
+
+@dataclass
+class Place:
+    """As much of a sandbox as snapshots need."""
+
+    workspace: Path
+    id: str
+    uid: int | None = None
+
+    @property
+    def sandbox(self) -> Sandbox:
+        return cast(Sandbox, self)
+
+
+@dataclass
+class CountingBlobs(LocalBlobs):
+    """The real store, which also says what was read into it."""
+
+    directory: Path
+    files_put: list[int] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        super().__init__(self.directory)
+        self.open()
+
+    @contextmanager
+    def batch(self) -> Iterator[Any]:
+        with super().batch() as batch:
+            real = batch.put_file
+
+            def put_file(fd: int, size: int) -> str:
+                self.files_put.append(size)
+                return real(fd, size)
+
+            batch.put_file = put_file  # type: ignore[method-assign]
+            yield batch
+
+
+class Lab:
+    """A blob store in a directory, and as many sandboxes as asked for."""
+
+    def __init__(self, directory: Path, **options: Any) -> None:
+        self.directory = directory
+        self.blobs = CountingBlobs(directory / "blobs")
+        self.snapshots = Snapshots(self.blobs, **options)
+        self.places = 0
+
+    def place(self) -> Place:
+        self.places += 1
+        workspace = self.directory / f"place{self.places}"
+        workspace.mkdir()
+        return Place(workspace, f"sandbox{self.places}")
+
+    def take(self, place: Place, previous: Snapshot = EMPTY) -> Snapshot:
+        return asyncio.run(self.snapshots.take(place.sandbox, previous))
+
+    def restore(self, snapshot: Snapshot) -> Place:
+        place = self.place()
+        asyncio.run(self.snapshots.restore(snapshot, place.sandbox))
+        return place
+
+    def from_scratch(self, place: Place) -> Snapshot:
+        """What a service that remembers nothing finds."""
+        return self.take(Place(place.workspace, f"{place.id} from scratch"))
+
+
+def described(directory: Path) -> dict[bytes, tuple[Any, ...]]:
+    """All that a snapshot keeps of a directory, by path."""
+    found: dict[bytes, tuple[Any, ...]] = {}
+
+    def walk(parent: bytes, prefix: bytes) -> None:
+        for name in os.listdir(parent):
+            path = os.path.join(parent, name)
+            status = os.lstat(path)
+            mode = status.st_mode & 0o777
+            if stat.S_ISREG(status.st_mode):
+                with open(path, "rb") as file:
+                    found[prefix + name] = ("file", file.read(), mode, status.st_mtime_ns)
+            elif stat.S_ISLNK(status.st_mode):
+                found[prefix + name] = ("link", os.readlink(path), status.st_mtime_ns)
+            elif stat.S_ISDIR(status.st_mode):
+                found[prefix + name] = ("dir", mode)
+                walk(path, prefix + name + b"/")
+
+    walk(os.fsencode(directory), b"")
+    return found
+
+
+def mutate(workspace: Path, chance: random.Random) -> None:
+    """One random change somewhere below `workspace`."""
+    directories = [workspace, *(path for path in workspace.rglob("*") if path.is_dir() and not path.is_symlink())]
+    files = [path for path in workspace.rglob("*") if path.is_file() and not path.is_symlink()]
+    path = chance.choice(directories) / f"n{chance.randrange(6)}"
+    match chance.randrange(9):
+        case 0 if not os.path.lexists(path):
+            path.write_text(str(chance.random()))
+        case 1 if not os.path.lexists(path):
+            path.mkdir()
+        case 2 if not os.path.lexists(path):
+            path.symlink_to(chance.choice(["n1", "/etc/passwd", "gone"]))
+        case 3 if files:
+            chance.choice(files).unlink()
+        case 4 if len(directories) > 1:
+            shutil.rmtree(chance.choice(directories[1:]))
+        case 5 if files:
+            chance.choice(files).chmod(chance.choice([0o600, 0o644, 0o755]))
+        case 6 if files and not os.path.lexists(path):
+            chance.choice(files).rename(path)
+        case 7 if files:
+            file = chance.choice(files)
+            with open(file, "r+b") as opened:  # The same size, and the old time put back.
+                old = file.stat().st_mtime_ns
+                opened.write(bytes([chance.randrange(256)]))
+            os.utime(file, ns=(old, old))
+        case 8 if len(directories) > 1:
+            chance.choice(directories[1:]).chmod(chance.choice([0o700, 0o755]))

@@ -1,0 +1,190 @@
+"""Looks that go only where something was touched find what a look everywhere finds; warm directories are brought to
+any other snapshot."""
+
+from __future__ import annotations
+
+import asyncio
+import mmap
+import os
+import random
+import shutil
+import time
+from pathlib import Path
+
+import pytest
+
+from era.core import snapshots as snapshots_module
+from era.core.models import EMPTY, Snapshot
+from era.core.trees import Scan
+from era.core.watch import Watch
+from tests.core.lab import Lab, Place, described, mutate
+
+LARGE = 60
+
+
+def furnish(workspace: Path) -> None:
+    for number in range(LARGE):
+        directory = workspace / f"d{number % 5}" / f"e{number % 3}"
+        directory.mkdir(parents=True, exist_ok=True)
+        (directory / f"f{number}").write_text(str(number))
+
+
+def mutate_oddly(workspace: Path, chance: random.Random) -> None:
+    """Changes that a watch could miss."""
+    directories = [path for path in workspace.rglob("*") if path.is_dir() and not path.is_symlink()]
+    files = [path for path in workspace.rglob("*") if path.is_file() and not path.is_symlink()]
+    if not directories or not files:
+        return
+    file, directory = chance.choice(files), chance.choice(directories)
+    free = chance.choice([workspace, directory]) / f"m{chance.randrange(4)}"
+    match chance.randrange(9):
+        case 0 if not os.path.lexists(free) and not free.is_relative_to(directory):
+            directory.rename(free)
+        case 1 if not os.path.lexists(free):
+            os.link(file, free)
+        case 2 if file.stat().st_size:
+            with file.open("r+b") as opened, mmap.mmap(opened.fileno(), 0) as mapped:
+                mapped[0] = chance.randrange(256)
+        case 3:
+            os.truncate(file, chance.randrange(8))
+        case 4 if not os.path.lexists(free):
+            (free / "x" / "y").mkdir(parents=True)
+            (free / "x" / "y" / "z").write_text("deep")
+        case 5 if not free.is_relative_to(directory):
+            shutil.rmtree(directory)
+            directory.mkdir()
+            (directory / "again").write_text("new")
+        case 6 if not os.path.lexists(free):
+            os.mkfifo(free)
+        case 7:
+            other = chance.choice(files)
+            file.replace(other)
+        case 8:
+            # The same size, written through another name where the file has one, and the old time put back.
+            status = file.stat()
+            with file.open("r+b") as opened:
+                opened.write(b"Z" * min(1, status.st_size))
+            os.utime(file, ns=(status.st_mtime_ns, status.st_mtime_ns))
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_touched_places_are_all_there_is_to_look_at(seed: int, lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    chance = random.Random(seed)
+    looked_again = 0
+    look_again = Scan.look_again
+
+    def counted(*arguments: object) -> object:
+        nonlocal looked_again
+        looked_again += 1
+        return look_again(*arguments)  # type: ignore[arg-type]  # handed on
+
+    monkeypatch.setattr(Scan, "look_again", counted)
+    place, snapshot = lab.place(), EMPTY
+    furnish(place.workspace)
+    for _ in range(40):
+        snapshot = lab.take(place, snapshot)
+        assert snapshot == lab.from_scratch(place)
+        for _ in range(chance.randrange(5)):
+            chance.choice([mutate, mutate_oddly])(place.workspace, chance)
+    assert looked_again > 10
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_a_warm_directory_goes_to_any_snapshot(seed: int, lab: Lab) -> None:
+    chance = random.Random(seed)
+    place, snapshot = lab.place(), EMPTY
+    furnish(place.workspace)
+    history: list[tuple[Snapshot, dict[bytes, tuple[object, ...]]]] = [(EMPTY, {})]
+    for _ in range(25):
+        for _ in range(chance.randrange(6)):
+            chance.choice([mutate, mutate_oddly])(place.workspace, chance)
+        snapshot = lab.take(place, snapshot)
+        history.append((snapshot, described(place.workspace)))
+        if chance.random() < 0.5:
+            snapshot, before = chance.choice(history)
+            asyncio.run(lab.snapshots.restore(snapshot, place.sandbox))
+            assert described(place.workspace) == before
+            assert lab.take(place, snapshot) == snapshot == lab.from_scratch(place)
+
+
+def test_only_what_differs_is_made_anew(lab: Lab) -> None:
+    place = lab.place()
+    furnish(place.workspace)
+    first = lab.take(place)
+    kept = place.workspace / "d1" / "e1" / "f1"
+    inode = kept.stat().st_ino
+    (place.workspace / "d0" / "e0" / "f0").write_text("changed")
+    second = lab.take(place, first)
+    assert second != first
+    asyncio.run(lab.snapshots.restore(first, place.sandbox))
+    assert (place.workspace / "d0" / "e0" / "f0").read_text() == "0"
+    assert kept.stat().st_ino == inode
+
+
+def test_a_queue_that_runs_over_means_looking_everywhere(lab: Lab) -> None:
+    place = lab.place()
+    furnish(place.workspace)
+    snapshot = lab.take(place)
+    depth = int(Path("/proc/sys/fs/inotify/max_queued_events").read_text())
+    names = [place.workspace / "d0" / "one", place.workspace / "d0" / "two"]
+    for number in range(depth // 4 + 10):
+        names[number % 2].write_text(str(number))
+        names[number % 2].unlink()
+    (place.workspace / "d4" / "e1" / "late").write_text("seen all the same")
+    snapshot = lab.take(place, snapshot)
+    assert snapshot == lab.from_scratch(place)
+    (place.workspace / "d4" / "e1" / "later").write_text("and from here on too")
+    assert lab.take(place, snapshot) == lab.from_scratch(place)
+
+
+def test_without_watches_every_look_goes_everywhere(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused() -> Watch:
+        raise OSError(24, "too many")
+
+    monkeypatch.setattr(snapshots_module, "Watch", refused)
+    place = lab.place()
+    furnish(place.workspace)
+    snapshot = lab.take(place)
+    (place.workspace / "d2" / "e2" / "more").write_text("found")
+    assert lab.take(place, snapshot) == lab.from_scratch(place)
+
+
+def test_descriptors_go_with_the_sandbox(lab: Lab) -> None:
+    def open_now() -> int:
+        return len(os.listdir("/proc/self/fd"))
+
+    before = open_now()
+    places: list[Place] = [lab.place() for _ in range(5)]
+    for place in places:
+        furnish(place.workspace)
+        lab.take(place)
+    assert open_now() >= before + 5
+    for place in places:
+        lab.snapshots.forget(place.id)
+    assert open_now() <= before + 2
+
+
+def test_one_changed_file_among_ten_thousand_is_found_fast(lab: Lab) -> None:
+    """Not timed: counted in directories that are opened."""
+    place = lab.place()
+    for number in range(100):
+        directory = place.workspace / f"d{number}"
+        directory.mkdir()
+        for file in range(100):
+            (directory / str(file)).write_text("x")
+    snapshot = lab.take(place)
+    (place.workspace / "d7" / "5").write_text("changed")
+    opened: list[object] = []
+    original = os.scandir
+
+    def counting(path: object) -> object:
+        opened.append(path)
+        return original(path)  # type: ignore[call-overload]  # handed on
+
+    begun = time.perf_counter()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "scandir", counting)
+        changed = lab.take(place, snapshot)
+    print(f"{(time.perf_counter() - begun) * 1000:.2f} ms")
+    assert changed != snapshot
+    assert opened == []

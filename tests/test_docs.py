@@ -1,0 +1,183 @@
+"""The documents' examples, run for real, and their links.
+
+The convention: a block tagged `bash` is run, all of a document's blocks in order in one shell that stops at the first
+failure, in an empty directory, with http://127.0.0.1:8787 meaning the test's server. A `json` or `text` block right
+after it is what it must print: JSON that is a part of its last JSON value, or its whole text. `…` stands for anything.
+Blocks that aren't to be run (starting a server, installing) are tagged `console`, or for what they are.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from markdown_it import MarkdownIt
+
+from tests.conftest import Server
+
+ROOT = Path(__file__).resolve().parent.parent
+DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
+DEFAULT_URL = "http://127.0.0.1:8787"
+NOT_RUN = {"", "console", "ini", "json", "text"}
+CALLS = re.compile(r"^ *(curl|(\.venv/bin/)?era) ", re.MULTILINE)
+
+
+@dataclass
+class Example:
+    """One block that is run."""
+
+    line: int
+    commands: str
+    kind: str | None = None
+    """`json` or `text`, where its output stands below it."""
+
+    expected: str = ""
+
+
+def examples(document: Path) -> list[Example]:
+    found: list[Example] = []
+    before = None
+    for token in MarkdownIt().parse(document.read_text()):
+        if token.type == "fence" and token.info == "bash" and token.map:
+            found.append(Example(token.map[0] + 1, token.content))
+        elif token.type == "fence" and token.info in ("json", "text") and before == "bash":
+            found[-1].kind, found[-1].expected = token.info, token.content
+        before = token.info if token.type == "fence" else None
+    return found
+
+
+def is_part(expected: Any, given: Any) -> bool:
+    """Whether all that is expected is there. Lists must be as long as expected, objects may have more."""
+    if isinstance(expected, dict):
+        return isinstance(given, dict) and all(
+            name in given and is_part(value, given[name]) for name, value in expected.items()
+        )
+    if isinstance(expected, list):
+        return (
+            isinstance(given, list)
+            and len(expected) == len(given)
+            and all(is_part(one, other) for one, other in zip(expected, given, strict=True))
+        )
+    if isinstance(expected, str):
+        return isinstance(given, str) and matches(expected, given)
+    return type(expected) is type(given) and bool(expected == given)
+
+
+def matches(expected: str, given: str) -> bool:
+    pattern = ".*".join(re.escape(part) for part in expected.split("…"))
+    return re.fullmatch(pattern, given, re.DOTALL) is not None
+
+
+def last_json(text: str) -> Any:
+    """The last of the JSON values that stand in `text` one after the other."""
+    decoder, rest = json.JSONDecoder(), text.strip()
+    value: Any = None
+    while rest:
+        value, end = decoder.raw_decode(rest)
+        rest = rest[end:].lstrip()
+    return value
+
+
+@pytest.mark.parametrize(
+    "document", [path for path in DOCUMENTS if examples(path)], ids=lambda path: str(path.relative_to(ROOT))
+)
+def test_examples_do_as_they_say(document: Path, server: Server, tmp_path: Path) -> None:
+    found = examples(document)
+    # The second line of each mark tells that the block before has ended.
+    script = "set -euo pipefail\n"
+    for number, example in enumerate(found):
+        script += f"{example.commands.replace(DEFAULT_URL, server.url)}\nprintf '\\n@@ {number} @@\\n'\n"
+    (tmp_path / ".venv").symlink_to(Path(sys.executable).parent.parent)
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("ERA_")}
+    environment |= {"ERA_SERVER": server.url, "NO_PROXY": "*"}
+    environment["PATH"] = f"{Path(sys.executable).parent}:{environment['PATH']}"
+    done = subprocess.run(["bash", "-c", script], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    outputs = re.split(r"\n@@ \d+ @@\n", done.stdout)
+    stopped_at = found[min(len(outputs), len(found)) - 1].line
+    assert done.returncode == 0, f"{document.name}:{stopped_at} fails:\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}"
+    assert len(outputs) == len(found) + 1
+    for example, output in zip(found, outputs, strict=False):
+        where = f"{document.relative_to(ROOT)}:{example.line} prints\n{output}"
+        if example.kind == "json":
+            assert is_part(json.loads(example.expected), last_json(output)), where
+        elif example.kind == "text":
+            assert matches(example.expected.strip(), output.strip()), where
+
+
+def test_the_examples_are_there() -> None:
+    """The convention is kept: what calls the server is run, and most of it is compared."""
+    by_name = {path.name: examples(path) for path in DOCUMENTS}
+    for name, least in {"README.md": 4, "api.md": 13, "concepts.md": 7, "languages.md": 4}.items():
+        assert len(by_name[name]) >= least, name
+    every = [example for found in by_name.values() for example in found]
+    assert [example.commands for example in every if not CALLS.search(example.commands)] == []
+    assert sum(example.kind is not None for example in every) >= 0.8 * len(every)
+    for path in DOCUMENTS:
+        for token in MarkdownIt().parse(path.read_text()):
+            if token.type == "fence":
+                assert token.info in NOT_RUN | {"bash"}, f"{path.name} has a block of {token.info}"
+
+
+def test_placeholders_and_parts() -> None:
+    assert is_part({"a": "x…", "b": [{"c": 1}]}, {"a": "xyz", "b": [{"c": 1, "d": 2}], "e": None})
+    assert not is_part({"a": 1}, {"a": True})
+    assert not is_part({"a": []}, {"a": [1]})
+    assert not is_part({"a": "x"}, {"a": "xy"})
+    assert last_json('{"a": 1}{"a": 2}\n') == {"a": 2}
+    assert matches("one\n…\nfour", "one\ntwo\nthree\nfour")
+
+
+def slug(heading: str) -> str:
+    """A heading's anchor, as GitHub makes it."""
+    return re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
+
+
+def anchors(document: Path) -> set[str]:
+    tokens = MarkdownIt().parse(document.read_text())
+    return {slug(tokens[at + 1].content) for at, token in enumerate(tokens) if token.type == "heading_open"}
+
+
+def links(document: Path) -> list[str]:
+    found = []
+    for token in MarkdownIt().enable("table").parse(document.read_text()):
+        found += [str(child.attrs["href"]) for child in token.children or [] if child.type == "link_open"]
+    return found
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_links_lead_somewhere(document: Path) -> None:
+    for link in links(document):
+        path, _, anchor = link.partition("#")
+        if path.startswith(DEFAULT_URL):
+            continue
+        assert "://" not in path, f"{link} leads out of the documents"
+        target = (document.parent / path).resolve() if path else document
+        assert target.exists(), f"{link}: there is no such file"
+        assert not anchor or anchor in anchors(target), f"{link}: there is no such heading"
+
+
+def test_every_document_can_be_found() -> None:
+    """README.md leads to each of them."""
+    linked = {(ROOT / link.partition("#")[0]).resolve() for link in links(ROOT / "README.md") if "://" not in link}
+    written = {path for path in DOCUMENTS if path.parent == ROOT / "docs" and path.name != "benchmarks.md"}
+    assert sorted(written - linked) == []
+
+
+def test_every_call_is_documented(shared_server: Server) -> None:
+    with shared_server.client() as client:
+        paths = client.get("/openapi.json").json()["paths"]
+    calls = {
+        f"{method.upper()} {path.replace('{session_id}', '{id}')}"
+        for path, operations in paths.items()
+        for method in operations
+    }
+    text = (ROOT / "docs" / "api.md").read_text()
+    described = set(re.findall(r"^### `([A-Z]+ /\S*)`$", text, re.MULTILINE))
+    assert described == calls
