@@ -22,6 +22,7 @@ import uvloop
 from era.api.context import Context
 from era.api.http import build
 from era.core.models import JsonObject
+from era.core.outputs import History, Outputs
 from era.core.ports import Limits, Retention
 from era.core.runs import Runs
 from era.core.sessions import Sessions
@@ -52,6 +53,10 @@ def limits(settings: Settings) -> Limits:
     )
 
 
+def retention(settings: Settings) -> Retention:
+    return Retention(versions=settings.versions_kept, outputs=settings.outputs_kept)
+
+
 def cgroup_name(data_dir: Path) -> str:
     """The control group of the service on this data directory: the same after every start, and no other's."""
     return "era-" + hashlib.sha256(bytes(data_dir.resolve())).hexdigest()[:12]
@@ -71,11 +76,12 @@ async def services(settings: Settings) -> AsyncIterator[Context]:
     directory = settings.data_dir.resolve()
     directory.mkdir(parents=True, exist_ok=True, mode=0o700)
     with _only_user_of(directory):
-        store = SqlStore(f"sqlite:///{directory / 'era.sqlite'}", Retention(versions=settings.versions_kept))
+        store = SqlStore(f"sqlite:///{directory / 'era.sqlite'}", retention(settings))
         await store.open()
         blobs = LocalBlobs(directory / "blobs")
         blobs.open()
         snapshots = Snapshots(blobs)
+        outputs = Outputs(blobs, settings.outputs_kept)
         sandboxes = driver(settings)
         turns = Turns(settings.max_waiting)
         try:
@@ -89,7 +95,7 @@ async def services(settings: Settings) -> AsyncIterator[Context]:
                 max_live=settings.max_live,
                 idle_seconds=settings.idle_seconds,
             )
-            runs = Runs(store, host, snapshots, turns)
+            runs = Runs(store, host, snapshots, outputs, turns)
             await host.start()
             collector = asyncio.create_task(_collect_garbage(snapshots, store))
             try:
@@ -97,6 +103,7 @@ async def services(settings: Settings) -> AsyncIterator[Context]:
                     settings=settings,
                     sessions=Sessions(store, host, turns),
                     runs=runs,
+                    history=History(store, outputs),
                     versions=Versions(store, snapshots, turns),
                     turns=turns,
                     store=store,
@@ -197,7 +204,7 @@ class _Server(uvicorn.Server):
 async def _collect_garbage(snapshots: Snapshots, store: SqlStore) -> None:
     while True:
         try:
-            await snapshots.collect_garbage(await store.snapshot_roots())
+            await snapshots.collect_garbage(await store.snapshot_roots(), await store.output_digests())
         except EraError as error:
             log.warning("garbage_not_collected", error=error.message)
         await asyncio.sleep(_GARBAGE_SECONDS)

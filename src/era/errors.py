@@ -10,6 +10,7 @@
     ├── Conflict              409  it exists already, or its state doesn't allow this
     │   └── SessionDeleted    409  the session was deleted while this run was under way
     ├── TooLarge              413  data, code, env or a body over its limit
+    ├── RangeNotSatisfiable   416  a part was asked for that isn't there
     ├── TooManyWaiting        429  the session's queue is full
     └── Unavailable           503  this server can't do it now
         ├── NoIsolation       503  the isolation asked for can't be had on this machine
@@ -90,6 +91,18 @@ class TooLarge(EraError):
     status = 413
     code = "too_large"
     hint = "Keep large things in files in the working directory instead of in data."
+
+
+class RangeNotSatisfiable(EraError):
+    """`size` is how many bytes there are."""
+
+    status = 416
+    code = "range_not_satisfiable"
+    hint = "Ask for bytes that are there, or for all by leaving the Range header out."
+
+    def __init__(self, message: str, size: int) -> None:
+        super().__init__(message)
+        self.size = size
 
 
 class TooManyWaiting(EraError):

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from era.core.models import Session, StoredCode, Version, timestamp
+from era.core.models import RunRecord, Session, StoredCode, Version, timestamp
 from era.core.runs import Collected, RunResult
 from era.core.snapshots import Listed
 from era.core.versions import Diff
@@ -150,6 +150,12 @@ class StateAnswer(BaseModel):
     reason: str | None
 
 
+class RecordedState(BaseModel):
+    version: int | None
+    committed: bool
+    reason: str | None
+
+
 class RunAnswer(BaseModel):
     exit_code: int
     stdout: str
@@ -162,6 +168,31 @@ class RunAnswer(BaseModel):
     stdout_truncated: bool
     stderr_truncated: bool
     state: StateAnswer
+
+
+class RunRecordAnswer(BaseModel):
+    run_id: str
+    session_id: str
+    status: str
+    started_at: str
+    ended_at: str
+    duration: str | None
+    exit_code: int | None
+    stdout_bytes: int
+    stderr_bytes: int
+    stdout_truncated: bool
+    stderr_truncated: bool
+    state: RecordedState
+    peak_memory_bytes: int | None
+    cpu_seconds: float | None
+    reaped: int | None
+    enforced: dict[str, Any]
+
+
+class RunRecordsAnswer(BaseModel):
+    runs: list[RunRecordAnswer]
+    count: int
+    next_cursor: str | None
 
 
 class ExecuteAnswer(BaseModel):
@@ -281,6 +312,28 @@ def result_answer(result: RunResult) -> dict[str, Any]:
 
 def run_answer(run: Collected) -> dict[str, Any]:
     return {"stdout": text(run.stdout), "stderr": text(run.stderr), **result_answer(run.result)}
+
+
+def record_answer(record: RunRecord, session_id: str) -> dict[str, Any]:
+    """The record of a run. What isn't known yet, or never will be, is null."""
+    return {
+        "run_id": record.id,
+        "session_id": session_id,
+        "status": record.status,
+        "started_at": timestamp(record.started_at),
+        "ended_at": timestamp(record.ended_at),
+        "duration": None if record.duration_us is None else f"{record.duration_us / 1e6:.3f}s",
+        "exit_code": record.exit_code,
+        "stdout_bytes": record.stdout_bytes,
+        "stderr_bytes": record.stderr_bytes,
+        "stdout_truncated": record.stdout_truncated,
+        "stderr_truncated": record.stderr_truncated,
+        "state": {"version": record.version, "committed": record.committed, "reason": record.reason},
+        "peak_memory_bytes": record.peak_memory_bytes,
+        "cpu_seconds": None if record.cpu_us is None else record.cpu_us / 1e6,
+        "reaped": record.reaped,
+        "enforced": record.enforced,
+    }
 
 
 def execute_answer(run: Collected, language: str) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import create_engine
 
-from era.core.models import EMPTY, NewCopy, NewSession, RunRecord, Session, Snapshot, StoredCode, now
+from era.core.models import EMPTY, KeptOutputs, NewCopy, NewSession, RunRecord, Session, Snapshot, StoredCode, now
 from era.core.ports import Retention, SessionChange, SessionFilter
 from era.errors import CommitFailed, Conflict, NotFound, SessionDeleted, Unavailable
 from era.store import migrations
@@ -422,6 +422,37 @@ def test_snapshot_roots_are_those_that_rows_need(with_store: WithStore) -> None:
         assert list(await store.snapshot_roots()) == ["1" * 64]
 
     with_store(test)
+
+
+def test_outputs_are_kept_for_the_newest_runs(url: str) -> None:
+    async def main() -> None:
+        store = SqlStore(url, Retention(outputs=2))
+        await store.open()
+        session = await store.create_session(new("a"))
+        given = [
+            KeptOutputs(b"1", b""),
+            KeptOutputs(None, b"2", "d" * 64),
+            None,
+            KeptOutputs(b"", b""),
+            KeptOutputs(b"4", None, None, "e" * 64),
+        ]
+        for n, outputs in enumerate(given):
+            await store.begin_run("a", f"r{n}")
+            assert await store.run("a", f"r{n}") == ((await store.runs(session.key, 1))[0], None)
+            await store.end_run(ended(session, f"r{n}"), data=None, snapshot=None, outputs=outputs)
+            if n == 1:
+                assert list(await store.output_digests()) == ["d" * 64]
+        kept = [(await store.run("a", f"r{n}"))[1] for n in range(5)]
+        assert kept == [None, None, None, None, given[4]], "nothing written is nothing kept"
+        assert list(await store.output_digests()) == ["e" * 64]
+        with pytest.raises(NotFound, match="'r9'"):
+            await store.run("a", "r9")
+        await store.create_session(new("b"))
+        with pytest.raises(NotFound, match="'r0'"):
+            await store.run("b", "r0")
+        await store.close()
+
+    asyncio.run(main())
 
 
 def test_a_failing_database_is_told_without_its_sql(

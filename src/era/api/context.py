@@ -15,6 +15,7 @@ from fastapi.routing import APIRoute
 
 from era.core import jsontext
 from era.core.models import JsonObject, Language, Session, Snapshot, canonical_language
+from era.core.outputs import History
 from era.core.ports import MetadataStore
 from era.core.runs import Runs
 from era.core.sessions import Sessions
@@ -36,6 +37,7 @@ class Context:
     settings: Settings
     sessions: Sessions
     runs: Runs
+    history: History
     versions: Versions
     turns: Turns
     store: MetadataStore

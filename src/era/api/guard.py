@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 import structlog
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from era.errors import EraError, Forbidden, TooLarge, Unauthorized
+from era.errors import EraError, Forbidden, RangeNotSatisfiable, TooLarge, Unauthorized
 
 log = structlog.get_logger()
 
@@ -41,6 +41,8 @@ def error_headers(error: EraError) -> dict[str, str]:
     headers = {}
     if error.retry_after is not None:
         headers["Retry-After"] = str(error.retry_after)
+    if isinstance(error, RangeNotSatisfiable):
+        headers["Content-Range"] = f"bytes */{error.size}"
     if isinstance(error, Unauthorized):
         headers["WWW-Authenticate"] = "Bearer"
     return headers

@@ -191,3 +191,13 @@ class RunRecord:
     reaped: int | None = None
     enforced: JsonObject = field(default_factory=dict)
     key: int = field(default=0, compare=False)
+
+
+@dataclass(frozen=True, slots=True)
+class KeptOutputs:
+    """What a run wrote to each stream: the bytes themselves, or the digest of the blob that holds them."""
+
+    stdout: bytes | None = field(repr=False)
+    stderr: bytes | None = field(repr=False)
+    stdout_digest: str | None = None
+    stderr_digest: str | None = None

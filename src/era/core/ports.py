@@ -17,6 +17,7 @@ from era.core.models import (
     Cause,
     Gone,
     JsonObject,
+    KeptOutputs,
     Language,
     NewCopy,
     NewSession,
@@ -281,16 +282,22 @@ class MetadataStore(Protocol):
         """Record a run as `running` and read its session."""
         ...
 
-    async def end_run(self, record: RunRecord, *, data: str | None, snapshot: Snapshot | None) -> RunRecord:
-        """Commit a run: its record and, where `record.committed`, the next version with data (None: unchanged) and
-        snapshot (None: unchanged) in one transaction. The answer has `version` set.
+    async def end_run(
+        self, record: RunRecord, *, data: str | None, snapshot: Snapshot | None, outputs: KeptOutputs | None = None
+    ) -> RunRecord:
+        """Commit a run in one transaction: its record, its outputs and, where `record.committed`, the next version
+        with data (None: unchanged) and snapshot (None: unchanged). The answer has `version` and `key` set.
 
         Raises SessionDeleted where the session is gone.
         """
         ...
 
-    async def runs(self, session_key: int, limit: int) -> Sequence[RunRecord]:
-        """Newest first."""
+    async def runs(self, session_key: int, limit: int, before: int | None = None) -> Sequence[RunRecord]:
+        """Newest first, those before the one with the key `before`."""
+        ...
+
+    async def run(self, session_id: str, run_id: str) -> tuple[RunRecord, KeptOutputs | None]:
+        """A run with its outputs, None where they aren't kept. Raises NotFound also where there is no such run."""
         ...
 
     async def mark_lost(self) -> int:
@@ -299,6 +306,10 @@ class MetadataStore(Protocol):
 
     async def snapshot_roots(self) -> Sequence[str]:
         """Every snapshot root that a row still needs."""
+        ...
+
+    async def output_digests(self) -> Sequence[str]:
+        """Every blob that a row needs as an output."""
         ...
 
     async def counts(self) -> dict[str, Any]: ...

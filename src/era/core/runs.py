@@ -34,6 +34,7 @@ from era.core.models import (
     new_id,
     now,
 )
+from era.core.outputs import Outputs
 from era.core.ports import (
     Ended,
     Host,
@@ -113,10 +114,13 @@ type RunEvent = Progress | RunResult
 
 
 class Runs:
-    def __init__(self, store: MetadataStore, host: Host, snapshots: SnapshotStore, turns: Turns) -> None:
+    def __init__(
+        self, store: MetadataStore, host: Host, snapshots: SnapshotStore, outputs: Outputs, turns: Turns
+    ) -> None:
         self._store = store
         self._host = host
         self._snapshots = snapshots
+        self._outputs = outputs
         self._turns = turns
         self._under_way: set[asyncio.Task[RunResult]] = set()
 
@@ -193,13 +197,13 @@ class Runs:
             ephemeral=not session.persistent,
             files={},
         )
-        sizes = {"stdout": 0, "stderr": 0}
+        written: dict[str, list[bytes]] = {"stdout": [], "stderr": []}
         ended: Ended | None = None
         async for event in sandbox.run(program):
             if isinstance(event, Ended):
                 ended = event
             else:
-                sizes[event.stream] += len(event.data)
+                written[event.stream].append(event.data)
                 emit(event)
         if ended is None:
             raise SandboxFailed("The sandbox did not say how the run ended.")
@@ -213,14 +217,16 @@ class Runs:
                 snapshot = await self._snapshots.take(sandbox, session.snapshot)
             except SnapshotRefused as error:
                 problem = str(error)
+        stdout, stderr = (b"".join(written[stream]) for stream in ("stdout", "stderr"))
+        outputs = await self._outputs.keep(stdout, stderr)
         record = replace(
             record,
             status=_status(ended),
             ended_at=now(),
             exit_code=ended.exit_code,
             duration_us=int(ended.duration * 1e6),
-            stdout_bytes=sizes["stdout"],
-            stderr_bytes=sizes["stderr"],
+            stdout_bytes=len(stdout),
+            stderr_bytes=len(stderr),
             stdout_truncated=ended.stdout_truncated,
             stderr_truncated=ended.stderr_truncated,
             committed=problem is None,
@@ -230,7 +236,7 @@ class Runs:
             reaped=ended.reaped,
             enforced=sandbox.enforced,
         )
-        record = await self._store.end_run(record, data=data, snapshot=snapshot)
+        record = await self._store.end_run(record, data=data, snapshot=snapshot, outputs=outputs)
         if problem is None:
             self._host.committed(session.key, snapshot or session.snapshot)
         else:

@@ -13,11 +13,12 @@ from typing import Any
 
 from sqlalchemy import Connection, bindparam, insert, select, update
 
-from era.core.models import RunRecord, Session, Snapshot, now
+from era.core.models import KeptOutputs, RunRecord, Session, Snapshot, now
 from era.core.ports import Retention
-from era.errors import CommitFailed, Conflict, SessionDeleted, Unavailable
+from era.errors import CommitFailed, Conflict, NotFound, SessionDeleted, Unavailable
 from era.store import dialects
-from era.store.commits import IS_LIVE, Commits
+from era.store.commits import IS_LIVE
+from era.store.outputs import OutputRows
 from era.store.tables import runs, sessions
 
 LOST = "the service stopped while this run was under way"
@@ -42,10 +43,12 @@ _RUN_FIELDS = tuple(field.name for field in fields(RunRecord))
 _RUN_COLUMNS = [runs.c[name] for name in _RUN_FIELDS]
 _NEWEST_RUNS = (
     select(*_RUN_COLUMNS)
-    .where(runs.c.session_key == bindparam("session"))
+    .where(runs.c.session_key == bindparam("session"), runs.c.key < bindparam("before"))
     .order_by(runs.c.key.desc())
     .limit(bindparam("how_many"))
 )
+_LAST_KEY = (1 << 63) - 1
+_RUN = select(*_RUN_COLUMNS).where(runs.c.session_key == bindparam("session"), runs.c.id == bindparam("run_id"))
 _NOT_FINISHED = ("key", "id", "session_key")
 _FINISH_RUN = (
     update(runs)
@@ -62,7 +65,7 @@ _KEEP_STATE = (
 )
 
 
-class RunRows(Commits):
+class RunRows(OutputRows):
     """The part of SqlStore that deals in runs."""
 
     def __init__(self, url: str, retention: Retention = Retention()) -> None:  # noqa: B008 - it is frozen
@@ -84,7 +87,9 @@ class RunRows(Commits):
 
         return await self._write(job)
 
-    async def end_run(self, record: RunRecord, *, data: str | None, snapshot: Snapshot | None) -> RunRecord:
+    async def end_run(
+        self, record: RunRecord, *, data: str | None, snapshot: Snapshot | None, outputs: KeptOutputs | None = None
+    ) -> RunRecord:
         def job(connection: Connection) -> RunRecord:
             version = self._end_state(connection, record, data, snapshot)
             if version is None:
@@ -93,6 +98,7 @@ class RunRows(Commits):
             row = self._finish_run.one(connection, _finished(ended))
             if row is None:
                 raise CommitFailed(f"run {record.id!r} was never begun")
+            self._keep_outputs(connection, record.session_key, row[0], outputs)
             return replace(ended, key=row[0])
 
         try:
@@ -102,9 +108,24 @@ class RunRows(Commits):
         except Unavailable as error:
             raise CommitFailed("the run ended, but its result could not be stored") from error
 
-    async def runs(self, session_key: int, limit: int) -> Sequence[RunRecord]:
-        values = {"session": session_key, "how_many": limit}
+    async def runs(self, session_key: int, limit: int, before: int | None = None) -> Sequence[RunRecord]:
+        values = {"session": session_key, "before": _LAST_KEY if before is None else before, "how_many": limit}
         return await self._read(lambda connection: [_run(row) for row in connection.execute(_NEWEST_RUNS, values)])
+
+    async def run(self, session_id: str, run_id: str) -> tuple[RunRecord, KeptOutputs | None]:
+        def job(connection: Connection) -> tuple[RunRecord, KeptOutputs | None]:
+            session = self._live(connection, session_id)
+            row = connection.execute(_RUN, {"session": session.key, "run_id": run_id}).one_or_none()
+            if row is None:
+                raise NotFound(
+                    f"Session '{session_id}' has had no run '{run_id[:80]}'.",
+                    hint="GET /api/sessions/{id}/runs lists those it has had.",
+                    code="no_such_run",
+                )
+            record = _run(row)
+            return record, self._outputs_of(connection, session.key, record.key)
+
+        return await self._read(job)
 
     async def mark_lost(self) -> int:
         return await self._write(lambda connection: connection.execute(_MARK_LOST, {"at": now()}).rowcount)
