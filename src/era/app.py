@@ -21,6 +21,7 @@ import uvloop
 
 from era.api.context import Context
 from era.api.http import build
+from era.core.idempotency import Keys
 from era.core.models import JsonObject
 from era.core.outputs import History, Outputs
 from era.core.ports import Limits, Retention
@@ -84,6 +85,7 @@ async def services(settings: Settings) -> AsyncIterator[Context]:
         outputs = Outputs(blobs, settings.outputs_kept)
         sandboxes = driver(settings)
         turns = Turns(settings.max_waiting)
+        keys = Keys(store)
         try:
             if lost := await store.mark_lost():
                 log.warning("runs_lost", count=lost, why="the service stopped while they were under way")
@@ -95,16 +97,17 @@ async def services(settings: Settings) -> AsyncIterator[Context]:
                 max_live=settings.max_live,
                 idle_seconds=settings.idle_seconds,
             )
-            runs = Runs(store, host, snapshots, outputs, turns)
+            runs = Runs(store, host, snapshots, outputs, turns, keys)
             await host.start()
             collector = asyncio.create_task(_collect_garbage(snapshots, store))
             try:
                 yield Context(
                     settings=settings,
-                    sessions=Sessions(store, host, turns),
+                    sessions=Sessions(store, host, turns, keys),
                     runs=runs,
                     history=History(store, outputs),
-                    versions=Versions(store, snapshots, turns),
+                    versions=Versions(store, snapshots, turns, keys),
+                    keys=keys,
                     turns=turns,
                     store=store,
                     files=snapshots.entries,
@@ -204,6 +207,7 @@ class _Server(uvicorn.Server):
 async def _collect_garbage(snapshots: Snapshots, store: SqlStore) -> None:
     while True:
         try:
+            await store.forget_keys()
             await snapshots.collect_garbage(await store.snapshot_roots(), await store.output_digests())
         except EraError as error:
             log.warning("garbage_not_collected", error=error.message)

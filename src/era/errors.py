@@ -8,7 +8,9 @@
     ├── NotFound              404  no such session, version, run or route
     ├── MethodNotAllowed      405  the route exists, this method doesn't
     ├── Conflict              409  it exists already, or its state doesn't allow this
-    │   └── SessionDeleted    409  the session was deleted while this run was under way
+    │   ├── SessionDeleted    409  the session was deleted while this run was under way
+    │   ├── KeyReused         409  the idempotency key belongs to another request
+    │   └── RunLost           409  the run of this idempotency key was lost with the service
     ├── TooLarge              413  data, code, env or a body over its limit
     ├── RangeNotSatisfiable   416  a part was asked for that isn't there
     ├── TooManyWaiting        429  the session's queue is full
@@ -85,6 +87,16 @@ class Conflict(EraError):
 class SessionDeleted(Conflict):
     code = "session_deleted"
     hint = "The session was deleted while this run was under way; nothing of it is kept."
+
+
+class KeyReused(Conflict):
+    code = "idempotency_mismatch"
+    hint = "Send the same request as before, or another Idempotency-Key."
+
+
+class RunLost(Conflict):
+    code = "run_lost"
+    hint = "It may have run in part, but nothing of it is kept. To run it again, use another key."
 
 
 class TooLarge(EraError):

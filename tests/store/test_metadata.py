@@ -23,7 +23,20 @@ from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import create_engine
 
-from era.core.models import EMPTY, KeptOutputs, NewCopy, NewSession, RunRecord, Session, Snapshot, StoredCode, now
+from era.core.idempotency import unpacked
+from era.core.models import (
+    EMPTY,
+    Answered,
+    Claim,
+    KeptOutputs,
+    NewCopy,
+    NewSession,
+    RunRecord,
+    Session,
+    Snapshot,
+    StoredCode,
+    now,
+)
 from era.core.ports import Retention, SessionChange, SessionFilter
 from era.errors import CommitFailed, Conflict, NotFound, SessionDeleted, Unavailable
 from era.store import migrations
@@ -453,6 +466,85 @@ def test_outputs_are_kept_for_the_newest_runs(url: str) -> None:
         await store.close()
 
     asyncio.run(main())
+
+
+def test_a_key_is_claimed_with_its_run_and_answered_with_its_end(with_store: WithStore) -> None:
+    claim = Claim("run", "k", "h" * 64, "mark")
+
+    async def test(store: SqlStore) -> None:
+        session = await store.create_session(new("a"))
+        assert await store.claimed("a", claim) is None
+        await store.begin_run("a", "r1", claim)
+        with pytest.raises(Conflict):
+            await store.begin_run("a", "r2", claim)
+        assert [run.id for run in await store.runs(session.key, 9)] == ["r1"], "a run began without its claim"
+        claimed = await store.claimed("a", claim)
+        assert claimed is not None
+        assert claimed.run is not None
+        assert (claimed.request_hash, claimed.answer, claimed.run.status) == ("h" * 64, None, "running")
+        outputs = KeptOutputs(b"out", None, None, "d" * 64)
+        await store.end_run(
+            ended(session, "r1"), data="{}", snapshot=None, answered=Answered(claim, '{"n": 1}', outputs)
+        )
+        claimed = await store.claimed("a", claim)
+        assert claimed is not None
+        assert (claimed.answer, claimed.outputs) == ('{"n": 1}', outputs)
+        assert list(await store.output_digests()) == ["d" * 64]
+        assert await store.claimed("", claim) is None
+        assert await store.claimed("a", replace(claim, key="K")) is None
+
+        await store.begin_run("a", "r3", replace(claim, key="other"))
+        released = Answered(replace(claim, key="other"))
+        await store.end_run(ended(session, "r3", committed=False), data=None, snapshot=None, answered=released)
+        assert await store.claimed("a", replace(claim, key="other")) is None
+
+    with_store(test)
+
+
+def test_a_session_is_made_and_its_key_answered_together(with_store: WithStore) -> None:
+    claim = Claim("create", "k", "h" * 64, "mark")
+
+    async def test(store: SqlStore) -> None:
+        session = await store.create_session(new("a", data='{"n": 1}'), claim)
+        await store.store_code("a", StoredCode("1", None, 7))
+        with pytest.raises(Conflict):
+            await store.create_session(new("b"), claim)
+        with pytest.raises(Conflict):
+            await store.create_session(new("a"), replace(claim, key="free"))
+        assert await store.claimed("", replace(claim, key="free")) is None
+        claimed = await store.claimed("", claim)
+        assert claimed is not None
+        assert claimed.answer is not None
+        assert unpacked(claimed.answer) == session
+        source = await store.session("a")
+        copying = replace(claim, route="duplicate")
+        copy = await store.duplicate(NewCopy("a", "b"), copying)
+        claimed = await store.claimed("a", copying)
+        assert claimed is not None
+        assert claimed.answer is not None
+        assert unpacked(claimed.answer) == copy
+        assert copy.stored == source.stored
+
+    with_store(test)
+
+
+def test_keys_are_forgotten_after_a_day(tmp_path: Path, with_store: WithStore) -> None:
+    claim = Claim("create", "k", "h" * 64, "mark")
+
+    async def test(store: SqlStore) -> None:
+        await store.create_session(new("a"), claim)
+        await store.create_session(new("b"), replace(claim, key="young"))
+        with closing(sqlite3.connect(tmp_path / "era.db", isolation_level=None)) as other:
+            other.execute("UPDATE idempotency_keys SET created_at = created_at - 86400000000 WHERE key = 'k'")
+        assert await store.claimed("", claim) is None
+        await store.create_session(new("c"), claim)
+        assert await store.claimed("", claim) is not None
+        assert await store.forget_keys() == 0
+        with closing(sqlite3.connect(tmp_path / "era.db", isolation_level=None)) as other:
+            other.execute("UPDATE idempotency_keys SET created_at = created_at - 86400000000 WHERE key = 'k'")
+        assert await store.forget_keys() == 1
+
+    with_store(test)
 
 
 def test_a_failing_database_is_told_without_its_sql(

@@ -10,11 +10,13 @@ from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
 
-from fastapi import Depends, HTTPException, Query, Request, Response
+from fastapi import Depends, Header, HTTPException, Query, Request, Response
 from fastapi.routing import APIRoute
+from pydantic import BaseModel
 
 from era.core import jsontext
-from era.core.models import JsonObject, Language, Session, Snapshot, canonical_language
+from era.core.idempotency import Keys, Made
+from era.core.models import Claim, JsonObject, Language, Route, Session, Snapshot, canonical_language
 from era.core.outputs import History
 from era.core.ports import MetadataStore
 from era.core.runs import Runs
@@ -38,6 +40,7 @@ class Context:
     sessions: Sessions
     runs: Runs
     history: History
+    keys: Keys
     versions: Versions
     turns: Turns
     store: MetadataStore
@@ -120,9 +123,47 @@ Limit = Annotated[int, Query(ge=1, le=1000, description="How many a page.")]
 Cursor = Annotated[str | None, Query(max_length=64, description="`next_cursor` of the page before.")]
 
 
+def idempotency_key(
+    request: Request,
+    _documented: Annotated[
+        str | None,
+        Header(alias="Idempotency-Key", description="The same key and body again give the first answer again."),
+    ] = None,
+) -> str | None:
+    """The request's key, if it has one. Raises BadRequest for what can't be a key."""
+    given = request.headers.getlist("idempotency-key")
+    if not given:
+        return None
+    if len(given) > 1 or not re.fullmatch("[ -~]{1,255}", given[0]):
+        raise BadRequest(
+            "The header Idempotency-Key is no key.",
+            hint="A key is 1 to 255 printable ASCII characters.",
+            code="bad_key",
+        )
+    return given[0]
+
+
+IdempotencyKey = Annotated[str | None, Depends(idempotency_key)]
+REPLAY = {"Idempotent-Replay": "true"}
+
+
+def claim_of(context: Context, route: Route, key: str | None, body: BaseModel) -> Claim | None:
+    """The claim of a request, whose `env` is kept apart."""
+    if key is None:
+        return None
+    return context.keys.claim(route, key, body.model_dump(exclude={"env"}), getattr(body, "env", None))
+
+
 def shown(session: Session, context: Context) -> dict[str, Any]:
     """The session object."""
     return session_answer(session, "running" if context.turns.taken(session.id) else "idle")
+
+
+def made_answer(made: Made, context: Context) -> Answer:
+    """The answer to a request that makes a session: the first time, or once more as it was."""
+    if made.replayed:
+        return Answer(session_answer(made.session, "idle"), 201, headers=REPLAY)
+    return Answer(shown(made.session, context), 201)
 
 
 def cursor_of(key: int) -> str:

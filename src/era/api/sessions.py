@@ -8,15 +8,18 @@ from fastapi import APIRouter, Query, Request, Response
 
 from era.api.context import (
     Answer,
+    IdempotencyKey,
     Include,
     SessionId,
     StrictRoute,
     UseContext,
     check_timeout,
+    claim_of,
     cursor_of,
     errors,
     key_of,
     language,
+    made_answer,
     shown,
 )
 from era.core.models import now, timestamp
@@ -40,10 +43,10 @@ router = APIRouter(prefix="/api/sessions", tags=["sessions"], route_class=Strict
 
 
 @router.post("", status_code=201, responses={201: {"model": SessionAnswer}, **errors(409, 413)})
-async def create_session(body: CreateSession, context: UseContext) -> Response:
+async def create_session(body: CreateSession, context: UseContext, key: IdempotencyKey) -> Response:
     """Create a session."""
     check_timeout(body.default_timeout, context.settings, "default_timeout")
-    session = await context.sessions.create(
+    made = await context.sessions.create(
         session_id=body.session_id,
         language=language(body.language),
         persistent=body.persistent,
@@ -52,8 +55,9 @@ async def create_session(body: CreateSession, context: UseContext) -> Response:
         allow_internet=body.allowInternetAccess,
         allow_public=body.allowPublicAccess,
         default_timeout=body.default_timeout,
+        claim=claim_of(context, "create", key, body),
     )
-    return Answer(shown(session, context), 201)
+    return made_answer(made, context)
 
 
 @router.get("", responses={200: {"model": SessionsAnswer}, **errors()})

@@ -12,6 +12,7 @@ from era.core.snapshots import BlobStore
 from era.errors import CommitFailed, Conflict, NotFound, Unavailable
 
 type Stream = Literal["stdout", "stderr"]
+STREAMS: tuple[Stream, ...] = ("stdout", "stderr")
 
 INLINE_BYTES = 16 << 10
 """Longer output is a blob: it would make the database large and its pages slow to walk."""

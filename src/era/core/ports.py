@@ -14,7 +14,10 @@ from typing import Any, Literal, Protocol
 
 from era.core.diffs import FileChanges
 from era.core.models import (
+    Answered,
     Cause,
+    Claim,
+    Claimed,
     Gone,
     JsonObject,
     KeptOutputs,
@@ -241,11 +244,11 @@ class MetadataStore(Protocol):
     as calls that put off its expiry.
     """
 
-    async def create_session(self, new: NewSession) -> Session:
-        """Raises Conflict if the id is taken."""
+    async def create_session(self, new: NewSession, claim: Claim | None = None) -> Session:
+        """Raises Conflict if the id is taken. The claim is made and answered with it."""
         ...
 
-    async def duplicate(self, copy: NewCopy) -> Session:
+    async def duplicate(self, copy: NewCopy, claim: Claim | None = None) -> Session:
         """Make a session of another's version, with its settings, labels and stored code. Raises Conflict if the id
         is taken, NotFound where the version isn't kept."""
         ...
@@ -278,15 +281,22 @@ class MetadataStore(Protocol):
         """Delete the row and its run records; the answer is what it was."""
         ...
 
-    async def begin_run(self, session_id: str, run_id: str) -> Session:
-        """Record a run as `running` and read its session."""
+    async def begin_run(self, session_id: str, run_id: str, claim: Claim | None = None) -> Session:
+        """Record a run as `running`, claim its key, and read its session."""
         ...
 
     async def end_run(
-        self, record: RunRecord, *, data: str | None, snapshot: Snapshot | None, outputs: KeptOutputs | None = None
+        self,
+        record: RunRecord,
+        *,
+        data: str | None,
+        snapshot: Snapshot | None,
+        outputs: KeptOutputs | None = None,
+        answered: Answered | None = None,
     ) -> RunRecord:
-        """Commit a run in one transaction: its record, its outputs and, where `record.committed`, the next version
-        with data (None: unchanged) and snapshot (None: unchanged). The answer has `version` and `key` set.
+        """Commit a run in one transaction: its record, its outputs, what its key is answered and, where
+        `record.committed`, the next version with data (None: unchanged) and snapshot (None: unchanged). The answer
+        has `version` and `key` set.
 
         Raises SessionDeleted where the session is gone.
         """
@@ -298,6 +308,14 @@ class MetadataStore(Protocol):
 
     async def run(self, session_id: str, run_id: str) -> tuple[RunRecord, KeptOutputs | None]:
         """A run with its outputs, None where they aren't kept. Raises NotFound also where there is no such run."""
+        ...
+
+    async def claimed(self, session_id: str, claim: Claim) -> Claimed | None:
+        """What is known of the first request with this key in the last day. `session_id` is empty for creation."""
+        ...
+
+    async def forget_keys(self) -> int:
+        """Drop the keys that are older than a day; how many went."""
         ...
 
     async def mark_lost(self) -> int:

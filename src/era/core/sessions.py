@@ -8,7 +8,8 @@ from dataclasses import replace
 from typing import Any
 
 from era.core import jsontext
-from era.core.models import JsonObject, Language, NewSession, Session, StoredCode, VersionContent, new_id, now
+from era.core.idempotency import Keys, Made, once
+from era.core.models import Claim, JsonObject, Language, NewSession, Session, StoredCode, VersionContent, new_id, now
 from era.core.ports import Host, MetadataStore, SessionChange, SessionFilter
 from era.core.turns import Turns
 from era.core.views import without_view
@@ -18,8 +19,9 @@ MAX_CODE_BYTES = 4 << 20
 
 
 class Sessions:
-    def __init__(self, store: MetadataStore, host: Host, turns: Turns) -> None:
+    def __init__(self, store: MetadataStore, host: Host, turns: Turns, keys: Keys) -> None:
         self._store = store
+        self._keys = keys
         self._host = host
         self._turns = turns
 
@@ -34,21 +36,21 @@ class Sessions:
         allow_internet: bool,
         allow_public: bool,
         default_timeout: float,
-    ) -> Session:
+        claim: Claim | None = None,
+    ) -> Made:
         """Raises Conflict where the id is taken, BadRequest or TooLarge for data and metadata beyond the bounds."""
         data_text("metadata", metadata)
-        return await self._store.create_session(
-            NewSession(
-                id=session_id or new_id("sess"),
-                language=language,
-                persistent=persistent,
-                data=data_text("data", data),
-                metadata=metadata,
-                allow_internet=allow_internet,
-                allow_public=allow_public,
-                default_timeout=default_timeout,
-            )
+        new = NewSession(
+            id=session_id or new_id("sess"),
+            language=language,
+            persistent=persistent,
+            data=data_text("data", data),
+            metadata=metadata,
+            allow_internet=allow_internet,
+            allow_public=allow_public,
+            default_timeout=default_timeout,
         )
+        return await once(self._keys, "", claim, lambda: self._store.create_session(new, claim))
 
     async def get(self, session_id: str) -> Session:
         return await self._store.session(session_id)

@@ -13,14 +13,18 @@ from sqlalchemy import Connection, func, select, union
 from era.store.commits import IS_LIVE
 from era.store.runs import LOST, RunRows
 from era.store.sessions import SessionRows
-from era.store.tables import outputs, runs, sessions, versions
+from era.store.tables import idempotency_keys, outputs, runs, sessions, versions
 from era.store.versions import VersionRows
 
 __all__ = ["LOST", "SqlStore"]
 
 _SNAPSHOT_ROOTS = select(versions.c.snapshot_root).where(versions.c.snapshot_root.is_not(None)).distinct()
 _OUTPUT_DIGESTS = union(
-    *(select(column).where(column.is_not(None)) for column in (outputs.c.stdout_digest, outputs.c.stderr_digest))
+    *(
+        select(table.c[name]).where(table.c[name].is_not(None))
+        for table in (outputs, idempotency_keys)
+        for name in ("stdout_digest", "stderr_digest")
+    )
 )
 _COUNT_SESSIONS = select(func.count()).select_from(sessions).where(IS_LIVE)
 _COUNT_RUNS = select(runs.c.status, func.count()).group_by(runs.c.status)

@@ -6,19 +6,19 @@ execution. Of the 0.35 ms that each takes, half is the commit's fsync and a thir
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Sequence
-from dataclasses import fields, replace
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import replace
 
-from sqlalchemy import Connection, bindparam, insert, select, update
+from sqlalchemy import Connection, bindparam, insert, update
 
-from era.core.models import KeptOutputs, RunRecord, Session, Snapshot, now
+from era.core.models import Answered, Claim, KeptOutputs, RunRecord, Session, Snapshot, now
 from era.core.ports import Retention
 from era.errors import CommitFailed, Conflict, NotFound, SessionDeleted, Unavailable
 from era.store import dialects
 from era.store.commits import IS_LIVE
+from era.store.keys import KeyRows
 from era.store.outputs import OutputRows
+from era.store.records import RUN_FIELDS, RUNS, finished, record_of
 from era.store.tables import runs, sessions
 
 LOST = "the service stopped while this run was under way"
@@ -39,21 +39,18 @@ _NEW_RUN = (
     )
     .inline()  # Nobody asks for the new key.
 )
-_RUN_FIELDS = tuple(field.name for field in fields(RunRecord))
-_RUN_COLUMNS = [runs.c[name] for name in _RUN_FIELDS]
 _NEWEST_RUNS = (
-    select(*_RUN_COLUMNS)
-    .where(runs.c.session_key == bindparam("session"), runs.c.key < bindparam("before"))
+    RUNS.where(runs.c.session_key == bindparam("session"), runs.c.key < bindparam("before"))
     .order_by(runs.c.key.desc())
     .limit(bindparam("how_many"))
 )
 _LAST_KEY = (1 << 63) - 1
-_RUN = select(*_RUN_COLUMNS).where(runs.c.session_key == bindparam("session"), runs.c.id == bindparam("run_id"))
+_RUN = RUNS.where(runs.c.session_key == bindparam("session"), runs.c.id == bindparam("run_id"))
 _NOT_FINISHED = ("key", "id", "session_key")
 _FINISH_RUN = (
     update(runs)
     .where(runs.c.id == bindparam("run_id"))
-    .values({name: bindparam(f"new_{name}") for name in _RUN_FIELDS if name not in _NOT_FINISHED})
+    .values({name: bindparam(f"new_{name}") for name in RUN_FIELDS if name not in _NOT_FINISHED})
     .returning(runs.c.key)
 )
 _MARK_LOST = update(runs).where(runs.c.status == "running").values(status="lost", ended_at=bindparam("at"), reason=LOST)
@@ -65,7 +62,7 @@ _KEEP_STATE = (
 )
 
 
-class RunRows(OutputRows):
+class RunRows(OutputRows, KeyRows):
     """The part of SqlStore that deals in runs."""
 
     def __init__(self, url: str, retention: Retention = Retention()) -> None:  # noqa: B008 - it is frozen
@@ -74,7 +71,7 @@ class RunRows(OutputRows):
         self._finish_run = self._prepared(_FINISH_RUN)
         self._keep_state = self._prepared(_KEEP_STATE)
 
-    async def begin_run(self, session_id: str, run_id: str) -> Session:
+    async def begin_run(self, session_id: str, run_id: str, claim: Claim | None = None) -> Session:
         def job(connection: Connection) -> Session:
             session = self._live(connection, session_id)
             try:
@@ -83,22 +80,30 @@ class RunRows(OutputRows):
                 if dialects.is_taken(error):
                     raise Conflict(f"Run '{run_id}' already exists.", hint="Run ids are used once.") from None
                 raise
+            self._claim(connection, claim, session, run_id=run_id)
             return session
 
         return await self._write(job)
 
     async def end_run(
-        self, record: RunRecord, *, data: str | None, snapshot: Snapshot | None, outputs: KeptOutputs | None = None
+        self,
+        record: RunRecord,
+        *,
+        data: str | None,
+        snapshot: Snapshot | None,
+        outputs: KeptOutputs | None = None,
+        answered: Answered | None = None,
     ) -> RunRecord:
         def job(connection: Connection) -> RunRecord:
             version = self._end_state(connection, record, data, snapshot)
             if version is None:
                 raise SessionDeleted("the session was deleted while this run was under way")
             ended = replace(record, version=version)
-            row = self._finish_run.one(connection, _finished(ended))
+            row = self._finish_run.one(connection, finished(ended))
             if row is None:
                 raise CommitFailed(f"run {record.id!r} was never begun")
             self._keep_outputs(connection, record.session_key, row[0], outputs)
+            self._answer_run(connection, record.session_key, answered)
             return replace(ended, key=row[0])
 
         try:
@@ -110,7 +115,7 @@ class RunRows(OutputRows):
 
     async def runs(self, session_key: int, limit: int, before: int | None = None) -> Sequence[RunRecord]:
         values = {"session": session_key, "before": _LAST_KEY if before is None else before, "how_many": limit}
-        return await self._read(lambda connection: [_run(row) for row in connection.execute(_NEWEST_RUNS, values)])
+        return await self._read(lambda connection: [record_of(row) for row in connection.execute(_NEWEST_RUNS, values)])
 
     async def run(self, session_id: str, run_id: str) -> tuple[RunRecord, KeptOutputs | None]:
         def job(connection: Connection) -> tuple[RunRecord, KeptOutputs | None]:
@@ -122,7 +127,7 @@ class RunRows(OutputRows):
                     hint="GET /api/sessions/{id}/runs lists those it has had.",
                     code="no_such_run",
                 )
-            record = _run(row)
+            record = record_of(row)
             return record, self._outputs_of(connection, session.key, record.key)
 
         return await self._read(job)
@@ -141,31 +146,3 @@ class RunRows(OutputRows):
             )
         row = self._keep_state.one(connection, {"session": record.session_key, "at": at})
         return None if row is None else int(row[0])
-
-
-def _run(row: Iterable[Any]) -> RunRecord:
-    values = dict(zip(_RUN_FIELDS, row, strict=True))
-    values["enforced"] = json.loads(values["enforced"])
-    return RunRecord(**values)
-
-
-def _finished(record: RunRecord) -> dict[str, Any]:
-    return {
-        "run_id": record.id,
-        "new_status": record.status,
-        "new_started_at": record.started_at,
-        "new_ended_at": record.ended_at,
-        "new_exit_code": record.exit_code,
-        "new_duration_us": record.duration_us,
-        "new_stdout_bytes": record.stdout_bytes,
-        "new_stderr_bytes": record.stderr_bytes,
-        "new_stdout_truncated": record.stdout_truncated,
-        "new_stderr_truncated": record.stderr_truncated,
-        "new_committed": record.committed,
-        "new_reason": record.reason,
-        "new_version": record.version,
-        "new_peak_memory_bytes": record.peak_memory_bytes,
-        "new_cpu_us": record.cpu_us,
-        "new_reaped": record.reaped,
-        "new_enforced": json.dumps(record.enforced),
-    }

@@ -9,11 +9,13 @@ from typing import Any
 
 from sqlalchemy import Connection, Select, bindparam, delete, insert, select, update
 
-from era.core.models import EMPTY, JsonObject, NewCopy, NewSession, Session, StoredCode, now
+from era.core.idempotency import packed
+from era.core.models import EMPTY, Claim, JsonObject, NewCopy, NewSession, Session, StoredCode, now
 from era.core.ports import KEEP, SessionChange, SessionFilter
 from era.errors import Conflict
 from era.store import dialects
-from era.store.commits import IS_LIVE, SESSIONS, Commits, no_session, session_of
+from era.store.commits import IS_LIVE, SESSIONS, no_session, session_of
+from era.store.keys import KeyRows
 from era.store.tables import session_pairs, sessions
 
 _NEW_SESSION = insert(sessions).returning(sessions.c.key)
@@ -31,10 +33,10 @@ _STORE_CODE = (
 )
 
 
-class SessionRows(Commits):
+class SessionRows(KeyRows):
     """The part of SqlStore that deals in sessions."""
 
-    async def create_session(self, new: NewSession) -> Session:
+    async def create_session(self, new: NewSession, claim: Claim | None = None) -> Session:
         at = now()
         values = {
             "id": new.id,
@@ -51,18 +53,20 @@ class SessionRows(Commits):
         }
 
         def job(connection: Connection) -> Session:
+            self._claim(connection, claim, None)
             key = self._insert(connection, values)
             self._add_version(connection, key, 1, "create", at, data=new.data, snapshot=EMPTY)
             _add_pairs(connection, key, new.metadata)
-            return self._of_key(connection, key)
+            return self._made(connection, key, claim, None)
 
         return await self._write(job)
 
-    async def duplicate(self, copy: NewCopy) -> Session:
+    async def duplicate(self, copy: NewCopy, claim: Claim | None = None) -> Session:
         at = now()
 
         def job(connection: Connection) -> Session:
             source = self._live(connection, copy.source_id)
+            self._claim(connection, claim, source)
             content = self._content(connection, source, copy.version or source.version)
             key = self._insert(connection, _settings_of(source) | {"id": copy.id, "created_at": at, "updated_at": at})
             self._add_version(
@@ -75,7 +79,7 @@ class SessionRows(Commits):
                 snapshot=content.version.snapshot,
             )
             _add_pairs(connection, key, source.metadata)
-            return self._of_key(connection, key)
+            return self._made(connection, key, claim, source)
 
         return await self._write(job)
 
@@ -123,6 +127,13 @@ class SessionRows(Commits):
             return session
 
         return await self._write(job)
+
+    def _made(self, connection: Connection, key: int, claim: Claim | None, source: Session | None) -> Session:
+        """The session that was made, which is the answer of the claim, too."""
+        session = self._of_key(connection, key)
+        if claim is not None:
+            self._answer(connection, claim, source, {"answer": packed(session)})
+        return session
 
     def _insert(self, connection: Connection, values: dict[str, Any]) -> int:
         try:
