@@ -21,6 +21,7 @@ import uvloop
 
 from era.api.context import Context
 from era.api.http import build
+from era.core.expiry import Expiry
 from era.core.idempotency import Keys
 from era.core.models import JsonObject
 from era.core.outputs import History, Outputs
@@ -55,7 +56,7 @@ def limits(settings: Settings) -> Limits:
 
 
 def retention(settings: Settings) -> Retention:
-    return Retention(versions=settings.versions_kept, outputs=settings.outputs_kept)
+    return Retention(settings.versions_kept, settings.outputs_kept, settings.grace_seconds)
 
 
 def cgroup_name(data_dir: Path) -> str:
@@ -98,12 +99,13 @@ async def services(settings: Settings) -> AsyncIterator[Context]:
                 idle_seconds=settings.idle_seconds,
             )
             runs = Runs(store, host, snapshots, outputs, turns, keys)
+            expiry = Expiry(store, host)
             await host.start()
-            collector = asyncio.create_task(_collect_garbage(snapshots, store))
+            background = [asyncio.create_task(job) for job in (_collect_garbage(snapshots, store), expiry.run())]
             try:
                 yield Context(
                     settings=settings,
-                    sessions=Sessions(store, host, turns, keys),
+                    sessions=Sessions(store, host, turns, keys, expiry),
                     runs=runs,
                     history=History(store, outputs),
                     versions=Versions(store, snapshots, turns, keys),
@@ -116,7 +118,8 @@ async def services(settings: Settings) -> AsyncIterator[Context]:
                     end_runs=host.stop,
                 )
             finally:
-                collector.cancel()
+                for task in background:
+                    task.cancel()
                 await runs.drain(settings.drain_seconds)
                 await host.stop()
                 await runs.drain(_LAST_ANSWERS_SECONDS)

@@ -11,6 +11,7 @@
     │   ├── SessionDeleted    409  the session was deleted while this run was under way
     │   ├── KeyReused         409  the idempotency key belongs to another request
     │   └── RunLost           409  the run of this idempotency key was lost with the service
+    ├── Expired               410  the session has expired and can still be restored
     ├── TooLarge              413  data, code, env or a body over its limit
     ├── RangeNotSatisfiable   416  a part was asked for that isn't there
     ├── TooManyWaiting        429  the session's queue is full
@@ -97,6 +98,12 @@ class KeyReused(Conflict):
 class RunLost(Conflict):
     code = "run_lost"
     hint = "It may have run in part, but nothing of it is kept. To run it again, use another key."
+
+
+class Expired(EraError):
+    status = 410
+    code = "expired"
+    hint = "POST /api/sessions/{id}/restore brings it back; DELETE with ?purge=true drops it for good."
 
 
 class TooLarge(EraError):

@@ -52,6 +52,9 @@ class Settings(BaseSettings):
     outputs_kept: int = Field(
         default=100, ge=0, description="Newest runs of a session whose whole output is kept; 0 keeps none."
     )
+    grace_seconds: float = Field(
+        default=86_400, ge=0, description="Seconds that a session can be restored after it expired or was deleted."
+    )
 
     spares: int = Field(default=1, ge=0, description="Sandboxes kept ready for first runs, for each language.")
     max_live: int = Field(default=32, ge=1, description="Sandboxes that may belong to sessions at a time.")

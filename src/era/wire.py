@@ -12,6 +12,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
+from era.core.expiry import MAX_TTL
 from era.core.models import RunRecord, Session, StoredCode, Version, timestamp
 from era.core.runs import Collected, RunResult
 from era.core.snapshots import Listed
@@ -25,6 +26,9 @@ Env = Annotated[
     dict[str, str],
     Field(description="Variables of this run only: never stored, logged or returned.", examples=[{"A": "1"}]),
 ]
+
+
+Ttl = Annotated[int | None, Field(ge=1, le=MAX_TTL)]
 
 
 class Body(BaseModel):
@@ -41,6 +45,7 @@ class CreateSession(Body):
     allowInternetAccess: bool = Field(True, description="Kept for later versions: this one gives no network at all.")  # noqa: N815
     allowPublicAccess: bool = Field(True, description="Whether others may call the session's public URL.")  # noqa: N815
     default_timeout: float = Field(30.0, gt=0, description="Seconds that a run may take if it doesn't say.")
+    ttl: Ttl = Field(None, description="Seconds without a call after which it expires; null is never.")
 
     @field_validator("setup")
     @classmethod
@@ -56,6 +61,7 @@ class ChangeSession(Body):
     allowPublicAccess: bool | None = None  # noqa: N815
     metadata: dict[str, Any] | None = None
     data: dict[str, Any] | None = Field(None, description="Replaces the state, between runs.")
+    ttl: Ttl = Field(None, description="Left out: as it is; null: never expires.")
 
 
 class RunBody(Body):
@@ -114,6 +120,8 @@ class SessionAnswer(BaseModel):
     allowPublicAccess: bool  # noqa: N815
     default_timeout: float
     version: int
+    ttl: int | None
+    expires_at: str | None
     status: str
     files: list[dict[str, Any]] | None = None
 
@@ -270,7 +278,7 @@ class CodeAnswer(BaseModel):
 
 
 def session_answer(session: Session, status: str) -> dict[str, Any]:
-    """The session object. `status` is `running` while a run is under way, else `idle`."""
+    """The session object. `status` is `running` while a run is under way, else `idle`, unless it is gone."""
     return {
         "id": session.id,
         "session_id": session.id,
@@ -287,7 +295,9 @@ def session_answer(session: Session, status: str) -> dict[str, Any]:
         "allowPublicAccess": session.allow_public,
         "default_timeout": session.default_timeout,
         "version": session.version,
-        "status": status,
+        "ttl": session.ttl,
+        "expires_at": None if session.expires_at is None else timestamp(session.expires_at),
+        "status": session.gone or status,
     }
 
 

@@ -99,8 +99,12 @@ class Answer(Response):
 
 
 def errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """How a route's errors are documented. Every route may answer 400, 401, 403 and 503."""
-    return {status: {"model": ErrorAnswer} for status in sorted({400, 401, 403, 503, *statuses})}
+    """How a route's errors are documented. Every route may answer 400, 401, 403 and 503, and 410
+    where it may answer 404: that is a session which has expired."""
+    return {
+        status: {"model": ErrorAnswer}
+        for status in sorted({400, 401, 403, 503, *statuses, *({410} if 404 in statuses else ())})
+    }
 
 
 def base_url(request: Request, settings: Settings) -> str:

@@ -278,7 +278,24 @@ class MetadataStore(Protocol):
     async def store_code(self, session_id: str, code: StoredCode) -> None: ...
 
     async def delete_session(self, session_id: str) -> Session:
-        """Delete the row and its run records; the answer is what it was."""
+        """Mark it as deleted: its id is free, and it can be restored for a while. The answer is what it was."""
+        ...
+
+    async def restore_session(self, session_id: str) -> Session:
+        """Bring back the session that last expired or was deleted under this id. Raises Conflict where the id is in
+        use, NotFound where there is nothing to restore."""
+        ...
+
+    async def purge_session(self, session_id: str) -> Sequence[int]:
+        """Drop every row of every session of this id, gone or not; their keys. Raises NotFound where there is none."""
+        ...
+
+    async def expire(self, at: int) -> Sequence[int]:
+        """Mark the sessions that have expired by `at`; their keys."""
+        ...
+
+    async def purge(self, at: int) -> int:
+        """Drop the rows of sessions that can't be restored any more at `at`; how many went."""
         ...
 
     async def begin_run(self, session_id: str, run_id: str, claim: Claim | None = None) -> Session:

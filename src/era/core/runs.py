@@ -51,7 +51,7 @@ from era.core.ports import (
 )
 from era.core.turns import Turns
 from era.core.views import data_view
-from era.errors import CommitFailed, EraError, NoCode, SandboxFailed, Unavailable
+from era.errors import CommitFailed, EraError, NoCode, SandboxFailed, SessionDeleted, Unavailable
 
 log = structlog.get_logger()
 
@@ -276,6 +276,8 @@ class Runs:
     async def _end_without_result(self, record: RunRecord, request: RunRequest, error: BaseException) -> None:
         """Record a run of which nothing could be kept. Where that fails too, it is found `running` at the next start
         and recorded as lost."""
+        if isinstance(error, SessionDeleted):
+            return  # It was recorded when its session was found gone.
         reason = error.message if isinstance(error, EraError) else "The service failed."
         ended = replace(record, status="failed", ended_at=now(), reason=reason)
         # Where no sandbox could be had the program hasn't run, and may be run by the next request with its key.

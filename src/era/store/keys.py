@@ -35,8 +35,7 @@ class KeyRows(Commits):
     """The part of SqlStore that deals in idempotency keys."""
 
     async def claimed(self, session_id: str, claim: Claim) -> Claimed | None:
-        def job(connection: Connection) -> Claimed | None:
-            session = self._live(connection, session_id) if session_id else None
+        def job(connection: Connection, session: Session | None) -> Claimed | None:
             found = connection.execute(_LOOK_UP, _place(claim, session) | {"since": now() - KEPT_MICROS}).one_or_none()
             if found is None:
                 return None
@@ -44,7 +43,9 @@ class KeyRows(Commits):
             run = None if run_id is None else record_of(connection.execute(_RUN, {"run_id": run_id}).one())
             return Claimed(request_hash, env_mark, run, answer, KeptOutputs(*kept))
 
-        return await self._read(job)
+        if session_id:
+            return await self._read_live(session_id, job)
+        return await self._read(lambda connection: job(connection, None))
 
     async def forget_keys(self) -> int:
         values = {"since": now() - KEPT_MICROS}

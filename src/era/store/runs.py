@@ -15,12 +15,13 @@ from era.core.models import Answered, Claim, KeptOutputs, RunRecord, Session, Sn
 from era.core.ports import Retention
 from era.errors import CommitFailed, Conflict, NotFound, SessionDeleted, Unavailable
 from era.store import dialects
-from era.store.commits import IS_LIVE
+from era.store.commits import EXPIRES_AT, IS_LIVE
 from era.store.keys import KeyRows
 from era.store.outputs import OutputRows
 from era.store.records import RUN_FIELDS, RUNS, finished, record_of
 from era.store.tables import runs, sessions
 
+DELETED = "the session was deleted while this run was under way"
 LOST = "the service stopped while this run was under way"
 
 _NEW_RUN = (
@@ -57,7 +58,7 @@ _MARK_LOST = update(runs).where(runs.c.status == "running").values(status="lost"
 _KEEP_STATE = (
     update(sessions)
     .where(sessions.c.key == bindparam("session"), IS_LIVE)
-    .values(last_run_at=bindparam("at"))
+    .values(last_run_at=bindparam("at"), expires_at=EXPIRES_AT)
     .returning(sessions.c.version)
 )
 
@@ -94,12 +95,14 @@ class RunRows(OutputRows, KeyRows):
         outputs: KeptOutputs | None = None,
         answered: Answered | None = None,
     ) -> RunRecord:
-        def job(connection: Connection) -> RunRecord:
+        def job(connection: Connection) -> RunRecord | None:
             version = self._end_state(connection, record, data, snapshot)
-            if version is None:
-                raise SessionDeleted("the session was deleted while this run was under way")
             ended = replace(record, version=version)
+            if version is None:
+                ended = replace(ended, committed=False, reason=DELETED)
             row = self._finish_run.one(connection, finished(ended))
+            if version is None:
+                return None  # What happened stays on record, for the session may be restored.
             if row is None:
                 raise CommitFailed(f"run {record.id!r} was never begun")
             self._keep_outputs(connection, record.session_key, row[0], outputs)
@@ -107,19 +110,21 @@ class RunRows(OutputRows, KeyRows):
             return replace(ended, key=row[0])
 
         try:
-            return await self._write(job)
+            ended = await self._write(job)
         except CommitFailed:
             raise
         except Unavailable as error:
             raise CommitFailed("the run ended, but its result could not be stored") from error
+        if ended is None:
+            raise SessionDeleted(DELETED)
+        return ended
 
     async def runs(self, session_key: int, limit: int, before: int | None = None) -> Sequence[RunRecord]:
         values = {"session": session_key, "before": _LAST_KEY if before is None else before, "how_many": limit}
         return await self._read(lambda connection: [record_of(row) for row in connection.execute(_NEWEST_RUNS, values)])
 
     async def run(self, session_id: str, run_id: str) -> tuple[RunRecord, KeptOutputs | None]:
-        def job(connection: Connection) -> tuple[RunRecord, KeptOutputs | None]:
-            session = self._live(connection, session_id)
+        def job(connection: Connection, session: Session) -> tuple[RunRecord, KeptOutputs | None]:
             row = connection.execute(_RUN, {"session": session.key, "run_id": run_id}).one_or_none()
             if row is None:
                 raise NotFound(
@@ -130,7 +135,7 @@ class RunRows(OutputRows, KeyRows):
             record = record_of(row)
             return record, self._outputs_of(connection, session.key, record.key)
 
-        return await self._read(job)
+        return await self._read_live(session_id, job)
 
     async def mark_lost(self) -> int:
         return await self._write(lambda connection: connection.execute(_MARK_LOST, {"at": now()}).rowcount)
