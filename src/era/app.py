@@ -21,6 +21,8 @@ import uvloop
 
 from era.api.context import Context
 from era.api.http import build
+from era.core.capsules.pins import Pins
+from era.core.capsules.service import Capsules
 from era.core.expiry import Expiry
 from era.core.idempotency import Keys
 from era.core.models import JsonObject
@@ -84,6 +86,8 @@ async def services(settings: Settings) -> AsyncIterator[Context]:
         blobs.open()
         snapshots = Snapshots(blobs)
         outputs = Outputs(blobs, settings.outputs_kept)
+        pins = Pins()
+        capsules = Capsules(store, snapshots, blobs, pins, directory, max_timeout=settings.max_timeout)
         sandboxes = driver(settings)
         turns = Turns(settings.max_waiting)
         keys = Keys(store)
@@ -101,7 +105,7 @@ async def services(settings: Settings) -> AsyncIterator[Context]:
             runs = Runs(store, host, snapshots, outputs, turns, keys)
             expiry = Expiry(store, host)
             await host.start()
-            background = [asyncio.create_task(job) for job in (_collect_garbage(snapshots, store), expiry.run())]
+            background = [asyncio.create_task(job) for job in (_collect_garbage(snapshots, store, pins), expiry.run())]
             try:
                 yield Context(
                     settings=settings,
@@ -109,6 +113,7 @@ async def services(settings: Settings) -> AsyncIterator[Context]:
                     runs=runs,
                     history=History(store, outputs),
                     versions=Versions(store, snapshots, turns, keys),
+                    capsules=capsules,
                     keys=keys,
                     turns=turns,
                     store=store,
@@ -125,6 +130,7 @@ async def services(settings: Settings) -> AsyncIterator[Context]:
                 await runs.drain(_LAST_ANSWERS_SECONDS)
         finally:
             await sandboxes.stop()
+            await capsules.close()
             await snapshots.close()
             await store.close()
 
@@ -207,11 +213,11 @@ class _Server(uvicorn.Server):
             self._ready(self.servers[0].sockets[0].getsockname()[1])
 
 
-async def _collect_garbage(snapshots: Snapshots, store: SqlStore) -> None:
+async def _collect_garbage(snapshots: Snapshots, store: SqlStore, pins: Pins) -> None:
     while True:
         try:
             await store.forget_keys()
-            await snapshots.collect_garbage(await store.snapshot_roots(), await store.output_digests())
+            await snapshots.collect_garbage(*await pins.needed(store))
         except EraError as error:
             log.warning("garbage_not_collected", error=error.message)
         await asyncio.sleep(_GARBAGE_SECONDS)

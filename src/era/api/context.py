@@ -15,6 +15,7 @@ from fastapi.routing import APIRoute
 from pydantic import BaseModel
 
 from era.core import jsontext
+from era.core.capsules.service import Capsules
 from era.core.idempotency import Keys, Made
 from era.core.models import Claim, JsonObject, Language, Route, Session, Snapshot, canonical_language
 from era.core.outputs import History
@@ -42,6 +43,7 @@ class Context:
     history: History
     keys: Keys
     versions: Versions
+    capsules: Capsules
     turns: Turns
     store: MetadataStore
     files: Callable[[Snapshot], Awaitable[Sequence[Listed]]]

@@ -61,6 +61,10 @@ class BlobStore(Protocol):
         """A descriptor to read from, the caller's to close."""
         ...
 
+    def size(self, digest: str) -> int:
+        """How many bytes the content has."""
+        ...
+
     def sweep(self, keep: set[str], older_than: float) -> int:
         """Remove what isn't in `keep` and was last put before `older_than`; how many went."""
         ...
@@ -163,16 +167,20 @@ class Snapshots:
         wanted = list(roots)
 
         def job() -> int:
-            marked: set[str] = set()
-            keep = set(blobs)
-            for root in wanted:
-                self._mark(root, marked, keep)
-            return self._blobs.sweep(keep, older_than)
+            return self._blobs.sweep(self.content_of(wanted) | set(blobs), older_than)
 
         try:
             return await self._on_thread(job)
         except OSError as error:
             raise Unavailable(f"unused files could not be cleared away: {error.strerror}") from error
+
+    def content_of(self, roots: Iterable[str]) -> set[str]:
+        """The digests of all tree objects and files of these snapshots. Takes its time; raises OSError."""
+        marked: set[str] = set()
+        found: set[str] = set()
+        for root in roots:
+            self._mark(root, marked, found)
+        return found
 
     async def close(self) -> None:
         """Let what is under way finish."""

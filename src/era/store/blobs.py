@@ -72,6 +72,10 @@ class LocalBlobs:
         """A descriptor to read the content from; the caller closes it. Raises FileNotFoundError."""
         return os.open(self._path(digest), os.O_RDONLY | os.O_CLOEXEC)
 
+    def size(self, digest: str) -> int:
+        """How many bytes the content has. Raises FileNotFoundError."""
+        return os.stat(self._path(digest)).st_size
+
     def sweep(self, keep: set[str], older_than: float) -> int:
         """Remove what isn't in `keep` and was last put before `older_than` (seconds since 1970); how many went."""
         removed = 0
