@@ -409,6 +409,15 @@ def kill_everything(main_pid: int) -> tuple[int, resource.struct_rusage, int]:
     return *main, reaped
 
 
+def reset_signals() -> None:
+    """Make signals what they are for a program started from a shell, whatever our service was started with (nohup and
+    a shell's background jobs ignore some)."""
+    for number in signal.valid_signals():
+        if signal.getsignal(number) == signal.SIG_IGN and number not in (signal.SIGPIPE, signal.SIGXFSZ):
+            signal.signal(number, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 def restore_signals() -> None:
     """Python ignores these, and an exec would pass that on."""
     for number in (signal.SIGPIPE, signal.SIGXFSZ):
@@ -583,6 +592,7 @@ def prepare(loaded_at_start: frozenset[str]) -> Supervisor:
         config["control"] = 3
     os.closerange(4, resource.getrlimit(resource.RLIMIT_NOFILE)[0])
     os.umask(0o022)
+    reset_signals()
     config["isolation"] = isolation_seen()  # before our own /proc is closed to us too
     _libc.prctl(PR_SET_DUMPABLE, 0, 0, 0, 0)  # /proc/1/{mem,environ,fd} are out of every program's reach
     if config["warm"] is None:
