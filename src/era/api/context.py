@@ -53,7 +53,7 @@ class Context:
     """Kill what runs and start nothing any more."""
 
 
-def context(request: Request) -> Context:
+async def context(request: Request) -> Context:  # not async, it would take a hop through a thread
     found: Context = request.app.state.context
     return found
 
@@ -116,7 +116,7 @@ def base_url(request: Request, settings: Settings) -> str:
     return f"{request.url.scheme}://{request.headers.get('host') or request.url.netloc}"
 
 
-def existing_id(session_id: str) -> str:
+async def existing_id(session_id: str) -> str:
     """A session id from a path. Raises NotFound for what can't be one, so no store ever sees it."""
     if not re.fullmatch(SESSION_ID[1:-1], session_id):
         raise NotFound("No session has such an id.")
