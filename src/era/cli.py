@@ -233,7 +233,7 @@ def import_(
     file: Annotated[str, Parameter(allow_leading_hyphen=True)],
     /,
     *,
-    id: Annotated[str | None, Parameter(name="--id")] = None,  # noqa: A002
+    id: Annotated[str | None, Parameter(name="--id")] = None,
     server: Server = DEFAULT_SERVER,
 ) -> None:
     """Make the session that FILE holds, as `era export` wrote it. Prints the session's id.

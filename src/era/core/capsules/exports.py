@@ -102,8 +102,7 @@ class Exporter:
             return Export(session_id, size, self._pieces(written, files), self._threads, stack.pop_all().close)
 
     async def _write(self, session_id: str, history: bool, stack: ExitStack) -> _Written:
-        document = stack.enter_context(tempfile.TemporaryFile(dir=self._directory))
-        texts = stack.enter_context(tempfile.TemporaryFile(dir=self._directory))
+        document, texts = self._temporary(stack), self._temporary(stack)
         async with self._pins.pinning() as pin:
             written = _Written(document, texts, pin)
 
@@ -118,6 +117,9 @@ class Exporter:
 
             await self._store.dump(session_id, history=history, take=take)
         return written
+
+    def _temporary(self, stack: ExitStack) -> IO[bytes]:
+        return stack.enter_context(tempfile.TemporaryFile(dir=self._directory))
 
     def _plan(self, written: _Written) -> tuple[Sequence[tuple[str, int]], int]:
         """Every object with its size, in order, and the size of the archive."""

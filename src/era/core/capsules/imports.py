@@ -24,7 +24,7 @@ from era.core.capsules.checks import is_digest, refused, too_large
 from era.core.capsules.reading import Document, kept_outputs
 from era.core.capsules.tars import Entry
 from era.core.capsules.trees import Objects, TreeCheck
-from era.core.models import KeptRun, Session
+from era.core.models import KeptRun, Session, Snapshot
 from era.core.outputs import INLINE_BYTES, STREAMS
 from era.core.ports import MetadataStore
 from era.core.snapshots import BlobStore
@@ -130,7 +130,7 @@ def check(fd: int, bounds: Bounds) -> Capsule:
     trees = TreeCheck(Objects(lambda digest: _read(fd, entry(digest)), lambda digest: entry(digest).size), bounds)
     checked = Document(fd, document, trees.snapshot)
     session = checked.session()
-    blobs, short = trees.needed, set()
+    blobs, short = trees.needed, set[str]()
     for record, outputs in checked.runs():
         for stream in STREAMS if outputs else ():
             digest = getattr(outputs, stream)
@@ -181,7 +181,7 @@ def _next(entries: Iterator[Entry], name: str) -> Entry:
     return entry
 
 
-def _no_snapshot(root: str) -> object:
+def _no_snapshot(root: str) -> Snapshot:
     raise AssertionError(root)
 
 
