@@ -49,8 +49,7 @@ _NEW_RUN = (
     .values({name: bindparam(f"new_{name}") for name in (*_FOREIGN_FIELDS, "imported")})
     .returning(runs.c.key)
 )
-_ID_IS_TAKEN = select(runs.c.key).where(runs.c.id == bindparam("run_id"))
-_RUN_OF_SESSION = _ID_IS_TAKEN.where(runs.c.session_key == bindparam("session"))
+_SESSION_OF_RUN = select(runs.c.session_key).where(runs.c.id == bindparam("run_id"))
 
 
 class CapsuleRows(SessionRows, RunRows):
@@ -59,8 +58,7 @@ class CapsuleRows(SessionRows, RunRows):
     def __init__(self, url: str, retention: Retention = Retention()) -> None:  # noqa: B008 - it is frozen
         super().__init__(url, retention)
         self._foreign_run = self._prepared(_NEW_RUN)
-        self._run_id_taken = self._prepared(_ID_IS_TAKEN)
-        self._run_of_session = self._prepared(_RUN_OF_SESSION)
+        self._session_of_run = self._prepared(_SESSION_OF_RUN)
 
     async def dump[T](
         self,
@@ -104,12 +102,8 @@ class CapsuleRows(SessionRows, RunRows):
         version = content.version
         run_id = version.run_id
         if run_id is not None:
-            known = (
-                name
-                for name in (run_id, _new_run_id(run_id, session_key))
-                if self._run_of_session.one(connection, {"run_id": name, "session": session_key}) is not None
-            )
-            run_id = next(known, None)
+            names = (run_id, _new_run_id(run_id, session_key))
+            run_id = next((name for name in names if self._owner(connection, name) == session_key), None)
         self._add_version(
             connection,
             session_key,
@@ -125,7 +119,8 @@ class CapsuleRows(SessionRows, RunRows):
         self, connection: Connection, session_key: int, record: RunRecord, kept: KeptOutputs | None
     ) -> None:
         run_id = record.id
-        if self._run_id_taken.one(connection, {"run_id": run_id}) is not None:
+        owner = self._owner(connection, run_id)
+        if owner is not None and owner != session_key:
             run_id = _new_run_id(run_id, session_key)
         record = replace(record, id=run_id, session_key=session_key)
         values = {f"new_{name}": getattr(record, name) for name in _FOREIGN_FIELDS}
@@ -140,6 +135,11 @@ class CapsuleRows(SessionRows, RunRows):
             raise
         if self._retention.outputs:
             self._add_outputs(connection, session_key, run_key, kept)
+
+    def _owner(self, connection: Connection, run_id: str) -> int | None:
+        """The key of the session that has had this run."""
+        row = self._session_of_run.one(connection, {"run_id": run_id})
+        return None if row is None else int(row[0])
 
 
 def _kept_run(row: tuple[object, ...]) -> KeptRun:
