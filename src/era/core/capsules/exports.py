@@ -12,7 +12,8 @@ import asyncio
 import hashlib
 import os
 import tempfile
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+import threading
+from collections.abc import AsyncIterator, Generator, Iterator, Sequence
 from concurrent.futures import Executor
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -51,25 +52,40 @@ class Export:
     """A capsule to be sent. `close` when done, sent or not."""
 
     def __init__(
-        self, session_id: str, size: int, pieces: Iterator[bytes], threads: Executor, close: Callable[[], None]
+        self, session_id: str, size: int, pieces: Iterator[bytes], threads: Executor, held: tuple[Pins, Pin, ExitStack]
     ) -> None:
         self.session_id = session_id
         self.size = size
         self._pieces = _joined(pieces)
         self._threads = threads
-        self._close = close
+        self._pins, self._pin, self._files = held
+        self._reading = threading.Lock()
 
     async def chunks(self) -> AsyncIterator[bytes]:
         """The archive. Raises Unavailable where the disk fails."""
         loop = asyncio.get_running_loop()
         try:
-            while piece := await loop.run_in_executor(self._threads, next, self._pieces, b""):
+            while piece := await loop.run_in_executor(self._threads, self._next):
                 yield piece
         except OSError as error:
             raise Unavailable(f"The capsule could not be read: {error.strerror}.") from error
 
     def close(self) -> None:
-        self._close()
+        """Let go of everything. Who waited for a chunk and was cancelled may have left a thread that reads one."""
+        self._pins.release(self._pin)
+        try:
+            self._threads.submit(self._close_files)
+        except RuntimeError:  # The service is stopping, so nobody reads.
+            self._close_files()
+
+    def _next(self) -> bytes:
+        with self._reading:
+            return next(self._pieces, b"")
+
+    def _close_files(self) -> None:
+        with self._reading:
+            self._pieces.close()
+            self._files.close()
 
 
 class Exporter:
@@ -91,15 +107,19 @@ class Exporter:
 
     async def open(self, session_id: str, *, history: bool) -> Export:
         """A session as it is now. Raises NotFound, Expired; Unavailable where the disk fails."""
-        with ExitStack() as stack:
-            try:
+        try:
+            with ExitStack() as stack:
                 written = await self._write(session_id, history, stack)
-                stack.callback(self._pins.release, written.pin)
-                loop = asyncio.get_running_loop()
-                files, size = await loop.run_in_executor(self._threads, self._plan, written)
-            except OSError as error:
-                raise Unavailable(f"The capsule could not be made: {error.strerror}.") from error
-            return Export(session_id, size, self._pieces(written, files), self._threads, stack.pop_all().close)
+                try:
+                    plan = asyncio.get_running_loop().run_in_executor(self._threads, self._plan, written)
+                    objects, size = await plan
+                except BaseException:
+                    self._pins.release(written.pin)
+                    raise
+                held = (self._pins, written.pin, stack.pop_all())
+        except OSError as error:
+            raise Unavailable(f"The capsule could not be made: {error.strerror}.") from error
+        return Export(session_id, size, self._pieces(written, objects), self._threads, held)
 
     async def _write(self, session_id: str, history: bool, stack: ExitStack) -> _Written:
         document, texts = self._temporary(stack), self._temporary(stack)
@@ -197,7 +217,7 @@ def _part(fd: int, offset: int, size: int) -> Iterator[bytes]:
         yield piece
 
 
-def _joined(pieces: Iterator[bytes]) -> Iterator[bytes]:
+def _joined(pieces: Iterator[bytes]) -> Generator[bytes]:
     """The same bytes in fewer pieces."""
     waiting, size = [], 0
     for piece in pieces:
