@@ -24,7 +24,7 @@ def download(response: httpx.Response, target: Path | None, title: str) -> int:
     declared = response.headers.get("content-length")
     with progress(title, int(declared) if declared else None) as advance:
         if target is None:
-            return _copy(response, sys.stdout.buffer, advance)
+            return _copy_to_stdout(response, advance)
         part = target.with_name(f"{target.name}.part")
         try:
             with part.open("wb") as file:
@@ -69,6 +69,17 @@ def progress(title: str, total: int | None) -> Iterator[Advance]:
     with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task(title, total=total)
         yield lambda size: bar.advance(task, size)
+
+
+def _copy_to_stdout(response: httpx.Response, advance: Advance) -> int:
+    try:
+        size = _copy(response, sys.stdout.buffer, advance)
+        sys.stdout.flush()
+        return size
+    except OSError as error:
+        # What is left in the buffer must go somewhere when the interpreter ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise TransferFailed(f"standard output can't be written: {error.strerror}") from None
 
 
 def _copy(response: httpx.Response, file: IO[bytes], advance: Advance) -> int:
