@@ -27,7 +27,8 @@ def connect(url: str) -> Engines:
             # Each connection would see a database of its own.
             raise ValueError("the metadata store needs a file: sqlite:////path/to/era.db")
         return Engines(_sqlite(url, 1, writes=True), _sqlite(url, READERS, writes=False))
-    return Engines(_engine(url, 1), _engine(url, READERS))
+    # Each read sees one moment, as on SQLite, however many statements it takes.
+    return Engines(_engine(url, 1), _engine(url, READERS, isolation_level="REPEATABLE READ"))
 
 
 class Prepared:
@@ -78,9 +79,9 @@ def is_taken(error: Exception) -> bool:
     return name in ("SQLITE_CONSTRAINT_UNIQUE", "SQLITE_CONSTRAINT_PRIMARYKEY") or state == "23505"
 
 
-def _engine(url: str, connections: int) -> Engine:
+def _engine(url: str, connections: int, **options: Any) -> Engine:
     # Parameters are people's data and code: they have no place in an error's text.
-    return create_engine(url, pool_size=connections, max_overflow=0, hide_parameters=True)
+    return create_engine(url, pool_size=connections, max_overflow=0, hide_parameters=True, **options)
 
 
 def _sqlite(url: str, connections: int, *, writes: bool) -> Engine:
