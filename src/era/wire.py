@@ -7,20 +7,28 @@ fast; the models beside them say the same to /docs, and a test holds the two aga
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from era.core.models import Session, StoredCode, timestamp
+from era.core.expiry import MAX_TTL
+from era.core.models import RunRecord, Session, StoredCode, Version, timestamp
 from era.core.runs import Collected, RunResult
+from era.core.snapshots import Listed
+from era.core.versions import Diff
 from era.core.views import data_view
 
+MAX_VERSION = (1 << 63) - 1
 SESSION_ID = r"^[A-Za-z0-9_:-]{1,128}$"
 
 Env = Annotated[
     dict[str, str],
     Field(description="Variables of this run only: never stored, logged or returned.", examples=[{"A": "1"}]),
 ]
+
+
+Ttl = Annotated[int | None, Field(ge=1, le=MAX_TTL)]
 
 
 class Body(BaseModel):
@@ -37,6 +45,7 @@ class CreateSession(Body):
     allowInternetAccess: bool = Field(True, description="Kept for later versions: this one gives no network at all.")  # noqa: N815
     allowPublicAccess: bool = Field(True, description="Whether others may call the session's public URL.")  # noqa: N815
     default_timeout: float = Field(30.0, gt=0, description="Seconds that a run may take if it doesn't say.")
+    ttl: Ttl = Field(None, description="Seconds without a call after which it expires; null is never.")
 
     @field_validator("setup")
     @classmethod
@@ -52,12 +61,25 @@ class ChangeSession(Body):
     allowPublicAccess: bool | None = None  # noqa: N815
     metadata: dict[str, Any] | None = None
     data: dict[str, Any] | None = Field(None, description="Replaces the state, between runs.")
+    ttl: Ttl = Field(None, description="Left out: as it is; null: never expires.")
 
 
 class RunBody(Body):
     code: str | None = Field(None, description="Left out: the session's stored code.", examples=["print('hello')"])
     env: Env = Field(default_factory=dict)
     timeout: float | None = Field(None, gt=0, description="Seconds; left out: the session's default_timeout.")
+    atomic: bool = Field(False, description="Keep data and files only if the run ends with exit code 0.")
+
+
+class DuplicateBody(Body):
+    id: str | None = Field(None, pattern=SESSION_ID, description="The new session's; made up where it is left out.")
+    new_id: str | None = Field(None, pattern=SESSION_ID, description="Another name of `id`.")
+    data: dict[str, Any] | None = Field(None, description="Replaces the state.")
+    from_version: int | None = Field(None, ge=1, le=MAX_VERSION, description="Left out: the current one.")
+
+
+class RollbackBody(Body):
+    version: int = Field(ge=1, le=MAX_VERSION, description="The version whose content is to be taken up again.")
 
 
 class ExecuteBody(Body):
@@ -98,6 +120,8 @@ class SessionAnswer(BaseModel):
     allowPublicAccess: bool  # noqa: N815
     default_timeout: float
     version: int
+    ttl: int | None
+    expires_at: str | None
     status: str
     files: list[dict[str, Any]] | None = None
 
@@ -134,6 +158,12 @@ class StateAnswer(BaseModel):
     reason: str | None
 
 
+class RecordedState(BaseModel):
+    version: int | None
+    committed: bool
+    reason: str | None
+
+
 class RunAnswer(BaseModel):
     exit_code: int
     stdout: str
@@ -148,6 +178,31 @@ class RunAnswer(BaseModel):
     state: StateAnswer
 
 
+class RunRecordAnswer(BaseModel):
+    run_id: str
+    session_id: str
+    status: str
+    started_at: str
+    ended_at: str
+    duration: str | None
+    exit_code: int | None
+    stdout_bytes: int
+    stderr_bytes: int
+    stdout_truncated: bool
+    stderr_truncated: bool
+    state: RecordedState
+    peak_memory_bytes: int | None
+    cpu_seconds: float | None
+    reaped: int | None
+    enforced: dict[str, Any]
+
+
+class RunRecordsAnswer(BaseModel):
+    runs: list[RunRecordAnswer]
+    count: int
+    next_cursor: str | None
+
+
 class ExecuteAnswer(BaseModel):
     exit_code: int
     stdout: str
@@ -159,6 +214,54 @@ class ExecuteAnswer(BaseModel):
     status: str
     stdout_truncated: bool
     stderr_truncated: bool
+
+
+class VersionHeader(BaseModel):
+    version: int
+    created_at: str
+    cause: str
+    run_id: str | None
+    file_count: int
+    total_size_bytes: int
+
+
+class VersionsAnswer(BaseModel):
+    versions: list[VersionHeader]
+    count: int
+    next_cursor: str | None
+
+
+class VersionAnswer(VersionHeader):
+    data: dict[str, Any]
+    files: list[dict[str, Any]] | None = None
+
+
+class DataChangeAnswer(BaseModel):
+    path: str
+    op: str
+    old: Any = None
+    new: Any = None
+
+
+class FileAnswer(BaseModel):
+    path: str
+    size: int
+
+
+class ChangedFileAnswer(FileAnswer):
+    old_size: int
+
+
+class FileChangesAnswer(BaseModel):
+    added: list[FileAnswer]
+    changed: list[ChangedFileAnswer]
+    removed: list[FileAnswer]
+
+
+class DiffAnswer(BaseModel):
+    version: int
+    data: list[DataChangeAnswer]
+    files: FileChangesAnswer
 
 
 class CodeStoredAnswer(BaseModel):
@@ -175,7 +278,7 @@ class CodeAnswer(BaseModel):
 
 
 def session_answer(session: Session, status: str) -> dict[str, Any]:
-    """The session object. `status` is `running` while a run is under way, else `idle`."""
+    """The session object. `status` is `running` while a run is under way, else `idle`, unless it is gone."""
     return {
         "id": session.id,
         "session_id": session.id,
@@ -192,7 +295,9 @@ def session_answer(session: Session, status: str) -> dict[str, Any]:
         "allowPublicAccess": session.allow_public,
         "default_timeout": session.default_timeout,
         "version": session.version,
-        "status": status,
+        "ttl": session.ttl,
+        "expires_at": None if session.expires_at is None else timestamp(session.expires_at),
+        "status": session.gone or status,
     }
 
 
@@ -219,11 +324,78 @@ def run_answer(run: Collected) -> dict[str, Any]:
     return {"stdout": text(run.stdout), "stderr": text(run.stderr), **result_answer(run.result)}
 
 
+def record_answer(record: RunRecord, session_id: str) -> dict[str, Any]:
+    """The record of a run. What isn't known yet, or never will be, is null."""
+    return {
+        "run_id": record.id,
+        "session_id": session_id,
+        "status": record.status,
+        "started_at": timestamp(record.started_at),
+        "ended_at": timestamp(record.ended_at),
+        "duration": None if record.duration_us is None else f"{record.duration_us / 1e6:.3f}s",
+        "exit_code": record.exit_code,
+        "stdout_bytes": record.stdout_bytes,
+        "stderr_bytes": record.stderr_bytes,
+        "stdout_truncated": record.stdout_truncated,
+        "stderr_truncated": record.stderr_truncated,
+        "state": {"version": record.version, "committed": record.committed, "reason": record.reason},
+        "peak_memory_bytes": record.peak_memory_bytes,
+        "cpu_seconds": None if record.cpu_us is None else record.cpu_us / 1e6,
+        "reaped": record.reaped,
+        "enforced": record.enforced,
+    }
+
+
 def execute_answer(run: Collected, language: str) -> dict[str, Any]:
     answer = run_answer(run)
     for name in ("data", "state", "session_id"):
         del answer[name]
     return {**answer, "language": language, "vm_id": run.result.session_id}
+
+
+def version_answer(version: Version) -> dict[str, Any]:
+    """A version without its content."""
+    return {
+        "version": version.n,
+        "created_at": timestamp(version.created_at),
+        "cause": version.cause,
+        "run_id": version.run_id,
+        "file_count": version.snapshot.file_count,
+        "total_size_bytes": version.snapshot.total_bytes,
+    }
+
+
+def diff_answer(diff: Diff) -> dict[str, Any]:
+    files = diff.files
+    return {
+        "version": diff.n,
+        "data": [
+            {
+                "path": change.path,
+                "op": change.op,
+                **({} if change.op == "add" else {"old": change.old}),
+                **({} if change.op == "remove" else {"new": change.new}),
+            }
+            for change in diff.data
+        ],
+        "files": {
+            "added": [{"path": path_text(path), "size": size} for path, _, size in files.added],
+            "changed": [{"path": path_text(path), "size": size, "old_size": old} for path, old, size in files.changed],
+            "removed": [{"path": path_text(path), "size": old} for path, old, _ in files.removed],
+        },
+    }
+
+
+def files_answer(files: Iterable[Listed]) -> list[dict[str, Any]]:
+    return [
+        {"path": path_text(path), "size": size, "modified_at": timestamp(modified_ns // 1000), "uploaded": False}
+        for path, size, modified_ns, _ in files
+    ]
+
+
+def path_text(path: str) -> str:
+    """A path as text: bytes that are not UTF-8 show as U+FFFD."""
+    return path.encode(errors="surrogateescape").decode(errors="replace")
 
 
 def code_answer(stored: StoredCode) -> dict[str, Any]:

@@ -16,17 +16,32 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.config import Config
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import create_engine
 
-from era.core.models import EMPTY, NewSession, RunRecord, Session, Snapshot, StoredCode, now
-from era.core.ports import SessionChange, SessionFilter
-from era.errors import CommitFailed, Conflict, NotFound, SessionDeleted, Unavailable
+from era.core.idempotency import unpacked
+from era.core.models import (
+    EMPTY,
+    Answered,
+    Claim,
+    KeptOutputs,
+    NewCopy,
+    NewSession,
+    RunRecord,
+    Session,
+    Snapshot,
+    StoredCode,
+    now,
+)
+from era.core.ports import Retention, SessionChange, SessionFilter
+from era.errors import CommitFailed, Conflict, Expired, NotFound, SessionDeleted, Unavailable
 from era.store import migrations
 from era.store.metadata import LOST, SqlStore
+from era.store.runs import DELETED
 from era.store.tables import metadata as tables
 
 type WithStore = Callable[[Callable[[SqlStore], Awaitable[None]]], None]
@@ -84,6 +99,62 @@ def test_a_database_of_a_newer_version_is_left_alone(url: str, tmp_path: Path, w
         connection.execute("UPDATE alembic_version SET version_num = '9999'")
     with pytest.raises(Unavailable, match="9999"):
         with_store(nothing)
+
+
+OLD_ROWS = """
+INSERT INTO sessions (key, id, language, persistent, data, metadata, allow_internet, allow_public, default_timeout,
+    version, snapshot_root, file_count, total_bytes, created_at, updated_at) VALUES
+    (3, 'new', 'python', 1, '{}', '{}', 1, 0, 30, 1, NULL, 0, 0, 5, 5),
+    (4, 'ran', 'node', 0, '{"n": 1}', '{"who": "me"}', 1, 1, 7, 9, 'ffff', 2, 8, 5, 6),
+    (5, 'patched', 'python', 1, '{}', '{}', 1, 1, 30, 2, NULL, 0, 0, 5, 7);
+INSERT INTO session_pairs VALUES (4, 'pair');
+INSERT INTO runs (id, session_key, status, started_at, stdout_bytes, stderr_bytes, stdout_truncated, stderr_truncated,
+    committed, version, enforced) VALUES
+    ('r1', 4, 'ok', 1, 0, 0, 0, 0, 1, 8, '{}'), ('r2', 4, 'ok', 1, 0, 0, 0, 0, 1, 9, '{}'),
+    ('r3', 4, 'failed', 1, 0, 0, 0, 0, 0, 9, '{}'), ('r4', 5, 'failed', 1, 0, 0, 0, 0, 0, 2, '{}');
+UPDATE sqlite_sequence SET seq = 11 WHERE name = 'sessions';
+"""
+
+
+def test_the_rows_of_an_older_version_are_carried_over(tmp_path: Path, url: str, with_store: WithStore) -> None:
+    engine = create_engine(url)
+    config = Config()
+    config.set_main_option("script_location", str(Path(migrations.__file__).parent))
+    with engine.begin() as connection:
+        config.attributes["connection"] = connection
+        command.upgrade(config, "0001")
+    engine.dispose()
+    with closing(sqlite3.connect(tmp_path / "era.db")) as connection:
+        connection.executescript(OLD_ROWS)
+
+    async def test(store: SqlStore) -> None:
+        ran = await store.session("ran")
+        assert (ran.key, ran.language, ran.persistent, ran.data, ran.metadata) == (
+            4,
+            "node",
+            False,
+            '{"n": 1}',
+            {"who": "me"},
+        )
+        assert (ran.version, ran.snapshot, ran.updated_at, ran.ttl) == (9, Snapshot("ffff", 2, 8), 6, None)
+        assert [run.id for run in await store.runs(4, 10)] == ["r3", "r2", "r1"], "a table was dropped with its rows"
+        causes = {}
+        for session_id in ("new", "ran", "patched"):
+            [version] = await store.versions(session_id, limit=10, before=None)
+            causes[session_id] = (version.n, version.cause, version.run_id)
+        assert causes == {"new": (1, "create", None), "ran": (9, "run", "r2"), "patched": (2, "data", None)}
+        assert (await store.create_session(new("later"))).key == 12, "a key was given twice"
+        with pytest.raises(Conflict):
+            await store.create_session(new("new"))
+        await store.begin_run("ran", "r5")
+        assert (await store.end_run(ended(ran, "r5"), data=None, snapshot=None)).version == 10
+        await store.purge_session("ran")
+        assert await store.runs(4, 10) == []
+
+    with_store(test)
+    with closing(sqlite3.connect(tmp_path / "era.db")) as connection:
+        assert connection.execute("SELECT count(*) FROM session_pairs").fetchone() == (0,)
+        assert connection.execute("PRAGMA foreign_key_check").fetchall() == []
 
 
 def test_create_read_change_delete(with_store: WithStore) -> None:
@@ -186,7 +257,88 @@ def test_the_end_of_a_run_of_a_deleted_session(with_store: WithStore) -> None:
         with pytest.raises(SessionDeleted):
             await store.end_run(ended(session, "r1"), data='{"n": 1}', snapshot=None)
         assert (await store.session("a")).version == 1
-        assert await store.counts() == {"sessions": 1, "runs": {}}
+        [record] = await store.runs(session.key, 9)
+        assert (record.status, record.committed, record.reason, record.version) == ("ok", False, DELETED, None)
+        await store.purge_session("a")
+        with pytest.raises(SessionDeleted):
+            await store.end_run(ended(session, "r1"), data=None, snapshot=None)
+        assert await store.counts() == {"sessions": 0, "runs": {}}
+
+    with_store(test)
+
+
+def test_versions_hold_what_each_commit_left(with_store: WithStore) -> None:
+    async def test(store: SqlStore) -> None:
+        session = await store.create_session(new("a", data='{"n": 0}'))
+        snapshot = Snapshot("f" * 64, 3, 99)
+        await store.begin_run("a", "r1")
+        await store.end_run(ended(session, "r1"), data=None, snapshot=snapshot)
+        await store.change_session("a", SessionChange(data='{"n": 1}'))
+        await store.commit("a", "files", data=None, snapshot=EMPTY)
+        back = await store.rollback("a", 2)
+        assert (back.version, back.data, back.snapshot) == (5, '{"n": 0}', snapshot)
+        found = await store.versions("a", limit=10, before=None)
+        assert [(version.n, version.cause, version.run_id) for version in found] == [
+            (5, "rollback", None),
+            (4, "files", None),
+            (3, "data", None),
+            (2, "run", "r1"),
+            (1, "create", None),
+        ]
+        assert [version.n for version in await store.versions("a", limit=2, before=4)] == [3, 2]
+        third = await store.version("a", 3)
+        assert (third.data, third.version.snapshot) == ('{"n": 1}', snapshot)
+        for n in (0, 6, 1 << 62):
+            with pytest.raises(NotFound, match=f"no version {n}"):
+                await store.version("a", n)
+
+    with_store(test)
+
+
+def test_old_versions_go_with_the_commit_that_makes_them_too_many(url: str) -> None:
+    async def main() -> None:
+        store = SqlStore(url, Retention(versions=2))
+        await store.open()
+        session = await store.create_session(new("a"))
+        for n in range(3):
+            await store.begin_run("a", f"r{n}")
+            await store.end_run(ended(session, f"r{n}"), data=f'{{"n": {n}}}', snapshot=Snapshot(f"{n}" * 64, 1, 1))
+        assert [version.n for version in await store.versions("a", limit=10, before=None)] == [4, 3]
+        assert sorted(await store.snapshot_roots()) == ["1" * 64, "2" * 64]
+        with pytest.raises(NotFound) as gone:
+            await store.rollback("a", 2)
+        assert gone.value.code == "version_gone"
+        assert (await store.session("a")).version == 4
+        await store.close()
+
+    asyncio.run(main())
+
+
+def test_a_duplicate_has_content_and_settings(with_store: WithStore) -> None:
+    async def test(store: SqlStore) -> None:
+        source = await store.create_session(new("a", data='{"n": 1}', metadata={"who": "me"}, ttl=60))
+        await store.store_code("a", StoredCode("print(1)", "d", 7))
+        await store.begin_run("a", "r1")
+        await store.end_run(ended(source, "r1"), data='{"n": 2}', snapshot=Snapshot("f" * 64, 3, 99))
+        copy = await store.duplicate(NewCopy("a", "b"))
+        source = await store.session("a")
+        same = {"key": 0, "id": "", "version": 0, "created_at": 0, "updated_at": 0, "last_run_at": 0, "expires_at": 0}
+        assert replace(copy, **same) == replace(source, **same)
+        assert (copy.version, copy.last_run_at) == (1, None)
+        assert await store.sessions(SessionFilter(metadata={"who": "me"})) == [copy, source]
+        assert await store.runs(copy.key, 10) == []
+        old = await store.duplicate(NewCopy("a", "c", version=1))
+        assert (old.data, old.snapshot) == ('{"n": 1}', EMPTY)
+        other = await store.duplicate(NewCopy("a", "d", data="{}"))
+        assert (other.data, other.snapshot) == ("{}", copy.snapshot)
+        for wrong, error in (
+            (NewCopy("a", "b"), Conflict),
+            (NewCopy("a", "e", 9), NotFound),
+            (NewCopy("x", "e"), NotFound),
+        ):
+            with pytest.raises(error):
+                await store.duplicate(wrong)
+        assert len(await store.sessions(SessionFilter())) == 4
 
     with_store(test)
 
@@ -286,9 +438,240 @@ def test_snapshot_roots_are_those_that_rows_need(with_store: WithStore) -> None:
         await store.create_session(new("d"))
         assert sorted(await store.snapshot_roots()) == ["1" * 64, "2" * 64]
         await store.delete_session("c")
+        assert sorted(await store.snapshot_roots()) == ["1" * 64, "2" * 64], "it can be restored"
+        await store.purge_session("c")
         assert list(await store.snapshot_roots()) == ["1" * 64]
 
     with_store(test)
+
+
+def test_outputs_are_kept_for_the_newest_runs(url: str) -> None:
+    async def main() -> None:
+        store = SqlStore(url, Retention(outputs=2))
+        await store.open()
+        session = await store.create_session(new("a"))
+        given = [
+            KeptOutputs(b"1", b""),
+            KeptOutputs(None, b"2", "d" * 64),
+            None,
+            KeptOutputs(b"", b""),
+            KeptOutputs(b"4", None, None, "e" * 64),
+        ]
+        for n, outputs in enumerate(given):
+            await store.begin_run("a", f"r{n}")
+            assert await store.run("a", f"r{n}") == ((await store.runs(session.key, 1))[0], None)
+            await store.end_run(ended(session, f"r{n}"), data=None, snapshot=None, outputs=outputs)
+            if n == 1:
+                assert list(await store.output_digests()) == ["d" * 64]
+        kept = [(await store.run("a", f"r{n}"))[1] for n in range(5)]
+        assert kept == [None, None, None, None, given[4]], "nothing written is nothing kept"
+        assert list(await store.output_digests()) == ["e" * 64]
+        with pytest.raises(NotFound, match="'r9'"):
+            await store.run("a", "r9")
+        await store.create_session(new("b"))
+        with pytest.raises(NotFound, match="'r0'"):
+            await store.run("b", "r0")
+        await store.close()
+
+    asyncio.run(main())
+
+
+def test_a_key_is_claimed_with_its_run_and_answered_with_its_end(with_store: WithStore) -> None:
+    claim = Claim("run", "k", "h" * 64, "mark")
+
+    async def test(store: SqlStore) -> None:
+        session = await store.create_session(new("a"))
+        assert await store.claimed("a", claim) is None
+        await store.begin_run("a", "r1", claim)
+        with pytest.raises(Conflict):
+            await store.begin_run("a", "r2", claim)
+        assert [run.id for run in await store.runs(session.key, 9)] == ["r1"], "a run began without its claim"
+        claimed = await store.claimed("a", claim)
+        assert claimed is not None
+        assert claimed.run is not None
+        assert (claimed.request_hash, claimed.answer, claimed.run.status) == ("h" * 64, None, "running")
+        outputs = KeptOutputs(b"out", None, None, "d" * 64)
+        await store.end_run(
+            ended(session, "r1"), data="{}", snapshot=None, answered=Answered(claim, '{"n": 1}', outputs)
+        )
+        claimed = await store.claimed("a", claim)
+        assert claimed is not None
+        assert (claimed.answer, claimed.outputs) == ('{"n": 1}', outputs)
+        assert list(await store.output_digests()) == ["d" * 64]
+        assert await store.claimed("", claim) is None
+        assert await store.claimed("a", replace(claim, key="K")) is None
+
+        await store.begin_run("a", "r3", replace(claim, key="other"))
+        released = Answered(replace(claim, key="other"))
+        await store.end_run(ended(session, "r3", committed=False), data=None, snapshot=None, answered=released)
+        assert await store.claimed("a", replace(claim, key="other")) is None
+
+    with_store(test)
+
+
+def test_a_session_is_made_and_its_key_answered_together(with_store: WithStore) -> None:
+    claim = Claim("create", "k", "h" * 64, "mark")
+
+    async def test(store: SqlStore) -> None:
+        session = await store.create_session(new("a", data='{"n": 1}'), claim)
+        await store.store_code("a", StoredCode("1", None, 7))
+        with pytest.raises(Conflict):
+            await store.create_session(new("b"), claim)
+        with pytest.raises(Conflict):
+            await store.create_session(new("a"), replace(claim, key="free"))
+        assert await store.claimed("", replace(claim, key="free")) is None
+        claimed = await store.claimed("", claim)
+        assert claimed is not None
+        assert claimed.answer is not None
+        assert unpacked(claimed.answer) == session
+        source = await store.session("a")
+        copying = replace(claim, route="duplicate")
+        copy = await store.duplicate(NewCopy("a", "b"), copying)
+        claimed = await store.claimed("a", copying)
+        assert claimed is not None
+        assert claimed.answer is not None
+        assert unpacked(claimed.answer) == copy
+        assert copy.stored == source.stored
+
+    with_store(test)
+
+
+def test_keys_are_forgotten_after_a_day(tmp_path: Path, with_store: WithStore) -> None:
+    claim = Claim("create", "k", "h" * 64, "mark")
+
+    async def test(store: SqlStore) -> None:
+        await store.create_session(new("a"), claim)
+        await store.create_session(new("b"), replace(claim, key="young"))
+        with closing(sqlite3.connect(tmp_path / "era.db", isolation_level=None)) as other:
+            other.execute("UPDATE idempotency_keys SET created_at = created_at - 86400000000 WHERE key = 'k'")
+        assert await store.claimed("", claim) is None
+        await store.create_session(new("c"), claim)
+        assert await store.claimed("", claim) is not None
+        assert await store.forget_keys() == 0
+        with closing(sqlite3.connect(tmp_path / "era.db", isolation_level=None)) as other:
+            other.execute("UPDATE idempotency_keys SET created_at = created_at - 86400000000 WHERE key = 'k'")
+        assert await store.forget_keys() == 1
+
+    with_store(test)
+
+
+def test_gone_sessions_free_their_id_and_can_be_restored(with_store: WithStore) -> None:
+    async def test(store: SqlStore) -> None:
+        first = await store.create_session(new("a", metadata={"who": "me"}, data='{"n": 1}'))
+        assert (await store.delete_session("a")).gone is None
+        with pytest.raises(NotFound) as gone:
+            await store.session("a")
+        assert "restore" in gone.value.hint
+        second = await store.create_session(new("a"))
+        with pytest.raises(Conflict, match="in use"):
+            await store.restore_session("a")
+        assert await store.sessions(SessionFilter()) == [second]
+        [deleted] = await store.sessions(SessionFilter(gone="deleted", metadata={"who": "me"}))
+        assert (deleted.key, deleted.gone) == (first.key, "deleted")
+        assert await store.sessions(SessionFilter(gone="expired")) == []
+        await store.delete_session("a")
+        assert (await store.restore_session("a")).key == second.key, "the last one comes back"
+        with pytest.raises(Conflict):
+            await store.restore_session("a")
+        assert sorted(await store.purge_session("a")) == [first.key, second.key]
+        for call in (store.restore_session("a"), store.purge_session("a")):
+            with pytest.raises(NotFound):
+                await call
+
+    with_store(test)
+
+
+def test_sessions_expire_when_nobody_has_called(with_store: WithStore) -> None:
+    second = 1_000_000
+
+    async def test(store: SqlStore) -> None:
+        session = await store.create_session(new("a", ttl=100))
+        assert session.expires_at == session.created_at + 100 * second
+        await store.create_session(new("never"))
+        assert await store.expire(session.expires_at + 9 * second) == [], "a call may not be noted for so long"
+        await store.begin_run("a", "r1")
+        assert await store.expire(session.expires_at + 500 * second) == [], "a run is under way"
+        await store.end_run(ended(session, "r1"), data=None, snapshot=None)
+        after = await store.session("a")
+        assert after.expires_at is not None
+        assert after.expires_at > session.expires_at
+        assert await store.expire(after.expires_at + 10 * second) == [session.key]
+        for call in (
+            store.session("a"),
+            store.change_session("a", SessionChange(data="{}")),
+            store.store_code("a", StoredCode("", None, 1)),
+            store.delete_session("a"),
+            store.begin_run("a", "r2"),
+            store.rollback("a", 1),
+            store.versions("a", limit=1, before=None),
+            store.run("a", "r1"),
+        ):
+            with pytest.raises(Expired):
+                await call
+        [expired] = await store.sessions(SessionFilter(gone="expired"))
+        assert (expired.gone, expired.version) == ("expired", 2)
+        back = await store.restore_session("a")
+        assert (back.gone, back.version) == (None, 2)
+        assert back.expires_at is not None
+        assert back.expires_at >= now() + 99 * second
+        changed = await store.change_session("a", SessionChange(ttl=None))
+        assert (changed.ttl, changed.expires_at) == (None, None)
+        changed = await store.change_session("a", SessionChange(ttl=5))
+        assert changed.expires_at == changed.updated_at + 5 * second
+
+    with_store(test)
+
+
+def test_a_read_is_noted_only_now_and_then(tmp_path: Path, with_store: WithStore) -> None:
+    async def test(store: SqlStore) -> None:
+        session = await store.create_session(new("a", ttl=100))
+        assert await store.session("a") == session
+        with closing(sqlite3.connect(tmp_path / "era.db", isolation_level=None)) as other:
+            other.execute("UPDATE sessions SET expires_at = expires_at - 11000000")
+        touched = await store.session("a")
+        assert session.expires_at is not None
+        assert touched.expires_at is not None
+        assert touched.expires_at >= session.expires_at
+        with closing(sqlite3.connect(tmp_path / "era.db", isolation_level=None)) as other:
+            other.execute("UPDATE sessions SET expires_at = 1000000")
+        with pytest.raises(Expired):  # though nobody has marked it
+            await store.session("a")
+        again = await store.create_session(new("a"))
+        assert again.key > session.key
+        assert [gone.key for gone in await store.sessions(SessionFilter(gone="expired"))] == [session.key]
+
+    with_store(test)
+
+
+def test_gone_sessions_are_purged_in_the_end(url: str) -> None:
+    async def main() -> None:
+        store = SqlStore(url, Retention(grace_seconds=100))
+        await store.open()
+        session = await store.create_session(new("a"), Claim("create", "k", "h", "m"))
+        await store.begin_run("a", "r1")
+        await store.end_run(
+            ended(session, "r1"), data=None, snapshot=Snapshot("f" * 64, 1, 1), outputs=KeptOutputs(b"x", b"")
+        )
+        await store.create_session(new("b"))
+        await store.delete_session("a")
+        assert await store.purge(now() + 99_000_000) == 0
+        assert list(await store.snapshot_roots()) == ["f" * 64]
+        assert await store.purge(now() + 100_000_000) == 1
+        assert list(await store.snapshot_roots()) == []
+        assert await store.runs(session.key, 9) == []
+        with pytest.raises(NotFound):
+            await store.restore_session("a")
+        assert len(await store.sessions(SessionFilter())) == 1
+        await store.close()
+
+        store = SqlStore(url, Retention(grace_seconds=0))
+        await store.open()
+        await store.delete_session("b")
+        with pytest.raises(NotFound):
+            await store.restore_session("b")
+        await store.close()
+
+    asyncio.run(main())
 
 
 def test_a_failing_database_is_told_without_its_sql(

@@ -2,25 +2,31 @@
 
 from __future__ import annotations
 
+import base64
+import binascii
 import json
 import re
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
 
-from fastapi import Depends, HTTPException, Request, Response
+from fastapi import Depends, Header, HTTPException, Query, Request, Response
 from fastapi.routing import APIRoute
+from pydantic import BaseModel
 
 from era.core import jsontext
-from era.core.models import JsonObject, Language, Snapshot, canonical_language
+from era.core.idempotency import Keys, Made
+from era.core.models import Claim, JsonObject, Language, Route, Session, Snapshot, canonical_language
+from era.core.outputs import History
 from era.core.ports import MetadataStore
 from era.core.runs import Runs
 from era.core.sessions import Sessions
 from era.core.snapshots import Listed
 from era.core.turns import Turns
+from era.core.versions import Versions
 from era.errors import BadRequest, EraError, NotFound, TooLarge
 from era.settings import Settings
-from era.wire import SESSION_ID, ErrorAnswer
+from era.wire import SESSION_ID, ErrorAnswer, session_answer
 
 _MAX_ENV_BYTES = 1 << 20
 _MAX_VARIABLE_BYTES = 128 << 10  # the kernel's bound for one string of an environment
@@ -33,6 +39,9 @@ class Context:
     settings: Settings
     sessions: Sessions
     runs: Runs
+    history: History
+    keys: Keys
+    versions: Versions
     turns: Turns
     store: MetadataStore
     files: Callable[[Snapshot], Awaitable[Sequence[Listed]]]
@@ -90,8 +99,12 @@ class Answer(Response):
 
 
 def errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """How a route's errors are documented. Every route may answer 400, 401, 403 and 503."""
-    return {status: {"model": ErrorAnswer} for status in sorted({400, 401, 403, 503, *statuses})}
+    """How a route's errors are documented. Every route may answer 400, 401, 403 and 503, and 410
+    where it may answer 404: that is a session which has expired."""
+    return {
+        status: {"model": ErrorAnswer}
+        for status in sorted({400, 401, 403, 503, *statuses, *({410} if 404 in statuses else ())})
+    }
 
 
 def base_url(request: Request, settings: Settings) -> str:
@@ -109,6 +122,69 @@ async def existing_id(session_id: str) -> str:
 
 
 SessionId = Annotated[str, Depends(existing_id)]
+Include = Annotated[str | None, Query(pattern="^files$", description="`files` adds the list of files.")]
+Limit = Annotated[int, Query(ge=1, le=1000, description="How many a page.")]
+Cursor = Annotated[str | None, Query(max_length=64, description="`next_cursor` of the page before.")]
+
+
+def idempotency_key(
+    request: Request,
+    _documented: Annotated[
+        str | None,
+        Header(alias="Idempotency-Key", description="The same key and body again give the first answer again."),
+    ] = None,
+) -> str | None:
+    """The request's key, if it has one. Raises BadRequest for what can't be a key."""
+    given = request.headers.getlist("idempotency-key")
+    if not given:
+        return None
+    if len(given) > 1 or not re.fullmatch("[ -~]{1,255}", given[0]):
+        raise BadRequest(
+            "The header Idempotency-Key is no key.",
+            hint="A key is 1 to 255 printable ASCII characters.",
+            code="bad_key",
+        )
+    return given[0]
+
+
+IdempotencyKey = Annotated[str | None, Depends(idempotency_key)]
+REPLAY = {"Idempotent-Replay": "true"}
+
+
+def claim_of(context: Context, route: Route, key: str | None, body: BaseModel) -> Claim | None:
+    """The claim of a request, whose `env` is kept apart."""
+    if key is None:
+        return None
+    return context.keys.claim(route, key, body.model_dump(exclude={"env"}), getattr(body, "env", None))
+
+
+def shown(session: Session, context: Context) -> dict[str, Any]:
+    """The session object."""
+    return session_answer(session, "running" if context.turns.taken(session.id) else "idle")
+
+
+def made_answer(made: Made, context: Context) -> Answer:
+    """The answer to a request that makes a session: the first time, or once more as it was."""
+    if made.replayed:
+        return Answer(session_answer(made.session, "idle"), 201, headers=REPLAY)
+    return Answer(shown(made.session, context), 201)
+
+
+def cursor_of(key: int) -> str:
+    """What leads to the rows after the one with this key."""
+    return base64.urlsafe_b64encode(str(key).encode()).decode().rstrip("=")
+
+
+def key_of(cursor: str) -> int:
+    """The reverse. Raises BadRequest for what `cursor_of` didn't make."""
+    try:
+        padded = cursor + "=" * (-len(cursor) % 4)
+        key = int(base64.b64decode(padded, altchars=b"-_", validate=True))
+    except (ValueError, binascii.Error):
+        key = -1
+    if not 0 < key < 1 << 63:
+        raise BadRequest("'cursor' is not one of ours.", hint="Use the next_cursor of the page before, or none.")
+    return key
 
 
 def language(name: str) -> Language:

@@ -18,7 +18,7 @@ from typing import Any
 import structlog
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from era.errors import BadRequest, EraError, Forbidden, TooLarge, Unauthorized
+from era.errors import BadRequest, EraError, Forbidden, RangeNotSatisfiable, TooLarge, Unauthorized
 
 log = structlog.get_logger()
 
@@ -40,6 +40,8 @@ def error_headers(error: EraError) -> dict[str, str]:
     headers = {}
     if error.retry_after is not None:
         headers["Retry-After"] = str(error.retry_after)
+    if isinstance(error, RangeNotSatisfiable):
+        headers["Content-Range"] = f"bytes */{error.size}"
     if isinstance(error, Unauthorized):
         headers["WWW-Authenticate"] = "Bearer"
     return headers

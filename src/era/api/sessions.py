@@ -2,25 +2,28 @@
 
 from __future__ import annotations
 
-import base64
-import binascii
-from typing import Annotated, Any
+from typing import Annotated, Literal
 
 from fastapi import APIRouter, Query, Request, Response
 
 from era.api.context import (
     Answer,
-    Context,
+    IdempotencyKey,
+    Include,
     SessionId,
     StrictRoute,
     UseContext,
     check_timeout,
+    claim_of,
+    cursor_of,
     errors,
+    key_of,
     language,
+    made_answer,
+    shown,
 )
-from era.core.models import Session, now, timestamp
-from era.core.ports import SessionChange, SessionFilter
-from era.errors import BadRequest
+from era.core.models import now, timestamp
+from era.core.ports import KEEP, SessionChange, SessionFilter
 from era.wire import (
     ChangedAnswer,
     ChangeSession,
@@ -33,21 +36,19 @@ from era.wire import (
     SessionAnswer,
     SessionsAnswer,
     code_answer,
-    session_answer,
+    files_answer,
 )
 
 router = APIRouter(prefix="/api/sessions", tags=["sessions"], route_class=StrictRoute)
 
-
-def _shown(session: Session, context: Context) -> dict[str, Any]:
-    return session_answer(session, "running" if context.turns.taken(session.id) else "idle")
+Purge = Annotated[bool, Query(description="Drop it at once and for good, instead of keeping it to be restored.")]
 
 
 @router.post("", status_code=201, responses={201: {"model": SessionAnswer}, **errors(409, 413)})
-async def create_session(body: CreateSession, context: UseContext) -> Response:
+async def create_session(body: CreateSession, context: UseContext, key: IdempotencyKey) -> Response:
     """Create a session."""
     check_timeout(body.default_timeout, context.settings, "default_timeout")
-    session = await context.sessions.create(
+    made = await context.sessions.create(
         session_id=body.session_id,
         language=language(body.language),
         persistent=body.persistent,
@@ -56,8 +57,10 @@ async def create_session(body: CreateSession, context: UseContext) -> Response:
         allow_internet=body.allowInternetAccess,
         allow_public=body.allowPublicAccess,
         default_timeout=body.default_timeout,
+        ttl=body.ttl,
+        claim=claim_of(context, "create", key, body),
     )
-    return Answer(_shown(session, context), 201)
+    return made_answer(made, context)
 
 
 @router.get("", responses={200: {"model": SessionsAnswer}, **errors()})
@@ -67,9 +70,10 @@ async def list_sessions(
     limit: Annotated[int | None, Query(ge=1, le=1000, description="Sessions a page; all where it is left out.")] = None,
     cursor: Annotated[str | None, Query(max_length=64, description="`next_cursor` of the page before.")] = None,
     language_name: Annotated[str | None, Query(alias="language")] = None,
-    status: Annotated[str | None, Query(pattern="^(idle|running)$")] = None,
+    status: Annotated[Literal["idle", "running", "expired", "deleted"] | None, Query()] = None,
 ) -> Response:
-    """List sessions, newest first. `metadata.KEY=VALUE` keeps those with that label."""
+    """List sessions, newest first. `metadata.KEY=VALUE` keeps those with that label. Those that expired or were
+    deleted and can be restored are listed only where `status` asks for them."""
     prefix = "metadata."
     labels = {
         name.removeprefix(prefix): value for name, value in request.query_params.items() if name.startswith(prefix)
@@ -78,21 +82,22 @@ async def list_sessions(
         language=language(language_name) if language_name else None,
         metadata=labels or None,
         limit=None if limit is None else limit + 1,  # one more tells whether there is a next page
-        before_key=_key_of(cursor) if cursor else None,
+        before_key=key_of(cursor) if cursor else None,
+        gone=status if status in ("expired", "deleted") else None,
     )
     found = await context.sessions.list(which)
     page = found[:limit]
-    following = _cursor_of(page[-1].key) if len(found) > len(page) else None
-    shown = [_shown(session, context) for session in page]
+    following = cursor_of(page[-1].key) if len(found) > len(page) else None
+    answers = [shown(session, context) for session in page]
     if status is not None:
-        shown = [session for session in shown if session["status"] == status]
-    return Answer({"sessions": shown, "count": len(shown), "next_cursor": following})
+        answers = [session for session in answers if session["status"] == status]
+    return Answer({"sessions": answers, "count": len(answers), "next_cursor": following})
 
 
 @router.delete("", responses={200: {"model": DeletedAllAnswer}, **errors()})
-async def delete_sessions(context: UseContext) -> Response:
+async def delete_sessions(context: UseContext, purge: Purge = False) -> Response:
     """Delete every session."""
-    gone = await context.sessions.delete_all()
+    gone = await context.sessions.delete_all(purge=purge)
     return Answer(
         {"success": True, "deleted_count": len(gone), "deleted_sessions": gone, "deleted_at": timestamp(now())}
     )
@@ -102,17 +107,14 @@ async def delete_sessions(context: UseContext) -> Response:
 async def get_session(
     session_id: SessionId,
     context: UseContext,
-    include: Annotated[str | None, Query(pattern="^files$", description="`files` adds the list of files.")] = None,
+    include: Include = None,
 ) -> Response:
     """Show a session."""
     session = await context.sessions.get(session_id)
-    shown = _shown(session, context)
+    answer = shown(session, context)
     if include == "files":
-        shown["files"] = [
-            {"path": _shown_path(path), "size": size, "modified_at": timestamp(modified_ns // 1000), "uploaded": False}
-            for path, size, modified_ns, _ in await context.files(session.snapshot)
-        ]
-    return Answer(shown)
+        answer["files"] = files_answer(await context.files(session.snapshot))
+    return Answer(answer)
 
 
 @router.patch("/{session_id}", responses={200: {"model": ChangedAnswer}, **errors(404, 413, 429)})
@@ -124,23 +126,30 @@ async def change_session(session_id: SessionId, body: ChangeSession, context: Us
         allow_internet=body.allowInternetAccess,
         allow_public=body.allowPublicAccess,
         metadata=body.metadata,
+        ttl=body.ttl if "ttl" in body.model_fields_set else KEEP,
     )
     session = await context.sessions.change(session_id, change, body.data)
     return Answer(
         {
             "success": True,
             "id": session.id,
-            "metadata": _shown(session, context),
+            "metadata": shown(session, context),
             "updated_at": timestamp(session.updated_at),
         }
     )
 
 
 @router.delete("/{session_id}", responses={200: {"model": DeletedAnswer}, **errors(404)})
-async def delete_session(session_id: SessionId, context: UseContext) -> Response:
-    """Delete a session. Its processes are dead and its files gone when this answers."""
-    await context.sessions.delete(session_id)
+async def delete_session(session_id: SessionId, context: UseContext, purge: Purge = False) -> Response:
+    """Delete a session. Its processes are dead and its working directory gone when this answers."""
+    await context.sessions.delete(session_id, purge=purge)
     return Answer({"success": True, "id": session_id, "deleted_at": timestamp(now())})
+
+
+@router.post("/{session_id}/restore", responses={200: {"model": SessionAnswer}, **errors(404, 409)})
+async def restore_session(session_id: SessionId, context: UseContext) -> Response:
+    """Bring back a session that expired or was deleted."""
+    return Answer(shown(await context.sessions.restore(session_id), context))
 
 
 @router.put("/{session_id}/code", tags=["code"], responses={200: {"model": CodeStoredAnswer}, **errors(404, 413)})
@@ -154,23 +163,3 @@ async def store_code(session_id: SessionId, body: CodeBody, context: UseContext)
 async def stored_code(session_id: SessionId, context: UseContext) -> Response:
     """Show the stored code."""
     return Answer(code_answer(await context.sessions.stored_code(session_id)))
-
-
-def _shown_path(path: str) -> str:
-    """A path as text: bytes that are not UTF-8 show as U+FFFD."""
-    return path.encode(errors="surrogateescape").decode(errors="replace")
-
-
-def _cursor_of(key: int) -> str:
-    return base64.urlsafe_b64encode(str(key).encode()).decode().rstrip("=")
-
-
-def _key_of(cursor: str) -> int:
-    try:
-        padded = cursor + "=" * (-len(cursor) % 4)
-        key = int(base64.b64decode(padded, altchars=b"-_", validate=True))
-    except (ValueError, binascii.Error):
-        key = -1
-    if not 0 < key < 1 << 63:
-        raise BadRequest("'cursor' is not one of ours.", hint="Use the next_cursor of the page before, or none.")
-    return key

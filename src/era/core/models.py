@@ -13,6 +13,9 @@ type Json = None | bool | int | float | str | list[Json] | dict[str, Json]
 type JsonObject = dict[str, Any]
 type Language = Literal["python", "node", "typescript"]
 type Status = Literal["running", "ok", "failed", "timeout", "oom", "killed", "lost"]
+type Cause = Literal["create", "run", "data", "files", "rollback", "duplicate"]
+type Route = Literal["create", "duplicate", "run"]
+type Gone = Literal["expired", "deleted"]
 
 STATE_FILE = ".session_data.json"
 
@@ -96,6 +99,21 @@ class Session:
     created_at: int
     updated_at: int
     last_run_at: int | None
+    ttl: int | None = None
+    """Seconds without a call after which it expires; None is never."""
+
+    expires_at: int | None = None
+    deleted_at: int | None = None
+    """When it expired or was deleted: it's gone for its clients, but can be restored for a while."""
+
+    expired: bool = False
+
+    @property
+    def gone(self) -> Gone | None:
+        """In which way it is gone, if it is."""
+        if self.deleted_at is None:
+            return None
+        return "expired" if self.expired else "deleted"
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +128,36 @@ class NewSession:
     allow_internet: bool
     allow_public: bool
     default_timeout: float
+    ttl: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class NewCopy:
+    """A session made of another's version: None is its current one, `data` (JSON text) replaces that version's."""
+
+    source_id: str
+    id: str
+    version: int | None = None
+    data: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Version:
+    """One state that a session had. It never changes; old ones are dropped in time."""
+
+    n: int
+    created_at: int
+    cause: Cause
+    run_id: str | None
+    snapshot: Snapshot
+
+
+@dataclass(frozen=True, slots=True)
+class VersionContent:
+    """A version with its data as JSON text."""
+
+    version: Version
+    data: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +171,7 @@ class StateOutcome:
 
 @dataclass(frozen=True, slots=True)
 class RunRecord:
-    """The durable record of one run. Never holds code, env or output."""
+    """The durable record of one run. Never holds code, env or output. `key` grows with each run."""
 
     id: str
     session_key: int
@@ -143,3 +191,47 @@ class RunRecord:
     cpu_us: int | None = None
     reaped: int | None = None
     enforced: JsonObject = field(default_factory=dict)
+    key: int = field(default=0, compare=False)
+
+
+@dataclass(frozen=True, slots=True)
+class KeptOutputs:
+    """What a run wrote to each stream: the bytes themselves, or the digest of the blob that holds them."""
+
+    stdout: bytes | None = field(repr=False)
+    stderr: bytes | None = field(repr=False)
+    stdout_digest: str | None = None
+    stderr_digest: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """A request with an idempotency key; idempotency.py tells of its marks. Keys are apart for each route and, but for
+    creation, for each session."""
+
+    route: Route
+    key: str
+    request_hash: str
+    env_mark: str = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Claimed:
+    """What is known of a key's first request. `answer` is the session it made, packed, or the data its run answered;
+    None where the run hasn't ended or its result wasn't kept."""
+
+    request_hash: str
+    env_mark: str = field(repr=False)
+    run: RunRecord | None
+    answer: str | None
+    outputs: KeptOutputs
+
+
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """What a run with a key was answered, apart from its record: the data as shown, and its output. Without data it
+    hasn't run, and the key is free again."""
+
+    claim: Claim
+    data: str | None = None
+    outputs: KeptOutputs | None = None

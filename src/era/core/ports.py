@@ -8,10 +8,29 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from enum import Enum
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-from era.core.models import JsonObject, Language, NewSession, RunRecord, Session, Snapshot, StoredCode
+from era.core.diffs import FileChanges
+from era.core.models import (
+    Answered,
+    Cause,
+    Claim,
+    Claimed,
+    Gone,
+    JsonObject,
+    KeptOutputs,
+    Language,
+    NewCopy,
+    NewSession,
+    RunRecord,
+    Session,
+    Snapshot,
+    StoredCode,
+    Version,
+    VersionContent,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,6 +180,10 @@ class SnapshotStore(Protocol):
         taken or restored there."""
         ...
 
+    async def changes(self, old: Snapshot, new: Snapshot) -> FileChanges:
+        """What changed between two snapshots, found without reading a file."""
+        ...
+
     def forget(self, sandbox_id: str) -> None:
         """Drop what was remembered of a sandbox that is gone."""
         ...
@@ -172,12 +195,32 @@ class SnapshotRefused(Exception):
 
 @dataclass(frozen=True, slots=True)
 class SessionFilter:
-    """What to list: newest first, `limit` rows after the row `before_key`."""
+    """What to list: newest first, `limit` rows after the row `before_key`. `gone` lists, instead of the sessions there
+    are, those that are gone in this way and can still be restored."""
 
     language: Language | None = None
     metadata: Mapping[str, str] | None = None
     limit: int | None = None
     before_key: int | None = None
+    gone: Gone | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Retention:
+    """How much of the past is kept: versions and outputs for each session, and sessions that are gone."""
+
+    versions: int = 100
+    outputs: int = 100
+    grace_seconds: float = 86_400.0
+
+
+class Keep(Enum):
+    """Where None is a value: leave the field alone."""
+
+    KEEP = 0
+
+
+KEEP = Keep.KEEP
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,46 +234,105 @@ class SessionChange:
     data: str | None = None
     """JSON text; a change of data makes the next version."""
 
+    ttl: int | None | Keep = KEEP
+
 
 class MetadataStore(Protocol):
-    """Rows. Every call is one transaction, and durable when it returns."""
+    """Rows. Every call is one transaction, and durable when it returns.
 
-    async def create_session(self, new: NewSession) -> Session:
-        """Raises Conflict if the id is taken."""
+    Calls with a session's id raise NotFound where there is no such session, Expired where it has expired. They count
+    as calls that put off its expiry.
+    """
+
+    async def create_session(self, new: NewSession, claim: Claim | None = None) -> Session:
+        """Raises Conflict if the id is taken. The claim is made and answered with it."""
         ...
 
-    async def session(self, session_id: str) -> Session:
-        """Raises NotFound."""
+    async def duplicate(self, copy: NewCopy, claim: Claim | None = None) -> Session:
+        """Make a session of another's version, with its settings, labels and stored code. Raises Conflict if the id
+        is taken, NotFound where the version isn't kept."""
         ...
+
+    async def session(self, session_id: str) -> Session: ...
 
     async def sessions(self, which: SessionFilter) -> Sequence[Session]: ...
 
-    async def change_session(self, session_id: str, change: SessionChange) -> Session:
-        """Raises NotFound."""
+    async def change_session(self, session_id: str, change: SessionChange) -> Session: ...
+
+    async def commit(self, session_id: str, cause: Cause, *, data: str | None, snapshot: Snapshot | None) -> Session:
+        """Make the next version outside of a run; None leaves data or snapshot as they are."""
         ...
 
-    async def store_code(self, session_id: str, code: StoredCode) -> None:
-        """Raises NotFound."""
+    async def rollback(self, session_id: str, n: int) -> Session:
+        """Make the next version, with the content of version `n`. Raises NotFound where that isn't kept."""
         ...
+
+    async def versions(self, session_id: str, *, limit: int, before: int | None) -> Sequence[Version]:
+        """Newest first, those before version `before`."""
+        ...
+
+    async def version(self, session_id: str, n: int) -> VersionContent:
+        """Raises NotFound where it isn't kept."""
+        ...
+
+    async def store_code(self, session_id: str, code: StoredCode) -> None: ...
 
     async def delete_session(self, session_id: str) -> Session:
-        """Delete the row and its run records; the answer is what it was. Raises NotFound."""
+        """Mark it as deleted: its id is free, and it can be restored for a while. The answer is what it was."""
         ...
 
-    async def begin_run(self, session_id: str, run_id: str) -> Session:
-        """Record a run as `running` and read its session. Raises NotFound."""
+    async def restore_session(self, session_id: str) -> Session:
+        """Bring back the session that last expired or was deleted under this id. Raises Conflict where the id is in
+        use, NotFound where there is nothing to restore."""
         ...
 
-    async def end_run(self, record: RunRecord, *, data: str | None, snapshot: Snapshot | None) -> RunRecord:
-        """Commit a run: its record and, where `record.committed`, data (None: unchanged), snapshot (None: unchanged)
-        and the next version move in one transaction. The answer has `version` set.
+    async def purge_session(self, session_id: str) -> Sequence[int]:
+        """Drop every row of every session of this id, gone or not; their keys. Raises NotFound where there is none."""
+        ...
+
+    async def expire(self, at: int) -> Sequence[int]:
+        """Mark the sessions that have expired by `at`; their keys."""
+        ...
+
+    async def purge(self, at: int) -> int:
+        """Drop the rows of sessions that can't be restored any more at `at`; how many went."""
+        ...
+
+    async def begin_run(self, session_id: str, run_id: str, claim: Claim | None = None) -> Session:
+        """Record a run as `running`, claim its key, and read its session."""
+        ...
+
+    async def end_run(
+        self,
+        record: RunRecord,
+        *,
+        data: str | None,
+        snapshot: Snapshot | None,
+        outputs: KeptOutputs | None = None,
+        answered: Answered | None = None,
+    ) -> RunRecord:
+        """Commit a run in one transaction: its record, its outputs, what its key is answered and, where
+        `record.committed`, the next version with data (None: unchanged) and snapshot (None: unchanged). The answer
+        has `version` and `key` set.
 
         Raises SessionDeleted where the session is gone.
         """
         ...
 
-    async def runs(self, session_key: int, limit: int) -> Sequence[RunRecord]:
-        """Newest first."""
+    async def runs(self, session_key: int, limit: int, before: int | None = None) -> Sequence[RunRecord]:
+        """Newest first, those before the one with the key `before`."""
+        ...
+
+    async def run(self, session_id: str, run_id: str) -> tuple[RunRecord, KeptOutputs | None]:
+        """A run with its outputs, None where they aren't kept. Raises NotFound also where there is no such run."""
+        ...
+
+    async def claimed(self, session_id: str, claim: Claim) -> Claimed | None:
+        """What is known of the first request with this key in the last day. `session_id` is empty for creation."""
+        ...
+
+    async def forget_keys(self) -> int:
+        """Drop the keys that are older than a day; how many went."""
         ...
 
     async def mark_lost(self) -> int:
@@ -239,6 +341,10 @@ class MetadataStore(Protocol):
 
     async def snapshot_roots(self) -> Sequence[str]:
         """Every snapshot root that a row still needs."""
+        ...
+
+    async def output_digests(self) -> Sequence[str]:
+        """Every blob that a row needs as an output."""
         ...
 
     async def counts(self) -> dict[str, Any]: ...

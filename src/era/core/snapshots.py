@@ -31,6 +31,7 @@ from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, Protocol
 
 from era.core import trees
+from era.core.diffs import FileChanges, file_changes
 from era.core.models import EMPTY, STATE_FILE, Snapshot
 from era.core.ports import Sandbox
 from era.core.trees import BlobBatch, Bounds, MoreThanAGlance, MustLookEverywhere, Scan, Tree
@@ -142,10 +143,20 @@ class Snapshots:
         except OSError as error:
             raise Unavailable(f"the session's files could not be listed: {error.strerror}") from error
 
-    async def collect_garbage(self, roots: Iterable[str]) -> int:
-        """Remove content that no snapshot in `roots` needs and that is older than the grace period; how many went.
+    async def changes(self, old: Snapshot, new: Snapshot) -> FileChanges:
+        """See SnapshotStore. Raises Unavailable where the disk fails."""
+        if old.root == new.root:
+            return FileChanges()
+        try:
+            return await self._on_thread(lambda: file_changes(self._tree_object, old.root, new.root))
+        except OSError as error:
+            raise Unavailable(f"the session's files could not be compared: {error.strerror}") from error
 
-        The grace period is for what was put but isn't in a row yet, so read `roots` just before. Raises Unavailable,
+    async def collect_garbage(self, roots: Iterable[str], blobs: Iterable[str] = ()) -> int:
+        """Remove content that no snapshot in `roots` needs, that isn't one of `blobs`, and that is older than the
+        grace period; how many went.
+
+        The grace period is for what was put but isn't in a row yet, so read both just before. Raises Unavailable,
         and removes nothing, where a tree object can't be read: what it names would be lost for good.
         """
         older_than = time.time() - self._grace_seconds
@@ -153,7 +164,7 @@ class Snapshots:
 
         def job() -> int:
             marked: set[str] = set()
-            keep: set[str] = set()
+            keep = set(blobs)
             for root in wanted:
                 self._mark(root, marked, keep)
             return self._blobs.sweep(keep, older_than)

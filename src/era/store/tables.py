@@ -10,10 +10,13 @@ from sqlalchemy import (
     ForeignKey,
     Index,
     Integer,
+    LargeBinary,
     MetaData,
     String,
     Table,
     Text,
+    false,
+    text,
 )
 
 # SQLite gives automatic keys to the exact type INTEGER only, which there holds 64 bits anyway.
@@ -28,14 +31,18 @@ metadata = MetaData(
     }
 )
 
+# A session that expired or was deleted stays for a while, with `deleted_at` set; its id is free at once.
+_LIVE = text("deleted_at IS NULL")
+_GONE = text("deleted_at IS NOT NULL")
+_MORTAL = text("expires_at IS NOT NULL")
+
 sessions = Table(
     "sessions",
     metadata,
     Column("key", _Key, primary_key=True),
-    Column("id", String(128), nullable=False, unique=True),
+    Column("id", String(128), nullable=False),
     Column("language", String(32), nullable=False),
     Column("persistent", Boolean, nullable=False),
-    Column("data", Text, nullable=False),
     Column("metadata", Text, nullable=False),
     Column("allow_internet", Boolean, nullable=False),
     Column("allow_public", Boolean, nullable=False),
@@ -44,13 +51,36 @@ sessions = Table(
     Column("code_description", Text),
     Column("code_updated_at", BigInteger),
     Column("version", BigInteger, nullable=False),
-    Column("snapshot_root", String(64)),
-    Column("file_count", BigInteger, nullable=False),
-    Column("total_bytes", BigInteger, nullable=False),
     Column("created_at", BigInteger, nullable=False),
     Column("updated_at", BigInteger, nullable=False),
     Column("last_run_at", BigInteger),
+    Column("ttl", BigInteger),
+    Column("expires_at", BigInteger),
+    Column("deleted_at", BigInteger),
+    Column("expired", Boolean, nullable=False, server_default=false()),
+    Index("uq_sessions_id", "id", unique=True, sqlite_where=_LIVE, postgresql_where=_LIVE),
+    Index("ix_sessions_gone_id", "id", "key", sqlite_where=_GONE, postgresql_where=_GONE),
+    Index("ix_sessions_deleted_at", "deleted_at", sqlite_where=_GONE, postgresql_where=_GONE),
+    # Partial, so that the end of a run needn't touch it for the many sessions that never expire.
+    Index("ix_sessions_expires_at", "expires_at", sqlite_where=_MORTAL, postgresql_where=_MORTAL),
     sqlite_autoincrement=True,  # A key is never given twice, not even that of the newest row once it is deleted.
+)
+
+# Data and snapshot of every version that is kept; `sessions.version` tells which is in force. `data` comes last because
+# it may be long, and SQLite reads a row from its front.
+versions = Table(
+    "versions",
+    metadata,
+    Column("session_key", _Key, ForeignKey(sessions.c.key, ondelete="CASCADE"), primary_key=True),
+    Column("n", BigInteger, primary_key=True),
+    Column("created_at", BigInteger, nullable=False),
+    Column("cause", String(16), nullable=False),
+    Column("run_id", String(128)),
+    Column("snapshot_root", String(64)),
+    Column("file_count", BigInteger, nullable=False),
+    Column("total_bytes", BigInteger, nullable=False),
+    Column("data", Text, nullable=False),
+    sqlite_with_rowid=False,
 )
 
 # One row for each `metadata.KEY=VALUE` that finds a session. The pair is kept as a digest, so that a filter is one
@@ -87,4 +117,38 @@ runs = Table(
     Column("enforced", Text, nullable=False),
     Index(None, "session_key", "key"),
     sqlite_autoincrement=True,
+)
+
+# What runs wrote, for as many runs of a session as are kept, and only where they wrote anything. Each stream is here
+# itself or, where it is long, as the digest of a blob.
+outputs = Table(
+    "outputs",
+    metadata,
+    Column("session_key", _Key, ForeignKey(sessions.c.key, ondelete="CASCADE"), primary_key=True),
+    Column("run_key", _Key, primary_key=True),
+    Column("stdout_digest", String(64)),
+    Column("stderr_digest", String(64)),
+    Column("stdout", LargeBinary),
+    Column("stderr", LargeBinary),
+    sqlite_with_rowid=False,
+)
+
+# Idempotency keys and what was answered. `answer` is the session as it was made, or the data that a run answered
+# (NULL: it hasn't yet; the rest of its answer is its record). No form of a run's env is here but `env_mark`, which
+# only the process that made it can compare.
+idempotency_keys = Table(
+    "idempotency_keys",
+    metadata,
+    Column("scope", String(64), primary_key=True),
+    Column("key", String(255), primary_key=True),
+    Column("request_hash", String(64), nullable=False),
+    Column("env_mark", String(128), nullable=False),
+    Column("session_key", _Key, ForeignKey(sessions.c.key, ondelete="CASCADE"), index=True),
+    Column("run_id", String(128)),
+    Column("created_at", BigInteger, nullable=False, index=True),
+    Column("stdout_digest", String(64)),
+    Column("stderr_digest", String(64)),
+    Column("stdout", LargeBinary),
+    Column("stderr", LargeBinary),
+    Column("answer", Text),
 )

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-from sqlalchemy import Engine, inspect, text
+from sqlalchemy import Connection, Engine, inspect, text
 
 from era.errors import Unavailable
 
-HEAD = "0001"
+HEAD = "0002"
 """The newest revision; a test holds it against the files beside."""
 
 
@@ -23,7 +25,7 @@ def upgrade(engine: Engine) -> None:
 
     config = Config()
     config.set_main_option("script_location", str(Path(__file__).parent).replace("%", "%%"))
-    with engine.begin() as connection:
+    with _without_foreign_keys(engine) as connection:
         config.attributes["connection"] = connection
         try:
             command.upgrade(config, "head")
@@ -32,6 +34,27 @@ def upgrade(engine: Engine) -> None:
                 f"the database can't be brought to revision {HEAD}: {error}",
                 hint="It was last used by a newer version of ERA; start that version instead.",
             ) from error
+
+
+@contextmanager
+def _without_foreign_keys(engine: Engine) -> Iterator[Connection]:
+    """A connection in a transaction. On SQLite foreign keys are off in it and checked at its end: a change of a table
+    may make it anew there, and dropping the old one would take along all rows that refer to it."""
+    with engine.connect() as connection:
+        if engine.dialect.name != "sqlite":
+            with connection.begin():
+                yield connection
+            return
+        pragma = connection.connection.cursor()  # The driver's own: it begins no transaction.
+        pragma.execute("PRAGMA foreign_keys = OFF")
+        try:
+            with connection.begin():
+                yield connection
+                if broken := connection.exec_driver_sql("PRAGMA foreign_key_check").all():
+                    raise Unavailable(f"the database's rows do not fit together: {broken[0][0]} lacks {broken[0][2]}")
+        finally:
+            pragma.execute("PRAGMA foreign_keys = ON")
+            pragma.close()
 
 
 def _revision(engine: Engine) -> str | None:

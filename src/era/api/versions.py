@@ -1,0 +1,94 @@
+"""The versions of a session, and what can be made of them."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from fastapi import APIRouter, Path, Response
+
+from era.api.context import (
+    Answer,
+    Cursor,
+    IdempotencyKey,
+    Include,
+    Limit,
+    SessionId,
+    StrictRoute,
+    UseContext,
+    claim_of,
+    cursor_of,
+    errors,
+    key_of,
+    made_answer,
+    shown,
+)
+from era.core.sessions import data_of
+from era.errors import BadRequest
+from era.wire import (
+    MAX_VERSION,
+    DiffAnswer,
+    DuplicateBody,
+    RollbackBody,
+    SessionAnswer,
+    VersionAnswer,
+    VersionsAnswer,
+    diff_answer,
+    files_answer,
+    version_answer,
+)
+
+router = APIRouter(prefix="/api/sessions/{session_id}", tags=["versions"], route_class=StrictRoute)
+
+Number = Annotated[int, Path(ge=1, le=MAX_VERSION)]
+
+
+@router.get("/versions", responses={200: {"model": VersionsAnswer}, **errors(404)})
+async def list_versions(
+    session_id: SessionId, context: UseContext, limit: Limit = 100, cursor: Cursor = None
+) -> Response:
+    """List the versions that are kept, newest first."""
+    found = await context.versions.list(session_id, limit=limit + 1, before=key_of(cursor) if cursor else None)
+    page = found[:limit]
+    following = cursor_of(page[-1].n) if len(found) > limit else None
+    answers = [version_answer(version) for version in page]
+    return Answer({"versions": answers, "count": len(answers), "next_cursor": following})
+
+
+@router.get("/versions/{number}", responses={200: {"model": VersionAnswer}, **errors(404)})
+async def get_version(session_id: SessionId, number: Number, context: UseContext, include: Include = None) -> Response:
+    """Show a version with its data."""
+    content = await context.versions.get(session_id, number)
+    answer = version_answer(content.version) | {"data": data_of(content)}
+    if include == "files":
+        answer["files"] = files_answer(await context.files(content.version.snapshot))
+    return Answer(answer)
+
+
+@router.get("/versions/{number}/diff", responses={200: {"model": DiffAnswer}, **errors(404)})
+async def diff_version(session_id: SessionId, number: Number, context: UseContext) -> Response:
+    """Show what a version changed in data and files."""
+    return Answer(diff_answer(await context.versions.diff(session_id, number)))
+
+
+@router.post("/rollback", responses={200: {"model": SessionAnswer}, **errors(404, 429)})
+async def rollback(session_id: SessionId, body: RollbackBody, context: UseContext) -> Response:
+    """Make a new version with the content of an old one. Waits for the run under way."""
+    return Answer(shown(await context.versions.rollback(session_id, body.version), context))
+
+
+@router.post("/duplicate", status_code=201, responses={201: {"model": SessionAnswer}, **errors(404, 409, 413)})
+async def duplicate(
+    session_id: SessionId, context: UseContext, key: IdempotencyKey, body: DuplicateBody | None = None
+) -> Response:
+    """Make a session with the content and settings of this one. No file is copied."""
+    wanted = body or DuplicateBody.model_validate({})
+    if wanted.id is not None and wanted.new_id is not None and wanted.id != wanted.new_id:
+        raise BadRequest("'id' and 'new_id' name two different sessions.", hint="Send one of them.")
+    made = await context.versions.duplicate(
+        session_id,
+        new_id=wanted.id or wanted.new_id,
+        data=wanted.data,
+        from_version=wanted.from_version,
+        claim=claim_of(context, "duplicate", key, wanted),
+    )
+    return made_answer(made, context)

@@ -1,0 +1,83 @@
+"""Versions: what a session was, what changed, and taking up an older one again, in place or in a copy."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from era.core.diffs import DataChange, FileChanges, data_changes
+from era.core.idempotency import Keys, Made, once
+from era.core.models import EMPTY, Claim, JsonObject, NewCopy, Session, Version, VersionContent
+from era.core.ports import MetadataStore, SnapshotStore
+from era.core.sessions import data_text
+from era.core.turns import Turns
+from era.core.views import without_view
+
+MAX_ID_LENGTH = 128
+
+
+@dataclass(frozen=True, slots=True)
+class Diff:
+    """What version `n` changed."""
+
+    n: int
+    data: Sequence[DataChange]
+    files: FileChanges
+
+
+class Versions:
+    def __init__(self, store: MetadataStore, snapshots: SnapshotStore, turns: Turns, keys: Keys) -> None:
+        self._store = store
+        self._keys = keys
+        self._snapshots = snapshots
+        self._turns = turns
+
+    async def list(self, session_id: str, *, limit: int, before: int | None) -> Sequence[Version]:
+        """Newest first, those before version `before`."""
+        return await self._store.versions(session_id, limit=limit, before=before)
+
+    async def get(self, session_id: str, n: int) -> VersionContent:
+        """Raises NotFound where the version isn't kept."""
+        return await self._store.version(session_id, n)
+
+    async def diff(self, session_id: str, n: int) -> Diff:
+        """What version `n` changed of the one before; the first one is all new. Raises NotFound where either isn't
+        kept."""
+        new = await self._store.version(session_id, n)
+        old_data, old_snapshot = "{}", EMPTY
+        if n > 1:
+            old = await self._store.version(session_id, n - 1)
+            old_data, old_snapshot = old.data, old.version.snapshot
+        files = await self._snapshots.changes(old_snapshot, new.version.snapshot)
+        return Diff(n, list(data_changes(json.loads(old_data), json.loads(new.data))), files)
+
+    async def rollback(self, session_id: str, n: int) -> Session:
+        """Make a new version with the content of version `n`, between runs. A live sandbox has the wrong files then;
+        the host sees that when it is asked for it."""
+        async with self._turns.take(session_id):
+            return await self._store.rollback(session_id, n)
+
+    async def duplicate(
+        self,
+        session_id: str,
+        *,
+        new_id: str | None,
+        data: JsonObject | None,
+        from_version: int | None,
+        claim: Claim | None = None,
+    ) -> Made:
+        """A new session with the content and settings of this one. It needs no turn: what is copied is a version, and
+        those don't change. Raises Conflict where the id is taken."""
+        text = None
+        if data is not None:
+            source = await self._store.session(session_id)
+            text = data_text("data", without_view(data, source.stored))
+        copy = NewCopy(session_id, new_id or _copy_id(session_id), from_version, text)
+        return await once(self._keys, session_id, claim, lambda: self._store.duplicate(copy, claim))
+
+
+def _copy_id(session_id: str) -> str:
+    suffix = f"-copy-{time.time_ns() // 1_000_000}"
+    return session_id[: MAX_ID_LENGTH - len(suffix)] + suffix
