@@ -24,7 +24,7 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
@@ -43,13 +43,20 @@ _GLANCE = 32
 
 _GRACE_SECONDS = 3600.0
 _THREADS = 4
+_SMALL = 1 << 20
 _CLOCK_OF_FILES = 5  # CLOCK_REALTIME_COARSE, which the time module lacks
 _DEFAULT_BOUNDS = Bounds()
 _NEW_FILE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 class BlobStore(Protocol):
-    """Content by its SHA-256; see store/blobs.py. Called from several threads."""
+    """Content by its SHA-256; see store/blobs.py and store/objects.py. Called from several threads. Trouble is an
+    OSError, whose `strerror` callers get to see."""
+
+    @property
+    def last_put(self) -> float:
+        """When a batch last ended, in whichever way; seconds since 1970, 0 for never."""
+        ...
 
     def batch(self) -> AbstractContextManager[BlobBatch]:
         """What is put within is durable once the block has ended."""
@@ -59,6 +66,10 @@ class BlobStore(Protocol):
 
     def open_blob(self, digest: str) -> int:
         """A descriptor to read from, the caller's to close."""
+        ...
+
+    def expect(self, digests: Iterable[str]) -> None:
+        """These are about to be read, so a store that is far away may fetch them together."""
         ...
 
     def sweep(self, keep: set[str], older_than: float) -> int:
@@ -94,6 +105,8 @@ class Snapshots:
         self._bounds = bounds
         self._grace_seconds = grace_seconds
         self._memories: dict[str, _Memory] = {}
+        self._collected: tuple[frozenset[str], frozenset[str], float] | None = None
+        """The roots at the last collection, and how old it let garbage be."""
         self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="era-files")
 
     async def take(self, sandbox: Sandbox, previous: Snapshot) -> Snapshot:
@@ -156,23 +169,30 @@ class Snapshots:
         """Remove content that no snapshot in `roots` needs, that isn't one of `blobs`, and that is older than the
         grace period; how many went.
 
-        The grace period is for what was put but isn't in a row yet, so read both just before. Raises Unavailable,
-        and removes nothing, where a tree object can't be read: what it names would be lost for good.
+        The grace period is for what was put but isn't in a row yet, so read both just before. Where nothing can have
+        become garbage since the last time, nothing is looked at. Raises Unavailable, and removes nothing, where a tree
+        object can't be read: what it names would be lost for good.
         """
         older_than = time.time() - self._grace_seconds
-        wanted = list(roots)
+        wanted, named = frozenset(roots), frozenset(blobs)
+        if self._collected is not None:
+            *needed, when = self._collected
+            if needed == [wanted, named] and self._blobs.last_put < when:
+                return 0
 
         def job() -> int:
             marked: set[str] = set()
-            keep = set(blobs)
+            keep = set(named)
             for root in wanted:
                 self._mark(root, marked, keep)
             return self._blobs.sweep(keep, older_than)
 
         try:
-            return await self._on_thread(job)
+            removed = await self._on_thread(job)
         except OSError as error:
             raise Unavailable(f"unused files could not be cleared away: {error.strerror}") from error
+        self._collected = (wanted, named, older_than)
+        return removed
 
     async def close(self) -> None:
         """Let what is under way finish."""
@@ -241,6 +261,7 @@ class Snapshots:
             return known
         tree = Tree(digest=digest)
         wanted = {trees.native(entry[1]): entry for entry in self._tree_object(digest)} if digest else {}
+        self._blobs.expect(_needed_soon(wanted, known))
         for name in (*known.files, *known.links, *known.trees, *known.others):
             if name not in wanted:
                 trees.remove(fd, name)
@@ -336,6 +357,19 @@ def _new_watch() -> Watch | None:
         return Watch()
     except OSError:
         return None  # this user has no more of them; then every look goes everywhere
+
+
+def _needed_soon(wanted: Mapping[str, Sequence[Any]], known: Tree) -> Iterator[str]:
+    """What to fetch before a directory is made: of large files a fetch ahead would gain little."""
+    for name, (kind, _, *rest) in wanted.items():
+        if kind == "dir":
+            below = known.trees.get(name)
+            if below is None or below.digest != rest[0]:
+                yield rest[0]
+        elif kind == "file" and rest[1] <= _SMALL:
+            file = known.files.get(name)
+            if file is None or file.digest != rest[0]:
+                yield rest[0]
 
 
 def _wait_for_the_next_tick() -> None:
