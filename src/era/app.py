@@ -21,6 +21,7 @@ import uvloop
 
 from era.api.context import Context
 from era.api.http import build
+from era.api.protocol import Protocol
 from era.core.expiry import Expiry
 from era.core.idempotency import Keys
 from era.core.models import JsonObject
@@ -171,7 +172,7 @@ async def serve(settings: Settings, say: Callable[[str], None]) -> None:
             log_config=None,
             access_log=False,
             server_header=False,
-            http="httptools",
+            http=Protocol,
             ws="none",
             timeout_graceful_shutdown=int(settings.drain_seconds) + _LAST_ANSWERS_SECONDS,
         )

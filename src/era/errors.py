@@ -7,6 +7,7 @@
     ├── Forbidden             403  a request this server refuses whoever asks
     ├── NotFound              404  no such session, version, run or route
     ├── MethodNotAllowed      405  the route exists, this method doesn't
+    ├── TooSlow               408  the request did not come in time
     ├── Conflict              409  it exists already, or its state doesn't allow this
     │   ├── SessionDeleted    409  the session was deleted while this run was under way
     │   ├── KeyReused         409  the idempotency key belongs to another request
@@ -14,6 +15,7 @@
     ├── Expired               410  the session has expired and can still be restored
     ├── TooLarge              413  data, code, env or a body over its limit
     ├── RangeNotSatisfiable   416  a part was asked for that isn't there
+    ├── HeadersTooLarge       431  headers over their limit
     ├── TooManyWaiting        429  the session's queue is full
     └── Unavailable           503  this server can't do it now
         ├── NoIsolation       503  the isolation asked for can't be had on this machine
@@ -122,6 +124,18 @@ class RangeNotSatisfiable(EraError):
     def __init__(self, message: str, size: int) -> None:
         super().__init__(message)
         self.size = size
+
+
+class TooSlow(EraError):
+    status = 408
+    code = "too_slow"
+    hint = "Send the whole request at once."
+
+
+class HeadersTooLarge(EraError):
+    status = 431
+    code = "headers_too_large"
+    hint = "Send fewer or shorter headers."
 
 
 class TooManyWaiting(EraError):
