@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 
+from era.core.ports import Retention
 from era.errors import CommitFailed, SandboxFailed, Unavailable
 from era.store.blobs import LocalBlobs
 from era.store.metadata import SqlStore
@@ -66,7 +67,7 @@ class World:
         self.data = directory / "data"
         self.blobs = LocalBlobs(self.data / "blobs")
         self.blobs.open()
-        self.store = SqlStore(f"sqlite:///{self.data / 'era.sqlite'}")
+        self.store = SqlStore(f"sqlite:///{self.data / 'era.sqlite'}", Retention(versions=1))
         self.commits = Commits(self.store, self.blobs, directory / "workspace")
 
     async def open(self) -> World:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from era.core.ports import Retention
 from era.errors import CommitFailed, SandboxFailed, Unavailable
 from era.store import objects
 from era.store.buckets import Patience
@@ -27,7 +28,7 @@ class World:
         self.s3, self.bucket, self.directory = s3, bucket, directory
         self.blobs = self._blobs(faulty.endpoint, "cache", patience)
         self.plain = self._blobs(s3.endpoint, "plain", objects._PATIENCE)
-        self.store = SqlStore(f"sqlite:///{directory / 'era.sqlite'}")
+        self.store = SqlStore(f"sqlite:///{directory / 'era.sqlite'}", Retention(versions=1))
         self.commits = Commits(self.store, self.blobs, directory / "workspace")
 
     def _blobs(self, endpoint: str, cache: str, patience: Patience) -> ObjectBlobs:

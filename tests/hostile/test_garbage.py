@@ -19,6 +19,7 @@ from typing import Any
 import pytest
 
 from era.core.models import EMPTY, NewSession, RunRecord, now
+from era.core.ports import Retention
 from era.core.snapshots import Snapshots
 from era.store.blobs import LocalBlobs
 from era.store.metadata import SqlStore
@@ -119,7 +120,7 @@ class Churn:
 @asynccontextmanager
 async def churning(blobs: LocalBlobs | ObjectBlobs, directory: Path) -> AsyncIterator[Churn]:
     blobs.open()
-    store = SqlStore(f"sqlite:///{directory / 'era.sqlite'}")
+    store = SqlStore(f"sqlite:///{directory / 'era.sqlite'}", Retention(versions=1))
     await store.open()
     churn = Churn(store, blobs, directory)
     try:
@@ -205,7 +206,7 @@ async def test_kill_9_in_a_collection_or_a_batch(scratch: Path) -> None:
 
         blobs = LocalBlobs(data / "blobs")
         blobs.open()
-        store = SqlStore(f"sqlite:///{data / 'era.sqlite'}")
+        store = SqlStore(f"sqlite:///{data / 'era.sqlite'}", Retention(versions=1))
         await store.open()
         commits = Commits(store, blobs, scratch / "workspace")
         version = (await commits.check(scratch / "scratch")).version
@@ -220,7 +221,7 @@ async def test_kill_9_in_a_collection_or_a_batch(scratch: Path) -> None:
 async def test_a_collection_looks_at_nothing_where_nothing_changed(scratch: Path) -> None:
     blobs = LocalBlobs(scratch / "blobs")
     blobs.open()
-    store = SqlStore(f"sqlite:///{scratch / 'era.sqlite'}")
+    store = SqlStore(f"sqlite:///{scratch / 'era.sqlite'}", Retention(versions=1))
     await store.open()
     commits = Commits(store, blobs, scratch / "workspace")
     swept: list[int] = []

@@ -17,6 +17,7 @@ from typing import Literal
 
 import pytest
 
+from era.core.ports import Retention
 from era.errors import EraError, NotFound
 from era.store.blobs import LocalBlobs, make_directory
 from era.store.metadata import SqlStore
@@ -62,7 +63,7 @@ async def look(data: Path, acknowledged: int | None, begun: int) -> None:
     make_directory(data)
     blobs = LocalBlobs(data / "blobs")
     blobs.open()
-    store = SqlStore(f"sqlite:///{data / 'era.sqlite'}")
+    store = SqlStore(f"sqlite:///{data / 'era.sqlite'}", Retention(versions=1))
     try:
         await store.open()
         await store.mark_lost()

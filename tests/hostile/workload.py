@@ -12,6 +12,7 @@ from typing import Any
 
 from sqlalchemy import event
 
+from era.core.ports import Retention
 from era.errors import Conflict, EraError
 from era.store.blobs import LocalBlobs, make_directory
 from era.store.metadata import SqlStore
@@ -24,7 +25,7 @@ async def main(directory: Path, count: int) -> None:
     make_directory(data)
     blobs = LocalBlobs(data / "blobs")
     blobs.open()
-    store = SqlStore(f"sqlite:///{data / 'era.sqlite'}")
+    store = SqlStore(f"sqlite:///{data / 'era.sqlite'}", Retention(versions=1))
     event.listen(store._engines.writer, "connect", _checkpoint_often)
     await store.open()
     commits = Commits(store, blobs, directory.parent / f"{directory.name}.workspace")
