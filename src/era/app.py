@@ -31,8 +31,9 @@ from era.drivers.bubblewrap import BubblewrapDriver
 from era.errors import Conflict, EraError, Forbidden
 from era.hosts.local import LocalHost
 from era.settings import Settings
-from era.store.blobs import LocalBlobs
+from era.store.blobs import LocalBlobs, make_directory
 from era.store.metadata import SqlStore
+from era.store.objects import ObjectBlobs, installation
 
 log = structlog.get_logger()
 
@@ -61,6 +62,19 @@ def driver(settings: Settings) -> BubblewrapDriver:
     return BubblewrapDriver(directory, limits(settings), cgroup_name=cgroup_name(directory))
 
 
+def blob_store(settings: Settings) -> LocalBlobs | ObjectBlobs:
+    """Raises BadRequest where the setting makes no sense."""
+    directory = settings.data_dir.resolve()
+    if not settings.blobs:
+        return LocalBlobs(directory / "blobs")
+    return ObjectBlobs(
+        settings.blobs,
+        directory / "blob-cache",
+        cache_bytes=settings.blob_cache_mb << 20,
+        owner=installation(directory / "store-id"),
+    )
+
+
 @asynccontextmanager
 async def services(settings: Settings) -> AsyncIterator[Context]:
     """Everything behind the API, started; stopped again on the way out.
@@ -68,12 +82,12 @@ async def services(settings: Settings) -> AsyncIterator[Context]:
     Raises Conflict where another service uses the data directory, NoIsolation where sandboxes can't be had.
     """
     directory = settings.data_dir.resolve()
-    directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+    make_directory(directory)
     with _only_user_of(directory):
+        blobs = blob_store(settings)
+        await asyncio.to_thread(blobs.open)
         store = SqlStore(f"sqlite:///{directory / 'era.sqlite'}")
         await store.open()
-        blobs = LocalBlobs(directory / "blobs")
-        blobs.open()
         snapshots = Snapshots(blobs)
         sandboxes = driver(settings)
         turns = Turns(settings.max_waiting)
@@ -110,6 +124,7 @@ async def services(settings: Settings) -> AsyncIterator[Context]:
                 await runs.drain(_LAST_ANSWERS_SECONDS)
         finally:
             await sandboxes.stop()
+            await asyncio.to_thread(blobs.close)
             await snapshots.close()
             await store.close()
 

@@ -24,7 +24,7 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
@@ -42,13 +42,15 @@ _GLANCE = 32
 
 _GRACE_SECONDS = 3600.0
 _THREADS = 4
+_SMALL = 1 << 20
 _CLOCK_OF_FILES = 5  # CLOCK_REALTIME_COARSE, which the time module lacks
 _DEFAULT_BOUNDS = Bounds()
 _NEW_FILE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 class BlobStore(Protocol):
-    """Content by its SHA-256; see store/blobs.py. Called from several threads."""
+    """Content by its SHA-256; see store/blobs.py and store/objects.py. Called from several threads. Trouble is an
+    OSError, whose `strerror` callers get to see."""
 
     def batch(self) -> AbstractContextManager[BlobBatch]:
         """What is put within is durable once the block has ended."""
@@ -58,6 +60,10 @@ class BlobStore(Protocol):
 
     def open_blob(self, digest: str) -> int:
         """A descriptor to read from, the caller's to close."""
+        ...
+
+    def expect(self, digests: Iterable[str]) -> None:
+        """These are about to be read, so a store that is far away may fetch them together."""
         ...
 
     def sweep(self, keep: set[str], older_than: float) -> int:
@@ -230,6 +236,7 @@ class Snapshots:
             return known
         tree = Tree(digest=digest)
         wanted = {trees.native(entry[1]): entry for entry in self._tree_object(digest)} if digest else {}
+        self._blobs.expect(_needed_soon(wanted, known))
         for name in (*known.files, *known.links, *known.trees, *known.others):
             if name not in wanted:
                 trees.remove(fd, name)
@@ -325,6 +332,19 @@ def _new_watch() -> Watch | None:
         return Watch()
     except OSError:
         return None  # this user has no more of them; then every look goes everywhere
+
+
+def _needed_soon(wanted: Mapping[str, Sequence[Any]], known: Tree) -> Iterator[str]:
+    """What to fetch before a directory is made: of large files a fetch ahead would gain little."""
+    for name, (kind, _, *rest) in wanted.items():
+        if kind == "dir":
+            below = known.trees.get(name)
+            if below is None or below.digest != rest[0]:
+                yield rest[0]
+        elif kind == "file" and rest[1] <= _SMALL:
+            file = known.files.get(name)
+            if file is None or file.digest != rest[0]:
+                yield rest[0]
 
 
 def _wait_for_the_next_tick() -> None:

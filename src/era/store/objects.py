@@ -1,0 +1,315 @@
+"""Content, by its SHA-256, as objects on an S3-compatible server.
+
+Theory of operation. The object `PREFIX/abcd…` holds the bytes whose SHA-256 is `abcd…`. A server shows an object whole
+or not at all and has made it durable when it says so; and since equal names hold equal bytes, an upload may be repeated
+or overtaken by another without harm. So a batch is nothing but uploads on a few threads, and has ended when all of them
+have. A batch that fails leaves at worst content that nobody asked for, which is swept in time.
+
+A put is not to be undone by a sweep. Content is uploaded even if it may be there already, which makes it young by the
+server's clock; a sweep removes only what is old. An upload is spared only where this process did one of the same
+content less than half an hour ago. Within this process the two also know of each other: a put notes its digest before
+anything else (`_recent`), a sweep passes over what was noted, and a put waits while its content is being removed
+(`_doomed`). If it isn't known whether a removal was carried out, it may still come, so a put of that content waits on.
+That is why one process only may sweep a prefix; others may put there, if their batches take less than the grace period.
+
+A prefix belongs to one installation, since each sweeps what its own rows don't name: `open` leaves a mark, and refuses
+a prefix that bears another's.
+
+What is read goes through a cache on the local disk. It is believed only once its SHA-256 has been found right.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import math
+import os
+import re
+import secrets
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+
+from era.errors import Conflict, Unavailable
+from era.store.blobs import sync
+from era.store.buckets import Bucket, Damaged, Patience, pieces_of
+from era.store.cache import BlobCache
+
+CHUNK = 1 << 20
+"""Content up to this size is read as a whole and uploaded aside; larger content goes up in parts, file by file."""
+
+_THREADS = 16
+_WAITING = 32
+"""Uploads that may wait or be under way, of CHUNK bytes at most: this bounds the memory of all batches together."""
+
+_SPARED_SECONDS = 1800.0
+_DOUBT_SECONDS = 60.0
+_OWNER = "owner"
+_DIGEST = re.compile(r"[0-9a-f]{64}")
+_PATIENCE = Patience()
+
+
+class ObjectBlobs:
+    """A BlobStore in a bucket. `open` before anything, `close` when done."""
+
+    def __init__(self, url: str, cache: Path, *, cache_bytes: int, owner: str, patience: Patience = _PATIENCE) -> None:
+        self._bucket = Bucket(url, patience)
+        self._cache = BlobCache(cache, cache_bytes)
+        self._owner = owner
+        self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="era-blobs")
+        self._room = threading.BoundedSemaphore(_WAITING)
+        self._closed = False
+        self._changed = threading.Condition()
+        """Guards what follows."""
+        self._recent: dict[str, float] = {}
+        """When a batch last put this."""
+        self._uploaded: dict[str, float] = {}
+        self._doomed: dict[str, float] = {}
+        """What a sweep removes, and until when that may go on, by the monotonic clock."""
+        self._batches: dict[int, float] = {}
+        """When each batch under way began."""
+
+    def open(self) -> None:
+        """Make the cache, see that the bucket can be used. Raises Unavailable, Conflict."""
+        self._cache.open()
+        try:
+            owner = self._read_owner()
+            if owner is None:
+                self._bucket.put(_OWNER, self._owner.encode())
+                owner = self._read_owner()  # Somebody else may have found none, too.
+        except OSError as error:
+            raise Unavailable(f"The blob store can't be used: {error.strerror}.") from None
+        if owner != self._owner:
+            raise Conflict(
+                "The blob store's bucket and prefix belong to another installation of ERA.",
+                hint="Choose another prefix. If the data directory was restored, restore its file `store-id`, too.",
+            )
+
+    def close(self) -> None:
+        """Let uploads finish. Whatever else is under way ends at its next request."""
+        self._closed = True
+        self._threads.shutdown()
+
+    @contextmanager
+    def batch(self) -> Iterator[ObjectBatch]:
+        """Whatever is put within is durable once the block has ended."""
+        batch = ObjectBatch(self)
+        with self._changed:
+            self._batches[id(batch)] = time.time()
+        try:
+            try:
+                yield batch
+            finally:
+                batch._wait()
+            batch._finish()
+        finally:
+            with self._changed:
+                del self._batches[id(batch)]
+
+    def get(self, digest: str) -> bytes:
+        """The content. Raises FileNotFoundError."""
+        with open(self.open_blob(digest), "rb") as file:
+            return file.read()
+
+    def open_blob(self, digest: str) -> int:
+        """A descriptor to read the content from; the caller closes it. Raises FileNotFoundError."""
+        self._check_open()
+        found = self._cache.find(digest)
+        return found if found is not None else self._bucket.patiently(lambda: self._download(digest))
+
+    def expect(self, digests: Iterable[str]) -> None:
+        """These are about to be opened: fetch them together, which takes far less time than one after the other."""
+        missing = [digest for digest in dict.fromkeys(digests) if digest not in self._cache]
+        if len(missing) > 1:
+            for _ in self._threads.map(self._fetch, missing):
+                pass
+
+    def sweep(self, keep: set[str], older_than: float) -> int:
+        """Remove what isn't in `keep` and was last put before `older_than` (seconds since 1970); how many went."""
+        with self._changed:
+            # A batch may have begun before that time and still be under way.
+            older_than = min([older_than, *self._batches.values()])
+            self._forget(older_than)
+        removed = 0
+        for page in self._bucket.pages():
+            self._check_open()
+            removed += self._remove(
+                [
+                    name
+                    for name, modified in page
+                    if name not in keep and modified < older_than and _DIGEST.fullmatch(name)
+                ]
+            )
+        return removed
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise OSError(errno.ESHUTDOWN, "the service is shutting down")
+
+    def _fetch(self, digest: str) -> None:
+        os.close(self.open_blob(digest))
+
+    def _read_owner(self) -> str | None:
+        try:
+            return self._bucket.get(_OWNER).decode(errors="replace")
+        except FileNotFoundError:
+            return None
+
+    def _forget(self, older_than: float) -> None:
+        now = time.monotonic()
+        self._recent = {digest: at for digest, at in self._recent.items() if at >= older_than}
+        self._uploaded = {digest: at for digest, at in self._uploaded.items() if digest in self._recent}
+        self._doomed = {digest: until for digest, until in self._doomed.items() if until > now}
+
+    def _remove(self, names: Sequence[str]) -> int:
+        with self._changed:
+            doomed = [name for name in names if name not in self._recent and name not in self._doomed]
+            self._doomed.update(dict.fromkeys(doomed, math.inf))
+        try:
+            self._bucket.delete(doomed)
+        except BaseException:
+            self._release(doomed, time.monotonic() + _DOUBT_SECONDS)
+            raise
+        self._release(doomed, 0.0)
+        return len(doomed)
+
+    def _release(self, doomed: Sequence[str], until: float) -> None:
+        with self._changed:
+            self._doomed.update(dict.fromkeys(doomed, until))
+            self._changed.notify_all()
+
+    def _claim(self, digest: str) -> bool:
+        """Keep this content from being swept from now on. Whether it is known to be there."""
+        with self._changed:
+            while (left := self._doomed.get(digest, 0.0) - time.monotonic()) > 0:
+                self._changed.wait(min(left, 1.0))
+            now = time.time()
+            self._recent[digest] = now
+            return now - self._uploaded.get(digest, 0.0) < _SPARED_SECONDS
+
+    def _put(self, digest: str, content: bytes) -> None:
+        begun = time.time()
+        self._bucket.put(digest, content)
+        self._is_there(digest, begun)
+        with self._cache.incoming() as new:
+            new.write(content)
+            self._cache.keep(digest, new)
+
+    def _put_pieces(self, digest: str, pieces: Callable[[], Iterator[bytes]]) -> None:
+        begun = time.time()
+        self._bucket.put_pieces(digest, pieces)
+        self._is_there(digest, begun)
+
+    def _is_there(self, digest: str, since: float) -> None:
+        with self._changed:
+            self._uploaded[digest] = since
+
+    def _submit(self, job: Callable[[], None]) -> Future[None]:
+        self._room.acquire()
+        try:
+            future = self._threads.submit(job)
+        except BaseException:
+            self._room.release()
+            raise
+        future.add_done_callback(lambda _: self._room.release())
+        return future
+
+    def _download(self, digest: str) -> int:
+        hasher = hashlib.sha256()
+        with self._cache.incoming() as new:
+            for piece in self._bucket.pieces(digest):
+                hasher.update(piece)
+                new.write(piece)
+            if hasher.hexdigest() != digest:
+                raise Damaged("what came is damaged")
+            fd = os.open(new.path, os.O_RDONLY | os.O_CLOEXEC)
+            self._cache.keep(digest, new)
+            return fd
+
+
+class ObjectBatch:
+    """Puts that become durable together, all from one thread."""
+
+    def __init__(self, store: ObjectBlobs) -> None:
+        self._store = store
+        self._digests: set[str] = set()
+        self._under_way: list[Future[None]] = []
+
+    def put(self, content: bytes) -> str:
+        """The digest of `content`, which will be kept."""
+        digest = hashlib.sha256(content).hexdigest()
+        if not self._have(digest):
+            self._stop_if_failed()
+            self._under_way.append(self._store._submit(lambda: self._store._put(digest, content)))
+        return digest
+
+    def put_file(self, fd: int, size: int) -> str:
+        """The digest of the next `size` bytes of `fd` (fewer where it ends before), which will be kept."""
+        start = os.lseek(fd, 0, os.SEEK_CUR)
+
+        def read(count: int, offset: int) -> bytes:
+            return os.pread(fd, count, start + offset)
+
+        if size <= CHUNK:
+            return self.put(b"".join(pieces_of(read, size)))
+        hasher = hashlib.sha256()
+        for piece in pieces_of(read, size, CHUNK):
+            hasher.update(piece)
+        digest = hasher.hexdigest()
+        if not self._have(digest):
+            self._stop_if_failed()
+            self._store._put_pieces(digest, lambda: _checked(pieces_of(read, size), digest))
+        return digest
+
+    def _have(self, digest: str) -> bool:
+        if digest in self._digests:
+            return True
+        known = self._store._claim(digest)
+        self._digests.add(digest)
+        return known
+
+    def _stop_if_failed(self) -> None:
+        still = []
+        for future in self._under_way:
+            if future.done():
+                future.result()
+            else:
+                still.append(future)
+        self._under_way = still
+
+    def _wait(self) -> None:
+        for future in self._under_way:
+            future.exception()
+
+    def _finish(self) -> None:
+        for future in self._under_way:
+            future.result()
+        with self._store._changed:
+            # The batch may have taken long, and the row that names this is yet to come.
+            self._store._recent.update(dict.fromkeys(self._digests, time.time()))
+
+
+def _checked(pieces: Iterator[bytes], digest: str) -> Iterator[bytes]:
+    """`pieces` as they are, unless they turn out to be something else than `digest`."""
+    hasher = hashlib.sha256()
+    for piece in pieces:
+        hasher.update(piece)
+        yield piece
+    if hasher.hexdigest() != digest:
+        raise Damaged("a file changed while it was being kept")
+
+
+def installation(file: Path) -> str:
+    """The id of the installation whose data lies beside `file`, made when first asked for."""
+    if not file.exists():
+        draft = file.with_suffix(".new")
+        with draft.open("w") as opened:
+            opened.write(secrets.token_hex(16))
+            opened.flush()
+            os.fsync(opened.fileno())
+        draft.rename(file)
+        sync(os.fspath(file.parent))
+    return file.read_text().strip()
