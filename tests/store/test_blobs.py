@@ -96,9 +96,9 @@ def test_no_more_is_read_than_asked_for(blobs: Blobs, tmp_path: Path) -> None:
 
 
 def test_a_file_is_read_from_where_it_stands(blobs: Blobs, tmp_path: Path) -> None:
-    content = os.urandom(3 << 20)
+    content = os.urandom(12 << 20)
     (tmp_path / "file").write_bytes(content)
-    for skip, size in ((5, 100), (7, 2 << 20), (3 << 20, 10)):
+    for skip, size in ((5, 100), (7, 2 << 20), (9, 10 << 20), (12 << 20, 10)):
         with open(tmp_path / "file", "rb", buffering=0) as file, blobs.batch() as batch:
             file.seek(skip)
             digest = batch.put_file(file.fileno(), size)

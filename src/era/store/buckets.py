@@ -25,10 +25,6 @@ from obstore.store import S3Store
 
 from era.errors import BadRequest
 
-PART = 6 << 20
-"""Bytes of one part of a large upload."""
-
-_PARTS_AT_ONCE = 4
 _PAGE = 1000
 _HINT = "Write it as s3://BUCKET/PREFIX?endpoint=URL&region=NAME, with credentials in AWS_* variables."
 _HOPELESS = (exceptions.PermissionDeniedError, exceptions.UnauthenticatedError, exceptions.InvalidPathError)
@@ -112,14 +108,9 @@ class Bucket:
         )
 
     def put(self, name: str, content: bytes) -> None:
-        """Durable when this returns."""
+        """Durable when this returns. As one request: a multipart upload that a crash cuts short stays, unlisted, and is
+        paid for; and not all servers get multipart right."""
         self.patiently(lambda: obstore.put(self._store, name, content, use_multipart=False))
-
-    def put_pieces(self, name: str, pieces: Callable[[], Iterator[bytes]]) -> None:
-        """Put what `pieces()` yields, in parts. There will be nothing of that name if it raises."""
-        self.patiently(
-            lambda: obstore.put(self._store, name, pieces(), chunk_size=PART, max_concurrency=_PARTS_AT_ONCE)
-        )
 
     def pieces(self, name: str) -> Iterator[bytes]:
         """The content, which may break off. Call within `patiently`, and check what came."""
@@ -166,14 +157,6 @@ class Bucket:
                 _log.warning("the blob store failed, trying again: %s", reason)
             time.sleep(self._patience.pause * 2**attempt * random.uniform(0.5, 1))  # noqa: S311  no secret
         raise AssertionError("unreachable")
-
-
-def pieces_of(read: Callable[[int, int], bytes], size: int, piece: int = PART) -> Iterator[bytes]:
-    """`size` bytes as `read(count, offset)` gives them."""
-    offset = 0
-    while offset < size and (content := read(min(piece, size - offset), offset)):
-        yield content
-        offset += len(content)
 
 
 def _failure(reason: str) -> OSError:

@@ -23,6 +23,11 @@ class Incoming:
         self.path = path
         self.size = 0
 
+    def clear(self) -> None:
+        os.ftruncate(self.fd, 0)
+        os.lseek(self.fd, 0, os.SEEK_SET)
+        self.size = 0
+
     def write(self, content: bytes) -> None:
         self.size += len(content)
         view = memoryview(content)

@@ -2,8 +2,10 @@
 
 Theory of operation. The object `PREFIX/abcd…` holds the bytes whose SHA-256 is `abcd…`. A server shows an object whole
 or not at all and has made it durable when it says so; and since equal names hold equal bytes, an upload may be repeated
-or overtaken by another without harm. So a batch is nothing but uploads on a few threads, and has ended when all of them
-have. A batch that fails leaves at worst content that nobody asked for, which is swept in time.
+or overtaken by another without harm. Content beyond PART is cut into `PREFIX/abcd….0`, `….1` and so on, and
+`PREFIX/abcd…` says how many there are; that this isn't the content itself is plain from its SHA-256. So a batch is
+nothing but uploads on a few threads, and has ended when all of them have. A batch that fails leaves at worst content
+that nobody asked for, which is swept in time.
 
 A put is not to be undone by a sweep. Content is uploaded even if it may be there already, which makes it young by the
 server's clock; a sweep removes only what is old. An upload is spared only where this process did one of the same
@@ -28,27 +30,33 @@ import re
 import secrets
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 from era.errors import Conflict, Unavailable
 from era.store.blobs import sync
-from era.store.buckets import Bucket, Damaged, Patience, pieces_of
-from era.store.cache import BlobCache
+from era.store.buckets import Bucket, Damaged, Patience
+from era.store.cache import BlobCache, Incoming
 
 CHUNK = 1 << 20
-"""Content up to this size is read as a whole and uploaded aside; larger content goes up in parts, file by file."""
+PART = 8 << 20
+"""Content up to this size is one object and uploaded aside; larger content is read twice, and waited for."""
 
 _THREADS = 16
 _WAITING = 32
-"""Uploads that may wait or be under way, of CHUNK bytes at most: this bounds the memory of all batches together."""
+"""Uploads of up to CHUNK bytes that may wait or be under way. This bounds the memory of all batches together."""
+
+_PARTS_WAITING = 4
+"""The same for those of up to PART bytes."""
 
 _SPARED_SECONDS = 1800.0
 _DOUBT_SECONDS = 60.0
 _OWNER = "owner"
-_DIGEST = re.compile(r"[0-9a-f]{64}")
+_NAME = re.compile(r"([0-9a-f]{64})(?:\.\d+)?")
+_PARTS = re.compile(rb"era parts (\d{1,6})")
 _PATIENCE = Patience()
 
 
@@ -61,6 +69,7 @@ class ObjectBlobs:
         self._owner = owner
         self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="era-blobs")
         self._room = threading.BoundedSemaphore(_WAITING)
+        self._room_for_parts = threading.BoundedSemaphore(_PARTS_WAITING)
         self._closed = False
         self._changed = threading.Condition()
         """Guards what follows."""
@@ -136,13 +145,11 @@ class ObjectBlobs:
         removed = 0
         for page in self._bucket.pages():
             self._check_open()
-            removed += self._remove(
-                [
-                    name
-                    for name, modified in page
-                    if name not in keep and modified < older_than and _DIGEST.fullmatch(name)
-                ]
-            )
+            old: dict[str, list[str]] = {}
+            for name, modified in page:
+                if modified < older_than and (found := _NAME.fullmatch(name)) and found[1] not in keep:
+                    old.setdefault(found[1], []).append(name)
+            removed += self._remove(old)
         return removed
 
     def _check_open(self) -> None:
@@ -164,17 +171,18 @@ class ObjectBlobs:
         self._uploaded = {digest: at for digest, at in self._uploaded.items() if digest in self._recent}
         self._doomed = {digest: until for digest, until in self._doomed.items() if until > now}
 
-    def _remove(self, names: Sequence[str]) -> int:
+    def _remove(self, old: Mapping[str, Sequence[str]]) -> int:
+        """Remove objects, given by digest, of which nothing was put lately; how many digests that were."""
         with self._changed:
-            doomed = [name for name in names if name not in self._recent and name not in self._doomed]
+            doomed = [digest for digest in old if digest not in self._recent and digest not in self._doomed]
             self._doomed.update(dict.fromkeys(doomed, math.inf))
         try:
-            self._bucket.delete(doomed)
+            self._bucket.delete([name for digest in doomed for name in old[digest]])
         except BaseException:
             self._release(doomed, time.monotonic() + _DOUBT_SECONDS)
             raise
         self._release(doomed, 0.0)
-        return len(doomed)
+        return sum(digest in old[digest] for digest in doomed)
 
     def _release(self, doomed: Sequence[str], until: float) -> None:
         with self._changed:
@@ -198,36 +206,63 @@ class ObjectBlobs:
             new.write(content)
             self._cache.keep(digest, new)
 
-    def _put_pieces(self, digest: str, pieces: Callable[[], Iterator[bytes]]) -> None:
+    def _put_parts(self, digest: str, parts: Iterable[bytes]) -> None:
+        """The same for large content, from the batch's own thread."""
         begun = time.time()
-        self._bucket.put_pieces(digest, pieces)
+        hasher = hashlib.sha256()
+        under_way: list[Future[None]] = []
+        try:
+            for number, part in enumerate(parts):
+                hasher.update(part)
+                upload = partial(self._bucket.put, f"{digest}.{number}", part)
+                under_way.append(self._submit(upload, self._room_for_parts))
+                if under_way[-1].done():
+                    under_way[-1].result()
+        finally:
+            wait(under_way)
+        for future in under_way:
+            future.result()
+        if hasher.hexdigest() != digest:
+            raise OSError(errno.EIO, "a file changed while it was being kept")
+        self._bucket.put(digest, b"era parts %d" % len(under_way))
         self._is_there(digest, begun)
 
     def _is_there(self, digest: str, since: float) -> None:
         with self._changed:
             self._uploaded[digest] = since
 
-    def _submit(self, job: Callable[[], None]) -> Future[None]:
-        self._room.acquire()
+    def _submit(self, job: Callable[[], None], room: threading.BoundedSemaphore) -> Future[None]:
+        room.acquire()
         try:
             future = self._threads.submit(job)
         except BaseException:
-            self._room.release()
+            room.release()
             raise
-        future.add_done_callback(lambda _: self._room.release())
+        future.add_done_callback(lambda _: room.release())
         return future
 
     def _download(self, digest: str) -> int:
-        hasher = hashlib.sha256()
         with self._cache.incoming() as new:
-            for piece in self._bucket.pieces(digest):
-                hasher.update(piece)
-                new.write(piece)
-            if hasher.hexdigest() != digest:
-                raise Damaged("what came is damaged")
+            if self._receive(self._bucket.pieces(digest), new) != digest:
+                head = os.pread(new.fd, 100, 0)
+                if not (found := _PARTS.fullmatch(head)):
+                    raise Damaged("what came is damaged")
+                new.clear()
+                parts = (self._bucket.get(f"{digest}.{number}") for number in range(int(found[1])))
+                if self._receive(parts, new) != digest:
+                    raise Damaged("what came is damaged")
             fd = os.open(new.path, os.O_RDONLY | os.O_CLOEXEC)
             self._cache.keep(digest, new)
             return fd
+
+    def _receive(self, pieces: Iterable[bytes], new: Incoming) -> str:
+        """Write pieces; the digest of them all."""
+        hasher = hashlib.sha256()
+        for piece in pieces:
+            self._check_open()
+            hasher.update(piece)
+            new.write(piece)
+        return hasher.hexdigest()
 
 
 class ObjectBatch:
@@ -243,7 +278,8 @@ class ObjectBatch:
         digest = hashlib.sha256(content).hexdigest()
         if not self._have(digest):
             self._stop_if_failed()
-            self._under_way.append(self._store._submit(lambda: self._store._put(digest, content)))
+            room = self._store._room if len(content) <= CHUNK else self._store._room_for_parts
+            self._under_way.append(self._store._submit(partial(self._store._put, digest, content), room))
         return digest
 
     def put_file(self, fd: int, size: int) -> str:
@@ -253,15 +289,15 @@ class ObjectBatch:
         def read(count: int, offset: int) -> bytes:
             return os.pread(fd, count, start + offset)
 
-        if size <= CHUNK:
-            return self.put(b"".join(pieces_of(read, size)))
+        if size <= PART:
+            return self.put(b"".join(_pieces(read, size, CHUNK)))
         hasher = hashlib.sha256()
-        for piece in pieces_of(read, size, CHUNK):
+        for piece in _pieces(read, size, CHUNK):
             hasher.update(piece)
         digest = hasher.hexdigest()
         if not self._have(digest):
             self._stop_if_failed()
-            self._store._put_pieces(digest, lambda: _checked(pieces_of(read, size), digest))
+            self._store._put_parts(digest, _pieces(read, size, PART))
         return digest
 
     def _have(self, digest: str) -> bool:
@@ -292,14 +328,18 @@ class ObjectBatch:
             self._store._recent.update(dict.fromkeys(self._digests, time.time()))
 
 
-def _checked(pieces: Iterator[bytes], digest: str) -> Iterator[bytes]:
-    """`pieces` as they are, unless they turn out to be something else than `digest`."""
-    hasher = hashlib.sha256()
-    for piece in pieces:
-        hasher.update(piece)
-        yield piece
-    if hasher.hexdigest() != digest:
-        raise Damaged("a file changed while it was being kept")
+def _pieces(read: Callable[[int, int], bytes], size: int, piece: int) -> Iterator[bytes]:
+    """`size` bytes as `read(count, offset)` gives them, all of length `piece` but the last."""
+    offset = 0
+    while offset < size:
+        wanted = min(piece, size - offset)
+        content = read(wanted, offset)
+        while content and len(content) < wanted and (more := read(wanted - len(content), offset + len(content))):
+            content += more
+        if not content:
+            return
+        yield content
+        offset += len(content)
 
 
 def installation(file: Path) -> str:
