@@ -80,7 +80,7 @@ def radosgw(directory: Path) -> Iterator[S3]:
     subprocess.run(user, check=True, capture_output=True, timeout=START_SECONDS)
     port = _free_port()
     command = ["setpriv", "--pdeathsig", "KILL", "radosgw", "-f", *options]
-    command.append(f"--rgw-frontends=beast endpoint=127.0.0.1:{port}")
+    command.append(f"--rgw-frontends=beast endpoint=127.0.0.1:{port} tcp_nodelay=1")
     with (directory / "out").open("wb") as out:
         process = subprocess.Popen(command, stdout=out, stderr=out)
     try:
@@ -145,7 +145,7 @@ class FaultyS3(ThreadingHTTPServer):
 
     daemon_threads = True
     request_queue_size = 64
-    patience = 1.5
+    patience = 0.5
 
     def __init__(self, s3: S3) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)

@@ -20,8 +20,8 @@ from era.store.cache import BlobCache
 from era.store.objects import ObjectBlobs, installation
 from tests.store.s3 import ACCESS_KEY, S3, SECRET_KEY, Fault, FaultyS3
 
-HASTY = Patience(attempts=3, pause=0.02, requests=0, silence=1.0, total=10.0)
-ONCE = Patience(attempts=1, pause=0.02, requests=0, silence=1.0, total=10.0)
+HASTY = Patience(attempts=3, pause=0.02, requests=0, silence=0.4, total=10.0)
+ONCE = Patience(attempts=1, pause=0.02, requests=0, silence=0.4, total=10.0)
 
 type Make = Callable[..., ObjectBlobs]
 
@@ -146,8 +146,11 @@ def test_credentials_are_in_no_error_and_no_log(
 
 
 @pytest.mark.parametrize("fault", ["error", "error after", "half", "hang"])
-def test_one_failure_is_not_noticed(fault: Fault, make: Make, faulty: FaultyS3, tmp_path: Path) -> None:
+def test_one_failure_is_not_noticed(
+    fault: Fault, make: Make, faulty: FaultyS3, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Every single request may fail once: what is put is there, what is read is right, what is swept is gone."""
+    monkeypatch.setattr(module, "PART", 100_000)
     store = make(faulty.endpoint)
     path = tmp_path / "large"
     large = bytearray(os.urandom(2 * module.PART + 100))
