@@ -162,8 +162,7 @@ def test_one_failure_is_not_noticed(
         with open(path, "rb") as file, store.batch() as batch:
             digest = batch.put(b"small" + bytes([n]))
             big = batch.put_file(file.fileno(), len(large))
-        store._cache.open()
-        store._cache._sizes.clear()
+        store._cache.clear()
         assert store.get(digest) == b"small" + bytes([n])
         assert store.get(big) == large
         store.sweep({digest, big}, horizon)

@@ -51,6 +51,14 @@ class BlobCache:
         for leftover in os.listdir(self._directory):
             os.unlink(f"{self._directory}/{leftover}")
 
+    def clear(self) -> None:
+        """Let go of everything."""
+        with self._lock:
+            for digest in self._sizes:
+                os.unlink(f"{self._directory}/{digest}")
+            self._sizes.clear()
+            self._total = 0
+
     def __contains__(self, digest: str) -> bool:
         with self._lock:
             return digest in self._sizes
