@@ -6,12 +6,13 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from sqlalchemy import event
 
-from era.errors import EraError
+from era.errors import Conflict, EraError
 from era.store.blobs import LocalBlobs, make_directory
 from era.store.metadata import SqlStore
 from tests.hostile.commits import Commits
@@ -27,7 +28,8 @@ async def main(directory: Path, count: int) -> None:
     event.listen(store._engines.writer, "connect", _checkpoint_often)
     await store.open()
     commits = Commits(store, blobs, directory.parent / f"{directory.name}.workspace")
-    await commits.create()
+    with suppress(Conflict):
+        await commits.create()
     say("created")
     for number in range(count):
         say("begin")
@@ -35,8 +37,8 @@ async def main(directory: Path, count: int) -> None:
             say(f"committed {await commits.commit()}")
             if number % 3 == 2:
                 await commits.collect()
-        except EraError as error:
-            say(f"failed {error.code}")
+        except (EraError, OSError) as error:
+            say(f"failed {type(error).__name__}")
     await commits.snapshots.close()
     await store.close()
 

@@ -99,6 +99,10 @@ class Snapshots:
         self._bounds = bounds
         self._grace_seconds = grace_seconds
         self._memories: dict[str, _Memory] = {}
+        self._last_batch = 0.0
+        """When something was put last."""
+        self._collected: tuple[frozenset[str], float] | None = None
+        """The roots at the last collection, and how old it let garbage be."""
         self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="era-files")
 
     async def take(self, sandbox: Sandbox, previous: Snapshot) -> Snapshot:
@@ -151,11 +155,14 @@ class Snapshots:
     async def collect_garbage(self, roots: Iterable[str]) -> int:
         """Remove content that no snapshot in `roots` needs and that is older than the grace period; how many went.
 
-        The grace period is for what was put but isn't in a row yet, so read `roots` just before. Raises Unavailable,
-        and removes nothing, where a tree object can't be read: what it names would be lost for good.
+        The grace period is for what was put but isn't in a row yet, so read `roots` just before. Where nothing can have
+        become garbage since the last time, nothing is looked at. Raises Unavailable, and removes nothing, where a tree
+        object can't be read: what it names would be lost for good.
         """
         older_than = time.time() - self._grace_seconds
-        wanted = list(roots)
+        wanted = frozenset(roots)
+        if self._collected is not None and self._collected[0] == wanted and self._last_batch < self._collected[1]:
+            return 0
 
         def job() -> int:
             marked: set[str] = set()
@@ -165,9 +172,11 @@ class Snapshots:
             return self._blobs.sweep(keep, older_than)
 
         try:
-            return await self._on_thread(job)
+            removed = await self._on_thread(job)
         except OSError as error:
             raise Unavailable(f"unused files could not be cleared away: {error.strerror}") from error
+        self._collected = (wanted, older_than)
+        return removed
 
     async def close(self) -> None:
         """Let what is under way finish."""
@@ -207,8 +216,11 @@ class Snapshots:
             if tree.is_empty:
                 return _Memory(EMPTY, tree)
             if tree.digest is None:
-                with self._blobs.batch() as batch:
-                    trees.store(root, tree, known, batch)
+                try:
+                    with self._blobs.batch() as batch:
+                        trees.store(root, tree, known, batch)
+                finally:
+                    self._last_batch = time.time()
         return _Memory(Snapshot(tree.digest, tree.totals.files, tree.totals.total_bytes), tree, watch)
 
     def _look_again(self, root: int, memory: _Memory | None) -> Tree | None:
