@@ -153,6 +153,7 @@ class FaultyS3(ThreadingHTTPServer):
         self.endpoint = f"http://127.0.0.1:{self.server_address[1]}"
         self._lock = threading.Lock()
         self._plan: tuple[Fault, int] | None = None
+        self._always = False
         self.requests = 0
 
     def fail(self, fault: Fault | None, n: int = 1) -> None:
@@ -160,6 +161,11 @@ class FaultyS3(ThreadingHTTPServer):
         with self._lock:
             self._plan = None if fault is None else (fault, n)
             self.requests = 0
+
+    def fail_all(self, really: bool) -> None:
+        """Whether to answer every request with 500."""
+        with self._lock:
+            self._always = really
 
     @property
     def failed(self) -> bool:
@@ -170,6 +176,8 @@ class FaultyS3(ThreadingHTTPServer):
     def next_fault(self) -> Fault | None:
         with self._lock:
             self.requests += 1
+            if self._always:
+                return "error"
             return self._plan[0] if self._plan is not None and self.requests == self._plan[1] else None
 
     def handle_error(self, request: Any, client_address: Any) -> None:
