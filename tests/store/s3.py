@@ -145,7 +145,7 @@ class FaultyS3(ThreadingHTTPServer):
 
     daemon_threads = True
     request_queue_size = 64
-    patience = 0.5
+    patience = 1.5
 
     def __init__(self, s3: S3) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)

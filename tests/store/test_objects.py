@@ -20,8 +20,9 @@ from era.store.cache import BlobCache
 from era.store.objects import ObjectBlobs, installation
 from tests.store.s3 import ACCESS_KEY, S3, SECRET_KEY, Fault, FaultyS3
 
-HASTY = Patience(attempts=3, pause=0.02, requests=0, silence=0.4, total=10.0)
-ONCE = Patience(attempts=1, pause=0.02, requests=0, silence=0.4, total=10.0)
+HASTY = Patience(attempts=3, pause=0.02, requests=0, silence=20.0, total=60.0)
+NERVOUS = Patience(attempts=3, pause=0.02, requests=0, silence=1.0, total=10.0)
+ONCE = Patience(attempts=1, pause=0.02, requests=0, silence=20.0, total=60.0)
 
 type Make = Callable[..., ObjectBlobs]
 
@@ -108,7 +109,7 @@ def test_servers_that_cannot_be_used_are_told(s3: S3, bucket: str, make: Make, m
         silent.listen()
         begun = time.monotonic()
         with pytest.raises(Unavailable, match="did not answer in time"):
-            make(f"http://127.0.0.1:{silent.getsockname()[1]}")
+            make(f"http://127.0.0.1:{silent.getsockname()[1]}", patience=NERVOUS)
         assert time.monotonic() - begun < 8
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong-canary")
     with pytest.raises(Unavailable, match="SignatureDoesNotMatch"):
@@ -145,13 +146,13 @@ def test_credentials_are_in_no_error_and_no_log(
             assert secret not in text
 
 
-@pytest.mark.parametrize("fault", ["error", "error after", "half", "hang"])
+@pytest.mark.parametrize("fault", ["error", "error after", "half", pytest.param("hang", marks=pytest.mark.soak)])
 def test_one_failure_is_not_noticed(
     fault: Fault, make: Make, faulty: FaultyS3, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Every single request may fail once: what is put is there, what is read is right, what is swept is gone."""
     monkeypatch.setattr(module, "PART", 100_000)
-    store = make(faulty.endpoint)
+    store = make(faulty.endpoint, patience=NERVOUS if fault == "hang" else HASTY)
     path = tmp_path / "large"
     large = bytearray(os.urandom(2 * module.PART + 100))
 
