@@ -170,13 +170,14 @@ async def test_a_database_that_fails_leaves_old_or_new(call: str, file: str, err
 
 @pytest.mark.soak
 @pytest.mark.usefixtures("strace")
+@pytest.mark.parametrize("first", range(1, 7))
 @pytest.mark.parametrize(("call", "file", "error"), SQLITE_FAULTS)
 async def test_a_database_that_fails_at_any_call_leaves_old_or_new(
-    call: str, file: str, error: str, scratch: Path
+    call: str, file: str, error: str, first: int, scratch: Path
 ) -> None:
-    n = 1
+    n = first
     while await fails(scratch / str(n), call, file, error, n):
-        n += 1
+        n += 6
 
 
 async def fails(directory: Path, call: str, file: str, error: str, n: int) -> bool:
@@ -197,13 +198,15 @@ async def fails(directory: Path, call: str, file: str, error: str, n: int) -> bo
 @pytest.mark.parametrize("limit", [40_000, 100_000, 400_000, 1_000_000])
 async def test_files_that_may_not_grow_further(limit: int, scratch: Path) -> None:
     """As under `ulimit -f`."""
+    directory = scratch / "disk"
+    directory.mkdir()
     done = subprocess.run(
-        ["bash", "-c", f"trap '' XFSZ; ulimit -f {limit // 1024}; exec \"$@\"", "-", *workload(scratch)],
+        ["bash", "-c", f"trap '' XFSZ; ulimit -f {limit // 1024}; exec \"$@\"", "-", *workload(directory)],
         capture_output=True,
         text=True,
         timeout=120,
     )
-    await assert_kept(scratch, done.stdout)
+    await assert_kept(directory, done.stdout)
     assert "failed" in done.stdout or "created" not in done.stdout
 
 

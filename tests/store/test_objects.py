@@ -271,6 +271,30 @@ def test_a_sweep_goes_through_many_pages(make: Make, monkeypatch: pytest.MonkeyP
     assert [store.get(digest) for digest in digests[:10]]
 
 
+def test_a_sweep_takes_all_parts_though_they_lie_on_several_pages(
+    make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("era.store.buckets._PAGE", 3)
+    monkeypatch.setattr(module, "PART", 1000)
+    store = make()
+    (tmp_path / "large").write_bytes(os.urandom(15_500))
+    with open(tmp_path / "large", "rb") as file, store.batch() as batch:
+        digest = batch.put_file(file.fileno(), 15_500)
+    assert len(s3_names(store)) == 18
+    assert store.sweep({digest}, time.time() + 1) == 0
+    assert store.get(digest) == (tmp_path / "large").read_bytes()
+    assert store.sweep(set(), time.time() + 1) == 1
+    assert s3_names(store) == ["owner"]
+
+
+def test_a_full_cache_fails_no_commit(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = make()
+    with monkeypatch.context() as patch:
+        patch.setattr(store._cache, "_directory", "/dev/full")
+        digest = put(store, b"content")[0]
+    assert store.get(digest) == b"content"
+
+
 def test_content_is_uploaded_again_once_it_is_not_young(make: Make, faulty: FaultyS3) -> None:
     """So that another process's sweep, which knows times only, spares it."""
     store = make(faulty.endpoint)

@@ -232,8 +232,11 @@ class Snapshots:
             if tree.is_empty:
                 return _Memory(EMPTY, tree)
             if tree.digest is None:
-                with self._blobs.batch() as batch:
-                    trees.store(root, tree, known, batch)
+                try:
+                    with self._blobs.batch() as batch:
+                        trees.store(root, tree, known, batch)
+                finally:
+                    self._last_batch = time.time()
         return _Memory(Snapshot(tree.digest, tree.totals.files, tree.totals.total_bytes), tree, watch)
 
     def _look_again(self, root: int, memory: _Memory | None) -> Tree | None:

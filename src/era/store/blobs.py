@@ -53,8 +53,8 @@ class LocalBlobs:
         self._numbers = count()
         self._closed = False
         self._batches: dict[int, float] = {}
-        self.last_put = 0.0
         """When each batch under way began."""
+        self.last_put = 0.0
 
     def open(self) -> None:
         """Make the directories, remove what a killed process left half written."""

@@ -32,7 +32,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 
@@ -79,8 +79,8 @@ class ObjectBlobs:
         self._doomed: dict[str, float] = {}
         """What a sweep removes, and until when that may go on, by the monotonic clock."""
         self._batches: dict[int, float] = {}
-        self.last_put = 0.0
         """When each batch under way began."""
+        self.last_put = 0.0
 
     def open(self) -> None:
         """Make the cache, see that the bucket can be used. Raises Unavailable, Conflict."""
@@ -176,20 +176,18 @@ class ObjectBlobs:
     def _remove(self, old: Mapping[str, Sequence[str]]) -> int:
         """Remove objects, given by digest, of which nothing was put lately; how many digests that were."""
         with self._changed:
-            doomed = [digest for digest in old if digest not in self._recent and digest not in self._doomed]
+            now = time.monotonic()
+            doomed = [digest for digest in old if digest not in self._recent and self._doomed.get(digest, now) <= now]
             self._doomed.update(dict.fromkeys(doomed, math.inf))
+        until = math.inf
         try:
             self._bucket.delete([name for digest in doomed for name in old[digest]])
-        except BaseException:
-            self._release(doomed, time.monotonic() + _DOUBT_SECONDS)
-            raise
-        self._release(doomed, 0.0)
+            until = 0.0
+        finally:
+            with self._changed:
+                self._doomed.update(dict.fromkeys(doomed, min(until, time.monotonic() + _DOUBT_SECONDS)))
+                self._changed.notify_all()
         return sum(digest in old[digest] for digest in doomed)
-
-    def _release(self, doomed: Sequence[str], until: float) -> None:
-        with self._changed:
-            self._doomed.update(dict.fromkeys(doomed, until))
-            self._changed.notify_all()
 
     def _claim(self, digest: str) -> bool:
         """Keep this content from being swept from now on. Whether it is known to be there."""
@@ -204,7 +202,7 @@ class ObjectBlobs:
         begun = time.time()
         self._bucket.put(digest, content)
         self._is_there(digest, begun)
-        with self._cache.incoming() as new:
+        with suppress(OSError), self._cache.incoming() as new:  # It is durable whether there is room here or not.
             new.write(content)
             self._cache.keep(digest, new)
 
