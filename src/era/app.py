@@ -21,11 +21,14 @@ import uvloop
 
 from era.api.context import Context
 from era.api.http import build
+from era.core.archives import Archives
+from era.core.files import Files
 from era.core.models import JsonObject
 from era.core.ports import Limits, Retention
 from era.core.runs import Runs
 from era.core.sessions import Sessions
 from era.core.snapshots import Snapshots
+from era.core.spool import Spool, Threads
 from era.core.turns import Turns
 from era.core.versions import Versions
 from era.drivers.bubblewrap import BubblewrapDriver
@@ -38,6 +41,7 @@ from era.store.metadata import SqlStore
 log = structlog.get_logger()
 
 _GARBAGE_SECONDS = 3600.0
+_TRANSFER_THREADS = 8
 _LAST_ANSWERS_SECONDS = 5
 
 
@@ -75,6 +79,9 @@ async def services(settings: Settings) -> AsyncIterator[Context]:
         await store.open()
         blobs = LocalBlobs(directory / "blobs")
         blobs.open()
+        spool = Spool(directory / "uploads")
+        spool.open()
+        transfers = Threads(_TRANSFER_THREADS, "era-transfer")
         snapshots = Snapshots(blobs)
         sandboxes = driver(settings)
         turns = Turns(settings.max_waiting)
@@ -90,6 +97,7 @@ async def services(settings: Settings) -> AsyncIterator[Context]:
                 idle_seconds=settings.idle_seconds,
             )
             runs = Runs(store, host, snapshots, turns)
+            files = Files(store, snapshots, blobs, turns, spool, transfers)
             await host.start()
             collector = asyncio.create_task(_collect_garbage(snapshots, store))
             try:
@@ -98,6 +106,8 @@ async def services(settings: Settings) -> AsyncIterator[Context]:
                     sessions=Sessions(store, host, turns),
                     runs=runs,
                     versions=Versions(store, snapshots, turns),
+                    session_files=files,
+                    archives=Archives(store, snapshots, blobs, turns, spool, transfers, files),
                     turns=turns,
                     store=store,
                     files=snapshots.entries,
@@ -112,6 +122,7 @@ async def services(settings: Settings) -> AsyncIterator[Context]:
                 await runs.drain(_LAST_ANSWERS_SECONDS)
         finally:
             await sandboxes.stop()
+            await transfers.close()
             await snapshots.close()
             await store.close()
 

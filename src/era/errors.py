@@ -5,11 +5,13 @@
     │   └── NoCode            400  a run without code in a session that stores none
     ├── Unauthorized          401  no key, or the wrong one
     ├── Forbidden             403  a request this server refuses whoever asks
-    ├── NotFound              404  no such session, version, run or route
+    ├── NotFound              404  no such session, version, run, file or route
     ├── MethodNotAllowed      405  the route exists, this method doesn't
     ├── Conflict              409  it exists already, or its state doesn't allow this
     │   └── SessionDeleted    409  the session was deleted while this run was under way
-    ├── TooLarge              413  data, code, env or a body over its limit
+    ├── PreconditionFailed    412  the file isn't the one that If-Match or If-None-Match speaks of
+    ├── TooLarge              413  data, code, env, files or a body over its limit
+    ├── RangeNotSatisfiable   416  the file has no such part
     ├── TooManyWaiting        429  the session's queue is full
     └── Unavailable           503  this server can't do it now
         ├── NoIsolation       503  the isolation asked for can't be had on this machine
@@ -86,10 +88,26 @@ class SessionDeleted(Conflict):
     hint = "The session was deleted while this run was under way; nothing of it is kept."
 
 
+class PreconditionFailed(EraError):
+    status = 412
+    code = "precondition_failed"
+    hint = "Get the file again, and decide anew with the ETag of what it is now."
+
+
 class TooLarge(EraError):
     status = 413
     code = "too_large"
     hint = "Keep large things in files in the working directory instead of in data."
+
+
+class RangeNotSatisfiable(EraError):
+    status = 416
+    code = "range_not_satisfiable"
+    hint = "Ask for a part that the file has, or for all of it without a Range header."
+
+    def __init__(self, message: str, size: int) -> None:
+        super().__init__(message)
+        self.size = size
 
 
 class TooManyWaiting(EraError):

@@ -14,6 +14,8 @@ from fastapi import Depends, HTTPException, Query, Request, Response
 from fastapi.routing import APIRoute
 
 from era.core import jsontext
+from era.core.archives import Archives
+from era.core.files import Files
 from era.core.models import JsonObject, Language, Session, Snapshot, canonical_language
 from era.core.ports import MetadataStore
 from era.core.runs import Runs
@@ -37,6 +39,8 @@ class Context:
     sessions: Sessions
     runs: Runs
     versions: Versions
+    session_files: Files
+    archives: Archives
     turns: Turns
     store: MetadataStore
     files: Callable[[Snapshot], Awaitable[Sequence[Listed]]]

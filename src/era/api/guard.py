@@ -19,13 +19,16 @@ from urllib.parse import urlsplit
 import structlog
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from era.errors import EraError, Forbidden, TooLarge, Unauthorized
+from era.errors import EraError, Forbidden, RangeNotSatisfiable, TooLarge, Unauthorized
 
 log = structlog.get_logger()
 
 MAX_BODY_BYTES = 16 << 20
 _LOOPBACK = frozenset({"localhost", "127.0.0.1", "[::1]"})
 _KEYED = re.compile(r"/(api|mcp)(/|$)")
+_UPLOADS = re.compile(r"/api/sessions/[^/]+/(files/.*|archive)", re.DOTALL)
+"""Paths whose PUT takes more: as much as a session may hold, which files.py there sees to."""
+
 _OPEN_NAMES = re.compile(r"/(health|proxy)(/|$)")
 
 
@@ -43,6 +46,8 @@ def error_headers(error: EraError) -> dict[str, str]:
         headers["Retry-After"] = str(error.retry_after)
     if isinstance(error, Unauthorized):
         headers["WWW-Authenticate"] = "Bearer"
+    if isinstance(error, RangeNotSatisfiable):
+        headers["Content-Range"] = f"bytes */{error.size}"
     return headers
 
 
@@ -72,7 +77,8 @@ class Guard:
 
         try:
             self._check(scope, headers)
-            await self._app(scope, _bounded(receive, headers), send_with_id)
+            uploads = scope["method"] == "PUT" and _UPLOADS.fullmatch(scope["path"])
+            await self._app(scope, receive if uploads else _bounded(receive, headers), send_with_id)
         except EraError as error:
             if began:
                 raise
