@@ -15,6 +15,7 @@ from urllib.parse import quote
 
 from fastapi import APIRouter, Depends, Query, Request, Response
 from fastapi.responses import StreamingResponse
+from starlette.convertors import Convertor, register_url_convertor
 from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope, Send
 
@@ -57,6 +58,21 @@ BYTES: dict[str, Any] = {
 }
 
 
+class _Rest(Convertor[str]):
+    """All that is left of a path, whatever is in it: Starlette's own stops at a newline."""
+
+    regex = "(?s:.*)"
+
+    def convert(self, value: str) -> str:
+        return value
+
+    def to_string(self, value: str) -> str:
+        return value
+
+
+register_url_convertor("rest", _Rest())
+
+
 def existing_path(request: Request) -> Parts:
     """The path of a file as it stands in the URL, decoded once and by us. Raises BadRequest."""
     found = _IN_URL.fullmatch(request.scope["raw_path"])
@@ -93,7 +109,7 @@ async def list_files(
 
 
 @router.put(
-    "/files/{path:path}",
+    "/files/{path:rest}",
     responses={200: {"model": FileAnswer}, **errors(404, 409, 412, 413, 429)},
     openapi_extra=BYTES,
 )
@@ -103,9 +119,9 @@ async def put_file(session_id: SessionId, path: Path, request: Request, context:
     return Answer({"path": "/".join(path), "size": upload.size}, headers={"ETag": f'"{upload.digest}"'})
 
 
-@router.head("/files/{path:path}", include_in_schema=False)
+@router.head("/files/{path:rest}", include_in_schema=False)
 @router.get(
-    "/files/{path:path}",
+    "/files/{path:rest}",
     responses={
         200: {"content": {"application/octet-stream": {}}, "description": "The file, or a part of it as 206."},
         **errors(404, 409, 416),
@@ -122,7 +138,7 @@ async def get_file(session_id: SessionId, path: Path, request: Request, context:
         raise
 
 
-@router.delete("/files/{path:path}", responses={200: {"model": FileDeletedAnswer}, **errors(404, 409, 412, 429)})
+@router.delete("/files/{path:rest}", responses={200: {"model": FileDeletedAnswer}, **errors(404, 409, 412, 429)})
 async def delete_file(
     session_id: SessionId,
     path: Path,
