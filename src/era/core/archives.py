@@ -129,7 +129,7 @@ class Archives:
                 raise Conflict(
                     f"'{shown(path)}' has a name or points to one that is not UTF-8: zip can't hold it.",
                     hint="Ask for ?format=tar.",
-                    code="not_utf8",
+                    code="unsuitable_name",
                 ) from None
 
     async def _on_threads(self, pieces: Iterator[bytes]) -> AsyncIterator[bytes]:

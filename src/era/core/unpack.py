@@ -24,6 +24,7 @@ type Format = Literal["tar", "tar.gz", "zip"]
 PIECE = 1 << 20
 _BLOCK = 512
 _MAX_HEADER = 1 << 20
+_MAX_HEADERS = 16
 _MAX_TRAILER = 1 << 20
 _SECOND = 1_000_000_000
 _EARLIEST, _LATEST = -(1 << 31), (1 << 34) - (1 << 31) - 1
@@ -165,11 +166,14 @@ class _Extended:
 def tar_members(source: Source) -> Iterator[Member]:
     """The members of a tar archive of any common dialect."""
     reader = Exactly(source)
-    extended = _Extended()
+    extended, headers = _Extended(), 0
     while any(block := reader.read(_BLOCK)):
         info = _header(block)
+        headers += 1
         if info is None:
             raise BadArchive("The archive is damaged: a header can't be read.")
+        if headers > _MAX_HEADERS:
+            raise BadArchive(f"The archive has more than {_MAX_HEADERS} headers for one member.")
         if info.type in (tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE):
             records = _records(_padded(reader, info.size))
             if info.type != tarfile.XGLTYPE:
@@ -180,7 +184,7 @@ def tar_members(source: Source) -> Iterator[Member]:
             extended.target = _padded(reader, info.size).rstrip(b"\0")
         else:
             yield from _member(reader, info, extended)
-            extended = _Extended()
+            extended, headers = _Extended(), 0
     _check_trailer(source)
 
 

@@ -89,6 +89,8 @@ def _record(fd: int, start: int) -> tuple[_Record, int]:
         raise _damaged()
     rest = _exactly(fd, start + _RECORD.size, name_size + extra_size)
     name, extra = _name(rest[:name_size], flags), _extra(rest[name_size:])
+    if "\\" in name:
+        raise BadArchive(f"The archive's name '{name[:200]}' has a backslash; '/' separates its parts.")
     if flags & _ENCRYPTED:
         raise BadArchive(f"The archive has '{name[:200]}', which is encrypted.")
     wide = iter(struct.unpack_from(f"<{len(extra.get(_EXTRA_64, b'')) // 8}Q", extra.get(_EXTRA_64, b"")))
