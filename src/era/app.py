@@ -22,8 +22,11 @@ import uvloop
 from era.api.context import Context
 from era.api.http import build
 from era.core.archives import Archives
+from era.core.expiry import Expiry
 from era.core.files import Files
+from era.core.idempotency import Keys
 from era.core.models import JsonObject
+from era.core.outputs import History, Outputs
 from era.core.ports import Limits, Retention
 from era.core.runs import Runs
 from era.core.sessions import Sessions
@@ -56,6 +59,10 @@ def limits(settings: Settings) -> Limits:
     )
 
 
+def retention(settings: Settings) -> Retention:
+    return Retention(settings.versions_kept, settings.outputs_kept, settings.grace_seconds)
+
+
 def cgroup_name(data_dir: Path) -> str:
     """The control group of the service on this data directory: the same after every start, and no other's."""
     return "era-" + hashlib.sha256(bytes(data_dir.resolve())).hexdigest()[:12]
@@ -75,7 +82,7 @@ async def services(settings: Settings) -> AsyncIterator[Context]:
     directory = settings.data_dir.resolve()
     directory.mkdir(parents=True, exist_ok=True, mode=0o700)
     with _only_user_of(directory):
-        store = SqlStore(f"sqlite:///{directory / 'era.sqlite'}", Retention(versions=settings.versions_kept))
+        store = SqlStore(f"sqlite:///{directory / 'era.sqlite'}", retention(settings))
         await store.open()
         blobs = LocalBlobs(directory / "blobs")
         blobs.open()
@@ -83,8 +90,10 @@ async def services(settings: Settings) -> AsyncIterator[Context]:
         spool.open()
         transfers = Threads(_TRANSFER_THREADS, "era-transfer")
         snapshots = Snapshots(blobs)
+        outputs = Outputs(blobs, settings.outputs_kept)
         sandboxes = driver(settings)
         turns = Turns(settings.max_waiting)
+        keys = Keys(store)
         try:
             if lost := await store.mark_lost():
                 log.warning("runs_lost", count=lost, why="the service stopped while they were under way")
@@ -96,16 +105,19 @@ async def services(settings: Settings) -> AsyncIterator[Context]:
                 max_live=settings.max_live,
                 idle_seconds=settings.idle_seconds,
             )
-            runs = Runs(store, host, snapshots, turns)
+            runs = Runs(store, host, snapshots, outputs, turns, keys)
+            expiry = Expiry(store, host)
             files = Files(store, snapshots, blobs, turns, spool, transfers)
             await host.start()
-            collector = asyncio.create_task(_collect_garbage(snapshots, store))
+            background = [asyncio.create_task(job) for job in (_collect_garbage(snapshots, store), expiry.run())]
             try:
                 yield Context(
                     settings=settings,
-                    sessions=Sessions(store, host, turns),
+                    sessions=Sessions(store, host, turns, keys, expiry),
                     runs=runs,
-                    versions=Versions(store, snapshots, turns),
+                    history=History(store, outputs),
+                    versions=Versions(store, snapshots, turns, keys),
+                    keys=keys,
                     session_files=files,
                     archives=Archives(store, snapshots, blobs, turns, spool, transfers, files),
                     turns=turns,
@@ -116,7 +128,8 @@ async def services(settings: Settings) -> AsyncIterator[Context]:
                     end_runs=host.stop,
                 )
             finally:
-                collector.cancel()
+                for task in background:
+                    task.cancel()
                 await runs.drain(settings.drain_seconds)
                 await host.stop()
                 await runs.drain(_LAST_ANSWERS_SECONDS)
@@ -208,7 +221,8 @@ class _Server(uvicorn.Server):
 async def _collect_garbage(snapshots: Snapshots, store: SqlStore) -> None:
     while True:
         try:
-            await snapshots.collect_garbage(await store.snapshot_roots())
+            await store.forget_keys()
+            await snapshots.collect_garbage(await store.snapshot_roots(), await store.output_digests())
         except EraError as error:
             log.warning("garbage_not_collected", error=error.message)
         await asyncio.sleep(_GARBAGE_SECONDS)

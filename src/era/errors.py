@@ -8,10 +8,13 @@
     ├── NotFound              404  no such session, version, run, file or route
     ├── MethodNotAllowed      405  the route exists, this method doesn't
     ├── Conflict              409  it exists already, or its state doesn't allow this
-    │   └── SessionDeleted    409  the session was deleted while this run was under way
+    │   ├── SessionDeleted    409  the session was deleted while this run was under way
+    │   ├── KeyReused         409  the idempotency key belongs to another request
+    │   └── RunLost           409  the run of this idempotency key was lost with the service
+    ├── Expired               410  the session has expired and can still be restored
     ├── PreconditionFailed    412  the file isn't the one that If-Match or If-None-Match speaks of
     ├── TooLarge              413  data, code, env, files or a body over its limit
-    ├── RangeNotSatisfiable   416  the file has no such part
+    ├── RangeNotSatisfiable   416  a part was asked for that isn't there
     ├── TooManyWaiting        429  the session's queue is full
     └── Unavailable           503  this server can't do it now
         ├── NoIsolation       503  the isolation asked for can't be had on this machine
@@ -88,6 +91,22 @@ class SessionDeleted(Conflict):
     hint = "The session was deleted while this run was under way; nothing of it is kept."
 
 
+class KeyReused(Conflict):
+    code = "idempotency_mismatch"
+    hint = "Send the same request as before, or another Idempotency-Key."
+
+
+class RunLost(Conflict):
+    code = "run_lost"
+    hint = "It may have run in part, but nothing of it is kept. To run it again, use another key."
+
+
+class Expired(EraError):
+    status = 410
+    code = "expired"
+    hint = "POST /api/sessions/{id}/restore brings it back; DELETE with ?purge=true drops it for good."
+
+
 class PreconditionFailed(EraError):
     status = 412
     code = "precondition_failed"
@@ -101,9 +120,11 @@ class TooLarge(EraError):
 
 
 class RangeNotSatisfiable(EraError):
+    """`size` is how many bytes there are."""
+
     status = 416
     code = "range_not_satisfiable"
-    hint = "Ask for a part that the file has, or for all of it without a Range header."
+    hint = "Ask for bytes that are there, or for all by leaving the Range header out."
 
     def __init__(self, message: str, size: int) -> None:
         super().__init__(message)

@@ -49,6 +49,12 @@ class Settings(BaseSettings):
     versions_kept: int = Field(
         default=100, ge=1, description="Versions of a session that are kept, the current one included."
     )
+    outputs_kept: int = Field(
+        default=100, ge=0, description="Newest runs of a session whose whole output is kept; 0 keeps none."
+    )
+    grace_seconds: float = Field(
+        default=86_400, ge=0, description="Seconds that a session can be restored after it expired or was deleted."
+    )
 
     spares: int = Field(default=1, ge=0, description="Sandboxes kept ready for first runs, for each language.")
     max_live: int = Field(default=32, ge=1, description="Sandboxes that may belong to sessions at a time.")

@@ -12,7 +12,8 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from era.core.models import Session, StoredCode, Version, timestamp
+from era.core.expiry import MAX_TTL
+from era.core.models import RunRecord, Session, StoredCode, Version, timestamp
 from era.core.runs import Collected, RunResult
 from era.core.snapshots import Listed
 from era.core.versions import Diff
@@ -30,6 +31,9 @@ Env = Annotated[
 ]
 
 
+Ttl = Annotated[int | None, Field(ge=1, le=MAX_TTL)]
+
+
 class Body(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
@@ -44,6 +48,7 @@ class CreateSession(Body):
     allowInternetAccess: bool = Field(True, description="Kept for later versions: this one gives no network at all.")  # noqa: N815
     allowPublicAccess: bool = Field(True, description="Whether others may call the session's public URL.")  # noqa: N815
     default_timeout: float = Field(30.0, gt=0, description="Seconds that a run may take if it doesn't say.")
+    ttl: Ttl = Field(None, description="Seconds without a call after which it expires; null is never.")
 
     @field_validator("setup")
     @classmethod
@@ -59,6 +64,7 @@ class ChangeSession(Body):
     allowPublicAccess: bool | None = None  # noqa: N815
     metadata: dict[str, Any] | None = None
     data: dict[str, Any] | None = Field(None, description="Replaces the state, between runs.")
+    ttl: Ttl = Field(None, description="Left out: as it is; null: never expires.")
 
 
 class RunBody(Body):
@@ -117,6 +123,8 @@ class SessionAnswer(BaseModel):
     allowPublicAccess: bool  # noqa: N815
     default_timeout: float
     version: int
+    ttl: int | None
+    expires_at: str | None
     status: str
     files: list[dict[str, Any]] | None = None
 
@@ -153,6 +161,12 @@ class StateAnswer(BaseModel):
     reason: str | None
 
 
+class RecordedState(BaseModel):
+    version: int | None
+    committed: bool
+    reason: str | None
+
+
 class RunAnswer(BaseModel):
     exit_code: int
     stdout: str
@@ -165,6 +179,31 @@ class RunAnswer(BaseModel):
     stdout_truncated: bool
     stderr_truncated: bool
     state: StateAnswer
+
+
+class RunRecordAnswer(BaseModel):
+    run_id: str
+    session_id: str
+    status: str
+    started_at: str
+    ended_at: str
+    duration: str | None
+    exit_code: int | None
+    stdout_bytes: int
+    stderr_bytes: int
+    stdout_truncated: bool
+    stderr_truncated: bool
+    state: RecordedState
+    peak_memory_bytes: int | None
+    cpu_seconds: float | None
+    reaped: int | None
+    enforced: dict[str, Any]
+
+
+class RunRecordsAnswer(BaseModel):
+    runs: list[RunRecordAnswer]
+    count: int
+    next_cursor: str | None
 
 
 class ExecuteAnswer(BaseModel):
@@ -269,7 +308,7 @@ class CodeAnswer(BaseModel):
 
 
 def session_answer(session: Session, status: str) -> dict[str, Any]:
-    """The session object. `status` is `running` while a run is under way, else `idle`."""
+    """The session object. `status` is `running` while a run is under way, else `idle`, unless it is gone."""
     return {
         "id": session.id,
         "session_id": session.id,
@@ -286,7 +325,9 @@ def session_answer(session: Session, status: str) -> dict[str, Any]:
         "allowPublicAccess": session.allow_public,
         "default_timeout": session.default_timeout,
         "version": session.version,
-        "status": status,
+        "ttl": session.ttl,
+        "expires_at": None if session.expires_at is None else timestamp(session.expires_at),
+        "status": session.gone or status,
     }
 
 
@@ -311,6 +352,28 @@ def result_answer(result: RunResult) -> dict[str, Any]:
 
 def run_answer(run: Collected) -> dict[str, Any]:
     return {"stdout": text(run.stdout), "stderr": text(run.stderr), **result_answer(run.result)}
+
+
+def record_answer(record: RunRecord, session_id: str) -> dict[str, Any]:
+    """The record of a run. What isn't known yet, or never will be, is null."""
+    return {
+        "run_id": record.id,
+        "session_id": session_id,
+        "status": record.status,
+        "started_at": timestamp(record.started_at),
+        "ended_at": timestamp(record.ended_at),
+        "duration": None if record.duration_us is None else f"{record.duration_us / 1e6:.3f}s",
+        "exit_code": record.exit_code,
+        "stdout_bytes": record.stdout_bytes,
+        "stderr_bytes": record.stderr_bytes,
+        "stdout_truncated": record.stdout_truncated,
+        "stderr_truncated": record.stderr_truncated,
+        "state": {"version": record.version, "committed": record.committed, "reason": record.reason},
+        "peak_memory_bytes": record.peak_memory_bytes,
+        "cpu_seconds": None if record.cpu_us is None else record.cpu_us / 1e6,
+        "reaped": record.reaped,
+        "enforced": record.enforced,
+    }
 
 
 def execute_answer(run: Collected, language: str) -> dict[str, Any]:

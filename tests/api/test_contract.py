@@ -28,7 +28,8 @@ type MakeServer = Callable[..., Server]
 JSON = {"content-type": "application/json"}
 SESSION_KEYS = {
     "id", "session_id", "created_at", "last_run_at", "language", "persistent", "file_count", "total_size_bytes",
-    "metadata", "data", "setup", "allowInternetAccess", "allowPublicAccess", "default_timeout", "version", "status",
+    "metadata", "data", "setup", "allowInternetAccess", "allowPublicAccess", "default_timeout", "version",
+    "ttl", "expires_at", "status",
 }  # fmt: skip
 RUN_KEYS = {
     "exit_code", "stdout", "stderr", "duration", "session_id", "data", "run_id", "status", "stdout_truncated",
@@ -95,6 +96,8 @@ def test_a_session_created_with_nothing_but_a_language_has_the_defaults(client: 
         "allowPublicAccess": True,
         "default_timeout": 30,
         "version": 1,
+        "ttl": None,
+        "expires_at": None,
         "status": "idle",
     }
     assert body["session_id"] == body["id"]

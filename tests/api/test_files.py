@@ -261,7 +261,7 @@ def test_ranges(client: httpx.Client, session: MakeSession, wanted: str, part: t
         assert answer.headers["content-length"] == str(end - start)
 
 
-@pytest.mark.parametrize("wanted", ["bytes=10-", "bytes=99-100", "bytes=-0", f"bytes={10**18}-"])
+@pytest.mark.parametrize("wanted", ["bytes=10-", "bytes=99-100", "bytes=-0", f"bytes={10**17}-"])
 def test_ranges_that_the_file_does_not_have(client: httpx.Client, session: MakeSession, wanted: str) -> None:
     where = session()
     put(client, where, "a", b"0123456789")

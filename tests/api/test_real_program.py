@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 import secrets
 import shutil
+import signal
 import subprocess
 import textwrap
 import time
@@ -47,6 +48,7 @@ def plainly(argv: list[str], name: str, code: str, directory: Path, **env: str) 
         capture_output=True,
         timeout=30,
         start_new_session=True,
+        preexec_fn=_default_signals,
     )
     exit_code = done.returncode if done.returncode >= 0 else 128 - done.returncode
     stdout, stderr = (
@@ -56,12 +58,19 @@ def plainly(argv: list[str], name: str, code: str, directory: Path, **env: str) 
     return exit_code, without_numbers(stdout), without_numbers(stderr)
 
 
+def _default_signals() -> None:
+    """As from a shell, also where the tests themselves were started with signals ignored."""
+    for number in (signal.SIGINT, signal.SIGQUIT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
+
+
 def outcome(answer: dict[str, Any]) -> tuple[int, str, str]:
     return answer["exit_code"], without_numbers(answer["stdout"]), without_numbers(answer["stderr"])
 
 
 def without_numbers(text: str) -> str:
-    """Without what differs from one process to the next: addresses and process ids."""
+    """Without what differs from one process to the next: addresses, native frames and process ids."""
+    text = re.sub(r"(?m)^ ?\d+: 0x[0-9a-f]+ .*$", "N: native", text)
     return re.sub(r"\(node:\d+\)", "(node:N)", re.sub(r"\b0x[0-9a-f]{9,}", "0xN", text))
 
 

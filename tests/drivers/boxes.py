@@ -52,11 +52,10 @@ class Boxes:
         if weakness.supervisor:
             guest = directory / "guest"
             shutil.copytree(self.driver.paths.guest, guest, ignore=shutil.ignore_patterns("__pycache__"))
-            text = (guest / "supervisor.py").read_text()
+            file = guest / "supervisor.py"
             for old, new in weakness.supervisor.items():
-                assert old in text, f"the supervisor has no {old!r} any more"
-                text = text.replace(old, new)
-            (guest / "supervisor.py").write_text(text)
+                assert old in file.read_text(), f"the supervisor has no {old!r} any more"
+                file.write_text(file.read_text().replace(old, new))
             self.driver.paths = replace(self.driver.paths, guest=guest)
         try:
             with self._weakened():

@@ -23,11 +23,25 @@ from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import create_engine
 
-from era.core.models import EMPTY, NewCopy, NewSession, RunRecord, Session, Snapshot, StoredCode, now
+from era.core.idempotency import unpacked
+from era.core.models import (
+    EMPTY,
+    Answered,
+    Claim,
+    KeptOutputs,
+    NewCopy,
+    NewSession,
+    RunRecord,
+    Session,
+    Snapshot,
+    StoredCode,
+    now,
+)
 from era.core.ports import Retention, SessionChange, SessionFilter
-from era.errors import CommitFailed, Conflict, NotFound, SessionDeleted, Unavailable
+from era.errors import CommitFailed, Conflict, Expired, NotFound, SessionDeleted, Unavailable
 from era.store import migrations
 from era.store.metadata import LOST, SqlStore
+from era.store.runs import DELETED
 from era.store.tables import metadata as tables
 
 type WithStore = Callable[[Callable[[SqlStore], Awaitable[None]]], None]
@@ -134,7 +148,7 @@ def test_the_rows_of_an_older_version_are_carried_over(tmp_path: Path, url: str,
             await store.create_session(new("new"))
         await store.begin_run("ran", "r5")
         assert (await store.end_run(ended(ran, "r5"), data=None, snapshot=None)).version == 10
-        await store.delete_session("ran")
+        await store.purge_session("ran")
         assert await store.runs(4, 10) == []
 
     with_store(test)
@@ -243,7 +257,12 @@ def test_the_end_of_a_run_of_a_deleted_session(with_store: WithStore) -> None:
         with pytest.raises(SessionDeleted):
             await store.end_run(ended(session, "r1"), data='{"n": 1}', snapshot=None)
         assert (await store.session("a")).version == 1
-        assert await store.counts() == {"sessions": 1, "runs": {}}
+        [record] = await store.runs(session.key, 9)
+        assert (record.status, record.committed, record.reason, record.version) == ("ok", False, DELETED, None)
+        await store.purge_session("a")
+        with pytest.raises(SessionDeleted):
+            await store.end_run(ended(session, "r1"), data=None, snapshot=None)
+        assert await store.counts() == {"sessions": 0, "runs": {}}
 
     with_store(test)
 
@@ -419,9 +438,240 @@ def test_snapshot_roots_are_those_that_rows_need(with_store: WithStore) -> None:
         await store.create_session(new("d"))
         assert sorted(await store.snapshot_roots()) == ["1" * 64, "2" * 64]
         await store.delete_session("c")
+        assert sorted(await store.snapshot_roots()) == ["1" * 64, "2" * 64], "it can be restored"
+        await store.purge_session("c")
         assert list(await store.snapshot_roots()) == ["1" * 64]
 
     with_store(test)
+
+
+def test_outputs_are_kept_for_the_newest_runs(url: str) -> None:
+    async def main() -> None:
+        store = SqlStore(url, Retention(outputs=2))
+        await store.open()
+        session = await store.create_session(new("a"))
+        given = [
+            KeptOutputs(b"1", b""),
+            KeptOutputs(None, b"2", "d" * 64),
+            None,
+            KeptOutputs(b"", b""),
+            KeptOutputs(b"4", None, None, "e" * 64),
+        ]
+        for n, outputs in enumerate(given):
+            await store.begin_run("a", f"r{n}")
+            assert await store.run("a", f"r{n}") == ((await store.runs(session.key, 1))[0], None)
+            await store.end_run(ended(session, f"r{n}"), data=None, snapshot=None, outputs=outputs)
+            if n == 1:
+                assert list(await store.output_digests()) == ["d" * 64]
+        kept = [(await store.run("a", f"r{n}"))[1] for n in range(5)]
+        assert kept == [None, None, None, None, given[4]], "nothing written is nothing kept"
+        assert list(await store.output_digests()) == ["e" * 64]
+        with pytest.raises(NotFound, match="'r9'"):
+            await store.run("a", "r9")
+        await store.create_session(new("b"))
+        with pytest.raises(NotFound, match="'r0'"):
+            await store.run("b", "r0")
+        await store.close()
+
+    asyncio.run(main())
+
+
+def test_a_key_is_claimed_with_its_run_and_answered_with_its_end(with_store: WithStore) -> None:
+    claim = Claim("run", "k", "h" * 64, "mark")
+
+    async def test(store: SqlStore) -> None:
+        session = await store.create_session(new("a"))
+        assert await store.claimed("a", claim) is None
+        await store.begin_run("a", "r1", claim)
+        with pytest.raises(Conflict):
+            await store.begin_run("a", "r2", claim)
+        assert [run.id for run in await store.runs(session.key, 9)] == ["r1"], "a run began without its claim"
+        claimed = await store.claimed("a", claim)
+        assert claimed is not None
+        assert claimed.run is not None
+        assert (claimed.request_hash, claimed.answer, claimed.run.status) == ("h" * 64, None, "running")
+        outputs = KeptOutputs(b"out", None, None, "d" * 64)
+        await store.end_run(
+            ended(session, "r1"), data="{}", snapshot=None, answered=Answered(claim, '{"n": 1}', outputs)
+        )
+        claimed = await store.claimed("a", claim)
+        assert claimed is not None
+        assert (claimed.answer, claimed.outputs) == ('{"n": 1}', outputs)
+        assert list(await store.output_digests()) == ["d" * 64]
+        assert await store.claimed("", claim) is None
+        assert await store.claimed("a", replace(claim, key="K")) is None
+
+        await store.begin_run("a", "r3", replace(claim, key="other"))
+        released = Answered(replace(claim, key="other"))
+        await store.end_run(ended(session, "r3", committed=False), data=None, snapshot=None, answered=released)
+        assert await store.claimed("a", replace(claim, key="other")) is None
+
+    with_store(test)
+
+
+def test_a_session_is_made_and_its_key_answered_together(with_store: WithStore) -> None:
+    claim = Claim("create", "k", "h" * 64, "mark")
+
+    async def test(store: SqlStore) -> None:
+        session = await store.create_session(new("a", data='{"n": 1}'), claim)
+        await store.store_code("a", StoredCode("1", None, 7))
+        with pytest.raises(Conflict):
+            await store.create_session(new("b"), claim)
+        with pytest.raises(Conflict):
+            await store.create_session(new("a"), replace(claim, key="free"))
+        assert await store.claimed("", replace(claim, key="free")) is None
+        claimed = await store.claimed("", claim)
+        assert claimed is not None
+        assert claimed.answer is not None
+        assert unpacked(claimed.answer) == session
+        source = await store.session("a")
+        copying = replace(claim, route="duplicate")
+        copy = await store.duplicate(NewCopy("a", "b"), copying)
+        claimed = await store.claimed("a", copying)
+        assert claimed is not None
+        assert claimed.answer is not None
+        assert unpacked(claimed.answer) == copy
+        assert copy.stored == source.stored
+
+    with_store(test)
+
+
+def test_keys_are_forgotten_after_a_day(tmp_path: Path, with_store: WithStore) -> None:
+    claim = Claim("create", "k", "h" * 64, "mark")
+
+    async def test(store: SqlStore) -> None:
+        await store.create_session(new("a"), claim)
+        await store.create_session(new("b"), replace(claim, key="young"))
+        with closing(sqlite3.connect(tmp_path / "era.db", isolation_level=None)) as other:
+            other.execute("UPDATE idempotency_keys SET created_at = created_at - 86400000000 WHERE key = 'k'")
+        assert await store.claimed("", claim) is None
+        await store.create_session(new("c"), claim)
+        assert await store.claimed("", claim) is not None
+        assert await store.forget_keys() == 0
+        with closing(sqlite3.connect(tmp_path / "era.db", isolation_level=None)) as other:
+            other.execute("UPDATE idempotency_keys SET created_at = created_at - 86400000000 WHERE key = 'k'")
+        assert await store.forget_keys() == 1
+
+    with_store(test)
+
+
+def test_gone_sessions_free_their_id_and_can_be_restored(with_store: WithStore) -> None:
+    async def test(store: SqlStore) -> None:
+        first = await store.create_session(new("a", metadata={"who": "me"}, data='{"n": 1}'))
+        assert (await store.delete_session("a")).gone is None
+        with pytest.raises(NotFound) as gone:
+            await store.session("a")
+        assert "restore" in gone.value.hint
+        second = await store.create_session(new("a"))
+        with pytest.raises(Conflict, match="in use"):
+            await store.restore_session("a")
+        assert await store.sessions(SessionFilter()) == [second]
+        [deleted] = await store.sessions(SessionFilter(gone="deleted", metadata={"who": "me"}))
+        assert (deleted.key, deleted.gone) == (first.key, "deleted")
+        assert await store.sessions(SessionFilter(gone="expired")) == []
+        await store.delete_session("a")
+        assert (await store.restore_session("a")).key == second.key, "the last one comes back"
+        with pytest.raises(Conflict):
+            await store.restore_session("a")
+        assert sorted(await store.purge_session("a")) == [first.key, second.key]
+        for call in (store.restore_session("a"), store.purge_session("a")):
+            with pytest.raises(NotFound):
+                await call
+
+    with_store(test)
+
+
+def test_sessions_expire_when_nobody_has_called(with_store: WithStore) -> None:
+    second = 1_000_000
+
+    async def test(store: SqlStore) -> None:
+        session = await store.create_session(new("a", ttl=100))
+        assert session.expires_at == session.created_at + 100 * second
+        await store.create_session(new("never"))
+        assert await store.expire(session.expires_at + 9 * second) == [], "a call may not be noted for so long"
+        await store.begin_run("a", "r1")
+        assert await store.expire(session.expires_at + 500 * second) == [], "a run is under way"
+        await store.end_run(ended(session, "r1"), data=None, snapshot=None)
+        after = await store.session("a")
+        assert after.expires_at is not None
+        assert after.expires_at > session.expires_at
+        assert await store.expire(after.expires_at + 10 * second) == [session.key]
+        for call in (
+            store.session("a"),
+            store.change_session("a", SessionChange(data="{}")),
+            store.store_code("a", StoredCode("", None, 1)),
+            store.delete_session("a"),
+            store.begin_run("a", "r2"),
+            store.rollback("a", 1),
+            store.versions("a", limit=1, before=None),
+            store.run("a", "r1"),
+        ):
+            with pytest.raises(Expired):
+                await call
+        [expired] = await store.sessions(SessionFilter(gone="expired"))
+        assert (expired.gone, expired.version) == ("expired", 2)
+        back = await store.restore_session("a")
+        assert (back.gone, back.version) == (None, 2)
+        assert back.expires_at is not None
+        assert back.expires_at >= now() + 99 * second
+        changed = await store.change_session("a", SessionChange(ttl=None))
+        assert (changed.ttl, changed.expires_at) == (None, None)
+        changed = await store.change_session("a", SessionChange(ttl=5))
+        assert changed.expires_at == changed.updated_at + 5 * second
+
+    with_store(test)
+
+
+def test_a_read_is_noted_only_now_and_then(tmp_path: Path, with_store: WithStore) -> None:
+    async def test(store: SqlStore) -> None:
+        session = await store.create_session(new("a", ttl=100))
+        assert await store.session("a") == session
+        with closing(sqlite3.connect(tmp_path / "era.db", isolation_level=None)) as other:
+            other.execute("UPDATE sessions SET expires_at = expires_at - 11000000")
+        touched = await store.session("a")
+        assert session.expires_at is not None
+        assert touched.expires_at is not None
+        assert touched.expires_at >= session.expires_at
+        with closing(sqlite3.connect(tmp_path / "era.db", isolation_level=None)) as other:
+            other.execute("UPDATE sessions SET expires_at = 1000000")
+        with pytest.raises(Expired):  # though nobody has marked it
+            await store.session("a")
+        again = await store.create_session(new("a"))
+        assert again.key > session.key
+        assert [gone.key for gone in await store.sessions(SessionFilter(gone="expired"))] == [session.key]
+
+    with_store(test)
+
+
+def test_gone_sessions_are_purged_in_the_end(url: str) -> None:
+    async def main() -> None:
+        store = SqlStore(url, Retention(grace_seconds=100))
+        await store.open()
+        session = await store.create_session(new("a"), Claim("create", "k", "h", "m"))
+        await store.begin_run("a", "r1")
+        await store.end_run(
+            ended(session, "r1"), data=None, snapshot=Snapshot("f" * 64, 1, 1), outputs=KeptOutputs(b"x", b"")
+        )
+        await store.create_session(new("b"))
+        await store.delete_session("a")
+        assert await store.purge(now() + 99_000_000) == 0
+        assert list(await store.snapshot_roots()) == ["f" * 64]
+        assert await store.purge(now() + 100_000_000) == 1
+        assert list(await store.snapshot_roots()) == []
+        assert await store.runs(session.key, 9) == []
+        with pytest.raises(NotFound):
+            await store.restore_session("a")
+        assert len(await store.sessions(SessionFilter())) == 1
+        await store.close()
+
+        store = SqlStore(url, Retention(grace_seconds=0))
+        await store.open()
+        await store.delete_session("b")
+        with pytest.raises(NotFound):
+            await store.restore_session("b")
+        await store.close()
+
+    asyncio.run(main())
 
 
 def test_a_failing_database_is_told_without_its_sql(

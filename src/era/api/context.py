@@ -10,13 +10,16 @@ from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
 
-from fastapi import Depends, HTTPException, Query, Request, Response
+from fastapi import Depends, Header, HTTPException, Query, Request, Response
 from fastapi.routing import APIRoute
+from pydantic import BaseModel
 
 from era.core import jsontext
 from era.core.archives import Archives
 from era.core.files import Files
-from era.core.models import JsonObject, Language, Session, Snapshot, canonical_language
+from era.core.idempotency import Keys, Made
+from era.core.models import Claim, JsonObject, Language, Route, Session, Snapshot, canonical_language
+from era.core.outputs import History
 from era.core.ports import MetadataStore
 from era.core.runs import Runs
 from era.core.sessions import Sessions
@@ -38,6 +41,8 @@ class Context:
     settings: Settings
     sessions: Sessions
     runs: Runs
+    history: History
+    keys: Keys
     versions: Versions
     session_files: Files
     archives: Archives
@@ -50,7 +55,7 @@ class Context:
     """Kill what runs and start nothing any more."""
 
 
-def context(request: Request) -> Context:
+async def context(request: Request) -> Context:  # not async, it would take a hop through a thread
     found: Context = request.app.state.context
     return found
 
@@ -98,8 +103,12 @@ class Answer(Response):
 
 
 def errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """How a route's errors are documented. Every route may answer 400, 401, 403 and 503."""
-    return {status: {"model": ErrorAnswer} for status in sorted({400, 401, 403, 503, *statuses})}
+    """How a route's errors are documented. Every route may answer 400, 401, 403 and 503, and 410
+    where it may answer 404: that is a session which has expired."""
+    return {
+        status: {"model": ErrorAnswer}
+        for status in sorted({400, 401, 403, 503, *statuses, *({410} if 404 in statuses else ())})
+    }
 
 
 def base_url(request: Request, settings: Settings) -> str:
@@ -109,7 +118,7 @@ def base_url(request: Request, settings: Settings) -> str:
     return f"{request.url.scheme}://{request.headers.get('host') or request.url.netloc}"
 
 
-def existing_id(session_id: str) -> str:
+async def existing_id(session_id: str) -> str:
     """A session id from a path. Raises NotFound for what can't be one, so no store ever sees it."""
     if not re.fullmatch(SESSION_ID[1:-1], session_id):
         raise NotFound("No session has such an id.")
@@ -122,9 +131,47 @@ Limit = Annotated[int, Query(ge=1, le=1000, description="How many a page.")]
 Cursor = Annotated[str | None, Query(max_length=64, description="`next_cursor` of the page before.")]
 
 
+def idempotency_key(
+    request: Request,
+    _documented: Annotated[
+        str | None,
+        Header(alias="Idempotency-Key", description="The same key and body again give the first answer again."),
+    ] = None,
+) -> str | None:
+    """The request's key, if it has one. Raises BadRequest for what can't be a key."""
+    given = request.headers.getlist("idempotency-key")
+    if not given:
+        return None
+    if len(given) > 1 or not re.fullmatch("[ -~]{1,255}", given[0]):
+        raise BadRequest(
+            "The header Idempotency-Key is no key.",
+            hint="A key is 1 to 255 printable ASCII characters.",
+            code="bad_key",
+        )
+    return given[0]
+
+
+IdempotencyKey = Annotated[str | None, Depends(idempotency_key)]
+REPLAY = {"Idempotent-Replay": "true"}
+
+
+def claim_of(context: Context, route: Route, key: str | None, body: BaseModel) -> Claim | None:
+    """The claim of a request, whose `env` is kept apart."""
+    if key is None:
+        return None
+    return context.keys.claim(route, key, body.model_dump(exclude={"env"}), getattr(body, "env", None))
+
+
 def shown(session: Session, context: Context) -> dict[str, Any]:
     """The session object."""
     return session_answer(session, "running" if context.turns.taken(session.id) else "idle")
+
+
+def made_answer(made: Made, context: Context) -> Answer:
+    """The answer to a request that makes a session: the first time, or once more as it was."""
+    if made.replayed:
+        return Answer(session_answer(made.session, "idle"), 201, headers=REPLAY)
+    return Answer(shown(made.session, context), 201)
 
 
 def cursor_of(key: int) -> str:

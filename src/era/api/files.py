@@ -20,11 +20,12 @@ from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope, Send
 
 from era.api.context import Answer, Context, SessionId, StrictRoute, UseContext, errors
+from era.api.ranges import wanted_range
 from era.core.files import ANY, Condition, OpenFile
 from era.core.paths import Parts, from_url
 from era.core.spool import bounded
 from era.core.trees import raw
-from era.errors import BadRequest, RangeNotSatisfiable
+from era.errors import BadRequest
 from era.wire import FileAnswer, FileDeletedAnswer, FilesAnswer, files_answer
 
 router = APIRouter(prefix="/api/sessions/{session_id}", tags=["files"], route_class=StrictRoute)
@@ -40,7 +41,6 @@ _TYPES = mimetypes.MimeTypes().types_map[True] | {
 
 _IN_URL = re.compile(rb"/api/sessions/[^/]+/files/(.*)", re.DOTALL)
 _TAG = re.compile(r'\s*(W/)?"([^"]*)"\s*(?:,|$)')
-_RANGE = re.compile(r"bytes=(\d{0,19})-(\d{0,19})")
 
 # A session's file is whatever its program or its client says. A browser that is led to it must neither show it as a
 # page of this server nor let another site's page have it.
@@ -170,7 +170,8 @@ def _content(file: OpenFile, path: Parts, request: Request) -> Response:
     if known is not None and known & {ANY, file.digest}:
         file.close()
         return Response(status_code=304, headers=headers)
-    part = _part(request, file.size, etag)
+    is_same = request.headers.get("if-range", etag) == etag
+    part = wanted_range(request.headers.get("range") if is_same else None, file.size)
     start, end = part or (0, file.size)
     if part is not None:
         headers["Content-Range"] = f"bytes {start}-{end - 1}/{file.size}"
@@ -182,28 +183,6 @@ def _content(file: OpenFile, path: Parts, request: Request) -> Response:
         file.close()
         return Response(status_code=status, headers=headers)
     return _Closing(file.pieces(start, end), file.close, status_code=status, headers=headers)
-
-
-def _part(request: Request, size: int, etag: str) -> tuple[int, int] | None:
-    """From where up to where a file is asked for, None for all of it. Raises RangeNotSatisfiable.
-
-    What isn't one plain range is no reason to refuse: whoever asks must be ready to get it all.
-    """
-    found = _RANGE.fullmatch(request.headers.get("range", ""))
-    if found is None or request.headers.get("if-range", etag) != etag:
-        return None
-    first, last = found.groups()
-    if first:
-        start, end = int(first), min(int(last) + 1 if last else size, size)
-        if last and int(last) < start:
-            return None
-    elif last:
-        start, end = max(size - int(last), 0), size
-    else:
-        return None
-    if start >= end:
-        raise RangeNotSatisfiable(f"The file has {size} bytes, and none of those that were asked for.", size)
-    return start, end
 
 
 def _condition(request: Request) -> Condition:

@@ -14,12 +14,11 @@ import re
 import secrets
 from collections.abc import Iterable
 from typing import Any
-from urllib.parse import urlsplit
 
 import structlog
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from era.errors import EraError, Forbidden, RangeNotSatisfiable, TooLarge, Unauthorized
+from era.errors import BadRequest, EraError, Forbidden, RangeNotSatisfiable, TooLarge, Unauthorized
 
 log = structlog.get_logger()
 
@@ -44,10 +43,10 @@ def error_headers(error: EraError) -> dict[str, str]:
     headers = {}
     if error.retry_after is not None:
         headers["Retry-After"] = str(error.retry_after)
-    if isinstance(error, Unauthorized):
-        headers["WWW-Authenticate"] = "Bearer"
     if isinstance(error, RangeNotSatisfiable):
         headers["Content-Range"] = f"bytes */{error.size}"
+    if isinstance(error, Unauthorized):
+        headers["WWW-Authenticate"] = "Bearer"
     return headers
 
 
@@ -94,12 +93,14 @@ class Guard:
             return
         if _OPEN_NAMES.match(path):
             return
+        if sum(name == b"host" for name, _ in scope["headers"]) > 1:
+            raise BadRequest("The request has more than one Host header.", hint="Send one.")
         host = headers.get(b"host", b"").decode("latin-1").lower()
         name = host.rpartition(":")[0] if re.search(r":\d+$", host) else host
         if name not in self._names:
             raise Forbidden(f"This server has no key, so it answers only under its own names, not '{name[:80]}'.")
         origin = headers.get(b"origin")
-        if origin is not None and urlsplit(origin.decode("latin-1")).netloc.lower() != host:
+        if origin is not None and origin.decode("latin-1").lower().partition("://")[2] != host:
             raise Forbidden("This server has no key, so pages of other origins may not call it.")
         if headers.get(b"sec-fetch-site", b"none") not in (b"none", b"same-origin") and _KEYED.match(path):
             raise Forbidden("This server has no key, so pages of other sites may not call it.")

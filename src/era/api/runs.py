@@ -12,14 +12,17 @@ from fastapi import APIRouter, Request, Response
 from fastapi.responses import StreamingResponse
 
 from era.api.context import (
+    REPLAY,
     Answer,
     Context,
+    IdempotencyKey,
     SessionId,
     StrictRoute,
     UseContext,
     base_url,
     check_env,
     check_timeout,
+    claim_of,
     errors,
     language,
 )
@@ -36,28 +39,40 @@ router = APIRouter(tags=["runs"], route_class=StrictRoute)
 _MAX_FILES = 1000
 
 
-def _run_request(body: RunBody, request: Request, context: Context) -> RunRequest:
+def _run_request(body: RunBody, request: Request, context: Context, key: str | None) -> RunRequest:
     check_timeout(body.timeout, context.settings)
     check_env(body.env)
     if body.code is not None:
         check_code(body.code)
-    return RunRequest(base_url(request, context.settings), body.code, body.env, body.timeout, body.atomic)
+    return RunRequest(
+        base_url(request, context.settings),
+        body.code,
+        body.env,
+        body.timeout,
+        body.atomic,
+        claim_of(context, "run", key, body),
+    )
 
 
 @router.post("/api/sessions/{session_id}/run", responses={200: {"model": RunAnswer}, **errors(404, 409, 413, 429)})
-async def run(session_id: SessionId, body: RunBody, request: Request, context: UseContext) -> Response:
+async def run(
+    session_id: SessionId, body: RunBody, request: Request, context: UseContext, key: IdempotencyKey
+) -> Response:
     """Run code in a session and answer when its result is durable."""
-    return Answer(run_answer(await context.runs.run(session_id, _run_request(body, request, context))))
+    told = await context.runs.run(session_id, _run_request(body, request, context, key))
+    return Answer(run_answer(told), headers=REPLAY if told.result.replayed else None)
 
 
 @router.post(
     "/api/sessions/{session_id}/stream",
-    responses={200: {"content": {"text/event-stream": {}}}, **errors(404, 413, 429)},
+    responses={200: {"content": {"text/event-stream": {}}}, **errors(404, 409, 413, 429)},
     response_class=StreamingResponse,
 )
-async def stream(session_id: SessionId, body: RunBody, request: Request, context: UseContext) -> Response:
+async def stream(
+    session_id: SessionId, body: RunBody, request: Request, context: UseContext, key: IdempotencyKey
+) -> Response:
     """Run code and send its output as it comes: events `stdout`, `stderr`, then `done` or `error`."""
-    events = context.runs.stream(session_id, _run_request(body, request, context))
+    events = context.runs.stream(session_id, _run_request(body, request, context, key))
     # What goes wrong before the run has started is an ordinary answer.
     first = await anext(events)
     headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}

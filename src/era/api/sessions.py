@@ -2,25 +2,28 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from fastapi import APIRouter, Query, Request, Response
 
 from era.api.context import (
     Answer,
+    IdempotencyKey,
     Include,
     SessionId,
     StrictRoute,
     UseContext,
     check_timeout,
+    claim_of,
     cursor_of,
     errors,
     key_of,
     language,
+    made_answer,
     shown,
 )
 from era.core.models import now, timestamp
-from era.core.ports import SessionChange, SessionFilter
+from era.core.ports import KEEP, SessionChange, SessionFilter
 from era.wire import (
     ChangedAnswer,
     ChangeSession,
@@ -38,12 +41,14 @@ from era.wire import (
 
 router = APIRouter(prefix="/api/sessions", tags=["sessions"], route_class=StrictRoute)
 
+Purge = Annotated[bool, Query(description="Drop it at once and for good, instead of keeping it to be restored.")]
+
 
 @router.post("", status_code=201, responses={201: {"model": SessionAnswer}, **errors(409, 413)})
-async def create_session(body: CreateSession, context: UseContext) -> Response:
+async def create_session(body: CreateSession, context: UseContext, key: IdempotencyKey) -> Response:
     """Create a session."""
     check_timeout(body.default_timeout, context.settings, "default_timeout")
-    session = await context.sessions.create(
+    made = await context.sessions.create(
         session_id=body.session_id,
         language=language(body.language),
         persistent=body.persistent,
@@ -52,8 +57,10 @@ async def create_session(body: CreateSession, context: UseContext) -> Response:
         allow_internet=body.allowInternetAccess,
         allow_public=body.allowPublicAccess,
         default_timeout=body.default_timeout,
+        ttl=body.ttl,
+        claim=claim_of(context, "create", key, body),
     )
-    return Answer(shown(session, context), 201)
+    return made_answer(made, context)
 
 
 @router.get("", responses={200: {"model": SessionsAnswer}, **errors()})
@@ -63,9 +70,10 @@ async def list_sessions(
     limit: Annotated[int | None, Query(ge=1, le=1000, description="Sessions a page; all where it is left out.")] = None,
     cursor: Annotated[str | None, Query(max_length=64, description="`next_cursor` of the page before.")] = None,
     language_name: Annotated[str | None, Query(alias="language")] = None,
-    status: Annotated[str | None, Query(pattern="^(idle|running)$")] = None,
+    status: Annotated[Literal["idle", "running", "expired", "deleted"] | None, Query()] = None,
 ) -> Response:
-    """List sessions, newest first. `metadata.KEY=VALUE` keeps those with that label."""
+    """List sessions, newest first. `metadata.KEY=VALUE` keeps those with that label. Those that expired or were
+    deleted and can be restored are listed only where `status` asks for them."""
     prefix = "metadata."
     labels = {
         name.removeprefix(prefix): value for name, value in request.query_params.items() if name.startswith(prefix)
@@ -75,6 +83,7 @@ async def list_sessions(
         metadata=labels or None,
         limit=None if limit is None else limit + 1,  # one more tells whether there is a next page
         before_key=key_of(cursor) if cursor else None,
+        gone=status if status in ("expired", "deleted") else None,
     )
     found = await context.sessions.list(which)
     page = found[:limit]
@@ -86,9 +95,9 @@ async def list_sessions(
 
 
 @router.delete("", responses={200: {"model": DeletedAllAnswer}, **errors()})
-async def delete_sessions(context: UseContext) -> Response:
+async def delete_sessions(context: UseContext, purge: Purge = False) -> Response:
     """Delete every session."""
-    gone = await context.sessions.delete_all()
+    gone = await context.sessions.delete_all(purge=purge)
     return Answer(
         {"success": True, "deleted_count": len(gone), "deleted_sessions": gone, "deleted_at": timestamp(now())}
     )
@@ -117,6 +126,7 @@ async def change_session(session_id: SessionId, body: ChangeSession, context: Us
         allow_internet=body.allowInternetAccess,
         allow_public=body.allowPublicAccess,
         metadata=body.metadata,
+        ttl=body.ttl if "ttl" in body.model_fields_set else KEEP,
     )
     session = await context.sessions.change(session_id, change, body.data)
     return Answer(
@@ -130,10 +140,16 @@ async def change_session(session_id: SessionId, body: ChangeSession, context: Us
 
 
 @router.delete("/{session_id}", responses={200: {"model": DeletedAnswer}, **errors(404)})
-async def delete_session(session_id: SessionId, context: UseContext) -> Response:
-    """Delete a session. Its processes are dead and its files gone when this answers."""
-    await context.sessions.delete(session_id)
+async def delete_session(session_id: SessionId, context: UseContext, purge: Purge = False) -> Response:
+    """Delete a session. Its processes are dead and its working directory gone when this answers."""
+    await context.sessions.delete(session_id, purge=purge)
     return Answer({"success": True, "id": session_id, "deleted_at": timestamp(now())})
+
+
+@router.post("/{session_id}/restore", responses={200: {"model": SessionAnswer}, **errors(404, 409)})
+async def restore_session(session_id: SessionId, context: UseContext) -> Response:
+    """Bring back a session that expired or was deleted."""
+    return Answer(shown(await context.sessions.restore(session_id), context))
 
 
 @router.put("/{session_id}/code", tags=["code"], responses={200: {"model": CodeStoredAnswer}, **errors(404, 413)})

@@ -9,14 +9,17 @@ from fastapi import APIRouter, Path, Response
 from era.api.context import (
     Answer,
     Cursor,
+    IdempotencyKey,
     Include,
     Limit,
     SessionId,
     StrictRoute,
     UseContext,
+    claim_of,
     cursor_of,
     errors,
     key_of,
+    made_answer,
     shown,
 )
 from era.core.sessions import data_of
@@ -74,12 +77,18 @@ async def rollback(session_id: SessionId, body: RollbackBody, context: UseContex
 
 
 @router.post("/duplicate", status_code=201, responses={201: {"model": SessionAnswer}, **errors(404, 409, 413)})
-async def duplicate(session_id: SessionId, context: UseContext, body: DuplicateBody | None = None) -> Response:
+async def duplicate(
+    session_id: SessionId, context: UseContext, key: IdempotencyKey, body: DuplicateBody | None = None
+) -> Response:
     """Make a session with the content and settings of this one. No file is copied."""
     wanted = body or DuplicateBody.model_validate({})
     if wanted.id is not None and wanted.new_id is not None and wanted.id != wanted.new_id:
         raise BadRequest("'id' and 'new_id' name two different sessions.", hint="Send one of them.")
-    session = await context.versions.duplicate(
-        session_id, new_id=wanted.id or wanted.new_id, data=wanted.data, from_version=wanted.from_version
+    made = await context.versions.duplicate(
+        session_id,
+        new_id=wanted.id or wanted.new_id,
+        data=wanted.data,
+        from_version=wanted.from_version,
+        claim=claim_of(context, "duplicate", key, wanted),
     )
-    return Answer(shown(session, context), 201)
+    return made_answer(made, context)

@@ -14,6 +14,7 @@ type JsonObject = dict[str, Any]
 type Language = Literal["python", "node", "typescript"]
 type Status = Literal["running", "ok", "failed", "timeout", "oom", "killed", "lost"]
 type Cause = Literal["create", "run", "data", "files", "rollback", "duplicate"]
+type Route = Literal["create", "duplicate", "run"]
 type Gone = Literal["expired", "deleted"]
 
 STATE_FILE = ".session_data.json"
@@ -191,3 +192,46 @@ class RunRecord:
     reaped: int | None = None
     enforced: JsonObject = field(default_factory=dict)
     key: int = field(default=0, compare=False)
+
+
+@dataclass(frozen=True, slots=True)
+class KeptOutputs:
+    """What a run wrote to each stream: the bytes themselves, or the digest of the blob that holds them."""
+
+    stdout: bytes | None = field(repr=False)
+    stderr: bytes | None = field(repr=False)
+    stdout_digest: str | None = None
+    stderr_digest: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """A request with an idempotency key; idempotency.py tells of its marks. Keys are apart for each route and, but for
+    creation, for each session."""
+
+    route: Route
+    key: str
+    request_hash: str
+    env_mark: str = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Claimed:
+    """What is known of a key's first request. `answer` is the session it made, packed, or the data its run answered;
+    None where the run hasn't ended or its result wasn't kept."""
+
+    request_hash: str
+    env_mark: str = field(repr=False)
+    run: RunRecord | None
+    answer: str | None
+    outputs: KeptOutputs
+
+
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """What a run with a key was answered, apart from its record: the data as shown, and its output. Without data it
+    hasn't run, and the key is free again."""
+
+    claim: Claim
+    data: str | None = None
+    outputs: KeptOutputs | None = None

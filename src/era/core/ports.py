@@ -14,9 +14,13 @@ from typing import Any, Literal, Protocol
 
 from era.core.diffs import FileChanges
 from era.core.models import (
+    Answered,
     Cause,
+    Claim,
+    Claimed,
     Gone,
     JsonObject,
+    KeptOutputs,
     Language,
     NewCopy,
     NewSession,
@@ -240,11 +244,11 @@ class MetadataStore(Protocol):
     as calls that put off its expiry.
     """
 
-    async def create_session(self, new: NewSession) -> Session:
-        """Raises Conflict if the id is taken."""
+    async def create_session(self, new: NewSession, claim: Claim | None = None) -> Session:
+        """Raises Conflict if the id is taken. The claim is made and answered with it."""
         ...
 
-    async def duplicate(self, copy: NewCopy) -> Session:
+    async def duplicate(self, copy: NewCopy, claim: Claim | None = None) -> Session:
         """Make a session of another's version, with its settings, labels and stored code. Raises Conflict if the id
         is taken, NotFound where the version isn't kept."""
         ...
@@ -277,23 +281,61 @@ class MetadataStore(Protocol):
     async def store_code(self, session_id: str, code: StoredCode) -> None: ...
 
     async def delete_session(self, session_id: str) -> Session:
-        """Delete the row and its run records; the answer is what it was."""
+        """Mark it as deleted: its id is free, and it can be restored for a while. The answer is what it was."""
         ...
 
-    async def begin_run(self, session_id: str, run_id: str) -> Session:
-        """Record a run as `running` and read its session."""
+    async def restore_session(self, session_id: str) -> Session:
+        """Bring back the session that last expired or was deleted under this id. Raises Conflict where the id is in
+        use, NotFound where there is nothing to restore."""
         ...
 
-    async def end_run(self, record: RunRecord, *, data: str | None, snapshot: Snapshot | None) -> RunRecord:
-        """Commit a run: its record and, where `record.committed`, the next version with data (None: unchanged) and
-        snapshot (None: unchanged) in one transaction. The answer has `version` set.
+    async def purge_session(self, session_id: str) -> Sequence[int]:
+        """Drop every row of every session of this id, gone or not; their keys. Raises NotFound where there is none."""
+        ...
+
+    async def expire(self, at: int) -> Sequence[int]:
+        """Mark the sessions that have expired by `at`; their keys."""
+        ...
+
+    async def purge(self, at: int) -> int:
+        """Drop the rows of sessions that can't be restored any more at `at`; how many went."""
+        ...
+
+    async def begin_run(self, session_id: str, run_id: str, claim: Claim | None = None) -> Session:
+        """Record a run as `running`, claim its key, and read its session."""
+        ...
+
+    async def end_run(
+        self,
+        record: RunRecord,
+        *,
+        data: str | None,
+        snapshot: Snapshot | None,
+        outputs: KeptOutputs | None = None,
+        answered: Answered | None = None,
+    ) -> RunRecord:
+        """Commit a run in one transaction: its record, its outputs, what its key is answered and, where
+        `record.committed`, the next version with data (None: unchanged) and snapshot (None: unchanged). The answer
+        has `version` and `key` set.
 
         Raises SessionDeleted where the session is gone.
         """
         ...
 
-    async def runs(self, session_key: int, limit: int) -> Sequence[RunRecord]:
-        """Newest first."""
+    async def runs(self, session_key: int, limit: int, before: int | None = None) -> Sequence[RunRecord]:
+        """Newest first, those before the one with the key `before`."""
+        ...
+
+    async def run(self, session_id: str, run_id: str) -> tuple[RunRecord, KeptOutputs | None]:
+        """A run with its outputs, None where they aren't kept. Raises NotFound also where there is no such run."""
+        ...
+
+    async def claimed(self, session_id: str, claim: Claim) -> Claimed | None:
+        """What is known of the first request with this key in the last day. `session_id` is empty for creation."""
+        ...
+
+    async def forget_keys(self) -> int:
+        """Drop the keys that are older than a day; how many went."""
         ...
 
     async def mark_lost(self) -> int:
@@ -302,6 +344,10 @@ class MetadataStore(Protocol):
 
     async def snapshot_roots(self) -> Sequence[str]:
         """Every snapshot root that a row still needs."""
+        ...
+
+    async def output_digests(self) -> Sequence[str]:
+        """Every blob that a row needs as an output."""
         ...
 
     async def counts(self) -> dict[str, Any]: ...

@@ -22,8 +22,12 @@ from dataclasses import dataclass, field, replace
 import structlog
 
 from era.core import jsontext
+from era.core.idempotency import Keys, no_answer
 from era.core.models import (
     STATE_FILE,
+    Answered,
+    Claim,
+    Claimed,
     JsonObject,
     Language,
     RunRecord,
@@ -34,6 +38,7 @@ from era.core.models import (
     new_id,
     now,
 )
+from era.core.outputs import STREAMS, Outputs
 from era.core.ports import (
     Ended,
     Host,
@@ -46,7 +51,7 @@ from era.core.ports import (
 )
 from era.core.turns import Turns
 from era.core.views import data_view
-from era.errors import EraError, NoCode, SandboxFailed
+from era.errors import CommitFailed, EraError, NoCode, SandboxFailed, SessionDeleted, Unavailable
 
 log = structlog.get_logger()
 
@@ -63,6 +68,8 @@ class RunRequest:
     timeout: float | None = None
     atomic: bool = False
     """Keep what the run leaves only if it ends with exit code 0."""
+
+    claim: Claim | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +97,8 @@ class RunResult:
     stdout_truncated: bool
     stderr_truncated: bool
     state: StateOutcome
+    replayed: bool = False
+    """This is the answer of an earlier run with the same idempotency key."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,11 +122,15 @@ type RunEvent = Progress | RunResult
 
 
 class Runs:
-    def __init__(self, store: MetadataStore, host: Host, snapshots: SnapshotStore, turns: Turns) -> None:
+    def __init__(
+        self, store: MetadataStore, host: Host, snapshots: SnapshotStore, outputs: Outputs, turns: Turns, keys: Keys
+    ) -> None:
         self._store = store
         self._host = host
         self._snapshots = snapshots
+        self._outputs = outputs
         self._turns = turns
+        self._keys = keys
         self._under_way: set[asyncio.Task[RunResult]] = set()
 
     async def stream(self, session_id: str, request: RunRequest) -> AsyncIterator[RunEvent]:
@@ -148,11 +161,30 @@ class Runs:
             await asyncio.wait(self._under_way, timeout=seconds)
 
     async def _run(self, session_id: str, request: RunRequest, emit: Callable[[Progress], None]) -> RunResult:
+        if request.claim is None:
+            return await self._run_now(session_id, request, emit)
+        async with self._keys.held(session_id, request.claim) as first:
+            if first is not None:
+                return await self._replay(session_id, first, emit)
+            return await self._run_now(session_id, request, emit)
+
+    async def _replay(self, session_id: str, first: Claimed, emit: Callable[[Progress], None]) -> RunResult:
+        """Tell the result of an earlier run once more."""
+        record = first.run
+        if record is None or first.answer is None:
+            raise no_answer(first)
+        emit(RunStarted(record.id))
+        for stream in STREAMS:
+            if content := await self._outputs.read(first.outputs, stream):
+                emit(Output(stream, content))
+        return _result(session_id, record, json.loads(first.answer), replayed=True)
+
+    async def _run_now(self, session_id: str, request: RunRequest, emit: Callable[[Progress], None]) -> RunResult:
         async with self._turns.take(session_id):
             run_id = new_id("run")
             if request.code is None and (await self._store.session(session_id)).stored is None:
                 raise NoCode(f"Session '{session_id}' stores no code and this run brings none.")
-            session = await self._store.begin_run(session_id, run_id)
+            session = await self._store.begin_run(session_id, run_id, request.claim)
             record = RunRecord(run_id, session.key, "running", started_at=now())
             emit(RunStarted(run_id))
             try:
@@ -162,7 +194,7 @@ class Runs:
                     # It died before the program began, so nothing has run yet: once more, in a new one.
                     return await self._attempt(session, record, request, emit)
             except BaseException as error:
-                await self._end_without_result(record, error)
+                await self._end_without_result(record, request, error)
                 raise
 
     async def _attempt(
@@ -193,13 +225,13 @@ class Runs:
             ephemeral=not session.persistent,
             files={},
         )
-        sizes = {"stdout": 0, "stderr": 0}
+        written: dict[str, list[bytes]] = {"stdout": [], "stderr": []}
         ended: Ended | None = None
         async for event in sandbox.run(program):
             if isinstance(event, Ended):
                 ended = event
             else:
-                sizes[event.stream] += len(event.data)
+                written[event.stream].append(event.data)
                 emit(event)
         if ended is None:
             raise SandboxFailed("The sandbox did not say how the run ended.")
@@ -213,14 +245,18 @@ class Runs:
                 snapshot = await self._snapshots.take(sandbox, session.snapshot)
             except SnapshotRefused as error:
                 problem = str(error)
+        stdout, stderr = (b"".join(written[stream]) for stream in STREAMS)
+        outputs = await self._outputs.keep(stdout, stderr, always=request.claim is not None)
+        shown = data_view(before if data is None else json.loads(data), session.stored)
+        answered = Answered(request.claim, jsontext.compact(shown), outputs) if request.claim else None
         record = replace(
             record,
             status=_status(ended),
             ended_at=now(),
             exit_code=ended.exit_code,
             duration_us=int(ended.duration * 1e6),
-            stdout_bytes=sizes["stdout"],
-            stderr_bytes=sizes["stderr"],
+            stdout_bytes=len(stdout),
+            stderr_bytes=len(stderr),
             stdout_truncated=ended.stdout_truncated,
             stderr_truncated=ended.stderr_truncated,
             committed=problem is None,
@@ -230,30 +266,25 @@ class Runs:
             reaped=ended.reaped,
             enforced=sandbox.enforced,
         )
-        record = await self._store.end_run(record, data=data, snapshot=snapshot)
+        record = await self._store.end_run(record, data=data, snapshot=snapshot, outputs=outputs, answered=answered)
         if problem is None:
             self._host.committed(session.key, snapshot or session.snapshot)
         else:
             await self._host.discard(sandbox)
-        return RunResult(
-            run_id=record.id,
-            session_id=session.id,
-            status=record.status,
-            exit_code=ended.exit_code,
-            duration=ended.duration,
-            data=data_view(before if data is None else json.loads(data), session.stored),
-            stdout_truncated=ended.stdout_truncated,
-            stderr_truncated=ended.stderr_truncated,
-            state=StateOutcome(record.version or session.version, record.committed, record.reason),
-        )
+        return _result(session.id, record, shown)
 
-    async def _end_without_result(self, record: RunRecord, error: BaseException) -> None:
+    async def _end_without_result(self, record: RunRecord, request: RunRequest, error: BaseException) -> None:
         """Record a run of which nothing could be kept. Where that fails too, it is found `running` at the next start
         and recorded as lost."""
+        if isinstance(error, SessionDeleted):
+            return  # It was recorded when its session was found gone.
         reason = error.message if isinstance(error, EraError) else "The service failed."
         ended = replace(record, status="failed", ended_at=now(), reason=reason)
+        # Where no sandbox could be had the program hasn't run, and may be run by the next request with its key.
+        has_not_run = isinstance(error, Unavailable) and not isinstance(error, CommitFailed)
+        released = Answered(request.claim) if request.claim and has_not_run else None
         try:
-            await self._store.end_run(ended, data=None, snapshot=None)
+            await self._store.end_run(ended, data=None, snapshot=None, answered=released)
         except EraError as second:
             log.warning("run_not_recorded", run=record.id, error=second.message)
 
@@ -309,6 +340,22 @@ def _read_state(before: bytes, ended: Ended) -> tuple[str | None, str | None]:
         return jsontext.read_state(ended.state), None
     except jsontext.JsonProblem as error:
         return None, f"{STATE_FILE} {error}; data and files stay as they were."
+
+
+def _result(session_id: str, record: RunRecord, data: JsonObject, *, replayed: bool = False) -> RunResult:
+    """How a run ended, from its record."""
+    return RunResult(
+        run_id=record.id,
+        session_id=session_id,
+        status=record.status,
+        exit_code=record.exit_code or 0,
+        duration=(record.duration_us or 0) / 1e6,
+        data=data,
+        stdout_truncated=record.stdout_truncated,
+        stderr_truncated=record.stderr_truncated,
+        state=StateOutcome(record.version or 0, record.committed, record.reason),
+        replayed=replayed,
+    )
 
 
 def _status(ended: Ended) -> Status:

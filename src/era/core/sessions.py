@@ -8,18 +8,22 @@ from dataclasses import replace
 from typing import Any
 
 from era.core import jsontext
-from era.core.models import JsonObject, Language, NewSession, Session, StoredCode, VersionContent, new_id, now
+from era.core.expiry import Expiry
+from era.core.idempotency import Keys, Made, once
+from era.core.models import Claim, JsonObject, Language, NewSession, Session, StoredCode, VersionContent, new_id, now
 from era.core.ports import Host, MetadataStore, SessionChange, SessionFilter
 from era.core.turns import Turns
 from era.core.views import without_view
-from era.errors import BadRequest, NotFound, TooLarge
+from era.errors import BadRequest, Expired, NotFound, TooLarge
 
 MAX_CODE_BYTES = 4 << 20
 
 
 class Sessions:
-    def __init__(self, store: MetadataStore, host: Host, turns: Turns) -> None:
+    def __init__(self, store: MetadataStore, host: Host, turns: Turns, keys: Keys, expiry: Expiry) -> None:
         self._store = store
+        self._keys = keys
+        self._expiry = expiry
         self._host = host
         self._turns = turns
 
@@ -34,26 +38,29 @@ class Sessions:
         allow_internet: bool,
         allow_public: bool,
         default_timeout: float,
-    ) -> Session:
+        ttl: int | None = None,
+        claim: Claim | None = None,
+    ) -> Made:
         """Raises Conflict where the id is taken, BadRequest or TooLarge for data and metadata beyond the bounds."""
         data_text("metadata", metadata)
-        return await self._store.create_session(
-            NewSession(
-                id=session_id or new_id("sess"),
-                language=language,
-                persistent=persistent,
-                data=data_text("data", data),
-                metadata=metadata,
-                allow_internet=allow_internet,
-                allow_public=allow_public,
-                default_timeout=default_timeout,
-            )
+        new = NewSession(
+            id=session_id or new_id("sess"),
+            language=language,
+            persistent=persistent,
+            data=data_text("data", data),
+            metadata=metadata,
+            allow_internet=allow_internet,
+            allow_public=allow_public,
+            default_timeout=default_timeout,
+            ttl=ttl,
         )
+        return await once(self._keys, "", claim, lambda: self._store.create_session(new, claim))
 
     async def get(self, session_id: str) -> Session:
         return await self._store.session(session_id)
 
     async def list(self, which: SessionFilter) -> Sequence[Session]:
+        await self._expiry.sweep()
         return await self._store.sessions(which)
 
     async def change(self, session_id: str, change: SessionChange, data: JsonObject | None) -> Session:
@@ -79,26 +86,40 @@ class Sessions:
             raise NotFound("no code stored", hint="Use PUT /api/sessions/{id}/code to store code")
         return session.stored
 
-    async def delete(self, session_id: str) -> None:
-        """Delete a session: when this returns its processes are dead and its files gone.
+    async def delete(self, session_id: str, *, purge: bool = False) -> None:
+        """Delete a session: when this returns its processes are dead and its working directory gone.
 
-        The row goes first, so whoever waits for a turn finds nothing; then the run under way loses its sandbox.
+        Its rows stay for a while, so that it can be restored, unless it is to be purged; then so are the sessions that
+        were gone from this id before. The rows come first, so whoever waits for a turn finds nothing; then the run
+        under way loses its sandbox.
         """
-        session = await self._store.delete_session(session_id)
-        await self._host.release(session.key)
+        keys: Sequence[int]
+        if purge:
+            keys = await self._store.purge_session(session_id)
+        else:
+            keys = [(await self._store.delete_session(session_id)).key]
+        for key in keys:
+            await self._host.release(key)
         async with self._turns.take(session_id, bounded=False):
-            await self._host.release(session.key)
+            for key in keys:
+                await self._host.release(key)
 
-    async def delete_all(self) -> Sequence[str]:
+    async def delete_all(self, *, purge: bool = False) -> Sequence[str]:
         """Delete every session there is at this moment. The answer is their ids."""
         gone = []
-        for session in await self._store.sessions(SessionFilter()):
+        for session in await self.list(SessionFilter()):
             try:
-                await self.delete(session.id)
-            except NotFound:
+                await self.delete(session.id, purge=purge)
+            except (NotFound, Expired):
                 continue  # somebody else was faster
             gone.append(session.id)
         return gone
+
+    async def restore(self, session_id: str) -> Session:
+        """Bring back a session that expired or was deleted. Raises Conflict where its id is in use, NotFound where
+        there is nothing to restore."""
+        await self._expiry.sweep()
+        return await self._store.restore_session(session_id)
 
 
 def check_code(code: str) -> None:

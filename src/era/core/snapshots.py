@@ -185,10 +185,11 @@ class Snapshots:
         except OSError as error:
             raise Unavailable(f"the session's files could not be compared: {error.strerror}") from error
 
-    async def collect_garbage(self, roots: Iterable[str]) -> int:
-        """Remove content that no snapshot in `roots` needs and that is older than the grace period; how many went.
+    async def collect_garbage(self, roots: Iterable[str], blobs: Iterable[str] = ()) -> int:
+        """Remove content that no snapshot in `roots` needs, that isn't one of `blobs`, and that is older than the
+        grace period; how many went.
 
-        The grace period is for what was put but isn't in a row yet, so read `roots` just before. Raises Unavailable,
+        The grace period is for what was put but isn't in a row yet, so read both just before. Raises Unavailable,
         and removes nothing, where a tree object can't be read: what it names would be lost for good.
         """
         older_than = time.time() - self._grace_seconds
@@ -196,7 +197,7 @@ class Snapshots:
 
         def job() -> int:
             marked: set[str] = set()
-            keep: set[str] = set()
+            keep = set(blobs)
             for root in wanted:
                 self._mark(root, marked, keep)
             return self._blobs.sweep(keep, older_than)

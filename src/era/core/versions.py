@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from era.core.diffs import DataChange, FileChanges, data_changes
-from era.core.models import EMPTY, JsonObject, NewCopy, Session, Version, VersionContent
+from era.core.idempotency import Keys, Made, once
+from era.core.models import EMPTY, Claim, JsonObject, NewCopy, Session, Version, VersionContent
 from era.core.ports import MetadataStore, SnapshotStore
 from era.core.sessions import data_text
 from era.core.turns import Turns
@@ -27,8 +28,9 @@ class Diff:
 
 
 class Versions:
-    def __init__(self, store: MetadataStore, snapshots: SnapshotStore, turns: Turns) -> None:
+    def __init__(self, store: MetadataStore, snapshots: SnapshotStore, turns: Turns, keys: Keys) -> None:
         self._store = store
+        self._keys = keys
         self._snapshots = snapshots
         self._turns = turns
 
@@ -58,15 +60,22 @@ class Versions:
             return await self._store.rollback(session_id, n)
 
     async def duplicate(
-        self, session_id: str, *, new_id: str | None, data: JsonObject | None, from_version: int | None
-    ) -> Session:
+        self,
+        session_id: str,
+        *,
+        new_id: str | None,
+        data: JsonObject | None,
+        from_version: int | None,
+        claim: Claim | None = None,
+    ) -> Made:
         """A new session with the content and settings of this one. It needs no turn: what is copied is a version, and
         those don't change. Raises Conflict where the id is taken."""
         text = None
         if data is not None:
             source = await self._store.session(session_id)
             text = data_text("data", without_view(data, source.stored))
-        return await self._store.duplicate(NewCopy(session_id, new_id or _copy_id(session_id), from_version, text))
+        copy = NewCopy(session_id, new_id or _copy_id(session_id), from_version, text)
+        return await once(self._keys, session_id, claim, lambda: self._store.duplicate(copy, claim))
 
 
 def _copy_id(session_id: str) -> str:

@@ -49,19 +49,23 @@ import signal
 import sys
 import time
 
+from workspace import STATE_FILE, empty_directory, read_state, remove_if_unchanged, write_file
+
 TYPE_CHECKING = False  # as type checkers know it; importing it from typing would cost every sandbox
 if TYPE_CHECKING:
     from typing import Any, NoReturn
 
-STATE_FILE = ".session_data.json"
 GRACE = 2.0  # seconds between SIGTERM and SIGKILL at the deadline
 CHUNK = 1 << 16
+COURTESY = 0.004  # seconds that the work for the next run may wait after this one
+BURST = 0.01  # seconds between runs under which it does not wait
 PIPE_BYTES = 1 << 20
 PR_SET_DUMPABLE = 4
 IPC_RMID = 0
 MADV_POPULATE_WRITE = 23  # Linux 5.14; an older kernel answers EINVAL and the faults come later
-OPEN_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
+# Modules of our own need, which a program must find unloaded.
+OURS = ("supervisor", "workspace", "ctypes", "ctypes._endian", "_ctypes", "fcntl", "resource")
 # What programs import most. Each costs memory in every spare, and time when it is finalized.
 PRELOAD = ("collections", "datetime", "json", "math", "os.path", "random", "re", "string", "traceback")
 
@@ -158,11 +162,17 @@ class Supervisor:
     def loop(self) -> NoReturn:
         self.spare = self.make_spare(self.entry, self.warm)
         self.control.send(b"Y", json.dumps(self.isolation).encode())
+        ended = 0.0
         while True:
             kind, payload = self.control.receive()
             if kind == b"R":
+                in_a_burst = time.monotonic() - ended < BURST
                 header = json.loads(payload)
                 self.run(header)
+                ended = time.monotonic()
+                if not in_a_burst:
+                    # Our host is committing this run, and has better use for the processor at this moment.
+                    select.select([self.control.fd], [], [], COURTESY)
                 self.clean(header["ephemeral"])
                 self.spare = self.make_spare(self.entry, self.warm)
 
@@ -281,7 +291,7 @@ class Supervisor:
         sys.path_importer_cache.pop(self.guest_directory, None)
         if isinstance(sys.stdout, io.TextIOWrapper):
             sys.stdout.reconfigure(line_buffering=True)  # what was printed before a kill is not lost
-        for name in ("supervisor", "ctypes", "ctypes._endian", "_ctypes", "resource"):
+        for name in OURS:
             sys.modules.pop(name, None)
         # A file of the session's own hides a module of the same name, as it would had we not loaded that one.
         preloaded = {name.partition(".")[0] for name in sys.modules} - self.loaded_at_start
@@ -409,6 +419,15 @@ def kill_everything(main_pid: int) -> tuple[int, resource.struct_rusage, int]:
     return *main, reaped
 
 
+def reset_signals() -> None:
+    """Make signals what they are for a program started from a shell, whatever our service was started with (nohup and
+    a shell's background jobs ignore some)."""
+    for number in signal.valid_signals():
+        if signal.getsignal(number) == signal.SIG_IGN and number not in (signal.SIGPIPE, signal.SIGXFSZ):
+            signal.signal(number, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 def restore_signals() -> None:
     """Python ignores these, and an exec would pass that on."""
     for number in (signal.SIGPIPE, signal.SIGXFSZ):
@@ -450,106 +469,6 @@ def isolation_seen() -> dict[str, Any]:
     return {"namespaces": {name: os.readlink(f"/proc/self/ns/{name}") for name in os.listdir("/proc/self/ns")}, **lines}
 
 
-# -- files ------------------------------------------------------------------------------------------------------
-
-
-def write_file(path: str, content: bytes) -> tuple[int, int, int]:
-    """Put a fresh regular file in the place of whatever is at `path`. Returns what tells it from another."""
-    try:
-        os.unlink(path)
-    except FileNotFoundError:
-        pass
-    except (IsADirectoryError, PermissionError):
-        empty_directory(path, 0o700)
-        os.rmdir(path)
-    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
-    try:
-        view = memoryview(content)
-        while view:
-            view = view[os.write(fd, view) :]
-        return identity(os.fstat(fd))
-    finally:
-        os.close(fd)
-
-
-def identity(stat: os.stat_result) -> tuple[int, int, int]:
-    return stat.st_ino, stat.st_size, stat.st_mtime_ns
-
-
-def remove_if_unchanged(path: str, written: tuple[int, int, int]) -> None:
-    """Take the program's file away again, unless the program made it a file of its own."""
-    try:
-        if identity(os.lstat(path)) == written:
-            os.unlink(path)
-    except OSError:
-        pass
-
-
-def read_state(limit: int) -> tuple[bytes | None, str | None]:
-    """The state file's content, None where there is none to use, and why it can't be used."""
-    try:
-        fd = os.open(STATE_FILE, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-    except FileNotFoundError:
-        return None, None
-    except OSError as problem:
-        if os.path.islink(STATE_FILE):
-            return None, "is a symbolic link"
-        return None, f"can't be opened: {problem.strerror}"
-    try:
-        stat = os.fstat(fd)
-        if stat.st_mode & 0o170000 != 0o100000:
-            return None, "is not a regular file"
-        if stat.st_nlink != 1:
-            return None, "has a second name (a hard link)"
-        if stat.st_size > limit:
-            return None, f"is too large: {stat.st_size} bytes, {limit} allowed"
-        content = b""
-        while part := os.read(fd, CHUNK):
-            content += part
-        return content, None
-    except OSError as problem:
-        return None, f"can't be read: {problem.strerror}"
-    finally:
-        os.close(fd)
-
-
-def empty_directory(path: str, mode: int) -> None:
-    """Remove all that is in `path`, which gets `mode`, however deep it goes: directories found below are first moved up
-    to the top, so that neither descriptors nor path lengths grow with depth."""
-    os.chmod(path, mode)
-    top = os.open(path, OPEN_DIRECTORY)
-    try:
-        pending: list[str | None] = [None]
-        serial = 0
-        while pending:
-            name = pending.pop()
-            if name is None:
-                here = top
-            else:
-                os.chmod(name, 0o700, dir_fd=top)
-                here = os.open(name, OPEN_DIRECTORY, dir_fd=top)
-            try:
-                with os.scandir(here) as entries:
-                    found = [(entry.name, entry.is_dir(follow_symlinks=False)) for entry in entries]
-                for child, is_directory in found:
-                    if not is_directory:
-                        os.unlink(child, dir_fd=here)
-                    elif name is None:
-                        pending.append(child)
-                    else:
-                        serial += 1
-                        moved = f".{serial}-{os.urandom(8).hex()}"
-                        os.chmod(child, 0o700, dir_fd=here)
-                        os.rename(child, moved, src_dir_fd=here, dst_dir_fd=top)
-                        pending.append(moved)
-            finally:
-                if name is not None:
-                    os.close(here)
-                    os.rmdir(name, dir_fd=top)
-    finally:
-        os.close(top)
-
-
 def remove_system_v_object(kind: str, identifier: int) -> None:
     """Remove shared memory (`shm`), semaphores (`sem`) or a message queue (`msg`) that a run has left."""
     arguments = (identifier, 0, IPC_RMID, None) if kind == "sem" else (identifier, IPC_RMID, None)
@@ -583,6 +502,7 @@ def prepare(loaded_at_start: frozenset[str]) -> Supervisor:
         config["control"] = 3
     os.closerange(4, resource.getrlimit(resource.RLIMIT_NOFILE)[0])
     os.umask(0o022)
+    reset_signals()
     config["isolation"] = isolation_seen()  # before our own /proc is closed to us too
     _libc.prctl(PR_SET_DUMPABLE, 0, 0, 0, 0)  # /proc/1/{mem,environ,fd} are out of every program's reach
     if config["warm"] is None:

@@ -8,16 +8,17 @@ execution.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
-from sqlalchemy import Connection, bindparam, delete, insert, select, update
+from sqlalchemy import Connection, bindparam, delete, exists, insert, select, update
 
-from era.core.models import EMPTY, Cause, Session, Snapshot, StoredCode, Version, VersionContent
+from era.core.expiry import MICROS, is_due, wants_touch
+from era.core.models import EMPTY, Cause, Session, Snapshot, StoredCode, Version, VersionContent, now
 from era.core.ports import Retention
-from era.errors import NotFound
+from era.errors import EraError, Expired, NotFound
 from era.store.database import Database
-from era.store.tables import sessions, versions
+from era.store.tables import runs, sessions, versions
 
 _FIELDS = (
     "key",
@@ -62,14 +63,26 @@ VERSIONS = select(
 
 IS_LIVE = sessions.c.deleted_at.is_(None)
 
+EXPIRES_AT = bindparam("at", type_=sessions.c.expires_at.type) + sessions.c.ttl * MICROS
+"""When a session expires that is called at `:at`; NULL where it never does."""
+
 _LIVE_BY_ID = SESSIONS.where(sessions.c.id == bindparam("session_id"), IS_LIVE)
 _VERSION = VERSIONS.add_columns(versions.c.data).where(versions.c.n == bindparam("number"))
 _BY_KEY = SESSIONS.where(sessions.c.key == bindparam("session"))
 
+_TOUCH = update(sessions).where(sessions.c.key == bindparam("session"), IS_LIVE).values(expires_at=EXPIRES_AT)
+HAS_RUN_UNDER_WAY = exists().where(runs.c.session_key == sessions.c.key, runs.c.status == "running")
+_IS_RUNNING = select(sessions.c.key).where(sessions.c.key == bindparam("session"), HAS_RUN_UNDER_WAY)
+_NEWEST_GONE = (
+    select(sessions.c.key, sessions.c.expired)
+    .where(sessions.c.id == bindparam("session_id"), ~IS_LIVE, sessions.c.deleted_at > bindparam("since"))
+    .order_by(sessions.c.key.desc())
+    .limit(1)
+)
 _STEP = (
     update(sessions)
     .where(sessions.c.key == bindparam("session"), IS_LIVE)
-    .values(version=sessions.c.version + 1, updated_at=bindparam("at"))
+    .values(version=sessions.c.version + 1, updated_at=bindparam("at"), expires_at=EXPIRES_AT)
     .returning(sessions.c.version)
 )
 _STEP_OF_RUN = _STEP.values(last_run_at=bindparam("at"))
@@ -109,10 +122,53 @@ class Commits(Database):
         }
 
     def _live(self, connection: Connection, session_id: str) -> Session:
+        """Raises NotFound or Expired."""
         row = self._live_by_id.one(connection, {"session_id": session_id})
         if row is None:
-            raise no_session(session_id)
-        return session_of(row)
+            raise self._missing(connection, session_id)
+        session = session_of(row)
+        if self._is_over(connection, session, now()):
+            raise _expired(session_id)
+        return session
+
+    async def _read_live[T](self, session_id: str, job: Callable[[Connection, Session], T]) -> T:
+        """A read of a session, noted as a call if that is due."""
+
+        def read(connection: Connection) -> tuple[Session, T]:
+            session = self._live(connection, session_id)
+            return session, job(connection, session)
+
+        session, found = await self._read(read)
+        if not wants_touch(session, now()):
+            return found
+
+        def touch(connection: Connection) -> tuple[Session, T]:
+            connection.execute(_TOUCH, {"session": session.key, "at": now()})
+            return read(connection)
+
+        return (await self._write(touch))[1]
+
+    def _is_over(self, connection: Connection, session: Session, at: int) -> bool:
+        """Whether a session has expired, marked or not."""
+        if not is_due(session, at):
+            return False
+        return connection.execute(_IS_RUNNING, {"session": session.key}).first() is None
+
+    def _missing(self, connection: Connection, session_id: str) -> EraError:
+        gone = self._newest_gone(connection, session_id)
+        if gone is None:
+            return NotFound(f"There is no session '{session_id}'.")
+        if gone.expired:
+            return _expired(session_id)
+        return NotFound(
+            f"There is no session '{session_id}'.",
+            hint="It was deleted. POST /api/sessions/{id}/restore brings it back.",
+        )
+
+    def _newest_gone(self, connection: Connection, session_id: str) -> Any:
+        """`key` and `expired` of the session that was last gone from this id and can be restored, or None."""
+        since = now() - int(self._retention.grace_seconds * MICROS)
+        return connection.execute(_NEWEST_GONE, {"session_id": session_id, "since": since}).one_or_none()
 
     def _of_key(self, connection: Connection, key: int) -> Session:
         return session_of(self._by_key.one(connection, {"session": key}))
@@ -215,5 +271,5 @@ def snapshot_of(root: str | None, file_count: int, total_bytes: int) -> Snapshot
     return EMPTY if root is None else Snapshot(root, file_count, total_bytes)
 
 
-def no_session(session_id: str) -> NotFound:
-    return NotFound(f"There is no session '{session_id}'.")
+def _expired(session_id: str) -> Expired:
+    return Expired(f"Session '{session_id}' has expired.")

@@ -8,17 +8,24 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import Connection, func, select
+from sqlalchemy import Connection, func, select, union
 
 from era.store.commits import IS_LIVE
 from era.store.runs import LOST, RunRows
 from era.store.sessions import SessionRows
-from era.store.tables import runs, sessions, versions
+from era.store.tables import idempotency_keys, outputs, runs, sessions, versions
 from era.store.versions import VersionRows
 
 __all__ = ["LOST", "SqlStore"]
 
 _SNAPSHOT_ROOTS = select(versions.c.snapshot_root).where(versions.c.snapshot_root.is_not(None)).distinct()
+_OUTPUT_DIGESTS = union(
+    *(
+        select(table.c[name]).where(table.c[name].is_not(None))
+        for table in (outputs, idempotency_keys)
+        for name in ("stdout_digest", "stderr_digest")
+    )
+)
 _COUNT_SESSIONS = select(func.count()).select_from(sessions).where(IS_LIVE)
 _COUNT_RUNS = select(runs.c.status, func.count()).group_by(runs.c.status)
 
@@ -28,6 +35,9 @@ class SqlStore(SessionRows, VersionRows, RunRows):
 
     async def snapshot_roots(self) -> Sequence[str]:
         return await self._read(lambda connection: list(connection.execute(_SNAPSHOT_ROOTS).scalars()))
+
+    async def output_digests(self) -> Sequence[str]:
+        return await self._read(lambda connection: list(connection.execute(_OUTPUT_DIGESTS).scalars()))
 
     async def counts(self) -> dict[str, Any]:
         """`{"sessions": n, "runs": {status: n}}`, both counted in an index alone."""

@@ -9,11 +9,14 @@ from typing import Any
 
 from sqlalchemy import Connection, Select, bindparam, delete, insert, select, update
 
-from era.core.models import EMPTY, JsonObject, NewCopy, NewSession, Session, StoredCode, now
+from era.core.expiry import MICROS, slack
+from era.core.idempotency import packed
+from era.core.models import EMPTY, Claim, JsonObject, NewCopy, NewSession, Session, StoredCode, now
 from era.core.ports import KEEP, SessionChange, SessionFilter
 from era.errors import Conflict
 from era.store import dialects
-from era.store.commits import IS_LIVE, SESSIONS, Commits, no_session, session_of
+from era.store.commits import EXPIRES_AT, HAS_RUN_UNDER_WAY, IS_LIVE, SESSIONS, session_of
+from era.store.keys import KeyRows
 from era.store.tables import session_pairs, sessions
 
 _NEW_SESSION = insert(sessions).returning(sessions.c.key)
@@ -21,20 +24,40 @@ _NEW_PAIRS = insert(session_pairs)
 _DROP_PAIRS = delete(session_pairs).where(session_pairs.c.session_key == bindparam("session"))
 _STORE_CODE = (
     update(sessions)
-    .where(sessions.c.id == bindparam("session_id"), IS_LIVE)
+    .where(sessions.c.key == bindparam("session"))
     .values(
         code=bindparam("new_code"),
         code_description=bindparam("new_description"),
-        code_updated_at=bindparam("at"),
+        code_updated_at=bindparam("new_code_updated_at"),
         updated_at=bindparam("at"),
+        expires_at=EXPIRES_AT,
     )
 )
+_RETIRE = (
+    update(sessions)
+    .where(sessions.c.key == bindparam("session"), IS_LIVE)
+    .values(deleted_at=bindparam("at"), expired=bindparam("has_expired"))
+)
+_RESTORE = (
+    update(sessions)
+    .where(sessions.c.key == bindparam("session"))
+    .values(deleted_at=None, expired=False, expires_at=EXPIRES_AT)
+)
+_DUE = (
+    select(sessions.c.key, sessions.c.ttl, sessions.c.expires_at)
+    .where(sessions.c.expires_at <= bindparam("at"), IS_LIVE, ~HAS_RUN_UNDER_WAY)
+    .limit(1000)
+)
+_EXPIRE = _RETIRE.where(sessions.c.expires_at == bindparam("seen"), ~HAS_RUN_UNDER_WAY).values(expired=True)
+_OVER = select(sessions.c.key).where(~IS_LIVE, sessions.c.deleted_at <= bindparam("before")).limit(1000)
+_PURGE_KEY = delete(sessions).where(sessions.c.key == bindparam("session"))
+_PURGE_ID = delete(sessions).where(sessions.c.id == bindparam("session_id")).returning(sessions.c.key)
 
 
-class SessionRows(Commits):
+class SessionRows(KeyRows):
     """The part of SqlStore that deals in sessions."""
 
-    async def create_session(self, new: NewSession) -> Session:
+    async def create_session(self, new: NewSession, claim: Claim | None = None) -> Session:
         at = now()
         values = {
             "id": new.id,
@@ -48,23 +71,27 @@ class SessionRows(Commits):
             "created_at": at,
             "updated_at": at,
             "ttl": new.ttl,
+            "expires_at": _expiry(new.ttl, at),
         }
 
         def job(connection: Connection) -> Session:
+            self._claim(connection, claim, None)
             key = self._insert(connection, values)
             self._add_version(connection, key, 1, "create", at, data=new.data, snapshot=EMPTY)
             _add_pairs(connection, key, new.metadata)
-            return self._of_key(connection, key)
+            return self._made(connection, key, claim, None)
 
         return await self._write(job)
 
-    async def duplicate(self, copy: NewCopy) -> Session:
+    async def duplicate(self, copy: NewCopy, claim: Claim | None = None) -> Session:
         at = now()
 
         def job(connection: Connection) -> Session:
             source = self._live(connection, copy.source_id)
+            self._claim(connection, claim, source)
             content = self._content(connection, source, copy.version or source.version)
-            key = self._insert(connection, _settings_of(source) | {"id": copy.id, "created_at": at, "updated_at": at})
+            times = {"created_at": at, "updated_at": at, "expires_at": _expiry(source.ttl, at)}
+            key = self._insert(connection, _settings_of(source) | times | {"id": copy.id})
             self._add_version(
                 connection,
                 key,
@@ -75,24 +102,24 @@ class SessionRows(Commits):
                 snapshot=content.version.snapshot,
             )
             _add_pairs(connection, key, source.metadata)
-            return self._of_key(connection, key)
+            return self._made(connection, key, claim, source)
 
         return await self._write(job)
 
     async def session(self, session_id: str) -> Session:
-        return await self._read(lambda connection: self._live(connection, session_id))
+        return await self._read_live(session_id, lambda _, session: session)
 
     async def sessions(self, which: SessionFilter) -> Sequence[Session]:
-        query = _list_query(which)
+        query = _list_query(which, now() - int(self._retention.grace_seconds * MICROS))
         return await self._read(lambda connection: [session_of(row) for row in connection.execute(query)])
 
     async def change_session(self, session_id: str, change: SessionChange) -> Session:
         at = now()
-        values = _changed(change) | {"updated_at": at}
+        values = _changed(change, at)
 
         def job(connection: Connection) -> Session:
             session = self._live(connection, session_id)
-            connection.execute(update(sessions).where(sessions.c.key == session.key).values(values))
+            connection.execute(update(sessions).where(sessions.c.key == session.key).values(values), {"at": at})
             if change.data is not None:
                 self._next_version(connection, session.key, "data", at, data=change.data, snapshot=None)
             if change.metadata is not None:
@@ -104,27 +131,89 @@ class SessionRows(Commits):
 
     async def store_code(self, session_id: str, code: StoredCode) -> None:
         values = {
-            "session_id": session_id,
             "new_code": code.code,
             "new_description": code.description,
-            "at": code.updated_at,
+            "new_code_updated_at": code.updated_at,
+            "at": now(),
         }
 
         def job(connection: Connection) -> None:
-            if connection.execute(_STORE_CODE, values).rowcount == 0:
-                raise no_session(session_id)
+            connection.execute(_STORE_CODE, values | {"session": self._live(connection, session_id).key})
 
         await self._write(job)
 
     async def delete_session(self, session_id: str) -> Session:
         def job(connection: Connection) -> Session:
             session = self._live(connection, session_id)
-            connection.execute(delete(sessions).where(sessions.c.key == session.key))
+            connection.execute(_RETIRE, {"session": session.key, "at": now(), "has_expired": False})
             return session
 
         return await self._write(job)
 
+    async def restore_session(self, session_id: str) -> Session:
+        def job(connection: Connection) -> Session:
+            gone = self._newest_gone(connection, session_id)
+            taken = self._live_by_id.one(connection, {"session_id": session_id}) is not None
+            if taken:
+                raise Conflict(
+                    f"Session '{session_id}' is not gone."
+                    if gone is None
+                    else f"The id '{session_id}' is in use again.",
+                    hint="Delete the session that has this id now, or restore nothing.",
+                )
+            if gone is None:
+                raise self._missing(connection, session_id)
+            connection.execute(_RESTORE, {"session": gone.key, "at": now()})
+            return self._of_key(connection, gone.key)
+
+        return await self._write(job)
+
+    async def purge_session(self, session_id: str) -> Sequence[int]:
+        def job(connection: Connection) -> Sequence[int]:
+            keys = list(connection.execute(_PURGE_ID, {"session_id": session_id}).scalars())
+            if not keys:
+                raise self._missing(connection, session_id)
+            return keys
+
+        return await self._write(job)
+
+    async def expire(self, at: int) -> Sequence[int]:
+        candidates = await self._read(lambda connection: connection.execute(_DUE, {"at": at}).all())
+        due = [row for row in candidates if row.expires_at + slack(row.ttl) <= at]
+        if not due:
+            return []
+
+        def job(connection: Connection) -> Sequence[int]:
+            return [
+                row.key
+                for row in due
+                if connection.execute(_EXPIRE, {"session": row.key, "at": at, "seen": row.expires_at}).rowcount
+            ]
+
+        return await self._write(job)
+
+    async def purge(self, at: int) -> int:
+        before = at - int(self._retention.grace_seconds * MICROS)
+        keys = await self._read(lambda connection: list(connection.execute(_OVER, {"before": before}).scalars()))
+        for key in keys:  # Each by itself, for a session may have many rows and others want to write, too.
+            await self._purge_one(key)
+        return len(keys)
+
+    async def _purge_one(self, key: int) -> None:
+        await self._write(lambda connection: connection.execute(_PURGE_KEY, {"session": key}))
+
+    def _made(self, connection: Connection, key: int, claim: Claim | None, source: Session | None) -> Session:
+        """The session that was made, which is the answer of the claim, too."""
+        session = self._of_key(connection, key)
+        if claim is not None:
+            self._answer(connection, claim, source, {"answer": packed(session)})
+        return session
+
     def _insert(self, connection: Connection, values: dict[str, Any]) -> int:
+        taken = self._live_by_id.one(connection, {"session_id": values["id"]})
+        if taken is not None and self._is_over(connection, session_of(taken), now()):
+            # It has expired but isn't marked yet; if it has a sandbox, that ends when it has been idle.
+            connection.execute(_RETIRE, {"session": session_of(taken).key, "at": now(), "has_expired": True})
         try:
             key: int = connection.execute(_NEW_SESSION, values).scalar_one()
         except self._errors as error:
@@ -152,8 +241,13 @@ def _settings_of(source: Session) -> dict[str, Any]:
     }
 
 
-def _changed(change: SessionChange) -> dict[str, Any]:
-    values: dict[str, Any] = {
+def _expiry(ttl: int | None, at: int) -> int | None:
+    return None if ttl is None else at + ttl * MICROS
+
+
+def _changed(change: SessionChange, at: int) -> dict[str, Any]:
+    values: dict[str, Any] = {"updated_at": at, "expires_at": EXPIRES_AT}
+    values |= {
         name: value
         for name in ("default_timeout", "allow_internet", "allow_public")
         if (value := getattr(change, name)) is not None
@@ -161,12 +255,18 @@ def _changed(change: SessionChange) -> dict[str, Any]:
     if change.metadata is not None:
         values["metadata"] = json.dumps(change.metadata)
     if change.ttl is not KEEP:
-        values["ttl"] = change.ttl
+        values |= {"ttl": change.ttl, "expires_at": _expiry(change.ttl, at)}
     return values
 
 
-def _list_query(which: SessionFilter) -> Select[Any]:
-    query = SESSIONS.where(IS_LIVE).order_by(sessions.c.key.desc())
+def _list_query(which: SessionFilter, since: int) -> Select[Any]:
+    """`since` is when the sessions were gone that can still be restored."""
+    query = SESSIONS.order_by(sessions.c.key.desc())
+    if which.gone is None:
+        query = query.where(IS_LIVE)
+    else:
+        is_expired = sessions.c.expired.is_(which.gone == "expired")
+        query = query.where(~IS_LIVE, sessions.c.deleted_at > since, is_expired)
     if which.language is not None:
         query = query.where(sessions.c.language == which.language)
     for name, text in (which.metadata or {}).items():

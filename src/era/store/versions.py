@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from sqlalchemy import Connection, bindparam
 
 from era.core.models import Cause, Session, Snapshot, Version, VersionContent, now
-from era.store.commits import VERSIONS, Commits, no_session, version_of
+from era.errors import NotFound
+from era.store.commits import VERSIONS, Commits, version_of
 from era.store.tables import versions
 
 _NEWEST = VERSIONS.where(versions.c.n < bindparam("before")).order_by(versions.c.n.desc()).limit(bindparam("how_many"))
@@ -22,7 +23,7 @@ class VersionRows(Commits):
         def job(connection: Connection) -> Session:
             session = self._live(connection, session_id)
             if key is not None and session.key != key:
-                raise no_session(session_id)
+                raise NotFound(f"Session '{session_id}' was deleted, and another has its id.")
             self._next_version(connection, session.key, cause, now(), data=data, snapshot=snapshot)
             return self._of_key(connection, session.key)
 
@@ -33,15 +34,13 @@ class VersionRows(Commits):
             session = self._live(connection, session_id)
             old = self._content(connection, session, n)
             snapshot = old.version.snapshot
-            if self._next_version(connection, session.key, "rollback", now(), data=old.data, snapshot=snapshot) is None:
-                raise no_session(session_id)
+            self._next_version(connection, session.key, "rollback", now(), data=old.data, snapshot=snapshot)
             return self._of_key(connection, session.key)
 
         return await self._write(job)
 
     async def versions(self, session_id: str, *, limit: int, before: int | None) -> Sequence[Version]:
-        def job(connection: Connection) -> Sequence[Version]:
-            session = self._live(connection, session_id)
+        def job(connection: Connection, session: Session) -> Sequence[Version]:
             values = {
                 "session": session.key,
                 "before": session.version + 1 if before is None else before,
@@ -49,7 +48,7 @@ class VersionRows(Commits):
             }
             return [version_of(row) for row in connection.execute(_NEWEST, values)]
 
-        return await self._read(job)
+        return await self._read_live(session_id, job)
 
     async def version(self, session_id: str, n: int) -> VersionContent:
-        return await self._read(lambda connection: self._content(connection, self._live(connection, session_id), n))
+        return await self._read_live(session_id, lambda connection, session: self._content(connection, session, n))

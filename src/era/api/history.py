@@ -1,0 +1,45 @@
+"""The runs a session has had, and what they wrote."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from fastapi import APIRouter, Request, Response
+
+from era.api.context import Answer, Cursor, Limit, SessionId, StrictRoute, UseContext, cursor_of, errors, key_of
+from era.api.ranges import part_of
+from era.wire import RunRecordAnswer, RunRecordsAnswer, record_answer
+
+router = APIRouter(prefix="/api/sessions/{session_id}/runs", tags=["runs"], route_class=StrictRoute)
+
+# What programs wrote is theirs: no browser may take it for a page of this server.
+_HEADERS = {"X-Content-Type-Options": "nosniff", "Content-Security-Policy": "sandbox; default-src 'none'"}
+
+
+@router.get("", responses={200: {"model": RunRecordsAnswer}, **errors(404)})
+async def list_runs(session_id: SessionId, context: UseContext, limit: Limit = 100, cursor: Cursor = None) -> Response:
+    """List the records of a session's runs, newest first."""
+    found = await context.history.list(session_id, limit=limit + 1, before=key_of(cursor) if cursor else None)
+    page = found[:limit]
+    following = cursor_of(page[-1].key) if len(found) > limit else None
+    answers = [record_answer(record, session_id) for record in page]
+    return Answer({"runs": answers, "count": len(answers), "next_cursor": following})
+
+
+@router.get("/{run_id}", responses={200: {"model": RunRecordAnswer}, **errors(404)})
+async def get_run(session_id: SessionId, run_id: str, context: UseContext) -> Response:
+    """Show the record of a run, also while it is under way."""
+    return Answer(record_answer(await context.history.get(session_id, run_id), session_id))
+
+
+@router.get(
+    "/{run_id}/{stream}",
+    responses={200: {"content": {"text/plain": {}}}, 206: {"content": {"text/plain": {}}}, **errors(404, 409, 416)},
+    response_class=Response,
+)
+async def get_output(
+    session_id: SessionId, run_id: str, stream: Literal["stdout", "stderr"], request: Request, context: UseContext
+) -> Response:
+    """What a run wrote, or with a Range header a part of it."""
+    content = await context.history.output(session_id, run_id, stream)
+    return part_of(request, content, "text/plain; charset=utf-8", _HEADERS)

@@ -1,0 +1,67 @@
+"""Sessions that end by themselves: when, and who sees to it.
+
+Theory of operation. A session with a ttl expires when nobody has called it for that long. Each call puts `expires_at`
+off, but a read shouldn't cost a durable write: so it is put off only once a tenth of the ttl (ten seconds at most) has
+gone by, and the session lives that much beyond `expires_at`. It never expires early. What counts is in the database
+alone; a session is expired from that moment on, whether or not `Expiry` has marked it yet.
+
+A run under way keeps its session alive, and its end is a call.
+"""
+
+from __future__ import annotations
+
+import asyncio
+
+import structlog
+
+from era.core.models import Session, now
+from era.core.ports import Host, MetadataStore
+from era.errors import EraError
+
+log = structlog.get_logger()
+
+MICROS = 1_000_000
+MAX_TTL = 100 * 366 * 86_400
+_SWEEP_SECONDS = 1.0
+
+
+def slack(ttl: int) -> int:
+    """How late, in microseconds, a call may be noted."""
+    return min(ttl * MICROS // 10, 10 * MICROS)
+
+
+def is_due(session: Session, at: int) -> bool:
+    """Whether it has expired by `at`, unless a run keeps it alive."""
+    if session.ttl is None or session.expires_at is None:
+        return False
+    return session.expires_at + slack(session.ttl) <= at
+
+
+def wants_touch(session: Session, at: int) -> bool:
+    """Whether a call at `at` must be noted."""
+    if session.ttl is None or session.expires_at is None:
+        return False
+    return at + session.ttl * MICROS >= session.expires_at + slack(session.ttl)
+
+
+class Expiry:
+    """Marks sessions that have expired and ends their sandboxes; purges those whose time to be restored is over."""
+
+    def __init__(self, store: MetadataStore, host: Host) -> None:
+        self._store = store
+        self._host = host
+
+    async def sweep(self) -> None:
+        """Mark what has expired by now."""
+        for key in await self._store.expire(now()):
+            await self._host.release(key)
+
+    async def run(self) -> None:
+        """Do it for ever."""
+        while True:
+            await asyncio.sleep(_SWEEP_SECONDS)
+            try:
+                await self.sweep()
+                await self._store.purge(now())
+            except EraError as error:
+                log.warning("sessions_not_swept", error=error.message)

@@ -1,0 +1,110 @@
+"""Idempotency keys: a request that comes twice is done once, and answered twice with the same answer.
+
+Theory of operation. The first request with a key claims it in the transaction that begins its run or makes its
+session; the answer is stored in the transaction that ends the run or, again, makes the session. So a claim without an
+answer is a run under way, or one that was lost with the process. Requests with the same key wait for each other here.
+
+Which request a key belongs to is told by a hash of its body, but for `env`: values of env are secrets and often short,
+so no hash of them may lie in a database, salted or not. They are compared by a keyed hash whose key this process made
+up and never stores. After a restart a request that differs in nothing but its env therefore counts as the same.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import json
+import secrets
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from era.core.models import Claim, Claimed, Route, Session, Snapshot, StoredCode
+from era.core.ports import MetadataStore
+from era.core.turns import Turns
+from era.errors import CommitFailed, Conflict, KeyReused, RunLost
+
+
+class Keys:
+    """Claims, and what they were answered."""
+
+    def __init__(self, store: MetadataStore) -> None:
+        self._store = store
+        self._turns = Turns()
+        self._process = secrets.token_hex(8)
+        self._secret = secrets.token_bytes(32)
+
+    def claim(self, route: Route, key: str, body: Mapping[str, Any], env: Mapping[str, str] | None = None) -> Claim:
+        """The claim of a request with this key. `body` is its body without env."""
+        mark = hmac.new(self._secret, _canonical(env or {}), hashlib.sha256).hexdigest()
+        return Claim(route, key, hashlib.sha256(_canonical(body)).hexdigest(), f"{self._process}:{mark}")
+
+    @asynccontextmanager
+    async def held(self, session_id: str, claim: Claim) -> AsyncIterator[Claimed | None]:
+        """What the key's first request was answered, which may have to be waited for. None: this is the first one,
+        and others wait until the block ends. Raises KeyReused where the first request was another one."""
+        await self._look_up(session_id, claim)  # Another request needn't wait to be refused.
+        async with self._turns.take(f"{claim.route} {session_id} {claim.key}", bounded=False):
+            yield await self._look_up(session_id, claim)
+
+    async def _look_up(self, session_id: str, claim: Claim) -> Claimed | None:
+        found = await self._store.claimed(session_id, claim)
+        if found is not None and not _is_same(found, claim):
+            raise KeyReused(f"The key '{claim.key}' was used for another request.")
+        return found
+
+
+def _canonical(value: Any) -> bytes:
+    return json.dumps(value, sort_keys=True, separators=(",", ":")).encode()
+
+
+def _is_same(first: Claimed, claim: Claim) -> bool:
+    process, _, _ = claim.env_mark.partition(":")
+    can_tell = first.env_mark.startswith(f"{process}:")
+    return first.request_hash == claim.request_hash and (not can_tell or first.env_mark == claim.env_mark)
+
+
+def no_answer(first: Claimed) -> Exception:
+    """Why a run's claim has no answer, as the error to tell."""
+    record = first.run
+    if record is None or record.status == "running":
+        return Conflict("The run of this key is under way.", hint="Ask again once it has ended.", code="run_under_way")
+    if record.status == "lost":
+        return RunLost(f"Run '{record.id}' of this key was under way when the service stopped.")
+    return CommitFailed(
+        record.reason or "The run's result was not kept.",
+        hint=f"Run '{record.id}' of this key has begun, so it is not run again. To run it again, use another key.",
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Made:
+    """A session that a request made, or that the first request with its key had made."""
+
+    session: Session
+    replayed: bool = False
+
+
+async def once(keys: Keys, source_id: str, claim: Claim | None, make: Callable[[], Awaitable[Session]]) -> Made:
+    """Make a session, unless that was done for this claim before."""
+    if claim is None:
+        return Made(await make())
+    async with keys.held(source_id, claim) as first:
+        if first is not None and first.answer is not None:
+            return Made(unpacked(first.answer), replayed=True)
+        return Made(await make())
+
+
+def packed(session: Session) -> str:
+    """A session as text, to be answered again as it was."""
+    return json.dumps(asdict(session))
+
+
+def unpacked(text: str) -> Session:
+    """The reverse of `packed`."""
+    fields = json.loads(text)
+    stored = fields["stored"]
+    fields["stored"] = None if stored is None else StoredCode(**stored)
+    fields["snapshot"] = Snapshot(**fields["snapshot"])
+    return Session(**fields)

@@ -1,0 +1,106 @@
+"""Files in a sandbox: those of a run, put there, read back and cleared away. Whatever a program made of them."""
+
+from __future__ import annotations
+
+import os
+
+STATE_FILE = ".session_data.json"
+CHUNK = 1 << 16
+OPEN_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+
+
+def write_file(path: str, content: bytes) -> tuple[int, int, int]:
+    """Put a fresh regular file in the place of whatever is at `path`. Returns what tells it from another."""
+    try:
+        os.unlink(path)
+    except FileNotFoundError:
+        pass
+    except (IsADirectoryError, PermissionError):
+        empty_directory(path, 0o700)
+        os.rmdir(path)
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
+    try:
+        view = memoryview(content)
+        while view:
+            view = view[os.write(fd, view) :]
+        return identity(os.fstat(fd))
+    finally:
+        os.close(fd)
+
+
+def identity(stat: os.stat_result) -> tuple[int, int, int]:
+    return stat.st_ino, stat.st_size, stat.st_mtime_ns
+
+
+def remove_if_unchanged(path: str, written: tuple[int, int, int]) -> None:
+    """Take the program's file away again, unless the program made it a file of its own."""
+    try:
+        if identity(os.lstat(path)) == written:
+            os.unlink(path)
+    except OSError:
+        pass
+
+
+def read_state(limit: int) -> tuple[bytes | None, str | None]:
+    """The state file's content, None where there is none to use, and why it can't be used."""
+    try:
+        fd = os.open(STATE_FILE, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return None, None
+    except OSError as problem:
+        if os.path.islink(STATE_FILE):
+            return None, "is a symbolic link"
+        return None, f"can't be opened: {problem.strerror}"
+    try:
+        stat = os.fstat(fd)
+        if stat.st_mode & 0o170000 != 0o100000:
+            return None, "is not a regular file"
+        if stat.st_nlink != 1:
+            return None, "has a second name (a hard link)"
+        if stat.st_size > limit:
+            return None, f"is too large: {stat.st_size} bytes, {limit} allowed"
+        content = b""
+        while part := os.read(fd, CHUNK):
+            content += part
+        return content, None
+    except OSError as problem:
+        return None, f"can't be read: {problem.strerror}"
+    finally:
+        os.close(fd)
+
+
+def empty_directory(path: str, mode: int) -> None:
+    """Remove all that is in `path`, which gets `mode`, however deep it goes: directories found below are first moved up
+    to the top, so that neither descriptors nor path lengths grow with depth."""
+    os.chmod(path, mode)
+    top = os.open(path, OPEN_DIRECTORY)
+    try:
+        pending: list[str | None] = [None]
+        serial = 0
+        while pending:
+            name = pending.pop()
+            if name is None:
+                here = top
+            else:
+                os.chmod(name, 0o700, dir_fd=top)
+                here = os.open(name, OPEN_DIRECTORY, dir_fd=top)
+            try:
+                with os.scandir(here) as entries:
+                    found = [(entry.name, entry.is_dir(follow_symlinks=False)) for entry in entries]
+                for child, is_directory in found:
+                    if not is_directory:
+                        os.unlink(child, dir_fd=here)
+                    elif name is None:
+                        pending.append(child)
+                    else:
+                        serial += 1
+                        moved = f".{serial}-{os.urandom(8).hex()}"
+                        os.chmod(child, 0o700, dir_fd=here)
+                        os.rename(child, moved, src_dir_fd=here, dst_dir_fd=top)
+                        pending.append(moved)
+            finally:
+                if name is not None:
+                    os.close(here)
+                    os.rmdir(name, dir_fd=top)
+    finally:
+        os.close(top)

@@ -1,0 +1,189 @@
+"""Idempotency keys, over HTTP: what comes twice is done once."""
+
+from __future__ import annotations
+
+import signal
+import sqlite3
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.api.test_contract import refused
+from tests.conftest import Server, eventually
+
+type MakeSession = Callable[..., str]
+
+COUNT = """
+import json, os, sys
+n = len(open('log').readlines()) if os.path.exists('log') else 0
+open('log', 'a').write('x\\n')
+json.dump({'n': n + 1}, open('.session_data.json', 'w'))
+print('run', n, os.environ.get('SECRET', ''))
+print('error', file=sys.stderr)
+"""
+
+
+def post(client: httpx.Client, path: str, key: str, body: Any) -> httpx.Response:
+    return client.post(path, json=body, headers={"Idempotency-Key": key})
+
+
+def same(first: httpx.Response, again: httpx.Response) -> None:
+    assert "idempotent-replay" not in first.headers
+    assert again.headers["idempotent-replay"] == "true"
+    assert (again.status_code, again.content) == (first.status_code, first.content)
+
+
+def test_a_run_that_comes_twice_is_run_once(client: httpx.Client, session: MakeSession) -> None:
+    where = session()
+    client.put(f"/api/sessions/{where}/code", json={"code": "stored"})
+    url = f"/api/sessions/{where}/run"
+    body = {"code": COUNT, "env": {"SECRET": "hunter2"}}
+    first = post(client, url, "k1", body)
+    assert (first.status_code, first.json()["stdout"]) == (200, "run 0 hunter2\n")
+    other = client.post(url, json=body).json()
+    assert other["data"]["n"] == 2
+    client.put(f"/api/sessions/{where}/code", json={"code": "other"})
+    same(first, post(client, url, "k1", body))
+    same(first, post(client, url, "k1", dict(reversed(body.items()))))
+    assert client.get(f"/api/sessions/{where}").json()["version"] == 3
+    assert post(client, url, "k2", body).json()["stdout"] == "run 2 hunter2\n"
+
+
+@pytest.mark.parametrize(
+    "code",
+    ["print('x' * 100_000); 1 / 0", "open('.session_data.json', 'w').write('[')", "import os; os.write(1, b'\\xff')"],
+)
+def test_any_outcome_is_answered_again(code: str, client: httpx.Client, session: MakeSession) -> None:
+    where = session()
+    first = post(client, f"/api/sessions/{where}/run", "k", {"code": code})
+    same(first, post(client, f"/api/sessions/{where}/run", "k", {"code": code}))
+    events = post(client, f"/api/sessions/{where}/stream", "k", {"code": code})
+    assert first.json()["run_id"] in events.text
+    assert events.text.count("event: done") == 1
+    assert len(client.get(f"/api/sessions/{where}/runs").json()["runs"]) == 1
+
+
+def test_another_request_with_the_key_is_refused(client: httpx.Client, session: MakeSession) -> None:
+    where, other = session(), session()
+    url = f"/api/sessions/{where}/run"
+    post(client, url, "k", {"code": "print(1)", "env": {"A": "1"}})
+    bodies: list[dict[str, Any]] = [
+        {"code": "print(2)", "env": {"A": "1"}},
+        {"code": "print(1)", "env": {"A": "2"}},
+        {"code": "print(1)"},
+        {"code": "print(1)", "env": {"A": "1"}, "timeout": 3},
+        {"code": "print(1)", "env": {"A": "1"}, "atomic": True},
+        {"env": {"A": "1"}, "code": ""},
+    ]
+    for body in bodies:
+        assert refused(post(client, url, "k", body), 409, "'k'")["code"] == "idempotency_mismatch"
+    # Keys of other sessions and routes are others.
+    assert post(client, f"/api/sessions/{other}/run", "k", {"code": "print(2)"}).json()["stdout"] == "2\n"
+    assert post(client, f"/api/sessions/{where}/duplicate", "k", {}).status_code == 201
+
+
+def test_what_could_not_begin_leaves_the_key_free(client: httpx.Client, session: MakeSession) -> None:
+    where = session()
+    url = f"/api/sessions/{where}/run"
+    refused(post(client, url, "k", {}), 400)
+    refused(post(client, url, "k", {"code": "", "timeout": -1}), 400)
+    assert post(client, url, "k", {"code": "print(1)"}).json()["stdout"] == "1\n"
+    refused(post(client, "/api/sessions", "taken", {"language": "python", "session_id": where}), 409)
+    assert post(client, "/api/sessions", "taken", {"language": "python"}).status_code == 201
+
+
+def test_many_at_once_are_one_run(client: httpx.Client, session: MakeSession) -> None:
+    where = session()
+    url = f"/api/sessions/{where}/run"
+    body = {"code": "import time; time.sleep(0.3)\n" + COUNT}
+    with ThreadPoolExecutor(8) as pool:
+        answers = list(pool.map(lambda _: post(client, url, "k", body), range(8)))
+    assert {answer.status_code for answer in answers} == {200}
+    assert len({answer.content for answer in answers}) == 1
+    assert sum("idempotent-replay" in answer.headers for answer in answers) == 7
+    with ThreadPoolExecutor(8) as pool:
+        answers = list(pool.map(lambda _: post(client, "/api/sessions", "many", {"language": "node"}), range(8)))
+    assert len({answer.content for answer in answers}) == 1
+    assert sum("idempotent-replay" in answer.headers for answer in answers) == 7
+
+
+def test_another_request_need_not_wait_to_be_refused(client: httpx.Client, session: MakeSession) -> None:
+    where = session()
+    url = f"/api/sessions/{where}/run"
+    thread = threading.Thread(target=post, args=(client, url, "k", {"code": "import time; time.sleep(1)"}))
+    thread.start()
+    assert eventually(lambda: client.get(f"/api/sessions/{where}/runs").json()["runs"])
+    refused(post(client, url, "k", {"code": "other"}), 409)
+    assert client.get(f"/api/sessions/{where}/runs").json()["runs"][0]["status"] == "running"
+    thread.join()
+
+
+def test_a_session_that_is_asked_for_twice_is_made_once(client: httpx.Client) -> None:
+    body = {"language": "python", "data": {"n": 1}, "metadata": {"made": "once"}}
+    first = post(client, "/api/sessions", "make", body)
+    client.patch(f"/api/sessions/{first.json()['id']}", json={"data": {"n": 2}})
+    same(first, post(client, "/api/sessions", "make", body))
+    refused(post(client, "/api/sessions", "make", {**body, "data": {}}), 409)
+    assert client.get("/api/sessions?metadata.made=once").json()["count"] == 1
+    url = f"/api/sessions/{first.json()['id']}/duplicate"
+    copied = post(client, url, "copy", {})
+    same(copied, post(client, url, "copy", {}))
+    refused(post(client, url, "copy", {"data": {}}), 409)
+    assert client.get("/api/sessions?metadata.made=once").json()["count"] == 2
+
+
+def test_what_is_a_key(client: httpx.Client, session: MakeSession) -> None:
+    where = session()
+    for key in ("k", "~ " + "x" * 253, "a\"b'c;--"):
+        assert post(client, f"/api/sessions/{where}/run", key, {"code": ""}).status_code == 200
+    bad: list[Any] = [b"", b"x" * 256, "ü".encode(), b"a\tb"]
+    for raw in bad:
+        for path in (f"/api/sessions/{where}/run", "/api/sessions", f"/api/sessions/{where}/duplicate"):
+            body = {"language": "python"} if path == "/api/sessions" else {}
+            answer = client.post(path, json=body, headers={b"Idempotency-Key": raw})
+            assert refused(answer, 400, "Idempotency-Key")["code"] == "bad_key"
+    two = [("Idempotency-Key", "a"), ("Idempotency-Key", "b")]
+    refused(client.post(f"/api/sessions/{where}/run", json={"code": ""}, headers=two), 400)
+
+
+def test_answers_outlive_a_kill(own_server: Callable[..., Server]) -> None:
+    server = own_server(outputs_kept="0", versions_kept="1")
+    long = {"code": "import time; print('begun', flush=True); time.sleep(60)", "env": {"SECRET": "hunter2"}}
+    with server.client() as client:
+        made = post(client, "/api/sessions", "k", {"language": "python", "session_id": "s"})
+        first = post(client, "/api/sessions/s/run", "k", {"code": COUNT + "print('x' * 30000)"})
+        client.post("/api/sessions/s/run", json={"code": COUNT})
+        thread = threading.Thread(target=_until_hangup, args=(server.url, long))
+        thread.start()
+        runs = eventually(lambda: [run for run in _runs(client) if run["status"] == "running"])
+    server.stop(signal.SIGKILL)
+    thread.join()
+    with closing(sqlite3.connect(server.data_dir / "era.sqlite")) as database:
+        assert "hunter2" not in "\n".join(database.iterdump())
+    server.start()
+    with server.client() as client:
+        same(made, post(client, "/api/sessions", "k", {"language": "python", "session_id": "s"}))
+        same(first, post(client, "/api/sessions/s/run", "k", {"code": COUNT + "print('x' * 30000)"}))
+        lost = refused(post(client, "/api/sessions/s/run", "long", long), 409, runs[0]["run_id"])
+        assert lost["code"] == "run_lost"
+        assert len(_runs(client)) == 3
+        # What env it had can't be told any more, so that makes no difference now; other differences still do.
+        refused(post(client, "/api/sessions/s/run", "long", {"code": long["code"]}), 409, "stopped")
+        assert refused(post(client, "/api/sessions/s/run", "long", {"code": ""}), 409)["code"] == "idempotency_mismatch"
+
+
+def _runs(client: httpx.Client) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = client.get("/api/sessions/s/runs").json()["runs"]
+    return found
+
+
+def _until_hangup(url: str, body: dict[str, Any]) -> None:
+    try:
+        httpx.post(f"{url}/api/sessions/s/run", json=body, headers={"Idempotency-Key": "long"}, timeout=60)
+    except httpx.TransportError:
+        return

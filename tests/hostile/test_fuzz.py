@@ -1,0 +1,447 @@
+"""Bad requests: made from the API's own description, made of raw bytes, and made by pages of other sites.
+
+Whatever comes, the service answers in the contract's shape or hangs up, it never fails, and it serves on.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+import threading
+import time
+import traceback
+from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import Any
+
+import httpx
+import pytest
+import requests
+import schemathesis
+from hypothesis import HealthCheck, Phase, given, seed, settings
+from hypothesis import strategies as st
+from hypothesis.errors import Unsatisfiable
+from schemathesis import Case, GenerationMode, Response
+from schemathesis.core.failures import FailureGroup
+from schemathesis.schemas import APIOperation, BaseSchema
+from schemathesis.specs.openapi import checks
+
+from era import wire
+from tests.conftest import Server
+
+type MakeServer = Callable[..., Server]
+
+JSON = {"content-type": "application/json"}
+CREATE = b'{"language":"python"}'
+
+# -- from the description ---------------------------------------------------------------------------------------
+
+SHORT_SECONDS = 18.0
+SOAK_SECONDS = 300.0
+TARGETS = ("fuzz-python", "fuzz-node", "fuzz-typescript")
+PROGRAMS = (
+    "print('hello')",
+    "console.log('hello')",
+    "const n: number = 1; console.log(n)",
+    "while True: pass",
+    "for (;;) {}",
+    "import sys; sys.exit(3)",
+    "process.exit(4)",
+    "import os; os.kill(os.getpid(), 9)",
+    "throw new Error('x')",
+    "import sys; sys.stdout.buffer.write(bytes(range(256)) * 300)",
+    "open('.session_data.json', 'w').write('{\"n\": 1}')",
+    "open('.session_data.json', 'w').write('{')",
+    "import os; os.remove('.session_data.json'); os.mkdir('.session_data.json')",
+    "import os; os.symlink('/etc/passwd', 'link'); os.mkfifo('fifo'); open(b'\\xff', 'w')",
+    "require('fs').writeFileSync('.session_data.json', '[]')",
+    "import subprocess; subprocess.Popen(['sleep', '100'])",
+)
+CONFORMITY = [
+    checks.status_code_conformance,
+    checks.content_type_conformance,
+    checks.response_headers_conformance,
+    checks.response_schema_conformance,
+    checks.negative_data_rejection,
+]
+
+
+class Fuzz:
+    """Cases of every operation that the server describes, sent and checked until time is up.
+
+    Findings are collected rather than raised: one of a kind, so that a long search tells all it has found.
+    """
+
+    def __init__(self, server: Server, seconds: float) -> None:
+        self._url = server.url
+        self._deadline = time.monotonic() + seconds
+        self._lock = threading.Lock()
+        self.findings: dict[str, str] = {}
+        self.statuses: Counter[tuple[str, int]] = Counter()
+        self.schema: BaseSchema = schemathesis.openapi.from_url(f"{self._url}/openapi.json")
+        self.operations: list[APIOperation[Any, Any, Any, Any]] = [
+            found.ok() for found in self.schema.get_all_operations()
+        ]
+
+    @property
+    def over(self) -> bool:
+        return time.monotonic() > self._deadline
+
+    def known_corners(self) -> None:
+        """Schemathesis's list of bounds and oddities of every field, without chance."""
+        with self._session() as session:
+            for operation in self.operations:
+                chance = random.Random(operation.label)
+                cases = self.schema.iter_coverage_cases(
+                    operation,
+                    generation_modes=list(GenerationMode),
+                    generation_config=self.schema.config.generation_for(operation=operation),
+                )
+                for case in cases:
+                    if self.over:
+                        return
+                    self._send(session, case, chance)
+
+    def random_cases(self, number: int, examples: int) -> None:
+        """Cases of every operation by chance, the same ones for the same `number`."""
+        for operation in random.Random(number).sample(self.operations, len(self.operations)):
+            modes = [GenerationMode.POSITIVE]
+            if operation.body or operation.query:
+                modes.append(GenerationMode.NEGATIVE)
+            for mode in modes:
+                self._random_cases(operation, mode, number, examples)
+
+    def _random_cases(
+        self, operation: APIOperation[Any, Any, Any, Any], mode: GenerationMode, number: int, examples: int
+    ) -> None:
+        with self._session() as session:
+
+            @seed(number)
+            @settings(
+                max_examples=examples,
+                phases=[Phase.generate],
+                database=None,
+                deadline=None,
+                suppress_health_check=list(HealthCheck),
+            )
+            @given(operation.as_strategy(generation_mode=mode), st.integers(0, 1 << 32))
+            def attempt(case: Case[Any], chance: int) -> None:
+                if not self.over:
+                    self._send(session, case, random.Random(chance))
+
+            try:
+                attempt()
+            except Unsatisfiable:
+                self._found(operation.label, "no cases", str(mode))
+
+    def _send(self, session: requests.Session, case: Case[Any], chance: random.Random) -> None:
+        if "session_id" in (case.path_parameters or {}) and chance.random() < 0.75:
+            self._aim_at_a_session(case, chance)
+        if isinstance(case.body, dict):
+            _bound(case.body, chance, runs=case.operation.path.endswith(("/run", "/stream", "/execute")))
+        label = case.operation.label
+        try:
+            answer = case.call(base_url=self._url, session=session, timeout=30)
+        except Exception:
+            self._found(label, "no answer", f"{case!r}\n{traceback.format_exc()}")
+            return
+        with self._lock:
+            self.statuses[label, answer.status_code] += 1
+        try:
+            _check(answer)
+            case.validate_response(answer, checks=CONFORMITY)
+        except FailureGroup as failures:
+            for failure in failures.exceptions:
+                self._found(label, f"{answer.status_code} {type(failure).__name__}", f"{failures}")
+        except Exception as error:
+            told = f"{error}\n{answer.text[:1000]}\n{case.as_curl_command(base_url=self._url)[:2000]}"
+            self._found(label, f"{answer.status_code} {type(error).__name__}", told)
+
+    def _aim_at_a_session(self, case: Case[Any], chance: random.Random) -> None:
+        """Let the case be about a session that there is; others may delete it in the meantime."""
+        target = chance.choice(TARGETS)
+        case.path_parameters["session_id"] = target
+        body = {"session_id": target, "language": target.removeprefix("fuzz-"), "default_timeout": 1}
+        made = httpx.post(f"{self._url}/api/sessions", json=body, trust_env=False)
+        if made.status_code not in (201, 409):
+            self._found("POST /api/sessions", f"{made.status_code}", made.text)
+
+    def _found(self, operation: str, kind: str, detail: str) -> None:
+        with self._lock:
+            self.findings.setdefault(f"{operation}: {kind}", detail)
+
+    @contextmanager
+    def _session(self) -> Iterator[requests.Session]:
+        with requests.Session() as session:
+            session.trust_env = False
+            yield session
+
+    def report(self) -> str:
+        found = "\n\n".join(f"=== {title}\n{detail}" for title, detail in self.findings.items())
+        return f"{found}\n{dict(sorted(self.statuses.items()))}"
+
+
+def _bound(body: dict[str, Any], chance: random.Random, *, runs: bool) -> None:
+    """Keep what a body asks for small, so that the search is not spent on waiting. What is wrong in it stays so."""
+    for name in ("timeout", "default_timeout"):
+        asked = body.get(name)
+        if isinstance(asked, int | float) and asked > 1 and chance.random() < 0.9:
+            body[name] = chance.choice((0.01, 0.3, 1))
+    if isinstance(body.get("code"), str) and chance.random() < 0.5:
+        body["code"] = chance.choice(PROGRAMS)
+        asked = body.get("timeout")
+        if runs and (asked is None or (isinstance(asked, int | float) and asked > 1)):
+            body["timeout"] = chance.choice((0.1, 0.5, 1))
+    if isinstance(body.get("language"), str) and chance.random() < 0.5:
+        body["language"] = chance.choice(("python", "node", "typescript"))
+
+
+def _check(answer: Response) -> None:
+    """Raises AssertionError for an answer that this service must never give."""
+    assert answer.status_code < 500, "it failed"
+    assert re.fullmatch("req_[0-9a-f]{16}", answer.headers["x-request-id"][0])
+    kind = answer.headers["content-type"][0]
+    if answer.status_code >= 400:
+        assert kind == "application/json"
+        body = answer.json()
+        wire.ErrorAnswer.model_validate(body, strict=True, extra="forbid")
+        assert body["request_id"] == answer.headers["x-request-id"][0]
+        assert body["error"], "no sentence"
+        assert body["hint"], "no hint"
+    elif kind.startswith("text/event-stream"):
+        events = [json.loads(line.removeprefix("data: ")) for line in answer.text.split("\n") if line[:6] == "data: "]
+        assert events, "an empty stream"
+        assert events[-1]["type"] == "done" or events[-1].get("code") == "session_deleted", events[-1]
+        assert all(event["type"] in ("stdout", "stderr") for event in events[:-1])
+
+
+def test_no_request_that_the_description_leads_to_makes_the_service_fail(server: Server) -> None:
+    fuzz = Fuzz(server, SHORT_SECONDS)
+    fuzz.known_corners()
+    fuzz.random_cases(number=1, examples=25)
+    if fuzz.findings:
+        pytest.fail(fuzz.report())
+    reached = {operation for operation, status in fuzz.statuses if status < 300}
+    assert reached == {operation.label for operation in fuzz.operations}
+
+
+@pytest.mark.soak
+def test_five_minutes_of_requests_from_all_sides_do_not_make_the_service_fail(server: Server) -> None:
+    """Several at a time, so that sessions are deleted, changed and run at once."""
+    fuzz = Fuzz(server, SOAK_SECONDS)
+    first = random.SystemRandom().randrange(1 << 30)
+    print(f"numbers from {first}")
+
+    def search(worker: int) -> None:
+        round_ = 0
+        while not fuzz.over:
+            if worker == 0:
+                fuzz.known_corners()
+            fuzz.random_cases(first + 1000 * worker + round_, examples=25)
+            round_ += 1
+
+    with ThreadPoolExecutor(3) as pool:
+        list(pool.map(search, range(3)))
+    print(fuzz.report())
+    if fuzz.findings:
+        pytest.fail(fuzz.report())
+
+
+# -- raw bytes --------------------------------------------------------------------------------------------------
+
+SERVED, REFUSED = "served", "refused"
+PATIENCE = 10.0
+
+GET = b"GET /api/sessions HTTP/1.1\r\nHost: HOST\r\nConnection: close\r\n"
+POST = b"POST /api/sessions HTTP/1.1\r\nHost: HOST\r\nConnection: close\r\nContent-Type: application/json\r\n"
+CHUNKED = POST + b"Transfer-Encoding: chunked\r\n\r\n"
+SIZED = b"Content-Length: 21\r\n"
+
+
+def target(text: bytes) -> bytes:
+    return b"GET " + text + b" HTTP/1.1\r\nHost: HOST\r\nConnection: close\r\n\r\n"
+
+
+# HOST stands for the server's own address.
+REQUESTS: dict[str, tuple[bytes, str]] = {
+    # so that the others are refused for what they are
+    "a right one": (GET + b"\r\n", SERVED),
+    "a right one with a body": (POST + SIZED + b"\r\n" + CREATE, SERVED),
+    "a right one in chunks": (CHUNKED + b"15\r\n" + CREATE + b"\r\n0\r\n\r\n", SERVED),
+    # how long the body is
+    "length and chunks": (POST + SIZED + b"Transfer-Encoding: chunked\r\n\r\n0\r\n\r\n", REFUSED),
+    "chunks and length": (POST + b"Transfer-Encoding: chunked\r\n" + SIZED + b"\r\n0\r\n\r\n", REFUSED),
+    "two lengths": (POST + SIZED + b"Content-Length: 22\r\n\r\n" + CREATE, REFUSED),
+    "a list of lengths": (POST + b"Content-Length: 21, 21\r\n\r\n" + CREATE, REFUSED),
+    "negative length": (POST + b"Content-Length: -21\r\n\r\n" + CREATE, REFUSED),
+    "length with a sign": (POST + b"Content-Length: +21\r\n\r\n" + CREATE, REFUSED),
+    "length in hex": (POST + b"Content-Length: 0x15\r\n\r\n" + CREATE, REFUSED),
+    "length in other digits": (POST + b"Content-Length: \xb2\r\n\r\n" + CREATE, REFUSED),
+    "length beyond 64 bits": (POST + b"Content-Length: " + b"9" * 30 + b"\r\n\r\n" + CREATE, REFUSED),
+    "a terabyte": (POST + b"Content-Length: 1000000000000\r\n\r\n" + CREATE, REFUSED),
+    "blank before the colon": (POST + b"Content-Length : 21\r\n\r\n" + CREATE, REFUSED),
+    "unknown encoding": (POST + b"Transfer-Encoding: xchunked\r\n\r\n15\r\n" + CREATE + b"\r\n0\r\n\r\n", REFUSED),
+    "chunked and more": (POST + b"Transfer-Encoding: chunked, identity\r\n\r\n0\r\n\r\n", REFUSED),
+    "chunked, hidden": (POST + b"Transfer-Encoding: \x0bchunked\r\n\r\n0\r\n\r\n", REFUSED),
+    # chunks
+    "chunk without a number": (CHUNKED + b"zz\r\n" + CREATE + b"\r\n0\r\n\r\n", REFUSED),
+    "negative chunk": (CHUNKED + b"-15\r\n" + CREATE + b"\r\n0\r\n\r\n", REFUSED),
+    "chunk beyond 64 bits": (CHUNKED + b"f" * 17 + b"\r\n" + CREATE + b"\r\n0\r\n\r\n", REFUSED),
+    "chunk longer than told": (CHUNKED + b"3\r\n" + CREATE + b"\r\n0\r\n\r\n", REFUSED),
+    "chunks without CR": (CHUNKED + b"15\n" + CREATE + b"\n0\n\n", REFUSED),
+    "chunk that is not JSON": (CHUNKED + b"5;" + b"x" * 100_000 + b"\r\nhello\r\n0\r\n\r\n", REFUSED),
+    # headers
+    "folded header": (GET + b"X-A: 1\r\n 2\r\n\r\n", REFUSED),
+    "CR in a header": (GET + b"X-A: 1\rX-B: 2\r\n\r\n", REFUSED),
+    "NUL in a header": (GET + b"X-A: 1\x002\r\n\r\n", REFUSED),
+    "no colon": (GET + b"garbage\r\n\r\n", REFUSED),
+    "no name": (GET + b": x\r\n\r\n", REFUSED),
+    "name not ASCII": (GET + b"X-\xc3\x9c: x\r\n\r\n", REFUSED),
+    "two hosts, ours first": (GET + b"Host: evil.example\r\n\r\n", REFUSED),
+    "two hosts, ours last": (b"GET /api/sessions HTTP/1.1\r\nHost: evil.example\r\n" + GET[26:] + b"\r\n", REFUSED),
+    "no host": (b"GET /api/sessions HTTP/1.1\r\nConnection: close\r\n\r\n", REFUSED),
+    "host with a path": (b"GET /api/sessions HTTP/1.1\r\nHost: HOST/@x\r\nConnection: close\r\n\r\n", REFUSED),
+    "host not ASCII": (b"GET /api/sessions HTTP/1.1\r\nHost: \xff\r\nConnection: close\r\n\r\n", REFUSED),
+    "origin that is no URL": (GET + b"Origin: http://[::1\r\n\r\n", REFUSED),
+    "origin not ASCII": (GET + b"Origin: http://\xe2\x84\x80\r\n\r\n", REFUSED),
+    "only LF": (GET.replace(b"\r", b"") + b"\n", REFUSED),
+    # targets
+    "absolute": (target(b"http://HOST/api/sessions"), SERVED),
+    "absolute, with another host": (
+        b"GET http://HOST/api/sessions HTTP/1.1\r\nHost: evil.example\r\nConnection: close\r\n\r\n",
+        REFUSED,
+    ),
+    "of a proxy": (b"CONNECT evil.example:80 HTTP/1.1\r\nHost: HOST\r\n\r\n", REFUSED),
+    "asterisk": (b"OPTIONS * HTTP/1.1\r\nHost: HOST\r\nConnection: close\r\n\r\n", REFUSED),
+    "no slash": (target(b"health"), REFUSED),
+    "NUL": (target(b"/api/sessions/a\0b"), REFUSED),
+    "not ASCII": (target(b"/api/sessions/\xff"), REFUSED),
+    "blank": (target(b"/health x"), REFUSED),
+    "100 KB": (target(b"/" + b"a" * 100_000), REFUSED),
+    "escaped NUL": (target(b"/api/sessions/a%00b"), REFUSED),
+    "escaped slash": (target(b"/api/sessions/a%2Fb"), REFUSED),
+    "escaped dots": (target(b"/assets/..%2Findex.html"), REFUSED),
+    "escaped dots out of the pages": (target(b"/assets/%2e%2e%2f%2e%2e%2fwire.py"), REFUSED),
+    "escaped line break": (target(b"/api/sessions/a%0d%0aX-A:%201"), REFUSED),
+    "escapes that are none": (target(b"/api/sessions/%zz"), REFUSED),
+    "escaped bytes that are not UTF-8": (target(b"/api/sessions/%ff%fe"), REFUSED),
+    "query that is not UTF-8": (target(b"/api/sessions?cursor=%ff&metadata.%00=%ed%a0%80"), REFUSED),
+    # what is no request of this protocol
+    "method with a bracket": (b"G(T / HTTP/1.1\r\nHost: HOST\r\n\r\n", REFUSED),
+    "method of 100 KB": (b"A" * 100_000 + b" / HTTP/1.1\r\nHost: HOST\r\n\r\n", REFUSED),
+    "HTTP/9.9": (b"GET / HTTP/9.9\r\nHost: HOST\r\n\r\n", REFUSED),
+    "HTTP/2": (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", REFUSED),
+    "TLS": (bytes.fromhex("16030100c8010000c40303") + b"\0" * 190, REFUSED),
+    "a second one that is none": (GET.replace(b"close", b"keep-alive") + b"\r\ngarbage\r\n\r\n", REFUSED),
+}
+
+
+class Connection:
+    """A connection on which bytes go out as they are."""
+
+    def __init__(self, server: Server) -> None:
+        self.host = server.url.removeprefix("http://").encode()
+        name, _, port = self.host.decode().rpartition(":")
+        self.socket = socket.create_connection((name, int(port)), timeout=PATIENCE)
+
+    def __enter__(self) -> Connection:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.socket.close()
+
+    def send(self, data: bytes) -> None:
+        """Send as much as the server takes: it may hang up in the middle."""
+        try:
+            self.socket.sendall(data.replace(b"HOST", self.host))
+        except ConnectionError:
+            pass
+
+    def end(self) -> None:
+        """Tell that nothing more comes."""
+        try:
+            self.socket.shutdown(socket.SHUT_WR)
+        except OSError:
+            pass
+
+    def receive(self, seconds: float = PATIENCE) -> bytes:
+        """All that comes until the server hangs up. Raises TimeoutError if it does not."""
+        self.socket.settimeout(seconds)
+        received = b""
+        try:
+            while data := self.socket.recv(1 << 16):
+                received += data
+        except ConnectionError:
+            pass
+        return received
+
+
+def statuses(received: bytes) -> list[int]:
+    return [int(status) for status in re.findall(rb"^HTTP/1\.1 (\d{3}) ", received, re.MULTILINE)]
+
+
+def assert_serves(server: Server) -> None:
+    with server.client() as client:
+        assert client.get("/health", timeout=2).json()["status"] == "ok"
+
+
+@pytest.mark.parametrize("name", REQUESTS)
+def test_a_malformed_request_is_refused_and_its_connection_closed(server: Server, name: str) -> None:
+    request, expected = REQUESTS[name]
+    with Connection(server) as connection:
+        connection.send(request)
+        received = connection.receive()
+    if expected == SERVED:
+        assert statuses(received) in ([200], [201]), received
+    else:
+        assert all(400 <= status < 500 for status in statuses(received)), received
+        assert statuses(received), "it hung up without a word"
+        with server.client() as client:
+            assert client.get("/api/sessions").json()["count"] == 0
+    assert_serves(server)
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        b"",
+        b"\r\n" * 1000,
+        b"GET /health HT",
+        GET,
+        POST + SIZED + b"\r\n",
+        POST + SIZED + b"\r\n" + CREATE[:9],
+        POST + SIZED + b"Expect: 100-continue\r\n\r\n",
+        CHUNKED,
+        CHUNKED + b"15\r\n" + CREATE[:9],
+        CHUNKED + b"15\r\n" + CREATE + b"\r\n",
+    ],
+    ids=lambda request: str(len(request)),
+)
+@pytest.mark.parametrize("how", ["told", "untold"])
+def test_half_a_request_is_nothing_when_its_sender_goes(server: Server, request_: bytes, how: str) -> None:
+    with Connection(server) as connection:
+        connection.send(request_)
+        if how == "told":
+            connection.end()
+            assert set(statuses(connection.receive())) <= {100, 400}
+    assert_serves(server)
+    with server.client() as client:
+        assert client.get("/api/sessions").json()["count"] == 0
+
+
+def test_half_requests_hold_up_nobody(server: Server) -> None:
+    """And a body that comes a byte at a time is a body."""
+    with ExitStack() as stack:
+        for number in range(200):
+            waiting = stack.enter_context(Connection(server))
+            waiting.send((GET, CHUNKED, POST + SIZED + b"\r\n" + CREATE[:5], b"")[number % 4])
+        slow = stack.enter_context(Connection(server))
+        for byte in POST + SIZED + b"\r\n" + CREATE:
+            began = time.monotonic()
+            slow.send(bytes([byte]) if byte != ord("H") else b"H")
+            assert_serves(server)
+            assert time.monotonic() - began < 2
+        assert statuses(slow.receive()) == [201]
