@@ -22,7 +22,9 @@ import uvloop
 from era.api.context import Context
 from era.api.http import build
 from era.api.protocol import Protocol
+from era.core.archives import Archives
 from era.core.expiry import Expiry
+from era.core.files import Files
 from era.core.idempotency import Keys
 from era.core.models import JsonObject
 from era.core.outputs import History, Outputs
@@ -30,6 +32,7 @@ from era.core.ports import Limits, Retention
 from era.core.runs import Runs
 from era.core.sessions import Sessions
 from era.core.snapshots import Snapshots
+from era.core.spool import Spool, Threads
 from era.core.turns import Turns
 from era.core.versions import Versions
 from era.drivers.bubblewrap import BubblewrapDriver
@@ -43,6 +46,7 @@ from era.store.objects import ObjectBlobs, installation
 log = structlog.get_logger()
 
 _GARBAGE_SECONDS = 3600.0
+_TRANSFER_THREADS = 8
 _LAST_ANSWERS_SECONDS = 5
 
 
@@ -97,6 +101,9 @@ async def services(settings: Settings) -> AsyncIterator[Context]:
         await asyncio.to_thread(blobs.open)
         store = SqlStore(f"sqlite:///{directory / 'era.sqlite'}", retention(settings))
         await store.open()
+        spool = Spool(directory / "uploads")
+        spool.open()
+        transfers = Threads(_TRANSFER_THREADS, "era-transfer")
         snapshots = Snapshots(blobs)
         outputs = Outputs(blobs, settings.outputs_kept)
         sandboxes = driver(settings)
@@ -115,6 +122,7 @@ async def services(settings: Settings) -> AsyncIterator[Context]:
             )
             runs = Runs(store, host, snapshots, outputs, turns, keys)
             expiry = Expiry(store, host)
+            files = Files(store, snapshots, blobs, turns, spool, transfers)
             await host.start()
             background = [asyncio.create_task(job) for job in (_collect_garbage(snapshots, store), expiry.run())]
             try:
@@ -125,6 +133,8 @@ async def services(settings: Settings) -> AsyncIterator[Context]:
                     history=History(store, outputs),
                     versions=Versions(store, snapshots, turns, keys),
                     keys=keys,
+                    session_files=files,
+                    archives=Archives(store, snapshots, blobs, turns, spool, transfers, files),
                     turns=turns,
                     store=store,
                     files=snapshots.entries,
@@ -140,6 +150,7 @@ async def services(settings: Settings) -> AsyncIterator[Context]:
                 await runs.drain(_LAST_ANSWERS_SECONDS)
         finally:
             await sandboxes.stop()
+            await transfers.close()
             await asyncio.to_thread(blobs.close)
             await snapshots.close()
             await store.close()

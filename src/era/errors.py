@@ -5,7 +5,7 @@
     │   └── NoCode            400  a run without code in a session that stores none
     ├── Unauthorized          401  no key, or the wrong one
     ├── Forbidden             403  a request this server refuses whoever asks
-    ├── NotFound              404  no such session, version, run or route
+    ├── NotFound              404  no such session, version, run, file or route
     ├── MethodNotAllowed      405  the route exists, this method doesn't
     ├── TooSlow               408  the request did not come in time
     ├── Conflict              409  it exists already, or its state doesn't allow this
@@ -13,7 +13,8 @@
     │   ├── KeyReused         409  the idempotency key belongs to another request
     │   └── RunLost           409  the run of this idempotency key was lost with the service
     ├── Expired               410  the session has expired and can still be restored
-    ├── TooLarge              413  data, code, env or a body over its limit
+    ├── PreconditionFailed    412  the file isn't the one that If-Match or If-None-Match speaks of
+    ├── TooLarge              413  data, code, env, files or a body over its limit
     ├── RangeNotSatisfiable   416  a part was asked for that isn't there
     ├── HeadersTooLarge       431  headers over their limit
     ├── TooManyWaiting        429  the session's queue is full
@@ -106,6 +107,12 @@ class Expired(EraError):
     status = 410
     code = "expired"
     hint = "POST /api/sessions/{id}/restore brings it back; DELETE with ?purge=true drops it for good."
+
+
+class PreconditionFailed(EraError):
+    status = 412
+    code = "precondition_failed"
+    hint = "Get the file again, and decide anew with the ETag of what it is now."
 
 
 class TooLarge(EraError):

@@ -15,6 +15,8 @@ from fastapi.routing import APIRoute
 from pydantic import BaseModel
 
 from era.core import jsontext
+from era.core.archives import Archives
+from era.core.files import Files
 from era.core.idempotency import Keys, Made
 from era.core.models import Claim, JsonObject, Language, Route, Session, Snapshot, canonical_language
 from era.core.outputs import History
@@ -42,6 +44,8 @@ class Context:
     history: History
     keys: Keys
     versions: Versions
+    session_files: Files
+    archives: Archives
     turns: Turns
     store: MetadataStore
     files: Callable[[Snapshot], Awaitable[Sequence[Listed]]]

@@ -27,6 +27,9 @@ MAX_BODY_BYTES = 16 << 20
 BODY_SECONDS = 30.0
 _LOOPBACK = frozenset({"localhost", "127.0.0.1", "[::1]"})
 _KEYED = re.compile(r"/(api|mcp)(/|$)")
+_UPLOADS = re.compile(r"/api/sessions/[^/]+/(files/.*|archive)", re.DOTALL)
+"""Paths whose PUT takes more: as much as a session may hold, which files.py there sees to."""
+
 _OPEN_NAMES = re.compile(r"/(health|proxy)(/|$)")
 
 
@@ -75,7 +78,8 @@ class Guard:
 
         try:
             self._check(scope, headers)
-            await self._app(scope, _bounded(receive, headers), send_with_id)
+            uploads = scope["method"] == "PUT" and _UPLOADS.fullmatch(scope["path"])
+            await self._app(scope, receive if uploads else _bounded(receive, headers), send_with_id)
         except EraError as error:
             if began:
                 raise

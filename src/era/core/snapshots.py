@@ -8,6 +8,9 @@ addresses, so a subtree that didn't change is neither written nor looked at agai
 tree of which nothing changed is done there and then on the event loop. The second reads what is left, on a thread. A
 larger tree is watched from its first look on (see watch.py), so that a later one goes only to what was touched.
 
+`edit` makes a snapshot from another without any working directory (see edits.py). That is how clients change files: a
+live working directory is never touched from outside, and catches up when its session runs next.
+
 `restore` makes a working directory what a snapshot says, whatever committed snapshot it is now: it goes down only where
 the two differ. So a rollback, or a file put by a client, costs a warm sandbox what it changes.
 
@@ -28,19 +31,23 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
+from itertools import islice
 from typing import Any, NamedTuple, Protocol
 
-from era.core import trees
+from era.core import edits, trees
 from era.core.diffs import FileChanges, file_changes
+from era.core.edits import Changes, Entry
 from era.core.models import EMPTY, STATE_FILE, Snapshot
+from era.core.paths import Parts
 from era.core.ports import Sandbox
 from era.core.trees import BlobBatch, Bounds, MoreThanAGlance, MustLookEverywhere, Scan, Tree
 from era.core.watch import Watch
-from era.errors import CommitFailed, SandboxFailed, Unavailable
+from era.errors import CommitFailed, SandboxFailed, TooLarge, Unavailable
 
 _GLANCE = 32
 """Trees of up to this many entries are looked at on the event loop: that takes less time than going to a thread."""
 
+_COUNTS_KEPT = 1024
 _GRACE_SECONDS = 3600.0
 _THREADS = 4
 _SMALL = 1 << 20
@@ -84,6 +91,8 @@ class Listed(NamedTuple):
     size: int
     mtime_ns: int
     is_link: bool
+    uploaded: bool = False
+    """Put by a client and not touched by a run since."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,9 +111,12 @@ class Snapshots:
         self, blobs: BlobStore, *, bounds: Bounds = _DEFAULT_BOUNDS, grace_seconds: float = _GRACE_SECONDS
     ) -> None:
         self._blobs = blobs
-        self._bounds = bounds
+        self.bounds = bounds
         self._grace_seconds = grace_seconds
         self._memories: dict[str, _Memory] = {}
+        self._counts: dict[str, int] = {}
+        """How many entries trees have, by root. Pipes and the like, which aren't kept, may be among them."""
+
         self._collected: tuple[frozenset[str], frozenset[str], float] | None = None
         """The roots at the last collection, and how old it let garbage be."""
         self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="era-files")
@@ -146,22 +158,43 @@ class Snapshots:
         if memory is not None and memory.watch is not None:
             memory.watch.close()
 
-    async def entries(self, snapshot: Snapshot) -> Sequence[Listed]:
-        """Every file and link of a snapshot, directories in the order of their names."""
-        if snapshot.root is None:
-            return ()
-        root = snapshot.root
+    async def entries(
+        self, snapshot: Snapshot, *, after: Parts = (), prefix: Parts = (), limit: int | None = None
+    ) -> Sequence[Listed]:
+        """The files and links of a snapshot, directories in the order of their names; see edits.page."""
+
+        def job() -> Sequence[Listed]:
+            found = edits.page(self.read_tree, snapshot.root, after=after, prefix=prefix)
+            return [_listed(path, entry) for path, entry in islice(found, limit)]
+
         try:
-            return await self._on_thread(lambda: list(self._listed(root, "")))
+            return await self._on_thread(job)
         except OSError as error:
             raise Unavailable(f"the session's files could not be listed: {error.strerror}") from error
+
+    async def find(self, snapshot: Snapshot, path: Parts) -> Entry:
+        """The entry of a path. Raises NotFound, and Conflict where a link is on the way."""
+        try:
+            return await self._on_thread(lambda: edits.find(self.read_tree, snapshot.root, path))
+        except OSError as error:
+            raise Unavailable(f"the session's files could not be read: {error.strerror}") from error
+
+    async def edit(self, snapshot: Snapshot, changes: Changes, put: Callable[[BlobBatch], None]) -> Snapshot:
+        """The snapshot with these changes; `put` puts their content, on a thread, if that isn't done yet.
+
+        Raises Conflict and NotFound as edits.apply does, TooLarge where the result is beyond the bounds.
+        """
+        try:
+            return await self._on_thread(lambda: self._edit(snapshot, changes, put))
+        except OSError as error:
+            raise Unavailable(f"the files could not be kept: {error.strerror}") from error
 
     async def changes(self, old: Snapshot, new: Snapshot) -> FileChanges:
         """See SnapshotStore. Raises Unavailable where the disk fails."""
         if old.root == new.root:
             return FileChanges()
         try:
-            return await self._on_thread(lambda: file_changes(self._tree_object, old.root, new.root))
+            return await self._on_thread(lambda: file_changes(self.read_tree, old.root, new.root))
         except OSError as error:
             raise Unavailable(f"the session's files could not be compared: {error.strerror}") from error
 
@@ -203,7 +236,7 @@ class Snapshots:
 
     def _glance(self, sandbox: Sandbox, memory: _Memory | None, previous: Snapshot) -> Snapshot | None:
         """The answer where it is plain to see: a tree that is empty, or small and unchanged."""
-        scan = Scan(self._bounds, glance=_GLANCE)
+        scan = Scan(self.bounds, glance=_GLANCE)
         try:
             with trees.opened_root(sandbox.workspace) as root:
                 tree = scan.look(root, memory.tree if memory else None)
@@ -225,18 +258,15 @@ class Snapshots:
                 if watch is not None:
                     watch.close()
                 watch = None if trees.is_tmpfs(root) else _new_watch()
-                tree = Scan(self._bounds, watch=watch).look(root, known)
+                tree = Scan(self.bounds, watch=watch).look(root, known)
             if watch is not None and tree.totals.entries <= _GLANCE:
                 watch.close()
                 watch = None
             if tree.is_empty:
                 return _Memory(EMPTY, tree)
             if tree.digest is None:
-                try:
-                    with self._blobs.batch() as batch:
-                        trees.store(root, tree, known, batch)
-                finally:
-                    self._last_batch = time.time()
+                with self._blobs.batch() as batch:
+                    self._count(trees.store(root, tree, known, batch), tree.totals.entries)
         return _Memory(Snapshot(tree.digest, tree.totals.files, tree.totals.total_bytes), tree, watch)
 
     def _look_again(self, root: int, memory: _Memory | None) -> Tree | None:
@@ -244,7 +274,7 @@ class Snapshots:
         if memory is None or memory.watch is None or (touched := memory.watch.touched()) is None:
             return None
         try:
-            return Scan(self._bounds, watch=memory.watch).look_again(root, memory.tree, touched)
+            return Scan(self.bounds, watch=memory.watch).look_again(root, memory.tree, touched)
         except MustLookEverywhere:
             return None
 
@@ -263,19 +293,19 @@ class Snapshots:
         if digest == known.digest and digest is not None:
             return known
         tree = Tree(digest=digest)
-        wanted = {trees.native(entry[1]): entry for entry in self._tree_object(digest)} if digest else {}
+        wanted = {trees.native(entry[1]): entry for entry in self.read_tree(digest)} if digest else {}
         self._blobs.expect(_needed_soon(wanted, known))
         for name in (*known.files, *known.links, *known.trees, *known.others):
             if name not in wanted:
                 trees.remove(fd, name)
         for name, (kind, _, *rest) in wanted.items():
             match kind, rest:
-                case "file", (content, size, mode, mtime_ns):
+                case "file", (content, size, mode, mtime_ns, *uploaded):
                     file = known.files.get(name)
                     if file is None or (file.digest, *file.seen.kept) != (content, mode, mtime_ns):
                         trees.remove(fd, name)
                         file = self._make_file(fd, name, content, size, mode, mtime_ns, owner)
-                    tree.files[name] = file
+                    tree.files[name] = replace(file, uploaded=bool(uploaded))
                 case "link", (target, mtime_ns):
                     tree.links[name] = trees.Link(target, mtime_ns)
                     if known.links.get(name) != tree.links[name]:
@@ -325,15 +355,31 @@ class Snapshots:
         if copied != size:
             raise OSError(errno.EIO, "a file is not as long as it was")
 
-    def _listed(self, digest: str, prefix: str) -> Iterator[Listed]:
-        for kind, name, *rest in self._tree_object(digest):
-            match kind, rest:
-                case "file", (_, size, _, mtime_ns):
-                    yield Listed(prefix + name, size, mtime_ns, is_link=False)
-                case "link", (target, mtime_ns):
-                    yield Listed(prefix + name, len(trees.raw(target)), mtime_ns, is_link=True)
-                case "dir", (content, _):
-                    yield from self._listed(content, f"{prefix}{name}/")
+    def _edit(self, snapshot: Snapshot, changes: Changes, put: Callable[[BlobBatch], None]) -> Snapshot:
+        with self._blobs.batch() as batch:
+            put(batch)
+            root, more = edits.apply(self.read_tree, batch, snapshot.root, changes)
+            total_bytes = snapshot.total_bytes + more.total_bytes
+            if more.total_bytes > 0 and total_bytes > self.bounds.total_bytes:
+                raise TooLarge(f"The session's files would be {total_bytes} bytes, {self.bounds.total_bytes} may be.")
+            if root is None:
+                return EMPTY
+            self._count(root, self._entries_of(snapshot.root, more.entries) + more.entries)
+        return Snapshot(root, snapshot.file_count + more.files, total_bytes)
+
+    def _entries_of(self, root: str | None, more: int) -> int:
+        """How many entries a tree has. Raises TooLarge where `more` are too many."""
+        known = self._counts.get(root) if root else 0
+        if known is None or known + more > self.bounds.entries:
+            known = edits.count(self.read_tree, root).entries
+        if more > 0 and known + more > self.bounds.entries:
+            raise TooLarge(f"The session would have more than {self.bounds.entries} files and directories.")
+        return known
+
+    def _count(self, root: str, entries: int) -> None:
+        if len(self._counts) >= _COUNTS_KEPT:
+            self._counts = {}
+        self._counts[root] = entries
 
     def _mark(self, digest: str, marked: set[str], keep: set[str]) -> None:
         # `keep` alone can't tell what was visited: a file may have the very content of a tree object.
@@ -341,18 +387,27 @@ class Snapshots:
             return
         marked.add(digest)
         keep.add(digest)
-        for kind, _, *rest in self._tree_object(digest):
+        for kind, _, *rest in self.read_tree(digest):
             if kind == "file":
                 keep.add(rest[0])
             elif kind == "dir":
                 self._mark(rest[0], marked, keep)
 
-    def _tree_object(self, digest: str) -> list[list[Any]]:
+    def read_tree(self, digest: str) -> list[Entry]:
+        """The entries of a tree object. Raises OSError."""
         content = self._blobs.get(digest)
         if hashlib.sha256(content).hexdigest() != digest:
             raise OSError(errno.EIO, "a directory's list is damaged")
-        entries: list[list[Any]] = json.loads(content)
+        entries: list[Entry] = json.loads(content)
         return entries
+
+
+def _listed(path: Parts, entry: Entry) -> Listed:
+    match entry:
+        case "file", _, _, size, _, mtime_ns, *uploaded:
+            return Listed("/".join(path), size, mtime_ns, is_link=False, uploaded=bool(uploaded))
+        case _:
+            return Listed("/".join(path), edits.entry_size(entry), entry[3], is_link=True)
 
 
 def _new_watch() -> Watch | None:

@@ -171,6 +171,19 @@ class Batch:
             self._new[digest] = path
         return digest
 
+    def put_spooled(self, path: str, digest: str) -> None:
+        """Put the content of the file at `path`, of which the digest is known and nothing will ever be changed."""
+        if self._have(digest):
+            return
+        name = f"{self._store._incoming}/{next(self._store._numbers)}"
+        try:
+            os.link(path, name)
+        except OSError:  # Another file system, or one that has no second names.
+            with open(path, "rb", buffering=0) as file:
+                self.put_file(file.fileno(), os.fstat(file.fileno()).st_size)
+        else:
+            self._new[digest] = name
+
     def _have(self, digest: str) -> bool:
         if digest in self._new:
             return True
