@@ -162,6 +162,8 @@ class Snapshots:
         self, snapshot: Snapshot, *, after: Parts = (), prefix: Parts = (), limit: int | None = None
     ) -> Sequence[Listed]:
         """The files and links of a snapshot, directories in the order of their names; see edits.page."""
+        if snapshot.root is None:
+            return ()
 
         def job() -> Sequence[Listed]:
             found = edits.page(self.read_tree, snapshot.root, after=after, prefix=prefix)
