@@ -23,6 +23,8 @@ from era.api.context import Context
 from era.api.http import build
 from era.api.protocol import Protocol
 from era.core.archives import Archives
+from era.core.capsules.pins import Pins
+from era.core.capsules.service import Capsules
 from era.core.expiry import Expiry
 from era.core.files import Files
 from era.core.idempotency import Keys
@@ -106,6 +108,8 @@ async def services(settings: Settings) -> AsyncIterator[Context]:
         transfers = Threads(_TRANSFER_THREADS, "era-transfer")
         snapshots = Snapshots(blobs)
         outputs = Outputs(blobs, settings.outputs_kept)
+        pins = Pins()
+        capsules = Capsules(store, snapshots, blobs, pins, directory, max_timeout=settings.max_timeout)
         sandboxes = driver(settings)
         turns = Turns(settings.max_waiting)
         keys = Keys(store)
@@ -124,7 +128,7 @@ async def services(settings: Settings) -> AsyncIterator[Context]:
             expiry = Expiry(store, host)
             files = Files(store, snapshots, blobs, turns, spool, transfers)
             await host.start()
-            background = [asyncio.create_task(job) for job in (_collect_garbage(snapshots, store), expiry.run())]
+            background = [asyncio.create_task(job) for job in (_collect_garbage(snapshots, store, pins), expiry.run())]
             try:
                 yield Context(
                     settings=settings,
@@ -132,6 +136,7 @@ async def services(settings: Settings) -> AsyncIterator[Context]:
                     runs=runs,
                     history=History(store, outputs),
                     versions=Versions(store, snapshots, turns, keys),
+                    capsules=capsules,
                     keys=keys,
                     session_files=files,
                     archives=Archives(store, snapshots, blobs, turns, spool, transfers, files),
@@ -152,6 +157,7 @@ async def services(settings: Settings) -> AsyncIterator[Context]:
             await sandboxes.stop()
             await transfers.close()
             await asyncio.to_thread(blobs.close)
+            await capsules.close()
             await snapshots.close()
             await store.close()
 
@@ -234,11 +240,11 @@ class _Server(uvicorn.Server):
             self._ready(self.servers[0].sockets[0].getsockname()[1])
 
 
-async def _collect_garbage(snapshots: Snapshots, store: SqlStore) -> None:
+async def _collect_garbage(snapshots: Snapshots, store: SqlStore, pins: Pins) -> None:
     while True:
         try:
             await store.forget_keys()
-            await snapshots.collect_garbage(await store.snapshot_roots(), await store.output_digests())
+            await snapshots.collect_garbage(*await pins.needed(store))
         except EraError as error:
             log.warning("garbage_not_collected", error=error.message)
         await asyncio.sleep(_GARBAGE_SECONDS)

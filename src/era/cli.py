@@ -7,12 +7,14 @@ import os
 import sys
 from pathlib import Path
 from typing import Annotated, Any
+from urllib.parse import quote
 
 import httpx
 from cyclopts import App, Parameter
 
 from era import __version__
 from era.errors import EraError
+from era.transfers import TransferFailed, download, upload
 
 app = App(
     name="era",
@@ -22,6 +24,10 @@ app = App(
 )
 
 _LANGUAGES = {".py": "python", ".js": "node", ".cjs": "node", ".mjs": "node", ".ts": "typescript", ".mts": "typescript"}
+
+
+DEFAULT_SERVER = "http://127.0.0.1:8787"
+type Server = Annotated[str, Parameter(env_var="ERA_SERVER")]
 
 
 class Failure(Exception):
@@ -124,7 +130,7 @@ def run(
     data: str | None = None,
     env: Annotated[list[str] | None, Parameter(alias="-e", negative="")] = None,
     timeout: float | None = None,
-    server: Annotated[str, Parameter(env_var="ERA_SERVER")] = "http://127.0.0.1:8787",
+    server: Server = DEFAULT_SERVER,
 ) -> int:
     """Run FILE on a server and leave with its exit code.
 
@@ -182,11 +188,81 @@ def run(
     return int(answer["exit_code"])
 
 
+@app.command
+def export(
+    session: str,
+    /,
+    *,
+    output: Annotated[Path | None, Parameter(alias="-o", allow_leading_hyphen=True)] = None,
+    current: Annotated[bool, Parameter(negative="")] = False,
+    server: Server = DEFAULT_SERVER,
+) -> None:
+    """Write SESSION, with all that belongs to it, into one file.
+
+    Examples:
+
+        era export counter
+        era export counter --current --output counter.tar
+        era export counter --output - | ssh elsewhere era import -
+
+    Parameters
+    ----------
+    session
+        The session's id.
+    output
+        The file; SESSION.era.tar where it is left out, `-` for standard output.
+    current
+        Leave out its past: older versions and the records of runs.
+    server
+        The server's address.
+    """
+    target = Path(f"{session}.era.tar") if output is None else output
+    query = {"versions": "current"} if current else {}
+    path = f"/api/sessions/{quote(session, safe='')}/capsule"
+    with _client(server) as client, client.stream("GET", path, params=query) as response:
+        if response.status_code != 200:
+            response.read()
+            _checked(response)
+        size = download(response, None if target == Path("-") else target, f"export {session}")
+    if target != Path("-"):
+        print(f"{target}  {size} bytes")
+
+
+@app.command(name="import")
+def import_(
+    file: Annotated[str, Parameter(allow_leading_hyphen=True)],
+    /,
+    *,
+    id: Annotated[str | None, Parameter(name="--id")] = None,
+    server: Server = DEFAULT_SERVER,
+) -> None:
+    """Make the session that FILE holds, as `era export` wrote it. Prints the session's id.
+
+    Examples:
+
+        era import counter.era.tar
+        era import counter.era.tar --id counter-again
+
+    Parameters
+    ----------
+    file
+        The file; `-` for standard input.
+    id
+        The session's id here; the one it had where this is left out.
+    server
+        The server's address.
+    """
+    query = {} if id is None else {"id": id}
+    with _client(server) as client, upload(None if file == "-" else Path(file), f"import {file}") as body:
+        made = _checked(client.post("/api/sessions/import", params=query, **body))
+    print(made["id"])
+
+
 def main() -> None:
     """Entry point of the `era` command."""
     try:
         sys.exit(app(result_action="return_value"))
-    except Failure as failure:
+    except (Failure, TransferFailed) as failure:
         print(f"era: {failure}", file=sys.stderr)
         sys.exit(2)
     except EraError as error:

@@ -64,6 +64,8 @@ class Settings(BaseSettings):
         default=86_400, ge=0, description="Seconds that a session can be restored after it expired or was deleted."
     )
 
+    import_mb: int = Field(default=4096, ge=1, description="Size of the largest capsule that may be imported, in MiB.")
+
     spares: int = Field(default=1, ge=0, description="Sandboxes kept ready for first runs, for each language.")
     max_live: int = Field(default=32, ge=1, description="Sandboxes that may belong to sessions at a time.")
     idle_seconds: float = Field(

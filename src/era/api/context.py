@@ -16,6 +16,7 @@ from pydantic import BaseModel
 
 from era.core import jsontext
 from era.core.archives import Archives
+from era.core.capsules.service import Capsules
 from era.core.files import Files
 from era.core.idempotency import Keys, Made
 from era.core.models import Claim, JsonObject, Language, Route, Session, Snapshot, canonical_language
@@ -46,6 +47,7 @@ class Context:
     versions: Versions
     session_files: Files
     archives: Archives
+    capsules: Capsules
     turns: Turns
     store: MetadataStore
     files: Callable[[Snapshot], Awaitable[Sequence[Listed]]]

@@ -3,7 +3,7 @@
 Without a key a server on loopback is open to everybody on the machine, but must not be open to pages in their
 browsers. Such a page can send a request here in three ways, each refused: from another site (Origin and
 Sec-Fetch-Site tell), under another name that resolves to loopback (the Host header tells), or as a form or plain text
-that needs no permission (bodies count only as application/json, see context.py).
+that needs no permission (bodies count only as application/json, see context.py, or as an archive, see capsules.py).
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import hmac
 import json
 import re
 import secrets
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import structlog
@@ -55,9 +55,18 @@ def error_headers(error: EraError) -> dict[str, str]:
 class Guard:
     """ASGI middleware. Gives each request an id, in `state.request_id` and the answer's X-Request-Id."""
 
-    def __init__(self, app: ASGIApp, *, api_key: str | None, names: Iterable[str]) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        *,
+        api_key: str | None,
+        names: Iterable[str],
+        bounds: Mapping[tuple[str, str], int] | None = None,
+    ) -> None:
+        """`bounds` are those of bodies for the methods and paths that have one of their own."""
         self._app = app
         self._key = api_key.encode() if api_key else None
+        self._bounds = bounds or {}
         self._names = _LOOPBACK | {name.lower() for name in names}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -79,7 +88,8 @@ class Guard:
         try:
             self._check(scope, headers)
             uploads = scope["method"] == "PUT" and _UPLOADS.fullmatch(scope["path"])
-            await self._app(scope, receive if uploads else _bounded(receive, headers), send_with_id)
+            bound = self._bounds.get((scope["method"], scope["path"]), MAX_BODY_BYTES)
+            await self._app(scope, receive if uploads else _bounded(receive, headers, bound), send_with_id)
         except EraError as error:
             if began:
                 raise
@@ -108,11 +118,11 @@ class Guard:
             raise Forbidden("This server has no key, so pages of other sites may not call it.")
 
 
-def _bounded(receive: Receive, headers: dict[bytes, bytes]) -> Receive:
+def _bounded(receive: Receive, headers: dict[bytes, bytes], bound: int) -> Receive:
     """`receive` that raises TooLarge once the body is over its bound."""
     declared = headers.get(b"content-length", b"0")
-    if declared.isdigit() and int(declared) > MAX_BODY_BYTES:
-        raise TooLarge(f"The body is {int(declared)} bytes, {MAX_BODY_BYTES} are allowed.")
+    if declared.isdigit() and int(declared) > bound:
+        raise TooLarge(f"The body is {int(declared)} bytes, {bound} are allowed.")
     seen, more = 0, True
 
     async def receive_bounded() -> Message:
@@ -127,8 +137,8 @@ def _bounded(receive: Receive, headers: dict[bytes, bytes]) -> Receive:
         else:
             message = await receive()  # waits for the caller to hang up
         seen += len(message.get("body", b""))
-        if seen > MAX_BODY_BYTES:
-            raise TooLarge(f"The body is over {MAX_BODY_BYTES} bytes.")
+        if seen > bound:
+            raise TooLarge(f"The body is over {bound} bytes.")
         return message
 
     return receive_bounded

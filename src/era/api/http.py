@@ -11,7 +11,7 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 
 from era import __version__
-from era.api import archives, files, health, history, pages, runs, sessions, versions
+from era.api import archives, capsules, files, health, history, pages, runs, sessions, versions
 from era.api.context import Answer, BodyProblem, Context
 from era.api.guard import Guard, error_body, error_headers
 from era.errors import BadRequest, EraError, MethodNotAllowed, NotFound
@@ -25,7 +25,7 @@ def build(settings: Settings, context: Context) -> FastAPI:
     # No redirect of /api/sessions/ to /api/sessions: `DELETE /api/sessions/$ID` with no ID must not delete them all.
     app = _Application(title="ERA", version=__version__, docs_url=None, redoc_url=None, redirect_slashes=False)
     app.state.context = context
-    for module in (sessions, versions, files, archives, runs, history, health, pages):
+    for module in (sessions, versions, files, archives, runs, history, capsules, health, pages):
         app.include_router(module.router)
     app.add_exception_handler(EraError, _era_error)
     app.add_exception_handler(RequestValidationError, _invalid)
@@ -33,7 +33,8 @@ def build(settings: Settings, context: Context) -> FastAPI:
     app.add_exception_handler(Exception, _bug)
     names = [settings.host, urlsplit(settings.public_url or "").hostname or settings.host]
     key = settings.api_key.get_secret_value() if settings.api_key else None
-    app.add_middleware(Guard, api_key=key, names=names)
+    bounds = {("POST", capsules.IMPORT_PATH): settings.import_mb << 20}
+    app.add_middleware(Guard, api_key=key, names=names, bounds=bounds)
     return app
 
 

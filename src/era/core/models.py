@@ -235,3 +235,7 @@ class Answered:
     claim: Claim
     data: str | None = None
     outputs: KeptOutputs | None = None
+
+
+type KeptRun = tuple[RunRecord, KeptOutputs | None]
+"""A run with its outputs, None where they aren't kept."""

@@ -6,7 +6,7 @@ for each `Sandbox` it needs. Nothing calls back except through what these calls 
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
@@ -21,6 +21,7 @@ from era.core.models import (
     Gone,
     JsonObject,
     KeptOutputs,
+    KeptRun,
     Language,
     NewCopy,
     NewSession,
@@ -352,6 +353,27 @@ class MetadataStore(Protocol):
 
     async def ping(self) -> None:
         """Read something. Raises Unavailable."""
+        ...
+
+    async def dump[T](
+        self,
+        session_id: str,
+        *,
+        history: bool,
+        take: Callable[[Session, Iterator[VersionContent], Iterator[KeptRun]], T],
+    ) -> T:
+        """What `take` makes of a session with its versions and its runs that have ended, oldest first, all as they were
+        at one moment. Without history there is but the current version. `take` is called on a thread."""
+        ...
+
+    async def load(
+        self,
+        session: Session,
+        versions: Callable[[], Iterator[VersionContent]],
+        runs: Callable[[], Iterator[KeptRun]],
+    ) -> Session:
+        """Make a session as it was elsewhere, with its versions and runs; called on a thread. Its runs don't count as
+        ones of this server, and those whose ids are in use here get new ones. Raises Conflict if its id is taken."""
         ...
 
     async def counts(self) -> dict[str, Any]: ...

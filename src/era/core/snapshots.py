@@ -79,6 +79,10 @@ class BlobStore(Protocol):
         """These are about to be read, so a store that is far away may fetch them together."""
         ...
 
+    def size(self, digest: str) -> int:
+        """How many bytes the content has."""
+        ...
+
     def sweep(self, keep: set[str], older_than: float) -> int:
         """Remove what isn't in `keep` and was last put before `older_than`; how many went."""
         ...
@@ -216,11 +220,7 @@ class Snapshots:
                 return 0
 
         def job() -> int:
-            marked: set[str] = set()
-            keep = set(named)
-            for root in wanted:
-                self._mark(root, marked, keep)
-            return self._blobs.sweep(keep, older_than)
+            return self._blobs.sweep(self.content_of(wanted) | named, older_than)
 
         try:
             removed = await self._on_thread(job)
@@ -228,6 +228,14 @@ class Snapshots:
             raise Unavailable(f"unused files could not be cleared away: {error.strerror}") from error
         self._collected = (wanted, named, older_than)
         return removed
+
+    def content_of(self, roots: Iterable[str]) -> set[str]:
+        """The digests of all tree objects and files of these snapshots. Takes its time; raises OSError."""
+        marked: set[str] = set()
+        found: set[str] = set()
+        for root in roots:
+            self._mark(root, marked, found)
+        return found
 
     async def close(self) -> None:
         """Let what is under way finish."""

@@ -10,9 +10,9 @@ from typing import Any
 
 from sqlalchemy import Connection, func, literal, select, union
 
+from era.store.capsules import CapsuleRows
 from era.store.commits import IS_LIVE
-from era.store.runs import LOST, RunRows
-from era.store.sessions import SessionRows
+from era.store.runs import LOST
 from era.store.tables import idempotency_keys, outputs, runs, sessions, versions
 from era.store.versions import VersionRows
 
@@ -27,10 +27,10 @@ _OUTPUT_DIGESTS = union(
     )
 )
 _COUNT_SESSIONS = select(func.count()).select_from(sessions).where(IS_LIVE)
-_COUNT_RUNS = select(runs.c.status, func.count()).group_by(runs.c.status)
+_COUNT_RUNS = select(runs.c.status, func.count()).where(~runs.c.imported).group_by(runs.c.status)
 
 
-class SqlStore(SessionRows, VersionRows, RunRows):
+class SqlStore(CapsuleRows, VersionRows):
     """A MetadataStore in an SQL database. `open` before anything, `close` when done."""
 
     async def snapshot_roots(self) -> Sequence[str]:
@@ -43,7 +43,7 @@ class SqlStore(SessionRows, VersionRows, RunRows):
         await self._read(lambda connection: connection.execute(select(literal(1))).scalar_one())
 
     async def counts(self) -> dict[str, Any]:
-        """`{"sessions": n, "runs": {status: n}}`, both counted in an index alone."""
+        """`{"sessions": n, "runs": {status: n}}`, the runs that were here; both counted in an index alone."""
 
         def job(connection: Connection) -> dict[str, Any]:
             by_status = {row[0]: row[1] for row in connection.execute(_COUNT_RUNS)}

@@ -40,10 +40,13 @@ class OutputRows(Commits):
         """Keep what a run wrote, if anything, and drop that of the run which is one too many now."""
         if kept is None or not self._retention.outputs:
             return
-        if kept != NOTHING:
+        self._add_outputs(connection, session_key, run_key, kept)
+        self._prune_outputs.count(connection, {"session": session_key, "kept": self._retention.outputs})
+
+    def _add_outputs(self, connection: Connection, session_key: int, run_key: int, kept: KeptOutputs | None) -> None:
+        if kept is not None and kept != NOTHING:
             values = {"new_session_key": session_key, "new_run_key": run_key, **output_values(kept, "new_")}
             self._new_outputs.count(connection, values)
-        self._prune_outputs.count(connection, {"session": session_key, "kept": self._retention.outputs})
 
     def _outputs_of(self, connection: Connection, session_key: int, run_key: int) -> KeptOutputs | None:
         row = connection.execute(_ONE, {"session": session_key, "run": run_key}).one_or_none()

@@ -106,6 +106,14 @@ class SessionRows(KeyRows):
 
         return await self._write(job)
 
+    def _insert_copy(self, connection: Connection, session: Session, at: int) -> int:
+        """Insert the row of a session as it was elsewhere, called at `at`; its key. Raises Conflict."""
+        times = {name: getattr(session, name) for name in ("created_at", "updated_at", "last_run_at", "version")}
+        values = _settings_of(session) | times | {"id": session.id, "expires_at": _expiry(session.ttl, at)}
+        key = self._insert(connection, values)
+        _add_pairs(connection, key, session.metadata)
+        return key
+
     async def session(self, session_id: str) -> Session:
         return await self._read_live(session_id, lambda _, session: session)
 

@@ -99,7 +99,7 @@ runs = Table(
     Column("key", _Key, primary_key=True),
     Column("id", String(128), nullable=False, unique=True),
     Column("session_key", _Key, ForeignKey(sessions.c.key, ondelete="CASCADE"), nullable=False),
-    Column("status", String(16), nullable=False, index=True),
+    Column("status", String(16), nullable=False),
     Column("started_at", BigInteger, nullable=False),
     Column("ended_at", BigInteger),
     Column("exit_code", Integer),
@@ -115,7 +115,9 @@ runs = Table(
     Column("cpu_us", BigInteger),
     Column("reaped", Integer),
     Column("enforced", Text, nullable=False),
+    Column("imported", Boolean, nullable=False, server_default=false()),  # It ran on another server.
     Index(None, "session_key", "key"),
+    Index("ix_runs_status", "status", "imported"),
     sqlite_autoincrement=True,
 )
 

@@ -1,0 +1,81 @@
+"""Whole sessions, out and in."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from fastapi import APIRouter, Query, Request, Response
+from fastapi.responses import StreamingResponse
+from starlette.requests import ClientDisconnect
+from starlette.types import Receive, Scope, Send
+
+from era.api.context import Answer, SessionId, UseContext, errors, shown
+from era.core.capsules.exports import Export
+from era.errors import BadRequest
+from era.wire import SESSION_ID, SessionAnswer
+
+router = APIRouter(prefix="/api/sessions", tags=["capsules"])
+
+IMPORT_PATH = "/api/sessions/import"
+_TAR = "application/x-tar"
+# A page of another site can send a body of no type, or of a form's, without asking; these it can't.
+_TAR_TYPES = {_TAR, "application/tar", "application/octet-stream"}
+_TAR_BODY = {"schema": {"type": "string", "format": "binary"}}
+
+
+class _CapsuleResponse(StreamingResponse):
+    """Sends an export, and closes it however that ends."""
+
+    def __init__(self, export: Export) -> None:
+        headers = {
+            "Content-Length": str(export.size),
+            "Content-Disposition": f'attachment; filename="{export.session_id}.era.tar"',
+            "X-Content-Type-Options": "nosniff",
+            "Cache-Control": "no-store",
+        }
+        super().__init__(export.chunks(), media_type=_TAR, headers=headers)
+        self._export = export
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self._export.close()
+
+
+@router.get(
+    "/{session_id}/capsule",
+    responses={200: {"content": {_TAR: _TAR_BODY}}, **errors(404, 410)},
+    response_class=Response,
+)
+async def export_session(
+    session_id: SessionId,
+    context: UseContext,
+    versions: Annotated[
+        Literal["all", "current"], Query(description="`current` leaves out older versions and the records of runs.")
+    ] = "all",
+) -> Response:
+    """Download a session with all that belongs to it as one archive."""
+    return _CapsuleResponse(await context.capsules.open(session_id, history=versions == "all"))
+
+
+@router.post(
+    "/import",
+    status_code=201,
+    responses={201: {"model": SessionAnswer}, **errors(409, 413)},
+    openapi_extra={"requestBody": {"required": True, "content": {_TAR: _TAR_BODY}}},
+)
+async def import_session(
+    request: Request,
+    context: UseContext,
+    new_id: Annotated[str | None, Query(alias="id", pattern=SESSION_ID, description="Left out: the id it had.")] = None,
+) -> Response:
+    """Make the session that an archive holds: all of it or nothing."""
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind not in _TAR_TYPES:
+        raise BadRequest("The body must be a capsule.", hint=f"Send it with the header 'Content-Type: {_TAR}'.")
+    try:
+        session = await context.capsules.load(request.stream(), new_id)
+    except ClientDisconnect:
+        raise BadRequest("The body ended before it was complete.", hint="Send it again.") from None
+    return Answer(shown(session, context), 201)

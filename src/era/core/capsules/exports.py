@@ -1,0 +1,230 @@
+"""A session written as a capsule.
+
+Theory of operation. One read of the database gives session, versions and runs as they were at one moment; they go to a
+temporary file while they are read, since nobody knows how many there are. So does output short enough to lie in a row.
+Everything else is content that never changes and is pinned (see pins.py) until the client has it, so the archive's
+length is known before its first byte is sent.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import os
+import tempfile
+import threading
+from collections.abc import AsyncIterator, Generator, Iterator, Sequence
+from concurrent.futures import Executor
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO
+
+from era.core.capsules import format as layout
+from era.core.capsules import tars
+from era.core.capsules.pins import Pin, Pins
+from era.core.models import KeptOutputs, KeptRun, Session, VersionContent, now
+from era.core.outputs import STREAMS
+from era.core.ports import MetadataStore
+from era.core.snapshots import BlobStore, Snapshots
+from era.errors import Unavailable
+
+_CHUNK = 1 << 20
+_PIECE = 256 << 10
+
+
+@dataclass(slots=True)
+class _Written:
+    """What was read of the database, and what else the capsule must hold."""
+
+    document: IO[bytes]
+    texts: IO[bytes]
+    """Output that lies in rows, one after the other."""
+
+    pin: Pin
+    sums: bytes = b""
+    readme: bytes = b""
+    short: dict[str, tuple[int, int]] = field(default_factory=dict)
+    """Where in `texts` output of this digest begins, and how long it is."""
+
+
+class Export:
+    """A capsule to be sent. `close` when done, sent or not."""
+
+    def __init__(
+        self, session_id: str, size: int, pieces: Iterator[bytes], threads: Executor, held: tuple[Pins, Pin, ExitStack]
+    ) -> None:
+        self.session_id = session_id
+        self.size = size
+        self._pieces = _joined(pieces)
+        self._threads = threads
+        self._pins, self._pin, self._files = held
+        self._reading = threading.Lock()
+
+    async def chunks(self) -> AsyncIterator[bytes]:
+        """The archive. Raises Unavailable where the disk fails."""
+        loop = asyncio.get_running_loop()
+        try:
+            while piece := await loop.run_in_executor(self._threads, self._next):
+                yield piece
+        except OSError as error:
+            raise Unavailable(f"The capsule could not be read: {error.strerror}.") from error
+
+    def close(self) -> None:
+        """Let go of everything. Who waited for a chunk and was cancelled may have left a thread that reads one."""
+        self._pins.release(self._pin)
+        try:
+            self._threads.submit(self._close_files)
+        except RuntimeError:  # The service is stopping, so nobody reads.
+            self._close_files()
+
+    def _next(self) -> bytes:
+        with self._reading:
+            return next(self._pieces, b"")
+
+    def _close_files(self) -> None:
+        with self._reading:
+            self._pieces.close()
+            self._files.close()
+
+
+class Exporter:
+    def __init__(
+        self,
+        store: MetadataStore,
+        snapshots: Snapshots,
+        blobs: BlobStore,
+        pins: Pins,
+        threads: Executor,
+        directory: Path,
+    ) -> None:
+        self._store = store
+        self._snapshots = snapshots
+        self._blobs = blobs
+        self._pins = pins
+        self._threads = threads
+        self._directory = directory
+
+    async def open(self, session_id: str, *, history: bool) -> Export:
+        """A session as it is now. Raises NotFound, Expired; Unavailable where the disk fails."""
+        try:
+            with ExitStack() as stack:
+                written = await self._write(session_id, history, stack)
+                try:
+                    plan = asyncio.get_running_loop().run_in_executor(self._threads, self._plan, written)
+                    objects, size = await plan
+                except BaseException:
+                    self._pins.release(written.pin)
+                    raise
+                held = (self._pins, written.pin, stack.pop_all())
+        except OSError as error:
+            raise Unavailable(f"The capsule could not be made: {error.strerror}.") from error
+        return Export(session_id, size, self._pieces(written, objects), self._threads, held)
+
+    async def _write(self, session_id: str, history: bool, stack: ExitStack) -> _Written:
+        document, texts = self._temporary(stack), self._temporary(stack)
+        async with self._pins.pinning() as pin:
+            written = _Written(document, texts, pin)
+
+            def take(session: Session, versions: Iterator[VersionContent], runs: Iterator[KeptRun]) -> None:
+                digest = layout.Document(document).write(
+                    session, (_version(content, pin) for content in versions), (_run(run, written) for run in runs)
+                )
+                document.flush()
+                texts.flush()
+                written.readme = layout.readme(session.id)
+                written.sums = layout.sums(digest, written.readme)
+
+            await self._store.dump(session_id, history=history, take=take)
+        return written
+
+    def _temporary(self, stack: ExitStack) -> IO[bytes]:
+        return stack.enter_context(tempfile.TemporaryFile(dir=self._directory))
+
+    def _plan(self, written: _Written) -> tuple[Sequence[tuple[str, int]], int]:
+        """Every object with its size, in order, and the size of the archive."""
+        digests = self._snapshots.content_of(written.pin.roots) | written.pin.blobs
+        sizes = {digest: size for digest, (_, size) in written.short.items()}
+        sizes |= {digest: self._blobs.size(digest) for digest in digests}
+        document = os.fstat(written.document.fileno()).st_size
+        all_sizes = (document, len(written.readme), len(written.sums), *sizes.values())
+        return sorted(sizes.items()), tars.length(iter(all_sizes))
+
+    def _pieces(self, written: _Written, objects: Sequence[tuple[str, int]]) -> Iterator[bytes]:
+        mtime = now() // 1_000_000
+
+        def file(name: str, size: int, content: Iterator[bytes]) -> Iterator[bytes]:
+            yield tars.header(name, size, mtime)
+            yield from content
+            yield tars.padding(size)
+
+        document = written.document.fileno()
+        size = os.fstat(document).st_size
+        yield from file(layout.DOCUMENT, size, _part(document, 0, size))
+        yield from file(layout.README, len(written.readme), iter([written.readme]))
+        yield from file(layout.SUMS, len(written.sums), iter([written.sums]))
+        for digest, size in objects:
+            yield from file(layout.OBJECTS + digest, size, self._content(written, digest, size))
+        yield tars.END
+
+    def _content(self, written: _Written, digest: str, size: int) -> Iterator[bytes]:
+        if digest in written.short:
+            yield from _part(written.texts.fileno(), written.short[digest][0], size)
+            return
+        fd = self._blobs.open_blob(digest)
+        try:
+            yield from _part(fd, 0, size)
+        finally:
+            os.close(fd)
+
+
+def _version(content: VersionContent, pin: Pin) -> bytes:
+    if content.version.snapshot.root is not None:
+        pin.roots.add(content.version.snapshot.root)
+    return layout.version_line(content)
+
+
+def _run(run: KeptRun, written: _Written) -> bytes:
+    kept = run[1]
+    if kept is None:
+        return layout.run_line(run[0], None)
+    stdout, stderr = (_output(kept, stream, written) for stream in STREAMS)
+    return layout.run_line(run[0], (stdout, stderr))
+
+
+def _output(kept: KeptOutputs, stream: str, written: _Written) -> str:
+    """The digest of an output, which is a blob or put aside."""
+    digest: str | None = getattr(kept, f"{stream}_digest")
+    if digest is not None:
+        written.pin.blobs.add(digest)
+        return digest
+    content: bytes = getattr(kept, stream) or b""
+    digest = hashlib.sha256(content).hexdigest()
+    if digest not in written.short:
+        written.short[digest] = (written.texts.tell(), len(content))
+        written.texts.write(content)
+    return digest
+
+
+def _part(fd: int, offset: int, size: int) -> Iterator[bytes]:
+    """`size` bytes of a file. Raises OSError where it has fewer."""
+    end = offset + size
+    while offset < end:
+        piece = os.pread(fd, min(_CHUNK, end - offset), offset)
+        if not piece:
+            raise OSError(5, "a file is not as long as it was")
+        offset += len(piece)
+        yield piece
+
+
+def _joined(pieces: Iterator[bytes]) -> Generator[bytes]:
+    """The same bytes in fewer pieces."""
+    waiting, size = [], 0
+    for piece in pieces:
+        waiting.append(piece)
+        size += len(piece)
+        if size >= _PIECE:
+            yield b"".join(waiting)
+            waiting, size = [], 0
+    if waiting:
+        yield b"".join(waiting)

@@ -1,0 +1,189 @@
+"""What is in a capsule, and how it is written.
+
+A capsule is a tar of these files, in this order:
+
+    capsule.json      the session: settings, labels, stored code; its versions with their data; the records of its runs
+    README.txt        what this is, for whoever finds it in a bug report
+    SHA256SUMS        of the two above
+    objects/DIGEST    each tree object and file of the versions, and each output of the runs, once, in order
+
+capsule.json is one JSON document, laid out so that the session, each version and each run is a line of its own. It is
+read line by line, so that no number of them takes much memory, and every line is bounded by what a client could send.
+
+A reader takes this layout and nothing else: whatever differs is damaged or was meant to do harm. Of what is not kept by
+a digest (the JSON document) SHA256SUMS tells whether it is whole; who edits it by hand makes SHA256SUMS anew.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import asdict
+from typing import IO, Any, get_args
+
+from era import __version__
+from era.core import jsontext
+from era.core.capsules import checks
+from era.core.expiry import MAX_TTL
+from era.core.models import LANGUAGES, Cause, RunRecord, Session, Status, VersionContent, now, timestamp
+
+FORMAT = 1
+DOCUMENT, README, SUMS, OBJECTS = "capsule.json", "README.txt", "SHA256SUMS", "objects/"
+VERSIONS_BEGIN, RUNS_BEGIN, END = b'"versions":[', b'"runs":[', b"]}"
+VERSIONS_END = b"],"
+
+_ID = checks.matching("[A-Za-z0-9_:-]{1,128}")
+MAX_ENFORCED = 64 << 10
+
+SESSION: dict[str, checks.Check] = {
+    "id": _ID,
+    "language": checks.one_of(*LANGUAGES),
+    "persistent": checks.boolean,
+    "metadata": checks.an_object,
+    "allowInternetAccess": checks.boolean,
+    "allowPublicAccess": checks.boolean,
+    "default_timeout": checks.seconds,
+    "ttl": checks.optional(checks.integer(1, MAX_TTL)),
+    "code": checks.optional(checks.an_object),
+    "version": checks.integer(1),
+    "created_at": checks.time,
+    "updated_at": checks.time,
+    "last_run_at": checks.optional(checks.time),
+}
+CODE: dict[str, checks.Check] = {
+    "code": lambda value: isinstance(value, str),
+    "description": checks.optional(lambda value: isinstance(value, str)),
+    "updated_at": checks.time,
+}
+VERSION: dict[str, checks.Check] = {
+    "version": checks.integer(1),
+    "created_at": checks.time,
+    "cause": checks.one_of(*get_args(Cause.__value__)),
+    "run_id": checks.optional(_ID),
+    "snapshot": checks.optional(checks.is_digest),
+    "data": checks.an_object,
+}
+_WHOLE = checks.optional(checks.integer())
+_SMALL = checks.optional(checks.integer(-(1 << 31), (1 << 31) - 1))
+RUN: dict[str, checks.Check] = {
+    "id": _ID,
+    "status": checks.one_of(*(set(get_args(Status.__value__)) - {"running"})),
+    "started_at": checks.time,
+    "ended_at": checks.optional(checks.time),
+    "exit_code": _SMALL,
+    "duration_us": _WHOLE,
+    "stdout_bytes": checks.integer(),
+    "stderr_bytes": checks.integer(),
+    "stdout_truncated": checks.boolean,
+    "stderr_truncated": checks.boolean,
+    "committed": checks.boolean,
+    "reason": checks.optional(checks.text(64 << 10)),
+    "version": checks.optional(checks.integer(1)),
+    "peak_memory_bytes": _WHOLE,
+    "cpu_us": _WHOLE,
+    "reaped": _SMALL,
+    "enforced": checks.an_object,
+    "stdout": checks.optional(checks.is_digest),
+    "stderr": checks.optional(checks.is_digest),
+}
+
+_README = """\
+This is a capsule of ERA: one session of a server that runs code in sessions that remember, with all that belongs to it.
+
+  session   {id}
+  written   {at} by ERA {version}, format {format}
+
+capsule.json is the session: settings, labels, stored code, the versions of its data that are kept, and the records of
+its runs. Times in it are microseconds since 1970, UTC. In objects/ are its files, what its runs wrote, and the lists of
+its directories, each named by its SHA-256: a version's "snapshot" is the list of its working directory, a run's
+"stdout" and "stderr" are what it wrote. `sha256sum -c SHA256SUMS` tells whether capsule.json is as it was written.
+
+Values of env are not in here; they are never kept. Data, files, code and outputs are: look at them before you hand this
+on. To take a look at the session on a server of your own, where none of its code is run until you run it:
+
+  era import FILE --id NAME
+"""
+
+
+class Document:
+    """Writes capsule.json into a file."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
+        self._hasher = hashlib.sha256()
+
+    def write(self, session: Session, versions: Iterator[bytes], runs: Iterator[bytes]) -> str:
+        """Write all of it; the SHA-256 of what was written."""
+        head = {"format": FORMAT, "era": __version__, "exported_at": timestamp(now()), "session": _session(session)}
+        self._line(jsontext.compact(head).encode()[:-1] + b",")
+        self._line(VERSIONS_BEGIN)
+        self._list(versions)
+        self._line(VERSIONS_END)
+        self._line(RUNS_BEGIN)
+        self._list(runs)
+        self._line(END)
+        return self._hasher.hexdigest()
+
+    def _list(self, lines: Iterator[bytes]) -> None:
+        before: bytes | None = None
+        for line in lines:
+            if before is not None:
+                self._line(before + b",")
+            before = line
+        if before is not None:
+            self._line(before)
+
+    def _line(self, line: bytes) -> None:
+        self._file.write(line + b"\n")
+        self._hasher.update(line + b"\n")
+
+
+def version_line(content: VersionContent) -> bytes:
+    version = content.version
+    fields = {
+        "version": version.n,
+        "created_at": version.created_at,
+        "cause": version.cause,
+        "run_id": version.run_id,
+        "snapshot": version.snapshot.root,
+    }
+    # The data is JSON text already, and stays as it is.
+    return f'{jsontext.compact(fields)[:-1]},"data":{content.data}}}'.encode()
+
+
+def run_line(record: RunRecord, digests: tuple[str, str] | None) -> bytes:
+    """`digests` are those of stdout and stderr, where they are kept."""
+    fields = asdict(record)
+    for name in ("key", "session_key"):
+        del fields[name]
+    fields["stdout"], fields["stderr"] = digests or (None, None)
+    return jsontext.compact(fields).encode()
+
+
+def readme(session_id: str) -> bytes:
+    text = _README.format(id=session_id, at=timestamp(now()), version=__version__, format=FORMAT)
+    return text.encode()
+
+
+def sums(document: str, readme: bytes) -> bytes:
+    """SHA256SUMS, for a document of this digest."""
+    return f"{document}  {DOCUMENT}\n{hashlib.sha256(readme).hexdigest()}  {README}\n".encode()
+
+
+def _session(session: Session) -> dict[str, Any]:
+    stored = session.stored
+    return {
+        "id": session.id,
+        "language": session.language,
+        "persistent": session.persistent,
+        "metadata": session.metadata,
+        "allowInternetAccess": session.allow_internet,
+        "allowPublicAccess": session.allow_public,
+        "default_timeout": session.default_timeout,
+        "ttl": session.ttl,
+        "code": stored and {"code": stored.code, "description": stored.description, "updated_at": stored.updated_at},
+        "version": session.version,
+        "created_at": session.created_at,
+        "updated_at": session.updated_at,
+        "last_run_at": session.last_run_at,
+    }

@@ -1,0 +1,214 @@
+"""A session made of a capsule.
+
+Theory of operation. The archive is kept in a temporary file first. Then all of it is checked where it lies: the layout
+of the archive, capsule.json, every tree object, and that the objects which these need are the ones that are there. Only
+then the objects are put into the blob store, each of which must turn out to have the digest that it goes by, and at
+last one transaction makes session, versions and runs. So a capsule that is refused leaves nothing, and of one that is
+cut short by a crash there may be blobs that nothing names, which are swept in time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import os
+import tempfile
+from collections.abc import AsyncIterator, Iterator
+from concurrent.futures import Executor
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from era.core.capsules import format as layout
+from era.core.capsules import tars
+from era.core.capsules.checks import is_digest, refused, too_large
+from era.core.capsules.reading import Document, kept_outputs
+from era.core.capsules.tars import Entry
+from era.core.capsules.trees import Objects, TreeCheck
+from era.core.models import KeptRun, Session, Snapshot
+from era.core.outputs import INLINE_BYTES, STREAMS
+from era.core.ports import MetadataStore
+from era.core.snapshots import BlobStore
+from era.core.trees import Bounds
+from era.errors import BadRequest, Unavailable
+
+MAX_OBJECTS = 1_000_000
+_MAX_README_BYTES = 64 << 10
+_SPOOLED_AT_ONCE = 1 << 20
+_CHUNK = 1 << 20
+
+
+@dataclass(slots=True)
+class Capsule:
+    """An archive that was checked, open as `fd`."""
+
+    fd: int
+    document: Document
+    session: Session
+    objects: dict[str, Entry]
+    blobs: set[str]
+    """The objects that are to be put into the blob store; the others are output short enough for a row."""
+
+    def runs(self) -> Iterator[KeptRun]:
+        for record, outputs in self.document.runs():
+            yield record, None if outputs is None else kept_outputs(outputs, self._short)
+
+    def _short(self, digest: str) -> bytes | None:
+        entry = self.objects[digest]
+        return None if entry.size > INLINE_BYTES else _read(self.fd, entry)
+
+
+class Importer:
+    def __init__(
+        self,
+        store: MetadataStore,
+        blobs: BlobStore,
+        threads: Executor,
+        directory: Path,
+        *,
+        bounds: Bounds,
+        max_timeout: float,
+    ) -> None:
+        self._store = store
+        self._blobs = blobs
+        self._threads = threads
+        self._directory = directory
+        self._bounds = bounds
+        self._max_timeout = max_timeout
+
+    async def load(self, chunks: AsyncIterator[bytes], new_id: str | None) -> Session:
+        """Make the session that an archive holds, under `new_id` or its own. Raises BadRequest or TooLarge where that
+        can't be, Conflict where the id is taken, Unavailable where the disk fails; then nothing is made."""
+        loop = asyncio.get_running_loop()
+        try:
+            with tempfile.TemporaryFile(dir=self._directory, buffering=0) as spool:
+                await self._spool(chunks, spool.fileno())
+                capsule = await loop.run_in_executor(self._threads, self._prepared, spool.fileno())
+                session = replace(capsule.session, id=new_id or capsule.session.id)
+                return await self._store.load(session, capsule.document.versions, capsule.runs)
+        except OSError as error:
+            raise Unavailable(f"The capsule could not be kept: {error.strerror}.") from error
+
+    async def _spool(self, chunks: AsyncIterator[bytes], fd: int) -> None:
+        loop = asyncio.get_running_loop()
+        waiting = bytearray()
+        async for chunk in chunks:
+            waiting += chunk
+            if len(waiting) >= _SPOOLED_AT_ONCE:
+                await loop.run_in_executor(self._threads, _write, fd, bytes(waiting))
+                waiting.clear()
+        await loop.run_in_executor(self._threads, _write, fd, bytes(waiting))
+
+    def _prepared(self, fd: int) -> Capsule:
+        capsule = check(fd, self._bounds)
+        if capsule.session.default_timeout > self._max_timeout:
+            raise BadRequest(
+                f"The session's default_timeout is {capsule.session.default_timeout:g} seconds, at most "
+                f"{self._max_timeout:g} are allowed.",
+                hint="The server's ERA_MAX_TIMEOUT sets the bound.",
+            )
+        with self._blobs.batch() as batch:
+            for digest in capsule.blobs:
+                entry = capsule.objects[digest]
+                os.lseek(fd, entry.offset, os.SEEK_SET)
+                if batch.put_file(fd, entry.size) != digest:
+                    raise _damaged(digest)  # which undoes the batch
+        return capsule
+
+
+def check(fd: int, bounds: Bounds) -> Capsule:
+    """The capsule in an archive. Raises BadRequest or TooLarge."""
+    try:
+        document, objects = _layout(fd)
+    except tars.TarProblem as problem:
+        raise refused(f"can't be read as a tar: it {problem}") from None
+
+    def entry(digest: str) -> Entry:
+        if digest not in objects:
+            raise refused(f"lacks object {digest}")
+        return objects[digest]
+
+    trees = TreeCheck(Objects(lambda digest: _read(fd, entry(digest)), lambda digest: entry(digest).size), bounds)
+    checked = Document(fd, document, trees.snapshot)
+    session = checked.session()
+    blobs, short = trees.needed, set[str]()
+    for record, outputs in checked.runs():
+        for stream in STREAMS if outputs else ():
+            digest = getattr(outputs, stream)
+            if entry(digest).size != getattr(record, f"{stream}_bytes"):
+                raise refused(f"has a run whose {stream} is not as long as its record says")
+            (blobs if entry(digest).size > INLINE_BYTES else short).add(digest)
+    for digest in short:
+        if hashlib.sha256(_read(fd, entry(digest))).hexdigest() != digest:
+            raise _damaged(digest)
+    if unused := objects.keys() - blobs - short:
+        raise refused(f"has an object that nothing in it needs: {min(unused)}")
+    return Capsule(fd, checked, session, objects, blobs)
+
+
+def _layout(fd: int) -> tuple[Entry, dict[str, Entry]]:
+    """capsule.json and the objects. Raises TarProblem, BadRequest, TooLarge."""
+    entries = tars.entries(fd)
+    document = _next(entries, layout.DOCUMENT)
+    Document(fd, document, _no_snapshot).check_format()
+    readme = _next(entries, layout.README)
+    sums = _next(entries, layout.SUMS)
+    if readme.size > _MAX_README_BYTES or _read(fd, sums, _CHUNK) != layout.sums(
+        _digest(fd, document), _read(fd, readme)
+    ):
+        raise refused(
+            f"has a {layout.DOCUMENT} or {layout.README} other than {layout.SUMS} says: it is damaged, or was edited"
+        )
+    objects: dict[str, Entry] = {}
+    last = ""
+    for entry in entries:
+        kind, digest = entry.name[: len(layout.OBJECTS)], entry.name[len(layout.OBJECTS) :]
+        if kind != layout.OBJECTS or not is_digest(digest):
+            raise refused(f"has a file that no capsule has: {entry.name!r}")
+        if digest <= last:
+            raise refused(f"has its objects out of order, or one twice: {digest}")
+        if len(objects) == MAX_OBJECTS:
+            raise too_large(f"has more than {MAX_OBJECTS} objects")
+        objects[digest] = entry
+        last = digest
+    return document, objects
+
+
+def _next(entries: Iterator[Entry], name: str) -> Entry:
+    entry = next(entries, None)
+    if entry is None or entry.name != name:
+        found = "nothing" if entry is None else repr(entry.name)
+        raise refused(f"has {found} where {name} belongs")
+    return entry
+
+
+def _no_snapshot(root: str) -> Snapshot:
+    raise AssertionError(root)
+
+
+def _damaged(digest: str) -> BadRequest:
+    return refused(f"is damaged: object {digest} has other content")
+
+
+def _read(fd: int, entry: Entry, most: int | None = None) -> bytes:
+    size = entry.size if most is None else min(entry.size, most)
+    pieces = []
+    offset = entry.offset
+    while size > 0 and (piece := os.pread(fd, size, offset)):
+        pieces.append(piece)
+        offset += len(piece)
+        size -= len(piece)
+    return b"".join(pieces)
+
+
+def _digest(fd: int, entry: Entry) -> str:
+    hasher = hashlib.sha256()
+    end = entry.offset + entry.size
+    for offset in range(entry.offset, end, _CHUNK):
+        hasher.update(os.pread(fd, min(_CHUNK, end - offset), offset))
+    return hasher.hexdigest()
+
+
+def _write(fd: int, content: bytes) -> None:
+    view = memoryview(content)
+    while view:
+        view = view[os.write(fd, view) :]

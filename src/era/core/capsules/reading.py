@@ -1,0 +1,202 @@
+"""capsule.json as it comes from outside, read line by line, every value checked."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, fields
+from typing import Any
+
+from era.core import jsontext
+from era.core.capsules import format as layout
+from era.core.capsules.checks import checked, refused, too_large
+from era.core.capsules.tars import Entry
+from era.core.models import KeptOutputs, RunRecord, Session, Snapshot, StoredCode, Version, VersionContent
+from era.core.sessions import check_code, data_text
+from era.errors import BadRequest
+
+MAX_LINE_BYTES = 24 << 20
+"""More than any body may have, so than any line that a server has written."""
+
+_CHUNK = 1 << 20
+_FORMAT = re.compile(rb'\s*\{\s*"format"\s*:\s*(\d{1,9})\s*[,}]')
+_RECORD = {field.name for field in fields(RunRecord)} - {"key", "session_key"}
+
+
+@dataclass(frozen=True, slots=True)
+class Outputs:
+    """The digests of what a run wrote."""
+
+    stdout: str
+    stderr: str
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """The capsule.json that is `entry` of the archive open as `fd`. What it yields is checked; raises BadRequest or
+    TooLarge."""
+
+    fd: int
+    entry: Entry
+    snapshot: Callable[[str], Snapshot]
+    """The snapshot of a root."""
+
+    def check_format(self) -> None:
+        """Raises BadRequest where it is of a format that can't be read."""
+        found = _FORMAT.match(os.pread(self.fd, min(self.entry.size, 256), self.entry.offset))
+        if found is None:
+            raise refused(f"has a {layout.DOCUMENT} that doesn't begin with its format number")
+        if int(found[1]) != layout.FORMAT:
+            raise BadRequest(
+                f"The capsule has format {int(found[1])}, this server reads format {layout.FORMAT}.",
+                hint="Import it on a server of the version that wrote it, or of a newer one.",
+                code="unknown_format",
+            )
+
+    def session(self) -> Session:
+        """The session, with the content of its current version."""
+        last = None
+        for last in self.versions():  # noqa: B007 - the last one is what is wanted
+            pass
+        head = self._head()
+        if last is None or last.version.n != head["version"]:
+            raise refused("doesn't end with the session's current version")
+        return _session(head, last)
+
+    def versions(self) -> Iterator[VersionContent]:
+        """Oldest first, without a gap."""
+        before = None
+        for value in self._items(0):
+            content = _version(checked(value, layout.VERSION, "a version"), self.snapshot)
+            if before is not None and content.version.n != before + 1:
+                raise refused("has versions that don't follow one another")
+            before = content.version.n
+            yield content
+
+    def runs(self) -> Iterator[tuple[RunRecord, Outputs | None]]:
+        """Oldest first."""
+        for value in self._items(1):
+            yield _run(checked(value, layout.RUN, "a run"))
+
+    def _head(self) -> dict[str, Any]:
+        for line in self._lines():
+            if not line.endswith(b","):
+                break
+            head = checked(_value(line[:-1] + b"}"), _HEAD, f"a {layout.DOCUMENT}")
+            return checked(head["session"], layout.SESSION, "a session")
+        raise refused(f"has a {layout.DOCUMENT} whose first line isn't the session's")
+
+    def _items(self, section: int) -> Iterator[Any]:
+        """The values of the versions (0) or runs (1)."""
+        lines = self._lines()
+        next(lines, None)
+        for number, (begin, end) in enumerate(_SECTIONS):
+            if next(lines, None) != begin:
+                raise refused(f"has a {layout.DOCUMENT} that isn't laid out line by line")
+            for line in _list(lines, end):
+                if number == section:
+                    yield _value(line)
+        if next(lines, None) is not None:
+            raise refused(f"has a {layout.DOCUMENT} with something after its end")
+
+    def _lines(self) -> Iterator[bytes]:
+        rest, at, end = b"", self.entry.offset, self.entry.offset + self.entry.size
+        while at < end:
+            piece = os.pread(self.fd, min(_CHUNK, end - at), at)
+            at += len(piece)
+            *lines, rest = (rest + piece).split(b"\n")
+            yield from lines
+            if len(rest) > MAX_LINE_BYTES or not piece:
+                raise refused(f"has a {layout.DOCUMENT} with a line that is too long")
+        if rest:
+            raise refused(f"has a {layout.DOCUMENT} that ends in the middle of a line")
+
+
+_HEAD = {
+    "format": lambda value: value == layout.FORMAT,
+    "era": lambda value: isinstance(value, str),
+    "exported_at": lambda value: isinstance(value, str),
+    "session": lambda value: isinstance(value, dict),
+}
+_SECTIONS = ((layout.VERSIONS_BEGIN, layout.VERSIONS_END), (layout.RUNS_BEGIN, layout.END))
+
+
+def _list(lines: Iterator[bytes], end: bytes) -> Iterator[bytes]:
+    """The lines up to `end`, without the commas between them."""
+    follows = None
+    for line in lines:
+        if line == end and not follows:
+            return
+        if follows is False:
+            break
+        follows = line.endswith(b",")
+        yield line.removesuffix(b",")
+    raise refused(f"has a {layout.DOCUMENT} that isn't laid out line by line")
+
+
+def _value(line: bytes) -> Any:
+    try:
+        return jsontext.loads(line)
+    except jsontext.JsonProblem as error:
+        raise refused(f"has a {layout.DOCUMENT} with a line that {error}") from None
+
+
+def _session(head: dict[str, Any], current: VersionContent) -> Session:
+    data_text("metadata", head["metadata"])
+    stored = None
+    if head["code"] is not None:
+        code = checked(head["code"], layout.CODE, "stored code")
+        check_code(code["code"])
+        stored = StoredCode(code["code"], code["description"], code["updated_at"])
+    return Session(
+        key=0,
+        id=head["id"],
+        language=head["language"],
+        persistent=head["persistent"],
+        data=current.data,
+        metadata=head["metadata"],
+        allow_internet=head["allowInternetAccess"],
+        allow_public=head["allowPublicAccess"],
+        default_timeout=float(head["default_timeout"]),
+        stored=stored,
+        version=head["version"],
+        snapshot=current.version.snapshot,
+        created_at=head["created_at"],
+        updated_at=head["updated_at"],
+        last_run_at=head["last_run_at"],
+        ttl=head["ttl"],
+    )
+
+
+def _version(value: dict[str, Any], snapshot: Callable[[str], Snapshot]) -> VersionContent:
+    root = value["snapshot"]
+    version = Version(
+        n=value["version"],
+        created_at=value["created_at"],
+        cause=value["cause"],
+        run_id=value["run_id"],
+        snapshot=Snapshot() if root is None else snapshot(root),
+    )
+    return VersionContent(version, data_text("data", value["data"]))
+
+
+def _run(value: dict[str, Any]) -> tuple[RunRecord, Outputs | None]:
+    if len(data_text("enforced", value["enforced"])) > layout.MAX_ENFORCED:
+        raise too_large(f"has a run whose 'enforced' is over {layout.MAX_ENFORCED} characters")
+    record = RunRecord(session_key=0, **{name: value[name] for name in _RECORD})
+    stdout, stderr = value["stdout"], value["stderr"]
+    if (stdout is None) != (stderr is None):
+        raise refused("has a run of which one output is kept and one isn't")
+    return record, None if stdout is None else Outputs(stdout, stderr)
+
+
+def kept_outputs(digests: Outputs, read: Callable[[str], bytes | None]) -> KeptOutputs:
+    """Outputs as a row has them; `read` gives those that are short, None for one that is a blob."""
+    stdout, stderr = read(digests.stdout), read(digests.stderr)
+    return KeptOutputs(
+        stdout,
+        stderr,
+        digests.stdout if stdout is None else None,
+        digests.stderr if stderr is None else None,
+    )

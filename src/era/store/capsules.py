@@ -1,0 +1,154 @@
+"""Whole sessions: read at one moment, and made in one transaction.
+
+The rows of an imported session are as they were elsewhere, with three exceptions. What this server wouldn't keep any
+more is dropped. A run whose id is in use here gets the new session's key behind its id. And each run is marked, in its
+record for people and in a column for the numbers, because the isolation it tells of isn't this server's.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import fields, replace
+
+from sqlalchemy import Connection, bindparam, insert, select
+
+from era.core.models import KeptOutputs, KeptRun, RunRecord, Session, VersionContent, now
+from era.core.ports import Retention
+from era.errors import BadRequest
+from era.store import dialects
+from era.store.commits import VERSIONS, version_of
+from era.store.outputs import COLUMNS
+from era.store.records import RUN_FIELDS, RUNS, record_of
+from era.store.runs import RunRows
+from era.store.sessions import SessionRows
+from era.store.tables import outputs, runs, versions
+
+IMPORTED = {"imported": True}
+"""What `enforced` says of a run that was elsewhere."""
+
+_VERSIONS = (
+    VERSIONS.add_columns(versions.c.data)
+    .where(versions.c.n >= bindparam("first"))
+    .order_by(versions.c.n)
+    .execution_options(stream_results=True)
+)
+_RUNS = (
+    RUNS.add_columns(outputs.c.run_key, *(outputs.c[name] for name in COLUMNS))
+    .join_from(
+        runs, outputs, (outputs.c.session_key == runs.c.session_key) & (outputs.c.run_key == runs.c.key), isouter=True
+    )
+    .where(runs.c.session_key == bindparam("session"), runs.c.status != "running")
+    .order_by(runs.c.key)
+    .execution_options(stream_results=True)
+)
+_FOREIGN_FIELDS = [field.name for field in fields(RunRecord) if field.name != "key"]
+_NEW_RUN = (
+    insert(runs)
+    .values({name: bindparam(f"new_{name}") for name in (*_FOREIGN_FIELDS, "imported")})
+    .returning(runs.c.key)
+)
+_SESSION_OF_RUN = select(runs.c.session_key).where(runs.c.id == bindparam("run_id"))
+
+
+class CapsuleRows(SessionRows, RunRows):
+    """The part of SqlStore that deals in whole sessions."""
+
+    def __init__(self, url: str, retention: Retention = Retention()) -> None:  # noqa: B008 - it is frozen
+        super().__init__(url, retention)
+        self._foreign_run = self._prepared(_NEW_RUN)
+        self._session_of_run = self._prepared(_SESSION_OF_RUN)
+
+    async def dump[T](
+        self,
+        session_id: str,
+        *,
+        history: bool,
+        take: Callable[[Session, Iterator[VersionContent], Iterator[KeptRun]], T],
+    ) -> T:
+        def job(connection: Connection) -> T:
+            session = self._live(connection, session_id)
+            values = {"session": session.key, "first": 1 if history else session.version}
+            contents = (
+                VersionContent(version_of(header), data) for *header, data in connection.execute(_VERSIONS, values)
+            )
+            kept = map(_kept_run, connection.execute(_RUNS, {"session": session.key})) if history else iter(())
+            return take(session, contents, kept)
+
+        await self.session(session_id)  # This is a call, and may have to be noted as one.
+        return await self._read(job)
+
+    async def load(
+        self,
+        session: Session,
+        versions: Callable[[], Iterator[VersionContent]],
+        runs: Callable[[], Iterator[KeptRun]],
+    ) -> Session:
+        def job(connection: Connection) -> Session:
+            key = self._insert_copy(connection, session, now())
+            for record, kept in runs():
+                self._add_foreign_run(connection, key, record, kept)
+            self._prune_outputs.count(connection, {"session": key, "kept": self._retention.outputs})
+            oldest = session.version - self._retention.versions
+            for content in versions():
+                if content.version.n > oldest:
+                    self._add_foreign_version(connection, key, content)
+            return self._of_key(connection, key)
+
+        return await self._write(job)
+
+    def _add_foreign_version(self, connection: Connection, session_key: int, content: VersionContent) -> None:
+        version = content.version
+        run_id = version.run_id
+        if run_id is not None:
+            names = (run_id, _new_run_id(run_id, session_key))
+            run_id = next((name for name in names if self._owner(connection, name) == session_key), None)
+        self._add_version(
+            connection,
+            session_key,
+            version.n,
+            version.cause,
+            version.created_at,
+            data=content.data,
+            snapshot=version.snapshot,
+            run_id=run_id,
+        )
+
+    def _add_foreign_run(
+        self, connection: Connection, session_key: int, record: RunRecord, kept: KeptOutputs | None
+    ) -> None:
+        run_id = record.id
+        owner = self._owner(connection, run_id)
+        if owner is not None and owner != session_key:
+            run_id = _new_run_id(run_id, session_key)
+        record = replace(record, id=run_id, session_key=session_key)
+        values = {f"new_{name}": getattr(record, name) for name in _FOREIGN_FIELDS}
+        values |= {"new_enforced": json.dumps({**IMPORTED, **record.enforced, **IMPORTED}), "new_imported": True}
+        try:
+            run_key = self._foreign_run.one(connection, values)[0]
+        except self._errors as error:
+            if dialects.is_taken(error):
+                raise BadRequest(
+                    f"The capsule has two runs '{record.id[:80]}'.", hint="Export the session once more."
+                ) from None
+            raise
+        if self._retention.outputs:
+            self._add_outputs(connection, session_key, run_key, kept)
+
+    def _owner(self, connection: Connection, run_id: str) -> int | None:
+        """The key of the session that has had this run."""
+        row = self._session_of_run.one(connection, {"run_id": run_id})
+        return None if row is None else int(row[0])
+
+
+def _kept_run(row: tuple[object, ...]) -> KeptRun:
+    """A row of `_RUNS`."""
+    count = len(RUN_FIELDS)
+    record, run_key, columns = record_of(row[:count]), row[count], row[count + 1 :]
+    return record, None if run_key is None else KeptOutputs(*columns)  # type: ignore[arg-type]
+
+
+def _new_run_id(run_id: str, session_key: int) -> str:
+    """Another id for a run: the same without what an earlier import put behind it."""
+    return re.sub(r"-\d+$", "", run_id)[:100] + f"-{session_key}"

@@ -1,0 +1,154 @@
+"""A service that capsules leave and come to, without its API."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from era.core.capsules.pins import Pins
+from era.core.capsules.service import Capsules
+from era.core.models import (
+    KeptOutputs,
+    NewSession,
+    RunRecord,
+    Session,
+    Snapshot,
+    StoredCode,
+    now,
+)
+from era.core.ports import Retention
+from era.store.metadata import SqlStore
+from tests.core.lab import CountingBlobs, Lab, Place, described
+
+LONG = os.urandom(40_000)
+
+
+class Service:
+    """Two stores, of rows and of blobs, and the capsules between them."""
+
+    def __init__(self, place: Path, retention: Retention) -> None:
+        place.mkdir()
+        self.place = place
+        self.lab = Lab(place, grace_seconds=0)
+        self.blobs: CountingBlobs = self.lab.blobs
+        self.store = SqlStore(f"sqlite:///{place}/era.sqlite", retention)
+        self.pins = Pins()
+        self.capsules = Capsules(self.store, self.lab.snapshots, self.blobs, self.pins, place, max_timeout=3600)
+
+    @classmethod
+    @asynccontextmanager
+    async def at(cls, place: Path, retention: Retention = Retention()) -> AsyncIterator[Service]:  # noqa: B008
+        """A service, open for as long as the block runs."""
+        service = cls(place, retention)
+        await service.store.open()
+        try:
+            yield service
+        finally:
+            await service.capsules.close()
+            await service.lab.snapshots.close()
+            await service.store.close()
+
+    async def export(self, session_id: str, *, history: bool = True) -> bytes:
+        export = await self.capsules.open(session_id, history=history)
+        try:
+            content = b"".join([chunk async for chunk in export.chunks()])
+        finally:
+            export.close()
+        assert len(content) == export.size
+        return content
+
+    async def load(self, content: bytes, new_id: str | None = None) -> Session:
+        async def chunks() -> AsyncIterator[bytes]:
+            for at in range(0, len(content), 100_000):
+                yield content[at : at + 100_000]
+
+        return await self.capsules.load(chunks(), new_id)
+
+    async def collect(self) -> int:
+        return await self.lab.snapshots.collect_garbage(*await self.pins.needed(self.store))
+
+    def stored(self) -> set[str]:
+        return {path.name for path in (self.place / "blobs").rglob("*") if path.is_file()}
+
+    async def restored(self, snapshot: Snapshot) -> dict[bytes, tuple[Any, ...]]:
+        place = self.lab.place()
+        await self.lab.snapshots.restore(snapshot, place.sandbox)
+        return described(place.workspace)
+
+    async def make(self, session_id: str) -> Place:
+        """A session with three versions, stored code, and runs whose outputs are long, short and not kept."""
+        stored = StoredCode("print('ü')", "what it says", 7)
+        await self.store.create_session(
+            NewSession(session_id, "node", True, '{"n":1}', {"a": ["b"]}, False, True, 12.5, ttl=1000)
+        )
+        await self.store.store_code(session_id, stored)
+        place = self.lab.place()
+        furnish(place.workspace)
+        snapshot = await self.lab.snapshots.take(place.sandbox, Snapshot())
+        await self._run(session_id, "run_1_a", '{"n":2.5e-07,"u":"\u2028ü"}', snapshot, LONG, b"\xff")
+        (place.workspace / "new").write_text("new")
+        snapshot = await self.lab.snapshots.take(place.sandbox, snapshot)
+        await self._run(session_id, "run_2_b", None, snapshot, b"short", b"")
+        await self._run(session_id, "run_3_c", None, None, None, None)
+        await self.store.begin_run(session_id, "run_4_d")  # which is under way
+        return place
+
+    async def _run(
+        self,
+        session_id: str,
+        run_id: str,
+        data: str | None,
+        snapshot: Snapshot | None,
+        stdout: bytes | None,
+        stderr: bytes | None,
+    ) -> None:
+        begun = await self.store.begin_run(session_id, run_id)
+        kept = None
+        if stdout is not None and stderr is not None:
+            with self.blobs.batch() as batch:
+                long = batch.put(stdout) if len(stdout) > 20_000 else None
+            kept = KeptOutputs(None if long else stdout, stderr, long, None)
+        record = RunRecord(
+            run_id,
+            begun.key,
+            "ok",
+            now(),
+            now(),
+            0,
+            12,
+            len(stdout or b"xx"),
+            len(stderr or b""),
+            committed=snapshot is not None,
+            reason=None if snapshot else "no reason",
+            peak_memory_bytes=5,
+            cpu_us=6,
+            reaped=0,
+            enforced={"walls": ["a"]},
+        )
+        await self.store.end_run(record, data=data, snapshot=snapshot, outputs=kept)
+
+
+def furnish(workspace: Path) -> None:
+    """All that a working directory may hold."""
+    (workspace / "empty").mkdir()
+    (workspace / "shut").mkdir()
+    (workspace / "shut" / "deep").write_bytes(LONG[:100])
+    (workspace / "shut").chmod(0o500)
+    (workspace / "run.sh").write_text("#!/bin/sh")
+    (workspace / "run.sh").chmod(0o751)
+    (workspace / "link").symlink_to("/etc/passwd")
+    os.symlink(b"\xff gone", os.fsencode(workspace) + b"/dangling")
+    for name in (b'quote"\\', b"new\nline", b"\xff\xfe", "schön €".encode(), b"x" * 255, b" "):
+        Path(os.fsdecode(os.fsencode(workspace) + b"/" + name)).write_bytes(name)
+    (workspace / "copy").write_bytes(LONG)
+    (workspace / "nothing").touch()
+
+
+def without_place(session: Session) -> dict[str, Any]:
+    """A session but for what tells where it is."""
+    found = {field.name: getattr(session, field.name) for field in fields(Session)}
+    return {name: value for name, value in found.items() if name not in ("key", "id", "expires_at")}

@@ -1,0 +1,176 @@
+"""Sessions leave and come back as they were, and collections of garbage don't hurt."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from era.core.capsules import format as layout
+from era.core.models import (
+    KeptOutputs,
+    RunRecord,
+    Session,
+    StoredCode,
+    Version,
+    VersionContent,
+)
+from era.core.ports import Retention
+from era.errors import BadRequest, Conflict, NotFound
+from tests import capsules
+from tests.capsules import document, edited, file, of_files, packed, parts, run, session, tree, version
+from tests.core.lab import described
+from tests.core.moving import Service, without_place
+
+
+async def test_all_of_a_session_comes_back(tmp_path: Path) -> None:
+    """On the server it was on, on another one, and there from the copy of a copy."""
+    async with Service.at(tmp_path / "here") as here, Service.at(tmp_path / "there") as there:
+        place = await here.make("s")
+        content = await here.export("s")
+        assert [name for name, _ in parts(content)[:3]] == ["capsule.json", "README.txt", "SHA256SUMS"]
+        json.loads(parts(content)[0][1])
+
+        original = await here.store.session("s")
+        for service, name in ((here, "again"), (there, None)):
+            made = await service.load(content, name)
+            assert made.id == (name or "s")
+            assert without_place(made) == without_place(original)
+            assert await service.restored(made.snapshot) == described(place.workspace)
+            assert await versions_of(service, made.id) == await versions_of(here, "s")
+            assert await runs_of(service, made.id) == await runs_of(here, "s", imported=True)
+        again = await there.export("s")
+        made = await here.load(again, "third")
+        assert await versions_of(here, "third") == await versions_of(here, "s")
+        assert await runs_of(here, "third") == await runs_of(here, "again")
+        ids = {record.id for key in (original.key, made.key) for record in await here.store.runs(key, 10)}
+        assert len(ids) == 4 + 3
+        assert (await here.store.counts())["runs"] == {"ok": 3, "running": 1}
+        assert (await there.store.counts())["runs"] == {}
+        assert await there.collect() == 0
+
+
+async def versions_of(service: Service, session_id: str) -> list[tuple[Any, ...]]:
+    found = []
+    for each in await service.store.versions(session_id, limit=100, before=None):
+        content = await service.store.version(session_id, each.n)
+        run_id = each.run_id and each.run_id.partition("-")[0]
+        if each.run_id:
+            await service.store.run(session_id, each.run_id)
+        found.append((each.n, each.created_at, each.cause, run_id, each.snapshot, content.data))
+    return found
+
+
+async def runs_of(service: Service, session_id: str, *, imported: bool = False) -> list[tuple[Any, ...]]:
+    found = []
+    session = await service.store.session(session_id)
+    for record in await service.store.runs(session.key, 100):
+        if record.status == "running":
+            continue
+        fields_ = {field: getattr(record, field) for field in layout.RUN if field not in ("stdout", "stderr")}
+        fields_["id"] = record.id.partition("-")[0]
+        if imported:
+            fields_["enforced"] = {"imported": True, **record.enforced}
+        found.append((fields_, (await service.store.run(session_id, record.id))[1]))
+    return found
+
+
+async def test_history_can_be_left_out(service: Service) -> None:
+    place = await service.make("s")
+    made = await service.load(await service.export("s", history=False), "now")
+    assert await service.restored(made.snapshot) == described(place.workspace)
+    assert [each[0] for each in await versions_of(service, "now")] == [3]
+    assert await service.store.runs(made.key, 10) == []
+    assert (await service.store.versions("now", limit=1, before=None))[0].run_id is None
+    changed = await service.store.commit("now", "data", data="{}", snapshot=None)
+    assert changed.version == 4
+
+
+async def test_nothing_of_an_export_is_cleared_away(service: Service) -> None:
+    """Not even where the session is gone for good before the first byte was sent."""
+    place = await service.make("s")
+    expected = described(place.workspace)
+    export = await service.capsules.open("s", history=True)
+    await service.store.purge_session("s")
+    before = service.stored()
+    assert await service.collect() == 0
+    content = b"".join([chunk async for chunk in export.chunks()])
+    export.close()
+    assert await service.collect() == len(before) > 0
+    assert service.stored() == set()
+    made = await service.load(content)
+    assert await service.restored(made.snapshot) == expected
+
+
+async def test_a_collection_waits_for_what_an_export_reads(service: Service) -> None:
+    await service.make("s")
+    async with service.pins.pinning() as pin:
+        collecting = asyncio.create_task(service.pins.needed(service.store))
+        await asyncio.sleep(0.05)
+        assert not collecting.done()
+        pin.roots.add("a root")
+    assert "a root" in (await collecting)[0]
+    service.pins.release(pin)
+    assert "a root" not in (await service.pins.needed(service.store))[0]
+    with pytest.raises(NotFound):
+        await service.capsules.open("nobody")
+    assert not service.pins._held
+
+
+async def test_what_is_refused_leaves_nothing(service: Service) -> None:
+    """No row, no blob, no file; and what was found out too late is swept."""
+    content = of_files(tree(file("a", b"a")), b"a")
+    first, *rest = parts(content)[3:]
+    damaged = packed([*parts(content)[:3], *sorted([(first[0], b"b" * len(first[1])), *rest])])
+    slow = edited(content, lambda text: text.replace(b'"default_timeout": 30', b'"default_timeout": 3601'))
+    for bad in (damaged, slow, content[:2000], b"", edited(content, lambda _: document(runs=[run(), run()]))):
+        with pytest.raises(BadRequest):
+            await service.load(bad)
+        assert service.stored() == set()
+    twice = edited(content, lambda text: document(versions=[version(tree(file("a", b"a")))], runs=[run(), run()]))
+    with pytest.raises(BadRequest, match="two runs"):
+        await service.load(twice)
+    assert (await service.store.counts())["sessions"] == 0
+    assert await service.collect() == 2
+    assert service.stored() == set()
+
+    await service.load(content)
+    with pytest.raises(Conflict, match="exists"):
+        await service.load(content)
+    assert await service.collect() == 0
+    assert len(list(service.place.iterdir())) == len({"blobs", "era.sqlite", "-wal", "-shm"})
+
+
+async def test_retention_is_this_servers(tmp_path: Path) -> None:
+    """A server that keeps less than the capsule holds drops the rest."""
+    kept = {"stdout": capsules.digest(b"x"), "stderr": capsules.digest(b""), "stdout_bytes": 1}
+    text = document(
+        session(version=5),
+        [version(version=n, data={"n": n}) for n in range(1, 6)],
+        [run(id=f"run_{n}", **kept) for n in range(3)],
+    )
+    async with Service.at(tmp_path / "here", Retention(versions=2, outputs=1)) as service:
+        made = await service.load(capsules.capsule(text, b"x", b""))
+        assert [each.n for each in await service.store.versions("moved", limit=9, before=None)] == [5, 4]
+        outputs = [(await service.store.run("moved", f"run_{n}"))[1] for n in range(3)]
+        assert outputs == [None, None, KeptOutputs(b"x", b"")]
+        assert [record.id for record in await service.store.runs(made.key, 9)] == ["run_2", "run_1", "run_0"]
+
+
+def test_a_capsule_knows_all_that_a_session_is() -> None:
+    """Whoever adds a field to one of these decides here what a capsule does with it."""
+    names = {field.name for field in fields(Session)}
+    left_out = {"key", "data", "snapshot", "expires_at", "deleted_at", "expired"}
+    renamed = {"allow_internet": "allowInternetAccess", "allow_public": "allowPublicAccess", "stored": "code"}
+    assert {renamed.get(name, name) for name in names - left_out} == layout.SESSION.keys()
+    assert {field.name for field in fields(RunRecord)} - {"key", "session_key"} == layout.RUN.keys() - {
+        "stdout",
+        "stderr",
+    }
+    assert {field.name for field in fields(StoredCode)} == layout.CODE.keys()
+    assert {field.name for field in fields(Version)} == {"n", "created_at", "cause", "run_id", "snapshot"}
+    assert {field.name for field in fields(VersionContent)} == {"version", "data"}

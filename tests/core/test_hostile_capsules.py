@@ -1,0 +1,365 @@
+"""Capsules that were damaged or mean harm: each is refused in words, and nothing of it stays."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import stat
+import tarfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import count
+from typing import Any
+
+import pytest
+
+from era.core.capsules.imports import check
+from era.core.models import (
+    Session,
+)
+from era.core.trees import Bounds
+from era.errors import BadRequest, TooLarge
+from tests import capsules
+from tests.capsules import directory, document, edited, file, of_files, packed, parts, run, session, tree, version
+from tests.core.moving import Service, without_place
+
+SMALL = Bounds(entries=20, total_bytes=1 << 20, depth=3)
+
+
+@contextmanager
+def opened(content: bytes) -> Iterator[int]:
+    fd = os.memfd_create("capsule")
+    try:
+        os.write(fd, content)
+        yield fd
+    finally:
+        os.close(fd)
+
+
+def looked_at(content: bytes, bounds: Bounds = SMALL) -> Session:
+    """The session that a capsule would make; all of it is read."""
+    with opened(content) as fd:
+        capsule = check(fd, bounds)
+        assert list(capsule.document.versions())
+        list(capsule.runs())
+        return capsule.session
+
+
+def test_the_smallest_capsule_is_taken() -> None:
+    """So what is refused below is refused for what is wrong with it."""
+    assert looked_at(capsules.capsule()).id == "moved"
+    root = tree(directory("d", tree(file("f", b"f"))), file("f", b"f"), ("link", "l", "/etc", 1))
+    assert looked_at(of_files(root, tree(file("f", b"f")), b"f")).snapshot.file_count == 3
+    assert looked_at(edited(capsules.capsule(), lambda _: document(runs=[run(), run(id="b")]))).version == 1
+
+
+def renamed(name: str) -> bytes:
+    return of_files(tree(file(name, b"")), b"")
+
+
+def deep(levels: int) -> bytes:
+    trees = [tree()]
+    for _ in range(levels):
+        trees.append(tree(directory("d", trees[-1])))
+    return of_files(trees[-1], *trees[:-1])
+
+
+def bomb() -> bytes:
+    """Few objects that stand for 20 ** 3 directories."""
+    trees = [tree()]
+    for _ in range(3):
+        trees.append(tree(*(directory(f"{n:02}", trees[-1]) for n in range(20))))
+    return of_files(trees[-1], *trees[:-1])
+
+
+def as_bytes(root: bytes) -> bytes:
+    return of_files(root, b"")
+
+
+EMPTY_FILE = capsules.digest(b"")
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        *[(renamed(name), "file name") for name in ("", ".", "..", "a/b", "/", "\0", "a\0", "x" * 256, "é" * 128)],
+        *[(renamed(name), "file name") for name in ("\ud800", "\udfff", "\udcc3\udca9", "a\udcc3\udca9")],
+        (renamed(".session_data.json"), "the state's"),
+        (of_files(tree(file("b", b""), file("a", b"")), b""), "in order"),
+        (of_files(tree(file("a", b""), file("a", b"")), b""), "in order"),
+        (of_files(tree(file("a", b""), directory("a", tree())), b"", tree()), "in order"),
+        (of_files(tree(file("a", b"", mode=0o1644)), b""), "mode"),
+        (of_files(tree(file("a", b"", mode=0o4755)), b""), "mode"),
+        (of_files(tree(file("a", b"", mode=-1)), b""), "mode"),
+        (of_files(tree(directory("a", tree(), mode=0o2755)), tree()), "mode"),
+        (of_files(tree(file("a", b"", mtime=1 << 63)), b""), "a time"),
+        (of_files(tree(("link", "a", "b", -(1 << 63) - 1))), "a time"),
+        (of_files(tree(("link", "a", "", 1))), "link"),
+        (of_files(tree(("link", "a", "b\0c", 1))), "link"),
+        (of_files(tree(("link", "a", "x" * 4096, 1))), "link"),
+        (of_files(tree(("file", "a", EMPTY_FILE, 1, 0o644, 1)), b""), "not as long"),
+        (of_files(tree(("file", "a", EMPTY_FILE, -1, 0o644, 1)), b""), "not as long"),
+        (of_files(tree(("file", "a", EMPTY_FILE, 10**18, 0o644, 1)), b""), "not as long"),
+        (of_files(tree(("pipe", "a")), b""), "listed"),
+        (of_files(tree(("file", "a", EMPTY_FILE, 0, 0o644)), b""), "listed"),
+        (of_files(tree(("file", "a", EMPTY_FILE, 0.0, 0o644, 1)), b""), "listed"),
+        (of_files(tree(("file", "a", EMPTY_FILE, True, 0o644, 1)), b""), "listed"),
+        (of_files(tree(("file", "a", "../../etc/passwd", 0, 0o644, 1)), b""), "listed"),
+        (of_files(tree(("dir", "a", EMPTY_FILE, 0o755)), b""), "listed"),
+        *[(as_bytes(root), "lis") for root in (b"", b"{}", b"null", b"[", b"[[", b"[],", b"[ ]", b"[[]]", b"\xff")],
+        (as_bytes(tree(file("a", b"")) + b" "), "after its list"),
+        (as_bytes(tree(file("a", b"")).replace(b",", b", ", 1)), "listed"),
+        (as_bytes(tree(file("a", b"")).replace(b'"a"', b'"\\u0061"')), "written"),
+        (as_bytes(tree(file("/", b"")).replace(b'"/"', b'"\\/"')), "listed"),
+        (as_bytes(tree(file("a", b""))[:-1] + b","), "listed"),
+        (as_bytes(b"[" * 100_000), "listed"),
+        (deep(4), "nested deeper than 3"),
+        (bomb(), "more than 20 files"),
+        (of_files(tree(*(file(f"{n:02}", b"") for n in range(21))), b""), "more than 20 files"),
+        (of_files(tree(*(file(f"{n:02}", bytes(60_000)) for n in range(18))), bytes(60_000)), "bytes of files"),
+        (of_files(tree(file("a", b""))), "lacks object"),
+        (of_files(tree(directory("a", tree()))), "lacks object"),
+        (capsules.capsule(None, b"x"), "nothing in it needs"),
+    ],
+    ids=map(str, count()),
+)
+def test_hostile_trees(content: bytes, words: str) -> None:
+    with pytest.raises((BadRequest, TooLarge), match=words):
+        looked_at(content)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (document(format=2), "format 2"),
+        (document(format=999_999_999), "reads format 1"),
+        (document(format="1"), "format number"),
+        (b"", "format number"),
+        (b"{}", "format number"),
+        (b"\0" * 1000, "format number"),
+        (document(extra=1), "'extra'"),
+        (document(session(extra=1)), "'extra'"),
+        (document(session(env={"A": "b"})), "'env'"),
+        (document({"id": "x"}), "without"),
+        (document(session=[]), "'session'"),
+        *[(document(session(id=bad)), "'id'") for bad in ("", "a/b", "..", "a b", "x" * 129, "a\n", None, 7)],
+        *[(document(session(language=bad)), "'language'") for bad in ("cobol", "py", None, ["python"], {})],
+        *[
+            (document(session(default_timeout=bad)), "'default_timeout'")
+            for bad in (0, -1, True, "1", None, 10**400, 1e10)
+        ],
+        (document(session(default_timeout=float("nan"))), "NaN"),
+        *[(document(session(ttl=bad)), "'ttl'") for bad in (0, -1, 1.5, True, 10**18)],
+        *[(document(session(created_at=bad)), "'created_at'") for bad in (-1, 1.0, None, 10**18, True)],
+        (document(session(persistent=1)), "'persistent'"),
+        (document(session(metadata=[])), "'metadata'"),
+        (document(session(metadata={"a": "x" * (1 << 20)})), "'metadata'"),
+        (document(session(code="print()")), "'code'"),
+        (document(session(code={"code": 1, "description": None, "updated_at": 1})), "'code'"),
+        (document(session(code={"code": "x" * (5 << 20), "description": None, "updated_at": 1})), "'code'"),
+        (document(session(version=2)), "current version"),
+        (document(versions=[]), "current version"),
+        (document(session(version=1 << 60), [version(version=1 << 60)]), "'version'"),
+        (document(session(version=3), [version(), version(version=3)]), "follow one another"),
+        (document(session(version=1), [version(version=2), version()]), "follow one another"),
+        (document(session(version=1), [version(), version()]), "follow one another"),
+        (document(versions=[version(cause="magic")]), "'cause'"),
+        (document(versions=[version(snapshot="../../x")]), "'snapshot'"),
+        (document(versions=[version(snapshot="A" * 64)]), "'snapshot'"),
+        (document(versions=[version(run_id="a/b")]), "'run_id'"),
+        (document(versions=[version(data=[])]), "'data'"),
+        (document(versions=[version(data={"a": "x" * (1 << 20)})]), "'data'"),
+        (document(versions=[json.dumps(version()).replace("{}", '{"a":' * 65 + "1" + "}" * 65)]), "nested deeper"),
+        (document(versions=[json.dumps(version()).replace("{}", "[" * 100_000)]), "nested deeper|not JSON"),
+        (document(versions=[json.dumps(version()).replace("{}", '{"a":1e999}')]), "out of range"),
+        (document(versions=[json.dumps(version()).replace("{}", '{"a":NaN}')]), "NaN"),
+        (document(versions=[json.dumps(version()).replace("{}", '{"a":"\\ud800"}')]), "surrogate"),
+        (document(versions=[json.dumps(version()).replace("{}", '{"a":' + "9" * 5000 + "}")]), "digits"),
+        (document(versions=[[]]), "no object"),
+        (document(versions=["what"]), "not JSON"),
+        (document(runs=[run(status="running")]), "'status'"),
+        (document(runs=[run(status="fine")]), "'status'"),
+        (document(runs=[run(exit_code=1 << 31)]), "'exit_code'"),
+        (document(runs=[run(duration_us=-1)]), "'duration_us'"),
+        (document(runs=[run(stdout_bytes=1.5)]), "'stdout_bytes'"),
+        (document(runs=[run(reason=["x"])]), "'reason'"),
+        (document(runs=[run(started_at=10**19)]), "'started_at'"),
+        (document(runs=[run(enforced=[])]), "'enforced'"),
+        (document(runs=[run(enforced={"a": "x" * 70_000})]), "'enforced'"),
+        (document(runs=[json.dumps(run()).replace("{}", '{"a":' * 70 + "1" + "}" * 70)]), "nested deeper"),
+        (document(runs=[run(id="a b")]), "'id'"),
+        (document(runs=[run(stdout=EMPTY_FILE)]), "one output"),
+        (document(runs=[run(stdout=EMPTY_FILE, stderr=EMPTY_FILE)]), "lacks object"),
+        (document(runs=[run(key=1)]), "'key'"),
+        (document().replace(b"\n", b" "), "first line|ends in the middle"),
+        (document().replace(b"],\n", b"]\n,"), "line by line|no object|not JSON"),
+        (document() + b"{}\n", "after its end"),
+        (document()[:-1], "ends in the middle"),
+        (document()[:-4], "line"),
+        (document(session(version=2), [version(), version(version=2)]).replace(b"},\n{", b"}\n{"), "line by line"),
+        (document(versions=[json.dumps(version()) + ","]), "line by line|not JSON|empty"),
+        (b'{"format":1,' + b" " * (30 << 20) + b"\n", "too long"),
+    ],
+    ids=map(str, count()),
+)
+def test_hostile_documents(text: bytes, words: str) -> None:
+    with pytest.raises((BadRequest, TooLarge), match=words):
+        looked_at(capsules.capsule(text))
+
+
+def changed(**fields: Any) -> bytes:
+    """An archive with a different header on each file."""
+
+    def change(member: tarfile.TarInfo) -> None:
+        for name, value in fields.items():
+            setattr(member, name, value)
+
+    return packed(parts(GOOD), change)
+
+
+GOOD = of_files(tree(file("a", b"a"), file("b", b"")), b"a", b"")
+
+
+def resummed(header: bytes) -> bytes:
+    """A header with its checksum made right."""
+    blanked = header[:148] + b" " * 8 + header[156:]
+    return header[:148] + b"%06o\0 " % sum(blanked) + header[156:]
+
+
+def with_size(field: bytes) -> bytes:
+    """An archive whose first file claims to be of another size."""
+    return resummed(GOOD[:124] + field.ljust(12, b"\0") + GOOD[136:512]) + GOOD[512:]
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"", "cut off"),
+        (b"x" * 600, "not a tar"),
+        (b"\0" * 1024, "nothing where capsule.json"),
+        (b"PK\3\4" + bytes(1000), "not a tar"),
+        *[(GOOD[:size], "no end|ends in|cut off") for size in (1, 511, 512, 600, 1024, 3000, 5120)],
+        (packed(parts(GOOD))[: len(GOOD.rstrip(b"\0")) + 512], "no end|cut off|ends in"),
+        (GOOD + b"more", "after its end"),
+        (GOOD + GOOD, "after its end"),
+        (changed(name="capsule.json"), "README.txt belongs"),
+        *[(changed(type=kind), "plain file") for kind in (tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.DIRTYPE)],
+        *[(changed(type=kind), "plain file") for kind in (tarfile.FIFOTYPE, tarfile.BLKTYPE, tarfile.CHRTYPE)],
+        (changed(type=b"x"), "plain file"),
+        (changed(type=b"L"), "plain file"),
+        (changed(type=b"S"), "plain file"),
+        (changed(linkname="/etc/passwd"), "plain file"),
+        (packed(parts(GOOD)[1:]), "capsule.json belongs"),
+        (packed(parts(GOOD)[:1]), "README.txt belongs"),
+        (packed([parts(GOOD)[0], *parts(GOOD)[2:]]), "README.txt belongs"),
+        (packed([*parts(GOOD)[:2], *parts(GOOD)[3:]]), "SHA256SUMS belongs"),
+        (packed([*parts(GOOD)[3:], *parts(GOOD)[:3]]), "capsule.json belongs"),
+        (packed([*parts(GOOD)[:3], *reversed(parts(GOOD)[3:])]), "out of order"),
+        (packed([*parts(GOOD), parts(GOOD)[-1]]), "one twice"),
+        (packed([*parts(GOOD), ("README.txt", b"")]), "no capsule has"),
+        *[
+            (packed([*parts(GOOD), (name, b"")]), "no capsule has|plain file")
+            for name in ("../x", "/etc/passwd", "objects/", "objects/../../x", "objects/" + "A" * 64, "zzz", "")
+        ],
+        (packed([*parts(GOOD), ("objects/" + "f" * 63, b"")]), "no capsule has"),
+        (packed([*parts(GOOD), ("objects/" + "f" * 64, b"")]), "nothing in it needs"),
+        (packed([*parts(GOOD), ("x" * 90 + "/" + "y" * 90, b"")]), "plain file"),
+        (packed(parts(GOOD)[:-1]), "lacks object"),
+        (packed([("capsule.json", document()), *parts(GOOD)[1:]]), "damaged, or was edited"),
+        (packed([parts(GOOD)[0], ("README.txt", b"x"), *parts(GOOD)[2:]]), "damaged, or was edited"),
+        (with_size(b"77777777777"), "ends in the middle"),
+        (with_size(b"\x80" + b"\xff" * 11), "isn't a number"),
+        (with_size(b"-0000000001"), "isn't a number"),
+        (with_size(b""), "isn't a number"),
+        (with_size(b"00000000000"), "format number"),
+    ],
+    ids=map(str, count()),
+)
+def test_hostile_archives(content: bytes, words: str) -> None:
+    with pytest.raises((BadRequest, TooLarge), match=words):
+        looked_at(content)
+
+
+async def test_swapped_objects_are_found(service: Service) -> None:
+    """Two files of the same length, each under the other's name."""
+    content = of_files(tree(file("a", b"1"), file("b", b"2")), b"1", b"2")
+    swapped = [(name, {b"1": b"2", b"2": b"1"}.get(inside, inside)) for name, inside in parts(content)]
+    with pytest.raises(BadRequest, match="other content"):
+        await service.load(packed(swapped))
+    assert service.stored() == set()
+
+
+async def test_damage_anywhere(service: Service) -> None:
+    """Bytes flipped, cut out, doubled, moved: it is refused, or nothing that counts was hit."""
+    await service.make("s")
+    content = await service.export("s")
+    whole = looked_at(content, Bounds())
+    kept = service.stored()
+    taken = 0
+    chance = random.Random(7)
+    for number in range(1500):
+        bad = damaged(content, chance, number)
+        try:
+            made = await service.load(bad, f"n{number}")
+        except (BadRequest, TooLarge):
+            continue
+        taken += 1
+        assert without_place(made) == without_place(whole)
+        await service.store.purge_session(f"n{number}")
+    assert taken < 150
+    assert await service.collect() == 0
+    assert service.stored() == kept
+    assert (await service.store.counts())["sessions"] == 1
+
+
+def damaged(content: bytes, chance: random.Random, number: int) -> bytes:
+    """One of several ways to hurt an archive."""
+    bad = bytearray(content)
+    at = chance.randrange(len(bad))
+    size = chance.choice([1, 10, 512, 4096])
+    match number % 6:
+        case 0 | 1:
+            bad[at] ^= 1 << chance.randrange(8)
+        case 2:
+            # Most of the archive is one long output; hit what is before it, too.
+            at = chance.randrange(8000)
+            bad[at] = chance.randrange(256)
+        case 3:
+            del bad[at : at + size]
+        case 4:
+            bad[at:at] = bad[at : at + size]
+        case 5:
+            other = chance.randrange(len(bad))
+            bad[at : at + size], bad[other : other + size] = bad[other : other + size], bad[at : at + size]
+    return bytes(bad)
+
+
+def test_flipping_each_byte_of_the_small_one() -> None:
+    """Bit by bit, for all that lies before the end."""
+    end = len(GOOD.rstrip(b"\0")) + 100
+    unnoticed = [at for at in range(end) if flipped_is_taken(at)]
+    assert unnoticed == []
+
+
+def flipped_is_taken(at: int) -> bool:
+    bad = bytearray(GOOD)
+    bad[at] ^= 1
+    try:
+        with opened(bytes(bad)) as fd:
+            capsule = check(fd, SMALL)
+            return all(
+                capsules.digest(os.pread(fd, entry.size, entry.offset)) == digest
+                for digest, entry in capsule.objects.items()
+            )
+    except (BadRequest, TooLarge):
+        return False
+
+
+@pytest.mark.parametrize("which", ["deep", "long", "odd"])
+async def test_what_is_just_within_the_bounds(which: str, service: Service) -> None:
+    """It is taken, and it can be put back."""
+    made = await service.load({"deep": deep(128), "long": renamed("x" * 255), "odd": renamed("\udcff")}[which])
+    found = await service.restored(made.snapshot)
+    assert len(found) == (128 if which == "deep" else 1)
+    assert all(stat.S_IMODE(each[1]) == each[1] for each in found.values() if each[0] == "dir")
