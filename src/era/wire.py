@@ -12,10 +12,10 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
+from era.core.edits import Listed
 from era.core.expiry import MAX_TTL
 from era.core.models import RunRecord, Session, StoredCode, Version, timestamp
 from era.core.runs import Collected, RunResult
-from era.core.snapshots import Listed
 from era.core.versions import Diff
 from era.core.views import data_view
 

@@ -151,7 +151,6 @@ def test_a_tree_that_comes_back_is_the_same(client: httpx.Client, session: MakeS
         "  print(p, oct(s.st_mode), t, os.readlink(p) if os.path.islink(p) else s.st_size * os.path.isfile(p))"
     )
     assert run(where, show)["stdout"] == run(other, show)["stdout"]
-    assert fetch(client, other, form) == archive or form != "zip"
     assert sent(client, other, archive)["total_count"] == 6, "and once more"
 
 

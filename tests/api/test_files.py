@@ -650,6 +650,24 @@ def test_a_client_that_hangs_up_has_changed_nothing(client: httpx.Client, sessio
     assert client.get(f"/api/sessions/{where}").json()["version"] == 2
 
 
+def test_a_disk_that_fails(client: httpx.Client, session: MakeSession, server: Server) -> None:
+    where = session()
+    put(client, where, "a", b"old")
+    uploads = server.data_dir / "uploads"
+    uploads.rename(server.data_dir / "away")
+    try:
+        for path in ("files/a", "archive"):
+            refused(client.put(f"/api/sessions/{where}/{path}", content=bytes(MIB)), 503, "could not be kept")
+    finally:
+        (server.data_dir / "away").rename(uploads)
+    assert get(client, where, "a").content == b"old"
+    [file] = [
+        path for path in (server.data_dir / "blobs").rglob("*") if path.name == hashlib.sha256(b"old").hexdigest()
+    ]
+    file.unlink()
+    refused(get(client, where, "a"), 503, "could not be read")
+
+
 def test_a_session_deleted_while_a_put_waits(client: httpx.Client, session: MakeSession, run: Run) -> None:
     where = session()
     with ThreadPoolExecutor() as pool:

@@ -17,6 +17,7 @@ from pydantic import BaseModel
 from era.core import jsontext
 from era.core.archives import Archives
 from era.core.capsules.service import Capsules
+from era.core.edits import Listed
 from era.core.files import Files
 from era.core.idempotency import Keys, Made
 from era.core.models import Claim, JsonObject, Language, Route, Session, Snapshot, canonical_language
@@ -24,7 +25,6 @@ from era.core.outputs import History
 from era.core.ports import MetadataStore
 from era.core.runs import Runs
 from era.core.sessions import Sessions
-from era.core.snapshots import Listed
 from era.core.turns import Turns
 from era.core.versions import Versions
 from era.errors import BadRequest, EraError, NotFound, TooLarge

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from era.core.diffs import ReadTree
 from era.core.paths import Parts
@@ -82,6 +82,17 @@ class Changes:
                 raise _twice(parts[:depth])
             here = below
         return here
+
+
+class Listed(NamedTuple):
+    """A file or link of a snapshot. `path` is relative; bytes that aren't UTF-8 are lone surrogates in it."""
+
+    path: str
+    size: int
+    mtime_ns: int
+    is_link: bool
+    uploaded: bool = False
+    """Put by a client and not touched by a run since."""
 
 
 def apply(read: ReadTree, batch: BlobBatch, root: str | None, changes: Changes) -> tuple[str | None, Totals]:
@@ -244,3 +255,12 @@ def page(
         else:
             further = after[1:] if after and name == after[0] else ()
             yield from page(read, entry[2], after=further, prefix=prefix[1:], path=(*path, name))
+
+
+def listed(path: Parts, entry: Entry) -> Listed:
+    """A file or link as lists show it."""
+    match entry:
+        case "file", _, _, size, _, mtime_ns, *uploaded:
+            return Listed("/".join(path), size, mtime_ns, is_link=False, uploaded=bool(uploaded))
+        case _:
+            return Listed("/".join(path), entry_size(entry), entry[3], is_link=True)

@@ -17,11 +17,11 @@ import time
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 
-from era.core.edits import Changes, PutFile, Remove, no_file, shown
+from era.core.edits import Changes, Listed, PutFile, Remove, no_file, shown
 from era.core.models import Session
 from era.core.paths import Parts
 from era.core.ports import MetadataStore
-from era.core.snapshots import BlobStore, Listed, Snapshots
+from era.core.snapshots import BlobStore, Snapshots
 from era.core.spool import Spool, Threads, Upload
 from era.core.turns import Turns
 from era.core.unpack import PIECE

@@ -32,11 +32,11 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from itertools import islice
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 from era.core import edits, trees
 from era.core.diffs import FileChanges, file_changes
-from era.core.edits import Changes, Entry
+from era.core.edits import Changes, Entry, Listed
 from era.core.models import EMPTY, STATE_FILE, Snapshot
 from era.core.paths import Parts
 from era.core.ports import Sandbox
@@ -86,17 +86,6 @@ class BlobStore(Protocol):
     def sweep(self, keep: set[str], older_than: float) -> int:
         """Remove what isn't in `keep` and was last put before `older_than`; how many went."""
         ...
-
-
-class Listed(NamedTuple):
-    """A file or link of a snapshot. `path` is relative; bytes that aren't UTF-8 are lone surrogates in it."""
-
-    path: str
-    size: int
-    mtime_ns: int
-    is_link: bool
-    uploaded: bool = False
-    """Put by a client and not touched by a run since."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,7 +160,7 @@ class Snapshots:
 
         def job() -> Sequence[Listed]:
             found = edits.page(self.read_tree, snapshot.root, after=after, prefix=prefix)
-            return [_listed(path, entry) for path, entry in islice(found, limit)]
+            return [edits.listed(path, entry) for path, entry in islice(found, limit)]
 
         try:
             return await self._on_thread(job)
@@ -410,14 +399,6 @@ class Snapshots:
             raise OSError(errno.EIO, "a directory's list is damaged")
         entries: list[Entry] = json.loads(content)
         return entries
-
-
-def _listed(path: Parts, entry: Entry) -> Listed:
-    match entry:
-        case "file", _, _, size, _, mtime_ns, *uploaded:
-            return Listed("/".join(path), size, mtime_ns, is_link=False, uploaded=bool(uploaded))
-        case _:
-            return Listed("/".join(path), edits.entry_size(entry), entry[3], is_link=True)
 
 
 def _new_watch() -> Watch | None:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from era.core.trees import BlobBatch
+from era.errors import Unavailable
 
 SMALL = 64 << 10
 """Content of fewer bytes stays in memory."""
@@ -61,18 +62,18 @@ class Spool:
         self, pieces: AsyncIterator[bytes], threads: Threads, *, small: int = SMALL
     ) -> AsyncIterator[Upload]:
         """All of `pieces` as an Upload, for as long as the block lasts. What has fewer than `small` bytes stays in
-        memory."""
+        memory. Raises Unavailable where the disk fails."""
         buffer = bytearray()
         with self._file() as file:
             async for piece in pieces:
                 buffer += piece
                 if len(buffer) >= _PIECE:
-                    await threads(file.write, bytes(buffer))
+                    await _write(threads, file, bytes(buffer))
                     buffer.clear()
             if file.size == 0 and len(buffer) < small:
                 yield Upload(hashlib.sha256(buffer).hexdigest(), len(buffer), bytes(buffer))
                 return
-            await threads(file.write, bytes(buffer))
+            await _write(threads, file, bytes(buffer))
             yield file.finish()
 
     @contextmanager
@@ -92,6 +93,13 @@ class Spool:
             file.close()
             with suppress(FileNotFoundError):
                 os.unlink(file.path)
+
+
+async def _write(threads: Threads, file: _File, content: bytes) -> None:
+    try:
+        await threads(file.write, content)
+    except OSError as error:
+        raise Unavailable(f"The body could not be kept: {error.strerror}.") from error
 
 
 class _File:
