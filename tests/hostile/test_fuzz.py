@@ -76,9 +76,9 @@ OF_OTHER_FORMATS = {"PUT /api/sessions/{session_id}/archive", "POST /api/session
 """Operations that take an archive, which nobody makes up by chance."""
 
 
-@schemathesis.serializer("application/x-tar")
+@schemathesis.serializer("application/x-tar", "application/gzip", "application/zip")
 def archive(_context: Any, value: Any) -> Any:
-    """What comes out as the body of an import."""
+    """What comes out as the body of an import or an archive."""
     return value if isinstance(value, bytes) else str(value).encode(errors="replace")
 
 
@@ -146,7 +146,8 @@ class Fuzz:
             try:
                 attempt()
             except Unsatisfiable:
-                self._found(operation.label, "no cases", str(mode))
+                if mode == GenerationMode.POSITIVE or not _takes_bytes(operation):
+                    self._found(operation.label, "no cases", str(mode))
 
     def _send(self, session: requests.Session, case: Case[Any], chance: random.Random) -> None:
         if "session_id" in (case.path_parameters or {}) and chance.random() < 0.75:
@@ -163,7 +164,8 @@ class Fuzz:
             self.statuses[label, answer.status_code] += 1
         try:
             _check(answer)
-            case.validate_response(answer, checks=CONFORMITY)
+            if answer.status_code != 431:  # the address alone was over the bound of all requests
+                case.validate_response(answer, checks=CONFORMITY)
         except FailureGroup as failures:
             for failure in failures.exceptions:
                 self._found(label, f"{answer.status_code} {type(failure).__name__}", f"{failures}")
@@ -186,6 +188,11 @@ class Fuzz:
         if "run_id" in case.path_parameters:
             ran = httpx.post(f"{session}/run", json={"code": "", "timeout": 1}, timeout=30, trust_env=False)
             case.path_parameters["run_id"] = ran.json().get("run_id", "run_gone")
+        wanted = case.body.get("version") if isinstance(case.body, dict) else None
+        if case.operation.path.endswith("/rollback") and type(wanted) is int and wanted > 0:
+            case.body["version"] = 1
+        if case.operation.path.endswith("/restore"):
+            httpx.delete(session, timeout=30, trust_env=False)
         if "path" in case.path_parameters:
             httpx.put(f"{session}/files/f", content=b"x", timeout=30, trust_env=False)
             case.path_parameters["path"] = "f"
@@ -203,6 +210,11 @@ class Fuzz:
     def report(self) -> str:
         found = "\n\n".join(f"=== {title}\n{detail}" for title, detail in self.findings.items())
         return f"{found}\n{dict(sorted(self.statuses.items()))}"
+
+
+def _takes_bytes(operation: APIOperation[Any, Any, Any, Any]) -> bool:
+    """Whether any body will do, so that none is wrong."""
+    return operation.path.endswith(("/files/{path}", "/archive", "/import"))
 
 
 def _bound(body: dict[str, Any], chance: random.Random, *, runs: bool) -> None:

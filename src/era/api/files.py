@@ -52,7 +52,7 @@ SAFE = {
 }
 BYTES: dict[str, Any] = {
     "requestBody": {
-        "required": True,
+        "required": False,
         "content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}},
     }
 }

@@ -229,6 +229,8 @@ class Snapshots:
     async def close(self) -> None:
         """Let what is under way finish."""
         await asyncio.to_thread(self._threads.shutdown)
+        for sandbox_id in list(self._memories):
+            self.forget(sandbox_id)
 
     async def _on_thread[T](self, job: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._threads, job)
