@@ -10,7 +10,7 @@ from pathlib import Path
 from rich.console import Console
 
 from bench.arena import arena
-from bench.cases import CASES, RATIOS
+from bench.lists import CASES, RATIOS
 from bench.measure import measure
 from bench.report import findings, machine, show
 
@@ -44,8 +44,8 @@ def main() -> None:
     if not console.is_terminal:
         console.width = 110
     progress = Console(stderr=True)
-    with arena(options.dir) as place:
-        about = machine(place.health())
+    with arena(options.dir, small=options.quick) as place:
+        about = machine(place.health(), place.memory())
         with progress.status("measuring") as status:
             times = measure(
                 cases, place, rounds, options.quick, lambda done: status.update(f"round {done} of {rounds} done")

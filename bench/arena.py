@@ -28,8 +28,11 @@ type Answer = tuple[int, bytes]
 class Arena:
     """What cases need: the service, over one connection that stays open, and a directory beside its data."""
 
-    def __init__(self, port: int, scratch: Path) -> None:
-        self.scratch = scratch
+    def __init__(self, port: int, pid: int, place: Path, *, small: bool) -> None:
+        self.scratch = place / "scratch"
+        self.data_dir = place / "data"
+        self._pid = pid
+        self._small = small
         self._connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
         self._used_at = 0.0
 
@@ -44,6 +47,9 @@ class Arena:
     def create(self, language: str) -> Answer:
         return self._call("POST", "/api/sessions", json.dumps({"language": language}).encode())
 
+    def post(self, path: str, body: object) -> Answer:
+        return self._call("POST", path, json.dumps(body).encode())
+
     def _call(self, method: str, path: str, body: bytes | None) -> Answer:
         self._connection.request(method, path, body, _JSON)
         response = self._connection.getresponse()
@@ -57,6 +63,15 @@ class Arena:
         if time.monotonic() - self._used_at > _KEEP_SECONDS:
             self._connection.close()  # it may have been closed at the other end
             self.get("/nothing")
+
+    def size(self, count: int) -> int:
+        """As many of something as a case wants, or a hundredth where it is to be quick."""
+        return count // 100 if self._small else count
+
+    def memory(self) -> int:
+        """Resident bytes of the service itself."""
+        status = Path(f"/proc/{self._pid}/status").read_text()
+        return int(re.search(r"VmRSS:\s+(\d+) kB", status)[1]) * 1024  # type: ignore[index]  # it is always there
 
     def new_session(self, language: str) -> str:
         return self.check_created(self.create(language))
@@ -98,20 +113,19 @@ def _expect(answer: Answer, status: int) -> bytes:
 
 
 @contextlib.contextmanager
-def arena(directory: Path) -> Iterator[Arena]:
+def arena(directory: Path, *, small: bool) -> Iterator[Arena]:
     """A service with its data in a new directory below `directory`; all of it is gone afterwards."""
     place = Path(tempfile.mkdtemp(prefix="era-bench-", dir=directory))
     try:
-        scratch = place / "scratch"
-        scratch.mkdir()
-        with _service(place) as port, contextlib.closing(Arena(port, scratch)) as made:
+        (place / "scratch").mkdir()
+        with _service(place) as (port, pid), contextlib.closing(Arena(port, pid, place, small=small)) as made:
             yield made
     finally:
         shutil.rmtree(place, ignore_errors=True)
 
 
 @contextlib.contextmanager
-def _service(place: Path) -> Iterator[int]:
+def _service(place: Path) -> Iterator[tuple[int, int]]:
     log_path = place / "log"
     environment = {name: value for name, value in os.environ.items() if not name.startswith("ERA_")}
     environment |= {"ERA_PORT": "0", "ERA_DATA_DIR": str(place / "data")}
@@ -125,7 +139,7 @@ def _service(place: Path) -> Iterator[int]:
             if process.poll() is not None or time.monotonic() > deadline:
                 raise RuntimeError(f"The service did not start:\n{log_path.read_text()}")
             time.sleep(0.02)
-        yield int(found[1])
+        yield int(found[1]), process.pid
     finally:
         process.send_signal(signal.SIGTERM)
         process.wait(30)

@@ -1,4 +1,4 @@
-"""What is measured, and against what. A new case is an entry of CASES, a new ratio one of RATIOS."""
+"""What a case is, and the common ones. Which there are is in lists.py."""
 
 from __future__ import annotations
 
@@ -8,9 +8,6 @@ from typing import Any
 
 from bench import rivals
 from bench.arena import Arena
-
-SETTLED = 0.2
-"""Seconds after which a sandbox that said it is ready has nothing left to do, in any language."""
 
 PROGRAMS = {
     "python": "print(1)",
@@ -127,54 +124,3 @@ def program(command: rivals.Maker, output: bytes = b"1\n") -> Callable[[Arena], 
 def commit(arena: Arena) -> Probe:
     change = rivals.durable_commit(arena.scratch)
     return Probe(lambda _: change())
-
-
-# How long each language's spare takes to be ready again, generously.
-_PAUSES = {"python": 0.05, "node": 0.1, "typescript": 0.2}
-_HOST = {
-    "python": rivals.python(PROGRAMS["python"]),
-    "node": rivals.node(PROGRAMS["node"]),
-    "typescript": rivals.typescript(PROGRAMS["typescript"]),
-}
-
-CASES = [
-    *(
-        case
-        for language, code in PROGRAMS.items()
-        for case in (
-            Case(f"{language} warm", "a run in a live session, alone", warm(language, code), _PAUSES[language]),
-            Case(f"{language} host", "the interpreter on the host", program(_HOST[language]), _PAUSES[language]),
-            Case(f"{language} burst", "such runs back to back", warm(language, code)),
-            Case(f"{language} host burst", "such starts back to back", program(_HOST[language])),
-            Case(f"{language} first", "the first run of a new session", first(language, code), SETTLED, burst=2),
-        )
-    ),
-    Case("python change", "a warm run that changes data", warm("python", COUNTER), _PAUSES["python"]),
-    Case(
-        "python bwrap",
-        "the interpreter in a new bubblewrap",
-        program(rivals.bwrap(PROGRAMS["python"])),
-        _PAUSES["python"],
-    ),
-    Case("session create", "a session made", create),
-    Case("health", "HTTP and one read of the database", health),
-    Case("http floor", "GET of no such path: HTTP alone", no_such_path),
-    Case("commit floor", "a durable commit of SQLite, same disk", commit),
-]
-
-RATIOS = [
-    Ratio("python warm", "python host", goal=0.5),
-    Ratio("node warm", "node host"),
-    Ratio("typescript warm", "typescript host"),
-    Ratio("python burst", "python host burst"),
-    Ratio("node burst", "node host burst"),
-    Ratio("typescript burst", "typescript host burst"),
-    Ratio("python change", "python host"),
-    Ratio("python warm", "python bwrap"),
-    Ratio("python first", "python host"),
-    Ratio("python first", "python bwrap"),
-    Ratio("node first", "node host"),
-    Ratio("typescript first", "typescript host"),
-    Ratio("session create", "commit floor"),
-    Ratio("python warm", "http floor"),
-]

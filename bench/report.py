@@ -17,7 +17,7 @@ from bench.measure import Times, spread, summary
 from era.drivers import guest
 
 
-def machine(health: Mapping[str, Any]) -> dict[str, Any]:
+def machine(health: Mapping[str, Any], memory: int) -> dict[str, Any]:
     """The machine measured on. The isolation is what the service says is in force."""
     cpus = Path("/proc/cpuinfo").read_text().splitlines()
     node = subprocess.run([guest.NODE_SOURCE / "bin" / "node", "--version"], capture_output=True, text=True, check=True)
@@ -30,6 +30,7 @@ def machine(health: Mapping[str, Any]) -> dict[str, Any]:
         "root": os.geteuid() == 0,
         "isolation": health["isolation"]["summary"],
         "load": os.getloadavg()[0],
+        "service_mb": memory / (1 << 20),
     }
 
 
@@ -53,6 +54,7 @@ def show(found: Mapping[str, Any], console: Console) -> None:
         soft_wrap=True,
     )
     console.print(f"isolation: {about['isolation']}", highlight=False, soft_wrap=True)
+    console.print(f"the service at rest: {about['service_mb']:.0f} MB", highlight=False)
 
     times = _table("times, ms", "p50", "p95", "min", "n", "what")
     for name, figures in found["cases"].items():

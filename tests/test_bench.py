@@ -8,7 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from bench.cases import CASES, RATIOS
+from bench.lists import CASES, RATIOS
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -21,9 +21,12 @@ import uvloop
 
 from era.api.context import Context
 from era.api.http import build
+from era.api.protocol import Protocol
+from era.core.archives import Archives
 from era.core.capsules.pins import Pins
 from era.core.capsules.service import Capsules
 from era.core.expiry import Expiry
+from era.core.files import Files
 from era.core.idempotency import Keys
 from era.core.models import JsonObject
 from era.core.outputs import History, Outputs
@@ -31,18 +34,21 @@ from era.core.ports import Limits, Retention
 from era.core.runs import Runs
 from era.core.sessions import Sessions
 from era.core.snapshots import Snapshots
+from era.core.spool import Spool, Threads
 from era.core.turns import Turns
 from era.core.versions import Versions
 from era.drivers.bubblewrap import BubblewrapDriver
 from era.errors import Conflict, EraError, Forbidden
 from era.hosts.local import LocalHost
 from era.settings import Settings
-from era.store.blobs import LocalBlobs
+from era.store.blobs import LocalBlobs, make_directory
 from era.store.metadata import SqlStore
+from era.store.objects import ObjectBlobs, installation
 
 log = structlog.get_logger()
 
 _GARBAGE_SECONDS = 3600.0
+_TRANSFER_THREADS = 8
 _LAST_ANSWERS_SECONDS = 5
 
 
@@ -71,6 +77,19 @@ def driver(settings: Settings) -> BubblewrapDriver:
     return BubblewrapDriver(directory, limits(settings), cgroup_name=cgroup_name(directory))
 
 
+def blob_store(settings: Settings) -> LocalBlobs | ObjectBlobs:
+    """Raises BadRequest where the setting makes no sense."""
+    directory = settings.data_dir.resolve()
+    if not settings.blobs:
+        return LocalBlobs(directory / "blobs")
+    return ObjectBlobs(
+        settings.blobs,
+        directory / "blob-cache",
+        cache_bytes=settings.blob_cache_mb << 20,
+        owner=installation(directory / "store-id"),
+    )
+
+
 @asynccontextmanager
 async def services(settings: Settings) -> AsyncIterator[Context]:
     """Everything behind the API, started; stopped again on the way out.
@@ -78,12 +97,15 @@ async def services(settings: Settings) -> AsyncIterator[Context]:
     Raises Conflict where another service uses the data directory, NoIsolation where sandboxes can't be had.
     """
     directory = settings.data_dir.resolve()
-    directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+    make_directory(directory)
     with _only_user_of(directory):
+        blobs = blob_store(settings)
+        await asyncio.to_thread(blobs.open)
         store = SqlStore(f"sqlite:///{directory / 'era.sqlite'}", retention(settings))
         await store.open()
-        blobs = LocalBlobs(directory / "blobs")
-        blobs.open()
+        spool = Spool(directory / "uploads")
+        spool.open()
+        transfers = Threads(_TRANSFER_THREADS, "era-transfer")
         snapshots = Snapshots(blobs)
         outputs = Outputs(blobs, settings.outputs_kept)
         pins = Pins()
@@ -104,6 +126,7 @@ async def services(settings: Settings) -> AsyncIterator[Context]:
             )
             runs = Runs(store, host, snapshots, outputs, turns, keys)
             expiry = Expiry(store, host)
+            files = Files(store, snapshots, blobs, turns, spool, transfers)
             await host.start()
             background = [asyncio.create_task(job) for job in (_collect_garbage(snapshots, store, pins), expiry.run())]
             try:
@@ -115,6 +138,8 @@ async def services(settings: Settings) -> AsyncIterator[Context]:
                     versions=Versions(store, snapshots, turns, keys),
                     capsules=capsules,
                     keys=keys,
+                    session_files=files,
+                    archives=Archives(store, snapshots, blobs, turns, spool, transfers, files),
                     turns=turns,
                     store=store,
                     files=snapshots.entries,
@@ -130,6 +155,8 @@ async def services(settings: Settings) -> AsyncIterator[Context]:
                 await runs.drain(_LAST_ANSWERS_SECONDS)
         finally:
             await sandboxes.stop()
+            await transfers.close()
+            await asyncio.to_thread(blobs.close)
             await capsules.close()
             await snapshots.close()
             await store.close()
@@ -162,7 +189,7 @@ async def serve(settings: Settings, say: Callable[[str], None]) -> None:
             log_config=None,
             access_log=False,
             server_header=False,
-            http="httptools",
+            http=Protocol,
             ws="none",
             timeout_graceful_shutdown=int(settings.drain_seconds) + _LAST_ANSWERS_SECONDS,
         )

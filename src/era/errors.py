@@ -5,15 +5,18 @@
     │   └── NoCode            400  a run without code in a session that stores none
     ├── Unauthorized          401  no key, or the wrong one
     ├── Forbidden             403  a request this server refuses whoever asks
-    ├── NotFound              404  no such session, version, run or route
+    ├── NotFound              404  no such session, version, run, file or route
     ├── MethodNotAllowed      405  the route exists, this method doesn't
+    ├── TooSlow               408  the request did not come in time
     ├── Conflict              409  it exists already, or its state doesn't allow this
     │   ├── SessionDeleted    409  the session was deleted while this run was under way
     │   ├── KeyReused         409  the idempotency key belongs to another request
     │   └── RunLost           409  the run of this idempotency key was lost with the service
     ├── Expired               410  the session has expired and can still be restored
-    ├── TooLarge              413  data, code, env or a body over its limit
+    ├── PreconditionFailed    412  the file isn't the one that If-Match or If-None-Match speaks of
+    ├── TooLarge              413  data, code, env, files or a body over its limit
     ├── RangeNotSatisfiable   416  a part was asked for that isn't there
+    ├── HeadersTooLarge       431  headers over their limit
     ├── TooManyWaiting        429  the session's queue is full
     └── Unavailable           503  this server can't do it now
         ├── NoIsolation       503  the isolation asked for can't be had on this machine
@@ -106,6 +109,12 @@ class Expired(EraError):
     hint = "POST /api/sessions/{id}/restore brings it back; DELETE with ?purge=true drops it for good."
 
 
+class PreconditionFailed(EraError):
+    status = 412
+    code = "precondition_failed"
+    hint = "Get the file again, and decide anew with the ETag of what it is now."
+
+
 class TooLarge(EraError):
     status = 413
     code = "too_large"
@@ -122,6 +131,18 @@ class RangeNotSatisfiable(EraError):
     def __init__(self, message: str, size: int) -> None:
         super().__init__(message)
         self.size = size
+
+
+class TooSlow(EraError):
+    status = 408
+    code = "too_slow"
+    hint = "Send the whole request at once."
+
+
+class HeadersTooLarge(EraError):
+    status = 431
+    code = "headers_too_large"
+    hint = "Send fewer or shorter headers."
 
 
 class TooManyWaiting(EraError):

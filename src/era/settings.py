@@ -18,6 +18,14 @@ class Settings(BaseSettings):
     host: str = Field(default="127.0.0.1", description="Address to serve on. Any but loopback needs an API key.")
     port: int = Field(default=8787, ge=0, le=65535, description="Port to serve on; 0 lets the system choose one.")
     data_dir: Path = Field(default=Path("data"), description="Where sessions, files and the database lie.")
+    blobs: str = Field(
+        default="",
+        description="Where the content of files lies: s3://BUCKET/PREFIX?endpoint=URL&region=NAME, with credentials in "
+        "AWS_* variables. Empty: in the data directory.",
+    )
+    blob_cache_mb: int = Field(
+        default=1024, ge=1, description="Disk space for what was fetched from the blob store, in MiB, if that is S3."
+    )
     api_key: SecretStr | None = Field(
         default=None, description="Key that callers of /api and /mcp must send as a bearer token."
     )

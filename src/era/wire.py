@@ -12,14 +12,17 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
+from era.core.edits import Listed
 from era.core.expiry import MAX_TTL
 from era.core.models import RunRecord, Session, StoredCode, Version, timestamp
 from era.core.runs import Collected, RunResult
-from era.core.snapshots import Listed
 from era.core.versions import Diff
 from era.core.views import data_view
 
 MAX_VERSION = (1 << 63) - 1
+_FIRST, _LAST = -62_135_596_800_000_000, 253_402_300_799_000_000
+"""What RFC 3339 can tell of, in microseconds. Programs may give their files any time there is."""
+
 SESSION_ID = r"^[A-Za-z0-9_:-]{1,128}$"
 
 Env = Annotated[
@@ -264,6 +267,33 @@ class DiffAnswer(BaseModel):
     files: FileChangesAnswer
 
 
+class ListedFile(BaseModel):
+    path: str
+    size: int
+    modified_at: str
+    uploaded: bool
+
+
+class FilesAnswer(BaseModel):
+    files: list[ListedFile]
+    count: int
+    total_count: int
+    total_size_bytes: int
+    next_cursor: str | None
+
+
+class FileDeletedAnswer(BaseModel):
+    success: bool
+    path: str
+
+
+class ArchiveAnswer(BaseModel):
+    success: bool
+    count: int
+    total_count: int
+    total_size_bytes: int
+
+
 class CodeStoredAnswer(BaseModel):
     success: bool
     code_length: int
@@ -388,8 +418,13 @@ def diff_answer(diff: Diff) -> dict[str, Any]:
 
 def files_answer(files: Iterable[Listed]) -> list[dict[str, Any]]:
     return [
-        {"path": path_text(path), "size": size, "modified_at": timestamp(modified_ns // 1000), "uploaded": False}
-        for path, size, modified_ns, _ in files
+        {
+            "path": path_text(file.path),
+            "size": file.size,
+            "modified_at": timestamp(min(max(file.mtime_ns // 1000, _FIRST), _LAST)),
+            "uploaded": file.uploaded,
+        }
+        for file in files
     ]
 
 

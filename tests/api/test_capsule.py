@@ -164,6 +164,16 @@ def test_a_copy_is_all_that_the_session_was(
         refused(load(there, capsule, new_id), 409, name)
 
 
+def test_files_that_a_client_put_are_so_in_the_copy(client: httpx.Client, session: MakeSession) -> None:
+    where = session()
+    assert client.put(f"/api/sessions/{where}/files/d/put", content=b"by a client").status_code == 200
+    assert load(client, exported(client, where), "copy").status_code == 201
+    before, after = (client.get(f"/api/sessions/{name}/files").json() for name in (where, "copy"))
+    assert before == after
+    assert [(entry["path"], entry["uploaded"]) for entry in after["files"]] == [("d/put", True)]
+    assert client.get("/api/sessions/copy/files/d/put").content == b"by a client"
+
+
 def test_a_capsule_without_the_past(client: httpx.Client, session: MakeSession, run: Run) -> None:
     where = session()
     run(where, "open('a', 'w').write('first')")

@@ -15,14 +15,16 @@ from fastapi.routing import APIRoute
 from pydantic import BaseModel
 
 from era.core import jsontext
+from era.core.archives import Archives
 from era.core.capsules.service import Capsules
+from era.core.edits import Listed
+from era.core.files import Files
 from era.core.idempotency import Keys, Made
 from era.core.models import Claim, JsonObject, Language, Route, Session, Snapshot, canonical_language
 from era.core.outputs import History
 from era.core.ports import MetadataStore
 from era.core.runs import Runs
 from era.core.sessions import Sessions
-from era.core.snapshots import Listed
 from era.core.turns import Turns
 from era.core.versions import Versions
 from era.errors import BadRequest, EraError, NotFound, TooLarge
@@ -43,6 +45,8 @@ class Context:
     history: History
     keys: Keys
     versions: Versions
+    session_files: Files
+    archives: Archives
     capsules: Capsules
     turns: Turns
     store: MetadataStore

@@ -8,6 +8,7 @@ that needs no permission (bodies count only as application/json, see context.py,
 
 from __future__ import annotations
 
+import asyncio
 import hmac
 import json
 import re
@@ -18,13 +19,17 @@ from typing import Any
 import structlog
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from era.errors import BadRequest, EraError, Forbidden, RangeNotSatisfiable, TooLarge, Unauthorized
+from era.errors import BadRequest, EraError, Forbidden, RangeNotSatisfiable, TooLarge, TooSlow, Unauthorized
 
 log = structlog.get_logger()
 
 MAX_BODY_BYTES = 16 << 20
+BODY_SECONDS = 30.0
 _LOOPBACK = frozenset({"localhost", "127.0.0.1", "[::1]"})
 _KEYED = re.compile(r"/(api|mcp)(/|$)")
+_UPLOADS = re.compile(r"/api/sessions/[^/]+/(files/.*|archive)", re.DOTALL)
+"""Paths whose PUT takes more: as much as a session may hold, which files.py there sees to."""
+
 _OPEN_NAMES = re.compile(r"/(health|proxy)(/|$)")
 
 
@@ -82,8 +87,9 @@ class Guard:
 
         try:
             self._check(scope, headers)
+            uploads = scope["method"] == "PUT" and _UPLOADS.fullmatch(scope["path"])
             bound = self._bounds.get((scope["method"], scope["path"]), MAX_BODY_BYTES)
-            await self._app(scope, _bounded(receive, headers, bound), send_with_id)
+            await self._app(scope, receive if uploads else _bounded(receive, headers, bound), send_with_id)
         except EraError as error:
             if began:
                 raise
@@ -117,11 +123,19 @@ def _bounded(receive: Receive, headers: dict[bytes, bytes], bound: int) -> Recei
     declared = headers.get(b"content-length", b"0")
     if declared.isdigit() and int(declared) > bound:
         raise TooLarge(f"The body is {int(declared)} bytes, {bound} are allowed.")
-    seen = 0
+    seen, more = 0, True
 
     async def receive_bounded() -> Message:
-        nonlocal seen
-        message = await receive()
+        nonlocal seen, more
+        if more:
+            try:
+                async with asyncio.timeout(BODY_SECONDS):
+                    message = await receive()
+            except TimeoutError:
+                raise TooSlow(f"Nothing of the body came for {BODY_SECONDS:g} seconds.") from None
+            more = message.get("more_body", False)
+        else:
+            message = await receive()  # waits for the caller to hang up
         seen += len(message.get("body", b""))
         if seen > bound:
             raise TooLarge(f"The body is over {bound} bytes.")

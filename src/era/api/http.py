@@ -11,7 +11,7 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 
 from era import __version__
-from era.api import capsules, health, history, pages, runs, sessions, versions
+from era.api import archives, capsules, files, health, history, pages, runs, sessions, versions
 from era.api.context import Answer, BodyProblem, Context
 from era.api.guard import Guard, error_body, error_headers
 from era.errors import BadRequest, EraError, MethodNotAllowed, NotFound
@@ -25,8 +25,8 @@ def build(settings: Settings, context: Context) -> FastAPI:
     # No redirect of /api/sessions/ to /api/sessions: `DELETE /api/sessions/$ID` with no ID must not delete them all.
     app = _Application(title="ERA", version=__version__, docs_url=None, redoc_url=None, redirect_slashes=False)
     app.state.context = context
-    for part in (sessions, versions, runs, history, capsules, health, pages):
-        app.include_router(part.router)
+    for module in (sessions, versions, files, archives, runs, history, capsules, health, pages):
+        app.include_router(module.router)
     app.add_exception_handler(EraError, _era_error)
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(HTTPException, _http_error)

@@ -103,7 +103,7 @@ def _entries(read: ReadTree, digest: str | None) -> Mapping[str, _Entry]:
     entries = {}
     for kind, name, *rest in read(digest):
         match kind, rest:
-            case "file", (content, size, mode, _):
+            case "file", (content, size, mode, *_):
                 entries[name] = _Entry(size=size, content=("file", content, mode))
             case "link", (target, _):
                 size = len(target.encode("utf-8", "surrogateescape"))

@@ -260,8 +260,11 @@ class MetadataStore(Protocol):
 
     async def change_session(self, session_id: str, change: SessionChange) -> Session: ...
 
-    async def commit(self, session_id: str, cause: Cause, *, data: str | None, snapshot: Snapshot | None) -> Session:
-        """Make the next version outside of a run; None leaves data or snapshot as they are."""
+    async def commit(
+        self, session_id: str, cause: Cause, *, data: str | None, snapshot: Snapshot | None, key: int | None = None
+    ) -> Session:
+        """Make the next version outside of a run; None leaves data or snapshot as they are. With `key`, raises NotFound
+        where the id is another session's by now."""
         ...
 
     async def rollback(self, session_id: str, n: int) -> Session:
@@ -346,6 +349,10 @@ class MetadataStore(Protocol):
 
     async def output_digests(self) -> Sequence[str]:
         """Every blob that a row needs as an output."""
+        ...
+
+    async def ping(self) -> None:
+        """Read something. Raises Unavailable."""
         ...
 
     async def dump[T](

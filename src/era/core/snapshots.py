@@ -8,6 +8,9 @@ addresses, so a subtree that didn't change is neither written nor looked at agai
 tree of which nothing changed is done there and then on the event loop. The second reads what is left, on a thread. A
 larger tree is watched from its first look on (see watch.py), so that a later one goes only to what was touched.
 
+`edit` makes a snapshot from another without any working directory (see edits.py). That is how clients change files: a
+live working directory is never touched from outside, and catches up when its session runs next.
+
 `restore` makes a working directory what a snapshot says, whatever committed snapshot it is now: it goes down only where
 the two differ. So a rollback, or a file put by a client, costs a warm sandbox what it changes.
 
@@ -24,32 +27,43 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple, Protocol
+from itertools import islice
+from typing import Any, Protocol
 
-from era.core import trees
+from era.core import edits, trees
 from era.core.diffs import FileChanges, file_changes
+from era.core.edits import Changes, Entry, Listed
 from era.core.models import EMPTY, STATE_FILE, Snapshot
+from era.core.paths import Parts
 from era.core.ports import Sandbox
 from era.core.trees import BlobBatch, Bounds, MoreThanAGlance, MustLookEverywhere, Scan, Tree
 from era.core.watch import Watch
-from era.errors import CommitFailed, SandboxFailed, Unavailable
+from era.errors import CommitFailed, SandboxFailed, TooLarge, Unavailable
 
 _GLANCE = 32
 """Trees of up to this many entries are looked at on the event loop: that takes less time than going to a thread."""
 
+_COUNTS_KEPT = 1024
 _GRACE_SECONDS = 3600.0
 _THREADS = 4
+_SMALL = 1 << 20
 _CLOCK_OF_FILES = 5  # CLOCK_REALTIME_COARSE, which the time module lacks
 _DEFAULT_BOUNDS = Bounds()
 _NEW_FILE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 class BlobStore(Protocol):
-    """Content by its SHA-256; see store/blobs.py. Called from several threads."""
+    """Content by its SHA-256; see store/blobs.py and store/objects.py. Called from several threads. Trouble is an
+    OSError, whose `strerror` callers get to see."""
+
+    @property
+    def last_put(self) -> float:
+        """When a batch last ended, in whichever way; seconds since 1970, 0 for never."""
+        ...
 
     def batch(self) -> AbstractContextManager[BlobBatch]:
         """What is put within is durable once the block has ended."""
@@ -61,6 +75,10 @@ class BlobStore(Protocol):
         """A descriptor to read from, the caller's to close."""
         ...
 
+    def expect(self, digests: Iterable[str]) -> None:
+        """These are about to be read, so a store that is far away may fetch them together."""
+        ...
+
     def size(self, digest: str) -> int:
         """How many bytes the content has."""
         ...
@@ -68,15 +86,6 @@ class BlobStore(Protocol):
     def sweep(self, keep: set[str], older_than: float) -> int:
         """Remove what isn't in `keep` and was last put before `older_than`; how many went."""
         ...
-
-
-class Listed(NamedTuple):
-    """A file or link of a snapshot. `path` is relative; bytes that aren't UTF-8 are lone surrogates in it."""
-
-    path: str
-    size: int
-    mtime_ns: int
-    is_link: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,9 +104,14 @@ class Snapshots:
         self, blobs: BlobStore, *, bounds: Bounds = _DEFAULT_BOUNDS, grace_seconds: float = _GRACE_SECONDS
     ) -> None:
         self._blobs = blobs
-        self._bounds = bounds
+        self.bounds = bounds
         self._grace_seconds = grace_seconds
         self._memories: dict[str, _Memory] = {}
+        self._counts: dict[str, int] = {}
+        """How many entries trees have, by root. Pipes and the like, which aren't kept, may be among them."""
+
+        self._collected: tuple[frozenset[str], frozenset[str], float] | None = None
+        """The roots at the last collection, and how old it let garbage be."""
         self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="era-files")
 
     async def take(self, sandbox: Sandbox, previous: Snapshot) -> Snapshot:
@@ -137,22 +151,45 @@ class Snapshots:
         if memory is not None and memory.watch is not None:
             memory.watch.close()
 
-    async def entries(self, snapshot: Snapshot) -> Sequence[Listed]:
-        """Every file and link of a snapshot, directories in the order of their names."""
+    async def entries(
+        self, snapshot: Snapshot, *, after: Parts = (), prefix: Parts = (), limit: int | None = None
+    ) -> Sequence[Listed]:
+        """The files and links of a snapshot, directories in the order of their names; see edits.page."""
         if snapshot.root is None:
             return ()
-        root = snapshot.root
+
+        def job() -> Sequence[Listed]:
+            found = edits.page(self.read_tree, snapshot.root, after=after, prefix=prefix)
+            return [edits.listed(path, entry) for path, entry in islice(found, limit)]
+
         try:
-            return await self._on_thread(lambda: list(self._listed(root, "")))
+            return await self._on_thread(job)
         except OSError as error:
             raise Unavailable(f"the session's files could not be listed: {error.strerror}") from error
+
+    async def find(self, snapshot: Snapshot, path: Parts) -> Entry:
+        """The entry of a path. Raises NotFound, and Conflict where a link is on the way."""
+        try:
+            return await self._on_thread(lambda: edits.find(self.read_tree, snapshot.root, path))
+        except OSError as error:
+            raise Unavailable(f"the session's files could not be read: {error.strerror}") from error
+
+    async def edit(self, snapshot: Snapshot, changes: Changes, put: Callable[[BlobBatch], None]) -> Snapshot:
+        """The snapshot with these changes; `put` puts their content, on a thread, if that isn't done yet.
+
+        Raises Conflict and NotFound as edits.apply does, TooLarge where the result is beyond the bounds.
+        """
+        try:
+            return await self._on_thread(lambda: self._edit(snapshot, changes, put))
+        except OSError as error:
+            raise Unavailable(f"the files could not be kept: {error.strerror}") from error
 
     async def changes(self, old: Snapshot, new: Snapshot) -> FileChanges:
         """See SnapshotStore. Raises Unavailable where the disk fails."""
         if old.root == new.root:
             return FileChanges()
         try:
-            return await self._on_thread(lambda: file_changes(self._tree_object, old.root, new.root))
+            return await self._on_thread(lambda: file_changes(self.read_tree, old.root, new.root))
         except OSError as error:
             raise Unavailable(f"the session's files could not be compared: {error.strerror}") from error
 
@@ -160,19 +197,26 @@ class Snapshots:
         """Remove content that no snapshot in `roots` needs, that isn't one of `blobs`, and that is older than the
         grace period; how many went.
 
-        The grace period is for what was put but isn't in a row yet, so read both just before. Raises Unavailable,
-        and removes nothing, where a tree object can't be read: what it names would be lost for good.
+        The grace period is for what was put but isn't in a row yet, so read both just before. Where nothing can have
+        become garbage since the last time, nothing is looked at. Raises Unavailable, and removes nothing, where a tree
+        object can't be read: what it names would be lost for good.
         """
         older_than = time.time() - self._grace_seconds
-        wanted = list(roots)
+        wanted, named = frozenset(roots), frozenset(blobs)
+        if self._collected is not None:
+            *needed, when = self._collected
+            if needed == [wanted, named] and self._blobs.last_put < when:
+                return 0
 
         def job() -> int:
-            return self._blobs.sweep(self.content_of(wanted) | set(blobs), older_than)
+            return self._blobs.sweep(self.content_of(wanted) | named, older_than)
 
         try:
-            return await self._on_thread(job)
+            removed = await self._on_thread(job)
         except OSError as error:
             raise Unavailable(f"unused files could not be cleared away: {error.strerror}") from error
+        self._collected = (wanted, named, older_than)
+        return removed
 
     def content_of(self, roots: Iterable[str]) -> set[str]:
         """The digests of all tree objects and files of these snapshots. Takes its time; raises OSError."""
@@ -185,13 +229,15 @@ class Snapshots:
     async def close(self) -> None:
         """Let what is under way finish."""
         await asyncio.to_thread(self._threads.shutdown)
+        for sandbox_id in list(self._memories):
+            self.forget(sandbox_id)
 
     async def _on_thread[T](self, job: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._threads, job)
 
     def _glance(self, sandbox: Sandbox, memory: _Memory | None, previous: Snapshot) -> Snapshot | None:
         """The answer where it is plain to see: a tree that is empty, or small and unchanged."""
-        scan = Scan(self._bounds, glance=_GLANCE)
+        scan = Scan(self.bounds, glance=_GLANCE)
         try:
             with trees.opened_root(sandbox.workspace) as root:
                 tree = scan.look(root, memory.tree if memory else None)
@@ -213,7 +259,7 @@ class Snapshots:
                 if watch is not None:
                     watch.close()
                 watch = None if trees.is_tmpfs(root) else _new_watch()
-                tree = Scan(self._bounds, watch=watch).look(root, known)
+                tree = Scan(self.bounds, watch=watch).look(root, known)
             if watch is not None and tree.totals.entries <= _GLANCE:
                 watch.close()
                 watch = None
@@ -221,7 +267,7 @@ class Snapshots:
                 return _Memory(EMPTY, tree)
             if tree.digest is None:
                 with self._blobs.batch() as batch:
-                    trees.store(root, tree, known, batch)
+                    self._count(trees.store(root, tree, known, batch), tree.totals.entries)
         return _Memory(Snapshot(tree.digest, tree.totals.files, tree.totals.total_bytes), tree, watch)
 
     def _look_again(self, root: int, memory: _Memory | None) -> Tree | None:
@@ -229,7 +275,7 @@ class Snapshots:
         if memory is None or memory.watch is None or (touched := memory.watch.touched()) is None:
             return None
         try:
-            return Scan(self._bounds, watch=memory.watch).look_again(root, memory.tree, touched)
+            return Scan(self.bounds, watch=memory.watch).look_again(root, memory.tree, touched)
         except MustLookEverywhere:
             return None
 
@@ -248,18 +294,19 @@ class Snapshots:
         if digest == known.digest and digest is not None:
             return known
         tree = Tree(digest=digest)
-        wanted = {trees.native(entry[1]): entry for entry in self._tree_object(digest)} if digest else {}
+        wanted = {trees.native(entry[1]): entry for entry in self.read_tree(digest)} if digest else {}
+        self._blobs.expect(_needed_soon(wanted, known))
         for name in (*known.files, *known.links, *known.trees, *known.others):
             if name not in wanted:
                 trees.remove(fd, name)
         for name, (kind, _, *rest) in wanted.items():
             match kind, rest:
-                case "file", (content, size, mode, mtime_ns):
+                case "file", (content, size, mode, mtime_ns, *uploaded):
                     file = known.files.get(name)
                     if file is None or (file.digest, *file.seen.kept) != (content, mode, mtime_ns):
                         trees.remove(fd, name)
                         file = self._make_file(fd, name, content, size, mode, mtime_ns, owner)
-                    tree.files[name] = file
+                    tree.files[name] = replace(file, uploaded=bool(uploaded))
                 case "link", (target, mtime_ns):
                     tree.links[name] = trees.Link(target, mtime_ns)
                     if known.links.get(name) != tree.links[name]:
@@ -309,15 +356,31 @@ class Snapshots:
         if copied != size:
             raise OSError(errno.EIO, "a file is not as long as it was")
 
-    def _listed(self, digest: str, prefix: str) -> Iterator[Listed]:
-        for kind, name, *rest in self._tree_object(digest):
-            match kind, rest:
-                case "file", (_, size, _, mtime_ns):
-                    yield Listed(prefix + name, size, mtime_ns, is_link=False)
-                case "link", (target, mtime_ns):
-                    yield Listed(prefix + name, len(trees.raw(target)), mtime_ns, is_link=True)
-                case "dir", (content, _):
-                    yield from self._listed(content, f"{prefix}{name}/")
+    def _edit(self, snapshot: Snapshot, changes: Changes, put: Callable[[BlobBatch], None]) -> Snapshot:
+        with self._blobs.batch() as batch:
+            put(batch)
+            root, more = edits.apply(self.read_tree, batch, snapshot.root, changes)
+            total_bytes = snapshot.total_bytes + more.total_bytes
+            if more.total_bytes > 0 and total_bytes > self.bounds.total_bytes:
+                raise TooLarge(f"The session's files would be {total_bytes} bytes, {self.bounds.total_bytes} may be.")
+            if root is None:
+                return EMPTY
+            self._count(root, self._entries_of(snapshot.root, more.entries) + more.entries)
+        return Snapshot(root, snapshot.file_count + more.files, total_bytes)
+
+    def _entries_of(self, root: str | None, more: int) -> int:
+        """How many entries a tree has. Raises TooLarge where `more` are too many."""
+        known = self._counts.get(root) if root else 0
+        if known is None or known + more > self.bounds.entries:
+            known = edits.count(self.read_tree, root).entries
+        if more > 0 and known + more > self.bounds.entries:
+            raise TooLarge(f"The session would have more than {self.bounds.entries} files and directories.")
+        return known
+
+    def _count(self, root: str, entries: int) -> None:
+        if len(self._counts) >= _COUNTS_KEPT:
+            self._counts = {}
+        self._counts[root] = entries
 
     def _mark(self, digest: str, marked: set[str], keep: set[str]) -> None:
         # `keep` alone can't tell what was visited: a file may have the very content of a tree object.
@@ -325,17 +388,18 @@ class Snapshots:
             return
         marked.add(digest)
         keep.add(digest)
-        for kind, _, *rest in self._tree_object(digest):
+        for kind, _, *rest in self.read_tree(digest):
             if kind == "file":
                 keep.add(rest[0])
             elif kind == "dir":
                 self._mark(rest[0], marked, keep)
 
-    def _tree_object(self, digest: str) -> list[list[Any]]:
+    def read_tree(self, digest: str) -> list[Entry]:
+        """The entries of a tree object. Raises OSError."""
         content = self._blobs.get(digest)
         if hashlib.sha256(content).hexdigest() != digest:
             raise OSError(errno.EIO, "a directory's list is damaged")
-        entries: list[list[Any]] = json.loads(content)
+        entries: list[Entry] = json.loads(content)
         return entries
 
 
@@ -344,6 +408,19 @@ def _new_watch() -> Watch | None:
         return Watch()
     except OSError:
         return None  # this user has no more of them; then every look goes everywhere
+
+
+def _needed_soon(wanted: Mapping[str, Sequence[Any]], known: Tree) -> Iterator[str]:
+    """What to fetch before a directory is made: of large files a fetch ahead would gain little."""
+    for name, (kind, _, *rest) in wanted.items():
+        if kind == "dir":
+            below = known.trees.get(name)
+            if below is None or below.digest != rest[0]:
+                yield rest[0]
+        elif kind == "file" and rest[1] <= _SMALL:
+            file = known.files.get(name)
+            if file is None or file.digest != rest[0]:
+                yield rest[0]
 
 
 def _wait_for_the_next_tick() -> None:

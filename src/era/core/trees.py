@@ -35,6 +35,9 @@ from era.core.watch import Touched, Watch
 
 DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
+UPLOADED = (1,)
+"""What ends the entry of a file that a client has put. Others have nothing there."""
+
 _TICK_NS = 50_000_000
 _TMPFS_MAGIC = 0x01021994
 _CHUNK = 1 << 20
@@ -49,6 +52,10 @@ class BlobBatch(Protocol):
 
     def put_file(self, fd: int, size: int) -> str:
         """The digest of the next `size` bytes of `fd`, or fewer where it ends before."""
+        ...
+
+    def put_spooled(self, path: str, digest: str) -> None:
+        """Put the content of the file at `path`, of which the digest is known and nothing will ever be changed."""
         ...
 
 
@@ -83,6 +90,8 @@ class File:
     """Whether any later change will show."""
 
     digest: str | None = None
+    uploaded: bool = False
+    """Put by a client and not touched by a run since."""
 
 
 class Link(NamedTuple):
@@ -154,12 +163,12 @@ class Tree:
     def encoded(self) -> bytes:
         """The tree object: one form for one content."""
         entries: list[tuple[Any, ...]] = [
-            ("file", portable(name), file.digest, file.seen.size, *file.seen.kept) for name, file in self.files.items()
+            ("file", portable(name), file.digest, file.seen.size, *file.seen.kept, *UPLOADED[: file.uploaded])
+            for name, file in self.files.items()
         ]
         entries += [("link", portable(name), link.target, link.mtime_ns) for name, link in self.links.items()]
         entries += [("dir", portable(name), tree.digest, tree.mode) for name, tree in self.trees.items()]
-        entries.sort(key=lambda entry: raw(entry[1]))
-        return json.dumps(entries, separators=(",", ":")).encode()
+        return encode(entries)
 
 
 class MoreThanAGlance(Exception):
@@ -286,8 +295,9 @@ class Scan:
 
     def _file(self, now: Seen, known: File | None) -> File:
         file = File(now, settled=now.ctime_ns < self._started - _TICK_NS)
-        if known is not None and known.settled and known.seen == now:
-            file.digest = known.digest
+        if known is not None and known.seen == now:
+            file.uploaded = known.uploaded
+            file.digest = known.digest if known.settled else None
         return file
 
     def _count(self, more: Totals) -> None:
@@ -303,8 +313,8 @@ class Scan:
             raise SnapshotRefused(f"the working directory holds more than {self._bounds.total_bytes} bytes")
 
 
-def store(fd: int, tree: Tree, known: Tree | None, batch: BlobBatch) -> None:
-    """Put whatever of `tree`, the directory open as `fd`, has no digest yet, and give it one."""
+def store(fd: int, tree: Tree, known: Tree | None, batch: BlobBatch) -> str:
+    """Put whatever of `tree`, the directory open as `fd`, has no digest yet, and give it one, which is the answer."""
     for name, file in tree.files.items():
         if file.digest is None:
             with _opened(fd, name, file.seen.mode) as content:
@@ -314,6 +324,7 @@ def store(fd: int, tree: Tree, known: Tree | None, batch: BlobBatch) -> None:
             with _opened(fd, name, stat.S_IFDIR | child.mode) as below:
                 store(below, child, known.trees.get(name) if known else None, batch)
     tree.digest = batch.put(tree.encoded())
+    return tree.digest
 
 
 def _store_file(fd: int, file: File, known: File | None, batch: BlobBatch) -> str:
@@ -324,6 +335,7 @@ def _store_file(fd: int, file: File, known: File | None, batch: BlobBatch) -> st
         if _digest(fd) == known.digest:
             return known.digest
         os.lseek(fd, 0, os.SEEK_SET)
+    file.uploaded = False
     return batch.put_file(fd, file.seen.size)
 
 
@@ -332,6 +344,12 @@ def _digest(fd: int) -> str:
     while piece := os.read(fd, _CHUNK):
         hasher.update(piece)
     return hasher.hexdigest()
+
+
+def encode(entries: list[Any]) -> bytes:
+    """The tree object of these entries."""
+    entries.sort(key=lambda entry: raw(entry[1]))
+    return json.dumps(entries, separators=(",", ":")).encode()
 
 
 def seen(status: os.stat_result) -> Seen:

@@ -8,7 +8,8 @@ nobody asked for, which is swept in time.
 
 Content that is there already isn't written again; its modification time is set to now instead. `sweep` removes only
 what nobody asked to keep *and* has not been put for a while, and looks at the time again under the lock that a put
-holds, so content just put can't be swept before the row that names it is committed.
+holds, so content just put can't be swept before the row that names it is committed. A batch may take longer than that
+while: what is put in it counts as put when it ends, and nothing put since the oldest batch under way began is swept.
 
 A name is visible to other batches a moment before its directory is durable. Whoever relies on such a name makes that
 directory durable too (`_unsynced`); `open` does so for all names, as an earlier process may have been killed there.
@@ -20,7 +21,8 @@ import ctypes
 import hashlib
 import os
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from itertools import count
 from pathlib import Path
@@ -30,6 +32,12 @@ CHUNK = 1 << 20
 
 _FEW = 256
 """More new files than this are made durable by one sync of the file system, which is then ten times faster."""
+
+_ROUGHNESS = 2.0
+"""Seconds by which a file's time may be older than it was set to: some file systems keep only every other."""
+
+_LONG_SECONDS = 60.0
+"""After a batch that took longer than this, the time of what it found there already is set again."""
 
 _SHARDS = tuple(f"{number:02x}" for number in range(256))
 
@@ -43,25 +51,35 @@ class LocalBlobs:
         self._lock = threading.Lock()
         self._unsynced: set[str] = set()
         self._numbers = count()
+        self._closed = False
+        self._batches: dict[int, float] = {}
+        """When each batch under way began."""
+        self.last_put = 0.0
 
     def open(self) -> None:
         """Make the directories, remove what a killed process left half written."""
-        Path(self._incoming).mkdir(mode=0o700, parents=True, exist_ok=True)
+        make_directory(Path(self._directory))
+        Path(self._incoming).mkdir(mode=0o700, exist_ok=True)
         for leftover in os.listdir(self._incoming):
             os.unlink(f"{self._incoming}/{leftover}")
         for shard in _SHARDS:
             Path(self._shard(shard)).mkdir(mode=0o700, exist_ok=True)
-            _sync(self._shard(shard))
-        _sync(self._directory)
+            sync(self._shard(shard))
+        sync(self._directory)
 
     @contextmanager
     def batch(self) -> Iterator[Batch]:
         """Whatever is put within is durable once the block has ended, and not there if it raises."""
         batch = Batch(self)
+        with self._lock:
+            self._batches[id(batch)] = batch._began
         try:
             yield batch
             batch._finish()
         finally:
+            with self._lock:
+                del self._batches[id(batch)]
+            self.last_put = time.time()
             batch._clean_up()
 
     def get(self, digest: str) -> bytes:
@@ -72,6 +90,13 @@ class LocalBlobs:
         """A descriptor to read the content from; the caller closes it. Raises FileNotFoundError."""
         return os.open(self._path(digest), os.O_RDONLY | os.O_CLOEXEC)
 
+    def expect(self, digests: Iterable[str]) -> None:
+        """Nothing to do: what is here needs no fetching."""
+
+    def close(self) -> None:
+        """End a sweep that is under way."""
+        self._closed = True
+
     def size(self, digest: str) -> int:
         """How many bytes the content has. Raises FileNotFoundError."""
         return os.stat(self._path(digest)).st_size
@@ -79,7 +104,11 @@ class LocalBlobs:
     def sweep(self, keep: set[str], older_than: float) -> int:
         """Remove what isn't in `keep` and was last put before `older_than` (seconds since 1970); how many went."""
         removed = 0
+        with self._lock:
+            older_than = min([older_than, *(began - _ROUGHNESS for began in self._batches.values())])
         for shard in _SHARDS:
+            if self._closed:
+                break
             for name in os.listdir(self._shard(shard)):
                 if name not in keep and self._remove_if_old(name, older_than):
                     removed += 1
@@ -103,7 +132,7 @@ class LocalBlobs:
         """Keep existing content from being swept. None: there is none; False: its name isn't durable yet."""
         with self._lock:
             try:
-                os.utime(self._path(digest))
+                _set_time(self._path(digest))
             except FileNotFoundError:
                 return None
             return digest not in self._unsynced
@@ -114,7 +143,9 @@ class Batch:
 
     def __init__(self, store: LocalBlobs) -> None:
         self._store = store
+        self._began = time.time()
         self._new: dict[str, str] = {}
+        self._found: set[str] = set()
         self._relied_on: set[str] = set()
         self._unfinished: str | None = None
 
@@ -144,10 +175,25 @@ class Batch:
             self._new[digest] = path
         return digest
 
+    def put_spooled(self, path: str, digest: str) -> None:
+        """Put the content of the file at `path`, of which the digest is known and nothing will ever be changed."""
+        if self._have(digest):
+            return
+        name = f"{self._store._incoming}/{next(self._store._numbers)}"
+        try:
+            os.link(path, name)
+        except OSError:  # Another file system, or one that has no second names.
+            with open(path, "rb", buffering=0) as file:
+                self.put_file(file.fileno(), os.fstat(file.fileno()).st_size)
+        else:
+            self._new[digest] = name
+
     def _have(self, digest: str) -> bool:
         if digest in self._new:
             return True
         durable = self._store._reuse(digest)
+        if durable is not None:
+            self._found.add(digest)
         if durable is False:
             self._relied_on.add(digest)
         return durable is not None
@@ -174,18 +220,36 @@ class Batch:
             # Under the lock, and not before: content of this name may have been put by another batch meanwhile, and
             # its time must not fall back.
             with store._lock:
-                os.utime(path)
+                _set_time(path)
                 os.rename(path, store._path(digest))
             del self._new[digest]
         for shard in sorted({digest[:2] for digest in self._relied_on}):
-            _sync(store._shard(shard))
+            sync(store._shard(shard))
         with store._lock:
             store._unsynced -= self._relied_on
+        if time.time() - self._began > _LONG_SECONDS:
+            for digest in self._found:
+                store._reuse(digest)
 
     def _clean_up(self) -> None:
         for path in (*self._new.values(), *filter(None, [self._unfinished])):
             with suppress(FileNotFoundError):
                 os.unlink(path)
+
+
+def make_directory(directory: Path) -> None:
+    """Make a directory and those above it, durably: a file in it is no safer than the names that lead to it."""
+    if not directory.exists():
+        make_directory(directory.parent)
+        directory.mkdir(mode=0o700, exist_ok=True)
+    with suppress(PermissionError):  # It isn't ours, so it was there before.
+        sync(os.fspath(directory.parent))
+
+
+def _set_time(path: str) -> None:
+    # Not the kernel's idea of now, which is a tick behind.
+    now = time.time_ns()
+    os.utime(path, ns=(now, now))
 
 
 def _read(fd: int, size: int) -> bytes:
@@ -207,10 +271,10 @@ def _sync_all(paths: list[str]) -> None:
         _sync_file_system(paths[0])
     else:
         for path in paths:
-            _sync(path)
+            sync(path)
 
 
-def _sync(path: str) -> None:
+def sync(path: str) -> None:
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         os.fsync(fd)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import Connection, func, select, union
+from sqlalchemy import Connection, func, literal, select, union
 
 from era.store.capsules import CapsuleRows
 from era.store.commits import IS_LIVE
@@ -38,6 +38,9 @@ class SqlStore(CapsuleRows, VersionRows):
 
     async def output_digests(self) -> Sequence[str]:
         return await self._read(lambda connection: list(connection.execute(_OUTPUT_DIGESTS).scalars()))
+
+    async def ping(self) -> None:
+        await self._read(lambda connection: connection.execute(select(literal(1))).scalar_one())
 
     async def counts(self) -> dict[str, Any]:
         """`{"sessions": n, "runs": {status: n}}`, the runs that were here; both counted in an index alone."""

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from sqlalchemy import Connection, bindparam
 
 from era.core.models import Cause, Session, Snapshot, Version, VersionContent, now
+from era.errors import NotFound
 from era.store.commits import VERSIONS, Commits, version_of
 from era.store.tables import versions
 
@@ -16,9 +17,13 @@ _NEWEST = VERSIONS.where(versions.c.n < bindparam("before")).order_by(versions.c
 class VersionRows(Commits):
     """The part of SqlStore that deals in versions."""
 
-    async def commit(self, session_id: str, cause: Cause, *, data: str | None, snapshot: Snapshot | None) -> Session:
+    async def commit(
+        self, session_id: str, cause: Cause, *, data: str | None, snapshot: Snapshot | None, key: int | None = None
+    ) -> Session:
         def job(connection: Connection) -> Session:
             session = self._live(connection, session_id)
+            if key is not None and session.key != key:
+                raise NotFound(f"Session '{session_id}' was deleted, and another has its id.")
             self._next_version(connection, session.key, cause, now(), data=data, snapshot=snapshot)
             return self._of_key(connection, session.key)
 

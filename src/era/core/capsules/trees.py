@@ -24,7 +24,7 @@ _STRING = rb'("(?:[ !#-\[\]-~]|\\["\\bfnrt]|\\u[0-9a-f]{4})*")'
 _NUMBER = rb"(0|-?[1-9][0-9]{0,18})"
 _DIGEST = rb'"([0-9a-f]{64})"'
 _ENTRY = re.compile(
-    rb'\["file",%(string)s,%(digest)s,%(number)s,%(number)s,%(number)s\]'
+    rb'\["file",%(string)s,%(digest)s,%(number)s,%(number)s,%(number)s(?:,1)?\]'
     rb'|\["link",%(string)s,%(string)s,%(number)s\]'
     rb'|\["dir",%(string)s,%(digest)s,%(number)s\]' % {b"string": _STRING, b"digest": _DIGEST, b"number": _NUMBER}
 )

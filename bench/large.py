@@ -1,0 +1,119 @@
+"""Cases with much in them: sessions of many files, much data, many sessions. Quick runs make them small."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+import time
+from collections.abc import Callable
+from contextlib import closing
+
+from bench.arena import Arena
+from bench.cases import Probe
+
+FILES, DIRECTORIES = 10_000, 100
+COPY_FILES, COPY_BYTES = 2_000, 1 << 30
+SESSIONS = 100_000
+
+_TOUCH = """\
+import time
+with open("{path}", "w") as file:
+    file.write(str(time.time_ns()))
+print(1)
+"""
+
+_FILL = """\
+import os
+for number in range({files}):
+    directory = f"d{{number % {directories}}}"
+    os.makedirs(directory, exist_ok=True)
+    with open(f"{{directory}}/{{number}}", "wb") as file:
+        file.write(os.urandom({size}))
+print(1)
+"""
+
+
+def change_one_file(*, of_many: bool) -> Callable[[Arena], Probe]:
+    """A run that changes one file, in a working directory of many files or of that one."""
+
+    def start(arena: Arena) -> Probe:
+        session = arena.new_session("python")
+        if of_many:
+            arena.check_run(arena.run(session, _fill(arena.size(FILES), DIRECTORIES, 10)))
+        code = _TOUCH.format(path="d7/7" if of_many else "f")
+        arena.check_run(arena.run(session, code))
+        return Probe(lambda _: arena.run(session, code), after=arena.check_run)
+
+    return start
+
+
+def duplicate(arena: Arena) -> Probe:
+    """A copy of a session with 1 GiB in 2,000 files. The copies go when the service does."""
+    source = _big_session(arena)
+    return Probe(lambda _: arena.post(f"/api/sessions/{source}/duplicate", {}), after=arena.check_created)
+
+
+def rollback(arena: Arena) -> Probe:
+    """Back to a version with 1 GiB in 2,000 files, from one without."""
+    source = _big_session(arena)
+    full = json.loads(arena.get(f"/api/sessions/{source}")[1])["version"]
+
+    def before() -> None:
+        arena.check_status(200)(arena.post(f"/api/sessions/{source}/rollback", {"version": 1}))
+
+    def call(_: object) -> tuple[int, bytes]:
+        return arena.post(f"/api/sessions/{source}/rollback", {"version": full})
+
+    return Probe(call, before, arena.check_status(200))
+
+
+def first_page_of_files(arena: Arena) -> Probe:
+    session = arena.new_session("python")
+    arena.check_run(arena.run(session, _fill(arena.size(FILES), DIRECTORIES, 10)))
+    path = f"/api/sessions/{session}/files?limit=100"
+    return Probe(lambda _: arena.get(path), after=arena.check_status(200))
+
+
+def page_of_sessions(arena: Arena) -> Probe:
+    """A page of 50 by a label that half of 100,000 sessions have."""
+    _many_sessions(arena, arena.size(SESSIONS))
+    path = "/api/sessions?limit=50&metadata.half=1"
+    return Probe(lambda _: arena.get(path), after=arena.check_status(200))
+
+
+def _fill(files: int, directories: int, size: int) -> str:
+    return _FILL.format(files=files, directories=directories, size=size)
+
+
+def _big_session(arena: Arena) -> str:
+    session = arena.new_session("python")
+    files = arena.size(COPY_FILES)
+    body = {"code": _fill(files, 20, COPY_BYTES // COPY_FILES), "timeout": 600}
+    arena.check_run(arena.post(f"/api/sessions/{session}/run", body))
+    return session
+
+
+def _many_sessions(arena: Arena, count: int) -> None:
+    """Rows as `count` creates would leave them: one made by a call, the others copied from it in the database."""
+    label = {"half": "1"}
+    made = arena.post("/api/sessions", {"language": "python", "session_id": "bench-seed", "metadata": label})
+    arena.check_created(made)
+    with closing(sqlite3.connect(arena.data_dir / "era.sqlite", timeout=30)) as database, database:
+        seed = database.execute("SELECT key FROM sessions WHERE id = 'bench-seed'").fetchone()[0]
+        columns = [row[1] for row in database.execute("PRAGMA table_info(sessions)") if row[1] not in ("key", "id")]
+        names = ", ".join(columns)
+        database.execute(
+            f"WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < ?) "
+            f"INSERT INTO sessions (id, {names}) SELECT 'bench-' || i, {names} FROM sessions, n WHERE key = ?",
+            (count - 1, seed),
+        )
+        for table in ("versions", "session_pairs"):
+            columns = [row[1] for row in database.execute(f"PRAGMA table_info({table})") if row[1] != "session_key"]
+            names = ", ".join(f"t.{column}" for column in columns)
+            database.execute(
+                f"INSERT INTO {table} (session_key, {', '.join(columns)}) SELECT s.key, {names} "
+                f"FROM sessions s, {table} t WHERE t.session_key = ? AND s.key > ? "
+                + ("AND s.key % 2 = 0" if table == "session_pairs" else ""),
+                (seed, seed),
+            )
+    time.sleep(0.5)  # the log of so many rows is written back now

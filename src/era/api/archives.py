@@ -1,0 +1,79 @@
+"""Whole trees of files, as archives."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from fastapi import APIRouter, Query, Request, Response
+from fastapi.responses import StreamingResponse
+
+from era.api.context import Answer, SessionId, StrictRoute, UseContext, errors
+from era.api.files import SAFE, body_of
+from era.core.unpack import Format
+from era.wire import ArchiveAnswer
+
+router = APIRouter(prefix="/api/sessions/{session_id}", tags=["files"], route_class=StrictRoute)
+
+_TYPES: dict[Format, str] = {"tar": "application/x-tar", "tar.gz": "application/gzip", "zip": "application/zip"}
+_SAID: dict[str, Format] = {
+    **{media_type: form for form, media_type in _TYPES.items()},
+    "application/tar": "tar",
+    "application/x-gzip": "tar.gz",
+    "application/x-gtar-compressed": "tar.gz",
+    "application/x-zip-compressed": "zip",
+}
+_BODY = {
+    "requestBody": {
+        "required": True,
+        "content": {name: {"schema": {"type": "string", "format": "binary"}} for name in _TYPES.values()},
+    }
+}
+
+
+@router.get(
+    "/archive",
+    responses={
+        200: {"content": {name: {} for name in _TYPES.values()}, "description": "The archive."},
+        **errors(404, 409),
+    },
+    response_class=StreamingResponse,
+)
+async def get_archive(
+    session_id: SessionId,
+    context: UseContext,
+    form: Annotated[Literal["tar", "tar.gz", "zip"], Query(alias="format")] = "tar",
+) -> Response:
+    """Get all files, directories and links as they were when the last run or change was committed."""
+    pieces = await context.archives.get(session_id, form)
+    headers = {
+        **SAFE,
+        "Content-Type": _TYPES[form],
+        "Content-Disposition": f'attachment; filename="{session_id}.{form}"',
+    }
+    return StreamingResponse(pieces, headers=headers)
+
+
+@router.put(
+    "/archive",
+    responses={200: {"model": ArchiveAnswer}, **errors(404, 409, 413, 429)},
+    openapi_extra=_BODY,
+)
+async def put_archive(
+    session_id: SessionId,
+    request: Request,
+    context: UseContext,
+    replace: Annotated[bool, Query(description="Remove everything that is not in the archive.")] = False,
+) -> Response:
+    """Add what a tar, tar.gz or zip archive holds, all or nothing. Waits for the run under way."""
+    media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    count, session = await context.archives.put(
+        session_id, body_of(request, context), _SAID.get(media_type), replace=replace
+    )
+    return Answer(
+        {
+            "success": True,
+            "count": count,
+            "total_count": session.snapshot.file_count,
+            "total_size_bytes": session.snapshot.total_bytes,
+        }
+    )

@@ -1,0 +1,301 @@
+"""Reading archives that may be hostile: tar, tar.gz and zip.
+
+The standard library's readers trust what archives say of themselves: a header of a few bytes can make them allocate
+gigabytes, and they take a damaged header in the middle for the end. So these are our own. They go through an archive
+from front to end, in memory that doesn't depend on it, and yield its members. What is wrong raises BadArchive, what is
+too much is the caller's to notice: it is told of a member's size before it reads its content.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import tarfile
+import zlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from typing import Literal, Protocol
+
+from era.errors import BadRequest
+
+type Kind = Literal["file", "dir", "link"]
+type Format = Literal["tar", "tar.gz", "zip"]
+
+PIECE = 1 << 20
+_BLOCK = 512
+_MAX_HEADER = 1 << 20
+_MAX_HEADERS = 16
+_MAX_TRAILER = 1 << 20
+_SECOND = 1_000_000_000
+_EARLIEST, _LATEST = -(1 << 31), (1 << 34) - (1 << 31) - 1
+"""Times that the usual file systems can keep, in seconds since 1970."""
+
+_DECIMAL = re.compile(rb"(-?)(\d{1,12})(?:\.(\d*))?")
+_NUMBER = re.compile(rb"\d{1,19}")
+_REFUSED = {
+    tarfile.LNKTYPE: "a hard link",
+    tarfile.CHRTYPE: "a device",
+    tarfile.BLKTYPE: "a device",
+    tarfile.FIFOTYPE: "a pipe",
+    tarfile.GNUTYPE_SPARSE: "a sparse file",
+}
+
+
+class BadArchive(BadRequest):
+    code = "bad_archive"
+    hint = "Nothing was changed. Send a tar, tar.gz or zip of plain files, directories and links within it."
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """One entry of an archive. Bytes of `name` and `target` that aren't UTF-8 are lone surrogates."""
+
+    name: str
+    kind: Kind
+    mode: int | None
+    mtime_ns: int
+    size: int = 0
+    target: str = ""
+    content: Callable[[], Iterator[bytes]] = field(default=lambda: iter(()), repr=False)
+    """Pieces of exactly `size` bytes in all; to be read, if at all, before the next member."""
+
+
+def format_of(fd: int) -> Format | None:
+    """What the file looks like, whatever anybody says it is."""
+    head = os.pread(fd, _BLOCK, 0)
+    if head.startswith(b"\x1f\x8b"):
+        return "tar.gz"
+    if head.startswith((b"PK\x03\x04", b"PK\x05\x06")):
+        return "zip"
+    if len(head) == _BLOCK and (not any(head) or _header(head) is not None):
+        return "tar"
+    return None
+
+
+class Source(Protocol):
+    def read(self, size: int) -> bytes:
+        """The next `size` bytes, fewer only at the end."""
+        ...
+
+
+class PlainSource:
+    """A file from its start."""
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+        self._at = 0
+
+    def read(self, size: int) -> bytes:
+        found = os.pread(self._fd, size, self._at)
+        self._at += len(found)
+        return found
+
+
+class GzipSource:
+    """What a gzip file expands to, no further than it is read."""
+
+    def __init__(self, fd: int) -> None:
+        self._source = PlainSource(fd)
+        self._expander = zlib.decompressobj(31)
+        self._compressed = b""
+        self._has_more = False
+        self._ready = bytearray()
+
+    def read(self, size: int) -> bytes:
+        while len(self._ready) < size and self._expand():
+            pass
+        found = bytes(self._ready[:size])
+        del self._ready[:size]
+        return found
+
+    def _expand(self) -> bool:
+        """Expand a little more; False where there is no more."""
+        if self._expander.eof:
+            self._compressed = self._expander.unused_data or self._source.read(PIECE)
+            if not self._compressed:
+                return False
+            self._expander = zlib.decompressobj(31)
+        if not self._compressed and not self._has_more:
+            self._compressed = self._source.read(PIECE // 4)
+            if not self._compressed:
+                raise BadArchive("The archive is cut off: its compressed data ends early.")
+        try:
+            expanded = self._expander.decompress(self._compressed, PIECE)
+        except zlib.error:
+            raise BadArchive("The archive is damaged: its compressed data can't be read.") from None
+        self._has_more = len(expanded) == PIECE
+        self._ready += expanded
+        self._compressed = self._expander.unconsumed_tail
+        return True
+
+
+class Exactly:
+    """Reads from a source and won't take less than it asks for."""
+
+    def __init__(self, source: Source) -> None:
+        self._source = source
+
+    def read(self, size: int) -> bytes:
+        found = self._source.read(size)
+        while len(found) < size:
+            if not (more := self._source.read(size - len(found))):
+                raise BadArchive("The archive is cut off: it ends in the middle.")
+            found += more
+        return found
+
+    def pieces(self, size: int) -> Iterator[bytes]:
+        while size > 0:
+            piece = self.read(min(size, PIECE))
+            size -= len(piece)
+            yield piece
+
+    def at_end(self) -> bool:
+        return not self._source.read(1)
+
+
+@dataclass(slots=True)
+class _Extended:
+    """What the headers before a member say of it in the place of its own."""
+
+    name: bytes | None = None
+    target: bytes | None = None
+    size: int | None = None
+    mtime_ns: int | None = None
+
+
+def tar_members(source: Source) -> Iterator[Member]:
+    """The members of a tar archive of any common dialect."""
+    reader = Exactly(source)
+    extended, headers = _Extended(), 0
+    while any(block := reader.read(_BLOCK)):
+        info = _header(block)
+        headers += 1
+        if info is None:
+            raise BadArchive("The archive is damaged: a header can't be read.")
+        if headers > _MAX_HEADERS:
+            raise BadArchive(f"The archive has more than {_MAX_HEADERS} headers for one member.")
+        if info.type in (tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE):
+            records = _records(_padded(reader, info.size))
+            if info.type != tarfile.XGLTYPE:
+                extended = _extended(records)
+        elif info.type == tarfile.GNUTYPE_LONGNAME:
+            extended.name = _padded(reader, info.size).rstrip(b"\0")
+        elif info.type == tarfile.GNUTYPE_LONGLINK:
+            extended.target = _padded(reader, info.size).rstrip(b"\0")
+        else:
+            yield from _member(reader, info, extended)
+            extended, headers = _Extended(), 0
+    _check_trailer(source)
+
+
+def _header(block: bytes) -> tarfile.TarInfo | None:
+    try:
+        info = tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
+    except (tarfile.HeaderError, ValueError):
+        return None
+    return info if info.size >= 0 else None
+
+
+def _member(reader: Exactly, info: tarfile.TarInfo, extended: _Extended) -> Iterator[Member]:
+    name = info.name if extended.name is None else _text(extended.name)
+    target = info.linkname if extended.target is None else _text(extended.target)
+    size = info.size if extended.size is None else extended.size
+    mtime_ns = _time(int(info.mtime) * _SECOND) if extended.mtime_ns is None else extended.mtime_ns
+    member = Member(name, "file", info.mode & 0o777, mtime_ns)
+    if info.isdir():
+        yield replace(member, kind="dir")
+        _skip(reader, size)
+    elif info.issym():
+        yield replace(member, kind="link", target=target)
+        _skip(reader, size)
+    elif info.type in (tarfile.REGTYPE, tarfile.AREGTYPE, tarfile.CONTTYPE):
+        content = reader.pieces(size)
+        yield replace(member, size=size, content=lambda: content)
+        for _ in content:  # What nobody has read.
+            pass
+        reader.read(-size % _BLOCK)
+    else:
+        what = _REFUSED.get(info.type, "of a kind that is not known")
+        raise BadArchive(f"The archive has '{_shown(name)}', which is {what}.")
+
+
+def _skip(reader: Exactly, size: int) -> None:
+    for _ in reader.pieces(size + -size % _BLOCK):
+        pass
+
+
+def _padded(reader: Exactly, size: int) -> bytes:
+    if size > _MAX_HEADER:
+        raise BadArchive("The archive has a header of more than 1 MiB.")
+    return reader.read(size + -size % _BLOCK)[:size]
+
+
+def _records(block: bytes) -> Iterator[tuple[bytes, bytes]]:
+    """The records of an extended header: each is its length, a space, `name=value`, a newline."""
+    at = 0
+    while at < len(block):
+        digits = block[at : at + 20].partition(b" ")[0]
+        length = int(digits) if _NUMBER.fullmatch(digits) else 0
+        record = block[at : at + length]
+        name, equals, value = record[len(digits) + 1 : -1].partition(b"=")
+        if not equals or len(record) != length or not record.endswith(b"\n"):
+            raise BadArchive("The archive is damaged: an extended header can't be read.")
+        yield name, value
+        at += length
+
+
+def _extended(records: Iterator[tuple[bytes, bytes]]) -> _Extended:
+    found = _Extended()
+    for name, value in records:
+        if name == b"path":
+            found.name = value
+        elif name == b"linkpath":
+            found.target = value
+        elif name == b"size":
+            if not _NUMBER.fullmatch(value):
+                raise BadArchive("The archive is damaged: a size can't be read.")
+            found.size = int(value)
+        elif name == b"mtime":
+            found.mtime_ns = _exact_time(value)
+        elif name.startswith(b"GNU.sparse."):
+            raise BadArchive("The archive has a sparse file.")
+    return found
+
+
+def _exact_time(value: bytes) -> int:
+    if not (found := _DECIMAL.fullmatch(value)):
+        raise BadArchive("The archive is damaged: a time can't be read.")
+    sign, seconds, fraction = found.groups()
+    nanoseconds = int(seconds) * _SECOND + int((fraction or b"")[:9].ljust(9, b"0"))
+    return _time(-nanoseconds if sign else nanoseconds)
+
+
+def _time(nanoseconds: int) -> int:
+    return min(max(nanoseconds, _EARLIEST * _SECOND), _LATEST * _SECOND)
+
+
+def _check_trailer(source: Source) -> None:
+    """Read the padding after the end, so that a compressed archive's checksum is looked at."""
+    left = _MAX_TRAILER
+    while left > 0 and (found := source.read(min(left, 1 << 16))):
+        left -= len(found)
+    if left <= 0:
+        raise BadArchive("The archive goes on after its end.")
+
+
+def link_leads_out(depth: int, target: str) -> bool:
+    """Whether a link in a directory `depth` below the top may lead out of the tree.
+
+    Its `..` parts must come first: what they lead through are real directories then, not other links.
+    """
+    parts = target.split("/")
+    up = next((number for number, part in enumerate(parts) if part != ".."), len(parts))
+    return not target or target.startswith("/") or up > depth or ".." in parts[up:]
+
+
+def _text(name: bytes) -> str:
+    return name.decode("utf-8", "surrogateescape")
+
+
+def _shown(name: str) -> str:
+    return name[:200].encode(errors="surrogateescape").decode(errors="replace")

@@ -1,0 +1,191 @@
+"""A prefix of a bucket on an S3-compatible server, with patience.
+
+Everything that is asked of the server is asked again, with growing pauses, while the answer is one that may get better:
+an error of the server's own, a broken or silent connection, half a body. That is safe because nothing here does more
+when it is done twice. Then an OSError says in a few words what was wrong. It never quotes the server or the client
+library: what those say may hold addresses, keys and signatures.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import random
+import re
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import NamedTuple
+from urllib.parse import parse_qsl, urlsplit
+
+import obstore
+from obstore import exceptions
+from obstore.store import S3Store
+
+from era.errors import BadRequest
+
+_PAGE = 1000
+_HINT = "Write it as s3://BUCKET/PREFIX?endpoint=URL&region=NAME, with credentials in AWS_* variables."
+_HOPELESS = (exceptions.PermissionDeniedError, exceptions.UnauthenticatedError, exceptions.InvalidPathError)
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Patience:
+    """How long to try. The client library retries single requests too, up to `requests` times."""
+
+    attempts: int = 3
+    pause: float = 0.3
+    requests: int = 3
+    silence: float = 15.0
+    """Seconds without a byte from the server that end a request."""
+    total: float = 45.0
+    """Seconds after which nothing is tried again."""
+
+
+class Place(NamedTuple):
+    """What a URL names."""
+
+    bucket: str
+    prefix: str
+    endpoint: str | None
+    region: str | None
+
+
+class Listed(NamedTuple):
+    name: str
+    modified: float
+    """By the server's clock, in seconds since 1970."""
+
+
+class Damaged(Exception):
+    """What came isn't what was asked for: worth another try."""
+
+
+def parse(url: str) -> Place:
+    """What `url` names. Raises BadRequest, which doesn't repeat it: people put keys into URLs."""
+    parts = urlsplit(url)
+    options = dict(parse_qsl(parts.query, keep_blank_values=True))
+    endpoint, region = options.pop("endpoint", None), options.pop("region", None)
+    if parts.scheme != "s3" or not parts.netloc or parts.fragment:
+        raise BadRequest("The blob store's URL is not one of an S3 bucket.", hint=_HINT)
+    if "@" in parts.netloc or ":" in parts.netloc:
+        raise BadRequest("The blob store's URL may name nothing but a bucket before its path.", hint=_HINT)
+    if options:
+        raise BadRequest(f"The blob store's URL has unknown options: {', '.join(sorted(options))}.", hint=_HINT)
+    if endpoint is not None:
+        server = urlsplit(endpoint)
+        if server.scheme not in ("http", "https") or not server.hostname or "@" in server.netloc:
+            raise BadRequest("The endpoint of the blob store must be a plain http or https URL.", hint=_HINT)
+    return Place(parts.netloc, parts.path.strip("/"), endpoint, region)
+
+
+class Bucket:
+    """Objects by name, below the prefix that `url` names. Used from several threads."""
+
+    def __init__(self, url: str, patience: Patience) -> None:
+        place = parse(url)
+        self._patience = patience
+        options = {"endpoint": place.endpoint, "region": place.region}
+        self._store = S3Store(
+            place.bucket,
+            prefix=place.prefix or None,
+            client_options={
+                "allow_http": place.endpoint is not None and place.endpoint.startswith("http://"),
+                "connect_timeout": timedelta(seconds=min(5.0, patience.silence)),
+                "read_timeout": timedelta(seconds=patience.silence),
+                # The library's own bound is on a whole request, so it would end every long download.
+                "timeout": timedelta(days=1),
+            },
+            retry_config={
+                "max_retries": patience.requests,
+                "retry_timeout": timedelta(seconds=patience.silence),
+                "backoff": {"init_backoff": timedelta(seconds=patience.pause / 3)},
+            },
+            **{name: value for name, value in options.items() if value is not None},  # type: ignore[arg-type]
+        )
+
+    def put(self, name: str, content: bytes) -> None:
+        """Durable when this returns. As one request: a multipart upload that a crash cuts short stays, unlisted, and is
+        paid for; and not all servers get multipart right."""
+        self.patiently(lambda: obstore.put(self._store, name, content, use_multipart=False))
+
+    def pieces(self, name: str) -> Iterator[bytes]:
+        """The content, which may break off. Call within `patiently`, and check what came."""
+        for piece in obstore.get(self._store, name).stream(min_chunk_size=1 << 20):
+            yield bytes(piece)
+
+    def get(self, name: str) -> bytes:
+        """Raises FileNotFoundError."""
+        return self.patiently(lambda: bytes(obstore.get(self._store, name).bytes()))
+
+    def pages(self) -> Iterator[Sequence[Listed]]:
+        """All there is, a thousand at a time."""
+        last = ""
+        while page := self.patiently(lambda after=last: self._page(after)):  # type: ignore[misc]
+            yield page
+            last = page[-1].name
+
+    def _page(self, after: str) -> Sequence[Listed]:
+        found = next(iter(obstore.list(self._store, offset=after or None, chunk_size=_PAGE)), ())
+        # Some servers begin with the offset itself.
+        return [Listed(item["path"], item["last_modified"].timestamp()) for item in found if item["path"] > after]
+
+    def delete(self, names: Sequence[str]) -> None:
+        """Delete up to a thousand. What isn't there is no error."""
+        if names:
+            self.patiently(lambda: obstore.delete(self._store, names))
+
+    def patiently[T](self, job: Callable[[], T]) -> T:
+        """Try `job` until it works or trying is no use. Raises OSError."""
+        give_up = time.monotonic() + self._patience.total
+        for attempt in range(1, self._patience.attempts + 1):
+            try:
+                return job()
+            except FileNotFoundError as error:
+                if _code(error) == "NoSuchBucket":
+                    raise _failure("there is no such bucket") from None
+                raise FileNotFoundError(errno.ENOENT, "it isn't in the blob store") from None
+            except _HOPELESS as error:
+                raise _failure(f"the blob store refused: {_reason(error)}") from None
+            except (exceptions.BaseError, Damaged) as error:
+                reason = _reason(error)
+                if attempt == self._patience.attempts or time.monotonic() > give_up:
+                    raise _failure(f"the blob store failed: {reason}") from None
+                _log.warning("the blob store failed, trying again: %s", reason)
+            time.sleep(self._patience.pause * 2**attempt * random.uniform(0.5, 1))  # noqa: S311  no secret
+        raise AssertionError("unreachable")
+
+
+def _failure(reason: str) -> OSError:
+    return OSError(errno.EIO, reason)
+
+
+def _code(error: Exception) -> str | None:
+    """What S3 calls the error."""
+    found = re.search(r"<Code>(\w{1,64})</Code>", str(error))
+    return found[1] if found else None
+
+
+def _reason(error: Exception) -> str:
+    """The error in words that give nothing away."""
+    if isinstance(error, Damaged):
+        return str(error)
+    text = str(error)
+    if code := _code(error):
+        return code
+    if status := re.search(r"status: (\d{3})|status code: (\d{3})", text):
+        return f"status {status[1] or status[2]}"
+    for word, meaning in (
+        ("TimedOut", "it did not answer in time"),
+        ("timed out", "it did not answer in time"),
+        ("ConnectError", "it could not be reached"),
+        ("Connect", "it could not be reached"),
+        ("error sending request", "the connection broke"),
+        ("Body", "an answer broke off"),
+    ):
+        if word in text:
+            return meaning
+    return type(error).__name__

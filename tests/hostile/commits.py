@@ -1,0 +1,134 @@
+"""Commits as runs make them, without a sandbox: files, data and a version that belong together.
+
+The files and the data of version n follow from n alone, so whoever finds a version can tell whether all of it is there
+and nothing of another.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import cast
+
+from era.core.models import NewSession, RunRecord, Session, now
+from era.core.ports import Sandbox
+from era.core.snapshots import BlobStore, Snapshots
+from era.store.metadata import SqlStore
+
+SESSION = "s"
+LARGE = 1_200_000
+
+
+class Place:
+    """As much of a sandbox as snapshots need."""
+
+    uid = None
+
+    def __init__(self, workspace: Path) -> None:
+        self.workspace = workspace
+        self.id = str(workspace)
+        workspace.mkdir(exist_ok=True)
+
+    @property
+    def sandbox(self) -> Sandbox:
+        return cast(Sandbox, self)
+
+
+def files_of(n: int) -> dict[str, bytes]:
+    """The files of version n: some change with each version, some now and then, some come and go."""
+    if n <= 1:
+        return {}
+    found = {f"f{i}": f"content {i} of {(n - i) // 3}".encode() * 20 for i in range(3)}
+    found["always"] = b"the same in all versions"
+    found[f"d{n % 4}/deep/file"] = f"only in {n}".encode()
+    if n % 5 == 0:
+        found["large"] = n.to_bytes(4, "big") * (LARGE // 4)
+    if n % 7 == 6:
+        found |= {f"many/{i}": f"{i} of {n}".encode() for i in range(300)}
+    return found
+
+
+def fill(workspace: Path, files: dict[str, bytes]) -> None:
+    """Make a working directory hold exactly `files`."""
+    for path in sorted(workspace.iterdir()):
+        if path.is_dir():
+            shutil.rmtree(path)
+        elif path.name not in files:
+            path.unlink()
+    for name, content in files.items():
+        path = workspace / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if not path.exists() or path.read_bytes() != content:
+            path.write_bytes(content)
+
+
+def read(workspace: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(workspace)): path.read_bytes() for path in workspace.rglob("*") if path.is_file()}
+
+
+class Commits:
+    """One session's commits over stores that the caller opens and closes."""
+
+    def __init__(self, store: SqlStore, blobs: BlobStore, workspace: Path, *, session: str = SESSION) -> None:
+        self.store = store
+        self.snapshots = Snapshots(blobs, grace_seconds=0.0)
+        self.place = Place(workspace)
+        self.session_id = session
+        self._runs = 0
+
+    async def create(self) -> None:
+        await self.store.create_session(
+            NewSession(
+                id=self.session_id,
+                language="python",
+                persistent=True,
+                data=json.dumps({"n": 1}),
+                metadata={},
+                allow_internet=False,
+                allow_public=False,
+                default_timeout=30.0,
+            )
+        )
+
+    async def commit(self) -> int:
+        """One run that makes the next version, which is the answer. Raises what a commit raises."""
+        self._runs += 1
+        run_id = f"{self.session_id} {os.getpid()} {self._runs}"
+        session = await self.store.begin_run(self.session_id, run_id)
+        n = session.version + 1
+        fill(self.place.workspace, files_of(n))
+        try:
+            snapshot = await self.snapshots.take(self.place.sandbox, session.snapshot)
+            record = RunRecord(run_id, session.key, "ok", started_at=now(), ended_at=now(), committed=True)
+            ended = await self.store.end_run(replace(record), data=json.dumps({"n": n}), snapshot=snapshot)
+        except BaseException:
+            self.snapshots.forget(self.place.id)  # As with the sandbox of a run that failed.
+            raise
+        assert ended.version == n
+        return n
+
+    async def check(self, scratch: Path) -> Session:
+        """The session, all of which is that of one version."""
+        session = await self.store.session(self.session_id)
+        assert json.loads(session.data) == {"n": session.version}
+        shutil.rmtree(scratch, ignore_errors=True)
+        place = Place(scratch)
+        await self.snapshots.restore(session.snapshot, place.sandbox)
+        self.snapshots.forget(place.id)
+        assert read(scratch) == files_of(session.version)
+        shutil.rmtree(scratch)
+        return session
+
+    async def collect(self) -> int:
+        return await self.snapshots.collect_garbage(await self.store.snapshot_roots())
+
+    async def reachable(self) -> set[str]:
+        """The digests of all that some row needs."""
+        found: set[str] = set()
+        marked: set[str] = set()
+        for root in await self.store.snapshot_roots():
+            self.snapshots._mark(root, marked, found)
+        return found

@@ -1,0 +1,245 @@
+"""A disk that fails: the nth call of a kind in a commit, for n = 1, 2, 3 … until none is left to fail.
+
+The blobs' calls are failed in this process, SQLite's by strace in one of its own, and a full disk is a real one.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from era.core.ports import Retention
+from era.errors import CommitFailed, SandboxFailed, Unavailable
+from era.store.blobs import LocalBlobs
+from era.store.metadata import SqlStore
+from tests.hostile.commits import Commits
+
+CALLS = ("open", "write", "fsync", "rename", "utime", "unlink", "listdir", "read", "posix_fadvise", "stat", "sendfile")
+
+
+class FaultyDisk:
+    """Fails the nth call of `name` that is about a file or directory below `directory`."""
+
+    def __init__(self, directory: Path, name: str, n: int, error: int) -> None:
+        self._directory = os.fspath(directory)
+        self._left = n
+        self._error = error
+        self._real = getattr(os, name)
+        self.name = name
+        self.failed = False
+
+    def __call__(self, *arguments: Any, **options: Any) -> Any:
+        if any(self._is_ours(argument) for argument in arguments[:2]):
+            self._left -= 1
+            if self._left == 0:
+                self.failed = True
+                raise OSError(self._error, os.strerror(self._error))
+        return self._real(*arguments, **options)
+
+    def _is_ours(self, argument: Any) -> bool:
+        if isinstance(argument, int):
+            try:
+                argument = os.readlink(f"/proc/self/fd/{argument}")
+            except OSError:
+                return False
+        return isinstance(argument, str | os.PathLike) and os.fspath(argument).startswith(self._directory)
+
+
+@contextmanager
+def faults(disk: FaultyDisk) -> Iterator[FaultyDisk]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, disk.name, disk)
+        yield disk
+
+
+class World:
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.data = directory / "data"
+        self.blobs = LocalBlobs(self.data / "blobs")
+        self.blobs.open()
+        self.store = SqlStore(f"sqlite:///{self.data / 'era.sqlite'}", Retention(versions=1))
+        self.commits = Commits(self.store, self.blobs, directory / "workspace")
+
+    async def open(self) -> World:
+        await self.store.open()
+        return self
+
+    async def close(self) -> None:
+        await self.commits.snapshots.close()
+        await self.store.close()
+
+    async def check(self) -> int:
+        return (await self.commits.check(self.directory / "scratch")).version
+
+    async def check_no_orphans(self) -> None:
+        await self.commits.collect()
+        found = {path.name for path in (self.data / "blobs").rglob("*") if path.is_file()}
+        assert found == await self.commits.reachable()
+
+
+async def reopened(directory: Path) -> World:
+    return await World(directory).open()
+
+
+@pytest.mark.parametrize(
+    "error",
+    [pytest.param(errno.EIO, id="EIO"), pytest.param(errno.ENOSPC, id="ENOSPC", marks=pytest.mark.soak)],
+)
+@pytest.mark.parametrize("call", CALLS)
+async def test_a_commit_whose_files_fail_leaves_the_old_state(call: str, error: int, scratch: Path) -> None:
+    world = await reopened(scratch)
+    await world.commits.create()
+    failures = 0
+    for kind in range(2, 7):  # Version 5 has a large file, 6 has more files than are synced one by one.
+        n = 1
+        while True:
+            with faults(FaultyDisk(world.data / "blobs", call, n, error)) as disk:
+                try:
+                    assert await world.commits.commit() == kind
+                except CommitFailed:
+                    failures += 1
+                else:
+                    break
+            assert disk.failed
+            assert await world.check() == kind - 1
+            n += 1 if n < 12 or kind < 6 else 97
+        assert await world.check() == kind
+        if disk.failed:  # It did no harm.
+            assert call in ("posix_fadvise", "unlink")
+    await world.close()
+    world = await reopened(scratch)
+    assert await world.check() == 6
+    await world.check_no_orphans()
+    await world.close()
+    if call in ("open", "write", "fsync", "rename", "utime"):
+        assert failures > 10
+
+
+@pytest.mark.parametrize("call", ["open", "read", "unlink", "listdir", "stat", "sendfile"])
+async def test_a_restore_or_a_collection_that_fails_harms_nothing(call: str, scratch: Path) -> None:
+    world = await reopened(scratch)
+    await world.commits.create()
+    n = 1
+    while True:
+        for _ in range(2 if n == 1 else 1):
+            version = await world.commits.commit()
+        with faults(FaultyDisk(world.data / "blobs", call, n, errno.EIO)) as disk:
+            try:
+                await world.check()
+                await world.commits.collect()
+            except (SandboxFailed, Unavailable):
+                assert disk.failed
+        assert await world.check() == version
+        if not disk.failed or n > 600:
+            break
+        n += 1 if n < 20 else 83
+    await world.check_no_orphans()
+    await world.close()
+
+
+SQLITE_FAULTS = [
+    ("pwrite64", "era.sqlite-wal", "EIO"),
+    ("fdatasync", "era.sqlite-wal", "EIO"),
+    ("pwrite64", "era.sqlite", "ENOSPC"),
+    ("pwrite64", "era.sqlite-wal", "ENOSPC"),
+    ("pwrite64", "era.sqlite", "EIO"),
+    ("fdatasync", "era.sqlite", "EIO"),
+    ("ftruncate", "era.sqlite-wal", "EIO"),
+    ("pread64", "era.sqlite-wal", "EIO"),
+    ("openat", "era.sqlite-wal", "EIO"),
+]
+
+
+@pytest.mark.usefixtures("strace")
+@pytest.mark.parametrize(("call", "file", "error"), SQLITE_FAULTS[:2])
+async def test_a_database_that_fails_leaves_old_or_new(call: str, file: str, error: str, scratch: Path) -> None:
+    n = 1
+    while await fails(scratch / str(n), call, file, error, n):
+        n = n * 3 + 1
+
+
+@pytest.mark.soak
+@pytest.mark.usefixtures("strace")
+@pytest.mark.parametrize("first", range(1, 7))
+@pytest.mark.parametrize(("call", "file", "error"), SQLITE_FAULTS)
+async def test_a_database_that_fails_at_any_call_leaves_old_or_new(
+    call: str, file: str, error: str, first: int, scratch: Path
+) -> None:
+    n = first
+    while await fails(scratch / str(n), call, file, error, n):
+        n += 6
+
+
+async def fails(directory: Path, call: str, file: str, error: str, n: int) -> bool:
+    """Whether some commits met an error in SQLite's nth such call, and the next. Nothing acknowledged may be lost."""
+    (directory / "data").mkdir(parents=True)
+    log = directory / "strace"
+    command = ["strace", "-f", "-qq", "-o", str(log), "-P", str(directory / "data" / file)]
+    command += ["-e", f"trace={call}", "-e", f"inject={call}:error={error}:when={n}..{n + 1}"]
+    done = subprocess.run([*command, *workload(directory, 6)], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0 or "created" not in done.stdout, done.stderr
+    await assert_kept(directory, done.stdout)
+    failed = "INJECTED" in log.read_text()
+    assert failed or "committed 7" in done.stdout
+    shutil.rmtree(directory)
+    return failed
+
+
+@pytest.mark.parametrize("limit", [40_000, 100_000, 400_000, 1_000_000])
+async def test_files_that_may_not_grow_further(limit: int, scratch: Path) -> None:
+    """As under `ulimit -f`."""
+    directory = scratch / "disk"
+    directory.mkdir()
+    done = subprocess.run(
+        ["bash", "-c", f"trap '' XFSZ; ulimit -f {limit // 1024}; exec \"$@\"", "-", *workload(directory)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    await assert_kept(directory, done.stdout)
+    assert "failed" in done.stdout or "created" not in done.stdout
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root to mount a small disk")
+@pytest.mark.parametrize("size", ["700k", "1200k", "2400k"])
+async def test_a_full_disk(size: str, scratch: Path) -> None:
+    """Commits fail, what was acknowledged stays, and once there is room again they go on."""
+    disk = scratch / "disk"
+    disk.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "none", str(disk)], check=True)
+    try:
+        done = subprocess.run(workload(disk), capture_output=True, text=True, timeout=120)
+        assert "failed" in done.stdout or "created" not in done.stdout
+        subprocess.run(["mount", "-o", "remount,size=64m", str(disk)], check=True)
+        await assert_kept(disk, done.stdout)
+    finally:
+        subprocess.run(["umount", "--lazy", str(disk)], check=True)
+
+
+def workload(directory: Path, count: int = 16) -> list[str]:
+    return [sys.executable, "-m", "tests.hostile.workload", str(directory), str(count)]
+
+
+async def assert_kept(directory: Path, said: str) -> None:
+    """All that was acknowledged is there, whole; and commits work again."""
+    world = await reopened(directory)
+    try:
+        if "created" not in said:
+            return
+        last = max([1, *(int(line.split()[1]) for line in said.splitlines() if line.startswith("committed"))])
+        assert last <= await world.check() <= last + ("failed" in said)
+        version = await world.commits.commit()
+        assert await world.check() == version
+        await world.check_no_orphans()
+    finally:
+        await world.close()

@@ -1,0 +1,148 @@
+"""Commits to a blob store that fails: every request of a commit once, in every way."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from era.core.ports import Retention
+from era.errors import CommitFailed, SandboxFailed, Unavailable
+from era.store import objects
+from era.store.buckets import Patience
+from era.store.metadata import SqlStore
+from era.store.objects import ObjectBlobs
+from tests.hostile.commits import Commits
+from tests.store.s3 import S3, Fault, FaultyS3
+
+ONCE = Patience(attempts=1, pause=0.02, requests=0, silence=20.0)
+TWICE = replace(ONCE, attempts=2)
+NERVOUS = replace(ONCE, silence=1.0)
+
+
+class World:
+    """Commits through the faulty server, and a look at what is really there."""
+
+    def __init__(self, s3: S3, bucket: str, faulty: FaultyS3, directory: Path, patience: Patience) -> None:
+        self.s3, self.bucket, self.directory = s3, bucket, directory
+        self.blobs = self._blobs(faulty.endpoint, "cache", patience)
+        self.plain = self._blobs(s3.endpoint, "plain", objects._PATIENCE)
+        self.store = SqlStore(f"sqlite:///{directory / 'era.sqlite'}", Retention(versions=1))
+        self.commits = Commits(self.store, self.blobs, directory / "workspace")
+
+    def _blobs(self, endpoint: str, cache: str, patience: Patience) -> ObjectBlobs:
+        url = self.s3.url(self.bucket, endpoint=endpoint)
+        return ObjectBlobs(url, self.directory / cache, cache_bytes=64 << 20, owner="tests", patience=patience)
+
+    async def __aenter__(self) -> World:
+        self.blobs.open()
+        self.plain.open()
+        await self.store.open()
+        await self.commits.create()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self.blobs.close()
+        self.plain.close()
+        await self.commits.snapshots.close()
+        await self.store.close()
+
+    async def check(self) -> int:
+        """The version that stands, as a service with an empty cache finds it."""
+        self.plain._cache.clear()
+        onlooker = Commits(self.store, self.plain, self.directory / "onlooker")
+        version = (await onlooker.check(self.directory / "scratch")).version
+        await onlooker.snapshots.close()
+        return version
+
+    async def check_no_orphans(self) -> None:
+        await self.commits.collect()
+        names = {name.partition(".")[0] for name in self.s3.names(self.bucket)} - {"owner"}
+        assert names == await self.commits.reachable()
+
+
+@pytest.fixture
+def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(objects, "PART", 400_000)
+
+
+@pytest.mark.usefixtures("small_parts")
+@pytest.mark.parametrize("fault", ["error", "error after", "half", pytest.param("hang", marks=pytest.mark.soak)])
+async def test_a_commit_that_fails_leaves_the_old_state(
+    fault: Fault, s3: S3, bucket: str, faulty: FaultyS3, tmp_path: Path
+) -> None:
+    async with World(s3, bucket, faulty, tmp_path, NERVOUS if fault == "hang" else ONCE) as world:
+        failures = 0
+        for kind in (2, 5):  # A first commit, and one with a large file.
+            faulty.fail(None)
+            while await world.check() < kind - 1:
+                await world.commits.commit()
+            n = 1
+            while True:
+                faulty.fail(fault, n)
+                try:
+                    await world.commits.commit()
+                except CommitFailed:
+                    assert faulty.failed
+                    failures += 1
+                else:
+                    break
+                assert await world.check() == kind - 1
+                world.blobs._uploaded.clear()  # What failed attempts did bring must not shorten the next.
+                n += 1
+            assert not faulty.failed
+            assert await world.check() == kind
+            assert n > 5
+        faulty.fail(None)
+        assert failures > 12
+        await world.commits.commit()
+        assert await world.check() == 6
+        await world.check_no_orphans()
+
+
+@pytest.mark.usefixtures("small_parts")
+@pytest.mark.parametrize("fault", [pytest.param("error", marks=pytest.mark.soak), "half"])
+async def test_a_failure_is_got_over(fault: Fault, s3: S3, bucket: str, faulty: FaultyS3, tmp_path: Path) -> None:
+    """One at each request of commits, restores and collections in turn."""
+    async with World(s3, bucket, faulty, tmp_path, TWICE) as world:
+        for n in range(1, 9):
+            faulty.fail(fault, n)
+            version = await world.commits.commit()
+            world.blobs._cache.clear()
+            await world.commits.check(tmp_path / "again")
+            assert await world.commits.collect() > 0 or version == 2
+            assert await world.check() == version
+        await world.check_no_orphans()
+
+
+@pytest.mark.usefixtures("small_parts")
+@pytest.mark.parametrize("fault", ["error", "half"])
+async def test_what_cannot_be_read_is_an_error_and_nothing_else(
+    fault: Fault, s3: S3, bucket: str, faulty: FaultyS3, tmp_path: Path
+) -> None:
+    async with World(s3, bucket, faulty, tmp_path, ONCE) as world:
+        for _ in range(4):
+            await world.commits.commit()
+        session = await world.store.session("s")
+        n = 1
+        while True:
+            world.blobs._cache.clear()
+            faulty.fail(fault, n)
+            try:
+                await world.commits.check(tmp_path / "again")
+            except SandboxFailed:
+                assert faulty.failed
+            else:
+                break
+            n += 1
+        assert n > 8
+        faulty.fail(fault, 1)
+        world.blobs._cache.clear()
+        with pytest.raises(Unavailable):
+            await world.commits.snapshots.entries(session.snapshot)
+        faulty.fail(fault, 1)
+        world.blobs._cache.clear()
+        with pytest.raises(Unavailable):
+            await world.commits.collect()
+        assert await world.check() == 5

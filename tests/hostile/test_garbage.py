@@ -1,0 +1,248 @@
+"""Collections at any moment: nothing that a row needs ever goes, and all the rest does in the end."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from era.core.models import EMPTY, NewSession, RunRecord, now
+from era.core.ports import Retention
+from era.core.snapshots import Snapshots
+from era.store.blobs import LocalBlobs
+from era.store.metadata import SqlStore
+from era.store.objects import ObjectBlobs
+from tests.hostile.commits import Commits, Place, fill, read
+from tests.store.s3 import S3
+
+POOL = 12
+"""Contents that sessions choose files from, so that what is garbage of one is soon put by another."""
+
+
+class Churn:
+    """Sessions that commit, fail, go and come back, while garbage is collected without any grace but for what is put
+    by commits under way."""
+
+    def __init__(self, store: SqlStore, blobs: LocalBlobs | ObjectBlobs, directory: Path) -> None:
+        self.store, self.blobs, self.directory = store, blobs, directory
+        self.snapshots = Snapshots(blobs)
+        self.under_way: dict[str, float] = {}
+        self.swept = 0
+        self.committed = 0
+        self.done = False
+
+    async def session(self, name: str, count: int, chance: random.Random) -> None:
+        place = Place(self.directory / name)
+        await self._create(name)
+        for number in range(count):
+            files = {f"f{i}": b"%d" % chance.randrange(POOL) * 50 for i in range(chance.randrange(5))}
+            files |= {f"d/{chance.randrange(3)}": b"%d" % chance.randrange(POOL)} if chance.random() < 0.5 else {}
+            action = chance.random()
+            if action < 0.08:
+                await self.store.delete_session(name)
+                self.snapshots.forget(place.id)
+                await self._create(name)
+                fill(place.workspace, {})
+            elif action < 0.2:
+                await self._restore(name, place)
+            else:
+                await self._commit(name, f"{name} {number}", place, files, fails=action < 0.35)
+        await self._restore(name, place)
+
+    async def _create(self, name: str) -> None:
+        await self.store.create_session(
+            NewSession(name, "python", True, json.dumps({}), {}, False, False, default_timeout=1.0)
+        )
+
+    async def _commit(self, name: str, run_id: str, place: Place, files: dict[str, bytes], *, fails: bool) -> None:
+        session = await self.store.begin_run(name, run_id)
+        fill(place.workspace, files)
+        self.under_way[name] = time.time()
+        try:
+            snapshot = await self.snapshots.take(place.sandbox, session.snapshot)
+            if fails:
+                self.snapshots.forget(place.id)
+                return
+            data = json.dumps({path: content.decode() for path, content in files.items()})
+            record = RunRecord(run_id, session.key, "ok", started_at=now(), committed=True)
+            await self.store.end_run(replace(record), data=data, snapshot=snapshot)
+            self.committed += 1
+        finally:
+            del self.under_way[name]
+
+    async def _restore(self, name: str, place: Place) -> None:
+        """What is there must be what the row says."""
+        session = await self.store.session(name)
+        self.snapshots.forget(place.id)
+        fill(place.workspace, {})
+        for path in place.workspace.iterdir():
+            path.rmdir()
+        if session.snapshot != EMPTY:
+            await self.snapshots.restore(session.snapshot, place.sandbox)
+        expected = {path: text.encode() for path, text in json.loads(session.data).items()}
+        assert read(place.workspace) == expected
+
+    async def collector(self) -> None:
+        while not self.done:
+            self.swept += await self.collect()
+
+    async def collect(self) -> int:
+        horizon = min([time.time(), *self.under_way.values()])
+        roots = await self.store.snapshot_roots()
+
+        def job() -> int:
+            marked: set[str] = set()
+            keep: set[str] = set()
+            for root in roots:
+                self.snapshots._mark(root, marked, keep)
+            return self.blobs.sweep(keep, horizon)
+
+        try:
+            return await asyncio.to_thread(job)
+        except FileNotFoundError:
+            # A snapshot that was replaced or deleted since the roots were read, swept by the other collector.
+            assert set(roots) - set(await self.store.snapshot_roots())
+            return 0
+
+
+@asynccontextmanager
+async def churning(blobs: LocalBlobs | ObjectBlobs, directory: Path) -> AsyncIterator[Churn]:
+    blobs.open()
+    store = SqlStore(f"sqlite:///{directory / 'era.sqlite'}", Retention(versions=1))
+    await store.open()
+    churn = Churn(store, blobs, directory)
+    try:
+        yield churn
+    finally:
+        churn.done = True
+        await churn.snapshots.close()
+        blobs.close()
+        await store.close()
+
+
+async def churn_for(churn: Churn, count: int, seed: int) -> set[str]:
+    """Let four sessions and two collectors go at it. The answer is what rows need in the end."""
+    collectors = [asyncio.create_task(churn.collector()) for _ in range(2)]
+    try:
+        async with asyncio.TaskGroup() as sessions:
+            for number in range(4):
+                sessions.create_task(churn.session(f"s{number}", count, random.Random(f"{seed} {number}")))
+    finally:
+        churn.done = True
+        await asyncio.gather(*collectors)
+    assert churn.committed > count
+    assert churn.swept > count // 4, "there was something to race with"
+    await churn.collect()
+    needed: set[str] = set()
+    marked: set[str] = set()
+    for root in await churn.store.snapshot_roots():
+        churn.snapshots._mark(root, marked, needed)
+    return needed
+
+
+def seeds(soak: int) -> list[Any]:
+    return [0, *(pytest.param(seed, marks=pytest.mark.soak) for seed in range(1, soak))]
+
+
+@pytest.mark.parametrize("seed", seeds(soak=20))
+async def test_collections_race_commits_on_the_disk(seed: int, scratch: Path) -> None:
+    async with churning(LocalBlobs(scratch / "blobs"), scratch) as churn:
+        needed = await churn_for(churn, 300, seed)
+    assert {path.name for path in (scratch / "blobs").rglob("*") if path.is_file()} == needed
+
+
+@pytest.mark.parametrize("seed", seeds(soak=6))
+async def test_collections_race_commits_in_a_bucket(seed: int, s3: S3, bucket: str, scratch: Path) -> None:
+    blobs = ObjectBlobs(s3.url(bucket), scratch / "cache", cache_bytes=100_000, owner="tests")
+    async with churning(blobs, scratch) as churn:
+        needed = await churn_for(churn, 40, seed)
+    assert set(s3.names(bucket)) - {"owner"} == needed
+
+
+async def test_a_put_that_did_not_spare_its_content_would_be_found(
+    scratch: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same against a store whose puts don't renew the time of what is there already."""
+    monkeypatch.setattr(LocalBlobs, "_reuse", lambda self, digest: True if os.path.exists(self._path(digest)) else None)
+    monkeypatch.setattr("era.store.blobs._ROUGHNESS", -1e9)  # Nor do batches under way count.
+
+    async def churn_once() -> None:
+        async with churning(LocalBlobs(scratch / "blobs"), scratch) as churn:
+            await churn_for(churn, 300, 0)
+
+    with pytest.raises((BaseExceptionGroup, AssertionError)):
+        await churn_once()
+
+
+async def test_kill_9_in_a_collection_or_a_batch(scratch: Path) -> None:
+    """Of a process that commits and collects all the while."""
+    chance = random.Random(7)
+    data, version = scratch / "disk" / "data", 1
+    (scratch / "disk").mkdir()
+    for _ in range(8):
+        command = [sys.executable, "-m", "tests.hostile.workload", str(scratch / "disk"), "100000"]
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        assert process.stdout is not None
+        assert process.stdout.readline() == "created\n"
+        time.sleep(chance.uniform(0, 0.25))
+        process.send_signal(signal.SIGKILL)
+        said = process.stdout.read()
+        process.wait()
+        process.stdout.close()
+        assert "failed" not in said
+        last = max([version, *(int(line.split()[1]) for line in said.split("\n")[:-1] if line.startswith("committed"))])
+
+        blobs = LocalBlobs(data / "blobs")
+        blobs.open()
+        store = SqlStore(f"sqlite:///{data / 'era.sqlite'}", Retention(versions=1))
+        await store.open()
+        commits = Commits(store, blobs, scratch / "workspace")
+        version = (await commits.check(scratch / "scratch")).version
+        assert last <= version <= last + 1
+        await commits.collect()
+        assert {path.name for path in (data / "blobs").rglob("*") if path.is_file()} == await commits.reachable()
+        await commits.snapshots.close()
+        await store.close()
+    assert version > 10
+
+
+async def test_a_collection_looks_at_nothing_where_nothing_changed(scratch: Path) -> None:
+    blobs = LocalBlobs(scratch / "blobs")
+    blobs.open()
+    store = SqlStore(f"sqlite:///{scratch / 'era.sqlite'}", Retention(versions=1))
+    await store.open()
+    commits = Commits(store, blobs, scratch / "workspace")
+    swept: list[int] = []
+    real = blobs.sweep
+
+    def sweep(keep: set[str], older_than: float) -> int:
+        swept.append(real(keep, older_than))
+        return swept[-1]
+
+    blobs.sweep = sweep  # type: ignore[method-assign]
+    await commits.create()
+    await commits.commit()
+    await commits.commit()
+    await commits.collect()
+    for _ in range(3):
+        assert await commits.collect() == 0
+    assert swept == [5]
+    await commits.commit()
+    await commits.collect()
+    await store.delete_session("s")
+    assert await commits.collect() == 8
+    assert len(swept) == 3
+    await commits.snapshots.close()
+    await store.close()
