@@ -213,3 +213,14 @@ def test_expiry_works_off_the_database(own_server: Callable[..., Server]) -> Non
 def test_nothing_to_restore(client: httpx.Client, session: MakeSession) -> None:
     refused(client.post("/api/sessions/nobody/restore"), 404, "nobody")
     refused(client.post(f"/api/sessions/{session()}/restore"), 409, "not gone")
+
+
+def test_an_id_taken_anew_at_expiry_leaves_no_sandbox_behind(own_server: Callable[..., Server]) -> None:
+    server = own_server()
+    with server.client() as client:
+        body = {"language": "python", "session_id": "s", "ttl": 1}
+        assert client.post("/api/sessions", json=body).status_code == 201
+        client.post("/api/sessions/s/run", json={"code": ""})
+        # As soon as it is due, most often before the sweeper has seen it.
+        assert eventually(lambda: client.post("/api/sessions", json=body).status_code == 201)
+        assert eventually(lambda: client.get("/health").json()["sandboxes"]["live"] == 0)

@@ -241,7 +241,7 @@ async def test_a_collection_looks_at_nothing_where_nothing_changed(scratch: Path
     assert swept == [5]
     await commits.commit()
     await commits.collect()
-    await store.delete_session("s")
+    await store.purge_session("s")
     assert await commits.collect() == 8
     assert len(swept) == 3
     await commits.snapshots.close()

@@ -55,6 +55,10 @@ class Expiry:
         """Mark what has expired by now."""
         for key in await self._store.expire(now()):
             await self._host.release(key)
+        # One whose id was taken anew the moment it expired was marked by that, not here.
+        if live := self._host.session_keys():
+            for key in set(live) - set(await self._store.there(live)):
+                await self._host.release(key)
 
     async def run(self) -> None:
         """Do it for ever."""

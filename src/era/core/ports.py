@@ -161,6 +161,10 @@ class Host(Protocol):
         """Close a sandbox whose content must not be used again."""
         ...
 
+    def session_keys(self) -> Sequence[int]:
+        """The sessions that have a sandbox and no run under way."""
+        ...
+
     async def release(self, session_key: int) -> None:
         """Kill and remove whatever the session has live. Returns when it is gone."""
         ...
@@ -349,6 +353,10 @@ class MetadataStore(Protocol):
 
     async def output_digests(self) -> Sequence[str]:
         """Every blob that a row needs as an output."""
+        ...
+
+    async def there(self, keys: Sequence[int]) -> Sequence[int]:
+        """Those of these sessions that are neither deleted nor expired."""
         ...
 
     async def ping(self) -> None:

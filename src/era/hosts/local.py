@@ -125,6 +125,9 @@ class LocalHost:
                 del self._live[key]
         await self._close(sandbox)
 
+    def session_keys(self) -> list[int]:
+        return [key for key, live in self._live.items() if not live.busy]
+
     async def release(self, session_key: int) -> None:
         if live := self._live.pop(session_key, None):
             await self._close(live.sandbox)

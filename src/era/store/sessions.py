@@ -200,6 +200,10 @@ class SessionRows(KeyRows):
 
         return await self._write(job)
 
+    async def there(self, keys: Sequence[int]) -> Sequence[int]:
+        wanted = select(sessions.c.key).where(sessions.c.key.in_(keys), sessions.c.deleted_at.is_(None))
+        return await self._read(lambda connection: [row.key for row in connection.execute(wanted)])
+
     async def purge(self, at: int) -> int:
         before = at - int(self._retention.grace_seconds * MICROS)
         keys = await self._read(lambda connection: list(connection.execute(_OVER, {"before": before}).scalars()))
