@@ -79,10 +79,6 @@ class BlobStore(Protocol):
         """These are about to be read, so a store that is far away may fetch them together."""
         ...
 
-    def size(self, digest: str) -> int:
-        """How many bytes the content has."""
-        ...
-
     def sweep(self, keep: set[str], older_than: float) -> int:
         """Remove what isn't in `keep` and was last put before `older_than`; how many went."""
         ...
@@ -209,7 +205,7 @@ class Snapshots:
                 return 0
 
         def job() -> int:
-            return self._blobs.sweep(self.content_of(wanted) | named, older_than)
+            return self._blobs.sweep(self.sizes_of(wanted).keys() | named, older_than)
 
         try:
             removed = await self._on_thread(job)
@@ -218,13 +214,14 @@ class Snapshots:
         self._collected = (wanted, named, older_than)
         return removed
 
-    def content_of(self, roots: Iterable[str]) -> set[str]:
-        """The digests of all tree objects and files of these snapshots. Takes its time; raises OSError."""
+    def sizes_of(self, roots: Iterable[str]) -> dict[str, int]:
+        """All tree objects and files of these snapshots, by digest, each with its size. No file is looked at for it.
+        Takes its time; raises OSError."""
         marked: set[str] = set()
-        found: set[str] = set()
+        sizes: dict[str, int] = {}
         for root in roots:
-            self._mark(root, marked, found)
-        return found
+            self._mark(root, marked, sizes)
+        return sizes
 
     async def close(self) -> None:
         """Let what is under way finish."""
@@ -382,25 +379,29 @@ class Snapshots:
             self._counts = {}
         self._counts[root] = entries
 
-    def _mark(self, digest: str, marked: set[str], keep: set[str]) -> None:
-        # `keep` alone can't tell what was visited: a file may have the very content of a tree object.
+    def _mark(self, digest: str, marked: set[str], sizes: dict[str, int]) -> None:
+        # `sizes` alone can't tell what was visited: a file may have the very content of a tree object.
         if digest in marked:
             return
         marked.add(digest)
-        keep.add(digest)
-        for kind, _, *rest in self.read_tree(digest):
+        content = self._tree_object(digest)
+        sizes[digest] = len(content)
+        for kind, _, *rest in json.loads(content):
             if kind == "file":
-                keep.add(rest[0])
+                sizes[rest[0]] = rest[1]
             elif kind == "dir":
-                self._mark(rest[0], marked, keep)
+                self._mark(rest[0], marked, sizes)
 
     def read_tree(self, digest: str) -> list[Entry]:
         """The entries of a tree object. Raises OSError."""
+        entries: list[Entry] = json.loads(self._tree_object(digest))
+        return entries
+
+    def _tree_object(self, digest: str) -> bytes:
         content = self._blobs.get(digest)
         if hashlib.sha256(content).hexdigest() != digest:
             raise OSError(errno.EIO, "a directory's list is damaged")
-        entries: list[Entry] = json.loads(content)
-        return entries
+        return content
 
 
 def _new_watch() -> Watch | None:

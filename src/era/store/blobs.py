@@ -97,10 +97,6 @@ class LocalBlobs:
         """End a sweep that is under way."""
         self._closed = True
 
-    def size(self, digest: str) -> int:
-        """How many bytes the content has. Raises FileNotFoundError."""
-        return os.stat(self._path(digest)).st_size
-
     def sweep(self, keep: set[str], older_than: float) -> int:
         """Remove what isn't in `keep` and was last put before `older_than` (seconds since 1970); how many went."""
         removed = 0

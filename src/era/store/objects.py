@@ -131,14 +131,6 @@ class ObjectBlobs:
         found = self._cache.find(digest)
         return found if found is not None else self._bucket.patiently(lambda: self._download(digest))
 
-    def size(self, digest: str) -> int:
-        """How many bytes the content has, which is fetched for it. Raises FileNotFoundError."""
-        fd = self.open_blob(digest)
-        try:
-            return os.fstat(fd).st_size
-        finally:
-            os.close(fd)
-
     def expect(self, digests: Iterable[str]) -> None:
         """These are about to be opened: fetch them together, which takes far less time than one after the other."""
         missing = [digest for digest in dict.fromkeys(digests) if digest not in self._cache]

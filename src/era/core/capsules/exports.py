@@ -17,13 +17,14 @@ from collections.abc import AsyncIterator, Generator, Iterator, Sequence
 from concurrent.futures import Executor
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from itertools import batched
 from pathlib import Path
 from typing import IO
 
 from era.core.capsules import format as layout
 from era.core.capsules import tars
 from era.core.capsules.pins import Pin, Pins
-from era.core.models import KeptOutputs, KeptRun, Session, VersionContent, now
+from era.core.models import KeptOutputs, KeptRun, RunRecord, Session, VersionContent, now
 from era.core.outputs import STREAMS
 from era.core.ports import MetadataStore
 from era.core.snapshots import BlobStore, Snapshots
@@ -31,6 +32,9 @@ from era.errors import Unavailable
 
 _CHUNK = 1 << 20
 _PIECE = 256 << 10
+_SMALL = 1 << 20
+_FETCHED_AHEAD = 64
+"""So many small blobs are fetched together where they are far away."""
 
 
 @dataclass(slots=True)
@@ -46,6 +50,9 @@ class _Written:
     readme: bytes = b""
     short: dict[str, tuple[int, int]] = field(default_factory=dict)
     """Where in `texts` output of this digest begins, and how long it is."""
+
+    long: dict[str, int] = field(default_factory=dict)
+    """How long output is that is a blob."""
 
 
 class Export:
@@ -143,9 +150,8 @@ class Exporter:
 
     def _plan(self, written: _Written) -> tuple[Sequence[tuple[str, int]], int]:
         """Every object with its size, in order, and the size of the archive."""
-        digests = self._snapshots.content_of(written.pin.roots) | written.pin.blobs
         sizes = {digest: size for digest, (_, size) in written.short.items()}
-        sizes |= {digest: self._blobs.size(digest) for digest in digests}
+        sizes |= written.long | self._snapshots.sizes_of(written.pin.roots)
         document = os.fstat(written.document.fileno()).st_size
         all_sizes = (document, len(written.readme), len(written.sums), *sizes.values())
         return sorted(sizes.items()), tars.length(iter(all_sizes))
@@ -163,8 +169,10 @@ class Exporter:
         yield from file(layout.DOCUMENT, size, _part(document, 0, size))
         yield from file(layout.README, len(written.readme), iter([written.readme]))
         yield from file(layout.SUMS, len(written.sums), iter([written.sums]))
-        for digest, size in objects:
-            yield from file(layout.OBJECTS + digest, size, self._content(written, digest, size))
+        for some in batched(objects, _FETCHED_AHEAD):
+            self._blobs.expect(digest for digest, size in some if size <= _SMALL and digest not in written.short)
+            for digest, size in some:
+                yield from file(layout.OBJECTS + digest, size, self._content(written, digest, size))
         yield tars.END
 
     def _content(self, written: _Written, digest: str, size: int) -> Iterator[bytes]:
@@ -188,15 +196,16 @@ def _run(run: KeptRun, written: _Written) -> bytes:
     kept = run[1]
     if kept is None:
         return layout.run_line(run[0], None)
-    stdout, stderr = (_output(kept, stream, written) for stream in STREAMS)
+    stdout, stderr = (_output(kept, stream, run[0], written) for stream in STREAMS)
     return layout.run_line(run[0], (stdout, stderr))
 
 
-def _output(kept: KeptOutputs, stream: str, written: _Written) -> str:
+def _output(kept: KeptOutputs, stream: str, record: RunRecord, written: _Written) -> str:
     """The digest of an output, which is a blob or put aside."""
     digest: str | None = getattr(kept, f"{stream}_digest")
     if digest is not None:
         written.pin.blobs.add(digest)
+        written.long[digest] = getattr(record, f"{stream}_bytes")
         return digest
     content: bytes = getattr(kept, stream) or b""
     digest = hashlib.sha256(content).hexdigest()
