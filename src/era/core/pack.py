@@ -9,7 +9,7 @@ import tarfile
 import time
 import zipfile
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 
 from era.core import trees
 from era.core.diffs import ReadTree
@@ -137,7 +137,7 @@ class _Sink:
         return pieces
 
 
-def gathered(pieces: Iterable[bytes]) -> Iterator[bytes]:
+def gathered(pieces: Iterable[bytes]) -> Generator[bytes]:
     """`pieces` in fewer, larger ones: each is sent by itself."""
     gathering: list[bytes] = []
     size = 0

@@ -13,7 +13,7 @@ import hashlib
 import os
 import tempfile
 import threading
-from collections.abc import AsyncIterator, Generator, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from concurrent.futures import Executor
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -26,12 +26,12 @@ from era.core.capsules import tars
 from era.core.capsules.pins import Pin, Pins
 from era.core.models import KeptOutputs, KeptRun, RunRecord, Session, VersionContent, now
 from era.core.outputs import STREAMS
+from era.core.pack import gathered
 from era.core.ports import MetadataStore
 from era.core.snapshots import BlobStore, Snapshots
 from era.errors import Unavailable
 
 _CHUNK = 1 << 20
-_PIECE = 256 << 10
 _SMALL = 1 << 20
 _FETCHED_AHEAD = 64
 """So many small blobs are fetched together where they are far away."""
@@ -63,7 +63,7 @@ class Export:
     ) -> None:
         self.session_id = session_id
         self.size = size
-        self._pieces = _joined(pieces)
+        self._pieces = gathered(pieces)
         self._threads = threads
         self._pins, self._pin, self._files = held
         self._reading = threading.Lock()
@@ -224,16 +224,3 @@ def _part(fd: int, offset: int, size: int) -> Iterator[bytes]:
             raise OSError(5, "a file is not as long as it was")
         offset += len(piece)
         yield piece
-
-
-def _joined(pieces: Iterator[bytes]) -> Generator[bytes]:
-    """The same bytes in fewer pieces."""
-    waiting, size = [], 0
-    for piece in pieces:
-        waiting.append(piece)
-        size += len(piece)
-        if size >= _PIECE:
-            yield b"".join(waiting)
-            waiting, size = [], 0
-    if waiting:
-        yield b"".join(waiting)
