@@ -127,8 +127,4 @@ class Commits:
 
     async def reachable(self) -> set[str]:
         """The digests of all that some row needs."""
-        found: set[str] = set()
-        marked: set[str] = set()
-        for root in await self.store.snapshot_roots():
-            self.snapshots._mark(root, marked, found)
-        return found
+        return set(self.snapshots.sizes_of(await self.store.snapshot_roots()))

@@ -103,11 +103,7 @@ class Churn:
         roots = await self.store.snapshot_roots()
 
         def job() -> int:
-            marked: set[str] = set()
-            keep: set[str] = set()
-            for root in roots:
-                self.snapshots._mark(root, marked, keep)
-            return self.blobs.sweep(keep, horizon)
+            return self.blobs.sweep(set(self.snapshots.sizes_of(roots)), horizon)
 
         try:
             return await asyncio.to_thread(job)
@@ -145,11 +141,7 @@ async def churn_for(churn: Churn, count: int, seed: int) -> set[str]:
     assert churn.committed > count
     assert churn.swept > count // 4, "there was something to race with"
     await churn.collect()
-    needed: set[str] = set()
-    marked: set[str] = set()
-    for root in await churn.store.snapshot_roots():
-        churn.snapshots._mark(root, marked, needed)
-    return needed
+    return set(churn.snapshots.sizes_of(await churn.store.snapshot_roots()))
 
 
 def seeds(soak: int) -> list[Any]:
