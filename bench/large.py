@@ -54,17 +54,19 @@ def duplicate(arena: Arena) -> Probe:
 
 
 def rollback(arena: Arena) -> Probe:
-    """Back to a version with 1 GiB in 2,000 files, from one without."""
+    """Back to a version with 1 GiB in 2,000 files, from one without. Each call makes a version, and old ones go; so it
+    is always the last two that are gone back to."""
     source = _big_session(arena)
-    full = json.loads(arena.get(f"/api/sessions/{source}")[1])["version"]
 
-    def before() -> None:
-        arena.check_status(200)(arena.post(f"/api/sessions/{source}/rollback", {"version": 1}))
+    def roll_back(version: int) -> tuple[int, bytes]:
+        return arena.post(f"/api/sessions/{source}/rollback", {"version": version})
 
-    def call(_: object) -> tuple[int, bytes]:
-        return arena.post(f"/api/sessions/{source}/rollback", {"version": full})
+    def before() -> int:
+        full = int(json.loads(arena.get(f"/api/sessions/{source}")[1])["version"])
+        arena.check_status(200)(roll_back(full - 1))
+        return full
 
-    return Probe(call, before, arena.check_status(200))
+    return Probe(roll_back, before, arena.check_status(200))
 
 
 def first_page_of_files(arena: Arena) -> Probe:
