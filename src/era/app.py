@@ -57,9 +57,10 @@ def limits(settings: Settings) -> Limits:
         memory_bytes=settings.memory_mb << 20,
         cpus=settings.cpus,
         pids=settings.pids,
-        tmp_bytes=settings.tmp_mb << 20,
-        file_bytes=settings.file_mb << 20,
+        disk_bytes=settings.disk_mb << 20,
+        files=settings.files,
         output_bytes=settings.output_bytes,
+        tmp_bytes=settings.tmp_mb << 20,
     )
 
 
@@ -120,6 +121,7 @@ async def services(settings: Settings) -> AsyncIterator[Context]:
             host = LocalHost(
                 sandboxes,
                 snapshots,
+                limits=limits(settings),
                 spares=settings.spares,
                 max_live=settings.max_live,
                 idle_seconds=settings.idle_seconds,

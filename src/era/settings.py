@@ -43,7 +43,8 @@ class Settings(BaseSettings):
     cpus: float = Field(default=1.0, gt=0, description="Processors one sandbox may use.")
     pids: int = Field(default=256, ge=16, description="Processes and threads one sandbox may have at a time.")
     tmp_mb: int = Field(default=64, ge=1, description="Size of /tmp and of /dev/shm in a sandbox, in MiB each.")
-    file_mb: int = Field(default=1024, ge=1, description="Size of the largest file a program may write, in MiB.")
+    disk_mb: int = Field(default=4096, ge=1, description="Size of all files of a session, in MiB.")
+    files: int = Field(default=200_000, ge=16, description="Files, directories and links a session may have.")
     output_bytes: int = Field(
         default=10 << 20, ge=1024, description="Bytes of stdout, and of stderr, that a run may answer."
     )

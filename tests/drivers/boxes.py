@@ -17,7 +17,13 @@ from era.drivers import bubblewrap
 from era.drivers.bubblewrap import BubblewrapDriver, BubblewrapSandbox
 
 LIMITS = Limits(
-    memory_bytes=256 << 20, cpus=1.0, pids=64, tmp_bytes=16 << 20, file_bytes=256 << 20, output_bytes=1 << 20
+    memory_bytes=256 << 20,
+    cpus=1.0,
+    pids=64,
+    disk_bytes=256 << 20,
+    files=10_000,
+    output_bytes=1 << 20,
+    tmp_bytes=16 << 20,
 )
 
 type Options = list[str]
@@ -66,7 +72,7 @@ class Boxes:
 
     def make(self, language: Language = "python") -> BubblewrapSandbox:
         with self._weakened():
-            return self._runner.run(self.driver.create(language))
+            return self._runner.run(self.driver.create(language, LIMITS))
 
     def run(
         self,

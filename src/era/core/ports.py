@@ -41,9 +41,17 @@ class Limits:
     memory_bytes: int
     cpus: float
     pids: int
-    tmp_bytes: int
-    file_bytes: int
+    disk_bytes: int
+    """Of the working directory; no file may be larger either."""
+
+    files: int
+    """Entries of the working directory: files, directories, links and whatever else there is."""
+
     output_bytes: int
+    """Of stdout, and of stderr."""
+
+    tmp_bytes: int
+    """Of /tmp, and of /dev/shm."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,7 +142,7 @@ class Driver(Protocol):
         """
         ...
 
-    async def create(self, language: Language) -> Sandbox:
+    async def create(self, language: Language, limits: Limits) -> Sandbox:
         """A sandbox with an empty working directory, ready for its first program. Raises SandboxFailed."""
         ...
 

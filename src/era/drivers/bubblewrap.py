@@ -126,9 +126,10 @@ def etc_files() -> dict[str, bytes]:
 class BubblewrapSandbox:
     """One live sandbox."""
 
-    def __init__(self, driver: BubblewrapDriver, sandbox_id: str, uid: int | None) -> None:
+    def __init__(self, driver: BubblewrapDriver, sandbox_id: str, uid: int | None, limits: Limits) -> None:
         self.id = sandbox_id
         self.uid = uid
+        self.limits = limits
         self.enforced: JsonObject = {}
         self.workspace = driver.live / sandbox_id / "workspace"
         self._driver = driver
@@ -147,7 +148,7 @@ class BubblewrapSandbox:
     async def run(self, program: Program) -> AsyncIterator[Output | Ended]:
         if self._channel is None or not self.alive:
             raise SandboxFailed("The sandbox is gone.")
-        async for event in self._channel.run(program, self._driver.limits.output_bytes):
+        async for event in self._channel.run(program, self.limits.output_bytes):
             yield self._classify(event) if isinstance(event, Ended) else event
 
     async def kill_run(self) -> None:
@@ -201,8 +202,8 @@ class BubblewrapSandbox:
         if self.uid is not None:
             os.chown(self.workspace, self.uid, self.uid)
         if driver.cgroups is not None:
-            self._group = driver.cgroups.create(self.id, driver.limits)
-        config = guest.supervisor_config(language, driver.limits, control.fileno(), cgroup=self._group is not None)
+            self._group = driver.cgroups.create(self.id, self.limits)
+        config = guest.supervisor_config(language, self.limits, control.fileno(), cgroup=self._group is not None)
         with contextlib.ExitStack() as stack:
 
             def pipe() -> tuple[FileIO, FileIO]:
@@ -217,7 +218,7 @@ class BubblewrapSandbox:
                 write.write(content)
                 write.close()
                 data[path] = read.fileno()
-            options = arguments(driver.paths, self.id, driver.limits, config, data)
+            options = arguments(driver.paths, self.id, self.limits, config, data)
             options += ["--info-fd", str(info_write.fileno())]
             argv = [str(driver.paths.bwrap), "--args", str(options_read.fileno()), "--", guest.interpreter().executable]
             self._process = subprocess.Popen(
@@ -253,7 +254,7 @@ class BubblewrapSandbox:
             "seccomp": "none" if seen["Seccomp"] == "0" else "filter",
             "network": "none",
             "cgroup": self._group.limits() if self._group else None,
-            "rlimits": guest.rlimits(language, self._driver.limits, cgroup=self._group is not None),
+            "rlimits": guest.rlimits(language, self.limits, cgroup=self._group is not None),
         }
 
     async def _close(self) -> None:
@@ -312,8 +313,8 @@ class BubblewrapDriver:
             if problem is not None:
                 raise problem
 
-    async def create(self, language: Language) -> BubblewrapSandbox:
-        sandbox = BubblewrapSandbox(self, f"sb-{secrets.token_hex(8)}", self._free_uid())
+    async def create(self, language: Language, limits: Limits) -> BubblewrapSandbox:
+        sandbox = BubblewrapSandbox(self, f"sb-{secrets.token_hex(8)}", self._free_uid(), limits)
         self._sandboxes.add(sandbox)
         try:
             await sandbox.open(language)
@@ -371,7 +372,7 @@ class BubblewrapDriver:
 
     async def _self_test(self, language: Language) -> None:
         try:
-            sandbox = await self.create(language)
+            sandbox = await self.create(language, self.limits)
         except SandboxFailed as error:
             raise NoIsolation(
                 f"No {language} sandbox can be made. {error.message}", hint=_advice(error.message)

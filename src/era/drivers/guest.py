@@ -97,7 +97,7 @@ def rlimits(language: Language, limits: Limits, *, cgroup: bool) -> dict[str, in
     not RLIMIT_AS, since V8 reserves far more address space than it uses; even of data it reserves a good part."""
     bounds = {
         "RLIMIT_NPROC": limits.pids,
-        "RLIMIT_FSIZE": limits.file_bytes,
+        "RLIMIT_FSIZE": limits.disk_bytes,
         "RLIMIT_NOFILE": 1024,
         "RLIMIT_CORE": 0,
         "RLIMIT_MEMLOCK": 64 << 10,

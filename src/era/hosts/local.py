@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import structlog
 
 from era.core.models import EMPTY, LANGUAGES, Language, Session, Snapshot
-from era.core.ports import Driver, Sandbox, SnapshotStore
+from era.core.ports import Driver, Limits, Sandbox, SnapshotStore
 from era.errors import EraError, SandboxFailed, Unavailable
 
 log = structlog.get_logger()
@@ -41,10 +41,18 @@ class LocalHost:
     and one that was idle for `idle_seconds` is closed."""
 
     def __init__(
-        self, driver: Driver, snapshots: SnapshotStore, *, spares: int, max_live: int, idle_seconds: float
+        self,
+        driver: Driver,
+        snapshots: SnapshotStore,
+        *,
+        limits: Limits,
+        spares: int,
+        max_live: int,
+        idle_seconds: float,
     ) -> None:
         self._driver = driver
         self._snapshots = snapshots
+        self._limits = limits
         self._spares = spares
         self._idle_seconds = idle_seconds
         self._live: dict[int, _Live] = {}
@@ -108,7 +116,7 @@ class LocalHost:
                 if sandbox.alive:
                     return sandbox
                 await sandbox.close()
-            return await self._driver.create(language)
+            return await self._driver.create(language, self._limits)
         except BaseException:
             self._room.release()
             raise
@@ -173,7 +181,7 @@ class LocalHost:
             wanted.clear()
             while len(ready) < self._spares:
                 try:
-                    ready.append(await self._driver.create(language))
+                    ready.append(await self._driver.create(language, self._limits))
                 except (EraError, OSError) as error:
                     log.warning("sandbox_not_made", language=language, error=str(error))
                     await asyncio.sleep(_REFILL_PAUSE)
