@@ -133,7 +133,7 @@ Limit = Annotated[int, Query(ge=1, le=1000, description="How many a page.")]
 Cursor = Annotated[str | None, Query(max_length=64, description="`next_cursor` of the page before.")]
 
 
-def idempotency_key(
+async def idempotency_key(  # not async, it would take a hop through a thread
     request: Request,
     _documented: Annotated[
         str | None,

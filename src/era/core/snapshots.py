@@ -145,7 +145,7 @@ class Snapshots:
     def forget(self, sandbox_id: str) -> None:
         memory = self._memories.pop(sandbox_id, None)
         if memory is not None and memory.watch is not None:
-            memory.watch.close()
+            self._threads.submit(memory.watch.close)  # That takes the kernel 10 ms.
 
     async def entries(
         self, snapshot: Snapshot, *, after: Parts = (), prefix: Parts = (), limit: int | None = None
@@ -225,9 +225,9 @@ class Snapshots:
 
     async def close(self) -> None:
         """Let what is under way finish."""
-        await asyncio.to_thread(self._threads.shutdown)
         for sandbox_id in list(self._memories):
             self.forget(sandbox_id)
+        await asyncio.to_thread(self._threads.shutdown)
 
     async def _on_thread[T](self, job: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._threads, job)
@@ -255,11 +255,12 @@ class Snapshots:
             if tree is None:
                 if watch is not None:
                     watch.close()
-                watch = None if trees.is_tmpfs(root) else _new_watch()
-                tree = Scan(self.bounds, watch=watch).look(root, known)
-            if watch is not None and tree.totals.entries <= _GLANCE:
-                watch.close()
-                watch = None
+                    watch = None
+                tree = Scan(self.bounds).look(root, known)
+                if tree.totals.entries > _GLANCE and not trees.is_tmpfs(root):
+                    # Only now, when it is known to be worth it: to give a watch up again takes the kernel 10 ms.
+                    watch = _new_watch()
+                    tree = Scan(self.bounds, watch=watch).look(root, known) if watch else tree
             if tree.is_empty:
                 return _Memory(EMPTY, tree)
             if tree.digest is None:
