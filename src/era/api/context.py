@@ -20,6 +20,7 @@ from era.core.capsules.service import Capsules
 from era.core.edits import Listed
 from era.core.files import Files
 from era.core.idempotency import Keys, Made
+from era.core.limits import Rules
 from era.core.models import Claim, JsonObject, Language, Route, Session, Snapshot, canonical_language
 from era.core.outputs import History
 from era.core.ports import MetadataStore
@@ -40,6 +41,7 @@ class Context:
     """The core's services, put together by app.py."""
 
     settings: Settings
+    rules: Rules
     sessions: Sessions
     runs: Runs
     history: History
@@ -166,13 +168,15 @@ def claim_of(context: Context, route: Route, key: str | None, body: BaseModel) -
 
 def shown(session: Session, context: Context) -> dict[str, Any]:
     """The session object."""
-    return session_answer(session, "running" if context.turns.taken(session.id) else "idle")
+    status = "running" if context.turns.taken(session.id) else "idle"
+    return session_answer(session, status, context.rules.shown(session.limits))
 
 
 def made_answer(made: Made, context: Context) -> Answer:
     """The answer to a request that makes a session: the first time, or once more as it was."""
     if made.replayed:
-        return Answer(session_answer(made.session, "idle"), 201, headers=REPLAY)
+        answer = session_answer(made.session, "idle", context.rules.shown(made.session.limits))
+        return Answer(answer, 201, headers=REPLAY)
     return Answer(shown(made.session, context), 201)
 
 
