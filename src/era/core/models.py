@@ -12,7 +12,7 @@ from typing import Any, Literal
 type Json = None | bool | int | float | str | list[Json] | dict[str, Json]
 type JsonObject = dict[str, Any]
 type Language = Literal["python", "node", "typescript"]
-type Status = Literal["running", "ok", "failed", "timeout", "oom", "killed", "lost"]
+type Status = Literal["running", "ok", "failed", "timeout", "oom", "killed", "disk_full", "lost"]
 type Cause = Literal["create", "run", "data", "files", "rollback", "duplicate"]
 type Route = Literal["create", "duplicate", "run"]
 type Gone = Literal["expired", "deleted"]

@@ -82,7 +82,7 @@ class Ended:
     """How a program ended. `state` is the state file's content, None where there is none to read."""
 
     exit_code: int
-    cause: Literal["exit", "signal", "timeout", "oom", "killed"]
+    cause: Literal["exit", "signal", "timeout", "oom", "killed", "disk_full"]
     duration: float
     state: bytes | None
     state_problem: str | None

@@ -371,6 +371,8 @@ def _ending(ended: Ended) -> str:
             return "the run reached its timeout"
         case "oom":
             return "the run was out of memory"
+        case "disk_full":
+            return "the run used more of the disk, or more files, than it may"
         case "exit":
             return f"the run ended with exit code {ended.exit_code}"
         case _:
