@@ -159,6 +159,7 @@ class Supervisor:
         self.cold = config["cold"]
         """argv of a process that starts from nothing, without the entry."""
         self.rlimits = [(getattr(resource, name), value) for name, value in config["rlimits"].items()]
+        self.workspace = os.getcwd()
         self.scratch = config["scratch"]
         self.scratch_entries: int = config["scratch_entries"]
         self.guest_directory = config["guest"]
@@ -187,7 +188,7 @@ class Supervisor:
 
     def run(self, header: dict[str, Any]) -> None:
         control = self.control
-        os.chmod(".", 0o755)
+        os.chmod(self.workspace, 0o755)  # by its path: "." can't be found once a program has closed it to itself
         for path, size in header["files"]:
             directory = os.path.dirname(path)
             if directory:
@@ -220,7 +221,7 @@ class Supervisor:
         for directory in self.scratch:
             empty_directory(directory, 0o1777)
         if ephemeral:
-            empty_directory(".", 0o755)
+            empty_directory(self.workspace, 0o755)
         for kind in ("shm", "sem", "msg"):
             with open(f"/proc/sysvipc/{kind}", "rb") as table:
                 for line in table.read().splitlines()[1:]:
