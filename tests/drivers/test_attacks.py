@@ -17,6 +17,7 @@ from tests.drivers.boxes import WITHOUT_LANDLOCK, Boxes, Weakness, with_more, wi
 ROOT = os.geteuid() == 0
 
 CANARY = "canary-5f3e9a"
+ABSTRACT = f"\0{CANARY}-{os.getpid()}"
 
 
 @dataclass(frozen=True)
@@ -105,7 +106,7 @@ ATTACKS = [
     ),
     Attack(
         "an abstract socket of the host",
-        CONNECTS.replace("{family}", "AF_UNIX").format(address="\0" + CANARY, canary=CANARY),
+        CONNECTS.replace("{family}", "AF_UNIX").format(address=ABSTRACT, canary=CANARY),
         SHARED_NETWORK,
         landlock_holds=True,
     ),
@@ -186,7 +187,7 @@ def canaries(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str
     process = subprocess.Popen(["sleep", "600"], executable="/usr/bin/sleep", env={})
     named = subprocess.Popen([f"sleep-{CANARY}", "600"], executable="/usr/bin/sleep")
     listeners = [socket.create_server(("127.0.0.1", 0)), socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)]
-    listeners[1].bind("\0" + CANARY)
+    listeners[1].bind(ABSTRACT)
     listeners[1].listen()
     greeters = [_greet(listener) for listener in listeners]
     yield {

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import textwrap
 
 import pytest
 
 from era.core.models import Language
 from tests.drivers.boxes import Boxes
+
+ROOT = os.geteuid() == 0
 
 PYTHON = {
     "multiprocessing": """
@@ -212,6 +215,8 @@ NAMES = [*(f"python {name}" for name in PYTHON), *(f"node {name}" for name in NO
 
 @pytest.mark.parametrize(("language", "code"), PROGRAMS, ids=NAMES)
 def test_programs_work(boxes: Boxes, language: Language, code: str) -> None:
+    if not ROOT and "worker_threads" in code:
+        pytest.skip("V8 reserves more for a worker than an ordinary user's limit of private data lets it have")
     box = boxes.make(language)
     told = boxes.run(box, textwrap.dedent(code))
     boxes.close(box)

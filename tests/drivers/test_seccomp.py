@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import ctypes
+import os
 import platform
 from collections.abc import Sequence
 from errno import EAFNOSUPPORT, ENOSYS, EPERM, EPROTONOSUPPORT
@@ -108,6 +109,13 @@ ARGUMENTS = [
         (call, (*before, mode), EPERM if mode & 0o6000 else 0)
         for call, before in CHANGE_MODE
         for mode in (0o755, 0o1777, 0o4755, 0o2755, 0o6000, HIGH | 0o4000)
+    ),
+    *(
+        (call, (*before, flags | high, mode), EPERM if flags & ~2 and mode & 0o6000 else 0)
+        for call, before in (("open", (0,)), ("openat", (0, 0)))
+        for flags in (0, 2, os.O_CREAT | 2, os.O_TMPFILE | 2)
+        for mode in (0, 0o644, 0o4755, 0o2755, HIGH | 0o6755)
+        for high in (0, HIGH)
     ),
 ]
 

@@ -90,6 +90,9 @@ MORE = {  # calls that are let through with other arguments
     "chmod of set-user-id": ("chmod", "file, 0o4755"),
     "fchmodat of set-group-id": ("fchmodat", "-100, file, 0o2755"),
     "creat of set-user-id": ("creat", "b'/workspace/made', 0o4755"),
+    "open of set-user-id": ("open", "b'/workspace/opened', 0o102, 0o4755"),
+    "openat of set-group-id": ("openat", "-100, b'/workspace/opened at', 0o102, 0o2755"),
+    "a nameless file of set-user-id": ("openat", "-100, b'/workspace', 0o20200002, 0o4755"),
     "mknod of a device": ("mknod", "b'/workspace/null', 0o20666, 0x103"),
 }
 ATTEMPTS = {**{name: (name, arguments) for name, arguments in CALLS.items()}, **MORE}

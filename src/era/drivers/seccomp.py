@@ -115,6 +115,16 @@ _ROUTE = 0  # the protocol of AF_NETLINK by which programs list their interfaces
 _LOADED_PROTOCOLS = (33, 115, 132, 136, 256)  # DCCP, L2TP, SCTP, UDP-Lite, SMC: asking for one loads a kernel module
 _S_IFMT, _DEVICES = 0o170000, (0o020000, 0o060000)
 _SET_ID = (0o4000, 0o2000)
+_TAKE_MODE = (
+    ("chmod", 1),
+    ("fchmod", 1),
+    ("fchmodat", 2),
+    ("fchmodat2", 2),
+    ("mknod", 1),
+    ("mknodat", 2),
+    ("creat", 1),
+)
+_CREATING = (0o100, 0o20000000)  # O_CREAT, O_TMPFILE
 _PERSONALITIES = (0, 0x8, 0x20000, 0x20008, _INT)  # Linux, its 32-bit uname, its version 2.6 uname; which one is it?
 
 type Rule = tuple[str, int, tuple[Condition, ...]]
@@ -139,14 +149,11 @@ RULES: list[Rule] = [
         for call, argument in (("mknod", 1), ("mknodat", 2))
         for kind in _DEVICES
     ),
+    *((call, EPERM, (_has(argument, bit),)) for call, argument in _TAKE_MODE for bit in _SET_ID),
     *(
-        (call, EPERM, (_has(argument, bit),))
-        for call, argument in (("chmod", 1), ("fchmod", 1), ("fchmodat", 2), ("fchmodat2", 2))
-        for bit in _SET_ID
-    ),
-    *(
-        (call, EPERM, (_has(argument, bit),))
-        for call, argument in (("mknod", 1), ("mknodat", 2), ("creat", 1))
+        (call, EPERM, (_has(argument - 1, creating), _has(argument, bit)))
+        for call, argument in (("open", 2), ("openat", 3))
+        for creating in _CREATING  # without it there is no mode, and its register holds anything
         for bit in _SET_ID
     ),
 ]
