@@ -81,6 +81,7 @@ def test_empty_files_without_end(boxes: Boxes, directory: str) -> None:
     told = boxes.run(box, FILES_WITHOUT_END.format(directory=directory, turns="itertools.count()"))
     assert time.monotonic() - begun < 5
     assert (told.ended.cause, told.ended.exit_code) == ("disk_full", 137)
+    assert told.ended.disk_problem == f"{directory} holds more than 10000 files"
     gone = boxes.run(box, f"import os; print(os.listdir('{directory}'))")
     assert gone.stdout == "[]\n"
 

@@ -352,11 +352,13 @@ class Supervisor:
 
         running = True
         next_look = time.monotonic() + TICK
+        disk_problem: str | None = None
         while running:
             now = time.monotonic()
             if now >= next_look:
                 next_look = now + TICK
-                if cause == "exit" and self.scratch_is_full():
+                disk_problem = self.overfull_scratch()
+                if disk_problem is not None and cause == "exit":
                     cause = "disk_full"
                     break
             left = deadline - now
@@ -390,6 +392,7 @@ class Supervisor:
         return {
             "exit_code": code,
             "cause": cause,
+            "disk_problem": disk_problem if cause == "disk_full" else None,
             "stdout_truncated": truncated[b"O"],
             "stderr_truncated": truncated[b"E"],
             "reaped": reaped,
@@ -397,13 +400,13 @@ class Supervisor:
             "cpu_us": int((usage.ru_utime + usage.ru_stime) * 1e6),
         }
 
-    def scratch_is_full(self) -> bool:
-        """Whether a scratch directory has more entries than there may be."""
+    def overfull_scratch(self) -> str | None:
+        """What is wrong if a scratch directory has more entries than there may be."""
         for directory in self.scratch:
             room = os.statvfs(directory)
             if room.f_files - room.f_ffree > self.scratch_entries:
-                return True
-        return False
+                return f"{directory} holds more than {self.scratch_entries} files"
+        return None
 
 
 def wide_pipe() -> tuple[int, int]:
