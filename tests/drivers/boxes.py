@@ -13,7 +13,7 @@ from unittest.mock import patch
 
 from era.core.models import Language
 from era.core.ports import Ended, Limits, Output, Program
-from era.drivers import bubblewrap
+from era.drivers import bubblewrap, seccomp
 from era.drivers.bubblewrap import BubblewrapDriver, BubblewrapSandbox
 
 LIMITS = Limits(
@@ -31,11 +31,13 @@ type Options = list[str]
 
 @dataclass(frozen=True)
 class Weakness:
-    """One wall less: other options for bubblewrap, other text in the supervisor, or no uid of its own."""
+    """One wall less: other options for bubblewrap, other text in the supervisor, no uid of its own, or no filter of
+    system calls."""
 
     options: Callable[[Options], Options] = list
     supervisor: Mapping[str, str] | None = None
     as_root: bool = False
+    unfiltered: bool = False
 
 
 @dataclass(frozen=True)
@@ -112,10 +114,15 @@ class Boxes:
         def arguments(*given: object) -> Options:
             return self._weakness.options(sound(*given))  # type: ignore[arg-type]  # handed on as they came
 
-        with patch.object(bubblewrap, "arguments", arguments):
+        filters = (lambda: ()) if self._weakness.unfiltered else seccomp.filters
+        with patch.object(bubblewrap, "arguments", arguments), patch.object(seccomp, "filters", filters):
             if self._weakness.as_root:
                 self.driver._free_uid = lambda: None  # type: ignore[method-assign]
             yield
+
+
+WITHOUT_LANDLOCK = {'landlock.restrict(config["landlock"])': "None", "landlock.enter_own_domain()": "pass"}
+"""Other text for the supervisor."""
 
 
 def without(*names: str) -> Callable[[Options], Options]:

