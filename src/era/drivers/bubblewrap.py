@@ -34,7 +34,7 @@ import shutil
 import signal
 import socket
 import subprocess
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from io import FileIO
@@ -60,6 +60,16 @@ _STAGE = Path("/run/era")
 _START_SECONDS = 20.0
 _MS_BIND, _MS_REC, _MS_SLAVE = 0x1000, 0x4000, 0x80000
 _NAMESPACES = ("cgroup", "ipc", "mnt", "net", "pid", "user", "uts")
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What is started for one sandbox: `files` are made and put into it, `options` makes bubblewrap's options from the
+    descriptors that hold their content, and `command` is what bubblewrap runs inside."""
+
+    files: dict[str, bytes]
+    options: Callable[[dict[str, int]], list[str]]
+    command: list[str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +99,19 @@ def arguments(paths: Paths, sandbox_id: str, limits: Limits, config: str, data: 
     options += ["--setenv", "PYTHONPATH", guest.GUEST, "--setenv", "PYTHONDONTWRITEBYTECODE", "1"]
     options += ["--setenv", "ERA_GUEST", config]
 
-    options += ["--ro-bind", "/usr", "/usr"]
+    options += read_only(paths, data)
+    options += ["--proc", "/proc", "--dev", "/dev"]
+    for path in guest.SCRATCH:
+        options += ["--size", str(limits.tmp_bytes), "--perms", "1777", "--tmpfs", path]
+    options += ["--bind", str(paths.live / sandbox_id / "workspace"), guest.WORKSPACE]
+    # The root and /dev are tmpfs without a bound: nobody gets to write there.
+    options += ["--remount-ro", "/dev", "--remount-ro", "/", "--chdir", guest.WORKSPACE]
+    return options
+
+
+def read_only(paths: Paths, data: dict[str, int]) -> list[str]:
+    """Options for what every sandbox holds and can't change: programs, libraries, interpreters, made files."""
+    options = ["--ro-bind", "/usr", "/usr"]
     for name in ("bin", "lib", "lib32", "lib64", "libx32", "sbin"):
         directory = Path("/") / name
         if directory.is_symlink():
@@ -102,15 +124,7 @@ def arguments(paths: Paths, sandbox_id: str, limits: Limits, config: str, data: 
         options += ["--perms", "0444", "--ro-bind-data", str(descriptor), path]
     if paths.python:
         options += ["--ro-bind", str(paths.python), str(guest.interpreter().prefix)]
-    options += ["--ro-bind", str(paths.guest), guest.GUEST, "--ro-bind", str(paths.node), guest.NODE]
-
-    options += ["--proc", "/proc", "--dev", "/dev"]
-    for path in guest.SCRATCH:
-        options += ["--size", str(limits.tmp_bytes), "--perms", "1777", "--tmpfs", path]
-    options += ["--bind", str(paths.live / sandbox_id / "workspace"), guest.WORKSPACE]
-    # The root and /dev are tmpfs without a bound: nobody gets to write there.
-    options += ["--remount-ro", "/dev", "--remount-ro", "/", "--chdir", guest.WORKSPACE]
-    return options
+    return [*options, "--ro-bind", str(paths.guest), guest.GUEST, "--ro-bind", str(paths.node), guest.NODE]
 
 
 def etc_files() -> dict[str, bytes]:
@@ -136,6 +150,7 @@ class BubblewrapSandbox:
         self._group: Group | None = None
         self._kills_seen = 0
         self._process: subprocess.Popen[bytes] | None = None
+        self._init_pid = 0
         self._init_pidfd = -1
         self._channel: Channel | None = None
         self._log = os.memfd_create("era-sandbox-log")
@@ -180,7 +195,7 @@ class BubblewrapSandbox:
         except (OSError, TimeoutError, SandboxFailed) as error:
             ours.close()
             raise SandboxFailed(f"The sandbox did not start: {self.log() or error}") from error
-        self.enforced = self._enforced(language, seen)
+        self.enforced = self.told(language, seen)
 
     def _classify(self, ended: Ended) -> Ended:
         """Tell out of memory from other ends, by the kernel's own count."""
@@ -202,8 +217,8 @@ class BubblewrapSandbox:
         if self.uid is not None:
             os.chown(self.workspace, self.uid, self.uid)
         if driver.cgroups is not None:
-            self._group = driver.cgroups.create(self.id, self.limits)
-        config = guest.supervisor_config(language, self.limits, control.fileno(), cgroup=self._group is not None)
+            self._group = driver.cgroups.create(self.id, self.group_limits())
+        plan = self.plan(language, control.fileno())
         with contextlib.ExitStack() as stack:
 
             def pipe() -> tuple[FileIO, FileIO]:
@@ -213,16 +228,14 @@ class BubblewrapSandbox:
             options_read, options_write = pipe()
             info_read, info_write = pipe()
             data = {}
-            for path, content in etc_files().items():
+            for path, content in plan.files.items():
                 read, write = pipe()
                 write.write(content)
                 write.close()
                 data[path] = read.fileno()
-            options = arguments(driver.paths, self.id, self.limits, config, data)
-            options += ["--info-fd", str(info_write.fileno())]
-            argv = [str(driver.paths.bwrap), "--args", str(options_read.fileno()), "--", guest.interpreter().executable]
+            options = [*plan.options(data), "--info-fd", str(info_write.fileno())]
             self._process = subprocess.Popen(
-                [*argv, "main.py"],
+                [str(driver.paths.bwrap), "--args", str(options_read.fileno()), "--", *plan.command],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=self._log,
@@ -241,12 +254,31 @@ class BubblewrapSandbox:
             info = info_read.readall()
             if not info:
                 raise SandboxFailed("bubblewrap did not make the sandbox.")
-            self._init_pidfd = os.pidfd_open(json.loads(info)["child-pid"])
+            self._init_pid = json.loads(info)["child-pid"]
+            self._init_pidfd = os.pidfd_open(self._init_pid)
 
-    def _enforced(self, language: Language, seen: JsonObject) -> JsonObject:
+    def plan(self, language: Language, control: int) -> Plan:
+        """What to start, given the descriptor of the control socket."""
+        config = guest.supervisor_config(language, control, self.rlimits(language))
+        return Plan(
+            etc_files(),
+            lambda data: arguments(self._driver.paths, self.id, self.limits, config, data),
+            [guest.interpreter().executable, "main.py"],
+        )
+
+    def rlimits(self, language: Language) -> dict[str, int]:
+        """Limits of each process of a program."""
+        return guest.rlimits(language, self.limits, cgroup=self._group is not None)
+
+    def group_limits(self) -> Limits:
+        """Limits of the control group, which holds whatever makes the sandbox, too."""
+        return self.limits
+
+    def told(self, language: Language, seen: JsonObject) -> JsonObject:
+        """What is in force, given what the supervisor saw from inside."""
         own = {name: os.readlink(f"/proc/self/ns/{name}") for name in _NAMESPACES}
         return {
-            "driver": "bubblewrap",
+            "driver": self._driver.name,
             "uid": os.getuid() if self.uid is None else self.uid,
             "namespaces": [name for name in _NAMESPACES if seen["namespaces"].get(name) != own[name]],
             "capabilities": "none" if int(seen["CapEff"], 16) == 0 else seen["CapEff"],
@@ -254,7 +286,7 @@ class BubblewrapSandbox:
             "seccomp": "none" if seen["Seccomp"] == "0" else "filter",
             "network": "none",
             "cgroup": self._group.limits() if self._group else None,
-            "rlimits": guest.rlimits(language, self.limits, cgroup=self._group is not None),
+            "rlimits": self.rlimits(language),
         }
 
     async def _close(self) -> None:
@@ -288,6 +320,7 @@ class BubblewrapDriver:
     """Makes bubblewrap sandboxes below `directory`, which must be ours alone."""
 
     name = "bubblewrap"
+    sandbox = BubblewrapSandbox
 
     def __init__(self, directory: Path, limits: Limits, *, cgroup_name: str) -> None:
         self.live = directory / "live"
@@ -314,7 +347,7 @@ class BubblewrapDriver:
                 raise problem
 
     async def create(self, language: Language, limits: Limits) -> BubblewrapSandbox:
-        sandbox = BubblewrapSandbox(self, f"sb-{secrets.token_hex(8)}", self._free_uid(), limits)
+        sandbox = self.sandbox(self, f"sb-{secrets.token_hex(8)}", self._free_uid(), limits)
         self._sandboxes.add(sandbox)
         try:
             await sandbox.open(language)
@@ -333,7 +366,7 @@ class BubblewrapDriver:
     def isolation(self) -> JsonObject:
         """What the self-test's sandboxes had in force, and a sentence of it."""
         seen = self._seen
-        walls = [f"bubblewrap, {len(seen['namespaces'])} namespaces, no capabilities, no network"]
+        walls = [f"{self.name}, {len(seen['namespaces'])} namespaces, no capabilities, no network"]
         walls.append("a uid of its own for each sandbox" if self._privileged else "user namespaces of this user")
         if seen["cgroup"]:
             walls.append(f"memory, processes and cpu bounded by cgroup v{seen['cgroup']['version']}")
