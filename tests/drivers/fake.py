@@ -12,7 +12,7 @@ import signal
 import sys
 import time
 from asyncio.subprocess import DEVNULL, PIPE, Process
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Literal
 
@@ -20,9 +20,9 @@ from era.core.models import JsonObject, Language
 from era.core.ports import Ended, Limits, Output, Program
 from era.drivers import guest
 from era.errors import SandboxFailed
+from era.guest.workspace import STATE_FILE, write_file
 
 _GRACE = 2.0
-_STATE = ".session_data.json"
 
 
 class FakeSandbox:
@@ -35,17 +35,18 @@ class FakeSandbox:
         self.alive = True
         self._language = language
         self._limits = limits
-        self._process: Process | _Nobody = _Nobody(self)
+        self._process = self  # what to kill, for those that kill a sandbox from outside
+        self._program: Process | None = None
 
     async def run(self, program: Program) -> AsyncIterator[Output | Ended]:
         if not self.alive:
             raise SandboxFailed("The sandbox is gone.")
         entry = self.workspace / guest.ENTRIES[self._language]
-        for path, content in {**program.files, _STATE: program.state, entry.name: program.code}.items():
+        for path, content in {**program.files, STATE_FILE: program.state, entry.name: program.code}.items():
             (self.workspace / path).parent.mkdir(parents=True, exist_ok=True)
-            (self.workspace / path).write_bytes(content)
+            write_file(str(self.workspace / path), content)
         node = [str(guest.NODE_SOURCE / "bin/node"), "--experimental-transform-types", "--disable-warning=ExperimentalWarning"]
-        process = self._process = await asyncio.create_subprocess_exec(
+        process = self._program = await asyncio.create_subprocess_exec(
             *([sys.executable, "-u"] if self._language == "python" else node),
             entry.name,
             cwd=self.workspace,
@@ -59,7 +60,7 @@ class FakeSandbox:
         queue: asyncio.Queue[Output | None] = asyncio.Queue()
         truncated = {"stdout": False, "stderr": False}
         causes: list[Literal["timeout", "killed"]] = []
-        self._killed = lambda: causes.append("killed")
+        self._killed: Callable[[], None] = lambda: causes.append("killed")
         assert process.stdout
         assert process.stderr
 
@@ -82,7 +83,6 @@ class FakeSandbox:
             clock = asyncio.create_task(deadline())
             await process.wait()
             clock.cancel()
-            _signal(process, signal.SIGKILL)
             await asyncio.gather(*readers)
             queue.put_nowait(None)
 
@@ -93,8 +93,10 @@ class FakeSandbox:
         await ending
         code = process.returncode or 0
         entry.unlink(missing_ok=True)
-        state_file = self.workspace / _STATE
-        state = state_file.read_bytes() if state_file.is_file() else None
+        state_file = self.workspace / STATE_FILE
+        regular = state_file.is_file() and not state_file.is_symlink()
+        problem = None if regular or not os.path.lexists(state_file) else "is not a regular file"
+        state = state_file.read_bytes() if regular else None
         if program.ephemeral:
             shutil.rmtree(self.workspace)
             self.workspace.mkdir()
@@ -103,7 +105,7 @@ class FakeSandbox:
             cause=causes[0] if causes else "signal" if code < 0 else "exit",
             duration=time.monotonic() - begun,
             state=state,
-            state_problem=None,
+            state_problem=problem,
             stdout_truncated=truncated["stdout"],
             stderr_truncated=truncated["stderr"],
             reaped=0,
@@ -114,22 +116,15 @@ class FakeSandbox:
 
     async def kill_run(self) -> None:
         self._killed()
-        self._process.kill()
-
-    async def close(self) -> None:
-        self.alive = False
-        self._process.kill()
-        shutil.rmtree(self.workspace.parent, ignore_errors=True)
-
-
-class _Nobody:
-    """Before any program has run, killing the process kills the sandbox."""
-
-    def __init__(self, sandbox: FakeSandbox) -> None:
-        self._sandbox = sandbox
+        _signal(self._program, signal.SIGKILL)
 
     def kill(self) -> None:
-        self._sandbox.alive = False
+        self.alive = False
+        _signal(self._program, signal.SIGKILL)
+
+    async def close(self) -> None:
+        self.kill()
+        shutil.rmtree(self.workspace.parent, ignore_errors=True)
 
 
 class FakeDriver:
@@ -151,6 +146,7 @@ class FakeDriver:
             await sandbox.close()
 
 
-def _signal(process: Process, number: int) -> None:
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, number)
+def _signal(process: Process | None, number: int) -> None:
+    if process is not None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, number)

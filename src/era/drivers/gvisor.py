@@ -26,7 +26,6 @@ gVisor looks again whether a file is what it was, so what the host writes betwee
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 from collections.abc import Iterator
@@ -43,7 +42,7 @@ from era.drivers.bubblewrap import (
     Plan,
     read_only,
 )
-from era.errors import NoIsolation
+from era.errors import NoIsolation, SandboxFailed
 
 _RUNSC = "/usr/bin/runsc"
 """Where distributions install it; sandboxes have the host's /usr."""
@@ -155,6 +154,7 @@ class GvisorSandbox(BubblewrapSandbox):
         return replace(self.limits, memory_bytes=self.limits.memory_bytes + _OWN_MEMORY, pids=_OWN_PIDS)
 
     def told(self, language: Language, seen: JsonObject) -> JsonObject:
+        # Capabilities are those that the program has in gVisor. The rest is what the host's kernel holds its sentry to.
         return super().told(language, seen | sentry_seen(self._init_pid)) | {"platform": "systrap"}
 
 
@@ -171,21 +171,21 @@ class GvisorDriver(BubblewrapDriver):
 
 
 def sentry_seen(init_pid: int) -> JsonObject:
-    """What the host's kernel says of the sentry below a sandbox's PID 1: the lines that tell of privileges, and its
-    namespaces. Empty where this user may not look."""
-    with contextlib.suppress(OSError):
-        for pid in _below(init_pid):
-            process = Path("/proc") / str(pid)
-            if (process / "cmdline").read_bytes().startswith(b"runsc-sandbox\0"):
-                lines = (line.partition(":\t") for line in (process / "status").read_text().splitlines())
-                status = {name: value for name, _, value in lines if name in ("CapEff", "NoNewPrivs", "Seccomp")}
-                spaces = {name: os.readlink(process / "ns" / name) for name in os.listdir(process / "ns")}
-                return {**status, "namespaces": spaces}
-    return {}
+    """What the host's kernel says of the sentry below a sandbox's PID 1: its namespaces, and the lines that tell of
+    privileges."""
+    for pid in _below(init_pid):
+        process = Path("/proc") / str(pid)
+        if (process / "cmdline").read_bytes().startswith(b"runsc-sandbox\0"):
+            lines = (line.partition(":\t") for line in (process / "status").read_text().splitlines())
+            status = {name: value for name, _, value in lines if name in ("NoNewPrivs", "Seccomp")}
+            spaces = {name: os.readlink(process / "ns" / name) for name in os.listdir(process / "ns")}
+            return {**status, "namespaces": spaces}
+    raise SandboxFailed("gVisor's sentry was not found.")
 
 
 def _below(pid: int) -> Iterator[int]:
     """All processes below `pid`, parents first."""
-    for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
-        yield int(child)
-        yield from _below(int(child))
+    for thread in Path(f"/proc/{pid}/task").iterdir():
+        for child in (thread / "children").read_text().split():
+            yield int(child)
+            yield from _below(int(child))
