@@ -45,7 +45,11 @@ class FakeSandbox:
         for path, content in {**program.files, STATE_FILE: program.state, entry.name: program.code}.items():
             (self.workspace / path).parent.mkdir(parents=True, exist_ok=True)
             write_file(str(self.workspace / path), content)
-        node = [str(guest.NODE_SOURCE / "bin/node"), "--experimental-transform-types", "--disable-warning=ExperimentalWarning"]
+        node = [
+            str(guest.NODE_SOURCE / "bin/node"),
+            "--experimental-transform-types",
+            "--disable-warning=ExperimentalWarning",
+        ]
         process = self._program = await asyncio.create_subprocess_exec(
             *([sys.executable, "-u"] if self._language == "python" else node),
             entry.name,
@@ -86,7 +90,10 @@ class FakeSandbox:
             await asyncio.gather(*readers)
             queue.put_nowait(None)
 
-        readers = [asyncio.create_task(read("stdout", process.stdout)), asyncio.create_task(read("stderr", process.stderr))]
+        readers = [
+            asyncio.create_task(read("stdout", process.stdout)),
+            asyncio.create_task(read("stderr", process.stderr)),
+        ]
         ending = asyncio.create_task(end())
         while event := await queue.get():
             yield event

@@ -247,8 +247,7 @@ class BubblewrapSandbox:
                 extra_groups=None if self.uid is None else [],
             )
             info_write.close()
-            if self._group is not None:
-                self._group.add(self._process.pid)
+            self.bound(self._process.pid)
             options_write.write("\0".join([*options, ""]).encode())
             options_write.close()
             info = info_read.readall()
@@ -273,6 +272,11 @@ class BubblewrapSandbox:
     def group_limits(self) -> Limits:
         """Limits of the control group, which holds whatever makes the sandbox, too."""
         return self.limits
+
+    def bound(self, pid: int) -> None:
+        """Put bounds on bubblewrap, which has not begun with anything, and so on all that will come of it."""
+        if self._group is not None:
+            self._group.add(pid)
 
     def told(self, language: Language, seen: JsonObject) -> JsonObject:
         """What is in force, given what the supervisor saw from inside."""

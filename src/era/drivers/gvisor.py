@@ -28,6 +28,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -50,8 +51,9 @@ _INSTALL = "On Debian and Ubuntu: apt-get install runsc. Elsewhere put gVisor's 
 _CONTROL = 3
 _BUNDLE = "/tmp/bundle"  # noqa: S108  in the outer sandbox, where the inner one's own /tmp covers it
 _STATE = "/tmp/state"  # noqa: S108
-_NO_RLIMITS = ("RLIMIT_MSGQUEUE", "RLIMIT_SIGPENDING")
-"""gVisor refuses to set these. What they bound lies in the sentry's memory."""
+_NO_RLIMITS = ("RLIMIT_DATA", "RLIMIT_MSGQUEUE", "RLIMIT_SIGPENDING")
+"""gVisor ignores the first and refuses to set the others. What they bound is the sentry's memory, as all else."""
+_GIB = 1 << 30
 _OWN_MEMORY = 96 << 20
 """Bytes that sentry, gofer and runsc take themselves, beside the program's."""
 _OWN_PIDS = 1024
@@ -100,10 +102,7 @@ def specification(limits: Limits, config: str) -> JsonObject:
         "mounts": [
             {"destination": "/proc", "type": "proc", "source": "proc"},
             {"destination": "/dev", "type": "dev", "source": "dev", "options": ["ro"]},
-            *(
-                {"destination": path, "type": "tmpfs", "source": "tmpfs", "options": scratch}
-                for path in guest.SCRATCH
-            ),
+            *({"destination": path, "type": "tmpfs", "source": "tmpfs", "options": scratch} for path in guest.SCRATCH),
             {
                 "destination": guest.WORKSPACE,
                 "type": "bind",
@@ -153,9 +152,20 @@ class GvisorSandbox(BubblewrapSandbox):
     def group_limits(self) -> Limits:
         return replace(self.limits, memory_bytes=self.limits.memory_bytes + _OWN_MEMORY, pids=_OWN_PIDS)
 
+    def bound(self, pid: int) -> None:
+        super().bound(pid)
+        if self._group is None:
+            resource.prlimit(pid, resource.RLIMIT_FSIZE, (self._memory_file(), self._memory_file()))
+
+    def _memory_file(self) -> int:
+        """How large a file may be, to gVisor itself: all memory of a sandbox is one file, which grows by whole GiB.
+        Files of the working directory must still fit."""
+        return max(-(-self.limits.memory_bytes // _GIB) * _GIB, self.limits.disk_bytes)
+
     def told(self, language: Language, seen: JsonObject) -> JsonObject:
         # Capabilities are those that the program has in gVisor. The rest is what the host's kernel holds its sentry to.
-        return super().told(language, seen | sentry_seen(self._init_pid)) | {"platform": "systrap"}
+        told = super().told(language, seen | sentry_seen(self._init_pid))
+        return {**told, "platform": "systrap", "memory_file_bytes": None if self._group else self._memory_file()}
 
 
 class GvisorDriver(BubblewrapDriver):

@@ -65,7 +65,8 @@ LOOK, LOOK_SOON = 0.02, 0.001  # seconds between looks whether a program has end
 PR_SET_DUMPABLE = 4
 IPC_RMID = 0
 IPC_PRIVATE = 0
-MADV_POPULATE_WRITE = 23  # Linux 5.14; an older kernel answers EINVAL and the faults come later
+MADV_POPULATE_WRITE = 23  # Linux 5.14; older kernels and gVisor answer EINVAL, and the pages are written to one by one
+PAGE = 4096
 
 # Modules of our own need, which a program must find unloaded.
 OURS = ("supervisor", "workspace", "ctypes", "ctypes._endian", "_ctypes", "fcntl", "resource")
@@ -460,7 +461,9 @@ def populate_pages() -> None:
             if permissions == "rw-p":
                 start, end = (int(part, 16) for part in span.split("-"))
                 if end - start < 64 << 20:
-                    _libc.madvise(start, end - start, MADV_POPULATE_WRITE)
+                    if _libc.madvise(start, end - start, MADV_POPULATE_WRITE) != 0:
+                        for page in range(start, end, PAGE):
+                            ctypes.memmove(page, page, 1)
 
 
 def read_environment() -> dict[str, str]:
