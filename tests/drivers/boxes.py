@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,7 +13,7 @@ from types import ModuleType
 from typing import Any
 from unittest.mock import patch
 
-from era.core.models import JsonObject, Language
+from era.core.models import LANGUAGES, JsonObject, Language
 from era.core.ports import Ended, Limits, Output, Program
 from era.drivers import bubblewrap, gvisor
 from era.drivers.bubblewrap import BubblewrapDriver, BubblewrapSandbox
@@ -60,7 +60,15 @@ class Told:
 class Boxes:
     """A driver of the test's own, one of DRIVERS, and sandboxes from it."""
 
-    def __init__(self, directory: Path, weakness: Weakness, driver: str = "bubblewrap") -> None:
+    def __init__(
+        self,
+        directory: Path,
+        weakness: Weakness,
+        driver: str = "bubblewrap",
+        *,
+        languages: Sequence[Language] = LANGUAGES,
+    ) -> None:
+        """`languages` are those that are tried at the start."""
         self._runner = asyncio.Runner()
         self.cgroup_name = f"era-test-{secrets.token_hex(4)}"
         self.driver: Any = DRIVERS[driver](directory, LIMITS, cgroup_name=self.cgroup_name)
@@ -74,7 +82,7 @@ class Boxes:
                 file.write_text(file.read_text().replace(old, new))
             self.driver.paths = replace(self.driver.paths, guest=guest)
         try:
-            with self._weakened():
+            with self._weakened(), patch.object(bubblewrap, "LANGUAGES", languages):
                 self._runner.run(self.driver.start())
         except BaseException:
             self.stop()
@@ -97,8 +105,8 @@ class Boxes:
         files: Mapping[str, bytes] | None = None,
         meanwhile: str = "",
     ) -> Told:
-        """Run one program. As soon as it has written something, `meanwhile` is done: "kill" the run, "close" the sandbox,
-        or "murder" it as if the kernel had killed it."""
+        """Run one program. As soon as it has written something, `meanwhile` is done: "kill" the run, "close" the
+        sandbox, or "murder" it as if the kernel had killed it."""
 
         async def follow() -> Told:
             parts = {"stdout": b"", "stderr": b""}
@@ -123,7 +131,7 @@ class Boxes:
 
         async def noticed() -> None:
             await _murder(box)
-            while box.alive:
+            while box.alive:  # noqa: ASYNC110  nothing tells of it
                 await asyncio.sleep(0.01)
 
         self._runner.run(noticed())

@@ -47,8 +47,11 @@ KNOWN["test_how_out_of_memory_looks", "gvisor"] = (
 KNOWN["test_how_out_of_memory_looks", "gvisor as a user"] = (
     "gVisor's memory file can't grow, and the program gets SIGSEGV when it touches what it was promised"
 )
+for driver in ("gvisor", "gvisor as a user"):
+    KNOWN["test_the_supervisor_can_t_be_killed", driver] = "gVisor does not protect PID 1 as Linux does"
 NEVER: dict[tuple[str, str], str] = {
     ("test_how_out_of_memory_looks", "fake"): "it would be the host's memory",
+    ("test_the_supervisor_can_t_be_killed", "fake"): "it would be the host's init",
     ("test_out_of_memory", "fake"): "it would be the host's memory",
     ("test_a_daemon_does_not_outlive_the_run", "fake"): "it would outlive the tests",
     ("test_too_many_processes", "fake"): "they would be the host's processes",
@@ -435,6 +438,14 @@ print(open('/proc/self/status').read().split('CapEff:')[1].split()[0])
     told = _says(boxes, box, code).splitlines()
     assert told[0].endswith(" []")
     assert int(told[1], 16) == 0, told
+
+
+@pytest.mark.parametrize("number", [9, 15])
+def test_the_supervisor_can_t_be_killed(boxes: Any, number: int) -> None:
+    box = boxes.make()
+    told = boxes.run(box, f"import os; os.kill(1, {number}); print('on')", timeout=5)
+    boxes.close(box)
+    assert (told.stdout, told.ended.sandbox_alive) == ("on\n", True)
 
 
 # -- the sandbox itself ---------------------------------------------------------------------------------------------

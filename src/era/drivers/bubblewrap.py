@@ -195,7 +195,7 @@ class BubblewrapSandbox:
         except (OSError, TimeoutError, SandboxFailed) as error:
             ours.close()
             raise SandboxFailed(f"The sandbox did not start: {self.log() or error}") from error
-        self.enforced = self.told(language, seen)
+        self.enforced = self._enforced(language, seen)
 
     def _classify(self, ended: Ended) -> Ended:
         """Tell out of memory from other ends, by the kernel's own count."""
@@ -278,7 +278,7 @@ class BubblewrapSandbox:
         if self._group is not None:
             self._group.add(pid)
 
-    def told(self, language: Language, seen: JsonObject) -> JsonObject:
+    def _enforced(self, language: Language, seen: JsonObject) -> JsonObject:
         """What is in force, given what the supervisor saw from inside."""
         own = {name: os.readlink(f"/proc/self/ns/{name}") for name in _NAMESPACES}
         return {

@@ -162,9 +162,9 @@ class GvisorSandbox(BubblewrapSandbox):
         Files of the working directory must still fit."""
         return max(-(-self.limits.memory_bytes // _GIB) * _GIB, self.limits.disk_bytes)
 
-    def told(self, language: Language, seen: JsonObject) -> JsonObject:
+    def _enforced(self, language: Language, seen: JsonObject) -> JsonObject:
         # Capabilities are those that the program has in gVisor. The rest is what the host's kernel holds its sentry to.
-        told = super().told(language, seen | sentry_seen(self._init_pid))
+        told = super()._enforced(language, seen | sentry_seen(self._init_pid))
         return {**told, "platform": "systrap", "memory_file_bytes": None if self._group else self._memory_file()}
 
 
