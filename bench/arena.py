@@ -35,6 +35,8 @@ class Arena:
         self._small = small
         self._connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
         self._used_at = 0.0
+        self.closers = contextlib.ExitStack()
+        """What cases have opened: closed with the arena."""
 
     # -- measured: nothing but the request and its answer -----------------------------------------------------------
 
@@ -103,6 +105,7 @@ class Arena:
         return lambda answer: _expect(answer, status)
 
     def close(self) -> None:
+        self.closers.close()
         self._connection.close()
 
 

