@@ -12,7 +12,6 @@ import shutil
 import socket
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -270,14 +269,8 @@ def boxes_uid(boxes: Any) -> int:
 
 
 def test_files_are_the_sandbox_s_own(boxes: Any, box: Any) -> None:
-    assert (
-        _says(
-            boxes,
-            box,
-            "import os; open('mine', 'w').close(); os.chmod('mine', 0o600); print(os.stat('mine').st_uid == os.getuid())",
-        )
-        == "True\n"
-    )
+    code = "import os\nopen('mine', 'w').close(); os.chmod('mine', 0o600)\nprint(os.stat('mine').st_uid == os.getuid())"
+    assert _says(boxes, box, code) == "True\n"
     assert (box.workspace / "mine").stat().st_uid == (box.uid if box.uid is not None else boxes_uid(boxes))
 
 
@@ -329,7 +322,10 @@ def test_output_is_bounded(boxes: Any, box: Any) -> None:
 
 def test_much_output_on_both_streams(boxes: Any, box: Any) -> None:
     size = 10_000
-    code = f"import sys\nfor i in range(80):\n    sys.stdout.write(chr(65 + i % 26) * {size}); sys.stderr.write('e' * {size})"
+    code = (
+        "import sys\nfor i in range(80):\n"
+        f"    sys.stdout.write(chr(65 + i % 26) * {size}); sys.stderr.write('e' * {size})"
+    )
     told = boxes.run(box, code)
     assert told.stdout == "".join(chr(65 + i % 26) * size for i in range(80))
     assert told.stderr == "e" * (80 * size)
@@ -378,15 +374,19 @@ def test_how_out_of_memory_looks(boxes: Any) -> None:
         assert (told.ended.exit_code, told.stderr.splitlines()[-1]) == (1, "MemoryError")
 
 
-def test_too_many_processes(boxes: Any) -> None:
-    box = boxes.make()
-    told = boxes.run(
-        box,
-        "import os\nn = 0\nwhile n < 300:\n    try: n += os.fork() > 0\n    except OSError: break\nprint(n)\nimport time; time.sleep(1)",
-        timeout=8,
-    )
-    boxes.close(box)
-    assert all(int(line) <= LIMITS.pids for line in told.stdout.split())
+def test_too_many_processes(boxes: Any, box: Any) -> None:
+    code = """
+import subprocess
+n = 0
+try:
+    while n < 300:
+        subprocess.Popen(['sleep', '60'])
+        n += 1
+except OSError: pass
+print(n)
+"""
+    assert 30 < int(_says(boxes, box, code)) <= LIMITS.pids
+    assert _says(boxes, box, "print('well')") == "well\n"
 
 
 # -- walls ----------------------------------------------------------------------------------------------------------
@@ -396,8 +396,9 @@ def test_there_is_no_network(boxes: Any, box: Any) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         code = f"""
 import socket
-for family, address in ((socket.AF_INET, ('127.0.0.1', {listener.getsockname()[1]})), (socket.AF_INET, ('192.0.2.1', 80)),
-                        (socket.AF_INET6, ('2001:db8::1', 80)), (socket.AF_UNIX, '/run/systemd/private')):
+for family, address in ((socket.AF_INET, ('127.0.0.1', {listener.getsockname()[1]})),
+                        (socket.AF_INET, ('192.0.2.1', 80)), (socket.AF_INET6, ('2001:db8::1', 80)),
+                        (socket.AF_UNIX, '/run/systemd/private')):
     with socket.socket(family, socket.SOCK_STREAM) as s:
         s.settimeout(2)
         try: s.connect(address); print('connected', address)
@@ -410,7 +411,13 @@ print([name for _, name in socket.if_nameindex()])
 
 
 def test_tmp_is_fresh_in_each_run(boxes: Any, box: Any) -> None:
-    code = "import os\nfor d in ('/tmp', '/dev/shm'):\n    print(os.listdir(d)); os.makedirs(d + '/era-test/b'); open(d + '/era-test/c', 'w').close()"
+    code = """
+import os
+for d in ('/tmp', '/dev/shm'):
+    print(os.listdir(d))
+    os.makedirs(d + '/era-test/b')
+    open(d + '/era-test/c', 'w').close()
+"""
     try:
         assert _says(boxes, box, code) == "[]\n[]\n"
         assert _says(boxes, box, code) == "[]\n[]\n"
@@ -429,14 +436,14 @@ def test_other_processes_are_invisible(boxes: Any, box: Any) -> None:
 def test_system_files_are_the_sandbox_s_own(boxes: Any, box: Any) -> None:
     code = """
 import os
-print(sorted(os.listdir('/')), [n for n in ('/root', '/home', '/var', '/etc/shadow', '/sys/kernel/security') if os.path.exists(n)])
+print([name for name in ('/root', '/home', '/var', '/etc/shadow', '/sys/kernel/security') if os.path.exists(name)])
 for path in ('/', '/usr', '/etc', '/etc/passwd', '/era', '/dev', '/opt/node'):
     try: os.close(os.open(path + '/x' if os.path.isdir(path) else path, os.O_WRONLY | os.O_CREAT)); print('wrote', path)
     except OSError: pass
 print(open('/proc/self/status').read().split('CapEff:')[1].split()[0])
 """
     told = _says(boxes, box, code).splitlines()
-    assert told[0].endswith(" []")
+    assert told[0] == "[]"
     assert int(told[1], 16) == 0, told
 
 

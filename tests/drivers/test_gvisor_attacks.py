@@ -87,8 +87,11 @@ def writable_root(specification: Specification) -> Specification:
 
 
 def capable(*names: str) -> Weakness:
-    sets = dict.fromkeys(("bounding", "effective", "permitted", "inheritable"), list(names))
-    return Weakness(specification=process(capabilities=sets))
+    return Weakness(
+        specification=process(
+            capabilities={kind: list(names) for kind in ("bounding", "effective", "permitted", "inheritable")}
+        )
+    )
 
 
 WRITABLE_ROOT = Weakness(
@@ -283,7 +286,7 @@ def test_what_was_in_force_is_told(boxes: Boxes, sound: Any) -> None:
     assert (enforced["driver"], enforced["platform"], enforced["seccomp"]) == ("gvisor", "systrap", "filter")
     assert enforced["namespaces"] == ["cgroup", "ipc", "mnt", "net", "pid", "user", "uts"]
     assert (enforced["capabilities"], enforced["no_new_privs"], enforced["network"]) == ("none", True, "none")
-    assert "gvisor" in boxes.driver.isolation()["summary"]
+    assert "gVisor" in boxes.driver.isolation()["summary"]
     if ROOT:
         assert enforced["uid"] >= 1_900_000_000
         assert enforced["cgroup"]["memory_bytes"] > 256 << 20
@@ -368,7 +371,8 @@ def test_a_fork_bomb(boxes: Boxes) -> None:
         "kept = []\nwhile True: kept.append(bytearray(1 << 20))",
         "import os\nfds = []\nwhile True:\n    fds.append(os.memfd_create('m'))\n"
         "    for _ in range(64): os.write(fds[-1], b'x' * (1 << 20))",
-        "import mmap\nkept = []\nwhile True:\n    kept.append(mmap.mmap(-1, 1 << 24))\n    kept[-1].write(b'x' * (1 << 24))",
+        "import mmap\nkept = []\nwhile True:\n"
+        "    kept.append(mmap.mmap(-1, 1 << 24))\n    kept[-1].write(b'x' * (1 << 24))",
     ],
     ids=["heap", "memfd", "shared"],
 )

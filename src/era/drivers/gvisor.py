@@ -11,17 +11,21 @@ end and the leftovers of a killed service are those of the bubblewrap driver, si
 
 *Who is who.* `runsc` is root of its sandbox's user namespace, and has there the capabilities it needs to build its own
 walls; outside that is the sandbox's unprivileged uid. It starts a *gofer*, which opens files, and a *sentry*, the
-kernel for the program, which can open none: the sentry has an empty root, no network, no capabilities, and a filter
-that lets few system calls through. The program never makes a system call of the host at all.
+kernel for the program, which can open none: the sentry has an empty root, no network, and a filter that lets few
+system calls through. A call of the program's ends in the sentry; none reaches the host's kernel.
 
 *Inside,* the program is user 0 without any capability, because an ordinary user can map one uid only, and `runsc`
 wants that to be root.
 
 *Files.* The root is what bubblewrap shows, read-only. The working directory is a mount of its own that is `shared`:
 gVisor looks again whether a file is what it was, so what the host writes between two runs is seen. /tmp, /dev/shm and
-/dev are in the sentry's memory, which the control group bounds.
+/dev are in the sentry's memory. That is one file in the host's memory, bounded by the control group, and without one
+by how large a file may be.
 
 *The control socket* is handed on as descriptor 3. Nothing else of the host is open inside.
+
+*What gVisor has not.* PID 1 can be killed from inside: that ends this sandbox, and the host makes another. There are no
+pidfds, no table of System V objects, and no way to populate memory; the supervisor does it another way.
 """
 
 from __future__ import annotations
@@ -176,6 +180,17 @@ class GvisorDriver(BubblewrapDriver):
     name = "gvisor"
     sandbox = GvisorSandbox
     first_uid = FIRST_UID + UIDS
+
+    def isolation(self) -> JsonObject:
+        """What the self-test's sandboxes had in force, and a sentence of it."""
+        seen = self._seen
+        walls = ["gVisor (systrap) in bubblewrap, no system call of the host's, no capabilities, no network"]
+        walls.append("a uid of its own for each sandbox" if self._privileged else "user namespaces of this user")
+        if seen["cgroup"]:
+            walls.append(f"memory, processes and cpu bounded by cgroup v{seen['cgroup']['version']}")
+        else:
+            walls.append("no cgroup: memory is bounded in steps of 1 GiB, cpu is not (start ERA as root for more)")
+        return {**seen, "uid": None, "summary": "; ".join(walls)}
 
     async def start(self) -> None:
         if not Path(_RUNSC).exists():
