@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import httpx
 import pytest
@@ -60,7 +60,7 @@ class Server:
             environment |= extra
         with self._log_path.open("ab") as log:
             start = log.tell()
-            self.process = subprocess.Popen(command, stdout=log, stderr=log, env=environment)
+            self.process = self._spawn(command, environment, log)
         deadline = time.monotonic() + START_SECONDS
         while not (found := re.search(r"ERA serves\s+(http://\S+)", self.log[start:])):
             if self.process.poll() is not None or time.monotonic() > deadline:
@@ -68,6 +68,9 @@ class Server:
             time.sleep(0.02)
         self.url = found[1]
         return self
+
+    def _spawn(self, command: list[str], environment: dict[str, str], log: IO[bytes]) -> subprocess.Popen[bytes]:
+        return subprocess.Popen(command, stdout=log, stderr=log, env=environment)
 
     def _as_ordinary_user(self, uid: int) -> tuple[list[str], dict[str, str]]:
         """The command that serves as `uid`. A mount namespace shows that user the project and the data directory
