@@ -450,7 +450,8 @@ print(open('/proc/self/status').read().split('CapEff:')[1].split()[0])
 @pytest.mark.parametrize("number", [9, 15])
 def test_the_supervisor_can_t_be_killed(boxes: Any, number: int) -> None:
     box = boxes.make()
-    told = boxes.run(box, f"import os; os.kill(1, {number}); print('on')", timeout=5)
+    code = f"import os\ntry: os.kill(1, {number})\nexcept PermissionError: pass\nprint('on')"
+    told = boxes.run(box, code, timeout=5)
     boxes.close(box)
     assert (told.stdout, told.ended.sandbox_alive) == ("on\n", True)
 
