@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 
-from bench import drivers, large, rivals
+from bench import crowd, drivers, large, rivals, walls
 from bench.cases import (
     COUNTER,
     PROGRAMS,
@@ -18,6 +18,7 @@ from bench.cases import (
     program,
     warm,
 )
+from era.core.models import Language
 
 SETTLED = 0.2
 """Seconds after which a sandbox that said it is ready has nothing left to do, in any language."""
@@ -28,6 +29,13 @@ _HOST = {
     "python": rivals.python(PROGRAMS["python"]),
     "node": rivals.node(PROGRAMS["node"]),
     "typescript": rivals.typescript(PROGRAMS["typescript"]),
+}
+
+_WALLED: dict[str, tuple[Language, str]] = {
+    "python": ("python", PROGRAMS["python"]),
+    "node": ("node", PROGRAMS["node"]),
+    "typescript": ("typescript", PROGRAMS["typescript"]),
+    "imports": ("python", walls.IMPORTS),
 }
 
 CASES = [
@@ -49,6 +57,26 @@ CASES = [
         program(rivals.bwrap(PROGRAMS["python"])),
         _PAUSES["python"],
     ),
+    *(
+        case
+        for name, (language, code) in _WALLED.items()
+        for case in (
+            Case(
+                f"walls {name}",
+                "a program in a live sandbox, without commit and HTTP",
+                walls.sandbox(language, code, weak=False),
+                _PAUSES[language],
+            ),
+            Case(
+                f"no walls {name}",
+                "the same without the filter of system calls and Landlock",
+                walls.sandbox(language, code, weak=True),
+                _PAUSES[language],
+            ),
+        )
+    ),
+    Case("quiet", "a warm run, alone", crowd.run_beside(()), _PAUSES["python"], burst=20),
+    Case("crowded", "the same beside 7 that burn", crowd.run_beside(crowd.CROWD), _PAUSES["python"], burst=20),
     Case("file of one", "a run that changes the only file", large.change_one_file(of_many=False), 0.05),
     Case("file of many", "the same among 10,000 files", large.change_one_file(of_many=True), 0.05),
     Case("duplicate", "a copy of 1 GiB in 2,000 files", large.duplicate),
@@ -70,10 +98,12 @@ RATIOS = [
     Ratio("typescript burst", "typescript host burst"),
     Ratio("python change", "python host"),
     Ratio("python warm", "python bwrap"),
+    *(Ratio(f"walls {name}", f"no walls {name}", goal=1.2) for name in _WALLED),
     Ratio("python first", "python host"),
     Ratio("python first", "python bwrap"),
     Ratio("node first", "node host"),
     Ratio("typescript first", "typescript host"),
+    Ratio("crowded", "quiet", goal=3, quantile=0.95),
     Ratio("file of many", "file of one", goal=1.3),
     Ratio("duplicate", "session create"),
     Ratio("rollback", "session create"),

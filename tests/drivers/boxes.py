@@ -15,7 +15,7 @@ from unittest.mock import patch
 
 from era.core.models import LANGUAGES, JsonObject, Language
 from era.core.ports import Ended, Limits, Output, Program
-from era.drivers import bubblewrap, gvisor
+from era.drivers import bubblewrap, gvisor, seccomp
 from era.drivers.bubblewrap import BubblewrapDriver, BubblewrapSandbox
 from era.drivers.gvisor import GvisorDriver
 from tests.drivers.fake import FakeDriver, FakeSandbox
@@ -38,12 +38,13 @@ DRIVERS = {"bubblewrap": BubblewrapDriver, "gvisor": GvisorDriver, "fake": FakeD
 
 @dataclass(frozen=True)
 class Weakness:
-    """One wall less: other options for bubblewrap, other text in the supervisor, or no uid of its own. For gVisor also
-    another container, or other options for runsc."""
+    """One wall less: other options for bubblewrap, other text in the supervisor, no uid of its own, or no filter of
+    system calls. For gVisor also another container, or other options for runsc."""
 
     options: Callable[[Options], Options] = list
     supervisor: Mapping[str, str] | None = None
     as_root: bool = False
+    unfiltered: bool = False
     specification: Callable[[JsonObject], JsonObject] = dict
     flags: Callable[[Options], Options] = list
 
@@ -84,10 +85,14 @@ class Boxes:
             self.driver.paths = replace(self.driver.paths, guest=guest)
         try:
             with self._weakened(), patch.object(bubblewrap, "LANGUAGES", languages):
-                self._runner.run(self.driver.start())
+                self._runner.run(self._start())
         except BaseException:
             self.stop()
             raise
+
+    async def _start(self) -> None:
+        await self.driver.clear()
+        await self.driver.start()
 
     def make(self, language: Language = "python") -> BubblewrapSandbox:
         with self._weakened():
@@ -147,7 +152,9 @@ class Boxes:
             sound = getattr(module, name)
             return patch.object(module, name, lambda *given: weaken(sound(*given)))
 
+        filters = (lambda: ()) if self._weakness.unfiltered else seccomp.filters
         with ExitStack() as stack:
+            stack.enter_context(patch.object(seccomp, "filters", filters))
             stack.enter_context(patched(bubblewrap, "arguments", self._weakness.options))
             stack.enter_context(patched(gvisor, "arguments", self._weakness.options))
             stack.enter_context(patched(gvisor, "specification", self._weakness.specification))
@@ -160,6 +167,10 @@ class Boxes:
 async def _murder(box: Box) -> None:
     assert box._process is not None
     box._process.kill()
+
+
+WITHOUT_LANDLOCK = {'landlock.restrict(config["landlock"])': "None", "landlock.enter_own_domain()": "pass"}
+"""Other text for the supervisor."""
 
 
 def without(*names: str) -> Callable[[Options], Options]:

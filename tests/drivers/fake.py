@@ -34,7 +34,7 @@ class FakeSandbox:
         self.workspace.mkdir(parents=True)
         self.alive = True
         self._language = language
-        self._limits = limits
+        self.limits = limits
         self._process = self  # what to kill, for those that kill a sandbox from outside
         self._program: Process | None = None
 
@@ -69,7 +69,7 @@ class FakeSandbox:
         assert process.stderr
 
         async def read(name: Literal["stdout", "stderr"], stream: asyncio.StreamReader) -> None:
-            room = self._limits.output_bytes
+            room = self.limits.output_bytes
             while data := await stream.read(1 << 16):
                 truncated[name] |= len(data) > room
                 if room:
@@ -121,6 +121,9 @@ class FakeSandbox:
             sandbox_alive=self.alive,
         )
 
+    def unnamed_bytes(self, device: int) -> int:
+        return 0
+
     async def kill_run(self) -> None:
         self._killed()
         _signal(self._program, signal.SIGKILL)
@@ -142,6 +145,9 @@ class FakeDriver:
         self._made: list[FakeSandbox] = []
 
     async def start(self) -> None:
+        pass
+
+    async def clear(self) -> None:
         shutil.rmtree(self.live, ignore_errors=True)
 
     async def create(self, language: Language, limits: Limits) -> FakeSandbox:

