@@ -30,6 +30,7 @@ class _Bench:
     def __init__(self, kind: str, directory: Path) -> None:
         self._runner = asyncio.Runner()
         self._driver = _DRIVERS[kind](directory / "driver", _LIMITS, cgroup_name=f"era-bench-{directory.name}")
+        self._runner.run(self._driver.clear())
         self._runner.run(self._driver.start())
 
     def make(self) -> BubblewrapSandbox:

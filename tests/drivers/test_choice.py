@@ -8,9 +8,8 @@ from pathlib import Path
 import pytest
 
 from era.core.models import JsonObject
-from era.drivers import choice, gvisor
+from era.drivers import choice
 from era.drivers.choice import DriverChoice
-from era.drivers.gvisor import GvisorDriver
 from era.errors import NoIsolation
 from tests.drivers.boxes import LIMITS
 from tests.drivers.fake import FakeDriver
@@ -92,15 +91,3 @@ async def test_a_server_that_is_to_use_one_uses_no_other(strong: Driver, usual: 
     usual.works = False
     with pytest.raises(NoIsolation, match="bubblewrap does not work"):
         await DriverChoice({"gvisor": strong, "bubblewrap": usual}, "auto").start()
-
-
-async def test_gvisor_says_how_to_get_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gvisor, "_RUNSC", str(tmp_path / "runsc"))
-    driver = GvisorDriver(tmp_path, LIMITS, cgroup_name="era-test-none")
-    try:
-        await driver.clear()
-        with pytest.raises(NoIsolation, match="not installed") as refused:
-            await driver.start()
-    finally:
-        await driver.stop()
-    assert "apt-get install runsc" in refused.value.hint

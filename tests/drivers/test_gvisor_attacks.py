@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from era.core.models import JsonObject
-from era.drivers import gvisor
+from era.drivers import processes
 from tests.conftest import assert_nothing_left, descendants, mounts
 from tests.drivers.boxes import Boxes, Weakness, with_more
 from tests.drivers.test_attacks import (
@@ -268,7 +268,7 @@ def test_programs_meet_another_kernel(boxes: Boxes, sound: Any) -> None:
 
 
 def test_all_of_it_is_an_ordinary_user_outside(boxes: Boxes, sound: Any) -> None:
-    pids = list(gvisor._below(sound._process.pid))
+    pids = processes.below(sound._process.pid)
     assert len(pids) >= 3
     owners = {Path(f"/proc/{pid}").stat().st_uid for pid in pids} - {0}  # undumpable ones show as root's
     real = {line.split()[1] for pid in pids for line in _status(pid) if line.startswith("Uid:")}
