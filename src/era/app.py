@@ -43,6 +43,8 @@ from era.drivers.choice import DriverChoice
 from era.drivers.gvisor import GvisorDriver
 from era.errors import Conflict, EraError, Forbidden, NoIsolation
 from era.hosts.local import LocalHost
+from era.network import policy
+from era.network.passages import ProxyNetwork
 from era.settings import Settings
 from era.store.blobs import LocalBlobs, make_directory
 from era.store.metadata import SqlStore
@@ -122,10 +124,12 @@ def blob_store(settings: Settings) -> LocalBlobs | ObjectBlobs:
 async def services(settings: Settings) -> AsyncIterator[Context]:
     """Everything behind the API, started; stopped again on the way out.
 
-    Raises Conflict where another service uses the data directory, NoIsolation where sandboxes can't be had.
+    Raises Conflict where another service uses the data directory, NoIsolation where sandboxes can't be had, BadRequest
+    for settings that make no sense.
     """
     directory = settings.data_dir.resolve()
     make_directory(directory)
+    private = policy.ranges(settings.egress_private)
     with _only_user_of(directory):
         blobs = blob_store(settings)
         await asyncio.to_thread(blobs.open)
@@ -143,6 +147,7 @@ async def services(settings: Settings) -> AsyncIterator[Context]:
         bounds = rules(settings)
         turns = Turns(settings.max_waiting)
         keys = Keys(store)
+        network = ProxyNetwork(private)
         try:
             if lost := await store.mark_lost():
                 log.warning("runs_lost", count=lost, why="the service stopped while they were under way")
@@ -155,7 +160,7 @@ async def services(settings: Settings) -> AsyncIterator[Context]:
                 max_live=settings.max_live,
                 idle_seconds=settings.idle_seconds,
             )
-            runs = Runs(store, host, snapshots, outputs, turns, keys)
+            runs = Runs(store, host, network, snapshots, outputs, turns, keys)
             expiry = Expiry(store, host)
             files = Files(store, snapshots, blobs, turns, spool, transfers, bounds)
             await host.start()
@@ -187,6 +192,7 @@ async def services(settings: Settings) -> AsyncIterator[Context]:
                 await runs.drain(_LAST_ANSWERS_SECONDS)
         finally:
             await sandboxes.stop()
+            network.stop()
             await transfers.close()
             await asyncio.to_thread(blobs.close)
             await capsules.close()

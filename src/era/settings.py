@@ -78,6 +78,12 @@ class Settings(BaseSettings):
         default=86_400, ge=0, description="Seconds that a session can be restored after it expired or was deleted."
     )
 
+    egress_private: str = Field(
+        default="",
+        description="Private ranges that programs with internet access may reach, as 10.1.0.0/16,192.168.7.0/24. Never "
+        "this machine itself.",
+    )
+
     body_idle_seconds: float = Field(
         default=30,
         gt=0,

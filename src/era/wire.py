@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from era.core.edits import Listed
+from era.core.egress import MAX_ENTRIES
 from era.core.expiry import MAX_TTL
 from era.core.limits import LEAST
 from era.core.models import JsonObject, RunRecord, Session, StoredCode, Version, timestamp
@@ -52,6 +53,16 @@ class LimitsBody(Body):
     )
 
 
+class EgressBody(Body):
+    allow: list[Annotated[str, Field(max_length=300)]] = Field(
+        default_factory=list,
+        max_length=MAX_ENTRIES,
+        description="Hosts (api.example.com), all below one (*.example.com), addresses (203.0.113.0/24); none: all.",
+        examples=[["api.example.com", "*.example.com", "203.0.113.0/24"]],
+    )
+
+
+Egress = Annotated[EgressBody | None, Field(description="Where its programs may connect to.")]
 Limits = Annotated[LimitsBody | None, Field(description="Limits of its own, up to the server's maxima.")]
 Isolation = Annotated[
     Literal["auto", "gvisor", "bubblewrap"],
@@ -66,12 +77,13 @@ class CreateSession(Body):
     data: dict[str, Any] = Field(default_factory=dict, description="The state; `.session_data.json` in the sandbox.")
     metadata: dict[str, Any] = Field(default_factory=dict, description="Labels; never seen by programs.")
     setup: dict[str, Any] | None = Field(None, description="Packages to install. Not offered by this version.")
-    allowInternetAccess: bool = Field(True, description="Kept for later versions: this one gives no network at all.")  # noqa: N815
+    allowInternetAccess: bool = Field(True, description="Whether programs get an HTTP proxy to the internet.")  # noqa: N815
     allowPublicAccess: bool = Field(True, description="Whether others may call the session's public URL.")  # noqa: N815
     default_timeout: float = Field(30.0, gt=0, description="Seconds that a run may take if it doesn't say.")
     ttl: Ttl = Field(None, description="Seconds without a call after which it expires; null is never.")
     limits: Limits = None
     isolation: Isolation = "auto"
+    egress: Egress = None
 
     @field_validator("setup")
     @classmethod
@@ -90,6 +102,7 @@ class ChangeSession(Body):
     ttl: Ttl = Field(None, description="Left out: as it is; null: never expires.")
     limits: Limits = None
     isolation: Isolation | None = None
+    egress: Egress = None
 
 
 class RunBody(Body):
@@ -143,6 +156,10 @@ class LimitsAnswer(BaseModel):
     output_bytes: int
 
 
+class EgressAnswer(BaseModel):
+    allow: list[str]
+
+
 class SessionAnswer(BaseModel):
     id: str
     session_id: str
@@ -163,6 +180,7 @@ class SessionAnswer(BaseModel):
     expires_at: str | None
     limits: LimitsAnswer
     isolation: str
+    egress: EgressAnswer
     status: str
     files: list[dict[str, Any]] | None = None
 
@@ -219,6 +237,22 @@ class RunAnswer(BaseModel):
     state: StateAnswer
 
 
+class DestinationAnswer(BaseModel):
+    host: str
+    port: int
+    address: str | None
+    allowed: bool
+    reason: str | None
+    connections: int
+    sent: int
+    received: int
+
+
+class RecordedEgress(BaseModel):
+    destinations: list[DestinationAnswer] = Field(default_factory=list)
+    more: int = 0
+
+
 class RunRecordAnswer(BaseModel):
     run_id: str
     session_id: str
@@ -236,6 +270,7 @@ class RunRecordAnswer(BaseModel):
     cpu_seconds: float | None
     reaped: int | None
     enforced: dict[str, Any]
+    egress: RecordedEgress
 
 
 class RunRecordsAnswer(BaseModel):
@@ -368,6 +403,7 @@ def session_answer(session: Session, status: str, limits: JsonObject) -> dict[st
         "expires_at": None if session.expires_at is None else timestamp(session.expires_at),
         "limits": limits,
         "isolation": session.isolation,
+        "egress": {"allow": session.egress.get("allow", [])},
         "status": session.gone or status,
     }
 
@@ -419,6 +455,7 @@ def record_answer(record: RunRecord, session_id: str) -> dict[str, Any]:
         "cpu_seconds": None if record.cpu_us is None else record.cpu_us / 1e6,
         "reaped": record.reaped,
         "enforced": record.enforced,
+        "egress": {"destinations": [], "more": 0, **record.egress},
     }
 
 

@@ -30,6 +30,7 @@ class FakeSandbox:
         self.id = directory.name
         self.enforced: JsonObject = {"driver": "fake"}
         self.uid = None
+        self.door = None
         self.workspace = directory / "workspace"
         self.workspace.mkdir(parents=True)
         self.alive = True
@@ -54,7 +55,7 @@ class FakeSandbox:
             *([sys.executable, "-u"] if self._language == "python" else node),
             entry.name,
             cwd=self.workspace,
-            env={**guest.program_environment(), **program.env},
+            env={**guest.program_environment(), **program.network, **program.env},
             stdin=DEVNULL,
             stdout=PIPE,
             stderr=PIPE,

@@ -97,6 +97,7 @@ async def execute(body: ExecuteBody, request: Request, context: UseContext) -> R
         files=_files(body.files),
         isolation=body.isolation,
         limits=context.rules.granted(limits),
+        allow_internet=body.allowInternetAccess,
     )
     return Answer(execute_answer(await context.runs.execute(wanted), chosen))
 

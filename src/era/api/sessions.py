@@ -61,6 +61,7 @@ async def create_session(body: CreateSession, context: UseContext, key: Idempote
         ttl=body.ttl,
         limits={name: value for name, value in asked(body.limits).items() if value is not None},
         isolation=body.isolation,
+        egress=body.egress.model_dump() if body.egress else None,
         claim=claim_of(context, "create", key, body),
     )
     return made_answer(made, context)
@@ -132,6 +133,7 @@ async def change_session(session_id: SessionId, body: ChangeSession, context: Us
         ttl=body.ttl if "ttl" in body.model_fields_set else KEEP,
         limits=asked(body.limits) or None,
         isolation=body.isolation,
+        egress=body.egress.model_dump() if body.egress else None,
     )
     session = await context.sessions.change(session_id, change, body.data)
     return Answer(

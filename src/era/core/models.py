@@ -113,6 +113,8 @@ class Session:
     """Those it asked for, in the units of the API; see limits.py."""
 
     isolation: WantedIsolation = "auto"
+    egress: JsonObject = field(default_factory=dict)
+    """Where its programs may connect to; see egress.py."""
 
     @property
     def gone(self) -> Gone | None:
@@ -137,6 +139,7 @@ class NewSession:
     ttl: int | None = None
     limits: JsonObject = field(default_factory=dict)
     isolation: WantedIsolation = "auto"
+    egress: JsonObject = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,6 +202,9 @@ class RunRecord:
     cpu_us: int | None = None
     reaped: int | None = None
     enforced: JsonObject = field(default_factory=dict)
+    egress: JsonObject = field(default_factory=dict)
+    """Where it connected to or tried to: `destinations`, and how many `more`."""
+
     key: int = field(default=0, compare=False)
 
 

@@ -1,11 +1,12 @@
-"""What the core needs from the outside, as Protocols. Adapters live in store/, drivers/ and hosts/.
+"""What the core needs from the outside, as Protocols. Adapters live in store/, drivers/, hosts/ and network/.
 
-Who calls whom: `runs` and `sessions` call a `MetadataStore`, a `SnapshotStore` and a `Host`; a `Host` calls a `Driver`
-for each `Sandbox` it needs. Nothing calls back except through what these calls return.
+Who calls whom: `runs` and `sessions` call a `MetadataStore`, a `SnapshotStore` and a `Host`, `runs` a `Network`; a
+`Host` calls a `Driver` for each `Sandbox` it needs. Nothing calls back except through what these calls return.
 """
 
 from __future__ import annotations
 
+import socket
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
@@ -69,6 +70,9 @@ class Program:
     files: Mapping[str, bytes] = field(repr=False)
     """Extra files to put into the working directory first, by relative path."""
 
+    network: Mapping[str, str] = field(default_factory=dict)
+    """Variables by which it finds its way out; those of `env` win over them. They are no secrets."""
+
 
 @dataclass(frozen=True, slots=True)
 class Output:
@@ -113,6 +117,10 @@ class Sandbox(Protocol):
 
     limits: Limits
     """The limits it was made with."""
+
+    door: socket.socket | None
+    """A TCP socket bound to a loopback address of the sandbox's own, on which nobody listens yet; None where it can't
+    have one. Whoever listens on it takes connections of programs inside, and of nobody else."""
 
     uid: int | None
     """Owner of the files in `workspace`, None where that is the service's own user."""
@@ -207,6 +215,33 @@ class Host(Protocol):
         ...
 
 
+class Passage(Protocol):
+    """The way out of a sandbox for one run: open as long as its context is entered. When that is left, every connection
+    of the run's is closed."""
+
+    env: Mapping[str, str]
+    """Variables by which programs find it; none where there is none."""
+
+    enforced: JsonObject
+    """What network there is, for the run's record, and why there is less than was asked for."""
+
+    async def __aenter__(self) -> Passage: ...
+
+    async def __aexit__(self, *_: object) -> None: ...
+
+    def report(self) -> JsonObject:
+        """`destinations` that were tried, and how many `more`."""
+        ...
+
+
+class Network(Protocol):
+    """Gives sandboxes their ways out."""
+
+    def passage(self, sandbox: Sandbox, *, internet: bool, egress: JsonObject) -> Passage:
+        """The way out for one run, which is none where `internet` is false. `egress` is the session's."""
+        ...
+
+
 class SnapshotStore(Protocol):
     """Turns a working directory into a Snapshot and back."""
 
@@ -287,6 +322,7 @@ class SessionChange:
     """Only those to change; None as a value takes a limit back."""
 
     isolation: WantedIsolation | None = None
+    egress: JsonObject | None = None
 
 
 class MetadataStore(Protocol):

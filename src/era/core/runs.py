@@ -47,6 +47,7 @@ from era.core.ports import (
     Host,
     Limits,
     MetadataStore,
+    Network,
     Output,
     Program,
     Sandbox,
@@ -91,6 +92,8 @@ class ExecuteRequest:
     limits: Limits | None = None
     """The server's defaults where there are none."""
 
+    allow_internet: bool = True
+
 
 @dataclass(frozen=True, slots=True)
 class RunResult:
@@ -131,10 +134,18 @@ type RunEvent = Progress | RunResult
 
 class Runs:
     def __init__(
-        self, store: MetadataStore, host: Host, snapshots: SnapshotStore, outputs: Outputs, turns: Turns, keys: Keys
+        self,
+        store: MetadataStore,
+        host: Host,
+        network: Network,
+        snapshots: SnapshotStore,
+        outputs: Outputs,
+        turns: Turns,
+        keys: Keys,
     ) -> None:
         self._store = store
         self._host = host
+        self._network = network
         self._snapshots = snapshots
         self._outputs = outputs
         self._turns = turns
@@ -225,6 +236,7 @@ class Runs:
     ) -> RunResult:
         code = request.code if request.code is not None else session.stored.code if session.stored else ""
         before = json.loads(session.data)
+        passage = self._network.passage(sandbox, internet=session.allow_internet, egress=session.egress)
         program = Program(
             code=code.encode(),
             state=jsontext.state_file(before),
@@ -232,15 +244,17 @@ class Runs:
             timeout=request.timeout or session.default_timeout,
             ephemeral=not session.persistent,
             files={},
+            network=passage.env,
         )
         written: dict[str, list[bytes]] = {"stdout": [], "stderr": []}
         ended: Ended | None = None
-        async for event in bounded(sandbox, program, session.snapshot):
-            if isinstance(event, Ended):
-                ended = event
-            else:
-                written[event.stream].append(event.data)
-                emit(event)
+        async with passage:
+            async for event in bounded(sandbox, program, session.snapshot):
+                if isinstance(event, Ended):
+                    ended = event
+                else:
+                    written[event.stream].append(event.data)
+                    emit(event)
         if ended is None:
             raise SandboxFailed("The sandbox did not say how the run ended.")
 
@@ -274,7 +288,8 @@ class Runs:
             peak_memory_bytes=ended.peak_memory_bytes,
             cpu_us=ended.cpu_us,
             reaped=ended.reaped,
-            enforced=sandbox.enforced,
+            enforced={**sandbox.enforced, **passage.enforced},
+            egress=passage.report(),
         )
         record = await self._store.end_run(record, data=data, snapshot=snapshot, outputs=outputs, answered=answered)
         if problem is None:
@@ -301,6 +316,7 @@ class Runs:
     async def _execute(self, request: ExecuteRequest) -> AsyncIterator[RunEvent]:
         run_id = new_id("run")
         sandbox = await self._host.acquire_temporary(request.language, request.isolation, request.limits)
+        passage = self._network.passage(sandbox, internet=request.allow_internet, egress={})
         try:
             program = Program(
                 code=request.code.encode(),
@@ -309,22 +325,24 @@ class Runs:
                 timeout=request.timeout or DEFAULT_TIMEOUT,
                 ephemeral=False,
                 files=request.files,
+                network=passage.env,
             )
-            async for event in bounded(sandbox, program, EMPTY):
-                if isinstance(event, Output):
-                    yield event
-                else:
-                    yield RunResult(
-                        run_id=run_id,
-                        session_id=sandbox.id,
-                        status=_status(event),
-                        exit_code=event.exit_code,
-                        duration=event.duration,
-                        data={},
-                        stdout_truncated=event.stdout_truncated,
-                        stderr_truncated=event.stderr_truncated,
-                        state=StateOutcome(0, committed=False, reason="This run has no session."),
-                    )
+            async with passage:
+                async for event in bounded(sandbox, program, EMPTY):
+                    if isinstance(event, Output):
+                        yield event
+                    else:
+                        yield RunResult(
+                            run_id=run_id,
+                            session_id=sandbox.id,
+                            status=_status(event),
+                            exit_code=event.exit_code,
+                            duration=event.duration,
+                            data={},
+                            stdout_truncated=event.stdout_truncated,
+                            stderr_truncated=event.stderr_truncated,
+                            state=StateOutcome(0, committed=False, reason="This run has no session."),
+                        )
         finally:
             await self._host.discard(sandbox)
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from era.core import egress as allowed
 from era.core import jsontext
 from era.core.expiry import Expiry
 from era.core.idempotency import Keys, Made, once
@@ -56,11 +57,13 @@ class Sessions:
         ttl: int | None = None,
         limits: Mapping[str, float] | None = None,
         isolation: WantedIsolation = "auto",
+        egress: JsonObject | None = None,
         claim: Claim | None = None,
     ) -> Made:
         """Raises Conflict where the id is taken, BadRequest or TooLarge where something of it is too much."""
         data_text("metadata", metadata)
         self._rules.check(limits or {})
+        allowed.check(egress or {})
         new = NewSession(
             id=session_id or new_id("sess"),
             language=language,
@@ -73,6 +76,7 @@ class Sessions:
             ttl=ttl,
             limits=dict(limits or {}),
             isolation=isolation,
+            egress=egress or {},
         )
         return await once(self._keys, "", claim, lambda: self._store.create_session(new, claim))
 
@@ -88,6 +92,7 @@ class Sessions:
         if change.metadata is not None:
             data_text("metadata", change.metadata)
         self._rules.check(change.limits or {})
+        allowed.check(change.egress or {})
         if data is None:
             return await self._store.change_session(session_id, change)
         async with self._turns.take(session_id):

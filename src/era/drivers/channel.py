@@ -84,17 +84,19 @@ class Channel:
         self._writer.close()
 
     def _send(self, program: Program, output_limit: int) -> None:
-        environment = json.dumps({**program_environment(), **program.env}).encode()
+        environment = json.dumps({**program_environment(), **program.network, **program.env}).encode()
         header = {
             "files": [[path, len(content)] for path, content in program.files.items()],
             "state": len(program.state),
             "code": len(program.code),
             "environment": len(environment),
-            "cold": any(restarts_interpreter(name) for name in program.env),
+            # What a spare has been told of the network it can't be told again.
+            "cold": any(restarts_interpreter(name) or name in program.network for name in program.env),
             "timeout": program.timeout,
             "output": output_limit,
             "state_limit": STATE_LIMIT,
             "ephemeral": program.ephemeral,
+            "network": dict(program.network),
         }
         parts = [_frame(b"R", json.dumps(header).encode()), *program.files.values()]
         self._writer.write(b"".join([*parts, program.state, program.code, environment]))
@@ -106,6 +108,21 @@ class Channel:
         except (asyncio.IncompleteReadError, OSError) as error:
             self.close()
             raise SandboxFailed("The sandbox died.") from error
+
+
+async def receive_door(control: socket.socket) -> socket.socket:
+    """The socket that a supervisor hands over before it says anything else. Raises SandboxFailed."""
+    loop = asyncio.get_running_loop()
+    readable = asyncio.Event()
+    loop.add_reader(control, readable.set)
+    try:
+        await readable.wait()
+    finally:
+        loop.remove_reader(control)
+    message, descriptors, _, _ = socket.recv_fds(control, 5, 1, socket.MSG_CMSG_CLOEXEC)
+    if message[:1] != b"N" or len(descriptors) != 1:
+        raise SandboxFailed("The sandbox did not start.")
+    return socket.socket(fileno=descriptors[0])
 
 
 def _frame(kind: bytes, payload: bytes) -> bytes:

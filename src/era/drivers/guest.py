@@ -25,6 +25,9 @@ SYSTEM = ("bin", "lib", "lib32", "lib64", "libx32", "sbin")
 
 PATH = f"{NODE}/bin:/usr/local/bin:/usr/bin:/bin"
 
+DOOR_PORT = 18128
+"""Where the door of a sandbox is (ports.Sandbox): a port below those that the kernel gives out by itself."""
+
 ENTRIES: dict[Language, str] = {"python": "main.py", "node": "main.js", "typescript": "main.ts"}
 
 _NODE_FLAGS = ("--disable-warning=MODULE_TYPELESS_PACKAGE_JSON",)
@@ -70,9 +73,11 @@ def restarts_interpreter(name: str) -> bool:
     return name.startswith(("PYTHON", "NODE_", "LD_", "UV_", "MALLOC_", "GLIBC_")) or name in {"LANG", "LC_ALL", "TZ"}
 
 
-def supervisor_config(language: Language, control: int, bounds: dict[str, int], limits: Limits) -> str:
+def supervisor_config(
+    language: Language, control: int, bounds: dict[str, int], limits: Limits, *, door: bool = False
+) -> str:
     """The supervisor's configuration as JSON; see guest/supervisor.py for the meaning of each field. `bounds` are
-    `rlimits`."""
+    `rlimits`; `door` says whether it is to hand over one."""
     node = f"{NODE}/bin/node"
     warm: list[str] | None
     if language == "python":
@@ -85,6 +90,7 @@ def supervisor_config(language: Language, control: int, bounds: dict[str, int], 
     return json.dumps(
         {
             "control": control,
+            "door": DOOR_PORT if door else None,
             "language": language,
             "entry": ENTRIES[language],
             "warm": warm,

@@ -153,6 +153,7 @@ class CapsuleRows(SessionRows, RunRows):
         record = replace(record, id=run_id, session_key=session_key)
         values = {f"new_{name}": getattr(record, name) for name in _FOREIGN_FIELDS}
         values |= {"new_enforced": json.dumps({**IMPORTED, **record.enforced, **IMPORTED}), "new_imported": True}
+        values["new_egress"] = json.dumps(record.egress)
         try:
             run_key = self._foreign_run.one(connection, values)[0]
         except self._errors as error:

@@ -42,6 +42,7 @@ SESSIONS = select(
     *(sessions.c[name] for name in _FIELDS),
     sessions.c.metadata,
     sessions.c.limits,
+    sessions.c.egress,
     sessions.c.code,
     sessions.c.code_description,
     sessions.c.code_updated_at,
@@ -251,13 +252,14 @@ def session_of(row: Iterable[Any]) -> Session:
     """A row of `SESSIONS`."""
     columns = iter(row)
     values = {name: next(columns) for name in _FIELDS}
-    metadata, limits, code, description, code_updated_at, root, file_count, total_bytes, data = columns
+    metadata, limits, egress, code, description, code_updated_at, root, file_count, total_bytes, data = columns
     for name in ("persistent", "allow_internet", "allow_public", "expired"):
         values[name] = bool(values[name])
     return Session(
         **values,
         metadata=json.loads(metadata),
         limits=json.loads(limits),
+        egress=json.loads(egress),
         stored=None if code is None else StoredCode(code, description, code_updated_at),
         snapshot=snapshot_of(root, file_count, total_bytes),
         data=data,

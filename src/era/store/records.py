@@ -20,7 +20,8 @@ RUNS = select(*(runs.c[name] for name in RUN_FIELDS))
 def record_of(row: Iterable[Any]) -> RunRecord:
     """A row of `RUNS`."""
     values = dict(zip(RUN_FIELDS, row, strict=True))
-    values["enforced"] = json.loads(values["enforced"])
+    for name in ("enforced", "egress"):
+        values[name] = json.loads(values[name])
     return RunRecord(**values)
 
 
@@ -44,4 +45,5 @@ def finished(record: RunRecord) -> dict[str, Any]:
         "new_cpu_us": record.cpu_us,
         "new_reaped": record.reaped,
         "new_enforced": json.dumps(record.enforced),
+        "new_egress": json.dumps(record.egress),
     }

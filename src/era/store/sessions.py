@@ -87,6 +87,7 @@ class SessionRows(KeyRows):
             "default_timeout": new.default_timeout,
             "limits": json.dumps(new.limits),
             "isolation": new.isolation,
+            "egress": json.dumps(new.egress),
             "version": 1,
             "created_at": at,
             "updated_at": at,
@@ -299,6 +300,7 @@ def _settings_of(source: Session) -> dict[str, Any]:
         "default_timeout": source.default_timeout,
         "limits": json.dumps(source.limits),
         "isolation": source.isolation,
+        "egress": json.dumps(source.egress),
         "code": stored and stored.code,
         "code_description": stored and stored.description,
         "code_updated_at": stored and stored.updated_at,
@@ -320,6 +322,8 @@ def _changed(change: SessionChange, at: int) -> dict[str, Any]:
     }
     if change.metadata is not None:
         values["metadata"] = json.dumps(change.metadata)
+    if change.egress is not None:
+        values["egress"] = json.dumps(change.egress)
     if change.ttl is not KEEP:
         values |= {"ttl": change.ttl, "expires_at": _expiry(change.ttl, at)}
     return values

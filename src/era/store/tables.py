@@ -60,6 +60,7 @@ sessions = Table(
     Column("expired", Boolean, nullable=False, server_default=false()),
     Column("limits", Text, nullable=False, server_default="{}"),
     Column("isolation", String(16), nullable=False, server_default="auto"),
+    Column("egress", Text, nullable=False, server_default="{}"),
     Index("uq_sessions_id", "id", unique=True, sqlite_where=_LIVE, postgresql_where=_LIVE),
     Index("ix_sessions_gone_id", "id", "key", sqlite_where=_GONE, postgresql_where=_GONE),
     Index("ix_sessions_deleted_at", "deleted_at", sqlite_where=_GONE, postgresql_where=_GONE),
@@ -117,6 +118,7 @@ runs = Table(
     Column("cpu_us", BigInteger),
     Column("reaped", Integer),
     Column("enforced", Text, nullable=False),
+    Column("egress", Text, nullable=False, server_default="{}"),
     Column("imported", Boolean, nullable=False, server_default=false()),  # It ran on another server.
     Index(None, "session_key", "key"),
     Index("ix_runs_status", "status", "imported"),

@@ -24,6 +24,7 @@ from typing import IO, Any, get_args
 from era import __version__
 from era.core import jsontext
 from era.core.capsules import checks
+from era.core.egress import can_be_egress
 from era.core.expiry import MAX_TTL
 from era.core.limits import can_be_asked
 from era.core.models import (
@@ -57,13 +58,15 @@ SESSION: dict[str, checks.Check] = {
     "ttl": checks.optional(checks.integer(1, MAX_TTL)),
     "limits": can_be_asked,
     "isolation": checks.one_of(*get_args(WantedIsolation.__value__)),
+    "egress": can_be_egress,
     "code": checks.optional(checks.an_object),
     "version": checks.integer(1),
     "created_at": checks.time,
     "updated_at": checks.time,
     "last_run_at": checks.optional(checks.time),
 }
-ADDED = {"limits": {}, "isolation": "auto"}
+ADDED = {"limits": {}, "isolation": "auto", "egress": {}}
+ADDED_TO_RUNS: dict[str, Any] = {"egress": {}}
 """What the first capsules did not have yet."""
 
 CODE: dict[str, checks.Check] = {
@@ -99,6 +102,7 @@ RUN: dict[str, checks.Check] = {
     "cpu_us": _WHOLE,
     "reaped": _SMALL,
     "enforced": checks.an_object,
+    "egress": checks.an_object,
     "stdout": checks.optional(checks.is_digest),
     "stderr": checks.optional(checks.is_digest),
 }
@@ -199,6 +203,7 @@ def _session(session: Session) -> dict[str, Any]:
         "ttl": session.ttl,
         "limits": session.limits,
         "isolation": session.isolation,
+        "egress": session.egress,
         "code": stored and {"code": stored.code, "description": stored.description, "updated_at": stored.updated_at},
         "version": session.version,
         "created_at": session.created_at,

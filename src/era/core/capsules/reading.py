@@ -77,6 +77,8 @@ class Document:
     def runs(self) -> Iterator[tuple[RunRecord, Outputs | None]]:
         """Oldest first."""
         for value in self._items(1):
+            if isinstance(value, dict):
+                value = {**layout.ADDED_TO_RUNS, **value}
             yield _run(checked(value, layout.RUN, "a run"))
 
     def _head(self) -> dict[str, Any]:
@@ -171,6 +173,7 @@ def _session(head: dict[str, Any], current: VersionContent) -> Session:
         ttl=head["ttl"],
         limits=head["limits"],
         isolation=head["isolation"],
+        egress=head["egress"],
     )
 
 
@@ -187,8 +190,9 @@ def _version(value: dict[str, Any], snapshot: Callable[[str], Snapshot]) -> Vers
 
 
 def _run(value: dict[str, Any]) -> tuple[RunRecord, Outputs | None]:
-    if len(data_text("enforced", value["enforced"])) > layout.MAX_ENFORCED:
-        raise too_large(f"has a run whose 'enforced' is over {layout.MAX_ENFORCED} characters")
+    for name in ("enforced", "egress"):
+        if len(data_text(name, value[name])) > layout.MAX_ENFORCED:
+            raise too_large(f"has a run whose '{name}' is over {layout.MAX_ENFORCED} characters")
     record = RunRecord(session_key=0, **{name: value[name] for name in _RECORD})
     stdout, stderr = value["stdout"], value["stderr"]
     if (stdout is None) != (stderr is None):

@@ -1,0 +1,124 @@
+"""Where programs may connect to, as a session says it: an allowlist of host names and ranges of addresses.
+
+The allowlist narrows what the server's own policy lets through (network/policy.py) and never widens it. An entry is a
+host name (`api.example.com`), all names below one (`*.example.com`, which isn't `example.com` itself), an address or a
+range of addresses (`203.0.113.0/24`). No entries at all are no narrowing.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_network
+
+from era.core.models import JsonObject
+from era.errors import BadRequest
+
+type Address = IPv4Address | IPv6Address
+type Range = IPv4Network | IPv6Network
+
+MAX_ENTRIES = 256
+MAX_HOST = 253
+"""Characters of a host name, by the rules of DNS."""
+
+_LABEL = re.compile(r"[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?")
+_NUMBER = re.compile(r"[0-9]+|0x[0-9a-f]*")
+
+
+class NotAnEntry(ValueError):
+    """This can't stand in an allowlist; the message completes the sentence "'…' …"."""
+
+
+@dataclass(frozen=True, slots=True)
+class Allowlist:
+    """An allowlist ready to be asked."""
+
+    names: frozenset[str]
+    below: tuple[str, ...]
+    """Each with its leading dot."""
+
+    ranges: tuple[Range, ...]
+
+    @property
+    def everything(self) -> bool:
+        return not (self.names or self.below or self.ranges)
+
+    def has_name(self, host: str) -> bool:
+        """Whether a host of this name may be connected to, whatever its address."""
+        host = folded(host)
+        return self.everything or host in self.names or host.endswith(self.below)
+
+    def has_address(self, address: Address) -> bool:
+        return any(address in one for one in self.ranges)
+
+
+def folded(host: str) -> str:
+    """A host name as names are compared: in lower case, in ASCII, without a dot at its end."""
+    host = host.removesuffix(".")
+    try:
+        return host.encode("ascii" if host.isascii() else "idna").decode().lower()
+    except UnicodeError:
+        return host.lower()
+
+
+def allowlist(entries: Sequence[str]) -> Allowlist:
+    """Raises NotAnEntry."""
+    names, below, ranges = set(), [], []
+    for entry in entries:
+        if (found := _range(entry)) is not None:
+            ranges.append(found)
+        elif entry.startswith("*."):
+            below.append(f".{_name(entry, entry[2:])}")
+        else:
+            names.add(_name(entry, entry))
+    return Allowlist(frozenset(names), tuple(below), tuple(ranges))
+
+
+def allowlist_of(egress: JsonObject) -> Allowlist:
+    """What a session's `egress` says, which was checked when it was stored."""
+    return allowlist(egress.get("allow", []))
+
+
+def check(egress: JsonObject) -> None:
+    """Raises BadRequest for an allowlist that can't be kept."""
+    try:
+        allowlist_of(egress)
+    except NotAnEntry as problem:
+        raise BadRequest(
+            f"'egress.allow' has an entry that can't be used: {problem}.",
+            hint="An entry is a host (api.example.com), all below one (*.example.com), or addresses (203.0.113.0/24).",
+        ) from None
+
+
+def can_be_egress(value: object) -> bool:
+    """Whether this is what a session may keep as `egress`."""
+    if not isinstance(value, dict) or value.keys() - {"allow"}:
+        return False
+    entries = value.get("allow", [])
+    if not isinstance(entries, list) or len(entries) > MAX_ENTRIES or not all(isinstance(one, str) for one in entries):
+        return False
+    try:
+        allowlist(entries)
+    except NotAnEntry:
+        return False
+    return True
+
+
+def _range(entry: str) -> Range | None:
+    try:
+        return ip_network(entry)
+    except ValueError:
+        if "/" in entry or ":" in entry:
+            raise NotAnEntry(f"{entry[:80]!r} is no range of addresses (10.1.0.0/16)") from None
+        return None
+
+
+def _name(entry: str, host: str) -> str:
+    name = folded(host)
+    labels = name.split(".")
+    if len(name) > MAX_HOST or not all(map(_LABEL.fullmatch, labels)):
+        raise NotAnEntry(f"{entry[:80]!r} is no host name")
+    if _NUMBER.fullmatch(labels[-1]):
+        raise NotAnEntry(f"{entry[:80]!r} is a number; write the address out")  # else it would be one that never fits
+    return name

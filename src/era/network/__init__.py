@@ -1,0 +1,1 @@
+"""Ways out of sandboxes, and what may pass."""

@@ -1,0 +1,142 @@
+"""Which addresses programs may be connected to.
+
+Theory of operation. What is asked for is a name, and a name can mean anything: `2130706433` and `0177.1` are the
+loopback address to every resolver, a name of an attacker's own may lead anywhere, and to somewhere else a moment later.
+So nothing is decided by name. It is resolved once, each address that came is judged, and the connection is made to an
+address that was judged and not to the name.
+
+An IPv6 address may carry an IPv4 address that some router or the kernel unwraps. Such a one is judged by what it
+carries too.
+
+Whether an address is one of this machine's own only the kernel knows, and only now: interfaces come and go. It says so
+by letting a socket be bound to it.
+"""
+
+from __future__ import annotations
+
+import errno
+import socket
+from collections.abc import Sequence
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv6Address, ip_network
+
+from era.core.egress import Address, Range
+from era.errors import BadRequest
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """Why an address is refused."""
+
+    name: str
+    why: str
+    may_be_lifted: bool = False
+    """A setting may allow ranges of these."""
+
+
+OWN = Rule("own_address", "it is an address of the machine that ERA runs on")
+_UNSPECIFIED = Rule("unspecified", "it is no address of anything")
+_LOOPBACK = Rule("loopback", "it is a loopback address")
+_LINK_LOCAL = Rule("link_local", "it is a link-local address, where clouds serve credentials")
+_PRIVATE = Rule("private", "it is in a private network", may_be_lifted=True)
+_SHARED = Rule("shared", "it is in a provider's own network (CGNAT)", may_be_lifted=True)
+_MULTICAST = Rule("multicast", "it is a multicast address")
+_RESERVED = Rule("reserved", "it is reserved")
+
+_RANGES: tuple[tuple[Range, Rule], ...] = tuple(
+    (ip_network(text), rule)
+    for rule, texts in (
+        (_UNSPECIFIED, ("0.0.0.0/8", "::/128")),
+        (_LOOPBACK, ("127.0.0.0/8", "::1/128")),
+        (_LINK_LOCAL, ("169.254.0.0/16", "fe80::/10")),
+        (_PRIVATE, ("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "fc00::/7", "fec0::/10", "198.18.0.0/15")),
+        (_SHARED, ("100.64.0.0/10",)),
+        (_MULTICAST, ("224.0.0.0/4", "ff00::/8")),
+        # The last three: Teredo, whose servers we don't know; NAT64 of a network's own; discarded by routers.
+        (_RESERVED, ("192.0.0.0/24", "240.0.0.0/4", "2001::/32", "64:ff9b:1::/48", "100::/64")),
+    )
+    for text in texts
+)
+_EMBEDDED = tuple(
+    # An IPv4 address is at this bit, counted from the right, of addresses in this range.
+    (ip_network(text), bit)
+    for text, bit in (
+        ("::ffff:0:0/96", 0),
+        ("::/96", 0),
+        ("::ffff:0:0:0/96", 0),
+        ("64:ff9b::/96", 0),
+        ("2002::/16", 80),
+    )
+)
+_ISATAP = (0x0000_5EFE, 0x0200_5EFE)
+"""What stands before an IPv4 address in the lower half of an ISATAP address, whatever its upper half."""
+
+
+class Policy:
+    """The server's policy. `private` are ranges that may be connected to although they are private."""
+
+    def __init__(self, private: Sequence[Range] = ()) -> None:
+        self._private = tuple(private)
+
+    def refuses(self, address: Address) -> Rule | None:
+        """The rule that refuses this address, None where it may be connected to."""
+        forms = [address, *embedded(address)]
+        for form in forms:
+            for one, rule in _RANGES:
+                if form in one and not (rule.may_be_lifted and self._is_lifted(form)):
+                    # ::1 and :: are in the range of IPv4 addresses too, but are told by their own names.
+                    return rule
+        return OWN if any(map(is_own, forms)) else None
+
+    def _is_lifted(self, address: Address) -> bool:
+        return any(address in one for one in self._private)
+
+
+def embedded(address: Address) -> list[IPv4Address]:
+    """The IPv4 addresses that an IPv6 address carries."""
+    if isinstance(address, IPv4Address):
+        return []
+    number = int(address)
+    found = [IPv4Address(number >> bit & 0xFFFF_FFFF) for one, bit in _EMBEDDED if address in one]
+    if number >> 32 & 0xFFFF_FFFF in _ISATAP:
+        found.append(IPv4Address(number & 0xFFFF_FFFF))
+    return found
+
+
+def is_own(address: Address) -> bool:
+    """Whether this machine has this address now."""
+    family = socket.AF_INET if isinstance(address, IPv4Address) else socket.AF_INET6
+    try:
+        with socket.socket(family, socket.SOCK_DGRAM) as probe:
+            probe.bind((str(address), 0))
+    except OSError as error:
+        # Anything else than "no such address" or "no such family" tells nothing, so it is taken for the worse.
+        return error.errno not in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)
+    return True
+
+
+def ranges(text: str) -> list[Range]:
+    """Ranges as the setting writes them: separated by commas. Raises BadRequest for one that may not be allowed."""
+    found = []
+    for entry in filter(None, (part.strip() for part in text.split(","))):
+        try:
+            one = ip_network(entry)
+        except ValueError:
+            raise BadRequest(
+                f"ERA_EGRESS_PRIVATE has {entry[:80]!r}, which is no range of addresses.",
+                hint="Write ranges as 10.1.0.0/16, separated by commas.",
+            ) from None
+        liftable = [known for known, rule in _RANGES if rule.may_be_lifted]
+        if not any(one.version == known.version and one.subnet_of(known) for known in liftable):  # type: ignore[arg-type]
+            raise BadRequest(
+                f"ERA_EGRESS_PRIVATE has {entry[:80]!r}, which is not within a private range.",
+                hint="It may name ranges of " + ", ".join(map(str, liftable)) + "; all else is decided already.",
+            )
+        found.append(one)
+    return found
+
+
+def parsed(text: str) -> Address:
+    """An address as the resolver writes it; what follows a `%` names an interface."""
+    text = text.partition("%")[0]
+    return IPv6Address(text) if ":" in text else IPv4Address(text)
