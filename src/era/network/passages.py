@@ -293,4 +293,9 @@ async def _connected(address: Address, port: int) -> socket.socket:
 
 
 def _told(error: Exception) -> str:
-    return (getattr(error, "strerror", None) or "that is no host name").lower()
+    """What is wrong, in the system's words."""
+    if isinstance(error, socket.gaierror):
+        return str(error.strerror).lower()
+    if isinstance(error, OSError) and error.errno:
+        return os.strerror(error.errno).lower()  # the event loop's own words name the address once more
+    return "that is no host name"

@@ -1,0 +1,214 @@
+"""A machine and a world: network namespaces joined by a cable, all of it gone with the tests' processes.
+
+The tests' own thread moves into the machine's namespace, so the servers it starts are in there, and the world is a
+process in another one. Nothing of it touches the network of the real machine.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any
+
+import httpx
+import pytest
+
+from tests.conftest import Server, assert_nothing_left, cgroup_name, mounts
+from tests.network import world
+
+NEEDED = ("ip", "openssl", "unshare")
+
+
+@dataclass
+class Machine:
+    """Where ERA runs. `keys` has the world's certificate and `ca.pem`, which has signed it."""
+
+    keys: Path
+    resolv: Path
+    made: list[NetServer] = field(default_factory=list)
+
+    def serve(self, data_dir: Path, *, weakness: str = "", uid: int | None = None, **settings: str) -> NetServer:
+        """A server whose resolver is the world's. `weakness` is Python that takes something out of it."""
+        settings = {"SSL_CERT_FILE": str(self.keys / "ca.pem"), **settings}
+        server = NetServer(data_dir, settings, uid=uid, resolv=self.resolv, weakness=weakness)
+        self.made.append(server)
+        server.start()
+        return server
+
+
+@dataclass
+class NetServer(Server):
+    resolv: Path = Path()
+    weakness: str = ""
+
+    def _spawn(self, command: list[str], environment: dict[str, str], log: IO[bytes]) -> subprocess.Popen[bytes]:
+        if self.weakness:
+            code = f"import sys; sys.argv[0] = 'era'; {self.weakness}; from era.cli import main; main()"
+            command = [sys.executable, "-c", code, "serve"]
+        script = f"mount --bind '{self.resolv}' /etc/resolv.conf && exec \"$@\""
+        wrapped = ["unshare", "--mount", "--propagation", "slave", "sh", "-c", script, "sh", *command]
+        return super()._spawn(wrapped, environment, log)
+
+
+def ip(*words: str) -> None:
+    subprocess.run(["ip", *words], check=True, capture_output=True)
+
+
+@pytest.fixture(scope="package")
+def machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
+    """The tests are on this machine from now on, until the last of them is done."""
+    if os.geteuid() != 0:
+        pytest.skip("only root can make network namespaces and cables between them")
+    if missing := [name for name in NEEDED if shutil.which(name) is None]:
+        pytest.skip(f"the internet of these tests is made with {', '.join(missing)}")
+    directory = tmp_path_factory.mktemp("world")
+    make_keys(directory)
+    resolv = directory / "resolv.conf"
+    resolv.write_text(f"nameserver {world.DNS}\noptions timeout:1 attempts:1\n")
+    home = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+    os.unshare(os.CLONE_NEWNET)
+    process = None
+    wait = ("unshare", "--net", "sh", "-c", 'echo here; read -r _ && exec "$@"', "sh")
+    made = Machine(directory, resolv)
+    try:
+        process = subprocess.Popen(
+            [*wait, sys.executable, str(Path(world.__file__)), str(directory)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        assert process.stdin
+        assert process.stdout
+        assert process.stdout.readline() == "here\n"
+        connect(process.pid)
+        process.stdin.write("go\n")
+        process.stdin.flush()
+        assert process.stdout.readline() == "up\n"
+        yield made
+    finally:
+        for server in made.made:
+            if server.process is not None:
+                server.stop()
+        if process is not None:
+            process.kill()
+            process.communicate()
+        os.setns(home, os.CLONE_NEWNET)
+        os.close(home)
+
+
+def connect(pid: int) -> None:
+    """A cable from this namespace to that of a process, and addresses on both ends of it."""
+
+    def there(*words: str) -> None:
+        subprocess.run(["nsenter", "--net", "--target", str(pid), "ip", *words], check=True, capture_output=True)
+
+    ip("link", "set", "lo", "up")
+    ip("link", "add", "out", "type", "veth", "peer", "name", "in", "netns", str(pid))
+    ip("link", "set", "out", "up")
+    there("link", "set", "lo", "up")
+    there("link", "set", "in", "up")
+    for address in (f"{world.OWN}/24", f"{world.OWN_PRIVATE}/24", "169.254.1.1/16"):
+        ip("addr", "add", address, "dev", "out")
+    for address in (f"{world.OWN_V6}/64", "fd77::1/64"):
+        ip("addr", "add", address, "dev", "out", "nodad")
+    for address in (world.PUBLIC, world.DNS):
+        there("addr", "add", f"{address}/24", "dev", "in")
+    for address in (world.OTHER, *world.PRIVATE):
+        there("addr", "add", f"{address}/32", "dev", "in")
+    for address in (world.PUBLIC_V6, *world.PRIVATE_V6):
+        there("addr", "add", f"{address}/64", "dev", "in", "nodad")
+    ip("route", "add", "default", "via", world.PUBLIC)
+    ip("route", "add", "default", "via", world.PUBLIC_V6)
+    there("route", "add", "default", "via", world.OWN)
+
+
+def make_keys(directory: Path) -> None:
+    """A certificate authority nobody knows, and a certificate by it for the world's servers."""
+
+    def openssl(*words: str) -> None:
+        subprocess.run(["openssl", *words], cwd=directory, check=True, capture_output=True)
+
+    usage = "keyUsage=critical,keyCertSign,cRLSign"
+    new = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2")
+    openssl("req", "-x509", *new, "-keyout", "ca.key", "-out", "ca.pem", "-subj", "/CN=Test CA", *("-addext", usage))
+    names = ",".join(f"DNS:{name}" for name in world.NAMES)
+    openssl(
+        *("req", "-x509", *new, "-keyout", "server.key", "-out", "server.pem", "-subj", "/CN=example.test"),
+        *("-CA", "ca.pem", "-CAkey", "ca.key", "-addext", f"subjectAltName={names},IP:{world.PUBLIC}"),
+        *("-addext", "basicConstraints=critical,CA:FALSE"),
+    )
+    directory.chmod(0o755)
+    (directory / "ca.pem").chmod(0o644)
+
+
+@pytest.fixture(scope="package")
+def served(machine: Machine, tmp_path_factory: pytest.TempPathFactory) -> Iterator[NetServer]:
+    """A sound server in the middle of it. Nothing of it may be left at the end."""
+    before, data_dir = mounts(), tmp_path_factory.mktemp("out") / "data"
+    server = machine.serve(data_dir)
+    yield server
+    processes = server.descendants()
+    server.stop()
+    assert_nothing_left(before, processes, data_dir, cgroup_name(data_dir))
+
+
+@dataclass
+class Session:
+    """A session on a server, for short tests."""
+
+    client: httpx.Client
+    id: str
+
+    def run(self, code: str, **fields: Any) -> dict[str, Any]:
+        answer = self.client.post(f"/api/sessions/{self.id}/run", json={"code": code, **fields})
+        assert answer.status_code == 200, answer.text
+        told: dict[str, Any] = answer.json()
+        return told
+
+    def says(self, code: str, **fields: Any) -> str:
+        """What a program prints that must succeed."""
+        told = self.run(code, **fields)
+        assert told["status"] == "ok", told
+        printed: str = told["stdout"]
+        return printed
+
+    def record(self) -> dict[str, Any]:
+        """Of the last run."""
+        found: dict[str, Any] = self.client.get(f"/api/sessions/{self.id}/runs").json()["runs"][0]
+        return found
+
+    def destinations(self) -> list[dict[str, Any]]:
+        found: list[dict[str, Any]] = self.record()["egress"]["destinations"]
+        return found
+
+    def change(self, **fields: Any) -> None:
+        assert self.client.patch(f"/api/sessions/{self.id}", json=fields).status_code == 200
+
+
+type NewSession = Callable[..., Session]
+
+
+@pytest.fixture
+def session(served: NetServer) -> Iterator[NewSession]:
+    """Makes sessions that are gone after the test."""
+    with served.client() as client:
+        made = []
+
+        def new(language: str = "python", **fields: Any) -> Session:
+            made.append(new_session(client, language, **fields))
+            return made[-1]
+
+        yield new
+        for one in made:
+            client.delete(f"/api/sessions/{one.id}?purge=true")
+
+
+def new_session(client: httpx.Client, language: str = "python", **fields: Any) -> Session:
+    answer = client.post("/api/sessions", json={"language": language, **fields})
+    assert answer.status_code == 201, answer.text
+    return Session(client, answer.json()["id"])

@@ -1,0 +1,190 @@
+"""The rest of the world, as one process in a network namespace of its own: web servers, DNS, and private networks.
+
+Run as a program, with the directory of its keys: serves until its stdin ends.
+
+    http  80, https 443    GET /hello, /big?mb=N, /drip?seconds=N, /redirect?to=URL, /hang, /open, /queries
+                           POST /upload
+    tcp   9000             says what it was sent
+    dns   53               names of NAMES; `rebind.test` is public once and loopback ever after, per name below it
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import socket
+import ssl
+import struct
+import sys
+import threading
+import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
+
+PUBLIC, OTHER, DNS = "203.0.113.10", "198.51.100.7", "203.0.113.53"
+PUBLIC_V6 = "2001:db8:77::10"
+PRIVATE = ["10.77.0.2", "172.16.77.2", "192.168.77.2", "100.64.77.2", "169.254.169.254", "198.18.77.2"]
+PRIVATE_V6 = ["fd77::2", "fec0:77::2"]
+OWN, OWN_PRIVATE, OWN_V6 = "203.0.113.1", "10.77.0.1", "2001:db8:77::1"
+
+NAMES = {
+    "www.example.test": [PUBLIC],
+    "api.example.test": [PUBLIC],
+    "example.test": [PUBLIC],
+    "other.test": [OTHER],
+    "v6.test": [PUBLIC_V6],
+    "inside.test": ["10.77.0.2"],
+    "loop.test": ["127.0.0.1"],
+    "own.test": [OWN],
+    "meta.test": ["169.254.169.254"],
+    "mixed.test": ["10.77.0.2", PUBLIC],
+    "dead.test": ["203.0.113.99"],
+}
+CHUNK = bytes(range(256)) * 256
+
+open_requests = 0
+queries: list[str] = []
+
+
+class Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+    def answer(self, value: Any, status: int = 200, **headers: str) -> None:
+        body = json.dumps(value).encode()
+        self.send_response(status)
+        for name, text in {"Content-Type": "application/json", "Content-Length": str(len(body)), **headers}.items():
+            self.send_header(name, text)
+        self.end_headers()
+        self.wfile.write(body)
+
+    def do_GET(self) -> None:
+        global open_requests
+        url = urlsplit(self.path)
+        asked = {name: values[0] for name, values in parse_qs(url.query).items()}
+        open_requests += 1
+        try:
+            if url.path == "/hello":
+                self.answer({"hello": self.headers["Host"], "path": self.path, "headers": dict(self.headers)})
+            elif url.path == "/big":
+                size = int(asked["mb"]) << 20
+                self.send_response(200)
+                self.send_header("Content-Length", str(size))
+                self.end_headers()
+                for _ in range(size // len(CHUNK)):
+                    self.wfile.write(CHUNK)
+            elif url.path == "/drip":
+                self.send_response(200)
+                self.send_header("Connection", "close")
+                self.end_headers()
+                for n in range(int(float(asked["seconds"]) * 20)):
+                    self.wfile.write(f"{n}\n".encode())
+                    time.sleep(0.05)
+            elif url.path == "/redirect":
+                self.answer({}, 302, Location=asked["to"])
+            elif url.path == "/hang":
+                self.rfile.read(1)  # until the other side is gone
+            elif url.path == "/open":
+                self.answer(open_requests - 1)
+            elif url.path == "/queries":
+                self.answer(queries)
+            else:
+                self.answer({"no": self.path}, 404)
+        except OSError:
+            self.close_connection = True
+        finally:
+            open_requests -= 1
+
+    def do_POST(self) -> None:
+        size, digest = 0, hashlib.sha256()
+        if self.headers.get("Transfer-Encoding") == "chunked":
+            while length := int(self.rfile.readline(), 16):
+                piece = self.rfile.read(length)
+                self.rfile.readline()
+                size += len(piece)
+                digest.update(piece)
+            self.rfile.readline()
+        else:
+            left = int(self.headers["Content-Length"])
+            while left and (piece := self.rfile.read(min(left, 1 << 16))):
+                left -= len(piece)
+                size += len(piece)
+                digest.update(piece)
+        self.answer({"size": size, "sha256": digest.hexdigest()})
+
+
+class Server(ThreadingHTTPServer):
+    address_family = socket.AF_INET6
+    daemon_threads = True
+    request_queue_size = 128
+
+    def server_bind(self) -> None:
+        self.socket.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+        super().server_bind()
+
+    def handle_error(self, *_: Any) -> None:
+        pass
+
+
+def addresses(name: str) -> list[str]:
+    """What a name means at this moment."""
+    if name.endswith("rebind.test"):
+        return [PUBLIC if queries.count(f"A {name}") == 1 else "127.0.0.1"]
+    return NAMES.get(name, [])
+
+
+def serve_dns() -> None:
+    """A and AAAA of NAMES, each answer good for no time at all."""
+    sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    sock.bind((DNS, 53))
+    while True:
+        query, who = sock.recvfrom(4096)
+        labels, at = [], 12
+        while query[at]:
+            labels.append(query[at + 1 : at + 1 + query[at]].decode().lower())
+            at += 1 + query[at]
+        kind = struct.unpack("!H", query[at + 1 : at + 3])[0]
+        name = ".".join(labels)
+        queries.append(f"{ {1: 'A', 28: 'AAAA'}.get(kind, '?') } {name}")
+        family = {1: socket.AF_INET, 28: socket.AF_INET6}.get(kind)
+        found = [one for one in addresses(name) if family and (":" in one) == (family == socket.AF_INET6)]
+        known = name in NAMES or name.endswith("rebind.test")
+        head = query[:2] + struct.pack("!HHHHH", 0x8180 if known else 0x8183, 1, len(found), 0, 0)
+        answer = head + query[12 : at + 5]
+        for one in found:
+            packed = socket.inet_pton(socket.AF_INET6 if ":" in one else socket.AF_INET, one)
+            answer += b"\xc0\x0c" + struct.pack("!HHIH", kind, 1, 0, len(packed)) + packed
+        sock.sendto(answer, who)
+
+
+def serve_echo() -> None:
+    listener = socket.create_server(("::", 9000), family=socket.AF_INET6, dualstack_ipv6=True)
+    while True:
+        client, _ = listener.accept()
+        threading.Thread(target=echo, args=(client,), daemon=True).start()
+
+
+def echo(client: socket.socket) -> None:
+    with client:
+        while data := client.recv(1 << 16):
+            client.sendall(data)
+
+
+def main() -> None:
+    keys = Path(sys.argv[1])
+    plain, secure = Server(("::", 80), Handler), Server(("::", 443), Handler)
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(keys / "server.pem", keys / "server.key")
+    secure.socket = context.wrap_socket(secure.socket, server_side=True, do_handshake_on_connect=False)
+    for serve in (plain.serve_forever, secure.serve_forever, serve_dns, serve_echo):
+        threading.Thread(target=serve, daemon=True).start()
+    print("up", flush=True)
+    sys.stdin.read()
+
+
+if __name__ == "__main__":
+    main()
