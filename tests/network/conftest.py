@@ -157,6 +157,27 @@ def served(machine: Machine, tmp_path_factory: pytest.TempPathFactory) -> Iterat
     assert_nothing_left(before, processes, data_dir, cgroup_name(data_dir))
 
 
+ODD = """
+from era.network import passages, proxy
+proxy.HEAD_SECONDS = proxy.IDLE_SECONDS = 1.0
+right = passages.ProxyPassage.__aexit__
+async def leave(self, *_):
+    if not any(host == "www.example.test" and port == 9000 for host, port, *_ in self._tried):
+        await right(self)
+passages.ProxyPassage.__aexit__ = leave
+"""
+
+
+@pytest.fixture(scope="package")
+def odd(machine: Machine, tmp_path_factory: pytest.TempPathFactory) -> Iterator[NetServer]:
+    """A server with less patience, that may reach some private ranges, and that leaves the door open behind a run that
+    was at www.example.test:9000."""
+    data_dir = tmp_path_factory.mktemp("odd") / "data"
+    server = machine.serve(data_dir, weakness=f"exec({ODD!r})", ERA_EGRESS_PRIVATE="10.77.0.0/24, 192.168.77.2")
+    yield server
+    server.stop()
+
+
 @dataclass
 class Session:
     """A session on a server, for short tests."""

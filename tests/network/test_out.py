@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
@@ -193,18 +192,17 @@ def test_a_public_ipv6_address_is_reached(session: NewSession) -> None:
 def test_failures_say_what_failed(session: NewSession) -> None:
     code = """
 import urllib.request
-for url in ("http://no.such.test/", "http://dead.test/", "http://www.example.test:81/"):
+for url in ("http://no.such.test/", "http://www.example.test:81/"):
     try: urllib.request.urlopen(url)
     except urllib.error.HTTPError as error: print(error.code, error.read().decode(), end="")
 """
     one = session()
-    first, second, third = one.says(code).splitlines()
+    first, second = one.says(code).splitlines()
     assert first.startswith("502 ")
     assert '"rule": "no_such_name"' in first
-    assert second.startswith(("502 ", "504 "))
-    assert third.startswith("502 ")
-    assert "connection refused" in third
-    assert [each["reason"] for each in one.destinations()] == ["no_such_name", "unreachable", "unreachable"]
+    assert second.startswith("502 ")
+    assert "connection refused" in second
+    assert [each["reason"] for each in one.destinations()] == ["no_such_name", "unreachable"]
 
 
 def test_an_allowlist_names_what_may_be_reached(session: NewSession) -> None:
@@ -257,17 +255,15 @@ for port in range(2000, 2110):
     assert told["more"] == 10
 
 
-def test_private_ranges_that_a_setting_names_are_reached(machine: Machine, tmp_path: Path) -> None:
-    server = machine.serve(tmp_path / "data", ERA_EGRESS_PRIVATE="10.77.0.0/24, 192.168.77.2")
+def test_private_ranges_that_a_setting_names_are_reached(odd: NetServer) -> None:
     code = """
 import urllib.request
 for host in ("10.77.0.2", "192.168.77.2", "inside.test", "10.77.0.1", "172.16.77.2"):
     try: print(host, urllib.request.urlopen(f"http://{host}/hello", timeout=5).status)
     except urllib.error.HTTPError as error: print(host, error.code)
 """
-    with server.client() as client:
+    with odd.client() as client:
         said = dict(line.split() for line in new_session(client).says(code).splitlines())
-    server.stop()
     assert said == {
         "10.77.0.2": "200",
         "192.168.77.2": "200",

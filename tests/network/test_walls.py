@@ -49,10 +49,7 @@ def canary(machine: Machine) -> Iterator[int]:
             self.end_headers()
             self.wfile.write(b"canary")
 
-    server = http.server.ThreadingHTTPServer(("", 0), Canary, bind_and_activate=False)
-    server.address_family = socket.AF_INET6
-    server.socket = socket.create_server(("::", 0), family=socket.AF_INET6, dualstack_ipv6=True)
-    server.server_address = server.socket.getsockname()[:2]
+    server = world.Server(("::", 0), Canary)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     yield int(server.server_address[1])
     server.shutdown()
@@ -248,9 +245,7 @@ def test_switching_takes_effect_at_the_next_run(session: NewSession) -> None:
     assert one.says(pid) == same  # all in one sandbox
 
 
-def test_a_program_cannot_keep_a_way_out_for_a_run_without(
-    session: NewSession, machine: Machine, tmp_path: Path
-) -> None:
+def test_a_program_cannot_keep_a_way_out_for_a_run_without(session: NewSession, odd: NetServer) -> None:
     """A daemon of the first run holds a connection and listens; the second run has no internet."""
     hold = """
 import os, socket, time
@@ -269,15 +264,11 @@ if os.fork() == 0:
     for port in (7777, 18128):
         assert "refused" in one.run(use.format(port=port))["stderr"]
 
-    open_door = "from era.network import passages; passages.ProxyPassage.__aexit__ = _exit"
-    weakness = f"async def _exit(self, *_): pass\n{open_door}"
-    server = machine.serve(tmp_path / "data", weakness=f"exec({weakness!r})")
-    with server.client() as client:
+    with odd.client() as client:
         weak = new_session(client)
         assert "200" in weak.says(hold)
         weak.change(allowInternetAccess=False)
         assert weak.run(use.format(port=18128))["status"] == "ok"
-    server.stop()
 
 
 def test_nobody_inside_can_take_the_proxys_place(session: NewSession) -> None:
@@ -308,14 +299,14 @@ def test_another_sessions_proxy_is_not_to_be_found(served: NetServer, session: N
     """Two runs at a time: one with internet, one without, which looks at every address of its own."""
     with_it, without = session(), session(allowInternetAccess=False)
     told: list[str] = []
-    holding = threading.Thread(
-        target=lambda: told.append(
-            Session(served.client(), with_it.id).says(
-                "import time, urllib.request; time.sleep(1.5)\n"
-                "print(urllib.request.urlopen('http://www.example.test/hello').status)"
-            )
-        )
-    )
+    later = "import time, urllib.request; time.sleep(1.5)\n"
+    later += "print(urllib.request.urlopen('http://www.example.test/hello').status)"
+
+    def hold() -> None:
+        with served.client() as client:
+            told.append(Session(client, with_it.id).says(later))
+
+    holding = threading.Thread(target=hold)
     holding.start()
     code = """
 import socket, time
