@@ -40,11 +40,12 @@ from era.core.turns import Turns
 from era.core.versions import Versions
 from era.drivers.bubblewrap import BubblewrapDriver
 from era.drivers.choice import DriverChoice
+from era.drivers.guest import DOOR_PORT
 from era.drivers.gvisor import GvisorDriver
 from era.errors import Conflict, EraError, Forbidden, NoIsolation
 from era.hosts.local import LocalHost
 from era.network import policy
-from era.network.passages import ProxyNetwork
+from era.network.passages import ProxyNetwork, variables
 from era.settings import Settings
 from era.store.blobs import LocalBlobs, make_directory
 from era.store.metadata import SqlStore
@@ -101,7 +102,7 @@ def drivers(settings: Settings) -> DriverChoice:
     return DriverChoice(
         {
             "gvisor": GvisorDriver(directory / "gvisor", limits, cgroup_name=f"{group}-gvisor"),
-            "bubblewrap": BubblewrapDriver(directory, limits, cgroup_name=group),
+            "bubblewrap": BubblewrapDriver(directory, limits, cgroup_name=group, network=variables(DOOR_PORT)),
         },
         settings.isolation,
     )

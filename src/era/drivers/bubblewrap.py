@@ -39,7 +39,7 @@ import shutil
 import signal
 import socket
 import subprocess
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from io import FileIO
@@ -290,7 +290,14 @@ class BubblewrapSandbox:
 
     def plan(self, language: Language, control: int) -> Plan:
         """What to start, given the descriptor of the control socket."""
-        config = guest.supervisor_config(language, control, self.rlimits(language), self.limits, door=self.has_door)
+        config = guest.supervisor_config(
+            language,
+            control,
+            self.rlimits(language),
+            self.limits,
+            door=self.has_door,
+            network=self._driver.network,
+        )
         return Plan(
             etc_files(),
             lambda data: arguments(self._driver.paths, self.id, self.limits, config, data),
@@ -362,7 +369,11 @@ class BubblewrapDriver:
     name = "bubblewrap"
     sandbox = BubblewrapSandbox
 
-    def __init__(self, directory: Path, limits: Limits, *, cgroup_name: str) -> None:
+    def __init__(
+        self, directory: Path, limits: Limits, *, cgroup_name: str, network: Mapping[str, str] | None = None
+    ) -> None:
+        """`network` is what programs mostly have as `Program.network`."""
+        self.network = network or {}
         self.live = directory / "live"
         self.limits = limits
         self.cgroups: Cgroups | None = None

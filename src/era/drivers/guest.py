@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import sysconfig
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -74,10 +75,17 @@ def restarts_interpreter(name: str) -> bool:
 
 
 def supervisor_config(
-    language: Language, control: int, bounds: dict[str, int], limits: Limits, *, door: bool = False
+    language: Language,
+    control: int,
+    bounds: dict[str, int],
+    limits: Limits,
+    *,
+    door: bool = False,
+    network: Mapping[str, str] | None = None,
 ) -> str:
     """The supervisor's configuration as JSON; see guest/supervisor.py for the meaning of each field. `bounds` are
-    `rlimits`; `door` says whether it is to hand over one."""
+    `rlimits`; `door` says whether it is to hand over one, `network` what the first run most likely has as
+    `Program.network`."""
     node = f"{NODE}/bin/node"
     warm: list[str] | None
     if language == "python":
@@ -91,6 +99,7 @@ def supervisor_config(
         {
             "control": control,
             "door": DOOR_PORT if door else None,
+            "network": dict(network or {}),
             "language": language,
             "entry": ENTRIES[language],
             "warm": warm,

@@ -20,6 +20,11 @@ if (isMainThread && process.env.ERA_SPARE) {
     // The compiler's own start takes longer than most programs: have it behind us.
     require('node:module').stripTypeScriptTypes('enum A { B }', { mode: 'transform' });
   }
+  if (process.env.NODE_USE_ENV_PROXY) {
+    // Before the program begins Node will tell its clients of the proxy. Loading those takes as long as starting Node.
+    require('node:https');
+    void globalThis.Response;
+  }
   const environment = JSON.parse(read(read(4).readUInt32BE()).toString());
   fs.closeSync(3);
   for (const name of Object.keys(process.env)) delete process.env[name];

@@ -177,7 +177,7 @@ class Supervisor:
         self.isolation = config["isolation"]
         self.loaded_at_start = loaded_at_start
         self.spare: Spare | None = None
-        self.network: dict[str, str] = {}
+        self.network: dict[str, str] = config["network"]
         """Variables of the network that waiting processes are started with, since Node reads them only then. They are
         those of the last run: the next one is most likely to have the same."""
         self.last_ids = dict.fromkeys(("shm", "sem", "msg"), -1)
