@@ -46,7 +46,13 @@ def walls(seen: JsonObject) -> Iterator[Wall]:
         cgroup is not None and "cpus" in cgroup, "processors bounded", f"{_CGROUP}; until then a run may use them all"
     )
     yield Wall(True, "processes, files, disk and output bounded")
-    yield Wall(seen["network"] == "none", "no network")
+    yield Wall(seen["network"] == "none", "no network but loopback")
+    yield Wall(
+        seen["driver"] != "gvisor",
+        "internet over HTTP and HTTPS where a session may, by a proxy",
+        "use bubblewrap sandboxes; gVisor's have none in this version",
+    )
+    yield Wall(False, "internet over TCP and UDP without a proxy", "not offered by this version")
 
 
 def report(found: Mapping[Isolation, JsonObject | NoIsolation], default: Isolation | None) -> Iterator[str]:

@@ -86,7 +86,18 @@ class Service:
         """A session with three versions, stored code, and runs whose outputs are long, short and not kept."""
         stored = StoredCode("print('ü')", "what it says", 7)
         await self.store.create_session(
-            NewSession(session_id, "node", True, '{"n":1}', {"a": ["b"]}, False, True, 12.5, ttl=1000)
+            NewSession(
+                session_id,
+                "node",
+                True,
+                '{"n":1}',
+                {"a": ["b"]},
+                False,
+                True,
+                12.5,
+                ttl=1000,
+                egress={"allow": ["*.a.test"]},
+            )
         )
         await self.store.store_code(session_id, stored)
         place = self.lab.place()
@@ -131,6 +142,7 @@ class Service:
             cpu_us=6,
             reaped=0,
             enforced={"walls": ["a"]},
+            egress={"destinations": [{"host": "ü"}], "more": 3},
         )
         await self.store.end_run(record, data=data, snapshot=snapshot, outputs=kept)
 

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import json
+import shutil
 from collections.abc import Iterator
 
 import pytest
 
+from era.core.capsules.format import ADDED, ADDED_TO_RUNS
+from era.core.egress import can_be_egress
 from tests.network import world
 from tests.network.conftest import Machine, NetServer, NewSession, new_session
 
@@ -160,8 +164,6 @@ proxy.request("GET", "http://user:secret@www.example.test/hello", headers={
 })
 print(proxy.getresponse().read().decode())
 """
-    import json
-
     told = json.loads(session().says(code))["headers"]
     told.pop("Accept-Encoding", None)
     assert told == {"Host": "www.example.test", "X-Kept": "2", "Connection": "close"}
@@ -271,3 +273,45 @@ for host in ("10.77.0.2", "192.168.77.2", "inside.test", "10.77.0.1", "172.16.77
         "10.77.0.1": "403",  # the machine itself
         "172.16.77.2": "403",
     }
+
+
+@pytest.mark.skipif(shutil.which("runsc") is None, reason="there is no gVisor here")
+def test_a_sandbox_without_a_way_out_says_so(session: NewSession) -> None:
+    one = session(isolation="gvisor")
+    said = one.says("import os; print([name for name in os.environ if name.lower().endswith('s_proxy')])")
+    assert said == "[]\n"
+    enforced = one.record()["enforced"]
+    assert enforced["network"] == "none"
+    assert "no way out" in enforced["network_reason"]
+
+
+@pytest.mark.skipif(shutil.which("curl") is None, reason="there is no curl here")
+def test_other_programs_go_by_the_environment(session: NewSession) -> None:
+    code = """
+import subprocess
+for url in ("http://www.example.test/hello", "http://10.0.0.1/"):
+    done = subprocess.run(["curl", "-s", "-w", " %{http_code}", url], capture_output=True, text=True)
+    print(done.stdout.replace("\\n", " "))
+"""
+    first, second = session().says(code).splitlines()
+    assert first.startswith('{"hello": "www.example.test"')
+    assert first.endswith(" 200")
+    assert second.startswith('{"error": ')
+    assert second.endswith(" 403")
+
+
+def test_what_was_stored_before_there_was_any_of_this_is_read() -> None:
+    """Sessions and runs of older servers, and of older capsules, have no egress."""
+    assert ADDED["egress"] == ADDED_TO_RUNS["egress"] == {}
+    assert can_be_egress({})
+    assert can_be_egress({"allow": ["a.test", "10.0.0.0/8"]})
+    for wrong in (
+        None,
+        [],
+        {"deny": []},
+        {"allow": "a.test"},
+        {"allow": [1]},
+        {"allow": ["a b"]},
+        {"allow": ["a"] * 999},
+    ):
+        assert not can_be_egress(wrong)
