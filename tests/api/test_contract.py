@@ -29,7 +29,7 @@ JSON = {"content-type": "application/json"}
 SESSION_KEYS = {
     "id", "session_id", "created_at", "last_run_at", "language", "persistent", "file_count", "total_size_bytes",
     "metadata", "data", "setup", "allowInternetAccess", "allowPublicAccess", "default_timeout", "version",
-    "ttl", "expires_at", "limits", "isolation", "status",
+    "ttl", "expires_at", "limits", "isolation", "egress", "status",
 }  # fmt: skip
 RUN_KEYS = {
     "exit_code", "stdout", "stderr", "duration", "session_id", "data", "run_id", "status", "stdout_truncated",
@@ -107,6 +107,7 @@ def test_a_session_created_with_nothing_but_a_language_has_the_defaults(client: 
             "output_bytes": 10 << 20,
         },
         "isolation": "auto",
+        "egress": {"allow": []},
         "status": "idle",
     }
     assert body["session_id"] == body["id"]
@@ -123,6 +124,7 @@ def test_a_session_created_with_everything_gives_it_back(client: httpx.Client) -
         "allowInternetAccess": False,
         "allowPublicAccess": False,
         "default_timeout": 2.5,
+        "egress": {"allow": ["api.example.com", "*.example.org", "203.0.113.0/24", "2001:db8::1"]},
     }
     body = checked(client.post("/api/sessions", json={**given, "setup": None}), wire.SessionAnswer, SESSION_KEYS, 201)
     assert {key: body[key] for key in given} == given

@@ -34,7 +34,7 @@ new sandbox from the last committed snapshot.
 Wire format, both ways over one stream socket: a kind (1 byte), a length (4 bytes, big endian), a payload.
   host to guest:  R  JSON header; then, unframed, its `lengths`: files…, state, code, environment
                   K  kill the run under way
-  guest to host:  N  with a descriptor: the door, a bound socket that nobody listens on; comes first, if asked
+  guest to host:  N  with a descriptor: the door, see door.py; comes first, if asked for
                   Y  JSON: ready for the first run, and the isolation as seen from inside
                   B  the program is about to begin
                   O, E  a piece of stdout, of stderr
@@ -57,6 +57,7 @@ import signal
 import sys
 import time
 
+import door
 import landlock
 from workspace import STATE_FILE, empty_directory, read_state, remove_if_unchanged, write_file
 
@@ -78,7 +79,7 @@ MADV_POPULATE_WRITE = 23  # Linux 5.14; older kernels and gVisor answer EINVAL, 
 PAGE = 4096
 
 # Modules of our own need, which a program must find unloaded.
-OURS = ("supervisor", "workspace", "landlock", "_socket", "ctypes", "ctypes._endian", "_ctypes", "fcntl", "resource")
+OURS = ("supervisor", "workspace", "landlock", "door", "_socket", "ctypes", "ctypes._endian", "_ctypes", "fcntl", "resource")
 # What programs import most. Each costs memory in every spare, and time when it is finalized.
 PRELOAD = ("collections", "datetime", "json", "math", "os.path", "random", "re", "string", "traceback")
 
@@ -178,8 +179,7 @@ class Supervisor:
         self.loaded_at_start = loaded_at_start
         self.spare: Spare | None = None
         self.network: dict[str, str] = config["network"]
-        """Variables of the network that waiting processes are started with, since Node reads them only then. They are
-        those of the last run: the next one is most likely to have the same."""
+        """Variables that waiting processes are started with, since Node reads these only then: those of the last run."""
         self.last_ids = dict.fromkeys(("shm", "sem", "msg"), -1)
 
     # -- the loop -----------------------------------------------------------------------------------------------
@@ -559,23 +559,6 @@ def remove_system_v_objects_since(kind: str, last: int) -> int:
     return newest
 
 
-def hand_over_door(control: int, port: int) -> None:
-    """Bind a loopback port and give it to the host, who may listen on it. From then on nobody in here has it."""
-    import _socket  # not socket, which takes as long to import as all the rest
-
-    with_descriptors = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM, 0, os.dup(control))
-    door = _socket.socket(_socket.AF_INET, _socket.SOCK_STREAM)
-    try:
-        # Or what is left in the kernel of connections to an earlier run's proxy would be in the way of the next one's.
-        door.setsockopt(_socket.SOL_SOCKET, _socket.SO_REUSEADDR, 1)
-        door.bind(("127.0.0.1", port))
-        descriptor = door.fileno().to_bytes(4, sys.byteorder)
-        with_descriptors.sendmsg([b"N" + bytes(4)], [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, descriptor)])
-    finally:
-        door.close()
-        with_descriptors.close()
-
-
 # -- starting up ------------------------------------------------------------------------------------------------
 
 
@@ -604,7 +587,7 @@ def prepare(loaded_at_start: frozenset[str]) -> Supervisor:
     os.umask(0o022)
     reset_signals()
     if config["door"]:
-        hand_over_door(3, config["door"])
+        door.hand_over(3, config["door"])
     seen = isolation_seen()  # before our own /proc is closed to us too
     config["isolation"] = {**seen, "landlock": landlock.restrict(config["landlock"])}
     _libc.prctl(PR_SET_DUMPABLE, 0, 0, 0, 0)  # /proc/1/{mem,environ,fd} are out of every program's reach
