@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from bench import crowd, large, rivals, walls
+import shutil
+
+from bench import crowd, drivers, large, rivals, walls
 from bench.cases import (
     COUNTER,
     PROGRAMS,
@@ -110,3 +112,21 @@ RATIOS = [
     Ratio("session create", "commit floor"),
     Ratio("python warm", "http floor"),
 ]
+
+if shutil.which("runsc"):
+    # Through the driver, without the service: what is compared is the way into the sandbox.
+    CASES += [
+        Case("gvisor warm", "a run in a live gVisor sandbox, alone", drivers.warm(PROGRAMS["python"]), 0.3),
+        Case(
+            "gvisor bwrap",
+            "the same in a live bubblewrap sandbox",
+            drivers.warm(PROGRAMS["python"], "bubblewrap"),
+            0.05,
+        ),
+        Case("gvisor runsc", "the interpreter in a new gVisor sandbox", program(rivals.runsc(PROGRAMS["python"])), 0.3),
+        Case("gvisor new", "a gVisor sandbox made, ready for a run", drivers.new, 0.3, burst=2),
+    ]
+    RATIOS += [
+        Ratio("gvisor warm", "gvisor runsc", goal=0.2),
+        Ratio("gvisor warm", "gvisor bwrap"),
+    ]

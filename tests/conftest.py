@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import httpx
 import pytest
@@ -31,6 +31,9 @@ class Server:
     settings: dict[str, str] = field(default_factory=dict)
     uid: int | None = None
     """Serve as this ordinary user; the tests must run as root then."""
+
+    hidden: str | None = None
+    """A file of the machine that it is to find empty; the tests must run as root then."""
 
     process: subprocess.Popen[bytes] | None = None
     url: str = ""
@@ -55,12 +58,15 @@ class Server:
         environment |= {"ERA_ISOLATION": "bubblewrap"}
         environment |= {"ERA_PORT": "0", "ERA_DATA_DIR": str(self.data_dir), **self.settings}
         command = [str(ERA), "serve"]
+        if self.hidden is not None:
+            script = f"mount --bind /dev/null '{self.hidden}' && exec '{ERA}' serve"
+            command = ["unshare", "--mount", "--propagation", "slave", "sh", "-c", script]
         if self.uid is not None:
             command, extra = self._as_ordinary_user(self.uid)
             environment |= extra
         with self._log_path.open("ab") as log:
             start = log.tell()
-            self.process = subprocess.Popen(command, stdout=log, stderr=log, env=environment)
+            self.process = self._spawn(command, environment, log)
         deadline = time.monotonic() + START_SECONDS
         while not (found := re.search(r"ERA serves\s+(http://\S+)", self.log[start:])):
             if self.process.poll() is not None or time.monotonic() > deadline:
@@ -68,6 +74,9 @@ class Server:
             time.sleep(0.02)
         self.url = found[1]
         return self
+
+    def _spawn(self, command: list[str], environment: dict[str, str], log: IO[bytes]) -> subprocess.Popen[bytes]:
+        return subprocess.Popen(command, stdout=log, stderr=log, env=environment)
 
     def _as_ordinary_user(self, uid: int) -> tuple[list[str], dict[str, str]]:
         """The command that serves as `uid`. A mount namespace shows that user the project and the data directory
@@ -201,9 +210,10 @@ def own_server(tmp_path: Path) -> Iterator[Callable[..., Server]]:
     before = mounts()
     made: list[Server] = []
 
-    def make(uid: int | None = None, **settings: str) -> Server:
+    def make(uid: int | None = None, hidden: str | None = None, **settings: str) -> Server:
         name = f"data{len(made)}"
-        server = Server(tmp_path / name, {f"ERA_{key.upper()}": value for key, value in settings.items()}, uid)
+        values = {f"ERA_{key.upper()}": value for key, value in settings.items()}
+        server = Server(tmp_path / name, values, uid, hidden)
         made.append(server)
         return server.start()
 

@@ -35,11 +35,12 @@ from era.core.ports import Limits, Retention
 from era.core.runs import Runs
 from era.core.sessions import Sessions
 from era.core.snapshots import Snapshots
-from era.core.spool import Spool, Threads
+from era.core.spool import Slots, Spool, Threads
 from era.core.turns import Turns
 from era.core.versions import Versions
 from era.drivers.bubblewrap import BubblewrapDriver
 from era.drivers.choice import DriverChoice
+from era.drivers.gvisor import GvisorDriver
 from era.errors import Conflict, EraError, Forbidden, NoIsolation
 from era.hosts.local import LocalHost
 from era.settings import Settings
@@ -78,7 +79,12 @@ def rules(settings: Settings) -> Rules:
 
 
 def retention(settings: Settings) -> Retention:
-    return Retention(settings.versions_kept, settings.outputs_kept, settings.grace_seconds)
+    return Retention(
+        versions=settings.versions_kept,
+        outputs=settings.outputs_kept,
+        grace_seconds=settings.grace_seconds,
+        runs=settings.runs_kept,
+    )
 
 
 def cgroup_name(data_dir: Path) -> str:
@@ -89,8 +95,13 @@ def cgroup_name(data_dir: Path) -> str:
 def drivers(settings: Settings) -> DriverChoice:
     directory = settings.data_dir.resolve()
     limits = rules(settings).defaults
+    group = cgroup_name(directory)
     return DriverChoice(
-        {"bubblewrap": BubblewrapDriver(directory, limits, cgroup_name=cgroup_name(directory))}, settings.isolation
+        {
+            "gvisor": GvisorDriver(directory / "gvisor", limits, cgroup_name=f"{group}-gvisor"),
+            "bubblewrap": BubblewrapDriver(directory, limits, cgroup_name=group),
+        },
+        settings.isolation,
     )
 
 
@@ -120,13 +131,14 @@ async def services(settings: Settings) -> AsyncIterator[Context]:
         await asyncio.to_thread(blobs.open)
         store = SqlStore(f"sqlite:///{directory / 'era.sqlite'}", retention(settings))
         await store.open()
-        spool = Spool(directory / "uploads")
+        slots = Slots(settings.max_uploads)
+        spool = Spool(directory / "uploads", slots)
         spool.open()
         transfers = Threads(_TRANSFER_THREADS, "era-transfer")
         snapshots = Snapshots(blobs)
         outputs = Outputs(blobs, settings.outputs_kept)
         pins = Pins()
-        capsules = Capsules(store, snapshots, blobs, pins, directory, max_timeout=settings.max_timeout)
+        capsules = Capsules(store, snapshots, blobs, pins, directory, max_timeout=settings.max_timeout, slots=slots)
         sandboxes = drivers(settings)
         bounds = rules(settings)
         turns = Turns(settings.max_waiting)
@@ -159,7 +171,7 @@ async def services(settings: Settings) -> AsyncIterator[Context]:
                     capsules=capsules,
                     keys=keys,
                     session_files=files,
-                    archives=Archives(store, snapshots, blobs, turns, spool, transfers, files),
+                    archives=Archives(store, snapshots, blobs, turns, spool, transfers, files, slots),
                     turns=turns,
                     store=store,
                     files=snapshots.entries,
@@ -263,12 +275,18 @@ class _Server(uvicorn.Server):
 
 async def _collect_garbage(snapshots: Snapshots, store: SqlStore, pins: Pins) -> None:
     while True:
-        try:
-            await store.forget_keys()
-            await snapshots.collect_garbage(*await pins.needed(store))
-        except EraError as error:
-            log.warning("garbage_not_collected", error=error.message)
+        await clear_away(snapshots, store, pins)
         await asyncio.sleep(_GARBAGE_SECONDS)
+
+
+async def clear_away(snapshots: Snapshots, store: SqlStore, pins: Pins) -> None:
+    """Drop what is too old, then the content that nothing needs any more."""
+    try:
+        await store.forget_keys()
+        await store.prune_runs()
+        await snapshots.collect_garbage(*await pins.needed(store))
+    except EraError as error:
+        log.warning("garbage_not_collected", error=error.message)
 
 
 def _announce(settings: Settings, context: Context, port: int, say: Callable[[str], None]) -> None:

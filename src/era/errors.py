@@ -19,6 +19,7 @@
     ├── HeadersTooLarge       431  headers over their limit
     ├── TooManyWaiting        429  the session's queue is full
     └── Unavailable           503  this server can't do it now
+        ├── TooManyUploads    503  as many large bodies come in as may at a time
         ├── NoIsolation       503  the isolation asked for can't be had on this machine
         ├── SandboxFailed     503  a sandbox could not be made or died before the run began
         └── CommitFailed      503  the run ended, but its result could not be made durable
@@ -157,6 +158,12 @@ class Unavailable(EraError):
     code = "unavailable"
     hint = "Try again in a moment; if it stays so, look at the server's log."
     retry_after: int | None = 1
+
+
+class TooManyUploads(Unavailable):
+    code = "too_many_uploads"
+    hint = "Send it again when fewer are under way; the server's ERA_MAX_UPLOADS sets how many may be."
+    retry_after = 5
 
 
 class NoIsolation(Unavailable):

@@ -73,10 +73,21 @@ class Settings(BaseSettings):
     outputs_kept: int = Field(
         default=100, ge=0, description="Newest runs of a session whose whole output is kept; 0 keeps none."
     )
+    runs_kept: int = Field(default=10_000, ge=1, description="Newest runs of a session whose records are kept.")
     grace_seconds: float = Field(
         default=86_400, ge=0, description="Seconds that a session can be restored after it expired or was deleted."
     )
 
+    body_idle_seconds: float = Field(
+        default=30,
+        gt=0,
+        description="Seconds for which nothing of a request's body may come before the request gets a 408.",
+    )
+    max_uploads: int = Field(
+        default=32,
+        ge=1,
+        description="Bodies of over 1 MiB, archives and capsules that may come in at a time before more get a 503.",
+    )
     import_mb: int = Field(default=4096, ge=1, description="Size of the largest capsule that may be imported, in MiB.")
 
     spares: int = Field(default=1, ge=0, description="Sandboxes kept ready for first runs, for each language.")

@@ -25,7 +25,7 @@ import pytest
 from era import wire
 from era.core import archives, pack, unpack
 from era.core.models import EMPTY
-from era.core.spool import Spool
+from era.core.spool import Slots, Spool
 from era.core.trees import Bounds
 from era.errors import BadRequest, EraError, TooLarge
 from tests.api.test_contract import checked, refused
@@ -337,7 +337,7 @@ def test_what_the_content_type_says(client: httpx.Client, session: MakeSession) 
 def unpacked(directory: Path, archive: bytes, **bounds: int) -> archives.Unpacked:
     """What the unpacking itself makes of an archive, beneath all of HTTP."""
     lab = Lab(directory)
-    spool = Spool(directory / "uploads")
+    spool = Spool(directory / "uploads", Slots(1))
     spool.open()
     (directory / "archive").write_bytes(archive)
     with (directory / "archive").open("rb") as file, lab.blobs.batch() as batch:

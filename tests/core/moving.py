@@ -21,6 +21,7 @@ from era.core.models import (
     now,
 )
 from era.core.ports import Retention
+from era.core.spool import Slots
 from era.store.metadata import SqlStore
 from tests.core.lab import CountingBlobs, Lab, Place, described
 
@@ -37,7 +38,9 @@ class Service:
         self.blobs: CountingBlobs = self.lab.blobs
         self.store = SqlStore(f"sqlite:///{place}/era.sqlite", retention)
         self.pins = Pins()
-        self.capsules = Capsules(self.store, self.lab.snapshots, self.blobs, self.pins, place, max_timeout=3600)
+        self.capsules = Capsules(
+            self.store, self.lab.snapshots, self.blobs, self.pins, place, max_timeout=3600, slots=Slots(4)
+        )
 
     @classmethod
     @asynccontextmanager

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import json
+import sqlite3
+from contextlib import closing
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from era.core.capsules import exports
 from era.core.capsules import format as layout
 from era.core.models import (
     KeptOutputs,
@@ -18,9 +21,11 @@ from era.core.models import (
     StoredCode,
     Version,
     VersionContent,
+    now,
 )
-from era.core.ports import Retention
-from era.errors import BadRequest, Conflict, NotFound
+from era.core.ports import Retention, SessionFilter
+from era.errors import BadRequest, Conflict, NotFound, TooLarge, Unavailable
+from era.store.metadata import SqlStore
 from tests import capsules
 from tests.capsules import document, edited, file, of_files, packed, parts, run, session, tree, version
 from tests.core.lab import described
@@ -159,6 +164,152 @@ async def test_retention_is_this_servers(tmp_path: Path) -> None:
         outputs = [(await service.store.run("moved", f"run_{n}"))[1] for n in range(3)]
         assert outputs == [None, None, KeptOutputs(b"x", b"")]
         assert [record.id for record in await service.store.runs(made.key, 9)] == ["run_2", "run_1", "run_0"]
+
+
+def large(versions: int = 6, runs: int = 130) -> bytes:
+    """A capsule that takes several transactions."""
+    root = tree(file("a", b"a"))
+    listed = [version(root, version=n, data={"n": n, "pad": "x" * 100_000}) for n in range(1, versions + 1)]
+    return capsules.capsule(
+        document(session(version=versions), listed, [run(id=f"run_{n}") for n in range(runs)]), root, b"a"
+    )
+
+
+class Steps:
+    """Stops an import after each of its transactions, so that others can be seen to go on."""
+
+    def __init__(self, service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.seen = 0
+        self._looks = False
+        write = service.store._write
+
+        async def write_and_look(job: Any) -> Any:
+            done = await write(job)
+            if asyncio.current_task() is self._task and not self._looks:
+                self.seen += 1
+                self._looks = True
+                try:
+                    await self._look(self.seen)
+                finally:
+                    self._looks = False
+            return done
+
+        monkeypatch.setattr(service.store, "_write", write_and_look)
+
+    async def during(self, load: Any, look: Any) -> Session:
+        self._look = look
+        self._task = asyncio.create_task(load)
+        made: Session = await self._task
+        return made
+
+
+async def test_an_import_is_in_nobodys_way_and_in_sight_when_it_is_complete(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await service.make("s")
+    steps = Steps(service, monkeypatch)
+
+    async def look(step: int) -> None:
+        """Another session goes on between two transactions of the import, of which nobody sees anything."""
+        before = await service.store.session("s")
+        after = await service.store.commit("s", "data", data=f'{{"step":{step}}}', snapshot=None)
+        assert after.version == before.version + 1
+        if step < LAST:
+            with pytest.raises(NotFound):
+                await service.store.session("moved")
+            with pytest.raises(NotFound):
+                await service.store.restore_session("moved")
+            with pytest.raises(NotFound):
+                await service.store.purge_session("moved")
+            for gone in (None, "expired", "deleted"):
+                listed = await service.store.sessions(SessionFilter(gone=gone))  # type: ignore[arg-type]
+                assert [each.id for each in listed] == (["s"] if gone is None else [])
+            assert await service.store.purge(now()) == 0, "somebody is still at it"
+        if step > 4:
+            assert await service.collect() == 0, "its versions hold what they need also while nobody sees them"
+
+    LAST = 1 + 3 + 2 + 1  # noqa: N806  itself, runs, versions, and the one that shows it
+    made = await steps.during(service.load(large()), look)
+    assert steps.seen == LAST
+    assert (made.version, json.loads(made.data)["n"]) == (6, 6)
+    assert len(await service.store.runs(made.key, 1000)) == 130
+    assert len(await service.store.versions("moved", limit=100, before=None)) == 6
+
+
+@pytest.mark.parametrize("at", range(1, 7))
+async def test_an_import_cut_short_leaves_nothing(at: int, service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    steps = Steps(service, monkeypatch)
+
+    async def look(step: int) -> None:
+        if step == at:
+            raise Unavailable("the database failed")
+
+    with pytest.raises(Unavailable):
+        await steps.during(service.load(large()), look)
+    assert await service.store.snapshot_roots() == []
+    assert await service.store.purge(now()) == 0
+    assert rows_of_sessions(service) == 0
+    await service.collect()
+    assert service.stored() == set()
+
+
+def rows_of_sessions(service: Service) -> int:
+    with closing(sqlite3.connect(service.place / "era.sqlite")) as database:
+        return int(database.execute("select count(*) from sessions").fetchone()[0])
+
+
+@pytest.mark.parametrize("at", range(1, 7))
+async def test_an_import_that_died_is_purged_by_the_next_process(
+    at: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with Service.at(tmp_path / "here") as service:
+        steps = Steps(service, monkeypatch)
+        never = asyncio.Event()
+        reached = asyncio.Event()
+
+        async def look(step: int) -> None:
+            if step == at:
+                reached.set()
+                await never.wait()
+
+        loading = asyncio.create_task(steps.during(service.load(large()), look))
+        await reached.wait()
+        again = SqlStore(f"sqlite:///{service.place}/era.sqlite")
+        await again.open()
+        assert await again.purge(now()) == 1
+        assert await again.snapshot_roots() == []
+        await again.close()
+        await service.collect()
+        assert service.stored() == set()
+        for task in (steps._task, loading):
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+
+
+async def test_an_id_taken_during_an_import(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    steps = Steps(service, monkeypatch)
+
+    async def look(step: int) -> None:
+        if step == 3:
+            await service.make("moved")
+
+    with pytest.raises(Conflict, match="exists"):
+        await steps.during(service.load(large()), look)
+    assert (await service.store.session("moved")).language == "node"
+    assert (await service.store.counts())["sessions"] == 1
+    assert await service.store.purge(now()) == 0
+
+
+async def test_no_capsule_is_written_that_could_not_be_read(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    await service.make("s")
+    count = len(parts(await service.export("s"))) - 3
+    monkeypatch.setattr(exports, "MAX_OBJECTS", count)
+    await service.load(await service.export("s"), "again")
+    monkeypatch.setattr(exports, "MAX_OBJECTS", count - 1)
+    with pytest.raises(TooLarge, match=f"{count} files, directories and outputs; {count - 1} can"):
+        await service.export("s")
+    assert service.pins._held == set()
 
 
 def test_a_capsule_knows_all_that_a_session_is() -> None:

@@ -55,3 +55,62 @@ def test_another_installations_prefix_is_refused(own_server: Callable[..., Serve
     except AssertionError as refused:
         text = str(refused)
     assert "belong to another installation" in text
+
+
+FURNISH = """
+import json, os
+os.makedirs('a/b'); open('a/b/large', 'wb').write(os.urandom(9_000_000)); os.symlink('b', 'a/link')
+for n in range(20): open(f'a/{n}', 'w').write(str(n) * 100)
+json.dump({'n': 1}, open('.session_data.json', 'w')); print('o' * 50_000)
+"""
+LOOK = """
+import hashlib, json, os
+print(json.load(open('.session_data.json')), os.readlink('a/link'))
+for directory, _, files in sorted(os.walk('a')):
+    for name in sorted(files):
+        print(directory, name, hashlib.sha256(open(f'{directory}/{name}', 'rb').read()).hexdigest())
+"""
+
+
+def test_a_session_moves_from_disk_to_a_bucket_and_back(own_server: Callable[..., Server], s3: S3, bucket: str) -> None:
+    """By capsules, with files, data, versions and runs; and it goes on there."""
+    disk, remote = own_server(spares="0"), own_server(spares="0", blobs=s3.url(bucket))
+    with disk.client() as client:
+        body = {"language": "python", "session_id": "s", "metadata": {"who": "me"}}
+        assert client.post("/api/sessions", json=body).status_code == 201
+        client.put("/api/sessions/s/code", json={"code": LOOK})
+    assert run(disk, "s", FURNISH)[1]["status"] == "ok"
+    assert run(disk, "s")[1]["stdout"] == "x"
+    seen = looks(disk, "s")
+    move(disk, "s", remote, "there")
+    assert looks(remote, "there") == seen
+    assert run(remote, "there")[1]["stdout"] == "xx", "it goes on"
+    move(remote, "there", disk, "back")
+    assert looks(disk, "back") == seen
+    assert run(disk, "back")[1]["stdout"] == "xxx"
+    assert run(disk, "s")[1]["stdout"] == "xx", "it stayed as it was"
+
+
+def looks(server: Server, session: str) -> list[object]:
+    """What a session is, also at its older versions, wherever it is."""
+    with server.client() as client:
+        told = client.get(f"/api/sessions/{session}").json()
+        versions = client.get(f"/api/sessions/{session}/versions").json()["versions"]
+        runs = client.get(f"/api/sessions/{session}/runs").json()["runs"]
+        copy = client.post(f"/api/sessions/{session}/duplicate", json={"from_version": 3}).json()["id"]
+        seen = client.post(f"/api/sessions/{copy}/run", json={}).json()
+        client.delete(f"/api/sessions/{copy}?purge=true")
+        first = next(each for each in runs if each["state"]["version"] == 2)["run_id"]
+        output = client.get(f"/api/sessions/{session}/runs/{first}/stdout").text
+    assert output == "o" * 50_000 + "\n"
+    at_three = [[each["version"], each["cause"], each["file_count"]] for each in versions if each["version"] <= 3]
+    return [told["metadata"], told["language"], at_three, seen["stdout"]]
+
+
+def move(source: Server, session: str, target: Server, name: str) -> None:
+    with source.client() as client:
+        capsule = client.get(f"/api/sessions/{session}/capsule").content
+    with target.client() as client:
+        headers = {"Content-Type": "application/x-tar"}
+        answer = client.post(f"/api/sessions/import?id={name}", content=capsule, headers=headers)
+        assert answer.status_code == 201, answer.text

@@ -40,6 +40,7 @@ from era.core.models import (
 from era.core.ports import Retention, SessionChange, SessionFilter
 from era.errors import CommitFailed, Conflict, Expired, NotFound, SessionDeleted, Unavailable
 from era.store import migrations
+from era.store import runs as runs_module
 from era.store.metadata import LOST, SqlStore
 from era.store.runs import DELETED
 from era.store.tables import metadata as tables
@@ -471,6 +472,41 @@ def test_outputs_are_kept_for_the_newest_runs(url: str) -> None:
         await store.create_session(new("b"))
         with pytest.raises(NotFound, match="'r0'"):
             await store.run("b", "r0")
+        await store.close()
+
+    asyncio.run(main())
+
+
+def test_records_are_kept_for_the_newest_runs(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those too many go, a few at a time, but for one under way and one that a key still answers for."""
+    monkeypatch.setattr(runs_module, "_PRUNED_AT_ONCE", 2)
+    claim = Claim("run", "k", "h" * 64, "mark")
+
+    async def main() -> None:
+        store = SqlStore(url, Retention(runs=3, outputs=10))
+        await store.open()
+        keys = {name: (await store.create_session(new(name))).key for name in "ab"}
+        await store.begin_run("a", "under way")
+        for n in range(10):
+            for name, key in keys.items():
+                run_id, session = f"{name}{n}", await store.session(name)
+                await store.begin_run(name, run_id, claim if run_id == "a2" else None)
+                answered = Answered(claim, "{}", KeptOutputs(b"", b"")) if run_id == "a2" else None
+                record = ended(replace(session, key=key), run_id)
+                outputs = KeptOutputs(run_id.encode(), None, None, f"{n:064}")
+                await store.end_run(record, data=None, snapshot=None, outputs=outputs, answered=answered)
+            if n == 2:
+                assert await store.prune_runs() == 0, "the one under way is the first of four"
+        assert await store.prune_runs() == 6 + 7
+        assert [run.id for run in await store.runs(keys["a"], 99)] == ["a9", "a8", "a7", "a2", "under way"]
+        assert [run.id for run in await store.runs(keys["b"], 99)] == ["b9", "b8", "b7"]
+        assert {int(digest) for digest in await store.output_digests()} == {2, 7, 8, 9}
+        claimed = await store.claimed("a", claim)
+        assert claimed is not None
+        assert claimed.run is not None
+        assert claimed.run.id == "a2"
+        assert [each.run_id for each in await store.versions("a", limit=2, before=None)] == ["a9", "a8"]
+        assert await store.prune_runs() == 0
         await store.close()
 
     asyncio.run(main())

@@ -55,7 +55,7 @@ async def get_archive(
 
 @router.put(
     "/archive",
-    responses={200: {"model": ArchiveAnswer}, **errors(404, 409, 413, 429)},
+    responses={200: {"model": ArchiveAnswer}, **errors(404, 408, 409, 413, 429)},
     openapi_extra=_BODY,
 )
 async def put_archive(

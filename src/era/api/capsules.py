@@ -45,7 +45,7 @@ class _CapsuleResponse(StreamingResponse):
 
 @router.get(
     "/{session_id}/capsule",
-    responses={200: {"content": {_TAR: _TAR_BODY}}, **errors(404, 410)},
+    responses={200: {"content": {_TAR: _TAR_BODY}}, **errors(404, 410, 413)},
     response_class=Response,
 )
 async def export_session(
@@ -62,7 +62,7 @@ async def export_session(
 @router.post(
     "/import",
     status_code=201,
-    responses={201: {"model": SessionAnswer}, **errors(409, 413)},
+    responses={201: {"model": SessionAnswer}, **errors(408, 409, 413)},
     openapi_extra={"requestBody": {"required": True, "content": {_TAR: _TAR_BODY}}},
 )
 async def import_session(

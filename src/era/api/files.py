@@ -110,7 +110,7 @@ async def list_files(
 
 @router.put(
     "/files/{path:rest}",
-    responses={200: {"model": FileAnswer}, **errors(404, 409, 412, 413, 429)},
+    responses={200: {"model": FileAnswer}, **errors(404, 408, 409, 412, 413, 429)},
     openapi_extra=BYTES,
 )
 async def put_file(session_id: SessionId, path: Path, request: Request, context: UseContext) -> Response:

@@ -24,7 +24,6 @@ from era.errors import BadRequest, EraError, Forbidden, RangeNotSatisfiable, Too
 log = structlog.get_logger()
 
 MAX_BODY_BYTES = 16 << 20
-BODY_SECONDS = 30.0
 _LOOPBACK = frozenset({"localhost", "127.0.0.1", "[::1]"})
 _KEYED = re.compile(r"/(api|mcp)(/|$)")
 _UPLOADS = re.compile(r"/api/sessions/[^/]+/(files/.*|archive)", re.DOTALL)
@@ -47,6 +46,8 @@ def error_headers(error: EraError) -> dict[str, str]:
         headers["Retry-After"] = str(error.retry_after)
     if isinstance(error, RangeNotSatisfiable):
         headers["Content-Range"] = f"bytes */{error.size}"
+    if isinstance(error, TooSlow):
+        headers["Connection"] = "close"  # what may still come of this request is no new one
     if isinstance(error, Unauthorized):
         headers["WWW-Authenticate"] = "Bearer"
     return headers
@@ -61,12 +62,15 @@ class Guard:
         *,
         api_key: str | None,
         names: Iterable[str],
+        idle_seconds: float,
         bounds: Mapping[tuple[str, str], int] | None = None,
     ) -> None:
-        """`bounds` are those of bodies for the methods and paths that have one of their own."""
+        """Nothing of a body may come for `idle_seconds`; `bounds` are those of bodies for the methods and paths that
+        have one of their own."""
         self._app = app
         self._key = api_key.encode() if api_key else None
         self._bounds = bounds or {}
+        self._idle_seconds = idle_seconds
         self._names = _LOOPBACK | {name.lower() for name in names}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -88,8 +92,8 @@ class Guard:
         try:
             self._check(scope, headers)
             uploads = scope["method"] == "PUT" and _UPLOADS.fullmatch(scope["path"])
-            bound = self._bounds.get((scope["method"], scope["path"]), MAX_BODY_BYTES)
-            await self._app(scope, receive if uploads else _bounded(receive, headers, bound), send_with_id)
+            bound = None if uploads else self._bounds.get((scope["method"], scope["path"]), MAX_BODY_BYTES)
+            await self._app(scope, _bounded(receive, headers, bound, self._idle_seconds), send_with_id)
         except EraError as error:
             if began:
                 raise
@@ -118,10 +122,11 @@ class Guard:
             raise Forbidden("This server has no key, so pages of other sites may not call it.")
 
 
-def _bounded(receive: Receive, headers: dict[bytes, bytes], bound: int) -> Receive:
-    """`receive` that raises TooLarge once the body is over its bound."""
+def _bounded(receive: Receive, headers: dict[bytes, bytes], bound: int | None, idle_seconds: float) -> Receive:
+    """`receive` that raises TooLarge once the body is over its bound, and TooSlow where it has stalled. What takes its
+    time over a body, say because its disk is slow, doesn't make it a stalled one."""
     declared = headers.get(b"content-length", b"0")
-    if declared.isdigit() and int(declared) > bound:
+    if bound is not None and declared.isdigit() and int(declared) > bound:
         raise TooLarge(f"The body is {int(declared)} bytes, {bound} are allowed.")
     seen, more = 0, True
 
@@ -129,15 +134,18 @@ def _bounded(receive: Receive, headers: dict[bytes, bytes], bound: int) -> Recei
         nonlocal seen, more
         if more:
             try:
-                async with asyncio.timeout(BODY_SECONDS):
+                async with asyncio.timeout(idle_seconds):
                     message = await receive()
             except TimeoutError:
-                raise TooSlow(f"Nothing of the body came for {BODY_SECONDS:g} seconds.") from None
+                raise TooSlow(
+                    f"Nothing of the body came for {idle_seconds:g} seconds.",
+                    hint="Send it again, at any pace but without such a pause. Nothing was kept of it.",
+                ) from None
             more = message.get("more_body", False)
         else:
             message = await receive()  # waits for the caller to hang up
         seen += len(message.get("body", b""))
-        if seen > bound:
+        if bound is not None and seen > bound:
             raise TooLarge(f"The body is over {bound} bytes.")
         return message
 

@@ -35,7 +35,7 @@ def build(settings: Settings, context: Context) -> FastAPI:
     names = [settings.host, urlsplit(settings.public_url or "").hostname or settings.host]
     key = settings.api_key.get_secret_value() if settings.api_key else None
     bounds = {("POST", capsules.IMPORT_PATH): settings.import_mb << 20}
-    app.add_middleware(Guard, api_key=key, names=names, bounds=bounds)
+    app.add_middleware(Guard, api_key=key, names=names, idle_seconds=settings.body_idle_seconds, bounds=bounds)
     return app
 
 

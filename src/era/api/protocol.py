@@ -68,9 +68,9 @@ class Protocol(HttpToolsProtocol):
         headers = {
             "content-type": "application/json",
             "content-length": str(len(body)),
-            "connection": "close",
             "x-request-id": request_id,
             **error_headers(error),
+            "Connection": "close",
         }
         head = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
         self.transport.write(STATUS_LINE[error.status] + head.encode() + b"\r\n" + body)

@@ -15,12 +15,13 @@ from dataclasses import dataclass
 
 from era.core import pack, trees, unpack
 from era.core.edits import Changes, PutFile, PutLink, shown, walk
+from era.core.expiry import calling
 from era.core.files import Files
 from era.core.models import EMPTY, STATE_FILE, Session
 from era.core.paths import Parts, name_problem, state_file
 from era.core.ports import MetadataStore
 from era.core.snapshots import BlobStore, Snapshots
-from era.core.spool import Spool, Threads
+from era.core.spool import Slots, Spool, Threads
 from era.core.trees import BlobBatch, Bounds
 from era.core.turns import Turns
 from era.core.unpack import BadArchive, Format, Member
@@ -54,6 +55,7 @@ class Archives:
         spool: Spool,
         threads: Threads,
         files: Files,
+        slots: Slots,
     ) -> None:
         self._store = store
         self._snapshots = snapshots
@@ -62,7 +64,8 @@ class Archives:
         self._spool = spool
         self._threads = threads
         self._files = files
-        self._slots = asyncio.Semaphore(_AT_A_TIME)
+        self._slots = slots
+        self._unpacking = asyncio.Semaphore(_AT_A_TIME)
 
     async def get(self, session_id: str, form: Format) -> AsyncIterator[bytes]:
         """The session's tree. The pieces come from one snapshot, whatever happens meanwhile.
@@ -89,12 +92,17 @@ class Archives:
     ) -> tuple[int, Session]:
         """Add what an archive holds to the session's tree, or put it in its place; how many files that were.
 
-        All of it is durable when this returns, or nothing has changed. Raises BadArchive, TooLarge, Conflict.
+        All of it is durable when this returns, or nothing has changed. Raises BadArchive, TooLarge, Conflict,
+        TooManyUploads.
         """
         session = await self._files.changeable(session_id)
-        async with self._spool.received(pieces, self._threads, small=0) as upload:
+        async with (
+            calling(self._store, session),
+            self._spool.received(pieces, self._threads, small=0) as upload,
+        ):
             with trees.closing(os.open(upload.path, os.O_RDONLY | os.O_CLOEXEC)) as fd:
-                unpacked = await self._unpack(fd, said, self._files.bounds(session))
+                with self._slots.one():
+                    unpacked = await self._unpack(fd, said, self._files.bounds(session))
                 put_at = time.monotonic()
                 async with self._turns.take(session_id):
                     session = await self._files.changeable(session_id, session.key)
@@ -110,7 +118,7 @@ class Archives:
         return unpacked.files, session
 
     async def _unpack(self, fd: int, said: Format | None, bounds: Bounds) -> Unpacked:
-        async with self._slots:
+        async with self._unpacking:
             return await self._threads(self._unpack_now, fd, said, bounds)
 
     def _unpack_now(self, fd: int, said: Format | None, bounds: Bounds) -> Unpacked:

@@ -5,18 +5,20 @@ off, but a read shouldn't cost a durable write: so it is put off only once a ten
 gone by, and the session lives that much beyond `expires_at`. It never expires early. What counts is in the database
 alone; a session is expired from that moment on, whether or not `Expiry` has marked it yet.
 
-A run under way keeps its session alive, and its end is a call.
+A run under way keeps its session alive, and its end is a call. An upload under way counts as a call all the time.
 """
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
 import structlog
 
 from era.core.models import Session, now
 from era.core.ports import Host, MetadataStore
-from era.errors import EraError
+from era.errors import EraError, Unavailable
 
 log = structlog.get_logger()
 
@@ -42,6 +44,31 @@ def wants_touch(session: Session, at: int) -> bool:
     if session.ttl is None or session.expires_at is None:
         return False
     return at + session.ttl * MICROS >= session.expires_at + slack(session.ttl)
+
+
+@asynccontextmanager
+async def calling(store: MetadataStore, session: Session) -> AsyncIterator[None]:
+    """Call the session now and then for as long as the block lasts: what takes longer than its ttl is one call."""
+    if session.ttl is None:
+        yield
+        return
+    task = asyncio.create_task(_call(store, session))
+    try:
+        yield
+    finally:
+        task.cancel()
+
+
+async def _call(store: MetadataStore, session: Session) -> None:
+    ttl = session.ttl
+    while ttl is not None:
+        await asyncio.sleep(ttl / 4)
+        try:
+            ttl = (await store.session(session.id)).ttl
+        except Unavailable:
+            continue
+        except EraError:
+            return  # It is gone, as whoever holds the block will find.
 
 
 class Expiry:

@@ -18,6 +18,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 
 from era.core.edits import Changes, Listed, PutFile, Remove, no_file, shown
+from era.core.expiry import calling
 from era.core.limits import Rules, bounds
 from era.core.models import Session
 from era.core.paths import Parts
@@ -136,11 +137,11 @@ class Files:
         """Put a file in the place of what is there. All of it is durable when this returns, or nothing has changed.
 
         Raises Conflict where something of another kind is there or on the way, TooLarge beyond the bounds,
-        PreconditionFailed.
+        PreconditionFailed, TooManyUploads.
         """
         session = await self.changeable(session_id)
         self.check_depth(path)
-        async with self._spool.received(pieces, self._threads) as upload:
+        async with calling(self._store, session), self._spool.received(pieces, self._threads) as upload:
             if upload.content is None:
                 await self._threads(self._put_ahead, upload)
             changes = Changes()

@@ -253,11 +253,13 @@ class SessionFilter:
 
 @dataclass(frozen=True, slots=True)
 class Retention:
-    """How much of the past is kept: versions and outputs for each session, and sessions that are gone."""
+    """How much of the past is kept: versions, outputs and records of runs for each session, and sessions that are
+    gone."""
 
     versions: int = 100
     outputs: int = 100
     grace_seconds: float = 86_400.0
+    runs: int = 10_000
 
 
 class Keep(Enum):
@@ -288,7 +290,7 @@ class SessionChange:
 
 
 class MetadataStore(Protocol):
-    """Rows. Every call is one transaction, and durable when it returns.
+    """Rows. Every call is one transaction, unless it says otherwise, and durable when it returns.
 
     Calls with a session's id raise NotFound where there is no such session, Expired where it has expired. They count
     as calls that put off its expiry.
@@ -388,6 +390,11 @@ class MetadataStore(Protocol):
         """Drop the keys that are older than a day; how many went."""
         ...
 
+    async def prune_runs(self) -> int:
+        """Drop the records of runs, with their outputs, that are more than are kept for their session; how many went.
+        Runs under way stay, and those that a key still answers for."""
+        ...
+
     async def mark_lost(self) -> int:
         """Record every run that is still `running` as `lost`: their process is gone. The answer is how many."""
         ...
@@ -425,8 +432,10 @@ class MetadataStore(Protocol):
         versions: Callable[[], Iterator[VersionContent]],
         runs: Callable[[], Iterator[KeptRun]],
     ) -> Session:
-        """Make a session as it was elsewhere, with its versions and runs; called on a thread. Its runs don't count as
-        ones of this server, and those whose ids are in use here get new ones. Raises Conflict if its id is taken."""
+        """Make a session as it was elsewhere, with its versions and runs, which are read on a thread. It takes many
+        transactions, between which others go on, but the session is there all at once or not at all. Its runs don't
+        count as ones of this server, and those whose ids are in use here get new ones. Raises Conflict if its id is
+        taken."""
         ...
 
     async def counts(self) -> dict[str, Any]: ...

@@ -2,6 +2,9 @@
 
 Content becomes known by its digest only when all of it is here. Until then it lies in a file of this directory; then
 the blob store takes the file over as it is. What is small never becomes a file.
+
+Only so many large uploads come in at a time, for each takes memory, a descriptor, and the disk's time. Who is one too
+many is told so at once instead of being kept waiting. An upload that waits for its session's turn isn't counted.
 """
 
 from __future__ import annotations
@@ -11,14 +14,14 @@ import hashlib
 import os
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager, contextmanager, suppress
+from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
 from typing import Any
 
 from era.core.trees import BlobBatch
-from era.errors import Unavailable
+from era.errors import TooManyUploads, Unavailable
 
 SMALL = 64 << 10
 """Content of fewer bytes stays in memory."""
@@ -44,11 +47,31 @@ class Upload:
             batch.put_spooled(self.path, self.digest)
 
 
+class Slots:
+    """Room for so many large uploads at a time."""
+
+    def __init__(self, how_many: int) -> None:
+        self._how_many = how_many
+        self._taken = 0
+
+    @contextmanager
+    def one(self) -> Iterator[None]:
+        """Be one of them for the block. Raises TooManyUploads."""
+        if self._taken >= self._how_many:
+            raise TooManyUploads(f"{self._how_many} large uploads are under way already.")
+        self._taken += 1
+        try:
+            yield
+        finally:
+            self._taken -= 1
+
+
 class Spool:
     """A directory of this process's own, on the blob store's file system where it has one. `open` before anything."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, slots: Slots) -> None:
         self._directory = directory
+        self._slots = slots
         self._numbers = count()
 
     def open(self) -> None:
@@ -62,14 +85,17 @@ class Spool:
         self, pieces: AsyncIterator[bytes], threads: Threads, *, small: int = SMALL
     ) -> AsyncIterator[Upload]:
         """All of `pieces` as an Upload, for as long as the block lasts. What has fewer than `small` bytes stays in
-        memory. Raises Unavailable where the disk fails."""
+        memory. Raises Unavailable where the disk fails, TooManyUploads."""
         buffer = bytearray()
         with self._file() as file:
-            async for piece in pieces:
-                buffer += piece
-                if len(buffer) >= _PIECE:
-                    await _write(threads, file, bytes(buffer))
-                    buffer.clear()
+            with ExitStack() as slot:
+                async for piece in pieces:
+                    buffer += piece
+                    if len(buffer) >= _PIECE:
+                        if file.size == 0:
+                            slot.enter_context(self._slots.one())
+                        await _write(threads, file, bytes(buffer))
+                        buffer.clear()
             if file.size == 0 and len(buffer) < small:
                 yield Upload(hashlib.sha256(buffer).hexdigest(), len(buffer), bytes(buffer))
                 return

@@ -70,8 +70,9 @@ def restarts_interpreter(name: str) -> bool:
     return name.startswith(("PYTHON", "NODE_", "LD_", "UV_", "MALLOC_", "GLIBC_")) or name in {"LANG", "LC_ALL", "TZ"}
 
 
-def supervisor_config(language: Language, limits: Limits, control: int, *, cgroup: bool) -> str:
-    """The supervisor's configuration as JSON; see guest/supervisor.py for the meaning of each field."""
+def supervisor_config(language: Language, control: int, bounds: dict[str, int], limits: Limits) -> str:
+    """The supervisor's configuration as JSON; see guest/supervisor.py for the meaning of each field. `bounds` are
+    `rlimits`."""
     node = f"{NODE}/bin/node"
     warm: list[str] | None
     if language == "python":
@@ -88,7 +89,7 @@ def supervisor_config(language: Language, limits: Limits, control: int, *, cgrou
             "entry": ENTRIES[language],
             "warm": warm,
             "cold": cold,
-            "rlimits": rlimits(language, limits, cgroup=cgroup),
+            "rlimits": bounds,
             "scratch": SCRATCH,
             "scratch_entries": limits.files,
             "guest": GUEST,

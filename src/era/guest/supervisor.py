@@ -44,6 +44,7 @@ Wire format, both ways over one stream socket: a kind (1 byte), a length (4 byte
 from __future__ import annotations
 
 import ctypes
+import errno
 import fcntl
 import gc
 import io
@@ -68,9 +69,12 @@ COURTESY = 0.004  # seconds that the work for the next run may wait after this o
 BURST = 0.01  # seconds between runs under which it does not wait
 TICK = 0.1  # seconds between looks at the scratch directories: most runs are over before the first
 PIPE_BYTES = 1 << 20
+LOOK, LOOK_SOON = 0.02, 0.001  # seconds between looks whether a program has ended, where nothing tells of it
 PR_SET_DUMPABLE = 4
 IPC_RMID = 0
-MADV_POPULATE_WRITE = 23  # Linux 5.14; an older kernel answers EINVAL and the faults come later
+IPC_PRIVATE = 0
+MADV_POPULATE_WRITE = 23  # Linux 5.14; older kernels and gVisor answer EINVAL, and the pages are written to one by one
+PAGE = 4096
 
 # Modules of our own need, which a program must find unloaded.
 OURS = ("supervisor", "workspace", "landlock", "ctypes", "ctypes._endian", "_ctypes", "fcntl", "resource")
@@ -124,7 +128,10 @@ class Spare:
 
     def __init__(self, pid: int, go: int, stdout: int, stderr: int, entry: str) -> None:
         self.pid = pid
-        self.pidfd = os.pidfd_open(pid)
+        try:
+            self.pidfd = os.pidfd_open(pid)
+        except OSError:
+            self.pidfd = -1  # gVisor has none: follow() looks for the end instead
         self.go = go
         self.stdout = stdout
         self.stderr = stderr
@@ -142,6 +149,9 @@ class Spare:
             os.close(self.go)
             self.go = -1
         environment[:] = bytes(len(environment))
+
+    def has_ended(self) -> bool:
+        return os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
 
     def close(self) -> None:
         for fd in (self.pidfd, self.go, self.stdout, self.stderr):
@@ -166,6 +176,7 @@ class Supervisor:
         self.isolation = config["isolation"]
         self.loaded_at_start = loaded_at_start
         self.spare: Spare | None = None
+        self.last_ids = dict.fromkeys(("shm", "sem", "msg"), -1)
 
     # -- the loop -----------------------------------------------------------------------------------------------
 
@@ -223,9 +234,12 @@ class Supervisor:
         if ephemeral:
             empty_directory(self.workspace, 0o755)
         for kind in ("shm", "sem", "msg"):
-            with open(f"/proc/sysvipc/{kind}", "rb") as table:
-                for line in table.read().splitlines()[1:]:
-                    remove_system_v_object(kind, int(line.split()[1]))
+            try:
+                with open(f"/proc/sysvipc/{kind}", "rb") as table:
+                    for line in table.read().splitlines()[1:]:
+                        remove_system_v_object(kind, int(line.split()[1]))
+            except FileNotFoundError:
+                self.last_ids[kind] = remove_system_v_objects_since(kind, self.last_ids[kind])
 
     # -- starting -----------------------------------------------------------------------------------------------
 
@@ -330,7 +344,8 @@ class Supervisor:
         cause = "exit"
         poller = select.poll()
         for fd in (control.fd, spare.pidfd, *kinds):
-            poller.register(fd, select.POLLIN)
+            if fd >= 0:
+                poller.register(fd, select.POLLIN)
 
         def pass_on(fd: int) -> None:
             data = os.read(fd, CHUNK)
@@ -365,7 +380,10 @@ class Supervisor:
                 deadline += GRACE
                 signal_everything(signal.SIGTERM)
                 continue
-            for fd, _ in poller.poll(min(left, next_look - now) * 1000):
+            left = min(left, next_look - now)
+            if spare.pidfd < 0:  # a program mostly ends when its output does
+                left = min(left, LOOK if kinds else LOOK_SOON)
+            for fd, _ in poller.poll(left * 1000):
                 if fd in kinds:
                     pass_on(fd)
                 elif fd == spare.pidfd:
@@ -373,6 +391,8 @@ class Supervisor:
                 elif control.receive()[0] == b"K":
                     cause = "killed"
                     running = False
+            if spare.pidfd < 0 and spare.has_ended():
+                running = False
         status, usage, reaped = kill_everything(spare.pid)
         while kinds:  # every writer is dead: this ends
             for fd in list(kinds):
@@ -452,6 +472,12 @@ def kill_everything(main_pid: int) -> tuple[int, resource.struct_rusage, int]:
             main = status, usage
         else:
             reaped += 1
+    # Linux also signals processes that are dead and not yet reaped, so none is left here. gVisor doesn't.
+    try:
+        while os.waitpid(-1, os.WNOHANG)[0]:
+            reaped += 1
+    except ChildProcessError:
+        pass
     return *main, reaped
 
 
@@ -478,7 +504,9 @@ def populate_pages() -> None:
             if permissions == "rw-p":
                 start, end = (int(part, 16) for part in span.split("-"))
                 if end - start < 64 << 20:
-                    _libc.madvise(start, end - start, MADV_POPULATE_WRITE)
+                    populated = _libc.madvise(start, end - start, MADV_POPULATE_WRITE) == 0
+                    for page in () if populated else range(start, end, PAGE):
+                        ctypes.memmove(page, page, 1)
 
 
 def read_environment() -> dict[str, str]:
@@ -510,6 +538,22 @@ def remove_system_v_object(kind: str, identifier: int) -> None:
     arguments = (identifier, 0, IPC_RMID, None) if kind == "sem" else (identifier, IPC_RMID, None)
     if getattr(_libc, f"{kind}ctl")(*arguments) != 0:
         raise OSError(ctypes.get_errno(), f"System V {kind} object {identifier} can't be removed")
+
+
+def remove_system_v_objects_since(kind: str, last: int) -> int:
+    """The same where there is no table of them, as in gVisor, which numbers them one after the other: remove all that
+    were made after number `last`. The answer is the last number by now."""
+    arguments = {"shm": (IPC_PRIVATE, 1, 0o600), "sem": (IPC_PRIVATE, 1, 0o600), "msg": (IPC_PRIVATE, 0o600)}[kind]
+    newest: int = getattr(_libc, f"{kind}get")(*arguments)
+    if newest < 0:
+        raise OSError(ctypes.get_errno(), f"System V {kind} objects can't be counted")
+    for identifier in range(last + 1, newest + 1):
+        try:
+            remove_system_v_object(kind, identifier)
+        except OSError as problem:
+            if problem.errno not in (errno.EINVAL, errno.EIDRM) or identifier == newest:
+                raise
+    return newest
 
 
 # -- starting up ------------------------------------------------------------------------------------------------

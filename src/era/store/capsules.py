@@ -1,4 +1,9 @@
-"""Whole sessions: read at one moment, and made in one transaction.
+"""Whole sessions: read at one moment, and made all at once.
+
+A session may have more rows than one transaction should write, since everybody else's would wait for it. So its own row
+comes first, hidden; versions and runs follow in small transactions, which they share with nobody but which let others
+in between; and the last one shows it. Whatever ends that on the way leaves a session that is gone for everybody, and is
+purged like others that are gone.
 
 The rows of an imported session are as they were elsewhere, with three exceptions. What this server wouldn't keep any
 more is dropped. A run whose id is in use here gets the new session's key behind its id. And each run is marked, in its
@@ -7,16 +12,19 @@ record for people and in a column for the numbers, because the isolation it tell
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import fields, replace
+from functools import partial
 
 from sqlalchemy import Connection, bindparam, insert, select
 
 from era.core.models import KeptOutputs, KeptRun, RunRecord, Session, VersionContent, now
 from era.core.ports import Retention
-from era.errors import BadRequest
+from era.errors import BadRequest, Unavailable
 from era.store import dialects
 from era.store.commits import VERSIONS, version_of
 from era.store.outputs import COLUMNS
@@ -27,6 +35,11 @@ from era.store.tables import outputs, runs, versions
 
 IMPORTED = {"imported": True}
 """What `enforced` says of a run that was elsewhere."""
+
+_BATCH_ROWS = 50
+_BATCH_BYTES = 256 << 10
+"""A transaction of an import has so many rows, or data and outputs of so many bytes, and then the others' turn comes:
+it takes a few milliseconds."""
 
 _VERSIONS = (
     VERSIONS.add_columns(versions.c.data)
@@ -85,18 +98,33 @@ class CapsuleRows(SessionRows, RunRows):
         versions: Callable[[], Iterator[VersionContent]],
         runs: Callable[[], Iterator[KeptRun]],
     ) -> Session:
-        def job(connection: Connection) -> Session:
-            key = self._insert_copy(connection, session, now())
-            for record, kept in runs():
-                self._add_foreign_run(connection, key, record, kept)
-            self._prune_outputs.count(connection, {"session": key, "kept": self._retention.outputs})
+        keys: list[int] = []
+        try:
+            await self._write(lambda connection: keys.append(self._insert_hidden(connection, session)))
+            key = keys[0]
+            async for some_runs in _batches(runs(), _size_of_run):
+                await self._write(partial(self._add_foreign_runs, session_key=key, some=some_runs))
             oldest = session.version - self._retention.versions
-            for content in versions():
-                if content.version.n > oldest:
-                    self._add_foreign_version(connection, key, content)
-            return self._of_key(connection, key)
+            kept = (content for content in versions() if content.version.n > oldest)
+            async for some in _batches(kept, lambda content: len(content.data)):
+                await self._write(partial(self._add_foreign_versions, session_key=key, some=some))
+            return await self._write(lambda connection: self._show(connection, key, session, now()))
+        except BaseException:
+            with suppress(Unavailable):  # It is purged with the others that are gone, then.
+                for key in keys:
+                    await self._purge_one(key)
+            raise
+        finally:
+            self._hidden.difference_update(keys)
 
-        return await self._write(job)
+    def _add_foreign_runs(self, connection: Connection, session_key: int, some: Sequence[KeptRun]) -> None:
+        for record, kept in some:
+            self._add_foreign_run(connection, session_key, record, kept)
+        self._prune_outputs.count(connection, {"session": session_key, "kept": self._retention.outputs})
+
+    def _add_foreign_versions(self, connection: Connection, session_key: int, some: Sequence[VersionContent]) -> None:
+        for content in some:
+            self._add_foreign_version(connection, session_key, content)
 
     def _add_foreign_version(self, connection: Connection, session_key: int, content: VersionContent) -> None:
         version = content.version
@@ -140,6 +168,27 @@ class CapsuleRows(SessionRows, RunRows):
         """The key of the session that has had this run."""
         row = self._session_of_run.one(connection, {"run_id": run_id})
         return None if row is None else int(row[0])
+
+
+async def _batches[T](items: Iterator[T], size_of: Callable[[T], int]) -> AsyncIterator[list[T]]:
+    """`items`, read on a thread, in lists that are written quickly."""
+
+    def next_batch() -> list[T]:
+        batch, size = [], 0
+        for item in items:
+            batch.append(item)
+            size += size_of(item)
+            if size >= _BATCH_BYTES or len(batch) == _BATCH_ROWS:
+                break
+        return batch
+
+    while batch := await asyncio.to_thread(next_batch):
+        yield batch
+
+
+def _size_of_run(run: KeptRun) -> int:
+    kept = run[1]
+    return 0 if kept is None else len(kept.stdout or b"") + len(kept.stderr or b"")
 
 
 def _kept_run(row: tuple[object, ...]) -> KeptRun:

@@ -14,7 +14,7 @@ from era.store.tables import outputs, runs
 COLUMNS = ("stdout", "stderr", "stdout_digest", "stderr_digest")
 
 _NEW = insert(outputs).values({column.name: bindparam(f"new_{column.name}") for column in outputs.c}).inline()
-_FIRST_TOO_OLD = (
+FIRST_TOO_OLD = (
     select(runs.c.key)
     .where(runs.c.session_key == bindparam("session"))
     .order_by(runs.c.key.desc())
@@ -22,7 +22,9 @@ _FIRST_TOO_OLD = (
     .offset(bindparam("kept"))
     .scalar_subquery()
 )
-_PRUNE = delete(outputs).where(outputs.c.session_key == bindparam("session"), outputs.c.run_key <= _FIRST_TOO_OLD)
+"""The newest run of a session that isn't among its newest `:kept`."""
+
+_PRUNE = delete(outputs).where(outputs.c.session_key == bindparam("session"), outputs.c.run_key <= FIRST_TOO_OLD)
 _ONE = select(*(outputs.c[name] for name in COLUMNS)).where(
     outputs.c.session_key == bindparam("session"), outputs.c.run_key == bindparam("run")
 )

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from sqlalchemy import Connection, bindparam, insert, update
+from sqlalchemy import Connection, bindparam, delete, func, insert, select, update
 
 from era.core.models import Answered, Claim, KeptOutputs, RunRecord, Session, Snapshot, now
 from era.core.ports import Retention
@@ -17,12 +17,16 @@ from era.errors import CommitFailed, Conflict, NotFound, SessionDeleted, Unavail
 from era.store import dialects
 from era.store.commits import EXPIRES_AT, IS_LIVE
 from era.store.keys import KeyRows
-from era.store.outputs import OutputRows
+from era.store.outputs import FIRST_TOO_OLD, OutputRows
 from era.store.records import RUN_FIELDS, RUNS, finished, record_of
-from era.store.tables import runs, sessions
+from era.store.tables import idempotency_keys as keys
+from era.store.tables import outputs, runs, sessions
 
 DELETED = "the session was deleted while this run was under way"
 LOST = "the service stopped while this run was under way"
+
+_PRUNED_AT_ONCE = 500
+"""Records dropped in one transaction: few, since others want to write, too."""
 
 _NEW_RUN = (
     insert(runs)
@@ -55,6 +59,25 @@ _FINISH_RUN = (
     .returning(runs.c.key)
 )
 _MARK_LOST = update(runs).where(runs.c.status == "running").values(status="lost", ended_at=bindparam("at"), reason=LOST)
+_HAVE_TOO_MANY = select(runs.c.session_key).group_by(runs.c.session_key).having(func.count() > bindparam("kept"))
+_TOO_OLD = (
+    select(runs.c.key)
+    .where(
+        runs.c.session_key == bindparam("session"),
+        runs.c.key <= FIRST_TOO_OLD,
+        runs.c.status != "running",
+        # What a request with such a key is answered is in the run's record.
+        runs.c.id.not_in(
+            select(keys.c.run_id).where(keys.c.session_key == bindparam("session"), keys.c.run_id.is_not(None))
+        ),
+    )
+    .order_by(runs.c.key)
+    .limit(_PRUNED_AT_ONCE)
+)
+_DROP_RUNS = delete(runs).where(runs.c.key.in_(bindparam("run_keys", expanding=True)))
+_DROP_OUTPUTS = delete(outputs).where(
+    outputs.c.session_key == bindparam("session"), outputs.c.run_key.in_(bindparam("run_keys", expanding=True))
+)
 _KEEP_STATE = (
     update(sessions)
     .where(sessions.c.key == bindparam("session"), IS_LIVE)
@@ -139,6 +162,26 @@ class RunRows(OutputRows, KeyRows):
 
     async def mark_lost(self) -> int:
         return await self._write(lambda connection: connection.execute(_MARK_LOST, {"at": now()}).rowcount)
+
+    async def prune_runs(self) -> int:
+        values = {"kept": self._retention.runs}
+        sessions = await self._read(lambda connection: list(connection.execute(_HAVE_TOO_MANY, values).scalars()))
+        removed = 0
+        for session in sessions:
+            while count := await self._prune_some(session):
+                removed += count
+        return removed
+
+    async def _prune_some(self, session_key: int) -> int:
+        def job(connection: Connection) -> int:
+            values = {"session": session_key, "kept": self._retention.runs}
+            found = list(connection.execute(_TOO_OLD, values).scalars())
+            if found:
+                connection.execute(_DROP_OUTPUTS, {"session": session_key, "run_keys": found})
+                connection.execute(_DROP_RUNS, {"run_keys": found})
+            return len(found)
+
+        return await self._write(job)
 
     def _end_state(
         self, connection: Connection, record: RunRecord, data: str | None, snapshot: Snapshot | None

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+import secrets
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from sqlalchemy import Connection, Select, bindparam, delete, insert, select, update
@@ -13,7 +15,7 @@ from era.core import limits
 from era.core.expiry import MICROS, slack
 from era.core.idempotency import packed
 from era.core.models import EMPTY, Claim, JsonObject, NewCopy, NewSession, Session, StoredCode, now
-from era.core.ports import KEEP, SessionChange, SessionFilter
+from era.core.ports import KEEP, Retention, SessionChange, SessionFilter
 from era.errors import Conflict
 from era.store import dialects
 from era.store.commits import EXPIRES_AT, HAS_RUN_UNDER_WAY, IS_LIVE, SESSIONS, session_of
@@ -44,6 +46,11 @@ _RESTORE = (
     .where(sessions.c.key == bindparam("session"))
     .values(deleted_at=None, expired=False, expires_at=EXPIRES_AT)
 )
+_SHOW = (
+    update(sessions)
+    .where(sessions.c.key == bindparam("session"))
+    .values(id=bindparam("new_id"), deleted_at=None, expires_at=bindparam("new_expires_at"))
+)
 _DUE = (
     select(sessions.c.key, sessions.c.ttl, sessions.c.expires_at)
     .where(sessions.c.expires_at <= bindparam("at"), IS_LIVE, ~HAS_RUN_UNDER_WAY)
@@ -51,12 +58,22 @@ _DUE = (
 )
 _EXPIRE = _RETIRE.where(sessions.c.expires_at == bindparam("seen"), ~HAS_RUN_UNDER_WAY).values(expired=True)
 _OVER = select(sessions.c.key).where(~IS_LIVE, sessions.c.deleted_at <= bindparam("before")).limit(1000)
-_PURGE_KEY = delete(sessions).where(sessions.c.key == bindparam("session"))
+_PURGE_KEY = delete(sessions).where(sessions.c.key == bindparam("session"), ~IS_LIVE)
 _PURGE_ID = delete(sessions).where(sessions.c.id == bindparam("session_id")).returning(sessions.c.key)
+
+
+LONG_AGO = -(1 << 62)
+"""When a session was gone that is not complete yet: too long ago to be restored, so that it is purged if nobody goes on
+with it."""
 
 
 class SessionRows(KeyRows):
     """The part of SqlStore that deals in sessions."""
+
+    def __init__(self, url: str, retention: Retention = Retention()) -> None:  # noqa: B008 - it is frozen
+        super().__init__(url, retention)
+        self._hidden: set[int] = set()
+        """The keys of incomplete sessions that this process is about to complete."""
 
     async def create_session(self, new: NewSession, claim: Claim | None = None) -> Session:
         at = now()
@@ -109,13 +126,25 @@ class SessionRows(KeyRows):
 
         return await self._write(job)
 
-    def _insert_copy(self, connection: Connection, session: Session, at: int) -> int:
-        """Insert the row of a session as it was elsewhere, called at `at`; its key. Raises Conflict."""
+    def _insert_hidden(self, connection: Connection, session: Session) -> int:
+        """Insert the row of a session as it was elsewhere, to be filled in transactions to come and then shown by
+        `_show`; its key. Until then it is gone for everybody, under an id that no request can have. Raises Conflict
+        where the id that it is to have is taken."""
+        self._check_free(connection, session.id)
         times = {name: getattr(session, name) for name in ("created_at", "updated_at", "last_run_at", "version")}
-        values = _settings_of(session) | times | {"id": session.id, "expires_at": _expiry(session.ttl, at)}
-        key = self._insert(connection, values)
+        hidden = {"id": f"hidden {secrets.token_hex(16)}", "deleted_at": LONG_AGO}
+        key: int = connection.execute(_NEW_SESSION, _settings_of(session) | times | hidden).scalar_one()
         _add_pairs(connection, key, session.metadata)
+        self._hidden.add(key)
         return key
+
+    def _show(self, connection: Connection, key: int, session: Session, at: int) -> Session:
+        """Let a hidden session, now complete, be there as if it was called at `at`. Raises Conflict."""
+        self._check_free(connection, session.id)
+        values = {"session": key, "new_id": session.id, "new_expires_at": _expiry(session.ttl, at)}
+        with self._taken_is_conflict(session.id):
+            connection.execute(_SHOW, values)
+        return self._of_key(connection, key)
 
     async def session(self, session_id: str) -> Session:
         return await self._read_live(session_id, lambda _, session: session)
@@ -212,6 +241,7 @@ class SessionRows(KeyRows):
     async def purge(self, at: int) -> int:
         before = at - int(self._retention.grace_seconds * MICROS)
         keys = await self._read(lambda connection: list(connection.execute(_OVER, {"before": before}).scalars()))
+        keys = [key for key in keys if key not in self._hidden]
         for key in keys:  # Each by itself, for a session may have many rows and others want to write, too.
             await self._purge_one(key)
         return len(keys)
@@ -227,17 +257,34 @@ class SessionRows(KeyRows):
         return session
 
     def _insert(self, connection: Connection, values: dict[str, Any]) -> int:
-        taken = self._live_by_id.one(connection, {"session_id": values["id"]})
-        if taken is not None and self._is_over(connection, session_of(taken), now()):
-            # It has expired but isn't marked yet; if it has a sandbox, that ends when it has been idle.
-            connection.execute(_RETIRE, {"session": session_of(taken).key, "at": now(), "has_expired": True})
-        try:
+        self._check_free(connection, values["id"])
+        with self._taken_is_conflict(values["id"]):
             key: int = connection.execute(_NEW_SESSION, values).scalar_one()
+        return key
+
+    def _check_free(self, connection: Connection, session_id: str) -> None:
+        """Raises Conflict where a session has this id."""
+        taken = self._live_by_id.one(connection, {"session_id": session_id})
+        if taken is None:
+            return
+        if not self._is_over(connection, session_of(taken), now()):
+            raise _exists(session_id)
+        # It has expired but isn't marked yet; if it has a sandbox, that ends when it has been idle.
+        connection.execute(_RETIRE, {"session": session_of(taken).key, "at": now(), "has_expired": True})
+
+    @contextmanager
+    def _taken_is_conflict(self, session_id: str) -> Iterator[None]:
+        """Where another process takes the id at this very moment."""
+        try:
+            yield
         except self._errors as error:
             if dialects.is_taken(error):
-                raise Conflict(f"Session '{values['id']}' already exists.") from None
+                raise _exists(session_id) from None
             raise
-        return key
+
+
+def _exists(session_id: str) -> Conflict:
+    return Conflict(f"Session '{session_id}' already exists.")
 
 
 def _settings_of(source: Session) -> dict[str, Any]:

@@ -14,6 +14,9 @@ MAX_NUMBER = (1 << 53) - 1
 MAX_MICROS = 253_402_300_799_999_999
 """The end of the year 9999, beyond which no time can be shown."""
 
+MAX_OBJECTS = 1_000_000
+"""Of one capsule, written or read."""
+
 _DIGEST = re.compile("[0-9a-f]{64}")
 _HINT = "Export the session once more; docs/capsule.md tells what a capsule holds."
 

@@ -23,6 +23,7 @@ from typing import IO
 
 from era.core.capsules import format as layout
 from era.core.capsules import tars
+from era.core.capsules.checks import MAX_OBJECTS, too_large
 from era.core.capsules.pins import Pin, Pins
 from era.core.models import KeptOutputs, KeptRun, RunRecord, Session, VersionContent, now
 from era.core.outputs import STREAMS
@@ -113,7 +114,8 @@ class Exporter:
         self._directory = directory
 
     async def open(self, session_id: str, *, history: bool) -> Export:
-        """A session as it is now. Raises NotFound, Expired; Unavailable where the disk fails."""
+        """A session as it is now. Raises NotFound, Expired; TooLarge where no server would import it; Unavailable where
+        the disk fails."""
         try:
             with ExitStack() as stack:
                 written = await self._write(session_id, history, stack)
@@ -152,6 +154,8 @@ class Exporter:
         """Every object with its size, in order, and the size of the archive."""
         sizes = {digest: size for digest, (_, size) in written.short.items()}
         sizes |= written.long | self._snapshots.sizes_of(written.pin.roots)
+        if len(sizes) > MAX_OBJECTS:
+            raise too_large(f"would have {len(sizes)} files, directories and outputs; {MAX_OBJECTS} can be imported")
         document = os.fstat(written.document.fileno()).st_size
         all_sizes = (document, len(written.readme), len(written.sums), *sizes.values())
         return sorted(sizes.items()), tars.length(iter(all_sizes))

@@ -3,8 +3,9 @@
 Theory of operation. The archive is kept in a temporary file first. Then all of it is checked where it lies: the layout
 of the archive, capsule.json, every tree object, and that the objects which these need are the ones that are there. Only
 then the objects are put into the blob store, each of which must turn out to have the digest that it goes by, and at
-last one transaction makes session, versions and runs. So a capsule that is refused leaves nothing, and of one that is
-cut short by a crash there may be blobs that nothing names, which are swept in time.
+last session, versions and runs are made; nobody sees them before they are complete. So a capsule that is refused leaves
+nothing, and of one that is cut short by a crash there may be rows and blobs that nothing names, which are cleared away
+in time.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from pathlib import Path
 
 from era.core.capsules import format as layout
 from era.core.capsules import tars
-from era.core.capsules.checks import is_digest, refused, too_large
+from era.core.capsules.checks import MAX_OBJECTS, is_digest, refused, too_large
 from era.core.capsules.reading import Document, kept_outputs
 from era.core.capsules.tars import Entry
 from era.core.capsules.trees import Objects, TreeCheck
@@ -31,7 +32,6 @@ from era.core.snapshots import BlobStore
 from era.core.trees import Bounds
 from era.errors import BadRequest, Unavailable
 
-MAX_OBJECTS = 1_000_000
 _MAX_README_BYTES = 64 << 10
 _SPOOLED_AT_ONCE = 1 << 20
 _CHUNK = 1 << 20

@@ -13,6 +13,7 @@ from era.core.capsules.pins import Pins
 from era.core.models import Session
 from era.core.ports import MetadataStore
 from era.core.snapshots import BlobStore, Snapshots
+from era.core.spool import Slots
 from era.core.trees import Bounds
 
 _THREADS = 2
@@ -33,10 +34,12 @@ class Capsules:
         directory: Path,
         *,
         max_timeout: float,
+        slots: Slots,
         bounds: Bounds | None = None,
     ) -> None:
         self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="era-capsules")
         self._exporter = Exporter(store, snapshots, blobs, pins, self._threads, directory)
+        self._slots = slots
         self._importer = Importer(
             store, blobs, self._threads, directory, bounds=bounds or Bounds(), max_timeout=max_timeout
         )
@@ -46,8 +49,9 @@ class Capsules:
         return await self._exporter.open(session_id, history=history)
 
     async def load(self, chunks: AsyncIterator[bytes], new_id: str | None = None) -> Session:
-        """Make the session that a capsule holds."""
-        return await self._importer.load(chunks, new_id)
+        """Make the session that a capsule holds. Raises TooManyUploads."""
+        with self._slots.one():
+            return await self._importer.load(chunks, new_id)
 
     async def close(self) -> None:
         """Let what is under way finish."""

@@ -1,0 +1,205 @@
+"""Uploads that stall, that take long, and that are too many at a time: files, archives and capsules."""
+
+from __future__ import annotations
+
+import http.client
+import io
+import json
+import os
+import tarfile
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import closing
+from typing import Any
+
+import httpx
+import pytest
+
+from tests import capsules
+from tests.api.test_contract import refused
+from tests.conftest import Server, eventually
+
+MIB = 1 << 20
+
+
+def archive(size: int) -> bytes:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as tar:
+        member = tarfile.TarInfo("in/archive")
+        member.size = size
+        tar.addfile(member, io.BytesIO(os.urandom(size)))
+    return buffer.getvalue()
+
+
+def capsule(size: int) -> bytes:
+    content = os.urandom(size)
+    return capsules.of_files(capsules.tree(capsules.file("f", content)), content)
+
+
+KINDS = {
+    "file": ("PUT", "/api/sessions/s/files/f", os.urandom),
+    "archive": ("PUT", "/api/sessions/s/archive", archive),
+    "capsule": ("POST", "/api/sessions/import?id=made", capsule),
+}
+every_kind = pytest.mark.parametrize("kind", KINDS)
+
+
+class Upload:
+    """A request that is sent piece by piece."""
+
+    def __init__(self, server: Server, kind: str, size: int = 3 * MIB, to: str = "s") -> None:
+        method, path, make = KINDS[kind]
+        path = path.replace("/s/", f"/{to}/")
+        self.content: bytes = make(size)
+        self._sent = 0
+        self._connection = http.client.HTTPConnection(server.url.removeprefix("http://"), timeout=30)
+        self._connection.putrequest(method, path)
+        self._connection.putheader("Content-Length", str(len(self.content)))
+        self._connection.putheader("Content-Type", "application/x-tar")
+        self._connection.endheaders()
+
+    def send(self, size: int) -> None:
+        self._connection.send(self.content[self._sent : self._sent + size])
+        self._sent += size
+
+    def answer(self) -> httpx.Response:
+        """The answer, whether all was sent or not."""
+        with closing(self._connection):
+            answer = self._connection.getresponse()
+            return httpx.Response(answer.status, headers=answer.getheaders(), content=answer.read())
+
+    def finish(self) -> httpx.Response:
+        self.send(len(self.content))
+        return self.answer()
+
+
+@pytest.fixture(scope="module")
+def impatient(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A server that waits a second for a body to go on, and takes three large ones at a time."""
+    directory = tmp_path_factory.mktemp("impatient") / "data"
+    settings = {"ERA_BODY_IDLE_SECONDS": "1", "ERA_MAX_UPLOADS": "3", "ERA_SPARES": "0", "ERA_GRACE_SECONDS": "0"}
+    server = Server(directory, settings).start()
+    yield server
+    assert server.stop() == 0, server.log
+    assert "Traceback" not in server.log, server.log
+
+
+@pytest.fixture
+def server(impatient: Server) -> Iterator[Server]:
+    with impatient.client() as client:
+        assert client.post("/api/sessions", json={"language": "python", "session_id": "s"}).status_code == 201
+        yield impatient
+        assert client.delete("/api/sessions").status_code == 200
+    assert eventually(lambda: list((impatient.data_dir / "uploads").iterdir()) == [])
+
+
+@pytest.fixture
+def client(server: Server) -> Iterator[httpx.Client]:
+    with server.client() as client:
+        yield client
+
+
+def session(client: httpx.Client, name: str = "s") -> dict[str, Any]:
+    told: dict[str, Any] = client.get(f"/api/sessions/{name}").json()
+    return told
+
+
+@pytest.mark.parametrize("sent", [0, 2 * MIB])
+def test_an_upload_that_stalls_is_given_up(server: Server, client: httpx.Client, sent: int) -> None:
+    begun = time.monotonic()
+    uploads = [Upload(server, kind) for kind in KINDS]
+    for upload in uploads:
+        upload.send(sent)
+    for upload in uploads:
+        answer = upload.answer()
+        refused(answer, 408, "1 seconds")
+        assert answer.json()["code"] == "too_slow"
+        assert answer.headers["connection"] == "close"
+    assert 1 <= time.monotonic() - begun < 5
+    assert (session(client)["version"], session(client)["file_count"]) == (1, 0)
+    assert client.get("/api/sessions/made").status_code == 404
+    assert eventually(lambda: list((server.data_dir / "uploads").iterdir()) == [])
+
+
+def test_an_upload_that_is_slow_goes_on_and_outlasts_its_sessions_ttl(server: Server, client: httpx.Client) -> None:
+    for name in ("s", "t", "witness"):
+        client.delete(f"/api/sessions/{name}?purge=true")
+        client.post("/api/sessions", json={"language": "python", "session_id": name, "ttl": 1})
+    uploads = [Upload(server, kind, to=to) for kind, to in (("file", "s"), ("archive", "t"), ("capsule", "s"))]
+    for _ in range(4):
+        for upload in uploads:
+            upload.send(len(upload.content) // 5)
+        time.sleep(0.7)
+    assert client.get("/api/sessions/witness").status_code in (404, 410), "nobody called this one"
+    for upload in uploads:
+        answer = upload.finish()
+        assert answer.status_code in (200, 201), answer.text
+    assert [session(client, name)["file_count"] for name in ("s", "t", "made")] == [1, 1, 1]
+
+
+def under_way(server: Server, how_many: int) -> list[Upload]:
+    """Uploads of which the server has something."""
+    uploads = [Upload(server, "file") for _ in range(how_many)]
+    for upload in uploads:
+        upload.send(2 * MIB)
+    assert eventually(lambda: len(list((server.data_dir / "uploads").iterdir())) == how_many)
+    return uploads
+
+
+@every_kind
+def test_too_many_large_uploads_at_a_time_are_told_to_wait(server: Server, client: httpx.Client, kind: str) -> None:
+    method, path, make = KINDS[kind]
+    first, *others = under_way(server, 3)
+    headers = {"Content-Type": "application/x-tar"}
+    answer = client.request(method, path, content=make(2 * MIB), headers=headers)
+    refused(answer, 503, "3 large uploads")
+    assert (answer.json()["code"], answer.headers["retry-after"]) == ("too_many_uploads", "5")
+    for small in ("a", "b", "c"):
+        answer = client.put(f"/api/sessions/s/files/{small}", content=b"small")
+        assert answer.status_code == 200, "what is small can always be put"
+    assert first.finish().status_code == 200
+    answer = client.request(method, path, content=make(2 * MIB), headers=headers)
+    assert answer.status_code in (200, 201), answer.text
+    assert [other.finish().status_code for other in others] == [200, 200]
+
+
+def test_an_upload_that_waits_for_its_turn_is_in_nobodys_way(server: Server, client: httpx.Client) -> None:
+    client.post("/api/sessions", json={"language": "python", "session_id": "busy"})
+    statuses: list[int] = []
+
+    def call(method: str, path: str, **options: Any) -> None:
+        with server.client() as own:
+            statuses.append(own.request(method, path, **options).status_code)
+
+    code = {"code": "import time; time.sleep(1.2)"}
+    run = threading.Thread(target=call, args=("POST", "/api/sessions/busy/run"), kwargs={"json": code})
+    run.start()
+    assert eventually(lambda: session(client, "busy")["status"] == "running")
+    content = os.urandom(2 * MIB)
+    waiting = [
+        threading.Thread(target=call, args=("PUT", f"/api/sessions/busy/files/{n}"), kwargs={"content": content})
+        for n in range(4)
+    ]
+    for thread in waiting:
+        thread.start()
+        before = statuses.copy()
+        time.sleep(0.1)
+        assert statuses == before
+    assert client.put("/api/sessions/s/files/f", content=content).status_code == 200
+    assert session(client, "busy")["status"] == "running"
+    for thread in (run, *waiting):
+        thread.join()
+    assert statuses == [200] * 5
+
+
+def test_json_that_stalls_is_given_up(server: Server) -> None:
+    connection = http.client.HTTPConnection(server.url.removeprefix("http://"), timeout=30)
+    with closing(connection):
+        connection.putrequest("POST", "/api/sessions/s/run")
+        connection.putheader("Content-Type", "application/json")
+        connection.putheader("Content-Length", "1000")
+        connection.endheaders()
+        connection.send(b'{"code": ')
+        answer = connection.getresponse()
+        assert (answer.status, json.loads(answer.read())["code"]) == (408, "too_slow")

@@ -1,0 +1,103 @@
+"""Numbered steps of a service, and a kill at any of them.
+
+Theory of operation. A step is a system call by which something gets further: content into a file, a file to the disk, a
+name into a directory, an answer to a client. `recorded` has strace write down which of the service's threads makes
+which steps while something is done. `kill_at` has strace send SIGKILL when one thread is about to make one of them for
+the nth time; that call is not carried out, nor is any other after it. A thread's steps come in the same order in every
+attempt, as served.py sees to it, so with n = 1, 2, 3 … for each thread and call there is no state between two steps
+that isn't met.
+
+Only threads that were there at the beginning are traced, and none of the sandbox's processes.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+STEPS = (
+    "write,writev,pwrite64,sendfile,copy_file_range,sendto,sendmsg,fsync,fdatasync,syncfs,ftruncate,utimensat,"
+    "rename,renameat,renameat2,link,linkat,unlink,unlinkat,mkdir,mkdirat,rmdir"
+)
+_LINE = re.compile(r"^(\d+) +(\w+)\(")
+
+
+class Step(NamedTuple):
+    """The nth time that a thread makes a call."""
+
+    thread: str
+    call: str
+    n: int
+
+
+def threads(pid: int) -> dict[str, int]:
+    """The threads of a service by their names; the first one is `main`."""
+    found = {
+        task.joinpath("comm").read_text().strip(): int(task.name)
+        for task in Path(f"/proc/{pid}/task").iterdir()
+        if task.name != str(pid)
+    }
+    return found | {"main": pid}
+
+
+@contextmanager
+def _traced(tids: Sequence[int], log: Path, what: str) -> Iterator[None]:
+    command = ["strace", "-o", str(log), "-s", "0", *(part for tid in tids for part in ("-p", str(tid))), "-e", what]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as strace:
+        assert strace.stderr is not None
+        for _ in tids:
+            line = strace.stderr.readline()
+            assert "attached" in line, line
+        try:
+            yield
+        finally:
+            strace.send_signal(signal.SIGINT)  # It lets go of the threads, if there are any left.
+
+
+def recorded(pid: int, log: Path, act: Callable[[], None]) -> list[Step]:
+    """The steps that the service makes while `act` runs, in order."""
+    names = {tid: name for name, tid in threads(pid).items()}
+    with _traced(list(names), log, f"trace={STEPS}"):
+        act()
+    found, counts = [], Counter[tuple[str, str]]()
+    for line in log.read_text().splitlines():
+        if match := _LINE.match(line):
+            thread, call = names[int(match[1])], match[2]
+            counts[thread, call] += 1
+            found.append(Step(thread, call, counts[thread, call]))
+    return found
+
+
+def kill_at(pid: int, step: Step, log: Path, act: Callable[[], None]) -> None:
+    """Kill the service when it is about to make a step of `act`, if it comes to that."""
+    tid = threads(pid)[step.thread]
+    with _traced([tid], log, f"inject={step.call}:signal=SIGKILL:when={step.n}"):
+        act()
+
+
+def calls_of(steps: Sequence[Step]) -> Mapping[tuple[str, str], int]:
+    """How often each thread makes each call."""
+    return Counter((step.thread, step.call) for step in steps)
+
+
+@dataclass(frozen=True)
+class Disk:
+    """What lies in a data directory, seen past the service."""
+
+    data_dir: Path
+
+    def blobs(self) -> set[str]:
+        return {path.name for path in (self.data_dir / "blobs").rglob("*") if path.is_file()}
+
+    def leftovers(self) -> list[str]:
+        """Files that belong to an upload or a run that is over."""
+        places = ("uploads", "blobs/incoming", "live")
+        return [f"{place}/{name}" for place in places for name in os.listdir(self.data_dir / place)]

@@ -1,0 +1,405 @@
+"""`kill -9` at each step of everything that changes a session: old or new, never a mixture, and nothing left behind.
+
+By default a few steps of each operation are tried, `make soak` tries all of them; see failpoints.py for what a step is.
+That these tests would notice is shown on services that break a rule each.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import random
+import signal
+import sqlite3
+import tarfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, suppress
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from tests import capsules
+from tests.conftest import assert_nothing_left, eventually, is_running, mounts
+from tests.hostile.failpoints import Disk, Step, calls_of, kill_at, recorded
+from tests.hostile.served import ForkedServer
+
+pytestmark = pytest.mark.usefixtures("strace")
+
+KEPT = 4
+PARTS = 8
+LARGE = os.urandom(1_500_000)
+RUN = """
+import json, os
+with open('.session_data.json') as f: data = json.load(f)
+n = data['n'] = data['n'] + 1
+with open('.session_data.json', 'w') as f: json.dump(data, f)
+with open('log', 'a') as f: f.write(f'{n}\\n')
+for i in range(3):
+    os.makedirs(f'new/{n}/{i}')
+    with open(f'new/{n}/{i}/file', 'w') as f: f.write(f'{n} {i} ' * 500)
+with open('same', 'w') as f: f.write(f'all of {n}')
+print(n)
+"""
+
+
+@dataclass(frozen=True)
+class State:
+    """All that a session is to its clients, but for the records of its runs."""
+
+    version: int
+    data: dict[str, Any]
+    files: dict[str, bytes] = field(repr=False)
+
+
+@dataclass(frozen=True)
+class Found:
+    """A session with its runs, newest first."""
+
+    state: State
+    runs: tuple[tuple[str, str, bool, int], ...]
+    """Id, status, whether it was committed and the version then."""
+
+
+class World:
+    """A service on a directory that outlives it, and one session in it."""
+
+    def __init__(self, directory: Path, weakness: str | None = None) -> None:
+        self.before = mounts()
+        self.log = directory / "strace"
+        settings = {"ERA_SPARES": "0", "ERA_VERSIONS_KEPT": str(KEPT), "ERA_GRACE_SECONDS": "0"}
+        self.server = ForkedServer(directory / "data", settings, weakness=weakness)
+        self.server.start()
+        self.disk = Disk(self.server.data_dir)
+        self.client = self.server.client()
+        self.kills = 0
+        self.ok("POST", "/api/sessions", json={"language": "python", "session_id": "s", "data": {"n": 0}})
+        self.capsule = self._large_capsule()
+        self.get_going()
+
+    def ok(self, method: str, path: str, **options: Any) -> httpx.Response:
+        answer = self.client.request(method, path, **options)
+        assert answer.status_code < 300, f"{method} {path}: {answer.text}"
+        return answer
+
+    def get_going(self) -> None:
+        """Have every kind of thread started, and the session's sandbox."""
+        self.run()
+        self.ok("PUT", "/api/sessions/s/files/large", content=LARGE)
+        self.load("other")
+        self.drop("other")
+
+    def look(self, session: str = "s") -> Found:
+        """The session, all of which must be there."""
+        told = self.ok("GET", f"/api/sessions/{session}").json()
+        try:
+            archive = self.ok("GET", f"/api/sessions/{session}/archive").content
+        except httpx.RemoteProtocolError:
+            raise AssertionError("not all of its files are there") from None
+        with tarfile.open(fileobj=io.BytesIO(archive)) as tar:
+            files = {member.name: tar.extractfile(member).read() for member in tar if member.isfile()}  # type: ignore[union-attr]
+        runs = tuple(
+            (each["run_id"], each["status"], each["state"]["committed"], each["state"]["version"])
+            for each in self.ok("GET", f"/api/sessions/{session}/runs").json()["runs"]
+        )
+        self._check_history(session, files)
+        return Found(State(told["version"], told["data"], files), runs)
+
+    def _check_history(self, session: str, files: dict[str, bytes]) -> None:
+        """Every version and its content, as a capsule takes them along."""
+        parts = capsules.parts(self.ok("GET", f"/api/sessions/{session}/capsule").content)
+        digests = {name.removeprefix("objects/"): capsules.digest(content) for name, content in parts[3:]}
+        assert all(name == digest for name, digest in digests.items())
+        assert {capsules.digest(content) for content in files.values()} <= digests.keys()
+        document = json.loads(parts[0][1])
+        assert document["versions"][-1]["version"] == document["session"]["version"]
+        told = {run["id"]: run for run in document["runs"]}
+        for version in document["versions"]:
+            if version["cause"] == "run":
+                run = told[version["run_id"]]
+                assert (run["committed"], run["version"]) == (True, version["version"]), "run and version moved apart"
+
+    def attempt(self, step: Step, act: Callable[[], object]) -> bool | None:
+        """Kill the service at a step of `act` and start it anew. Whether `act` was acknowledged, None where it never
+        came to that step."""
+        acknowledged = False
+
+        def try_it() -> None:
+            nonlocal acknowledged
+            with suppress(httpx.TransportError):
+                act()
+                acknowledged = True
+
+        processes = self.server.descendants()
+        assert self.server.process is not None
+        kill_at(self.server.pid, step, self.log, try_it)
+        if acknowledged and not eventually(lambda: self.server.process.poll(), 0.05):  # type: ignore[union-attr]
+            return None
+        assert self.server.process.wait(10) == -signal.SIGKILL
+        self.kills += 1
+        assert eventually(lambda: not any(map(is_running, processes))), "processes were left behind"
+        assert mounts() == self.before
+        self.server.start()
+        self.client.close()
+        self.client = self.server.client()
+        assert self.disk.leftovers() == []
+        return acknowledged
+
+    def collect(self) -> None:
+        """Have garbage collected; what is left must be what rows name."""
+        os.kill(self.server.pid, signal.SIGUSR1)
+        needed = self._needed
+        eventually(lambda: self.disk.blobs() == needed() and not self._hidden())
+        assert self._hidden() == 0, "a session that is not complete was left"
+        assert self.disk.blobs() - needed() == set(), "blobs were left that nothing names"
+        assert needed() - self.disk.blobs() == set(), "blobs are gone that a row names"
+
+    def close(self) -> None:
+        self.client.close()
+        processes = self.server.descendants() if self.server.process else []
+        if self.server.process is not None:
+            self.server.stop()
+        assert_nothing_left(self.before, processes, self.server.data_dir)
+
+    def _rows(self, query: str) -> list[Any]:
+        with closing(sqlite3.connect(self.server.data_dir / "era.sqlite")) as database:
+            return [row[0] for row in database.execute(query)]
+
+    def _hidden(self) -> int:
+        """Sessions that are gone and will be purged: of none of them a row may be left in the end."""
+        return len(self._rows("select key from sessions where deleted_at is not null"))
+
+    def _needed(self) -> set[str]:
+        marked: set[str] = set()
+        trees = set(self._rows("select distinct snapshot_root from versions where snapshot_root is not null"))
+        while trees:
+            digest = trees.pop()
+            marked.add(digest)
+            content = (self.server.data_dir / "blobs" / digest[:2] / digest).read_bytes()
+            assert hashlib.sha256(content).hexdigest() == digest
+            for kind, _, child, *_ in json.loads(content):
+                if kind == "dir" and child not in marked:
+                    trees.add(child)
+                elif kind == "file":
+                    marked.add(child)
+        for name in ("stdout_digest", "stderr_digest"):
+            marked |= set(self._rows(f"select {name} from outputs where {name} is not null"))
+        return marked
+
+    # -- what is done to the session, and what it makes of a state ---------------------------------------------------
+
+    def run(self) -> None:
+        told = self.ok("POST", "/api/sessions/s/run", json={"code": RUN}).json()
+        assert told["state"]["committed"], told
+
+    def put(self) -> None:
+        self.ok("PUT", "/api/sessions/s/files/put/in/here", content=b"%d" % self.number + LARGE)
+
+    def rollback(self) -> None:
+        self.ok("POST", "/api/sessions/s/rollback", json={"version": self.target})
+
+    def duplicate(self) -> None:
+        self.ok("POST", "/api/sessions/s/duplicate", json={"id": "copy"})
+
+    def load(self, name: str = "copy") -> None:
+        headers = {"Content-Type": "application/x-tar"}
+        self.ok("POST", f"/api/sessions/import?id={name}", content=self.capsule, headers=headers)
+
+    def sweep(self) -> None:
+        os.kill(self.server.pid, signal.SIGUSR1)
+        needed = self._needed()
+        assert eventually(lambda: self.disk.blobs() == needed or not is_running(self.server.pid))
+        if not is_running(self.server.pid):
+            raise httpx.TransportError("the service is gone")
+
+    def drop(self, session: str) -> None:
+        if self.client.get(f"/api/sessions/{session}").status_code != 404:
+            self.ok("DELETE", f"/api/sessions/{session}?purge=true")
+
+    number = 0
+    target = 1
+
+    def prepare(self, name: str) -> None:
+        """Have what the operation needs."""
+        self.number += 1
+        if name in ("duplicate", "load"):
+            self.drop("copy")
+            self.capsule = self._large_capsule()
+        if name == "rollback":
+            self.target = self.look().state.version - 1
+        if name == "sweep":
+            for _ in range(KEPT):
+                self.number += 1
+                self.put()
+            self.ok("PUT", "/api/sessions/s/files/put/in/here", content=b"small")
+
+    def _large_capsule(self) -> bytes:
+        """A session with more versions and runs than go into a few transactions."""
+        content = [os.urandom(400_000), b"x" * 20]
+        root = capsules.tree(*(capsules.file(name, each) for name, each in zip("ab", content, strict=True)))
+        versions = [capsules.version(root, version=n, data={"n": n, "pad": "x" * 140_000}) for n in range(1, 4)]
+        runs = [capsules.run(id=f"run_elsewhere_{n}", version=1, committed=False) for n in range(120)]
+        return capsules.capsule(capsules.document(capsules.session(version=3), versions, runs), root, *content)
+
+
+def _after(name: str, before: State, world: World, old: State) -> State:
+    """What an operation makes of a state."""
+    following = replace(before, version=before.version + 1)
+    match name:
+        case "run":
+            n = before.data["n"] + 1
+            files = {f"new/{n}/{i}/file": f"{n} {i} ".encode() * 500 for i in range(3)}
+            files |= {"log": before.files.get("log", b"") + b"%d\n" % n, "same": b"all of %d" % n}
+            return replace(following, data={"n": n}, files={**before.files, **files})
+        case "put":
+            return replace(following, files={**before.files, "put/in/here": b"%d" % world.number + LARGE})
+        case "rollback":
+            return replace(old, version=before.version + 1)
+        case _:
+            return before
+
+
+OPERATIONS = ("run", "put", "rollback", "duplicate", "load", "sweep")
+
+
+class Ordeal:
+    """One operation, killed at one step after another."""
+
+    def __init__(self, world: World, name: str) -> None:
+        self.world, self.name = world, name
+        self.act: Callable[[], object] = getattr(world, name)
+        self.acknowledged = 0
+
+    def steps(self) -> list[Step]:
+        self.world.prepare(self.name)
+        return recorded(self.world.server.pid, self.world.log, self.act)
+
+    def kill_at(self, step: Step) -> bool:
+        """Whether it came to that step. Fails where what is found then isn't all old or all new."""
+        world = self.world
+        world.prepare(self.name)
+        before = world.look()
+        old = self._state_of(world.target) if self.name == "rollback" else before.state
+        expected = _after(self.name, before.state, world, old)
+        acknowledged = world.attempt(step, self.act)
+        if acknowledged is None:
+            return False
+        self.acknowledged += acknowledged
+        after = world.look()
+        assert after.state in (before.state, expected), f"{step}: a mixture"
+        is_new = after.state == expected != before.state
+        assert is_new or not acknowledged or expected == before.state, f"{step}: what was acknowledged is gone"
+        self._check_runs(before, after, is_new)
+        if self.name in ("duplicate", "load"):
+            self._check_copy(acknowledged)
+        if not is_new:  # All goes on as if nothing had been.
+            world.drop("copy")
+            self.act()
+            assert world.look().state == expected, f"{step}: what was left is in the way"
+        world.get_going()
+        return True
+
+    def kill_at_all(self, thread: str, call: str, last: int) -> None:
+        for n in range(last, 0, -1):
+            self.kill_at(Step(thread, call, n))
+
+    def _state_of(self, version: int) -> State:
+        """A version that isn't the current one, found by a copy of it."""
+        body = {"id": "then", "from_version": version}
+        self.world.ok("POST", "/api/sessions/s/duplicate", json=body)
+        found = self.world.look("then").state
+        self.world.drop("then")
+        return found
+
+    def _check_runs(self, before: Found, after: Found, is_new: bool) -> None:
+        """At most one run more, and it says what became of it."""
+        new = after.runs[: len(after.runs) - len(before.runs)]
+        assert after.runs[len(new) :] == before.runs
+        if self.name != "run":
+            assert new == ()
+        elif is_new:
+            assert [run[1:] for run in new] == [("ok", True, after.state.version)]
+        else:
+            assert [run[1:3] for run in new] in ([], [("lost", False)])
+
+    def _check_copy(self, acknowledged: bool) -> None:
+        """All of it or nothing."""
+        answer = self.world.client.get("/api/sessions/copy")
+        if answer.status_code == 404:
+            assert not acknowledged
+            return
+        copy = self.world.look("copy")
+        if self.name == "load":
+            assert (copy.state.version, copy.state.data["n"], copy.state.files.keys()) == (3, 3, {"a", "b"})
+            assert len(self.world.ok("GET", "/api/sessions/copy/runs?limit=1000").json()["runs"]) == 120
+        else:
+            assert copy.state == replace(self.world.look().state, version=1)
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> Iterator[World]:
+    made = World(tmp_path)
+    yield made
+    made.close()
+    assert "Traceback" not in made.server.log, made.server.log
+
+
+CONTENT = ("era-files_0", "era-transfer_0", "era-capsules_0")
+
+
+def few_of(steps: Sequence[Step], chance: random.Random) -> list[Step]:
+    """One step of those that write rows, one of those that write content, one of those that end in the answer."""
+    kinds = [[step for step in steps if step.thread in threads] for threads in (("era-write_0",), CONTENT, ("main",))]
+    return [chance.choice(kind) for kind in kinds if kind]
+
+
+def test_kill_9_at_some_steps_of_everything(world: World) -> None:
+    chance = random.Random(int(os.environ.get("SEED", "1")))
+    for name in OPERATIONS:
+        ordeal = Ordeal(world, name)
+        for step in few_of(ordeal.steps(), chance):
+            ordeal.kill_at(step)
+    world.collect()
+    assert world.kills > len(OPERATIONS)
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("part", range(PARTS))
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_kill_9_at_every_step(name: str, part: int, world: World) -> None:
+    """For each thread and call: n = 1, 2, 3 … until the operation gets through. Each part takes some of these n."""
+    ordeal = Ordeal(world, name)
+    for thread, call in calls_of(ordeal.steps()):
+        n = 1 + part
+        while ordeal.kill_at(Step(thread, call, n)):
+            n += PARTS
+    world.collect()
+
+
+@pytest.mark.parametrize(
+    ("weakness", "name", "thread", "call", "sign"),
+    [
+        ("rows before blobs", "run", "main", "write", "not all of its files"),
+        ("no transactions", "run", "era-write_0", "fdatasync", "moved apart"),
+        pytest.param("blobs in place", "run", "era-files_0", "write", "not all of its files", marks=pytest.mark.soak),
+        pytest.param("no reckoning", "run", "era-files_0", "fsync", "running", marks=pytest.mark.soak),
+        pytest.param("imports in sight", "load", "era-write_0", "fdatasync", "exists", marks=pytest.mark.soak),
+    ],
+)
+def test_a_weak_service_would_be_found(
+    weakness: str, name: str, thread: str, call: str, sign: str, tmp_path: Path
+) -> None:
+    world = World(tmp_path, weakness)
+    try:
+        ordeal = Ordeal(world, name)
+        last = calls_of(ordeal.steps())[thread, call]
+        with pytest.raises(AssertionError, match=sign):
+            ordeal.kill_at_all(thread, call, last)
+    finally:
+        world.client.close()
+        if world.server.process is not None and world.server.process.poll() is None:
+            world.server.stop(signal.SIGKILL)
