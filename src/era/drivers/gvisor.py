@@ -57,6 +57,8 @@ _STATE = "/tmp/state"  # noqa: S108
 _NO_RLIMITS = ("RLIMIT_DATA", "RLIMIT_MSGQUEUE", "RLIMIT_SIGPENDING")
 """gVisor ignores the first and refuses to set the others. What they bound is the sentry's memory, as all else."""
 _GIB = 1 << 30
+_OF_EACH_PROCESS = 24 << 20
+"""Bytes by which a process makes the second file longer, measured: 17 MiB. Nearly all of it is a hole."""
 _OWN_MEMORY = 96 << 20
 """Bytes that sentry, gofer and runsc take themselves, beside the program's."""
 _OWN_PIDS = 1024
@@ -161,9 +163,10 @@ class GvisorSandbox(BubblewrapSandbox):
             resource.prlimit(pid, resource.RLIMIT_FSIZE, (self._memory_file(), self._memory_file()))
 
     def _memory_file(self) -> int:
-        """How large a file may be, to gVisor itself: all memory of a sandbox is one file, which grows by whole GiB.
-        Files of the working directory must still fit."""
-        return max(-(-self.limits.memory_bytes // _GIB) * _GIB, self.limits.disk_bytes)
+        """How large a file may be, to gVisor itself: all memory of a sandbox is one file, and what stands for its
+        processes another, both growing by whole GiB. Files of the working directory must still fit."""
+        most = max(self.limits.memory_bytes, self.limits.pids * _OF_EACH_PROCESS, self.limits.disk_bytes)
+        return -(-most // _GIB) * _GIB
 
     def _enforced(self, language: Language, seen: JsonObject) -> JsonObject:
         # Capabilities are those that the program has in gVisor. The rest is what the host's kernel holds its sentry to.
