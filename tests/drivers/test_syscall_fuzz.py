@@ -93,7 +93,8 @@ def _fuzz(boxes: Boxes, canary: Path, calls: int, seed: int) -> None:
         seed += 1
         made += int(told.stdout.split()[-1]) if told.stdout else 0
         assert told.ended.sandbox_alive
-        assert boxes.run(box, "print('well')").stdout == "well\n"
+        well = boxes.run(box, "print('well')")
+        assert (well.stdout, well.stderr, well.ended.cause) == ("well\n", "", "exit"), f"seed {seed - 1}: {well}"
         inside = descendants(box._process.pid)  # type: ignore[union-attr]  # it is running
         boxes.close(box)
         assert [pid for pid in inside if is_running(pid)] == []
