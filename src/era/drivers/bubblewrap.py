@@ -449,12 +449,13 @@ class BubblewrapDriver:
         return seccomp.filters()
 
     def _clear(self) -> None:
+        self.live.mkdir(parents=True, exist_ok=True)
         if self._privileged:
-            self.cgroups = Cgroups.find(self._cgroup_name, self.live.parent)
+            self.cgroups = Cgroups.find(self._cgroup_name, self.live)
             if self.cgroups is not None:
                 self.cgroups.remove_leftovers()
         remove_tree(self.live)
-        self.live.mkdir(parents=True)
+        self.live.mkdir()
         self.live.chmod(0o711)
 
     def _prepare(self) -> None:
