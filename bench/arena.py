@@ -31,6 +31,7 @@ class Arena:
     def __init__(self, port: int, pid: int, place: Path, *, small: bool) -> None:
         self.scratch = place / "scratch"
         self.data_dir = place / "data"
+        self.port = port
         self._pid = pid
         self._small = small
         self._connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
@@ -129,6 +130,7 @@ def _service(place: Path) -> Iterator[tuple[int, int]]:
     log_path = place / "log"
     environment = {name: value for name, value in os.environ.items() if not name.startswith("ERA_")}
     environment |= {"ERA_PORT": "0", "ERA_DATA_DIR": str(place / "data")}
+    environment |= {"ERA_ISOLATION": "bubblewrap"}  # what `auto` is depends on what is installed
     with log_path.open("wb") as log:
         process = subprocess.Popen(
             [Path(sys.executable).parent / "era", "serve"], stdout=log, stderr=log, env=environment

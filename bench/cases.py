@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,6 +39,9 @@ class Probe:
     after: Callable[[Any], object] = lambda _: None
     """Gets what `call` answered. Raises where that is not what it should be."""
 
+    around: Callable[[], AbstractContextManager[object]] = nullcontext
+    """Entered before the calls of a round, left after them."""
+
 
 @dataclass(frozen=True, slots=True)
 class Case:
@@ -57,10 +61,12 @@ class Ratio:
     case: str
     rival: str
     goal: float | None = None
+    quantile: float = 0.5
+    """Of the calls of each round: the one that is compared."""
 
     @property
     def name(self) -> str:
-        return f"{self.case} ÷ {self.rival}"
+        return f"{self.case} ÷ {self.rival}" + ("" if self.quantile == 0.5 else f", p{self.quantile * 100:.0f}")
 
 
 def warm(language: str, code: str) -> Callable[[Arena], Probe]:

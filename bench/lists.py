@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from bench import large, rivals
+from bench import crowd, large, rivals
 from bench.cases import (
     COUNTER,
     PROGRAMS,
@@ -47,6 +47,8 @@ CASES = [
         program(rivals.bwrap(PROGRAMS["python"])),
         _PAUSES["python"],
     ),
+    Case("quiet", "a warm run, alone", crowd.run_beside(()), _PAUSES["python"], burst=20),
+    Case("crowded", "the same beside 7 that burn", crowd.run_beside(crowd.CROWD), _PAUSES["python"], burst=20),
     Case("file of one", "a run that changes the only file", large.change_one_file(of_many=False), 0.05),
     Case("file of many", "the same among 10,000 files", large.change_one_file(of_many=True), 0.05),
     Case("duplicate", "a copy of 1 GiB in 2,000 files", large.duplicate),
@@ -72,6 +74,7 @@ RATIOS = [
     Ratio("python first", "python bwrap"),
     Ratio("node first", "node host"),
     Ratio("typescript first", "typescript host"),
+    Ratio("crowded", "quiet", goal=3, quantile=0.95),
     Ratio("file of many", "file of one", goal=1.3),
     Ratio("duplicate", "session create"),
     Ratio("rollback", "session create"),

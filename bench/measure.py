@@ -32,14 +32,15 @@ def measure(cases: Sequence[Case], arena: Arena, rounds: int, quick: bool, tell:
 
 def _one_round(case: Case, probe: Probe, arena: Arena, calls: int) -> list[float]:
     taken = []
-    for _ in range(calls):
-        arena.keep_open()
-        given = probe.before()
-        time.sleep(case.pause)
-        began = time.perf_counter()
-        answer = probe.call(given)
-        taken.append(time.perf_counter() - began)
-        probe.after(answer)
+    with probe.around():
+        for _ in range(calls):
+            arena.keep_open()
+            given = probe.before()
+            time.sleep(case.pause)
+            began = time.perf_counter()
+            answer = probe.call(given)
+            taken.append(time.perf_counter() - began)
+            probe.after(answer)
     return taken
 
 
@@ -50,9 +51,9 @@ def summary(rounds: Sequence[Sequence[float]]) -> dict[str, float]:
 
 
 def spread(ratio: Ratio, times: Times) -> dict[str, float | None]:
-    """The ratio of the two medians of each round, over the rounds."""
+    """The ratio of the two medians of each round (or whichever quantile is compared), over the rounds."""
     pairs = zip(times[ratio.case], times[ratio.rival], strict=True)
-    each = [statistics.median(case) / statistics.median(rival) for case, rival in pairs]
+    each = [_quantile(case, ratio.quantile) / _quantile(rival, ratio.quantile) for case, rival in pairs]
     return {
         "median": statistics.median(each),
         "q1": _quantile(each, 0.25),

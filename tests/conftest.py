@@ -51,6 +51,8 @@ class Server:
     def start(self) -> Server:
         """Start it and wait until it serves."""
         environment = {name: value for name, value in os.environ.items() if not name.startswith("ERA_")}
+        # Not the strongest that this machine may have, which would be slower, and not the same everywhere.
+        environment |= {"ERA_ISOLATION": "bubblewrap"}
         environment |= {"ERA_PORT": "0", "ERA_DATA_DIR": str(self.data_dir), **self.settings}
         command = [str(ERA), "serve"]
         if self.uid is not None:

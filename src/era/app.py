@@ -28,7 +28,8 @@ from era.core.capsules.service import Capsules
 from era.core.expiry import Expiry
 from era.core.files import Files
 from era.core.idempotency import Keys
-from era.core.models import JsonObject
+from era.core.limits import Rules
+from era.core.models import Isolation, JsonObject
 from era.core.outputs import History, Outputs
 from era.core.ports import Limits, Retention
 from era.core.runs import Runs
@@ -38,7 +39,8 @@ from era.core.spool import Slots, Spool, Threads
 from era.core.turns import Turns
 from era.core.versions import Versions
 from era.drivers.bubblewrap import BubblewrapDriver
-from era.errors import Conflict, EraError, Forbidden
+from era.drivers.choice import DriverChoice
+from era.errors import Conflict, EraError, Forbidden, NoIsolation
 from era.hosts.local import LocalHost
 from era.settings import Settings
 from era.store.blobs import LocalBlobs, make_directory
@@ -52,8 +54,9 @@ _TRANSFER_THREADS = 8
 _LAST_ANSWERS_SECONDS = 5
 
 
-def limits(settings: Settings) -> Limits:
-    return Limits(
+def rules(settings: Settings) -> Rules:
+    """What sessions get and may ask for. A default is never over its maximum: that is raised then."""
+    defaults = Limits(
         memory_bytes=settings.memory_mb << 20,
         cpus=settings.cpus,
         pids=settings.pids,
@@ -62,6 +65,16 @@ def limits(settings: Settings) -> Limits:
         output_bytes=settings.output_bytes,
         tmp_bytes=settings.tmp_mb << 20,
     )
+    maxima = Limits(
+        memory_bytes=max(settings.max_memory_mb << 20, defaults.memory_bytes),
+        cpus=max(settings.max_cpus, defaults.cpus),
+        pids=max(settings.max_pids, defaults.pids),
+        disk_bytes=max(settings.max_disk_mb << 20, defaults.disk_bytes),
+        files=max(settings.max_files, defaults.files),
+        output_bytes=max(settings.max_output_bytes, defaults.output_bytes),
+        tmp_bytes=defaults.tmp_bytes,
+    )
+    return Rules(defaults, maxima)
 
 
 def retention(settings: Settings) -> Retention:
@@ -78,9 +91,12 @@ def cgroup_name(data_dir: Path) -> str:
     return "era-" + hashlib.sha256(bytes(data_dir.resolve())).hexdigest()[:12]
 
 
-def driver(settings: Settings) -> BubblewrapDriver:
+def drivers(settings: Settings) -> DriverChoice:
     directory = settings.data_dir.resolve()
-    return BubblewrapDriver(directory, limits(settings), cgroup_name=cgroup_name(directory))
+    limits = rules(settings).defaults
+    return DriverChoice(
+        {"bubblewrap": BubblewrapDriver(directory, limits, cgroup_name=cgroup_name(directory))}, settings.isolation
+    )
 
 
 def blob_store(settings: Settings) -> LocalBlobs | ObjectBlobs:
@@ -117,7 +133,8 @@ async def services(settings: Settings) -> AsyncIterator[Context]:
         outputs = Outputs(blobs, settings.outputs_kept)
         pins = Pins()
         capsules = Capsules(store, snapshots, blobs, pins, directory, max_timeout=settings.max_timeout, slots=slots)
-        sandboxes = driver(settings)
+        sandboxes = drivers(settings)
+        bounds = rules(settings)
         turns = Turns(settings.max_waiting)
         keys = Keys(store)
         try:
@@ -127,20 +144,21 @@ async def services(settings: Settings) -> AsyncIterator[Context]:
             host = LocalHost(
                 sandboxes,
                 snapshots,
-                limits=limits(settings),
+                rules=bounds,
                 spares=settings.spares,
                 max_live=settings.max_live,
                 idle_seconds=settings.idle_seconds,
             )
             runs = Runs(store, host, snapshots, outputs, turns, keys)
             expiry = Expiry(store, host)
-            files = Files(store, snapshots, blobs, turns, spool, transfers)
+            files = Files(store, snapshots, blobs, turns, spool, transfers, bounds)
             await host.start()
             background = [asyncio.create_task(job) for job in (_collect_garbage(snapshots, store, pins), expiry.run())]
             try:
                 yield Context(
                     settings=settings,
-                    sessions=Sessions(store, host, turns, keys, expiry),
+                    rules=bounds,
+                    sessions=Sessions(store, host, turns, keys, expiry, bounds),
                     runs=runs,
                     history=History(store, outputs),
                     versions=Versions(store, snapshots, turns, keys),
@@ -170,15 +188,16 @@ async def services(settings: Settings) -> AsyncIterator[Context]:
             await store.close()
 
 
-async def examine() -> JsonObject:
-    """The isolation that this machine gives, from real sandboxes of every language. Raises NoIsolation."""
+async def examine() -> tuple[dict[Isolation, JsonObject | NoIsolation], Isolation | None]:
+    """What each kind of sandbox has in force on this machine, from real ones of every language, or why it can't be had;
+    and which one `auto` is, if any works."""
     with tempfile.TemporaryDirectory(prefix="era-doctor-") as directory:
-        sandboxes = driver(Settings(data_dir=Path(directory)))
+        sandboxes = drivers(Settings(data_dir=Path(directory)))
         try:
-            await sandboxes.start()
-            return sandboxes.isolation()
+            found = await sandboxes.examine()
         finally:
             await sandboxes.stop()
+    return found, next((name for name, seen in found.items() if not isinstance(seen, NoIsolation)), None)
 
 
 async def serve(settings: Settings, say: Callable[[str], None]) -> None:

@@ -42,6 +42,7 @@ def serve(
     data_dir: Path | None = None,
     public_url: str | None = None,
     allow_no_key: bool | None = None,
+    isolation: str | None = None,
     log_level: str | None = None,
 ) -> None:
     """Serve the HTTP API. Every setting is also an ERA_ variable; docs/settings.md has them all.
@@ -64,6 +65,8 @@ def serve(
         URL that programs see as ERA_BASE_URL.
     allow_no_key
         Serve an address other than loopback although no API key is set.
+    isolation
+        Which sandbox sessions get that don't say: auto, gvisor or bubblewrap.
     log_level
         debug, info, warning or error.
     """
@@ -83,9 +86,9 @@ def serve(
 
 @app.command
 def doctor() -> int:
-    """Say which walls this machine gives sandboxes, which are missing, and how to get them.
+    """Say which walls this machine gives sandboxes, which are missing, why, and how to get them.
 
-    Makes a sandbox of each language and runs a program in it. Leaves with 0 if that works, else with 1.
+    Makes sandboxes of each kind and language and runs a program in each. Leaves with 0 if one kind works, else with 1.
 
     Example:
 
@@ -94,30 +97,12 @@ def doctor() -> int:
     import asyncio
 
     from era.app import examine
+    from era.doctor import report
 
-    try:
-        seen = asyncio.run(examine())
-    except EraError as error:
-        print(f"missing  sandboxes: {error.message}\n         {error.hint}")
-        return 1
-    walls = [
-        (True, "programs in python, node and typescript start and run", ""),
-        (len(seen["namespaces"]) == 7, f"namespaces of its own: {', '.join(seen['namespaces'])}", ""),
-        (seen["capabilities"] == "none" and seen["no_new_privs"], "no capabilities, and no way to gain any", ""),
-        (os.geteuid() == 0, "a host uid of its own for each sandbox", "start ERA as root"),
-        (
-            seen["cgroup"] is not None,
-            "memory, processes and cpu of a sandbox bounded by a cgroup",
-            "start ERA as root, on a machine with writable cgroups; until then each process is bounded for itself",
-        ),
-        (seen["network"] == "none", "no network", ""),
-        (seen["seccomp"] != "none", "a filter of system calls", "not in this version"),
-    ]
-    for given, wall, remedy in walls:
-        print(f"{'ok     ' if given else 'missing'}  {wall}")
-        if not given and remedy:
-            print(f"         {remedy}")
-    return 0
+    found, default = asyncio.run(examine())
+    for line in report(found, default):
+        print(line)
+    return 0 if default else 1
 
 
 @app.command

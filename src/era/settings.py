@@ -39,14 +39,26 @@ class Settings(BaseSettings):
         default="info", description="Least severe messages to log: debug, info, warning or error."
     )
 
+    isolation: Literal["auto", "gvisor", "bubblewrap"] = Field(
+        default="auto",
+        description="Which sandbox a session gets that doesn't say: auto is the strongest that works here.",
+    )
     memory_mb: int = Field(default=512, ge=64, description="Memory of one sandbox in MiB.")
-    cpus: float = Field(default=1.0, gt=0, description="Processors one sandbox may use.")
+    cpus: float = Field(default=1.0, ge=0.05, description="Processors one sandbox may use.")
     pids: int = Field(default=256, ge=16, description="Processes and threads one sandbox may have at a time.")
     tmp_mb: int = Field(default=64, ge=1, description="Size of /tmp and of /dev/shm in a sandbox, in MiB each.")
     disk_mb: int = Field(default=4096, ge=1, description="Size of all files of a session, in MiB.")
     files: int = Field(default=200_000, ge=16, description="Files, directories and links a session may have.")
     output_bytes: int = Field(
         default=10 << 20, ge=1024, description="Bytes of stdout, and of stderr, that a run may answer."
+    )
+    max_memory_mb: int = Field(default=2048, ge=64, description="Most memory that a session may ask for, in MiB.")
+    max_cpus: float = Field(default=4.0, ge=0.05, description="Most processors that a session may ask for.")
+    max_pids: int = Field(default=1024, ge=16, description="Most processes and threads that a session may ask for.")
+    max_disk_mb: int = Field(default=16_384, ge=1, description="Most disk that a session may ask for, in MiB.")
+    max_files: int = Field(default=500_000, ge=16, description="Most files that a session may ask for.")
+    max_output_bytes: int = Field(
+        default=64 << 20, ge=1024, description="Most bytes of stdout, and of stderr, that a session may ask for."
     )
     max_timeout: float = Field(
         default=3600, gt=0, description="Longest timeout that a run or a session may ask for, in seconds."

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from era.core.edits import Listed
 from era.core.expiry import MAX_TTL
-from era.core.models import RunRecord, Session, StoredCode, Version, timestamp
+from era.core.limits import LEAST
+from era.core.models import JsonObject, RunRecord, Session, StoredCode, Version, timestamp
 from era.core.runs import Collected, RunResult
 from era.core.versions import Diff
 from era.core.views import data_view
@@ -38,6 +39,26 @@ class Body(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
 
+class LimitsBody(Body):
+    """What is left out is as the server has it; so is what is null, also after a change."""
+
+    memory_mb: int | None = Field(None, ge=LEAST["memory_mb"], description="Memory, in MiB.")
+    cpus: float | None = Field(None, ge=LEAST["cpus"], description="Processors.")
+    pids: int | None = Field(None, ge=LEAST["pids"], description="Processes and threads at a time.")
+    disk_mb: int | None = Field(None, ge=LEAST["disk_mb"], description="Size of all files, in MiB.")
+    files: int | None = Field(None, ge=LEAST["files"], description="Files, directories and links.")
+    output_bytes: int | None = Field(
+        None, ge=1024, description="Bytes of stdout, and of stderr, that a run may answer."
+    )
+
+
+Limits = Annotated[LimitsBody | None, Field(description="Limits of its own, up to the server's maxima.")]
+Isolation = Annotated[
+    Literal["auto", "gvisor", "bubblewrap"],
+    Field(description="Which sandbox; `auto` is the server's choice. Refused at a run where it can't be had."),
+]
+
+
 class CreateSession(Body):
     language: str = Field(description="python, node or typescript, or an alias.", examples=["python"])
     session_id: str | None = Field(None, pattern=SESSION_ID, description="Made up where it is left out.")
@@ -49,6 +70,8 @@ class CreateSession(Body):
     allowPublicAccess: bool = Field(True, description="Whether others may call the session's public URL.")  # noqa: N815
     default_timeout: float = Field(30.0, gt=0, description="Seconds that a run may take if it doesn't say.")
     ttl: Ttl = Field(None, description="Seconds without a call after which it expires; null is never.")
+    limits: Limits = None
+    isolation: Isolation = "auto"
 
     @field_validator("setup")
     @classmethod
@@ -65,6 +88,8 @@ class ChangeSession(Body):
     metadata: dict[str, Any] | None = None
     data: dict[str, Any] | None = Field(None, description="Replaces the state, between runs.")
     ttl: Ttl = Field(None, description="Left out: as it is; null: never expires.")
+    limits: Limits = None
+    isolation: Isolation | None = None
 
 
 class RunBody(Body):
@@ -92,6 +117,8 @@ class ExecuteBody(Body):
     timeout: float | None = Field(None, gt=0)
     files: dict[str, str] = Field(default_factory=dict, description="Text files to put beside the program, by path.")
     allowInternetAccess: bool = True  # noqa: N815
+    limits: Limits = None
+    isolation: Isolation = "auto"
 
 
 class CodeBody(Body):
@@ -105,6 +132,15 @@ class ErrorAnswer(BaseModel):
     hint: str
     request_id: str
     details: Any = None
+
+
+class LimitsAnswer(BaseModel):
+    memory_mb: int
+    cpus: float
+    pids: int
+    disk_mb: int
+    files: int
+    output_bytes: int
 
 
 class SessionAnswer(BaseModel):
@@ -125,6 +161,8 @@ class SessionAnswer(BaseModel):
     version: int
     ttl: int | None
     expires_at: str | None
+    limits: LimitsAnswer
+    isolation: str
     status: str
     files: list[dict[str, Any]] | None = None
 
@@ -307,8 +345,9 @@ class CodeAnswer(BaseModel):
     code_length: int
 
 
-def session_answer(session: Session, status: str) -> dict[str, Any]:
-    """The session object. `status` is `running` while a run is under way, else `idle`, unless it is gone."""
+def session_answer(session: Session, status: str, limits: JsonObject) -> dict[str, Any]:
+    """The session object. `status` is `running` while a run is under way, else `idle`, unless it is gone; `limits` are
+    those it gets."""
     return {
         "id": session.id,
         "session_id": session.id,
@@ -327,8 +366,15 @@ def session_answer(session: Session, status: str) -> dict[str, Any]:
         "version": session.version,
         "ttl": session.ttl,
         "expires_at": None if session.expires_at is None else timestamp(session.expires_at),
+        "limits": limits,
+        "isolation": session.isolation,
         "status": session.gone or status,
     }
+
+
+def asked(limits: LimitsBody | None) -> dict[str, float | None]:
+    """The limits that a body names."""
+    return limits.model_dump(exclude_unset=True) if limits else {}
 
 
 def result_answer(result: RunResult) -> dict[str, Any]:

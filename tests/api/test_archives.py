@@ -455,5 +455,5 @@ def test_a_restored_archive_is_what_was_archived(tmp_path: Path) -> None:
     snapshot = lab.take(place)
     archive = b"".join(pack.tar_pieces(lab.snapshots.read_tree, lab.blobs.open_blob, snapshot.root, MTIME))
     changes = unpacked(tmp_path, archive).changes
-    again = asyncio.run(lab.snapshots.edit(EMPTY, changes, lambda _: None))
+    again = asyncio.run(lab.snapshots.edit(EMPTY, changes, lambda _: None, Bounds()))
     assert described(lab.restore(again).workspace) == described(place.workspace)

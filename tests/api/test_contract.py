@@ -29,7 +29,7 @@ JSON = {"content-type": "application/json"}
 SESSION_KEYS = {
     "id", "session_id", "created_at", "last_run_at", "language", "persistent", "file_count", "total_size_bytes",
     "metadata", "data", "setup", "allowInternetAccess", "allowPublicAccess", "default_timeout", "version",
-    "ttl", "expires_at", "status",
+    "ttl", "expires_at", "limits", "isolation", "status",
 }  # fmt: skip
 RUN_KEYS = {
     "exit_code", "stdout", "stderr", "duration", "session_id", "data", "run_id", "status", "stdout_truncated",
@@ -98,6 +98,15 @@ def test_a_session_created_with_nothing_but_a_language_has_the_defaults(client: 
         "version": 1,
         "ttl": None,
         "expires_at": None,
+        "limits": {
+            "memory_mb": 512,
+            "cpus": 1.0,
+            "pids": 256,
+            "disk_mb": 4096,
+            "files": 200_000,
+            "output_bytes": 10 << 20,
+        },
+        "isolation": "auto",
         "status": "idle",
     }
     assert body["session_id"] == body["id"]

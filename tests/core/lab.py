@@ -14,10 +14,11 @@ from pathlib import Path
 from typing import Any, cast
 
 from era.core.models import EMPTY, Snapshot
-from era.core.ports import Sandbox
+from era.core.ports import Limits, Sandbox
 from era.core.snapshots import Snapshots
 from era.store.blobs import LocalBlobs
 
+LIMITS = Limits(512 << 20, 1.0, 256, disk_bytes=4 << 30, files=200_000, output_bytes=10 << 20, tmp_bytes=64 << 20)
 CLOCK_OF_FILES = 5  # CLOCK_REALTIME_COARSE
 SETTLE = 0.06
 """Longer than the time for which a file just written isn't relied on."""
@@ -29,6 +30,7 @@ class Place:
 
     workspace: Path
     id: str
+    limits: Limits = LIMITS
     uid: int | None = None
 
     @property
@@ -63,8 +65,9 @@ class CountingBlobs(LocalBlobs):
 class Lab:
     """A blob store in a directory, and as many sandboxes as asked for."""
 
-    def __init__(self, directory: Path, **options: Any) -> None:
+    def __init__(self, directory: Path, *, limits: Limits = LIMITS, **options: Any) -> None:
         self.directory = directory
+        self.limits = limits
         self.blobs = CountingBlobs(directory / "blobs")
         self.snapshots = Snapshots(self.blobs, **options)
         self.places = 0
@@ -73,7 +76,7 @@ class Lab:
         self.places += 1
         workspace = self.directory / f"place{self.places}"
         workspace.mkdir()
-        return Place(workspace, f"sandbox{self.places}")
+        return Place(workspace, f"sandbox{self.places}", self.limits)
 
     def take(self, place: Place, previous: Snapshot = EMPTY) -> Snapshot:
         return asyncio.run(self.snapshots.take(place.sandbox, previous))
@@ -85,7 +88,7 @@ class Lab:
 
     def from_scratch(self, place: Place) -> Snapshot:
         """What a service that remembers nothing finds."""
-        return self.take(Place(place.workspace, f"{place.id} from scratch"))
+        return self.take(Place(place.workspace, f"{place.id} from scratch", self.limits))
 
 
 def described(directory: Path) -> dict[bytes, tuple[Any, ...]]:

@@ -31,6 +31,7 @@ EDITS = st.lists(
     ),
     max_size=12,
 )
+EVERYTHING = Bounds()
 MTIME = 1_700_000_000_123_456_789
 
 type Model = dict[paths.Parts, tuple[Any, ...]]
@@ -41,7 +42,7 @@ def digest_of(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
-def edited(lab: Lab, snapshot: Snapshot, *wanted: tuple[Any, ...]) -> Snapshot:
+def edited(lab: Lab, snapshot: Snapshot, *wanted: tuple[Any, ...], bounds: Bounds = EVERYTHING) -> Snapshot:
     """The snapshot after these edits, done at once."""
     changes, contents = Changes(), []
     for kind, path, *rest in wanted:
@@ -60,7 +61,7 @@ def edited(lab: Lab, snapshot: Snapshot, *wanted: tuple[Any, ...]) -> Snapshot:
         for content in contents:
             batch.put(content)
 
-    return asyncio.run(lab.snapshots.edit(snapshot, changes, put))
+    return asyncio.run(lab.snapshots.edit(snapshot, changes, put, bounds))
 
 
 def model_edit(model: Model, kind: str, path: paths.Parts, *rest: Any) -> Model:
@@ -201,20 +202,20 @@ def test_an_emptied_directory_stays(lab: Lab) -> None:
 
 
 def test_bounds_hold_for_edits(tmp_path: Path) -> None:
-    lab = Lab(tmp_path, bounds=Bounds(entries=4, total_bytes=10, depth=3))
-    full = edited(lab, EMPTY, ("put", ("d", "a"), b"12345", None), ("put", ("b",), b"12345", None))
+    lab, few = Lab(tmp_path), Bounds(entries=4, total_bytes=10, depth=3)
+    full = edited(lab, EMPTY, ("put", ("d", "a"), b"12345", None), ("put", ("b",), b"12345", None), bounds=few)
     with pytest.raises(TooLarge, match="10"):
-        edited(lab, full, ("put", ("c",), b"1", None))
-    assert edited(lab, full, ("put", ("b",), b"54321", None)).total_bytes == 10
+        edited(lab, full, ("put", ("c",), b"1", None), bounds=few)
+    assert edited(lab, full, ("put", ("b",), b"54321", None), bounds=few).total_bytes == 10
     with pytest.raises(TooLarge, match="4"):
-        edited(lab, full, ("put", ("e", "f"), b"", None))
-    edited(lab, full, ("put", ("c",), b"", None))
+        edited(lab, full, ("put", ("e", "f"), b"", None), bounds=few)
+    edited(lab, full, ("put", ("c",), b"", None), bounds=few)
     with pytest.raises(TooLarge):
-        edited(lab, full, ("dir", ("x", "y"), 0o755))
-    forgetful = Lab(tmp_path, bounds=Bounds(entries=4))
+        edited(lab, full, ("dir", ("x", "y"), 0o755), bounds=few)
+    forgetful, few = Lab(tmp_path), Bounds(entries=4)
     with pytest.raises(TooLarge):
-        edited(forgetful, full, ("put", ("e", "f"), b"", None))
-    assert edited(forgetful, full, ("remove", ("d",), True)).file_count == 1
+        edited(forgetful, full, ("put", ("e", "f"), b"", None), bounds=few)
+    assert edited(forgetful, full, ("remove", ("d",), True), bounds=few).file_count == 1
 
 
 def test_changes_that_contradict_each_other(lab: Lab) -> None:

@@ -11,6 +11,7 @@ import stat
 import tempfile
 import time
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from era.core.models import EMPTY, STATE_FILE, Snapshot
 from era.core.ports import SnapshotRefused
 from era.core.trees import Bounds
 from era.errors import CommitFailed, SandboxFailed, Unavailable
-from tests.core.lab import CLOCK_OF_FILES, SETTLE, Lab, Place, described, mutate
+from tests.core.lab import CLOCK_OF_FILES, LIMITS, SETTLE, Lab, Place, described, mutate
 
 NAMES = st.one_of(
     st.sampled_from([b"a", b"b.txt", b"new\nline", b"\xff\xfe", b"\xed\xa0\x80", "é😀".encode(), b"-rf", b" ", b"\\"]),
@@ -256,7 +257,7 @@ def test_a_tree_too_deep_is_refused(tmp_path: Path) -> None:
 
 
 def test_too_many_entries_are_refused(tmp_path: Path) -> None:
-    lab = Lab(tmp_path, bounds=Bounds(entries=100))
+    lab = Lab(tmp_path, limits=replace(LIMITS, files=100))
     place = lab.place()
     for number in range(100):
         (place.workspace / f"{number}").touch()

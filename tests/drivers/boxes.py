@@ -65,10 +65,14 @@ class Boxes:
             self.driver.paths = replace(self.driver.paths, guest=guest)
         try:
             with self._weakened():
-                self._runner.run(self.driver.start())
+                self._runner.run(self._start())
         except BaseException:
             self.stop()
             raise
+
+    async def _start(self) -> None:
+        await self.driver.clear()
+        await self.driver.start()
 
     def make(self, language: Language = "python") -> BubblewrapSandbox:
         with self._weakened():

@@ -67,7 +67,7 @@ async def put_archive(
     """Add what a tar, tar.gz or zip archive holds, all or nothing. Waits for the run under way."""
     media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     count, session = await context.archives.put(
-        session_id, body_of(request, context), _SAID.get(media_type), replace=replace
+        session_id, body_of(session_id, request, context), _SAID.get(media_type), replace=replace
     )
     return Answer(
         {

@@ -20,6 +20,7 @@ from era.core.capsules.service import Capsules
 from era.core.edits import Listed
 from era.core.files import Files
 from era.core.idempotency import Keys, Made
+from era.core.limits import Rules
 from era.core.models import Claim, JsonObject, Language, Route, Session, Snapshot, canonical_language
 from era.core.outputs import History
 from era.core.ports import MetadataStore
@@ -40,6 +41,7 @@ class Context:
     """The core's services, put together by app.py."""
 
     settings: Settings
+    rules: Rules
     sessions: Sessions
     runs: Runs
     history: History
@@ -133,7 +135,7 @@ Limit = Annotated[int, Query(ge=1, le=1000, description="How many a page.")]
 Cursor = Annotated[str | None, Query(max_length=64, description="`next_cursor` of the page before.")]
 
 
-def idempotency_key(
+async def idempotency_key(  # not async, it would take a hop through a thread
     request: Request,
     _documented: Annotated[
         str | None,
@@ -166,13 +168,15 @@ def claim_of(context: Context, route: Route, key: str | None, body: BaseModel) -
 
 def shown(session: Session, context: Context) -> dict[str, Any]:
     """The session object."""
-    return session_answer(session, "running" if context.turns.taken(session.id) else "idle")
+    status = "running" if context.turns.taken(session.id) else "idle"
+    return session_answer(session, status, context.rules.shown(session.limits))
 
 
 def made_answer(made: Made, context: Context) -> Answer:
     """The answer to a request that makes a session: the first time, or once more as it was."""
     if made.replayed:
-        return Answer(session_answer(made.session, "idle"), 201, headers=REPLAY)
+        answer = session_answer(made.session, "idle", context.rules.shown(made.session.limits))
+        return Answer(answer, 201, headers=REPLAY)
     return Answer(shown(made.session, context), 201)
 
 

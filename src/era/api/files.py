@@ -73,7 +73,7 @@ class _Rest(Convertor[str]):
 register_url_convertor("rest", _Rest())
 
 
-def existing_path(request: Request) -> Parts:
+async def existing_path(request: Request) -> Parts:
     """The path of a file as it stands in the URL, decoded once and by us. Raises BadRequest."""
     found = _IN_URL.fullmatch(request.scope["raw_path"])
     if found is None:
@@ -115,7 +115,8 @@ async def list_files(
 )
 async def put_file(session_id: SessionId, path: Path, request: Request, context: UseContext) -> Response:
     """Put a file: the body as it is. Waits for the run under way."""
-    upload = await context.session_files.put(session_id, path, body_of(request, context), _condition(request))
+    body = body_of(session_id, request, context)
+    upload = await context.session_files.put(session_id, path, body, _condition(request))
     return Answer({"path": "/".join(path), "size": upload.size}, headers={"ETag": f'"{upload.digest}"'})
 
 
@@ -151,9 +152,9 @@ async def delete_file(
     return Answer({"success": True, "path": "/".join(path)})
 
 
-async def body_of(request: Request, context: Context) -> AsyncIterator[bytes]:
+async def body_of(session_id: str, request: Request, context: Context) -> AsyncIterator[bytes]:
     """The body as it comes. Raises TooLarge where it is over its bound, also where it only says so."""
-    check = context.session_files.check_size
+    check = await context.session_files.size_check(session_id)
     declared = request.headers.get("content-length", "0")
     check(int(declared) if declared.isdigit() else 0)
     try:

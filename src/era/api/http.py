@@ -25,7 +25,8 @@ def build(settings: Settings, context: Context) -> FastAPI:
     # No redirect of /api/sessions/ to /api/sessions: `DELETE /api/sessions/$ID` with no ID must not delete them all.
     app = _Application(title="ERA", version=__version__, docs_url=None, redoc_url=None, redirect_slashes=False)
     app.state.context = context
-    for module in (sessions, versions, files, archives, runs, history, capsules, health, pages):
+    # Runs come first: routes are tried in order.
+    for module in (runs, sessions, versions, files, archives, history, capsules, health, pages):
         app.include_router(module.router)
     app.add_exception_handler(EraError, _era_error)
     app.add_exception_handler(RequestValidationError, _invalid)

@@ -30,7 +30,7 @@ from era.core.ports import Output
 from era.core.runs import ExecuteRequest, RunEvent, RunRequest, RunStarted
 from era.core.sessions import check_code
 from era.errors import BadRequest, EraError, TooLarge
-from era.wire import ExecuteAnswer, ExecuteBody, RunAnswer, RunBody, execute_answer, result_answer, run_answer
+from era.wire import ExecuteAnswer, ExecuteBody, RunAnswer, RunBody, asked, execute_answer, result_answer, run_answer
 
 log = structlog.get_logger()
 
@@ -86,6 +86,8 @@ async def execute(body: ExecuteBody, request: Request, context: UseContext) -> R
     check_env(body.env)
     check_code(body.code)
     chosen = language(body.language)
+    limits = {name: value for name, value in asked(body.limits).items() if value is not None}
+    context.rules.check(limits)
     wanted = ExecuteRequest(
         base_url=base_url(request, context.settings),
         language=chosen,
@@ -93,6 +95,8 @@ async def execute(body: ExecuteBody, request: Request, context: UseContext) -> R
         env=body.env,
         timeout=body.timeout,
         files=_files(body.files),
+        isolation=body.isolation,
+        limits=context.rules.granted(limits),
     )
     return Answer(execute_answer(await context.runs.execute(wanted), chosen))
 

@@ -35,6 +35,7 @@ from era.wire import (
     DeletedAnswer,
     SessionAnswer,
     SessionsAnswer,
+    asked,
     code_answer,
     files_answer,
 )
@@ -58,6 +59,8 @@ async def create_session(body: CreateSession, context: UseContext, key: Idempote
         allow_public=body.allowPublicAccess,
         default_timeout=body.default_timeout,
         ttl=body.ttl,
+        limits={name: value for name, value in asked(body.limits).items() if value is not None},
+        isolation=body.isolation,
         claim=claim_of(context, "create", key, body),
     )
     return made_answer(made, context)
@@ -127,6 +130,8 @@ async def change_session(session_id: SessionId, body: ChangeSession, context: Us
         allow_public=body.allowPublicAccess,
         metadata=body.metadata,
         ttl=body.ttl if "ttl" in body.model_fields_set else KEEP,
+        limits=asked(body.limits) or None,
+        isolation=body.isolation,
     )
     session = await context.sessions.change(session_id, change, body.data)
     return Answer(

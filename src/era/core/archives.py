@@ -102,28 +102,30 @@ class Archives:
         ):
             with trees.closing(os.open(upload.path, os.O_RDONLY | os.O_CLOEXEC)) as fd:
                 with self._slots.one():
-                    unpacked = await self._unpack(fd, said)
+                    unpacked = await self._unpack(fd, said, self._files.bounds(session))
                 put_at = time.monotonic()
                 async with self._turns.take(session_id):
                     session = await self._files.changeable(session_id, session.key)
                     if time.monotonic() - put_at > _RELY_SECONDS:
-                        await self._unpack(fd, said)
+                        await self._unpack(fd, said, self._files.bounds(session))
                     base = EMPTY if replace else session.snapshot
-                    snapshot = await self._snapshots.edit(base, unpacked.changes, lambda _: None)
+                    snapshot = await self._snapshots.edit(
+                        base, unpacked.changes, lambda _: None, self._files.bounds(session)
+                    )
                     session = await self._store.commit(
                         session_id, "files", data=None, snapshot=snapshot, key=session.key
                     )
         return unpacked.files, session
 
-    async def _unpack(self, fd: int, said: Format | None) -> Unpacked:
+    async def _unpack(self, fd: int, said: Format | None, bounds: Bounds) -> Unpacked:
         async with self._unpacking:
-            return await self._threads(self._unpack_now, fd, said)
+            return await self._threads(self._unpack_now, fd, said, bounds)
 
-    def _unpack_now(self, fd: int, said: Format | None) -> Unpacked:
+    def _unpack_now(self, fd: int, said: Format | None, bounds: Bounds) -> Unpacked:
         members = _members(fd, said)
         try:
             with self._blobs.batch() as batch:
-                return _Unpacking(self._snapshots.bounds, self._spool, batch).all_of(members)
+                return _Unpacking(bounds, self._spool, batch).all_of(members)
         except OSError as error:
             raise Unavailable(f"The archive could not be unpacked: {error.strerror}.") from error
 

@@ -14,16 +14,18 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 
 from era.core.edits import Changes, Listed, PutFile, Remove, no_file, shown
 from era.core.expiry import calling
+from era.core.limits import Rules, bounds
 from era.core.models import Session
 from era.core.paths import Parts
 from era.core.ports import MetadataStore
 from era.core.snapshots import BlobStore, Snapshots
 from era.core.spool import Spool, Threads, Upload
+from era.core.trees import Bounds
 from era.core.turns import Turns
 from era.core.unpack import PIECE
 from era.errors import Conflict, NotFound, PreconditionFailed, TooLarge, Unavailable
@@ -84,7 +86,14 @@ class OpenFile:
 
 class Files:
     def __init__(
-        self, store: MetadataStore, snapshots: Snapshots, blobs: BlobStore, turns: Turns, spool: Spool, threads: Threads
+        self,
+        store: MetadataStore,
+        snapshots: Snapshots,
+        blobs: BlobStore,
+        turns: Turns,
+        spool: Spool,
+        threads: Threads,
+        rules: Rules,
     ) -> None:
         self._store = store
         self._snapshots = snapshots
@@ -92,7 +101,7 @@ class Files:
         self._turns = turns
         self._spool = spool
         self._threads = threads
-        self.max_bytes = snapshots.bounds.total_bytes
+        self._rules = rules
 
     async def page(self, session_id: str, *, limit: int, after: Parts, prefix: Parts) -> Page:
         """Files in the order of their paths: up to `limit` of those after the path `after` that begin with `prefix`."""
@@ -142,7 +151,7 @@ class Files:
                 if condition != Condition():
                     condition.check(path, await self._current(session, path))
                 # Put once more: it may have waited for its turn so long that it was swept.
-                snapshot = await self._snapshots.edit(session.snapshot, changes, upload.put)
+                snapshot = await self._snapshots.edit(session.snapshot, changes, upload.put, self.bounds(session))
                 await self._store.commit(session_id, "files", data=None, snapshot=snapshot, key=session.key)
             return upload
 
@@ -156,7 +165,7 @@ class Files:
                 raise no_file(path)
             changes = Changes()
             changes.at(path, Remove(recursive))
-            snapshot = await self._snapshots.edit(session.snapshot, changes, lambda _: None)
+            snapshot = await self._snapshots.edit(session.snapshot, changes, lambda _: None, self.bounds(session))
             await self._store.commit(session_id, "files", data=None, snapshot=snapshot, key=session.key)
 
     async def changeable(self, session_id: str, key: int | None = None) -> Session:
@@ -172,19 +181,28 @@ class Files:
             )
         return session
 
+    def bounds(self, session: Session) -> Bounds:
+        """What the session's tree may hold."""
+        return bounds(self._rules.granted(session.limits))
+
     def check_depth(self, path: Parts) -> None:
         """Raises TooLarge."""
-        depth = self._snapshots.bounds.depth
+        depth = bounds(self._rules.defaults).depth
         if len(path) > depth + 1:
             raise TooLarge(f"The path goes through {len(path) - 1} directories, {depth} may be.")
 
-    def check_size(self, size: int) -> None:
-        """Raises TooLarge."""
-        if size > self.max_bytes:
-            raise TooLarge(
-                f"The body is over {self.max_bytes} bytes, which is as much as a session may hold.",
-                hint="Send less. Nothing was changed.",
-            )
+    async def size_check(self, session_id: str) -> Callable[[int], None]:
+        """What raises TooLarge for the size of a body that the session can't hold."""
+        most = self.bounds(await self._store.session(session_id)).total_bytes
+
+        def check(size: int) -> None:
+            if size > most:
+                raise TooLarge(
+                    f"The body is over {most} bytes, which is as much as this session may hold.",
+                    hint="Send less, or raise the session's limits.disk_mb. Nothing was changed.",
+                )
+
+        return check
 
     async def _current(self, session: Session, path: Parts) -> str | None:
         try:

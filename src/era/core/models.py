@@ -12,7 +12,9 @@ from typing import Any, Literal
 type Json = None | bool | int | float | str | list[Json] | dict[str, Json]
 type JsonObject = dict[str, Any]
 type Language = Literal["python", "node", "typescript"]
-type Status = Literal["running", "ok", "failed", "timeout", "oom", "killed", "lost"]
+type Status = Literal["running", "ok", "failed", "timeout", "oom", "killed", "disk_full", "lost"]
+type Isolation = Literal["gvisor", "bubblewrap"]
+type WantedIsolation = Literal["auto", "gvisor", "bubblewrap"]
 type Cause = Literal["create", "run", "data", "files", "rollback", "duplicate"]
 type Route = Literal["create", "duplicate", "run"]
 type Gone = Literal["expired", "deleted"]
@@ -107,6 +109,10 @@ class Session:
     """When it expired or was deleted: it's gone for its clients, but can be restored for a while."""
 
     expired: bool = False
+    limits: JsonObject = field(default_factory=dict)
+    """Those it asked for, in the units of the API; see limits.py."""
+
+    isolation: WantedIsolation = "auto"
 
     @property
     def gone(self) -> Gone | None:
@@ -129,6 +135,8 @@ class NewSession:
     allow_public: bool
     default_timeout: float
     ttl: int | None = None
+    limits: JsonObject = field(default_factory=dict)
+    isolation: WantedIsolation = "auto"
 
 
 @dataclass(frozen=True, slots=True)

@@ -31,6 +31,7 @@ from era.core.models import (
     StoredCode,
     Version,
     VersionContent,
+    WantedIsolation,
 )
 
 
@@ -82,7 +83,7 @@ class Ended:
     """How a program ended. `state` is the state file's content, None where there is none to read."""
 
     exit_code: int
-    cause: Literal["exit", "signal", "timeout", "oom", "killed"]
+    cause: Literal["exit", "signal", "timeout", "oom", "killed", "disk_full"]
     duration: float
     state: bytes | None
     state_problem: str | None
@@ -96,6 +97,8 @@ class Ended:
     peak_memory_bytes: int | None
     cpu_us: int | None
     sandbox_alive: bool
+    disk_problem: str | None = None
+    """Why nothing can be kept: what of the working directory was full."""
 
 
 class Sandbox(Protocol):
@@ -107,6 +110,9 @@ class Sandbox(Protocol):
 
     workspace: Path
     """The working directory as the host sees it. Only to be touched while no program runs."""
+
+    limits: Limits
+    """The limits it was made with."""
 
     uid: int | None
     """Owner of the files in `workspace`, None where that is the service's own user."""
@@ -125,18 +131,26 @@ class Sandbox(Protocol):
         """End the program under way, if there is one."""
         ...
 
+    def unnamed_bytes(self, device: int) -> int:
+        """Bytes on this device of files that programs hold open but that have no name any more. Takes its time."""
+        ...
+
     async def close(self) -> None:
         """Kill everything inside and remove every trace on the host. Safe to call twice."""
         ...
 
 
 class Driver(Protocol):
-    """Makes sandboxes. One per process; `start` before anything, `stop` when done."""
+    """Makes sandboxes. One of a kind per process; `clear` and `start` before anything, `stop` when done."""
 
     name: str
 
+    async def clear(self) -> None:
+        """Kill and remove what an earlier process left, also one that was killed."""
+        ...
+
     async def start(self) -> None:
-        """Clean up what an earlier process left, then prove by a self-test that sandboxes work.
+        """Prove by a self-test that sandboxes work.
 
         Raises NoIsolation with what is missing and how to get it.
         """
@@ -146,7 +160,19 @@ class Driver(Protocol):
         """A sandbox with an empty working directory, ready for its first program. Raises SandboxFailed."""
         ...
 
+    def isolation(self) -> JsonObject:
+        """What the sandboxes of the self-test had in force, with a `summary` for people."""
+        ...
+
     async def stop(self) -> None: ...
+
+
+class Drivers(Protocol):
+    """The drivers that this machine can have."""
+
+    async def get(self, isolation: WantedIsolation) -> Driver:
+        """The driver that gives this isolation, started. Raises NoIsolation."""
+        ...
 
 
 class Host(Protocol):
@@ -154,11 +180,14 @@ class Host(Protocol):
 
     async def acquire(self, session: Session) -> Sandbox:
         """The session's sandbox, its working directory holding `session.snapshot`. The caller holds the session's
-        turn. Raises SandboxFailed."""
+        turn. Raises SandboxFailed, and NoIsolation where the session's isolation can't be had."""
         ...
 
-    async def acquire_temporary(self, language: Language) -> Sandbox:
-        """A sandbox for a single run outside any session. The caller closes it with `discard`."""
+    async def acquire_temporary(
+        self, language: Language, isolation: WantedIsolation = "auto", limits: Limits | None = None
+    ) -> Sandbox:
+        """A sandbox for a single run outside any session, with the server's default limits where none are given. The
+        caller closes it with `discard`. Raises SandboxFailed, and NoIsolation where this isolation can't be had."""
         ...
 
     def committed(self, session_key: int, snapshot: Snapshot) -> None:
@@ -206,6 +235,10 @@ class SnapshotRefused(Exception):
     """The working directory can't be kept: the message says which bound it broke."""
 
 
+class WorkspaceFull(SnapshotRefused):
+    """There are more files in it, or more bytes, than the session may have."""
+
+
 @dataclass(frozen=True, slots=True)
 class SessionFilter:
     """What to list: newest first, `limit` rows after the row `before_key`. `gone` lists, instead of the sessions there
@@ -250,6 +283,10 @@ class SessionChange:
     """JSON text; a change of data makes the next version."""
 
     ttl: int | None | Keep = KEEP
+    limits: Mapping[str, float | None] | None = None
+    """Only those to change; None as a value takes a limit back."""
+
+    isolation: WantedIsolation | None = None
 
 
 class MetadataStore(Protocol):

@@ -22,8 +22,10 @@ from dataclasses import dataclass, field, replace
 import structlog
 
 from era.core import jsontext
+from era.core.allowance import bounded
 from era.core.idempotency import Keys, no_answer
 from era.core.models import (
+    EMPTY,
     STATE_FILE,
     Answered,
     Claim,
@@ -35,6 +37,7 @@ from era.core.models import (
     Snapshot,
     StateOutcome,
     Status,
+    WantedIsolation,
     new_id,
     now,
 )
@@ -42,12 +45,14 @@ from era.core.outputs import STREAMS, Outputs
 from era.core.ports import (
     Ended,
     Host,
+    Limits,
     MetadataStore,
     Output,
     Program,
     Sandbox,
     SnapshotRefused,
     SnapshotStore,
+    WorkspaceFull,
 )
 from era.core.turns import Turns
 from era.core.views import data_view
@@ -82,6 +87,9 @@ class ExecuteRequest:
     env: Mapping[str, str] = field(repr=False)
     timeout: float | None
     files: Mapping[str, bytes] = field(repr=False)
+    isolation: WantedIsolation = "auto"
+    limits: Limits | None = None
+    """The server's defaults where there are none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -227,7 +235,7 @@ class Runs:
         )
         written: dict[str, list[bytes]] = {"stdout": [], "stderr": []}
         ended: Ended | None = None
-        async for event in sandbox.run(program):
+        async for event in bounded(sandbox, program, session.snapshot):
             if isinstance(event, Ended):
                 ended = event
             else:
@@ -237,21 +245,23 @@ class Runs:
             raise SandboxFailed("The sandbox did not say how the run ended.")
 
         data, problem = _read_state(program.state, ended)
-        if request.atomic and _status(ended) != "ok":
+        status = _status(ended)
+        if request.atomic and status != "ok":
             data, problem = None, f"atomic: {_ending(ended)}; data and files stay as they were."
         snapshot: Snapshot | None = None
         if problem is None and session.persistent:
             try:
                 snapshot = await self._snapshots.take(sandbox, session.snapshot)
             except SnapshotRefused as error:
-                problem = str(error)
+                status = "disk_full" if isinstance(error, WorkspaceFull) else status
+                data, problem = None, f"{error}; data and files stay as they were."
         stdout, stderr = (b"".join(written[stream]) for stream in STREAMS)
         outputs = await self._outputs.keep(stdout, stderr, always=request.claim is not None)
         shown = data_view(before if data is None else json.loads(data), session.stored)
         answered = Answered(request.claim, jsontext.compact(shown), outputs) if request.claim else None
         record = replace(
             record,
-            status=_status(ended),
+            status=status,
             ended_at=now(),
             exit_code=ended.exit_code,
             duration_us=int(ended.duration * 1e6),
@@ -290,7 +300,7 @@ class Runs:
 
     async def _execute(self, request: ExecuteRequest) -> AsyncIterator[RunEvent]:
         run_id = new_id("run")
-        sandbox = await self._host.acquire_temporary(request.language)
+        sandbox = await self._host.acquire_temporary(request.language, request.isolation, request.limits)
         try:
             program = Program(
                 code=request.code.encode(),
@@ -300,7 +310,7 @@ class Runs:
                 ephemeral=False,
                 files=request.files,
             )
-            async for event in sandbox.run(program):
+            async for event in bounded(sandbox, program, EMPTY):
                 if isinstance(event, Output):
                     yield event
                 else:
@@ -331,6 +341,8 @@ async def _collect(events: AsyncIterator[RunEvent]) -> Collected:
 
 def _read_state(before: bytes, ended: Ended) -> tuple[str | None, str | None]:
     """The new data as stored, None where it stays as it is; and why the state can't be committed, if it can't."""
+    if ended.disk_problem is not None:
+        return None, f"{ended.disk_problem}; data and files stay as they were."
     if ended.state_problem is not None:
         told = ended.state_problem
         return None, told if not ended.sandbox_alive else f"{STATE_FILE} {told}; data and files stay as they were."
@@ -371,6 +383,8 @@ def _ending(ended: Ended) -> str:
             return "the run reached its timeout"
         case "oom":
             return "the run was out of memory"
+        case "disk_full":
+            return "the run was out of disk space"
         case "exit":
             return f"the run ended with exit code {ended.exit_code}"
         case _:

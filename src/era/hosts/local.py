@@ -1,9 +1,9 @@
 """The local host: this process owns the sandboxes of all sessions.
 
 A session that runs keeps its sandbox until it has been idle for a while or another session needs the room; then rows
-and blobs are all that is left of it. A few sandboxes that belong to nobody are kept ready for each language, so that a
-session's first run does not wait for one to be made. A sandbox serves one session in its life, so nothing can be
-handed on from one to the next.
+and blobs are all that is left of it. A few sandboxes that belong to nobody are kept ready for each language, with the
+server's usual isolation and limits, so that a session's first run does not wait for one to be made. A sandbox serves
+one session in its life, so nothing can be handed on from one to the next.
 """
 
 from __future__ import annotations
@@ -16,8 +16,9 @@ from dataclasses import dataclass
 
 import structlog
 
-from era.core.models import EMPTY, LANGUAGES, Language, Session, Snapshot
-from era.core.ports import Driver, Limits, Sandbox, SnapshotStore
+from era.core.limits import Rules
+from era.core.models import EMPTY, LANGUAGES, Language, Session, Snapshot, WantedIsolation
+from era.core.ports import Drivers, Limits, Sandbox, SnapshotStore
 from era.errors import EraError, SandboxFailed, Unavailable
 
 log = structlog.get_logger()
@@ -28,9 +29,19 @@ _REFILL_PAUSE = 5.0
 _WAIT_FOR_ROOM = 30.0
 
 
+@dataclass(frozen=True, slots=True)
+class _Wanted:
+    """What a sandbox is to be."""
+
+    language: Language
+    isolation: WantedIsolation
+    limits: Limits
+
+
 @dataclass(slots=True)
 class _Live:
     sandbox: Sandbox
+    made_for: _Wanted
     snapshot: Snapshot
     busy: bool
     used_at: float
@@ -42,29 +53,29 @@ class LocalHost:
 
     def __init__(
         self,
-        driver: Driver,
+        drivers: Drivers,
         snapshots: SnapshotStore,
         *,
-        limits: Limits,
+        rules: Rules,
         spares: int,
         max_live: int,
         idle_seconds: float,
     ) -> None:
-        self._driver = driver
+        self._drivers = drivers
         self._snapshots = snapshots
-        self._limits = limits
+        self._rules = rules
         self._spares = spares
         self._idle_seconds = idle_seconds
         self._live: dict[int, _Live] = {}
         self._room = asyncio.Semaphore(max_live)
         self._ready: dict[Language, deque[Sandbox]] = {language: deque() for language in LANGUAGES}
-        self._wanted: dict[Language, asyncio.Event] = {language: asyncio.Event() for language in LANGUAGES}
+        self._used: dict[Language, asyncio.Event] = {language: asyncio.Event() for language in LANGUAGES}
         self._tasks: list[asyncio.Task[None]] = []
         self._stopped = False
 
     async def start(self) -> None:
         for language in LANGUAGES:
-            self._wanted[language].set()
+            self._used[language].set()
             self._tasks.append(asyncio.create_task(self._keep_ready(language)))
         self._tasks.append(asyncio.create_task(self._sweep()))
 
@@ -89,34 +100,43 @@ class LocalHost:
 
     async def acquire(self, session: Session) -> Sandbox:
         live = self._live.get(session.key)
+        wanted = _Wanted(session.language, session.isolation, self._rules.granted(session.limits))
         if live is not None:
-            if live.sandbox.alive and await self._brought_up_to(live, session.snapshot):
+            if live.made_for == wanted and live.sandbox.alive and await self._brought_up_to(live, session.snapshot):
                 live.busy = True
                 return live.sandbox
             await self.discard(live.sandbox)
-        sandbox = await self.acquire_temporary(session.language)
+        sandbox = await self._new(wanted)
         try:
             if session.snapshot != EMPTY:
                 await self._snapshots.restore(session.snapshot, sandbox)
         except BaseException:
             await self._close(sandbox)
             raise
-        self._live[session.key] = _Live(sandbox, session.snapshot, busy=True, used_at=time.monotonic())
+        self._live[session.key] = _Live(sandbox, wanted, session.snapshot, busy=True, used_at=time.monotonic())
         return sandbox
 
-    async def acquire_temporary(self, language: Language) -> Sandbox:
+    async def acquire_temporary(
+        self, language: Language, isolation: WantedIsolation = "auto", limits: Limits | None = None
+    ) -> Sandbox:
+        return await self._new(_Wanted(language, isolation, limits or self._rules.defaults))
+
+    async def _new(self, wanted: _Wanted) -> Sandbox:
+        """A sandbox that nobody has, and room for it taken: one of those that are ready, if they are of this kind."""
         if self._stopped:
             raise Unavailable("This server is about to stop.")
         await self._make_room()
         try:
-            ready = self._ready[language]
-            self._wanted[language].set()
-            while ready:
-                sandbox = ready.popleft()
-                if sandbox.alive:
-                    return sandbox
-                await sandbox.close()
-            return await self._driver.create(language, self._limits)
+            driver = await self._drivers.get(wanted.isolation)
+            if driver is await self._drivers.get("auto") and wanted.limits == self._rules.defaults:
+                ready = self._ready[wanted.language]
+                self._used[wanted.language].set()
+                while ready:
+                    sandbox = ready.popleft()
+                    if sandbox.alive:
+                        return sandbox
+                    await sandbox.close()
+            return await driver.create(wanted.language, wanted.limits)
         except BaseException:
             self._room.release()
             raise
@@ -175,13 +195,14 @@ class LocalHost:
             ) from None
 
     async def _keep_ready(self, language: Language) -> None:
-        ready, wanted = self._ready[language], self._wanted[language]
+        ready, used = self._ready[language], self._used[language]
         while True:
-            await wanted.wait()
-            wanted.clear()
+            await used.wait()
+            used.clear()
             while len(ready) < self._spares:
                 try:
-                    ready.append(await self._driver.create(language, self._limits))
+                    driver = await self._drivers.get("auto")
+                    ready.append(await driver.create(language, self._rules.defaults))
                 except (EraError, OSError) as error:
                     log.warning("sandbox_not_made", language=language, error=str(error))
                     await asyncio.sleep(_REFILL_PAUSE)

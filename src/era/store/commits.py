@@ -36,10 +36,12 @@ _FIELDS = (
     "expires_at",
     "deleted_at",
     "expired",
+    "isolation",
 )
 SESSIONS = select(
     *(sessions.c[name] for name in _FIELDS),
     sessions.c.metadata,
+    sessions.c.limits,
     sessions.c.code,
     sessions.c.code_description,
     sessions.c.code_updated_at,
@@ -249,12 +251,13 @@ def session_of(row: Iterable[Any]) -> Session:
     """A row of `SESSIONS`."""
     columns = iter(row)
     values = {name: next(columns) for name in _FIELDS}
-    metadata, code, description, code_updated_at, root, file_count, total_bytes, data = columns
+    metadata, limits, code, description, code_updated_at, root, file_count, total_bytes, data = columns
     for name in ("persistent", "allow_internet", "allow_public", "expired"):
         values[name] = bool(values[name])
     return Session(
         **values,
         metadata=json.loads(metadata),
+        limits=json.loads(limits),
         stored=None if code is None else StoredCode(code, description, code_updated_at),
         snapshot=snapshot_of(root, file_count, total_bytes),
         data=data,

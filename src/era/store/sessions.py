@@ -11,6 +11,7 @@ from typing import Any
 
 from sqlalchemy import Connection, Select, bindparam, delete, insert, select, update
 
+from era.core import limits
 from era.core.expiry import MICROS, slack
 from era.core.idempotency import packed
 from era.core.models import EMPTY, Claim, JsonObject, NewCopy, NewSession, Session, StoredCode, now
@@ -84,6 +85,8 @@ class SessionRows(KeyRows):
             "allow_internet": new.allow_internet,
             "allow_public": new.allow_public,
             "default_timeout": new.default_timeout,
+            "limits": json.dumps(new.limits),
+            "isolation": new.isolation,
             "version": 1,
             "created_at": at,
             "updated_at": at,
@@ -156,6 +159,8 @@ class SessionRows(KeyRows):
 
         def job(connection: Connection) -> Session:
             session = self._live(connection, session_id)
+            if change.limits is not None:
+                values["limits"] = json.dumps(limits.merged(session.limits, change.limits))
             connection.execute(update(sessions).where(sessions.c.key == session.key).values(values), {"at": at})
             if change.data is not None:
                 self._next_version(connection, session.key, "data", at, data=change.data, snapshot=None)
@@ -292,6 +297,8 @@ def _settings_of(source: Session) -> dict[str, Any]:
         "allow_internet": source.allow_internet,
         "allow_public": source.allow_public,
         "default_timeout": source.default_timeout,
+        "limits": json.dumps(source.limits),
+        "isolation": source.isolation,
         "code": stored and stored.code,
         "code_description": stored and stored.description,
         "code_updated_at": stored and stored.updated_at,
@@ -308,7 +315,7 @@ def _changed(change: SessionChange, at: int) -> dict[str, Any]:
     values: dict[str, Any] = {"updated_at": at, "expires_at": EXPIRES_AT}
     values |= {
         name: value
-        for name in ("default_timeout", "allow_internet", "allow_public")
+        for name in ("default_timeout", "allow_internet", "allow_public", "isolation")
         if (value := getattr(change, name)) is not None
     }
     if change.metadata is not None:

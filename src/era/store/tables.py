@@ -58,6 +58,8 @@ sessions = Table(
     Column("expires_at", BigInteger),
     Column("deleted_at", BigInteger),
     Column("expired", Boolean, nullable=False, server_default=false()),
+    Column("limits", Text, nullable=False, server_default="{}"),
+    Column("isolation", String(16), nullable=False, server_default="auto"),
     Index("uq_sessions_id", "id", unique=True, sqlite_where=_LIVE, postgresql_where=_LIVE),
     Index("ix_sessions_gone_id", "id", "key", sqlite_where=_GONE, postgresql_where=_GONE),
     Index("ix_sessions_deleted_at", "deleted_at", sqlite_where=_GONE, postgresql_where=_GONE),

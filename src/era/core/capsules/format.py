@@ -25,7 +25,18 @@ from era import __version__
 from era.core import jsontext
 from era.core.capsules import checks
 from era.core.expiry import MAX_TTL
-from era.core.models import LANGUAGES, Cause, RunRecord, Session, Status, VersionContent, now, timestamp
+from era.core.limits import can_be_asked
+from era.core.models import (
+    LANGUAGES,
+    Cause,
+    RunRecord,
+    Session,
+    Status,
+    VersionContent,
+    WantedIsolation,
+    now,
+    timestamp,
+)
 
 FORMAT = 1
 DOCUMENT, README, SUMS, OBJECTS = "capsule.json", "README.txt", "SHA256SUMS", "objects/"
@@ -44,12 +55,17 @@ SESSION: dict[str, checks.Check] = {
     "allowPublicAccess": checks.boolean,
     "default_timeout": checks.seconds,
     "ttl": checks.optional(checks.integer(1, MAX_TTL)),
+    "limits": can_be_asked,
+    "isolation": checks.one_of(*get_args(WantedIsolation.__value__)),
     "code": checks.optional(checks.an_object),
     "version": checks.integer(1),
     "created_at": checks.time,
     "updated_at": checks.time,
     "last_run_at": checks.optional(checks.time),
 }
+ADDED = {"limits": {}, "isolation": "auto"}
+"""What the first capsules did not have yet."""
+
 CODE: dict[str, checks.Check] = {
     "code": lambda value: isinstance(value, str),
     "description": checks.optional(lambda value: isinstance(value, str)),
@@ -181,6 +197,8 @@ def _session(session: Session) -> dict[str, Any]:
         "allowPublicAccess": session.allow_public,
         "default_timeout": session.default_timeout,
         "ttl": session.ttl,
+        "limits": session.limits,
+        "isolation": session.isolation,
         "code": stored and {"code": stored.code, "description": stored.description, "updated_at": stored.updated_at},
         "version": session.version,
         "created_at": session.created_at,

@@ -84,7 +84,10 @@ class Document:
             if not line.endswith(b","):
                 break
             head = checked(_value(line[:-1] + b"}"), _HEAD, f"a {layout.DOCUMENT}")
-            return checked(head["session"], layout.SESSION, "a session")
+            session = head["session"]
+            if isinstance(session, dict):
+                session = {**layout.ADDED, **session}
+            return checked(session, layout.SESSION, "a session")
         raise refused(f"has a {layout.DOCUMENT} whose first line isn't the session's")
 
     def _items(self, section: int) -> Iterator[Any]:
@@ -166,6 +169,8 @@ def _session(head: dict[str, Any], current: VersionContent) -> Session:
         updated_at=head["updated_at"],
         last_run_at=head["last_run_at"],
         ttl=head["ttl"],
+        limits=head["limits"],
+        isolation=head["isolation"],
     )
 
 

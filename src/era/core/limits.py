@@ -1,0 +1,88 @@
+"""What a session may ask for of memory, processors, processes, disk and output, and what it gets.
+
+A session stores only what it asked for, in the units of the API. What it gets is worked out anew for each run: so it
+follows the server's defaults where it asked for nothing, and never goes over the server's maxima, whatever those were
+when it was made.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from era.core.models import JsonObject
+from era.core.ports import Limits
+from era.core.trees import Bounds
+from era.errors import BadRequest
+
+_MIB = 1 << 20
+_FIELDS = {
+    "memory_mb": ("memory_bytes", _MIB),
+    "cpus": ("cpus", 1),
+    "pids": ("pids", 1),
+    "disk_mb": ("disk_bytes", _MIB),
+    "files": ("files", 1),
+    "output_bytes": ("output_bytes", 1),
+}
+"""For each limit of the API, the one of a sandbox and its unit."""
+
+LEAST = {"memory_mb": 64, "cpus": 0.05, "pids": 16, "disk_mb": 1, "files": 16, "output_bytes": 1024}
+"""With less no program would run."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """The server's limits: what a session gets that asks for nothing, and the most that it may ask for."""
+
+    defaults: Limits
+    maxima: Limits
+
+    def check(self, asked: Mapping[str, float | None]) -> None:
+        """Raises BadRequest for a limit over the server's maximum."""
+        for name, value in asked.items():
+            most = self._in_api(self.maxima, name)
+            if value is not None and value > most:
+                raise BadRequest(
+                    f"'limits.{name}' is {value:g}, at most {most:g} may be asked for.",
+                    hint=f"The server's ERA_MAX_{name.upper()} sets the bound.",
+                )
+
+    def granted(self, asked: Mapping[str, float]) -> Limits:
+        """What a session gets that asks for this."""
+        found: dict[str, Any] = {}
+        for name, value in asked.items():
+            field, unit = _FIELDS[name]
+            found[field] = min(value * unit, getattr(self.maxima, field))
+        return replace(self.defaults, **found) if found else self.defaults
+
+    def shown(self, asked: Mapping[str, float]) -> JsonObject:
+        """What a session gets, as the API shows it."""
+        granted = self.granted(asked)
+        return {name: self._in_api(granted, name) for name in _FIELDS}
+
+    def _in_api(self, limits: Limits, name: str) -> float:
+        field, unit = _FIELDS[name]
+        value: float = getattr(limits, field)
+        return value if unit == 1 else int(value) // unit
+
+
+def bounds(limits: Limits) -> Bounds:
+    """What a working directory may hold under these limits."""
+    return Bounds(entries=limits.files, total_bytes=limits.disk_bytes)
+
+
+def can_be_asked(value: object) -> bool:
+    """Whether this is an object of limits that some server could grant."""
+    return isinstance(value, dict) and all(
+        name in LEAST
+        and isinstance(limit, int | float if name == "cpus" else int)
+        and not isinstance(limit, bool)
+        and LEAST[name] <= limit < 1 << 53
+        for name, limit in value.items()
+    )
+
+
+def merged(before: Mapping[str, float], change: Mapping[str, float | None]) -> JsonObject:
+    """What is asked for after a change, where None takes a wish back."""
+    return {name: value for name, value in {**before, **change}.items() if value is not None}

@@ -1,0 +1,203 @@
+"""Limits of a session's own, and what happens to a run that reaches one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.api.test_contract import refused
+from tests.conftest import Run, Server
+
+type MakeSession = Callable[..., str]
+type MakeServer = Callable[..., Server]
+
+DEFAULTS = {"memory_mb": 512, "cpus": 1.0, "pids": 256, "disk_mb": 4096, "files": 200_000, "output_bytes": 10 << 20}
+
+SLOWLY = """
+import time
+open('.session_data.json', 'w').write('{"reached": true}')
+def write(file):
+    for _ in range(200):
+        file.write(b'x' * (1 << 18)); file.flush()
+        time.sleep(0.01)
+"""
+
+GROWS = {
+    "one file beside another": "write(open('big', 'wb'))",
+    "many files": "for n in range(200):\n    open(f'{n}', 'wb').write(b'x' * (1 << 18)); time.sleep(0.01)",
+    "files without names": """
+import os
+held = []
+for n in range(3):
+    file = open('gone', 'wb'); os.unlink('gone'); held.append(file)
+    for _ in range(8): file.write(b'x' * (1 << 18)); file.flush(); time.sleep(0.01)
+time.sleep(10)
+""",
+    "memory maps": """
+import mmap
+for name in 'abc':
+    file = open(name, 'w+b'); file.truncate(2 << 20); m = mmap.mmap(file.fileno(), 2 << 20)
+    for n in range(0, 2 << 20, 1 << 18): m[n:n + (1 << 18)] = b'x' * (1 << 18); time.sleep(0.02)
+time.sleep(10)
+""",
+    "a child's file": "import os\nif os.fork() == 0: write(open('big', 'wb'))\nelse: time.sleep(10)",
+    "a directory that is closed": "import os\nos.mkdir('d'); file = open('d/f', 'wb'); os.chmod('d', 0); write(file)",
+}
+"""What takes more than 4 MiB, step by step."""
+
+
+def set_of(client: httpx.Client, where: str) -> dict[str, Any]:
+    limits: dict[str, Any] = client.get(f"/api/sessions/{where}").json()["limits"]
+    return limits
+
+
+def test_a_session_has_the_servers_limits_or_its_own(client: httpx.Client, session: MakeSession) -> None:
+    assert set_of(client, session()) == DEFAULTS
+    where = session(limits={"memory_mb": 128, "cpus": 0.5})
+    assert set_of(client, where) == {**DEFAULTS, "memory_mb": 128, "cpus": 0.5}
+
+    def change(**limits: Any) -> dict[str, Any]:
+        answer = client.patch(f"/api/sessions/{where}", json={"limits": limits})
+        assert answer.status_code == 200, answer.text
+        found: dict[str, Any] = answer.json()["metadata"]["limits"]
+        return found
+
+    assert change(pids=32) == {**DEFAULTS, "memory_mb": 128, "cpus": 0.5, "pids": 32}
+    assert change(memory_mb=None) == {**DEFAULTS, "cpus": 0.5, "pids": 32}
+    copy = client.post(f"/api/sessions/{where}/duplicate", json={}).json()
+    assert copy["limits"] == {**DEFAULTS, "cpus": 0.5, "pids": 32}
+
+
+@pytest.mark.parametrize(
+    ("limits", "word"),
+    [
+        ({"memory_mb": 1 << 20}, "ERA_MAX_MEMORY_MB"),
+        ({"cpus": 65.0}, "ERA_MAX_CPUS"),
+        ({"disk_mb": 1 << 40}, "ERA_MAX_DISK_MB"),
+        ({"memory_mb": 1}, "memory_mb"),
+        ({"memory_mb": 128.5}, "memory_mb"),
+        ({"pids": "many"}, "pids"),
+        ({"threads": 5}, "threads"),
+        ({"files": -1}, "files"),
+        ({"cpus": 0}, "cpus"),
+        ([], "limits"),
+    ],
+)
+def test_what_no_session_can_have_is_refused(
+    client: httpx.Client, session: MakeSession, limits: Any, word: str
+) -> None:
+    refused(client.post("/api/sessions", json={"language": "python", "limits": limits}), 400, word)
+    where = session()
+    refused(client.patch(f"/api/sessions/{where}", json={"limits": limits}), 400, word)
+    body = {"language": "python", "code": "", "limits": limits}
+    refused(client.post("/api/execute", json=body), 400, word)
+    assert set_of(client, where) == DEFAULTS
+
+
+def test_limits_are_in_force_and_a_change_counts_from_the_next_run(
+    client: httpx.Client, session: MakeSession, run: Run
+) -> None:
+    where = session(limits={"pids": 32, "memory_mb": 128, "output_bytes": 2048})
+
+    def enforced() -> dict[str, Any]:
+        last = client.get(f"/api/sessions/{where}/runs?limit=1").json()["runs"][0]
+        found: dict[str, Any] = last["enforced"]
+        return found
+
+    told = run(where, "open('kept', 'w').write('1'); print('x' * 5000)")
+    assert (len(told["stdout"]), told["stdout_truncated"]) == (2048, True)
+    assert enforced()["rlimits"]["RLIMIT_NPROC"] == 32
+    if enforced()["cgroup"]:
+        assert enforced()["cgroup"]["memory_bytes"] == 128 << 20
+    client.patch(f"/api/sessions/{where}", json={"limits": {"pids": 64, "output_bytes": None}})
+    told = run(where, "print(open('kept').read() * 5000)")
+    assert (len(told["stdout"]), told["stdout_truncated"]) == (5001, False)
+    assert enforced()["rlimits"]["RLIMIT_NPROC"] == 64
+
+
+def test_a_session_with_less_memory_runs_out_of_it_alone(session: MakeSession, run: Run) -> None:
+    small, usual = session(limits={"memory_mb": 64}), session()
+    code = "held = b'x' * (200 << 20); print(len(held))"
+    assert run(small, code)["status"] in ("oom", "failed")  # without a cgroup it is a MemoryError
+    assert run(usual, code)["stdout"] == f"{200 << 20}\n"
+
+
+@pytest.mark.parametrize("code", GROWS.values(), ids=GROWS)
+def test_a_run_that_outgrows_its_disk_is_ended(client: httpx.Client, session: MakeSession, run: Run, code: str) -> None:
+    code = SLOWLY + code
+    where = session(data={"before": 1}, limits={"disk_mb": 4})
+    run(where, "open('old', 'w').write('still here')")
+    told = run(where, code)
+    assert (told["status"], told["state"]["committed"]) == ("disk_full", False), told
+    assert told["state"]["reason"].endswith("data and files stay as they were.")
+    assert float(told["duration"].rstrip("s")) < 4, "it was ended, and did not end by itself"
+    assert told["data"] == {"before": 1}
+    again = run(where, "import os; print(sorted(os.listdir())); print(open('old').read())")
+    assert again["stdout"] == "['.session_data.json', 'main.py', 'old']\nstill here\n"
+    record = client.get(f"/api/sessions/{where}/runs/{told['run_id']}").json()
+    assert (record["status"], record["state"]) == ("disk_full", told["state"])
+
+
+def test_a_run_too_short_to_be_measured_can_keep_no_more_either(session: MakeSession, run: Run) -> None:
+    where = session(data={"before": 1}, limits={"disk_mb": 4, "files": 50})
+    for code in (
+        "open('a', 'wb').write(b'x' * (3 << 20)); open('b', 'wb').write(b'x' * (3 << 20))",
+        "for n in range(60): open(f'{n}', 'w')",
+        "open('.session_data.json', 'w').write('{\"after\": 1}')\nfor n in range(60): open(f'{n}', 'w')",
+    ):
+        told = run(where, code)
+        assert (told["exit_code"], told["status"], told["state"]["committed"]) == (0, "disk_full", False), told
+        assert told["data"] == {"before": 1}
+    assert run(where, "import os; print(len(os.listdir()))")["stdout"] == "2\n"
+
+
+def test_many_small_files_are_ended_too(session: MakeSession, run: Run) -> None:
+    where = session(limits={"files": 100})
+    told = run(where, "import time\nfor n in range(1000):\n    open(f'{n}', 'w'); time.sleep(0.005)")
+    assert (told["status"], told["exit_code"] != 0) == ("disk_full", True)
+    assert "100 files" in told["state"]["reason"]
+
+
+def test_what_stays_within_its_disk_is_left_alone(session: MakeSession, run: Run) -> None:
+    where = session(limits={"disk_mb": 8})
+    code = (
+        SLOWLY
+        + """
+for _ in range(4):
+    with open('f', 'wb') as file:
+        for _ in range(20): file.write(b'x' * (1 << 18)); time.sleep(0.01)
+"""
+    )
+    told = run(where, code)
+    assert (told["status"], told["data"]) == ("ok", {"reached": True}), told
+
+
+def test_uploads_count(client: httpx.Client, session: MakeSession) -> None:
+    where = session(limits={"disk_mb": 1})
+    path = f"/api/sessions/{where}/files/big"
+    assert client.put(path, content=b"x" * (1 << 20)).status_code in (200, 201)
+    refused(client.put(f"/api/sessions/{where}/files/more", content=b"x"), 413)
+
+
+def test_execute_takes_limits(client: httpx.Client) -> None:
+    body = {"language": "python", "code": SLOWLY + GROWS["many files"], "limits": {"disk_mb": 4}}
+    answer = client.post("/api/execute", json=body).json()
+    assert answer["status"] == "disk_full", answer
+
+
+def test_the_operators_own_bounds(own_server: MakeServer) -> None:
+    server = own_server(memory_mb="256", max_memory_mb="128", max_pids="40", pids="40", disk_mb="100")
+    with server.client() as client:
+        made = client.post("/api/sessions", json={"language": "python", "limits": {"memory_mb": 256}})
+        assert made.status_code == 201, "a default is never over the maximum"
+        assert made.json()["limits"] == {**DEFAULTS, "memory_mb": 256, "pids": 40, "disk_mb": 100}
+        where = made.json()["id"]
+        refused(client.patch(f"/api/sessions/{where}", json={"limits": {"pids": 41}}), 400, "ERA_MAX_PIDS")
+    server.stop()
+    server.settings |= {"ERA_MEMORY_MB": "128", "ERA_MAX_MEMORY_MB": "128"}
+    server.start()
+    with server.client() as client:
+        assert client.get(f"/api/sessions/{where}").json()["limits"]["memory_mb"] == 128, "lowered with the maximum"
