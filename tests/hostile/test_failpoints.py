@@ -31,7 +31,7 @@ from tests.hostile.served import ForkedServer
 pytestmark = pytest.mark.usefixtures("strace")
 
 KEPT = 4
-PARTS = 8
+PARTS = 16
 LARGE = os.urandom(1_500_000)
 RUN = """
 import json, os
