@@ -27,4 +27,4 @@ bench: setup-dev ## measure runs, latencies and memory
 	.venv/bin/python -m bench $(ARGS)
 
 soak: setup-dev ## run the long tests
-	.venv/bin/pytest -m soak $(ARGS)
+	.venv/bin/pytest -m soak -o faulthandler_timeout=7200 $(ARGS)

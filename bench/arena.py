@@ -36,6 +36,8 @@ class Arena:
         self._small = small
         self._connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
         self._used_at = 0.0
+        self.closers = contextlib.ExitStack()
+        """What cases have opened: closed with the arena."""
 
     # -- measured: nothing but the request and its answer -----------------------------------------------------------
 
@@ -86,6 +88,7 @@ class Arena:
 
     def wait_for_pool(self) -> None:
         """Until a sandbox of every language is ready for a first run."""
+        self.keep_open()
         deadline = time.monotonic() + _POOL_SECONDS
         while (told := self.health())["sandboxes"]["ready"] < len(told["languages"]):
             if time.monotonic() > deadline:
@@ -104,6 +107,7 @@ class Arena:
         return lambda answer: _expect(answer, status)
 
     def close(self) -> None:
+        self.closers.close()
         self._connection.close()
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from bench import crowd, large, rivals
+import shutil
+
+from bench import crowd, drivers, large, rivals, walls
 from bench.cases import (
     COUNTER,
     PROGRAMS,
@@ -16,6 +18,7 @@ from bench.cases import (
     program,
     warm,
 )
+from era.core.models import Language
 
 SETTLED = 0.2
 """Seconds after which a sandbox that said it is ready has nothing left to do, in any language."""
@@ -26,6 +29,13 @@ _HOST = {
     "python": rivals.python(PROGRAMS["python"]),
     "node": rivals.node(PROGRAMS["node"]),
     "typescript": rivals.typescript(PROGRAMS["typescript"]),
+}
+
+_WALLED: dict[str, tuple[Language, str]] = {
+    "python": ("python", PROGRAMS["python"]),
+    "node": ("node", PROGRAMS["node"]),
+    "typescript": ("typescript", PROGRAMS["typescript"]),
+    "imports": ("python", walls.IMPORTS),
 }
 
 CASES = [
@@ -46,6 +56,24 @@ CASES = [
         "the interpreter in a new bubblewrap",
         program(rivals.bwrap(PROGRAMS["python"])),
         _PAUSES["python"],
+    ),
+    *(
+        case
+        for name, (language, code) in _WALLED.items()
+        for case in (
+            Case(
+                f"walls {name}",
+                "a program in a live sandbox, without commit and HTTP",
+                walls.sandbox(language, code, weak=False),
+                _PAUSES[language],
+            ),
+            Case(
+                f"no walls {name}",
+                "the same without the filter of system calls and Landlock",
+                walls.sandbox(language, code, weak=True),
+                _PAUSES[language],
+            ),
+        )
     ),
     Case("quiet", "a warm run, alone", crowd.run_beside(()), _PAUSES["python"], burst=20),
     Case("crowded", "the same beside 7 that burn", crowd.run_beside(crowd.CROWD), _PAUSES["python"], burst=20),
@@ -70,6 +98,7 @@ RATIOS = [
     Ratio("typescript burst", "typescript host burst"),
     Ratio("python change", "python host"),
     Ratio("python warm", "python bwrap"),
+    *(Ratio(f"walls {name}", f"no walls {name}", goal=1.2) for name in _WALLED),
     Ratio("python first", "python host"),
     Ratio("python first", "python bwrap"),
     Ratio("node first", "node host"),
@@ -83,3 +112,21 @@ RATIOS = [
     Ratio("session create", "commit floor"),
     Ratio("python warm", "http floor"),
 ]
+
+if shutil.which("runsc"):
+    # Through the driver, without the service: what is compared is the way into the sandbox.
+    CASES += [
+        Case("gvisor warm", "a run in a live gVisor sandbox, alone", drivers.warm(PROGRAMS["python"]), 0.3),
+        Case(
+            "gvisor bwrap",
+            "the same in a live bubblewrap sandbox",
+            drivers.warm(PROGRAMS["python"], "bubblewrap"),
+            0.05,
+        ),
+        Case("gvisor runsc", "the interpreter in a new gVisor sandbox", program(rivals.runsc(PROGRAMS["python"])), 0.3),
+        Case("gvisor new", "a gVisor sandbox made, ready for a run", drivers.new, 0.3, burst=2),
+    ]
+    RATIOS += [
+        Ratio("gvisor warm", "gvisor runsc", goal=0.2),
+        Ratio("gvisor warm", "gvisor bwrap"),
+    ]

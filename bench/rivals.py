@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import sqlite3
 import subprocess
 from collections.abc import Callable
@@ -74,6 +75,14 @@ def bwrap(code: str) -> Maker:
         return [*argv, "--", interpreter.executable, "-c", code]
 
     return make
+
+
+def runsc(code: str) -> Maker:
+    """Python in a gVisor sandbox made for one program, in the fastest of the ways that runsc has for it: without an
+    overlay and without a network."""
+    user = [] if os.geteuid() == 0 else ["--rootless"]
+    argv = ["runsc", *user, "--network=none", "do", "-force-overlay=false", guest.interpreter().executable, "-c", code]
+    return lambda _: argv
 
 
 def durable_commit(scratch: Path) -> Callable[[], None]:

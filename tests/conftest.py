@@ -32,6 +32,9 @@ class Server:
     uid: int | None = None
     """Serve as this ordinary user; the tests must run as root then."""
 
+    hidden: str | None = None
+    """A file of the machine that it is to find empty; the tests must run as root then."""
+
     process: subprocess.Popen[bytes] | None = None
     url: str = ""
 
@@ -55,6 +58,9 @@ class Server:
         environment |= {"ERA_ISOLATION": "bubblewrap"}
         environment |= {"ERA_PORT": "0", "ERA_DATA_DIR": str(self.data_dir), **self.settings}
         command = [str(ERA), "serve"]
+        if self.hidden is not None:
+            script = f"mount --bind /dev/null '{self.hidden}' && exec '{ERA}' serve"
+            command = ["unshare", "--mount", "--propagation", "slave", "sh", "-c", script]
         if self.uid is not None:
             command, extra = self._as_ordinary_user(self.uid)
             environment |= extra
@@ -204,9 +210,10 @@ def own_server(tmp_path: Path) -> Iterator[Callable[..., Server]]:
     before = mounts()
     made: list[Server] = []
 
-    def make(uid: int | None = None, **settings: str) -> Server:
+    def make(uid: int | None = None, hidden: str | None = None, **settings: str) -> Server:
         name = f"data{len(made)}"
-        server = Server(tmp_path / name, {f"ERA_{key.upper()}": value for key, value in settings.items()}, uid)
+        values = {f"ERA_{key.upper()}": value for key, value in settings.items()}
+        server = Server(tmp_path / name, values, uid, hidden)
         made.append(server)
         return server.start()
 

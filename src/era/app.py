@@ -40,6 +40,7 @@ from era.core.turns import Turns
 from era.core.versions import Versions
 from era.drivers.bubblewrap import BubblewrapDriver
 from era.drivers.choice import DriverChoice
+from era.drivers.gvisor import GvisorDriver
 from era.errors import Conflict, EraError, Forbidden, NoIsolation
 from era.hosts.local import LocalHost
 from era.settings import Settings
@@ -94,8 +95,13 @@ def cgroup_name(data_dir: Path) -> str:
 def drivers(settings: Settings) -> DriverChoice:
     directory = settings.data_dir.resolve()
     limits = rules(settings).defaults
+    group = cgroup_name(directory)
     return DriverChoice(
-        {"bubblewrap": BubblewrapDriver(directory, limits, cgroup_name=cgroup_name(directory))}, settings.isolation
+        {
+            "gvisor": GvisorDriver(directory / "gvisor", limits, cgroup_name=f"{group}-gvisor"),
+            "bubblewrap": BubblewrapDriver(directory, limits, cgroup_name=group),
+        },
+        settings.isolation,
     )
 
 

@@ -31,14 +31,15 @@ def walls(seen: JsonObject) -> Iterator[Wall]:
     yield Wall(seen["capabilities"] == "none" and seen["no_new_privs"], "no capabilities, and no way to gain any")
     yield Wall(seen["own_uid"], "a host uid of its own for each sandbox", "start ERA as root")
     yield Wall(seen["seccomp"] == "filter", "system calls filtered", _PACKAGES["seccomp"])
-    landlock = seen.get("landlock")
-    yield Wall(
-        bool(landlock),
-        f"Landlock, ABI {landlock}" if landlock else "Landlock",
-        "a kernel of 5.19 or newer with Landlock in its `lsm=` list",
-    )
     if seen["driver"] == "gvisor":
-        yield Wall(True, "a kernel of its own in user space (gVisor), which the host's never sees a program's calls of")
+        yield Wall(True, "a kernel of its own in user space: the host's sees no system call of a program")
+    else:
+        landlock = seen["landlock"]
+        yield Wall(
+            bool(landlock),
+            f"Landlock, ABI {landlock}" if landlock else "Landlock",
+            "a kernel of 5.19 or newer with Landlock in its `lsm=` list",
+        )
     cgroup = seen["cgroup"]
     yield Wall(cgroup is not None, "memory of the whole sandbox bounded", f"{_CGROUP}; until then of each process")
     yield Wall(

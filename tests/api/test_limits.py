@@ -201,3 +201,13 @@ def test_the_operators_own_bounds(own_server: MakeServer) -> None:
     server.start()
     with server.client() as client:
         assert client.get(f"/api/sessions/{where}").json()["limits"]["memory_mb"] == 128, "lowered with the maximum"
+
+
+def test_files_in_tmp_count_as_well(session: MakeSession, run: Run) -> None:
+    """They aren't the session's, but they take memory that isn't counted in bytes."""
+    where = session(limits={"files": 3000})
+    code = "import os\nopen('kept', 'w').close()\nfor n in range(1000000): open(f'/tmp/{n}', 'w').close()"
+    answer = run(where, code)
+    assert (answer["status"], answer["exit_code"]) == ("disk_full", 137)
+    assert answer["state"]["reason"] == "/tmp holds more than 3000 files; data and files stay as they were."
+    assert run(where, "import os; print(os.listdir('/tmp'), os.path.exists('kept'))")["stdout"] == "[] False\n"

@@ -5,16 +5,20 @@ from __future__ import annotations
 import asyncio
 import secrets
 import shutil
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 from unittest.mock import patch
 
-from era.core.models import Language
+from era.core.models import LANGUAGES, JsonObject, Language
 from era.core.ports import Ended, Limits, Output, Program
-from era.drivers import bubblewrap
+from era.drivers import bubblewrap, gvisor, seccomp
 from era.drivers.bubblewrap import BubblewrapDriver, BubblewrapSandbox
+from era.drivers.gvisor import GvisorDriver
+from tests.drivers.fake import FakeDriver, FakeSandbox
 
 LIMITS = Limits(
     memory_bytes=256 << 20,
@@ -27,15 +31,22 @@ LIMITS = Limits(
 )
 
 type Options = list[str]
+type Box = BubblewrapSandbox | FakeSandbox
+
+DRIVERS = {"bubblewrap": BubblewrapDriver, "gvisor": GvisorDriver, "fake": FakeDriver}
 
 
 @dataclass(frozen=True)
 class Weakness:
-    """One wall less: other options for bubblewrap, other text in the supervisor, or no uid of its own."""
+    """One wall less: other options for bubblewrap, other text in the supervisor, no uid of its own, or no filter of
+    system calls. For gVisor also another container, or other options for runsc."""
 
     options: Callable[[Options], Options] = list
     supervisor: Mapping[str, str] | None = None
     as_root: bool = False
+    unfiltered: bool = False
+    specification: Callable[[JsonObject], JsonObject] = dict
+    flags: Callable[[Options], Options] = list
 
 
 @dataclass(frozen=True)
@@ -48,12 +59,21 @@ class Told:
 
 
 class Boxes:
-    """A driver of the test's own, and sandboxes from it."""
+    """A driver of the test's own, one of DRIVERS, and sandboxes from it."""
 
-    def __init__(self, directory: Path, weakness: Weakness) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        weakness: Weakness,
+        driver: str = "bubblewrap",
+        *,
+        languages: Sequence[Language] = LANGUAGES,
+        cgroup_name: str = "",
+    ) -> None:
+        """`languages` are those that are tried at the start."""
         self._runner = asyncio.Runner()
-        self.cgroup_name = f"era-test-{secrets.token_hex(4)}"
-        self.driver = BubblewrapDriver(directory, LIMITS, cgroup_name=self.cgroup_name)
+        self.cgroup_name = cgroup_name or f"era-test-{secrets.token_hex(4)}"
+        self.driver: Any = DRIVERS[driver](directory, LIMITS, cgroup_name=self.cgroup_name)
         self._weakness = weakness
         if weakness.supervisor:
             guest = directory / "guest"
@@ -64,7 +84,7 @@ class Boxes:
                 file.write_text(file.read_text().replace(old, new))
             self.driver.paths = replace(self.driver.paths, guest=guest)
         try:
-            with self._weakened():
+            with self._weakened(), patch.object(bubblewrap, "LANGUAGES", languages):
                 self._runner.run(self._start())
         except BaseException:
             self.stop()
@@ -76,30 +96,51 @@ class Boxes:
 
     def make(self, language: Language = "python") -> BubblewrapSandbox:
         with self._weakened():
-            return self._runner.run(self.driver.create(language, LIMITS))
+            made: BubblewrapSandbox = self._runner.run(self.driver.create(language, LIMITS))
+            return made
 
     def run(
         self,
-        box: BubblewrapSandbox,
+        box: Box,
         code: str,
         *,
         env: Mapping[str, str] | None = None,
         timeout: float = 20,
         state: bytes = b"{}",
+        ephemeral: bool = False,
+        files: Mapping[str, bytes] | None = None,
+        meanwhile: str = "",
     ) -> Told:
+        """Run one program. As soon as it has written something, `meanwhile` is done: "kill" the run, "close" the
+        sandbox, or "murder" it as if the kernel had killed it."""
+
         async def follow() -> Told:
             parts = {"stdout": b"", "stderr": b""}
-            async for event in box.run(Program(code.encode(), state, env or {}, timeout, False, {})):
+            to_do = {"kill": box.kill_run, "close": box.close, "murder": lambda: _murder(box)}.get(meanwhile)
+            async for event in box.run(Program(code.encode(), state, env or {}, timeout, ephemeral, files or {})):
                 if isinstance(event, Output):
                     parts[event.stream] += event.data
+                    if to_do is not None:
+                        await to_do()
+                        to_do = None
                 else:
                     ended = event
             return Told(parts["stdout"].decode(errors="replace"), parts["stderr"].decode(errors="replace"), ended)
 
         return self._runner.run(follow())
 
-    def close(self, box: BubblewrapSandbox) -> None:
+    def close(self, box: Box) -> None:
         self._runner.run(box.close())
+
+    def murder(self, box: Box) -> None:
+        """Kill it from outside, as the kernel might, and wait until that is noticed."""
+
+        async def noticed() -> None:
+            await _murder(box)
+            while box.alive:  # noqa: ASYNC110  nothing tells of it
+                await asyncio.sleep(0.01)
+
+        self._runner.run(noticed())
 
     def stop(self) -> None:
         self._runner.run(self.driver.stop())
@@ -107,15 +148,29 @@ class Boxes:
 
     @contextmanager
     def _weakened(self) -> Iterator[None]:
-        sound = bubblewrap.arguments
+        def patched(module: ModuleType, name: str, weaken: Callable[[Any], Any]) -> Any:
+            sound = getattr(module, name)
+            return patch.object(module, name, lambda *given: weaken(sound(*given)))
 
-        def arguments(*given: object) -> Options:
-            return self._weakness.options(sound(*given))  # type: ignore[arg-type]  # handed on as they came
-
-        with patch.object(bubblewrap, "arguments", arguments):
+        with ExitStack() as stack:
+            stack.enter_context(patched(bubblewrap, "arguments", self._weakness.options))
+            stack.enter_context(patched(gvisor, "arguments", self._weakness.options))
+            stack.enter_context(patched(gvisor, "specification", self._weakness.specification))
+            stack.enter_context(patched(gvisor, "flags", self._weakness.flags))
+            if self._weakness.unfiltered:
+                stack.enter_context(patch.object(seccomp, "filters", lambda: ()))
             if self._weakness.as_root:
-                self.driver._free_uid = lambda: None  # type: ignore[method-assign]
+                self.driver._free_uid = lambda: None
             yield
+
+
+WITHOUT_LANDLOCK = {'landlock.restrict(config["landlock"])': "None", "landlock.enter_own_domain()": "pass"}
+"""Other text for the supervisor."""
+
+
+async def _murder(box: Box) -> None:
+    assert box._process is not None
+    box._process.kill()
 
 
 def without(*names: str) -> Callable[[Options], Options]:

@@ -6,17 +6,18 @@ from __future__ import annotations
 import os
 import socket
 import subprocess
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
 
-from tests.drivers.boxes import Boxes, Weakness, with_more, without
+from tests.drivers.boxes import WITHOUT_LANDLOCK, Boxes, Weakness, with_more, without
 
 ROOT = os.geteuid() == 0
 
 CANARY = "canary-5f3e9a"
+ABSTRACT = f"\0{CANARY}-{os.getpid()}"
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,8 @@ class Attack:
     code: str
     weakness: Weakness
     needs_root: bool = False
+    landlock_holds: bool = False
+    """Landlock is in the way too: the attack fails even without the other wall."""
 
 
 def replaced(old: tuple[str, ...], new: tuple[str, ...]) -> Callable[[list[str]], list[str]]:
@@ -79,14 +82,19 @@ try:
 except OSError as problem: print(problem)
 """
 
-SHARED_NETWORK = Weakness(with_more("--share-net"))
+SHARED_NETWORK = Weakness(with_more("--share-net"), WITHOUT_LANDLOCK)
+OPEN_SUPERVISOR = Weakness(supervisor={"_libc.prctl(PR_SET_DUMPABLE, 0, 0, 0, 0)": "pass", **WITHOUT_LANDLOCK})
 HOST_PROC = Weakness(replaced(("--proc", "/proc"), ("--bind", "/proc", "/proc")))
 
 ATTACKS = [
     Attack(
         "a file of the host",
         READS.format(path="{secret_file}", canary=CANARY),
-        Weakness(lambda options: with_more("--ro-bind", SECRETS["directory"], SECRETS["directory"])(options)),
+        Weakness(
+            lambda options: with_more("--ro-bind", SECRETS["directory"], SECRETS["directory"])(options),
+            WITHOUT_LANDLOCK,
+        ),
+        landlock_holds=True,
     ),
     Attack("a process of the host", READS.format(path="/proc/[0-9]*/cmdline", canary=CANARY), HOST_PROC),
     Attack(
@@ -98,22 +106,37 @@ ATTACKS = [
     ),
     Attack(
         "an abstract socket of the host",
-        CONNECTS.replace("{family}", "AF_UNIX").format(address="\0" + CANARY, canary=CANARY),
+        CONNECTS.replace("{family}", "AF_UNIX").format(address=ABSTRACT, canary=CANARY),
         SHARED_NETWORK,
+        landlock_holds=True,
     ),
     Attack(
-        "a new user namespace", CALLS.format(call="libc.unshare(0x10000000)"), Weakness(without("--disable-userns"))
+        "a new user namespace",
+        CALLS.format(call="libc.unshare(0x10000000)"),
+        Weakness(without("--disable-userns"), unfiltered=True),
     ),
-    Attack("the root directory", WRITES.format(path="/mine", size=1), Weakness(replaced(("--remount-ro", "/"), ()))),
-    Attack("/dev", WRITES.format(path="/dev/mine", size=1), Weakness(replaced(("--remount-ro", "/dev"), ()))),
+    Attack(
+        "the root directory",
+        WRITES.format(path="/mine", size=1),
+        Weakness(replaced(("--remount-ro", "/"), ()), WITHOUT_LANDLOCK),
+        landlock_holds=True,
+    ),
+    Attack(
+        "/dev",
+        WRITES.format(path="/dev/mine", size=1),
+        Weakness(replaced(("--remount-ro", "/dev"), ()), WITHOUT_LANDLOCK),
+        landlock_holds=True,
+    ),
     Attack(
         "/usr",
         WRITES.format(path="/usr/mine-{canary}", size=1),
         Weakness(
             lambda options: replaced(("--ro-bind", "/usr", "/usr"), ("--overlay-src", "/usr", "--tmp-overlay", "/usr"))(
                 options
-            )
+            ),
+            WITHOUT_LANDLOCK,
         ),
+        landlock_holds=True,
     ),
     Attack(
         "more of /tmp than there should be",
@@ -123,22 +146,34 @@ ATTACKS = [
     Attack(
         "the supervisor's environment",
         READS.format(path="/proc/1/environ", canary="ERA_GUEST"),
-        Weakness(supervisor={"_libc.prctl(PR_SET_DUMPABLE, 0, 0, 0, 0)": "pass"}),
+        OPEN_SUPERVISOR,
+        landlock_holds=True,
     ),
     Attack(
         "the supervisor's memory",
         "try:\n    open('/proc/1/mem', 'rb').close(); print('GOT')\nexcept OSError as problem: print(problem)",
-        Weakness(supervisor={"_libc.prctl(PR_SET_DUMPABLE, 0, 0, 0, 0)": "pass"}),
+        OPEN_SUPERVISOR,
+        landlock_holds=True,
+    ),
+    Attack(
+        "a signal to the supervisor",
+        "import os\ntry:\n    os.kill(1, 0); print('GOT')\nexcept OSError as problem: print(problem)",
+        Weakness(supervisor=WITHOUT_LANDLOCK),
     ),
     Attack(
         "a setting of the kernel",
         REWRITES.format(path="/proc/sys/kernel/printk_ratelimit"),
-        Weakness(replaced(("--proc", "/proc"), ("--bind", "/proc", "/proc")), as_root=True),
+        Weakness(
+            lambda options: replaced(("--ro-bind-try", "/proc/sys", "/proc/sys"), ())(HOST_PROC.options(options)),
+            as_root=True,
+        ),
         needs_root=True,
     ),
 ]
 
 SECRETS: dict[str, str] = {}
+
+WALL_BEHIND = [attack for attack in ATTACKS if attack.landlock_holds]
 
 
 @pytest.fixture(scope="module")
@@ -152,7 +187,7 @@ def canaries(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str
     process = subprocess.Popen(["sleep", "600"], executable="/usr/bin/sleep", env={})
     named = subprocess.Popen([f"sleep-{CANARY}", "600"], executable="/usr/bin/sleep")
     listeners = [socket.create_server(("127.0.0.1", 0)), socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)]
-    listeners[1].bind("\0" + CANARY)
+    listeners[1].bind(ABSTRACT)
     listeners[1].listen()
     greeters = [_greet(listener) for listener in listeners]
     yield {
@@ -181,6 +216,10 @@ def _greet(listener: socket.socket) -> subprocess.Popen[bytes]:
     return subprocess.Popen(["/usr/bin/python3", "-c", code, number], pass_fds=[listener.fileno()])
 
 
+def _less_landlock(supervisor: Mapping[str, str] | None) -> dict[str, str]:
+    return {old: new for old, new in (supervisor or {}).items() if old not in WITHOUT_LANDLOCK}
+
+
 def _filled(attack: Attack, canaries: dict[str, str]) -> str:
     code = attack.code
     for name, value in canaries.items():
@@ -206,6 +245,24 @@ def test_a_sound_sandbox_holds(boxes: Boxes, canaries: dict[str, str], attack: A
 def test_the_attack_bites_without_the_wall(weak_boxes: Boxes, canaries: dict[str, str], attack: Attack) -> None:
     told = weak_boxes.run(weak_boxes.make(), _filled(attack, canaries))
     assert "GOT" in told.stdout, told.stdout + told.stderr
+
+
+@pytest.mark.parametrize(
+    ("attack", "weak_boxes"),
+    [
+        (attack, replace(attack.weakness, supervisor=_less_landlock(attack.weakness.supervisor)))
+        for attack in WALL_BEHIND
+    ],
+    indirect=["weak_boxes"],
+    ids=[attack.name for attack in WALL_BEHIND],
+)
+def test_landlock_is_a_wall_behind_the_wall(weak_boxes: Boxes, canaries: dict[str, str], attack: Attack) -> None:
+    box = weak_boxes.make()
+    if box.enforced["landlock"] is None:
+        pytest.skip("this kernel has no Landlock")
+    told = weak_boxes.run(box, _filled(attack, canaries))
+    assert told.ended.exit_code == 0, told.stderr
+    assert "GOT" not in told.stdout
 
 
 LOOKS_FOR_SECRET = """
@@ -289,7 +346,14 @@ def test_what_an_earlier_run_left_behind_sees_no_later_run(boxes: Boxes) -> None
 
 @pytest.mark.parametrize(
     "weak_boxes",
-    [Weakness(supervisor={"while signal_everything(signal.SIGKILL) or main is None:": "while main is None:"})],
+    [
+        Weakness(
+            supervisor={
+                "while signal_everything(signal.SIGKILL) or main is None:": "while main is None:",
+                **WITHOUT_LANDLOCK,
+            }
+        )
+    ],
     indirect=True,
 )
 def test_a_daemon_that_lives_on_would_see_it(weak_boxes: Boxes) -> None:

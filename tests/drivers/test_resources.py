@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import eventually
-from tests.drivers.boxes import Boxes
+from tests.conftest import descendants, eventually
+from tests.drivers.boxes import WITHOUT_LANDLOCK, Boxes, Weakness
 
 ROOT = os.geteuid() == 0
 
@@ -65,6 +65,48 @@ def test_a_full_scratch_directory(boxes: Boxes, directory: str) -> None:
     assert gone.stdout == "[]\n"
 
 
+FILES_WITHOUT_END = """
+import itertools, os
+os.chdir({directory!r})
+for turn in {turns}: open(str(turn), 'w').close()
+print('GOT')
+"""
+
+
+@pytest.mark.parametrize("directory", ["/tmp", "/dev/shm"])
+def test_empty_files_without_end(boxes: Boxes, directory: str) -> None:
+    """A tmpfs bounds bytes, and these have none."""
+    box = boxes.make()
+    begun = time.monotonic()
+    told = boxes.run(box, FILES_WITHOUT_END.format(directory=directory, turns="itertools.count()"))
+    assert time.monotonic() - begun < 5
+    assert (told.ended.cause, told.ended.exit_code) == ("disk_full", 137)
+    assert told.ended.disk_problem == f"{directory} holds more than 10000 files"
+    gone = boxes.run(box, f"import os; print(os.listdir('{directory}'))")
+    assert gone.stdout == "[]\n"
+
+
+def test_directories_links_and_fifos_count_as_files(boxes: Boxes) -> None:
+    box = boxes.make()
+    for made in ("os.mkdir(str(turn))", "os.symlink('/', str(turn))", "os.mkfifo(str(turn))"):
+        code = FILES_WITHOUT_END.replace("open(str(turn), 'w').close()", made)
+        told = boxes.run(box, code.format(directory="/tmp", turns="itertools.count()"))
+        assert told.ended.cause == "disk_full", made
+
+
+@pytest.mark.parametrize("weak_boxes", [Weakness(supervisor={'config["scratch_entries"]': "1 << 40"})], indirect=True)
+def test_files_without_a_bound_go_on(weak_boxes: Boxes) -> None:
+    told = weak_boxes.run(weak_boxes.make(), FILES_WITHOUT_END.format(directory="/tmp", turns="range(40_000)"))
+    assert (told.stdout, told.ended.cause) == ("GOT\n", "exit")
+
+
+def test_as_many_files_as_may_be_and_what_ends_first_are_no_fault(boxes: Boxes) -> None:
+    box = boxes.make()
+    code = FILES_WITHOUT_END + "import time; time.sleep(0.3)"
+    told = boxes.run(box, code.format(directory="/tmp", turns="range(9_900)"))
+    assert (told.stdout, told.ended.cause) == ("GOT\n", "exit")
+
+
 def test_a_file_over_its_bound(boxes: Boxes) -> None:
     box = boxes.make()
     told = boxes.run(box, "open('big', 'wb').truncate(300 << 20)")
@@ -112,4 +154,104 @@ def test_a_run_costs_no_more_than_its_deadline(boxes: Boxes) -> None:
     assert 2.4 < time.monotonic() - begun < 6
     assert (told.ended.cause, told.ended.exit_code) == ("timeout", 124)
     assert "in" in told.stdout
+    _still_well(boxes, box)
+
+
+TALKS = """
+import os, threading
+def talk(fd):
+    while True: os.write(fd, b'x' * 65536)
+threading.Thread(target=talk, args=(2,)).start()
+talk(1)
+"""
+
+
+def test_output_without_end_or_line_is_cut_off(boxes: Boxes) -> None:
+    box = boxes.make()
+    told = boxes.run(box, TALKS, timeout=0.5)
+    assert (told.ended.cause, told.ended.exit_code) == ("timeout", 124)
+    assert (told.ended.stdout_truncated, told.ended.stderr_truncated) == (True, True)
+    assert (len(told.stdout), len(told.stderr)) == (1 << 20, 1 << 20)
+    _still_well(boxes, box)
+
+
+@pytest.mark.parametrize(
+    "weak_boxes", [Weakness(supervisor={'{b"O": output_limit,': '{b"O": 1 << 40,'})], indirect=True
+)
+def test_output_without_a_bound_goes_on(weak_boxes: Boxes) -> None:
+    told = weak_boxes.run(weak_boxes.make(), TALKS, timeout=0.5)
+    assert len(told.stdout) > 2 << 20
+
+
+LEAVES = {
+    "a daemon of its own session": "if os.fork() == 0: os.setsid(); quiet(); time.sleep(60)",
+    "a double fork": """
+if os.fork() == 0:
+    os.setsid()
+    if os.fork() == 0: quiet(); time.sleep(60)
+    os._exit(0)
+os.wait()""",
+    "one that holds the output open": "if os.fork() == 0: time.sleep(60)",
+    "one that goes on writing": """
+if os.fork() == 0:
+    while True: os.write(1, b'.')""",
+    "one that is stopped": "if os.fork() == 0: os.kill(os.getpid(), signal.SIGSTOP)\ntime.sleep(0.1)",
+    "one that ignores signals": """
+if os.fork() == 0:
+    for number in set(range(1, 32)) - {9, 19}: signal.signal(number, signal.SIG_IGN)
+    time.sleep(60)
+time.sleep(0.1)""",
+}
+QUIET = "import os, signal, time\ndef quiet():\n    for fd in range(3): os.close(fd)\n"
+
+
+@pytest.mark.parametrize("what", LEAVES)
+def test_nothing_outlives_the_program(boxes: Boxes, what: str) -> None:
+    box = boxes.make()
+    begun = time.monotonic()
+    told = boxes.run(box, QUIET + LEAVES[what])
+    assert time.monotonic() - begun < 3
+    assert (told.ended.cause, told.ended.exit_code) == ("exit", 0)
+    assert told.ended.reaped == 1
+    listed = boxes.run(
+        box, "import os; print(sorted(int(name) for name in os.listdir('/proc') if name.isdigit())[0:3])"
+    )
+    assert listed.stdout.count(",") == 1  # the supervisor and this program
+    assert len(descendants(box._process.pid)) <= 2  # type: ignore[union-attr]  # it is running
+
+
+@pytest.mark.parametrize(
+    "weak_boxes",
+    [
+        Weakness(
+            supervisor={
+                "while signal_everything(signal.SIGKILL) or main is None:": "while main is None:",
+                **WITHOUT_LANDLOCK,
+            }
+        )
+    ],
+    indirect=True,
+)
+def test_a_daemon_outlives_a_program_that_nobody_clears_up_after(weak_boxes: Boxes) -> None:
+    box = weak_boxes.make()
+    told = weak_boxes.run(box, QUIET + LEAVES["a daemon of its own session"])
+    assert told.ended.reaped == 0
+    assert eventually(lambda: len(descendants(box._process.pid)) > 2)  # type: ignore[union-attr]  # it is running
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import time; time.sleep(60)",
+        "import os; os.kill(0, 19)",
+        "while True: pass",
+    ],
+    ids=["sleep", "stopped with all its group", "busy"],
+)
+def test_a_program_past_its_deadline_is_ended(boxes: Boxes, code: str) -> None:
+    box = boxes.make()
+    begun = time.monotonic()
+    told = boxes.run(box, code, timeout=0.3)
+    assert 0.3 <= time.monotonic() - begun < 5
+    assert (told.ended.cause, told.ended.exit_code) == ("timeout", 124)
     _still_well(boxes, box)

@@ -98,7 +98,7 @@ class Ended:
     cpu_us: int | None
     sandbox_alive: bool
     disk_problem: str | None = None
-    """Why nothing can be kept: what of the working directory was full."""
+    """Why nothing can be kept: what was full."""
 
 
 class Sandbox(Protocol):

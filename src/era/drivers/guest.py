@@ -20,6 +20,9 @@ GUEST = "/era"
 NODE = "/opt/node"
 WORKSPACE = "/workspace"
 SCRATCH = ("/tmp", "/dev/shm")  # noqa: S108  paths inside the sandbox, on tmpfs of its own
+SYSTEM = ("bin", "lib", "lib32", "lib64", "libx32", "sbin")
+"""What the root has besides /usr: directories, or links into /usr, or nothing."""
+
 PATH = f"{NODE}/bin:/usr/local/bin:/usr/bin:/bin"
 
 ENTRIES: dict[Language, str] = {"python": "main.py", "node": "main.js", "typescript": "main.ts"}
@@ -67,8 +70,9 @@ def restarts_interpreter(name: str) -> bool:
     return name.startswith(("PYTHON", "NODE_", "LD_", "UV_", "MALLOC_", "GLIBC_")) or name in {"LANG", "LC_ALL", "TZ"}
 
 
-def supervisor_config(language: Language, limits: Limits, control: int, *, cgroup: bool) -> str:
-    """The supervisor's configuration as JSON; see guest/supervisor.py for the meaning of each field."""
+def supervisor_config(language: Language, control: int, bounds: dict[str, int], limits: Limits) -> str:
+    """The supervisor's configuration as JSON; see guest/supervisor.py for the meaning of each field. `bounds` are
+    `rlimits`."""
     node = f"{NODE}/bin/node"
     warm: list[str] | None
     if language == "python":
@@ -85,11 +89,25 @@ def supervisor_config(language: Language, limits: Limits, control: int, *, cgrou
             "entry": ENTRIES[language],
             "warm": warm,
             "cold": cold,
-            "rlimits": rlimits(language, limits, cgroup=cgroup),
+            "rlimits": bounds,
             "scratch": SCRATCH,
+            "scratch_entries": limits.files,
             "guest": GUEST,
+            "landlock": landlock_grants(),
         }
     )
+
+
+def landlock_grants() -> dict[str, list[str]]:
+    """What may be done below which directory, where the kernel checks that; guest/landlock.py has what words mean."""
+    prefix = interpreter().prefix
+    return {
+        "list": ["/"],
+        "read": ["/usr", *(f"/{name}" for name in SYSTEM), "/etc", NODE, GUEST, *([str(prefix)] if prefix else [])],
+        "change": ["/proc"],
+        "device": ["/dev"],
+        "all": [WORKSPACE, *SCRATCH],
+    }
 
 
 def rlimits(language: Language, limits: Limits, *, cgroup: bool) -> dict[str, int]:

@@ -22,6 +22,12 @@ spare's pipe, and the buffer is zeroed; the supervisor's heap, which later spare
 the PID namespace at once, so a fork bomb can't outrun it; ESRCH says that none is left. Only then the state file is
 read: nobody can rewrite it any more.
 
+*Scratch.* A tmpfs bounds bytes, not names, and empty files cost memory as well. So a run that lasts is looked at now
+and then: with more entries in a scratch directory than there may be, it ends, as one that has filled the disk.
+
+*Walls.* All of this happens under the driver's filter of system calls and, where the kernel has it, under Landlock
+(landlock.py): we put ourselves into it before anything else, and each program once more.
+
 *Failing.* Any surprise here ends PID 1, and with it the sandbox. The host notices, says so to the caller, and makes a
 new sandbox from the last committed snapshot.
 
@@ -38,6 +44,7 @@ Wire format, both ways over one stream socket: a kind (1 byte), a length (4 byte
 from __future__ import annotations
 
 import ctypes
+import errno
 import fcntl
 import gc
 import io
@@ -49,6 +56,7 @@ import signal
 import sys
 import time
 
+import landlock
 from workspace import STATE_FILE, empty_directory, read_state, remove_if_unchanged, write_file
 
 TYPE_CHECKING = False  # as type checkers know it; importing it from typing would cost every sandbox
@@ -59,13 +67,17 @@ GRACE = 2.0  # seconds between SIGTERM and SIGKILL at the deadline
 CHUNK = 1 << 16
 COURTESY = 0.004  # seconds that the work for the next run may wait after this one
 BURST = 0.01  # seconds between runs under which it does not wait
+TICK = 0.1  # seconds between looks at the scratch directories: most runs are over before the first
 PIPE_BYTES = 1 << 20
+LOOK, LOOK_SOON = 0.02, 0.001  # seconds between looks whether a program has ended, where nothing tells of it
 PR_SET_DUMPABLE = 4
 IPC_RMID = 0
-MADV_POPULATE_WRITE = 23  # Linux 5.14; an older kernel answers EINVAL and the faults come later
+IPC_PRIVATE = 0
+MADV_POPULATE_WRITE = 23  # Linux 5.14; older kernels and gVisor answer EINVAL, and the pages are written to one by one
+PAGE = 4096
 
 # Modules of our own need, which a program must find unloaded.
-OURS = ("supervisor", "workspace", "ctypes", "ctypes._endian", "_ctypes", "fcntl", "resource")
+OURS = ("supervisor", "workspace", "landlock", "ctypes", "ctypes._endian", "_ctypes", "fcntl", "resource")
 # What programs import most. Each costs memory in every spare, and time when it is finalized.
 PRELOAD = ("collections", "datetime", "json", "math", "os.path", "random", "re", "string", "traceback")
 
@@ -116,7 +128,10 @@ class Spare:
 
     def __init__(self, pid: int, go: int, stdout: int, stderr: int, entry: str) -> None:
         self.pid = pid
-        self.pidfd = os.pidfd_open(pid)
+        try:
+            self.pidfd = os.pidfd_open(pid)
+        except OSError:
+            self.pidfd = -1  # gVisor has none: follow() looks for the end instead
         self.go = go
         self.stdout = stdout
         self.stderr = stderr
@@ -135,6 +150,9 @@ class Spare:
             self.go = -1
         environment[:] = bytes(len(environment))
 
+    def has_ended(self) -> bool:
+        return os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+
     def close(self) -> None:
         for fd in (self.pidfd, self.go, self.stdout, self.stderr):
             if fd >= 0:
@@ -151,11 +169,14 @@ class Supervisor:
         self.cold = config["cold"]
         """argv of a process that starts from nothing, without the entry."""
         self.rlimits = [(getattr(resource, name), value) for name, value in config["rlimits"].items()]
+        self.workspace = os.getcwd()
         self.scratch = config["scratch"]
+        self.scratch_entries: int = config["scratch_entries"]
         self.guest_directory = config["guest"]
         self.isolation = config["isolation"]
         self.loaded_at_start = loaded_at_start
         self.spare: Spare | None = None
+        self.last_ids = dict.fromkeys(("shm", "sem", "msg"), -1)
 
     # -- the loop -----------------------------------------------------------------------------------------------
 
@@ -178,7 +199,7 @@ class Supervisor:
 
     def run(self, header: dict[str, Any]) -> None:
         control = self.control
-        os.chmod(".", 0o755)
+        os.chmod(self.workspace, 0o755)  # by its path: "." can't be found once a program has closed it to itself
         for path, size in header["files"]:
             directory = os.path.dirname(path)
             if directory:
@@ -211,11 +232,14 @@ class Supervisor:
         for directory in self.scratch:
             empty_directory(directory, 0o1777)
         if ephemeral:
-            empty_directory(".", 0o755)
+            empty_directory(self.workspace, 0o755)
         for kind in ("shm", "sem", "msg"):
-            with open(f"/proc/sysvipc/{kind}", "rb") as table:
-                for line in table.read().splitlines()[1:]:
-                    remove_system_v_object(kind, int(line.split()[1]))
+            try:
+                with open(f"/proc/sysvipc/{kind}", "rb") as table:
+                    for line in table.read().splitlines()[1:]:
+                        remove_system_v_object(kind, int(line.split()[1]))
+            except FileNotFoundError:
+                self.last_ids[kind] = remove_system_v_objects_since(kind, self.last_ids[kind])
 
     # -- starting -----------------------------------------------------------------------------------------------
 
@@ -263,6 +287,7 @@ class Supervisor:
             os.dup2(go, 3)
             os.closerange(4, resource.getrlimit(resource.RLIMIT_NOFILE)[0])
             _libc.prctl(PR_SET_DUMPABLE, 1, 0, 0, 0)
+            landlock.enter_own_domain()
             with open("/proc/self/oom_score_adj", "wb") as file:
                 file.write(b"1000")  # out of memory: the program goes, not its supervisor
             for which, value in self.rlimits:
@@ -314,7 +339,8 @@ class Supervisor:
     # -- following ----------------------------------------------------------------------------------------------
 
     def follow(self, spare: Spare, deadline: float, output_limit: int) -> dict[str, Any]:
-        """Pass on output until the program ends, is killed or is out of time; then kill what it left."""
+        """Pass on output until the program ends, is killed, is out of time or fills a scratch directory; then kill what
+        it left."""
         control = self.control
         kinds = {spare.stdout: b"O", spare.stderr: b"E"}
         room = {b"O": output_limit, b"E": output_limit}
@@ -322,7 +348,8 @@ class Supervisor:
         cause = "exit"
         poller = select.poll()
         for fd in (control.fd, spare.pidfd, *kinds):
-            poller.register(fd, select.POLLIN)
+            if fd >= 0:
+                poller.register(fd, select.POLLIN)
 
         def pass_on(fd: int) -> None:
             data = os.read(fd, CHUNK)
@@ -339,8 +366,17 @@ class Supervisor:
                 control.send(kind, data)
 
         running = True
+        next_look = time.monotonic() + TICK
+        disk_problem: str | None = None
         while running:
-            left = deadline - time.monotonic()
+            now = time.monotonic()
+            if now >= next_look:
+                next_look = now + TICK
+                disk_problem = self.overfull_scratch()
+                if disk_problem is not None and cause == "exit":
+                    cause = "disk_full"
+                    break
+            left = deadline - now
             if left <= 0:
                 if cause == "timeout":
                     break
@@ -348,6 +384,9 @@ class Supervisor:
                 deadline += GRACE
                 signal_everything(signal.SIGTERM)
                 continue
+            left = min(left, next_look - now)
+            if spare.pidfd < 0:  # a program mostly ends when its output does
+                left = min(left, LOOK if kinds else LOOK_SOON)
             for fd, _ in poller.poll(left * 1000):
                 if fd in kinds:
                     pass_on(fd)
@@ -356,6 +395,8 @@ class Supervisor:
                 elif control.receive()[0] == b"K":
                     cause = "killed"
                     running = False
+            if spare.pidfd < 0 and spare.has_ended():
+                running = False
         status, usage, reaped = kill_everything(spare.pid)
         while kinds:  # every writer is dead: this ends
             for fd in list(kinds):
@@ -366,15 +407,26 @@ class Supervisor:
         elif code < 0:
             cause = "signal" if cause == "exit" else cause
             code = 128 - code
+        elif cause == "disk_full":
+            cause = "exit"  # it came first
         return {
             "exit_code": code,
             "cause": cause,
+            "disk_problem": disk_problem if cause == "disk_full" else None,
             "stdout_truncated": truncated[b"O"],
             "stderr_truncated": truncated[b"E"],
             "reaped": reaped,
             "peak_memory_bytes": usage.ru_maxrss * 1024,
             "cpu_us": int((usage.ru_utime + usage.ru_stime) * 1e6),
         }
+
+    def overfull_scratch(self) -> str | None:
+        """What is wrong if a scratch directory has more entries than there may be."""
+        for directory in self.scratch:
+            room = os.statvfs(directory)
+            if room.f_files - room.f_ffree > self.scratch_entries:
+                return f"{directory} holds more than {self.scratch_entries} files"
+        return None
 
 
 def wide_pipe() -> tuple[int, int]:
@@ -416,6 +468,12 @@ def kill_everything(main_pid: int) -> tuple[int, resource.struct_rusage, int]:
             main = status, usage
         else:
             reaped += 1
+    # Linux also signals processes that are dead and not yet reaped, so none is left here. gVisor doesn't.
+    try:
+        while os.waitpid(-1, os.WNOHANG)[0]:
+            reaped += 1
+    except ChildProcessError:
+        pass
     return *main, reaped
 
 
@@ -442,7 +500,9 @@ def populate_pages() -> None:
             if permissions == "rw-p":
                 start, end = (int(part, 16) for part in span.split("-"))
                 if end - start < 64 << 20:
-                    _libc.madvise(start, end - start, MADV_POPULATE_WRITE)
+                    populated = _libc.madvise(start, end - start, MADV_POPULATE_WRITE) == 0
+                    for page in () if populated else range(start, end, PAGE):
+                        ctypes.memmove(page, page, 1)
 
 
 def read_environment() -> dict[str, str]:
@@ -463,7 +523,7 @@ def read_environment() -> dict[str, str]:
 
 def isolation_seen() -> dict[str, Any]:
     """What the kernel says of this process: namespaces by their inode, and the lines that tell of privileges."""
-    wanted = ("CapEff", "CapBnd", "NoNewPrivs", "Seccomp")
+    wanted = ("Cap", "NoNewPrivs", "Seccomp")
     with open("/proc/self/status") as status:
         lines = dict(line.rstrip().split(":\t", 1) for line in status if line.startswith(wanted))
     return {"namespaces": {name: os.readlink(f"/proc/self/ns/{name}") for name in os.listdir("/proc/self/ns")}, **lines}
@@ -474,6 +534,22 @@ def remove_system_v_object(kind: str, identifier: int) -> None:
     arguments = (identifier, 0, IPC_RMID, None) if kind == "sem" else (identifier, IPC_RMID, None)
     if getattr(_libc, f"{kind}ctl")(*arguments) != 0:
         raise OSError(ctypes.get_errno(), f"System V {kind} object {identifier} can't be removed")
+
+
+def remove_system_v_objects_since(kind: str, last: int) -> int:
+    """The same where there is no table of them, as in gVisor, which numbers them one after the other: remove all that
+    were made after number `last`. The answer is the last number by now."""
+    arguments = {"shm": (IPC_PRIVATE, 1, 0o600), "sem": (IPC_PRIVATE, 1, 0o600), "msg": (IPC_PRIVATE, 0o600)}[kind]
+    newest: int = getattr(_libc, f"{kind}get")(*arguments)
+    if newest < 0:
+        raise OSError(ctypes.get_errno(), f"System V {kind} objects can't be counted")
+    for identifier in range(last + 1, newest + 1):
+        try:
+            remove_system_v_object(kind, identifier)
+        except OSError as problem:
+            if problem.errno not in (errno.EINVAL, errno.EIDRM) or identifier == newest:
+                raise
+    return newest
 
 
 # -- starting up ------------------------------------------------------------------------------------------------
@@ -503,7 +579,8 @@ def prepare(loaded_at_start: frozenset[str]) -> Supervisor:
     os.closerange(4, resource.getrlimit(resource.RLIMIT_NOFILE)[0])
     os.umask(0o022)
     reset_signals()
-    config["isolation"] = isolation_seen()  # before our own /proc is closed to us too
+    seen = isolation_seen()  # before our own /proc is closed to us too
+    config["isolation"] = {**seen, "landlock": landlock.restrict(config["landlock"])}
     _libc.prctl(PR_SET_DUMPABLE, 0, 0, 0, 0)  # /proc/1/{mem,environ,fd} are out of every program's reach
     if config["warm"] is None:
         for name in PRELOAD:

@@ -1,0 +1,264 @@
+"""The filter of system calls that everything in a sandbox lives under, the supervisor too.
+
+Theory of operation
+===================
+
+Two filters are compiled by libseccomp when a driver starts, and the kernel lets a call through only if both do.
+
+*Which calls.* A list of what may be called. What is refused on purpose answers EPERM; whatever else there is or will be
+answers ENOSYS, as on a kernel that hasn't got it, so that programs take the older way they know. `clone3` and `openat2`
+are among these: what they are asked for stands in memory, where no filter can look.
+
+*Which arguments.* Some calls are useful in most ways and harmful in one: such a use is refused. It's a filter of its
+own because it says what must not be and lets the rest pass, while the first says what may be. The kernel takes an
+`int` from the low half of a register and ignores the high one. So must we, or a bit set there would hide the value.
+
+*The native ABI only.* Calls of 32-bit programs and of x32 have other numbers; all of them answer ENOSYS.
+
+*Cost.* The kernel notes which calls pass whatever their arguments are, and doesn't run the filters for these. The
+others go through compiled code that finds a number in a binary tree.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import re
+from errno import EAFNOSUPPORT, ENOSYS, EPERM, EPROTONOSUPPORT
+
+from era.errors import NoIsolation
+
+_LIBRARY = "libseccomp.so.2"
+_NAMES = re.compile(r"\w+")
+
+ALLOWED = _NAMES.findall("""
+    read write readv writev pread64 pwrite64 preadv pwritev preadv2 pwritev2 sendfile splice tee copy_file_range
+    open openat creat close close_range dup dup2 dup3 fcntl flock lseek pipe pipe2 ioctl
+    stat fstat lstat newfstatat statx statfs fstatfs access faccessat faccessat2 readlink readlinkat getdents getdents64
+    truncate ftruncate fallocate fadvise64 readahead fsync fdatasync sync syncfs sync_file_range cachestat
+    mkdir mkdirat rmdir mknod mknodat link linkat symlink symlinkat unlink unlinkat rename renameat renameat2
+    chmod fchmod fchmodat fchmodat2 chown fchown lchown fchownat umask chdir fchdir getcwd
+    utime utimes futimesat utimensat
+    getxattr lgetxattr fgetxattr listxattr llistxattr flistxattr
+    setxattr lsetxattr fsetxattr removexattr lremovexattr fremovexattr
+    inotify_init inotify_init1 inotify_add_watch inotify_rm_watch
+
+    mmap munmap mprotect mremap brk madvise mincore msync mlock mlock2 munlock mlockall munlockall mseal memfd_create
+    remap_file_pages pkey_alloc pkey_free pkey_mprotect map_shadow_stack membarrier
+
+    clone fork vfork execve execveat exit exit_group wait4 waitid pidfd_open pidfd_send_signal
+    getpid getppid gettid getpgrp getpgid setpgid getsid setsid set_tid_address restart_syscall
+    getuid geteuid getgid getegid getgroups getresuid getresgid setuid setgid setreuid setregid setresuid setresgid
+    setgroups setfsuid setfsgid capget capset
+    prctl arch_prctl personality seccomp landlock_create_ruleset landlock_add_rule landlock_restrict_self
+    futex futex_wait futex_wake futex_waitv futex_requeue set_robust_list get_robust_list rseq
+    sched_yield sched_getaffinity sched_setaffinity sched_getparam sched_setparam sched_getscheduler sched_setscheduler
+    sched_getattr sched_setattr sched_get_priority_max sched_get_priority_min sched_rr_get_interval
+    getpriority setpriority ioprio_get ioprio_set getcpu
+    getrlimit setrlimit prlimit64 getrusage times sysinfo uname getrandom
+
+    rt_sigaction rt_sigprocmask rt_sigpending rt_sigtimedwait rt_sigsuspend rt_sigreturn rt_sigqueueinfo
+    rt_tgsigqueueinfo sigaltstack kill tkill tgkill pause alarm signalfd signalfd4
+    nanosleep clock_nanosleep clock_gettime clock_getres gettimeofday time getitimer setitimer
+    timer_create timer_settime timer_gettime timer_getoverrun timer_delete
+    timerfd_create timerfd_settime timerfd_gettime eventfd eventfd2
+
+    poll ppoll select pselect6 epoll_create epoll_create1 epoll_ctl epoll_wait epoll_pwait epoll_pwait2
+    socket socketpair bind listen accept accept4 connect shutdown getsockname getpeername getsockopt setsockopt
+    sendto recvfrom sendmsg recvmsg sendmmsg recvmmsg
+    shmget shmat shmdt shmctl semget semop semtimedop semctl msgget msgsnd msgrcv msgctl
+""")
+
+REFUSED = _NAMES.findall("""
+    io_uring_setup io_uring_enter io_uring_register bpf userfaultfd perf_event_open
+    add_key request_key keyctl
+    unshare setns chroot pivot_root mount umount2 fsopen fsconfig fspick fsmount move_mount open_tree mount_setattr
+    ptrace process_vm_readv process_vm_writev process_madvise kcmp pidfd_getfd
+    name_to_handle_at open_by_handle_at lookup_dcookie fanotify_init fanotify_mark
+    kexec_load kexec_file_load init_module finit_module delete_module create_module query_module get_kernel_syms
+    reboot swapon swapoff quotactl quotactl_fd acct syslog vhangup nfsservctl _sysctl sethostname setdomainname
+    iopl ioperm modify_ldt
+    clock_settime clock_adjtime settimeofday adjtimex
+    mbind set_mempolicy get_mempolicy migrate_pages move_pages
+""")
+
+type Condition = tuple[int, int, int, int]
+"""Which argument, how it's compared, and the two values to compare with, as `struct scmp_arg_cmp` has them."""
+
+_NOT_EQUAL, _ABOVE, _MASKED_EQUAL = 1, 6, 7
+_INT = 0xFFFFFFFF
+
+
+def _is(argument: int, value: int) -> Condition:
+    """The argument, an `int`, has this value."""
+    return argument, _MASKED_EQUAL, _INT, value
+
+
+def _has(argument: int, bit: int) -> Condition:
+    return argument, _MASKED_EQUAL, bit, bit
+
+
+def _is_not(argument: int, value: int) -> Condition:
+    """True also where only the high half differs, which then is refused for nothing."""
+    return argument, _NOT_EQUAL, value, 0
+
+
+def _is_above(argument: int, value: int) -> Condition:
+    """True for anything in the high half."""
+    return argument, _ABOVE, value, 0
+
+
+_NEW_NAMESPACES = (0x20000, 0x2000000, 0x4000000, 0x8000000, 0x10000000, 0x20000000, 0x40000000)
+_TIOCSTI, _TIOCLINUX = 0x5412, 0x541C
+_UNIX, _INET, _INET6, _NETLINK = 1, 2, 10, 16
+_ROUTE = 0  # the protocol of AF_NETLINK by which programs list their interfaces
+_LOADED_PROTOCOLS = (33, 115, 132, 136, 256)  # DCCP, L2TP, SCTP, UDP-Lite, SMC: asking for one loads a kernel module
+_S_IFMT, _DEVICES = 0o170000, (0o020000, 0o060000)
+_SET_ID = (0o4000, 0o2000)
+_TAKE_MODE = (
+    ("chmod", 1),
+    ("fchmod", 1),
+    ("fchmodat", 2),
+    ("fchmodat2", 2),
+    ("mknod", 1),
+    ("mknodat", 2),
+    ("creat", 1),
+)
+_CREATING = (0o100, 0o20000000)  # O_CREAT, O_TMPFILE
+_PERSONALITIES = (0, 0x8, 0x20000, 0x20008, _INT)  # Linux, its 32-bit uname, its version 2.6 uname; which one is it?
+
+type Rule = tuple[str, int, tuple[Condition, ...]]
+"""A call is refused with this errno where all conditions hold."""
+
+RULES: list[Rule] = [
+    *(("clone", EPERM, (_has(0, flag),)) for flag in _NEW_NAMESPACES),
+    *(("ioctl", EPERM, (_is(1, request),)) for request in (_TIOCSTI, _TIOCLINUX)),
+    ("prlimit64", EPERM, (_is_not(0, 0),)),
+    *(
+        (call, EAFNOSUPPORT, condition)
+        for call in ("socket", "socketpair")
+        for condition in (
+            *((_is(0, family),) for family in range(_NETLINK) if family not in (_UNIX, _INET, _INET6)),
+            (_is_above(0, _NETLINK),),
+            (_is(0, _NETLINK), _is_not(2, _ROUTE)),
+        )
+    ),
+    *(("socket", EPROTONOSUPPORT, (_is(2, protocol),)) for protocol in _LOADED_PROTOCOLS),
+    *(
+        (call, EPERM, ((argument, _MASKED_EQUAL, _S_IFMT, kind),))
+        for call, argument in (("mknod", 1), ("mknodat", 2))
+        for kind in _DEVICES
+    ),
+    *((call, EPERM, (_has(argument, bit),)) for call, argument in _TAKE_MODE for bit in _SET_ID),
+    *(
+        (call, EPERM, (_has(argument - 1, creating), _has(argument, bit)))
+        for call, argument in (("open", 2), ("openat", 3))
+        for creating in _CREATING  # without it there is no mode, and its register holds anything
+        for bit in _SET_ID
+    ),
+]
+
+_ALLOW = 0x7FFF0000
+_ACT_BADARCH, _CTL_OPTIMIZE = 2, 8
+_BINARY_TREE = 2
+
+
+def _errno(number: int) -> int:
+    return 0x00050000 | number
+
+
+class _Comparison(ctypes.Structure):
+    _fields_ = (
+        ("argument", ctypes.c_uint),
+        ("operator", ctypes.c_int),
+        ("first", ctypes.c_uint64),
+        ("second", ctypes.c_uint64),
+    )
+
+
+class _Builder:
+    """A filter in the making."""
+
+    def __init__(self, library: ctypes.CDLL, default: int) -> None:
+        self._library = library
+        self._context = library.seccomp_init(default)
+        if not self._context:
+            raise OSError("seccomp_init failed")
+        self._check(library.seccomp_attr_set(self._context, _ACT_BADARCH, _errno(ENOSYS)))
+        library.seccomp_attr_set(self._context, _CTL_OPTIMIZE, _BINARY_TREE)  # an old library only does it slower
+
+    def add(self, call: str, action: int, conditions: tuple[Condition, ...] = ()) -> None:
+        """Calls that this machine hasn't got, or the library doesn't know, are left to the default."""
+        number = self._library.seccomp_syscall_resolve_name(call.encode())
+        if number >= 0:
+            array = (_Comparison * len(conditions))(*(_Comparison(*condition) for condition in conditions))
+            self._check(self._library.seccomp_rule_add_array(self._context, action, number, len(conditions), array))
+
+    def compiled(self) -> bytes:
+        """The instructions, each a `struct sock_filter`."""
+        with open(os.memfd_create("era-seccomp"), "rb") as file:
+            self._check(self._library.seccomp_export_bpf(self._context, file.fileno()))
+            file.seek(0)
+            return file.read()
+
+    def release(self) -> None:
+        self._library.seccomp_release(self._context)
+
+    @staticmethod
+    def _check(answer: int) -> None:
+        if answer < 0:
+            raise OSError(-answer, os.strerror(-answer))
+
+
+def filters() -> tuple[bytes, bytes]:
+    """The two filters, arguments and calls, for the kernel to load in this order. Raises NoIsolation."""
+    try:
+        library = ctypes.CDLL(_LIBRARY)
+    except OSError as error:
+        raise NoIsolation(
+            f"System calls can't be filtered: there is no {_LIBRARY}.",
+            hint="Install libseccomp: `apt-get install libseccomp2` (Debian, Ubuntu), "
+            "`dnf install libseccomp` (Fedora), `apk add libseccomp` (Alpine).",
+        ) from error
+    library.seccomp_init.restype = ctypes.c_void_p
+    library.seccomp_release.argtypes = (ctypes.c_void_p,)
+    library.seccomp_attr_set.argtypes = (ctypes.c_void_p, ctypes.c_int, ctypes.c_uint32)
+    library.seccomp_rule_add_array.argtypes = (
+        ctypes.c_void_p,
+        ctypes.c_uint32,
+        ctypes.c_int,
+        ctypes.c_uint,
+        ctypes.POINTER(_Comparison),
+    )
+    library.seccomp_export_bpf.argtypes = (ctypes.c_void_p, ctypes.c_int)
+    try:
+        return _arguments(library), _calls(library)
+    except OSError as error:
+        raise NoIsolation(
+            f"libseccomp can't make the filter of system calls: {error}.", hint="Install libseccomp 2.5 or newer."
+        ) from error
+
+
+def _arguments(library: ctypes.CDLL) -> bytes:
+    builder = _Builder(library, _ALLOW)
+    try:
+        for call, number, conditions in RULES:
+            builder.add(call, _errno(number), conditions)
+        return builder.compiled()
+    finally:
+        builder.release()
+
+
+def _calls(library: ctypes.CDLL) -> bytes:
+    builder = _Builder(library, _errno(ENOSYS))
+    try:
+        for call in ALLOWED:
+            if call != "personality":
+                builder.add(call, _ALLOW)
+        for value in _PERSONALITIES:
+            builder.add("personality", _ALLOW, (_is(0, value),))
+        for call in REFUSED:
+            builder.add(call, _errno(EPERM))
+        return builder.compiled()
+    finally:
+        builder.release()

@@ -1,0 +1,103 @@
+"""Landlock: the kernel's own check of every path, beneath and independent of the mounts.
+
+Theory of operation
+===================
+
+*Two domains.* PID 1 restricts itself before it starts anything: what may be read, what written. A program's process
+then enters a domain of its own inside that one, which restricts no files, but makes it a stranger to PID 1: Landlock
+lets nobody trace or look into a process outside of his domain, and from ABI 6 on nobody signal it.
+
+*All rights the kernel knows are handled*, so what isn't granted here is refused. The ABI tells which there are; bits
+beyond it would be refused by the kernel itself. ABI 1 can't grant moves between directories, which would break
+programs: then we do without.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+
+_CREATE_RULESET, _ADD_RULE, _RESTRICT_SELF = 444, 445, 446  # the same on all architectures
+_VERSION = 1
+_PATH_BENEATH = 1
+
+_EXECUTE, _WRITE_FILE, _READ_FILE, _READ_DIR = 1 << 0, 1 << 1, 1 << 2, 1 << 3
+_MAKE_CHAR, _MAKE_BLOCK, _REFER, _TRUNCATE, _IOCTL_DEV = 1 << 6, 1 << 11, 1 << 13, 1 << 14, 1 << 15
+_RIGHTS = {2: (1 << 14) - 1, 3: (1 << 15) - 1, 4: (1 << 15) - 1, 5: (1 << 16) - 1}
+"""What there is to handle of files, by ABI; later ones have what 5 has."""
+
+_SCOPES = 0b11  # abstract Unix sockets, signals: from ABI 6 on
+
+GRANTS = {
+    "list": _READ_DIR,
+    "read": _READ_FILE | _READ_DIR | _EXECUTE,
+    "change": _READ_FILE | _READ_DIR | _WRITE_FILE | _TRUNCATE,
+    "device": _READ_FILE | _READ_DIR | _WRITE_FILE | _TRUNCATE | _IOCTL_DEV,
+    "all": ~(_MAKE_CHAR | _MAKE_BLOCK | _IOCTL_DEV),
+}
+"""What may be done below a directory: see its names; read and execute; change what is there; that, of devices; whatever
+isn't about devices."""
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+class _Ruleset(ctypes.Structure):
+    _fields_ = (("files", ctypes.c_uint64), ("network", ctypes.c_uint64), ("scopes", ctypes.c_uint64))
+
+
+class _PathBeneath(ctypes.Structure):
+    _pack_ = 1
+    _layout_ = "ms"
+    _fields_ = (("allowed", ctypes.c_uint64), ("directory", ctypes.c_int32))
+
+
+def abi() -> int:
+    """The version of Landlock's interface here, 0 where there is none that is of use."""
+    version = _libc.syscall(_CREATE_RULESET, None, ctypes.c_size_t(0), _VERSION)
+    return version if version >= 2 else 0
+
+
+def restrict(grants: dict[str, list[str]]) -> int | None:
+    """Let this process and those to come do below each directory what `GRANTS` says, and nothing elsewhere. Directories
+    that don't exist are left out. Returns the ABI, None where the kernel has no Landlock."""
+    version = abi()
+    if not version:
+        return None
+    handled = _RIGHTS[min(version, 5)]
+    _enter(version, handled, [(path, GRANTS[what] & handled) for what, paths in grants.items() for path in paths])
+    return version
+
+
+def enter_own_domain() -> None:
+    """Put what is outside of this process, and of those it starts, out of their reach. No file is refused."""
+    version = abi()
+    if version:
+        _enter(version, _REFER, [("/", _REFER)])  # a domain must handle something, and would refuse this if it didn't
+
+
+def _enter(version: int, handled: int, rules: list[tuple[str, int]]) -> None:
+    attributes = _Ruleset(handled, 0, _SCOPES if version >= 6 else 0)
+    ruleset = _checked(
+        _libc.syscall(_CREATE_RULESET, ctypes.byref(attributes), ctypes.c_size_t(ctypes.sizeof(attributes)), 0)
+    )
+    try:
+        for path, allowed in rules:
+            try:
+                directory = os.open(path, os.O_PATH | os.O_CLOEXEC)
+            except FileNotFoundError:
+                continue
+            try:
+                beneath = _PathBeneath(allowed, directory)
+                _checked(_libc.syscall(_ADD_RULE, ruleset, _PATH_BENEATH, ctypes.byref(beneath), 0))
+            finally:
+                os.close(directory)
+        _checked(_libc.syscall(_RESTRICT_SELF, ruleset, 0))
+    finally:
+        os.close(ruleset)
+
+
+def _checked(answer: int) -> int:
+    if answer < 0:
+        number = ctypes.get_errno()
+        raise OSError(number, f"Landlock: {os.strerror(number)}")
+    return answer

@@ -1,0 +1,148 @@
+"""Boxes in a process of an ordinary user's, for tests that run as root. The two ends speak in pickles."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from era.core.models import JsonObject
+from era.errors import EraError, SandboxFailed
+from tests.conftest import descendants, mounts
+
+UID = 54_321
+_PROJECT = Path(__file__).resolve().parent.parent.parent
+
+
+@dataclass
+class FarBox:
+    """What is known here of a sandbox over there."""
+
+    id: str
+    workspace: Path
+    uid: int | None
+    enforced: JsonObject
+
+
+class FarBoxes:
+    """Boxes (see boxes.py) of the user UID, with their data below `directory`."""
+
+    def __init__(self, directory: Path, driver: str) -> None:
+        directory.mkdir(exist_ok=True)
+        os.chown(directory, UID, UID)
+        # A mount namespace shows that user what lies in directories that are closed to it.
+        script = (
+            "mount -t tmpfs none /mnt && mkdir /mnt/project /mnt/venv /mnt/data "
+            f"&& mount --bind '{_PROJECT}' /mnt/project && mount --bind '{sys.prefix}' /mnt/venv "
+            f"&& mount --bind '{directory}' /mnt/data && cd /mnt/project "
+            f"&& exec setpriv --reuid {UID} --regid {UID} --clear-groups "
+            f"/mnt/venv/bin/python -B -m tests.drivers.elsewhere {driver}"
+        )
+        environment = {"PATH": os.environ["PATH"], "PYTHONPATH": "/mnt/project/src:/mnt/project", "HOME": "/mnt"}
+        self._directory = directory
+        self._process = subprocess.Popen(
+            ["unshare", "--mount", "--propagation", "slave", "sh", "-c", script],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env=environment,
+        )
+        self.uid, self.cgroup_name = self._ask("hello")
+
+    def make(self, language: str = "python") -> FarBox:
+        box: FarBox = self._ask("make", language)
+        box.workspace = self._directory / box.workspace.relative_to("/mnt/data")
+        return box
+
+    def run(self, box: FarBox, code: str, **more: Any) -> Any:
+        return self._ask("run", box.id, code, **more)
+
+    def alive(self, box: FarBox) -> bool:
+        return bool(self._ask("alive", box.id))
+
+    def close(self, box: FarBox) -> None:
+        self._ask("close", box.id)
+
+    def murder(self, box: FarBox) -> None:
+        self._ask("murder", box.id)
+
+    def traces(self) -> JsonObject:
+        return dict(self._ask("traces"))
+
+    def stop(self) -> None:
+        assert self._process.stdin
+        assert self._process.stdout
+        self._process.stdin.close()
+        self._process.wait(30)
+        self._process.stdout.close()
+
+    def _ask(self, method: str, *given: Any, **more: Any) -> Any:
+        assert self._process.stdin
+        assert self._process.stdout
+        pickle.dump((method, given, more), self._process.stdin)
+        self._process.stdin.flush()
+        well, answer = pickle.load(self._process.stdout)
+        if not well:
+            raise SandboxFailed(answer)
+        return answer
+
+
+def traces(boxes: Any) -> JsonObject:
+    """What there is of the sandboxes of this process, as the host sees it."""
+    pid = os.getpid()
+    live = boxes.driver.live
+    return {
+        "processes": len(descendants(pid)),
+        "mounts": mounts(),
+        "descriptors": len(os.listdir("/proc/self/fd")),
+        "directories": sorted(os.listdir(live)),
+    }
+
+
+def serve(driver: str) -> None:
+    """Do what comes in on stdin until it ends."""
+    from tests.drivers.boxes import Boxes, Weakness
+
+    answers = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)
+    boxes = Boxes(Path("/mnt/data"), Weakness(), driver)
+    made: dict[str, Any] = {}
+
+    def answer(method: str, given: list[Any], more: dict[str, Any]) -> Any:
+        if method == "hello":
+            return os.getuid(), boxes.cgroup_name
+        if method == "make":
+            box = boxes.make(*given)
+            made[box.id] = box
+            return FarBox(box.id, box.workspace, box.uid, box.enforced)
+        if method == "traces":
+            return traces(boxes)
+        if method == "alive":
+            return made[given[0]].alive
+        return getattr(boxes, method)(made[given[0]], *given[1:], **more)
+
+    try:
+        while True:
+            try:
+                asked = pickle.load(sys.stdin.buffer)
+            except EOFError:
+                return
+            try:
+                told = True, answer(*asked)
+            except EraError as error:
+                told = False, error.message
+            pickle.dump(told, answers)
+            answers.flush()
+    finally:
+        boxes.stop()
+
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(_PROJECT))
+    # One module under one name, or its classes would be two.
+    from tests.drivers import elsewhere
+
+    elsewhere.serve(sys.argv[1])

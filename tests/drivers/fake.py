@@ -1,0 +1,168 @@
+"""A driver without any isolation, for tests of what needs a driver and not its walls. Programs are plain processes of
+the host's, so only code of the tests' own may run here. It is no part of ERA, and never is to be."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import secrets
+import shutil
+import signal
+import sys
+import time
+from asyncio.subprocess import DEVNULL, PIPE, Process
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Literal
+
+from era.core.models import JsonObject, Language
+from era.core.ports import Ended, Limits, Output, Program
+from era.drivers import guest
+from era.errors import SandboxFailed
+from era.guest.workspace import STATE_FILE, write_file
+
+_GRACE = 2.0
+
+
+class FakeSandbox:
+    def __init__(self, directory: Path, language: Language, limits: Limits) -> None:
+        self.id = directory.name
+        self.enforced: JsonObject = {"driver": "fake"}
+        self.uid = None
+        self.workspace = directory / "workspace"
+        self.workspace.mkdir(parents=True)
+        self.alive = True
+        self._language = language
+        self.limits = limits
+        self._process = self  # what to kill, for those that kill a sandbox from outside
+        self._program: Process | None = None
+
+    async def run(self, program: Program) -> AsyncIterator[Output | Ended]:
+        if not self.alive:
+            raise SandboxFailed("The sandbox is gone.")
+        entry = self.workspace / guest.ENTRIES[self._language]
+        for path, content in {**program.files, STATE_FILE: program.state, entry.name: program.code}.items():
+            (self.workspace / path).parent.mkdir(parents=True, exist_ok=True)
+            write_file(str(self.workspace / path), content)
+        node = [
+            str(guest.NODE_SOURCE / "bin/node"),
+            "--experimental-transform-types",
+            "--disable-warning=ExperimentalWarning",
+        ]
+        process = self._program = await asyncio.create_subprocess_exec(
+            *([sys.executable, "-u"] if self._language == "python" else node),
+            entry.name,
+            cwd=self.workspace,
+            env={**guest.program_environment(), **program.env},
+            stdin=DEVNULL,
+            stdout=PIPE,
+            stderr=PIPE,
+            start_new_session=True,
+        )
+        begun = time.monotonic()
+        queue: asyncio.Queue[Output | None] = asyncio.Queue()
+        truncated = {"stdout": False, "stderr": False}
+        causes: list[Literal["timeout", "killed"]] = []
+        self._killed: Callable[[], None] = lambda: causes.append("killed")
+        assert process.stdout
+        assert process.stderr
+
+        async def read(name: Literal["stdout", "stderr"], stream: asyncio.StreamReader) -> None:
+            room = self.limits.output_bytes
+            while data := await stream.read(1 << 16):
+                truncated[name] |= len(data) > room
+                if room:
+                    queue.put_nowait(Output(name, data[:room]))
+                room -= min(room, len(data))
+
+        async def deadline() -> None:
+            await asyncio.sleep(program.timeout)
+            causes.append("timeout")
+            _signal(process, signal.SIGTERM)
+            await asyncio.sleep(_GRACE)
+            _signal(process, signal.SIGKILL)
+
+        async def end() -> None:
+            clock = asyncio.create_task(deadline())
+            await process.wait()
+            clock.cancel()
+            await asyncio.gather(*readers)
+            queue.put_nowait(None)
+
+        readers = [
+            asyncio.create_task(read("stdout", process.stdout)),
+            asyncio.create_task(read("stderr", process.stderr)),
+        ]
+        ending = asyncio.create_task(end())
+        while event := await queue.get():
+            yield event
+        await ending
+        code = process.returncode or 0
+        entry.unlink(missing_ok=True)
+        state_file = self.workspace / STATE_FILE
+        regular = state_file.is_file() and not state_file.is_symlink()
+        problem = None if regular or not os.path.lexists(state_file) else "is not a regular file"
+        state = state_file.read_bytes() if regular else None
+        if program.ephemeral:
+            shutil.rmtree(self.workspace)
+            self.workspace.mkdir()
+        yield Ended(
+            exit_code=124 if causes[:1] == ["timeout"] else 128 - code if code < 0 else code,
+            cause=causes[0] if causes else "signal" if code < 0 else "exit",
+            duration=time.monotonic() - begun,
+            state=state,
+            state_problem=problem,
+            stdout_truncated=truncated["stdout"],
+            stderr_truncated=truncated["stderr"],
+            reaped=0,
+            peak_memory_bytes=None,
+            cpu_us=None,
+            sandbox_alive=self.alive,
+        )
+
+    def unnamed_bytes(self, device: int) -> int:
+        return 0
+
+    async def kill_run(self) -> None:
+        self._killed()
+        _signal(self._program, signal.SIGKILL)
+
+    def kill(self) -> None:
+        self.alive = False
+        _signal(self._program, signal.SIGKILL)
+
+    async def close(self) -> None:
+        self.kill()
+        shutil.rmtree(self.workspace.parent, ignore_errors=True)
+
+
+class FakeDriver:
+    name = "fake"
+
+    def __init__(self, directory: Path, limits: Limits, *, cgroup_name: str) -> None:
+        self.live = directory / "live"
+        self._made: list[FakeSandbox] = []
+
+    async def clear(self) -> None:
+        shutil.rmtree(self.live, ignore_errors=True)
+
+    async def start(self) -> None:
+        pass
+
+    def isolation(self) -> JsonObject:
+        return {"driver": "fake", "summary": "none at all"}
+
+    async def create(self, language: Language, limits: Limits) -> FakeSandbox:
+        self._made.append(FakeSandbox(self.live / f"sb-{secrets.token_hex(8)}", language, limits))
+        return self._made[-1]
+
+    async def stop(self) -> None:
+        for sandbox in self._made:
+            await sandbox.close()
+
+
+def _signal(process: Process | None, number: int) -> None:
+    if process is not None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, number)

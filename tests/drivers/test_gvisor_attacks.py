@@ -1,0 +1,435 @@
+"""Attacks on gVisor sandboxes, each also on one with the matching wall taken out, where it must get through; and
+whatever a program uses up. Canaries only."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from era.core.models import JsonObject
+from era.drivers import processes
+from tests.conftest import assert_nothing_left, descendants, mounts
+from tests.drivers.boxes import Boxes, Weakness, with_more
+from tests.drivers.test_attacks import (
+    CALLS,
+    CANARY,
+    CONNECTS,
+    READS,
+    ROOT,
+    SECRETS,
+    WRITES,
+    Attack,
+    canaries,
+    replaced,
+)
+
+__all__ = ["canaries"]
+
+pytestmark = pytest.mark.skipif(shutil.which("runsc") is None, reason="runsc is not installed")
+
+type Specification = JsonObject
+
+
+@pytest.fixture(scope="module")
+def boxes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Boxes]:
+    before, processes = mounts(), set(descendants(os.getpid()))
+    directory = tmp_path_factory.mktemp("gvisor")
+    made = Boxes(directory, Weakness(), "gvisor", languages=("python",))
+    yield made
+    running = [pid for pid in descendants(os.getpid()) if pid not in processes]
+    made.stop()
+    assert_nothing_left(before, running, directory, made.cgroup_name)
+
+
+@pytest.fixture
+def weak_boxes(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Boxes]:
+    made = Boxes(tmp_path / "weak", request.param, "gvisor", languages=())
+    yield made
+    made.stop()
+
+
+def mount(destination: str, options: list[str]) -> Callable[[Specification], Specification]:
+    """The same container, but for the options of one mount."""
+
+    def weaken(specification: Specification) -> Specification:
+        changed = [
+            {**mount, "options": options} if mount["destination"] == destination else mount
+            for mount in specification["mounts"]
+        ]
+        assert changed != specification["mounts"]
+        return {**specification, "mounts": changed}
+
+    return weaken
+
+
+def process(**fields: Any) -> Callable[[Specification], Specification]:
+    return lambda specification: {**specification, "process": {**specification["process"], **fields}}
+
+
+def more_environment(*more: str) -> Callable[[Specification], Specification]:
+    return lambda specification: process(env=[*specification["process"]["env"], *more])(specification)
+
+
+def without_network_namespace(specification: Specification) -> Specification:
+    spaces = [space for space in specification["linux"]["namespaces"] if space["type"] != "network"]
+    return {**specification, "linux": {"namespaces": spaces}}
+
+
+def writable_root(specification: Specification) -> Specification:
+    return {**specification, "root": {"path": "/", "readonly": False}}
+
+
+def capable(*names: str) -> Weakness:
+    return Weakness(
+        specification=process(
+            capabilities={kind: list(names) for kind in ("bounding", "effective", "permitted", "inheritable")}
+        )
+    )
+
+
+WRITABLE_ROOT = Weakness(
+    flags=replaced(("--overlay2=none",), ("--overlay2=root:memory",)),
+    specification=lambda specification: writable_root(capable("CAP_DAC_OVERRIDE").specification(specification)),
+)
+
+ATTACKS = [
+    Attack(
+        "a file of the host",
+        READS.format(path="{secret_file}", canary=CANARY),
+        Weakness(lambda options: with_more("--ro-bind", SECRETS["directory"], SECRETS["directory"])(options)),
+    ),
+    Attack(
+        "a process of the host",
+        READS.format(path="/*/[0-9]*/cmdline", canary=CANARY),
+        Weakness(
+            with_more("--ro-bind", "/proc", "/hostproc"),
+            flags=replaced(("--file-access=exclusive",), ("--file-access=shared",)),
+        ),
+    ),
+    Attack(
+        "a listener on the host's loopback",
+        CONNECTS.replace("{family}", "AF_INET")
+        .replace("{address!r}", "('127.0.0.1', {port})")
+        .format(canary=CANARY, port="{port}"),
+        Weakness(
+            with_more("--share-net"),
+            flags=replaced(("--network=none",), ("--network=host",)),
+            specification=without_network_namespace,
+        ),
+    ),
+    Attack("the root directory", WRITES.format(path="/mine", size=1), WRITABLE_ROOT),
+    Attack("/usr", WRITES.format(path="/usr/mine-{canary}", size=1), WRITABLE_ROOT),
+    Attack("/etc", WRITES.format(path="/etc/mine-{canary}", size=1), WRITABLE_ROOT),
+    Attack("/dev", WRITES.format(path="/dev/mine", size=1), Weakness(specification=mount("/dev", []))),
+    Attack(
+        "more of /tmp than there should be",
+        WRITES.format(path="/tmp/big", size=20 << 20),
+        Weakness(specification=mount("/tmp", ["mode=1777"])),
+    ),
+    Attack(
+        "the service's environment",
+        READS.format(path="/proc/*/environ", canary=CANARY),
+        Weakness(specification=more_environment(f"X={CANARY}")),
+    ),
+    Attack(
+        "the supervisor's memory",
+        "try:\n    open('/proc/1/mem', 'rb').close(); print('GOT')\nexcept OSError as problem: print(problem)",
+        capable("CAP_SYS_PTRACE"),
+    ),
+    Attack("a mount", CALLS.format(call="libc.mount(b'none', b'/tmp', b'tmpfs', 0, None)"), capable("CAP_SYS_ADMIN")),
+    Attack("another root", CALLS.format(call="libc.chroot(b'/tmp')"), capable("CAP_SYS_CHROOT")),
+    Attack("another user", CALLS.format(call="libc.setuid(12345)"), capable("CAP_SETUID")),
+    Attack("another host name", CALLS.format(call="libc.sethostname(b'me', 2)"), capable("CAP_SYS_ADMIN")),
+    Attack(
+        "a raw socket",
+        CALLS.format(call="libc.socket(2, 3, 1)"),
+        Weakness(
+            flags=lambda options: [*options, "--net-raw"],
+            specification=capable("CAP_NET_RAW").specification,
+        ),
+    ),
+    Attack(
+        "a setting of the host's kernel",
+        "for path in ('/proc', '/hostproc'):\n"
+        "    try:\n"
+        "        path += '/sys/kernel/printk_ratelimit'\n"
+        "        value = open(path).read()\n"  # which goes back as it is
+        "        open(path, 'w').write(value)\n"
+        "        print('GOT')\n"
+        "    except OSError as problem: print(problem)",
+        Weakness(with_more("--bind", "/proc", "/hostproc"), as_root=True, specification=writable_root),
+        needs_root=True,
+    ),
+]
+
+
+def _filled(attack: Attack, canaries: dict[str, str]) -> str:
+    code = attack.code
+    for name, value in canaries.items():
+        code = code.replace(f"{{{name}}}", value)
+    return code
+
+
+@pytest.fixture(scope="module")
+def sound(boxes: Boxes) -> Any:
+    return boxes.make()
+
+
+@pytest.mark.parametrize("attack", ATTACKS, ids=lambda attack: attack.name)
+def test_a_sound_sandbox_holds(boxes: Boxes, sound: Any, canaries: dict[str, str], attack: Attack) -> None:
+    told = boxes.run(sound, _filled(attack, canaries))
+    assert told.ended.exit_code == 0, told.stderr
+    assert "GOT" not in told.stdout
+
+
+@pytest.mark.parametrize(
+    ("attack", "weak_boxes"),
+    [(attack, attack.weakness) for attack in ATTACKS if ROOT or not attack.needs_root],
+    indirect=["weak_boxes"],
+    ids=[attack.name for attack in ATTACKS if ROOT or not attack.needs_root],
+)
+def test_the_attack_bites_without_the_wall(weak_boxes: Boxes, canaries: dict[str, str], attack: Attack) -> None:
+    told = weak_boxes.run(weak_boxes.make(), _filled(attack, canaries))
+    assert "GOT" in told.stdout, told.stdout + told.stderr
+
+
+def _reaches_a_socket_of_the_host(boxes: Boxes) -> str:
+    """The host's socket lies in the working directory itself, so that its place is no wall."""
+    box = boxes.make()
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
+        here = os.open(box.workspace, os.O_DIRECTORY)
+        listener.bind(f"/proc/self/fd/{here}/socket")
+        os.close(here)
+        (box.workspace / "socket").chmod(0o777)
+        listener.listen()
+        code = "import socket\ns = socket.socket(socket.AF_UNIX)\ns.connect('socket')\nprint('GOT')"
+        return boxes.run(box, code).stdout
+
+
+def test_a_socket_of_the_host_is_out_of_reach(boxes: Boxes) -> None:
+    assert _reaches_a_socket_of_the_host(boxes) == ""
+
+
+@pytest.mark.parametrize(
+    "weak_boxes",
+    [Weakness(flags=replaced(("--host-uds=none",), ("--host-uds=open",)))],
+    indirect=True,
+)
+def test_a_socket_of_the_host_could_be_reached(weak_boxes: Boxes) -> None:
+    assert "GOT" in _reaches_a_socket_of_the_host(weak_boxes)
+
+
+@pytest.mark.parametrize(
+    "call", ["io_uring_setup", "bpf", "userfaultfd", "perf_event_open", "kexec_load", "init_module", "setns"]
+)
+def test_calls_that_gvisor_has_not_or_refuses(boxes: Boxes, sound: Any, call: str) -> None:
+    """They would end in gVisor in any case: no call of a program reaches the host's kernel."""
+    number = {
+        "io_uring_setup": 425,
+        "bpf": 321,
+        "userfaultfd": 323,
+        "perf_event_open": 298,
+        "kexec_load": 246,
+        "init_module": 175,
+        "setns": 308,
+    }[call]
+    told = boxes.run(sound, CALLS.format(call=f"libc.syscall({number}, 1, 0, 0, 0)"))
+    assert "GOT" not in told.stdout
+
+
+def test_devices_are_gvisor_s_own(boxes: Boxes, sound: Any) -> None:
+    """Whoever makes a device file gets a device of gVisor's by it, or none."""
+    code = """
+import os
+for kind, major, minor in ((0o020000, 1, 3), (0o020000, 1, 1), (0o020000, 1, 11), (0o060000, 8, 0), (0o060000, 7, 0)):
+    try:
+        os.mknod('/tmp/d', kind | 0o666, os.makedev(major, minor))
+        os.close(os.open('/tmp/d', os.O_RDWR)); print('opened', major, minor)
+    except OSError: pass
+    finally: os.path.lexists('/tmp/d') and os.unlink('/tmp/d')
+for kind in (0o020000, 0o060000):
+    try: os.mknod('d', kind | 0o666, os.makedev(1, 3)); print('made in the working directory')
+    except OSError: pass
+"""
+    assert boxes.run(sound, code).stdout == "opened 1 3\n"
+    assert not (sound.workspace / "d").exists()
+
+
+def test_programs_meet_another_kernel(boxes: Boxes, sound: Any) -> None:
+    told = boxes.run(sound, "import os; print(os.uname().release, open('/proc/version').read())")
+    assert os.uname().release not in told.stdout
+
+
+def test_all_of_it_is_an_ordinary_user_outside(boxes: Boxes, sound: Any) -> None:
+    pids = processes.below(sound._process.pid)
+    assert len(pids) >= 3
+    owners = {Path(f"/proc/{pid}").stat().st_uid for pid in pids} - {0}  # undumpable ones show as root's
+    real = {line.split()[1] for pid in pids for line in _status(pid) if line.startswith("Uid:")}
+    expected = sound.uid if ROOT else os.getuid()
+    assert real == {str(expected)}
+    assert owners <= {expected}
+
+
+def _status(pid: int) -> list[str]:
+    return Path(f"/proc/{pid}/status").read_text().splitlines()
+
+
+def test_what_was_in_force_is_told(boxes: Boxes, sound: Any) -> None:
+    enforced = sound.enforced
+    assert (enforced["driver"], enforced["platform"], enforced["seccomp"]) == ("gvisor", "systrap", "filter")
+    assert enforced["namespaces"] == ["cgroup", "ipc", "mnt", "net", "pid", "user", "uts"]
+    assert (enforced["capabilities"], enforced["no_new_privs"], enforced["network"]) == ("none", True, "none")
+    assert "gVisor" in boxes.driver.isolation()["summary"]
+    if ROOT:
+        assert enforced["uid"] >= 1_900_000_000
+        assert enforced["cgroup"]["memory_bytes"] > 256 << 20
+
+
+SECRET = "open-sesame-7c1d2b"
+LOOKS_FOR_SECRET = """
+import glob, re
+secret = re.compile(rb'(?:open-sesam[e]-7c1d2[b]){3}')  # which does not match itself
+for path in glob.glob('/proc/[0-9]*/environ'):
+    try:
+        if secret.search(open(path, 'rb').read()): print('GOT', path)
+    except OSError: pass
+for line in open('/proc/self/maps'):
+    span, permissions = line.split()[:2]
+    if permissions.startswith('rw'):
+        start, end = (int(part, 16) for part in span.split('-'))
+        with open('/proc/self/mem', 'rb') as memory:
+            memory.seek(start)
+            try: found = secret.search(memory.read(end - start))
+            except OSError: continue
+            if found: print('GOT', line)
+print('looked')
+"""
+
+
+def _two_runs(boxes: Boxes) -> str:
+    box = boxes.make()
+    boxes.run(box, "import os; print(len(os.environ['TOKEN']))", env={"TOKEN": SECRET * 50})
+    return boxes.run(box, LOOKS_FOR_SECRET).stdout
+
+
+def test_env_of_a_run_is_nowhere_in_the_next(boxes: Boxes) -> None:
+    assert _two_runs(boxes) == "looked\n"
+
+
+@pytest.mark.parametrize(
+    "weak_boxes",
+    [
+        Weakness(
+            supervisor={
+                "environment[:] = bytes(len(environment))": "LEAK.append(bytes(environment))",
+                "GRACE = 2.0": "GRACE = 2.0\nLEAK = []",
+            }
+        )
+    ],
+    indirect=True,
+)
+def test_env_in_the_supervisor_would_be_found(weak_boxes: Boxes) -> None:
+    assert "GOT" in _two_runs(weak_boxes)
+
+
+# -- whatever a program uses up -------------------------------------------------------------------------------------
+
+
+def _well(boxes: Boxes, box: Any) -> None:
+    assert boxes.run(box, "print('well')").stdout == "well\n"
+
+
+def _next_well(boxes: Boxes, box: Any) -> None:
+    """This sandbox if it lives, else the next one."""
+    _well(boxes, box if box.alive else boxes.make())
+    boxes.close(box)
+
+
+def test_a_fork_bomb(boxes: Boxes) -> None:
+    """Processes are bounded; where each takes much memory that bound may come first. Either way the run ends."""
+    box = boxes.make()
+    begun = time.monotonic()
+    ended = boxes.run(box, "import os\nwhile True:\n    try: os.fork()\n    except OSError: pass", timeout=1).ended
+    assert time.monotonic() - begun < 8
+    assert ended.cause in ("timeout", "oom")
+    assert ended.exit_code in (124, 137)
+    if ended.sandbox_alive:
+        assert ended.reaped <= 64
+    _next_well(boxes, box)
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "kept = []\nwhile True: kept.append(bytearray(1 << 20))",
+        "import os\nfds = []\nwhile True:\n    fds.append(os.memfd_create('m'))\n"
+        "    for _ in range(64): os.write(fds[-1], b'x' * (1 << 20))",
+        "import mmap\nkept = []\nwhile True:\n"
+        "    kept.append(mmap.mmap(-1, 1 << 24))\n    kept[-1].write(b'x' * (1 << 24))",
+    ],
+    ids=["heap", "memfd", "shared"],
+)
+def test_a_memory_bomb(boxes: Boxes, code: str) -> None:
+    box = boxes.make()
+    ended = boxes.run(box, code).ended
+    assert ended.exit_code != 0
+    if ROOT:
+        assert ended.cause == "oom"
+    _next_well(boxes, box)
+
+
+def test_endless_output(boxes: Boxes) -> None:
+    box = boxes.make()
+    told = boxes.run(box, "import os\nwhile True: os.write(1, b'x' * 4096); os.write(2, b'y' * 4096)", timeout=1)
+    assert (told.ended.cause, told.ended.exit_code) == ("timeout", 124)
+    assert (set(told.stdout), set(told.stderr)) == ({"x"}, {"y"})
+    assert max(len(told.stdout), len(told.stderr)) <= 1 << 20
+    _next_well(boxes, box)
+
+
+def test_signals_ignored_and_stopped(boxes: Boxes) -> None:
+    box = boxes.make()
+    code = (
+        "import os, signal, time\n"
+        "for number in range(1, 32):\n"
+        "    if number not in (9, 17, 19): signal.signal(number, signal.SIG_IGN)\n"
+        "if os.fork() == 0:\n    os.setsid()\n    if os.fork() == 0: time.sleep(60)\n"
+        "else: print('in', flush=True)\n"
+        "while True: os.kill(os.getpid(), 19)\n"
+    )
+    begun = time.monotonic()
+    told = boxes.run(box, code, timeout=0.5)
+    assert 2.4 < time.monotonic() - begun < 6
+    assert (told.stdout, told.ended.cause, told.ended.exit_code) == ("in\n", "timeout", 124)
+    assert told.ended.sandbox_alive
+    assert told.ended.reaped >= 2
+    _next_well(boxes, box)
+
+
+def test_who_kills_the_supervisor_loses_the_sandbox(boxes: Boxes) -> None:
+    """gVisor doesn't protect PID 1 of a container as Linux does that of a PID namespace."""
+    box = boxes.make()
+    ended = boxes.run(box, "import os, time; os.kill(1, 9); time.sleep(60)").ended
+    assert (ended.cause, ended.sandbox_alive, ended.state) == ("killed", False, None)
+    _next_well(boxes, box)
+
+
+@pytest.mark.parametrize("directory", ["/tmp", "/dev/shm"])
+def test_a_full_scratch_directory(boxes: Boxes, sound: Any, directory: str) -> None:
+    told = boxes.run(sound, f"f = open('{directory}/big', 'wb')\nwhile True: f.write(bytes(1 << 20)); f.flush()")
+    assert "No space left on device" in told.stderr
+    assert boxes.run(sound, f"import os; print(os.listdir('{directory}'))").stdout == "[]\n"
+
+
+@pytest.mark.parametrize("call", ["semget(1, 1, {})", "shmget(1, 4096, {})", "msgget(1, {})"])
+def test_system_v_objects_are_not_handed_on(boxes: Boxes, sound: Any, call: str) -> None:
+    code = "import ctypes; print(ctypes.CDLL(None)." + call + ")"
+    assert boxes.run(sound, code.format("0o1600")).stdout != "-1\n"
+    assert boxes.run(sound, code.format("0o600")).stdout == "-1\n"

@@ -1,0 +1,157 @@
+"""The filter of system calls, read instruction by instruction: what it answers to every call there could be. What a
+kernel makes of it is in test_walls.py."""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import os
+import platform
+from collections.abc import Sequence
+from errno import EAFNOSUPPORT, ENOSYS, EPERM, EPROTONOSUPPORT
+from pathlib import Path
+
+import pytest
+
+from era.drivers import seccomp
+from era.drivers.bubblewrap import BubblewrapDriver
+from era.errors import NoIsolation
+from tests.drivers.boxes import LIMITS
+from tests.drivers.bpf import verdict
+
+NATIVE = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}[platform.machine()]
+I386, ARM, X32 = 0x40000003, 0x40000028, 0x40000000
+HIGH = 1 << 32
+"""The lowest bit of a register that the kernel doesn't look at where it takes an int."""
+
+_library = ctypes.CDLL("libseccomp.so.2")
+_library.seccomp_syscall_resolve_num_arch.restype = ctypes.c_char_p
+
+
+def number_of(call: str) -> int:
+    return int(_library.seccomp_syscall_resolve_name(call.encode()))
+
+
+def name_of(number: int) -> str:
+    name = _library.seccomp_syscall_resolve_num_arch(ctypes.c_uint32(NATIVE), number)
+    return name.decode() if name else ""
+
+
+@pytest.fixture(scope="module")
+def filters() -> tuple[bytes, bytes]:
+    return seccomp.filters()
+
+
+def test_no_call_stands_twice() -> None:
+    names = seccomp.ALLOWED + seccomp.REFUSED
+    assert sorted(names) == sorted(set(names))
+
+
+def test_each_call_gets_its_answer(filters: Sequence[bytes]) -> None:
+    """Every number there is and a good many that there isn't."""
+    answers = dict.fromkeys(seccomp.ALLOWED, 0) | dict.fromkeys(seccomp.REFUSED, EPERM)
+    wrong = {}
+    for number in [*range(1024), 5000, 0x3FFFFFFF]:
+        name = name_of(number)
+        arguments = (1,) if name.startswith("socket") else ()
+        got = verdict(filters, number, arguments, NATIVE)
+        if got != answers.get(name, ENOSYS):
+            wrong[number, name] = got
+    assert wrong == {}
+
+
+@pytest.mark.parametrize("architecture", [I386, ARM, 0, 0xFFFFFFFF])
+def test_calls_of_other_machines_are_not_there(filters: Sequence[bytes], architecture: int) -> None:
+    assert {verdict(filters, number, (), architecture) for number in range(1024)} == {ENOSYS}
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="x32 is an ABI of x86_64")
+def test_calls_of_x32_are_not_there(filters: Sequence[bytes]) -> None:
+    assert {verdict(filters, X32 + number, (), NATIVE) for number in range(1024)} == {ENOSYS}
+
+
+SIGCHLD, THREAD = 17, 0x3D0F00
+TIOCSTI, TIOCLINUX, TCGETS = 0x5412, 0x541C, 0x5401
+SOCKETS = ("socket", "socketpair")
+MAKE_NODE = (("mknod", (0,)), ("mknodat", (0, 0)))
+CHANGE_MODE = (("chmod", (0,)), ("fchmod", (0,)), ("fchmodat", (0, 0)), ("fchmodat2", (0, 0)), ("creat", (0,)))
+
+# A call, its arguments, the errno that it gets.
+ARGUMENTS = [
+    ("clone", (SIGCHLD,), 0),
+    ("clone", (THREAD,), 0),
+    *(("clone", (SIGCHLD | flag,), EPERM) for flag in (1 << 17, *(1 << bit for bit in range(25, 31)))),
+    ("clone", (HIGH | 1 << 28,), EPERM),
+    ("ioctl", (0, TCGETS), 0),
+    *(("ioctl", (0, TIOCSTI | high), EPERM) for high in (0, HIGH, 0xFFFFFFFF << 32)),
+    *(("ioctl", (0, TIOCLINUX | high), EPERM) for high in (0, HIGH, 0xFFFFFFFF << 32)),
+    ("prlimit64", (0, 7), 0),
+    ("prlimit64", (1, 7), EPERM),
+    *(("personality", (value,), 0) for value in (0, 8, 0x20000, 0x20008, 0xFFFFFFFF, -1)),
+    *(("personality", (value,), ENOSYS) for value in (0x40000, 0x400000, 6, HIGH | 0x40000)),
+    *((call, (family,), 0) for call in SOCKETS for family in (1, 2, 10, 16)),
+    *(
+        (call, (high | family,), EAFNOSUPPORT)
+        for call in SOCKETS
+        for family in {*range(48), 0xFFFFFFFF} - {1, 2, 10, 16}
+        for high in (0, HIGH)
+    ),
+    *(("socket", (16, 3, protocol), EAFNOSUPPORT) for protocol in (4, 9, 12, 15, 16)),
+    *(("socket", (2, 1, protocol), 0) for protocol in (0, 1, 6, 17)),
+    *(
+        ("socket", (2, 1, high | protocol), EPROTONOSUPPORT)
+        for protocol in (33, 115, 132, 136, 256)
+        for high in (0, HIGH)
+    ),
+    *((call, (*before, kind | 0o644), 0) for call, before in MAKE_NODE for kind in (0, 0o010000, 0o100000, 0o140000)),
+    *((call, (*before, kind | 0o600), EPERM) for call, before in MAKE_NODE for kind in (0o020000, 0o060000)),
+    *(
+        (call, (*before, mode), EPERM if mode & 0o6000 else 0)
+        for call, before in CHANGE_MODE
+        for mode in (0o755, 0o1777, 0o4755, 0o2755, 0o6000, HIGH | 0o4000)
+    ),
+    *(
+        (call, (*before, flags | high, mode), EPERM if flags & ~2 and mode & 0o6000 else 0)
+        for call, before in (("open", (0,)), ("openat", (0, 0)))
+        for flags in (0, 2, os.O_CREAT | 2, os.O_TMPFILE | 2)
+        for mode in (0, 0o644, 0o4755, 0o2755, HIGH | 0o6755)
+        for high in (0, HIGH)
+    ),
+]
+
+
+def test_arguments_decide(filters: Sequence[bytes]) -> None:
+    wrong = []
+    for call, arguments, answer in ARGUMENTS:
+        if number_of(call) >= 0:
+            got = verdict(filters, number_of(call), arguments, NATIVE)
+            if got != answer:
+                wrong.append((call, arguments, got))
+    assert wrong == []
+
+
+@pytest.mark.parametrize("call", sorted({call for call, _, _ in seccomp.RULES}))
+def test_without_its_rule_a_use_is_let_through(monkeypatch: pytest.MonkeyPatch, call: str) -> None:
+    if number_of(call) < 0:
+        pytest.skip(f"this machine has no {call}")
+    refused = [arguments for name, arguments, answer in ARGUMENTS if name == call and answer]
+    monkeypatch.setattr(seccomp, "RULES", [rule for rule in seccomp.RULES if rule[0] != call])
+    weak = seccomp.filters()
+    assert refused
+    assert {verdict(weak, number_of(call), arguments, NATIVE) for arguments in refused} == {0}
+
+
+def test_without_the_library_nothing_starts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(seccomp, "_LIBRARY", "libseccomp-that-is-not-there.so.2")
+    driver = BubblewrapDriver(tmp_path, LIMITS, cgroup_name="era-test-no-seccomp")
+
+    async def start_and_stop() -> None:
+        try:
+            await driver.start()
+        finally:
+            await driver.stop()
+
+    with pytest.raises(NoIsolation, match="libseccomp-that-is-not-there") as refusal:
+        asyncio.run(start_and_stop())
+    assert "apt-get install libseccomp2" in str(refusal.value.hint)
+    assert not list(Path(tmp_path).glob("live/*"))

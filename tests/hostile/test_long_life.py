@@ -1,0 +1,161 @@
+"""A long life among bad programs: many runs in many sessions, with crashes, timeouts and bombs mixed in, and sandboxes
+that die under them. At the end everything that was acknowledged is there, and the service is as it was."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import re
+import signal
+import threading
+from collections import Counter
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import httpx
+import pytest
+
+from era.app import cgroup_name
+from era.drivers.bubblewrap import FIRST_UID
+from tests.conftest import Server, assert_nothing_left, cgroups, eventually, mounts
+
+COUNT = """
+import json
+with open('.session_data.json') as f: data = json.load(f)
+data['n'] += 1
+with open('.session_data.json', 'w') as f: json.dump(data, f)
+"""
+LONG, SHORT = 60, 0.5
+BAD = {
+    "raises": (LONG, {"failed"}, "raise SystemExit(3)"),
+    "aborts": (LONG, {"killed"}, "import os; os.abort()"),
+    "never ends": (SHORT, {"timeout"}, "while True: pass"),
+    "ignores SIGTERM": (SHORT, {"timeout"}, "import signal, time; signal.signal(15, signal.SIG_IGN); time.sleep(60)"),
+    "leaves a daemon": (LONG, {"ok"}, "import os, time\nif os.fork() == 0:\n    os.setsid(); time.sleep(60)"),
+    "a fork bomb": (SHORT, {"timeout", "oom"}, "import os\nwhile True:\n    try: os.fork()\n    except OSError: pass"),
+    "a memory bomb": (LONG, {"oom", "failed"}, "held = [bytearray(b'x') * (1 << 20) for _ in range(1000)]"),
+    "endless output": (SHORT, {"timeout"}, "import os\nwhile True: os.write(1, b'x' * 65536)"),
+    "fills its disk": (LONG, {"disk_full"}, "for n in range(50): open(f'{n}', 'wb').write(bytes(1 << 20))"),
+    "breaks its state": (LONG, {"ok"}, "open('.session_data.json', 'w').write('[')"),
+}
+"""Programs: how long they may take, how they may end. None of them counts."""
+
+LIMITS = {"memory_mb": 96, "pids": 32, "disk_mb": 8, "output_bytes": 1 << 16}
+
+
+@dataclass
+class Life:
+    """What clients did to a server."""
+
+    server: Server
+    sessions: int
+    counted: Counter[str] = field(default_factory=Counter)
+    """Increments that were acknowledged, by session."""
+
+    told_dead: int = 0
+    killed: int = 0
+    seen: Counter[str] = field(default_factory=Counter)
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def one(self, number: int) -> None:
+        chance = random.Random(number)
+        where = f"s{chance.randrange(self.sessions)}"
+        with self.server.client() as client:
+            if chance.random() < 0.92:
+                self._count(client, where)
+            else:
+                self._misbehave(client, where, chance)
+
+    def _count(self, client: httpx.Client, where: str) -> None:
+        answer = client.post(f"/api/sessions/{where}/run", json={"code": COUNT, "timeout": 60})
+        assert answer.status_code == 200, answer.text
+        told = answer.json()
+        with self.lock:
+            if told["state"]["committed"] and told["status"] == "ok":
+                self.counted[where] += 1
+            else:
+                assert told["status"] == "killed", told  # its sandbox was killed under it
+                self.told_dead += 1
+
+    def _misbehave(self, client: httpx.Client, where: str, chance: random.Random) -> None:
+        kind = chance.choice(list(BAD))
+        timeout, outcomes, code = BAD[kind]
+        answer = client.post(f"/api/sessions/{where}/run", json={"code": code, "timeout": timeout, "atomic": True})
+        assert answer.status_code == 200, answer.text
+        status = answer.json()["status"]
+        with self.lock:
+            self.seen[kind] += 1
+            if status not in outcomes:
+                assert status == "killed", (kind, answer.json())
+                self.told_dead += 1
+
+    def kill_a_sandbox(self, chance: random.Random) -> None:
+        """Kill PID 1 of one, from outside, as the kernel might."""
+        candidates = [pid for pid in self.server.descendants() if _is_first_inside(pid)]
+        if candidates:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(chance.choice(candidates), signal.SIGKILL)
+            self.killed += 1
+
+
+def _is_first_inside(pid: int) -> bool:
+    try:
+        status = Path(f"/proc/{pid}/status").read_text()
+    except OSError:
+        return False
+    found = re.search(r"NSpid:\t(.*)", status)
+    return found is not None and found[1].split()[1:] == ["1"]
+
+
+def live(own_server: Callable[..., Server], *, runs: int, sessions: int) -> None:
+    before, chance = mounts(), random.Random(runs)
+    server = own_server(max_live="12", outputs_kept="5", versions_kept="5")
+    life = Life(server, sessions)
+    with server.client() as client:
+        for number in range(sessions):
+            body = {"language": "python", "session_id": f"s{number}", "data": {"n": 0}, "limits": LIMITS}
+            assert client.post("/api/sessions", json=body).status_code == 201
+    with ThreadPoolExecutor(4) as clients:
+        batch = max(runs // 20, 1)
+        settled = 0
+        for start in range(0, runs, batch):
+            work = [clients.submit(life.one, number) for number in range(start, min(start + batch, runs))]
+            life.kill_a_sandbox(chance)
+            for done in work:
+                done.result()
+            if start == batch * 4:
+                settled = memory(server.pid)
+        grown = memory(server.pid) - settled
+    with server.client() as client:
+        for number in range(sessions):
+            held = client.get(f"/api/sessions/s{number}").json()["data"]["n"]
+            assert held == life.counted[f"s{number}"], f"session s{number}"
+        uid = client.get("/api/sessions/s0/runs").json()["runs"][0]["enforced"]["uid"]
+        assert os.geteuid() != 0 or (uid - FIRST_UID) % 100_000 < 40, "uids of sandboxes that are gone serve again"
+        assert client.delete("/api/sessions").status_code == 200
+        assert eventually(lambda: client.get("/health").json()["sandboxes"] == {"live": 0, "busy": 0, "ready": 3}, 30)
+    assert grown < 20 << 20, f"the service grew by {grown >> 20} MiB"
+    assert life.told_dead <= life.killed, "callers were told of sandboxes that nobody killed"
+    assert len(cgroups(cgroup_name(server.data_dir))) in (0, 9)  # three are ready, in three hierarchies
+    assert len(os.listdir(f"/proc/{server.pid}/fd")) < 120
+    assert "Traceback" not in server.log, server.log
+    processes = server.descendants()
+    assert server.stop() == 0
+    assert_nothing_left(before, processes, server.data_dir)
+
+
+def memory(pid: int) -> int:
+    """Resident bytes."""
+    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def test_a_short_life(own_server: Callable[..., Server]) -> None:
+    live(own_server, runs=400, sessions=20)
+
+
+@pytest.mark.soak
+def test_a_long_life(own_server: Callable[..., Server]) -> None:
+    live(own_server, runs=20_000, sessions=500)
