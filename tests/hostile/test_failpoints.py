@@ -71,7 +71,12 @@ class World:
     def __init__(self, directory: Path, weakness: str | None = None) -> None:
         self.before = mounts()
         self.log = directory / "strace"
-        settings = {"ERA_SPARES": "0", "ERA_VERSIONS_KEPT": str(KEPT), "ERA_GRACE_SECONDS": "0"}
+        settings = {
+            "ERA_SPARES": "0",
+            "ERA_ISOLATION": "bubblewrap",
+            "ERA_VERSIONS_KEPT": str(KEPT),
+            "ERA_GRACE_SECONDS": "0",
+        }
         self.server = ForkedServer(directory / "data", settings, weakness=weakness)
         self.server.start()
         self.disk = Disk(self.server.data_dir)
