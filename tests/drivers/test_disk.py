@@ -20,7 +20,11 @@ def write(file):
 GROWS = {
     "files": "for n in range(4): write(open(f'{n}', 'wb'))",
     "files below": "for n in range(4):\n    os.makedirs(f'd{n}/e'); write(open(f'd{n}/e/f', 'wb'))",
-    "files without names": "held = []\nfor n in range(4):\n    held.append(open('f', 'wb'))\n    os.unlink('f'); write(held[-1])",
+    "files without names": """
+held = []
+for n in range(4):
+    held.append(open('f', 'wb')); os.unlink('f'); write(held[-1])
+""",
     "many empty files": "for n in range(300): open(f'{n}', 'w').close(); time.sleep(0.002)",
     "many directories": "for n in range(300): os.mkdir(f'{n}'); time.sleep(0.002)",
 }
