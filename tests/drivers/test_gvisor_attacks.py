@@ -15,6 +15,7 @@ import pytest
 
 from era.core.models import JsonObject
 from era.drivers import processes
+from era.errors import SandboxFailed
 from tests.conftest import assert_nothing_left, descendants, mounts
 from tests.drivers.boxes import Boxes, Weakness, with_more
 from tests.drivers.test_attacks import (
@@ -127,7 +128,6 @@ ATTACKS = [
     Attack("the root directory", WRITES.format(path="/mine", size=1), WRITABLE_ROOT),
     Attack("/usr", WRITES.format(path="/usr/mine-{canary}", size=1), WRITABLE_ROOT),
     Attack("/etc", WRITES.format(path="/etc/mine-{canary}", size=1), WRITABLE_ROOT),
-    Attack("/dev", WRITES.format(path="/dev/mine", size=1), Weakness(specification=mount("/dev", []))),
     Attack(
         "more of /tmp than there should be",
         WRITES.format(path="/tmp/big", size=20 << 20),
@@ -260,6 +260,39 @@ for kind in (0o020000, 0o060000):
 """
     assert boxes.run(sound, code).stdout == "opened 1 3\n"
     assert not (sound.workspace / "d").exists()
+
+
+REPLACES = """
+import os
+os.unlink('/dev/null')
+open('/dev/null', 'w').write('left')
+"""
+
+
+def _changed_devices_are_handed_on(boxes: Boxes, code: str) -> bool:
+    box = boxes.make()
+    assert boxes.run(box, code).ended.exit_code == 0
+    try:
+        return (
+            boxes.run(
+                box, "print('left' in open('/dev/null').read() + ' '.join(__import__('os').listdir('/dev')))"
+            ).stdout
+            == "True\n"
+        )
+    except SandboxFailed:
+        return False  # as it should be: the host makes another
+
+
+@pytest.mark.parametrize("code", ["open('/dev/left', 'w').close()", REPLACES], ids=["more", "another"])
+def test_changed_devices_cost_the_sandbox(boxes: Boxes, code: str) -> None:
+    assert not _changed_devices_are_handed_on(boxes, code)
+
+
+@pytest.mark.parametrize(
+    "weak_boxes", [Weakness(supervisor={"if device_files() != self.devices:": "if False:"})], indirect=True
+)
+def test_changed_devices_would_be_handed_on(weak_boxes: Boxes) -> None:
+    assert _changed_devices_are_handed_on(weak_boxes, REPLACES)
 
 
 def test_programs_meet_another_kernel(boxes: Boxes, sound: Any) -> None:

@@ -24,7 +24,8 @@ by how large a file may be.
 
 *The control socket* is handed on as descriptor 3. Nothing else of the host is open inside.
 
-*What gVisor has not.* PID 1 can be killed from inside: that ends this sandbox, and the host makes another. There are no
+*What gVisor has not.* A read-only /dev whose devices can be written to: it is writable, and a run that changes it costs
+the sandbox. PID 1 can be killed from inside: that ends this sandbox, and the host makes another. There are no
 pidfds, no table of System V objects, and no way to populate memory; the supervisor does it another way.
 """
 
@@ -106,7 +107,8 @@ def specification(limits: Limits, config: str) -> JsonObject:
         },
         "mounts": [
             {"destination": "/proc", "type": "proc", "source": "proc"},
-            {"destination": "/dev", "type": "dev", "source": "dev", "options": ["ro"]},
+            # Not read-only: gVisor would then let nobody write to a device either. The supervisor looks after it.
+            {"destination": "/dev", "type": "dev", "source": "dev"},
             *({"destination": path, "type": "tmpfs", "source": "tmpfs", "options": scratch} for path in guest.SCRATCH),
             {
                 "destination": guest.WORKSPACE,

@@ -176,6 +176,7 @@ class Supervisor:
         self.isolation = config["isolation"]
         self.loaded_at_start = loaded_at_start
         self.spare: Spare | None = None
+        self.devices = device_files()
         self.last_ids = dict.fromkeys(("shm", "sem", "msg"), -1)
 
     # -- the loop -----------------------------------------------------------------------------------------------
@@ -233,6 +234,8 @@ class Supervisor:
             empty_directory(directory, 0o1777)
         if ephemeral:
             empty_directory(self.workspace, 0o755)
+        if device_files() != self.devices:  # possible in gVisor only, where /dev can't be read-only
+            raise RuntimeError("a run has changed /dev")
         for kind in ("shm", "sem", "msg"):
             try:
                 with open(f"/proc/sysvipc/{kind}", "rb") as table:
@@ -529,6 +532,13 @@ def isolation_seen() -> dict[str, Any]:
     return {"namespaces": {name: os.readlink(f"/proc/self/ns/{name}") for name in os.listdir("/proc/self/ns")}, **lines}
 
 
+def device_files() -> dict[str, tuple[int, int]]:
+    """What /dev has: mode and device number by name."""
+    with os.scandir("/dev") as entries:
+        found = {entry.name: entry.stat(follow_symlinks=False) for entry in entries}
+    return {name: (stat.st_mode, stat.st_rdev) for name, stat in {".": os.stat("/dev"), **found}.items()}
+
+
 def remove_system_v_object(kind: str, identifier: int) -> None:
     """Remove shared memory (`shm`), semaphores (`sem`) or a message queue (`msg`) that a run has left."""
     arguments = (identifier, 0, IPC_RMID, None) if kind == "sem" else (identifier, IPC_RMID, None)
@@ -577,6 +587,10 @@ def prepare(loaded_at_start: frozenset[str]) -> Supervisor:
         os.dup2(control, 3, inheritable=False)
         config["control"] = 3
     os.closerange(4, resource.getrlimit(resource.RLIMIT_NOFILE)[0])
+    # An empty stdin of the sandbox's own: the host's /dev/null could not be opened again, by its name /dev/stdin.
+    null = os.open("/dev/null", os.O_RDONLY)
+    os.dup2(null, 0)
+    os.close(null)
     os.umask(0o022)
     reset_signals()
     seen = isolation_seen()  # before our own /proc is closed to us too
