@@ -44,7 +44,6 @@ Wire format, both ways over one stream socket: a kind (1 byte), a length (4 byte
 from __future__ import annotations
 
 import ctypes
-import errno
 import fcntl
 import gc
 import io
@@ -57,6 +56,7 @@ import sys
 import time
 
 import landlock
+from system_v import SystemV
 from workspace import STATE_FILE, empty_directory, read_state, remove_if_unchanged, write_file
 
 TYPE_CHECKING = False  # as type checkers know it; importing it from typing would cost every sandbox
@@ -71,13 +71,11 @@ TICK = 0.1  # seconds between looks at the scratch directories: most runs are ov
 PIPE_BYTES = 1 << 20
 LOOK, LOOK_SOON = 0.02, 0.001  # seconds between looks whether a program has ended, where nothing tells of it
 PR_SET_DUMPABLE = 4
-IPC_RMID = 0
-IPC_PRIVATE = 0
 MADV_POPULATE_WRITE = 23  # Linux 5.14; older kernels and gVisor answer EINVAL, and the pages are written to one by one
 PAGE = 4096
 
 # Modules of our own need, which a program must find unloaded.
-OURS = ("supervisor", "workspace", "landlock", "ctypes", "ctypes._endian", "_ctypes", "fcntl", "resource")
+OURS = ("supervisor", "workspace", "landlock", "system_v", "ctypes", "ctypes._endian", "_ctypes", "fcntl", "resource")
 # What programs import most. Each costs memory in every spare, and time when it is finalized.
 PRELOAD = ("collections", "datetime", "json", "math", "os.path", "random", "re", "string", "traceback")
 
@@ -177,7 +175,7 @@ class Supervisor:
         self.loaded_at_start = loaded_at_start
         self.spare: Spare | None = None
         self.devices = device_files()
-        self.last_ids = dict.fromkeys(("shm", "sem", "msg"), -1)
+        self.system_v = SystemV()
 
     # -- the loop -----------------------------------------------------------------------------------------------
 
@@ -236,13 +234,7 @@ class Supervisor:
             empty_directory(self.workspace, 0o755)
         if device_files() != self.devices:  # possible in gVisor only, where /dev can't be read-only
             raise RuntimeError("a run has changed /dev")
-        for kind in ("shm", "sem", "msg"):
-            try:
-                with open(f"/proc/sysvipc/{kind}", "rb") as table:
-                    for line in table.read().splitlines()[1:]:
-                        remove_system_v_object(kind, int(line.split()[1]))
-            except FileNotFoundError:
-                self.last_ids[kind] = remove_system_v_objects_since(kind, self.last_ids[kind])
+        self.system_v.remove()
 
     # -- starting -----------------------------------------------------------------------------------------------
 
@@ -537,29 +529,6 @@ def device_files() -> dict[str, tuple[int, int]]:
     with os.scandir("/dev") as entries:
         found = {entry.name: entry.stat(follow_symlinks=False) for entry in entries}
     return {name: (stat.st_mode, stat.st_rdev) for name, stat in {".": os.stat("/dev"), **found}.items()}
-
-
-def remove_system_v_object(kind: str, identifier: int) -> None:
-    """Remove shared memory (`shm`), semaphores (`sem`) or a message queue (`msg`) that a run has left."""
-    arguments = (identifier, 0, IPC_RMID, None) if kind == "sem" else (identifier, IPC_RMID, None)
-    if getattr(_libc, f"{kind}ctl")(*arguments) != 0:
-        raise OSError(ctypes.get_errno(), f"System V {kind} object {identifier} can't be removed")
-
-
-def remove_system_v_objects_since(kind: str, last: int) -> int:
-    """The same where there is no table of them, as in gVisor, which numbers them one after the other: remove all that
-    were made after number `last`. The answer is the last number by now."""
-    arguments = {"shm": (IPC_PRIVATE, 1, 0o600), "sem": (IPC_PRIVATE, 1, 0o600), "msg": (IPC_PRIVATE, 0o600)}[kind]
-    newest: int = getattr(_libc, f"{kind}get")(*arguments)
-    if newest < 0:
-        raise OSError(ctypes.get_errno(), f"System V {kind} objects can't be counted")
-    for identifier in range(last + 1, newest + 1):
-        try:
-            remove_system_v_object(kind, identifier)
-        except OSError as problem:
-            if problem.errno not in (errno.EINVAL, errno.EIDRM) or identifier == newest:
-                raise
-    return newest
 
 
 # -- starting up ------------------------------------------------------------------------------------------------
