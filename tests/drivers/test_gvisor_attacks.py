@@ -4,6 +4,7 @@ whatever a program uses up. Canaries only."""
 from __future__ import annotations
 
 import os
+import random
 import shutil
 import socket
 import time
@@ -30,6 +31,7 @@ from tests.drivers.test_attacks import (
     canaries,
     replaced,
 )
+from tests.drivers.test_syscall_fuzz import fuzz
 
 __all__ = ["canaries"]
 
@@ -370,6 +372,13 @@ def test_env_of_a_run_is_nowhere_in_the_next(boxes: Boxes) -> None:
 )
 def test_env_in_the_supervisor_would_be_found(weak_boxes: Boxes) -> None:
     assert "GOT" in _two_runs(weak_boxes)
+
+
+@pytest.mark.parametrize("calls", [2_000, pytest.param(50_000, marks=pytest.mark.soak)])
+def test_random_system_calls_stay_inside(boxes: Boxes, tmp_path: Path, calls: int) -> None:
+    """A program may kill its own sandbox in gVisor, and nothing else."""
+    seed = int(os.environ.get("ERA_TEST_SEED", random.randrange(1 << 32)))
+    fuzz(boxes, tmp_path / "canary", calls, seed, lives=False)
 
 
 # -- whatever a program uses up -------------------------------------------------------------------------------------
