@@ -81,8 +81,8 @@ def _host() -> dict[str, object]:
     }
 
 
-def fuzz(boxes: Boxes, canary: Path, calls: int, seed: int, *, lives: bool = True) -> None:
-    """With `lives`, no sandbox may die of it."""
+def fuzz(boxes: Boxes, canary: Path, calls: int, seed: int, *, lives: bool = True, timeout: float = 20) -> None:
+    """With `lives`, no sandbox may die of it. A run may take `timeout` seconds."""
     print(f"seed {seed}")
     canary.write_text("untouched")
     canary.chmod(0o666)
@@ -91,7 +91,7 @@ def fuzz(boxes: Boxes, canary: Path, calls: int, seed: int, *, lives: bool = Tru
     while made < calls:
         box = boxes.make()
         wanted = min(calls - made, 2500)
-        told = boxes.run(box, FUZZ.format(seed=seed, wanted=wanted), timeout=20)
+        told = boxes.run(box, FUZZ.format(seed=seed, wanted=wanted), timeout=timeout)
         seed += 1
         made += int(told.stdout.split()[-1]) if told.stdout else 1
         assert told.ended.sandbox_alive or not lives
