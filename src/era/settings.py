@@ -49,6 +49,11 @@ class Settings(BaseSettings):
     tmp_mb: int = Field(default=64, ge=1, description="Size of /tmp and of /dev/shm in a sandbox, in MiB each.")
     disk_mb: int = Field(default=4096, ge=1, description="Size of all files of a session, in MiB.")
     files: int = Field(default=200_000, ge=16, description="Files, directories and links a session may have.")
+    disk_write_mbps: int = Field(
+        default=64,
+        ge=0,
+        description="MiB a second that a sandbox may write to disk, where a cgroup can bound that; 0: any.",
+    )
     output_bytes: int = Field(
         default=10 << 20, ge=1024, description="Bytes of stdout, and of stderr, that a run may answer."
     )

@@ -96,7 +96,8 @@ def fuzz(boxes: Boxes, canary: Path, calls: int, seed: int, *, lives: bool = Tru
         made += int(told.stdout.split()[-1]) if told.stdout else 1
         assert told.ended.sandbox_alive or not lives
         try:
-            assert boxes.run(box, "print('well')").stdout == "well\n"
+            well = boxes.run(box, "print('well')")
+            assert (well.stdout, well.stderr, well.ended.cause) == ("well\n", "", "exit"), f"seed {seed - 1}: {well}"
         except SandboxFailed:
             assert not lives
         inside = descendants(box._process.pid)  # type: ignore[union-attr]  # it is running

@@ -316,11 +316,7 @@ class Supervisor:
         # A file of the session's own hides a module of the same name, as it would had we not loaded that one.
         preloaded = {name.partition(".")[0] for name in sys.modules} - self.loaded_at_start
         with os.scandir(".") as entries:
-            own = {
-                entry.name.partition(".")[0]
-                for entry in entries
-                if entry.name.endswith((".py", ".so")) or entry.is_dir()
-            }
+            own = {entry.name.partition(".")[0] for entry in entries if is_importable(entry)}
         for name in own & preloaded:
             for loaded in [module for module in sys.modules if module.partition(".")[0] == name]:
                 del sys.modules[loaded]
@@ -422,6 +418,14 @@ class Supervisor:
             if room.f_files - room.f_ffree > self.scratch_entries:
                 return f"{directory} holds more than {self.scratch_entries} files"
         return None
+
+
+def is_importable(entry: os.DirEntry[str]) -> bool:
+    """Whether a module may be here."""
+    try:
+        return entry.name.endswith((".py", ".so")) or entry.is_dir()
+    except OSError:
+        return False  # a link that leads in circles, or to where we may not look
 
 
 def wide_pipe() -> tuple[int, int]:
