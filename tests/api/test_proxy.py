@@ -6,11 +6,14 @@ import base64
 import json
 import re
 import socket
+import subprocess
+import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
-from typing import Any
+from dataclasses import dataclass
+from typing import IO, Any
 
 import httpx
 import pytest
@@ -537,6 +540,46 @@ def test_bytes_that_no_run_comes_of(client: httpx.Client, publish: Publish, serv
     assert len(re.findall(rb"HTTP/1\.1 \d{3} ", received)) == 1
     time.sleep(0.05)
     assert client.get(f"/api/sessions/{url.split('/')[2]}/runs").json()["count"] == 0
+
+
+@dataclass
+class ImpatientServer(Server):
+    """A server that gives a body one second."""
+
+    def _spawn(self, command: list[str], environment: dict[str, str], log: IO[bytes]) -> subprocess.Popen[bytes]:
+        changed = "from era.api import proxy; proxy._BODY_SECONDS = 1.0; from era.cli import main; main()"
+        return subprocess.Popen([sys.executable, "-c", changed, "serve"], stdout=log, stderr=log, env=environment)
+
+
+def test_a_body_that_trickles(own_server: Callable[..., Server], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each piece comes in time, and the whole never does."""
+    monkeypatch.setattr("tests.conftest.Server", ImpatientServer)
+    server = own_server()
+    with server.client() as client:
+        client.post("/api/sessions", json={"language": "python", "session_id": "s"})
+        client.put("/api/sessions/s/code", json={"code": COUNTER})
+
+        def trickle() -> Iterator[bytes]:
+            for _ in range(40):
+                yield b"x"
+                time.sleep(0.1)
+
+        began = time.monotonic()
+        with suppress(httpx.WriteError):  # it may have hung up before the next piece
+            assert client.post("/proxy/s/1", content=trickle()).status_code == 408
+        assert time.monotonic() - began < 6
+        assert client.get("/api/sessions/s/runs").json()["count"] == 0
+
+
+def test_an_upgrade_and_then_nothing_that_was_asked_for(publish: Publish, server: Server) -> None:
+    """After it has been answered, what comes on the connection is no second request, and it is closed."""
+    request = b"GET " + publish(COUNTER).encode() + b" HTTP/1.1\r\nHost: SELF\r\nConnection: Upgrade\r\n"
+    request += b"Upgrade: websocket\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: eA==\r\n\r\n"
+    began = time.monotonic()
+    received = raw(server, request + b"\x81\x05hello")
+    assert time.monotonic() - began < 12
+    assert re.findall(rb"HTTP/1\.1 (\d{3}) ", received)[:1] in ([b"201"], [b"400"])
+    assert b"101 " not in received
 
 
 def test_an_upgrade_is_an_ordinary_call(publish: Publish, server: Server) -> None:

@@ -126,10 +126,11 @@ class Guard:
         origin = headers.get(b"origin")
         if origin is not None and origin.decode("latin-1").lower().partition("://")[2] != host:
             raise Forbidden("This server has no key, so pages of other origins may not call it.")
-        if headers.get(b"sec-fetch-site", b"none") not in (b"none", b"same-origin") and _KEYED.match(path):
+        if not _KEYED.match(path):
+            return
+        if headers.get(b"sec-fetch-site", b"none") not in (b"none", b"same-origin"):
             raise Forbidden("This server has no key, so pages of other sites may not call it.")
-        referer = unquote(headers.get(b"referer", b"").decode("latin-1"))
-        if _KEYED.match(path) and _FROM_A_SESSION.match(referer):
+        if _FROM_A_SESSION.match(unquote(headers.get(b"referer", b"").decode("latin-1"))):
             raise Forbidden("This server has no key, so pages of sessions may not call it.")
 
 

@@ -90,13 +90,11 @@ async def _checked(request: Request, context: Context) -> tuple[str, bytes]:
         session = await context.store.session(session_id)
     except NotFound:
         raise NotFound("There is no session at this URL.", hint="Ask the owner of the session for its URL.") from None
-    if not session.allow_public:
-        check_stored(session, public=True)
+    check_stored(session, public=True)
     if port and not (re.fullmatch(rb"\d{1,5}", port) and 1 <= int(port) <= 65535):
         raise BadRequest(
             "The URL has no port behind the session's id.", hint="/proxy/{id}/{port}/{path}, with a port of 1 to 65535."
         )
-    check_stored(session, public=True)
     return session_id, path or b"/"
 
 
