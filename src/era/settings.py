@@ -33,7 +33,7 @@ class Settings(BaseSettings):
         default=False, description="Serve an address other than loopback although no API key is set."
     )
     public_url: str | None = Field(
-        default=None, description="URL that programs see as ERA_BASE_URL, if not the caller's own."
+        default=None, description="URL under which others reach this server, if not the one that a caller uses."
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         default="info", description="Least severe messages to log: debug, info, warning or error."
