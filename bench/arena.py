@@ -79,6 +79,9 @@ class Arena:
     def new_session(self, language: str) -> str:
         return self.check_created(self.create(language))
 
+    def store_code(self, session: str, code: str) -> None:
+        _expect(self._call("PUT", f"/api/sessions/{session}/code", json.dumps({"code": code}).encode()), 200)
+
     def delete_session(self, session: str) -> None:
         _expect(self._call("DELETE", f"/api/sessions/{session}", None), 200)
 

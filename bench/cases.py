@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from bench import rivals
-from bench.arena import Arena
+from bench.arena import Answer, Arena
 
 PROGRAMS = {
     "python": "print(1)",
@@ -76,6 +76,24 @@ def warm(language: str, code: str) -> Callable[[Arena], Probe]:
         session = arena.new_session(language)
         arena.check_run(arena.run(session, code))
         return Probe(lambda _: arena.run(session, code), after=arena.check_run)
+
+    return start
+
+
+def relayed(code: str) -> Callable[[Arena], Probe]:
+    """A call of the public URL of a session whose sandbox is live."""
+
+    def start(arena: Arena) -> Probe:
+        session = arena.new_session("python")
+        arena.store_code(session, code)
+        arena.check_run(arena.run(session, code))
+        path = f"/proxy/{session}/80/hook?a=1"
+
+        def after(answer: Answer) -> None:
+            if answer != (200, b"1"):
+                raise RuntimeError(f"A relayed call went wrong: {answer}")
+
+        return Probe(lambda _: arena.post(path, {"hello": "world"}), after=after)
 
     return start
 

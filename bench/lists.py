@@ -16,6 +16,7 @@ from bench.cases import (
     health,
     no_such_path,
     program,
+    relayed,
     warm,
 )
 from era.core.models import Language
@@ -75,6 +76,7 @@ CASES = [
             ),
         )
     ),
+    Case("relayed", "a call of a public URL, answered by a run", relayed(PROGRAMS["python"]), _PAUSES["python"]),
     Case("quiet", "a warm run, alone", crowd.run_beside(()), _PAUSES["python"], burst=20),
     Case("crowded", "the same beside 7 that burn", crowd.run_beside(crowd.CROWD), _PAUSES["python"], burst=20),
     Case("file of one", "a run that changes the only file", large.change_one_file(of_many=False), 0.05),
@@ -98,6 +100,7 @@ RATIOS = [
     Ratio("typescript burst", "typescript host burst"),
     Ratio("python change", "python host"),
     Ratio("python warm", "python bwrap"),
+    Ratio("relayed", "python warm", goal=1.3),
     *(Ratio(f"walls {name}", f"no walls {name}", goal=1.2) for name in _WALLED),
     Ratio("python first", "python host"),
     Ratio("python first", "python bwrap"),

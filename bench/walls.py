@@ -65,6 +65,7 @@ def sandbox(language: Language, code: str, *, weak: bool) -> Callable[[Arena], P
         driver = (_WeakDriver if weak else BubblewrapDriver)(directory, _LIMITS, cgroup_name=name)
         arena.closers.callback(runner.close)
         arena.closers.callback(lambda: runner.run(driver.stop()))
+        runner.run(driver.clear())
         runner.run(driver.start())
         box = runner.run(driver.create(language, _LIMITS))
         expected = ("none", None) if weak else ("filter", box.enforced["landlock"])

@@ -68,6 +68,7 @@ def rules(settings: Settings) -> Rules:
         files=settings.files,
         output_bytes=settings.output_bytes,
         tmp_bytes=settings.tmp_mb << 20,
+        write_bytes_per_second=settings.disk_write_mbps << 20,
     )
     maxima = Limits(
         memory_bytes=max(settings.max_memory_mb << 20, defaults.memory_bytes),
@@ -77,6 +78,7 @@ def rules(settings: Settings) -> Rules:
         files=max(settings.max_files, defaults.files),
         output_bytes=max(settings.max_output_bytes, defaults.output_bytes),
         tmp_bytes=defaults.tmp_bytes,
+        write_bytes_per_second=defaults.write_bytes_per_second,
     )
     return Rules(defaults, maxima)
 

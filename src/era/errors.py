@@ -18,6 +18,8 @@
     ├── RangeNotSatisfiable   416  a part was asked for that isn't there
     ├── HeadersTooLarge       431  headers over their limit
     ├── TooManyWaiting        429  the session's queue is full
+    ├── RelayFailed           502  the program behind a public URL gave no answer that can be sent
+    │   └── RelayTimeout      504  it reached its timeout
     └── Unavailable           503  this server can't do it now
         ├── TooManyUploads    503  as many large bodies come in as may at a time
         ├── NoIsolation       503  the isolation asked for can't be had on this machine
@@ -151,6 +153,17 @@ class TooManyWaiting(EraError):
     code = "too_many_waiting"
     hint = "One run at a time per session; wait for those under way, or use more sessions."
     retry_after = 1
+
+
+class RelayFailed(EraError):
+    status = 502
+    code = "no_answer"
+    hint = "The owner of the session finds what its program said in the run that X-Era-Run names."
+
+
+class RelayTimeout(RelayFailed):
+    status = 504
+    code = "answer_timeout"
 
 
 class Unavailable(EraError):

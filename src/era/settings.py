@@ -33,7 +33,7 @@ class Settings(BaseSettings):
         default=False, description="Serve an address other than loopback although no API key is set."
     )
     public_url: str | None = Field(
-        default=None, description="URL that programs see as ERA_BASE_URL, if not the caller's own."
+        default=None, description="URL under which others reach this server, if not the one that a caller uses."
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         default="info", description="Least severe messages to log: debug, info, warning or error."
@@ -49,6 +49,11 @@ class Settings(BaseSettings):
     tmp_mb: int = Field(default=64, ge=1, description="Size of /tmp and of /dev/shm in a sandbox, in MiB each.")
     disk_mb: int = Field(default=4096, ge=1, description="Size of all files of a session, in MiB.")
     files: int = Field(default=200_000, ge=16, description="Files, directories and links a session may have.")
+    disk_write_mbps: int = Field(
+        default=64,
+        ge=0,
+        description="MiB a second that a sandbox may write to disk, where a cgroup can bound that; 0: any.",
+    )
     output_bytes: int = Field(
         default=10 << 20, ge=1024, description="Bytes of stdout, and of stderr, that a run may answer."
     )

@@ -367,6 +367,13 @@ class ArchiveAnswer(BaseModel):
     total_size_bytes: int
 
 
+class HostAnswer(BaseModel):
+    url: str
+    base_url: str
+    session_id: str
+    port: int
+
+
 class CodeStoredAnswer(BaseModel):
     success: bool
     code_length: int

@@ -156,6 +156,13 @@ ATTACKS = [
         landlock_holds=True,
     ),
     Attack(
+        "the supervisor's root and descriptors",
+        "import os\nfor name in ('root', 'cwd', 'exe', 'fd/3'):\n"
+        "    try: os.readlink(f'/proc/1/{name}'); print('GOT', name)\n    except OSError as problem: print(problem)",
+        OPEN_SUPERVISOR,
+        landlock_holds=True,
+    ),
+    Attack(
         "a signal to the supervisor",
         "import os\ntry:\n    os.kill(1, 0); print('GOT')\nexcept OSError as problem: print(problem)",
         Weakness(supervisor=WITHOUT_LANDLOCK),

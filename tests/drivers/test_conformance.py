@@ -48,8 +48,12 @@ KNOWN["test_how_out_of_memory_looks", "gvisor as a user"] = (
 )
 for driver in ("gvisor", "gvisor as a user"):
     KNOWN["test_the_supervisor_can_t_be_killed", driver] = "gVisor does not protect PID 1 as Linux does"
+    KNOWN["test_dev_can_t_be_changed", driver] = (
+        "a read-only /dev in gVisor has read-only devices: the sandbox goes instead"
+    )
 NEVER: dict[tuple[str, str], str] = {
     ("test_how_out_of_memory_looks", "fake"): "it would be the host's memory",
+    ("test_dev_can_t_be_changed", "fake"): "it would be the host's /dev",
     ("test_the_supervisor_can_t_be_killed", "fake"): "it would be the host's init",
     ("test_out_of_memory", "fake"): "it would be the host's memory",
     ("test_a_daemon_does_not_outlive_the_run", "fake"): "it would outlive the tests",
@@ -197,6 +201,20 @@ if __name__ == "__main__":
     print(subprocess.run(["sh", "-c", "echo shell"], capture_output=True, text=True).stdout, end="")
 """
     assert _says(boxes, box, code) == "5\n[0, 1, 2, 3, 4, 5, 6, 7]\n[0, 1, 4, 9]\nshell\n"
+
+
+def test_devices(boxes: Any, box: Any) -> None:
+    code = """
+import os, subprocess
+with open('/dev/null', 'w') as null: null.write('x')
+subprocess.run(['true'], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, check=True)
+print(len(open('/dev/urandom', 'rb').read(8)), open('/dev/zero', 'rb').read(2), open('/dev/null').read() == '')
+try:
+    with open('/dev/full', 'w') as full: full.write('x')
+except OSError as error: print(error.errno)
+print(os.readlink('/dev/fd'), open('/dev/stdin').read() == '')
+"""
+    assert _says(boxes, box, code) == "8 b'\\x00\\x00' True\n28\n/proc/self/fd True\n"
 
 
 def test_sqlite(boxes: Any, box: Any) -> None:
@@ -437,7 +455,7 @@ def test_system_files_are_the_sandbox_s_own(boxes: Any, box: Any) -> None:
     code = """
 import os
 print([name for name in ('/root', '/home', '/var', '/etc/shadow', '/sys/kernel/security') if os.path.exists(name)])
-for path in ('/', '/usr', '/etc', '/etc/passwd', '/era', '/dev', '/opt/node'):
+for path in ('/', '/usr', '/etc', '/etc/passwd', '/era', '/opt/node'):
     try: os.close(os.open(path + '/x' if os.path.isdir(path) else path, os.O_WRONLY | os.O_CREAT)); print('wrote', path)
     except OSError: pass
 print(open('/proc/self/status').read().split('CapEff:')[1].split()[0])
@@ -454,6 +472,13 @@ def test_the_supervisor_can_t_be_killed(boxes: Any, number: int) -> None:
     told = boxes.run(box, code, timeout=5)
     boxes.close(box)
     assert (told.stdout, told.ended.sandbox_alive) == ("on\n", True)
+
+
+def test_dev_can_t_be_changed(boxes: Any) -> None:
+    box = boxes.make()
+    told = boxes.run(box, "open('/dev/mine', 'w')")
+    boxes.close(box)
+    assert told.ended.exit_code == 1
 
 
 # -- the sandbox itself ---------------------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ whatever a program uses up. Canaries only."""
 from __future__ import annotations
 
 import os
+import random
 import shutil
 import socket
 import time
@@ -15,6 +16,7 @@ import pytest
 
 from era.core.models import JsonObject
 from era.drivers import processes
+from era.errors import SandboxFailed
 from tests.conftest import assert_nothing_left, descendants, mounts
 from tests.drivers.boxes import Boxes, Weakness, with_more
 from tests.drivers.test_attacks import (
@@ -29,6 +31,7 @@ from tests.drivers.test_attacks import (
     canaries,
     replaced,
 )
+from tests.drivers.test_syscall_fuzz import fuzz
 
 __all__ = ["canaries"]
 
@@ -127,7 +130,6 @@ ATTACKS = [
     Attack("the root directory", WRITES.format(path="/mine", size=1), WRITABLE_ROOT),
     Attack("/usr", WRITES.format(path="/usr/mine-{canary}", size=1), WRITABLE_ROOT),
     Attack("/etc", WRITES.format(path="/etc/mine-{canary}", size=1), WRITABLE_ROOT),
-    Attack("/dev", WRITES.format(path="/dev/mine", size=1), Weakness(specification=mount("/dev", []))),
     Attack(
         "more of /tmp than there should be",
         WRITES.format(path="/tmp/big", size=20 << 20),
@@ -262,6 +264,39 @@ for kind in (0o020000, 0o060000):
     assert not (sound.workspace / "d").exists()
 
 
+REPLACES = """
+import os
+os.unlink('/dev/null')
+open('/dev/null', 'w').write('left')
+"""
+
+
+def _changed_devices_are_handed_on(boxes: Boxes, code: str) -> bool:
+    box = boxes.make()
+    assert boxes.run(box, code).ended.exit_code == 0
+    try:
+        return (
+            boxes.run(
+                box, "print('left' in open('/dev/null').read() + ' '.join(__import__('os').listdir('/dev')))"
+            ).stdout
+            == "True\n"
+        )
+    except SandboxFailed:
+        return False  # as it should be: the host makes another
+
+
+@pytest.mark.parametrize("code", ["open('/dev/left', 'w').close()", REPLACES], ids=["more", "another"])
+def test_changed_devices_cost_the_sandbox(boxes: Boxes, code: str) -> None:
+    assert not _changed_devices_are_handed_on(boxes, code)
+
+
+@pytest.mark.parametrize(
+    "weak_boxes", [Weakness(supervisor={"if device_files() != self.devices:": "if False:"})], indirect=True
+)
+def test_changed_devices_would_be_handed_on(weak_boxes: Boxes) -> None:
+    assert _changed_devices_are_handed_on(weak_boxes, REPLACES)
+
+
 def test_programs_meet_another_kernel(boxes: Boxes, sound: Any) -> None:
     told = boxes.run(sound, "import os; print(os.uname().release, open('/proc/version').read())")
     assert os.uname().release not in told.stdout
@@ -337,6 +372,13 @@ def test_env_of_a_run_is_nowhere_in_the_next(boxes: Boxes) -> None:
 )
 def test_env_in_the_supervisor_would_be_found(weak_boxes: Boxes) -> None:
     assert "GOT" in _two_runs(weak_boxes)
+
+
+@pytest.mark.parametrize("calls", [500, pytest.param(5_000, marks=pytest.mark.soak)])
+def test_random_system_calls_stay_inside(boxes: Boxes, tmp_path: Path, calls: int) -> None:
+    """A program may kill its own sandbox in gVisor, and nothing else."""
+    seed = int(os.environ.get("ERA_TEST_SEED", random.randrange(1 << 32)))
+    fuzz(boxes, tmp_path / "canary", calls, seed, lives=False, timeout=3)
 
 
 # -- whatever a program uses up -------------------------------------------------------------------------------------

@@ -221,3 +221,24 @@ def test_programs_work(boxes: Boxes, language: Language, code: str) -> None:
     told = boxes.run(box, textwrap.dedent(code))
     boxes.close(box)
     assert (told.ended.exit_code, told.stdout, told.stderr) == (0, "", "")
+
+
+def test_no_name_in_the_working_directory_keeps_a_program_from_starting(boxes: Boxes) -> None:
+    """A program finds its own modules there, so all names are looked at, wherever they lead."""
+    box = boxes.make()
+    makes = """
+import os
+for target in ('loop', '/proc/1/root/x', '/proc/1/cwd', 'nowhere', '/' + 'x' * 300, '/dev/null/x'):
+    os.symlink(target, str(len(os.listdir())) if target != 'loop' else 'loop')
+os.mkdir('closed', 0)
+open(b'\\xff\\xfe.py', 'w').close()
+"""
+    assert boxes.run(box, makes).ended.exit_code == 0
+    told = boxes.run(box, "import os; print(len(os.listdir()))")
+    assert (told.stdout, told.stderr) == ("10\n", "")
+
+
+def test_a_closed_working_directory_is_opened_again(boxes: Boxes) -> None:
+    box = boxes.make()
+    assert boxes.run(box, "import os; os.chmod('.', 0)").ended.state_problem == "can't be opened: Permission denied"
+    assert boxes.run(box, "print('well')").stdout == "well\n"

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
+import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from tests.conftest import descendants, eventually
-from tests.drivers.boxes import WITHOUT_LANDLOCK, Boxes, Weakness
+from tests.drivers.boxes import LIMITS, WITHOUT_LANDLOCK, Boxes, Weakness
 
 ROOT = os.geteuid() == 0
 
@@ -255,3 +257,37 @@ def test_a_program_past_its_deadline_is_ended(boxes: Boxes, code: str) -> None:
     assert 0.3 <= time.monotonic() - begun < 5
     assert (told.ended.cause, told.ended.exit_code) == ("timeout", 124)
     _still_well(boxes, box)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="an ordinary user has no cgroup")
+def test_a_long_run_gives_way_and_the_next_does_not(boxes: Boxes) -> None:
+    box = boxes.make()
+    assert box._group is not None
+    idle = box._group.directories["cpu"] / "cpu.idle"
+    if not idle.exists():
+        pytest.skip("this kernel has no cpu.idle (Linux 5.15)")
+    assert idle.read_text() == "0\n"
+    long = threading.Thread(target=boxes.run, args=(box, "import time; time.sleep(1.5)"))
+    long.start()
+    assert eventually(lambda: idle.read_text() == "1\n", 5)
+    long.join()
+    assert idle.read_text() == "0\n"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="an ordinary user has no cgroup")
+def test_writing_to_disk_is_bounded(boxes: Boxes) -> None:
+    """Bounded by the kernel, and told as it reads it back; what that does to others is measured by bench/."""
+    box = boxes._runner.run(boxes.driver.create("python", replace(LIMITS, write_bytes_per_second=8 << 20)))
+    if "disk_write_bytes_per_second" not in box.enforced["cgroup"]:
+        pytest.skip("what the tests write to is no disk whose writes can be bounded")
+    assert box.enforced["cgroup"]["disk_write_bytes_per_second"] == 8 << 20
+    code = """
+import os, time
+began = time.time()
+with open('f', 'wb') as file:
+    file.write(bytes(24 << 20)); os.fsync(file.fileno())
+print(time.time() - began)
+"""
+    bounded, free = (float(boxes.run(which, code).stdout) for which in (box, boxes.make()))
+    assert bounded > 1.5
+    assert free < bounded

@@ -17,6 +17,7 @@ from era.core.models import NewSession, RunRecord, Session, now
 from era.core.ports import Sandbox
 from era.core.snapshots import BlobStore, Snapshots
 from era.store.metadata import SqlStore
+from tests.core.lab import LIMITS
 
 SESSION = "s"
 LARGE = 1_200_000
@@ -25,7 +26,7 @@ LARGE = 1_200_000
 class Place:
     """As much of a sandbox as snapshots need."""
 
-    uid = None
+    uid, limits = None, LIMITS
 
     def __init__(self, workspace: Path) -> None:
         self.workspace = workspace

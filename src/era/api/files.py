@@ -73,7 +73,7 @@ class _Rest(Convertor[str]):
 register_url_convertor("rest", _Rest())
 
 
-async def existing_path(request: Request) -> Parts:
+async def existing_path(request: Request) -> Parts:  # not async, it would take a hop through a thread
     """The path of a file as it stands in the URL, decoded once and by us. Raises BadRequest."""
     found = _IN_URL.fullmatch(request.scope["raw_path"])
     if found is None:

@@ -4,6 +4,9 @@ Without a key a server on loopback is open to everybody on the machine, but must
 browsers. Such a page can send a request here in three ways, each refused: from another site (Origin and
 Sec-Fetch-Site tell), under another name that resolves to loopback (the Host header tells), or as a form or plain text
 that needs no permission (bodies count only as application/json, see context.py, or as an archive, see capsules.py).
+A page that a session serves under /proxy has this server's own name, but an origin that is no name (see core/relay.py).
+
+Public URLs of sessions are for anybody, pages of other sites among them: there only the Host header is checked.
 """
 
 from __future__ import annotations
@@ -15,6 +18,7 @@ import re
 import secrets
 from collections.abc import Iterable, Mapping
 from typing import Any
+from urllib.parse import unquote
 
 import structlog
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -29,7 +33,9 @@ _KEYED = re.compile(r"/(api|mcp)(/|$)")
 _UPLOADS = re.compile(r"/api/sessions/[^/]+/(files/.*|archive)", re.DOTALL)
 """Paths whose PUT takes more: as much as a session may hold, which files.py there sees to."""
 
-_OPEN_NAMES = re.compile(r"/(health|proxy)(/|$)")
+_OPEN_NAMES = re.compile(r"/health(/|$)")
+_PUBLIC = re.compile(r"/proxy(/|$)")
+_FROM_A_SESSION = re.compile(r"[a-z]+://[^/]*/proxy([/?]|$)")
 
 
 def error_body(error: EraError, request_id: str) -> dict[str, Any]:
@@ -115,11 +121,17 @@ class Guard:
         name = host.rpartition(":")[0] if re.search(r":\d+$", host) else host
         if name not in self._names:
             raise Forbidden(f"This server has no key, so it answers only under its own names, not '{name[:80]}'.")
+        if _PUBLIC.match(path):
+            return
         origin = headers.get(b"origin")
         if origin is not None and origin.decode("latin-1").lower().partition("://")[2] != host:
             raise Forbidden("This server has no key, so pages of other origins may not call it.")
-        if headers.get(b"sec-fetch-site", b"none") not in (b"none", b"same-origin") and _KEYED.match(path):
+        if not _KEYED.match(path):
+            return
+        if headers.get(b"sec-fetch-site", b"none") not in (b"none", b"same-origin"):
             raise Forbidden("This server has no key, so pages of other sites may not call it.")
+        if _FROM_A_SESSION.match(unquote(headers.get(b"referer", b"").decode("latin-1"))):
+            raise Forbidden("This server has no key, so pages of sessions may not call it.")
 
 
 def _bounded(receive: Receive, headers: dict[bytes, bytes], bound: int | None, idle_seconds: float) -> Receive:

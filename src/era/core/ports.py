@@ -55,6 +55,9 @@ class Limits:
     tmp_bytes: int
     """Of /tmp, and of /dev/shm."""
 
+    write_bytes_per_second: int = 0
+    """To disk, where a cgroup can bound that; 0 is without a bound."""
+
 
 @dataclass(frozen=True, slots=True)
 class Program:

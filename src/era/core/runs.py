@@ -57,7 +57,7 @@ from era.core.ports import (
 )
 from era.core.turns import Turns
 from era.core.views import data_view
-from era.errors import CommitFailed, EraError, NoCode, SandboxFailed, SessionDeleted, Unavailable
+from era.errors import CommitFailed, EraError, Forbidden, NoCode, SandboxFailed, SessionDeleted, Unavailable
 
 log = structlog.get_logger()
 
@@ -76,6 +76,8 @@ class RunRequest:
     """Keep what the run leaves only if it ends with exit code 0."""
 
     claim: Claim | None = None
+    public: bool = False
+    """Whether it comes through the session's public URL, and so from anybody."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,8 +203,8 @@ class Runs:
     async def _run_now(self, session_id: str, request: RunRequest, emit: Callable[[Progress], None]) -> RunResult:
         async with self._turns.take(session_id):
             run_id = new_id("run")
-            if request.code is None and (await self._store.session(session_id)).stored is None:
-                raise NoCode(f"Session '{session_id}' stores no code and this run brings none.")
+            if request.code is None:
+                check_stored(await self._store.session(session_id), public=request.public)
             session = await self._store.begin_run(session_id, run_id, request.claim)
             record = RunRecord(run_id, session.key, "running", started_at=now())
             emit(RunStarted(run_id))
@@ -355,6 +357,15 @@ async def _collect(events: AsyncIterator[RunEvent]) -> Collected:
         elif isinstance(event, RunResult):
             result = event
     return Collected(result, b"".join(parts["stdout"]), b"".join(parts["stderr"]))
+
+
+def check_stored(session: Session, *, public: bool) -> None:
+    """Raises NoCode where there is no stored code, Forbidden where the caller may be anybody and the session is not
+    for them."""
+    if public and not session.allow_public:
+        raise Forbidden("This session is not public.", hint="Its owner may set allowPublicAccess.", code="not_public")
+    if session.stored is None:
+        raise NoCode(f"Session '{session.id}' stores no code and this run brings none.")
 
 
 def _read_state(before: bytes, ended: Ended) -> tuple[str | None, str | None]:

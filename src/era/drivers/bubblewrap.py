@@ -66,6 +66,9 @@ machine share none. All are below 2**31, which is as much as bubblewrap can take
 _INSIDE_UID = 1000
 _STAGE = Path("/run/era")
 _START_SECONDS = 20.0
+_SHORT_RUN = 0.2
+"""Seconds after which a run isn't a short one any more, and stands back for those that are."""
+
 _MS_BIND, _MS_REC, _MS_SLAVE = 0x1000, 0x4000, 0x80000
 _READ_ONLY_PROC = ("sys", "sysrq-trigger", "irq", "bus")
 _CAPABILITIES = ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb")
@@ -165,6 +168,7 @@ class BubblewrapSandbox:
         self._driver = driver
         self._group: Group | None = None
         self._kills_seen = 0
+        self._stands_back = False
         self._process: subprocess.Popen[bytes] | None = None
         self._init_pid = 0
         self._init_pidfd = -1
@@ -180,8 +184,14 @@ class BubblewrapSandbox:
     async def run(self, program: Program) -> AsyncIterator[Output | Ended]:
         if self._channel is None or not self.alive:
             raise SandboxFailed("The sandbox is gone.")
-        async for event in self._channel.run(program, self.limits.output_bytes):
-            yield self._classify(event) if isinstance(event, Ended) else event
+        timer = asyncio.get_running_loop().call_later(_SHORT_RUN, self._stand_back)
+        try:
+            async for event in self._channel.run(program, self.limits.output_bytes):
+                yield self._classify(event) if isinstance(event, Ended) else event
+        finally:
+            timer.cancel()
+            if self._stands_back:
+                self._stand_back(yes=False)
 
     async def kill_run(self) -> None:
         if self._channel is not None:
@@ -218,6 +228,12 @@ class BubblewrapSandbox:
             ours.close()
             raise SandboxFailed(f"The sandbox did not start: {self.log() or error}") from error
         self.enforced = self._enforced(language, seen)
+
+    def _stand_back(self, *, yes: bool = True) -> None:
+        """Let what runs here have a processor only where no short run wants it, or end that."""
+        if self._group is not None:
+            self._group.stand_back(yes=yes)
+            self._stands_back = yes
 
     def _processes(self) -> list[int]:
         if self._group is not None:
@@ -451,12 +467,13 @@ class BubblewrapDriver:
         return seccomp.filters()
 
     def _clear(self) -> None:
+        self.live.mkdir(parents=True, exist_ok=True)
         if self._privileged:
-            self.cgroups = Cgroups.find(self._cgroup_name)
+            self.cgroups = Cgroups.find(self._cgroup_name, self.live)
             if self.cgroups is not None:
                 self.cgroups.remove_leftovers()
         remove_tree(self.live)
-        self.live.mkdir(parents=True)
+        self.live.mkdir()
         self.live.chmod(0o711)
 
     def _prepare(self) -> None:

@@ -1,4 +1,4 @@
-"""Control groups of version 1 and 2 behind one small interface: memory, processes and cpu of a sandbox.
+"""Control groups of version 1 and 2 behind one small interface: memory, processes, cpu and disk writes of a sandbox.
 
 All sandboxes of a service live in one group named after its data directory, so that a service that comes back after
 `kill -9` finds what its predecessor left, kills it and removes it. Where the machine gives us no writable hierarchy
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import signal
 import time
 from dataclasses import dataclass
@@ -19,7 +20,8 @@ from era.core.ports import Limits
 
 _CPU_PERIOD_US = 100_000
 _REMOVAL_SECONDS = 5.0
-_CONTROLLERS = ("memory", "pids", "cpu")
+_CONTROLLERS = ("memory", "pids", "cpu", "io")
+_NAMES_IN_1 = {"io": "blkio"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +50,17 @@ class Group:
             else:
                 quota, period = ((directory / f"cpu.cfs_{which}_us").read_text() for which in ("quota", "period"))
             found["cpus"] = int(quota) / int(period)
+        if directory := self.directories.get("io"):
+            written = (directory / ("io.max" if self.version == 2 else "blkio.throttle.write_bps_device")).read_text()
+            if bound := re.search(r"(?:wbps=| )(\d+)\b", written):
+                found["disk_write_bytes_per_second"] = int(bound[1])
         return found
+
+    def stand_back(self, *, yes: bool) -> None:
+        """Give way to every other group of ours at once, or be one like them again. Linux 5.15 or newer."""
+        if directory := self.directories.get("cpu"):
+            with contextlib.suppress(OSError):
+                (directory / "cpu.idle").write_text("1" if yes else "0")
 
     def processes(self) -> list[int]:
         """The processes in it, by their pids."""
@@ -74,13 +86,15 @@ class Group:
 class Cgroups:
     """Where this service's sandboxes get their groups."""
 
-    def __init__(self, version: int, parents: dict[str, Path]) -> None:
+    def __init__(self, version: int, parents: dict[str, Path], disk: str | None) -> None:
         self.version = version
         self._parents = parents
+        self._disk = disk
 
     @classmethod
-    def find(cls, name: str) -> Cgroups | None:
-        """The hierarchies this process may make groups in, with our parent group made in each."""
+    def find(cls, name: str, place: Path) -> Cgroups | None:
+        """The hierarchies this process may make groups in, with our parent group made in each. What sandboxes write
+        goes to the disk of `place`."""
         for version, roots in ((1, _version_1()), (2, _version_2())):
             if "memory" not in roots or "pids" not in roots:
                 continue
@@ -94,7 +108,7 @@ class Cgroups:
                         _delegate(root / name, roots)
             except OSError:
                 continue
-            return cls(version, parents)
+            return cls(version, parents, _disk_of(place))
         return None
 
     def create(self, name: str, limits: Limits) -> Group:
@@ -122,7 +136,7 @@ class Cgroups:
                 parent.rmdir()
 
     def _set(self, group: Group, limits: Limits) -> None:
-        memory, pids, cpu = (group.directories.get(controller) for controller in _CONTROLLERS)
+        memory, pids, cpu, io = (group.directories.get(controller) for controller in _CONTROLLERS)
         quota = int(limits.cpus * _CPU_PERIOD_US)
         if memory and self.version == 2:
             (memory / "memory.max").write_text(str(limits.memory_bytes))
@@ -140,6 +154,13 @@ class Cgroups:
         elif cpu:
             (cpu / "cpu.cfs_period_us").write_text(str(_CPU_PERIOD_US))
             (cpu / "cpu.cfs_quota_us").write_text(str(quota))
+        if io and self._disk and limits.write_bytes_per_second:
+            bound = limits.write_bytes_per_second
+            with contextlib.suppress(OSError):  # not every disk can be bounded; what is in force is read back
+                if self.version == 2:
+                    (io / "io.max").write_text(f"{self._disk} wbps={bound}")
+                else:
+                    (io / "blkio.throttle.write_bps_device").write_text(f"{self._disk} {bound}")
 
 
 def _mounts(kind: str) -> list[tuple[Path, set[str]]]:
@@ -157,7 +178,7 @@ def _version_1() -> dict[str, Path]:
         controller: directory
         for directory, options in _mounts("cgroup")
         for controller in _CONTROLLERS
-        if controller in options
+        if _NAMES_IN_1.get(controller, controller) in options
     }
 
 
@@ -166,6 +187,18 @@ def _version_2() -> dict[str, Path]:
         available = (directory / "cgroup.controllers").read_text().split()
         return {controller: directory for controller in _CONTROLLERS if controller in available}
     return {}
+
+
+def _disk_of(place: Path) -> str | None:
+    """The disk that the files of a directory lie on, as MAJOR:MINOR; None where that is no single one."""
+    device = place.stat().st_dev
+    disk = Path(f"/sys/dev/block/{os.major(device)}:{os.minor(device)}")
+    if (disk / "partition").exists():
+        disk = disk.resolve().parent
+    try:
+        return (disk / "dev").read_text().strip()
+    except OSError:
+        return None
 
 
 def _delegate(directory: Path, controllers: dict[str, Path]) -> None:

@@ -6,8 +6,9 @@ Theory of operation
 *A sandbox in a sandbox.* bubblewrap makes the outer one just as it does for programs: the same read-only files, own
 namespaces, no network, an unprivileged uid of its own, the control group, and one PID 1 whose end is the end of all.
 In there runs gVisor's `runsc` instead of a program, without any more of the host than a program would have. So whoever
-breaks out of gVisor is where programs of the bubblewrap driver are all the time. What a sandbox holds, its start, its
-end and the leftovers of a killed service are those of the bubblewrap driver, since they are the same code.
+breaks out of gVisor is in a bubblewrap sandbox still, though without its filter of system calls: runsc has to mount and
+to make namespaces. What a sandbox holds, its start, its end and the leftovers of a killed service are those of the
+bubblewrap driver, since they are the same code.
 
 *Who is who.* `runsc` is root of its sandbox's user namespace, and has there the capabilities it needs to build its own
 walls; outside that is the sandbox's unprivileged uid. It starts a *gofer*, which opens files, and a *sentry*, the
@@ -24,7 +25,8 @@ by how large a file may be.
 
 *The control socket* is handed on as descriptor 3. Nothing else of the host is open inside.
 
-*What gVisor has not.* PID 1 can be killed from inside: that ends this sandbox, and the host makes another. There are no
+*What gVisor has not.* A read-only /dev whose devices can be written to: it is writable, and a run that changes it costs
+the sandbox. PID 1 can be killed from inside: that ends this sandbox, and the host makes another. There are no
 pidfds, no table of System V objects, and no way to populate memory; the supervisor does it another way.
 """
 
@@ -106,7 +108,8 @@ def specification(limits: Limits, config: str) -> JsonObject:
         },
         "mounts": [
             {"destination": "/proc", "type": "proc", "source": "proc"},
-            {"destination": "/dev", "type": "dev", "source": "dev", "options": ["ro"]},
+            # Not read-only: gVisor would then let nobody write to a device either. The supervisor looks after it.
+            {"destination": "/dev", "type": "dev", "source": "dev"},
             *({"destination": path, "type": "tmpfs", "source": "tmpfs", "options": scratch} for path in guest.SCRATCH),
             {
                 "destination": guest.WORKSPACE,

@@ -45,7 +45,6 @@ Wire format, both ways over one stream socket: a kind (1 byte), a length (4 byte
 from __future__ import annotations
 
 import ctypes
-import errno
 import fcntl
 import gc
 import io
@@ -59,6 +58,7 @@ import time
 
 import door
 import landlock
+from system_v import SystemV
 from workspace import STATE_FILE, empty_directory, read_state, remove_if_unchanged, write_file
 
 TYPE_CHECKING = False  # as type checkers know it; importing it from typing would cost every sandbox
@@ -73,13 +73,12 @@ TICK = 0.1  # seconds between looks at the scratch directories: most runs are ov
 PIPE_BYTES = 1 << 20
 LOOK, LOOK_SOON = 0.02, 0.001  # seconds between looks whether a program has ended, where nothing tells of it
 PR_SET_DUMPABLE = 4
-IPC_RMID = 0
-IPC_PRIVATE = 0
 MADV_POPULATE_WRITE = 23  # Linux 5.14; older kernels and gVisor answer EINVAL, and the pages are written to one by one
 PAGE = 4096
 
 # Modules of our own need, which a program must find unloaded.
-OURS = ("supervisor", "workspace", "landlock", "door", "_socket", "ctypes", "ctypes._endian", "_ctypes", "fcntl", "resource")
+OURS = ("supervisor", "workspace", "landlock", "system_v", "door")
+OURS += ("_socket", "ctypes", "ctypes._endian", "_ctypes", "fcntl", "resource")
 # What programs import most. Each costs memory in every spare, and time when it is finalized.
 PRELOAD = ("collections", "datetime", "json", "math", "os.path", "random", "re", "string", "traceback")
 
@@ -180,7 +179,8 @@ class Supervisor:
         self.spare: Spare | None = None
         self.network: dict[str, str] = config["network"]
         """Variables that waiting processes are started with, since Node reads these only then: those of the last run."""
-        self.last_ids = dict.fromkeys(("shm", "sem", "msg"), -1)
+        self.devices = device_files()
+        self.system_v = SystemV()
 
     # -- the loop -----------------------------------------------------------------------------------------------
 
@@ -239,13 +239,9 @@ class Supervisor:
             empty_directory(directory, 0o1777)
         if ephemeral:
             empty_directory(self.workspace, 0o755)
-        for kind in ("shm", "sem", "msg"):
-            try:
-                with open(f"/proc/sysvipc/{kind}", "rb") as table:
-                    for line in table.read().splitlines()[1:]:
-                        remove_system_v_object(kind, int(line.split()[1]))
-            except FileNotFoundError:
-                self.last_ids[kind] = remove_system_v_objects_since(kind, self.last_ids[kind])
+        if device_files() != self.devices:  # possible in gVisor only, where /dev can't be read-only
+            raise RuntimeError("a run has changed /dev")
+        self.system_v.remove()
 
     # -- starting -----------------------------------------------------------------------------------------------
 
@@ -328,11 +324,7 @@ class Supervisor:
         # A file of the session's own hides a module of the same name, as it would had we not loaded that one.
         preloaded = {name.partition(".")[0] for name in sys.modules} - self.loaded_at_start
         with os.scandir(".") as entries:
-            own = {
-                entry.name.partition(".")[0]
-                for entry in entries
-                if entry.name.endswith((".py", ".so")) or entry.is_dir()
-            }
+            own = {entry.name.partition(".")[0] for entry in entries if is_importable(entry)}
         for name in own & preloaded:
             for loaded in [module for module in sys.modules if module.partition(".")[0] == name]:
                 del sys.modules[loaded]
@@ -436,6 +428,14 @@ class Supervisor:
         return None
 
 
+def is_importable(entry: os.DirEntry[str]) -> bool:
+    """Whether a module may be here."""
+    try:
+        return entry.name.endswith((".py", ".so")) or entry.is_dir()
+    except OSError:
+        return False  # a link that leads in circles, or to where we may not look
+
+
 def wide_pipe() -> tuple[int, int]:
     """A pipe for output. Node drops what the pipe has no room for when a program calls process.exit()."""
     read, write = os.pipe()
@@ -536,27 +536,11 @@ def isolation_seen() -> dict[str, Any]:
     return {"namespaces": {name: os.readlink(f"/proc/self/ns/{name}") for name in os.listdir("/proc/self/ns")}, **lines}
 
 
-def remove_system_v_object(kind: str, identifier: int) -> None:
-    """Remove shared memory (`shm`), semaphores (`sem`) or a message queue (`msg`) that a run has left."""
-    arguments = (identifier, 0, IPC_RMID, None) if kind == "sem" else (identifier, IPC_RMID, None)
-    if getattr(_libc, f"{kind}ctl")(*arguments) != 0:
-        raise OSError(ctypes.get_errno(), f"System V {kind} object {identifier} can't be removed")
-
-
-def remove_system_v_objects_since(kind: str, last: int) -> int:
-    """The same where there is no table of them, as in gVisor, which numbers them one after the other: remove all that
-    were made after number `last`. The answer is the last number by now."""
-    arguments = {"shm": (IPC_PRIVATE, 1, 0o600), "sem": (IPC_PRIVATE, 1, 0o600), "msg": (IPC_PRIVATE, 0o600)}[kind]
-    newest: int = getattr(_libc, f"{kind}get")(*arguments)
-    if newest < 0:
-        raise OSError(ctypes.get_errno(), f"System V {kind} objects can't be counted")
-    for identifier in range(last + 1, newest + 1):
-        try:
-            remove_system_v_object(kind, identifier)
-        except OSError as problem:
-            if problem.errno not in (errno.EINVAL, errno.EIDRM) or identifier == newest:
-                raise
-    return newest
+def device_files() -> dict[str, tuple[int, int]]:
+    """What /dev has: mode and device number by name."""
+    with os.scandir("/dev") as entries:
+        found = {entry.name: entry.stat(follow_symlinks=False) for entry in entries}
+    return {name: (stat.st_mode, stat.st_rdev) for name, stat in {".": os.stat("/dev"), **found}.items()}
 
 
 # -- starting up ------------------------------------------------------------------------------------------------
@@ -584,6 +568,10 @@ def prepare(loaded_at_start: frozenset[str]) -> Supervisor:
         os.dup2(control, 3, inheritable=False)
         config["control"] = 3
     os.closerange(4, resource.getrlimit(resource.RLIMIT_NOFILE)[0])
+    # An empty stdin of the sandbox's own: the host's /dev/null could not be opened again, by its name /dev/stdin.
+    null = os.open("/dev/null", os.O_RDONLY)
+    os.dup2(null, 0)
+    os.close(null)
     os.umask(0o022)
     reset_signals()
     if config["door"]:

@@ -7,9 +7,10 @@ import json
 import secrets
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
-from sqlalchemy import Connection, Select, bindparam, delete, insert, select, update
+from sqlalchemy import Column, Connection, Delete, Select, bindparam, delete, exists, insert, select, update
 
 from era.core import limits
 from era.core.expiry import MICROS, slack
@@ -20,7 +21,7 @@ from era.errors import Conflict
 from era.store import dialects
 from era.store.commits import EXPIRES_AT, HAS_RUN_UNDER_WAY, IS_LIVE, SESSIONS, session_of
 from era.store.keys import KeyRows
-from era.store.tables import session_pairs, sessions
+from era.store.tables import outputs, runs, session_pairs, sessions, versions
 
 _NEW_SESSION = insert(sessions).returning(sessions.c.key)
 _NEW_PAIRS = insert(session_pairs)
@@ -58,6 +59,16 @@ _DUE = (
 )
 _EXPIRE = _RETIRE.where(sessions.c.expires_at == bindparam("seen"), ~HAS_RUN_UNDER_WAY).values(expired=True)
 _OVER = select(sessions.c.key).where(~IS_LIVE, sessions.c.deleted_at <= bindparam("before")).limit(1000)
+_IS_GONE = exists().where(sessions.c.key == bindparam("session"), ~IS_LIVE)
+
+
+def _some_of(rows: Column[int], how_many: int) -> Delete:
+    """Deletes some rows of a session that is gone."""
+    its = rows.table.c.session_key == bindparam("session")
+    return delete(rows.table).where(its, rows.in_(select(rows).where(its, _IS_GONE).limit(how_many)))
+
+
+_PURGE_SOME = (_some_of(runs.c.key, 500), _some_of(outputs.c.run_key, 100), _some_of(versions.c.n, 5))
 _PURGE_KEY = delete(sessions).where(sessions.c.key == bindparam("session"), ~IS_LIVE)
 _PURGE_ID = delete(sessions).where(sessions.c.id == bindparam("session_id")).returning(sessions.c.key)
 
@@ -243,11 +254,15 @@ class SessionRows(KeyRows):
         before = at - int(self._retention.grace_seconds * MICROS)
         keys = await self._read(lambda connection: list(connection.execute(_OVER, {"before": before}).scalars()))
         keys = [key for key in keys if key not in self._hidden]
-        for key in keys:  # Each by itself, for a session may have many rows and others want to write, too.
+        for key in keys:
             await self._purge_one(key)
         return len(keys)
 
     async def _purge_one(self, key: int) -> None:
+        """Drop the rows of a session if it is gone: a few at a time, for it may have many and others want to write."""
+        for statement in _PURGE_SOME:
+            while await self._write(partial(_count, statement=statement, key=key)):
+                pass
         await self._write(lambda connection: connection.execute(_PURGE_KEY, {"session": key}))
 
     def _made(self, connection: Connection, key: int, claim: Claim | None, source: Session | None) -> Session:
@@ -282,6 +297,10 @@ class SessionRows(KeyRows):
             if dialects.is_taken(error):
                 raise _exists(session_id) from None
             raise
+
+
+def _count(connection: Connection, statement: Delete, key: int) -> int:
+    return connection.execute(statement, {"session": key}).rowcount
 
 
 def _exists(session_id: str) -> Conflict:

@@ -1,0 +1,114 @@
+"""Calling in: the public URL of a session, answered by its stored code."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from typing import Annotated
+from urllib.parse import urlsplit
+
+from fastapi import APIRouter, Query, Request, Response
+from starlette.requests import ClientDisconnect
+from starlette.routing import BaseRoute, Match
+from starlette.types import Receive, Scope, Send
+
+from era.api.context import Answer, Context, SessionId, StrictRoute, UseContext, base_url, errors, existing_id
+from era.api.guard import error_body
+from era.core import relay
+from era.core.runs import RunRequest, check_stored
+from era.errors import BadRequest, MethodNotAllowed, NotFound, RelayFailed, TooSlow
+from era.wire import HostAnswer
+
+router = APIRouter(prefix="/api/sessions/{session_id}", tags=["public URL"], route_class=StrictRoute)
+
+_OURS = re.compile(r"/proxy(/|$)")
+_TARGET = re.compile(rb"/[^/]*(?:/([^/]*)(?:/([^/]*)(/.*)?)?)?", re.DOTALL)
+"""Of a path as it came: the session's id, the port and the rest."""
+
+_BODY_SECONDS = 60.0
+
+
+@router.get("/host", responses={200: {"model": HostAnswer}, **errors(404)})
+async def public_url(
+    session_id: SessionId,
+    request: Request,
+    context: UseContext,
+    port: Annotated[int, Query(ge=1, le=65535, description="The port that the URL names.")],
+) -> Response:
+    """Tell the URL under which anybody may call the session's stored code."""
+    session = await context.sessions.get(session_id)
+    base = base_url(request, context.settings)
+    url = f"{base}/proxy/{session.id}/{port}"
+    return Answer({"url": url, "base_url": base, "session_id": session.id, "port": port})
+
+
+class PublicUrls(BaseRoute):
+    """Every method of every path below /proxy. Starlette's own routes know methods by their names, and see paths only
+    decoded, where an escaped slash can't be told from a slash."""
+
+    def matches(self, scope: Scope) -> tuple[Match, Scope]:
+        ours = scope["type"] == "http" and _OURS.match(scope["path"])
+        return (Match.FULL if ours else Match.NONE), {}
+
+    async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
+        request = Request(scope, receive, send)
+        answer = await _relayed(request, request.app.state.context)
+        await answer(scope, receive, send)
+
+
+async def _relayed(request: Request, context: Context) -> Response:
+    session_id, path = await _checked(request, context)
+    base = base_url(request, context.settings)
+    call = relay.Call(
+        method=request.method,
+        path=path,
+        query=request.scope["query_string"],
+        headers=request.scope["headers"],
+        body=await _body(request),
+    )
+    variables = relay.environment(call, keyed=context.settings.api_key is not None)
+    run = await context.runs.run(session_id, RunRequest(base, env=variables, public=True))
+    told = {"X-Era-Run": run.result.run_id}
+    above = urlsplit(context.settings.public_url or "").path.rstrip("/")  # where a proxy in front has put this server
+    try:
+        found = relay.reply(run, f"{above}/proxy/{session_id}/")
+    except RelayFailed as error:
+        return Answer(error_body(error, request.state.request_id), error.status, headers=told)
+    answer = Response(found.body, found.status, headers=told)
+    answer.raw_headers += [(name.encode(), value.encode()) for name, value in found.headers]
+    return answer
+
+
+async def _checked(request: Request, context: Context) -> tuple[str, bytes]:
+    """The id of a session that may be called, and the path that its program is to see. Raises EraError."""
+    if request.method == "CONNECT":
+        raise MethodNotAllowed("CONNECT asks for a tunnel, and there is none here.")
+    found = _TARGET.fullmatch(request.scope["raw_path"])
+    given, port, path = found.groups() if found else (None, None, None)
+    try:
+        session_id = await existing_id((given or b"").decode("latin-1"))
+        session = await context.store.session(session_id)
+    except NotFound:
+        raise NotFound("There is no session at this URL.", hint="Ask the owner of the session for its URL.") from None
+    check_stored(session, public=True)
+    if port and not (re.fullmatch(rb"\d{1,5}", port) and 1 <= int(port) <= 65535):
+        raise BadRequest(
+            "The URL has no port behind the session's id.", hint="/proxy/{id}/{port}/{path}, with a port of 1 to 65535."
+        )
+    return session_id, path or b"/"
+
+
+async def _body(request: Request) -> bytes:
+    """The request's body. Raises TooLarge for more than could be handed on, without waiting for the rest."""
+    body = bytearray()
+    try:
+        async with asyncio.timeout(_BODY_SECONDS):
+            async for piece in request.stream():
+                body += piece
+                if len(body) > relay.MAX_BODY_BYTES:
+                    raise relay.too_large("ERA_HTTP_BODY")
+    except ClientDisconnect:
+        raise BadRequest("The body ended before it was complete.") from None
+    except TimeoutError:
+        raise TooSlow(f"The request's body took more than {_BODY_SECONDS:g} seconds.") from None
+    return bytes(body)

@@ -1,0 +1,50 @@
+"""System V objects: what a run can leave behind that is neither a process nor a file."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+
+_RMID = 0
+_PRIVATE = 0
+_MAKE = {"shm": (_PRIVATE, 1, 0o600), "sem": (_PRIVATE, 1, 0o600), "msg": (_PRIVATE, 0o600)}
+"""By kind (shared memory, semaphores, message queues): arguments that make a small one."""
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+class SystemV:
+    """Those of this sandbox."""
+
+    def __init__(self) -> None:
+        self._last = dict.fromkeys(_MAKE, -1)
+
+    def remove(self) -> None:
+        """Remove all there are. Raises OSError."""
+        for kind in _MAKE:
+            try:
+                with open(f"/proc/sysvipc/{kind}", "rb") as table:
+                    for line in table.read().splitlines()[1:]:
+                        _remove(kind, int(line.split()[1]))
+            except FileNotFoundError:
+                self._remove_new(kind)
+
+    def _remove_new(self, kind: str) -> None:
+        """The same where there is no table of them, as in gVisor, which numbers them one after the other: make one, and
+        remove all from the last one that was made so up to this."""
+        newest: int = getattr(_libc, f"{kind}get")(*_MAKE[kind])
+        if newest < 0:
+            raise OSError(ctypes.get_errno(), f"System V {kind} objects can't be counted")
+        for identifier in range(self._last[kind] + 1, newest + 1):
+            try:
+                _remove(kind, identifier)
+            except OSError as problem:
+                if problem.errno not in (errno.EINVAL, errno.EIDRM) or identifier == newest:
+                    raise
+        self._last[kind] = newest
+
+
+def _remove(kind: str, identifier: int) -> None:
+    arguments = (identifier, 0, _RMID, None) if kind == "sem" else (identifier, _RMID, None)
+    if getattr(_libc, f"{kind}ctl")(*arguments) != 0:
+        raise OSError(ctypes.get_errno(), f"System V {kind} object {identifier} can't be removed")

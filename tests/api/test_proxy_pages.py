@@ -1,0 +1,145 @@
+"""A page that a session answers comes from the API's own host and port. What it can do with that, in a real browser."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import IO
+
+import httpx
+import pytest
+
+from tests.browser import Browser
+from tests.conftest import Server
+
+CANARY = "canary-of-another-session"
+
+# Each attack tells what it got hold of, or throws. The page sees to it that no Referer gives its path away.
+ATTACKS = """
+const answerOf = async (...request) => (await fetch(...request)).text();
+const post = {method: "POST", headers: {"Content-Type": "application/json"}};
+const frame = (url, form) => new Promise((resolve, reject) => {
+  const made = document.createElement("iframe");
+  made.name = "frame" + Math.random();
+  made.onload = () => {
+    try { resolve(made.contentWindow.document.documentElement.innerHTML) } catch (error) { reject(error) }
+  };
+  if (form === undefined) made.src = url;
+  document.body.append(made);
+  if (form !== undefined) {
+    const sent = document.createElement("form");
+    Object.assign(sent, {method: "POST", action: url, target: made.name, enctype: "text/plain"});
+    document.body.append(sent);
+    sent.submit();
+  }
+});
+const attacks = {
+  read: () => answerOf("/api/sessions"),
+  change: () => answerOf("/api/sessions", {...post, body: '{"language": "python", "session_id": "made-by-a-page"}'}),
+  execute: () => answerOf("/api/execute", {...post, body: '{"language": "python", "code": "print(6 * 7)"}'}),
+  form: () => frame("/api/sessions/CANARY-gone/restore", null),
+  frame: () => frame("/api/sessions"),
+  dashboard: () => frame("/"),
+  cookie: () => document.cookie,
+  storage: () => localStorage.getItem("canary"),
+  worker: async () => {
+    const made = await navigator.serviceWorker.register("sw.js", {scope: location.pathname});
+    return (await made.unregister()) && "registered";
+  },
+};
+window.told = (async () => {
+  const found = {};
+  for (const [name, attack] of Object.entries(attacks)) {
+    try { found[name] = String(await attack()) } catch (error) { found[name] = "refused: " + error.name }
+  }
+  return found;
+})();
+""".replace("CANARY", CANARY)
+
+CODE = f"""\
+import json, os
+own = "sandbox allow-same-origin allow-scripts allow-forms, script-src 'unsafe-inline'"
+headers = {{"Content-Security-Policy": own}}
+if os.environ["ERA_HTTP_PATH"].endswith("sw.js"):
+    print(json.dumps({{"contentType": "text/javascript", "body": ""}}))
+else:
+    page = "<!doctype html><meta name=referrer content=origin><body><script>" + {ATTACKS!r} + "</script>"
+    print(json.dumps({{"contentType": "text/html; charset=utf-8", "headers": HEADERS, "body": page}}))
+"""
+
+PLAIN = CODE.replace("HEADERS", "{}")
+WITH_A_POLICY = CODE.replace("HEADERS", "headers")
+
+
+@dataclass
+class WeakServer(Server):
+    """A server that lets pages be pages of its own."""
+
+    def _spawn(self, command: list[str], environment: dict[str, str], log: IO[bytes]) -> subprocess.Popen[bytes]:
+        weakened = "from era.core import relay; relay.POLICY = ''; from era.cli import main; main()"
+        return subprocess.Popen([sys.executable, "-c", weakened, "serve"], stdout=log, stderr=log, env=environment)
+
+
+def attack(server: Server, browser: Browser, code: str) -> tuple[dict[str, str], set[str]]:
+    """What each attack of a session's page told, and which sessions there are afterwards."""
+    with server.client() as client:
+        for name in (CANARY, f"{CANARY}-gone", "evil"):
+            assert client.post("/api/sessions", json={"language": "python", "session_id": name}).status_code == 201
+        assert client.delete(f"/api/sessions/{CANARY}-gone").status_code == 200
+        assert client.put("/api/sessions/evil/code", json={"code": code}).status_code == 200
+        # What the server's own pages, or another service on this host, may have left in the browser.
+        browser.open(f"{server.url}/docs")
+        browser.look(f"document.cookie = 'canary={CANARY}', localStorage.setItem('canary', '{CANARY}')")
+        browser.open(f"{server.url}/proxy/evil/3000/page")
+        told: dict[str, str] = browser.look("window.told")
+        sessions = {session["id"] for session in client.get("/api/sessions").json()["sessions"]}
+    browser.open("about:blank")
+    return told, sessions
+
+
+@pytest.mark.parametrize("code", [PLAIN, WITH_A_POLICY], ids=["as it is", "with a policy of its own"])
+def test_a_page_can_do_nothing_here(server: Server, browser: Browser, code: str) -> None:
+    told, sessions = attack(server, browser, code)
+    assert {name: outcome for name, outcome in told.items() if not outcome.startswith("refused: ")} == {}
+    assert len(told) == 9
+    assert sessions == {CANARY, "evil"}
+
+
+def test_without_the_sandbox_it_could(
+    own_server: Callable[..., Server], browser: Browser, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tests.conftest.Server", WeakServer)
+    told, sessions = attack(own_server(), browser, PLAIN)
+    for name in ("read", "frame", "cookie", "storage"):
+        assert CANARY in told[name], told
+    assert "42" in told["execute"]
+    assert told["worker"] == "registered"
+    assert told["dashboard"].startswith("refused: "), "the server's own pages are never in a frame"
+    assert sessions == {CANARY, f"{CANARY}-gone", "evil", "made-by-a-page"}
+
+
+def test_pages_work(client: httpx.Client, server: Server, browser: Browser) -> None:
+    """Scripts and forms do, and so does a page that asks its own session with CORS."""
+    page = (
+        "<title>first</title><script>window.told = fetch('data').then((answer) => answer.text())</script>"
+        "<form method=post action=sent><input name=word value=hello></form>"
+    )
+    code = f"""\
+import json, os
+path, body = os.environ["ERA_HTTP_PATH"], os.environ["ERA_HTTP_BODY"]
+if path == "/data":
+    print(json.dumps({{"headers": {{"Access-Control-Allow-Origin": "*"}}, "body": "some data"}}))
+elif path == "/sent":
+    print(json.dumps({{"contentType": "text/html", "body": "<title>got " + body + "</title>"}}))
+else:
+    print(json.dumps({{"contentType": "text/html", "body": {page!r}}}))
+"""
+    client.post("/api/sessions", json={"language": "python", "session_id": "app"})
+    client.put("/api/sessions/app/code", json={"code": code})
+    browser.open(f"{server.url}/proxy/app/3000/")
+    assert browser.look("window.told") == "some data"
+    browser.look("document.querySelector('form').submit()")
+    browser.wait("document.title === 'got word=hello'")
+    browser.open("about:blank")

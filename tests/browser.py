@@ -1,0 +1,119 @@
+"""A real browser for tests."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import select
+import shutil
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+PATIENCE = 20.0
+
+
+class Browser:
+    """Chromium, told what to do over two pipes (the DevTools protocol: JSON, each message ended by a NUL)."""
+
+    def __init__(self, program: str, profile: Path) -> None:
+        flags = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"]
+        flags += ["--disable-background-networking", "--disable-component-update", "--disable-dev-shm-usage"]
+        flags += ["--remote-debugging-pipe", f"--user-data-dir={profile}", "about:blank"]
+        commands, self._write = os.pipe()
+        self._read, answers = os.pipe()
+        # It wants its ends at 3 and 4. They come from above that, so that neither move runs over the other.
+        ends = [fcntl.fcntl(end, fcntl.F_DUPFD_CLOEXEC, 10) for end in (commands, answers)]
+        self.process = subprocess.Popen(
+            ["bash", "-c", f'exec "$0" "$@" 3<&{ends[0]} 4>&{ends[1]}', program, *flags],
+            pass_fds=ends,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        for end in (commands, answers, *ends):
+            os.close(end)
+        self._buffer = b""
+        self._serial = 0
+        self._session: str | None = None
+        self.complaints: list[str] = []
+        try:
+            self._attach()
+        except BaseException:
+            self.close()
+            raise
+
+    def _attach(self) -> None:
+        page = self.call("Target.createTarget", url="about:blank")["targetId"]
+        self._session = self.call("Target.attachToTarget", targetId=page, flatten=True)["sessionId"]
+        for domain in ("Page", "Runtime", "Log"):
+            self.call(f"{domain}.enable")
+
+    def call(self, method: str, **parameters: Any) -> Any:
+        self._serial += 1
+        message: dict[str, Any] = {"id": self._serial, "method": method, "params": parameters}
+        if self._session:
+            message["sessionId"] = self._session
+        os.write(self._write, json.dumps(message).encode() + b"\0")
+        while True:
+            answer = self._receive()
+            if answer.get("method") in ("Log.entryAdded", "Runtime.exceptionThrown"):
+                self.complaints.append(json.dumps(answer["params"]))
+            if answer.get("id") == self._serial:
+                assert "error" not in answer, answer
+                return answer["result"]
+
+    def open(self, url: str) -> None:
+        self.call("Page.navigate", url=url)
+        self.wait(f"document.readyState === 'complete' && location.href === {json.dumps(url)}")
+
+    def look(self, expression: str) -> Any:
+        """The value of a JavaScript expression in the page."""
+        told = self.call("Runtime.evaluate", expression=expression, awaitPromise=True, returnByValue=True)
+        assert "exceptionDetails" not in told, told
+        return told["result"].get("value")
+
+    def wait(self, condition: str) -> None:
+        deadline = time.monotonic() + PATIENCE
+        while not self.look(f"Boolean({condition})"):
+            assert time.monotonic() < deadline, f"never came true: {condition}\n{self.complaints}"
+            time.sleep(0.02)
+
+    def close(self) -> None:
+        with contextlib.suppress(OSError):
+            os.write(self._write, b'{"id":0,"method":"Browser.close"}\0')
+        try:
+            self.process.wait(10)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+        os.close(self._write)
+        os.close(self._read)
+
+    def _receive(self) -> dict[str, Any]:
+        while b"\0" not in self._buffer:
+            assert select.select([self._read], [], [], PATIENCE)[0], "the browser doesn't answer"
+            piece = os.read(self._read, 1 << 16)
+            assert piece, "the browser has ended"
+            self._buffer += piece
+        message, _, self._buffer = self._buffer.partition(b"\0")
+        told: dict[str, Any] = json.loads(message)
+        return told
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    program = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if program is None:
+        why = "there is no Chromium: as root `scripts/setup --dev` installs it on Debian"
+        if os.environ.get("CI"):
+            pytest.fail(why)
+        pytest.skip(why)
+    browser = Browser(program, tmp_path_factory.mktemp("browser"))
+    yield browser
+    browser.close()

@@ -1,0 +1,121 @@
+"""The relay without a server: each of its rules taken out lets through what it keeps back; and whatever a program
+prints, what comes of it is a response that HTTP can carry, or an error that says so."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from era.core import relay
+from era.core.models import StateOutcome
+from era.core.relay import Call, Reply
+from era.core.runs import Collected, RunResult
+from era.errors import RelayFailed
+
+PATH = "/proxy/s/"
+PLAIN = st.text(max_size=12) | st.sampled_from(["text/html", "a: b", "x\r\ny: z", "sandbox; x, y", "a=1; Path=/"])
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers(-1000, 1000) | st.floats(allow_nan=False) | PLAIN,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(PLAIN, inner, max_size=3),
+    max_leaves=6,
+)
+NAMES = st.sampled_from(["Set-Cookie", "Content-Security-Policy", "content-type", "Content-Length", "X-A"]) | PLAIN
+ANSWERS = VALUES | st.fixed_dictionaries(
+    {},
+    optional={
+        "status": st.integers(150, 650) | VALUES,
+        "headers": st.dictionaries(NAMES, PLAIN | st.lists(PLAIN, max_size=3) | VALUES, max_size=4) | VALUES,
+        "contentType": PLAIN | VALUES,
+        "body": VALUES,
+    },
+)
+
+
+def replied(printed: bytes, **fields: Any) -> Reply:
+    ended = {"status": "ok", "exit_code": 0, "stdout_truncated": False, **fields}
+    result = RunResult(
+        run_id="run_1",
+        session_id="s",
+        duration=0.1,
+        data={},
+        stderr_truncated=False,
+        state=StateOutcome(1, committed=True),
+        **ended,
+    )
+    return relay.reply(Collected(result, printed, b"secret"), PATH)
+
+
+def answered(**answer: Any) -> list[tuple[str, str]]:
+    return replied(json.dumps(answer).encode()).headers
+
+
+@settings(max_examples=300, deadline=None)
+@given(ANSWERS)
+def test_every_answer_can_be_sent(answer: Any) -> None:
+    try:
+        reply = replied(json.dumps(answer).encode())
+    except RelayFailed:
+        return
+    assert 200 <= reply.status <= 599
+    assert reply.headers[-2] == ("content-security-policy", relay.POLICY)
+    assert [name for name, _ in reply.headers].count("content-type") == 1
+    for name, value in reply.headers:
+        assert re.fullmatch(r"[!-9;-~]+", name)
+        assert re.fullmatch(r"[\t -~]*", value)
+        assert name != "content-length"
+        if name == "set-cookie":
+            assert value.startswith(relay.COOKIE_PREFIX)
+            assert value.endswith(f"; Path={PATH}")
+        if name == "content-security-policy" and value != relay.POLICY:
+            assert not re.search(r"(^|[;,])\s*sandbox", value)
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.binary(max_size=40))
+def test_every_output_is_an_answer(printed: bytes) -> None:
+    try:
+        assert replied(printed).body.strip() in (printed.strip(), b"")
+    except RelayFailed:
+        assert printed.strip().startswith(b"{")
+
+
+HEADERS = [(b"authorization", b"Bearer key"), (b"cookie", b"other=key"), (b"connection", b"key"), (b"x-own", b"1")]
+
+
+def seen(*, keyed: bool) -> str:
+    return relay.environment(Call("GET", b"/", b"", HEADERS, b""), keyed=keyed)["ERA_HTTP_HEADERS"]
+
+
+def test_what_keeps_headers_from_programs(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert json.loads(seen(keyed=True)) == {"x-own": "1"}
+    assert json.loads(seen(keyed=False)) == {"x-own": "1", "authorization": "Bearer key"}
+    monkeypatch.setattr(relay, "COOKIE_PREFIX", "")
+    assert json.loads(seen(keyed=True)) == {"x-own": "1", "cookie": "other=key"}
+    monkeypatch.setattr(relay, "_HOP_BY_HOP", frozenset())
+    assert json.loads(seen(keyed=True))["connection"] == "key"
+
+
+def test_what_keeps_headers_of_programs_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    wanted = {"Clear-Site-Data": '"*"', "Content-Length": 3, "X-Accel-Redirect": "/etc/passwd"}
+    ours = {"content-type", "content-security-policy", "x-content-type-options"}
+    assert {name for name, _ in answered(headers=wanted)} == ours
+    monkeypatch.setattr(relay, "_NOT_FOR_GUESTS", frozenset())
+    monkeypatch.setattr(relay, "_NOT_FOR_GUESTS_PREFIX", "\0")
+    assert {name for name, _ in answered(headers=wanted)} == ours | {name.lower() for name in wanted}
+
+
+def test_what_keeps_lines_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(RelayFailed):
+        answered(headers={"X-A": "1\r\nX-B: 2"})
+    monkeypatch.setattr(relay, "_CONTROL", re.compile("(?!)"))
+    assert ("x-a", "1\r\nX-B: 2") in answered(headers={"X-A": "1\r\nX-B: 2"})
+
+
+def test_what_comes_of_the_environment_of_a_path() -> None:
+    told = relay.environment(Call("GET", b'/a\xff b"', b"\xe4=1", [], b""), keyed=False)
+    assert (told["ERA_HTTP_PATH"], told["ERA_HTTP_QUERY"]) == ('/a%FF%20b"', "?%E4=1")
