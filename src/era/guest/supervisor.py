@@ -77,8 +77,10 @@ MADV_POPULATE_WRITE = 23  # Linux 5.14; older kernels and gVisor answer EINVAL, 
 PAGE = 4096
 
 # Modules of our own need, which a program must find unloaded.
-OURS = ("supervisor", "workspace", "landlock", "system_v", "door")
-OURS += ("_socket", "ctypes", "ctypes._endian", "_ctypes", "fcntl", "resource")
+OURS = (
+    *("supervisor", "workspace", "landlock", "system_v", "door"),
+    *("_socket", "ctypes", "ctypes._endian", "_ctypes", "fcntl", "resource"),
+)
 # What programs import most. Each costs memory in every spare, and time when it is finalized.
 PRELOAD = ("collections", "datetime", "json", "math", "os.path", "random", "re", "string", "traceback")
 
@@ -178,7 +180,7 @@ class Supervisor:
         self.loaded_at_start = loaded_at_start
         self.spare: Spare | None = None
         self.network: dict[str, str] = config["network"]
-        """Variables that waiting processes are started with, since Node reads these only then: those of the last run."""
+        """Variables that waiting processes are started with, since Node reads them only then: those of the last run."""
         self.devices = device_files()
         self.system_v = SystemV()
 
