@@ -78,6 +78,10 @@ class Settings(BaseSettings):
         default=86_400, ge=0, description="Seconds that a session can be restored after it expired or was deleted."
     )
 
+    setup_seconds: float = Field(
+        default=600, gt=0, description="Seconds that installing a session's packages may take."
+    )
+
     body_idle_seconds: float = Field(
         default=30,
         gt=0,

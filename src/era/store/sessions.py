@@ -20,6 +20,7 @@ from era.errors import Conflict
 from era.store import dialects
 from era.store.commits import EXPIRES_AT, HAS_RUN_UNDER_WAY, IS_LIVE, SESSIONS, session_of
 from era.store.keys import KeyRows
+from era.store.setups import PENDING
 from era.store.tables import session_pairs, sessions
 
 _NEW_SESSION = insert(sessions).returning(sessions.c.key)
@@ -87,6 +88,8 @@ class SessionRows(KeyRows):
             "default_timeout": new.default_timeout,
             "limits": json.dumps(new.limits),
             "isolation": new.isolation,
+            "setup": new.setup,
+            "setup_status": new.setup and "pending",
             "version": 1,
             "created_at": at,
             "updated_at": at,
@@ -299,6 +302,10 @@ def _settings_of(source: Session) -> dict[str, Any]:
         "default_timeout": source.default_timeout,
         "limits": json.dumps(source.limits),
         "isolation": source.isolation,
+        "setup": source.setup,
+        "setup_status": source.setup_status,
+        "setup_result": source.setup_result,
+        "environment": source.environment,
         "code": stored and stored.code,
         "code_description": stored and stored.description,
         "code_updated_at": stored and stored.updated_at,
@@ -320,6 +327,8 @@ def _changed(change: SessionChange, at: int) -> dict[str, Any]:
     }
     if change.metadata is not None:
         values["metadata"] = json.dumps(change.metadata)
+    if change.setup is not KEEP:
+        values |= PENDING | {"setup": change.setup, "setup_status": change.setup and "pending"}
     if change.ttl is not KEEP:
         values |= {"ttl": change.ttl, "expires_at": _expiry(change.ttl, at)}
     return values

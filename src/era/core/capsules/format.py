@@ -22,7 +22,7 @@ from dataclasses import asdict
 from typing import IO, Any, get_args
 
 from era import __version__
-from era.core import jsontext
+from era.core import jsontext, requirements
 from era.core.capsules import checks
 from era.core.expiry import MAX_TTL
 from era.core.limits import can_be_asked
@@ -57,13 +57,14 @@ SESSION: dict[str, checks.Check] = {
     "ttl": checks.optional(checks.integer(1, MAX_TTL)),
     "limits": can_be_asked,
     "isolation": checks.one_of(*get_args(WantedIsolation.__value__)),
+    "setup": checks.optional(requirements.can_be_asked),
     "code": checks.optional(checks.an_object),
     "version": checks.integer(1),
     "created_at": checks.time,
     "updated_at": checks.time,
     "last_run_at": checks.optional(checks.time),
 }
-ADDED = {"limits": {}, "isolation": "auto"}
+ADDED: dict[str, Any] = {"limits": {}, "isolation": "auto", "setup": None}
 """What the first capsules did not have yet."""
 
 CODE: dict[str, checks.Check] = {
@@ -199,6 +200,7 @@ def _session(session: Session) -> dict[str, Any]:
         "ttl": session.ttl,
         "limits": session.limits,
         "isolation": session.isolation,
+        "setup": requirements.shown(session.setup),
         "code": stored and {"code": stored.code, "description": stored.description, "updated_at": stored.updated_at},
         "version": session.version,
         "created_at": session.created_at,
