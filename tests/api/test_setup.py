@@ -16,6 +16,7 @@ import pytest
 from era import wire
 from tests.api.test_contract import SESSION_KEYS, checked, refused
 from tests.conftest import Run, Server, eventually, is_running
+from tests.packages.registry import serving, wheel
 
 type MakeSession = Callable[..., str]
 type MakeServer = Callable[..., Server]
@@ -98,7 +99,7 @@ print(subprocess.run(['idna', '--version'], capture_output=True).returncode)
 
 def test_files_of_the_session_win_over_packages(client: httpx.Client, run: Run, packages: dict[str, Any]) -> None:
     where = make(client, packages)
-    assert client.put(f"/api/sessions/{where}/files/six.py", content=b"mine = 1").status_code == 201
+    assert client.put(f"/api/sessions/{where}/files/six.py", content=b"mine = 1").is_success
     assert run(where, "import six; print(six.mine)", timeout=60)["stdout"] == "1\n"
     told = run(where, "import app.part", timeout=60)
     assert "No module named 'app'" in told["stderr"]
@@ -258,9 +259,11 @@ def test_once_more(client: httpx.Client, server: Server, packages: Any) -> None:
 def test_a_capsule_takes_the_setup_along(client: httpx.Client, run: Run, packages: Any) -> None:
     where = make(client, packages | {"envs": {"A": "1"}})
     settled(client, where)
-    capsule = client.get(f"/api/sessions/{where}/export").content
+    capsule = client.get(f"/api/sessions/{where}/capsule").content
     assert len(capsule) < 100_000
-    answer = client.post("/api/sessions/import?id=moved", content=capsule)
+    answer = client.post(
+        "/api/sessions/import?id=moved", content=capsule, headers={"Content-Type": "application/x-tar"}
+    )
     assert answer.status_code == 201, answer.text
     assert answer.json()["setup"] == packages | {"envs": {"A": "1"}}
     code = f"import os; print(os.environ['A']); {IS_OURS}"
@@ -286,45 +289,36 @@ print('tried')
 # -- servers of their own ---------------------------------------------------------------------------------------
 
 
-NO_REGISTRY = {
-    "UV_DEFAULT_INDEX": "http://127.0.0.1:9/simple",
-    "UV_HTTP_RETRIES": "0",
-    "npm_config_registry": "http://127.0.0.1:9/",
-    "npm_config_fetch_retries": "0",
-}
-
-
 def test_without_a_registry(own_server: MakeServer, monkeypatch: pytest.MonkeyPatch) -> None:
     """What is known needs none; what isn't fails, and can be tried again."""
-    server = own_server(spares="0")
+    with serving() as registry:
+        registry.put_python("one", "one-1.0-py3-none-any.whl", wheel("one", {"one.py": "x = 1"}))
+        for name, value in registry.environment().items():
+            monkeypatch.setenv(name, value)
+        server = own_server(spares="0")
+        with server.client() as client:
+            known = make(client, {"pip": ["one"]})
+            settled(client, known)
     with server.client() as client:
-        known = make(client, {"pip": ["six"], "npm": ["ms"]})
-        settled(client, known)
-    server.stop()
-    with monkeypatch.context() as patch:
-        for name, value in NO_REGISTRY.items():
-            patch.setenv(name, value)
-        server.start()
-    with server.client() as client:
-        again = make(client, {"pip": ["six"], "npm": ["ms"]}, "node")
+        again = make(client, {"pip": ["one"]})
         settled(client, again)
-        run = client.post(f"/api/sessions/{again}/run", json={"code": "console.log(require('ms')(1000))"})
-        assert run.json()["stdout"] == "1s\n"
-        for setup in ({"pip": ["idna==3.7"]}, {"npm": ["is-odd"]}):
-            answer = client.post("/api/sessions", json={"language": "python", "setup": setup}).json()
-            while "ing" in answer["setup_status"]:
-                answer = client.get(f"/api/sessions/{answer['id']}").json()
-                time.sleep(0.05)
-            assert answer["setup_status"] == "failed"
-            assert "can't be reached" in answer["setup_result"]["error"], answer
-        where = client.post("/api/sessions", json={"language": "python", "setup": {"pip": ["idna==3.7"]}}).json()["id"]
-    server.stop()
-    server.start()
-    with server.client() as client:
-        again_status = client.post(f"/api/sessions/{where}/setup")
-        assert again_status.status_code == 202
-        settled(client, where)
-        assert [item["version"] for item in environment(client, where)["pip"]] == ["3.7"]
+        assert environment(client, again)["environment"] == environment(client, known)["environment"]
+        run = client.post(f"/api/sessions/{again}/run", json={"code": "import one; print(one.x)"})
+        assert run.json()["stdout"] == "1\n"
+        failed = [make(client, setup) for setup in ({"pip": ["two"]}, {"npm": ["two"]})]
+        for where in failed:
+            assert eventually(lambda where=where: status(client, where) == "failed", 30)
+            error = client.get(f"/api/sessions/{where}").json()["setup_result"]["error"]
+            assert "can't be reached" in error
+        with serving(int(registry.url.rpartition(":")[2])) as registry:
+            registry.put_python("two", "two-1.0-py3-none-any.whl", wheel("two", {"two.py": "x = 2"}))
+            assert client.post(f"/api/sessions/{failed[0]}/setup").json()["setup_status"] == "pending"
+            run = client.post(f"/api/sessions/{failed[0]}/run", json={"code": "import two; print(two.x)"})
+            assert run.json()["stdout"] == "2\n", settled(client, failed[0])
+
+
+def status(client: httpx.Client, where: str) -> str:
+    return str(client.get(f"/api/sessions/{where}").json()["setup_status"])
 
 
 def test_a_setup_that_was_cut_off_is_taken_up_again(own_server: MakeServer) -> None:
@@ -371,6 +365,3 @@ def test_a_run_waits_no_longer_than_it_may(own_server: MakeServer, monkeypatch: 
             assert "ERA_SETUP_SECONDS" in told["error"]
             run = client.post(f"/api/sessions/{where}/run", json={"code": "print(1)"})
             assert run.json()["stdout"] == "1\n"
-            # Whoever waits is told when the session goes.
-            slow = make(client, {"pip": ["idna"]})
-            assert client.delete(f"/api/sessions/{slow}").status_code == 200
