@@ -10,10 +10,10 @@ from era.wire import EnvironmentAnswer, SessionAnswer, environment_answer
 router = APIRouter(prefix="/api/sessions/{session_id}", tags=["setup"], route_class=StrictRoute)
 
 
-@router.post("/setup", status_code=202, responses={202: {"model": SessionAnswer}, **errors(404, 429)})
+@router.post("/setup", responses={200: {"model": SessionAnswer}, **errors(404, 429)})
 async def set_up_again(session_id: SessionId, context: UseContext) -> Response:
     """Install the session's packages anew, after a failure or for newer versions. Waits for the run under way."""
-    return Answer(shown(await context.setups.again(session_id), context), 202)
+    return Answer(shown(await context.setups.again(session_id), context))
 
 
 @router.get("/environment", responses={200: {"model": EnvironmentAnswer}, **errors(404)})
