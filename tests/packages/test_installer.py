@@ -20,6 +20,7 @@ from era.core.setups import Environment, SetupFailed
 from era.drivers.guest import NODE_SOURCE, interpreter
 from era.packages import installer, tools
 from era.packages.installer import UvAndNpm
+from tests.api.test_isolation import needs_gvisor
 from tests.drivers.boxes import Boxes, Options, Weakness
 from tests.packages.registry import Registry, serving, tarball, wheel
 
@@ -360,6 +361,27 @@ def test_programs_cannot_change_what_they_share(lab: Lab, registry: Registry, we
         weakness = Weakness(options=writable, supervisor=no_landlock)
     told = run_in_a_box(lab, made, WRITE, weakness)
     assert (file.read_text() == "x = 2") is weak, told
+
+
+@pytest.mark.parametrize("driver", ["bubblewrap", pytest.param("gvisor", marks=needs_gvisor)])
+def test_every_driver_shows_packages(lab: Lab, registry: Registry, driver: str) -> None:
+    registry.put_python("one", "one-1.0-py3-none-any.whl", wheel("one", {"one.py": "x = 1"}))
+    put_evil_npm(registry, {})
+    made = lab.make(pip=["one"], npm=["evil"])
+    boxes = Boxes(lab.directory, Weakness(), driver, languages=())
+    try:
+        for language, code, said in (
+            ("python", "import one; print(one.x); open(one.__file__, 'a')", "1\n"),
+            ("node", "import e from 'evil'; console.log(e, require('evil'))", "1 1\n"),
+            ("typescript", "import e from 'evil'; const a: number = e; console.log(a)", "1\n"),
+        ):
+            box = boxes._runner.run(boxes.driver.create(language, boxes.driver.limits, made.digest))
+            told = boxes.run(box, code)
+            boxes.close(box)
+            assert told.stdout == said, told
+            assert (told.ended.exit_code == 0) is (language != "python"), "nothing of it can be written"
+    finally:
+        boxes.stop()
 
 
 def test_tools_get_no_secrets_and_no_rights(lab: Lab, registry: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
