@@ -50,6 +50,9 @@ _AT_START = re.compile(r".*\.pth|(usercustomize|sitecustomize)(\..*)?")
 _VERSION = f"{sys.version_info.major}.{sys.version_info.minor}"
 _SITE = f"lib/python{_VERSION}/site-packages"
 _COMPILE_SECONDS = 120.0
+_MANY_BYTES = 16 << 20
+"""With less to compile, starting a process for each processor takes longer than it saves."""
+
 _LAST_WORDS = 4 << 10
 _FORMAT = 1
 
@@ -269,7 +272,8 @@ class UvAndNpm:
         (scratch / "made/python").rename(bare / "python")
         await asyncio.to_thread(trees.own, bare, uid)
         work = self._processes.path("work", bare)
-        command = [self._interpreter(scratch), "-I", "-S", "-m", "compileall", "-q", "-j", "0"]
+        command = [self._interpreter(scratch), "-I", "-S", "-m", "compileall", "-q"]
+        command += ["-j", "0" if size_of(bare) > _MANY_BYTES else "1"]
         command += ["--invalidation-mode", "unchecked-hash", f"{work}/python/{_SITE}"]
         space = Space(bare, bare, self._most_bytes)
         with suppress(SetupFailed):
