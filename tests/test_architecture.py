@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parent.parent
 SRC = ROOT / "src"
 MAX_LINES = 600
 
-ADAPTERS = {"store", "drivers", "hosts", "network"}
+ADAPTERS = {"store", "drivers", "hosts", "network", "packages"}
 FRAMEWORKS = {"alembic", "fastapi", "httpx", "pydantic", "pydantic_settings", "sqlalchemy", "starlette", "uvicorn"}
 
 # What of era each part may import; a part that isn't named may import all but the adapters and the app.

@@ -6,6 +6,7 @@ import asyncio
 import fcntl
 import hashlib
 import logging
+import os
 import signal
 import socket
 import sys
@@ -34,18 +35,20 @@ from era.core.outputs import History, Outputs
 from era.core.ports import Limits, Retention
 from era.core.runs import Runs
 from era.core.sessions import Sessions
+from era.core.setups import Setups
 from era.core.snapshots import Snapshots
 from era.core.spool import Slots, Spool, Threads
 from era.core.turns import Turns
 from era.core.versions import Versions
 from era.drivers.bubblewrap import BubblewrapDriver
 from era.drivers.choice import DriverChoice
-from era.drivers.guest import DOOR_PORT
+from era.drivers.guest import DOOR_PORT, NODE_SOURCE, interpreter
 from era.drivers.gvisor import GvisorDriver
 from era.errors import Conflict, EraError, Forbidden, NoIsolation
 from era.hosts.local import LocalHost
 from era.network import policy
 from era.network.passages import ProxyNetwork, variables
+from era.packages.installer import UvAndNpm
 from era.settings import Settings
 from era.store.blobs import LocalBlobs, make_directory
 from era.store.metadata import SqlStore
@@ -101,12 +104,31 @@ def drivers(settings: Settings) -> DriverChoice:
     directory = settings.data_dir.resolve()
     limits = rules(settings).defaults
     group = cgroup_name(directory)
+    environments = directory / "environments"
     return DriverChoice(
         {
-            "gvisor": GvisorDriver(directory / "gvisor", limits, cgroup_name=f"{group}-gvisor"),
-            "bubblewrap": BubblewrapDriver(directory, limits, cgroup_name=group, network=variables(DOOR_PORT)),
+            "gvisor": GvisorDriver(
+                directory / "gvisor", limits, cgroup_name=f"{group}-gvisor", environments=environments
+            ),
+            "bubblewrap": BubblewrapDriver(
+                directory, limits, cgroup_name=group, environments=environments, network=variables(DOOR_PORT)
+            ),
         },
         settings.isolation,
+    )
+
+
+def installer(settings: Settings) -> UvAndNpm:
+    python = interpreter()
+    return UvAndNpm(
+        settings.data_dir.resolve(),
+        python=python.executable,
+        python_prefix=python.prefix,
+        node=NODE_SOURCE,
+        seconds=settings.setup_seconds,
+        most_bytes=settings.disk_mb << 20,
+        most_files=settings.files,
+        variables=dict(os.environ),
     )
 
 
@@ -151,6 +173,9 @@ async def services(settings: Settings) -> AsyncIterator[Context]:
         turns = Turns(settings.max_waiting)
         keys = Keys(store)
         network = ProxyNetwork(private)
+        packages = installer(settings)
+        await asyncio.to_thread(packages.open)
+        setups = Setups(store, packages, turns)
         try:
             if lost := await store.mark_lost():
                 log.warning("runs_lost", count=lost, why="the service stopped while they were under way")
@@ -163,21 +188,24 @@ async def services(settings: Settings) -> AsyncIterator[Context]:
                 max_live=settings.max_live,
                 idle_seconds=settings.idle_seconds,
             )
-            runs = Runs(store, host, network, snapshots, outputs, turns, keys)
+            runs = Runs(store, host, network, snapshots, outputs, turns, keys, setups.settled)
             expiry = Expiry(store, host)
             files = Files(store, snapshots, blobs, turns, spool, transfers, bounds)
             await host.start()
-            background = [asyncio.create_task(job) for job in (_collect_garbage(snapshots, store, pins), expiry.run())]
+            await setups.start()
+            jobs = (_collect_garbage(snapshots, store, pins), expiry.run(), _remove_environments(setups))
+            background = [asyncio.create_task(job) for job in jobs]
             try:
                 yield Context(
                     settings=settings,
                     rules=bounds,
-                    sessions=Sessions(store, host, turns, keys, expiry, bounds),
+                    sessions=Sessions(store, host, turns, keys, expiry, bounds, setups.kick),
                     runs=runs,
                     history=History(store, outputs),
                     versions=Versions(store, snapshots, turns, keys),
                     capsules=capsules,
                     keys=keys,
+                    setups=setups,
                     session_files=files,
                     archives=Archives(store, snapshots, blobs, turns, spool, transfers, files, slots),
                     turns=turns,
@@ -190,6 +218,7 @@ async def services(settings: Settings) -> AsyncIterator[Context]:
             finally:
                 for task in background:
                     task.cancel()
+                await setups.stop()
                 await runs.drain(settings.drain_seconds)
                 await host.stop()
                 await runs.drain(_LAST_ANSWERS_SECONDS)
@@ -280,6 +309,15 @@ class _Server(uvicorn.Server):
         await super().startup(sockets)
         if self.started:
             self._ready(self.servers[0].sockets[0].getsockname()[1])
+
+
+async def _remove_environments(setups: Setups) -> None:
+    while True:
+        try:
+            await setups.sweep()
+        except (EraError, OSError) as error:
+            log.warning("environments_not_removed", error=str(error))
+        await asyncio.sleep(_GARBAGE_SECONDS)
 
 
 async def _collect_garbage(snapshots: Snapshots, store: SqlStore, pins: Pins) -> None:

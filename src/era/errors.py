@@ -10,6 +10,7 @@
     ├── TooSlow               408  the request did not come in time
     ├── Conflict              409  it exists already, or its state doesn't allow this
     │   ├── SessionDeleted    409  the session was deleted while this run was under way
+    │   ├── SetupUnderWay     409  the session's packages are not installed yet
     │   ├── KeyReused         409  the idempotency key belongs to another request
     │   └── RunLost           409  the run of this idempotency key was lost with the service
     ├── Expired               410  the session has expired and can still be restored
@@ -94,6 +95,11 @@ class Conflict(EraError):
 class SessionDeleted(Conflict):
     code = "session_deleted"
     hint = "The session was deleted while this run was under way; nothing of it is kept."
+
+
+class SetupUnderWay(Conflict):
+    code = "setup_under_way"
+    hint = "The session's setup_status tells when it has ended; a run with a longer timeout waits for that."
 
 
 class KeyReused(Conflict):

@@ -89,6 +89,10 @@ class Settings(BaseSettings):
         "this machine itself.",
     )
 
+    setup_seconds: float = Field(
+        default=600, gt=0, description="Seconds that installing a session's packages may take."
+    )
+
     body_idle_seconds: float = Field(
         default=30,
         gt=0,

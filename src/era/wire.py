@@ -10,14 +10,16 @@ import json
 from collections.abc import Iterable
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field
 
+from era.core import requirements
 from era.core.edits import Listed
 from era.core.egress import MAX_ENTRIES
 from era.core.expiry import MAX_TTL
 from era.core.limits import LEAST
 from era.core.models import JsonObject, RunRecord, Session, StoredCode, Version, timestamp
 from era.core.runs import Collected, RunResult
+from era.core.setups import Environment
 from era.core.versions import Diff
 from era.core.views import data_view
 
@@ -70,13 +72,31 @@ Isolation = Annotated[
 ]
 
 
+class PipRequirements(Body):
+    requirements: str = Field(description="As in a requirements.txt; separated by spaces or newlines.")
+
+
+class NpmPackage(Body):
+    packageJson: str = Field(description="The text of a package.json; its dependencies are what counts.")  # noqa: N815
+
+
+class SetupBody(Body):
+    """What is installed before a session runs anything."""
+
+    pip: list[str] | PipRequirements | None = Field(None, examples=[["requests>=2.32"]])
+    npm: list[str] | NpmPackage | None = Field(None, examples=[["axios@^1"]])
+    go: Any = Field(None, description="Not offered by this version.")
+    commands: list[str] | None = Field(None, description="Not offered by this version.")
+    envs: dict[str, str] | None = Field(None, description="Variables of every run; a run's own `env` wins.")
+
+
 class CreateSession(Body):
     language: str = Field(description="python, node or typescript, or an alias.", examples=["python"])
     session_id: str | None = Field(None, pattern=SESSION_ID, description="Made up where it is left out.")
     persistent: bool = Field(True, description="Whether files outlive a run. Data always does.")
     data: dict[str, Any] = Field(default_factory=dict, description="The state; `.session_data.json` in the sandbox.")
     metadata: dict[str, Any] = Field(default_factory=dict, description="Labels; never seen by programs.")
-    setup: dict[str, Any] | None = Field(None, description="Packages to install. Not offered by this version.")
+    setup: SetupBody | None = Field(None, description="Packages to install, and variables of every run.")
     allowInternetAccess: bool = Field(True, description="Whether programs get an HTTP proxy to the internet.")  # noqa: N815
     allowPublicAccess: bool = Field(True, description="Whether others may call the session's public URL.")  # noqa: N815
     default_timeout: float = Field(30.0, gt=0, description="Seconds that a run may take if it doesn't say.")
@@ -84,13 +104,6 @@ class CreateSession(Body):
     limits: Limits = None
     isolation: Isolation = "auto"
     egress: Egress = None
-
-    @field_validator("setup")
-    @classmethod
-    def _no_setup_yet(cls, value: dict[str, Any] | None) -> dict[str, Any] | None:
-        if value:
-            raise ValueError("packages can't be installed by this version of ERA")
-        return value
 
 
 class ChangeSession(Body):
@@ -103,6 +116,7 @@ class ChangeSession(Body):
     limits: Limits = None
     isolation: Isolation | None = None
     egress: Egress = None
+    setup: SetupBody | None = Field(None, description="Replaces the setup, between runs; null: no packages any more.")
 
 
 class RunBody(Body):
@@ -160,6 +174,31 @@ class EgressAnswer(BaseModel):
     allow: list[str]
 
 
+class SetupResult(BaseModel):
+    success: bool
+    duration_ms: int
+    pip_packages: list[str]
+    npm_packages: list[str]
+    go_modules: list[str]
+    commands_run: list[str]
+    error: str | None
+    stderr: str
+    stdout: str
+
+
+class PackageAnswer(BaseModel):
+    name: str
+    version: str
+
+
+class EnvironmentAnswer(BaseModel):
+    session_id: str
+    setup_status: str | None
+    environment: str | None
+    pip: list[PackageAnswer]
+    npm: list[PackageAnswer]
+
+
 class SessionAnswer(BaseModel):
     id: str
     session_id: str
@@ -183,6 +222,8 @@ class SessionAnswer(BaseModel):
     egress: EgressAnswer
     status: str
     files: list[dict[str, Any]] | None = None
+    setup_status: str | None = Field(None, description="pending, running, completed or failed; only with a setup.")
+    setup_result: SetupResult | None = Field(None, description="How it went, once it has ended; only with a setup.")
 
 
 class SessionsAnswer(BaseModel):
@@ -401,7 +442,7 @@ def session_answer(session: Session, status: str, limits: JsonObject) -> dict[st
         "total_size_bytes": session.snapshot.total_bytes,
         "metadata": session.metadata,
         "data": data_view(json.loads(session.data), session.stored),
-        "setup": None,
+        "setup": requirements.shown(session.setup),
         "allowInternetAccess": session.allow_internet,
         "allowPublicAccess": session.allow_public,
         "default_timeout": session.default_timeout,
@@ -412,7 +453,31 @@ def session_answer(session: Session, status: str, limits: JsonObject) -> dict[st
         "isolation": session.isolation,
         "egress": {"allow": session.egress.get("allow", [])},
         "status": session.gone or status,
+        **({} if session.setup is None else _setup_answer(session)),
     }
+
+
+def _setup_answer(session: Session) -> dict[str, Any]:
+    result = session.setup_result
+    return {"setup_status": session.setup_status, "setup_result": json.loads(result) if result else None}
+
+
+def environment_answer(session: Session, environment: Environment | None) -> dict[str, Any]:
+    def listed(kind: str) -> list[dict[str, str]]:
+        return [{"name": item["name"], "version": item["version"]} for item in getattr(environment, kind, ())]
+
+    return {
+        "session_id": session.id,
+        "setup_status": session.setup_status,
+        "environment": session.environment,
+        "pip": listed("pip"),
+        "npm": listed("npm"),
+    }
+
+
+def wanted_setup(setup: SetupBody | None) -> dict[str, Any] | None:
+    """A setup as the client gave it."""
+    return setup.model_dump(exclude_unset=True) if setup else None
 
 
 def asked(limits: LimitsBody | None) -> dict[str, float | None]:

@@ -574,7 +574,7 @@ BODIES: dict[str, tuple[tuple[str, str], str, int, str]] = {
     "env, no name": (RUN, '{"code":"1","env":{"":"1"}}', 400, "name"),
     "env, NUL in a name": (RUN, '{"code":"1","env":{"A\\u0000":"1"}}', 400, "name"),
     "env, NUL in a value": (RUN, '{"code":"1","env":{"A":"1\\u0000"}}', 400, "'env.A'"),
-    "setup": (CREATE, '{"language":"python","setup":{"pip":["x"]}}', 400, "'setup'"),
+    "setup": (CREATE, '{"language":"python","setup":{"pip":["-r x"]}}', 400, "'setup.pip'"),
     "id, slash": (CREATE, '{"language":"python","session_id":"a/b"}', 400, "'session_id'"),
     "id, dots": (CREATE, '{"language":"python","session_id":".."}', 400, "'session_id'"),
     "id, newline at the end": (CREATE, '{"language":"python","session_id":"a\\n"}', 400, "'session_id'"),

@@ -26,11 +26,12 @@ from era.core.outputs import History
 from era.core.ports import MetadataStore
 from era.core.runs import Runs
 from era.core.sessions import Sessions
+from era.core.setups import Setups
 from era.core.turns import Turns
 from era.core.versions import Versions
 from era.errors import BadRequest, EraError, NotFound, TooLarge
 from era.settings import Settings
-from era.wire import SESSION_ID, ErrorAnswer, session_answer
+from era.wire import SESSION_ID, ErrorAnswer, SetupBody, session_answer, wanted_setup
 
 _MAX_ENV_BYTES = 1 << 20
 _MAX_VARIABLE_BYTES = 128 << 10  # the kernel's bound for one string of an environment
@@ -47,6 +48,7 @@ class Context:
     history: History
     keys: Keys
     versions: Versions
+    setups: Setups
     session_files: Files
     archives: Archives
     capsules: Capsules
@@ -214,6 +216,12 @@ def check_timeout(timeout: float | None, settings: Settings, field: str = "timeo
             f"'{field}' is {timeout:g} seconds, at most {settings.max_timeout:g} are allowed.",
             hint="The server's ERA_MAX_TIMEOUT sets the bound.",
         )
+
+
+def setup_of(body: SetupBody | None) -> dict[str, Any] | None:
+    """A setup as the client gave it. Raises BadRequest or TooLarge for variables that can't be."""
+    check_env((body and body.envs) or {})
+    return wanted_setup(body)
 
 
 def check_env(env: Mapping[str, str]) -> None:

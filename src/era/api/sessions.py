@@ -20,10 +20,12 @@ from era.api.context import (
     key_of,
     language,
     made_answer,
+    setup_of,
     shown,
 )
 from era.core.models import now, timestamp
 from era.core.ports import KEEP, SessionChange, SessionFilter
+from era.core.requirements import setup_text
 from era.wire import (
     ChangedAnswer,
     ChangeSession,
@@ -62,6 +64,7 @@ async def create_session(body: CreateSession, context: UseContext, key: Idempote
         limits={name: value for name, value in asked(body.limits).items() if value is not None},
         isolation=body.isolation,
         egress=body.egress.model_dump() if body.egress else None,
+        setup=setup_of(body.setup),
         claim=claim_of(context, "create", key, body),
     )
     return made_answer(made, context)
@@ -123,7 +126,7 @@ async def get_session(
 
 @router.patch("/{session_id}", responses={200: {"model": ChangedAnswer}, **errors(404, 413, 429)})
 async def change_session(session_id: SessionId, body: ChangeSession, context: UseContext) -> Response:
-    """Change a session's settings or data. A change of data waits for the run under way."""
+    """Change a session's settings, data or setup. A change of data or setup waits for the run under way."""
     check_timeout(body.default_timeout, context.settings, "default_timeout")
     change = SessionChange(
         default_timeout=body.default_timeout,
@@ -134,6 +137,7 @@ async def change_session(session_id: SessionId, body: ChangeSession, context: Us
         limits=asked(body.limits) or None,
         isolation=body.isolation,
         egress=body.egress.model_dump() if body.egress else None,
+        setup=setup_text(setup_of(body.setup)) if "setup" in body.model_fields_set else KEEP,
     )
     session = await context.sessions.change(session_id, change, body.data)
     return Answer(

@@ -15,6 +15,7 @@ type Language = Literal["python", "node", "typescript"]
 type Status = Literal["running", "ok", "failed", "timeout", "oom", "killed", "disk_full", "lost"]
 type Isolation = Literal["gvisor", "bubblewrap"]
 type WantedIsolation = Literal["auto", "gvisor", "bubblewrap"]
+type SetupStatus = Literal["pending", "running", "completed", "failed"]
 type Cause = Literal["create", "run", "data", "files", "rollback", "duplicate"]
 type Route = Literal["create", "duplicate", "run"]
 type Gone = Literal["expired", "deleted"]
@@ -116,6 +117,16 @@ class Session:
     egress: JsonObject = field(default_factory=dict)
     """Where its programs may connect to; see egress.py."""
 
+    setup: str | None = None
+    """What it asks to have installed, as JSON text; see requirements.py."""
+
+    setup_status: SetupStatus | None = None
+    setup_result: str | None = None
+    """How the setup went, as JSON text, once it has ended."""
+
+    environment: str | None = None
+    """The digest of what was installed."""
+
     @property
     def gone(self) -> Gone | None:
         """In which way it is gone, if it is."""
@@ -140,6 +151,7 @@ class NewSession:
     limits: JsonObject = field(default_factory=dict)
     isolation: WantedIsolation = "auto"
     egress: JsonObject = field(default_factory=dict)
+    setup: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ Who calls whom: `runs` and `sessions` call a `MetadataStore`, a `SnapshotStore` 
 from __future__ import annotations
 
 import socket
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
@@ -167,8 +167,9 @@ class Driver(Protocol):
         """
         ...
 
-    async def create(self, language: Language, limits: Limits) -> Sandbox:
-        """A sandbox with an empty working directory, ready for its first program. Raises SandboxFailed."""
+    async def create(self, language: Language, limits: Limits, environment: str | None = None) -> Sandbox:
+        """A sandbox with an empty working directory, ready for its first program, which has the packages of this
+        environment. Raises SandboxFailed."""
         ...
 
     def isolation(self) -> JsonObject:
@@ -326,6 +327,16 @@ class SessionChange:
 
     isolation: WantedIsolation | None = None
     egress: JsonObject | None = None
+    setup: str | None | Keep = KEEP
+    """JSON text; a change makes the setup pending."""
+
+
+@dataclass(frozen=True, slots=True)
+class SetupJob:
+    """A session's setup that has not ended."""
+
+    session_key: int
+    setup: str = field(repr=False)
 
 
 class MetadataStore(Protocol):
@@ -393,7 +404,8 @@ class MetadataStore(Protocol):
         ...
 
     async def begin_run(self, session_id: str, run_id: str, claim: Claim | None = None) -> Session:
-        """Record a run as `running`, claim its key, and read its session."""
+        """Record a run as `running`, claim its key, and read its session. Raises SetupUnderWay, and records nothing,
+        where its setup hasn't ended."""
         ...
 
     async def end_run(
@@ -448,6 +460,31 @@ class MetadataStore(Protocol):
 
     async def there(self, keys: Sequence[int]) -> Sequence[int]:
         """Those of these sessions that are neither deleted nor expired."""
+        ...
+
+    async def setups_to_do(self) -> Sequence[SetupJob]:
+        """Those that have not ended, of sessions that aren't gone."""
+        ...
+
+    async def begin_setup(self, job: SetupJob) -> None:
+        """Mark it as `running`."""
+        ...
+
+    async def end_setup(self, job: SetupJob, *, status: str, result: str, environment: str | None) -> bool:
+        """Record how a setup ended, `completed` or `failed`, unless the session asks for another one by now. `result`
+        is JSON text, `environment` a digest."""
+        ...
+
+    async def set_up_again(self, session_id: str) -> Session:
+        """Make its setup pending again."""
+        ...
+
+    async def environments(self) -> Sequence[str]:
+        """The digests of environments that rows name, also rows of sessions that are gone."""
+        ...
+
+    async def setups_without(self, present: Collection[str]) -> int:
+        """Make pending again the setups whose environment isn't one of these; how many there were."""
         ...
 
     async def ping(self) -> None:

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass, field, replace
 
 import structlog
@@ -55,9 +55,19 @@ from era.core.ports import (
     SnapshotStore,
     WorkspaceFull,
 )
+from era.core.requirements import variables
 from era.core.turns import Turns
 from era.core.views import data_view
-from era.errors import CommitFailed, EraError, Forbidden, NoCode, SandboxFailed, SessionDeleted, Unavailable
+from era.errors import (
+    CommitFailed,
+    EraError,
+    Forbidden,
+    NoCode,
+    SandboxFailed,
+    SessionDeleted,
+    SetupUnderWay,
+    Unavailable,
+)
 
 log = structlog.get_logger()
 
@@ -144,8 +154,11 @@ class Runs:
         outputs: Outputs,
         turns: Turns,
         keys: Keys,
+        settled: Callable[[str, float], Awaitable[bool]],
     ) -> None:
+        """`settled` waits for a session's setup; see Setups."""
         self._store = store
+        self._settled = settled
         self._host = host
         self._network = network
         self._snapshots = snapshots
@@ -205,7 +218,7 @@ class Runs:
             run_id = new_id("run")
             if request.code is None:
                 check_stored(await self._store.session(session_id), public=request.public)
-            session = await self._store.begin_run(session_id, run_id, request.claim)
+            session = await self._begin(session_id, run_id, request)
             record = RunRecord(run_id, session.key, "running", started_at=now())
             emit(RunStarted(run_id))
             try:
@@ -217,6 +230,17 @@ class Runs:
             except BaseException as error:
                 await self._end_without_result(record, request, error)
                 raise
+
+    async def _begin(self, session_id: str, run_id: str, request: RunRequest) -> Session:
+        """Record the run, once the session's setup has ended. Raises SetupUnderWay where that takes longer than the run
+        may."""
+        try:
+            return await self._store.begin_run(session_id, run_id, request.claim)
+        except SetupUnderWay:
+            timeout = request.timeout or (await self._store.session(session_id)).default_timeout
+            if not await self._settled(session_id, timeout):
+                raise
+            return await self._store.begin_run(session_id, run_id, request.claim)
 
     async def _attempt(
         self, session: Session, record: RunRecord, request: RunRequest, emit: Callable[[Progress], None]
@@ -242,7 +266,11 @@ class Runs:
         program = Program(
             code=code.encode(),
             state=jsontext.state_file(before),
-            env={**request.env, **_service_environment(session.id, session.language, request.base_url)},
+            env={
+                **variables(session.setup),
+                **request.env,
+                **_service_environment(session.id, session.language, request.base_url),
+            },
             timeout=request.timeout or session.default_timeout,
             ephemeral=not session.persistent,
             files={},

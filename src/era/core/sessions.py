@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -24,7 +24,8 @@ from era.core.models import (
     new_id,
     now,
 )
-from era.core.ports import Host, MetadataStore, SessionChange, SessionFilter
+from era.core.ports import KEEP, Host, MetadataStore, SessionChange, SessionFilter
+from era.core.requirements import setup_text
 from era.core.turns import Turns
 from era.core.views import without_view
 from era.errors import BadRequest, Expired, NotFound, TooLarge
@@ -34,8 +35,17 @@ MAX_CODE_BYTES = 4 << 20
 
 class Sessions:
     def __init__(
-        self, store: MetadataStore, host: Host, turns: Turns, keys: Keys, expiry: Expiry, rules: Rules
+        self,
+        store: MetadataStore,
+        host: Host,
+        turns: Turns,
+        keys: Keys,
+        expiry: Expiry,
+        rules: Rules,
+        setup_wanted: Callable[[], None],
     ) -> None:
+        """`setup_wanted` is called when a session has a setup to be seen to."""
+        self._setup_wanted = setup_wanted
         self._rules = rules
         self._store = store
         self._keys = keys
@@ -58,6 +68,7 @@ class Sessions:
         limits: Mapping[str, float] | None = None,
         isolation: WantedIsolation = "auto",
         egress: JsonObject | None = None,
+        setup: Mapping[str, Any] | None = None,
         claim: Claim | None = None,
     ) -> Made:
         """Raises Conflict where the id is taken, BadRequest or TooLarge where something of it is too much."""
@@ -77,8 +88,12 @@ class Sessions:
             limits=dict(limits or {}),
             isolation=isolation,
             egress=egress or {},
+            setup=setup_text(setup),
         )
-        return await once(self._keys, "", claim, lambda: self._store.create_session(new, claim))
+        made = await once(self._keys, "", claim, lambda: self._store.create_session(new, claim))
+        if new.setup is not None:
+            self._setup_wanted()
+        return made
 
     async def get(self, session_id: str) -> Session:
         return await self._store.session(session_id)
@@ -88,17 +103,20 @@ class Sessions:
         return await self._store.sessions(which)
 
     async def change(self, session_id: str, change: SessionChange, data: JsonObject | None) -> Session:
-        """Change settings, and data between runs: a change of data waits for the run under way."""
+        """Change settings, and data and setup between runs: a change of these waits for the run under way."""
         if change.metadata is not None:
             data_text("metadata", change.metadata)
         self._rules.check(change.limits or {})
         allowed.check(change.egress or {})
-        if data is None:
+        if data is None and change.setup is KEEP:
             return await self._store.change_session(session_id, change)
         async with self._turns.take(session_id):
-            session = await self._store.session(session_id)
-            text = data_text("data", without_view(data, session.stored))
-            return await self._store.change_session(session_id, replace(change, data=text))
+            if data is not None:
+                session = await self._store.session(session_id)
+                change = replace(change, data=data_text("data", without_view(data, session.stored)))
+            session = await self._store.change_session(session_id, change)
+        self._setup_wanted()
+        return session
 
     async def store_code(self, session_id: str, code: str, description: str | None) -> StoredCode:
         check_code(code)

@@ -95,9 +95,12 @@ class Paths:
     node: Path
     python: Path | None
     live: Path
+    environments: Path
 
 
-def arguments(paths: Paths, sandbox_id: str, limits: Limits, config: str, data: dict[str, int]) -> list[str]:
+def arguments(
+    paths: Paths, sandbox_id: str, limits: Limits, config: str, data: dict[str, int], environment: str | None = None
+) -> list[str]:
     """bubblewrap's options for one sandbox. `data` maps paths inside to descriptors that hold the files' content."""
     options = [
         "--unshare-all",
@@ -111,9 +114,11 @@ def arguments(paths: Paths, sandbox_id: str, limits: Limits, config: str, data: 
     options += ["--die-with-parent", "--as-pid-1", "--new-session", "--hostname", "era", "--cap-drop", "ALL"]
     options += ["--clearenv", "--setenv", "PATH", guest.PATH, "--setenv", "LANG", "C.UTF-8"]
     options += ["--setenv", "PYTHONPATH", guest.GUEST, "--setenv", "PYTHONDONTWRITEBYTECODE", "1"]
+    if environment is not None:
+        options += ["--setenv", "PYTHONUSERBASE", guest.ENVIRONMENT]
     options += ["--setenv", "ERA_GUEST", config]
 
-    options += read_only(paths, data)
+    options += read_only(paths, data, environment)
     options += ["--proc", "/proc", "--dev", "/dev"]
     # The kernel's own settings. bubblewrap makes them read-only too, but only where it thinks that it could write them.
     for name in _READ_ONLY_PROC:
@@ -126,8 +131,8 @@ def arguments(paths: Paths, sandbox_id: str, limits: Limits, config: str, data: 
     return options
 
 
-def read_only(paths: Paths, data: dict[str, int]) -> list[str]:
-    """Options for what every sandbox holds and can't change: programs, libraries, interpreters, made files."""
+def read_only(paths: Paths, data: dict[str, int], environment: str | None) -> list[str]:
+    """Options for what a sandbox holds and can't change: programs, libraries, interpreters, made files, packages."""
     options = ["--ro-bind", "/usr", "/usr"]
     for name in guest.SYSTEM:
         directory = Path("/") / name
@@ -141,6 +146,10 @@ def read_only(paths: Paths, data: dict[str, int]) -> list[str]:
         options += ["--perms", "0444", "--ro-bind-data", str(descriptor), path]
     if paths.python:
         options += ["--ro-bind", str(paths.python), str(guest.interpreter().prefix)]
+    if environment is not None:
+        installed = paths.environments / environment
+        options += ["--ro-bind", str(installed / "python"), guest.ENVIRONMENT]
+        options += ["--ro-bind", str(installed / "node_modules"), guest.NODE_MODULES]
     return [*options, "--ro-bind", str(paths.guest), guest.GUEST, "--ro-bind", str(paths.node), guest.NODE]
 
 
@@ -159,8 +168,16 @@ class BubblewrapSandbox:
 
     has_door = True
 
-    def __init__(self, driver: BubblewrapDriver, sandbox_id: str, uid: int | None, limits: Limits) -> None:
+    def __init__(
+        self,
+        driver: BubblewrapDriver,
+        sandbox_id: str,
+        uid: int | None,
+        limits: Limits,
+        environment: str | None = None,
+    ) -> None:
         self.id = sandbox_id
+        self.environment = environment
         self.uid = uid
         self.limits = limits
         self.enforced: JsonObject = {}
@@ -219,10 +236,11 @@ class BubblewrapSandbox:
                 await loop.run_in_executor(self._driver.spawner, self._spawn, language, theirs)
             finally:
                 theirs.close()
+            variables = {**guest.program_environment(), **guest.environment_variables(self.environment)}
             async with asyncio.timeout(_START_SECONDS):
                 if self.has_door:
                     self.door = await receive_door(ours)
-                self._channel = await Channel.over(ours)
+                self._channel = await Channel.over(ours, variables)
                 seen = await self._channel.ready()
         except (OSError, TimeoutError, SandboxFailed) as error:
             ours.close()
@@ -316,7 +334,7 @@ class BubblewrapSandbox:
         )
         return Plan(
             etc_files(),
-            lambda data: arguments(self._driver.paths, self.id, self.limits, config, data),
+            lambda data: arguments(self._driver.paths, self.id, self.limits, config, data, self.environment),
             [guest.interpreter().executable, "main.py"],
         )
 
@@ -380,13 +398,20 @@ class BubblewrapSandbox:
 
 
 class BubblewrapDriver:
-    """Makes bubblewrap sandboxes below `directory`, which must be ours alone, as must the control group."""
+    """Makes bubblewrap sandboxes below `directory`, which must be ours alone, as must the control group. Environments
+    are in `environments`, by their digests."""
 
     name = "bubblewrap"
     sandbox = BubblewrapSandbox
 
     def __init__(
-        self, directory: Path, limits: Limits, *, cgroup_name: str, network: Mapping[str, str] | None = None
+        self,
+        directory: Path,
+        limits: Limits,
+        *,
+        cgroup_name: str,
+        environments: Path | None = None,
+        network: Mapping[str, str] | None = None,
     ) -> None:
         """`network` is what programs mostly have as `Program.network`."""
         self.network = network or {}
@@ -406,7 +431,14 @@ class BubblewrapDriver:
         self._sandboxes: set[BubblewrapSandbox] = set()
         self._seen: JsonObject = {}
         interpreter = guest.interpreter()
-        self.paths = Paths(_BWRAP, guest.GUEST_SOURCE, guest.NODE_SOURCE, interpreter.prefix, self.live)
+        self.paths = Paths(
+            bwrap=_BWRAP,
+            guest=guest.GUEST_SOURCE,
+            node=guest.NODE_SOURCE,
+            python=interpreter.prefix,
+            live=self.live,
+            environments=environments or directory / "environments",
+        )
 
     async def clear(self) -> None:
         """Remove what an earlier service left here. Comes first."""
@@ -420,8 +452,8 @@ class BubblewrapDriver:
             if problem is not None:
                 raise problem
 
-    async def create(self, language: Language, limits: Limits) -> BubblewrapSandbox:
-        sandbox = self.sandbox(self, f"sb-{secrets.token_hex(8)}", self._free_uid(), limits)
+    async def create(self, language: Language, limits: Limits, environment: str | None = None) -> BubblewrapSandbox:
+        sandbox = self.sandbox(self, f"sb-{secrets.token_hex(8)}", self._free_uid(), limits, environment)
         self._sandboxes.add(sandbox)
         try:
             await sandbox.open(language)
@@ -475,6 +507,7 @@ class BubblewrapDriver:
         remove_tree(self.live)
         self.live.mkdir()
         self.live.chmod(0o711)
+        self.paths.environments.mkdir(mode=0o711, exist_ok=True)
 
     def _prepare(self) -> None:
         self.filters = self.make_filters()
@@ -551,6 +584,7 @@ def _stage(paths: Paths) -> Paths:
         node=bind(paths.node, "node"),
         python=bind(paths.python, "python") if paths.python else None,
         live=bind(paths.live, "live"),
+        environments=bind(paths.environments, "environments"),
     )
 
 

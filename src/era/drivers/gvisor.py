@@ -84,14 +84,15 @@ def flags() -> list[str]:
     ]
 
 
-def specification(limits: Limits, config: str) -> JsonObject:
+def specification(limits: Limits, config: str, environment: str | None = None) -> JsonObject:
     """The container as an OCI runtime specification. `config` is the supervisor's."""
-    environment = {
+    variables = {
         "PATH": guest.PATH,
         "LANG": "C.UTF-8",
         "PYTHONPATH": guest.GUEST,
         "PYTHONDONTWRITEBYTECODE": "1",
         "ERA_GUEST": config,
+        **({} if environment is None else {"PYTHONUSERBASE": guest.ENVIRONMENT}),
     }
     scratch = ["nosuid", "nodev", "mode=1777", f"size={limits.tmp_bytes}"]
     return {
@@ -101,7 +102,7 @@ def specification(limits: Limits, config: str) -> JsonObject:
         "process": {
             "user": {"uid": 0, "gid": 0},
             "args": [guest.interpreter().executable, "main.py"],
-            "env": [f"{name}={value}" for name, value in environment.items()],
+            "env": [f"{name}={value}" for name, value in variables.items()],
             "cwd": guest.WORKSPACE,
             "capabilities": {},
             "noNewPrivileges": True,
@@ -122,12 +123,12 @@ def specification(limits: Limits, config: str) -> JsonObject:
     }
 
 
-def arguments(paths: Paths, sandbox_id: str, data: dict[str, int]) -> list[str]:
+def arguments(paths: Paths, sandbox_id: str, data: dict[str, int], environment: str | None = None) -> list[str]:
     """bubblewrap's options for the outer sandbox, the one runsc runs in."""
     options = ["--unshare-all", "--unshare-user", "--uid", "0", "--gid", "0", "--cap-add", "ALL"]
     options += ["--die-with-parent", "--as-pid-1", "--new-session", "--hostname", "era", "--clearenv"]
     options += ["--proc", "/proc", "--dev", "/dev", "--size", str(1 << 20), "--tmpfs", "/tmp", "--dir", _STATE]  # noqa: S108
-    options += read_only(paths, data)
+    options += read_only(paths, data, environment)
     options += ["--bind", str(paths.live / sandbox_id / "workspace"), guest.WORKSPACE]
     return [*options, "--remount-ro", "/dev", "--remount-ro", "/", "--chdir", "/"]
 
@@ -149,10 +150,12 @@ class GvisorSandbox(BubblewrapSandbox):
 
     def plan(self, language: Language, control: int) -> Plan:
         config = guest.supervisor_config(language, _CONTROL, self.rlimits(language), self.limits)
-        files = etc_files() | {f"{_BUNDLE}/config.json": json.dumps(specification(self.limits, config)).encode()}
+        files = etc_files() | {
+            f"{_BUNDLE}/config.json": json.dumps(specification(self.limits, config, self.environment)).encode()
+        }
         return Plan(
             files,
-            lambda data: arguments(self._driver.paths, self.id, data),
+            lambda data: arguments(self._driver.paths, self.id, data, self.environment),
             [_RUNSC, *flags(), "run", "--bundle", _BUNDLE, "--pass-fd", f"{control}:{_CONTROL}", "era"],
         )
 

@@ -2,8 +2,8 @@
 
 A session that runs keeps its sandbox until it has been idle for a while or another session needs the room; then rows
 and blobs are all that is left of it. A few sandboxes that belong to nobody are kept ready for each language, with the
-server's usual isolation and limits, so that a session's first run does not wait for one to be made. A sandbox serves
-one session in its life, so nothing can be handed on from one to the next.
+server's usual isolation and limits and without packages, so that a session's first run does not wait for one to be
+made. A sandbox serves one session in its life, so nothing can be handed on from one to the next.
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ class _Wanted:
     language: Language
     isolation: WantedIsolation
     limits: Limits
+    environment: str | None = None
 
 
 @dataclass(slots=True)
@@ -100,7 +101,8 @@ class LocalHost:
 
     async def acquire(self, session: Session) -> Sandbox:
         live = self._live.get(session.key)
-        wanted = _Wanted(session.language, session.isolation, self._rules.granted(session.limits))
+        granted = self._rules.granted(session.limits)
+        wanted = _Wanted(session.language, session.isolation, granted, session.environment)
         if live is not None:
             if live.made_for == wanted and live.sandbox.alive and await self._brought_up_to(live, session.snapshot):
                 live.busy = True
@@ -128,7 +130,8 @@ class LocalHost:
         await self._make_room()
         try:
             driver = await self._drivers.get(wanted.isolation)
-            if driver is await self._drivers.get("auto") and wanted.limits == self._rules.defaults:
+            usual = wanted.limits == self._rules.defaults and wanted.environment is None
+            if usual and driver is await self._drivers.get("auto"):
                 ready = self._ready[wanted.language]
                 self._used[wanted.language].set()
                 while ready:
@@ -136,7 +139,7 @@ class LocalHost:
                     if sandbox.alive:
                         return sandbox
                     await sandbox.close()
-            return await driver.create(wanted.language, wanted.limits)
+            return await driver.create(wanted.language, wanted.limits, wanted.environment)
         except BaseException:
             self._room.release()
             raise

@@ -37,6 +37,10 @@ _FIELDS = (
     "deleted_at",
     "expired",
     "isolation",
+    "setup",
+    "setup_status",
+    "setup_result",
+    "environment",
 )
 SESSIONS = select(
     *(sessions.c[name] for name in _FIELDS),

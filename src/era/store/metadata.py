@@ -13,6 +13,7 @@ from sqlalchemy import Connection, func, literal, select, union
 from era.store.capsules import CapsuleRows
 from era.store.commits import IS_LIVE
 from era.store.runs import LOST
+from era.store.setups import SetupRows
 from era.store.tables import idempotency_keys, outputs, runs, sessions, versions
 from era.store.versions import VersionRows
 
@@ -30,7 +31,7 @@ _COUNT_SESSIONS = select(func.count()).select_from(sessions).where(IS_LIVE)
 _COUNT_RUNS = select(runs.c.status, func.count()).where(~runs.c.imported).group_by(runs.c.status)
 
 
-class SqlStore(CapsuleRows, VersionRows):
+class SqlStore(CapsuleRows, VersionRows, SetupRows):
     """A MetadataStore in an SQL database. `open` before anything, `close` when done."""
 
     async def snapshot_roots(self) -> Sequence[str]:

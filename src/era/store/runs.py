@@ -13,7 +13,8 @@ from sqlalchemy import Connection, bindparam, delete, func, insert, select, upda
 
 from era.core.models import Answered, Claim, KeptOutputs, RunRecord, Session, Snapshot, now
 from era.core.ports import Retention
-from era.errors import CommitFailed, Conflict, NotFound, SessionDeleted, Unavailable
+from era.core.setups import UNDER_WAY
+from era.errors import CommitFailed, Conflict, NotFound, SessionDeleted, SetupUnderWay, Unavailable
 from era.store import dialects
 from era.store.commits import EXPIRES_AT, IS_LIVE
 from era.store.keys import KeyRows
@@ -98,6 +99,8 @@ class RunRows(OutputRows, KeyRows):
     async def begin_run(self, session_id: str, run_id: str, claim: Claim | None = None) -> Session:
         def job(connection: Connection) -> Session:
             session = self._live(connection, session_id)
+            if session.setup_status in UNDER_WAY:
+                raise SetupUnderWay(f"The setup of session '{session_id}' is under way.")
             try:
                 self._new_run.count(connection, {"run_id": run_id, "session": session.key, "at": now()})
             except self._errors as error:

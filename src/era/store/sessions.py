@@ -21,6 +21,7 @@ from era.errors import Conflict
 from era.store import dialects
 from era.store.commits import EXPIRES_AT, HAS_RUN_UNDER_WAY, IS_LIVE, SESSIONS, session_of
 from era.store.keys import KeyRows
+from era.store.setups import PENDING
 from era.store.tables import outputs, runs, session_pairs, sessions, versions
 
 _NEW_SESSION = insert(sessions).returning(sessions.c.key)
@@ -99,6 +100,8 @@ class SessionRows(KeyRows):
             "limits": json.dumps(new.limits),
             "isolation": new.isolation,
             "egress": json.dumps(new.egress),
+            "setup": new.setup,
+            "setup_status": new.setup and "pending",
             "version": 1,
             "created_at": at,
             "updated_at": at,
@@ -320,6 +323,10 @@ def _settings_of(source: Session) -> dict[str, Any]:
         "limits": json.dumps(source.limits),
         "isolation": source.isolation,
         "egress": json.dumps(source.egress),
+        "setup": source.setup,
+        "setup_status": source.setup_status,
+        "setup_result": source.setup_result,
+        "environment": source.environment,
         "code": stored and stored.code,
         "code_description": stored and stored.description,
         "code_updated_at": stored and stored.updated_at,
@@ -343,6 +350,8 @@ def _changed(change: SessionChange, at: int) -> dict[str, Any]:
         values["metadata"] = json.dumps(change.metadata)
     if change.egress is not None:
         values["egress"] = json.dumps(change.egress)
+    if change.setup is not KEEP:
+        values |= PENDING | {"setup": change.setup, "setup_status": change.setup and "pending"}
     if change.ttl is not KEEP:
         values |= {"ttl": change.ttl, "expires_at": _expiry(change.ttl, at)}
     return values

@@ -35,6 +35,9 @@ metadata = MetaData(
 _LIVE = text("deleted_at IS NULL")
 _GONE = text("deleted_at IS NOT NULL")
 _MORTAL = text("expires_at IS NOT NULL")
+_HAS_ENVIRONMENT = text("environment IS NOT NULL")
+SETUP_UNDER_WAY = text("setup_status IN ('pending', 'running')")
+"""Written out in queries too, or else SQLite wouldn't use the index on it."""
 
 sessions = Table(
     "sessions",
@@ -61,11 +64,17 @@ sessions = Table(
     Column("limits", Text, nullable=False, server_default="{}"),
     Column("isolation", String(16), nullable=False, server_default="auto"),
     Column("egress", Text, nullable=False, server_default="{}"),
+    Column("setup", Text),
+    Column("setup_status", String(16)),
+    Column("setup_result", Text),
+    Column("environment", String(64)),
     Index("uq_sessions_id", "id", unique=True, sqlite_where=_LIVE, postgresql_where=_LIVE),
     Index("ix_sessions_gone_id", "id", "key", sqlite_where=_GONE, postgresql_where=_GONE),
     Index("ix_sessions_deleted_at", "deleted_at", sqlite_where=_GONE, postgresql_where=_GONE),
     # Partial, so that the end of a run needn't touch it for the many sessions that never expire.
     Index("ix_sessions_expires_at", "expires_at", sqlite_where=_MORTAL, postgresql_where=_MORTAL),
+    Index("ix_sessions_setup_status", "setup_status", sqlite_where=SETUP_UNDER_WAY, postgresql_where=SETUP_UNDER_WAY),
+    Index("ix_sessions_environment", "environment", sqlite_where=_HAS_ENVIRONMENT, postgresql_where=_HAS_ENVIRONMENT),
     sqlite_autoincrement=True,  # A key is never given twice, not even that of the newest row once it is deleted.
 )
 

@@ -22,7 +22,7 @@ from dataclasses import asdict
 from typing import IO, Any, get_args
 
 from era import __version__
-from era.core import jsontext
+from era.core import jsontext, requirements
 from era.core.capsules import checks
 from era.core.egress import can_be_egress
 from era.core.expiry import MAX_TTL
@@ -59,13 +59,14 @@ SESSION: dict[str, checks.Check] = {
     "limits": can_be_asked,
     "isolation": checks.one_of(*get_args(WantedIsolation.__value__)),
     "egress": can_be_egress,
+    "setup": checks.optional(requirements.can_be_asked),
     "code": checks.optional(checks.an_object),
     "version": checks.integer(1),
     "created_at": checks.time,
     "updated_at": checks.time,
     "last_run_at": checks.optional(checks.time),
 }
-ADDED = {"limits": {}, "isolation": "auto", "egress": {}}
+ADDED: dict[str, Any] = {"limits": {}, "isolation": "auto", "egress": {}, "setup": None}
 ADDED_TO_RUNS: dict[str, Any] = {"egress": {}}
 """What the first capsules did not have yet."""
 
@@ -204,6 +205,7 @@ def _session(session: Session) -> dict[str, Any]:
         "limits": session.limits,
         "isolation": session.isolation,
         "egress": session.egress,
+        "setup": requirements.shown(session.setup),
         "code": stored and {"code": stored.code, "description": stored.description, "updated_at": stored.updated_at},
         "version": session.version,
         "created_at": session.created_at,

@@ -13,6 +13,7 @@ from era.core.capsules import format as layout
 from era.core.capsules.checks import checked, refused, too_large
 from era.core.capsules.tars import Entry
 from era.core.models import KeptOutputs, RunRecord, Session, Snapshot, StoredCode, Version, VersionContent
+from era.core.requirements import setup_text
 from era.core.sessions import check_code, data_text
 from era.errors import BadRequest
 
@@ -174,6 +175,8 @@ def _session(head: dict[str, Any], current: VersionContent) -> Session:
         limits=head["limits"],
         isolation=head["isolation"],
         egress=head["egress"],
+        setup=setup_text(head["setup"]),
+        setup_status="pending" if head["setup"] else None,
     )
 
 

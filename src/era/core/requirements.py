@@ -1,0 +1,177 @@
+"""What a session may ask to have installed: names and versions, nothing that leads anywhere.
+
+Clients send `{pip?: [..] | {requirements}, npm?: [..] | {packageJson}, envs?}`. Here that becomes `Packages`, lists of
+requirements that pip's and npm's tools read as names to look up in their registries. What they would take for anything
+else (a URL, a path, an option, a repository) is refused, so what is asked for can only come from where the operator of
+the server lets packages come from.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from era.core import jsontext
+from era.core.models import JsonObject
+from era.errors import BadRequest
+
+MAX_PACKAGES = 200
+"""Of each kind."""
+
+MAX_TEXT = 128 << 10
+"""Characters of requirements, and of a package.json."""
+
+_LONGEST = 300
+_PIP_NAME = r"[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?"
+_PIP = re.compile(
+    rf"(?P<name>{_PIP_NAME})(?:\[{_PIP_NAME}(?:,{_PIP_NAME})*\])?"
+    r"(?:(?:===|==|~=|!=|<=|>=|<|>)[A-Za-z0-9.*+!_-]+"
+    r"(?:,(?:===|==|~=|!=|<=|>=|<|>)[A-Za-z0-9.*+!_-]+)*)?"
+)
+_PIP_MARKER = re.compile(r"""[A-Za-z0-9_.<>=!~()'", -]+""")
+_PIP_TIGHT = re.compile(r"\s*(===|==|~=|!=|<=|>=|<|>|,|\[)\s*|\s+(?=\])")
+_NPM_NAME = re.compile(r"(?:@[a-z0-9~-][a-z0-9._~-]*/)?[a-z0-9~][a-z0-9._~-]*", re.IGNORECASE)
+_NPM_VERSION = re.compile(r"[0-9A-Za-z.^~<>=|*+ -]*")
+_NPM_FIELDS = ("optionalDependencies", "devDependencies", "dependencies")
+"""Of a package.json; where a name stands in several, the last one counts."""
+
+_HINT = "Give names and versions, such as 'requests>=2.32' or 'axios@^1'; see docs/packages.md."
+
+
+@dataclass(frozen=True, slots=True)
+class Packages:
+    """What is to be installed: requirements of pip, and npm's versions by name, both in order."""
+
+    pip: tuple[str, ...] = ()
+    npm: tuple[tuple[str, str], ...] = ()
+
+    def __bool__(self) -> bool:
+        return bool(self.pip or self.npm)
+
+
+def setup_text(setup: Mapping[str, Any] | None) -> str | None:
+    """A setup as it is stored, None for an empty one. Raises BadRequest where it asks for what can't be had."""
+    kept = {name: value for name, value in (setup or {}).items() if value}
+    if not kept:
+        return None
+    for name, why in (("go", "Go modules"), ("commands", "Commands")):
+        if name in kept:
+            raise BadRequest(f"'setup.{name}': {why} are not offered by this version of ERA.", hint=_HINT)
+    wanted(kept)
+    return jsontext.compact(kept)
+
+
+def wanted(setup: Mapping[str, Any]) -> Packages:
+    """The packages of a setup. Raises BadRequest for what is none."""
+    pip, npm = setup.get("pip") or (), setup.get("npm") or ()
+    if isinstance(pip, Mapping):
+        pip = _text(pip.get("requirements", ""), "pip.requirements").splitlines()
+    if isinstance(npm, Mapping):
+        versions = _of_package_json(_text(npm.get("packageJson", ""), "npm.packageJson"))
+    else:
+        versions = dict(_npm(item) for item in npm)
+    requirements = sorted({item for line in pip for item in _pip_line(line)})
+    for name, count in (("pip", len(requirements)), ("npm", len(versions))):
+        if count > MAX_PACKAGES:
+            raise BadRequest(f"'setup.{name}' has {count} packages, at most {MAX_PACKAGES} may be asked for.")
+    return Packages(tuple(requirements), tuple(sorted(versions.items())))
+
+
+def variables(setup: str | None) -> dict[str, str]:
+    """The variables that a stored setup gives to every run."""
+    found: dict[str, str] = json.loads(setup).get("envs", {}) if setup else {}
+    return found
+
+
+def can_be_asked(setup: object) -> bool:
+    """Whether this is a setup that some server could have stored."""
+    if not isinstance(setup, dict) or not setup.keys() <= {"pip", "npm", "envs"}:
+        return False
+    envs = setup.get("envs", {})
+    if not isinstance(envs, dict) or not all(isinstance(value, str) and "\0" not in value for value in envs.values()):
+        return False
+    if any(not name or "=" in name or "\0" in name for name in envs):
+        return False
+    for name, field in (("pip", "requirements"), ("npm", "packageJson")):
+        part = setup.get(name, [])
+        if isinstance(part, dict):
+            part = list(part.values()) if part.keys() <= {field} else [None]
+        if not isinstance(part, list) or not all(isinstance(item, str) for item in part):
+            return False
+    try:
+        return len(jsontext.compact(setup)) <= 8 * MAX_TEXT and setup_text(setup) is not None
+    except BadRequest:
+        return False
+
+
+def _text(text: str, field: str) -> str:
+    if len(text) > MAX_TEXT:
+        raise BadRequest(f"'setup.{field}' has {len(text)} characters, {MAX_TEXT} are allowed.", hint=_HINT)
+    return text
+
+
+def _pip_line(line: str) -> Iterator[str]:
+    """The requirements of one line: several, separated by spaces, or a single one with a marker."""
+    line = re.sub(r"(^|\s)#.*", "", line).strip()
+    text, semicolon, marker = (part.strip() for part in line.partition(";"))
+    items = _PIP_TIGHT.sub(lambda match: match[1] or "", text).split()
+    if semicolon and (len(items) != 1 or not _is_marker(marker)):
+        raise _no_package("pip", line)
+    for item in items:
+        if len(item) > _LONGEST or not _PIP.fullmatch(item):
+            raise _no_package("pip", item)
+        yield f"{item} ; {marker}" if semicolon else item
+
+
+def _is_marker(text: str) -> bool:
+    return len(text) <= _LONGEST and "--" not in text and _PIP_MARKER.fullmatch(text) is not None
+
+
+def _npm(item: str) -> tuple[str, str]:
+    name, _, version = item.strip().rpartition("@")
+    if not name or name.endswith("/"):  # no version, and perhaps the @ of a scope
+        name, version = item.strip(), ""
+    return _npm_checked(name, version, item)
+
+
+def _npm_checked(name: str, version: str, item: str) -> tuple[str, str]:
+    fits = len(name) <= 214 and len(version) <= _LONGEST
+    if not (fits and _NPM_NAME.fullmatch(name) and _NPM_VERSION.fullmatch(version)) or name == "node_modules":
+        raise _no_package("npm", item)
+    return name, version.strip() or "*"
+
+
+def _of_package_json(text: str) -> dict[str, str]:
+    try:
+        package = jsontext.loads(text.encode())
+    except (jsontext.JsonProblem, UnicodeEncodeError) as error:
+        raise BadRequest(f"'setup.npm.packageJson' {error}.", hint="It is the text of a package.json.") from None
+    found: dict[str, str] = {}
+    for field in _NPM_FIELDS:
+        listed: object = package.get(field, {}) if isinstance(package, dict) else None
+        if not isinstance(listed, dict):
+            raise BadRequest(f"'setup.npm.packageJson' is no package.json: '{field}' is no object.")
+        for name, version in listed.items():
+            if not isinstance(version, str):
+                raise _no_package("npm", name)
+            found |= [_npm_checked(name, version, f"{name}@{version}")]
+    return found
+
+
+def _no_package(kind: str, item: str) -> BadRequest:
+    what = "an option" if item.startswith("-") else "no package that can be looked up by its name"
+    return BadRequest(f"'setup.{kind}': {item[:100]!r} is {what}.", hint=_HINT, code="bad_setup")
+
+
+def shown(setup: str | None) -> JsonObject | None:
+    """A stored setup, as the API shows it."""
+    found: JsonObject | None = json.loads(setup) if setup else None
+    return found
+
+
+def lists(*, pip: Sequence[str] = (), npm: Sequence[str] = ()) -> JsonObject:
+    """The part of a setup's result that tells what was installed."""
+    return {"pip_packages": list(pip), "npm_packages": list(npm), "go_modules": [], "commands_run": []}

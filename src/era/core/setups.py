@@ -1,0 +1,230 @@
+"""Setups: what sessions have installed before they run anything.
+
+Theory of operation. A session's row says what is to be installed (`setup`), how far that is (`setup_status`) and, once
+it has ended, how it went (`setup_result`) and what came of it (`environment`). Whoever changes `setup` makes it
+`pending` in the same transaction. One task looks for rows that are `pending` or `running` and sees to them; that is
+also how a setup that was cut off by the end of the service is taken up again.
+
+A setup ends in one transaction, and only if the row still asks for the same: one that was changed meanwhile has a job
+of its own. Beginning a run fails where a setup is under way, so the store is where a run and a setup meet; the run then
+waits here and tries again. After a failed setup the session is what it was without one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Protocol
+
+import structlog
+
+from era.core import jsontext
+from era.core.models import JsonObject, Session
+from era.core.ports import MetadataStore, SetupJob
+from era.core.requirements import Packages, lists, wanted
+from era.core.turns import Turns
+from era.errors import BadRequest, EraError
+
+log = structlog.get_logger()
+
+UNDER_WAY = ("pending", "running")
+
+_AT_A_TIME = 2
+_LOOK_SECONDS = 1.0
+_GRACE_SECONDS = 3600.0
+"""For so long an environment stays that no row names: one may be about to."""
+
+
+@dataclass(frozen=True, slots=True)
+class Environment:
+    """Installed packages. `pip` and `npm` are lists of `{name, version, …}`; the digest is that of all they say."""
+
+    digest: str
+    pip: Sequence[JsonObject]
+    npm: Sequence[JsonObject]
+    stdout: str = ""
+    stderr: str = ""
+    """What the tools said when it was made."""
+
+
+class SetupFailed(Exception):
+    """What was asked for can't be installed: the message says why and what may help."""
+
+    def __init__(self, message: str, stdout: str = "", stderr: str = "") -> None:
+        super().__init__(message)
+        self.stdout = stdout
+        self.stderr = stderr
+
+
+class Installer(Protocol):
+    """Makes environments and keeps them; see packages/."""
+
+    def known(self, packages: Packages) -> Environment | None:
+        """What these packages came to when they were last installed, if that is still there. Takes no time."""
+        ...
+
+    async def make(self, packages: Packages, *, anew: bool) -> Environment:
+        """Install these packages, `anew` also if they are known. Raises SetupFailed."""
+        ...
+
+    def get(self, digest: str) -> Environment | None: ...
+
+    def digests(self) -> set[str]:
+        """The environments there are."""
+        ...
+
+    def sweep(self, keep: set[str], older_than: float) -> int:
+        """Remove environments that aren't in `keep` and were last made or found before `older_than`."""
+        ...
+
+
+class Setups:
+    """`start` before anything, `stop` when done."""
+
+    def __init__(self, store: MetadataStore, installer: Installer, turns: Turns) -> None:
+        self._store = store
+        self._installer = installer
+        self._turns = turns
+        self._slots = asyncio.Semaphore(_AT_A_TIME)
+        self._wake = asyncio.Event()
+        self._ended = asyncio.Event()
+        """Set when some setup has ended, and then replaced."""
+
+        self._anew: set[int] = set()
+        self._under_way: dict[SetupJob, asyncio.Task[None]] = {}
+        self._task: asyncio.Task[None] | None = None
+        self._stopped = False
+
+    async def start(self) -> None:
+        """Take up what an earlier process left, and what lost its environment."""
+        await self._store.setups_without(self._installer.digests())
+        self._task = asyncio.create_task(self._run())
+
+    async def stop(self) -> None:
+        """End what is under way, to be taken up at the next start. No run waits any longer."""
+        self._stopped = True
+        self._tell()
+        tasks = [*self._under_way.values(), *([self._task] if self._task else [])]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    def kick(self) -> None:
+        """There is something to do."""
+        self._wake.set()
+
+    async def again(self, session_id: str) -> Session:
+        """Install anew what the session asks for, unless that is under way. Waits for a run under way. Raises
+        BadRequest where it asks for nothing."""
+        async with self._turns.take(session_id):
+            session = await self._store.session(session_id)
+            if session.setup is None:
+                raise BadRequest(
+                    f"Session '{session_id}' has no setup.",
+                    hint="PATCH /api/sessions/{id} with a 'setup' gives it one.",
+                )
+            if session.setup_status not in UNDER_WAY:
+                self._anew.add(session.key)
+                session = await self._store.set_up_again(session_id)
+                self.kick()
+            return session
+
+    async def settled(self, session_id: str, seconds: float) -> bool:
+        """Wait until the session's setup has ended, at most so long; whether it has."""
+        self.kick()
+        deadline = time.monotonic() + seconds
+        while not self._stopped:
+            ended = self._ended
+            if (await self._store.session(session_id)).setup_status not in UNDER_WAY:
+                return True
+            left = deadline - time.monotonic()
+            if left <= 0:
+                break
+            with suppress(TimeoutError):
+                async with asyncio.timeout(min(left, _LOOK_SECONDS)):
+                    await ended.wait()
+        return False
+
+    async def environment(self, session_id: str) -> tuple[Session, Environment | None]:
+        """What the session's programs have besides their language."""
+        session = await self._store.session(session_id)
+        found = self._installer.get(session.environment) if session.environment else None
+        return session, found
+
+    async def sweep(self) -> None:
+        """Remove the environments that no session needs, also none that can still be restored."""
+        needed = set(await self._store.environments())
+        gone = await asyncio.to_thread(self._installer.sweep, needed, time.time() - _GRACE_SECONDS)
+        if gone:
+            log.info("environments_removed", count=gone)
+
+    def _tell(self) -> None:
+        self._ended.set()
+        self._ended = asyncio.Event()
+
+    async def _run(self) -> None:
+        while True:
+            self._wake.clear()
+            try:
+                for job in await self._store.setups_to_do():
+                    if job not in self._under_way:
+                        task = self._under_way[job] = asyncio.create_task(self._do(job))
+                        task.add_done_callback(lambda _, job=job: self._under_way.pop(job))  # type: ignore[misc]
+            except EraError as error:
+                log.warning("setups_not_found", error=error.message)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_LOOK_SECONDS):
+                    await self._wake.wait()
+
+    async def _do(self, job: SetupJob) -> None:
+        anew = job.session_key in self._anew
+        begun = time.monotonic()
+        environment: Environment | None = None
+        error: str | None = None
+        stdout = stderr = ""
+        try:
+            packages = wanted(json.loads(job.setup))
+            if packages:
+                environment = None if anew else self._installer.known(packages)
+                if environment is None:
+                    async with self._slots:
+                        await self._store.begin_setup(job)
+                        begun = time.monotonic()
+                        environment = await self._installer.make(packages, anew=anew)
+                stdout, stderr = environment.stdout, environment.stderr
+        except SetupFailed as problem:
+            error, stdout, stderr = str(problem), problem.stdout, problem.stderr
+        except BadRequest as problem:
+            error = problem.message
+        except EraError as problem:
+            log.warning("setup_put_off", session=job.session_key, error=problem.message)
+            return
+        except Exception as problem:
+            log.error("setup_failed", session=job.session_key, exc_info=problem)
+            error = "The service failed; its log says why."
+        result = {
+            "success": error is None,
+            "duration_ms": int((time.monotonic() - begun) * 1000),
+            **lists(
+                pip=[f"{item['name']}=={item['version']}" for item in environment.pip] if environment else (),
+                npm=[f"{item['name']}@{item['version']}" for item in environment.npm] if environment else (),
+            ),
+            "error": error,
+            "stderr": stderr,
+            "stdout": stdout,
+        }
+        try:
+            await self._store.end_setup(
+                job,
+                status="completed" if error is None else "failed",
+                result=jsontext.compact(result),
+                environment=environment.digest if environment else None,
+            )
+            self._anew.discard(job.session_key)
+        except EraError as problem:
+            log.warning("setup_not_recorded", session=job.session_key, error=problem.message)
+        self._tell()

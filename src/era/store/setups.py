@@ -1,0 +1,64 @@
+"""What sessions have installed, in their rows."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from typing import Any
+
+from sqlalchemy import Connection, bindparam, select, update
+
+from era.core.models import Session, now
+from era.core.ports import SetupJob
+from era.errors import NotFound
+from era.store.commits import IS_LIVE, Commits
+from era.store.tables import SETUP_UNDER_WAY, sessions
+
+_TO_DO = select(sessions.c.key, sessions.c.setup).where(SETUP_UNDER_WAY, IS_LIVE).order_by(sessions.c.key).limit(1000)
+_OF_JOB = (
+    update(sessions)
+    .where(sessions.c.key == bindparam("session"), sessions.c.setup == bindparam("job"), SETUP_UNDER_WAY)
+    .values(setup_status=bindparam("status"))
+)
+_END = _OF_JOB.values(
+    setup_result=bindparam("result"), environment=bindparam("new_environment"), updated_at=bindparam("at")
+)
+_ENVIRONMENTS = select(sessions.c.environment).where(sessions.c.environment.is_not(None)).distinct()
+PENDING: dict[str, Any] = {"setup_status": "pending", "setup_result": None, "environment": None}
+"""What else a row says whose setup has just been asked for."""
+
+
+class SetupRows(Commits):
+    """The part of SqlStore that deals in setups."""
+
+    async def setups_to_do(self) -> Sequence[SetupJob]:
+        return await self._read(lambda connection: [SetupJob(*row) for row in connection.execute(_TO_DO)])
+
+    async def begin_setup(self, job: SetupJob) -> None:
+        values = {"session": job.session_key, "job": job.setup, "status": "running"}
+        await self._write(lambda connection: connection.execute(_OF_JOB, values))
+
+    async def end_setup(self, job: SetupJob, *, status: str, result: str, environment: str | None) -> bool:
+        values = {"session": job.session_key, "job": job.setup, "status": status}
+        values |= {"result": result, "new_environment": environment, "at": now()}
+        return await self._write(lambda connection: connection.execute(_END, values).rowcount > 0)
+
+    async def set_up_again(self, session_id: str) -> Session:
+        def job(connection: Connection) -> Session:
+            session = self._live(connection, session_id)
+            if session.setup is None:
+                raise NotFound(f"Session '{session_id}' has no setup.")
+            values = PENDING | {"updated_at": now()}
+            connection.execute(update(sessions).where(sessions.c.key == session.key).values(values))
+            return self._of_key(connection, session.key)
+
+        return await self._write(job)
+
+    async def environments(self) -> Sequence[str]:
+        return await self._read(lambda connection: list(connection.execute(_ENVIRONMENTS).scalars()))
+
+    async def setups_without(self, present: Collection[str]) -> int:
+        missing = set(await self.environments()) - set(present)
+        if not missing:
+            return 0
+        again = update(sessions).where(sessions.c.environment.in_(missing)).values(PENDING)
+        return await self._write(lambda connection: connection.execute(again).rowcount)

@@ -1,0 +1,367 @@
+"""Packages of sessions, over HTTP: real ones, from the registries that this machine's pip and npm ask."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import signal
+import socket
+import time
+from collections.abc import Callable
+from typing import Any
+
+import httpx
+import pytest
+
+from era import wire
+from tests.api.test_contract import SESSION_KEYS, checked, refused
+from tests.conftest import Run, Server, eventually, is_running
+from tests.packages.registry import serving, wheel
+
+type MakeSession = Callable[..., str]
+type MakeServer = Callable[..., Server]
+
+UNREACHABLE = (
+    "These tests install small packages and need the registries that pip and npm of this machine are set up for."
+)
+SETUP_KEYS = SESSION_KEYS | {"setup_status", "setup_result"}
+
+
+IS_OURS = "import importlib.util as u; s = u.find_spec('six'); print(bool(s) and s.origin.startswith('/opt/env/'))"
+"""Whether six is an installed package. The machine's own Python may have one of its own."""
+
+
+def settled(client: httpx.Client, where: str, status: str = "completed") -> dict[str, Any]:
+    """The session, once its setup has ended as it should."""
+    deadline = time.monotonic() + 60
+    while (found := client.get(f"/api/sessions/{where}").json())["setup_status"] in ("pending", "running"):
+        assert found["setup_result"] is None
+        assert time.monotonic() < deadline, f"The setup takes too long. {UNREACHABLE}"
+        time.sleep(0.02)
+    told = found["setup_result"]
+    assert "can't be reached" not in (told["error"] or ""), f"{told['error']}\n{UNREACHABLE}"
+    assert found["setup_status"] == status, told
+    assert told["success"] is (status == "completed")
+    result: dict[str, Any] = found
+    return result
+
+
+def make(client: httpx.Client, setup: Any, language: str = "python", **fields: Any) -> str:
+    answer = client.post("/api/sessions", json={"language": language, "setup": setup, **fields})
+    assert answer.status_code == 201, answer.text
+    assert answer.json()["setup_status"] == "pending"
+    return str(answer.json()["id"])
+
+
+def environment(client: httpx.Client, where: str) -> dict[str, Any]:
+    keys = {"session_id", "setup_status", "environment", "pip", "npm"}
+    return checked(client.get(f"/api/sessions/{where}/environment"), wire.EnvironmentAnswer, keys)
+
+
+@pytest.fixture(scope="module")
+def packages(shared_server: Server) -> dict[str, Any]:
+    """The setup that most of these tests share, so that it is installed once."""
+    return {"pip": ["six", "idna"], "npm": ["ms@2", "is-number"]}
+
+
+def test_python_finds_its_packages(client: httpx.Client, run: Run, packages: dict[str, Any]) -> None:
+    answer = client.post("/api/sessions", json={"language": "python", "setup": packages})
+    created = checked(answer, wire.SessionAnswer, SETUP_KEYS, 201)
+    assert (created["setup"], created["setup_status"], created["setup_result"]) == (packages, "pending", None)
+    where = created["id"]
+    code = """
+import os, subprocess, sys, six, idna
+from importlib.metadata import version
+print(six.__file__, idna.encode('ü.de'), version('six') == six.__version__)
+print(sys.path.index(os.path.dirname(six.__file__)) > sys.path.index(os.path.dirname(os.__file__)))
+command = ['python3', '-c', 'import six; print(six.__file__)']
+print(subprocess.run(command, capture_output=True, text=True).stdout.strip() == six.__file__)
+print(subprocess.run(['idna', '--version'], capture_output=True).returncode)
+"""
+    told = run(where, code, timeout=60)  # asked for before it is done: it waits
+    assert told["exit_code"] == 0, told
+    lines = told["stdout"].splitlines()
+    assert re.fullmatch(r"/opt/env/lib/python3\.\d+/site-packages/six.py b'xn--tda.de' True", lines[0])
+    assert lines[1:] == ["True", "True", "0"]
+    found = settled(client, where)
+    result = found["setup_result"]
+    names = [name.partition("==")[0] for name in result["pip_packages"]]
+    assert names == ["idna", "six"]
+    assert {name.rpartition("@")[0] for name in result["npm_packages"]} == {"ms", "is-number"}
+    assert (result["go_modules"], result["commands_run"], result["error"]) == ([], [], None)
+    assert result["duration_ms"] >= 0
+    listed = environment(client, where)
+    assert [f"{item['name']}=={item['version']}" for item in listed["pip"]] == result["pip_packages"]
+    # Cold starts too, and what a run says of itself wins.
+    assert run(where, IS_OURS, env={"PYTHONHASHSEED": "1"})["stdout"] == "True\n"
+    assert run(where, IS_OURS, env={"PYTHONUSERBASE": "/nowhere"})["stdout"] == "False\n"
+
+
+def test_files_of_the_session_win_over_packages(client: httpx.Client, run: Run, packages: dict[str, Any]) -> None:
+    where = make(client, packages)
+    assert client.put(f"/api/sessions/{where}/files/six.py", content=b"mine = 1").is_success
+    assert run(where, "import six; print(six.mine)", timeout=60)["stdout"] == "1\n"
+    told = run(where, "import app.part", timeout=60)
+    assert "No module named 'app'" in told["stderr"]
+    client.put(f"/api/sessions/{where}/files/app/part.py", content=b"import idna; print(idna.__name__)")
+    assert run(where, "import app.part")["stdout"] == "idna\n"
+
+
+@pytest.mark.parametrize("language", ["node", "typescript"])
+def test_node_finds_its_packages(client: httpx.Client, run: Run, packages: dict[str, Any], language: str) -> None:
+    where = make(client, packages, language)
+    typed = ": string" if language == "typescript" else ""
+    code = f"const a{typed} = require('ms')(60000, {{long: true}}); console.log(a, require('is-number')(5));"
+    assert run(where, code, timeout=60)["stdout"] == "1 minute true\n"
+    code = (
+        f"import ms from 'ms'; import number from 'is-number'; const a{typed} = ms(1000); console.log(a, number('x'))"
+    )
+    assert run(where, code)["stdout"] == "1s false\n"
+    extension = "ts" if language == "typescript" else "mjs"
+    file = f"src/part.{extension}"
+    client.put(f"/api/sessions/{where}/files/{file}", content=b"import ms from 'ms'; export const text = ms(2000);")
+    assert run(where, f"const {{ text }} = await import('./{file}'); console.log(text)")["stdout"] == "2s\n"
+    code = "console.log(require('child_process').execFileSync('node', ['-p', 'require(\"ms\")(3000)']).toString())"
+    assert run(where, code)["stdout"] == "3s\n\n"
+    assert run(where, "console.log(require('ms')(4))", env={"NODE_OPTIONS": "--no-warnings"})["stdout"] == "4ms\n"
+
+
+@pytest.mark.parametrize(
+    ("setup", "language", "code", "said"),
+    [
+        ({"pip": {"requirements": "requests"}}, "python", "import requests; print(requests.codes.ok)", "200\n"),
+        ({"pip": {"requirements": "six\nidna\n"}}, "python", "import six, idna; print('both')", "both\n"),
+        ({"pip": {"requirements": "six idna>=3"}}, "python", "import six, idna; print('both')", "both\n"),
+        (
+            {"npm": {"packageJson": '{"dependencies": {"ms": "^2.1.0"}, "scripts": {"postinstall": "exit 1"}}'}},
+            "node", "console.log(require('ms/package.json').version[0])", "2\n",
+        ),
+        ({"npm": ["axios"]}, "node", "console.log(typeof require('axios').get)", "function\n"),
+        ({"npm": ["axios"]}, "typescript", "import axios from 'axios'; console.log(typeof axios.post)", "function\n"),
+    ],
+)  # fmt: skip
+def test_forms_of_a_setup(
+    client: httpx.Client, run: Run, setup: dict[str, Any], language: str, code: str, said: str
+) -> None:
+    where = make(client, setup, language)
+    told = run(where, code, timeout=60)
+    assert told["stdout"] == said, (told, settled(client, where))
+
+
+@pytest.mark.parametrize(
+    ("setup", "words"),
+    [
+        ({"pip": ["era-has-no-such-package"]}, ["no such package", "era-has-no-such-package"]),
+        ({"pip": ["six==1.16.0", "six==1.17.0"]}, ["can't go together", "six==1.16.0"]),
+        ({"pip": ["future==0.15.0"]}, ["has no wheel for", "would run its code", "future"]),
+        ({"npm": ["era-has-no-such-package"]}, ["no such package", "era-has-no-such-package"]),
+        ({"npm": ["ms@99.0.0"]}, ["not in such a version", "ms@99.0.0"]),
+    ],
+)
+def test_what_cannot_be_installed_fails_and_says_why(
+    client: httpx.Client, run: Run, setup: dict[str, Any], words: list[str]
+) -> None:
+    where = make(client, setup)
+    told = settled(client, where, "failed")["setup_result"]
+    assert [word for word in words if word not in told["error"]] == [], told
+    assert len(told["error"]) < 8192
+    assert (told["pip_packages"], told["npm_packages"]) == ([], [])
+    assert environment(client, where)["environment"] is None
+    assert run(where, "print('still usable')")["stdout"] == "still usable\n"
+
+
+@pytest.mark.parametrize(
+    "setup",
+    [
+        {"commands": ["apt-get install x"]},
+        {"go": ["example.com/x"]},
+        {"pip": ["-r /etc/passwd"]},
+        {"pip": ["six @ file:///tmp/x.whl"]},
+        {"pip": {"requirements": "--index-url http://host/ six"}},
+        {"pip": {"lines": "six"}},
+        {"pip": "six"},
+        {"npm": ["ms@http://host/x.tgz"]},
+        {"npm": {"packageJson": "{"}},
+        {"gems": ["x"]},
+        {"envs": {"A=B": "1"}},
+        {"envs": {"A": 1}},
+    ],
+)
+def test_what_is_no_setup(client: httpx.Client, session: MakeSession, setup: Any) -> None:
+    body = refused(client.post("/api/sessions", json={"language": "python", "setup": setup}), 400)
+    assert "setup" in body["error"] or "env" in body["error"], body
+    where = session()
+    refused(client.patch(f"/api/sessions/{where}", json={"setup": setup}), 400)
+    assert client.get(f"/api/sessions/{where}").json()["setup"] is None
+
+
+def test_variables_of_every_run(client: httpx.Client, run: Run) -> None:
+    where = make(client, {"envs": {"A": "setup", "B": "setup", "ERA_SESSION": "no"}})
+    code = "import os; print(os.environ['A'], os.environ['B'], os.environ['ERA_SESSION'])"
+    assert run(where, code, env={"B": "run"})["stdout"] == "setup run true\n"
+    assert environment(client, where)["environment"] is None
+    assert settled(client, where)["setup_result"]["pip_packages"] == []
+
+
+def test_a_setup_is_changed_and_taken_away(client: httpx.Client, run: Run, session: MakeSession) -> None:
+    where = session()
+    refused(client.post(f"/api/sessions/{where}/setup"), 400, "no setup")
+    listed = environment(client, where)
+    assert (listed["setup_status"], listed["environment"], listed["pip"]) == (None, None, [])
+    assert run(where, IS_OURS)["stdout"] == "False\n"
+
+    def change(setup: Any) -> dict[str, Any]:
+        answer = client.patch(f"/api/sessions/{where}", json={"setup": setup})
+        assert answer.status_code == 200, answer.text
+        found: dict[str, Any] = answer.json()["metadata"]
+        return found
+
+    assert change({"pip": ["six"]})["setup_status"] == "pending"
+    assert run(where, f"open('kept', 'w').write('1'); {IS_OURS}", timeout=60)["stdout"] == "True\n"
+    before = environment(client, where)
+    assert change({"pip": ["idna"]})["setup_status"] == "pending"
+    code = f"import idna; print(idna.__file__[:8], open('kept').read()); {IS_OURS}"
+    assert run(where, code, timeout=60)["stdout"] == "/opt/env 1\nFalse\n", "the old ones are gone, the files are not"
+    assert environment(client, where)["environment"] != before["environment"]
+    told = client.patch(f"/api/sessions/{where}", json={"default_timeout": 5}).json()["metadata"]
+    assert told["setup_status"] == "completed", "other changes leave it alone"
+    assert "setup_status" not in change(None)
+    assert run(where, "import os; print(os.path.exists('/opt/env'))")["stdout"] == "False\n"
+
+
+def test_the_same_setup_is_there_at_once_and_shared(client: httpx.Client, server: Server, packages: Any) -> None:
+    first = make(client, packages)
+    digest = settled(client, first) and environment(client, first)["environment"]
+    directory = server.data_dir / "environments" / digest
+    inode = directory.stat().st_ino
+    second = make(client, {"npm": ["is-number", "ms@2"], "pip": {"requirements": "idna six six"}}, "node")
+    told = settled(client, second)
+    assert environment(client, second)["environment"] == digest
+    assert directory.stat().st_ino == inode
+    assert told["setup_result"]["duration_ms"] < 100
+    copy = client.post(f"/api/sessions/{first}/duplicate", json={}).json()
+    assert copy["setup_status"] == "completed"
+    assert environment(client, copy["id"])["environment"] == digest
+
+
+def test_once_more(client: httpx.Client, server: Server, packages: Any) -> None:
+    where = make(client, packages)
+    settled(client, where)
+    digest = environment(client, where)["environment"]
+    answer = client.post(f"/api/sessions/{where}/setup")
+    assert checked(answer, wire.SessionAnswer, SETUP_KEYS)["setup_status"] == "pending"
+    assert client.post(f"/api/sessions/{where}/setup").status_code == 200
+    settled(client, where)
+    assert environment(client, where)["environment"] == digest, "equal packages are there once"
+    assert list((server.data_dir / "environments" / "making").iterdir()) == []
+
+
+def test_a_capsule_takes_the_setup_along(client: httpx.Client, run: Run, packages: Any) -> None:
+    where = make(client, packages | {"envs": {"A": "1"}})
+    settled(client, where)
+    capsule = client.get(f"/api/sessions/{where}/capsule").content
+    assert len(capsule) < 100_000
+    answer = client.post(
+        "/api/sessions/import?id=moved", content=capsule, headers={"Content-Type": "application/x-tar"}
+    )
+    assert answer.status_code == 201, answer.text
+    assert answer.json()["setup"] == packages | {"envs": {"A": "1"}}
+    code = f"import os; print(os.environ['A']); {IS_OURS}"
+    assert run("moved", code, timeout=60)["stdout"] == "1\nTrue\n"
+
+
+def test_packages_cannot_be_changed(client: httpx.Client, server: Server, run: Run, packages: Any) -> None:
+    where = make(client, packages)
+    code = """
+import os, six
+for path in (six.__file__, '/opt/env/new', '/opt/env/bin/idna', '/node_modules/ms/index.js', '/node_modules/evil.js'):
+    for attempt in (lambda: open(path, 'w'), lambda: os.unlink(path), lambda: os.chmod(path, 0o777),
+                    lambda: os.rename(path, path + '2'), lambda: os.symlink('/etc/passwd', path + '3')):
+        try: attempt()
+        except OSError: continue
+        print('did it:', path)
+print('tried')
+"""
+    assert run(where, code, timeout=60)["stdout"] == "tried\n"
+    assert run(make(client, packages, "node"), "console.log(require('ms')(1000))", timeout=60)["stdout"] == "1s\n"
+
+
+# -- servers of their own ---------------------------------------------------------------------------------------
+
+
+def test_without_a_registry(own_server: MakeServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is known needs none; what isn't fails, and can be tried again."""
+    with serving() as registry:
+        registry.put_python("one", "one-1.0-py3-none-any.whl", wheel("one", {"one.py": "x = 1"}))
+        for name, value in registry.environment().items():
+            monkeypatch.setenv(name, value)
+        server = own_server(spares="0")
+        with server.client() as client:
+            known = make(client, {"pip": ["one"]})
+            settled(client, known)
+    with server.client() as client:
+        again = make(client, {"pip": ["one"]})
+        settled(client, again)
+        assert environment(client, again)["environment"] == environment(client, known)["environment"]
+        run = client.post(f"/api/sessions/{again}/run", json={"code": "import one; print(one.x)"})
+        assert run.json()["stdout"] == "1\n"
+        failed = [make(client, setup) for setup in ({"pip": ["two"]}, {"npm": ["two"]})]
+        for where in failed:
+            assert eventually(lambda where=where: status(client, where) == "failed", 30)
+            error = client.get(f"/api/sessions/{where}").json()["setup_result"]["error"]
+            assert "can't be reached" in error
+        with serving(int(registry.url.rpartition(":")[2])) as registry:
+            registry.put_python("two", "two-1.0-py3-none-any.whl", wheel("two", {"two.py": "x = 2"}))
+            assert client.post(f"/api/sessions/{failed[0]}/setup").json()["setup_status"] == "pending"
+            run = client.post(f"/api/sessions/{failed[0]}/run", json={"code": "import two; print(two.x)"})
+            assert run.json()["stdout"] == "2\n", settled(client, failed[0])
+
+
+def status(client: httpx.Client, where: str) -> str:
+    return str(client.get(f"/api/sessions/{where}").json()["setup_status"])
+
+
+def test_a_setup_that_was_cut_off_is_taken_up_again(own_server: MakeServer) -> None:
+    server = own_server(spares="0")
+    with server.client() as client:
+        where = make(client, {"pip": ["six"], "npm": ["ms"]})
+        while not list((server.data_dir / "environments" / "making").iterdir()):
+            time.sleep(0.005)
+        processes = server.descendants()
+        server.stop(signal.SIGKILL)
+    assert eventually(lambda: not any(map(is_running, processes))), "tools die with the service"
+    server.start()
+    with server.client() as client:
+        run = client.post(f"/api/sessions/{where}/run", json={"code": IS_OURS, "timeout": 60})
+        assert run.json()["stdout"] == "True\n"
+        settled(client, where)
+        assert list((server.data_dir / "environments" / "making").iterdir()) == []
+        digest = environment(client, where)["environment"]
+    # A server that lost its environments makes them anew.
+    server.stop()
+    shutil.rmtree(server.data_dir / "environments")
+    server.start()
+    with server.client() as client:
+        run = client.post(f"/api/sessions/{where}/run", json={"code": IS_OURS, "timeout": 60})
+        assert run.json()["stdout"] == "True\n"
+        assert environment(client, where)["environment"] == digest
+
+
+def test_a_run_waits_no_longer_than_it_may(own_server: MakeServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """For a registry that takes the connection and never answers."""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        monkeypatch.setenv("UV_DEFAULT_INDEX", f"http://127.0.0.1:{silent.getsockname()[1]}/simple")
+        server = own_server(spares="0", setup_seconds="3")
+        with server.client() as client:
+            where = make(client, {"pip": ["six"]})
+            begun = time.monotonic()
+            answer = client.post(f"/api/sessions/{where}/run", json={"code": "1", "timeout": 0.5})
+            body = refused(answer, 409, "under way", "setup_status")
+            assert body["code"] == "setup_under_way"
+            assert 0.4 < time.monotonic() - begun < 2
+            assert client.get(f"/api/sessions/{where}/runs").json()["runs"] == []
+            told = settled(client, where, "failed")["setup_result"]
+            assert "too long" in told["error"]
+            assert "ERA_SETUP_SECONDS" in told["error"]
+            run = client.post(f"/api/sessions/{where}/run", json={"code": "print(1)"})
+            assert run.json()["stdout"] == "1\n"

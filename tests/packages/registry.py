@@ -1,0 +1,121 @@
+"""A registry of Python and Node packages on loopback, and hostile packages for it."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import io
+import json
+import tarfile
+import threading
+import zipfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+
+@dataclass
+class Registry:
+    """What is served: by path, and its address. `asked` are the paths that were asked for."""
+
+    url: str = ""
+    pages: dict[str, bytes] = field(default_factory=dict)
+    asked: list[str] = field(default_factory=list)
+
+    def environment(self) -> dict[str, str]:
+        """Variables that make it the only registry of uv and npm."""
+        return {
+            "UV_DEFAULT_INDEX": f"{self.url}/simple",
+            "UV_HTTP_RETRIES": "0",
+            "npm_config_registry": f"{self.url}/npm/",
+            "npm_config_fetch_retries": "0",
+            "NO_PROXY": "127.0.0.1",
+        }
+
+    def put_python(self, name: str, file: str, content: bytes) -> None:
+        self.pages[f"/files/{file}"] = content
+        page = f'<!DOCTYPE html><a href="/files/{file}">{file}</a>'
+        self.pages[f"/simple/{name}/"] = self.pages.get(f"/simple/{name}/", b"") + page.encode()
+
+    def put_npm(self, name: str, tarball: bytes, package: Mapping[str, Any]) -> None:
+        path = f"/npm/{name}/-/{name}-1.0.0.tgz"
+        self.pages[path] = tarball
+        integrity = "sha512-" + base64.b64encode(hashlib.sha512(tarball).digest()).decode()
+        dist = {"tarball": f"{self.url}{path}", "integrity": integrity}
+        version = {"name": name, "version": "1.0.0", **package, "dist": dist}
+        if "scripts" in package:
+            version["hasInstallScript"] = True
+        known = {"name": name, "dist-tags": {"latest": "1.0.0"}, "versions": {"1.0.0": version}}
+        self.pages[f"/npm/{name}"] = json.dumps(known).encode()
+
+
+@contextmanager
+def serving(port: int = 0) -> Iterator[Registry]:
+    """A registry for as long as the block lasts."""
+    registry = Registry()
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            registry.asked += [self.path] if self.command == "GET" else []
+            content = registry.pages.get(self.path)
+            self.send_response(200 if content is not None else 404)
+            kind = "text/html" if self.path.startswith("/simple/") else "application/octet-stream"
+            self.send_header("Content-Type", "application/json" if self.path.startswith("/npm/") else kind)
+            self.send_header("Content-Length", str(len(content or b"")))
+            self.end_headers()
+            if self.command == "GET":
+                self.wfile.write(content or b"")
+
+        do_HEAD = do_GET  # noqa: N815
+
+        def log_message(self, format: str, *arguments: Any) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", port), Handler)
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
+    thread.start()
+    registry.url = f"http://127.0.0.1:{server.server_port}"
+    try:
+        yield registry
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+def wheel(name: str, files: Mapping[str, str], odd: Mapping[str, tuple[int, str]] | None = None) -> bytes:
+    """A wheel, version 1.0. `odd` are entries with a mode of their own (a link's content is its target)."""
+    info = f"{name}-1.0.dist-info"
+    every = {
+        **files,
+        f"{info}/METADATA": f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n",
+        f"{info}/WHEEL": "Wheel-Version: 1.0\nGenerator: tests\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+    }
+    record = "".join(f"{path},,\n" for path in [*every, *(odd or {}), f"{info}/RECORD"])
+    written = io.BytesIO()
+    with zipfile.ZipFile(written, "w") as archive:
+        for path, text in {**every, f"{info}/RECORD": record}.items():
+            archive.writestr(path, text)
+        for path, (mode, text) in (odd or {}).items():
+            entry = zipfile.ZipInfo(path)
+            entry.create_system, entry.external_attr = 3, mode << 16
+            archive.writestr(entry, text)
+    return written.getvalue()
+
+
+def tarball(entries: Mapping[str, str | tuple[bytes, str]], top: str = "package") -> bytes:
+    """A tar.gz of files, below `top`; a tuple is a type of entry and where it leads to."""
+    written = io.BytesIO()
+    with tarfile.open(fileobj=written, mode="w:gz") as archive:
+        for path, content in entries.items():
+            entry = tarfile.TarInfo(path if path.startswith("/") else f"{top}/{path}")
+            entry.mode = 0o6777
+            if isinstance(content, tuple):
+                entry.type, entry.linkname = content
+                archive.addfile(entry)
+            else:
+                entry.size = len(content.encode())
+                archive.addfile(entry, io.BytesIO(content.encode()))
+    return written.getvalue()

@@ -1,0 +1,134 @@
+"""What may be asked for: names and versions, and nothing that leads anywhere else."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from era.core.requirements import MAX_PACKAGES, Packages, can_be_asked, setup_text, wanted
+from era.errors import BadRequest
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("requests", ["requests"]),
+        ("requests beautifulsoup4 lxml>=5", ["beautifulsoup4", "lxml>=5", "requests"]),
+        ("requests\nidna\n\n", ["idna", "requests"]),
+        ("requests >= 2.0 , < 3   idna", ["idna", "requests>=2.0,<3"]),
+        ("# all of it\nsix==1.17.0  # the last one\r\nidna", ["idna", "six==1.17.0"]),
+        ("uvicorn[standard]>=0.30 requests [socks, security]", ["requests[socks,security]", "uvicorn[standard]>=0.30"]),
+        ("tomli>=2; python_version < '3.11'", ["tomli>=2 ; python_version < '3.11'"]),
+        ("a~=1.0 b===1.0-x c!=1.* d==1!2.0+local", ["a~=1.0", "b===1.0-x", "c!=1.*", "d==1!2.0+local"]),
+        ("", []),
+    ],
+)
+def test_requirements(text: str, found: list[str]) -> None:
+    assert wanted({"pip": {"requirements": text}}) == Packages(pip=tuple(found))
+    assert wanted({"pip": text.splitlines()}) == Packages(pip=tuple(found))
+
+
+@pytest.mark.parametrize(
+    "item",
+    [
+        "-r other.txt", "--index-url=http://evil", "-e .", "-f /tmp", "--hash=sha256:00", "--pre",
+        "./six", "../six", "/etc/passwd", "C:\\six", "six.whl/..", "file:///etc", "git+https://host/x", "x@git+ssh://h/x",
+        "six @ file:///tmp/six.whl", "six@https://host/six.whl", "http://host/six.tar.gz", "${HOME}", "six\\", "six==",
+        "six>>1", "six; x\nidna", "six idna; python_version > '3'", "six; python_version > '3' --pre", "six; a@b",
+        "-", ".", "_", "six-", "s!x", "six[", "six[a", "sïx", "six\0", "a" * 301, "six==" + "1" * 400,
+    ],
+)  # fmt: skip
+def test_what_is_no_requirement(item: str) -> None:
+    for setup in ({"pip": [item]}, {"pip": {"requirements": item}}):
+        if item == "six; x\nidna":
+            continue  # two lines, the second of which is fine and the first odd but a marker
+        with pytest.raises(BadRequest, match="setup"):
+            wanted(setup)
+
+
+@pytest.mark.parametrize(
+    ("item", "found"),
+    [
+        ("ms", ("ms", "*")),
+        ("ms@2.1.3", ("ms", "2.1.3")),
+        ("ms@^2", ("ms", "^2")),
+        ("@types/node", ("@types/node", "*")),
+        ("@types/node@>=20 <30 || 31.x", ("@types/node", ">=20 <30 || 31.x")),
+        ("lodash@latest", ("lodash", "latest")),
+        ("JSONStream", ("JSONStream", "*")),
+    ],
+)
+def test_npm_packages(item: str, found: tuple[str, str]) -> None:
+    assert wanted({"npm": [item]}) == Packages(npm=(found,))
+    text = json.dumps({"dependencies": dict([found]), "scripts": {"postinstall": "rm -rf /"}})
+    assert wanted({"npm": {"packageJson": text}}) == Packages(npm=(found,))
+
+
+@pytest.mark.parametrize(
+    "item",
+    [
+        "", "@", "@/x", "@types/", "-g", "--prefix=/", "../ms", "./ms", "/etc", "ms/..", ".bin", "_x", "a b",
+        "ms@file:../x", "ms@http://host/x.tgz", "ms@https://host/x", "ms@git+ssh://host/x", "ms@github:a/b", "ms@a/b",
+        "x@npm:evil@1", "ms@~/x", "ms@link:/x", "ms@workspace:*", "node_modules", "é", "ms\0", "a" * 215,
+    ],
+)  # fmt: skip
+def test_what_is_no_npm_package(item: str) -> None:
+    with pytest.raises(BadRequest, match="setup"):
+        wanted({"npm": [item]})
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "[]", "null", "{", '{"dependencies": []}', '{"dependencies": {"a": 1}}', '{"dependencies": {"a": "file:x"}}',
+     '{"devDependencies": {"../a": "1"}}', '{"dependencies": {"a": "1"}, "optionalDependencies": {"b": "http://x"}}'],
+)  # fmt: skip
+def test_what_is_no_package_json(text: str) -> None:
+    with pytest.raises(BadRequest, match="setup"):
+        wanted({"npm": {"packageJson": text}})
+
+
+def test_all_dependencies_of_a_package_json_count() -> None:
+    package = {"dependencies": {"a": "1"}, "devDependencies": {"a": "2", "b": "2"}, "optionalDependencies": {"c": "*"}}
+    found = wanted({"npm": {"packageJson": json.dumps(package)}})
+    assert found.npm == (("a", "1"), ("b", "2"), ("c", "*"))
+
+
+def test_bounds() -> None:
+    assert len(wanted({"pip": [f"p{n}" for n in range(MAX_PACKAGES)]}).pip) == MAX_PACKAGES
+    for setup in ({"pip": [f"p{n}" for n in range(MAX_PACKAGES + 1)]}, {"npm": [f"p{n}" for n in range(1000)]}):
+        with pytest.raises(BadRequest, match="at most 200"):
+            wanted(setup)
+    with pytest.raises(BadRequest, match="characters"):
+        wanted({"pip": {"requirements": "#" * (1 << 20)}})
+
+
+@pytest.mark.parametrize(
+    ("setup", "can"),
+    [
+        ({"pip": ["six"], "npm": {"packageJson": '{"dependencies": {"ms": "2"}}'}, "envs": {"A": "1"}}, True),
+        ({"pip": {"requirements": "six"}}, True),
+        ({}, False),
+        ([], False),
+        ({"pip": ["-e ."]}, False),
+        ({"pip": [1]}, False),
+        ({"pip": {"requirements": 1}}, False),
+        ({"pip": {"packageJson": "{}"}}, False),
+        ({"pip": "six"}, False),
+        ({"commands": ["ls"]}, False),
+        ({"envs": {"A=B": "1"}}, False),
+        ({"envs": {"A": 1}}, False),
+        ({"envs": {"A": "1\0"}}, False),
+        ({"envs": {"A": "x" * (2 << 20)}}, False),
+    ],
+)
+def test_what_a_capsule_may_ask_for(setup: Any, can: bool) -> None:
+    assert can_be_asked(setup) is can
+
+
+def test_what_is_not_offered_is_said() -> None:
+    assert setup_text({"pip": [], "npm": None, "go": [], "envs": {}}) is None
+    for name in ("go", "commands"):
+        with pytest.raises(BadRequest, match=f"setup.{name}.*not offered"):
+            setup_text({name: ["x"]})
