@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import os
 import re
 import socket
 import subprocess
@@ -347,7 +348,12 @@ def test_text_is_the_answer(client: httpx.Client, publish: Publish, code: str, s
         ("print('[' + '0,' * 600_000 + '0]')", 502, "too many"),
         ("print('x' * (20 << 20))", 502, "limit of output"),
         ("import os; print('secret', flush=True); os.kill(os.getpid(), 9)", 502, "killed"),
-        ("x = bytearray(4 << 30)\nfor i in range(0, len(x), 4096): x[i] = 1", 502, "memory"),
+        pytest.param(
+            "x = bytearray(4 << 30)\nfor i in range(0, len(x), 4096): x[i] = 1",
+            502,
+            "memory",
+            marks=pytest.mark.skipif(os.geteuid() != 0, reason="without a cgroup it is an exception like any other"),
+        ),
     ],
 )
 def test_no_answer(client: httpx.Client, publish: Publish, code: str, status: int, word: str) -> None:
@@ -362,12 +368,13 @@ def test_no_answer(client: httpx.Client, publish: Publish, code: str, status: in
 
 
 def test_too_late(client: httpx.Client, publish: Publish, server: Server) -> None:
+    before = server.log.count("request_failed")  # other tests let the service's disk fail
     url = publish("import time; print('secret', flush=True); time.sleep(60)", default_timeout=0.3)
     answer = client.get(url)
     assert (answer.status_code, answer.json()["code"]) == (504, "answer_timeout")
     assert "secret" not in answer.text
     assert client.get(f"/api/sessions/{url.split('/')[2]}/runs").json()["runs"][0]["status"] == "timeout"
-    assert "request_failed" not in server.log, "what a guest does is no failure of the service"
+    assert server.log.count("request_failed") == before, "what a guest does is no failure of the service"
 
 
 def test_headers_that_are_not_a_guests(client: httpx.Client, publish: Publish) -> None:
