@@ -158,5 +158,6 @@ def test_a_short_life(own_server: Callable[..., Server]) -> None:
 
 
 @pytest.mark.soak
-def test_a_long_life(own_server: Callable[..., Server]) -> None:
-    live(own_server, runs=20_000, sessions=500)
+@pytest.mark.parametrize(("runs", "sessions"), [(3000, 100), (20_000, 500)])
+def test_a_long_life(own_server: Callable[..., Server], runs: int, sessions: int) -> None:
+    live(own_server, runs=runs, sessions=sessions)
