@@ -15,7 +15,7 @@ from bench.measure import measure
 from bench.report import findings, machine, show
 
 _DISK = Path("/var/tmp")  # /tmp is memory on many machines, where a durable commit costs nothing
-_ROUNDS, _QUICK_ROUNDS = 20, 2
+_ROUNDS, _QUICK_ROUNDS = 20, 1
 
 
 def main() -> None:

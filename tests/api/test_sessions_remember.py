@@ -6,6 +6,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import httpx
+import pytest
 
 from tests.conftest import Run
 
@@ -26,14 +27,15 @@ def test_data_and_files_outlive_a_run(session: Callable[..., str], run: Run) -> 
     assert run(where, "print(open('note').read())")["stdout"] == "kept\n"
 
 
-def test_concurrent_increments_are_all_counted(client: httpx.Client, session: Callable[..., str]) -> None:
+@pytest.mark.parametrize("clients", [20, pytest.param(50, marks=pytest.mark.soak)])
+def test_concurrent_increments_are_all_counted(client: httpx.Client, session: Callable[..., str], clients: int) -> None:
     where = session(data={"n": 0})
 
     def work(_: int) -> list[int]:
         with httpx.Client(base_url=client.base_url, timeout=120, trust_env=False) as own:
             return [own.post(f"/api/sessions/{where}/run", json={"code": INCREMENT}).status_code for _ in range(20)]
 
-    with ThreadPoolExecutor(50) as pool:
-        statuses = [status for batch in pool.map(work, range(50)) for status in batch]
+    with ThreadPoolExecutor(clients) as pool:
+        statuses = [status for batch in pool.map(work, range(clients)) for status in batch]
     assert set(statuses) == {200}
-    assert client.get(f"/api/sessions/{where}").json()["data"] == {"n": 1000}
+    assert client.get(f"/api/sessions/{where}").json()["data"] == {"n": clients * 20}

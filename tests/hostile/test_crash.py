@@ -57,7 +57,8 @@ class Load:
             thread.join()
 
 
-def test_kill_9_at_random_moments_loses_nothing_acknowledged(own_server: Callable[..., Server]) -> None:
+@pytest.mark.parametrize("kills", [8, pytest.param(20, marks=pytest.mark.soak)])
+def test_kill_9_at_random_moments_loses_nothing_acknowledged(own_server: Callable[..., Server], kills: int) -> None:
     """Data, files and the version move together, whenever the service is killed."""
     chance = random.Random(20)
     before = mounts()
@@ -65,7 +66,7 @@ def test_kill_9_at_random_moments_loses_nothing_acknowledged(own_server: Callabl
     with server.client() as client:
         client.post("/api/sessions", json={"language": "python", "session_id": "c", "data": {"n": 0}})
     count = 0
-    for _ in range(20):
+    for _ in range(kills):
         load = Load(server, clients=4)
         time.sleep(chance.uniform(0.05, 0.6))
         processes = server.descendants()
@@ -83,7 +84,7 @@ def test_kill_9_at_random_moments_loses_nothing_acknowledged(own_server: Callabl
                 json={"code": "import os; print(len(open('log').readlines()) if os.path.exists('log') else 0)"},
             ).json()
             assert int(lines["stdout"]) == count, "files and data moved apart"
-    assert count > 20
+    assert count > kills
     processes = server.descendants()
     assert server.stop() == 0
     assert_nothing_left(before, processes, server.data_dir)

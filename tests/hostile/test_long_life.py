@@ -154,7 +154,7 @@ def memory(pid: int) -> int:
 
 
 def test_a_short_life(own_server: Callable[..., Server]) -> None:
-    live(own_server, runs=200, sessions=20)
+    live(own_server, runs=120, sessions=20)
 
 
 @pytest.mark.soak

@@ -277,11 +277,11 @@ def _search(server: Server, examples: int, steps: int) -> None:
 
 
 def test_on_local_blobs(own_server: Callable[..., Server]) -> None:
-    _search(own_server(drain_seconds="2"), examples=4, steps=20)
+    _search(own_server(drain_seconds="2"), examples=2, steps=20)
 
 
 def test_on_a_bucket(own_server: Callable[..., Server], s3: S3, bucket: str) -> None:
-    _search(own_server(blobs=s3.url(bucket), drain_seconds="2"), examples=2, steps=15)
+    _search(own_server(blobs=s3.url(bucket), drain_seconds="2"), examples=1, steps=15)
 
 
 @pytest.mark.soak
