@@ -173,7 +173,7 @@ class Setups:
                 for job in await self._store.setups_to_do():
                     if job not in self._under_way:
                         task = self._under_way[job] = asyncio.create_task(self._do(job))
-                        task.add_done_callback(lambda _, job=job: self._under_way.pop(job))  # type: ignore[misc]
+                        task.add_done_callback(lambda _, job=job: self._under_way.pop(job))  # type: ignore[misc]  # bound now
             except EraError as error:
                 log.warning("setups_not_found", error=error.message)
             with suppress(TimeoutError):

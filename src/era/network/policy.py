@@ -127,7 +127,7 @@ def ranges(text: str) -> list[Range]:
                 hint="Write ranges as 10.1.0.0/16, separated by commas.",
             ) from None
         liftable = [known for known, rule in _RANGES if rule.may_be_lifted]
-        if not any(one.version == known.version and one.subnet_of(known) for known in liftable):  # type: ignore[arg-type]
+        if not any(one.version == known.version and one.subnet_of(known) for known in liftable):  # type: ignore[arg-type]  # both of one version
             raise BadRequest(
                 f"ERA_EGRESS_PRIVATE has {entry[:80]!r}, which is not within a private range.",
                 hint="It may name ranges of " + ", ".join(map(str, liftable)) + "; all else is decided already.",
