@@ -42,7 +42,7 @@ from era.core.turns import Turns
 from era.core.versions import Versions
 from era.drivers.bubblewrap import BubblewrapDriver
 from era.drivers.choice import DriverChoice
-from era.drivers.guest import DOOR_PORT, NODE_SOURCE, interpreter
+from era.drivers.guest import DOORS, NODE_SOURCE, interpreter
 from era.drivers.gvisor import GvisorDriver
 from era.errors import Conflict, EraError, Forbidden, NoIsolation
 from era.hosts.local import LocalHost
@@ -111,7 +111,7 @@ def drivers(settings: Settings) -> DriverChoice:
                 directory / "gvisor", limits, cgroup_name=f"{group}-gvisor", environments=environments
             ),
             "bubblewrap": BubblewrapDriver(
-                directory, limits, cgroup_name=group, environments=environments, network=variables(DOOR_PORT)
+                directory, limits, cgroup_name=group, environments=environments, network=variables(DOORS["proxy"])
             ),
         },
         settings.isolation,

@@ -121,9 +121,9 @@ class Sandbox(Protocol):
     limits: Limits
     """The limits it was made with."""
 
-    door: socket.socket | None
-    """A TCP socket bound to a loopback address of the sandbox's own, on which nobody listens yet; None where it can't
-    have one. Whoever listens on it takes connections of programs inside, and of nobody else."""
+    doors: Mapping[str, socket.socket]
+    """TCP sockets bound to a loopback address of the sandbox's own, on which nobody listens yet: `proxy`, `storage`;
+    none where it can't have any. Whoever listens on one takes connections of programs inside, and of nobody else."""
 
     uid: int | None
     """Owner of the files in `workspace`, None where that is the service's own user."""

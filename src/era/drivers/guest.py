@@ -31,8 +31,8 @@ SYSTEM = ("bin", "lib", "lib32", "lib64", "libx32", "sbin")
 
 PATH = f"{NODE}/bin:/usr/local/bin:/usr/bin:/bin"
 
-DOOR_PORT = 18128
-"""Where the door of a sandbox is (ports.Sandbox): a port below those that the kernel gives out by itself."""
+DOORS: dict[str, int] = {"proxy": 18128, "storage": 18129}
+"""Where the doors of a sandbox are (ports.Sandbox): ports below those that the kernel gives out by itself."""
 
 ENTRIES: dict[Language, str] = {"python": "main.py", "node": "main.js", "typescript": "main.ts"}
 
@@ -92,11 +92,11 @@ def supervisor_config(
     bounds: dict[str, int],
     limits: Limits,
     *,
-    door: bool = False,
+    doors: bool = False,
     network: Mapping[str, str] | None = None,
 ) -> str:
     """The supervisor's configuration as JSON; see guest/supervisor.py for the meaning of each field. `bounds` are
-    `rlimits`; `door` says whether it is to hand over one, `network` what the first run most likely has as
+    `rlimits`; `doors` says whether it is to hand over DOORS, `network` what the first run most likely has as
     `Program.network`."""
     node = f"{NODE}/bin/node"
     warm: list[str] | None
@@ -110,7 +110,7 @@ def supervisor_config(
     return json.dumps(
         {
             "control": control,
-            "door": DOOR_PORT if door else None,
+            "doors": list(DOORS.values()) if doors else [],
             "network": dict(network or {}),
             "language": language,
             "entry": ENTRIES[language],

@@ -34,7 +34,7 @@ new sandbox from the last committed snapshot.
 Wire format, both ways over one stream socket: a kind (1 byte), a length (4 bytes, big endian), a payload.
   host to guest:  R  JSON header; then, unframed, its `lengths`: files…, state, code, environment
                   K  kill the run under way
-  guest to host:  N  with a descriptor: the door, see door.py; comes first, if asked for
+  guest to host:  N  with descriptors: the doors, see door.py; comes first, if asked for
                   Y  JSON: ready for the first run, and the isolation as seen from inside
                   B  the program is about to begin
                   O, E  a piece of stdout, of stderr
@@ -576,8 +576,8 @@ def prepare(loaded_at_start: frozenset[str]) -> Supervisor:
     os.close(null)
     os.umask(0o022)
     reset_signals()
-    if config["door"]:
-        door.hand_over(3, config["door"])
+    if config["doors"]:
+        door.hand_over(3, config["doors"])
     seen = isolation_seen()  # before our own /proc is closed to us too
     config["isolation"] = {**seen, "landlock": landlock.restrict(config["landlock"])}
     _libc.prctl(PR_SET_DUMPABLE, 0, 0, 0, 0)  # /proc/1/{mem,environ,fd} are out of every program's reach
