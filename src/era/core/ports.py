@@ -246,6 +246,25 @@ class Network(Protocol):
         ...
 
 
+class StorageAccess(Protocol):
+    """A sandbox's way to the storage for one run: open as long as its context is entered."""
+
+    url: str | None
+    """Where programs find it, None where they can't."""
+
+    async def __aenter__(self) -> None: ...
+
+    async def __aexit__(self, *_: object) -> None: ...
+
+
+class StorageAccesses(Protocol):
+    """Gives sandboxes their ways to the storage."""
+
+    def access(self, sandbox: Sandbox) -> StorageAccess:
+        """The way for one run, whatever internet access that has."""
+        ...
+
+
 class SnapshotStore(Protocol):
     """Turns a working directory into a Snapshot and back."""
 
@@ -455,7 +474,7 @@ class MetadataStore(Protocol):
         ...
 
     async def output_digests(self) -> Sequence[str]:
-        """Every blob that a row needs as an output."""
+        """Every blob that a row needs as an output or as a value of storage."""
         ...
 
     async def there(self, keys: Sequence[int]) -> Sequence[int]:

