@@ -132,7 +132,7 @@ def supervisor_config(
             "scratch": SCRATCH,
             "scratch_entries": limits.files,
             "guest": GUEST,
-            "library": LIBRARY,
+            "clients": LIBRARY,
             "landlock": landlock_grants(),
         }
     )

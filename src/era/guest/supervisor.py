@@ -175,7 +175,7 @@ class Supervisor:
         self.workspace = os.getcwd()
         self.scratch = config["scratch"]
         self.scratch_entries: int = config["scratch_entries"]
-        self.guest_directory, self.library = config["guest"], config["library"]
+        self.guest_directory, self.clients = config["guest"], config["clients"]
         self.isolation = config["isolation"]
         self.loaded_at_start = loaded_at_start
         self.spare: Spare | None = None
@@ -317,7 +317,7 @@ class Supervisor:
         """Leave the interpreter as `python3 main.py` would find it, but for modules that are loaded already."""
         os.environ.clear()
         os.environ.update(environment)
-        sys.path[sys.path.index(self.guest_directory)] = self.library  # as PYTHONPATH says
+        sys.path[sys.path.index(self.guest_directory)] = self.clients  # as PYTHONPATH says
         sys.path_importer_cache.pop(self.guest_directory, None)
         if isinstance(sys.stdout, io.TextIOWrapper):
             sys.stdout.reconfigure(line_buffering=True)  # what was printed before a kill is not lost
