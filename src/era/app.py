@@ -22,6 +22,7 @@ import uvloop
 
 from era.api.context import Context
 from era.api.http import build
+from era.api.inside import Inside
 from era.api.protocol import Protocol
 from era.core.archives import Archives
 from era.core.capsules.pins import Pins
@@ -38,21 +39,24 @@ from era.core.sessions import Sessions
 from era.core.setups import Setups
 from era.core.snapshots import Snapshots
 from era.core.spool import Slots, Spool, Threads
+from era.core.storage import Storage
 from era.core.turns import Turns
 from era.core.versions import Versions
 from era.drivers.bubblewrap import BubblewrapDriver
 from era.drivers.choice import DriverChoice
-from era.drivers.guest import DOOR_PORT, NODE_SOURCE, interpreter
+from era.drivers.guest import DOORS, NODE_SOURCE, interpreter
 from era.drivers.gvisor import GvisorDriver
 from era.errors import Conflict, EraError, Forbidden, NoIsolation
 from era.hosts.local import LocalHost
 from era.network import policy
 from era.network.passages import ProxyNetwork, variables
+from era.network.storage import StorageDoors
 from era.packages.installer import UvAndNpm
 from era.settings import Settings
 from era.store.blobs import LocalBlobs, make_directory
 from era.store.metadata import SqlStore
 from era.store.objects import ObjectBlobs, installation
+from era.store.sql import SqlDatabases
 
 log = structlog.get_logger()
 
@@ -111,7 +115,7 @@ def drivers(settings: Settings) -> DriverChoice:
                 directory / "gvisor", limits, cgroup_name=f"{group}-gvisor", environments=environments
             ),
             "bubblewrap": BubblewrapDriver(
-                directory, limits, cgroup_name=group, environments=environments, network=variables(DOOR_PORT)
+                directory, limits, cgroup_name=group, environments=environments, network=variables(DOORS["proxy"])
             ),
         },
         settings.isolation,
@@ -175,6 +179,10 @@ async def services(settings: Settings) -> AsyncIterator[Context]:
         network = ProxyNetwork(private)
         packages = installer(settings)
         await asyncio.to_thread(packages.open)
+        databases = SqlDatabases(directory / "storage" / "d1", settings.storage_database_mb << 20)
+        databases.open()
+        storage = Storage(store, blobs, databases, settings.storage_mb << 20)
+        await storage.open()
         setups = Setups(store, packages, turns)
         try:
             if lost := await store.mark_lost():
@@ -188,7 +196,8 @@ async def services(settings: Settings) -> AsyncIterator[Context]:
                 max_live=settings.max_live,
                 idle_seconds=settings.idle_seconds,
             )
-            runs = Runs(store, host, network, snapshots, outputs, turns, keys, setups.settled)
+            doors = StorageDoors(Inside(storage, settings.body_idle_seconds).for_run)
+            runs = Runs(store, host, network, doors, snapshots, outputs, turns, keys, setups.settled)
             expiry = Expiry(store, host)
             files = Files(store, snapshots, blobs, turns, spool, transfers, bounds)
             await host.start()
@@ -204,6 +213,7 @@ async def services(settings: Settings) -> AsyncIterator[Context]:
                     history=History(store, outputs),
                     versions=Versions(store, snapshots, turns, keys),
                     capsules=capsules,
+                    storage=storage,
                     keys=keys,
                     setups=setups,
                     session_files=files,
@@ -225,6 +235,7 @@ async def services(settings: Settings) -> AsyncIterator[Context]:
         finally:
             await sandboxes.stop()
             network.stop()
+            await databases.close()
             await transfers.close()
             await asyncio.to_thread(blobs.close)
             await capsules.close()

@@ -83,6 +83,13 @@ class Settings(BaseSettings):
         default=86_400, ge=0, description="Seconds that a session can be restored after it expired or was deleted."
     )
 
+    storage_mb: int = Field(
+        default=4096, ge=1, description="Size of all that is in storage (kv, r2 and d1 together), in MiB."
+    )
+    storage_database_mb: int = Field(
+        default=256, ge=1, description="Size of one namespace's SQL database in storage, in MiB."
+    )
+
     egress_private: str = Field(
         default="",
         description="Private ranges that programs with internet access may reach, as 10.1.0.0/16,192.168.7.0/24. Never "

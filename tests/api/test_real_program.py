@@ -33,6 +33,7 @@ PLAIN_ENVIRONMENT = {
     "HOME": "/tmp",
     "LANG": "C.UTF-8",
     "PYTHONDONTWRITEBYTECODE": "1",
+    "PYTHONPATH": "/era/lib",
 }
 
 

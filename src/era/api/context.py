@@ -27,6 +27,7 @@ from era.core.ports import MetadataStore
 from era.core.runs import Runs
 from era.core.sessions import Sessions
 from era.core.setups import Setups
+from era.core.storage import Storage
 from era.core.turns import Turns
 from era.core.versions import Versions
 from era.errors import BadRequest, EraError, NotFound, TooLarge
@@ -52,6 +53,7 @@ class Context:
     session_files: Files
     archives: Archives
     capsules: Capsules
+    storage: Storage
     turns: Turns
     store: MetadataStore
     files: Callable[[Snapshot], Awaitable[Sequence[Listed]]]

@@ -121,9 +121,9 @@ class Sandbox(Protocol):
     limits: Limits
     """The limits it was made with."""
 
-    door: socket.socket | None
-    """A TCP socket bound to a loopback address of the sandbox's own, on which nobody listens yet; None where it can't
-    have one. Whoever listens on it takes connections of programs inside, and of nobody else."""
+    doors: Mapping[str, socket.socket]
+    """TCP sockets bound to a loopback address of the sandbox's own, on which nobody listens yet: `proxy`, `storage`;
+    none where it can't have any. Whoever listens on one takes connections of programs inside, and of nobody else."""
 
     uid: int | None
     """Owner of the files in `workspace`, None where that is the service's own user."""
@@ -243,6 +243,25 @@ class Network(Protocol):
 
     def passage(self, sandbox: Sandbox, *, internet: bool, egress: JsonObject) -> Passage:
         """The way out for one run, which is none where `internet` is false. `egress` is the session's."""
+        ...
+
+
+class StorageAccess(Protocol):
+    """A sandbox's way to the storage for one run: open as long as its context is entered."""
+
+    url: str | None
+    """Where programs find it, None where they can't."""
+
+    async def __aenter__(self) -> None: ...
+
+    async def __aexit__(self, *_: object) -> None: ...
+
+
+class StorageAccesses(Protocol):
+    """Gives sandboxes their ways to the storage."""
+
+    def access(self, sandbox: Sandbox) -> StorageAccess:
+        """The way for one run, whatever internet access that has."""
         ...
 
 
@@ -455,7 +474,7 @@ class MetadataStore(Protocol):
         ...
 
     async def output_digests(self) -> Sequence[str]:
-        """Every blob that a row needs as an output."""
+        """Every blob that a row needs as an output or as a value of storage."""
         ...
 
     async def there(self, keys: Sequence[int]) -> Sequence[int]:

@@ -53,6 +53,7 @@ from era.core.ports import (
     Sandbox,
     SnapshotRefused,
     SnapshotStore,
+    StorageAccesses,
     WorkspaceFull,
 )
 from era.core.requirements import variables
@@ -150,6 +151,7 @@ class Runs:
         store: MetadataStore,
         host: Host,
         network: Network,
+        storage: StorageAccesses,
         snapshots: SnapshotStore,
         outputs: Outputs,
         turns: Turns,
@@ -161,6 +163,7 @@ class Runs:
         self._settled = settled
         self._host = host
         self._network = network
+        self._storage = storage
         self._snapshots = snapshots
         self._outputs = outputs
         self._turns = turns
@@ -263,13 +266,14 @@ class Runs:
         code = request.code if request.code is not None else session.stored.code if session.stored else ""
         before = json.loads(session.data)
         passage = self._network.passage(sandbox, internet=session.allow_internet, egress=session.egress)
+        storage = self._storage.access(sandbox)
         program = Program(
             code=code.encode(),
             state=jsontext.state_file(before),
             env={
                 **variables(session.setup),
                 **request.env,
-                **_service_environment(session.id, session.language, request.base_url),
+                **_service_environment(session.id, session.language, request.base_url, storage.url),
             },
             timeout=request.timeout or session.default_timeout,
             ephemeral=not session.persistent,
@@ -278,7 +282,7 @@ class Runs:
         )
         written: dict[str, list[bytes]] = {"stdout": [], "stderr": []}
         ended: Ended | None = None
-        async with passage:
+        async with passage, storage:
             async for event in bounded(sandbox, program, session.snapshot):
                 if isinstance(event, Ended):
                     ended = event
@@ -347,17 +351,21 @@ class Runs:
         run_id = new_id("run")
         sandbox = await self._host.acquire_temporary(request.language, request.isolation, request.limits)
         passage = self._network.passage(sandbox, internet=request.allow_internet, egress={})
+        storage = self._storage.access(sandbox)
         try:
             program = Program(
                 code=request.code.encode(),
                 state=b"{}",
-                env={**request.env, **_service_environment(run_id, request.language, request.base_url)},
+                env={
+                    **request.env,
+                    **_service_environment(run_id, request.language, request.base_url, storage.url),
+                },
                 timeout=request.timeout or DEFAULT_TIMEOUT,
                 ephemeral=False,
                 files=request.files,
                 network=passage.env,
             )
-            async with passage:
+            async with passage, storage:
                 async for event in bounded(sandbox, program, EMPTY):
                     if isinstance(event, Output):
                         yield event
@@ -448,7 +456,7 @@ def _ending(ended: Ended) -> str:
             return "the run was killed"
 
 
-def _service_environment(session_id: str, language: Language, base_url: str) -> dict[str, str]:
+def _service_environment(session_id: str, language: Language, base_url: str, storage_url: str | None) -> dict[str, str]:
     """The variables that win over the caller's."""
     return {
         "ERA_SESSION": "true",
@@ -456,5 +464,5 @@ def _service_environment(session_id: str, language: Language, base_url: str) -> 
         "ERA_LANGUAGE": language,
         "ERA_BASE_URL": base_url,
         "ERA_PROXY_URL": f"{base_url}/proxy/{session_id}",
-        "ERA_STORAGE_URL": f"{base_url}/api/storage",
+        "ERA_STORAGE_URL": storage_url or base_url,
     }

@@ -49,7 +49,7 @@ from era.core.models import LANGUAGES, JsonObject, Language
 from era.core.ports import Ended, Limits, Output, Program
 from era.drivers import guest, processes, seccomp
 from era.drivers.cgroups import Cgroups, Group
-from era.drivers.channel import Channel, receive_door
+from era.drivers.channel import Channel, receive_doors
 from era.drivers.staging import Paths, remove_tree, staged
 from era.errors import NoIsolation, SandboxFailed
 
@@ -151,7 +151,7 @@ def etc_files() -> dict[str, bytes]:
 class BubblewrapSandbox:
     """One live sandbox."""
 
-    has_door = True
+    has_doors = True
 
     def __init__(
         self,
@@ -175,7 +175,7 @@ class BubblewrapSandbox:
         self._init_pid = 0
         self._init_pidfd = -1
         self._channel: Channel | None = None
-        self.door: socket.socket | None = None
+        self.doors: Mapping[str, socket.socket] = {}
         self._log = os.memfd_create("era-sandbox-log")
         self._closing: asyncio.Task[None] | None = None
 
@@ -223,8 +223,8 @@ class BubblewrapSandbox:
                 theirs.close()
             variables = {**guest.program_environment(), **guest.environment_variables(self.environment)}
             async with asyncio.timeout(_START_SECONDS):
-                if self.has_door:
-                    self.door = await receive_door(ours)
+                if self.has_doors:
+                    self.doors = await receive_doors(ours)
                 self._channel = await Channel.over(ours, variables)
                 seen = await self._channel.ready()
         except (OSError, TimeoutError, SandboxFailed) as error:
@@ -314,7 +314,7 @@ class BubblewrapSandbox:
             control,
             self.rlimits(language),
             self.limits,
-            door=self.has_door,
+            doors=self.has_doors,
             network=self._driver.network,
         )
         return Plan(
@@ -356,8 +356,8 @@ class BubblewrapSandbox:
     async def _close(self) -> None:
         if self._channel is not None:
             self._channel.close()
-        if self.door is not None:
-            self.door.close()
+        for door in self.doors.values():
+            door.close()
         await asyncio.get_running_loop().run_in_executor(self._driver.cleaner, self._remove)
         self._driver.forget(self)
 

@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
 from era.core.ports import Ended, Output, Program
-from era.drivers.guest import restarts_interpreter
+from era.drivers.guest import DOORS, restarts_interpreter, with_library
 from era.errors import SandboxFailed
 
 STATE_LIMIT = 4 << 20
@@ -88,7 +88,7 @@ class Channel:
         self._writer.close()
 
     def _send(self, program: Program, output_limit: int) -> None:
-        environment = json.dumps({**self._variables, **program.network, **program.env}).encode()
+        environment = json.dumps(with_library({**self._variables, **program.network, **program.env})).encode()
         header = {
             "files": [[path, len(content)] for path, content in program.files.items()],
             "state": len(program.state),
@@ -114,8 +114,8 @@ class Channel:
             raise SandboxFailed("The sandbox died.") from error
 
 
-async def receive_door(control: socket.socket) -> socket.socket:
-    """The socket that a supervisor hands over before it says anything else. Raises SandboxFailed."""
+async def receive_doors(control: socket.socket) -> dict[str, socket.socket]:
+    """The sockets that a supervisor hands over before it says anything else. Raises SandboxFailed."""
     loop = asyncio.get_running_loop()
     readable = asyncio.Event()
     loop.add_reader(control, readable.set)
@@ -123,10 +123,13 @@ async def receive_door(control: socket.socket) -> socket.socket:
         await readable.wait()
     finally:
         loop.remove_reader(control)
-    message, descriptors, _, _ = socket.recv_fds(control, 5, 1, socket.MSG_CMSG_CLOEXEC)
-    if message[:1] != b"N" or len(descriptors) != 1:
+    message, descriptors, _, _ = socket.recv_fds(control, 5, len(DOORS), socket.MSG_CMSG_CLOEXEC)
+    doors = [socket.socket(fileno=descriptor) for descriptor in descriptors]
+    if message[:1] != b"N" or len(doors) != len(DOORS):
+        for door in doors:
+            door.close()
         raise SandboxFailed("The sandbox did not start.")
-    return socket.socket(fileno=descriptors[0])
+    return dict(zip(DOORS, doors, strict=True))
 
 
 def _frame(kind: bytes, payload: bytes) -> bytes:

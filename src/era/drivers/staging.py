@@ -50,11 +50,13 @@ def staged(paths: Paths) -> Paths:
             bind(directory, f"site/{directory.name}")
     # A copy, because a checkout made under a strict umask can't be read by other uids.
     guest_copy = _STAGE / "guest"
-    guest_copy.mkdir()
-    for file in paths.guest.iterdir():
-        if file.suffix in (".py", ".cjs"):
-            shutil.copyfile(file, guest_copy / file.name)
-            (guest_copy / file.name).chmod(0o644)
+    for directory in (paths.guest, paths.guest / "lib"):
+        to = guest_copy / directory.relative_to(paths.guest)
+        to.mkdir()
+        for file in directory.iterdir():
+            if file.suffix in (".py", ".cjs", ".js"):
+                shutil.copyfile(file, to / file.name)
+                (to / file.name).chmod(0o644)
     return Paths(
         bwrap=_STAGE / "site" / paths.bwrap.relative_to(site),
         guest=guest_copy,

@@ -1,10 +1,54 @@
 'use strict';
-// Gives ES modules and TypeScript the `require` that CommonJS has, resolving from the working directory.
-const { createRequire } = require('node:module');
+// Gives ES modules and TypeScript the `require` that CommonJS has, resolving from the working directory, and to every
+// module './era_storage.js', the storage's client, where there is no such file of the session's own.
+const fs = require('node:fs');
+const Module = require('node:module');
+const path = require('node:path');
 
 Object.defineProperty(globalThis, 'require', {
-  value: createRequire(`${process.cwd()}/`),
+  value: Module.createRequire(`${process.cwd()}/`),
   configurable: true,
   enumerable: false,
   writable: true,
 });
+
+const CLIENT = `${__dirname}/lib/era_storage.js`;
+const NAMED = /^(?:\.{1,2}\/)+era_storage(?:\.js)?$/;
+const isThere = (directory, request) => {
+  const file = path.resolve(directory, request);
+  return fs.existsSync(file) || fs.existsSync(`${file}.js`);
+};
+
+// What `require` has looked up before, by request and directory. Its prototype is asked for what isn't in there yet, so
+// nothing of this is in the way, or in the stack trace, of any other `require`.
+Object.setPrototypeOf(
+  Module._pathCache,
+  new Proxy(Object.create(null), {
+    get(_, key) {
+      if (typeof key !== 'string') return undefined;
+      const [request, directory, more] = key.split('\0', 3);
+      if (directory === undefined || more !== undefined || !NAMED.test(request)) return undefined;
+      return isThere(directory, request) ? undefined : CLIENT;
+    },
+  }),
+);
+
+// `import` asks hooks only, which would be seen in the stack traces of programs that don't need them.
+const mentionsStorage = () => {
+  try {
+    return fs.readFileSync(process.argv[1]).includes('era_storage');
+  } catch {
+    return false;
+  }
+};
+if (mentionsStorage()) {
+  Module.registerHooks({
+    resolve(specifier, context, next) {
+      const directory = context.parentURL?.startsWith('file:') && path.dirname(new URL(context.parentURL).pathname);
+      if (!directory || !NAMED.test(specifier) || isThere(decodeURIComponent(directory), specifier)) {
+        return next(specifier, context);
+      }
+      return { url: `file://${CLIENT}`, format: 'commonjs', shortCircuit: true };
+    },
+  });
+}

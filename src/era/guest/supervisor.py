@@ -34,7 +34,7 @@ new sandbox from the last committed snapshot.
 Wire format, both ways over one stream socket: a kind (1 byte), a length (4 bytes, big endian), a payload.
   host to guest:  R  JSON header; then, unframed, its `lengths`: files…, state, code, environment
                   K  kill the run under way
-  guest to host:  N  with a descriptor: the door, see door.py; comes first, if asked for
+  guest to host:  N  with descriptors: the doors, see door.py; comes first, if asked for
                   Y  JSON: ready for the first run, and the isolation as seen from inside
                   B  the program is about to begin
                   O, E  a piece of stdout, of stderr
@@ -175,7 +175,7 @@ class Supervisor:
         self.workspace = os.getcwd()
         self.scratch = config["scratch"]
         self.scratch_entries: int = config["scratch_entries"]
-        self.guest_directory = config["guest"]
+        self.guest_directory, self.clients = config["guest"], config["clients"]
         self.isolation = config["isolation"]
         self.loaded_at_start = loaded_at_start
         self.spare: Spare | None = None
@@ -317,7 +317,7 @@ class Supervisor:
         """Leave the interpreter as `python3 main.py` would find it, but for modules that are loaded already."""
         os.environ.clear()
         os.environ.update(environment)
-        sys.path.remove(self.guest_directory)
+        sys.path[sys.path.index(self.guest_directory)] = self.clients  # as PYTHONPATH says
         sys.path_importer_cache.pop(self.guest_directory, None)
         if isinstance(sys.stdout, io.TextIOWrapper):
             sys.stdout.reconfigure(line_buffering=True)  # what was printed before a kill is not lost
@@ -576,8 +576,8 @@ def prepare(loaded_at_start: frozenset[str]) -> Supervisor:
     os.close(null)
     os.umask(0o022)
     reset_signals()
-    if config["door"]:
-        door.hand_over(3, config["door"])
+    if config["doors"]:
+        door.hand_over(3, config["doors"])
     seen = isolation_seen()  # before our own /proc is closed to us too
     config["isolation"] = {**seen, "landlock": landlock.restrict(config["landlock"])}
     _libc.prctl(PR_SET_DUMPABLE, 0, 0, 0, 0)  # /proc/1/{mem,environ,fd} are out of every program's reach

@@ -83,9 +83,10 @@ class ProxyNetwork:
     def passage(self, sandbox: Sandbox, *, internet: bool, egress: JsonObject) -> Passage:
         if not internet:
             return NoPassage()
-        if sandbox.door is None:
+        door = sandbox.doors.get("proxy")
+        if door is None:
             return NoPassage("this kind of sandbox has no way out in this version of ERA")
-        return ProxyPassage(self, sandbox.door, egress)
+        return ProxyPassage(self, door, egress)
 
 
 class NoPassage:

@@ -12,9 +12,10 @@ from sqlalchemy import Connection, func, literal, select, union
 
 from era.store.capsules import CapsuleRows
 from era.store.commits import IS_LIVE
+from era.store.items import ItemRows
 from era.store.runs import LOST
 from era.store.setups import SetupRows
-from era.store.tables import idempotency_keys, outputs, runs, sessions, versions
+from era.store.tables import idempotency_keys, outputs, runs, sessions, storage_items, versions
 from era.store.versions import VersionRows
 
 __all__ = ["LOST", "SqlStore"]
@@ -25,13 +26,14 @@ _OUTPUT_DIGESTS = union(
         select(table.c[name]).where(table.c[name].is_not(None))
         for table in (outputs, idempotency_keys)
         for name in ("stdout_digest", "stderr_digest")
-    )
+    ),
+    select(storage_items.c.digest).where(storage_items.c.digest.is_not(None)),
 )
 _COUNT_SESSIONS = select(func.count()).select_from(sessions).where(IS_LIVE)
 _COUNT_RUNS = select(runs.c.status, func.count()).where(~runs.c.imported).group_by(runs.c.status)
 
 
-class SqlStore(CapsuleRows, VersionRows, SetupRows):
+class SqlStore(CapsuleRows, VersionRows, SetupRows, ItemRows):
     """A MetadataStore in an SQL database. `open` before anything, `close` when done."""
 
     async def snapshot_roots(self) -> Sequence[str]:

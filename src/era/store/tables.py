@@ -36,6 +36,7 @@ _LIVE = text("deleted_at IS NULL")
 _GONE = text("deleted_at IS NOT NULL")
 _MORTAL = text("expires_at IS NOT NULL")
 _HAS_ENVIRONMENT = text("environment IS NOT NULL")
+_HAS_DIGEST = text("digest IS NOT NULL")
 SETUP_UNDER_WAY = text("setup_status IN ('pending', 'running')")
 """Written out in queries too, or else SQLite wouldn't use the index on it."""
 
@@ -166,4 +167,21 @@ idempotency_keys = Table(
     Column("stdout", LargeBinary),
     Column("stderr", LargeBinary),
     Column("answer", Text),
+)
+
+# Values that sessions share. Each is here itself or, where it is long, as the digest of a blob. Keys are bytes, so that
+# every database puts them in the same order.
+storage_items = Table(
+    "storage_items",
+    metadata,
+    Column("kind", String(2), primary_key=True),
+    Column("namespace", String(64), primary_key=True),
+    Column("key", LargeBinary, primary_key=True),
+    Column("size", BigInteger, nullable=False),
+    Column("created_at", BigInteger, nullable=False),
+    Column("updated_at", BigInteger, nullable=False),
+    Column("metadata", Text),
+    Column("digest", String(64)),
+    Column("value", LargeBinary),
+    Index("ix_storage_items_digest", "digest", sqlite_where=_HAS_DIGEST, postgresql_where=_HAS_DIGEST),
 )

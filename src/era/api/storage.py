@@ -1,0 +1,300 @@
+"""Storage that programs and clients share. Programs reach these routes by a door of their sandbox (inside.py)."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import re
+from typing import Annotated, Any, Literal
+from urllib.parse import unquote_to_bytes
+
+from fastapi import APIRouter, Depends, Query, Request, Response
+from pydantic import BaseModel, ConfigDict, Field
+
+from era.api.context import Answer, StrictRoute, errors
+from era.core.models import JsonObject, timestamp
+from era.core.storage import Item, Storage, check_namespace
+from era.errors import BadRequest
+
+router = APIRouter(prefix="/api/storage", tags=["storage"], route_class=StrictRoute)
+resources = APIRouter(prefix="/api/resources", tags=["storage"], route_class=StrictRoute)
+
+_ITEM = re.compile(rb"/api/storage/(?:kv|r2)/([^/]+)/(.*)", re.DOTALL)
+_NAMESPACE = re.compile(rb"/api/storage/(?:kv|r2|d1)/([^/]+)(?:/(?:query|exec))?")
+
+Metadata = Annotated[dict[str, Any] | None, Field(description="Told in lists, or with the value: at most 8 KiB.")]
+
+
+class _Body(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+
+class PutValue(_Body):
+    value: str = Field(description="Text of at most 1 MiB.")
+    metadata: Metadata = None
+
+
+class PutObject(_Body):
+    content: str = Field(description="Bytes as base64, at most 10 MiB of them.")
+    metadata: Metadata = None
+
+
+type Param = str | int | float | bool | list[int] | None
+
+
+class SqlBody(_Body):
+    sql: str = Field(description="SQLite's dialect.", examples=["SELECT * FROM users WHERE id = ?"])
+    params: list[Param] | dict[str, Param] | None = Field(
+        None, description="Values for ?, or by name for :name; bytes as a list of numbers."
+    )
+
+
+class DoneAnswer(BaseModel):
+    success: bool
+
+
+class PutObjectAnswer(DoneAnswer):
+    size: int
+
+
+class ClearedAnswer(DoneAnswer):
+    deleted: int
+
+
+class ValueAnswer(BaseModel):
+    value: str
+    metadata: dict[str, Any] | None
+
+
+class ObjectAnswer(BaseModel):
+    content: str
+    size: int
+    uploaded: str
+    customMetadata: dict[str, Any]  # noqa: N815
+
+
+class KeyAnswer(BaseModel):
+    name: str
+    metadata: dict[str, Any] | None
+
+
+class KeysAnswer(BaseModel):
+    keys: list[KeyAnswer]
+    list_complete: bool
+    cursor: str | None
+
+
+class ObjectKeyAnswer(BaseModel):
+    key: str
+    size: int
+    uploaded: str
+
+
+class ObjectsAnswer(BaseModel):
+    objects: list[ObjectKeyAnswer]
+    truncated: bool
+    cursor: str | None
+
+
+class SqlMeta(BaseModel):
+    changes: int
+    last_row_id: int
+    changed_db: bool
+    size_after: int
+    duration: float
+
+
+class SqlAnswer(BaseModel):
+    success: bool
+    results: list[dict[str, Any]]
+    meta: SqlMeta
+
+
+class ResourceAnswer(BaseModel):
+    type: Literal["kv", "d1", "r2"]
+    namespace: str
+    key: str
+
+
+class ResourcesAnswer(BaseModel):
+    resources: list[ResourceAnswer]
+    total: int
+    limit: int
+    offset: int
+    has_more: bool
+
+
+class StatsAnswer(BaseModel):
+    total: int
+    by_type: dict[str, int]
+    by_namespace: dict[str, int]
+    total_size: int
+
+
+async def existing_namespace(request: Request) -> str:  # not async, it would take a hop through a thread
+    """The namespace as it stands in the URL, decoded once. Raises BadRequest."""
+    found = _NAMESPACE.fullmatch(request.scope["raw_path"]) or _ITEM.fullmatch(request.scope["raw_path"])
+    namespace = unquote_to_bytes(found[1]).decode(errors="replace") if found else ""
+    check_namespace(namespace)
+    return namespace
+
+
+async def existing_key(request: Request) -> str:
+    """The key as it stands in the URL, decoded once and by us: it may hold any character. Raises BadRequest."""
+    found = _ITEM.fullmatch(request.scope["raw_path"])
+    try:
+        return unquote_to_bytes(found[2]).decode() if found else ""
+    except UnicodeDecodeError:
+        raise BadRequest("The key is not UTF-8.", hint="Escape it as %XX, byte by byte.", code="bad_key") from None
+
+
+async def the_storage(request: Request) -> Storage:
+    found: Storage = request.app.state.storage
+    return found
+
+
+UseStorage = Annotated[Storage, Depends(the_storage)]
+Namespace = Annotated[str, Depends(existing_namespace)]
+Key = Annotated[str, Depends(existing_key)]
+Prefix = Annotated[str, Query(max_length=1024, description="Only keys that begin with this.")]
+Limit = Annotated[int, Query(ge=1, le=1000, description="How many a page.")]
+Cursor = Annotated[str | None, Query(max_length=1500, description="`cursor` of the page before.")]
+
+
+@router.get("/kv/{namespace}", responses={200: {"model": KeysAnswer}, **errors()})
+async def list_keys(
+    namespace: Namespace, storage: UseStorage, prefix: Prefix = "", limit: Limit = 100, cursor: Cursor = None
+) -> Response:
+    """List the keys of a namespace, in the order of their bytes."""
+    page = await storage.page("kv", namespace, prefix=prefix, after=_after(cursor), limit=limit)
+    keys = [{"name": item.key, "metadata": item.metadata} for item in page.items]
+    return Answer(
+        {"keys": keys, "list_complete": not page.more, "cursor": _cursor(page.items[-1]) if page.more else None}
+    )
+
+
+@router.delete("/kv/{namespace}", responses={200: {"model": ClearedAnswer}, **errors()})
+async def clear_keys(namespace: Namespace, storage: UseStorage) -> Response:
+    """Delete every key of a namespace."""
+    return Answer({"success": True, "deleted": await storage.clear("kv", namespace)})
+
+
+@router.get("/kv/{namespace}/{key:rest}", responses={200: {"model": ValueAnswer}, **errors(404)})
+async def get_value(namespace: Namespace, key: Key, storage: UseStorage) -> Response:
+    """Get a value."""
+    item, value = await storage.get("kv", namespace, key)
+    return Answer({"value": value.decode(), "metadata": item.metadata})
+
+
+@router.put("/kv/{namespace}/{key:rest}", responses={200: {"model": DoneAnswer}, **errors(413)})
+async def put_value(namespace: Namespace, key: Key, body: PutValue, storage: UseStorage) -> Response:
+    """Keep a value, in the place of what was there."""
+    await storage.put("kv", namespace, key, body.value.encode(), body.metadata)
+    return Answer({"success": True})
+
+
+@router.delete("/kv/{namespace}/{key:rest}", responses={200: {"model": DoneAnswer}, **errors()})
+async def delete_value(namespace: Namespace, key: Key, storage: UseStorage) -> Response:
+    """Delete a value. Also a success where there is none."""
+    await storage.delete("kv", namespace, key)
+    return Answer({"success": True})
+
+
+@router.get("/r2/{namespace}", responses={200: {"model": ObjectsAnswer}, **errors()})
+async def list_objects(
+    namespace: Namespace, storage: UseStorage, prefix: Prefix = "", limit: Limit = 100, cursor: Cursor = None
+) -> Response:
+    """List the objects of a namespace, in the order of their keys' bytes."""
+    page = await storage.page("r2", namespace, prefix=prefix, after=_after(cursor), limit=limit)
+    objects = [{"key": item.key, "size": item.size, "uploaded": timestamp(item.updated_at)} for item in page.items]
+    return Answer(
+        {"objects": objects, "truncated": page.more, "cursor": _cursor(page.items[-1]) if page.more else None}
+    )
+
+
+@router.delete("/r2/{namespace}", responses={200: {"model": ClearedAnswer}, **errors()})
+async def clear_objects(namespace: Namespace, storage: UseStorage) -> Response:
+    """Delete every object of a namespace."""
+    return Answer({"success": True, "deleted": await storage.clear("r2", namespace)})
+
+
+@router.get("/r2/{namespace}/{key:rest}", responses={200: {"model": ObjectAnswer}, **errors(404)})
+async def get_object(namespace: Namespace, key: Key, storage: UseStorage) -> Response:
+    """Get an object."""
+    item, value = await storage.get("r2", namespace, key)
+    told = {"content": base64.b64encode(value).decode(), "size": item.size, "uploaded": timestamp(item.updated_at)}
+    return Answer({**told, "customMetadata": item.metadata or {}})
+
+
+@router.put("/r2/{namespace}/{key:rest}", responses={200: {"model": PutObjectAnswer}, **errors(413)})
+async def put_object(namespace: Namespace, key: Key, body: PutObject, storage: UseStorage) -> Response:
+    """Keep an object, in the place of what was there."""
+    try:
+        content = base64.b64decode(body.content, validate=True)
+    except (binascii.Error, ValueError):
+        raise BadRequest("'content' is not base64.", hint="Encode the bytes as base64, without line breaks.") from None
+    await storage.put("r2", namespace, key, content, body.metadata)
+    return Answer({"success": True, "size": len(content)})
+
+
+@router.delete("/r2/{namespace}/{key:rest}", responses={200: {"model": DoneAnswer}, **errors()})
+async def delete_object(namespace: Namespace, key: Key, storage: UseStorage) -> Response:
+    """Delete an object. Also a success where there is none."""
+    await storage.delete("r2", namespace, key)
+    return Answer({"success": True})
+
+
+@router.post("/d1/{namespace}/query", responses={200: {"model": SqlAnswer}, **errors(413)})
+async def query(namespace: Namespace, body: SqlBody, storage: UseStorage) -> Response:
+    """Run one SQL statement on the namespace's database."""
+    return Answer({"success": True, **await storage.sql(namespace, body.sql, body.params or [], many=False)})
+
+
+@router.post("/d1/{namespace}/exec", responses={200: {"model": SqlAnswer}, **errors(413)})
+async def execute(namespace: Namespace, body: SqlBody, storage: UseStorage) -> Response:
+    """Run SQL statements on the namespace's database: all of them, or none."""
+    return Answer({"success": True, **await storage.sql(namespace, body.sql, body.params or [], many=True)})
+
+
+@router.delete("/d1/{namespace}", responses={200: {"model": ClearedAnswer}, **errors()})
+async def drop_database(namespace: Namespace, storage: UseStorage) -> Response:
+    """Delete the namespace's database."""
+    return Answer({"success": True, "deleted": int(await storage.drop_database(namespace))})
+
+
+@resources.get("/list", responses={200: {"model": ResourcesAnswer}, **errors()})
+async def list_resources(
+    storage: UseStorage,
+    type: Annotated[Literal["kv", "d1", "r2"] | None, Query(description="Of this kind only.")] = None,
+    namespace: Annotated[str | None, Query(description="Of this namespace only.")] = None,
+    key_prefix: Prefix = "",
+    limit: Limit = 100,
+    offset: Annotated[int, Query(ge=0, le=1 << 40, description="How many to leave out.")] = 0,
+) -> Response:
+    """List all there is in storage: keys, objects, and tables of databases."""
+    page, total = await storage.resources(type, namespace, prefix=key_prefix, limit=limit, offset=offset)
+    for one in page:
+        one |= {name: timestamp(one[name]) for name in ("created_at", "updated_at") if name in one}
+    more = offset + len(page) < total
+    return Answer({"resources": page, "total": total, "limit": limit, "offset": offset, "has_more": more})
+
+
+@resources.get("/stats", responses={200: {"model": StatsAnswer}, **errors()})
+async def stats(storage: UseStorage) -> Response:
+    """How much there is in storage."""
+    found: JsonObject = await storage.stats()
+    return Answer(found)
+
+
+def _cursor(item: Item) -> str:
+    return base64.urlsafe_b64encode(item.key.encode()).decode().rstrip("=")
+
+
+def _after(cursor: str | None) -> str | None:
+    """The reverse. Raises BadRequest for what `_cursor` didn't make."""
+    if cursor is None:
+        return None
+    try:
+        return base64.b64decode(cursor + "=" * (-len(cursor) % 4), altchars=b"-_", validate=True).decode()
+    except ValueError:
+        raise BadRequest("'cursor' is not one of ours.", hint="Use the cursor of the page before, or none.") from None

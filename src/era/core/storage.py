@@ -1,0 +1,284 @@
+"""Storage that programs and clients share: values by key (kv), bytes by key (r2), an SQL database (d1), in namespaces.
+
+Theory of operation
+===================
+
+Namespaces are the server's, not a session's: whoever names one reads and writes it. They outlive sessions.
+
+A value is a row, or, where it is long, a blob that its row names by digest. The blob is durable before the row, as
+everywhere; rows pin blobs against being swept away. Keys are bytes to the store, compared as bytes, and never a path.
+
+All of it together has a bound, which is counted here: what a put adds is reserved before it begins, so that many at
+once can't get past it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol
+
+from era.core.models import JsonObject, now
+from era.core.snapshots import BlobStore
+from era.errors import BadRequest, CommitFailed, NotFound, TooLarge, Unavailable
+
+type Kind = Literal["kv", "r2"]
+
+NAMESPACE = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.:-]{0,63}")
+MAX_KEY = 1024
+"""Bytes of UTF-8."""
+
+MAX_VALUE: Mapping[Kind, int] = {"kv": 1 << 20, "r2": 10 << 20}
+MAX_METADATA = 8 << 10
+INLINE_BYTES = 16 << 10
+"""Longer values are blobs: they would make the database large and its pages slow to walk."""
+
+ROW_BYTES = 128
+"""What a row counts for, beside its key, metadata and value."""
+
+_BATCH = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """A value by key. `value` is None where it is the blob `digest`, and in lists."""
+
+    kind: Kind
+    namespace: str
+    key: str
+    size: int
+    created_at: int
+    updated_at: int
+    metadata: JsonObject | None = None
+    digest: str | None = None
+    value: bytes | None = field(default=None, repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    items: Sequence[Item]
+    more: bool
+
+
+class ItemStore(Protocol):
+    """Rows of items; see store/items.py. Every call is one transaction, durable when it returns."""
+
+    async def put_item(self, item: Item) -> int:
+        """Keep it in the place of one with its key, whose `created_at` it takes over. The bytes that one counted
+        for."""
+        ...
+
+    async def item(self, kind: Kind, namespace: str, key: str) -> Item | None: ...
+
+    async def delete_item(self, kind: Kind, namespace: str, key: str) -> int:
+        """The bytes it counted for, 0 where there was none."""
+        ...
+
+    async def delete_items(self, kind: Kind, namespace: str, limit: int) -> tuple[int, int]:
+        """Delete some; how many, and the bytes they counted for."""
+        ...
+
+    async def items(
+        self, kind: Kind, namespace: str, *, prefix: str, after: str | None, limit: int
+    ) -> Sequence[Item]: ...
+
+    async def all_items(
+        self, kind: Kind | None, namespace: str | None, *, prefix: str, limit: int, offset: int
+    ) -> tuple[Sequence[Item], int]:
+        """A page of all there are, by kind, namespace and key, and how many there are."""
+        ...
+
+    async def item_counts(self) -> Sequence[tuple[Kind, str, int, int, int]]:
+        """Kind, namespace, how many, the bytes of their values, the bytes they count for."""
+        ...
+
+
+class Databases(Protocol):
+    """SQL by namespace; see store/sql.py."""
+
+    @property
+    def sizes(self) -> Mapping[str, int]: ...
+
+    async def run(
+        self, namespace: str, sql: str, params: Sequence[Any] | Mapping[str, Any] = (), *, many: bool, room: int
+    ) -> dict[str, Any]: ...
+
+    async def drop(self, namespace: str) -> bool: ...
+
+
+class Storage:
+    """`open` before anything. `most_bytes` is for all namespaces together."""
+
+    def __init__(self, store: ItemStore, blobs: BlobStore, databases: Databases, most_bytes: int) -> None:
+        self._store = store
+        self._blobs = blobs
+        self._databases = databases
+        self._most_bytes = most_bytes
+        self._used = 0
+
+    async def open(self) -> None:
+        self._used = sum(counted for *_, counted in await self._store.item_counts())
+
+    async def put(self, kind: Kind, namespace: str, key: str, value: bytes, metadata: JsonObject | None) -> None:
+        """Keep a value. It is durable when this returns. Raises TooLarge, CommitFailed."""
+        check_namespace(namespace)
+        raw = check_key(key)
+        if len(value) > MAX_VALUE[kind]:
+            hint = "Put it into r2, which takes more." if kind == "kv" else "Keep larger things in a session's files."
+            raise TooLarge(f"The value is {len(value)} bytes, {MAX_VALUE[kind]} are allowed.", hint=hint)
+        noted = 0 if metadata is None else len(json.dumps(metadata).encode())
+        if noted > MAX_METADATA:
+            raise TooLarge(f"'metadata' is {noted} bytes, {MAX_METADATA} are allowed.", hint="Make it shorter.")
+        with self._reserved(len(raw) + noted + len(value) + ROW_BYTES):
+            digest = await asyncio.to_thread(self._keep, value) if len(value) > INLINE_BYTES else None
+            at = now()
+            item = Item(kind, namespace, key, len(value), at, at, metadata, digest, None if digest else value)
+            self._used -= await self._store.put_item(item)
+
+    async def get(self, kind: Kind, namespace: str, key: str) -> tuple[Item, bytes]:
+        """Raises NotFound, Unavailable."""
+        check_namespace(namespace)
+        check_key(key)
+        for last in (False, True):
+            item = await self._store.item(kind, namespace, key)
+            if item is None:
+                raise NotFound(f"'{namespace}' has no such key.", hint="GET the namespace to list its keys.")
+            if item.value is not None:
+                return item, item.value
+            try:
+                return item, await asyncio.to_thread(self._blobs.get, item.digest or "")
+            except OSError as error:
+                if last or not isinstance(error, FileNotFoundError):  # else replaced, and cleared away, meanwhile
+                    raise Unavailable(f"The value could not be read: {error.strerror}.") from error
+        raise AssertionError
+
+    async def delete(self, kind: Kind, namespace: str, key: str) -> None:
+        """It is gone, durably, when this returns; also where it has not been there."""
+        check_namespace(namespace)
+        check_key(key)
+        self._used -= await self._store.delete_item(kind, namespace, key)
+
+    async def page(self, kind: Kind, namespace: str, *, prefix: str, after: str | None, limit: int) -> Page:
+        check_namespace(namespace)
+        found = await self._store.items(kind, namespace, prefix=prefix, after=after, limit=limit + 1)
+        return Page(found[:limit], len(found) > limit)
+
+    async def clear(self, kind: Kind, namespace: str) -> int:
+        """Delete all keys of a namespace, in many transactions; how many."""
+        check_namespace(namespace)
+        total = 0
+        while True:
+            count, freed = await self._store.delete_items(kind, namespace, _BATCH)
+            self._used -= freed
+            total += count
+            if count < _BATCH:
+                return total
+
+    async def sql(
+        self, namespace: str, sql: str, params: Sequence[Any] | Mapping[str, Any], *, many: bool
+    ) -> dict[str, Any]:
+        """Run SQL as one transaction. Raises BadRequest, Forbidden, TooLarge, Unavailable."""
+        check_namespace(namespace)
+        return await self._databases.run(namespace, sql, params, many=many, room=self._room())
+
+    async def drop_database(self, namespace: str) -> bool:
+        check_namespace(namespace)
+        return await self._databases.drop(namespace)
+
+    async def resources(
+        self, kind: str | None, namespace: str | None, *, prefix: str, limit: int, offset: int
+    ) -> tuple[list[JsonObject], int]:
+        """A page of all there is: tables of databases, then keys. And how many there are."""
+        if namespace is not None:
+            check_namespace(namespace)
+        tables = [] if kind in ("kv", "r2") else await self._tables(namespace, prefix)
+        page: list[JsonObject] = [{"type": "d1", "namespace": of, "key": name} for of, name in tables]
+        page = page[offset : offset + limit]
+        if kind == "d1":
+            return page, len(tables)
+        which: Kind | None = "kv" if kind == "kv" else "r2" if kind == "r2" else None
+        left, skipped = limit - len(page), max(offset - len(tables), 0)
+        items, count = await self._store.all_items(which, namespace, prefix=prefix, limit=left, offset=skipped)
+        return page + [_resource(item) for item in items], len(tables) + count
+
+    async def stats(self) -> JsonObject:
+        counts = await self._store.item_counts()
+        tables = await self._tables(None, "")
+        by_type = {"kv": 0, "d1": len(tables), "r2": 0}
+        by_namespace: dict[str, int] = {}
+        for kind, namespace, count, _, _ in counts:
+            by_type[kind] += count
+            by_namespace[namespace] = by_namespace.get(namespace, 0) + count
+        for namespace, _name in tables:
+            by_namespace[namespace] = by_namespace.get(namespace, 0) + 1
+        size = sum(size for _, _, _, size, _ in counts) + sum(self._databases.sizes.values())
+        return {"total": sum(by_type.values()), "by_type": by_type, "by_namespace": by_namespace, "total_size": size}
+
+    async def _tables(self, namespace: str | None, prefix: str) -> list[tuple[str, str]]:
+        """Namespace and name of each table."""
+        wanted = [name for name in sorted(self._databases.sizes) if namespace in (None, name)]
+        sql = "SELECT name FROM sqlite_schema WHERE type = 'table' AND name NOT LIKE 'sqlite!_%' ESCAPE '!' ORDER BY 1"
+        found = []
+        for name in wanted:
+            answer = await self._databases.run(name, sql, many=False, room=0)
+            found += [(name, row["name"]) for row in answer["results"] if row["name"].startswith(prefix)]
+        return found
+
+    def _room(self) -> int:
+        return self._most_bytes - self._used - sum(self._databases.sizes.values())
+
+    @contextmanager
+    def _reserved(self, size: int) -> Iterator[None]:
+        if size > self._room():
+            raise TooLarge(
+                "The storage of this server is full.",
+                hint="Delete what isn't needed; ERA_STORAGE_MB sets the bound.",
+                code="storage_full",
+            )
+        self._used += size
+        try:
+            yield
+        except BaseException:
+            self._used -= size
+            raise
+
+    def _keep(self, value: bytes) -> str:
+        try:
+            with self._blobs.batch() as batch:
+                return batch.put(value)
+        except OSError as error:
+            raise CommitFailed(f"The value could not be kept: {error.strerror}.", hint="Try again later.") from error
+
+
+def check_namespace(namespace: str) -> None:
+    """Raises BadRequest."""
+    if not NAMESPACE.fullmatch(namespace):
+        raise BadRequest(
+            "That can't be a namespace.",
+            hint="Use 1 to 64 letters, digits, '_', '-', '.' and ':', the first none of the last two.",
+            code="bad_namespace",
+        )
+
+
+def check_key(key: str) -> bytes:
+    """The key as it is kept. Raises BadRequest."""
+    raw = key.encode(errors="surrogatepass")
+    if not 0 < len(raw) <= MAX_KEY or "\0" in key:
+        raise BadRequest("That can't be a key.", hint=f"Use 1 to {MAX_KEY} bytes of UTF-8 without NUL.", code="bad_key")
+    return raw
+
+
+def _resource(item: Item) -> JsonObject:
+    return {
+        "type": item.kind,
+        "namespace": item.namespace,
+        "key": item.key,
+        "size": item.size,
+        "metadata": item.metadata,
+        "created_at": item.created_at,
+        "updated_at": item.updated_at,
+    }

@@ -1,0 +1,153 @@
+'use strict';
+// Storage that sessions share: KVStorage for text by key, D1Storage for SQL, R2Storage for bytes by key. Every call goes
+// to ERA_STORAGE_URL and is durable when its promise resolves. A file of your own called era_storage.js is loaded
+// instead of this one.
+const http = require('node:http');
+
+// An agent of our own: the usual one may have been told of a proxy. A connection that was idle for 2 seconds is not used
+// again, since the service closes it after some more.
+const agent = new http.Agent({ keepAlive: true, maxSockets: 16, maxFreeSockets: 4, timeout: 60000 });
+const IDLE_MS = 2000;
+agent.on('free', (socket) => {
+  socket.eraFreeSince = Date.now();
+});
+agent.reuseSocket = function reuse(socket, request) {
+  http.Agent.prototype.reuseSocket.call(this, socket, request);
+  if (Date.now() - socket.eraFreeSince > IDLE_MS) socket.destroy(new Error('stale'));
+};
+
+class StorageError extends Error {
+  constructor(message, status = 0, code = 'unreachable', hint = '') {
+    super(`${message} ${hint}`.trim());
+    this.name = 'StorageError';
+    Object.assign(this, { status, code, hint });
+  }
+}
+
+const quoted = (text) => encodeURIComponent(String(text));
+const pathOf = (kind, namespace, rest) => `/api/storage/${kind}/${quoted(namespace)}/${quoted(rest)}`;
+
+function send(method, path, content) {
+  const where = /^http:\/\/([^/:]+):(\d+)/.exec(process.env.ERA_STORAGE_URL || '');
+  if (!where) throw new StorageError("ERA_STORAGE_URL doesn't say where the storage is.", 0, 'no_storage');
+  const headers =
+    content === undefined
+      ? {}
+      : { 'Content-Type': 'application/json', 'Content-Length': Buffer.byteLength(content) };
+  return new Promise((resolve, reject) => {
+    const request = http.request({ agent, host: where[1], port: where[2], method, path, headers }, (response) => {
+      const parts = [];
+      response.on('data', (part) => parts.push(part));
+      response.on('error', reject);
+      response.on('end', () => resolve({ status: response.statusCode, text: Buffer.concat(parts).toString() }));
+    });
+    request.on('error', (error) => {
+      error.eraReused = request.reusedSocket;
+      reject(error);
+    });
+    request.end(content);
+  });
+}
+
+async function call(method, path, body, again = true) {
+  const content = body === undefined ? undefined : JSON.stringify(body);
+  let answer;
+  for (;;) {
+    try {
+      answer = await send(method, path, content);
+      break;
+    } catch (error) {
+      if (error instanceof StorageError) throw error;
+      // One that had gone stale never sent anything; any other may have, and is made again only where that is harmless.
+      if (error.message === 'stale' || (error.eraReused && again)) {
+        again = again && error.message === 'stale';
+        continue;
+      }
+      throw new StorageError(`The storage can't be reached: ${error.message}.`);
+    }
+  }
+  const told = JSON.parse(answer.text);
+  if (answer.status >= 400) throw new StorageError(told.error, answer.status, told.code, told.hint);
+  return told;
+}
+
+async function found(path) {
+  try {
+    return await call('GET', path);
+  } catch (error) {
+    if (error.status === 404) return null;
+    throw error;
+  }
+}
+
+async function list(kind, namespace, prefix, limit) {
+  const all = [];
+  let cursor = '';
+  while (limit === undefined || limit === null || all.length < limit) {
+    const size = Math.min(1000, (limit ?? Infinity) - all.length);
+    const query = `prefix=${quoted(prefix)}&limit=${size}${cursor}`;
+    const page = await call('GET', `/api/storage/${kind}/${quoted(namespace)}?${query}`);
+    all.push(...(kind === 'kv' ? page.keys : page.objects));
+    if (!page.cursor) break;
+    cursor = `&cursor=${quoted(page.cursor)}`;
+  }
+  return all;
+}
+
+class KVStorage {
+  /** Keep a string. Resolves to true when it is durable. */
+  static async set(namespace, key, value, metadata = null) {
+    return (await call('PUT', pathOf('kv', namespace, key), { value, metadata })).success;
+  }
+
+  /** The string, null where there is none. */
+  static async get(namespace, key) {
+    return (await found(pathOf('kv', namespace, key)))?.value ?? null;
+  }
+
+  static async delete(namespace, key) {
+    return (await call('DELETE', pathOf('kv', namespace, key))).success;
+  }
+
+  /** `[{name, metadata}]` in the order of their names: all, or the first `limit`. */
+  static async list(namespace, prefix = '', limit = undefined) {
+    return list('kv', namespace, prefix, limit);
+  }
+}
+
+class D1Storage {
+  /** Run one statement; its rows as objects. */
+  static async query(namespace, sql, params = []) {
+    return (await call('POST', pathOf('d1', namespace, 'query'), { sql, params }, false)).results;
+  }
+
+  /** Run statements in one transaction; `{success, results, meta}` of all of them. */
+  static async exec(namespace, sql, params = []) {
+    return call('POST', pathOf('d1', namespace, 'exec'), { sql, params }, false);
+  }
+}
+
+class R2Storage {
+  /** Keep bytes, or a string as UTF-8. Resolves to true when they are durable. */
+  static async put(namespace, key, content, metadata = null) {
+    const encoded = Buffer.from(content).toString('base64');
+    return (await call('PUT', pathOf('r2', namespace, key), { content: encoded, metadata })).success;
+  }
+
+  /** A Buffer, null where there is nothing. */
+  static async get(namespace, key) {
+    const object = await found(pathOf('r2', namespace, key));
+    return object === null ? null : Buffer.from(object.content, 'base64');
+  }
+
+  static async delete(namespace, key) {
+    return (await call('DELETE', pathOf('r2', namespace, key))).success;
+  }
+
+  /** `[{key, size, uploaded}]` in the order of their keys: all, or the first `limit`. */
+  static async list(namespace, prefix = '', limit = undefined) {
+    return list('r2', namespace, prefix, limit);
+  }
+}
+
+module.exports = { KVStorage, D1Storage, R2Storage, StorageError };
