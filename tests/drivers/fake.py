@@ -30,7 +30,7 @@ class FakeSandbox:
         self.id = directory.name
         self.enforced: JsonObject = {"driver": "fake"}
         self.uid = None
-        self.door = None
+        self.door = self.gate = None
         self.workspace = directory / "workspace"
         self.workspace.mkdir(parents=True)
         self.alive = True

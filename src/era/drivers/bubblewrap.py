@@ -145,6 +145,7 @@ def etc_files() -> dict[str, bytes]:
         "/etc/group": f"root:x:0:\nera:x:{_INSIDE_UID}:\n".encode(),
         "/etc/hosts": b"127.0.0.1 localhost era\n::1 localhost\n",
         "/etc/nsswitch.conf": b"passwd: files\ngroup: files\nhosts: files dns\n",
+        "/etc/resolv.conf": f"nameserver {guest.NAMESERVER}\n".encode(),
     }
 
 
@@ -176,6 +177,7 @@ class BubblewrapSandbox:
         self._init_pidfd = -1
         self._channel: Channel | None = None
         self.door: socket.socket | None = None
+        self.gate: socket.socket | None = None
         self._log = os.memfd_create("era-sandbox-log")
         self._closing: asyncio.Task[None] | None = None
 
@@ -224,7 +226,7 @@ class BubblewrapSandbox:
             variables = {**guest.program_environment(), **guest.environment_variables(self.environment)}
             async with asyncio.timeout(_START_SECONDS):
                 if self.has_door:
-                    self.door = await receive_door(ours)
+                    self.door, self.gate = await receive_door(ours)
                 self._channel = await Channel.over(ours, variables)
                 seen = await self._channel.ready()
         except (OSError, TimeoutError, SandboxFailed) as error:
@@ -316,6 +318,7 @@ class BubblewrapSandbox:
             self.limits,
             door=self.has_door,
             network=self._driver.network,
+            gated=self.has_door,
         )
         return Plan(
             etc_files(),
@@ -356,8 +359,9 @@ class BubblewrapSandbox:
     async def _close(self) -> None:
         if self._channel is not None:
             self._channel.close()
-        if self.door is not None:
-            self.door.close()
+        for sock in (self.door, self.gate):
+            if sock is not None:
+                sock.close()
         await asyncio.get_running_loop().run_in_executor(self._driver.cleaner, self._remove)
         self._driver.forget(self)
 

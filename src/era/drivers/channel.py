@@ -101,6 +101,7 @@ class Channel:
             "state_limit": STATE_LIMIT,
             "ephemeral": program.ephemeral,
             "network": dict(program.network),
+            "gated": program.gated,
         }
         parts = [_frame(b"R", json.dumps(header).encode()), *program.files.values()]
         self._writer.write(b"".join([*parts, program.state, program.code, environment]))
@@ -114,8 +115,9 @@ class Channel:
             raise SandboxFailed("The sandbox died.") from error
 
 
-async def receive_door(control: socket.socket) -> socket.socket:
-    """The socket that a supervisor hands over before it says anything else. Raises SandboxFailed."""
+async def receive_door(control: socket.socket) -> tuple[socket.socket, socket.socket | None]:
+    """The door and the gate's socket, which a supervisor hands over before it says anything else; not every kernel has
+    the second. Raises SandboxFailed."""
     loop = asyncio.get_running_loop()
     readable = asyncio.Event()
     loop.add_reader(control, readable.set)
@@ -123,10 +125,11 @@ async def receive_door(control: socket.socket) -> socket.socket:
         await readable.wait()
     finally:
         loop.remove_reader(control)
-    message, descriptors, _, _ = socket.recv_fds(control, 5, 1, socket.MSG_CMSG_CLOEXEC)
-    if message[:1] != b"N" or len(descriptors) != 1:
+    message, descriptors, _, _ = socket.recv_fds(control, 5, 2, socket.MSG_CMSG_CLOEXEC)
+    if message[:1] != b"N" or not descriptors:
         raise SandboxFailed("The sandbox did not start.")
-    return socket.socket(fileno=descriptors[0])
+    door, *gate = (socket.socket(fileno=one) for one in descriptors)
+    return door, gate[0] if gate else None
 
 
 def _frame(kind: bytes, payload: bytes) -> bytes:

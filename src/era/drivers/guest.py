@@ -34,6 +34,10 @@ PATH = f"{NODE}/bin:/usr/local/bin:/usr/bin:/bin"
 DOOR_PORT = 18128
 """Where the door of a sandbox is (ports.Sandbox): a port below those that the kernel gives out by itself."""
 
+NAMESERVER = "192.0.2.53"
+"""Whom programs ask for names. The address is of a range for documents, so it's nobody's; whoever gives programs a
+network answers there."""
+
 ENTRIES: dict[Language, str] = {"python": "main.py", "node": "main.js", "typescript": "main.ts"}
 
 _NODE_FLAGS = ("--disable-warning=MODULE_TYPELESS_PACKAGE_JSON",)
@@ -94,10 +98,11 @@ def supervisor_config(
     *,
     door: bool = False,
     network: Mapping[str, str] | None = None,
+    gated: bool = False,
 ) -> str:
     """The supervisor's configuration as JSON; see guest/supervisor.py for the meaning of each field. `bounds` are
-    `rlimits`; `door` says whether it is to hand over one, `network` what the first run most likely has as
-    `Program.network`."""
+    `rlimits`; `door` says whether it is to hand over one, `network` and `gated` what the first run
+    most likely has as such in `Program`."""
     node = f"{NODE}/bin/node"
     warm: list[str] | None
     if language == "python":
@@ -112,6 +117,7 @@ def supervisor_config(
             "control": control,
             "door": DOOR_PORT if door else None,
             "network": dict(network or {}),
+            "gated": gated,
             "language": language,
             "entry": ENTRIES[language],
             "warm": warm,
