@@ -2,8 +2,8 @@
 
 Theory of operation. Programs find ADDRESS in /etc/resolv.conf. What they ask there is passed on as it is to the servers
 in the machine's own /etc/resolv.conf, so every kind of record can be had, and so is the answer. Its addresses are noted
-on the way: a connection to one of them is known by the name, on the record and to a list of what is allowed. A name that
-no entry of that list can fit is answered with "no such name", and nobody hears of it: else one could say anything to
+on the way: a connection to one of them is known by the name, on the record and to a list of what is allowed. A name no
+entry of that list can fit is answered with "no such name", and nobody hears of it: else one could say anything to
 anybody in the names that one asks for.
 """
 
