@@ -96,10 +96,7 @@ class Gate:
         self._unlisten()
         self._loop.remove_reader(self._sock)
         self._sock.close()
-        for stock in self._stock.values():
-            for sock in stock:
-                sock.close()
-            stock.clear()
+        self.tidy()
         for waiting in self._wanted.values():
             waiting.cancel()
         self._gone()
@@ -121,6 +118,13 @@ class Gate:
     def give_back(self, sock: socket.socket) -> None:
         """One that wasn't used."""
         self._stock[_KINDS[sock.family, sock.type]].appendleft(sock)
+
+    def tidy(self) -> None:
+        """Close what isn't used: sandboxes that only live need no more than they had."""
+        for stock in self._stock.values():
+            for sock in stock:
+                sock.close()
+            stock.clear()
 
     def _told(self) -> None:
         try:

@@ -102,6 +102,7 @@ class Ways:
                 kernel.remove_address(self._probes[address.version], address, serial)
         for probe in self._probes.values():
             probe.close()
+        self._gate.tidy()
 
     def _begin(self, work: Coroutine[Any, Any, None]) -> None:
         task = self._loop.create_task(work)
