@@ -522,7 +522,7 @@ class BubblewrapDriver:
             async for event in sandbox.run(Program(code, b"{}", {}, 20, ephemeral=True, files={})):
                 if isinstance(event, Output):
                     said += event.data
-            self._seen = sandbox.enforced
+            self._seen = {**sandbox.enforced, "gate": sandbox.gate is not None}
             if said != b"up\n":
                 raise NoIsolation(
                     f"A {language} sandbox does not work: it said {said[-500:].decode(errors='replace')!r}."
