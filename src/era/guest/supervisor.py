@@ -58,7 +58,7 @@ import time
 
 import door
 import landlock
-from system_v import SystemV
+from system_v import SystemV, device_files
 from workspace import STATE_FILE, empty_directory, read_state, remove_if_unchanged, write_file
 
 TYPE_CHECKING = False  # as type checkers know it; importing it from typing would cost every sandbox
@@ -548,13 +548,6 @@ def isolation_seen() -> dict[str, Any]:
     with open("/proc/self/status") as status:
         lines = dict(line.rstrip().split(":\t", 1) for line in status if line.startswith(wanted))
     return {"namespaces": {name: os.readlink(f"/proc/self/ns/{name}") for name in os.listdir("/proc/self/ns")}, **lines}
-
-
-def device_files() -> dict[str, tuple[int, int]]:
-    """What /dev has: mode and device number by name."""
-    with os.scandir("/dev") as entries:
-        found = {entry.name: entry.stat(follow_symlinks=False) for entry in entries}
-    return {name: (stat.st_mode, stat.st_rdev) for name, stat in {".": os.stat("/dev"), **found}.items()}
 
 
 # -- starting up ------------------------------------------------------------------------------------------------
