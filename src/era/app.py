@@ -44,12 +44,12 @@ from era.core.turns import Turns
 from era.core.versions import Versions
 from era.drivers.bubblewrap import BubblewrapDriver
 from era.drivers.choice import DriverChoice
-from era.drivers.guest import DOORS, NODE_SOURCE, interpreter
+from era.drivers.guest import NODE_SOURCE, interpreter
 from era.drivers.gvisor import GvisorDriver
 from era.errors import Conflict, EraError, Forbidden, NoIsolation
 from era.hosts.local import LocalHost
 from era.network import policy
-from era.network.passages import ProxyNetwork, variables
+from era.network.passages import ProxyNetwork, certificates
 from era.network.storage import StorageDoors
 from era.packages.installer import UvAndNpm
 from era.settings import Settings
@@ -115,7 +115,7 @@ def drivers(settings: Settings) -> DriverChoice:
                 directory / "gvisor", limits, cgroup_name=f"{group}-gvisor", environments=environments
             ),
             "bubblewrap": BubblewrapDriver(
-                directory, limits, cgroup_name=group, environments=environments, network=variables(DOORS["proxy"])
+                directory, limits, cgroup_name=group, environments=environments, network=certificates()
             ),
         },
         settings.isolation,

@@ -49,10 +49,15 @@ def walls(seen: JsonObject) -> Iterator[Wall]:
     yield Wall(seen["network"] == "none", "no network but loopback")
     yield Wall(
         seen["driver"] != "gvisor",
-        "internet over HTTP and HTTPS where a session may, by a proxy",
+        "internet over HTTP and HTTPS where a session may",
         "use bubblewrap sandboxes; gVisor's have none in this version",
     )
-    yield Wall(False, "internet over TCP and UDP without a proxy", "not offered by this version")
+    yield Wall(
+        seen["gate"],
+        "internet over TCP and UDP, by any client",
+        "use bubblewrap sandboxes, on Linux 5.9 or newer"
+        + ("" if seen["driver"] == "gvisor" else "; until then a proxy"),
+    )
 
 
 def report(found: Mapping[Isolation, JsonObject | NoIsolation], default: Isolation | None) -> Iterator[str]:

@@ -31,6 +31,7 @@ class FakeSandbox:
         self.enforced: JsonObject = {"driver": "fake"}
         self.uid = None
         self.doors = {}
+        self.gate = None
         self.workspace = directory / "workspace"
         self.workspace.mkdir(parents=True)
         self.alive = True

@@ -7,6 +7,7 @@ process in another one. Nothing of it touches the network of the real machine.
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -49,7 +50,10 @@ class NetServer(Server):
     def _spawn(self, command: list[str], environment: dict[str, str], log: IO[bytes]) -> subprocess.Popen[bytes]:
         if self.weakness:
             code = f"import sys; sys.argv[0] = 'era'; {self.weakness}; from era.cli import main; main()"
-            command = [sys.executable, "-c", code, "serve"]
+            if self.uid is None:
+                command = [sys.executable, "-c", code, "serve"]
+            else:
+                command = [*command[:-1], command[-1].replace("-m era.cli", f"-c {shlex.quote(code)}")]
         script = f"mount --bind '{self.resolv}' /etc/resolv.conf && exec \"$@\""
         wrapped = ["unshare", "--mount", "--propagation", "slave", "sh", "-c", script, "sh", *command]
         return super()._spawn(wrapped, environment, log)
@@ -146,6 +150,23 @@ def make_keys(directory: Path) -> None:
     (directory / "ca.pem").chmod(0o644)
 
 
+NO_GATE = """
+from era.network.gates import Gate
+def refused(*_):
+    raise PermissionError(1, "Operation not permitted")
+Gate._try = refused
+"""
+"""As on a machine that doesn't let this user open a sandbox's network: what there is then is the proxy."""
+
+
+@pytest.fixture(scope="package")
+def proxied(machine: Machine, tmp_path_factory: pytest.TempPathFactory) -> Iterator[NetServer]:
+    """A sound server on a machine that gives it no more than the proxy."""
+    server = machine.serve(tmp_path_factory.mktemp("proxied") / "data", weakness=f"exec({NO_GATE!r})")
+    yield server
+    server.stop()
+
+
 @pytest.fixture(scope="package")
 def served(machine: Machine, tmp_path_factory: pytest.TempPathFactory) -> Iterator[NetServer]:
     """A sound server in the middle of it. Nothing of it may be left at the end."""
@@ -157,15 +178,18 @@ def served(machine: Machine, tmp_path_factory: pytest.TempPathFactory) -> Iterat
     assert_nothing_left(before, processes, data_dir, cgroup_name(data_dir))
 
 
-ODD = """
+ODD = (
+    NO_GATE
+    + """
 from era.network import passages, proxy
 proxy.HEAD_SECONDS = proxy.IDLE_SECONDS = 1.0
 right = passages.ProxyPassage.__aexit__
 async def leave(self, *_):
-    if not any(host == "www.example.test" and port == 9000 for host, port, *_ in self._tried):
+    if not any(host == "www.example.test" and port == 9000 for host, port, *_ in self._destinations._tried):
         await right(self)
 passages.ProxyPassage.__aexit__ = leave
 """
+)
 
 
 @pytest.fixture(scope="package")

@@ -6,10 +6,18 @@ import json
 import os
 import time
 
+import pytest
+
 from tests.conftest import eventually
 from tests.network.conftest import NetServer, NewSession, new_session
 
 OPEN = "http://www.example.test/open"
+
+
+@pytest.fixture
+def served(proxied: NetServer) -> NetServer:
+    """All of these are about the proxy."""
+    return proxied
 
 
 def open_requests(session: object) -> int:

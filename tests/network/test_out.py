@@ -12,7 +12,7 @@ import pytest
 from era.core.capsules.format import ADDED, ADDED_TO_RUNS
 from era.core.egress import can_be_egress
 from tests.network import world
-from tests.network.conftest import Machine, NetServer, NewSession, new_session
+from tests.network.conftest import NO_GATE, Machine, NetServer, NewSession, new_session
 
 URLLIB = """
 import json, urllib.request
@@ -34,11 +34,17 @@ client.get({url!r}, (answer) => {{
 CLIENTS = {"urllib": ("python", URLLIB), "fetch": ("node", FETCH), "node:http": ("node", NODE_HTTP)}
 
 
+@pytest.fixture
+def served(proxied: NetServer) -> NetServer:
+    """All of these are about the proxy."""
+    return proxied
+
+
 @pytest.fixture(scope="module")
 def as_a_user(machine: Machine, tmp_path_factory: pytest.TempPathFactory) -> Iterator[NetServer]:
     """A server of an ordinary user's."""
     directory = tmp_path_factory.mktemp("user")
-    server = machine.serve(directory / "data", uid=54321, SSL_CERT_FILE="")
+    server = machine.serve(directory / "data", weakness=f"exec({NO_GATE!r})", uid=54321, SSL_CERT_FILE="")
     yield server
     server.stop()
 

@@ -13,14 +13,14 @@ from typing import Any
 import pytest
 
 from tests.network import world
-from tests.network.conftest import Machine, NetServer, NewSession, Session, new_session
+from tests.network.conftest import NO_GATE, Machine, NetServer, NewSession, Session, new_session
 
-BLIND = "from era.network.policy import Policy; Policy.refuses = lambda self, address: None"
+BLIND = f"exec({NO_GATE!r}); from era.network.policy import Policy; Policy.refuses = lambda self, address: None"
 """Judges no address."""
 
 FORGETFUL = (
-    "from era.network import passages; right = passages._connected; "
-    "passages._connected = lambda address, port: right(passages.policy.parsed("
+    f"exec({NO_GATE!r}); from era.network import passages; right = passages.connected; "
+    "passages.connected = lambda address, port: right(passages.policy.parsed("
     "passages.socket.getaddrinfo('twice.rebind.test', port)[0][4][0]), port)"
 )
 """Judges the address that a name has, then connects to the name."""
@@ -34,6 +34,12 @@ for url in {urls!r}:
     except OSError as error: found[url] = str(error)
 print(json.dumps(found))
 """
+
+
+@pytest.fixture
+def served(proxied: NetServer) -> NetServer:
+    """All of these are about the proxy."""
+    return proxied
 
 
 @pytest.fixture(scope="package")

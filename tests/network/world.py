@@ -5,7 +5,10 @@ Run as a program, with the directory of its keys: serves until its stdin ends.
     http  80, https 443    GET /hello, /big?mb=N, /drip?seconds=N, /redirect?to=URL, /hang, /open, /queries
                            POST /upload
     tcp   9000             says what it was sent
-    dns   53               names of NAMES; `rebind.test` is public once and loopback ever after, per name below it
+    udp   9000             the same
+    tcp   6379             a database with SET and GET, in Redis's protocol
+    dns   53               over UDP and TCP: names of NAMES, each with the TXT "text"
+                           `rebind.test` is public once and loopback ever after, per name below it
 """
 
 from __future__ import annotations
@@ -41,6 +44,7 @@ NAMES = {
     "meta.test": ["169.254.169.254"],
     "mixed.test": ["10.77.0.2", PUBLIC],
     "dead.test": ["203.0.113.99"],
+    "both.test": ["2001:db8:77::99", PUBLIC],
 }
 CHUNK = bytes(range(256)) * 256
 
@@ -137,28 +141,82 @@ def addresses(name: str) -> list[str]:
     return NAMES.get(name, [])
 
 
+def resolved(query: bytes) -> bytes:
+    """A and AAAA of NAMES, each answer good for no time at all; of anything else its TXT is "text"."""
+    labels, at = [], 12
+    while query[at]:
+        labels.append(query[at + 1 : at + 1 + query[at]].decode().lower())
+        at += 1 + query[at]
+    kind = struct.unpack("!H", query[at + 1 : at + 3])[0]
+    name = ".".join(labels)
+    queries.append(f"{ {1: 'A', 28: 'AAAA'}.get(kind, '?') } {name}")
+    family = {1: socket.AF_INET, 28: socket.AF_INET6}.get(kind)
+    found = [one for one in addresses(name) if family and (":" in one) == (family == socket.AF_INET6)]
+    packed = [socket.inet_pton(socket.AF_INET6 if ":" in one else socket.AF_INET, one) for one in found]
+    known = name in NAMES or name.endswith("rebind.test")
+    if kind == 16 and known:
+        packed = [b"\x04text"]
+    head = query[:2] + struct.pack("!HHHHH", 0x8180 if known else 0x8183, 1, len(packed), 0, 0)
+    return (
+        head
+        + query[12 : at + 5]
+        + b"".join(b"\xc0\x0c" + struct.pack("!HHIH", kind, 1, 0, len(one)) + one for one in packed)
+    )
+
+
 def serve_dns() -> None:
-    """A and AAAA of NAMES, each answer good for no time at all."""
     sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
     sock.bind((DNS, 53))
     while True:
         query, who = sock.recvfrom(4096)
-        labels, at = [], 12
-        while query[at]:
-            labels.append(query[at + 1 : at + 1 + query[at]].decode().lower())
-            at += 1 + query[at]
-        kind = struct.unpack("!H", query[at + 1 : at + 3])[0]
-        name = ".".join(labels)
-        queries.append(f"{ {1: 'A', 28: 'AAAA'}.get(kind, '?') } {name}")
-        family = {1: socket.AF_INET, 28: socket.AF_INET6}.get(kind)
-        found = [one for one in addresses(name) if family and (":" in one) == (family == socket.AF_INET6)]
-        known = name in NAMES or name.endswith("rebind.test")
-        head = query[:2] + struct.pack("!HHHHH", 0x8180 if known else 0x8183, 1, len(found), 0, 0)
-        answer = head + query[12 : at + 5]
-        for one in found:
-            packed = socket.inet_pton(socket.AF_INET6 if ":" in one else socket.AF_INET, one)
-            answer += b"\xc0\x0c" + struct.pack("!HHIH", kind, 1, 0, len(packed)) + packed
-        sock.sendto(answer, who)
+        sock.sendto(resolved(query), who)
+
+
+def serve_dns_tcp() -> None:
+    listener = socket.create_server((DNS, 53))
+    while True:
+        client, _ = listener.accept()
+        with client, client.makefile("rb") as asked:
+            while size := asked.read(2):
+                answer = resolved(asked.read(int.from_bytes(size)))
+                client.sendall(len(answer).to_bytes(2) + answer)
+
+
+def serve_udp_echo() -> None:
+    for address in (PUBLIC, OTHER, PUBLIC_V6):
+        sock = socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET, socket.SOCK_DGRAM)
+        sock.bind((address, 9000))
+        threading.Thread(target=echo_datagrams, args=(sock,), daemon=True).start()
+
+
+def echo_datagrams(sock: socket.socket) -> None:
+    while True:
+        data, who = sock.recvfrom(1 << 16)
+        sock.sendto(data, who)
+
+
+def serve_database() -> None:
+    listener = socket.create_server(("::", 6379), family=socket.AF_INET6, dualstack_ipv6=True)
+    kept: dict[bytes, bytes] = {}
+    while True:
+        client, _ = listener.accept()
+        threading.Thread(target=query_database, args=(client, kept), daemon=True).start()
+
+
+def query_database(client: socket.socket, kept: dict[bytes, bytes]) -> None:
+    with client, client.makefile("rb") as asked:
+        while line := asked.readline():
+            words = []
+            for _ in range(int(line[1:])):
+                words.append(asked.read(int(asked.readline()[1:])))
+                asked.readline()
+            if words[0].upper() == b"SET":
+                kept[words[1]] = words[2]
+                client.sendall(b"+OK\r\n")
+            elif words[1] in kept:
+                client.sendall(b"$%d\r\n%s\r\n" % (len(kept[words[1]]), kept[words[1]]))
+            else:
+                client.sendall(b"$-1\r\n")
 
 
 def serve_echo() -> None:
@@ -180,7 +238,9 @@ def main() -> None:
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     context.load_cert_chain(keys / "server.pem", keys / "server.key")
     secure.socket = context.wrap_socket(secure.socket, server_side=True, do_handshake_on_connect=False)
-    for serve in (plain.serve_forever, secure.serve_forever, serve_dns, serve_echo):
+    serve_udp_echo()
+    several = (plain.serve_forever, secure.serve_forever, serve_dns, serve_dns_tcp, serve_echo, serve_database)
+    for serve in several:
         threading.Thread(target=serve, daemon=True).start()
     print("up", flush=True)
     sys.stdin.read()

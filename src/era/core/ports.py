@@ -76,6 +76,9 @@ class Program:
     network: Mapping[str, str] = field(default_factory=dict)
     """Variables by which it finds its way out; those of `env` win over them. They are no secrets."""
 
+    gated: bool = False
+    """The kernel asks at the sandbox's gate before it connects this program to anything."""
+
 
 @dataclass(frozen=True, slots=True)
 class Output:
@@ -124,6 +127,10 @@ class Sandbox(Protocol):
     doors: Mapping[str, socket.socket]
     """TCP sockets bound to a loopback address of the sandbox's own, on which nobody listens yet: `proxy`, `storage`;
     none where it can't have any. Whoever listens on one takes connections of programs inside, and of nobody else."""
+
+    gate: socket.socket | None
+    """Leads to the supervisor, which hands over there what the kernel asks about programs that are `gated`, and sockets
+    of the sandbox's network (guest/gate.py). None where this kernel doesn't ask."""
 
     uid: int | None
     """Owner of the files in `workspace`, None where that is the service's own user."""
@@ -228,6 +235,9 @@ class Passage(Protocol):
 
     enforced: JsonObject
     """What network there is, for the run's record, and why there is less than was asked for."""
+
+    gated: bool
+    """See Program."""
 
     async def __aenter__(self) -> Passage: ...
 

@@ -279,6 +279,7 @@ class Runs:
             ephemeral=not session.persistent,
             files={},
             network=passage.env,
+            gated=passage.gated,
         )
         written: dict[str, list[bytes]] = {"stdout": [], "stderr": []}
         ended: Ended | None = None
@@ -364,6 +365,7 @@ class Runs:
                 ephemeral=False,
                 files=request.files,
                 network=passage.env,
+                gated=passage.gated,
             )
             async with passage, storage:
                 async for event in bounded(sandbox, program, EMPTY):

@@ -145,6 +145,7 @@ def etc_files() -> dict[str, bytes]:
         "/etc/group": f"root:x:0:\nera:x:{_INSIDE_UID}:\n".encode(),
         "/etc/hosts": b"127.0.0.1 localhost era\n::1 localhost\n",
         "/etc/nsswitch.conf": b"passwd: files\ngroup: files\nhosts: files dns\n",
+        "/etc/resolv.conf": f"nameserver {guest.NAMESERVER}\n".encode(),
     }
 
 
@@ -176,6 +177,7 @@ class BubblewrapSandbox:
         self._init_pidfd = -1
         self._channel: Channel | None = None
         self.doors: Mapping[str, socket.socket] = {}
+        self.gate: socket.socket | None = None
         self._log = os.memfd_create("era-sandbox-log")
         self._closing: asyncio.Task[None] | None = None
 
@@ -224,7 +226,7 @@ class BubblewrapSandbox:
             variables = {**guest.program_environment(), **guest.environment_variables(self.environment)}
             async with asyncio.timeout(_START_SECONDS):
                 if self.has_doors:
-                    self.doors = await receive_doors(ours)
+                    self.doors, self.gate = await receive_doors(ours)
                 self._channel = await Channel.over(ours, variables)
                 seen = await self._channel.ready()
         except (OSError, TimeoutError, SandboxFailed) as error:
@@ -316,6 +318,7 @@ class BubblewrapSandbox:
             self.limits,
             doors=self.has_doors,
             network=self._driver.network,
+            gated=self.has_doors,
         )
         return Plan(
             etc_files(),
@@ -356,8 +359,9 @@ class BubblewrapSandbox:
     async def _close(self) -> None:
         if self._channel is not None:
             self._channel.close()
-        for door in self.doors.values():
-            door.close()
+        for sock in (*self.doors.values(), self.gate):
+            if sock is not None:
+                sock.close()
         await asyncio.get_running_loop().run_in_executor(self._driver.cleaner, self._remove)
         self._driver.forget(self)
 
@@ -518,7 +522,7 @@ class BubblewrapDriver:
             async for event in sandbox.run(Program(code, b"{}", {}, 20, ephemeral=True, files={})):
                 if isinstance(event, Output):
                     said += event.data
-            self._seen = sandbox.enforced
+            self._seen = {**sandbox.enforced, "gate": sandbox.gate is not None}
             if said != b"up\n":
                 raise NoIsolation(
                     f"A {language} sandbox does not work: it said {said[-500:].decode(errors='replace')!r}."

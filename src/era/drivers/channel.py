@@ -101,6 +101,7 @@ class Channel:
             "state_limit": STATE_LIMIT,
             "ephemeral": program.ephemeral,
             "network": dict(program.network),
+            "gated": program.gated,
         }
         parts = [_frame(b"R", json.dumps(header).encode()), *program.files.values()]
         self._writer.write(b"".join([*parts, program.state, program.code, environment]))
@@ -114,8 +115,9 @@ class Channel:
             raise SandboxFailed("The sandbox died.") from error
 
 
-async def receive_doors(control: socket.socket) -> dict[str, socket.socket]:
-    """The sockets that a supervisor hands over before it says anything else. Raises SandboxFailed."""
+async def receive_doors(control: socket.socket) -> tuple[dict[str, socket.socket], socket.socket | None]:
+    """The doors and the gate's socket, which a supervisor hands over before it says anything else; not every kernel has
+    the last. Raises SandboxFailed."""
     loop = asyncio.get_running_loop()
     readable = asyncio.Event()
     loop.add_reader(control, readable.set)
@@ -123,13 +125,14 @@ async def receive_doors(control: socket.socket) -> dict[str, socket.socket]:
         await readable.wait()
     finally:
         loop.remove_reader(control)
-    message, descriptors, _, _ = socket.recv_fds(control, 5, len(DOORS), socket.MSG_CMSG_CLOEXEC)
-    doors = [socket.socket(fileno=descriptor) for descriptor in descriptors]
-    if message[:1] != b"N" or len(doors) != len(DOORS):
-        for door in doors:
-            door.close()
+    message, descriptors, _, _ = socket.recv_fds(control, 5, len(DOORS) + 1, socket.MSG_CMSG_CLOEXEC)
+    sockets = [socket.socket(fileno=descriptor) for descriptor in descriptors]
+    if message[:1] != b"N" or len(sockets) < len(DOORS):
+        for sock in sockets:
+            sock.close()
         raise SandboxFailed("The sandbox did not start.")
-    return dict(zip(DOORS, doors, strict=True))
+    gate = sockets[len(DOORS)] if len(sockets) > len(DOORS) else None
+    return dict(zip(DOORS, sockets, strict=False)), gate
 
 
 def _frame(kind: bytes, payload: bytes) -> bytes:

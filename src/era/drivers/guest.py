@@ -37,6 +37,10 @@ PATH = f"{NODE}/bin:/usr/local/bin:/usr/bin:/bin"
 DOORS: dict[str, int] = {"proxy": 18128, "storage": 18129}
 """Where the doors of a sandbox are (ports.Sandbox): ports below those that the kernel gives out by itself."""
 
+NAMESERVER = "192.0.2.53"
+"""Whom programs ask for names. The address is of a range for documents, so it's nobody's; whoever gives programs a
+network answers there."""
+
 ENTRIES: dict[Language, str] = {"python": "main.py", "node": "main.js", "typescript": "main.ts"}
 
 _NODE_FLAGS = ("--disable-warning=MODULE_TYPELESS_PACKAGE_JSON",)
@@ -106,10 +110,11 @@ def supervisor_config(
     *,
     doors: bool = False,
     network: Mapping[str, str] | None = None,
+    gated: bool = False,
 ) -> str:
     """The supervisor's configuration as JSON; see guest/supervisor.py for the meaning of each field. `bounds` are
-    `rlimits`; `doors` says whether it is to hand over DOORS, `network` what the first run most likely has as
-    `Program.network`."""
+    `rlimits`; `doors` says whether it is to hand over DOORS, `network` and `gated` what the first run most likely has
+    as such in `Program`."""
     node = f"{NODE}/bin/node"
     warm: list[str] | None
     if language == "python":
@@ -124,6 +129,7 @@ def supervisor_config(
             "control": control,
             "doors": list(DOORS.values()) if doors else [],
             "network": dict(network or {}),
+            "gated": gated,
             "language": language,
             "entry": ENTRIES[language],
             "warm": warm,

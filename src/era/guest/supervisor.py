@@ -34,7 +34,7 @@ new sandbox from the last committed snapshot.
 Wire format, both ways over one stream socket: a kind (1 byte), a length (4 bytes, big endian), a payload.
   host to guest:  R  JSON header; then, unframed, its `lengths`: files…, state, code, environment
                   K  kill the run under way
-  guest to host:  N  with descriptors: the doors, see door.py; comes first, if asked for
+  guest to host:  N  with descriptors: the doors and the gate's socket, see door.py; comes first, if asked for
                   Y  JSON: ready for the first run, and the isolation as seen from inside
                   B  the program is about to begin
                   O, E  a piece of stdout, of stderr
@@ -58,12 +58,14 @@ import time
 
 import door
 import landlock
-from system_v import SystemV
+from system_v import SystemV, device_files
 from workspace import STATE_FILE, empty_directory, read_state, remove_if_unchanged, write_file
 
 TYPE_CHECKING = False  # as type checkers know it; importing it from typing would cost every sandbox
 if TYPE_CHECKING:
     from typing import Any, NoReturn
+
+    from gate import Gate
 
 GRACE = 2.0  # seconds between SIGTERM and SIGKILL at the deadline
 CHUNK = 1 << 16
@@ -78,7 +80,7 @@ PAGE = 4096
 
 # Modules of our own need, which a program must find unloaded.
 OURS = (
-    *("supervisor", "workspace", "landlock", "system_v", "door"),
+    *("supervisor", "workspace", "landlock", "system_v", "door", "gate"),
     *("_socket", "ctypes", "ctypes._endian", "_ctypes", "fcntl", "resource"),
 )
 # What programs import most. Each costs memory in every spare, and time when it is finalized.
@@ -163,7 +165,7 @@ class Spare:
 
 
 class Supervisor:
-    def __init__(self, config: dict[str, Any], loaded_at_start: set[str]) -> None:
+    def __init__(self, config: dict[str, Any], loaded_at_start: set[str], gate: Gate | None) -> None:
         self.control = Control(config["control"])
         self.language = config["language"]
         self.entry: str = config["entry"]
@@ -181,6 +183,9 @@ class Supervisor:
         self.spare: Spare | None = None
         self.network: dict[str, str] = config["network"]
         """Variables that waiting processes are started with, since Node reads them only then: those of the last run."""
+        self.gate = gate
+        self.gated: bool = config["gated"] and gate is not None
+        """Whether waiting processes are behind the gate, as that of the last run was."""
         self.devices = device_files()
         self.system_v = SystemV()
 
@@ -221,8 +226,9 @@ class Supervisor:
         written = write_file(entry, code)
         control.send(b"B", b"")  # from here on the run may have had effects, and must not be tried again
         begun = time.monotonic()
-        cold = header["cold"] or (self.warm is not None and header["network"] != self.network)
-        spare = self.start_program(entry, environment, cold)
+        other_gate, self.gated = header["gated"] != self.gated, header["gated"]
+        cold = header["cold"] or (self.warm is not None and (other_gate or header["network"] != self.network))
+        spare = self.start_program(entry, environment, cold, reuse=not other_gate)
         self.network = header["network"]
         ended = self.follow(spare, begun + header["timeout"], header["output"])
         ended["duration"] = time.monotonic() - begun
@@ -255,11 +261,11 @@ class Supervisor:
             name = f"__main__{'' if serial == 1 else serial}{os.path.splitext(self.entry)[1]}"
         return name
 
-    def start_program(self, entry: str, environment: bytearray, cold: bool) -> Spare:
+    def start_program(self, entry: str, environment: bytearray, cold: bool, *, reuse: bool) -> Spare:
         spare, self.spare = self.spare, None
         if spare is None:
             raise RuntimeError("a run was asked for before its spare was made")
-        if not cold and entry == spare.entry:
+        if not cold and reuse and entry == spare.entry:
             try:
                 spare.start(environment)
                 return spare
@@ -268,7 +274,7 @@ class Supervisor:
         os.kill(spare.pid, signal.SIGKILL)
         os.waitpid(spare.pid, 0)
         spare.close()
-        spare = self.make_spare(entry, None, self.cold)
+        spare = self.make_spare(entry, None, self.cold if cold or entry != spare.entry or self.warm else None)
         spare.start(environment)
         return spare
 
@@ -289,6 +295,8 @@ class Supervisor:
             os.dup2(stdout_end, 1)
             os.dup2(stderr_end, 2)
             os.dup2(go, 3)
+            if self.gated and self.gate is not None:
+                self.gate.enter()
             os.closerange(4, resource.getrlimit(resource.RLIMIT_NOFILE)[0])
             _libc.prctl(PR_SET_DUMPABLE, 1, 0, 0, 0)
             landlock.enter_own_domain()
@@ -348,7 +356,8 @@ class Supervisor:
         truncated = {b"O": False, b"E": False}
         cause = "exit"
         poller = select.poll()
-        for fd in (control.fd, spare.pidfd, *kinds):
+        gate = self.gate if self.gated else None
+        for fd in (control.fd, spare.pidfd, gate.fd if gate else -1, *kinds):
             if fd >= 0:
                 poller.register(fd, select.POLLIN)
 
@@ -393,6 +402,9 @@ class Supervisor:
                     pass_on(fd)
                 elif fd == spare.pidfd:
                     running = False
+                elif gate and fd == gate.fd:
+                    if not gate.hand_out():
+                        poller.unregister(fd)
                 elif control.receive()[0] == b"K":
                     cause = "killed"
                     running = False
@@ -538,13 +550,6 @@ def isolation_seen() -> dict[str, Any]:
     return {"namespaces": {name: os.readlink(f"/proc/self/ns/{name}") for name in os.listdir("/proc/self/ns")}, **lines}
 
 
-def device_files() -> dict[str, tuple[int, int]]:
-    """What /dev has: mode and device number by name."""
-    with os.scandir("/dev") as entries:
-        found = {entry.name: entry.stat(follow_symlinks=False) for entry in entries}
-    return {name: (stat.st_mode, stat.st_rdev) for name, stat in {".": os.stat("/dev"), **found}.items()}
-
-
 # -- starting up ------------------------------------------------------------------------------------------------
 
 
@@ -576,8 +581,7 @@ def prepare(loaded_at_start: frozenset[str]) -> Supervisor:
     os.close(null)
     os.umask(0o022)
     reset_signals()
-    if config["doors"]:
-        door.hand_over(3, config["doors"])
+    gate = door.hand_over(3, config["doors"]) if config["doors"] else None
     seen = isolation_seen()  # before our own /proc is closed to us too
     config["isolation"] = {**seen, "landlock": landlock.restrict(config["landlock"])}
     _libc.prctl(PR_SET_DUMPABLE, 0, 0, 0, 0)  # /proc/1/{mem,environ,fd} are out of every program's reach
@@ -587,4 +591,4 @@ def prepare(loaded_at_start: frozenset[str]) -> Supervisor:
         gc.collect()
         gc.freeze()
     gc.disable()
-    return Supervisor(config, {name.partition(".")[0] for name in loaded_at_start})
+    return Supervisor(config, {name.partition(".")[0] for name in loaded_at_start}, gate)

@@ -1,9 +1,10 @@
-"""System V objects: what a run can leave behind that is neither a process nor a file."""
+"""System V objects and devices: what a run can leave behind that is neither a process nor a file of its own."""
 
 from __future__ import annotations
 
 import ctypes
 import errno
+import os
 
 _RMID = 0
 _PRIVATE = 0
@@ -48,3 +49,10 @@ def _remove(kind: str, identifier: int) -> None:
     arguments = (identifier, 0, _RMID, None) if kind == "sem" else (identifier, _RMID, None)
     if getattr(_libc, f"{kind}ctl")(*arguments) != 0:
         raise OSError(ctypes.get_errno(), f"System V {kind} object {identifier} can't be removed")
+
+
+def device_files() -> dict[str, tuple[int, int]]:
+    """What /dev has: mode and device number by name."""
+    with os.scandir("/dev") as entries:
+        found = {entry.name: entry.stat(follow_symlinks=False) for entry in entries}
+    return {name: (stat.st_mode, stat.st_rdev) for name, stat in {".": os.stat("/dev"), **found}.items()}

@@ -23,8 +23,7 @@ import socket
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass, field
-from ipaddress import IPv4Address
+from functools import cache, partial
 from typing import Any
 
 import structlog
@@ -34,21 +33,23 @@ from era.core.models import JsonObject
 from era.core.ports import Passage, Sandbox
 from era.errors import SandboxFailed
 from era.network import policy, proxy
+from era.network.dialing import NO_RULE, connected, told
+from era.network.gates import Gate
+from era.network.kernel import Question, Target
 from era.network.proxy import Refused, Traffic
+from era.network.record import Destinations
+from era.network.ways import Ways
 
 log = structlog.get_logger()
 
 MAX_CONNECTIONS = 64
 """Of one run at a time. More wait at the door."""
 
-MAX_DESTINATIONS = 100
-"""Of one run that are named on its record."""
-
 _BACKLOG = 128
 _RESOLVERS, _LOOKUPS = 32, 4
 """Threads, and how many of them one run may keep busy."""
 
-_RESOLVE_SECONDS = _CONNECT_SECONDS = 10.0
+_RESOLVE_SECONDS = 10.0
 _MAX_ADDRESSES = 8
 """Addresses of one name that are tried."""
 
@@ -56,18 +57,21 @@ _NO_PROXY = "localhost,127.0.0.1,::1"
 _CERTIFICATES = "/etc/ssl/certs/ca-certificates.crt"
 """Where Debian and others keep what this machine trusts, which sandboxes have too."""
 
-_NO_RULE = policy.Rule("not_in_allowlist", "the session's egress.allow doesn't have it")
-
 
 def variables(port: int) -> dict[str, str]:
     """What programs need to know of a proxy on this port, and of the certificates this machine trusts."""
     url = f"http://127.0.0.1:{port}"
     found = {name: url for one in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY") for name in (one, one.lower())}
-    found |= {"NO_PROXY": _NO_PROXY, "no_proxy": _NO_PROXY, "NODE_USE_ENV_PROXY": "1"}
-    if os.path.exists(_CERTIFICATES):
-        # Python's own ssl finds these by itself; Node and requests bring others.
-        found |= dict.fromkeys(("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "NODE_EXTRA_CA_CERTS"), _CERTIFICATES)
-    return found
+    return found | {"NO_PROXY": _NO_PROXY, "no_proxy": _NO_PROXY, "NODE_USE_ENV_PROXY": "1", **certificates()}
+
+
+@cache
+def certificates() -> Mapping[str, str]:
+    """What programs need to know of the certificates this machine trusts."""
+    if not os.path.exists(_CERTIFICATES):
+        return {}
+    # Python's own ssl finds these by itself; Node and requests bring others.
+    return dict.fromkeys(("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "NODE_EXTRA_CA_CERTS"), _CERTIFICATES)
 
 
 class ProxyNetwork:
@@ -76,8 +80,12 @@ class ProxyNetwork:
     def __init__(self, private: Sequence[Range] = ()) -> None:
         self.policy = policy.Policy(private)
         self.resolvers = ThreadPoolExecutor(_RESOLVERS, "era-resolve")
+        self._gates: dict[str, Gate] = {}
+        """By the ids of sandboxes."""
 
     def stop(self) -> None:
+        for gate in list(self._gates.values()):
+            gate.close()
         self.resolvers.shutdown(wait=False, cancel_futures=True)
 
     def passage(self, sandbox: Sandbox, *, internet: bool, egress: JsonObject) -> Passage:
@@ -86,13 +94,33 @@ class ProxyNetwork:
         door = sandbox.doors.get("proxy")
         if door is None:
             return NoPassage("this kind of sandbox has no way out in this version of ERA")
-        return ProxyPassage(self, door, egress)
+        gate = self._gate(sandbox, door)
+        if isinstance(gate, Gate):
+            return GatePassage(self, gate, egress)
+        return ProxyPassage(self, door, egress, gate)
+
+    def _gate(self, sandbox: Sandbox, door: socket.socket) -> Gate | str:
+        """The sandbox's gate, or why it has none."""
+        if sandbox.gate is None:
+            return "this kernel can't show us connections before it makes them (that takes Linux 5.9 or newer)"
+        found = self._gates.get(sandbox.id)
+        if found is None:
+            try:
+                found = Gate(sandbox.gate, door, partial(self._forget, sandbox.id))
+            except OSError as error:
+                return f"this machine doesn't let ERA open a sandbox's network ({told(error)})"
+            self._gates[sandbox.id] = found
+        return found
+
+    def _forget(self, sandbox_id: str) -> None:
+        self._gates.pop(sandbox_id, None)
 
 
 class NoPassage:
     """No way out. `reason` tells why, where one was asked for."""
 
     def __init__(self, reason: str = "") -> None:
+        self.gated = False
         self.env: Mapping[str, str] = {}
         self.enforced: JsonObject = {"network": "none", **({"network_reason": reason} if reason else {})}
 
@@ -106,18 +134,43 @@ class NoPassage:
         return {"destinations": [], "more": 0}
 
 
-@dataclass(slots=True)
-class _Destination:
-    """One that was tried; what all connections to it have in common."""
+class GatePassage:
+    """The gate of a sandbox, open for one run. Nothing is made before the run wants out."""
 
-    connections: int = 0
-    traffic: Traffic = field(default_factory=Traffic)
+    gated = True
+
+    def __init__(self, network: ProxyNetwork, gate: Gate, egress: JsonObject) -> None:
+        self._network, self._gate, self._egress = network, gate, egress
+        self._destinations = Destinations()
+        self._ways: Ways | None = None
+        self.env: Mapping[str, str] = certificates()
+        self.enforced: JsonObject = {"network": "full"}
+
+    async def __aenter__(self) -> Passage:
+        self._gate.run = self
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self._gate.run = None
+        if self._ways is not None:
+            await self._ways.close()
+
+    def report(self) -> JsonObject:
+        return self._destinations.report()
+
+    def take(self, listener: int, asked: Question, wanted: Sequence[Target]) -> None:
+        """See gates.Run."""
+        if self._ways is None:
+            self._ways = Ways(self._gate, self._network.policy, allowlist_of(self._egress), self._destinations)
+        self._ways.take(listener, asked, wanted)
 
 
 class ProxyPassage:
-    """A proxy behind a door, for one run."""
+    """A proxy behind a door, for one run. `reason` is why there is no more."""
 
-    def __init__(self, network: ProxyNetwork, door: socket.socket, egress: JsonObject) -> None:
+    gated = False
+
+    def __init__(self, network: ProxyNetwork, door: socket.socket, egress: JsonObject, reason: str) -> None:
         self._network = network
         self._allow = allowlist_of(egress)
         self._door = door.dup()  # the sandbox may be closed under us
@@ -125,10 +178,9 @@ class ProxyPassage:
         self._listening = False
         self._connections: set[asyncio.Task[None]] = set()
         self._lookups = asyncio.Semaphore(_LOOKUPS)
-        self._tried: dict[tuple[str, int, str | None, str | None], _Destination] = {}
-        self._more = 0
+        self._destinations = Destinations()
         self.env: Mapping[str, str] = variables(door.getsockname()[1])
-        self.enforced: JsonObject = {"network": "proxy"}
+        self.enforced: JsonObject = {"network": "proxy", "network_reason": reason}
 
     async def __aenter__(self) -> Passage:
         try:
@@ -150,22 +202,7 @@ class ProxyPassage:
             await asyncio.wait(self._connections)
 
     def report(self) -> JsonObject:
-        return {
-            "destinations": [
-                {
-                    "host": host,
-                    "port": port,
-                    "address": address,
-                    "allowed": reason is None,
-                    "reason": reason,
-                    "connections": tried.connections,
-                    "sent": tried.traffic.sent,
-                    "received": tried.traffic.received,
-                }
-                for (host, port, address, reason), tried in self._tried.items()
-            ],
-            "more": self._more,
-        }
+        return self._destinations.report()
 
     def _listen(self, wanted: bool) -> None:
         """Take connections, or let them wait."""
@@ -205,35 +242,35 @@ class ProxyPassage:
         """A connection to where this run may go. Raises Refused."""
         named = self._allow.has_name(host)
         if not named and not self._allow.ranges:  # not even the resolver hears of it
-            self._note(host, port, None, _NO_RULE.name)
-            raise Refused(403, _NO_RULE.name, f"{host} is refused: {_NO_RULE.why}")
+            self._destinations.note(host, port, None, NO_RULE.name)
+            raise Refused(403, NO_RULE.name, f"{host} is refused: {NO_RULE.why}")
         try:
             addresses = await self._resolve(host, port)
         except Refused as refusal:
-            self._note(host, port, None, refusal.rule)
+            self._destinations.note(host, port, None, refusal.rule)
             raise
         refusals, failures = [], []
         for address in addresses:
             rule = self._network.policy.refuses(address)
             if rule is None and not (named or self._allow.has_address(address)):
-                rule = _NO_RULE
+                rule = NO_RULE
             if rule is not None:
                 refusals.append((address, rule))
                 continue
             try:
-                sock = await _connected(address, port)
+                sock = await connected(address, port)
             except OSError as error:
                 failures.append((address, error))
                 continue
-            return sock, self._note(host, port, address, None)
+            return sock, self._destinations.note(host, port, address, None)
         if failures:
             address, failure = failures[0]
             late = isinstance(failure, TimeoutError)
-            rule_name, why = ("timed_out", "nothing answered") if late else ("unreachable", _told(failure))
-            self._note(host, port, address, rule_name)
+            rule_name, why = ("timed_out", "nothing answered") if late else ("unreachable", told(failure))
+            self._destinations.note(host, port, address, rule_name)
             raise Refused(504 if late else 502, rule_name, f"{host} port {port} can't be reached: {why}")
         address, rule = refusals[0]
-        self._note(host, port, address, rule.name)
+        self._destinations.note(host, port, address, rule.name)
         raise Refused(403, rule.name, f"{host} is refused: its address is {address}, and {rule.why}")
 
     async def _resolve(self, host: str, port: int) -> list[Address]:
@@ -261,42 +298,7 @@ class ProxyPassage:
         try:
             found = [policy.parsed(str(entry[4][0])) for entry in waiting.result()]
         except (OSError, ValueError) as error:  # also what is no host name at all
-            raise Refused(502, "no_such_name", f"{host} can't be resolved: {_told(error)}") from None
+            raise Refused(502, "no_such_name", f"{host} can't be resolved: {told(error)}") from None
         if not found:
             raise Refused(502, "no_such_name", f"{host} has no address")
         return list(dict.fromkeys(found))[:_MAX_ADDRESSES]
-
-    def _note(self, host: str, port: int, address: Address | None, reason: str | None) -> Traffic:
-        """Put a connection on record; where to count what goes through it."""
-        key = (host, port, None if address is None else str(address), reason)
-        tried = self._tried.get(key)
-        if tried is None:
-            tried = _Destination()
-            if len(self._tried) < MAX_DESTINATIONS:
-                self._tried[key] = tried
-            else:
-                self._more += 1
-        tried.connections += 1
-        return tried.traffic
-
-
-async def _connected(address: Address, port: int) -> socket.socket:
-    """A connection to this very address. Raises OSError, of which TimeoutError is one."""
-    family = socket.AF_INET if isinstance(address, IPv4Address) else socket.AF_INET6
-    sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
-    try:
-        async with asyncio.timeout(_CONNECT_SECONDS):
-            await asyncio.get_running_loop().sock_connect(sock, (str(address), port))
-    except BaseException:
-        sock.close()
-        raise
-    return sock
-
-
-def _told(error: Exception) -> str:
-    """What is wrong, in the system's words."""
-    if isinstance(error, socket.gaierror):
-        return str(error.strerror).lower()
-    if isinstance(error, OSError) and error.errno:
-        return os.strerror(error.errno).lower()  # the event loop's own words name the address once more
-    return "that is no host name"
