@@ -108,7 +108,11 @@ def drivers(settings: Settings) -> DriverChoice:
     return DriverChoice(
         {
             "gvisor": GvisorDriver(
-                directory / "gvisor", limits, cgroup_name=f"{group}-gvisor", environments=environments
+                directory / "gvisor",
+                limits,
+                cgroup_name=f"{group}-gvisor",
+                environments=environments,
+                network=variables(DOOR_PORT),
             ),
             "bubblewrap": BubblewrapDriver(
                 directory, limits, cgroup_name=group, environments=environments, network=variables(DOOR_PORT)

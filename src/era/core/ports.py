@@ -108,6 +108,30 @@ class Ended:
     """Why nothing can be kept: what was full."""
 
 
+class Door(Protocol):
+    """A TCP socket bound to a loopback address of a sandbox's own, or what does as one. Whoever listens on it takes
+    connections of programs inside, and of nobody else. Each call does and raises what that of a socket does; once shut
+    down it can be listened on again."""
+
+    def fileno(self) -> int: ...
+
+    def dup(self) -> Door:
+        """One that is open still when this is closed."""
+        ...
+
+    def setblocking(self, flag: bool, /) -> None: ...
+
+    def getsockname(self) -> Any: ...
+
+    def listen(self, backlog: int, /) -> None: ...
+
+    def accept(self) -> tuple[socket.socket, Any]: ...
+
+    def shutdown(self, how: int, /) -> None: ...
+
+    def close(self) -> None: ...
+
+
 class Sandbox(Protocol):
     """The live, isolated place of one session."""
 
@@ -121,9 +145,8 @@ class Sandbox(Protocol):
     limits: Limits
     """The limits it was made with."""
 
-    door: socket.socket | None
-    """A TCP socket bound to a loopback address of the sandbox's own, on which nobody listens yet; None where it can't
-    have one. Whoever listens on it takes connections of programs inside, and of nobody else."""
+    door: Door | None
+    """On which nobody listens yet; None where it can't have one."""
 
     uid: int | None
     """Owner of the files in `workspace`, None where that is the service's own user."""

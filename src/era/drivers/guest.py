@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import sysconfig
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,6 +33,9 @@ PATH = f"{NODE}/bin:/usr/local/bin:/usr/bin:/bin"
 
 DOOR_PORT = 18128
 """Where the door of a sandbox is (ports.Sandbox): a port below those that the kernel gives out by itself."""
+
+RELAY = 4
+"""The descriptor of a supervisor's relay, where it has one (guest/relay.py)."""
 
 ENTRIES: dict[Language, str] = {"python": "main.py", "node": "main.js", "typescript": "main.ts"}
 
@@ -93,10 +96,12 @@ def supervisor_config(
     limits: Limits,
     *,
     door: bool = False,
+    relay: Sequence[int] | None = None,
     network: Mapping[str, str] | None = None,
 ) -> str:
     """The supervisor's configuration as JSON; see guest/supervisor.py for the meaning of each field. `bounds` are
-    `rlimits`; `door` says whether it is to hand over one, `network` what the first run most likely has as
+    `rlimits`; `door` says whether it is to hand over one, `relay` at which
+    ports the relay at descriptor RELAY has doors instead, `network` what the first run most likely has as
     `Program.network`."""
     node = f"{NODE}/bin/node"
     warm: list[str] | None
@@ -111,6 +116,7 @@ def supervisor_config(
         {
             "control": control,
             "door": DOOR_PORT if door else None,
+            "relay": relay,
             "network": dict(network or {}),
             "language": language,
             "entry": ENTRIES[language],

@@ -58,12 +58,15 @@ import time
 
 import door
 import landlock
+from seen import device_files, isolation_seen
 from system_v import SystemV
 from workspace import STATE_FILE, empty_directory, read_state, remove_if_unchanged, write_file
 
 TYPE_CHECKING = False  # as type checkers know it; importing it from typing would cost every sandbox
 if TYPE_CHECKING:
     from typing import Any, NoReturn
+
+    from relay import Relay
 
 GRACE = 2.0  # seconds between SIGTERM and SIGKILL at the deadline
 CHUNK = 1 << 16
@@ -78,7 +81,7 @@ PAGE = 4096
 
 # Modules of our own need, which a program must find unloaded.
 OURS = (
-    *("supervisor", "workspace", "landlock", "system_v", "door"),
+    *("supervisor", "workspace", "landlock", "system_v", "door", "relay", "seen"),
     *("_socket", "ctypes", "ctypes._endian", "_ctypes", "fcntl", "resource"),
 )
 # What programs import most. Each costs memory in every spare, and time when it is finalized.
@@ -177,6 +180,7 @@ class Supervisor:
         self.scratch_entries: int = config["scratch_entries"]
         self.guest_directory = config["guest"]
         self.isolation = config["isolation"]
+        self.relay: Relay | None = config["relay"]
         self.loaded_at_start = loaded_at_start
         self.spare: Spare | None = None
         self.network: dict[str, str] = config["network"]
@@ -191,6 +195,8 @@ class Supervisor:
         self.control.send(b"Y", json.dumps(self.isolation).encode())
         ended = 0.0
         while True:
+            if self.relay is not None:
+                self.relay.serve_until(self.control.fd)
             kind, payload = self.control.receive()
             if kind == b"R":
                 in_a_burst = time.monotonic() - ended < BURST
@@ -221,11 +227,15 @@ class Supervisor:
         written = write_file(entry, code)
         control.send(b"B", b"")  # from here on the run may have had effects, and must not be tried again
         begun = time.monotonic()
+        if self.relay is not None:
+            self.relay.receive()
         cold = header["cold"] or (self.warm is not None and header["network"] != self.network)
         spare = self.start_program(entry, environment, cold)
         self.network = header["network"]
         ended = self.follow(spare, begun + header["timeout"], header["output"])
         ended["duration"] = time.monotonic() - begun
+        if self.relay is not None:
+            self.relay.end_run()
         spare.close()
         remove_if_unchanged(entry, written)
         content, ended["state_problem"] = read_state(header["state_limit"])
@@ -289,6 +299,8 @@ class Supervisor:
             os.dup2(stdout_end, 1)
             os.dup2(stderr_end, 2)
             os.dup2(go, 3)
+            if self.relay is not None:
+                self.relay.forget()
             os.closerange(4, resource.getrlimit(resource.RLIMIT_NOFILE)[0])
             _libc.prctl(PR_SET_DUMPABLE, 1, 0, 0, 0)
             landlock.enter_own_domain()
@@ -348,7 +360,8 @@ class Supervisor:
         truncated = {b"O": False, b"E": False}
         cause = "exit"
         poller = select.poll()
-        for fd in (control.fd, spare.pidfd, *kinds):
+        relay_fd = -1 if self.relay is None else self.relay.fd
+        for fd in (control.fd, spare.pidfd, relay_fd, *kinds):
             if fd >= 0:
                 poller.register(fd, select.POLLIN)
 
@@ -393,6 +406,8 @@ class Supervisor:
                     pass_on(fd)
                 elif fd == spare.pidfd:
                     running = False
+                elif fd == relay_fd and self.relay is not None:
+                    self.relay.work()
                 elif control.receive()[0] == b"K":
                     cause = "killed"
                     running = False
@@ -530,21 +545,6 @@ def read_environment() -> dict[str, str]:
     return environment
 
 
-def isolation_seen() -> dict[str, Any]:
-    """What the kernel says of this process: namespaces by their inode, and the lines that tell of privileges."""
-    wanted = ("Cap", "NoNewPrivs", "Seccomp")
-    with open("/proc/self/status") as status:
-        lines = dict(line.rstrip().split(":\t", 1) for line in status if line.startswith(wanted))
-    return {"namespaces": {name: os.readlink(f"/proc/self/ns/{name}") for name in os.listdir("/proc/self/ns")}, **lines}
-
-
-def device_files() -> dict[str, tuple[int, int]]:
-    """What /dev has: mode and device number by name."""
-    with os.scandir("/dev") as entries:
-        found = {entry.name: entry.stat(follow_symlinks=False) for entry in entries}
-    return {name: (stat.st_mode, stat.st_rdev) for name, stat in {".": os.stat("/dev"), **found}.items()}
-
-
 # -- starting up ------------------------------------------------------------------------------------------------
 
 
@@ -569,7 +569,8 @@ def prepare(loaded_at_start: frozenset[str]) -> Supervisor:
     if control != 3:
         os.dup2(control, 3, inheritable=False)
         config["control"] = 3
-    os.closerange(4, resource.getrlimit(resource.RLIMIT_NOFILE)[0])
+    relayed = config["relay"]
+    os.closerange(4 if relayed is None else 5, resource.getrlimit(resource.RLIMIT_NOFILE)[0])
     # An empty stdin of the sandbox's own: the host's /dev/null could not be opened again, by its name /dev/stdin.
     null = os.open("/dev/null", os.O_RDONLY)
     os.dup2(null, 0)
@@ -578,6 +579,10 @@ def prepare(loaded_at_start: frozenset[str]) -> Supervisor:
     reset_signals()
     if config["door"]:
         door.hand_over(3, config["door"])
+    if relayed is not None:
+        import relay
+
+        config["relay"] = relay.Relay(4, relayed)
     seen = isolation_seen()  # before our own /proc is closed to us too
     config["isolation"] = {**seen, "landlock": landlock.restrict(config["landlock"])}
     _libc.prctl(PR_SET_DUMPABLE, 0, 0, 0, 0)  # /proc/1/{mem,environ,fd} are out of every program's reach

@@ -31,7 +31,7 @@ import structlog
 
 from era.core.egress import Address, Range, allowlist_of
 from era.core.models import JsonObject
-from era.core.ports import Passage, Sandbox
+from era.core.ports import Door, Passage, Sandbox
 from era.errors import SandboxFailed
 from era.network import policy, proxy
 from era.network.proxy import Refused, Traffic
@@ -116,7 +116,7 @@ class _Destination:
 class ProxyPassage:
     """A proxy behind a door, for one run."""
 
-    def __init__(self, network: ProxyNetwork, door: socket.socket, egress: JsonObject) -> None:
+    def __init__(self, network: ProxyNetwork, door: Door, egress: JsonObject) -> None:
         self._network = network
         self._allow = allowlist_of(egress)
         self._door = door.dup()  # the sandbox may be closed under us
