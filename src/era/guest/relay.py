@@ -32,6 +32,7 @@ from __future__ import annotations
 import _socket  # not socket, which takes as long to import as all the rest
 import select
 import sys
+import time
 
 TYPE_CHECKING = False  # as type checkers know it
 if TYPE_CHECKING:
@@ -41,6 +42,7 @@ MESSAGE = 4
 CHUNK = 1 << 16
 ZEROS = bytes(CHUNK)
 TURN = 4  # chunks that one direction may pass on before others have their turn
+PATIENCE = 0.2  # seconds that a run's end may wait for what its programs had written to be taken
 MAX_CONNECTIONS = 128  # that are open, wait or are being made
 BACKLOG = 128
 GONE = select.EPOLLHUP | select.EPOLLERR
@@ -187,12 +189,18 @@ class Relay:
         self.look_at_doors()
 
     def end_run(self) -> None:
-        """Close every connection. What programs had written before they ended is passed on where that can be."""
-        for connection in list(self.connections.values()):
-            if connection.watched:
+        """Close every connection, once programs are dead. What these had written is passed on still, if it is taken."""
+        patience = time.monotonic() + PATIENCE
+        while True:
+            for connection in set(self.connections.values()):
                 self.step(connection, -1, 0)
-            if connection.watched:
-                self.end(connection)
+                if connection.flows[0].over and connection.watched:
+                    self.end(connection)
+            if not self.connections or (left := patience - time.monotonic()) <= 0:
+                break
+            self.epoll.poll(left)
+        for connection in set(self.connections.values()):
+            self.end(connection)
         for fd in list(self.asked):
             self.give_up(fd)
         for door in self.doors.values():
