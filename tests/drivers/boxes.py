@@ -81,10 +81,10 @@ class Boxes:
         if weakness.supervisor:
             guest = directory / "guest"
             shutil.copytree(self.driver.paths.guest, guest, ignore=shutil.ignore_patterns("__pycache__"))
-            file = guest / "supervisor.py"
             for old, new in weakness.supervisor.items():
-                assert old in file.read_text(), f"the supervisor has no {old!r} any more"
-                file.write_text(file.read_text().replace(old, new))
+                files = [file for file in guest.glob("*.py") if old in file.read_text()]
+                assert len(files) == 1, f"there is no one file with {old!r} any more"
+                files[0].write_text(files[0].read_text().replace(old, new))
             self.driver.paths = replace(self.driver.paths, guest=guest)
         try:
             with self._weakened(), patch.object(bubblewrap, "LANGUAGES", languages):

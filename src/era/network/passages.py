@@ -84,7 +84,7 @@ class ProxyNetwork:
         if not internet:
             return NoPassage()
         if sandbox.door is None:
-            return NoPassage("this kind of sandbox has no way out in this version of ERA")
+            return NoPassage("this kind of sandbox has no way out")
         return ProxyPassage(self, sandbox.door, egress)
 
 
