@@ -26,6 +26,7 @@ from era.api.protocol import Protocol
 from era.core.archives import Archives
 from era.core.capsules.pins import Pins
 from era.core.capsules.service import Capsules
+from era.core.commands import Commands
 from era.core.expiry import Expiry
 from era.core.files import Files
 from era.core.idempotency import Keys
@@ -179,7 +180,6 @@ async def services(settings: Settings) -> AsyncIterator[Context]:
         network = ProxyNetwork(private)
         packages = installer(settings)
         await asyncio.to_thread(packages.open)
-        setups = Setups(store, packages, turns)
         try:
             if lost := await store.mark_lost():
                 log.warning("runs_lost", count=lost, why="the service stopped while they were under way")
@@ -192,6 +192,7 @@ async def services(settings: Settings) -> AsyncIterator[Context]:
                 max_live=settings.max_live,
                 idle_seconds=settings.idle_seconds,
             )
+            setups = Setups(store, packages, turns, Commands(host, network, snapshots), settings.setup_seconds)
             runs = Runs(store, host, network, snapshots, outputs, turns, keys, setups.settled)
             expiry = Expiry(store, host)
             files = Files(store, snapshots, blobs, turns, spool, transfers, bounds)

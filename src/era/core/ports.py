@@ -359,6 +359,7 @@ class SetupJob:
     """A session's setup that has not ended."""
 
     session_key: int
+    session_id: str
     setup: str = field(repr=False)
 
 
@@ -493,9 +494,18 @@ class MetadataStore(Protocol):
         """Mark it as `running`."""
         ...
 
-    async def end_setup(self, job: SetupJob, *, status: str, result: str, environment: str | None) -> bool:
+    async def end_setup(
+        self,
+        job: SetupJob,
+        *,
+        status: str,
+        result: str,
+        environment: str | None,
+        left: tuple[int, Snapshot] | None = None,
+    ) -> bool:
         """Record how a setup ended, `completed` or `failed`, unless the session asks for another one by now. `result`
-        is JSON text, `environment` a digest."""
+        is JSON text, `environment` a digest. `left` is what its commands have left, and the version they began with:
+        it becomes the next version. Nothing is recorded, and the answer is false, where another is in force by now."""
         ...
 
     async def set_up_again(self, session_id: str) -> Session:
