@@ -27,6 +27,7 @@ from era.api.protocol import Protocol
 from era.core.archives import Archives
 from era.core.capsules.pins import Pins
 from era.core.capsules.service import Capsules
+from era.core.commands import Commands
 from era.core.expiry import Expiry
 from era.core.files import Files
 from era.core.idempotency import Keys
@@ -44,12 +45,12 @@ from era.core.turns import Turns
 from era.core.versions import Versions
 from era.drivers.bubblewrap import BubblewrapDriver
 from era.drivers.choice import DriverChoice
-from era.drivers.guest import NODE_SOURCE, interpreter
+from era.drivers.guest import DOORS, NODE_SOURCE, interpreter
 from era.drivers.gvisor import GvisorDriver
 from era.errors import Conflict, EraError, Forbidden, NoIsolation
 from era.hosts.local import LocalHost
 from era.network import policy
-from era.network.passages import ProxyNetwork, certificates
+from era.network.passages import ProxyNetwork, certificates, variables
 from era.network.storage import StorageDoors
 from era.packages.installer import UvAndNpm
 from era.settings import Settings
@@ -112,7 +113,11 @@ def drivers(settings: Settings) -> DriverChoice:
     return DriverChoice(
         {
             "gvisor": GvisorDriver(
-                directory / "gvisor", limits, cgroup_name=f"{group}-gvisor", environments=environments
+                directory / "gvisor",
+                limits,
+                cgroup_name=f"{group}-gvisor",
+                environments=environments,
+                network=variables(DOORS["proxy"]),
             ),
             "bubblewrap": BubblewrapDriver(
                 directory, limits, cgroup_name=group, environments=environments, network=certificates()
@@ -183,7 +188,6 @@ async def services(settings: Settings) -> AsyncIterator[Context]:
         databases.open()
         storage = Storage(store, blobs, databases, settings.storage_mb << 20)
         await storage.open()
-        setups = Setups(store, packages, turns)
         try:
             if lost := await store.mark_lost():
                 log.warning("runs_lost", count=lost, why="the service stopped while they were under way")
@@ -196,6 +200,7 @@ async def services(settings: Settings) -> AsyncIterator[Context]:
                 max_live=settings.max_live,
                 idle_seconds=settings.idle_seconds,
             )
+            setups = Setups(store, packages, turns, Commands(host, network, snapshots), settings.setup_seconds)
             doors = StorageDoors(Inside(storage, settings.body_idle_seconds).for_run)
             runs = Runs(store, host, network, doors, snapshots, outputs, turns, keys, setups.settled)
             expiry = Expiry(store, host)

@@ -83,7 +83,7 @@ class SetupBody(Body):
     pip: list[str] | PipRequirements | None = Field(None, examples=[["requests>=2.32"]])
     npm: list[str] | NpmPackage | None = Field(None, examples=[["axios@^1"]])
     go: Any = Field(None, description="Not offered by this version.")
-    commands: list[str] | None = Field(None, description="Not offered by this version.")
+    commands: list[str] | None = Field(None, description="Run in the session's sandbox, after the packages.")
     envs: dict[str, str] | None = Field(None, description="Variables of every run; a run's own `env` wins.")
 
 
@@ -93,7 +93,7 @@ class CreateSession(Body):
     persistent: bool = Field(True, description="Whether files outlive a run. Data always does.")
     data: dict[str, Any] = Field(default_factory=dict, description="The state; `.session_data.json` in the sandbox.")
     metadata: dict[str, Any] = Field(default_factory=dict, description="Labels; never seen by programs.")
-    setup: SetupBody | None = Field(None, description="Packages to install, and variables of every run.")
+    setup: SetupBody | None = Field(None, description="Packages to install, commands to run, variables of every run.")
     allowInternetAccess: bool = Field(True, description="Whether programs get an HTTP proxy to the internet.")  # noqa: N815
     allowPublicAccess: bool = Field(True, description="Whether others may call the session's public URL.")  # noqa: N815
     default_timeout: float = Field(30.0, gt=0, description="Seconds that a run may take if it doesn't say.")

@@ -173,7 +173,6 @@ def test_what_cannot_be_installed_fails_and_says_why(
 @pytest.mark.parametrize(
     "setup",
     [
-        {"commands": ["apt-get install x"]},
         {"go": ["example.com/x"]},
         {"pip": ["-r /etc/passwd"]},
         {"pip": ["six @ file:///tmp/x.whl"]},

@@ -6,8 +6,8 @@ import asyncio
 import secrets
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from contextlib import AsyncExitStack, ExitStack, contextmanager
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -18,6 +18,7 @@ from era.core.ports import Ended, Limits, Output, Program
 from era.drivers import bubblewrap, gvisor, seccomp
 from era.drivers.bubblewrap import BubblewrapDriver, BubblewrapSandbox
 from era.drivers.gvisor import GvisorDriver
+from tests.drivers import doors
 from tests.drivers.fake import FakeDriver, FakeSandbox
 
 LIMITS = Limits(
@@ -57,6 +58,8 @@ class Told:
     stdout: str
     stderr: str
     ended: Ended
+    connections: list[str] = field(default_factory=list)
+    """What became of those that came through the door."""
 
 
 class Boxes:
@@ -79,10 +82,10 @@ class Boxes:
         if weakness.supervisor:
             guest = directory / "guest"
             shutil.copytree(self.driver.paths.guest, guest, ignore=shutil.ignore_patterns("__pycache__"))
-            file = guest / "supervisor.py"
             for old, new in weakness.supervisor.items():
-                assert old in file.read_text(), f"the supervisor has no {old!r} any more"
-                file.write_text(file.read_text().replace(old, new))
+                files = [file for file in guest.glob("*.py") if old in file.read_text()]
+                assert len(files) == 1, f"there is no one file with {old!r} any more"
+                files[0].write_text(files[0].read_text().replace(old, new))
             self.driver.paths = replace(self.driver.paths, guest=guest)
         try:
             with self._weakened(), patch.object(bubblewrap, "LANGUAGES", languages):
@@ -111,22 +114,38 @@ class Boxes:
         ephemeral: bool = False,
         files: Mapping[str, bytes] | None = None,
         meanwhile: str = "",
+        door: bool = False,
     ) -> Told:
         """Run one program. As soon as it has written something, `meanwhile` is done: "kill" the run, "close" the
-        sandbox, or "murder" it as if the kernel had killed it."""
+        sandbox, "murder" it as if the kernel had killed it, or connect "to" a port that it has written; what it
+        answers is then in `connections`. With `door` something listens on the door (doors.py)."""
 
         async def follow() -> Told:
             parts = {"stdout": b"", "stderr": b""}
-            to_do = {"kill": box.kill_run, "close": box.close, "murder": lambda: _murder(box)}.get(meanwhile)
-            async for event in box.run(Program(code.encode(), state, env or {}, timeout, ephemeral, files or {})):
-                if isinstance(event, Output):
-                    parts[event.stream] += event.data
-                    if to_do is not None:
-                        await to_do()
-                        to_do = None
-                else:
-                    ended = event
-            return Told(parts["stdout"].decode(errors="replace"), parts["stderr"].decode(errors="replace"), ended)
+            connections: list[str] = []
+
+            async def talk() -> None:
+                connections.extend(await doors.talk(box, int(parts["stdout"])))
+
+            to_do: Any = {
+                "kill": box.kill_run,
+                "close": box.close,
+                "murder": lambda: _murder(box),
+                "to": talk,
+            }.get(meanwhile)
+            async with AsyncExitStack() as stack:
+                if door:
+                    connections = await stack.enter_async_context(doors.listened_on(box))
+                async for event in box.run(Program(code.encode(), state, env or {}, timeout, ephemeral, files or {})):
+                    if isinstance(event, Output):
+                        parts[event.stream] += event.data
+                        if to_do is not None:
+                            await to_do()
+                            to_do = None
+                    else:
+                        ended = event
+            stdout, stderr = (parts[name].decode(errors="replace") for name in ("stdout", "stderr"))
+            return Told(stdout, stderr, ended, sorted(connections))
 
         return self._runner.run(follow())
 

@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from era.drivers.guest import DOOR_PORT
 from era.errors import SandboxFailed
 from tests.conftest import assert_nothing_left, cgroups, descendants, eventually, mounts
 from tests.drivers.boxes import LIMITS, Boxes, Weakness
@@ -60,6 +61,19 @@ NEVER: dict[tuple[str, str], str] = {
     ("test_too_many_processes", "fake"): "they would be the host's processes",
 }
 """What isn't even to be tried."""
+
+for driver in ("bubblewrap", "bubblewrap as a user"):
+    NEVER["test_the_host_can_connect_to_a_port_inside", driver] = "it can't do that yet"
+
+for test in (
+    "test_a_door_leads_to_the_host_while_that_listens",
+    "test_connections_through_a_door_are_whole",
+    "test_a_connection_that_stands_still_holds_up_no_other",
+    "test_the_end_of_a_run_is_the_end_of_its_connections",
+    "test_many_connections_at_a_time",
+    "test_the_host_can_connect_to_a_port_inside",
+):
+    NEVER[test, "fake"] = "it has no network of its own, and so no door"
 
 
 @pytest.fixture(scope="module", params=DRIVERS)
@@ -300,6 +314,155 @@ def test_ephemeral_leaves_nothing(boxes: Any) -> None:
     box = boxes.make()
     boxes.run(box, "import os; os.makedirs('a/b'); open('a/b/c', 'w').close()", ephemeral=True)
     assert eventually(lambda: not os.listdir(box.workspace))
+    boxes.close(box)
+
+
+# -- doors ----------------------------------------------------------------------------------------------------------
+
+DOOR = (
+    f"import socket\nDOOR = ('127.0.0.1', {DOOR_PORT})\n"
+    + """
+def through(sock):
+    parts = []
+    while part := sock.recv(1 << 16): parts.append(part)
+    return b"".join(parts)
+"""
+)
+
+
+def test_a_door_leads_to_the_host_while_that_listens(boxes: Any) -> None:
+    box = boxes.make()
+    code = DOOR + "with socket.create_connection(DOOR, 5) as s: s.sendall(b'ehello'); s.shutdown(1); print(through(s))"
+    for _ in range(2):
+        assert "ConnectionRefusedError" in boxes.run(box, code).stderr
+        for _ in range(2):
+            told = boxes.run(box, code, door=True)
+            assert (told.stdout, told.connections) == ("b'hello'\n", ["e ended"]), told.stderr
+    boxes.close(box)
+
+
+def test_connections_through_a_door_are_whole(boxes: Any, box: Any) -> None:
+    """Large, both ways at once, ended on one side before the other, and broken off."""
+    code = (
+        DOOR
+        + """
+import hashlib, os, threading
+data = os.urandom(1 << 16) * 64
+def send(sock):
+    sock.sendall(b"e" + data)
+    sock.shutdown(socket.SHUT_WR)
+with socket.create_connection(DOOR, 10) as sock:
+    sender = threading.Thread(target=send, args=(sock,)); sender.start()
+    heard = through(sock); sender.join()
+    print(len(heard), hashlib.sha256(heard).digest() == hashlib.sha256(data).digest())
+with socket.create_connection(DOOR, 10) as sock:
+    sock.sendall(b"w")
+    print(len(through(sock)))
+with socket.create_connection(DOOR, 10) as sock:
+    sock.sendall(b"r")
+    try: print(sock.recv(1))
+    except ConnectionResetError: print(b"")
+    try:
+        for _ in range(1000): sock.sendall(bytes(1 << 16))
+        print("nobody minds")
+    except OSError as error: print(type(error).__name__)
+"""
+    )
+    told = boxes.run(box, code, door=True)
+    lines = told.stdout.splitlines()
+    assert lines[:3] == [f"{1 << 22} True", f"{1 << 20}", "b''"], told.stderr
+    assert lines[3] in ("BrokenPipeError", "ConnectionResetError")
+    assert told.connections == ["e ended", "r ended", "w ended"]
+
+
+def test_a_connection_that_stands_still_holds_up_no_other(boxes: Any, box: Any) -> None:
+    code = (
+        DOOR
+        + """
+import time
+stuck = [socket.create_connection(DOOR, 5) for _ in range(8)]
+written = 0
+for sock in stuck:
+    sock.sendall(b"s")
+    sock.setblocking(False)
+still = time.monotonic() + 1
+while time.monotonic() < still:
+    for sock in stuck:
+        try:
+            written += sock.send(bytes(1 << 16))
+            still = time.monotonic() + 1
+        except BlockingIOError: pass
+    assert written < 1 << 29, "there is no end to what it takes"
+    time.sleep(0.01)
+with socket.create_connection(DOOR, 5) as sock:
+    sock.sendall(b"ehello"); sock.shutdown(socket.SHUT_WR)
+    print(through(sock))
+"""
+    )
+    told = boxes.run(box, code, door=True)
+    assert told.stdout == "b'hello'\n", told.stderr
+    assert told.connections == ["e ended", *["s ended"] * 8]
+
+
+def test_the_end_of_a_run_is_the_end_of_its_connections(boxes: Any, box: Any) -> None:
+    code = (
+        DOOR
+        + """
+import os, time
+held = [socket.create_connection(DOOR, 5) for _ in range(3)]
+for sock, kind in zip(held, (b"e", b"s", b"e")):
+    sock.sendall(kind + b"x" * 100)
+assert held[0].recv(1) == b"x"
+if os.fork() == 0:
+    os.setsid()
+    while True: time.sleep(10)
+"""
+    )
+    for _ in range(2):
+        told = boxes.run(box, code, door=True)
+        assert told.ended.exit_code == 0, told.stderr
+        assert sorted(one[0] for one in told.connections) == ["e", "e", "s"]
+
+
+def test_many_connections_at_a_time(boxes: Any, box: Any) -> None:
+    code = (
+        DOOR
+        + """
+import threading
+heard = []
+def ask(n):
+    with socket.create_connection(DOOR, 20) as sock:
+        sock.sendall(b"e%d" % n); sock.shutdown(socket.SHUT_WR)
+        heard.append(int(through(sock)))
+for wave in range(8):
+    threads = [threading.Thread(target=ask, args=(wave * 16 + n,)) for n in range(16)]
+    for one in threads: one.start()
+    for one in threads: one.join()
+print(sorted(heard) == list(range(128)))
+"""
+    )
+    told = boxes.run(box, code, door=True, timeout=60)
+    assert told.stdout == "True\n", told.stderr
+    assert told.connections == ["e ended"] * 128
+
+
+def test_the_host_can_connect_to_a_port_inside(boxes: Any) -> None:
+    box = boxes.make()
+    code = """
+import os, socket
+with socket.create_server(("127.0.0.1", 0)) as server:
+    os.write(1, b"%d\\n" % server.getsockname()[1])
+    sock, _ = server.accept()
+    heard = b""
+    while part := sock.recv(100): heard += part
+    sock.sendall(heard.upper() * 100_000)
+    sock.close()
+"""
+    for _ in range(2):
+        told = boxes.run(box, code, meanwhile="to")
+        assert [(len(one), set(one.split("FROM "))) for one in told.connections] == [(1_200_000, {"", "OUTSIDE"})]
+        told = boxes.run(box, "import os, time; os.write(1, b'9\\n')", meanwhile="to")
+        assert told.connections == ["refused"]
     boxes.close(box)
 
 

@@ -16,6 +16,7 @@ import pytest
 
 from era.core.models import JsonObject
 from era.drivers import processes
+from era.drivers.guest import DOOR_PORT
 from era.errors import SandboxFailed
 from tests.conftest import assert_nothing_left, descendants, mounts
 from tests.drivers.boxes import Boxes, Weakness, with_more
@@ -145,6 +146,21 @@ ATTACKS = [
         "try:\n    open('/proc/1/mem', 'rb').close(); print('GOT')\nexcept OSError as problem: print(problem)",
         capable("CAP_SYS_PTRACE"),
     ),
+    Attack(
+        "a descriptor of the supervisor's",
+        "import os, stat\n"
+        "for fd in range(3, 64):\n"
+        "    try:\n"
+        "        if stat.S_ISSOCK(os.fstat(fd).st_mode): print('GOT')\n"
+        "    except OSError: pass",
+        Weakness(
+            supervisor={
+                "            os.closerange(4, resource.getrlimit(resource.RLIMIT_NOFILE)[0])\n            _libc": (
+                    "            _libc"
+                )
+            }
+        ),
+    ),
     Attack("a mount", CALLS.format(call="libc.mount(b'none', b'/tmp', b'tmpfs', 0, None)"), capable("CAP_SYS_ADMIN")),
     Attack("another root", CALLS.format(call="libc.chroot(b'/tmp')"), capable("CAP_SYS_CHROOT")),
     Attack("another user", CALLS.format(call="libc.setuid(12345)"), capable("CAP_SETUID")),
@@ -262,6 +278,60 @@ for kind in (0o020000, 0o060000):
 """
     assert boxes.run(sound, code).stdout == "opened 1 3\n"
     assert not (sound.workspace / "d").exists()
+
+
+TELLS = f"""
+import socket
+with socket.create_connection(("127.0.0.1", {DOOR_PORT}), 5) as sock:
+    sock.sendall(b"e" + b"{CANARY[::-1]}"[::-1] * 3000)
+    sock.shutdown(socket.SHUT_WR)
+    while sock.recv(1 << 16): pass
+"""
+REMEMBERS = f"""
+wanted = b"{CANARY[::-1]}"[::-1]
+with open("/proc/self/maps") as maps, open("/proc/self/mem", "rb", 0) as memory:
+    for line in maps:
+        span, permissions = line.split()[:2]
+        start, end = (int(part, 16) for part in span.split("-"))
+        if permissions.startswith("rw"):
+            try:
+                memory.seek(start)
+                found = memory.read(end - start).count(wanted)
+            except OSError: continue
+            if found > 100: print("GOT")  # a few are its own
+"""
+
+
+def _what_went_through_a_door_is_remembered(boxes: Boxes) -> bool:
+    box = boxes.make()
+    told = boxes.run(box, TELLS, door=True)
+    assert told.connections == ["e ended"], told.stderr
+    told = boxes.run(box, REMEMBERS)
+    assert told.ended.exit_code == 0, told.stderr
+    return "GOT" in told.stdout
+
+
+def test_what_went_through_a_door_is_forgotten(boxes: Boxes) -> None:
+    """The relay is in the supervisor, of which the next run's process is a copy."""
+    assert not _what_went_through_a_door_is_remembered(boxes)
+
+
+@pytest.mark.parametrize(
+    "weak_boxes",
+    [Weakness(supervisor={"flow.buffer[:] = ZEROS": "KEPT.append(flow.buffer)", "TURN = 4": "KEPT = []\nTURN = 4"})],
+    indirect=True,
+)
+def test_what_went_through_a_door_could_be_remembered(weak_boxes: Boxes) -> None:
+    assert _what_went_through_a_door_is_remembered(weak_boxes)
+
+
+def test_nobody_inside_can_end_the_relay(boxes: Boxes) -> None:
+    """But with the whole sandbox."""
+    code = TELLS.replace("    sock.shutdown", "    os.fork() or time.sleep(60)\n    os.kill(-1, 9)\n    sock.shutdown")
+    box = boxes.make()
+    for _ in range(2):
+        told = boxes.run(box, f"import os, time{code}", door=True)
+        assert (told.connections, told.ended.exit_code) == (["e ended"], 0), told.stderr
 
 
 REPLACES = """

@@ -253,6 +253,18 @@ def session(served: NetServer) -> Iterator[NewSession]:
             client.delete(f"/api/sessions/{one.id}?purge=true")
 
 
+KINDS = [
+    "bubblewrap",
+    pytest.param("gvisor", marks=pytest.mark.skipif(shutil.which("runsc") is None, reason="there is no gVisor here")),
+]
+
+
+@pytest.fixture(params=KINDS)
+def anywhere(session: NewSession, request: pytest.FixtureRequest) -> NewSession:
+    """The same, in each kind of sandbox."""
+    return lambda language="python", **fields: session(language, isolation=request.param, **fields)
+
+
 def new_session(client: httpx.Client, language: str = "python", **fields: Any) -> Session:
     answer = client.post("/api/sessions", json={"language": language, **fields})
     assert answer.status_code == 201, answer.text

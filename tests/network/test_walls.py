@@ -108,7 +108,7 @@ print(json.dumps(found))
 
 
 @pytest.mark.parametrize("how", ["http", "connect"])
-def test_private_networks_are_out_of_reach(session: NewSession, blind: NetServer, how: str) -> None:
+def test_private_networks_are_out_of_reach(anywhere: NewSession, blind: NetServer, how: str) -> None:
     hosts = [
         *world.PRIVATE,
         *(f"[{one}]" for one in world.PRIVATE_V6),
@@ -133,14 +133,14 @@ for host in {hosts!r}:
 print(json.dumps(found))
 """
     code = code.format(hosts=hosts, how=how)
-    one = session()
+    one = anywhere()
     assert json.loads(one.says(code, timeout=60)) == dict.fromkeys(hosts, 403)
     assert {each["allowed"] for each in one.destinations()} == {False}
     with blind.client() as client:
         assert json.loads(new_session(client).says(code, timeout=60)) == dict.fromkeys(hosts, 200)
 
 
-def test_the_services_own_port_is_out_of_reach(session: NewSession, served: NetServer, blind: NetServer) -> None:
+def test_the_services_own_port_is_out_of_reach(anywhere: NewSession, served: NetServer, blind: NetServer) -> None:
     code = """
 import http.client
 proxy = http.client.HTTPConnection("127.0.0.1", 18128)
@@ -148,7 +148,7 @@ proxy.set_tunnel("127.0.0.1", {port})
 proxy.request("GET", "/health")
 print(proxy.getresponse().read().decode())
 """
-    told = session().run(code.format(port=served.url.rpartition(":")[2]))
+    told = anywhere().run(code.format(port=served.url.rpartition(":")[2]))
     assert "403 127.0.0.1 is refused" in told["stderr"]
     with blind.client() as client:
         assert '"status":"ok"' in new_session(client).says(code.format(port=blind.url.rpartition(":")[2]))
@@ -222,22 +222,22 @@ def abstract_canary() -> Iterator[None]:
         yield
 
 
-def test_off_means_off(session: NewSession, abstract_canary: None) -> None:
-    one = session(allowInternetAccess=False)
+def test_off_means_off(anywhere: NewSession, abstract_canary: None) -> None:
+    one = anywhere(allowInternetAccess=False)
     assert one.says(OFF).splitlines() == ["[]", *["refused"] * 7]
     record = one.record()
     assert record["enforced"]["network"] == "none"
     assert record["egress"] == {"destinations": [], "more": 0}
 
 
-def test_on_opens_the_proxy_and_nothing_else(session: NewSession, abstract_canary: None) -> None:
-    said = session().says(OFF).splitlines()
+def test_on_opens_the_proxy_and_nothing_else(anywhere: NewSession, abstract_canary: None) -> None:
+    said = anywhere().says(OFF).splitlines()
     assert "HTTP_PROXY" in said[0]
     assert said[1:] == ["refused"] * 4 + ["REACHED"] + ["refused"] * 2
 
 
-def test_switching_takes_effect_at_the_next_run(session: NewSession) -> None:
-    one = session()
+def test_switching_takes_effect_at_the_next_run(anywhere: NewSession) -> None:
+    one = anywhere()
     url = "http://www.example.test/hello"
     pid = "import os; print(os.stat('/proc/1').st_ctime_ns)"
     same = one.says(pid)
@@ -251,7 +251,7 @@ def test_switching_takes_effect_at_the_next_run(session: NewSession) -> None:
     assert one.says(pid) == same  # all in one sandbox
 
 
-def test_a_program_cannot_keep_a_way_out_for_a_run_without(session: NewSession, odd: NetServer) -> None:
+def test_a_program_cannot_keep_a_way_out_for_a_run_without(anywhere: NewSession, odd: NetServer) -> None:
     """A daemon of the first run holds a connection and listens; the second run has no internet."""
     hold = """
 import os, socket, time
@@ -264,7 +264,7 @@ if os.fork() == 0:
     while True: helper.accept()
 """
     use = "import socket; socket.create_connection(('127.0.0.1', {port}), 3)"
-    one = session()
+    one = anywhere()
     assert "200" in one.says(hold)
     one.change(allowInternetAccess=False)
     for port in (7777, 18128):
@@ -277,11 +277,13 @@ if os.fork() == 0:
         assert weak.run(use.format(port=18128))["status"] == "ok"
 
 
-def test_nobody_inside_can_take_the_proxys_place(session: NewSession) -> None:
+def test_nobody_inside_can_take_the_proxys_place(anywhere: NewSession) -> None:
     code = """
-import socket
+import http.client, os, socket
+held = []
 for address in ("127.0.0.1", "0.0.0.0", "127.0.0.2"):
     sock = socket.socket()
+    held.append(sock)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try: sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
     except OSError: pass
@@ -290,9 +292,16 @@ for address in ("127.0.0.1", "0.0.0.0", "127.0.0.2"):
         sock.listen()
         print(address, "taken")
     except OSError: print(address, "refused")
+if "HTTP_PROXY" in os.environ:
+    proxy = http.client.HTTPConnection("127.0.0.1", 18128, timeout=5)
+    proxy.request("GET", "http://www.example.test/hello")
+    print(proxy.getresponse().status)
 """
-    one = session()
-    assert one.says(code) == "127.0.0.1 refused\n0.0.0.0 refused\n127.0.0.2 taken\n"
+    one = anywhere()
+    said = one.says(code).splitlines()
+    # gVisor lets two have a port if one of them is more exact. To that one connections go.
+    assert said[1] == "0.0.0.0 refused" or one.record()["enforced"]["driver"] == "gvisor"
+    assert [said[0], *said[2:]] == ["127.0.0.1 refused", "127.0.0.2 taken", "200"]
     # Without internet it may be had: there is nothing to take. The next run with internet has its proxy all the same.
     one.change(allowInternetAccess=False)
     one.says(code)

@@ -16,7 +16,7 @@ type Status = Literal["running", "ok", "failed", "timeout", "oom", "killed", "di
 type Isolation = Literal["gvisor", "bubblewrap"]
 type WantedIsolation = Literal["auto", "gvisor", "bubblewrap"]
 type SetupStatus = Literal["pending", "running", "completed", "failed"]
-type Cause = Literal["create", "run", "data", "files", "rollback", "duplicate"]
+type Cause = Literal["create", "run", "data", "files", "rollback", "duplicate", "setup"]
 type Route = Literal["create", "duplicate", "run"]
 type Gone = Literal["expired", "deleted"]
 

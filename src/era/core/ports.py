@@ -111,6 +111,30 @@ class Ended:
     """Why nothing can be kept: what was full."""
 
 
+class Door(Protocol):
+    """A TCP socket bound to a loopback address of a sandbox's own, or what does as one. Whoever listens on it takes
+    connections of programs inside, and of nobody else. Each call does and raises what that of a socket does; once shut
+    down it can be listened on again."""
+
+    def fileno(self) -> int: ...
+
+    def dup(self) -> Door:
+        """One that is open still when this is closed."""
+        ...
+
+    def setblocking(self, flag: bool, /) -> None: ...
+
+    def getsockname(self) -> Any: ...
+
+    def listen(self, backlog: int, /) -> None: ...
+
+    def accept(self) -> tuple[socket.socket, Any]: ...
+
+    def shutdown(self, how: int, /) -> None: ...
+
+    def close(self) -> None: ...
+
+
 class Sandbox(Protocol):
     """The live, isolated place of one session."""
 
@@ -124,13 +148,14 @@ class Sandbox(Protocol):
     limits: Limits
     """The limits it was made with."""
 
-    doors: Mapping[str, socket.socket]
-    """TCP sockets bound to a loopback address of the sandbox's own, on which nobody listens yet: `proxy`, `storage`;
-    none where it can't have any. Whoever listens on one takes connections of programs inside, and of nobody else."""
+    doors: Mapping[str, Door]
+    """By name: `proxy`, `storage`; none where it can't have any. Nobody listens on them yet."""
 
     gate: socket.socket | None
     """Leads to the supervisor, which hands over there what the kernel asks about programs that are `gated`, and sockets
-    of the sandbox's network (guest/gate.py). None where this kernel doesn't ask."""
+    of the sandbox's network (guest/gate.py). None where that can't be had, for the reason `no_gate`."""
+
+    no_gate: str
 
     uid: int | None
     """Owner of the files in `workspace`, None where that is the service's own user."""
@@ -365,6 +390,7 @@ class SetupJob:
     """A session's setup that has not ended."""
 
     session_key: int
+    session_id: str
     setup: str = field(repr=False)
 
 
@@ -499,9 +525,18 @@ class MetadataStore(Protocol):
         """Mark it as `running`."""
         ...
 
-    async def end_setup(self, job: SetupJob, *, status: str, result: str, environment: str | None) -> bool:
+    async def end_setup(
+        self,
+        job: SetupJob,
+        *,
+        status: str,
+        result: str,
+        environment: str | None,
+        left: tuple[int, Snapshot] | None = None,
+    ) -> bool:
         """Record how a setup ended, `completed` or `failed`, unless the session asks for another one by now. `result`
-        is JSON text, `environment` a digest."""
+        is JSON text, `environment` a digest. `left` is what its commands have left, and the version they began with:
+        it becomes the next version. Nothing is recorded, and the answer is false, where another is in force by now."""
         ...
 
     async def set_up_again(self, session_id: str) -> Session:

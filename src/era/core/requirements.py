@@ -21,6 +21,11 @@ from era.errors import BadRequest
 MAX_PACKAGES = 200
 """Of each kind."""
 
+MAX_COMMANDS = 50
+
+MAX_COMMAND = 64 << 10
+"""Bytes of a command: less than what a process can have as one argument."""
+
 MAX_TEXT = 128 << 10
 """Characters of requirements, and of a package.json."""
 
@@ -57,10 +62,10 @@ def setup_text(setup: Mapping[str, Any] | None) -> str | None:
     kept = {name: value for name, value in (setup or {}).items() if value}
     if not kept:
         return None
-    for name, why in (("go", "Go modules"), ("commands", "Commands")):
-        if name in kept:
-            raise BadRequest(f"'setup.{name}': {why} are not offered by this version of ERA.", hint=_HINT)
+    if "go" in kept:
+        raise BadRequest("'setup.go': Go modules are not offered by this version of ERA.", hint=_HINT)
     wanted(kept)
+    _check_commands(kept.get("commands", ()))
     return jsontext.compact(kept)
 
 
@@ -86,9 +91,34 @@ def variables(setup: str | None) -> dict[str, str]:
     return found
 
 
+def commands(setup: str | None) -> list[str]:
+    """The commands of a stored setup, in order."""
+    found: list[str] = json.loads(setup).get("commands", []) if setup else []
+    return found
+
+
+def _check_commands(commands: Sequence[str]) -> None:
+    if len(commands) > MAX_COMMANDS:
+        raise BadRequest(
+            f"'setup.commands' has {len(commands)} commands, at most {MAX_COMMANDS} may be asked for.",
+            hint="Put them into a script among the session's files, and run that.",
+        )
+    for command in commands:
+        try:
+            size = len(command.encode())
+        except UnicodeEncodeError:
+            size = MAX_COMMAND + 1
+        if not command.strip() or "\0" in command or size > MAX_COMMAND:
+            raise BadRequest(
+                f"'setup.commands': {command[:100]!r} can't be run.",
+                hint=f"A command is a line for sh, of at most {MAX_COMMAND >> 10} KiB, without NUL.",
+                code="bad_setup",
+            )
+
+
 def can_be_asked(setup: object) -> bool:
     """Whether this is a setup that some server could have stored."""
-    if not isinstance(setup, dict) or not setup.keys() <= {"pip", "npm", "envs"}:
+    if not isinstance(setup, dict) or not setup.keys() <= {"pip", "npm", "envs", "commands"}:
         return False
     envs = setup.get("envs", {})
     if not isinstance(envs, dict) or not all(isinstance(value, str) and "\0" not in value for value in envs.values()):
@@ -101,6 +131,9 @@ def can_be_asked(setup: object) -> bool:
             part = list(part.values()) if part.keys() <= {field} else [None]
         if not isinstance(part, list) or not all(isinstance(item, str) for item in part):
             return False
+    asked = setup.get("commands", [])
+    if not isinstance(asked, list) or not all(isinstance(command, str) for command in asked):
+        return False
     try:
         return len(jsontext.compact(setup)) <= 8 * MAX_TEXT and setup_text(setup) is not None
     except BadRequest:
@@ -172,6 +205,6 @@ def shown(setup: str | None) -> JsonObject | None:
     return found
 
 
-def lists(*, pip: Sequence[str] = (), npm: Sequence[str] = ()) -> JsonObject:
-    """The part of a setup's result that tells what was installed."""
-    return {"pip_packages": list(pip), "npm_packages": list(npm), "go_modules": [], "commands_run": []}
+def lists(*, pip: Sequence[str] = (), npm: Sequence[str] = (), commands: Sequence[str] = ()) -> JsonObject:
+    """The part of a setup's result that tells what was installed, and run."""
+    return {"pip_packages": list(pip), "npm_packages": list(npm), "go_modules": [], "commands_run": list(commands)}

@@ -75,6 +75,12 @@ class Sessions:
         data_text("metadata", metadata)
         self._rules.check(limits or {})
         allowed.check(egress or {})
+        if not persistent and (setup or {}).get("commands"):
+            raise BadRequest(
+                "A session that is not persistent keeps no files, so 'setup.commands' could leave none.",
+                hint='Make it with "persistent": true.',
+                code="not_persistent",
+            )
         new = NewSession(
             id=session_id or new_id("sess"),
             language=language,

@@ -5,7 +5,8 @@ it has ended, how it went (`setup_result`) and what came of it (`environment`). 
 `pending` in the same transaction. One task looks for rows that are `pending` or `running` and sees to them; that is
 also how a setup that was cut off by the end of the service is taken up again.
 
-A setup ends in one transaction, and only if the row still asks for the same: one that was changed meanwhile has a job
+After the packages come the setup's commands (commands.py). A setup ends in one transaction, with what its commands have
+left as a version, and only if the row still asks for the same: one that was changed meanwhile has a job
 of its own. Beginning a run fails where a setup is under way, so the store is where a run and a setup meet; the run then
 waits here and tries again. After a failed setup the session is what it was without one.
 """
@@ -15,19 +16,21 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import structlog
 
 from era.core import jsontext
+from era.core.commands import Commanded, Commands
 from era.core.models import JsonObject, Session
 from era.core.ports import MetadataStore, SetupJob
-from era.core.requirements import Packages, lists, wanted
+from era.core.progress import Line, Progress, Say
+from era.core.requirements import Packages, commands, lists, wanted
 from era.core.turns import Turns
-from era.errors import BadRequest, EraError
+from era.errors import BadRequest, EraError, NotFound
 
 log = structlog.get_logger()
 
@@ -67,8 +70,9 @@ class Installer(Protocol):
         """What these packages came to when they were last installed, if that is still there. Takes no time."""
         ...
 
-    async def make(self, packages: Packages, *, anew: bool) -> Environment:
-        """Install these packages, `anew` also if they are known. Raises SetupFailed."""
+    async def make(self, packages: Packages, *, anew: bool, say: Say | None = None) -> Environment:
+        """Install these packages, `anew` also if they are known. What its tools say is told to `say` as it comes.
+        Raises SetupFailed."""
         ...
 
     def get(self, digest: str) -> Environment | None: ...
@@ -85,7 +89,14 @@ class Installer(Protocol):
 class Setups:
     """`start` before anything, `stop` when done."""
 
-    def __init__(self, store: MetadataStore, installer: Installer, turns: Turns) -> None:
+    def __init__(
+        self, store: MetadataStore, installer: Installer, turns: Turns, commands: Commands, seconds: float
+    ) -> None:
+        """`seconds` is how long the commands of a setup may take together."""
+        self._commands = commands
+        self._seconds = seconds
+        self._in_session = Turns()
+        self._progress: dict[SetupJob, Progress] = {}
         self._store = store
         self._installer = installer
         self._turns = turns
@@ -108,6 +119,8 @@ class Setups:
         """End what is under way, to be taken up at the next start. No run waits any longer."""
         self._stopped = True
         self._tell()
+        for progress in self._progress.values():
+            progress.end()
         tasks = [*self._under_way.values(), *([self._task] if self._task else [])]
         for task in tasks:
             task.cancel()
@@ -149,6 +162,36 @@ class Setups:
                     await ended.wait()
         return False
 
+    async def events(self, session_id: str) -> AsyncIterator[Session | Line]:
+        """The session when its setup begins, changes or has ended, and the lines that it says meanwhile, from the first
+        that is kept. The last event is the session with no setup under way. Raises BadRequest where it has none."""
+        status: str | None = None
+        while True:
+            ended = self._ended
+            session = await self._store.session(session_id)
+            if session.setup is None:
+                raise BadRequest(
+                    f"Session '{session_id}' has no setup.",
+                    hint="PATCH /api/sessions/{id} with a 'setup' gives it one.",
+                )
+            if session.setup_status not in UNDER_WAY or self._stopped:
+                yield session
+                return
+            if status != session.setup_status:
+                status = session.setup_status
+                yield session
+            progress = self._progress.get(SetupJob(session.key, session.id, session.setup))
+            if progress is not None:
+                async for event in progress.follow():
+                    if isinstance(event, Line):
+                        yield event
+                    elif status != "running":
+                        status = "running"
+                        yield replace(session, setup_status="running")
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_LOOK_SECONDS):
+                    await ended.wait()
+
     async def environment(self, session_id: str) -> tuple[Session, Environment | None]:
         """What the session's programs have besides their language."""
         session = await self._store.session(session_id)
@@ -172,34 +215,69 @@ class Setups:
             try:
                 for job in await self._store.setups_to_do():
                     if job not in self._under_way:
+                        for other, task in self._under_way.items():
+                            if other.session_key == job.session_key:
+                                task.cancel()  # it isn't wanted any more
+                        self._progress[job] = Progress()
                         task = self._under_way[job] = asyncio.create_task(self._do(job))
-                        task.add_done_callback(lambda _, job=job: self._under_way.pop(job))  # type: ignore[misc]  # bound now
+                        task.add_done_callback(lambda _, job=job: self._over(job))  # type: ignore[misc]  # bound now
             except EraError as error:
                 log.warning("setups_not_found", error=error.message)
             with suppress(TimeoutError):
                 async with asyncio.timeout(_LOOK_SECONDS):
                     await self._wake.wait()
 
+    def _over(self, job: SetupJob) -> None:
+        self._progress.pop(job).end()
+        del self._under_way[job]
+
+    async def _begin(self, job: SetupJob, progress: Progress) -> None:
+        await self._store.begin_setup(job)
+        progress.began()
+
     async def _do(self, job: SetupJob) -> None:
+        async with self._in_session.take(str(job.session_key), bounded=False):
+            await self._set_up(job)
+
+    async def _set_up(self, job: SetupJob) -> None:
+        progress = self._progress[job]
         anew = job.session_key in self._anew
         begun = time.monotonic()
         environment: Environment | None = None
         error: str | None = None
         stdout = stderr = ""
+        commanded = Commanded()
+        session: Session | None = None
         try:
             packages = wanted(json.loads(job.setup))
             if packages:
                 environment = None if anew else self._installer.known(packages)
                 if environment is None:
                     async with self._slots:
-                        await self._store.begin_setup(job)
+                        await self._begin(job, progress)
                         begun = time.monotonic()
-                        environment = await self._installer.make(packages, anew=anew)
+                        environment = await self._installer.make(packages, anew=anew, say=progress.say)
+                        progress.flush()
                 stdout, stderr = environment.stdout, environment.stderr
+            if asked := commands(job.setup):
+                await self._begin(job, progress)
+                session = await self._store.session(job.session_id)
+                if (session.key, session.setup) != (job.session_key, job.setup):
+                    return  # it is gone, or has another job by now
+                commanded = await self._commands.run(
+                    session,
+                    asked,
+                    environment.digest if environment else None,
+                    time.monotonic() + self._seconds,
+                    progress,
+                )
+                error = commanded.error
         except SetupFailed as problem:
             error, stdout, stderr = str(problem), problem.stdout, problem.stderr
         except BadRequest as problem:
             error = problem.message
+        except NotFound:
+            return  # its session is gone
         except EraError as problem:
             log.warning("setup_put_off", session=job.session_key, error=problem.message)
             return
@@ -212,19 +290,30 @@ class Setups:
             **lists(
                 pip=[f"{item['name']}=={item['version']}" for item in environment.pip] if environment else (),
                 npm=[f"{item['name']}@{item['version']}" for item in environment.npm] if environment else (),
+                commands=commanded.ran,
             ),
             "error": error,
-            "stderr": stderr,
-            "stdout": stdout,
+            "stderr": _joined(stderr, commanded.stderr),
+            "stdout": _joined(stdout, commanded.stdout),
         }
+        left = None if session is None or commanded.snapshot is None else (session.version, commanded.snapshot)
         try:
-            await self._store.end_setup(
+            recorded = await self._store.end_setup(
                 job,
                 status="completed" if error is None else "failed",
                 result=jsontext.compact(result),
-                environment=environment.digest if environment else None,
+                environment=environment.digest if environment and error is None else None,
+                left=left,
             )
+            if session is not None and left is not None and recorded:
+                await self._commands.kept(session, left[1])
+            elif session is not None:
+                await self._commands.dropped(session.key)
             self._anew.discard(job.session_key)
         except EraError as problem:
             log.warning("setup_not_recorded", session=job.session_key, error=problem.message)
         self._tell()
+
+
+def _joined(first: str, second: str) -> str:
+    return "\n".join(part for part in (first, second) if part)

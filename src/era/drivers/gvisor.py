@@ -23,7 +23,8 @@ gVisor looks again whether a file is what it was, so what the host writes betwee
 /dev are in the sentry's memory. That is one file in the host's memory, bounded by the control group, and without one
 by how large a file may be.
 
-*The control socket* is handed on as descriptor 3. Nothing else of the host is open inside.
+*The control socket* is handed on as descriptor 3, the relay's as 4, by which the host hands in the sockets of
+connections (relay.py). Nothing else of the host is open inside.
 
 *What gVisor has not.* A read-only /dev whose devices can be written to: it is writable, and a run that changes it costs
 the sandbox. PID 1 can be killed from inside: that ends this sandbox, and the host makes another. There are no
@@ -35,6 +36,7 @@ from __future__ import annotations
 import json
 import os
 import resource
+import socket
 from dataclasses import replace
 from pathlib import Path
 
@@ -47,6 +49,7 @@ from era.drivers.bubblewrap import (
     Plan,
     read_only,
 )
+from era.drivers.relay import Relay
 from era.drivers.staging import Paths
 from era.errors import NoIsolation, SandboxFailed
 
@@ -147,16 +150,41 @@ class GvisorSandbox(BubblewrapSandbox):
     """One live sandbox: bubblewrap's, with runsc in it."""
 
     has_doors = False  # the sockets in there are gVisor's own, and can't be handed out
+    no_gate = "gVisor's network is its own, and connections in there can't be opened for a program"
+
+    _relay: Relay | None = None
+    _relayed = -1
+
+    async def open(self, language: Language) -> None:
+        ours, theirs = socket.socketpair()
+        self._relay = Relay(ours)
+        with theirs:
+            self._relayed = theirs.fileno()
+            await super().open(language)
+        self.doors = {name: self._relay.door(port) for name, port in guest.DOORS.items()}
+
+    async def connect(self, port: int) -> socket.socket | None:
+        """A connection to this port of the sandbox's loopback; None where nobody takes it."""
+        return None if self._relay is None else await self._relay.connect(port)
 
     def plan(self, language: Language, control: int) -> Plan:
-        config = guest.supervisor_config(language, _CONTROL, self.rlimits(language), self.limits)
+        config = guest.supervisor_config(
+            language,
+            _CONTROL,
+            self.rlimits(language),
+            self.limits,
+            relay=list(guest.DOORS.values()),
+            network=self._driver.network,
+        )
         files = etc_files() | {
             f"{_BUNDLE}/config.json": json.dumps(specification(self.limits, config, self.environment)).encode()
         }
+        handed = ["--pass-fd", f"{control}:{_CONTROL}", "--pass-fd", f"{self._relayed}:{guest.RELAY}"]
         return Plan(
             files,
             lambda data: arguments(self._driver.paths, self.id, data, self.environment),
-            [_RUNSC, *flags(), "run", "--bundle", _BUNDLE, "--pass-fd", f"{control}:{_CONTROL}", "era"],
+            [_RUNSC, *flags(), "run", "--bundle", _BUNDLE, *handed, "era"],
+            (self._relayed,),
         )
 
     def rlimits(self, language: Language) -> dict[str, int]:
@@ -169,6 +197,11 @@ class GvisorSandbox(BubblewrapSandbox):
         super().bound(pid)
         if self._group is None:
             resource.prlimit(pid, resource.RLIMIT_FSIZE, (self._memory_file(), self._memory_file()))
+
+    async def _close(self) -> None:
+        if self._relay is not None:
+            self._relay.close()
+        await super()._close()
 
     def _memory_file(self) -> int:
         """How large a file may be, to gVisor itself: all memory of a sandbox is one file, and what stands for its

@@ -58,6 +58,7 @@ import time
 
 import door
 import landlock
+from seen import isolation_seen
 from system_v import SystemV, device_files
 from workspace import STATE_FILE, empty_directory, read_state, remove_if_unchanged, write_file
 
@@ -66,6 +67,7 @@ if TYPE_CHECKING:
     from typing import Any, NoReturn
 
     from gate import Gate
+    from relay import Relay
 
 GRACE = 2.0  # seconds between SIGTERM and SIGKILL at the deadline
 CHUNK = 1 << 16
@@ -80,7 +82,7 @@ PAGE = 4096
 
 # Modules of our own need, which a program must find unloaded.
 OURS = (
-    *("supervisor", "workspace", "landlock", "system_v", "door", "gate"),
+    *("supervisor", "workspace", "landlock", "system_v", "door", "gate", "relay", "seen"),
     *("_socket", "ctypes", "ctypes._endian", "_ctypes", "fcntl", "resource"),
 )
 # What programs import most. Each costs memory in every spare, and time when it is finalized.
@@ -179,6 +181,7 @@ class Supervisor:
         self.scratch_entries: int = config["scratch_entries"]
         self.guest_directory, self.clients = config["guest"], config["clients"]
         self.isolation = config["isolation"]
+        self.relay: Relay | None = config["relay"]
         self.loaded_at_start = loaded_at_start
         self.spare: Spare | None = None
         self.network: dict[str, str] = config["network"]
@@ -196,6 +199,8 @@ class Supervisor:
         self.control.send(b"Y", json.dumps(self.isolation).encode())
         ended = 0.0
         while True:
+            if self.relay is not None:
+                self.relay.serve_until(self.control.fd)
             kind, payload = self.control.receive()
             if kind == b"R":
                 in_a_burst = time.monotonic() - ended < BURST
@@ -226,12 +231,16 @@ class Supervisor:
         written = write_file(entry, code)
         control.send(b"B", b"")  # from here on the run may have had effects, and must not be tried again
         begun = time.monotonic()
+        if self.relay is not None:
+            self.relay.receive()
         other_gate, self.gated = header["gated"] != self.gated, header["gated"]
         cold = header["cold"] or (self.warm is not None and (other_gate or header["network"] != self.network))
         spare = self.start_program(entry, environment, cold, reuse=not other_gate)
         self.network = header["network"]
         ended = self.follow(spare, begun + header["timeout"], header["output"])
         ended["duration"] = time.monotonic() - begun
+        if self.relay is not None:
+            self.relay.end_run()
         spare.close()
         remove_if_unchanged(entry, written)
         content, ended["state_problem"] = read_state(header["state_limit"])
@@ -297,6 +306,8 @@ class Supervisor:
             os.dup2(go, 3)
             if self.gated and self.gate is not None:
                 self.gate.enter()
+            if self.relay is not None:
+                self.relay.forget()
             os.closerange(4, resource.getrlimit(resource.RLIMIT_NOFILE)[0])
             _libc.prctl(PR_SET_DUMPABLE, 1, 0, 0, 0)
             landlock.enter_own_domain()
@@ -357,7 +368,8 @@ class Supervisor:
         cause = "exit"
         poller = select.poll()
         gate = self.gate if self.gated else None
-        for fd in (control.fd, spare.pidfd, gate.fd if gate else -1, *kinds):
+        relay_fd = -1 if self.relay is None else self.relay.fd
+        for fd in (control.fd, spare.pidfd, gate.fd if gate else -1, relay_fd, *kinds):
             if fd >= 0:
                 poller.register(fd, select.POLLIN)
 
@@ -405,6 +417,8 @@ class Supervisor:
                 elif gate and fd == gate.fd:
                     if not gate.hand_out():
                         poller.unregister(fd)
+                elif fd == relay_fd and self.relay is not None:
+                    self.relay.work()
                 elif control.receive()[0] == b"K":
                     cause = "killed"
                     running = False
@@ -542,14 +556,6 @@ def read_environment() -> dict[str, str]:
     return environment
 
 
-def isolation_seen() -> dict[str, Any]:
-    """What the kernel says of this process: namespaces by their inode, and the lines that tell of privileges."""
-    wanted = ("Cap", "NoNewPrivs", "Seccomp")
-    with open("/proc/self/status") as status:
-        lines = dict(line.rstrip().split(":\t", 1) for line in status if line.startswith(wanted))
-    return {"namespaces": {name: os.readlink(f"/proc/self/ns/{name}") for name in os.listdir("/proc/self/ns")}, **lines}
-
-
 # -- starting up ------------------------------------------------------------------------------------------------
 
 
@@ -574,7 +580,8 @@ def prepare(loaded_at_start: frozenset[str]) -> Supervisor:
     if control != 3:
         os.dup2(control, 3, inheritable=False)
         config["control"] = 3
-    os.closerange(4, resource.getrlimit(resource.RLIMIT_NOFILE)[0])
+    relayed = config["relay"]
+    os.closerange(4 if relayed is None else 5, resource.getrlimit(resource.RLIMIT_NOFILE)[0])
     # An empty stdin of the sandbox's own: the host's /dev/null could not be opened again, by its name /dev/stdin.
     null = os.open("/dev/null", os.O_RDONLY)
     os.dup2(null, 0)
@@ -582,6 +589,10 @@ def prepare(loaded_at_start: frozenset[str]) -> Supervisor:
     os.umask(0o022)
     reset_signals()
     gate = door.hand_over(3, config["doors"]) if config["doors"] else None
+    if relayed is not None:
+        import relay
+
+        config["relay"] = relay.Relay(4, relayed)
     seen = isolation_seen()  # before our own /proc is closed to us too
     config["isolation"] = {**seen, "landlock": landlock.restrict(config["landlock"])}
     _libc.prctl(PR_SET_DUMPABLE, 0, 0, 0, 0)  # /proc/1/{mem,environ,fd} are out of every program's reach

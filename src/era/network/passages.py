@@ -30,7 +30,7 @@ import structlog
 
 from era.core.egress import Address, Range, allowlist_of
 from era.core.models import JsonObject
-from era.core.ports import Passage, Sandbox
+from era.core.ports import Door, Passage, Sandbox
 from era.errors import SandboxFailed
 from era.network import policy, proxy
 from era.network.dialing import NO_RULE, connected, told
@@ -93,16 +93,16 @@ class ProxyNetwork:
             return NoPassage()
         door = sandbox.doors.get("proxy")
         if door is None:
-            return NoPassage("this kind of sandbox has no way out in this version of ERA")
+            return NoPassage("this kind of sandbox has no way out")
         gate = self._gate(sandbox, door)
         if isinstance(gate, Gate):
             return GatePassage(self, gate, egress)
         return ProxyPassage(self, door, egress, gate)
 
-    def _gate(self, sandbox: Sandbox, door: socket.socket) -> Gate | str:
+    def _gate(self, sandbox: Sandbox, door: Door) -> Gate | str:
         """The sandbox's gate, or why it has none."""
-        if sandbox.gate is None:
-            return "this kernel can't show us connections before it makes them (that takes Linux 5.9 or newer)"
+        if sandbox.gate is None or not isinstance(door, socket.socket):
+            return sandbox.no_gate
         found = self._gates.get(sandbox.id)
         if found is None:
             try:
@@ -170,7 +170,7 @@ class ProxyPassage:
 
     gated = False
 
-    def __init__(self, network: ProxyNetwork, door: socket.socket, egress: JsonObject, reason: str) -> None:
+    def __init__(self, network: ProxyNetwork, door: Door, egress: JsonObject, reason: str) -> None:
         self._network = network
         self._allow = allowlist_of(egress)
         self._door = door.dup()  # the sandbox may be closed under us

@@ -12,7 +12,7 @@ import socket
 from collections.abc import Callable
 from contextlib import suppress
 
-from era.core.ports import Sandbox, StorageAccess
+from era.core.ports import Door, Sandbox, StorageAccess
 from era.errors import SandboxFailed
 
 MAX_CONNECTIONS = 64
@@ -49,7 +49,7 @@ class NoAccess:
 class DoorAccess:
     """Listens on a door, for one run."""
 
-    def __init__(self, door: socket.socket, for_run: Callable[[], MakeProtocol]) -> None:
+    def __init__(self, door: Door, for_run: Callable[[], MakeProtocol]) -> None:
         self._door = door.dup()  # the sandbox may be closed under us
         self._door.setblocking(False)
         self._for_run = for_run

@@ -37,6 +37,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from era.core.models import JsonObject
+from era.core.progress import Say
 from era.core.requirements import Packages
 from era.core.setups import Environment, SetupFailed
 from era.core.turns import Turns
@@ -122,7 +123,7 @@ class UvAndNpm:
     def digests(self) -> set[str]:
         return {name for name in os.listdir(self.environments) if _DIGEST.fullmatch(name)}
 
-    async def make(self, packages: Packages, *, anew: bool) -> Environment:
+    async def make(self, packages: Packages, *, anew: bool, say: Say | None = None) -> Environment:
         key = self._key(packages)
         async with self._turns.take(key, bounded=False):
             if not anew and (found := self.known(packages)) is not None:
@@ -130,7 +131,7 @@ class UvAndNpm:
             scratch = self._making / secrets.token_hex(8)
             self._at_work += 1
             try:
-                made = await self._made(packages, scratch)
+                made = await self._made(packages, scratch, say)
             except OSError as error:
                 raise SetupFailed(f"The packages could not be kept: {error.strerror or error}.") from error
             finally:
@@ -170,7 +171,7 @@ class UvAndNpm:
         temporary.write_text(json.dumps({"environment": digest}))
         temporary.rename(self._asked / key)
 
-    async def _made(self, packages: Packages, scratch: Path) -> Environment:
+    async def _made(self, packages: Packages, scratch: Path, say: Say | None) -> Environment:
         deadline = time.monotonic() + self._seconds
         home, site, npm = scratch / "home", scratch / "site", scratch / "npm"
         for directory in (scratch, home, site, npm):
@@ -191,7 +192,7 @@ class UvAndNpm:
                 self._processes.path("cache", scratch) + "/uv",
                 self._processes.path("uv", scratch),
             )
-            await self._fetch("pip", command, environment, scratch, deadline, (stdout, stderr))
+            await self._fetch("pip", command, environment, scratch, deadline, (stdout, stderr), say)
         if packages.npm:
             (npm / "package.json").write_text(tools.package_json(packages))
             self._processes.give(npm / "package.json", self._processes.fetcher)
@@ -199,7 +200,7 @@ class UvAndNpm:
                 self._processes.path("node", scratch), self._processes.path("cache", scratch) + "/npm"
             )
             command += ["--prefix", f"{work}/npm"]
-            await self._fetch("npm", command, environment, scratch, deadline, (stdout, stderr))
+            await self._fetch("npm", command, environment, scratch, deadline, (stdout, stderr), say)
         # Nobody else gets in from here on: what is looked at stays as it is.
         if self._processes.fetcher is not None:
             os.chown(scratch, 0, 0)
@@ -218,13 +219,14 @@ class UvAndNpm:
         scratch: Path,
         deadline: float,
         said: tuple[list[str], list[str]],
+        say: Say | None,
     ) -> None:
         names = ["cache", "uv" if tool == "pip" else "node", *(["python"] if self._prefix else [])]
         space = Space(scratch, self._cache, self._most_bytes)
         try:
             ran = await self._processes.run(
                 command, environment, scratch=scratch, uid=self._processes.fetcher, deadline=deadline, space=space,
-                names=names,
+                names=names, say=say,
             )  # fmt: skip
         except SetupFailed as problem:
             raise SetupFailed(f"{tool}: {problem}", "\n".join(said[0]), "\n".join(said[1])) from None

@@ -14,6 +14,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from era.core.progress import Say
 from era.core.setups import SetupFailed
 
 _CHILD = Path(__file__).resolve().with_name("child.py")
@@ -77,9 +78,10 @@ class Processes:
         deadline: float,
         space: Space,
         names: Sequence[str],
+        say: Say | None = None,
     ) -> Ran:
         """Run a tool that is shown `names` and its scratch directory, where it starts. Raises SetupFailed where it
-        takes too long (until `deadline`, of the monotonic clock) or too much space."""
+        takes too long (until `deadline`, of the monotonic clock) or too much space. `say` hears what it says."""
         shown = {"work": os.fspath(scratch), **{name: self._shown[name] for name in names}}
         plan = {
             "uid": uid,
@@ -97,7 +99,8 @@ class Processes:
             env={}, start_new_session=True,
         )  # fmt: skip
         assert process.stdin and process.stdout and process.stderr  # noqa: S101, PT018 - they are pipes
-        said = [asyncio.create_task(_end_of(stream)) for stream in (process.stdout, process.stderr)]
+        streams = {"stdout": process.stdout, "stderr": process.stderr}
+        said = [asyncio.create_task(_end_of(name, stream, say)) for name, stream in streams.items()]
         try:
             process.stdin.write(json.dumps(plan).encode())
             process.stdin.close()
@@ -124,10 +127,12 @@ def too_large(most: int) -> SetupFailed:
     return SetupFailed(f"The packages take more than {most >> 20} MiB. The server's ERA_DISK_MB sets the bound.")
 
 
-async def _end_of(stream: asyncio.StreamReader) -> str:
+async def _end_of(name: str, stream: asyncio.StreamReader, say: Say | None) -> str:
     kept = b""
     while piece := await stream.read(1 << 16):
         kept = (kept + piece)[-_LAST_WORDS:]
+        if say is not None:
+            say(name, piece)
     return kept.decode(errors="replace").strip()
 
 

@@ -7,13 +7,19 @@ from typing import Any
 
 from sqlalchemy import Connection, bindparam, select, update
 
-from era.core.models import Session, now
+from era.core.models import Session, Snapshot, now
 from era.core.ports import SetupJob
 from era.errors import NotFound
 from era.store.commits import IS_LIVE, Commits
 from era.store.tables import SETUP_UNDER_WAY, sessions
 
-_TO_DO = select(sessions.c.key, sessions.c.setup).where(SETUP_UNDER_WAY, IS_LIVE).order_by(sessions.c.key).limit(1000)
+_TO_DO = (
+    select(sessions.c.key, sessions.c.id, sessions.c.setup)
+    .where(SETUP_UNDER_WAY, IS_LIVE)
+    .order_by(sessions.c.key)
+    .limit(1000)
+)
+_IN_FORCE = select(sessions.c.version, sessions.c.setup).where(sessions.c.key == bindparam("session"), IS_LIVE)
 _OF_JOB = (
     update(sessions)
     .where(sessions.c.key == bindparam("session"), sessions.c.setup == bindparam("job"), SETUP_UNDER_WAY)
@@ -37,10 +43,30 @@ class SetupRows(Commits):
         values = {"session": job.session_key, "job": job.setup, "status": "running"}
         await self._write(lambda connection: connection.execute(_OF_JOB, values))
 
-    async def end_setup(self, job: SetupJob, *, status: str, result: str, environment: str | None) -> bool:
+    async def end_setup(
+        self,
+        job: SetupJob,
+        *,
+        status: str,
+        result: str,
+        environment: str | None,
+        left: tuple[int, Snapshot] | None = None,
+    ) -> bool:
+        at = now()
         values = {"session": job.session_key, "job": job.setup, "status": status}
-        values |= {"result": result, "new_environment": environment, "at": now()}
-        return await self._write(lambda connection: connection.execute(_END, values).rowcount > 0)
+        values |= {"result": result, "new_environment": environment, "at": at}
+
+        def end(connection: Connection) -> bool:
+            if left is not None:
+                version, snapshot = left
+                row = connection.execute(_IN_FORCE, {"session": job.session_key}).one_or_none()
+                if row is None or tuple(row) != (version, job.setup):
+                    return False
+                if snapshot != self._of_key(connection, job.session_key).snapshot:
+                    self._next_version(connection, job.session_key, "setup", at, data=None, snapshot=snapshot)
+            return connection.execute(_END, values).rowcount > 0
+
+        return await self._write(end)
 
     async def set_up_again(self, session_id: str) -> Session:
         def job(connection: Connection) -> Session:

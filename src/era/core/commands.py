@@ -1,0 +1,150 @@
+"""The commands of a setup: run in the session's own sandbox, before anything else runs there.
+
+Theory of operation. A command is a program like any other: it has the session's isolation, limits and network, its
+files and packages. It is `sh -c` in the place of Python, so the sandbox is one for Python whatever the session's
+language is. One after the other they run in one sandbox; the first that fails ends it, and then nothing of theirs is
+kept. Their output goes to the session's own result and nowhere else.
+
+While a setup is under way no run begins, so the session's sandbox is ours; but its files can be changed over HTTP all
+the same. The store takes what commands have left only if they began with the version that is in force then. If not,
+they are run once more, with the new files.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+from era.core import jsontext
+from era.core.allowance import bounded
+from era.core.models import Session, Snapshot
+from era.core.ports import Ended, Host, Network, Program, SnapshotRefused, SnapshotStore
+from era.core.progress import Progress
+from era.core.requirements import variables
+from era.errors import SandboxFailed
+
+LAST_WORDS = 4 << 10
+"""Bytes of each stream that are kept of all commands together."""
+
+_PROGRAM = """
+import os, signal, sys
+os.unlink(sys.argv[0])
+signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+os.execv('/bin/sh', ['sh', '-c', {command!r}])
+"""
+
+_HINT = "Change it with PATCH /api/sessions/{id}, or try again with POST /api/sessions/{id}/setup."
+
+
+@dataclass(slots=True)
+class Commanded:
+    """How a setup's commands went: those that were run, the end of what they said, what they left in the working
+    directory, and why it isn't kept, where it isn't."""
+
+    ran: list[str] = field(default_factory=list)
+    stdout: str = ""
+    stderr: str = ""
+    snapshot: Snapshot | None = None
+    error: str | None = None
+
+    def say(self, stream: str, piece: bytes) -> None:
+        kept = getattr(self, stream) + piece.decode(errors="replace")
+        setattr(self, stream, kept[-LAST_WORDS:])
+
+
+class Commands:
+    def __init__(self, host: Host, network: Network, snapshots: SnapshotStore) -> None:
+        self._host = host
+        self._network = network
+        self._snapshots = snapshots
+
+    async def run(
+        self, session: Session, commands: Sequence[str], environment: str | None, deadline: float, progress: Progress
+    ) -> Commanded:
+        """Run them in the session's sandbox, with the packages of `environment`, until `deadline` of the monotonic
+        clock at most. Nobody else may be in that sandbox. Call `kept` or `dropped` then. Raises EraError where there is
+        no sandbox to be had."""
+        told = Commanded()
+        if not session.persistent:
+            told.error = "This session is not persistent: it keeps no files, so commands could leave none. " + _HINT
+            return told
+        sandbox = await self._host.acquire(self._in_python(session, environment))
+        try:
+            for command in commands:
+                told.ran.append(command)
+                shown = f"$ {command}\n".encode()
+                told.say("stdout", shown)
+                progress.say("stdout", shown)
+                program = Program(
+                    code=_PROGRAM.format(command=command).encode(),
+                    state=jsontext.state_file(jsontext.loads(session.data.encode())),
+                    env={
+                        **variables(session.setup),
+                        "ERA_SESSION": "true",
+                        "ERA_SESSION_ID": session.id,
+                        "ERA_LANGUAGE": session.language,
+                    },
+                    timeout=max(0.1, deadline - time.monotonic()),
+                    ephemeral=False,
+                    files={},
+                )
+                passage = self._network.passage(sandbox, internet=session.allow_internet, egress=session.egress)
+                ended: Ended | None = None
+                async with passage:
+                    async for event in bounded(sandbox, replace(program, network=passage.env), session.snapshot):
+                        if isinstance(event, Ended):
+                            ended = event
+                        else:
+                            told.say(event.stream, event.data)
+                            progress.say(event.stream, event.data)
+                progress.flush()
+                if ended is None:
+                    raise SandboxFailed("The sandbox did not say how a command ended.")
+                told.error = _problem(command, ended)
+                if told.error is not None:
+                    return told
+            told.snapshot = await self._snapshots.take(sandbox, session.snapshot)
+            return told
+        except SnapshotRefused as problem:
+            told.error = f"What the commands left can't be kept: {problem}. Have them leave less, or raise 'limits'."
+            return told
+        except SandboxFailed as problem:
+            told.error = f"The sandbox failed under a command: {problem.message} {_HINT}"
+            return told
+        except BaseException:
+            await self.dropped(session.key)
+            raise
+
+    async def kept(self, session: Session, snapshot: Snapshot) -> None:
+        """What commands left is the session's now."""
+        if session.language == "python":
+            self._host.committed(session.key, snapshot)
+        else:
+            await self._host.release(session.key)
+
+    async def dropped(self, session_key: int) -> None:
+        """What commands left must not be used."""
+        await self._host.release(session_key)
+
+    def _in_python(self, session: Session, environment: str | None) -> Session:
+        return replace(session, language="python", environment=environment)
+
+
+def _problem(command: str, ended: Ended) -> str | None:
+    """Why a command that ended so has failed, None where it hasn't."""
+    if ended.cause == "exit" and ended.exit_code == 0 and ended.disk_problem is None:
+        return None
+    match ended.cause:
+        case "timeout":
+            how = "took too long; the server's ERA_SETUP_SECONDS sets the bound"
+        case "oom":
+            how = "was out of memory; the session's 'limits' set the bound"
+        case "disk_full":
+            how = f"was out of disk space ({ended.disk_problem}); the session's 'limits' set the bound"
+        case "exit":
+            how = f"ended with exit code {ended.exit_code}; 'stdout' and 'stderr' have its last words"
+        case _:
+            how = f"was killed (exit code {ended.exit_code})"
+    shown = command if len(command) <= 200 else f"{command[:200]}…"
+    return f"The command {shown!r} {how}. Nothing of the commands is kept. {_HINT}"

@@ -1,0 +1,244 @@
+"""Commands of a setup, and what a setup says while it is under way."""
+
+from __future__ import annotations
+
+import json
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.api.test_contract import refused
+from tests.api.test_isolation import needs_gvisor
+from tests.api.test_setup import make, settled
+from tests.conftest import Run, Server, eventually
+from tests.packages.registry import serving, wheel
+
+type MakeServer = Callable[..., Server]
+
+
+def versions(client: httpx.Client, where: str) -> list[str]:
+    found = client.get(f"/api/sessions/{where}/versions").json()["versions"]
+    return [each["cause"] for each in reversed(found)]
+
+
+@contextmanager
+def following(client: httpx.Client, where: str) -> Iterator[Iterator[dict[str, Any]]]:
+    """The events of a session's setup, as they come."""
+    with client.stream("GET", f"/api/sessions/{where}/setup/events", timeout=60) as answer:
+        assert answer.status_code == 200, answer.read()
+        assert answer.headers["content-type"].startswith("text/event-stream")
+
+        def events() -> Iterator[dict[str, Any]]:
+            kind = ""
+            for line in answer.iter_lines():
+                name, _, value = line.partition(": ")
+                if name == "event":
+                    kind = value
+                elif name == "data":
+                    event = json.loads(value)
+                    assert event["type"] == kind
+                    yield event
+
+        yield events()
+
+
+def all_events(client: httpx.Client, where: str) -> list[dict[str, Any]]:
+    with following(client, where) as events:
+        return list(events)
+
+
+@pytest.mark.parametrize("language", ["python", "node"])
+def test_what_commands_leave_is_the_session_s(client: httpx.Client, run: Run, language: str) -> None:
+    commands = ["mkdir -p made && pwd > made/here", "ls -A | tee listed; echo oops >&2", "yes | head -1 >> made/here"]
+    commands += ['echo "$A $ERA_SESSION_ID" > named']
+    where = make(client, {"commands": commands, "envs": {"A": "a b"}}, language)
+    told = settled(client, where)
+    result = told["setup_result"]
+    assert (result["commands_run"], result["error"]) == (commands, None)
+    assert result["stdout"].splitlines() == [
+        *(f"$ {commands[0]}", f"$ {commands[1]}", ".session_data.json", "listed", "made"),
+        *(f"$ {commands[2]}", f"$ {commands[3]}"),
+    ]
+    assert result["stderr"] == "oops\n"
+    assert told["version"] == 2
+    assert versions(client, where) == ["create", "setup"]
+    assert client.get(f"/api/sessions/{where}/files/made/here").text == "/workspace\ny\n"
+    assert client.get(f"/api/sessions/{where}/files/named").text == f"a b {where}\n"
+    code = "print(open('made/here').read())" if language == "python" else "console.log(require('fs').readdirSync('.'))"
+    assert "here" in run(where, code)["stdout"] or "made" in run(where, code)["stdout"]
+
+
+def test_commands_have_packages_and_files(own_server: MakeServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    with serving() as registry:
+        registry.put_python("one", "one-1.0-py3-none-any.whl", wheel("one", {"one.py": "x = 1"}))
+        for name, value in registry.environment().items():
+            monkeypatch.setenv(name, value)
+        server = own_server(spares="0")
+        with server.client() as client:
+            where = client.post("/api/sessions", json={"language": "python"}).json()["id"]
+            client.put(
+                f"/api/sessions/{where}/files/mine.py", content=b"import one; open('got', 'w').write(str(one.x))"
+            )
+            client.patch(f"/api/sessions/{where}", json={"setup": {"pip": ["one"], "commands": ["python3 mine.py"]}})
+            events = all_events(client, where)
+            assert (events[0]["type"], events[-1]["type"]) == ("status", "done")
+            assert [event["setup_status"] for event in events if event["type"] == "status"][-1] == "running"
+            lines = [event for event in events if event["type"] == "line"]
+            assert {"type": "line", "stream": "stdout", "text": "$ python3 mine.py"} in lines
+            assert any("one" in line["text"] and line["stream"] == "stderr" for line in lines), "uv's own words"
+            done = events[-1]
+            assert done["setup_result"]["pip_packages"] == ["one==1.0"]
+            assert done["setup_result"] == settled(client, where)["setup_result"]
+            assert client.get(f"/api/sessions/{where}/files/got").text == "1"
+            assert all_events(client, where) == [done], "after the end only that is told"
+
+
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [
+        ("echo out; echo err >&2; exit 7", ["exit code 7", "PATCH"]),
+        ("no-such-program", ["exit code 127"]),
+        ("kill -9 $$", ["killed", "137"]),
+    ],
+)
+def test_a_command_that_fails(client: httpx.Client, run: Run, command: str, words: list[str]) -> None:
+    where = make(client, {"commands": ["echo 1 > first", command, "echo never"]})
+    told = settled(client, where, "failed")
+    result = told["setup_result"]
+    assert [word for word in [*words, command, "Nothing of the commands is kept"] if word not in result["error"]] == []
+    assert result["commands_run"] == ["echo 1 > first", command]
+    assert "out" in result["stdout"] or "exit 7" not in command
+    assert "err\n" in result["stderr"] or "exit 7" not in command
+    assert versions(client, where) == ["create"]
+    assert run(where, "import os; print(os.listdir())")["stdout"] == "['main.py', '.session_data.json']\n" or (
+        "first" not in run(where, "import os; print(os.listdir())")["stdout"]
+    )
+
+
+def test_commands_have_the_session_s_limits_and_network(client: httpx.Client) -> None:
+    full = make(client, {"commands": ["head -c 30000000 /dev/zero > big"]}, limits={"disk_mb": 8})
+    assert "command" in settled(client, full, "failed")["setup_result"]["error"]
+    code = "import os; print('HTTP_PROXY' in os.environ)"
+    for internet in (True, False):
+        where = make(client, {"commands": [f'python3 -c "{code}"']}, allowInternetAccess=internet)
+        assert settled(client, where)["setup_result"]["stdout"].splitlines()[1] == str(internet)
+
+
+@needs_gvisor
+def test_commands_in_gvisor(client: httpx.Client, run: Run) -> None:
+    where = make(client, {"commands": ["dmesg > kernel"]}, isolation="gvisor")
+    settled(client, where)
+    assert "Starting gVisor" in client.get(f"/api/sessions/{where}/files/kernel").text
+    assert run(where, "print(len(open('kernel').read()) > 0)")["stdout"] == "True\n"
+
+
+def test_what_is_no_command(client: httpx.Client) -> None:
+    for commands in ([""], ["a\0b"], ["x" * (65 << 10)], ["true"] * 51, [1], "true"):
+        body = {"language": "python", "setup": {"commands": commands}}
+        refused(client.post("/api/sessions", json=body), 400, "commands")
+    body = {"language": "python", "persistent": False, "setup": {"commands": ["true"]}}
+    assert refused(client.post("/api/sessions", json=body), 400, "persistent")["code"] == "not_persistent"
+    where = client.post("/api/sessions", json={"language": "python", "persistent": False}).json()["id"]
+    client.patch(f"/api/sessions/{where}", json={"setup": {"commands": ["true"]}})
+    assert "not persistent" in settled(client, where, "failed")["setup_result"]["error"]
+
+
+def test_files_that_change_meanwhile_are_not_lost(client: httpx.Client, run: Run) -> None:
+    """Then the commands run once more, with the new files."""
+    command = "echo run >> /workspace/made; cp -r . /tmp/seen; echo began; test -f go || sleep 600"
+    where = make(client, {"commands": [f"timeout 1.5 sh -c '{command}'; cat made"]})
+    with following(client, where) as events:
+        assert any(event.get("text") == "began" for event in events)
+        assert client.put(f"/api/sessions/{where}/files/go", content=b"mine").is_success
+    settled(client, where)
+    assert client.get(f"/api/sessions/{where}/files/go").text == "mine"
+    assert client.get(f"/api/sessions/{where}/files/made").text == "run\n", (
+        "from the new version, not from what was left"
+    )
+    assert versions(client, where) == ["create", "files", "setup"]
+
+
+def test_another_setup_ends_the_one_under_way(client: httpx.Client) -> None:
+    where = make(client, {"commands": ["echo first > made; echo began; sleep 600"]})
+    with following(client, where) as events:
+        assert any(event.get("text") == "began" for event in events)
+        assert client.patch(f"/api/sessions/{where}", json={"setup": {"commands": ["echo second >> made"]}}).is_success
+        rest = list(events)
+    assert rest[-1]["setup_result"]["commands_run"] == ["echo second >> made"]
+    assert client.get(f"/api/sessions/{where}/files/made").text == "second\n"
+
+
+def test_events_as_they_come_and_however_late(client: httpx.Client, server: Server) -> None:
+    where = make(client, {"commands": ["echo a; echo b >&2; while ! test -f /tmp/go; do sleep 0.1; done", "true"]})
+    with following(client, where) as early:
+        seen: list[dict[str, Any]] = []
+        while not {"a", "b"} <= {event.get("text") for event in seen}:
+            seen.append(next(early))
+        with following(client, where) as late:
+            replayed: list[dict[str, Any]] = []
+            while not {"a", "b"} <= {event.get("text") for event in replayed}:
+                replayed.append(next(late))
+        assert [event for event in replayed if event["type"] == "line"] == [
+            event for event in seen if event["type"] == "line"
+        ]
+        # Those who go leave nothing.
+        before = descriptors(server)
+        for _ in range(20):
+            with following(client, where) as others:
+                next(others)
+        assert eventually(lambda: descriptors(server) <= before)
+        assert client.patch(f"/api/sessions/{where}", json={"setup": {"envs": {"A": "1"}}}).is_success
+        assert list(early)[-1]["setup_status"] == "completed"
+
+
+def descriptors(server: Server) -> int:
+    import os
+
+    assert server.process is not None
+    return len(os.listdir(f"/proc/{server.process.pid}/fd"))
+
+
+def test_who_has_no_setup_has_no_events(client: httpx.Client) -> None:
+    where = client.post("/api/sessions", json={"language": "python"}).json()["id"]
+    refused(client.get(f"/api/sessions/{where}/setup/events"), 400, "no setup")
+    refused(client.get("/api/sessions/none-such/setup/events"), 404)
+
+
+def test_endless_output_is_bounded(client: httpx.Client) -> None:
+    where = make(client, {"commands": ["head -c 30000000 /dev/zero | tr '\\0' x", "seq 100000", "echo end"]})
+    told = settled(client, where)["setup_result"]
+    assert len(told["stdout"]) <= 4096
+    assert told["stdout"].endswith("$ echo end\nend\n")
+
+
+def test_a_setup_that_was_cut_off_begins_again(own_server: MakeServer) -> None:
+    server = own_server(spares="0")
+    with server.client() as client:
+        where = make(client, {"commands": ["echo x >> made", "echo began; test -f go || sleep 600"]})
+        client.put(f"/api/sessions/{where}/files/other", content=b"1")
+        with following(client, where) as events:
+            assert any(event.get("text") == "began" for event in events)
+        server.stop(signal.SIGKILL)
+    server.start()
+    with server.client() as client:
+        assert client.put(f"/api/sessions/{where}/files/go", content=b"1").is_success
+        found = all_events(client, where)
+        assert found[-1]["setup_status"] == "completed"
+        assert client.get(f"/api/sessions/{where}/files/made").text == "x\n"
+
+
+def test_the_session_may_go_meanwhile(client: httpx.Client) -> None:
+    where = make(client, {"commands": ["echo began; sleep 600"]})
+    with following(client, where) as events:
+        assert any(event.get("text") == "began" for event in events)
+        gone = threading.Thread(target=lambda: client.delete(f"/api/sessions/{where}?purge=true"))
+        gone.start()
+        rest = list(events)
+        gone.join()
+    assert rest[-1]["type"] == "error"
+    assert rest[-1]["code"] == "not_found"
