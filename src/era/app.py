@@ -29,6 +29,7 @@ from era.core.capsules.service import Capsules
 from era.core.expiry import Expiry
 from era.core.files import Files
 from era.core.idempotency import Keys
+from era.core.inbound import Inbound
 from era.core.limits import Rules
 from era.core.models import Isolation, JsonObject
 from era.core.outputs import History, Outputs
@@ -39,6 +40,7 @@ from era.core.setups import Setups
 from era.core.snapshots import Snapshots
 from era.core.spool import Slots, Spool, Threads
 from era.core.turns import Turns
+from era.core.under_way import UnderWay
 from era.core.versions import Versions
 from era.drivers.bubblewrap import BubblewrapDriver
 from era.drivers.choice import DriverChoice
@@ -188,7 +190,15 @@ async def services(settings: Settings) -> AsyncIterator[Context]:
                 max_live=settings.max_live,
                 idle_seconds=settings.idle_seconds,
             )
-            runs = Runs(store, host, network, snapshots, outputs, turns, keys, setups.settled)
+            under_way = UnderWay()
+            runs = Runs(store, host, network, snapshots, outputs, turns, keys, setups.settled, under_way)
+            inbound = Inbound(
+                runs,
+                under_way,
+                host,
+                idle_seconds=settings.idle_seconds,
+                service_seconds=settings.max_timeout,
+            )
             expiry = Expiry(store, host)
             files = Files(store, snapshots, blobs, turns, spool, transfers, bounds)
             await host.start()
@@ -201,7 +211,8 @@ async def services(settings: Settings) -> AsyncIterator[Context]:
                     rules=bounds,
                     sessions=Sessions(store, host, turns, keys, expiry, bounds, setups.kick),
                     runs=runs,
-                    history=History(store, outputs),
+                    inbound=inbound,
+                    history=History(store, outputs, under_way),
                     versions=Versions(store, snapshots, turns, keys),
                     capsules=capsules,
                     keys=keys,
@@ -213,12 +224,14 @@ async def services(settings: Settings) -> AsyncIterator[Context]:
                     files=snapshots.entries,
                     isolation=sandboxes.isolation,
                     host_counts=host.counts,
+                    end_background=under_way.stop_background,
                     end_runs=host.stop,
                 )
             finally:
                 for task in background:
                     task.cancel()
                 await setups.stop()
+                await under_way.stop_background(settings.drain_seconds)
                 await runs.drain(settings.drain_seconds)
                 await host.stop()
                 await runs.drain(_LAST_ANSWERS_SECONDS)
@@ -298,7 +311,9 @@ class _Server(uvicorn.Server):
         ending.cancel()
 
     async def _end_runs(self) -> None:
+        background = asyncio.create_task(self._context.end_background(self._drain_seconds))
         await asyncio.sleep(self._drain_seconds)
+        await background
         await self._context.end_runs()
 
     @contextmanager

@@ -49,7 +49,8 @@ from era.core.models import LANGUAGES, JsonObject, Language
 from era.core.ports import Ended, Limits, Output, Program
 from era.drivers import guest, processes, seccomp
 from era.drivers.cgroups import Cgroups, Group
-from era.drivers.channel import Channel, receive_door
+from era.drivers.channel import Channel, receive_socket
+from era.drivers.hatch import Hatch
 from era.drivers.staging import Paths, remove_tree, staged
 from era.errors import NoIsolation, SandboxFailed
 
@@ -152,6 +153,8 @@ class BubblewrapSandbox:
     """One live sandbox."""
 
     has_door = True
+    has_hatch = True
+    no_way_in: str | None = None
 
     def __init__(
         self,
@@ -171,11 +174,15 @@ class BubblewrapSandbox:
         self._group: Group | None = None
         self._kills_seen = 0
         self._stands_back = False
+        self._standing: asyncio.TimerHandle | None = None
+        """Set while a program runs."""
+
         self._process: subprocess.Popen[bytes] | None = None
         self._init_pid = 0
         self._init_pidfd = -1
         self._channel: Channel | None = None
         self.door: socket.socket | None = None
+        self._hatch: Hatch | None = None
         self._log = os.memfd_create("era-sandbox-log")
         self._closing: asyncio.Task[None] | None = None
 
@@ -186,18 +193,27 @@ class BubblewrapSandbox:
     async def run(self, program: Program) -> AsyncIterator[Output | Ended]:
         if self._channel is None or not self.alive:
             raise SandboxFailed("The sandbox is gone.")
-        timer = asyncio.get_running_loop().call_later(_SHORT_RUN, self._stand_back)
+        self._stand_back_later()
         try:
             async for event in self._channel.run(program, self.limits.output_bytes):
                 yield self._classify(event) if isinstance(event, Ended) else event
         finally:
-            timer.cancel()
-            if self._stands_back:
-                self._stand_back(yes=False)
+            self._come_forward()
 
     async def kill_run(self) -> None:
         if self._channel is not None:
             await self._channel.kill_run()
+
+    async def stop_run(self) -> None:
+        if self._channel is not None:
+            await self._channel.stop_run()
+
+    async def connect(self, port: int) -> socket.socket | None:
+        found = None if self._hatch is None else await self._hatch.connect(port)
+        if found is not None and self._standing is not None:
+            self._come_forward()  # whoever calls it waits for it, as for a short run
+            self._stand_back_later()
+        return found
 
     def unnamed_bytes(self, device: int) -> int:
         return processes.unnamed_bytes(self._processes(), device)
@@ -224,13 +240,25 @@ class BubblewrapSandbox:
             variables = {**guest.program_environment(), **guest.environment_variables(self.environment)}
             async with asyncio.timeout(_START_SECONDS):
                 if self.has_door:
-                    self.door = await receive_door(ours)
+                    self.door = await receive_socket(ours, b"N")
+                if self.has_hatch:
+                    self._hatch = Hatch(await receive_socket(ours, b"H"))
                 self._channel = await Channel.over(ours, variables)
                 seen = await self._channel.ready()
         except (OSError, TimeoutError, SandboxFailed) as error:
             ours.close()
             raise SandboxFailed(f"The sandbox did not start: {self.log() or error}") from error
         self.enforced = self._enforced(language, seen)
+
+    def _stand_back_later(self) -> None:
+        self._standing = asyncio.get_running_loop().call_later(_SHORT_RUN, self._stand_back)
+
+    def _come_forward(self) -> None:
+        if self._standing is not None:
+            self._standing.cancel()
+            self._standing = None
+        if self._stands_back:
+            self._stand_back(yes=False)
 
     def _stand_back(self, *, yes: bool = True) -> None:
         """Let what runs here have a processor only where no short run wants it, or end that."""
@@ -315,6 +343,7 @@ class BubblewrapSandbox:
             self.rlimits(language),
             self.limits,
             door=self.has_door,
+            hatch=self.has_hatch,
             network=self._driver.network,
         )
         return Plan(
@@ -356,8 +385,9 @@ class BubblewrapSandbox:
     async def _close(self) -> None:
         if self._channel is not None:
             self._channel.close()
-        if self.door is not None:
-            self.door.close()
+        for one in (self.door, self._hatch):
+            if one is not None:
+                one.close()
         await asyncio.get_running_loop().run_in_executor(self._driver.cleaner, self._remove)
         self._driver.forget(self)
 

@@ -83,6 +83,10 @@ class Channel:
         with contextlib.suppress(OSError):
             self._writer.write(_frame(b"K", b""))
 
+    async def stop_run(self) -> None:
+        with contextlib.suppress(OSError):
+            self._writer.write(_frame(b"T", b""))
+
     def close(self) -> None:
         self._closed = True
         self._writer.close()
@@ -101,6 +105,7 @@ class Channel:
             "state_limit": STATE_LIMIT,
             "ephemeral": program.ephemeral,
             "network": dict(program.network),
+            "command": list(program.command) or None,
         }
         parts = [_frame(b"R", json.dumps(header).encode()), *program.files.values()]
         self._writer.write(b"".join([*parts, program.state, program.code, environment]))
@@ -114,8 +119,8 @@ class Channel:
             raise SandboxFailed("The sandbox died.") from error
 
 
-async def receive_door(control: socket.socket) -> socket.socket:
-    """The socket that a supervisor hands over before it says anything else. Raises SandboxFailed."""
+async def receive_socket(control: socket.socket, kind: bytes) -> socket.socket:
+    """A socket that a supervisor hands over before it says anything else. Raises SandboxFailed."""
     loop = asyncio.get_running_loop()
     readable = asyncio.Event()
     loop.add_reader(control, readable.set)
@@ -124,7 +129,7 @@ async def receive_door(control: socket.socket) -> socket.socket:
     finally:
         loop.remove_reader(control)
     message, descriptors, _, _ = socket.recv_fds(control, 5, 1, socket.MSG_CMSG_CLOEXEC)
-    if message[:1] != b"N" or len(descriptors) != 1:
+    if message[:1] != kind or len(descriptors) != 1:
         raise SandboxFailed("The sandbox did not start.")
     return socket.socket(fileno=descriptors[0])
 

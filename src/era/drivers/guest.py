@@ -34,6 +34,9 @@ PATH = f"{NODE}/bin:/usr/local/bin:/usr/bin:/bin"
 DOOR_PORT = 18128
 """Where the door of a sandbox is (ports.Sandbox): a port below those that the kernel gives out by itself."""
 
+OWN_PORTS = frozenset({DOOR_PORT})
+"""Where a sandbox has sockets of the host's. Nobody from outside is let in there."""
+
 ENTRIES: dict[Language, str] = {"python": "main.py", "node": "main.js", "typescript": "main.ts"}
 
 _NODE_FLAGS = ("--disable-warning=MODULE_TYPELESS_PACKAGE_JSON",)
@@ -93,10 +96,11 @@ def supervisor_config(
     limits: Limits,
     *,
     door: bool = False,
+    hatch: bool = False,
     network: Mapping[str, str] | None = None,
 ) -> str:
     """The supervisor's configuration as JSON; see guest/supervisor.py for the meaning of each field. `bounds` are
-    `rlimits`; `door` says whether it is to hand over one, `network` what the first run most likely has as
+    `rlimits`; `door` and `hatch` say whether it is to hand over one, `network` what the first run most likely has as
     `Program.network`."""
     node = f"{NODE}/bin/node"
     warm: list[str] | None
@@ -111,6 +115,7 @@ def supervisor_config(
         {
             "control": control,
             "door": DOOR_PORT if door else None,
+            "hatch": hatch,
             "network": dict(network or {}),
             "language": language,
             "entry": ENTRIES[language],

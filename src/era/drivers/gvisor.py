@@ -146,7 +146,8 @@ def etc_files() -> dict[str, bytes]:
 class GvisorSandbox(BubblewrapSandbox):
     """One live sandbox: bubblewrap's, with runsc in it."""
 
-    has_door = False  # the sockets in there are gVisor's own, and can't be handed out
+    has_door = has_hatch = False  # the sockets in there are gVisor's own, and can't be handed out
+    no_way_in = "a gVisor sandbox can't be called into in this version of ERA"
 
     def plan(self, language: Language, control: int) -> Plan:
         config = guest.supervisor_config(language, _CONTROL, self.rlimits(language), self.limits)

@@ -33,8 +33,8 @@ new sandbox from the last committed snapshot.
 
 Wire format, both ways over one stream socket: a kind (1 byte), a length (4 bytes, big endian), a payload.
   host to guest:  R  JSON header; then, unframed, its `lengths`: files…, state, code, environment
-                  K  kill the run under way
-  guest to host:  N  with a descriptor: the door, see door.py; comes first, if asked for
+                  K  kill the run under way; T  the same, with SIGTERM and some grace first
+  guest to host:  N, H  with a descriptor: the door (door.py), the hatch (hatch.py); come first, if asked for
                   Y  JSON: ready for the first run, and the isolation as seen from inside
                   B  the program is about to begin
                   O, E  a piece of stdout, of stderr
@@ -57,7 +57,9 @@ import sys
 import time
 
 import door
+import hatch
 import landlock
+from seen import device_files, isolation_seen
 from system_v import SystemV
 from workspace import STATE_FILE, empty_directory, read_state, remove_if_unchanged, write_file
 
@@ -78,7 +80,7 @@ PAGE = 4096
 
 # Modules of our own need, which a program must find unloaded.
 OURS = (
-    *("supervisor", "workspace", "landlock", "system_v", "door"),
+    *("supervisor", "workspace", "landlock", "system_v", "door", "hatch", "seen"),
     *("_socket", "ctypes", "ctypes._endian", "_ctypes", "fcntl", "resource"),
 )
 # What programs import most. Each costs memory in every spare, and time when it is finalized.
@@ -165,6 +167,7 @@ class Spare:
 class Supervisor:
     def __init__(self, config: dict[str, Any], loaded_at_start: set[str]) -> None:
         self.control = Control(config["control"])
+        self.hatch: int = config["hatch"]
         self.language = config["language"]
         self.entry: str = config["entry"]
         self.warm = config["warm"]
@@ -217,17 +220,19 @@ class Supervisor:
         control.read_into(environment)
 
         write_file(STATE_FILE, state)
+        command = header["command"]
         entry = self.free_entry()
-        written = write_file(entry, code)
+        written = None if command else write_file(entry, code)
         control.send(b"B", b"")  # from here on the run may have had effects, and must not be tried again
         begun = time.monotonic()
         cold = header["cold"] or (self.warm is not None and header["network"] != self.network)
-        spare = self.start_program(entry, environment, cold)
+        spare = self.start_program(entry, environment, cold, command)
         self.network = header["network"]
         ended = self.follow(spare, begun + header["timeout"], header["output"])
         ended["duration"] = time.monotonic() - begun
         spare.close()
-        remove_if_unchanged(entry, written)
+        if written is not None:
+            remove_if_unchanged(entry, written)
         content, ended["state_problem"] = read_state(header["state_limit"])
         ended["state"] = "missing" if content is None else "same" if content == state else "sent"
         if content is not None and content != state:
@@ -255,11 +260,11 @@ class Supervisor:
             name = f"__main__{'' if serial == 1 else serial}{os.path.splitext(self.entry)[1]}"
         return name
 
-    def start_program(self, entry: str, environment: bytearray, cold: bool) -> Spare:
+    def start_program(self, entry: str, environment: bytearray, cold: bool, command: list[str] | None) -> Spare:
         spare, self.spare = self.spare, None
         if spare is None:
             raise RuntimeError("a run was asked for before its spare was made")
-        if not cold and entry == spare.entry:
+        if not cold and not command and entry == spare.entry:
             try:
                 spare.start(environment)
                 return spare
@@ -268,13 +273,13 @@ class Supervisor:
         os.kill(spare.pid, signal.SIGKILL)
         os.waitpid(spare.pid, 0)
         spare.close()
-        spare = self.make_spare(entry, None, self.cold)
+        spare = self.make_spare(entry, None, command or [*self.cold, entry])
         spare.start(environment)
         return spare
 
     def make_spare(self, entry: str, warm: list[str] | None, cold: list[str] | None = None) -> Spare:
         """Fork a process that waits for its environment: `warm` runs another interpreter that waits by itself, `cold`
-        starts one only when the environment is there, and with neither the child becomes the program."""
+        is executed only when the environment is there, and with neither the child becomes the program."""
         go, go_end = os.pipe()
         stdout, stdout_end = wide_pipe()
         stderr, stderr_end = wide_pipe()
@@ -306,7 +311,7 @@ class Supervisor:
             os.close(3)
             if cold:
                 restore_signals()
-                os.execve(cold[0], [*cold, entry], environment)
+                os.execvpe(cold[0], cold, environment)
             self.forget_ourselves(environment)
         except BaseException as problem:
             os.write(2, f"era: the program could not be started: {problem}\n".encode())
@@ -348,7 +353,7 @@ class Supervisor:
         truncated = {b"O": False, b"E": False}
         cause = "exit"
         poller = select.poll()
-        for fd in (control.fd, spare.pidfd, *kinds):
+        for fd in (control.fd, self.hatch, spare.pidfd, *kinds):
             if fd >= 0:
                 poller.register(fd, select.POLLIN)
 
@@ -379,7 +384,7 @@ class Supervisor:
                     break
             left = deadline - now
             if left <= 0:
-                if cause == "timeout":
+                if cause != "exit":
                     break
                 cause = "timeout"
                 deadline += GRACE
@@ -393,9 +398,18 @@ class Supervisor:
                     pass_on(fd)
                 elif fd == spare.pidfd:
                     running = False
-                elif control.receive()[0] == b"K":
-                    cause = "killed"
-                    running = False
+                elif fd == self.hatch:
+                    if not hatch.answer(fd):
+                        poller.unregister(fd)
+                else:
+                    kind = control.receive()[0]
+                    if kind == b"K":
+                        cause = "killed"
+                        running = False
+                    elif kind == b"T" and cause == "exit":
+                        cause = "killed"
+                        deadline = time.monotonic() + GRACE
+                        signal_everything(signal.SIGTERM)
             if spare.pidfd < 0 and spare.has_ended():
                 running = False
         status, usage, reaped = kill_everything(spare.pid)
@@ -530,21 +544,6 @@ def read_environment() -> dict[str, str]:
     return environment
 
 
-def isolation_seen() -> dict[str, Any]:
-    """What the kernel says of this process: namespaces by their inode, and the lines that tell of privileges."""
-    wanted = ("Cap", "NoNewPrivs", "Seccomp")
-    with open("/proc/self/status") as status:
-        lines = dict(line.rstrip().split(":\t", 1) for line in status if line.startswith(wanted))
-    return {"namespaces": {name: os.readlink(f"/proc/self/ns/{name}") for name in os.listdir("/proc/self/ns")}, **lines}
-
-
-def device_files() -> dict[str, tuple[int, int]]:
-    """What /dev has: mode and device number by name."""
-    with os.scandir("/dev") as entries:
-        found = {entry.name: entry.stat(follow_symlinks=False) for entry in entries}
-    return {name: (stat.st_mode, stat.st_rdev) for name, stat in {".": os.stat("/dev"), **found}.items()}
-
-
 # -- starting up ------------------------------------------------------------------------------------------------
 
 
@@ -578,6 +577,7 @@ def prepare(loaded_at_start: frozenset[str]) -> Supervisor:
     reset_signals()
     if config["door"]:
         door.hand_over(3, config["door"])
+    config["hatch"] = hatch.cut(3) if config["hatch"] else -1
     seen = isolation_seen()  # before our own /proc is closed to us too
     config["isolation"] = {**seen, "landlock": landlock.restrict(config["landlock"])}
     _libc.prctl(PR_SET_DUMPABLE, 0, 0, 0, 0)  # /proc/1/{mem,environ,fd} are out of every program's reach
