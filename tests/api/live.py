@@ -35,7 +35,8 @@ class Handler(BaseHTTPRequestHandler):
 
     def on_echo(self):
         body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-        told = {"method": self.command, "path": self.path, "headers": self.headers.items(), "body": body.decode("latin-1")}
+        told = {"method": self.command, "path": self.path, "headers": self.headers.items()}
+        told["body"] = body.decode("latin-1")
         self.reply(json.dumps(told).encode())
 
     def on_status(self):
@@ -142,7 +143,8 @@ server.on("upgrade", (request, socket, head) => {
       start[1] &= 127;
       socket.write(Buffer.concat([start, body]));
       const closing = (seen[0] & 15) === 8;
-      seen = seen.subarray(at + 4 + length);
+      seen = seen.subarray(needed);
+      needed = 0;
       if (closing) return socket.end();
     }
   };

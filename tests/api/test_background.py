@@ -44,12 +44,14 @@ def test_a_run_that_nobody_waits_for(client: httpx.Client, session: Session, run
 
 def test_what_it_has_written_so_far(client: httpx.Client, session: Session) -> None:
     where = session()
-    run_id = begin(client, where, "import sys, time; print('0123456789', flush=True); sys.stderr.write('e'); time.sleep(600)")
+    run_id = begin(
+        client, where, "import sys, time; print('0123456789', flush=True); sys.stderr.write('e'); time.sleep(600)"
+    )
     url = f"/api/sessions/{where}/runs/{run_id}"
     assert eventually(lambda: client.get(f"{url}/stdout").text == "0123456789\n")
     part = client.get(f"{url}/stdout", headers={"Range": "bytes=3-5"})
     assert (part.status_code, part.text) == (206, "345")
-    assert eventually(lambda: client.get(f"{url}/stderr").text == "e")
+    assert eventually(lambda: client.get(f"{url}/stderr").text == "e\n")
 
 
 def test_stopping(client: httpx.Client, session: Session, run: Run) -> None:
