@@ -44,9 +44,8 @@ def test_a_run_that_nobody_waits_for(client: httpx.Client, session: Session, run
 
 def test_what_it_has_written_so_far(client: httpx.Client, session: Session) -> None:
     where = session()
-    run_id = begin(
-        client, where, "import sys, time; print('0123456789', flush=True); sys.stderr.write('e'); time.sleep(600)"
-    )
+    code = "import sys, time; print('0123456789', flush=True); print('e', file=sys.stderr); time.sleep(600)"
+    run_id = begin(client, where, code)
     url = f"/api/sessions/{where}/runs/{run_id}"
     assert eventually(lambda: client.get(f"{url}/stdout").text == "0123456789\n")
     part = client.get(f"{url}/stdout", headers={"Range": "bytes=3-5"})

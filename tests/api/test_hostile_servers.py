@@ -208,8 +208,8 @@ class Hurried(Server):
 
     def _spawn(self, command: list[str], environment: dict[str, str], log: IO[bytes]) -> subprocess.Popen[bytes]:
         hurry = (
-            "from era.api import forward; forward.HEAD_SECONDS = 1.0; forward.IDLE_SECONDS = 1.5; "
-            "from era.core import inbound; inbound._START_SECONDS = 3.0; inbound.MAX_CALLERS = 4; "
+            "from era.api import forward; forward.HEAD_SECONDS = 0.6; forward.IDLE_SECONDS = 0.8; "
+            "from era.core import inbound; inbound._START_SECONDS = 1.0; inbound.MAX_CALLERS = 4; "
             "from era.cli import main; main()"
         )
         return subprocess.Popen([sys.executable, "-c", hurry, "serve"], stdout=log, stderr=log, env=environment)
@@ -233,12 +233,12 @@ def test_nobody_is_waited_for_without_end(tmp_path: Path) -> None:
                 one.recv(1)
                 held.append(one)
             assert client.get("/proxy/s/3000/hold").status_code == 503  # as many as may be
+            time.sleep(1.2)  # until all of them have been given up
             for one in held:
-                with pytest.raises(ConnectionError):  # what was under way, then the end
+                one.settimeout(15)
+                with suppress(ConnectionError):  # what was under way, then the end
                     while one.recv(1 << 20):
-                        time.sleep(0.4 if one.gettimeout() == 20 else 0)
-                        one.settimeout(15)
-                    raise ConnectionError("the end of an answer without one")
+                        pass
                 one.close()
             client.post("/api/sessions", json={"language": "python", "session_id": "deaf", "service": "exec sleep 600"})
             answer = client.get("/proxy/deaf/3000/")
@@ -254,8 +254,8 @@ def test_requests_that_cheat(server: Server, live: str) -> None:
     """What a caller says reaches the server inside as one request, or not at all."""
     inside = f"GET {live}/smuggled HTTP/1.1\r\nHost: x\r\n\r\n"
     cases = {
-        "both lengths": f"POST {live}/ HTTP/1.1\r\nHost: SELF\r\nContent-Length: 4\r\nTransfer-Encoding: chunked\r\n\r\n"
-        f"0\r\n\r\n{inside}",
+        "both lengths": f"POST {live}/ HTTP/1.1\r\nHost: SELF\r\nContent-Length: 4\r\n"
+        f"Transfer-Encoding: chunked\r\n\r\n0\r\n\r\n{inside}",
         "two lengths": f"POST {live}/ HTTP/1.1\r\nHost: SELF\r\nContent-Length: 0\r\nContent-Length: 9\r\n\r\n{inside}",
         "a line in the target": f"GET {live}/\x0bx HTTP/1.1\r\nHost: SELF\r\n\r\n",
         "two hosts": f"GET {live}/ HTTP/1.1\r\nHost: SELF\r\nHost: evil.example\r\n\r\n",

@@ -170,7 +170,7 @@ def test_copies_and_capsules_have_it(client: httpx.Client, served: Made, server:
     assert client.get(f"/proxy/{copy['id']}/3000/").status_code == 200
     capsule = client.get(f"/api/sessions/{where}/capsule").content
     headers = {"Content-Type": "application/x-tar"}
-    made = client.post(f"/api/sessions/import?session_id={where}-3", content=capsule, headers=headers)
+    made = client.post(f"/api/sessions/import?id={where}-3", content=capsule, headers=headers)
     assert made.status_code == 201, made.text
     assert made.json()["service"] == ["python3", "app.py"]
 
@@ -188,7 +188,10 @@ def test_it_ends_when_nobody_calls_and_when_the_room_is_needed(own_server: Calla
     server = own_server(idle_seconds="1", max_live="2", spares="0", max_timeout="3")
     with server.client() as client:
         for name in ("a", "b", "c"):
-            client.post("/api/sessions", json={"language": "python", "session_id": name, "service": "python3 app.py"})
+            client.post(
+                "/api/sessions",
+                json={"language": "python", "session_id": name, "service": "python3 app.py", "default_timeout": 3},
+            )
             put(client, name, SERVE)
         assert client.get("/proxy/a/3000/write").status_code == 200
         assert eventually(lambda: runs(client, "a")[0]["status"] == "killed")  # nobody has called for a second

@@ -120,7 +120,9 @@ class Inbound:
                     return run, found
                 _check_way_in(run)
                 if run.reached:
-                    raise RelayFailed(f"The session's service does not listen on port {port}.")
+                    raise RelayFailed(
+                        f"The session's service does not listen on port {port}.", details={"run_id": run.run_id}
+                    )
                 if time.monotonic() > deadline:
                     raise RelayTimeout(
                         f"The session's service did not listen on port {port} within {_START_SECONDS:g} seconds.",
