@@ -27,7 +27,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "core": {"errors"},
     **{adapter: {"core", "errors"} for adapter in ADAPTERS},
     "guest": set(),
-    "api": {"core", "errors", "wire", "settings"},
+    "api": {"core", "errors", "wire", "wire_versions", "settings"},
 }
 
 

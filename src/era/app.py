@@ -31,6 +31,7 @@ from era.core.commands import Commands
 from era.core.expiry import Expiry
 from era.core.files import Files
 from era.core.idempotency import Keys
+from era.core.inbound import Inbound
 from era.core.limits import Rules
 from era.core.models import Isolation, JsonObject
 from era.core.outputs import History, Outputs
@@ -42,6 +43,7 @@ from era.core.snapshots import Snapshots
 from era.core.spool import Slots, Spool, Threads
 from era.core.storage import Storage
 from era.core.turns import Turns
+from era.core.under_way import UnderWay
 from era.core.versions import Versions
 from era.drivers.bubblewrap import BubblewrapDriver
 from era.drivers.choice import DriverChoice
@@ -202,7 +204,15 @@ async def services(settings: Settings) -> AsyncIterator[Context]:
             )
             setups = Setups(store, packages, turns, Commands(host, network, snapshots), settings.setup_seconds)
             doors = StorageDoors(Inside(storage, settings.body_idle_seconds).for_run)
-            runs = Runs(store, host, network, doors, snapshots, outputs, turns, keys, setups.settled)
+            under_way = UnderWay()
+            runs = Runs(store, host, network, doors, snapshots, outputs, turns, keys, setups.settled, under_way)
+            inbound = Inbound(
+                runs,
+                under_way,
+                host,
+                idle_seconds=settings.idle_seconds,
+                service_seconds=settings.max_timeout,
+            )
             expiry = Expiry(store, host)
             files = Files(store, snapshots, blobs, turns, spool, transfers, bounds)
             await host.start()
@@ -215,7 +225,8 @@ async def services(settings: Settings) -> AsyncIterator[Context]:
                     rules=bounds,
                     sessions=Sessions(store, host, turns, keys, expiry, bounds, setups.kick),
                     runs=runs,
-                    history=History(store, outputs),
+                    inbound=inbound,
+                    history=History(store, outputs, under_way),
                     versions=Versions(store, snapshots, turns, keys),
                     capsules=capsules,
                     storage=storage,
@@ -228,12 +239,14 @@ async def services(settings: Settings) -> AsyncIterator[Context]:
                     files=snapshots.entries,
                     isolation=sandboxes.isolation,
                     host_counts=host.counts,
+                    end_background=under_way.stop_background,
                     end_runs=host.stop,
                 )
             finally:
                 for task in background:
                     task.cancel()
                 await setups.stop()
+                await under_way.stop_background(settings.drain_seconds)
                 await runs.drain(settings.drain_seconds)
                 await host.stop()
                 await runs.drain(_LAST_ANSWERS_SECONDS)
@@ -314,7 +327,9 @@ class _Server(uvicorn.Server):
         ending.cancel()
 
     async def _end_runs(self) -> None:
+        background = asyncio.create_task(self._context.end_background(self._drain_seconds))
         await asyncio.sleep(self._drain_seconds)
+        await background
         await self._context.end_runs()
 
     @contextmanager

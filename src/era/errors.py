@@ -22,6 +22,7 @@
     ├── RelayFailed           502  the program behind a public URL gave no answer that can be sent
     │   └── RelayTimeout      504  it reached its timeout
     └── Unavailable           503  this server can't do it now
+        ├── ServiceFailed     503  the session's service ended instead of listening
         ├── TooManyUploads    503  as many large bodies come in as may at a time
         ├── NoIsolation       503  the isolation asked for can't be had on this machine
         ├── SandboxFailed     503  a sandbox could not be made or died before the run began
@@ -177,6 +178,11 @@ class Unavailable(EraError):
     code = "unavailable"
     hint = "Try again in a moment; if it stays so, look at the server's log."
     retry_after: int | None = 1
+
+
+class ServiceFailed(Unavailable):
+    code = "service_failed"
+    hint = "The owner of the session finds what its service said in the run that X-Era-Run names."
 
 
 class TooManyUploads(Unavailable):

@@ -17,10 +17,9 @@ from era.core.edits import Listed
 from era.core.egress import MAX_ENTRIES
 from era.core.expiry import MAX_TTL
 from era.core.limits import LEAST
-from era.core.models import JsonObject, RunRecord, Session, StoredCode, Version, timestamp
+from era.core.models import JsonObject, RunRecord, Session, StoredCode, timestamp
 from era.core.runs import Collected, RunResult
 from era.core.setups import Environment
-from era.core.versions import Diff
 from era.core.views import data_view
 
 MAX_VERSION = (1 << 63) - 1
@@ -34,6 +33,11 @@ Env = Annotated[
     Field(description="Variables of this run only: never stored, logged or returned.", examples=[{"A": "1"}]),
 ]
 Ttl = Annotated[int | None, Field(ge=1, le=MAX_TTL)]
+_Words = Annotated[str, Field(min_length=1, max_length=4096, pattern=r"^[^\x00]+$")]
+Service = Annotated[
+    _Words | Annotated[list[_Words], Field(min_length=1, max_length=64)] | None,
+    Field(description="What serves the public URLs: a line for the shell, or a program and its arguments."),
+]
 
 
 class Body(BaseModel):
@@ -101,6 +105,7 @@ class CreateSession(Body):
     limits: Limits = None
     isolation: Isolation = "auto"
     egress: Egress = None
+    service: Service = None
 
 
 class ChangeSession(Body):
@@ -113,6 +118,7 @@ class ChangeSession(Body):
     limits: Limits = None
     isolation: Isolation | None = None
     egress: Egress = None
+    service: Service = None
     setup: SetupBody | None = Field(None, description="Replaces the setup, between runs; null: no packages any more.")
 
 
@@ -121,6 +127,7 @@ class RunBody(Body):
     env: Env = Field(default_factory=dict)
     timeout: float | None = Field(None, gt=0, description="Seconds; left out: the session's default_timeout.")
     atomic: bool = Field(False, description="Keep data and files only if the run ends with exit code 0.")
+    background: bool = Field(False, description="Answer 202 once the run has begun.")
 
 
 class DuplicateBody(Body):
@@ -217,6 +224,7 @@ class SessionAnswer(BaseModel):
     limits: LimitsAnswer
     isolation: str
     egress: EgressAnswer
+    service: str | list[str] | None
     status: str
     files: list[dict[str, Any]] | None = None
     setup_status: str | None = Field(None, description="pending, running, completed or failed; only with a setup.")
@@ -275,6 +283,11 @@ class RunAnswer(BaseModel):
     state: StateAnswer
 
 
+class BackgroundAnswer(BaseModel):
+    run_id: str
+    status: str
+
+
 class DestinationAnswer(BaseModel):
     host: str
     port: int
@@ -330,52 +343,9 @@ class ExecuteAnswer(BaseModel):
     stderr_truncated: bool
 
 
-class VersionHeader(BaseModel):
-    version: int
-    created_at: str
-    cause: str
-    run_id: str | None
-    file_count: int
-    total_size_bytes: int
-
-
-class VersionsAnswer(BaseModel):
-    versions: list[VersionHeader]
-    count: int
-    next_cursor: str | None
-
-
-class VersionAnswer(VersionHeader):
-    data: dict[str, Any]
-    files: list[dict[str, Any]] | None = None
-
-
-class DataChangeAnswer(BaseModel):
-    path: str
-    op: str
-    old: Any = None
-    new: Any = None
-
-
 class FileAnswer(BaseModel):
     path: str
     size: int
-
-
-class ChangedFileAnswer(FileAnswer):
-    old_size: int
-
-
-class FileChangesAnswer(BaseModel):
-    added: list[FileAnswer]
-    changed: list[ChangedFileAnswer]
-    removed: list[FileAnswer]
-
-
-class DiffAnswer(BaseModel):
-    version: int
-    data: list[DataChangeAnswer]
-    files: FileChangesAnswer
 
 
 class ListedFile(BaseModel):
@@ -449,6 +419,7 @@ def session_answer(session: Session, status: str, limits: JsonObject) -> dict[st
         "limits": limits,
         "isolation": session.isolation,
         "egress": {"allow": session.egress.get("allow", [])},
+        "service": session.service,
         "status": session.gone or status,
         **({} if session.setup is None else _setup_answer(session)),
     }
@@ -533,39 +504,6 @@ def execute_answer(run: Collected, language: str) -> dict[str, Any]:
     for name in ("data", "state", "session_id"):
         del answer[name]
     return {**answer, "language": language, "vm_id": run.result.session_id}
-
-
-def version_answer(version: Version) -> dict[str, Any]:
-    """A version without its content."""
-    return {
-        "version": version.n,
-        "created_at": timestamp(version.created_at),
-        "cause": version.cause,
-        "run_id": version.run_id,
-        "file_count": version.snapshot.file_count,
-        "total_size_bytes": version.snapshot.total_bytes,
-    }
-
-
-def diff_answer(diff: Diff) -> dict[str, Any]:
-    files = diff.files
-    return {
-        "version": diff.n,
-        "data": [
-            {
-                "path": change.path,
-                "op": change.op,
-                **({} if change.op == "add" else {"old": change.old}),
-                **({} if change.op == "remove" else {"new": change.new}),
-            }
-            for change in diff.data
-        ],
-        "files": {
-            "added": [{"path": path_text(path), "size": size} for path, _, size in files.added],
-            "changed": [{"path": path_text(path), "size": size, "old_size": old} for path, old, size in files.changed],
-            "removed": [{"path": path_text(path), "size": old} for path, old, _ in files.removed],
-        },
-    }
 
 
 def files_answer(files: Iterable[Listed]) -> list[dict[str, Any]]:

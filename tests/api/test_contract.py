@@ -29,7 +29,7 @@ JSON = {"content-type": "application/json"}
 SESSION_KEYS = {
     "id", "session_id", "created_at", "last_run_at", "language", "persistent", "file_count", "total_size_bytes",
     "metadata", "data", "setup", "allowInternetAccess", "allowPublicAccess", "default_timeout", "version",
-    "ttl", "expires_at", "limits", "isolation", "egress", "status",
+    "ttl", "expires_at", "limits", "isolation", "egress", "service", "status",
 }  # fmt: skip
 RUN_KEYS = {
     "exit_code", "stdout", "stderr", "duration", "session_id", "data", "run_id", "status", "stdout_truncated",

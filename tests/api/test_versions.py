@@ -9,7 +9,7 @@ from typing import Any
 import httpx
 import pytest
 
-from era import wire
+from era import wire, wire_versions
 from tests.api.test_contract import SESSION_KEYS, assert_recent, checked, refused
 from tests.conftest import Run, Server
 
@@ -37,7 +37,9 @@ def test_every_commit_is_a_version(client: httpx.Client, session: MakeSession, r
     client.patch(f"/api/sessions/{where}", json={"data": {"n": 3}})
     client.patch(f"/api/sessions/{where}", json={"metadata": {"no": "version"}})
     body = checked(
-        client.get(f"/api/sessions/{where}/versions"), wire.VersionsAnswer, {"versions", "count", "next_cursor"}
+        client.get(f"/api/sessions/{where}/versions"),
+        wire_versions.VersionsAnswer,
+        {"versions", "count", "next_cursor"},
     )
     assert [(each["version"], each["cause"], each["run_id"], each["file_count"]) for each in body["versions"]] == [
         (3, "data", None, 1),
@@ -48,11 +50,11 @@ def test_every_commit_is_a_version(client: httpx.Client, session: MakeSession, r
     assert body["next_cursor"] is None
     assert_recent(body["versions"][0]["created_at"])
 
-    one = checked(client.get(f"/api/sessions/{where}/versions/2"), wire.VersionAnswer, HEADER_KEYS | {"data"})
+    one = checked(client.get(f"/api/sessions/{where}/versions/2"), wire_versions.VersionAnswer, HEADER_KEYS | {"data"})
     assert (one["data"], one["total_size_bytes"]) == ({"n": 2}, 2)
     two = checked(
         client.get(f"/api/sessions/{where}/versions/2?include=files"),
-        wire.VersionAnswer,
+        wire_versions.VersionAnswer,
         HEADER_KEYS | {"data", "files"},
     )
     assert two["files"] == shown(client, where)["files"]
@@ -124,7 +126,9 @@ def test_diffs_tell_what_changed(client: httpx.Client, session: MakeSession, run
     )
     run(where, setting({"kept": 1, "a/b~c": {"x": [1, 5]}, "new": None, "one": True}, h="333")
         + "os.remove('g'); open('d/e/f', 'w').write('1234'); open('same', 'w').write('s')")  # fmt: skip
-    body = checked(client.get(f"/api/sessions/{where}/versions/3/diff"), wire.DiffAnswer, {"version", "data", "files"})
+    body = checked(
+        client.get(f"/api/sessions/{where}/versions/3/diff"), wire_versions.DiffAnswer, {"version", "data", "files"}
+    )
     assert body["version"] == 3
     assert body["data"] == [
         {"path": "/gone", "op": "remove", "old": [1]},

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from era.core import relay
+from era.core import headers, relay
 from era.core.models import StateOutcome
 from era.core.relay import Call, Reply
 from era.core.runs import Collected, RunResult
@@ -62,16 +62,16 @@ def test_every_answer_can_be_sent(answer: Any) -> None:
     except RelayFailed:
         return
     assert 200 <= reply.status <= 599
-    assert reply.headers[-2] == ("content-security-policy", relay.POLICY)
+    assert reply.headers[-2] == ("content-security-policy", headers.POLICY)
     assert [name for name, _ in reply.headers].count("content-type") == 1
     for name, value in reply.headers:
         assert re.fullmatch(r"[!-9;-~]+", name)
         assert re.fullmatch(r"[\t -~]*", value)
         assert name != "content-length"
         if name == "set-cookie":
-            assert value.startswith(relay.COOKIE_PREFIX)
+            assert value.startswith(headers.COOKIE_PREFIX)
             assert value.endswith(f"; Path={PATH}")
-        if name == "content-security-policy" and value != relay.POLICY:
+        if name == "content-security-policy" and value != headers.POLICY:
             assert not re.search(r"(^|[;,])\s*sandbox", value)
 
 
@@ -87,35 +87,36 @@ def test_every_output_is_an_answer(printed: bytes) -> None:
 HEADERS = [(b"authorization", b"Bearer key"), (b"cookie", b"other=key"), (b"connection", b"key"), (b"x-own", b"1")]
 
 
-def seen(*, keyed: bool) -> str:
-    return relay.environment(Call("GET", b"/", b"", HEADERS, b""), keyed=keyed)["ERA_HTTP_HEADERS"]
+def seen(key: bytes | None) -> str:
+    return relay.environment(Call("GET", b"/", b"", HEADERS, b""), key=key)["ERA_HTTP_HEADERS"]
 
 
 def test_what_keeps_headers_from_programs(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert json.loads(seen(keyed=True)) == {"x-own": "1"}
-    assert json.loads(seen(keyed=False)) == {"x-own": "1", "authorization": "Bearer key"}
-    monkeypatch.setattr(relay, "COOKIE_PREFIX", "")
-    assert json.loads(seen(keyed=True)) == {"x-own": "1", "cookie": "other=key"}
-    monkeypatch.setattr(relay, "_HOP_BY_HOP", frozenset())
-    assert json.loads(seen(keyed=True))["connection"] == "key"
+    assert json.loads(seen(b"key")) == {"x-own": "1"}
+    assert json.loads(seen(None)) == {"x-own": "1", "authorization": "Bearer key"}
+    assert json.loads(seen(b"other")) == json.loads(seen(None))  # it is the program's own affair
+    monkeypatch.setattr(headers, "COOKIE_PREFIX", "")
+    assert json.loads(seen(b"key")) == {"x-own": "1", "cookie": "other=key"}
+    monkeypatch.setattr(headers, "_HOP_BY_HOP", frozenset())
+    assert json.loads(seen(b"key"))["connection"] == "key"
 
 
 def test_what_keeps_headers_of_programs_back(monkeypatch: pytest.MonkeyPatch) -> None:
     wanted = {"Clear-Site-Data": '"*"', "Content-Length": 3, "X-Accel-Redirect": "/etc/passwd"}
     ours = {"content-type", "content-security-policy", "x-content-type-options"}
     assert {name for name, _ in answered(headers=wanted)} == ours
-    monkeypatch.setattr(relay, "_NOT_FOR_GUESTS", frozenset())
-    monkeypatch.setattr(relay, "_NOT_FOR_GUESTS_PREFIX", "\0")
+    monkeypatch.setattr(headers, "_NOT_FOR_GUESTS", frozenset())
+    monkeypatch.setattr(headers, "_NOT_FOR_GUESTS_PREFIX", "\0")
     assert {name for name, _ in answered(headers=wanted)} == ours | {name.lower() for name in wanted}
 
 
 def test_what_keeps_lines_apart(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(RelayFailed):
         answered(headers={"X-A": "1\r\nX-B: 2"})
-    monkeypatch.setattr(relay, "_CONTROL", re.compile("(?!)"))
+    monkeypatch.setattr(headers, "_CONTROL", re.compile("(?!)"))
     assert ("x-a", "1\r\nX-B: 2") in answered(headers={"X-A": "1\r\nX-B: 2"})
 
 
 def test_what_comes_of_the_environment_of_a_path() -> None:
-    told = relay.environment(Call("GET", b'/a\xff b"', b"\xe4=1", [], b""), keyed=False)
+    told = relay.environment(Call("GET", b'/a\xff b"', b"\xe4=1", [], b""), key=None)
     assert (told["ERA_HTTP_PATH"], told["ERA_HTTP_QUERY"]) == ('/a%FF%20b"', "?%E4=1")

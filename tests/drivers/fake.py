@@ -31,7 +31,7 @@ class FakeSandbox:
         self.enforced: JsonObject = {"driver": "fake"}
         self.uid = None
         self.doors = {}
-        self.gate = None
+        self.gate, self.no_gate = None, "the fake has none"
         self.workspace = directory / "workspace"
         self.workspace.mkdir(parents=True)
         self.alive = True
@@ -129,6 +129,13 @@ class FakeSandbox:
     async def kill_run(self) -> None:
         self._killed()
         _signal(self._program, signal.SIGKILL)
+
+    async def stop_run(self) -> None:
+        self._killed()
+        _signal(self._program, signal.SIGTERM)
+
+    async def connect(self, port: int) -> None:
+        return None
 
     def kill(self) -> None:
         self.alive = False

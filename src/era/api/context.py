@@ -20,6 +20,7 @@ from era.core.capsules.service import Capsules
 from era.core.edits import Listed
 from era.core.files import Files
 from era.core.idempotency import Keys, Made
+from era.core.inbound import Inbound
 from era.core.limits import Rules
 from era.core.models import Claim, JsonObject, Language, Route, Session, Snapshot, canonical_language
 from era.core.outputs import History
@@ -46,6 +47,7 @@ class Context:
     rules: Rules
     sessions: Sessions
     runs: Runs
+    inbound: Inbound
     history: History
     keys: Keys
     versions: Versions
@@ -59,6 +61,9 @@ class Context:
     files: Callable[[Snapshot], Awaitable[Sequence[Listed]]]
     isolation: Callable[[], JsonObject]
     host_counts: Callable[[], Mapping[str, int]]
+    end_background: Callable[[float], Coroutine[Any, Any, None]]
+    """End what runs in the background, and commit it, in as many seconds."""
+
     end_runs: Callable[[], Awaitable[None]]
     """Kill what runs and start nothing any more."""
 

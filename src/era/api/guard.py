@@ -98,7 +98,8 @@ class Guard:
         try:
             self._check(scope, headers)
             uploads = scope["method"] == "PUT" and _UPLOADS.fullmatch(scope["path"])
-            bound = None if uploads else self._bounds.get((scope["method"], scope["path"]), MAX_BODY_BYTES)
+            handed_on = _PUBLIC.match(scope["path"])  # as it comes, or with a bound of its own
+            bound = None if uploads or handed_on else self._bounds.get((scope["method"], scope["path"]), MAX_BODY_BYTES)
             await self._app(scope, _bounded(receive, headers, bound, self._idle_seconds), send_with_id)
         except EraError as error:
             if began:

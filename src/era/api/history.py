@@ -32,6 +32,12 @@ async def get_run(session_id: SessionId, run_id: str, context: UseContext) -> Re
     return Answer(record_answer(await context.history.get(session_id, run_id), session_id))
 
 
+@router.delete("/{run_id}", responses={200: {"model": RunRecordAnswer}, **errors(404)})
+async def stop_run(session_id: SessionId, run_id: str, context: UseContext) -> Response:
+    """Stop a run that is under way, and answer its record once that is durable. One that has ended stays as it is."""
+    return Answer(record_answer(await context.runs.stop(session_id, run_id), session_id))
+
+
 @router.get(
     "/{run_id}/{stream}",
     responses={200: {"content": {"text/plain": {}}}, 206: {"content": {"text/plain": {}}}, **errors(404, 409, 416)},
@@ -40,6 +46,6 @@ async def get_run(session_id: SessionId, run_id: str, context: UseContext) -> Re
 async def get_output(
     session_id: SessionId, run_id: str, stream: Literal["stdout", "stderr"], request: Request, context: UseContext
 ) -> Response:
-    """What a run wrote, or with a Range header a part of it."""
+    """What a run wrote, so far where it is under way, or with a Range header a part of it."""
     content = await context.history.output(session_id, run_id, stream)
     return part_of(request, content, "text/plain; charset=utf-8", _HEADERS)

@@ -1,4 +1,4 @@
-"""Calling in: the public URL of a session, answered by its stored code."""
+"""Calling in: the public URL of a session, answered by a server in it or by its stored code."""
 
 from __future__ import annotations
 
@@ -13,10 +13,12 @@ from starlette.routing import BaseRoute, Match
 from starlette.types import Receive, Scope, Send
 
 from era.api.context import Answer, Context, SessionId, StrictRoute, UseContext, base_url, errors, existing_id
-from era.api.guard import error_body
+from era.api.forward import Call, forward
+from era.api.guard import error_body, error_headers
 from era.core import relay
-from era.core.runs import RunRequest, check_stored
-from era.errors import BadRequest, MethodNotAllowed, NotFound, RelayFailed, TooSlow
+from era.core.models import Session
+from era.core.runs import RunRequest, check_public, check_stored
+from era.errors import BadRequest, MethodNotAllowed, NotFound, RelayFailed, TooSlow, Unavailable
 from era.wire import HostAnswer
 
 router = APIRouter(prefix="/api/sessions/{session_id}", tags=["public URL"], route_class=StrictRoute)
@@ -35,7 +37,7 @@ async def public_url(
     context: UseContext,
     port: Annotated[int, Query(ge=1, le=65535, description="The port that the URL names.")],
 ) -> Response:
-    """Tell the URL under which anybody may call the session's stored code."""
+    """Tell the URL under which anybody may call the session."""
     session = await context.sessions.get(session_id)
     base = base_url(request, context.settings)
     url = f"{base}/proxy/{session.id}/{port}"
@@ -52,35 +54,51 @@ class PublicUrls(BaseRoute):
 
     async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
         request = Request(scope, receive, send)
-        answer = await _relayed(request, request.app.state.context)
+        context: Context = request.app.state.context
+        session, port, path = await _checked(request, context)
+        above = urlsplit(context.settings.public_url or "").path.rstrip("/")  # where a proxy in front has put us
+        key = context.settings.api_key.get_secret_value().encode() if context.settings.api_key else None
+        call = Call(path or b"/", f"{above}/proxy/{session.id}/{port}", f"{above}/proxy/{session.id}/", key)
+        run_id = None
+        try:
+            async with context.inbound.way(session, port, base_url(request, context.settings)) as way:
+                if way is not None:
+                    run_id = way.run_id
+                    await forward(scope, receive, send, way, call)
+                    return
+            answer = await _relayed(request, context, session, call)
+        except (RelayFailed, Unavailable) as error:
+            run_id = run_id or (error.details or {}).get("run_id")
+            told = {**error_headers(error), **({"X-Era-Run": run_id} if run_id else {})}
+            answer = Answer(error_body(error, request.state.request_id), error.status, headers=told)
         await answer(scope, receive, send)
 
 
-async def _relayed(request: Request, context: Context) -> Response:
-    session_id, path = await _checked(request, context)
-    base = base_url(request, context.settings)
-    call = relay.Call(
+async def _relayed(request: Request, context: Context, session: Session, call: Call) -> Response:
+    """The answer of the session's stored code."""
+    check_stored(session, public=True)
+    told = relay.Call(
         method=request.method,
-        path=path,
+        path=call.path,
         query=request.scope["query_string"],
         headers=request.scope["headers"],
         body=await _body(request),
     )
-    variables = relay.environment(call, keyed=context.settings.api_key is not None)
-    run = await context.runs.run(session_id, RunRequest(base, env=variables, public=True))
-    told = {"X-Era-Run": run.result.run_id}
-    above = urlsplit(context.settings.public_url or "").path.rstrip("/")  # where a proxy in front has put this server
+    base = base_url(request, context.settings)
+    variables = relay.environment(told, key=call.key)
+    run = await context.runs.run(session.id, RunRequest(base, env=variables, public=True))
+    about = {"X-Era-Run": run.result.run_id}
     try:
-        found = relay.reply(run, f"{above}/proxy/{session_id}/")
+        found = relay.reply(run, call.cookie_path)
     except RelayFailed as error:
-        return Answer(error_body(error, request.state.request_id), error.status, headers=told)
-    answer = Response(found.body, found.status, headers=told)
+        return Answer(error_body(error, request.state.request_id), error.status, headers=about)
+    answer = Response(found.body, found.status, headers=about)
     answer.raw_headers += [(name.encode(), value.encode()) for name, value in found.headers]
     return answer
 
 
-async def _checked(request: Request, context: Context) -> tuple[str, bytes]:
-    """The id of a session that may be called, and the path that its program is to see. Raises EraError."""
+async def _checked(request: Request, context: Context) -> tuple[Session, int, bytes]:
+    """A session that may be called, the port, and the path that its program is to see. Raises EraError."""
     if request.method == "CONNECT":
         raise MethodNotAllowed("CONNECT asks for a tunnel, and there is none here.")
     found = _TARGET.fullmatch(request.scope["raw_path"])
@@ -90,12 +108,12 @@ async def _checked(request: Request, context: Context) -> tuple[str, bytes]:
         session = await context.store.session(session_id)
     except NotFound:
         raise NotFound("There is no session at this URL.", hint="Ask the owner of the session for its URL.") from None
-    check_stored(session, public=True)
+    check_public(session)
     if port and not (re.fullmatch(rb"\d{1,5}", port) and 1 <= int(port) <= 65535):
         raise BadRequest(
             "The URL has no port behind the session's id.", hint="/proxy/{id}/{port}/{path}, with a port of 1 to 65535."
         )
-    return session_id, path or b"/"
+    return session, int(port or 0), path or b"/"
 
 
 async def _body(request: Request) -> bytes:

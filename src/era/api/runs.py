@@ -30,7 +30,17 @@ from era.core.ports import Output
 from era.core.runs import ExecuteRequest, RunEvent, RunRequest, RunStarted
 from era.core.sessions import check_code
 from era.errors import BadRequest, EraError, TooLarge
-from era.wire import ExecuteAnswer, ExecuteBody, RunAnswer, RunBody, asked, execute_answer, result_answer, run_answer
+from era.wire import (
+    BackgroundAnswer,
+    ExecuteAnswer,
+    ExecuteBody,
+    RunAnswer,
+    RunBody,
+    asked,
+    execute_answer,
+    result_answer,
+    run_answer,
+)
 
 log = structlog.get_logger()
 
@@ -51,14 +61,22 @@ def _run_request(body: RunBody, request: Request, context: Context, key: str | N
         body.timeout,
         body.atomic,
         claim_of(context, "run", key, body),
+        body.background,
     )
 
 
-@router.post("/api/sessions/{session_id}/run", responses={200: {"model": RunAnswer}, **errors(404, 409, 413, 429)})
+@router.post(
+    "/api/sessions/{session_id}/run",
+    responses={200: {"model": RunAnswer}, 202: {"model": BackgroundAnswer}, **errors(404, 409, 413, 429)},
+)
 async def run(
     session_id: SessionId, body: RunBody, request: Request, context: UseContext, key: IdempotencyKey
 ) -> Response:
-    """Run code in a session and answer when its result is durable."""
+    """Run code in a session and answer when its result is durable, or with `background` as soon as it has begun."""
+    if body.background:
+        begun = await context.runs.begin(session_id, _run_request(body, request, context, key))
+        answer = {"run_id": begun.run_id, "status": "running"}
+        return Answer(answer, 202, headers=REPLAY if begun.replayed else None)
     told = await context.runs.run(session_id, _run_request(body, request, context, key))
     return Answer(run_answer(told), headers=REPLAY if told.result.replayed else None)
 
@@ -72,6 +90,8 @@ async def stream(
     session_id: SessionId, body: RunBody, request: Request, context: UseContext, key: IdempotencyKey
 ) -> Response:
     """Run code and send its output as it comes: events `stdout`, `stderr`, then `done` or `error`."""
+    if body.background:
+        raise BadRequest("'background' is not a field of this call.", hint="POST …/run takes it.", code="invalid_field")
     events = context.runs.stream(session_id, _run_request(body, request, context, key))
     # What goes wrong before the run has started is an ordinary answer.
     first = await anext(events)

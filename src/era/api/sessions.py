@@ -64,6 +64,7 @@ async def create_session(body: CreateSession, context: UseContext, key: Idempote
         limits={name: value for name, value in asked(body.limits).items() if value is not None},
         isolation=body.isolation,
         egress=body.egress.model_dump() if body.egress else None,
+        service=body.service,
         setup=setup_of(body.setup),
         claim=claim_of(context, "create", key, body),
     )
@@ -137,6 +138,7 @@ async def change_session(session_id: SessionId, body: ChangeSession, context: Us
         limits=asked(body.limits) or None,
         isolation=body.isolation,
         egress=body.egress.model_dump() if body.egress else None,
+        service=body.service if "service" in body.model_fields_set else KEEP,
         setup=setup_text(setup_of(body.setup)) if "setup" in body.model_fields_set else KEEP,
     )
     session = await context.sessions.change(session_id, change, body.data)

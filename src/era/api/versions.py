@@ -26,16 +26,12 @@ from era.core.sessions import data_of
 from era.errors import BadRequest
 from era.wire import (
     MAX_VERSION,
-    DiffAnswer,
     DuplicateBody,
     RollbackBody,
     SessionAnswer,
-    VersionAnswer,
-    VersionsAnswer,
-    diff_answer,
     files_answer,
-    version_answer,
 )
+from era.wire_versions import DiffAnswer, VersionAnswer, VersionsAnswer, diff_answer, version_answer
 
 router = APIRouter(prefix="/api/sessions/{session_id}", tags=["versions"], route_class=StrictRoute)
 

@@ -18,6 +18,7 @@ type WantedIsolation = Literal["auto", "gvisor", "bubblewrap"]
 type SetupStatus = Literal["pending", "running", "completed", "failed"]
 type Cause = Literal["create", "run", "data", "files", "rollback", "duplicate", "setup"]
 type Route = Literal["create", "duplicate", "run"]
+type Service = str | list[str]
 type Gone = Literal["expired", "deleted"]
 
 STATE_FILE = ".session_data.json"
@@ -57,6 +58,19 @@ def new_id(prefix: str) -> str:
     """`{prefix}_{ms}_{9 random}`, as clients know it from session ids."""
     tail = "".join(secrets.choice(_ID_ALPHABET) for _ in range(9))
     return f"{prefix}_{time.time_ns() // 1_000_000}_{tail}"
+
+
+def can_be_service(value: object) -> bool:
+    """Whether this is what a session may keep as `service`."""
+    words = value if isinstance(value, list) else [value]
+    return 0 < len(words) <= 64 and all(
+        isinstance(one, str) and 0 < len(one) <= 4096 and "\0" not in one for one in words
+    )
+
+
+def command_of(service: Service | None) -> list[str]:
+    """The program and its arguments, none where there is no service."""
+    return ["/bin/sh", "-c", service] if isinstance(service, str) else service or []
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,6 +131,9 @@ class Session:
     egress: JsonObject = field(default_factory=dict)
     """Where its programs may connect to; see egress.py."""
 
+    service: Service | None = None
+    """What serves its public URLs: a line for the shell, or a program and its arguments."""
+
     setup: str | None = None
     """What it asks to have installed, as JSON text; see requirements.py."""
 
@@ -151,6 +168,7 @@ class NewSession:
     limits: JsonObject = field(default_factory=dict)
     isolation: WantedIsolation = "auto"
     egress: JsonObject = field(default_factory=dict)
+    service: Service | None = None
     setup: str | None = None
 
 

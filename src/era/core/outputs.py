@@ -9,6 +9,7 @@ from typing import Literal
 from era.core.models import KeptOutputs, RunRecord
 from era.core.ports import MetadataStore
 from era.core.snapshots import BlobStore
+from era.core.under_way import UnderWay
 from era.errors import CommitFailed, Conflict, NotFound, Unavailable
 
 type Stream = Literal["stdout", "stderr"]
@@ -59,8 +60,9 @@ class Outputs:
 class History:
     """The records of a session's runs."""
 
-    def __init__(self, store: MetadataStore, outputs: Outputs) -> None:
+    def __init__(self, store: MetadataStore, outputs: Outputs, under_way: UnderWay) -> None:
         self._store = store
+        self._under_way = under_way
         self._outputs = outputs
 
     async def list(self, session_id: str, *, limit: int, before: int | None) -> Sequence[RunRecord]:
@@ -74,11 +76,17 @@ class History:
         return record
 
     async def output(self, session_id: str, run_id: str, stream: Stream) -> bytes:
-        """All that was kept of a run's output. Raises NotFound where it isn't any more, Conflict while it runs."""
+        """All that was kept of a run's output, or that it has written so far. Raises NotFound where it isn't kept any
+        more, Conflict where the run has ended and its end could not be recorded."""
+        run = self._under_way.get(run_id)
         record, kept = await self._store.run(session_id, run_id)
         if record.status == "running":
+            if run is not None and run.session_key == record.session_key:
+                return b"".join(run.written[stream])
             raise Conflict(
-                f"Run '{run_id}' is under way.", hint="Its output can be read once it has ended.", code="run_under_way"
+                f"How run '{run_id}' ended is not on record.",
+                hint="It could not be written; the next start of the service records it as lost.",
+                code="run_under_way",
             )
         if kept is not None:
             return await self._outputs.read(kept, stream)

@@ -7,7 +7,7 @@ Who calls whom: `runs` and `sessions` call a `MetadataStore`, a `SnapshotStore` 
 from __future__ import annotations
 
 import socket
-from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
@@ -27,6 +27,7 @@ from era.core.models import (
     NewCopy,
     NewSession,
     RunRecord,
+    Service,
     Session,
     Snapshot,
     StoredCode,
@@ -72,6 +73,9 @@ class Program:
 
     files: Mapping[str, bytes] = field(repr=False)
     """Extra files to put into the working directory first, by relative path."""
+
+    command: Sequence[str] = ()
+    """What is started instead of an interpreter with `code`; found by the PATH inside."""
 
     network: Mapping[str, str] = field(default_factory=dict)
     """Variables by which it finds its way out; those of `env` win over them. They are no secrets."""
@@ -174,6 +178,16 @@ class Sandbox(Protocol):
         """End the program under way, if there is one."""
         ...
 
+    async def stop_run(self) -> None:
+        """Tell the program under way to end, and end it two seconds later. May be called again, and too early: it does
+        nothing where no program is under way."""
+        ...
+
+    async def connect(self, port: int) -> socket.socket | None:
+        """A connection, non-blocking, to what listens on this port of the sandbox's loopback; None where nothing does,
+        or no program is under way, or the port is one of our own."""
+        ...
+
     def unnamed_bytes(self, device: int) -> int:
         """Bytes on this device of files that programs hold open but that have no name any more. Takes its time."""
         ...
@@ -244,6 +258,11 @@ class Host(Protocol):
 
     def session_keys(self) -> Sequence[int]:
         """The sessions that have a sandbox and no run under way."""
+        ...
+
+    def offer(self, session_key: int, end: Callable[[], Awaitable[None]] | None) -> None:
+        """The run that this session has under way may be ended, by `end`, where another session needs the room; None:
+        it may not."""
         ...
 
     async def release(self, session_key: int) -> None:
@@ -381,6 +400,7 @@ class SessionChange:
 
     isolation: WantedIsolation | None = None
     egress: JsonObject | None = None
+    service: Service | None | Keep = KEEP
     setup: str | None | Keep = KEEP
     """JSON text; a change makes the setup pending."""
 

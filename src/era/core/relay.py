@@ -6,26 +6,18 @@ Theory of operation
 Nothing here does anything: `environment` says what the stored code is to see of a request, `reply` what is to be sent
 when its run has ended. Between the two lies an ordinary run.
 
-The caller is anybody, and so is the code that answers. But its URL has the host and port of the API, of the server's
-own pages, and for cookies even of every other service on that host. Three rules keep these apart:
-
-- Of the request, the code gets nothing that authenticates against the API, and no cookie but its own. Its cookies have
-  a prefix outside, which tells them from all others, and a path, which keeps them from other sessions.
-- A document it answers is in a sandbox of the browser, with an origin of its own that equals no other: it reads no
-  answer of this server, has no storage and no cookies, and its requests say `Origin: null`, which the gate refuses.
-- It sets no header that speaks for the connection, for the whole origin, or to a proxy in between.
+Which headers pass is in headers.py.
 """
 
 from __future__ import annotations
 
 import base64
 import json
-import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from era.core import jsontext
+from era.core import headers, jsontext
 from era.core.models import Status
 from era.core.runs import Collected
 from era.errors import RelayFailed, RelayTimeout, TooLarge
@@ -36,33 +28,8 @@ MAX_BODY_BYTES = 128 << 10
 _MAX_VARIABLE_BYTES = 128 << 10
 """Linux's bound for one string of an environment: name, `=`, value and a NUL."""
 
-_MAX_ANSWER_HEADER_BYTES = 32 << 10
 _MAX_ANSWER_COMMAS = 500_000
 """What a program prints as JSON may be tens of MiB, and as small values take thirty times that in memory."""
-
-POLICY = "sandbox allow-scripts allow-forms allow-popups allow-modals allow-downloads"
-"""Never `allow-same-origin`, nor popups that escape."""
-
-COOKIE_PREFIX = "era-session-"
-_COOKIE_ATTRIBUTES = frozenset({"expires", "max-age", "secure", "httponly", "samesite", "partitioned"})
-
-_HOP_BY_HOP = frozenset(
-    {"connection", "keep-alive", "proxy-authenticate", "proxy-authorization", "proxy-connection", "te", "trailer"}
-    | {"transfer-encoding", "upgrade", "http2-settings"}
-)
-_NOT_FOR_GUESTS = _HOP_BY_HOP | {
-    # what this server says itself
-    *("content-length", "date", "x-request-id", "x-era-run", "x-content-type-options"),
-    # what would hold for the whole origin
-    *("service-worker-allowed", "clear-site-data", "strict-transport-security", "alt-svc", "accept-ch", "set-cookie2"),
-    *("nel", "report-to", "reporting-endpoints", "set-login", "speculation-rules", "use-as-dictionary"),
-    # what servers in front of this one would take as an order to send a file of theirs
-    *("x-sendfile", "x-lighttpd-send-file", "x-lighttpd-send-tempfile"),
-}
-_NOT_FOR_GUESTS_PREFIX = "x-accel-"
-
-_TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
-_CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
 
 _NO_ANSWER: dict[Status, str] = {
     "oom": "ran out of memory",
@@ -91,16 +58,16 @@ class Reply:
     body: bytes
 
 
-def environment(call: Call, *, keyed: bool) -> dict[str, str]:
-    """The variables that tell a program of a request. `keyed` is whether the API wants a key, which a caller may have
-    sent without need. Raises TooLarge for what fits no environment."""
+def environment(call: Call, *, key: bytes | None) -> dict[str, str]:
+    """The variables that tell a program of a request. `key` is the API's, which no program sees. Raises TooLarge for
+    what fits no environment."""
     body, encoding = _body_text(call.body)
     variables = {
         "ERA_REQUEST_MODE": "proxy",
         "ERA_HTTP_METHOD": call.method,
-        "ERA_HTTP_PATH": _ascii(call.path) or "/",
-        "ERA_HTTP_QUERY": "?" + _ascii(call.query) if call.query else "",
-        "ERA_HTTP_HEADERS": json.dumps(_request_headers(call.headers, keyed=keyed), ensure_ascii=False),
+        "ERA_HTTP_PATH": ascii_target(call.path) or "/",
+        "ERA_HTTP_QUERY": "?" + ascii_target(call.query) if call.query else "",
+        "ERA_HTTP_HEADERS": json.dumps(_joined(headers.of_request(call.headers, key)), ensure_ascii=False),
         "ERA_HTTP_BODY": body,
         "ERA_HTTP_BODY_ENCODING": encoding,
     }
@@ -149,13 +116,13 @@ def _described(answer: dict[str, Any], printed: bytes, cookie_path: str) -> Repl
         status = 200  # {"status": "ok"} is an answer, no description of one
     elif not 200 <= status <= 599:
         raise RelayFailed(f"The program answered 'status' {str(status)[:20]}, which is not one from 200 to 599.")
-    headers, media_type = answer.get("headers", {}), answer.get("contentType")
-    if not isinstance(headers, dict):
+    given, media_type = answer.get("headers", {}), answer.get("contentType")
+    if not isinstance(given, dict):
         raise RelayFailed("The program answered 'headers' that are no object.")
     if media_type is not None and not isinstance(media_type, str):
         raise RelayFailed("The program answered a 'contentType' that is no string.")
     if media_type is not None:
-        headers = {**headers, "content-type": media_type}  # the last one counts
+        given = {**given, "content-type": media_type}  # the last one counts
     body = answer.get("body")
     if "body" not in answer:
         content, default = printed, "application/json"
@@ -165,50 +132,24 @@ def _described(answer: dict[str, Any], printed: bytes, cookie_path: str) -> Repl
         content, default = jsontext.compact(body).encode(), "application/json"
     if status in (204, 205, 304):
         content = b""
-    return Reply(status, _headers(headers, default, cookie_path), content)
+    return Reply(status, _headers(given, default, cookie_path), content)
 
 
 def _headers(given: dict[str, Any], default_type: str, cookie_path: str) -> list[tuple[str, str]]:
-    """The headers of a response, of which those that are not a guest's to set are left out. Raises RelayFailed."""
-    found: list[tuple[str, str]] = []
-    policies: list[str] = []
-    media_type = default_type
-    for name, value in _pairs(given):
-        if name in _NOT_FOR_GUESTS or name.startswith(_NOT_FOR_GUESTS_PREFIX):
-            continue
-        if name == "set-cookie":
-            found.append((name, _set_cookie(value, cookie_path)))
-        elif name == "content-security-policy":
-            policies += _without_sandbox(value)
-        elif name == "content-type":
-            media_type = value
-        else:
-            found.append((name, value))
-    if media_type.strip().lower().startswith("multipart/"):
-        # Browsers have taken the headers of a part for those of a document.
-        raise RelayFailed("The program answered a multipart type, which can't be relayed.")
-    found.append(("content-type", media_type))
-    if sum(len(name) + len(value) + 4 for name, value in found) > _MAX_ANSWER_HEADER_BYTES:
-        raise RelayFailed("The program answered more than 32 KiB of headers.")
-    # Ours comes last: by the letter of HTML, of several policies with a `sandbox` the last one counts.
-    return [
-        *found,
-        *(("content-security-policy", policy) for policy in policies),
-        ("content-security-policy", POLICY),
-        ("x-content-type-options", "nosniff"),
-    ]
+    """The headers of a response. Raises RelayFailed."""
+    return headers.of_answer([("content-type", default_type), *_pairs(given)], cookie_path)
 
 
 def _pairs(given: dict[str, Any]) -> Iterable[tuple[str, str]]:
     """Names in lower case and values, one at a time. Raises RelayFailed for what no header can be."""
     for name, values in given.items():
-        if not _TOKEN.fullmatch(name):
+        if not headers.TOKEN.fullmatch(name):
             raise RelayFailed("The program answered a header with a name that no header can have.")
         for value in values if isinstance(values, list) else [values]:
             if isinstance(value, bool) or not isinstance(value, str | int | float):
                 raise RelayFailed(f"The program answered a header '{name[:40]}' that is neither text nor a number.")
             text = str(value).strip(" \t")
-            if _CONTROL.search(text) or not text.isascii():
+            if not text.isascii():
                 raise RelayFailed(
                     f"The program answered a header '{name[:40]}' with a character that can't be in one.",
                     hint="A header is one line of ASCII: no line breaks, no NUL.",
@@ -216,52 +157,12 @@ def _pairs(given: dict[str, Any]) -> Iterable[tuple[str, str]]:
             yield name.lower(), text
 
 
-def _without_sandbox(policy: str) -> list[str]:
-    """The policies of a Content-Security-Policy header, without what they say of a sandbox."""
-    policies = []
-    for one in policy.split(","):
-        directives = [part.strip() for part in one.split(";")]
-        kept = [part for part in directives if part and part.split()[0].lower() != "sandbox"]
-        if kept:
-            policies.append("; ".join(kept))
-    return policies
-
-
-def _set_cookie(value: str, path: str) -> str:
-    """A cookie as it may be set: with our prefix, for the session's URLs only. Raises RelayFailed."""
-    pair, *attributes = value.split(";")
-    name, separator, content = pair.partition("=")
-    if not separator or not _TOKEN.fullmatch(name.strip()):
-        raise RelayFailed("The program answered a cookie that is none.")
-    kept = [part.strip() for part in attributes if part.partition("=")[0].strip().lower() in _COOKIE_ATTRIBUTES]
-    return "; ".join([f"{COOKIE_PREFIX}{name.strip()}={content.strip()}", *kept, f"Path={path}"])
-
-
-def _request_headers(headers: Iterable[tuple[bytes, bytes]], *, keyed: bool) -> dict[str, str]:
-    """What of the request's headers the program sees.
-
-    Headers that `Connection` names are left in: they end here anyway, and a caller could use that to take away what a
-    proxy in front has added.
-    """
-    # Set-Cookie is no request header, and the only one whose values can't be joined.
-    dropped = _HOP_BY_HOP | {"set-cookie"} | ({"authorization"} if keyed else set())
+def _joined(pairs: Iterable[tuple[str, str]]) -> dict[str, str]:
+    """Headers as an object, the values of one that is repeated joined."""
     found: dict[str, str] = {}
-    for raw_name, raw_value in headers:
-        name, value = raw_name.decode("latin-1").lower(), raw_value.decode("latin-1")
-        if name in dropped:
-            continue
-        if name == "cookie":
-            value = _own_cookies(value)
-            if not value:
-                continue
+    for name, value in pairs:
         found[name] = f"{found[name]}{'; ' if name == 'cookie' else ', '}{value}" if name in found else value
     return found
-
-
-def _own_cookies(value: str) -> str:
-    """Of a Cookie header, the cookies that the session has set, under the names it gave them."""
-    pairs = [pair.strip() for pair in value.split(";")]
-    return "; ".join(pair.removeprefix(COOKIE_PREFIX) for pair in pairs if pair.startswith(COOKIE_PREFIX))
 
 
 def _body_text(body: bytes) -> tuple[str, str]:
@@ -274,6 +175,6 @@ def _body_text(body: bytes) -> tuple[str, str]:
     return base64.b64encode(body).decode(), "base64"
 
 
-def _ascii(target: bytes) -> str:
+def ascii_target(target: bytes) -> str:
     """A part of the request's target as it came. What can't stand in one is escaped, should it have come at all."""
     return "".join(chr(byte) if 0x20 < byte < 0x7F else f"%{byte:02X}" for byte in target)

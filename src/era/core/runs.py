@@ -16,8 +16,10 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
+from contextlib import AbstractContextManager, AsyncExitStack, nullcontext
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import structlog
 
@@ -33,11 +35,13 @@ from era.core.models import (
     JsonObject,
     Language,
     RunRecord,
+    Service,
     Session,
     Snapshot,
     StateOutcome,
     Status,
     WantedIsolation,
+    command_of,
     new_id,
     now,
 )
@@ -58,6 +62,7 @@ from era.core.ports import (
 )
 from era.core.requirements import variables
 from era.core.turns import Turns
+from era.core.under_way import RunUnderWay, UnderWay
 from era.core.views import data_view
 from era.errors import (
     CommitFailed,
@@ -87,6 +92,12 @@ class RunRequest:
     """Keep what the run leaves only if it ends with exit code 0."""
 
     claim: Claim | None = None
+    background: bool = False
+    """Whether nobody waits for its end."""
+
+    service: Service | None = None
+    """What is started instead of code. Such a run ends when somebody else wants the session's turn."""
+
     public: bool = False
     """Whether it comes through the session's public URL, and so from anybody."""
 
@@ -141,6 +152,15 @@ class RunStarted:
     run_id: str
 
 
+@dataclass(frozen=True, slots=True)
+class Begun:
+    """A run that goes on in the background."""
+
+    run_id: str
+    replayed: bool = False
+    """It was begun by an earlier request with the same idempotency key."""
+
+
 type Progress = RunStarted | Output
 type RunEvent = Progress | RunResult
 
@@ -157,6 +177,7 @@ class Runs:
         turns: Turns,
         keys: Keys,
         settled: Callable[[str, float], Awaitable[bool]],
+        under_way: UnderWay,
     ) -> None:
         """`settled` waits for a session's setup; see Setups."""
         self._store = store
@@ -168,7 +189,8 @@ class Runs:
         self._outputs = outputs
         self._turns = turns
         self._keys = keys
-        self._under_way: set[asyncio.Task[RunResult]] = set()
+        self._under_way = under_way
+        self._tasks: set[asyncio.Task[RunResult]] = set()
 
     async def stream(self, session_id: str, request: RunRequest) -> AsyncIterator[RunEvent]:
         """RunStarted, what the program writes as it writes it, then the RunResult. Raises EraError instead of a result.
@@ -176,9 +198,7 @@ class Runs:
         The run goes on when the caller stops listening.
         """
         events: asyncio.Queue[Progress | None] = asyncio.Queue()
-        task = asyncio.create_task(self._run(session_id, request, events.put_nowait))
-        self._under_way.add(task)
-        task.add_done_callback(self._under_way.discard)
+        task = self._kept(self._run(session_id, request, events.put_nowait))
         task.add_done_callback(lambda _: events.put_nowait(None))
         while (event := await events.get()) is not None:
             yield event
@@ -188,14 +208,58 @@ class Runs:
         """The plain answer: the fold of `stream`."""
         return await _collect(self.stream(session_id, request))
 
+    async def begin(self, session_id: str, request: RunRequest) -> Begun:
+        """Begin a run in the background, once it has its turn and is on record. Raises EraError where it can't."""
+        async with AsyncExitStack() as stack:
+            if request.claim is not None:
+                first = await stack.enter_async_context(self._keys.held(session_id, request.claim))
+                if first is not None:
+                    if first.run is None:
+                        raise no_answer(first)
+                    return Begun(first.run.id, replayed=True)
+            return Begun((await self.start(session_id, request)).run_id)
+
+    async def start(self, session_id: str, request: RunRequest) -> RunUnderWay:
+        """`begin` without regard to a key: the run itself, which may have ended."""
+        started: asyncio.Future[RunUnderWay] = asyncio.get_running_loop().create_future()
+
+        def emit(event: Progress) -> None:
+            if isinstance(event, RunStarted) and (run := self._under_way.get(event.run_id)):
+                started.set_result(run)
+
+        task = self._kept(self._run_now(session_id, request, emit))
+        await asyncio.wait([task, started], return_when=asyncio.FIRST_COMPLETED)  # type: ignore[type-var]  # it takes both
+        if not started.done():
+            task.result()
+        task.add_done_callback(_log_failure)
+        return started.result()
+
+    async def stop(self, session_id: str, run_id: str) -> RunRecord:
+        """End a run, wait until that is on record, and answer its record. Raises NotFound where there is no such run.
+        One that has ended stays as it is."""
+        record, _ = await self._store.run(session_id, run_id)
+        run = self._under_way.get(run_id)
+        if run is None or run.session_key != record.session_key:
+            return record
+        await run.stop()
+        record, _ = await self._store.run(session_id, run_id)
+        return record
+
     async def execute(self, request: ExecuteRequest) -> Collected:
         """A run in a sandbox that is gone when this returns. Nothing of it is stored."""
         return await asyncio.shield(asyncio.create_task(_collect(self._execute(request))))
 
     async def drain(self, seconds: float) -> None:
         """Wait for the runs under way, at most `seconds`."""
-        if self._under_way:
-            await asyncio.wait(self._under_way, timeout=seconds)
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=seconds)
+
+    def _kept(self, run: Coroutine[Any, Any, RunResult]) -> asyncio.Task[RunResult]:
+        """A run as a task of its own, which nobody who hangs up takes along."""
+        task = asyncio.create_task(run)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
 
     async def _run(self, session_id: str, request: RunRequest, emit: Callable[[Progress], None]) -> RunResult:
         if request.claim is None:
@@ -219,20 +283,26 @@ class Runs:
     async def _run_now(self, session_id: str, request: RunRequest, emit: Callable[[Progress], None]) -> RunResult:
         async with self._turns.take(session_id):
             run_id = new_id("run")
-            if request.code is None:
+            if request.code is None and request.service is None:
                 check_stored(await self._store.session(session_id), public=request.public)
             session = await self._begin(session_id, run_id, request)
             record = RunRecord(run_id, session.key, "running", started_at=now())
-            emit(RunStarted(run_id))
-            try:
+            run = RunUnderWay(run_id, session_id, session.key, request.background, request.service)
+            with self._under_way.noted(run), self._yielding(run):
+                emit(RunStarted(run_id))
                 try:
-                    return await self._attempt(session, record, request, emit)
-                except SandboxFailed:
-                    # It died before the program began, so nothing has run yet: once more, in a new one.
-                    return await self._attempt(session, record, request, emit)
-            except BaseException as error:
-                await self._end_without_result(record, request, error)
-                raise
+                    try:
+                        return await self._attempt(run, session, record, request, emit)
+                    except SandboxFailed:
+                        # It died before the program began, so nothing has run yet: once more, in a new one.
+                        return await self._attempt(run, session, record, request, emit)
+                except BaseException as error:
+                    await self._end_without_result(record, request, error)
+                    raise
+
+    def _yielding(self, run: RunUnderWay) -> AbstractContextManager[None]:
+        """A service ends when somebody wants the turn."""
+        return nullcontext() if run.service is None else self._turns.yielding(run.session_id, run.stop_soon)
 
     async def _begin(self, session_id: str, run_id: str, request: RunRequest) -> Session:
         """Record the run, once the session's setup has ended. Raises SetupUnderWay where that takes longer than the run
@@ -246,11 +316,16 @@ class Runs:
             return await self._store.begin_run(session_id, run_id, request.claim)
 
     async def _attempt(
-        self, session: Session, record: RunRecord, request: RunRequest, emit: Callable[[Progress], None]
+        self,
+        run: RunUnderWay,
+        session: Session,
+        record: RunRecord,
+        request: RunRequest,
+        emit: Callable[[Progress], None],
     ) -> RunResult:
-        sandbox = await self._host.acquire(session)
+        sandbox = run.sandbox = await self._host.acquire(session)
         try:
-            return await self._run_in(sandbox, session, record, request, emit)
+            return await self._run_in(sandbox, run.written, session, record, request, emit)
         except BaseException:
             await self._host.discard(sandbox)
             raise
@@ -258,6 +333,7 @@ class Runs:
     async def _run_in(
         self,
         sandbox: Sandbox,
+        written: dict[str, list[bytes]],
         session: Session,
         record: RunRecord,
         request: RunRequest,
@@ -278,10 +354,10 @@ class Runs:
             timeout=request.timeout or session.default_timeout,
             ephemeral=not session.persistent,
             files={},
+            command=command_of(request.service),
             network=passage.env,
             gated=passage.gated,
         )
-        written: dict[str, list[bytes]] = {"stdout": [], "stderr": []}
         ended: Ended | None = None
         async with passage, storage:
             async for event in bounded(sandbox, program, session.snapshot):
@@ -342,7 +418,9 @@ class Runs:
         ended = replace(record, status="failed", ended_at=now(), reason=reason)
         # Where no sandbox could be had the program hasn't run, and may be run by the next request with its key.
         has_not_run = isinstance(error, Unavailable) and not isinstance(error, CommitFailed)
-        released = Answered(request.claim) if request.claim and has_not_run else None
+        # But one in the background has been answered for.
+        free = has_not_run and not request.background
+        released = Answered(request.claim) if request.claim and free else None
         try:
             await self._store.end_run(ended, data=None, snapshot=None, answered=released)
         except EraError as second:
@@ -387,6 +465,12 @@ class Runs:
             await self._host.discard(sandbox)
 
 
+def _log_failure(task: asyncio.Task[RunResult]) -> None:
+    """Of a run in the background: its record tells why, as far as it could be written."""
+    if not task.cancelled() and (error := task.exception()) is not None:
+        log.warning("run_failed", error=str(error), exc_info=None if isinstance(error, EraError) else error)
+
+
 async def _collect(events: AsyncIterator[RunEvent]) -> Collected:
     parts: dict[str, list[bytes]] = {"stdout": [], "stderr": []}
     async for event in events:
@@ -397,11 +481,17 @@ async def _collect(events: AsyncIterator[RunEvent]) -> Collected:
     return Collected(result, b"".join(parts["stdout"]), b"".join(parts["stderr"]))
 
 
+def check_public(session: Session) -> None:
+    """Raises Forbidden where the session isn't for anybody."""
+    if not session.allow_public:
+        raise Forbidden("This session is not public.", hint="Its owner may set allowPublicAccess.", code="not_public")
+
+
 def check_stored(session: Session, *, public: bool) -> None:
     """Raises NoCode where there is no stored code, Forbidden where the caller may be anybody and the session is not
     for them."""
-    if public and not session.allow_public:
-        raise Forbidden("This session is not public.", hint="Its owner may set allowPublicAccess.", code="not_public")
+    if public:
+        check_public(session)
     if session.stored is None:
         raise NoCode(f"Session '{session.id}' stores no code and this run brings none.")
 

@@ -17,6 +17,7 @@ from era.core.models import (
     JsonObject,
     Language,
     NewSession,
+    Service,
     Session,
     StoredCode,
     VersionContent,
@@ -68,6 +69,7 @@ class Sessions:
         limits: Mapping[str, float] | None = None,
         isolation: WantedIsolation = "auto",
         egress: JsonObject | None = None,
+        service: Service | None = None,
         setup: Mapping[str, Any] | None = None,
         claim: Claim | None = None,
     ) -> Made:
@@ -94,6 +96,7 @@ class Sessions:
             limits=dict(limits or {}),
             isolation=isolation,
             egress=egress or {},
+            service=service,
             setup=setup_text(setup),
         )
         made = await once(self._keys, "", claim, lambda: self._store.create_session(new, claim))

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 
 from era.errors import TooManyWaiting
 
@@ -16,10 +16,23 @@ class Turns:
         self._max_waiting = max_waiting
         self._locks: dict[str, asyncio.Lock] = {}
         self._waiting: dict[str, int] = {}
+        self._wanted: dict[str, Callable[[], None]] = {}
 
     def taken(self, session_id: str) -> bool:
         """Whether somebody holds or waits for the session's turn."""
         return session_id in self._waiting
+
+    @contextmanager
+    def yielding(self, session_id: str, wanted: Callable[[], None]) -> Iterator[None]:
+        """For whoever holds the turn: `wanted` is called when somebody else waits for it, and at once if somebody
+        does."""
+        self._wanted[session_id] = wanted
+        if self._waiting[session_id] > 1:
+            wanted()
+        try:
+            yield
+        finally:
+            del self._wanted[session_id]
 
     @asynccontextmanager
     async def take(self, session_id: str, *, bounded: bool = True) -> AsyncIterator[None]:
@@ -30,6 +43,8 @@ class Turns:
         if bounded and waiting > self._max_waiting:
             raise TooManyWaiting(f"{self._max_waiting} runs wait for session '{session_id}' already.")
         self._waiting[session_id] = waiting + 1
+        if session_id in self._wanted:
+            self._wanted[session_id]()
         try:
             async with lock:
                 yield

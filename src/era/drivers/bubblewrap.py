@@ -49,7 +49,8 @@ from era.core.models import LANGUAGES, JsonObject, Language
 from era.core.ports import Door, Ended, Limits, Output, Program
 from era.drivers import guest, processes, seccomp
 from era.drivers.cgroups import Cgroups, Group
-from era.drivers.channel import Channel, receive_doors
+from era.drivers.channel import Channel, receive_doors, receive_sockets
+from era.drivers.hatch import Hatch
 from era.drivers.staging import Paths, remove_tree, staged
 from era.errors import NoIsolation, SandboxFailed
 
@@ -154,7 +155,7 @@ def etc_files() -> dict[str, bytes]:
 class BubblewrapSandbox:
     """One live sandbox."""
 
-    has_doors = True
+    has_doors = has_hatch = True
     no_gate = "this kernel can't show us connections before it makes them (that takes Linux 5.9 or newer)"
 
     def __init__(
@@ -175,12 +176,16 @@ class BubblewrapSandbox:
         self._group: Group | None = None
         self._kills_seen = 0
         self._stands_back = False
+        self._standing: asyncio.TimerHandle | None = None
+        """Set while a program runs."""
+
         self._process: subprocess.Popen[bytes] | None = None
         self._init_pid = 0
         self._init_pidfd = -1
         self._channel: Channel | None = None
         self.doors: Mapping[str, Door] = {}
         self.gate: socket.socket | None = None
+        self._hatch: Hatch | None = None
         self._log = os.memfd_create("era-sandbox-log")
         self._closing: asyncio.Task[None] | None = None
 
@@ -191,18 +196,30 @@ class BubblewrapSandbox:
     async def run(self, program: Program) -> AsyncIterator[Output | Ended]:
         if self._channel is None or not self.alive:
             raise SandboxFailed("The sandbox is gone.")
-        timer = asyncio.get_running_loop().call_later(_SHORT_RUN, self._stand_back)
+        self._stand_back_later()
         try:
             async for event in self._channel.run(program, self.limits.output_bytes):
                 yield self._classify(event) if isinstance(event, Ended) else event
         finally:
-            timer.cancel()
-            if self._stands_back:
-                self._stand_back(yes=False)
+            self._come_forward()
 
     async def kill_run(self) -> None:
         if self._channel is not None:
             await self._channel.kill_run()
+
+    async def stop_run(self) -> None:
+        if self._channel is not None:
+            await self._channel.stop_run()
+
+    async def connect(self, port: int) -> socket.socket | None:
+        found = await self._connect(port)
+        if found is not None and self._standing is not None:
+            self._come_forward()  # whoever calls it waits for it, as for a short run
+            self._stand_back_later()
+        return found
+
+    async def _connect(self, port: int) -> socket.socket | None:
+        return None if self._hatch is None else await self._hatch.connect(port)
 
     def unnamed_bytes(self, device: int) -> int:
         return processes.unnamed_bytes(self._processes(), device)
@@ -230,12 +247,25 @@ class BubblewrapSandbox:
             async with asyncio.timeout(_START_SECONDS):
                 if self.has_doors:
                     self.doors, self.gate = await receive_doors(ours)
+                if self.has_hatch:
+                    (hatch,) = await receive_sockets(ours, b"H")
+                    self._hatch = Hatch(hatch)
                 self._channel = await Channel.over(ours, variables)
                 seen = await self._channel.ready()
         except (OSError, TimeoutError, SandboxFailed) as error:
             ours.close()
             raise SandboxFailed(f"The sandbox did not start: {self.log() or error}") from error
         self.enforced = self._enforced(language, seen)
+
+    def _stand_back_later(self) -> None:
+        self._standing = asyncio.get_running_loop().call_later(_SHORT_RUN, self._stand_back)
+
+    def _come_forward(self) -> None:
+        if self._standing is not None:
+            self._standing.cancel()
+            self._standing = None
+        if self._stands_back:
+            self._stand_back(yes=False)
 
     def _stand_back(self, *, yes: bool = True) -> None:
         """Let what runs here have a processor only where no short run wants it, or end that."""
@@ -327,6 +357,7 @@ class BubblewrapSandbox:
             self.rlimits(language),
             self.limits,
             doors=self.has_doors,
+            hatch=self.has_hatch,
             network=self._driver.network,
             gated=self.has_doors,
         )
@@ -369,9 +400,9 @@ class BubblewrapSandbox:
     async def _close(self) -> None:
         if self._channel is not None:
             self._channel.close()
-        for sock in (*self.doors.values(), self.gate):
-            if sock is not None:
-                sock.close()
+        for one in (*self.doors.values(), self.gate, self._hatch):
+            if one is not None:
+                one.close()
         await asyncio.get_running_loop().run_in_executor(self._driver.cleaner, self._remove)
         self._driver.forget(self)
 

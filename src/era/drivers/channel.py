@@ -83,6 +83,10 @@ class Channel:
         with contextlib.suppress(OSError):
             self._writer.write(_frame(b"K", b""))
 
+    async def stop_run(self) -> None:
+        with contextlib.suppress(OSError):
+            self._writer.write(_frame(b"T", b""))
+
     def close(self) -> None:
         self._closed = True
         self._writer.close()
@@ -102,6 +106,7 @@ class Channel:
             "ephemeral": program.ephemeral,
             "network": dict(program.network),
             "gated": program.gated,
+            "command": list(program.command) or None,
         }
         parts = [_frame(b"R", json.dumps(header).encode()), *program.files.values()]
         self._writer.write(b"".join([*parts, program.state, program.code, environment]))
@@ -116,8 +121,14 @@ class Channel:
 
 
 async def receive_doors(control: socket.socket) -> tuple[dict[str, socket.socket], socket.socket | None]:
-    """The doors and the gate's socket, which a supervisor hands over before it says anything else; not every kernel has
-    the last. Raises SandboxFailed."""
+    """The doors and the gate's socket, where this kernel can have one. Raises SandboxFailed."""
+    sockets = await receive_sockets(control, b"N", len(DOORS), len(DOORS) + 1)
+    doors = dict(zip(DOORS, sockets, strict=False))
+    return doors, sockets[len(doors)] if len(sockets) > len(doors) else None
+
+
+async def receive_sockets(control: socket.socket, kind: bytes, least: int = 1, most: int = 1) -> list[socket.socket]:
+    """Sockets that a supervisor hands over before it says anything else. Raises SandboxFailed."""
     loop = asyncio.get_running_loop()
     readable = asyncio.Event()
     loop.add_reader(control, readable.set)
@@ -125,14 +136,13 @@ async def receive_doors(control: socket.socket) -> tuple[dict[str, socket.socket
         await readable.wait()
     finally:
         loop.remove_reader(control)
-    message, descriptors, _, _ = socket.recv_fds(control, 5, len(DOORS) + 1, socket.MSG_CMSG_CLOEXEC)
+    message, descriptors, _, _ = socket.recv_fds(control, 5, most, socket.MSG_CMSG_CLOEXEC)
     sockets = [socket.socket(fileno=descriptor) for descriptor in descriptors]
-    if message[:1] != b"N" or len(sockets) < len(DOORS):
+    if message[:1] != kind or len(sockets) < least:
         for sock in sockets:
             sock.close()
         raise SandboxFailed("The sandbox did not start.")
-    gate = sockets[len(DOORS)] if len(sockets) > len(DOORS) else None
-    return dict(zip(DOORS, sockets, strict=False)), gate
+    return sockets
 
 
 def _frame(kind: bytes, payload: bytes) -> bytes:

@@ -44,6 +44,9 @@ network answers there."""
 RELAY = 4
 """The descriptor of a supervisor's relay, where it has one (guest/relay.py)."""
 
+OWN_PORTS = frozenset(DOORS.values())
+"""Where a sandbox has sockets of the host's. Nobody from outside is let in there."""
+
 ENTRIES: dict[Language, str] = {"python": "main.py", "node": "main.js", "typescript": "main.ts"}
 
 _NODE_FLAGS = ("--disable-warning=MODULE_TYPELESS_PACKAGE_JSON",)
@@ -112,13 +115,15 @@ def supervisor_config(
     limits: Limits,
     *,
     doors: bool = False,
+    hatch: bool = False,
     relay: Sequence[int] | None = None,
     network: Mapping[str, str] | None = None,
     gated: bool = False,
 ) -> str:
     """The supervisor's configuration as JSON; see guest/supervisor.py for the meaning of each field. `bounds` are
-    `rlimits`; `doors` says whether it is to hand over DOORS, `relay` at which ports the relay at descriptor RELAY has
-    them instead, `network` and `gated` what the first run most likely has as such in `Program`."""
+    `rlimits`; `doors` and `hatch` say whether it is to hand over DOORS and one of those, `relay` at which ports the
+    relay at descriptor RELAY has the doors instead, `network` and `gated` what the first run most likely has as such in
+    `Program`."""
     node = f"{NODE}/bin/node"
     warm: list[str] | None
     if language == "python":
@@ -132,6 +137,7 @@ def supervisor_config(
         {
             "control": control,
             "doors": list(DOORS.values()) if doors else [],
+            "hatch": hatch,
             "relay": relay,
             "network": dict(network or {}),
             "gated": gated,

@@ -149,7 +149,7 @@ def etc_files() -> dict[str, bytes]:
 class GvisorSandbox(BubblewrapSandbox):
     """One live sandbox: bubblewrap's, with runsc in it."""
 
-    has_doors = False  # the sockets in there are gVisor's own, and can't be handed out
+    has_doors = has_hatch = False  # the sockets in there are gVisor's own, and can't be handed out
     no_gate = "gVisor's network is its own, and connections in there can't be opened for a program"
 
     _relay: Relay | None = None
@@ -163,9 +163,8 @@ class GvisorSandbox(BubblewrapSandbox):
             await super().open(language)
         self.doors = {name: self._relay.door(port) for name, port in guest.DOORS.items()}
 
-    async def connect(self, port: int) -> socket.socket | None:
-        """A connection to this port of the sandbox's loopback; None where nobody takes it."""
-        return None if self._relay is None else await self._relay.connect(port)
+    async def _connect(self, port: int) -> socket.socket | None:
+        return None if self._relay is None or port in guest.OWN_PORTS else await self._relay.connect(port)
 
     def plan(self, language: Language, control: int) -> Plan:
         config = guest.supervisor_config(

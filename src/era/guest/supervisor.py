@@ -33,8 +33,9 @@ new sandbox from the last committed snapshot.
 
 Wire format, both ways over one stream socket: a kind (1 byte), a length (4 bytes, big endian), a payload.
   host to guest:  R  JSON header; then, unframed, its `lengths`: files…, state, code, environment
-                  K  kill the run under way
+                  K  kill the run under way; T  the same, with SIGTERM and some grace first
   guest to host:  N  with descriptors: the doors and the gate's socket, see door.py; comes first, if asked for
+                  H  with a descriptor: the hatch, see hatch.py; comes next, if asked for
                   Y  JSON: ready for the first run, and the isolation as seen from inside
                   B  the program is about to begin
                   O, E  a piece of stdout, of stderr
@@ -57,6 +58,7 @@ import sys
 import time
 
 import door
+import hatch
 import landlock
 from seen import isolation_seen
 from system_v import SystemV, device_files
@@ -82,7 +84,7 @@ PAGE = 4096
 
 # Modules of our own need, which a program must find unloaded.
 OURS = (
-    *("supervisor", "workspace", "landlock", "system_v", "door", "gate", "relay", "seen"),
+    *("supervisor", "workspace", "landlock", "system_v", "door", "gate", "hatch", "relay", "seen"),
     *("_socket", "ctypes", "ctypes._endian", "_ctypes", "fcntl", "resource"),
 )
 # What programs import most. Each costs memory in every spare, and time when it is finalized.
@@ -169,6 +171,7 @@ class Spare:
 class Supervisor:
     def __init__(self, config: dict[str, Any], loaded_at_start: set[str], gate: Gate | None) -> None:
         self.control = Control(config["control"])
+        self.hatch: int = config["hatch"]
         self.language = config["language"]
         self.entry: str = config["entry"]
         self.warm = config["warm"]
@@ -227,22 +230,24 @@ class Supervisor:
         control.read_into(environment)
 
         write_file(STATE_FILE, state)
+        command = header["command"]
         entry = self.free_entry()
-        written = write_file(entry, code)
+        written = None if command else write_file(entry, code)
         control.send(b"B", b"")  # from here on the run may have had effects, and must not be tried again
         begun = time.monotonic()
         if self.relay is not None:
             self.relay.receive()
         other_gate, self.gated = header["gated"] != self.gated, header["gated"]
         cold = header["cold"] or (self.warm is not None and (other_gate or header["network"] != self.network))
-        spare = self.start_program(entry, environment, cold, reuse=not other_gate)
+        spare = self.start_program(entry, environment, cold, command, reuse=not other_gate)
         self.network = header["network"]
         ended = self.follow(spare, begun + header["timeout"], header["output"])
         ended["duration"] = time.monotonic() - begun
         if self.relay is not None:
             self.relay.end_run()
         spare.close()
-        remove_if_unchanged(entry, written)
+        if written is not None:
+            remove_if_unchanged(entry, written)
         content, ended["state_problem"] = read_state(header["state_limit"])
         ended["state"] = "missing" if content is None else "same" if content == state else "sent"
         if content is not None and content != state:
@@ -270,11 +275,13 @@ class Supervisor:
             name = f"__main__{'' if serial == 1 else serial}{os.path.splitext(self.entry)[1]}"
         return name
 
-    def start_program(self, entry: str, environment: bytearray, cold: bool, *, reuse: bool) -> Spare:
+    def start_program(
+        self, entry: str, environment: bytearray, cold: bool, command: list[str] | None, *, reuse: bool
+    ) -> Spare:
         spare, self.spare = self.spare, None
         if spare is None:
             raise RuntimeError("a run was asked for before its spare was made")
-        if not cold and reuse and entry == spare.entry:
+        if not cold and not command and reuse and entry == spare.entry:
             try:
                 spare.start(environment)
                 return spare
@@ -283,13 +290,14 @@ class Supervisor:
         os.kill(spare.pid, signal.SIGKILL)
         os.waitpid(spare.pid, 0)
         spare.close()
-        spare = self.make_spare(entry, None, self.cold if cold or entry != spare.entry or self.warm else None)
+        from_nothing = [*self.cold, entry] if cold or entry != spare.entry or self.warm else None
+        spare = self.make_spare(entry, None, command or from_nothing)
         spare.start(environment)
         return spare
 
     def make_spare(self, entry: str, warm: list[str] | None, cold: list[str] | None = None) -> Spare:
         """Fork a process that waits for its environment: `warm` runs another interpreter that waits by itself, `cold`
-        starts one only when the environment is there, and with neither the child becomes the program."""
+        is executed only when the environment is there, and with neither the child becomes the program."""
         go, go_end = os.pipe()
         stdout, stdout_end = wide_pipe()
         stderr, stderr_end = wide_pipe()
@@ -325,7 +333,7 @@ class Supervisor:
             os.close(3)
             if cold:
                 restore_signals()
-                os.execve(cold[0], [*cold, entry], environment)
+                os.execvpe(cold[0], cold, environment)
             self.forget_ourselves(environment)
         except BaseException as problem:
             os.write(2, f"era: the program could not be started: {problem}\n".encode())
@@ -369,7 +377,7 @@ class Supervisor:
         poller = select.poll()
         gate = self.gate if self.gated else None
         relay_fd = -1 if self.relay is None else self.relay.fd
-        for fd in (control.fd, spare.pidfd, gate.fd if gate else -1, relay_fd, *kinds):
+        for fd in (control.fd, self.hatch, spare.pidfd, gate.fd if gate else -1, relay_fd, *kinds):
             if fd >= 0:
                 poller.register(fd, select.POLLIN)
 
@@ -400,7 +408,7 @@ class Supervisor:
                     break
             left = deadline - now
             if left <= 0:
-                if cause == "timeout":
+                if cause != "exit":
                     break
                 cause = "timeout"
                 deadline += GRACE
@@ -414,14 +422,23 @@ class Supervisor:
                     pass_on(fd)
                 elif fd == spare.pidfd:
                     running = False
+                elif fd == self.hatch:
+                    if not hatch.answer(fd):
+                        poller.unregister(fd)
                 elif gate and fd == gate.fd:
                     if not gate.hand_out():
                         poller.unregister(fd)
                 elif fd == relay_fd and self.relay is not None:
                     self.relay.work()
-                elif control.receive()[0] == b"K":
-                    cause = "killed"
-                    running = False
+                else:
+                    kind = control.receive()[0]
+                    if kind == b"K":
+                        cause = "killed"
+                        running = False
+                    elif kind == b"T" and cause == "exit":
+                        cause = "killed"
+                        deadline = time.monotonic() + GRACE
+                        signal_everything(signal.SIGTERM)
             if spare.pidfd < 0 and spare.has_ended():
                 running = False
         status, usage, reaped = kill_everything(spare.pid)
@@ -593,6 +610,7 @@ def prepare(loaded_at_start: frozenset[str]) -> Supervisor:
         import relay
 
         config["relay"] = relay.Relay(4, relayed)
+    config["hatch"] = hatch.cut(3) if config["hatch"] else -1
     seen = isolation_seen()  # before our own /proc is closed to us too
     config["isolation"] = {**seen, "landlock": landlock.restrict(config["landlock"])}
     _libc.prctl(PR_SET_DUMPABLE, 0, 0, 0, 0)  # /proc/1/{mem,environ,fd} are out of every program's reach

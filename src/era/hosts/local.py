@@ -12,6 +12,7 @@ import asyncio
 import contextlib
 import time
 from collections import deque
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 import structlog
@@ -46,6 +47,8 @@ class _Live:
     snapshot: Snapshot
     busy: bool
     used_at: float
+    end: Callable[[], Awaitable[None]] | None = None
+    """Ends the run under way, which may be ended."""
 
 
 class LocalHost:
@@ -148,6 +151,7 @@ class LocalHost:
         if live := self._live.get(session_key):
             live.snapshot = snapshot
             live.busy = False
+            live.end = None
             live.used_at = time.monotonic()
 
     async def discard(self, sandbox: Sandbox) -> None:
@@ -158,6 +162,11 @@ class LocalHost:
 
     def session_keys(self) -> list[int]:
         return [key for key, live in self._live.items() if not live.busy]
+
+    def offer(self, session_key: int, end: Callable[[], Awaitable[None]] | None) -> None:
+        if live := self._live.get(session_key):
+            live.end = end
+            live.used_at = time.monotonic()
 
     async def release(self, session_key: int) -> None:
         if live := self._live.pop(session_key, None):
@@ -186,9 +195,13 @@ class LocalHost:
         """Take one place among the live sandboxes, from the longest idle session if none is free."""
         while self._room.locked():
             idle = [(live.used_at, key) for key, live in self._live.items() if not live.busy]
-            if not idle:
+            offered = [(live.used_at, live.end) for live in self._live.values() if live.busy and live.end]
+            if idle:
+                await self.release(min(idle)[1])
+            elif offered:
+                await min(offered, key=lambda one: one[0])[1]()
+            else:
                 break
-            await self.release(min(idle)[1])
         try:
             async with asyncio.timeout(_WAIT_FOR_ROOM):
                 await self._room.acquire()

@@ -47,6 +47,7 @@ SESSIONS = select(
     sessions.c.metadata,
     sessions.c.limits,
     sessions.c.egress,
+    sessions.c.service,
     sessions.c.code,
     sessions.c.code_description,
     sessions.c.code_updated_at,
@@ -256,7 +257,7 @@ def session_of(row: Iterable[Any]) -> Session:
     """A row of `SESSIONS`."""
     columns = iter(row)
     values = {name: next(columns) for name in _FIELDS}
-    metadata, limits, egress, code, description, code_updated_at, root, file_count, total_bytes, data = columns
+    metadata, limits, egress, service, code, description, code_updated_at, root, file_count, total_bytes, data = columns
     for name in ("persistent", "allow_internet", "allow_public", "expired"):
         values[name] = bool(values[name])
     return Session(
@@ -264,6 +265,7 @@ def session_of(row: Iterable[Any]) -> Session:
         metadata=json.loads(metadata),
         limits=json.loads(limits),
         egress=json.loads(egress),
+        service=service and json.loads(service),
         stored=None if code is None else StoredCode(code, description, code_updated_at),
         snapshot=snapshot_of(root, file_count, total_bytes),
         data=data,

@@ -100,6 +100,7 @@ class SessionRows(KeyRows):
             "limits": json.dumps(new.limits),
             "isolation": new.isolation,
             "egress": json.dumps(new.egress),
+            "service": json.dumps(new.service),
             "setup": new.setup,
             "setup_status": new.setup and "pending",
             "version": 1,
@@ -323,6 +324,7 @@ def _settings_of(source: Session) -> dict[str, Any]:
         "limits": json.dumps(source.limits),
         "isolation": source.isolation,
         "egress": json.dumps(source.egress),
+        "service": json.dumps(source.service),
         "setup": source.setup,
         "setup_status": source.setup_status,
         "setup_result": source.setup_result,
@@ -350,6 +352,8 @@ def _changed(change: SessionChange, at: int) -> dict[str, Any]:
         values["metadata"] = json.dumps(change.metadata)
     if change.egress is not None:
         values["egress"] = json.dumps(change.egress)
+    if change.service is not KEEP:
+        values["service"] = json.dumps(change.service)
     if change.setup is not KEEP:
         values |= PENDING | {"setup": change.setup, "setup_status": change.setup and "pending"}
     if change.ttl is not KEEP:

@@ -65,6 +65,7 @@ sessions = Table(
     Column("limits", Text, nullable=False, server_default="{}"),
     Column("isolation", String(16), nullable=False, server_default="auto"),
     Column("egress", Text, nullable=False, server_default="{}"),
+    Column("service", Text),
     Column("setup", Text),
     Column("setup_status", String(16)),
     Column("setup_result", Text),

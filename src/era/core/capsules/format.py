@@ -35,6 +35,7 @@ from era.core.models import (
     Status,
     VersionContent,
     WantedIsolation,
+    can_be_service,
     now,
     timestamp,
 )
@@ -59,6 +60,7 @@ SESSION: dict[str, checks.Check] = {
     "limits": can_be_asked,
     "isolation": checks.one_of(*get_args(WantedIsolation.__value__)),
     "egress": can_be_egress,
+    "service": checks.optional(can_be_service),
     "setup": checks.optional(requirements.can_be_asked),
     "code": checks.optional(checks.an_object),
     "version": checks.integer(1),
@@ -66,7 +68,7 @@ SESSION: dict[str, checks.Check] = {
     "updated_at": checks.time,
     "last_run_at": checks.optional(checks.time),
 }
-ADDED: dict[str, Any] = {"limits": {}, "isolation": "auto", "egress": {}, "setup": None}
+ADDED: dict[str, Any] = {"limits": {}, "isolation": "auto", "egress": {}, "service": None, "setup": None}
 ADDED_TO_RUNS: dict[str, Any] = {"egress": {}}
 """What the first capsules did not have yet."""
 
@@ -205,6 +207,7 @@ def _session(session: Session) -> dict[str, Any]:
         "limits": session.limits,
         "isolation": session.isolation,
         "egress": session.egress,
+        "service": session.service,
         "setup": requirements.shown(session.setup),
         "code": stored and {"code": stored.code, "description": stored.description, "updated_at": stored.updated_at},
         "version": session.version,

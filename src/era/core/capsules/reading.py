@@ -175,6 +175,7 @@ def _session(head: dict[str, Any], current: VersionContent) -> Session:
         limits=head["limits"],
         isolation=head["isolation"],
         egress=head["egress"],
+        service=head["service"],
         setup=setup_text(head["setup"]),
         setup_status="pending" if head["setup"] else None,
     )

@@ -1,0 +1,237 @@
+"""Servers for sessions to run, and a WebSocket client as plain as can be."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import os
+import secrets
+import socket
+import struct
+from typing import Any
+
+import httpx
+
+from tests.conftest import Server
+
+SERVE = """\
+import json, os, socket, time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+class Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+
+    def reply(self, body, status=200, **headers):
+        self.send_response(status)
+        for name, value in {"Content-Length": len(body), **headers}.items():
+            self.send_header(name.replace("_", "-"), value)
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(body)
+
+    def do_GET(self):
+        name = self.path.partition("?")[0].strip("/")
+        getattr(self, f"on_{name}", self.on_echo)()
+
+    def on_echo(self):
+        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        told = {"method": self.command, "path": self.path, "headers": self.headers.items()}
+        told["body"] = body.decode("latin-1")
+        self.reply(json.dumps(told).encode())
+
+    def on_status(self):
+        status = int(self.path.partition("?")[2])
+        self.reply(b"" if status in (204, 304) else b"body", status, ETag='"1"')
+
+    def on_big(self):  # as many MiB as asked for
+        self.send_response(200)
+        self.send_header("Content-Length", str(int(self.path.partition("?")[2]) << 20))
+        self.end_headers()
+        for _ in range(int(self.path.partition("?")[2])):
+            self.wfile.write(bytes(1 << 20))
+
+    def on_sink(self):
+        left = total = int(self.headers["Content-Length"])
+        while left:
+            left -= len(self.rfile.read(min(left, 1 << 20)))
+        self.reply(str(total).encode())
+
+    def chunk(self, data):
+        self.wfile.write(b"%x\\r\\n%b\\r\\n" % (len(data), data))
+
+    def on_events(self):
+        self.send_response(200)
+        self.send_header("Content-Type", "text/event-stream")
+        self.send_header("Transfer-Encoding", "chunked")
+        self.end_headers()
+        for n in range(3):
+            self.chunk(f"data: {n}\\n\\n".encode())
+            while not os.path.exists(f"/tmp/go{n}"):
+                time.sleep(0.01)
+        self.chunk(b"")
+
+    def on_go(self):
+        open("/tmp/go" + self.path.partition("?")[2], "w").close()
+        self.reply(b"")
+
+    def on_chunks(self):  # what comes in chunks goes out in chunks, each as soon as it is there
+        self.send_response(200)
+        self.send_header("Transfer-Encoding", "chunked")
+        self.end_headers()
+        while size := int(self.rfile.readline(), 16):
+            self.chunk(self.rfile.read(size).upper())
+            self.rfile.readline()
+        self.rfile.readline()
+        self.chunk(b"")
+
+    def on_raw(self):  # bytes as asked for, then the end of the connection
+        self.wfile.write(bytes.fromhex(self.path.partition("?")[2]))
+        self.close_connection = True
+
+    def on_hold(self):
+        time.sleep(600)
+
+    def on_write(self):
+        with open("written.txt", "a") as file:
+            file.write("x")
+        self.reply(b"")
+
+    do_POST = do_PUT = do_DELETE = do_HEAD = do_OPTIONS = do_PATCH = do_PURGE = do_GET
+
+    def log_message(self, *_):
+        pass
+
+class Threading(ThreadingHTTPServer):
+    address_family = socket.AF_INET6 if os.environ.get("V6") else socket.AF_INET
+    request_queue_size = 128
+
+host, port = "::1" if os.environ.get("V6") else "127.0.0.1", int(os.environ.get("PORT", "3000"))
+print("listening", flush=True)
+Threading((host, port), Handler).serve_forever()
+"""
+
+ECHO = """\
+const crypto = require("crypto"), http = require("http");
+const server = http.createServer((request, response) => response.end(request.headers.upgrade ?? "no upgrade"));
+server.on("upgrade", (request, socket, head) => {
+  if (request.url === "/refused") return socket.end("HTTP/1.1 403 Forbidden\\r\\nContent-Length: 2\\r\\n\\r\\nno");
+  const accept = crypto.createHash("sha1")
+    .update(request.headers["sec-websocket-key"] + "258EAFA5-E914-47DA-95CA-C5AB0DC85B11").digest("base64");
+  const protocol = request.headers["sec-websocket-protocol"];
+  socket.write("HTTP/1.1 101 Switching Protocols\\r\\nUpgrade: websocket\\r\\nConnection: Upgrade\\r\\n"
+    + `Sec-WebSocket-Accept: ${accept}\\r\\nSet-Cookie: c=1\\r\\nStrict-Transport-Security: max-age=1\\r\\n`
+    + (protocol ? `Sec-WebSocket-Protocol: ${protocol.split(",")[0]}\\r\\n` : "") + "\\r\\n");
+  if (request.url === "/greet") socket.write(Buffer.from([0x81, 2, 104, 105]));
+  let seen = Buffer.from(head), pieces = [], size = 0, needed = 0;
+  const answer = (data) => {  // a frame is sent back as it came, but for its mask
+    pieces.push(data);
+    size += data.length;
+    if (seen.length + size < needed) return;
+    seen = Buffer.concat([seen, ...pieces]);
+    pieces = [];
+    size = needed = 0;
+    for (;;) {
+      if (seen.length < 6) return;
+      let length = seen[1] & 127, at = 2;
+      if (length === 126) { length = seen.readUInt16BE(2); at = 4; }
+      if (length === 127) { length = Number(seen.readBigUInt64BE(2)); at = 10; }
+      needed = at + 4 + length;
+      if (seen.length < needed) return;
+      const mask = seen.subarray(at, at + 4), body = Buffer.from(seen.subarray(at + 4, at + 4 + length));
+      for (let i = 0; i < length; i++) body[i] ^= mask[i & 3];
+      const start = Buffer.from(seen.subarray(0, at));
+      start[1] &= 127;
+      socket.write(Buffer.concat([start, body]));
+      const closing = (seen[0] & 15) === 8;
+      seen = seen.subarray(needed);
+      needed = 0;
+      if (closing) return socket.end();
+    }
+  };
+  socket.on("data", answer);
+  socket.on("error", () => {});
+});
+server.listen(process.env.PORT ?? 3000, () => console.log("listening"));
+"""
+
+
+class WebSocket:
+    """One connection. `head` is what the server answered, as text; frames are its opcodes with their payloads."""
+
+    def __init__(self, server: Server, path: str, *headers: str) -> None:
+        name, _, port = server.url.removeprefix("http://").rpartition(":")
+        self.socket = socket.create_connection((name, int(port)), timeout=30)
+        key = base64.b64encode(secrets.token_bytes(16)).decode()
+        lines = [
+            f"GET {path} HTTP/1.1",
+            f"Host: {name}:{port}",
+            "Upgrade: websocket",
+            "Connection: keep-alive, Upgrade",
+            "Sec-WebSocket-Version: 13",
+            f"Sec-WebSocket-Key: {key}",
+            *headers,
+        ]
+        self.socket.sendall("\r\n".join([*lines, "", ""]).encode())
+        self._seen = b""
+        self.head = self._until(b"\r\n\r\n").decode("latin-1")
+        digest = hashlib.sha1(key.encode() + b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11").digest()
+        self.accepted = f"Sec-WebSocket-Accept: {base64.b64encode(digest).decode()}".lower() in self.head.lower()
+
+    def send(self, payload: bytes, opcode: int = 2) -> None:
+        size = len(payload)
+        length = bytes([size | 128]) if size < 126 else b"\xfe" + struct.pack("!H", size)
+        if size > 0xFFFF:
+            length = b"\xff" + struct.pack("!Q", size)
+        mask = secrets.token_bytes(4)
+        keys = (mask * (size // 4 + 1))[:size]
+        masked = (int.from_bytes(payload, "big") ^ int.from_bytes(keys, "big")).to_bytes(size, "big")
+        self.socket.sendall(bytes([128 | opcode]) + length + mask + masked)
+
+    def receive(self) -> tuple[int, bytes]:
+        first, size = self._take(2)
+        if size == 126:
+            (size,) = struct.unpack("!H", self._take(2))
+        elif size == 127:
+            (size,) = struct.unpack("!Q", self._take(8))
+        return first & 15, self._take(size)
+
+    def rest(self) -> bytes:
+        """What comes until the other end hangs up."""
+        while piece := self.socket.recv(1 << 16):
+            self._seen += piece
+        return self._seen
+
+    def close(self) -> None:
+        self.socket.close()
+
+    def _take(self, size: int) -> bytes:
+        while len(self._seen) < size:
+            self._more()
+        taken, self._seen = self._seen[:size], self._seen[size:]
+        return taken
+
+    def _until(self, end: bytes) -> bytes:
+        while end not in self._seen:
+            self._more()
+        found, _, self._seen = self._seen.partition(end)
+        return found + end
+
+    def _more(self) -> None:
+        piece = self.socket.recv(1 << 20)
+        if not piece:
+            raise ConnectionError(f"hung up after {self._seen[:200]!r}")
+        self._seen += piece
+
+
+def begin(client: httpx.Client, session: str, code: str, **fields: Any) -> str:
+    """A run in the background; its id."""
+    answer = client.post(f"/api/sessions/{session}/run", json={"code": code, "background": True, **fields})
+    assert answer.status_code == 202, answer.text
+    assert answer.json() == {"run_id": answer.json()["run_id"], "status": "running"}
+    return str(answer.json()["run_id"])
+
+
+def memory(server: Server) -> int:
+    """Resident bytes of the service itself."""
+    with open(f"/proc/{server.pid}/statm") as file:
+        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")

@@ -1,0 +1,186 @@
+"""Runs in the background: begun, followed, stopped."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.api.live import SERVE, begin
+from tests.conftest import Run, Server, eventually
+
+type Session = Callable[..., str]
+
+SLEEPER = """\
+import json, time
+open("begun.txt", "w").write("x")
+json.dump({"seen": True}, open(".session_data.json", "w"))
+print("begun", flush=True)
+time.sleep(600)
+"""
+
+
+def record(client: httpx.Client, where: str, run_id: str) -> dict[str, Any]:
+    answer = client.get(f"/api/sessions/{where}/runs/{run_id}")
+    assert answer.status_code == 200, answer.text
+    told: dict[str, Any] = answer.json()
+    return told
+
+
+def test_a_run_that_nobody_waits_for(client: httpx.Client, session: Session, run: Run) -> None:
+    where = session(data={"n": 1})
+    run_id = begin(client, where, "import time; time.sleep(0.3); open('f', 'w').write('x'); print('done')")
+    assert record(client, where, run_id)["status"] == "running"
+    assert client.get(f"/api/sessions/{where}").json()["status"] == "running"
+    assert run(where, "print(open('f').read())")["stdout"] == "x\n"  # it waits in order
+    done = record(client, where, run_id)
+    assert (done["status"], done["exit_code"], done["state"]["committed"]) == ("ok", 0, True)
+    assert client.get(f"/api/sessions/{where}/runs/{run_id}/stdout").text == "done\n"
+
+
+def test_what_it_has_written_so_far(client: httpx.Client, session: Session) -> None:
+    where = session()
+    code = "import sys, time; print('0123456789', flush=True); print('e', file=sys.stderr); time.sleep(600)"
+    run_id = begin(client, where, code)
+    url = f"/api/sessions/{where}/runs/{run_id}"
+    assert eventually(lambda: client.get(f"{url}/stdout").text == "0123456789\n")
+    part = client.get(f"{url}/stdout", headers={"Range": "bytes=3-5"})
+    assert (part.status_code, part.text) == (206, "345")
+    assert eventually(lambda: client.get(f"{url}/stderr").text == "e\n")
+
+
+def test_stopping(client: httpx.Client, session: Session, run: Run) -> None:
+    where = session()
+    run_id = begin(client, where, SLEEPER)
+    url = f"/api/sessions/{where}/runs/{run_id}"
+    assert eventually(lambda: client.get(f"{url}/stdout").text)
+    stopped = client.delete(url)
+    assert stopped.status_code == 200
+    told = stopped.json()
+    assert (told["status"], told["exit_code"], told["state"]["committed"]) == ("killed", 143, True)
+    assert told == record(client, where, run_id)
+    assert client.delete(url).json() == told  # it stays as it is
+    assert client.get(f"/api/sessions/{where}").json()["data"] == {"seen": True}
+    assert run(where, "import os; print(os.path.exists('begun.txt'))")["stdout"] == "True\n"
+    other = session()
+    assert client.delete(f"/api/sessions/{other}/runs/{run_id}").status_code == 404
+    assert client.delete(f"/api/sessions/{where}/runs/nothing").status_code == 404
+
+
+def test_a_program_may_end_well_when_it_is_told_to(client: httpx.Client, session: Session) -> None:
+    code = """\
+import signal, sys, time
+def end(*_):
+    open("ended.txt", "w").write("x")
+    sys.exit(3)
+signal.signal(signal.SIGTERM, end)
+print("ready", flush=True)
+time.sleep(600)
+"""
+    where = session()
+    run_id = begin(client, where, code)
+    url = f"/api/sessions/{where}/runs/{run_id}"
+    assert eventually(lambda: client.get(f"{url}/stdout").text)
+    told = client.delete(url).json()
+    assert (told["status"], told["exit_code"]) == ("killed", 3)
+    assert client.get(f"/api/sessions/{where}/files/ended.txt").text == "x"
+
+
+def test_a_program_that_does_not_listen_has_two_seconds(client: httpx.Client, session: Session) -> None:
+    where = session()
+    code = "import signal, time; signal.signal(15, signal.SIG_IGN); print('up', flush=True); time.sleep(600)"
+    run_id = begin(client, where, code)
+    url = f"/api/sessions/{where}/runs/{run_id}"
+    assert eventually(lambda: client.get(f"{url}/stdout").text)
+    began = time.monotonic()
+    told = client.delete(url).json()
+    assert (told["status"], told["exit_code"]) == ("killed", 137)
+    assert 1.9 < time.monotonic() - began < 8
+
+
+def test_a_run_that_somebody_waits_for_can_be_stopped_too(
+    client: httpx.Client, session: Session, server: Server
+) -> None:
+    where, told = session(), []
+
+    def call() -> None:
+        with server.client() as other:
+            told.append(other.post(f"/api/sessions/{where}/run", json={"code": "import time; time.sleep(600)"}).json())
+
+    thread = threading.Thread(target=call)
+    thread.start()
+    runs = eventually(lambda: client.get(f"/api/sessions/{where}/runs").json()["runs"])
+    assert client.delete(f"/api/sessions/{where}/runs/{runs[0]['run_id']}").json()["status"] == "killed"
+    thread.join()
+    assert (told[0]["status"], told[0]["exit_code"]) == ("killed", 143)
+
+
+def test_its_timeout(client: httpx.Client, session: Session, run: Run) -> None:
+    where = session()
+    run_id = begin(client, where, "import time; time.sleep(600)", timeout=0.2)
+    run(where, "1")
+    assert record(client, where, run_id)["status"] == "timeout"
+    answer = client.post(f"/api/sessions/{where}/run", json={"code": "1", "background": True, "timeout": 99_999})
+    assert answer.status_code == 400
+
+
+def test_atomic(client: httpx.Client, session: Session) -> None:
+    where = session()
+    run_id = begin(client, where, SLEEPER, atomic=True)
+    url = f"/api/sessions/{where}/runs/{run_id}"
+    assert eventually(lambda: client.get(f"{url}/stdout").text)
+    assert client.delete(url).json()["state"]["committed"] is False
+    assert client.get(f"/api/sessions/{where}").json()["data"] == {}
+
+
+def test_with_a_key_it_begins_once(client: httpx.Client, session: Session) -> None:
+    where = session()
+    body = {"code": SLEEPER, "background": True}
+    url, key = f"/api/sessions/{where}/run", {"Idempotency-Key": "k"}
+    first = client.post(url, json=body, headers=key)
+    again = client.post(url, json=body, headers=key)  # while it runs
+    assert (first.status_code, again.status_code, again.json()) == (202, 202, first.json())
+    assert again.headers["Idempotent-Replay"] == "true"
+    client.delete(f"/api/sessions/{where}/runs/{first.json()['run_id']}")
+    after = client.post(url, json=body, headers=key)
+    assert (after.status_code, after.json()) == (202, first.json())
+    assert client.get(f"/api/sessions/{where}/runs").json()["count"] == 1
+    assert client.post(url, json={"code": SLEEPER}, headers=key).json()["code"] == "idempotency_mismatch"
+
+
+@pytest.mark.parametrize("body", [{"code": "1", "background": "yes"}, {"background": True}])
+def test_what_can_not_begin(client: httpx.Client, session: Session, body: dict[str, Any]) -> None:
+    where = session()
+    assert client.post(f"/api/sessions/{where}/run", json=body).status_code == 400
+    assert client.get(f"/api/sessions/{where}/runs").json()["count"] == 0
+    stream = client.post(f"/api/sessions/{where}/stream", json={"code": "1", "background": True})
+    assert stream.status_code == 400
+
+
+def test_deleting_the_session_ends_it(client: httpx.Client, session: Session, server: Server) -> None:
+    where = session()
+    begin(client, where, SERVE)
+    assert client.get(f"/proxy/{where}/3000/").status_code == 200
+    assert client.delete(f"/api/sessions/{where}").status_code == 200
+    assert client.get(f"/proxy/{where}/3000/").status_code == 404
+
+
+def test_stopping_the_service_keeps_what_it_has_done(own_server: Callable[..., Server]) -> None:
+    server = own_server(drain_seconds="20")
+    with server.client() as client:
+        client.post("/api/sessions", json={"language": "python", "session_id": "s"})
+        run_id = begin(client, "s", SLEEPER)
+        assert eventually(lambda: client.get(f"/api/sessions/s/runs/{run_id}/stdout").text)
+    began = time.monotonic()
+    assert server.stop() == 0
+    assert time.monotonic() - began < 15  # nobody waits for a run that has no end
+    assert "Traceback" not in server.log
+    server.start()
+    with server.client() as client:
+        told = client.get(f"/api/sessions/s/runs/{run_id}").json()
+        assert (told["status"], told["state"]["committed"]) == ("killed", True)
+        assert client.get("/api/sessions/s").json()["data"] == {"seen": True}

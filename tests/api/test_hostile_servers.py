@@ -1,0 +1,272 @@
+"""Servers in sessions that cheat: what a proxy that copies bytes would let through, and what comes through ours."""
+
+from __future__ import annotations
+
+import json
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+import httpx
+import pytest
+
+from tests.api.live import SERVE, begin
+from tests.conftest import Server
+
+type Session = Callable[..., str]
+
+OK = b"HTTP/1.1 200 OK\r\n"
+SECOND = b"HTTP/1.1 200 OK\r\nContent-Length: 8\r\n\r\nsmuggled"
+REFUSED = {
+    "two lengths": OK + b"Content-Length: 2\r\nContent-Length: 3\r\n\r\nabc",
+    "two lengths in one": OK + b"Content-Length: 2, 3\r\n\r\nabc",
+    "a length and chunks": OK + b"Content-Length: 2\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nab\r\n0\r\n\r\n",
+    "chunks and a length": OK + b"Transfer-Encoding: chunked\r\nContent-Length: 2\r\n\r\n2\r\nab\r\n0\r\n\r\n",
+    "another encoding": OK + b"Transfer-Encoding: gzip, chunked\r\n\r\n2\r\nab\r\n0\r\n\r\n",
+    "a length that is none": OK + b"Content-Length: +2\r\n\r\nab",
+    "a negative length": OK + b"Content-Length: -1\r\n\r\nab",
+    "a space before the colon": OK + b"Content-Length : 2\r\n\r\nab",
+    "a folded line": OK + b"X-A: 1\r\nX-B : 2\r\n\r\nab",
+    "a name with a space": OK + b"X A: 1\r\n\r\nab",
+    "a NUL in a value": OK + b"X-A: 1\0\r\n\r\nab",
+    "an escape in a value": OK + b"X-A: \x1b[31m\r\n\r\nab",
+    "a bare CR": OK + b"X-A: 1\rX-B: 2\r\n\r\nab",
+    "no HTTP": b"220 ready\r\n",
+    "HTTP/0.9": b"hello",
+    "no status": b"HTTP/1.1 OK\r\n\r\n",
+    "a status of nowhere": b"HTTP/1.1 999 Weird\r\nContent-Length: 0\r\n\r\n",
+    "nothing": b"",
+    "half a head": OK + b"X-A: 1\r\n",
+    "an upgrade that nobody wanted": b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: x\r\nConnection: Upgrade\r\n\r\n",
+    "too many headers": OK + b"".join(b"X-%d: %b\r\n" % (n, b"y" * 900) for n in range(40)) + b"\r\n",
+    "a multipart type": OK + b"Content-Type: multipart/x-mixed-replace\r\nContent-Length: 0\r\n\r\n",
+    "a cookie that is none": OK + b"Set-Cookie: =;=\r\nContent-Length: 0\r\n\r\n",
+}
+CUT = {
+    "a length that isn't reached": OK + b"Content-Length: 9\r\n\r\nabc",
+    "chunks without an end": OK + b"Transfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n",
+    "half a chunk": OK + b"Transfer-Encoding: chunked\r\n\r\n9\r\nabc",
+    "a chunk that is none": OK + b"Transfer-Encoding: chunked\r\n\r\n3\r\nabc\r\nzz\r\n",
+}
+PASSED = {
+    "a second answer": OK + b"Content-Length: 2\r\n\r\nok" + SECOND,
+    "an answer after chunks": OK + b"Transfer-Encoding: chunked\r\n\r\n2\r\nok\r\n0\r\n\r\n" + SECOND,
+    "one length twice": OK + b"Content-Length: 2\r\nContent-Length: 2\r\n\r\nok",
+    "hints first": b"HTTP/1.1 103 Early Hints\r\nLink: </x>\r\n\r\n" * 9 + OK + b"Content-Length: 2\r\n\r\nok",
+    "a trailer": OK + b"Transfer-Encoding: chunked\r\n\r\n2\r\nok\r\n0\r\nSet-Cookie: a=1\r\n\r\n",
+    "connection words": OK + b"Connection: close, X-Request-Id\r\nContent-Length: 2\r\n\r\nok",
+}
+STREAMS = """\
+import socket, threading
+listening = socket.create_server(("127.0.0.1", 3000))
+print("listening", flush=True)
+
+def serve(connection):
+    with connection:
+        what = connection.recv(1 << 16).split()[1]
+        try:
+            if what == b"/head":
+                connection.sendall(b"HTTP/1.1 200 OK\\r\\n")
+                while True:
+                    connection.sendall(b"X-A: " + b"y" * 1000 + b"\\r\\n")
+            if what == b"/line":
+                while True:
+                    connection.sendall(b"y" * 1000)
+            if what == b"/hints":
+                while True:
+                    connection.sendall(b"HTTP/1.1 103 Early Hints\\r\\n\\r\\n")
+            if what == b"/body":
+                connection.sendall(b"HTTP/1.1 200 OK\\r\\n\\r\\n")
+                while True:
+                    connection.sendall(b"y" * 1000)
+            if what == b"/deaf":
+                connection.sendall(b"HTTP/1.1 200 OK\\r\\nContent-Length: 2\\r\\n\\r\\nok")
+                connection.shutdown(socket.SHUT_WR)
+            threading.Event().wait()
+        except OSError:
+            print("hung up", flush=True)
+
+while True:
+    threading.Thread(target=serve, args=(listening.accept()[0],), daemon=True).start()
+"""
+
+
+@pytest.fixture
+def live(client: httpx.Client, session: Session) -> str:
+    where = session()
+    begin(client, where, SERVE)
+    return f"/proxy/{where}/3000"
+
+
+def exchanged(server: Server, request: bytes) -> bytes:
+    """All that comes for these bytes until the server hangs up or is silent for a while."""
+    name, _, port = server.url.removeprefix("http://").rpartition(":")
+    received = b""
+    with socket.create_connection((name, int(port)), timeout=5) as connection:
+        connection.sendall(request.replace(b"SELF", f"{name}:{port}".encode()))
+        with suppress(ConnectionError):
+            while piece := connection.recv(1 << 16):
+                received += piece
+    return received
+
+
+def test_answers_that_are_none(client: httpx.Client, live: str) -> None:
+    for name, answer in REFUSED.items():
+        told = client.get(f"{live}/raw?{answer.hex()}") if len(answer) < 9000 else None
+        if told is None:
+            continue
+        assert told.status_code == 502, (name, told.text)
+        body = told.json()
+        assert (body["code"], told.headers["X-Era-Run"][:4]) == ("no_answer", "run_"), name
+        assert "smuggled" not in told.text
+
+
+def test_answers_that_break_off(client: httpx.Client, live: str) -> None:
+    for name, answer in CUT.items():
+        with pytest.raises(httpx.TransportError):
+            print(name, client.get(f"{live}/raw?{answer.hex()}").content)
+
+
+def test_what_comes_behind_an_answer(server: Server, live: str) -> None:
+    for name, answer in PASSED.items():
+        request = f"GET {live}/raw?{answer.hex()} HTTP/1.1\r\nHost: SELF\r\n\r\n"
+        last = f"GET {live}/status?418 HTTP/1.1\r\nHost: SELF\r\nConnection: close\r\n\r\n"
+        received = exchanged(server, (request + last).encode())
+        assert received.count(b"HTTP/1.1 ") == 2, (name, received)
+        first, _, second = received.partition(b"HTTP/1.1 418 ")
+        assert first.startswith(b"HTTP/1.1 200 "), (name, received)
+        assert b"ok" in first.rpartition(b"\r\n\r\n")[0] + first.rpartition(b"\r\n\r\n")[2], name
+        assert b"smuggled" not in received, name
+        assert b"set-cookie" not in first.lower(), name
+        assert second.endswith(b"body"), name
+
+
+@dataclass
+class Copying(Server):
+    """A server whose proxy copies what comes from inside."""
+
+    def _spawn(self, command: list[str], environment: dict[str, str], log: IO[bytes]) -> subprocess.Popen[bytes]:
+        weakened = """\
+from era.api import forward
+async def copy(self):
+    self._began = True
+    while piece := await self._reader.read(65536):
+        await self._connection.tell(piece)
+    await self._connection.hang_up()
+forward._Exchange._download = copy
+from era.cli import main
+main()
+"""
+        return subprocess.Popen([sys.executable, "-c", weakened, "serve"], stdout=log, stderr=log, env=environment)
+
+
+def test_a_proxy_that_copies_would_let_them_through(tmp_path: Path) -> None:
+    server = Copying(tmp_path / "data").start()
+    try:
+        with server.client() as client:
+            client.post("/api/sessions", json={"language": "python", "session_id": "s"})
+            begin(client, "s", SERVE)
+            time.sleep(0.5)
+            for answer in (PASSED["a second answer"], REFUSED["two lengths"], REFUSED["no HTTP"]):
+                request = f"GET /proxy/s/3000/raw?{answer.hex()} HTTP/1.1\r\nHost: SELF\r\n\r\n"
+                assert exchanged(server, request.encode()) == answer
+    finally:
+        server.stop()
+
+
+def test_answers_without_an_end(client: httpx.Client, session: Session, server: Server) -> None:
+    where = session()
+    run_id = begin(client, where, STREAMS)
+    url = f"/proxy/{where}/3000"
+    for path in ("/head", "/line"):
+        answer = client.get(f"{url}{path}")
+        assert (answer.status_code, answer.json()["code"]) == (502, "no_answer"), path
+    with client.stream("GET", f"{url}/body") as answer:  # it comes for as long as somebody takes it
+        size = 0
+        for piece in answer.iter_raw():
+            size += len(piece)
+            if size > 1 << 20:
+                break
+    sent = client.post(f"{url}/deaf", content=bytes(4 << 20))  # it answers and takes nothing
+    assert (sent.status_code, sent.content) == (200, b"ok")
+    said = f"/api/sessions/{where}/runs/{run_id}/stdout"
+    deadline = time.monotonic() + 10
+    while client.get(said).text.count("hung up") < 3 and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert client.get(said).text.count("hung up") >= 3  # nothing inside goes on for a caller that has gone
+
+
+@dataclass
+class Hurried(Server):
+    """A server that waits for answers as long as a test can."""
+
+    def _spawn(self, command: list[str], environment: dict[str, str], log: IO[bytes]) -> subprocess.Popen[bytes]:
+        hurry = (
+            "from era.api import forward; forward.HEAD_SECONDS = 0.6; forward.IDLE_SECONDS = 0.8; "
+            "from era.core import inbound; inbound._START_SECONDS = 1.0; inbound.MAX_CALLERS = 4; "
+            "from era.cli import main; main()"
+        )
+        return subprocess.Popen([sys.executable, "-c", hurry, "serve"], stdout=log, stderr=log, env=environment)
+
+
+def test_nobody_is_waited_for_without_end(tmp_path: Path) -> None:
+    server = Hurried(tmp_path / "data").start()
+    try:
+        with server.client() as client:
+            client.post("/api/sessions", json={"language": "python", "session_id": "s"})
+            run_id = begin(client, "s", STREAMS)
+            for path in ("/hold", "/hints"):
+                answer = client.get(f"/proxy/s/3000{path}")
+                assert (answer.status_code, answer.json()["code"]) == (504, "answer_timeout"), path
+                assert answer.headers["X-Era-Run"] == run_id
+            name, _, port = server.url.removeprefix("http://").rpartition(":")
+            held = []
+            for _ in range(4):  # these read nothing, so nothing moves
+                one = socket.create_connection((name, int(port)), timeout=20)
+                one.sendall(f"GET /proxy/s/3000/body HTTP/1.1\r\nHost: {name}:{port}\r\n\r\n".encode())
+                one.recv(1)
+                held.append(one)
+            assert client.get("/proxy/s/3000/hold").status_code == 503  # as many as may be
+            time.sleep(1.2)  # until all of them have been given up
+            for one in held:
+                one.settimeout(15)
+                with suppress(ConnectionError):  # what was under way, then the end
+                    while one.recv(1 << 20):
+                        pass
+                one.close()
+            client.post("/api/sessions", json={"language": "python", "session_id": "deaf", "service": "exec sleep 600"})
+            answer = client.get("/proxy/deaf/3000/")
+            assert (answer.status_code, answer.json()["code"]) == (504, "answer_timeout")
+        assert server.stop() == 0
+        assert "Traceback" not in server.log, server.log
+    finally:
+        if server.process is not None:
+            server.stop()
+
+
+def test_requests_that_cheat(server: Server, live: str) -> None:
+    """What a caller says reaches the server inside as one request, or not at all."""
+    inside = f"GET {live}/smuggled HTTP/1.1\r\nHost: x\r\n\r\n"
+    cases = {
+        "both lengths": f"POST {live}/ HTTP/1.1\r\nHost: SELF\r\nContent-Length: 4\r\n"
+        f"Transfer-Encoding: chunked\r\n\r\n0\r\n\r\n{inside}",
+        "two lengths": f"POST {live}/ HTTP/1.1\r\nHost: SELF\r\nContent-Length: 0\r\nContent-Length: 9\r\n\r\n{inside}",
+        "a line in the target": f"GET {live}/\x0bx HTTP/1.1\r\nHost: SELF\r\n\r\n",
+        "two hosts": f"GET {live}/ HTTP/1.1\r\nHost: SELF\r\nHost: evil.example\r\n\r\n",
+        "no host": f"GET {live}/ HTTP/1.1\r\n\r\n",
+        "CONNECT": "CONNECT x:1 HTTP/1.1\r\nHost: SELF\r\n\r\n",
+    }
+    for name, request in cases.items():
+        received = exchanged(server, request.encode().replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n", 1))
+        status = int(received.split(b" ")[1])
+        assert 400 <= status < 500, (name, received)
+    other = f"GET http://evil.example{live}/x?y HTTP/1.1\r\nHost: SELF\r\nConnection: close\r\n\r\n"
+    told = json.loads(exchanged(server, other.encode()).rpartition(b"\r\n\r\n")[2])
+    assert told["path"] == "/x?y"
+    assert dict(told["headers"])["host"] == server.url.removeprefix("http://")

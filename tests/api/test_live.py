@@ -1,0 +1,361 @@
+"""Requests from outside that reach servers in sessions, as they are. test_hostile_servers.py has those that cheat."""
+
+from __future__ import annotations
+
+import json
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.api.live import ECHO, SERVE, WebSocket, begin, memory
+from tests.conftest import Run, Server, eventually
+
+type Session = Callable[..., str]
+
+
+@pytest.fixture
+def live(client: httpx.Client, session: Session) -> str:
+    """The path of the public URL of a session with a live server, without a slash at its end."""
+    where = session()
+    begin(client, where, SERVE)
+    return f"/proxy/{where}/3000"
+
+
+def test_a_request_arrives_as_it_is(client: httpx.Client, live: str, server: Server) -> None:
+    answer = client.request("PURGE", f"{live}/a%2Fb//c/%ff?x=1&y=%20&z", content=b"hi \xff", headers={"X-Own": "1, 2"})
+    assert answer.status_code == 200
+    told = answer.json()
+    assert (told["method"], told["path"], told["body"]) == ("PURGE", "/a%2Fb//c/%ff?x=1&y=%20&z", "hi \xff")
+    seen = {name.lower(): value for name, value in told["headers"]}
+    assert (seen["x-own"], seen["content-length"]) == ("1, 2", "4")
+    assert answer.headers["X-Era-Run"].startswith("run_")
+    assert answer.headers["X-Request-Id"].startswith("req_")
+    for method in ("GET", "POST", "PUT", "DELETE", "OPTIONS", "PATCH"):
+        assert client.request(method, live).json()["method"] == method
+        assert client.request(method, live).json()["path"] == "/"
+
+
+def test_headers_are_cleaned_both_ways(client: httpx.Client, live: str, server: Server) -> None:
+    name, _, port = server.url.removeprefix("http://").rpartition(":")
+    with socket.create_connection((name, int(port)), timeout=20, source_address=("127.0.0.2", 0)) as connection:
+        connection.sendall(
+            f"POST {live}/ HTTP/1.1\r\nHost: {name}:{port}\r\nConnection: close, X-Forwarded-For, TE\r\n"
+            "X-Forwarded-For: 192.0.2.1\r\nX-Forwarded-Host: evil.example\r\nX-Forwarded-Prefix: /evil\r\n"
+            "X-Forwarded-Proto: https\r\nX-Real-IP: 192.0.2.1\r\nForwarded: for=192.0.2.1\r\nKeep-Alive: 5\r\n"
+            "TE: trailers\r\nProxy-Authorization: Basic eDp5\r\nTrailer: x\r\nUpgrade: h2c\r\nHTTP2-Settings: x\r\n"
+            "Expect: 100-continue\r\n"
+            "Cookie: other=secret; era-session-own=1\r\nAuthorization: Basic sender\r\n"
+            "X-Twice: 1\r\nX-Twice: 2\r\n\r\n".encode()
+        )
+        received = b""
+        while piece := connection.recv(1 << 16):
+            received += piece
+    told = json.loads(received.rpartition(b"\r\n\r\n")[2])
+    prefix = live
+    assert sorted((name.lower(), value) for name, value in told["headers"]) == [
+        ("authorization", "Basic sender"),
+        ("connection", "close"),
+        ("cookie", "own=1"),
+        ("host", f"{name}:{port}"),
+        ("x-forwarded-for", "127.0.0.2"),
+        ("x-forwarded-host", f"{name}:{port}"),
+        ("x-forwarded-prefix", prefix),
+        ("x-forwarded-proto", "http"),
+        ("x-twice", "1"),
+        ("x-twice", "2"),
+    ]
+    evil = (
+        b"HTTP/1.1 200 OK\r\nSet-Cookie: a=1; Domain=evil.example; Path=/; Secure\r\nSet-Cookie: b=2\r\n"
+        b"Strict-Transport-Security: max-age=9\r\nClear-Site-Data: *\r\nService-Worker-Allowed: /\r\n"
+        b"Content-Security-Policy: default-src 'none'; sandbox allow-same-origin\r\nX-Request-Id: mine\r\n"
+        b"X-Era-Run: mine\r\nX-Accel-Redirect: /etc/passwd\r\nKeep-Alive: 9\r\nX-Own: kept\r\n"
+        b"Content-Length: 2\r\n\r\nok"
+    )
+    answer = client.get(f"{live}/raw?{evil.hex()}")
+    assert (answer.status_code, answer.content, answer.headers["X-Own"]) == (200, b"ok", "kept")
+    cookies = f"Path=/proxy/{live.split('/')[2]}/"
+    assert answer.headers.get_list("Set-Cookie") == [
+        f"era-session-a=1; Secure; {cookies}",
+        f"era-session-b=2; {cookies}",
+    ]
+    policies = answer.headers.get_list("Content-Security-Policy")
+    assert [policy.partition(" ")[0] for policy in policies] == ["default-src", "sandbox"]
+    assert "allow-same-origin" not in answer.headers["Content-Security-Policy"]
+    gone = {"strict-transport-security", "clear-site-data", "service-worker-allowed", "x-accel-redirect", "keep-alive"}
+    assert not gone & answer.headers.keys()
+    assert "mine" not in answer.headers.values()
+
+
+def test_the_key_stays_outside(own_server: Callable[..., Server]) -> None:
+    server = own_server(api_key="open sesame", max_live="4")
+    key = {"Authorization": "Bearer open sesame"}
+    with server.client(headers=key) as client:
+        assert client.post("/api/sessions", json={"language": "python", "session_id": "s"}).is_success
+        begin(client, "s", SERVE)
+        told = client.get("/proxy/s/3000/").text
+        assert "open sesame" not in told
+        assert "authorization" not in told.lower()
+    with server.client() as client:  # a key of the session's own is its own affair
+        told = client.get("/proxy/s/3000/", headers={"Authorization": "Bearer own"}).text
+        assert "Bearer own" in told
+        assert "b3BlbiBzZXNhbWU=" not in client.get("/proxy/s/3000/", auth=("", "open sesame")).text
+        assert client.delete("/api/sessions/s/runs/x").status_code == 401
+
+
+@pytest.mark.parametrize("variables", [{"V6": "1"}, {"PORT": "80"}, {"PORT": "65535"}])
+def test_wherever_it_listens(client: httpx.Client, session: Session, variables: dict[str, str]) -> None:
+    where = session()
+    begin(client, where, SERVE, env=variables)
+    port = variables.get("PORT", "3000")
+    answer = client.get(f"/proxy/{where}/{port}/")
+    if port == "80":  # programs have no rights that others haven't
+        assert answer.status_code == 400
+    else:
+        assert answer.json()["path"] == "/"
+
+
+def test_statuses_without_a_body(client: httpx.Client, live: str) -> None:
+    head = client.head(f"{live}/status?200")
+    assert (head.status_code, head.headers["Content-Length"], head.content) == (200, "4", b"")
+    for status in (204, 304):
+        answer = client.get(f"{live}/status?{status}")
+        assert (answer.status_code, answer.headers["ETag"], answer.content) == (status, '"1"', b"")
+    for status in (201, 404, 418, 500, 599):
+        answer = client.get(f"{live}/status?{status}")
+        assert (answer.status_code, answer.content) == (status, b"body")
+    early = b"HTTP/1.1 103 Early Hints\r\nLink: </x>\r\n\r\nHTTP/1.1 102 Processing\r\n\r\n"
+    for whole in (b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok", b"HTTP/1.0 200 OK\r\n\r\nok"):
+        answer = client.get(f"{live}/raw?{(early + whole).hex()}")
+        assert (answer.status_code, answer.content) == (200, b"ok")
+
+
+def test_events_come_as_they_are_sent(client: httpx.Client, live: str, server: Server) -> None:
+    with server.client() as other, client.stream("GET", f"{live}/events") as answer:
+        assert answer.headers["Content-Type"] == "text/event-stream"
+        lines = answer.iter_lines()
+        for n in range(3):
+            assert next(line for line in lines if line) == f"data: {n}"  # which is here before the next is sent
+            assert other.get(f"{live}/go?{n}").status_code == 200
+        assert [line for line in lines if line] == []
+
+
+def test_both_directions_at_once(server: Server, live: str) -> None:
+    name, _, port = server.url.removeprefix("http://").rpartition(":")
+    with socket.create_connection((name, int(port)), timeout=20) as connection:
+        head = f"POST {live}/chunks HTTP/1.1\r\nHost: {name}:{port}\r\nTransfer-Encoding: chunked\r\n\r\n"
+        connection.sendall(head.encode() + b"3\r\none\r\n")
+        stream = connection.makefile("rb")
+        while stream.readline() not in (b"\r\n", b""):
+            pass
+        assert [stream.readline() for _ in range(2)] == [b"3\r\n", b"ONE\r\n"]
+        connection.sendall(b"3\r\ntwo\r\n")
+        assert [stream.readline() for _ in range(2)] == [b"3\r\n", b"TWO\r\n"]
+        connection.sendall(b"0\r\n\r\n")
+        assert [stream.readline() for _ in range(2)] == [b"0\r\n", b"\r\n"]
+
+
+def test_large_bodies_take_no_memory(client: httpx.Client, live: str, server: Server) -> None:
+    mib = 128
+    client.get(live)
+    before = memory(server)
+    highest = before
+    with client.stream("GET", f"{live}/big?{mib}") as answer:
+        size = 0
+        for piece in answer.iter_raw(1 << 20):
+            size += len(piece)
+            highest = max(highest, memory(server))
+    assert size == mib << 20
+
+    def pieces() -> Iterator[bytes]:
+        nonlocal highest
+        for _ in range(mib):
+            yield bytes(1 << 20)
+            highest = max(highest, memory(server))
+
+    sent = client.post(f"{live}/sink", content=pieces(), headers={"Content-Length": str(mib << 20)})
+    assert sent.text == str(mib << 20)
+    assert highest - before < 24 << 20
+
+
+def test_a_caller_that_reads_slowly_holds_the_server_up(client: httpx.Client, live: str, server: Server) -> None:
+    before = memory(server)
+    with client.stream("GET", f"{live}/big?256") as answer:
+        time.sleep(1)  # nothing is taken: what the server sent by now would be in our memory
+        assert memory(server) - before < 16 << 20
+        next(answer.iter_raw(1))
+
+
+def test_nobody_is_there(client: httpx.Client, session: Session, run: Run) -> None:
+    where = session()
+    answer = client.get(f"/proxy/{where}/3000/")
+    assert (answer.status_code, answer.json()["code"]) == (400, "no_code")
+    assert answer.json()["hint"] == "Use PUT /api/sessions/{id}/code to store code"
+    run_id = begin(client, where, SERVE)
+    assert client.get(f"/proxy/{where}/3000/").status_code == 200
+    began = time.monotonic()
+    assert client.get(f"/proxy/{where}/3001/").json()["code"] == "no_code"  # it listens already, elsewhere
+    assert client.get(f"/proxy/{where}/18128/").json()["code"] == "no_code"  # the sandbox's own way out
+    assert time.monotonic() - began < 4
+    assert client.delete(f"/api/sessions/{where}/runs/{run_id}").status_code == 200
+    assert client.get(f"/proxy/{where}/3000/").json()["code"] == "no_code"
+
+
+def test_stored_code_answers_where_nothing_listens(client: httpx.Client, session: Session) -> None:
+    where = session()
+    client.put(f"/api/sessions/{where}/code", json={"code": "print('from code')"})
+    assert client.get(f"/proxy/{where}/3000/").text == "from code\n"
+    run_id = begin(client, where, SERVE)
+    assert client.get(f"/proxy/{where}/3000/").json()["path"] == "/"
+    client.delete(f"/api/sessions/{where}/runs/{run_id}")
+    assert client.get(f"/proxy/{where}/3000/").text == "from code\n"
+
+
+def test_a_run_that_somebody_waits_for_can_be_called(client: httpx.Client, session: Session, server: Server) -> None:
+    where = session()
+    told: list[dict[str, Any]] = []
+
+    def call() -> None:
+        with server.client() as other:
+            told.append(other.post(f"/api/sessions/{where}/run", json={"code": SERVE, "timeout": 3}).json())
+
+    thread = threading.Thread(target=call)
+    thread.start()
+    try:
+        assert eventually(lambda: client.get(f"/proxy/{where}/3000/").status_code == 200)
+    finally:
+        thread.join()
+    assert (told[0]["status"], told[0]["stdout"]) == ("timeout", "listening\n")
+
+
+def test_who_may_call(client: httpx.Client, session: Session, server: Server) -> None:
+    where = session(allowPublicAccess=False)
+    begin(client, where, SERVE)
+    answer = client.get(f"/proxy/{where}/3000/")
+    assert (answer.status_code, answer.json()["code"]) == (403, "not_public")
+    socket_ = WebSocket(server, f"/proxy/{where}/3000/")
+    assert " 403 " in socket_.head.splitlines()[0]
+    socket_.close()
+    client.patch(f"/api/sessions/{where}", json={"allowPublicAccess": True})
+    assert client.get(f"/proxy/{where}/3000/").status_code == 200
+    assert client.get("/proxy/nobody/3000/").status_code == 404
+
+
+def test_a_server_that_dies_in_the_middle(client: httpx.Client, live: str, server: Server) -> None:
+    where = live.split("/")[2]
+    run_id = client.get(live).headers["X-Era-Run"]
+    failure: list[Exception] = []
+
+    def take() -> None:
+        with server.client() as other:
+            try:
+                other.get(f"{live}/hold")
+            except httpx.TransportError as error:
+                failure.append(error)
+
+    with client.stream("GET", f"{live}/big?64") as answer:
+        pieces = answer.iter_raw(1 << 16)
+        next(pieces)
+        with server.client() as other:
+            assert other.delete(f"/api/sessions/{where}/runs/{run_id}").json()["status"] == "killed"
+        with pytest.raises(httpx.TransportError):
+            list(pieces)
+
+
+def test_a_request_under_way_when_its_server_ends(client: httpx.Client, live: str, server: Server) -> None:
+    where, answers = live.split("/")[2], []
+    run_id = client.get(live).headers["X-Era-Run"]
+
+    def call() -> None:
+        with server.client() as other:
+            answers.append(other.get(f"{live}/hold"))
+
+    thread = threading.Thread(target=call)
+    thread.start()
+    time.sleep(0.3)
+    client.delete(f"/api/sessions/{where}/runs/{run_id}")
+    thread.join()
+    assert (answers[0].status_code, answers[0].json()["code"]) == (502, "no_answer")
+    assert answers[0].headers["X-Era-Run"] == run_id
+
+
+# -- WebSockets -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def echo(client: httpx.Client, session: Session) -> str:
+    where = session("node")
+    begin(client, where, ECHO)
+    assert client.get(f"/proxy/{where}/3000/").text == "no upgrade"
+    return f"/proxy/{where}/3000"
+
+
+def test_a_websocket(server: Server, echo: str) -> None:
+    one = WebSocket(server, f"{echo}/x?y=1", "Sec-WebSocket-Protocol: chat, other", "Cookie: a=1")
+    assert one.head.startswith("HTTP/1.1 101 Switching Protocols\r\n")
+    assert one.accepted
+    head = one.head.lower()
+    assert "sec-websocket-protocol: chat\r\n" in head
+    assert f"set-cookie: era-session-c=1; path=/proxy/{echo.split('/')[2]}/\r\n".lower() in head
+    assert "strict-transport-security" not in head
+    assert "x-era-run: run_" in head
+    for payload, opcode in ((b"hello", 1), (b"", 2), (bytes(range(256)) * 4, 2), (b"are you there", 9)):
+        one.send(payload, opcode)
+        assert one.receive() == (opcode, payload)
+    one.send((4001).to_bytes(2, "big") + b"enough", 8)
+    assert one.receive() == (8, b"\x0f\xa1enough")
+    assert one.rest() == b""
+    one.close()
+
+
+def test_large_messages(server: Server, echo: str) -> None:
+    one = WebSocket(server, echo)
+    before = memory(server)
+    payload = bytes(range(256)) * (1 << 15)  # 8 MiB
+    sending = threading.Thread(target=one.send, args=(payload,))
+    sending.start()
+    assert one.receive() == (2, payload)
+    sending.join()
+    assert memory(server) - before < 16 << 20
+    one.close()
+
+
+def test_what_the_server_says_first(server: Server, echo: str) -> None:
+    one = WebSocket(server, f"{echo}/greet")
+    assert one.receive() == (1, b"hi")
+    one.close()
+
+
+def test_a_websocket_that_is_refused(client: httpx.Client, server: Server, echo: str, session: Session) -> None:
+    one = WebSocket(server, f"{echo}/refused")
+    assert one.head.startswith("HTTP/1.1 403 ")
+    assert one.rest() == b"no"  # and the connection carries nothing more
+    one.close()
+    where = session()
+    one = WebSocket(server, f"/proxy/{where}/3000/")
+    assert one.head.startswith("HTTP/1.1 400 ")
+    assert json.loads(one.rest())["code"] == "no_code"
+    one.close()
+
+
+def test_websockets_elsewhere_are_none(server: Server) -> None:
+    one = WebSocket(server, "/health")
+    assert one.head.startswith("HTTP/1.1 200 ")
+    one.close()
+
+
+def test_many_websockets_and_their_end(client: httpx.Client, server: Server, echo: str) -> None:
+    several = [WebSocket(server, echo) for _ in range(20)]
+    for number, one in enumerate(several):
+        one.send(b"%d" % number)
+    assert [one.receive()[1] for one in several] == [b"%d" % number for number in range(20)]
+    where = echo.split("/")[2]
+    run_id = client.get(echo).headers["X-Era-Run"]
+    assert client.delete(f"/api/sessions/{where}/runs/{run_id}").status_code == 200
+    for one in several:
+        assert one.rest() == b""
+        one.close()

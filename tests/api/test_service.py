@@ -1,0 +1,215 @@
+"""Sessions whose `service` is started by calls from outside, and ends when nobody needs it."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.api.live import ECHO, SERVE, WebSocket
+from tests.conftest import Run, Server, eventually
+
+type Session = Callable[..., str]
+type Made = Callable[..., str]
+
+
+def put(client: httpx.Client, where: str, code: str, name: str = "app.py") -> None:
+    assert client.put(f"/api/sessions/{where}/files/{name}", content=code.encode()).status_code == 200
+
+
+def runs(client: httpx.Client, where: str) -> list[dict[str, Any]]:
+    """Newest first."""
+    told: list[dict[str, Any]] = client.get(f"/api/sessions/{where}/runs").json()["runs"]
+    return told
+
+
+@pytest.fixture
+def served(client: httpx.Client, session: Session) -> Made:
+    """Makes a session with a service; the answer is its id."""
+
+    def make(service: Any = "python3 app.py", code: str = SERVE, **fields: Any) -> str:
+        where = session(service=service, **fields)
+        put(client, where, code)
+        return where
+
+    return make
+
+
+@pytest.mark.parametrize("service", ["exec python3 app.py", ["python3", "app.py"], "cd . && python3 ./app.py"])
+def test_a_call_starts_it(client: httpx.Client, served: Made, service: Any) -> None:
+    where = served(service)
+    assert client.get(f"/api/sessions/{where}").json()["service"] == service
+    assert runs(client, where) == []
+    for port in (4321, 4321):
+        answer = client.get(f"/proxy/{where}/{port}/x")
+        assert (answer.status_code, answer.json()["path"]) == (200, "/x")
+    [run] = runs(client, where)
+    assert (run["status"], answer.headers["X-Era-Run"]) == ("running", run["run_id"])
+    elsewhere = client.get(f"/proxy/{where}/4322/")
+    assert (elsewhere.status_code, elsewhere.headers["X-Era-Run"]) == (502, run["run_id"])
+
+
+def test_many_calls_start_it_once(client: httpx.Client, served: Made, server: Server) -> None:
+    where, answers = served(), []
+
+    def call() -> None:
+        with server.client() as other:
+            answers.append(other.get(f"/proxy/{where}/3000/").status_code)
+
+    threads = [threading.Thread(target=call) for _ in range(12)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert answers == [200] * 12
+    assert len(runs(client, where)) == 1
+
+
+def test_variables(client: httpx.Client, served: Made) -> None:
+    code = "import os\nos.environ['PORT'] == '3000' or exit(9)\nprint(sorted(os.environ), flush=True)\n" + SERVE
+    where = served(code=code, setup={"envs": {"OWN": "1", "PORT": "9"}})
+    assert client.get(f"/proxy/{where}/3000/").status_code == 200
+    said = client.get(f"/api/sessions/{where}/runs/{runs(client, where)[0]['run_id']}/stdout").text
+    assert all(f"'{name}'" in said for name in ("OWN", "ERA_SESSION_ID", "ERA_PROXY_URL", "HTTP_PROXY"))
+
+
+def test_the_owner_has_the_turn(client: httpx.Client, served: Made, run: Run) -> None:
+    where = served()
+    assert client.get(f"/proxy/{where}/3000/write").status_code == 200
+    began = time.monotonic()
+    told = run(where, "print(open('written.txt').read())")  # it has ended, and what it wrote is there
+    assert told["stdout"] == "x\n"
+    assert time.monotonic() - began < 10
+    assert client.get(f"/proxy/{where}/3000/write").status_code == 200  # it is started again, and goes on from there
+    put(client, where, "changed", "other.txt")  # a write of files ends it, too
+    assert client.get(f"/api/sessions/{where}/files/written.txt").text == "xx"
+    assert [one["status"] for one in runs(client, where)] == ["killed", "ok", "killed"]
+    for change in ({"data": {"n": 1}}, {"metadata": {"a": "b"}}, {"service": None}):
+        assert client.get(f"/proxy/{where}/3000/").status_code == 200
+        assert client.patch(f"/api/sessions/{where}", json=change).status_code == 200
+    assert client.get(f"/api/sessions/{where}").json()["data"] == {"n": 1}
+    back = client.post(f"/api/sessions/{where}/rollback", json={"version": 2})
+    assert back.status_code == 200
+    assert client.get(f"/proxy/{where}/3000/").status_code == 400
+    assert client.delete(f"/api/sessions/{where}").status_code == 200
+
+
+def test_calls_wait_for_a_run_of_the_owners(client: httpx.Client, served: Made, server: Server) -> None:
+    where = served()
+    assert client.get(f"/proxy/{where}/3000/").status_code == 200
+    thread = threading.Thread(
+        target=lambda: httpx.post(
+            f"{server.url}/api/sessions/{where}/run", json={"code": "import time; time.sleep(0.5)"}, timeout=30
+        )
+    )
+    thread.start()
+    assert eventually(lambda: len(runs(client, where)) == 2)
+    assert client.get(f"/proxy/{where}/3000/").status_code == 200
+    thread.join()
+    assert [one["status"] for one in runs(client, where)] == ["running", "ok", "killed"]
+
+
+def test_another_service(client: httpx.Client, served: Made) -> None:
+    where = served("python3 app.py")
+    assert client.get(f"/proxy/{where}/3000/").status_code == 200
+    changed = client.patch(f"/api/sessions/{where}", json={"service": ["python3", "-u", "app.py"]})
+    assert changed.json()["metadata"]["service"] == ["python3", "-u", "app.py"]
+    assert client.get(f"/proxy/{where}/3000/").status_code == 200
+    assert [one["status"] for one in runs(client, where)] == ["running", "killed"]
+
+
+@pytest.mark.parametrize(
+    ("service", "status"),
+    [("echo 'secret trace' >&2; exit 7", "failed"), (["no-such-program"], "failed"), ("kill -9 $$", "killed")],
+)
+def test_one_that_fails(client: httpx.Client, served: Made, service: Any, status: str) -> None:
+    where = served(service)
+    began = time.monotonic()
+    answer = client.get(f"/proxy/{where}/3000/")
+    assert (answer.status_code, answer.json()["code"]) == (503, "service_failed")
+    assert int(answer.headers["Retry-After"]) >= 1
+    assert "secret" not in answer.text  # the caller is anybody
+    [run] = runs(client, where)
+    assert (answer.headers["X-Era-Run"], run["status"]) == (run["run_id"], status)
+    assert time.monotonic() - began < 10
+    if "secret" in service:
+        assert client.get(f"/api/sessions/{where}/runs/{run['run_id']}/stderr").text == "secret trace\n"
+    for _ in range(5):
+        assert client.get(f"/proxy/{where}/3000/").status_code == 503
+    assert len(runs(client, where)) <= 3  # it isn't started over and over
+
+
+def test_one_that_crashes_is_started_again(client: httpx.Client, served: Made) -> None:
+    crash = SERVE.replace("    def on_hold", "    def on_crash(self):\n        os._exit(3)\n\n    def on_hold")
+    where = served(code=crash)
+    assert client.get(f"/proxy/{where}/3000/").status_code == 200
+    answer = client.get(f"/proxy/{where}/3000/crash")
+    assert (answer.status_code, answer.json()["code"]) == (502, "no_answer")
+    assert eventually(lambda: runs(client, where)[0]["status"] == "failed")
+    assert client.get(f"/proxy/{where}/3000/").status_code == 200
+    assert len(runs(client, where)) == 2
+
+
+@pytest.mark.parametrize("service", ["", [], [""], ["a\0b"], 7, {"x": 1}, ["x"] * 65, "x" * 5000])
+def test_what_is_no_service(client: httpx.Client, session: Session, service: Any) -> None:
+    answer = client.post("/api/sessions", json={"language": "python", "service": service})
+    assert (answer.status_code, answer.json()["code"]) == (400, "invalid_field")
+    where = session()
+    assert client.patch(f"/api/sessions/{where}", json={"service": service}).status_code == 400
+    assert client.get(f"/api/sessions/{where}").json()["service"] is None
+
+
+def test_copies_and_capsules_have_it(client: httpx.Client, served: Made, server: Server) -> None:
+    where = served(["python3", "app.py"])
+    copy = client.post(f"/api/sessions/{where}/duplicate", json={"id": f"{where}-2"}).json()
+    assert copy["service"] == ["python3", "app.py"]
+    assert client.get(f"/proxy/{copy['id']}/3000/").status_code == 200
+    capsule = client.get(f"/api/sessions/{where}/capsule").content
+    headers = {"Content-Type": "application/x-tar"}
+    made = client.post(f"/api/sessions/import?id={where}-3", content=capsule, headers=headers)
+    assert made.status_code == 201, made.text
+    assert made.json()["service"] == ["python3", "app.py"]
+
+
+def test_a_websocket_starts_it(client: httpx.Client, served: Made, server: Server) -> None:
+    where = served("exec node app.js", language="node")
+    put(client, where, ECHO, "app.js")
+    one = WebSocket(server, f"/proxy/{where}/3000/")
+    one.send(b"hello", 1)
+    assert one.receive() == (1, b"hello")
+    one.close()
+
+
+def test_it_ends_when_nobody_calls_and_when_the_room_is_needed(own_server: Callable[..., Server]) -> None:
+    server = own_server(idle_seconds="1", max_live="2", spares="0", max_timeout="3")
+    with server.client() as client:
+        for name in ("a", "b", "c"):
+            client.post(
+                "/api/sessions",
+                json={"language": "python", "session_id": name, "service": "python3 app.py", "default_timeout": 3},
+            )
+            put(client, name, SERVE)
+        assert client.get("/proxy/a/3000/write").status_code == 200
+        assert eventually(lambda: runs(client, "a")[0]["status"] == "killed")  # nobody has called for a second
+        assert client.get("/api/sessions/a/files/written.txt").text == "x"
+
+        began = time.monotonic()
+        for name in ("a", "b", "c"):  # more than there is room for
+            assert client.get(f"/proxy/{name}/3000/write").status_code == 200
+        assert time.monotonic() - began < 20
+        assert client.get("/api/sessions/a/files/written.txt").text == "xx"
+
+        with client.stream("GET", "/proxy/b/3000/events") as answer:  # who is being answered isn't ended by either
+            lines = answer.iter_lines()
+            assert next(lines) == "data: 0"
+            time.sleep(1.5)
+            assert runs(client, "b")[0]["status"] == "running"
+            with pytest.raises(httpx.TransportError):  # but by the longest timeout there is
+                list(lines)
+        assert eventually(lambda: runs(client, "b")[0]["status"] in ("timeout",))
+    assert server.stop() == 0
+    assert "Traceback" not in server.log, server.log
