@@ -20,6 +20,7 @@ import structlog
 import uvicorn
 import uvloop
 
+from era import languages
 from era.api.context import Context
 from era.api.http import build
 from era.api.protocol import Protocol
@@ -42,10 +43,11 @@ from era.core.turns import Turns
 from era.core.versions import Versions
 from era.drivers.bubblewrap import BubblewrapDriver
 from era.drivers.choice import DriverChoice
-from era.drivers.guest import DOOR_PORT, NODE_SOURCE, interpreter
+from era.drivers.guest import DOOR_PORT
 from era.drivers.gvisor import GvisorDriver
 from era.errors import Conflict, EraError, Forbidden, NoIsolation
 from era.hosts.local import LocalHost
+from era.languages.node import NODE
 from era.network import policy
 from era.network.passages import ProxyNetwork, variables
 from era.packages.installer import UvAndNpm
@@ -119,12 +121,12 @@ def drivers(settings: Settings) -> DriverChoice:
 
 
 def installer(settings: Settings) -> UvAndNpm:
-    python = interpreter()
+    python = languages.runtime("python")
     return UvAndNpm(
         settings.data_dir.resolve(),
-        python=python.executable,
-        python_prefix=python.prefix,
-        node=NODE_SOURCE,
+        python=python.cold[0],
+        python_prefix=next(iter(python.mounts.values()), None),
+        node=languages.runtime("node").mounts[NODE],
         seconds=settings.setup_seconds,
         most_bytes=settings.disk_mb << 20,
         most_files=settings.files,

@@ -22,6 +22,7 @@ from era.core.runs import Collected, RunResult
 from era.core.setups import Environment
 from era.core.versions import Diff
 from era.core.views import data_view
+from era.languages import in_words
 
 MAX_VERSION = (1 << 63) - 1
 _FIRST, _LAST = -62_135_596_800_000_000, 253_402_300_799_000_000
@@ -88,7 +89,7 @@ class SetupBody(Body):
 
 
 class CreateSession(Body):
-    language: str = Field(description="python, node or typescript, or an alias.", examples=["python"])
+    language: str = Field(description=f"{in_words()}, or an alias.", examples=["python"])
     session_id: str | None = Field(None, pattern=SESSION_ID, description="Made up where it is left out.")
     persistent: bool = Field(True, description="Whether files outlive a run. Data always does.")
     data: dict[str, Any] = Field(default_factory=dict, description="The state; `.session_data.json` in the sandbox.")

@@ -15,9 +15,11 @@ from typing import Any
 
 import pytest
 
+from era import languages
 from era.core.requirements import wanted
 from era.core.setups import Environment, SetupFailed
-from era.drivers.guest import NODE_SOURCE, interpreter
+from era.drivers import guest
+from era.languages.node import NODE
 from era.packages import installer, tools
 from era.packages.installer import UvAndNpm
 from tests.api.test_isolation import needs_gvisor
@@ -48,13 +50,13 @@ class Lab:
     def __init__(self, directory: Path, registry: Registry, **options: Any) -> None:
         self.directory = directory / "data"
         self.directory.mkdir(mode=0o700)
-        python = interpreter()
+        python = languages.runtime("python")
         sizes = {"seconds": 30.0, "most_bytes": 64 << 20, "most_files": 1000, **options}
         self.installer = UvAndNpm(
             self.directory,
-            python=python.executable,
-            python_prefix=python.prefix,
-            node=NODE_SOURCE,
+            python=python.cold[0],
+            python_prefix=next(iter(python.mounts.values()), None),
+            node=languages.runtime("node").mounts[NODE],
             variables={**os.environ, **registry.environment()},
             **sizes,
         )
@@ -195,7 +197,7 @@ def test_it_would_run_if_it_were_kept(lab: Lab, registry: Registry, monkeypatch:
 
 
 def run_in_a_box(lab: Lab, made: Environment, code: str, weakness: Weakness | None = None) -> str:
-    boxes = Boxes(lab.directory, weakness or Weakness(), languages=())
+    boxes = Boxes(lab.directory, weakness or Weakness(), tried=())
     try:
         with boxes._weakened():
             box = boxes._runner.run(boxes.driver.create("python", boxes.driver.limits, made.digest))
@@ -368,7 +370,7 @@ def test_every_driver_shows_packages(lab: Lab, registry: Registry, driver: str) 
     registry.put_python("one", "one-1.0-py3-none-any.whl", wheel("one", {"one.py": "x = 1"}))
     put_evil_npm(registry, {})
     made = lab.make(pip=["one"], npm=["evil"])
-    boxes = Boxes(lab.directory, Weakness(), driver, languages=())
+    boxes = Boxes(lab.directory, Weakness(), driver, tried=())
     try:
         for language, code, said in (
             ("python", "import one; print(one.x); open(one.__file__, 'a')", "1\n"),
@@ -389,7 +391,7 @@ def test_tools_get_no_secrets_and_no_rights(lab: Lab, registry: Registry, monkey
     monkeypatch.setenv("ERA_API_KEY", "secret")
     seen = "import json, os; print(json.dumps([dict(os.environ), os.getuid(), os.getgroups(), os.listdir('.')]))"
     seen += f"; print(open('/proc/self/status').read(), os.access({str(lab.directory)!r}, os.R_OK))"
-    monkeypatch.setattr(tools, "pip_command", lambda *_: [interpreter().executable, "-I", "-c", seen])
+    monkeypatch.setattr(tools, "pip_command", lambda *_: [guest.PYTHON, "-I", "-c", seen])
     made = lab.make(pip=["one"])
     told, status = made.stdout.split("\n", 1)
     environment, uid, groups, _ = json.loads(told)

@@ -11,7 +11,7 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 
 from era import __version__
-from era.api import archives, capsules, files, health, history, pages, proxy, runs, sessions, setup, versions
+from era.api import archives, capsules, files, health, history, languages, pages, proxy, runs, sessions, setup, versions
 from era.api.context import Answer, BodyProblem, Context
 from era.api.guard import Guard, error_body, error_headers
 from era.errors import BadRequest, EraError, MethodNotAllowed, NotFound
@@ -26,7 +26,20 @@ def build(settings: Settings, context: Context) -> FastAPI:
     app = _Application(title="ERA", version=__version__, docs_url=None, redoc_url=None, redirect_slashes=False)
     app.state.context = context
     # Runs come first: routes are tried in order.
-    for module in (runs, sessions, setup, versions, files, archives, history, capsules, proxy, health, pages):
+    for module in (
+        runs,
+        sessions,
+        setup,
+        versions,
+        files,
+        archives,
+        history,
+        capsules,
+        proxy,
+        health,
+        languages,
+        pages,
+    ):
         app.include_router(module.router)
     app.router.routes.append(proxy.PublicUrls())
     app.add_exception_handler(EraError, _era_error)
