@@ -67,7 +67,6 @@ LANGUAGE = Definition(
     endings=(".go",),
     entry="main.go",
     find=_find,
-    packages="go",
     environment={
         **_SETTINGS,
         "GOCACHE": f"{CACHE}/go",
