@@ -47,6 +47,7 @@ from era.drivers.guest import DOOR_PORT
 from era.drivers.gvisor import GvisorDriver
 from era.errors import Conflict, EraError, Forbidden, NoIsolation
 from era.hosts.local import LocalHost
+from era.languages.go import GO
 from era.languages.node import NODE
 from era.network import policy
 from era.network.passages import ProxyNetwork, variables
@@ -127,6 +128,7 @@ def installer(settings: Settings) -> UvAndNpm:
         python=python.cold[0],
         python_prefix=next(iter(python.mounts.values()), None),
         node=languages.runtime("node").mounts[NODE],
+        go=languages.runtimes()["go"].mounts[GO] if "go" in languages.runtimes() else None,
         seconds=settings.setup_seconds,
         most_bytes=settings.disk_mb << 20,
         most_files=settings.files,

@@ -43,7 +43,7 @@ def test_which_there_are(client: httpx.Client) -> None:
         assert re.match(r"\d+\.\d+", language["version"])
         assert "reason" not in language
     packages = {language["name"]: language["packages"] for language in found}
-    assert packages == {"python": "pip", "node": "npm", "typescript": "npm", "deno": None, "go": None}
+    assert packages == {"python": "pip", "node": "npm", "typescript": "npm", "deno": None, "go": "go"}
     endings = [ending for language in found for ending in language["endings"]]
     assert len(endings) == len(set(endings))
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import json
 import os
 import re
 import stat
 import tarfile
 import time
+import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,7 @@ from era import languages
 from era.core.requirements import wanted
 from era.core.setups import Environment, SetupFailed
 from era.drivers import guest
+from era.languages.go import GO
 from era.languages.node import NODE
 from era.packages import installer, tools
 from era.packages.installer import UvAndNpm
@@ -57,6 +60,7 @@ class Lab:
             python=python.cold[0],
             python_prefix=next(iter(python.mounts.values()), None),
             node=languages.runtime("node").mounts[NODE],
+            go=languages.runtime("go").mounts[GO],
             variables={**os.environ, **registry.environment()},
             **sizes,
         )
@@ -403,3 +407,64 @@ def test_tools_get_no_secrets_and_no_rights(lab: Lab, registry: Registry, monkey
         assert groups == []
         assert re.search(r"CapEff:\t0+\n", status)
         assert status.rstrip().endswith("False"), "the data directory is closed to it"
+
+
+# -- Go's modules ---------------------------------------------------------------------------------------------------
+
+GREETS = 'package main\n\nimport "example.com/greet/sub"\n\nfunc main() { println(sub.To("you")) }\n'
+GREET = {
+    "sub/greet.go": 'package sub\n\nimport "example.com/base"\n\nfunc To(n string) string { return base.Word + n }\n'
+}
+
+
+def put_modules(registry: Registry) -> None:
+    registry.put_go("example.com/base", {"base.go": 'package base\n\nconst Word = "hello "\n'})
+    registry.put_go("example.com/greet", GREET, requires=["example.com/base"])
+
+
+@pytest.mark.parametrize("driver", ["bubblewrap", pytest.param("gvisor", marks=needs_gvisor)])
+def test_modules_come_with_all_they_need(lab: Lab, registry: Registry, driver: str) -> None:
+    put_modules(registry)
+    made = lab.make(go=["example.com/greet"])
+    assert_sound(lab, made)
+    assert [f"{item['name']}@{item['version']}" for item in made.go] == [
+        "example.com/base@v1.0.0",
+        "example.com/greet@v1.0.0",
+    ]
+    asked = len(registry.asked)
+    assert lab.make(go=["example.com/greet"]) == made
+    assert len(registry.asked) == asked
+    assert lab.make(go={"goMod": "module x.y/z\n\nrequire example.com/greet v1.0.0\n"}).digest == made.digest
+    boxes = Boxes(lab.directory, Weakness(), driver, tried=())
+    try:
+        box = boxes._runner.run(boxes.driver.create("go", boxes.driver.limits, made.digest))
+        told = boxes.run(box, GREETS, timeout=120)
+        assert (told.stderr, told.ended.exit_code) == ("hello you\n", 0)
+        # A go.mod of the session's own, which needs no go.sum for what is installed, and stays as it is.
+        own = b"module example.com/app\n\ngo 1.24\n\nrequire example.com/greet v1.0.0\n"
+        told = boxes.run(box, GREETS, files={"go.mod": own}, timeout=120)
+        assert (told.stderr, told.ended.exit_code) == ("hello you\n", 0)
+        assert {path.name: path.read_bytes() for path in box.workspace.glob("go.*")} == {"go.mod": own}
+        told = boxes.run(box, GREETS.replace("example.com/greet/sub", "example.com/other"), timeout=120)
+        assert told.ended.exit_code == 1
+        assert "example.com/other" in told.stderr
+        boxes.close(box)
+    finally:
+        boxes.stop()
+
+
+def test_modules_that_are_not_there(lab: Lab, registry: Registry) -> None:
+    put_modules(registry)
+    assert "There is no such package" in lab.failure(go=["example.com/nothing"])
+    assert "There is no such package" in lab.failure(go=["example.com/greet@v1.9.9"])
+
+
+def test_a_module_that_lies_about_its_content(lab: Lab, registry: Registry) -> None:
+    """Names in a module's archive lead nowhere else, and what isn't a plain file isn't unpacked."""
+    put_modules(registry)
+    written = io.BytesIO()
+    with zipfile.ZipFile(written, "w") as archive:
+        archive.writestr("example.com/greet@v1.0.0/../../../../escaped", "x")
+    registry.pages["/go/example.com/greet/@v/v1.0.0.zip"] = written.getvalue()
+    assert "go failed" in lab.failure(go=["example.com/greet"])
+    assert list(lab.directory.rglob("escaped")) == []

@@ -136,6 +136,7 @@ def read_only(paths: Paths, data: dict[str, int], environment: str | None) -> li
         installed = paths.environments / environment
         options += ["--ro-bind", str(installed / "python"), guest.ENVIRONMENT]
         options += ["--ro-bind", str(installed / "node_modules"), guest.NODE_MODULES]
+        options += ["--ro-bind-try", str(installed / "go"), guest.GO_MODULES]
     return [*options, "--ro-bind", str(paths.guest), guest.GUEST]
 
 

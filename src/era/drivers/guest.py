@@ -20,6 +20,9 @@ ENVIRONMENT = "/opt/env"
 
 NODE_MODULES = "/node_modules"
 """Installed packages of Node, which looks for them here from wherever a program is."""
+GO_MODULES = "/opt/env-go"
+"""Installed modules of Go; guest/go_run.sh looks for them here."""
+
 SCRATCH = ("/tmp", "/dev/shm")  # noqa: S108  paths inside the sandbox, on tmpfs of its own
 SYSTEM = ("bin", "lib", "lib32", "lib64", "libx32", "sbin")
 """What the root has besides /usr: directories, or links into /usr, or nothing."""
@@ -118,7 +121,7 @@ def landlock_grants() -> dict[str, list[str]]:
     return {
         "list": ["/"],
         "read": [
-            *("/usr", *(f"/{name}" for name in SYSTEM), "/etc", GUEST, ENVIRONMENT, NODE_MODULES, *mounts),
+            *("/usr", *(f"/{name}" for name in SYSTEM), "/etc", GUEST, ENVIRONMENT, NODE_MODULES, GO_MODULES, *mounts),
         ],
         "change": ["/proc"],
         "device": ["/dev"],

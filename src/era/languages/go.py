@@ -16,7 +16,7 @@ from pathlib import Path
 
 from era.languages.base import CACHE, GUEST, Definition, Runtime, wheel
 
-_GO, _STD = "/opt/go", "/opt/go-std"
+GO, _STD = "/opt/go", "/opt/go-std"
 _SETTINGS = {"CGO_ENABLED": "0", "GOENV": "off", "GOTOOLCHAIN": "local", "GO111MODULE": "on", "GOSUMDB": "off"}
 """What a compiled package depends on must be the same for the standard library and for programs."""
 
@@ -27,8 +27,8 @@ def _find() -> Runtime:
     return Runtime(
         version=version,
         cold=("/bin/sh", f"{GUEST}/go_run.sh", ".".join(version.split(".")[:2])),
-        mounts={_GO: directory, **({_STD: std} if std.is_dir() else {})},
-        programs=f"{_GO}/bin",
+        mounts={GO: directory, **({_STD: std} if std.is_dir() else {})},
+        programs=f"{GO}/bin",
     )
 
 
@@ -67,6 +67,7 @@ LANGUAGE = Definition(
     endings=(".go",),
     entry="main.go",
     find=_find,
+    packages="go",
     environment={
         **_SETTINGS,
         "GOCACHE": f"{CACHE}/go",
