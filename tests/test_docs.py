@@ -25,7 +25,7 @@ from tests.conftest import Server
 ROOT = Path(__file__).resolve().parent.parent
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
 DEFAULT_URL = "http://127.0.0.1:8787"
-NOT_RUN = {"", "console", "ini", "json", "text"}
+NOT_RUN = {"", "console", "ini", "json", "python", "text"}
 CALLS = re.compile(r"^ *(curl|(\.venv/bin/)?era) ", re.MULTILINE)
 
 

@@ -20,6 +20,7 @@ import structlog
 import uvicorn
 import uvloop
 
+from era import languages
 from era.api.context import Context
 from era.api.http import build
 from era.api.inside import Inside
@@ -47,10 +48,12 @@ from era.core.under_way import UnderWay
 from era.core.versions import Versions
 from era.drivers.bubblewrap import BubblewrapDriver
 from era.drivers.choice import DriverChoice
-from era.drivers.guest import DOORS, NODE_SOURCE, interpreter
+from era.drivers.guest import DOORS
 from era.drivers.gvisor import GvisorDriver
 from era.errors import Conflict, EraError, Forbidden, NoIsolation
 from era.hosts.local import LocalHost
+from era.languages.go import GO
+from era.languages.node import NODE
 from era.network import policy
 from era.network.passages import ProxyNetwork, certificates, variables
 from era.network.storage import StorageDoors
@@ -130,12 +133,13 @@ def drivers(settings: Settings) -> DriverChoice:
 
 
 def installer(settings: Settings) -> UvAndNpm:
-    python = interpreter()
+    python = languages.runtime("python")
     return UvAndNpm(
         settings.data_dir.resolve(),
-        python=python.executable,
-        python_prefix=python.prefix,
-        node=NODE_SOURCE,
+        python=python.cold[0],
+        python_prefix=next(iter(python.mounts.values()), None),
+        node=languages.runtime("node").mounts[NODE],
+        go=languages.runtimes()["go"].mounts[GO] if "go" in languages.runtimes() else None,
         seconds=settings.setup_seconds,
         most_bytes=settings.disk_mb << 20,
         most_files=settings.files,

@@ -23,9 +23,6 @@ app = App(
     help="Run untrusted code in sessions that remember.\n\nStart a server with 'era serve', then 'era run hello.py'.",
 )
 
-_LANGUAGES = {".py": "python", ".js": "node", ".cjs": "node", ".mjs": "node", ".ts": "typescript", ".mts": "typescript"}
-
-
 DEFAULT_SERVER = "http://127.0.0.1:8787"
 type Server = Annotated[str, Parameter(env_var="ERA_SERVER")]
 
@@ -133,7 +130,7 @@ def run(
     file
         The program; `-` for standard input.
     language
-        python, node or typescript; told from FILE's ending where it is left out.
+        One of the server's (see GET /api/languages); told from FILE's ending where it is left out.
     session
         Run in this session.
     data
@@ -146,7 +143,6 @@ def run(
         The server's address.
     """
     code = sys.stdin.read() if file == "-" else _read(file)
-    language = language or _LANGUAGES.get(Path(file).suffix)
     state = _json_object(data)
     body: dict[str, Any] = {"code": code, "env": dict(_variable(item) for item in env or [])}
     if timeout is not None:
@@ -155,13 +151,14 @@ def run(
         raise Failure("--data is the state of a session: say which with --session.")
     with _client(server) as client:
         if session is None:
+            language = language or _language_of(client, file)
             if language is None:
                 raise Failure(f"Which language is {file}? Say so with --language.")
             answer = _call(client, "POST", "/api/execute", {**body, "language": language})
             sys.stdout.write(answer["stdout"])
             sys.stderr.write(answer["stderr"])
         else:
-            _prepare(client, session, language, state)
+            _prepare(client, session, language, file, state)
             answer = _follow(client, f"/api/sessions/{session}/stream", body)
             if not answer["state"]["committed"]:
                 print(f"era: nothing was kept of this run: {answer['state']['reason']}", file=sys.stderr)
@@ -263,10 +260,17 @@ def main() -> None:
         sys.exit(130)
 
 
-def _prepare(client: httpx.Client, session: str, language: str | None, data: dict[str, Any] | None) -> None:
+def _language_of(client: httpx.Client, file: str) -> str | None:
+    """The server's language for files that end so."""
+    known = _call(client, "GET", "/api/languages")["languages"]
+    return next((language["name"] for language in known if Path(file).suffix in language["endings"]), None)
+
+
+def _prepare(client: httpx.Client, session: str, language: str | None, file: str, data: dict[str, Any] | None) -> None:
     """Make the session if there is none; else give it `data`, if there is any."""
     found = client.get(f"/api/sessions/{session}")
     if found.status_code == 404:
+        language = language or _language_of(client, file)
         if language is None:
             raise Failure(f"There is no session '{session}'. To make it, say --language.")
         _call(client, "POST", "/api/sessions", {"language": language, "session_id": session, "data": data or {}})
@@ -306,7 +310,7 @@ def _client(server: str) -> httpx.Client:
     return httpx.Client(base_url=server, headers=headers, timeout=patience, trust_env=False)
 
 
-def _call(client: httpx.Client, method: str, path: str, body: dict[str, Any]) -> dict[str, Any]:
+def _call(client: httpx.Client, method: str, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
     return _checked(client.request(method, path, json=body))
 
 

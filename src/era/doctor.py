@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
+from era import languages
 from era.core.models import Isolation, JsonObject
 from era.errors import NoIsolation
 
@@ -25,7 +26,8 @@ class Wall:
 
 def walls(seen: JsonObject) -> Iterator[Wall]:
     """The walls of a kind of sandbox that works, from what its self-test read back."""
-    yield Wall(True, "programs in python, node and typescript start and run")
+    tried = [name for name in languages.runtimes() if languages.DEFINITIONS[name].hello]
+    yield Wall(True, f"programs start and run in {', '.join(tried)}")
     namespaces = seen["namespaces"]
     yield Wall(len(namespaces) == 7, f"namespaces of its own: {', '.join(namespaces)}", "a newer kernel")
     yield Wall(seen["capabilities"] == "none" and seen["no_new_privs"], "no capabilities, and no way to gain any")
@@ -63,6 +65,12 @@ def walls(seen: JsonObject) -> Iterator[Wall]:
 def report(found: Mapping[Isolation, JsonObject | NoIsolation], default: Isolation | None) -> Iterator[str]:
     """The lines of the report. `default` is what `auto` would be, None where nothing works."""
     yield f"Linux {platform.release()}, Python {sys.version.split()[0]}"
+    for name in languages.LANGUAGES:
+        try:
+            yield f"ok       {name} {languages.runtime(name).version}"
+        except languages.Missing as missing:
+            yield f"missing  {name}: {missing.reason}"
+            yield f"         to get it: {missing.hint}"
     for name, seen in found.items():
         yield ""
         if isinstance(seen, NoIsolation):

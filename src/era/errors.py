@@ -24,6 +24,7 @@
     └── Unavailable           503  this server can't do it now
         ├── ServiceFailed     503  the session's service ended instead of listening
         ├── TooManyUploads    503  as many large bodies come in as may at a time
+        ├── NoLanguage        503  the language asked for isn't installed on this machine
         ├── NoIsolation       503  the isolation asked for can't be had on this machine
         ├── SandboxFailed     503  a sandbox could not be made or died before the run began
         └── CommitFailed      503  the run ended, but its result could not be made durable
@@ -189,6 +190,11 @@ class TooManyUploads(Unavailable):
     code = "too_many_uploads"
     hint = "Send it again when fewer are under way; the server's ERA_MAX_UPLOADS sets how many may be."
     retry_after = 5
+
+
+class NoLanguage(Unavailable):
+    code = "no_language"
+    retry_after = None
 
 
 class NoIsolation(Unavailable):

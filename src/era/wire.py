@@ -19,8 +19,8 @@ from era.core.expiry import MAX_TTL
 from era.core.limits import LEAST
 from era.core.models import JsonObject, RunRecord, Session, StoredCode, timestamp
 from era.core.runs import Collected, RunResult
-from era.core.setups import Environment
 from era.core.views import data_view
+from era.languages import in_words
 
 MAX_VERSION = (1 << 63) - 1
 _FIRST, _LAST = -62_135_596_800_000_000, 253_402_300_799_000_000
@@ -81,18 +81,22 @@ class NpmPackage(Body):
     packageJson: str = Field(description="The text of a package.json; its dependencies are what counts.")  # noqa: N815
 
 
+class GoModules(Body):
+    goMod: str = Field(description="The text of a go.mod; what it requires is what counts.")  # noqa: N815
+
+
 class SetupBody(Body):
     """What is installed before a session runs anything."""
 
     pip: list[str] | PipRequirements | None = Field(None, examples=[["requests>=2.32"]])
     npm: list[str] | NpmPackage | None = Field(None, examples=[["axios@^1"]])
-    go: Any = Field(None, description="Not offered by this version.")
+    go: list[str] | GoModules | None = Field(None, examples=[["rsc.io/quote@v1.5.2"]])
     commands: list[str] | None = Field(None, description="Run in the session's sandbox, after the packages.")
     envs: dict[str, str] | None = Field(None, description="Variables of every run; a run's own `env` wins.")
 
 
 class CreateSession(Body):
-    language: str = Field(description="python, node or typescript, or an alias.", examples=["python"])
+    language: str = Field(description=f"{in_words()}, or an alias.", examples=["python"])
     session_id: str | None = Field(None, pattern=SESSION_ID, description="Made up where it is left out.")
     persistent: bool = Field(True, description="Whether files outlive a run. Data always does.")
     data: dict[str, Any] = Field(default_factory=dict, description="The state; `.session_data.json` in the sandbox.")
@@ -188,19 +192,6 @@ class SetupResult(BaseModel):
     error: str | None
     stderr: str
     stdout: str
-
-
-class PackageAnswer(BaseModel):
-    name: str
-    version: str
-
-
-class EnvironmentAnswer(BaseModel):
-    session_id: str
-    setup_status: str | None
-    environment: str | None
-    pip: list[PackageAnswer]
-    npm: list[PackageAnswer]
 
 
 class SessionAnswer(BaseModel):
@@ -428,19 +419,6 @@ def session_answer(session: Session, status: str, limits: JsonObject) -> dict[st
 def _setup_answer(session: Session) -> dict[str, Any]:
     result = session.setup_result
     return {"setup_status": session.setup_status, "setup_result": json.loads(result) if result else None}
-
-
-def environment_answer(session: Session, environment: Environment | None) -> dict[str, Any]:
-    def listed(kind: str) -> list[dict[str, str]]:
-        return [{"name": item["name"], "version": item["version"]} for item in getattr(environment, kind, ())]
-
-    return {
-        "session_id": session.id,
-        "setup_status": session.setup_status,
-        "environment": session.environment,
-        "pip": listed("pip"),
-        "npm": listed("npm"),
-    }
 
 
 def wanted_setup(setup: SetupBody | None) -> dict[str, Any] | None:

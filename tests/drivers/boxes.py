@@ -13,7 +13,8 @@ from types import ModuleType
 from typing import Any
 from unittest.mock import patch
 
-from era.core.models import LANGUAGES, JsonObject, Language
+from era import languages
+from era.core.models import JsonObject, Language
 from era.core.ports import Ended, Limits, Output, Program
 from era.drivers import bubblewrap, gvisor, seccomp
 from era.drivers.bubblewrap import BubblewrapDriver, BubblewrapSandbox
@@ -71,10 +72,10 @@ class Boxes:
         weakness: Weakness,
         driver: str = "bubblewrap",
         *,
-        languages: Sequence[Language] = LANGUAGES,
+        tried: Sequence[Language] = languages.LANGUAGES,
         cgroup_name: str = "",
     ) -> None:
-        """`languages` are those that are tried at the start."""
+        """`tried` are the languages that are, at the start."""
         self._runner = asyncio.Runner()
         self.cgroup_name = cgroup_name or f"era-test-{secrets.token_hex(4)}"
         self.driver: Any = DRIVERS[driver](directory, weakness.limits, cgroup_name=self.cgroup_name)
@@ -88,7 +89,8 @@ class Boxes:
                 files[0].write_text(files[0].read_text().replace(old, new))
             self.driver.paths = replace(self.driver.paths, guest=guest)
         try:
-            with self._weakened(), patch.object(bubblewrap, "LANGUAGES", languages):
+            self.driver.tried = [name for name in tried if name in self.driver.tried]
+            with self._weakened():
                 self._runner.run(self._start())
         except BaseException:
             self.stop()

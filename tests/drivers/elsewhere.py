@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import os
 import pickle
+import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from era.core.models import JsonObject
 from era.errors import EraError, SandboxFailed
-from tests.conftest import descendants, mounts
+from tests.conftest import assert_nothing_left, descendants, mounts
 
 UID = 54_321
 _PROJECT = Path(__file__).resolve().parent.parent.parent
@@ -100,6 +105,27 @@ def traces(boxes: Any) -> JsonObject:
         "descriptors": len(os.listdir("/proc/self/fd")),
         "directories": sorted(os.listdir(live)),
     }
+
+
+@contextmanager
+def opened(name: str, directory: Path) -> Iterator[Any]:
+    """Boxes of a driver, "bubblewrap" or "bubblewrap as a user", say. Nothing of them may be left at the end."""
+    from tests.drivers.boxes import Boxes, Weakness
+
+    driver, _, user = name.partition(" as ")
+    root = os.geteuid() == 0
+    if driver == "gvisor" and shutil.which("runsc") is None:
+        pytest.skip("runsc is not installed")
+    if not user and driver != "fake" and not root:
+        pytest.skip("only root can run it as root")
+    before, processes = mounts(), set(descendants(os.getpid()))
+    far = bool(user) and root
+    made: Any = FarBoxes(directory, driver) if far else Boxes(directory, Weakness(), driver)
+    made.name, made.far, made.shared = name, far, {}
+    yield made
+    running = [pid for pid in descendants(os.getpid()) if pid not in processes]
+    made.stop()
+    assert_nothing_left(before, running, directory, made.cgroup_name)
 
 
 def serve(driver: str) -> None:

@@ -12,15 +12,17 @@ import signal
 import sys
 import time
 from asyncio.subprocess import DEVNULL, PIPE, Process
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterable
 from pathlib import Path
 from typing import Literal
 
+from era import languages
 from era.core.models import JsonObject, Language
 from era.core.ports import Ended, Limits, Output, Program
 from era.drivers import guest
 from era.errors import SandboxFailed
 from era.guest.workspace import STATE_FILE, write_file
+from era.languages.node import NODE
 
 _GRACE = 2.0
 
@@ -43,12 +45,12 @@ class FakeSandbox:
     async def run(self, program: Program) -> AsyncIterator[Output | Ended]:
         if not self.alive:
             raise SandboxFailed("The sandbox is gone.")
-        entry = self.workspace / guest.ENTRIES[self._language]
+        entry = self.workspace / languages.DEFINITIONS[self._language].entry
         for path, content in {**program.files, STATE_FILE: program.state, entry.name: program.code}.items():
             (self.workspace / path).parent.mkdir(parents=True, exist_ok=True)
             write_file(str(self.workspace / path), content)
         node = [
-            str(guest.NODE_SOURCE / "bin/node"),
+            str(languages.runtime("node").mounts[NODE] / "bin/node"),
             "--experimental-transform-types",
             "--disable-warning=ExperimentalWarning",
         ]
@@ -56,7 +58,7 @@ class FakeSandbox:
             *([sys.executable, "-u"] if self._language == "python" else node),
             entry.name,
             cwd=self.workspace,
-            env={**guest.program_environment(), **program.network, **program.env},
+            env={**guest.program_environment(self._language), **program.network, **program.env},
             stdin=DEVNULL,
             stdout=PIPE,
             stderr=PIPE,
@@ -148,6 +150,7 @@ class FakeSandbox:
 
 class FakeDriver:
     name = "fake"
+    tried: Iterable[Language] = ()
 
     def __init__(self, directory: Path, limits: Limits, *, cgroup_name: str) -> None:
         self.live = directory / "live"

@@ -18,9 +18,9 @@ import pytest
 
 from era.drivers.guest import DOOR_PORT
 from era.errors import SandboxFailed
-from tests.conftest import assert_nothing_left, cgroups, descendants, eventually, mounts
-from tests.drivers.boxes import LIMITS, Boxes, Weakness
-from tests.drivers.elsewhere import FarBoxes, traces
+from tests.conftest import cgroups, eventually
+from tests.drivers.boxes import LIMITS
+from tests.drivers.elsewhere import opened, traces
 
 ROOT = os.geteuid() == 0
 
@@ -78,20 +78,8 @@ for test in (
 
 @pytest.fixture(scope="module", params=DRIVERS)
 def boxes(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    name, _, user = request.param.partition(" as ")
-    if name == "gvisor" and shutil.which("runsc") is None:
-        pytest.skip("runsc is not installed")
-    if not user and name != "fake" and not ROOT:
-        pytest.skip("only root can run it as root")
-    before, processes = mounts(), set(descendants(os.getpid()))
-    directory = tmp_path_factory.mktemp("boxes")
-    far = bool(user) and ROOT
-    made: Any = FarBoxes(directory, name) if far else Boxes(directory, Weakness(), name)
-    made.name, made.far, made.shared = request.param, far, {}
-    yield made
-    running = [pid for pid in descendants(os.getpid()) if pid not in processes]
-    made.stop()
-    assert_nothing_left(before, running, directory, made.cgroup_name)
+    with opened(request.param, tmp_path_factory.mktemp("boxes")) as made:
+        yield made
 
 
 @pytest.fixture(autouse=True)
@@ -681,36 +669,6 @@ def test_nothing_is_left_of_a_closed_sandbox(boxes: Any) -> None:
     assert [group for group in cgroups(boxes.cgroup_name) if box.id in group] == []
     with pytest.raises(SandboxFailed):
         boxes.run(box, "print('no')")
-
-
-# -- other languages ------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("language", ["node", "typescript"])
-def test_other_languages(boxes: Any, language: str) -> None:
-    box = _shared(boxes, language)
-    typed = ": number" if language == "typescript" else ""
-    state = """
-const fs = require('fs');
-const data = JSON.parse(fs.readFileSync('.session_data.json', 'utf8'));
-data.n += 1;
-fs.writeFileSync('.session_data.json', JSON.stringify(data));
-"""
-    told = boxes.run(
-        box,
-        f"const n{typed} = 1; console.log(n, process.env.A); console.error('e')" + state,
-        env={"A": "b"},
-        state=b'{"n": 1}',
-    )
-    assert (told.stdout, told.stderr, told.ended.exit_code, told.ended.state) == ("1 b\n", "e\n", 0, b'{"n":2}')
-    told = boxes.run(
-        box, "console.log(process.env.A); process.on('exit', () => console.log('bye')); process.exitCode = 4"
-    )
-    assert (told.stdout, told.ended.exit_code) == ("undefined\nbye\n", 4)
-    told = boxes.run(box, "throw new Error('mine')")
-    assert (told.ended.exit_code, "Error: mine" in told.stderr) == (1, True)
-    told = boxes.run(box, "console.log('up'); setInterval(() => {}, 1000)", timeout=0.5)
-    assert (told.stdout, told.ended.exit_code, told.ended.cause) == ("up\n", 124, "timeout")
 
 
 def test_output_before_an_exit_of_node_s_is_not_cut(boxes: Any) -> None:

@@ -1,4 +1,4 @@
-"""A registry of Python and Node packages on loopback, and hostile packages for it."""
+"""A registry of Python and Node packages and Go modules on loopback, and hostile packages for it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import json
 import tarfile
 import threading
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -31,6 +31,8 @@ class Registry:
             "UV_HTTP_RETRIES": "0",
             "npm_config_registry": f"{self.url}/npm/",
             "npm_config_fetch_retries": "0",
+            "GOPROXY": f"{self.url}/go",
+            "GOSUMDB": "off",
             "NO_PROXY": "127.0.0.1",
         }
 
@@ -49,6 +51,25 @@ class Registry:
             version["hasInstallScript"] = True
         known = {"name": name, "dist-tags": {"latest": "1.0.0"}, "versions": {"1.0.0": version}}
         self.pages[f"/npm/{name}"] = json.dumps(known).encode()
+
+    def put_go(
+        self, path: str, files: Mapping[str, str], requires: Sequence[str] = (), version: str = "v1.0.0"
+    ) -> None:
+        """A module, whose files are given by their names."""
+        needs = "".join(f"require {name} v1.0.0\n" for name in requires)
+        every = {"go.mod": f"module {path}\n\ngo 1.20\n\n{needs}", **files}
+        written = io.BytesIO()
+        with zipfile.ZipFile(written, "w") as archive:
+            for name, content in every.items():
+                archive.writestr(f"{path}@{version}/{name}", content)
+        info = json.dumps({"Version": version, "Time": "2024-01-01T00:00:00Z"}).encode()
+        self.pages |= {
+            f"/go/{path}/@latest": info,
+            f"/go/{path}/@v/list": f"{version}\n".encode(),
+            f"/go/{path}/@v/{version}.info": info,
+            f"/go/{path}/@v/{version}.mod": every["go.mod"].encode(),
+            f"/go/{path}/@v/{version}.zip": written.getvalue(),
+        }
 
 
 @contextmanager

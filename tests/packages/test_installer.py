@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import json
 import os
 import re
 import stat
 import tarfile
 import time
+import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from era import languages
 from era.core.requirements import wanted
 from era.core.setups import Environment, SetupFailed
-from era.drivers.guest import NODE_SOURCE, interpreter
+from era.drivers import guest
+from era.languages.go import GO
+from era.languages.node import NODE
 from era.packages import installer, tools
 from era.packages.installer import UvAndNpm
 from tests.api.test_isolation import needs_gvisor
@@ -48,13 +53,14 @@ class Lab:
     def __init__(self, directory: Path, registry: Registry, **options: Any) -> None:
         self.directory = directory / "data"
         self.directory.mkdir(mode=0o700)
-        python = interpreter()
+        python = languages.runtime("python")
         sizes = {"seconds": 30.0, "most_bytes": 64 << 20, "most_files": 1000, **options}
         self.installer = UvAndNpm(
             self.directory,
-            python=python.executable,
-            python_prefix=python.prefix,
-            node=NODE_SOURCE,
+            python=python.cold[0],
+            python_prefix=next(iter(python.mounts.values()), None),
+            node=languages.runtime("node").mounts[NODE],
+            go=languages.runtime("go").mounts[GO],
             variables={**os.environ, **registry.environment()},
             **sizes,
         )
@@ -195,7 +201,7 @@ def test_it_would_run_if_it_were_kept(lab: Lab, registry: Registry, monkeypatch:
 
 
 def run_in_a_box(lab: Lab, made: Environment, code: str, weakness: Weakness | None = None) -> str:
-    boxes = Boxes(lab.directory, weakness or Weakness(), languages=())
+    boxes = Boxes(lab.directory, weakness or Weakness(), tried=())
     try:
         with boxes._weakened():
             box = boxes._runner.run(boxes.driver.create("python", boxes.driver.limits, made.digest))
@@ -368,7 +374,7 @@ def test_every_driver_shows_packages(lab: Lab, registry: Registry, driver: str) 
     registry.put_python("one", "one-1.0-py3-none-any.whl", wheel("one", {"one.py": "x = 1"}))
     put_evil_npm(registry, {})
     made = lab.make(pip=["one"], npm=["evil"])
-    boxes = Boxes(lab.directory, Weakness(), driver, languages=())
+    boxes = Boxes(lab.directory, Weakness(), driver, tried=())
     try:
         for language, code, said in (
             ("python", "import one; print(one.x); open(one.__file__, 'a')", "1\n"),
@@ -389,7 +395,7 @@ def test_tools_get_no_secrets_and_no_rights(lab: Lab, registry: Registry, monkey
     monkeypatch.setenv("ERA_API_KEY", "secret")
     seen = "import json, os; print(json.dumps([dict(os.environ), os.getuid(), os.getgroups(), os.listdir('.')]))"
     seen += f"; print(open('/proc/self/status').read(), os.access({str(lab.directory)!r}, os.R_OK))"
-    monkeypatch.setattr(tools, "pip_command", lambda *_: [interpreter().executable, "-I", "-c", seen])
+    monkeypatch.setattr(tools, "pip_command", lambda *_: [guest.PYTHON, "-I", "-c", seen])
     made = lab.make(pip=["one"])
     told, status = made.stdout.split("\n", 1)
     environment, uid, groups, _ = json.loads(told)
@@ -401,3 +407,64 @@ def test_tools_get_no_secrets_and_no_rights(lab: Lab, registry: Registry, monkey
         assert groups == []
         assert re.search(r"CapEff:\t0+\n", status)
         assert status.rstrip().endswith("False"), "the data directory is closed to it"
+
+
+# -- Go's modules ---------------------------------------------------------------------------------------------------
+
+GREETS = 'package main\n\nimport "example.com/greet/sub"\n\nfunc main() { println(sub.To("you")) }\n'
+GREET = {
+    "sub/greet.go": 'package sub\n\nimport "example.com/base"\n\nfunc To(n string) string { return base.Word + n }\n'
+}
+
+
+def put_modules(registry: Registry) -> None:
+    registry.put_go("example.com/base", {"base.go": 'package base\n\nconst Word = "hello "\n'})
+    registry.put_go("example.com/greet", GREET, requires=["example.com/base"])
+
+
+@pytest.mark.parametrize("driver", ["bubblewrap", pytest.param("gvisor", marks=needs_gvisor)])
+def test_modules_come_with_all_they_need(lab: Lab, registry: Registry, driver: str) -> None:
+    put_modules(registry)
+    made = lab.make(go=["example.com/greet"])
+    assert_sound(lab, made)
+    assert [f"{item['name']}@{item['version']}" for item in made.go] == [
+        "example.com/base@v1.0.0",
+        "example.com/greet@v1.0.0",
+    ]
+    asked = len(registry.asked)
+    assert lab.make(go=["example.com/greet"]) == made
+    assert len(registry.asked) == asked
+    assert lab.make(go={"goMod": "module x.y/z\n\nrequire example.com/greet v1.0.0\n"}).digest == made.digest
+    boxes = Boxes(lab.directory, Weakness(), driver, tried=())
+    try:
+        box = boxes._runner.run(boxes.driver.create("go", boxes.driver.limits, made.digest))
+        told = boxes.run(box, GREETS, timeout=120)
+        assert (told.stderr, told.ended.exit_code) == ("hello you\n", 0)
+        # A go.mod of the session's own, which needs no go.sum for what is installed, and stays as it is.
+        own = b"module example.com/app\n\ngo 1.24\n\nrequire example.com/greet v1.0.0\n"
+        told = boxes.run(box, GREETS, files={"go.mod": own}, timeout=120)
+        assert (told.stderr, told.ended.exit_code) == ("hello you\n", 0)
+        assert {path.name: path.read_bytes() for path in box.workspace.glob("go.*")} == {"go.mod": own}
+        told = boxes.run(box, GREETS.replace("example.com/greet/sub", "example.com/other"), timeout=120)
+        assert told.ended.exit_code == 1
+        assert "example.com/other" in told.stderr
+        boxes.close(box)
+    finally:
+        boxes.stop()
+
+
+def test_modules_that_are_not_there(lab: Lab, registry: Registry) -> None:
+    put_modules(registry)
+    assert "There is no such package" in lab.failure(go=["example.com/nothing"])
+    assert "There is no such package" in lab.failure(go=["example.com/greet@v1.9.9"])
+
+
+def test_a_module_that_lies_about_its_content(lab: Lab, registry: Registry) -> None:
+    """Names in a module's archive lead nowhere else, and what isn't a plain file isn't unpacked."""
+    put_modules(registry)
+    written = io.BytesIO()
+    with zipfile.ZipFile(written, "w") as archive:
+        archive.writestr("example.com/greet@v1.0.0/../../../../escaped", "x")
+    registry.pages["/go/example.com/greet/@v/v1.0.0.zip"] = written.getvalue()
+    assert "go failed" in lab.failure(go=["example.com/greet"])
+    assert list(lab.directory.rglob("escaped")) == []

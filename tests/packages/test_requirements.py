@@ -129,6 +129,58 @@ def test_what_a_capsule_may_ask_for(setup: Any, can: bool) -> None:
 
 def test_what_is_not_offered_is_said() -> None:
     assert setup_text({"pip": [], "npm": None, "go": [], "envs": {}}) is None
-    for name in ("go", "commands"):
-        with pytest.raises(BadRequest, match=f"setup.{name}.*not offered"):
-            setup_text({name: ["x"]})
+    with pytest.raises(BadRequest, match=r"setup\.commands.*not offered"):
+        setup_text({"commands": ["x"]})
+
+
+GO_MOD = """
+module example.com/app // mine
+
+go 1.24
+toolchain go1.25.1
+
+require rsc.io/quote v1.5.2
+require (
+    golang.org/x/text v0.14.0 // indirect
+    "github.com/Azure/go-autorest/v14" v14.2.0+incompatible
+)
+"""
+
+
+def test_go_modules() -> None:
+    listed = [
+        "rsc.io/quote@v1.5.2",
+        "golang.org/x/text@v0.14.0",
+        "github.com/Azure/go-autorest/v14@v14.2.0+incompatible",
+    ]
+    found = (
+        ("github.com/Azure/go-autorest/v14", "v14.2.0+incompatible"),
+        ("golang.org/x/text", "v0.14.0"),
+        ("rsc.io/quote", "v1.5.2"),
+    )
+    assert wanted({"go": listed}) == wanted({"go": {"goMod": GO_MOD}}) == Packages(go=found)
+    assert wanted({"go": ["rsc.io/quote", "rsc.io/quote/v3@latest"]}).go == (
+        ("rsc.io/quote", "latest"),
+        ("rsc.io/quote/v3", "latest"),
+    )
+    assert can_be_asked({"go": {"goMod": GO_MOD}})
+
+
+@pytest.mark.parametrize(
+    "item",
+    [
+        *("", "-x", "-modfile=/etc/passwd", "./here", "/tmp/x", "../x", "rsc.io/../x", "http://host/x", "fmt", "all"),
+        *("rsc.io/quote@main", "rsc.io/quote@v1;x", "rsc.io/quote@none", "rsc.io/a b", "rsc.io/quote@>=v1"),
+    ],
+)
+def test_what_is_no_go_module(item: str) -> None:
+    with pytest.raises(BadRequest, match=r"setup\.go"):
+        wanted({"go": [item]})
+
+
+@pytest.mark.parametrize(
+    "line", ["replace a.b/c => ../c", "exclude a.b/c v1.0.0", "replace (", "require a.b/c", "what"]
+)
+def test_what_of_a_go_mod_can_t_be_followed(line: str) -> None:
+    with pytest.raises(BadRequest, match=r"setup\.go"):
+        wanted({"go": {"goMod": f"module x.y/z\n{line}\n a.b/c => ../c\n"}})

@@ -14,6 +14,7 @@ from fastapi import Depends, Header, HTTPException, Query, Request, Response
 from fastapi.routing import APIRoute
 from pydantic import BaseModel
 
+from era import languages
 from era.core import jsontext
 from era.core.archives import Archives
 from era.core.capsules.service import Capsules
@@ -22,7 +23,7 @@ from era.core.files import Files
 from era.core.idempotency import Keys, Made
 from era.core.inbound import Inbound
 from era.core.limits import Rules
-from era.core.models import Claim, JsonObject, Language, Route, Session, Snapshot, canonical_language
+from era.core.models import Claim, JsonObject, Language, Route, Session, Snapshot
 from era.core.outputs import History
 from era.core.ports import MetadataStore
 from era.core.runs import Runs
@@ -31,7 +32,7 @@ from era.core.setups import Setups
 from era.core.storage import Storage
 from era.core.turns import Turns
 from era.core.versions import Versions
-from era.errors import BadRequest, EraError, NotFound, TooLarge
+from era.errors import BadRequest, EraError, NoLanguage, NotFound, TooLarge
 from era.settings import Settings
 from era.wire import SESSION_ID, ErrorAnswer, SetupBody, session_answer, wanted_setup
 
@@ -206,14 +207,21 @@ def key_of(cursor: str) -> int:
     return key
 
 
-def language(name: str) -> Language:
-    found = canonical_language(name)
+def language(name: str, *, to_run: bool = False) -> Language:
+    """The language that a client means. Raises BadRequest where there is none, NoLanguage where it is `to_run` and this
+    machine can't."""
+    found = languages.canonical(name)
     if found is None:
         raise BadRequest(
             f"'{name[:40]}' is not a language of this server.",
-            hint="Use python, node or typescript.",
+            hint=f"Use {languages.in_words()}.",
             code="unknown_language",
         )
+    if to_run:
+        try:
+            languages.runtime(found)
+        except languages.Missing as missing:
+            raise NoLanguage(f"This server can't run {found}: {missing.reason}", hint=missing.hint) from None
     return found
 
 

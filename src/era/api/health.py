@@ -7,9 +7,8 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from prometheus_client.core import CollectorRegistry, GaugeMetricFamily
 from prometheus_client.exposition import generate_latest
 
-from era import __version__
+from era import __version__, languages
 from era.api.context import Answer, UseContext
-from era.core.models import LANGUAGES
 
 router = APIRouter(tags=["health"])
 
@@ -22,7 +21,7 @@ async def health(context: UseContext) -> Response:
         {
             "status": "ok",
             "version": __version__,
-            "languages": LANGUAGES,
+            "languages": list(languages.runtimes()),
             "isolation": context.isolation(),
             "sandboxes": context.host_counts(),
         }

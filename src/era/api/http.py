@@ -12,7 +12,21 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 
 from era import __version__
-from era.api import archives, capsules, files, health, history, pages, proxy, runs, sessions, setup, storage, versions
+from era.api import (
+    archives,
+    capsules,
+    files,
+    health,
+    history,
+    languages,
+    pages,
+    proxy,
+    runs,
+    sessions,
+    setup,
+    storage,
+    versions,
+)
 from era.api.context import Answer, BodyProblem, Context
 from era.api.guard import Guard, error_body, error_headers
 from era.errors import BadRequest, EraError, MethodNotAllowed, NotFound
@@ -24,7 +38,21 @@ log = structlog.get_logger()
 def build(settings: Settings, context: Context) -> FastAPI:
     """The application, serving what `context` holds."""
     # Runs come first: routes are tried in order.
-    modules = (runs, sessions, setup, versions, files, archives, history, capsules, proxy, storage, health, pages)
+    modules = (
+        runs,
+        sessions,
+        setup,
+        versions,
+        files,
+        archives,
+        history,
+        capsules,
+        proxy,
+        storage,
+        health,
+        languages,
+        pages,
+    )
     app = application([*(module.router for module in modules), storage.resources])
     app.state.context = context
     app.state.storage = context.storage

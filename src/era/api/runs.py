@@ -105,7 +105,7 @@ async def execute(body: ExecuteBody, request: Request, context: UseContext) -> R
     check_timeout(body.timeout, context.settings)
     check_env(body.env)
     check_code(body.code)
-    chosen = language(body.language)
+    chosen = language(body.language, to_run=True)
     limits = {name: value for name, value in asked(body.limits).items() if value is not None}
     context.rules.check(limits)
     wanted = ExecuteRequest(

@@ -53,7 +53,7 @@ async def create_session(body: CreateSession, context: UseContext, key: Idempote
     check_timeout(body.default_timeout, context.settings, "default_timeout")
     made = await context.sessions.create(
         session_id=body.session_id,
-        language=language(body.language),
+        language=language(body.language, to_run=True),
         persistent=body.persistent,
         data=body.data,
         metadata=body.metadata,

@@ -4,18 +4,34 @@ from __future__ import annotations
 
 import json
 from collections.abc import AsyncIterator, Mapping
+from typing import Any
 
 from fastapi import APIRouter, Response
 from fastapi.responses import StreamingResponse
+from pydantic import BaseModel
 
 from era.api.context import Answer, SessionId, StrictRoute, UseContext, errors, shown
 from era.core.models import Session
 from era.core.progress import Line
-from era.core.setups import UNDER_WAY
+from era.core.setups import UNDER_WAY, Environment
 from era.errors import EraError
-from era.wire import EnvironmentAnswer, SessionAnswer, environment_answer
+from era.wire import SessionAnswer
 
 router = APIRouter(prefix="/api/sessions/{session_id}", tags=["setup"], route_class=StrictRoute)
+
+
+class PackageAnswer(BaseModel):
+    name: str
+    version: str
+
+
+class EnvironmentAnswer(BaseModel):
+    session_id: str
+    setup_status: str | None
+    environment: str | None
+    pip: list[PackageAnswer]
+    npm: list[PackageAnswer]
+    go: list[PackageAnswer]
 
 
 @router.post("/setup", responses={200: {"model": SessionAnswer}, **errors(404, 429)})
@@ -64,3 +80,17 @@ def _shown(kind: str, fields: Mapping[str, object]) -> bytes:
 async def environment(session_id: SessionId, context: UseContext) -> Response:
     """List the packages that the session's programs have, with their versions."""
     return Answer(environment_answer(*await context.setups.environment(session_id)))
+
+
+def environment_answer(session: Session, environment: Environment | None) -> dict[str, Any]:
+    def listed(kind: str) -> list[dict[str, str]]:
+        return [{"name": item["name"], "version": item["version"]} for item in getattr(environment, kind, ())]
+
+    return {
+        "session_id": session.id,
+        "setup_status": session.setup_status,
+        "environment": session.environment,
+        "pip": listed("pip"),
+        "npm": listed("npm"),
+        "go": listed("go"),
+    }

@@ -11,7 +11,9 @@ from typing import Any, Literal
 
 type Json = None | bool | int | float | str | list[Json] | dict[str, Json]
 type JsonObject = dict[str, Any]
-type Language = Literal["python", "node", "typescript"]
+type Language = str
+"""The name of one of era.languages."""
+
 type Status = Literal["running", "ok", "failed", "timeout", "oom", "killed", "disk_full", "lost"]
 type Isolation = Literal["gvisor", "bubblewrap"]
 type WantedIsolation = Literal["auto", "gvisor", "bubblewrap"]
@@ -23,22 +25,7 @@ type Gone = Literal["expired", "deleted"]
 
 STATE_FILE = ".session_data.json"
 
-LANGUAGES: tuple[Language, ...] = ("python", "node", "typescript")
-
-_ALIASES: dict[str, Language] = {
-    "py": "python",
-    "javascript": "node",
-    "js": "node",
-    "nodejs": "node",
-    "ts": "typescript",
-}
 _ID_ALPHABET = string.ascii_lowercase + string.digits
-
-
-def canonical_language(name: str) -> Language | None:
-    """The language that `name` or its alias means, or None."""
-    name = name.lower()
-    return _ALIASES.get(name) or next((known for known in LANGUAGES if known == name), None)
 
 
 def now() -> int:

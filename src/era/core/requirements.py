@@ -1,9 +1,9 @@
 """What a session may ask to have installed: names and versions, nothing that leads anywhere.
 
-Clients send `{pip?: [..] | {requirements}, npm?: [..] | {packageJson}, envs?}`. Here that becomes `Packages`, lists of
-requirements that pip's and npm's tools read as names to look up in their registries. What they would take for anything
-else (a URL, a path, an option, a repository) is refused, so what is asked for can only come from where the operator of
-the server lets packages come from.
+Clients send `{pip?: [..] | {requirements}, npm?: [..] | {packageJson}, go?: [..] | {goMod}, envs?}`. Here that becomes
+`Packages`, lists of requirements that the tools of pip, npm and Go read as names to look up in their registries. What
+they would take for anything else (a URL, a path, an option, a repository) is refused, so what is asked for can only
+come from where the operator of the server lets packages come from.
 """
 
 from __future__ import annotations
@@ -43,18 +43,24 @@ _NPM_VERSION = re.compile(r"[0-9A-Za-z.^~<>=|*+ -]*")
 _NPM_FIELDS = ("optionalDependencies", "devDependencies", "dependencies")
 """Of a package.json; where a name stands in several, the last one counts."""
 
+_GO_PATH = re.compile(r"[a-z0-9][a-z0-9-]*(?:\.[a-z0-9-]+)+(?:/[A-Za-z0-9_~-][A-Za-z0-9._~-]*)*")
+_GO_VERSION = re.compile(r"v[0-9]+(?:\.[0-9]+){0,2}(?:[-+.][0-9A-Za-z.+-]*)?|latest")
+_GO_IGNORED = ("module", "go", "toolchain", "retract", "tool", "ignore", "godebug")
+"""Of a go.mod: what says nothing of what the module needs."""
+
 _HINT = "Give names and versions, such as 'requests>=2.32' or 'axios@^1'; see docs/packages.md."
 
 
 @dataclass(frozen=True, slots=True)
 class Packages:
-    """What is to be installed: requirements of pip, and npm's versions by name, both in order."""
+    """What is to be installed: requirements of pip, npm's versions by name, and Go's by module, all in order."""
 
     pip: tuple[str, ...] = ()
     npm: tuple[tuple[str, str], ...] = ()
+    go: tuple[tuple[str, str], ...] = ()
 
     def __bool__(self) -> bool:
-        return bool(self.pip or self.npm)
+        return bool(self.pip or self.npm or self.go)
 
 
 def setup_text(setup: Mapping[str, Any] | None) -> str | None:
@@ -62,8 +68,6 @@ def setup_text(setup: Mapping[str, Any] | None) -> str | None:
     kept = {name: value for name, value in (setup or {}).items() if value}
     if not kept:
         return None
-    if "go" in kept:
-        raise BadRequest("'setup.go': Go modules are not offered by this version of ERA.", hint=_HINT)
     wanted(kept)
     _check_commands(kept.get("commands", ()))
     return jsontext.compact(kept)
@@ -71,7 +75,7 @@ def setup_text(setup: Mapping[str, Any] | None) -> str | None:
 
 def wanted(setup: Mapping[str, Any]) -> Packages:
     """The packages of a setup. Raises BadRequest for what is none."""
-    pip, npm = setup.get("pip") or (), setup.get("npm") or ()
+    pip, npm, go = setup.get("pip") or (), setup.get("npm") or (), setup.get("go") or ()
     if isinstance(pip, Mapping):
         pip = _text(pip.get("requirements", ""), "pip.requirements").splitlines()
     if isinstance(npm, Mapping):
@@ -79,10 +83,14 @@ def wanted(setup: Mapping[str, Any]) -> Packages:
     else:
         versions = dict(_npm(item) for item in npm)
     requirements = sorted({item for line in pip for item in _pip_line(line)})
-    for name, count in (("pip", len(requirements)), ("npm", len(versions))):
+    if isinstance(go, Mapping):
+        modules = dict(_of_go_mod(_text(go.get("goMod", ""), "go.goMod")))
+    else:
+        modules = dict(_go(*item.strip().partition("@")[::2]) for item in go)
+    for name, count in (("pip", len(requirements)), ("npm", len(versions)), ("go", len(modules))):
         if count > MAX_PACKAGES:
             raise BadRequest(f"'setup.{name}' has {count} packages, at most {MAX_PACKAGES} may be asked for.")
-    return Packages(tuple(requirements), tuple(sorted(versions.items())))
+    return Packages(tuple(requirements), tuple(sorted(versions.items())), tuple(sorted(modules.items())))
 
 
 def variables(setup: str | None) -> dict[str, str]:
@@ -118,14 +126,14 @@ def _check_commands(commands: Sequence[str]) -> None:
 
 def can_be_asked(setup: object) -> bool:
     """Whether this is a setup that some server could have stored."""
-    if not isinstance(setup, dict) or not setup.keys() <= {"pip", "npm", "envs", "commands"}:
+    if not isinstance(setup, dict) or not setup.keys() <= {"pip", "npm", "go", "envs", "commands"}:
         return False
     envs = setup.get("envs", {})
     if not isinstance(envs, dict) or not all(isinstance(value, str) and "\0" not in value for value in envs.values()):
         return False
     if any(not name or "=" in name or "\0" in name for name in envs):
         return False
-    for name, field in (("pip", "requirements"), ("npm", "packageJson")):
+    for name, field in (("pip", "requirements"), ("npm", "packageJson"), ("go", "goMod")):
         part = setup.get(name, [])
         if isinstance(part, dict):
             part = list(part.values()) if part.keys() <= {field} else [None]
@@ -194,6 +202,40 @@ def _of_package_json(text: str) -> dict[str, str]:
     return found
 
 
+def _go(path: str, version: str) -> tuple[str, str]:
+    version = version or "latest"
+    if len(path) > _LONGEST or len(version) > _LONGEST or ".." in path or not _GO_PATH.fullmatch(path):
+        raise _no_package("go", f"{path}@{version}")
+    if not _GO_VERSION.fullmatch(version):
+        raise _no_package("go", f"{path}@{version}")
+    return path, version
+
+
+def _of_go_mod(text: str) -> Iterator[tuple[str, str]]:
+    """What a go.mod requires."""
+    block = ""
+    for line in text.splitlines():
+        words = line.partition("//")[0].replace('"', "").split()
+        if not words:
+            continue
+        if block:
+            if words == [")"]:
+                block = ""
+                continue
+        elif words[-1] == "(" and len(words) == 2:
+            block = words[0]
+            continue
+        directive, rest = (block, words) if block else (words[0], words[1:])
+        if directive == "require" and len(rest) == 2:
+            yield _go(*rest)
+        elif directive not in _GO_IGNORED:
+            raise BadRequest(
+                f"'setup.go.goMod': {line.strip()[:100]!r} can't be followed here.",
+                hint="It may have `require`; `replace` and `exclude` belong into the session's own go.mod.",
+                code="bad_setup",
+            )
+
+
 def _no_package(kind: str, item: str) -> BadRequest:
     what = "an option" if item.startswith("-") else "no package that can be looked up by its name"
     return BadRequest(f"'setup.{kind}': {item[:100]!r} is {what}.", hint=_HINT, code="bad_setup")
@@ -205,6 +247,9 @@ def shown(setup: str | None) -> JsonObject | None:
     return found
 
 
-def lists(*, pip: Sequence[str] = (), npm: Sequence[str] = (), commands: Sequence[str] = ()) -> JsonObject:
+def lists(
+    *, pip: Sequence[str] = (), npm: Sequence[str] = (), go: Sequence[str] = (), commands: Sequence[str] = ()
+) -> JsonObject:
     """The part of a setup's result that tells what was installed, and run."""
-    return {"pip_packages": list(pip), "npm_packages": list(npm), "go_modules": [], "commands_run": list(commands)}
+    installed = {"pip_packages": list(pip), "npm_packages": list(npm), "go_modules": list(go)}
+    return {**installed, "commands_run": list(commands)}

@@ -44,7 +44,8 @@ _GRACE_SECONDS = 3600.0
 
 @dataclass(frozen=True, slots=True)
 class Environment:
-    """Installed packages. `pip` and `npm` are lists of `{name, version, …}`; the digest is that of all they say."""
+    """Installed packages. `pip`, `npm` and `go` are lists of `{name, version, …}`; the digest is that of
+    all they say."""
 
     digest: str
     pip: Sequence[JsonObject]
@@ -52,6 +53,8 @@ class Environment:
     stdout: str = ""
     stderr: str = ""
     """What the tools said when it was made."""
+
+    go: Sequence[JsonObject] = ()
 
 
 class SetupFailed(Exception):
@@ -290,6 +293,7 @@ class Setups:
             **lists(
                 pip=[f"{item['name']}=={item['version']}" for item in environment.pip] if environment else (),
                 npm=[f"{item['name']}@{item['version']}" for item in environment.npm] if environment else (),
+                go=[f"{item['name']}@{item['version']}" for item in environment.go] if environment else (),
                 commands=commanded.ran,
             ),
             "error": error,

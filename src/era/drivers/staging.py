@@ -11,6 +11,7 @@ import ctypes
 import os
 import shutil
 import subprocess
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,8 +25,9 @@ class Paths:
 
     bwrap: Path
     guest: Path
-    node: Path
-    python: Path | None
+    mounts: Mapping[str, Path]
+    """Runtimes of languages, by where sandboxes have them: directories, or files."""
+
     live: Path
     environments: Path
 
@@ -39,7 +41,11 @@ def staged(paths: Paths) -> Paths:
 
     def bind(source: Path, name: str) -> Path:
         target = _STAGE / name
-        target.mkdir(parents=True)
+        if source.is_dir():
+            target.mkdir(parents=True)
+        else:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.touch()
         _mount(str(source), target, None, _MS_BIND | _MS_REC)
         return target
 
@@ -54,14 +60,15 @@ def staged(paths: Paths) -> Paths:
         to = guest_copy / directory.relative_to(paths.guest)
         to.mkdir()
         for file in directory.iterdir():
-            if file.suffix in (".py", ".cjs", ".js"):
+            if file.suffix in (".py", ".cjs", ".js", ".sh"):
                 shutil.copyfile(file, to / file.name)
                 (to / file.name).chmod(0o644)
     return Paths(
         bwrap=_STAGE / "site" / paths.bwrap.relative_to(site),
         guest=guest_copy,
-        node=bind(paths.node, "node"),
-        python=bind(paths.python, "python") if paths.python else None,
+        mounts={
+            inside: bind(source, f"mounts/{number}") for number, (inside, source) in enumerate(paths.mounts.items())
+        },
         live=bind(paths.live, "live"),
         environments=bind(paths.environments, "environments"),
     )

@@ -60,9 +60,10 @@ import time
 import door
 import hatch
 import landlock
+import workspace
 from seen import isolation_seen
 from system_v import SystemV, device_files
-from workspace import STATE_FILE, empty_directory, read_state, remove_if_unchanged, write_file
+from workspace import STATE_FILE, empty_directory, read_state, write_file
 
 TYPE_CHECKING = False  # as type checkers know it; importing it from typing would cost every sandbox
 if TYPE_CHECKING:
@@ -174,10 +175,17 @@ class Supervisor:
         self.hatch: int = config["hatch"]
         self.language = config["language"]
         self.entry: str = config["entry"]
+        self.fork: bool = config["fork"]
+        """Whether programs are this interpreter, forked."""
         self.warm = config["warm"]
-        """argv of a waiting process, without the entry; None: fork this interpreter."""
+        """argv of a waiting process, without the entry; None: there is none."""
         self.cold = config["cold"]
         """argv of a process that starts from nothing, without the entry."""
+        self.options = config["offline"], config["online"]
+        """More of argv: for runs without a way out, and with one."""
+        self.environment: dict[str, str] = config["environment"]
+        """Variables of the language's, which waiting processes need before they get those of their run."""
+        self.cache = config["cache"]
         self.rlimits = [(getattr(resource, name), value) for name, value in config["rlimits"].items()]
         self.workspace = os.getcwd()
         self.scratch = config["scratch"]
@@ -198,7 +206,7 @@ class Supervisor:
     # -- the loop -----------------------------------------------------------------------------------------------
 
     def loop(self) -> NoReturn:
-        self.spare = self.make_spare(self.entry, self.warm)
+        self.spare = self.make_spare(self.entry)
         self.control.send(b"Y", json.dumps(self.isolation).encode())
         ended = 0.0
         while True:
@@ -214,7 +222,7 @@ class Supervisor:
                     # Our host is committing this run, and has better use for the processor at this moment.
                     select.select([self.control.fd], [], [], COURTESY)
                 self.clean(header["ephemeral"])
-                self.spare = self.make_spare(self.entry, self.warm)
+                self.spare = self.make_spare(self.entry)
 
     def run(self, header: dict[str, Any]) -> None:
         control = self.control
@@ -238,16 +246,16 @@ class Supervisor:
         if self.relay is not None:
             self.relay.receive()
         other_gate, self.gated = header["gated"] != self.gated, header["gated"]
-        cold = header["cold"] or (self.warm is not None and (other_gate or header["network"] != self.network))
-        spare = self.start_program(entry, environment, cold, command, reuse=not other_gate)
+        cold = header["cold"] or (not self.fork and (other_gate or header["network"] != self.network))
         self.network = header["network"]
+        spare = self.start_program(entry, environment, cold, command, reuse=not other_gate)
         ended = self.follow(spare, begun + header["timeout"], header["output"])
         ended["duration"] = time.monotonic() - begun
         if self.relay is not None:
             self.relay.end_run()
         spare.close()
         if written is not None:
-            remove_if_unchanged(entry, written)
+            workspace.remove_if_unchanged(entry, written)
         content, ended["state_problem"] = read_state(header["state_limit"])
         ended["state"] = "missing" if content is None else "same" if content == state else "sent"
         if content is not None and content != state:
@@ -259,6 +267,8 @@ class Supervisor:
         keeps them."""
         for directory in self.scratch:
             empty_directory(directory, 0o1777)
+        if self.cache and (ephemeral or workspace.nearly_full(self.cache)):
+            empty_directory(self.cache, 0o755)
         if ephemeral:
             empty_directory(self.workspace, 0o755)
         if device_files() != self.devices:  # possible in gVisor only, where /dev can't be read-only
@@ -290,14 +300,13 @@ class Supervisor:
         os.kill(spare.pid, signal.SIGKILL)
         os.waitpid(spare.pid, 0)
         spare.close()
-        from_nothing = [*self.cold, entry] if cold or entry != spare.entry or self.warm else None
-        spare = self.make_spare(entry, None, command or from_nothing)
+        spare = self.make_spare(entry, cold=cold or not self.fork or entry != spare.entry, command=command)
         spare.start(environment)
         return spare
 
-    def make_spare(self, entry: str, warm: list[str] | None, cold: list[str] | None = None) -> Spare:
-        """Fork a process that waits for its environment: `warm` runs another interpreter that waits by itself, `cold`
-        is executed only when the environment is there, and with neither the child becomes the program."""
+    def make_spare(self, entry: str, *, cold: bool = False, command: list[str] | None = None) -> Spare:
+        """Fork a process that waits for its environment: then it becomes the program, or it is another interpreter
+        that waits by itself, or, where there is none or it is to be `cold`, it starts one, or `command`."""
         go, go_end = os.pipe()
         stdout, stdout_end = wide_pipe()
         stderr, stderr_end = wide_pipe()
@@ -323,17 +332,20 @@ class Supervisor:
                 file.write(b"1000")  # out of memory: the program goes, not its supervisor
             for which, value in self.rlimits:
                 resource.setrlimit(which, (value, value))
-            if warm:
+            options = self.options[bool(self.network) or self.gated]
+            if self.warm and not cold and not command:
                 restore_signals()
                 own = {"ERA_SPARE": "1", "PATH": os.environ["PATH"], "LANG": "C.UTF-8"}
-                os.execve(warm[0], [*warm, entry], {**self.network, **own})
-            if not cold:
+                os.execve(self.warm[0], [*self.warm, *options, entry], {**self.network, **self.environment, **own})
+            becomes = self.fork and not cold and not command
+            if becomes:
                 populate_pages()
             environment = read_environment()
             os.close(3)
-            if cold:
+            if not becomes:
                 restore_signals()
-                os.execvpe(cold[0], cold, environment)
+                program = command or [*self.cold, *options, entry]
+                os.execvpe(program[0], program, environment)
             self.forget_ourselves(environment)
         except BaseException as problem:
             os.write(2, f"era: the program could not be started: {problem}\n".encode())
@@ -353,7 +365,7 @@ class Supervisor:
         # A file of the session's own hides a module of the same name, as it would had we not loaded that one.
         preloaded = {name.partition(".")[0] for name in sys.modules} - self.loaded_at_start
         with os.scandir(".") as entries:
-            own = {entry.name.partition(".")[0] for entry in entries if is_importable(entry)}
+            own = {entry.name.partition(".")[0] for entry in entries if workspace.is_importable(entry)}
         for name in own & preloaded:
             for loaded in [module for module in sys.modules if module.partition(".")[0] == name]:
                 del sys.modules[loaded]
@@ -466,19 +478,11 @@ class Supervisor:
 
     def overfull_scratch(self) -> str | None:
         """What is wrong if a scratch directory has more entries than there may be."""
-        for directory in self.scratch:
+        for directory in (*self.scratch, self.cache) if self.cache else self.scratch:
             room = os.statvfs(directory)
             if room.f_files - room.f_ffree > self.scratch_entries:
                 return f"{directory} holds more than {self.scratch_entries} files"
         return None
-
-
-def is_importable(entry: os.DirEntry[str]) -> bool:
-    """Whether a module may be here."""
-    try:
-        return entry.name.endswith((".py", ".so")) or entry.is_dir()
-    except OSError:
-        return False  # a link that leads in circles, or to where we may not look
 
 
 def wide_pipe() -> tuple[int, int]:
@@ -614,7 +618,7 @@ def prepare(loaded_at_start: frozenset[str]) -> Supervisor:
     seen = isolation_seen()  # before our own /proc is closed to us too
     config["isolation"] = {**seen, "landlock": landlock.restrict(config["landlock"])}
     _libc.prctl(PR_SET_DUMPABLE, 0, 0, 0, 0)  # /proc/1/{mem,environ,fd} are out of every program's reach
-    if config["warm"] is None:
+    if config["fork"]:
         for name in PRELOAD:
             __import__(name)
         gc.collect()

@@ -104,3 +104,17 @@ def empty_directory(path: str, mode: int) -> None:
                     os.rmdir(name, dir_fd=top)
     finally:
         os.close(top)
+
+
+def nearly_full(directory: str) -> bool:
+    """Whether a directory with a bound has little room left."""
+    room = os.statvfs(directory)
+    return room.f_bavail < room.f_blocks // 4
+
+
+def is_importable(entry: os.DirEntry[str]) -> bool:
+    """Whether a module may be here."""
+    try:
+        return entry.name.endswith((".py", ".so")) or entry.is_dir()
+    except OSError:
+        return False  # a link that leads in circles, or to where we may not look

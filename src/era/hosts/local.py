@@ -17,8 +17,9 @@ from dataclasses import dataclass
 
 import structlog
 
+from era import languages
 from era.core.limits import Rules
-from era.core.models import EMPTY, LANGUAGES, Language, Session, Snapshot, WantedIsolation
+from era.core.models import EMPTY, Language, Session, Snapshot, WantedIsolation
 from era.core.ports import Drivers, Limits, Sandbox, SnapshotStore
 from era.errors import EraError, SandboxFailed, Unavailable
 
@@ -72,13 +73,13 @@ class LocalHost:
         self._idle_seconds = idle_seconds
         self._live: dict[int, _Live] = {}
         self._room = asyncio.Semaphore(max_live)
-        self._ready: dict[Language, deque[Sandbox]] = {language: deque() for language in LANGUAGES}
-        self._used: dict[Language, asyncio.Event] = {language: asyncio.Event() for language in LANGUAGES}
+        self._ready: dict[Language, deque[Sandbox]] = {language: deque() for language in languages.LANGUAGES}
+        self._used: dict[Language, asyncio.Event] = {language: asyncio.Event() for language in languages.LANGUAGES}
         self._tasks: list[asyncio.Task[None]] = []
         self._stopped = False
 
     async def start(self) -> None:
-        for language in LANGUAGES:
+        for language in languages.runtimes():
             self._used[language].set()
             self._tasks.append(asyncio.create_task(self._keep_ready(language)))
         self._tasks.append(asyncio.create_task(self._sweep()))

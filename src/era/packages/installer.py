@@ -4,14 +4,15 @@ Theory of operation
 ===================
 
 *Where.* `environments/DIGEST/` has `python/` (a user's base directory, as Python's site module knows it),
-`node_modules/` and `lock.json`. The digest is that of all the content, so equal packages are there once, and a
-directory of that name is complete and never changes. `environments/asked/` tells for a list of requirements which
-environment it came to; that is what makes the same setup quick, and lets it work without any network.
+`node_modules/`, for Go `go/` (a cache of modules, and the go.mod and go.sum that name them), and `lock.json`. The
+digest is that of all the content, so equal packages are there once, and a directory of that name is complete and never
+changes. `environments/asked/` tells for a list of requirements which environment it came to; that is what makes the
+same setup quick, and lets it work without any network.
 
-*Making.* Tools write into a scratch directory, as users of no other right (processes.py). uv takes wheels only and npm
-runs no scripts, so both only unpack. Once they have ended the scratch directory is taken from them, looked at
-(trees.py), given a digest, compiled by a user who has nothing else, synced, and renamed to its place. What a crash
-leaves is a scratch directory, and those are removed at the start.
+*Making.* Tools write into a scratch directory, as users of no other right (processes.py). uv takes wheels only, npm
+runs no scripts and `go get` builds nothing, so all of them only unpack. Once they have ended the scratch directory is
+taken from them, looked at (trees.py), given a digest, compiled by a user who has nothing else, synced, and renamed to
+its place. What a crash leaves is a scratch directory, and those are removed at the start.
 
 *No code at start.* Python runs lines of `.pth` files in a site directory, and modules named sitecustomize and
 usercustomize, before any program. They are left out: what is installed runs when it is imported.
@@ -68,13 +69,15 @@ class UvAndNpm:
         python: str,
         python_prefix: Path | None,
         node: Path,
+        go: Path | None,
         seconds: float,
         most_bytes: int,
         most_files: int,
         variables: Mapping[str, str],
     ) -> None:
         """`python` is the interpreter that sandboxes run and `python_prefix` what it needs, if that isn't in /usr;
-        `node` is the directory of Node's wheel; `variables` are those of the service itself."""
+        `node` is the directory of Node's wheel, `go` that of Go's if there is one;
+        `variables` are those of the service itself."""
         self.environments = directory / "environments"
         self._asked = self.environments / "asked"
         self._making = self.environments / "making"
@@ -87,12 +90,16 @@ class UvAndNpm:
         self._at_work = 0
         shown = {"cache": self._cache, "uv": tools.uv_binary(), "node": node}
         self._python, self._prefix = python, python_prefix
+        if go is not None:
+            shown["go"] = go
+        self._go = go
         if python_prefix is not None:
             shown["python"] = python_prefix
         self._processes = Processes(directory, shown)
         self._runtimes = {
             "python": f"{sys.implementation.name} {_VERSION} {sysconfig.get_platform()}",
             "node": (node / "include/node/node_version.h").read_text()[:2000] if node.exists() else "",
+            "go": (go / "VERSION").read_text()[:2000] if go else "",
         }
 
     def open(self) -> None:
@@ -201,15 +208,38 @@ class UvAndNpm:
             )
             command += ["--prefix", f"{work}/npm"]
             await self._fetch("npm", command, environment, scratch, deadline, (stdout, stderr), say)
+        if packages.go:
+            await self._fetch_modules(packages, environment, scratch, deadline, (stdout, stderr), say)
         # Nobody else gets in from here on: what is looked at stays as it is.
         if self._processes.fetcher is not None:
             os.chown(scratch, 0, 0)
-        digest, pip, npm_lock = await asyncio.to_thread(self._looked_at, scratch, packages, stdout)
-        told = Environment(digest, pip, npm_lock, "\n".join(stdout)[-_LAST_WORDS:], "\n".join(stderr)[-_LAST_WORDS:])
+        digest, pip, npm_lock, modules = await asyncio.to_thread(self._looked_at, scratch, packages, stdout)
+        said, complained = ("\n".join(lines)[-_LAST_WORDS:] for lines in (stdout, stderr))
+        told = Environment(digest, pip, npm_lock, said, complained, modules)
         if packages.pip and not (self.environments / digest).exists():
             await self._compile(scratch, min(deadline, time.monotonic() + _COMPILE_SECONDS))
         await asyncio.to_thread(self._publish, scratch, told)
         return told
+
+    async def _fetch_modules(
+        self,
+        packages: Packages,
+        environment: Mapping[str, str],
+        scratch: Path,
+        deadline: float,
+        said: tuple[list[str], list[str]],
+        say: Say | None,
+    ) -> None:
+        """Have Go's modules, and all that they need, in `scratch/go`."""
+        if self._go is None:
+            raise SetupFailed("go: Go is not installed on this server.")
+        project = scratch / "go"
+        project.mkdir(mode=0o700)
+        (project / "go.mod").write_text(tools.GO_MOD)
+        trees.own(project, self._processes.fetcher)
+        go, work = self._processes.path("go", scratch) + "/bin/go", self._processes.path("work", scratch) + "/go"
+        for command in tools.go_commands(go, work, packages):
+            await self._fetch("go", command, tools.go_environment(environment, work), scratch, deadline, said, say)
 
     async def _fetch(
         self,
@@ -221,7 +251,7 @@ class UvAndNpm:
         said: tuple[list[str], list[str]],
         say: Say | None,
     ) -> None:
-        names = ["cache", "uv" if tool == "pip" else "node", *(["python"] if self._prefix else [])]
+        names = ["cache", {"pip": "uv", "npm": "node", "go": "go"}[tool], *(["python"] if self._prefix else [])]
         space = Space(scratch, self._cache, self._most_bytes)
         try:
             ran = await self._processes.run(
@@ -244,12 +274,14 @@ class UvAndNpm:
 
     def _looked_at(
         self, scratch: Path, packages: Packages, stdout: list[str]
-    ) -> tuple[str, list[JsonObject], list[JsonObject]]:
+    ) -> tuple[str, list[JsonObject], list[JsonObject], list[JsonObject]]:
         """Put what was installed into its final shape below `scratch/made`; its digest and what it is."""
         made, site = scratch / "made", scratch / "made/python" / _SITE
         site.parent.mkdir(parents=True)
         (scratch / "site").rename(site)
         (scratch / "npm/node_modules").rename(made / "node_modules")
+        if packages.go:
+            (scratch / "go").rename(made / "go")
         for name in sorted(os.listdir(site)):
             if _AT_START.fullmatch(name) or name == ".lock":
                 _drop(site / name)
@@ -262,9 +294,11 @@ class UvAndNpm:
         content = trees.digest_of(made, most_files=self._most_files)
         if size_of(made) > self._most_bytes:
             raise too_large(self._most_bytes)
-        kinds = [kind for kind, wanted in (("python", packages.pip), ("node", packages.npm)) if wanted]
+        kinds = [
+            kind for kind, wanted in (("python", packages.pip), ("node", packages.npm), ("go", packages.go)) if wanted
+        ]
         told = json.dumps([_FORMAT, content, {kind: self._runtimes[kind] for kind in kinds}], sort_keys=True)
-        return hashlib.sha256(told.encode()).hexdigest(), _pip_lock(site), npm
+        return hashlib.sha256(told.encode()).hexdigest(), _pip_lock(site), npm, tools.go_modules(made / "go")
 
     async def _compile(self, scratch: Path, deadline: float) -> None:
         """Have Python's bytecode beside its sources, so that no run must make it. That a file can't be compiled is

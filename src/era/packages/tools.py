@@ -1,4 +1,4 @@
-"""uv and npm: how they are called, what they find configured, and what their errors mean.
+"""uv, npm and go: how they are called, what they find configured, and what their errors mean.
 
 The registries are those that the machine's own pip, uv and npm would ask: their variables and files are passed on.
 uv knows nothing of pip's, so where uv has none pip's are translated.
@@ -16,11 +16,13 @@ from pathlib import Path
 
 import uv
 
+from era.core.models import JsonObject
 from era.core.requirements import Packages
 from era.packages.processes import Ran
 
 _PASSED_ON = re.compile(
-    r"(UV_|NPM_CONFIG_).+|(HTTPS?|ALL|NO)_PROXY|SSL_CERT_(FILE|DIR)|NODE_EXTRA_CA_CERTS", re.IGNORECASE
+    r"(UV_|NPM_CONFIG_).+|GO(PROXY|NOPROXY|PRIVATE|SUMDB|NOSUMDB|INSECURE)|(HTTPS?|ALL|NO)_PROXY|SSL_CERT_(FILE|DIR)|NODE_EXTRA_CA_CERTS",
+    re.IGNORECASE,
 )
 _MACHINE_CERTS = Path("/etc/ssl/certs/ca-certificates.crt")
 _PIP_OPTIONS = {
@@ -56,8 +58,12 @@ _MEANINGS = (
         "The registry can't be reached from the server. POST …/setup tries again.",
     ),
     (
-        r"not found in the (package registry|provided package locations)|E404|ETARGET|[Nn]o matching version"
-        r"|no versions? of",
+        r"no such host|i/o timeout|dial tcp",
+        "The module proxy can't be reached from the server. POST …/setup tries again.",
+    ),
+    (
+        r"404 Not Found|not found in the (package registry|provided package locations)|E404|ETARGET"
+        r"|[Nn]o matching version|no versions? of|no matching versions",
         "There is no such package, or not in such a version.",
     ),
     (r"unsatisfiable|ERESOLVE|incompatible", "The packages and versions asked for can't go together."),
@@ -119,6 +125,40 @@ def npm_command(node: str, cache: str) -> list[str]:
 
 def package_json(packages: Packages) -> str:
     return json.dumps({"name": "session", "version": "0.0.0", "private": True, "dependencies": dict(packages.npm)})
+
+
+GO_MOD = "module session\n\ngo 1.25\n"
+"""What a session's modules are added to."""
+
+
+def go_environment(environment: Mapping[str, str], work: str) -> dict[str, str]:
+    """The environment of the go command, which is to fetch from a proxy and to start nothing."""
+    return {
+        "GOPROXY": "https://proxy.golang.org",  # and not "direct", which has version control systems started
+        **environment,
+        "GOVCS": "*:off",
+        "GOENV": "off",
+        "GOTOOLCHAIN": "local",
+        "GOMODCACHE": f"{work}/mod",
+        "GOCACHE": f"{environment['HOME']}/go",
+        "GOFLAGS": "-modcacherw -mod=mod",
+        "CGO_ENABLED": "0",
+    }
+
+
+def go_commands(go: str, work: str, packages: Packages) -> list[list[str]]:
+    modules = [f"{path}@{version}" for path, version in packages.go]
+    return [[go, "get", "-C", work, *modules], [go, "mod", "download", "-C", work, "all"]]
+
+
+def go_modules(project: Path) -> list[JsonObject]:
+    """The modules in a go.sum whose content is there."""
+    try:
+        lines = [line.split() for line in (project / "go.sum").read_text().splitlines()]
+    except FileNotFoundError:
+        return []
+    whole = sorted((line[0], line[1], line[2]) for line in lines if len(line) == 3 and not line[1].endswith("/go.mod"))
+    return [{"name": path, "version": version, "integrity": told} for path, version, told in whole]
 
 
 def problem(tool: str, ran: Ran) -> str:

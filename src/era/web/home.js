@@ -1,7 +1,8 @@
 // The first page: the server's status, and the box to try it.
 import { addCopyButtons, localize, make, wantsKey, watchHealth } from './common.js';
 
-const NAMES = { python: 'Python', node: 'Node', typescript: 'TypeScript' };
+// How names are written that don't just begin with a capital letter.
+const NAMES = { typescript: 'TypeScript' };
 
 const EXAMPLES = {
   python: `import os, socket, sys
@@ -41,6 +42,35 @@ for (const { name, light } of lamps) {
   console.log(name, 'is', Light[light].toLowerCase());
 }
 `,
+  deno: `const started: number = performance.now();
+console.log('Deno', Deno.version.deno, 'in', Deno.cwd());
+console.log('files:', [...Deno.readDirSync('.')].map((entry) => entry.name));
+
+try {
+  await fetch('https://192.0.2.1');
+} catch (error) {
+  console.log('no way out:', error.message);
+}
+console.log('took', Math.round(performance.now() - started), 'ms');
+`,
+  go: `package main
+
+import (
+	"fmt"
+	"runtime"
+	"sync"
+)
+
+func main() {
+	var group sync.WaitGroup
+	squares := make([]int, 10)
+	for n := range squares {
+		group.Go(func() { squares[n] = n * n })
+	}
+	group.Wait()
+	fmt.Println(runtime.Version(), squares)
+}
+`,
 };
 
 const form = document.querySelector('#bench');
@@ -51,6 +81,10 @@ const verdict = document.querySelector('#verdict');
 const streams = document.querySelector('#streams');
 const run = document.querySelector('#run');
 
+function inWords(name) {
+  return NAMES[name] ?? name[0].toUpperCase() + name.slice(1);
+}
+
 // -- status ---------------------------------------------------------------------------------------------------------
 
 function place(name, ...content) {
@@ -60,7 +94,8 @@ function place(name, ...content) {
 function showHealth(health) {
   place('status', make('span', { class: `word ${health ? 'good' : 'bad'}` }, health ? health.status : 'not reachable'));
   if (!health) return;
-  place('languages', health.languages.map((name) => NAMES[name] ?? name).join(', '));
+  place('languages', health.languages.map(inWords).join(', '));
+  offer(health.languages);
   const { live, busy, ready } = health.sandboxes;
   place('sandboxes', `${live} in sessions, ${busy} busy, ${ready} ready`);
   const { cgroup, rlimits, summary } = health.isolation;
@@ -81,7 +116,17 @@ let language = 'python';
 function choose(chosen) {
   drafts[language] = code.value || drafts[language];
   language = chosen;
-  code.value = drafts[language];
+  code.value = drafts[language] ?? '';
+}
+
+function offer(languages) {
+  const tabs = document.querySelector('.tabs');
+  for (const name of languages) {
+    if (tabs.querySelector(`input[value="${name}"]`)) continue;
+    const input = make('input', { type: 'radio', name: 'language', value: name });
+    input.checked = name === language;
+    tabs.append(make('label', {}, input, make('span', {}, inWords(name))));
+  }
 }
 
 function stream(name, text, truncated) {
@@ -151,8 +196,6 @@ code.addEventListener('keydown', (event) => {
   }
 });
 
-// The browser may bring back what was chosen before a reload.
-language = form.elements.language.value || 'python';
 code.value = drafts[language];
 addCopyButtons(document);
 watchHealth(showHealth);

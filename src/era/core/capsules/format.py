@@ -21,14 +21,13 @@ from collections.abc import Iterator
 from dataclasses import asdict
 from typing import IO, Any, get_args
 
-from era import __version__
+from era import __version__, languages
 from era.core import jsontext, requirements
 from era.core.capsules import checks
 from era.core.egress import can_be_egress
 from era.core.expiry import MAX_TTL
 from era.core.limits import can_be_asked
 from era.core.models import (
-    LANGUAGES,
     Cause,
     RunRecord,
     Session,
@@ -50,7 +49,7 @@ MAX_ENFORCED = 64 << 10
 
 SESSION: dict[str, checks.Check] = {
     "id": _ID,
-    "language": checks.one_of(*LANGUAGES),
+    "language": checks.one_of(*languages.LANGUAGES),
     "persistent": checks.boolean,
     "metadata": checks.an_object,
     "allowInternetAccess": checks.boolean,

@@ -1,0 +1,34 @@
+# go_run.sh GO_VERSION FILE: compile the program FILE with the session's files, and become it.
+#
+# The program takes the place of main.go, by an overlay if it couldn't have that name. The session is a module: its own
+# where it has a go.mod, else one called "session". Positions in messages are those of main.go.
+cache=${GOCACHE%/*}
+if [ ! -e "$GOCACHE/trim.txt" ]; then
+  mkdir -p "$GOCACHE" "$cache/gopath"
+  if [ -d /opt/go-std ]; then cp -rs /opt/go-std/. "$GOCACHE"; rm -f "$GOCACHE/trim.txt"; fi
+  date +%s >"$GOCACHE/trim.txt" # or Go would go through all of it and throw out what is old
+fi
+
+replaced=
+if [ "$2" != main.go ]; then replaced="\"$PWD/main.go\":\"$PWD/$2\""; fi
+modules=/opt/env-go
+if [ -d $modules ]; then
+  # The session's setup brought these. What they add to go.mod and go.sum is nobody's file.
+  export GOMODCACHE=$modules/mod GOFLAGS="$GOFLAGS -mod=mod -modfile=$cache/go.mod"
+  cat $modules/go.sum >"$cache/go.sum"
+  if [ -e go.sum ]; then cat go.sum >>"$cache/go.sum"; fi
+  if [ -e go.mod ]; then cat go.mod >"$cache/go.mod"; else cat $modules/go.mod >"$cache/go.mod"; fi
+elif [ ! -e go.mod ]; then
+  printf 'module session\n\ngo %s\n' "$1" >"$cache/go.mod"
+fi
+if [ ! -e go.mod ]; then
+  replaced="$replaced${replaced:+,}\"$PWD/go.mod\":\"$cache/go.mod\""
+fi
+printf '{"Replace":{%s}}' "$replaced" >"$cache/overlay.json"
+
+# Without a way out, the error is to say what is missing, not that some address can't be reached.
+offline=off
+if [ -n "$HTTPS_PROXY$https_proxy" ] && [ ! -d $modules ]; then offline=; fi
+HOME=/nonexistent GOMAXPROCS=2 GOPROXY=${GOPROXY:-$offline} \
+  go build -p 2 -ldflags=-w -overlay "$cache/overlay.json" -o "$cache/program" . >&2 || exit 1
+exec "$cache/program"

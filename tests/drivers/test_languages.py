@@ -1,0 +1,163 @@
+"""What every language has, in every kind of sandbox: one program in each, which does what MODE says."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+
+from era import languages
+from tests.drivers.elsewhere import opened
+
+DRIVERS = ["bubblewrap", "bubblewrap as a user", "gvisor", "gvisor as a user"]
+
+
+@dataclass(frozen=True)
+class Sample:
+    """`line` is where it throws, `code` what it exits with then."""
+
+    program: str
+    line: int
+    code: int = 1
+
+
+_NODE = """const fs = require('node:fs');
+if (process.env.MODE === 'throw') {
+  throw new Error('mine');
+}
+console.log('grüße', process.env.GIVEN, process.argv.length, fs.readFileSync(0, 'utf8').length);
+console.error('told');
+if (process.env.MODE === 'wait') setInterval(() => {}, 1000);
+else {
+  const data = JSON.parse(fs.readFileSync('.session_data.json', 'utf8'));
+  fs.writeFileSync('.session_data.json', JSON.stringify({ n: data.n + 1 }));
+  fs.writeFileSync('copy.txt', fs.readFileSync('given.txt', 'utf8'));
+  process.exitCode = 7;
+}
+"""
+
+SAMPLES = {
+    "python": Sample(
+        """import json, os, sys, time
+if os.environ['MODE'] == 'throw':
+    raise ValueError('mine')
+print('grüße', os.environ.get('GIVEN'), len(sys.argv) + 1, len(sys.stdin.read()))
+print('told', file=sys.stderr)
+if os.environ['MODE'] == 'wait': time.sleep(60)
+data = json.load(open('.session_data.json'))
+json.dump({'n': data['n'] + 1}, open('.session_data.json', 'w'))
+open('copy.txt', 'w').write(open('given.txt').read())
+sys.exit(7)
+""",
+        3,
+    ),
+    "node": Sample(_NODE, 3),
+    "typescript": Sample(_NODE.replace("const data =", "const data: { n: number } ="), 3),
+    "deno": Sample(
+        """enum Way { Out = 2 }
+if (Deno.env.get('MODE') === 'throw') {
+  throw new Error('mine');
+}
+const given: string = await new Response(Deno.stdin.readable).text();
+console.log('grüße', Deno.env.get('GIVEN'), Deno.args.length + Way.Out, given.length);
+console.error('told');
+if (Deno.env.get('MODE') === 'wait') setInterval(() => {}, 1000);
+else {
+  const data = JSON.parse(Deno.readTextFileSync('.session_data.json'));
+  Deno.writeTextFileSync('.session_data.json', JSON.stringify({ n: data.n + 1 }));
+  Deno.writeTextFileSync('copy.txt', Deno.readTextFileSync('given.txt'));
+  Deno.exitCode = 7;
+}
+""",
+        3,
+    ),
+    "go": Sample(
+        """package main
+
+import (
+	"encoding/json"
+	"fmt"
+	"io"
+	"os"
+	"time"
+)
+
+func main() {
+	if os.Getenv("MODE") == "throw" {
+		panic("mine")
+	}
+	stdin, _ := io.ReadAll(os.Stdin)
+	given, there := os.LookupEnv("GIVEN")
+	if !there {
+		given = "nothing"
+	}
+	fmt.Println("grüße", given, len(os.Args)+1, len(stdin))
+	fmt.Fprintln(os.Stderr, "told")
+	if os.Getenv("MODE") == "wait" {
+		time.Sleep(time.Minute)
+	}
+	var data struct{ N int `json:"n"` }
+	text, _ := os.ReadFile(".session_data.json")
+	json.Unmarshal(text, &data)
+	data.N++
+	text, _ = json.Marshal(data)
+	os.WriteFile(".session_data.json", text, 0o644)
+	text, _ = os.ReadFile("given.txt")
+	os.WriteFile("copy.txt", text, 0o644)
+	os.Exit(7)
+}
+""",
+        13,
+        2,
+    ),
+}
+
+
+@pytest.fixture(scope="module", params=DRIVERS)
+def every_box(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    with opened(request.param, tmp_path_factory.mktemp("boxes")) as made:
+        yield made
+
+
+def test_every_language_is_here() -> None:
+    assert set(SAMPLES) == set(languages.LANGUAGES) == set(languages.runtimes())
+
+
+@pytest.mark.parametrize("language", SAMPLES)
+def test_a_language(every_box: Any, language: str) -> None:
+    boxes, sample = every_box, SAMPLES[language]
+    name = languages.DEFINITIONS[language].entry
+    box = boxes.make(language)
+
+    def run(mode: str, **more: Any) -> Any:
+        env = {"MODE": mode, **more.pop("env", {})}
+        return boxes.run(box, sample.program, env=env, timeout=120, **more)
+
+    told = run("", env={"GIVEN": "süß"}, state=b'{"n": 1}', files={"given.txt": "日本\n".encode()})
+    assert (told.stdout, told.stderr) == ("grüße süß 2 0\n", "told\n")
+    assert (told.ended.exit_code, told.ended.cause, json.loads(told.ended.state)) == (7, "exit", {"n": 2})
+    assert (box.workspace / "copy.txt").read_text() == "日本\n"
+    assert not (box.workspace / name).exists()
+
+    # The file that the session has itself is left alone, and what was given to one run is no other's.
+    (box.workspace / name).write_text(owned := "" if language != "go" else "package main\n")
+    told = run("throw")
+    assert (told.ended.exit_code, told.ended.cause) == (sample.code, "exit")
+    place = f"main.go:{sample.line}" if language == "go" else f"__main__{name.removeprefix('main')}"
+    assert "mine" in told.stderr
+    assert place in told.stderr
+    assert (box.workspace / name).read_text() == owned
+    (box.workspace / name).unlink()
+
+    told = run("throw")
+    assert (f'{name}", line {sample.line}' if language == "python" else f"{name}:{sample.line}") in told.stderr
+    assert "/era/" not in told.stderr
+
+    told = run("wait", meanwhile="kill")
+    missing = {"python": "None", "go": "nothing"}.get(language, "undefined")
+    assert told.stdout == f"grüße {missing} 2 0\n"
+    assert (told.ended.exit_code, told.ended.cause) == (137, "killed")
+    boxes.close(box)
