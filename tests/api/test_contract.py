@@ -108,6 +108,7 @@ def test_a_session_created_with_nothing_but_a_language_has_the_defaults(client: 
         },
         "isolation": "auto",
         "egress": {"allow": []},
+        "service": None,
         "status": "idle",
     }
     assert body["session_id"] == body["id"]
@@ -799,7 +800,7 @@ def test_more_runs_than_may_wait_are_429(own_server: MakeServer) -> None:
 def test_health_tells_that_it_is_well(client: httpx.Client) -> None:
     body = client.get("/health").json()
     assert body["status"] == "ok"
-    assert body["languages"] == ["python", "node", "typescript"]
+    assert body["languages"] == ["deno", "go", "node", "python", "typescript"]
     assert body["isolation"]["driver"] == "bubblewrap"
     assert len(body["isolation"]["summary"]) > 20
 

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from era.drivers.guest import DOOR_PORT
+from era.drivers.guest import DOORS
 from era.errors import SandboxFailed
 from tests.conftest import cgroups, eventually
 from tests.drivers.boxes import LIMITS
@@ -308,7 +308,7 @@ def test_ephemeral_leaves_nothing(boxes: Any) -> None:
 # -- doors ----------------------------------------------------------------------------------------------------------
 
 DOOR = (
-    f"import socket\nDOOR = ('127.0.0.1', {DOOR_PORT})\n"
+    f"import socket\nDOOR = ('127.0.0.1', {DOORS["proxy"]})\n"
     + """
 def through(sock):
     parts = []

@@ -16,7 +16,7 @@ import pytest
 
 from era.core.models import JsonObject
 from era.drivers import processes
-from era.drivers.guest import DOOR_PORT
+from era.drivers.guest import DOORS
 from era.errors import SandboxFailed
 from tests.conftest import assert_nothing_left, descendants, mounts
 from tests.drivers.boxes import Boxes, Weakness, with_more
@@ -282,7 +282,7 @@ for kind in (0o020000, 0o060000):
 
 TELLS = f"""
 import socket
-with socket.create_connection(("127.0.0.1", {DOOR_PORT}), 5) as sock:
+with socket.create_connection(("127.0.0.1", {DOORS["proxy"]}), 5) as sock:
     sock.sendall(b"e" + b"{CANARY[::-1]}"[::-1] * 3000)
     sock.shutdown(socket.SHUT_WR)
     while sock.recv(1 << 16): pass

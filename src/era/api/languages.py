@@ -8,7 +8,7 @@ from fastapi import APIRouter, Response
 from pydantic import BaseModel, Field
 
 from era import languages
-from era.api.context import Answer, StrictRoute
+from era.api.context import Answer, StrictRoute, errors
 
 router = APIRouter(prefix="/api/languages", tags=["health"], route_class=StrictRoute)
 
@@ -29,7 +29,7 @@ class LanguagesAnswer(BaseModel):
     languages: list[LanguageAnswer]
 
 
-@router.get("", responses={200: {"model": LanguagesAnswer}})
+@router.get("", responses={200: {"model": LanguagesAnswer}, **errors()})
 async def list_languages() -> Response:
     """List the languages, with what this machine can't run and why."""
     return Answer({"languages": [_shown(definition) for definition in languages.DEFINITIONS.values()]})
