@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 
-from bench import crowd, drivers, large, rivals, walls
+from bench import crowd, drivers, large, rivals, storage, walls
 from bench.cases import (
     COUNTER,
     PROGRAMS,
@@ -85,6 +85,12 @@ CASES = [
     Case("rollback", "back to 1 GiB in 2,000 files", large.rollback),
     Case("files page", "100 of 10,000 files listed", large.first_page_of_files),
     Case("sessions page", "50 of 100,000 sessions, by a label", large.page_of_sessions),
+    Case("storage run", "a warm run that gets a value of the storage", storage.run("python"), _PAUSES["python"]),
+    Case("storage run node", "the same in Node", storage.run("node"), _PAUSES["node"]),
+    Case("storage 100", "a warm run that gets a value 100 times", storage.many("python"), _PAUSES["python"]),
+    Case("storage http", "the same value over HTTP, once", storage.http),
+    Case("storage put", "a value kept over HTTP", storage.put),
+    Case("storage sql", "a SELECT over HTTP", storage.sql),
     Case("session create", "a session made", create),
     Case("health", "HTTP and one read of the database", health),
     Case("http floor", "GET of no such path: HTTP alone", no_such_path),
@@ -112,6 +118,10 @@ RATIOS = [
     Ratio("rollback", "session create"),
     Ratio("files page", "health"),
     Ratio("sessions page", "health"),
+    Ratio("storage run", "python warm"),
+    Ratio("storage run node", "node warm"),
+    Ratio("storage http", "http floor"),
+    Ratio("storage put", "commit floor"),
     Ratio("session create", "commit floor"),
     Ratio("python warm", "http floor"),
 ]

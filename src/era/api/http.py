@@ -64,10 +64,17 @@ def build(settings: Settings, context: Context) -> FastAPI:
     return app
 
 
-def application(routers: Iterable[APIRouter]) -> FastAPI:
-    """These routes, with errors in the contract's shape, and no gate yet."""
+def application(routers: Iterable[APIRouter], *, described: bool = True) -> FastAPI:
+    """These routes, with errors in the contract's shape, and no gate yet. `described`: with /openapi.json too."""
     # No redirect of /api/sessions/ to /api/sessions: `DELETE /api/sessions/$ID` with no ID must not delete them all.
-    app = _Application(title="ERA", version=__version__, docs_url=None, redoc_url=None, redirect_slashes=False)
+    app = _Application(
+        title="ERA",
+        version=__version__,
+        openapi_url="/openapi.json" if described else None,
+        docs_url=None,
+        redoc_url=None,
+        redirect_slashes=False,
+    )
     for router in routers:
         app.include_router(router)
     app.add_exception_handler(EraError, _era_error)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import uvicorn
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -32,7 +33,7 @@ class Inside:
 
     def __init__(self, storage: Storage, idle_seconds: float) -> None:
         """Nothing of a request's body may come for `idle_seconds`."""
-        app = application([router])
+        app = application([router], described=False)
         app.state.storage = storage
         app.add_middleware(Guard, api_key=None, names=[], idle_seconds=idle_seconds)
         self._config = uvicorn.Config(
@@ -50,37 +51,54 @@ class Inside:
 
     def for_run(self) -> Callable[[Callable[[], None]], asyncio.Protocol]:
         """What makes the protocols for one run. Each calls what it is given when its connection has ended."""
-        state = ServerState()
-        app = _Bounded(self._app)
-        return lambda ended: _Connection(self._config, state, app, ended)
+        state, rooms = ServerState(), _Rooms(asyncio.Semaphore(MAX_REQUESTS), asyncio.Semaphore(MAX_HEAVY))
+        return lambda ended: _Connection(self._config, state, self._app, rooms, ended)
+
+
+@dataclass(frozen=True, slots=True)
+class _Rooms:
+    """So many requests of one run at a time."""
+
+    all: asyncio.Semaphore
+    heavy: asyncio.Semaphore
 
 
 class _Connection(Protocol):
-    def __init__(self, config: uvicorn.Config, state: ServerState, app: ASGIApp, ended: Callable[[], None]) -> None:
+    def __init__(
+        self, config: uvicorn.Config, state: ServerState, app: ASGIApp, rooms: _Rooms, ended: Callable[[], None]
+    ) -> None:
         super().__init__(config, state, {})
-        self.app = app
+        self.app = self._in_turn
+        self._inner = app
+        self._rooms = rooms
         self._when_ended = ended
+        self._lost = False
+        self._working: set[asyncio.Task[None]] = set()
 
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
+        self._lost = True
+        for task in self._working:  # nobody waits for it, and it is in the way of others
+            task.cancel()
         self._when_ended()
 
-
-class _Bounded:
-    """ASGI middleware: so many requests of one run at a time."""
-
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
-        self._all = asyncio.Semaphore(MAX_REQUESTS)
-        self._heavy = asyncio.Semaphore(MAX_HEAVY)
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        async with self._all:
-            if not _is_heavy(scope):
-                await self._app(scope, receive, send)
-                return
-            async with self._heavy:
-                await self._app(scope, receive, send)
+    async def _in_turn(self, scope: Scope, receive: Receive, send: Send) -> None:
+        task = asyncio.current_task()
+        if task is None:
+            raise RuntimeError("A request is worked on outside of any task.")
+        self._working.add(task)
+        try:
+            async with self._rooms.all:
+                if not _is_heavy(scope):
+                    await self._inner(scope, receive, send)
+                    return
+                async with self._rooms.heavy:
+                    await self._inner(scope, receive, send)
+        except asyncio.CancelledError:
+            if not self._lost:
+                raise
+        finally:
+            self._working.discard(task)
 
 
 def _is_heavy(scope: Scope) -> bool:

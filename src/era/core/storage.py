@@ -17,7 +17,7 @@ from __future__ import annotations
 import asyncio
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Coroutine, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
@@ -133,11 +133,7 @@ class Storage:
         noted = 0 if metadata is None else len(json.dumps(metadata).encode())
         if noted > MAX_METADATA:
             raise TooLarge(f"'metadata' is {noted} bytes, {MAX_METADATA} are allowed.", hint="Make it shorter.")
-        with self._reserved(len(raw) + noted + len(value) + ROW_BYTES):
-            digest = await asyncio.to_thread(self._keep, value) if len(value) > INLINE_BYTES else None
-            at = now()
-            item = Item(kind, namespace, key, len(value), at, at, metadata, digest, None if digest else value)
-            self._used -= await self._store.put_item(item)
+        await _to_the_end(self._put(kind, namespace, key, value, metadata, len(raw) + noted + len(value) + ROW_BYTES))
 
     async def get(self, kind: Kind, namespace: str, key: str) -> tuple[Item, bytes]:
         """Raises NotFound, Unavailable."""
@@ -160,7 +156,7 @@ class Storage:
         """It is gone, durably, when this returns; also where it has not been there."""
         check_namespace(namespace)
         check_key(key)
-        self._used -= await self._store.delete_item(kind, namespace, key)
+        await _to_the_end(self._delete(kind, namespace, key))
 
     async def page(self, kind: Kind, namespace: str, *, prefix: str, after: str | None, limit: int) -> Page:
         check_namespace(namespace)
@@ -172,8 +168,7 @@ class Storage:
         check_namespace(namespace)
         total = 0
         while True:
-            count, freed = await self._store.delete_items(kind, namespace, _BATCH)
-            self._used -= freed
+            count = await _to_the_end(self._delete_some(kind, namespace))
             total += count
             if count < _BATCH:
                 return total
@@ -228,6 +223,25 @@ class Storage:
             found += [(name, row["name"]) for row in answer["results"] if row["name"].startswith(prefix)]
         return found
 
+    async def _put(
+        self, kind: Kind, namespace: str, key: str, value: bytes, metadata: JsonObject | None, counted: int
+    ) -> None:
+        with self._reserved(counted):
+            digest = await asyncio.to_thread(self._keep, value) if len(value) > INLINE_BYTES else None
+            at = now()
+            item = Item(kind, namespace, key, len(value), at, at, metadata, digest, None if digest else value)
+            freed = await self._store.put_item(item)  # not in one line: others count meanwhile
+            self._used -= freed
+
+    async def _delete(self, kind: Kind, namespace: str, key: str) -> None:
+        freed = await self._store.delete_item(kind, namespace, key)
+        self._used -= freed
+
+    async def _delete_some(self, kind: Kind, namespace: str) -> int:
+        count, freed = await self._store.delete_items(kind, namespace, _BATCH)
+        self._used -= freed
+        return count
+
     def _room(self) -> int:
         return self._most_bytes - self._used - sum(self._databases.sizes.values())
 
@@ -252,6 +266,13 @@ class Storage:
                 return batch.put(value)
         except OSError as error:
             raise CommitFailed(f"The value could not be kept: {error.strerror}.", hint="Try again later.") from error
+
+
+async def _to_the_end[T](work: Coroutine[Any, Any, T]) -> T:
+    """Do it all, also where the caller goes away meanwhile: what is written must be counted."""
+    task = asyncio.create_task(work)
+    task.add_done_callback(lambda done: done.cancelled() or done.exception())  # somebody has seen it
+    return await asyncio.shield(task)
 
 
 def check_namespace(namespace: str) -> None:

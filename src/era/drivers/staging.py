@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import py_compile
 import shutil
 import subprocess
 from collections.abc import Mapping
@@ -59,10 +60,15 @@ def staged(paths: Paths) -> Paths:
     for directory in (paths.guest, paths.guest / "lib"):
         to = guest_copy / directory.relative_to(paths.guest)
         to.mkdir()
+        to.chmod(0o755)
         for file in directory.iterdir():
             if file.suffix in (".py", ".cjs", ".js", ".sh"):
                 shutil.copyfile(file, to / file.name)
                 (to / file.name).chmod(0o644)
+    # Or each program that imports it would compile it again. Its interpreter is ours.
+    compiled = Path(str(py_compile.compile(str(guest_copy / "lib" / "era_storage.py"), doraise=True)))
+    compiled.chmod(0o644)
+    compiled.parent.chmod(0o755)
     return Paths(
         bwrap=_STAGE / "site" / paths.bwrap.relative_to(site),
         guest=guest_copy,

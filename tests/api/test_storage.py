@@ -1,0 +1,451 @@
+# ruff: noqa: E501  programs are as their users write them
+"""Storage that sessions share: over HTTP, and from inside by the clients that every session has."""
+
+from __future__ import annotations
+
+import base64
+import json
+import signal
+import socket
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+from urllib.parse import quote
+
+import httpx
+import pytest
+
+from tests.conftest import Server
+
+LANGUAGES = ("python", "node", "typescript")
+NOTHING_ELSE = """
+import os, socket
+host, port = os.environ['ERA_STORAGE_URL'].removeprefix('http://').split(':')
+def get(path, *headers):
+    with socket.create_connection((host, int(port)), 5) as s:
+        s.sendall(f'GET {path} HTTP/1.1\\r\\nHost: {host}:{port}\\r\\nConnection: close\\r\\n'.encode() + b''.join(headers) + b'\\r\\n')
+        return int(s.makefile('rb').readline().split()[1])
+for path in PATHS: print(get(path))
+"""
+
+
+class Inside:
+    """Sessions without internet, one for each language, for all tests here."""
+
+    def __init__(self, server: Server) -> None:
+        self.client = server.client()
+        self.made: dict[str, str] = {}
+
+    def session(self, language: str) -> str:
+        if language not in self.made:
+            body = {"language": language, "allowInternetAccess": False}
+            answer = self.client.post("/api/sessions", json=body)
+            assert answer.status_code == 201, answer.text
+            self.made[language] = answer.json()["id"]
+        return self.made[language]
+
+    def run(self, language: str, code: str, **fields: Any) -> dict[str, Any]:
+        answer = self.client.post(f"/api/sessions/{self.session(language)}/run", json={"code": code, **fields})
+        assert answer.status_code == 200, answer.text
+        told: dict[str, Any] = answer.json()
+        return told
+
+    def says(self, language: str, code: str, **fields: Any) -> str:
+        told = self.run(language, code, **fields)
+        assert told["status"] == "ok", told
+        printed: str = told["stdout"]
+        return printed
+
+
+@pytest.fixture(scope="module")
+def inside(shared_server: Server) -> Iterator[Inside]:
+    made = Inside(shared_server)
+    yield made
+    for session in made.made.values():
+        made.client.delete(f"/api/sessions/{session}?purge=true")
+    made.client.close()
+
+
+@pytest.fixture
+def api(inside: Inside) -> Iterator[httpx.Client]:
+    yield inside.client
+    for kind in ("kv", "r2", "d1"):
+        for namespace in ("app", "other"):
+            assert inside.client.delete(f"/api/storage/{kind}/{namespace}").status_code == 200
+
+
+# -- as users write it ------------------------------------------------------------------------------------------
+
+PROGRAMS = {
+    "python": """
+import era_storage
+import json
+print(era_storage.kv.set("app", "user:123", json.dumps({"name": "Mina"}), {"plan": "free"}))
+print(json.loads(era_storage.kv.get("app", "user:123"))["name"], era_storage.kv.get("app", "user:124"))
+print([key["name"] for key in era_storage.kv.list("app", prefix="user:", limit=100)])
+era_storage.d1.exec("app", '''
+    CREATE TABLE IF NOT EXISTS todos (
+        id INTEGER PRIMARY KEY AUTOINCREMENT,
+        title TEXT NOT NULL,
+        done BOOLEAN DEFAULT 0
+    )
+''')
+era_storage.d1.exec("app", "INSERT INTO todos (title) VALUES (?)", ["Water the ferns"])
+for todo in era_storage.d1.query("app", "SELECT * FROM todos WHERE done = ?", [0]):
+    print(f"Todo: {todo['title']}")
+print(era_storage.r2.put("app", "img/7.jpg", bytes(range(256)), metadata={"by": "mina"}))
+print(era_storage.r2.get("app", "img/7.jpg") == bytes(range(256)), era_storage.r2.get("app", "none"))
+print([(one["key"], one["size"]) for one in era_storage.r2.list("app", prefix="img/", limit=50)])
+print(era_storage.kv.delete("app", "user:123"), era_storage.r2.delete("app", "img/7.jpg"))
+""",
+    "node": """
+const { KVStorage, D1Storage, R2Storage } = require('./era_storage.js');
+(async () => {
+  console.log(await KVStorage.set('app', 'user:123', JSON.stringify({ name: 'Mina' }), { plan: 'free' }));
+  console.log(JSON.parse(await KVStorage.get('app', 'user:123')).name, await KVStorage.get('app', 'user:124'));
+  console.log((await KVStorage.list('app', 'user:', 100)).map((key) => key.name));
+  await D1Storage.exec('app', `
+    CREATE TABLE IF NOT EXISTS todos (
+        id INTEGER PRIMARY KEY AUTOINCREMENT,
+        title TEXT NOT NULL,
+        done BOOLEAN DEFAULT 0
+    )
+  `);
+  await D1Storage.exec('app', 'INSERT INTO todos (title) VALUES (?)', ['Water the ferns']);
+  for (const todo of await D1Storage.query('app', 'SELECT * FROM todos WHERE done = ?', [0])) console.log(`Todo: ${todo.title}`);
+  const bytes = Buffer.from([...Array(256).keys()]);
+  console.log(await R2Storage.put('app', 'img/7.jpg', bytes, { by: 'mina' }));
+  console.log((await R2Storage.get('app', 'img/7.jpg')).equals(bytes), await R2Storage.get('app', 'none'));
+  console.log((await R2Storage.list('app', 'img/', 50)).map((one) => [one.key, one.size]));
+  console.log(await KVStorage.delete('app', 'user:123'), await R2Storage.delete('app', 'img/7.jpg'));
+})();
+""",
+}
+PROGRAMS["typescript"] = (
+    PROGRAMS["node"]
+    .replace(
+        "const { KVStorage, D1Storage, R2Storage } = require('./era_storage.js');",
+        "import { KVStorage, D1Storage, R2Storage } from './era_storage.js';\nconst limit: number = 100;",
+    )
+    .replace("100))", "limit))")
+)
+PRINTED = {
+    "python": "True\nMina None\n['user:123']\nTodo: Water the ferns\nTrue\nTrue None\n[('img/7.jpg', 256)]\nTrue True\n",
+    "node": "true\nMina null\n[ 'user:123' ]\nTodo: Water the ferns\ntrue\ntrue null\n[ [ 'img/7.jpg', 256 ] ]\ntrue true\n",
+}
+
+
+@pytest.mark.parametrize(
+    "env", [{}, {"PYTHONHASHSEED": "0", "NODE_OPTIONS": "--stack-trace-limit=5"}], ids=["warm", "cold"]
+)
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_programs_use_it_without_internet_and_without_a_key(
+    inside: Inside, api: httpx.Client, language: str, env: dict[str, str]
+) -> None:
+    assert inside.says(language, PROGRAMS[language], env=env) == PRINTED.get(language, PRINTED["node"])
+    rows = api.post("/api/storage/d1/app/query", json={"sql": "SELECT title FROM todos"}).json()["results"]
+    assert rows == [{"title": "Water the ferns"}]
+
+
+def test_typescript_has_require_too(inside: Inside, api: httpx.Client) -> None:
+    code = "const { KVStorage } = require('./era_storage.js');\nconst n: number = 1;\nawait KVStorage.set('app', 'k', String(n)); console.log(await KVStorage.get('app', 'k'));"
+    assert inside.says("typescript", code) == "1\n"
+
+
+def test_sessions_share_what_is_in_a_namespace(inside: Inside, api: httpx.Client) -> None:
+    inside.says("python", "import era_storage; era_storage.kv.set('app', 'from', 'python')")
+    code = "require('./era_storage.js').KVStorage.get('app', 'from').then(console.log)"
+    assert inside.says("node", code) == "python\n"
+    assert api.get("/api/storage/kv/app/from").json() == {"value": "python", "metadata": None}
+
+
+def test_a_run_outside_of_any_session_has_it(api: httpx.Client) -> None:
+    code = "import era_storage; print(era_storage.kv.set('app', 'k', 'v'))"
+    answer = api.post("/api/execute", json={"language": "python", "code": code, "allowInternetAccess": False})
+    assert answer.json()["stdout"] == "True\n"
+
+
+def test_a_program_with_internet_does_not_ask_its_proxy(inside: Inside, api: httpx.Client) -> None:
+    session = inside.session("python")
+    assert api.patch(f"/api/sessions/{session}", json={"allowInternetAccess": True}).status_code == 200
+    try:
+        code = "import os, era_storage; print('HTTP_PROXY' in os.environ, era_storage.kv.set('app', 'k', 'v'))"
+        assert inside.says("python", code) == "True True\n"
+    finally:
+        api.patch(f"/api/sessions/{session}", json={"allowInternetAccess": False})
+
+
+def test_refusals_are_told_in_words(inside: Inside) -> None:
+    told = inside.run("python", "import era_storage; era_storage.d1.query('app', 'SELECT * FROM nowhere')")
+    assert told["status"] == "failed"
+    assert "StorageError: SQL: no such table: nowhere." in told["stderr"]
+    code = "require('./era_storage.js').KVStorage.set('a/b', 'k', 'v').catch((e) => console.log(e.status, e.code))"
+    assert inside.says("node", code) == "400 bad_namespace\n"
+
+
+# -- where the clients are ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_the_clients_are_no_files_of_the_session(inside: Inside, api: httpx.Client, language: str) -> None:
+    inside.says(language, PROGRAMS[language])
+    files = api.get(f"/api/sessions/{inside.session(language)}/files").json()["files"]
+    assert files == []
+
+
+def test_files_in_directories_use_it(inside: Inside, api: httpx.Client) -> None:
+    files = {
+        "python": (
+            "lib/db.py",
+            "import era_storage\ndef get(k): return era_storage.kv.get('app', k)",
+            "from lib.db import get\nprint(get('k'))",
+        ),
+        "node": (
+            "lib/db.js",
+            "const { KVStorage } = require('../era_storage.js');\nconst near = require('./era_storage.js');\nmodule.exports = (k) => near.KVStorage === KVStorage && KVStorage.get('app', k);",
+            "require('./lib/db.js')('k').then(console.log)",
+        ),
+        "typescript": (
+            "lib/db.ts",
+            "import { KVStorage } from '../era_storage.js';\nexport const get = (k: string): Promise<string> => KVStorage.get('app', k);",
+            "// with era_storage\nimport { get } from './lib/db.ts';\nconsole.log(await get('k'));",
+        ),
+    }
+    api.put("/api/storage/kv/app/k", json={"value": "deep"})
+    for language, (path, content, code) in files.items():
+        url = f"/api/sessions/{inside.session(language)}/files/lib"
+        assert api.put(f"{url}/{path.removeprefix('lib/')}", content=content).status_code == 200
+        assert inside.says(language, code) == "deep\n", language
+        assert api.delete(url, params={"recursive": "true"}).status_code == 200
+
+
+@pytest.mark.parametrize(
+    "env", [{}, {"PYTHONHASHSEED": "0", "NODE_OPTIONS": "--stack-trace-limit=5"}], ids=["warm", "cold"]
+)
+def test_a_file_of_the_users_own_wins(inside: Inside, api: httpx.Client, env: dict[str, str]) -> None:
+    own = {
+        "python": ("era_storage.py", "mine = 'mine'", "import era_storage; print(era_storage.mine)"),
+        "node": (
+            "era_storage.js",
+            "module.exports = 'mine'",
+            "console.log(require('./era_storage.js'), require('./era_storage'))",
+        ),
+        "typescript": (
+            "era_storage.js",
+            "module.exports = 'mine'",
+            "import mine from './era_storage.js'; console.log(mine)",
+        ),
+    }
+    for language, (name, content, code) in own.items():
+        url = f"/api/sessions/{inside.session(language)}/files/{name}"
+        assert api.put(url, content=content).status_code == 200
+        assert set(inside.says(language, code, env=env).split()) == {"mine"}
+        assert api.get(url).text == content
+        assert api.delete(url).status_code == 200
+
+
+def test_a_program_may_write_a_client_of_its_own_and_load_it(inside: Inside) -> None:
+    code = "require('fs').writeFileSync('era_storage.js', 'module.exports = 7'); console.log(require('./era_storage.js')); require('fs').unlinkSync('era_storage.js')"
+    assert inside.says("node", code) == "7\n"
+
+
+def test_a_failed_require_shows_nothing_of_ours(inside: Inside) -> None:
+    told = inside.run("node", "require('./nowhere.js')")
+    assert "/era/" not in told["stderr"]
+    assert "Cannot find module './nowhere.js'" in told["stderr"]
+
+
+def test_child_processes_and_a_path_of_ones_own_find_it(inside: Inside) -> None:
+    child = "import subprocess, sys; print(subprocess.run([sys.executable, '-c', 'import era_storage; print(1)'], capture_output=True, text=True).stdout)"
+    assert inside.says("python", child) == "1\n\n"
+    assert (
+        inside.says("python", "import sys, era_storage; print('/x' in sys.path)", env={"PYTHONPATH": "/x"}) == "True\n"
+    )
+
+
+# -- HTTP -------------------------------------------------------------------------------------------------------
+
+
+def test_keys_may_hold_anything(api: httpx.Client) -> None:
+    keys = ["a/b:c", "a//b", "/", "..", "a/../b", "%2F", "q?x=1#y", "line\nbreak", "é😀", " ", "+", "x" * 1024]
+    for key in keys:
+        path = f"/api/storage/kv/app/{quote(key, safe='')}"
+        assert raw(api, "PUT", path, {"value": key})[0] == 200, key
+        assert raw(api, "GET", path)[1]["value"] == key
+    listed = [one["name"] for one in api.get("/api/storage/kv/app").json()["keys"]]
+    assert sorted(listed) == sorted(keys)
+    assert raw(api, "GET", "/api/storage/kv/app/a/b:c")[1]["value"] == "a/b:c"
+
+
+def raw(api: httpx.Client, method: str, path: str, body: Any = None) -> tuple[int, Any]:
+    """A request whose path goes out as it is: clients tidy it up."""
+    content = b"" if body is None else json.dumps(body).encode()
+    host, port = api.base_url.host, api.base_url.port or 80
+    head = f"{method} {path} HTTP/1.1\r\nHost: {host}:{port}\r\nConnection: close\r\nContent-Type: application/json\r\n"
+    with socket.create_connection((host, port), 10) as sock:
+        sock.sendall(head.encode() + f"Content-Length: {len(content)}\r\n\r\n".encode() + content)
+        answer = b"".join(iter(lambda: sock.recv(65536), b""))
+    head_of, _, rest = answer.partition(b"\r\n\r\n")
+    return int(head_of.split()[1]), json.loads(rest)
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "kv/../app/k", "kv/%2e%2e/k", "kv/a%2Fb/k", "kv/a%00/k", "kv/%ff/k", "kv/app/%ff", "kv/app/a%00b", "kv/app/",
+        f"kv/app/{'x' * 1025}", f"kv/{'n' * 65}/k", "kv/.app/k", "r2/..%2F..%2Fetc/passwd", "d1/..%2Fera/query",
+        "d1/..%2F..%2F..%2Fera.sqlite/query", "d1//query", "kv//k",
+    ],
+)  # fmt: skip
+def test_what_is_no_namespace_or_key_is_refused(api: httpx.Client, path: str) -> None:
+    if path.startswith("d1"):
+        status, told = raw(api, "POST", f"/api/storage/{path}", {"sql": "SELECT 1"})
+    else:
+        body = {"value": "v"} if path.startswith("kv") else {"content": ""}
+        status, told = raw(api, "PUT", f"/api/storage/{path}", body)
+    assert status in (400, 404), told
+    assert told["hint"]
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "status"),
+    [
+        ("kv/app/k", {"value": 1}, 400),
+        ("kv/app/k", {}, 400),
+        ("kv/app/k", {"value": "v", "more": 1}, 400),
+        ("kv/app/k", {"value": "v", "metadata": []}, 400),
+        ("kv/app/k", {"value": "v", "metadata": {"m": "x" * 9000}}, 413),
+        ("kv/app/k", {"value": "x" * ((1 << 20) + 1)}, 413),
+        ("r2/app/k", {"content": "no base64!"}, 400),
+        ("r2/app/k", {"content": base64.b64encode(bytes((10 << 20) + 1)).decode()}, 413),
+        ("d1/app/query", {"sql": "SELECT ?", "params": [[1, 300]]}, 400),
+        ("d1/app/query", {"sql": "SELECT ?", "params": [{"a": 1}]}, 400),
+        ("d1/app/query", {"sql": "SELECT ?", "params": [1 << 70]}, 400),
+        ("d1/app/query", {"sql": "SELECT 1; SELECT 2"}, 400),
+        ("d1/app/exec", {"sql": "SELECT ?; SELECT 2", "params": [1]}, 400),
+        ("d1/app/query", {"sql": "ATTACH '/etc/passwd' AS p"}, 403),
+        ("d1/app/query", {"sql": "SELECT zeroblob(1000000000)"}, 413),
+    ],
+)
+def test_what_is_too_much_or_wrong_is_told_so(api: httpx.Client, path: str, body: Any, status: int) -> None:
+    method = "POST" if path.startswith("d1") else "PUT"
+    answer = api.request(method, f"/api/storage/{path}", json=body)
+    assert answer.status_code == status, answer.text
+    assert answer.json()["hint"]
+    assert api.get("/api/storage/kv/app").json()["keys"] == []
+
+
+def test_lists_come_in_pages(api: httpx.Client) -> None:
+    for n in range(7):
+        api.put(f"/api/storage/r2/app/p/{n}", json={"content": ""})
+    found, cursor = [], None
+    while True:
+        params: dict[str, Any] = {"prefix": "p/", "limit": 3} | ({"cursor": cursor} if cursor else {})
+        page = api.get("/api/storage/r2/app", params=params).json()
+        found += [one["key"] for one in page["objects"]]
+        cursor = page["cursor"]
+        assert page["truncated"] is (cursor is not None)
+        if not cursor:
+            break
+    assert found == [f"p/{n}" for n in range(7)]
+    assert api.get("/api/storage/kv/app", params={"cursor": "?"}).status_code == 400
+    assert api.get("/api/storage/kv/app", params={"limit": 1001}).status_code == 400
+
+
+def test_many_writers_at_once_lose_nothing(api: httpx.Client) -> None:
+    api.post("/api/storage/d1/app/exec", json={"sql": "CREATE TABLE n (n INTEGER); INSERT INTO n VALUES (0)"})
+
+    def add(number: int) -> int:
+        kept = api.put(f"/api/storage/kv/app/{number}", json={"value": str(number)})
+        added = api.post("/api/storage/d1/app/exec", json={"sql": "UPDATE n SET n = n + 1"})
+        return kept.status_code + added.status_code
+
+    with ThreadPoolExecutor(8) as pool:
+        assert set(pool.map(add, range(40))) == {400}
+    assert api.post("/api/storage/d1/app/query", json={"sql": "SELECT n FROM n"}).json()["results"] == [{"n": 40}]
+    assert len(api.get("/api/storage/kv/app").json()["keys"]) == 40
+
+
+def test_what_was_acknowledged_outlives_a_kill_and_programs_need_no_key(own_server: Callable[..., Server]) -> None:
+    server = own_server(api_key="sesame")
+    long = base64.b64encode(b"long" * 20_000).decode()
+    with server.client() as client:
+        assert client.get("/api/storage/kv/app").status_code == 401
+        client.headers["Authorization"] = "Bearer sesame"
+        code = "import os, era_storage\nera_storage.kv.set('app', 'k', 'v')\nprint([k for k, v in os.environ.items() if 'sesame' in v])"
+        body = {"language": "python", "code": code, "allowInternetAccess": False}
+        assert client.post("/api/execute", json=body).json()["stdout"] == "[]\n"
+        assert client.put("/api/storage/r2/app/k", json={"content": long}).status_code == 200
+        sql = "CREATE TABLE t (x); INSERT INTO t VALUES (1)"
+        assert client.post("/api/storage/d1/app/exec", json={"sql": sql}).status_code == 200
+    server.stop(signal.SIGKILL)
+    server.start()
+    with server.client(headers={"Authorization": "Bearer sesame"}) as client:
+        assert client.get("/api/storage/kv/app/k").json()["value"] == "v"
+        assert client.get("/api/storage/r2/app/k").json()["content"] == long
+        assert client.post("/api/storage/d1/app/query", json={"sql": "SELECT x FROM t"}).json()["results"] == [{"x": 1}]
+
+
+# -- hostile ----------------------------------------------------------------------------------------------------
+
+
+def test_nothing_else_of_the_api_is_there(inside: Inside, api: httpx.Client) -> None:
+    """The paths answer 200 outside, so a door that served them would too."""
+    paths = ["/api/sessions", "/health", "/metrics", "/openapi.json", "/docs", "/api/resources/list", "/"]
+    paths.append(f"/proxy/{inside.session('python')}/80/")
+    for path in paths[:-1]:
+        assert api.get(path).status_code == 200, path
+    seen = inside.says("python", NOTHING_ELSE.replace("PATHS", repr([*paths, "/api/storage/kv/app"])))
+    assert seen.split() == ["404"] * len(paths) + ["200"]
+
+
+def test_nothing_is_reached_when_no_run_is_under_way(inside: Inside, shared_server: Server, api: httpx.Client) -> None:
+    """Connections that a program leaves open end with its run, and the next run has a door again."""
+    leave = "import os, socket\nhost, port = os.environ['ERA_STORAGE_URL'].removeprefix('http://').split(':')\nmany = [socket.create_connection((host, int(port))) for _ in range(30)]\nmany[0].sendall(b'PUT /api/storage/kv/app/late HTTP/1.1\\r\\nContent-Length: 20\\r\\n')\nos._exit(0)"
+    for _ in range(3):
+        assert inside.run("python", leave)["status"] == "ok"
+    assert inside.says("python", "import era_storage; print(era_storage.kv.list('app'))") == "[]\n"
+
+
+def test_a_thousand_connections_and_slow_ones_hold_up_nobody_else(inside: Inside, api: httpx.Client) -> None:
+    code = """
+import os, socket, era_storage
+host, port = os.environ['ERA_STORAGE_URL'].removeprefix('http://').split(':')
+held = []
+for n in range(900):
+    s = socket.socket()
+    s.setblocking(False)
+    s.connect_ex((host, int(port)))
+    held.append(s)
+for s in held[:60]:
+    try: s.send(b'GET /api/sto')
+    except OSError: pass
+import time
+print('held', flush=True)
+time.sleep(2)
+"""
+    with ThreadPoolExecutor(1) as pool:
+        hostile = pool.submit(inside.run, "python", code)
+        for _ in range(10):
+            assert inside.says("node", "require('./era_storage.js').KVStorage.list('app').then(console.log)") == "[]\n"
+        assert api.put("/api/storage/kv/app/k", json={"value": "v"}).status_code == 200
+        assert hostile.result()["stdout"] == "held\n"
+    assert inside.says("python", "import era_storage; print(era_storage.kv.get('app', 'k'))") == "v\n"
+
+
+def test_endless_sql_of_one_run_holds_up_nobody_else(inside: Inside, api: httpx.Client) -> None:
+    code = """
+import era_storage, threading
+sql = 'WITH RECURSIVE c(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM c) SELECT count(*) FROM c'
+def go(n):
+    try: era_storage.d1.query(f'busy{n}', sql)
+    except Exception: pass
+for n in range(20): threading.Thread(target=go, args=(n,), daemon=True).start()
+threading.Event().wait()
+"""
+    with ThreadPoolExecutor(1) as pool:
+        hostile = pool.submit(inside.run, "python", code, timeout=2)
+        for _ in range(5):
+            answer = api.post("/api/storage/d1/app/query", json={"sql": "SELECT 1 AS one"}, timeout=4)
+            assert answer.json()["results"] == [{"one": 1}]
+        assert hostile.result()["status"] == "timeout"
