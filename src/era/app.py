@@ -214,6 +214,7 @@ async def services(settings: Settings) -> AsyncIterator[Context]:
                     isolation=sandboxes.isolation,
                     host_counts=host.counts,
                     end_runs=host.stop,
+                    serves_at=network.serves_at,
                 )
             finally:
                 for task in background:
@@ -337,6 +338,7 @@ async def clear_away(snapshots: Snapshots, store: SqlStore, pins: Pins) -> None:
 
 
 def _announce(settings: Settings, context: Context, port: int, say: Callable[[str], None]) -> None:
+    context.serves_at(settings.host, port)
     host = f"[{settings.host}]" if ":" in settings.host else settings.host
     isolation = context.isolation()
     say(f"ERA serves   http://{host}:{port}   (/docs tells how to call it)")
