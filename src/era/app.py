@@ -7,6 +7,7 @@ import fcntl
 import hashlib
 import logging
 import os
+import resource
 import signal
 import socket
 import sys
@@ -57,6 +58,7 @@ from era.store.objects import ObjectBlobs, installation
 log = structlog.get_logger()
 
 _GARBAGE_SECONDS = 3600.0
+_DESCRIPTORS = 1 << 16
 _TRANSFER_THREADS = 8
 _LAST_ANSWERS_SECONDS = 5
 
@@ -274,6 +276,7 @@ async def serve(settings: Settings, say: Callable[[str], None]) -> None:
 
 def run_service(settings: Settings, say: Callable[[str], None]) -> None:
     """`serve` on an event loop of its own."""
+    _allow_descriptors()
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(serve(settings, say))
 
@@ -362,6 +365,14 @@ def _only_user_of(directory: Path) -> Iterator[None]:
                 f"Another ERA service uses {directory}.", hint="Stop it, or choose another directory with --data-dir."
             ) from None
         yield
+
+
+def _allow_descriptors() -> None:
+    """Let this process hold as many as it may, up to what many runs with many connections need."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = _DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, _DESCRIPTORS)
+    if soft != resource.RLIM_INFINITY and soft < most:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
 
 
 def _is_loopback(host: str) -> bool:

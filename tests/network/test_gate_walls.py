@@ -402,7 +402,7 @@ print("called", os.environ["ERA_HTTP_METHOD"], len(os.environ.get("ERA_HTTP_BODY
 
 
 def test_a_program_may_call_a_public_url_and_nothing_else_of_this_service(
-    session: NewSession,
+    session: NewSession, machine: Machine, tmp_path: Path
 ) -> None:
     one, called = session(), session()
     assert one.client.put(f"/api/sessions/{called.id}/code", json={"code": CALLED}).status_code == 200
@@ -416,6 +416,13 @@ def test_a_program_may_call_a_public_url_and_nothing_else_of_this_service(
             assert (status, '"status":"ok"' in text) == (200, True), what
         else:
             assert (status, '"not_public"' in text) == (403, True), what
+
+    weakness = "from era.network import own; own._OPEN = own.re.compile(b'.*')"
+    server = machine.serve(tmp_path / "data", weakness=weakness)
+    with server.client() as client:
+        reached = attack(new_session(client), CALL.replace("SESSION", "none"))
+    assert {what for what, (status, _) in reached.items() if what.endswith(" GET /api/sessions") and status == 200}
+    server.stop()
 
 
 def test_nothing_can_be_hidden_behind_a_request(session: NewSession) -> None:
