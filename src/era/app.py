@@ -7,6 +7,7 @@ import fcntl
 import hashlib
 import logging
 import os
+import resource
 import signal
 import socket
 import sys
@@ -67,6 +68,7 @@ from era.store.sql import SqlDatabases
 log = structlog.get_logger()
 
 _GARBAGE_SECONDS = 3600.0
+_DESCRIPTORS = 1 << 16
 _TRANSFER_THREADS = 8
 _LAST_ANSWERS_SECONDS = 5
 
@@ -245,6 +247,7 @@ async def services(settings: Settings) -> AsyncIterator[Context]:
                     host_counts=host.counts,
                     end_background=under_way.stop_background,
                     end_runs=host.stop,
+                    serves_at=network.serves_at,
                 )
             finally:
                 for task in background:
@@ -306,6 +309,7 @@ async def serve(settings: Settings, say: Callable[[str], None]) -> None:
 
 def run_service(settings: Settings, say: Callable[[str], None]) -> None:
     """`serve` on an event loop of its own."""
+    _allow_descriptors()
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(serve(settings, say))
 
@@ -372,6 +376,7 @@ async def clear_away(snapshots: Snapshots, store: SqlStore, pins: Pins) -> None:
 
 
 def _announce(settings: Settings, context: Context, port: int, say: Callable[[str], None]) -> None:
+    context.serves_at(settings.host, port)
     host = f"[{settings.host}]" if ":" in settings.host else settings.host
     isolation = context.isolation()
     say(f"ERA serves   http://{host}:{port}   (/docs tells how to call it)")
@@ -395,6 +400,14 @@ def _only_user_of(directory: Path) -> Iterator[None]:
                 f"Another ERA service uses {directory}.", hint="Stop it, or choose another directory with --data-dir."
             ) from None
         yield
+
+
+def _allow_descriptors() -> None:
+    """Let this process hold as many as it may, up to what many runs with many connections need."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = _DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, _DESCRIPTORS)
+    if soft != resource.RLIM_INFINITY and soft < most:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
 
 
 def _is_loopback(host: str) -> bool:

@@ -308,7 +308,7 @@ def test_ephemeral_leaves_nothing(boxes: Any) -> None:
 # -- doors ----------------------------------------------------------------------------------------------------------
 
 DOOR = (
-    f"import socket\nDOOR = ('127.0.0.1', {DOORS["proxy"]})\n"
+    f"import socket\nDOOR = ('127.0.0.1', {DOORS['proxy']})\n"
     + """
 def through(sock):
     parts = []

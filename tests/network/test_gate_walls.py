@@ -371,3 +371,110 @@ for one in threads: one.join()
     assert told == [""]
     assert runs > 10
     assert busy.destinations()[0]["connections"] > 100
+
+
+# -- this service ------------------------------------------------------------------------------------------------
+
+CALL = """
+import http.client, json, os, sys
+from urllib.parse import urlsplit
+base = urlsplit(os.environ["ERA_BASE_URL"])
+found = {}
+for host in (base.hostname, "203.0.113.1", "10.77.0.1"):
+    for method, path, body in (
+        ("GET", "/proxy/SESSION/8000/a?b=1", None), ("POST", "/proxy/SESSION/8000/", b"x" * 100000),
+        ("GET", "/health", None), ("GET", "/api/sessions", None), ("POST", "/api/execute", b"{}"),
+        ("GET", "/proxy/../api/sessions", None),
+        ("GET", "/proxy/%2e%2e/api/sessions", None), ("GET", "//api/sessions", None), ("GET", "/healthy", None),
+    ):
+        try:
+            connection = http.client.HTTPConnection(host, base.port, timeout=20)
+            connection.request(method, path, body, {"Host": base.netloc})
+            answer = connection.getresponse()
+            found[f"{host} {method} {path}"] = [answer.status, answer.read().decode()]
+        except OSError as error: found[f"{host} {method} {path}"] = [str(error), ""]
+print(json.dumps(found))
+"""
+CALLED = """
+import os
+print("called", os.environ["ERA_HTTP_METHOD"], len(os.environ.get("ERA_HTTP_BODY", "")))
+"""
+
+
+def test_a_program_may_call_a_public_url_and_nothing_else_of_this_service(
+    session: NewSession, machine: Machine, tmp_path: Path
+) -> None:
+    one, called = session(), session()
+    assert one.client.put(f"/api/sessions/{called.id}/code", json={"code": CALLED}).status_code == 200
+    found = attack(one, CALL.replace("SESSION", called.id))
+    assert len(found) == 27
+    for what, (status, text) in found.items():
+        _, method, path = what.split()
+        if path.startswith(f"/proxy/{called.id}"):
+            assert (status, text) == (200, f"called {method} {100000 if method == 'POST' else 0}\n"), what
+        elif path == "/health":
+            assert (status, '"status":"ok"' in text) == (200, True), what
+        else:
+            assert (status, '"not_public"' in text) == (403, True), what
+
+    weakness = "from era.network import own; own._OPEN = own.re.compile(b'.*')"
+    server = machine.serve(tmp_path / "data", weakness=weakness)
+    with server.client() as client:
+        reached = attack(new_session(client), CALL.replace("SESSION", "none"))
+    assert {what for what, (status, _) in reached.items() if what.endswith(" GET /api/sessions") and status == 200}
+    server.stop()
+
+
+def test_nothing_can_be_hidden_behind_a_request(session: NewSession) -> None:
+    """The second request is one to the API. Nobody gets to see it."""
+    hidden = "GET /api/sessions HTTP/1.1\\r\\nHost: localhost\\r\\n\\r\\n"
+    requests = [
+        f"GET /health HTTP/1.1\\r\\nHost: localhost\\r\\n\\r\\n{hidden}",
+        f"GET /health HTTP/1.1\\r\\nHost: localhost\\r\\nContent-Length: 2\\r\\n\\r\\nab{hidden}",
+        f"GET /health HTTP/1.1\\r\\nHost: localhost\\r\\nContent-Length: 0\\r\\nContent-Length: 5\\r\\n\\r\\n{hidden}",
+        f"GET /health HTTP/1.1\\r\\nHost: localhost\\r\\nTransfer-Encoding: chunked\\r\\n\\r\\n0\\r\\n\\r\\n{hidden}",
+        f"GET /health HTTP/1.1\\r\\nHost: localhost\\r\\nA: b\\n{hidden}",
+        "GET /health HTTP/1.1\\r\\nHost: localhost\\r\\nConnection: keep-alive, content-length\\r\\n"
+        f"Content-Length: 60\\r\\n\\r\\n{hidden}",
+        "GET http://localhost/api/sessions HTTP/1.1\\r\\nHost: localhost\\r\\n\\r\\n",
+    ]
+    code = """
+import json, os, socket
+from urllib.parse import urlsplit
+base = urlsplit(os.environ["ERA_BASE_URL"])
+found = []
+for request in REQUESTS:
+    sock = socket.create_connection((base.hostname, base.port), 20)
+    sock.sendall(request.encode())
+    said = b""
+    try:
+        while piece := sock.recv(1 << 16): said += piece
+    except ConnectionResetError: pass
+    found.append([said.count(b"HTTP/1.1 "), said.split()[1].decode(), b"sessions" in said])
+print(json.dumps(found))
+"""
+    code = code.replace("REQUESTS", repr([one.encode().decode("unicode_escape") for one in requests]))
+    told = json.loads(session().says(code, timeout=60))
+    assert [one[:2] for one in told] == [[1, status] for status in ("200", "200", "400", "411", "400", "200", "403")]
+
+
+def test_a_port_of_the_same_number_is_the_programs_own(session: NewSession) -> None:
+    code = """
+import os, socket
+from urllib.parse import urlsplit
+port = urlsplit(os.environ["ERA_BASE_URL"]).port
+server = socket.create_server(("127.0.0.1", port))
+sock = socket.create_connection(("127.0.0.1", port), 5)
+server.accept()[0].send(b"mine")
+print(sock.recv(10))
+"""
+    assert session().says(code) == "b'mine'\n"
+
+
+def test_without_internet_this_service_is_out_of_reach_too(session: NewSession) -> None:
+    told = session(allowInternetAccess=False).run(CALL.replace("SESSION", "x"), timeout=60)
+    assert told["status"] == "ok"
+    assert {status for status, _ in json.loads(told["stdout"]).values()} <= {
+        "[Errno 111] Connection refused",
+        "[Errno 101] Network is unreachable",
+    }

@@ -68,6 +68,9 @@ class Context:
     end_runs: Callable[[], Awaitable[None]]
     """Kill what runs and start nothing any more."""
 
+    serves_at: Callable[[str, int], None]
+    """To be told once, where this service listens."""
+
 
 async def context(request: Request) -> Context:  # not async, it would take a hop through a thread
     found: Context = request.app.state.context

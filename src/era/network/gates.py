@@ -40,6 +40,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Protocol
 
+from era.core.egress import Address
 from era.network import kernel
 from era.network.kernel import Question, Target
 from era.network.names import ADDRESS
@@ -61,6 +62,10 @@ class Run(Protocol):
 
     def take(self, listener: int, asked: Question, wanted: Sequence[Target]) -> None:
         """Answer this question, in time."""
+        ...
+
+    def is_own(self, target: Target) -> bool:
+        """Whether this address of the machine itself leads to this service."""
         ...
 
 
@@ -169,7 +174,7 @@ class Gate:
             wanted = []
         if not kernel.is_valid(listener, asked):
             return
-        outward = [one for one in wanted if not (one[0].is_loopback or one[0].is_unspecified)]
+        outward = [one for one in wanted if not _is_inside(one[0]) or (self.run is not None and self.run.is_own(one))]
         if not outward:  # it stays inside, or is nonsense: the kernel's own affair
             kernel.go_on(listener, asked)
         elif self.run is None:
@@ -181,3 +186,8 @@ class Gate:
         self._questions = 0
         if listener == self._listener:
             self._loop.add_reader(listener, self._asked)
+
+
+def _is_inside(address: Address) -> bool:
+    """Whether this means the sandbox itself, to whoever is in it."""
+    return address.is_loopback or address.is_unspecified

@@ -8,6 +8,7 @@ passed much gets a pipe, through which the kernel moves pages without their cont
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import os
 import socket
 import struct
@@ -114,6 +115,7 @@ class _Direction:
         if self._pipe is None and self._passed > _MUCH:
             with suppress(OSError):  # no descriptors left: it goes on as before
                 self._pipe = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+                fcntl.fcntl(self._pipe[1], fcntl.F_SETPIPE_SZ, _PIECE)  # or this user's pipes have no more room
         try:
             if self._pipe is not None:
                 count = self._in_pipe = os.splice(self._source.fileno(), self._pipe[1], _PIECE)

@@ -36,6 +36,7 @@ from era.network import policy, proxy
 from era.network.dialing import NO_RULE, connected, told
 from era.network.gates import Gate
 from era.network.kernel import Question, Target
+from era.network.own import Place
 from era.network.proxy import Refused, Traffic
 from era.network.record import Destinations
 from era.network.ways import Ways
@@ -80,8 +81,15 @@ class ProxyNetwork:
     def __init__(self, private: Sequence[Range] = ()) -> None:
         self.policy = policy.Policy(private)
         self.resolvers = ThreadPoolExecutor(_RESOLVERS, "era-resolve")
+        self.service: Place | None = None
+        """Where this service listens, once it does."""
+
         self._gates: dict[str, Gate] = {}
         """By the ids of sandboxes."""
+
+    def serves_at(self, host: str, port: int) -> None:
+        """This service listens there, and programs may call what is open to everybody of it."""
+        self.service = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host), port  # noqa: S104
 
     def stop(self) -> None:
         for gate in list(self._gates.values()):
@@ -161,8 +169,20 @@ class GatePassage:
     def take(self, listener: int, asked: Question, wanted: Sequence[Target]) -> None:
         """See gates.Run."""
         if self._ways is None:
-            self._ways = Ways(self._gate, self._network.policy, allowlist_of(self._egress), self._destinations)
+            self._ways = Ways(
+                self._gate, self._network.policy, allowlist_of(self._egress), self._destinations, self._own
+            )
         self._ways.take(listener, asked, wanted)
+
+    def _own(self, target: Target) -> Place | None:
+        return self._network.service if self.is_own(target) else None
+
+    def is_own(self, target: Target) -> bool:
+        """See gates.Run."""
+        service = self._network.service
+        if service is None or target[1] != service[1] or target[0].is_unspecified:
+            return False
+        return target[0].is_loopback or policy.is_own(target[0])
 
 
 class ProxyPassage:

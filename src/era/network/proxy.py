@@ -37,7 +37,7 @@ IDLE_SECONDS = 300.0
 CHUNK = 1 << 18
 _LINGER_SECONDS, _LINGER_BYTES = 1.0, 1 << 20
 
-_LINE = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]+) ([!-~]+) HTTP/1\.[01]")
+LINE = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]+) ([!-~]+) HTTP/1\.[01]")
 _STATUS = re.compile(rb"HTTP/1\.[01] ([1-9][0-9]{2})( [^\r\n\0]*)?")
 _FIELD = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]+):[ \t]*([^\r\n\0]*)")
 _AUTHORITY = re.compile(r"(?:\[([0-9A-Fa-f:.%a-z]+)\]|([^\s:/?#@\[\]\\]+)):([0-9]{1,5})")
@@ -90,7 +90,7 @@ async def serve(client: socket.socket, connect: Connect) -> None:
         try:
             await _serve((reader, writer), connect)
         except Refused as refusal:
-            await _refuse((reader, writer), refusal)
+            await refuse((reader, writer), refusal)
     except (OSError, asyncio.IncompleteReadError, TimeoutError):
         pass  # one of the two ends is gone, or might as well be
     finally:
@@ -110,7 +110,7 @@ async def _serve(client: Ends, connect: Connect) -> None:
             client[1].write(b"HTTP/1.1 200 Connection established\r\n\r\n")
             await _join(client, server, traffic)
         else:
-            fields = [(name, value) for name, value in _end_to_end(fields) if name.lower() != b"host"]
+            fields = [(name, value) for name, value in end_to_end(fields) if name.lower() != b"host"]
             head = _head(method + b" " + target.path + b" HTTP/1.1", [(b"Host", target.authority), *fields])
             traffic.sent += len(head)
             server[1].write(head)
@@ -129,13 +129,13 @@ async def _request(reader: asyncio.StreamReader) -> tuple[bytes, Target, Fields]
     except asyncio.LimitOverrunError:
         raise Refused(431, "head_too_large", f"the request's head is over {MAX_HEAD >> 10} KiB") from None
     first, *lines = head[:-4].split(b"\r\n")
-    match = _LINE.fullmatch(first)
+    match = LINE.fullmatch(first)
     if match is None:
         raise Refused(400, "bad_request", "this is no HTTP request")
-    return match[1], _target(match[1], match[2].decode("ascii")), _fields(lines, 400)
+    return match[1], _target(match[1], match[2].decode("ascii")), fields_of(lines, 400)
 
 
-def _fields(lines: Iterable[bytes], status: int) -> Fields:
+def fields_of(lines: Iterable[bytes], status: int) -> Fields:
     found = []
     for line in lines:
         match = _FIELD.fullmatch(line)
@@ -265,12 +265,12 @@ async def _pass_answer_head(
         match = _STATUS.fullmatch(first)
         if match is None:
             raise Refused(502, "bad_answer", "the server's answer is no HTTP/1.1")
-        client.write(_head(first, _end_to_end(_fields(lines, 502)), interim=match[1].startswith(b"1")))
+        client.write(_head(first, end_to_end(fields_of(lines, 502)), interim=match[1].startswith(b"1")))
         if not match[1].startswith(b"1"):
             return
 
 
-def _end_to_end(fields: Fields) -> Fields:
+def end_to_end(fields: Fields) -> Fields:
     """The headers that are meant for the other end and not for us."""
     named = {
         word.strip().lower() for name, value in fields if name.lower() == b"connection" for word in value.split(b",")
@@ -284,7 +284,7 @@ def _head(first: bytes, fields: Fields, *, interim: bool = False) -> bytes:
     return first + b"\r\n" + b"".join(name + b": " + value + b"\r\n" for name, value in fields) + end
 
 
-async def _refuse(client: Ends, refusal: Refused) -> None:
+async def refuse(client: Ends, refusal: Refused) -> None:
     """Answer, and wait a little for the client to stop sending: closing before would take the answer back."""
     reader, writer = client
     body = json.dumps({"error": f"ERA's proxy: {refusal.why}.", "rule": refusal.rule}).encode() + b"\n"

@@ -16,7 +16,7 @@ from typing import Any
 import structlog
 
 from era.core.egress import Address, Allowlist
-from era.network import joins, kernel
+from era.network import joins, kernel, own
 from era.network.datagrams import Datagrams
 from era.network.dialing import CONNECT_SECONDS, NO_RULE, connected
 from era.network.gates import Gate
@@ -66,7 +66,16 @@ class _Listener:
 class Ways:
     """All that is open for one run, until `close`."""
 
-    def __init__(self, gate: Gate, policy: Policy, allow: Allowlist, destinations: Destinations) -> None:
+    def __init__(
+        self,
+        gate: Gate,
+        policy: Policy,
+        allow: Allowlist,
+        destinations: Destinations,
+        own: Callable[[Target], own.Place | None],
+    ) -> None:
+        """`own` tells where this service is if that is what an address leads to."""
+        self._own = own
         self._gate, self._policy, self._allow, self._destinations = gate, policy, allow, destinations
         self._loop = asyncio.get_running_loop()
         self._names = Names(allow, lambda name: self._refuse(name, PORT, None))
@@ -166,8 +175,14 @@ class Ways:
 
     async def _stream(self, sock: socket.socket, target: Target) -> int | None:
         connection = _Connection()
+        service = self._own(target)
         if target == _NAMESERVER:
             self._begin(self._counted(self._asking(connection)))
+        elif service is not None:
+            if not (self._allow.everything or self._allow.has_address(target[0])):
+                self._refuse(str(target[0]), target[1], target[0])
+                return errno.EACCES
+            self._begin(self._counted(self._calling(connection, service, target)))
         elif not target[1]:
             return None
         else:
@@ -187,7 +202,9 @@ class Ways:
             raise
         listener.waiting.append(connection)
         self._loop.call_later(_ARRIVE_SECONDS, self._give_up, listener, connection)
-        if listener in self._others:
+        if listener in self._others and target[0].is_loopback:
+            self._give_up(listener, connection)  # the program has that port itself: this is its own affair
+        elif listener in self._others:
             return await self._connect(sock, listener)
         return None
 
@@ -229,6 +246,15 @@ class Ways:
         try:
             with suppress(OSError, TimeoutError):
                 await self._names.serve_stream(await connection.client)
+        finally:
+            _dismiss(connection)
+
+    async def _calling(self, connection: _Connection, service: own.Place, target: Target) -> None:
+        """Answer a program that calls this service."""
+        try:
+            client = await connection.client
+            traffic = self._destinations.note(str(target[0]), target[1], target[0], None)
+            await own.serve(client, service, traffic)
         finally:
             _dismiss(connection)
 
@@ -359,7 +385,7 @@ class Ways:
     async def _add_address(self, address: Address) -> None:
         """Make it one of the sandbox's own. Raises OSError."""
         async with self._adding:
-            if address in self._addresses:
+            if address in self._addresses or address.is_loopback:
                 return
             if len(self._addresses) >= MAX_ADDRESSES:
                 raise OSError(errno.ENOBUFS, "too many addresses")
