@@ -142,6 +142,20 @@ def test_commands_in_gvisor(client: httpx.Client, run: Run) -> None:
     assert run(where, "print(len(open('kernel').read()) > 0)")["stdout"] == "True\n"
 
 
+@needs_gvisor
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can hide gVisor from a server")
+def test_commands_run_in_no_other_sandbox_than_was_asked_for(own_server: MakeServer) -> None:
+    server = own_server(hidden="/usr/bin/runsc")
+    with server.client() as client:
+        where = make(client, {"commands": ["true"]}, isolation="gvisor")
+        told = settled(client, where, "failed")
+        assert "runsc" in told["setup_result"]["error"]
+        assert told["setup_result"]["commands_run"] == []
+        assert client.patch(f"/api/sessions/{where}", json={"isolation": "bubblewrap"}).is_success
+        assert client.post(f"/api/sessions/{where}/setup").is_success
+        settled(client, where)
+
+
 def test_what_is_no_command(client: httpx.Client) -> None:
     for commands in ([""], ["a\0b"], ["x" * (65 << 10)], ["true"] * 51, [1], "true"):
         body = {"language": "python", "setup": {"commands": commands}}
