@@ -344,6 +344,36 @@ def test_a_duplicate_has_content_and_settings(with_store: WithStore) -> None:
     with_store(test)
 
 
+def test_a_setup_ends_with_what_its_commands_left_or_not_at_all(with_store: WithStore) -> None:
+    left = Snapshot("a" * 64, 1, 10)
+
+    async def test(store: SqlStore) -> None:
+        made = await store.create_session(new("s", setup='{"commands":["true"]}'))
+        (job,) = await store.setups_to_do()
+        assert (job.session_key, job.session_id, job.setup) == (made.key, "s", made.setup)
+        await store.begin_setup(job)
+        end = {"status": "completed", "result": "{}", "environment": None}
+        changed = await store.commit("s", "data", data='{"n":1}', snapshot=None)
+        assert not await store.end_setup(job, **end, left=(made.version, left))
+        session = await store.session("s")
+        assert (session.setup_status, session.version, session.snapshot) == ("running", changed.version, EMPTY)
+        assert await store.end_setup(job, **end, left=(changed.version, left))
+        session = await store.session("s")
+        assert (session.setup_status, session.version, session.snapshot) == ("completed", changed.version + 1, left)
+        assert (session.data, session.setup_result) == ('{"n":1}', "{}")
+        assert [each.cause for each in await store.versions("s", limit=9, before=None)] == ["setup", "data", "create"]
+        # Where nothing was left no version is made; where the session asks for another setup, or is gone, nothing is.
+        await store.set_up_again("s")
+        assert await store.end_setup(job, **end, left=(session.version, left))
+        assert (await store.session("s")).version == session.version
+        await store.change_session("s", SessionChange(setup='{"commands":["false"]}'))
+        assert not await store.end_setup(job, **end, left=(session.version, EMPTY))
+        await store.purge_session("s")
+        assert not await store.end_setup(job, **end, left=(session.version, EMPTY))
+
+    with_store(test)
+
+
 def test_a_run_id_is_used_once(with_store: WithStore) -> None:
     async def test(store: SqlStore) -> None:
         await store.create_session(new("a"))

@@ -72,12 +72,12 @@ class _Connection(Protocol):
         self._inner = app
         self._rooms = rooms
         self._when_ended = ended
-        self._lost = False
+        self._hung_up = False
         self._working: set[asyncio.Task[None]] = set()
 
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
-        self._lost = True
+        self._hung_up = True
         for task in self._working:  # nobody waits for it, and it is in the way of others
             task.cancel()
         self._when_ended()
@@ -95,7 +95,7 @@ class _Connection(Protocol):
                 async with self._rooms.heavy:
                     await self._inner(scope, receive, send)
         except asyncio.CancelledError:
-            if not self._lost:
+            if not self._hung_up:
                 raise
         finally:
             self._working.discard(task)

@@ -245,13 +245,13 @@ async def delete_object(namespace: Namespace, key: Key, storage: UseStorage) -> 
 
 
 @router.post("/d1/{namespace}/query", responses={200: {"model": SqlAnswer}, **errors(413)})
-async def query(namespace: Namespace, body: SqlBody, storage: UseStorage) -> Response:
+async def run_statement(namespace: Namespace, body: SqlBody, storage: UseStorage) -> Response:
     """Run one SQL statement on the namespace's database."""
     return Answer({"success": True, **await storage.sql(namespace, body.sql, body.params or [], many=False)})
 
 
 @router.post("/d1/{namespace}/exec", responses={200: {"model": SqlAnswer}, **errors(413)})
-async def execute(namespace: Namespace, body: SqlBody, storage: UseStorage) -> Response:
+async def run_statements(namespace: Namespace, body: SqlBody, storage: UseStorage) -> Response:
     """Run SQL statements on the namespace's database: all of them, or none."""
     return Answer({"success": True, **await storage.sql(namespace, body.sql, body.params or [], many=True)})
 

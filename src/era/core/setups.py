@@ -30,7 +30,7 @@ from era.core.ports import MetadataStore, SetupJob
 from era.core.progress import Line, Progress, Say
 from era.core.requirements import Packages, commands, lists, wanted
 from era.core.turns import Turns
-from era.errors import BadRequest, EraError, NotFound
+from era.errors import BadRequest, EraError, NoIsolation, NotFound, SandboxFailed
 
 log = structlog.get_logger()
 
@@ -281,6 +281,8 @@ class Setups:
             error = problem.message
         except NotFound:
             return  # its session is gone
+        except (NoIsolation, SandboxFailed) as problem:  # no sandbox for its commands, and there won't be one soon
+            error = f"{problem.message} {problem.hint}".rstrip()
         except EraError as problem:
             log.warning("setup_put_off", session=job.session_key, error=problem.message)
             return

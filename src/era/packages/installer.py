@@ -262,7 +262,8 @@ class UvAndNpm:
             raise SetupFailed(f"{tool}: {problem}", "\n".join(said[0]), "\n".join(said[1])) from None
         if ran.code != 0:
             raise SetupFailed(tools.problem(tool, ran), ran.stdout, ran.stderr)
-        for kept, more in zip(said, (ran.stdout, ran.stderr), strict=True):
+        # What uv says of a success is of interest only while it lasts.
+        for kept, more in zip(said, (ran.stdout, "" if tool == "pip" else ran.stderr), strict=True):
             if more:
                 kept.append(more)
 

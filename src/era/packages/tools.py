@@ -108,7 +108,7 @@ _UV_OWN = {"UV_CONFIG_FILE", "UV_CACHE_DIR", "UV_TARGET", "UV_PREFIX", "UV_PYTHO
 
 def pip_command(python: str, target: str, requirements: str, cache: str, uv_path: str) -> list[str]:
     return [
-        uv_path, "pip", "install", "--quiet", "--python", python, "--target", target, "--only-binary", ":all:",
+        uv_path, "pip", "install", "--python", python, "--target", target, "--only-binary", ":all:",
         "--link-mode", "copy", "--no-python-downloads", "--no-progress", "--color", "never", "--cache-dir", cache,
         "--requirements", requirements,
     ]  # fmt: skip
