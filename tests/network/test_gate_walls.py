@@ -467,8 +467,12 @@ server = socket.create_server(("127.0.0.1", port))
 sock = socket.create_connection(("127.0.0.1", port), 5)
 server.accept()[0].send(b"mine")
 print(sock.recv(10))
+server = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+server.bind(("127.0.0.1", port))
+socket.socket(socket.AF_INET, socket.SOCK_DGRAM).sendto(b"mine too", ("127.0.0.1", port))
+print(server.recv(10))
 """
-    assert session().says(code) == "b'mine'\n"
+    assert session().says(code) == "b'mine'\nb'mine too'\n"
 
 
 def test_without_internet_this_service_is_out_of_reach_too(session: NewSession) -> None:

@@ -348,6 +348,8 @@ class Ways:
 
     async def _datagram(self, target: Target) -> tuple[str, int] | None:
         """Stand ready for datagrams. Another place where they must go, if it can't be this one. Raises OSError."""
+        if target[0].is_loopback:
+            return None  # only connections lead to this service
         if target in self._datagrams:
             self._datagrams[target] = self._datagrams.pop(target)
             return None
