@@ -225,25 +225,25 @@ print(json.dumps(found))
 
 
 def test_an_allowlist_of_names(session: NewSession, machine: Machine, tmp_path: Path) -> None:
-    hosts = [world.PUBLIC, "www.example.test", world.PUBLIC, "api.example.test", "other.test", "my-secret.leak.test"]
+    hosts = [world.PUBLIC, "www.example.test", world.PUBLIC, "api.example.test", "other.test", "my-secret.hidden.test"]
     code = TRY.format(hosts=hosts)
     one = session(egress={"allow": ["www.example.test"]})
     first = attack(one, TRY.format(hosts=[world.PUBLIC]))
     assert first == {world.PUBLIC: "Permission denied"}  # nobody has asked for the name yet
     found = attack(one, code)
     assert found["www.example.test"] == "reached"
-    assert found["other.test"] == found["my-secret.leak.test"] == found["api.example.test"]
+    assert found["other.test"] == found["my-secret.hidden.test"] == found["api.example.test"]
     assert found["other.test"] == "Name or service not known"
     assert found[world.PUBLIC] == "reached"  # that's whom the name means
     refused = {each["host"] for each in one.destinations() if not each["allowed"]}
-    assert refused == {"other.test", "my-secret.leak.test", "api.example.test", world.PUBLIC}
+    assert refused == {"other.test", "my-secret.hidden.test", "api.example.test", world.PUBLIC}
 
     asked = "import urllib.request; print(urllib.request.urlopen('http://example.test/queries').read())"
-    assert "leak" not in session().says(asked)
+    assert "hidden" not in session().says(asked)
     server = machine.serve(tmp_path / "data", weakness=f"exec({SIEVE!r})")
     with server.client() as client:
         new_session(client, egress={"allow": ["www.example.test"]}).says(code, timeout=60)
-        assert "my-secret.leak.test" in new_session(client).says(asked)
+        assert "my-secret.hidden.test" in new_session(client).says(asked)
     server.stop()
 
 

@@ -43,6 +43,9 @@ that it's connected, and sees the connection break if it turns out otherwise."""
 _ARRIVE_SECONDS = 5.0
 _BACKLOG = 512
 _TRIES = 100
+_FEW = 8
+"""Addresses that are removed at once; the kernel takes its time for more."""
+
 _NAMESERVER = (ADDRESS, PORT)
 
 
@@ -106,12 +109,18 @@ class Ways:
             self._close(listener)
         for close in self._datagrams.values():
             close()
-        for address, serial in self._addresses.items():
-            with suppress(OSError):  # gone with the sandbox
-                kernel.remove_address(self._probes[address.version], address, serial)
+        if len(self._addresses) > _FEW:
+            await asyncio.to_thread(self._remove_addresses)
+        else:
+            self._remove_addresses()
         for probe in self._probes.values():
             probe.close()
         self._gate.tidy()
+
+    def _remove_addresses(self) -> None:
+        for address, serial in self._addresses.items():
+            with suppress(OSError):  # gone with the sandbox
+                kernel.remove_address(self._probes[address.version], address, serial)
 
     def _begin(self, work: Coroutine[Any, Any, None]) -> None:
         task = self._loop.create_task(work)
