@@ -32,6 +32,12 @@ class Machine:
     keys: Path
     resolv: Path
     made: list[NetServer] = field(default_factory=list)
+    world_pid: int = 0
+
+    def in_the_world(self, *words: str) -> None:
+        """Run `ip` there."""
+        there = ("nsenter", "--net", "--target", str(self.world_pid))
+        subprocess.run([*there, "ip", *words], check=True, capture_output=True)
 
     def serve(self, data_dir: Path, *, weakness: str = "", uid: int | None = None, **settings: str) -> NetServer:
         """A server whose resolver is the world's. `weakness` is Python that takes something out of it."""
@@ -90,6 +96,7 @@ def machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
         assert process.stdout
         assert process.stdout.readline() == "here\n"
         connect(process.pid)
+        made.world_pid = process.pid
         process.stdin.write("go\n")
         process.stdin.flush()
         assert process.stdout.readline() == "up\n"

@@ -32,6 +32,7 @@ import contextlib
 import hashlib
 import json
 import os
+import resource
 import secrets
 import select
 import signal
@@ -65,6 +66,7 @@ UIDS, _RANGES = 100_000, 2_400
 machine share none. All are below 2**31, which is as much as bubblewrap can take."""
 
 _INSIDE_UID = 1000
+_DESCRIPTORS = 1024 << 4
 _START_SECONDS = 20.0
 _SHORT_RUN = 0.2
 """Seconds after which a run isn't a short one any more, and stands back for those that are."""
@@ -342,6 +344,8 @@ class BubblewrapSandbox:
                 extra_groups=None if self.uid is None else [],
             )
             info_write.close()
+            with contextlib.suppress(PermissionError):  # what the service itself may have is more, and costs forks time
+                resource.prlimit(self._process.pid, resource.RLIMIT_NOFILE, (_DESCRIPTORS, _DESCRIPTORS))
             self.bound(self._process.pid)
             options_write.write("\0".join([*options, ""]).encode())
             options_write.close()

@@ -78,7 +78,7 @@ class Gate:
         self._gone = gone
         self._loop = asyncio.get_running_loop()
         self._stock: dict[bytes, deque[socket.socket]] = {kind: deque() for kind in _KINDS.values()}
-        self._wanted: dict[bytes, asyncio.Future[None]] = {}
+        self._wanted: dict[bytes, asyncio.Future[int]] = {}
         self._listener = -1
         self._questions = 0
         self._try(sock, door)
@@ -113,11 +113,13 @@ class Gate:
             if letter not in self._wanted:
                 self._wanted[letter] = self._loop.create_future()
                 self._sock.send(letter)
-            await asyncio.wait({self._wanted[letter]}, timeout=_SOCKETS_SECONDS)
-            if not self._stock[letter] and letter not in self._wanted:
-                raise OSError(errno.EAFNOSUPPORT, "the sandbox has no such sockets")
-            if letter in self._wanted:
+            wanted = self._wanted[letter]
+            await asyncio.wait({wanted}, timeout=_SOCKETS_SECONDS)
+            if not wanted.done() or wanted.cancelled():
                 raise OSError(errno.ENOBUFS, "the sandbox gives no sockets")
+            if not wanted.result():
+                raise OSError(errno.EAFNOSUPPORT, "the sandbox has no such sockets")
+            # Others may have been faster, and taken them all.
         return self._stock[letter].popleft()
 
     def give_back(self, sock: socket.socket) -> None:
@@ -147,7 +149,7 @@ class Gate:
         else:
             self._stock[kind].extend(socket.socket(fileno=one) for one in descriptors)
             if (waiting := self._wanted.pop(kind, None)) is not None and not waiting.done():
-                waiting.set_result(None)
+                waiting.set_result(len(descriptors))
 
     def _unlisten(self) -> None:
         if self._listener >= 0:

@@ -34,6 +34,10 @@ _MOST_MESSAGES = 64
 _SIOCSIFADDR, _SIOCSIFNETMASK, _SIOCSIFFLAGS, _SIOCDIFADDR = 0x8916, 0x891C, 0x8914, 0x8936
 _LOOPBACK_INDEX = 1
 
+_SO_ATTACH_FILTER, _SO_DETACH_FILTER = 26, 27
+_DROP = ctypes.create_string_buffer(struct.pack("HBBI", 0x06, 0, 0, 0), 8)
+_NOTHING = struct.pack("HxxxxxxQ", 1, ctypes.addressof(_DROP))
+
 type Target = tuple[Address, int]
 """An address and a port."""
 
@@ -168,6 +172,12 @@ def borrowed(thread: int, descriptor: int) -> socket.socket:
 def _process_of(thread: int) -> int:
     with open(f"/proc/{thread}/status") as status:
         return next(int(line.split()[1]) for line in status if line.startswith("Tgid:"))
+
+
+def hold(sock: socket.socket, *, yes: bool = True) -> None:
+    """Have a socket that listens hear nothing, so that who connects there is neither accepted nor refused, and tries
+    again after a second, three, seven. Or let it hear again."""
+    sock.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER if yes else _SO_DETACH_FILTER, _NOTHING)
 
 
 def add_address(sock: socket.socket, address: Address, serial: int) -> None:

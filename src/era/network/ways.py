@@ -36,13 +36,17 @@ MAX_ADDRESSES = 1024
 MAX_DATAGRAMS = 256
 """Destinations of datagrams that one run may have at a time; those that were used least lately are forgotten."""
 
-PATIENCE = 0.1
-"""Seconds that a program which doesn't want to wait is kept until it's known whether somebody answers. It's then told
-that it's connected, and sees the connection break if it turns out otherwise."""
+PATIENCE = 0.2
+"""Seconds that a program which doesn't want to wait is kept until it's known whether somebody answers. After that it
+goes on, and its connection is made or refused at the kernel's next try once that's known: within a second, or more if
+it has waited for more."""
 
 _ARRIVE_SECONDS = 5.0
 _BACKLOG = 512
 _TRIES = 100
+_FEW = 8
+"""Addresses that are removed at once; the kernel takes its time for more."""
+
 _NAMESERVER = (ADDRESS, PORT)
 
 
@@ -61,6 +65,7 @@ class _Listener:
     def __init__(self, sock: socket.socket, target: Target) -> None:
         self.sock, self.target = sock, target
         self.waiting: deque[_Connection] = deque()
+        self.held = False
 
 
 class Ways:
@@ -87,7 +92,6 @@ class Ways:
         self._listeners: dict[Target, _Listener] = {}
         self._others: set[_Listener] = set()
         self._datagrams: dict[Target, Callable[[], None]] = {}
-        self._reached: set[Target] = set()
 
     def take(self, listener: int, asked: Question, wanted: Sequence[Target]) -> None:
         """Answer this question, in time."""
@@ -106,12 +110,18 @@ class Ways:
             self._close(listener)
         for close in self._datagrams.values():
             close()
-        for address, serial in self._addresses.items():
-            with suppress(OSError):  # gone with the sandbox
-                kernel.remove_address(self._probes[address.version], address, serial)
+        if len(self._addresses) > _FEW:
+            await asyncio.to_thread(self._remove_addresses)
+        else:
+            self._remove_addresses()
         for probe in self._probes.values():
             probe.close()
         self._gate.tidy()
+
+    def _remove_addresses(self) -> None:
+        for address, serial in self._addresses.items():
+            with suppress(OSError):  # gone with the sandbox
+                kernel.remove_address(self._probes[address.version], address, serial)
 
     def _begin(self, work: Coroutine[Any, Any, None]) -> None:
         task = self._loop.create_task(work)
@@ -177,11 +187,13 @@ class Ways:
         connection = _Connection()
         service = self._own(target)
         if target == _NAMESERVER:
+            connection.dialed.set_result(0)
             self._begin(self._counted(self._asking(connection)))
         elif service is not None:
             if not (self._allow.everything or self._allow.has_address(target[0])):
                 self._refuse(str(target[0]), target[1], target[0])
                 return errno.EACCES
+            connection.dialed.set_result(0)
             self._begin(self._counted(self._calling(connection, service, target)))
         elif not target[1]:
             return None
@@ -191,7 +203,7 @@ class Ways:
                 raise OSError(errno.ENOBUFS, "too many connections")
             self._begin(self._counted(self._carry(connection, host, target)))
             waits = os.get_blocking(sock.fileno())
-            patience = CONNECT_SECONDS + 1 if waits else 0 if target in self._reached else PATIENCE
+            patience = CONNECT_SECONDS + 1 if waits else PATIENCE
             await asyncio.wait({connection.dialed}, timeout=patience)
             if connection.dialed.done() and (error := connection.dialed.result()):
                 return error
@@ -201,7 +213,11 @@ class Ways:
             connection.client.cancel()
             raise
         listener.waiting.append(connection)
-        self._loop.call_later(_ARRIVE_SECONDS, self._give_up, listener, connection)
+        if connection.dialed.done():
+            self._known(listener, connection)
+        else:
+            connection.dialed.add_done_callback(lambda _: self._known(listener, connection))
+            self._hold(listener)
         if listener in self._others and target[0].is_loopback:
             self._give_up(listener, connection)  # the program has that port itself: this is its own affair
         elif listener in self._others:
@@ -223,7 +239,6 @@ class Ways:
             try:
                 server = await connected(address, port)
             except OSError as problem:
-                self._reached.discard(target)
                 late = isinstance(problem, TimeoutError)
                 self._destinations.note(host, port, address, "timed_out" if late else "unreachable")
                 connection.dialed.set_result(errno.ETIMEDOUT if late else problem.errno or errno.ECONNREFUSED)
@@ -232,7 +247,6 @@ class Ways:
                         return
                     joins.reset(await connection.client)
                 return
-            self._reached.add(target)
             connection.dialed.set_result(0)
             traffic = self._destinations.note(host, port, address, None)
             await joins.join(await connection.client, server, traffic)
@@ -308,6 +322,22 @@ class Ways:
         if not listener.waiting:
             self._close(listener)
 
+    def _known(self, listener: _Listener, connection: _Connection) -> None:
+        """It's known whether somebody answers: let the program in, or have it refused."""
+        if connection.dialed.result():
+            self._give_up(listener, connection)
+        else:
+            self._loop.call_later(_ARRIVE_SECONDS, self._give_up, listener, connection)
+        self._hold(listener)
+
+    def _hold(self, listener: _Listener) -> None:
+        """Let programs wait at a listener as long as it's known of none of their connections that somebody answers.
+        Which of them gets which is all the same."""
+        hold = not any(one.dialed.done() for one in listener.waiting)
+        if listener.sock.fileno() >= 0 and listener.held != hold:
+            kernel.hold(listener.sock, yes=hold)
+            listener.held = hold
+
     def _give_up(self, listener: _Listener, connection: _Connection) -> None:
         """Nobody came: it was killed, or has changed its mind."""
         if connection in listener.waiting:
@@ -348,6 +378,8 @@ class Ways:
 
     async def _datagram(self, target: Target) -> tuple[str, int] | None:
         """Stand ready for datagrams. Another place where they must go, if it can't be this one. Raises OSError."""
+        if target[0].is_loopback:
+            return None  # only connections lead to this service
         if target in self._datagrams:
             self._datagrams[target] = self._datagrams.pop(target)
             return None

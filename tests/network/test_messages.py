@@ -1,0 +1,122 @@
+"""What is read of programs' memory and of nameservers' answers: anything may stand there."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import platform
+import random
+import struct
+from ipaddress import ip_address
+
+import pytest
+
+from era.core.egress import allowlist
+from era.guest import gate
+from era.network import names
+from era.network.own import _checked
+from era.network.proxy import Refused
+from tests.drivers.bpf import ALLOW, _run
+from tests.network import world
+
+NATIVE = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}[platform.machine()]
+NOTIFY = 0x7FC00000
+NOSIGNAL = 0x4000
+
+
+def test_the_filter_asks_about_these_calls_and_lets_all_others_pass() -> None:
+    _, _, connect, sendto, sendmsg, sendmmsg = gate._MACHINES[platform.machine()]
+    program = gate._filter()
+
+    def answer(call: int, *arguments: int, machine: int = NATIVE) -> int:
+        words = [*arguments, *[0] * 6][:6]
+        return _run(program, struct.pack("<iIQ6Q", call, machine, 0, *words))
+
+    for call in range(-1, 1000):
+        asked = answer(call, 3, 1 << 40, 16, 0, 1 << 40, 16) == NOTIFY
+        assert asked == (call in (connect, sendto, sendmsg, sendmmsg)), call
+        assert answer(call, 3, 1 << 40, 16, 0, 1 << 40, 16, machine=0x40000003) == ALLOW
+    assert answer(sendto, 3, 1, 1, 0, 0, 0) == ALLOW
+    assert answer(sendto, 3, 1, 1, 0, 1, 0) == answer(sendto, 3, 1, 1, 0, 1 << 32, 0) == NOTIFY
+    assert answer(sendmsg, 3, 1, NOSIGNAL) == answer(sendmmsg, 3, 1, 1, NOSIGNAL) == ALLOW
+    assert answer(sendmsg, 3, 1, 0x40) == answer(sendmmsg, 3, 1, NOSIGNAL, 0) == NOTIFY
+
+
+def question(name: str, kind: int = 1) -> bytes:
+    labels = b"".join(bytes([len(one)]) + one.encode() for one in name.split("."))
+    return b"\x12\x34" + struct.pack("!HHHHH", 0x0100, 1, 0, 0, 0) + labels + b"\0" + struct.pack("!HH", kind, 1)
+
+
+def test_names_and_addresses_are_read() -> None:
+    assert names._asked(question("Www.Example.TEST")) == ("www.example.test", len(question("www.example.test")))
+    assert names._addresses(world.resolved(question("www.example.test"))) == [ip_address(world.PUBLIC)]
+    assert names._addresses(world.resolved(question("both.test", 28))) == [ip_address("2001:db8:77::99")]
+    assert names._addresses(world.resolved(question("no.such.test"))) == []
+    # One name leads to another, which has the address; both names are written out and not pointed to.
+    alias = b"\1a\4test\0" + struct.pack("!HHIH", 5, 1, 0, 8) + b"\1b\4test\0"
+    address = b"\1b\4test\0" + struct.pack("!HHIH", 1, 1, 0, 4) + bytes([203, 0, 113, 10])
+    message = question("a.test")
+    message = message[:6] + b"\0\2" + message[8:] + alias + address
+    assert names._addresses(message) == [ip_address(world.PUBLIC)]
+
+
+def test_nonsense_is_survived() -> None:
+    rng = random.Random(7)
+    good = world.resolved(question("www.example.test"))
+    for n in range(20_000):
+        message = bytearray(good if n % 2 else rng.randbytes(rng.randrange(80)))
+        for _ in range(rng.randrange(4)):
+            if message:
+                message[rng.randrange(len(message))] = rng.randrange(256)
+        del message[rng.randrange(len(message) + 1) :]
+        names._addresses(bytes(message))
+        with contextlib.suppress(ValueError, IndexError):
+            names._asked(bytes(message))
+        answer = names._refusal(bytes(message), 12, 2)
+        assert len(answer) == 12
+
+
+def test_a_name_that_is_not_allowed_is_not_asked_for() -> None:
+    refused: list[str] = []
+    one = names.Names(allowlist(["*.example.test"]), refused.append)
+    answer = asyncio.run(one._answer(question("secret.leak.test"), stream=False))
+    assert (answer[:2], answer[3] & 15, answer[12:]) == (b"\x12\x34", 3, question("secret.leak.test")[12:])
+    assert refused == ["secret.leak.test"]
+
+
+@pytest.mark.parametrize(
+    ("request_", "status"),
+    [
+        ("GET /api HTTP/1.1", 403),
+        ("GET / HTTP/1.1", 403),
+        ("GET /proxy HTTP/1.1", 403),
+        ("GET /proxyx/a HTTP/1.1", 403),
+        ("GET /proxy/../api HTTP/1.1", 403),
+        ("GET /proxy/%2E./api HTTP/1.1", 403),
+        ("GET /proxy/a/%2e%2e HTTP/1.1", 403),
+        ("GET /health/ready HTTP/1.1", 403),
+        ("GET http://x/proxy/a HTTP/1.1", 403),
+        ("CONNECT localhost:1 HTTP/1.1", 403),
+        ("GET /proxy/a HTTP/2", 400),
+        ("GET /proxy/a b HTTP/1.1", 400),
+        ("GET /proxy/a HTTP/1.1\r\nContent-Length: -1", 400),
+        ("GET /proxy/a HTTP/1.1\r\nContent-Length: 1\r\nContent-Length: 1", 400),
+        ("GET /proxy/a HTTP/1.1\r\nTransfer-Encoding: chunked", 411),
+        ("GET /proxy/a HTTP/1.1\r\nA : b", 400),
+    ],
+)
+def test_only_requests_for_what_is_public_are_passed_on(request_: str, status: int) -> None:
+    with pytest.raises(Refused) as refusal:
+        _checked(f"{request_}\r\n\r\n".encode())
+    assert refusal.value.status == status
+
+
+def test_what_is_passed_on_says_nothing_of_where_it_comes_from() -> None:
+    lines = (
+        "GET /proxy/a?b=/../c HTTP/1.0\r\nHost: h\r\nX-Forwarded-For: 1.2.3.4\r\nForwarded: for=1\r\nContent-Length: 3"
+    )
+    head, size, asks = _checked(f"{lines}\r\nX-Mine: 1\r\nConnection: keep-alive\r\n\r\n".encode())
+    assert head == (
+        b"GET /proxy/a?b=/../c HTTP/1.1\r\nHost: h\r\nContent-Length: 3\r\nX-Mine: 1\r\nConnection: close\r\n\r\n"
+    )
+    assert (size, asks) == (3, False)
