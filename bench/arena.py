@@ -56,6 +56,9 @@ class Arena:
     def put(self, path: str, body: object) -> Answer:
         return self._call("PUT", path, json.dumps(body).encode())
 
+    def delete(self, path: str) -> Answer:
+        return self._call("DELETE", path, None)
+
     def _call(self, method: str, path: str, body: bytes | None) -> Answer:
         self._connection.request(method, path, body, _JSON)
         response = self._connection.getresponse()

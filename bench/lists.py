@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 
-from bench import crowd, drivers, large, rivals, storage, walls
+from bench import crowd, drivers, inbound, large, rivals, storage, walls
 from bench.cases import (
     COUNTER,
     PROGRAMS,
@@ -77,6 +77,8 @@ CASES = [
         )
     ),
     Case("relayed", "a call of a public URL, answered by a run", relayed(PROGRAMS["python"]), _PAUSES["python"]),
+    Case("forwarded", "a call of a live server in a session", inbound.forwarded, burst=20),
+    Case("direct", "the same server, called directly", inbound.direct, burst=20),
     Case("quiet", "a warm run, alone", crowd.run_beside(()), _PAUSES["python"], burst=20),
     Case("crowded", "the same beside 7 that burn", crowd.run_beside(crowd.CROWD), _PAUSES["python"], burst=20),
     Case("file of one", "a run that changes the only file", large.change_one_file(of_many=False), 0.05),
@@ -107,6 +109,7 @@ RATIOS = [
     Ratio("python change", "python host"),
     Ratio("python warm", "python bwrap"),
     Ratio("relayed", "python warm", goal=1.3),
+    Ratio("forwarded", "direct"),
     *(Ratio(f"walls {name}", f"no walls {name}", goal=1.2) for name in _WALLED),
     Ratio("python first", "python host"),
     Ratio("python first", "python bwrap"),

@@ -179,9 +179,10 @@ class WebSocket:
 
     def send(self, payload: bytes, opcode: int = 2) -> None:
         size = len(payload)
-        length = bytes([size | 128]) if size < 126 else b"\xfe" + struct.pack("!H", size)
-        if size > 0xFFFF:
-            length = b"\xff" + struct.pack("!Q", size)
+        if size < 126:
+            length = bytes([size | 128])
+        else:
+            length = b"\xff" + struct.pack("!Q", size) if size > 0xFFFF else b"\xfe" + struct.pack("!H", size)
         mask = secrets.token_bytes(4)
         keys = (mask * (size // 4 + 1))[:size]
         masked = (int.from_bytes(payload, "big") ^ int.from_bytes(keys, "big")).to_bytes(size, "big")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import socket
 import threading
 import time
@@ -281,6 +282,23 @@ def test_a_request_under_way_when_its_server_ends(client: httpx.Client, live: st
     thread.join()
     assert (answers[0].status_code, answers[0].json()["code"]) == (502, "no_answer")
     assert answers[0].headers["X-Era-Run"] == run_id
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="every other test here runs as an ordinary user then")
+def test_as_an_ordinary_user(own_server: Callable[..., Server]) -> None:
+    server = own_server(uid=54321, spares="0")
+    with server.client() as client:
+        client.post("/api/sessions", json={"language": "node", "session_id": "s", "service": "exec node app.js"})
+        assert client.put("/api/sessions/s/files/app.js", content=ECHO.encode()).status_code == 200
+        assert client.get("/proxy/s/3000/").text == "no upgrade"
+        one = WebSocket(server, "/proxy/s/3000/")
+        one.send(b"hello", 1)
+        assert one.receive() == (1, b"hello")
+        one.close()
+        told = client.post("/api/sessions/s/run", json={"code": "console.log(1)"}).json()
+        assert (told["stdout"], client.get("/api/sessions/s/runs").json()["runs"][1]["status"]) == ("1\n", "killed")
+    assert server.stop() == 0
+    assert "Traceback" not in server.log, server.log
 
 
 # -- WebSockets -------------------------------------------------------------------------------------------------------
