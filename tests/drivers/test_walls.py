@@ -428,7 +428,7 @@ def test_env_touches_its_own_run_only(boxes: Boxes, language: Language, env: dic
         Weakness(
             supervisor={
                 "environment[:] = bytes(len(environment))": "os.environ.update(json.loads(bytes(environment)))",
-                "[*cold, entry], environment)": "[*cold, entry], {**environment, **os.environ})",
+                "*options, entry], environment)": "*options, entry], {**environment, **os.environ})",
             }
         )
     ],
