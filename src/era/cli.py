@@ -12,9 +12,9 @@ from urllib.parse import quote
 import httpx
 from cyclopts import App, Parameter
 
-from era import __version__
+from era import __version__, projects
 from era.errors import EraError
-from era.transfers import TransferFailed, download, upload
+from era.transfers import TransferFailed, download, progress, upload
 
 app = App(
     name="era",
@@ -240,6 +240,109 @@ def import_(
     print(made["id"])
 
 
+@app.command
+def push(
+    directory: Path,
+    /,
+    *,
+    session: Annotated[str, Parameter(alias="-s")],
+    delete: bool = False,
+    server: Server = DEFAULT_SERVER,
+) -> None:
+    """Bring the files of DIRECTORY into a session: those that it hasn't yet as they are, all or nothing.
+
+    What the directory's .gitignore files leave out stays here, and so do `.git` and links.
+
+    Examples:
+
+        era push . --session app
+        era push src --session app --delete
+
+    Parameters
+    ----------
+    directory
+        The project.
+    session
+        The session's id.
+    delete
+        Delete what the session has and DIRECTORY hasn't.
+    server
+        The server's address.
+    """
+    if not directory.is_dir():
+        raise Failure(f"{directory} is no directory.")
+    here = projects.Directory(directory)
+    try:
+        wanted = {path: here.digest(path) for path in projects.files(directory)}
+    finally:
+        here.close()
+    if unread := [path for path, digest in wanted.items() if digest is None]:
+        raise Failure(f"{directory / unread[0]} can't be read.")
+    with _client(server) as client:
+        found = _session_files(client, session)
+        changes = projects.differences(wanted, {path: file["etag"] or "" for path, file in found.items()})
+        if changes.changed:
+            with projects.packed(directory, changes.changed) as archive, upload(archive, f"push {session}") as body:
+                _checked(client.put(f"/api/sessions/{quote(session, safe='')}/archive", **body))
+        surplus = changes.surplus if delete else []
+        for path in surplus:
+            _checked(client.delete(_file_url(session, path)))
+    print(f"{len(changes.changed)} files pushed, {len(surplus)} deleted, {len(wanted)} in all")
+
+
+@app.command
+def pull(
+    directory: Path,
+    /,
+    *,
+    session: Annotated[str, Parameter(alias="-s")],
+    delete: bool = False,
+    server: Server = DEFAULT_SERVER,
+) -> None:
+    """Bring a session's files into DIRECTORY: those that it hasn't yet as they are.
+
+    Nothing outside of DIRECTORY is ever written, whatever the session's files are called. Links stay where they are.
+
+    Examples:
+
+        era pull results --session app
+        era pull . --session app --delete
+
+    Parameters
+    ----------
+    directory
+        Where to; made if it isn't there.
+    session
+        The session's id.
+    delete
+        Delete what DIRECTORY has and the session hasn't, but for what its .gitignore files leave out.
+    server
+        The server's address.
+    """
+    with _client(server) as client:
+        found = _session_files(client, session)
+        wanted = {path: file["etag"] for path, file in found.items() if file["etag"] and "\ufffd" not in path}
+        there = projects.Directory(directory)
+        try:
+            known = {path: digest for path in wanted if (digest := there.digest(path)) is not None}
+            changed = projects.differences(wanted, known).changed
+            with progress(f"pull {session}", sum(found[path]["size"] for path in changed)) as advance:
+                for path in changed:
+                    with client.stream("GET", _file_url(session, path)) as response:
+                        if response.status_code != 200:
+                            response.read()
+                            _checked(response)
+                        there.write(path, response.iter_bytes(), advance)
+            surplus = [path for path in projects.files(directory) if path not in found] if delete else []
+            for path in surplus:
+                there.remove(path)
+        finally:
+            there.close()
+    print(f"{len(changed)} files pulled, {len(surplus)} deleted, {len(wanted)} in all")
+    if left := len(found) - len(wanted):
+        print(f"era: {left} links, or names that aren't UTF-8, were not pulled", file=sys.stderr)
+
+
 def main() -> None:
     """Entry point of the `era` command."""
     try:
@@ -258,6 +361,22 @@ def main() -> None:
         sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(130)
+
+
+def _session_files(client: httpx.Client, session: str) -> dict[str, dict[str, Any]]:
+    """All of a session's files, by path."""
+    found: dict[str, dict[str, Any]] = {}
+    query: dict[str, str] = {}
+    while True:
+        page = _checked(client.get(f"/api/sessions/{quote(session, safe='')}/files", params=query))
+        found |= {file["path"]: file for file in page["files"]}
+        if page["next_cursor"] is None:
+            return found
+        query = {"cursor": page["next_cursor"]}
+
+
+def _file_url(session: str, path: str) -> str:
+    return f"/api/sessions/{quote(session, safe='')}/files/{quote(path)}"
 
 
 def _language_of(client: httpx.Client, file: str) -> str | None:

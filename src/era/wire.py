@@ -344,6 +344,7 @@ class ListedFile(BaseModel):
     size: int
     modified_at: str
     uploaded: bool
+    etag: str | None = Field(description="SHA-256 of the content, as in its `ETag`; null for a link.")
 
 
 class FilesAnswer(BaseModel):
@@ -491,6 +492,7 @@ def files_answer(files: Iterable[Listed]) -> list[dict[str, Any]]:
             "size": file.size,
             "modified_at": timestamp(min(max(file.mtime_ns // 1000, _FIRST), _LAST)),
             "uploaded": file.uploaded,
+            "etag": file.digest,
         }
         for file in files
     ]

@@ -428,7 +428,7 @@ def test_env_touches_its_own_run_only(boxes: Boxes, language: Language, env: dic
         Weakness(
             supervisor={
                 "environment[:] = bytes(len(environment))": "os.environ.update(json.loads(bytes(environment)))",
-                "cold, environment)": "cold, {**environment, **os.environ})",
+                "program, environment)": "program, {**environment, **os.environ})",
             }
         )
     ],

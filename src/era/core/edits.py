@@ -94,6 +94,9 @@ class Listed(NamedTuple):
     uploaded: bool = False
     """Put by a client and not touched by a run since."""
 
+    digest: str | None = None
+    """SHA-256 of its content; None for a link."""
+
 
 def apply(read: ReadTree, batch: BlobBatch, root: str | None, changes: Changes) -> tuple[str | None, Totals]:
     """The tree that `root` becomes, None where nothing is left, and what that adds to its totals.
@@ -260,7 +263,7 @@ def page(
 def listed(path: Parts, entry: Entry) -> Listed:
     """A file or link as lists show it."""
     match entry:
-        case "file", _, _, size, _, mtime_ns, *uploaded:
-            return Listed("/".join(path), size, mtime_ns, is_link=False, uploaded=bool(uploaded))
+        case "file", _, digest, size, _, mtime_ns, *uploaded:
+            return Listed("/".join(path), size, mtime_ns, is_link=False, uploaded=bool(uploaded), digest=digest)
         case _:
             return Listed("/".join(path), entry_size(entry), entry[3], is_link=True)

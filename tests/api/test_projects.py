@@ -1,0 +1,168 @@
+"""Projects: whole directories into a session and back, by the command as users call it."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from era.projects import Directory, files
+from era.transfers import TransferFailed
+from tests.conftest import ERA, Server
+
+
+def era(server: Server, *arguments: str, code: int = 0) -> str:
+    environment = {**os.environ, "ERA_SERVER": server.url}
+    done = subprocess.run([ERA, *arguments], capture_output=True, text=True, env=environment, timeout=60)
+    assert done.returncode == code, done.stdout + done.stderr
+    return done.stderr if code else done.stdout + done.stderr
+
+
+def write(top: Path, /, **contents: str) -> None:
+    for name, content in contents.items():
+        path = top / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(content)
+
+
+def listed(client: httpx.Client) -> set[str]:
+    return {file["path"] for file in client.get("/api/sessions/app/files").json()["files"]}
+
+
+@pytest.fixture
+def make(client: httpx.Client) -> Any:
+    return lambda language: client.post("/api/sessions", json={"language": language, "session_id": "app"})
+
+
+def version(client: httpx.Client) -> int:
+    found: int = client.get("/api/sessions/app").json()["version"]
+    return found
+
+
+def test_a_python_package(server: Server, client: httpx.Client, make: Any, tmp_path: Path) -> None:
+    make("python")
+    write(
+        tmp_path,
+        **{
+            "main.py": "from shop.prices import total\nimport shop\nprint(total([1, 2]), shop.__name__)\n",
+            "shop/__init__.py": "",
+            "shop/prices.py": "from .tax import WITH\n\ndef total(items): return sum(items) * WITH\n",
+            "shop/tax.py": "WITH = 2\n",
+        },
+    )
+    assert "4 files pushed" in era(server, "push", str(tmp_path), "--session", "app")
+    assert version(client) == 2, "one version for all of it"
+    for _ in range(2):
+        told = client.post("/api/sessions/app/run", json={"code": "import main"}).json()
+        assert (told["stdout"], told["stderr"]) == ("6 shop\n", "")
+    before = version(client)
+    assert "0 files pushed" in era(server, "push", str(tmp_path), "--session", "app")
+    assert version(client) == before
+    write(tmp_path, **{"shop/tax.py": "WITH = 3\n"})
+    assert "1 files pushed, 0 deleted, 4 in all" in era(server, "push", str(tmp_path), "--session", "app")
+    assert client.post("/api/sessions/app/run", json={"code": "import main"}).json()["stdout"] == "9 shop\n"
+
+
+def test_a_typescript_project(server: Server, client: httpx.Client, make: Any, tmp_path: Path) -> None:
+    make("typescript")
+    write(
+        tmp_path,
+        **{
+            "package.json": '{"name": "app", "type": "module"}',
+            "src/index.ts": "import { area, type Shape } from './shapes/area.ts';\n"
+            "console.log(area({ a: 6, b: 7 } as Shape));\n",
+            "src/shapes/area.ts": "export interface Shape { a: number; b: number }\n"
+            "export const area = ({ a, b }: Shape): number => a * b;\n",
+        },
+    )
+    era(server, "push", str(tmp_path), "--session", "app")
+    told = client.post("/api/sessions/app/run", json={"code": 'require("./src/index.ts")'}).json()
+    assert (told["stdout"], told["stderr"]) == ("42\n", "")
+
+
+def test_what_git_ignores_stays(server: Server, client: httpx.Client, make: Any, tmp_path: Path) -> None:
+    make("python")
+    outside = tmp_path / "outside"
+    write(outside, secret="s")
+    top = tmp_path / "top"
+    kept = {".gitignore", "keep.log", "a.py", "sub/.gitignore", "sub/loud.log", "sub/top"}
+    left = {"x.log", "build/out", "sub/build/out", "top", ".git/config", "sub/quiet.txt"}
+    write(top, **dict.fromkeys(kept | left, "x"))
+    write(top, **{".gitignore": "*.log\n!keep.log\nbuild/\n/top\n", "sub/.gitignore": "!loud.log\nquiet.txt\n"})
+    (top / "link").symlink_to(outside / "secret")
+    (top / "linked").symlink_to(outside)
+    era(server, "push", str(top), "--session", "app")
+    assert listed(client) == kept
+
+
+def test_deleting(server: Server, client: httpx.Client, make: Any, tmp_path: Path) -> None:
+    make("python")
+    write(tmp_path / "one", **{"a": "1", "b/c": "2"})
+    era(server, "push", str(tmp_path / "one"), "--session", "app")
+    client.post("/api/sessions/app/run", json={"code": "open('made', 'w').write('3')"})
+    assert "0 files pushed, 0 deleted" in era(server, "push", str(tmp_path / "one"), "--session", "app")
+    two = tmp_path / "two"
+    assert "3 files pulled, 0 deleted" in era(server, "pull", str(two), "--session", "app")
+    assert "0 files pulled, 0 deleted" in era(server, "pull", str(two), "--session", "app")
+    assert {str(path.relative_to(two)): path.read_text() for path in two.rglob("*") if path.is_file()} == {
+        "a": "1",
+        "b/c": "2",
+        "made": "3",
+    }
+    write(two, **{".gitignore": "mine", "mine": "m", "b/extra": "x"})
+    assert "0 files pulled, 0 deleted" in era(server, "pull", str(two), "--session", "app")
+    assert "0 files pulled, 2 deleted" in era(server, "pull", str(two), "--session", "app", "--delete")
+    assert {path.name for path in two.rglob("*") if path.is_file()} == {"a", "c", "made", "mine"}
+    assert "0 files pushed, 1 deleted" in era(server, "push", str(tmp_path / "one"), "--session", "app", "--delete")
+    assert listed(client) == {"a", "b/c"}
+
+
+def test_a_pull_stays_in_its_directory(server: Server, client: httpx.Client, make: Any, tmp_path: Path) -> None:
+    """Whatever is there already, and whatever the session made."""
+    make("python")
+    code = "import os\nos.makedirs('d')\nos.symlink('/etc', 'l')\n"
+    code += "for name in ('d/f', 'g'): open(name, 'w').write('new')"
+    assert client.post("/api/sessions/app/run", json={"code": code}).json()["exit_code"] == 0
+    outside, top = tmp_path / "outside", tmp_path / "top"
+    write(outside, f="old", g="old")
+    top.mkdir()
+    (top / "d").symlink_to(outside)
+    (top / "g").symlink_to(outside / "g")
+    told = era(server, "pull", str(top), "--session", "app", code=2)
+    assert "d/f can't be written" in told
+    (top / "d").unlink()
+    told = era(server, "pull", str(top), "--session", "app")
+    assert "2 files pulled" in told or "1 files pulled" in told
+    assert "1 links" in told
+    assert ((top / "d/f").read_text(), (top / "g").read_text()) == ("new", "new")
+    assert not (top / "g").is_symlink()
+    assert not (top / "l").exists()
+    assert {path.name: path.read_text() for path in outside.iterdir()} == {"f": "old", "g": "old"}
+
+
+@pytest.mark.parametrize("path", ["../x", "/x", "a/../../x", "a//x", "", ".", "..", "a/\0"])
+def test_names_that_lead_elsewhere(tmp_path: Path, path: str) -> None:
+    (tmp_path / "top").mkdir()
+    directory = Directory(tmp_path / "top")
+    with pytest.raises(TransferFailed):
+        directory.write(path, [b"x"], lambda _: None)
+    directory.close()
+    assert [found for found in tmp_path.rglob("*") if found.is_file()] == []
+
+
+def test_a_file_that_breaks_off_is_not_there(tmp_path: Path) -> None:
+    def pieces() -> Any:
+        yield b"half"
+        raise httpx.ReadError("gone")
+
+    write(tmp_path, f="old")
+    directory = Directory(tmp_path)
+    with pytest.raises(httpx.ReadError):
+        directory.write("f", pieces(), lambda _: None)
+    directory.close()
+    assert list(files(tmp_path)) == ["f"]
+    assert (tmp_path / "f").read_text() == "old"
