@@ -35,9 +35,10 @@ from era.core.files import Files
 from era.core.idempotency import Keys
 from era.core.inbound import Inbound
 from era.core.limits import Rules
+from era.core.metadata import Retention
 from era.core.models import Isolation, JsonObject
 from era.core.outputs import History, Outputs
-from era.core.ports import Limits, Retention
+from era.core.ports import Limits
 from era.core.runs import Runs
 from era.core.sessions import Sessions
 from era.core.setups import Setups

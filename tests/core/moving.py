@@ -11,6 +11,7 @@ from typing import Any
 
 from era.core.capsules.pins import Pins
 from era.core.capsules.service import Capsules
+from era.core.metadata import Retention
 from era.core.models import (
     KeptOutputs,
     NewSession,
@@ -20,7 +21,6 @@ from era.core.models import (
     StoredCode,
     now,
 )
-from era.core.ports import Retention
 from era.core.spool import Slots
 from era.store.metadata import SqlStore
 from tests.core.lab import CountingBlobs, Lab, Place, described

@@ -14,6 +14,7 @@ import pytest
 
 from era.core.capsules import exports
 from era.core.capsules import format as layout
+from era.core.metadata import Retention, SessionFilter
 from era.core.models import (
     KeptOutputs,
     RunRecord,
@@ -23,7 +24,6 @@ from era.core.models import (
     VersionContent,
     now,
 )
-from era.core.ports import Retention, SessionFilter
 from era.errors import BadRequest, Conflict, NotFound, TooLarge, Unavailable
 from era.store.metadata import SqlStore
 from tests import capsules

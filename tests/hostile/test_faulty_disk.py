@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from era.core.ports import Retention
+from era.core.metadata import Retention
 from era.errors import CommitFailed, SandboxFailed, Unavailable
 from era.store.blobs import LocalBlobs
 from era.store.metadata import SqlStore

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from era.core.ports import Retention
+from era.core.metadata import Retention
 from era.errors import CommitFailed, SandboxFailed, Unavailable
 from era.store import objects
 from era.store.buckets import Patience

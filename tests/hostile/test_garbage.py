@@ -18,8 +18,8 @@ from typing import Any
 
 import pytest
 
+from era.core.metadata import Retention
 from era.core.models import EMPTY, NewSession, RunRecord, now
-from era.core.ports import Retention
 from era.core.snapshots import Snapshots
 from era.store.blobs import LocalBlobs
 from era.store.metadata import SqlStore

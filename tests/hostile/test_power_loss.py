@@ -17,7 +17,7 @@ from typing import Literal
 
 import pytest
 
-from era.core.ports import Retention
+from era.core.metadata import Retention
 from era.errors import EraError, NotFound
 from era.store.blobs import LocalBlobs, make_directory
 from era.store.metadata import SqlStore

@@ -12,7 +12,7 @@ from typing import Any
 
 from sqlalchemy import event
 
-from era.core.ports import Retention
+from era.core.metadata import Retention
 from era.errors import Conflict, EraError
 from era.store.blobs import LocalBlobs, make_directory
 from era.store.metadata import SqlStore

@@ -24,6 +24,7 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import create_engine
 
 from era.core.idempotency import unpacked
+from era.core.metadata import Retention, SessionChange, SessionFilter
 from era.core.models import (
     EMPTY,
     Answered,
@@ -37,7 +38,6 @@ from era.core.models import (
     StoredCode,
     now,
 )
-from era.core.ports import Retention, SessionChange, SessionFilter
 from era.errors import CommitFailed, Conflict, Expired, NotFound, SessionDeleted, Unavailable
 from era.store import migrations
 from era.store import runs as runs_module

@@ -23,9 +23,9 @@ from era.core.files import Files
 from era.core.idempotency import Keys, Made
 from era.core.inbound import Inbound
 from era.core.limits import Rules
+from era.core.metadata import MetadataStore
 from era.core.models import Claim, JsonObject, Language, Route, Session, Snapshot
 from era.core.outputs import History
-from era.core.ports import MetadataStore
 from era.core.runs import Runs
 from era.core.sessions import Sessions
 from era.core.setups import Setups

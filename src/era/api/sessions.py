@@ -23,8 +23,8 @@ from era.api.context import (
     setup_of,
     shown,
 )
+from era.core.metadata import KEEP, SessionChange, SessionFilter
 from era.core.models import now, timestamp
-from era.core.ports import KEEP, SessionChange, SessionFilter
 from era.core.requirements import setup_text
 from era.wire import (
     ChangedAnswer,

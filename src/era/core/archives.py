@@ -17,9 +17,9 @@ from era.core import pack, trees, unpack
 from era.core.edits import Changes, PutFile, PutLink, shown, walk
 from era.core.expiry import calling
 from era.core.files import Files
+from era.core.metadata import MetadataStore
 from era.core.models import EMPTY, STATE_FILE, Session
 from era.core.paths import Parts, name_problem, state_file
-from era.core.ports import MetadataStore
 from era.core.snapshots import BlobStore, Snapshots
 from era.core.spool import Slots, Spool, Threads
 from era.core.trees import BlobBatch, Bounds

@@ -16,8 +16,9 @@ from contextlib import asynccontextmanager
 
 import structlog
 
+from era.core.metadata import MetadataStore
 from era.core.models import Session, now
-from era.core.ports import Host, MetadataStore
+from era.core.ports import Host
 from era.errors import EraError, Unavailable
 
 log = structlog.get_logger()

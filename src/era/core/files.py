@@ -20,9 +20,9 @@ from dataclasses import dataclass
 from era.core.edits import Changes, Listed, PutFile, Remove, no_file, shown
 from era.core.expiry import calling
 from era.core.limits import Rules, bounds
+from era.core.metadata import MetadataStore
 from era.core.models import Session
 from era.core.paths import Parts
-from era.core.ports import MetadataStore
 from era.core.snapshots import BlobStore, Snapshots
 from era.core.spool import Spool, Threads, Upload
 from era.core.trees import Bounds

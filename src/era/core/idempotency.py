@@ -20,8 +20,8 @@ from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from era.core.metadata import MetadataStore
 from era.core.models import Claim, Claimed, Route, Session, Snapshot, StoredCode
-from era.core.ports import MetadataStore
 from era.core.turns import Turns
 from era.errors import CommitFailed, Conflict, KeyReused, RunLost
 

@@ -6,8 +6,8 @@ import asyncio
 from collections.abc import Sequence
 from typing import Literal
 
+from era.core.metadata import MetadataStore
 from era.core.models import KeptOutputs, RunRecord
-from era.core.ports import MetadataStore
 from era.core.snapshots import BlobStore
 from era.core.under_way import UnderWay
 from era.errors import CommitFailed, Conflict, NotFound, Unavailable

@@ -26,6 +26,7 @@ import structlog
 from era.core import jsontext
 from era.core.allowance import bounded
 from era.core.idempotency import Keys, no_answer
+from era.core.metadata import MetadataStore
 from era.core.models import (
     EMPTY,
     STATE_FILE,
@@ -50,7 +51,6 @@ from era.core.ports import (
     Ended,
     Host,
     Limits,
-    MetadataStore,
     Network,
     Output,
     Program,

@@ -12,6 +12,7 @@ from era.core import jsontext
 from era.core.expiry import Expiry
 from era.core.idempotency import Keys, Made, once
 from era.core.limits import Rules
+from era.core.metadata import KEEP, MetadataStore, SessionChange, SessionFilter
 from era.core.models import (
     Claim,
     JsonObject,
@@ -25,7 +26,7 @@ from era.core.models import (
     new_id,
     now,
 )
-from era.core.ports import KEEP, Host, MetadataStore, SessionChange, SessionFilter
+from era.core.ports import Host
 from era.core.requirements import setup_text
 from era.core.turns import Turns
 from era.core.views import without_view

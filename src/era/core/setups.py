@@ -25,8 +25,8 @@ import structlog
 
 from era.core import jsontext
 from era.core.commands import Commanded, Commands
+from era.core.metadata import MetadataStore, SetupJob
 from era.core.models import JsonObject, Session
-from era.core.ports import MetadataStore, SetupJob
 from era.core.progress import Line, Progress, Say
 from era.core.requirements import Packages, commands, lists, wanted
 from era.core.turns import Turns

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 
 from era.core.diffs import DataChange, FileChanges, data_changes
 from era.core.idempotency import Keys, Made, once
+from era.core.metadata import MetadataStore
 from era.core.models import EMPTY, Claim, JsonObject, NewCopy, Session, Version, VersionContent
-from era.core.ports import MetadataStore, SnapshotStore
+from era.core.ports import SnapshotStore
 from era.core.sessions import data_text
 from era.core.turns import Turns
 from era.core.views import without_view

@@ -22,8 +22,8 @@ from functools import partial
 
 from sqlalchemy import Connection, bindparam, insert, select
 
+from era.core.metadata import Retention
 from era.core.models import KeptOutputs, KeptRun, RunRecord, Session, VersionContent, now
-from era.core.ports import Retention
 from era.errors import BadRequest, Unavailable
 from era.store import dialects
 from era.store.commits import VERSIONS, version_of

@@ -14,8 +14,8 @@ from typing import Any
 from sqlalchemy import Connection, bindparam, delete, exists, insert, select, update
 
 from era.core.expiry import MICROS, is_due, wants_touch
+from era.core.metadata import Retention
 from era.core.models import EMPTY, Cause, Session, Snapshot, StoredCode, Version, VersionContent, now
-from era.core.ports import Retention
 from era.errors import EraError, Expired, NotFound
 from era.store.database import Database
 from era.store.tables import runs, sessions, versions

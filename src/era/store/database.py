@@ -20,7 +20,7 @@ from contextlib import suppress
 from sqlalchemy import Connection, Executable
 from sqlalchemy.exc import SQLAlchemyError
 
-from era.core.ports import Retention
+from era.core.metadata import Retention
 from era.errors import Unavailable
 from era.store import dialects
 from era.store.migrations import upgrade

@@ -6,8 +6,8 @@ from typing import Any
 
 from sqlalchemy import Connection, bindparam, delete, insert, select
 
+from era.core.metadata import Retention
 from era.core.models import KeptOutputs
-from era.core.ports import Retention
 from era.store.commits import Commits
 from era.store.tables import outputs, runs
 

@@ -11,8 +11,8 @@ from dataclasses import replace
 
 from sqlalchemy import Connection, bindparam, delete, func, insert, select, update
 
+from era.core.metadata import Retention
 from era.core.models import Answered, Claim, KeptOutputs, RunRecord, Session, Snapshot, now
-from era.core.ports import Retention
 from era.core.setups import UNDER_WAY
 from era.errors import CommitFailed, Conflict, NotFound, SessionDeleted, SetupUnderWay, Unavailable
 from era.store import dialects

@@ -15,8 +15,8 @@ from sqlalchemy import Column, Connection, Delete, Select, bindparam, delete, ex
 from era.core import limits
 from era.core.expiry import MICROS, slack
 from era.core.idempotency import packed
+from era.core.metadata import KEEP, Retention, SessionChange, SessionFilter
 from era.core.models import EMPTY, Claim, JsonObject, NewCopy, NewSession, Session, StoredCode, now
-from era.core.ports import KEEP, Retention, SessionChange, SessionFilter
 from era.errors import Conflict
 from era.store import dialects
 from era.store.commits import EXPIRES_AT, HAS_RUN_UNDER_WAY, IS_LIVE, SESSIONS, session_of

@@ -7,8 +7,8 @@ from typing import Any
 
 from sqlalchemy import Connection, bindparam, select, update
 
+from era.core.metadata import SetupJob
 from era.core.models import Session, Snapshot, now
-from era.core.ports import SetupJob
 from era.errors import NotFound
 from era.store.commits import IS_LIVE, Commits
 from era.store.tables import SETUP_UNDER_WAY, sessions

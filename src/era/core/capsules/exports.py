@@ -25,10 +25,10 @@ from era.core.capsules import format as layout
 from era.core.capsules import tars
 from era.core.capsules.checks import MAX_OBJECTS, too_large
 from era.core.capsules.pins import Pin, Pins
+from era.core.metadata import MetadataStore
 from era.core.models import KeptOutputs, KeptRun, RunRecord, Session, VersionContent, now
 from era.core.outputs import STREAMS
 from era.core.pack import gathered
-from era.core.ports import MetadataStore
 from era.core.snapshots import BlobStore, Snapshots
 from era.errors import Unavailable
 

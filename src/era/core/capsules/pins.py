@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
-from era.core.ports import MetadataStore
+from era.core.metadata import MetadataStore
 
 
 @dataclass(eq=False, slots=True)

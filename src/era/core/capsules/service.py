@@ -10,8 +10,8 @@ from pathlib import Path
 from era.core.capsules.exports import Export, Exporter
 from era.core.capsules.imports import Importer
 from era.core.capsules.pins import Pins
+from era.core.metadata import MetadataStore
 from era.core.models import Session
-from era.core.ports import MetadataStore
 from era.core.snapshots import BlobStore, Snapshots
 from era.core.spool import Slots
 from era.core.trees import Bounds
