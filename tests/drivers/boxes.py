@@ -39,12 +39,13 @@ DRIVERS = {"bubblewrap": BubblewrapDriver, "gvisor": GvisorDriver, "fake": FakeD
 @dataclass(frozen=True)
 class Weakness:
     """One wall less: other options for bubblewrap, other text in the supervisor, no uid of its own, or no filter of
-    system calls. For gVisor also another container, or other options for runsc."""
+    system calls, or other limits. For gVisor also another container, or other options for runsc."""
 
     options: Callable[[Options], Options] = list
     supervisor: Mapping[str, str] | None = None
     as_root: bool = False
     unfiltered: bool = False
+    limits: Limits = LIMITS
     specification: Callable[[JsonObject], JsonObject] = dict
     flags: Callable[[Options], Options] = list
 
@@ -73,7 +74,7 @@ class Boxes:
         """`languages` are those that are tried at the start."""
         self._runner = asyncio.Runner()
         self.cgroup_name = cgroup_name or f"era-test-{secrets.token_hex(4)}"
-        self.driver: Any = DRIVERS[driver](directory, LIMITS, cgroup_name=self.cgroup_name)
+        self.driver: Any = DRIVERS[driver](directory, weakness.limits, cgroup_name=self.cgroup_name)
         self._weakness = weakness
         if weakness.supervisor:
             guest = directory / "guest"
@@ -96,7 +97,7 @@ class Boxes:
 
     def make(self, language: Language = "python") -> BubblewrapSandbox:
         with self._weakened():
-            made: BubblewrapSandbox = self._runner.run(self.driver.create(language, LIMITS))
+            made: BubblewrapSandbox = self._runner.run(self.driver.create(language, self._weakness.limits))
             return made
 
     def run(

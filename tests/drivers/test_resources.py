@@ -16,6 +16,14 @@ from tests.drivers.boxes import LIMITS, WITHOUT_LANDLOCK, Boxes, Weakness
 ROOT = os.geteuid() == 0
 
 HEAP = "kept = []\nwhile True: kept.append(bytearray(1 << 20))"
+MUCH_HEAP = "kept = [bytearray(1 << 20) for _ in range(400)]\nprint('GOT')"
+MUCH_MEMFD = """
+import os
+for file in range(4):  # none of them over the bound of a file
+    fd = os.memfd_create('m')
+    for _ in range(100): os.write(fd, b'x' * (1 << 20))
+print('GOT')
+"""
 MEMFD = "import os\nfd = os.memfd_create('m')\nwhile True: os.write(fd, b'x' * (1 << 20))"
 CHILDREN = "import os\nwhile True:\n    try: os.fork()\n    except OSError: pass"
 THREADS = "import threading, time\nwhile True: threading.Thread(target=time.sleep, args=(60,)).start()"
@@ -40,6 +48,20 @@ def test_too_much_memory(boxes: Boxes, code: str) -> None:
     _still_well(boxes, box)
 
 
+@pytest.mark.parametrize("weak_boxes", [Weakness(limits=replace(LIMITS, memory_bytes=1 << 30))], indirect=True)
+def test_with_more_memory_the_same_is_no_harm(weak_boxes: Boxes) -> None:
+    """400 MiB, where sound sandboxes of these tests have 256."""
+    box = weak_boxes.make()
+    assert [weak_boxes.run(box, code).stdout for code in (MUCH_HEAP, MUCH_MEMFD)] == ["GOT\n", "GOT\n"]
+
+
+@pytest.mark.parametrize("code", [MUCH_HEAP, MUCH_MEMFD], ids=["heap", "memfd"])
+def test_it_is_the_bound_that_holds(boxes: Boxes, code: str) -> None:
+    if not ROOT and code == MUCH_MEMFD:
+        pytest.skip("without a cgroup nothing bounds a memfd but the file size, and an ordinary user has no cgroup")
+    assert boxes.run(boxes.make(), code).stdout == ""
+
+
 def test_a_fork_bomb_ends_at_the_deadline_and_leaves_nothing(boxes: Boxes) -> None:
     box = boxes.make()
     told = boxes.run(box, CHILDREN, timeout=1)
@@ -49,6 +71,12 @@ def test_a_fork_bomb_ends_at_the_deadline_and_leaves_nothing(boxes: Boxes) -> No
     if ROOT:
         procs = next(Path("/sys/fs/cgroup").glob(f"**/era-test-*/{box.id}/cgroup.procs"))
         assert eventually(lambda: len(procs.read_text().split()) <= 3)  # bubblewrap, the supervisor, one spare
+
+
+@pytest.mark.parametrize("weak_boxes", [Weakness(limits=replace(LIMITS, pids=400))], indirect=True)
+def test_a_fork_bomb_goes_as_far_as_it_may(weak_boxes: Boxes) -> None:
+    told = weak_boxes.run(weak_boxes.make(), CHILDREN, timeout=1)
+    assert told.ended.reaped > 64 + 8
 
 
 def test_threads_are_bounded(boxes: Boxes) -> None:
@@ -139,24 +167,33 @@ def test_system_v_objects_are_not_handed_on(boxes: Boxes, call: str) -> None:
     assert boxes.run(box, code.format("0o600")).stdout == "-1\n"
 
 
+HEARS_NOTHING = (
+    "import os, signal, time\n"
+    "for number in range(1, 32):\n"
+    "    if number not in (9, 19): signal.signal(number, signal.SIG_IGN)\n"
+    "for _ in range(5):\n    os.fork()\n"
+    "os.setsid() if os.getpid() != os.getsid(0) else None\n"
+    "print('in', flush=True)\n"
+    "time.sleep({seconds})\n"
+)
+
+
 def test_a_run_costs_no_more_than_its_deadline(boxes: Boxes) -> None:
     """SIGTERM at the deadline, SIGKILL two seconds later, whatever the program does about it."""
     box = boxes.make()
-    code = (
-        "import os, signal, time\n"
-        "for number in range(1, 32):\n"
-        "    if number not in (9, 19): signal.signal(number, signal.SIG_IGN)\n"
-        "for _ in range(5):\n    os.fork()\n"
-        "os.setsid() if os.getpid() != os.getsid(0) else None\n"
-        "print('in', flush=True)\n"
-        "time.sleep(60)\n"
-    )
     begun = time.monotonic()
-    told = boxes.run(box, code, timeout=0.5)
+    told = boxes.run(box, HEARS_NOTHING.format(seconds=60), timeout=0.5)
     assert 2.4 < time.monotonic() - begun < 6
     assert (told.ended.cause, told.ended.exit_code) == ("timeout", 124)
     assert "in" in told.stdout
     _still_well(boxes, box)
+
+
+@pytest.mark.parametrize("weak_boxes", [Weakness(supervisor={"deadline += GRACE": "deadline += 60"})], indirect=True)
+def test_a_run_that_is_only_asked_to_end_takes_its_time(weak_boxes: Boxes) -> None:
+    begun = time.monotonic()
+    weak_boxes.run(weak_boxes.make(), HEARS_NOTHING.format(seconds=4), timeout=0.5)
+    assert time.monotonic() - begun >= 4
 
 
 TALKS = """
