@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import secrets
 from collections.abc import Callable
-from pathlib import Path
 
 from bench.arena import Arena
 from bench.cases import Probe
+from era.core.models import Language
 from era.core.ports import Limits, Output, Program
 from era.drivers.bubblewrap import BubblewrapDriver, BubblewrapSandbox
 from era.drivers.gvisor import GvisorDriver
@@ -24,22 +25,34 @@ _LIMITS = Limits(
 )
 
 
-class _Bench:
-    """A driver of one kind, and an event loop for it."""
+class Bench:
+    """A driver of one kind, and an event loop for it. The arena closes it."""
 
-    def __init__(self, kind: str, directory: Path) -> None:
+    def __init__(self, arena: Arena, kind: type[BubblewrapDriver], limits: Limits = _LIMITS) -> None:
+        name = f"era-bench-{secrets.token_hex(4)}"
+        directory = arena.scratch / name
+        directory.mkdir()
+        self._limits = limits
         self._runner = asyncio.Runner()
-        self._driver = _DRIVERS[kind](directory / "driver", _LIMITS, cgroup_name=f"era-bench-{directory.name}")
+        self._driver = kind(directory / "driver", limits, cgroup_name=name)
+        arena.closers.callback(self.close)
         self._runner.run(self._driver.clear())
         self._runner.run(self._driver.start())
 
-    def make(self) -> BubblewrapSandbox:
-        return self._runner.run(self._driver.create("python", _LIMITS))
+    def make(self, language: Language = "python") -> BubblewrapSandbox:
+        return self._runner.run(self._driver.create(language, self._limits))
 
     def run(self, sandbox: BubblewrapSandbox, code: str) -> bytes:
+        """What a program wrote. Raises RuntimeError where it did not end well."""
+
         async def follow() -> bytes:
-            program = Program(code.encode(), b"{}", {}, 20, ephemeral=False, files={})
-            return b"".join([event.data async for event in sandbox.run(program) if isinstance(event, Output)])
+            said = b""
+            async for event in sandbox.run(Program(code.encode(), b"{}", {}, 20, ephemeral=False, files={})):
+                if isinstance(event, Output):
+                    said += event.data
+                elif event.exit_code != 0:
+                    raise RuntimeError(f"A program in a sandbox went wrong: {event}, {said!r}")
+            return said
 
         return self._runner.run(follow())
 
@@ -51,19 +64,11 @@ class _Bench:
         self._runner.close()
 
 
-def _bench(arena: Arena, name: str, kind: str) -> _Bench:
-    directory = arena.scratch / name
-    directory.mkdir(parents=True)
-    made = _Bench(kind, directory)
-    arena.closers.callback(made.close)
-    return made
-
-
 def warm(code: str, kind: str = "gvisor") -> Callable[[Arena], Probe]:
     """A run in a live sandbox."""
 
     def start(arena: Arena) -> Probe:
-        bench = _bench(arena, f"warm-{kind}", kind)
+        bench = Bench(arena, _DRIVERS[kind])
         sandbox = bench.make()
 
         def after(said: bytes) -> None:
@@ -77,5 +82,5 @@ def warm(code: str, kind: str = "gvisor") -> Callable[[Arena], Probe]:
 
 def new(arena: Arena) -> Probe:
     """A sandbox made."""
-    bench = _bench(arena, "new-gvisor", "gvisor")
+    bench = Bench(arena, GvisorDriver)
     return Probe(lambda _: bench.make(), after=bench.discard)

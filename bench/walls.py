@@ -7,17 +7,16 @@ itself, so the weak driver gets no filters and a supervisor with other text.
 
 from __future__ import annotations
 
-import asyncio
-import secrets
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
 
 from bench.arena import Arena
 from bench.cases import Probe
+from bench.drivers import Bench
 from era.core.models import Language
-from era.core.ports import Ended, Limits, Output, Program
-from era.drivers.bubblewrap import BubblewrapDriver, BubblewrapSandbox
+from era.core.ports import Limits
+from era.drivers.bubblewrap import BubblewrapDriver
 
 _LIMITS = Limits(
     memory_bytes=512 << 20,
@@ -58,36 +57,11 @@ def sandbox(language: Language, code: str, *, weak: bool) -> Callable[[Arena], P
     """A program in a live sandbox of a driver of our own."""
 
     def start(arena: Arena) -> Probe:
-        runner = asyncio.Runner()
-        name = f"era-bench-{secrets.token_hex(4)}"
-        directory = arena.scratch / name
-        directory.mkdir()
-        driver = (_WeakDriver if weak else BubblewrapDriver)(directory, _LIMITS, cgroup_name=name)
-        arena.closers.callback(runner.close)
-        arena.closers.callback(lambda: runner.run(driver.stop()))
-        runner.run(driver.clear())
-        runner.run(driver.start())
-        box = runner.run(driver.create(language, _LIMITS))
+        bench = Bench(arena, _WeakDriver if weak else BubblewrapDriver, _LIMITS)
+        box = bench.make(language)
         expected = ("none", None) if weak else ("filter", box.enforced["landlock"])
         if (box.enforced["seccomp"], box.enforced["landlock"]) != expected:
             raise RuntimeError(f"That is not what was to be measured: {box.enforced}")
-        program = Program(code.encode(), b"{}", {}, 20.0, ephemeral=False, files={})
-        return Probe(lambda _: runner.run(_ended(box, program)), after=_check)
+        return Probe(lambda _: bench.run(box, code))
 
     return start
-
-
-async def _ended(box: BubblewrapSandbox, program: Program) -> tuple[bytes, Ended]:
-    said = b""
-    async for event in box.run(program):
-        if isinstance(event, Output):
-            said += event.data
-        else:
-            ended = event
-    return said, ended
-
-
-def _check(answer: tuple[bytes, Ended]) -> None:
-    said, ended = answer
-    if ended.exit_code != 0:
-        raise RuntimeError(f"A program in a sandbox went wrong: {ended}, {said!r}")

@@ -43,6 +43,7 @@ BAD = {
 }
 """Programs: how long they may take, how they may end. None of them counts."""
 
+VISIT = 8
 LIMITS = {"memory_mb": 96, "pids": 32, "disk_mb": 8, "output_bytes": 1 << 16}
 
 
@@ -60,14 +61,16 @@ class Life:
     seen: Counter[str] = field(default_factory=Counter)
     lock: threading.Lock = field(default_factory=threading.Lock)
 
-    def one(self, number: int) -> None:
+    def visit(self, number: int) -> None:
+        """A client's few runs in one session, one after the other."""
         chance = random.Random(number)
         where = f"s{chance.randrange(self.sessions)}"
         with self.server.client() as client:
-            if chance.random() < 0.92:
-                self._count(client, where)
-            else:
-                self._misbehave(client, where, chance)
+            for _ in range(VISIT):
+                if chance.random() < 0.92:
+                    self._count(client, where)
+                else:
+                    self._misbehave(client, where, chance)
 
     def _count(self, client: httpx.Client, where: str) -> None:
         answer = client.post(f"/api/sessions/{where}/run", json={"code": COUNT, "timeout": 60})
@@ -119,10 +122,11 @@ def live(own_server: Callable[..., Server], *, runs: int, sessions: int) -> None
             body = {"language": "python", "session_id": f"s{number}", "data": {"n": 0}, "limits": LIMITS}
             assert client.post("/api/sessions", json=body).status_code == 201
     with ThreadPoolExecutor(4) as clients:
-        batch = max(runs // 20, 1)
+        visits = -(-runs // VISIT)
+        batch = max(visits // 20, 1)
         settled = 0
-        for start in range(0, runs, batch):
-            work = [clients.submit(life.one, number) for number in range(start, min(start + batch, runs))]
+        for start in range(0, visits, batch):
+            work = [clients.submit(life.visit, number) for number in range(start, min(start + batch, visits))]
             life.kill_a_sandbox(chance)
             for done in work:
                 done.result()
@@ -133,7 +137,8 @@ def live(own_server: Callable[..., Server], *, runs: int, sessions: int) -> None
         for number in range(sessions):
             held = client.get(f"/api/sessions/s{number}").json()["data"]["n"]
             assert held == life.counted[f"s{number}"], f"session s{number}"
-        uid = client.get("/api/sessions/s0/runs").json()["runs"][0]["enforced"]["uid"]
+        (busiest, _), *_ = life.counted.most_common(1)
+        uid = client.get(f"/api/sessions/{busiest}/runs").json()["runs"][0]["enforced"]["uid"]
         assert os.geteuid() != 0 or (uid - FIRST_UID) % 100_000 < 40, "uids of sandboxes that are gone serve again"
         assert client.delete("/api/sessions").status_code == 200
         assert eventually(lambda: client.get("/health").json()["sandboxes"] == {"live": 0, "busy": 0, "ready": 3}, 30)
