@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import select
 import socket
 import threading
 from collections.abc import AsyncIterator, Callable
@@ -30,6 +31,7 @@ class Guest:
     def __init__(self) -> None:
         ours, self.channel = socket.socketpair()
         self.relay = Relay(ours)
+        self.relay.run_begins()
         self.channel.setblocking(False)
 
     async def hear(self) -> tuple[bytes, list[int]]:
@@ -171,9 +173,18 @@ async def both() -> AsyncIterator[tuple[Relay, guest.Relay, int]]:
     ours, theirs = socket.socketpair()
     stop, stopped = os.pipe()
     one = guest.Relay(theirs.detach(), [port])
-    thread = threading.Thread(target=one.serve_until, args=(stop,))
+
+    def serve() -> None:
+        poller = select.poll()
+        poller.register(stop, select.POLLIN)
+        poller.register(one.fd, select.POLLIN)
+        while stop not in {fd for fd, _ in poller.poll()}:
+            one.work()
+
+    thread = threading.Thread(target=serve)
     thread.start()
     host = Relay(ours)
+    host.run_begins()
     yield host, one, port
     os.write(stopped, b"x")
     thread.join()

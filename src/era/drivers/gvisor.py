@@ -37,11 +37,12 @@ import json
 import os
 import resource
 import socket
+from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
 
 from era.core.models import JsonObject, Language
-from era.core.ports import Limits
+from era.core.ports import Ended, Limits, Output, Program
 from era.drivers import guest, processes
 from era.drivers.bubblewrap import (
     BubblewrapDriver,
@@ -165,6 +166,16 @@ class GvisorSandbox(BubblewrapSandbox):
             self._relayed = theirs.fileno()
             await super().open(language)
         self.doors = {name: self._relay.door(port) for name, port in guest.DOORS.items()}
+
+    async def run(self, program: Program) -> AsyncIterator[Output | Ended]:
+        if self._relay is not None:
+            self._relay.run_begins()
+        try:
+            async for event in super().run(program):
+                yield event
+        finally:
+            if self._relay is not None:
+                self._relay.run_ends()
 
     async def _connect(self, port: int) -> socket.socket | None:
         return None if self._relay is None or port in guest.OWN_PORTS else await self._relay.connect(port)

@@ -115,14 +115,15 @@ class Relay:
         self._unsent: deque[tuple[bytes, socket.socket | None]] = deque()
         self._part = b""
         self._closed = False
+        self._running = False
         self._loop.add_reader(channel, self._read)
 
     def door(self, port: int) -> RelayedDoor:
         return RelayedDoor(self, port)
 
     async def connect(self, port: int) -> socket.socket | None:
-        """A connection to this port of the sandbox's loopback; None where nobody takes it."""
-        if self._closed or len(self._asked) >= MAX_ASKED:
+        """A connection to this port of the sandbox's loopback; None where nobody takes it, or no program runs."""
+        if self._closed or not self._running or len(self._asked) >= MAX_ASKED:
             return None
         while self._next in self._asked:
             self._next = (self._next + 1) % 256
@@ -145,6 +146,14 @@ class Relay:
             return None
         return asked.socket
 
+    def run_begins(self) -> None:
+        self._running = True
+
+    def run_ends(self) -> None:
+        """Nobody is there any more to be connected to, nor to answer."""
+        self._running = False
+        self._give_up()
+
     def close(self) -> None:
         """End it. Connections that were taken are their takers'."""
         if self._closed:
@@ -157,6 +166,9 @@ class Relay:
             if handed is not None:
                 handed.close()
         self._unsent.clear()
+        self._give_up()
+
+    def _give_up(self) -> None:
         for asked in self._asked.values():
             if not asked.made.done():
                 asked.made.set_result(False)

@@ -15,6 +15,8 @@ and whoever kills it ends the sandbox.
 read at one end isn't read at the other either, and a connection that stands still takes 64 KiB and nobody's time. All
 together have a number; beyond that more wait at the door.
 
+*Only during runs.* Between them nobody is there who could connect or be connected to, so nothing is looked at then.
+
 *Nothing stays.* When a run ends, so do its connections. Buffers are zeroed then, since later spares inherit the
 supervisor's memory.
 
@@ -145,17 +147,6 @@ class Relay:
         self.epoll.register(self.channel.fileno(), select.EPOLLIN)
 
     # -- what the supervisor calls ----------------------------------------------------------------------------------
-
-    def serve_until(self, fd: int) -> None:
-        """Work until `fd` can be read."""
-        poller = select.poll()
-        poller.register(fd, select.POLLIN)
-        poller.register(self.fd, select.POLLIN)
-        while True:
-            ready = [one for one, _ in poller.poll()]
-            if fd in ready:
-                return
-            self.work()
 
     def receive(self) -> None:
         """Do what the host has said so far. What it sent before something else, which has come, is among that."""

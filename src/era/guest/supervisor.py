@@ -214,8 +214,6 @@ class Supervisor:
         self.control.send(b"Y", json.dumps(self.isolation).encode())
         ended = 0.0
         while True:
-            if self.relay is not None:
-                self.relay.serve_until(self.control.fd)
             kind, payload = self.control.receive()
             if kind == b"R":
                 in_a_burst = time.monotonic() - ended < BURST
