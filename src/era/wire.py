@@ -194,6 +194,20 @@ class SetupResult(BaseModel):
     stdout: str
 
 
+class PackageAnswer(BaseModel):
+    name: str
+    version: str
+
+
+class EnvironmentAnswer(BaseModel):
+    session_id: str
+    setup_status: str | None
+    environment: str | None
+    pip: list[PackageAnswer]
+    npm: list[PackageAnswer]
+    go: list[PackageAnswer]
+
+
 class SessionAnswer(BaseModel):
     id: str
     session_id: str

@@ -54,7 +54,7 @@ def make(client: httpx.Client, setup: Any, language: str = "python", **fields: A
 
 
 def environment(client: httpx.Client, where: str) -> dict[str, Any]:
-    keys = {"session_id", "setup_status", "environment", "pip", "npm"}
+    keys = {"session_id", "setup_status", "environment", "pip", "npm", "go"}
     return checked(client.get(f"/api/sessions/{where}/environment"), wire.EnvironmentAnswer, keys)
 
 

@@ -8,30 +8,15 @@ from typing import Any
 
 from fastapi import APIRouter, Response
 from fastapi.responses import StreamingResponse
-from pydantic import BaseModel
 
 from era.api.context import Answer, SessionId, StrictRoute, UseContext, errors, shown
 from era.core.models import Session
 from era.core.progress import Line
 from era.core.setups import UNDER_WAY, Environment
 from era.errors import EraError
-from era.wire import SessionAnswer
+from era.wire import EnvironmentAnswer, SessionAnswer
 
 router = APIRouter(prefix="/api/sessions/{session_id}", tags=["setup"], route_class=StrictRoute)
-
-
-class PackageAnswer(BaseModel):
-    name: str
-    version: str
-
-
-class EnvironmentAnswer(BaseModel):
-    session_id: str
-    setup_status: str | None
-    environment: str | None
-    pip: list[PackageAnswer]
-    npm: list[PackageAnswer]
-    go: list[PackageAnswer]
 
 
 @router.post("/setup", responses={200: {"model": SessionAnswer}, **errors(404, 429)})
