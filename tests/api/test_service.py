@@ -74,7 +74,7 @@ def test_variables(client: httpx.Client, served: Made) -> None:
     where = served(code=code, setup={"envs": {"OWN": "1", "PORT": "9"}})
     assert client.get(f"/proxy/{where}/3000/").status_code == 200
     said = client.get(f"/api/sessions/{where}/runs/{runs(client, where)[0]['run_id']}/stdout").text
-    assert all(f"'{name}'" in said for name in ("OWN", "ERA_SESSION_ID", "ERA_PROXY_URL", "HTTP_PROXY"))
+    assert all(f"'{name}'" in said for name in ("OWN", "ERA_SESSION_ID", "ERA_PROXY_URL"))
 
 
 def test_the_owner_has_the_turn(client: httpx.Client, served: Made, run: Run) -> None:

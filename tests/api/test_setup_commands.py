@@ -128,7 +128,8 @@ def test_a_command_that_fails(client: httpx.Client, run: Run, command: str, word
 def test_commands_have_the_session_s_limits_and_network(client: httpx.Client) -> None:
     full = make(client, {"commands": ["head -c 30000000 /dev/zero > big"]}, limits={"disk_mb": 8})
     assert "command" in settled(client, full, "failed")["setup_result"]["error"]
-    code = "import os; print('HTTP_PROXY' in os.environ)"
+    # What a program is told that wants to go where nobody may: with internet it is judged, without it there's no way.
+    code = "import errno, socket; print(socket.socket().connect_ex(('10.0.0.1', 80)) == errno.EACCES)"
     for internet in (True, False):
         where = make(client, {"commands": [f'python3 -c "{code}"']}, allowInternetAccess=internet)
         assert settled(client, where)["setup_result"]["stdout"].splitlines()[1] == str(internet)

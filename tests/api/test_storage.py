@@ -166,12 +166,13 @@ def test_a_run_outside_of_any_session_has_it(api: httpx.Client) -> None:
     assert answer.json()["stdout"] == "True\n"
 
 
-def test_a_program_with_internet_does_not_ask_its_proxy(inside: Inside, api: httpx.Client) -> None:
+def test_a_program_with_internet_does_not_ask_a_proxy(inside: Inside, api: httpx.Client) -> None:
     session = inside.session("python")
     assert api.patch(f"/api/sessions/{session}", json={"allowInternetAccess": True}).status_code == 200
     try:
-        code = "import os, era_storage; print('HTTP_PROXY' in os.environ, era_storage.kv.set('app', 'k', 'v'))"
-        assert inside.says("python", code) == "True True\n"
+        code = "import os; os.environ['http_proxy'] = os.environ['HTTP_PROXY'] = 'http://127.0.0.1:9'\n"
+        code += "import era_storage; print(era_storage.kv.set('app', 'k', 'v'))"
+        assert inside.says("python", code) == "True\n"
     finally:
         api.patch(f"/api/sessions/{session}", json={"allowInternetAccess": False})
 

@@ -62,9 +62,6 @@ NEVER: dict[tuple[str, str], str] = {
 }
 """What isn't even to be tried."""
 
-for driver in ("bubblewrap", "bubblewrap as a user"):
-    NEVER["test_the_host_can_connect_to_a_port_inside", driver] = "it can't do that yet"
-
 for test in (
     "test_a_door_leads_to_the_host_while_that_listens",
     "test_connections_through_a_door_are_whole",
