@@ -15,7 +15,7 @@ serve: setup ## start the service (ARGS='--help' lists its options)
 	.venv/bin/era serve $(ARGS)
 
 test: setup-dev ## run the tests (ARGS='-k name' runs some)
-	.venv/bin/pytest $(ARGS)
+	.venv/bin/pytest -n auto --maxprocesses 4 --dist loadfile $(ARGS)
 
 check: setup-dev ## lint, formatting, types, import rules
 	.venv/bin/ruff check

@@ -1,9 +1,8 @@
 """The commands of a setup: run in the session's own sandbox, before anything else runs there.
 
 Theory of operation. A command is a program like any other: it has the session's isolation, limits and network, its
-files and packages. It is `sh -c` in the place of Python, so the sandbox is one for Python whatever the session's
-language is. One after the other they run in one sandbox; the first that fails ends it, and then nothing of theirs is
-kept. Their output goes to the session's own result and nowhere else.
+files and packages. One after the other they run in one sandbox, which is then the session's; the first that fails ends
+it, and then nothing of theirs is kept. Their output goes to the session's own result and nowhere else.
 
 While a setup is under way no run begins, so the session's sandbox is ours; but its files can be changed over HTTP all
 the same. The store takes what commands have left only if they began with the version that is in force then. If not,
@@ -18,7 +17,7 @@ from dataclasses import dataclass, field, replace
 
 from era.core import jsontext
 from era.core.allowance import bounded
-from era.core.models import Session, Snapshot
+from era.core.models import Session, Snapshot, command_of
 from era.core.ports import Ended, Host, Network, Program, SnapshotRefused, SnapshotStore
 from era.core.progress import Progress
 from era.core.requirements import variables
@@ -26,13 +25,6 @@ from era.errors import SandboxFailed
 
 LAST_WORDS = 4 << 10
 """Bytes of each stream that are kept of all commands together."""
-
-_PROGRAM = """
-import os, signal, sys
-os.unlink(sys.argv[0])
-signal.signal(signal.SIGPIPE, signal.SIG_DFL)
-os.execv('/bin/sh', ['sh', '-c', {command!r}])
-"""
 
 _HINT = "Change it with PATCH /api/sessions/{id}, or try again with POST /api/sessions/{id}/setup."
 
@@ -69,15 +61,16 @@ class Commands:
         if not session.persistent:
             told.error = "This session is not persistent: it keeps no files, so commands could leave none. " + _HINT
             return told
-        sandbox = await self._host.acquire(self._in_python(session, environment))
+        sandbox = await self._host.acquire(replace(session, environment=environment))
         try:
             for command in commands:
                 told.ran.append(command)
                 shown = f"$ {command}\n".encode()
                 told.say("stdout", shown)
                 progress.say("stdout", shown)
+                passage = self._network.passage(sandbox, internet=session.allow_internet, egress=session.egress)
                 program = Program(
-                    code=_PROGRAM.format(command=command).encode(),
+                    code=b"",
                     state=jsontext.state_file(jsontext.loads(session.data.encode())),
                     env={
                         **variables(session.setup),
@@ -88,11 +81,13 @@ class Commands:
                     timeout=max(0.1, deadline - time.monotonic()),
                     ephemeral=False,
                     files={},
+                    network=passage.env,
+                    gated=passage.gated,
+                    command=command_of(command),
                 )
-                passage = self._network.passage(sandbox, internet=session.allow_internet, egress=session.egress)
                 ended: Ended | None = None
                 async with passage:
-                    async for event in bounded(sandbox, replace(program, network=passage.env), session.snapshot):
+                    async for event in bounded(sandbox, program, session.snapshot):
                         if isinstance(event, Ended):
                             ended = event
                         else:
@@ -118,17 +113,11 @@ class Commands:
 
     async def kept(self, session: Session, snapshot: Snapshot) -> None:
         """What commands left is the session's now."""
-        if session.language == "python":
-            self._host.committed(session.key, snapshot)
-        else:
-            await self._host.release(session.key)
+        self._host.committed(session.key, snapshot)
 
     async def dropped(self, session_key: int) -> None:
         """What commands left must not be used."""
         await self._host.release(session_key)
-
-    def _in_python(self, session: Session, environment: str | None) -> Session:
-        return replace(session, language="python", environment=environment)
 
 
 def _problem(command: str, ended: Ended) -> str | None:
