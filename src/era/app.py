@@ -34,6 +34,7 @@ from era.core.expiry import Expiry
 from era.core.files import Files
 from era.core.idempotency import Keys
 from era.core.inbound import Inbound
+from era.core.inbox import Inbox
 from era.core.limits import Rules
 from era.core.metadata import Retention
 from era.core.models import Isolation, JsonObject
@@ -220,11 +221,18 @@ async def services(settings: Settings) -> AsyncIterator[Context]:
                 idle_seconds=settings.idle_seconds,
                 service_seconds=settings.max_timeout,
             )
+            inbox = Inbox(store, runs, at_a_time=max(1, settings.max_live // 2))
             expiry = Expiry(store, host)
             files = Files(store, snapshots, blobs, turns, spool, transfers, bounds)
             await host.start()
             await setups.start()
+            await inbox.start()
             jobs = (_collect_garbage(snapshots, store, pins), expiry.run(), _remove_environments(setups))
+
+            async def end_background(seconds: float) -> None:
+                inbox.begin_nothing()
+                await under_way.stop_background(seconds)
+
             background = [asyncio.create_task(job) for job in jobs]
             try:
                 yield Context(
@@ -233,6 +241,8 @@ async def services(settings: Settings) -> AsyncIterator[Context]:
                     sessions=Sessions(store, host, turns, keys, expiry, bounds, setups.kick),
                     runs=runs,
                     inbound=inbound,
+                    inbox=inbox,
+                    deliveries=store,
                     history=History(store, outputs, under_way),
                     versions=Versions(store, snapshots, turns, keys),
                     capsules=capsules,
@@ -246,7 +256,7 @@ async def services(settings: Settings) -> AsyncIterator[Context]:
                     files=snapshots.entries,
                     isolation=sandboxes.isolation,
                     host_counts=host.counts,
-                    end_background=under_way.stop_background,
+                    end_background=end_background,
                     end_runs=host.stop,
                     serves_at=network.serves_at,
                 )
@@ -254,10 +264,11 @@ async def services(settings: Settings) -> AsyncIterator[Context]:
                 for task in background:
                     task.cancel()
                 await setups.stop()
-                await under_way.stop_background(settings.drain_seconds)
+                await end_background(settings.drain_seconds)
                 await runs.drain(settings.drain_seconds)
                 await host.stop()
                 await runs.drain(_LAST_ANSWERS_SECONDS)
+                await inbox.stop()
         finally:
             await sandboxes.stop()
             network.stop()

@@ -4,6 +4,7 @@
     ├── BadRequest            400  the caller sent something that can't be right
     │   └── NoCode            400  a run without code in a session that stores none
     ├── Unauthorized          401  no key, or the wrong one
+    ├── BadSignature          401  a delivery that isn't signed with the inbox's secret
     ├── Forbidden             403  a request this server refuses whoever asks
     ├── NotFound              404  no such session, version, run, file or route
     ├── MethodNotAllowed      405  the route exists, this method doesn't
@@ -19,6 +20,7 @@
     ├── RangeNotSatisfiable   416  a part was asked for that isn't there
     ├── HeadersTooLarge       431  headers over their limit
     ├── TooManyWaiting        429  the session's queue is full
+    ├── TooManyDeliveries     429  the session's inbox is full
     ├── RelayFailed           502  the program behind a public URL gave no answer that can be sent
     │   └── RelayTimeout      504  it reached its timeout
     └── Unavailable           503  this server can't do it now
@@ -68,6 +70,12 @@ class Unauthorized(EraError):
     status = 401
     code = "unauthorized"
     hint = "Send the header 'Authorization: Bearer KEY'."
+
+
+class BadSignature(EraError):
+    status = 401
+    code = "bad_signature"
+    hint = "Sign the body as it is sent, with the secret and the scheme that the inbox's owner has chosen."
 
 
 class Forbidden(EraError):
@@ -161,6 +169,13 @@ class TooManyWaiting(EraError):
     code = "too_many_waiting"
     hint = "One run at a time per session; wait for those under way, or use more sessions."
     retry_after = 1
+
+
+class TooManyDeliveries(EraError):
+    status = 429
+    code = "too_many_deliveries"
+    hint = "Send it again later. The session's owner sees in the inbox what the others wait for."
+    retry_after = 60
 
 
 class RelayFailed(EraError):

@@ -22,6 +22,7 @@ from era.core.edits import Listed
 from era.core.files import Files
 from era.core.idempotency import Keys, Made
 from era.core.inbound import Inbound
+from era.core.inbox import Deliveries, Inbox
 from era.core.limits import Rules
 from era.core.metadata import MetadataStore
 from era.core.models import Claim, JsonObject, Language, Route, Session, Snapshot
@@ -49,6 +50,8 @@ class Context:
     sessions: Sessions
     runs: Runs
     inbound: Inbound
+    inbox: Inbox
+    deliveries: Deliveries
     history: History
     keys: Keys
     versions: Versions

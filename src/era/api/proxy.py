@@ -1,4 +1,4 @@
-"""Calling in: the public URL of a session, answered by a server in it or by its stored code."""
+"""Calling in: the public URL of a session, answered by a server in it, by its stored code or by its inbox."""
 
 from __future__ import annotations
 
@@ -26,6 +26,9 @@ router = APIRouter(prefix="/api/sessions/{session_id}", tags=["public URL"], rou
 _OURS = re.compile(r"/proxy(/|$)")
 _TARGET = re.compile(rb"/[^/]*(?:/([^/]*)(?:/([^/]*)(/.*)?)?)?", re.DOTALL)
 """Of a path as it came: the session's id, the port and the rest."""
+
+_INBOX = b"inbox"
+"""What stands in the port's place for deliveries."""
 
 _BODY_SECONDS = 60.0
 
@@ -56,8 +59,11 @@ class PublicUrls(BaseRoute):
         request = Request(scope, receive, send)
         context: Context = request.app.state.context
         session, port, path = await _checked(request, context)
+        if port is None:
+            await (await _delivered(request, context, session, path))(scope, receive, send)
+            return
         above = urlsplit(context.settings.public_url or "").path.rstrip("/")  # where a proxy in front has put us
-        key = context.settings.api_key.get_secret_value().encode() if context.settings.api_key else None
+        key = _api_key(context)
         call = Call(path or b"/", f"{above}/proxy/{session.id}/{port}", f"{above}/proxy/{session.id}/", key)
         run_id = None
         try:
@@ -77,13 +83,7 @@ class PublicUrls(BaseRoute):
 async def _relayed(request: Request, context: Context, session: Session, call: Call) -> Response:
     """The answer of the session's stored code."""
     check_stored(session, public=True)
-    told = relay.Call(
-        method=request.method,
-        path=call.path,
-        query=request.scope["query_string"],
-        headers=request.scope["headers"],
-        body=await _body(request),
-    )
+    told = await _told(request, call.path)
     base = base_url(request, context.settings)
     variables = relay.environment(told, key=call.key)
     run = await context.runs.run(session.id, RunRequest(base, env=variables, public=True))
@@ -97,8 +97,36 @@ async def _relayed(request: Request, context: Context, session: Session, call: C
     return answer
 
 
-async def _checked(request: Request, context: Context) -> tuple[Session, int, bytes]:
-    """A session that may be called, the port, and the path that its program is to see. Raises EraError."""
+async def _delivered(request: Request, context: Context, session: Session, path: bytes) -> Response:
+    """The answer to a delivery, once it is durable."""
+    await context.inbox.settings(session)
+    if request.method != "POST":
+        error = MethodNotAllowed("An inbox takes deliveries by POST.")
+        return Answer(error_body(error, request.state.request_id), error.status, headers={"Allow": "POST"})
+    call = await _told(request, path)
+    received = await context.inbox.receive(session, call, base_url(request, context.settings), _api_key(context))
+    told = {"delivery_id": received.delivery_id, "status": received.status}
+    return Answer(told, 202 if received.first else 200)
+
+
+async def _told(request: Request, path: bytes) -> relay.Call:
+    """The request as stored code is told of it."""
+    return relay.Call(
+        method=request.method,
+        path=path,
+        query=request.scope["query_string"],
+        headers=request.scope["headers"],
+        body=await _body(request),
+    )
+
+
+def _api_key(context: Context) -> bytes | None:
+    return context.settings.api_key.get_secret_value().encode() if context.settings.api_key else None
+
+
+async def _checked(request: Request, context: Context) -> tuple[Session, int | None, bytes]:
+    """A session that may be called, the port, None for its inbox, and the path that its program is to see. Raises
+    EraError."""
     if request.method == "CONNECT":
         raise MethodNotAllowed("CONNECT asks for a tunnel, and there is none here.")
     found = _TARGET.fullmatch(request.scope["raw_path"])
@@ -109,6 +137,8 @@ async def _checked(request: Request, context: Context) -> tuple[Session, int, by
     except NotFound:
         raise NotFound("There is no session at this URL.", hint="Ask the owner of the session for its URL.") from None
     check_public(session)
+    if port == _INBOX:
+        return session, None, path or b"/"
     if port and not (re.fullmatch(rb"\d{1,5}", port) and 1 <= int(port) <= 65535):
         raise BadRequest(
             "The URL has no port behind the session's id.", hint="/proxy/{id}/{port}/{path}, with a port of 1 to 65535."

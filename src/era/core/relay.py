@@ -61,20 +61,26 @@ class Reply:
 def environment(call: Call, *, key: bytes | None) -> dict[str, str]:
     """The variables that tell a program of a request. `key` is the API's, which no program sees. Raises TooLarge for
     what fits no environment."""
-    body, encoding = _body_text(call.body)
-    variables = {
+    path, query = ascii_target(call.path), ascii_target(call.query)
+    return variables(call.method, path, query, headers.of_request(call.headers, key), call.body)
+
+
+def variables(method: str, path: str, query: str, seen: Iterable[tuple[str, str]], body: bytes) -> dict[str, str]:
+    """`environment` of a request whose path and query are text, and whose headers are those that a session may see."""
+    text, encoding = body_text(body)
+    found = {
         "ERA_REQUEST_MODE": "proxy",
-        "ERA_HTTP_METHOD": call.method,
-        "ERA_HTTP_PATH": ascii_target(call.path) or "/",
-        "ERA_HTTP_QUERY": "?" + ascii_target(call.query) if call.query else "",
-        "ERA_HTTP_HEADERS": json.dumps(_joined(headers.of_request(call.headers, key)), ensure_ascii=False),
-        "ERA_HTTP_BODY": body,
+        "ERA_HTTP_METHOD": method,
+        "ERA_HTTP_PATH": path or "/",
+        "ERA_HTTP_QUERY": f"?{query}" if query else "",
+        "ERA_HTTP_HEADERS": json.dumps(_joined(seen), ensure_ascii=False),
+        "ERA_HTTP_BODY": text,
         "ERA_HTTP_BODY_ENCODING": encoding,
     }
-    for name, value in variables.items():
+    for name, value in found.items():
         if len(name) + len(value.encode()) + 2 > _MAX_VARIABLE_BYTES:
             raise too_large(name)
-    return variables
+    return found
 
 
 def too_large(variable: str) -> TooLarge:
@@ -165,7 +171,7 @@ def _joined(pairs: Iterable[tuple[str, str]]) -> dict[str, str]:
     return found
 
 
-def _body_text(body: bytes) -> tuple[str, str]:
+def body_text(body: bytes) -> tuple[str, str]:
     """A body as a variable can hold it, and how."""
     if b"\0" not in body:
         try:

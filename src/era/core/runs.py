@@ -69,6 +69,7 @@ from era.errors import (
     EraError,
     Forbidden,
     NoCode,
+    NotFound,
     SandboxFailed,
     SessionDeleted,
     SetupUnderWay,
@@ -100,6 +101,9 @@ class RunRequest:
 
     public: bool = False
     """Whether it comes through the session's public URL, and so from anybody."""
+
+    session_key: int | None = None
+    """The session that is meant, where the id could be another one's by now. Only for stored code."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,7 +210,7 @@ class Runs:
 
     async def run(self, session_id: str, request: RunRequest) -> Collected:
         """The plain answer: the fold of `stream`."""
-        return await _collect(self.stream(session_id, request))
+        return await collect(self.stream(session_id, request))
 
     async def begin(self, session_id: str, request: RunRequest) -> Begun:
         """Begin a run in the background, once it has its turn and is on record. Raises EraError where it can't."""
@@ -247,7 +251,7 @@ class Runs:
 
     async def execute(self, request: ExecuteRequest) -> Collected:
         """A run in a sandbox that is gone when this returns. Nothing of it is stored."""
-        return await asyncio.shield(asyncio.create_task(_collect(self._execute(request))))
+        return await asyncio.shield(asyncio.create_task(collect(self._execute(request))))
 
     async def drain(self, seconds: float) -> None:
         """Wait for the runs under way, at most `seconds`."""
@@ -284,7 +288,10 @@ class Runs:
         async with self._turns.take(session_id):
             run_id = new_id("run")
             if request.code is None and request.service is None:
-                check_stored(await self._store.session(session_id), public=request.public)
+                found = await self._store.session(session_id)
+                if request.session_key not in (None, found.key):
+                    raise NotFound(f"Session '{session_id}' is another one by now.")
+                check_stored(found, public=request.public)
             session = await self._begin(session_id, run_id, request)
             record = RunRecord(run_id, session.key, "running", started_at=now())
             run = RunUnderWay(run_id, session_id, session.key, request.background, request.service)
@@ -471,7 +478,8 @@ def _log_failure(task: asyncio.Task[RunResult]) -> None:
         log.warning("run_failed", error=str(error), exc_info=None if isinstance(error, EraError) else error)
 
 
-async def _collect(events: AsyncIterator[RunEvent]) -> Collected:
+async def collect(events: AsyncIterator[RunEvent]) -> Collected:
+    """The plain answer that a run's events come to."""
     parts: dict[str, list[bytes]] = {"stdout": [], "stderr": []}
     async for event in events:
         if isinstance(event, Output):

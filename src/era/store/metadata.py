@@ -12,6 +12,7 @@ from sqlalchemy import Connection, func, literal, select, union
 
 from era.store.capsules import CapsuleRows
 from era.store.commits import IS_LIVE
+from era.store.inbox import InboxRows
 from era.store.items import ItemRows
 from era.store.runs import LOST
 from era.store.setups import SetupRows
@@ -33,7 +34,7 @@ _COUNT_SESSIONS = select(func.count()).select_from(sessions).where(IS_LIVE)
 _COUNT_RUNS = select(runs.c.status, func.count()).where(~runs.c.imported).group_by(runs.c.status)
 
 
-class SqlStore(CapsuleRows, VersionRows, SetupRows, ItemRows):
+class SqlStore(CapsuleRows, VersionRows, SetupRows, ItemRows, InboxRows):
     """A MetadataStore in an SQL database. `open` before anything, `close` when done."""
 
     async def snapshot_roots(self) -> Sequence[str]:

@@ -22,7 +22,7 @@ from era.store import dialects
 from era.store.commits import EXPIRES_AT, HAS_RUN_UNDER_WAY, IS_LIVE, SESSIONS, session_of
 from era.store.keys import KeyRows
 from era.store.setups import PENDING
-from era.store.tables import outputs, runs, session_pairs, sessions, versions
+from era.store.tables import deliveries, outputs, runs, session_pairs, sessions, versions
 
 _NEW_SESSION = insert(sessions).returning(sessions.c.key)
 _NEW_PAIRS = insert(session_pairs)
@@ -69,7 +69,12 @@ def _some_of(rows: Column[int], how_many: int) -> Delete:
     return delete(rows.table).where(its, rows.in_(select(rows).where(its, _IS_GONE).limit(how_many)))
 
 
-_PURGE_SOME = (_some_of(runs.c.key, 500), _some_of(outputs.c.run_key, 100), _some_of(versions.c.n, 5))
+_PURGE_SOME = (
+    _some_of(runs.c.key, 500),
+    _some_of(outputs.c.run_key, 100),
+    _some_of(versions.c.n, 5),
+    _some_of(deliveries.c.key, 100),
+)
 _PURGE_KEY = delete(sessions).where(sessions.c.key == bindparam("session"), ~IS_LIVE)
 _PURGE_ID = delete(sessions).where(sessions.c.id == bindparam("session_id")).returning(sessions.c.key)
 

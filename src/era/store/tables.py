@@ -170,6 +170,51 @@ idempotency_keys = Table(
     Column("answer", Text),
 )
 
+# What a session's owner asks for deliveries of webhooks. `secret` is needed as it is, to verify them; no answer and no
+# capsule has it.
+inboxes = Table(
+    "inboxes",
+    metadata,
+    Column("session_key", _Key, ForeignKey(sessions.c.key, ondelete="CASCADE"), primary_key=True),
+    Column("scheme", String(16)),
+    Column("header", String(128)),
+    Column("secret", Text),
+    Column("retries", Integer, nullable=False),
+    Column("created_at", BigInteger, nullable=False),
+    Column("updated_at", BigInteger, nullable=False),
+)
+
+# Deliveries, run by `position`. The content comes last because it is long, and most queries don't want it.
+deliveries = Table(
+    "deliveries",
+    metadata,
+    Column("key", _Key, primary_key=True),
+    Column("id", String(64), nullable=False, unique=True),
+    Column("session_key", _Key, ForeignKey(sessions.c.key, ondelete="CASCADE"), nullable=False),
+    Column("sender_id", String(255)),
+    Column("position", BigInteger, nullable=False),
+    Column("status", String(16), nullable=False),
+    Column("attempts", Integer, nullable=False),
+    Column("tries", Integer, nullable=False),
+    Column("run_ids", Text, nullable=False),
+    Column("received_at", BigInteger, nullable=False),
+    Column("next_attempt_at", BigInteger),
+    Column("ended_at", BigInteger),
+    Column("answer_status", Integer),
+    Column("reason", Text),
+    Column("size", Integer, nullable=False),
+    Column("method", String(32), nullable=False),
+    Column("path", Text, nullable=False),
+    Column("query", Text, nullable=False),
+    Column("base_url", Text, nullable=False),
+    Column("headers", Text, nullable=False),
+    Column("body", LargeBinary, nullable=False),
+    Index(None, "session_key", "sender_id", unique=True),
+    Index(None, "session_key", "status", "position", "size"),
+    Index(None, "session_key", "key"),
+    sqlite_autoincrement=True,
+)
+
 # Values that sessions share. Each is here itself or, where it is long, as the digest of a blob. Keys are bytes, so that
 # every database puts them in the same order.
 storage_items = Table(

@@ -1,0 +1,94 @@
+"""A session's inbox: its settings, and what was delivered."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from fastapi import APIRouter, Query, Request, Response
+
+from era.api.context import (
+    Answer,
+    Context,
+    Cursor,
+    Limit,
+    SessionId,
+    StrictRoute,
+    UseContext,
+    base_url,
+    cursor_of,
+    errors,
+    key_of,
+)
+from era.core.inbox import DeliveryStatus
+from era.core.signatures import HEADERS, Verify
+from era.wire_inbox import (
+    DeliveriesAnswer,
+    DeliveryAnswer,
+    DeliveryContentAnswer,
+    InboxAnswer,
+    InboxBody,
+    InboxDeletedAnswer,
+    content_answer,
+    delivery_answer,
+    inbox_answer,
+)
+
+router = APIRouter(prefix="/api/sessions/{session_id}/inbox", tags=["inbox"], route_class=StrictRoute)
+
+Status = Annotated[DeliveryStatus | None, Query(description="Only those in this state.")]
+
+
+@router.put("", responses={200: {"model": InboxAnswer}, **errors(404)})
+async def put_inbox(session_id: SessionId, body: InboxBody, request: Request, context: UseContext) -> Response:
+    """Give the session an inbox, or change its settings. Deliveries stay."""
+    asked = body.verify
+    verify = None
+    if asked is not None:
+        verify = Verify(asked.scheme, asked.secret, (asked.header or HEADERS[asked.scheme]).lower())
+    await context.deliveries.put_inbox(session_id, verify, body.retries)
+    return await _shown(session_id, request, context)
+
+
+@router.get("", responses={200: {"model": InboxAnswer}, **errors(404)})
+async def get_inbox(session_id: SessionId, request: Request, context: UseContext) -> Response:
+    """Show the session's inbox, without its secret."""
+    return await _shown(session_id, request, context)
+
+
+@router.delete("", responses={200: {"model": InboxDeletedAnswer}, **errors(404)})
+async def delete_inbox(session_id: SessionId, context: UseContext) -> Response:
+    """Remove the session's inbox with all its deliveries, also those that wait."""
+    dropped = await context.deliveries.delete_inbox(session_id)
+    return Answer({"success": True, "session_id": session_id, "deleted_deliveries": dropped})
+
+
+@router.get("/deliveries", responses={200: {"model": DeliveriesAnswer}, **errors(404)})
+async def list_deliveries(
+    session_id: SessionId, context: UseContext, status: Status = None, limit: Limit = 100, cursor: Cursor = None
+) -> Response:
+    """List deliveries, newest first."""
+    before = key_of(cursor) if cursor else None
+    found = await context.deliveries.deliveries(session_id, status=status, limit=limit + 1, before=before)
+    page = found[:limit]
+    following = cursor_of(page[-1].key) if len(found) > limit else None
+    answers = [delivery_answer(delivery) for delivery in page]
+    return Answer({"deliveries": answers, "count": len(answers), "next_cursor": following})
+
+
+@router.get("/deliveries/{delivery_id}", responses={200: {"model": DeliveryContentAnswer}, **errors(404)})
+async def get_delivery(session_id: SessionId, delivery_id: str, context: UseContext) -> Response:
+    """Show a delivery with what was delivered."""
+    return Answer(content_answer(*await context.deliveries.delivery(session_id, delivery_id)))
+
+
+@router.post("/deliveries/{delivery_id}/replay", responses={202: {"model": DeliveryAnswer}, **errors(404, 409, 429)})
+async def replay_delivery(session_id: SessionId, delivery_id: str, context: UseContext) -> Response:
+    """Run a delivery once more, through the code that is stored by then. One that waits is run as soon as it's its
+    turn."""
+    return Answer(delivery_answer(await context.inbox.replay(session_id, delivery_id)), 202)
+
+
+async def _shown(session_id: str, request: Request, context: Context) -> Response:
+    inbox, counts = await context.deliveries.inbox(session_id)
+    url = f"{base_url(request, context.settings)}/proxy/{session_id}/inbox"
+    return Answer(inbox_answer(session_id, url, inbox, counts))
