@@ -72,7 +72,7 @@ _NEXT = (
     .order_by(_d.c.position)
     .limit(1)
 )
-_LAST_KEPT = select(_d.c.key).where(_OF_SESSION, _ENDED).order_by(_d.c.key.desc()).offset(KEPT).limit(1)
+_LAST_KEPT = select(_d.c.key).where(_OF_SESSION, _ENDED).order_by(_d.c.key.desc()).offset(bindparam("kept")).limit(1)
 _PRUNE = delete(_d).where(_OF_SESSION, _ENDED, _d.c.key <= _LAST_KEPT.scalar_subquery())
 _DROP_SOME = delete(_d).where(_d.c.key.in_(select(_d.c.key).where(_OF_SESSION).limit(100)))
 _LAST_KEY = (1 << 63) - 1
@@ -249,7 +249,7 @@ class InboxRows(Commits):
         def job(connection: Connection) -> None:
             connection.execute(update(_d).where(_d.c.key == delivery_key).values(values))
             if ended:
-                connection.execute(_PRUNE, {"session": session_key})
+                connection.execute(_PRUNE, {"session": session_key, "kept": KEPT})
 
         await self._write(job)
 

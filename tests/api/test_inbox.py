@@ -1,0 +1,367 @@
+"""Inboxes, on real servers: what is acknowledged is run, in order, once and again until it went well."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import hmac
+import json
+import signal
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.conftest import Server, eventually
+
+type Session = Callable[..., str]
+
+SECRET = "s3cret-of-the-inbox"
+CODE = """\
+import json, os, sys, time
+path, body, attempt = (os.environ[name] for name in ("ERA_HTTP_PATH", "ERA_HTTP_BODY", "ERA_DELIVERY_ATTEMPT"))
+with open("log", "a") as file:
+    file.write(f"{body}{attempt} ")
+if path == "/once" and attempt == "1":
+    print(json.dumps({"status": 503}))
+elif path == "/exit":
+    sys.exit(3)
+elif path == "/slow" and attempt == "1":
+    time.sleep(60)
+elif path == "/env":
+    print(json.dumps({name: value for name, value in os.environ.items() if name.startswith("ERA_")}))
+else:
+    print("fine")
+"""
+
+
+def made(client: httpx.Client, where: str, code: str | None = CODE, **fields: Any) -> dict[str, Any]:
+    """Give a session an inbox and code."""
+    answer = client.put(f"/api/sessions/{where}/inbox", json=fields)
+    assert answer.status_code == 200, answer.text
+    if code is not None:
+        store(client, where, code)
+    told: dict[str, Any] = answer.json()
+    return told
+
+
+def store(client: httpx.Client, where: str, code: str) -> None:
+    assert client.put(f"/api/sessions/{where}/code", json={"code": code}).status_code == 200
+
+
+def deliver(client: httpx.Client, where: str, body: Any = b"x", path: str = "", **headers: str) -> httpx.Response:
+    named = {name.replace("_", "-"): value for name, value in headers.items()}
+    return client.post(f"/proxy/{where}/inbox{path}", content=body, headers=named)
+
+
+def accepted(client: httpx.Client, where: str, body: Any = b"x", path: str = "", **headers: str) -> str:
+    """The id of a delivery that was taken."""
+    answer = deliver(client, where, body, path, **headers)
+    assert (answer.status_code, answer.json()["status"]) == (202, "pending"), answer.text
+    return str(answer.json()["delivery_id"])
+
+
+def listed(client: httpx.Client, where: str, **query: Any) -> list[dict[str, Any]]:
+    """Newest first."""
+    told: list[dict[str, Any]] = client.get(f"/api/sessions/{where}/inbox/deliveries", params=query).json()[
+        "deliveries"
+    ]
+    return told
+
+
+def settle(client: httpx.Client, where: str) -> list[dict[str, Any]]:
+    """All deliveries, oldest first, once they have ended."""
+    assert eventually(lambda: all(one["status"] in ("done", "failed") for one in listed(client, where)), 20), listed(
+        client, where
+    )
+    return listed(client, where)[::-1]
+
+
+def shown(client: httpx.Client, where: str, delivery: str) -> dict[str, Any]:
+    answer = client.get(f"/api/sessions/{where}/inbox/deliveries/{delivery}")
+    assert answer.status_code == 200, answer.text
+    told: dict[str, Any] = answer.json()
+    return told
+
+
+def logged(client: httpx.Client, where: str) -> str:
+    return client.get(f"/api/sessions/{where}/files/log").text
+
+
+def replay(client: httpx.Client, where: str, delivery: str) -> httpx.Response:
+    return client.post(f"/api/sessions/{where}/inbox/deliveries/{delivery}/replay")
+
+
+def digest(body: bytes, secret: str = SECRET) -> str:
+    return hmac.new(secret.encode(), body, hashlib.sha256).hexdigest()
+
+
+def test_deliveries_are_run_in_order(client: httpx.Client, session: Session) -> None:
+    where = session()
+    told = made(client, where)
+    assert told["url"] == f"{client.base_url}/proxy/{where}/inbox".replace("//proxy", "/proxy")
+    ids = [accepted(client, where, f"{n}:".encode()) for n in range(10)]
+    ended = settle(client, where)
+    assert [one["id"] for one in ended] == ids
+    assert [(one["status"], one["attempts"], one["answer_status"]) for one in ended] == [("done", 1, 200)] * 10
+    assert logged(client, where) == "".join(f"{n}:1 " for n in range(10))
+    runs = client.get(f"/api/sessions/{where}/runs").json()["runs"]
+    assert [[run["run_id"]] for run in runs[::-1]] == [one["run_ids"] for one in ended]
+    assert client.get(f"/api/sessions/{where}/inbox").json()["deliveries"] == {
+        "pending": 0, "running": 0, "done": 10, "failed": 0,
+    }  # fmt: skip
+    page = client.get(f"/api/sessions/{where}/inbox/deliveries?limit=4&status=done").json()
+    rest = client.get(f"/api/sessions/{where}/inbox/deliveries?cursor={page['next_cursor']}").json()
+    assert [one["id"] for one in page["deliveries"] + rest["deliveries"]] == ids[::-1]
+    assert listed(client, where, status="failed") == []
+
+
+def test_the_program_sees_what_the_relay_would_show(client: httpx.Client, session: Session) -> None:
+    where = session()
+    made(client, where)
+    body = b'{"\xff'
+    answer = client.post(
+        f"/proxy/{where}/inbox/env/%2fa?b=%20c",
+        content=body,
+        headers=[("X-A", "1"), ("X-A", "2"), ("Cookie", "other=1; era-session-own=2")],
+    )
+    delivery = answer.json()["delivery_id"]
+    store(client, where, CODE.replace('"/env"', '"/env/%2fa"'))
+    settle(client, where)
+    replay(client, where, delivery)
+    settle(client, where)
+    told = shown(client, where, delivery)
+    said = client.get(f"/api/sessions/{where}/runs/{told['run_ids'][-1]}/stdout").json()
+    assert (said["ERA_REQUEST_MODE"], said["ERA_HTTP_METHOD"]) == ("proxy", "POST")
+    assert (said["ERA_HTTP_PATH"], said["ERA_HTTP_QUERY"]) == ("/env/%2fa", "?b=%20c")
+    assert base64.b64decode(said["ERA_HTTP_BODY"]) == base64.b64decode(told["body"]) == body
+    assert said["ERA_HTTP_BODY_ENCODING"] == told["body_encoding"] == "base64"
+    headers = json.loads(said["ERA_HTTP_HEADERS"])
+    assert (headers["x-a"], headers["cookie"]) == ("1, 2", "own=2")
+    assert ["x-a", "1"] in told["headers"]
+    assert ["cookie", "own=2"] in told["headers"]
+    assert (said["ERA_DELIVERY_ID"], said["ERA_DELIVERY_ATTEMPT"]) == (delivery, "2")
+    assert (told["method"], told["path"], told["query"]) == ("POST", "/env/%2fa", "b=%20c")
+
+
+@pytest.mark.parametrize("name", ["X-GitHub-Delivery", "Idempotency-Key", "X-Delivery-Id"])
+def test_one_that_comes_twice_is_run_once(client: httpx.Client, session: Session, name: str, server: Server) -> None:
+    where = session()
+    made(client, where)
+    answers: list[httpx.Response] = []
+
+    def send() -> None:
+        with server.client() as other:
+            answers.append(deliver(other, where, b"a", **{name: "id-1"}))
+
+    threads = [threading.Thread(target=send) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(answer.status_code for answer in answers) == [200] * 5 + [202]
+    assert len({answer.json()["delivery_id"] for answer in answers}) == 1
+    [ended] = settle(client, where)
+    assert (ended["sender_id"], ended["attempts"]) == ("id-1", 1)
+    again = deliver(client, where, b"a", **{name: "id-1"})
+    assert (again.status_code, again.json()) == (200, {"delivery_id": ended["id"], "status": "done"})
+    accepted(client, where, b"b", **{name: "id-2"})
+    settle(client, where)
+    assert logged(client, where) == "a1 b1 "
+
+
+def test_one_that_fails_is_tried_again_and_the_others_wait(client: httpx.Client, session: Session) -> None:
+    where = session()
+    made(client, where, retries=1)
+    began = time.monotonic()
+    for body, path in ((b"a", "/once"), (b"b", ""), (b"c", "")):
+        accepted(client, where, body, path)
+    assert eventually(lambda: listed(client, where)[-1]["answer_status"] == 503)
+    waiting = listed(client, where)[::-1]
+    assert [(one["status"], one["attempts"]) for one in waiting] == [("pending", 1), ("pending", 0), ("pending", 0)]
+    assert waiting[0]["next_attempt_at"] is not None
+    assert waiting[0]["reason"] == "The program answered 503."
+    ended = settle(client, where)
+    assert time.monotonic() - began > 1
+    assert [(one["status"], one["attempts"], one["answer_status"], one["reason"]) for one in ended] == [
+        ("done", 2, 200, None), ("done", 1, 200, None), ("done", 1, 200, None),
+    ]  # fmt: skip
+    assert logged(client, where) == "a1 a2 b1 c1 "
+    assert len(ended[0]["run_ids"]) == 2
+
+
+def test_one_given_up_and_replayed_with_other_code(client: httpx.Client, session: Session) -> None:
+    where = session()
+    made(client, where, retries=0)
+    lost = accepted(client, where, b"a", "/exit")
+    accepted(client, where, b"b")
+    ended = settle(client, where)
+    assert [one["status"] for one in ended] == ["failed", "done"]  # the next one isn't held up for ever
+    assert ended[0]["reason"] == "The run ended as 'failed'."
+    store(client, where, CODE.replace("sys.exit(3)", "print('mended')"))
+    answer = replay(client, where, lost)
+    assert (answer.status_code, answer.json()["status"]) == (202, "pending")
+    ended = settle(client, where)
+    assert [(one["status"], one["attempts"]) for one in ended] == [("done", 2), ("done", 1)]
+    said = client.get(f"/api/sessions/{where}/runs/{ended[0]['run_ids'][1]}/stdout").text
+    assert said == "mended\n"
+    assert logged(client, where) == "a1 b1 a2 "
+    assert replay(client, where, "dlv_none").status_code == 404
+
+
+def test_a_replay_of_one_that_waits_is_due_at_once(client: httpx.Client, session: Session) -> None:
+    where = session()
+    made(client, where, CODE.replace('attempt == "1"', 'attempt in "12"'))
+    delivery = accepted(client, where, b"a", "/once")
+    assert eventually(lambda: listed(client, where)[0]["attempts"] == 2 and listed(client, where)[0]["next_attempt_at"])
+    began = time.monotonic()
+    assert replay(client, where, delivery).status_code == 202
+    settle(client, where)
+    assert time.monotonic() - began < 3  # it would have been four
+    store(client, where, CODE)
+    slow = accepted(client, where, b"b", "/slow")
+    assert eventually(lambda: listed(client, where)[0]["status"] == "running")
+    assert replay(client, where, slow).status_code == 409
+    stopped = client.delete(f"/api/sessions/{where}/runs/{listed(client, where)[0]['run_ids'][0]}")
+    assert stopped.json()["status"] == "killed"
+    assert settle(client, where)[-1]["attempts"] == 2
+
+
+def test_without_code_they_wait_for_it(client: httpx.Client, session: Session) -> None:
+    where = session()
+    made(client, where, None, retries=0)
+    accepted(client, where, b"a")
+    accepted(client, where, b"b")
+    assert eventually(lambda: listed(client, where)[-1]["reason"] == "The session stores no code.")
+    # Deleted and restored, it still has them; nothing is run meanwhile.
+    assert client.delete(f"/api/sessions/{where}").status_code == 200
+    assert deliver(client, where).status_code == 404
+    assert client.post(f"/api/sessions/{where}/restore").status_code == 200
+    assert [one["status"] for one in listed(client, where)] == ["pending", "pending"]
+    store(client, where, CODE)
+    assert [one["status"] for one in settle(client, where)] == ["done", "done"]
+    assert logged(client, where) == "a1 b1 "
+
+
+def signed(scheme: str, body: bytes, secret: str = SECRET, at: float | None = None) -> dict[str, str]:
+    stamp = int(time.time() if at is None else at)
+    match scheme:
+        case "github":
+            return {"X-Hub-Signature-256": f"sha256={digest(body, secret)}"}
+        case "stripe":
+            return {"Stripe-Signature": f"t={stamp},v1={digest(f'{stamp}.'.encode() + body, secret)}"}
+        case _:
+            return {"X-Own": digest(body, secret)}
+
+
+@pytest.mark.parametrize("scheme", ["github", "stripe", "hmac"])
+def test_a_wrong_signature_is_refused_and_nothing_stored(client: httpx.Client, session: Session, scheme: str) -> None:
+    where = session()
+    own = {"header": "X-Own"} if scheme == "hmac" else {}
+    made(client, where, verify={"scheme": scheme, "secret": SECRET, **own})
+    body = b'{"id": "evt_1"}'
+    forged = [
+        {},
+        signed(scheme, body, "other"),
+        signed(scheme, body + b" "),
+        *([signed(scheme, body, at=time.time() - 400)] if scheme == "stripe" else []),
+    ]
+    for headers in forged:
+        answer = deliver(client, where, body, **headers)
+        assert (answer.status_code, answer.json()["code"]) == (401, "bad_signature")
+        assert SECRET not in answer.text
+    assert listed(client, where) == []
+    accepted(client, where, body, **signed(scheme, body))
+    again = deliver(client, where, body, **signed(scheme, body))
+    assert again.status_code == (200 if scheme == "stripe" else 202)  # its events have an id of their own
+    settle(client, where)
+    made(client, where)  # without `verify` the same forgeries are taken, so it was that which refused them
+    for headers in forged:
+        accepted(client, where, body, **headers)
+    settle(client, where)
+
+
+def test_the_secret_is_nowhere(client: httpx.Client, session: Session, server: Server) -> None:
+    where = session()
+    verify = {"scheme": "github", "secret": SECRET}
+    answers = [client.put(f"/api/sessions/{where}/inbox", json={"verify": verify})]
+    assert answers[0].json()["verify"] == {"scheme": "github", "header": "x-hub-signature-256"}
+    for wrong in ({"scheme": "x"}, {"more": 1}, {"header": "a b"}, {"header": "\n"}):
+        answers.append(client.put(f"/api/sessions/{where}/inbox", json={"verify": {**verify, **wrong}}))
+        assert answers[-1].status_code == 400
+    answers.append(client.put(f"/api/sessions/{where}/inbox", json={"verify": verify, "retries": 21}))
+    assert answers[-1].status_code == 400
+    store(client, where, CODE)
+    delivery = accepted(client, where, b"a", "/env", **signed("github", b"a"))
+    [ended] = settle(client, where)
+    duplicate = client.post(f"/api/sessions/{where}/duplicate", json={"id": f"{where}-2"})
+    for path in ("", "/inbox", "/inbox/deliveries", f"/inbox/deliveries/{delivery}", "/capsule", "/runs"):
+        answers.append(client.get(f"/api/sessions/{where}{path}"))
+        assert answers[-1].status_code == 200
+    answers.append(client.get(f"/api/sessions/{where}/runs/{ended['run_ids'][0]}/stdout"))
+    capsule = client.get(f"/api/sessions/{where}/capsule").content
+    imported = client.post(
+        f"/api/sessions/import?id={where}-3", content=capsule, headers={"Content-Type": "application/x-tar"}
+    )
+    for answer in [*answers, duplicate, imported]:
+        assert SECRET.encode() not in answer.content
+    assert SECRET not in server.log
+    for other in (duplicate, imported):  # nor has a copy the inbox
+        assert other.status_code == 201
+        gone = client.get(f"/api/sessions/{other.json()['id']}/inbox")
+        assert (gone.status_code, gone.json()["code"]) == (404, "no_inbox")
+
+
+def test_what_is_refused(client: httpx.Client, session: Session) -> None:
+    where = session()
+    answer = deliver(client, where)
+    assert (answer.status_code, answer.json()["code"]) == (404, "no_inbox")
+    assert client.delete(f"/api/sessions/{where}/inbox").status_code == 404
+    made(client, where)
+    for method in ("GET", "PUT", "DELETE"):
+        answer = client.request(method, f"/proxy/{where}/inbox/x")
+        assert (answer.status_code, answer.headers["Allow"]) == (405, "POST")
+    for body, status in ((b"x" * (128 << 10), 413), (b"\xff" * (97 << 10), 413), (b"x" * 120_000, 202)):
+        assert deliver(client, where, body).status_code == status
+    assert [one["status"] for one in settle(client, where)] == ["done"]
+    assert deliver(client, "none").status_code == 404
+    assert client.post(f"/proxy/{where}/inboxes").status_code == 400
+    for wrong in ({"retries": -1}, {"retries": "1"}, {"more": 1}, {"verify": {"scheme": "github", "secret": ""}}):
+        assert client.put(f"/api/sessions/{where}/inbox", json=wrong).status_code == 400
+    assert client.patch(f"/api/sessions/{where}", json={"allowPublicAccess": False}).status_code == 200
+    answer = deliver(client, where)
+    assert (answer.status_code, answer.json()["code"]) == (403, "not_public")
+    assert client.delete(f"/api/sessions/{where}/inbox").json()["deleted_deliveries"] == 1
+    assert client.get(f"/api/sessions/{where}/inbox/deliveries").status_code == 404
+    made(client, where)
+    assert listed(client, where) == []
+
+
+def test_nothing_acknowledged_is_lost(own_server: Callable[..., Server]) -> None:
+    key = "the-key-of-the-api"
+    server = own_server(api_key=key, drain_seconds="0", spares="0")
+    bearer = {"Authorization": f"Bearer {key}"}
+    for how, retries in ((signal.SIGKILL, 1), (signal.SIGTERM, 0)):  # being stopped is nobody's failure
+        where = how.name
+        with server.client(headers=bearer) as client:
+            client.post("/api/sessions", json={"language": "python", "session_id": where})
+            made(client, where, retries=retries)
+            accepted(client, where, b"a", "/slow")
+            assert eventually(lambda: listed(client, where)[0]["status"] == "running")  # noqa: B023
+            ids = [accepted(client, where, f"{n}:".encode()) for n in range(5)]
+        server.stop(how)
+        server.start()
+        with server.client(headers=bearer) as client:
+            ended = settle(client, where)
+            assert [one["id"] for one in ended[1:]] == ids
+            assert [(one["status"], one["attempts"]) for one in ended] == [("done", 2), *[("done", 1)] * 5]
+            first = client.get(f"/api/sessions/{where}/runs/{ended[0]['run_ids'][0]}").json()
+            assert first["status"] != "ok"
+            assert (first["status"] == "lost") == (how == signal.SIGKILL)
+            assert logged(client, where).endswith("a2 0:1 1:1 2:1 3:1 4:1 ")
+            assert key not in json.dumps(shown(client, where, ids[0]))
+    assert server.stop() == 0
+    assert "Traceback" not in server.log, server.log
