@@ -7,9 +7,11 @@ import hashlib
 import hmac
 import json
 import signal
+import sqlite3
 import threading
 import time
 from collections.abc import Callable
+from contextlib import closing
 from typing import Any
 
 import httpx
@@ -365,3 +367,29 @@ def test_nothing_acknowledged_is_lost(own_server: Callable[..., Server]) -> None
             assert key not in json.dumps(shown(client, where, ids[0]))
     assert server.stop() == 0
     assert "Traceback" not in server.log, server.log
+
+
+def test_a_full_inbox(client: httpx.Client, session: Session, server: Server) -> None:
+    where = session()
+    made(client, where, None)
+    accepted(client, where, b"a", X_Delivery_Id="known")
+    with closing(sqlite3.connect(server.data_dir / "era.sqlite", timeout=10)) as database:
+        columns = [row[1] for row in database.execute("PRAGMA table_info(deliveries)") if row[1] != "key"]
+        new = {"id": "'dlv_' || n", "position": "position + n", "sender_id": "NULL"}
+        fill = (
+            "WITH RECURSIVE numbers(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM numbers WHERE n < 9999) "
+            f"INSERT INTO deliveries ({', '.join(columns)}) "
+            f"SELECT {', '.join(new.get(name, name) for name in columns)} FROM deliveries, numbers WHERE session_key = "
+            "(SELECT key FROM sessions WHERE id = ? AND deleted_at IS NULL)"
+        )
+        database.execute(fill, [where])
+        database.commit()
+    assert client.get(f"/api/sessions/{where}/inbox").json()["deliveries"]["pending"] == 10_000
+    answer = deliver(client, where)
+    assert (answer.status_code, answer.json()["code"]) == (429, "too_many_deliveries")
+    assert int(answer.headers["Retry-After"]) >= 1
+    assert deliver(client, where, X_Delivery_Id="known").status_code == 200
+    store(client, where, "print('fine')")
+    assert eventually(lambda: listed(client, where, status="done"))
+    accepted(client, where)
+    assert client.delete(f"/api/sessions/{where}/inbox").json()["deleted_deliveries"] >= 10_000

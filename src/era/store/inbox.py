@@ -72,8 +72,8 @@ _NEXT = (
     .order_by(_d.c.position)
     .limit(1)
 )
-_LAST_KEPT = select(_d.c.key).where(_OF_SESSION, _ENDED).order_by(_d.c.key.desc()).offset(bindparam("kept")).limit(1)
-_PRUNE = delete(_d).where(_OF_SESSION, _ENDED, _d.c.key <= _LAST_KEPT.scalar_subquery())
+_COUNT_ENDED = select(func.count()).where(_OF_SESSION, _ENDED)
+_ENDED_KEYS = select(_d.c.key).where(_OF_SESSION, _ENDED)
 _DROP_SOME = delete(_d).where(_d.c.key.in_(select(_d.c.key).where(_OF_SESSION).limit(100)))
 _LAST_KEY = (1 << 63) - 1
 
@@ -249,7 +249,7 @@ class InboxRows(Commits):
         def job(connection: Connection) -> None:
             connection.execute(update(_d).where(_d.c.key == delivery_key).values(values))
             if ended:
-                connection.execute(_PRUNE, {"session": session_key, "kept": KEPT})
+                _prune(connection, session_key)
 
         await self._write(job)
 
@@ -302,6 +302,15 @@ def _check_room(connection: Connection, session_key: int, size: int) -> None:
     count, total = connection.execute(waiting, {"session": session_key}).one()
     if count >= MAX_PENDING or total + size > MAX_PENDING_BYTES:
         raise TooManyDeliveries("As many deliveries wait in this session's inbox as may.")
+
+
+def _prune(connection: Connection, session_key: int) -> None:
+    """Drop the oldest of those that ended, now and then: others wait for this thread."""
+    values = {"session": session_key}
+    if connection.execute(_COUNT_ENDED, values).scalar_one() <= KEPT + KEPT // 10:
+        return
+    keys = sorted(connection.execute(_ENDED_KEYS, values).scalars())
+    connection.execute(delete(_d).where(_d.c.key.in_(keys[: len(keys) - KEPT])))
 
 
 def _last_position(connection: Connection, session_key: int) -> int:
