@@ -163,7 +163,7 @@ def test_a_run_shows_in_the_session(client: httpx.Client, session: MakeSession, 
         ("ü", 2, False),
     ]
     for file in listed["files"]:
-        assert file.keys() == {"path", "size", "modified_at", "uploaded"}
+        assert file.keys() == {"path", "size", "modified_at", "uploaded", "etag"}
         assert_recent(file["modified_at"])
 
 
