@@ -1,13 +1,16 @@
 """Programs that call services with what everybody calls them with: requests and axios, the real ones.
 
-The packages are installed by a server in the real network. Another one then serves the same data in the machine of
-these tests, where no registry can be reached: equal setups find the packages there.
+The packages are installed by a server in the real network. Others then serve what it leaves in the machine of these
+tests, where no registry can be reached: equal setups find the packages there.
 """
 
 from __future__ import annotations
 
+import shutil
+import subprocess
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -149,22 +152,31 @@ print(f"Answer {response.status_code}, calls in this minute: {len(recent) + 1}")
 """
 
 
-@pytest.fixture(scope="module", params=[None, 54323], ids=["root", "user"])
-def packed(
-    machine: Machine, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
-) -> Iterator[NetServer]:
-    """A server that has the packages and can't reach a registry."""
-    data_dir = tmp_path_factory.mktemp("packed") / "data"
+@pytest.fixture(scope="module")
+def installed(machine: Machine, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The data directory of a server that has installed the packages."""
+    data_dir = tmp_path_factory.mktemp("installed") / "data"
     with machine.at_home():
-        installing = Server(data_dir, uid=request.param).start()
+        server = Server(data_dir).start()
         try:
-            with installing.client() as client:
-                made = [make(client, PYTHON_SETUP), make(client, NODE_SETUP, "node")]
-                for one in made:
+            with server.client() as client:
+                for one in [make(client, PYTHON_SETUP), make(client, NODE_SETUP, "node")]:
                     settled(client, one)
         finally:
-            installing.stop()
-    server = machine.serve(data_dir, uid=request.param, SSL_CERT_FILE="")
+            server.stop()
+    return data_dir
+
+
+@pytest.fixture(scope="module", params=[None, 54323], ids=["root", "user"])
+def packed(
+    machine: Machine, installed: Path, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
+) -> Iterator[NetServer]:
+    """A server that was given that directory, and is where no registry can be reached."""
+    data_dir, uid = tmp_path_factory.mktemp("packed") / "data", request.param
+    shutil.copytree(installed, data_dir, symlinks=True)
+    if uid is not None:
+        subprocess.run(["chown", "--recursive", "--no-dereference", f"{uid}:{uid}", str(data_dir)], check=True)
+    server = machine.serve(data_dir, uid=uid, SSL_CERT_FILE="")
     yield server
     server.stop()
 
