@@ -33,7 +33,7 @@ SESSION_KEYS = {
 }  # fmt: skip
 RUN_KEYS = {
     "exit_code", "stdout", "stderr", "duration", "session_id", "data", "run_id", "status", "stdout_truncated",
-    "stderr_truncated", "state",
+    "stderr_truncated", "state", "artifacts", "artifacts_more",
 }  # fmt: skip
 
 
@@ -373,7 +373,7 @@ HELLO = {
     "typescript": "import fs from 'fs'; const a: string = process.env.A!;\n"
     "console.log('hi', fs.readFileSync('d/in.txt', 'utf8'), process.env.ERA_LANGUAGE, a)",
 }
-EXECUTE_KEYS = RUN_KEYS - {"session_id", "data", "state"} | {"language", "vm_id"}
+EXECUTE_KEYS = RUN_KEYS - {"session_id", "data", "state", "artifacts", "artifacts_more"} | {"language", "vm_id"}
 
 
 @pytest.mark.parametrize(
