@@ -163,7 +163,7 @@ def test_a_run_shows_in_the_session(client: httpx.Client, session: MakeSession, 
         ("ü", 2, False),
     ]
     for file in listed["files"]:
-        assert file.keys() == {"path", "size", "modified_at", "uploaded"}
+        assert file.keys() == {"path", "size", "modified_at", "uploaded", "etag"}
         assert_recent(file["modified_at"])
 
 
@@ -310,6 +310,8 @@ def test_a_run_answers_with_all_it_promises(client: httpx.Client, session: MakeS
         "stdout_truncated": False,
         "stderr_truncated": False,
         "state": {"version": 2, "committed": True, "reason": None},
+        "artifacts": [],
+        "artifacts_more": 0,
     }
 
 
