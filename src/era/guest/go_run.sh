@@ -1,4 +1,4 @@
-# go_run.sh GO_VERSION FILE: compile the program FILE with the session's files, and become it.
+# go_run.sh GO_VERSION online|offline FILE: compile the program FILE with the session's files, and become it.
 #
 # The program takes the place of main.go, by an overlay if it couldn't have that name. The session is a module: its own
 # where it has a go.mod, else one called "session". Positions in messages are those of main.go.
@@ -10,7 +10,7 @@ if [ ! -e "$GOCACHE/trim.txt" ]; then
 fi
 
 replaced=
-if [ "$2" != main.go ]; then replaced="\"$PWD/main.go\":\"$PWD/$2\""; fi
+if [ "$3" != main.go ]; then replaced="\"$PWD/main.go\":\"$PWD/$3\""; fi
 modules=/opt/env-go
 if [ -d $modules ]; then
   # The session's setup brought these. What they add to go.mod and go.sum is nobody's file.
@@ -28,7 +28,7 @@ printf '{"Replace":{%s}}' "$replaced" >"$cache/overlay.json"
 
 # Without a way out, the error is to say what is missing, not that some address can't be reached.
 offline=off
-if [ -n "$HTTPS_PROXY$https_proxy" ] && [ ! -d $modules ]; then offline=; fi
+if [ "$2" = online ] && [ ! -d $modules ]; then offline=; fi
 HOME=/nonexistent GOMAXPROCS=2 GOPROXY=${GOPROXY:-$offline} \
   go build -p 2 -ldflags=-w -overlay "$cache/overlay.json" -o "$cache/program" . >&2 || exit 1
 exec "$cache/program"

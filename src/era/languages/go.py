@@ -74,5 +74,7 @@ LANGUAGE = Definition(
         "GOPATH": f"{CACHE}/gopath",
         "GOFLAGS": "-buildvcs=false -modcacherw",
     },
+    online=("online",),
+    offline=("offline",),
     caches=True,
 )
