@@ -10,9 +10,6 @@ import httpx
 import pytest
 
 from era import wire
-from era.core import artifacts
-from era.core.capsules.format import ADDED_TO_RUNS
-from era.core.diffs import FileChange
 from tests.api.test_capsule import TAR
 from tests.api.test_contract import RUN_KEYS, checked
 from tests.api.test_runs import record
@@ -141,36 +138,6 @@ def test_a_capsule_takes_them_along(client: httpx.Client, session: MakeSession, 
     assert made.status_code == 201, made.text
     runs = client.get("/api/sessions/brought/runs").json()["runs"]
     assert [each["artifacts"] for each in runs] == [[SVG]]
-
-
-def test_what_a_record_may_hold() -> None:
-    assert ADDED_TO_RUNS["artifacts"] == {}, "older capsules have none"
-    assert artifacts.can_be_artifacts({})
-    sound = artifacts.listed([FileChange("a.png", None, 1), FileChange("b.txt", None, 1)])
-    assert sound == {"files": [{"type": "image/png", "path": "a.png", "size": 1}], "more": 0}
-    assert artifacts.can_be_artifacts(sound)
-    one = sound["files"][0]
-    for wrong in (
-        None,
-        [],
-        {"files": []},
-        {**sound, "more": -1},
-        {**sound, "more": True},
-        {**sound, "files": [one] * 101},
-        *(
-            {**sound, "files": [{**one, **change}]}
-            for change in ({"type": "text/x"}, {"path": 1}, {"size": "1"}, {"a": 1})
-        ),
-    ):
-        assert not artifacts.can_be_artifacts(wrong), wrong
-
-
-def test_long_paths_are_bounded_together() -> None:
-    deep = "/".join(["ü" * 100] * 10)
-    found = artifacts.listed(FileChange(f"{deep}/{n}.png", None, 0) for n in range(100))
-    assert 0 < len(found["files"]) < 100
-    assert len(found["files"]) + found["more"] == 100
-    assert len(json.dumps(found)) < 64 << 10
 
 
 PLOTS = """
