@@ -19,6 +19,7 @@ import httpx
 import pytest
 
 from era import wire
+from era.languages import runtimes
 from tests import capsules
 from tests.api.test_contract import SESSION_KEYS, checked, refused
 from tests.capsules import document, file, of_files, parts, run, session, tree, version
@@ -287,6 +288,8 @@ def test_who_hangs_up_leaves_nothing(client: httpx.Client, session: MakeSession,
     """Neither an export that nobody reads to its end nor an import that stops halfway: descriptors are checked."""
     where = session()
     run(where, "import os; open('f', 'wb').write(os.urandom(16 << 20))")
+    ready = len(runtimes())  # what the run took of them is made again, with descriptors of its own
+    assert eventually(lambda: client.get("/health").json()["sandboxes"]["ready"] == ready)
     open_before = len(os.listdir(f"/proc/{server.pid}/fd"))
     for _ in range(5):
         with client.stream("GET", f"/api/sessions/{where}/capsule") as answer:

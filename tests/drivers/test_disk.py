@@ -50,7 +50,7 @@ def ended(boxes: Boxes, runs: Runs, code: str) -> tuple[str, Ended]:
 def test_it_is_ended(boxes: Boxes, code: str) -> None:
     limits = replace(LIMITS, disk_bytes=4 << 20, files=200)
     box = boxes._runner.run(boxes.driver.create("python", limits))
-    program = SLOWLY + code + "\nprint('all of it')"
+    program = SLOWLY + code + "\ntime.sleep(1.2)\nprint('all of it')"  # or what others free meanwhile would hide it
     said, told = ended(boxes, lambda program: bounded(box, program, EMPTY), program)
     assert (said, told.cause, told.sandbox_alive) == ("", "disk_full", True)
     assert "the working directory outgrew" in str(told.disk_problem)

@@ -153,6 +153,8 @@ class Fuzz:
     def _send(self, session: requests.Session, case: Case[Any], chance: random.Random) -> None:
         if "session_id" in (case.path_parameters or {}) and chance.random() < 0.75:
             self._aim_at_a_session(case, chance)
+        if "namespace" in (case.path_parameters or {}) and chance.random() < 0.5:
+            self._aim_at_an_item(case)
         if isinstance(case.body, dict):
             _bound(case.body, chance, runs=case.operation.path.endswith(("/run", "/stream", "/execute")))
         label = case.operation.label
@@ -199,6 +201,16 @@ class Fuzz:
         if "path" in case.path_parameters:
             httpx.put(f"{session}/files/f", content=b"x", timeout=30, trust_env=False)
             case.path_parameters["path"] = "f"
+
+    def _aim_at_an_item(self, case: Case[Any]) -> None:
+        """Let the case be about something in the storage that there is, or SQL that means something."""
+        for kind, body in (("kv", {"value": "v"}), ("r2", {"content": "dg=="})):
+            httpx.put(f"{self._url}/api/storage/{kind}/fuzz/k", json=body, timeout=30, trust_env=False)
+        case.path_parameters["namespace"] = "fuzz"
+        if "key" in case.path_parameters:
+            case.path_parameters["key"] = "k"
+        if isinstance(case.body, dict) and isinstance(case.body.get("sql"), str):
+            case.body["sql"] = "SELECT 1"
 
     def _found(self, operation: str, kind: str, detail: str) -> None:
         with self._lock:

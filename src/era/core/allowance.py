@@ -6,9 +6,9 @@ limits: it can't have taken more than the whole file system has lost since it wa
 microseconds, and as long as it is within what the session has left nothing else is done. Most runs end before the first
 question.
 
-Where others free space meanwhile, the file system loses less than the session takes; so a long run is measured now and
-then in any case. And a file that was removed but is still open takes space without being there to be measured: the
-sandbox is asked for those where the directory alone doesn't explain the loss.
+Where others free space meanwhile, the file system loses less than the session takes; so a long run is measured every
+second or so in any case. And a file that was removed but is still open takes space without being there to be measured:
+the sandbox is asked for those where the directory alone doesn't explain the loss.
 
 The bound is therefore not sharp. A program can be over it by what it writes in one TICK, and longer where measuring a
 large tree takes longer: measuring may take a tenth of the time at most. What is *kept* is bounded sharply, by the look
@@ -40,7 +40,9 @@ TICK = 0.05
 _FIRST = 0.1
 _SHARE = 10
 """After a measurement at least this many times its length must pass before the next."""
-_REGULARLY = 10.0
+_REGULARLY, _REGULAR_SHARE = 1.0, 50
+"""The same for measurements that nothing asks for, and how long after the last one they are due at the soonest."""
+
 _BLOCK = 512  # what st_blocks counts, whatever the file system's own blocks are
 
 
@@ -71,7 +73,7 @@ class _Allowance:
         self._entries = before.file_count
         self._problem: str | None = None
         self._free = os.statvfs(sandbox.workspace)
-        self._measured_at = time.monotonic()
+        self._due_at = time.monotonic() + _REGULARLY
         self._not_before = 0.0
         self._task: asyncio.Task[None] | None = None
         self._loop = asyncio.get_running_loop()
@@ -113,7 +115,7 @@ class _Allowance:
         limits = self._sandbox.limits
         if self._bytes + lost > limits.disk_bytes or self._entries + gone > limits.files:
             return True
-        return bool(lost or gone) and at - self._measured_at > _REGULARLY
+        return bool(lost or gone) and at > self._due_at
 
     def _measure(self) -> None:
         """Raises Full."""
@@ -123,8 +125,9 @@ class _Allowance:
             unnamed = self._sandbox.unnamed_bytes(os.fstat(root).st_dev)
         usage.check(unnamed)
         self._bytes, self._entries = usage.bytes + unnamed, usage.entries
-        self._free, self._measured_at = free, time.monotonic()
-        self._not_before = self._measured_at + _SHARE * (self._measured_at - began)
+        ended = time.monotonic()
+        self._free, self._not_before = free, ended + _SHARE * (ended - began)
+        self._due_at = ended + max(_REGULARLY, _REGULAR_SHARE * (ended - began))
 
 
 class _Usage:
