@@ -19,6 +19,9 @@ SRC = ROOT / "src"
 MAX_LINES = 600
 
 ADAPTERS = {"store", "drivers", "hosts", "network", "packages"}
+PLUGINS = {"era.guest.lib.era_matplotlib": "matplotlib"}
+"""Modules of the guest that only this package of the user's imports."""
+
 FRAMEWORKS = {"alembic", "fastapi", "httpx", "pydantic", "pydantic_settings", "sqlalchemy", "starlette", "uvicorn"}
 
 # What of era each part may import; a part that isn't named may import all but the adapters and the app.
@@ -75,7 +78,7 @@ def broken_rules(source: str, module: str, *, is_package: bool = False) -> list[
         if part == "guest":
             if top == "era" and not (item.relative and target == "guest"):
                 wrong = "the guest can't import era: inside a sandbox there is none"
-            elif top != "era" and top not in sys.stdlib_module_names | guests:
+            elif top not in {"era", PLUGINS.get(module)} | sys.stdlib_module_names | guests:
                 wrong = "the guest has the standard library only"
         elif top in FRAMEWORKS and part in {"core", "errors"}:
             wrong = "the core knows no frameworks"

@@ -274,6 +274,12 @@ class RecordedState(BaseModel):
     reason: str | None
 
 
+class ArtifactAnswer(BaseModel):
+    type: str
+    path: str
+    size: int
+
+
 class RunAnswer(BaseModel):
     exit_code: int
     stdout: str
@@ -286,6 +292,8 @@ class RunAnswer(BaseModel):
     stdout_truncated: bool
     stderr_truncated: bool
     state: StateAnswer
+    artifacts: list[ArtifactAnswer]
+    artifacts_more: int
 
 
 class BackgroundAnswer(BaseModel):
@@ -327,6 +335,8 @@ class RunRecordAnswer(BaseModel):
     reaped: int | None
     enforced: dict[str, Any]
     egress: RecordedEgress
+    artifacts: list[ArtifactAnswer]
+    artifacts_more: int
 
 
 class RunRecordsAnswer(BaseModel):
@@ -462,6 +472,7 @@ def result_answer(result: RunResult) -> dict[str, Any]:
             "committed": result.state.committed,
             "reason": result.state.reason,
         },
+        **_artifacts(result.artifacts),
     }
 
 
@@ -489,12 +500,17 @@ def record_answer(record: RunRecord, session_id: str) -> dict[str, Any]:
         "reaped": record.reaped,
         "enforced": record.enforced,
         "egress": {"destinations": [], "more": 0, **record.egress},
+        **_artifacts(record.artifacts),
     }
+
+
+def _artifacts(found: JsonObject) -> dict[str, Any]:
+    return {"artifacts": found.get("files", []), "artifacts_more": found.get("more", 0)}
 
 
 def execute_answer(run: Collected, language: str) -> dict[str, Any]:
     answer = run_answer(run)
-    for name in ("data", "state", "session_id"):
+    for name in ("data", "state", "session_id", "artifacts", "artifacts_more"):
         del answer[name]
     return {**answer, "language": language, "vm_id": run.result.session_id}
 

@@ -33,7 +33,7 @@ SESSION_KEYS = {
 }  # fmt: skip
 RUN_KEYS = {
     "exit_code", "stdout", "stderr", "duration", "session_id", "data", "run_id", "status", "stdout_truncated",
-    "stderr_truncated", "state",
+    "stderr_truncated", "state", "artifacts", "artifacts_more",
 }  # fmt: skip
 
 
@@ -310,6 +310,8 @@ def test_a_run_answers_with_all_it_promises(client: httpx.Client, session: MakeS
         "stdout_truncated": False,
         "stderr_truncated": False,
         "state": {"version": 2, "committed": True, "reason": None},
+        "artifacts": [],
+        "artifacts_more": 0,
     }
 
 
@@ -373,7 +375,7 @@ HELLO = {
     "typescript": "import fs from 'fs'; const a: string = process.env.A!;\n"
     "console.log('hi', fs.readFileSync('d/in.txt', 'utf8'), process.env.ERA_LANGUAGE, a)",
 }
-EXECUTE_KEYS = RUN_KEYS - {"session_id", "data", "state"} | {"language", "vm_id"}
+EXECUTE_KEYS = RUN_KEYS - {"session_id", "data", "state", "artifacts", "artifacts_more"} | {"language", "vm_id"}
 
 
 @pytest.mark.parametrize(

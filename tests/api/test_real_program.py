@@ -35,6 +35,8 @@ PLAIN_ENVIRONMENT = {
     "PYTHONDONTWRITEBYTECODE": "1",
     "PYTHONPATH": "/era/lib",
 }
+OF_PYTHON = {"MPLBACKEND": "module://era_matplotlib"}
+"""What programs in Python have besides."""
 
 
 def plainly(argv: list[str], name: str, code: str, directory: Path, **env: str) -> tuple[int, str, str]:
@@ -44,7 +46,7 @@ def plainly(argv: list[str], name: str, code: str, directory: Path, **env: str) 
     done = subprocess.run(
         [*argv, name],
         cwd=directory,
-        env=PLAIN_ENVIRONMENT | env,
+        env=PLAIN_ENVIRONMENT | (OF_PYTHON if argv[0] == guest.PYTHON else {}) | env,
         stdin=subprocess.DEVNULL,
         capture_output=True,
         timeout=30,

@@ -19,7 +19,7 @@ type MakeSession = Callable[..., str]
 RECORD_KEYS = {
     "run_id", "session_id", "status", "started_at", "ended_at", "duration", "exit_code", "stdout_bytes",
     "stderr_bytes", "stdout_truncated", "stderr_truncated", "state", "peak_memory_bytes", "cpu_seconds", "reaped",
-    "enforced", "egress",
+    "enforced", "egress", "artifacts", "artifacts_more",
 }  # fmt: skip
 
 

@@ -143,6 +143,7 @@ class Service:
             reaped=0,
             enforced={"walls": ["a"]},
             egress={"destinations": [{"host": "ü"}], "more": 3},
+            artifacts={"files": [{"type": "image/png", "path": "ü.png", "size": 7}], "more": 1},
         )
         await self.store.end_run(record, data=data, snapshot=snapshot, outputs=kept)
 

@@ -198,6 +198,12 @@ class Fuzz:
             httpx.delete(session, timeout=30, trust_env=False)
         if case.operation.path.endswith("/setup"):
             httpx.patch(session, json={"setup": {"envs": {"A": "1"}}}, timeout=30, trust_env=False)
+        if "/inbox" in case.operation.path:
+            httpx.put(f"{session}/inbox", json={"retries": 0}, timeout=30, trust_env=False)
+        if "delivery_id" in case.path_parameters:
+            url = f"{self._url}/proxy/{case.path_parameters['session_id']}/inbox/"
+            told = httpx.post(url, timeout=30, trust_env=False)
+            case.path_parameters["delivery_id"] = told.json().get("delivery_id", "delivery_gone")
         if "path" in case.path_parameters:
             httpx.put(f"{session}/files/f", content=b"x", timeout=30, trust_env=False)
             case.path_parameters["path"] = "f"

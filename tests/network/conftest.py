@@ -12,6 +12,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
@@ -31,6 +32,9 @@ class Machine:
 
     keys: Path
     resolv: Path
+    home: int
+    """The real machine's network namespace."""
+
     made: list[NetServer] = field(default_factory=list)
     world_pid: int = 0
 
@@ -38,6 +42,17 @@ class Machine:
         """Run `ip` there."""
         there = ("nsenter", "--net", "--target", str(self.world_pid))
         subprocess.run([*there, "ip", *words], check=True, capture_output=True)
+
+    @contextmanager
+    def at_home(self) -> Iterator[None]:
+        """In the real network for as long as the block lasts, where the registries are."""
+        here = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+        os.setns(self.home, os.CLONE_NEWNET)
+        try:
+            yield
+        finally:
+            os.setns(here, os.CLONE_NEWNET)
+            os.close(here)
 
     def serve(self, data_dir: Path, *, weakness: str = "", uid: int | None = None, **settings: str) -> NetServer:
         """A server whose resolver is the world's. `weakness` is Python that takes something out of it."""
@@ -84,7 +99,7 @@ def machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
     os.unshare(os.CLONE_NEWNET)
     process = None
     wait = ("unshare", "--net", "sh", "-c", 'echo here; read -r _ && exec "$@"', "sh")
-    made = Machine(directory, resolv)
+    made = Machine(directory, resolv, home)
     try:
         process = subprocess.Popen(
             [*wait, sys.executable, str(Path(world.__file__)), str(directory)],

@@ -2,8 +2,9 @@
 
 Run as a program, with the directory of its keys: serves until its stdin ends.
 
-    http  80, https 443    GET /hello, /big?mb=N, /drip?seconds=N, /redirect?to=URL, /hang, /open, /queries
-                           POST /upload
+    http  80, https 443    GET /hello, /big?mb=N, /drip?seconds=N, /redirect?to=URL, /hang, /open, /queries,
+                           /users/NAME
+                           POST /upload, /posts (JSON, which comes back with an id)
     tcp   9000             says what it was sent
     udp   9000             the same
     tcp   6379             a database with SET and GET, in Redis's protocol
@@ -96,6 +97,9 @@ class Handler(BaseHTTPRequestHandler):
                 self.answer(open_requests - 1)
             elif url.path == "/queries":
                 self.answer(queries)
+            elif url.path.startswith("/users/"):
+                login = url.path.removeprefix("/users/")
+                self.answer({"login": login, "name": login.title(), "public_repos": 7})
             else:
                 self.answer({"no": self.path}, 404)
         except OSError:
@@ -104,6 +108,10 @@ class Handler(BaseHTTPRequestHandler):
             open_requests -= 1
 
     def do_POST(self) -> None:
+        if self.path == "/posts":
+            sent = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            self.answer({**sent, "id": 101}, 201)
+            return
         size, digest = 0, hashlib.sha256()
         if self.headers.get("Transfer-Encoding") == "chunked":
             while length := int(self.rfile.readline(), 16):

@@ -70,6 +70,25 @@ def file_changes(read: ReadTree, old: str | None, new: str | None) -> FileChange
     return found
 
 
+def written_files(read: ReadTree, old: str | None, new: str | None, prefix: str = "") -> Iterator[FileChange]:
+    """The files of a tree that were written since it was another one, in the order of their names. Unlike above, who
+    writes the same content again has written, too."""
+    if new is None or old == new:
+        return
+    before = {entry[1]: entry for entry in read(old)} if old else {}
+    for entry in read(new):
+        kind, name, content, *rest = entry
+        was = before.get(name)
+        if was is not None and was[0] != kind:
+            was = None
+        if kind == "dir":
+            yield from written_files(read, was[2] if was else None, content, f"{prefix}{name}/")
+        elif kind == "file":
+            size, _, mtime_ns, *_ = rest
+            if was is None or (was[2], was[5]) != (content, mtime_ns):
+                yield FileChange(prefix + name, was[3] if was else None, size)
+
+
 def _compare(read: ReadTree, old: str | None, new: str | None, prefix: str, found: FileChanges) -> None:
     if old == new:
         return

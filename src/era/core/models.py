@@ -222,6 +222,9 @@ class RunRecord:
     egress: JsonObject = field(default_factory=dict)
     """Where it connected to or tried to: `destinations`, and how many `more`."""
 
+    artifacts: JsonObject = field(default_factory=dict)
+    """Pictures, documents and tables it left: `files`, and how many `more`; see artifacts.py."""
+
     key: int = field(default=0, compare=False)
 
 

@@ -324,6 +324,11 @@ class SnapshotStore(Protocol):
         """What changed between two snapshots, found without reading a file."""
         ...
 
+    async def artifacts(self, old: Snapshot, new: Snapshot) -> JsonObject:
+        """What is to be seen of the files that were written between two snapshots; see artifacts.listed. Nothing is
+        read where they are the same. Raises CommitFailed where the disk fails."""
+        ...
+
     def forget(self, sandbox_id: str) -> None:
         """Drop what was remembered of a sandbox that is gone."""
         ...

@@ -136,6 +136,9 @@ class RunResult:
     stdout_truncated: bool
     stderr_truncated: bool
     state: StateOutcome
+    artifacts: JsonObject = field(default_factory=dict)
+    """As on the record."""
+
     replayed: bool = False
     """This is the answer of an earlier run with the same idempotency key."""
 
@@ -381,9 +384,11 @@ class Runs:
         if request.atomic and status != "ok":
             data, problem = None, f"atomic: {_ending(ended)}; data and files stay as they were."
         snapshot: Snapshot | None = None
+        artifacts: JsonObject = {}
         if problem is None and session.persistent:
             try:
                 snapshot = await self._snapshots.take(sandbox, session.snapshot)
+                artifacts = await self._snapshots.artifacts(session.snapshot, snapshot)
             except SnapshotRefused as error:
                 status = "disk_full" if isinstance(error, WorkspaceFull) else status
                 data, problem = None, f"{error}; data and files stay as they were."
@@ -408,6 +413,7 @@ class Runs:
             reaped=ended.reaped,
             enforced={**sandbox.enforced, **passage.enforced},
             egress=passage.report(),
+            artifacts=artifacts,
         )
         record = await self._store.end_run(record, data=data, snapshot=snapshot, outputs=outputs, answered=answered)
         if problem is None:
@@ -531,6 +537,7 @@ def _result(session_id: str, record: RunRecord, data: JsonObject, *, replayed: b
         stdout_truncated=record.stdout_truncated,
         stderr_truncated=record.stderr_truncated,
         state=StateOutcome(record.version or 0, record.committed, record.reason),
+        artifacts=record.artifacts,
         replayed=replayed,
     )
 

@@ -35,9 +35,10 @@ from itertools import islice
 from typing import Any, Protocol
 
 from era.core import edits, limits, trees
-from era.core.diffs import FileChanges, file_changes
+from era.core.artifacts import listed
+from era.core.diffs import FileChanges, file_changes, written_files
 from era.core.edits import Changes, Entry, Listed
-from era.core.models import EMPTY, STATE_FILE, Snapshot
+from era.core.models import EMPTY, STATE_FILE, JsonObject, Snapshot
 from era.core.paths import Parts
 from era.core.ports import Sandbox
 from era.core.trees import BlobBatch, Bounds, MoreThanAGlance, MustLookEverywhere, Scan, Tree
@@ -186,6 +187,15 @@ class Snapshots:
             return await self._on_thread(lambda: file_changes(self.read_tree, old.root, new.root))
         except OSError as error:
             raise Unavailable(f"the session's files could not be compared: {error.strerror}") from error
+
+    async def artifacts(self, old: Snapshot, new: Snapshot) -> JsonObject:
+        """See SnapshotStore."""
+        if old.root == new.root:
+            return {}
+        try:
+            return await self._on_thread(lambda: listed(written_files(self.read_tree, old.root, new.root)))
+        except OSError as error:
+            raise CommitFailed(f"the files of this run could not be listed: {error.strerror}") from error
 
     async def collect_garbage(self, roots: Iterable[str], blobs: Iterable[str] = ()) -> int:
         """Remove content that no snapshot in `roots` needs, that isn't one of `blobs`, and that is older than the

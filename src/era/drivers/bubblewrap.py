@@ -131,8 +131,8 @@ def read_only(paths: Paths, data: dict[str, int], environment: str | None) -> li
             options += ["--symlink", str(directory.readlink()), str(directory)]
         elif directory.is_dir():
             options += ["--ro-bind", str(directory), str(directory)]
-    for path in ("/etc/ssl/certs", "/etc/alternatives", "/etc/ld.so.cache", "/etc/localtime", "/etc/mime.types"):
-        options += ["--ro-bind-try", path, path]
+    for name in ("ssl/certs", "alternatives", "ld.so.cache", "localtime", "mime.types", "fonts"):
+        options += ["--ro-bind-try", f"/etc/{name}", f"/etc/{name}"]
     for path, descriptor in data.items():
         options += ["--perms", "0444", "--ro-bind-data", str(descriptor), path]
     for inside, source in paths.mounts.items():

@@ -33,5 +33,6 @@ LANGUAGE = Definition(
     hello='print("up")',
     find=_find,
     packages="pip",
+    environment={"MPLBACKEND": "module://era_matplotlib"},  # guest/lib, which PYTHONPATH names
     at_start=("PYTHON",),
 )

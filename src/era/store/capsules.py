@@ -154,6 +154,7 @@ class CapsuleRows(SessionRows, RunRows):
         values = {f"new_{name}": getattr(record, name) for name in _FOREIGN_FIELDS}
         values |= {"new_enforced": json.dumps({**IMPORTED, **record.enforced, **IMPORTED}), "new_imported": True}
         values["new_egress"] = json.dumps(record.egress)
+        values["new_artifacts"] = json.dumps(record.artifacts)
         try:
             run_key = self._foreign_run.one(connection, values)[0]
         except self._errors as error:

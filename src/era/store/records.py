@@ -20,7 +20,7 @@ RUNS = select(*(runs.c[name] for name in RUN_FIELDS))
 def record_of(row: Iterable[Any]) -> RunRecord:
     """A row of `RUNS`."""
     values = dict(zip(RUN_FIELDS, row, strict=True))
-    for name in ("enforced", "egress"):
+    for name in ("enforced", "egress", "artifacts"):
         values[name] = json.loads(values[name])
     return RunRecord(**values)
 
@@ -46,4 +46,5 @@ def finished(record: RunRecord) -> dict[str, Any]:
         "new_reaped": record.reaped,
         "new_enforced": json.dumps(record.enforced),
         "new_egress": json.dumps(record.egress),
+        "new_artifacts": json.dumps(record.artifacts),
     }

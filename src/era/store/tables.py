@@ -130,6 +130,7 @@ runs = Table(
     Column("reaped", Integer),
     Column("enforced", Text, nullable=False),
     Column("egress", Text, nullable=False, server_default="{}"),
+    Column("artifacts", Text, nullable=False, server_default="{}"),
     Column("imported", Boolean, nullable=False, server_default=false()),  # It ran on another server.
     Index(None, "session_key", "key"),
     Index("ix_runs_status", "status", "imported"),

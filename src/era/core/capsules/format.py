@@ -23,6 +23,7 @@ from typing import IO, Any, get_args
 
 from era import __version__, languages
 from era.core import jsontext, requirements
+from era.core.artifacts import can_be_artifacts
 from era.core.capsules import checks
 from era.core.egress import can_be_egress
 from era.core.expiry import MAX_TTL
@@ -68,7 +69,7 @@ SESSION: dict[str, checks.Check] = {
     "last_run_at": checks.optional(checks.time),
 }
 ADDED: dict[str, Any] = {"limits": {}, "isolation": "auto", "egress": {}, "service": None, "setup": None}
-ADDED_TO_RUNS: dict[str, Any] = {"egress": {}}
+ADDED_TO_RUNS: dict[str, Any] = {"egress": {}, "artifacts": {}}
 """What the first capsules did not have yet."""
 
 CODE: dict[str, checks.Check] = {
@@ -105,6 +106,7 @@ RUN: dict[str, checks.Check] = {
     "reaped": _SMALL,
     "enforced": checks.an_object,
     "egress": checks.an_object,
+    "artifacts": can_be_artifacts,
     "stdout": checks.optional(checks.is_digest),
     "stderr": checks.optional(checks.is_digest),
 }

@@ -194,7 +194,7 @@ def _version(value: dict[str, Any], snapshot: Callable[[str], Snapshot]) -> Vers
 
 
 def _run(value: dict[str, Any]) -> tuple[RunRecord, Outputs | None]:
-    for name in ("enforced", "egress"):
+    for name in ("enforced", "egress", "artifacts"):
         if len(data_text(name, value[name])) > layout.MAX_ENFORCED:
             raise too_large(f"has a run whose '{name}' is over {layout.MAX_ENFORCED} characters")
     record = RunRecord(session_key=0, **{name: value[name] for name in _RECORD})

@@ -1,0 +1,87 @@
+"""Which of a session's files are artifacts of a run, and what that costs."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import random
+from pathlib import Path
+
+import pytest
+
+from era.core import artifacts
+from era.core.capsules.format import ADDED_TO_RUNS
+from era.core.diffs import FileChange, written_files
+from era.core.models import EMPTY
+from era.errors import CommitFailed
+from tests.core.lab import Lab, described, mutate
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_what_was_written_is_what_is_new_or_has_another_time_or_content(tmp_path: Path, seed: int) -> None:
+    lab, chance = Lab(tmp_path), random.Random(seed)
+    place, snapshot, before = lab.place(), EMPTY, {}
+    for _ in range(40):
+        for _ in range(chance.randrange(4)):
+            mutate(place.workspace, chance)
+        after = described(place.workspace)
+        taken = lab.take(place, snapshot)
+        expected = set()
+        for path, (kind, *rest) in after.items():
+            was = before.get(path, ("nothing",))
+            if kind == "file" and (was[0] != "file" or (was[1], was[3]) != (rest[0], rest[2])):
+                expected.add((os.fsdecode(path), len(rest[0])))
+        found = list(written_files(lab.snapshots.read_tree, snapshot.root, taken.root))
+        assert {(change.path, change.size) for change in found} == expected
+        assert len(found) == len(expected)
+        snapshot, before = taken, after
+
+
+def test_a_run_that_changes_nothing_pays_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lab = Lab(tmp_path)
+    place = lab.place()
+    (place.workspace / "a.png").write_bytes(b"1")
+    first = lab.take(place)
+    (place.workspace / "b.png").write_bytes(b"22")
+    second = lab.take(place, first)
+    expected = {"files": [{"type": "image/png", "path": "b.png", "size": 2}], "more": 0}
+    assert asyncio.run(lab.snapshots.artifacts(first, second)) == expected
+
+    def get(digest: str) -> bytes:
+        raise OSError(5, "the disk fails")
+
+    monkeypatch.setattr(lab.blobs, "get", get)
+    assert asyncio.run(lab.snapshots.artifacts(second, lab.take(place, second))) == {}
+    with pytest.raises(CommitFailed, match="the disk fails"):
+        asyncio.run(lab.snapshots.artifacts(first, second))
+
+
+def test_what_a_record_may_hold() -> None:
+    assert ADDED_TO_RUNS["artifacts"] == {}, "older capsules have none"
+    assert artifacts.can_be_artifacts({})
+    sound = artifacts.listed([FileChange("a.png", None, 1), FileChange("b.txt", None, 1)])
+    assert sound == {"files": [{"type": "image/png", "path": "a.png", "size": 1}], "more": 0}
+    assert artifacts.can_be_artifacts(sound)
+    one = sound["files"][0]
+    for wrong in (
+        None,
+        [],
+        {"files": []},
+        {**sound, "more": -1},
+        {**sound, "more": True},
+        {**sound, "files": [one] * 101},
+        *(
+            {**sound, "files": [{**one, **change}]}
+            for change in ({"type": "text/x"}, {"path": 1}, {"size": "1"}, {"a": 1})
+        ),
+    ):
+        assert not artifacts.can_be_artifacts(wrong), wrong
+
+
+def test_long_paths_are_bounded_together() -> None:
+    deep = "/".join(["ü" * 100] * 10)
+    found = artifacts.listed(FileChange(f"{deep}/{n}.png", None, 0) for n in range(100))
+    assert 0 < len(found["files"]) < 100
+    assert len(found["files"]) + found["more"] == 100
+    assert len(json.dumps(found)) < 64 << 10

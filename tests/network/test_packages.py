@@ -1,0 +1,262 @@
+"""Programs that call services with what everybody calls them with: requests and axios, the real ones.
+
+The packages are installed by a server in the real network. Others then serve what it leaves in the machine of these
+tests, where no registry can be reached: equal setups find the packages there.
+"""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.api.test_setup import make, settled
+from tests.conftest import Server
+from tests.network.conftest import Machine, NetServer, Session, new_session
+
+PYTHON_SETUP = {"pip": {"requirements": "requests"}}
+NODE_SETUP = {"npm": ["axios"]}
+
+REQUESTS = """
+import json
+import requests
+
+# who is it?
+response = requests.get('SCHEME://api.example.test/users/mina')
+print(f"Answer: {response.status_code}")
+print(f"Name: {response.json()['name']}")
+
+# leave a note
+note = {'title': 'Shelf', 'body': 'Painted green'}
+response = requests.post('SCHEME://www.example.test/posts', json=note)
+print(f"Note: {response.json()['id']}")
+
+with open('.session_data.json', 'r') as f:
+    session_data = json.load(f)
+session_data['note'] = response.json()
+with open('.session_data.json', 'w') as f:
+    json.dump(session_data, f)
+"""
+AXIOS = """
+const axios = require('axios');
+const fs = require('fs');
+
+async function main() {
+  // who is it?
+  const response = await axios.get('SCHEME://api.example.test/users/mina');
+  console.log('Answer:', response.status);
+  console.log('Name:', response.data.name);
+  // leave a note
+  const note = await axios.post('SCHEME://www.example.test/posts', { title: 'Shelf', body: 'Painted green' });
+  console.log('Note:', note.data.id);
+  const data = JSON.parse(fs.readFileSync('.session_data.json', 'utf8'));
+  data.note = note.data;
+  fs.writeFileSync('.session_data.json', JSON.stringify(data, null, 2));
+}
+
+main().catch(console.error);
+"""
+TYPED_AXIOS = """
+import axios from 'axios';
+import * as fs from 'fs';
+
+interface Reader {
+  name: string;
+  login: string;
+  public_repos: number;
+}
+interface Note {
+  id: number;
+  title: string;
+}
+
+async function visit(login: string): Promise<void> {
+  const response = await axios.get<Reader>(
+    `SCHEME://api.example.test/users/${login}`
+  );
+  console.log('Answer:', response.status);
+  console.log('Name:', response.data.name);
+  const note = await axios.post<Note>('SCHEME://www.example.test/posts', { title: 'Shelf', body: 'Painted green' });
+  console.log('Note:', note.data.id);
+  const data = JSON.parse(fs.readFileSync('.session_data.json', 'utf8'));
+  data.note = note.data;
+  fs.writeFileSync('.session_data.json', JSON.stringify(data, null, 2));
+}
+
+visit('mina').catch(console.error);
+"""
+CALLERS: dict[str, tuple[str, dict[str, Any]]] = {
+    "python": (REQUESTS, PYTHON_SETUP),
+    "node": (AXIOS, NODE_SETUP),
+    "typescript": (TYPED_AXIOS, NODE_SETUP),
+}
+
+CACHE = """
+import json
+import time
+import requests
+
+with open('.session_data.json', 'r') as f:
+    data = json.load(f)
+if 'pages' not in data:
+    data['pages'] = {}
+
+def fetch(url, ttl=300):
+    now = time.time()
+    if url in data['pages']:
+        page = data['pages'][url]
+        if now - page['at'] < ttl:
+            print(f"Known: {url}")
+            return page['content']
+    print(f"Asked for: {url}")
+    content = requests.get(url).json()
+    data['pages'][url] = {'content': content, 'at': now}
+    return content
+
+reader = fetch('http://api.example.test/users/mina', ttl=600)
+print(f"Name: {reader['name']}")
+
+with open('.session_data.json', 'w') as f:
+    json.dump(data, f)
+"""
+LIMITER = """
+import json
+import time
+
+with open('.session_data.json', 'r') as f:
+    data = json.load(f)
+if 'calls' not in data:
+    data['calls'] = []
+
+# at most 10 in a minute
+now = time.time()
+recent = [at for at in data['calls'] if now - at < 60]
+if len(recent) >= 10:
+    print("Too many calls, come back later.")
+    exit(1)
+
+import requests
+response = requests.get('http://api.example.test/hello')
+data['calls'].append(now)
+data['calls'] = data['calls'][-100:]
+
+with open('.session_data.json', 'w') as f:
+    json.dump(data, f)
+print(f"Answer {response.status_code}, calls in this minute: {len(recent) + 1}")
+"""
+
+
+@pytest.fixture(scope="module")
+def installed(machine: Machine, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The data directory of a server that has installed the packages."""
+    data_dir = tmp_path_factory.mktemp("installed") / "data"
+    with machine.at_home():
+        server = Server(data_dir).start()
+        try:
+            with server.client() as client:
+                for one in [make(client, PYTHON_SETUP), make(client, NODE_SETUP, "node")]:
+                    settled(client, one)
+        finally:
+            server.stop()
+    return data_dir
+
+
+@pytest.fixture(scope="module", params=[None, 54323], ids=["root", "user"])
+def packed(
+    machine: Machine, installed: Path, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
+) -> Iterator[NetServer]:
+    """A server that was given that directory, and is where no registry can be reached."""
+    data_dir, uid = tmp_path_factory.mktemp("packed") / "data", request.param
+    shutil.copytree(installed, data_dir, symlinks=True)
+    if uid is not None:
+        subprocess.run(["chown", "--recursive", "--no-dereference", f"{uid}:{uid}", str(data_dir)], check=True)
+    server = machine.serve(data_dir, uid=uid, SSL_CERT_FILE="")
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def client(packed: NetServer) -> Iterator[httpx.Client]:
+    with packed.client() as client:
+        yield client
+
+
+def has(client: httpx.Client, setup: dict[str, Any], language: str = "python", **fields: Any) -> Session:
+    """A session with these packages."""
+    one = new_session(client, language, setup=setup, **fields)
+    settled(client, one.id)
+    return one
+
+
+def data_of(one: Session) -> dict[str, Any]:
+    data: dict[str, Any] = one.client.get(f"/api/sessions/{one.id}").json()["data"]
+    return data
+
+
+@pytest.mark.parametrize("language", CALLERS)
+@pytest.mark.parametrize("scheme", ["http", "https"])
+def test_calls_of_services(client: httpx.Client, machine: Machine, language: str, scheme: str) -> None:
+    code, setup = CALLERS[language]
+    one = has(client, setup, language)
+    trust = {}
+    if scheme == "https":
+        client.put(f"/api/sessions/{one.id}/files/ca.pem", content=(machine.keys / "ca.pem").read_bytes())
+        trust = dict.fromkeys(("REQUESTS_CA_BUNDLE", "NODE_EXTRA_CA_CERTS"), "/workspace/ca.pem")
+    told = one.run(code.replace("SCHEME", scheme), env=trust)
+    assert (told["stdout"], told["stderr"]) == ("Answer: 200\nName: Mina\nNote: 101\n", "")
+    assert told["exit_code"] == 0
+    assert told["data"]["note"] == {"title": "Shelf", "body": "Painted green", "id": 101} == data_of(one)["note"]
+    port = 443 if scheme == "https" else 80
+    assert {(each["host"], each["port"], each["allowed"]) for each in one.destinations()} == {
+        ("api.example.test", port, True),
+        ("www.example.test", port, True),
+    }
+
+
+@pytest.mark.parametrize(("language", "problem"), [("python", "SSLError"), ("node", "certificate")])
+def test_a_certificate_nobody_vouches_for(client: httpx.Client, language: str, problem: str) -> None:
+    code, setup = CALLERS[language]
+    told = has(client, setup, language).run(code.replace("SCHEME", "https"))
+    assert problem in told["stderr"]
+    assert "note" not in told["data"]
+
+
+@pytest.mark.parametrize("language", ["python", "node"])
+def test_without_internet_access(client: httpx.Client, language: str) -> None:
+    code, setup = CALLERS[language]
+    one = has(client, setup, language, allowInternetAccess=False)
+    told = one.run(code.replace("SCHEME", "http"))
+    assert "ConnectionError" in told["stderr"] or "Error: " in told["stderr"]
+    assert (told["stdout"], told["data"]) == ("", {})
+    one.change(allowInternetAccess=True)
+    assert one.run(code.replace("SCHEME", "http"))["stdout"].endswith("Note: 101\n")
+
+
+def test_a_cache_in_the_data(client: httpx.Client) -> None:
+    one = has(client, PYTHON_SETUP)
+    url = "http://api.example.test/users/mina"
+    assert one.says(CACHE) == f"Asked for: {url}\nName: Mina\n"
+    assert [each["host"] for each in one.destinations()] == ["api.example.test"]
+    assert one.says(CACHE) == f"Known: {url}\nName: Mina\n"
+    assert one.destinations() == []
+    data = data_of(one)
+    data["pages"][url]["at"] -= 601
+    one.change(data=data)
+    assert one.says(CACHE) == f"Asked for: {url}\nName: Mina\n"
+    assert [each["host"] for each in one.destinations()] == ["api.example.test"]
+
+
+def test_a_rate_limiter(client: httpx.Client) -> None:
+    one = has(client, PYTHON_SETUP, data={"calls": [time.time() - 120, *[time.time()] * 8]})
+    for calls in (9, 10):
+        assert one.says(LIMITER) == f"Answer 200, calls in this minute: {calls}\n"
+    told = one.run(LIMITER)
+    assert (told["stdout"], told["exit_code"]) == ("Too many calls, come back later.\n", 1)
+    assert one.destinations() == []
+    assert len(data_of(one)["calls"]) == 11
