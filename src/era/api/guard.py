@@ -1,4 +1,4 @@
-"""The gate before every route: who may call, from where, and how much they may send.
+"""The guard before every route: who may call, from where, and how much they may send.
 
 Without a key a server on loopback is open to everybody on the machine, but must not be open to pages in their
 browsers. Such a page can send a request here in three ways, each refused: from another site (Origin and

@@ -1,4 +1,4 @@
-"""The HTTP application: routers, the gate before them, and every error in the contract's shape."""
+"""The HTTP application: routers, the guard before them, and every error in the contract's shape."""
 
 from __future__ import annotations
 

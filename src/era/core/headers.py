@@ -9,7 +9,7 @@ own pages, and for cookies even of every other service on that host. Three rules
 - Of the request, the code gets nothing that authenticates against the API, and no cookie but its own. Its cookies have
   a prefix outside, which tells them from all others, and a path, which keeps them from other sessions.
 - A document it answers is in a sandbox of the browser, with an origin of its own that equals no other: it reads no
-  answer of this server, has no storage and no cookies, and its requests say `Origin: null`, which the gate refuses.
+  answer of this server, has no storage and no cookies, and its requests say `Origin: null`, which the guard refuses.
 - It sets no header that speaks for the connection, for the whole origin, or to a proxy in between.
 """
 
