@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
+from urllib.parse import quote
 
 import httpx
 import pytest
@@ -190,10 +191,18 @@ def server(shared_server: Server) -> Iterator[Server]:
     yield shared_server
     with shared_server.client() as client:
         assert client.delete("/api/sessions").status_code == 200
+        for kind, namespace in {(each["type"], each["namespace"]) for each in _stored(client)}:
+            assert client.delete(f"/api/storage/{kind}/{quote(namespace, safe='')}").status_code == 200
     assert eventually(lambda: _at_rest(shared_server)), "sandboxes were left behind"
     assert eventually(lambda: len(shared_server.descendants()) <= processes), "processes were left behind"
     assert eventually(lambda: _fds(shared_server.pid) <= fds + 4), "descriptors were left open"
     assert len(list((shared_server.data_dir / "live").iterdir())) == len(languages.runtimes())
+
+
+def _stored(client: httpx.Client) -> list[dict[str, str]]:
+    """What is in the storage."""
+    listed: list[dict[str, str]] = client.get("/api/resources/list", params={"limit": 1000}).json()["resources"]
+    return listed
 
 
 def _at_rest(server: Server) -> bool:

@@ -141,7 +141,7 @@ class _Usage:
 
     def _add(self, fd: int, depth: int) -> None:
         if depth > bounds(self._limits).depth:
-            raise Full("the working directory is nested too deep to be measured")
+            raise Full(f"the working directory is nested deeper than {bounds(self._limits).depth} directories")
         with os.scandir(fd) as entries:
             for entry in entries:
                 self.entries += 1
