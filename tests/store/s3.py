@@ -29,6 +29,7 @@ ACCESS_KEY = "ACCESSKEYOFTESTS"
 SECRET_KEY = "canary-secret-key-7c1e"
 REGION = "us-east-1"
 START_SECONDS = 30.0
+TRIES = 4
 
 
 @dataclass(frozen=True)
@@ -61,10 +62,8 @@ class S3:
         return sorted(item["path"] for item in found)
 
 
-@contextmanager
-def radosgw(directory: Path) -> Iterator[S3]:
-    """Run the server on a free port, until the block ends or this process does."""
-    options = [
+def _options(directory: Path) -> list[str]:
+    return [
         "--no-mon-config",
         "--conf=/dev/null",
         "--rgw-backend-store=dbstore",
@@ -75,11 +74,27 @@ def radosgw(directory: Path) -> Iterator[S3]:
         f"--run-dir={directory}",
         f"--log-file={directory}/log",
     ]
+
+
+def _with_a_user(directory: Path) -> Path:
+    """A directory below it where our user is known. Should radosgw-admin hang, which it does, another is begun with."""
     keys = [f"--access-key={ACCESS_KEY}", f"--secret-key={SECRET_KEY}"]
-    user = ["radosgw-admin", *options, "user", "create", "--uid=tests", "--display-name=tests", *keys]
-    subprocess.run(user, check=True, capture_output=True, timeout=START_SECONDS)
+    for attempt in range(TRIES):
+        found = directory / str(attempt)
+        found.mkdir()
+        user = ["radosgw-admin", *_options(found), "user", "create", "--uid=tests", "--display-name=tests", *keys]
+        with suppress(subprocess.TimeoutExpired):
+            subprocess.run(user, check=True, capture_output=True, timeout=START_SECONDS)
+            return found
+    raise AssertionError(f"radosgw-admin hung {TRIES} times")
+
+
+@contextmanager
+def radosgw(directory: Path) -> Iterator[S3]:
+    """Run the server on a free port, until the block ends or this process does."""
+    directory = _with_a_user(directory)
     port = _free_port()
-    command = ["setpriv", "--pdeathsig", "KILL", "radosgw", "-f", *options]
+    command = ["setpriv", "--pdeathsig", "KILL", "radosgw", "-f", *_options(directory)]
     command.append(f"--rgw-frontends=beast endpoint=127.0.0.1:{port} tcp_nodelay=1")
     with (directory / "out").open("wb") as out:
         process = subprocess.Popen(command, stdout=out, stderr=out)
