@@ -20,6 +20,7 @@ from era import languages
 from era.core.models import JsonObject, Language
 from era.core.ports import Ended, Limits, Output, Program
 from era.drivers import guest
+from era.drivers.staging import remove_tree
 from era.errors import SandboxFailed
 from era.guest.workspace import STATE_FILE, write_file
 from era.languages.node import NODE
@@ -145,7 +146,7 @@ class FakeSandbox:
 
     async def close(self) -> None:
         self.kill()
-        shutil.rmtree(self.workspace.parent, ignore_errors=True)
+        remove_tree(self.workspace.parent)
 
 
 class FakeDriver:
@@ -157,7 +158,7 @@ class FakeDriver:
         self._made: list[FakeSandbox] = []
 
     async def clear(self) -> None:
-        shutil.rmtree(self.live, ignore_errors=True)
+        remove_tree(self.live)
 
     async def start(self) -> None:
         pass
