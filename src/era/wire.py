@@ -78,11 +78,11 @@ class PipRequirements(Body):
 
 
 class NpmPackage(Body):
-    packageJson: str = Field(description="The text of a package.json; its dependencies are what counts.")  # noqa: N815
+    packageJson: str = Field(description="The text of a package.json; its dependencies are what counts.")
 
 
 class GoModules(Body):
-    goMod: str = Field(description="The text of a go.mod; what it requires is what counts.")  # noqa: N815
+    goMod: str = Field(description="The text of a go.mod; what it requires is what counts.")
 
 
 class SetupBody(Body):
@@ -102,8 +102,8 @@ class CreateSession(Body):
     data: dict[str, Any] = Field(default_factory=dict, description="The state; `.session_data.json` in the sandbox.")
     metadata: dict[str, Any] = Field(default_factory=dict, description="Labels; never seen by programs.")
     setup: SetupBody | None = Field(None, description="Packages to install, commands to run, variables of every run.")
-    allowInternetAccess: bool = Field(True, description="Whether programs get an HTTP proxy to the internet.")  # noqa: N815
-    allowPublicAccess: bool = Field(True, description="Whether others may call the session's public URL.")  # noqa: N815
+    allowInternetAccess: bool = Field(True, description="Whether programs get to the internet.")
+    allowPublicAccess: bool = Field(True, description="Whether others may call the session's public URL.")
     default_timeout: float = Field(30.0, gt=0, description="Seconds that a run may take if it doesn't say.")
     ttl: Ttl = Field(None, description="Seconds without a call after which it expires; null is never.")
     limits: Limits = None
@@ -114,8 +114,8 @@ class CreateSession(Body):
 
 class ChangeSession(Body):
     default_timeout: float | None = Field(None, gt=0)
-    allowInternetAccess: bool | None = None  # noqa: N815
-    allowPublicAccess: bool | None = None  # noqa: N815
+    allowInternetAccess: bool | None = None
+    allowPublicAccess: bool | None = None
     metadata: dict[str, Any] | None = None
     data: dict[str, Any] | None = Field(None, description="Replaces the state, between runs.")
     ttl: Ttl = Field(None, description="Left out: as it is; null: never expires.")
@@ -151,7 +151,7 @@ class ExecuteBody(Body):
     env: Env = Field(default_factory=dict)
     timeout: float | None = Field(None, gt=0)
     files: dict[str, str] = Field(default_factory=dict, description="Text files to put beside the program, by path.")
-    allowInternetAccess: bool = True  # noqa: N815
+    allowInternetAccess: bool = True
     limits: Limits = None
     isolation: Isolation = "auto"
 
@@ -220,8 +220,8 @@ class SessionAnswer(BaseModel):
     metadata: dict[str, Any]
     data: dict[str, Any]
     setup: dict[str, Any] | None
-    allowInternetAccess: bool  # noqa: N815
-    allowPublicAccess: bool  # noqa: N815
+    allowInternetAccess: bool
+    allowPublicAccess: bool
     default_timeout: float
     version: int
     ttl: int | None

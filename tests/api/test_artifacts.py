@@ -125,7 +125,7 @@ for name in (b'\\xff.png', 'é ü.JPEG'):
 def test_an_answer_that_is_given_again_has_them(client: httpx.Client, session: MakeSession) -> None:
     where = session()
     send = {"json": {"code": CHART}, "headers": {"Idempotency-Key": "chart"}}
-    first, second = (client.post(f"/api/sessions/{where}/run", **send) for _ in range(2))  # type: ignore[arg-type]
+    first, second = (client.post(f"/api/sessions/{where}/run", **send) for _ in range(2))  # type: ignore[arg-type]  # mixed
     assert first.json()["artifacts"] == [SVG]
     assert first.json() == second.json()
 

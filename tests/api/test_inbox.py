@@ -355,7 +355,7 @@ def test_nothing_acknowledged_is_lost(own_server: Callable[..., Server]) -> None
             client.post("/api/sessions", json={"language": "python", "session_id": where})
             made(client, where, retries=retries)
             accepted(client, where, b"a", "/slow")
-            assert eventually(lambda: listed(client, where)[0]["status"] == "running")  # noqa: B023
+            assert eventually(lambda: listed(client, where)[0]["status"] == "running")  # noqa: B023  called in this turn
             ids = [accepted(client, where, f"{n}:".encode()) for n in range(5)]
         server.stop(how)
         server.start()

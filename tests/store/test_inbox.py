@@ -48,7 +48,7 @@ async def end(store: SqlStore, session: Session, status: str = "done") -> None:
     found = await store.next_delivery(session.key)
     assert found is not None
     await store.begin_attempt(found.delivery, f"run-{found.delivery.id}")
-    await store.end_attempt(session.key, found.delivery.key, Outcome(status, 1, 1))  # type: ignore[arg-type]
+    await store.end_attempt(session.key, found.delivery.key, Outcome(status, 1, 1))  # type: ignore[arg-type]  # a str
 
 
 def test_as_many_wait_as_may(with_inbox: Callable[[Test], None], monkeypatch: pytest.MonkeyPatch) -> None:

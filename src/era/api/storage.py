@@ -70,7 +70,7 @@ class ObjectAnswer(BaseModel):
     content: str
     size: int
     uploaded: str
-    customMetadata: dict[str, Any]  # noqa: N815
+    customMetadata: dict[str, Any]
 
 
 class KeyAnswer(BaseModel):

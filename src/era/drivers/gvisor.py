@@ -59,7 +59,7 @@ _RUNSC = "/usr/bin/runsc"
 _INSTALL = "On Debian and Ubuntu: apt-get install runsc. Elsewhere put gVisor's runsc there (https://gvisor.dev)."
 _CONTROL = 3
 _BUNDLE = "/tmp/bundle"  # noqa: S108  in the outer sandbox, where the inner one's own /tmp covers it
-_STATE = "/tmp/state"  # noqa: S108  likewise
+_STATE = "/tmp/state"  # noqa: S108  a path inside the sandbox
 _NO_RLIMITS = ("RLIMIT_DATA", "RLIMIT_MSGQUEUE", "RLIMIT_SIGPENDING")
 """gVisor ignores the first and refuses to set the others. What they bound is the sentry's memory, as all else."""
 _GIB = 1 << 30

@@ -31,11 +31,11 @@ import structlog
 from era.core.egress import Address, Range, allowlist_of
 from era.core.models import JsonObject
 from era.core.ports import Door, Passage, Sandbox
-from era.errors import SandboxFailed
 from era.network import policy, proxy
 from era.network.dialing import NO_RULE, connected, told
 from era.network.gates import Gate
 from era.network.kernel import Question, Target
+from era.network.listener import Listener
 from era.network.own import Place
 from era.network.proxy import Refused, Traffic
 from era.network.record import Destinations
@@ -43,10 +43,6 @@ from era.network.ways import Ways
 
 log = structlog.get_logger()
 
-MAX_CONNECTIONS = 64
-"""Of one run at a time. More wait at the door."""
-
-_BACKLOG = 128
 _RESOLVERS, _LOOKUPS = 32, 4
 """Threads, and how many of them one run may keep busy."""
 
@@ -89,7 +85,7 @@ class ProxyNetwork:
 
     def serves_at(self, host: str, port: int) -> None:
         """This service listens there, and programs may call what is open to everybody of it."""
-        self.service = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host), port  # noqa: S104
+        self.service = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host), port  # noqa: S104  nothing is bound here
 
     def stop(self) -> None:
         for gate in list(self._gates.values()):
@@ -193,62 +189,21 @@ class ProxyPassage:
     def __init__(self, network: ProxyNetwork, door: Door, egress: JsonObject, reason: str) -> None:
         self._network = network
         self._allow = allowlist_of(egress)
-        self._door = door.dup()  # the sandbox may be closed under us
-        self._door.setblocking(False)
-        self._listening = False
-        self._connections: set[asyncio.Task[None]] = set()
+        self._listener = Listener(door, self._serve)
         self._lookups = asyncio.Semaphore(_LOOKUPS)
         self._destinations = Destinations()
         self.env: Mapping[str, str] = variables(door.getsockname()[1])
         self.enforced: JsonObject = {"network": "proxy", "network_reason": reason}
 
     async def __aenter__(self) -> Passage:
-        try:
-            self._door.listen(_BACKLOG)
-        except OSError as error:
-            self._door.close()
-            raise SandboxFailed("The sandbox's door can't be used.") from error
-        self._listen(True)
+        await self._listener.__aenter__()
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        self._listen(False)
-        with suppress(OSError):  # not connected, it says of a socket that listened
-            self._door.shutdown(socket.SHUT_RDWR)
-        self._door.close()
-        for connection in self._connections:
-            connection.cancel()
-        if self._connections:
-            await asyncio.wait(self._connections)
+        await self._listener.__aexit__()
 
     def report(self) -> JsonObject:
         return self._destinations.report()
-
-    def _listen(self, wanted: bool) -> None:
-        """Take connections, or let them wait."""
-        if wanted != self._listening:
-            self._listening = wanted
-            loop = asyncio.get_running_loop()
-            if wanted:
-                loop.add_reader(self._door, self._accept)
-            else:
-                loop.remove_reader(self._door)
-
-    def _accept(self) -> None:
-        try:
-            client, _ = self._door.accept()
-        except OSError:
-            return  # whoever wanted in has gone, or there is no descriptor left for him
-        client.setblocking(False)
-        connection = asyncio.get_running_loop().create_task(self._serve(client))
-        self._connections.add(connection)
-        connection.add_done_callback(self._ended)
-        self._listen(len(self._connections) < MAX_CONNECTIONS)
-
-    def _ended(self, connection: asyncio.Task[None]) -> None:
-        self._connections.discard(connection)
-        if self._door.fileno() >= 0:
-            self._listen(True)
 
     async def _serve(self, client: socket.socket) -> None:
         try:

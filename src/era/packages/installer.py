@@ -37,6 +37,7 @@ from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 
+from era.core.durable import sync_file_system
 from era.core.models import JsonObject
 from era.core.progress import Say
 from era.core.requirements import Packages
@@ -328,14 +329,14 @@ class UvAndNpm:
         made, place = scratch / "made", self.environments / told.digest
         (made / "lock.json").write_text(json.dumps(asdict(told)))
         trees.own(made, None if self._processes.fetcher is None else 0)
-        trees.sync_below(made)
+        sync_file_system(made)
         try:
             made.rename(place)
         except OSError:
             if not place.exists():  # somebody else was not faster either
                 raise
             os.utime(place)
-        trees.sync_below(self.environments)
+        sync_file_system(self.environments)
 
 
 def _drop(path: Path) -> None:

@@ -6,7 +6,6 @@ and links that stay within; who may do what with them is decided here.
 
 from __future__ import annotations
 
-import ctypes
 import hashlib
 import os
 import shutil
@@ -16,7 +15,6 @@ from pathlib import Path
 from era.core.setups import SetupFailed
 
 _CHUNK = 1 << 20
-_libc = ctypes.CDLL(None, use_errno=True)
 
 
 def digest_of(directory: Path, *, most_files: int, contents: bool = True) -> str:
@@ -63,16 +61,6 @@ def _own(path: str, owner: int | None) -> None:
         os.chmod(path, 0o755)  # noqa: S103 - everybody may read it, and nobody else write
     elif stat.S_ISREG(status.st_mode):
         os.chmod(path, 0o755 if status.st_mode & 0o111 else 0o644)
-
-
-def sync_below(directory: Path) -> None:
-    """Make everything durable that is on the file system of a directory."""
-    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        if _libc.syncfs(fd) != 0:
-            raise OSError(ctypes.get_errno(), "the disk could not be synced")
-    finally:
-        os.close(fd)
 
 
 def remove(directory: Path) -> None:

@@ -17,7 +17,6 @@ directory durable too (`_unsynced`); `open` does so for all names, as an earlier
 
 from __future__ import annotations
 
-import ctypes
 import hashlib
 import os
 import threading
@@ -26,6 +25,8 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from itertools import count
 from pathlib import Path
+
+from era.core.durable import sync, sync_file_system
 
 CHUNK = 1 << 20
 """Content up to this size is looked at before it is written; larger content is hashed while it is copied."""
@@ -264,28 +265,7 @@ def _write(fd: int, content: bytes) -> None:
 
 def _sync_all(paths: list[str]) -> None:
     if len(paths) > _FEW:
-        _sync_file_system(paths[0])
+        sync_file_system(paths[0])
     else:
         for path in paths:
             sync(path)
-
-
-def sync(path: str) -> None:
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
-
-
-_libc = ctypes.CDLL(None, use_errno=True)
-
-
-def _sync_file_system(path: str) -> None:
-    """syncfs(2), which Python lacks. Reports failed writes since Linux 5.8."""
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        if _libc.syncfs(fd) != 0:
-            raise OSError(ctypes.get_errno(), "syncfs failed")
-    finally:
-        os.close(fd)

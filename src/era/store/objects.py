@@ -36,8 +36,8 @@ from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 
+from era.core.durable import sync
 from era.errors import Conflict, Unavailable
-from era.store.blobs import sync
 from era.store.buckets import Bucket, Damaged, Patience
 from era.store.cache import BlobCache, Incoming
 

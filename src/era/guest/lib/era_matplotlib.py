@@ -38,5 +38,5 @@ class FigureManager(FigureManagerBase):  # type: ignore[misc]  # it comes with t
         Gcf.destroy_all()
 
 
-class FigureCanvas(FigureCanvasAgg):  # type: ignore[misc]
+class FigureCanvas(FigureCanvasAgg):  # type: ignore[misc]  # likewise
     manager_class = FigureManager
