@@ -69,7 +69,7 @@ def imports(source: str, module: str, *, is_package: bool = False) -> Iterator[I
 def broken_rules(source: str, module: str, *, is_package: bool = False) -> list[str]:
     """The import rules that a module breaks, one sentence each."""
     part = module.split(".")[1] if "." in module else ""
-    guests = {path.stem for path in (SRC / "era" / "guest").glob("*.py")}
+    guests = {path.stem for path in (SRC / "era" / "guest").rglob("*.py")}
     found = []
     for item in imports(source, module, is_package=is_package):
         top, _, rest = item.name.partition(".")

@@ -78,6 +78,7 @@ if TYPE_CHECKING:
     from typing import Any, NoReturn
 
     from gate import Gate
+    from last_value import LastValue
     from relay import Relay
 
 GRACE = 2.0  # seconds between SIGTERM and SIGKILL at the deadline
@@ -91,6 +92,7 @@ PR_SET_DUMPABLE = 4
 # Modules of our own need, which a program must find unloaded.
 OURS = (
     *("supervisor", "workspace", "landlock", "system_v", "door", "gate", "hatch", "relay", "seen", "processes"),
+    "last_value",
     *("_socket", "ctypes", "ctypes._endian", "_ctypes", "fcntl", "resource"),
 )
 # What programs import most. Each costs memory in every spare, and time when it is finalized.
@@ -197,6 +199,7 @@ class Supervisor:
         self.guest_directory, self.clients = config["guest"], config["clients"]
         self.isolation = config["isolation"]
         self.relay: Relay | None = config["relay"]
+        self.last_value: LastValue | None = config["last_value"]
         self.loaded_at_start = loaded_at_start
         self.spare: Spare | None = None
         self.network: dict[str, str] = config["network"]
@@ -349,6 +352,8 @@ class Supervisor:
                 program = command or [*self.cold, *options, entry]
                 os.execvpe(program[0], program, environment)
             self.forget_ourselves(environment)
+            if self.last_value is not None:
+                self.last_value.watch(f"{self.workspace}/{entry}")
         except BaseException as problem:
             os.write(2, f"era: the program could not be started: {problem}\n".encode())
             os._exit(126)
@@ -528,9 +533,13 @@ def prepare(loaded_at_start: frozenset[str]) -> Supervisor:
     seen = isolation_seen()  # before our own /proc is closed to us too
     config["isolation"] = {**seen, "landlock": landlock.restrict(config["landlock"])}
     _libc.prctl(PR_SET_DUMPABLE, 0, 0, 0, 0)  # /proc/1/{mem,environ,fd} are out of every program's reach
+    config["last_value"] = None
     if config["fork"]:
         for name in PRELOAD:
             __import__(name)
+        import last_value
+
+        config["last_value"] = last_value.prepared()
         gc.collect()
         gc.freeze()
     gc.disable()

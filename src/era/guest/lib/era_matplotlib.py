@@ -1,29 +1,29 @@
 """matplotlib's backend in a sandbox, where nobody looks at a window: `plt.show()` saves the open figures as files.
 
-MPLBACKEND names it, so it is matplotlib that imports it. A figure goes into the working directory as figure-1.png, or
-by the next number that is free: what is there already, whoever made it, stays.
+MPLBACKEND names it, so it is matplotlib that imports it. era_results says under which names figures are saved.
 """
 
 from __future__ import annotations
 
 import io
-from contextlib import suppress
-from itertools import count
 
+import era_results
 from matplotlib._pylab_helpers import Gcf
 from matplotlib.backend_bases import FigureManagerBase
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+
+def save(figure: Figure) -> None:
+    content = io.BytesIO()
+    figure.savefig(content, format="png")
+    era_results.write("figure", "png", content.getvalue())
 
 
 class FigureManager(FigureManagerBase):  # type: ignore[misc]  # it comes with the session's packages
     def show(self) -> None:
         """Save this figure."""
-        content = io.BytesIO()
-        self.canvas.figure.savefig(content, format="png")
-        for number in count(1):
-            with suppress(FileExistsError), open(f"figure-{number}.png", "xb") as file:
-                file.write(content.getbuffer())
-                return
+        save(self.canvas.figure)
 
     @classmethod
     def pyplot_show(cls, *, block: bool | None = None) -> None:

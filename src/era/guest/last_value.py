@@ -1,0 +1,113 @@
+"""The value that a Python program ends with, taken where a notebook would show it: after a last line like `frame`.
+
+Theory of operation
+===================
+
+The interpreter itself opens, compiles and runs `main.py`, as ever. A module's code computes the value of an expression
+that it ends with, drops it (POP_TOP) and returns None (RETURN_CONST). We make it return that value instead: one byte,
+RETURN_VALUE in the place of POP_TOP, in the code object that is about to run. The interpreter drops what a module
+returns, so nothing is different but that an event tells of the value. So no source is rewritten, nothing is evaluated
+twice, all positions stay right, and no name of ours can be seen.
+
+The events are those of sys.monitoring: PY_START once, to get hold of the code before its first instruction, then
+PY_RETURN of this one code object. Other code is as fast as without. The tool's number is given back at once, since
+callbacks stay without it; where they wouldn't (3.14 and later), it is kept.
+
+Where an interpreter's code isn't laid out as we believe, what is in memory isn't what `co_code` says, and then we
+leave it alone. Only the process that was started as the program tells: not one that it forked.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import sys
+
+TYPE_CHECKING = False  # as type checkers know it
+if TYPE_CHECKING:
+    from types import CodeType
+
+PACKAGES = ("pandas", "polars", "matplotlib")
+"""Whose values lib/era_results.py keeps."""
+
+_TOOL = 4  # one of the numbers that Python's documents give to nobody
+_BEFORE_3_14 = sys.version_info < (3, 14)
+_INSTRUCTION = 2  # bytes: the operation and its argument; what else stands in code comes in such pairs, too
+
+
+class LastValue:
+    """Looks for the value in one process. Made ahead of it."""
+
+    def __init__(self) -> None:
+        loaded = set(sys.modules)
+        from opcode import opmap
+
+        for name in set(sys.modules) - loaded:
+            del sys.modules[name]
+        self._pop, self._return, self._extended = opmap["POP_TOP"], opmap["RETURN_VALUE"], opmap["EXTENDED_ARG"]
+        self._rest = (opmap["RETURN_CONST"],) if _BEFORE_3_14 else (opmap["LOAD_CONST"], opmap["RETURN_VALUE"])
+
+    def watch(self, path: str) -> None:
+        """From here on this process runs the program at `path`, which is absolute."""
+        monitoring = sys.monitoring
+        start, end = monitoring.events.PY_START, monitoring.events.PY_RETURN
+        pid = os.getpid()
+
+        def begins(code: CodeType, _: int) -> None:
+            if code.co_filename != path or code.co_name != "<module>":
+                return
+            monitoring.set_events(_TOOL, 0)
+            monitoring.register_callback(_TOOL, start, None)
+            if self._return_last_value(code):
+                monitoring.register_callback(_TOOL, end, ends)
+                monitoring.set_local_events(_TOOL, code, end)
+            if _BEFORE_3_14:
+                monitoring.free_tool_id(_TOOL)
+
+        def ends(code: CodeType, offset: int, value: object) -> None:
+            if value is not None and os.getpid() == pid and any(name in sys.modules for name in PACKAGES):
+                keep(value)
+
+        monitoring.use_tool_id(_TOOL, "era")
+        monitoring.register_callback(_TOOL, start, begins)
+        monitoring.set_events(_TOOL, start)
+
+    def _return_last_value(self, code: CodeType) -> bool:
+        """Make a module return the values it would drop just before it returns None. False: there are none."""
+        content = code.co_code
+        operations = content[::_INSTRUCTION]
+        changed = False
+        for place, operation in enumerate(operations):
+            if operation != self._pop:
+                continue
+            follows = place + 1
+            while operations[follows] == self._extended:
+                follows += 1
+            if tuple(operations[follows : follows + len(self._rest)]) != self._rest:
+                continue
+            address = id(code) + type(code).__basicsize__ + place * _INSTRUCTION
+            size = 2 * _INSTRUCTION
+            if ctypes.string_at(address, size) == content[place * _INSTRUCTION :][:size]:
+                ctypes.memmove(address, bytes([self._return]), 1)
+                changed = True
+        return changed
+
+
+def keep(value: object) -> None:
+    """Leave a file of it, if it is of a kind that people look at. A program doesn't fail because that fails."""
+    try:
+        import era_results
+
+        era_results.keep(value)
+    except Exception as problem:
+        message = f"era: the value that the program ends with was not saved: {type(problem).__name__}: {problem}"
+        print(" ".join(message[:500].split()), file=sys.stderr)
+
+
+def prepared() -> LastValue | None:
+    """Ahead of all programs of this sandbox: None where none can have such values, or this is another Python."""
+    there = any(os.path.isdir(f"{place}/{name}") for place in sys.path for name in PACKAGES)
+    try:
+        return LastValue() if there else None
+    except (ImportError, KeyError):
+        return None

@@ -1,0 +1,146 @@
+"""What a Python program ends with: a table or a figure is kept as a file, as a notebook would show it.
+
+With the real packages. They are large, so all tests share one setup, which is installed once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.api.test_artifacts import seen
+from tests.api.test_setup import make, settled
+from tests.conftest import Run
+
+NOTEBOOK = """\
+import pandas as pd
+import matplotlib.pyplot as plt
+
+frame = pd.DataFrame({"city": ["Köln", "<b>Ulm</b>"], "people": [1_100_000, 130_000]})
+frame.plot.bar(x="city", y="people")
+plt.show()
+frame.sort_values("people")
+"""
+
+
+@pytest.fixture
+def where(client: httpx.Client) -> str:
+    where = make(client, {"pip": ["pandas", "matplotlib"]}, default_timeout=60)
+    settled(client, where)
+    return where
+
+
+def only_table(client: httpx.Client, where: str, told: dict[str, Any]) -> str:
+    assert (told["exit_code"], told["stdout"], told["stderr"]) == (0, "", ""), told
+    (path,) = seen(told)
+    assert path.startswith("table-")
+    return client.get(f"/api/sessions/{where}/files/{path}").text
+
+
+def test_a_notebooks_script(client: httpx.Client, where: str, run: Run) -> None:
+    told = run(where, NOTEBOOK)
+    assert (told["exit_code"], told["stdout"], told["stderr"]) == (0, "", ""), told
+    assert [(each["path"], each["type"]) for each in told["artifacts"]] == [
+        ("figure-1.png", "image/png"),
+        ("table-1.html", "text/html"),
+    ]
+    table = client.get(f"/api/sessions/{where}/files/table-1.html").text
+    assert table.index("&lt;b&gt;Ulm&lt;/b&gt;") < table.index("Köln")
+    assert "2 rows × 2 columns" in table
+    assert client.get(f"/api/sessions/{where}/files/figure-1.png").content.startswith(b"\x89PNG")
+    # Plots give what they drew, of which a figure is the whole; files that are there are left alone.
+    assert seen(run(where, "import matplotlib.pyplot as plt\nplt.hist([1, 2, 2])")) == ["figure-2.png"]
+    assert seen(run(where, "from matplotlib.figure import Figure\nf = Figure()\nf.add_subplot()")) == ["figure-3.png"]
+    code = "import matplotlib.pyplot as plt\nplt.figure()"
+    assert seen(run(where, code, env={"MPLBACKEND": "agg"})) == [], "who wants none of this says so"
+
+
+def test_large_tables_are_cut(client: httpx.Client, where: str, run: Run) -> None:
+    table = only_table(client, where, run(where, "import pandas\npandas.Series(range(1000), name='n')"))
+    assert "1000 rows × 1 columns" in table
+    assert ("<td>249</td>" in table, "<td>250</td>" in table, "<td>750</td>" in table) == (True, False, True)
+    code = "import pandas\npandas.DataFrame([['&' * 300] * 60] * 600)"
+    table = only_table(client, where, run(where, code))
+    assert len(table) < 1_100_000
+    assert "600 rows × 60 columns" in table
+
+
+def test_nothing_else_is_kept_or_said(where: str, run: Run) -> None:
+    code = """
+import os, pandas
+frame = pandas.DataFrame({'a': [1]})
+frame
+def ends(): frame
+ends()
+if os.fork() == 0:
+    frame = None
+else:
+    os.wait()
+print(frame is None)
+"""
+    told = run(where, code)
+    assert (told["exit_code"], told["stdout"], told["stderr"], seen(told)) == (0, "True\nFalse\n", "", []), told
+    assert seen(run(where, "import os, pandas\nos.fork() and os.wait()\npandas.Series([1])")) == ["table-1.html"]
+    told = run(where, "import pandas\nclass Odd(pandas.DataFrame):\n    to_html = None\nOdd({'a': [1]})")
+    assert (told["exit_code"], told["stdout"], seen(told)) == (0, "", [])
+    assert told["stderr"].startswith("era: the value that the program ends with was not saved: TypeError: ")
+    assert told["stderr"].count("\n") == 1
+
+
+def test_a_program_is_what_it_was(where: str, session: Callable[..., str], run: Run) -> None:
+    """With such packages there, and an expression at its end."""
+    code = "import sys; print(*sorted({*sys.modules} - {'pwd'}), sys.displayhook is sys.__displayhook__, "
+    code += "sys.gettrace(), sys.getprofile(), [sys.monitoring.get_tool(n) for n in range(6)], "
+    code += "dir(__builtins__), sorted(globals()))"
+    # Where there are packages, Python need not ask for the user's home to look for some.
+    assert run(where, code)["stdout"].split() == run(session(), code)["stdout"].split()
+    code = """\
+from __future__ import annotations
+import atexit, inspect, multiprocessing, sys
+
+def double(n: Unknown) -> int: return 2 * n
+
+if __name__ == "__main__":
+    atexit.register(print, "at exit")
+    print(__file__, __loader__.get_source("__main__").count("\\n"), inspect.getsource(double).strip())
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        print(pool.map(double, [1, 2]), double.__annotations__)
+    sys.exit(3) if len(sys.argv) > 1 else (1 + double(None) + 2)
+"""
+    told = run(where, code)
+    lines = len(code.splitlines())
+    assert told["stdout"].splitlines() == [
+        f"/workspace/main.py {lines} def double(n: Unknown) -> int: return 2 * n",
+        "[2, 4] {'n': 'Unknown', 'return': 'int'}",
+        "at exit",
+    ]
+    assert told["stderr"].splitlines() == [
+        "Traceback (most recent call last):",
+        f'  File "/workspace/main.py", line {lines}, in <module>',
+        "    sys.exit(3) if len(sys.argv) > 1 else (1 + double(None) + 2)",
+        "                                               ~~~~~~^^^^^^",
+        '  File "/workspace/main.py", line 4, in double',
+        "    def double(n: Unknown) -> int: return 2 * n",
+        "                                          ~~^~~",
+        "TypeError: unsupported operand type(s) for *: 'int' and 'NoneType'",
+    ]
+    assert told["exit_code"] == 1
+    where_it_is = '  File "/workspace/main.py", line 1\n    frame.\n          ^\nSyntaxError: invalid syntax\n'
+    assert run(where, "frame.\n")["stderr"] == where_it_is
+    assert run(where, "import sys\nsys.exit(4)")["exit_code"] == 4
+    # A process that must start from nothing is Python as it is.
+    assert seen(run(where, "import pandas\npandas.Series([1])", env={"PYTHONHASHSEED": "1"})) == []
+
+
+@pytest.mark.soak
+def test_polars(client: httpx.Client, run: Run) -> None:
+    """It is large, too."""
+    where = make(client, {"pip": ["polars"]}, default_timeout=60)
+    settled(client, where)
+    table = only_table(client, where, run(where, "import polars\npolars.DataFrame({'a': range(1000)})"))
+    assert "shape: (1_000, 1)" in table
+    assert table.count("<tr>") < 600
+    assert "&lt;b&gt;" in only_table(client, where, run(where, "import polars\npolars.Series('a', ['<b>'])"))
