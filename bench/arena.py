@@ -138,12 +138,17 @@ def arena(directory: Path, *, small: bool) -> Iterator[Arena]:
         shutil.rmtree(place, ignore_errors=True)
 
 
+def service_environment(data_dir: Path) -> dict[str, str]:
+    """What a service of the benchmark's own is started with."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("ERA_")}
+    environment |= {"ERA_PORT": "0", "ERA_DATA_DIR": str(data_dir)}
+    return environment | {"ERA_ISOLATION": "bubblewrap"}  # what `auto` is depends on what is installed
+
+
 @contextlib.contextmanager
 def _service(place: Path) -> Iterator[tuple[int, int]]:
     log_path = place / "log"
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("ERA_")}
-    environment |= {"ERA_PORT": "0", "ERA_DATA_DIR": str(place / "data")}
-    environment |= {"ERA_ISOLATION": "bubblewrap"}  # what `auto` is depends on what is installed
+    environment = service_environment(place / "data")
     with log_path.open("wb") as log:
         process = subprocess.Popen(
             [Path(sys.executable).parent / "era", "serve"], stdout=log, stderr=log, env=environment

@@ -52,6 +52,8 @@ class Case:
     """Seconds of rest before each measured call, after `before`."""
     burst: int = 5
     """Measured calls in a round."""
+    goal: float | None = None
+    """Milliseconds, of the median."""
 
 
 @dataclass(frozen=True, slots=True)

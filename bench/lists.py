@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 
-from bench import crowd, drivers, inbound, large, rivals, storage, walls
+from bench import crowd, download, drivers, inbound, installs, large, rivals, storage, walls
 from bench.cases import (
     COUNTER,
     PROGRAMS,
@@ -93,6 +94,35 @@ CASES = [
     Case("storage http", "the same value over HTTP, once", storage.http),
     Case("storage put", "a value kept over HTTP", storage.put),
     Case("storage sql", "a SELECT over HTTP", storage.sql),
+    Case("setup again", "a session with packages that another has, ready", installs.again, goal=100),
+    *(
+        case
+        for name in installs.FIRST
+        for state in ("cold", "warm")
+        for case in (
+            Case(
+                f"setup {name} {state}",
+                f"the first session with {name}, ready; {state} cache",
+                installs.first(name, cold=state == "cold"),
+                burst=1,
+            ),
+            Case(
+                f"tool {name} {state}",
+                f"uv or npm by hand, {state} cache",
+                installs.by_hand(name, cold=state == "cold"),
+                burst=1,
+            ),
+        )
+    ),
+    *(
+        Case(
+            f"packages {language}",
+            "a warm run with large packages that it doesn't import",
+            installs.run_beside_packages(language, PROGRAMS[language]),
+            _PAUSES[language],
+        )
+        for language in ("python", "node")
+    ),
     Case("session create", "a session made", create),
     Case("health", "HTTP and one read of the database", health),
     Case("http floor", "GET of no such path: HTTP alone", no_such_path),
@@ -125,9 +155,22 @@ RATIOS = [
     Ratio("storage run node", "node warm"),
     Ratio("storage http", "http floor"),
     Ratio("storage put", "commit floor"),
+    *(
+        Ratio(f"setup {name} {state}", f"tool {name} {state}", goal=1.5)
+        for name in installs.FIRST
+        for state in ("cold", "warm")
+    ),
+    *(Ratio(f"packages {language}", f"{language} warm", goal=1.1) for language in ("python", "node")),
     Ratio("session create", "commit floor"),
     Ratio("python warm", "http floor"),
 ]
+
+if os.geteuid() == 0 and all(map(shutil.which, ("ip", "nsenter", "unshare"))):
+    CASES += [
+        Case("download", f"{download.MEGABYTES} MiB, in a session", download.gateway, burst=1),
+        Case("download direct", "the same on the host", download.direct, burst=1),
+    ]
+    RATIOS.append(Ratio("download", "download direct", goal=2))
 
 if shutil.which("runsc"):
     # Through the driver, without the service: what is compared is the way into the sandbox.

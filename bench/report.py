@@ -42,7 +42,7 @@ def findings(cases: Sequence[Case], ratios: Sequence[Ratio], times: Times, about
     return {
         "machine": dict(about),
         "rounds": len(next(iter(times.values()))),
-        "cases": {case.name: {"what": case.what, **summary(times[case.name])} for case in cases},
+        "cases": {case.name: {"what": case.what, "goal": case.goal, **summary(times[case.name])} for case in cases},
         "ratios": {ratio.name: spread(ratio, times) for ratio in ratios},
     }
 
@@ -59,10 +59,10 @@ def show(found: Mapping[str, Any], console: Console) -> None:
     console.print(f"isolation: {about['isolation']}", highlight=False, soft_wrap=True)
     console.print(f"the service at rest: {about['service_mb']:.0f} MB", highlight=False)
 
-    times = _table("times, ms", "p50", "p95", "min", "n", "what")
+    times = _table("times, ms", "p50", "p95", "min", "n", "goal", "what")
     for name, figures in found["cases"].items():
         shown = [f"{figures[key]:.2f}" for key in ("p50", "p95", "min")]
-        times.add_row(name, *shown, str(figures["n"]), figures["what"])
+        times.add_row(name, *shown, str(figures["n"]), _goal(figures), figures["what"])
     console.print(times)
 
     if found["ratios"]:
@@ -73,9 +73,13 @@ def show(found: Mapping[str, Any], console: Console) -> None:
                 f"{figures['median']:.2f}",
                 f"{figures['q1']:.2f} – {figures['q3']:.2f}",
                 f"{figures['min']:.2f} – {figures['max']:.2f}",
-                "" if figures["goal"] is None else f"≤ {figures['goal']:g}",
+                _goal(figures),
             )
         console.print(ratios)
+
+
+def _goal(figures: Mapping[str, Any]) -> str:
+    return "" if figures["goal"] is None else f"≤ {figures['goal']:g}"
 
 
 def _table(title: str, *columns: str) -> Table:

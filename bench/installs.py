@@ -1,0 +1,111 @@
+"""Packages: the first session that asks for some, the next one, and what having many costs a run.
+
+Both sides ask the same registries, with caches of their own. `cold` caches are empty, `warm` ones have what is asked
+for. What ERA has made of it before is forgotten, so that each time it is the first session that asks.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+from collections.abc import Callable
+
+from bench.arena import Arena
+from bench.cases import Probe
+from era.drivers import guest
+from era.languages.node import NODE
+from era.packages import tools
+
+type Setup = dict[str, list[str]]
+
+FIRST: dict[str, Setup] = {"requests": {"pip": ["requests"]}, "axios": {"npm": ["axios"]}}
+_SMALL: dict[str, Setup] = {"python": {"pip": ["six"]}, "node": {"npm": ["ms"]}}
+_LARGE: dict[str, Setup] = {
+    "python": {"pip": ["pandas"]},
+    "node": {"npm": ["date-fns", "core-js", "rxjs", "lodash"]},  # more than 10,000 files
+}
+
+
+def first(name: str, *, cold: bool) -> Callable[[Arena], Probe]:
+    """A session with these packages made and ready, the first that asks for them."""
+
+    def start(arena: Arena) -> Probe:
+        setup, made = FIRST[name], arena.data_dir / "environments"
+        cache = arena.data_dir / "cache" / ("uv" if "pip" in setup else "npm")
+        arena.delete_session(_ready(arena, setup))
+
+        def before() -> None:
+            for note in (made / "asked").iterdir():
+                digest = json.loads(note.read_text())["environment"]
+                lock = json.loads((made / digest / "lock.json").read_text())
+                if name in {package["name"] for package in (*lock["pip"], *lock["npm"])}:
+                    shutil.rmtree(made / digest)
+                    note.unlink()
+            if cold:
+                shutil.rmtree(cache)
+
+        return Probe(lambda _: _ready(arena, setup), before, arena.delete_session)
+
+    return start
+
+
+def by_hand(name: str, *, cold: bool) -> Callable[[Arena], Probe]:
+    """The same with the tool itself, into a new directory."""
+
+    def start(arena: Arena) -> Probe:
+        place = arena.scratch / f"{name} {'cold' if cold else 'warm'}"
+        home, target, cache = place / "home", place / "target", place / "cache"
+        home.mkdir(parents=True)
+        environment = tools.environment(home, str(home), os.environ)
+        if "pip" in FIRST[name]:
+            command = [str(tools.uv_binary()), "pip", "install", "--python", guest.PYTHON, "--target", str(target)]
+            command += ["--cache-dir", str(cache), name]
+        else:
+            node = guest.MOUNTS[NODE]
+            command = [str(node / "bin/node"), str(node / "lib/node_modules/npm/bin/npm-cli.js"), "install"]
+            command += ["--no-audit", "--no-fund", "--prefix", str(target), "--cache", str(cache), name]
+
+        def before() -> None:
+            shutil.rmtree(target, ignore_errors=True)
+            target.mkdir()
+            if cold:
+                shutil.rmtree(cache, ignore_errors=True)
+
+        def call() -> None:
+            subprocess.run(command, env=environment, cwd=target, check=True, capture_output=True)
+
+        before()
+        call()
+        return Probe(lambda _: call(), before)
+
+    return start
+
+
+def again(arena: Arena) -> Probe:
+    """A session made and ready whose packages another one has."""
+    setup = _SMALL["python"]
+    _ready(arena, setup)
+    return Probe(lambda _: _ready(arena, setup), after=arena.delete_session)
+
+
+def run_beside_packages(language: str, code: str) -> Callable[[Arena], Probe]:
+    """A warm run in a session that has packages and imports none of them."""
+
+    def start(arena: Arena) -> Probe:
+        setup = (_LARGE if arena.size(100) == 100 else _SMALL)[language]
+        session = _ready(arena, setup, language)
+        arena.check_run(arena.run(session, code))
+        return Probe(lambda _: arena.run(session, code), after=arena.check_run)
+
+    return start
+
+
+def _ready(arena: Arena, setup: Setup, language: str = "python") -> str:
+    """A session, once its packages are there."""
+    session = arena.check_created(arena.post("/api/sessions", {"language": language, "setup": setup}))
+    status, told = arena.get(f"/api/sessions/{session}/setup/events")  # to its end
+    if status != 200 or b'"setup_status":"completed"' not in told.replace(b" ", b""):
+        raise RuntimeError(f"A setup went wrong: {told!r}")
+    return session
