@@ -11,6 +11,7 @@ from typing import IO
 import httpx
 import pytest
 
+from tests.api.live import ECHO, begin
 from tests.browser import Browser
 from tests.conftest import Server
 
@@ -143,3 +144,83 @@ else:
     browser.look("document.querySelector('form').submit()")
     browser.wait("document.title === 'got word=hello'")
     browser.open("about:blank")
+
+
+LIVE = """\
+import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+PAGE = b'''<!doctype html><title>live</title><script>
+const got = (target, event) => new Promise((resolve, reject) => {
+  target.addEventListener(event, resolve, {once: true});
+  target.addEventListener("error", () => reject(Error(event)), {once: true});
+});
+window.told = (async () => {
+  const found = {};
+  found.fetched = await (await fetch("data")).text();
+  found.sent = await (await fetch("data", {method: "PUT", headers: {"X-Mine": "1"}, body: "{}"})).text();
+  found.refused = await fetch("closed").then(() => "read", (error) => error.name);
+  const source = new EventSource("events"), events = [];
+  source.onmessage = (event) => events.push(event.data);
+  await got(source, "end");
+  source.close();
+  found.events = events.join();
+  const echo = new WebSocket(location.href.replace(/^http/, "ws").replace("/app/3000/", "/echo/3000/"));
+  await got(echo, "open");
+  echo.send("hello");
+  found.echoed = (await got(echo, "message")).data;
+  echo.close();
+  return found;
+})();
+</script>'''
+
+class Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+
+    def do_GET(self):
+        body, kind = (PAGE, "text/html") if self.path == "/" else (b"some data", "text/plain")
+        self.send_response(200)
+        if self.path != "/closed":
+            self.send_header("Access-Control-Allow-Origin", "*")
+        if self.path == "/events":
+            self.send_header("Content-Type", "text/event-stream")
+            self.send_header("Connection", "close")
+            self.end_headers()
+            for n in range(3):
+                self.wfile.write(f"data: {n}\\n\\n".encode())
+                time.sleep(0.01)
+            self.wfile.write(b"event: end\\ndata: -\\n\\n")
+            return
+        self.send_header("Content-Type", kind)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def do_OPTIONS(self):
+        self.send_response(204)
+        self.send_header("Access-Control-Allow-Origin", "*")
+        self.send_header("Access-Control-Allow-Methods", "PUT")
+        self.send_header("Access-Control-Allow-Headers", "X-Mine")
+        self.end_headers()
+
+    do_PUT = do_GET
+
+    def log_message(self, *_):
+        pass
+
+print("listening", flush=True)
+ThreadingHTTPServer(("127.0.0.1", 3000), Handler).serve_forever()
+"""
+
+
+def test_a_live_page(client: httpx.Client, server: Server, browser: Browser) -> None:
+    """A page of a server in a session asks it with fetch and gets its events, and a WebSocket of another session's."""
+    for name, language, code in (("app", "python", LIVE), ("echo", "node", ECHO)):
+        client.post("/api/sessions", json={"language": language, "session_id": name})
+        begin(client, name, code, timeout=60)
+    browser.open(f"{server.url}/proxy/app/3000/")
+    told = browser.look("window.told")
+    browser.open("about:blank")
+    assert told == {
+        "fetched": "some data", "sent": "some data", "refused": "TypeError", "events": "0,1,2", "echoed": "hello"
+    }  # fmt: skip
