@@ -33,7 +33,7 @@ class Arena:
         self.data_dir = place / "data"
         self.port = port
         self._pid = pid
-        self._small = small
+        self.small = small
         self._connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
         self._used_at = 0.0
         self.closers = contextlib.ExitStack()
@@ -75,7 +75,7 @@ class Arena:
 
     def size(self, count: int) -> int:
         """As many of something as a case wants, or a hundredth where it is to be quick."""
-        return count // 100 if self._small else count
+        return count // 100 if self.small else count
 
     def memory(self) -> int:
         """Resident bytes of the service itself."""

@@ -20,52 +20,58 @@ from era.packages import tools
 
 type Setup = dict[str, list[str]]
 
-FIRST: dict[str, Setup] = {"requests": {"pip": ["requests"]}, "axios": {"npm": ["axios"]}}
-_SMALL: dict[str, Setup] = {"python": {"pip": ["six"]}, "node": {"npm": ["ms"]}}
+FIRST = {"requests": "pip", "axios": "npm"}
+_SMALL = {"pip": "six", "npm": "ms"}
+"""What stands for packages where it is to be quick."""
+
 _LARGE: dict[str, Setup] = {
     "python": {"pip": ["pandas"]},
     "node": {"npm": ["date-fns", "core-js", "rxjs", "lodash"]},  # more than 10,000 files
 }
+_FEW: dict[str, Setup] = {"python": {"pip": ["idna"]}, "node": {"npm": ["is-number"]}}
 
 
 def first(name: str, *, cold: bool) -> Callable[[Arena], Probe]:
     """A session with these packages made and ready, the first that asks for them."""
 
     def start(arena: Arena) -> Probe:
-        setup, made = FIRST[name], arena.data_dir / "environments"
-        cache = arena.data_dir / "cache" / ("uv" if "pip" in setup else "npm")
-        arena.delete_session(_ready(arena, setup))
+        kind, package = FIRST[name], _package(arena, name)
+        setup, made = {kind: [package]}, arena.data_dir / "environments"
+        cache = arena.data_dir / "cache" / ("uv" if kind == "pip" else "npm")
+        if not cold:
+            arena.delete_session(_ready(arena, setup))
 
         def before() -> None:
             for note in (made / "asked").iterdir():
                 digest = json.loads(note.read_text())["environment"]
                 lock = json.loads((made / digest / "lock.json").read_text())
-                if name in {package["name"] for package in (*lock["pip"], *lock["npm"])}:
+                if package in {item["name"] for item in (*lock["pip"], *lock["npm"])}:
                     shutil.rmtree(made / digest)
                     note.unlink()
             if cold:
-                shutil.rmtree(cache)
+                shutil.rmtree(cache, ignore_errors=True)  # it may not be there yet
 
         return Probe(lambda _: _ready(arena, setup), before, arena.delete_session)
 
     return start
 
 
-def by_hand(name: str, *, cold: bool) -> Callable[[Arena], Probe]:
+def by_hand(name: str, *, cold: bool, options: tuple[str, ...] = ()) -> Callable[[Arena], Probe]:
     """The same with the tool itself, into a new directory."""
 
     def start(arena: Arena) -> Probe:
-        place = arena.scratch / f"{name} {'cold' if cold else 'warm'}"
+        place = arena.scratch / " ".join((name, "cold" if cold else "warm", *options))
         home, target, cache = place / "home", place / "target", place / "cache"
         home.mkdir(parents=True)
         environment = tools.environment(home, str(home), os.environ)
-        if "pip" in FIRST[name]:
+        if FIRST[name] == "pip":
             command = [str(tools.uv_binary()), "pip", "install", "--python", guest.PYTHON, "--target", str(target)]
-            command += ["--cache-dir", str(cache), name]
+            command += ["--cache-dir", str(cache), *options, _package(arena, name)]
         else:
             node = guest.MOUNTS[NODE]
             command = [str(node / "bin/node"), str(node / "lib/node_modules/npm/bin/npm-cli.js"), "install"]
-            command += ["--no-audit", "--no-fund", "--prefix", str(target), "--cache", str(cache), name]
+            command += ["--no-audit", "--no-fund", "--prefix", str(target), "--cache", str(cache)]
+            command.append(_package(arena, name))
 
         def before() -> None:
             shutil.rmtree(target, ignore_errors=True)
@@ -76,8 +82,9 @@ def by_hand(name: str, *, cold: bool) -> Callable[[Arena], Probe]:
         def call() -> None:
             subprocess.run(command, env=environment, cwd=target, check=True, capture_output=True)
 
-        before()
-        call()
+        if not cold:
+            before()
+            call()
         return Probe(lambda _: call(), before)
 
     return start
@@ -85,7 +92,7 @@ def by_hand(name: str, *, cold: bool) -> Callable[[Arena], Probe]:
 
 def again(arena: Arena) -> Probe:
     """A session made and ready whose packages another one has."""
-    setup = _SMALL["python"]
+    setup = _FEW["python"]
     _ready(arena, setup)
     return Probe(lambda _: _ready(arena, setup), after=arena.delete_session)
 
@@ -94,12 +101,16 @@ def run_beside_packages(language: str, code: str) -> Callable[[Arena], Probe]:
     """A warm run in a session that has packages and imports none of them."""
 
     def start(arena: Arena) -> Probe:
-        setup = (_LARGE if arena.size(100) == 100 else _SMALL)[language]
+        setup = (_FEW if arena.small else _LARGE)[language]
         session = _ready(arena, setup, language)
         arena.check_run(arena.run(session, code))
         return Probe(lambda _: arena.run(session, code), after=arena.check_run)
 
     return start
+
+
+def _package(arena: Arena, name: str) -> str:
+    return _SMALL[FIRST[name]] if arena.small else name
 
 
 def _ready(arena: Arena, setup: Setup, language: str = "python") -> str:

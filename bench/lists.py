@@ -114,6 +114,12 @@ CASES = [
             ),
         )
     ),
+    Case(
+        "tool requests compiled",
+        "uv by hand with --compile-bytecode, warm cache",
+        installs.by_hand("requests", cold=False, options=("--compile-bytecode",)),
+        burst=1,
+    ),
     *(
         Case(
             f"packages {language}",
@@ -160,6 +166,7 @@ RATIOS = [
         for name in installs.FIRST
         for state in ("cold", "warm")
     ),
+    Ratio("setup requests warm", "tool requests compiled"),
     *(Ratio(f"packages {language}", f"{language} warm", goal=1.1) for language in ("python", "node")),
     Ratio("session create", "commit floor"),
     Ratio("python warm", "http floor"),
