@@ -65,6 +65,7 @@ class Server:
         environment = {name: value for name, value in os.environ.items() if not name.startswith("ERA_")}
         # Not the strongest that this machine may have, which would be slower, and not the same everywhere.
         environment |= {"ERA_ISOLATION": "bubblewrap"}
+        environment.pop("PYTHONDONTWRITEBYTECODE", None)  # or each start would compile what has changed, or isn't yet
         environment |= {"ERA_PORT": "0", "ERA_DATA_DIR": str(self.data_dir), **self.settings}
         command = [str(ERA), "serve"]
         if self.hidden is not None:
@@ -111,7 +112,8 @@ class Server:
         return code
 
     def client(self, **options: Any) -> httpx.Client:
-        return httpx.Client(base_url=self.url, timeout=60, trust_env=False, **options)
+        # Plain HTTP: reading the machine's certificates would take longer than most requests.
+        return httpx.Client(base_url=self.url, timeout=60, trust_env=False, verify=False, **options)
 
     def descendants(self) -> list[int]:
         return descendants(self.pid)

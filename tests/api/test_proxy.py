@@ -561,7 +561,7 @@ class ImpatientServer(Server):
 def test_a_body_that_trickles(own_server: Callable[..., Server], monkeypatch: pytest.MonkeyPatch) -> None:
     """Each piece comes in time, and the whole never does."""
     monkeypatch.setattr("tests.conftest.Server", ImpatientServer)
-    server = own_server()
+    server = own_server(spares="0")
     with server.client() as client:
         client.post("/api/sessions", json={"language": "python", "session_id": "s"})
         client.put("/api/sessions/s/code", json={"code": COUNTER})

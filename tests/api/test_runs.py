@@ -175,7 +175,7 @@ def test_no_output_is_kept_where_none_is_wanted(own_server: Callable[..., Server
 
 
 def test_records_and_outputs_outlive_a_kill(own_server: Callable[..., Server]) -> None:
-    server = own_server()
+    server = own_server(spares="0")
     with server.client() as client:
         client.post("/api/sessions", json={"language": "python", "session_id": "s"})
         told = client.post("/api/sessions/s/run", json={"code": "print('x' * 30000)"}).json()

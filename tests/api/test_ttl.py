@@ -194,7 +194,7 @@ def test_nothing_comes_back_after_the_grace_period(own_server: Callable[..., Ser
 
 
 def test_expiry_works_off_the_database(own_server: Callable[..., Server]) -> None:
-    server = own_server()
+    server = own_server(spares="0")
     with server.client() as client:
         client.post("/api/sessions", json={"language": "python", "session_id": "short", "ttl": 1})
         client.post("/api/sessions", json={"language": "python", "session_id": "long", "ttl": 3600})
@@ -216,7 +216,7 @@ def test_nothing_to_restore(client: httpx.Client, session: MakeSession) -> None:
 
 
 def test_an_id_taken_anew_at_expiry_leaves_no_sandbox_behind(own_server: Callable[..., Server]) -> None:
-    server = own_server()
+    server = own_server(spares="0")
     with server.client() as client:
         body = {"language": "python", "session_id": "s", "ttl": 1}
         assert client.post("/api/sessions", json=body).status_code == 201

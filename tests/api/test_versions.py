@@ -256,7 +256,7 @@ def test_old_versions_are_dropped(own_server: Callable[..., Server]) -> None:
 
 
 def test_versions_outlive_a_kill(own_server: Callable[..., Server]) -> None:
-    server = own_server()
+    server = own_server(spares="0")
     with server.client() as client:
         client.post("/api/sessions", json={"language": "python", "session_id": "s", "data": {"n": 1}})
         client.post("/api/sessions/s/run", json={"code": setting({"n": 2}, f="file")})
