@@ -11,13 +11,13 @@ from era.core.models import Language
 from era.core.ports import Limits
 from era.languages.base import CACHE
 from era.languages.base import GUEST as GUEST
-from era.languages.base import WORKSPACE as WORKSPACE
 
 GUEST_SOURCE = Path(__file__).resolve().parent.parent / "guest"
 
 LIBRARY = f"{GUEST}/lib"
 """What programs may import without having installed it: the clients of the storage."""
 
+WORKSPACE = "/workspace"
 ENVIRONMENT = "/opt/env"
 """Installed packages, where a session has some: Python's as those of a user, whose base this is."""
 

@@ -11,9 +11,6 @@ from pathlib import Path
 GUEST = "/era"
 """Where a sandbox has the files of era/guest."""
 
-WORKSPACE = "/workspace"
-"""Where a sandbox has its working directory."""
-
 CACHE = "/var/cache/era"
 """A directory on tmpfs that lives as long as a sandbox does, for languages that ask for one."""
 

@@ -15,13 +15,14 @@ from era.core.builds import Build
 from era.core.progress import Say
 from era.core.requirements import Packages
 from era.core.setups import SetupFailed
-from era.languages.base import WORKSPACE
 from era.languages.node import NODE
 from era.packages import tools, trees
 from era.packages.processes import Ran
 
-_TMP = "tmp"
-"""Compilers need more room than /tmp has."""
+_IN_PLACE = ["/bin/sh", "-c", 'mkdir -p tmp && TMPDIR="$PWD/tmp" exec "$@"', "sh"]
+"""How a tool is started: compilers need more room than /tmp has."""
+
+_ENVIRONMENT = {"UV_NO_CONFIG": "1"}
 
 
 class MustBuild(SetupFailed):
@@ -49,16 +50,15 @@ async def build_python(
         uv.chmod(0o755)
         requirements.write_text("".join(f"{line}\n" for line in packages.pip))
         requirements.chmod(0o644)
-        paths = (f"{WORKSPACE}/{name}" for name in ("site", "requirements.txt", "cache", "uv"))
-        command = tools.pip_command(python, *paths, wheels_only=False)
+        command = tools.pip_command(python, "site", "requirements.txt", "cache", "./uv", wheels_only=False)
         for number in range(len(indexes)):
             command += ["--default-index" if number == 0 else "--index", f"{{{number}}}"]
         problem, said = await place.run(
-            command, _environment(place.directory, place.uid), deadline=deadline, indexes=indexes, say=say
+            [*_IN_PLACE, *command], _ENVIRONMENT, deadline=deadline, indexes=indexes, say=say
         )
         if problem is not None:
             raise _failed("pip", problem, said.stdout, said.stderr)
-        trees.taken(place.directory / "site", site)
+        trees.taken(place.directory, "site", site)
 
 
 async def run_scripts(
@@ -75,27 +75,18 @@ async def run_scripts(
         project = place.directory / "npm"
         npm.rename(project)
         trees.own(project, place.uid)
-        env = _environment(place.directory, place.uid)
         for some in [needed, *([name] for name in others)]:
             if not some:
                 continue
-            command = tools.rebuild_command(NODE, f"{WORKSPACE}/npm", some)
-            problem, said = await place.run(command, env, deadline=deadline, say=say)
+            command = [*_IN_PLACE, *tools.rebuild_command(NODE, "npm", some)]
+            problem, said = await place.run(command, _ENVIRONMENT, deadline=deadline, say=say)
             if problem is not None and some is needed:
                 raise _failed("npm", problem, said.stdout, said.stderr)
             if problem is not None:
                 told.append(f"The install script of {some[0]}, which is optional, {problem}")
         npm.mkdir(mode=0o700)
-        trees.taken(project / "node_modules", npm / "node_modules")
+        trees.taken(place.directory, "npm/node_modules", npm / "node_modules")
     return told
-
-
-def _environment(directory: Path, uid: int | None) -> dict[str, str]:
-    """What a build's environment says besides what every program's does."""
-    temporary = directory / _TMP
-    temporary.mkdir(mode=0o700)
-    trees.own(temporary, uid)
-    return {"TMPDIR": f"{WORKSPACE}/{_TMP}", "UV_NO_CONFIG": "1"}
 
 
 def _failed(tool: str, problem: str, stdout: str, stderr: str) -> SetupFailed:

@@ -54,7 +54,7 @@ from era.core.snapshots import BlobStore
 from era.core.turns import Turns
 from era.packages import archives, building, tools, trees
 from era.packages.building import MustBuild
-from era.packages.processes import Processes, Space, size_of, too_large
+from era.packages.processes import Processes, Space, size_of
 
 _DIGEST = re.compile("[0-9a-f]{64}")
 _AT_START = re.compile(r".*\.pth|(usercustomize|sitecustomize)(\..*)?")
@@ -380,9 +380,8 @@ class UvAndNpm:
         programs = site / "bin"
         if programs.is_dir() and not programs.is_symlink():
             programs.rename(made / "python/bin")
-        trees.check(made, most_files=self._most_files)
-        if size_of(made) > self._most_bytes:
-            raise too_large(self._most_bytes)
+        is_built = making.built_for is not None
+        trees.check(made, most_files=self._most_files, most_bytes=self._most_bytes, separate=is_built)
         self._own(made)
         kinds = (("python", packages.pip), ("node", packages.npm), ("go", packages.go))
         lock: JsonObject = {
@@ -450,7 +449,7 @@ class UvAndNpm:
         if uid is not None:
             os.chown(bare, 0, 0)
         bare.chmod(0o700)
-        await asyncio.to_thread(trees.check, bare, most_files=2 * self._most_files)
+        await asyncio.to_thread(trees.check, bare, most_files=2 * self._most_files, most_bytes=4 * self._most_bytes)
         (bare / "python").rename(scratch / "made/python")
 
     def _publish(self, scratch: Path, digest: str) -> None:

@@ -45,7 +45,8 @@ _MEANINGS = (
     (r"[Nn]o space left|ENOSPC|EDQUOT|os error 28\b", "The server's disk is full."),
     (
         r"EFBIG|File too large|os error 27\b",
-        "A file is larger than all may be together. The server's ERA_DISK_MB sets the bound.",
+        "A file is larger than all may be together. The server's ERA_DISK_MB sets the bound, and for what is built the "
+        "session's 'limits'.",
     ),
     (
         r"[Ff]ailed to build|build backend|Failed to resolve requirements from `build-system",
