@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Iterator
 
@@ -11,6 +12,7 @@ import pytest
 from tests.api.test_setup import MakeServer, environment, make, settled
 from tests.conftest import Server
 from tests.packages.registry import Registry, serving, wheel
+from tests.packages.test_installer import put_evil_npm
 from tests.packages.works import sdist
 
 
@@ -44,14 +46,17 @@ def put_away(server: Server, *, archives: bool) -> None:
 def test_a_session_has_a_package_built(own_server: MakeServer, registry: Registry) -> None:
     registry.put_python("made", "made-1.0.tar.gz", sdist("made", "print('at work'); files['made.py'] = 'x = 1'"))
     registry.put_python("broken", "broken-1.0.tar.gz", sdist("broken", "raise SystemExit('no compiler, say')"))
-    server = own_server(spares="0")
+    put_evil_npm(registry, {"scripts": {"install": "echo built > built.txt"}})
+    server = own_server(uid=54323 if os.getuid() == 0 else None, spares="0")
     with server.client() as client:
-        first, second = (make(client, {"pip": ["made"]}, allowInternetAccess=access) for access in (True, False))
+        setup = {"pip": ["made"], "npm": ["evil"]}
+        first, second = (make(client, setup, allowInternetAccess=access) for access in (True, False))
         heard = lines(client, first)
         assert "done in a sandbox" in heard
         assert "Building made==1.0" in heard
         settled(client, first)
-        assert says(client, first, "import made, os; print(made.x, os.listdir('.'))").startswith("1 [")
+        code = "import made, os; print(made.x, open('/node_modules/evil/built.txt').read(), os.listdir('.'))"
+        assert says(client, first, code).startswith("1 built\n")
         assert settled(client, second)["setup_result"]["pip_packages"] == ["made==1.0"]
         digests = {environment(client, where)["environment"] for where in (first, second)}
         assert len(digests) == 2, "each has its own"

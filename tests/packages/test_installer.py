@@ -22,6 +22,7 @@ from unittest.mock import patch
 import pytest
 
 from era import languages
+from era.core import locks
 from era.core.builds import Build
 from era.core.requirements import wanted
 from era.core.setups import Environment, SetupFailed
@@ -59,7 +60,7 @@ class Nowhere:
     owner = "1"
 
     @asynccontextmanager
-    async def place(self) -> AsyncIterator[Any]:
+    async def place(self, language: str) -> AsyncIterator[Any]:
         raise SetupFailed("nowhere to build")
         yield
 
@@ -250,6 +251,30 @@ def test_a_digest_is_what_keeps_damage_out(lab: Lab, registry: Registry, monkeyp
     archive.write_bytes(archive.read_bytes().replace(b"x = 1", b"x = 2"))
     assert lab.run(lab.installer.bring(made.digest))
     assert any(content == b"x = 2" for _, content in contents(lab, made).values())
+
+
+def test_npm_s_packages_in_the_versions_of_a_lock(lab: Lab, registry: Registry) -> None:
+    """Also where there are two versions of one, and newer ones by now."""
+
+    def put(name: str, version: str, **dependencies: str) -> None:
+        package = {"name": name, "version": version, "dependencies": dependencies}
+        registry.put_npm(name, tarball({"package.json": json.dumps(package)}), package, version)
+
+    put("base", "1.0.0")
+    put("base", "2.0.0")
+    put("middle", "1.0.0", base="^1")
+    put("top", "1.0.0", middle="*", base="^2")
+    made = lab.make(npm=["top"])
+    lock = {"pip": [], "npm": made.npm, "go": []}
+    assert len(made.npm) == 4
+    for name, version in (("base", "1.5.0"), ("base", "2.5.0"), ("middle", "1.5.0"), ("top", "1.5.0")):
+        put(name, version, **({"base": "^1"} if name == "middle" else {}))
+    lab.installer._cache.rename(lab.directory / "old-cache")
+    lab.installer.open()
+    again = lab.run(lab.installer.make(locks.pinned(wanted({"npm": ["top"]}), lock), lab.build, anew=True))
+    assert locks.differences(lock, {"pip": [], "npm": again.npm, "go": []}) == ""
+    newer = lab.make(npm=["top"], anew=True)
+    assert "top 1.5.0, not 1.0.0" in locks.differences(lock, {"pip": [], "npm": newer.npm, "go": []})
 
 
 class Killed(BaseException):

@@ -66,7 +66,7 @@ class Bare:
         self.owner = owner
 
     @asynccontextmanager
-    async def place(self) -> AsyncIterator[Bare]:
+    async def place(self, language: str) -> AsyncIterator[Bare]:
         with tempfile.TemporaryDirectory() as directory:
             self.directory, self.uid = Path(directory), None
             yield self

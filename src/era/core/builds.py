@@ -20,7 +20,7 @@ from pathlib import Path
 from era.core.allowance import bounded
 from era.core.commands import how
 from era.core.limits import Rules
-from era.core.models import EMPTY, Session
+from era.core.models import EMPTY, Language, Session
 from era.core.ports import Ended, Host, Indexes, Network, Program, Sandbox
 from era.core.progress import LastWords, Say
 from era.errors import SandboxFailed
@@ -45,12 +45,12 @@ class Build:
         self._host, self._network, self._indexes, self._rules = host, network, indexes, rules
 
     @asynccontextmanager
-    async def place(self) -> AsyncIterator[Place]:
-        """An empty sandbox. It is gone after the block, and what is to be kept of it must have been moved out by then.
-        Raises EraError where there is none to be had."""
+    async def place(self, language: Language) -> AsyncIterator[Place]:
+        """An empty sandbox, with room for the runtime of this language. It is gone after the block, and what is to be
+        kept of it must have been moved out by then. Raises EraError where there is none to be had."""
         session = self._session
         limits = self._rules.granted(session.limits)
-        sandbox = await self._host.acquire_temporary(session.language, session.isolation, limits)
+        sandbox = await self._host.acquire_temporary(language, session.isolation, limits)
         try:
             yield Place(sandbox, session, self._network, self._indexes)
         finally:

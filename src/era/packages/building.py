@@ -44,7 +44,7 @@ async def build_python(
 ) -> None:
     """Have uv install and build Python packages from these indexes (the last one counts least), and move them to
     `site`. `python` is the interpreter of sandboxes. Raises SetupFailed, EraError where there is no sandbox."""
-    async with build.place() as place:
+    async with build.place("python") as place:
         uv, requirements = place.directory / "uv", place.directory / "requirements.txt"
         shutil.copyfile(tools.uv_binary(), uv)
         uv.chmod(0o755)
@@ -71,7 +71,7 @@ async def run_scripts(
     for path, optional in scripts.items():
         names[path.rpartition("node_modules/")[2]] |= not optional
     needed, others = ([name for name, is_needed in names.items() if is_needed is wanted] for wanted in (True, False))
-    async with build.place() as place:
+    async with build.place("node") as place:
         project = place.directory / "npm"
         npm.rename(project)
         trees.own(project, place.uid)
