@@ -68,22 +68,17 @@ def test_a_session_has_a_package_built(own_server: MakeServer, registry: Registr
         # What is lost here comes back from the blobs, asking nobody, before the next run.
         put_away(server, archives=False)
         asked = len(registry.asked)
-        server.stop()
-        server.start()
-    with server.client() as client:
         assert environment(client, second)["pip"] == [{"name": "made", "version": "1.0"}]
-        assert says(client, first, "import made; print(made.x)") == "1\n"
+        assert says(client, second, "import made; print(made.x)") == "1\n"
         assert len(registry.asked) == asked
-        assert {environment(client, where)["environment"] for where in (first, second)} == digests
+        assert environment(client, second)["environment"] in digests
         # What is lost there, too, is installed once more.
-        server.stop()
+        copy = client.post(f"/api/sessions/{second}/duplicate", json={}).json()["id"]
         put_away(server, archives=True)
-        server.start()
-    with server.client() as client:
-        answer = client.post(f"/api/sessions/{first}/run", json={"code": "import made; print(made.x)"})
+        answer = client.post(f"/api/sessions/{copy}/run", json={"code": "import made; print(made.x)"})
         assert answer.status_code == 503, answer.text
         assert "installed once more" in answer.json()["error"]
-        assert says(client, first, "import made; print(made.x)") == "1\n"
+        assert says(client, copy, "import made; print(made.x)") == "1\n"
         assert len(registry.asked) > asked
 
 
@@ -100,10 +95,7 @@ def test_a_capsule_names_the_very_versions(own_server: MakeServer, registry: Reg
         settled(client, where)
         whole = client.get(f"/api/sessions/{where}/capsule").content
         registry.pages["/simple/one/"] = both
-        (server.data_dir / "cache").rename(server.data_dir / "old-cache")
-        server.stop()
-        server.start()
-    with server.client() as client:
+        shutil.rmtree(server.data_dir / "cache/uv")
         settled(client, newer := make(client, {"pip": ["one", "one>=1"]}))
         assert says(client, newer, "import one; print(one.x)") == "2.0\n"
 
@@ -118,11 +110,9 @@ def test_a_capsule_names_the_very_versions(own_server: MakeServer, registry: Reg
         # Where that version isn't to be had any more, the result says so.
         del registry.pages["/files/one-1.0-py3-none-any.whl"]
         registry.pages["/simple/one/"] = both.replace(old_page, b"<!DOCTYPE html>")
-        shutil.rmtree(server.data_dir / "environments" / "asked")
-        (server.data_dir / "cache").rename(server.data_dir / "older-cache")
-        server.stop()
-        server.start()
-    with server.client() as client:
+        for note in (server.data_dir / "environments/asked").iterdir():
+            note.unlink()
+        shutil.rmtree(server.data_dir / "cache/uv")
         told = imported("other")
         assert "aren't all the very packages" in told
         assert "one==1.0" in told
