@@ -21,7 +21,7 @@ LOCK = "lock.json"
 """The first entry: what is in it."""
 
 _CHUNK = 1 << 20
-_BUFFER = 1 << 20
+_BUFFER = 64 << 10
 
 
 class Damaged(Exception):
