@@ -27,6 +27,7 @@ from era.api.http import build
 from era.api.inside import Inside
 from era.api.protocol import Protocol
 from era.core.archives import Archives
+from era.core.builds import Builds
 from era.core.capsules.pins import Pins
 from era.core.capsules.service import Capsules
 from era.core.commands import Commands
@@ -42,8 +43,8 @@ from era.core.outputs import History, Outputs
 from era.core.ports import Limits
 from era.core.runs import Runs
 from era.core.sessions import Sessions
-from era.core.setups import Setups
-from era.core.snapshots import Snapshots
+from era.core.setups import InstalledEnvironments, Setups
+from era.core.snapshots import BlobStore, Snapshots
 from era.core.spool import Slots, Spool, Threads
 from era.core.storage import Storage
 from era.core.turns import Turns
@@ -58,6 +59,7 @@ from era.hosts.local import LocalHost
 from era.languages.go import GO
 from era.languages.node import NODE
 from era.network import policy
+from era.network.indexes import IndexDoors
 from era.network.passages import ProxyNetwork, certificates, variables
 from era.network.storage import StorageDoors
 from era.packages.installer import UvAndNpm
@@ -136,10 +138,11 @@ def drivers(settings: Settings) -> DriverChoice:
     )
 
 
-def installer(settings: Settings) -> UvAndNpm:
+def installer(settings: Settings, blobs: BlobStore) -> UvAndNpm:
     python = languages.runtime("python")
     return UvAndNpm(
         settings.data_dir.resolve(),
+        blobs,
         python=python.cold[0],
         python_prefix=next(iter(python.mounts.values()), None),
         node=languages.runtime("node").mounts[NODE],
@@ -185,15 +188,18 @@ async def services(settings: Settings) -> AsyncIterator[Context]:
         transfers = Threads(_TRANSFER_THREADS, "era-transfer")
         snapshots = Snapshots(blobs)
         outputs = Outputs(blobs, settings.outputs_kept)
-        pins = Pins()
-        capsules = Capsules(store, snapshots, blobs, pins, directory, max_timeout=settings.max_timeout, slots=slots)
+        packages = installer(settings, blobs)
+        await asyncio.to_thread(packages.open)
+        pins = Pins(packages.digests)
+        environments = InstalledEnvironments(store, packages)
+        capsules = Capsules(
+            store, snapshots, blobs, pins, environments, directory, max_timeout=settings.max_timeout, slots=slots
+        )
         sandboxes = drivers(settings)
         bounds = rules(settings)
         turns = Turns(settings.max_waiting)
         keys = Keys(store)
         network = ProxyNetwork(private)
-        packages = installer(settings)
-        await asyncio.to_thread(packages.open)
         databases = SqlDatabases(directory / "storage" / "d1", settings.storage_database_mb << 20)
         databases.open()
         storage = Storage(store, blobs, databases, settings.storage_mb << 20)
@@ -205,12 +211,21 @@ async def services(settings: Settings) -> AsyncIterator[Context]:
             host = LocalHost(
                 sandboxes,
                 snapshots,
+                environments,
                 rules=bounds,
                 spares=settings.spares,
                 max_live=settings.max_live,
                 idle_seconds=settings.idle_seconds,
             )
-            setups = Setups(store, packages, turns, Commands(host, network, snapshots), settings.setup_seconds)
+            setups = Setups(
+                store,
+                packages,
+                environments,
+                turns,
+                Builds(host, network, IndexDoors(), bounds),
+                Commands(host, network, snapshots),
+                settings.setup_seconds,
+            )
             doors = StorageDoors(Inside(storage, settings.body_idle_seconds).for_run)
             under_way = UnderWay()
             runs = Runs(store, host, network, doors, snapshots, outputs, turns, keys, setups.settled, under_way)

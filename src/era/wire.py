@@ -197,6 +197,7 @@ class SetupResult(BaseModel):
 class PackageAnswer(BaseModel):
     name: str
     version: str
+    integrity: str | None = Field(None, description="A digest of its archive, where the registry gives one.")
 
 
 class EnvironmentAnswer(BaseModel):

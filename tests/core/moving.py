@@ -13,6 +13,7 @@ from era.core.capsules.pins import Pins
 from era.core.capsules.service import Capsules
 from era.core.metadata import Retention
 from era.core.models import (
+    JsonObject,
     KeptOutputs,
     NewSession,
     RunRecord,
@@ -39,8 +40,9 @@ class Service:
         self.store = SqlStore(f"sqlite:///{place}/era.sqlite", retention)
         self.pins = Pins()
         self.capsules = Capsules(
-            self.store, self.lab.snapshots, self.blobs, self.pins, place, max_timeout=3600, slots=Slots(4)
+            self.store, self.lab.snapshots, self.blobs, self.pins, self, place, max_timeout=3600, slots=Slots(4)
         )
+        self.locks: dict[str, JsonObject] = {}
 
     @classmethod
     @asynccontextmanager
@@ -54,6 +56,12 @@ class Service:
             await service.capsules.close()
             await service.lab.snapshots.close()
             await service.store.close()
+
+    async def need(self, digest: str) -> None:
+        """See locks.Locks, which this is."""
+
+    def lock(self, session: Session) -> JsonObject | None:
+        return self.locks.get(session.environment or "")
 
     async def export(self, session_id: str, *, history: bool = True) -> bytes:
         export = await self.capsules.open(session_id, history=history)

@@ -318,6 +318,7 @@ def test_a_capsule_knows_all_that_a_session_is() -> None:
     left_out = {"key", "data", "snapshot", "expires_at", "deleted_at", "expired"}
     left_out |= {"setup_status", "setup_result", "environment"}  # importing starts the setup anew
     renamed = {"allow_internet": "allowInternetAccess", "allow_public": "allowPublicAccess", "stored": "code"}
+    renamed |= {"setup_lock": "lock"}
     assert {renamed.get(name, name) for name in names - left_out} == layout.SESSION.keys()
     assert {field.name for field in fields(RunRecord)} - {"key", "session_key"} == layout.RUN.keys() - {
         "stdout",

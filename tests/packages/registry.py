@@ -41,15 +41,16 @@ class Registry:
         page = f'<!DOCTYPE html><a href="/files/{file}">{file}</a>'
         self.pages[f"/simple/{name}/"] = self.pages.get(f"/simple/{name}/", b"") + page.encode()
 
-    def put_npm(self, name: str, tarball: bytes, package: Mapping[str, Any]) -> None:
-        path = f"/npm/{name}/-/{name}-1.0.0.tgz"
+    def put_npm(self, name: str, tarball: bytes, package: Mapping[str, Any], version: str = "1.0.0") -> None:
+        path = f"/npm/{name}/-/{name}-{version}.tgz"
         self.pages[path] = tarball
         integrity = "sha512-" + base64.b64encode(hashlib.sha512(tarball).digest()).decode()
         dist = {"tarball": f"{self.url}{path}", "integrity": integrity}
-        version = {"name": name, "version": "1.0.0", **package, "dist": dist}
+        told = {"name": name, "version": version, **package, "dist": dist}
         if "scripts" in package:
-            version["hasInstallScript"] = True
-        known = {"name": name, "dist-tags": {"latest": "1.0.0"}, "versions": {"1.0.0": version}}
+            told["hasInstallScript"] = True
+        before = json.loads(self.pages.get(f"/npm/{name}", b'{"versions": {}}'))["versions"]
+        known = {"name": name, "dist-tags": {"latest": version}, "versions": {**before, version: told}}
         self.pages[f"/npm/{name}"] = json.dumps(known).encode()
 
     def put_go(
@@ -106,12 +107,14 @@ def serving(port: int = 0) -> Iterator[Registry]:
         server.server_close()
 
 
-def wheel(name: str, files: Mapping[str, str], odd: Mapping[str, tuple[int, str]] | None = None) -> bytes:
-    """A wheel, version 1.0. `odd` are entries with a mode of their own (a link's content is its target)."""
-    info = f"{name}-1.0.dist-info"
+def wheel(
+    name: str, files: Mapping[str, str], odd: Mapping[str, tuple[int, str]] | None = None, version: str = "1.0"
+) -> bytes:
+    """A wheel. `odd` are entries with a mode of their own (a link's content is its target)."""
+    info = f"{name}-{version}.dist-info"
     every = {
         **files,
-        f"{info}/METADATA": f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n",
+        f"{info}/METADATA": f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n",
         f"{info}/WHEEL": "Wheel-Version: 1.0\nGenerator: tests\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
     }
     record = "".join(f"{path},,\n" for path in [*every, *(odd or {}), f"{info}/RECORD"])

@@ -3,28 +3,35 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import io
 import json
 import os
 import re
+import shutil
 import stat
 import tarfile
 import time
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping
+from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
+from unittest.mock import patch
 
 import pytest
 
 from era import languages
+from era.core import locks
+from era.core.builds import Build
 from era.core.requirements import wanted
 from era.core.setups import Environment, SetupFailed
 from era.drivers import guest
 from era.languages.go import GO
 from era.languages.node import NODE
-from era.packages import installer, tools
+from era.packages import archives, installer, tools
 from era.packages.installer import UvAndNpm
+from era.store.blobs import LocalBlobs
 from tests.api.test_isolation import needs_gvisor
 from tests.drivers.boxes import Boxes, Options, Weakness
 from tests.packages.registry import Registry, serving, tarball, wheel
@@ -47,6 +54,17 @@ def no_canary() -> Iterator[None]:
     CANARY.unlink(missing_ok=True)
 
 
+class Nowhere:
+    """Where nothing can be built."""
+
+    owner = "1"
+
+    @asynccontextmanager
+    async def place(self, language: str) -> AsyncIterator[Any]:
+        raise SetupFailed("nowhere to build")
+        yield
+
+
 class Lab:
     """An installer in a directory closed to others, as a data directory is."""
 
@@ -55,8 +73,14 @@ class Lab:
         self.directory.mkdir(mode=0o700)
         python = languages.runtime("python")
         sizes = {"seconds": 30.0, "most_bytes": 64 << 20, "most_files": 1000, **options}
+        self.blobs = LocalBlobs(self.directory / "blobs")
+        with patch("era.store.blobs.sync"):  # which takes a second
+            self.blobs.open()
+        self.build = cast(Build, Nowhere())
+        self.run: Callable[[Coroutine[Any, Any, Any]], Any] = asyncio.run
         self.installer = UvAndNpm(
             self.directory,
+            self.blobs,
             python=python.cold[0],
             python_prefix=next(iter(python.mounts.values()), None),
             node=languages.runtime("node").mounts[NODE],
@@ -67,7 +91,14 @@ class Lab:
         self.installer.open()
 
     def make(self, *, anew: bool = False, **setup: Any) -> Environment:
-        return asyncio.run(self.installer.make(wanted(setup), anew=anew))
+        made: Environment = self.run(self.installer.make(wanted(setup), self.build, anew=anew))
+        return made
+
+    def known(self, **setup: Any) -> Environment | None:
+        return self.installer.known(wanted(setup), self.build.owner)
+
+    def archives(self) -> set[str]:
+        return {path.name for path in (self.directory / "blobs").rglob("*") if path.is_file()}
 
     def failure(self, **setup: Any) -> str:
         with pytest.raises(SetupFailed) as caught:
@@ -113,7 +144,7 @@ def test_equal_packages_are_made_once(lab: Lab, registry: Registry) -> None:
     assert [(item["name"], item["version"]) for item in first.pip] == [("one", "1.0")]
     assert {"one.py", "__pycache__"} <= lab.site(first), "compiled, so that no run has to"
     asked = len(registry.asked)
-    assert lab.installer.known(wanted({"pip": ["one"]})) == first
+    assert lab.known(pip=["one"]) == first
     assert lab.make(pip={"requirements": "one"}) == first
     assert len(registry.asked) == asked, "without asking anybody"
     assert lab.make(pip=["one==1.0"]).digest == first.digest, "another wish, the same packages"
@@ -134,12 +165,12 @@ def test_unused_environments_go(lab: Lab, registry: Registry) -> None:
     assert lab.installer.sweep(set(), before) == 0, "they are young"
     for made in (one, two):
         os.utime(lab.directory / "environments" / made.digest, (0, 0))
-    assert lab.installer.known(wanted({"pip": ["two"]})) == two, "found is as good as new"
+    assert lab.known(pip=["two"]) == two, "found is as good as new"
     assert lab.installer.sweep({one.digest}, before) == 0
     os.utime(lab.directory / "environments" / two.digest, (0, 0))
     assert lab.installer.sweep({one.digest}, before) == 1
     assert lab.installer.digests() == {one.digest}
-    assert lab.installer.known(wanted({"pip": ["two"]})) is None
+    assert lab.known(pip=["two"]) is None
     assert lab.make(pip=["two"]).digest == two.digest
 
 
@@ -152,10 +183,10 @@ def test_what_a_crash_leaves_is_no_environment(lab: Lab, registry: Registry) -> 
         note.write_text("")  # after a power cut
     lab.installer.open()
     assert list((environments / "making").iterdir()) == []
-    assert lab.installer.known(wanted({"pip": ["one"]})) is None
+    assert lab.known(pip=["one"]) is None
     assert lab.make(pip=["one"]).digest == made.digest
     (environments / made.digest / "lock.json").unlink()
-    assert lab.installer.known(wanted({"pip": ["one"]})) is None
+    assert lab.known(pip=["one"]) is None
 
 
 def test_two_at_a_time_are_made_once(lab: Lab, registry: Registry) -> None:
@@ -163,11 +194,131 @@ def test_two_at_a_time_are_made_once(lab: Lab, registry: Registry) -> None:
 
     async def both() -> list[Environment]:
         packages = wanted({"pip": ["one"]})
-        return await asyncio.gather(*(lab.installer.make(packages, anew=False) for _ in range(2)))
+        return await asyncio.gather(*(lab.installer.make(packages, lab.build, anew=False) for _ in range(2)))
 
     first, second = asyncio.run(both())
     assert first == second
     assert registry.asked.count("/simple/one/") == 1
+
+
+def contents(lab: Lab, made: Environment) -> dict[str, tuple[int, bytes]]:
+    """Mode and content of everything in an environment, by path."""
+    top = lab.directory / "environments" / made.digest
+    return {
+        path: (status.st_mode, (top / path).read_bytes() if stat.S_ISREG(status.st_mode) else b"")
+        for path, status in lab.files(made).items()
+    }
+
+
+def test_an_environment_comes_back_from_the_blobs(lab: Lab, registry: Registry) -> None:
+    registry.put_python("one", "one-1.0-py3-none-any.whl", wheel("one", {"one.py": "x = 1", "ü/x.py": "y = 1"}))
+    put_evil_npm(registry, {"bin": "index.js"})
+    setup = {"pip": ["one"], "npm": ["evil"]}
+    made = lab.make(**setup)
+    assert lab.archives() == {made.digest}
+    before, asked = contents(lab, made), len(registry.asked)
+    assert any(path.endswith(".pyc") for path in before)
+    assert any(stat.S_ISLNK(mode) for mode, _ in before.values())
+    assert lab.run(lab.installer.bring(made.digest)), "it is here"
+    shutil.rmtree(lab.directory / "environments" / made.digest)
+    assert lab.known(**setup) is None
+    assert lab.run(lab.installer.bring(made.digest))
+    assert contents(lab, made) == before
+    assert_sound(lab, made)
+    assert lab.known(**setup) == made
+    assert len(registry.asked) == asked
+    # What is damaged isn't taken for it.
+    (archive,) = (lab.directory / "blobs").glob(f"*/{made.digest}")
+    whole = archive.read_bytes()
+    for content in (whole.replace(b"x = 1", b"x = 2"), whole[: len(whole) // 2], b""):
+        shutil.rmtree(lab.directory / "environments" / made.digest, ignore_errors=True)
+        archive.write_bytes(content)
+        assert not lab.run(lab.installer.bring(made.digest))
+        assert lab.installer.digests() == set()
+    archive.unlink()
+    for name in (made.digest, "../blobs", "0" * 64):
+        assert not lab.run(lab.installer.bring(name))
+    assert lab.make(**setup).digest == made.digest
+    assert archive.read_bytes() == whole
+
+
+def test_a_digest_is_what_keeps_damage_out(lab: Lab, registry: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(archives, "_digest", lambda fd: next(iter(lab.archives())))
+    registry.put_python("one", "one-1.0-py3-none-any.whl", wheel("one", {"one.py": "x = 1"}))
+    made = lab.make(pip=["one"])
+    shutil.rmtree(lab.directory / "environments" / made.digest)
+    (archive,) = (lab.directory / "blobs").glob(f"*/{made.digest}")
+    archive.write_bytes(archive.read_bytes().replace(b"x = 1", b"x = 2"))
+    assert lab.run(lab.installer.bring(made.digest))
+    assert any(content == b"x = 2" for _, content in contents(lab, made).values())
+
+
+def test_npm_s_packages_in_the_versions_of_a_lock(lab: Lab, registry: Registry) -> None:
+    """Also where there are two versions of one, and newer ones by now."""
+
+    def put(name: str, version: str, **dependencies: str) -> None:
+        package = {"name": name, "version": version, "dependencies": dependencies}
+        registry.put_npm(name, tarball({"package.json": json.dumps(package)}), package, version)
+
+    put("base", "1.0.0")
+    put("base", "2.0.0")
+    put("middle", "1.0.0", base="^1")
+    put("top", "1.0.0", middle="*", base="^2")
+    made = lab.make(npm=["top"])
+    lock = {"pip": [], "npm": made.npm, "go": []}
+    assert len(made.npm) == 4
+    for name, version in (("base", "1.5.0"), ("base", "2.5.0"), ("middle", "1.5.0"), ("top", "1.5.0")):
+        put(name, version, **({"base": "^1"} if name == "middle" else {}))
+    lab.installer._cache.rename(lab.directory / "old-cache")
+    lab.installer.open()
+    again = lab.run(lab.installer.make(locks.pinned(wanted({"npm": ["top"]}), lock), lab.build, anew=True))
+    assert locks.differences(lock, {"pip": [], "npm": again.npm, "go": []}) == ""
+    newer = lab.make(npm=["top"], anew=True)
+    assert "top 1.5.0, not 1.0.0" in locks.differences(lock, {"pip": [], "npm": newer.npm, "go": []})
+
+
+class Killed(BaseException):
+    pass
+
+
+@pytest.mark.parametrize("step", ["put", "_finish", "_publish", "_note"])
+def test_killed_between_blob_place_and_note(
+    lab: Lab, registry: Registry, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    registry.put_python("one", "one-1.0-py3-none-any.whl", wheel("one", {"one.py": "x = 1"}))
+
+    def killed(*_: object, **__: object) -> Any:
+        raise Killed
+
+    with monkeypatch.context() as context:
+        context.setattr(*((lab.blobs, "batch") if step == "put" else (lab.installer, step)), killed)
+        with pytest.raises(Killed):
+            lab.make(pip=["one"])
+    assert bool(lab.archives()) is (step != "put"), "the blob comes first"
+    assert bool(lab.installer.digests()) is (step == "_note"), "then the place, and then the note"
+    assert lab.known(pip=["one"]) is None
+    lab.installer.open()
+    made = lab.make(pip=["one"])
+    assert lab.archives() == lab.installer.digests() == {made.digest}
+    assert lab.known(pip=["one"]) == made
+
+
+def test_a_blob_store_that_fails(lab: Lab, registry: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
+    registry.put_python("one", "one-1.0-py3-none-any.whl", wheel("one", {"one.py": "x = 1"}))
+
+    def fails(*_: object) -> Any:
+        raise OSError(errno.EIO, "the bucket is away")
+
+    with monkeypatch.context() as context:
+        context.setattr(lab.blobs, "batch", fails)
+        assert "could not be kept: the bucket is away" in lab.failure(pip=["one"])
+    made = lab.make(pip=["one"])
+    shutil.rmtree(lab.directory / "environments" / made.digest)
+    with monkeypatch.context() as context:
+        context.setattr(lab.blobs, "open_blob", fails)
+        with pytest.raises(OSError, match="away"):
+            lab.run(lab.installer.bring(made.digest))
+    assert lab.run(lab.installer.bring(made.digest))
 
 
 # -- hostile packages -------------------------------------------------------------------------------------------
@@ -252,7 +403,7 @@ SDIST = {
 
 def test_what_would_have_to_be_built_is_not(lab: Lab, registry: Registry) -> None:
     registry.put_python("evil", "evil-1.0.tar.gz", tarball(SDIST, "evil-1.0"))
-    assert "has no wheel for" in lab.failure(pip=["evil"])
+    assert "nowhere to build" in lab.failure(pip=["evil"])
     assert not CANARY.exists()
 
 
@@ -275,11 +426,10 @@ def put_evil_npm(registry: Registry, package: dict[str, Any], more: Mapping[str,
 
 def test_npm_scripts_are_not_run(lab: Lab, registry: Registry) -> None:
     put_evil_npm(registry, {"scripts": SCRIPTS})
-    made = lab.make(npm=["evil"])
+    assert "nowhere to build" in lab.failure(npm=["evil"])
+    put_evil_npm(registry, {}, {"binding.gyp": "{}"})
+    assert "nowhere to build" in lab.failure(npm=["evil"])
     assert not CANARY.exists()
-    assert "not run: evil" in made.stdout
-    assert_sound(lab, made)
-    assert [(item["name"], item["version"]) for item in made.npm] == [("evil", "1.0.0")]
 
 
 def test_npm_scripts_would_do_harm(lab: Lab, registry: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -287,13 +437,8 @@ def test_npm_scripts_would_do_harm(lab: Lab, registry: Registry, monkeypatch: py
     weak = lambda *given: [word for word in sound(*given) if word != "--ignore-scripts"]  # noqa: E731
     monkeypatch.setattr(tools, "npm_command", weak)
     put_evil_npm(registry, {"scripts": SCRIPTS})
-    lab.make(npm=["evil"])
+    lab.failure(npm=["evil"])
     assert CANARY.exists()
-
-
-def test_an_npm_package_that_must_be_built_is_refused(lab: Lab, registry: Registry) -> None:
-    put_evil_npm(registry, {"scripts": {"install": "node-gyp rebuild"}}, {"binding.gyp": "{}"})
-    assert "must be built" in lab.failure(npm=["evil"])
 
 
 @pytest.mark.parametrize(

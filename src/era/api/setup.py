@@ -61,7 +61,7 @@ def _shown(kind: str, fields: Mapping[str, object]) -> bytes:
     return f"event: {kind}\ndata: {json.dumps({'type': kind, **fields}, ensure_ascii=False)}\n\n".encode()
 
 
-@router.get("/environment", responses={200: {"model": EnvironmentAnswer}, **errors(404)})
+@router.get("/environment", responses={200: {"model": EnvironmentAnswer}, **errors(404, 503)})
 async def environment(session_id: SessionId, context: UseContext) -> Response:
     """List the packages that the session's programs have, with their versions."""
     return Answer(environment_answer(*await context.setups.environment(session_id)))
@@ -69,7 +69,10 @@ async def environment(session_id: SessionId, context: UseContext) -> Response:
 
 def environment_answer(session: Session, environment: Environment | None) -> dict[str, Any]:
     def listed(kind: str) -> list[dict[str, str]]:
-        return [{"name": item["name"], "version": item["version"]} for item in getattr(environment, kind, ())]
+        return [
+            {name: item[name] for name in ("name", "version", "integrity") if item.get(name) is not None}
+            for item in getattr(environment, kind, ())
+        ]
 
     return {
         "session_id": session.id,

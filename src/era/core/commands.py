@@ -19,30 +19,21 @@ from era.core import jsontext
 from era.core.allowance import bounded
 from era.core.models import Session, Snapshot, command_of
 from era.core.ports import Ended, Host, Network, Program, SnapshotRefused, SnapshotStore
-from era.core.progress import Progress
+from era.core.progress import LastWords, Progress
 from era.core.requirements import variables
 from era.errors import SandboxFailed
-
-LAST_WORDS = 4 << 10
-"""Bytes of each stream that are kept of all commands together."""
 
 _HINT = "Change it with PATCH /api/sessions/{id}, or try again with POST /api/sessions/{id}/setup."
 
 
 @dataclass(slots=True)
-class Commanded:
+class Commanded(LastWords):
     """How a setup's commands went: those that were run, the end of what they said, what they left in the working
     directory, and why it isn't kept, where it isn't."""
 
     ran: list[str] = field(default_factory=list)
-    stdout: str = ""
-    stderr: str = ""
     snapshot: Snapshot | None = None
     error: str | None = None
-
-    def say(self, stream: str, piece: bytes) -> None:
-        kept = getattr(self, stream) + piece.decode(errors="replace")
-        setattr(self, stream, kept[-LAST_WORDS:])
 
 
 class Commands:
@@ -122,18 +113,25 @@ class Commands:
 
 def _problem(command: str, ended: Ended) -> str | None:
     """Why a command that ended so has failed, None where it hasn't."""
+    problem = how(ended)
+    if problem is None:
+        return None
+    shown = command if len(command) <= 200 else f"{command[:200]}…"
+    return f"The command {shown!r} {problem}. Nothing of the commands is kept. {_HINT}"
+
+
+def how(ended: Ended) -> str | None:
+    """How a program of a setup has failed, to complete a sentence; None where it hasn't."""
     if ended.cause == "exit" and ended.exit_code == 0 and ended.disk_problem is None:
         return None
     match ended.cause:
         case "timeout":
-            how = "took too long; the server's ERA_SETUP_SECONDS sets the bound"
+            return "took too long; the server's ERA_SETUP_SECONDS sets the bound"
         case "oom":
-            how = "was out of memory; the session's 'limits' set the bound"
+            return "was out of memory; the session's 'limits' set the bound"
         case "disk_full":
-            how = f"was out of disk space ({ended.disk_problem}); the session's 'limits' set the bound"
+            return f"was out of disk space ({ended.disk_problem}); the session's 'limits' set the bound"
         case "exit":
-            how = f"ended with exit code {ended.exit_code}; 'stdout' and 'stderr' have its last words"
+            return f"ended with exit code {ended.exit_code}; 'stdout' and 'stderr' have its last words"
         case _:
-            how = f"was killed (exit code {ended.exit_code})"
-    shown = command if len(command) <= 200 else f"{command[:200]}…"
-    return f"The command {shown!r} {how}. Nothing of the commands is kept. {_HINT}"
+            return f"was killed (exit code {ended.exit_code})"

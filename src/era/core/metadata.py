@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, Protocol
@@ -91,6 +91,8 @@ class SetupJob:
     session_key: int
     session_id: str
     setup: str = field(repr=False)
+    lock: str | None = field(default=None, repr=False)
+    """The very packages that it is to install; see locks.py."""
 
 
 class MetadataStore(Protocol):
@@ -246,8 +248,8 @@ class MetadataStore(Protocol):
         """The digests of environments that rows name, also rows of sessions that are gone."""
         ...
 
-    async def setups_without(self, present: Collection[str]) -> int:
-        """Make pending again the setups whose environment isn't one of these; how many there were."""
+    async def environment_lost(self, digest: str) -> int:
+        """Make pending again the setups that came to this environment; how many there were."""
         ...
 
     async def ping(self) -> None:

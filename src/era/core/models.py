@@ -131,6 +131,9 @@ class Session:
     environment: str | None = None
     """The digest of what was installed."""
 
+    setup_lock: str | None = None
+    """The very packages that the setup is to install, as JSON text, where it came with a capsule; see locks.py."""
+
     @property
     def gone(self) -> Gone | None:
         """In which way it is gone, if it is."""

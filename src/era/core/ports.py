@@ -305,6 +305,34 @@ class StorageAccesses(Protocol):
         ...
 
 
+class IndexAccess(Protocol):
+    """A sandbox's way to indexes of Python packages: open as long as its context is entered."""
+
+    def filled_in(self, text: str) -> str:
+        """This text with `{N}` replaced by the address where programs find the Nth index."""
+        ...
+
+    async def __aenter__(self) -> None: ...
+
+    async def __aexit__(self, *_: object) -> None: ...
+
+
+class Indexes(Protocol):
+    """Gives sandboxes their ways to indexes of packages."""
+
+    def access(self, sandbox: Sandbox, indexes: Sequence[str]) -> IndexAccess:
+        """The way to the indexes at these addresses, for one run, whatever internet access that has."""
+        ...
+
+
+class Environments(Protocol):
+    """Installed packages, as sandboxes need them."""
+
+    async def need(self, digest: str) -> None:
+        """Have this environment here. Raises Unavailable where that can't be."""
+        ...
+
+
 class SnapshotStore(Protocol):
     """Turns a working directory into a Snapshot and back."""
 

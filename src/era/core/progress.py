@@ -24,6 +24,23 @@ type Say = Callable[[str, bytes], None]
 """Takes a piece of what a tool wrote, given its stream: stdout or stderr."""
 
 
+LAST_WORDS = 4 << 10
+"""Characters of each stream that are kept for a setup's result."""
+
+
+@dataclass(slots=True)
+class LastWords:
+    """The end of what was written, by stream."""
+
+    stdout: str = ""
+    stderr: str = ""
+
+    def say(self, stream: str, piece: bytes) -> None:
+        """A Say."""
+        kept = getattr(self, stream) + piece.decode(errors="replace")
+        setattr(self, stream, kept[-LAST_WORDS:])
+
+
 @dataclass(frozen=True, slots=True)
 class Line:
     """A line of a tool's or command's, without its end."""

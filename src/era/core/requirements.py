@@ -30,21 +30,21 @@ MAX_TEXT = 128 << 10
 """Characters of requirements, and of a package.json."""
 
 _LONGEST = 300
-_PIP_NAME = r"[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?"
+PIP_NAME = r"[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?"
 _PIP = re.compile(
-    rf"(?P<name>{_PIP_NAME})(?:\[{_PIP_NAME}(?:,{_PIP_NAME})*\])?"
+    rf"(?P<name>{PIP_NAME})(?:\[{PIP_NAME}(?:,{PIP_NAME})*\])?"
     r"(?:(?:===|==|~=|!=|<=|>=|<|>)[A-Za-z0-9.*+!_-]+"
     r"(?:,(?:===|==|~=|!=|<=|>=|<|>)[A-Za-z0-9.*+!_-]+)*)?"
 )
 _PIP_MARKER = re.compile(r"""[A-Za-z0-9_.<>=!~()'", -]+""")
 _PIP_TIGHT = re.compile(r"\s*(===|==|~=|!=|<=|>=|<|>|,|\[)\s*|\s+(?=\])")
-_NPM_NAME = re.compile(r"(?:@[a-z0-9~-][a-z0-9._~-]*/)?[a-z0-9~][a-z0-9._~-]*", re.IGNORECASE)
+NPM_NAME = re.compile(r"(?:@[a-z0-9~-][a-z0-9._~-]*/)?[a-z0-9~][a-z0-9._~-]*", re.IGNORECASE)
 _NPM_VERSION = re.compile(r"[0-9A-Za-z.^~<>=|*+ -]*")
 _NPM_FIELDS = ("optionalDependencies", "devDependencies", "dependencies")
 """Of a package.json; where a name stands in several, the last one counts."""
 
-_GO_PATH = re.compile(r"[a-z0-9][a-z0-9-]*(?:\.[a-z0-9-]+)+(?:/[A-Za-z0-9_~-][A-Za-z0-9._~-]*)*")
-_GO_VERSION = re.compile(r"v[0-9]+(?:\.[0-9]+){0,2}(?:[-+.][0-9A-Za-z.+-]*)?|latest")
+GO_PATH = re.compile(r"[a-z0-9][a-z0-9-]*(?:\.[a-z0-9-]+)+(?:/[A-Za-z0-9_~-][A-Za-z0-9._~-]*)*")
+GO_VERSION = re.compile(r"v[0-9]+(?:\.[0-9]+){0,2}(?:[-+.][0-9A-Za-z.+-]*)?|latest")
 _GO_IGNORED = ("module", "go", "toolchain", "retract", "tool", "ignore", "godebug")
 """Of a go.mod: what says nothing of what the module needs."""
 
@@ -58,6 +58,8 @@ class Packages:
     pip: tuple[str, ...] = ()
     npm: tuple[tuple[str, str], ...] = ()
     go: tuple[tuple[str, str], ...] = ()
+    overrides: tuple[tuple[tuple[str, ...], str], ...] = ()
+    """Versions of npm's packages wherever they are needed, by the names that lead to them; see locks.py."""
 
     def __bool__(self) -> bool:
         return bool(self.pip or self.npm or self.go)
@@ -180,7 +182,7 @@ def _npm(item: str) -> tuple[str, str]:
 
 def _npm_checked(name: str, version: str, item: str) -> tuple[str, str]:
     fits = len(name) <= 214 and len(version) <= _LONGEST
-    if not (fits and _NPM_NAME.fullmatch(name) and _NPM_VERSION.fullmatch(version)) or name == "node_modules":
+    if not (fits and NPM_NAME.fullmatch(name) and _NPM_VERSION.fullmatch(version)) or name == "node_modules":
         raise _no_package("npm", item)
     return name, version.strip() or "*"
 
@@ -204,9 +206,9 @@ def _of_package_json(text: str) -> dict[str, str]:
 
 def _go(path: str, version: str) -> tuple[str, str]:
     version = version or "latest"
-    if len(path) > _LONGEST or len(version) > _LONGEST or ".." in path or not _GO_PATH.fullmatch(path):
+    if len(path) > _LONGEST or len(version) > _LONGEST or ".." in path or not GO_PATH.fullmatch(path):
         raise _no_package("go", f"{path}@{version}")
-    if not _GO_VERSION.fullmatch(version):
+    if not GO_VERSION.fullmatch(version):
         raise _no_package("go", f"{path}@{version}")
     return path, version
 

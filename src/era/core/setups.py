@@ -23,20 +23,20 @@ from typing import Protocol
 
 import structlog
 
-from era.core import jsontext
+from era.core import jsontext, locks
+from era.core.builds import Build, Builds
 from era.core.commands import Commanded, Commands
 from era.core.metadata import MetadataStore, SetupJob
 from era.core.models import JsonObject, Session
 from era.core.progress import Line, Progress, Say
 from era.core.requirements import Packages, commands, lists, wanted
 from era.core.turns import Turns
-from era.errors import BadRequest, EraError, NoIsolation, NotFound, SandboxFailed
+from era.errors import BadRequest, EraError, NoIsolation, NotFound, SandboxFailed, Unavailable
 
 log = structlog.get_logger()
 
 UNDER_WAY = ("pending", "running")
 
-_AT_A_TIME = 2
 _LOOK_SECONDS = 1.0
 _GRACE_SECONDS = 3600.0
 """For so long an environment stays that no row names: one may be about to."""
@@ -69,19 +69,24 @@ class SetupFailed(Exception):
 class Installer(Protocol):
     """Makes environments and keeps them; see packages/."""
 
-    def known(self, packages: Packages) -> Environment | None:
-        """What these packages came to when they were last installed, if that is still there. Takes no time."""
+    def known(self, packages: Packages, owner: str) -> Environment | None:
+        """What these packages came to when they were last installed, if that is still there; what had to be built only
+        where it was for this `owner` (Build.owner). Takes no time."""
         ...
 
-    async def make(self, packages: Packages, *, anew: bool, say: Say | None = None) -> Environment:
-        """Install these packages, `anew` also if they are known. What its tools say is told to `say` as it comes.
-        Raises SetupFailed."""
+    async def make(self, packages: Packages, build: Build, *, anew: bool, say: Say | None = None) -> Environment:
+        """Install these packages, `anew` also if they are known; what must run code does so with `build`. What the
+        tools say is told to `say` as it comes. When this returns the environment is in the blob store, too. Raises
+        SetupFailed."""
         ...
 
-    def get(self, digest: str) -> Environment | None: ...
+    def get(self, digest: str) -> Environment | None:
+        """One that is here."""
+        ...
 
-    def digests(self) -> set[str]:
-        """The environments there are."""
+    async def bring(self, digest: str) -> bool:
+        """Have this environment here, from the blob store if need be; False where that hasn't got it. Takes no time if
+        it's here. Raises OSError."""
         ...
 
     def sweep(self, keep: set[str], older_than: float) -> int:
@@ -89,21 +94,58 @@ class Installer(Protocol):
         ...
 
 
+class InstalledEnvironments:
+    """See ports.Environments and locks.Locks. One that is lost for good is installed anew."""
+
+    def __init__(self, store: MetadataStore, installer: Installer) -> None:
+        self._store, self._installer = store, installer
+
+    async def need(self, digest: str) -> None:
+        try:
+            if await self._installer.bring(digest):
+                return
+        except OSError as error:
+            why = error.strerror or str(error)
+            raise Unavailable(f"The session's packages could not be brought back: {why}.") from error
+        log.warning("environment_lost", digest=digest)
+        await self._store.environment_lost(digest)
+        raise Unavailable(
+            "The session's packages were lost on this server, and are being installed once more.",
+            hint="Try again: a run waits until they are there.",
+        )
+
+    def lock(self, session: Session) -> JsonObject | None:
+        found = self._installer.get(session.environment) if session.environment else None
+        lock: JsonObject | None = json.loads(session.setup_lock) if session.setup_lock else None
+        if found is not None:
+            lock = {kind: list(getattr(found, kind)) for kind in locks.KINDS}
+        # A package may call itself anything.
+        return lock if locks.can_be_lock(lock) else None
+
+
 class Setups:
     """`start` before anything, `stop` when done."""
 
     def __init__(
-        self, store: MetadataStore, installer: Installer, turns: Turns, commands: Commands, seconds: float
+        self,
+        store: MetadataStore,
+        installer: Installer,
+        environments: InstalledEnvironments,
+        turns: Turns,
+        builds: Builds,
+        commands: Commands,
+        seconds: float,
     ) -> None:
         """`seconds` is how long the commands of a setup may take together."""
+        self._builds = builds
         self._commands = commands
         self._seconds = seconds
         self._in_session = Turns()
         self._progress: dict[SetupJob, Progress] = {}
         self._store = store
         self._installer = installer
+        self._environments = environments
         self._turns = turns
-        self._slots = asyncio.Semaphore(_AT_A_TIME)
         self._wake = asyncio.Event()
         self._news = asyncio.Event()
         """Set when some setup is taken up or has ended, and then replaced."""
@@ -114,8 +156,7 @@ class Setups:
         self._stopped = False
 
     async def start(self) -> None:
-        """Take up what an earlier process left, and what lost its environment."""
-        await self._store.setups_without(self._installer.digests())
+        """Take up what an earlier process left."""
         self._task = asyncio.create_task(self._run())
 
     async def stop(self) -> None:
@@ -183,7 +224,7 @@ class Setups:
             if status != session.setup_status:
                 status = session.setup_status
                 yield session
-            progress = self._progress.get(SetupJob(session.key, session.id, session.setup))
+            progress = self._progress.get(SetupJob(session.key, session.id, session.setup, session.setup_lock))
             if progress is not None:
                 async for event in progress.follow():
                     if isinstance(event, Line):
@@ -198,8 +239,10 @@ class Setups:
     async def environment(self, session_id: str) -> tuple[Session, Environment | None]:
         """What the session's programs have besides their language."""
         session = await self._store.session(session_id)
-        found = self._installer.get(session.environment) if session.environment else None
-        return session, found
+        if session.environment is None:
+            return session, None
+        await self._environments.need(session.environment)
+        return session, self._installer.get(session.environment)
 
     async def sweep(self) -> None:
         """Remove the environments that no session needs, also none that can still be restored."""
@@ -243,6 +286,36 @@ class Setups:
         async with self._in_session.take(str(job.session_key), bounded=False):
             await self._set_up(job)
 
+    async def _session(self, job: SetupJob) -> Session:
+        """Raises NotFound where it is gone, or has another job by now."""
+        session = await self._store.session(job.session_id)
+        if (session.key, session.setup) != (job.session_key, job.setup):
+            raise NotFound(f"The setup of session '{job.session_id}' is another one by now.")
+        return session
+
+    async def _installed(self, job: SetupJob, packages: Packages, anew: bool, progress: Progress) -> Environment:
+        """The packages of a setup, in the versions of its lock if that can be. Raises SetupFailed."""
+        build = self._builds.of(await self._session(job))
+
+        async def installed(packages: Packages) -> Environment:
+            made = await self._installer.make(packages, build, anew=anew, say=progress.say)
+            progress.flush()
+            return made
+
+        if job.lock is None:
+            return await installed(packages)
+        lock = json.loads(job.lock)
+        try:
+            made = await installed(locks.pinned(packages, lock))
+            other = locks.differences(lock, {kind: getattr(made, kind) for kind in locks.KINDS})
+        except SetupFailed as problem:
+            made = await installed(packages)
+            other = f"they can't be installed any more. {problem}"
+        if not other:
+            return made
+        told = f"These aren't all the very packages that the session had where its capsule was made: {other}"
+        return replace(made, stderr=_joined(told, made.stderr))
+
     async def _set_up(self, job: SetupJob) -> None:
         progress = self._progress[job]
         anew = job.session_key in self._anew
@@ -255,19 +328,15 @@ class Setups:
         try:
             packages = wanted(json.loads(job.setup))
             if packages:
-                environment = None if anew else self._installer.known(packages)
+                environment = None if anew or job.lock else self._installer.known(packages, str(job.session_key))
                 if environment is None:
-                    async with self._slots:
-                        await self._begin(job, progress)
-                        begun = time.monotonic()
-                        environment = await self._installer.make(packages, anew=anew, say=progress.say)
-                        progress.flush()
+                    await self._begin(job, progress)
+                    begun = time.monotonic()
+                    environment = await self._installed(job, packages, anew, progress)
                 stdout, stderr = environment.stdout, environment.stderr
             if asked := commands(job.setup):
                 await self._begin(job, progress)
-                session = await self._store.session(job.session_id)
-                if (session.key, session.setup) != (job.session_key, job.setup):
-                    return  # it is gone, or has another job by now
+                session = await self._session(job)
                 commanded = await self._commands.run(
                     session,
                     asked,
@@ -282,7 +351,7 @@ class Setups:
             error = problem.message
         except NotFound:
             return  # its session is gone
-        except (NoIsolation, SandboxFailed) as problem:  # no sandbox for its commands, and there won't be one soon
+        except (NoIsolation, SandboxFailed) as problem:  # no sandbox for its code, and there won't be one soon
             error = f"{problem.message} {problem.hint}".rstrip()
         except EraError as problem:
             log.warning("setup_put_off", session=job.session_key, error=problem.message)

@@ -20,7 +20,7 @@ import structlog
 from era import languages
 from era.core.limits import Rules
 from era.core.models import EMPTY, Language, Session, Snapshot, WantedIsolation
-from era.core.ports import Drivers, Limits, Sandbox, SnapshotStore
+from era.core.ports import Drivers, Environments, Limits, Sandbox, SnapshotStore
 from era.errors import EraError, SandboxFailed, Unavailable
 
 log = structlog.get_logger()
@@ -60,6 +60,7 @@ class LocalHost:
         self,
         drivers: Drivers,
         snapshots: SnapshotStore,
+        environments: Environments,
         *,
         rules: Rules,
         spares: int,
@@ -68,6 +69,7 @@ class LocalHost:
     ) -> None:
         self._drivers = drivers
         self._snapshots = snapshots
+        self._environments = environments
         self._rules = rules
         self._spares = spares
         self._idle_seconds = idle_seconds
@@ -143,6 +145,8 @@ class LocalHost:
                     if sandbox.alive:
                         return sandbox
                     await sandbox.close()
+            if wanted.environment is not None:
+                await self._environments.need(wanted.environment)
             return await driver.create(wanted.language, wanted.limits, wanted.environment)
         except BaseException:
             self._room.release()

@@ -5,20 +5,27 @@ Theory of operation
 
 *Where.* `environments/DIGEST/` has `python/` (a user's base directory, as Python's site module knows it),
 `node_modules/`, for Go `go/` (a cache of modules, and the go.mod and go.sum that name them), and `lock.json`. The
-digest is that of all the content, so equal packages are there once, and a directory of that name is complete and never
-changes. `environments/asked/` tells for a list of requirements which environment it came to; that is what makes the
-same setup quick, and lets it work without any network.
+digest is that of an archive of all this (archives.py), so equal packages are there once, and a directory of that name
+is complete and never changes. The archive lies in the blob store; a directory that isn't here is made from it again.
+`environments/asked/` tells for a list of requirements which environment it came to; that is what makes the same setup
+quick, and lets it work without any network.
 
 *Making.* Tools write into a scratch directory, as users of no other right (processes.py). uv takes wheels only, npm
-runs no scripts and `go get` builds nothing, so all of them only unpack. Once they have ended the scratch directory is
-taken from them, looked at (trees.py), given a digest, compiled by a user who has nothing else, synced, and renamed to
-its place. What a crash leaves is a scratch directory, and those are removed at the start.
+runs no scripts and `go get` builds nothing, so all of them only unpack. Where that won't do, what must run code runs in
+a sandbox of the session that asked (building.py), and what it left is moved here. Then the scratch directory is looked
+at (trees.py), packed, compiled by a user who has nothing else, synced, and renamed to its place. The archive is durable
+before that, and both are before a note or a row names them. What a crash leaves is a scratch directory, and those are
+removed at the start, or a blob that nothing names.
+
+*Whose.* What was only unpacked is everybody's. What was built was made by code of strangers, which could make it
+anything: it is the session's own, and so are the note and, since its lock says so, the digest.
 
 *No code at start.* Python runs lines of `.pth` files in a site directory, and modules named sitecustomize and
 usercustomize, before any program. They are left out: what is installed runs when it is imported.
 
 *Going.* An environment that no session names is removed after a while. Being found for a setup counts as new, so one
-isn't removed between the moment it was found and the one when a row names it.
+isn't removed between the moment it was found and the one when a row names it. Its blob is kept as long as the directory
+is here or a row names it.
 """
 
 from __future__ import annotations
@@ -32,19 +39,22 @@ import secrets
 import sys
 import sysconfig
 import time
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
+from era.core.builds import Build
 from era.core.durable import sync_file_system
 from era.core.models import JsonObject
-from era.core.progress import Say
+from era.core.progress import LAST_WORDS, Say
 from era.core.requirements import Packages
 from era.core.setups import Environment, SetupFailed
+from era.core.snapshots import BlobStore
 from era.core.turns import Turns
-from era.packages import tools, trees
-from era.packages.processes import Processes, Space, size_of, too_large
+from era.packages import archives, building, tools, trees
+from era.packages.building import MustBuild
+from era.packages.processes import Processes, Space, size_of
 
 _DIGEST = re.compile("[0-9a-f]{64}")
 _AT_START = re.compile(r".*\.pth|(usercustomize|sitecustomize)(\..*)?")
@@ -56,8 +66,29 @@ _COMPILE_SECONDS = 120.0
 _MANY_BYTES = 16 << 20
 """With less to compile, starting a process for each processor takes longer than it saves."""
 
-_LAST_WORDS = 4 << 10
-_FORMAT = 1
+_AT_A_TIME = 2
+"""Tools that work on the host. What runs in sandboxes isn't in their way."""
+
+_FORMAT = 2
+
+
+@dataclass(slots=True)
+class _Making:
+    """An environment on its way. `deadline` is of the monotonic clock."""
+
+    scratch: Path
+    deadline: float
+    say: Say | None
+    environment: Mapping[str, str]
+    """Of the tools."""
+
+    stdout: list[str] = field(default_factory=list)
+    stderr: list[str] = field(default_factory=list)
+    npm: list[JsonObject] = field(default_factory=list)
+    """What is in node_modules."""
+
+    built_for: str | None = None
+    """Whose it is, once some of it was built."""
 
 
 class UvAndNpm:
@@ -66,6 +97,7 @@ class UvAndNpm:
     def __init__(
         self,
         directory: Path,
+        blobs: BlobStore,
         *,
         python: str,
         python_prefix: Path | None,
@@ -87,7 +119,9 @@ class UvAndNpm:
         self._most_bytes = most_bytes
         self._most_files = most_files
         self._variables = variables
+        self._blobs = blobs
         self._turns = Turns()
+        self._slots = asyncio.Semaphore(_AT_A_TIME)
         self._at_work = 0
         shown = {"cache": self._cache, "uv": tools.uv_binary(), "node": node}
         self._python, self._prefix = python, python_prefix
@@ -111,42 +145,71 @@ class UvAndNpm:
             directory.chmod(mode)
         self._open_cache()
 
-    def known(self, packages: Packages) -> Environment | None:
-        try:
-            digest = json.loads((self._asked / self._key(packages)).read_text())["environment"]
-        except (OSError, ValueError, KeyError, TypeError):
-            return None
-        found = self.get(digest)
-        if found is not None:
-            with suppress(OSError):
-                os.utime(self.environments / digest)
-        return found
+    def known(self, packages: Packages, owner: str) -> Environment | None:
+        for key in (self._key(packages), self._key(packages, owner)):
+            try:
+                note = json.loads((self._asked / key).read_text())
+                found = self.get(note["environment"])
+                if found is not None:
+                    os.utime(self.environments / found.digest)
+                    return replace(found, stdout=note["stdout"], stderr=note["stderr"])
+            except (OSError, ValueError, KeyError, TypeError):
+                continue
+        return None
 
     def get(self, digest: str) -> Environment | None:
         try:
-            return Environment(**json.loads((self.environments / digest / "lock.json").read_text()))
-        except (OSError, ValueError, TypeError):
+            lock = json.loads((self.environments / digest / archives.LOCK).read_text())
+            return Environment(digest, lock["pip"], lock["npm"], go=lock["go"])
+        except (OSError, ValueError, KeyError, TypeError):
             return None
 
     def digests(self) -> set[str]:
         return {name for name in os.listdir(self.environments) if _DIGEST.fullmatch(name)}
 
-    async def make(self, packages: Packages, *, anew: bool, say: Say | None = None) -> Environment:
+    async def make(self, packages: Packages, build: Build, *, anew: bool, say: Say | None = None) -> Environment:
         key = self._key(packages)
-        async with self._turns.take(key, bounded=False):
-            if not anew and (found := self.known(packages)) is not None:
-                return found
-            scratch = self._making / secrets.token_hex(8)
-            self._at_work += 1
+        try:
+            async with self._turns.take(key, bounded=False):
+                if not anew and (found := self.known(packages, build.owner)) is not None:
+                    return found
+                made = await self._in_scratch(lambda scratch: self._made(packages, scratch, say))
+                self._note(key, made)
+                return made
+        except MustBuild as must:
+            if say is not None:
+                say("stdout", b"Some of it has to run code to be installed. That is done in a sandbox.\n")
+            kind = must.kind
+        # Nobody waits for this, however long it takes.
+        made = await self._in_scratch(lambda scratch: self._made(packages, scratch, say, build, kind))
+        self._note(self._key(packages, build.owner), made)
+        return made
+
+    async def bring(self, digest: str) -> bool:
+        """Have this environment here, from the blob store if need be; False where that hasn't got it. Raises
+        OSError."""
+        if (self.environments / digest / archives.LOCK).exists():
+            return True
+        if not _DIGEST.fullmatch(digest):
+            return False
+        async with self._turns.take(digest, bounded=False):
+            if (self.environments / digest).exists():
+                return True
             try:
-                made = await self._made(packages, scratch, say)
-            except OSError as error:
-                raise SetupFailed(f"The packages could not be kept: {error.strerror or error}.") from error
-            finally:
-                self._at_work -= 1
-                await asyncio.shield(asyncio.to_thread(trees.remove, scratch))
-            self._note(key, made.digest)
-            return made
+                await self._in_scratch(lambda scratch: self._unpacked(digest, scratch))
+            except (FileNotFoundError, archives.Damaged):
+                return False
+        return True
+
+    async def _in_scratch[T](self, job: Callable[[Path], Awaitable[T]]) -> T:
+        """What `job` does with a directory that is made and removed for it."""
+        scratch = self._making / secrets.token_hex(8)
+        self._at_work += 1
+        try:
+            return await job(scratch)
+        finally:
+            self._at_work -= 1
+            await asyncio.shield(asyncio.to_thread(trees.remove, scratch))
 
     def sweep(self, keep: set[str], older_than: float) -> int:
         gone = 0
@@ -170,101 +233,126 @@ class UvAndNpm:
         self._cache.mkdir(mode=0o700, exist_ok=True)
         self._processes.give(self._cache, self._processes.fetcher)
 
-    def _key(self, packages: Packages) -> str:
-        text = json.dumps([_FORMAT, asdict(packages), self._runtimes], sort_keys=True)
+    def _key(self, packages: Packages, owner: str | None = None) -> str:
+        text = json.dumps([_FORMAT, asdict(packages), self._runtimes, owner], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()
 
-    def _note(self, key: str, digest: str) -> None:
+    def _note(self, key: str, made: Environment) -> None:
         temporary = self._asked / f"{key}.new"
-        temporary.write_text(json.dumps({"environment": digest}))
+        note = {"environment": made.digest, "stdout": made.stdout, "stderr": made.stderr}
+        temporary.write_text(json.dumps(note))
         temporary.rename(self._asked / key)
 
-    async def _made(self, packages: Packages, scratch: Path, say: Say | None) -> Environment:
-        deadline = time.monotonic() + self._seconds
+    async def _made(
+        self, packages: Packages, scratch: Path, say: Say | None, build: Build | None = None, kind: str = ""
+    ) -> Environment:
+        """The environment, put into its place. Raises MustBuild where something must be built and there is no `build`.
+        `kind` is what is known to need one."""
         home, site, npm = scratch / "home", scratch / "site", scratch / "npm"
-        for directory in (scratch, home, site, npm):
-            directory.mkdir(mode=0o700)
-            self._processes.give(directory, self._processes.fetcher)
-        (npm / "node_modules").mkdir()
-        self._processes.give(npm / "node_modules", self._processes.fetcher)
-        work = self._processes.path("work", scratch)
-        environment = tools.environment(home, f"{work}/home", self._variables)
-        stdout: list[str] = []
-        stderr: list[str] = []
-        if packages.pip:
-            (scratch / "requirements.txt").write_text("".join(f"{line}\n" for line in packages.pip))
-            command = tools.pip_command(
-                self._interpreter(scratch),
-                f"{work}/site",
-                f"{work}/requirements.txt",
-                self._processes.path("cache", scratch) + "/uv",
-                self._processes.path("uv", scratch),
-            )
-            await self._fetch("pip", command, environment, scratch, deadline, (stdout, stderr), say)
-        if packages.npm:
-            (npm / "package.json").write_text(tools.package_json(packages))
-            self._processes.give(npm / "package.json", self._processes.fetcher)
-            cache = self._processes.path("cache", scratch)
-            command = tools.npm_command(self._processes.path("node", scratch), f"{cache}/npm")
-            command += ["--prefix", f"{work}/npm"]
-            variables = tools.npm_environment(environment, cache)
-            await self._fetch("npm", command, variables, scratch, deadline, (stdout, stderr), say)
-        if packages.go:
-            await self._fetch_modules(packages, environment, scratch, deadline, (stdout, stderr), say)
-        # Nobody else gets in from here on: what is looked at stays as it is.
-        if self._processes.fetcher is not None:
-            os.chown(scratch, 0, 0)
-        digest, pip, npm_lock, modules = await asyncio.to_thread(self._looked_at, scratch, packages, stdout)
-        said, complained = ("\n".join(lines)[-_LAST_WORDS:] for lines in (stdout, stderr))
-        told = Environment(digest, pip, npm_lock, said, complained, modules)
-        if packages.pip and not (self.environments / digest).exists():
-            await self._compile(scratch, min(deadline, time.monotonic() + _COMPILE_SECONDS))
-        await asyncio.to_thread(self._publish, scratch, told)
-        return told
+        try:
+            for directory in (scratch, home, site, npm, npm / "node_modules"):
+                directory.mkdir(mode=0o700)
+                self._processes.give(directory, self._processes.fetcher)
+            work = self._processes.path("work", scratch)
+            environment = tools.environment(home, f"{work}/home", self._variables)
+            making = _Making(scratch, time.monotonic() + self._seconds, say, environment)
+            if packages.pip and build is not None and kind == "pip":
+                making.built_for = build.owner
+                await building.build_python(
+                    build, packages, site, self._python, await self._indexes(making), making.deadline, say
+                )
+            elif packages.pip:
+                await self._fetch_wheels(packages, making)
+            if packages.npm:
+                await self._fetch_npm(packages, making, build)
+            if packages.go:
+                await self._fetch_modules(packages, making)
+            # Nobody else gets in from here on: what is looked at stays as it is.
+            if self._processes.fetcher is not None:
+                os.chown(scratch, 0, 0)
+            told = await asyncio.to_thread(self._looked_at, making, packages)
+            await self._keep(told, scratch, making.deadline)
+        except OSError as error:
+            raise SetupFailed(f"The packages could not be kept: {error.strerror or error}.") from error
+        said, complained = ("\n".join(lines)[-LAST_WORDS:] for lines in (making.stdout, making.stderr))
+        return replace(told, stdout=said, stderr=complained)
 
-    async def _fetch_modules(
-        self,
-        packages: Packages,
-        environment: Mapping[str, str],
-        scratch: Path,
-        deadline: float,
-        said: tuple[list[str], list[str]],
-        say: Say | None,
-    ) -> None:
+    async def _fetch_wheels(self, packages: Packages, making: _Making) -> None:
+        """Raises MustBuild."""
+        scratch = making.scratch
+        (scratch / "requirements.txt").write_text("".join(f"{line}\n" for line in packages.pip))
+        work = self._processes.path("work", scratch)
+        command = tools.pip_command(
+            self._interpreter(scratch),
+            f"{work}/site",
+            f"{work}/requirements.txt",
+            self._processes.path("cache", scratch) + "/uv",
+            self._processes.path("uv", scratch),
+        )
+        await self._fetch("pip", command, making.environment, making)
+
+    async def _indexes(self, making: _Making) -> list[str]:
+        """The addresses of the indexes that uv would ask. Raises SetupFailed where they ask for credentials."""
+        scratch = making.scratch
+        (scratch / "nothing.txt").touch()
+        work = self._processes.path("work", scratch)
+        command = tools.indexes_command(
+            self._interpreter(scratch), f"{work}/nothing.txt", self._processes.path("uv", scratch)
+        )
+        told = replace(making, say=None, stdout=[], stderr=[])
+        await self._fetch("pip", command, making.environment, told)
+        return tools.indexes("".join(told.stdout), scratch / "home/.netrc", making.environment)
+
+    async def _fetch_npm(self, packages: Packages, making: _Making, build: Build | None) -> None:
+        """Raises MustBuild where packages have install scripts and there is no `build`."""
+        scratch = making.scratch
+        npm = scratch / "npm"
+        (npm / "package.json").write_text(tools.package_json(packages))
+        self._processes.give(npm / "package.json", self._processes.fetcher)
+        cache = self._processes.path("cache", scratch)
+        command = tools.npm_command(self._processes.path("node", scratch), f"{cache}/npm")
+        command += ["--prefix", f"{self._processes.path('work', scratch)}/npm"]
+        await self._fetch("npm", command, tools.npm_environment(making.environment, cache), making)
+        making.npm, scripts = tools.npm_lock(npm)
+        if scripts and build is None:
+            raise MustBuild("npm", f"npm's {', '.join(scripts)[:1000]} must run code to be installed.")
+        if scripts and build is not None:
+            making.built_for = build.owner
+            making.stdout += await building.run_scripts(build, scripts, npm, making.deadline, making.say)
+
+    async def _fetch_modules(self, packages: Packages, making: _Making) -> None:
         """Have Go's modules, and all that they need, in `scratch/go`."""
         if self._go is None:
             raise SetupFailed("go: Go is not installed on this server.")
+        scratch = making.scratch
         project = scratch / "go"
         project.mkdir(mode=0o700)
         (project / "go.mod").write_text(tools.GO_MOD)
         trees.own(project, self._processes.fetcher)
         go, work = self._processes.path("go", scratch) + "/bin/go", self._processes.path("work", scratch) + "/go"
         for command in tools.go_commands(go, work, packages):
-            await self._fetch("go", command, tools.go_environment(environment, work), scratch, deadline, said, say)
+            await self._fetch("go", command, tools.go_environment(making.environment, work), making)
 
-    async def _fetch(
-        self,
-        tool: str,
-        command: list[str],
-        environment: Mapping[str, str],
-        scratch: Path,
-        deadline: float,
-        said: tuple[list[str], list[str]],
-        say: Say | None,
-    ) -> None:
+    async def _fetch(self, tool: str, command: list[str], environment: Mapping[str, str], making: _Making) -> None:
+        """Run a tool on the host, in its turn. Raises MustBuild, SetupFailed."""
         names = ["cache", {"pip": "uv", "npm": "node", "go": "go"}[tool], *(["python"] if self._prefix else [])]
-        space = Space(scratch, self._cache, self._most_bytes)
+        space = Space(making.scratch, self._cache, self._most_bytes)
+        begun = time.monotonic()
         try:
-            ran = await self._processes.run(
-                command, environment, scratch=scratch, uid=self._processes.fetcher, deadline=deadline, space=space,
-                names=names, say=say,
-            )  # fmt: skip
+            async with self._slots:
+                making.deadline += time.monotonic() - begun
+                ran = await self._processes.run(
+                    command, environment, scratch=making.scratch, uid=self._processes.fetcher,
+                    deadline=making.deadline, space=space, names=names, say=making.say,
+                )  # fmt: skip
         except SetupFailed as problem:
-            raise SetupFailed(f"{tool}: {problem}", "\n".join(said[0]), "\n".join(said[1])) from None
+            raise SetupFailed(f"{tool}: {problem}", "\n".join(making.stdout), "\n".join(making.stderr)) from None
         if ran.code != 0:
+            if tool == "pip" and tools.lacks_wheels(ran):
+                raise MustBuild(tool, tools.problem(tool, ran), ran.stdout, ran.stderr)
             raise SetupFailed(tools.problem(tool, ran), ran.stdout, ran.stderr)
         # What uv says of a success is of interest only while it lasts.
-        for kept, more in zip(said, (ran.stdout, "" if tool == "pip" else ran.stderr), strict=True):
+        for kept, more in ((making.stdout, ran.stdout), (making.stderr, "" if tool == "pip" else ran.stderr)):
             if more:
                 kept.append(more)
 
@@ -274,10 +362,9 @@ class UvAndNpm:
             return self._python
         return f"{self._processes.path('python', scratch)}/{Path(self._python).relative_to(self._prefix)}"
 
-    def _looked_at(
-        self, scratch: Path, packages: Packages, stdout: list[str]
-    ) -> tuple[str, list[JsonObject], list[JsonObject], list[JsonObject]]:
-        """Put what was installed into its final shape below `scratch/made`; its digest and what it is."""
+    def _looked_at(self, making: _Making, packages: Packages) -> Environment:
+        """Put what was installed into its final shape below `scratch/made`, and pack that; what it is."""
+        scratch, stdout = making.scratch, making.stdout
         made, site = scratch / "made", scratch / "made/python" / _SITE
         site.parent.mkdir(parents=True)
         (scratch / "site").rename(site)
@@ -292,15 +379,54 @@ class UvAndNpm:
         programs = site / "bin"
         if programs.is_dir() and not programs.is_symlink():
             programs.rename(made / "python/bin")
-        npm = _npm_lock(scratch / "npm", made / "node_modules", stdout) if packages.npm else []
-        content = trees.digest_of(made, most_files=self._most_files)
-        if size_of(made) > self._most_bytes:
-            raise too_large(self._most_bytes)
-        kinds = [
-            kind for kind, wanted in (("python", packages.pip), ("node", packages.npm), ("go", packages.go)) if wanted
-        ]
-        told = json.dumps([_FORMAT, content, {kind: self._runtimes[kind] for kind in kinds}], sort_keys=True)
-        return hashlib.sha256(told.encode()).hexdigest(), _pip_lock(site), npm, tools.go_modules(made / "go")
+        is_built = making.built_for is not None
+        trees.check(made, most_files=self._most_files, most_bytes=self._most_bytes, separate=is_built)
+        self._own(made)
+        kinds = (("python", packages.pip), ("node", packages.npm), ("go", packages.go))
+        lock: JsonObject = {
+            "format": _FORMAT,
+            "runtimes": {kind: self._runtimes[kind] for kind, asked in kinds if asked},
+            "pip": _pip_lock(site),
+            "npm": making.npm,
+            "go": tools.go_modules(made / "go"),
+            "built_for": making.built_for,
+        }
+        (made / archives.LOCK).write_text(json.dumps(lock, sort_keys=True))
+        digest = archives.pack(made, scratch / "archive")
+        return Environment(digest, lock["pip"], lock["npm"], go=lock["go"])
+
+    def _unpack(self, digest: str, scratch: Path) -> None:
+        scratch.mkdir(mode=0o700)
+        fd = self._blobs.open_blob(digest)
+        try:
+            archives.unpack(fd, digest, scratch / "made")
+        finally:
+            os.close(fd)
+
+    async def _unpacked(self, digest: str, scratch: Path) -> None:
+        """Make the environment from its archive. Raises Damaged, OSError."""
+        await asyncio.to_thread(self._unpack, digest, scratch)
+        await self._finish(digest, scratch, time.monotonic() + self._seconds)
+
+    async def _keep(self, told: Environment, scratch: Path, deadline: float) -> None:
+        """Put its archive into the blob store, and the environment into its place. Raises OSError, also where the blob
+        store can't be reached; then nothing of it is there."""
+        if (self.environments / told.digest).exists():  # so its archive is kept, too
+            os.utime(self.environments / told.digest)
+            return
+
+        def put() -> None:
+            with self._blobs.batch() as batch:
+                batch.put_spooled(os.fspath(scratch / "archive"), told.digest)
+
+        await asyncio.to_thread(put)
+        await self._finish(told.digest, scratch, deadline)
+
+    async def _finish(self, digest: str, scratch: Path, deadline: float) -> None:
+        """Compile what is in `scratch/made`, and put it into its place."""
+        if any((scratch / "made/python" / _SITE).iterdir()):
+            await self._compile(scratch, min(deadline, time.monotonic() + _COMPILE_SECONDS))
+        await asyncio.to_thread(self._publish, scratch, digest)
 
     async def _compile(self, scratch: Path, deadline: float) -> None:
         """Have Python's bytecode beside its sources, so that no run must make it. That a file can't be compiled is
@@ -322,13 +448,12 @@ class UvAndNpm:
         if uid is not None:
             os.chown(bare, 0, 0)
         bare.chmod(0o700)
-        await asyncio.to_thread(trees.digest_of, bare, most_files=2 * self._most_files, contents=False)
+        await asyncio.to_thread(trees.check, bare, most_files=2 * self._most_files, most_bytes=4 * self._most_bytes)
         (bare / "python").rename(scratch / "made/python")
 
-    def _publish(self, scratch: Path, told: Environment) -> None:
-        made, place = scratch / "made", self.environments / told.digest
-        (made / "lock.json").write_text(json.dumps(asdict(told)))
-        trees.own(made, None if self._processes.fetcher is None else 0)
+    def _publish(self, scratch: Path, digest: str) -> None:
+        made, place = scratch / "made", self.environments / digest
+        self._own(made)
         sync_file_system(made)
         try:
             made.rename(place)
@@ -337,6 +462,9 @@ class UvAndNpm:
                 raise
             os.utime(place)
         sync_file_system(self.environments)
+
+    def _own(self, made: Path) -> None:
+        trees.own(made, None if self._processes.fetcher is None else 0)
 
 
 def _drop(path: Path) -> None:
@@ -352,33 +480,12 @@ def _pip_lock(site: Path) -> list[JsonObject]:
     for directory in sorted(site.glob("*.dist-info")):
         fields: dict[str, str] = {}
         with suppress(OSError), (directory / "METADATA").open(errors="replace") as file:
-            while (line := file.readline(2000).rstrip()) and len(fields) < 100:
+            for _ in range(100):
+                line = file.readline(2000).rstrip()
+                if not line:
+                    break
                 name, _, value = line.partition(": ")
                 fields.setdefault(name.lower(), value)
         name, _, version = directory.name.removesuffix(".dist-info").rpartition("-")
         found.append({"name": fields.get("name", name)[:200], "version": fields.get("version", version)[:200]})
-    return found
-
-
-def _npm_lock(project: Path, modules: Path, stdout: list[str]) -> list[JsonObject]:
-    """What is in a node_modules directory, by npm's own lock. Raises SetupFailed where a package would have to be
-    built."""
-    locked = json.loads((project / "package-lock.json").read_text())["packages"]
-    found, silent = [], []
-    for path, package in sorted(locked.items()):
-        where = modules / path.removeprefix("node_modules/")
-        if not path or not where.is_dir():
-            continue  # the project itself, or an optional package for other machines
-        name = path.rpartition("node_modules/")[2]
-        if package.get("hasInstallScript"):
-            if (where / "binding.gyp").exists() and not (where / "prebuilds").exists():
-                raise SetupFailed(
-                    f"npm's {name} {package.get('version')} must be built, which would run its code here. Ask for "
-                    "another version or package."
-                )
-            silent.append(name)
-        item = {"name": name, "version": package.get("version", ""), "integrity": package.get("integrity")}
-        found.append(item if path == f"node_modules/{name}" else {**item, "path": path})
-    if silent:
-        stdout.append(f"Install scripts that were not run: {', '.join(silent)}")
     return found

@@ -8,16 +8,19 @@ from __future__ import annotations
 
 import configparser
 import json
+import netrc
 import os
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import uv
 
 from era.core.models import JsonObject
 from era.core.requirements import Packages
+from era.core.setups import SetupFailed
 from era.packages.processes import Ran
 
 _PASSED_ON = re.compile(
@@ -37,17 +40,20 @@ _PIP_OPTIONS = {
 
 _UV_HAS_INDEX = ("UV_DEFAULT_INDEX", "UV_INDEX_URL", "UV_INDEX", "UV_EXTRA_INDEX_URL", "UV_FIND_LINKS", "UV_NO_INDEX")
 
+_NO_WHEELS = r"ha(s|ve) no (usable )?wheels?\b|no wheels\b|[Bb]uilding .*from source is disabled|--no-build"
 _MEANINGS = (
     (r"[Nn]o space left|ENOSPC|EDQUOT|os error 28\b", "The server's disk is full."),
     (
         r"EFBIG|File too large|os error 27\b",
-        "A file is larger than all may be together. The server's ERA_DISK_MB sets the bound.",
+        "A file is larger than all may be together. The server's ERA_DISK_MB sets the bound, and for what is built the "
+        "session's 'limits'.",
     ),
     (
-        r"has no (usable )?wheels?\b|no wheels\b|[Bb]uilding .*from source is disabled|--no-build",
-        "A package has no wheel for this server's Python, and building it would run its code here. Ask for another "
-        "version or package.",
+        r"[Ff]ailed to build|build backend|Failed to resolve requirements from `build-system",
+        "A package has no wheel for this server's Python, and can't be built here. Ask for another version or package, "
+        "or raise the session's 'limits'.",
     ),
+    (_NO_WHEELS, "A package has no wheel for this server's Python."),
     (
         r"EALLOWREMOTE|EALLOWGIT|EALLOWFILE|EALLOWDIRECTORY|allow-(git|remote|file|directory)",
         "A package depends on one that isn't in the registry (a URL, a repository, a file).",
@@ -103,15 +109,47 @@ def environment(home: Path, seen_home: str, given: Mapping[str, str]) -> dict[st
     return found
 
 
+_INDEX_SECRET = re.compile(r"UV_INDEX_.+_(USERNAME|PASSWORD)")
 _UV_OWN = {"UV_CONFIG_FILE", "UV_CACHE_DIR", "UV_TARGET", "UV_PREFIX", "UV_PYTHON", "UV_WORKING_DIRECTORY"}
 
 
-def pip_command(python: str, target: str, requirements: str, cache: str, uv_path: str) -> list[str]:
-    return [
-        uv_path, "pip", "install", "--python", python, "--target", target, "--only-binary", ":all:",
-        "--link-mode", "copy", "--no-python-downloads", "--no-progress", "--color", "never", "--cache-dir", cache,
+def pip_command(
+    python: str, target: str, requirements: str, cache: str, uv_path: str, *, wheels_only: bool = True
+) -> list[str]:
+    command = [
+        uv_path, "pip", "install", "--python", python, "--target", target, "--link-mode", "copy",
+        "--no-python-downloads", "--no-progress", "--color", "never", "--cache-dir", cache,
         "--requirements", requirements,
     ]  # fmt: skip
+    return [*command, "--only-binary", ":all:"] if wheels_only else command
+
+
+def indexes_command(python: str, requirements: str, uv_path: str) -> list[str]:
+    """What has uv tell which indexes it asks."""
+    return [
+        uv_path, "pip", "compile", "--python", python, "--emit-index-url", "--no-header", "--quiet", "--no-cache",
+        "--no-python-downloads", "--color", "never", requirements,
+    ]  # fmt: skip
+
+
+def indexes(told: str, netrc_file: Path, environment: Mapping[str, str]) -> list[str]:
+    """The addresses in what that command says, the first one to be asked last. Raises SetupFailed where one of them is
+    asked with a name or password: that must not get to where code of packages runs."""
+    found = [line.partition(" ")[2].strip() for line in told.splitlines() if line.startswith("--")]
+    named = {urlsplit(address).hostname for address in found}
+    try:
+        known: set[str | None] = set(netrc.netrc(netrc_file).hosts)
+    except (OSError, netrc.NetrcParseError):
+        known = set()
+    secret = any("@" in urlsplit(address).netloc for address in found) or named & (known - {"default"})
+    if secret or any(_INDEX_SECRET.fullmatch(name) for name in environment):
+        raise SetupFailed(
+            "A package has no wheel, and building it is not possible here: this server's package index asks for a "
+            "password, which must not get to where a package's own code runs. Ask for another version or package."
+        )
+    if not found:
+        raise SetupFailed("A package has no wheel, and this server has no package index to build it from.")
+    return found
 
 
 def npm_command(node: str, cache: str) -> list[str]:
@@ -123,13 +161,27 @@ def npm_command(node: str, cache: str) -> list[str]:
     return [*command, *(f"--{option}" for option in options), f"--cache={cache}"]
 
 
+def rebuild_command(node: str, project: str, names: Sequence[str]) -> list[str]:
+    """What has npm run the install scripts of these packages, or build them."""
+    command = [f"{node}/bin/node", f"{node}/lib/node_modules/npm/bin/npm-cli.js", "rebuild", "--prefix", project]
+    options = ["foreground-scripts", f"nodedir={node}", "no-audit", "no-fund", "no-update-notifier", "loglevel=error"]
+    return [*command, *(f"--{option}" for option in options), "--logs-max=0", "--color=false", *names]
+
+
 def npm_environment(environment: Mapping[str, str], cache: str) -> dict[str, str]:
     """npm's environment. Its own code is kept compiled beside its cache, or else each call would compile it anew."""
     return {**environment, "NODE_COMPILE_CACHE": f"{cache}/node"}
 
 
 def package_json(packages: Packages) -> str:
-    return json.dumps({"name": "session", "version": "0.0.0", "private": True, "dependencies": dict(packages.npm)})
+    overrides: JsonObject = {}
+    for chain, version in packages.overrides:
+        place = overrides
+        for name in chain:
+            place = place.setdefault(name, {})
+        place["."] = version
+    told = {"name": "session", "version": "0.0.0", "private": True, "dependencies": dict(packages.npm)}
+    return json.dumps({**told, "overrides": overrides} if overrides else told)
 
 
 GO_MOD = "module session\n\ngo 1.25\n"
@@ -164,6 +216,27 @@ def go_modules(project: Path) -> list[JsonObject]:
         return []
     whole = sorted((line[0], line[1], line[2]) for line in lines if len(line) == 3 and not line[1].endswith("/go.mod"))
     return [{"name": path, "version": version, "integrity": told} for path, version, told in whole]
+
+
+def lacks_wheels(ran: Ran) -> bool:
+    """Whether uv failed because a package has no wheel that can be used."""
+    return re.search(_NO_WHEELS, ran.stderr) is not None
+
+
+def npm_lock(project: Path) -> tuple[list[JsonObject], dict[str, bool]]:
+    """What npm has installed in a project, by its own lock, and the packages that have install scripts: by path,
+    whether the others can do without."""
+    locked = json.loads((project / "package-lock.json").read_text())["packages"]
+    found, scripts = [], {}
+    for path, package in sorted(locked.items()):
+        if not path or not (project / path).is_dir():
+            continue  # the project itself, or an optional package for other machines
+        name = package.get("name") or path.rpartition("node_modules/")[2]  # it may go by another one
+        if package.get("hasInstallScript") or (project / path / "binding.gyp").exists():
+            scripts[path] = bool(package.get("optional"))
+        item = {"name": name, "version": package.get("version", ""), "integrity": package.get("integrity")}
+        found.append(item if path == f"node_modules/{name}" else {**item, "path": path})
+    return found, scripts
 
 
 def problem(tool: str, ran: Ran) -> str:

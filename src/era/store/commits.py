@@ -41,6 +41,7 @@ _FIELDS = (
     "setup_status",
     "setup_result",
     "environment",
+    "setup_lock",
 )
 SESSIONS = select(
     *(sessions.c[name] for name in _FIELDS),

@@ -334,6 +334,7 @@ def _settings_of(source: Session) -> dict[str, Any]:
         "setup_status": source.setup_status,
         "setup_result": source.setup_result,
         "environment": source.environment,
+        "setup_lock": source.setup_lock,
         "code": stored and stored.code,
         "code_description": stored and stored.description,
         "code_updated_at": stored and stored.updated_at,
@@ -360,7 +361,7 @@ def _changed(change: SessionChange, at: int) -> dict[str, Any]:
     if change.service is not KEEP:
         values["service"] = json.dumps(change.service)
     if change.setup is not KEEP:
-        values |= PENDING | {"setup": change.setup, "setup_status": change.setup and "pending"}
+        values |= PENDING | {"setup": change.setup, "setup_status": change.setup and "pending", "setup_lock": None}
     if change.ttl is not KEEP:
         values |= {"ttl": change.ttl, "expires_at": _expiry(change.ttl, at)}
     return values

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from sqlalchemy import Connection, bindparam, select, update
@@ -14,7 +14,7 @@ from era.store.commits import IS_LIVE, Commits
 from era.store.tables import SETUP_UNDER_WAY, sessions
 
 _TO_DO = (
-    select(sessions.c.key, sessions.c.id, sessions.c.setup)
+    select(sessions.c.key, sessions.c.id, sessions.c.setup, sessions.c.setup_lock)
     .where(SETUP_UNDER_WAY, IS_LIVE)
     .order_by(sessions.c.key)
     .limit(1000)
@@ -28,6 +28,7 @@ _OF_JOB = (
 _END = _OF_JOB.values(
     setup_result=bindparam("result"), environment=bindparam("new_environment"), updated_at=bindparam("at")
 )
+_COMPLETE = _END.values(setup_lock=None)
 _ENVIRONMENTS = select(sessions.c.environment).where(sessions.c.environment.is_not(None)).distinct()
 PENDING: dict[str, Any] = {"setup_status": "pending", "setup_result": None, "environment": None}
 """What else a row says whose setup has just been asked for."""
@@ -64,6 +65,8 @@ class SetupRows(Commits):
                     return False
                 if snapshot != self._of_key(connection, job.session_key).snapshot:
                     self._next_version(connection, job.session_key, "setup", at, data=None, snapshot=snapshot)
+            if status == "completed":
+                return connection.execute(_COMPLETE, values).rowcount > 0
             return connection.execute(_END, values).rowcount > 0
 
         return await self._write(end)
@@ -82,9 +85,6 @@ class SetupRows(Commits):
     async def environments(self) -> Sequence[str]:
         return await self._read(lambda connection: list(connection.execute(_ENVIRONMENTS).scalars()))
 
-    async def setups_without(self, present: Collection[str]) -> int:
-        missing = set(await self.environments()) - set(present)
-        if not missing:
-            return 0
-        again = update(sessions).where(sessions.c.environment.in_(missing)).values(PENDING)
+    async def environment_lost(self, digest: str) -> int:
+        again = update(sessions).where(sessions.c.environment == digest).values(PENDING)
         return await self._write(lambda connection: connection.execute(again).rowcount)

@@ -70,6 +70,7 @@ sessions = Table(
     Column("setup_status", String(16)),
     Column("setup_result", Text),
     Column("environment", String(64)),
+    Column("setup_lock", Text),
     Index("uq_sessions_id", "id", unique=True, sqlite_where=_LIVE, postgresql_where=_LIVE),
     Index("ix_sessions_gone_id", "id", "key", sqlite_where=_GONE, postgresql_where=_GONE),
     Index("ix_sessions_deleted_at", "deleted_at", sqlite_where=_GONE, postgresql_where=_GONE),

@@ -15,7 +15,7 @@ import tempfile
 import threading
 from collections.abc import AsyncIterator, Iterator, Sequence
 from concurrent.futures import Executor
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from itertools import batched
 from pathlib import Path
@@ -25,6 +25,7 @@ from era.core.capsules import format as layout
 from era.core.capsules import tars
 from era.core.capsules.checks import MAX_OBJECTS, too_large
 from era.core.capsules.pins import Pin, Pins
+from era.core.locks import Locks
 from era.core.metadata import MetadataStore
 from era.core.models import KeptOutputs, KeptRun, RunRecord, Session, VersionContent, now
 from era.core.outputs import STREAMS
@@ -103,6 +104,7 @@ class Exporter:
         snapshots: Snapshots,
         blobs: BlobStore,
         pins: Pins,
+        locks: Locks,
         threads: Executor,
         directory: Path,
     ) -> None:
@@ -110,6 +112,7 @@ class Exporter:
         self._snapshots = snapshots
         self._blobs = blobs
         self._pins = pins
+        self._locks = locks
         self._threads = threads
         self._directory = directory
 
@@ -132,12 +135,20 @@ class Exporter:
 
     async def _write(self, session_id: str, history: bool, stack: ExitStack) -> _Written:
         document, texts = self._temporary(stack), self._temporary(stack)
+        environment = (await self._store.session(session_id)).environment
+        if environment is not None:
+            with suppress(Unavailable):  # The capsule is complete without a lock, too.
+                await self._locks.need(environment)
         async with self._pins.pinning() as pin:
             written = _Written(document, texts, pin)
 
             def take(session: Session, versions: Iterator[VersionContent], runs: Iterator[KeptRun]) -> None:
+                lock = self._locks.lock(session)
                 digest = layout.Document(document).write(
-                    session, (_version(content, pin) for content in versions), (_run(run, written) for run in runs)
+                    session,
+                    lock,
+                    (_version(content, pin) for content in versions),
+                    (_run(run, written) for run in runs),
                 )
                 document.flush()
                 texts.flush()

@@ -22,7 +22,7 @@ from dataclasses import asdict
 from typing import IO, Any, get_args
 
 from era import __version__, languages
-from era.core import jsontext, requirements
+from era.core import jsontext, locks, requirements
 from era.core.artifacts import can_be_artifacts
 from era.core.capsules import checks
 from era.core.egress import can_be_egress
@@ -30,6 +30,7 @@ from era.core.expiry import MAX_TTL
 from era.core.limits import can_be_asked
 from era.core.models import (
     Cause,
+    JsonObject,
     RunRecord,
     Session,
     Status,
@@ -62,13 +63,14 @@ SESSION: dict[str, checks.Check] = {
     "egress": can_be_egress,
     "service": checks.optional(can_be_service),
     "setup": checks.optional(requirements.can_be_asked),
+    "lock": checks.optional(locks.can_be_lock),
     "code": checks.optional(checks.an_object),
     "version": checks.integer(1),
     "created_at": checks.time,
     "updated_at": checks.time,
     "last_run_at": checks.optional(checks.time),
 }
-ADDED: dict[str, Any] = {"limits": {}, "isolation": "auto", "egress": {}, "service": None, "setup": None}
+ADDED: dict[str, Any] = {"limits": {}, "isolation": "auto", "egress": {}, "service": None, "setup": None, "lock": None}
 ADDED_TO_RUNS: dict[str, Any] = {"egress": {}, "artifacts": {}}
 """What the first capsules did not have yet."""
 
@@ -136,9 +138,10 @@ class Document:
         self._file = file
         self._hasher = hashlib.sha256()
 
-    def write(self, session: Session, versions: Iterator[bytes], runs: Iterator[bytes]) -> str:
-        """Write all of it; the SHA-256 of what was written."""
-        head = {"format": FORMAT, "era": __version__, "exported_at": timestamp(now()), "session": _session(session)}
+    def write(self, session: Session, lock: JsonObject | None, versions: Iterator[bytes], runs: Iterator[bytes]) -> str:
+        """Write all of it; the SHA-256 of what was written. `lock` is that of the session's environment."""
+        shown = _session(session, lock)
+        head = {"format": FORMAT, "era": __version__, "exported_at": timestamp(now()), "session": shown}
         self._line(jsontext.compact(head).encode()[:-1] + b",")
         self._line(VERSIONS_BEGIN)
         self._list(versions)
@@ -194,7 +197,7 @@ def sums(document: str, readme: bytes) -> bytes:
     return f"{document}  {DOCUMENT}\n{hashlib.sha256(readme).hexdigest()}  {README}\n".encode()
 
 
-def _session(session: Session) -> dict[str, Any]:
+def _session(session: Session, lock: JsonObject | None) -> dict[str, Any]:
     stored = session.stored
     return {
         "id": session.id,
@@ -210,6 +213,7 @@ def _session(session: Session) -> dict[str, Any]:
         "egress": session.egress,
         "service": session.service,
         "setup": requirements.shown(session.setup),
+        "lock": lock,
         "code": stored and {"code": stored.code, "description": stored.description, "updated_at": stored.updated_at},
         "version": session.version,
         "created_at": session.created_at,

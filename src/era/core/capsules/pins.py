@@ -9,7 +9,7 @@ so recently that its grace period holds it.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
@@ -25,7 +25,9 @@ class Pin:
 
 
 class Pins:
-    def __init__(self) -> None:
+    def __init__(self, local: Callable[[], Iterable[str]] = tuple) -> None:
+        """`local` tells which other blobs are in use, whether rows name them or not."""
+        self._local = local
         self._lock = asyncio.Lock()
         self._held: set[Pin] = set()
 
@@ -45,6 +47,7 @@ class Pins:
         """Every snapshot root and every other blob that must be kept."""
         async with self._lock:
             roots, blobs = set(await store.snapshot_roots()), set(await store.output_digests())
+            blobs.update(await store.environments(), self._local())
             for pin in self._held:
                 roots |= pin.roots
                 blobs |= pin.blobs

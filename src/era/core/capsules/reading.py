@@ -178,6 +178,7 @@ def _session(head: dict[str, Any], current: VersionContent) -> Session:
         service=head["service"],
         setup=setup_text(head["setup"]),
         setup_status="pending" if head["setup"] else None,
+        setup_lock=jsontext.compact(head["lock"]) if head["setup"] and head["lock"] else None,
     )
 
 

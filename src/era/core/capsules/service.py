@@ -10,6 +10,7 @@ from pathlib import Path
 from era.core.capsules.exports import Export, Exporter
 from era.core.capsules.imports import Importer
 from era.core.capsules.pins import Pins
+from era.core.locks import Locks
 from era.core.metadata import MetadataStore
 from era.core.models import Session
 from era.core.snapshots import BlobStore, Snapshots
@@ -31,6 +32,7 @@ class Capsules:
         snapshots: Snapshots,
         blobs: BlobStore,
         pins: Pins,
+        locks: Locks,
         directory: Path,
         *,
         max_timeout: float,
@@ -38,7 +40,7 @@ class Capsules:
         bounds: Bounds | None = None,
     ) -> None:
         self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="era-capsules")
-        self._exporter = Exporter(store, snapshots, blobs, pins, self._threads, directory)
+        self._exporter = Exporter(store, snapshots, blobs, pins, locks, self._threads, directory)
         self._slots = slots
         self._importer = Importer(
             store, blobs, self._threads, directory, bounds=bounds or Bounds(), max_timeout=max_timeout

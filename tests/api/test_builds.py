@@ -1,0 +1,119 @@
+"""Packages that must be built, that come back from the blobs, and that a capsule names: over HTTP."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+
+import httpx
+import pytest
+
+from tests.api.test_setup import MakeServer, environment, make, settled
+from tests.conftest import Server
+from tests.packages.registry import Registry, serving, wheel
+from tests.packages.test_installer import put_evil_npm
+from tests.packages.works import sdist
+
+
+@pytest.fixture
+def registry(monkeypatch: pytest.MonkeyPatch) -> Iterator[Registry]:
+    with serving() as registry:
+        for name, value in registry.environment().items():
+            monkeypatch.setenv(name, value)
+        yield registry
+
+
+def says(client: httpx.Client, where: str, code: str) -> str:
+    answer = client.post(f"/api/sessions/{where}/run", json={"code": code, "timeout": 60})
+    return str(answer.json().get("stdout", answer.text))
+
+
+def lines(client: httpx.Client, where: str) -> str:
+    return client.get(f"/api/sessions/{where}/setup/events", timeout=60).text
+
+
+def put_away(server: Server, *, archives: bool) -> None:
+    """Lose all environments that are here, and what they could be made of again."""
+    digests = [path.name for path in (server.data_dir / "environments").iterdir() if len(path.name) == 64]
+    assert digests
+    for digest in digests:
+        shutil.rmtree(server.data_dir / "environments" / digest)
+        if archives:
+            (server.data_dir / "blobs" / digest[:2] / digest).unlink()
+
+
+def test_a_session_has_a_package_built(own_server: MakeServer, registry: Registry) -> None:
+    registry.put_python("made", "made-1.0.tar.gz", sdist("made", "print('at work'); files['made.py'] = 'x = 1'"))
+    registry.put_python("broken", "broken-1.0.tar.gz", sdist("broken", "raise SystemExit('no compiler, say')"))
+    put_evil_npm(registry, {"scripts": {"install": "echo built > built.txt"}})
+    server = own_server(uid=54323 if os.getuid() == 0 else None, spares="0")
+    with server.client() as client:
+        setup = {"pip": ["made"], "npm": ["evil"]}
+        first, second = (make(client, setup, allowInternetAccess=access) for access in (True, False))
+        heard = lines(client, first)
+        assert "done in a sandbox" in heard
+        assert "Building made==1.0" in heard
+        settled(client, first)
+        code = "import made, os; print(made.x, open('/node_modules/evil/built.txt').read(), os.listdir('.'))"
+        assert says(client, first, code).startswith("1 built\n")
+        assert settled(client, second)["setup_result"]["pip_packages"] == ["made==1.0"]
+        digests = {environment(client, where)["environment"] for where in (first, second)}
+        assert len(digests) == 2, "each has its own"
+        third = make(client, {"pip": ["broken"]})
+        error = settled(client, third, "failed")["setup_result"]["error"]
+        assert "can't be built here" in error
+        assert "no compiler, say" in error
+        assert says(client, third, "print('usable')") == "usable\n"
+        # What is lost here comes back from the blobs, asking nobody, before the next run.
+        put_away(server, archives=False)
+        asked = len(registry.asked)
+        assert environment(client, second)["pip"] == [{"name": "made", "version": "1.0"}]
+        assert says(client, second, "import made; print(made.x)") == "1\n"
+        assert len(registry.asked) == asked
+        assert environment(client, second)["environment"] in digests
+        # What is lost there, too, is installed once more.
+        copy = client.post(f"/api/sessions/{second}/duplicate", json={}).json()["id"]
+        put_away(server, archives=True)
+        answer = client.post(f"/api/sessions/{copy}/run", json={"code": "import made; print(made.x)"})
+        assert answer.status_code == 503, answer.text
+        assert "installed once more" in answer.json()["error"]
+        assert says(client, copy, "import made; print(made.x)") == "1\n"
+        assert len(registry.asked) > asked
+
+
+def test_a_capsule_names_the_very_versions(own_server: MakeServer, registry: Registry) -> None:
+    for version in ("1.0", "2.0"):
+        file = f"one-{version}-py3-none-any.whl"
+        registry.put_python("one", file, wheel("one", {"one.py": f"x = {version}"}, version=version))
+        if version == "1.0":
+            old_page = registry.pages["/simple/one/"]
+    both, registry.pages["/simple/one/"] = registry.pages["/simple/one/"], old_page
+    server = own_server(spares="0")
+    with server.client() as client:
+        where = make(client, {"pip": ["one"]})
+        settled(client, where)
+        whole = client.get(f"/api/sessions/{where}/capsule").content
+        registry.pages["/simple/one/"] = both
+        shutil.rmtree(server.data_dir / "cache/uv")
+        settled(client, newer := make(client, {"pip": ["one", "one>=1"]}))
+        assert says(client, newer, "import one; print(one.x)") == "2.0\n"
+
+        def imported(name: str) -> str:
+            kind = {"Content-Type": "application/x-tar"}
+            answer = client.post(f"/api/sessions/import?id={name}", content=whole, headers=kind)
+            assert answer.status_code == 201, answer.text
+            return str(settled(client, name)["setup_result"]["stderr"])
+
+        assert imported("same") == ""
+        assert says(client, "same", "import one; print(one.x)") == "1.0\n"
+        # Where that version isn't to be had any more, the result says so.
+        del registry.pages["/files/one-1.0-py3-none-any.whl"]
+        registry.pages["/simple/one/"] = both.replace(old_page, b"<!DOCTYPE html>")
+        for note in (server.data_dir / "environments/asked").iterdir():
+            note.unlink()
+        shutil.rmtree(server.data_dir / "cache/uv")
+        told = imported("other")
+        assert "aren't all the very packages" in told
+        assert "one==1.0" in told
+        assert says(client, "other", "import one; print(one.x)") == "2.0\n"

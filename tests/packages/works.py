@@ -1,0 +1,130 @@
+"""Where tests have packages built: in real sandboxes, or, for attacks to succeed, with no wall at all."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import tempfile
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, cast
+
+from era import languages
+from era.core.builds import Build, Builds
+from era.core.limits import Rules
+from era.core.models import EMPTY, Session
+from era.core.ports import Limits
+from era.core.progress import LastWords, Say
+from era.core.snapshots import Snapshots
+from era.hosts.local import LocalHost
+from era.languages.node import NODE
+from era.network.indexes import IndexDoors
+from era.network.passages import ProxyNetwork
+from tests.drivers.boxes import LIMITS, Boxes, Weakness
+from tests.packages.registry import tarball
+
+
+def session(key: int, **fields: Any) -> Session:
+    told = {"language": "python", "persistent": True, "data": "{}", "metadata": {}, "allow_internet": True}
+    told |= {"allow_public": True, "default_timeout": 30.0, "stored": None, "version": 1, "snapshot": EMPTY}
+    told |= {"created_at": 1, "updated_at": 1, "last_run_at": None}
+    return Session(key=key, id=f"s{key}", **{**told, **fields})
+
+
+@contextmanager
+def works(directory: Path, driver: str = "bubblewrap", limits: Limits = LIMITS) -> Iterator[tuple[Boxes, Builds]]:
+    """Real sandboxes, and a place to build in them."""
+    boxes = Boxes(directory, Weakness(limits=limits), driver, tried=())
+    rules = Rules(limits, limits)
+
+    class Drivers:
+        async def get(self, _: str) -> Any:
+            return boxes.driver
+
+    class Forgetful:
+        def forget(self, _: str) -> None:
+            pass
+
+    host = LocalHost(
+        Drivers(), cast(Snapshots, Forgetful()), cast(Any, None), rules=rules, spares=0, max_live=4, idle_seconds=60
+    )
+    network = ProxyNetwork()
+    try:
+        yield boxes, Builds(host, network, IndexDoors(), rules)
+    finally:
+        boxes._runner.run(host.stop())
+        boxes.stop()
+        network.stop()
+
+
+class Bare:
+    """A Build whose code runs on the host, as the tests' own user: what sandboxes are there to prevent."""
+
+    def __init__(self, owner: str) -> None:
+        self.owner = owner
+
+    @asynccontextmanager
+    async def place(self, language: str) -> AsyncIterator[Bare]:
+        with tempfile.TemporaryDirectory() as directory:
+            self.directory, self.uid = Path(directory), None
+            yield self
+
+    async def run(
+        self,
+        command: Sequence[str],
+        env: Mapping[str, str],
+        *,
+        deadline: float,
+        indexes: Sequence[str] = (),
+        say: Say | None = None,
+    ) -> tuple[str | None, LastWords]:
+        node = str(languages.runtime("node").mounts[NODE])
+        words = [word.replace(NODE, node) for word in command]
+        for number, index in enumerate(indexes):
+            words = [word.replace(f"{{{number}}}", index) for word in words]
+        process = await asyncio.create_subprocess_exec(
+            *words, cwd=self.directory, env={**os.environ, **env}, start_new_session=True,
+            stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT,
+        )  # fmt: skip
+        said, _ = await process.communicate()
+        return ("failed" if process.returncode else None), LastWords(stderr=said.decode())
+
+
+def bare(owner: str) -> Build:
+    return cast(Build, Bare(owner))
+
+
+BACKEND = """
+import os, zipfile
+def build_wheel(wheel_directory, config_settings=None, metadata_directory=None):
+    files = {}
+    exec(open("attack.py").read(), {"files": files})
+    name = "NAME-1.0-py3-none-any.whl"
+    files["NAME-1.0.dist-info/METADATA"] = "Metadata-Version: 2.1\\nName: NAME\\nVersion: 1.0\\n"
+    files["NAME-1.0.dist-info/WHEEL"] = "Wheel-Version: 1.0\\nRoot-Is-Purelib: true\\nTag: py3-none-any\\n"
+    files["NAME-1.0.dist-info/RECORD"] = "".join(f"{path},,\\n" for path in files)
+    with zipfile.ZipFile(os.path.join(wheel_directory, name), "w") as archive:
+        for path, text in files.items():
+            archive.writestr(path, text)
+    return name
+"""
+
+
+def sdist(name: str, attack: str, requires: Sequence[str] = ()) -> bytes:
+    """A source distribution, version 1.0, whose build runs `attack`, which puts what is to be installed into `files`,
+    by path."""
+    needs = ", ".join(f'"{one}"' for one in requires)
+    project = f'[build-system]\nrequires = [{needs}]\nbuild-backend = "backend"\nbackend-path = ["."]\n'
+    files = {
+        "PKG-INFO": f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n",
+        "pyproject.toml": project,
+        "backend.py": BACKEND.replace("NAME", name),
+        "attack.py": attack,
+    }
+    return tarball(files, f"{name}-1.0")
+
+
+def with_disk(megabytes: int) -> Limits:
+    return replace(LIMITS, disk_bytes=megabytes << 20)
