@@ -10,6 +10,7 @@ import json
 import os
 import shutil
 import subprocess
+import time
 from collections.abc import Callable
 
 from bench.arena import Arena
@@ -45,6 +46,8 @@ def first(name: str, *, cold: bool) -> Callable[[Arena], Probe]:
             for note in (made / "asked").iterdir():
                 digest = json.loads(note.read_text())["environment"]
                 lock = json.loads((made / digest / "lock.json").read_text())
+                while (made / digest / "uncompiled").exists():  # that goes on afterwards, and isn't waited for
+                    time.sleep(0.01)
                 if package in {item["name"] for item in (*lock["pip"], *lock["npm"])}:
                     shutil.rmtree(made / digest)
                     note.unlink()

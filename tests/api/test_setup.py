@@ -253,7 +253,7 @@ def test_once_more(client: httpx.Client, server: Server, packages: Any) -> None:
     assert client.post(f"/api/sessions/{where}/setup").status_code == 200
     settled(client, where)
     assert environment(client, where)["environment"] == digest, "equal packages are there once"
-    assert list((server.data_dir / "environments" / "making").iterdir()) == []
+    assert eventually(lambda: list((server.data_dir / "environments" / "making").iterdir()) == [])
 
 
 def test_a_capsule_takes_the_setup_along(client: httpx.Client, run: Run, packages: Any) -> None:
@@ -335,7 +335,7 @@ def test_a_setup_that_was_cut_off_is_taken_up_again(own_server: MakeServer) -> N
         run = client.post(f"/api/sessions/{where}/run", json={"code": IS_OURS, "timeout": 60})
         assert run.json()["stdout"] == "True\n"
         settled(client, where)
-        assert list((server.data_dir / "environments" / "making").iterdir()) == []
+        assert eventually(lambda: list((server.data_dir / "environments" / "making").iterdir()) == [])
         digest = environment(client, where)["environment"]
     # A server that lost its environments makes them anew.
     server.stop()

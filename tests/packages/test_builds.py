@@ -54,7 +54,7 @@ def shop(
 ) -> Iterator[Shop]:
     made = Shop(directory, registry, **options)
     with works(made.directory, driver, limits) as (made.boxes, made.builds):
-        made.run, made.build = made.boxes._runner.run, made.builds.of(session(1))
+        made.runner, made.build = made.boxes._runner.run, made.builds.of(session(1))
         yield made
 
 

@@ -14,7 +14,7 @@ import tarfile
 import time
 import zipfile
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any, cast
 from unittest.mock import patch
@@ -77,7 +77,7 @@ class Lab:
         with patch("era.store.blobs.sync"):  # which takes a second
             self.blobs.open()
         self.build = cast(Build, Nowhere())
-        self.run: Callable[[Coroutine[Any, Any, Any]], Any] = asyncio.run
+        self.runner: Callable[[Coroutine[Any, Any, Any]], Any] = asyncio.run
         self.installer = UvAndNpm(
             self.directory,
             self.blobs,
@@ -93,6 +93,17 @@ class Lab:
     def make(self, *, anew: bool = False, **setup: Any) -> Environment:
         made: Environment = self.run(self.installer.make(wanted(setup), self.build, anew=anew))
         return made
+
+    def run(self, job: Coroutine[Any, Any, Any]) -> Any:
+        """What the installer answers, once nothing goes on any more."""
+
+        async def settled() -> Any:
+            try:
+                return await job
+            finally:
+                await self.installer.at_rest()
+
+        return self.runner(settled())
 
     def known(self, **setup: Any) -> Environment | None:
         return self.installer.known(wanted(setup), self.build.owner)
@@ -187,6 +198,24 @@ def test_what_a_crash_leaves_is_no_environment(lab: Lab, registry: Registry) -> 
     assert lab.make(pip=["one"]).digest == made.digest
     (environments / made.digest / "lock.json").unlink()
     assert lab.known(pip=["one"]) is None
+
+
+def test_what_was_not_compiled_yet_comes_back_compiled(lab: Lab, registry: Registry) -> None:
+    """The service may end between the two."""
+    registry.put_python("one", "one-1.0-py3-none-any.whl", wheel("one", {"one.py": "x = 1"}))
+    with patch.object(lab.installer, "_compile", side_effect=asyncio.CancelledError), suppress(asyncio.CancelledError):
+        lab.make(pip=["one"])
+    (digest,) = lab.installer.digests()
+    made = lab.installer.get(digest)
+    assert made is not None
+    assert "__pycache__" not in lab.site(made)
+    assert (lab.directory / "environments" / digest / "uncompiled").exists()
+    lab.installer.open()
+    assert lab.installer.digests() == set()
+    assert lab.run(lab.installer.bring(digest))
+    assert "__pycache__" in lab.site(made)
+    assert not (lab.directory / "environments" / digest / "uncompiled").exists()
+    assert_sound(lab, made)
 
 
 def test_two_at_a_time_are_made_once(lab: Lab, registry: Registry) -> None:

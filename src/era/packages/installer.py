@@ -17,6 +17,11 @@ at (trees.py), packed, compiled by a user who has nothing else, synced, and rena
 before that, and both are before a note or a row names them. What a crash leaves is a scratch directory, and those are
 removed at the start, or a blob that nothing names.
 
+*Bytecode.* Compiling a few packages takes longer than fetching them, and a program that begins meanwhile compiles for
+itself what it imports. So where there isn't much to compile, that is done on a copy once the environment is in its
+place, and added to it. Until then there is a mark, and an environment with a mark is made again from its archive should
+the service end. Where there is much, nobody should have to wait for it in a run: that is compiled before.
+
 *Whose.* What was only unpacked is everybody's. What was built was made by code of strangers, which could make it
 anything: it is the session's own, and so are the note and, since its lock says so, the digest.
 
@@ -36,6 +41,7 @@ import json
 import os
 import re
 import secrets
+import shutil
 import sys
 import sysconfig
 import time
@@ -64,7 +70,10 @@ _VERSION = f"{sys.version_info.major}.{sys.version_info.minor}"
 _SITE = f"lib/python{_VERSION}/site-packages"
 _COMPILE_SECONDS = 120.0
 _MANY_BYTES = 16 << 20
-"""With less to compile, starting a process for each processor takes longer than it saves."""
+"""With less to compile, nobody waits for that, and a process for each processor would take longer than it saves."""
+
+_UNCOMPILED = "uncompiled"
+"""The mark, beside the lock."""
 
 _AT_A_TIME = 2
 """Tools that work on the host. What runs in sandboxes isn't in their way."""
@@ -123,6 +132,7 @@ class UvAndNpm:
         self._turns = Turns()
         self._slots = asyncio.Semaphore(_AT_A_TIME)
         self._at_work = 0
+        self._afterwards: set[asyncio.Task[None]] = set()
         shown = {"cache": self._cache, "uv": tools.uv_binary(), "node": node}
         self._python, self._prefix = python, python_prefix
         if go is not None:
@@ -143,7 +153,14 @@ class UvAndNpm:
         for directory, mode in ((self.environments, 0o711), (self._making, 0o700), (self._asked, 0o700)):
             directory.mkdir(mode=mode, parents=True, exist_ok=True)
             directory.chmod(mode)
+        for digest in self.digests():
+            if (self.environments / digest / _UNCOMPILED).exists():
+                trees.remove(self.environments / digest)
         self._open_cache()
+
+    async def at_rest(self) -> None:
+        """Wait until nothing goes on any more for environments that are made."""
+        await asyncio.gather(*self._afterwards)
 
     def known(self, packages: Packages, owner: str) -> Environment | None:
         for key in (self._key(packages), self._key(packages, owner)):
@@ -423,10 +440,40 @@ class UvAndNpm:
         await self._finish(told.digest, scratch, deadline)
 
     async def _finish(self, digest: str, scratch: Path, deadline: float) -> None:
-        """Compile what is in `scratch/made`, and put it into its place."""
-        if any((scratch / "made/python" / _SITE).iterdir()):
+        """Put what is in `scratch/made` into its place, compiled before or afterwards."""
+        size = size_of(scratch / "made/python" / _SITE)
+        if size > _MANY_BYTES:
             await self._compile(scratch, min(deadline, time.monotonic() + _COMPILE_SECONDS))
+        elif size:
+            (scratch / "made" / _UNCOMPILED).touch()
         await asyncio.to_thread(self._publish, scratch, digest)
+        if 0 < size <= _MANY_BYTES:
+            task = asyncio.create_task(self._compile_afterwards(digest))
+            self._afterwards.add(task)
+            task.add_done_callback(self._afterwards.discard)
+
+    async def _compile_afterwards(self, digest: str) -> None:
+        place = self.environments / digest
+
+        async def compiled(scratch: Path) -> None:
+            scratch.mkdir(mode=0o700)
+            await asyncio.to_thread(shutil.copytree, place / "python", scratch / "made/python", symlinks=True)
+            await self._compile(scratch, time.monotonic() + _COMPILE_SECONDS)
+            await asyncio.to_thread(self._add_bytecode, scratch / "made", place)
+
+        with suppress(OSError, SetupFailed):  # runs are slower then, and no worse
+            await self._in_scratch(compiled)
+
+    def _add_bytecode(self, made: Path, place: Path) -> None:
+        self._own(made)
+        sync_file_system(made)
+        for where, directories, _ in os.walk(made):
+            if "__pycache__" in directories:
+                directories.remove("__pycache__")
+                with suppress(OSError):  # its package has brought some of its own
+                    os.rename(f"{where}/__pycache__", place / os.path.relpath(where, made) / "__pycache__")
+        (place / _UNCOMPILED).unlink()
+        sync_file_system(place)
 
     async def _compile(self, scratch: Path, deadline: float) -> None:
         """Have Python's bytecode beside its sources, so that no run must make it. That a file can't be compiled is
