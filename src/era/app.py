@@ -26,6 +26,7 @@ from era.api.context import Context
 from era.api.http import build
 from era.api.inside import Inside
 from era.api.protocol import Protocol
+from era.core.api_keys import ApiKeys
 from era.core.archives import Archives
 from era.core.capsules.pins import Pins
 from era.core.capsules.service import Capsules
@@ -191,10 +192,16 @@ async def services(settings: Settings) -> AsyncIterator[Context]:
         bounds = rules(settings)
         turns = Turns(settings.max_waiting)
         keys = Keys(store)
+        api_keys = ApiKeys(store, settings.api_key.get_secret_value() if settings.api_key else None)
+        await api_keys.open()
         network = ProxyNetwork(private)
         packages = installer(settings)
         await asyncio.to_thread(packages.open)
-        databases = SqlDatabases(directory / "storage" / "d1", settings.storage_database_mb << 20)
+        databases = SqlDatabases(
+            directory / "storage" / "sql",
+            settings.storage_database_mb << 20,
+            before=directory / "storage" / "d1",
+        )
         databases.open()
         storage = Storage(store, blobs, databases, settings.storage_mb << 20)
         await storage.open()
@@ -248,6 +255,7 @@ async def services(settings: Settings) -> AsyncIterator[Context]:
                     capsules=capsules,
                     storage=storage,
                     keys=keys,
+                    api_keys=api_keys,
                     setups=setups,
                     session_files=files,
                     archives=Archives(store, snapshots, blobs, turns, spool, transfers, files, slots),
