@@ -169,4 +169,4 @@ def furnish(workspace: Path) -> None:
 def without_place(session: Session) -> dict[str, Any]:
     """A session but for what tells where it is."""
     found = {field.name: getattr(session, field.name) for field in fields(Session)}
-    return {name: value for name, value in found.items() if name not in ("key", "id", "expires_at")}
+    return {name: value for name, value in found.items() if name not in ("key", "id", "owner", "expires_at")}

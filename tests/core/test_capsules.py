@@ -101,7 +101,7 @@ async def test_nothing_of_an_export_is_cleared_away(service: Service) -> None:
     """Not even where the session is gone for good before the first byte was sent."""
     place = await service.make("s")
     expected = described(place.workspace)
-    export = await service.capsules.open("s", history=True)
+    export = await service.capsules.open(mine("s"), history=True)
     await service.store.purge_session(mine("s"))
     before = service.stored()
     assert await service.collect() == 0
@@ -124,7 +124,7 @@ async def test_a_collection_waits_for_what_an_export_reads(service: Service) -> 
     service.pins.release(pin)
     assert "a root" not in (await service.pins.needed(service.store))[0]
     with pytest.raises(NotFound):
-        await service.capsules.open("nobody")
+        await service.capsules.open(mine("nobody"))
     assert not service.pins._held
 
 
@@ -318,6 +318,7 @@ def test_a_capsule_knows_all_that_a_session_is() -> None:
     """Whoever adds a field to one of these decides here what a capsule does with it."""
     names = {field.name for field in fields(Session)}
     left_out = {"key", "data", "snapshot", "expires_at", "deleted_at", "expired"}
+    left_out |= {"owner"}  # it is his who imports it
     left_out |= {"setup_status", "setup_result", "environment"}  # importing starts the setup anew
     renamed = {"allow_internet": "allowInternetAccess", "allow_public": "allowPublicAccess", "stored": "code"}
     assert {renamed.get(name, name) for name in names - left_out} == layout.SESSION.keys()
