@@ -170,28 +170,6 @@ def test_no_route_finds_another_owners_session(owners: Owners) -> None:
     ada.delete("/api/sessions?purge=true")
 
 
-WEAK = """
-from era.core.models import OwnedId
-from era.store import commits
-commits._LIVE_BY_ID, commits._NEWEST_GONE = commits._ANYBODYS, commits._NEWEST_GONE_OF_ANYBODY
-OwnedId.__eq__, OwnedId.__hash__ = lambda one, other: one.id == other.id, lambda one: hash(one.id)
-"""
-
-
-def test_that_test_notices_where_owners_are_not_looked_at(tmp_path: Path) -> None:
-    server = WeakServer(
-        tmp_path / "weak", {"ERA_API_KEY": OPERATORS, "ERA_SPARES": "0"}, weakness=f"exec({WEAK!r})"
-    ).start()
-    try:
-        weak = Owners.of(server)
-        values = furnish(weak.ada)
-        found = {route for route, answer in everything(weak.mallory, values, weak.ada).items() if answer.is_success}
-        assert found == set(routes(weak.ada))
-        weak.close()
-    finally:
-        server.stop()
-
-
 # -- what is not named by its id ----------------------------------------------------------------------------------
 
 
@@ -281,26 +259,28 @@ def test_an_idempotency_key_is_ones_own(owners: Owners) -> None:
         client.delete("/api/sessions?purge=true")
 
 
-def test_nobody_gets_into_the_queue_of_another_owners_session(owners: Owners) -> None:
-    """Neither to hold up its runs, nor to learn of it by waiting, nor to end its service."""
-    ada, mallory = owners.ada, owners.mallory
+def service_after_attack(owners: Owners) -> str:
+    """The status of a service that waits for calls, once somebody else has asked for its session's turn."""
+    ada = owners.ada
     service = "python3 -m http.server $PORT"
     assert ada.post("/api/sessions", json={"language": "python", "session_id": "busy", "service": service}).is_success
     assert ada.get("/proxy/busy/8000/").status_code == 200
     [run] = ada.get("/api/sessions/busy/runs").json()["runs"]
-    assert run["status"] == "running"
     for method, path, body in (
         ("POST", "run", {"code": "1"}),
         ("PATCH", "", {"data": {}}),
         ("POST", "rollback", {"version": 1}),
         ("DELETE", "files/f", None),
     ):
-        url = f"/api/sessions/busy/{path}".rstrip("/")
-        assert mallory.request(method, url, json=body, timeout=5).status_code == 404
-    assert ada.get(f"/api/sessions/busy/runs/{run['run_id']}").json()["status"] == "running"
-    assert ada.post("/api/sessions/busy/run", json={"code": "1"}).is_success  # which does end it
-    assert ada.get(f"/api/sessions/busy/runs/{run['run_id']}").json()["status"] != "running"
+        owners.mallory.request(method, f"/api/sessions/busy/{path}".rstrip("/"), json=body, timeout=5)
+    status: str = ada.get(f"/api/sessions/busy/runs/{run['run_id']}").json()["status"]
     ada.delete("/api/sessions?purge=true")
+    return status
+
+
+def test_nobody_gets_into_the_queue_of_another_owners_session(owners: Owners) -> None:
+    """Neither to hold up its runs, nor to learn of it by waiting, nor to end its service."""
+    assert service_after_attack(owners) == "running"
 
 
 # -- storage ------------------------------------------------------------------------------------------------------
@@ -329,11 +309,16 @@ def printed(client: httpx.Client, code: str) -> str:
     return text
 
 
+def fill_storage(client: httpx.Client) -> None:
+    assert client.put("/api/storage/kv/app/k", json={"value": SECRET}).is_success
+    assert client.put("/api/storage/r2/app/o", json={"content": "c2VjcmV0"}).is_success
+    sql = f"CREATE TABLE t AS SELECT '{SECRET}' AS s"
+    assert client.post("/api/storage/d1/app/exec", json={"sql": sql}).is_success
+
+
 def test_storage_is_its_owners_from_inside_and_outside(owners: Owners) -> None:
     ada, mallory = owners.ada, owners.mallory
-    assert ada.put("/api/storage/kv/app/k", json={"value": SECRET}).is_success
-    assert ada.put("/api/storage/r2/app/o", json={"content": "c2VjcmV0"}).is_success
-    assert ada.post("/api/storage/d1/app/exec", json={"sql": f"CREATE TABLE t AS SELECT '{SECRET}' AS s"}).is_success
+    fill_storage(ada)
     assert printed(ada, LOOK) == ALL
     for stranger in (mallory, owners.operator):
         assert printed(stranger, LOOK) == NOTHING
@@ -471,21 +456,25 @@ def test_a_key_that_is_revoked_lets_nobody_in_from_that_moment_on(owners: Owners
     assert owners.operator.delete(f"/api/keys/{made['id']}").status_code == 404
 
 
-def test_no_key_is_handed_on_to_a_session(owners: Owners) -> None:
-    ada = owners.ada
+def told_with_keys(owners: Owners) -> list[str]:
+    """What a public session has been told of calls that bring keys of the API's."""
+    ada, told = owners.ada, []
     seen = "import os, json; print(json.dumps({'body': os.environ['ERA_HTTP_HEADERS']}))"
     assert ada.post("/api/sessions", json={"language": "python", "session_id": "public"}).is_success
     assert ada.put("/api/sessions/public/code", json={"code": seen}).is_success
     key = owners.mallory.headers["Authorization"].removeprefix("Bearer ")
     basic = base64.b64encode(f"user:{key}".encode()).decode()
-    for value in (f"Bearer {key}", f"Basic {basic}", f"Bearer {OPERATORS}"):
+    for value in (f"Bearer {key}", f"Basic {basic}", f"Bearer {OPERATORS}", "Bearer the-session's-own"):
         with owners.server.client(headers={"Authorization": value}) as client:
-            answer = client.get("/proxy/public/80/")
-        assert answer.status_code == 200
-        assert "authorization" not in answer.text
-    with owners.server.client(headers={"Authorization": "Bearer the-session's-own"}) as client:
-        assert "the-session's-own" in client.get("/proxy/public/80/").text
+            told.append(client.get("/proxy/public/80/").text)
     ada.delete("/api/sessions?purge=true")
+    return told
+
+
+def test_no_key_is_handed_on_to_a_session(owners: Owners) -> None:
+    *keys, other = told_with_keys(owners)
+    assert [answer for answer in keys if "authorization" in answer] == []
+    assert "the-session's-own" in other
 
 
 def test_a_server_without_a_key_makes_none(client: httpx.Client) -> None:
@@ -529,3 +518,41 @@ def test_keys_and_what_they_open_outlive_the_service(own_server: Callable[..., S
     with keyed(server, gone) as nobody, keyed(server, OPERATORS) as operator, server.client() as anybody:
         assert {one.get("/api/sessions").status_code for one in (nobody, operator, anybody)} == {401}
         assert anybody.get("/health").status_code == 200
+
+
+# -- that these tests would notice ----------------------------------------------------------------------------------
+
+WEAK = """
+from era.core import headers, storage
+from era.core.api_keys import ApiKeys
+from era.core.models import OwnedId
+from era.store import commits
+
+commits._LIVE_BY_ID, commits._NEWEST_GONE = commits._ANYBODYS, commits._NEWEST_GONE_OF_ANYBODY
+OwnedId.__eq__, OwnedId.__hash__ = lambda one, other: one.id == other.id, lambda one: hash(one.id)
+storage.Storage.of = lambda self, owner: storage.Namespaces(self, 'everybody')
+headers.gives_away = lambda text: False
+ApiKeys.revoke = lambda self, key_id: self._store.drop_api_key(key_id)
+"""
+
+
+def test_each_attack_succeeds_where_owners_are_not_looked_at(tmp_path: Path) -> None:
+    settings = {"ERA_API_KEY": OPERATORS, "ERA_SPARES": "0"}
+    server = WeakServer(tmp_path / "weak", settings, weakness=f"exec({WEAK!r})").start()
+    try:
+        weak = Owners.of(server)
+        values = furnish(weak.ada)
+        found = {route for route, answer in everything(weak.mallory, values, weak.ada).items() if answer.is_success}
+        assert found == set(routes(weak.ada))
+        assert service_after_attack(weak) != "running"
+        fill_storage(weak.ada)
+        assert printed(weak.mallory, LOOK) == ALL
+        assert weak.mallory.get("/api/resources/list").json()["total"] == 3
+        assert [answer for answer in told_with_keys(weak) if "authorization" in answer] != []
+        made = new_key(server, "dave")
+        assert weak.operator.delete(f"/api/keys/{made['id']}").is_success
+        with keyed(server, made["key"]) as revoked:
+            assert revoked.get("/api/sessions").status_code == 200
+        weak.close()
+    finally:
+        server.stop()
