@@ -27,7 +27,8 @@ class Settings(BaseSettings):
         default=1024, ge=1, description="Disk space for what was fetched from the blob store, in MiB, if that is S3."
     )
     api_key: SecretStr | None = Field(
-        default=None, description="Key that callers of /api and /mcp must send as a bearer token."
+        default=None,
+        description="The operator's key: callers of /api and /mcp must send it, or one made with it, as a bearer token.",
     )
     allow_no_key: bool = Field(
         default=False, description="Serve an address other than loopback although no API key is set."
