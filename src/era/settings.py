@@ -28,7 +28,7 @@ class Settings(BaseSettings):
     )
     api_key: SecretStr | None = Field(
         default=None,
-        description="The operator's key: callers of /api and /mcp must send it, or one made with it, as a bearer token.",
+        description="The operator's key: callers of /api and /mcp must send it, or one made with it, as bearer token.",
     )
     allow_no_key: bool = Field(
         default=False, description="Serve an address other than loopback although no API key is set."
