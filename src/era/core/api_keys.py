@@ -114,10 +114,10 @@ class ApiKeys:
         return key, text
 
     async def revoke(self, key_id: str) -> None:
-        """No call is let in with it any more when this returns. Raises NotFound."""
-        dropped = await self._store.drop_api_key(key_id)
+        """No call is let in with it any more. Where its row can't be dropped, that holds for as long as this process
+        lives, and this raises Unavailable. Raises NotFound."""
         self._stored = {digest: key for digest, key in self._stored.items() if key.id != key_id}
-        if not dropped:
+        if not await self._store.drop_api_key(key_id):
             raise NotFound(f"There is no key '{key_id[:80]}'.", hint="GET /api/keys lists the keys there are.")
 
 

@@ -103,7 +103,7 @@ class SqlDatabases:
             path = self._path(name)
             if owner not in self._owners:
                 await asyncio.to_thread(self._make, path.parent)
-                self._owners.add(owner)
+                self._owners.add(owner)  # now that its directory can't be lost any more
             most = min(self._most_bytes, self._sizes.get(name, 0) + max(room, 0))
             request = {"path": str(path), "sql": sql, "params": params, "many": many, "most_bytes": most}
             try:
@@ -130,8 +130,12 @@ class SqlDatabases:
             return was_there
 
     def _make(self, directory: Path) -> None:
-        directory.mkdir(mode=0o700, exist_ok=True)
-        _sync(self._directory)
+        """Raises Unavailable."""
+        try:
+            directory.mkdir(mode=0o700, exist_ok=True)
+            _sync(self._directory)
+        except OSError as error:
+            raise Unavailable(f"The database can't be used: {error.strerror}.") from error
 
     def _path(self, name: _Name) -> Path:
         owner, namespace = name
