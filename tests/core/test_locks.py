@@ -16,6 +16,7 @@ from era.errors import BadRequest
 from era.packages import tools
 from tests.capsules import capsule, document, parts, session
 from tests.core.moving import Service
+from tests.owners import mine
 
 LOCK: dict[str, Any] = {
     "pip": [{"name": "Requests", "version": "2.32.3"}, {"name": "idna", "version": "3.1+local"}],
@@ -106,14 +107,14 @@ async def test_capsules_carry_locks(service: Service) -> None:
     (job,) = await service.store.setups_to_do()
     assert json.loads(job.lock or "") == LOCK
     await service.store.end_setup(job, status="failed", result="{}", environment=None)
-    assert (await service.store.set_up_again("t")).setup_lock == second.setup_lock, "it may be tried again"
+    assert (await service.store.set_up_again(mine("t"))).setup_lock == second.setup_lock, "it may be tried again"
     (job,) = await service.store.setups_to_do()
     await service.store.end_setup(job, status="completed", result="{}", environment="f" * 64)
-    assert (await service.store.session("t")).setup_lock is None
+    assert (await service.store.session(mine("t"))).setup_lock is None
     third = await service.load(told, "u")
     assert third.setup_lock is not None
-    await service.store.change_session("u", SessionChange(setup='{"pip":["six"]}'))
-    assert (await service.store.session("u")).setup_lock is None
+    await service.store.change_session(mine("u"), SessionChange(setup='{"pip":["six"]}'))
+    assert (await service.store.session(mine("u"))).setup_lock is None
     assert (await service.load(capsule(document(session(id="v", lock=LOCK))))).setup_lock is None, "nothing to install"
 
 
@@ -127,14 +128,14 @@ async def test_the_blobs_of_environments_are_kept(service: Service) -> None:
     await service.store.end_setup(job, status="completed", result="{}", environment=named)
     await service.collect()
     assert {named, here, gone} & service.stored() == {named, here}
-    await service.store.delete_session("s")
+    await service.store.delete_session(mine("s"))
     await service.collect()
     assert named in service.stored(), "it can be restored"
-    await service.store.restore_session("s")
+    await service.store.restore_session(mine("s"))
     assert await service.store.environment_lost(named) == 1
-    lost = await service.store.session("s")
+    lost = await service.store.session(mine("s"))
     assert (lost.setup_status, lost.environment) == ("pending", None)
-    await service.store.purge_session("s")
+    await service.store.purge_session(mine("s"))
     service.pins._local = set
     with service.blobs.batch() as batch:
         batch.put(b"more")

@@ -198,6 +198,8 @@ def test_what_a_crash_leaves_is_no_environment(lab: Lab, registry: Registry) -> 
     assert lab.make(pip=["one"]).digest == made.digest
     (environments / made.digest / "lock.json").unlink()
     assert lab.known(pip=["one"]) is None
+    assert lab.run(lab.installer.bring(made.digest)), "what is broken is replaced"
+    assert lab.known(pip=["one"]) == made
 
 
 def test_what_was_not_compiled_yet_comes_back_compiled(lab: Lab, registry: Registry) -> None:

@@ -14,7 +14,7 @@ from typing import Any, cast
 from era import languages
 from era.core.builds import Build, Builds
 from era.core.limits import Rules
-from era.core.models import EMPTY, Session
+from era.core.models import DEFAULT_OWNER, EMPTY, Session
 from era.core.ports import Limits
 from era.core.progress import LastWords, Say
 from era.core.snapshots import Snapshots
@@ -29,7 +29,7 @@ from tests.packages.registry import tarball
 def session(key: int, **fields: Any) -> Session:
     told = {"language": "python", "persistent": True, "data": "{}", "metadata": {}, "allow_internet": True}
     told |= {"allow_public": True, "default_timeout": 30.0, "stored": None, "version": 1, "snapshot": EMPTY}
-    told |= {"created_at": 1, "updated_at": 1, "last_run_at": None}
+    told |= {"owner": DEFAULT_OWNER, "created_at": 1, "updated_at": 1, "last_run_at": None}
     return Session(key=key, id=f"s{key}", **{**told, **fields})
 
 

@@ -106,7 +106,7 @@ class DoorToIndexes:
                     await self._answer(writer, path)
             except asyncio.LimitOverrunError:
                 await refuse((reader, writer), Refused(431, "head_too_large", f"a head is over {MAX_HEAD >> 10} KiB"))
-            except (httpx.HTTPError, httpx.InvalidURL) as error:
+            except (httpx.HTTPError, httpx.InvalidURL, ValueError) as error:
                 problem = Refused(502, "unreachable", f"the registry gave no answer ({type(error).__name__})")
                 await refuse((reader, writer), problem)
             except Refused as refusal:

@@ -73,6 +73,7 @@ async def run_scripts(
     needed, others = ([name for name, is_needed in names.items() if is_needed is wanted] for wanted in (True, False))
     async with build.place("node") as place:
         project = place.directory / "npm"
+        (npm / "package-lock.json").unlink(missing_ok=True)  # it may know more of registries than is needed
         npm.rename(project)
         trees.own(project, place.uid)
         for some in [needed, *([name] for name in others)]:

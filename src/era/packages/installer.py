@@ -205,12 +205,12 @@ class UvAndNpm:
     async def bring(self, digest: str) -> bool:
         """Have this environment here, from the blob store if need be; False where that hasn't got it. Raises
         OSError."""
-        if (self.environments / digest / archives.LOCK).exists():
-            return True
         if not _DIGEST.fullmatch(digest):
             return False
+        if self._is_here(digest):
+            return True
         async with self._turns.take(digest, bounded=False):
-            if (self.environments / digest).exists():
+            if self._is_here(digest):
                 return True
             try:
                 await self._in_scratch(lambda scratch: self._unpacked(digest, scratch))
@@ -233,9 +233,7 @@ class UvAndNpm:
         for digest in self.digests() - keep:
             directory = self.environments / digest
             if directory.stat().st_mtime < older_than:
-                doomed = self._making / f"gone-{secrets.token_hex(8)}"
-                directory.rename(doomed)  # at once, and then slowly
-                trees.remove(doomed)
+                self._drop(directory)
                 gone += 1
         for note in self._asked.iterdir():
             with suppress(OSError, ValueError, KeyError):
@@ -345,7 +343,11 @@ class UvAndNpm:
         project = scratch / "go"
         project.mkdir(mode=0o700)
         (project / "go.mod").write_text(tools.GO_MOD)
-        trees.own(project, self._processes.fetcher)
+        telemetry = scratch / "home/.config/go/telemetry"
+        telemetry.mkdir(parents=True)
+        (telemetry / "mode").write_text("off")  # or else a process of it would outlive the command
+        for directory in (project, scratch / "home/.config"):
+            trees.own(directory, self._processes.fetcher)
         go, work = self._processes.path("go", scratch) + "/bin/go", self._processes.path("work", scratch) + "/go"
         for command in tools.go_commands(go, work, packages):
             await self._fetch("go", command, tools.go_environment(making.environment, work), making)
@@ -428,7 +430,7 @@ class UvAndNpm:
     async def _keep(self, told: Environment, scratch: Path, deadline: float) -> None:
         """Put its archive into the blob store, and the environment into its place. Raises OSError, also where the blob
         store can't be reached; then nothing of it is there."""
-        if (self.environments / told.digest).exists():  # so its archive is kept, too
+        if self._is_here(told.digest):  # so its archive is kept, too
             os.utime(self.environments / told.digest)
             return
 
@@ -505,10 +507,21 @@ class UvAndNpm:
         try:
             made.rename(place)
         except OSError:
-            if not place.exists():  # somebody else was not faster either
-                raise
-            os.utime(place)
+            if self._is_here(digest):  # somebody else was faster
+                os.utime(place)
+            else:
+                self._drop(place)
+                made.rename(place)
         sync_file_system(self.environments)
+
+    def _is_here(self, digest: str) -> bool:
+        return (self.environments / digest / archives.LOCK).exists()
+
+    def _drop(self, directory: Path) -> None:
+        """Remove an environment: at once, and then slowly."""
+        doomed = self._making / f"gone-{secrets.token_hex(8)}"
+        directory.rename(doomed)
+        trees.remove(doomed)
 
     def _own(self, made: Path) -> None:
         trees.own(made, None if self._processes.fetcher is None else 0)

@@ -27,7 +27,7 @@ from era.core.capsules.checks import MAX_OBJECTS, too_large
 from era.core.capsules.pins import Pin, Pins
 from era.core.locks import Locks
 from era.core.metadata import MetadataStore
-from era.core.models import KeptOutputs, KeptRun, RunRecord, Session, VersionContent, now
+from era.core.models import KeptOutputs, KeptRun, OwnedId, RunRecord, Session, VersionContent, now
 from era.core.outputs import STREAMS
 from era.core.pack import gathered
 from era.core.snapshots import BlobStore, Snapshots
@@ -116,7 +116,7 @@ class Exporter:
         self._threads = threads
         self._directory = directory
 
-    async def open(self, session_id: str, *, history: bool) -> Export:
+    async def open(self, session_id: OwnedId, *, history: bool) -> Export:
         """A session as it is now. Raises NotFound, Expired; TooLarge where no server would import it; Unavailable where
         the disk fails."""
         try:
@@ -131,9 +131,9 @@ class Exporter:
                 held = (self._pins, written.pin, stack.pop_all())
         except OSError as error:
             raise Unavailable(f"The capsule could not be made: {error.strerror}.") from error
-        return Export(session_id, size, self._pieces(written, objects), self._threads, held)
+        return Export(session_id.id, size, self._pieces(written, objects), self._threads, held)
 
-    async def _write(self, session_id: str, history: bool, stack: ExitStack) -> _Written:
+    async def _write(self, session_id: OwnedId, history: bool, stack: ExitStack) -> _Written:
         document, texts = self._temporary(stack), self._temporary(stack)
         environment = (await self._store.session(session_id)).environment
         if environment is not None:

@@ -158,6 +158,7 @@ def _session(head: dict[str, Any], current: VersionContent) -> Session:
     return Session(
         key=0,
         id=head["id"],
+        owner="",  # Whose it is going to be is no matter of the capsule's.
         language=head["language"],
         persistent=head["persistent"],
         data=current.data,
@@ -179,6 +180,7 @@ def _session(head: dict[str, Any], current: VersionContent) -> Session:
         setup=setup_text(head["setup"]),
         setup_status="pending" if head["setup"] else None,
         setup_lock=jsontext.compact(head["lock"]) if head["setup"] and head["lock"] else None,
+        storage=head["storage"],
     )
 
 
