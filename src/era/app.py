@@ -12,7 +12,7 @@ import signal
 import socket
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from ipaddress import ip_address
 from pathlib import Path
@@ -58,6 +58,7 @@ from era.hosts.local import LocalHost
 from era.languages.go import GO
 from era.languages.node import NODE
 from era.network import policy
+from era.network.authority import BUNDLE
 from era.network.passages import ProxyNetwork, certificates, variables
 from era.network.storage import StorageDoors
 from era.packages.installer import UvAndNpm
@@ -114,7 +115,8 @@ def cgroup_name(data_dir: Path) -> str:
     return "era-" + hashlib.sha256(bytes(data_dir.resolve())).hexdigest()[:12]
 
 
-def drivers(settings: Settings) -> DriverChoice:
+def drivers(settings: Settings, mounts: Mapping[str, Path] | None = None) -> DriverChoice:
+    """`mounts` is what sandboxes have of the machine besides runtimes."""
     directory = settings.data_dir.resolve()
     limits = rules(settings).defaults
     group = cgroup_name(directory)
@@ -127,9 +129,15 @@ def drivers(settings: Settings) -> DriverChoice:
                 cgroup_name=f"{group}-gvisor",
                 environments=environments,
                 network=variables(DOORS["proxy"]),
+                mounts=mounts,
             ),
             "bubblewrap": BubblewrapDriver(
-                directory, limits, cgroup_name=group, environments=environments, network=certificates()
+                directory,
+                limits,
+                cgroup_name=group,
+                environments=environments,
+                network=certificates(),
+                mounts=mounts,
             ),
         },
         settings.isolation,
@@ -187,11 +195,13 @@ async def services(settings: Settings) -> AsyncIterator[Context]:
         outputs = Outputs(blobs, settings.outputs_kept)
         pins = Pins()
         capsules = Capsules(store, snapshots, blobs, pins, directory, max_timeout=settings.max_timeout, slots=slots)
-        sandboxes = drivers(settings)
+        network = ProxyNetwork(private)
+        bundle = directory / "certificates.pem"
+        network.authority.write(bundle)
+        sandboxes = drivers(settings, {BUNDLE: bundle})
         bounds = rules(settings)
         turns = Turns(settings.max_waiting)
         keys = Keys(store)
-        network = ProxyNetwork(private)
         packages = installer(settings)
         await asyncio.to_thread(packages.open)
         databases = SqlDatabases(directory / "storage" / "d1", settings.storage_database_mb << 20)

@@ -69,6 +69,7 @@ def test_a_connection_is_what_it_would_be_elsewhere(session: NewSession, client:
             "connections": 1,
             "sent": 5,
             "received": 5,
+            "secrets": [],
         }
     ]
 

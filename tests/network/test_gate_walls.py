@@ -38,7 +38,7 @@ names.Allowlist.has_name = lambda self, name: True
 CARELESS = """
 from era.network.passages import ProxyNetwork
 kept = ProxyNetwork.passage
-ProxyNetwork.passage = lambda self, sandbox, *, internet, egress: kept(self, sandbox, internet=True, egress=egress)
+ProxyNetwork.passage = lambda self, sandbox, *, internet, **rest: kept(self, sandbox, internet=True, **rest)
 """
 """Doesn't know of a session without internet."""
 

@@ -25,6 +25,7 @@ from era.api.context import (
     claim_of,
     errors,
     language,
+    secrets_of,
 )
 from era.core.ports import Output
 from era.core.runs import ExecuteRequest, RunEvent, RunRequest, RunStarted
@@ -58,6 +59,7 @@ def _run_request(body: RunBody, request: Request, context: Context, key: str | N
         base_url(request, context.settings),
         body.code,
         body.env,
+        secrets_of(body.secrets, body.env),
         body.timeout,
         body.atomic,
         claim_of(context, "run", key, body),
@@ -118,6 +120,7 @@ async def execute(body: ExecuteBody, request: Request, context: UseContext) -> R
         isolation=body.isolation,
         limits=context.rules.granted(limits),
         allow_internet=body.allowInternetAccess,
+        secrets=secrets_of(body.secrets, body.env),
     )
     return Answer(execute_answer(await context.runs.execute(wanted), chosen))
 

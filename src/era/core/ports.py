@@ -21,6 +21,7 @@ from era.core.models import (
     Snapshot,
     WantedIsolation,
 )
+from era.core.secrets import Secret
 
 
 @dataclass(frozen=True, slots=True)
@@ -281,8 +282,11 @@ class Passage(Protocol):
 class Network(Protocol):
     """Gives sandboxes their ways out."""
 
-    def passage(self, sandbox: Sandbox, *, internet: bool, egress: JsonObject) -> Passage:
-        """The way out for one run, which is none where `internet` is false. `egress` is the session's."""
+    def passage(
+        self, sandbox: Sandbox, *, internet: bool, egress: JsonObject, secrets: Sequence[Secret] = ()
+    ) -> Passage:
+        """The way out for one run, which is none where `internet` is false. `egress` is the session's. Placeholders of
+        `secrets` are swapped for their values in what goes to their hosts."""
         ...
 
 

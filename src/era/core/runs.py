@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping, Sequence
 from contextlib import AbstractContextManager, AsyncExitStack, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -61,6 +61,7 @@ from era.core.ports import (
     WorkspaceFull,
 )
 from era.core.requirements import variables
+from era.core.secrets import Secret, placeholders
 from era.core.turns import Turns
 from era.core.under_way import RunUnderWay, UnderWay
 from era.core.views import data_view
@@ -88,6 +89,7 @@ class RunRequest:
     base_url: str
     code: str | None = field(default=None, repr=False)
     env: Mapping[str, str] = field(default_factory=dict, repr=False)
+    secrets: Sequence[Secret] = ()
     timeout: float | None = None
     atomic: bool = False
     """Keep what the run leaves only if it ends with exit code 0."""
@@ -121,6 +123,7 @@ class ExecuteRequest:
     """The server's defaults where there are none."""
 
     allow_internet: bool = True
+    secrets: Sequence[Secret] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -351,7 +354,9 @@ class Runs:
     ) -> RunResult:
         code = request.code if request.code is not None else session.stored.code if session.stored else ""
         before = json.loads(session.data)
-        passage = self._network.passage(sandbox, internet=session.allow_internet, egress=session.egress)
+        passage = self._network.passage(
+            sandbox, internet=session.allow_internet, egress=session.egress, secrets=request.secrets
+        )
         storage = self._storage.access(sandbox)
         program = Program(
             code=code.encode(),
@@ -359,6 +364,7 @@ class Runs:
             env={
                 **variables(session.setup),
                 **request.env,
+                **placeholders(request.secrets),
                 **_service_environment(session.id, session.language, request.base_url, storage.url),
             },
             timeout=request.timeout or session.default_timeout,
@@ -442,7 +448,7 @@ class Runs:
     async def _execute(self, request: ExecuteRequest) -> AsyncIterator[RunEvent]:
         run_id = new_id("run")
         sandbox = await self._host.acquire_temporary(request.language, request.isolation, request.limits)
-        passage = self._network.passage(sandbox, internet=request.allow_internet, egress={})
+        passage = self._network.passage(sandbox, internet=request.allow_internet, egress={}, secrets=request.secrets)
         storage = self._storage.access(sandbox)
         try:
             program = Program(
@@ -450,6 +456,7 @@ class Runs:
                 state=b"{}",
                 env={
                     **request.env,
+                    **placeholders(request.secrets),
                     **_service_environment(run_id, request.language, request.base_url, storage.url),
                 },
                 timeout=request.timeout or DEFAULT_TIMEOUT,

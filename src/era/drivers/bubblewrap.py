@@ -448,8 +448,10 @@ class BubblewrapDriver:
         cgroup_name: str,
         environments: Path | None = None,
         network: Mapping[str, str] | None = None,
+        mounts: Mapping[str, Path] | None = None,
     ) -> None:
-        """`network` is what programs mostly have as `Program.network`."""
+        """`network` is what programs mostly have as `Program.network`. `mounts` is what sandboxes have of the machine
+        besides runtimes, by where they have it."""
         self.network = network or {}
         self.live = directory / "live"
         self.limits = limits
@@ -472,7 +474,7 @@ class BubblewrapDriver:
         self.paths = Paths(
             bwrap=_BWRAP,
             guest=guest.GUEST_SOURCE,
-            mounts=guest.MOUNTS,
+            mounts={**guest.MOUNTS, **(mounts or {})},
             live=self.live,
             environments=environments or directory / "environments",
         )

@@ -39,6 +39,7 @@ class Names:
     def __init__(self, allow: Allowlist, refused: Callable[[str], None]) -> None:
         self._allow, self._refused = allow, refused
         self._known: dict[Address, tuple[str, bool]] = {}
+        self._answers: set[tuple[Address, str]] = set()
         self._lookups: set[asyncio.Task[None]] = set()
 
     def of(self, address: Address) -> str:
@@ -48,6 +49,10 @@ class Names:
     def allows(self, address: Address) -> bool:
         """Whether a name on the allowlist has this address."""
         return self._known.get(address, ("", False))[1]
+
+    def for_(self, address: Address) -> set[str]:
+        """All names that this address was an answer for."""
+        return {name for known, name in self._answers if known == address}
 
     def serve_datagrams(self, inside: socket.socket) -> Callable[[], None]:
         """Answer what comes to this socket, until what is returned is called."""
@@ -103,6 +108,8 @@ class Names:
             for address in _addresses(told):
                 if len(self._known) < _MOST_NAMES or address in self._known:
                     self._known[address] = name, named or self.allows(address)
+                if len(self._answers) < _MOST_NAMES:
+                    self._answers.add((address, name))
             return told
         return _refusal(question, end, _FAILED)
 

@@ -10,6 +10,7 @@ import socket
 from collections import deque
 from collections.abc import Callable, Coroutine, Sequence
 from contextlib import suppress
+from functools import partial
 from ipaddress import IPv4Address
 from typing import Any
 
@@ -20,9 +21,11 @@ from era.network import joins, kernel, own
 from era.network.datagrams import Datagrams
 from era.network.dialing import CONNECT_SECONDS, NO_RULE, connected
 from era.network.gates import Gate
+from era.network.interception import Interception, Opening
 from era.network.kernel import Question, Target
 from era.network.names import ADDRESS, PORT, Names
 from era.network.policy import Policy
+from era.network.proxy import CHUNK
 from era.network.record import Destinations
 
 log = structlog.get_logger()
@@ -78,9 +81,12 @@ class Ways:
         allow: Allowlist,
         destinations: Destinations,
         own: Callable[[Target], own.Place | None],
+        interception: Interception | None = None,
     ) -> None:
-        """`own` tells where this service is if that is what an address leads to."""
+        """`own` tells where this service is if that is what an address leads to. `interception` is that of a run with
+        secrets."""
         self._own = own
+        self._interception = interception
         self._gate, self._policy, self._allow, self._destinations = gate, policy, allow, destinations
         self._loop = asyncio.get_running_loop()
         self._names = Names(allow, lambda name: self._refuse(name, PORT, None))
@@ -248,12 +254,39 @@ class Ways:
                     joins.reset(await connection.client)
                 return
             connection.dialed.set_result(0)
+            if self._interception is not None:
+                await self._look_into(self._interception, connection, server, host, target)
+                return
             traffic = self._destinations.note(host, port, address, None)
             await joins.join(await connection.client, server, traffic)
         finally:
             if server is not None:
                 server.close()
             _dismiss(connection)
+
+    async def _look_into(
+        self, interception: Interception, connection: _Connection, server: socket.socket, host: str, target: Target
+    ) -> None:
+        """Pass on what is said, or have it intercepted."""
+        address, port = target
+        opening = Opening(b"")
+        try:
+            client = await connection.client
+            read = partial(self._loop.sock_recv, client, CHUNK)
+            opening = await interception.opening(read, server, address, self._names.for_(address))
+        finally:
+            if opening.host is None:
+                traffic = self._destinations.note(host, port, address, None)
+        if opening.host is None:
+            traffic.sent += len(opening.first)
+            with suppress(OSError):  # which joining them will find out, too
+                await self._loop.sock_sendall(server, opening.first)
+            await joins.join(client, server, traffic)
+            return
+        note = partial(self._destinations.note, opening.host, port, address)
+        near = await asyncio.open_connection(sock=client, limit=CHUNK)
+        far = await asyncio.open_connection(sock=server, limit=CHUNK)
+        await interception.serve(opening, opening.host, near, far, note)
 
     async def _asking(self, connection: _Connection) -> None:
         """Answer a program that asks for names over TCP."""
