@@ -168,6 +168,10 @@ def make_keys(directory: Path) -> None:
         *("-CA", "ca.pem", "-CAkey", "ca.key", "-addext", f"subjectAltName={names},IP:{world.PUBLIC}"),
         *("-addext", "basicConstraints=critical,CA:FALSE"),
     )
+    openssl(
+        *("req", "-x509", *new, "-keyout", "unsigned.key", "-out", "unsigned.pem", "-subj", "/CN=example.test"),
+        *("-addext", f"subjectAltName={names}"),
+    )
     directory.chmod(0o755)
     (directory / "ca.pem").chmod(0o644)
 

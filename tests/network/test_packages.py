@@ -219,6 +219,35 @@ def test_calls_of_services(client: httpx.Client, machine: Machine, language: str
     }
 
 
+SECRETIVE = {
+    "python": """
+import os, requests
+token = os.environ['TOKEN']
+for scheme in ('https', 'http'):
+    answer = requests.post(f'{scheme}://api.example.test/posts', json={'token': token}, auth=('me', token))
+    print(answer.status_code, answer.json()['token'], token in answer.text)
+""",
+    "node": """
+const axios = require('axios');
+const token = process.env.TOKEN;
+(async () => {
+  for (const scheme of ['https', 'http']) {
+    const answer = await axios.post(`${scheme}://api.example.test/posts`, { token }, { params: { token } });
+    console.log(answer.status, answer.data.token, JSON.stringify(answer.data).includes(token) ? 'True' : 'False');
+  }
+})();
+""",
+}
+
+
+@pytest.mark.parametrize("language", SECRETIVE)
+def test_with_a_secret(client: httpx.Client, language: str) -> None:
+    one = has(client, CALLERS[language][1], language)
+    told = one.says(SECRETIVE[language], secrets={"TOKEN": {"value": "hunter2", "hosts": ["api.example.test"]}})
+    assert told == "201 hunter2 False\n" * 2
+    assert [(each["port"], each["secrets"]) for each in one.destinations()] == [(443, ["TOKEN"]), (80, ["TOKEN"])]
+
+
 @pytest.mark.parametrize(("language", "problem"), [("python", "SSLError"), ("node", "certificate")])
 def test_a_certificate_nobody_vouches_for(client: httpx.Client, language: str, problem: str) -> None:
     code, setup = CALLERS[language]

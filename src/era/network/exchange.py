@@ -236,7 +236,7 @@ class Exchange:
 
     def _misunderstood(self) -> Refused:
         """What to say where h11 won't read or write something. Its own words may have a value in them."""
-        if self._asks.their_state is h11.ERROR or self._answers.our_state is h11.ERROR:
+        if self._asks.their_state is h11.ERROR:
             return Refused(400, "bad_request", "the request is no HTTP/1.1 that can be passed on")
         return Refused(502, "bad_answer", "the server's answer is no HTTP/1.1 that can be passed on")
 
@@ -274,7 +274,10 @@ def _is_searched(headers: Mapping[bytes, bytes]) -> bool:
 
 
 def _written(request: h11.Request, target: bytes, headers: list[tuple[bytes, bytes]]) -> h11.Request:
-    return h11.Request(method=request.method, target=target, headers=headers)
+    try:
+        return h11.Request(method=request.method, target=target, headers=headers)
+    except h11.LocalProtocolError:  # which could quote a value
+        raise Refused(400, "bad_request", "the request can't be passed on as HTTP/1.1") from None
 
 
 def _repeated[Answer: (h11.Response, h11.InformationalResponse)](answer: Answer) -> Answer:

@@ -33,6 +33,7 @@ import ssl
 from collections.abc import Awaitable, Callable, Collection, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 
 import anyio
 import h11
@@ -80,6 +81,34 @@ class Interception:
     def __init__(self, secrets: Sequence[Secret], authority: Authority, allow: Allowlist) -> None:
         self._secrets, self._authority, self._allow = secrets, authority, allow
         self._bodies = asyncio.Semaphore(_BODIES)
+
+    async def carry(
+        self,
+        client: Awaitable[socket.socket],
+        server: socket.socket,
+        address: Address,
+        names: Collection[str],
+        note: Callable[[str | None, str | None], Traffic],
+    ) -> None:
+        """Pass on what a program and `server` say, intercepted or as it is. `note` puts it on record: under another name
+        than the address is known by, where there is one, and with what went wrong. See `opening` for the others."""
+        loop = asyncio.get_running_loop()
+        opening = Opening(b"")
+        try:
+            program = await client
+            opening = await self.opening(partial(loop.sock_recv, program, CHUNK), server, address, names)
+        finally:
+            if opening.host is None:
+                traffic = note(None, None)
+        if opening.host is None:
+            traffic.sent += len(opening.first)
+            with suppress(OSError):  # which joining them will find out, too
+                await loop.sock_sendall(server, opening.first)
+            await joins.join(program, server, traffic)
+            return
+        near = await asyncio.open_connection(sock=program, limit=CHUNK)
+        far = await asyncio.open_connection(sock=server, limit=CHUNK)
+        await self.serve(opening, opening.host, near, far, partial(note, opening.host))
 
     async def opening(self, read: Read, server: socket.socket, address: Address, names: Collection[str]) -> Opening:
         """Look at what a program says to `server`, which nobody reads meanwhile. `address` is the server's, and `names`

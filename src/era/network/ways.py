@@ -10,7 +10,6 @@ import socket
 from collections import deque
 from collections.abc import Callable, Coroutine, Sequence
 from contextlib import suppress
-from functools import partial
 from ipaddress import IPv4Address
 from typing import Any
 
@@ -21,11 +20,10 @@ from era.network import joins, kernel, own
 from era.network.datagrams import Datagrams
 from era.network.dialing import CONNECT_SECONDS, NO_RULE, connected
 from era.network.gates import Gate
-from era.network.interception import Interception, Opening
+from era.network.interception import Interception
 from era.network.kernel import Question, Target
 from era.network.names import ADDRESS, PORT, Names
 from era.network.policy import Policy
-from era.network.proxy import CHUNK
 from era.network.record import Destinations
 
 log = structlog.get_logger()
@@ -255,7 +253,9 @@ class Ways:
                 return
             connection.dialed.set_result(0)
             if self._interception is not None:
-                await self._look_into(self._interception, connection, server, host, target)
+                names = self._names.for_(address)
+                note = lambda name, reason: self._destinations.note(name or host, port, address, reason)  # noqa: E731
+                await self._interception.carry(connection.client, server, address, names, note)
                 return
             traffic = self._destinations.note(host, port, address, None)
             await joins.join(await connection.client, server, traffic)
@@ -263,30 +263,6 @@ class Ways:
             if server is not None:
                 server.close()
             _dismiss(connection)
-
-    async def _look_into(
-        self, interception: Interception, connection: _Connection, server: socket.socket, host: str, target: Target
-    ) -> None:
-        """Pass on what is said, or have it intercepted."""
-        address, port = target
-        opening = Opening(b"")
-        try:
-            client = await connection.client
-            read = partial(self._loop.sock_recv, client, CHUNK)
-            opening = await interception.opening(read, server, address, self._names.for_(address))
-        finally:
-            if opening.host is None:
-                traffic = self._destinations.note(host, port, address, None)
-        if opening.host is None:
-            traffic.sent += len(opening.first)
-            with suppress(OSError):  # which joining them will find out, too
-                await self._loop.sock_sendall(server, opening.first)
-            await joins.join(client, server, traffic)
-            return
-        note = partial(self._destinations.note, opening.host, port, address)
-        near = await asyncio.open_connection(sock=client, limit=CHUNK)
-        far = await asyncio.open_connection(sock=server, limit=CHUNK)
-        await interception.serve(opening, opening.host, near, far, note)
 
     async def _asking(self, connection: _Connection) -> None:
         """Answer a program that asks for names over TCP."""
