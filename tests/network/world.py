@@ -125,6 +125,8 @@ class Handler(BaseHTTPRequestHandler):
             mask = self.rfile.read(4)
             said = bytes(one ^ mask[n % 4] for n, one in enumerate(self.rfile.read(size)))
             self.wfile.write(bytes([head[0], size]) + said)
+            if head[0] & 15 == 8:  # the client's goodbye
+                return
 
     def do_POST(self) -> None:
         if self.path == "/posts":
@@ -268,16 +270,8 @@ def main() -> None:
         context.load_cert_chain(keys / f"{name}.pem", keys / f"{name}.key")
         server.socket = context.wrap_socket(server.socket, server_side=True, do_handshake_on_connect=False)
     serve_udp_echo()
-    several = (
-        plain.serve_forever,
-        secure.serve_forever,
-        unsigned.serve_forever,
-        serve_dns,
-        serve_dns_tcp,
-        serve_echo,
-        serve_database,
-    )
-    for serve in several:
+    web = (server.serve_forever for server in (plain, secure, unsigned))
+    for serve in (*web, serve_dns, serve_dns_tcp, serve_echo, serve_database):
         threading.Thread(target=serve, daemon=True).start()
     print("up", flush=True)
     sys.stdin.read()

@@ -1,8 +1,8 @@
 """Secrets: values that a run's programs may use towards hosts that the caller names, and never see.
 
 A program has a placeholder in its environment, made up for this run. Where it sends that to one of the hosts, the
-network swaps the value in (network/interception.py). A value passes through this process and is nowhere else: in no row,
-blob, log or sandbox.
+network swaps the value in (network/interception.py). So a value passes through this process and is nowhere else: in no
+row, blob, log or sandbox.
 """
 
 from __future__ import annotations

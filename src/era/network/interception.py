@@ -91,7 +91,7 @@ class Interception:
         note: Callable[[str | None, str | None], Traffic],
     ) -> None:
         """Pass on what a program and `server` say, intercepted or as it is. `note` puts it on record: under another name
-        than the address is known by, where there is one, and with what went wrong. See `opening` for the others."""
+        than the address goes by, where there is one, and with what went wrong. See `opening` for the others."""
         loop = asyncio.get_running_loop()
         opening = Opening(b"")
         try:
