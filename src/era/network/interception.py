@@ -90,8 +90,8 @@ class Interception:
         names: Collection[str],
         note: Callable[[str | None, str | None], Traffic],
     ) -> None:
-        """Pass on what a program and `server` say, intercepted or as it is. `note` puts it on record: under another name
-        than the address goes by, where there is one, and with what went wrong. See `opening` for the others."""
+        """Pass on what a program and `server` say, intercepted or as it is. `note` puts that on record: under another
+        name than the address goes by, where there is one, and with what went wrong. See `opening` for the rest."""
         loop = asyncio.get_running_loop()
         opening = Opening(b"")
         try:
