@@ -174,9 +174,10 @@ def packed(
     """A server that was given that directory, and is where no registry can be reached."""
     data_dir, uid = tmp_path_factory.mktemp("packed") / "data", request.param
     shutil.copytree(installed, data_dir, symlinks=True)
+    shutil.copy(machine.keys / "ca.pem", data_dir)
     if uid is not None:
         subprocess.run(["chown", "--recursive", "--no-dereference", f"{uid}:{uid}", str(data_dir)], check=True)
-    server = machine.serve(data_dir, uid=uid, SSL_CERT_FILE="")
+    server = machine.serve(data_dir, uid=uid, SSL_CERT_FILE=f"{data_dir if uid is None else '/mnt/data'}/ca.pem")
     yield server
     server.stop()
 

@@ -59,11 +59,11 @@ def _run_request(body: RunBody, request: Request, context: Context, key: str | N
         base_url(request, context.settings),
         body.code,
         body.env,
-        secrets_of(body.secrets, body.env),
         body.timeout,
         body.atomic,
         claim_of(context, "run", key, body),
         body.background,
+        secrets=secrets_of(body.secrets, body.env),
     )
 
 

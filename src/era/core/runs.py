@@ -89,7 +89,6 @@ class RunRequest:
     base_url: str
     code: str | None = field(default=None, repr=False)
     env: Mapping[str, str] = field(default_factory=dict, repr=False)
-    secrets: Sequence[Secret] = ()
     timeout: float | None = None
     atomic: bool = False
     """Keep what the run leaves only if it ends with exit code 0."""
@@ -106,6 +105,8 @@ class RunRequest:
 
     session_key: int | None = None
     """The session that is meant, where the id could be another one's by now. Only for stored code."""
+
+    secrets: Sequence[Secret] = ()
 
 
 @dataclass(frozen=True, slots=True)
