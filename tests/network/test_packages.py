@@ -233,7 +233,8 @@ const axios = require('axios');
 const token = process.env.TOKEN;
 (async () => {
   for (const scheme of ['https', 'http']) {
-    const answer = await axios.post(`${scheme}://api.example.test/posts`, { token }, { auth: { username: 'me', password: token } });
+    const auth = { username: 'me', password: token };
+    const answer = await axios.post(`${scheme}://api.example.test/posts`, { token }, { auth });
     console.log(answer.status, answer.data.token, JSON.stringify(answer.data).includes(token) ? 'True' : 'False');
   }
 })();
