@@ -19,7 +19,7 @@ from era.core.expiry import MAX_TTL
 from era.core.limits import LEAST
 from era.core.models import JsonObject, RunRecord, Session, StoredCode, timestamp
 from era.core.runs import Collected, RunResult
-from era.core.secrets import MAX_HOSTS, MAX_SECRETS
+from era.core.secrets import MAX_HOSTS, MAX_SECRETS, MAX_VALUE_BYTES
 from era.core.views import data_view
 from era.languages import in_words
 
@@ -54,7 +54,12 @@ class Body(BaseModel):
 
 
 class SecretBody(Body):
-    value: str = Field(repr=False, description="What is sent to `hosts` in place of the placeholder.")
+    value: str = Field(
+        repr=False,
+        min_length=1,
+        max_length=MAX_VALUE_BYTES,
+        description="What is sent to `hosts` in place of the placeholder.",
+    )
     hosts: list[Annotated[str, Field(max_length=300)]] = Field(
         min_length=1, max_length=MAX_HOSTS, description="Hosts (api.example.com) or all below one (*.example.com)."
     )

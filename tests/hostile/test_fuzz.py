@@ -25,6 +25,7 @@ import schemathesis
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 from hypothesis.errors import Unsatisfiable
+from pydantic import ValidationError
 from schemathesis import Case, GenerationMode, Response
 from schemathesis.core.failures import FailureGroup
 from schemathesis.core.result import Ok
@@ -257,8 +258,19 @@ def _bound(body: dict[str, Any], chance: random.Random, *, runs: bool) -> None:
             and chance.random() < 0.5
         ):
             body[name] = {"A": "1"}
+    if _is_valid(body.get("secrets")) and chance.random() < 0.9:  # even more so with the names of hosts
+        body["secrets"] = {"S": {"value": "1", "hosts": ["api.example.com"]}}
     if isinstance(body.get("language"), str) and chance.random() < 0.5:
         body["language"] = chance.choice(("python", "node", "typescript"))
+
+
+def _is_valid(secrets: Any) -> bool:
+    """Whether these are secrets as the description has them."""
+    try:
+        wire.RunBody(secrets=secrets)
+    except ValidationError:
+        return False
+    return True
 
 
 def _check(answer: Response) -> None:
