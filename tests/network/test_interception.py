@@ -266,6 +266,22 @@ def plain(answer: bytes) -> bytes:
     return answer.lower().replace(b";x=y", b"").replace(b"connection: close\r\n", b"")
 
 
+async def test_an_answer_comes_as_it_is_written(lab: Lab) -> None:
+    heard = asyncio.Event()
+
+    async def answer(_: bytes, __: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\ndata: 1\n\n")
+        await heard.wait()
+        writer.write(b"data: 2\n\n")
+
+    lab.answer = answer
+    reader, writer = await lab.connect()
+    writer.write(request())
+    assert (await reader.readuntil(b"data: 1\n\n")).startswith(b"HTTP/1.1 200 OK\r\n")
+    heard.set()
+    assert b"data: 2\n\n" in await reader.read()
+
+
 async def test_an_answer_to_head_has_no_body(lab: Lab) -> None:
     async def answer(_: bytes, __: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\n")
@@ -551,4 +567,5 @@ async def test_what_cannot_be_written_is_refused_in_our_words(lab: Lab, capfd: p
     assert heard.startswith(b"HTTP/1.1 400 ")
     assert b"canary" not in heard
     assert lab.heard == b""
+    assert lab.traffic.secrets == set()
     assert "canary" not in "".join(capfd.readouterr())

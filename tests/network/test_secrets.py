@@ -211,9 +211,9 @@ def secret(name, value, *rest):
     return right_secret(name, value, *rest)
 context.secret = secret
 class Swap(interception.Swap):
-    def __init__(self, secrets, used):
-        super().__init__(secrets, used)
-        used |= {one.value for one in secrets}
+    def __init__(self, secrets):
+        super().__init__(secrets)
+        self.used |= {one.value for one in secrets}
 interception.Swap = Swap
 right_write = authority.Authority.write
 def write(self, path):

@@ -151,6 +151,7 @@ class Exchange:
         except GONE:
             await asyncio.Event().wait()  # it wants no more; what it has said is still to be passed on
         self._moved()
+        self._traffic.secrets |= self._swap.used
         if isinstance(event, h11.EndOfMessage):
             self._asked.set()
 

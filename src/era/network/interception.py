@@ -176,8 +176,7 @@ class Interception:
             else:
                 traffic = note(None)
             near = await self._as_server(near, host) if opening.tls else near
-            swap = Swap(self._towards(host), traffic.secrets)
-            exchange = Exchange(near, far, host, swap, traffic, self._bodies)
+            exchange = Exchange(near, far, host, Swap(self._towards(host)), traffic, self._bodies)
             if await exchange.run(refusal):
                 await _close(near)
             else:

@@ -28,11 +28,11 @@ type Writing = Callable[[str], bytes]
 
 
 class Swap:
-    """The secrets for one host. `used` collects the names of those that were swapped in."""
+    """The secrets for one host. `used` are the names of those that were swapped in."""
 
-    def __init__(self, secrets: Sequence[Secret], used: set[str]) -> None:
+    def __init__(self, secrets: Sequence[Secret]) -> None:
         self._secrets = {one.placeholder.encode(): one for one in secrets}
-        self._used = used
+        self.used: set[str] = set()
 
     def target(self, target: bytes) -> bytes:
         return self._into(target, lambda value: quote(value, safe="").encode(), _MAX_HEAD)
@@ -64,7 +64,7 @@ class Swap:
         written = {place: how(one.value) for place, one in self._secrets.items() if place in text}
         if len(text) + sum(text.count(place) * len(value) for place, value in written.items()) > most:
             raise _too_large()
-        self._used |= {self._secrets[place].name for place in written}
+        self.used |= {self._secrets[place].name for place in written}
         return PLACEHOLDER.sub(lambda found: written.get(found[0], found[0]), text)
 
 
