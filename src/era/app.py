@@ -51,14 +51,13 @@ from era.core.under_way import UnderWay
 from era.core.versions import Versions
 from era.drivers.bubblewrap import BubblewrapDriver
 from era.drivers.choice import DriverChoice
-from era.drivers.guest import DOORS
 from era.drivers.gvisor import GvisorDriver
 from era.errors import Conflict, EraError, Forbidden, NoIsolation
 from era.hosts.local import LocalHost
 from era.languages.go import GO
 from era.languages.node import NODE
 from era.network import policy
-from era.network.passages import ProxyNetwork, certificates, variables
+from era.network.passages import ProxyNetwork, certificates
 from era.network.storage import StorageDoors
 from era.packages.installer import UvAndNpm
 from era.settings import Settings
@@ -126,7 +125,7 @@ def drivers(settings: Settings) -> DriverChoice:
                 limits,
                 cgroup_name=f"{group}-gvisor",
                 environments=environments,
-                network=variables(DOORS["proxy"]),
+                network=certificates(),
             ),
             "bubblewrap": BubblewrapDriver(
                 directory, limits, cgroup_name=group, environments=environments, network=certificates()

@@ -14,6 +14,11 @@ from tests.conftest import eventually
 from tests.network import world
 from tests.network.conftest import Machine, NetServer, NewSession, new_session
 
+@pytest.fixture
+def session(anywhere: NewSession) -> NewSession:
+    return anywhere
+
+
 PYTHON_TCP = """
 import socket
 sock = socket.create_connection(("www.example.test", 9000), 5)

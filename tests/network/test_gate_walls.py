@@ -79,6 +79,11 @@ def blind(machine: Machine, tmp_path_factory: pytest.TempPathFactory) -> Iterato
     server.stop()
 
 
+@pytest.fixture
+def session(anywhere: NewSession) -> NewSession:
+    return anywhere
+
+
 def attack(session: Session, code: str) -> dict[str, str]:
     told: dict[str, str] = json.loads(session.says(code, timeout=60))
     return told

@@ -16,10 +16,10 @@ from typing import Any
 import structlog
 
 from era.core.egress import Address, Allowlist
+from era.core.ports import Hatch
 from era.network import joins, kernel, own
 from era.network.datagrams import Datagrams
 from era.network.dialing import CONNECT_SECONDS, NO_RULE, connected
-from era.network.gates import Gate
 from era.network.kernel import Question, Target
 from era.network.names import ADDRESS, PORT, Names
 from era.network.policy import Policy
@@ -73,7 +73,7 @@ class Ways:
 
     def __init__(
         self,
-        gate: Gate,
+        hatch: Hatch,
         policy: Policy,
         allow: Allowlist,
         destinations: Destinations,
@@ -81,7 +81,7 @@ class Ways:
     ) -> None:
         """`own` tells where this service is if that is what an address leads to."""
         self._own = own
-        self._gate, self._policy, self._allow, self._destinations = gate, policy, allow, destinations
+        self._hatch, self._policy, self._allow, self._destinations = hatch, policy, allow, destinations
         self._loop = asyncio.get_running_loop()
         self._names = Names(allow, lambda name: self._refuse(name, PORT, None))
         self._tasks: set[asyncio.Task[None]] = set()
@@ -116,7 +116,6 @@ class Ways:
             self._remove_addresses()
         for probe in self._probes.values():
             probe.close()
-        self._gate.tidy()
 
     def _remove_addresses(self) -> None:
         for address, serial in self._addresses.items():
@@ -280,9 +279,9 @@ class Ways:
         if target in self._listeners:
             return self._listeners[target]
         await self._add_address(target[0])
-        sock = await self._gate.new_socket(_family(target[0]), socket.SOCK_STREAM)
+        sock = await self._hatch.new_socket(_family(target[0]), socket.SOCK_STREAM)
         if target in self._listeners:  # by now
-            self._gate.give_back(sock)
+            self._hatch.give_back(sock)
             return self._listeners[target]
         listener = _Listener(sock, target)
         try:
@@ -387,9 +386,9 @@ class Ways:
         await self._add_address(target[0])
         if not target[1]:
             return None  # programs connect like that to see which of their addresses would be used
-        sock = await self._gate.new_socket(_family(target[0]), socket.SOCK_DGRAM)
+        sock = await self._hatch.new_socket(_family(target[0]), socket.SOCK_DGRAM)
         if target in self._datagrams:
-            self._gate.give_back(sock)
+            self._hatch.give_back(sock)
             return None
         other = None
         try:
@@ -422,7 +421,7 @@ class Ways:
             if len(self._addresses) >= MAX_ADDRESSES:
                 raise OSError(errno.ENOBUFS, "too many addresses")
             if address.version not in self._probes:
-                self._probes[address.version] = await self._gate.new_socket(_family(address), socket.SOCK_DGRAM)
+                self._probes[address.version] = await self._hatch.new_socket(_family(address), socket.SOCK_DGRAM)
             serial = len(self._addresses) + 1
             kernel.add_address(self._probes[address.version], address, serial)
             self._addresses[address] = serial
@@ -431,7 +430,7 @@ class Ways:
 
     async def _usable(self, address: Address) -> None:
         """Wait until the kernel takes a new IPv6 address for its own."""
-        probe = await self._gate.new_socket(socket.AF_INET6, socket.SOCK_DGRAM)
+        probe = await self._hatch.new_socket(socket.AF_INET6, socket.SOCK_DGRAM)
         with probe:
             for _ in range(_TRIES):
                 try:
