@@ -102,8 +102,8 @@ class Ended:
 
 
 type Door = socket.socket
-"""A TCP socket bound to a loopback address of a sandbox's own. Whoever listens on it takes connections of programs inside,
-and of nobody else. Once shut down it can be listened on again."""
+"""A TCP socket bound to a loopback address of a sandbox's own. Whoever listens on it takes connections of programs in
+there, and of nobody else. Once shut down it can be listened on again."""
 
 
 class Hatch(Protocol):
@@ -124,8 +124,8 @@ class Hatch(Protocol):
         ...
 
     def questions_to(self, taker: Callable[[int], None]) -> None:
-        """From now on `taker` is given the descriptors at which the kernel asks about programs that are `gated`, to keep
-        and to close, each in the place of those before; and -1 once the sandbox is gone."""
+        """From now on `taker` gets the descriptors at which the kernel asks about programs that are `gated`, to close
+        when it likes, each in the place of the one before; and -1 once the sandbox is gone."""
         ...
 
 

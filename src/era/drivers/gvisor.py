@@ -10,19 +10,19 @@ breaks out of gVisor is in a bubblewrap sandbox still, though without its filter
 to make namespaces. What a sandbox holds, its start, its end and the leftovers of a killed service are those of the
 bubblewrap driver, since they are the same code.
 
-*Who is who.* That PID 1 is a program of ours (guest/gvisor.py), which starts `runsc` and ends with it. `runsc` is root of its sandbox's user namespace, and has there the capabilities it needs to build its own
-walls; outside that is the sandbox's unprivileged uid. It starts a *gofer*, which opens files, and a *sentry*, the
-kernel for the program, which can open none: the sentry has an empty root, no network but the outer sandbox's loopback,
-and a filter that lets few system calls through. A call of the program's ends in the sentry; none reaches the host's
-kernel.
+*Who is who.* That PID 1 is a program of ours (guest/gvisor.py), which starts `runsc` and ends with it. `runsc` is root
+of its sandbox's user namespace, and has there the capabilities it needs to build its own walls; outside that is the
+sandbox's unprivileged uid. It starts a *gofer*, which opens files, and a *sentry*, the kernel for the program, which
+can open none: the sentry has an empty root, no network but the outer sandbox's loopback, and a filter that lets few
+system calls through. A call of the program's ends in the sentry; none reaches the host's kernel.
 
-*Network.* With `--network=host` a program's TCP or UDP socket is one that the sentry makes of the host's kernel, in the
-outer sandbox's network, where there is loopback only. The sentry makes a program's calls on it: `connect` and the like
-are the host kernel's then, with arguments that the sentry has read and written anew. So the host can hand sockets in
-and out and be asked before a connection is made, as without gVisor, and doors, hatch and gate are the same code
-(network/gates.py). What that costs is that the sentry's filter lets calls on sockets through, and that the host's TCP
-is within a program's reach; with gVisor's own network stack neither would be, but nothing could be connected to it
-either than by passing on each byte. Other kinds of sockets the sentry has by itself, or refuses them.
+*Network.* With `--network=host` a program's TCP or UDP socket stands for one that the sentry has of the host's kernel,
+in the outer sandbox's network, where there is loopback only. What a program does with its socket the sentry does with
+that one, in calls of its own. So doors, hatch and gate are those of a sandbox without gVisor, and the same code, but
+for who hands sockets out and whom the kernel asks about (guest/gvisor.py). The price is that the sentry's filter lets
+calls on sockets pass, and that the host's TCP and UDP are within a program's reach, by way of the sentry. gVisor's own
+network would keep those away too; but nothing is let into or out of that, and so a program would have no way out but
+by one of us who reads all it says. Sockets of other kinds are gVisor's own, or there are none.
 
 *Inside,* the program is user 0 without any capability, because an ordinary user can map one uid only, and `runsc`
 wants that to be root.
@@ -165,7 +165,7 @@ class GvisorSandbox(BubblewrapSandbox):
         files = etc_files() | {
             f"{_BUNDLE}/config.json": json.dumps(specification(self.limits, config, self.environment)).encode()
         }
-        # Neither site nor our own directory of the host's environment: what a supervisor is started by isn't for this.
+        # Without site, or a supervisor would start here (guest/sitecustomize.py).
         ours = [
             guest.PYTHON,
             "-S",

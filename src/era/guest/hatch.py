@@ -7,7 +7,7 @@ these it gets unasked: the *doors*, bound before there is any program; and the *
 programs behind the gate (gate.py).
 
   host to guest:  t, u, T, U and a number (1 byte)  so many sockets of this kind, see KINDS
-                  L  whatever the kernel asks, it is to ask the host from now on; in gVisor (gvisor.py) that isn't so yet
+                  L  whatever the kernel asks, it is to ask the host from now on; around gVisor it isn't yet (gvisor.py)
   guest to host:  t, u, T, U  with descriptors of this kind; fewer where there can't be more
                   L  with a descriptor: a listener
 """

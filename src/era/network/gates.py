@@ -21,9 +21,13 @@ kernel finds another socket that stands for one, or the program's own, or nothin
 
 *Nothing here waits* but in tasks of the run, which end with it. What a program can have us do in a second is bounded.
 
-*Sockets* of a sandbox's network only its supervisor can make. We ask it for some when a run wants out for the first
+*Sockets* of a sandbox's network can only be made in there. We get them at its hatch, when a run wants out for the first
 time. To bind them below port 1024 and to give loopback an address is up to whoever owns the sandbox's namespaces, or
 root: us.
+
+*In gVisor* the filter is on gVisor itself, and so its kernel's calls are what is asked about, those of runs without
+internet too. From a sandbox's first run with internet on we answer all of that; for a run without, that nothing can be
+reached but the sandbox itself.
 
 *Costs.* A run that wants nothing pays nothing. The filter is put on the waiting process after the run before.
 """

@@ -48,6 +48,7 @@ _FEW = 8
 """Addresses that are removed at once; the kernel takes its time for more."""
 
 _NAMESERVER = (ADDRESS, PORT)
+_TCP_CLOSE = 7
 
 
 class _Connection:
@@ -152,7 +153,7 @@ class Ways:
             if sock.family not in (socket.AF_INET, socket.AF_INET6):
                 return None
             if sock.type == socket.SOCK_STREAM and asked.connects:
-                return await self._stream(sock, wanted[0])
+                return None if _has_begun(sock) else await self._stream(sock, wanted[0])
             if sock.type == socket.SOCK_DGRAM and sock.proto == socket.IPPROTO_UDP:
                 for one in wanted:
                     other = await self._datagram(one)
@@ -449,6 +450,14 @@ def _dismiss(connection: _Connection) -> None:
         connection.client.result().close()
     else:
         connection.client.cancel()
+
+
+def _has_begun(sock: socket.socket) -> bool:
+    """Whether it's connected already, or about to be. A program may try again to see how that goes, and gVisor does so
+    whenever it has waited for it."""
+    with suppress(OSError):  # it's no TCP
+        return sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0] != _TCP_CLOSE
+    return False
 
 
 def _bind(sock: socket.socket, target: Target) -> None:
