@@ -261,7 +261,7 @@ type NewSession = Callable[..., Session]
 
 
 @pytest.fixture
-def any_session(served: NetServer) -> Iterator[NewSession]:
+def session(served: NetServer) -> Iterator[NewSession]:
     """Makes sessions that are gone after the test."""
     with served.client() as client:
         made = []
@@ -275,21 +275,20 @@ def any_session(served: NetServer) -> Iterator[NewSession]:
             client.delete(f"/api/sessions/{one.id}?purge=true")
 
 
-@pytest.fixture
-def session(any_session: NewSession) -> NewSession:
-    return any_session
-
-
-KINDS = [
-    "bubblewrap",
-    pytest.param("gvisor", marks=pytest.mark.skipif(shutil.which("runsc") is None, reason="there is no gVisor here")),
-]
+NEEDS_GVISOR = pytest.mark.skipif(shutil.which("runsc") is None, reason="there is no gVisor here")
+KINDS = ["bubblewrap", pytest.param("gvisor", marks=NEEDS_GVISOR)]
 
 
 @pytest.fixture(params=KINDS)
-def anywhere(any_session: NewSession, request: pytest.FixtureRequest) -> NewSession:
+def kind(request: pytest.FixtureRequest) -> str:
+    """Of sandbox."""
+    return str(request.param)
+
+
+@pytest.fixture
+def anywhere(session: NewSession, kind: str) -> NewSession:
     """The same, in each kind of sandbox."""
-    return lambda language="python", **fields: any_session(language, isolation=request.param, **fields)
+    return lambda language="python", **fields: session(language, isolation=kind, **fields)
 
 
 def new_session(client: httpx.Client, language: str = "python", **fields: Any) -> Session:

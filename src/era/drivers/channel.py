@@ -81,16 +81,19 @@ class Channel:
             watchdog.cancel()
 
     async def kill_run(self) -> None:
-        with contextlib.suppress(OSError):
-            self._writer.write(_frame(b"K", b""))
+        self._tell(b"K")
 
     async def stop_run(self) -> None:
-        with contextlib.suppress(OSError):
-            self._writer.write(_frame(b"T", b""))
+        self._tell(b"T")
 
     def close(self) -> None:
         self._closed = True
         self._writer.close()
+
+    def _tell(self, kind: bytes) -> None:
+        if not self._writer.is_closing():  # the sandbox may be gone, and with it the run
+            with contextlib.suppress(OSError):
+                self._writer.write(_frame(kind, b""))
 
     def _send(self, program: Program, output_limit: int) -> None:
         environment = json.dumps(with_library({**self._variables, **program.network, **program.env})).encode()
