@@ -136,8 +136,8 @@ REACHED = {
 def test_the_machine_itself_is_out_of_reach_in_every_way(
     anywhere: NewSession, kind: str, blind: NetServer, canary: int
 ) -> None:
-    spelt = LOOPBACK if kind == "bubblewrap" else LOOPBACK[-2:]  # in vain is slow
-    code = EVERY_WAY.format(places=[(host, canary) for host in OWN + spelt])
+    spelt = OWN + LOOPBACK if kind == "bubblewrap" else OWN[:4] + LOOPBACK[-1:]  # to try in vain is slow
+    code = EVERY_WAY.format(places=[(host, canary) for host in spelt])
     one = anywhere()
     found = attack(one, code)
     assert {way: said for way, said in found.items() if said != "refused"} == {}
@@ -299,9 +299,7 @@ NOTHING = dict.fromkeys(["tcp", "tcp6", "udp", "names", "asked"], "refused")
 EVERYTHING = dict.fromkeys(["tcp", "tcp6", "udp", "names", "asked"], "REACHED")
 
 
-def test_off_means_that_nothing_is_asked_and_nothing_leaves(
-    anywhere: NewSession, kind: str, machine: Machine, tmp_path: Path
-) -> None:
+def test_off_means_that_nothing_is_asked_and_nothing_leaves(anywhere: NewSession, kind: str) -> None:
     filters = {"bubblewrap": {False: "2", True: "3"}, "gvisor": {False: "", True: ""}}[kind]
     one = anywhere(allowInternetAccess=False)
     for wanted in (False, True, False, False, True):
@@ -312,10 +310,13 @@ def test_off_means_that_nothing_is_asked_and_nothing_leaves(
             assert told == (EVERYTHING if wanted else NOTHING)
             assert one.record()["enforced"]["network"] == ("full" if wanted else "none")
             assert bool(one.destinations()) is wanted
+
+
+def test_off_that_is_not_heeded_is_not_off(machine: Machine, tmp_path: Path) -> None:
     server = machine.serve(tmp_path / "data", weakness=f"exec({CARELESS!r})")
     with server.client() as client:
-        told = attack(new_session(client, isolation=kind, allowInternetAccess=False), OFF)
-        assert told.pop("filters") == filters[True]
+        told = attack(new_session(client, allowInternetAccess=False), OFF)
+        assert told.pop("filters") == "3"
         assert told == EVERYTHING
     server.stop()
 
