@@ -310,6 +310,27 @@ print(poll.poll(5)[0][1] & select.EPOLLIN, sock.recv(10), sock.getblocking())
     assert [each["reason"] for each in one.destinations()][:2] == ["unreachable", "unreachable"]
 
 
+def test_who_tries_again_has_one_connection(anywhere: NewSession) -> None:
+    """gVisor does so itself for a program that waits."""
+    code = """
+import errno, socket, time
+place = ("203.0.113.10", 9000)
+sock = socket.create_connection(place)
+print(errno.errorcode[sock.connect_ex(place)])
+sock = socket.socket()
+sock.setblocking(False)
+tries = [sock.connect_ex(place)]
+while tries[-1] not in (0, errno.EISCONN):
+    tries.append(sock.connect_ex(place))
+print({errno.errorcode.get(one, "") for one in tries} <= {"EINPROGRESS", "EALREADY", "EISCONN", ""})
+sock.setblocking(True)
+sock.send(b"x"); print(sock.recv(10))
+"""
+    one = anywhere()
+    assert one.says(code) == "EISCONN\nTrue\nb'x'\n"
+    assert [each["connections"] for each in one.destinations()] == [2]
+
+
 def test_an_eye_for_each_family(session: NewSession) -> None:
     """The name has an IPv6 address where nobody is, and an IPv4 one where somebody is."""
     python = """
