@@ -98,9 +98,10 @@ class Inbound:
         if run is None:
             return None
         while True:
+            reached = run.reached  # before looking: it may begin to listen meanwhile, for another call
             if found := await run.connect(port):
                 return run, found
-            if not run.background or run.reached or time.monotonic() > run.begun_at + _JUST_BEGUN:
+            if not run.background or reached or time.monotonic() > run.begun_at + _JUST_BEGUN:
                 return None
             if await run.has_ended(_LOOK):
                 return None
@@ -114,9 +115,10 @@ class Inbound:
             if run is None or run.service != session.service or run.is_stopping:
                 run = await self._started(session, port, base_url, deadline)
             while not run.is_stopping:
+                reached = run.reached  # before looking, as above
                 if found := await run.connect(port):
                     return run, found
-                if run.reached:
+                if reached:
                     raise RelayFailed(
                         f"The session's service does not listen on port {port}.", details={"run_id": run.run_id}
                     )

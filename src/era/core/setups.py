@@ -105,8 +105,8 @@ class Setups:
         self._turns = turns
         self._slots = asyncio.Semaphore(_AT_A_TIME)
         self._wake = asyncio.Event()
-        self._ended = asyncio.Event()
-        """Set when some setup has ended, and then replaced."""
+        self._news = asyncio.Event()
+        """Set when some setup is taken up or has ended, and then replaced."""
 
         self._anew: set[int] = set()
         self._under_way: dict[SetupJob, asyncio.Task[None]] = {}
@@ -154,7 +154,7 @@ class Setups:
         self.kick()
         deadline = time.monotonic() + seconds
         while not self._stopped:
-            ended = self._ended
+            news = self._news
             if (await self._store.session(session_id)).setup_status not in UNDER_WAY:
                 return True
             left = deadline - time.monotonic()
@@ -162,7 +162,7 @@ class Setups:
                 break
             with suppress(TimeoutError):
                 async with asyncio.timeout(min(left, _LOOK_SECONDS)):
-                    await ended.wait()
+                    await news.wait()
         return False
 
     async def events(self, session_id: str) -> AsyncIterator[Session | Line]:
@@ -170,7 +170,7 @@ class Setups:
         that is kept. The last event is the session with no setup under way. Raises BadRequest where it has none."""
         status: str | None = None
         while True:
-            ended = self._ended
+            news = self._news
             session = await self._store.session(session_id)
             if session.setup is None:
                 raise BadRequest(
@@ -193,7 +193,7 @@ class Setups:
                         yield replace(session, setup_status="running")
             with suppress(TimeoutError):
                 async with asyncio.timeout(_LOOK_SECONDS):
-                    await ended.wait()
+                    await news.wait()
 
     async def environment(self, session_id: str) -> tuple[Session, Environment | None]:
         """What the session's programs have besides their language."""
@@ -209,8 +209,8 @@ class Setups:
             log.info("environments_removed", count=gone)
 
     def _tell(self) -> None:
-        self._ended.set()
-        self._ended = asyncio.Event()
+        self._news.set()
+        self._news = asyncio.Event()
 
     async def _run(self) -> None:
         while True:
@@ -224,6 +224,7 @@ class Setups:
                         self._progress[job] = Progress()
                         task = self._under_way[job] = asyncio.create_task(self._do(job))
                         task.add_done_callback(lambda _, job=job: self._over(job))  # type: ignore[misc]  # bound now
+                        self._tell()  # who follows it can do so from here on, and would miss its lines else
             except EraError as error:
                 log.warning("setups_not_found", error=error.message)
             with suppress(TimeoutError):
