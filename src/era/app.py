@@ -51,7 +51,6 @@ from era.core.under_way import UnderWay
 from era.core.versions import Versions
 from era.drivers.bubblewrap import BubblewrapDriver
 from era.drivers.choice import DriverChoice
-from era.drivers.guest import DOORS
 from era.drivers.gvisor import GvisorDriver
 from era.errors import Conflict, EraError, Forbidden, NoIsolation
 from era.hosts.local import LocalHost
@@ -59,7 +58,7 @@ from era.languages.go import GO
 from era.languages.node import NODE
 from era.network import policy
 from era.network.authority import BUNDLE
-from era.network.passages import ProxyNetwork, certificates, variables
+from era.network.passages import ProxyNetwork, certificates
 from era.network.storage import StorageDoors
 from era.packages.installer import UvAndNpm
 from era.settings import Settings
@@ -128,7 +127,7 @@ def drivers(settings: Settings, mounts: Mapping[str, Path] | None = None) -> Dri
                 limits,
                 cgroup_name=f"{group}-gvisor",
                 environments=environments,
-                network=variables(DOORS["proxy"]),
+                network=certificates(),
                 mounts=mounts,
             ),
             "bubblewrap": BubblewrapDriver(

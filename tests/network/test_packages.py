@@ -18,7 +18,7 @@ import pytest
 
 from tests.api.test_setup import make, settled
 from tests.conftest import Server
-from tests.network.conftest import Machine, NetServer, Session, new_session
+from tests.network.conftest import NEEDS_GVISOR, Machine, NetServer, Session, new_session
 
 PYTHON_SETUP = {"pip": {"requirements": "requests"}}
 NODE_SETUP = {"npm": ["axios"]}
@@ -200,11 +200,14 @@ def data_of(one: Session) -> dict[str, Any]:
     return data
 
 
+CALLED = [("http", "bubblewrap"), ("https", "bubblewrap"), pytest.param("https", "gvisor", marks=NEEDS_GVISOR)]
+
+
 @pytest.mark.parametrize("language", CALLERS)
-@pytest.mark.parametrize("scheme", ["http", "https"])
-def test_calls_of_services(client: httpx.Client, machine: Machine, language: str, scheme: str) -> None:
+@pytest.mark.parametrize(("scheme", "kind"), CALLED)
+def test_calls_of_services(client: httpx.Client, machine: Machine, language: str, scheme: str, kind: str) -> None:
     code, setup = CALLERS[language]
-    one = has(client, setup, language)
+    one = has(client, setup, language, isolation=kind)
     trust = {}
     if scheme == "https":
         client.put(f"/api/sessions/{one.id}/files/ca.pem", content=(machine.keys / "ca.pem").read_bytes())

@@ -109,12 +109,12 @@ class ProxyNetwork:
 
     def _gate(self, sandbox: Sandbox, door: Door) -> Gate | str:
         """The sandbox's gate, or why it has none."""
-        if sandbox.gate is None or not isinstance(door, socket.socket):
-            return sandbox.no_gate
+        if sandbox.hatch is None or not sandbox.hatch.asks:
+            return "this kernel can't show us connections before it makes them (that takes Linux 5.9 or newer)"
         found = self._gates.get(sandbox.id)
         if found is None:
             try:
-                found = Gate(sandbox.gate, door, partial(self._forget, sandbox.id))
+                found = Gate(sandbox.hatch, door, partial(self._forget, sandbox.id))
             except OSError as error:
                 return f"this machine doesn't let ERA open a sandbox's network ({told(error)})"
             self._gates[sandbox.id] = found
@@ -172,7 +172,7 @@ class GatePassage:
         """See gates.Run."""
         if self._ways is None:
             self._ways = Ways(
-                self._gate,
+                self._gate.hatch,
                 self._network.policy,
                 allowlist_of(self._egress),
                 self._destinations,
