@@ -489,6 +489,11 @@ async def absolute(lab: Lab) -> None:
     await lab.ask(request(f"http://{OTHER}/", f"X: {lab.token.decode()}"))
 
 
+async def dropped(lab: Lab) -> None:
+    """Whoever comes next is told to drop what says where the request ends."""
+    await lab.ask(request("/", "Connection: close, Content-Length", body=b"GET /x", method="POST"))
+
+
 async def smuggled(lab: Lab) -> None:
     """What one reader takes for a body is a request to another host, to another reader."""
     inner = f"GET /smuggled HTTP/1.1\r\nHost: {OTHER}\r\nX: {lab.token.decode()}\r\n\r\n".encode()
@@ -502,6 +507,10 @@ def heard_canary(lab: Lab) -> bool:
 
 def heard_two_lengths(lab: Lab) -> bool:
     return b"Transfer-Encoding" in lab.heard and b"Content-Length" in lab.heard
+
+
+def heard_what_to_drop(lab: Lab) -> bool:
+    return b"Connection: close, Content-Length" in lab.heard
 
 
 def heard_two_hosts(lab: Lab) -> bool:
@@ -529,6 +538,7 @@ ATTACKS = {
     namesake: (heard_canary, interception, "trust", careless_trust),
     claimed: (heard_canary, interception, "Interception", Credulous),
     absolute: (heard_two_hosts, exchange, "_check", lambda *_: None),
+    dropped: (heard_what_to_drop, exchange, "_check", lambda *_: None),
     smuggled: (heard_two_lengths, exchange, "_check", lambda *_: None),
 }
 
