@@ -6,6 +6,7 @@ import asyncio
 import base64
 import gzip
 import json
+import random
 import socket
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -445,6 +446,26 @@ async def test_a_slow_hello_is_waited_for_and_then_passed_on(lab: Lab, monkeypat
     writer.write(asked[-2:])
     assert await reader.readexactly(len(FINE)) == FINE
     assert lab.heard.endswith(asked)
+
+
+def test_hellos_are_read_whatever_they_hold() -> None:
+    """In one record or several; of half a one more is wanted, and nonsense is nobody's."""
+    outgoing = ssl.MemoryBIO()
+    with suppress(ssl.SSLWantReadError):
+        ssl.create_default_context().wrap_bio(ssl.MemoryBIO(), outgoing, server_hostname=HOST).do_handshake()
+    hello = outgoing.read()
+    kind, body = hello[:3], hello[5:]
+    parted = b"".join(kind + len(one).to_bytes(2) + one for one in (body[:3], body[3:80], b"", body[80:]))
+    for whole in (hello, parted):
+        assert interception._server_name(whole) == HOST
+        assert {interception._server_name(whole[:size]) for size in range(len(whole))} == {None}
+    chance = random.Random(1)
+    for _ in range(2000):
+        spoilt = bytearray(chance.choice((hello, parted)))
+        for _ in range(chance.randint(1, 4)):
+            at = chance.randrange(len(spoilt))
+            spoilt[at : at + chance.randint(0, 9)] = chance.randbytes(chance.randint(0, 3))
+        assert isinstance(interception._server_name(bytes(spoilt)), str | None)
 
 
 # -- attacks ----------------------------------------------------------------------------------------------------
