@@ -13,6 +13,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from ipaddress import ip_address
+from types import SimpleNamespace
 from urllib.parse import parse_qs, unquote
 
 import pytest
@@ -144,9 +145,12 @@ class Lab:
 @pytest.fixture
 async def lab(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Lab]:
     monkeypatch.setattr(interception, "trust", lambda: trusting(GOOD))
+    bugs: list[object] = []
+    monkeypatch.setattr(interception, "log", SimpleNamespace(error=lambda *_, **told: bugs.append(told)))
     made = Lab()
     yield made
     await made.close()
+    assert bugs == []
 
 
 def request(target: str = "/", *headers: str, body: bytes = b"", method: str = "GET", host: str = HOST) -> bytes:
