@@ -6,12 +6,14 @@ import asyncio
 import base64
 import gzip
 import json
+import random
 import socket
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from ipaddress import ip_address
+from types import SimpleNamespace
 from urllib.parse import parse_qs, unquote
 
 import pytest
@@ -143,9 +145,12 @@ class Lab:
 @pytest.fixture
 async def lab(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Lab]:
     monkeypatch.setattr(interception, "trust", lambda: trusting(GOOD))
+    bugs: list[object] = []
+    monkeypatch.setattr(interception, "log", SimpleNamespace(error=lambda *_, **told: bugs.append(told)))
     made = Lab()
     yield made
     await made.close()
+    assert bugs == []
 
 
 def request(target: str = "/", *headers: str, body: bytes = b"", method: str = "GET", host: str = HOST) -> bytes:
@@ -447,6 +452,26 @@ async def test_a_slow_hello_is_waited_for_and_then_passed_on(lab: Lab, monkeypat
     assert lab.heard.endswith(asked)
 
 
+def test_hellos_are_read_whatever_they_hold() -> None:
+    """In one record or several; of half a one more is wanted, and nonsense is nobody's."""
+    outgoing = ssl.MemoryBIO()
+    with suppress(ssl.SSLWantReadError):
+        ssl.create_default_context().wrap_bio(ssl.MemoryBIO(), outgoing, server_hostname=HOST).do_handshake()
+    hello = outgoing.read()
+    kind, body = hello[:3], hello[5:]
+    parted = b"".join(kind + len(one).to_bytes(2) + one for one in (body[:3], body[3:80], b"", body[80:]))
+    for whole in (hello, parted):
+        assert interception._server_name(whole) == HOST
+        assert {interception._server_name(whole[:size]) for size in range(len(whole))} == {None}
+    chance = random.Random(1)
+    for _ in range(2000):
+        spoilt = bytearray(chance.choice((hello, parted)))
+        for _ in range(chance.randint(1, 4)):
+            at = chance.randrange(len(spoilt))
+            spoilt[at : at + chance.randint(0, 9)] = chance.randbytes(chance.randint(0, 3))
+        assert isinstance(interception._server_name(bytes(spoilt)), str | None)
+
+
 # -- attacks ----------------------------------------------------------------------------------------------------
 
 
@@ -489,6 +514,11 @@ async def absolute(lab: Lab) -> None:
     await lab.ask(request(f"http://{OTHER}/", f"X: {lab.token.decode()}"))
 
 
+async def dropped(lab: Lab) -> None:
+    """Whoever comes next is told to drop what says where the request ends."""
+    await lab.ask(request("/", "Connection: close, Content-Length", body=b"GET /x", method="POST"))
+
+
 async def smuggled(lab: Lab) -> None:
     """What one reader takes for a body is a request to another host, to another reader."""
     inner = f"GET /smuggled HTTP/1.1\r\nHost: {OTHER}\r\nX: {lab.token.decode()}\r\n\r\n".encode()
@@ -502,6 +532,10 @@ def heard_canary(lab: Lab) -> bool:
 
 def heard_two_lengths(lab: Lab) -> bool:
     return b"Transfer-Encoding" in lab.heard and b"Content-Length" in lab.heard
+
+
+def heard_what_to_drop(lab: Lab) -> bool:
+    return b"Connection: close, Content-Length" in lab.heard
 
 
 def heard_two_hosts(lab: Lab) -> bool:
@@ -529,6 +563,7 @@ ATTACKS = {
     namesake: (heard_canary, interception, "trust", careless_trust),
     claimed: (heard_canary, interception, "Interception", Credulous),
     absolute: (heard_two_hosts, exchange, "_check", lambda *_: None),
+    dropped: (heard_what_to_drop, exchange, "_check", lambda *_: None),
     smuggled: (heard_two_lengths, exchange, "_check", lambda *_: None),
 }
 

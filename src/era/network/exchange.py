@@ -14,7 +14,7 @@ from anyio.abc import ByteStream
 
 from era.core.egress import folded
 from era.network.proxy import IDLE_SECONDS, MAX_HEAD, Refused, Traffic, explained
-from era.network.swapping import MAX_BODY, Swap, writing
+from era.network.swapping import MAX_BODY, ROUTING, Swap, writing
 
 GONE = (OSError, TimeoutError, anyio.BrokenResourceError, anyio.ClosedResourceError, anyio.EndOfStream)
 """How streams tell that the other end is, or might as well be."""
@@ -261,6 +261,10 @@ def _check(request: h11.Request, headers: Mapping[bytes, bytes]) -> None:
         raise Refused(400, "bad_request", "the request has two lengths")
     if request.method == b"CONNECT" or not (request.target.startswith(b"/") or request.target == b"*"):
         raise Refused(400, "bad_target", "the request's target is no path")
+    connection = [value for name, value in request.headers if name == b"connection"]
+    dropped = {word.strip().lower() for value in connection for word in value.split(b",")}  # by whoever comes next
+    if not dropped.isdisjoint(ROUTING):
+        raise Refused(400, "bad_request", "the request's Connection header names what must stay")
     if b"host" not in headers:
         raise Refused(400, "bad_request", "the request has no Host header")
 

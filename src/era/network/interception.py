@@ -29,7 +29,6 @@ from __future__ import annotations
 import asyncio
 import re
 import socket
-import ssl
 from collections.abc import Awaitable, Callable, Collection, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -230,25 +229,38 @@ class _Stream(ByteStream):
 
 
 def _server_name(hello: bytes) -> str | None:
-    """Whom a TLS hello is for, "" if that isn't told or it is none; None if it isn't complete. OpenSSL reads it, as it
-    does when it serves."""
-    names: list[str | None] = []
-
-    def named(_: ssl.SSLObject, name: str | None, __: ssl.SSLContext) -> int:
-        names.append(name)
-        return ssl.ALERT_DESCRIPTION_INTERNAL_ERROR  # no further
-
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.sni_callback = named
-    incoming = ssl.MemoryBIO()
-    incoming.write(hello)
+    """Whom a TLS hello is for, "" if that isn't told or it is none; None if it isn't complete."""
+    message, at = b"", 0
+    while len(message) < 4 or len(message) < 4 + int.from_bytes(message[1:4]):  # it may come in several records
+        end = at + 5 + int.from_bytes(hello[at + 3 : at + 5])
+        if hello[at : at + 1] not in (b"", b"\x16") or message[:1] not in (b"", b"\x01"):
+            return ""
+        if len(hello) < at + 5 or len(hello) < end:
+            return None
+        message, at = message + hello[at + 5 : end], end
     try:
-        context.wrap_bio(incoming, ssl.MemoryBIO(), server_side=True).do_handshake()
-    except ssl.SSLWantReadError:
-        return None
-    except ssl.SSLError:
+        at = 4 + 2 + 32  # behind the version and the random bytes
+        for width in (1, 2, 1):  # the session, the ciphers and the compressions
+            _, at = _counted(message, at, width)
+        extensions, at = _counted(message, at, 2)[0], 0
+        while at < len(extensions):
+            kind = extensions[at : at + 2]
+            content, at = _counted(extensions, at + 2, 2)
+            if kind == b"\0\0":
+                names, _ = _counted(content, 0, 2)
+                return _counted(names, 1, 2)[0].decode("ascii") if names[:1] == b"\0" else ""
+    except ValueError:
         pass
-    return names[0] or "" if names else ""
+    return ""
+
+
+def _counted(data: bytes, at: int, width: int) -> tuple[bytes, int]:
+    """What stands there behind its length, and where it ends. Raises ValueError."""
+    start = at + width
+    end = start + int.from_bytes(data[at:start])
+    if end > len(data):
+        raise ValueError("it ends early")
+    return data[start:end], end
 
 
 def _host_header(head: bytes) -> str | None:

@@ -22,7 +22,10 @@ _MAX_SWAPPED = 4 << 20
 """Bytes that anything may have with its values."""
 
 _MAX_HEAD = 256 << 10
-_ROUTING = {b"host", b"connection", b"content-length", b"transfer-encoding", b"upgrade", b"expect", b"te", b"trailer"}
+ROUTING = {b"host", b"content-length", b"transfer-encoding"}
+"""Headers that tell where a request goes, and where it ends."""
+
+_LEFT_ALONE = ROUTING | {b"connection", b"upgrade", b"expect", b"te", b"trailer"}
 
 type Writing = Callable[[str], bytes]
 
@@ -39,7 +42,9 @@ class Swap:
 
     def headers(self, headers: Fields) -> Fields:
         """Raises Refused where they become too large."""
-        swapped = [(name, value if name.lower() in _ROUTING else self._header(name, value)) for name, value in headers]
+        swapped = [
+            (name, value if name.lower() in _LEFT_ALONE else self._header(name, value)) for name, value in headers
+        ]
         if sum(len(name) + len(value) for name, value in swapped) > _MAX_HEAD:
             raise _too_large()
         return swapped
