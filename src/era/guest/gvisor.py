@@ -36,7 +36,11 @@ def main() -> None:
     listener = gate.enter(gvisor=True) if can_ask else -1
     pid = os.fork()
     if not pid:
-        os.execv(command[0], command)
+        try:
+            os.execv(command[0], command)
+        except OSError as problem:
+            os.write(2, f"{command[0]} can't be started: {problem.strerror}\n".encode())
+            os._exit(126)
     os.close(int(control))
     end = os.pidfd_open(pid)
     poller = select.poll()
