@@ -26,6 +26,7 @@ from era.api.context import Context
 from era.api.http import build
 from era.api.inside import Inside
 from era.api.protocol import Protocol
+from era.core.api_keys import ApiKeys
 from era.core.archives import Archives
 from era.core.capsules.pins import Pins
 from era.core.capsules.service import Capsules
@@ -190,10 +191,16 @@ async def services(settings: Settings) -> AsyncIterator[Context]:
         bounds = rules(settings)
         turns = Turns(settings.max_waiting)
         keys = Keys(store)
+        api_keys = ApiKeys(store, settings.api_key.get_secret_value() if settings.api_key else None)
+        await api_keys.open()
         network = ProxyNetwork(private)
         packages = installer(settings)
         await asyncio.to_thread(packages.open)
-        databases = SqlDatabases(directory / "storage" / "d1", settings.storage_database_mb << 20)
+        databases = SqlDatabases(
+            directory / "storage" / "sql",
+            settings.storage_database_mb << 20,
+            before=directory / "storage" / "d1",
+        )
         databases.open()
         storage = Storage(store, blobs, databases, settings.storage_mb << 20)
         await storage.open()
@@ -247,6 +254,7 @@ async def services(settings: Settings) -> AsyncIterator[Context]:
                     capsules=capsules,
                     storage=storage,
                     keys=keys,
+                    api_keys=api_keys,
                     setups=setups,
                     session_files=files,
                     archives=Archives(store, snapshots, blobs, turns, spool, transfers, files, slots),
@@ -395,6 +403,8 @@ def _announce(settings: Settings, context: Context, port: int, say: Callable[[st
     say(f"isolation    {isolation['summary']}")
     if settings.api_key is not None:
         say("access       with the API key")
+    elif context.api_keys.wanted:
+        say("access       with a stored key; start with ERA_API_KEY set to make or revoke any")
     elif _is_loopback(settings.host):
         say("access       no API key: this machine only, and no web page in its browsers")
     else:

@@ -343,6 +343,63 @@ def pull(
         print(f"era: {left} links, or names that aren't UTF-8, were not pulled", file=sys.stderr)
 
 
+keys = App(name="keys", help="See to the keys that others call a server with. Wants the server's own in ERA_API_KEY.")
+app.command(keys)
+
+
+@keys.command
+def create(owner: str, /, *, description: str = "", server: Server = DEFAULT_SERVER) -> None:
+    """Make a key for OWNER and print it. It is told this once.
+
+    Example:
+
+        era keys create mina --description "her laptop"
+
+    Parameters
+    ----------
+    owner
+        Whose key it is. Sessions and storage are seen with keys of their own owner only.
+    description
+        What it is for.
+    server
+        The server's address.
+    """
+    with _client(server) as client:
+        made = _call(client, "POST", "/api/keys", {"owner": owner, "description": description})
+    print(f"{made['id']} is a key of {made['owner']}'s. It is not shown again:", file=sys.stderr)
+    print(made["key"])
+
+
+@keys.command(name="list")
+def list_(*, server: Server = DEFAULT_SERVER) -> None:
+    """List the keys there are, without the keys themselves.
+
+    Parameters
+    ----------
+    server
+        The server's address.
+    """
+    with _client(server) as client:
+        found = _call(client, "GET", "/api/keys")["keys"]
+    for key in found:
+        print(f"{key['id']}  {key['created_at']}  {key['owner']}  {key['description']}".rstrip())
+
+
+@keys.command
+def revoke(key_id: str, /, *, server: Server = DEFAULT_SERVER) -> None:
+    """Revoke a key, at once. What its owner has stays.
+
+    Parameters
+    ----------
+    key_id
+        As `era keys list` shows it.
+    server
+        The server's address.
+    """
+    with _client(server) as client:
+        _call(client, "DELETE", f"/api/keys/{quote(key_id, safe='')}")
+
+
 def main() -> None:
     """Entry point of the `era` command."""
     try:

@@ -110,6 +110,7 @@ class CreateSession(Body):
     isolation: Isolation = "auto"
     egress: Egress = None
     service: Service = None
+    storage: bool = Field(True, description="Whether programs get to the storage.")
 
 
 class ChangeSession(Body):
@@ -123,6 +124,7 @@ class ChangeSession(Body):
     isolation: Isolation | None = None
     egress: Egress = None
     service: Service = None
+    storage: bool | None = Field(None, description="Whether programs get to the storage, from the next run on.")
     setup: SetupBody | None = Field(None, description="Replaces the setup, between runs; null: no packages any more.")
 
 
@@ -230,6 +232,7 @@ class SessionAnswer(BaseModel):
     isolation: str
     egress: EgressAnswer
     service: str | list[str] | None
+    storage: bool
     status: str
     files: list[dict[str, Any]] | None = None
     setup_status: str | None = Field(None, description="pending, running, completed or failed; only with a setup.")
@@ -436,6 +439,7 @@ def session_answer(session: Session, status: str, limits: JsonObject) -> dict[st
         "isolation": session.isolation,
         "egress": {"allow": session.egress.get("allow", [])},
         "service": session.service,
+        "storage": session.storage,
         "status": session.gone or status,
         **({} if session.setup is None else _setup_answer(session)),
     }

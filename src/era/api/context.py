@@ -16,6 +16,7 @@ from pydantic import BaseModel
 
 from era import languages
 from era.core import jsontext
+from era.core.api_keys import ApiKeys, Caller
 from era.core.archives import Archives
 from era.core.capsules.service import Capsules
 from era.core.edits import Listed
@@ -25,7 +26,7 @@ from era.core.inbound import Inbound
 from era.core.inbox import Deliveries, Inbox
 from era.core.limits import Rules
 from era.core.metadata import MetadataStore
-from era.core.models import Claim, JsonObject, Language, Route, Session, Snapshot
+from era.core.models import Claim, JsonObject, Language, OwnedId, Route, Session, Snapshot
 from era.core.outputs import History
 from era.core.runs import Runs
 from era.core.sessions import Sessions
@@ -54,6 +55,7 @@ class Context:
     deliveries: Deliveries
     history: History
     keys: Keys
+    api_keys: ApiKeys
     versions: Versions
     setups: Setups
     session_files: Files
@@ -138,14 +140,31 @@ def base_url(request: Request, settings: Settings) -> str:
     return f"{request.url.scheme}://{request.headers.get('host') or request.url.netloc}"
 
 
-async def existing_id(session_id: str) -> str:
-    """A session id from a path. Raises NotFound for what can't be one, so no store ever sees it."""
+def caller_of(request: Request) -> Caller:
+    """Who calls, as the guard has found."""
+    found: Caller = request.state.caller
+    return found
+
+
+async def owner_of(request: Request) -> str:  # not async, it would take a hop through a thread
+    """Whose all is that this call may see."""
+    return caller_of(request).owner
+
+
+def possible_id(session_id: str) -> str:
+    """Raises NotFound for what can't be a session's id, so no store ever sees it."""
     if not re.fullmatch(SESSION_ID[1:-1], session_id):
         raise NotFound("No session has such an id.")
     return session_id
 
 
-SessionId = Annotated[str, Depends(existing_id)]
+async def existing_id(session_id: str, request: Request) -> OwnedId:
+    """A session id from a path, as the caller's. Raises NotFound."""
+    return OwnedId(await owner_of(request), possible_id(session_id))
+
+
+Owner = Annotated[str, Depends(owner_of)]
+SessionId = Annotated[OwnedId, Depends(existing_id)]
 Include = Annotated[str | None, Query(pattern="^files$", description="`files` adds the list of files.")]
 Limit = Annotated[int, Query(ge=1, le=1000, description="How many a page.")]
 Cursor = Annotated[str | None, Query(max_length=64, description="`next_cursor` of the page before.")]
@@ -184,7 +203,7 @@ def claim_of(context: Context, route: Route, key: str | None, body: BaseModel) -
 
 def shown(session: Session, context: Context) -> dict[str, Any]:
     """The session object."""
-    status = "running" if context.turns.taken(session.id) else "idle"
+    status = "running" if context.turns.taken(session.owned_id) else "idle"
     return session_answer(session, status, context.rules.shown(session.limits))
 
 

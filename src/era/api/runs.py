@@ -16,6 +16,7 @@ from era.api.context import (
     Answer,
     Context,
     IdempotencyKey,
+    Owner,
     SessionId,
     StrictRoute,
     UseContext,
@@ -100,7 +101,7 @@ async def stream(
 
 
 @router.post("/api/execute", responses={200: {"model": ExecuteAnswer}, **errors(413)})
-async def execute(body: ExecuteBody, request: Request, context: UseContext) -> Response:
+async def execute(body: ExecuteBody, owner: Owner, request: Request, context: UseContext) -> Response:
     """Run code once, in a sandbox that is gone when this answers."""
     check_timeout(body.timeout, context.settings)
     check_env(body.env)
@@ -109,6 +110,7 @@ async def execute(body: ExecuteBody, request: Request, context: UseContext) -> R
     limits = {name: value for name, value in asked(body.limits).items() if value is not None}
     context.rules.check(limits)
     wanted = ExecuteRequest(
+        owner=owner,
         base_url=base_url(request, context.settings),
         language=chosen,
         code=body.code,

@@ -303,8 +303,8 @@ class StorageAccess(Protocol):
 class StorageAccesses(Protocol):
     """Gives sandboxes their ways to the storage."""
 
-    def access(self, sandbox: Sandbox) -> StorageAccess:
-        """The way for one run, whatever internet access that has."""
+    def access(self, sandbox: Sandbox, owner: str | None) -> StorageAccess:
+        """The way to an owner's storage for one run, whatever internet access that has. Nobody's storage is no way."""
         ...
 
 
