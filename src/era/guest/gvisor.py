@@ -28,19 +28,18 @@ import hatch
 RECEIVE, ANSWER, QUESTION_BYTES = 0xC0502100, 0xC0182101, 80
 GO_ON = bytes(12) + (1).to_bytes(4, sys.byteorder)
 
+IGNORED = 13, 25  # SIGPIPE and SIGXFSZ: Python ignores them, and would pass that on
+
 
 def main() -> None:
     control, ports, *command = sys.argv[1:]
     can_ask = gate.is_known()
     ours = hatch.hand_over(int(control), [int(port) for port in ports.split(",")], gate=can_ask)
     listener = gate.enter(gvisor=True) if can_ask else -1
-    pid = os.fork()
-    if not pid:
-        try:
-            os.execv(command[0], command)
-        except OSError as problem:
-            os.write(2, f"{command[0]} can't be started: {problem.strerror}\n".encode())
-            os._exit(126)
+    try:
+        pid = os.posix_spawn(command[0], command, os.environ, setsigdef=IGNORED)
+    except OSError as problem:
+        sys.exit(f"{command[0]} can't be started: {problem.strerror}")
     os.close(int(control))
     end = os.pidfd_open(pid)
     poller = select.poll()
