@@ -12,7 +12,7 @@ import signal
 import socket
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from ipaddress import ip_address
 from pathlib import Path
@@ -53,15 +53,15 @@ from era.core.under_way import UnderWay
 from era.core.versions import Versions
 from era.drivers.bubblewrap import BubblewrapDriver
 from era.drivers.choice import DriverChoice
-from era.drivers.guest import DOORS
 from era.drivers.gvisor import GvisorDriver
 from era.errors import Conflict, EraError, Forbidden, NoIsolation
 from era.hosts.local import LocalHost
 from era.languages.go import GO
 from era.languages.node import NODE
 from era.network import policy
+from era.network.authority import BUNDLE
 from era.network.indexes import IndexDoors
-from era.network.passages import ProxyNetwork, certificates, variables
+from era.network.passages import ProxyNetwork, certificates
 from era.network.storage import StorageDoors
 from era.packages.installer import UvAndNpm
 from era.settings import Settings
@@ -117,7 +117,8 @@ def cgroup_name(data_dir: Path) -> str:
     return "era-" + hashlib.sha256(bytes(data_dir.resolve())).hexdigest()[:12]
 
 
-def drivers(settings: Settings) -> DriverChoice:
+def drivers(settings: Settings, mounts: Mapping[str, Path] | None = None) -> DriverChoice:
+    """`mounts` is what sandboxes have of the machine besides runtimes."""
     directory = settings.data_dir.resolve()
     limits = rules(settings).defaults
     group = cgroup_name(directory)
@@ -129,10 +130,16 @@ def drivers(settings: Settings) -> DriverChoice:
                 limits,
                 cgroup_name=f"{group}-gvisor",
                 environments=environments,
-                network=variables(DOORS["proxy"]),
+                network=certificates(),
+                mounts=mounts,
             ),
             "bubblewrap": BubblewrapDriver(
-                directory, limits, cgroup_name=group, environments=environments, network=certificates()
+                directory,
+                limits,
+                cgroup_name=group,
+                environments=environments,
+                network=certificates(),
+                mounts=mounts,
             ),
         },
         settings.isolation,
@@ -196,13 +203,15 @@ async def services(settings: Settings) -> AsyncIterator[Context]:
         capsules = Capsules(
             store, snapshots, blobs, pins, environments, directory, max_timeout=settings.max_timeout, slots=slots
         )
-        sandboxes = drivers(settings)
+        network = ProxyNetwork(private)
+        bundle = directory / "certificates.pem"
+        network.authority.write(bundle)
+        sandboxes = drivers(settings, {BUNDLE: bundle})
         bounds = rules(settings)
         turns = Turns(settings.max_waiting)
         keys = Keys(store)
         api_keys = ApiKeys(store, settings.api_key.get_secret_value() if settings.api_key else None)
         await api_keys.open()
-        network = ProxyNetwork(private)
         databases = SqlDatabases(
             directory / "storage" / "sql",
             settings.storage_database_mb << 20,

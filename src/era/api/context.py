@@ -29,6 +29,7 @@ from era.core.metadata import MetadataStore
 from era.core.models import Claim, JsonObject, Language, OwnedId, Route, Session, Snapshot
 from era.core.outputs import History
 from era.core.runs import Runs
+from era.core.secrets import Secret, secret
 from era.core.sessions import Sessions
 from era.core.setups import Setups
 from era.core.storage import Storage
@@ -36,7 +37,7 @@ from era.core.turns import Turns
 from era.core.versions import Versions
 from era.errors import BadRequest, EraError, NoLanguage, NotFound, TooLarge
 from era.settings import Settings
-from era.wire import SESSION_ID, ErrorAnswer, SetupBody, session_answer, wanted_setup
+from era.wire import SESSION_ID, ErrorAnswer, SecretBody, SetupBody, session_answer, wanted_setup
 
 _MAX_ENV_BYTES = 1 << 20
 _MAX_VARIABLE_BYTES = 128 << 10  # the kernel's bound for one string of an environment
@@ -195,10 +196,14 @@ REPLAY = {"Idempotent-Replay": "true"}
 
 
 def claim_of(context: Context, route: Route, key: str | None, body: BaseModel) -> Claim | None:
-    """The claim of a request, whose `env` is kept apart."""
+    """The claim of a request. Its `env` and the values of its `secrets` are kept apart."""
     if key is None:
         return None
-    return context.keys.claim(route, key, body.model_dump(exclude={"env"}), getattr(body, "env", None))
+    known = body.model_dump()
+    env, secrets = known.pop("env", {}), known.pop("secrets", {})
+    if secrets:
+        known["secrets"] = {name: one["hosts"] for name, one in secrets.items()}
+    return context.keys.claim(route, key, known, [env, {name: one["value"] for name, one in secrets.items()}])
 
 
 def shown(session: Session, context: Context) -> dict[str, Any]:
@@ -262,6 +267,11 @@ def setup_of(body: SetupBody | None) -> dict[str, Any] | None:
     """A setup as the client gave it. Raises BadRequest or TooLarge for variables that can't be."""
     check_env((body and body.envs) or {})
     return wanted_setup(body)
+
+
+def secrets_of(secrets: Mapping[str, SecretBody], env: Mapping[str, str]) -> list[Secret]:
+    """Secrets as the client gave them. Raises BadRequest for what can't be any."""
+    return [secret(name, one.value, one.hosts, env) for name, one in secrets.items()]
 
 
 def check_env(env: Mapping[str, str]) -> None:

@@ -26,6 +26,7 @@ from era.api.context import (
     claim_of,
     errors,
     language,
+    secrets_of,
 )
 from era.core.ports import Output
 from era.core.runs import ExecuteRequest, RunEvent, RunRequest, RunStarted
@@ -63,6 +64,7 @@ def _run_request(body: RunBody, request: Request, context: Context, key: str | N
         body.atomic,
         claim_of(context, "run", key, body),
         body.background,
+        secrets=secrets_of(body.secrets, body.env),
     )
 
 
@@ -120,6 +122,7 @@ async def execute(body: ExecuteBody, owner: Owner, request: Request, context: Us
         isolation=body.isolation,
         limits=context.rules.granted(limits),
         allow_internet=body.allowInternetAccess,
+        secrets=secrets_of(body.secrets, body.env),
     )
     return Answer(execute_answer(await context.runs.execute(wanted), chosen))
 

@@ -4,9 +4,9 @@ Theory of operation. The first request with a key claims it in the transaction t
 session; the answer is stored in the transaction that ends the run or, again, makes the session. So a claim without an
 answer is a run under way, or one that was lost with the process. Requests with the same key wait for each other here.
 
-Which request a key belongs to is told by a hash of its body, but for `env`: values of env are secrets and often short,
-so no hash of them may lie in a database, salted or not. They are compared by a keyed hash whose key this process made
-up and never stores. After a restart a request that differs in nothing but its env therefore counts as the same.
+Which request a key belongs to is told by a hash of its body, but for `env` and the values of `secrets`: they are often
+short, so no hash of them may lie in a database, salted or not. They are compared by a keyed hash whose key this process
+made up and never stores. After a restart a request that differs in nothing but these therefore counts as the same.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ class Keys:
         self._process = secrets.token_hex(8)
         self._secret = secrets.token_bytes(32)
 
-    def claim(self, route: Route, key: str, body: Mapping[str, Any], env: Mapping[str, str] | None = None) -> Claim:
-        """The claim of a request with this key. `body` is its body without env."""
-        mark = hmac.new(self._secret, _canonical(env or {}), hashlib.sha256).hexdigest()
+    def claim(self, route: Route, key: str, body: Mapping[str, Any], hidden: Any = None) -> Claim:
+        """The claim of a request with this key. `body` is its body without what is `hidden`."""
+        mark = hmac.new(self._secret, _canonical(hidden), hashlib.sha256).hexdigest()
         return Claim(route, key, hashlib.sha256(_canonical(body)).hexdigest(), f"{self._process}:{mark}")
 
     @asynccontextmanager

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping, Sequence
 from contextlib import AbstractContextManager, AsyncExitStack, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -62,6 +62,7 @@ from era.core.ports import (
     WorkspaceFull,
 )
 from era.core.requirements import variables
+from era.core.secrets import Secret, placeholders
 from era.core.turns import Turns
 from era.core.under_way import RunUnderWay, UnderWay
 from era.core.views import data_view
@@ -106,6 +107,8 @@ class RunRequest:
     session_key: int | None = None
     """The session that is meant, where the id could be another one's by now. Only for stored code."""
 
+    secrets: Sequence[Secret] = ()
+
 
 @dataclass(frozen=True, slots=True)
 class ExecuteRequest:
@@ -123,6 +126,7 @@ class ExecuteRequest:
     """The server's defaults where there are none."""
 
     allow_internet: bool = True
+    secrets: Sequence[Secret] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -353,13 +357,15 @@ class Runs:
     ) -> RunResult:
         code = request.code if request.code is not None else session.stored.code if session.stored else ""
         before = json.loads(session.data)
-        passage = self._network.passage(sandbox, internet=session.allow_internet, egress=session.egress)
+        passage = self._network.passage(
+            sandbox, internet=session.allow_internet, egress=session.egress, secrets=request.secrets
+        )
         storage = self._storage.access(sandbox, session.owner if session.storage else None)
         program = Program(
             code=code.encode(),
             state=jsontext.state_file(before),
             env=_environment(
-                {**variables(session.setup), **request.env},
+                {**variables(session.setup), **request.env, **placeholders(request.secrets)},
                 session.id,
                 session.language,
                 request.base_url,
@@ -446,14 +452,18 @@ class Runs:
     async def _execute(self, request: ExecuteRequest) -> AsyncIterator[RunEvent]:
         run_id = new_id("run")
         sandbox = await self._host.acquire_temporary(request.language, request.isolation, request.limits)
-        passage = self._network.passage(sandbox, internet=request.allow_internet, egress={})
+        passage = self._network.passage(sandbox, internet=request.allow_internet, egress={}, secrets=request.secrets)
         storage = self._storage.access(sandbox, request.owner)
         try:
             program = Program(
                 code=request.code.encode(),
                 state=b"{}",
                 env=_environment(
-                    request.env, run_id, request.language, request.base_url, storage.url or request.base_url
+                    {**request.env, **placeholders(request.secrets)},
+                    run_id,
+                    request.language,
+                    request.base_url,
+                    storage.url or request.base_url,
                 ),
                 timeout=request.timeout or DEFAULT_TIMEOUT,
                 ephemeral=False,
