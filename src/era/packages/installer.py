@@ -204,11 +204,11 @@ class UvAndNpm:
         if packages.npm:
             (npm / "package.json").write_text(tools.package_json(packages))
             self._processes.give(npm / "package.json", self._processes.fetcher)
-            cache = self._processes.path("cache", scratch)
-            command = tools.npm_command(self._processes.path("node", scratch), f"{cache}/npm")
+            command = tools.npm_command(
+                self._processes.path("node", scratch), self._processes.path("cache", scratch) + "/npm"
+            )
             command += ["--prefix", f"{work}/npm"]
-            variables = tools.npm_environment(environment, cache)
-            await self._fetch("npm", command, variables, scratch, deadline, (stdout, stderr), say)
+            await self._fetch("npm", command, environment, scratch, deadline, (stdout, stderr), say)
         if packages.go:
             await self._fetch_modules(packages, environment, scratch, deadline, (stdout, stderr), say)
         # Nobody else gets in from here on: what is looked at stays as it is.

@@ -123,11 +123,6 @@ def npm_command(node: str, cache: str) -> list[str]:
     return [*command, *(f"--{option}" for option in options), f"--cache={cache}"]
 
 
-def npm_environment(environment: Mapping[str, str], cache: str) -> dict[str, str]:
-    """npm's environment. Its own code is kept compiled beside its cache, or else each call would compile it anew."""
-    return {**environment, "NODE_COMPILE_CACHE": f"{cache}/node"}
-
-
 def package_json(packages: Packages) -> str:
     return json.dumps({"name": "session", "version": "0.0.0", "private": True, "dependencies": dict(packages.npm)})
 
