@@ -31,7 +31,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "core": {"errors", "languages"},
     **{adapter: {"core", "errors", "languages"} for adapter in ADAPTERS},
     "guest": set(),
-    "api": {"core", "errors", "languages", "wire", "wire_inbox", "wire_versions", "settings"},
+    "api": {"core", "errors", "languages", "wire", "wire_inbox", "wire_keys", "wire_versions", "settings"},
 }
 
 

@@ -12,7 +12,7 @@ import signal
 import socket
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from ipaddress import ip_address
 from pathlib import Path
@@ -26,6 +26,7 @@ from era.api.context import Context
 from era.api.http import build
 from era.api.inside import Inside
 from era.api.protocol import Protocol
+from era.core.api_keys import ApiKeys
 from era.core.archives import Archives
 from era.core.capsules.pins import Pins
 from era.core.capsules.service import Capsules
@@ -51,14 +52,14 @@ from era.core.under_way import UnderWay
 from era.core.versions import Versions
 from era.drivers.bubblewrap import BubblewrapDriver
 from era.drivers.choice import DriverChoice
-from era.drivers.guest import DOORS
 from era.drivers.gvisor import GvisorDriver
 from era.errors import Conflict, EraError, Forbidden, NoIsolation
 from era.hosts.local import LocalHost
 from era.languages.go import GO
 from era.languages.node import NODE
 from era.network import policy
-from era.network.passages import ProxyNetwork, certificates, variables
+from era.network.authority import BUNDLE
+from era.network.passages import ProxyNetwork, certificates
 from era.network.storage import StorageDoors
 from era.packages.installer import UvAndNpm
 from era.settings import Settings
@@ -114,7 +115,8 @@ def cgroup_name(data_dir: Path) -> str:
     return "era-" + hashlib.sha256(bytes(data_dir.resolve())).hexdigest()[:12]
 
 
-def drivers(settings: Settings) -> DriverChoice:
+def drivers(settings: Settings, mounts: Mapping[str, Path] | None = None) -> DriverChoice:
+    """`mounts` is what sandboxes have of the machine besides runtimes."""
     directory = settings.data_dir.resolve()
     limits = rules(settings).defaults
     group = cgroup_name(directory)
@@ -126,10 +128,16 @@ def drivers(settings: Settings) -> DriverChoice:
                 limits,
                 cgroup_name=f"{group}-gvisor",
                 environments=environments,
-                network=variables(DOORS["proxy"]),
+                network=certificates(),
+                mounts=mounts,
             ),
             "bubblewrap": BubblewrapDriver(
-                directory, limits, cgroup_name=group, environments=environments, network=certificates()
+                directory,
+                limits,
+                cgroup_name=group,
+                environments=environments,
+                network=certificates(),
+                mounts=mounts,
             ),
         },
         settings.isolation,
@@ -187,14 +195,22 @@ async def services(settings: Settings) -> AsyncIterator[Context]:
         outputs = Outputs(blobs, settings.outputs_kept)
         pins = Pins()
         capsules = Capsules(store, snapshots, blobs, pins, directory, max_timeout=settings.max_timeout, slots=slots)
-        sandboxes = drivers(settings)
+        network = ProxyNetwork(private)
+        bundle = directory / "certificates.pem"
+        network.authority.write(bundle)
+        sandboxes = drivers(settings, {BUNDLE: bundle})
         bounds = rules(settings)
         turns = Turns(settings.max_waiting)
         keys = Keys(store)
-        network = ProxyNetwork(private)
+        api_keys = ApiKeys(store, settings.api_key.get_secret_value() if settings.api_key else None)
+        await api_keys.open()
         packages = installer(settings)
         await asyncio.to_thread(packages.open)
-        databases = SqlDatabases(directory / "storage" / "d1", settings.storage_database_mb << 20)
+        databases = SqlDatabases(
+            directory / "storage" / "sql",
+            settings.storage_database_mb << 20,
+            before=directory / "storage" / "d1",
+        )
         databases.open()
         storage = Storage(store, blobs, databases, settings.storage_mb << 20)
         await storage.open()
@@ -248,6 +264,7 @@ async def services(settings: Settings) -> AsyncIterator[Context]:
                     capsules=capsules,
                     storage=storage,
                     keys=keys,
+                    api_keys=api_keys,
                     setups=setups,
                     session_files=files,
                     archives=Archives(store, snapshots, blobs, turns, spool, transfers, files, slots),
@@ -396,6 +413,8 @@ def _announce(settings: Settings, context: Context, port: int, say: Callable[[st
     say(f"isolation    {isolation['summary']}")
     if settings.api_key is not None:
         say("access       with the API key")
+    elif context.api_keys.wanted:
+        say("access       with a stored key; start with ERA_API_KEY set to make or revoke any")
     elif _is_loopback(settings.host):
         say("access       no API key: this machine only, and no web page in its browsers")
     else:

@@ -111,6 +111,7 @@ def run(
     session: Annotated[str | None, Parameter(alias="-s")] = None,
     data: str | None = None,
     env: Annotated[list[str] | None, Parameter(alias="-e", negative="")] = None,
+    secret: Annotated[list[str] | None, Parameter(negative="")] = None,
     timeout: float | None = None,
     server: Server = DEFAULT_SERVER,
 ) -> int:
@@ -124,6 +125,8 @@ def run(
         era run hello.py
         era run count.py --session counter --data '{"count": 0}'
         echo 'console.log(process.env.NAME)' | era run - --language node --env NAME=Ada
+        era run issues.py --secret GITHUB_TOKEN=api.github.com
+        era run deploy.js --secret KEY=api.example.com,*.example.org --session shop
 
     Parameters
     ----------
@@ -137,6 +140,9 @@ def run(
         JSON object that becomes the session's data before the run; needs --session.
     env
         NAME=VALUE for this run only; NAME alone takes the value it has here. May be repeated.
+    secret
+        NAME=HOST,HOST…: the variable NAME that there is here, for these hosts only. The program sees a placeholder,
+        which becomes the value on the way to one of them. May be repeated.
     timeout
         Seconds the run may take.
     server
@@ -145,6 +151,8 @@ def run(
     code = sys.stdin.read() if file == "-" else _read(file)
     state = _json_object(data)
     body: dict[str, Any] = {"code": code, "env": dict(_variable(item) for item in env or [])}
+    if secret:
+        body["secrets"] = dict(_secret(item) for item in secret)
     if timeout is not None:
         body["timeout"] = timeout
     if state is not None and session is None:
@@ -343,6 +351,63 @@ def pull(
         print(f"era: {left} links, or names that aren't UTF-8, were not pulled", file=sys.stderr)
 
 
+keys = App(name="keys", help="See to the keys that others call a server with. Wants the server's own in ERA_API_KEY.")
+app.command(keys)
+
+
+@keys.command
+def create(owner: str, /, *, description: str = "", server: Server = DEFAULT_SERVER) -> None:
+    """Make a key for OWNER and print it. It is told this once.
+
+    Example:
+
+        era keys create mina --description "her laptop"
+
+    Parameters
+    ----------
+    owner
+        Whose key it is. Sessions and storage are seen with keys of their own owner only.
+    description
+        What it is for.
+    server
+        The server's address.
+    """
+    with _client(server) as client:
+        made = _call(client, "POST", "/api/keys", {"owner": owner, "description": description})
+    print(f"{made['id']} is a key of {made['owner']}'s. It is not shown again:", file=sys.stderr)
+    print(made["key"])
+
+
+@keys.command(name="list")
+def list_(*, server: Server = DEFAULT_SERVER) -> None:
+    """List the keys there are, without the keys themselves.
+
+    Parameters
+    ----------
+    server
+        The server's address.
+    """
+    with _client(server) as client:
+        found = _call(client, "GET", "/api/keys")["keys"]
+    for key in found:
+        print(f"{key['id']}  {key['created_at']}  {key['owner']}  {key['description']}".rstrip())
+
+
+@keys.command
+def revoke(key_id: str, /, *, server: Server = DEFAULT_SERVER) -> None:
+    """Revoke a key, at once. What its owner has stays.
+
+    Parameters
+    ----------
+    key_id
+        As `era keys list` shows it.
+    server
+        The server's address.
+    """
+    with _client(server) as client:
+        _call(client, "DELETE", f"/api/keys/{quote(key_id, safe='')}")
+
+
 def main() -> None:
     """Entry point of the `era` command."""
     try:
@@ -460,6 +525,15 @@ def _json_object(text: str | None) -> dict[str, Any] | None:
     if not isinstance(value, dict):
         raise Failure("--data is not a JSON object.")
     return value
+
+
+def _secret(item: str) -> tuple[str, dict[str, Any]]:
+    name, _, hosts = item.partition("=")
+    if not hosts:
+        raise Failure("--secret wants a name and hosts: NAME=api.example.com.")
+    if name not in os.environ:
+        raise Failure(f"--secret {name} has no value: there is no variable {name} here.")
+    return name, {"value": os.environ[name], "hosts": hosts.split(",")}
 
 
 def _variable(item: str) -> tuple[str, str]:

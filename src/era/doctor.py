@@ -34,7 +34,7 @@ def walls(seen: JsonObject) -> Iterator[Wall]:
     yield Wall(seen["own_uid"], "a host uid of its own for each sandbox", "start ERA as root")
     yield Wall(seen["seccomp"] == "filter", "system calls filtered", _PACKAGES["seccomp"])
     if seen["driver"] == "gvisor":
-        yield Wall(True, "a kernel of its own in user space: the host's sees no system call of a program")
+        yield Wall(True, "a kernel of its own in user space: programs reach the host's only by its TCP and UDP")
     else:
         landlock = seen["landlock"]
         yield Wall(
@@ -53,8 +53,7 @@ def walls(seen: JsonObject) -> Iterator[Wall]:
     yield Wall(
         seen["gate"],
         "internet over TCP and UDP, by any client",
-        "use bubblewrap sandboxes, on Linux 5.9 or newer"
-        + ("" if seen["driver"] == "gvisor" else "; until then a proxy"),
+        "Linux 5.9 or newer; until then there is a proxy",
     )
 
 

@@ -13,7 +13,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 class Settings(BaseSettings):
     """The service's settings. docs/settings.md shows them to users, and a test compares the two."""
 
-    model_config = SettingsConfigDict(env_prefix="ERA_", extra="ignore")
+    model_config = SettingsConfigDict(env_prefix="ERA_", env_ignore_empty=True, extra="ignore")
 
     host: str = Field(default="127.0.0.1", description="Address to serve on. Any but loopback needs an API key.")
     port: int = Field(default=8787, ge=0, le=65535, description="Port to serve on; 0 lets the system choose one.")
@@ -27,7 +27,8 @@ class Settings(BaseSettings):
         default=1024, ge=1, description="Disk space for what was fetched from the blob store, in MiB, if that is S3."
     )
     api_key: SecretStr | None = Field(
-        default=None, description="Key that callers of /api and /mcp must send as a bearer token."
+        default=None,
+        description="The operator's key: callers of /api and /mcp must send it, or one made with it, as bearer token.",
     )
     allow_no_key: bool = Field(
         default=False, description="Serve an address other than loopback although no API key is set."

@@ -19,6 +19,7 @@ from era.core.expiry import MAX_TTL
 from era.core.limits import LEAST
 from era.core.models import JsonObject, RunRecord, Session, StoredCode, timestamp
 from era.core.runs import Collected, RunResult
+from era.core.secrets import MAX_HOSTS, MAX_SECRETS, MAX_VALUE_BYTES
 from era.core.views import data_view
 from era.languages import in_words
 
@@ -32,6 +33,14 @@ Env = Annotated[
     dict[str, str],
     Field(description="Variables of this run only: never stored, logged or returned.", examples=[{"A": "1"}]),
 ]
+Secrets = Annotated[
+    "dict[str, SecretBody]",
+    Field(
+        max_length=MAX_SECRETS,
+        description="Values that the program may use towards their hosts, and never sees: never stored or returned.",
+        examples=[{"TOKEN": {"value": "…", "hosts": ["api.example.com"]}}],
+    ),
+]
 Ttl = Annotated[int | None, Field(ge=1, le=MAX_TTL)]
 _Words = Annotated[str, Field(min_length=1, max_length=4096, pattern=r"^[^\x00]+$")]
 Service = Annotated[
@@ -42,6 +51,18 @@ Service = Annotated[
 
 class Body(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
+
+
+class SecretBody(Body):
+    value: str = Field(
+        repr=False,
+        min_length=1,
+        max_length=MAX_VALUE_BYTES,
+        description="What is sent to `hosts` in place of the placeholder.",
+    )
+    hosts: list[Annotated[str, Field(max_length=300)]] = Field(
+        min_length=1, max_length=MAX_HOSTS, description="Hosts (api.example.com) or all below one (*.example.com)."
+    )
 
 
 class LimitsBody(Body):
@@ -110,6 +131,7 @@ class CreateSession(Body):
     isolation: Isolation = "auto"
     egress: Egress = None
     service: Service = None
+    storage: bool = Field(True, description="Whether programs get to the storage.")
 
 
 class ChangeSession(Body):
@@ -123,12 +145,14 @@ class ChangeSession(Body):
     isolation: Isolation | None = None
     egress: Egress = None
     service: Service = None
+    storage: bool | None = Field(None, description="Whether programs get to the storage, from the next run on.")
     setup: SetupBody | None = Field(None, description="Replaces the setup, between runs; null: no packages any more.")
 
 
 class RunBody(Body):
     code: str | None = Field(None, description="Left out: the session's stored code.", examples=["print('hello')"])
     env: Env = Field(default_factory=dict)
+    secrets: Secrets = Field(default_factory=dict)
     timeout: float | None = Field(None, gt=0, description="Seconds; left out: the session's default_timeout.")
     atomic: bool = Field(False, description="Keep data and files only if the run ends with exit code 0.")
     background: bool = Field(False, description="Answer 202 once the run has begun.")
@@ -149,6 +173,7 @@ class ExecuteBody(Body):
     language: str = Field(examples=["python"])
     code: str = Field(examples=["print('hello')"])
     env: Env = Field(default_factory=dict)
+    secrets: Secrets = Field(default_factory=dict)
     timeout: float | None = Field(None, gt=0)
     files: dict[str, str] = Field(default_factory=dict, description="Text files to put beside the program, by path.")
     allowInternetAccess: bool = True
@@ -230,6 +255,7 @@ class SessionAnswer(BaseModel):
     isolation: str
     egress: EgressAnswer
     service: str | list[str] | None
+    storage: bool
     status: str
     files: list[dict[str, Any]] | None = None
     setup_status: str | None = Field(None, description="pending, running, completed or failed; only with a setup.")
@@ -310,6 +336,7 @@ class DestinationAnswer(BaseModel):
     connections: int
     sent: int
     received: int
+    secrets: list[str] = Field(default_factory=list, description="Names of the secrets that were swapped in.")
 
 
 class RecordedEgress(BaseModel):
@@ -436,6 +463,7 @@ def session_answer(session: Session, status: str, limits: JsonObject) -> dict[st
         "isolation": session.isolation,
         "egress": {"allow": session.egress.get("allow", [])},
         "service": session.service,
+        "storage": session.storage,
         "status": session.gone or status,
         **({} if session.setup is None else _setup_answer(session)),
     }
@@ -499,7 +527,10 @@ def record_answer(record: RunRecord, session_id: str) -> dict[str, Any]:
         "cpu_seconds": None if record.cpu_us is None else record.cpu_us / 1e6,
         "reaped": record.reaped,
         "enforced": record.enforced,
-        "egress": {"destinations": [], "more": 0, **record.egress},
+        "egress": {
+            "destinations": [{"secrets": [], **one} for one in record.egress.get("destinations", [])],
+            "more": record.egress.get("more", 0),
+        },
         **_artifacts(record.artifacts),
     }
 

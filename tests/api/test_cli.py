@@ -114,6 +114,7 @@ def test_doctor_tells_what_is_there() -> None:
     ("words", "env", "message"),
     [
         (("--host", "0.0.0.0"), {}, "Set ERA_API_KEY"),
+        (("--host", "0.0.0.0"), {"ERA_API_KEY": ""}, "Set ERA_API_KEY"),
         ((), {"ERA_MEMORY_MB": "lots"}, "ERA_MEMORY_MB"),
         ((), {"ERA_PORT": "70000"}, "ERA_PORT"),
         (("--log-level", "loud"), {}, "ERA_LOG_LEVEL"),

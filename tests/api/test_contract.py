@@ -29,7 +29,7 @@ JSON = {"content-type": "application/json"}
 SESSION_KEYS = {
     "id", "session_id", "created_at", "last_run_at", "language", "persistent", "file_count", "total_size_bytes",
     "metadata", "data", "setup", "allowInternetAccess", "allowPublicAccess", "default_timeout", "version",
-    "ttl", "expires_at", "limits", "isolation", "egress", "service", "status",
+    "ttl", "expires_at", "limits", "isolation", "egress", "service", "storage", "status",
 }  # fmt: skip
 RUN_KEYS = {
     "exit_code", "stdout", "stderr", "duration", "session_id", "data", "run_id", "status", "stdout_truncated",
@@ -109,6 +109,7 @@ def test_a_session_created_with_nothing_but_a_language_has_the_defaults(client: 
         "isolation": "auto",
         "egress": {"allow": []},
         "service": None,
+        "storage": True,
         "status": "idle",
     }
     assert body["session_id"] == body["id"]

@@ -13,6 +13,7 @@ from era.core.capsules.pins import Pins
 from era.core.capsules.service import Capsules
 from era.core.metadata import Retention
 from era.core.models import (
+    DEFAULT_OWNER,
     KeptOutputs,
     NewSession,
     RunRecord,
@@ -24,6 +25,7 @@ from era.core.models import (
 from era.core.spool import Slots
 from era.store.metadata import SqlStore
 from tests.core.lab import CountingBlobs, Lab, Place, described
+from tests.owners import mine
 
 LONG = os.urandom(40_000)
 
@@ -56,7 +58,7 @@ class Service:
             await service.store.close()
 
     async def export(self, session_id: str, *, history: bool = True) -> bytes:
-        export = await self.capsules.open(session_id, history=history)
+        export = await self.capsules.open(mine(session_id), history=history)
         try:
             content = b"".join([chunk async for chunk in export.chunks()])
         finally:
@@ -69,7 +71,7 @@ class Service:
             for at in range(0, len(content), 100_000):
                 yield content[at : at + 100_000]
 
-        return await self.capsules.load(chunks(), new_id)
+        return await self.capsules.load(chunks(), DEFAULT_OWNER, new_id)
 
     async def collect(self) -> int:
         return await self.lab.snapshots.collect_garbage(*await self.pins.needed(self.store))
@@ -87,7 +89,7 @@ class Service:
         stored = StoredCode("print('ü')", "what it says", 7)
         await self.store.create_session(
             NewSession(
-                session_id,
+                mine(session_id),
                 "node",
                 True,
                 '{"n":1}',
@@ -99,7 +101,7 @@ class Service:
                 egress={"allow": ["*.a.test"]},
             )
         )
-        await self.store.store_code(session_id, stored)
+        await self.store.store_code(mine(session_id), stored)
         place = self.lab.place()
         furnish(place.workspace)
         snapshot = await self.lab.snapshots.take(place.sandbox, Snapshot())
@@ -108,7 +110,7 @@ class Service:
         snapshot = await self.lab.snapshots.take(place.sandbox, snapshot)
         await self._run(session_id, "run_2_b", None, snapshot, b"short", b"")
         await self._run(session_id, "run_3_c", None, None, None, None)
-        await self.store.begin_run(session_id, "run_4_d")  # which is under way
+        await self.store.begin_run(mine(session_id), "run_4_d")  # which is under way
         return place
 
     async def _run(
@@ -120,7 +122,7 @@ class Service:
         stdout: bytes | None,
         stderr: bytes | None,
     ) -> None:
-        begun = await self.store.begin_run(session_id, run_id)
+        begun = await self.store.begin_run(mine(session_id), run_id)
         kept = None
         if stdout is not None and stderr is not None:
             with self.blobs.batch() as batch:
@@ -167,4 +169,4 @@ def furnish(workspace: Path) -> None:
 def without_place(session: Session) -> dict[str, Any]:
     """A session but for what tells where it is."""
     found = {field.name: getattr(session, field.name) for field in fields(Session)}
-    return {name: value for name, value in found.items() if name not in ("key", "id", "expires_at")}
+    return {name: value for name, value in found.items() if name not in ("key", "id", "owner", "expires_at")}

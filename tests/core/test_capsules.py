@@ -16,6 +16,7 @@ from era.core.capsules import exports
 from era.core.capsules import format as layout
 from era.core.metadata import Retention, SessionFilter
 from era.core.models import (
+    DEFAULT_OWNER,
     KeptOutputs,
     RunRecord,
     Session,
@@ -30,6 +31,7 @@ from tests import capsules
 from tests.capsules import document, edited, file, of_files, packed, parts, run, session, tree, version
 from tests.core.lab import described
 from tests.core.moving import Service, without_place
+from tests.owners import mine
 
 
 async def test_all_of_a_session_comes_back(tmp_path: Path) -> None:
@@ -40,7 +42,7 @@ async def test_all_of_a_session_comes_back(tmp_path: Path) -> None:
         assert [name for name, _ in parts(content)[:3]] == ["capsule.json", "README.txt", "SHA256SUMS"]
         json.loads(parts(content)[0][1])
 
-        original = await here.store.session("s")
+        original = await here.store.session(mine("s"))
         for service, name in ((here, "again"), (there, None)):
             made = await service.load(content, name)
             assert made.id == (name or "s")
@@ -61,18 +63,18 @@ async def test_all_of_a_session_comes_back(tmp_path: Path) -> None:
 
 async def versions_of(service: Service, session_id: str) -> list[tuple[Any, ...]]:
     found = []
-    for each in await service.store.versions(session_id, limit=100, before=None):
-        content = await service.store.version(session_id, each.n)
+    for each in await service.store.versions(mine(session_id), limit=100, before=None):
+        content = await service.store.version(mine(session_id), each.n)
         run_id = each.run_id and each.run_id.partition("-")[0]
         if each.run_id:
-            await service.store.run(session_id, each.run_id)
+            await service.store.run(mine(session_id), each.run_id)
         found.append((each.n, each.created_at, each.cause, run_id, each.snapshot, content.data))
     return found
 
 
 async def runs_of(service: Service, session_id: str, *, imported: bool = False) -> list[tuple[Any, ...]]:
     found = []
-    session = await service.store.session(session_id)
+    session = await service.store.session(mine(session_id))
     for record in await service.store.runs(session.key, 100):
         if record.status == "running":
             continue
@@ -80,7 +82,7 @@ async def runs_of(service: Service, session_id: str, *, imported: bool = False) 
         fields_["id"] = record.id.partition("-")[0]
         if imported:
             fields_["enforced"] = {"imported": True, **record.enforced}
-        found.append((fields_, (await service.store.run(session_id, record.id))[1]))
+        found.append((fields_, (await service.store.run(mine(session_id), record.id))[1]))
     return found
 
 
@@ -90,8 +92,8 @@ async def test_history_can_be_left_out(service: Service) -> None:
     assert await service.restored(made.snapshot) == described(place.workspace)
     assert [each[0] for each in await versions_of(service, "now")] == [3]
     assert await service.store.runs(made.key, 10) == []
-    assert (await service.store.versions("now", limit=1, before=None))[0].run_id is None
-    changed = await service.store.commit("now", "data", data="{}", snapshot=None)
+    assert (await service.store.versions(mine("now"), limit=1, before=None))[0].run_id is None
+    changed = await service.store.commit(mine("now"), "data", data="{}", snapshot=None)
     assert changed.version == 4
 
 
@@ -99,8 +101,8 @@ async def test_nothing_of_an_export_is_cleared_away(service: Service) -> None:
     """Not even where the session is gone for good before the first byte was sent."""
     place = await service.make("s")
     expected = described(place.workspace)
-    export = await service.capsules.open("s", history=True)
-    await service.store.purge_session("s")
+    export = await service.capsules.open(mine("s"), history=True)
+    await service.store.purge_session(mine("s"))
     before = service.stored()
     assert await service.collect() == 0
     content = b"".join([chunk async for chunk in export.chunks()])
@@ -122,7 +124,7 @@ async def test_a_collection_waits_for_what_an_export_reads(service: Service) -> 
     service.pins.release(pin)
     assert "a root" not in (await service.pins.needed(service.store))[0]
     with pytest.raises(NotFound):
-        await service.capsules.open("nobody")
+        await service.capsules.open(mine("nobody"))
     assert not service.pins._held
 
 
@@ -160,8 +162,8 @@ async def test_retention_is_this_servers(tmp_path: Path) -> None:
     )
     async with Service.at(tmp_path / "here", Retention(versions=2, outputs=1)) as service:
         made = await service.load(capsules.capsule(text, b"x", b""))
-        assert [each.n for each in await service.store.versions("moved", limit=9, before=None)] == [5, 4]
-        outputs = [(await service.store.run("moved", f"run_{n}"))[1] for n in range(3)]
+        assert [each.n for each in await service.store.versions(mine("moved"), limit=9, before=None)] == [5, 4]
+        outputs = [(await service.store.run(mine("moved"), f"run_{n}"))[1] for n in range(3)]
         assert outputs == [None, None, KeptOutputs(b"x", b"")]
         assert [record.id for record in await service.store.runs(made.key, 9)] == ["run_2", "run_1", "run_0"]
 
@@ -211,18 +213,18 @@ async def test_an_import_is_in_nobodys_way_and_in_sight_when_it_is_complete(
 
     async def look(step: int) -> None:
         """Another session goes on between two transactions of the import, of which nobody sees anything."""
-        before = await service.store.session("s")
-        after = await service.store.commit("s", "data", data=f'{{"step":{step}}}', snapshot=None)
+        before = await service.store.session(mine("s"))
+        after = await service.store.commit(mine("s"), "data", data=f'{{"step":{step}}}', snapshot=None)
         assert after.version == before.version + 1
         if step < LAST:
             with pytest.raises(NotFound):
-                await service.store.session("moved")
+                await service.store.session(mine("moved"))
             with pytest.raises(NotFound):
-                await service.store.restore_session("moved")
+                await service.store.restore_session(mine("moved"))
             with pytest.raises(NotFound):
-                await service.store.purge_session("moved")
+                await service.store.purge_session(mine("moved"))
             for gone in (None, "expired", "deleted"):
-                listed = await service.store.sessions(SessionFilter(gone=gone))  # type: ignore[arg-type]
+                listed = await service.store.sessions(SessionFilter(DEFAULT_OWNER, gone=gone))  # type: ignore[arg-type]
                 assert [each.id for each in listed] == (["s"] if gone is None else [])
             assert await service.store.purge(now()) == 0, "somebody is still at it"
         if step > 4:
@@ -233,7 +235,7 @@ async def test_an_import_is_in_nobodys_way_and_in_sight_when_it_is_complete(
     assert steps.seen == LAST
     assert (made.version, json.loads(made.data)["n"]) == (6, 6)
     assert len(await service.store.runs(made.key, 1000)) == 130
-    assert len(await service.store.versions("moved", limit=100, before=None)) == 6
+    assert len(await service.store.versions(mine("moved"), limit=100, before=None)) == 6
 
 
 @pytest.mark.parametrize("at", range(1, 7))
@@ -296,7 +298,7 @@ async def test_an_id_taken_during_an_import(service: Service, monkeypatch: pytes
 
     with pytest.raises(Conflict, match="exists"):
         await steps.during(service.load(large()), look)
-    assert (await service.store.session("moved")).language == "node"
+    assert (await service.store.session(mine("moved"))).language == "node"
     assert (await service.store.counts())["sessions"] == 1
     assert await service.store.purge(now()) == 0
 
@@ -316,6 +318,7 @@ def test_a_capsule_knows_all_that_a_session_is() -> None:
     """Whoever adds a field to one of these decides here what a capsule does with it."""
     names = {field.name for field in fields(Session)}
     left_out = {"key", "data", "snapshot", "expires_at", "deleted_at", "expired"}
+    left_out |= {"owner"}  # it is his who imports it
     left_out |= {"setup_status", "setup_result", "environment"}  # importing starts the setup anew
     renamed = {"allow_internet": "allowInternetAccess", "allow_public": "allowPublicAccess", "stored": "code"}
     assert {renamed.get(name, name) for name in names - left_out} == layout.SESSION.keys()

@@ -23,6 +23,7 @@ from era.errors import BadRequest, TooLarge
 from tests import capsules
 from tests.capsules import directory, document, edited, file, of_files, packed, parts, run, session, tree, version
 from tests.core.moving import Service, without_place
+from tests.owners import mine
 
 SMALL = Bounds(entries=20, total_bytes=1 << 20, depth=3)
 
@@ -306,7 +307,7 @@ async def test_damage_anywhere(service: Service) -> None:
             continue
         taken += 1
         assert without_place(made) == without_place(whole)
-        await service.store.purge_session(f"n{number}")
+        await service.store.purge_session(mine(f"n{number}"))
     assert taken < 150
     assert await service.collect() == 0
     assert service.stored() == kept

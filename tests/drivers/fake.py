@@ -34,7 +34,7 @@ class FakeSandbox:
         self.enforced: JsonObject = {"driver": "fake"}
         self.uid = None
         self.doors = {}
-        self.gate, self.no_gate = None, "the fake has none"
+        self.hatch = None
         self.workspace = directory / "workspace"
         self.workspace.mkdir(parents=True)
         self.alive = True

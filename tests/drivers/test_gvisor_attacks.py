@@ -16,7 +16,6 @@ import pytest
 
 from era.core.models import JsonObject
 from era.drivers import processes
-from era.drivers.guest import DOORS
 from era.errors import SandboxFailed
 from tests.conftest import assert_nothing_left, descendants, mounts
 from tests.drivers.boxes import Boxes, Weakness, with_more
@@ -81,11 +80,6 @@ def more_environment(*more: str) -> Callable[[Specification], Specification]:
     return lambda specification: process(env=[*specification["process"]["env"], *more])(specification)
 
 
-def without_network_namespace(specification: Specification) -> Specification:
-    spaces = [space for space in specification["linux"]["namespaces"] if space["type"] != "network"]
-    return {**specification, "linux": {"namespaces": spaces}}
-
-
 def writable_root(specification: Specification) -> Specification:
     return {**specification, "root": {"path": "/", "readonly": False}}
 
@@ -122,11 +116,7 @@ ATTACKS = [
         CONNECTS.replace("{family}", "AF_INET")
         .replace("{address!r}", "('127.0.0.1', {port})")
         .format(canary=CANARY, port="{port}"),
-        Weakness(
-            with_more("--share-net"),
-            flags=replaced(("--network=none",), ("--network=host",)),
-            specification=without_network_namespace,
-        ),
+        Weakness(with_more("--share-net")),
     ),
     Attack("the root directory", WRITES.format(path="/mine", size=1), WRITABLE_ROOT),
     Attack("/usr", WRITES.format(path="/usr/mine-{canary}", size=1), WRITABLE_ROOT),
@@ -155,9 +145,10 @@ ATTACKS = [
         "    except OSError: pass",
         Weakness(
             supervisor={
+                "            os.dup2(go, 3)\n": "            os.dup(3)\n            os.dup2(go, 3)\n",
                 "            os.closerange(4, resource.getrlimit(resource.RLIMIT_NOFILE)[0])\n            _libc": (
                     "            _libc"
-                )
+                ),
             }
         ),
     ),
@@ -280,58 +271,20 @@ for kind in (0o020000, 0o060000):
     assert not (sound.workspace / "d").exists()
 
 
-TELLS = f"""
-import socket
-with socket.create_connection(("127.0.0.1", {DOORS["proxy"]}), 5) as sock:
-    sock.sendall(b"e" + b"{CANARY[::-1]}"[::-1] * 3000)
-    sock.shutdown(socket.SHUT_WR)
-    while sock.recv(1 << 16): pass
+def test_nobody_inside_can_end_what_hands_out_the_sockets(boxes: Boxes, sound: Any) -> None:
+    code = """
+import os, socket, time
+os.fork() or time.sleep(60)
+os.kill(-1, 9)
+with socket.create_server(("127.0.0.1", 0)) as server:
+    os.write(1, b"%d\\n" % server.getsockname()[1])
+    sock, _ = server.accept()
+    while sock.recv(100): pass
+    sock.sendall(b"here")
+    sock.close()
 """
-REMEMBERS = f"""
-wanted = b"{CANARY[::-1]}"[::-1]
-with open("/proc/self/maps") as maps, open("/proc/self/mem", "rb", 0) as memory:
-    for line in maps:
-        span, permissions = line.split()[:2]
-        start, end = (int(part, 16) for part in span.split("-"))
-        if permissions.startswith("rw"):
-            try:
-                memory.seek(start)
-                found = memory.read(end - start).count(wanted)
-            except OSError: continue
-            if found > 100: print("GOT")  # a few are its own
-"""
-
-
-def _what_went_through_a_door_is_remembered(boxes: Boxes) -> bool:
-    box = boxes.make()
-    told = boxes.run(box, TELLS, door=True)
-    assert told.connections == ["e ended"], told.stderr
-    told = boxes.run(box, REMEMBERS)
-    assert told.ended.exit_code == 0, told.stderr
-    return "GOT" in told.stdout
-
-
-def test_what_went_through_a_door_is_forgotten(boxes: Boxes) -> None:
-    """The relay is in the supervisor, of which the next run's process is a copy."""
-    assert not _what_went_through_a_door_is_remembered(boxes)
-
-
-@pytest.mark.parametrize(
-    "weak_boxes",
-    [Weakness(supervisor={"flow.buffer[:] = ZEROS": "KEPT.append(flow.buffer)", "TURN = 4": "KEPT = []\nTURN = 4"})],
-    indirect=True,
-)
-def test_what_went_through_a_door_could_be_remembered(weak_boxes: Boxes) -> None:
-    assert _what_went_through_a_door_is_remembered(weak_boxes)
-
-
-def test_nobody_inside_can_end_the_relay(boxes: Boxes) -> None:
-    """But with the whole sandbox."""
-    code = TELLS.replace("    sock.shutdown", "    os.fork() or time.sleep(60)\n    os.kill(-1, 9)\n    sock.shutdown")
-    box = boxes.make()
     for _ in range(2):
-        told = boxes.run(box, f"import os, time{code}", door=True)
-        assert (told.connections, told.ended.exit_code) == (["e ended"], 0), told.stderr
+        assert boxes.run(sound, code, meanwhile="to").connections == ["here"]
 
 
 REPLACES = """

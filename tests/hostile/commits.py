@@ -18,6 +18,7 @@ from era.core.ports import Sandbox
 from era.core.snapshots import BlobStore, Snapshots
 from era.store.metadata import SqlStore
 from tests.core.lab import LIMITS
+from tests.owners import mine
 
 SESSION = "s"
 LARGE = 1_200_000
@@ -77,7 +78,7 @@ class Commits:
         self.store = store
         self.snapshots = Snapshots(blobs, grace_seconds=0.0)
         self.place = Place(workspace)
-        self.session_id = session
+        self.session_id = mine(session)
         self._runs = 0
 
     async def create(self) -> None:

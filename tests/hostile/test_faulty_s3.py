@@ -14,6 +14,7 @@ from era.store.buckets import Patience
 from era.store.metadata import SqlStore
 from era.store.objects import ObjectBlobs
 from tests.hostile.commits import Commits
+from tests.owners import mine
 from tests.store.s3 import S3, Fault, FaultyS3
 
 ONCE = Patience(attempts=1, pause=0.02, requests=0, silence=20.0)
@@ -124,7 +125,7 @@ async def test_what_cannot_be_read_is_an_error_and_nothing_else(
     async with World(s3, bucket, faulty, tmp_path, ONCE) as world:
         for _ in range(4):
             await world.commits.commit()
-        session = await world.store.session("s")
+        session = await world.store.session(mine("s"))
         n = 1
         while True:
             world.blobs._cache.clear()

@@ -25,6 +25,7 @@ from era.store.blobs import LocalBlobs
 from era.store.metadata import SqlStore
 from era.store.objects import ObjectBlobs
 from tests.hostile.commits import Commits, Place, fill, read
+from tests.owners import mine
 from tests.store.s3 import S3
 
 POOL = 12
@@ -51,7 +52,7 @@ class Churn:
             files |= {f"d/{chance.randrange(3)}": b"%d" % chance.randrange(POOL)} if chance.random() < 0.5 else {}
             action = chance.random()
             if action < 0.08:
-                await self.store.delete_session(name)
+                await self.store.delete_session(mine(name))
                 self.snapshots.forget(place.id)
                 await self._create(name)
                 fill(place.workspace, {})
@@ -63,11 +64,11 @@ class Churn:
 
     async def _create(self, name: str) -> None:
         await self.store.create_session(
-            NewSession(name, "python", True, json.dumps({}), {}, False, False, default_timeout=1.0)
+            NewSession(mine(name), "python", True, json.dumps({}), {}, False, False, default_timeout=1.0)
         )
 
     async def _commit(self, name: str, run_id: str, place: Place, files: dict[str, bytes], *, fails: bool) -> None:
-        session = await self.store.begin_run(name, run_id)
+        session = await self.store.begin_run(mine(name), run_id)
         fill(place.workspace, files)
         self.under_way[name] = time.time()
         try:
@@ -84,7 +85,7 @@ class Churn:
 
     async def _restore(self, name: str, place: Place) -> None:
         """What is there must be what the row says."""
-        session = await self.store.session(name)
+        session = await self.store.session(mine(name))
         self.snapshots.forget(place.id)
         fill(place.workspace, {})
         for path in place.workspace.iterdir():
@@ -239,7 +240,7 @@ async def test_a_collection_looks_at_nothing_where_nothing_changed(scratch: Path
     assert swept == [5]
     await commits.commit()
     await commits.collect()
-    await store.purge_session("s")
+    await store.purge_session(mine("s"))
     assert await commits.collect() == 8
     assert len(swept) == 3
     await commits.snapshots.close()

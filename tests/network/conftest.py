@@ -168,6 +168,10 @@ def make_keys(directory: Path) -> None:
         *("-CA", "ca.pem", "-CAkey", "ca.key", "-addext", f"subjectAltName={names},IP:{world.PUBLIC}"),
         *("-addext", "basicConstraints=critical,CA:FALSE"),
     )
+    openssl(
+        *("req", "-x509", *new, "-keyout", "unsigned.key", "-out", "unsigned.pem", "-subj", "/CN=example.test"),
+        *("-addext", f"subjectAltName={names}"),
+    )
     directory.chmod(0o755)
     (directory / "ca.pem").chmod(0o644)
 
@@ -275,16 +279,20 @@ def session(served: NetServer) -> Iterator[NewSession]:
             client.delete(f"/api/sessions/{one.id}?purge=true")
 
 
-KINDS = [
-    "bubblewrap",
-    pytest.param("gvisor", marks=pytest.mark.skipif(shutil.which("runsc") is None, reason="there is no gVisor here")),
-]
+NEEDS_GVISOR = pytest.mark.skipif(shutil.which("runsc") is None, reason="there is no gVisor here")
+KINDS = ["bubblewrap", pytest.param("gvisor", marks=NEEDS_GVISOR)]
 
 
 @pytest.fixture(params=KINDS)
-def anywhere(session: NewSession, request: pytest.FixtureRequest) -> NewSession:
+def kind(request: pytest.FixtureRequest) -> str:
+    """Of sandbox."""
+    return str(request.param)
+
+
+@pytest.fixture
+def anywhere(session: NewSession, kind: str) -> NewSession:
     """The same, in each kind of sandbox."""
-    return lambda language="python", **fields: session(language, isolation=request.param, **fields)
+    return lambda language="python", **fields: session(language, isolation=kind, **fields)
 
 
 def new_session(client: httpx.Client, language: str = "python", **fields: Any) -> Session:

@@ -21,25 +21,30 @@ from tests.network import world
 
 NATIVE = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}[platform.machine()]
 NOTIFY = 0x7FC00000
-NOSIGNAL = 0x4000
+DONTWAIT, NOSIGNAL = 0x40, 0x4000
 
 
-def test_the_filter_asks_about_these_calls_and_lets_all_others_pass() -> None:
+@pytest.mark.parametrize("gvisor", [False, True])
+def test_the_filter_asks_about_these_calls_and_lets_all_others_pass(*, gvisor: bool) -> None:
     _, _, connect, sendto, sendmsg, sendmmsg = gate._MACHINES[platform.machine()]
-    program = gate._filter()
+    program = gate._filter(gvisor=gvisor)
+    flags = DONTWAIT if gvisor else 0
 
     def answer(call: int, *arguments: int, machine: int = NATIVE) -> int:
         words = [*arguments, *[0] * 6][:6]
         return _run(program, struct.pack("<iIQ6Q", call, machine, 0, *words))
 
     for call in range(-1, 1000):
-        asked = answer(call, 3, 1 << 40, 16, 0, 1 << 40, 16) == NOTIFY
+        messages = flags if call == sendmsg else 16, flags if call == sendmmsg else 0
+        asked = answer(call, 3, 1 << 40, *messages, 1 << 40, 16) == NOTIFY
         assert asked == (call in (connect, sendto, sendmsg, sendmmsg)), call
-        assert answer(call, 3, 1 << 40, 16, 0, 1 << 40, 16, machine=0x40000003) == ALLOW
+        assert answer(call, 3, 1 << 40, *messages, 1 << 40, 16, machine=0x40000003) == ALLOW
     assert answer(sendto, 3, 1, 1, 0, 0, 0) == ALLOW
     assert answer(sendto, 3, 1, 1, 0, 1, 0) == answer(sendto, 3, 1, 1, 0, 1 << 32, 0) == NOTIFY
-    assert answer(sendmsg, 3, 1, NOSIGNAL) == answer(sendmmsg, 3, 1, 1, NOSIGNAL) == ALLOW
-    assert answer(sendmsg, 3, 1, 0x40) == answer(sendmmsg, 3, 1, NOSIGNAL, 0) == NOTIFY
+    for unasked in (0,) if gvisor else (NOSIGNAL, NOSIGNAL | DONTWAIT):
+        assert answer(sendmsg, 3, 1, unasked) == answer(sendmmsg, 3, 1, 1, unasked) == ALLOW
+    for asked in (DONTWAIT,) if gvisor else (0, DONTWAIT):
+        assert answer(sendmsg, 3, 1, asked) == answer(sendmmsg, 3, 1, NOSIGNAL, asked) == NOTIFY
 
 
 def question(name: str, kind: int = 1) -> bytes:

@@ -16,7 +16,7 @@ from era.core.egress import can_be_egress
 from era.core.ports import Sandbox
 from era.network.passages import ProxyNetwork
 from tests.network import world
-from tests.network.conftest import KINDS, NO_GATE, Machine, NetServer, NewSession, new_session
+from tests.network.conftest import NEEDS_GVISOR, NO_GATE, Machine, NetServer, NewSession, new_session
 
 URLLIB = """
 import json, urllib.request
@@ -35,6 +35,7 @@ client.get({url!r}, (answer) => {{
   answer.on('end', () => {{ const told = JSON.parse(text); console.log(told.hello, told.path); }});
 }});
 """
+IN_GVISOR = pytest.param("urllib", "gvisor", marks=NEEDS_GVISOR)
 CLIENTS = {"urllib": ("python", URLLIB), "fetch": ("node", FETCH), "node:http": ("node", NODE_HTTP)}
 
 
@@ -55,9 +56,9 @@ def as_a_user(machine: Machine, tmp_path_factory: pytest.TempPathFactory) -> Ite
 
 @pytest.mark.parametrize("client", CLIENTS)
 @pytest.mark.parametrize("scheme", ["http", "https"])
-def test_usual_clients_find_their_way(anywhere: NewSession, machine: Machine, client: str, scheme: str) -> None:
+def test_usual_clients_find_their_way(session: NewSession, machine: Machine, client: str, scheme: str) -> None:
     language, code = CLIENTS[client]
-    one = anywhere(language)
+    one = session(language)
     one.client.put(f"/api/sessions/{one.id}/files/ca.pem", content=(machine.keys / "ca.pem").read_bytes())
     trust = {"SSL_CERT_FILE": "/workspace/ca.pem", "NODE_EXTRA_CA_CERTS": "/workspace/ca.pem"}
     url = f"{scheme}://www.example.test/hello?a=1&b=%20"
@@ -74,8 +75,7 @@ def test_usual_clients_find_their_way(anywhere: NewSession, machine: Machine, cl
     assert one.record()["enforced"]["network"] == "proxy"
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("client", CLIENTS)
+@pytest.mark.parametrize(("client", "kind"), [*((one, "bubblewrap") for one in CLIENTS), IN_GVISOR])
 def test_the_same_where_an_ordinary_user_serves(as_a_user: NetServer, client: str, kind: str) -> None:
     language, code = CLIENTS[client]
     with as_a_user.client() as http:
@@ -104,7 +104,7 @@ print(answer.status, answer.read().decode())
     assert '"rule": "tls"' in said
 
 
-def test_50_mib_in_and_out_stream_through(anywhere: NewSession) -> None:
+def test_50_mib_in_and_out_stream_through(session: NewSession) -> None:
     code = """
 import hashlib, http.client, os, resource
 for path in ("/big?mb=50",):
@@ -123,7 +123,7 @@ for headers in ({"Content-Length": str(50 << 20)}, {}):
     print(proxy.getresponse().read().decode())
 """
     digest = hashlib.sha256(world.CHUNK * 800).hexdigest()
-    one = anywhere()
+    one = session()
     told = one.says(code, timeout=60)
     assert told.splitlines()[0] == f"{50 << 20} {digest}"
     assert [line for line in told.splitlines()[1:] if f'"size": {50 << 20}, "sha256": "{digest}"' in line] == (

@@ -18,7 +18,7 @@ import pytest
 
 from tests.api.test_setup import make, settled
 from tests.conftest import Server
-from tests.network.conftest import Machine, NetServer, Session, new_session
+from tests.network.conftest import NEEDS_GVISOR, Machine, NetServer, Session, new_session
 
 PYTHON_SETUP = {"pip": {"requirements": "requests"}}
 NODE_SETUP = {"npm": ["axios"]}
@@ -174,9 +174,10 @@ def packed(
     """A server that was given that directory, and is where no registry can be reached."""
     data_dir, uid = tmp_path_factory.mktemp("packed") / "data", request.param
     shutil.copytree(installed, data_dir, symlinks=True)
+    shutil.copy(machine.keys / "ca.pem", data_dir)
     if uid is not None:
         subprocess.run(["chown", "--recursive", "--no-dereference", f"{uid}:{uid}", str(data_dir)], check=True)
-    server = machine.serve(data_dir, uid=uid, SSL_CERT_FILE="")
+    server = machine.serve(data_dir, uid=uid, SSL_CERT_FILE=f"{data_dir if uid is None else '/mnt/data'}/ca.pem")
     yield server
     server.stop()
 
@@ -199,11 +200,14 @@ def data_of(one: Session) -> dict[str, Any]:
     return data
 
 
+CALLED = [("http", "bubblewrap"), ("https", "bubblewrap"), pytest.param("https", "gvisor", marks=NEEDS_GVISOR)]
+
+
 @pytest.mark.parametrize("language", CALLERS)
-@pytest.mark.parametrize("scheme", ["http", "https"])
-def test_calls_of_services(client: httpx.Client, machine: Machine, language: str, scheme: str) -> None:
+@pytest.mark.parametrize(("scheme", "kind"), CALLED)
+def test_calls_of_services(client: httpx.Client, machine: Machine, language: str, scheme: str, kind: str) -> None:
     code, setup = CALLERS[language]
-    one = has(client, setup, language)
+    one = has(client, setup, language, isolation=kind)
     trust = {}
     if scheme == "https":
         client.put(f"/api/sessions/{one.id}/files/ca.pem", content=(machine.keys / "ca.pem").read_bytes())
@@ -217,6 +221,36 @@ def test_calls_of_services(client: httpx.Client, machine: Machine, language: str
         ("api.example.test", port, True),
         ("www.example.test", port, True),
     }
+
+
+SECRETIVE = {
+    "python": """
+import os, requests
+token = os.environ['TOKEN']
+for scheme in ('https', 'http'):
+    answer = requests.post(f'{scheme}://api.example.test/posts', json={'token': token}, auth=('me', token))
+    print(answer.status_code, answer.json()['token'], token in answer.text)
+""",
+    "node": """
+const axios = require('axios');
+const token = process.env.TOKEN;
+(async () => {
+  for (const scheme of ['https', 'http']) {
+    const auth = { username: 'me', password: token };
+    const answer = await axios.post(`${scheme}://api.example.test/posts`, { token }, { auth });
+    console.log(answer.status, answer.data.token, JSON.stringify(answer.data).includes(token) ? 'True' : 'False');
+  }
+})();
+""",
+}
+
+
+@pytest.mark.parametrize("language", SECRETIVE)
+def test_with_a_secret(client: httpx.Client, language: str) -> None:
+    one = has(client, CALLERS[language][1], language)
+    told = one.says(SECRETIVE[language], secrets={"TOKEN": {"value": "hunter2", "hosts": ["api.example.test"]}})
+    assert told == "201 hunter2 False\n" * 2
+    assert [(each["port"], each["secrets"]) for each in one.destinations()] == [(443, ["TOKEN"]), (80, ["TOKEN"])]
 
 
 @pytest.mark.parametrize(("language", "problem"), [("python", "SSLError"), ("node", "certificate")])

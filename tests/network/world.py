@@ -5,6 +5,8 @@ Run as a program, with the directory of its keys: serves until its stdin ends.
     http  80, https 443    GET /hello, /big?mb=N, /drip?seconds=N, /redirect?to=URL, /hang, /open, /queries,
                            /users/NAME
                            POST /upload, /posts (JSON, which comes back with an id)
+                           /socket, a WebSocket that says back the short messages it hears
+    https 8443             the same with a certificate that nobody has signed
     tcp   9000             says what it was sent
     udp   9000             the same
     tcp   6379             a database with SET and GET, in Redis's protocol
@@ -14,6 +16,7 @@ Run as a program, with the directory of its keys: serves until its stdin ends.
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
 import socket
@@ -97,6 +100,8 @@ class Handler(BaseHTTPRequestHandler):
                 self.answer(open_requests - 1)
             elif url.path == "/queries":
                 self.answer(queries)
+            elif url.path == "/socket":
+                self.speak_websocket()
             elif url.path.startswith("/users/"):
                 login = url.path.removeprefix("/users/")
                 self.answer({"login": login, "name": login.title(), "public_repos": 7})
@@ -106,6 +111,22 @@ class Handler(BaseHTTPRequestHandler):
             self.close_connection = True
         finally:
             open_requests -= 1
+
+    def speak_websocket(self) -> None:
+        key = self.headers["Sec-WebSocket-Key"] + "258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
+        self.send_response(101)
+        accept = base64.b64encode(hashlib.sha1(key.encode()).digest()).decode()
+        for name, text in {"Upgrade": "websocket", "Connection": "Upgrade", "Sec-WebSocket-Accept": accept}.items():
+            self.send_header(name, text)
+        self.end_headers()
+        self.close_connection = True
+        while head := self.rfile.read(2):
+            size = head[1] & 127
+            mask = self.rfile.read(4)
+            said = bytes(one ^ mask[n % 4] for n, one in enumerate(self.rfile.read(size)))
+            self.wfile.write(bytes([head[0], size]) + said)
+            if head[0] & 15 == 8:  # the client's goodbye
+                return
 
     def do_POST(self) -> None:
         if self.path == "/posts":
@@ -243,12 +264,14 @@ def echo(client: socket.socket) -> None:
 def main() -> None:
     keys = Path(sys.argv[1])
     plain, secure = Server(("::", 80), Handler), Server(("::", 443), Handler)
-    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    context.load_cert_chain(keys / "server.pem", keys / "server.key")
-    secure.socket = context.wrap_socket(secure.socket, server_side=True, do_handshake_on_connect=False)
+    unsigned = Server(("::", 8443), Handler)
+    for server, name in ((secure, "server"), (unsigned, "unsigned")):
+        context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+        context.load_cert_chain(keys / f"{name}.pem", keys / f"{name}.key")
+        server.socket = context.wrap_socket(server.socket, server_side=True, do_handshake_on_connect=False)
     serve_udp_echo()
-    several = (plain.serve_forever, secure.serve_forever, serve_dns, serve_dns_tcp, serve_echo, serve_database)
-    for serve in several:
+    web = (server.serve_forever for server in (plain, secure, unsigned))
+    for serve in (*web, serve_dns, serve_dns_tcp, serve_echo, serve_database):
         threading.Thread(target=serve, daemon=True).start()
     print("up", flush=True)
     sys.stdin.read()

@@ -15,6 +15,7 @@ from era.core.signatures import Verify
 from era.errors import NotFound, TooManyDeliveries
 from era.store import inbox as rows
 from era.store.metadata import SqlStore
+from tests.owners import mine
 
 CONTENT = Content("POST", "/x", "", [("a", "b")], b"body", "http://x")
 type Test = Callable[[SqlStore, Session], Awaitable[None]]
@@ -29,8 +30,8 @@ def with_inbox(tmp_path: Path) -> Callable[[Test], None]:
             store = SqlStore(f"sqlite:///{tmp_path}/era.db", Retention(grace_seconds=0))
             await store.open()
             try:
-                session = await store.create_session(NewSession("s", "python", True, "{}", {}, True, True, 30.0))
-                await store.put_inbox("s", Verify("hmac", "k", "x"), 5)
+                session = await store.create_session(NewSession(mine("s"), "python", True, "{}", {}, True, True, 30.0))
+                await store.put_inbox(mine("s"), Verify("hmac", "k", "x"), 5)
                 await test(store, session)
             finally:
                 await store.close()
@@ -41,7 +42,7 @@ def with_inbox(tmp_path: Path) -> Callable[[Test], None]:
 
 
 async def listed(store: SqlStore) -> list[Delivery]:
-    return list(await store.deliveries("s", status=None, limit=1000, before=None))
+    return list(await store.deliveries(mine("s"), status=None, limit=1000, before=None))
 
 
 async def end(store: SqlStore, session: Session, status: str = "done") -> None:
@@ -63,7 +64,7 @@ def test_as_many_wait_as_may(with_inbox: Callable[[Test], None], monkeypatch: py
         await end(store, session)
         assert (await store.add_delivery(session.key, "d", "d", CONTENT)).first
         with pytest.raises(TooManyDeliveries):
-            await store.replay_delivery("s", "a")
+            await store.replay_delivery(mine("s"), "a")
         monkeypatch.setattr(rows, "MAX_PENDING", 100)
         monkeypatch.setattr(rows, "MAX_PENDING_BYTES", sum(one.size for one in await listed(store)))
         with pytest.raises(TooManyDeliveries):
@@ -83,7 +84,7 @@ def test_the_newest_that_ended_are_kept(with_inbox: Callable[[Test], None], monk
         assert (await store.add_delivery(session.key, "new", "s0", CONTENT)).first  # it isn't known any more
         assert not (await store.add_delivery(session.key, "no", "s5", CONTENT)).first
         with pytest.raises(NotFound):
-            await store.delivery("s", "d0")
+            await store.delivery(mine("s"), "d0")
 
     with_inbox(test)
 
@@ -93,7 +94,7 @@ def test_a_replay_comes_last(with_inbox: Callable[[Test], None]) -> None:
         for name in "ab":
             await store.add_delivery(session.key, name, None, CONTENT)
         await end(store, session, "failed")
-        assert (await store.replay_delivery("s", "a"))[1].status == "pending"
+        assert (await store.replay_delivery(mine("s"), "a"))[1].status == "pending"
         order = []
         while found := await store.next_delivery(session.key):
             order.append((found.delivery.id, found.delivery.run_ids, found.delivery.tries))
@@ -126,9 +127,9 @@ def test_they_go_with_their_session(with_inbox: Callable[[Test], None], at_once:
         for n in range(150):
             await store.add_delivery(session.key, f"d{n}", None, CONTENT)
         if at_once:
-            await store.purge_session("s")
+            await store.purge_session(mine("s"))
         else:
-            await store.delete_session("s")
+            await store.delete_session(mine("s"))
             assert await store.next_delivery(session.key) is None  # none is run while it is gone
             assert await store.content(1 << 62) is None
             assert await store.content(1) is not None
@@ -136,10 +137,10 @@ def test_they_go_with_their_session(with_inbox: Callable[[Test], None], at_once:
         assert await store.inbox_of(session.key) is None
         assert await store.content(1) is None
         # A new one of that id has nothing of it.
-        await store.create_session(NewSession("s", "python", True, "{}", {}, True, True, 30.0))
+        await store.create_session(NewSession(mine("s"), "python", True, "{}", {}, True, True, 30.0))
         with pytest.raises(NotFound):
-            await store.inbox("s")
-        await store.put_inbox("s", None, 0)
+            await store.inbox(mine("s"))
+        await store.put_inbox(mine("s"), None, 0)
         assert await listed(store) == []
 
     with_inbox(test)
@@ -149,9 +150,9 @@ def test_an_inbox_goes_with_all_it_has(with_inbox: Callable[[Test], None]) -> No
     async def test(store: SqlStore, session: Session) -> None:
         for n in range(250):
             await store.add_delivery(session.key, f"d{n}", None, CONTENT)
-        assert await store.delete_inbox("s") == 250
+        assert await store.delete_inbox(mine("s")) == 250
         with pytest.raises(NotFound):
-            await store.delete_inbox("s")
+            await store.delete_inbox(mine("s"))
 
     with_inbox(test)
 

@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from era.core.models import DEFAULT_OWNER
 from era.core.snapshots import Snapshots
-from era.core.storage import INLINE_BYTES, MAX_KEY, MAX_METADATA, MAX_VALUE, ROW_BYTES, Kind, Storage
+from era.core.storage import INLINE_BYTES, MAX_KEY, MAX_METADATA, MAX_VALUE, ROW_BYTES, Kind, Namespaces, Storage
 from era.errors import BadRequest, CommitFailed, NotFound, TooLarge
 from era.store.blobs import LocalBlobs
 from era.store.metadata import SqlStore
@@ -28,10 +29,10 @@ class Lab:
         self.blobs = LocalBlobs(directory / "blobs")
         self.databases = SqlDatabases(directory / "d1", 1 << 20)
 
-    async def open(self, most_bytes: int = 1 << 30) -> Storage:
+    async def open(self, most_bytes: int = 1 << 30, owner: str = DEFAULT_OWNER) -> Namespaces:
         storage = Storage(self.store, self.blobs, self.databases, most_bytes)
         await storage.open()
-        return storage
+        return storage.of(owner)
 
 
 @pytest.fixture(scope="module")
@@ -205,4 +206,4 @@ async def test_what_a_caller_who_goes_away_has_put_is_counted(lab: Lab) -> None:
             await put
     await storage.put("kv", "a", "k", b"v" * 1000, None)  # the last of one writer's
     again = await lab.open()
-    assert storage._used == again._used == 1000 + 1 + ROW_BYTES
+    assert storage._storage._used == again._storage._used == 1000 + 1 + ROW_BYTES

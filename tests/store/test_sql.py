@@ -12,11 +12,13 @@ from typing import Any
 
 import pytest
 
+from era.core.models import DEFAULT_OWNER
 from era.errors import BadRequest, EraError, Forbidden, TooLarge
 from era.store import sqlworker
 from era.store.sql import SqlDatabases
 
 ROOM = 1 << 30
+A, B = (DEFAULT_OWNER, "a"), (DEFAULT_OWNER, "b")
 SECRET = "the canary of another namespace"
 ENDLESS = "WITH RECURSIVE c(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM c) SELECT"
 
@@ -41,19 +43,19 @@ def other(tmp_path: Path) -> Path:
 
 
 async def query(databases: SqlDatabases, sql: str, params: Any = ()) -> list[dict[str, Any]]:
-    rows: list[dict[str, Any]] = (await databases.run("a", sql, params, many=False, room=ROOM))["results"]
+    rows: list[dict[str, Any]] = (await databases.run(*A, sql, params, many=False, room=ROOM))["results"]
     return rows
 
 
 async def test_statements_together_are_all_or_nothing(databases: SqlDatabases) -> None:
     told = await databases.run(
-        "a", "CREATE TABLE t (n UNIQUE); INSERT INTO t VALUES (1); SELECT n FROM t", many=True, room=ROOM
+        *A, "CREATE TABLE t (n UNIQUE); INSERT INTO t VALUES (1); SELECT n FROM t", many=True, room=ROOM
     )
     assert told["results"] == [{"n": 1}]
     assert told["meta"]["changes"] == 1
     assert told["meta"]["changed_db"] is True
     with pytest.raises(BadRequest) as caught:
-        await databases.run("a", "INSERT INTO t VALUES (2); INSERT INTO t VALUES (1)", many=True, room=ROOM)
+        await databases.run(*A, "INSERT INTO t VALUES (2); INSERT INTO t VALUES (1)", many=True, room=ROOM)
     assert caught.value.code == "sql_error"
     assert await query(databases, "SELECT n FROM t") == [{"n": 1}]
 
@@ -66,7 +68,7 @@ async def test_values_go_in_and_come_out(databases: SqlDatabases) -> None:
     trigger = (
         "CREATE TABLE t (n); CREATE TRIGGER r AFTER INSERT ON t BEGIN DELETE FROM t WHERE n = ';'; END; SELECT ';'"
     )
-    assert (await databases.run("a", trigger, many=True, room=ROOM))["results"] == [{"';'": ";"}]
+    assert (await databases.run(*A, trigger, many=True, room=ROOM))["results"] == [{"';'": ";"}]
 
 
 @pytest.mark.parametrize(
@@ -104,7 +106,7 @@ async def test_nothing_beyond_the_database_is_reached(databases: SqlDatabases, o
 
 @pytest.mark.parametrize("sql", ["UPDATE sqlite_schema SET sql = 'x'", "DELETE FROM sqlite_schema"])
 async def test_the_schema_is_changed_by_nothing_else(databases: SqlDatabases, sql: str) -> None:
-    await databases.run("a", "CREATE TABLE t (n)", many=True, room=ROOM)
+    await databases.run(*A, "CREATE TABLE t (n)", many=True, room=ROOM)
     with pytest.raises(EraError):
         await query(databases, sql)
     assert await query(databases, "SELECT name FROM sqlite_schema") == [{"name": "t"}]
@@ -128,7 +130,7 @@ async def test_what_does_not_end_is_ended_and_others_go_on(databases: SqlDatabas
     begun = time.monotonic()
     endless = asyncio.create_task(query(databases, f"{ENDLESS} count(*) FROM c"))
     await asyncio.sleep(0.1)
-    other = await databases.run("b", "SELECT 1 AS one", many=False, room=ROOM)
+    other = await databases.run(*B, "SELECT 1 AS one", many=False, room=ROOM)
     assert other["results"] == [{"one": 1}]
     assert not endless.done()
     with pytest.raises(BadRequest) as caught:
@@ -175,22 +177,22 @@ async def test_memory_and_answers_are_bounded(databases: SqlDatabases, sql: str)
 
 
 async def test_a_database_has_a_size(databases: SqlDatabases, tmp_path: Path) -> None:
-    await databases.run("a", "CREATE TABLE t (b)", many=True, room=ROOM)
+    await databases.run(*A, "CREATE TABLE t (b)", many=True, room=ROOM)
     fill = f"INSERT INTO t {ENDLESS} randomblob(100000) FROM c LIMIT 1000"
     with pytest.raises(TooLarge) as caught:
         await query(databases, fill)
     assert caught.value.code == "storage_full"
     assert await query(databases, "SELECT count(*) AS n FROM t") == [{"n": 0}]
-    assert sum(path.stat().st_size for path in (tmp_path / "d1").iterdir()) < 5 << 20
+    assert sum(path.stat().st_size for path in (tmp_path / "d1").glob("*/*")) < 5 << 20
     with pytest.raises(TooLarge):  # and so has all of the storage
-        await databases.run("a", f"INSERT INTO t {ENDLESS} randomblob(100000) FROM c LIMIT 10", many=False, room=4096)
-    await databases.run("a", "DELETE FROM t", many=False, room=0)
+        await databases.run(*A, f"INSERT INTO t {ENDLESS} randomblob(100000) FROM c LIMIT 10", many=False, room=4096)
+    await databases.run(*A, "DELETE FROM t", many=False, room=0)
 
 
 async def test_a_schema_has_a_size(databases: SqlDatabases) -> None:
     many = ";".join(f"CREATE TABLE t{n} (x)" for n in range(sqlworker.MAX_TABLES + 1))
     with pytest.raises(TooLarge):
-        await databases.run("a", many, many=True, room=ROOM)
+        await databases.run(*A, many, many=True, room=ROOM)
     assert await query(databases, "SELECT count(*) AS n FROM sqlite_schema") == [{"n": 0}]
 
 
@@ -208,24 +210,24 @@ async def test_nothing_of_a_call_is_there_in_the_next(databases: SqlDatabases) -
     await query(databases, "CREATE TEMP TABLE left_over (x)")
     with pytest.raises(BadRequest):
         await query(databases, "SELECT * FROM left_over")
-    assert dict(databases.sizes) == {}, "a database in which nothing was committed is no file"
+    assert databases.total == 0, "a database in which nothing was committed is no file"
 
 
 async def test_a_dropped_database_is_gone(databases: SqlDatabases, tmp_path: Path) -> None:
-    await databases.run("a", "CREATE TABLE t (n)", many=True, room=ROOM)
-    assert list(databases.sizes) == ["a"]
+    await databases.run(*A, "CREATE TABLE t (n)", many=True, room=ROOM)
+    assert list(databases.sizes(DEFAULT_OWNER)) == ["a"]
     again = SqlDatabases(tmp_path / "d1", 1 << 20)
     again.open()
-    assert dict(again.sizes) == dict(databases.sizes)
-    assert await databases.drop("a")
-    assert not await databases.drop("a")
-    assert list((tmp_path / "d1").iterdir()) == []
+    assert again.sizes(DEFAULT_OWNER) == databases.sizes(DEFAULT_OWNER)
+    assert await databases.drop(*A)
+    assert not await databases.drop(*A)
+    assert list((tmp_path / "d1").glob("*/*")) == []
 
 
 async def test_a_killed_worker_leaves_the_old_state(databases: SqlDatabases) -> None:
-    await databases.run("a", "CREATE TABLE t (n); INSERT INTO t VALUES (1)", many=True, room=ROOM)
+    await databases.run(*A, "CREATE TABLE t (n); INSERT INTO t VALUES (1)", many=True, room=ROOM)
     long = asyncio.create_task(
-        databases.run("a", f"UPDATE t SET n = 2; {ENDLESS} count(*) FROM c", many=True, room=ROOM)
+        databases.run(*A, f"UPDATE t SET n = 2; {ENDLESS} count(*) FROM c", many=True, room=ROOM)
     )
     await asyncio.sleep(0.5)
     long.cancel()

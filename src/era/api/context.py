@@ -16,6 +16,7 @@ from pydantic import BaseModel
 
 from era import languages
 from era.core import jsontext
+from era.core.api_keys import ApiKeys, Caller
 from era.core.archives import Archives
 from era.core.capsules.service import Capsules
 from era.core.edits import Listed
@@ -25,9 +26,10 @@ from era.core.inbound import Inbound
 from era.core.inbox import Deliveries, Inbox
 from era.core.limits import Rules
 from era.core.metadata import MetadataStore
-from era.core.models import Claim, JsonObject, Language, Route, Session, Snapshot
+from era.core.models import Claim, JsonObject, Language, OwnedId, Route, Session, Snapshot
 from era.core.outputs import History
 from era.core.runs import Runs
+from era.core.secrets import Secret, secret
 from era.core.sessions import Sessions
 from era.core.setups import Setups
 from era.core.storage import Storage
@@ -35,7 +37,7 @@ from era.core.turns import Turns
 from era.core.versions import Versions
 from era.errors import BadRequest, EraError, NoLanguage, NotFound, TooLarge
 from era.settings import Settings
-from era.wire import SESSION_ID, ErrorAnswer, SetupBody, session_answer, wanted_setup
+from era.wire import SESSION_ID, ErrorAnswer, SecretBody, SetupBody, session_answer, wanted_setup
 
 _MAX_ENV_BYTES = 1 << 20
 _MAX_VARIABLE_BYTES = 128 << 10  # the kernel's bound for one string of an environment
@@ -54,6 +56,7 @@ class Context:
     deliveries: Deliveries
     history: History
     keys: Keys
+    api_keys: ApiKeys
     versions: Versions
     setups: Setups
     session_files: Files
@@ -138,14 +141,31 @@ def base_url(request: Request, settings: Settings) -> str:
     return f"{request.url.scheme}://{request.headers.get('host') or request.url.netloc}"
 
 
-async def existing_id(session_id: str) -> str:
-    """A session id from a path. Raises NotFound for what can't be one, so no store ever sees it."""
+def caller_of(request: Request) -> Caller:
+    """Who calls, as the guard has found."""
+    found: Caller = request.state.caller
+    return found
+
+
+async def owner_of(request: Request) -> str:  # not async, it would take a hop through a thread
+    """Whose all is that this call may see."""
+    return caller_of(request).owner
+
+
+def possible_id(session_id: str) -> str:
+    """Raises NotFound for what can't be a session's id, so no store ever sees it."""
     if not re.fullmatch(SESSION_ID[1:-1], session_id):
         raise NotFound("No session has such an id.")
     return session_id
 
 
-SessionId = Annotated[str, Depends(existing_id)]
+async def existing_id(session_id: str, request: Request) -> OwnedId:
+    """A session id from a path, as the caller's. Raises NotFound."""
+    return OwnedId(await owner_of(request), possible_id(session_id))
+
+
+Owner = Annotated[str, Depends(owner_of)]
+SessionId = Annotated[OwnedId, Depends(existing_id)]
 Include = Annotated[str | None, Query(pattern="^files$", description="`files` adds the list of files.")]
 Limit = Annotated[int, Query(ge=1, le=1000, description="How many a page.")]
 Cursor = Annotated[str | None, Query(max_length=64, description="`next_cursor` of the page before.")]
@@ -176,15 +196,19 @@ REPLAY = {"Idempotent-Replay": "true"}
 
 
 def claim_of(context: Context, route: Route, key: str | None, body: BaseModel) -> Claim | None:
-    """The claim of a request, whose `env` is kept apart."""
+    """The claim of a request. Its `env` and the values of its `secrets` are kept apart."""
     if key is None:
         return None
-    return context.keys.claim(route, key, body.model_dump(exclude={"env"}), getattr(body, "env", None))
+    known = body.model_dump()
+    env, secrets = known.pop("env", {}), known.pop("secrets", {})
+    if secrets:
+        known["secrets"] = {name: one["hosts"] for name, one in secrets.items()}
+    return context.keys.claim(route, key, known, [env, {name: one["value"] for name, one in secrets.items()}])
 
 
 def shown(session: Session, context: Context) -> dict[str, Any]:
     """The session object."""
-    status = "running" if context.turns.taken(session.id) else "idle"
+    status = "running" if context.turns.taken(session.owned_id) else "idle"
     return session_answer(session, status, context.rules.shown(session.limits))
 
 
@@ -243,6 +267,11 @@ def setup_of(body: SetupBody | None) -> dict[str, Any] | None:
     """A setup as the client gave it. Raises BadRequest or TooLarge for variables that can't be."""
     check_env((body and body.envs) or {})
     return wanted_setup(body)
+
+
+def secrets_of(secrets: Mapping[str, SecretBody], env: Mapping[str, str]) -> list[Secret]:
+    """Secrets as the client gave them. Raises BadRequest for what can't be any."""
+    return [secret(name, one.value, one.hosts, env) for name, one in secrets.items()]
 
 
 def check_env(env: Mapping[str, str]) -> None:

@@ -22,6 +22,7 @@ from starlette.types import Receive, Scope, Send
 from era.api.context import Answer, Context, SessionId, StrictRoute, UseContext, errors
 from era.api.ranges import wanted_range
 from era.core.files import ANY, Condition, OpenFile
+from era.core.models import OwnedId
 from era.core.paths import Parts, from_url
 from era.core.spool import bounded
 from era.core.trees import raw
@@ -152,7 +153,7 @@ async def delete_file(
     return Answer({"success": True, "path": "/".join(path)})
 
 
-async def body_of(session_id: str, request: Request, context: Context) -> AsyncIterator[bytes]:
+async def body_of(session_id: OwnedId, request: Request, context: Context) -> AsyncIterator[bytes]:
     """The body as it comes. Raises TooLarge where it is over its bound, also where it only says so."""
     check = await context.session_files.size_check(session_id)
     declared = request.headers.get("content-length", "0")

@@ -1,4 +1,7 @@
-"""The guard before every route: who may call, from where, and how much they may send.
+"""The guard before every route: who calls, who may, from where, and how much they may send.
+
+It is the one place where a call gets its caller (`state.caller`), whose owner routers hand on to the core. A path that
+it lets pass without asking has none, so a route there that wanted one would fail.
 
 Without a key a server on loopback is open to everybody on the machine, but must not be open to pages in their
 browsers. Such a page can send a request here in three ways, each refused: from another site (Origin and
@@ -12,7 +15,6 @@ Public URLs of sessions are for anybody, pages of other sites among them: there 
 from __future__ import annotations
 
 import asyncio
-import hmac
 import json
 import re
 import secrets
@@ -23,6 +25,7 @@ from urllib.parse import unquote
 import structlog
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from era.core.api_keys import OPERATOR, ApiKeys
 from era.errors import BadRequest, EraError, Forbidden, RangeNotSatisfiable, TooLarge, TooSlow, Unauthorized
 
 log = structlog.get_logger()
@@ -66,15 +69,15 @@ class Guard:
         self,
         app: ASGIApp,
         *,
-        api_key: str | None,
+        keys: ApiKeys | None,
         names: Iterable[str],
         idle_seconds: float,
         bounds: Mapping[tuple[str, str], int] | None = None,
     ) -> None:
-        """Nothing of a body may come for `idle_seconds`; `bounds` are those of bodies for the methods and paths that
-        have one of their own."""
+        """Without `keys` the state tells already who calls. Nothing of a body may come for `idle_seconds`; `bounds` are
+        those of bodies for the methods and paths that have one of their own."""
         self._app = app
-        self._key = api_key.encode() if api_key else None
+        self._keys = keys
         self._bounds = bounds or {}
         self._idle_seconds = idle_seconds
         self._names = _LOOPBACK | {name.lower() for name in names}
@@ -108,11 +111,13 @@ class Guard:
 
     def _check(self, scope: Scope, headers: dict[bytes, bytes]) -> None:
         path = scope["path"]
-        if self._key is not None:
+        if self._keys is not None and self._keys.wanted:
             if _KEYED.match(path):
                 kind, _, given = headers.get(b"authorization", b"").partition(b" ")
-                if kind.lower() != b"bearer" or not hmac.compare_digest(given.strip(), self._key):
-                    raise Unauthorized("This call needs the server's API key.")
+                caller = self._keys.caller(given.strip()) if kind.lower() == b"bearer" else None
+                if caller is None:
+                    raise Unauthorized("This call needs an API key of this server's.")
+                scope["state"]["caller"] = caller
             return
         if _OPEN_NAMES.match(path):
             return
@@ -133,6 +138,8 @@ class Guard:
             raise Forbidden("This server has no key, so pages of other sites may not call it.")
         if _FROM_A_SESSION.match(unquote(headers.get(b"referer", b"").decode("latin-1"))):
             raise Forbidden("This server has no key, so pages of sessions may not call it.")
+        if self._keys is not None:
+            scope["state"]["caller"] = OPERATOR
 
 
 def _bounded(receive: Receive, headers: dict[bytes, bytes], bound: int | None, idle_seconds: float) -> Receive:

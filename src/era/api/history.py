@@ -22,20 +22,20 @@ async def list_runs(session_id: SessionId, context: UseContext, limit: Limit = 1
     found = await context.history.list(session_id, limit=limit + 1, before=key_of(cursor) if cursor else None)
     page = found[:limit]
     following = cursor_of(page[-1].key) if len(found) > limit else None
-    answers = [record_answer(record, session_id) for record in page]
+    answers = [record_answer(record, session_id.id) for record in page]
     return Answer({"runs": answers, "count": len(answers), "next_cursor": following})
 
 
 @router.get("/{run_id}", responses={200: {"model": RunRecordAnswer}, **errors(404)})
 async def get_run(session_id: SessionId, run_id: str, context: UseContext) -> Response:
     """Show the record of a run, also while it is under way."""
-    return Answer(record_answer(await context.history.get(session_id, run_id), session_id))
+    return Answer(record_answer(await context.history.get(session_id, run_id), session_id.id))
 
 
 @router.delete("/{run_id}", responses={200: {"model": RunRecordAnswer}, **errors(404)})
 async def stop_run(session_id: SessionId, run_id: str, context: UseContext) -> Response:
     """Stop a run that is under way, and answer its record once that is durable. One that has ended stays as it is."""
-    return Answer(record_answer(await context.runs.stop(session_id, run_id), session_id))
+    return Answer(record_answer(await context.runs.stop(session_id, run_id), session_id.id))
 
 
 @router.get(

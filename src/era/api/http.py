@@ -19,6 +19,7 @@ from era.api import (
     health,
     history,
     inbox,
+    keys,
     languages,
     pages,
     proxy,
@@ -51,6 +52,7 @@ def build(settings: Settings, context: Context) -> FastAPI:
         proxy,
         inbox,
         storage,
+        keys,
         health,
         languages,
         pages,
@@ -60,9 +62,10 @@ def build(settings: Settings, context: Context) -> FastAPI:
     app.state.storage = context.storage
     app.router.routes.append(proxy.PublicUrls())
     names = [settings.host, urlsplit(settings.public_url or "").hostname or settings.host]
-    key = settings.api_key.get_secret_value() if settings.api_key else None
     bounds = {("POST", capsules.IMPORT_PATH): settings.import_mb << 20}
-    app.add_middleware(Guard, api_key=key, names=names, idle_seconds=settings.body_idle_seconds, bounds=bounds)
+    app.add_middleware(
+        Guard, keys=context.api_keys, names=names, idle_seconds=settings.body_idle_seconds, bounds=bounds
+    )
     return app
 
 

@@ -20,6 +20,7 @@ from era.api.context import (
     key_of,
 )
 from era.core.inbox import DeliveryStatus
+from era.core.models import OwnedId
 from era.core.signatures import HEADERS, Verify
 from era.wire_inbox import (
     DeliveriesAnswer,
@@ -59,7 +60,7 @@ async def get_inbox(session_id: SessionId, request: Request, context: UseContext
 async def delete_inbox(session_id: SessionId, context: UseContext) -> Response:
     """Remove the session's inbox with all its deliveries, also those that wait."""
     dropped = await context.deliveries.delete_inbox(session_id)
-    return Answer({"success": True, "session_id": session_id, "deleted_deliveries": dropped})
+    return Answer({"success": True, "session_id": session_id.id, "deleted_deliveries": dropped})
 
 
 @router.get("/deliveries", responses={200: {"model": DeliveriesAnswer}, **errors(404)})
@@ -88,7 +89,7 @@ async def replay_delivery(session_id: SessionId, delivery_id: str, context: UseC
     return Answer(delivery_answer(await context.inbox.replay(session_id, delivery_id)), 202)
 
 
-async def _shown(session_id: str, request: Request, context: Context) -> Response:
+async def _shown(session_id: OwnedId, request: Request, context: Context) -> Response:
     inbox, counts = await context.deliveries.inbox(session_id)
     url = f"{base_url(request, context.settings)}/proxy/{session_id}/inbox"
-    return Answer(inbox_answer(session_id, url, inbox, counts))
+    return Answer(inbox_answer(session_id.id, url, inbox, counts))

@@ -1,8 +1,9 @@
 """The storage's routes for programs, on connections that come out of a sandbox, and nothing else of the API.
 
 Who connects is known by where the connection comes from: a door of the sandbox, on which the service listens while a
-run lasts. So no key is asked for. A program may be hostile: of its requests a few are worked on at a time, and fewer
-still of those that cost much; the others wait for each other, not for anybody else's.
+run lasts. So no key is asked for, and nothing that a program says can make it somebody else. A program may be hostile:
+of its requests a few are worked on at a time, and fewer still of those that cost much; the others wait for each other,
+not for anybody else's.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from era.api.guard import Guard
 from era.api.http import application
 from era.api.protocol import Protocol
 from era.api.storage import router
+from era.core.api_keys import Caller
 from era.core.storage import Storage
 
 MAX_REQUESTS, MAX_HEAVY = 8, 2
@@ -35,7 +37,7 @@ class Inside:
         """Nothing of a request's body may come for `idle_seconds`."""
         app = application([router], described=False)
         app.state.storage = storage
-        app.add_middleware(Guard, api_key=None, names=[], idle_seconds=idle_seconds)
+        app.add_middleware(Guard, keys=None, names=[], idle_seconds=idle_seconds)
         self._config = uvicorn.Config(
             app,
             log_config=None,
@@ -49,10 +51,12 @@ class Inside:
         self._config.load()
         self._app = self._config.loaded_app
 
-    def for_run(self) -> Callable[[Callable[[], None]], asyncio.Protocol]:
-        """What makes the protocols for one run. Each calls what it is given when its connection has ended."""
+    def for_run(self, owner: str) -> Callable[[Callable[[], None]], asyncio.Protocol]:
+        """What makes the protocols for one run of an owner's. Each calls what it is given when its connection has
+        ended."""
+        caller = Caller(owner)
         state, rooms = ServerState(), _Rooms(asyncio.Semaphore(MAX_REQUESTS), asyncio.Semaphore(MAX_HEAVY))
-        return lambda ended: _Connection(self._config, state, self._app, rooms, ended)
+        return lambda ended: _Connection(self._config, state, self._app, rooms, caller, ended)
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,9 +69,15 @@ class _Rooms:
 
 class _Connection(Protocol):
     def __init__(
-        self, config: uvicorn.Config, state: ServerState, app: ASGIApp, rooms: _Rooms, ended: Callable[[], None]
+        self,
+        config: uvicorn.Config,
+        state: ServerState,
+        app: ASGIApp,
+        rooms: _Rooms,
+        caller: Caller,
+        ended: Callable[[], None],
     ) -> None:
-        super().__init__(config, state, {})
+        super().__init__(config, state, {"caller": caller})  # which is in the state of each of its requests
         self.app = self._in_turn
         self._inner = app
         self._rooms = rooms

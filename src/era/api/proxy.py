@@ -12,7 +12,7 @@ from starlette.requests import ClientDisconnect
 from starlette.routing import BaseRoute, Match
 from starlette.types import Receive, Scope, Send
 
-from era.api.context import Answer, Context, SessionId, StrictRoute, UseContext, base_url, errors, existing_id
+from era.api.context import Answer, Context, SessionId, StrictRoute, UseContext, base_url, errors, possible_id
 from era.api.forward import Call, forward
 from era.api.guard import error_body, error_headers
 from era.core import relay
@@ -86,7 +86,7 @@ async def _relayed(request: Request, context: Context, session: Session, call: C
     told = await _told(request, call.path)
     base = base_url(request, context.settings)
     variables = relay.environment(told, key=call.key)
-    run = await context.runs.run(session.id, RunRequest(base, env=variables, public=True))
+    run = await context.runs.run(session.owned_id, RunRequest(base, env=variables, public=True))
     about = {"X-Era-Run": run.result.run_id}
     try:
         found = relay.reply(run, call.cookie_path)
@@ -132,8 +132,7 @@ async def _checked(request: Request, context: Context) -> tuple[Session, int | N
     found = _TARGET.fullmatch(request.scope["raw_path"])
     given, port, path = found.groups() if found else (None, None, None)
     try:
-        session_id = await existing_id((given or b"").decode("latin-1"))
-        session = await context.store.session(session_id)
+        session = await context.store.public_session(possible_id((given or b"").decode("latin-1")))
     except NotFound:
         raise NotFound("There is no session at this URL.", hint="Ask the owner of the session for its URL.") from None
     check_public(session)

@@ -16,6 +16,7 @@ from era.api.context import (
     Answer,
     Context,
     IdempotencyKey,
+    Owner,
     SessionId,
     StrictRoute,
     UseContext,
@@ -25,6 +26,7 @@ from era.api.context import (
     claim_of,
     errors,
     language,
+    secrets_of,
 )
 from era.core.ports import Output
 from era.core.runs import ExecuteRequest, RunEvent, RunRequest, RunStarted
@@ -62,6 +64,7 @@ def _run_request(body: RunBody, request: Request, context: Context, key: str | N
         body.atomic,
         claim_of(context, "run", key, body),
         body.background,
+        secrets=secrets_of(body.secrets, body.env),
     )
 
 
@@ -100,7 +103,7 @@ async def stream(
 
 
 @router.post("/api/execute", responses={200: {"model": ExecuteAnswer}, **errors(413)})
-async def execute(body: ExecuteBody, request: Request, context: UseContext) -> Response:
+async def execute(body: ExecuteBody, owner: Owner, request: Request, context: UseContext) -> Response:
     """Run code once, in a sandbox that is gone when this answers."""
     check_timeout(body.timeout, context.settings)
     check_env(body.env)
@@ -109,6 +112,7 @@ async def execute(body: ExecuteBody, request: Request, context: UseContext) -> R
     limits = {name: value for name, value in asked(body.limits).items() if value is not None}
     context.rules.check(limits)
     wanted = ExecuteRequest(
+        owner=owner,
         base_url=base_url(request, context.settings),
         language=chosen,
         code=body.code,
@@ -118,6 +122,7 @@ async def execute(body: ExecuteBody, request: Request, context: UseContext) -> R
         isolation=body.isolation,
         limits=context.rules.granted(limits),
         allow_internet=body.allowInternetAccess,
+        secrets=secrets_of(body.secrets, body.env),
     )
     return Answer(execute_answer(await context.runs.execute(wanted), chosen))
 

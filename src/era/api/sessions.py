@@ -10,6 +10,7 @@ from era.api.context import (
     Answer,
     IdempotencyKey,
     Include,
+    Owner,
     SessionId,
     StrictRoute,
     UseContext,
@@ -48,10 +49,11 @@ Purge = Annotated[bool, Query(description="Drop it at once and for good, instead
 
 
 @router.post("", status_code=201, responses={201: {"model": SessionAnswer}, **errors(409, 413)})
-async def create_session(body: CreateSession, context: UseContext, key: IdempotencyKey) -> Response:
+async def create_session(body: CreateSession, owner: Owner, context: UseContext, key: IdempotencyKey) -> Response:
     """Create a session."""
     check_timeout(body.default_timeout, context.settings, "default_timeout")
     made = await context.sessions.create(
+        owner=owner,
         session_id=body.session_id,
         language=language(body.language, to_run=True),
         persistent=body.persistent,
@@ -66,6 +68,7 @@ async def create_session(body: CreateSession, context: UseContext, key: Idempote
         egress=body.egress.model_dump() if body.egress else None,
         service=body.service,
         setup=setup_of(body.setup),
+        storage=body.storage,
         claim=claim_of(context, "create", key, body),
     )
     return made_answer(made, context)
@@ -74,19 +77,21 @@ async def create_session(body: CreateSession, context: UseContext, key: Idempote
 @router.get("", responses={200: {"model": SessionsAnswer}, **errors()})
 async def list_sessions(
     request: Request,
+    owner: Owner,
     context: UseContext,
     limit: Annotated[int | None, Query(ge=1, le=1000, description="Sessions a page; all where it is left out.")] = None,
     cursor: Annotated[str | None, Query(max_length=64, description="`next_cursor` of the page before.")] = None,
     language_name: Annotated[str | None, Query(alias="language")] = None,
     status: Annotated[Literal["idle", "running", "expired", "deleted"] | None, Query()] = None,
 ) -> Response:
-    """List sessions, newest first. `metadata.KEY=VALUE` keeps those with that label. Those that expired or were
-    deleted and can be restored are listed only where `status` asks for them."""
+    """List the caller's sessions, newest first. `metadata.KEY=VALUE` keeps those with that label. Those that expired or
+    were deleted and can be restored are listed only where `status` asks for them."""
     prefix = "metadata."
     labels = {
         name.removeprefix(prefix): value for name, value in request.query_params.items() if name.startswith(prefix)
     }
     which = SessionFilter(
+        owner,
         language=language(language_name) if language_name else None,
         metadata=labels or None,
         limit=None if limit is None else limit + 1,  # one more tells whether there is a next page
@@ -103,9 +108,9 @@ async def list_sessions(
 
 
 @router.delete("", responses={200: {"model": DeletedAllAnswer}, **errors()})
-async def delete_sessions(context: UseContext, purge: Purge = False) -> Response:
-    """Delete every session."""
-    gone = await context.sessions.delete_all(purge=purge)
+async def delete_sessions(owner: Owner, context: UseContext, purge: Purge = False) -> Response:
+    """Delete every session of the caller's."""
+    gone = await context.sessions.delete_all(owner, purge=purge)
     return Answer(
         {"success": True, "deleted_count": len(gone), "deleted_sessions": gone, "deleted_at": timestamp(now())}
     )
@@ -139,6 +144,7 @@ async def change_session(session_id: SessionId, body: ChangeSession, context: Us
         isolation=body.isolation,
         egress=body.egress.model_dump() if body.egress else None,
         service=body.service if "service" in body.model_fields_set else KEEP,
+        storage=body.storage,
         setup=setup_text(setup_of(body.setup)) if "setup" in body.model_fields_set else KEEP,
     )
     session = await context.sessions.change(session_id, change, body.data)
@@ -156,7 +162,7 @@ async def change_session(session_id: SessionId, body: ChangeSession, context: Us
 async def delete_session(session_id: SessionId, context: UseContext, purge: Purge = False) -> Response:
     """Delete a session. Its processes are dead and its working directory gone when this answers."""
     await context.sessions.delete(session_id, purge=purge)
-    return Answer({"success": True, "id": session_id, "deleted_at": timestamp(now())})
+    return Answer({"success": True, "id": session_id.id, "deleted_at": timestamp(now())})
 
 
 @router.post("/{session_id}/restore", responses={200: {"model": SessionAnswer}, **errors(404, 409)})

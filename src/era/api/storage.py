@@ -11,9 +11,9 @@ from urllib.parse import unquote_to_bytes
 from fastapi import APIRouter, Depends, Query, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
 
-from era.api.context import Answer, StrictRoute, errors
+from era.api.context import Answer, StrictRoute, caller_of, errors
 from era.core.models import JsonObject, timestamp
-from era.core.storage import Item, Storage, check_namespace
+from era.core.storage import Item, Namespaces, Storage, check_namespace
 from era.errors import BadRequest
 
 router = APIRouter(prefix="/api/storage", tags=["storage"], route_class=StrictRoute)
@@ -148,12 +148,13 @@ async def existing_key(request: Request) -> str:
         raise BadRequest("The key is not UTF-8.", hint="Escape it as %XX, byte by byte.", code="bad_key") from None
 
 
-async def the_storage(request: Request) -> Storage:
-    found: Storage = request.app.state.storage
-    return found
+async def own_storage(request: Request) -> Namespaces:
+    """The caller's, and nothing else: a client's by its key, a program's by the door that it came through."""
+    storage: Storage = request.app.state.storage
+    return storage.of(caller_of(request).owner)
 
 
-UseStorage = Annotated[Storage, Depends(the_storage)]
+UseStorage = Annotated[Namespaces, Depends(own_storage)]
 Namespace = Annotated[str, Depends(existing_namespace)]
 Key = Annotated[str, Depends(existing_key)]
 Prefix = Annotated[str, Query(max_length=1024, description="Only keys that begin with this.")]

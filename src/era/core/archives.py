@@ -18,7 +18,7 @@ from era.core.edits import Changes, PutFile, PutLink, shown, walk
 from era.core.expiry import calling
 from era.core.files import Files
 from era.core.metadata import MetadataStore
-from era.core.models import EMPTY, STATE_FILE, Session
+from era.core.models import EMPTY, STATE_FILE, OwnedId, Session
 from era.core.paths import Parts, name_problem, state_file
 from era.core.snapshots import BlobStore, Snapshots
 from era.core.spool import Slots, Spool, Threads
@@ -67,7 +67,7 @@ class Archives:
         self._slots = slots
         self._unpacking = asyncio.Semaphore(_AT_A_TIME)
 
-    async def get(self, session_id: str, form: Format) -> AsyncIterator[bytes]:
+    async def get(self, session_id: OwnedId, form: Format) -> AsyncIterator[bytes]:
         """The session's tree. The pieces come from one snapshot, whatever happens meanwhile.
 
         Raises Conflict where this form can't hold it; an OSError on the way is one of the disk.
@@ -88,7 +88,7 @@ class Archives:
         return self._on_threads(pack.gathered(pieces))
 
     async def put(
-        self, session_id: str, pieces: AsyncIterator[bytes], said: Format | None, *, replace: bool
+        self, session_id: OwnedId, pieces: AsyncIterator[bytes], said: Format | None, *, replace: bool
     ) -> tuple[int, Session]:
         """Add what an archive holds to the session's tree, or put it in its place; how many files that were.
 

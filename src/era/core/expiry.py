@@ -65,7 +65,7 @@ async def _call(store: MetadataStore, session: Session) -> None:
     while ttl is not None:
         await asyncio.sleep(ttl / 4)
         try:
-            ttl = (await store.session(session.id)).ttl
+            ttl = (await store.session(session.owned_id)).ttl
         except Unavailable:
             continue
         except EraError:

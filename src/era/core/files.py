@@ -21,7 +21,7 @@ from era.core.edits import Changes, Listed, PutFile, Remove, no_file, shown
 from era.core.expiry import calling
 from era.core.limits import Rules, bounds
 from era.core.metadata import MetadataStore
-from era.core.models import Session
+from era.core.models import OwnedId, Session
 from era.core.paths import Parts
 from era.core.snapshots import BlobStore, Snapshots
 from era.core.spool import Spool, Threads, Upload
@@ -103,13 +103,13 @@ class Files:
         self._threads = threads
         self._rules = rules
 
-    async def page(self, session_id: str, *, limit: int, after: Parts, prefix: Parts) -> Page:
+    async def page(self, session_id: OwnedId, *, limit: int, after: Parts, prefix: Parts) -> Page:
         """Files in the order of their paths: up to `limit` of those after the path `after` that begin with `prefix`."""
         session = await self._store.session(session_id)
         found = await self._snapshots.entries(session.snapshot, after=after, prefix=prefix, limit=limit + 1)
         return Page(session, found[:limit], len(found) > limit)
 
-    async def open(self, session_id: str, path: Parts) -> OpenFile:
+    async def open(self, session_id: OwnedId, path: Parts) -> OpenFile:
         """Raises NotFound, and Conflict for what is no file."""
         session = await self._store.session(session_id)
         entry = await self._snapshots.find(session.snapshot, path)
@@ -133,7 +133,7 @@ class Files:
                     code="is_a_directory",
                 )
 
-    async def put(self, session_id: str, path: Parts, pieces: AsyncIterator[bytes], condition: Condition) -> Upload:
+    async def put(self, session_id: OwnedId, path: Parts, pieces: AsyncIterator[bytes], condition: Condition) -> Upload:
         """Put a file in the place of what is there. All of it is durable when this returns, or nothing has changed.
 
         Raises Conflict where something of another kind is there or on the way, TooLarge beyond the bounds,
@@ -155,7 +155,7 @@ class Files:
                 await self._store.commit(session_id, "files", data=None, snapshot=snapshot, key=session.key)
             return upload
 
-    async def delete(self, session_id: str, path: Parts, *, recursive: bool, condition: Condition) -> None:
+    async def delete(self, session_id: OwnedId, path: Parts, *, recursive: bool, condition: Condition) -> None:
         """Remove a file or link; a directory only if `recursive`. Raises NotFound, Conflict, PreconditionFailed."""
         async with self._turns.take(session_id):
             session = await self.changeable(session_id)
@@ -168,7 +168,7 @@ class Files:
             snapshot = await self._snapshots.edit(session.snapshot, changes, lambda _: None, self.bounds(session))
             await self._store.commit(session_id, "files", data=None, snapshot=snapshot, key=session.key)
 
-    async def changeable(self, session_id: str, key: int | None = None) -> Session:
+    async def changeable(self, session_id: OwnedId, key: int | None = None) -> Session:
         """The session, if it is the one with this key and can have files."""
         session = await self._store.session(session_id)
         if key is not None and session.key != key:
@@ -191,7 +191,7 @@ class Files:
         if len(path) > depth + 1:
             raise TooLarge(f"The path goes through {len(path) - 1} directories, {depth} may be.")
 
-    async def size_check(self, session_id: str) -> Callable[[int], None]:
+    async def size_check(self, session_id: OwnedId) -> Callable[[int], None]:
         """What raises TooLarge for the size of a body that the session can't hold."""
         most = self.bounds(await self._store.session(session_id)).total_bytes
 

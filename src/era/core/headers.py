@@ -19,7 +19,9 @@ import base64
 import binascii
 import re
 from collections.abc import Iterable
+from contextlib import suppress
 
+from era.core.api_keys import gives_away
 from era.errors import RelayFailed
 
 POLICY = "sandbox allow-scripts allow-forms allow-popups allow-modals allow-downloads"
@@ -50,8 +52,8 @@ _MAX_ANSWER_BYTES = 32 << 10
 
 
 def of_request(headers: Iterable[tuple[bytes, bytes]], key: bytes | None) -> list[tuple[str, str]]:
-    """What of a request's headers a session sees, with names in lower case. `key` is the API's, which a caller may have
-    sent without need.
+    """What of a request's headers a session sees, with names in lower case. `key` is the operator's; a caller may have
+    sent that or another key of the API's without need.
 
     Headers that `Connection` names are left in: they end here anyway, and a caller could use that to take away what a
     proxy in front has added.
@@ -61,7 +63,7 @@ def of_request(headers: Iterable[tuple[bytes, bytes]], key: bytes | None) -> lis
         name, value = raw_name.decode("latin-1").lower(), raw_value.decode("latin-1")
         if name in _HOP_BY_HOP or name == "set-cookie":  # which is no request header, and can't be joined
             continue
-        if name == "authorization" and key is not None and _holds(raw_value, key):
+        if name == "authorization" and _holds(raw_value, key):
             continue
         if name == "cookie":
             value = _own_cookies(value)
@@ -136,11 +138,9 @@ def _own_cookies(value: str) -> str:
     return "; ".join(pair.removeprefix(COOKIE_PREFIX) for pair in pairs if pair.startswith(COOKIE_PREFIX))
 
 
-def _holds(authorization: bytes, key: bytes) -> bool:
-    """Whether a header gives the key away, as it is or in a password."""
-    if key in authorization:
-        return True
-    try:
-        return key in base64.b64decode(authorization.partition(b" ")[2].strip(), validate=True)
-    except binascii.Error:
-        return False
+def _holds(authorization: bytes, key: bytes | None) -> bool:
+    """Whether a header gives a key away, as it is or in a password."""
+    told = [authorization]
+    with suppress(binascii.Error):
+        told.append(base64.b64decode(authorization.partition(b" ")[2].strip(), validate=True))
+    return any(gives_away(text) or (key is not None and key in text) for text in told)

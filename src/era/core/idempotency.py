@@ -4,9 +4,9 @@ Theory of operation. The first request with a key claims it in the transaction t
 session; the answer is stored in the transaction that ends the run or, again, makes the session. So a claim without an
 answer is a run under way, or one that was lost with the process. Requests with the same key wait for each other here.
 
-Which request a key belongs to is told by a hash of its body, but for `env`: values of env are secrets and often short,
-so no hash of them may lie in a database, salted or not. They are compared by a keyed hash whose key this process made
-up and never stores. After a restart a request that differs in nothing but its env therefore counts as the same.
+Which request a key belongs to is told by a hash of its body, but for `env` and the values of `secrets`: they are often
+short, so no hash of them may lie in a database, salted or not. They are compared by a keyed hash whose key this process
+made up and never stores. After a restart a request that differs in nothing but these therefore counts as the same.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from era.core.metadata import MetadataStore
-from era.core.models import Claim, Claimed, Route, Session, Snapshot, StoredCode
+from era.core.models import DEFAULT_OWNER, Claim, Claimed, OwnedId, Route, Session, Snapshot, StoredCode
 from era.core.turns import Turns
 from era.errors import CommitFailed, Conflict, KeyReused, RunLost
 
@@ -35,20 +35,20 @@ class Keys:
         self._process = secrets.token_hex(8)
         self._secret = secrets.token_bytes(32)
 
-    def claim(self, route: Route, key: str, body: Mapping[str, Any], env: Mapping[str, str] | None = None) -> Claim:
-        """The claim of a request with this key. `body` is its body without env."""
-        mark = hmac.new(self._secret, _canonical(env or {}), hashlib.sha256).hexdigest()
+    def claim(self, route: Route, key: str, body: Mapping[str, Any], hidden: Any = None) -> Claim:
+        """The claim of a request with this key. `body` is its body without what is `hidden`."""
+        mark = hmac.new(self._secret, _canonical(hidden), hashlib.sha256).hexdigest()
         return Claim(route, key, hashlib.sha256(_canonical(body)).hexdigest(), f"{self._process}:{mark}")
 
     @asynccontextmanager
-    async def held(self, session_id: str, claim: Claim) -> AsyncIterator[Claimed | None]:
+    async def held(self, session_id: OwnedId, claim: Claim) -> AsyncIterator[Claimed | None]:
         """What the key's first request was answered, which may have to be waited for. None: this is the first one,
         and others wait until the block ends. Raises KeyReused where the first request was another one."""
         await self._look_up(session_id, claim)  # Another request needn't wait to be refused.
-        async with self._turns.take(f"{claim.route} {session_id} {claim.key}", bounded=False):
+        async with self._turns.take((claim.route, session_id, claim.key), bounded=False):
             yield await self._look_up(session_id, claim)
 
-    async def _look_up(self, session_id: str, claim: Claim) -> Claimed | None:
+    async def _look_up(self, session_id: OwnedId, claim: Claim) -> Claimed | None:
         found = await self._store.claimed(session_id, claim)
         if found is not None and not _is_same(found, claim):
             raise KeyReused(f"The key '{claim.key}' was used for another request.")
@@ -86,7 +86,7 @@ class Made:
     replayed: bool = False
 
 
-async def once(keys: Keys, source_id: str, claim: Claim | None, make: Callable[[], Awaitable[Session]]) -> Made:
+async def once(keys: Keys, source_id: OwnedId, claim: Claim | None, make: Callable[[], Awaitable[Session]]) -> Made:
     """Make a session, unless that was done for this claim before."""
     if claim is None:
         return Made(await make())
@@ -107,4 +107,4 @@ def unpacked(text: str) -> Session:
     stored = fields["stored"]
     fields["stored"] = None if stored is None else StoredCode(**stored)
     fields["snapshot"] = Snapshot(**fields["snapshot"])
-    return Session(**fields)
+    return Session(**{"owner": DEFAULT_OWNER, **fields})  # which has not always been in there

@@ -157,7 +157,7 @@ class Inbound:
             background=True,
             service=session.service,
         )
-        run = await self._runs.start(session.id, request)
+        run = await self._runs.start(session.owned_id, request)
         tending = asyncio.create_task(self._tend(run))
         self._tending.add(tending)
         tending.add_done_callback(self._tending.discard)

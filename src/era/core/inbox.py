@@ -34,7 +34,7 @@ import structlog
 
 from era.core import headers, jsontext, relay
 from era.core.expiry import MICROS
-from era.core.models import Session, new_id, now
+from era.core.models import OwnedId, Session, new_id, now
 from era.core.runs import Collected, RunEvent, RunRequest, Runs, RunStarted, collect
 from era.core.signatures import Verify, is_genuine
 from era.errors import BadSignature, EraError, Expired, NotFound, RelayFailed, SessionDeleted, TooManyWaiting
@@ -115,7 +115,7 @@ class Next:
 
     delivery: Delivery
     session_key: int
-    session_id: str
+    session_id: OwnedId
     retries: int
     why_not: str | None
     """Why the session can't be given any, if it can't."""
@@ -146,15 +146,15 @@ class Deliveries(Protocol):
     """Rows of inboxes. Every call is one transaction, unless it says otherwise, and durable when it returns. Calls with
     a session's id are as those of MetadataStore; NotFound also means that there is no such inbox or delivery."""
 
-    async def put_inbox(self, session_id: str, verify: Verify | None, retries: int) -> InboxSettings: ...
+    async def put_inbox(self, session_id: OwnedId, verify: Verify | None, retries: int) -> InboxSettings: ...
 
-    async def inbox(self, session_id: str) -> tuple[InboxSettings, Mapping[DeliveryStatus, int]]:
+    async def inbox(self, session_id: OwnedId) -> tuple[InboxSettings, Mapping[DeliveryStatus, int]]:
         """With how many deliveries there are of each status."""
         ...
 
     async def inbox_of(self, session_key: int) -> InboxSettings | None: ...
 
-    async def delete_inbox(self, session_id: str) -> int:
+    async def delete_inbox(self, session_id: OwnedId) -> int:
         """Drop it, then its deliveries, a few at a time; how many went."""
         ...
 
@@ -165,14 +165,14 @@ class Deliveries(Protocol):
         ...
 
     async def deliveries(
-        self, session_id: str, *, status: DeliveryStatus | None, limit: int, before: int | None
+        self, session_id: OwnedId, *, status: DeliveryStatus | None, limit: int, before: int | None
     ) -> Sequence[Delivery]:
         """Newest first, those before the one with the key `before`."""
         ...
 
-    async def delivery(self, session_id: str, delivery_id: str) -> tuple[Delivery, Content]: ...
+    async def delivery(self, session_id: OwnedId, delivery_id: str) -> tuple[Delivery, Content]: ...
 
-    async def replay_delivery(self, session_id: str, delivery_id: str) -> tuple[int, Delivery]:
+    async def replay_delivery(self, session_id: OwnedId, delivery_id: str) -> tuple[int, Delivery]:
         """Make it pending as the last one, or due now where it is pending; the session's key with it. Raises Conflict
         where it is running, TooManyDeliveries."""
         ...
@@ -266,7 +266,7 @@ class Inbox:
             raise no_inbox(session.id)
         return found
 
-    async def replay(self, session_id: str, delivery_id: str) -> Delivery:
+    async def replay(self, session_id: OwnedId, delivery_id: str) -> Delivery:
         """Run a delivery once more, when it is its turn."""
         session_key, delivery = await self._store.replay_delivery(session_id, delivery_id)
         self._kick(session_key)

@@ -19,6 +19,7 @@ from era.core.models import (
     Language,
     NewCopy,
     NewSession,
+    OwnedId,
     RunRecord,
     Service,
     Session,
@@ -32,9 +33,10 @@ from era.core.models import (
 
 @dataclass(frozen=True, slots=True)
 class SessionFilter:
-    """What to list: newest first, `limit` rows after the row `before_key`. `gone` lists, instead of the sessions there
-    are, those that are gone in this way and can still be restored."""
+    """What to list of an owner's: newest first, `limit` rows after the row `before_key`. `gone` lists, instead of the
+    sessions there are, those that are gone in this way and can still be restored."""
 
+    owner: str
     language: Language | None = None
     metadata: Mapping[str, str] | None = None
     limit: int | None = None
@@ -80,6 +82,7 @@ class SessionChange:
     isolation: WantedIsolation | None = None
     egress: JsonObject | None = None
     service: Service | None | Keep = KEEP
+    storage: bool | None = None
     setup: str | None | Keep = KEEP
     """JSON text; a change makes the setup pending."""
 
@@ -89,15 +92,16 @@ class SetupJob:
     """A session's setup that has not ended."""
 
     session_key: int
-    session_id: str
+    session_id: OwnedId
     setup: str = field(repr=False)
 
 
 class MetadataStore(Protocol):
     """Rows. Every call is one transaction, unless it says otherwise, and durable when it returns.
 
-    Calls with a session's id raise NotFound where there is no such session, Expired where it has expired. They count
-    as calls that put off its expiry.
+    Calls with a session's id raise NotFound where its owner has no such session, Expired where it has expired. They
+    count as calls that put off its expiry. Ids are taken for all owners, but only `public_session` finds one without
+    being told whose it is.
     """
 
     async def create_session(self, new: NewSession, claim: Claim | None = None) -> Session:
@@ -109,43 +113,47 @@ class MetadataStore(Protocol):
         is taken, NotFound where the version isn't kept."""
         ...
 
-    async def session(self, session_id: str) -> Session: ...
+    async def session(self, session_id: OwnedId) -> Session: ...
+
+    async def public_session(self, session_id: str) -> Session:
+        """Whoever's session it is: for its public URL, and for nothing else."""
+        ...
 
     async def sessions(self, which: SessionFilter) -> Sequence[Session]: ...
 
-    async def change_session(self, session_id: str, change: SessionChange) -> Session: ...
+    async def change_session(self, session_id: OwnedId, change: SessionChange) -> Session: ...
 
     async def commit(
-        self, session_id: str, cause: Cause, *, data: str | None, snapshot: Snapshot | None, key: int | None = None
+        self, session_id: OwnedId, cause: Cause, *, data: str | None, snapshot: Snapshot | None, key: int | None = None
     ) -> Session:
         """Make the next version outside of a run; None leaves data or snapshot as they are. With `key`, raises NotFound
         where the id is another session's by now."""
         ...
 
-    async def rollback(self, session_id: str, n: int) -> Session:
+    async def rollback(self, session_id: OwnedId, n: int) -> Session:
         """Make the next version, with the content of version `n`. Raises NotFound where that isn't kept."""
         ...
 
-    async def versions(self, session_id: str, *, limit: int, before: int | None) -> Sequence[Version]:
+    async def versions(self, session_id: OwnedId, *, limit: int, before: int | None) -> Sequence[Version]:
         """Newest first, those before version `before`."""
         ...
 
-    async def version(self, session_id: str, n: int) -> VersionContent:
+    async def version(self, session_id: OwnedId, n: int) -> VersionContent:
         """Raises NotFound where it isn't kept."""
         ...
 
-    async def store_code(self, session_id: str, code: StoredCode) -> None: ...
+    async def store_code(self, session_id: OwnedId, code: StoredCode) -> None: ...
 
-    async def delete_session(self, session_id: str) -> Session:
+    async def delete_session(self, session_id: OwnedId) -> Session:
         """Mark it as deleted: its id is free, and it can be restored for a while. The answer is what it was."""
         ...
 
-    async def restore_session(self, session_id: str) -> Session:
+    async def restore_session(self, session_id: OwnedId) -> Session:
         """Bring back the session that last expired or was deleted under this id. Raises Conflict where the id is in
         use, NotFound where there is nothing to restore."""
         ...
 
-    async def purge_session(self, session_id: str) -> Sequence[int]:
+    async def purge_session(self, session_id: OwnedId) -> Sequence[int]:
         """Drop every row of every session of this id, gone or not; their keys. Raises NotFound where there is none."""
         ...
 
@@ -157,7 +165,7 @@ class MetadataStore(Protocol):
         """Drop the rows of sessions that can't be restored any more at `at`; how many went."""
         ...
 
-    async def begin_run(self, session_id: str, run_id: str, claim: Claim | None = None) -> Session:
+    async def begin_run(self, session_id: OwnedId, run_id: str, claim: Claim | None = None) -> Session:
         """Record a run as `running`, claim its key, and read its session. Raises SetupUnderWay, and records nothing,
         where its setup hasn't ended."""
         ...
@@ -183,12 +191,13 @@ class MetadataStore(Protocol):
         """Newest first, those before the one with the key `before`."""
         ...
 
-    async def run(self, session_id: str, run_id: str) -> tuple[RunRecord, KeptOutputs | None]:
+    async def run(self, session_id: OwnedId, run_id: str) -> tuple[RunRecord, KeptOutputs | None]:
         """A run with its outputs, None where they aren't kept. Raises NotFound also where there is no such run."""
         ...
 
-    async def claimed(self, session_id: str, claim: Claim) -> Claimed | None:
-        """What is known of the first request with this key in the last day. `session_id` is empty for creation."""
+    async def claimed(self, session_id: OwnedId, claim: Claim) -> Claimed | None:
+        """What is known of the first request with this key in the last day. For creation the id is
+        empty."""
         ...
 
     async def forget_keys(self) -> int:
@@ -238,7 +247,7 @@ class MetadataStore(Protocol):
         it becomes the next version. Nothing is recorded, and the answer is false, where another is in force by now."""
         ...
 
-    async def set_up_again(self, session_id: str) -> Session:
+    async def set_up_again(self, session_id: OwnedId) -> Session:
         """Make its setup pending again."""
         ...
 
@@ -256,7 +265,7 @@ class MetadataStore(Protocol):
 
     async def dump[T](
         self,
-        session_id: str,
+        session_id: OwnedId,
         *,
         history: bool,
         take: Callable[[Session, Iterator[VersionContent], Iterator[KeptRun]], T],

@@ -24,6 +24,8 @@ type Service = str | list[str]
 type Gone = Literal["expired", "deleted"]
 
 STATE_FILE = ".session_data.json"
+DEFAULT_OWNER = "default"
+"""Whose all is that the operator makes, and that was made before there were owners."""
 
 _ID_ALPHABET = string.ascii_lowercase + string.digits
 
@@ -61,6 +63,17 @@ def command_of(service: Service | None) -> list[str]:
 
 
 @dataclass(frozen=True, slots=True)
+class OwnedId:
+    """A session's id as one owner means it: it finds that owner's session, and nobody else's. As text it is the id."""
+
+    owner: str
+    id: str
+
+    def __str__(self) -> str:
+        return self.id
+
+
+@dataclass(frozen=True, slots=True)
 class StoredCode:
     """Code kept with a session, run when a run brings none."""
 
@@ -90,6 +103,7 @@ class Session:
 
     key: int
     id: str
+    owner: str
     language: Language
     persistent: bool
     data: str
@@ -131,6 +145,13 @@ class Session:
     environment: str | None = None
     """The digest of what was installed."""
 
+    storage: bool = True
+    """Whether its programs get to their owner's storage."""
+
+    @property
+    def owned_id(self) -> OwnedId:
+        return OwnedId(self.owner, self.id)
+
     @property
     def gone(self) -> Gone | None:
         """In which way it is gone, if it is."""
@@ -143,7 +164,7 @@ class Session:
 class NewSession:
     """What a session is made of; the store adds key, version and times."""
 
-    id: str
+    id: OwnedId
     language: Language
     persistent: bool
     data: str
@@ -157,13 +178,15 @@ class NewSession:
     egress: JsonObject = field(default_factory=dict)
     service: Service | None = None
     setup: str | None = None
+    storage: bool = True
 
 
 @dataclass(frozen=True, slots=True)
 class NewCopy:
-    """A session made of another's version: None is its current one, `data` (JSON text) replaces that version's."""
+    """A session made of another's version: None is its current one, `data` (JSON text) replaces that version's. It
+    belongs to the same owner."""
 
-    source_id: str
+    source_id: OwnedId
     id: str
     version: int | None = None
     data: str | None = None
@@ -240,8 +263,8 @@ class KeptOutputs:
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """A request with an idempotency key; idempotency.py tells of its marks. Keys are apart for each route and, but for
-    creation, for each session."""
+    """A request with an idempotency key; idempotency.py tells of its marks. Keys are apart for each route and for each
+    session or, where one is to be made, for each owner."""
 
     route: Route
     key: str

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Literal
 
 from era.core.metadata import MetadataStore
-from era.core.models import KeptOutputs, RunRecord
+from era.core.models import KeptOutputs, OwnedId, RunRecord
 from era.core.snapshots import BlobStore
 from era.core.under_way import UnderWay
 from era.errors import CommitFailed, Conflict, NotFound, Unavailable
@@ -65,17 +65,17 @@ class History:
         self._under_way = under_way
         self._outputs = outputs
 
-    async def list(self, session_id: str, *, limit: int, before: int | None) -> Sequence[RunRecord]:
+    async def list(self, session_id: OwnedId, *, limit: int, before: int | None) -> Sequence[RunRecord]:
         """Newest first, those before the one with the key `before`."""
         session = await self._store.session(session_id)
         return await self._store.runs(session.key, limit, before)
 
-    async def get(self, session_id: str, run_id: str) -> RunRecord:
+    async def get(self, session_id: OwnedId, run_id: str) -> RunRecord:
         """Raises NotFound."""
         record, _ = await self._store.run(session_id, run_id)
         return record
 
-    async def output(self, session_id: str, run_id: str, stream: Stream) -> bytes:
+    async def output(self, session_id: OwnedId, run_id: str, stream: Stream) -> bytes:
         """All that was kept of a run's output, or that it has written so far. Raises NotFound where it isn't kept any
         more, Conflict where the run has ended and its end could not be recorded."""
         run = self._under_way.get(run_id)

@@ -11,7 +11,7 @@ import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Literal, Protocol
 
 from era.core.diffs import FileChanges
 from era.core.models import (
@@ -21,6 +21,7 @@ from era.core.models import (
     Snapshot,
     WantedIsolation,
 )
+from era.core.secrets import Secret
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,28 +102,32 @@ class Ended:
     """Why nothing can be kept: what was full."""
 
 
-class Door(Protocol):
-    """A TCP socket bound to a loopback address of a sandbox's own, or what does as one. Whoever listens on it takes
-    connections of programs inside, and of nobody else. Each call does and raises what that of a socket does; once shut
-    down it can be listened on again."""
+type Door = socket.socket
+"""A TCP socket bound to a loopback address of a sandbox's own. Whoever listens on it takes connections of programs in
+there, and of nobody else. Once shut down it can be listened on again."""
 
-    def fileno(self) -> int: ...
 
-    def dup(self) -> Door:
-        """One that is open still when this is closed."""
+class Hatch(Protocol):
+    """Where the host gets sockets of a sandbox's own network (guest/hatch.py)."""
+
+    asks: bool
+    """Whether the kernel can ask about what programs do (guest/gate.py)."""
+
+    pid: int
+    """The process at its other end, which answers while a program runs."""
+
+    async def new_socket(self, family: int, kind: int) -> socket.socket:
+        """One that is neither bound nor connected. Raises OSError."""
         ...
 
-    def setblocking(self, flag: bool, /) -> None: ...
+    def give_back(self, sock: socket.socket) -> None:
+        """One of these that wasn't used."""
+        ...
 
-    def getsockname(self) -> Any: ...
-
-    def listen(self, backlog: int, /) -> None: ...
-
-    def accept(self) -> tuple[socket.socket, Any]: ...
-
-    def shutdown(self, how: int, /) -> None: ...
-
-    def close(self) -> None: ...
+    def questions_to(self, taker: Callable[[int], None]) -> None:
+        """From now on `taker` gets the descriptors at which the kernel asks about programs that are `gated`, to close
+        when it likes, each in the place of the one before; and -1 once the sandbox is gone."""
+        ...
 
 
 class Sandbox(Protocol):
@@ -141,11 +146,10 @@ class Sandbox(Protocol):
     doors: Mapping[str, Door]
     """By name: `proxy`, `storage`; none where it can't have any. Nobody listens on them yet."""
 
-    gate: socket.socket | None
-    """Leads to the supervisor, which hands over there what the kernel asks about programs that are `gated`, and sockets
-    of the sandbox's network (guest/gate.py). None where that can't be had, for the reason `no_gate`."""
-
-    no_gate: str
+    @property
+    def hatch(self) -> Hatch | None:
+        """None where it can't have any."""
+        ...
 
     uid: int | None
     """Owner of the files in `workspace`, None where that is the service's own user."""
@@ -281,8 +285,11 @@ class Passage(Protocol):
 class Network(Protocol):
     """Gives sandboxes their ways out."""
 
-    def passage(self, sandbox: Sandbox, *, internet: bool, egress: JsonObject) -> Passage:
-        """The way out for one run, which is none where `internet` is false. `egress` is the session's."""
+    def passage(
+        self, sandbox: Sandbox, *, internet: bool, egress: JsonObject, secrets: Sequence[Secret] = ()
+    ) -> Passage:
+        """The way out for one run, which is none where `internet` is false. `egress` is the session's. Placeholders of
+        `secrets` are swapped for their values in what goes to their hosts."""
         ...
 
 
@@ -300,8 +307,8 @@ class StorageAccess(Protocol):
 class StorageAccesses(Protocol):
     """Gives sandboxes their ways to the storage."""
 
-    def access(self, sandbox: Sandbox) -> StorageAccess:
-        """The way for one run, whatever internet access that has."""
+    def access(self, sandbox: Sandbox, owner: str | None) -> StorageAccess:
+        """The way to an owner's storage for one run, whatever internet access that has. Nobody's storage is no way."""
         ...
 
 

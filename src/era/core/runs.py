@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping, Sequence
 from contextlib import AbstractContextManager, AsyncExitStack, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -35,6 +35,7 @@ from era.core.models import (
     Claimed,
     JsonObject,
     Language,
+    OwnedId,
     RunRecord,
     Service,
     Session,
@@ -61,6 +62,7 @@ from era.core.ports import (
     WorkspaceFull,
 )
 from era.core.requirements import variables
+from era.core.secrets import Secret, placeholders
 from era.core.turns import Turns
 from era.core.under_way import RunUnderWay, UnderWay
 from era.core.views import data_view
@@ -105,11 +107,14 @@ class RunRequest:
     session_key: int | None = None
     """The session that is meant, where the id could be another one's by now. Only for stored code."""
 
+    secrets: Sequence[Secret] = ()
+
 
 @dataclass(frozen=True, slots=True)
 class ExecuteRequest:
-    """A run outside any session."""
+    """A run outside any session. Its programs get to the storage of `owner`."""
 
+    owner: str
     base_url: str
     language: Language
     code: str = field(repr=False)
@@ -121,6 +126,7 @@ class ExecuteRequest:
     """The server's defaults where there are none."""
 
     allow_internet: bool = True
+    secrets: Sequence[Secret] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,7 +189,7 @@ class Runs:
         outputs: Outputs,
         turns: Turns,
         keys: Keys,
-        settled: Callable[[str, float], Awaitable[bool]],
+        settled: Callable[[OwnedId, float], Awaitable[bool]],
         under_way: UnderWay,
     ) -> None:
         """`settled` waits for a session's setup; see Setups."""
@@ -199,7 +205,7 @@ class Runs:
         self._under_way = under_way
         self._tasks: set[asyncio.Task[RunResult]] = set()
 
-    async def stream(self, session_id: str, request: RunRequest) -> AsyncIterator[RunEvent]:
+    async def stream(self, session_id: OwnedId, request: RunRequest) -> AsyncIterator[RunEvent]:
         """RunStarted, what the program writes as it writes it, then the RunResult. Raises EraError instead of a result.
 
         The run goes on when the caller stops listening.
@@ -211,11 +217,11 @@ class Runs:
             yield event
         yield task.result()
 
-    async def run(self, session_id: str, request: RunRequest) -> Collected:
+    async def run(self, session_id: OwnedId, request: RunRequest) -> Collected:
         """The plain answer: the fold of `stream`."""
         return await collect(self.stream(session_id, request))
 
-    async def begin(self, session_id: str, request: RunRequest) -> Begun:
+    async def begin(self, session_id: OwnedId, request: RunRequest) -> Begun:
         """Begin a run in the background, once it has its turn and is on record. Raises EraError where it can't."""
         async with AsyncExitStack() as stack:
             if request.claim is not None:
@@ -226,7 +232,7 @@ class Runs:
                     return Begun(first.run.id, replayed=True)
             return Begun((await self.start(session_id, request)).run_id)
 
-    async def start(self, session_id: str, request: RunRequest) -> RunUnderWay:
+    async def start(self, session_id: OwnedId, request: RunRequest) -> RunUnderWay:
         """`begin` without regard to a key: the run itself, which may have ended."""
         started: asyncio.Future[RunUnderWay] = asyncio.get_running_loop().create_future()
 
@@ -241,7 +247,7 @@ class Runs:
         task.add_done_callback(_log_failure)
         return started.result()
 
-    async def stop(self, session_id: str, run_id: str) -> RunRecord:
+    async def stop(self, session_id: OwnedId, run_id: str) -> RunRecord:
         """End a run, wait until that is on record, and answer its record. Raises NotFound where there is no such run.
         One that has ended stays as it is."""
         record, _ = await self._store.run(session_id, run_id)
@@ -268,12 +274,12 @@ class Runs:
         task.add_done_callback(self._tasks.discard)
         return task
 
-    async def _run(self, session_id: str, request: RunRequest, emit: Callable[[Progress], None]) -> RunResult:
+    async def _run(self, session_id: OwnedId, request: RunRequest, emit: Callable[[Progress], None]) -> RunResult:
         if request.claim is None:
             return await self._run_now(session_id, request, emit)
         async with self._keys.held(session_id, request.claim) as first:
             if first is not None:
-                return await self._replay(session_id, first, emit)
+                return await self._replay(session_id.id, first, emit)
             return await self._run_now(session_id, request, emit)
 
     async def _replay(self, session_id: str, first: Claimed, emit: Callable[[Progress], None]) -> RunResult:
@@ -287,7 +293,7 @@ class Runs:
                 emit(Output(stream, content))
         return _result(session_id, record, json.loads(first.answer), replayed=True)
 
-    async def _run_now(self, session_id: str, request: RunRequest, emit: Callable[[Progress], None]) -> RunResult:
+    async def _run_now(self, session_id: OwnedId, request: RunRequest, emit: Callable[[Progress], None]) -> RunResult:
         async with self._turns.take(session_id):
             run_id = new_id("run")
             if request.code is None and request.service is None:
@@ -314,7 +320,7 @@ class Runs:
         """A service ends when somebody wants the turn."""
         return nullcontext() if run.service is None else self._turns.yielding(run.session_id, run.stop_soon)
 
-    async def _begin(self, session_id: str, run_id: str, request: RunRequest) -> Session:
+    async def _begin(self, session_id: OwnedId, run_id: str, request: RunRequest) -> Session:
         """Record the run, once the session's setup has ended. Raises SetupUnderWay where that takes longer than the run
         may."""
         try:
@@ -351,16 +357,20 @@ class Runs:
     ) -> RunResult:
         code = request.code if request.code is not None else session.stored.code if session.stored else ""
         before = json.loads(session.data)
-        passage = self._network.passage(sandbox, internet=session.allow_internet, egress=session.egress)
-        storage = self._storage.access(sandbox)
+        passage = self._network.passage(
+            sandbox, internet=session.allow_internet, egress=session.egress, secrets=request.secrets
+        )
+        storage = self._storage.access(sandbox, session.owner if session.storage else None)
         program = Program(
             code=code.encode(),
             state=jsontext.state_file(before),
-            env={
-                **variables(session.setup),
-                **request.env,
-                **_service_environment(session.id, session.language, request.base_url, storage.url),
-            },
+            env=_environment(
+                {**variables(session.setup), **request.env, **placeholders(request.secrets)},
+                session.id,
+                session.language,
+                request.base_url,
+                (storage.url or request.base_url) if session.storage else None,
+            ),
             timeout=request.timeout or session.default_timeout,
             ephemeral=not session.persistent,
             files={},
@@ -442,16 +452,19 @@ class Runs:
     async def _execute(self, request: ExecuteRequest) -> AsyncIterator[RunEvent]:
         run_id = new_id("run")
         sandbox = await self._host.acquire_temporary(request.language, request.isolation, request.limits)
-        passage = self._network.passage(sandbox, internet=request.allow_internet, egress={})
-        storage = self._storage.access(sandbox)
+        passage = self._network.passage(sandbox, internet=request.allow_internet, egress={}, secrets=request.secrets)
+        storage = self._storage.access(sandbox, request.owner)
         try:
             program = Program(
                 code=request.code.encode(),
                 state=b"{}",
-                env={
-                    **request.env,
-                    **_service_environment(run_id, request.language, request.base_url, storage.url),
-                },
+                env=_environment(
+                    {**request.env, **placeholders(request.secrets)},
+                    run_id,
+                    request.language,
+                    request.base_url,
+                    storage.url or request.base_url,
+                ),
                 timeout=request.timeout or DEFAULT_TIMEOUT,
                 ephemeral=False,
                 files=request.files,
@@ -563,13 +576,21 @@ def _ending(ended: Ended) -> str:
             return "the run was killed"
 
 
-def _service_environment(session_id: str, language: Language, base_url: str, storage_url: str | None) -> dict[str, str]:
-    """The variables that win over the caller's."""
-    return {
+def _environment(
+    given: Mapping[str, str], session_id: str, language: Language, base_url: str, storage_url: str | None
+) -> dict[str, str]:
+    """What a program has: the caller's variables, and the service's, which win. Without storage there is no word of
+    one, whatever the caller gives."""
+    env = {
+        **given,
         "ERA_SESSION": "true",
         "ERA_SESSION_ID": session_id,
         "ERA_LANGUAGE": language,
         "ERA_BASE_URL": base_url,
         "ERA_PROXY_URL": f"{base_url}/proxy/{session_id}",
-        "ERA_STORAGE_URL": storage_url or base_url,
     }
+    if storage_url is None:
+        env.pop("ERA_STORAGE_URL", None)
+    else:
+        env["ERA_STORAGE_URL"] = storage_url
+    return env

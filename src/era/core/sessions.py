@@ -18,6 +18,7 @@ from era.core.models import (
     JsonObject,
     Language,
     NewSession,
+    OwnedId,
     Service,
     Session,
     StoredCode,
@@ -58,6 +59,7 @@ class Sessions:
     async def create(
         self,
         *,
+        owner: str,
         session_id: str | None,
         language: Language,
         persistent: bool,
@@ -72,6 +74,7 @@ class Sessions:
         egress: JsonObject | None = None,
         service: Service | None = None,
         setup: Mapping[str, Any] | None = None,
+        storage: bool = True,
         claim: Claim | None = None,
     ) -> Made:
         """Raises Conflict where the id is taken, BadRequest or TooLarge where something of it is too much."""
@@ -85,7 +88,7 @@ class Sessions:
                 code="not_persistent",
             )
         new = NewSession(
-            id=session_id or new_id("sess"),
+            id=OwnedId(owner, session_id or new_id("sess")),
             language=language,
             persistent=persistent,
             data=data_text("data", data),
@@ -99,20 +102,21 @@ class Sessions:
             egress=egress or {},
             service=service,
             setup=setup_text(setup),
+            storage=storage,
         )
-        made = await once(self._keys, "", claim, lambda: self._store.create_session(new, claim))
+        made = await once(self._keys, OwnedId(owner, ""), claim, lambda: self._store.create_session(new, claim))
         if new.setup is not None:
             self._setup_wanted()
         return made
 
-    async def get(self, session_id: str) -> Session:
+    async def get(self, session_id: OwnedId) -> Session:
         return await self._store.session(session_id)
 
     async def list(self, which: SessionFilter) -> Sequence[Session]:
         await self._expiry.sweep()
         return await self._store.sessions(which)
 
-    async def change(self, session_id: str, change: SessionChange, data: JsonObject | None) -> Session:
+    async def change(self, session_id: OwnedId, change: SessionChange, data: JsonObject | None) -> Session:
         """Change settings, and data and setup between runs: a change of these waits for the run under way."""
         if change.metadata is not None:
             data_text("metadata", change.metadata)
@@ -128,19 +132,19 @@ class Sessions:
         self._setup_wanted()
         return session
 
-    async def store_code(self, session_id: str, code: str, description: str | None) -> StoredCode:
+    async def store_code(self, session_id: OwnedId, code: str, description: str | None) -> StoredCode:
         check_code(code)
         stored = StoredCode(code, description, now())
         await self._store.store_code(session_id, stored)
         return stored
 
-    async def stored_code(self, session_id: str) -> StoredCode:
+    async def stored_code(self, session_id: OwnedId) -> StoredCode:
         session = await self._store.session(session_id)
         if session.stored is None:
             raise NotFound("no code stored", hint="Use PUT /api/sessions/{id}/code to store code")
         return session.stored
 
-    async def delete(self, session_id: str, *, purge: bool = False) -> None:
+    async def delete(self, session_id: OwnedId, *, purge: bool = False) -> None:
         """Delete a session: when this returns its processes are dead and its working directory gone.
 
         Its rows stay for a while, so that it can be restored, unless it is to be purged; then so are the sessions that
@@ -158,18 +162,18 @@ class Sessions:
             for key in keys:
                 await self._host.release(key)
 
-    async def delete_all(self, *, purge: bool = False) -> Sequence[str]:
-        """Delete every session there is at this moment. The answer is their ids."""
+    async def delete_all(self, owner: str, *, purge: bool = False) -> Sequence[str]:
+        """Delete every session that an owner has at this moment. The answer is their ids."""
         gone = []
-        for session in await self.list(SessionFilter()):
+        for session in await self.list(SessionFilter(owner)):
             try:
-                await self.delete(session.id, purge=purge)
+                await self.delete(session.owned_id, purge=purge)
             except (NotFound, Expired):
                 continue  # somebody else was faster
             gone.append(session.id)
         return gone
 
-    async def restore(self, session_id: str) -> Session:
+    async def restore(self, session_id: OwnedId) -> Session:
         """Bring back a session that expired or was deleted. Raises Conflict where its id is in use, NotFound where
         there is nothing to restore."""
         await self._expiry.sweep()

@@ -26,7 +26,7 @@ import structlog
 from era.core import jsontext
 from era.core.commands import Commanded, Commands
 from era.core.metadata import MetadataStore, SetupJob
-from era.core.models import JsonObject, Session
+from era.core.models import JsonObject, OwnedId, Session
 from era.core.progress import Line, Progress, Say
 from era.core.requirements import Packages, commands, lists, wanted
 from era.core.turns import Turns
@@ -133,7 +133,7 @@ class Setups:
         """There is something to do."""
         self._wake.set()
 
-    async def again(self, session_id: str) -> Session:
+    async def again(self, session_id: OwnedId) -> Session:
         """Install anew what the session asks for, unless that is under way. Waits for a run under way. Raises
         BadRequest where it asks for nothing."""
         async with self._turns.take(session_id):
@@ -149,7 +149,7 @@ class Setups:
                 self.kick()
             return session
 
-    async def settled(self, session_id: str, seconds: float) -> bool:
+    async def settled(self, session_id: OwnedId, seconds: float) -> bool:
         """Wait until the session's setup has ended, at most so long; whether it has."""
         self.kick()
         deadline = time.monotonic() + seconds
@@ -165,7 +165,7 @@ class Setups:
                     await news.wait()
         return False
 
-    async def events(self, session_id: str) -> AsyncIterator[Session | Line]:
+    async def events(self, session_id: OwnedId) -> AsyncIterator[Session | Line]:
         """The session when its setup begins, changes or has ended, and the lines that it says meanwhile, from the first
         that is kept. The last event is the session with no setup under way. Raises BadRequest where it has none."""
         status: str | None = None
@@ -183,7 +183,7 @@ class Setups:
             if status != session.setup_status:
                 status = session.setup_status
                 yield session
-            progress = self._progress.get(SetupJob(session.key, session.id, session.setup))
+            progress = self._progress.get(SetupJob(session.key, session.owned_id, session.setup))
             if progress is not None:
                 async for event in progress.follow():
                     if isinstance(event, Line):
@@ -195,7 +195,7 @@ class Setups:
                 async with asyncio.timeout(_LOOK_SECONDS):
                     await news.wait()
 
-    async def environment(self, session_id: str) -> tuple[Session, Environment | None]:
+    async def environment(self, session_id: OwnedId) -> tuple[Session, Environment | None]:
         """What the session's programs have besides their language."""
         session = await self._store.session(session_id)
         found = self._installer.get(session.environment) if session.environment else None

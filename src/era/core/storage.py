@@ -1,15 +1,17 @@
-"""Storage that programs and clients share: values by key (kv), bytes by key (r2), an SQL database (d1), in namespaces.
+"""Storage that an owner's programs and clients share: values by key (kv), bytes by key (r2), an SQL database (d1), in
+namespaces.
 
 Theory of operation
 ===================
 
-Namespaces are the server's, not a session's: whoever names one reads and writes it. They outlive sessions.
+Namespaces are an owner's, not a session's: all sessions of his read and write them, and they outlive those. What is
+done with them is done with an owner's `Namespaces`, so no call can leave out whose it is.
 
 A value is a row, or, where it is long, a blob that its row names by digest. The blob is durable before the row, as
 everywhere; rows pin blobs against being swept away. Keys are bytes to the store, compared as bytes, and never a path.
 
-All of it together has a bound, which is counted here: what a put adds is reserved before it begins, so that many at
-once can't get past it.
+All of it together, whoever's it is, has a bound, which is counted in `Storage`: what a put adds is reserved before it
+begins, so that many at once can't get past it.
 """
 
 from __future__ import annotations
@@ -47,6 +49,7 @@ _BATCH = 1000
 class Item:
     """A value by key. `value` is None where it is the blob `digest`, and in lists."""
 
+    owner: str
     kind: Kind
     namespace: str
     key: str
@@ -72,56 +75,112 @@ class ItemStore(Protocol):
         for."""
         ...
 
-    async def item(self, kind: Kind, namespace: str, key: str) -> Item | None: ...
+    async def item(self, owner: str, kind: Kind, namespace: str, key: str) -> Item | None: ...
 
-    async def delete_item(self, kind: Kind, namespace: str, key: str) -> int:
+    async def delete_item(self, owner: str, kind: Kind, namespace: str, key: str) -> int:
         """The bytes it counted for, 0 where there was none."""
         ...
 
-    async def delete_items(self, kind: Kind, namespace: str, limit: int) -> tuple[int, int]:
+    async def delete_items(self, owner: str, kind: Kind, namespace: str, limit: int) -> tuple[int, int]:
         """Delete some; how many, and the bytes they counted for."""
         ...
 
     async def items(
-        self, kind: Kind, namespace: str, *, prefix: str, after: str | None, limit: int
+        self, owner: str, kind: Kind, namespace: str, *, prefix: str, after: str | None, limit: int
     ) -> Sequence[Item]: ...
 
     async def all_items(
-        self, kind: Kind | None, namespace: str | None, *, prefix: str, limit: int, offset: int
+        self, owner: str, kind: Kind | None, namespace: str | None, *, prefix: str, limit: int, offset: int
     ) -> tuple[Sequence[Item], int]:
-        """A page of all there are, by kind, namespace and key, and how many there are."""
+        """A page of all that are an owner's, by kind, namespace and key, and how many there are."""
         ...
 
-    async def item_counts(self) -> Sequence[tuple[Kind, str, int, int, int]]:
-        """Kind, namespace, how many, the bytes of their values, the bytes they count for."""
+    async def item_counts(self, owner: str) -> Sequence[tuple[Kind, str, int, int]]:
+        """Of an owner's: kind, namespace, how many, the bytes of their values."""
+        ...
+
+    async def item_bytes(self) -> int:
+        """What all count for, whoever's they are."""
         ...
 
 
 class Databases(Protocol):
-    """SQL by namespace; see store/sql.py."""
+    """SQL by owner and namespace; see store/sql.py."""
 
     @property
-    def sizes(self) -> Mapping[str, int]: ...
+    def total(self) -> int:
+        """Bytes of all of them."""
+        ...
+
+    def sizes(self, owner: str) -> Mapping[str, int]:
+        """Bytes of an owner's, by namespace."""
+        ...
 
     async def run(
-        self, namespace: str, sql: str, params: Sequence[Any] | Mapping[str, Any] = (), *, many: bool, room: int
+        self,
+        owner: str,
+        namespace: str,
+        sql: str,
+        params: Sequence[Any] | Mapping[str, Any] = (),
+        *,
+        many: bool,
+        room: int,
     ) -> dict[str, Any]: ...
 
-    async def drop(self, namespace: str) -> bool: ...
+    async def drop(self, owner: str, namespace: str) -> bool: ...
 
 
 class Storage:
-    """`open` before anything. `most_bytes` is for all namespaces together."""
+    """All owners' storage, of `most_bytes` together. `open` before anything."""
 
     def __init__(self, store: ItemStore, blobs: BlobStore, databases: Databases, most_bytes: int) -> None:
-        self._store = store
-        self._blobs = blobs
-        self._databases = databases
+        self.store = store
+        self.blobs = blobs
+        self.databases = databases
         self._most_bytes = most_bytes
         self._used = 0
 
     async def open(self) -> None:
-        self._used = sum(counted for *_, counted in await self._store.item_counts())
+        self._used = await self.store.item_bytes()
+
+    def of(self, owner: str) -> Namespaces:
+        """What is an owner's, and nothing else."""
+        return Namespaces(self, owner)
+
+    def room(self) -> int:
+        """Bytes that can be added."""
+        return self._most_bytes - self._used - self.databases.total
+
+    def freed(self, size: int) -> None:
+        """So much less is there."""
+        self._used -= size
+
+    @contextmanager
+    def reserved(self, size: int) -> Iterator[None]:
+        """For what is being added. Raises TooLarge."""
+        if size > self.room():
+            raise TooLarge(
+                "The storage of this server is full.",
+                hint="Delete what isn't needed; ERA_STORAGE_MB sets the bound.",
+                code="storage_full",
+            )
+        self._used += size
+        try:
+            yield
+        except BaseException:
+            self._used -= size
+            raise
+
+
+class Namespaces:
+    """An owner's namespaces. There needn't be any, and nothing has to be made first."""
+
+    def __init__(self, storage: Storage, owner: str) -> None:
+        self._storage = storage
+        self._owner = owner
+        self._store = storage.store
+        self._blobs = storage.blobs
+        self._databases = storage.databases
 
     async def put(self, kind: Kind, namespace: str, key: str, value: bytes, metadata: JsonObject | None) -> None:
         """Keep a value. It is durable when this returns. Raises TooLarge, CommitFailed."""
@@ -140,7 +199,7 @@ class Storage:
         check_namespace(namespace)
         check_key(key)
         for last in (False, True):
-            item = await self._store.item(kind, namespace, key)
+            item = await self._store.item(self._owner, kind, namespace, key)
             if item is None:
                 raise NotFound(f"'{namespace}' has no such key.", hint="GET the namespace to list its keys.")
             if item.value is not None:
@@ -160,7 +219,7 @@ class Storage:
 
     async def page(self, kind: Kind, namespace: str, *, prefix: str, after: str | None, limit: int) -> Page:
         check_namespace(namespace)
-        found = await self._store.items(kind, namespace, prefix=prefix, after=after, limit=limit + 1)
+        found = await self._store.items(self._owner, kind, namespace, prefix=prefix, after=after, limit=limit + 1)
         return Page(found[:limit], len(found) > limit)
 
     async def clear(self, kind: Kind, namespace: str) -> int:
@@ -178,11 +237,11 @@ class Storage:
     ) -> dict[str, Any]:
         """Run SQL as one transaction. Raises BadRequest, Forbidden, TooLarge, Unavailable."""
         check_namespace(namespace)
-        return await self._databases.run(namespace, sql, params, many=many, room=self._room())
+        return await self._databases.run(self._owner, namespace, sql, params, many=many, room=self._storage.room())
 
     async def drop_database(self, namespace: str) -> bool:
         check_namespace(namespace)
-        return await self._databases.drop(namespace)
+        return await self._databases.drop(self._owner, namespace)
 
     async def resources(
         self, kind: str | None, namespace: str | None, *, prefix: str, limit: int, offset: int
@@ -197,68 +256,54 @@ class Storage:
             return page, len(tables)
         which: Kind | None = "kv" if kind == "kv" else "r2" if kind == "r2" else None
         left, skipped = limit - len(page), max(offset - len(tables), 0)
-        items, count = await self._store.all_items(which, namespace, prefix=prefix, limit=left, offset=skipped)
+        items, count = await self._store.all_items(
+            self._owner, which, namespace, prefix=prefix, limit=left, offset=skipped
+        )
         return page + [_resource(item) for item in items], len(tables) + count
 
     async def stats(self) -> JsonObject:
-        counts = await self._store.item_counts()
+        counts = await self._store.item_counts(self._owner)
         tables = await self._tables(None, "")
         by_type = {"kv": 0, "d1": len(tables), "r2": 0}
         by_namespace: dict[str, int] = {}
-        for kind, namespace, count, _, _ in counts:
+        for kind, namespace, count, _ in counts:
             by_type[kind] += count
             by_namespace[namespace] = by_namespace.get(namespace, 0) + count
         for namespace, _name in tables:
             by_namespace[namespace] = by_namespace.get(namespace, 0) + 1
-        size = sum(size for _, _, _, size, _ in counts) + sum(self._databases.sizes.values())
+        size = sum(size for *_, size in counts) + sum(self._databases.sizes(self._owner).values())
         return {"total": sum(by_type.values()), "by_type": by_type, "by_namespace": by_namespace, "total_size": size}
 
     async def _tables(self, namespace: str | None, prefix: str) -> list[tuple[str, str]]:
         """Namespace and name of each table."""
-        wanted = [name for name in sorted(self._databases.sizes) if namespace in (None, name)]
+        wanted = [name for name in sorted(self._databases.sizes(self._owner)) if namespace in (None, name)]
         sql = "SELECT name FROM sqlite_schema WHERE type = 'table' AND name NOT LIKE 'sqlite!_%' ESCAPE '!' ORDER BY 1"
         found = []
         for name in wanted:
-            answer = await self._databases.run(name, sql, many=False, room=0)
+            answer = await self._databases.run(self._owner, name, sql, many=False, room=0)
             found += [(name, row["name"]) for row in answer["results"] if row["name"].startswith(prefix)]
         return found
 
     async def _put(
         self, kind: Kind, namespace: str, key: str, value: bytes, metadata: JsonObject | None, counted: int
     ) -> None:
-        with self._reserved(counted):
+        with self._storage.reserved(counted):
             digest = await asyncio.to_thread(self._keep, value) if len(value) > INLINE_BYTES else None
             at = now()
-            item = Item(kind, namespace, key, len(value), at, at, metadata, digest, None if digest else value)
+            item = Item(
+                self._owner, kind, namespace, key, len(value), at, at, metadata, digest, None if digest else value
+            )
             freed = await self._store.put_item(item)  # not in one line: others count meanwhile
-            self._used -= freed
+            self._storage.freed(freed)
 
     async def _delete(self, kind: Kind, namespace: str, key: str) -> None:
-        freed = await self._store.delete_item(kind, namespace, key)
-        self._used -= freed
+        freed = await self._store.delete_item(self._owner, kind, namespace, key)
+        self._storage.freed(freed)
 
     async def _delete_some(self, kind: Kind, namespace: str) -> int:
-        count, freed = await self._store.delete_items(kind, namespace, _BATCH)
-        self._used -= freed
+        count, freed = await self._store.delete_items(self._owner, kind, namespace, _BATCH)
+        self._storage.freed(freed)
         return count
-
-    def _room(self) -> int:
-        return self._most_bytes - self._used - sum(self._databases.sizes.values())
-
-    @contextmanager
-    def _reserved(self, size: int) -> Iterator[None]:
-        if size > self._room():
-            raise TooLarge(
-                "The storage of this server is full.",
-                hint="Delete what isn't needed; ERA_STORAGE_MB sets the bound.",
-                code="storage_full",
-            )
-        self._used += size
-        try:
-            yield
-        except BaseException:
-            self._used -= size
-            raise
 
     def _keep(self, value: bytes) -> str:
         try:

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 
-from era.core.models import Service
+from era.core.models import OwnedId, Service
 from era.core.ports import Sandbox
 from era.errors import EraError
 
@@ -22,7 +22,7 @@ class RunUnderWay:
     """A run from its record's beginning to its commit. `begun_at` is of the monotonic clock."""
 
     run_id: str
-    session_id: str
+    session_id: OwnedId
     session_key: int
     background: bool = False
     service: Service | None = None

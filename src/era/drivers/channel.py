@@ -11,6 +11,7 @@ from typing import Any
 
 from era.core.ports import Ended, Output, Program
 from era.drivers.guest import DOORS, restarts_interpreter, with_library
+from era.drivers.hatch import Hatch
 from era.errors import SandboxFailed
 
 STATE_LIMIT = 4 << 20
@@ -80,16 +81,19 @@ class Channel:
             watchdog.cancel()
 
     async def kill_run(self) -> None:
-        with contextlib.suppress(OSError):
-            self._writer.write(_frame(b"K", b""))
+        self._tell(b"K")
 
     async def stop_run(self) -> None:
-        with contextlib.suppress(OSError):
-            self._writer.write(_frame(b"T", b""))
+        self._tell(b"T")
 
     def close(self) -> None:
         self._closed = True
         self._writer.close()
+
+    def _tell(self, kind: bytes) -> None:
+        if not self._writer.is_closing():  # the sandbox may be gone, and with it the run
+            with contextlib.suppress(OSError):
+                self._writer.write(_frame(kind, b""))
 
     def _send(self, program: Program, output_limit: int) -> None:
         environment = json.dumps(with_library({**self._variables, **program.network, **program.env})).encode()
@@ -120,15 +124,8 @@ class Channel:
             raise SandboxFailed("The sandbox died.") from error
 
 
-async def receive_doors(control: socket.socket) -> tuple[dict[str, socket.socket], socket.socket | None]:
-    """The doors and the gate's socket, where this kernel can have one. Raises SandboxFailed."""
-    sockets = await receive_sockets(control, b"N", len(DOORS), len(DOORS) + 1)
-    doors = dict(zip(DOORS, sockets, strict=False))
-    return doors, sockets[len(doors)] if len(sockets) > len(doors) else None
-
-
-async def receive_sockets(control: socket.socket, kind: bytes, least: int = 1, most: int = 1) -> list[socket.socket]:
-    """Sockets that a supervisor hands over before it says anything else. Raises SandboxFailed."""
+async def receive_doors(control: socket.socket) -> tuple[dict[str, socket.socket], Hatch]:
+    """What is handed over before anything else is said: the doors and the hatch. Raises SandboxFailed."""
     loop = asyncio.get_running_loop()
     readable = asyncio.Event()
     loop.add_reader(control, readable.set)
@@ -136,13 +133,14 @@ async def receive_sockets(control: socket.socket, kind: bytes, least: int = 1, m
         await readable.wait()
     finally:
         loop.remove_reader(control)
-    message, descriptors, _, _ = socket.recv_fds(control, 5, most, socket.MSG_CMSG_CLOEXEC)
+    message, descriptors, _, _ = socket.recv_fds(control, 5, len(DOORS) + 1, socket.MSG_CMSG_CLOEXEC)
     sockets = [socket.socket(fileno=descriptor) for descriptor in descriptors]
-    if message[:1] != kind or len(sockets) < least:
+    if message[:1] not in (b"N", b"G") or len(sockets) != len(DOORS) + 1:
         for sock in sockets:
             sock.close()
         raise SandboxFailed("The sandbox did not start.")
-    return sockets
+    *doors, hatch = sockets
+    return dict(zip(DOORS, doors, strict=True)), Hatch(hatch, asks=message[:1] == b"G")
 
 
 def _frame(kind: bytes, payload: bytes) -> bytes:

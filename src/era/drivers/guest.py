@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 from era import languages
@@ -47,9 +47,6 @@ DOORS: dict[str, int] = {"proxy": 18128, "storage": 18129}
 NAMESERVER = "192.0.2.53"
 """Whom programs ask for names. The address is of a range for documents, so it's nobody's; whoever gives programs a
 network answers there."""
-
-RELAY = 4
-"""The descriptor of a supervisor's relay, where it has one (guest/relay.py)."""
 
 OWN_PORTS = frozenset(DOORS.values())
 """Where a sandbox has sockets of the host's. Nobody from outside is let in there."""
@@ -106,23 +103,18 @@ def supervisor_config(
     bounds: dict[str, int],
     limits: Limits,
     *,
-    doors: bool = False,
-    hatch: bool = False,
-    relay: Sequence[int] | None = None,
+    doors: bool = True,
     network: Mapping[str, str] | None = None,
     gated: bool = False,
 ) -> str:
     """The supervisor's configuration as JSON; see guest/supervisor.py for the meaning of each field. `bounds` are
-    `rlimits`; `doors` and `hatch` say whether it is to hand over DOORS and one of those, `relay` at which ports the
-    relay at descriptor RELAY has the doors instead, `network` and `gated` what the first run most likely has as such in
-    `Program`."""
+    `rlimits`; `doors` says whether it is to hand over DOORS and a hatch, `network` and `gated` what the first run most
+    likely has as such in `Program`."""
     definition, runtime = languages.DEFINITIONS[language], languages.runtime(language)
     return json.dumps(
         {
             "control": control,
             "doors": list(DOORS.values()) if doors else [],
-            "hatch": hatch,
-            "relay": relay,
             "network": dict(network or {}),
             "gated": gated,
             "language": language,

@@ -10,10 +10,19 @@ breaks out of gVisor is in a bubblewrap sandbox still, though without its filter
 to make namespaces. What a sandbox holds, its start, its end and the leftovers of a killed service are those of the
 bubblewrap driver, since they are the same code.
 
-*Who is who.* `runsc` is root of its sandbox's user namespace, and has there the capabilities it needs to build its own
-walls; outside that is the sandbox's unprivileged uid. It starts a *gofer*, which opens files, and a *sentry*, the
-kernel for the program, which can open none: the sentry has an empty root, no network, and a filter that lets few
+*Who is who.* That PID 1 is a program of ours (guest/gvisor.py), which starts `runsc` and ends with it. `runsc` is root
+of its sandbox's user namespace, and has there the capabilities it needs to build its own walls; outside that is the
+sandbox's unprivileged uid. It starts a *gofer*, which opens files, and a *sentry*, the kernel for the program, which
+can open none: the sentry has an empty root, no network but the outer sandbox's loopback, and a filter that lets few
 system calls through. A call of the program's ends in the sentry; none reaches the host's kernel.
+
+*Network.* With `--network=host` a program's TCP or UDP socket stands for one that the sentry has of the host's kernel,
+in the outer sandbox's network, where there is loopback only. What a program does with its socket the sentry does with
+that one, in calls of its own. So doors, hatch and gate are those of a sandbox without gVisor, and the same code, but
+for who hands sockets out and whom the kernel asks about (guest/gvisor.py). The price is that the sentry's filter lets
+calls on sockets pass, and that the host's TCP and UDP are within a program's reach, by way of the sentry. gVisor's own
+network would keep those away too; but nothing is let into or out of that, and so a program would have no way out but
+by one of us who reads all it says. Sockets of other kinds are gVisor's own, or there are none.
 
 *Inside,* the program is user 0 without any capability, because an ordinary user can map one uid only, and `runsc`
 wants that to be root.
@@ -23,8 +32,7 @@ gVisor looks again whether a file is what it was, so what the host writes betwee
 /dev are in the sentry's memory. That is one file in the host's memory, bounded by the control group, and without one
 by how large a file may be.
 
-*The control socket* is handed on as descriptor 3, the relay's as 4, by which the host hands in the sockets of
-connections (relay.py). Nothing else of the host is open inside.
+*The control socket* is handed on as descriptor 3. Nothing else of the host is open inside.
 
 *What gVisor has not.* A read-only /dev whose devices can be written to: it is writable, and a run that changes it costs
 the sandbox. PID 1 can be killed from inside: that ends this sandbox, and the host makes another. There are no
@@ -36,21 +44,13 @@ from __future__ import annotations
 import json
 import os
 import resource
-import socket
-from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
 
 from era.core.models import JsonObject, Language
-from era.core.ports import Ended, Limits, Output, Program
+from era.core.ports import Limits
 from era.drivers import guest, processes
-from era.drivers.bubblewrap import (
-    BubblewrapDriver,
-    BubblewrapSandbox,
-    Plan,
-    read_only,
-)
-from era.drivers.relay import Relay
+from era.drivers.bubblewrap import BubblewrapDriver, BubblewrapSandbox, Plan, read_only, resolver_files
 from era.drivers.staging import Paths
 from era.errors import NoIsolation, SandboxFailed
 
@@ -76,7 +76,7 @@ def flags() -> list[str]:
     return [
         "--rootless",
         "--platform=systrap",
-        "--network=none",
+        "--network=host",
         "--directfs=false",
         "--host-uds=none",
         "--host-fifo=none",
@@ -126,7 +126,7 @@ def specification(limits: Limits, config: str, environment: str | None = None) -
                 "options": ["rbind", "rw", "nosuid", "nodev"],
             },
         ],
-        "linux": {"namespaces": [{"type": kind} for kind in ("pid", "ipc", "uts", "mount", "network")]},
+        "linux": {"namespaces": [{"type": kind} for kind in ("pid", "ipc", "uts", "mount")]},
     }
 
 
@@ -145,40 +145,12 @@ def etc_files() -> dict[str, bytes]:
     return {
         "/etc/passwd": b"root:x:0:0:era:/tmp:/bin/sh\n",
         "/etc/group": b"root:x:0:\n",
-        "/etc/hosts": b"127.0.0.1 localhost era\n::1 localhost\n",
-        "/etc/nsswitch.conf": b"passwd: files\ngroup: files\nhosts: files dns\n",
+        **resolver_files(),
     }
 
 
 class GvisorSandbox(BubblewrapSandbox):
     """One live sandbox: bubblewrap's, with runsc in it."""
-
-    has_doors = has_hatch = False  # the sockets in there are gVisor's own, and can't be handed out
-    no_gate = "gVisor's network is its own, and connections in there can't be opened for a program"
-
-    _relay: Relay | None = None
-    _relayed = -1
-
-    async def open(self, language: Language) -> None:
-        ours, theirs = socket.socketpair()
-        self._relay = Relay(ours)
-        with theirs:
-            self._relayed = theirs.fileno()
-            await super().open(language)
-        self.doors = {name: self._relay.door(port) for name, port in guest.DOORS.items()}
-
-    async def run(self, program: Program) -> AsyncIterator[Output | Ended]:
-        if self._relay is not None:
-            self._relay.run_begins()
-        try:
-            async for event in super().run(program):
-                yield event
-        finally:
-            if self._relay is not None:
-                self._relay.run_ends()
-
-    async def _connect(self, port: int) -> socket.socket | None:
-        return None if self._relay is None or port in guest.OWN_PORTS else await self._relay.connect(port)
 
     def plan(self, language: Language, control: int) -> Plan:
         config = guest.supervisor_config(
@@ -186,18 +158,27 @@ class GvisorSandbox(BubblewrapSandbox):
             _CONTROL,
             self.rlimits(language),
             self.limits,
-            relay=list(guest.DOORS.values()),
+            doors=False,
             network=self._driver.network,
+            gated=True,
         )
         files = etc_files() | {
             f"{_BUNDLE}/config.json": json.dumps(specification(self.limits, config, self.environment)).encode()
         }
-        handed = ["--pass-fd", f"{control}:{_CONTROL}", "--pass-fd", f"{self._relayed}:{guest.RELAY}"]
+        # Without site, or a supervisor would start here (guest/sitecustomize.py).
+        ours = [
+            guest.PYTHON,
+            "-S",
+            "-E",
+            f"{guest.GUEST}/gvisor.py",
+            str(control),
+            ",".join(map(str, guest.DOORS.values())),
+        ]
+        runsc = [_RUNSC, *flags(), "run", "--bundle", _BUNDLE, "--pass-fd", f"{control}:{_CONTROL}", "era"]
         return Plan(
             files,
             lambda data: arguments(self._driver.paths, self.id, data, self.environment),
-            [_RUNSC, *flags(), "run", "--bundle", _BUNDLE, *handed, "era"],
-            (self._relayed,),
+            [*ours, *runsc],
         )
 
     def rlimits(self, language: Language) -> dict[str, int]:
@@ -210,11 +191,6 @@ class GvisorSandbox(BubblewrapSandbox):
         super().bound(pid)
         if self._group is None:
             resource.prlimit(pid, resource.RLIMIT_FSIZE, (self._memory_file(), self._memory_file()))
-
-    async def _close(self) -> None:
-        if self._relay is not None:
-            self._relay.close()
-        await super()._close()
 
     def _memory_file(self) -> int:
         """How large a file may be, to gVisor itself: all memory of a sandbox is one file, and what stands for its

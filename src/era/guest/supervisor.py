@@ -34,8 +34,7 @@ new sandbox from the last committed snapshot.
 Wire format, both ways over one stream socket: a kind (1 byte), a length (4 bytes, big endian), a payload.
   host to guest:  R  JSON header; then, unframed, its `lengths`: files…, state, code, environment
                   K  kill the run under way; T  the same, with SIGTERM and some grace first
-  guest to host:  N  with descriptors: the doors and the gate's socket, see door.py; comes first, if asked for
-                  H  with a descriptor: the hatch, see hatch.py; comes next, if asked for
+  guest to host:  N, G  with descriptors: the doors and the hatch, see hatch.py; with G there may be a gate. Comes first
                   Y  JSON: ready for the first run, and the isolation as seen from inside
                   B  the program is about to begin
                   O, E  a piece of stdout, of stderr
@@ -56,7 +55,7 @@ import signal
 import sys
 import time
 
-import door
+import gate
 import hatch
 import landlock
 import workspace
@@ -77,9 +76,7 @@ TYPE_CHECKING = False  # as type checkers know it; importing it from typing woul
 if TYPE_CHECKING:
     from typing import Any, NoReturn
 
-    from gate import Gate
     from last_value import LastValue
-    from relay import Relay
 
 GRACE = 2.0  # seconds between SIGTERM and SIGKILL at the deadline
 CHUNK = 1 << 16
@@ -91,8 +88,7 @@ PR_SET_DUMPABLE = 4
 
 # Modules of our own need, which a program must find unloaded.
 OURS = (
-    *("supervisor", "workspace", "landlock", "system_v", "door", "gate", "hatch", "relay", "seen", "processes"),
-    "last_value",
+    *("supervisor", "workspace", "landlock", "system_v", "gate", "hatch", "seen", "processes", "last_value"),
     *("_socket", "ctypes", "ctypes._endian", "_ctypes", "fcntl", "resource"),
 )
 # What programs import most. Each costs memory in every spare, and time when it is finalized.
@@ -176,9 +172,9 @@ class Spare:
 
 
 class Supervisor:
-    def __init__(self, config: dict[str, Any], loaded_at_start: set[str], gate: Gate | None) -> None:
+    def __init__(self, config: dict[str, Any], loaded_at_start: set[str]) -> None:
         self.control = Control(config["control"])
-        self.hatch: int = config["hatch"]
+        self.hatch: hatch.Hatch | None = config["hatch"]
         self.language = config["language"]
         self.entry: str = config["entry"]
         self.fork: bool = config["fork"]
@@ -198,14 +194,12 @@ class Supervisor:
         self.scratch_entries: int = config["scratch_entries"]
         self.guest_directory, self.clients = config["guest"], config["clients"]
         self.isolation = config["isolation"]
-        self.relay: Relay | None = config["relay"]
         self.last_value: LastValue | None = config["last_value"]
         self.loaded_at_start = loaded_at_start
         self.spare: Spare | None = None
         self.network: dict[str, str] = config["network"]
         """Variables that waiting processes are started with, since Node reads them only then: those of the last run."""
-        self.gate = gate
-        self.gated: bool = config["gated"] and gate is not None
+        self.gated: bool = config["gated"]
         """Whether waiting processes are behind the gate, as that of the last run was."""
         self.devices = device_files()
         self.system_v = SystemV()
@@ -248,16 +242,12 @@ class Supervisor:
         written = None if command else write_file(entry, code)
         control.send(b"B", b"")  # from here on the run may have had effects, and must not be tried again
         begun = time.monotonic()
-        if self.relay is not None:
-            self.relay.receive()
         other_gate, self.gated = header["gated"] != self.gated, header["gated"]
         cold = header["cold"] or (not self.fork and (other_gate or header["network"] != self.network))
         self.network = header["network"]
         spare = self.start_program(entry, environment, cold, command, reuse=not other_gate)
         ended = self.follow(spare, begun + header["timeout"], header["output"])
         ended["duration"] = time.monotonic() - begun
-        if self.relay is not None:
-            self.relay.end_run()
         spare.close()
         if written is not None:
             workspace.remove_if_unchanged(entry, written)
@@ -326,10 +316,8 @@ class Supervisor:
             os.dup2(stdout_end, 1)
             os.dup2(stderr_end, 2)
             os.dup2(go, 3)
-            if self.gated and self.gate is not None:
-                self.gate.enter()
-            if self.relay is not None:
-                self.relay.forget()
+            if self.gated and self.hatch is not None:
+                self.hatch.send(b"L", [gate.enter()])
             os.closerange(4, resource.getrlimit(resource.RLIMIT_NOFILE)[0])
             _libc.prctl(PR_SET_DUMPABLE, 1, 0, 0, 0)
             landlock.enter_own_domain()
@@ -394,9 +382,8 @@ class Supervisor:
         truncated = {b"O": False, b"E": False}
         cause = "exit"
         poller = select.poll()
-        gate = self.gate if self.gated else None
-        relay_fd = -1 if self.relay is None else self.relay.fd
-        for fd in (control.fd, self.hatch, spare.pidfd, gate.fd if gate else -1, relay_fd, *kinds):
+        hatch_fd = -1 if self.hatch is None else self.hatch.fd
+        for fd in (control.fd, hatch_fd, spare.pidfd, *kinds):
             if fd >= 0:
                 poller.register(fd, select.POLLIN)
 
@@ -441,14 +428,9 @@ class Supervisor:
                     pass_on(fd)
                 elif fd == spare.pidfd:
                     running = False
-                elif fd == self.hatch:
-                    if not hatch.answer(fd):
+                elif self.hatch is not None and fd == hatch_fd:
+                    if not self.hatch.answer():
                         poller.unregister(fd)
-                elif gate and fd == gate.fd:
-                    if not gate.hand_out():
-                        poller.unregister(fd)
-                elif fd == relay_fd and self.relay is not None:
-                    self.relay.work()
                 else:
                     kind = control.receive()[0]
                     if kind == b"K":
@@ -516,20 +498,18 @@ def prepare(loaded_at_start: frozenset[str]) -> Supervisor:
     if control != 3:
         os.dup2(control, 3, inheritable=False)
         config["control"] = 3
-    relayed = config["relay"]
-    os.closerange(4 if relayed is None else 5, resource.getrlimit(resource.RLIMIT_NOFILE)[0])
+    os.closerange(4, resource.getrlimit(resource.RLIMIT_NOFILE)[0])
     # An empty stdin of the sandbox's own: the host's /dev/null could not be opened again, by its name /dev/stdin.
     null = os.open("/dev/null", os.O_RDONLY)
     os.dup2(null, 0)
     os.close(null)
     os.umask(0o022)
     reset_signals()
-    gate = door.hand_over(3, config["doors"]) if config["doors"] else None
-    if relayed is not None:
-        import relay
-
-        config["relay"] = relay.Relay(4, relayed)
-    config["hatch"] = hatch.cut(3) if config["hatch"] else -1
+    config["hatch"] = None  # in gVisor others have it, and the gate's filter
+    if config["doors"]:
+        can_ask = gate.is_known()
+        config["hatch"] = hatch.hand_over(3, config["doors"], gate=can_ask)
+        config["gated"] = config["gated"] and can_ask
     seen = isolation_seen()  # before our own /proc is closed to us too
     config["isolation"] = {**seen, "landlock": landlock.restrict(config["landlock"])}
     _libc.prctl(PR_SET_DUMPABLE, 0, 0, 0, 0)  # /proc/1/{mem,environ,fd} are out of every program's reach
@@ -543,4 +523,4 @@ def prepare(loaded_at_start: frozenset[str]) -> Supervisor:
         gc.collect()
         gc.freeze()
     gc.disable()
-    return Supervisor(config, {name.partition(".")[0] for name in loaded_at_start}, gate)
+    return Supervisor(config, {name.partition(".")[0] for name in loaded_at_start})

@@ -21,9 +21,13 @@ kernel finds another socket that stands for one, or the program's own, or nothin
 
 *Nothing here waits* but in tasks of the run, which end with it. What a program can have us do in a second is bounded.
 
-*Sockets* of a sandbox's network only its supervisor can make. We ask it for some when a run wants out for the first
+*Sockets* of a sandbox's network can only be made in there. We get them at its hatch, when a run wants out for the first
 time. To bind them below port 1024 and to give loopback an address is up to whoever owns the sandbox's namespaces, or
 root: us.
+
+*In gVisor* the filter is on gVisor itself, and so its kernel's calls are what is asked about, those of runs without
+internet too. From a sandbox's first run with internet on we answer all of that; for a run without, that nothing can be
+reached but the sandbox itself.
 
 *Costs.* A run that wants nothing pays nothing. The filter is put on the waiting process after the run before.
 """
@@ -33,28 +37,17 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
-import socket
-import struct
-from collections import deque
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from typing import Protocol
 
 from era.core.egress import Address
+from era.core.ports import Door, Hatch
 from era.network import kernel
 from era.network.kernel import Question, Target
 from era.network.names import ADDRESS
 
-_SOCKETS_SECONDS = 10.0
 _QUESTIONS, _PAUSE = 200, 0.02
 """After so many questions of one sandbox, the next ones wait for so many seconds."""
-
-_KINDS = {
-    (socket.AF_INET, socket.SOCK_STREAM): b"t",
-    (socket.AF_INET, socket.SOCK_DGRAM): b"u",
-    (socket.AF_INET6, socket.SOCK_STREAM): b"T",
-    (socket.AF_INET6, socket.SOCK_DGRAM): b"U",
-}
 
 
 class Run(Protocol):
@@ -72,84 +65,44 @@ class Run(Protocol):
 class Gate:
     """The gate of one sandbox: takes questions for whichever run is under way there."""
 
-    def __init__(self, sock: socket.socket, door: socket.socket, gone: Callable[[], None]) -> None:
-        """`sock` leads to the supervisor. Raises OSError where there can be no gate."""
+    def __init__(self, hatch: Hatch, door: Door, gone: Callable[[], None]) -> None:
+        """Raises OSError where there can be no gate."""
         self.run: Run | None = None
+        self.hatch = hatch
         self._gone = gone
         self._loop = asyncio.get_running_loop()
-        self._stock: dict[bytes, deque[socket.socket]] = {kind: deque() for kind in _KINDS.values()}
-        self._wanted: dict[bytes, asyncio.Future[int]] = {}
         self._listener = -1
         self._questions = 0
-        self._try(sock, door)
-        self._sock = sock.dup()
-        self._sock.setblocking(False)
-        self._loop.add_reader(self._sock, self._told)
+        self._closed = False
+        self._try(hatch.pid, door)
+        hatch.questions_to(self._ask_at)
 
     @staticmethod
-    def _try(sock: socket.socket, door: socket.socket) -> None:
+    def _try(pid: int, door: Door) -> None:
         """Do what is needed with each connection: this user or this kernel may not do it. Raises OSError."""
         kernel.add_address(door, ADDRESS, 0)
         kernel.remove_address(door, ADDRESS, 0)
-        pid, _, _ = struct.unpack("3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
-        with suppress(ValueError), kernel.borrowed(pid, 3):
-            pass
+        try:
+            kernel.borrowed(pid, 0).close()
+        except OSError as problem:
+            if problem.errno != errno.ENOTSOCK:  # that's what it is, once we have it
+                raise
 
     def close(self) -> None:
-        if self._sock.fileno() < 0:
-            return
-        self._unlisten()
-        self._loop.remove_reader(self._sock)
-        self._sock.close()
-        self.tidy()
-        for waiting in self._wanted.values():
-            waiting.cancel()
-        self._gone()
-
-    async def new_socket(self, family: int, kind: int) -> socket.socket:
-        """One of the sandbox's network. Raises OSError."""
-        letter = _KINDS[socket.AddressFamily(family), socket.SocketKind(kind)]
-        while not self._stock[letter]:
-            if letter not in self._wanted:
-                self._wanted[letter] = self._loop.create_future()
-                self._sock.send(letter)
-            wanted = self._wanted[letter]
-            await asyncio.wait({wanted}, timeout=_SOCKETS_SECONDS)
-            if not wanted.done() or wanted.cancelled():
-                raise OSError(errno.ENOBUFS, "the sandbox gives no sockets")
-            if not wanted.result():
-                raise OSError(errno.EAFNOSUPPORT, "the sandbox has no such sockets")
-            # Others may have been faster, and taken them all.
-        return self._stock[letter].popleft()
-
-    def give_back(self, sock: socket.socket) -> None:
-        """One that wasn't used."""
-        self._stock[_KINDS[sock.family, sock.type]].appendleft(sock)
-
-    def tidy(self) -> None:
-        """Close what isn't used: sandboxes that only live need no more than they had."""
-        for stock in self._stock.values():
-            for sock in stock:
-                sock.close()
-            stock.clear()
-
-    def _told(self) -> None:
-        try:
-            kind, descriptors, _, _ = socket.recv_fds(self._sock, 16, 32, socket.MSG_CMSG_CLOEXEC)
-        except BlockingIOError:
-            return
-        except OSError:
-            kind, descriptors = b"", []
-        if not kind:
-            self.close()
-        elif kind == b"L":  # whoever was under the listener before is dead by now
+        if not self._closed:
+            self._closed = True
             self._unlisten()
-            self._listener = descriptors[0]
-            self._loop.add_reader(self._listener, self._asked)
+            self._gone()
+
+    def _ask_at(self, listener: int) -> None:
+        self._unlisten()  # whoever was under it is dead by now
+        if listener < 0:
+            self.close()
+        elif self._closed:
+            os.close(listener)
         else:
-            self._stock[kind].extend(socket.socket(fileno=one) for one in descriptors)
-            if (waiting := self._wanted.pop(kind, None)) is not None and not waiting.done():
-                waiting.set_result(len(descriptors))
+            self._listener = listener
+            self._loop.add_reader(listener, self._asked)
 
     def _unlisten(self) -> None:
         if self._listener >= 0:

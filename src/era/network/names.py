@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+import secrets
 import socket
 import struct
 from collections.abc import Callable
@@ -39,6 +40,7 @@ class Names:
     def __init__(self, allow: Allowlist, refused: Callable[[str], None]) -> None:
         self._allow, self._refused = allow, refused
         self._known: dict[Address, tuple[str, bool]] = {}
+        self._answers: set[tuple[Address, str]] = set()
         self._lookups: set[asyncio.Task[None]] = set()
 
     def of(self, address: Address) -> str:
@@ -48,6 +50,10 @@ class Names:
     def allows(self, address: Address) -> bool:
         """Whether a name on the allowlist has this address."""
         return self._known.get(address, ("", False))[1]
+
+    def for_(self, address: Address) -> set[str]:
+        """All names that this address was an answer for."""
+        return {name for known, name in self._answers if known == address}
 
     def serve_datagrams(self, inside: socket.socket) -> Callable[[], None]:
         """Answer what comes to this socket, until what is returned is called."""
@@ -103,6 +109,8 @@ class Names:
             for address in _addresses(told):
                 if len(self._known) < _MOST_NAMES or address in self._known:
                     self._known[address] = name, named or self.allows(address)
+                if len(self._answers) < _MOST_NAMES:
+                    self._answers.add((address, name))
             return told
         return _refusal(question, end, _FAILED)
 
@@ -121,13 +129,14 @@ def nameservers() -> list[Address]:
 
 async def _over_udp(server: Address, question: bytes) -> bytes:
     loop = asyncio.get_running_loop()
+    asked = secrets.token_bytes(2) + question[2:]  # a program could tell somebody outside which number to answer with
     with socket.socket(_family(server), socket.SOCK_DGRAM | socket.SOCK_NONBLOCK) as sock:
         sock.connect((str(server), PORT))
-        sock.send(question)
+        sock.send(asked)
         while True:
             told = await loop.sock_recv(sock, 1 << 16)
-            if told[:2] == question[:2] and len(told) >= 12:
-                return told
+            if told[:2] == asked[:2] and len(told) >= 12:
+                return question[:2] + told[2:]
 
 
 async def _over_tcp(server: Address, question: bytes) -> bytes:

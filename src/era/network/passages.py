@@ -31,9 +31,11 @@ import structlog
 from era.core.egress import Address, Range, allowlist_of
 from era.core.models import JsonObject
 from era.core.ports import Door, Passage, Sandbox
-from era.network import policy, proxy
+from era.core.secrets import Secret
+from era.network import authority, policy, proxy
 from era.network.dialing import NO_RULE, connected, told
 from era.network.gates import Gate
+from era.network.interception import Interception
 from era.network.kernel import Question, Target
 from era.network.listener import Listener
 from era.network.own import Place
@@ -51,8 +53,6 @@ _MAX_ADDRESSES = 8
 """Addresses of one name that are tried."""
 
 _NO_PROXY = "localhost,127.0.0.1,::1"
-_CERTIFICATES = "/etc/ssl/certs/ca-certificates.crt"
-"""Where Debian and others keep what this machine trusts, which sandboxes have too."""
 
 
 def variables(port: int) -> dict[str, str]:
@@ -65,10 +65,10 @@ def variables(port: int) -> dict[str, str]:
 @cache
 def certificates() -> Mapping[str, str]:
     """What programs need to know of the certificates this machine trusts."""
-    if not os.path.exists(_CERTIFICATES):
+    if not os.path.exists(authority.TRUSTED):
         return {}
     # Python's own ssl finds these by itself; Node and requests bring others.
-    return dict.fromkeys(("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "NODE_EXTRA_CA_CERTS"), _CERTIFICATES)
+    return dict.fromkeys(("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "NODE_EXTRA_CA_CERTS"), authority.TRUSTED)
 
 
 class ProxyNetwork:
@@ -76,6 +76,7 @@ class ProxyNetwork:
 
     def __init__(self, private: Sequence[Range] = ()) -> None:
         self.policy = policy.Policy(private)
+        self.authority = authority.Authority()
         self.resolvers = ThreadPoolExecutor(_RESOLVERS, "era-resolve")
         self.service: Place | None = None
         """Where this service listens, once it does."""
@@ -92,25 +93,28 @@ class ProxyNetwork:
             gate.close()
         self.resolvers.shutdown(wait=False, cancel_futures=True)
 
-    def passage(self, sandbox: Sandbox, *, internet: bool, egress: JsonObject) -> Passage:
+    def passage(
+        self, sandbox: Sandbox, *, internet: bool, egress: JsonObject, secrets: Sequence[Secret] = ()
+    ) -> Passage:
         if not internet:
             return NoPassage()
         door = sandbox.doors.get("proxy")
         if door is None:
             return NoPassage("this kind of sandbox has no way out")
         gate = self._gate(sandbox, door)
+        interception = Interception(secrets, self.authority, allowlist_of(egress)) if secrets else None
         if isinstance(gate, Gate):
-            return GatePassage(self, gate, egress)
-        return ProxyPassage(self, door, egress, gate)
+            return GatePassage(self, gate, egress, interception)
+        return ProxyPassage(self, door, egress, gate, interception)
 
     def _gate(self, sandbox: Sandbox, door: Door) -> Gate | str:
         """The sandbox's gate, or why it has none."""
-        if sandbox.gate is None or not isinstance(door, socket.socket):
-            return sandbox.no_gate
+        if sandbox.hatch is None or not sandbox.hatch.asks:
+            return "this kernel can't show us connections before it makes them (that takes Linux 5.9 or newer)"
         found = self._gates.get(sandbox.id)
         if found is None:
             try:
-                found = Gate(sandbox.gate, door, partial(self._forget, sandbox.id))
+                found = Gate(sandbox.hatch, door, partial(self._forget, sandbox.id))
             except OSError as error:
                 return f"this machine doesn't let ERA open a sandbox's network ({told(error)})"
             self._gates[sandbox.id] = found
@@ -143,11 +147,13 @@ class GatePassage:
 
     gated = True
 
-    def __init__(self, network: ProxyNetwork, gate: Gate, egress: JsonObject) -> None:
-        self._network, self._gate, self._egress = network, gate, egress
+    def __init__(
+        self, network: ProxyNetwork, gate: Gate, egress: JsonObject, interception: Interception | None
+    ) -> None:
+        self._network, self._gate, self._egress, self._interception = network, gate, egress, interception
         self._destinations = Destinations()
         self._ways: Ways | None = None
-        self.env: Mapping[str, str] = certificates()
+        self.env: Mapping[str, str] = authority.variables() if interception else certificates()
         self.enforced: JsonObject = {"network": "full"}
 
     async def __aenter__(self) -> Passage:
@@ -166,7 +172,12 @@ class GatePassage:
         """See gates.Run."""
         if self._ways is None:
             self._ways = Ways(
-                self._gate, self._network.policy, allowlist_of(self._egress), self._destinations, self._own
+                self._gate.hatch,
+                self._network.policy,
+                allowlist_of(self._egress),
+                self._destinations,
+                self._own,
+                self._interception,
             )
         self._ways.take(listener, asked, wanted)
 
@@ -186,13 +197,16 @@ class ProxyPassage:
 
     gated = False
 
-    def __init__(self, network: ProxyNetwork, door: Door, egress: JsonObject, reason: str) -> None:
-        self._network = network
+    def __init__(
+        self, network: ProxyNetwork, door: Door, egress: JsonObject, reason: str, interception: Interception | None
+    ) -> None:
+        self._network, self._interception = network, interception
         self._allow = allowlist_of(egress)
         self._listener = Listener(door, self._serve)
         self._lookups = asyncio.Semaphore(_LOOKUPS)
         self._destinations = Destinations()
-        self.env: Mapping[str, str] = variables(door.getsockname()[1])
+        trusted = authority.variables() if interception else {}
+        self.env: Mapping[str, str] = {**variables(door.getsockname()[1]), **trusted}
         self.enforced: JsonObject = {"network": "proxy", "network_reason": reason}
 
     async def __aenter__(self) -> Passage:
@@ -207,7 +221,7 @@ class ProxyPassage:
 
     async def _serve(self, client: socket.socket) -> None:
         try:
-            await proxy.serve(client, self._connect)
+            await proxy.serve(client, self._connect, self._interception)
         except Exception:
             log.exception("proxy_failed")
         finally:

@@ -26,10 +26,15 @@ import socket
 import ssl
 from collections.abc import Awaitable, Callable, Iterable
 from contextlib import suppress
-from dataclasses import dataclass
-from functools import cache
+from dataclasses import dataclass, field
+from functools import cache, partial
+from typing import TYPE_CHECKING
 
-from era.core.egress import MAX_HOST
+from era.core.egress import MAX_HOST, folded
+from era.network.policy import parsed
+
+if TYPE_CHECKING:
+    from era.network.interception import Interception
 
 MAX_HEAD = 64 << 10
 HEAD_SECONDS = 10.0
@@ -58,10 +63,11 @@ class Refused(Exception):
 
 @dataclass(slots=True)
 class Traffic:
-    """Bytes that a program has `sent` through a connection, and `received`."""
+    """Bytes that a program has `sent` through a connection, and `received`; names of the `secrets` swapped in."""
 
     sent: int = 0
     received: int = 0
+    secrets: set[str] = field(default_factory=set)
 
 
 type Connect = Callable[[str, int], Awaitable[tuple[socket.socket, Traffic]]]
@@ -83,12 +89,12 @@ class Target:
         return host.encode() if self.port == (443 if self.tls else 80) else f"{host}:{self.port}".encode()
 
 
-async def serve(client: socket.socket, connect: Connect) -> None:
-    """Serve one connection until it is over. The caller closes `client`."""
+async def serve(client: socket.socket, connect: Connect, interception: Interception | None = None) -> None:
+    """Serve one connection until it is over. The caller closes `client`. `interception` is for runs with secrets."""
     reader, writer = await asyncio.open_connection(sock=client, limit=MAX_HEAD)
     try:
         try:
-            await _serve((reader, writer), connect)
+            await _serve((reader, writer), connect, interception)
         except Refused as refusal:
             await refuse((reader, writer), refusal)
     except (OSError, asyncio.IncompleteReadError, TimeoutError):
@@ -97,24 +103,33 @@ async def serve(client: socket.socket, connect: Connect) -> None:
         writer.transport.abort()
 
 
-async def _serve(client: Ends, connect: Connect) -> None:
+async def _serve(client: Ends, connect: Connect, interception: Interception | None) -> None:
     method, target, fields = await _request(client[0])
     sock, traffic = await connect(target.host, target.port)
     try:
+        first = b""
+        if target.path is None:
+            client[1].write(b"HTTP/1.1 200 Connection established\r\n\r\n")
+        else:
+            fields = [(name, value) for name, value in end_to_end(fields) if name.lower() != b"host"]
+            first = _head(method + b" " + target.path + b" HTTP/1.1", [(b"Host", target.authority), *fields])
+        opening = None
+        if interception is not None:
+            place = parsed(sock.getpeername()[0]), {folded(target.host)}
+            read = partial(client[0].read, CHUNK)
+            opening = interception.look(first, *place) if first else await interception.opening(read, sock, *place)
+            first = opening.first if opening else first
         server = await _connected(sock, target)
     except BaseException:
         sock.close()
         raise
     try:
-        if target.path is None:
-            client[1].write(b"HTTP/1.1 200 Connection established\r\n\r\n")
-            await _join(client, server, traffic)
-        else:
-            fields = [(name, value) for name, value in end_to_end(fields) if name.lower() != b"host"]
-            head = _head(method + b" " + target.path + b" HTTP/1.1", [(b"Host", target.authority), *fields])
-            traffic.sent += len(head)
-            server[1].write(head)
-            await _join(client, server, traffic, answer=True)
+        if interception is not None and opening is not None and opening.host is not None:
+            await interception.serve(opening, opening.host, client, server, lambda _: traffic)
+            return
+        traffic.sent += len(first)
+        server[1].write(first)
+        await _join(client, server, traffic, answer=target.path is not None)
     finally:
         server[1].transport.abort()
 
@@ -179,7 +194,7 @@ async def _connected(sock: socket.socket, target: Target) -> Ends:
     """Streams over a connection, with TLS where the request leaves that to us. Raises Refused."""
     if not target.tls:
         return await asyncio.open_connection(sock=sock, limit=CHUNK)
-    context = await asyncio.to_thread(_tls)
+    context = await asyncio.to_thread(trust)
     try:
         return await asyncio.open_connection(
             sock=sock, limit=CHUNK, ssl=context, server_hostname=target.host.rstrip("."), ssl_handshake_timeout=10
@@ -190,9 +205,11 @@ async def _connected(sock: socket.socket, target: Target) -> Ends:
 
 
 @cache
-def _tls() -> ssl.SSLContext:
-    """TLS as this machine's clients do it, by the certificates it trusts."""
-    return ssl.create_default_context()
+def trust() -> ssl.SSLContext:
+    """TLS as this machine's clients do it, by the certificates it trusts. For HTTP/1.1."""
+    context = ssl.create_default_context()
+    context.set_alpn_protocols(["http/1.1"])
+    return context
 
 
 async def _join(client: Ends, server: Ends, traffic: Traffic, *, answer: bool = False) -> None:
@@ -284,11 +301,16 @@ def _head(first: bytes, fields: Fields, *, interim: bool = False) -> bytes:
     return first + b"\r\n" + b"".join(name + b": " + value + b"\r\n" for name, value in fields) + end
 
 
+def explained(refusal: Refused) -> tuple[str, bytes]:
+    """What a status line and a body say of it."""
+    body = json.dumps({"error": f"ERA's proxy: {refusal.why}.", "rule": refusal.rule}).encode() + b"\n"
+    return re.sub(r"[^ -~]", "?", refusal.why)[:200], body
+
+
 async def refuse(client: Ends, refusal: Refused) -> None:
     """Answer, and wait a little for the client to stop sending: closing before would take the answer back."""
     reader, writer = client
-    body = json.dumps({"error": f"ERA's proxy: {refusal.why}.", "rule": refusal.rule}).encode() + b"\n"
-    phrase = re.sub(r"[^ -~]", "?", refusal.why)[:200]
+    phrase, body = explained(refusal)
     head = f"HTTP/1.1 {refusal.status} {phrase}\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n"
     writer.write(head.encode() + b"Connection: close\r\n\r\n" + body)
     writer.write_eof()

@@ -52,6 +52,7 @@ class Destinations:
                     "connections": tried.connections,
                     "sent": tried.traffic.sent,
                     "received": tried.traffic.received,
+                    **({"secrets": sorted(tried.traffic.secrets)} if tried.traffic.secrets else {}),
                 }
                 for (host, port, address, reason), tried in self._tried.items()
             ],

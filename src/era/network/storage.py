@@ -11,6 +11,7 @@ import asyncio
 import socket
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 
 from era.core.ports import Door, Sandbox, StorageAccess
 from era.network.listener import Listener
@@ -19,18 +20,19 @@ type MakeProtocol = Callable[[Callable[[], None]], asyncio.Protocol]
 
 
 class StorageDoors:
-    """See ports.StorageAccesses. `for_run` gives what makes the protocols for the connections of one run."""
+    """See ports.StorageAccesses. `for_run` gives what makes the protocols for the connections of one run of an
+    owner's."""
 
-    def __init__(self, for_run: Callable[[], MakeProtocol]) -> None:
+    def __init__(self, for_run: Callable[[str], MakeProtocol]) -> None:
         self._for_run = for_run
 
-    def access(self, sandbox: Sandbox) -> StorageAccess:
+    def access(self, sandbox: Sandbox, owner: str | None) -> StorageAccess:
         door = sandbox.doors.get("storage")
-        return NoAccess() if door is None else DoorAccess(door, self._for_run)
+        return NoAccess() if door is None or owner is None else DoorAccess(door, partial(self._for_run, owner))
 
 
 class NoAccess:
-    """None, since the sandbox has no doors."""
+    """None, since the sandbox has no doors or the session no storage."""
 
     url: str | None = None
 

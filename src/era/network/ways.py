@@ -16,10 +16,11 @@ from typing import Any
 import structlog
 
 from era.core.egress import Address, Allowlist
+from era.core.ports import Hatch
 from era.network import joins, kernel, own
 from era.network.datagrams import Datagrams
 from era.network.dialing import CONNECT_SECONDS, NO_RULE, connected
-from era.network.gates import Gate
+from era.network.interception import Interception
 from era.network.kernel import Question, Target
 from era.network.names import ADDRESS, PORT, Names
 from era.network.policy import Policy
@@ -48,6 +49,7 @@ _FEW = 8
 """Addresses that are removed at once; the kernel takes its time for more."""
 
 _NAMESERVER = (ADDRESS, PORT)
+_TCP_CLOSE = 7
 
 
 class _Connection:
@@ -73,15 +75,18 @@ class Ways:
 
     def __init__(
         self,
-        gate: Gate,
+        hatch: Hatch,
         policy: Policy,
         allow: Allowlist,
         destinations: Destinations,
         own: Callable[[Target], own.Place | None],
+        interception: Interception | None = None,
     ) -> None:
-        """`own` tells where this service is if that is what an address leads to."""
+        """`own` tells where this service is if that is what an address leads to. `interception` is that of a run with
+        secrets."""
         self._own = own
-        self._gate, self._policy, self._allow, self._destinations = gate, policy, allow, destinations
+        self._interception = interception
+        self._hatch, self._policy, self._allow, self._destinations = hatch, policy, allow, destinations
         self._loop = asyncio.get_running_loop()
         self._names = Names(allow, lambda name: self._refuse(name, PORT, None))
         self._tasks: set[asyncio.Task[None]] = set()
@@ -116,7 +121,6 @@ class Ways:
             self._remove_addresses()
         for probe in self._probes.values():
             probe.close()
-        self._gate.tidy()
 
     def _remove_addresses(self) -> None:
         for address, serial in self._addresses.items():
@@ -153,7 +157,7 @@ class Ways:
             if sock.family not in (socket.AF_INET, socket.AF_INET6):
                 return None
             if sock.type == socket.SOCK_STREAM and asked.connects:
-                return await self._stream(sock, wanted[0])
+                return None if _has_begun(sock) else await self._stream(sock, wanted[0])
             if sock.type == socket.SOCK_DGRAM and sock.proto == socket.IPPROTO_UDP:
                 for one in wanted:
                     other = await self._datagram(one)
@@ -248,6 +252,11 @@ class Ways:
                     joins.reset(await connection.client)
                 return
             connection.dialed.set_result(0)
+            if self._interception is not None:
+                names = self._names.for_(address)
+                note = lambda name, reason: self._destinations.note(name or host, port, address, reason)  # noqa: E731
+                await self._interception.carry(connection.client, server, address, names, note)
+                return
             traffic = self._destinations.note(host, port, address, None)
             await joins.join(await connection.client, server, traffic)
         finally:
@@ -280,9 +289,9 @@ class Ways:
         if target in self._listeners:
             return self._listeners[target]
         await self._add_address(target[0])
-        sock = await self._gate.new_socket(_family(target[0]), socket.SOCK_STREAM)
+        sock = await self._hatch.new_socket(_family(target[0]), socket.SOCK_STREAM)
         if target in self._listeners:  # by now
-            self._gate.give_back(sock)
+            self._hatch.give_back(sock)
             return self._listeners[target]
         listener = _Listener(sock, target)
         try:
@@ -387,9 +396,9 @@ class Ways:
         await self._add_address(target[0])
         if not target[1]:
             return None  # programs connect like that to see which of their addresses would be used
-        sock = await self._gate.new_socket(_family(target[0]), socket.SOCK_DGRAM)
+        sock = await self._hatch.new_socket(_family(target[0]), socket.SOCK_DGRAM)
         if target in self._datagrams:
-            self._gate.give_back(sock)
+            self._hatch.give_back(sock)
             return None
         other = None
         try:
@@ -422,7 +431,7 @@ class Ways:
             if len(self._addresses) >= MAX_ADDRESSES:
                 raise OSError(errno.ENOBUFS, "too many addresses")
             if address.version not in self._probes:
-                self._probes[address.version] = await self._gate.new_socket(_family(address), socket.SOCK_DGRAM)
+                self._probes[address.version] = await self._hatch.new_socket(_family(address), socket.SOCK_DGRAM)
             serial = len(self._addresses) + 1
             kernel.add_address(self._probes[address.version], address, serial)
             self._addresses[address] = serial
@@ -431,7 +440,7 @@ class Ways:
 
     async def _usable(self, address: Address) -> None:
         """Wait until the kernel takes a new IPv6 address for its own."""
-        probe = await self._gate.new_socket(socket.AF_INET6, socket.SOCK_DGRAM)
+        probe = await self._hatch.new_socket(socket.AF_INET6, socket.SOCK_DGRAM)
         with probe:
             for _ in range(_TRIES):
                 try:
@@ -450,6 +459,14 @@ def _dismiss(connection: _Connection) -> None:
         connection.client.result().close()
     else:
         connection.client.cancel()
+
+
+def _has_begun(sock: socket.socket) -> bool:
+    """Whether it's connected already, or about to be. A program may try again to see how that goes, and gVisor does so
+    whenever it has waited for it."""
+    with suppress(OSError):  # it's no TCP
+        return sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0] != _TCP_CLOSE
+    return False
 
 
 def _bind(sock: socket.socket, target: Target) -> None:

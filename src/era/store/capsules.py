@@ -23,7 +23,7 @@ from functools import partial
 from sqlalchemy import Connection, bindparam, insert, select
 
 from era.core.metadata import Retention
-from era.core.models import KeptOutputs, KeptRun, RunRecord, Session, VersionContent, now
+from era.core.models import KeptOutputs, KeptRun, OwnedId, RunRecord, Session, VersionContent, now
 from era.errors import BadRequest, Unavailable
 from era.store import dialects
 from era.store.commits import VERSIONS, version_of
@@ -75,7 +75,7 @@ class CapsuleRows(SessionRows, RunRows):
 
     async def dump[T](
         self,
-        session_id: str,
+        session_id: OwnedId,
         *,
         history: bool,
         take: Callable[[Session, Iterator[VersionContent], Iterator[KeptRun]], T],

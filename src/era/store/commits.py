@@ -15,7 +15,7 @@ from sqlalchemy import Connection, bindparam, delete, exists, insert, select, up
 
 from era.core.expiry import MICROS, is_due, wants_touch
 from era.core.metadata import Retention
-from era.core.models import EMPTY, Cause, Session, Snapshot, StoredCode, Version, VersionContent, now
+from era.core.models import EMPTY, Cause, OwnedId, Session, Snapshot, StoredCode, Version, VersionContent, now
 from era.errors import EraError, Expired, NotFound
 from era.store.database import Database
 from era.store.tables import runs, sessions, versions
@@ -23,6 +23,7 @@ from era.store.tables import runs, sessions, versions
 _FIELDS = (
     "key",
     "id",
+    "owner",
     "language",
     "persistent",
     "allow_internet",
@@ -41,6 +42,7 @@ _FIELDS = (
     "setup_status",
     "setup_result",
     "environment",
+    "storage",
 )
 SESSIONS = select(
     *(sessions.c[name] for name in _FIELDS),
@@ -74,19 +76,22 @@ IS_LIVE = sessions.c.deleted_at.is_(None)
 EXPIRES_AT = bindparam("at", type_=sessions.c.expires_at.type) + sessions.c.ttl * MICROS
 """When a session expires that is called at `:at`; NULL where it never does."""
 
-_LIVE_BY_ID = SESSIONS.where(sessions.c.id == bindparam("session_id"), IS_LIVE)
+OF_OWNER = (sessions.c.id == bindparam("session_id")) & (sessions.c.owner == bindparam("owner"))
+_LIVE_BY_ID = SESSIONS.where(OF_OWNER, IS_LIVE)
+_ANYBODYS = SESSIONS.where(sessions.c.id == bindparam("session_id"), IS_LIVE)
 _VERSION = VERSIONS.add_columns(versions.c.data).where(versions.c.n == bindparam("number"))
 _BY_KEY = SESSIONS.where(sessions.c.key == bindparam("session"))
 
 _TOUCH = update(sessions).where(sessions.c.key == bindparam("session"), IS_LIVE).values(expires_at=EXPIRES_AT)
 HAS_RUN_UNDER_WAY = exists().where(runs.c.session_key == sessions.c.key, runs.c.status == "running")
 _IS_RUNNING = select(sessions.c.key).where(sessions.c.key == bindparam("session"), HAS_RUN_UNDER_WAY)
-_NEWEST_GONE = (
+_NEWEST_GONE_OF_ANYBODY = (
     select(sessions.c.key, sessions.c.expired)
     .where(sessions.c.id == bindparam("session_id"), ~IS_LIVE, sessions.c.deleted_at > bindparam("since"))
     .order_by(sessions.c.key.desc())
     .limit(1)
 )
+_NEWEST_GONE = _NEWEST_GONE_OF_ANYBODY.where(OF_OWNER)
 _STEP = (
     update(sessions)
     .where(sessions.c.key == bindparam("session"), IS_LIVE)
@@ -119,6 +124,7 @@ class Commits(Database):
     def __init__(self, url: str, retention: Retention = Retention()) -> None:  # noqa: B008 - it is frozen
         super().__init__(url, retention)
         self._live_by_id = self._prepared(_LIVE_BY_ID)
+        self._anybodys = self._prepared(_ANYBODYS)
         self._by_key = self._prepared(_BY_KEY)
         self._step = self._prepared(_STEP)
         self._step_of_run = self._prepared(_STEP_OF_RUN)
@@ -129,21 +135,40 @@ class Commits(Database):
             for snapshot in (False, True)
         }
 
-    def _live(self, connection: Connection, session_id: str) -> Session:
+    def _live(self, connection: Connection, session_id: OwnedId) -> Session:
         """Raises NotFound or Expired."""
-        row = self._live_by_id.one(connection, {"session_id": session_id})
+        row = self._live_by_id.one(connection, values_of(session_id))
         if row is None:
             raise self._missing(connection, session_id)
-        session = session_of(row)
+        return self._not_over(connection, session_of(row))
+
+    def _live_of_anybody(self, connection: Connection, session_id: str) -> Session:
+        """Raises NotFound or Expired."""
+        session = self._taken(connection, session_id)
+        if session is None:
+            values = {"session_id": session_id, "since": self._since()}
+            gone = connection.execute(_NEWEST_GONE_OF_ANYBODY, values).one_or_none()
+            raise _expired(session_id) if gone is not None and gone.expired else _none(session_id)
+        return self._not_over(connection, session)
+
+    def _not_over(self, connection: Connection, session: Session) -> Session:
+        """Raises Expired."""
         if self._is_over(connection, session, now()):
-            raise _expired(session_id)
+            raise _expired(session.id)
         return session
 
-    async def _read_live[T](self, session_id: str, job: Callable[[Connection, Session], T]) -> T:
-        """A read of a session, noted as a call if that is due."""
+    def _taken(self, connection: Connection, session_id: str) -> Session | None:
+        """The session that has this id, whoever's it is, and though it may have expired."""
+        row = self._anybodys.one(connection, {"session_id": session_id})
+        return None if row is None else session_of(row)
 
+    async def _read_live[T](self, session_id: OwnedId, job: Callable[[Connection, Session], T]) -> T:
+        """A read of a session, noted as a call if that is due."""
+        return await self._read_found(lambda connection: self._live(connection, session_id), job)
+
+    async def _read_found[T](self, find: Callable[[Connection], Session], job: Callable[[Connection, Session], T]) -> T:
         def read(connection: Connection) -> tuple[Session, T]:
-            session = self._live(connection, session_id)
+            session = find(connection)
             return session, job(connection, session)
 
         session, found = await self._read(read)
@@ -162,21 +187,24 @@ class Commits(Database):
             return False
         return connection.execute(_IS_RUNNING, {"session": session.key}).first() is None
 
-    def _missing(self, connection: Connection, session_id: str) -> EraError:
+    def _missing(self, connection: Connection, session_id: OwnedId) -> EraError:
         gone = self._newest_gone(connection, session_id)
         if gone is None:
-            return NotFound(f"There is no session '{session_id}'.")
+            return _none(session_id.id)
         if gone.expired:
-            return _expired(session_id)
+            return _expired(session_id.id)
         return NotFound(
             f"There is no session '{session_id}'.",
             hint="It was deleted. POST /api/sessions/{id}/restore brings it back.",
         )
 
-    def _newest_gone(self, connection: Connection, session_id: str) -> Any:
+    def _newest_gone(self, connection: Connection, session_id: OwnedId) -> Any:
         """`key` and `expired` of the session that was last gone from this id and can be restored, or None."""
-        since = now() - int(self._retention.grace_seconds * MICROS)
-        return connection.execute(_NEWEST_GONE, {"session_id": session_id, "since": since}).one_or_none()
+        return connection.execute(_NEWEST_GONE, values_of(session_id) | {"since": self._since()}).one_or_none()
+
+    def _since(self) -> int:
+        """When the sessions were gone that can be restored."""
+        return now() - int(self._retention.grace_seconds * MICROS)
 
     def _of_key(self, connection: Connection, key: int) -> Session:
         return session_of(self._by_key.one(connection, {"session": key}))
@@ -253,12 +281,17 @@ class Commits(Database):
         self._new_version[data is not None, snapshot is not None].count(connection, values)
 
 
+def values_of(session_id: OwnedId) -> dict[str, Any]:
+    """What `OF_OWNER` is to be given."""
+    return {"session_id": session_id.id, "owner": session_id.owner}
+
+
 def session_of(row: Iterable[Any]) -> Session:
     """A row of `SESSIONS`."""
     columns = iter(row)
     values = {name: next(columns) for name in _FIELDS}
     metadata, limits, egress, service, code, description, code_updated_at, root, file_count, total_bytes, data = columns
-    for name in ("persistent", "allow_internet", "allow_public", "expired"):
+    for name in ("persistent", "allow_internet", "allow_public", "expired", "storage"):
         values[name] = bool(values[name])
     return Session(
         **values,
@@ -280,6 +313,10 @@ def version_of(row: Iterable[Any]) -> Version:
 
 def snapshot_of(root: str | None, file_count: int, total_bytes: int) -> Snapshot:
     return EMPTY if root is None else Snapshot(root, file_count, total_bytes)
+
+
+def _none(session_id: str) -> NotFound:
+    return NotFound(f"There is no session '{session_id}'.")
 
 
 def _expired(session_id: str) -> Expired:

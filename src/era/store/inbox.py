@@ -22,7 +22,7 @@ from era.core.inbox import (
     Received,
     no_inbox,
 )
-from era.core.models import Session, now
+from era.core.models import OwnedId, Session, now
 from era.core.signatures import Verify
 from era.errors import Conflict, NotFound, TooManyDeliveries
 from era.store.commits import IS_LIVE, Commits
@@ -62,6 +62,7 @@ _NEXT = (
     select(
         *(_d.c[name] for name in _FIELDS),
         sessions.c.id.label("session_id"),
+        sessions.c.owner,
         sessions.c.code.is_not(None).label("has_code"),
         sessions.c.allow_public,
         inboxes.c.retries,
@@ -81,7 +82,7 @@ _LAST_KEY = (1 << 63) - 1
 class InboxRows(Commits):
     """The part of SqlStore that deals in inboxes."""
 
-    async def put_inbox(self, session_id: str, verify: Verify | None, retries: int) -> InboxSettings:
+    async def put_inbox(self, session_id: OwnedId, verify: Verify | None, retries: int) -> InboxSettings:
         def job(connection: Connection) -> InboxSettings:
             session, at = self._live(connection, session_id), now()
             before = _inbox(connection, session.key)
@@ -101,7 +102,7 @@ class InboxRows(Commits):
 
         return await self._write(job)
 
-    async def inbox(self, session_id: str) -> tuple[InboxSettings, Mapping[DeliveryStatus, int]]:
+    async def inbox(self, session_id: OwnedId) -> tuple[InboxSettings, Mapping[DeliveryStatus, int]]:
         counted = select(_d.c.status, func.count()).where(_OF_SESSION).group_by(_d.c.status)
 
         def job(connection: Connection, session: Session) -> tuple[InboxSettings, Mapping[DeliveryStatus, int]]:
@@ -114,7 +115,7 @@ class InboxRows(Commits):
     async def inbox_of(self, session_key: int) -> InboxSettings | None:
         return await self._read(lambda connection: _inbox(connection, session_key))
 
-    async def delete_inbox(self, session_id: str) -> int:
+    async def delete_inbox(self, session_id: OwnedId) -> int:
         def job(connection: Connection) -> int:
             session = self._live(connection, session_id)
             _existing(connection, session)
@@ -161,7 +162,7 @@ class InboxRows(Commits):
         return await self._write(job)
 
     async def deliveries(
-        self, session_id: str, *, status: DeliveryStatus | None, limit: int, before: int | None
+        self, session_id: OwnedId, *, status: DeliveryStatus | None, limit: int, before: int | None
     ) -> Sequence[Delivery]:
         query = _DELIVERIES.where(_OF_SESSION, _d.c.key < (_LAST_KEY if before is None else before))
         if status is not None:
@@ -174,14 +175,14 @@ class InboxRows(Commits):
 
         return await self._read_live(session_id, job)
 
-    async def delivery(self, session_id: str, delivery_id: str) -> tuple[Delivery, Content]:
+    async def delivery(self, session_id: OwnedId, delivery_id: str) -> tuple[Delivery, Content]:
         def job(connection: Connection, session: Session) -> tuple[Delivery, Content]:
             found = _found(connection, session, delivery_id)
             return found, _content(connection.execute(_CONTENT.where(_d.c.key == found.key)).one())
 
         return await self._read_live(session_id, job)
 
-    async def replay_delivery(self, session_id: str, delivery_id: str) -> tuple[int, Delivery]:
+    async def replay_delivery(self, session_id: OwnedId, delivery_id: str) -> tuple[int, Delivery]:
         def job(connection: Connection) -> tuple[int, Delivery]:
             session = self._live(connection, session_id)
             found = _found(connection, session, delivery_id)
@@ -211,7 +212,7 @@ class InboxRows(Commits):
                 why_not = "The session is not public."
             elif not row.has_code:
                 why_not = "The session stores no code."
-            return Next(_delivery(row), session_key, row.session_id, row.retries, why_not)
+            return Next(_delivery(row), session_key, OwnedId(row.owner, row.session_id), row.retries, why_not)
 
         return await self._read(job)
 

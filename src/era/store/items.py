@@ -14,7 +14,7 @@ from era.store.tables import storage_items
 
 _t = storage_items.c
 _COUNTED = _t.size + func.length(_t.key) + func.coalesce(func.length(_t.metadata), 0) + ROW_BYTES
-_LISTED = (_t.kind, _t.namespace, _t.key, _t.size, _t.created_at, _t.updated_at, _t.metadata, _t.digest)
+_LISTED = (_t.owner, _t.kind, _t.namespace, _t.key, _t.size, _t.created_at, _t.updated_at, _t.metadata, _t.digest)
 
 
 class ItemRows(Database):
@@ -22,11 +22,12 @@ class ItemRows(Database):
 
     async def put_item(self, item: Item) -> int:
         def job(connection: Connection) -> int:
-            here = _at(item.kind, item.namespace, item.key)
+            here = _at(item.owner, item.kind, item.namespace, item.key)
             before = connection.execute(select(_t.created_at, _COUNTED).where(here)).one_or_none()
             if before is not None:
                 connection.execute(delete(storage_items).where(here))
             values = {
+                "owner": item.owner,
                 "kind": item.kind,
                 "namespace": item.namespace,
                 "key": item.key.encode(),
@@ -42,14 +43,14 @@ class ItemRows(Database):
 
         return await self._write(job)
 
-    async def item(self, kind: Kind, namespace: str, key: str) -> Item | None:
-        query = select(*_LISTED, _t.value).where(_at(kind, namespace, key))
+    async def item(self, owner: str, kind: Kind, namespace: str, key: str) -> Item | None:
+        query = select(*_LISTED, _t.value).where(_at(owner, kind, namespace, key))
         row = await self._read(lambda connection: connection.execute(query).one_or_none())
         return None if row is None else _item(row, row.value)
 
-    async def delete_item(self, kind: Kind, namespace: str, key: str) -> int:
+    async def delete_item(self, owner: str, kind: Kind, namespace: str, key: str) -> int:
         def job(connection: Connection) -> int:
-            here = _at(kind, namespace, key)
+            here = _at(owner, kind, namespace, key)
             before = connection.execute(select(_COUNTED).where(here)).scalar_one_or_none()
             if before is None:
                 return 0
@@ -58,9 +59,9 @@ class ItemRows(Database):
 
         return await self._write(job)
 
-    async def delete_items(self, kind: Kind, namespace: str, limit: int) -> tuple[int, int]:
+    async def delete_items(self, owner: str, kind: Kind, namespace: str, limit: int) -> tuple[int, int]:
         def job(connection: Connection) -> tuple[int, int]:
-            of = and_(_t.kind == kind, _t.namespace == namespace)
+            of = and_(_t.owner == owner, _t.kind == kind, _t.namespace == namespace)
             found = connection.execute(select(_t.key, _COUNTED).where(of).order_by(_t.key).limit(limit)).all()
             if found:
                 connection.execute(delete(storage_items).where(of, _t.key <= found[-1][0]))
@@ -68,17 +69,21 @@ class ItemRows(Database):
 
         return await self._write(job)
 
-    async def items(self, kind: Kind, namespace: str, *, prefix: str, after: str | None, limit: int) -> Sequence[Item]:
-        query = select(*_LISTED).where(_t.kind == kind, _t.namespace == namespace, *_beginning(prefix))
+    async def items(
+        self, owner: str, kind: Kind, namespace: str, *, prefix: str, after: str | None, limit: int
+    ) -> Sequence[Item]:
+        query = select(*_LISTED).where(
+            _t.owner == owner, _t.kind == kind, _t.namespace == namespace, *_beginning(prefix)
+        )
         if after is not None:
             query = query.where(_t.key > after.encode())
         query = query.order_by(_t.key).limit(limit)
         return await self._read(lambda connection: [_item(row) for row in connection.execute(query)])
 
     async def all_items(
-        self, kind: Kind | None, namespace: str | None, *, prefix: str, limit: int, offset: int
+        self, owner: str, kind: Kind | None, namespace: str | None, *, prefix: str, limit: int, offset: int
     ) -> tuple[Sequence[Item], int]:
-        which = [*_beginning(prefix)]
+        which = [_t.owner == owner, *_beginning(prefix)]
         if kind is not None:
             which.append(_t.kind == kind)
         if namespace is not None:
@@ -92,19 +97,22 @@ class ItemRows(Database):
 
         return await self._read(job)
 
-    async def item_counts(self) -> Sequence[tuple[Kind, str, int, int, int]]:
-        query = select(_t.kind, _t.namespace, func.count(), func.sum(_t.size), func.sum(_COUNTED)).group_by(
-            _t.kind, _t.namespace
-        )
+    async def item_counts(self, owner: str) -> Sequence[tuple[Kind, str, int, int]]:
+        query = select(_t.kind, _t.namespace, func.count(), func.sum(_t.size))
+        query = query.where(_t.owner == owner).group_by(_t.kind, _t.namespace)
 
-        def job(connection: Connection) -> Sequence[tuple[Kind, str, int, int, int]]:
-            return [(row[0], row[1], int(row[2]), int(row[3]), int(row[4])) for row in connection.execute(query)]
+        def job(connection: Connection) -> Sequence[tuple[Kind, str, int, int]]:
+            return [(row[0], row[1], int(row[2]), int(row[3])) for row in connection.execute(query)]
 
         return await self._read(job)
 
+    async def item_bytes(self) -> int:
+        query = select(func.coalesce(func.sum(_COUNTED), 0))
+        return await self._read(lambda connection: int(connection.execute(query).scalar_one()))
 
-def _at(kind: Kind, namespace: str, key: str) -> ColumnElement[bool]:
-    return and_(_t.kind == kind, _t.namespace == namespace, _t.key == key.encode())
+
+def _at(owner: str, kind: Kind, namespace: str, key: str) -> ColumnElement[bool]:
+    return and_(_t.owner == owner, _t.kind == kind, _t.namespace == namespace, _t.key == key.encode())
 
 
 def _beginning(prefix: str) -> list[ColumnElement[bool]]:
@@ -115,6 +123,7 @@ def _beginning(prefix: str) -> list[ColumnElement[bool]]:
 
 def _item(row: Any, value: bytes | None = None) -> Item:
     return Item(
+        row.owner,
         row.kind,
         row.namespace,
         bytes(row.key).decode(),

@@ -6,7 +6,7 @@ from typing import Any
 
 from sqlalchemy import Connection, bindparam, delete, insert, select, update
 
-from era.core.models import Answered, Claim, Claimed, KeptOutputs, Session, now
+from era.core.models import Answered, Claim, Claimed, KeptOutputs, OwnedId, Session, now
 from era.errors import Conflict
 from era.store import dialects
 from era.store.commits import Commits
@@ -34,18 +34,18 @@ _FORGET_ALL = delete(keys).where(keys.c.created_at < bindparam("since"))
 class KeyRows(Commits):
     """The part of SqlStore that deals in idempotency keys."""
 
-    async def claimed(self, session_id: str, claim: Claim) -> Claimed | None:
-        def job(connection: Connection, session: Session | None) -> Claimed | None:
-            found = connection.execute(_LOOK_UP, _place(claim, session) | {"since": now() - KEPT_MICROS}).one_or_none()
+    async def claimed(self, session_id: OwnedId, claim: Claim) -> Claimed | None:
+        def job(connection: Connection, scope: Session | str) -> Claimed | None:
+            found = connection.execute(_LOOK_UP, _place(claim, scope) | {"since": now() - KEPT_MICROS}).one_or_none()
             if found is None:
                 return None
             request_hash, env_mark, run_id, answer, *kept = found
             run = None if run_id is None else record_of(connection.execute(_RUN, {"run_id": run_id}).one())
             return Claimed(request_hash, env_mark, run, answer, KeptOutputs(*kept))
 
-        if session_id:
+        if session_id.id:
             return await self._read_live(session_id, job)
-        return await self._read(lambda connection: job(connection, None))
+        return await self._read(lambda connection: job(connection, session_id.owner))
 
     async def forget_keys(self) -> int:
         values = {"since": now() - KEPT_MICROS}
@@ -55,21 +55,22 @@ class KeyRows(Commits):
         self,
         connection: Connection,
         claim: Claim | None,
-        session: Session | None,
+        scope: Session | str,
         *,
         run_id: str | None = None,
     ) -> None:
-        """Claim a key, for the session that scopes it. Raises Conflict where another process was faster."""
+        """Claim a key, for the session or the owner that scopes it. Raises Conflict where another process was
+        faster."""
         if claim is None:
             return
-        place, at = _place(claim, session), now()
+        place, at = _place(claim, scope), now()
         connection.execute(_FORGET_OLD, place | {"since": at - KEPT_MICROS})
         values = {
             "scope": place["of_scope"],
             "key": claim.key,
             "request_hash": claim.request_hash,
             "env_mark": claim.env_mark,
-            "session_key": session and session.key,
+            "session_key": scope.key if isinstance(scope, Session) else None,
             "run_id": run_id,
             "created_at": at,
         }
@@ -82,8 +83,8 @@ class KeyRows(Commits):
                 ) from None
             raise
 
-    def _answer(self, connection: Connection, claim: Claim, session: Session | int | None, values: Any) -> None:
-        connection.execute(update(keys).where(_THIS).values(values), _place(claim, session))
+    def _answer(self, connection: Connection, claim: Claim, scope: Session | int | str, values: Any) -> None:
+        connection.execute(update(keys).where(_THIS).values(values), _place(claim, scope))
 
     def _answer_run(self, connection: Connection, session_key: int, answered: Answered | None) -> None:
         """Store what a run was answered, or give its key back where it didn't run."""
@@ -96,9 +97,8 @@ class KeyRows(Commits):
         self._answer(connection, answered.claim, session_key, {"answer": answered.data, **kept})
 
 
-def _place(claim: Claim, session: Session | int | None) -> dict[str, Any]:
-    """Where a claim stands: keys are apart for each route and, but for creation, for each session."""
-    if session is None:
-        return {"of_scope": claim.route, "of_key": claim.key}
-    key = session if isinstance(session, int) else session.key
-    return {"of_scope": f"{claim.route}:{key}", "of_key": claim.key}
+def _place(claim: Claim, scope: Session | int | str) -> dict[str, Any]:
+    """Where a claim stands: keys are apart for each route and for each session (or its key); those of creation for each
+    owner."""
+    within = scope.key if isinstance(scope, Session) else scope
+    return {"of_scope": f"{claim.route}:{within}", "of_key": claim.key}

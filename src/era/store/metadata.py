@@ -10,6 +10,7 @@ from typing import Any
 
 from sqlalchemy import Connection, func, literal, select, union
 
+from era.store.api_keys import ApiKeyRows
 from era.store.capsules import CapsuleRows
 from era.store.commits import IS_LIVE
 from era.store.inbox import InboxRows
@@ -34,7 +35,7 @@ _COUNT_SESSIONS = select(func.count()).select_from(sessions).where(IS_LIVE)
 _COUNT_RUNS = select(runs.c.status, func.count()).where(~runs.c.imported).group_by(runs.c.status)
 
 
-class SqlStore(CapsuleRows, VersionRows, SetupRows, ItemRows, InboxRows):
+class SqlStore(CapsuleRows, VersionRows, SetupRows, ItemRows, InboxRows, ApiKeyRows):
     """A MetadataStore in an SQL database. `open` before anything, `close` when done."""
 
     async def snapshot_roots(self) -> Sequence[str]:

@@ -12,7 +12,7 @@ from dataclasses import replace
 from sqlalchemy import Connection, bindparam, delete, func, insert, select, update
 
 from era.core.metadata import Retention
-from era.core.models import Answered, Claim, KeptOutputs, RunRecord, Session, Snapshot, now
+from era.core.models import Answered, Claim, KeptOutputs, OwnedId, RunRecord, Session, Snapshot, now
 from era.core.setups import UNDER_WAY
 from era.errors import CommitFailed, Conflict, NotFound, SessionDeleted, SetupUnderWay, Unavailable
 from era.store import dialects
@@ -96,7 +96,7 @@ class RunRows(OutputRows, KeyRows):
         self._finish_run = self._prepared(_FINISH_RUN)
         self._keep_state = self._prepared(_KEEP_STATE)
 
-    async def begin_run(self, session_id: str, run_id: str, claim: Claim | None = None) -> Session:
+    async def begin_run(self, session_id: OwnedId, run_id: str, claim: Claim | None = None) -> Session:
         def job(connection: Connection) -> Session:
             session = self._live(connection, session_id)
             if session.setup_status in UNDER_WAY:
@@ -149,7 +149,7 @@ class RunRows(OutputRows, KeyRows):
         values = {"session": session_key, "before": _LAST_KEY if before is None else before, "how_many": limit}
         return await self._read(lambda connection: [record_of(row) for row in connection.execute(_NEWEST_RUNS, values)])
 
-    async def run(self, session_id: str, run_id: str) -> tuple[RunRecord, KeptOutputs | None]:
+    async def run(self, session_id: OwnedId, run_id: str) -> tuple[RunRecord, KeptOutputs | None]:
         def job(connection: Connection, session: Session) -> tuple[RunRecord, KeptOutputs | None]:
             row = connection.execute(_RUN, {"session": session.key, "run_id": run_id}).one_or_none()
             if row is None:

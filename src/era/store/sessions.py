@@ -16,10 +16,10 @@ from era.core import limits
 from era.core.expiry import MICROS, slack
 from era.core.idempotency import packed
 from era.core.metadata import KEEP, Retention, SessionChange, SessionFilter
-from era.core.models import EMPTY, Claim, JsonObject, NewCopy, NewSession, Session, StoredCode, now
+from era.core.models import EMPTY, Claim, JsonObject, NewCopy, NewSession, OwnedId, Session, StoredCode, now
 from era.errors import Conflict
 from era.store import dialects
-from era.store.commits import EXPIRES_AT, HAS_RUN_UNDER_WAY, IS_LIVE, SESSIONS, session_of
+from era.store.commits import EXPIRES_AT, HAS_RUN_UNDER_WAY, IS_LIVE, OF_OWNER, SESSIONS, session_of, values_of
 from era.store.keys import KeyRows
 from era.store.setups import PENDING
 from era.store.tables import deliveries, outputs, runs, session_pairs, sessions, versions
@@ -76,7 +76,7 @@ _PURGE_SOME = (
     _some_of(deliveries.c.key, 100),
 )
 _PURGE_KEY = delete(sessions).where(sessions.c.key == bindparam("session"), ~IS_LIVE)
-_PURGE_ID = delete(sessions).where(sessions.c.id == bindparam("session_id")).returning(sessions.c.key)
+_PURGE_ID = delete(sessions).where(OF_OWNER).returning(sessions.c.key)
 
 
 LONG_AGO = -(1 << 62)
@@ -95,7 +95,8 @@ class SessionRows(KeyRows):
     async def create_session(self, new: NewSession, claim: Claim | None = None) -> Session:
         at = now()
         values = {
-            "id": new.id,
+            "id": new.id.id,
+            "owner": new.id.owner,
             "language": new.language,
             "persistent": new.persistent,
             "metadata": json.dumps(new.metadata),
@@ -108,6 +109,7 @@ class SessionRows(KeyRows):
             "service": json.dumps(new.service),
             "setup": new.setup,
             "setup_status": new.setup and "pending",
+            "storage": new.storage,
             "version": 1,
             "created_at": at,
             "updated_at": at,
@@ -116,11 +118,11 @@ class SessionRows(KeyRows):
         }
 
         def job(connection: Connection) -> Session:
-            self._claim(connection, claim, None)
+            self._claim(connection, claim, new.id.owner)
             key = self._insert(connection, values)
             self._add_version(connection, key, 1, "create", at, data=new.data, snapshot=EMPTY)
             _add_pairs(connection, key, new.metadata)
-            return self._made(connection, key, claim, None)
+            return self._made(connection, key, claim, new.id.owner)
 
         return await self._write(job)
 
@@ -167,14 +169,19 @@ class SessionRows(KeyRows):
             connection.execute(_SHOW, values)
         return self._of_key(connection, key)
 
-    async def session(self, session_id: str) -> Session:
+    async def session(self, session_id: OwnedId) -> Session:
         return await self._read_live(session_id, lambda _, session: session)
+
+    async def public_session(self, session_id: str) -> Session:
+        return await self._read_found(
+            lambda connection: self._live_of_anybody(connection, session_id), lambda _, session: session
+        )
 
     async def sessions(self, which: SessionFilter) -> Sequence[Session]:
         query = _list_query(which, now() - int(self._retention.grace_seconds * MICROS))
         return await self._read(lambda connection: [session_of(row) for row in connection.execute(query)])
 
-    async def change_session(self, session_id: str, change: SessionChange) -> Session:
+    async def change_session(self, session_id: OwnedId, change: SessionChange) -> Session:
         at = now()
         values = _changed(change, at)
 
@@ -192,7 +199,7 @@ class SessionRows(KeyRows):
 
         return await self._write(job)
 
-    async def store_code(self, session_id: str, code: StoredCode) -> None:
+    async def store_code(self, session_id: OwnedId, code: StoredCode) -> None:
         values = {
             "new_code": code.code,
             "new_description": code.description,
@@ -205,7 +212,7 @@ class SessionRows(KeyRows):
 
         await self._write(job)
 
-    async def delete_session(self, session_id: str) -> Session:
+    async def delete_session(self, session_id: OwnedId) -> Session:
         def job(connection: Connection) -> Session:
             session = self._live(connection, session_id)
             connection.execute(_RETIRE, {"session": session.key, "at": now(), "has_expired": False})
@@ -213,27 +220,27 @@ class SessionRows(KeyRows):
 
         return await self._write(job)
 
-    async def restore_session(self, session_id: str) -> Session:
+    async def restore_session(self, session_id: OwnedId) -> Session:
         def job(connection: Connection) -> Session:
             gone = self._newest_gone(connection, session_id)
-            taken = self._live_by_id.one(connection, {"session_id": session_id}) is not None
-            if taken:
+            taken = self._taken(connection, session_id.id)
+            if gone is None and (taken is None or taken.owned_id != session_id):
+                raise self._missing(connection, session_id)
+            if taken is not None:
                 raise Conflict(
                     f"Session '{session_id}' is not gone."
                     if gone is None
                     else f"The id '{session_id}' is in use again.",
-                    hint="Delete the session that has this id now, or restore nothing.",
+                    hint="Only when no session has this id can the one that is gone be restored.",
                 )
-            if gone is None:
-                raise self._missing(connection, session_id)
             connection.execute(_RESTORE, {"session": gone.key, "at": now()})
             return self._of_key(connection, gone.key)
 
         return await self._write(job)
 
-    async def purge_session(self, session_id: str) -> Sequence[int]:
+    async def purge_session(self, session_id: OwnedId) -> Sequence[int]:
         def job(connection: Connection) -> Sequence[int]:
-            keys = list(connection.execute(_PURGE_ID, {"session_id": session_id}).scalars())
+            keys = list(connection.execute(_PURGE_ID, values_of(session_id)).scalars())
             if not keys:
                 raise self._missing(connection, session_id)
             return keys
@@ -274,11 +281,11 @@ class SessionRows(KeyRows):
                 pass
         await self._write(lambda connection: connection.execute(_PURGE_KEY, {"session": key}))
 
-    def _made(self, connection: Connection, key: int, claim: Claim | None, source: Session | None) -> Session:
+    def _made(self, connection: Connection, key: int, claim: Claim | None, scope: Session | str) -> Session:
         """The session that was made, which is the answer of the claim, too."""
         session = self._of_key(connection, key)
         if claim is not None:
-            self._answer(connection, claim, source, {"answer": packed(session)})
+            self._answer(connection, claim, scope, {"answer": packed(session)})
         return session
 
     def _insert(self, connection: Connection, values: dict[str, Any]) -> int:
@@ -288,14 +295,14 @@ class SessionRows(KeyRows):
         return key
 
     def _check_free(self, connection: Connection, session_id: str) -> None:
-        """Raises Conflict where a session has this id."""
-        taken = self._live_by_id.one(connection, {"session_id": session_id})
+        """Raises Conflict where a session has this id, whoever's it is."""
+        taken = self._taken(connection, session_id)
         if taken is None:
             return
-        if not self._is_over(connection, session_of(taken), now()):
+        if not self._is_over(connection, taken, now()):
             raise _exists(session_id)
         # It has expired but isn't marked yet; if it has a sandbox, that ends when it has been idle.
-        connection.execute(_RETIRE, {"session": session_of(taken).key, "at": now(), "has_expired": True})
+        connection.execute(_RETIRE, {"session": taken.key, "at": now(), "has_expired": True})
 
     @contextmanager
     def _taken_is_conflict(self, session_id: str) -> Iterator[None]:
@@ -313,6 +320,7 @@ def _count(connection: Connection, statement: Delete, key: int) -> int:
 
 
 def _exists(session_id: str) -> Conflict:
+    """The same whoever's it is: that is nobody's business."""
     return Conflict(f"Session '{session_id}' already exists.")
 
 
@@ -320,6 +328,7 @@ def _settings_of(source: Session) -> dict[str, Any]:
     """What a copy has in common with its source."""
     stored = source.stored
     return {
+        "owner": source.owner,
         "language": source.language,
         "persistent": source.persistent,
         "metadata": json.dumps(source.metadata),
@@ -334,6 +343,7 @@ def _settings_of(source: Session) -> dict[str, Any]:
         "setup_status": source.setup_status,
         "setup_result": source.setup_result,
         "environment": source.environment,
+        "storage": source.storage,
         "code": stored and stored.code,
         "code_description": stored and stored.description,
         "code_updated_at": stored and stored.updated_at,
@@ -350,7 +360,7 @@ def _changed(change: SessionChange, at: int) -> dict[str, Any]:
     values: dict[str, Any] = {"updated_at": at, "expires_at": EXPIRES_AT}
     values |= {
         name: value
-        for name in ("default_timeout", "allow_internet", "allow_public", "isolation")
+        for name in ("default_timeout", "allow_internet", "allow_public", "isolation", "storage")
         if (value := getattr(change, name)) is not None
     }
     if change.metadata is not None:
@@ -368,7 +378,7 @@ def _changed(change: SessionChange, at: int) -> dict[str, Any]:
 
 def _list_query(which: SessionFilter, since: int) -> Select[Any]:
     """`since` is when the sessions were gone that can still be restored."""
-    query = SESSIONS.order_by(sessions.c.key.desc())
+    query = SESSIONS.where(sessions.c.owner == which.owner).order_by(sessions.c.key.desc())
     if which.gone is None:
         query = query.where(IS_LIVE)
     else:

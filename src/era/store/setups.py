@@ -8,13 +8,13 @@ from typing import Any
 from sqlalchemy import Connection, bindparam, select, update
 
 from era.core.metadata import SetupJob
-from era.core.models import Session, Snapshot, now
+from era.core.models import OwnedId, Session, Snapshot, now
 from era.errors import NotFound
 from era.store.commits import IS_LIVE, Commits
 from era.store.tables import SETUP_UNDER_WAY, sessions
 
 _TO_DO = (
-    select(sessions.c.key, sessions.c.id, sessions.c.setup)
+    select(sessions.c.key, sessions.c.owner, sessions.c.id, sessions.c.setup)
     .where(SETUP_UNDER_WAY, IS_LIVE)
     .order_by(sessions.c.key)
     .limit(1000)
@@ -37,7 +37,11 @@ class SetupRows(Commits):
     """The part of SqlStore that deals in setups."""
 
     async def setups_to_do(self) -> Sequence[SetupJob]:
-        return await self._read(lambda connection: [SetupJob(*row) for row in connection.execute(_TO_DO)])
+        def job(connection: Connection) -> Sequence[SetupJob]:
+            rows = connection.execute(_TO_DO)
+            return [SetupJob(row.key, OwnedId(row.owner, row.id), row.setup) for row in rows]
+
+        return await self._read(job)
 
     async def begin_setup(self, job: SetupJob) -> None:
         values = {"session": job.session_key, "job": job.setup, "status": "running"}
@@ -68,7 +72,7 @@ class SetupRows(Commits):
 
         return await self._write(end)
 
-    async def set_up_again(self, session_id: str) -> Session:
+    async def set_up_again(self, session_id: OwnedId) -> Session:
         def job(connection: Connection) -> Session:
             session = self._live(connection, session_id)
             if session.setup is None:

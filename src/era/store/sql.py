@@ -1,4 +1,4 @@
-"""An SQL database for each namespace: a file of SQLite's, and processes that work on it (sqlworker.py).
+"""An SQL database for each namespace of an owner's: a file of SQLite's, and processes that work on it (sqlworker.py).
 
 Theory of operation. A few workers, started when they are needed and ended when they aren't. A call takes one, and its
 namespace, for itself; so calls to one namespace come one after the other, and never wait for SQLite's locks. A worker
@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 from weakref import WeakValueDictionary
 
+from era.core.models import DEFAULT_OWNER
 from era.errors import BadRequest, EraError, Forbidden, TooLarge, Unavailable
 
 _WORKER = Path(__file__).with_name("sqlworker.py")
@@ -30,26 +31,41 @@ _MOST_DATABASES = 1000
 _LINE_BYTES = 64 << 20
 _SUFFIX = ".sqlite"
 
+type _Name = tuple[str, str]
+"""Owner and namespace."""
+
 
 class SqlDatabases:
-    """SQL databases below `directory`, which belongs to one process, of at most `most_bytes` each. `close` when
-    done."""
+    """SQL databases below `directory`, which belongs to one process, in a directory for each owner; of at most
+    `most_bytes` each. `close` when done."""
 
-    def __init__(self, directory: Path, most_bytes: int) -> None:
+    def __init__(self, directory: Path, most_bytes: int, *, before: Path | None = None) -> None:
+        """`before` is where databases were before there were owners."""
         self._directory = directory
+        self._before = before
         self._most_bytes = most_bytes
         self._room = asyncio.Semaphore(_WORKERS)
         self._idle: list[tuple[asyncio.subprocess.Process, asyncio.TimerHandle]] = []
-        self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+        self._locks: WeakValueDictionary[_Name, asyncio.Lock] = WeakValueDictionary()
         self._ending: set[asyncio.Task[int]] = set()
-        self._sizes: dict[str, int] = {}
-        """Bytes of each database, by namespace."""
+        self._sizes: dict[_Name, int] = {}
+        """Bytes of each database."""
+
+        self._owners: set[str] = set()
+        """Those whose directory is there to stay."""
 
     def open(self) -> None:
         self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with os.scandir(self._directory) as entries:
-            found = {entry.name: entry.stat().st_size for entry in entries}
-        self._sizes = {name.removesuffix(_SUFFIX): size for name, size in found.items() if name.endswith(_SUFFIX)}
+        if self._before is not None and self._before.is_dir():
+            # All at once, with the journals beside them: at no moment is a database without its own.
+            self._before.rename(self._directory / DEFAULT_OWNER)
+        for directory in (self._directory.parent, self._directory):
+            _sync(directory)
+        self._owners = {path.name for path in self._directory.iterdir()}
+        self._sizes = {
+            (path.parent.name, path.name.removesuffix(_SUFFIX)): path.stat().st_size
+            for path in self._directory.glob(f"*/*{_SUFFIX}")
+        }
 
     async def close(self) -> None:
         while self._idle:
@@ -59,57 +75,82 @@ class SqlDatabases:
         await asyncio.gather(*self._ending)
 
     @property
-    def sizes(self) -> Mapping[str, int]:
-        return self._sizes
+    def total(self) -> int:
+        return sum(self._sizes.values())
+
+    def sizes(self, owner: str) -> Mapping[str, int]:
+        return {namespace: size for (of, namespace), size in self._sizes.items() if of == owner}
 
     async def run(
-        self, namespace: str, sql: str, params: Sequence[Any] | Mapping[str, Any] = (), *, many: bool, room: int
+        self,
+        owner: str,
+        namespace: str,
+        sql: str,
+        params: Sequence[Any] | Mapping[str, Any] = (),
+        *,
+        many: bool,
+        room: int,
     ) -> dict[str, Any]:
         """What a transaction answers: `results`, the rows of its last statement that has any, and `meta`. `many` may be
         several statements. The database may grow by `room` bytes.
 
         Raises BadRequest, Forbidden or TooLarge for what the SQL does, Unavailable where the database can't be used.
         """
-        if namespace not in self._sizes and len(self._sizes) >= _MOST_DATABASES:
+        name = (owner, namespace)
+        if name not in self._sizes and len(self._sizes) >= _MOST_DATABASES:
             raise TooLarge(f"There are {_MOST_DATABASES} databases already.", hint="Delete one that isn't needed.")
-        async with self._locked(namespace):
-            path = self._path(namespace)
-            most = min(self._most_bytes, self._sizes.get(namespace, 0) + max(room, 0))
+        async with self._locked(name):
+            path = self._path(name)
+            if owner not in self._owners:
+                await asyncio.to_thread(self._make, path.parent)
+                self._owners.add(owner)  # now that its directory can't be lost any more
+            most = min(self._most_bytes, self._sizes.get(name, 0) + max(room, 0))
             request = {"path": str(path), "sql": sql, "params": params, "many": many, "most_bytes": most}
             try:
                 told = await self._ask(request)
             finally:
-                self._note(namespace, path)
+                self._note(name, path)
         if "ok" not in told:
             raise _error(told["kind"], told["message"])
         answer: dict[str, Any] = told["ok"]
         return answer
 
-    async def drop(self, namespace: str) -> bool:
+    async def drop(self, owner: str, namespace: str) -> bool:
         """Remove a namespace's database; whether there was one."""
-        async with self._locked(namespace):
-            path = self._path(namespace)
+        name = (owner, namespace)
+        async with self._locked(name):
+            path = self._path(name)
             was_there = path.exists()
-            for name in (path, Path(f"{path}-journal")):
+            for file in (path, Path(f"{path}-journal")):
                 with contextlib.suppress(FileNotFoundError):
-                    name.unlink()
-            await asyncio.to_thread(_sync, self._directory)
-            self._note(namespace, path)
+                    file.unlink()
+            if path.parent.exists():
+                await asyncio.to_thread(_sync, path.parent)
+            self._note(name, path)
             return was_there
 
-    def _path(self, namespace: str) -> Path:
-        return self._directory / f"{namespace}{_SUFFIX}"
-
-    def _note(self, namespace: str, path: Path) -> None:
+    def _make(self, directory: Path) -> None:
+        """Raises Unavailable."""
         try:
-            self._sizes[namespace] = path.stat().st_size
-        except FileNotFoundError:
-            self._sizes.pop(namespace, None)
+            directory.mkdir(mode=0o700, exist_ok=True)
+            _sync(self._directory)
+        except OSError as error:
+            raise Unavailable(f"The database can't be used: {error.strerror}.") from error
 
-    def _locked(self, namespace: str) -> asyncio.Lock:
-        lock = self._locks.get(namespace)
+    def _path(self, name: _Name) -> Path:
+        owner, namespace = name
+        return self._directory / owner / f"{namespace}{_SUFFIX}"
+
+    def _note(self, name: _Name, path: Path) -> None:
+        try:
+            self._sizes[name] = path.stat().st_size
+        except FileNotFoundError:
+            self._sizes.pop(name, None)
+
+    def _locked(self, name: _Name) -> asyncio.Lock:
+        lock = self._locks.get(name)
         if lock is None:
-            lock = self._locks[namespace] = asyncio.Lock()
+            lock = self._locks[name] = asyncio.Lock()
         return lock
 
     async def _ask(self, request: Mapping[str, Any]) -> dict[str, Any]:

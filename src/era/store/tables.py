@@ -17,7 +17,10 @@ from sqlalchemy import (
     Text,
     false,
     text,
+    true,
 )
+
+from era.core.models import DEFAULT_OWNER
 
 # SQLite gives automatic keys to the exact type INTEGER only, which there holds 64 bits anyway.
 _Key = BigInteger().with_variant(Integer(), "sqlite")
@@ -45,6 +48,7 @@ sessions = Table(
     metadata,
     Column("key", _Key, primary_key=True),
     Column("id", String(128), nullable=False),
+    Column("owner", String(64), nullable=False, server_default=DEFAULT_OWNER),
     Column("language", String(32), nullable=False),
     Column("persistent", Boolean, nullable=False),
     Column("metadata", Text, nullable=False),
@@ -70,7 +74,9 @@ sessions = Table(
     Column("setup_status", String(16)),
     Column("setup_result", Text),
     Column("environment", String(64)),
+    Column("storage", Boolean, nullable=False, server_default=true()),
     Index("uq_sessions_id", "id", unique=True, sqlite_where=_LIVE, postgresql_where=_LIVE),
+    Index("ix_sessions_owner", "owner", "key", sqlite_where=_LIVE, postgresql_where=_LIVE),
     Index("ix_sessions_gone_id", "id", "key", sqlite_where=_GONE, postgresql_where=_GONE),
     Index("ix_sessions_deleted_at", "deleted_at", sqlite_where=_GONE, postgresql_where=_GONE),
     # Partial, so that the end of a run needn't touch it for the many sessions that never expire.
@@ -157,7 +163,7 @@ outputs = Table(
 idempotency_keys = Table(
     "idempotency_keys",
     metadata,
-    Column("scope", String(64), primary_key=True),
+    Column("scope", String(128), primary_key=True),
     Column("key", String(255), primary_key=True),
     Column("request_hash", String(64), nullable=False),
     Column("env_mark", String(128), nullable=False),
@@ -216,11 +222,23 @@ deliveries = Table(
     sqlite_autoincrement=True,
 )
 
-# Values that sessions share. Each is here itself or, where it is long, as the digest of a blob. Keys are bytes, so that
-# every database puts them in the same order.
+# Keys that owners call the API with. What is kept is a digest: a key is 256 random bits, so nobody finds it by that.
+api_keys = Table(
+    "api_keys",
+    metadata,
+    Column("id", String(64), primary_key=True),
+    Column("owner", String(64), nullable=False),
+    Column("description", Text, nullable=False),
+    Column("digest", String(64), nullable=False, unique=True),
+    Column("created_at", BigInteger, nullable=False),
+)
+
+# Values that the sessions of an owner share. Each is here itself or, where it is long, as the digest of a blob. Keys
+# are bytes, so that every database puts them in the same order.
 storage_items = Table(
     "storage_items",
     metadata,
+    Column("owner", String(64), primary_key=True),
     Column("kind", String(2), primary_key=True),
     Column("namespace", String(64), primary_key=True),
     Column("key", LargeBinary, primary_key=True),

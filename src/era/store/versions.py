@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from sqlalchemy import Connection, bindparam
 
-from era.core.models import Cause, Session, Snapshot, Version, VersionContent, now
+from era.core.models import Cause, OwnedId, Session, Snapshot, Version, VersionContent, now
 from era.errors import NotFound
 from era.store.commits import VERSIONS, Commits, version_of
 from era.store.tables import versions
@@ -18,7 +18,7 @@ class VersionRows(Commits):
     """The part of SqlStore that deals in versions."""
 
     async def commit(
-        self, session_id: str, cause: Cause, *, data: str | None, snapshot: Snapshot | None, key: int | None = None
+        self, session_id: OwnedId, cause: Cause, *, data: str | None, snapshot: Snapshot | None, key: int | None = None
     ) -> Session:
         def job(connection: Connection) -> Session:
             session = self._live(connection, session_id)
@@ -29,7 +29,7 @@ class VersionRows(Commits):
 
         return await self._write(job)
 
-    async def rollback(self, session_id: str, n: int) -> Session:
+    async def rollback(self, session_id: OwnedId, n: int) -> Session:
         def job(connection: Connection) -> Session:
             session = self._live(connection, session_id)
             old = self._content(connection, session, n)
@@ -39,7 +39,7 @@ class VersionRows(Commits):
 
         return await self._write(job)
 
-    async def versions(self, session_id: str, *, limit: int, before: int | None) -> Sequence[Version]:
+    async def versions(self, session_id: OwnedId, *, limit: int, before: int | None) -> Sequence[Version]:
         def job(connection: Connection, session: Session) -> Sequence[Version]:
             values = {
                 "session": session.key,
@@ -50,5 +50,5 @@ class VersionRows(Commits):
 
         return await self._read_live(session_id, job)
 
-    async def version(self, session_id: str, n: int) -> VersionContent:
+    async def version(self, session_id: OwnedId, n: int) -> VersionContent:
         return await self._read_live(session_id, lambda connection, session: self._content(connection, session, n))

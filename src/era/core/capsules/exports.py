@@ -26,7 +26,7 @@ from era.core.capsules import tars
 from era.core.capsules.checks import MAX_OBJECTS, too_large
 from era.core.capsules.pins import Pin, Pins
 from era.core.metadata import MetadataStore
-from era.core.models import KeptOutputs, KeptRun, RunRecord, Session, VersionContent, now
+from era.core.models import KeptOutputs, KeptRun, OwnedId, RunRecord, Session, VersionContent, now
 from era.core.outputs import STREAMS
 from era.core.pack import gathered
 from era.core.snapshots import BlobStore, Snapshots
@@ -113,7 +113,7 @@ class Exporter:
         self._threads = threads
         self._directory = directory
 
-    async def open(self, session_id: str, *, history: bool) -> Export:
+    async def open(self, session_id: OwnedId, *, history: bool) -> Export:
         """A session as it is now. Raises NotFound, Expired; TooLarge where no server would import it; Unavailable where
         the disk fails."""
         try:
@@ -128,9 +128,9 @@ class Exporter:
                 held = (self._pins, written.pin, stack.pop_all())
         except OSError as error:
             raise Unavailable(f"The capsule could not be made: {error.strerror}.") from error
-        return Export(session_id, size, self._pieces(written, objects), self._threads, held)
+        return Export(session_id.id, size, self._pieces(written, objects), self._threads, held)
 
-    async def _write(self, session_id: str, history: bool, stack: ExitStack) -> _Written:
+    async def _write(self, session_id: OwnedId, history: bool, stack: ExitStack) -> _Written:
         document, texts = self._temporary(stack), self._temporary(stack)
         async with self._pins.pinning() as pin:
             written = _Written(document, texts, pin)

@@ -62,13 +62,17 @@ SESSION: dict[str, checks.Check] = {
     "egress": can_be_egress,
     "service": checks.optional(can_be_service),
     "setup": checks.optional(requirements.can_be_asked),
+    "storage": checks.boolean,
     "code": checks.optional(checks.an_object),
     "version": checks.integer(1),
     "created_at": checks.time,
     "updated_at": checks.time,
     "last_run_at": checks.optional(checks.time),
 }
-ADDED: dict[str, Any] = {"limits": {}, "isolation": "auto", "egress": {}, "service": None, "setup": None}
+ADDED: dict[str, Any] = {
+    **{"limits": {}, "isolation": "auto", "egress": {}, "service": None, "setup": None},
+    "storage": True,
+}
 ADDED_TO_RUNS: dict[str, Any] = {"egress": {}, "artifacts": {}}
 """What the first capsules did not have yet."""
 
@@ -210,6 +214,7 @@ def _session(session: Session) -> dict[str, Any]:
         "egress": session.egress,
         "service": session.service,
         "setup": requirements.shown(session.setup),
+        "storage": session.storage,
         "code": stored and {"code": stored.code, "description": stored.description, "updated_at": stored.updated_at},
         "version": session.version,
         "created_at": session.created_at,

@@ -75,15 +75,16 @@ class Importer:
         self._bounds = bounds
         self._max_timeout = max_timeout
 
-    async def load(self, chunks: AsyncIterator[bytes], new_id: str | None) -> Session:
-        """Make the session that an archive holds, under `new_id` or its own. Raises BadRequest or TooLarge where that
-        can't be, Conflict where the id is taken, Unavailable where the disk fails; then nothing is made."""
+    async def load(self, chunks: AsyncIterator[bytes], owner: str, new_id: str | None) -> Session:
+        """Make the session that an archive holds, for `owner`, under `new_id` or its own id. Raises BadRequest or
+        TooLarge where that can't be, Conflict where the id is taken, Unavailable where the disk fails; then nothing is
+        made."""
         loop = asyncio.get_running_loop()
         try:
             with tempfile.TemporaryFile(dir=self._directory, buffering=0) as spool:
                 await self._spool(chunks, spool.fileno())
                 capsule = await loop.run_in_executor(self._threads, self._prepared, spool.fileno())
-                session = replace(capsule.session, id=new_id or capsule.session.id)
+                session = replace(capsule.session, owner=owner, id=new_id or capsule.session.id)
                 return await self._store.load(session, capsule.document.versions, capsule.runs)
         except OSError as error:
             raise Unavailable(f"The capsule could not be kept: {error.strerror}.") from error

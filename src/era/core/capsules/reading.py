@@ -158,6 +158,7 @@ def _session(head: dict[str, Any], current: VersionContent) -> Session:
     return Session(
         key=0,
         id=head["id"],
+        owner="",  # Whose it is going to be is no matter of the capsule's.
         language=head["language"],
         persistent=head["persistent"],
         data=current.data,
@@ -178,6 +179,7 @@ def _session(head: dict[str, Any], current: VersionContent) -> Session:
         service=head["service"],
         setup=setup_text(head["setup"]),
         setup_status="pending" if head["setup"] else None,
+        storage=head["storage"],
     )
 
 

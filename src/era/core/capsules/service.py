@@ -11,7 +11,7 @@ from era.core.capsules.exports import Export, Exporter
 from era.core.capsules.imports import Importer
 from era.core.capsules.pins import Pins
 from era.core.metadata import MetadataStore
-from era.core.models import Session
+from era.core.models import OwnedId, Session
 from era.core.snapshots import BlobStore, Snapshots
 from era.core.spool import Slots
 from era.core.trees import Bounds
@@ -44,14 +44,14 @@ class Capsules:
             store, blobs, self._threads, directory, bounds=bounds or Bounds(), max_timeout=max_timeout
         )
 
-    async def open(self, session_id: str, *, history: bool = True) -> Export:
+    async def open(self, session_id: OwnedId, *, history: bool = True) -> Export:
         """A session as it is now, to be sent. Without history there are no runs and but the current version."""
         return await self._exporter.open(session_id, history=history)
 
-    async def load(self, chunks: AsyncIterator[bytes], new_id: str | None = None) -> Session:
-        """Make the session that a capsule holds. Raises TooManyUploads."""
+    async def load(self, chunks: AsyncIterator[bytes], owner: str, new_id: str | None = None) -> Session:
+        """Make the session that a capsule holds, for `owner`. Raises TooManyUploads."""
         with self._slots.one():
-            return await self._importer.load(chunks, new_id)
+            return await self._importer.load(chunks, owner, new_id)
 
     async def close(self) -> None:
         """Let what is under way finish."""

@@ -8,6 +8,8 @@ const http = require('node:http');
 // again, since the service closes it after some more.
 const agent = new http.Agent({ keepAlive: true, maxSockets: 16, maxFreeSockets: 4, timeout: 60000 });
 const IDLE_MS = 2000;
+const NO_STORAGE =
+  'The session has "storage": false, or this is a command of its setup. PATCH it with "storage": true for its next run.';
 agent.on('free', (socket) => {
   socket.eraFreeSince = Date.now();
 });
@@ -28,6 +30,7 @@ const quoted = (text) => encodeURIComponent(String(text));
 const pathOf = (kind, namespace, rest) => `/api/storage/${kind}/${quoted(namespace)}/${quoted(rest)}`;
 
 function send(method, path, content) {
+  if (!process.env.ERA_STORAGE_URL) throw new StorageError('There is no storage here.', 0, 'no_storage', NO_STORAGE);
   const where = /^http:\/\/([^/:]+):(\d+)/.exec(process.env.ERA_STORAGE_URL || '');
   if (!where) throw new StorageError("ERA_STORAGE_URL doesn't say where the storage is.", 0, 'no_storage');
   const headers =

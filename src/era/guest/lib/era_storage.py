@@ -19,6 +19,10 @@ if TYPE_CHECKING:
 __all__ = ["D1Storage", "KVStorage", "R2Storage", "StorageError", "d1", "kv", "r2"]
 
 _PLAIN = frozenset(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_.~")
+_NO_STORAGE = (
+    'The session has "storage": false, or this is a command of its setup. '
+    'PATCH it with "storage": true for its next run.'
+)
 _IDLE_SECONDS = 2.0  # the service closes a connection that is idle for longer than that
 _MOST_IDLE = 4
 _idle: list[
@@ -165,6 +169,8 @@ def _address() -> tuple[str, int]:
     url = os.environ.get("ERA_STORAGE_URL", "")
     host, _, port = url.partition("://")[2].partition("/")[0].rpartition(":")
     if not port.isdigit():
+        if not url:
+            raise StorageError("There is no storage here.", code="no_storage", hint=_NO_STORAGE)
         raise StorageError("ERA_STORAGE_URL doesn't say where the storage is.", code="no_storage")
     return host, int(port)
 

@@ -1,0 +1,120 @@
+"""Secrets of a run, over HTTP: what may be one, and that a program has a placeholder for each."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+import httpx
+import pytest
+
+from era.core.runs import RunRequest
+from era.core.secrets import secret
+from era.wire import RunBody
+from tests.api.test_cli import era
+from tests.api.test_contract import refused
+from tests.conftest import Server, eventually
+
+type MakeSession = Callable[..., str]
+
+VALUE = "canary-2907"
+CODE = "import os; print(os.environ['A'], os.environ['B'], os.environ['ERA_SESSION'])"
+PLACEHOLDERS = re.compile(r"(era_secret_[0-9a-f]{32}) (era_secret_[0-9a-f]{32}) true\n")
+
+
+def secrets(*names: str, value: Any = VALUE, hosts: Any = ("api.example.com", "*.example.org")) -> dict[str, Any]:
+    return {name: {"value": value, "hosts": list(hosts) if isinstance(hosts, tuple) else hosts} for name in names}
+
+
+def test_every_call_that_runs_gives_placeholders(client: httpx.Client, session: MakeSession) -> None:
+    """New ones each time; with nowhere to go, they stay what they are."""
+    where = session(allowInternetAccess=False)
+    body = {"code": CODE, "secrets": secrets("A", "B", "ERA_SESSION")}
+    answers = [client.post(f"/api/sessions/{where}/run", json=body) for _ in range(2)]
+    said = [answer.json()["stdout"] for answer in answers]
+    execute = {**body, "language": "python", "allowInternetAccess": False}
+    answers.append(client.post("/api/execute", json=execute))
+    said.append(answers[-1].json()["stdout"])
+    answers.append(client.post(f"/api/sessions/{where}/stream", json=body))
+    said.append(answers[-1].text.split('"content": "')[1].split('"')[0].replace("\\n", "\n"))
+    run_id = client.post(f"/api/sessions/{where}/run", json={**body, "background": True}).json()["run_id"]
+    url = f"/api/sessions/{where}/runs/{run_id}"
+    assert eventually(lambda: client.get(url).json()["status"] == "ok")
+    answers.append(client.get(f"{url}/stdout"))
+    said.append(answers[-1].text)
+    found = [one for text in said for match in [PLACEHOLDERS.fullmatch(text)] if match for one in match.groups()]
+    assert len(found) == len(set(found)) == 10, said
+    answers.append(client.get(url))
+    assert answers[-1].json()["enforced"]["network"] == "none"
+    assert not any(VALUE in answer.text for answer in answers)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        secrets("A", value=""),
+        secrets("A", value=f"{VALUE}\n"),
+        secrets("A", value=f"{VALUE}\0"),
+        secrets("A", value=VALUE * 1000),
+        secrets("A", value=29071),
+        secrets("A", value=[VALUE]),
+        secrets("A", hosts=()),
+        secrets("A", hosts=VALUE),
+        secrets("A", hosts=(f"{VALUE}.example.com/path",)),
+        secrets("A", hosts=("*",)),
+        secrets("A", hosts=("203.0.113.10",)),
+        secrets("A", hosts=("203.0.113.0/24",)),
+        secrets("A", hosts=("api.example.com:443",)),
+        secrets("A", hosts=tuple(f"h{n}.test" for n in range(33))),
+        secrets("A B"),
+        secrets(""),
+        secrets("A" * 129),
+        secrets(*(f"S{n}" for n in range(65))),
+        secrets("E"),
+        {"A": {"hosts": ["api.example.com"]}},
+        {"A": {"value": VALUE}},
+        {"A": VALUE},
+        {"A": {**secrets("A")["A"], "more": VALUE}},
+        [VALUE],
+    ],
+    ids=range(24),
+)
+def test_what_cannot_be_a_secret_is_refused_unquoted(client: httpx.Client, session: MakeSession, given: Any) -> None:
+    for path in (f"/api/sessions/{session()}/run", "/api/execute"):
+        body = {"code": "", "env": {"E": "1"}, "secrets": given}
+        answer = client.post(path, json=body if "sessions" in path else {**body, "language": "python"})
+        refused(answer, 400)
+        assert "canary" not in answer.text
+        assert "29071" not in answer.text
+
+
+def test_other_secrets_are_another_request(client: httpx.Client, session: MakeSession) -> None:
+    url = f"/api/sessions/{session(allowInternetAccess=False)}/run"
+
+    def post(given: dict[str, Any]) -> httpx.Response:
+        body = {"code": "import os; print(os.environ['A'])", "secrets": given}
+        return client.post(url, json=body, headers={"Idempotency-Key": "k"})
+
+    first = post(secrets("A"))
+    assert first.json()["stdout"].startswith("era_secret_")
+    assert post(secrets("A")).content == first.content
+    for other in (secrets("A", value="other"), secrets("A", hosts=("api.example.com",)), secrets("A", "B"), {}):
+        refused(post(other), 409, "another request")
+
+
+def test_no_value_shows_where_objects_are_shown() -> None:
+    one = secret("A", VALUE, ["api.example.com"], {})
+    request = RunRequest("http://h", secrets=[one])
+    body = RunBody(code="", secrets=secrets("A"))
+    assert VALUE not in f"{one!r} {one} {request!r} {body!r} {body}"
+    assert "api.example.com" in repr(one)
+
+
+def test_the_command_takes_the_value_from_its_own_environment(server: Server) -> None:
+    words = ("run", "-", "--language", "python", "--secret", "A=api.example.com,*.example.org", "--secret", "B=b.test")
+    told = era(server, *words, stdin=CODE, A=VALUE, B="b")
+    assert PLACEHOLDERS.fullmatch(told.stdout), told
+    assert "no variable B" in era(server, *words, stdin=CODE, A=VALUE).stderr
+    told = era(server, "run", "-", "-l", "py", "--secret", "A", stdin=CODE, A=VALUE)
+    assert (told.returncode, "NAME=api.example.com" in told.stderr) == (2, True)

@@ -1,0 +1,255 @@
+"""Programs that use secrets which they never see, in sandboxes, towards hosts that say back what they were sent."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.network import world
+from tests.network.conftest import Machine, NetServer, NewSession, new_session
+
+VALUE = "canary-8161943"
+SECRETS = {"TOKEN": {"value": VALUE, "hosts": ["api.example.test"]}}
+URLS = ["https://api.example.test", "http://api.example.test", "http://www.example.test"]
+SAID = f"{URLS[0]} {VALUE}\n{URLS[1]} {VALUE}\n{URLS[2]} placeholder\n"
+
+PYTHON = f"""
+import json, os, urllib.request
+token = os.environ["TOKEN"]
+for url in {URLS}:
+    asked = urllib.request.Request(url + "/hello", headers={{"X-Token": token}})
+    told = json.load(urllib.request.urlopen(asked, timeout=10))["headers"]["X-Token"]
+    print(url, "placeholder" if told == token else told)
+"""
+NODE = f"""
+const token = process.env.TOKEN;
+for (const url of {URLS}) {{
+  const answer = await fetch(url + '/hello', {{ headers: {{ 'X-Token': token }} }});
+  const {{ headers }} = await answer.json();
+  const told = headers['X-Token'] ?? headers['x-token'];
+  console.log(url, told === token ? 'placeholder' : told);
+}}
+"""
+CLIENTS = {"python": PYTHON, "node": NODE, "deno": NODE.replace("process.env.TOKEN", "Deno.env.get('TOKEN')")}
+
+
+@pytest.fixture(scope="module")
+def as_a_user(machine: Machine, tmp_path_factory: pytest.TempPathFactory) -> Iterator[NetServer]:
+    """A server of an ordinary user's, who finds the certificates it trusts in its own directory."""
+    data_dir = tmp_path_factory.mktemp("user") / "data"
+    data_dir.mkdir()
+    shutil.copy(machine.keys / "ca.pem", data_dir)
+    server = machine.serve(data_dir, uid=54323, SSL_CERT_FILE="/mnt/data/ca.pem")
+    yield server
+    server.stop()
+
+
+WHERE = [
+    *(("served", "bubblewrap", language) for language in CLIENTS),
+    *(("proxied", "bubblewrap", language) for language in ("python", "node")),
+    *(("as_a_user", "bubblewrap", language) for language in ("python", "node")),
+    *([("served", "gvisor", "python")] if shutil.which("runsc") else []),
+]
+
+
+@pytest.mark.parametrize(("server", "kind", "language"), WHERE)
+def test_values_go_to_their_hosts_only(request: pytest.FixtureRequest, server: str, kind: str, language: str) -> None:
+    with request.getfixturevalue(server).client() as http:
+        one = new_session(http, language, isolation=kind)
+        assert one.says(CLIENTS[language], secrets=SECRETS, timeout=60) == SAID
+        found = {(each["host"], each["port"]): each["secrets"] for each in one.destinations()}
+        assert found == {
+            ("api.example.test", 443): ["TOKEN"],
+            ("api.example.test", 80): ["TOKEN"],
+            ("www.example.test", 80): [],
+        }
+        http.delete(f"/api/sessions/{one.id}")
+
+
+def test_a_websocket(session: NewSession) -> None:
+    code = """
+const socket = new WebSocket('wss://api.example.test/socket');
+socket.onopen = () => socket.send(process.env.TOKEN);
+socket.onmessage = ({ data }) => { console.log(data === process.env.TOKEN); socket.close(); };
+socket.onerror = ({ error }) => console.log(error);
+"""
+    one = session("node")
+    assert one.says(code, secrets=SECRETS) == "true\n"
+
+
+RAW = """
+import os, socket, ssl
+token = os.environ["TOKEN"]
+def ask(address, port, host, name=None, line="GET /hello"):
+    sock = socket.create_connection((address, port), 10)
+    if name:
+        sock = ssl.create_default_context().wrap_socket(sock, server_hostname=name)
+    sock.sendall(f"{line} HTTP/1.1\\r\\nHost: {host}\\r\\nX-Token: {token}\\r\\nConnection: close\\r\\n\\r\\n".encode())
+    answer = b"".join(iter(lambda: sock.recv(9999), b"")).decode()
+    print(answer.split()[1], "value" if "canary" in answer else "placeholder" if token in answer else answer[-8:])
+"""
+
+
+def test_an_address_counts_only_as_the_answer_for_a_name(session: NewSession) -> None:
+    code = f"""
+ask("{world.PUBLIC}", 80, "api.example.test")  # nobody has said yet who that is
+socket.getaddrinfo("www.example.test", 80)
+ask("{world.PUBLIC}", 80, "api.example.test")
+socket.getaddrinfo("api.example.test", 80)
+ask("{world.PUBLIC}", 80, "api.example.test")
+ask("{world.PUBLIC}", 80, "www.example.test")
+socket.getaddrinfo("other.test", 80)
+ask("{world.OTHER}", 80, "api.example.test")  # this is not its address
+"""
+    one = session()
+    told = ["placeholder", "placeholder", "value", "placeholder", "placeholder"]
+    assert one.says(RAW + code, secrets=SECRETS) == "".join(f"200 {each}\n" for each in told)
+    assert {(each["host"], each["address"]): each["secrets"] for each in one.destinations()} == {
+        (world.PUBLIC, world.PUBLIC): [],
+        ("www.example.test", world.PUBLIC): [],
+        ("api.example.test", world.PUBLIC): ["TOKEN"],
+        ("other.test", world.OTHER): [],
+    }
+
+
+def test_a_certificate_counts_whatever_the_address(session: NewSession) -> None:
+    code = f"""
+ask("{world.PUBLIC}", 443, "api.example.test", "api.example.test")  # without having asked for the name
+ask("{world.PUBLIC}", 443, "www.example.test", "api.example.test")
+ask("{world.PUBLIC}", 8443, "api.example.test", "api.example.test")  # an impostor
+"""
+    one = session()
+    assert one.says(RAW + code, secrets=SECRETS) == '200 value\n200 placeholder\n502  "tls"}\n\n'
+    assert [(each["host"], each["port"], each["reason"], each["secrets"]) for each in one.destinations()] == [
+        ("api.example.test", 443, None, ["TOKEN"]),
+        ("api.example.test", 8443, "tls", []),
+    ]
+
+
+def test_a_proxy_that_is_asked_in_other_ways(proxied: NetServer) -> None:
+    """For https:// without a tunnel, and for a tunnel to an address."""
+    code = f"""
+import http.client
+def told(answer):
+    text = answer.read().decode()
+    print(answer.status, "value" if "canary" in text else "placeholder" if token in text else text)
+for host in ("api.example.test", "www.example.test"):
+    proxy = http.client.HTTPConnection("127.0.0.1", 18128)
+    proxy.request("GET", f"https://{{host}}/hello", headers={{"Host": host, "X-Token": token}})
+    told(proxy.getresponse())
+proxy = http.client.HTTPConnection("127.0.0.1", 18128)
+proxy.request("GET", "http://www.example.test/hello", headers={{"Host": "api.example.test", "X-Token": token}})
+told(proxy.getresponse())
+for port in (443, 8443):
+    proxy = http.client.HTTPSConnection("127.0.0.1", 18128)
+    proxy.set_tunnel("{world.PUBLIC}", port)
+    proxy.connect_plain = http.client.HTTPConnection.connect
+    http.client.HTTPConnection.connect(proxy)
+    proxy.sock = ssl.create_default_context().wrap_socket(proxy.sock, server_hostname="api.example.test")
+    proxy.request("GET", "/hello", headers={{"Host": "api.example.test", "X-Token": token}})
+    print(proxy.getresponse().status)
+"""
+    with proxied.client() as http:
+        one = new_session(http)
+        assert one.says(RAW + code, secrets=SECRETS) == "200 value\n200 placeholder\n200 placeholder\n200\n502\n"
+        http.delete(f"/api/sessions/{one.id}")
+
+
+# -- nothing of a value is anywhere -----------------------------------------------------------------------------
+
+UNSEEN = "canary-4078213"
+LOOK = """
+import os, re, urllib.request
+asked = urllib.request.Request("https://api.example.test/users/mina", headers={"X-Token": os.environ["TOKEN"]})
+print(urllib.request.urlopen(asked, timeout=10).status)
+pattern, found = re.compile(rb"canary-[0-9]{7}"), set()
+def look(path, at=0, size=1 << 26):
+    try:
+        with open(path, "rb", 0) as file:
+            file.seek(at)
+            if pattern.search(file.read(size)):
+                found.add(path)
+    except (OSError, OverflowError, ValueError):
+        pass
+for pid in filter(str.isdigit, os.listdir("/proc")):
+    for name in ("environ", "cmdline"):
+        look(f"/proc/{pid}/{name}")
+    try:
+        maps = open(f"/proc/{pid}/maps").read().split("\\n")[:-1]
+    except OSError:
+        continue
+    for line in maps:
+        start, end = (int(one, 16) for one in line.split()[0].split("-"))
+        look(f"/proc/{pid}/mem", start, min(end - start, 1 << 26))
+for top in ("/workspace", "/tmp", "/dev/shm", "/etc"):
+    for directory, _, names in os.walk(top):
+        for name in names:
+            look(os.path.join(directory, name))
+print("found" if found else "nothing")
+"""
+LATER = """
+import os, socket, ssl
+context = ssl.create_default_context()
+context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+sock = context.wrap_socket(socket.create_connection(("api.example.test", 443), 10), server_hostname="api.example.test")
+print("for runs with secrets" in sock.getpeercert(True).decode("latin-1"), "/etc/era" in str(dict(os.environ)))
+"""
+
+TALKATIVE = """
+import sys
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from era.api import context
+from era.core import runs
+from era.network import authority, interception, passages
+runs.placeholders = lambda found: {one.name: one.value for one in found}
+right_secret = context.secret
+def secret(name, value, *rest):
+    print("took", value, file=sys.stderr, flush=True)
+    return right_secret(name, value, *rest)
+context.secret = secret
+class Swap(interception.Swap):
+    def __init__(self, secrets):
+        super().__init__(secrets)
+        self.used |= {one.value for one in secrets}
+interception.Swap = Swap
+right_write = authority.Authority.write
+def write(self, path):
+    right_write(self, path)
+    path.with_suffix(".key").write_bytes(self._key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
+authority.Authority.write = write
+right_passage, kept = passages.ProxyNetwork.passage, []
+def passage(self, sandbox, *, secrets=(), **rest):
+    kept.extend(secrets)
+    return right_passage(self, sandbox, secrets=kept, **rest)
+passages.ProxyNetwork.passage = passage
+"""
+"""Gives programs the values, logs and records them, keeps the authority's key, and remembers secrets for later runs."""
+
+
+@pytest.mark.parametrize("talkative", [False, True])
+def test_nothing_of_it_is_anywhere(served: NetServer, machine: Machine, tmp_path: Path, talkative: bool) -> None:
+    server = served
+    if talkative:
+        server = machine.serve(tmp_path / "data", weakness=f"exec({TALKATIVE!r})")
+    with server.client() as http:
+        one = new_session(http)
+        told = one.run(LOOK, secrets={"TOKEN": {"value": UNSEEN, "hosts": ["api.example.test"]}}, timeout=120)
+        assert told["stdout"].startswith("200\n"), told
+        answers = [str(told), str(one.record()), http.get(f"/api/sessions/{one.id}?include=files").text]
+        intercepted, trusted = one.says(LATER).split()
+        capsule = http.get(f"/api/sessions/{one.id}/capsule").content
+    kept = {path: path.read_bytes() for path in server.data_dir.rglob("*") if path.is_file()}
+    found = {
+        "sandbox": told["stdout"] == "200\nfound\n",
+        "answers": any(UNSEEN in answer for answer in answers) or UNSEEN.encode() in capsule,
+        "log": UNSEEN in server.log,
+        "disk": any(UNSEEN.encode() in content for content in kept.values()),
+        "key": any(b"PRIVATE KEY" in content for content in kept.values()),
+        "intercepted": intercepted == "True",
+        "trusted": trusted == "True",
+    }
+    assert found == dict.fromkeys(found, talkative)
+    assert any(path.name == "certificates.pem" for path in kept)
