@@ -18,7 +18,10 @@ def measure(cases: Sequence[Case], arena: Arena, rounds: int, quick: bool, tell:
 
     Every other round goes through the cases backwards: what one leaves behind for the next then evens out.
     """
-    probes = {case.name: case.start(arena) for case in cases}
+    probes = {}
+    for case in cases:
+        arena.keep_open()  # what others need before they are ready may take a while
+        probes[case.name] = case.start(arena)
     arena.wait_for_pool()
     for case in () if quick else cases:  # neither the first call of a kind nor a cold cache is what we are after
         _one_round(case, probes[case.name], arena, 1)
