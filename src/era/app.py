@@ -296,6 +296,7 @@ async def services(settings: Settings) -> AsyncIterator[Context]:
                 for task in background:
                     task.cancel()
                 await setups.stop()
+                await packages.stop()
                 await end_background(settings.drain_seconds)
                 await runs.drain(settings.drain_seconds)
                 await host.stop()

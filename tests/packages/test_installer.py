@@ -220,6 +220,20 @@ def test_what_was_not_compiled_yet_comes_back_compiled(lab: Lab, registry: Regis
     assert_sound(lab, made)
 
 
+def test_compiling_can_be_stopped(lab: Lab, registry: Registry) -> None:
+    registry.put_python("one", "one-1.0-py3-none-any.whl", wheel("one", {"one.py": "x = 1"}))
+
+    async def stopped(seconds: float) -> None:
+        await lab.installer.make(wanted({"pip": ["one"]}), lab.build, anew=False)
+        await asyncio.sleep(seconds)
+        await lab.installer.stop()
+
+    for seconds in (0, 0.01, 0.03, 0.1):
+        asyncio.run(stopped(seconds))
+        assert list((lab.directory / "environments" / "making").iterdir()) == []
+        lab.installer.open()
+
+
 def test_two_at_a_time_are_made_once(lab: Lab, registry: Registry) -> None:
     registry.put_python("one", "one-1.0-py3-none-any.whl", wheel("one", {"one.py": "x = 1"}))
 
@@ -227,7 +241,7 @@ def test_two_at_a_time_are_made_once(lab: Lab, registry: Registry) -> None:
         packages = wanted({"pip": ["one"]})
         return await asyncio.gather(*(lab.installer.make(packages, lab.build, anew=False) for _ in range(2)))
 
-    first, second = asyncio.run(both())
+    first, second = lab.run(both())
     assert first == second
     assert registry.asked.count("/simple/one/") == 1
 

@@ -158,6 +158,12 @@ class UvAndNpm:
                 trees.remove(self.environments / digest)
         self._open_cache()
 
+    async def stop(self) -> None:
+        """End what goes on for environments that are made: it is done when they are made again."""
+        for task in self._afterwards:
+            task.cancel()
+        await asyncio.gather(*self._afterwards, return_exceptions=True)
+
     async def at_rest(self) -> None:
         """Wait until nothing goes on any more for environments that are made."""
         await asyncio.gather(*self._afterwards)
