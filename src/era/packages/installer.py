@@ -45,10 +45,11 @@ import shutil
 import sys
 import sysconfig
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from era.core.builds import Build
 from era.core.durable import sync_file_system
@@ -132,7 +133,8 @@ class UvAndNpm:
         self._turns = Turns()
         self._slots = asyncio.Semaphore(_AT_A_TIME)
         self._at_work = 0
-        self._afterwards: set[asyncio.Task[None]] = set()
+        self._compiling: set[asyncio.Task[None]] = set()
+        self._clearing: set[asyncio.Task[None]] = set()
         shown = {"cache": self._cache, "uv": tools.uv_binary(), "node": node}
         self._python, self._prefix = python, python_prefix
         if go is not None:
@@ -159,14 +161,16 @@ class UvAndNpm:
         self._open_cache()
 
     async def stop(self) -> None:
-        """End what goes on for environments that are made: it is done when they are made again."""
-        for task in self._afterwards:
+        """End the compiling that goes on: it is done when an environment is made again."""
+        for task in self._compiling:
             task.cancel()
-        await asyncio.gather(*self._afterwards, return_exceptions=True)
+        await asyncio.gather(*self._compiling, return_exceptions=True)
+        await self.at_rest()
 
     async def at_rest(self) -> None:
         """Wait until nothing goes on any more for environments that are made."""
-        await asyncio.gather(*self._afterwards)
+        while going_on := [*self._compiling, *self._clearing]:  # what ends may leave something to clear away
+            await asyncio.gather(*going_on)
 
     def known(self, packages: Packages, owner: str) -> Environment | None:
         for key in (self._key(packages), self._key(packages, owner)):
@@ -232,7 +236,8 @@ class UvAndNpm:
             return await job(scratch)
         finally:
             self._at_work -= 1
-            await asyncio.shield(asyncio.to_thread(trees.remove, scratch))
+            # Who waits for the packages needn't wait for this.
+            _go_on(asyncio.to_thread(trees.remove, scratch), self._clearing)
 
     def sweep(self, keep: set[str], older_than: float) -> int:
         gone = 0
@@ -456,9 +461,7 @@ class UvAndNpm:
             (scratch / "made" / _UNCOMPILED).touch()
         await asyncio.to_thread(self._publish, scratch, digest)
         if 0 < size <= _MANY_BYTES:
-            task = asyncio.create_task(self._compile_afterwards(digest))
-            self._afterwards.add(task)
-            task.add_done_callback(self._afterwards.discard)
+            _go_on(self._compile_afterwards(digest), self._compiling)
 
     async def _compile_afterwards(self, digest: str) -> None:
         place = self.environments / digest
@@ -531,6 +534,13 @@ class UvAndNpm:
 
     def _own(self, made: Path) -> None:
         trees.own(made, None if self._processes.fetcher is None else 0)
+
+
+def _go_on(work: Coroutine[Any, Any, None], tasks: set[asyncio.Task[None]]) -> None:
+    """Do it in a task of its own, which is in `tasks` until it has ended."""
+    task = asyncio.create_task(work)
+    tasks.add(task)
+    task.add_done_callback(tasks.discard)
 
 
 def _drop(path: Path) -> None:
