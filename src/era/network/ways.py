@@ -24,6 +24,7 @@ from era.network.interception import Interception
 from era.network.kernel import Question, Target
 from era.network.names import ADDRESS, PORT, Names
 from era.network.policy import Policy
+from era.network.proxy import Traffic
 from era.network.record import Destinations
 
 log = structlog.get_logger()
@@ -253,8 +254,11 @@ class Ways:
                 return
             connection.dialed.set_result(0)
             if self._interception is not None:
+
+                def note(name: str | None, reason: str | None) -> Traffic:
+                    return self._destinations.note(name or host, port, address, reason)
+
                 names = self._names.for_(address)
-                note = lambda name, reason: self._destinations.note(name or host, port, address, reason)  # noqa: E731
                 await self._interception.carry(connection.client, server, address, names, note)
                 return
             traffic = self._destinations.note(host, port, address, None)
