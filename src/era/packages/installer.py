@@ -496,6 +496,7 @@ class UvAndNpm:
         work = self._processes.path("work", bare)
         command = [self._interpreter(scratch), "-I", "-S", "-m", "compileall", "-q"]
         command += ["-j", "0" if size_of(bare) > _MANY_BYTES else "1"]
+        command += ["-s", f"{work}/python"]  # or else it would tell where on this machine that was
         command += ["--invalidation-mode", "unchecked-hash", f"{work}/python/{_SITE}"]
         space = Space(bare, bare, self._most_bytes)
         with suppress(SetupFailed):
