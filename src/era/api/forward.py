@@ -31,6 +31,7 @@ from era.api.protocol import Protocol
 from era.core import headers
 from era.core.inbound import Way
 from era.core.relay import ascii_target
+from era.core.tasks import until_one_ends
 from era.errors import BadRequest, EraError, RelayFailed, RelayTimeout
 
 HEAD_SECONDS = 60.0
@@ -241,13 +242,7 @@ class _Exchange:
         self._moved()
         caller = self._connection.open_tunnel(told)
         await self._connection.tell(self._h11.trailing_data[0])
-        both = [asyncio.create_task(self._to_caller()), asyncio.create_task(self._to_server(caller))]
-        try:
-            await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            for task in both:
-                task.cancel()
-            await asyncio.gather(*both, return_exceptions=True)
+        await until_one_ends(self._to_caller(), self._to_server(caller))
         await self._connection.hang_up()
 
     async def _to_caller(self) -> None:

@@ -116,6 +116,8 @@ def _problem(command: str, ended: Ended) -> str | None:
     problem = how(ended)
     if problem is None:
         return None
+    if ended.cause == "exit" and ended.disk_problem is None:
+        problem += "; 'stdout' and 'stderr' have its last words"
     shown = command if len(command) <= 200 else f"{command[:200]}…"
     return f"The command {shown!r} {problem}. Nothing of the commands is kept. {_HINT}"
 
@@ -132,6 +134,6 @@ def how(ended: Ended) -> str | None:
         case "disk_full":
             return f"was out of disk space ({ended.disk_problem}); the session's 'limits' set the bound"
         case "exit":
-            return f"ended with exit code {ended.exit_code}; 'stdout' and 'stderr' have its last words"
+            return f"ended with exit code {ended.exit_code}"
         case _:
             return f"was killed (exit code {ended.exit_code})"

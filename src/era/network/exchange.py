@@ -13,6 +13,7 @@ import h11
 from anyio.abc import ByteStream
 
 from era.core.egress import folded
+from era.core.tasks import until_one_ends
 from era.network.proxy import IDLE_SECONDS, MAX_HEAD, Refused, Traffic, explained
 from era.network.swapping import MAX_BODY, ROUTING, Swap, writing
 
@@ -208,16 +209,10 @@ class Exchange:
         """From here on bytes pass as they are."""
         await self._tell(_repeated(answer))
         early, late = self._asks.trailing_data[0], self._answers.trailing_data[0]
-        both = [
-            asyncio.create_task(self._pass_on(self._near, self._far, bytes(early), "sent")),
-            asyncio.create_task(self._pass_on(self._far, self._near, bytes(late), "received")),
-        ]
-        try:
-            await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            for task in both:
-                task.cancel()
-            await asyncio.gather(*both, return_exceptions=True)
+        await until_one_ends(
+            self._pass_on(self._near, self._far, bytes(early), "sent"),
+            self._pass_on(self._far, self._near, bytes(late), "received"),
+        )
 
     async def _pass_on(self, source: ByteStream, sink: ByteStream, data: bytes, count: str) -> None:
         with suppress(*GONE):

@@ -27,7 +27,7 @@ import httpx
 from era.core.ports import IndexAccess, Sandbox
 from era.errors import SandboxFailed
 from era.network.listener import Listener
-from era.network.proxy import CHUNK, HEAD_SECONDS, IDLE_SECONDS, LINE, MAX_HEAD, Refused, refuse
+from era.network.proxy import CHUNK, HEAD_SECONDS, IDLE_SECONDS, LINE, Ends, Refused, answered
 
 _PAGE = re.compile(r"/([0-9]{1,4})/([A-Za-z0-9._-]{1,200})/?")
 _FILE = re.compile(r"/file/([0-9]{1,9})/[A-Za-z0-9._+!%-]{1,300}?(\.metadata)?")
@@ -98,23 +98,15 @@ class DoorToIndexes:
         await self._stack.aclose()
 
     async def _serve(self, sock: socket.socket) -> None:
-        reader, writer = await asyncio.open_connection(sock=sock, limit=MAX_HEAD)
+        await answered(sock, self._serve_one)
+
+    async def _serve_one(self, ends: Ends) -> None:
         try:
-            try:
-                path = await _asked_for(reader)
-                async with self._requests:
-                    await self._answer(writer, path)
-            except asyncio.LimitOverrunError:
-                await refuse((reader, writer), Refused(431, "head_too_large", f"a head is over {MAX_HEAD >> 10} KiB"))
-            except (httpx.HTTPError, httpx.InvalidURL, ValueError) as error:
-                problem = Refused(502, "unreachable", f"the registry gave no answer ({type(error).__name__})")
-                await refuse((reader, writer), problem)
-            except Refused as refusal:
-                await refuse((reader, writer), refusal)
-        except (OSError, asyncio.IncompleteReadError, TimeoutError):
-            pass  # one of the two ends is gone, or might as well be
-        finally:
-            writer.transport.abort()
+            path = await _asked_for(ends[0])
+            async with self._requests:
+                await self._answer(ends[1], path)
+        except (httpx.HTTPError, httpx.InvalidURL, ValueError) as error:
+            raise Refused(502, "unreachable", f"the registry gave no answer ({type(error).__name__})") from error
 
     async def _answer(self, writer: asyncio.StreamWriter, path: str) -> None:
         if found := _PAGE.fullmatch(path):

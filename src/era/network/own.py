@@ -17,12 +17,12 @@ from era.network.proxy import (
     HEAD_SECONDS,
     IDLE_SECONDS,
     LINE,
-    MAX_HEAD,
+    Ends,
     Refused,
     Traffic,
+    answered,
     end_to_end,
     fields_of,
-    refuse,
 )
 
 type Place = tuple[str, int]
@@ -33,20 +33,13 @@ _DIGITS = re.compile(rb"[0-9]{1,18}")
 
 async def serve(client: socket.socket, service: Place, traffic: Traffic) -> None:
     """Answer one request. The caller closes `client`."""
-    reader, writer = await asyncio.open_connection(sock=client, limit=MAX_HEAD)
-    try:
-        try:
-            async with asyncio.timeout(HEAD_SECONDS):
-                head = await reader.readuntil(b"\r\n\r\n")
-            await _pass_on((reader, writer), *_checked(head), service, traffic)
-        except asyncio.LimitOverrunError:
-            await refuse((reader, writer), Refused(431, "head_too_large", f"the head is over {MAX_HEAD >> 10} KiB"))
-        except Refused as refusal:
-            await refuse((reader, writer), refusal)
-    except (OSError, asyncio.IncompleteReadError, TimeoutError):
-        pass  # one of the two ends is gone, or might as well be
-    finally:
-        writer.transport.abort()
+    await answered(client, lambda ends: _serve(ends, service, traffic))
+
+
+async def _serve(ends: Ends, service: Place, traffic: Traffic) -> None:
+    async with asyncio.timeout(HEAD_SECONDS):
+        head = await ends[0].readuntil(b"\r\n\r\n")
+    await _pass_on(ends, *_checked(head), service, traffic)
 
 
 def _checked(head: bytes) -> tuple[bytes, int, bool]:

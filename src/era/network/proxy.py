@@ -91,16 +91,24 @@ class Target:
 
 async def serve(client: socket.socket, connect: Connect, interception: Interception | None = None) -> None:
     """Serve one connection until it is over. The caller closes `client`. `interception` is for runs with secrets."""
-    reader, writer = await asyncio.open_connection(sock=client, limit=MAX_HEAD)
+    await answered(client, lambda ends: _serve(ends, connect, interception))
+
+
+async def answered(client: socket.socket, serve: Callable[[Ends], Awaitable[None]]) -> None:
+    """Have `serve` deal with a connection of a program's, whatever comes of that: a refusal is answered, and a head
+    that is too large is one. The caller closes `client`."""
+    ends = await asyncio.open_connection(sock=client, limit=MAX_HEAD)
     try:
         try:
-            await _serve((reader, writer), connect, interception)
+            await serve(ends)
+        except asyncio.LimitOverrunError:
+            await refuse(ends, Refused(431, "head_too_large", f"the head is over {MAX_HEAD >> 10} KiB"))
         except Refused as refusal:
-            await refuse((reader, writer), refusal)
+            await refuse(ends, refusal)
     except (OSError, asyncio.IncompleteReadError, TimeoutError):
         pass  # one of the two ends is gone, or might as well be
     finally:
-        writer.transport.abort()
+        ends[1].transport.abort()
 
 
 async def _serve(client: Ends, connect: Connect, interception: Interception | None) -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 
 from era.core.builds import Build
@@ -93,6 +92,4 @@ async def run_scripts(
 def _failed(tool: str, problem: str, stdout: str, stderr: str) -> SetupFailed:
     """An error for a build: how it ended, what that means, and the last lines of what it said."""
     meaning = tools.problem(tool, Ran(1, stdout.strip(), stderr.strip()))
-    with suppress(ValueError):
-        problem = problem[: problem.index("; 'stdout'")]
     return SetupFailed(f"The build {problem}. {meaning}", stdout, stderr)

@@ -60,7 +60,7 @@ def _add_owner_to_storage() -> None:
     )
     columns = "kind, namespace, key, size, created_at, updated_at, metadata, digest, value"
     op.execute(
-        f"INSERT INTO storage_items (owner, {columns}) SELECT 'default', {columns} FROM storage_items_before"  # noqa: S608
+        f"INSERT INTO storage_items (owner, {columns}) SELECT 'default', {columns} FROM storage_items_before"  # noqa: S608  ours
     )
     op.drop_table("storage_items_before")
     op.create_index(
