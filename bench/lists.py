@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 
-from bench import crowd, download, drivers, inbound, installs, large, rivals, storage, walls
+from bench import crowd, download, drivers, installs, large, live_servers, rivals, storage, walls
 from bench.cases import (
     COUNTER,
     PROGRAMS,
@@ -78,8 +78,8 @@ CASES = [
         )
     ),
     Case("relayed", "a call of a public URL, answered by a run", relayed(PROGRAMS["python"]), _PAUSES["python"]),
-    Case("forwarded", "a call of a live server in a session", inbound.forwarded, burst=20),
-    Case("direct", "the same server, called directly", inbound.direct, burst=20),
+    Case("forwarded", "a call of a live server in a session", live_servers.forwarded, burst=20),
+    Case("direct", "the same server, called directly", live_servers.direct, burst=20),
     Case("quiet", "a warm run, alone", crowd.run_beside(()), _PAUSES["python"], burst=20),
     Case("crowded", "the same beside 7 that burn", crowd.run_beside(crowd.CROWD), _PAUSES["python"], burst=20),
     Case("file of one", "a run that changes the only file", large.change_one_file(of_many=False), 0.05),

@@ -97,7 +97,8 @@ class Server:
         script = (
             "mount -t tmpfs none /mnt && mkdir /mnt/project /mnt/data "
             f"&& mount --bind '{project}' /mnt/project && mount --bind '{self.data_dir}' /mnt/data && cd / "
-            f"&& exec setpriv --reuid {uid} --regid {uid} --clear-groups /mnt/project/.venv/bin/python -m era.cli serve"
+            f"&& exec setpriv --reuid {uid} --regid {uid} --clear-groups "
+            "/mnt/project/.venv/bin/python -m era.client.cli serve"
         )
         command = ["unshare", "--mount", "--propagation", "slave", "sh", "-c", script]
         return command, {"PYTHONPATH": "/mnt/project/src", "ERA_DATA_DIR": "/mnt/data", "HOME": "/mnt"}

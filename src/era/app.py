@@ -23,52 +23,52 @@ import uvloop
 
 from era import languages
 from era.api.context import Context
+from era.api.guest_api import GuestApi
 from era.api.http import build
-from era.api.inside import Inside
 from era.api.protocol import Protocol
+from era.core.active_runs import ActiveRuns
 from era.core.api_keys import ApiKeys
-from era.core.archives import Archives
-from era.core.builds import Builds
 from era.core.capsules.pins import Pins
 from era.core.capsules.service import Capsules
-from era.core.commands import Commands
 from era.core.expiry import Expiry
-from era.core.files import Files
-from era.core.idempotency import Keys
-from era.core.inbound import Inbound
-from era.core.inbox import Inbox
+from era.core.files.archives import Archives
+from era.core.files.session_files import SessionFiles
+from era.core.files.snapshots import BlobStore, Snapshots
+from era.core.files.spool import Slots, Spool, Threads
+from era.core.idempotency import IdempotencyKeys
 from era.core.limits import Rules
 from era.core.metadata import Retention
 from era.core.models import Isolation, JsonObject
 from era.core.outputs import History, Outputs
+from era.core.pool import SandboxPool
 from era.core.ports import Limits
+from era.core.public.inbox import Inbox
+from era.core.public.live_servers import LiveServers
 from era.core.runs import Runs
 from era.core.sessions import Sessions
-from era.core.setups import InstalledEnvironments, Setups
-from era.core.snapshots import BlobStore, Snapshots
-from era.core.spool import Slots, Spool, Threads
+from era.core.setup.builds import Builds
+from era.core.setup.commands import Commands
+from era.core.setup.setups import InstalledPackageSets, Setups
 from era.core.storage import Storage
 from era.core.turns import Turns
-from era.core.under_way import UnderWay
 from era.core.versions import Versions
 from era.drivers.bubblewrap import BubblewrapDriver
 from era.drivers.choice import DriverChoice
 from era.drivers.gvisor import GvisorDriver
 from era.errors import Conflict, EraError, Forbidden, NoIsolation
-from era.hosts.local import LocalHost
 from era.languages.go import GO
 from era.languages.node import NODE
 from era.network import policy
 from era.network.authority import BUNDLE
-from era.network.indexes import IndexDoors
-from era.network.passages import ProxyNetwork, certificates
-from era.network.storage import StorageDoors
+from era.network.egress import SandboxNetwork, certificates
+from era.network.indexes import IndexListeners
+from era.network.storage import StorageListeners
 from era.packages.installer import UvAndNpm
 from era.settings import Settings
 from era.store.blobs import LocalBlobs, make_directory
+from era.store.d1_databases import D1Databases
 from era.store.metadata import SqlStore
-from era.store.objects import ObjectBlobs, installation
-from era.store.sql import SqlDatabases
+from era.store.s3_blobs import S3Blobs, installation
 
 log = structlog.get_logger()
 
@@ -162,12 +162,12 @@ def installer(settings: Settings, blobs: BlobStore) -> UvAndNpm:
     )
 
 
-def blob_store(settings: Settings) -> LocalBlobs | ObjectBlobs:
+def blob_store(settings: Settings) -> LocalBlobs | S3Blobs:
     """Raises BadRequest where the setting makes no sense."""
     directory = settings.data_dir.resolve()
     if not settings.blobs:
         return LocalBlobs(directory / "blobs")
-    return ObjectBlobs(
+    return S3Blobs(
         settings.blobs,
         directory / "blob-cache",
         cache_bytes=settings.blob_cache_mb << 20,
@@ -199,20 +199,20 @@ async def services(settings: Settings) -> AsyncIterator[Context]:
         packages = installer(settings, blobs)
         await asyncio.to_thread(packages.open)
         pins = Pins(packages.digests)
-        environments = InstalledEnvironments(store, packages)
+        environments = InstalledPackageSets(store, packages)
         capsules = Capsules(
             store, snapshots, blobs, pins, environments, directory, max_timeout=settings.max_timeout, slots=slots
         )
-        network = ProxyNetwork(private)
+        network = SandboxNetwork(private)
         bundle = directory / "certificates.pem"
         network.authority.write(bundle)
         sandboxes = drivers(settings, {BUNDLE: bundle})
         bounds = rules(settings)
         turns = Turns(settings.max_waiting)
-        keys = Keys(store)
+        keys = IdempotencyKeys(store)
         api_keys = ApiKeys(store, settings.api_key.get_secret_value() if settings.api_key else None)
         await api_keys.open()
-        databases = SqlDatabases(
+        databases = D1Databases(
             directory / "storage" / "sql",
             settings.storage_database_mb << 20,
             before=directory / "storage" / "d1",
@@ -224,13 +224,13 @@ async def services(settings: Settings) -> AsyncIterator[Context]:
             if lost := await store.mark_lost():
                 log.warning("runs_lost", count=lost, why="the service stopped while they were under way")
             await sandboxes.start()
-            host = LocalHost(
+            host = SandboxPool(
                 sandboxes,
                 snapshots,
                 environments,
                 rules=bounds,
                 spares=settings.spares,
-                max_live=settings.max_live,
+                max_warm=settings.max_warm,
                 idle_seconds=settings.idle_seconds,
             )
             setups = Setups(
@@ -238,23 +238,25 @@ async def services(settings: Settings) -> AsyncIterator[Context]:
                 packages,
                 environments,
                 turns,
-                Builds(host, network, IndexDoors(), bounds),
+                Builds(host, network, IndexListeners(), bounds),
                 Commands(host, network, snapshots),
                 settings.setup_seconds,
             )
-            doors = StorageDoors(Inside(storage, settings.body_idle_seconds).for_run)
-            under_way = UnderWay()
-            runs = Runs(store, host, network, doors, snapshots, outputs, turns, keys, setups.settled, under_way)
-            inbound = Inbound(
+            guest_listeners = StorageListeners(GuestApi(storage, settings.body_idle_seconds).for_run)
+            active_runs = ActiveRuns()
+            runs = Runs(
+                store, host, network, guest_listeners, snapshots, outputs, turns, keys, setups.settled, active_runs
+            )
+            live_servers = LiveServers(
                 runs,
-                under_way,
+                active_runs,
                 host,
                 idle_seconds=settings.idle_seconds,
                 service_seconds=settings.max_timeout,
             )
-            inbox = Inbox(store, runs, at_a_time=max(1, settings.max_live // 2))
+            inbox = Inbox(store, runs, at_a_time=max(1, settings.max_warm // 2))
             expiry = Expiry(store, host)
-            files = Files(store, snapshots, blobs, turns, spool, transfers, bounds)
+            files = SessionFiles(store, snapshots, blobs, turns, spool, transfers, bounds)
             await host.start()
             await setups.start()
             await inbox.start()
@@ -262,7 +264,7 @@ async def services(settings: Settings) -> AsyncIterator[Context]:
 
             async def end_background(seconds: float) -> None:
                 inbox.begin_nothing()
-                await under_way.stop_background(seconds)
+                await active_runs.stop_background(seconds)
 
             background = [asyncio.create_task(job) for job in jobs]
             try:
@@ -271,10 +273,10 @@ async def services(settings: Settings) -> AsyncIterator[Context]:
                     rules=bounds,
                     sessions=Sessions(store, host, turns, keys, expiry, bounds, setups.kick),
                     runs=runs,
-                    inbound=inbound,
+                    live_servers=live_servers,
                     inbox=inbox,
                     deliveries=store,
-                    history=History(store, outputs, under_way),
+                    history=History(store, outputs, active_runs),
                     versions=Versions(store, snapshots, turns, keys),
                     capsules=capsules,
                     storage=storage,
@@ -287,7 +289,7 @@ async def services(settings: Settings) -> AsyncIterator[Context]:
                     store=store,
                     files=snapshots.entries,
                     isolation=sandboxes.isolation,
-                    host_counts=host.counts,
+                    pool_counts=host.counts,
                     end_background=end_background,
                     end_runs=host.stop,
                     serves_at=network.serves_at,

@@ -6,7 +6,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field, SecretStr
+from pydantic import AliasChoices, Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 
@@ -114,7 +114,12 @@ class Settings(BaseSettings):
     import_mb: int = Field(default=4096, ge=1, description="Size of the largest capsule that may be imported, in MiB.")
 
     spares: int = Field(default=1, ge=0, description="Sandboxes kept ready for first runs, for each language.")
-    max_live: int = Field(default=32, ge=1, description="Sandboxes that may belong to sessions at a time.")
+    max_warm: int = Field(
+        default=32,
+        ge=1,
+        validation_alias=AliasChoices("max_warm", "ERA_MAX_WARM", "ERA_MAX_LIVE"),
+        description="Sandboxes that may belong to sessions at a time; ERA_MAX_LIVE is its older name.",
+    )
     idle_seconds: float = Field(
         default=300, gt=0, description="Seconds after its last run that a session keeps its sandbox."
     )

@@ -22,12 +22,12 @@ from typing import Any
 import httpx
 import pytest
 
-from era import wire
-from era.core import archives, pack, unpack
+from era.core.files import archives, pack, unpack
+from era.core.files.spool import Slots, Spool
+from era.core.files.trees import Bounds
 from era.core.models import EMPTY
-from era.core.spool import Slots, Spool
-from era.core.trees import Bounds
 from era.errors import BadRequest, EraError, TooLarge
+from era.wire.files import ArchiveAnswer
 from tests.api.test_contract import checked, refused
 from tests.api.test_files import get, listed, names, put
 from tests.conftest import Run, Server
@@ -53,7 +53,7 @@ def send(client: httpx.Client, where: str, archive: bytes, query: str = "", **he
 
 
 def sent(client: httpx.Client, where: str, archive: bytes, query: str = "") -> dict[str, Any]:
-    return checked(send(client, where, archive, query), wire.ArchiveAnswer, KEYS)
+    return checked(send(client, where, archive, query), ArchiveAnswer, KEYS)
 
 
 def member(name: str, content: bytes = b"", **fields: Any) -> tuple[tarfile.TarInfo, bytes]:

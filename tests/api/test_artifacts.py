@@ -9,7 +9,7 @@ from typing import Any
 import httpx
 import pytest
 
-from era import wire
+from era.wire.runs import RunAnswer
 from tests.api.test_capsule import TAR
 from tests.api.test_contract import RUN_KEYS, checked
 from tests.api.test_runs import record
@@ -35,7 +35,7 @@ def seen(answer: dict[str, Any]) -> list[str]:
 def test_they_come_with_the_answer_and_stand_on_the_record(client: httpx.Client, session: MakeSession) -> None:
     where = session()
     code = CHART + "import os; os.mkdir('out'); open('out/Sums.CSV', 'w').write('a,b\\n1,2\\n'); open('x.txt', 'w')"
-    told = checked(client.post(f"/api/sessions/{where}/run", json={"code": code}), wire.RunAnswer, RUN_KEYS)
+    told = checked(client.post(f"/api/sessions/{where}/run", json={"code": code}), RunAnswer, RUN_KEYS)
     expected = [SVG, {"type": "text/csv", "path": "out/Sums.CSV", "size": 8}]
     assert (told["artifacts"], told["artifacts_more"]) == (expected, 0)
     for each in expected:

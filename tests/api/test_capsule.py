@@ -18,8 +18,8 @@ from typing import Any
 import httpx
 import pytest
 
-from era import wire
 from era.languages import runtimes
+from era.wire.sessions import SessionAnswer
 from tests import capsules
 from tests.api.test_contract import SESSION_KEYS, checked, refused
 from tests.capsules import document, file, of_files, parts, run, session, tree, version
@@ -72,7 +72,7 @@ def load(client: httpx.Client, capsule: bytes, new_id: str | None = None) -> htt
 
 
 def imported(client: httpx.Client, capsule: bytes, new_id: str | None = None) -> dict[str, Any]:
-    return checked(load(client, capsule, new_id), wire.SessionAnswer, SESSION_KEYS, 201)
+    return checked(load(client, capsule, new_id), SessionAnswer, SESSION_KEYS, 201)
 
 
 def told(client: httpx.Client, session_id: str) -> dict[str, Any]:

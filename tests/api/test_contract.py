@@ -19,7 +19,9 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from pydantic import BaseModel
 
-from era import wire
+from era.wire.base import ErrorAnswer
+from era.wire.runs import CodeAnswer, CodeStoredAnswer, ExecuteAnswer, RunAnswer
+from era.wire.sessions import ChangedAnswer, DeletedAllAnswer, DeletedAnswer, SessionAnswer, SessionsAnswer
 from tests.conftest import Run, Server, eventually
 
 type MakeSession = Callable[..., str]
@@ -54,7 +56,7 @@ def refused(answer: httpx.Response, status: int, *words: str) -> dict[str, Any]:
     assert answer.headers["content-type"] == "application/json"
     body: dict[str, Any] = answer.json()
     assert body.keys() - {"details"} == {"error", "code", "hint", "request_id"}
-    wire.ErrorAnswer.model_validate(body, strict=True, extra="forbid")
+    ErrorAnswer.model_validate(body, strict=True, extra="forbid")
     assert re.fullmatch("[a-z]+(_[a-z]+)*", body["code"])
     assert body["request_id"] == answer.headers["x-request-id"]
     assert len(body["error"]) > 10
@@ -78,9 +80,7 @@ def send(client: httpx.Client, method: str, path: str, body: str | bytes) -> htt
 
 
 def test_a_session_created_with_nothing_but_a_language_has_the_defaults(client: httpx.Client) -> None:
-    body = checked(
-        client.post("/api/sessions", json={"language": "python"}), wire.SessionAnswer, SESSION_KEYS, status=201
-    )
+    body = checked(client.post("/api/sessions", json={"language": "python"}), SessionAnswer, SESSION_KEYS, status=201)
     assert re.fullmatch(r"sess_\d{13}_[a-z0-9]{9}", body["id"])
     assert_recent(body["created_at"])
     assert {key: value for key, value in body.items() if key not in ("id", "session_id", "created_at")} == {
@@ -113,7 +113,7 @@ def test_a_session_created_with_nothing_but_a_language_has_the_defaults(client: 
         "status": "idle",
     }
     assert body["session_id"] == body["id"]
-    assert checked(client.get(f"/api/sessions/{body['id']}"), wire.SessionAnswer, SESSION_KEYS) == body
+    assert checked(client.get(f"/api/sessions/{body['id']}"), SessionAnswer, SESSION_KEYS) == body
 
 
 def test_a_session_created_with_everything_gives_it_back(client: httpx.Client) -> None:
@@ -128,7 +128,7 @@ def test_a_session_created_with_everything_gives_it_back(client: httpx.Client) -
         "default_timeout": 2.5,
         "egress": {"allow": ["api.example.com", "*.example.org", "203.0.113.0/24", "2001:db8::1"]},
     }
-    body = checked(client.post("/api/sessions", json={**given, "setup": None}), wire.SessionAnswer, SESSION_KEYS, 201)
+    body = checked(client.post("/api/sessions", json={**given, "setup": None}), SessionAnswer, SESSION_KEYS, 201)
     assert {key: body[key] for key in given} == given
     refused(client.post("/api/sessions", json=given), 409, "All_of-it:1", "exists")
     assert body == client.get("/api/sessions/All_of-it:1").json()
@@ -154,11 +154,11 @@ def test_languages_have_aliases(client: httpx.Client, alias: str, language: str)
 def test_a_run_shows_in_the_session(client: httpx.Client, session: MakeSession, run: Run) -> None:
     where = session()
     run(where, "import os; os.mkdir('d'); open('d/a.txt', 'w').write('12345'); open('ü', 'w').write('67')")
-    body = checked(client.get(f"/api/sessions/{where}"), wire.SessionAnswer, SESSION_KEYS)
+    body = checked(client.get(f"/api/sessions/{where}"), SessionAnswer, SESSION_KEYS)
     assert_recent(body["last_run_at"])
     assert body["last_run_at"] >= body["created_at"]
     assert (body["file_count"], body["total_size_bytes"], body["version"]) == (2, 7, 2)
-    listed = checked(client.get(f"/api/sessions/{where}?include=files"), wire.SessionAnswer, SESSION_KEYS | {"files"})
+    listed = checked(client.get(f"/api/sessions/{where}?include=files"), SessionAnswer, SESSION_KEYS | {"files"})
     assert [(file["path"], file["size"], file["uploaded"]) for file in listed["files"]] == [
         ("d/a.txt", 5, False),
         ("ü", 2, False),
@@ -170,7 +170,7 @@ def test_a_run_shows_in_the_session(client: httpx.Client, session: MakeSession, 
 
 def test_the_list_is_newest_first_and_comes_in_pages(client: httpx.Client, session: MakeSession) -> None:
     made = [session(session_id=f"page-{number}") for number in range(7)]
-    whole = checked(client.get("/api/sessions"), wire.SessionsAnswer, {"sessions", "count", "next_cursor"})
+    whole = checked(client.get("/api/sessions"), SessionsAnswer, {"sessions", "count", "next_cursor"})
     assert [item["id"] for item in whole["sessions"]] == made[::-1]
     assert (whole["count"], whole["next_cursor"]) == (7, None)
     assert all(item.keys() == SESSION_KEYS for item in whole["sessions"])
@@ -212,12 +212,12 @@ def test_the_list_can_be_filtered(client: httpx.Client, session: MakeSession, qu
 def test_a_session_is_running_while_it_runs(client: httpx.Client, session: MakeSession, run: Run) -> None:
     where, other = session(), session()
     with ThreadPoolExecutor(1) as pool:
-        under_way = pool.submit(run, where, "import time; time.sleep(0.5)")
+        active_runs = pool.submit(run, where, "import time; time.sleep(0.5)")
         assert eventually(lambda: client.get(f"/api/sessions/{where}").json()["status"] == "running")
         ids = [item["id"] for item in client.get("/api/sessions?status=running").json()["sessions"]]
         idle = [item["id"] for item in client.get("/api/sessions?status=idle").json()["sessions"]]
         assert (ids, idle) == ([where], [other])
-        under_way.result()
+        active_runs.result()
     assert client.get(f"/api/sessions/{where}").json()["status"] == "idle"
 
 
@@ -241,7 +241,7 @@ def test_patch_replaces_what_it_names_and_nothing_else(
     where = session(data={"old": 1}, metadata={"m": 1})
     before = client.get(f"/api/sessions/{where}").json()
     answer = client.patch(f"/api/sessions/{where}", json=change)
-    body = checked(answer, wire.ChangedAnswer, {"success", "id", "metadata", "updated_at"})
+    body = checked(answer, ChangedAnswer, {"success", "id", "metadata", "updated_at"})
     assert (body["success"], body["id"]) == (True, where)
     assert_recent(body["updated_at"])
     assert body["metadata"] == {**before, **change, "version": version}
@@ -261,7 +261,7 @@ def test_a_patched_default_timeout_is_in_force(client: httpx.Client, session: Ma
 def test_a_deleted_session_is_gone_and_its_id_is_free(client: httpx.Client, session: MakeSession, run: Run) -> None:
     where = session(session_id="brief", data={"n": 1})
     run(where, "open('left', 'w')")
-    body = checked(client.delete(f"/api/sessions/{where}"), wire.DeletedAnswer, {"success", "id", "deleted_at"})
+    body = checked(client.delete(f"/api/sessions/{where}"), DeletedAnswer, {"success", "id", "deleted_at"})
     assert (body["success"], body["id"]) == (True, where)
     assert_recent(body["deleted_at"])
     for method, path in (("GET", ""), ("DELETE", ""), ("GET", "/code"), ("POST", "/run"), ("POST", "/stream")):
@@ -276,7 +276,7 @@ def test_a_deleted_session_is_gone_and_its_id_is_free(client: httpx.Client, sess
 def test_delete_all_deletes_all(client: httpx.Client, session: MakeSession) -> None:
     made = {session() for _ in range(3)}
     keys = {"success", "deleted_count", "deleted_sessions", "deleted_at"}
-    body = checked(client.delete("/api/sessions"), wire.DeletedAllAnswer, keys)
+    body = checked(client.delete("/api/sessions"), DeletedAllAnswer, keys)
     assert (body["success"], body["deleted_count"], set(body["deleted_sessions"])) == (True, 3, made)
     assert_recent(body["deleted_at"])
     assert client.get("/api/sessions").json() == {"sessions": [], "count": 0, "next_cursor": None}
@@ -297,7 +297,7 @@ def test_a_delete_with_an_empty_id_does_not_delete_all(client: httpx.Client, ses
 def test_a_run_answers_with_all_it_promises(client: httpx.Client, session: MakeSession) -> None:
     where = session(data={"n": 1})
     code = "import sys, time; print('out'); print('err', file=sys.stderr); time.sleep(0.1); sys.exit(3)"
-    body = checked(client.post(f"/api/sessions/{where}/run", json={"code": code}), wire.RunAnswer, RUN_KEYS)
+    body = checked(client.post(f"/api/sessions/{where}/run", json={"code": code}), RunAnswer, RUN_KEYS)
     assert re.fullmatch(r"\d+\.\d{3}s", body["duration"])
     assert 0.1 <= float(body["duration"].removesuffix("s")) < 5
     assert re.fullmatch(r"run_\d{13}_[a-z0-9]{9}", body["run_id"])
@@ -336,10 +336,10 @@ def test_stored_code_runs_and_is_seen_by_clients_only(client: httpx.Client, sess
 
     code = "print(open('.session_data.json').read())"
     stored = client.put(f"{path}/code", json={"code": code, "description": "shows the state"})
-    body = checked(stored, wire.CodeStoredAnswer, {"success", "code_length", "updated_at"})
+    body = checked(stored, CodeStoredAnswer, {"success", "code_length", "updated_at"})
     assert (body["success"], body["code_length"]) == (True, len(code))
     assert_recent(body["updated_at"])
-    shown = checked(client.get(f"{path}/code"), wire.CodeAnswer, {"code", "description", "updated_at", "code_length"})
+    shown = checked(client.get(f"{path}/code"), CodeAnswer, {"code", "description", "updated_at", "code_length"})
     assert shown == {
         "code": code,
         "description": "shows the state",
@@ -384,7 +384,7 @@ EXECUTE_KEYS = RUN_KEYS - {"session_id", "data", "state", "artifacts", "artifact
 )
 def test_execute_runs_once_and_leaves_nothing(client: httpx.Client, name: str, language: str) -> None:
     wanted = {"language": name, "code": HELLO[language], "files": {"d/in.txt": "ü"}, "env": {"A": "b"}}
-    bodies = [checked(client.post("/api/execute", json=wanted), wire.ExecuteAnswer, EXECUTE_KEYS) for _ in range(2)]
+    bodies = [checked(client.post("/api/execute", json=wanted), ExecuteAnswer, EXECUTE_KEYS) for _ in range(2)]
     for body in bodies:
         assert (body["stdout"], body["stderr"], body["exit_code"]) == (f"hi ü {language} b\n", "", 0)
         assert (body["language"], body["status"]) == (language, "ok")
@@ -454,7 +454,7 @@ sys.exit(5)
     _, name, done = found[-1]
     assert name == "done"
     assert done.keys() == RUN_KEYS - {"stdout", "stderr"} | {"type"}
-    wire.RunAnswer.model_validate(
+    RunAnswer.model_validate(
         {**{key: value for key, value in done.items() if key != "type"}, "stdout": "", "stderr": ""},
         strict=True,
         extra="forbid",

@@ -20,7 +20,7 @@ from typing import Any
 import httpx
 import pytest
 
-from era import wire
+from era.wire.files import FileAnswer, FileDeletedAnswer, FilesAnswer
 from tests.api.test_contract import assert_recent, checked, refused
 from tests.conftest import Run, Server, eventually
 
@@ -44,7 +44,7 @@ def delete(client: httpx.Client, where: str, path: str, **headers: str) -> httpx
 
 
 def listed(client: httpx.Client, where: str, **which: Any) -> dict[str, Any]:
-    return checked(client.get(f"/api/sessions/{where}/files", params=which), wire.FilesAnswer, LIST_KEYS)
+    return checked(client.get(f"/api/sessions/{where}/files", params=which), FilesAnswer, LIST_KEYS)
 
 
 def names(client: httpx.Client, where: str, **which: Any) -> list[str]:
@@ -67,7 +67,7 @@ def test_a_file_goes_in_and_comes_out(client: httpx.Client, session: MakeSession
     where = session()
     content = bytes(range(256)) * 100
     answer = put(client, where, "dir/sub/data.bin", content)
-    body = checked(answer, wire.FileAnswer, {"path", "size"})
+    body = checked(answer, FileAnswer, {"path", "size"})
     assert body == {"path": "dir/sub/data.bin", "size": 25600}
     etag = f'"{hashlib.sha256(content).hexdigest()}"'
     assert answer.headers["etag"] == etag
@@ -316,7 +316,7 @@ def test_deleting(client: httpx.Client, session: MakeSession, run: Run) -> None:
     where = session()
     for path in ("a", "d/b", "d/e/c", "f/g"):
         put(client, where, path, b"1")
-    answer = checked(delete(client, where, "a"), wire.FileDeletedAnswer, {"success", "path"})
+    answer = checked(delete(client, where, "a"), FileDeletedAnswer, {"success", "path"})
     assert answer == {"success": True, "path": "a"}
     assert refused(delete(client, where, "a"), 404, "a")["code"] == "no_file"
     refused(delete(client, where, "f/g/h"), 404)

@@ -160,7 +160,7 @@ async def copy(self):
         await self._connection.tell(piece)
     await self._connection.hang_up()
 forward._Exchange._download = copy
-from era.cli import main
+from era.client.cli import main
 main()
 """
         return subprocess.Popen([sys.executable, "-c", weakened, "serve"], stdout=log, stderr=log, env=environment)
@@ -209,8 +209,9 @@ class Hurried(Server):
     def _spawn(self, command: list[str], environment: dict[str, str], log: IO[bytes]) -> subprocess.Popen[bytes]:
         hurry = (
             "from era.api import forward; forward.HEAD_SECONDS = 0.6; forward.IDLE_SECONDS = 0.8; "
-            "from era.core import inbound; inbound._START_SECONDS = 1.0; inbound.MAX_CALLERS = 4; "
-            "from era.cli import main; main()"
+            "from era.core.public import live_servers; "
+            "live_servers._START_SECONDS = 1.0; live_servers.MAX_CALLERS = 4; "
+            "from era.client.cli import main; main()"
         )
         return subprocess.Popen([sys.executable, "-c", hurry, "serve"], stdout=log, stderr=log, env=environment)
 

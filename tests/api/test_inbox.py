@@ -17,7 +17,7 @@ from typing import Any
 import httpx
 import pytest
 
-from era.wire_inbox import DeliveryAnswer, DeliveryContentAnswer, InboxAnswer
+from era.wire.inbox import DeliveryAnswer, DeliveryContentAnswer, InboxAnswer
 from tests.conftest import Server, eventually
 
 type Session = Callable[..., str]

@@ -93,7 +93,7 @@ def test_headers_are_cleaned_both_ways(client: httpx.Client, live: str, server: 
 
 
 def test_the_key_stays_outside(own_server: Callable[..., Server]) -> None:
-    server = own_server(api_key="open sesame", max_live="4")
+    server = own_server(api_key="open sesame", max_warm="4")
     key = {"Authorization": "Bearer open sesame"}
     with server.client(headers=key) as client:
         assert client.post("/api/sessions", json={"language": "python", "session_id": "s"}).is_success

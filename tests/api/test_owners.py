@@ -34,7 +34,7 @@ class WeakServer(Server):
 
     def _spawn(self, command: list[str], environment: dict[str, str], log: IO[bytes]) -> subprocess.Popen[bytes]:
         if self.weakness:
-            code = f"import sys; sys.argv[0] = 'era'; {self.weakness}; from era.cli import main; main()"
+            code = f"import sys; sys.argv[0] = 'era'; {self.weakness}; from era.client.cli import main; main()"
             command = [sys.executable, "-c", code, "serve"]
         return super()._spawn(command, environment, log)
 
@@ -335,7 +335,7 @@ def test_storage_is_its_owners_from_inside_and_outside(owners: Owners) -> None:
         assert stranger.put("/api/storage/kv/app/k", json={"value": "his"}).is_success
         for kind in ("kv", "r2", "d1"):
             assert stranger.delete(f"/api/storage/{kind}/app").is_success
-    # A program may say what it likes: whose it is, the door tells that it came through.
+    # A program may say what it likes: whose it is, the guest listener tells that it came through.
     her_key = ada.headers["Authorization"].removeprefix("Bearer ")
     assert printed(mallory, FORGED.replace("KEY", her_key)) == "404\n"
     assert printed(ada, LOOK) == ALL
@@ -523,7 +523,8 @@ def test_keys_and_what_they_open_outlive_the_service(own_server: Callable[..., S
 # -- that these tests would notice ----------------------------------------------------------------------------------
 
 WEAK = """
-from era.core import headers, storage
+from era.core import storage
+from era.core.public import headers
 from era.core.api_keys import ApiKeys
 from era.core.models import OwnedId
 from era.store import commits

@@ -10,8 +10,8 @@ from typing import Any
 import httpx
 import pytest
 
-from era.projects import Directory, files
-from era.transfers import TransferFailed
+from era.client.projects import Directory, files
+from era.client.transfers import TransferFailed
 from tests.conftest import ERA, Server
 
 

@@ -554,7 +554,7 @@ class ImpatientServer(Server):
     """A server that gives a body one second."""
 
     def _spawn(self, command: list[str], environment: dict[str, str], log: IO[bytes]) -> subprocess.Popen[bytes]:
-        changed = "from era.api import proxy; proxy._BODY_SECONDS = 1.0; from era.cli import main; main()"
+        changed = "from era.api import proxy; proxy._BODY_SECONDS = 1.0; from era.client.cli import main; main()"
         return subprocess.Popen([sys.executable, "-c", changed, "serve"], stdout=log, stderr=log, env=environment)
 
 

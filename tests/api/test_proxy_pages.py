@@ -79,7 +79,7 @@ class WeakServer(Server):
     """A server that lets pages be pages of its own."""
 
     def _spawn(self, command: list[str], environment: dict[str, str], log: IO[bytes]) -> subprocess.Popen[bytes]:
-        weakened = "from era.core import headers; headers.POLICY = ''; from era.cli import main; main()"
+        weakened = "from era.core.public import headers; headers.POLICY = ''; from era.client.cli import main; main()"
         return subprocess.Popen([sys.executable, "-c", weakened, "serve"], stdout=log, stderr=log, env=environment)
 
 

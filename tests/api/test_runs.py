@@ -10,7 +10,7 @@ from typing import Any
 import httpx
 import pytest
 
-from era import wire
+from era.wire.runs import RunRecordAnswer, RunRecordsAnswer
 from tests.api.test_contract import assert_recent, checked, refused
 from tests.conftest import Run, Server, eventually
 
@@ -24,7 +24,7 @@ RECORD_KEYS = {
 
 
 def record(client: httpx.Client, where: str, run_id: str) -> dict[str, Any]:
-    return checked(client.get(f"/api/sessions/{where}/runs/{run_id}"), wire.RunRecordAnswer, RECORD_KEYS)
+    return checked(client.get(f"/api/sessions/{where}/runs/{run_id}"), RunRecordAnswer, RECORD_KEYS)
 
 
 def test_a_run_leaves_a_record(client: httpx.Client, session: MakeSession, run: Run) -> None:
@@ -55,7 +55,7 @@ def test_records_come_newest_first_in_pages(client: httpx.Client, session: MakeS
     where, other = session(), session()
     ids = [run(where, "")["run_id"] for _ in range(5)]
     elsewhere = run(other, "")["run_id"]
-    body = checked(client.get(f"/api/sessions/{where}/runs"), wire.RunRecordsAnswer, {"runs", "count", "next_cursor"})
+    body = checked(client.get(f"/api/sessions/{where}/runs"), RunRecordsAnswer, {"runs", "count", "next_cursor"})
     assert [each["run_id"] for each in body["runs"]] == ids[::-1]
     assert (body["count"], body["next_cursor"]) == (5, None)
     first = client.get(f"/api/sessions/{where}/runs?limit=4").json()

@@ -11,7 +11,7 @@ import pytest
 
 from era.core.runs import RunRequest
 from era.core.secrets import secret
-from era.wire import RunBody
+from era.wire.runs import RunBody
 from tests.api.test_cli import era
 from tests.api.test_contract import refused
 from tests.conftest import Server, eventually

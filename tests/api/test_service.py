@@ -185,7 +185,7 @@ def test_a_websocket_starts_it(client: httpx.Client, served: Made, server: Serve
 
 
 def test_it_ends_when_nobody_calls_and_when_the_room_is_needed(own_server: Callable[..., Server]) -> None:
-    server = own_server(idle_seconds="1", max_live="2", spares="0", max_timeout="3")
+    server = own_server(idle_seconds="1", max_warm="2", spares="0", max_timeout="3")
     with server.client() as client:
         for name in ("a", "b", "c"):
             client.post(

@@ -13,7 +13,8 @@ from typing import Any
 import httpx
 import pytest
 
-from era import wire
+from era.wire.sessions import SessionAnswer
+from era.wire.setup import EnvironmentAnswer
 from tests.api.test_contract import SESSION_KEYS, checked, refused
 from tests.conftest import Run, Server, eventually, is_running
 from tests.packages.registry import serving, wheel
@@ -55,7 +56,7 @@ def make(client: httpx.Client, setup: Any, language: str = "python", **fields: A
 
 def environment(client: httpx.Client, where: str) -> dict[str, Any]:
     keys = {"session_id", "setup_status", "environment", "pip", "npm", "go"}
-    return checked(client.get(f"/api/sessions/{where}/environment"), wire.EnvironmentAnswer, keys)
+    return checked(client.get(f"/api/sessions/{where}/environment"), EnvironmentAnswer, keys)
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +67,7 @@ def packages(shared_server: Server) -> dict[str, Any]:
 
 def test_python_finds_its_packages(client: httpx.Client, run: Run, packages: dict[str, Any]) -> None:
     answer = client.post("/api/sessions", json={"language": "python", "setup": packages})
-    created = checked(answer, wire.SessionAnswer, SETUP_KEYS, 201)
+    created = checked(answer, SessionAnswer, SETUP_KEYS, 201)
     assert (created["setup"], created["setup_status"], created["setup_result"]) == (packages, "pending", None)
     where = created["id"]
     code = """
@@ -249,7 +250,7 @@ def test_once_more(client: httpx.Client, server: Server, packages: Any) -> None:
     settled(client, where)
     digest = environment(client, where)["environment"]
     answer = client.post(f"/api/sessions/{where}/setup")
-    assert checked(answer, wire.SessionAnswer, SETUP_KEYS)["setup_status"] == "pending"
+    assert checked(answer, SessionAnswer, SETUP_KEYS)["setup_status"] == "pending"
     assert client.post(f"/api/sessions/{where}/setup").status_code == 200
     settled(client, where)
     assert environment(client, where)["environment"] == digest, "equal packages are there once"

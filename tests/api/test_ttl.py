@@ -13,7 +13,7 @@ from typing import Any
 
 import httpx
 
-from era import wire
+from era.wire.sessions import SessionAnswer
 from tests.api.test_contract import SESSION_KEYS, checked, refused
 from tests.conftest import Run, Server, eventually
 
@@ -32,7 +32,7 @@ def wait_until_expired(client: httpx.Client, where: str) -> None:
 
 def test_a_ttl_is_shown_and_changed(client: httpx.Client, session: MakeSession) -> None:
     where = session(ttl=3600)
-    body = checked(client.get(f"/api/sessions/{where}"), wire.SessionAnswer, SESSION_KEYS)
+    body = checked(client.get(f"/api/sessions/{where}"), SessionAnswer, SESSION_KEYS)
     assert body["ttl"] == 3600
     assert 3500 < seconds_left(body) <= 3600
     body = client.patch(f"/api/sessions/{where}", json={"default_timeout": 3}).json()["metadata"]
@@ -78,7 +78,7 @@ def test_a_session_expires_and_is_restored(client: httpx.Client, session: MakeSe
     for answer in calls:
         assert refused(answer, 410, "restore")["code"] == "expired"
     assert client.get("/api/sessions?metadata.who=me").json()["sessions"] == []
-    body = checked(client.post(f"{url}/restore"), wire.SessionAnswer, SESSION_KEYS)
+    body = checked(client.post(f"{url}/restore"), SessionAnswer, SESSION_KEYS)
     assert {**body, "expires_at": ""} == {**before, "expires_at": ""}
     assert 0 < seconds_left(body) <= 1
     client.patch(url, json={"ttl": None})

@@ -138,7 +138,7 @@ def test_an_upload_that_is_slow_goes_on_and_outlasts_its_sessions_ttl(server: Se
     assert [session(client, name)["file_count"] for name in ("s", "t", "made")] == [1, 1, 1]
 
 
-def under_way(server: Server, how_many: int) -> list[Upload]:
+def active_runs(server: Server, how_many: int) -> list[Upload]:
     """Uploads of which the server has something."""
     uploads = [Upload(server, "file") for _ in range(how_many)]
     for upload in uploads:
@@ -150,7 +150,7 @@ def under_way(server: Server, how_many: int) -> list[Upload]:
 @every_kind
 def test_too_many_large_uploads_at_a_time_are_told_to_wait(server: Server, client: httpx.Client, kind: str) -> None:
     method, path, make = KINDS[kind]
-    first, *others = under_way(server, 3)
+    first, *others = active_runs(server, 3)
     headers = {"Content-Type": "application/x-tar"}
     answer = client.request(method, path, content=make(2 * MIB), headers=headers)
     refused(answer, 503, "3 large uploads")

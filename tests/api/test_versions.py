@@ -9,7 +9,8 @@ from typing import Any
 import httpx
 import pytest
 
-from era import wire, wire_versions
+from era.wire import versions
+from era.wire.sessions import SessionAnswer
 from tests.api.test_contract import SESSION_KEYS, assert_recent, checked, refused
 from tests.conftest import Run, Server
 
@@ -38,7 +39,7 @@ def test_every_commit_is_a_version(client: httpx.Client, session: MakeSession, r
     client.patch(f"/api/sessions/{where}", json={"metadata": {"no": "version"}})
     body = checked(
         client.get(f"/api/sessions/{where}/versions"),
-        wire_versions.VersionsAnswer,
+        versions.VersionsAnswer,
         {"versions", "count", "next_cursor"},
     )
     assert [(each["version"], each["cause"], each["run_id"], each["file_count"]) for each in body["versions"]] == [
@@ -50,11 +51,11 @@ def test_every_commit_is_a_version(client: httpx.Client, session: MakeSession, r
     assert body["next_cursor"] is None
     assert_recent(body["versions"][0]["created_at"])
 
-    one = checked(client.get(f"/api/sessions/{where}/versions/2"), wire_versions.VersionAnswer, HEADER_KEYS | {"data"})
+    one = checked(client.get(f"/api/sessions/{where}/versions/2"), versions.VersionAnswer, HEADER_KEYS | {"data"})
     assert (one["data"], one["total_size_bytes"]) == ({"n": 2}, 2)
     two = checked(
         client.get(f"/api/sessions/{where}/versions/2?include=files"),
-        wire_versions.VersionAnswer,
+        versions.VersionAnswer,
         HEADER_KEYS | {"data", "files"},
     )
     assert two["files"] == shown(client, where)["files"]
@@ -102,9 +103,7 @@ def test_rollback_brings_back_data_and_files(client: httpx.Client, session: Make
     where = session(data={"n": 1})
     run(where, setting({"n": 2}, a="old", b="same"))
     run(where, "import os; os.remove('b'); open('a', 'w').write('new'); open('.session_data.json', 'w').write('{}')")
-    body = checked(
-        client.post(f"/api/sessions/{where}/rollback", json={"version": 2}), wire.SessionAnswer, SESSION_KEYS
-    )
+    body = checked(client.post(f"/api/sessions/{where}/rollback", json={"version": 2}), SessionAnswer, SESSION_KEYS)
     assert (body["version"], body["data"], body["file_count"]) == (4, {"n": 2}, 2)
     told = run(where, "print(open('a').read(), open('b').read(), open('.session_data.json').read())")
     assert told["stdout"] == 'old same {\n  "n": 2\n}\n'
@@ -127,7 +126,7 @@ def test_diffs_tell_what_changed(client: httpx.Client, session: MakeSession, run
     run(where, setting({"kept": 1, "a/b~c": {"x": [1, 5]}, "new": None, "one": True}, h="333")
         + "os.remove('g'); open('d/e/f', 'w').write('1234'); open('same', 'w').write('s')")  # fmt: skip
     body = checked(
-        client.get(f"/api/sessions/{where}/versions/3/diff"), wire_versions.DiffAnswer, {"version", "data", "files"}
+        client.get(f"/api/sessions/{where}/versions/3/diff"), versions.DiffAnswer, {"version", "data", "files"}
     )
     assert body["version"] == 3
     assert body["data"] == [
@@ -157,7 +156,7 @@ def test_a_duplicate_is_a_session_of_its_own(client: httpx.Client, session: Make
     client.put("/api/sessions/src/code", json={"code": "print(open('f').read())", "description": "d"})
     run(where, setting({"n": 2}, f="file"))
     made = client.post("/api/sessions/src/duplicate", json={"id": "copy"})
-    body = checked(made, wire.SessionAnswer, SESSION_KEYS, 201)
+    body = checked(made, SessionAnswer, SESSION_KEYS, 201)
     original = client.get("/api/sessions/src").json()
     own = {"id", "session_id", "created_at", "last_run_at", "version"}
     assert {key: value for key, value in body.items() if key not in own} == {

@@ -11,6 +11,7 @@ from typing import Any
 
 from era.core.capsules.pins import Pins
 from era.core.capsules.service import Capsules
+from era.core.files.spool import Slots
 from era.core.metadata import Retention
 from era.core.models import (
     DEFAULT_OWNER,
@@ -23,7 +24,6 @@ from era.core.models import (
     StoredCode,
     now,
 )
-from era.core.spool import Slots
 from era.store.metadata import SqlStore
 from tests.core.lab import CountingBlobs, Lab, Place, described
 from tests.owners import mine

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from era.core import artifacts
 from era.core.capsules.format import ADDED_TO_RUNS
-from era.core.diffs import FileChange, written_files
+from era.core.files import artifacts
+from era.core.files.diffs import FileChange, written_files
 from era.core.models import EMPTY
 from era.errors import CommitFailed
 from tests.core.lab import Lab, described, mutate

@@ -15,16 +15,7 @@ import pytest
 from era.core.capsules import exports
 from era.core.capsules import format as layout
 from era.core.metadata import Retention, SessionFilter
-from era.core.models import (
-    DEFAULT_OWNER,
-    KeptOutputs,
-    RunRecord,
-    Session,
-    StoredCode,
-    Version,
-    VersionContent,
-    now,
-)
+from era.core.models import DEFAULT_OWNER, KeptOutputs, RunRecord, Session, StoredCode, Version, VersionContent, now
 from era.errors import BadRequest, Conflict, NotFound, TooLarge, Unavailable
 from era.store.metadata import SqlStore
 from tests import capsules

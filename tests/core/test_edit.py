@@ -13,10 +13,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from era.core import paths, trees
-from era.core.edits import Changes, PutFile, PutLink, Remove
+from era.core.files import paths, trees
+from era.core.files.edits import Changes, PutFile, PutLink, Remove
+from era.core.files.trees import Bounds
 from era.core.models import EMPTY, Snapshot
-from era.core.trees import Bounds
 from era.errors import BadRequest, Conflict, EraError, NotFound, TooLarge
 from tests.core.lab import SETTLE, Lab, described
 

@@ -15,10 +15,8 @@ from typing import Any
 import pytest
 
 from era.core.capsules.imports import check
-from era.core.models import (
-    Session,
-)
-from era.core.trees import Bounds
+from era.core.files.trees import Bounds
+from era.core.models import Session
 from era.errors import BadRequest, TooLarge
 from tests import capsules
 from tests.capsules import directory, document, edited, file, of_files, packed, parts, run, session, tree, version

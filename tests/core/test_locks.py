@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from era.core.locks import can_be_lock, differences, pinned
 from era.core.metadata import SessionChange
-from era.core.requirements import Packages, wanted
+from era.core.setup.locks import can_be_lock, differences, pinned
+from era.core.setup.requirements import Packages, wanted
 from era.errors import BadRequest
 from era.packages import tools
 from tests.capsules import capsule, document, parts, session

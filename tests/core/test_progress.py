@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 
-from era.core import progress
-from era.core.progress import Began, Line, Progress
+from era.core.setup import progress
+from era.core.setup.progress import Began, Line, Progress
 
 
 async def _all(one: Progress) -> list[Line | Began]:

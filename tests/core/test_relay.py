@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from era.core import headers, relay
 from era.core.models import StateOutcome
-from era.core.relay import Call, Reply
+from era.core.public import headers, relay
+from era.core.public.relay import Call, Reply
 from era.core.runs import Collected, RunResult
 from era.errors import RelayFailed
 

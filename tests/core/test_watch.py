@@ -13,10 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from era.core import snapshots as snapshots_module
+from era.core.files import snapshots as snapshots_module
+from era.core.files.trees import Scan
+from era.core.files.watch import Watch
 from era.core.models import EMPTY, Snapshot
-from era.core.trees import Scan
-from era.core.watch import Watch
 from tests.conftest import eventually
 from tests.core.lab import Lab, Place, described, mutate
 

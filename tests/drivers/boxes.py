@@ -19,7 +19,7 @@ from era.core.ports import Ended, Limits, Output, Program
 from era.drivers import bubblewrap, gvisor, seccomp
 from era.drivers.bubblewrap import BubblewrapDriver, BubblewrapSandbox
 from era.drivers.gvisor import GvisorDriver
-from tests.drivers import doors
+from tests.drivers import guest_listeners
 from tests.drivers.fake import FakeDriver, FakeSandbox
 
 LIMITS = Limits(
@@ -60,7 +60,7 @@ class Told:
     stderr: str
     ended: Ended
     connections: list[str] = field(default_factory=list)
-    """What became of those that came through the door."""
+    """What became of those that came through the guest_listener."""
 
 
 class Boxes:
@@ -116,18 +116,18 @@ class Boxes:
         ephemeral: bool = False,
         files: Mapping[str, bytes] | None = None,
         meanwhile: str = "",
-        door: bool = False,
+        guest_listener: bool = False,
     ) -> Told:
         """Run one program. As soon as it has written something, `meanwhile` is done: "kill" the run, "close" the
-        sandbox, "murder" it as if the kernel had killed it, or connect "to" a port that it has written; what it
-        answers is then in `connections`. With `door` something listens on the door (doors.py)."""
+        sandbox, "murder" it as if the kernel had killed it, or connect "to" a port that it has written; what it answers
+        is then in `connections`. With `guest_listener` something listens on the guest listener (guest_listeners.py)."""
 
         async def follow() -> Told:
             parts = {"stdout": b"", "stderr": b""}
             connections: list[str] = []
 
             async def talk() -> None:
-                connections.extend(await doors.talk(box, int(parts["stdout"])))
+                connections.extend(await guest_listeners.talk(box, int(parts["stdout"])))
 
             to_do: Any = {
                 "kill": box.kill_run,
@@ -136,8 +136,8 @@ class Boxes:
                 "to": talk,
             }.get(meanwhile)
             async with AsyncExitStack() as stack:
-                if door:
-                    connections = await stack.enter_async_context(doors.listened_on(box))
+                if guest_listener:
+                    connections = await stack.enter_async_context(guest_listeners.listened_on(box))
                 async for event in box.run(Program(code.encode(), state, env or {}, timeout, ephemeral, files or {})):
                     if isinstance(event, Output):
                         parts[event.stream] += event.data

@@ -33,8 +33,8 @@ class FakeSandbox:
         self.id = directory.name
         self.enforced: JsonObject = {"driver": "fake"}
         self.uid = None
-        self.doors = {}
-        self.hatch = None
+        self.guest_listeners = {}
+        self.broker = None
         self.workspace = directory / "workspace"
         self.workspace.mkdir(parents=True)
         self.alive = True

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from era.drivers.guest import DOORS
+from era.drivers.guest import GUEST_LISTENERS
 from era.errors import SandboxFailed
 from tests.conftest import cgroups, eventually
 from tests.drivers.boxes import LIMITS
@@ -70,7 +70,7 @@ for test in (
     "test_many_connections_at_a_time",
     "test_the_host_can_connect_to_a_port_inside",
 ):
-    NEVER[test, "fake"] = "it has no network of its own, and so no door"
+    NEVER[test, "fake"] = "it has no network of its own, and so no guest_listener"
 
 
 @pytest.fixture(scope="module", params=DRIVERS)
@@ -302,10 +302,10 @@ def test_ephemeral_leaves_nothing(boxes: Any) -> None:
     boxes.close(box)
 
 
-# -- doors ----------------------------------------------------------------------------------------------------------
+# -- guest listeners --
 
 DOOR = (
-    f"import socket\nDOOR = ('127.0.0.1', {DOORS['proxy']})\n"
+    f"import socket\nDOOR = ('127.0.0.1', {GUEST_LISTENERS['proxy']})\n"
     + """
 def through(sock):
     parts = []
@@ -321,7 +321,7 @@ def test_a_door_leads_to_the_host_while_that_listens(boxes: Any) -> None:
     for _ in range(2):
         assert "ConnectionRefusedError" in boxes.run(box, code).stderr
         for _ in range(2):
-            told = boxes.run(box, code, door=True)
+            told = boxes.run(box, code, guest_listener=True)
             assert (told.stdout, told.connections) == ("b'hello'\n", ["e ended"]), told.stderr
     boxes.close(box)
 
@@ -353,7 +353,7 @@ with socket.create_connection(DOOR, 10) as sock:
     except OSError as error: print(type(error).__name__)
 """
     )
-    told = boxes.run(box, code, door=True)
+    told = boxes.run(box, code, guest_listener=True)
     lines = told.stdout.splitlines()
     assert lines[:3] == [f"{1 << 22} True", f"{1 << 20}", "b''"], told.stderr
     assert lines[3] in ("BrokenPipeError", "ConnectionResetError")
@@ -384,7 +384,7 @@ with socket.create_connection(DOOR, 5) as sock:
     print(through(sock))
 """
     )
-    told = boxes.run(box, code, door=True)
+    told = boxes.run(box, code, guest_listener=True)
     assert told.stdout == "b'hello'\n", told.stderr
     assert told.connections == ["e ended", *["s ended"] * 8]
 
@@ -404,7 +404,7 @@ if os.fork() == 0:
 """
     )
     for _ in range(2):
-        told = boxes.run(box, code, door=True)
+        told = boxes.run(box, code, guest_listener=True)
         assert told.ended.exit_code == 0, told.stderr
         assert sorted(one[0] for one in told.connections) == ["e", "e", "s"]
 
@@ -426,7 +426,7 @@ for wave in range(8):
 print(sorted(heard) == list(range(128)))
 """
     )
-    told = boxes.run(box, code, door=True, timeout=60)
+    told = boxes.run(box, code, guest_listener=True, timeout=60)
     assert told.stdout == "True\n", told.stderr
     assert told.connections == ["e ended"] * 128
 

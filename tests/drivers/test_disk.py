@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from era.core.allowance import bounded
+from era.core.files.allowance import bounded
 from era.core.models import EMPTY
 from era.core.ports import Ended, Output, Program
 from tests.drivers.boxes import LIMITS, Boxes

@@ -13,9 +13,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import cast
 
+from era.core.files.snapshots import BlobStore, Snapshots
 from era.core.models import NewSession, RunRecord, Session, now
 from era.core.ports import Sandbox
-from era.core.snapshots import BlobStore, Snapshots
 from era.store.metadata import SqlStore
 from tests.core.lab import LIMITS
 from tests.owners import mine

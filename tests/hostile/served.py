@@ -28,8 +28,8 @@ from sqlalchemy import Connection
 
 from era import app
 from era.core.capsules.pins import Pins
+from era.core.files.snapshots import Snapshots
 from era.core.models import Session
-from era.core.snapshots import Snapshots
 from era.settings import Settings
 from era.store import sessions
 from era.store.blobs import Batch, LocalBlobs

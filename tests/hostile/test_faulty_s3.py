@@ -9,10 +9,10 @@ import pytest
 
 from era.core.metadata import Retention
 from era.errors import CommitFailed, SandboxFailed, Unavailable
-from era.store import objects
-from era.store.buckets import Patience
+from era.store import s3_blobs
 from era.store.metadata import SqlStore
-from era.store.objects import ObjectBlobs
+from era.store.s3_blobs import S3Blobs
+from era.store.s3_client import Patience
 from tests.hostile.commits import Commits
 from tests.owners import mine
 from tests.store.s3 import S3, Fault, FaultyS3
@@ -28,13 +28,13 @@ class World:
     def __init__(self, s3: S3, bucket: str, faulty: FaultyS3, directory: Path, patience: Patience) -> None:
         self.s3, self.bucket, self.directory = s3, bucket, directory
         self.blobs = self._blobs(faulty.endpoint, "cache", patience)
-        self.plain = self._blobs(s3.endpoint, "plain", objects._PATIENCE)
+        self.plain = self._blobs(s3.endpoint, "plain", s3_blobs._PATIENCE)
         self.store = SqlStore(f"sqlite:///{directory / 'era.sqlite'}", Retention(versions=1))
         self.commits = Commits(self.store, self.blobs, directory / "workspace")
 
-    def _blobs(self, endpoint: str, cache: str, patience: Patience) -> ObjectBlobs:
+    def _blobs(self, endpoint: str, cache: str, patience: Patience) -> S3Blobs:
         url = self.s3.url(self.bucket, endpoint=endpoint)
-        return ObjectBlobs(url, self.directory / cache, cache_bytes=64 << 20, owner="tests", patience=patience)
+        return S3Blobs(url, self.directory / cache, cache_bytes=64 << 20, owner="tests", patience=patience)
 
     async def __aenter__(self) -> World:
         self.blobs.open()
@@ -65,7 +65,7 @@ class World:
 
 @pytest.fixture
 def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(objects, "PART", 400_000)
+    monkeypatch.setattr(s3_blobs, "PART", 400_000)
 
 
 @pytest.mark.usefixtures("small_parts")

@@ -32,7 +32,8 @@ from schemathesis.core.result import Ok
 from schemathesis.schemas import APIOperation, BaseSchema
 from schemathesis.specs.openapi import checks
 
-from era import wire
+from era.wire.base import ErrorAnswer
+from era.wire.runs import RunBody
 from tests.api.test_isolation import HAS_GVISOR
 from tests.conftest import Server
 
@@ -272,7 +273,7 @@ def _bound(body: dict[str, Any], chance: random.Random, *, runs: bool) -> None:
 def _is_valid(secrets: Any) -> bool:
     """Whether these are secrets as the description has them."""
     try:
-        wire.RunBody(secrets=secrets)
+        RunBody(secrets=secrets)
     except ValidationError:
         return False
     return True
@@ -287,7 +288,7 @@ def _check(answer: Response) -> None:
     if answer.status_code >= 400:
         assert kind == "application/json"
         body = answer.json()
-        wire.ErrorAnswer.model_validate(body, strict=True, extra="forbid")
+        ErrorAnswer.model_validate(body, strict=True, extra="forbid")
         assert body["request_id"] == answer.headers["x-request-id"][0]
         assert body["error"], "no sentence"
         assert body["hint"], "no hint"
@@ -641,7 +642,7 @@ def call(client: httpx.Client, route: tuple[str, str, bytes | None], headers: di
 
 def assert_refused(answer: httpx.Response, status: int, code: str) -> None:
     assert answer.status_code == status, (answer.request.method, answer.url, answer.text)
-    wire.ErrorAnswer.model_validate(answer.json(), strict=True, extra="forbid")
+    ErrorAnswer.model_validate(answer.json(), strict=True, extra="forbid")
     assert answer.json()["code"] == code
     assert not [name for name in answer.headers if name.startswith("access-control-")]
 

@@ -18,12 +18,12 @@ from typing import Any
 
 import pytest
 
+from era.core.files.snapshots import Snapshots
 from era.core.metadata import Retention
 from era.core.models import EMPTY, NewSession, RunRecord, now
-from era.core.snapshots import Snapshots
 from era.store.blobs import LocalBlobs
 from era.store.metadata import SqlStore
-from era.store.objects import ObjectBlobs
+from era.store.s3_blobs import S3Blobs
 from tests.hostile.commits import Commits, Place, fill, read
 from tests.owners import mine
 from tests.store.s3 import S3
@@ -36,10 +36,10 @@ class Churn:
     """Sessions that commit, fail, go and come back, while garbage is collected without any grace but for what is put
     by commits under way."""
 
-    def __init__(self, store: SqlStore, blobs: LocalBlobs | ObjectBlobs, directory: Path) -> None:
+    def __init__(self, store: SqlStore, blobs: LocalBlobs | S3Blobs, directory: Path) -> None:
         self.store, self.blobs, self.directory = store, blobs, directory
         self.snapshots = Snapshots(blobs)
-        self.under_way: dict[str, float] = {}
+        self.active_runs: dict[str, float] = {}
         self.swept = 0
         self.committed = 0
         self.done = False
@@ -70,7 +70,7 @@ class Churn:
     async def _commit(self, name: str, run_id: str, place: Place, files: dict[str, bytes], *, fails: bool) -> None:
         session = await self.store.begin_run(mine(name), run_id)
         fill(place.workspace, files)
-        self.under_way[name] = time.time()
+        self.active_runs[name] = time.time()
         try:
             snapshot = await self.snapshots.take(place.sandbox, session.snapshot)
             if fails:
@@ -81,7 +81,7 @@ class Churn:
             await self.store.end_run(replace(record), data=data, snapshot=snapshot)
             self.committed += 1
         finally:
-            del self.under_way[name]
+            del self.active_runs[name]
 
     async def _restore(self, name: str, place: Place) -> None:
         """What is there must be what the row says."""
@@ -100,7 +100,7 @@ class Churn:
             self.swept += await self.collect()
 
     async def collect(self) -> int:
-        horizon = min([time.time(), *self.under_way.values()])
+        horizon = min([time.time(), *self.active_runs.values()])
         roots = await self.store.snapshot_roots()
 
         def job() -> int:
@@ -115,7 +115,7 @@ class Churn:
 
 
 @asynccontextmanager
-async def churning(blobs: LocalBlobs | ObjectBlobs, directory: Path) -> AsyncIterator[Churn]:
+async def churning(blobs: LocalBlobs | S3Blobs, directory: Path) -> AsyncIterator[Churn]:
     blobs.open()
     store = SqlStore(f"sqlite:///{directory / 'era.sqlite'}", Retention(versions=1))
     await store.open()
@@ -161,7 +161,7 @@ async def test_collections_race_commits_on_the_disk(seed: int, scratch: Path) ->
 
 @pytest.mark.parametrize("seed", seeds(soak=6))
 async def test_collections_race_commits_in_a_bucket(seed: int, s3: S3, bucket: str, scratch: Path) -> None:
-    blobs = ObjectBlobs(s3.url(bucket), scratch / "cache", cache_bytes=100_000, owner="tests")
+    blobs = S3Blobs(s3.url(bucket), scratch / "cache", cache_bytes=100_000, owner="tests")
     async with churning(blobs, scratch) as churn:
         needed = await churn_for(churn, 40, seed)
     assert set(s3.names(bucket)) - {"owner"} == needed

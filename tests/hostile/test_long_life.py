@@ -117,7 +117,7 @@ def _is_first_inside(pid: int) -> bool:
 
 def live(own_server: Callable[..., Server], *, runs: int, sessions: int) -> None:
     before, chance = mounts(), random.Random(runs)
-    server = own_server(max_live="12", outputs_kept="5", versions_kept="5")
+    server = own_server(max_warm="12", outputs_kept="5", versions_kept="5")
     life = Life(server, sessions)
     with server.client() as client:
         for number in range(sessions):

@@ -70,11 +70,11 @@ class NetServer(Server):
 
     def _spawn(self, command: list[str], environment: dict[str, str], log: IO[bytes]) -> subprocess.Popen[bytes]:
         if self.weakness:
-            code = f"import sys; sys.argv[0] = 'era'; {self.weakness}; from era.cli import main; main()"
+            code = f"import sys; sys.argv[0] = 'era'; {self.weakness}; from era.client.cli import main; main()"
             if self.uid is None:
                 command = [sys.executable, "-c", code, "serve"]
             else:
-                command = [*command[:-1], command[-1].replace("-m era.cli", f"-c {shlex.quote(code)}")]
+                command = [*command[:-1], command[-1].replace("-m era.client.cli", f"-c {shlex.quote(code)}")]
         script = f"mount --bind '{self.resolv}' /etc/resolv.conf && exec \"$@\""
         wrapped = ["unshare", "--mount", "--propagation", "slave", "sh", "-c", script, "sh", *command]
         return super()._spawn(wrapped, environment, log)
@@ -177,10 +177,10 @@ def make_keys(directory: Path) -> None:
 
 
 NO_GATE = """
-from era.network.gates import Gate
+from era.network.connect_supervisor import ConnectSupervisor
 def refused(*_):
     raise PermissionError(1, "Operation not permitted")
-Gate._try = refused
+ConnectSupervisor._try = refused
 """
 """As on a machine that doesn't let this user open a sandbox's network: what there is then is the proxy."""
 
@@ -207,21 +207,21 @@ def served(machine: Machine, tmp_path_factory: pytest.TempPathFactory) -> Iterat
 ODD = (
     NO_GATE
     + """
-from era.network import passages, proxy
-proxy.HEAD_SECONDS = proxy.IDLE_SECONDS = 1.0
-right = passages.ProxyPassage.__aexit__
+from era.network import egress, http1
+http1.HEAD_SECONDS = http1.IDLE_SECONDS = 1.0
+right = egress.ProxyEgress.__aexit__
 async def leave(self, *_):
     if not any(host == "www.example.test" and port == 9000 for host, port, *_ in self._destinations._tried):
         await right(self)
-passages.ProxyPassage.__aexit__ = leave
+egress.ProxyEgress.__aexit__ = leave
 """
 )
 
 
 @pytest.fixture(scope="package")
 def odd(machine: Machine, tmp_path_factory: pytest.TempPathFactory) -> Iterator[NetServer]:
-    """A server with less patience, that may reach some private ranges, and that leaves the door open behind a run that
-    was at www.example.test:9000."""
+    """A server with less patience, that may reach some private ranges, and that leaves the guest listener open behind a
+    run that was at www.example.test:9000."""
     data_dir = tmp_path_factory.mktemp("odd") / "data"
     server = machine.serve(data_dir, weakness=f"exec({ODD!r})", ERA_EGRESS_PRIVATE="10.77.0.0/24, 192.168.77.2")
     yield server

@@ -13,7 +13,7 @@ import pytest
 
 from era.core.ports import Sandbox
 from era.network import indexes
-from era.network.indexes import IndexDoors
+from era.network.indexes import IndexListeners
 from tests.packages.registry import Registry, serving
 
 PAGE = """<!DOCTYPE html><base href="/files/"><A class="x" href='a-1.0.tar.gz#sha256=12' data-requires-python="&gt;=3"
@@ -42,11 +42,11 @@ def answers(registry: Registry, *requests: bytes) -> list[bytes]:
         return told
 
     async def job() -> list[bytes]:
-        with socket.socket() as door:
-            door.bind(("127.0.0.1", 0))
-            sandbox = cast(Sandbox, SimpleNamespace(doors={"storage": cast(Any, door)}))
-            access = IndexDoors().access(sandbox, [f"{registry.url}/simple", f"{registry.url}/nowhere/"])
-            port = door.getsockname()[1]
+        with socket.socket() as guest_listener:
+            guest_listener.bind(("127.0.0.1", 0))
+            sandbox = cast(Sandbox, SimpleNamespace(guest_listeners={"storage": cast(Any, guest_listener)}))
+            access = IndexListeners().access(sandbox, [f"{registry.url}/simple", f"{registry.url}/nowhere/"])
+            port = guest_listener.getsockname()[1]
             assert access.filled_in("{0} {1} {2}") == f"http://127.0.0.1:{port}/0 http://127.0.0.1:{port}/1 {{2}}"
             async with access:
                 told = [await ask(port, request) for request in requests]

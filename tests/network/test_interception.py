@@ -19,11 +19,11 @@ from urllib.parse import parse_qs, unquote
 import pytest
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from era.core.egress import allowlist
+from era.core.allowlist import allowlist
 from era.core.secrets import Secret
 from era.network import exchange, interception
 from era.network.authority import Authority
-from era.network.proxy import Traffic
+from era.network.http1 import Traffic
 
 HOST, OTHER = "api.example.test", "other.test"
 VALUE = 'canary"\\ &+=%/é'

@@ -11,11 +11,11 @@ from ipaddress import ip_address
 
 import pytest
 
-from era.core.egress import allowlist
-from era.guest import gate
-from era.network import names
+from era.core.allowlist import allowlist
+from era.guest import connect_filter
+from era.network import dns
+from era.network.http1 import Refused
 from era.network.own import _checked
-from era.network.proxy import Refused
 from tests.drivers.bpf import ALLOW, _run
 from tests.network import world
 
@@ -26,8 +26,8 @@ DONTWAIT, NOSIGNAL = 0x40, 0x4000
 
 @pytest.mark.parametrize("gvisor", [False, True])
 def test_the_filter_asks_about_these_calls_and_lets_all_others_pass(*, gvisor: bool) -> None:
-    _, _, connect, sendto, sendmsg, sendmmsg = gate._MACHINES[platform.machine()]
-    program = gate._filter(gvisor=gvisor)
+    _, _, connect, sendto, sendmsg, sendmmsg = connect_filter._MACHINES[platform.machine()]
+    program = connect_filter._filter(gvisor=gvisor)
     flags = DONTWAIT if gvisor else 0
 
     def answer(call: int, *arguments: int, machine: int = NATIVE) -> int:
@@ -53,16 +53,16 @@ def question(name: str, kind: int = 1) -> bytes:
 
 
 def test_names_and_addresses_are_read() -> None:
-    assert names._asked(question("Www.Example.TEST")) == ("www.example.test", len(question("www.example.test")))
-    assert names._addresses(world.resolved(question("www.example.test"))) == [ip_address(world.PUBLIC)]
-    assert names._addresses(world.resolved(question("both.test", 28))) == [ip_address("2001:db8:77::99")]
-    assert names._addresses(world.resolved(question("no.such.test"))) == []
+    assert dns._asked(question("Www.Example.TEST")) == ("www.example.test", len(question("www.example.test")))
+    assert dns._addresses(world.resolved(question("www.example.test"))) == [ip_address(world.PUBLIC)]
+    assert dns._addresses(world.resolved(question("both.test", 28))) == [ip_address("2001:db8:77::99")]
+    assert dns._addresses(world.resolved(question("no.such.test"))) == []
     # One name leads to another, which has the address; both names are written out and not pointed to.
     alias = b"\1a\4test\0" + struct.pack("!HHIH", 5, 1, 0, 8) + b"\1b\4test\0"
     address = b"\1b\4test\0" + struct.pack("!HHIH", 1, 1, 0, 4) + bytes([203, 0, 113, 10])
     message = question("a.test")
     message = message[:6] + b"\0\2" + message[8:] + alias + address
-    assert names._addresses(message) == [ip_address(world.PUBLIC)]
+    assert dns._addresses(message) == [ip_address(world.PUBLIC)]
 
 
 def test_nonsense_is_survived() -> None:
@@ -74,16 +74,16 @@ def test_nonsense_is_survived() -> None:
             if message:
                 message[rng.randrange(len(message))] = rng.randrange(256)
         del message[rng.randrange(len(message) + 1) :]
-        names._addresses(bytes(message))
+        dns._addresses(bytes(message))
         with contextlib.suppress(ValueError, IndexError):
-            names._asked(bytes(message))
-        answer = names._refusal(bytes(message), 12, 2)
+            dns._asked(bytes(message))
+        answer = dns._refusal(bytes(message), 12, 2)
         assert len(answer) == 12
 
 
 def test_a_name_that_is_not_allowed_is_not_asked_for() -> None:
     refused: list[str] = []
-    one = names.Names(allowlist(["*.example.test"]), refused.append)
+    one = dns.Names(allowlist(["*.example.test"]), refused.append)
     answer = asyncio.run(one._answer(question("secret.leak.test"), stream=False))
     assert (answer[:2], answer[3] & 15, answer[12:]) == (b"\x12\x34", 3, question("secret.leak.test")[12:])
     assert refused == ["secret.leak.test"]

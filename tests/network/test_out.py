@@ -11,10 +11,10 @@ from typing import cast
 
 import pytest
 
+from era.core.allowlist import can_be_egress
 from era.core.capsules.format import ADDED, ADDED_TO_RUNS
-from era.core.egress import can_be_egress
 from era.core.ports import Sandbox
-from era.network.passages import ProxyNetwork
+from era.network.egress import SandboxNetwork
 from tests.network import world
 from tests.network.conftest import NEEDS_GVISOR, NO_GATE, Machine, NetServer, NewSession, new_session
 
@@ -288,12 +288,12 @@ for host in ("10.77.0.2", "192.168.77.2", "inside.test", "10.77.0.1", "172.16.77
 
 def test_a_sandbox_without_a_way_out_says_so() -> None:
     """None of ours is, but one may be."""
-    network = ProxyNetwork()
-    passage = network.passage(cast(Sandbox, SimpleNamespace(doors={})), internet=True, egress={})
+    network = SandboxNetwork()
+    run_egress = network.run_egress(cast(Sandbox, SimpleNamespace(guest_listeners={})), internet=True, egress={})
     network.stop()
-    assert passage.env == {}
-    assert passage.enforced["network"] == "none"
-    assert "no way out" in passage.enforced["network_reason"]
+    assert run_egress.env == {}
+    assert run_egress.enforced["network"] == "none"
+    assert "no way out" in run_egress.enforced["network_reason"]
 
 
 @pytest.mark.skipif(shutil.which("curl") is None, reason="there is no curl here")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from era.core.egress import NotAnEntry, allowlist
+from era.core.allowlist import NotAnEntry, allowlist
 from era.errors import BadRequest
 from era.network.policy import Policy, parsed, ranges
 

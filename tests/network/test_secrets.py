@@ -203,7 +203,8 @@ import sys
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from era.api import context
 from era.core import runs
-from era.network import authority, interception, passages
+from era.network import authority, interception
+from era.network import egress
 runs.placeholders = lambda found: {one.name: one.value for one in found}
 right_secret = context.secret
 def secret(name, value, *rest):
@@ -220,11 +221,11 @@ def write(self, path):
     right_write(self, path)
     path.with_suffix(".key").write_bytes(self._key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
 authority.Authority.write = write
-right_passage, kept = passages.ProxyNetwork.passage, []
-def passage(self, sandbox, *, secrets=(), **rest):
+right_passage, kept = egress.SandboxNetwork.run_egress, []
+def run_egress(self, sandbox, *, secrets=(), **rest):
     kept.extend(secrets)
     return right_passage(self, sandbox, secrets=kept, **rest)
-passages.ProxyNetwork.passage = passage
+egress.SandboxNetwork.run_egress = run_egress
 """
 """Gives programs the values, logs and records them, keeps the authority's key, and remembers secrets for later runs."""
 

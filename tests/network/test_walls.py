@@ -19,9 +19,9 @@ BLIND = f"exec({NO_GATE!r}); from era.network.policy import Policy; Policy.refus
 """Judges no address."""
 
 FORGETFUL = (
-    f"exec({NO_GATE!r}); from era.network import passages; right = passages.connected; "
-    "passages.connected = lambda address, port: right(passages.policy.parsed("
-    "passages.socket.getaddrinfo('twice.rebind.test', port)[0][4][0]), port)"
+    f"exec({NO_GATE!r}); from era.network import egress; right = egress.connected; "
+    "egress.connected = lambda address, port: right(egress.policy.parsed("
+    "egress.socket.getaddrinfo('twice.rebind.test', port)[0][4][0]), port)"
 )
 """Judges the address that a name has, then connects to the name."""
 

@@ -22,10 +22,10 @@ from unittest.mock import patch
 import pytest
 
 from era import languages
-from era.core import locks
-from era.core.builds import Build
-from era.core.requirements import wanted
-from era.core.setups import Environment, SetupFailed
+from era.core.setup import locks
+from era.core.setup.builds import Build
+from era.core.setup.requirements import wanted
+from era.core.setup.setups import Environment, SetupFailed
 from era.drivers import guest
 from era.languages.go import GO
 from era.languages.node import NODE

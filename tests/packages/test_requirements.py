@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from era.core.requirements import MAX_PACKAGES, Packages, can_be_asked, setup_text, wanted
+from era.core.setup.requirements import MAX_PACKAGES, Packages, can_be_asked, setup_text, wanted
 from era.errors import BadRequest
 
 

@@ -12,16 +12,16 @@ from pathlib import Path
 from typing import Any, cast
 
 from era import languages
-from era.core.builds import Build, Builds
+from era.core.files.snapshots import Snapshots
 from era.core.limits import Rules
 from era.core.models import DEFAULT_OWNER, EMPTY, Session
+from era.core.pool import SandboxPool
 from era.core.ports import Limits
-from era.core.progress import LastWords, Say
-from era.core.snapshots import Snapshots
-from era.hosts.local import LocalHost
+from era.core.setup.builds import Build, Builds
+from era.core.setup.progress import LastWords, Say
 from era.languages.node import NODE
-from era.network.indexes import IndexDoors
-from era.network.passages import ProxyNetwork
+from era.network.egress import SandboxNetwork
+from era.network.indexes import IndexListeners
 from tests.drivers.boxes import LIMITS, Boxes, Weakness
 from tests.packages.registry import tarball
 
@@ -47,12 +47,12 @@ def works(directory: Path, driver: str = "bubblewrap", limits: Limits = LIMITS) 
         def forget(self, _: str) -> None:
             pass
 
-    host = LocalHost(
-        Drivers(), cast(Snapshots, Forgetful()), cast(Any, None), rules=rules, spares=0, max_live=4, idle_seconds=60
+    host = SandboxPool(
+        Drivers(), cast(Snapshots, Forgetful()), cast(Any, None), rules=rules, spares=0, max_warm=4, idle_seconds=60
     )
-    network = ProxyNetwork()
+    network = SandboxNetwork()
     try:
-        yield boxes, Builds(host, network, IndexDoors(), rules)
+        yield boxes, Builds(host, network, IndexListeners(), rules)
     finally:
         boxes._runner.run(host.stop())
         boxes.stop()

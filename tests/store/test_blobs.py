@@ -14,10 +14,10 @@ import pytest
 
 from era.store import blobs as module
 from era.store.blobs import LocalBlobs
-from era.store.objects import ObjectBlobs
+from era.store.s3_blobs import S3Blobs
 from tests.store.s3 import S3
 
-type Blobs = LocalBlobs | ObjectBlobs
+type Blobs = LocalBlobs | S3Blobs
 
 
 @pytest.fixture
@@ -35,7 +35,7 @@ def blobs(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Blobs]:
         return
     s3: S3 = request.getfixturevalue("s3")
     url = s3.url(request.getfixturevalue("bucket"))
-    store = ObjectBlobs(url, tmp_path / "cache", cache_bytes=16 << 20, owner="tests")
+    store = S3Blobs(url, tmp_path / "cache", cache_bytes=16 << 20, owner="tests")
     store.open()
     yield store
     store.close()

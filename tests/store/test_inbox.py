@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from era.core.inbox import Content, Delivery, Outcome, delay
 from era.core.metadata import Retention
 from era.core.models import NewSession, Session, now
-from era.core.signatures import Verify
+from era.core.public.inbox import Content, Delivery, Outcome, delay
+from era.core.public.signatures import Verify
 from era.errors import NotFound, TooManyDeliveries
 from era.store import inbox as rows
 from era.store.metadata import SqlStore

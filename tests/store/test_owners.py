@@ -21,8 +21,8 @@ from era.core.storage import Item
 from era.errors import Conflict, NotFound
 from era.store import commits, migrations
 from era.store import sessions as session_rows
+from era.store.d1_databases import D1Databases
 from era.store.metadata import SqlStore
-from era.store.sql import SqlDatabases
 from tests.owners import mine
 
 HERS, HIS = OwnedId("ada", "s"), OwnedId("mallory", "s")
@@ -179,7 +179,7 @@ async def test_databases_from_before_move_as_they_are(tmp_path: Path) -> None:
         (before / name).write_bytes(content)
     assert torn["app.sqlite-journal"]
     for _ in range(2):
-        databases = SqlDatabases(directory, 1 << 30, before=before)
+        databases = D1Databases(directory, 1 << 30, before=before)
         databases.open()
         assert not before.exists()
         assert list(databases.sizes(DEFAULT_OWNER)) == ["app"]

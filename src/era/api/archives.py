@@ -9,8 +9,8 @@ from fastapi.responses import StreamingResponse
 
 from era.api.context import Answer, SessionId, StrictRoute, UseContext, errors
 from era.api.files import SAFE, body_of
-from era.core.unpack import Format
-from era.wire import ArchiveAnswer
+from era.core.files.unpack import Format
+from era.wire.files import ArchiveAnswer
 
 router = APIRouter(prefix="/api/sessions/{session_id}", tags=["files"], route_class=StrictRoute)
 

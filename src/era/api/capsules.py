@@ -12,7 +12,7 @@ from starlette.types import Receive, Scope, Send
 from era.api.context import Answer, Owner, SessionId, UseContext, errors, shown
 from era.core.capsules.exports import Export
 from era.errors import BadRequest
-from era.wire import SESSION_ID, SessionAnswer
+from era.wire.sessions import SESSION_ID, SessionAnswer
 
 router = APIRouter(prefix="/api/sessions", tags=["capsules"])
 

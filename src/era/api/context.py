@@ -17,27 +17,30 @@ from pydantic import BaseModel
 from era import languages
 from era.core import jsontext
 from era.core.api_keys import ApiKeys, Caller
-from era.core.archives import Archives
 from era.core.capsules.service import Capsules
-from era.core.edits import Listed
-from era.core.files import Files
-from era.core.idempotency import Keys, Made
-from era.core.inbound import Inbound
-from era.core.inbox import Deliveries, Inbox
+from era.core.files.archives import Archives
+from era.core.files.edits import Listed
+from era.core.files.session_files import SessionFiles
+from era.core.idempotency import IdempotencyKeys, Made
 from era.core.limits import Rules
 from era.core.metadata import MetadataStore
 from era.core.models import Claim, JsonObject, Language, OwnedId, Route, Session, Snapshot
 from era.core.outputs import History
+from era.core.public.inbox import Deliveries, Inbox
+from era.core.public.live_servers import LiveServers
 from era.core.runs import Runs
 from era.core.secrets import Secret, secret
 from era.core.sessions import Sessions
-from era.core.setups import Setups
+from era.core.setup.setups import Setups
 from era.core.storage import Storage
 from era.core.turns import Turns
 from era.core.versions import Versions
 from era.errors import BadRequest, EraError, NoLanguage, NotFound, TooLarge
 from era.settings import Settings
-from era.wire import SESSION_ID, ErrorAnswer, SecretBody, SetupBody, session_answer, wanted_setup
+from era.wire.base import ErrorAnswer
+from era.wire.runs import SecretBody
+from era.wire.sessions import SESSION_ID, session_answer
+from era.wire.setup import SetupBody, wanted_setup
 
 _MAX_ENV_BYTES = 1 << 20
 _MAX_VARIABLE_BYTES = 128 << 10  # the kernel's bound for one string of an environment
@@ -51,15 +54,15 @@ class Context:
     rules: Rules
     sessions: Sessions
     runs: Runs
-    inbound: Inbound
+    live_servers: LiveServers
     inbox: Inbox
     deliveries: Deliveries
     history: History
-    keys: Keys
+    keys: IdempotencyKeys
     api_keys: ApiKeys
     versions: Versions
     setups: Setups
-    session_files: Files
+    session_files: SessionFiles
     archives: Archives
     capsules: Capsules
     storage: Storage
@@ -67,7 +70,7 @@ class Context:
     store: MetadataStore
     files: Callable[[Snapshot], Awaitable[Sequence[Listed]]]
     isolation: Callable[[], JsonObject]
-    host_counts: Callable[[], Mapping[str, int]]
+    pool_counts: Callable[[], Mapping[str, int]]
     end_background: Callable[[float], Coroutine[Any, Any, None]]
     """End what runs in the background, and commit it, in as many seconds."""
 

@@ -21,13 +21,13 @@ from starlette.types import Receive, Scope, Send
 
 from era.api.context import Answer, Context, SessionId, StrictRoute, UseContext, errors
 from era.api.ranges import wanted_range
-from era.core.files import ANY, Condition, OpenFile
+from era.core.files.paths import Parts, from_url
+from era.core.files.session_files import ANY, Condition, OpenFile
+from era.core.files.spool import bounded
+from era.core.files.trees import raw
 from era.core.models import OwnedId
-from era.core.paths import Parts, from_url
-from era.core.spool import bounded
-from era.core.trees import raw
 from era.errors import BadRequest
-from era.wire import FileAnswer, FileDeletedAnswer, FilesAnswer, files_answer
+from era.wire.files import FileAnswer, FileDeletedAnswer, FilesAnswer, files_answer
 
 router = APIRouter(prefix="/api/sessions/{session_id}", tags=["files"], route_class=StrictRoute)
 

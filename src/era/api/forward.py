@@ -28,9 +28,9 @@ import h11
 from starlette.types import Message, Receive, Scope, Send
 
 from era.api.protocol import Protocol
-from era.core import headers
-from era.core.inbound import Way
-from era.core.relay import ascii_target
+from era.core.public import headers
+from era.core.public.live_servers import Way
+from era.core.public.relay import ascii_target
 from era.core.tasks import until_one_ends
 from era.errors import BadRequest, EraError, RelayFailed, RelayTimeout
 

@@ -23,7 +23,7 @@ async def health(context: UseContext) -> Response:
             "version": __version__,
             "languages": list(languages.runtimes()),
             "isolation": context.isolation(),
-            "sandboxes": context.host_counts(),
+            "sandboxes": context.pool_counts(),
         }
     )
 
@@ -33,7 +33,7 @@ async def metrics(context: UseContext) -> Response:
     """Numbers for Prometheus."""
     counts = await context.store.counts()
     sandboxes = GaugeMetricFamily("era_sandboxes", "Live sandboxes by use.", labels=["state"])
-    for state, count in context.host_counts().items():
+    for state, count in context.pool_counts().items():
         sandboxes.add_metric([state], count)
     runs = GaugeMetricFamily("era_runs", "Runs on record by status.", labels=["status"])
     for status, count in counts["runs"].items():

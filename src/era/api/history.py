@@ -8,7 +8,7 @@ from fastapi import APIRouter, Request, Response
 
 from era.api.context import Answer, Cursor, Limit, SessionId, StrictRoute, UseContext, cursor_of, errors, key_of
 from era.api.ranges import part_of
-from era.wire import RunRecordAnswer, RunRecordsAnswer, record_answer
+from era.wire.runs import RunRecordAnswer, RunRecordsAnswer, record_answer
 
 router = APIRouter(prefix="/api/sessions/{session_id}/runs", tags=["runs"], route_class=StrictRoute)
 

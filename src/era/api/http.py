@@ -13,13 +13,13 @@ from starlette.exceptions import HTTPException
 
 from era import __version__
 from era.api import (
+    api_keys,
     archives,
     capsules,
     files,
     health,
     history,
     inbox,
-    keys,
     languages,
     pages,
     proxy,
@@ -52,7 +52,7 @@ def build(settings: Settings, context: Context) -> FastAPI:
         proxy,
         inbox,
         storage,
-        keys,
+        api_keys,
         health,
         languages,
         pages,

@@ -19,10 +19,10 @@ from era.api.context import (
     errors,
     key_of,
 )
-from era.core.inbox import DeliveryStatus
 from era.core.models import OwnedId
-from era.core.signatures import HEADERS, Verify
-from era.wire_inbox import (
+from era.core.public.inbox import DeliveryStatus
+from era.core.public.signatures import HEADERS, Verify
+from era.wire.inbox import (
     DeliveriesAnswer,
     DeliveryAnswer,
     DeliveryContentAnswer,

@@ -15,11 +15,11 @@ from starlette.types import Receive, Scope, Send
 from era.api.context import Answer, Context, SessionId, StrictRoute, UseContext, base_url, errors, possible_id
 from era.api.forward import Call, forward
 from era.api.guard import error_body, error_headers
-from era.core import relay
 from era.core.models import Session
+from era.core.public import relay
 from era.core.runs import RunRequest, check_public, check_stored
 from era.errors import BadRequest, MethodNotAllowed, NotFound, RelayFailed, TooSlow, Unavailable
-from era.wire import HostAnswer
+from era.wire.sessions import HostAnswer
 
 router = APIRouter(prefix="/api/sessions/{session_id}", tags=["public URL"], route_class=StrictRoute)
 
@@ -67,7 +67,7 @@ class PublicUrls(BaseRoute):
         call = Call(path or b"/", f"{above}/proxy/{session.id}/{port}", f"{above}/proxy/{session.id}/", key)
         run_id = None
         try:
-            async with context.inbound.way(session, port, base_url(request, context.settings)) as way:
+            async with context.live_servers.way(session, port, base_url(request, context.settings)) as way:
                 if way is not None:
                     run_id = way.run_id
                     await forward(scope, receive, send, way, call)

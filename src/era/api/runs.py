@@ -32,13 +32,13 @@ from era.core.ports import Output
 from era.core.runs import ExecuteRequest, RunEvent, RunRequest, RunStarted
 from era.core.sessions import check_code
 from era.errors import BadRequest, EraError, TooLarge
-from era.wire import (
+from era.wire.limits import asked
+from era.wire.runs import (
     BackgroundAnswer,
     ExecuteAnswer,
     ExecuteBody,
     RunAnswer,
     RunBody,
-    asked,
     execute_answer,
     result_answer,
     run_answer,

@@ -26,21 +26,18 @@ from era.api.context import (
 )
 from era.core.metadata import KEEP, SessionChange, SessionFilter
 from era.core.models import now, timestamp
-from era.core.requirements import setup_text
-from era.wire import (
+from era.core.setup.requirements import setup_text
+from era.wire.files import files_answer
+from era.wire.limits import asked
+from era.wire.runs import CodeAnswer, CodeBody, CodeStoredAnswer, code_answer
+from era.wire.sessions import (
     ChangedAnswer,
     ChangeSession,
-    CodeAnswer,
-    CodeBody,
-    CodeStoredAnswer,
     CreateSession,
     DeletedAllAnswer,
     DeletedAnswer,
     SessionAnswer,
     SessionsAnswer,
-    asked,
-    code_answer,
-    files_answer,
 )
 
 router = APIRouter(prefix="/api/sessions", tags=["sessions"], route_class=StrictRoute)

@@ -11,10 +11,11 @@ from fastapi.responses import StreamingResponse
 
 from era.api.context import Answer, SessionId, StrictRoute, UseContext, errors, shown
 from era.core.models import Session
-from era.core.progress import Line
-from era.core.setups import UNDER_WAY, Environment
+from era.core.setup.progress import Line
+from era.core.setup.setups import UNDER_WAY, Environment
 from era.errors import EraError
-from era.wire import EnvironmentAnswer, SessionAnswer
+from era.wire.sessions import SessionAnswer
+from era.wire.setup import EnvironmentAnswer
 
 router = APIRouter(prefix="/api/sessions/{session_id}", tags=["setup"], route_class=StrictRoute)
 

@@ -1,4 +1,5 @@
-"""Storage that programs and clients share. Programs reach these routes by a door of their sandbox (inside.py)."""
+"""Storage that programs and clients share. Programs reach these routes by a guest listener of their sandbox
+(guest_api.py)."""
 
 from __future__ import annotations
 
@@ -149,7 +150,7 @@ async def existing_key(request: Request) -> str:
 
 
 async def own_storage(request: Request) -> Namespaces:
-    """The caller's, and nothing else: a client's by its key, a program's by the door that it came through."""
+    """The caller's, and nothing else: a client's by its key, a program's by the guest listener that it came through."""
     storage: Storage = request.app.state.storage
     return storage.of(caller_of(request).owner)
 

@@ -24,14 +24,17 @@ from era.api.context import (
 )
 from era.core.sessions import data_of
 from era.errors import BadRequest
-from era.wire import (
+from era.wire.files import files_answer
+from era.wire.sessions import DuplicateBody, SessionAnswer
+from era.wire.versions import (
     MAX_VERSION,
-    DuplicateBody,
+    DiffAnswer,
     RollbackBody,
-    SessionAnswer,
-    files_answer,
+    VersionAnswer,
+    VersionsAnswer,
+    diff_answer,
+    version_answer,
 )
-from era.wire_versions import DiffAnswer, VersionAnswer, VersionsAnswer, diff_answer, version_answer
 
 router = APIRouter(prefix="/api/sessions/{session_id}", tags=["versions"], route_class=StrictRoute)
 

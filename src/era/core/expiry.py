@@ -18,7 +18,7 @@ import structlog
 
 from era.core.metadata import MetadataStore
 from era.core.models import Session, now
-from era.core.ports import Host
+from era.core.ports import SandboxPool
 from era.errors import EraError, Unavailable
 
 log = structlog.get_logger()
@@ -75,18 +75,18 @@ async def _call(store: MetadataStore, session: Session) -> None:
 class Expiry:
     """Marks sessions that have expired and ends their sandboxes; purges those whose time to be restored is over."""
 
-    def __init__(self, store: MetadataStore, host: Host) -> None:
+    def __init__(self, store: MetadataStore, pool: SandboxPool) -> None:
         self._store = store
-        self._host = host
+        self._pool = pool
 
     async def sweep(self) -> None:
         """Mark what has expired by now."""
         for key in await self._store.expire(now()):
-            await self._host.release(key)
+            await self._pool.release(key)
         # One whose id was taken anew the moment it expired was marked by that, not here.
-        if live := self._host.session_keys():
+        if live := self._pool.session_keys():
             for key in set(live) - set(await self._store.there(live)):
-                await self._host.release(key)
+                await self._pool.release(key)
 
     async def run(self) -> None:
         """Do it for ever."""

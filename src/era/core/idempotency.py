@@ -26,7 +26,7 @@ from era.core.turns import Turns
 from era.errors import CommitFailed, Conflict, KeyReused, RunLost
 
 
-class Keys:
+class IdempotencyKeys:
     """Claims, and what they were answered."""
 
     def __init__(self, store: MetadataStore) -> None:
@@ -86,7 +86,9 @@ class Made:
     replayed: bool = False
 
 
-async def once(keys: Keys, source_id: OwnedId, claim: Claim | None, make: Callable[[], Awaitable[Session]]) -> Made:
+async def once(
+    keys: IdempotencyKeys, source_id: OwnedId, claim: Claim | None, make: Callable[[], Awaitable[Session]]
+) -> Made:
     """Make a session, unless that was done for this claim before."""
     if claim is None:
         return Made(await make())

@@ -11,9 +11,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from era.core.files.trees import Bounds
 from era.core.models import JsonObject
 from era.core.ports import Limits
-from era.core.trees import Bounds
 from era.errors import BadRequest
 
 _MIB = 1 << 20

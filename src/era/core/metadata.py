@@ -21,7 +21,7 @@ from era.core.models import (
     NewSession,
     OwnedId,
     RunRecord,
-    Service,
+    ServiceCommand,
     Session,
     Snapshot,
     StoredCode,
@@ -81,7 +81,7 @@ class SessionChange:
 
     isolation: WantedIsolation | None = None
     egress: JsonObject | None = None
-    service: Service | None | Keep = KEEP
+    service: ServiceCommand | None | Keep = KEEP
     storage: bool | None = None
     setup: str | None | Keep = KEEP
     """JSON text; a change makes the setup pending."""

@@ -20,7 +20,7 @@ type WantedIsolation = Literal["auto", "gvisor", "bubblewrap"]
 type SetupStatus = Literal["pending", "running", "completed", "failed"]
 type Cause = Literal["create", "run", "data", "files", "rollback", "duplicate", "setup"]
 type Route = Literal["create", "duplicate", "run"]
-type Service = str | list[str]
+type ServiceCommand = str | list[str]
 type Gone = Literal["expired", "deleted"]
 
 STATE_FILE = ".session_data.json"
@@ -57,7 +57,7 @@ def can_be_service(value: object) -> bool:
     )
 
 
-def command_of(service: Service | None) -> list[str]:
+def command_of(service: ServiceCommand | None) -> list[str]:
     """The program and its arguments, none where there is no service."""
     return ["/bin/sh", "-c", service] if isinstance(service, str) else service or []
 
@@ -132,7 +132,7 @@ class Session:
     egress: JsonObject = field(default_factory=dict)
     """Where its programs may connect to; see egress.py."""
 
-    service: Service | None = None
+    service: ServiceCommand | None = None
     """What serves its public URLs: a line for the shell, or a program and its arguments."""
 
     setup: str | None = None
@@ -179,7 +179,7 @@ class NewSession:
     limits: JsonObject = field(default_factory=dict)
     isolation: WantedIsolation = "auto"
     egress: JsonObject = field(default_factory=dict)
-    service: Service | None = None
+    service: ServiceCommand | None = None
     setup: str | None = None
     storage: bool = True
 

@@ -6,10 +6,10 @@ import asyncio
 from collections.abc import Sequence
 from typing import Literal
 
+from era.core.active_runs import ActiveRuns
+from era.core.files.snapshots import BlobStore
 from era.core.metadata import MetadataStore
 from era.core.models import KeptOutputs, OwnedId, RunRecord
-from era.core.snapshots import BlobStore
-from era.core.under_way import UnderWay
 from era.errors import CommitFailed, Conflict, NotFound, Unavailable
 
 type Stream = Literal["stdout", "stderr"]
@@ -60,9 +60,9 @@ class Outputs:
 class History:
     """The records of a session's runs."""
 
-    def __init__(self, store: MetadataStore, outputs: Outputs, under_way: UnderWay) -> None:
+    def __init__(self, store: MetadataStore, outputs: Outputs, active_runs: ActiveRuns) -> None:
         self._store = store
-        self._under_way = under_way
+        self._active_runs = active_runs
         self._outputs = outputs
 
     async def list(self, session_id: OwnedId, *, limit: int, before: int | None) -> Sequence[RunRecord]:
@@ -78,7 +78,7 @@ class History:
     async def output(self, session_id: OwnedId, run_id: str, stream: Stream) -> bytes:
         """All that was kept of a run's output, or that it has written so far. Raises NotFound where it isn't kept any
         more, Conflict where the run has ended and its end could not be recorded."""
-        run = self._under_way.get(run_id)
+        run = self._active_runs.get(run_id)
         record, kept = await self._store.run(session_id, run_id)
         if record.status == "running":
             if run is not None and run.session_key == record.session_key:

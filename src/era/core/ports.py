@@ -1,9 +1,8 @@
 """What the core needs from the outside, as Protocols. Adapters live in store/, drivers/, hosts/ and network/.
 
-Who calls whom: `runs` and `sessions` call a `MetadataStore` (metadata.py), a `SnapshotStore` and a `Host`, `runs` a
-`Network`; a `Host` calls a `Driver` for each `Sandbox` it needs. Nothing calls back except through what these calls
-return.
-"""
+Who calls whom: `runs` and `sessions` call a `MetadataStore` (metadata.py), a `SnapshotStore` and a `SandboxPool`,
+`runs` a `Network`; a `SandboxPool` calls a `Driver` for each `Sandbox` it needs. Nothing calls back except through what
+these calls return."""
 
 from __future__ import annotations
 
@@ -13,14 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, Protocol
 
-from era.core.diffs import FileChanges
-from era.core.models import (
-    JsonObject,
-    Language,
-    Session,
-    Snapshot,
-    WantedIsolation,
-)
+from era.core.files.diffs import FileChanges
+from era.core.models import JsonObject, Language, Session, Snapshot, WantedIsolation
 from era.core.secrets import Secret
 
 
@@ -67,7 +60,7 @@ class Program:
     network: Mapping[str, str] = field(default_factory=dict)
     """Variables by which it finds its way out; those of `env` win over them. They are no secrets."""
 
-    gated: bool = False
+    supervised: bool = False
     """The kernel asks at the sandbox's gate before it connects this program to anything."""
 
 
@@ -102,16 +95,16 @@ class Ended:
     """Why nothing can be kept: what was full."""
 
 
-type Door = socket.socket
+type GuestListener = socket.socket
 """A TCP socket bound to a loopback address of a sandbox's own. Whoever listens on it takes connections of programs in
 there, and of nobody else. Once shut down it can be listened on again."""
 
 
-class Hatch(Protocol):
-    """Where the host gets sockets of a sandbox's own network (guest/hatch.py)."""
+class SocketBroker(Protocol):
+    """Where the host gets sockets of a sandbox's own network (guest/socket_broker.py)."""
 
     asks: bool
-    """Whether the kernel can ask about what programs do (guest/gate.py)."""
+    """Whether the kernel can ask about what programs do (guest/connect_filter.py)."""
 
     pid: int
     """The process at its other end, which answers while a program runs."""
@@ -125,8 +118,8 @@ class Hatch(Protocol):
         ...
 
     def questions_to(self, taker: Callable[[int], None]) -> None:
-        """From now on `taker` gets the descriptors at which the kernel asks about programs that are `gated`, to close
-        when it likes, each in the place of the one before; and -1 once the sandbox is gone."""
+        """From now on `taker` gets the descriptors at which the kernel asks about programs that are `supervised`, to
+        close when it likes, each in the place of the one before; and -1 once the sandbox is gone."""
         ...
 
 
@@ -143,11 +136,11 @@ class Sandbox(Protocol):
     limits: Limits
     """The limits it was made with."""
 
-    doors: Mapping[str, Door]
+    guest_listeners: Mapping[str, GuestListener]
     """By name: `proxy`, `storage`; none where it can't have any. Nobody listens on them yet."""
 
     @property
-    def hatch(self) -> Hatch | None:
+    def broker(self) -> SocketBroker | None:
         """None where it can't have any."""
         ...
 
@@ -223,7 +216,7 @@ class Drivers(Protocol):
         ...
 
 
-class Host(Protocol):
+class SandboxPool(Protocol):
     """Owns live sandboxes: which session has which, the pool, who is evicted."""
 
     async def acquire(self, session: Session) -> Sandbox:
@@ -260,7 +253,7 @@ class Host(Protocol):
         ...
 
 
-class Passage(Protocol):
+class RunEgress(Protocol):
     """The way out of a sandbox for one run: open as long as its context is entered. When that is left, every connection
     of the run's is closed."""
 
@@ -270,10 +263,10 @@ class Passage(Protocol):
     enforced: JsonObject
     """What network there is, for the run's record, and why there is less than was asked for."""
 
-    gated: bool
+    supervised: bool
     """See Program."""
 
-    async def __aenter__(self) -> Passage: ...
+    async def __aenter__(self) -> RunEgress: ...
 
     async def __aexit__(self, *_: object) -> None: ...
 
@@ -285,9 +278,9 @@ class Passage(Protocol):
 class Network(Protocol):
     """Gives sandboxes their ways out."""
 
-    def passage(
+    def run_egress(
         self, sandbox: Sandbox, *, internet: bool, egress: JsonObject, secrets: Sequence[Secret] = ()
-    ) -> Passage:
+    ) -> RunEgress:
         """The way out for one run, which is none where `internet` is false. `egress` is the session's. Placeholders of
         `secrets` are swapped for their values in what goes to their hosts."""
         ...

@@ -24,8 +24,9 @@ from typing import Any
 import structlog
 
 from era.core import jsontext
-from era.core.allowance import bounded
-from era.core.idempotency import Keys, no_answer
+from era.core.active_runs import ActiveRun, ActiveRuns
+from era.core.files.allowance import bounded
+from era.core.idempotency import IdempotencyKeys, no_answer
 from era.core.metadata import MetadataStore
 from era.core.models import (
     EMPTY,
@@ -37,7 +38,7 @@ from era.core.models import (
     Language,
     OwnedId,
     RunRecord,
-    Service,
+    ServiceCommand,
     Session,
     Snapshot,
     StateOutcome,
@@ -50,21 +51,20 @@ from era.core.models import (
 from era.core.outputs import STREAMS, Outputs
 from era.core.ports import (
     Ended,
-    Host,
     Limits,
     Network,
     Output,
     Program,
     Sandbox,
+    SandboxPool,
     SnapshotRefused,
     SnapshotStore,
     StorageAccesses,
     WorkspaceFull,
 )
-from era.core.requirements import variables
 from era.core.secrets import Secret, placeholders
+from era.core.setup.requirements import variables
 from era.core.turns import Turns
-from era.core.under_way import RunUnderWay, UnderWay
 from era.core.views import data_view
 from era.errors import (
     CommitFailed,
@@ -98,7 +98,7 @@ class RunRequest:
     background: bool = False
     """Whether nobody waits for its end."""
 
-    service: Service | None = None
+    service: ServiceCommand | None = None
     """What is started instead of code. Such a run ends when somebody else wants the session's turn."""
 
     public: bool = False
@@ -182,27 +182,27 @@ class Runs:
     def __init__(
         self,
         store: MetadataStore,
-        host: Host,
+        pool: SandboxPool,
         network: Network,
         storage: StorageAccesses,
         snapshots: SnapshotStore,
         outputs: Outputs,
         turns: Turns,
-        keys: Keys,
+        keys: IdempotencyKeys,
         settled: Callable[[OwnedId, float], Awaitable[bool]],
-        under_way: UnderWay,
+        active_runs: ActiveRuns,
     ) -> None:
         """`settled` waits for a session's setup; see Setups."""
         self._store = store
         self._settled = settled
-        self._host = host
+        self._pool = pool
         self._network = network
         self._storage = storage
         self._snapshots = snapshots
         self._outputs = outputs
         self._turns = turns
         self._keys = keys
-        self._under_way = under_way
+        self._active_runs = active_runs
         self._tasks: set[asyncio.Task[RunResult]] = set()
 
     async def stream(self, session_id: OwnedId, request: RunRequest) -> AsyncIterator[RunEvent]:
@@ -232,12 +232,12 @@ class Runs:
                     return Begun(first.run.id, replayed=True)
             return Begun((await self.start(session_id, request)).run_id)
 
-    async def start(self, session_id: OwnedId, request: RunRequest) -> RunUnderWay:
+    async def start(self, session_id: OwnedId, request: RunRequest) -> ActiveRun:
         """`begin` without regard to a key: the run itself, which may have ended."""
-        started: asyncio.Future[RunUnderWay] = asyncio.get_running_loop().create_future()
+        started: asyncio.Future[ActiveRun] = asyncio.get_running_loop().create_future()
 
         def emit(event: Progress) -> None:
-            if isinstance(event, RunStarted) and (run := self._under_way.get(event.run_id)):
+            if isinstance(event, RunStarted) and (run := self._active_runs.get(event.run_id)):
                 started.set_result(run)
 
         task = self._kept(self._run_now(session_id, request, emit))
@@ -251,7 +251,7 @@ class Runs:
         """End a run, wait until that is on record, and answer its record. Raises NotFound where there is no such run.
         One that has ended stays as it is."""
         record, _ = await self._store.run(session_id, run_id)
-        run = self._under_way.get(run_id)
+        run = self._active_runs.get(run_id)
         if run is None or run.session_key != record.session_key:
             return record
         await run.stop()
@@ -303,8 +303,8 @@ class Runs:
                 check_stored(found, public=request.public)
             session = await self._begin(session_id, run_id, request)
             record = RunRecord(run_id, session.key, "running", started_at=now())
-            run = RunUnderWay(run_id, session_id, session.key, request.background, request.service)
-            with self._under_way.noted(run), self._yielding(run):
+            run = ActiveRun(run_id, session_id, session.key, request.background, request.service)
+            with self._active_runs.noted(run), self._yielding(run):
                 emit(RunStarted(run_id))
                 try:
                     try:
@@ -316,7 +316,7 @@ class Runs:
                     await self._end_without_result(record, request, error)
                     raise
 
-    def _yielding(self, run: RunUnderWay) -> AbstractContextManager[None]:
+    def _yielding(self, run: ActiveRun) -> AbstractContextManager[None]:
         """A service ends when somebody wants the turn."""
         return nullcontext() if run.service is None else self._turns.yielding(run.session_id, run.stop_soon)
 
@@ -333,17 +333,17 @@ class Runs:
 
     async def _attempt(
         self,
-        run: RunUnderWay,
+        run: ActiveRun,
         session: Session,
         record: RunRecord,
         request: RunRequest,
         emit: Callable[[Progress], None],
     ) -> RunResult:
-        sandbox = run.sandbox = await self._host.acquire(session)
+        sandbox = run.sandbox = await self._pool.acquire(session)
         try:
             return await self._run_in(sandbox, run.written, session, record, request, emit)
         except BaseException:
-            await self._host.discard(sandbox)
+            await self._pool.discard(sandbox)
             raise
 
     async def _run_in(
@@ -357,7 +357,7 @@ class Runs:
     ) -> RunResult:
         code = request.code if request.code is not None else session.stored.code if session.stored else ""
         before = json.loads(session.data)
-        passage = self._network.passage(
+        run_egress = self._network.run_egress(
             sandbox, internet=session.allow_internet, egress=session.egress, secrets=request.secrets
         )
         storage = self._storage.access(sandbox, session.owner if session.storage else None)
@@ -375,11 +375,11 @@ class Runs:
             ephemeral=not session.persistent,
             files={},
             command=command_of(request.service),
-            network=passage.env,
-            gated=passage.gated,
+            network=run_egress.env,
+            supervised=run_egress.supervised,
         )
         ended: Ended | None = None
-        async with passage, storage:
+        async with run_egress, storage:
             async for event in bounded(sandbox, program, session.snapshot):
                 if isinstance(event, Ended):
                     ended = event
@@ -421,15 +421,15 @@ class Runs:
             peak_memory_bytes=ended.peak_memory_bytes,
             cpu_us=ended.cpu_us,
             reaped=ended.reaped,
-            enforced={**sandbox.enforced, **passage.enforced},
-            egress=passage.report(),
+            enforced={**sandbox.enforced, **run_egress.enforced},
+            egress=run_egress.report(),
             artifacts=artifacts,
         )
         record = await self._store.end_run(record, data=data, snapshot=snapshot, outputs=outputs, answered=answered)
         if problem is None:
-            self._host.committed(session.key, snapshot or session.snapshot)
+            self._pool.committed(session.key, snapshot or session.snapshot)
         else:
-            await self._host.discard(sandbox)
+            await self._pool.discard(sandbox)
         return _result(session.id, record, shown)
 
     async def _end_without_result(self, record: RunRecord, request: RunRequest, error: BaseException) -> None:
@@ -451,8 +451,10 @@ class Runs:
 
     async def _execute(self, request: ExecuteRequest) -> AsyncIterator[RunEvent]:
         run_id = new_id("run")
-        sandbox = await self._host.acquire_temporary(request.language, request.isolation, request.limits)
-        passage = self._network.passage(sandbox, internet=request.allow_internet, egress={}, secrets=request.secrets)
+        sandbox = await self._pool.acquire_temporary(request.language, request.isolation, request.limits)
+        run_egress = self._network.run_egress(
+            sandbox, internet=request.allow_internet, egress={}, secrets=request.secrets
+        )
         storage = self._storage.access(sandbox, request.owner)
         try:
             program = Program(
@@ -468,10 +470,10 @@ class Runs:
                 timeout=request.timeout or DEFAULT_TIMEOUT,
                 ephemeral=False,
                 files=request.files,
-                network=passage.env,
-                gated=passage.gated,
+                network=run_egress.env,
+                supervised=run_egress.supervised,
             )
-            async with passage, storage:
+            async with run_egress, storage:
                 async for event in bounded(sandbox, program, EMPTY):
                     if isinstance(event, Output):
                         yield event
@@ -488,7 +490,7 @@ class Runs:
                             state=StateOutcome(0, committed=False, reason="This run has no session."),
                         )
         finally:
-            await self._host.discard(sandbox)
+            await self._pool.discard(sandbox)
 
 
 def _log_failure(task: asyncio.Task[RunResult]) -> None:

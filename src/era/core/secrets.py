@@ -12,7 +12,7 @@ import secrets
 from collections.abc import Container, Sequence
 from dataclasses import dataclass, field
 
-from era.core.egress import Allowlist, NotAnEntry, allowlist
+from era.core.allowlist import Allowlist, NotAnEntry, allowlist
 from era.errors import BadRequest
 
 MAX_SECRETS = 64

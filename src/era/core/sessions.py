@@ -7,10 +7,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from era.core import egress as allowed
+from era.core import allowlist as allowed
 from era.core import jsontext
 from era.core.expiry import Expiry
-from era.core.idempotency import Keys, Made, once
+from era.core.idempotency import IdempotencyKeys, Made, once
 from era.core.limits import Rules
 from era.core.metadata import KEEP, MetadataStore, SessionChange, SessionFilter
 from era.core.models import (
@@ -19,7 +19,7 @@ from era.core.models import (
     Language,
     NewSession,
     OwnedId,
-    Service,
+    ServiceCommand,
     Session,
     StoredCode,
     VersionContent,
@@ -27,8 +27,8 @@ from era.core.models import (
     new_id,
     now,
 )
-from era.core.ports import Host
-from era.core.requirements import setup_text
+from era.core.ports import SandboxPool
+from era.core.setup.requirements import setup_text
 from era.core.turns import Turns
 from era.core.views import without_view
 from era.errors import BadRequest, Expired, NotFound, TooLarge
@@ -40,9 +40,9 @@ class Sessions:
     def __init__(
         self,
         store: MetadataStore,
-        host: Host,
+        pool: SandboxPool,
         turns: Turns,
-        keys: Keys,
+        keys: IdempotencyKeys,
         expiry: Expiry,
         rules: Rules,
         setup_wanted: Callable[[], None],
@@ -53,7 +53,7 @@ class Sessions:
         self._store = store
         self._keys = keys
         self._expiry = expiry
-        self._host = host
+        self._pool = pool
         self._turns = turns
 
     async def create(
@@ -72,7 +72,7 @@ class Sessions:
         limits: Mapping[str, float] | None = None,
         isolation: WantedIsolation = "auto",
         egress: JsonObject | None = None,
-        service: Service | None = None,
+        service: ServiceCommand | None = None,
         setup: Mapping[str, Any] | None = None,
         storage: bool = True,
         claim: Claim | None = None,
@@ -157,10 +157,10 @@ class Sessions:
         else:
             keys = [(await self._store.delete_session(session_id)).key]
         for key in keys:
-            await self._host.release(key)
+            await self._pool.release(key)
         async with self._turns.take(session_id, bounded=False):
             for key in keys:
-                await self._host.release(key)
+                await self._pool.release(key)
 
     async def delete_all(self, owner: str, *, purge: bool = False) -> Sequence[str]:
         """Delete every session that an owner has at this moment. The answer is their ids."""

@@ -24,8 +24,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
+from era.core.files.snapshots import BlobStore
 from era.core.models import JsonObject, now
-from era.core.snapshots import BlobStore
 from era.errors import BadRequest, CommitFailed, NotFound, TooLarge, Unavailable
 
 type Kind = Literal["kv", "r2"]

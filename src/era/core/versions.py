@@ -7,8 +7,8 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from era.core.diffs import DataChange, FileChanges, data_changes
-from era.core.idempotency import Keys, Made, once
+from era.core.files.diffs import DataChange, FileChanges, data_changes
+from era.core.idempotency import IdempotencyKeys, Made, once
 from era.core.metadata import MetadataStore
 from era.core.models import EMPTY, Claim, JsonObject, NewCopy, OwnedId, Session, Version, VersionContent
 from era.core.ports import SnapshotStore
@@ -29,7 +29,7 @@ class Diff:
 
 
 class Versions:
-    def __init__(self, store: MetadataStore, snapshots: SnapshotStore, turns: Turns, keys: Keys) -> None:
+    def __init__(self, store: MetadataStore, snapshots: SnapshotStore, turns: Turns, keys: IdempotencyKeys) -> None:
         self._store = store
         self._keys = keys
         self._snapshots = snapshots

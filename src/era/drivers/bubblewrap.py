@@ -51,8 +51,8 @@ from era.core.models import JsonObject, Language
 from era.core.ports import Ended, Limits, Output, Program
 from era.drivers import guest, processes, seccomp
 from era.drivers.cgroups import Cgroups, Group
-from era.drivers.channel import Channel, receive_doors
-from era.drivers.hatch import Hatch
+from era.drivers.channel import Channel, receive_guest_listeners
+from era.drivers.socket_broker import SocketBroker
 from era.drivers.staging import Paths, remove_tree, staged
 from era.errors import NoIsolation, SandboxFailed
 
@@ -189,8 +189,8 @@ class BubblewrapSandbox:
         self._init_pid = 0
         self._init_pidfd = -1
         self._channel: Channel | None = None
-        self.doors: Mapping[str, socket.socket] = {}
-        self.hatch: Hatch | None = None
+        self.guest_listeners: Mapping[str, socket.socket] = {}
+        self.broker: SocketBroker | None = None
         self._log = os.memfd_create("era-sandbox-log")
         self._closing: asyncio.Task[None] | None = None
 
@@ -207,8 +207,8 @@ class BubblewrapSandbox:
                 yield self._classify(event) if isinstance(event, Ended) else event
         finally:
             self._come_forward()
-            if self.hatch is not None:
-                self.hatch.tidy()
+            if self.broker is not None:
+                self.broker.tidy()
 
     async def kill_run(self) -> None:
         if self._channel is not None:
@@ -219,7 +219,7 @@ class BubblewrapSandbox:
             await self._channel.stop_run()
 
     async def connect(self, port: int) -> socket.socket | None:
-        found = None if self.hatch is None else await self.hatch.connect(port)
+        found = None if self.broker is None else await self.broker.connect(port)
         if found is not None and self._standing is not None:
             self._come_forward()  # whoever calls it waits for it, as for a short run
             self._stand_back_later()
@@ -249,7 +249,7 @@ class BubblewrapSandbox:
                 theirs.close()
             variables = {**guest.program_environment(language), **guest.environment_variables(self.environment)}
             async with asyncio.timeout(_START_SECONDS):
-                self.doors, self.hatch = await receive_doors(ours)
+                self.guest_listeners, self.broker = await receive_guest_listeners(ours)
                 self._channel = await Channel.over(ours, variables)
                 seen = await self._channel.ready()
         except (OSError, TimeoutError, SandboxFailed) as error:
@@ -358,7 +358,7 @@ class BubblewrapSandbox:
             self.rlimits(language),
             self.limits,
             network=self._driver.network,
-            gated=True,
+            supervised=True,
         )
         return Plan(
             etc_files(),
@@ -399,7 +399,7 @@ class BubblewrapSandbox:
     async def _close(self) -> None:
         if self._channel is not None:
             self._channel.close()
-        for one in (*self.doors.values(), self.hatch):
+        for one in (*self.guest_listeners.values(), self.broker):
             if one is not None:
                 one.close()
         await asyncio.get_running_loop().run_in_executor(self._driver.cleaner, self._remove)
@@ -565,7 +565,7 @@ class BubblewrapDriver:
             async for event in sandbox.run(Program(code, b"{}", {}, 20, ephemeral=True, files={})):
                 if isinstance(event, Output):
                     said += event.data
-            self._seen = {**sandbox.enforced, "gate": sandbox.hatch is not None and sandbox.hatch.asks}
+            self._seen = {**sandbox.enforced, "gate": sandbox.broker is not None and sandbox.broker.asks}
             if said != b"up\n":
                 raise NoIsolation(
                     f"A {language} sandbox does not work: it said {said[-500:].decode(errors='replace')!r}."

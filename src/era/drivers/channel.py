@@ -10,8 +10,8 @@ from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
 from era.core.ports import Ended, Output, Program
-from era.drivers.guest import DOORS, restarts_interpreter, with_library
-from era.drivers.hatch import Hatch
+from era.drivers.guest import GUEST_LISTENERS, restarts_interpreter, with_library
+from era.drivers.socket_broker import SocketBroker
 from era.errors import SandboxFailed
 
 STATE_LIMIT = 4 << 20
@@ -109,7 +109,7 @@ class Channel:
             "state_limit": STATE_LIMIT,
             "ephemeral": program.ephemeral,
             "network": dict(program.network),
-            "gated": program.gated,
+            "supervised": program.supervised,
             "command": list(program.command) or None,
         }
         parts = [_frame(b"R", json.dumps(header).encode()), *program.files.values()]
@@ -124,8 +124,8 @@ class Channel:
             raise SandboxFailed("The sandbox died.") from error
 
 
-async def receive_doors(control: socket.socket) -> tuple[dict[str, socket.socket], Hatch]:
-    """What is handed over before anything else is said: the doors and the hatch. Raises SandboxFailed."""
+async def receive_guest_listeners(control: socket.socket) -> tuple[dict[str, socket.socket], SocketBroker]:
+    """What is handed over before anything else is said: the guest listeners and the broker. Raises SandboxFailed."""
     loop = asyncio.get_running_loop()
     readable = asyncio.Event()
     loop.add_reader(control, readable.set)
@@ -133,14 +133,14 @@ async def receive_doors(control: socket.socket) -> tuple[dict[str, socket.socket
         await readable.wait()
     finally:
         loop.remove_reader(control)
-    message, descriptors, _, _ = socket.recv_fds(control, 5, len(DOORS) + 1, socket.MSG_CMSG_CLOEXEC)
+    message, descriptors, _, _ = socket.recv_fds(control, 5, len(GUEST_LISTENERS) + 1, socket.MSG_CMSG_CLOEXEC)
     sockets = [socket.socket(fileno=descriptor) for descriptor in descriptors]
-    if message[:1] not in (b"N", b"G") or len(sockets) != len(DOORS) + 1:
+    if message[:1] not in (b"N", b"G") or len(sockets) != len(GUEST_LISTENERS) + 1:
         for sock in sockets:
             sock.close()
         raise SandboxFailed("The sandbox did not start.")
-    *doors, hatch = sockets
-    return dict(zip(DOORS, doors, strict=True)), Hatch(hatch, asks=message[:1] == b"G")
+    *guest_listeners, broker = sockets
+    return dict(zip(GUEST_LISTENERS, guest_listeners, strict=True)), SocketBroker(broker, asks=message[:1] == b"G")
 
 
 def _frame(kind: bytes, payload: bytes) -> bytes:

@@ -41,14 +41,14 @@ MOUNTS: dict[str, Path] = {
 _PROGRAMS = dict.fromkeys(found.programs for found in languages.runtimes().values() if found.programs)
 PATH = ":".join([*_PROGRAMS, "/usr/local/bin", "/usr/bin", "/bin"])
 
-DOORS: dict[str, int] = {"proxy": 18128, "storage": 18129}
-"""Where the doors of a sandbox are (ports.Sandbox): ports below those that the kernel gives out by itself."""
+GUEST_LISTENERS: dict[str, int] = {"proxy": 18128, "storage": 18129}
+"""Where the guest listeners of a sandbox are (ports.Sandbox): ports below those that the kernel gives out by itself."""
 
 NAMESERVER = "192.0.2.53"
 """Whom programs ask for names. The address is of a range for documents, so it's nobody's; whoever gives programs a
 network answers there."""
 
-OWN_PORTS = frozenset(DOORS.values())
+OWN_PORTS = frozenset(GUEST_LISTENERS.values())
 """Where a sandbox has sockets of the host's. Nobody from outside is let in there."""
 
 _AT_START = (
@@ -103,20 +103,20 @@ def supervisor_config(
     bounds: dict[str, int],
     limits: Limits,
     *,
-    doors: bool = True,
+    guest_listeners: bool = True,
     network: Mapping[str, str] | None = None,
-    gated: bool = False,
+    supervised: bool = False,
 ) -> str:
     """The supervisor's configuration as JSON; see guest/supervisor.py for the meaning of each field. `bounds` are
-    `rlimits`; `doors` says whether it is to hand over DOORS and a hatch, `network` and `gated` what the first run most
-    likely has as such in `Program`."""
+    `rlimits`; `guest_listeners` says whether it is to hand over GUEST_LISTENERS and a broker, `network` and
+    `supervised` what the first run most likely has as such in `Program`."""
     definition, runtime = languages.DEFINITIONS[language], languages.runtime(language)
     return json.dumps(
         {
             "control": control,
-            "doors": list(DOORS.values()) if doors else [],
+            "guest_listeners": list(GUEST_LISTENERS.values()) if guest_listeners else [],
             "network": dict(network or {}),
-            "gated": gated,
+            "supervised": supervised,
             "language": language,
             "entry": definition.entry,
             "fork": runtime.forks,

@@ -18,13 +18,13 @@ system calls through. A call of the program's ends in the sentry; none reaches t
 
 *Network.* With `--network=host` a program's TCP or UDP socket stands for one that the sentry has of the host's kernel,
 in the outer sandbox's network, where there is loopback only. What a program does with its socket the sentry does with
-that one, in calls of its own. So doors, hatch and gate are those of a sandbox without gVisor, and the same code, but
-for who hands sockets out and whom the kernel asks about (guest/gvisor.py). The price is that the sentry's filter lets
-calls on sockets pass, and that the host's TCP and UDP are within a program's reach, by way of the sentry. gVisor's own
-network would keep those away too; but nothing is let into or out of that, and so a program would have no way out but
-by one of us who reads all it says. Sockets of other kinds are gVisor's own, or there are none.
+that one, in calls of its own. So guest listeners, broker and gate are those of a sandbox without gVisor, and the same
+code, but for who hands sockets out and whom the kernel asks about (guest/gvisor.py). The price is that the sentry's
+filter lets calls on sockets pass, and that the host's TCP and UDP are within a program's reach, by way of the sentry.
+gVisor's own network would keep those away too; but nothing is let into or out of that, and so a program would have no
+way out but by one of us who reads all it says. Sockets of other kinds are gVisor's own, or there are none.
 
-*Inside,* the program is user 0 without any capability, because an ordinary user can map one uid only, and `runsc`
+*GuestApi,* the program is user 0 without any capability, because an ordinary user can map one uid only, and `runsc`
 wants that to be root.
 
 *Files.* The root is what bubblewrap shows, read-only. The working directory is a mount of its own that is `shared`:
@@ -158,9 +158,9 @@ class GvisorSandbox(BubblewrapSandbox):
             _CONTROL,
             self.rlimits(language),
             self.limits,
-            doors=False,
+            guest_listeners=False,
             network=self._driver.network,
-            gated=True,
+            supervised=True,
         )
         files = etc_files() | {
             f"{_BUNDLE}/config.json": json.dumps(specification(self.limits, config, self.environment)).encode()
@@ -172,7 +172,7 @@ class GvisorSandbox(BubblewrapSandbox):
             "-E",
             f"{guest.GUEST}/gvisor.py",
             str(control),
-            ",".join(map(str, guest.DOORS.values())),
+            ",".join(map(str, guest.GUEST_LISTENERS.values())),
         ]
         runsc = [_RUNSC, *flags(), "run", "--bundle", _BUNDLE, "--pass-fd", f"{control}:{_CONTROL}", "era"]
         return Plan(

@@ -4,15 +4,15 @@ Theory of operation
 ===================
 
 A socket of a program in gVisor is one of the host's kernel, made by gVisor in the network of the sandbox around it. So
-doors, hatch and gate are here what they are without gVisor, but they can't be handed out from within. That's done here,
-out of programs' reach.
+guest listeners, broker and gate are here what they are without gVisor, but they can't be handed out from within. That's
+done here, out of programs' reach.
 
 *The filter of the gate* can be put on `runsc` only before it starts, and stays for as long as the sandbox lives. So the
 kernel asks before the first run, and whether a run has the internet or not. Until the host wants to be asked, which is
 when the first run with internet begins, the answer is given here, and always the same: go on. There is nothing but
 loopback to connect to.
 
-Arguments: the control socket's descriptor, the doors' ports with commas between them, and the command.
+Arguments: the control socket's descriptor, the guest listeners' ports with commas between them, and the command.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ import os
 import select
 import sys
 
-import gate
-import hatch
+import connect_filter
+import socket_broker
 
 RECEIVE, ANSWER, QUESTION_BYTES = 0xC0502100, 0xC0182101, 80
 GO_ON = bytes(12) + (1).to_bytes(4, sys.byteorder)
@@ -33,9 +33,9 @@ IGNORED = 13, 25  # SIGPIPE and SIGXFSZ: Python ignores them, and would pass tha
 
 def main() -> None:
     control, ports, *command = sys.argv[1:]
-    can_ask = gate.is_known()
-    ours = hatch.hand_over(int(control), [int(port) for port in ports.split(",")], gate=can_ask)
-    listener = gate.enter(gvisor=True) if can_ask else -1
+    can_ask = connect_filter.is_known()
+    ours = socket_broker.hand_over(int(control), [int(port) for port in ports.split(",")], gate=can_ask)
+    listener = connect_filter.enter(gvisor=True) if can_ask else -1
     try:
         pid = os.posix_spawn(command[0], command, os.environ, setsigdef=IGNORED)
     except OSError as problem:

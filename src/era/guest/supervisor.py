@@ -31,16 +31,12 @@ and then: with more entries in a scratch directory than there may be, it ends, a
 *Failing.* Any surprise here ends PID 1, and with it the sandbox. The host notices, says so to the caller, and makes a
 new sandbox from the last committed snapshot.
 
-Wire format, both ways over one stream socket: a kind (1 byte), a length (4 bytes, big endian), a payload.
-  host to guest:  R  JSON header; then, unframed, its `lengths`: files…, state, code, environment
-                  K  kill the run under way; T  the same, with SIGTERM and some grace first
-  guest to host:  N, G  with descriptors: the doors and the hatch, see hatch.py; with G there may be a gate. Comes first
-                  Y  JSON: ready for the first run, and the isolation as seen from inside
-                  B  the program is about to begin
-                  O, E  a piece of stdout, of stderr
-                  S  the state file's content, when it is not what was written before the run
-                  D  JSON: how the run ended
-"""
+Wire format, both ways over one stream socket: a kind (1 byte), a length (4 bytes, big endian), a payload. host to
+  guest:  R  JSON header; then, unframed, its `lengths`: files…, state, code, environment K  kill the run under way; T
+  the same, with SIGTERM and some grace first guest to host:  N, G  with descriptors: the guest listeners and the
+  broker, see socket_broker.py; with G there may be a gate. Comes first Y  JSON: ready for the first run, and the
+  isolation as seen from inside B  the program is about to begin O, E  a piece of stdout, of stderr S  the state file's
+  content, when it is not what was written before the run D  JSON: how the run ended"""
 
 from __future__ import annotations
 
@@ -55,9 +51,9 @@ import signal
 import sys
 import time
 
-import gate
-import hatch
+import connect_filter
 import landlock
+import socket_broker
 import workspace
 from processes import (
     kill_everything,
@@ -88,7 +84,17 @@ PR_SET_DUMPABLE = 4
 
 # Modules of our own need, which a program must find unloaded.
 OURS = (
-    *("supervisor", "workspace", "landlock", "system_v", "gate", "hatch", "seen", "processes", "last_value"),
+    *(
+        "supervisor",
+        "workspace",
+        "landlock",
+        "system_v",
+        "connect_filter",
+        "socket_broker",
+        "seen",
+        "processes",
+        "last_value",
+    ),
     *("_socket", "ctypes", "ctypes._endian", "_ctypes", "fcntl", "resource"),
 )
 # What programs import most. Each costs memory in every spare, and time when it is finalized.
@@ -174,7 +180,7 @@ class Spare:
 class Supervisor:
     def __init__(self, config: dict[str, Any], loaded_at_start: set[str]) -> None:
         self.control = Control(config["control"])
-        self.hatch: hatch.Hatch | None = config["hatch"]
+        self.broker: socket_broker.SocketBroker | None = config["broker"]
         self.language = config["language"]
         self.entry: str = config["entry"]
         self.fork: bool = config["fork"]
@@ -199,7 +205,7 @@ class Supervisor:
         self.spare: Spare | None = None
         self.network: dict[str, str] = config["network"]
         """Variables that waiting processes are started with, since Node reads them only then: those of the last run."""
-        self.gated: bool = config["gated"]
+        self.supervised: bool = config["supervised"]
         """Whether waiting processes are behind the gate, as that of the last run was."""
         self.devices = device_files()
         self.system_v = SystemV()
@@ -242,7 +248,7 @@ class Supervisor:
         written = None if command else write_file(entry, code)
         control.send(b"B", b"")  # from here on the run may have had effects, and must not be tried again
         begun = time.monotonic()
-        other_gate, self.gated = header["gated"] != self.gated, header["gated"]
+        other_gate, self.supervised = header["supervised"] != self.supervised, header["supervised"]
         cold = header["cold"] or (not self.fork and (other_gate or header["network"] != self.network))
         self.network = header["network"]
         spare = self.start_program(entry, environment, cold, command, reuse=not other_gate)
@@ -316,8 +322,8 @@ class Supervisor:
             os.dup2(stdout_end, 1)
             os.dup2(stderr_end, 2)
             os.dup2(go, 3)
-            if self.gated and self.hatch is not None:
-                self.hatch.send(b"L", [gate.enter()])
+            if self.supervised and self.broker is not None:
+                self.broker.send(b"L", [connect_filter.enter()])
             os.closerange(4, resource.getrlimit(resource.RLIMIT_NOFILE)[0])
             _libc.prctl(PR_SET_DUMPABLE, 1, 0, 0, 0)
             landlock.enter_own_domain()
@@ -325,7 +331,7 @@ class Supervisor:
                 file.write(b"1000")  # out of memory: the program goes, not its supervisor
             for which, value in self.rlimits:
                 resource.setrlimit(which, (value, value))
-            options = self.options[bool(self.network) or self.gated]
+            options = self.options[bool(self.network) or self.supervised]
             if self.warm and not cold and not command:
                 restore_signals()
                 own = {"ERA_SPARE": "1", "PATH": os.environ["PATH"], "LANG": "C.UTF-8"}
@@ -382,7 +388,7 @@ class Supervisor:
         truncated = {b"O": False, b"E": False}
         cause = "exit"
         poller = select.poll()
-        hatch_fd = -1 if self.hatch is None else self.hatch.fd
+        hatch_fd = -1 if self.broker is None else self.broker.fd
         for fd in (control.fd, hatch_fd, spare.pidfd, *kinds):
             if fd >= 0:
                 poller.register(fd, select.POLLIN)
@@ -428,8 +434,8 @@ class Supervisor:
                     pass_on(fd)
                 elif fd == spare.pidfd:
                     running = False
-                elif self.hatch is not None and fd == hatch_fd:
-                    if not self.hatch.answer():
+                elif self.broker is not None and fd == hatch_fd:
+                    if not self.broker.answer():
                         poller.unregister(fd)
                 else:
                     kind = control.receive()[0]
@@ -505,11 +511,11 @@ def prepare(loaded_at_start: frozenset[str]) -> Supervisor:
     os.close(null)
     os.umask(0o022)
     reset_signals()
-    config["hatch"] = None  # in gVisor others have it, and the gate's filter
-    if config["doors"]:
-        can_ask = gate.is_known()
-        config["hatch"] = hatch.hand_over(3, config["doors"], gate=can_ask)
-        config["gated"] = config["gated"] and can_ask
+    config["broker"] = None  # in gVisor others have it, and the gate's filter
+    if config["guest_listeners"]:
+        can_ask = connect_filter.is_known()
+        config["broker"] = socket_broker.hand_over(3, config["guest_listeners"], gate=can_ask)
+        config["supervised"] = config["supervised"] and can_ask
     seen = isolation_seen()  # before our own /proc is closed to us too
     config["isolation"] = {**seen, "landlock": landlock.restrict(config["landlock"])}
     _libc.prctl(PR_SET_DUMPABLE, 0, 0, 0, 0)  # /proc/1/{mem,environ,fd} are out of every program's reach

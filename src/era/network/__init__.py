@@ -1,1 +1,1 @@
-"""Ways out of sandboxes, and what may pass."""
+"""RunConnections out of sandboxes, and what may pass."""

@@ -11,8 +11,8 @@ import socket
 from contextlib import suppress
 from typing import Any
 
-from era.network.kernel import Target
-from era.network.proxy import Traffic
+from era.network.http1 import Traffic
+from era.network.seccomp_notify import Target
 
 _MOST = 64
 """Sockets of programs that one destination knows at a time; the oldest are forgotten."""

@@ -7,7 +7,7 @@ import os
 import socket
 from ipaddress import IPv4Address
 
-from era.core.egress import Address
+from era.core.allowlist import Address
 from era.network.policy import Rule
 
 CONNECT_SECONDS = 10.0

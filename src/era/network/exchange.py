@@ -12,9 +12,9 @@ import anyio
 import h11
 from anyio.abc import ByteStream
 
-from era.core.egress import folded
+from era.core.allowlist import folded
 from era.core.tasks import until_one_ends
-from era.network.proxy import IDLE_SECONDS, MAX_HEAD, Refused, Traffic, explained
+from era.network.http1 import IDLE_SECONDS, MAX_HEAD, Refused, Traffic, explained
 from era.network.swapping import MAX_BODY, ROUTING, Swap, writing
 
 GONE = (OSError, TimeoutError, anyio.BrokenResourceError, anyio.ClosedResourceError, anyio.EndOfStream)

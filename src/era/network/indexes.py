@@ -2,8 +2,8 @@
 
 Theory of operation. A build needs packages from wherever the operator of the server lets packages come from: that may
 be a mirror in a private network, which is closed to programs, and the session may have no internet at all. So nobody is
-connected to an index. The service listens at a door of the sandbox while the build lasts, as it does for the storage
-(storage.py), and fetches on its behalf.
+connected to an index. The service listens at a guest listener of the sandbox while the build lasts, as it does for the
+storage (storage.py), and fetches on its behalf.
 
 Two things can be asked for: the page of a package in one of the indexes, and a file that such a page has named. In a
 page each link is replaced by a number of our own, so what can be fetched are pages of indexes and what the indexes
@@ -26,8 +26,8 @@ import httpx
 
 from era.core.ports import IndexAccess, Sandbox
 from era.errors import SandboxFailed
-from era.network.listener import Listener
-from era.network.proxy import CHUNK, HEAD_SECONDS, IDLE_SECONDS, LINE, Ends, Refused, answered
+from era.network.accept_loop import AcceptLoop
+from era.network.http1 import CHUNK, HEAD_SECONDS, IDLE_SECONDS, LINE, Ends, Refused, answered
 
 _PAGE = re.compile(r"/([0-9]{1,4})/([A-Za-z0-9._-]{1,200})/?")
 _FILE = re.compile(r"/file/([0-9]{1,9})/[A-Za-z0-9._+!%-]{1,300}?(\.metadata)?")
@@ -43,7 +43,7 @@ _MAX_FILES = 500_000
 _ACCEPT = "application/vnd.pypi.simple.v1+html, text/html;q=0.9"
 
 
-class IndexDoors:
+class IndexListeners:
     """See ports.Indexes."""
 
     def access(self, sandbox: Sandbox, indexes: Sequence[str]) -> IndexAccess:
@@ -64,18 +64,18 @@ class NoIndexes:
 
 
 class DoorToIndexes:
-    """Listens on a door, for one run."""
+    """Listens on a guest listener, for one run."""
 
     def __init__(self, sandbox: Sandbox, indexes: Sequence[str]) -> None:
-        """Raises SandboxFailed where the sandbox has no door."""
-        door = sandbox.doors.get("storage")
-        if door is None:
+        """Raises SandboxFailed where the sandbox has no guest_listener."""
+        guest_listener = sandbox.guest_listeners.get("storage")
+        if guest_listener is None:
             raise SandboxFailed("This kind of sandbox has no way to the registries, so nothing can be built in it.")
         self._indexes = list(indexes)
-        self._at = f"http://127.0.0.1:{door.getsockname()[1]}"
+        self._at = f"http://127.0.0.1:{guest_listener.getsockname()[1]}"
         self._files: list[str] = []
         self._numbers: dict[str, int] = {}
-        self._listener = Listener(door, self._serve)
+        self._listener = AcceptLoop(guest_listener, self._serve)
         self._client: httpx.AsyncClient
         self._stack = AsyncExitStack()
         self._requests, self._pages = asyncio.Semaphore(_AT_A_TIME), asyncio.Semaphore(_PAGES_AT_A_TIME)

@@ -40,12 +40,12 @@ import structlog
 from anyio.abc import ByteStream
 from anyio.streams.tls import TLSStream
 
-from era.core.egress import Address, Allowlist, folded
+from era.core.allowlist import Address, Allowlist, folded
 from era.core.secrets import Secret
-from era.network import joins
+from era.network import splice
 from era.network.authority import Authority
 from era.network.exchange import GONE, Exchange, named_host
-from era.network.proxy import CHUNK, IDLE_SECONDS, LINE, MAX_HEAD, Ends, Refused, Traffic, trust
+from era.network.http1 import CHUNK, IDLE_SECONDS, LINE, MAX_HEAD, Ends, Refused, Traffic, trust
 from era.network.swapping import Swap
 
 log = structlog.get_logger()
@@ -103,7 +103,7 @@ class Interception:
             traffic.sent += len(opening.first)
             with suppress(OSError):  # which joining them will find out, too
                 await loop.sock_sendall(server, opening.first)
-            await joins.join(program, server, traffic)
+            await splice.join(program, server, traffic)
             return
         near = await asyncio.open_connection(sock=program, limit=CHUNK)
         far = await asyncio.open_connection(sock=server, limit=CHUNK)
@@ -179,7 +179,7 @@ class Interception:
             if await exchange.run(refusal):
                 await _close(near)
             else:
-                joins.reset(client[1].get_extra_info("socket"))
+                splice.reset(client[1].get_extra_info("socket"))
         except GONE:
             pass
         except Exception as error:

@@ -12,7 +12,7 @@ import re
 import socket
 from urllib.parse import unquote_to_bytes
 
-from era.network.proxy import (
+from era.network.http1 import (
     CHUNK,
     HEAD_SECONDS,
     IDLE_SECONDS,

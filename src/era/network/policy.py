@@ -20,7 +20,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address, ip_network
 
-from era.core.egress import Address, Range
+from era.core.allowlist import Address, Range
 from era.errors import BadRequest
 
 

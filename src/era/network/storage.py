@@ -1,8 +1,8 @@
-"""The way from inside a sandbox to the storage: a door on which the service listens while a run lasts.
+"""The way from inside a sandbox to the storage: a guest listener on which the service listens while a run lasts.
 
-As with the proxy's (passages.py), what is accepted was connected from inside this sandbox during this run, and nobody
+As with the proxy's (egress.py), what is accepted was connected from inside this sandbox during this run, and nobody
 else can connect. So a program needs no credential, and gets there also where it has no internet. At the end of a run
-the door is shut and every connection is dropped.
+the guest listener is shut and every connection is dropped.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 
-from era.core.ports import Door, Sandbox, StorageAccess
-from era.network.listener import Listener
+from era.core.ports import GuestListener, Sandbox, StorageAccess
+from era.network.accept_loop import AcceptLoop
 
 type MakeProtocol = Callable[[Callable[[], None]], asyncio.Protocol]
 
 
-class StorageDoors:
+class StorageListeners:
     """See ports.StorageAccesses. `for_run` gives what makes the protocols for the connections of one run of an
     owner's."""
 
@@ -27,12 +27,16 @@ class StorageDoors:
         self._for_run = for_run
 
     def access(self, sandbox: Sandbox, owner: str | None) -> StorageAccess:
-        door = sandbox.doors.get("storage")
-        return NoAccess() if door is None or owner is None else DoorAccess(door, partial(self._for_run, owner))
+        guest_listener = sandbox.guest_listeners.get("storage")
+        return (
+            NoAccess()
+            if guest_listener is None or owner is None
+            else ListenerAccess(guest_listener, partial(self._for_run, owner))
+        )
 
 
 class NoAccess:
-    """None, since the sandbox has no doors or the session no storage."""
+    """None, since the sandbox has no guest listeners or the session no storage."""
 
     url: str | None = None
 
@@ -43,14 +47,14 @@ class NoAccess:
         pass
 
 
-class DoorAccess:
-    """Listens on a door, for one run."""
+class ListenerAccess:
+    """Listens on a guest listener, for one run."""
 
-    def __init__(self, door: Door, for_run: Callable[[], MakeProtocol]) -> None:
+    def __init__(self, guest_listener: GuestListener, for_run: Callable[[], MakeProtocol]) -> None:
         self._for_run = for_run
         self._make: MakeProtocol | None = None
-        self._listener = Listener(door, self._serve)
-        self.url: str | None = f"http://127.0.0.1:{door.getsockname()[1]}"
+        self._listener = AcceptLoop(guest_listener, self._serve)
+        self.url: str | None = f"http://127.0.0.1:{guest_listener.getsockname()[1]}"
 
     async def __aenter__(self) -> None:
         await self._listener.__aenter__()

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from urllib.parse import quote
 
 from era.core.secrets import PLACEHOLDER, Secret
-from era.network.proxy import Fields, Refused
+from era.network.http1 import Fields, Refused
 
 MAX_BODY = 1 << 20
 """Bytes of a body in which placeholders are looked for."""

@@ -51,13 +51,13 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from era.core.builds import Build
-from era.core.durable import sync_file_system
+from era.core.files.durable import sync_file_system
+from era.core.files.snapshots import BlobStore
 from era.core.models import JsonObject
-from era.core.progress import LAST_WORDS, Say
-from era.core.requirements import Packages
-from era.core.setups import Environment, SetupFailed
-from era.core.snapshots import BlobStore
+from era.core.setup.builds import Build
+from era.core.setup.progress import LAST_WORDS, Say
+from era.core.setup.requirements import Packages
+from era.core.setup.setups import Environment, SetupFailed
 from era.core.turns import Turns
 from era.packages import archives, building, tools, trees
 from era.packages.building import MustBuild

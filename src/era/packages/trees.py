@@ -12,8 +12,8 @@ import stat
 from contextlib import ExitStack
 from pathlib import Path
 
-from era.core import trees
-from era.core.setups import SetupFailed
+from era.core.files import trees
+from era.core.setup.setups import SetupFailed
 from era.packages.processes import too_large
 
 

@@ -26,7 +26,7 @@ from contextlib import contextmanager, suppress
 from itertools import count
 from pathlib import Path
 
-from era.core.durable import sync, sync_file_system
+from era.core.files.durable import sync, sync_file_system
 
 CHUNK = 1 << 20
 """Content up to this size is looked at before it is written; larger content is hashed while it is copied."""

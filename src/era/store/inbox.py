@@ -8,7 +8,8 @@ from typing import Any
 
 from sqlalchemy import Connection, bindparam, delete, exists, func, insert, select, update
 
-from era.core.inbox import (
+from era.core.models import OwnedId, Session, now
+from era.core.public.inbox import (
     KEPT,
     KEPT_RUN_IDS,
     MAX_PENDING,
@@ -22,8 +23,7 @@ from era.core.inbox import (
     Received,
     no_inbox,
 )
-from era.core.models import OwnedId, Session, now
-from era.core.signatures import Verify
+from era.core.public.signatures import Verify
 from era.errors import Conflict, NotFound, TooManyDeliveries
 from era.store.commits import IS_LIVE, Commits
 from era.store.tables import deliveries as _d

@@ -14,9 +14,9 @@ from era.store.api_keys import ApiKeyRows
 from era.store.capsules import CapsuleRows
 from era.store.commits import IS_LIVE
 from era.store.inbox import InboxRows
-from era.store.items import ItemRows
 from era.store.runs import LOST
 from era.store.setups import SetupRows
+from era.store.storage_items import StorageItemRows
 from era.store.tables import idempotency_keys, outputs, runs, sessions, storage_items, versions
 from era.store.versions import VersionRows
 
@@ -35,7 +35,7 @@ _COUNT_SESSIONS = select(func.count()).select_from(sessions).where(IS_LIVE)
 _COUNT_RUNS = select(runs.c.status, func.count()).where(~runs.c.imported).group_by(runs.c.status)
 
 
-class SqlStore(CapsuleRows, VersionRows, SetupRows, ItemRows, InboxRows, ApiKeyRows):
+class SqlStore(CapsuleRows, VersionRows, SetupRows, StorageItemRows, InboxRows, ApiKeyRows):
     """A MetadataStore in an SQL database. `open` before anything, `close` when done."""
 
     async def snapshot_roots(self) -> Sequence[str]:

@@ -13,11 +13,11 @@ from sqlalchemy import Connection, bindparam, delete, func, insert, select, upda
 
 from era.core.metadata import Retention
 from era.core.models import Answered, Claim, KeptOutputs, OwnedId, RunRecord, Session, Snapshot, now
-from era.core.setups import UNDER_WAY
+from era.core.setup.setups import UNDER_WAY
 from era.errors import CommitFailed, Conflict, NotFound, SessionDeleted, SetupUnderWay, Unavailable
 from era.store import dialects
 from era.store.commits import EXPIRES_AT, IS_LIVE
-from era.store.keys import KeyRows
+from era.store.idempotency import IdempotencyRows
 from era.store.outputs import FIRST_TOO_OLD, OutputRows
 from era.store.records import RUN_FIELDS, RUNS, finished, record_of
 from era.store.tables import idempotency_keys as keys
@@ -87,7 +87,7 @@ _KEEP_STATE = (
 )
 
 
-class RunRows(OutputRows, KeyRows):
+class RunRows(OutputRows, IdempotencyRows):
     """The part of SqlStore that deals in runs."""
 
     def __init__(self, url: str, retention: Retention = Retention()) -> None:  # noqa: B008 - it is frozen

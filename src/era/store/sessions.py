@@ -20,7 +20,7 @@ from era.core.models import EMPTY, Claim, JsonObject, NewCopy, NewSession, Owned
 from era.errors import Conflict
 from era.store import dialects
 from era.store.commits import EXPIRES_AT, HAS_RUN_UNDER_WAY, IS_LIVE, OF_OWNER, SESSIONS, session_of, values_of
-from era.store.keys import KeyRows
+from era.store.idempotency import IdempotencyRows
 from era.store.setups import PENDING
 from era.store.tables import deliveries, outputs, runs, session_pairs, sessions, versions
 
@@ -84,7 +84,7 @@ LONG_AGO = -(1 << 62)
 with it."""
 
 
-class SessionRows(KeyRows):
+class SessionRows(IdempotencyRows):
     """The part of SqlStore that deals in sessions."""
 
     def __init__(self, url: str, retention: Retention = Retention()) -> None:  # noqa: B008 - it is frozen

@@ -23,14 +23,14 @@ from typing import IO
 
 from era.core.capsules import format as layout
 from era.core.capsules import tars
-from era.core.capsules.checks import MAX_OBJECTS, too_large
 from era.core.capsules.pins import Pin, Pins
-from era.core.locks import Locks
+from era.core.capsules.validators import MAX_OBJECTS, too_large
+from era.core.files.pack import gathered
+from era.core.files.snapshots import BlobStore, Snapshots
 from era.core.metadata import MetadataStore
 from era.core.models import KeptOutputs, KeptRun, OwnedId, RunRecord, Session, VersionContent, now
 from era.core.outputs import STREAMS
-from era.core.pack import gathered
-from era.core.snapshots import BlobStore, Snapshots
+from era.core.setup.locks import Locks
 from era.errors import Unavailable
 
 _CHUNK = 1 << 20

@@ -22,11 +22,11 @@ from dataclasses import asdict
 from typing import IO, Any, get_args
 
 from era import __version__, languages
-from era.core import jsontext, locks, requirements
-from era.core.artifacts import can_be_artifacts
-from era.core.capsules import checks
-from era.core.egress import can_be_egress
+from era.core import jsontext
+from era.core.allowlist import can_be_egress
+from era.core.capsules import validators
 from era.core.expiry import MAX_TTL
+from era.core.files.artifacts import can_be_artifacts
 from era.core.limits import can_be_asked
 from era.core.models import (
     Cause,
@@ -40,36 +40,37 @@ from era.core.models import (
     now,
     timestamp,
 )
+from era.core.setup import locks, requirements
 
 FORMAT = 1
 DOCUMENT, README, SUMS, OBJECTS = "capsule.json", "README.txt", "SHA256SUMS", "objects/"
 VERSIONS_BEGIN, RUNS_BEGIN, END = b'"versions":[', b'"runs":[', b"]}"
 VERSIONS_END = b"],"
 
-_ID = checks.matching("[A-Za-z0-9_:-]{1,128}")
+_ID = validators.matching("[A-Za-z0-9_:-]{1,128}")
 MAX_ENFORCED = 64 << 10
 
-SESSION: dict[str, checks.Check] = {
+SESSION: dict[str, validators.Check] = {
     "id": _ID,
-    "language": checks.one_of(*languages.LANGUAGES),
-    "persistent": checks.boolean,
-    "metadata": checks.an_object,
-    "allowInternetAccess": checks.boolean,
-    "allowPublicAccess": checks.boolean,
-    "default_timeout": checks.seconds,
-    "ttl": checks.optional(checks.integer(1, MAX_TTL)),
+    "language": validators.one_of(*languages.LANGUAGES),
+    "persistent": validators.boolean,
+    "metadata": validators.an_object,
+    "allowInternetAccess": validators.boolean,
+    "allowPublicAccess": validators.boolean,
+    "default_timeout": validators.seconds,
+    "ttl": validators.optional(validators.integer(1, MAX_TTL)),
     "limits": can_be_asked,
-    "isolation": checks.one_of(*get_args(WantedIsolation.__value__)),
+    "isolation": validators.one_of(*get_args(WantedIsolation.__value__)),
     "egress": can_be_egress,
-    "service": checks.optional(can_be_service),
-    "setup": checks.optional(requirements.can_be_asked),
-    "lock": checks.optional(locks.can_be_lock),
-    "storage": checks.boolean,
-    "code": checks.optional(checks.an_object),
-    "version": checks.integer(1),
-    "created_at": checks.time,
-    "updated_at": checks.time,
-    "last_run_at": checks.optional(checks.time),
+    "service": validators.optional(can_be_service),
+    "setup": validators.optional(requirements.can_be_asked),
+    "lock": validators.optional(locks.can_be_lock),
+    "storage": validators.boolean,
+    "code": validators.optional(validators.an_object),
+    "version": validators.integer(1),
+    "created_at": validators.time,
+    "updated_at": validators.time,
+    "last_run_at": validators.optional(validators.time),
 }
 ADDED: dict[str, Any] = {
     **{"limits": {}, "isolation": "auto", "egress": {}, "service": None, "setup": None, "lock": None},
@@ -78,43 +79,43 @@ ADDED: dict[str, Any] = {
 ADDED_TO_RUNS: dict[str, Any] = {"egress": {}, "artifacts": {}}
 """What the first capsules did not have yet."""
 
-CODE: dict[str, checks.Check] = {
+CODE: dict[str, validators.Check] = {
     "code": lambda value: isinstance(value, str),
-    "description": checks.optional(lambda value: isinstance(value, str)),
-    "updated_at": checks.time,
+    "description": validators.optional(lambda value: isinstance(value, str)),
+    "updated_at": validators.time,
 }
-VERSION: dict[str, checks.Check] = {
-    "version": checks.integer(1),
-    "created_at": checks.time,
-    "cause": checks.one_of(*get_args(Cause.__value__)),
-    "run_id": checks.optional(_ID),
-    "snapshot": checks.optional(checks.is_digest),
-    "data": checks.an_object,
+VERSION: dict[str, validators.Check] = {
+    "version": validators.integer(1),
+    "created_at": validators.time,
+    "cause": validators.one_of(*get_args(Cause.__value__)),
+    "run_id": validators.optional(_ID),
+    "snapshot": validators.optional(validators.is_digest),
+    "data": validators.an_object,
 }
-_WHOLE = checks.optional(checks.integer())
-_SMALL = checks.optional(checks.integer(-(1 << 31), (1 << 31) - 1))
-RUN: dict[str, checks.Check] = {
+_WHOLE = validators.optional(validators.integer())
+_SMALL = validators.optional(validators.integer(-(1 << 31), (1 << 31) - 1))
+RUN: dict[str, validators.Check] = {
     "id": _ID,
-    "status": checks.one_of(*(set(get_args(Status.__value__)) - {"running"})),
-    "started_at": checks.time,
-    "ended_at": checks.optional(checks.time),
+    "status": validators.one_of(*(set(get_args(Status.__value__)) - {"running"})),
+    "started_at": validators.time,
+    "ended_at": validators.optional(validators.time),
     "exit_code": _SMALL,
     "duration_us": _WHOLE,
-    "stdout_bytes": checks.integer(),
-    "stderr_bytes": checks.integer(),
-    "stdout_truncated": checks.boolean,
-    "stderr_truncated": checks.boolean,
-    "committed": checks.boolean,
-    "reason": checks.optional(checks.text(64 << 10)),
-    "version": checks.optional(checks.integer(1)),
+    "stdout_bytes": validators.integer(),
+    "stderr_bytes": validators.integer(),
+    "stdout_truncated": validators.boolean,
+    "stderr_truncated": validators.boolean,
+    "committed": validators.boolean,
+    "reason": validators.optional(validators.text(64 << 10)),
+    "version": validators.optional(validators.integer(1)),
     "peak_memory_bytes": _WHOLE,
     "cpu_us": _WHOLE,
     "reaped": _SMALL,
-    "enforced": checks.an_object,
-    "egress": checks.an_object,
+    "enforced": validators.an_object,
+    "egress": validators.an_object,
     "artifacts": can_be_artifacts,
-    "stdout": checks.optional(checks.is_digest),
-    "stderr": checks.optional(checks.is_digest),
+    "stdout": validators.optional(validators.is_digest),
+    "stderr": validators.optional(validators.is_digest),
 }
 
 _README = """\

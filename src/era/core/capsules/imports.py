@@ -21,15 +21,15 @@ from pathlib import Path
 
 from era.core.capsules import format as layout
 from era.core.capsules import tars
-from era.core.capsules.checks import MAX_OBJECTS, is_digest, refused, too_large
 from era.core.capsules.reading import Document, kept_outputs
 from era.core.capsules.tars import Entry
 from era.core.capsules.trees import Objects, TreeCheck
+from era.core.capsules.validators import MAX_OBJECTS, is_digest, refused, too_large
+from era.core.files.snapshots import BlobStore
+from era.core.files.trees import Bounds
 from era.core.metadata import MetadataStore
 from era.core.models import KeptRun, Session, Snapshot
 from era.core.outputs import INLINE_BYTES, STREAMS
-from era.core.snapshots import BlobStore
-from era.core.trees import Bounds
 from era.errors import BadRequest, Unavailable
 
 _MAX_README_BYTES = 64 << 10

@@ -10,11 +10,11 @@ from typing import Any
 
 from era.core import jsontext
 from era.core.capsules import format as layout
-from era.core.capsules.checks import checked, refused, too_large
 from era.core.capsules.tars import Entry
+from era.core.capsules.validators import checked, refused, too_large
 from era.core.models import KeptOutputs, RunRecord, Session, Snapshot, StoredCode, Version, VersionContent
-from era.core.requirements import setup_text
 from era.core.sessions import check_code, data_text
+from era.core.setup.requirements import setup_text
 from era.errors import BadRequest
 
 MAX_LINE_BYTES = 24 << 20

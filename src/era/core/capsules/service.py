@@ -10,12 +10,12 @@ from pathlib import Path
 from era.core.capsules.exports import Export, Exporter
 from era.core.capsules.imports import Importer
 from era.core.capsules.pins import Pins
-from era.core.locks import Locks
+from era.core.files.snapshots import BlobStore, Snapshots
+from era.core.files.spool import Slots
+from era.core.files.trees import Bounds
 from era.core.metadata import MetadataStore
 from era.core.models import OwnedId, Session
-from era.core.snapshots import BlobStore, Snapshots
-from era.core.spool import Slots
-from era.core.trees import Bounds
+from era.core.setup.locks import Locks
 
 _THREADS = 2
 

@@ -15,9 +15,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from era.core.capsules.checks import refused, too_large
+from era.core.capsules.validators import refused, too_large
+from era.core.files.trees import Bounds, Totals, raw
 from era.core.models import STATE_FILE, Snapshot
-from era.core.trees import Bounds, Totals, raw
 
 MAX_TREE_BYTES = 128 << 20
 _STRING = rb'("(?:[ !#-\[\]-~]|\\["\\bfnrt]|\\u[0-9a-f]{4})*")'

@@ -1,0 +1,42 @@
+"""API keys, for the operator."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter, Depends, Request, Response
+
+from era.api.context import Answer, StrictRoute, UseContext, caller_of, errors
+from era.errors import Forbidden
+from era.wire.api_keys import KeyBody, KeyRevokedAnswer, KeysAnswer, NewKeyAnswer, key_answer
+
+
+async def operator_only(request: Request) -> None:  # not async, it would take a hop through a thread
+    if not caller_of(request).is_operator:
+        raise Forbidden(
+            "Only this server's operator may see to keys.",
+            hint="Call with the key in the server's ERA_API_KEY; start the server with one if it has none.",
+            code="not_operator",
+        )
+
+
+router = APIRouter(prefix="/api/keys", tags=["keys"], route_class=StrictRoute, dependencies=[Depends(operator_only)])
+
+
+@router.post("", status_code=201, responses={201: {"model": NewKeyAnswer}, **errors(409)})
+async def create_key(body: KeyBody, context: UseContext) -> Response:
+    """Make a key for an owner. It is told in this answer only."""
+    key, text = await context.api_keys.create(body.owner, body.description)
+    return Answer({**key_answer(key), "key": text}, 201, headers={"Cache-Control": "no-store"})
+
+
+@router.get("", responses={200: {"model": KeysAnswer}, **errors()})
+async def list_keys(context: UseContext) -> Response:
+    """List the keys there are, oldest first, without the keys themselves."""
+    keys = [key_answer(key) for key in context.api_keys.list()]
+    return Answer({"keys": keys, "count": len(keys)})
+
+
+@router.delete("/{key_id}", responses={200: {"model": KeyRevokedAnswer}, **errors(404)})
+async def revoke_key(key_id: str, context: UseContext) -> Response:
+    """Revoke a key, at once. What its owner has stays."""
+    await context.api_keys.revoke(key_id)
+    return Answer({"success": True, "id": key_id})

@@ -1,0 +1,1 @@
+"""Trees of files: looked at, made durable, changed, packed and unpacked."""

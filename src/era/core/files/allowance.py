@@ -1,0 +1,176 @@
+"""Ends a run whose working directory outgrows its disk.
+
+Theory of operation. The kernel bounds one file (RLIMIT_FSIZE), but not a directory: project quotas are rare, and an
+ordinary user can have none. So the directory is measured while a program runs, but only when it can have outgrown its
+limits: it can't have taken more than the whole file system has lost since it was last measured. To ask for that costs
+microseconds, and as long as it is within what the session has left nothing else is done. Most runs end before the first
+question.
+
+Where others free space meanwhile, the file system loses less than the session takes; so a long run is measured every
+second or so in any case. And a file that was removed but is still open takes space without being there to be measured:
+the sandbox is asked for those where the directory alone doesn't explain the loss.
+
+The bound is therefore not sharp. A program can be over it by what it writes in one TICK, and longer where measuring a
+large tree takes longer: measuring may take a tenth of the time at most. What is *kept* is bounded sharply, by the look
+at the directory after the run.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import stat
+import time
+from collections.abc import AsyncIterator
+from contextlib import aclosing
+from dataclasses import replace
+
+import structlog
+
+from era.core.files import trees
+from era.core.limits import bounds
+from era.core.models import Snapshot
+from era.core.ports import Ended, Limits, Output, Program, Sandbox
+
+log = structlog.get_logger()
+
+TICK = 0.05
+"""Seconds between two looks at the file system."""
+
+_FIRST = 0.1
+_SHARE = 10
+"""After a measurement at least this many times its length must pass before the next."""
+_REGULARLY, _REGULAR_SHARE = 1.0, 50
+"""The same for measurements that nothing asks for, and how long after the last one they are due at the soonest."""
+
+_BLOCK = 512  # what st_blocks counts, whatever the file system's own blocks are
+
+
+class Full(Exception):
+    """The working directory is over its limits; the message says which."""
+
+
+async def bounded(sandbox: Sandbox, program: Program, before: Snapshot) -> AsyncIterator[Output | Ended]:
+    """The events of a run, which is ended if its working directory, which held `before`, outgrows the sandbox's limits.
+
+    `Ended` then has the cause `disk_full`, and tells in `disk_problem` what was full.
+    """
+    watch = _Allowance(sandbox, before)
+    try:
+        async with aclosing(sandbox.run(program)) as events:  # type: ignore[type-var]  # every one is a generator
+            async for event in events:
+                yield watch.judge(event) if isinstance(event, Ended) else event
+    finally:
+        watch.stop()
+
+
+class _Allowance:
+    """What one run has left of its disk."""
+
+    def __init__(self, sandbox: Sandbox, before: Snapshot) -> None:
+        self._sandbox = sandbox
+        self._bytes = before.total_bytes
+        self._entries = before.file_count
+        self._problem: str | None = None
+        self._free = os.statvfs(sandbox.workspace)
+        self._due_at = time.monotonic() + _REGULARLY
+        self._not_before = 0.0
+        self._task: asyncio.Task[None] | None = None
+        self._loop = asyncio.get_running_loop()
+        self._timer = self._loop.call_later(_FIRST, self._start)
+
+    def stop(self) -> None:
+        self._timer.cancel()
+        if self._task is not None:
+            self._task.cancel()
+
+    def judge(self, ended: Ended) -> Ended:
+        """How the run ended, given what was found."""
+        if self._problem is None:
+            return ended
+        return replace(ended, cause="disk_full", disk_problem=self._problem)
+
+    def _start(self) -> None:
+        self._task = self._loop.create_task(self._follow())
+
+    async def _follow(self) -> None:
+        while True:
+            try:
+                if self._may_be_over():
+                    await asyncio.to_thread(self._measure)
+            except Full as full:
+                self._problem = str(full)
+                await self._sandbox.kill_run()
+                return
+            except OSError as error:
+                log.warning("disk_not_measured", sandbox=self._sandbox.id, error=error.strerror)
+            await asyncio.sleep(TICK)
+
+    def _may_be_over(self) -> bool:
+        free, at = os.statvfs(self._sandbox.workspace), time.monotonic()
+        if at < self._not_before:
+            return False
+        lost = (self._free.f_bfree - free.f_bfree) * free.f_frsize
+        gone = self._free.f_ffree - free.f_ffree
+        limits = self._sandbox.limits
+        if self._bytes + lost > limits.disk_bytes or self._entries + gone > limits.files:
+            return True
+        return bool(lost or gone) and at > self._due_at
+
+    def _measure(self) -> None:
+        """Raises Full."""
+        began, free, limits = time.monotonic(), os.statvfs(self._sandbox.workspace), self._sandbox.limits
+        with trees.opened_root(self._sandbox.workspace) as root:
+            usage = _Usage(root, limits)
+            unnamed = self._sandbox.unnamed_bytes(os.fstat(root).st_dev)
+        usage.check(unnamed)
+        self._bytes, self._entries = usage.bytes + unnamed, usage.entries
+        ended = time.monotonic()
+        self._free, self._not_before = free, ended + _SHARE * (ended - began)
+        self._due_at = ended + max(_REGULARLY, _REGULAR_SHARE * (ended - began))
+
+
+class _Usage:
+    """What a directory holds that is being written to. Raises Full as soon as that is too much."""
+
+    def __init__(self, root: int, limits: Limits) -> None:
+        self.bytes = self.entries = 0
+        self._limits = limits
+        self._linked: set[int] = set()
+        self._add(root, 0)
+
+    def _add(self, fd: int, depth: int) -> None:
+        if depth > bounds(self._limits).depth:
+            raise Full(f"the working directory is nested deeper than {bounds(self._limits).depth} directories")
+        with os.scandir(fd) as entries:
+            for entry in entries:
+                self.entries += 1
+                try:
+                    status = entry.stat(follow_symlinks=False)
+                except FileNotFoundError:
+                    continue
+                if status.st_nlink > 1 and not stat.S_ISDIR(status.st_mode):
+                    if status.st_ino in self._linked:
+                        continue
+                    self._linked.add(status.st_ino)
+                self.bytes += status.st_blocks * _BLOCK
+                self.check(0)
+                if stat.S_ISDIR(status.st_mode):
+                    self._add_below(fd, entry.name, depth)
+
+    def _add_below(self, fd: int, name: str, depth: int) -> None:
+        try:
+            child = os.open(name, trees.DIRECTORY, dir_fd=fd)
+        except PermissionError:
+            raise Full("the working directory has a directory that is closed to its measuring") from None
+        except OSError:
+            return  # it is gone, or another thing by now
+        with trees.closing(child):
+            self._add(child, depth + 1)
+
+    def check(self, more: int) -> None:
+        limits = self._limits
+        if self.bytes + more > limits.disk_bytes:
+            raise Full(f"the working directory outgrew {limits.disk_bytes >> 20} MiB")
+        if self.entries > limits.files:
+            raise Full(f"the working directory outgrew {limits.files} files and directories")

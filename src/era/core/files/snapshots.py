@@ -1,0 +1,445 @@
+"""Working directories made durable, and put back.
+
+Theory of operation. A snapshot is a tree of content-addressed objects: a file is its bytes, a directory is a *tree
+object*, JSON that lists its entries sorted by name, each with what it takes to make it again. Equal content has equal
+addresses, so a subtree that didn't change is neither written nor looked at again when it is put.
+
+`take` works in two passes (see trees.py). The first only looks, and applies the limits before anything is read; a small
+tree of which nothing changed is done there and then on the event loop. The second reads what is left, on a thread. A
+larger tree is watched from its first look on (see watch.py), so that a later one goes only to what was touched.
+
+`edit` makes a snapshot from another without any working directory (see edits.py). That is how clients change files: a
+live working directory is never touched from outside, and catches up when its session runs next.
+
+`restore` makes a working directory what a snapshot says, whatever committed snapshot it is now: it goes down only where
+the two differ. So a rollback, or a file put by a client, costs a warm sandbox what it changes.
+
+What an earlier look found may be relied on only if that can't have missed a change and the content can't have been
+swept since. For the latter, content is safe from the sweep while a row names it: so the memory of a sandbox counts
+only while its last snapshot is the session's present one, and a run that wasn't committed makes it void.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import hashlib
+import json
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
+from itertools import islice
+from typing import Any, Protocol
+
+from era.core import limits
+from era.core.files import edits, trees
+from era.core.files.artifacts import listed
+from era.core.files.diffs import FileChanges, file_changes, written_files
+from era.core.files.edits import Changes, Entry, Listed
+from era.core.files.paths import Parts
+from era.core.files.trees import BlobBatch, Bounds, MoreThanAGlance, MustLookEverywhere, Scan, Tree
+from era.core.files.watch import Watch
+from era.core.models import EMPTY, STATE_FILE, JsonObject, Snapshot
+from era.core.ports import Sandbox
+from era.errors import CommitFailed, SandboxFailed, TooLarge, Unavailable
+
+_GLANCE = 32
+"""Trees of up to this many entries are looked at on the event loop: that takes less time than going to a thread."""
+
+_COUNTS_KEPT = 1024
+_GRACE_SECONDS = 3600.0
+_THREADS = 4
+_SMALL = 1 << 20
+_CLOCK_OF_FILES = 5  # CLOCK_REALTIME_COARSE, which the time module lacks
+_NEW_FILE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+
+
+class BlobStore(Protocol):
+    """Content by its SHA-256; see store/blobs.py and store/s3_blobs.py. Called from several threads. Trouble is an
+    OSError, whose `strerror` callers get to see."""
+
+    @property
+    def last_put(self) -> float:
+        """When a batch last ended, in whichever way; seconds since 1970, 0 for never."""
+        ...
+
+    def batch(self) -> AbstractContextManager[BlobBatch]:
+        """What is put within is durable once the block has ended."""
+        ...
+
+    def get(self, digest: str) -> bytes: ...
+
+    def open_blob(self, digest: str) -> int:
+        """A descriptor to read from, the caller's to close."""
+        ...
+
+    def expect(self, digests: Iterable[str]) -> None:
+        """These are about to be read, so a store that is far away may fetch them together."""
+        ...
+
+    def sweep(self, keep: set[str], older_than: float) -> int:
+        """Remove what isn't in `keep` and was last put before `older_than`; how many went."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class _Memory:
+    """What the last walk through a sandbox found."""
+
+    snapshot: Snapshot
+    tree: Tree
+    watch: Watch | None = None
+
+
+class Snapshots:
+    """A SnapshotStore over a BlobStore. `close` when done."""
+
+    def __init__(self, blobs: BlobStore, *, grace_seconds: float = _GRACE_SECONDS) -> None:
+        self._blobs = blobs
+        self._grace_seconds = grace_seconds
+        self._memories: dict[str, _Memory] = {}
+        self._counts: dict[str, int] = {}
+        """How many entries trees have, by root. Pipes and the like, which aren't kept, may be among them."""
+
+        self._collected: tuple[frozenset[str], frozenset[str], float] | None = None
+        """The roots at the last collection, and how old it let garbage be."""
+        self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="era-files")
+
+    async def take(self, sandbox: Sandbox, previous: Snapshot) -> Snapshot:
+        """See SnapshotStore. Raises CommitFailed where the disk fails."""
+        memory = self._memories.get(sandbox.id)
+        if memory is not None and memory.snapshot.root != previous.root:
+            self.forget(sandbox.id)
+            memory = None
+        try:
+            if memory is None or memory.watch is None:
+                snapshot = self._glance(sandbox, memory, previous)
+                if snapshot is not None:
+                    return snapshot
+            kept = await self._on_thread(lambda: self._keep(sandbox, memory))
+        except OSError as error:
+            self.forget(sandbox.id)
+            raise CommitFailed(f"the files of this run could not be kept: {error.strerror}") from error
+        except BaseException:
+            self.forget(sandbox.id)
+            raise
+        self._memories[sandbox.id] = kept
+        return kept.snapshot
+
+    async def restore(self, snapshot: Snapshot, sandbox: Sandbox) -> None:
+        """See SnapshotStore. Raises SandboxFailed where that fails: the sandbox can't be used then."""
+        memory = self._memories.pop(sandbox.id, None)
+        try:
+            tree = await self._on_thread(lambda: self._make(sandbox, snapshot, memory))
+        except OSError as error:
+            if memory is not None and memory.watch is not None:
+                memory.watch.close()
+            raise SandboxFailed(f"the session's files could not be put back: {error.strerror}") from error
+        self._memories[sandbox.id] = _Memory(snapshot, tree, memory.watch if memory else None)
+
+    def forget(self, sandbox_id: str) -> None:
+        memory = self._memories.pop(sandbox_id, None)
+        if memory is not None and memory.watch is not None:
+            self._threads.submit(memory.watch.close)  # That takes the kernel 10 ms.
+
+    async def entries(
+        self, snapshot: Snapshot, *, after: Parts = (), prefix: Parts = (), limit: int | None = None
+    ) -> Sequence[Listed]:
+        """The files and links of a snapshot, directories in the order of their names; see edits.page."""
+        if snapshot.root is None:
+            return ()
+
+        def job() -> Sequence[Listed]:
+            found = edits.page(self.read_tree, snapshot.root, after=after, prefix=prefix)
+            return [edits.listed(path, entry) for path, entry in islice(found, limit)]
+
+        try:
+            return await self._on_thread(job)
+        except OSError as error:
+            raise Unavailable(f"the session's files could not be listed: {error.strerror}") from error
+
+    async def find(self, snapshot: Snapshot, path: Parts) -> Entry:
+        """The entry of a path. Raises NotFound, and Conflict where a link is on the way."""
+        try:
+            return await self._on_thread(lambda: edits.find(self.read_tree, snapshot.root, path))
+        except OSError as error:
+            raise Unavailable(f"the session's files could not be read: {error.strerror}") from error
+
+    async def edit(
+        self, snapshot: Snapshot, changes: Changes, put: Callable[[BlobBatch], None], bounds: Bounds
+    ) -> Snapshot:
+        """The snapshot with these changes; `put` puts their content, on a thread, if that isn't done yet.
+
+        Raises Conflict and NotFound as edits.apply does, TooLarge where the result is beyond the bounds.
+        """
+        try:
+            return await self._on_thread(lambda: self._edit(snapshot, changes, put, bounds))
+        except OSError as error:
+            raise Unavailable(f"the files could not be kept: {error.strerror}") from error
+
+    async def changes(self, old: Snapshot, new: Snapshot) -> FileChanges:
+        """See SnapshotStore. Raises Unavailable where the disk fails."""
+        if old.root == new.root:
+            return FileChanges()
+        try:
+            return await self._on_thread(lambda: file_changes(self.read_tree, old.root, new.root))
+        except OSError as error:
+            raise Unavailable(f"the session's files could not be compared: {error.strerror}") from error
+
+    async def artifacts(self, old: Snapshot, new: Snapshot) -> JsonObject:
+        """See SnapshotStore."""
+        if old.root == new.root:
+            return {}
+        try:
+            return await self._on_thread(lambda: listed(written_files(self.read_tree, old.root, new.root)))
+        except OSError as error:
+            raise CommitFailed(f"the files of this run could not be listed: {error.strerror}") from error
+
+    async def collect_garbage(self, roots: Iterable[str], blobs: Iterable[str] = ()) -> int:
+        """Remove content that no snapshot in `roots` needs, that isn't one of `blobs`, and that is older than the
+        grace period; how many went.
+
+        The grace period is for what was put but isn't in a row yet, so read both just before. Where nothing can have
+        become garbage since the last time, nothing is looked at. Raises Unavailable, and removes nothing, where a tree
+        object can't be read: what it names would be lost for good.
+        """
+        older_than = time.time() - self._grace_seconds
+        wanted, named = frozenset(roots), frozenset(blobs)
+        if self._collected is not None:
+            *needed, when = self._collected
+            if needed == [wanted, named] and self._blobs.last_put < when:
+                return 0
+
+        def job() -> int:
+            return self._blobs.sweep(self.sizes_of(wanted).keys() | named, older_than)
+
+        try:
+            removed = await self._on_thread(job)
+        except OSError as error:
+            raise Unavailable(f"unused files could not be cleared away: {error.strerror}") from error
+        self._collected = (wanted, named, older_than)
+        return removed
+
+    def sizes_of(self, roots: Iterable[str]) -> dict[str, int]:
+        """All tree objects and files of these snapshots, by digest, each with its size. No file is looked at for it.
+        Takes its time; raises OSError."""
+        marked: set[str] = set()
+        sizes: dict[str, int] = {}
+        for root in roots:
+            self._mark(root, marked, sizes)
+        return sizes
+
+    async def close(self) -> None:
+        """Let what is under way finish."""
+        for sandbox_id in list(self._memories):
+            self.forget(sandbox_id)
+        await asyncio.to_thread(self._threads.shutdown)
+
+    async def _on_thread[T](self, job: Callable[[], T]) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._threads, job)
+
+    def _glance(self, sandbox: Sandbox, memory: _Memory | None, previous: Snapshot) -> Snapshot | None:
+        """The answer where it is plain to see: a tree that is empty, or small and unchanged."""
+        scan = Scan(limits.bounds(sandbox.limits), glance=_GLANCE)
+        try:
+            with trees.opened_root(sandbox.workspace) as root:
+                tree = scan.look(root, memory.tree if memory else None)
+        except MoreThanAGlance:
+            return None
+        if tree.digest is not None:
+            return previous
+        if not tree.is_empty:
+            return None
+        self.forget(sandbox.id)
+        return EMPTY
+
+    def _keep(self, sandbox: Sandbox, memory: _Memory | None) -> _Memory:
+        known, bounds = memory.tree if memory else None, limits.bounds(sandbox.limits)
+        watch = memory.watch if memory else None
+        with trees.opened_root(sandbox.workspace) as root:
+            tree = self._look_again(root, memory, bounds)
+            if tree is None:
+                if watch is not None:
+                    watch.close()
+                    watch = None
+                tree = Scan(bounds).look(root, known)
+                if tree.totals.entries > _GLANCE and not trees.is_tmpfs(root):
+                    # Only now, when it is known to be worth it: to give a watch up again takes the kernel 10 ms.
+                    watch = _new_watch()
+                    tree = Scan(bounds, watch=watch).look(root, known) if watch else tree
+            if tree.is_empty:
+                return _Memory(EMPTY, tree)
+            if tree.digest is None:
+                with self._blobs.batch() as batch:
+                    self._count(trees.store(root, tree, known, batch), tree.totals.entries)
+        return _Memory(Snapshot(tree.digest, tree.totals.files, tree.totals.total_bytes), tree, watch)
+
+    def _look_again(self, root: int, memory: _Memory | None, bounds: Bounds) -> Tree | None:
+        """What a look at touched places finds, None where that won't do."""
+        if memory is None or memory.watch is None or (touched := memory.watch.touched()) is None:
+            return None
+        try:
+            return Scan(bounds, watch=memory.watch).look_again(root, memory.tree, touched)
+        except MustLookEverywhere:
+            return None
+
+    def _make(self, sandbox: Sandbox, snapshot: Snapshot, memory: _Memory | None) -> Tree:
+        known = memory.tree if memory else Tree()
+        with trees.opened_root(sandbox.workspace) as root:
+            if memory is None and set(os.listdir(root)) - {STATE_FILE}:
+                raise OSError(errno.ENOTEMPTY, "what is there now isn't known")
+            owner = None if sandbox.uid is None else (sandbox.uid, os.fstat(root).st_gid)
+            tree = self._make_directory(root, snapshot.root, known, owner)
+        _wait_for_the_next_tick()
+        return tree
+
+    def _make_directory(self, fd: int, digest: str | None, known: Tree, owner: tuple[int, int] | None) -> Tree:
+        """Make the directory open as `fd`, which is `known`, what the tree object `digest` says; None is empty."""
+        if digest == known.digest and digest is not None:
+            return known
+        tree = Tree(digest=digest)
+        wanted = {trees.native(entry[1]): entry for entry in self.read_tree(digest)} if digest else {}
+        self._blobs.expect(_needed_soon(wanted, known))
+        for name in (*known.files, *known.links, *known.trees, *known.others):
+            if name not in wanted:
+                trees.remove(fd, name)
+        for name, (kind, _, *rest) in wanted.items():
+            match kind, rest:
+                case "file", (content, size, mode, mtime_ns, *uploaded):
+                    file = known.files.get(name)
+                    if file is None or (file.digest, *file.seen.kept) != (content, mode, mtime_ns):
+                        trees.remove(fd, name)
+                        file = self._make_file(fd, name, content, size, mode, mtime_ns, owner)
+                    tree.files[name] = replace(file, uploaded=bool(uploaded))
+                case "link", (target, mtime_ns):
+                    tree.links[name] = trees.Link(target, mtime_ns)
+                    if known.links.get(name) != tree.links[name]:
+                        trees.remove(fd, name)
+                        os.symlink(trees.native(target), name, dir_fd=fd)
+                        if owner is not None:
+                            os.chown(name, *owner, dir_fd=fd, follow_symlinks=False)
+                        os.utime(name, ns=(mtime_ns, mtime_ns), dir_fd=fd, follow_symlinks=False)
+                case "dir", (content, mode):
+                    below = known.trees.get(name)
+                    if below is None:
+                        trees.remove(fd, name)
+                        os.mkdir(name, 0o700, dir_fd=fd)
+                        below = Tree()
+                    if (below.digest, below.mode) != (content, mode):
+                        below = self._make_child(fd, name, content, mode, below, owner)
+                    tree.trees[name] = below
+        tree.sum_up()
+        return tree
+
+    def _make_child(
+        self, parent: int, name: str, digest: str, mode: int, known: Tree, owner: tuple[int, int] | None
+    ) -> Tree:
+        with trees.opened_directory(parent, name) as fd:
+            tree = replace(self._make_directory(fd, digest, known, owner), mode=mode)
+            if owner is not None:
+                os.fchown(fd, *owner)
+            os.fchmod(fd, mode)
+        return tree
+
+    def _make_file(
+        self, parent: int, name: str, digest: str, size: int, mode: int, mtime_ns: int, owner: tuple[int, int] | None
+    ) -> trees.File:
+        with trees.closing(os.open(name, _NEW_FILE, 0o600, dir_fd=parent)) as fd:
+            self._fill_file(fd, digest, size)
+            if owner is not None:
+                os.fchown(fd, *owner)
+            os.fchmod(fd, mode)
+            os.utime(fd, ns=(mtime_ns, mtime_ns))
+            return trees.File(trees.seen(os.fstat(fd)), settled=True, digest=digest)
+
+    def _fill_file(self, fd: int, digest: str, size: int) -> None:
+        with trees.closing(self._blobs.open_blob(digest)) as content:
+            copied = 0
+            while sent := os.sendfile(fd, content, None, 1 << 30):
+                copied += sent
+        if copied != size:
+            raise OSError(errno.EIO, "a file is not as long as it was")
+
+    def _edit(self, snapshot: Snapshot, changes: Changes, put: Callable[[BlobBatch], None], bounds: Bounds) -> Snapshot:
+        with self._blobs.batch() as batch:
+            put(batch)
+            root, more = edits.apply(self.read_tree, batch, snapshot.root, changes)
+            total_bytes = snapshot.total_bytes + more.total_bytes
+            if more.total_bytes > 0 and total_bytes > bounds.total_bytes:
+                raise TooLarge(f"The session's files would be {total_bytes} bytes, {bounds.total_bytes} may be.")
+            if root is None:
+                return EMPTY
+            self._count(root, self._entries_of(snapshot.root, more.entries, bounds) + more.entries)
+        return Snapshot(root, snapshot.file_count + more.files, total_bytes)
+
+    def _entries_of(self, root: str | None, more: int, bounds: Bounds) -> int:
+        """How many entries a tree has. Raises TooLarge where `more` are too many."""
+        known = self._counts.get(root) if root else 0
+        if known is None or known + more > bounds.entries:
+            known = edits.count(self.read_tree, root).entries
+        if more > 0 and known + more > bounds.entries:
+            raise TooLarge(f"The session would have more than {bounds.entries} files and directories.")
+        return known
+
+    def _count(self, root: str, entries: int) -> None:
+        if len(self._counts) >= _COUNTS_KEPT:
+            self._counts = {}
+        self._counts[root] = entries
+
+    def _mark(self, digest: str, marked: set[str], sizes: dict[str, int]) -> None:
+        # `sizes` alone can't tell what was visited: a file may have the very content of a tree object.
+        if digest in marked:
+            return
+        marked.add(digest)
+        content = self._tree_object(digest)
+        sizes[digest] = len(content)
+        for kind, _, *rest in json.loads(content):
+            if kind == "file":
+                sizes[rest[0]] = rest[1]
+            elif kind == "dir":
+                self._mark(rest[0], marked, sizes)
+
+    def read_tree(self, digest: str) -> list[Entry]:
+        """The entries of a tree object. Raises OSError."""
+        entries: list[Entry] = json.loads(self._tree_object(digest))
+        return entries
+
+    def _tree_object(self, digest: str) -> bytes:
+        content = self._blobs.get(digest)
+        if hashlib.sha256(content).hexdigest() != digest:
+            raise OSError(errno.EIO, "a directory's list is damaged")
+        return content
+
+
+def _new_watch() -> Watch | None:
+    try:
+        return Watch()
+    except OSError:
+        return None  # this user has no more of them; then every look goes everywhere
+
+
+def _needed_soon(wanted: Mapping[str, Sequence[Any]], known: Tree) -> Iterator[str]:
+    """What to fetch before a directory is made: of large files a fetch ahead would gain little."""
+    for name, (kind, _, *rest) in wanted.items():
+        if kind == "dir":
+            below = known.trees.get(name)
+            if below is None or below.digest != rest[0]:
+                yield rest[0]
+        elif kind == "file" and rest[1] <= _SMALL:
+            file = known.files.get(name)
+            if file is None or file.digest != rest[0]:
+                yield rest[0]
+
+
+def _wait_for_the_next_tick() -> None:
+    """Let the clock of file times move on.
+
+    A write within the tick of a restore could leave a file's times as the restore made them. The program comes after
+    that tick, so that whatever it writes can be seen to be newer.
+    """
+    made_at = time.clock_gettime_ns(time.CLOCK_REALTIME)
+    while time.clock_gettime_ns(_CLOCK_OF_FILES) <= made_at:
+        time.sleep(0.001)

@@ -1,0 +1,179 @@
+"""Uploads on their way into the blob store, in temporary files so that memory stays flat.
+
+Content becomes known by its digest only when all of it is here. Until then it lies in a file of this directory; then
+the blob store takes the file over as it is. What is small never becomes a file.
+
+Only so many large uploads come in at a time, for each takes memory, a descriptor, and the disk's time. Who is one too
+many is told so at once instead of being kept waiting. An upload that waits for its session's turn isn't counted.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import os
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
+from dataclasses import dataclass, field
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+from era.core.files.trees import BlobBatch
+from era.errors import TooManyUploads, Unavailable
+
+SMALL = 64 << 10
+"""Content of fewer bytes stays in memory."""
+
+_PIECE = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Upload:
+    """Content that is complete."""
+
+    digest: str
+    size: int
+    content: bytes | None = field(default=None, repr=False)
+    """The content itself, where it is small. Else it is in the file at `path`."""
+
+    path: str = ""
+
+    def put(self, batch: BlobBatch) -> None:
+        if self.content is not None:
+            batch.put(self.content)
+        else:
+            batch.put_spooled(self.path, self.digest)
+
+
+class Slots:
+    """Room for so many large uploads at a time."""
+
+    def __init__(self, how_many: int) -> None:
+        self._how_many = how_many
+        self._taken = 0
+
+    @contextmanager
+    def one(self) -> Iterator[None]:
+        """Be one of them for the block. Raises TooManyUploads."""
+        if self._taken >= self._how_many:
+            raise TooManyUploads(f"{self._how_many} large uploads are under way already.")
+        self._taken += 1
+        try:
+            yield
+        finally:
+            self._taken -= 1
+
+
+class Spool:
+    """A directory of this process's own, on the blob store's file system where it has one. `open` before anything."""
+
+    def __init__(self, directory: Path, slots: Slots) -> None:
+        self._directory = directory
+        self._slots = slots
+        self._numbers = count()
+
+    def open(self) -> None:
+        """Make the directory, remove what a killed process left."""
+        self._directory.mkdir(mode=0o700, exist_ok=True)
+        for leftover in self._directory.iterdir():
+            leftover.unlink()
+
+    @asynccontextmanager
+    async def received(
+        self, pieces: AsyncIterator[bytes], threads: Threads, *, small: int = SMALL
+    ) -> AsyncIterator[Upload]:
+        """All of `pieces` as an Upload, for as long as the block lasts. What has fewer than `small` bytes stays in
+        memory. Raises Unavailable where the disk fails, TooManyUploads."""
+        buffer = bytearray()
+        with self._file() as file:
+            with ExitStack() as slot:
+                async for piece in pieces:
+                    buffer += piece
+                    if len(buffer) >= _PIECE:
+                        if file.size == 0:
+                            slot.enter_context(self._slots.one())
+                        await _write(threads, file, bytes(buffer))
+                        buffer.clear()
+            if file.size == 0 and len(buffer) < small:
+                yield Upload(hashlib.sha256(buffer).hexdigest(), len(buffer), bytes(buffer))
+                return
+            await _write(threads, file, bytes(buffer))
+            yield file.finish()
+
+    @contextmanager
+    def stored(self, pieces: Iterable[bytes]) -> Iterator[Upload]:
+        """The same for content that is at hand."""
+        with self._file() as file:
+            for piece in pieces:
+                file.write(piece)
+            yield file.finish()
+
+    @contextmanager
+    def _file(self) -> Iterator[_File]:
+        file = _File(f"{self._directory}/{next(self._numbers)}")
+        try:
+            yield file
+        finally:
+            file.close()
+            with suppress(FileNotFoundError):
+                os.unlink(file.path)
+
+
+async def _write(threads: Threads, file: _File, content: bytes) -> None:
+    try:
+        await threads(file.write, content)
+    except OSError as error:
+        raise Unavailable(f"The body could not be kept: {error.strerror}.") from error
+
+
+class _File:
+    """A file that is written from front to end. It is made when there is something to write."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self.size = 0
+        self._fd = -1
+        self._hasher = hashlib.sha256()
+
+    def write(self, content: bytes) -> None:
+        if self._fd < 0:
+            self._fd = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        self._hasher.update(content)
+        view = memoryview(content)
+        while view:
+            view = view[os.write(self._fd, view) :]
+        self.size += len(content)
+
+    def finish(self) -> Upload:
+        self.close()
+        return Upload(self._hasher.hexdigest(), self.size, path=self.path)
+
+    def close(self) -> None:
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+
+async def bounded(pieces: AsyncIterator[bytes], check: Callable[[int], None]) -> AsyncIterator[bytes]:
+    """`pieces`, with how many bytes there were so far checked at each."""
+    total = 0
+    async for piece in pieces:
+        total += len(piece)
+        check(total)
+        yield piece
+
+
+class Threads:
+    """Runs what takes time. `close` when done."""
+
+    def __init__(self, how_many: int, name: str) -> None:
+        self._executor = ThreadPoolExecutor(how_many, thread_name_prefix=name)
+
+    async def __call__[T](self, job: Callable[..., T], *arguments: Any) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._executor, job, *arguments)
+
+    async def close(self) -> None:
+        """Let what is under way finish."""
+        await asyncio.to_thread(self._executor.shutdown)

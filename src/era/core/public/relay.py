@@ -1,0 +1,187 @@
+"""The relay: a request from outside as a run's environment, and what the run printed as the response.
+
+Theory of operation
+===================
+
+Nothing here does anything: `environment` says what the stored code is to see of a request, `reply` what is to be sent
+when its run has ended. Between the two lies an ordinary run.
+
+Which headers pass is in headers.py.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from era.core import jsontext
+from era.core.models import Status
+from era.core.public import headers
+from era.core.runs import Collected
+from era.errors import RelayFailed, RelayTimeout, TooLarge
+
+MAX_BODY_BYTES = 128 << 10
+"""A body over this fits no variable, whatever is in it."""
+
+_MAX_VARIABLE_BYTES = 128 << 10
+"""Linux's bound for one string of an environment: name, `=`, value and a NUL."""
+
+_MAX_ANSWER_COMMAS = 500_000
+"""What a program prints as JSON may be tens of MiB, and as small values take thirty times that in memory."""
+
+_NO_ANSWER: dict[Status, str] = {
+    "oom": "ran out of memory",
+    "killed": "was killed",
+    "disk_full": "ran out of disk space",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """A request from outside. `path` and `query` are as they came, without the `?`; `headers` have lower-case names."""
+
+    method: str
+    path: bytes
+    query: bytes
+    headers: Sequence[tuple[bytes, bytes]]
+    body: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """What is sent back. The server adds what is its own to say."""
+
+    status: int
+    headers: list[tuple[str, str]]
+    body: bytes
+
+
+def environment(call: Call, *, key: bytes | None) -> dict[str, str]:
+    """The variables that tell a program of a request. `key` is the API's, which no program sees. Raises TooLarge for
+    what fits no environment."""
+    path, query = ascii_target(call.path), ascii_target(call.query)
+    return variables(call.method, path, query, headers.of_request(call.headers, key), call.body)
+
+
+def variables(method: str, path: str, query: str, seen: Iterable[tuple[str, str]], body: bytes) -> dict[str, str]:
+    """`environment` of a request whose path and query are text, and whose headers are those that a session may see."""
+    text, encoding = body_text(body)
+    found = {
+        "ERA_REQUEST_MODE": "proxy",
+        "ERA_HTTP_METHOD": method,
+        "ERA_HTTP_PATH": path or "/",
+        "ERA_HTTP_QUERY": f"?{query}" if query else "",
+        "ERA_HTTP_HEADERS": json.dumps(_joined(seen), ensure_ascii=False),
+        "ERA_HTTP_BODY": text,
+        "ERA_HTTP_BODY_ENCODING": encoding,
+    }
+    for name, value in found.items():
+        if len(name) + len(value.encode()) + 2 > _MAX_VARIABLE_BYTES:
+            raise too_large(name)
+    return found
+
+
+def too_large(variable: str) -> TooLarge:
+    return TooLarge(
+        f"The request is too large for the program that answers it: {variable} would be over 128 KiB.",
+        hint="A body may have about 128 KiB as UTF-8 text and 96 KiB as anything else. Upload larger things as files.",
+    )
+
+
+def reply(run: Collected, cookie_path: str) -> Reply:
+    """The response that a run has printed. Its cookies get the path `cookie_path`.
+
+    Raises RelayTimeout or RelayFailed where there is none, or none that can be sent.
+    """
+    result = run.result
+    if result.status == "timeout":
+        raise RelayTimeout("The program that answers this URL reached its timeout.")
+    if why := _NO_ANSWER.get(result.status):
+        raise RelayFailed(f"The program that answers this URL {why}.")
+    if result.stdout_truncated:
+        raise RelayFailed("What the program printed is over its limit of output, so it is no whole answer.")
+    printed = run.stdout.strip()
+    if printed[:1] in (b"{", b"[") and printed.count(b",") > _MAX_ANSWER_COMMAS:
+        raise RelayFailed("What the program printed is JSON of too many values.")
+    try:
+        value = jsontext.loads(printed)
+    except jsontext.JsonProblem:
+        status = 200 if result.exit_code == 0 else 500
+        return Reply(status, _headers({}, "text/plain; charset=utf-8", cookie_path), run.stdout)
+    if not isinstance(value, dict):
+        return Reply(200, _headers({}, "application/json", cookie_path), printed)
+    return _described(value, printed, cookie_path)
+
+
+def _described(answer: dict[str, Any], printed: bytes, cookie_path: str) -> Reply:
+    """The response that an object describes. What it leaves out is as for any other JSON."""
+    status = answer.get("status")
+    if not isinstance(status, int) or isinstance(status, bool):
+        status = 200  # {"status": "ok"} is an answer, no description of one
+    elif not 200 <= status <= 599:
+        raise RelayFailed(f"The program answered 'status' {str(status)[:20]}, which is not one from 200 to 599.")
+    given, media_type = answer.get("headers", {}), answer.get("contentType")
+    if not isinstance(given, dict):
+        raise RelayFailed("The program answered 'headers' that are no object.")
+    if media_type is not None and not isinstance(media_type, str):
+        raise RelayFailed("The program answered a 'contentType' that is no string.")
+    if media_type is not None:
+        given = {**given, "content-type": media_type}  # the last one counts
+    body = answer.get("body")
+    if "body" not in answer:
+        content, default = printed, "application/json"
+    elif isinstance(body, str):
+        content, default = body.encode(), "text/plain; charset=utf-8"
+    else:
+        content, default = jsontext.compact(body).encode(), "application/json"
+    if status in (204, 205, 304):
+        content = b""
+    return Reply(status, _headers(given, default, cookie_path), content)
+
+
+def _headers(given: dict[str, Any], default_type: str, cookie_path: str) -> list[tuple[str, str]]:
+    """The headers of a response. Raises RelayFailed."""
+    return headers.of_answer([("content-type", default_type), *_pairs(given)], cookie_path)
+
+
+def _pairs(given: dict[str, Any]) -> Iterable[tuple[str, str]]:
+    """Names in lower case and values, one at a time. Raises RelayFailed for what no header can be."""
+    for name, values in given.items():
+        if not headers.TOKEN.fullmatch(name):
+            raise RelayFailed("The program answered a header with a name that no header can have.")
+        for value in values if isinstance(values, list) else [values]:
+            if isinstance(value, bool) or not isinstance(value, str | int | float):
+                raise RelayFailed(f"The program answered a header '{name[:40]}' that is neither text nor a number.")
+            text = str(value).strip(" \t")
+            if not text.isascii():
+                raise RelayFailed(
+                    f"The program answered a header '{name[:40]}' with a character that can't be in one.",
+                    hint="A header is one line of ASCII: no line breaks, no NUL.",
+                )
+            yield name.lower(), text
+
+
+def _joined(pairs: Iterable[tuple[str, str]]) -> dict[str, str]:
+    """Headers as an object, the values of one that is repeated joined."""
+    found: dict[str, str] = {}
+    for name, value in pairs:
+        found[name] = f"{found[name]}{'; ' if name == 'cookie' else ', '}{value}" if name in found else value
+    return found
+
+
+def body_text(body: bytes) -> tuple[str, str]:
+    """A body as a variable can hold it, and how."""
+    if b"\0" not in body:
+        try:
+            return body.decode(), "utf-8"
+        except UnicodeDecodeError:
+            pass
+    return base64.b64encode(body).decode(), "base64"
+
+
+def ascii_target(target: bytes) -> str:
+    """A part of the request's target as it came. What can't stand in one is escaped, should it have come at all."""
+    return "".join(chr(byte) if 0x20 < byte < 0x7F else f"%{byte:02X}" for byte in target)

@@ -1,0 +1,1 @@
+"""What a session has installed before it runs anything: wishes, builds, commands, locks."""

@@ -1,1 +1,0 @@
-"""Hosts own live sandboxes."""

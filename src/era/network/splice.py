@@ -1,0 +1,160 @@
+"""Two connections made one: what comes from either goes to the other.
+
+Theory of operation. Both sockets are watched by the event loop itself, without streams in between. What is read is
+written at once; what finds no room waits, and nothing more is read on that side until it has gone. A direction that has
+passed much gets a pipe, through which the kernel moves pages without their content ever coming here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import os
+import socket
+import struct
+from collections.abc import Callable
+from contextlib import suppress
+
+from era.network.http1 import IDLE_SECONDS, Traffic
+
+_BUFFER = memoryview(bytearray(1 << 18))
+"""Of all connections: nothing stays in it when the event loop goes on."""
+
+_MUCH = 1 << 20
+_PIECE = 1 << 20
+_RESET = struct.pack("ii", 1, 0)
+
+
+async def join(client: socket.socket, server: socket.socket, traffic: Traffic) -> None:
+    """Pass on until both have ended, or one breaks off, or nothing has moved for long. The caller closes both."""
+    loop = asyncio.get_running_loop()
+    over: asyncio.Future[None] = loop.create_future()
+    moved = loop.time()
+
+    def sent(count: int) -> None:
+        nonlocal moved
+        traffic.sent += count
+        moved = loop.time()
+
+    def received(count: int) -> None:
+        nonlocal moved
+        traffic.received += count
+        moved = loop.time()
+
+    def ended(*, broken: bool) -> None:
+        if (broken or all(one.over for one in both)) and not over.done():
+            if broken:
+                reset(client)
+                reset(server)
+            over.set_result(None)
+
+    both = (_Direction(client, server, sent, ended), _Direction(server, client, received, ended))
+    try:
+        for one in both:
+            one.begin()
+        while not over.done():
+            left = moved + IDLE_SECONDS - loop.time()
+            if left <= 0:
+                break
+            await asyncio.wait({over}, timeout=left)
+    finally:
+        for one in both:
+            one.close()
+
+
+def reset(sock: socket.socket) -> None:
+    """Have the other side told, at closing, that this was no orderly end."""
+    with suppress(OSError):
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+
+
+class _Direction:
+    """From `source` to `sink`."""
+
+    def __init__(
+        self,
+        source: socket.socket,
+        sink: socket.socket,
+        count: Callable[[int], None],
+        ended: Callable[..., None],
+    ) -> None:
+        self.over = False
+        self._source, self._sink, self._count, self._ended = source, sink, count, ended
+        self._loop = asyncio.get_running_loop()
+        self._waiting: bytes | memoryview = b""
+        self._passed = 0
+        self._pipe: tuple[int, int] | None = None
+        self._in_pipe = 0
+        self._reading = self._writing = False
+
+    def begin(self) -> None:
+        self._watch(reading=True)
+
+    def close(self) -> None:
+        self._watch()
+        if self._pipe is not None:
+            os.close(self._pipe[0])
+            os.close(self._pipe[1])
+            self._pipe = None
+
+    def _watch(self, *, reading: bool = False, writing: bool = False) -> None:
+        if reading != self._reading:
+            self._reading = reading
+            if reading:
+                self._loop.add_reader(self._source, self._readable)
+            else:
+                self._loop.remove_reader(self._source)
+        if writing != self._writing:
+            self._writing = writing
+            if writing:
+                self._loop.add_writer(self._sink, self._writable)
+            else:
+                self._loop.remove_writer(self._sink)
+
+    def _readable(self) -> None:
+        if self._pipe is None and self._passed > _MUCH:
+            with suppress(OSError):  # no descriptors left: it goes on as before
+                self._pipe = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+                fcntl.fcntl(self._pipe[1], fcntl.F_SETPIPE_SZ, _PIECE)  # or this user's pipes have no more room
+        try:
+            if self._pipe is not None:
+                count = self._in_pipe = os.splice(self._source.fileno(), self._pipe[1], _PIECE)
+            else:
+                count = self._source.recv_into(_BUFFER)
+        except (BlockingIOError, InterruptedError):
+            return
+        except OSError:
+            self._end(broken=True)
+            return
+        if not count:
+            with suppress(OSError):
+                self._sink.shutdown(socket.SHUT_WR)
+            self._end()
+            return
+        self._passed += count
+        self._count(count)
+        if self._pipe is None:
+            self._waiting = _BUFFER[:count]
+        self._writable()
+
+    def _writable(self) -> None:
+        try:
+            if self._pipe is not None and self._in_pipe:
+                while self._in_pipe:
+                    self._in_pipe -= os.splice(self._pipe[0], self._sink.fileno(), self._in_pipe)
+            else:
+                while self._waiting:
+                    self._waiting = self._waiting[self._sink.send(self._waiting) :]
+        except (BlockingIOError, InterruptedError):
+            self._waiting = bytes(self._waiting)
+            self._watch(writing=True)
+        except OSError:
+            self._end()  # it wants no more; what it has said is still to be passed on
+        else:
+            self._watch(reading=True)
+
+    def _end(self, *, broken: bool = False) -> None:
+        self.over = True
+        self._waiting = b""
+        self.close()
+        self._ended(broken=broken)

@@ -1,0 +1,258 @@
+"""An SQL database for each namespace of an owner's: a file of SQLite's, and processes that work on it (d1_worker.py).
+
+Theory of operation. A few workers, started when they are needed and ended when they aren't. A call takes one, and its
+namespace, for itself; so calls to one namespace come one after the other, and never wait for SQLite's locks. A worker
+opens the file for each call: nothing of one, no temporary table, no setting, is there in the next. A worker that has
+not answered well after its own deadline is killed, and so is one whose caller has gone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+from weakref import WeakValueDictionary
+
+from era.core.models import DEFAULT_OWNER
+from era.errors import BadRequest, EraError, Forbidden, TooLarge, Unavailable
+
+_WORKER = Path(__file__).with_name("d1_worker.py")
+_WORKERS = 4
+_IDLE_SECONDS = 3.0
+_KILL_SECONDS = 7.0
+"""A worker's own deadline is at 5."""
+
+_MOST_DATABASES = 1000
+_LINE_BYTES = 64 << 20
+_SUFFIX = ".sqlite"
+
+type _Name = tuple[str, str]
+"""Owner and namespace."""
+
+
+class D1Databases:
+    """SQL databases below `directory`, which belongs to one process, in a directory for each owner; of at most
+    `most_bytes` each. `close` when done."""
+
+    def __init__(self, directory: Path, most_bytes: int, *, before: Path | None = None) -> None:
+        """`before` is where databases were before there were owners."""
+        self._directory = directory
+        self._before = before
+        self._most_bytes = most_bytes
+        self._room = asyncio.Semaphore(_WORKERS)
+        self._idle: list[tuple[asyncio.subprocess.Process, asyncio.TimerHandle]] = []
+        self._locks: WeakValueDictionary[_Name, asyncio.Lock] = WeakValueDictionary()
+        self._ending: set[asyncio.Task[int]] = set()
+        self._sizes: dict[_Name, int] = {}
+        """Bytes of each database."""
+
+        self._owners: set[str] = set()
+        """Those whose directory is there to stay."""
+
+    def open(self) -> None:
+        self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if self._before is not None and self._before.is_dir():
+            # All at once, with the journals beside them: at no moment is a database without its own.
+            self._before.rename(self._directory / DEFAULT_OWNER)
+        for directory in (self._directory.parent, self._directory):
+            _sync(directory)
+        self._owners = {path.name for path in self._directory.iterdir()}
+        self._sizes = {
+            (path.parent.name, path.name.removesuffix(_SUFFIX)): path.stat().st_size
+            for path in self._directory.glob(f"*/*{_SUFFIX}")
+        }
+
+    async def close(self) -> None:
+        while self._idle:
+            worker, timer = self._idle.pop()
+            timer.cancel()
+            self._end(worker)
+        await asyncio.gather(*self._ending)
+
+    @property
+    def total(self) -> int:
+        return sum(self._sizes.values())
+
+    def sizes(self, owner: str) -> Mapping[str, int]:
+        return {namespace: size for (of, namespace), size in self._sizes.items() if of == owner}
+
+    async def run(
+        self,
+        owner: str,
+        namespace: str,
+        sql: str,
+        params: Sequence[Any] | Mapping[str, Any] = (),
+        *,
+        many: bool,
+        room: int,
+    ) -> dict[str, Any]:
+        """What a transaction answers: `results`, the rows of its last statement that has any, and `meta`. `many` may be
+        several statements. The database may grow by `room` bytes.
+
+        Raises BadRequest, Forbidden or TooLarge for what the SQL does, Unavailable where the database can't be used.
+        """
+        name = (owner, namespace)
+        if name not in self._sizes and len(self._sizes) >= _MOST_DATABASES:
+            raise TooLarge(f"There are {_MOST_DATABASES} databases already.", hint="Delete one that isn't needed.")
+        async with self._locked(name):
+            path = self._path(name)
+            if owner not in self._owners:
+                await asyncio.to_thread(self._make, path.parent)
+                self._owners.add(owner)  # now that its directory can't be lost any more
+            most = min(self._most_bytes, self._sizes.get(name, 0) + max(room, 0))
+            request = {"path": str(path), "sql": sql, "params": params, "many": many, "most_bytes": most}
+            try:
+                told = await self._ask(request)
+            finally:
+                self._note(name, path)
+        if "ok" not in told:
+            raise _error(told["kind"], told["message"])
+        answer: dict[str, Any] = told["ok"]
+        return answer
+
+    async def drop(self, owner: str, namespace: str) -> bool:
+        """Remove a namespace's database; whether there was one."""
+        name = (owner, namespace)
+        async with self._locked(name):
+            path = self._path(name)
+            was_there = path.exists()
+            for file in (path, Path(f"{path}-journal")):
+                with contextlib.suppress(FileNotFoundError):
+                    file.unlink()
+            if path.parent.exists():
+                await asyncio.to_thread(_sync, path.parent)
+            self._note(name, path)
+            return was_there
+
+    def _make(self, directory: Path) -> None:
+        """Raises Unavailable."""
+        try:
+            directory.mkdir(mode=0o700, exist_ok=True)
+            _sync(self._directory)
+        except OSError as error:
+            raise Unavailable(f"The database can't be used: {error.strerror}.") from error
+
+    def _path(self, name: _Name) -> Path:
+        owner, namespace = name
+        return self._directory / owner / f"{namespace}{_SUFFIX}"
+
+    def _note(self, name: _Name, path: Path) -> None:
+        try:
+            self._sizes[name] = path.stat().st_size
+        except FileNotFoundError:
+            self._sizes.pop(name, None)
+
+    def _locked(self, name: _Name) -> asyncio.Lock:
+        lock = self._locks.get(name)
+        if lock is None:
+            lock = self._locks[name] = asyncio.Lock()
+        return lock
+
+    async def _ask(self, request: Mapping[str, Any]) -> dict[str, Any]:
+        async with self._room:
+            worker = await self._worker()
+            try:
+                if worker.stdin is None or worker.stdout is None:
+                    raise Unavailable("An SQL worker has no pipes.")
+                async with asyncio.timeout(_KILL_SECONDS):
+                    worker.stdin.write(json.dumps(request).encode() + b"\n")
+                    await worker.stdin.drain()
+                    line = await worker.stdout.readline()
+            except TimeoutError:
+                self._end(worker, kill=True)
+                raise _error("time", "interrupted") from None
+            except OSError:
+                line = b""
+            except BaseException:
+                self._end(worker, kill=True)
+                raise
+            if not line.endswith(b"\n"):
+                self._end(worker, kill=True)
+                raise _error(
+                    "memory", "The statement ended the process that ran it: it most likely wanted too much memory."
+                )
+            timer = asyncio.get_running_loop().call_later(_IDLE_SECONDS, self._retire, worker)
+            self._idle.append((worker, timer))
+        told: dict[str, Any] = json.loads(line)
+        return told
+
+    async def _worker(self) -> asyncio.subprocess.Process:
+        while self._idle:
+            worker, timer = self._idle.pop()
+            timer.cancel()
+            if worker.returncode is None:
+                return worker
+        pipe = asyncio.subprocess.PIPE
+        return await asyncio.create_subprocess_exec(
+            *(sys.executable, "-I", "-S", str(_WORKER), str(self._most_bytes)),
+            stdin=pipe,
+            stdout=pipe,
+            stderr=asyncio.subprocess.DEVNULL,
+            cwd="/",
+            env={},
+            limit=_LINE_BYTES,
+            start_new_session=True,
+        )
+
+    def _retire(self, worker: asyncio.subprocess.Process) -> None:
+        self._idle = [one for one in self._idle if one[0] is not worker]
+        self._end(worker)
+
+    def _end(self, worker: asyncio.subprocess.Process, *, kill: bool = False) -> None:
+        if kill:
+            with contextlib.suppress(ProcessLookupError):
+                worker.kill()
+        if worker.stdin is not None:
+            worker.stdin.close()
+        ending = asyncio.create_task(worker.wait())
+        self._ending.add(ending)
+        ending.add_done_callback(self._ending.discard)
+
+
+def _error(kind: str, message: str) -> EraError:
+    """What a caller is told. `message` is SQLite's of his own statement."""
+    match kind:
+        case "time":
+            return BadRequest(
+                "The SQL took too long, and was undone.",
+                hint="A call may take 5 seconds. Do less in one, or add an index.",
+                code="sql_timeout",
+            )
+        case "forbidden":
+            return Forbidden(
+                f"This SQL may not be run here: {message}.",
+                hint="What reaches beyond the database is refused, and so are BEGIN and COMMIT: use exec for several "
+                "statements at once, all or nothing.",
+                code="sql_refused",
+            )
+        case "large":
+            return TooLarge(f"{message.rstrip('.')}.", hint="Ask for less: LIMIT, fewer columns, shorter values.")
+        case "full":
+            return TooLarge(
+                "The database is as large as it may be.",
+                hint="Delete what isn't needed; ERA_STORAGE_DATABASE_MB and ERA_STORAGE_MB set the bounds.",
+                code="storage_full",
+            )
+        case "memory":
+            return TooLarge(message, hint="Sort and group less at a time.", code="sql_memory")
+        case "busy":
+            return Unavailable("The database is locked.")
+        case "disk":
+            return Unavailable(f"The database can't be used: {message}.")
+        case "bad":
+            return BadRequest(message)
+        case _:
+            return BadRequest(f"SQL: {message}.", hint="The dialect is SQLite's.", code="sql_error")
+
+
+def _sync(directory: Path) -> None:
+    descriptor = os.open(directory, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,136 @@
+"""Items of storage, in their rows."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from sqlalchemy import ColumnElement, Connection, and_, delete, func, insert, select
+
+from era.core.storage import ROW_BYTES, Item, Kind
+from era.store.database import Database
+from era.store.tables import storage_items
+
+_t = storage_items.c
+_COUNTED = _t.size + func.length(_t.key) + func.coalesce(func.length(_t.metadata), 0) + ROW_BYTES
+_LISTED = (_t.owner, _t.kind, _t.namespace, _t.key, _t.size, _t.created_at, _t.updated_at, _t.metadata, _t.digest)
+
+
+class StorageItemRows(Database):
+    """An ItemStore: see core/storage.py."""
+
+    async def put_item(self, item: Item) -> int:
+        def job(connection: Connection) -> int:
+            here = _at(item.owner, item.kind, item.namespace, item.key)
+            before = connection.execute(select(_t.created_at, _COUNTED).where(here)).one_or_none()
+            if before is not None:
+                connection.execute(delete(storage_items).where(here))
+            values = {
+                "owner": item.owner,
+                "kind": item.kind,
+                "namespace": item.namespace,
+                "key": item.key.encode(),
+                "size": item.size,
+                "created_at": item.created_at if before is None else before[0],
+                "updated_at": item.updated_at,
+                "metadata": None if item.metadata is None else json.dumps(item.metadata),
+                "digest": item.digest,
+                "value": item.value,
+            }
+            connection.execute(insert(storage_items).values(values))
+            return 0 if before is None else int(before[1])
+
+        return await self._write(job)
+
+    async def item(self, owner: str, kind: Kind, namespace: str, key: str) -> Item | None:
+        query = select(*_LISTED, _t.value).where(_at(owner, kind, namespace, key))
+        row = await self._read(lambda connection: connection.execute(query).one_or_none())
+        return None if row is None else _item(row, row.value)
+
+    async def delete_item(self, owner: str, kind: Kind, namespace: str, key: str) -> int:
+        def job(connection: Connection) -> int:
+            here = _at(owner, kind, namespace, key)
+            before = connection.execute(select(_COUNTED).where(here)).scalar_one_or_none()
+            if before is None:
+                return 0
+            connection.execute(delete(storage_items).where(here))
+            return int(before)
+
+        return await self._write(job)
+
+    async def delete_items(self, owner: str, kind: Kind, namespace: str, limit: int) -> tuple[int, int]:
+        def job(connection: Connection) -> tuple[int, int]:
+            of = and_(_t.owner == owner, _t.kind == kind, _t.namespace == namespace)
+            found = connection.execute(select(_t.key, _COUNTED).where(of).order_by(_t.key).limit(limit)).all()
+            if found:
+                connection.execute(delete(storage_items).where(of, _t.key <= found[-1][0]))
+            return len(found), sum(int(row[1]) for row in found)
+
+        return await self._write(job)
+
+    async def items(
+        self, owner: str, kind: Kind, namespace: str, *, prefix: str, after: str | None, limit: int
+    ) -> Sequence[Item]:
+        query = select(*_LISTED).where(
+            _t.owner == owner, _t.kind == kind, _t.namespace == namespace, *_beginning(prefix)
+        )
+        if after is not None:
+            query = query.where(_t.key > after.encode())
+        query = query.order_by(_t.key).limit(limit)
+        return await self._read(lambda connection: [_item(row) for row in connection.execute(query)])
+
+    async def all_items(
+        self, owner: str, kind: Kind | None, namespace: str | None, *, prefix: str, limit: int, offset: int
+    ) -> tuple[Sequence[Item], int]:
+        which = [_t.owner == owner, *_beginning(prefix)]
+        if kind is not None:
+            which.append(_t.kind == kind)
+        if namespace is not None:
+            which.append(_t.namespace == namespace)
+        order = (_t.kind, _t.namespace, _t.key)
+        page = select(*_LISTED).where(*which).order_by(*order).limit(limit).offset(offset)
+        count = select(func.count()).select_from(storage_items).where(*which)
+
+        def job(connection: Connection) -> tuple[Sequence[Item], int]:
+            return [_item(row) for row in connection.execute(page)], connection.execute(count).scalar_one()
+
+        return await self._read(job)
+
+    async def item_counts(self, owner: str) -> Sequence[tuple[Kind, str, int, int]]:
+        query = select(_t.kind, _t.namespace, func.count(), func.sum(_t.size))
+        query = query.where(_t.owner == owner).group_by(_t.kind, _t.namespace)
+
+        def job(connection: Connection) -> Sequence[tuple[Kind, str, int, int]]:
+            return [(row[0], row[1], int(row[2]), int(row[3])) for row in connection.execute(query)]
+
+        return await self._read(job)
+
+    async def item_bytes(self) -> int:
+        query = select(func.coalesce(func.sum(_COUNTED), 0))
+        return await self._read(lambda connection: int(connection.execute(query).scalar_one()))
+
+
+def _at(owner: str, kind: Kind, namespace: str, key: str) -> ColumnElement[bool]:
+    return and_(_t.owner == owner, _t.kind == kind, _t.namespace == namespace, _t.key == key.encode())
+
+
+def _beginning(prefix: str) -> list[ColumnElement[bool]]:
+    """What holds of keys that begin so. No UTF-8 has a byte 255."""
+    raw = prefix.encode()
+    return [_t.key >= raw, _t.key < raw + b"\xff"] if raw else []
+
+
+def _item(row: Any, value: bytes | None = None) -> Item:
+    return Item(
+        row.owner,
+        row.kind,
+        row.namespace,
+        bytes(row.key).decode(),
+        row.size,
+        row.created_at,
+        row.updated_at,
+        None if row.metadata is None else json.loads(row.metadata),
+        row.digest,
+        value,
+    )

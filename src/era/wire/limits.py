@@ -1,0 +1,62 @@
+"""Limits, isolation and egress, as clients ask for them and are shown them."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, Field
+
+from era.core.allowlist import MAX_ENTRIES
+from era.core.limits import LEAST
+from era.wire.base import Body
+
+
+class LimitsBody(Body):
+    """What is left out is as the server has it; so is what is null, also after a change."""
+
+    memory_mb: int | None = Field(None, ge=LEAST["memory_mb"], description="Memory, in MiB.")
+    cpus: float | None = Field(None, ge=LEAST["cpus"], description="Processors.")
+    pids: int | None = Field(None, ge=LEAST["pids"], description="Processes and threads at a time.")
+    disk_mb: int | None = Field(None, ge=LEAST["disk_mb"], description="Size of all files, in MiB.")
+    files: int | None = Field(None, ge=LEAST["files"], description="Files, directories and links.")
+    output_bytes: int | None = Field(
+        None, ge=1024, description="Bytes of stdout, and of stderr, that a run may answer."
+    )
+
+
+class EgressBody(Body):
+    allow: list[Annotated[str, Field(max_length=300)]] = Field(
+        default_factory=list,
+        max_length=MAX_ENTRIES,
+        description="Hosts (api.example.com), all below one (*.example.com), addresses (203.0.113.0/24); none: all.",
+    )
+
+
+Egress = Annotated[EgressBody | None, Field(description="Where its programs may connect to.")]
+
+
+Limits = Annotated[LimitsBody | None, Field(description="Limits of its own, up to the server's maxima.")]
+
+
+Isolation = Annotated[
+    Literal["auto", "gvisor", "bubblewrap"],
+    Field(description="Which sandbox; `auto` is the server's choice. Refused at a run where it can't be had."),
+]
+
+
+class LimitsAnswer(BaseModel):
+    memory_mb: int
+    cpus: float
+    pids: int
+    disk_mb: int
+    files: int
+    output_bytes: int
+
+
+class EgressAnswer(BaseModel):
+    allow: list[str]
+
+
+def asked(limits: LimitsBody | None) -> dict[str, float | None]:
+    """The limits that a body names."""
+    return limits.model_dump(exclude_unset=True) if limits else {}

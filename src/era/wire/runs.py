@@ -1,0 +1,247 @@
+"""Runs, their records, and stored code, as clients send and get them."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from pydantic import BaseModel, Field
+
+from era.core.models import JsonObject, RunRecord, StoredCode, timestamp
+from era.core.runs import Collected, RunResult
+from era.core.secrets import MAX_HOSTS, MAX_SECRETS, MAX_VALUE_BYTES
+from era.wire.base import Body, text
+from era.wire.limits import Isolation, Limits
+
+Env = Annotated[
+    dict[str, str],
+    Field(description="Variables of this run only: never stored, logged or returned.", examples=[{"A": "1"}]),
+]
+
+
+Secrets = Annotated[
+    "dict[str, SecretBody]",
+    Field(
+        max_length=MAX_SECRETS,
+        description="Values that the program may use towards their hosts, and never sees: never stored or returned.",
+        examples=[{"TOKEN": {"value": "…", "hosts": ["api.example.com"]}}],
+    ),
+]
+
+
+class SecretBody(Body):
+    value: str = Field(
+        repr=False,
+        min_length=1,
+        max_length=MAX_VALUE_BYTES,
+        description="What is sent to `hosts` in place of the placeholder.",
+    )
+    hosts: list[Annotated[str, Field(max_length=300)]] = Field(
+        min_length=1, max_length=MAX_HOSTS, description="Hosts (api.example.com) or all below one (*.example.com)."
+    )
+
+
+class RunBody(Body):
+    code: str | None = Field(None, description="Left out: the session's stored code.", examples=["print('hello')"])
+    env: Env = Field(default_factory=dict)
+    secrets: Secrets = Field(default_factory=dict)
+    timeout: float | None = Field(None, gt=0, description="Seconds; left out: the session's default_timeout.")
+    atomic: bool = Field(False, description="Keep data and files only if the run ends with exit code 0.")
+    background: bool = Field(False, description="Answer 202 once the run has begun.")
+
+
+class ExecuteBody(Body):
+    language: str = Field(examples=["python"])
+    code: str = Field(examples=["print('hello')"])
+    env: Env = Field(default_factory=dict)
+    secrets: Secrets = Field(default_factory=dict)
+    timeout: float | None = Field(None, gt=0)
+    files: dict[str, str] = Field(default_factory=dict, description="Text files to put beside the program, by path.")
+    allowInternetAccess: bool = True
+    limits: Limits = None
+    isolation: Isolation = "auto"
+
+
+class CodeBody(Body):
+    code: str = Field(examples=["print('stored')"])
+    description: str | None = None
+
+
+class StateAnswer(BaseModel):
+    version: int
+    committed: bool
+    reason: str | None
+
+
+class RecordedState(BaseModel):
+    version: int | None
+    committed: bool
+    reason: str | None
+
+
+class ArtifactAnswer(BaseModel):
+    type: str
+    path: str
+    size: int
+
+
+class RunAnswer(BaseModel):
+    exit_code: int
+    stdout: str
+    stderr: str
+    duration: str
+    session_id: str
+    data: dict[str, Any]
+    run_id: str
+    status: str
+    stdout_truncated: bool
+    stderr_truncated: bool
+    state: StateAnswer
+    artifacts: list[ArtifactAnswer]
+    artifacts_more: int
+
+
+class BackgroundAnswer(BaseModel):
+    run_id: str
+    status: str
+
+
+class DestinationAnswer(BaseModel):
+    host: str
+    port: int
+    address: str | None
+    allowed: bool
+    reason: str | None
+    connections: int
+    sent: int
+    received: int
+    secrets: list[str] = Field(default_factory=list, description="Names of the secrets that were swapped in.")
+
+
+class RecordedEgress(BaseModel):
+    destinations: list[DestinationAnswer] = Field(default_factory=list)
+    more: int = 0
+
+
+class RunRecordAnswer(BaseModel):
+    run_id: str
+    session_id: str
+    status: str
+    started_at: str
+    ended_at: str
+    duration: str | None
+    exit_code: int | None
+    stdout_bytes: int
+    stderr_bytes: int
+    stdout_truncated: bool
+    stderr_truncated: bool
+    state: RecordedState
+    peak_memory_bytes: int | None
+    cpu_seconds: float | None
+    reaped: int | None
+    enforced: dict[str, Any]
+    egress: RecordedEgress
+    artifacts: list[ArtifactAnswer]
+    artifacts_more: int
+
+
+class RunRecordsAnswer(BaseModel):
+    runs: list[RunRecordAnswer]
+    count: int
+    next_cursor: str | None
+
+
+class ExecuteAnswer(BaseModel):
+    exit_code: int
+    stdout: str
+    stderr: str
+    duration: str
+    language: str
+    vm_id: str
+    run_id: str
+    status: str
+    stdout_truncated: bool
+    stderr_truncated: bool
+
+
+class CodeStoredAnswer(BaseModel):
+    success: bool
+    code_length: int
+    updated_at: str
+
+
+class CodeAnswer(BaseModel):
+    code: str
+    description: str | None
+    updated_at: str
+    code_length: int
+
+
+def result_answer(result: RunResult) -> dict[str, Any]:
+    """A run's answer but for its output."""
+    return {
+        "exit_code": result.exit_code,
+        "duration": f"{result.duration:.3f}s",
+        "session_id": result.session_id,
+        "data": result.data,
+        "run_id": result.run_id,
+        "status": result.status,
+        "stdout_truncated": result.stdout_truncated,
+        "stderr_truncated": result.stderr_truncated,
+        "state": {
+            "version": result.state.version,
+            "committed": result.state.committed,
+            "reason": result.state.reason,
+        },
+        **_artifacts(result.artifacts),
+    }
+
+
+def run_answer(run: Collected) -> dict[str, Any]:
+    return {"stdout": text(run.stdout), "stderr": text(run.stderr), **result_answer(run.result)}
+
+
+def record_answer(record: RunRecord, session_id: str) -> dict[str, Any]:
+    """The record of a run. What isn't known yet, or never will be, is null."""
+    return {
+        "run_id": record.id,
+        "session_id": session_id,
+        "status": record.status,
+        "started_at": timestamp(record.started_at),
+        "ended_at": timestamp(record.ended_at),
+        "duration": None if record.duration_us is None else f"{record.duration_us / 1e6:.3f}s",
+        "exit_code": record.exit_code,
+        "stdout_bytes": record.stdout_bytes,
+        "stderr_bytes": record.stderr_bytes,
+        "stdout_truncated": record.stdout_truncated,
+        "stderr_truncated": record.stderr_truncated,
+        "state": {"version": record.version, "committed": record.committed, "reason": record.reason},
+        "peak_memory_bytes": record.peak_memory_bytes,
+        "cpu_seconds": None if record.cpu_us is None else record.cpu_us / 1e6,
+        "reaped": record.reaped,
+        "enforced": record.enforced,
+        "egress": {
+            "destinations": [{"secrets": [], **one} for one in record.egress.get("destinations", [])],
+            "more": record.egress.get("more", 0),
+        },
+        **_artifacts(record.artifacts),
+    }
+
+
+def _artifacts(found: JsonObject) -> dict[str, Any]:
+    return {"artifacts": found.get("files", []), "artifacts_more": found.get("more", 0)}
+
+
+def execute_answer(run: Collected, language: str) -> dict[str, Any]:
+    answer = run_answer(run)
+    for name in ("data", "state", "session_id", "artifacts", "artifacts_more"):
+        del answer[name]
+    return {**answer, "language": language, "vm_id": run.result.session_id}
+
+
+def code_answer(stored: StoredCode) -> dict[str, Any]:
+    return {
+        "code": stored.code,
+        "description": stored.description,
+        "updated_at": timestamp(stored.updated_at),
+        "code_length": len(stored.code),
+    }

@@ -1,0 +1,170 @@
+"""Sessions, as clients make, change and see them."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated, Any
+
+from pydantic import BaseModel, Field
+
+from era.core.expiry import MAX_TTL
+from era.core.models import JsonObject, Session, timestamp
+from era.core.setup import requirements
+from era.core.views import data_view
+from era.languages import in_words
+from era.wire.base import Body
+from era.wire.limits import Egress, EgressAnswer, Isolation, Limits, LimitsAnswer
+from era.wire.setup import SetupBody, SetupResult
+from era.wire.versions import MAX_VERSION
+
+SESSION_ID = r"^[A-Za-z0-9_:-]{1,128}$"
+
+
+Ttl = Annotated[int | None, Field(ge=1, le=MAX_TTL)]
+
+
+_Words = Annotated[str, Field(min_length=1, max_length=4096, pattern=r"^[^\x00]+$")]
+
+
+Service = Annotated[
+    _Words | Annotated[list[_Words], Field(min_length=1, max_length=64)] | None,
+    Field(description="What serves the public URLs: a line for the shell, or a program and its arguments."),
+]
+
+
+class CreateSession(Body):
+    language: str = Field(description=f"{in_words()}, or an alias.", examples=["python"])
+    session_id: str | None = Field(None, pattern=SESSION_ID, description="Made up where it is left out.")
+    persistent: bool = Field(True, description="Whether files outlive a run. Data always does.")
+    data: dict[str, Any] = Field(default_factory=dict, description="The state; `.session_data.json` in the sandbox.")
+    metadata: dict[str, Any] = Field(default_factory=dict, description="Labels; never seen by programs.")
+    setup: SetupBody | None = Field(None, description="Packages to install, commands to run, variables of every run.")
+    allowInternetAccess: bool = Field(True, description="Whether programs get to the internet.")
+    allowPublicAccess: bool = Field(True, description="Whether others may call the session's public URL.")
+    default_timeout: float = Field(30.0, gt=0, description="Seconds that a run may take if it doesn't say.")
+    ttl: Ttl = Field(None, description="Seconds without a call after which it expires; null is never.")
+    limits: Limits = None
+    isolation: Isolation = "auto"
+    egress: Egress = None
+    service: Service = None
+    storage: bool = Field(True, description="Whether programs get to the storage.")
+
+
+class ChangeSession(Body):
+    default_timeout: float | None = Field(None, gt=0)
+    allowInternetAccess: bool | None = None
+    allowPublicAccess: bool | None = None
+    metadata: dict[str, Any] | None = None
+    data: dict[str, Any] | None = Field(None, description="Replaces the state, between runs.")
+    ttl: Ttl = Field(None, description="Left out: as it is; null: never expires.")
+    limits: Limits = None
+    isolation: Isolation | None = None
+    egress: Egress = None
+    service: Service = None
+    storage: bool | None = Field(None, description="Whether programs get to the storage, from the next run on.")
+    setup: SetupBody | None = Field(None, description="Replaces the setup, between runs; null: no packages any more.")
+
+
+class DuplicateBody(Body):
+    id: str | None = Field(None, pattern=SESSION_ID, description="The new session's; made up where it is left out.")
+    new_id: str | None = Field(None, pattern=SESSION_ID, description="Another name of `id`.")
+    data: dict[str, Any] | None = Field(None, description="Replaces the state.")
+    from_version: int | None = Field(None, ge=1, le=MAX_VERSION, description="Left out: the current one.")
+
+
+class SessionAnswer(BaseModel):
+    id: str
+    session_id: str
+    created_at: str
+    last_run_at: str
+    language: str
+    persistent: bool
+    file_count: int
+    total_size_bytes: int
+    metadata: dict[str, Any]
+    data: dict[str, Any]
+    setup: dict[str, Any] | None
+    allowInternetAccess: bool
+    allowPublicAccess: bool
+    default_timeout: float
+    version: int
+    ttl: int | None
+    expires_at: str | None
+    limits: LimitsAnswer
+    isolation: str
+    egress: EgressAnswer
+    service: str | list[str] | None
+    storage: bool
+    status: str
+    files: list[dict[str, Any]] | None = None
+    setup_status: str | None = Field(None, description="pending, running, completed or failed; only with a setup.")
+    setup_result: SetupResult | None = Field(None, description="How it went, once it has ended; only with a setup.")
+
+
+class SessionsAnswer(BaseModel):
+    sessions: list[SessionAnswer]
+    count: int
+    next_cursor: str | None
+
+
+class ChangedAnswer(BaseModel):
+    success: bool
+    id: str
+    metadata: SessionAnswer
+    updated_at: str
+
+
+class DeletedAnswer(BaseModel):
+    success: bool
+    id: str
+    deleted_at: str
+
+
+class DeletedAllAnswer(BaseModel):
+    success: bool
+    deleted_count: int
+    deleted_sessions: list[str]
+    deleted_at: str
+
+
+class HostAnswer(BaseModel):
+    url: str
+    base_url: str
+    session_id: str
+    port: int
+
+
+def session_answer(session: Session, status: str, limits: JsonObject) -> dict[str, Any]:
+    """The session object. `status` is `running` while a run is under way, else `idle`, unless it is gone; `limits` are
+    those it gets."""
+    return {
+        "id": session.id,
+        "session_id": session.id,
+        "created_at": timestamp(session.created_at),
+        "last_run_at": timestamp(session.last_run_at),
+        "language": session.language,
+        "persistent": session.persistent,
+        "file_count": session.snapshot.file_count,
+        "total_size_bytes": session.snapshot.total_bytes,
+        "metadata": session.metadata,
+        "data": data_view(json.loads(session.data), session.stored),
+        "setup": requirements.shown(session.setup),
+        "allowInternetAccess": session.allow_internet,
+        "allowPublicAccess": session.allow_public,
+        "default_timeout": session.default_timeout,
+        "version": session.version,
+        "ttl": session.ttl,
+        "expires_at": None if session.expires_at is None else timestamp(session.expires_at),
+        "limits": limits,
+        "isolation": session.isolation,
+        "egress": {"allow": session.egress.get("allow", [])},
+        "service": session.service,
+        "storage": session.storage,
+        "status": session.gone or status,
+        **({} if session.setup is None else _setup_answer(session)),
+    }
+
+
+def _setup_answer(session: Session) -> dict[str, Any]:
+    result = session.setup_result
+    return {"setup_status": session.setup_status, "setup_result": json.loads(result) if result else None}

@@ -1,0 +1,94 @@
+"""What clients get of versions; the rest is in wire.py, which tells how."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import BaseModel, Field
+
+from era.core.models import Version, timestamp
+from era.core.versions import Diff
+from era.wire.base import Body
+from era.wire.files import FileAnswer, path_text
+
+MAX_VERSION = (1 << 63) - 1
+
+
+class RollbackBody(Body):
+    version: int = Field(ge=1, le=MAX_VERSION, description="The version whose content is to be taken up again.")
+
+
+class VersionHeader(BaseModel):
+    version: int
+    created_at: str
+    cause: str
+    run_id: str | None
+    file_count: int
+    total_size_bytes: int
+
+
+class VersionsAnswer(BaseModel):
+    versions: list[VersionHeader]
+    count: int
+    next_cursor: str | None
+
+
+class VersionAnswer(VersionHeader):
+    data: dict[str, Any]
+    files: list[dict[str, Any]] | None = None
+
+
+class DataChangeAnswer(BaseModel):
+    path: str
+    op: str
+    old: Any = None
+    new: Any = None
+
+
+class ChangedFileAnswer(FileAnswer):
+    old_size: int
+
+
+class FileChangesAnswer(BaseModel):
+    added: list[FileAnswer]
+    changed: list[ChangedFileAnswer]
+    removed: list[FileAnswer]
+
+
+class DiffAnswer(BaseModel):
+    version: int
+    data: list[DataChangeAnswer]
+    files: FileChangesAnswer
+
+
+def version_answer(version: Version) -> dict[str, Any]:
+    """A version without its content."""
+    return {
+        "version": version.n,
+        "created_at": timestamp(version.created_at),
+        "cause": version.cause,
+        "run_id": version.run_id,
+        "file_count": version.snapshot.file_count,
+        "total_size_bytes": version.snapshot.total_bytes,
+    }
+
+
+def diff_answer(diff: Diff) -> dict[str, Any]:
+    files = diff.files
+    return {
+        "version": diff.n,
+        "data": [
+            {
+                "path": change.path,
+                "op": change.op,
+                **({} if change.op == "add" else {"old": change.old}),
+                **({} if change.op == "remove" else {"new": change.new}),
+            }
+            for change in diff.data
+        ],
+        "files": {
+            "added": [{"path": path_text(path), "size": size} for path, _, size in files.added],
+            "changed": [{"path": path_text(path), "size": size, "old_size": old} for path, old, size in files.changed],
+            "removed": [{"path": path_text(path), "size": old} for path, old, _ in files.removed],
+        },
+    }

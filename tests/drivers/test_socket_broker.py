@@ -1,0 +1,120 @@
+"""The two ends of a broker without a sandbox, and the host's against a guest that says what it likes."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import threading
+from collections.abc import Iterator
+
+import pytest
+
+from era.drivers.socket_broker import SocketBroker
+from era.guest import socket_broker as guest
+
+KINDS = [
+    (family, kind) for family in (socket.AF_INET, socket.AF_INET6) for kind in (socket.SOCK_STREAM, socket.SOCK_DGRAM)
+]
+
+
+@pytest.fixture
+def ends() -> Iterator[tuple[socket.socket, socket.socket]]:
+    host, inner = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with host, inner:
+        yield host, inner
+
+
+def test_sockets_of_each_kind_come_in_greater_numbers_the_more_are_wanted(
+    ends: tuple[socket.socket, socket.socket],
+) -> None:
+    host, inner = ends
+    asked: list[bytes] = []
+
+    def answer() -> None:
+        there = guest.SocketBroker(inner.fileno())
+        while kind := there.answer():
+            asked.append(kind)
+
+    async def ask() -> None:
+        broker = SocketBroker(host, asks=True)
+        for family, kind in KINDS:
+            for sock in await asyncio.gather(*(broker.new_socket(family, kind) for _ in range(20))):
+                assert (sock.family, sock.type, sock.getsockname()[1]) == (family, kind, 0)
+                sock.close()
+        assert len(asked) == 4 * 4  # 2, 4, 8 and 16 of them
+        before = len(os.listdir("/proc/self/fd"))
+        broker.tidy()
+        assert len(os.listdir("/proc/self/fd")) == before - 4 * 10
+        assert broker.pid == os.getpid()
+        broker.close()
+
+    answering = threading.Thread(target=answer)
+    answering.start()
+    asyncio.run(ask())
+    answering.join()
+
+
+def test_a_listener_waits_for_somebody_who_wants_it(ends: tuple[socket.socket, socket.socket]) -> None:
+    host, inner = ends
+    there, taken = guest.SocketBroker(inner.fileno()), list[int]()
+
+    async def take() -> None:
+        before = len(os.listdir("/proc/self/fd"))
+        broker = SocketBroker(host, asks=True)
+        pipes = [os.pipe() for _ in range(3)]
+        for read, _ in pipes[:2]:
+            there.send(b"L", [read])
+        await asyncio.sleep(0.05)
+        broker.questions_to(taken.append)
+        assert there.answer() == b"L"
+        there.send(b"L", [pipes[2][0]])
+        await asyncio.sleep(0.05)
+        assert [os.fstat(one).st_ino for one in taken] == [os.fstat(read).st_ino for read, _ in pipes[1:]]
+        for one in (*taken, *(end for pipe in pipes for end in pipe)):
+            os.close(one)
+        inner.shutdown(socket.SHUT_RDWR)
+        await asyncio.sleep(0.05)
+        assert taken[2:] == [-1]
+        assert len(os.listdir("/proc/self/fd")) == before - 1  # the host's end is closed, too
+        broker.close()
+
+    asyncio.run(take())
+
+
+@pytest.mark.parametrize("said", [b"t", b"L", b"x", b"T" * 16])
+def test_what_makes_no_sense_ends_it(ends: tuple[socket.socket, socket.socket], said: bytes) -> None:
+    host, inner = ends
+    taken: list[int] = []
+
+    async def hear() -> None:
+        broker = SocketBroker(host, asks=True)
+        broker.questions_to(taken.append)
+        wanted = asyncio.ensure_future(broker.new_socket(socket.AF_INET, socket.SOCK_DGRAM))
+        await asyncio.sleep(0)
+        inner.send(said)
+        with pytest.raises(OSError, match="gives no sockets"):
+            await wanted
+        with pytest.raises(OSError, match="gives no sockets"):
+            await broker.new_socket(socket.AF_INET, socket.SOCK_DGRAM)
+        assert await broker.connect(1) is None
+        broker.close()
+
+    asyncio.run(hear())
+    assert taken == [-1]
+
+
+def test_none_of_a_kind(ends: tuple[socket.socket, socket.socket]) -> None:
+    host, inner = ends
+
+    async def ask() -> None:
+        broker = SocketBroker(host, asks=True)
+        for _ in range(2):
+            wanted = asyncio.ensure_future(broker.new_socket(socket.AF_INET6, socket.SOCK_STREAM))
+            await asyncio.sleep(0)
+            inner.send(inner.recv(2)[:1])
+            with pytest.raises(OSError, match="no such sockets"):
+                await wanted
+        broker.close()
+
+    asyncio.run(ask())

@@ -1,0 +1,242 @@
+"""SQL of people who mean harm: it reaches one database, for a bounded time, with bounded memory and disk."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sqlite3
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from era.core.models import DEFAULT_OWNER
+from era.errors import BadRequest, EraError, Forbidden, TooLarge
+from era.store import d1_worker
+from era.store.d1_databases import D1Databases
+
+ROOM = 1 << 30
+A, B = (DEFAULT_OWNER, "a"), (DEFAULT_OWNER, "b")
+SECRET = "the canary of another namespace"
+ENDLESS = "WITH RECURSIVE c(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM c) SELECT"
+
+
+@pytest.fixture
+async def databases(tmp_path: Path) -> AsyncIterator[D1Databases]:
+    made = D1Databases(tmp_path / "d1", 4 << 20)
+    made.open()
+    yield made
+    await made.close()
+
+
+@pytest.fixture
+def other(tmp_path: Path) -> Path:
+    """Another namespace's file, with something to find in it."""
+    path = tmp_path / "other.sqlite"
+    with sqlite3.connect(path) as connection:
+        connection.execute("CREATE TABLE secrets (text)")
+        connection.execute("INSERT INTO secrets VALUES (?)", [SECRET])
+    connection.close()
+    return path
+
+
+async def query(databases: D1Databases, sql: str, params: Any = ()) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = (await databases.run(*A, sql, params, many=False, room=ROOM))["results"]
+    return rows
+
+
+async def test_statements_together_are_all_or_nothing(databases: D1Databases) -> None:
+    told = await databases.run(
+        *A, "CREATE TABLE t (n UNIQUE); INSERT INTO t VALUES (1); SELECT n FROM t", many=True, room=ROOM
+    )
+    assert told["results"] == [{"n": 1}]
+    assert told["meta"]["changes"] == 1
+    assert told["meta"]["changed_db"] is True
+    with pytest.raises(BadRequest) as caught:
+        await databases.run(*A, "INSERT INTO t VALUES (2); INSERT INTO t VALUES (1)", many=True, room=ROOM)
+    assert caught.value.code == "sql_error"
+    assert await query(databases, "SELECT n FROM t") == [{"n": 1}]
+
+
+async def test_values_go_in_and_come_out(databases: D1Databases) -> None:
+    values = [1, -1.5, "é", None, True, [0, 255]]
+    rows = await query(databases, "SELECT ? a, ? b, ? c, ? d, ? e, ? f, 9e999 g", values)
+    assert rows == [{"a": 1, "b": -1.5, "c": "é", "d": None, "e": 1, "f": [0, 255], "g": None}]
+    assert await query(databases, "SELECT :x AS x", {"x": 2}) == [{"x": 2}]
+    trigger = (
+        "CREATE TABLE t (n); CREATE TRIGGER r AFTER INSERT ON t BEGIN DELETE FROM t WHERE n = ';'; END; SELECT ';'"
+    )
+    assert (await databases.run(*A, trigger, many=True, room=ROOM))["results"] == [{"';'": ";"}]
+
+
+@pytest.mark.parametrize(
+    "sql",
+    [
+        "ATTACH 'PATH' AS other",
+        "VACUUM INTO 'PATH.copy'",
+        "VACUUM",
+        "DETACH main",
+        "PRAGMA journal_mode = OFF",
+        "PRAGMA database_list",
+        "SELECT * FROM pragma_database_list",
+        "PRAGMA hard_heap_limit = 0",
+        "PRAGMA max_page_count = 1000000",
+        "PRAGMA temp_store_directory = '/tmp'",
+        "PRAGMA writable_schema = ON",
+        "SELECT load_extension('PATH')",
+        "SELECT fts3_tokenizer('x')",
+        "SELECT readfile('PATH')",
+        "SELECT writefile('PATH.copy', 'x')",
+        "CREATE VIRTUAL TABLE v USING csv(filename='PATH')",
+        "CREATE VIRTUAL TABLE v USING dbstat",
+        "BEGIN",
+        "COMMIT",
+        "ROLLBACK",
+        "SAVEPOINT s",
+    ],
+)
+async def test_nothing_beyond_the_database_is_reached(databases: D1Databases, other: Path, sql: str) -> None:
+    with pytest.raises((Forbidden, BadRequest, TooLarge)):
+        await query(databases, sql.replace("PATH", str(other)))
+    assert sorted(path.name for path in other.parent.iterdir()) == ["d1", "other.sqlite"]
+    assert await query(databases, "SELECT 1 AS still") == [{"still": 1}]
+
+
+@pytest.mark.parametrize("sql", ["UPDATE sqlite_schema SET sql = 'x'", "DELETE FROM sqlite_schema"])
+async def test_the_schema_is_changed_by_nothing_else(databases: D1Databases, sql: str) -> None:
+    await databases.run(*A, "CREATE TABLE t (n)", many=True, room=ROOM)
+    with pytest.raises(EraError):
+        await query(databases, sql)
+    assert await query(databases, "SELECT name FROM sqlite_schema") == [{"name": "t"}]
+
+
+def test_without_the_authorizer_another_database_is_read(
+    tmp_path: Path, other: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steal = f"ATTACH '{other}' AS other"
+    limits = {which: value for which, value in d1_worker._LIMITS.items() if which != sqlite3.SQLITE_LIMIT_ATTACHED}
+    monkeypatch.setattr(d1_worker, "_LIMITS", limits)
+    with pytest.raises(sqlite3.DatabaseError, match="not authorized"):
+        d1_worker.run(str(tmp_path / "a.sqlite"), steal, [], False, 1 << 20)
+    monkeypatch.setattr(d1_worker, "authorize", lambda *_: sqlite3.SQLITE_OK)
+    # One statement more is needed, since a call may be many.
+    told = d1_worker.run(str(tmp_path / "a.sqlite"), f"{steal}; SELECT text FROM other.secrets", [], True, 1 << 20)
+    assert told["results"] == [{"text": SECRET}]
+
+
+async def test_what_does_not_end_is_ended_and_others_go_on(databases: D1Databases) -> None:
+    begun = time.monotonic()
+    endless = asyncio.create_task(query(databases, f"{ENDLESS} count(*) FROM c"))
+    await asyncio.sleep(0.1)
+    other = await databases.run(*B, "SELECT 1 AS one", many=False, room=ROOM)
+    assert other["results"] == [{"one": 1}]
+    assert not endless.done()
+    with pytest.raises(BadRequest) as caught:
+        await endless
+    assert caught.value.code == "sql_timeout"
+    assert time.monotonic() - begun > 4
+    assert await query(databases, "SELECT 1 AS one") == [{"one": 1}]
+
+
+async def test_one_call_of_a_function_that_takes_for_ever_is_killed(
+    databases: D1Databases, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing can interrupt SQLite in there. Were it a thread of the service's, it would be lost."""
+    monkeypatch.setattr("era.store.d1_databases._KILL_SECONDS", 1.0)
+    slow = "SELECT instr(printf('%.*c', 1900000, 'a'), printf('%.*c', 900000, 'a') || 'b')"
+    begun = time.monotonic()
+    with pytest.raises(BadRequest) as caught:
+        await query(databases, slow)
+    assert caught.value.code == "sql_timeout"
+    assert time.monotonic() - begun < 10
+    monkeypatch.undo()
+    assert await query(databases, "SELECT 1 AS one") == [{"one": 1}]
+
+
+@pytest.mark.parametrize(
+    "sql",
+    [
+        "SELECT zeroblob(1000000000)",
+        "SELECT randomblob(1000000000)",
+        f"SELECT group_concat(x) FROM ({ENDLESS} x FROM c LIMIT 500000)",
+        f"{ENDLESS} randomblob(1000000) FROM c LIMIT 100000",
+        f"SELECT count(*) FROM (SELECT DISTINCT randomblob(1000000) FROM ({ENDLESS} x FROM c LIMIT 9999))",
+        f"WITH big AS MATERIALIZED ({ENDLESS} zeroblob(1000000) AS z FROM c LIMIT 9999) SELECT sum(length(z)) FROM big",
+        f"{ENDLESS} x FROM c LIMIT 20000",
+        f"SELECT {'+'.join('1' for _ in range(100_000))}",
+        f"SELECT {'NOT ' * 5000}1",
+        "SELECT 1 WHERE 'x' LIKE '" + "%a" * 5000 + "'",
+    ],
+)
+async def test_memory_and_answers_are_bounded(databases: D1Databases, sql: str) -> None:
+    with pytest.raises((TooLarge, BadRequest)):
+        await query(databases, sql)
+    assert await query(databases, "SELECT 1 AS one") == [{"one": 1}]
+
+
+async def test_a_database_has_a_size(databases: D1Databases, tmp_path: Path) -> None:
+    await databases.run(*A, "CREATE TABLE t (b)", many=True, room=ROOM)
+    fill = f"INSERT INTO t {ENDLESS} randomblob(100000) FROM c LIMIT 1000"
+    with pytest.raises(TooLarge) as caught:
+        await query(databases, fill)
+    assert caught.value.code == "storage_full"
+    assert await query(databases, "SELECT count(*) AS n FROM t") == [{"n": 0}]
+    assert sum(path.stat().st_size for path in (tmp_path / "d1").glob("*/*")) < 5 << 20
+    with pytest.raises(TooLarge):  # and so has all of the storage
+        await databases.run(*A, f"INSERT INTO t {ENDLESS} randomblob(100000) FROM c LIMIT 10", many=False, room=4096)
+    await databases.run(*A, "DELETE FROM t", many=False, room=0)
+
+
+async def test_a_schema_has_a_size(databases: D1Databases) -> None:
+    many = ";".join(f"CREATE TABLE t{n} (x)" for n in range(d1_worker.MAX_TABLES + 1))
+    with pytest.raises(TooLarge):
+        await databases.run(*A, many, many=True, room=ROOM)
+    assert await query(databases, "SELECT count(*) AS n FROM sqlite_schema") == [{"n": 0}]
+
+
+@pytest.mark.parametrize("sql", ["", "SELECT", "SELECT 1; SELECT 2", "SELECT ?", "SELECT \0", "SELECT 'x", ";;;"])
+async def test_what_is_no_statement_is_told_so(databases: D1Databases, sql: str) -> None:
+    if not sql.strip(";"):
+        assert await query(databases, sql) == []
+        return
+    with pytest.raises(BadRequest) as caught:
+        await query(databases, sql)
+    assert caught.value.hint
+
+
+async def test_nothing_of_a_call_is_there_in_the_next(databases: D1Databases) -> None:
+    await query(databases, "CREATE TEMP TABLE left_over (x)")
+    with pytest.raises(BadRequest):
+        await query(databases, "SELECT * FROM left_over")
+    assert databases.total == 0, "a database in which nothing was committed is no file"
+
+
+async def test_a_dropped_database_is_gone(databases: D1Databases, tmp_path: Path) -> None:
+    await databases.run(*A, "CREATE TABLE t (n)", many=True, room=ROOM)
+    assert list(databases.sizes(DEFAULT_OWNER)) == ["a"]
+    again = D1Databases(tmp_path / "d1", 1 << 20)
+    again.open()
+    assert again.sizes(DEFAULT_OWNER) == databases.sizes(DEFAULT_OWNER)
+    assert await databases.drop(*A)
+    assert not await databases.drop(*A)
+    assert list((tmp_path / "d1").glob("*/*")) == []
+
+
+async def test_a_killed_worker_leaves_the_old_state(databases: D1Databases) -> None:
+    await databases.run(*A, "CREATE TABLE t (n); INSERT INTO t VALUES (1)", many=True, room=ROOM)
+    long = asyncio.create_task(
+        databases.run(*A, f"UPDATE t SET n = 2; {ENDLESS} count(*) FROM c", many=True, room=ROOM)
+    )
+    await asyncio.sleep(0.5)
+    long.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await long
+    assert await query(databases, "SELECT n FROM t") == [{"n": 1}]
+
+
+def test_an_answer_is_json_whatever_is_in_a_row(tmp_path: Path) -> None:
+    line = {"path": str(tmp_path / "x.sqlite"), "sql": "SELECT CAST(x'ff41' AS TEXT) AS t", "params": []}
+    told = d1_worker.answer(json.dumps({**line, "many": False, "most_bytes": 1 << 20}).encode())
+    assert told["ok"]["results"] == [{"t": "\ufffdA"}]

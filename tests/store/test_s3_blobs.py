@@ -1,0 +1,350 @@
+"""What the store in a bucket adds: its URL, its cache, other installations, servers that fail."""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import obstore
+import pytest
+
+from era.errors import BadRequest, Conflict, Unavailable
+from era.store import s3_blobs as module
+from era.store.blob_cache import BlobCache
+from era.store.s3_blobs import S3Blobs, installation
+from era.store.s3_client import Patience, parse
+from tests.store.s3 import ACCESS_KEY, S3, SECRET_KEY, Fault, FaultyS3
+
+HASTY = Patience(attempts=3, pause=0.02, requests=0, silence=20.0, total=60.0)
+NERVOUS = Patience(attempts=3, pause=0.02, requests=0, silence=1.0, total=10.0)
+ONCE = Patience(attempts=1, pause=0.02, requests=0, silence=20.0, total=60.0)
+
+type Make = Callable[..., S3Blobs]
+
+
+@pytest.fixture
+def make(s3: S3, bucket: str, tmp_path: Path) -> Iterator[Make]:
+    """Makes stores in the test's bucket."""
+    made: list[S3Blobs] = []
+
+    def make(
+        endpoint: str | None = None,
+        *,
+        cache_bytes: int = 16 << 20,
+        owner: str = "tests",
+        patience: Patience = HASTY,
+    ) -> S3Blobs:
+        cache = tmp_path / f"cache{len(made)}"
+        url = s3.url(bucket, endpoint=endpoint)
+        store = S3Blobs(url, cache, cache_bytes=cache_bytes, owner=owner, patience=patience)
+        made.append(store)
+        store.open()
+        return store
+
+    yield make
+    for store in made:
+        store.close()
+        assert not list(Path(store._cache._directory).glob("incoming*")), "a half file was left behind"
+
+
+def put(blobs: S3Blobs, *contents: bytes) -> list[str]:
+    with blobs.batch() as batch:
+        return [batch.put(content) for content in contents]
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://bucket/prefix",
+        "s3:///prefix",
+        "s3://key:canary@bucket/prefix",
+        "s3://bucket:80/prefix",
+        "s3://bucket/prefix#canary",
+        "s3://bucket/prefix?secret_key=canary",
+        "s3://bucket/prefix?endpoint=ftp://canary",
+        "s3://bucket/prefix?endpoint=http://key:canary@host",
+        "s3://bucket/prefix?endpoint=http://",
+        "canary",
+    ],
+)
+def test_a_url_that_makes_no_sense_is_refused_unrepeated(url: str) -> None:
+    with pytest.raises(BadRequest) as caught:
+        parse(url)
+    assert "canary" not in caught.value.message
+    assert "s3://BUCKET" in caught.value.hint
+
+
+def test_what_a_url_names() -> None:
+    assert parse("s3://b") == ("b", "", None, None)
+    assert parse("s3://b/p/q/?region=r") == ("b", "p/q", None, "r")
+    assert parse("s3://b/p?endpoint=https://h:1/x&region=r") == ("b", "p", "https://h:1/x", "r")
+
+
+def test_a_prefix_belongs_to_one_installation(make: Make) -> None:
+    make()
+    make()
+    with pytest.raises(Conflict, match="another installation"):
+        make(owner="other")
+
+
+def test_an_installation_keeps_its_id(tmp_path: Path) -> None:
+    ids = {installation(tmp_path / "store-id") for _ in range(3)}
+    assert len(ids) == 1
+    assert ids != {installation(tmp_path / "other-id")}
+    assert all(len(one) == 32 for one in ids)
+
+
+def test_servers_that_cannot_be_used_are_told(s3: S3, bucket: str, make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        with pytest.raises(Unavailable, match="could not be reached"):
+            make(f"http://127.0.0.1:{unused.getsockname()[1]}")
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()
+        begun = time.monotonic()
+        with pytest.raises(Unavailable, match="did not answer in time"):
+            make(f"http://127.0.0.1:{silent.getsockname()[1]}", patience=NERVOUS)
+        assert time.monotonic() - begun < 8
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong-canary")
+    with pytest.raises(Unavailable, match="SignatureDoesNotMatch"):
+        make()
+
+
+def test_a_missing_bucket_is_told(s3: S3, tmp_path: Path) -> None:
+    blobs = S3Blobs(s3.url("nothing-here"), tmp_path, cache_bytes=1 << 20, owner="tests", patience=HASTY)
+    with pytest.raises(Unavailable, match="no such bucket"):
+        blobs.open()
+    blobs.close()
+
+
+def test_credentials_are_in_no_error_and_no_log(
+    make: Make, faulty: FaultyS3, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    texts = []
+    for environment in ({"AWS_SECRET_ACCESS_KEY": "wrong-canary"}, {"AWS_ACCESS_KEY_ID": "wrong-canary"}, {}):
+        with monkeypatch.context() as patch:
+            for name, value in environment.items():
+                patch.setenv(name, value)
+            faulty.fail("error" if not environment else None, 1)
+            with pytest.raises(Unavailable) as caught:
+                make(faulty.endpoint, patience=ONCE)
+            cause: BaseException | None = caught.value
+            while cause is not None:
+                texts.append(repr(cause) + str(cause))
+                cause = cause.__cause__ or (None if cause.__suppress_context__ else cause.__context__)
+    store = make()
+    texts += [caplog.text, repr(store), repr(store._bucket), repr(vars(store._bucket))]
+    for text in texts:
+        for secret in (ACCESS_KEY, SECRET_KEY, "canary", "Signature="):
+            assert secret not in text
+
+
+@pytest.mark.parametrize("fault", ["error", "error after", "half", pytest.param("hang", marks=pytest.mark.soak)])
+def test_one_failure_is_not_noticed(
+    fault: Fault, make: Make, faulty: FaultyS3, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every single request may fail once: what is put is there, what is read is right, what is swept is gone."""
+    monkeypatch.setattr(module, "PART", 100_000)
+    store = make(faulty.endpoint, patience=NERVOUS if fault == "hang" else HASTY)
+    path = tmp_path / "large"
+    large = bytearray(os.urandom(2 * module.PART + 100))
+
+    def everything(n: int) -> None:
+        large[0] = n
+        path.write_bytes(large)
+        horizon = time.time()
+        with open(path, "rb") as file, store.batch() as batch:
+            digest = batch.put(b"small" + bytes([n]))
+            big = batch.put_file(file.fileno(), len(large))
+        store._cache.clear()
+        assert store.get(digest) == b"small" + bytes([n])
+        assert store.get(big) == large
+        store.sweep({digest, big}, horizon)
+
+    n = 1
+    while True:
+        faulty.fail(fault, n)
+        everything(n)
+        if not faulty.failed:
+            break
+        n += 1
+    assert n > 10, "five to put, five to get, some to sweep"
+    with make().batch():
+        pass
+    assert len([name for name in s3_names(store) if name != "owner"]) == 5
+
+
+def s3_names(store: S3Blobs) -> list[str]:
+    return [name for page in store._bucket.pages() for name, _ in page]
+
+
+def test_half_a_body_is_never_believed(s3: S3, bucket: str, make: Make) -> None:
+    """Not even if the server itself has it wrong."""
+    content = os.urandom(100_000)
+    digest = put(make(), content)[0]
+    reader = make()
+    for wrong in (content[:50_000], content + b"x", b"", b"\0" * 100_000):
+        obstore.put(s3.bucket(bucket, "some/prefix"), digest, wrong)
+        for read in (reader.get, reader.open_blob):
+            with pytest.raises(OSError, match="damaged"):
+                read(digest)
+    obstore.put(s3.bucket(bucket, "some/prefix"), digest, content)
+    assert reader.get(digest) == content
+
+
+def test_a_failed_batch_says_so_and_can_be_repeated(make: Make, faulty: FaultyS3) -> None:
+    store = make(faulty.endpoint, patience=ONCE)
+    contents = [os.urandom(100) for _ in range(100)]
+    faulty.fail("error", 30)
+    with pytest.raises(OSError, match="status 500"):
+        put(store, *contents)
+    faulty.fail(None)
+    digests = put(store, *contents)
+    assert [make().get(digest) for digest in digests] == contents
+
+
+def test_the_cache_keeps_what_was_used_last(make: Make, faulty: FaultyS3) -> None:
+    writer, reader = make(), make(faulty.endpoint, cache_bytes=4000)
+    contents = [os.urandom(900) for _ in range(6)]
+    digests = put(writer, *contents)
+
+    def requests(digest: str, content: bytes) -> int:
+        faulty.fail(None)
+        assert reader.get(digest) == content
+        return faulty.requests
+
+    assert [requests(*pair) for pair in zip(digests[:4], contents[:4], strict=True)] == [1] * 4
+    assert [requests(*pair) for pair in zip(digests[:4], contents[:4], strict=True)] == [0] * 4
+    assert requests(digests[0], contents[0]) == 0
+    held = reader.open_blob(digests[1])
+    assert [requests(*pair) for pair in zip(digests[4:], contents[4:], strict=True)] == [1] * 2
+    assert requests(digests[0], contents[0]) == 0
+    assert requests(digests[2], contents[2]) == 1
+    assert os.read(held, 1000) == contents[1], "who has it open can still read it"
+    os.close(held)
+    files = list(Path(reader._cache._directory).iterdir())
+    assert len(files) == 4
+    assert sum(file.stat().st_size for file in files) == 3600
+
+
+def test_what_is_too_large_for_the_cache_is_read_all_the_same(make: Make) -> None:
+    content = os.urandom(100_000)
+    store = make(cache_bytes=50_000)
+    digest = put(store, content)[0]
+    for _ in range(2):
+        assert store.get(digest) == content
+    assert list(Path(store._cache._directory).iterdir()) == []
+
+
+def test_a_new_process_starts_with_an_empty_cache(tmp_path: Path) -> None:
+    (tmp_path / "cache").mkdir()
+    (tmp_path / "cache" / ("0" * 64)).write_bytes(b"left by a process that a power cut ended")
+    cache = BlobCache(tmp_path / "cache", 1000)
+    cache.open()
+    assert cache.find("0" * 64) is None
+    assert list((tmp_path / "cache").iterdir()) == []
+
+
+def test_what_was_expected_comes_at_once(make: Make, faulty: FaultyS3) -> None:
+    digests = put(make(), *(os.urandom(100) for _ in range(64)))
+    faulty.fail(None)
+    reader = make(faulty.endpoint)
+    reader.expect(digests)
+    before = faulty.requests
+    for digest in digests:
+        os.close(reader.open_blob(digest))
+    assert faulty.requests == before
+
+
+def test_a_sweep_goes_through_many_pages(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("era.store.s3_client._PAGE", 7)
+    store = make()
+    digests = put(store, *(os.urandom(10) for _ in range(50)))
+    assert store.sweep(set(digests[:10]), time.time() + 1) == 40
+    assert [store.get(digest) for digest in digests[:10]]
+
+
+def test_a_sweep_takes_all_parts_though_they_lie_on_several_pages(
+    make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("era.store.s3_client._PAGE", 3)
+    monkeypatch.setattr(module, "PART", 1000)
+    store = make()
+    (tmp_path / "large").write_bytes(os.urandom(15_500))
+    with open(tmp_path / "large", "rb") as file, store.batch() as batch:
+        digest = batch.put_file(file.fileno(), 15_500)
+    assert len(s3_names(store)) == 18
+    assert store.sweep({digest}, time.time() + 1) == 0
+    assert store.get(digest) == (tmp_path / "large").read_bytes()
+    assert store.sweep(set(), time.time() + 1) == 1
+    assert s3_names(store) == ["owner"]
+
+
+def test_a_full_cache_fails_no_commit(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = make()
+    with monkeypatch.context() as patch:
+        patch.setattr(store._cache, "_directory", "/dev/full")
+        digest = put(store, b"content")[0]
+    assert store.get(digest) == b"content"
+
+
+def test_content_is_uploaded_again_once_it_is_not_young(make: Make, faulty: FaultyS3) -> None:
+    """So that another process's sweep, which knows times only, spares it."""
+    store = make(faulty.endpoint)
+    digest = put(store, b"content")[0]
+    faulty.fail(None)
+    put(store, b"content")
+    assert faulty.requests == 0
+    store._uploaded[digest] -= 1801
+    put(store, b"content")
+    assert faulty.requests == 1
+
+
+def test_a_put_waits_for_a_removal_of_its_content(make: Make, faulty: FaultyS3) -> None:
+    store = make(faulty.endpoint)
+    digest = put(store, b"content")[0]
+    time.sleep(0.01)
+    removing, go_on = threading.Event(), threading.Event()
+    delete = store._bucket.delete
+
+    def slow(names: list[str]) -> None:
+        removing.set()
+        assert go_on.wait(10)
+        delete(names)
+
+    store._bucket.delete = slow  # type: ignore[method-assign, assignment]
+    sweep = threading.Thread(target=lambda: store.sweep(set(), time.time()))
+    sweep.start()
+    assert removing.wait(10)
+    again = threading.Thread(target=lambda: put(store, b"content"))
+    again.start()
+    time.sleep(0.1)
+    assert again.is_alive()
+    go_on.set()
+    again.join()
+    sweep.join()
+    assert make().get(digest) == b"content"
+
+
+def test_a_removal_that_may_still_come_is_waited_for(
+    make: Make, faulty: FaultyS3, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_DOUBT_SECONDS", 0.5)
+    store = make(faulty.endpoint, patience=ONCE)
+    digest = put(store, b"content")[0]
+    time.sleep(0.01)
+    horizon = time.time()
+    faulty.fail("error after", 2)  # The listing comes first.
+    with pytest.raises(OSError, match="status 500"):
+        store.sweep(set(), horizon)
+    begun = time.monotonic()
+    put(store, b"content")
+    assert time.monotonic() - begun > 0.4
+    assert make().get(digest) == b"content"

@@ -1,0 +1,209 @@
+"""Storage by key, on a real database and real blobs."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from era.core.files.snapshots import Snapshots
+from era.core.models import DEFAULT_OWNER
+from era.core.storage import INLINE_BYTES, MAX_KEY, MAX_METADATA, MAX_VALUE, ROW_BYTES, Kind, Namespaces, Storage
+from era.errors import BadRequest, CommitFailed, NotFound, TooLarge
+from era.store.blobs import LocalBlobs
+from era.store.d1_databases import D1Databases
+from era.store.metadata import SqlStore
+
+KINDS: tuple[Kind, ...] = ("kv", "r2")
+LONG = b"0123456789abcdef" * (INLINE_BYTES // 16 + 1)
+
+
+class Lab:
+    def __init__(self, directory: Path) -> None:
+        self.store = SqlStore(f"sqlite:///{directory}/era.sqlite")
+        self.blobs = LocalBlobs(directory / "blobs")
+        self.databases = D1Databases(directory / "d1", 1 << 20)
+
+    async def open(self, most_bytes: int = 1 << 30, owner: str = DEFAULT_OWNER) -> Namespaces:
+        storage = Storage(self.store, self.blobs, self.databases, most_bytes)
+        await storage.open()
+        return storage.of(owner)
+
+
+@pytest.fixture(scope="module")
+def empty(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A database without rows: to make one takes longer than most tests."""
+    directory = tmp_path_factory.mktemp("empty")
+
+    async def make() -> None:
+        store = Lab(directory).store
+        await store.open()
+        await store.close()
+
+    asyncio.run(make())
+    return directory / "era.sqlite"
+
+
+@pytest.fixture
+async def lab(tmp_path: Path, empty: Path) -> AsyncIterator[Lab]:
+    made = Lab(tmp_path)
+    shutil.copy(empty, tmp_path)
+    made.blobs.open()
+    made.databases.open()
+    await made.store.open()
+    yield made
+    await made.databases.close()
+    await made.store.close()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("value", [b"", b"short", LONG], ids=["empty", "short", "long"])
+async def test_a_value_is_kept_replaced_and_deleted(lab: Lab, kind: Kind, value: bytes) -> None:
+    storage = await lab.open()
+    await storage.put(kind, "a", "k", value, {"n": 1})
+    item, found = await storage.get(kind, "a", "k")
+    assert (found, item.size, item.metadata) == (value, len(value), {"n": 1})
+    await storage.put(kind, "a", "k", b"another", None)
+    again, found = await storage.get(kind, "a", "k")
+    assert (found, again.metadata, again.created_at) == (b"another", None, item.created_at)
+    for elsewhere in (("kv" if kind == "r2" else "r2", "a", "k"), (kind, "b", "k"), (kind, "a", "K")):
+        with pytest.raises(NotFound):
+            await storage.get(*elsewhere)
+    await storage.delete(kind, "a", "k")
+    await storage.delete(kind, "a", "k")
+    with pytest.raises(NotFound):
+        await storage.get(kind, "a", "k")
+
+
+async def test_keys_are_bytes_in_the_order_of_bytes(lab: Lab) -> None:
+    storage = await lab.open()
+    keys = ["a", "a/", "a/../b", "a/b", "aB", "ab", "a\n", "á", "€", "😀", ".", "..", "/", "%2F", "\x7f", "a\U0010ffff"]
+    for key in keys:
+        await storage.put("kv", "n", key, key.encode(), None)
+    expected = sorted(keys, key=str.encode)
+    found: list[str] = []
+    after = None
+    while True:
+        page = await storage.page("kv", "n", prefix="", after=after, limit=3)
+        found += [item.key for item in page.items]
+        if not page.more:
+            break
+        after = found[-1]
+    assert found == expected
+    for prefix in ("a", "a/", "á", "\U0010ffff", "zz"):
+        page = await storage.page("kv", "n", prefix=prefix, after=None, limit=100)
+        assert [item.key for item in page.items] == [key for key in expected if key.startswith(prefix)]
+
+
+async def test_what_is_no_namespace_is_refused(lab: Lab) -> None:
+    storage = await lab.open()
+    for namespace in ("", ".", "..", "../x", "a/b", "a\0", "é", "a b", ":a", "x" * 65, "a\n"):
+        with pytest.raises(BadRequest):
+            await storage.put("kv", namespace, "k", b"", None)
+        with pytest.raises(BadRequest):
+            await storage.sql(namespace, "SELECT 1", [], many=False)
+    assert list(lab.databases._directory.iterdir()) == []
+
+
+async def test_bounds(lab: Lab) -> None:
+    storage = await lab.open()
+    for key in ("", "x" * (MAX_KEY + 1), "é" * (MAX_KEY // 2 + 1), "a\0b", "\udc80" * 400):
+        with pytest.raises(BadRequest):
+            await storage.put("kv", "a", key, b"", None)
+    await storage.put("kv", "a", "x" * MAX_KEY, b"v", None)
+    for kind in KINDS:
+        with pytest.raises(TooLarge):
+            await storage.put(kind, "a", "k", bytes(MAX_VALUE[kind] + 1), None)
+    with pytest.raises(TooLarge):
+        await storage.put("kv", "a", "k", b"", {"m": "x" * MAX_METADATA})
+
+
+async def test_all_of_it_has_a_bound_which_outlives_a_restart(lab: Lab) -> None:
+    storage = await lab.open(3 * (1000 + ROW_BYTES + 1))
+    for key in "abc":
+        await storage.put("kv", "n", key, bytes(1000), None)
+    for one in (storage, await lab.open(3 * (1000 + ROW_BYTES + 1))):
+        with pytest.raises(TooLarge) as caught:
+            await one.put("r2", "n", "d", b"", None)
+        assert caught.value.code == "storage_full"
+        with pytest.raises(TooLarge):
+            await one.sql("n", "CREATE TABLE t (x)", [], many=True)
+    await storage.delete("kv", "n", "a")
+    await storage.put("kv", "n", "d", bytes(1000), None)
+    assert await storage.clear("kv", "n") == 3
+    await storage.sql("n", "SELECT 1", [], many=False)
+    assert (await storage.stats())["total"] == 0
+
+
+async def test_a_put_that_fails_takes_no_room(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    storage = await lab.open(INLINE_BYTES * 2)
+
+    def fail(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("era.store.blobs._write", fail)
+        for _ in range(5):
+            with pytest.raises(CommitFailed):
+                await storage.put("kv", "a", "k", LONG, None)
+    with pytest.raises(NotFound):
+        await storage.get("kv", "a", "k")
+    await storage.put("kv", "a", "k", LONG, None)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_long_values_survive_a_collection_of_garbage(lab: Lab, kind: Kind) -> None:
+    storage = await lab.open()
+    await storage.put(kind, "a", "kept", LONG, None)
+    await storage.put(kind, "a", "gone", LONG + b"!", None)
+    await storage.delete(kind, "a", "gone")
+    old = time.time() - 10_000
+    files = list(Path(lab.blobs._directory).glob("??/*"))
+    assert len(files) == 2
+    for path in files:
+        os.utime(path, (old, old))
+    snapshots = Snapshots(lab.blobs)
+    assert await snapshots.collect_garbage(await lab.store.snapshot_roots(), await lab.store.output_digests()) == 1
+    assert (await storage.get(kind, "a", "kept"))[1] == LONG
+    # And were the rows not asked, this one would go too.
+    assert await snapshots.collect_garbage([], []) == 1
+    await snapshots.close()
+
+
+async def test_what_there_is_is_listed_page_by_page(lab: Lab) -> None:
+    storage = await lab.open()
+    await storage.sql("b", "CREATE TABLE two (x); CREATE TABLE one (x)", [], many=True)
+    for kind in KINDS:
+        for key in ("x1", "x2", "y"):
+            await storage.put(kind, "a", key, b"123", None)
+    every = [("d1", "b", "one"), ("d1", "b", "two")] + [(kind, "a", key) for kind in KINDS for key in ("x1", "x2", "y")]
+    for limit in (1, 3, 100):
+        found = []
+        for offset in range(0, 9, limit):
+            page, total = await storage.resources(None, None, prefix="", limit=limit, offset=offset)
+            assert total == 8
+            found += [(one["type"], one["namespace"], one["key"]) for one in page]
+        assert found == every
+    page, total = await storage.resources("kv", "a", prefix="x", limit=100, offset=1)
+    assert (total, [one["key"] for one in page]) == (2, ["x2"])
+    stats = await storage.stats()
+    assert stats["by_type"] == {"kv": 3, "d1": 2, "r2": 3}
+    assert stats["by_namespace"] == {"a": 6, "b": 2}
+
+
+async def test_what_a_caller_who_goes_away_has_put_is_counted(lab: Lab) -> None:
+    storage = await lab.open()
+    for _ in range(5):
+        put = asyncio.create_task(storage.put("kv", "a", "k", b"v" * 1000, None))
+        await asyncio.sleep(0)
+        put.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await put
+    await storage.put("kv", "a", "k", b"v" * 1000, None)  # the last of one writer's
+    again = await lab.open()
+    assert storage._storage._used == again._storage._used == 1000 + 1 + ROW_BYTES
