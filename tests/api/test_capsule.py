@@ -236,7 +236,10 @@ def test_an_export_during_runs_is_one_version(client: httpx.Client, session: Mak
     for thread in threads:
         thread.start()
     try:
-        taken = [exported(client, where) for _ in range(15) if time.sleep(0.05) is None]
+        taken = []
+        for _ in range(15):
+            time.sleep(0.05)
+            taken.append(exported(client, where))
     finally:
         done.set()
         for thread in threads:

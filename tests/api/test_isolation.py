@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import httpx
@@ -73,16 +74,16 @@ def test_nothing_of_gvisor_outlives_kill_9(own_server: MakeServer) -> None:
     server.start()
     with server.client() as client:
         assert client.post("/api/sessions/s/run", json={"code": "print(open('kept').read())"}).json()["stdout"] == "1\n"
-    left = [pid for pid in processes if eventually(lambda pid=pid: not _exists(pid)) is False]  # type: ignore[misc]
+    left = [pid for pid in processes if eventually(partial(_has_ended, pid)) is False]
     assert left == []
 
 
-def _exists(pid: int) -> bool:
+def _has_ended(pid: int) -> bool:
     try:
         with open(f"/proc/{pid}/cmdline", "rb") as file:
-            return b"runsc" in file.read()
+            return b"runsc" not in file.read()
     except OSError:
-        return False
+        return True
 
 
 @pytest.mark.skipif(HAS_GVISOR and os.geteuid() != 0, reason="only root can hide gVisor from a server")

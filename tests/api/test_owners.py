@@ -148,7 +148,8 @@ def everything(client: httpx.Client, values: dict[str, str], ada: httpx.Client) 
 
 def said(answer: httpx.Response, session_id: str) -> dict[str, Any]:
     """An error, without what is of this one request only."""
-    return json.loads(answer.text.replace(session_id, "ID")) | {"request_id": ""}
+    body: dict[str, Any] = json.loads(answer.text.replace(session_id, "ID"))
+    return body | {"request_id": ""}
 
 
 def test_no_route_finds_another_owners_session(owners: Owners) -> None:

@@ -106,7 +106,7 @@ def test_other_secrets_are_another_request(client: httpx.Client, session: MakeSe
 def test_no_value_shows_where_objects_are_shown() -> None:
     one = secret("A", VALUE, ["api.example.com"], {})
     request = RunRequest("http://h", secrets=[one])
-    body = RunBody(code="", secrets=secrets("A"))
+    body = RunBody.model_validate({"code": "", "secrets": secrets("A")})
     assert VALUE not in f"{one!r} {one} {request!r} {body!r} {body}"
     assert "api.example.com" in repr(one)
 

@@ -8,6 +8,7 @@ import signal
 import socket
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import httpx
@@ -232,7 +233,8 @@ def test_a_setup_is_changed_and_taken_away(client: httpx.Client, run: Run, sessi
 
 def test_the_same_setup_is_there_at_once_and_shared(client: httpx.Client, server: Server, packages: Any) -> None:
     first = make(client, packages)
-    digest = settled(client, first) and environment(client, first)["environment"]
+    settled(client, first)
+    digest = environment(client, first)["environment"]
     directory = server.data_dir / "environments" / digest
     inode = directory.stat().st_ino
     second = make(client, {"npm": ["is-number", "ms@2"], "pip": {"requirements": "idna six six"}}, "node")
@@ -308,7 +310,7 @@ def test_without_a_registry(own_server: MakeServer, monkeypatch: pytest.MonkeyPa
         assert run.json()["stdout"] == "1\n"
         failed = [make(client, setup) for setup in ({"pip": ["two"]}, {"npm": ["two"]})]
         for where in failed:
-            assert eventually(lambda where=where: status(client, where) == "failed", 30)
+            assert eventually(partial(has_failed, client, where), 30)
             error = client.get(f"/api/sessions/{where}").json()["setup_result"]["error"]
             assert "can't be reached" in error
         with serving(int(registry.url.rpartition(":")[2])) as registry:
@@ -318,8 +320,8 @@ def test_without_a_registry(own_server: MakeServer, monkeypatch: pytest.MonkeyPa
             assert run.json()["stdout"] == "2\n", settled(client, failed[0])
 
 
-def status(client: httpx.Client, where: str) -> str:
-    return str(client.get(f"/api/sessions/{where}").json()["setup_status"])
+def has_failed(client: httpx.Client, where: str) -> bool:
+    return bool(client.get(f"/api/sessions/{where}").json()["setup_status"] == "failed")
 
 
 def test_a_setup_that_was_cut_off_is_taken_up_again(own_server: MakeServer) -> None:

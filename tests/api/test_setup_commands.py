@@ -159,13 +159,15 @@ def test_commands_run_in_no_other_sandbox_than_was_asked_for(own_server: MakeSer
 
 
 def test_what_is_no_command(client: httpx.Client) -> None:
-    for commands in ([""], ["a\0b"], ["x" * (65 << 10)], ["true"] * 51, [1], "true"):
+    bad: list[Any] = [[""], ["a\0b"], ["x" * (65 << 10)], ["true"] * 51, [1], "true"]
+    for commands in bad:
         body = {"language": "python", "setup": {"commands": commands}}
         refused(client.post("/api/sessions", json=body), 400, "commands")
-    body = {"language": "python", "persistent": False, "setup": {"commands": ["true"]}}
-    assert refused(client.post("/api/sessions", json=body), 400, "persistent")["code"] == "not_persistent"
+    setup = {"commands": ["true"]}
+    answer = client.post("/api/sessions", json={"language": "python", "persistent": False, "setup": setup})
+    assert refused(answer, 400, "persistent")["code"] == "not_persistent"
     where = client.post("/api/sessions", json={"language": "python", "persistent": False}).json()["id"]
-    client.patch(f"/api/sessions/{where}", json={"setup": {"commands": ["true"]}})
+    client.patch(f"/api/sessions/{where}", json={"setup": setup})
     assert "not persistent" in settled(client, where, "failed")["setup_result"]["error"]
 
 

@@ -91,8 +91,10 @@ def test_what_is_no_version(client: httpx.Client, session: MakeSession) -> None:
     for bad in ("0", "-1", "a", "1.5", str(1 << 63), "9" * 30):
         refused(client.get(f"/api/sessions/{where}/versions/{bad}"), 400)
         refused(client.get(f"/api/sessions/{where}/versions/{bad}/diff"), 400)
-    for bad in ({}, {"version": 0}, {"version": "1"}, {"version": True}, {"version": 1, "x": 1}, {"version": 1 << 63}):
-        refused(client.post(f"/api/sessions/{where}/rollback", json=bad), 400)
+    bodies: list[dict[str, Any]]
+    bodies = [{}, {"version": 0}, {"version": "1"}, {"version": True}, {"version": 1, "x": 1}, {"version": 1 << 63}]
+    for body in bodies:
+        refused(client.post(f"/api/sessions/{where}/rollback", json=body), 400)
     for path in ("versions", "versions/1", "versions/1/diff"):
         refused(client.get(f"/api/sessions/nobody/{path}"), 404, "nobody")
     refused(client.post("/api/sessions/nobody/rollback", json={"version": 1}), 404, "nobody")
@@ -191,8 +193,10 @@ def test_duplicates_take_an_id_a_version_and_data(client: httpx.Client, session:
     assert both.json()["file_count"] == 1
     assert refused(client.post(url, json={"id": "both"}), 409, "both")["code"] == "conflict"
     refused(client.post(url, json={"id": "a", "new_id": "b"}), 400, "new_id")
-    for bad in ({"id": ""}, {"id": "a/b"}, {"id": "x" * 129}, {"data": []}, {"from_version": 0}, {"what": 1}):
-        refused(client.post(url, json=bad), 400)
+    bad: list[dict[str, Any]]
+    bad = [{"id": ""}, {"id": "a/b"}, {"id": "x" * 129}, {"data": []}, {"from_version": 0}, {"what": 1}]
+    for body in bad:
+        refused(client.post(url, json=body), 400)
     refused(client.post(url, json={"data": {"x": "x" * (1 << 20)}}), 413)
 
 

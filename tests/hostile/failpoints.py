@@ -62,7 +62,7 @@ def _traced(tids: Sequence[int], log: Path, what: str) -> Iterator[None]:
             strace.send_signal(signal.SIGINT)  # It lets go of the threads, if there are any left.
 
 
-def recorded(pid: int, log: Path, act: Callable[[], None]) -> list[Step]:
+def recorded(pid: int, log: Path, act: Callable[[], object]) -> list[Step]:
     """The steps that the service makes while `act` runs, in order."""
     names = {tid: name for name, tid in threads(pid).items()}
     with _traced(list(names), log, f"trace={STEPS}"):
@@ -76,7 +76,7 @@ def recorded(pid: int, log: Path, act: Callable[[], None]) -> list[Step]:
     return found
 
 
-def kill_at(pid: int, step: Step, log: Path, act: Callable[[], None]) -> None:
+def kill_at(pid: int, step: Step, log: Path, act: Callable[[], object]) -> None:
     """Kill the service when it is about to make a step of `act`, if it comes to that."""
     tid = threads(pid)[step.thread]
     with _traced([tid], log, f"inject={step.call}:signal=SIGKILL:when={step.n}"):

@@ -1,8 +1,8 @@
-"""The service as failpoint tests want it, forked from a process that has imported all of it, so that it starts fast.
+"""The service that the failpoint tests kill, forked from a process that has imported all of it so that it starts fast.
 
-It is the real one, with three differences. Each pool of threads has one, which carries its name where tracers see it,
-so that the nth call of a thread is the same in every attempt. Garbage is collected when SIGUSR1 says so, and then
-without a grace period. And with a weakness, it breaks one of the rules that the tests are to watch over.
+It is the real service with three differences. Each thread pool has a single thread whose name tracers can see, so that
+the nth call of a thread is the same in every attempt. Garbage is collected on SIGUSR1, without a grace period. And a
+weakness breaks one of the rules that the tests watch over, to prove that they would notice.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ _forks.set_forkserver_preload([__name__])
 
 
 class _Fork:
-    """As much of a Popen as servers need."""
+    """The part of `subprocess.Popen` that `Server` uses."""
 
     def __init__(self, process: ForkServerProcess) -> None:
         self._process = process
@@ -62,9 +62,10 @@ class _Fork:
 
 @dataclass
 class ForkedServer(Server):
-    """A server as above."""
+    """A server in a forked process."""
 
     weakness: str | None = None
+    """A key of WEAKNESSES."""
 
     def _spawn(self, command: list[str], environment: dict[str, str], log: IO[bytes]) -> subprocess.Popen[bytes]:
         process = _forks.Process(target=_serve, args=(environment, log.name, self.weakness))
@@ -78,34 +79,39 @@ def _serve(environment: dict[str, str], log: str, weakness: str | None) -> None:
     fd = os.open(log, os.O_WRONLY | os.O_APPEND)
     os.dup2(fd, 1)
     os.dup2(fd, 2)
-    _give_threads_names()
-    app._collect_garbage = _collect_when_told  # type: ignore[assignment]
-    app.Snapshots = partial(Snapshots, grace_seconds=0.0)  # type: ignore[misc,assignment]
+    _name_threads()
+    _patch(app, _collect_garbage=_collect_on_signal, Snapshots=partial(Snapshots, grace_seconds=0.0))
     if weakness is not None:
         WEAKNESSES[weakness]()
     app.run_service(Settings(), lambda line: print(line, flush=True))
 
 
-def _give_threads_names() -> None:
+def _name_threads() -> None:
     run, make = threading.Thread.run, ThreadPoolExecutor.__init__
 
     def named_run(self: threading.Thread) -> None:
         Path(f"/proc/self/task/{threading.get_native_id()}/comm").write_text(self.name[:15])
         run(self)
 
-    def make_one(self: ThreadPoolExecutor, max_workers: int | None = None, *rest: Any, **options: Any) -> None:
+    def make_single(self: ThreadPoolExecutor, max_workers: int | None = None, *rest: Any, **options: Any) -> None:
         make(self, 1, *rest, **options)
 
-    threading.Thread.run = named_run  # type: ignore[method-assign]
-    ThreadPoolExecutor.__init__ = make_one  # type: ignore[method-assign,assignment]
+    _patch(threading.Thread, run=named_run)
+    _patch(ThreadPoolExecutor, __init__=make_single)
 
 
-async def _collect_when_told(snapshots: Snapshots, store: SqlStore, pins: Pins) -> None:
-    told = asyncio.Event()
-    asyncio.get_running_loop().add_signal_handler(signal.SIGUSR1, told.set)
+def _patch(target: object, **replacements: object) -> None:
+    """Replace attributes of a module or class for the rest of this process."""
+    for name, replacement in replacements.items():
+        setattr(target, name, replacement)
+
+
+async def _collect_on_signal(snapshots: Snapshots, store: SqlStore, pins: Pins) -> None:
+    requested = asyncio.Event()
+    asyncio.get_running_loop().add_signal_handler(signal.SIGUSR1, requested.set)
     while True:
-        await told.wait()
-        told.clear()
+        await requested.wait()
+        requested.clear()
         await app.clear_away(snapshots, store, pins)
 
 
@@ -123,18 +129,21 @@ def _rows_before_blobs() -> None:
     get, open_blob = LocalBlobs.get, LocalBlobs.open_blob
 
     def patient(real: Callable[[LocalBlobs, str], Any], self: LocalBlobs, digest: str) -> Any:
-        """As if it came from a cache of what is still to be written."""
+        """Wait for content that is still to be written, as if it came from a cache."""
         while digest in waiting and not os.path.exists(self._path(digest)):
             time.sleep(0.01)
         return real(self, digest)
 
-    async def none(*_: object) -> dict[str, object]:
+    async def no_artifacts(*_: object) -> dict[str, object]:
         return {}
 
-    LocalBlobs.batch = batch  # type: ignore[assignment]
-    Snapshots.artifacts = none  # type: ignore[method-assign]  # it would wait for them before the row is written
-    LocalBlobs.get = lambda self, digest: patient(get, self, digest)  # type: ignore[method-assign]
-    LocalBlobs.open_blob = lambda self, digest: patient(open_blob, self, digest)  # type: ignore[method-assign]
+    _patch(
+        LocalBlobs,
+        batch=batch,
+        get=lambda self, digest: patient(get, self, digest),
+        open_blob=lambda self, digest: patient(open_blob, self, digest),
+    )
+    _patch(Snapshots, artifacts=no_artifacts)  # the real one would wait for the blobs before the row is written
 
 
 def _blobs_in_place() -> None:
@@ -150,7 +159,7 @@ def _blobs_in_place() -> None:
                 os.fsync(file.fileno())
         return digest
 
-    Batch.put = put  # type: ignore[method-assign]
+    _patch(Batch, put=put)
 
 
 def _no_transactions() -> None:
@@ -160,20 +169,20 @@ def _no_transactions() -> None:
     def without_begin(self: Connection, statement: str, *rest: Any) -> Any:
         return None if statement == "BEGIN IMMEDIATE" else execute(self, statement, *rest)
 
-    Connection.exec_driver_sql = without_begin  # type: ignore[method-assign,assignment]
+    _patch(Connection, exec_driver_sql=without_begin)
 
 
-def _no_reckoning() -> None:
-    """Runs that were cut off are not looked for at the start."""
+def _no_lost_runs() -> None:
+    """Runs that were cut off are not marked `lost` at the start."""
 
     async def mark_lost(_: SqlStore) -> int:
         return 0
 
-    SqlStore.mark_lost = mark_lost  # type: ignore[method-assign]
+    _patch(SqlStore, mark_lost=mark_lost)
 
 
-def _imports_in_sight() -> None:
-    """An imported session is there before it is complete."""
+def _imports_visible_early() -> None:
+    """An imported session is visible before it is complete."""
 
     def insert(self: sessions.SessionRows, connection: Connection, session: Session) -> int:
         fields = {name: getattr(session, name) for name in ("created_at", "updated_at", "version", "id")}
@@ -182,14 +191,13 @@ def _imports_in_sight() -> None:
     def show(self: sessions.SessionRows, connection: Connection, key: int, _: Session, at: int) -> Session:
         return self._of_key(connection, key)
 
-    sessions.SessionRows._insert_hidden = insert  # type: ignore[method-assign]
-    sessions.SessionRows._show = show  # type: ignore[method-assign]
+    _patch(sessions.SessionRows, _insert_hidden=insert, _show=show)
 
 
 WEAKNESSES = {
     "rows before blobs": _rows_before_blobs,
     "blobs in place": _blobs_in_place,
     "no transactions": _no_transactions,
-    "no reckoning": _no_reckoning,
-    "imports in sight": _imports_in_sight,
+    "no lost runs": _no_lost_runs,
+    "imports visible early": _imports_visible_early,
 }

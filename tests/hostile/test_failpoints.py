@@ -339,7 +339,7 @@ class Ordeal:
             return
         copy = self.world.look("copy")
         if self.name == "load":
-            assert (copy.state.version, copy.state.data["n"], copy.state.files.keys()) == (3, 3, {"a", "b"})
+            assert (copy.state.version, copy.state.data["n"], set(copy.state.files)) == (3, 3, {"a", "b"})
             assert len(self.world.ok("GET", "/api/sessions/copy/runs?limit=1000").json()["runs"]) == 120
         else:
             assert copy.state == replace(self.world.look().state, version=1)
@@ -392,8 +392,8 @@ def test_kill_9_at_every_step(name: str, part: int, world: World) -> None:
         ("rows before blobs", "run", "main", "write", "not all of its files"),
         ("no transactions", "run", "era-write_0", "fdatasync", "moved apart"),
         pytest.param("blobs in place", "run", "era-files_0", "write", "not all of its files", marks=pytest.mark.soak),
-        pytest.param("no reckoning", "run", "era-files_0", "fsync", "running", marks=pytest.mark.soak),
-        pytest.param("imports in sight", "load", "era-write_0", "fdatasync", "exists", marks=pytest.mark.soak),
+        pytest.param("no lost runs", "run", "era-files_0", "fsync", "running", marks=pytest.mark.soak),
+        pytest.param("imports visible early", "load", "era-write_0", "fdatasync", "exists", marks=pytest.mark.soak),
     ],
 )
 def test_a_weak_service_would_be_found(

@@ -198,9 +198,10 @@ class Fuzz:
         if "run_id" in case.path_parameters:
             ran = httpx.post(f"{session}/run", json={"code": "", "timeout": 1}, timeout=30, trust_env=False)
             case.path_parameters["run_id"] = ran.json().get("run_id", "run_gone")
-        wanted = case.body.get("version") if isinstance(case.body, dict) else None
-        if case.operation.path.endswith("/rollback") and type(wanted) is int and wanted > 0:
-            case.body["version"] = 1
+        if case.operation.path.endswith("/rollback") and isinstance(case.body, dict):
+            version = case.body.get("version")
+            if type(version) is int and version > 0:
+                case.body["version"] = 1
         if case.operation.path.endswith("/restore"):
             httpx.delete(session, timeout=30, trust_env=False)
         if case.operation.path.endswith("/setup"):
@@ -273,7 +274,7 @@ def _bound(body: dict[str, Any], chance: random.Random, *, runs: bool) -> None:
 def _is_valid(secrets: Any) -> bool:
     """Whether these are secrets as the description has them."""
     try:
-        RunBody(secrets=secrets)
+        RunBody.model_validate({"secrets": secrets})
     except ValidationError:
         return False
     return True

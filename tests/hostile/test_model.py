@@ -94,10 +94,13 @@ class Service(RuleBasedStateMachine):
 
     @initialize(target=sessions, data=DATA)
     def first(self, data: dict[str, Any]) -> str:
-        return self.create(data)
+        return self._create(data)
 
     @rule(target=sessions, data=DATA)
     def create(self, data: dict[str, Any]) -> str:
+        return self._create(data)
+
+    def _create(self, data: dict[str, Any]) -> str:
         self.made += 1
         session = f"m{self.made}"
         self.call("POST", "", 201, json={"language": "python", "session_id": session, "data": data})
@@ -262,7 +265,7 @@ class Service(RuleBasedStateMachine):
 
 def _search(server: Server, examples: int, steps: int) -> None:
     machine = type("ServiceHere", (Service,), {"server": server})
-    run_state_machine_as_test(  # type: ignore[no-untyped-call]
+    run_state_machine_as_test(
         machine,
         settings=settings(
             max_examples=examples,
@@ -289,7 +292,7 @@ def test_on_a_bucket(own_server: Callable[..., Server], s3: S3, bucket: str) -> 
 def test_for_longer(own_server: Callable[..., Server], number: int) -> None:
     machine_server = own_server(drain_seconds="2")
     machine = type(f"Service{number}", (Service,), {"server": machine_server})
-    run_state_machine_as_test(  # type: ignore[no-untyped-call]
+    run_state_machine_as_test(
         machine,
         settings=settings(
             max_examples=15,
