@@ -1,4 +1,4 @@
-"""Real servers for the tests, and the check that nothing is left of what they did."""
+"""Real servers for the tests, and the check that they leave nothing behind."""
 
 from __future__ import annotations
 
@@ -22,12 +22,13 @@ from era import languages
 from era.app import cgroup_name
 
 ERA = Path(sys.executable).parent / "era"
-START_SECONDS = 30.0
+START_SECONDS = STOP_SECONDS = 60.0
 
 
 def pytest_configure() -> None:
-    """Tests look at what is mounted before and after, so those that run beside each other must not see each other's."""
-    if os.geteuid() == 0 and "PYTEST_XDIST_WORKER" in os.environ:
+    """Give the tests a mount namespace of their own. They compare what is mounted before and after, so they must not
+    see the mounts of tests and other programs that run beside them."""
+    if os.geteuid() == 0:
         os.unshare(os.CLONE_NEWNS)
         subprocess.run(["mount", "--make-rprivate", "/"], check=True)
 
@@ -39,10 +40,10 @@ class Server:
     data_dir: Path
     settings: dict[str, str] = field(default_factory=dict)
     uid: int | None = None
-    """Serve as this ordinary user; the tests must run as root then."""
+    """Serve as this ordinary user. Needs root."""
 
     hidden: str | None = None
-    """A file of the machine that it is to find empty; the tests must run as root then."""
+    """A file of the machine that the service finds empty. Needs root."""
 
     process: subprocess.Popen[bytes] | None = None
     url: str = ""
@@ -61,11 +62,11 @@ class Server:
         return self.data_dir.parent / f"{self.data_dir.name}.log"
 
     def start(self) -> Server:
-        """Start it and wait until it serves."""
+        """Start the service and wait until it serves."""
         environment = {name: value for name, value in os.environ.items() if not name.startswith("ERA_")}
-        # Not the strongest that this machine may have, which would be slower, and not the same everywhere.
+        # The strongest isolation of this machine may be slower, and isn't the same everywhere.
         environment |= {"ERA_ISOLATION": "bubblewrap"}
-        environment.pop("PYTHONDONTWRITEBYTECODE", None)  # or each start would compile what has changed, or isn't yet
+        environment.pop("PYTHONDONTWRITEBYTECODE", None)  # or each start would compile again
         environment |= {"ERA_PORT": "0", "ERA_DATA_DIR": str(self.data_dir), **self.settings}
         command = [str(ERA), "serve"]
         if self.hidden is not None:
@@ -78,19 +79,19 @@ class Server:
             start = log.tell()
             self.process = self._spawn(command, environment, log)
         deadline = time.monotonic() + START_SECONDS
-        while not (found := re.search(r"ERA serves\s+(http://\S+)", self.log[start:])):
+        while not (match := re.search(r"ERA serves\s+(http://\S+)", self.log[start:])):
             if self.process.poll() is not None or time.monotonic() > deadline:
                 raise AssertionError(f"The server did not start:\n{self.log[start:]}")
             time.sleep(0.02)
-        self.url = found[1]
+        self.url = match[1]
         return self
 
     def _spawn(self, command: list[str], environment: dict[str, str], log: IO[bytes]) -> subprocess.Popen[bytes]:
         return subprocess.Popen(command, stdout=log, stderr=log, env=environment)
 
     def _as_ordinary_user(self, uid: int) -> tuple[list[str], dict[str, str]]:
-        """The command that serves as `uid`. A mount namespace shows that user the project and the data directory
-        outside of the directories that are closed to it."""
+        """The command that serves as `uid`, and its additional environment. A mount namespace shows that user the
+        project and the data directory outside of the directories that are closed to it."""
         self.data_dir.mkdir(exist_ok=True)
         os.chown(self.data_dir, uid, uid)
         project = Path(__file__).parent.parent
@@ -103,12 +104,12 @@ class Server:
         command = ["unshare", "--mount", "--propagation", "slave", "sh", "-c", script]
         return command, {"PYTHONPATH": "/mnt/project/src", "ERA_DATA_DIR": "/mnt/data", "HOME": "/mnt"}
 
-    def stop(self, how: int = signal.SIGTERM) -> int:
-        """End it by a signal and wait for it. The answer is its exit code."""
+    def stop(self, number: int = signal.SIGTERM) -> int:
+        """Send the service a signal and wait for its end; returns its exit code."""
         assert self.process is not None
         if self.process.poll() is None:
-            self.process.send_signal(how)
-        code = self.process.wait(30)
+            self.process.send_signal(number)
+        code = self.process.wait(STOP_SECONDS)
         self.process = None
         return code
 
@@ -119,25 +120,45 @@ class Server:
     def descendants(self) -> list[int]:
         return descendants(self.pid)
 
+    @property
+    def resident_bytes(self) -> int:
+        """Memory of the service itself, without its children."""
+        return self._memory("VmRSS")
+
+    @property
+    def peak_resident_bytes(self) -> int:
+        """The most memory of the service itself since its start or `reset_peak`."""
+        return self._memory("VmHWM")
+
+    def reset_peak(self) -> int:
+        """Measure the peak anew from here; returns the memory resident now."""
+        Path(f"/proc/{self.pid}/clear_refs").write_text("5")
+        return self.resident_bytes
+
+    def _memory(self, field: str) -> int:
+        match = re.search(rf"{field}:\s+(\d+) kB", Path(f"/proc/{self.pid}/status").read_text())
+        assert match
+        return int(match[1]) << 10
+
 
 def descendants(pid: int) -> list[int]:
-    """All processes below `pid`."""
+    """The processes below `pid`, however deep."""
     children: dict[int, list[int]] = {}
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
             with contextlib.suppress(OSError):
                 fields = (entry / "stat").read_text().rpartition(")")[2].split()
                 children.setdefault(int(fields[1]), []).append(int(entry.name))
-    found, pending = [], [pid]
+    all_below, pending = [], [pid]
     while pending:
         below = children.get(pending.pop(), [])
-        found += below
+        all_below += below
         pending += below
-    return found
+    return all_below
 
 
 def is_running(pid: int) -> bool:
-    """Whether there is such a process, and it is more than an entry that its parent has not taken note of."""
+    """Whether there is such a process, other than a zombie that its parent hasn't waited for."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except OSError:
@@ -153,16 +174,19 @@ def mounts() -> list[str]:
     return Path("/proc/self/mounts").read_text().splitlines()
 
 
-def eventually(what: Callable[[], Any], seconds: float = 10.0) -> Any:
-    """The first truthy answer of `what`, or its last."""
+def eventually(probe: Callable[[], Any], seconds: float = 60.0) -> Any:
+    """Call `probe` until its result is truthy, or for so many seconds; returns its last result.
+
+    The default is long because machines may be busy: it only bounds how long a test that fails takes.
+    """
     deadline = time.monotonic() + seconds
-    while not (answer := what()) and time.monotonic() < deadline:
+    while not (result := probe()) and time.monotonic() < deadline:
         time.sleep(0.02)
-    return answer
+    return result
 
 
 def assert_nothing_left(before_mounts: list[str], processes: list[int], data_dir: Path, group: str = "") -> None:
-    """After a server has ended: no process, mount, cgroup or live directory of it."""
+    """Assert that a server that has ended left no process, mount, cgroup or sandbox directory."""
     eventually(lambda: not any(map(is_running, processes)))
     assert [pid for pid in processes if is_running(pid)] == []
     assert mounts() == before_mounts
@@ -186,15 +210,14 @@ def shared_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 @pytest.fixture
 def server(shared_server: Server) -> Iterator[Server]:
-    """The shared server, with a leak check after the test: sessions go, and with them all they held."""
-    quiet = eventually(lambda: _at_rest(shared_server))
-    assert quiet, "the server was not at rest before the test"
+    """The shared server, with a leak check after the test: sessions are deleted, and all that they held must go."""
+    assert eventually(lambda: _at_rest(shared_server)), "the server was not at rest before the test"
     fds = _fds(shared_server.pid)
     processes = len(shared_server.descendants())
     yield shared_server
     with shared_server.client() as client:
         assert client.delete("/api/sessions").status_code == 200
-        for kind, namespace in {(each["type"], each["namespace"]) for each in _stored(client)}:
+        for kind, namespace in {(each["type"], each["namespace"]) for each in _resources(client)}:
             assert client.delete(f"/api/storage/{kind}/{quote(namespace, safe='')}").status_code == 200
     assert eventually(lambda: _at_rest(shared_server)), "sandboxes were left behind"
     assert eventually(lambda: len(shared_server.descendants()) <= processes), "processes were left behind"
@@ -202,13 +225,14 @@ def server(shared_server: Server) -> Iterator[Server]:
     assert len(list((shared_server.data_dir / "live").iterdir())) == len(languages.runtimes())
 
 
-def _stored(client: httpx.Client) -> list[dict[str, str]]:
+def _resources(client: httpx.Client) -> list[dict[str, str]]:
     """What is in the storage."""
-    listed: list[dict[str, str]] = client.get("/api/resources/list", params={"limit": 1000}).json()["resources"]
-    return listed
+    resources: list[dict[str, str]] = client.get("/api/resources/list", params={"limit": 1000}).json()["resources"]
+    return resources
 
 
 def _at_rest(server: Server) -> bool:
+    """Whether no sandbox is warm or busy, and one of each runtime is ready."""
     with server.client() as client:
         sandboxes = client.get("/health").json()["sandboxes"]
     return bool(sandboxes == {"live": 0, "busy": 0, "ready": len(languages.runtimes())})
@@ -225,20 +249,23 @@ def client(server: Server) -> Iterator[httpx.Client]:
 
 
 @pytest.fixture
-def own_server(tmp_path: Path) -> Iterator[Callable[..., Server]]:
-    """Makes servers of the test's own, which may be killed and started again on their data."""
+def own_server(tmp_path: Path) -> Iterator[MakeServer]:
+    """Makes servers of the test's own, which may be killed and started again on their data.
+
+    Settings are keywords: `own_server(max_warm="2")` sets ERA_MAX_WARM.
+    """
     before = mounts()
-    made: list[Server] = []
+    servers: list[Server] = []
 
     def make(uid: int | None = None, hidden: str | None = None, **settings: str) -> Server:
-        name = f"data{len(made)}"
+        name = f"data{len(servers)}"
         values = {f"ERA_{key.upper()}": value for key, value in settings.items()}
         server = Server(tmp_path / name, values, uid, hidden)
-        made.append(server)
+        servers.append(server)
         return server.start()
 
     yield make
-    for server in made:
+    for server in servers:
         processes = server.descendants() if server.process else []
         if server.process is not None:
             server.stop()
@@ -246,11 +273,13 @@ def own_server(tmp_path: Path) -> Iterator[Callable[..., Server]]:
 
 
 type Run = Callable[..., dict[str, Any]]
+type MakeServer = Callable[..., Server]
+type MakeSession = Callable[..., str]
 
 
 @pytest.fixture
-def session(client: httpx.Client) -> Callable[..., str]:
-    """Makes a session; the answer is its id."""
+def session(client: httpx.Client) -> MakeSession:
+    """Makes a session; returns its id."""
 
     def make(language: str = "python", **fields: Any) -> str:
         answer = client.post("/api/sessions", json={"language": language, **fields})
@@ -262,13 +291,13 @@ def session(client: httpx.Client) -> Callable[..., str]:
 
 @pytest.fixture
 def run(client: httpx.Client) -> Run:
-    """Runs code in a session; the answer is that of the API, which must be a 200."""
+    """Runs code in a session; returns the body of the API's answer, which must be a 200."""
 
     def run(session_id: str, code: str | None = None, **fields: Any) -> dict[str, Any]:
         body = fields if code is None else {"code": code, **fields}
         answer = client.post(f"/api/sessions/{session_id}/run", json=body)
         assert answer.status_code == 200, answer.text
-        told: dict[str, Any] = answer.json()
-        return told
+        outcome: dict[str, Any] = answer.json()
+        return outcome
 
     return run

@@ -1,35 +1,26 @@
-"""Pictures, documents and tables: what a run leaves for people comes back with its answer."""
+"""Artifacts: the pictures, documents and tables that a run wrote come back with its answer."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
-from typing import Any
 
 import httpx
 import pytest
 
 from era.wire.runs import RunAnswer
-from tests.api.test_capsule import TAR
-from tests.api.test_contract import RUN_KEYS, checked
-from tests.api.test_runs import record
-from tests.api.test_setup import make, settled
-from tests.conftest import Run, Server
-
-type MakeSession = Callable[..., str]
-type MakeServer = Callable[..., Server]
+from tests.api.answers import RUN_KEYS, checked, record, seen
+from tests.api.capsule_api import TAR
+from tests.api.setups import make, settled
+from tests.conftest import MakeSession, Run
 
 CHART = """
 svg = '<svg xmlns="http://www.w3.org/2000/svg"><circle r="9"/></svg>'
 with open('chart.svg', 'w') as f:
     f.write(svg)
 """
+
+
 SVG = {"type": "image/svg+xml", "path": "chart.svg", "size": 61}
-
-
-def seen(answer: dict[str, Any]) -> list[str]:
-    assert answer["artifacts_more"] == 0
-    return [each["path"] for each in answer["artifacts"]]
 
 
 def test_they_come_with_the_answer_and_stand_on_the_record(client: httpx.Client, session: MakeSession) -> None:

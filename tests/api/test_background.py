@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
 from typing import Any
 
 import httpx
 import pytest
 
-from tests.api.live import SERVE, begin
-from tests.conftest import Run, Server, eventually
-
-type Session = Callable[..., str]
+from tests.api.guest_servers import HTTP_SERVER, start_in_background
+from tests.conftest import MakeServer, MakeSession, Run, Server, eventually
 
 SLEEPER = """\
 import json, time
@@ -31,9 +28,11 @@ def record(client: httpx.Client, where: str, run_id: str) -> dict[str, Any]:
     return told
 
 
-def test_a_run_that_nobody_waits_for(client: httpx.Client, session: Session, run: Run) -> None:
+def test_a_run_that_nobody_waits_for(client: httpx.Client, session: MakeSession, run: Run) -> None:
     where = session(data={"n": 1})
-    run_id = begin(client, where, "import time; time.sleep(0.3); open('f', 'w').write('x'); print('done')")
+    run_id = start_in_background(
+        client, where, "import time; time.sleep(0.3); open('f', 'w').write('x'); print('done')"
+    )
     assert record(client, where, run_id)["status"] == "running"
     assert client.get(f"/api/sessions/{where}").json()["status"] == "running"
     assert run(where, "print(open('f').read())")["stdout"] == "x\n"  # it waits in order
@@ -42,10 +41,10 @@ def test_a_run_that_nobody_waits_for(client: httpx.Client, session: Session, run
     assert client.get(f"/api/sessions/{where}/runs/{run_id}/stdout").text == "done\n"
 
 
-def test_what_it_has_written_so_far(client: httpx.Client, session: Session) -> None:
+def test_what_it_has_written_so_far(client: httpx.Client, session: MakeSession) -> None:
     where = session()
     code = "import sys, time; print('0123456789', flush=True); print('e', file=sys.stderr); time.sleep(600)"
-    run_id = begin(client, where, code)
+    run_id = start_in_background(client, where, code)
     url = f"/api/sessions/{where}/runs/{run_id}"
     assert eventually(lambda: client.get(f"{url}/stdout").text == "0123456789\n")
     part = client.get(f"{url}/stdout", headers={"Range": "bytes=3-5"})
@@ -53,9 +52,9 @@ def test_what_it_has_written_so_far(client: httpx.Client, session: Session) -> N
     assert eventually(lambda: client.get(f"{url}/stderr").text == "e\n")
 
 
-def test_stopping(client: httpx.Client, session: Session, run: Run) -> None:
+def test_stopping(client: httpx.Client, session: MakeSession, run: Run) -> None:
     where = session()
-    run_id = begin(client, where, SLEEPER)
+    run_id = start_in_background(client, where, SLEEPER)
     url = f"/api/sessions/{where}/runs/{run_id}"
     assert eventually(lambda: client.get(f"{url}/stdout").text)
     stopped = client.delete(url)
@@ -71,7 +70,7 @@ def test_stopping(client: httpx.Client, session: Session, run: Run) -> None:
     assert client.delete(f"/api/sessions/{where}/runs/nothing").status_code == 404
 
 
-def test_a_program_may_end_well_when_it_is_told_to(client: httpx.Client, session: Session) -> None:
+def test_a_program_may_end_well_when_it_is_told_to(client: httpx.Client, session: MakeSession) -> None:
     code = """\
 import signal, sys, time
 def end(*_):
@@ -82,7 +81,7 @@ print("ready", flush=True)
 time.sleep(600)
 """
     where = session()
-    run_id = begin(client, where, code)
+    run_id = start_in_background(client, where, code)
     url = f"/api/sessions/{where}/runs/{run_id}"
     assert eventually(lambda: client.get(f"{url}/stdout").text)
     told = client.delete(url).json()
@@ -90,10 +89,10 @@ time.sleep(600)
     assert client.get(f"/api/sessions/{where}/files/ended.txt").text == "x"
 
 
-def test_a_program_that_does_not_listen_has_two_seconds(client: httpx.Client, session: Session) -> None:
+def test_a_program_that_does_not_listen_has_two_seconds(client: httpx.Client, session: MakeSession) -> None:
     where = session()
     code = "import signal, time; signal.signal(15, signal.SIG_IGN); print('up', flush=True); time.sleep(600)"
-    run_id = begin(client, where, code)
+    run_id = start_in_background(client, where, code)
     url = f"/api/sessions/{where}/runs/{run_id}"
     assert eventually(lambda: client.get(f"{url}/stdout").text)
     began = time.monotonic()
@@ -103,7 +102,7 @@ def test_a_program_that_does_not_listen_has_two_seconds(client: httpx.Client, se
 
 
 def test_a_run_that_somebody_waits_for_can_be_stopped_too(
-    client: httpx.Client, session: Session, server: Server
+    client: httpx.Client, session: MakeSession, server: Server
 ) -> None:
     where, told = session(), []
 
@@ -119,25 +118,25 @@ def test_a_run_that_somebody_waits_for_can_be_stopped_too(
     assert (told[0]["status"], told[0]["exit_code"]) == ("killed", 143)
 
 
-def test_its_timeout(client: httpx.Client, session: Session, run: Run) -> None:
+def test_its_timeout(client: httpx.Client, session: MakeSession, run: Run) -> None:
     where = session()
-    run_id = begin(client, where, "import time; time.sleep(600)", timeout=0.2)
+    run_id = start_in_background(client, where, "import time; time.sleep(600)", timeout=0.2)
     run(where, "1")
     assert record(client, where, run_id)["status"] == "timeout"
     answer = client.post(f"/api/sessions/{where}/run", json={"code": "1", "background": True, "timeout": 99_999})
     assert answer.status_code == 400
 
 
-def test_atomic(client: httpx.Client, session: Session) -> None:
+def test_atomic(client: httpx.Client, session: MakeSession) -> None:
     where = session()
-    run_id = begin(client, where, SLEEPER, atomic=True)
+    run_id = start_in_background(client, where, SLEEPER, atomic=True)
     url = f"/api/sessions/{where}/runs/{run_id}"
     assert eventually(lambda: client.get(f"{url}/stdout").text)
     assert client.delete(url).json()["state"]["committed"] is False
     assert client.get(f"/api/sessions/{where}").json()["data"] == {}
 
 
-def test_with_a_key_it_begins_once(client: httpx.Client, session: Session) -> None:
+def test_with_a_key_it_begins_once(client: httpx.Client, session: MakeSession) -> None:
     where = session()
     body = {"code": SLEEPER, "background": True}
     url, key = f"/api/sessions/{where}/run", {"Idempotency-Key": "k"}
@@ -153,7 +152,7 @@ def test_with_a_key_it_begins_once(client: httpx.Client, session: Session) -> No
 
 
 @pytest.mark.parametrize("body", [{"code": "1", "background": "yes"}, {"background": True}])
-def test_what_can_not_begin(client: httpx.Client, session: Session, body: dict[str, Any]) -> None:
+def test_what_can_not_begin(client: httpx.Client, session: MakeSession, body: dict[str, Any]) -> None:
     where = session()
     assert client.post(f"/api/sessions/{where}/run", json=body).status_code == 400
     assert client.get(f"/api/sessions/{where}/runs").json()["count"] == 0
@@ -161,19 +160,19 @@ def test_what_can_not_begin(client: httpx.Client, session: Session, body: dict[s
     assert stream.status_code == 400
 
 
-def test_deleting_the_session_ends_it(client: httpx.Client, session: Session, server: Server) -> None:
+def test_deleting_the_session_ends_it(client: httpx.Client, session: MakeSession, server: Server) -> None:
     where = session()
-    begin(client, where, SERVE)
+    start_in_background(client, where, HTTP_SERVER)
     assert client.get(f"/proxy/{where}/3000/").status_code == 200
     assert client.delete(f"/api/sessions/{where}").status_code == 200
     assert client.get(f"/proxy/{where}/3000/").status_code == 404
 
 
-def test_stopping_the_service_keeps_what_it_has_done(own_server: Callable[..., Server]) -> None:
+def test_stopping_the_service_keeps_what_it_has_done(own_server: MakeServer) -> None:
     server = own_server(drain_seconds="20")
     with server.client() as client:
         client.post("/api/sessions", json={"language": "python", "session_id": "s"})
-        run_id = begin(client, "s", SLEEPER)
+        run_id = start_in_background(client, "s", SLEEPER)
         assert eventually(lambda: client.get(f"/api/sessions/s/runs/{run_id}/stdout").text)
     began = time.monotonic()
     assert server.stop() == 0

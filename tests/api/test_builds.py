@@ -9,8 +9,8 @@ from collections.abc import Iterator
 import httpx
 import pytest
 
-from tests.api.test_setup import MakeServer, environment, make, settled
-from tests.conftest import Server
+from tests.api.setups import environment, make, settled
+from tests.conftest import MakeServer, Server
 from tests.packages.registry import Registry, serving, wheel
 from tests.packages.test_installer import put_evil_npm
 from tests.packages.works import sdist

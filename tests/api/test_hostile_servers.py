@@ -7,7 +7,6 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,10 +15,8 @@ from typing import IO
 import httpx
 import pytest
 
-from tests.api.live import SERVE, begin
-from tests.conftest import Server
-
-type Session = Callable[..., str]
+from tests.api.guest_servers import HTTP_SERVER, start_in_background
+from tests.conftest import MakeSession, Server
 
 OK = b"HTTP/1.1 200 OK\r\n"
 SECOND = b"HTTP/1.1 200 OK\r\nContent-Length: 8\r\n\r\nsmuggled"
@@ -97,13 +94,6 @@ while True:
 """
 
 
-@pytest.fixture
-def live(client: httpx.Client, session: Session) -> str:
-    where = session()
-    begin(client, where, SERVE)
-    return f"/proxy/{where}/3000"
-
-
 def exchanged(server: Server, request: bytes) -> bytes:
     """All that comes for these bytes until the server hangs up or is silent for a while."""
     name, _, port = server.url.removeprefix("http://").rpartition(":")
@@ -171,7 +161,7 @@ def test_a_proxy_that_copies_would_let_them_through(tmp_path: Path) -> None:
     try:
         with server.client() as client:
             client.post("/api/sessions", json={"language": "python", "session_id": "s"})
-            begin(client, "s", SERVE)
+            start_in_background(client, "s", HTTP_SERVER)
             time.sleep(0.5)
             for answer in (PASSED["a second answer"], REFUSED["two lengths"], REFUSED["no HTTP"]):
                 request = f"GET /proxy/s/3000/raw?{answer.hex()} HTTP/1.1\r\nHost: SELF\r\n\r\n"
@@ -180,9 +170,9 @@ def test_a_proxy_that_copies_would_let_them_through(tmp_path: Path) -> None:
         server.stop()
 
 
-def test_answers_without_an_end(client: httpx.Client, session: Session, server: Server) -> None:
+def test_answers_without_an_end(client: httpx.Client, session: MakeSession, server: Server) -> None:
     where = session()
-    run_id = begin(client, where, STREAMS)
+    run_id = start_in_background(client, where, STREAMS)
     url = f"/proxy/{where}/3000"
     for path in ("/head", "/line"):
         answer = client.get(f"{url}{path}")
@@ -221,7 +211,7 @@ def test_nobody_is_waited_for_without_end(tmp_path: Path) -> None:
     try:
         with server.client() as client:
             client.post("/api/sessions", json={"language": "python", "session_id": "s"})
-            run_id = begin(client, "s", STREAMS)
+            run_id = start_in_background(client, "s", STREAMS)
             for path in ("/hold", "/hints"):
                 answer = client.get(f"/proxy/s/3000{path}")
                 assert (answer.status_code, answer.json()["code"]) == (504, "answer_timeout"), path

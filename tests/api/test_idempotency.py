@@ -5,7 +5,6 @@ from __future__ import annotations
 import signal
 import sqlite3
 import threading
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from typing import Any
@@ -13,10 +12,8 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.api.test_contract import refused
-from tests.conftest import Server, eventually
-
-type MakeSession = Callable[..., str]
+from tests.api.answers import refused
+from tests.conftest import MakeServer, MakeSession, eventually
 
 COUNT = """
 import json, os, sys
@@ -151,7 +148,7 @@ def test_what_is_a_key(client: httpx.Client, session: MakeSession) -> None:
     refused(client.post(f"/api/sessions/{where}/run", json={"code": ""}, headers=two), 400)
 
 
-def test_answers_outlive_a_kill(own_server: Callable[..., Server]) -> None:
+def test_answers_outlive_a_kill(own_server: MakeServer) -> None:
     server = own_server(outputs_kept="0", versions_kept="1")
     long = {"code": "import time; print('begun', flush=True); time.sleep(60)", "env": {"SECRET": "hunter2"}}
     with server.client() as client:

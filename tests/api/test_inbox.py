@@ -10,7 +10,6 @@ import signal
 import sqlite3
 import threading
 import time
-from collections.abc import Callable
 from contextlib import closing
 from typing import Any
 
@@ -18,9 +17,7 @@ import httpx
 import pytest
 
 from era.wire.inbox import DeliveryAnswer, DeliveryContentAnswer, InboxAnswer
-from tests.conftest import Server, eventually
-
-type Session = Callable[..., str]
+from tests.conftest import MakeServer, MakeSession, Server, eventually
 
 SECRET = "s3cret-of-the-inbox"
 CODE = """\
@@ -102,7 +99,7 @@ def digest(body: bytes, secret: str = SECRET) -> str:
     return hmac.new(secret.encode(), body, hashlib.sha256).hexdigest()
 
 
-def test_deliveries_are_run_in_order(client: httpx.Client, session: Session) -> None:
+def test_deliveries_are_run_in_order(client: httpx.Client, session: MakeSession) -> None:
     where = session()
     told = made(client, where)
     assert told["url"] == f"{client.base_url}/proxy/{where}/inbox".replace("//proxy", "/proxy")
@@ -125,7 +122,7 @@ def test_deliveries_are_run_in_order(client: httpx.Client, session: Session) -> 
     assert listed(client, where, status="failed") == []
 
 
-def test_the_program_sees_what_the_relay_would_show(client: httpx.Client, session: Session) -> None:
+def test_the_program_sees_what_the_relay_would_show(client: httpx.Client, session: MakeSession) -> None:
     where = session()
     made(client, where)
     body = b'{"\xff'
@@ -154,7 +151,9 @@ def test_the_program_sees_what_the_relay_would_show(client: httpx.Client, sessio
 
 
 @pytest.mark.parametrize("name", ["X-GitHub-Delivery", "Idempotency-Key", "X-Delivery-Id"])
-def test_one_that_comes_twice_is_run_once(client: httpx.Client, session: Session, name: str, server: Server) -> None:
+def test_one_that_comes_twice_is_run_once(
+    client: httpx.Client, session: MakeSession, name: str, server: Server
+) -> None:
     where = session()
     made(client, where)
     answers: list[httpx.Response] = []
@@ -179,7 +178,7 @@ def test_one_that_comes_twice_is_run_once(client: httpx.Client, session: Session
     assert logged(client, where) == "a1 b1 "
 
 
-def test_one_that_fails_is_tried_again_and_the_others_wait(client: httpx.Client, session: Session) -> None:
+def test_one_that_fails_is_tried_again_and_the_others_wait(client: httpx.Client, session: MakeSession) -> None:
     where = session()
     made(client, where, retries=1)
     began = time.monotonic()
@@ -199,7 +198,7 @@ def test_one_that_fails_is_tried_again_and_the_others_wait(client: httpx.Client,
     assert len(ended[0]["run_ids"]) == 2
 
 
-def test_one_given_up_and_replayed_with_other_code(client: httpx.Client, session: Session) -> None:
+def test_one_given_up_and_replayed_with_other_code(client: httpx.Client, session: MakeSession) -> None:
     where = session()
     made(client, where, retries=0)
     lost = accepted(client, where, b"a", "/exit")
@@ -218,7 +217,7 @@ def test_one_given_up_and_replayed_with_other_code(client: httpx.Client, session
     assert replay(client, where, "dlv_none").status_code == 404
 
 
-def test_a_replay_of_one_that_waits_is_due_at_once(client: httpx.Client, session: Session) -> None:
+def test_a_replay_of_one_that_waits_is_due_at_once(client: httpx.Client, session: MakeSession) -> None:
     where = session()
     made(client, where, CODE.replace('attempt == "1"', 'attempt in "12"'))
     delivery = accepted(client, where, b"a", "/once")
@@ -235,7 +234,7 @@ def test_a_replay_of_one_that_waits_is_due_at_once(client: httpx.Client, session
     assert settle(client, where)[-1]["attempts"] == 2
 
 
-def test_without_code_they_wait_for_it(client: httpx.Client, session: Session) -> None:
+def test_without_code_they_wait_for_it(client: httpx.Client, session: MakeSession) -> None:
     where = session()
     made(client, where, None, retries=0)
     accepted(client, where, b"a")
@@ -263,7 +262,9 @@ def signed(scheme: str, body: bytes, secret: str = SECRET, at: float | None = No
 
 
 @pytest.mark.parametrize("scheme", ["github", "stripe", "hmac"])
-def test_a_wrong_signature_is_refused_and_nothing_stored(client: httpx.Client, session: Session, scheme: str) -> None:
+def test_a_wrong_signature_is_refused_and_nothing_stored(
+    client: httpx.Client, session: MakeSession, scheme: str
+) -> None:
     where = session()
     own = {"header": "X-Own"} if scheme == "hmac" else {}
     made(client, where, verify={"scheme": scheme, "secret": SECRET, **own})
@@ -289,7 +290,7 @@ def test_a_wrong_signature_is_refused_and_nothing_stored(client: httpx.Client, s
     settle(client, where)
 
 
-def test_the_secret_is_nowhere(client: httpx.Client, session: Session, server: Server) -> None:
+def test_the_secret_is_nowhere(client: httpx.Client, session: MakeSession, server: Server) -> None:
     where = session()
     verify = {"scheme": "github", "secret": SECRET}
     answers = [client.put(f"/api/sessions/{where}/inbox", json={"verify": verify})]
@@ -320,7 +321,7 @@ def test_the_secret_is_nowhere(client: httpx.Client, session: Session, server: S
         assert (gone.status_code, gone.json()["code"]) == (404, "no_inbox")
 
 
-def test_what_is_refused(client: httpx.Client, session: Session) -> None:
+def test_what_is_refused(client: httpx.Client, session: MakeSession) -> None:
     where = session()
     answer = deliver(client, where)
     assert (answer.status_code, answer.json()["code"]) == (404, "no_inbox")
@@ -345,7 +346,7 @@ def test_what_is_refused(client: httpx.Client, session: Session) -> None:
     assert listed(client, where) == []
 
 
-def test_nothing_acknowledged_is_lost(own_server: Callable[..., Server]) -> None:
+def test_nothing_acknowledged_is_lost(own_server: MakeServer) -> None:
     key = "the-key-of-the-api"
     server = own_server(api_key=key, drain_seconds="0", spares="0")
     bearer = {"Authorization": f"Bearer {key}"}
@@ -372,7 +373,7 @@ def test_nothing_acknowledged_is_lost(own_server: Callable[..., Server]) -> None
     assert "Traceback" not in server.log, server.log
 
 
-def test_a_full_inbox(client: httpx.Client, session: Session, server: Server) -> None:
+def test_a_full_inbox(client: httpx.Client, session: MakeSession, server: Server) -> None:
     where = session()
     made(client, where, None)
     accepted(client, where, b"a", X_Delivery_Id="known")

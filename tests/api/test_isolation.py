@@ -3,22 +3,15 @@
 from __future__ import annotations
 
 import os
-import shutil
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import httpx
 import pytest
 
-from tests.api.test_contract import refused
-from tests.conftest import Run, Server, eventually
-
-type MakeSession = Callable[..., str]
-type MakeServer = Callable[..., Server]
-
-HAS_GVISOR = shutil.which("runsc", path="/usr/bin") is not None
-needs_gvisor = pytest.mark.skipif(not HAS_GVISOR, reason="gVisor's runsc is not installed (as root: make setup-dev)")
+from tests.api.answers import refused
+from tests.conftest import MakeServer, MakeSession, Run, eventually
+from tests.gvisor import HAS_GVISOR, needs_gvisor
 
 
 def in_force(client: httpx.Client, where: str) -> Any:

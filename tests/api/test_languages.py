@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 
 import httpx
@@ -12,9 +11,7 @@ import pytest
 
 import era
 from era.languages import LANGUAGES
-from tests.conftest import Server
-
-type MakeServer = Callable[..., Server]
+from tests.conftest import MakeServer
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 NAMES = {

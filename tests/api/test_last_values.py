@@ -5,15 +5,14 @@ With the real packages. They are large, so all tests share one setup, which is i
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import httpx
 import pytest
 
-from tests.api.test_artifacts import seen
-from tests.api.test_setup import make, settled
-from tests.conftest import Run
+from tests.api.answers import seen
+from tests.api.setups import make, settled
+from tests.conftest import MakeSession, Run
 
 NOTEBOOK = """\
 import pandas as pd
@@ -90,7 +89,7 @@ print(frame is None)
     assert told["stderr"].count("\n") == 1
 
 
-def test_a_program_is_what_it_was(where: str, session: Callable[..., str], run: Run) -> None:
+def test_a_program_is_what_it_was(where: str, session: MakeSession, run: Run) -> None:
     """With such packages there, and an expression at its end."""
     code = "import sys; print(*sorted({*sys.modules} - {'pwd'}), sys.displayhook is sys.__displayhook__, "
     code += "sys.gettrace(), sys.getprofile(), [sys.monitoring.get_tool(n) for n in range(6)], "

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import httpx
 import pytest
 
-from tests.api.test_contract import refused
-from tests.conftest import Run, Server
-
-type MakeSession = Callable[..., str]
-type MakeServer = Callable[..., Server]
+from tests.api.answers import refused
+from tests.conftest import MakeServer, MakeSession, Run
 
 DEFAULTS = {"memory_mb": 512, "cpus": 1.0, "pids": 256, "disk_mb": 4096, "files": 200_000, "output_bytes": 10 << 20}
 

@@ -7,24 +7,15 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import httpx
 import pytest
 
-from tests.api.live import ECHO, SERVE, WebSocket, begin, memory
-from tests.conftest import Run, Server, eventually
-
-type Session = Callable[..., str]
-
-
-@pytest.fixture
-def live(client: httpx.Client, session: Session) -> str:
-    """The path of the public URL of a session with a live server, without a slash at its end."""
-    where = session()
-    begin(client, where, SERVE)
-    return f"/proxy/{where}/3000"
+from tests.api.guest_servers import HTTP_SERVER, WEBSOCKET_ECHO, start_in_background
+from tests.api.websocket import WebSocket
+from tests.conftest import MakeServer, MakeSession, Run, Server, eventually
 
 
 def test_a_request_arrives_as_it_is(client: httpx.Client, live: str, server: Server) -> None:
@@ -92,12 +83,12 @@ def test_headers_are_cleaned_both_ways(client: httpx.Client, live: str, server: 
     assert "mine" not in answer.headers.values()
 
 
-def test_the_key_stays_outside(own_server: Callable[..., Server]) -> None:
+def test_the_key_stays_outside(own_server: MakeServer) -> None:
     server = own_server(api_key="open sesame", max_warm="4")
     key = {"Authorization": "Bearer open sesame"}
     with server.client(headers=key) as client:
         assert client.post("/api/sessions", json={"language": "python", "session_id": "s"}).is_success
-        begin(client, "s", SERVE)
+        start_in_background(client, "s", HTTP_SERVER)
         told = client.get("/proxy/s/3000/").text
         assert "open sesame" not in told
         assert "authorization" not in told.lower()
@@ -109,9 +100,9 @@ def test_the_key_stays_outside(own_server: Callable[..., Server]) -> None:
 
 
 @pytest.mark.parametrize("variables", [{"V6": "1"}, {"PORT": "80"}, {"PORT": "65535"}])
-def test_wherever_it_listens(client: httpx.Client, session: Session, variables: dict[str, str]) -> None:
+def test_wherever_it_listens(client: httpx.Client, session: MakeSession, variables: dict[str, str]) -> None:
     where = session()
-    begin(client, where, SERVE, env=variables)
+    start_in_background(client, where, HTTP_SERVER, env=variables)
     port = variables.get("PORT", "3000")
     answer = client.get(f"/proxy/{where}/{port}/")
     if port == "80":  # programs have no rights that others haven't
@@ -163,20 +154,20 @@ def test_both_directions_at_once(server: Server, live: str) -> None:
 def test_large_bodies_take_no_memory(client: httpx.Client, live: str, server: Server) -> None:
     mib = 128
     client.get(live)
-    before = memory(server)
+    before = server.resident_bytes
     highest = before
     with client.stream("GET", f"{live}/big?{mib}") as answer:
         size = 0
         for piece in answer.iter_raw(1 << 20):
             size += len(piece)
-            highest = max(highest, memory(server))
+            highest = max(highest, server.resident_bytes)
     assert size == mib << 20
 
     def pieces() -> Iterator[bytes]:
         nonlocal highest
         for _ in range(mib):
             yield bytes(1 << 20)
-            highest = max(highest, memory(server))
+            highest = max(highest, server.resident_bytes)
 
     sent = client.post(f"{live}/sink", content=pieces(), headers={"Content-Length": str(mib << 20)})
     assert sent.text == str(mib << 20)
@@ -184,19 +175,19 @@ def test_large_bodies_take_no_memory(client: httpx.Client, live: str, server: Se
 
 
 def test_a_caller_that_reads_slowly_holds_the_server_up(client: httpx.Client, live: str, server: Server) -> None:
-    before = memory(server)
+    before = server.resident_bytes
     with client.stream("GET", f"{live}/big?256") as answer:
         time.sleep(1)  # nothing is taken: what the server sent by now would be in our memory
-        assert memory(server) - before < 16 << 20
+        assert server.resident_bytes - before < 16 << 20
         next(answer.iter_raw(1))
 
 
-def test_nobody_is_there(client: httpx.Client, session: Session, run: Run) -> None:
+def test_nobody_is_there(client: httpx.Client, session: MakeSession, run: Run) -> None:
     where = session()
     answer = client.get(f"/proxy/{where}/3000/")
     assert (answer.status_code, answer.json()["code"]) == (400, "no_code")
     assert answer.json()["hint"] == "Use PUT /api/sessions/{id}/code to store code"
-    run_id = begin(client, where, SERVE)
+    run_id = start_in_background(client, where, HTTP_SERVER)
     assert client.get(f"/proxy/{where}/3000/").status_code == 200
     began = time.monotonic()
     assert client.get(f"/proxy/{where}/3001/").json()["code"] == "no_code"  # it listens already, elsewhere
@@ -206,23 +197,25 @@ def test_nobody_is_there(client: httpx.Client, session: Session, run: Run) -> No
     assert client.get(f"/proxy/{where}/3000/").json()["code"] == "no_code"
 
 
-def test_stored_code_answers_where_nothing_listens(client: httpx.Client, session: Session) -> None:
+def test_stored_code_answers_where_nothing_listens(client: httpx.Client, session: MakeSession) -> None:
     where = session()
     client.put(f"/api/sessions/{where}/code", json={"code": "print('from code')"})
     assert client.get(f"/proxy/{where}/3000/").text == "from code\n"
-    run_id = begin(client, where, SERVE)
+    run_id = start_in_background(client, where, HTTP_SERVER)
     assert client.get(f"/proxy/{where}/3000/").json()["path"] == "/"
     client.delete(f"/api/sessions/{where}/runs/{run_id}")
     assert client.get(f"/proxy/{where}/3000/").text == "from code\n"
 
 
-def test_a_run_that_somebody_waits_for_can_be_called(client: httpx.Client, session: Session, server: Server) -> None:
+def test_a_run_that_somebody_waits_for_can_be_called(
+    client: httpx.Client, session: MakeSession, server: Server
+) -> None:
     where = session()
     told: list[dict[str, Any]] = []
 
     def call() -> None:
         with server.client() as other:
-            told.append(other.post(f"/api/sessions/{where}/run", json={"code": SERVE, "timeout": 3}).json())
+            told.append(other.post(f"/api/sessions/{where}/run", json={"code": HTTP_SERVER, "timeout": 3}).json())
 
     thread = threading.Thread(target=call)
     thread.start()
@@ -233,9 +226,9 @@ def test_a_run_that_somebody_waits_for_can_be_called(client: httpx.Client, sessi
     assert (told[0]["status"], told[0]["stdout"]) == ("timeout", "listening\n")
 
 
-def test_who_may_call(client: httpx.Client, session: Session, server: Server) -> None:
+def test_who_may_call(client: httpx.Client, session: MakeSession, server: Server) -> None:
     where = session(allowPublicAccess=False)
-    begin(client, where, SERVE)
+    start_in_background(client, where, HTTP_SERVER)
     answer = client.get(f"/proxy/{where}/3000/")
     assert (answer.status_code, answer.json()["code"]) == (403, "not_public")
     socket_ = WebSocket(server, f"/proxy/{where}/3000/")
@@ -285,11 +278,11 @@ def test_a_request_under_way_when_its_server_ends(client: httpx.Client, live: st
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="every other test here runs as an ordinary user then")
-def test_as_an_ordinary_user(own_server: Callable[..., Server]) -> None:
+def test_as_an_ordinary_user(own_server: MakeServer) -> None:
     server = own_server(uid=54321, spares="0")
     with server.client() as client:
         client.post("/api/sessions", json={"language": "node", "session_id": "s", "service": "exec node app.js"})
-        assert client.put("/api/sessions/s/files/app.js", content=ECHO.encode()).status_code == 200
+        assert client.put("/api/sessions/s/files/app.js", content=WEBSOCKET_ECHO.encode()).status_code == 200
         assert client.get("/proxy/s/3000/").text == "no upgrade"
         one = WebSocket(server, "/proxy/s/3000/")
         one.send(b"hello", 1)
@@ -305,9 +298,9 @@ def test_as_an_ordinary_user(own_server: Callable[..., Server]) -> None:
 
 
 @pytest.fixture
-def echo(client: httpx.Client, session: Session) -> str:
+def echo(client: httpx.Client, session: MakeSession) -> str:
     where = session("node")
-    begin(client, where, ECHO)
+    start_in_background(client, where, WEBSOCKET_ECHO)
     assert client.get(f"/proxy/{where}/3000/").text == "no upgrade"
     return f"/proxy/{where}/3000"
 
@@ -332,13 +325,13 @@ def test_a_websocket(server: Server, echo: str) -> None:
 
 def test_large_messages(server: Server, echo: str) -> None:
     one = WebSocket(server, echo)
-    before = memory(server)
+    before = server.resident_bytes
     payload = bytes(range(256)) * (1 << 15)  # 8 MiB
     sending = threading.Thread(target=one.send, args=(payload,))
     sending.start()
     assert one.receive() == (2, payload)
     sending.join()
-    assert memory(server) - before < 16 << 20
+    assert server.resident_bytes - before < 16 << 20
     one.close()
 
 
@@ -348,7 +341,7 @@ def test_what_the_server_says_first(server: Server, echo: str) -> None:
     one.close()
 
 
-def test_a_websocket_that_is_refused(client: httpx.Client, server: Server, echo: str, session: Session) -> None:
+def test_a_websocket_that_is_refused(client: httpx.Client, server: Server, echo: str, session: MakeSession) -> None:
     one = WebSocket(server, f"{echo}/refused")
     assert one.head.startswith("HTTP/1.1 403 ")
     assert one.rest() == b"no"  # and the connection carries nothing more

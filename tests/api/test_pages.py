@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
 import pytest
 
 from tests.browser import Browser
-from tests.conftest import Server
+from tests.conftest import MakeServer, Server
 
 WEB = Path(__file__).resolve().parent.parent.parent / "src" / "era" / "web"
 ASSETS = sorted(path.name for path in WEB.iterdir() if path.suffix != ".html")
@@ -140,7 +140,7 @@ def test_try_it(server: Server, quiet: Browser, language: str) -> None:
         assert quiet.look("document.querySelector('.stream.stderr pre').innerHTML").strip() == "&lt;b&gt;bold&lt;/b&gt;"
 
 
-def test_try_it_with_a_key(own_server: Callable[..., Server], browser: Browser) -> None:
+def test_try_it_with_a_key(own_server: MakeServer, browser: Browser) -> None:
     server = own_server(api_key="open sesame")
     browser.open(f"{server.url}/")
     browser.wait("!document.querySelector('#key-row').hidden")

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import IO
 
 import httpx
 import pytest
 
-from tests.api.live import ECHO, begin
+from tests.api.guest_servers import WEBSOCKET_ECHO, start_in_background
 from tests.browser import Browser
-from tests.conftest import Server
+from tests.conftest import MakeServer, Server
 
 CANARY = "canary-of-another-session"
 
@@ -109,7 +108,7 @@ def test_a_page_can_do_nothing_here(server: Server, browser: Browser, code: str)
 
 
 def test_without_the_sandbox_it_could(
-    own_server: Callable[..., Server], browser: Browser, monkeypatch: pytest.MonkeyPatch
+    own_server: MakeServer, browser: Browser, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("tests.conftest.Server", WeakServer)
     told, sessions = attack(own_server(spares="0"), browser, PLAIN)
@@ -215,9 +214,9 @@ ThreadingHTTPServer(("127.0.0.1", 3000), Handler).serve_forever()
 
 def test_a_live_page(client: httpx.Client, server: Server, browser: Browser) -> None:
     """A page of a server in a session asks it with fetch and gets its events, and a WebSocket of another session's."""
-    for name, language, code in (("app", "python", LIVE), ("echo", "node", ECHO)):
+    for name, language, code in (("app", "python", LIVE), ("echo", "node", WEBSOCKET_ECHO)):
         client.post("/api/sessions", json={"language": language, "session_id": name})
-        begin(client, name, code, timeout=60)
+        start_in_background(client, name, code, timeout=60)
     browser.open(f"{server.url}/proxy/app/3000/")
     told = browser.look("window.told")
     browser.open("about:blank")

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import httpx
 import pytest
 
-from tests.api.live import begin
+from tests.api.guest_servers import start_in_background
+from tests.api.setups import make, settled
 from tests.api.test_projects import era, write
-from tests.api.test_setup import make, settled
-from tests.conftest import Run, Server
+from tests.conftest import MakeServer, Run, Server
 from tests.packages.registry import serving
 
 FLASK = {
@@ -131,7 +130,7 @@ def test_an_express_api_in_typescript(server: Server, client: httpx.Client, run:
     write(tmp_path, **EXPRESS)
     era(server, "push", str(tmp_path), "--session", where)
     settled(client, where)
-    begin(client, where, 'import "./src/index.ts"', timeout=60)
+    start_in_background(client, where, 'import "./src/index.ts"', timeout=60)
     url = f"/proxy/{where}/3000/items"
     for count, item in enumerate(
         (
@@ -180,7 +179,7 @@ func main() {
 
 
 def test_a_go_module_with_two_dependencies(
-    own_server: Callable[..., Server], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    own_server: MakeServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """One of which has a dependency of its own. The proxy that they come from is gone when it's built."""
     with serving() as registry:

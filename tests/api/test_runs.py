@@ -4,27 +4,13 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Callable
-from typing import Any
 
 import httpx
 import pytest
 
-from era.wire.runs import RunRecordAnswer, RunRecordsAnswer
-from tests.api.test_contract import assert_recent, checked, refused
-from tests.conftest import Run, Server, eventually
-
-type MakeSession = Callable[..., str]
-
-RECORD_KEYS = {
-    "run_id", "session_id", "status", "started_at", "ended_at", "duration", "exit_code", "stdout_bytes",
-    "stderr_bytes", "stdout_truncated", "stderr_truncated", "state", "peak_memory_bytes", "cpu_seconds", "reaped",
-    "enforced", "egress", "artifacts", "artifacts_more",
-}  # fmt: skip
-
-
-def record(client: httpx.Client, where: str, run_id: str) -> dict[str, Any]:
-    return checked(client.get(f"/api/sessions/{where}/runs/{run_id}"), RunRecordAnswer, RECORD_KEYS)
+from era.wire.runs import RunRecordsAnswer
+from tests.api.answers import assert_recent, checked, record, refused
+from tests.conftest import MakeServer, MakeSession, Run, eventually
 
 
 def test_a_run_leaves_a_record(client: httpx.Client, session: MakeSession, run: Run) -> None:
@@ -121,7 +107,7 @@ def test_parts_of_an_output(client: httpx.Client, session: MakeSession, run: Run
     refused(client.get(url.replace("stdout", "stderr"), headers={"Range": "bytes=0-"}), 416)
 
 
-def test_output_over_the_cap_is_kept_up_to_it(own_server: Callable[..., Server]) -> None:
+def test_output_over_the_cap_is_kept_up_to_it(own_server: MakeServer) -> None:
     server = own_server(output_bytes="20000")
     with server.client() as client:
         client.post("/api/sessions", json={"language": "python", "session_id": "s"})
@@ -152,7 +138,7 @@ def test_a_run_under_way_can_be_seen(client: httpx.Client, session: MakeSession)
     assert client.get(f"/api/sessions/{where}/runs/{runs[0]['run_id']}/stdout").text == "begun\n"
 
 
-def test_only_the_newest_outputs_are_kept(own_server: Callable[..., Server]) -> None:
+def test_only_the_newest_outputs_are_kept(own_server: MakeServer) -> None:
     server = own_server(outputs_kept="2")
     with server.client() as client:
         client.post("/api/sessions", json={"language": "python", "session_id": "s"})
@@ -165,7 +151,7 @@ def test_only_the_newest_outputs_are_kept(own_server: Callable[..., Server]) -> 
         assert client.get(f"/api/sessions/s/runs/{ids[0]}").json()["stdout_bytes"] == 2
 
 
-def test_no_output_is_kept_where_none_is_wanted(own_server: Callable[..., Server]) -> None:
+def test_no_output_is_kept_where_none_is_wanted(own_server: MakeServer) -> None:
     server = own_server(outputs_kept="0")
     with server.client() as client:
         client.post("/api/sessions", json={"language": "python", "session_id": "s"})
@@ -174,7 +160,7 @@ def test_no_output_is_kept_where_none_is_wanted(own_server: Callable[..., Server
     assert not any(path.is_file() and b"wordword" in path.read_bytes() for path in server.data_dir.rglob("*"))
 
 
-def test_records_and_outputs_outlive_a_kill(own_server: Callable[..., Server]) -> None:
+def test_records_and_outputs_outlive_a_kill(own_server: MakeServer) -> None:
     server = own_server(spares="0")
     with server.client() as client:
         client.post("/api/sessions", json={"language": "python", "session_id": "s"})

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 from typing import Any
 
 import httpx
@@ -12,11 +11,9 @@ import pytest
 from era.core.runs import RunRequest
 from era.core.secrets import secret
 from era.wire.runs import RunBody
+from tests.api.answers import refused
 from tests.api.test_cli import era
-from tests.api.test_contract import refused
-from tests.conftest import Server, eventually
-
-type MakeSession = Callable[..., str]
+from tests.conftest import MakeSession, Server, eventually
 
 VALUE = "canary-2907"
 CODE = "import os; print(os.environ['A'], os.environ['B'], os.environ['ERA_SESSION'])"

@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
 from typing import Any
 
 import httpx
 import pytest
 
-from tests.api.live import ECHO, SERVE, WebSocket
-from tests.conftest import Run, Server, eventually
-
-type Session = Callable[..., str]
-type Made = Callable[..., str]
+from tests.api.guest_servers import HTTP_SERVER, WEBSOCKET_ECHO
+from tests.api.websocket import WebSocket
+from tests.conftest import MakeServer, MakeSession, Run, Server, eventually
 
 
 def put(client: httpx.Client, where: str, code: str, name: str = "app.py") -> None:
@@ -28,10 +25,10 @@ def runs(client: httpx.Client, where: str) -> list[dict[str, Any]]:
 
 
 @pytest.fixture
-def served(client: httpx.Client, session: Session) -> Made:
+def served(client: httpx.Client, session: MakeSession) -> MakeSession:
     """Makes a session with a service; the answer is its id."""
 
-    def make(service: Any = "python3 app.py", code: str = SERVE, **fields: Any) -> str:
+    def make(service: Any = "python3 app.py", code: str = HTTP_SERVER, **fields: Any) -> str:
         where = session(service=service, **fields)
         put(client, where, code)
         return where
@@ -40,7 +37,7 @@ def served(client: httpx.Client, session: Session) -> Made:
 
 
 @pytest.mark.parametrize("service", ["exec python3 app.py", ["python3", "app.py"], "cd . && python3 ./app.py"])
-def test_a_call_starts_it(client: httpx.Client, served: Made, service: Any) -> None:
+def test_a_call_starts_it(client: httpx.Client, served: MakeSession, service: Any) -> None:
     where = served(service)
     assert client.get(f"/api/sessions/{where}").json()["service"] == service
     assert runs(client, where) == []
@@ -53,7 +50,7 @@ def test_a_call_starts_it(client: httpx.Client, served: Made, service: Any) -> N
     assert (elsewhere.status_code, elsewhere.headers["X-Era-Run"]) == (502, run["run_id"])
 
 
-def test_many_calls_start_it_once(client: httpx.Client, served: Made, server: Server) -> None:
+def test_many_calls_start_it_once(client: httpx.Client, served: MakeSession, server: Server) -> None:
     where, answers = served(), []
 
     def call() -> None:
@@ -69,15 +66,15 @@ def test_many_calls_start_it_once(client: httpx.Client, served: Made, server: Se
     assert len(runs(client, where)) == 1
 
 
-def test_variables(client: httpx.Client, served: Made) -> None:
-    code = "import os\nos.environ['PORT'] == '3000' or exit(9)\nprint(sorted(os.environ), flush=True)\n" + SERVE
+def test_variables(client: httpx.Client, served: MakeSession) -> None:
+    code = "import os\nos.environ['PORT'] == '3000' or exit(9)\nprint(sorted(os.environ), flush=True)\n" + HTTP_SERVER
     where = served(code=code, setup={"envs": {"OWN": "1", "PORT": "9"}})
     assert client.get(f"/proxy/{where}/3000/").status_code == 200
     said = client.get(f"/api/sessions/{where}/runs/{runs(client, where)[0]['run_id']}/stdout").text
     assert all(f"'{name}'" in said for name in ("OWN", "ERA_SESSION_ID", "ERA_PROXY_URL"))
 
 
-def test_the_owner_has_the_turn(client: httpx.Client, served: Made, run: Run) -> None:
+def test_the_owner_has_the_turn(client: httpx.Client, served: MakeSession, run: Run) -> None:
     where = served()
     assert client.get(f"/proxy/{where}/3000/write").status_code == 200
     began = time.monotonic()
@@ -98,7 +95,7 @@ def test_the_owner_has_the_turn(client: httpx.Client, served: Made, run: Run) ->
     assert client.delete(f"/api/sessions/{where}").status_code == 200
 
 
-def test_calls_wait_for_a_run_of_the_owners(client: httpx.Client, served: Made, server: Server) -> None:
+def test_calls_wait_for_a_run_of_the_owners(client: httpx.Client, served: MakeSession, server: Server) -> None:
     where = served()
     assert client.get(f"/proxy/{where}/3000/").status_code == 200
     thread = threading.Thread(
@@ -113,7 +110,7 @@ def test_calls_wait_for_a_run_of_the_owners(client: httpx.Client, served: Made, 
     assert [one["status"] for one in runs(client, where)] == ["running", "ok", "killed"]
 
 
-def test_another_service(client: httpx.Client, served: Made) -> None:
+def test_another_service(client: httpx.Client, served: MakeSession) -> None:
     where = served("python3 app.py")
     assert client.get(f"/proxy/{where}/3000/").status_code == 200
     changed = client.patch(f"/api/sessions/{where}", json={"service": ["python3", "-u", "app.py"]})
@@ -126,7 +123,7 @@ def test_another_service(client: httpx.Client, served: Made) -> None:
     ("service", "status"),
     [("echo 'secret trace' >&2; exit 7", "failed"), (["no-such-program"], "failed"), ("kill -9 $$", "killed")],
 )
-def test_one_that_fails(client: httpx.Client, served: Made, service: Any, status: str) -> None:
+def test_one_that_fails(client: httpx.Client, served: MakeSession, service: Any, status: str) -> None:
     where = served(service)
     began = time.monotonic()
     answer = client.get(f"/proxy/{where}/3000/")
@@ -143,8 +140,8 @@ def test_one_that_fails(client: httpx.Client, served: Made, service: Any, status
     assert len(runs(client, where)) <= 3  # it isn't started over and over
 
 
-def test_one_that_crashes_is_started_again(client: httpx.Client, served: Made) -> None:
-    crash = SERVE.replace("    def on_hold", "    def on_crash(self):\n        os._exit(3)\n\n    def on_hold")
+def test_one_that_crashes_is_started_again(client: httpx.Client, served: MakeSession) -> None:
+    crash = HTTP_SERVER.replace("    def on_hold", "    def on_crash(self):\n        os._exit(3)\n\n    def on_hold")
     where = served(code=crash)
     assert client.get(f"/proxy/{where}/3000/").status_code == 200
     answer = client.get(f"/proxy/{where}/3000/crash")
@@ -155,7 +152,7 @@ def test_one_that_crashes_is_started_again(client: httpx.Client, served: Made) -
 
 
 @pytest.mark.parametrize("service", ["", [], [""], ["a\0b"], 7, {"x": 1}, ["x"] * 65, "x" * 5000])
-def test_what_is_no_service(client: httpx.Client, session: Session, service: Any) -> None:
+def test_what_is_no_service(client: httpx.Client, session: MakeSession, service: Any) -> None:
     answer = client.post("/api/sessions", json={"language": "python", "service": service})
     assert (answer.status_code, answer.json()["code"]) == (400, "invalid_field")
     where = session()
@@ -163,7 +160,7 @@ def test_what_is_no_service(client: httpx.Client, session: Session, service: Any
     assert client.get(f"/api/sessions/{where}").json()["service"] is None
 
 
-def test_copies_and_capsules_have_it(client: httpx.Client, served: Made, server: Server) -> None:
+def test_copies_and_capsules_have_it(client: httpx.Client, served: MakeSession, server: Server) -> None:
     where = served(["python3", "app.py"])
     copy = client.post(f"/api/sessions/{where}/duplicate", json={"id": f"{where}-2"}).json()
     assert copy["service"] == ["python3", "app.py"]
@@ -175,16 +172,16 @@ def test_copies_and_capsules_have_it(client: httpx.Client, served: Made, server:
     assert made.json()["service"] == ["python3", "app.py"]
 
 
-def test_a_websocket_starts_it(client: httpx.Client, served: Made, server: Server) -> None:
+def test_a_websocket_starts_it(client: httpx.Client, served: MakeSession, server: Server) -> None:
     where = served("exec node app.js", language="node")
-    put(client, where, ECHO, "app.js")
+    put(client, where, WEBSOCKET_ECHO, "app.js")
     one = WebSocket(server, f"/proxy/{where}/3000/")
     one.send(b"hello", 1)
     assert one.receive() == (1, b"hello")
     one.close()
 
 
-def test_it_ends_when_nobody_calls_and_when_the_room_is_needed(own_server: Callable[..., Server]) -> None:
+def test_it_ends_when_nobody_calls_and_when_the_room_is_needed(own_server: MakeServer) -> None:
     server = own_server(idle_seconds="1", max_warm="2", spares="0", max_timeout="3")
     with server.client() as client:
         for name in ("a", "b", "c"):
@@ -192,7 +189,7 @@ def test_it_ends_when_nobody_calls_and_when_the_room_is_needed(own_server: Calla
                 "/api/sessions",
                 json={"language": "python", "session_id": name, "service": "python3 app.py", "default_timeout": 3},
             )
-            put(client, name, SERVE)
+            put(client, name, HTTP_SERVER)
         assert client.get("/proxy/a/3000/write").status_code == 200
         assert eventually(lambda: runs(client, "a")[0]["status"] == "killed")  # nobody has called for a second
         assert client.get("/api/sessions/a/files/written.txt").text == "x"

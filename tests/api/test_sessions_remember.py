@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 import pytest
 
-from tests.conftest import Run
+from tests.conftest import MakeSession, Run
 
 INCREMENT = """
 import json
@@ -19,7 +18,7 @@ print(data['n'])
 """
 
 
-def test_data_and_files_outlive_a_run(session: Callable[..., str], run: Run) -> None:
+def test_data_and_files_outlive_a_run(session: MakeSession, run: Run) -> None:
     where = session(data={"n": 41})
     first = run(where, INCREMENT + "open('note', 'w').write('kept')")
     assert (first["exit_code"], first["stdout"], first["data"]) == (0, "42\n", {"n": 42})
@@ -28,7 +27,7 @@ def test_data_and_files_outlive_a_run(session: Callable[..., str], run: Run) -> 
 
 
 @pytest.mark.parametrize("clients", [20, pytest.param(50, marks=pytest.mark.soak)])
-def test_concurrent_increments_are_all_counted(client: httpx.Client, session: Callable[..., str], clients: int) -> None:
+def test_concurrent_increments_are_all_counted(client: httpx.Client, session: MakeSession, clients: int) -> None:
     where = session(data={"n": 0})
 
     def work(_: int) -> list[int]:

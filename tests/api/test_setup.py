@@ -7,7 +7,6 @@ import shutil
 import signal
 import socket
 import time
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -15,49 +14,13 @@ import httpx
 import pytest
 
 from era.wire.sessions import SessionAnswer
-from era.wire.setup import EnvironmentAnswer
-from tests.api.test_contract import SESSION_KEYS, checked, refused
-from tests.conftest import Run, Server, eventually, is_running
+from tests.api.answers import checked, refused
+from tests.api.setups import SETUP_KEYS, environment, make, settled
+from tests.conftest import MakeServer, MakeSession, Run, Server, eventually, is_running
 from tests.packages.registry import serving, wheel
-
-type MakeSession = Callable[..., str]
-type MakeServer = Callable[..., Server]
-
-UNREACHABLE = (
-    "These tests install small packages and need the registries that pip and npm of this machine are set up for."
-)
-SETUP_KEYS = SESSION_KEYS | {"setup_status", "setup_result"}
-
 
 IS_OURS = "import importlib.util as u; s = u.find_spec('six'); print(bool(s) and s.origin.startswith('/opt/env/'))"
 """Whether six is an installed package. The machine's own Python may have one of its own."""
-
-
-def settled(client: httpx.Client, where: str, status: str = "completed") -> dict[str, Any]:
-    """The session, once its setup has ended as it should."""
-    deadline = time.monotonic() + 60
-    while (found := client.get(f"/api/sessions/{where}").json())["setup_status"] in ("pending", "running"):
-        assert found["setup_result"] is None
-        assert time.monotonic() < deadline, f"The setup takes too long. {UNREACHABLE}"
-        time.sleep(0.02)
-    told = found["setup_result"]
-    assert "can't be reached" not in (told["error"] or ""), f"{told['error']}\n{UNREACHABLE}"
-    assert found["setup_status"] == status, told
-    assert told["success"] is (status == "completed")
-    result: dict[str, Any] = found
-    return result
-
-
-def make(client: httpx.Client, setup: Any, language: str = "python", **fields: Any) -> str:
-    answer = client.post("/api/sessions", json={"language": language, "setup": setup, **fields})
-    assert answer.status_code == 201, answer.text
-    assert answer.json()["setup_status"] == "pending"
-    return str(answer.json()["id"])
-
-
-def environment(client: httpx.Client, where: str) -> dict[str, Any]:
-    keys = {"session_id", "setup_status", "environment", "pip", "npm", "go"}
-    return checked(client.get(f"/api/sessions/{where}/environment"), EnvironmentAnswer, keys)
 
 
 @pytest.fixture(scope="module")
@@ -287,9 +250,6 @@ print('tried')
 """
     assert run(where, code, timeout=60)["stdout"] == "tried\n"
     assert run(make(client, packages, "node"), "console.log(require('ms')(1000))", timeout=60)["stdout"] == "1s\n"
-
-
-# -- servers of their own ---------------------------------------------------------------------------------------
 
 
 def test_without_a_registry(own_server: MakeServer, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,7 +6,7 @@ import json
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -14,13 +14,11 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.api.test_contract import refused
-from tests.api.test_isolation import needs_gvisor
-from tests.api.test_setup import make, settled
-from tests.conftest import Run, Server, eventually
+from tests.api.answers import refused
+from tests.api.setups import make, settled
+from tests.conftest import MakeServer, Run, Server, eventually
+from tests.gvisor import needs_gvisor
 from tests.packages.registry import serving, wheel
-
-type MakeServer = Callable[..., Server]
 
 
 def versions(client: httpx.Client, where: str) -> list[str]:

@@ -6,15 +6,12 @@ from __future__ import annotations
 import json
 import re
 import time
-from collections.abc import Callable
 from typing import Any
 
 import httpx
 import pytest
 
-from tests.conftest import Run
-
-type MakeSession = Callable[..., str]
+from tests.conftest import MakeSession, Run
 
 OLD: dict[str, Any] = {"old": [1, 2.5, "ü"], "deep": {"er": None}}
 

@@ -8,7 +8,7 @@ import json
 import os
 import signal
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 from urllib.parse import quote
@@ -16,7 +16,7 @@ from urllib.parse import quote
 import httpx
 import pytest
 
-from tests.conftest import Server
+from tests.conftest import MakeServer, Server
 
 LANGUAGES = ("python", "node", "typescript")
 NOTHING_ELSE = """
@@ -368,7 +368,7 @@ def test_many_writers_at_once_lose_nothing(api: httpx.Client) -> None:
     assert len(api.get("/api/storage/kv/app").json()["keys"]) == 40
 
 
-def test_what_was_acknowledged_outlives_a_kill_and_programs_need_no_key(own_server: Callable[..., Server]) -> None:
+def test_what_was_acknowledged_outlives_a_kill_and_programs_need_no_key(own_server: MakeServer) -> None:
     """Served by an ordinary user, where that can be had: all else here is served by whoever runs the tests."""
     server = own_server(uid=54_321 if os.geteuid() == 0 else None, api_key="sesame")
     long = base64.b64encode(b"long" * 20_000).decode()

@@ -6,7 +6,6 @@ import signal
 import sqlite3
 import threading
 import time
-from collections.abc import Callable
 from contextlib import closing
 from datetime import datetime
 from typing import Any
@@ -14,10 +13,8 @@ from typing import Any
 import httpx
 
 from era.wire.sessions import SessionAnswer
-from tests.api.test_contract import SESSION_KEYS, checked, refused
-from tests.conftest import Run, Server, eventually
-
-type MakeSession = Callable[..., str]
+from tests.api.answers import SESSION_KEYS, checked, refused
+from tests.conftest import MakeServer, MakeSession, Run, Server, eventually
 
 
 def gone(client: httpx.Client, where: str, status: str) -> bool:
@@ -174,7 +171,7 @@ def test_a_purge_is_for_good(client: httpx.Client, session: MakeSession, shared_
     refused(client.post(f"/api/sessions/{where}/restore"), 404)
 
 
-def test_nothing_comes_back_after_the_grace_period(own_server: Callable[..., Server]) -> None:
+def test_nothing_comes_back_after_the_grace_period(own_server: MakeServer) -> None:
     server = own_server(grace_seconds="1")
     with server.client() as client:
         client.post("/api/sessions", json={"language": "python", "session_id": "s", "data": {"word": "hunter2"}})
@@ -193,7 +190,7 @@ def test_nothing_comes_back_after_the_grace_period(own_server: Callable[..., Ser
         assert eventually(lambda: rows() == 0)
 
 
-def test_expiry_works_off_the_database(own_server: Callable[..., Server]) -> None:
+def test_expiry_works_off_the_database(own_server: MakeServer) -> None:
     server = own_server(spares="0")
     with server.client() as client:
         client.post("/api/sessions", json={"language": "python", "session_id": "short", "ttl": 1})
@@ -215,7 +212,7 @@ def test_nothing_to_restore(client: httpx.Client, session: MakeSession) -> None:
     refused(client.post(f"/api/sessions/{session()}/restore"), 409, "not gone")
 
 
-def test_an_id_taken_anew_at_expiry_leaves_no_sandbox_behind(own_server: Callable[..., Server]) -> None:
+def test_an_id_taken_anew_at_expiry_leaves_no_sandbox_behind(own_server: MakeServer) -> None:
     server = own_server(spares="0")
     with server.client() as client:
         body = {"language": "python", "session_id": "s", "ttl": 1}

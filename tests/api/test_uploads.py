@@ -17,7 +17,7 @@ import httpx
 import pytest
 
 from tests import capsules
-from tests.api.test_contract import refused
+from tests.api.answers import refused
 from tests.conftest import Server, eventually
 
 MIB = 1 << 20

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable
 from typing import Any
 
 import httpx
@@ -11,10 +10,8 @@ import pytest
 
 from era.wire import versions
 from era.wire.sessions import SessionAnswer
-from tests.api.test_contract import SESSION_KEYS, assert_recent, checked, refused
-from tests.conftest import Run, Server
-
-type MakeSession = Callable[..., str]
+from tests.api.answers import SESSION_KEYS, assert_recent, checked, refused
+from tests.conftest import MakeServer, MakeSession, Run
 
 HEADER_KEYS = {"version", "created_at", "cause", "run_id", "file_count", "total_size_bytes"}
 
@@ -243,7 +240,7 @@ def test_an_atomic_run_that_ends_well_is_kept(client: httpx.Client, session: Mak
     refused(client.post(f"/api/sessions/{where}/run", json={"code": "", "atomic": "yes"}), 400, "atomic")
 
 
-def test_old_versions_are_dropped(own_server: Callable[..., Server]) -> None:
+def test_old_versions_are_dropped(own_server: MakeServer) -> None:
     server = own_server(versions_kept="3")
     with server.client() as client:
         client.post("/api/sessions", json={"language": "python", "session_id": "s"})
@@ -258,7 +255,7 @@ def test_old_versions_are_dropped(own_server: Callable[..., Server]) -> None:
         assert client.post("/api/sessions/s/rollback", json={"version": 4}).json()["data"] == {"n": 2}
 
 
-def test_versions_outlive_a_kill(own_server: Callable[..., Server]) -> None:
+def test_versions_outlive_a_kill(own_server: MakeServer) -> None:
     server = own_server(spares="0")
     with server.client() as client:
         client.post("/api/sessions", json={"language": "python", "session_id": "s", "data": {"n": 1}})

@@ -8,14 +8,13 @@ import signal
 import sqlite3
 import threading
 import time
-from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 
 import httpx
 import pytest
 
-from tests.conftest import Server, assert_nothing_left, eventually, is_running, mounts
+from tests.conftest import MakeServer, Server, assert_nothing_left, eventually, is_running, mounts
 
 INCREMENT = """
 import json, os
@@ -58,7 +57,7 @@ class Load:
 
 
 @pytest.mark.parametrize("kills", [8, pytest.param(20, marks=pytest.mark.soak)])
-def test_kill_9_at_random_moments_loses_nothing_acknowledged(own_server: Callable[..., Server], kills: int) -> None:
+def test_kill_9_at_random_moments_loses_nothing_acknowledged(own_server: MakeServer, kills: int) -> None:
     """Data, files and the version move together, whenever the service is killed."""
     chance = random.Random(20)
     before = mounts()
@@ -95,7 +94,7 @@ def assert_no_process(processes: list[int]) -> None:
     assert [pid for pid in processes if is_running(pid)] == []
 
 
-def test_a_run_under_way_is_recorded_as_lost(own_server: Callable[..., Server]) -> None:
+def test_a_run_under_way_is_recorded_as_lost(own_server: MakeServer) -> None:
     server = own_server()
     with server.client() as client:
         client.post("/api/sessions", json={"language": "python", "session_id": "s", "data": {"kept": 1}})
@@ -116,7 +115,7 @@ def test_a_run_under_way_is_recorded_as_lost(own_server: Callable[..., Server]) 
         assert database.execute("select status, exit_code from runs").fetchall() == [("lost", None)]
 
 
-def test_a_stop_lets_the_run_under_way_finish(own_server: Callable[..., Server]) -> None:
+def test_a_stop_lets_the_run_under_way_finish(own_server: MakeServer) -> None:
     server = own_server()
     answers: list[httpx.Response] = []
     with server.client() as client:
@@ -132,7 +131,7 @@ def test_a_stop_lets_the_run_under_way_finish(own_server: Callable[..., Server])
     assert answers[0].json()["data"] == {"done": 1}
 
 
-def test_a_stop_does_not_wait_for_ever_and_tells_the_callers(own_server: Callable[..., Server]) -> None:
+def test_a_stop_does_not_wait_for_ever_and_tells_the_callers(own_server: MakeServer) -> None:
     server = own_server(drain_seconds="0.5")
     answers: list[httpx.Response] = []
     with server.client() as client:
@@ -166,7 +165,7 @@ def test_a_stop_does_not_wait_for_ever_and_tells_the_callers(own_server: Callabl
     assert "Traceback" not in server.log
 
 
-def test_a_sandbox_that_dies_is_remade_and_the_caller_is_told(own_server: Callable[..., Server]) -> None:
+def test_a_sandbox_that_dies_is_remade_and_the_caller_is_told(own_server: MakeServer) -> None:
     server = own_server()
     with server.client() as client:
         client.post("/api/sessions", json={"language": "python", "session_id": "s", "data": {"kept": 1}})
@@ -191,7 +190,7 @@ def test_a_sandbox_that_dies_is_remade_and_the_caller_is_told(own_server: Callab
         assert (again["status"], again["stdout"], again["data"]) == ("ok", "old\n", {"kept": 1})
 
 
-def test_deleting_a_session_ends_its_run_and_its_queue(own_server: Callable[..., Server]) -> None:
+def test_deleting_a_session_ends_its_run_and_its_queue(own_server: MakeServer) -> None:
     server = own_server(spares="0")
     with server.client() as client:
         client.post("/api/sessions", json={"language": "python", "session_id": "s"})
@@ -223,7 +222,7 @@ def test_deleting_a_session_ends_its_run_and_its_queue(own_server: Callable[...,
         assert client.get("/api/sessions/s").status_code == 404
 
 
-def test_a_second_server_on_the_same_data_is_refused(own_server: Callable[..., Server]) -> None:
+def test_a_second_server_on_the_same_data_is_refused(own_server: MakeServer) -> None:
     server = own_server()
     second = Server(server.data_dir)
     with pytest.raises(AssertionError, match="Another ERA service uses"):

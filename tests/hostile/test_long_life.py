@@ -10,7 +10,6 @@ import re
 import signal
 import threading
 from collections import Counter
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,7 +20,7 @@ import pytest
 from era.app import cgroup_name
 from era.drivers.bubblewrap import FIRST_UID
 from era.languages import runtimes
-from tests.conftest import Server, assert_nothing_left, cgroups, eventually, mounts
+from tests.conftest import MakeServer, Server, assert_nothing_left, cgroups, eventually, mounts
 
 COUNT = """
 import json
@@ -115,7 +114,7 @@ def _is_first_inside(pid: int) -> bool:
     return found is not None and found[1].split()[1:] == ["1"]
 
 
-def live(own_server: Callable[..., Server], *, runs: int, sessions: int) -> None:
+def live(own_server: MakeServer, *, runs: int, sessions: int) -> None:
     before, chance = mounts(), random.Random(runs)
     server = own_server(max_warm="12", outputs_kept="5", versions_kept="5")
     life = Life(server, sessions)
@@ -133,8 +132,8 @@ def live(own_server: Callable[..., Server], *, runs: int, sessions: int) -> None
             for done in work:
                 done.result()
             if start == batch * 4:
-                settled = memory(server.pid)
-        grown = memory(server.pid) - settled
+                settled = server.resident_bytes
+        grown = server.resident_bytes - settled
     with server.client() as client:
         for number in range(sessions):
             held = client.get(f"/api/sessions/s{number}").json()["data"]["n"]
@@ -157,16 +156,11 @@ def live(own_server: Callable[..., Server], *, runs: int, sessions: int) -> None
     assert_nothing_left(before, processes, server.data_dir)
 
 
-def memory(pid: int) -> int:
-    """Resident bytes."""
-    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-
-
-def test_a_short_life(own_server: Callable[..., Server]) -> None:
+def test_a_short_life(own_server: MakeServer) -> None:
     live(own_server, runs=120, sessions=20)
 
 
 @pytest.mark.soak
 @pytest.mark.parametrize(("runs", "sessions"), [(3000, 100), (20_000, 500)])
-def test_a_long_life(own_server: Callable[..., Server], runs: int, sessions: int) -> None:
+def test_a_long_life(own_server: MakeServer, runs: int, sessions: int) -> None:
     live(own_server, runs=runs, sessions=sessions)

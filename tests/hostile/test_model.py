@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import json
 import signal
-from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import dataclass, field
 from typing import Any
@@ -24,7 +23,7 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from tests.conftest import Server
+from tests.conftest import MakeServer, Server
 from tests.store.s3 import S3
 
 PATHS = st.sampled_from(["a", "b.txt", "d/e", "d/f/g", "ü ñ"])
@@ -279,17 +278,17 @@ def _search(server: Server, examples: int, steps: int) -> None:
     )
 
 
-def test_on_local_blobs(own_server: Callable[..., Server]) -> None:
+def test_on_local_blobs(own_server: MakeServer) -> None:
     _search(own_server(drain_seconds="2"), examples=2, steps=20)
 
 
-def test_on_a_bucket(own_server: Callable[..., Server], s3: S3, bucket: str) -> None:
+def test_on_a_bucket(own_server: MakeServer, s3: S3, bucket: str) -> None:
     _search(own_server(blobs=s3.url(bucket), drain_seconds="2"), examples=1, steps=15)
 
 
 @pytest.mark.soak
 @pytest.mark.parametrize("number", range(6))
-def test_for_longer(own_server: Callable[..., Server], number: int) -> None:
+def test_for_longer(own_server: MakeServer, number: int) -> None:
     machine_server = own_server(drain_seconds="2")
     machine = type(f"Service{number}", (Service,), {"server": machine_server})
     run_state_machine_as_test(

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import shutil
 import signal
-from collections.abc import Callable
 
-from tests.conftest import Server
+from tests.conftest import MakeServer, Server
 from tests.store.s3 import S3, SECRET_KEY, FaultyS3
 
 APPEND = "open('log', 'a').write('x'); print(open('log').read(), end='')"
@@ -18,7 +17,7 @@ def run(server: Server, session: str, code: str = APPEND) -> tuple[int, dict[str
         return answer.status_code, answer.json()
 
 
-def test_files_outlive_the_service_and_its_cache(own_server: Callable[..., Server], s3: S3, bucket: str) -> None:
+def test_files_outlive_the_service_and_its_cache(own_server: MakeServer, s3: S3, bucket: str) -> None:
     server = own_server(blobs=s3.url(bucket))
     with server.client() as client:
         client.post("/api/sessions", json={"language": "python", "session_id": "s"})
@@ -31,9 +30,7 @@ def test_files_outlive_the_service_and_its_cache(own_server: Callable[..., Serve
     assert SECRET_KEY not in server.log
 
 
-def test_a_bucket_that_fails_costs_only_that_run(
-    own_server: Callable[..., Server], s3: S3, bucket: str, faulty: FaultyS3
-) -> None:
+def test_a_bucket_that_fails_costs_only_that_run(own_server: MakeServer, s3: S3, bucket: str, faulty: FaultyS3) -> None:
     server = own_server(blobs=s3.url(bucket, endpoint=faulty.endpoint))
     with server.client() as client:
         client.post("/api/sessions", json={"language": "python", "session_id": "s"})
@@ -47,7 +44,7 @@ def test_a_bucket_that_fails_costs_only_that_run(
     assert SECRET_KEY not in server.log
 
 
-def test_another_installations_prefix_is_refused(own_server: Callable[..., Server], s3: S3, bucket: str) -> None:
+def test_another_installations_prefix_is_refused(own_server: MakeServer, s3: S3, bucket: str) -> None:
     server = own_server(blobs=s3.url(bucket))
     other = Server(server.data_dir.parent / "other", {"ERA_BLOBS": s3.url(bucket)})
     try:
@@ -72,7 +69,7 @@ for directory, _, files in sorted(os.walk('a')):
 """
 
 
-def test_a_session_moves_from_disk_to_a_bucket_and_back(own_server: Callable[..., Server], s3: S3, bucket: str) -> None:
+def test_a_session_moves_from_disk_to_a_bucket_and_back(own_server: MakeServer, s3: S3, bucket: str) -> None:
     """By capsules, with files, data, versions and runs; and it goes on there."""
     disk, remote = own_server(spares="0"), own_server(spares="0", blobs=s3.url(bucket))
     with disk.client() as client:

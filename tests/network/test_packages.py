@@ -16,7 +16,7 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.api.test_setup import make, settled
+from tests.api.setups import make, settled
 from tests.conftest import Server
 from tests.network.conftest import NEEDS_GVISOR, Machine, NetServer, Session, new_session
 

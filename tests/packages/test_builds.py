@@ -19,8 +19,8 @@ from era.core.setup.builds import Builds
 from era.core.setup.requirements import wanted
 from era.core.setup.setups import SetupFailed
 from era.packages import building, trees
-from tests.api.test_isolation import needs_gvisor
 from tests.drivers.boxes import LIMITS, Boxes
+from tests.gvisor import needs_gvisor
 from tests.packages.registry import Registry, serving, wheel
 from tests.packages.test_installer import Lab, assert_sound, put_evil_npm
 from tests.packages.works import bare, sdist, session, with_disk, works

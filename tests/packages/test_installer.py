@@ -32,8 +32,8 @@ from era.languages.node import NODE
 from era.packages import archives, installer, tools
 from era.packages.installer import UvAndNpm
 from era.store.blobs import LocalBlobs
-from tests.api.test_isolation import needs_gvisor
 from tests.drivers.boxes import Boxes, Options, Weakness
+from tests.gvisor import needs_gvisor
 from tests.packages.registry import Registry, serving, tarball, wheel
 
 CANARY = Path(

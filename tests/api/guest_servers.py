@@ -1,20 +1,12 @@
-"""Servers for sessions to run, and a WebSocket client as plain as can be."""
+"""Programs that serve inside of a session, and runs in the background that keep them going."""
 
 from __future__ import annotations
 
-import base64
-import hashlib
-import os
-import secrets
-import socket
-import struct
 from typing import Any
 
 import httpx
 
-from tests.conftest import Server
-
-SERVE = """\
+HTTP_SERVER = """\
 import json, os, socket, time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -110,7 +102,8 @@ print("listening", flush=True)
 Threading((host, port), Handler).serve_forever()
 """
 
-ECHO = """\
+
+WEBSOCKET_ECHO = """\
 const crypto = require("crypto"), http = require("http");
 const server = http.createServer((request, response) => response.end(request.headers.upgrade ?? "no upgrade"));
 server.on("upgrade", (request, socket, head) => {
@@ -155,84 +148,9 @@ server.listen(process.env.PORT ?? 3000, () => console.log("listening"));
 """
 
 
-class WebSocket:
-    """One connection. `head` is what the server answered, as text; frames are its opcodes with their payloads."""
-
-    def __init__(self, server: Server, path: str, *headers: str) -> None:
-        name, _, port = server.url.removeprefix("http://").rpartition(":")
-        self.socket = socket.create_connection((name, int(port)), timeout=30)
-        key = base64.b64encode(secrets.token_bytes(16)).decode()
-        lines = [
-            f"GET {path} HTTP/1.1",
-            f"Host: {name}:{port}",
-            "Upgrade: websocket",
-            "Connection: keep-alive, Upgrade",
-            "Sec-WebSocket-Version: 13",
-            f"Sec-WebSocket-Key: {key}",
-            *headers,
-        ]
-        self.socket.sendall("\r\n".join([*lines, "", ""]).encode())
-        self._seen = b""
-        self.head = self._until(b"\r\n\r\n").decode("latin-1")
-        digest = hashlib.sha1(key.encode() + b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11").digest()
-        self.accepted = f"Sec-WebSocket-Accept: {base64.b64encode(digest).decode()}".lower() in self.head.lower()
-
-    def send(self, payload: bytes, opcode: int = 2) -> None:
-        size = len(payload)
-        if size < 126:
-            length = bytes([size | 128])
-        else:
-            length = b"\xff" + struct.pack("!Q", size) if size > 0xFFFF else b"\xfe" + struct.pack("!H", size)
-        mask = secrets.token_bytes(4)
-        keys = (mask * (size // 4 + 1))[:size]
-        masked = (int.from_bytes(payload, "big") ^ int.from_bytes(keys, "big")).to_bytes(size, "big")
-        self.socket.sendall(bytes([128 | opcode]) + length + mask + masked)
-
-    def receive(self) -> tuple[int, bytes]:
-        first, size = self._take(2)
-        if size == 126:
-            (size,) = struct.unpack("!H", self._take(2))
-        elif size == 127:
-            (size,) = struct.unpack("!Q", self._take(8))
-        return first & 15, self._take(size)
-
-    def rest(self) -> bytes:
-        """What comes until the other end hangs up."""
-        while piece := self.socket.recv(1 << 16):
-            self._seen += piece
-        return self._seen
-
-    def close(self) -> None:
-        self.socket.close()
-
-    def _take(self, size: int) -> bytes:
-        while len(self._seen) < size:
-            self._more()
-        taken, self._seen = self._seen[:size], self._seen[size:]
-        return taken
-
-    def _until(self, end: bytes) -> bytes:
-        while end not in self._seen:
-            self._more()
-        found, _, self._seen = self._seen.partition(end)
-        return found + end
-
-    def _more(self) -> None:
-        piece = self.socket.recv(1 << 20)
-        if not piece:
-            raise ConnectionError(f"hung up after {self._seen[:200]!r}")
-        self._seen += piece
-
-
-def begin(client: httpx.Client, session: str, code: str, **fields: Any) -> str:
-    """A run in the background; its id."""
+def start_in_background(client: httpx.Client, session: str, code: str, **fields: Any) -> str:
+    """Start a run in the background; returns its id."""
     answer = client.post(f"/api/sessions/{session}/run", json={"code": code, "background": True, **fields})
     assert answer.status_code == 202, answer.text
     assert answer.json() == {"run_id": answer.json()["run_id"], "status": "running"}
     return str(answer.json()["run_id"])
-
-
-def memory(server: Server) -> int:
-    """Resident bytes of the service itself."""
-    with open(f"/proc/{server.pid}/statm") as file:
-        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")

@@ -1,0 +1,30 @@
+"""Exports and imports of capsules over HTTP."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import httpx
+
+from era.wire.sessions import SessionAnswer
+from tests.api.answers import SESSION_KEYS, checked
+
+TAR = {"Content-Type": "application/x-tar"}
+
+
+def exported(client: httpx.Client, session_id: str, **query: str) -> bytes:
+    answer = client.get(f"/api/sessions/{session_id}/capsule", params=query)
+    assert answer.status_code == 200, answer.text
+    assert answer.headers["content-type"] == "application/x-tar"
+    assert answer.headers["content-disposition"] == f'attachment; filename="{session_id}.era.tar"'
+    assert int(answer.headers["content-length"]) == len(answer.content)
+    return answer.content
+
+
+def load(client: httpx.Client, capsule: bytes, new_id: str | None = None) -> httpx.Response:
+    query = {} if new_id is None else {"id": new_id}
+    return client.post("/api/sessions/import", params=query, content=capsule, headers=TAR)
+
+
+def imported(client: httpx.Client, capsule: bytes, new_id: str | None = None) -> dict[str, Any]:
+    return checked(load(client, capsule, new_id), SessionAnswer, SESSION_KEYS, 201)

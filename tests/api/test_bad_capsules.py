@@ -1,0 +1,231 @@
+"""Capsules that are refused, damaged or cut off by a kill: all of the session or nothing."""
+
+from __future__ import annotations
+
+import random
+import signal
+import sqlite3
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from typing import Any
+
+import httpx
+import pytest
+
+from tests import capsules
+from tests.api.answers import refused
+from tests.api.capsule_api import TAR, exported, imported, load
+from tests.capsules import document, file, of_files, run, session, tree, version
+from tests.conftest import MakeServer, Server
+
+FURNISH = """
+import json, os, sys
+os.makedirs("empty/still"); os.makedirs("shut/in")
+open("shut/in/deep", "w").write("deep"); os.chmod("shut/in", 0o500)
+open("run.sh", "w").write("#!/bin/sh"); os.chmod("run.sh", 0o751)
+os.symlink("/etc/passwd", "link"); os.symlink(b"\\xff gone", b"dangling")
+for name in (b'quote"', b"new\\nline", b"\\xff\\xfe", "schön €".encode(), b"x" * 255, b" "):
+    open(name, "wb").write(name)
+open("big", "wb").write(os.urandom(300_000))
+json.dump({"n": 1, "ü": [1.5, None, "\\u2028"]}, open(".session_data.json", "w"))
+print("o" * 50_000); print("ä", end="", file=sys.stderr)
+"""
+
+
+LOOK = """
+import hashlib, os
+for directory, names, files in sorted(os.walk(b".")):
+    for name in sorted(names + files):
+        path = os.path.join(directory, name)
+        status = os.lstat(path)
+        if path in (b"./.session_data.json", b"./main.py"):
+            continue
+        content = os.readlink(path) if os.path.islink(path) else None
+        if os.path.isfile(path) and not os.path.islink(path):
+            content = hashlib.sha256(open(path, "rb").read()).hexdigest()
+        time = None if os.path.isdir(path) and not os.path.islink(path) else status.st_mtime_ns
+        print(path, oct(status.st_mode), time, content)
+"""
+
+
+def furnished(client: httpx.Client, session_id: str) -> list[str]:
+    """Make a session of every kind of content; what a program sees in it now, and in its second version."""
+    body = {
+        "language": "python",
+        "session_id": session_id,
+        "data": {"n": 0},
+        "metadata": {"team": "blue", "deep": {"a": [1]}},
+        "allowInternetAccess": False,
+        "default_timeout": 17.5,
+        "ttl": 5000,
+    }
+    assert client.post("/api/sessions", json=body).status_code == 201
+    client.put(f"/api/sessions/{session_id}/code", json={"code": "print('störed')", "description": "d"})
+    seen = []
+    for code in (FURNISH, LOOK, "import os; os.remove('big'); open('later', 'w').write('l'); 1 / 0", LOOK):
+        answer = client.post(f"/api/sessions/{session_id}/run", json={"code": code, "env": {"TOKEN": "hush-hush"}})
+        assert answer.status_code == 200, answer.text
+        assert answer.json()["state"]["committed"], answer.json()
+        if code == LOOK:
+            seen.append(answer.json()["stdout"])
+    client.patch(f"/api/sessions/{session_id}", json={"data": {"n": 2}})
+    client.post(f"/api/sessions/{session_id}/rollback", json={"version": 2})
+    client.post(f"/api/sessions/{session_id}/rollback", json={"version": 6})
+    return seen
+
+
+def stored(server: Server) -> set[str]:
+    return {path.name for path in (server.data_dir / "blobs").rglob("*") if path.is_file()}
+
+
+@contextmanager
+def nothing_made(client: httpx.Client, server: Server) -> Iterator[None]:
+    """No session, no blob, no file; and the server is well."""
+
+    def state() -> tuple[Any, ...]:
+        names = sorted(path.name for path in server.data_dir.iterdir())
+        return client.get("/api/sessions").json()["count"], stored(server), names
+
+    before = state()
+    yield
+    assert state() == before
+    assert client.get("/health").status_code == 200
+
+
+BAD = {
+    "nothing": b"",
+    "no tar": b"PK" + bytes(2000),
+    "another format": capsules.capsule(document(format=2)),
+    "a name that leaves": of_files(tree(file("..", b"")), b""),
+    "a slash": of_files(tree(file("a/../../b", b"")), b""),
+    "the state's name": of_files(tree(file(".session_data.json", b"")), b""),
+    "setuid": of_files(tree(file("a", b"", mode=0o4755)), b""),
+    "a missing object": of_files(tree(file("a", b"x"))),
+    "one too many": capsules.capsule(None, b"x"),
+    "a run under way": capsules.capsule(document(runs=[run(status="running")])),
+    "two runs of one id": capsules.capsule(document(runs=[run(), run()])),
+    "too patient": capsules.capsule(document(session(default_timeout=3601))),
+    "no such language": capsules.capsule(document(session(language="cobol"))),
+    "env": capsules.capsule(document(session(env={"A": "b"}))),
+    "a huge version": capsules.capsule(document(session(version=2**62), [version(version=2**62)])),
+}
+
+
+@pytest.mark.parametrize("which", BAD)
+def test_bad_capsules_make_nothing(client: httpx.Client, server: Server, which: str) -> None:
+    with nothing_made(client, server):
+        body = refused(load(client, BAD[which], "bad"), 400)
+        assert "capsule" in (body["error"] + body["hint"]).lower() or "default_timeout" in body["error"]
+
+
+def test_what_is_too_large(client: httpx.Client, server: Server, own_server: MakeServer) -> None:
+    with nothing_made(client, server):
+        refused(load(client, capsules.capsule(document(session(metadata={"a": "x" * (1 << 20)})))), 413, "metadata")
+        refused(load(client, capsules.capsule(document(versions=[version(data={"a": "x" * (1 << 20)})]))), 413, "data")
+    small = own_server(import_mb="1")
+    with small.client() as there, nothing_made(there, small):
+        refused(load(there, bytes(2 << 20)), 413, "1048576")
+        chunked = iter([bytes(1 << 19)] * 5)
+        refused(there.post("/api/sessions/import", content=chunked, headers=TAR), 413, "1048576")
+        # The bound is that of this call alone.
+        refused(there.post("/api/sessions", content=b" " * (17 << 20)), 413, "16777216")
+
+
+def test_only_an_archive_is_taken(client: httpx.Client, server: Server) -> None:
+    """A type that a page of another site can't send without asking."""
+    capsule = capsules.capsule()
+    with nothing_made(client, server):
+        for kind in ("text/plain", "application/x-www-form-urlencoded", "multipart/form-data", "", "application/json"):
+            answer = client.post("/api/sessions/import", content=capsule, headers={"Content-Type": kind})
+            refused(answer, 400, "application/x-tar")
+        answer = client.post("/api/sessions/import", content=capsule, headers={**TAR, "Origin": "http://evil.example"})
+        refused(answer, 403)
+        for bad in ("a b", "", "x" * 129, "../x"):
+            refused(load(client, capsule, bad), 400, "id")
+    assert imported(client, capsule)["id"] == "moved"
+
+
+def test_damaged_capsules(client: httpx.Client, server: Server) -> None:
+    """A real one with bytes flipped, cut, doubled or moved; and a server that serves on."""
+    furnished(client, "s")
+    whole = exported(client, "s")
+    chance = random.Random(3)
+    refusals = 0
+    with nothing_made(client, server):
+        for number in range(200):
+            bad = bytearray(whole)
+            at, size = chance.randrange(len(bad)), chance.choice([1, 512, 10_000])
+            match number % 4:
+                case 0:
+                    bad[at] ^= 1 << chance.randrange(8)
+                case 1:
+                    bad[chance.randrange(12_000)] ^= 0xFF
+                case 2:
+                    del bad[at : at + size]
+                case 3:
+                    bad[at:at] = bad[at : at + size]
+            answer = load(client, bytes(bad), f"n{number}")
+            if answer.status_code == 201:
+                # What was hit is the end of the archive, of which there may be any length.
+                assert client.delete(f"/api/sessions/n{number}?purge=true").status_code == 200
+            else:
+                refused(answer, 400 if answer.status_code != 413 else 413)
+                refusals += 1
+    assert refusals > 190
+    assert server.log.count("Traceback") == 0
+
+
+def test_kill_9_during_an_import(own_server: MakeServer) -> None:
+    """There is all of the session or nothing, no file is left, and the same capsule can be imported then."""
+    server = own_server(spares="0")
+    chance = random.Random(11)
+    with server.client() as client:
+        client.post("/api/sessions", json={"language": "python", "session_id": "s"})
+        for n in range(5):
+            client.post(
+                "/api/sessions/s/run",
+                json={"code": f"import os\nfor m in range(100): open(f'{n}-{{m}}', 'wb').write(os.urandom(9000))"},
+            )
+        capsule = exported(client, "s")
+        files = client.get("/api/sessions/s?include=files").json()["files"]
+        client.delete("/api/sessions/s?purge=true")
+    began = time.monotonic()
+    with server.client() as client:
+        assert load(client, capsule, "timed").status_code == 201
+    duration = time.monotonic() - began
+    names = sorted(path.name for path in server.data_dir.iterdir())
+    outcomes: set[int] = set()
+    longest = duration
+    for number in range(12):
+        thread = threading.Thread(target=_ignore_hangup, args=(server.url, capsule, f"n{number}"))
+        thread.start()
+        time.sleep(chance.uniform(0.2, 1) * longest)
+        server.stop(signal.SIGKILL)
+        thread.join()
+        server.start()
+        with server.client() as client:
+            answer = client.get(f"/api/sessions/n{number}?include=files")
+            outcomes.add(answer.status_code)
+            longest *= 0.7 if answer.status_code == 200 else 1.4  # However fast the machine is, there is some of each.
+            if answer.status_code == 200:
+                assert answer.json()["files"] == files
+                assert answer.json()["version"] == 6
+                assert client.get(f"/api/sessions/n{number}/versions").json()["count"] == 6
+                assert client.get(f"/api/sessions/n{number}/runs").json()["count"] == 5
+            else:
+                assert imported(client, capsule, f"n{number}")["version"] == 6
+        assert sorted(path.name for path in server.data_dir.iterdir()) == names
+        assert list((server.data_dir / "blobs" / "incoming").iterdir()) == []
+    assert outcomes == {200, 404}
+    with closing(sqlite3.connect(server.data_dir / "era.sqlite")) as database:
+        assert database.execute("PRAGMA foreign_key_check").fetchall() == []
+
+
+def _ignore_hangup(url: str, capsule: bytes, new_id: str) -> None:
+    with httpx.Client(base_url=url, timeout=60, trust_env=False, verify=False) as client:
+        try:
+            load(client, capsule, new_id)
+        except httpx.TransportError:
+            return

@@ -1,0 +1,143 @@
+"""Files over HTTP when clients hang up, disks fail or the service is killed, and memory while large ones pass."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import signal
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+
+import httpx
+import pytest
+
+from tests.api.answers import refused
+from tests.api.files_api import MIB, get, names, put
+from tests.conftest import MakeServer, MakeSession, Run, Server, eventually
+
+
+def test_a_client_that_hangs_up_has_changed_nothing(client: httpx.Client, session: MakeSession, server: Server) -> None:
+    where = session()
+    put(client, where, "a", b"old")
+    address = ("127.0.0.1", int(server.url.rpartition(":")[2]))
+    for length in (1000, 10 * MIB):
+        with socket.create_connection(address) as connection:
+            head = f"PUT /api/sessions/{where}/files/a HTTP/1.1\r\nHost: 127.0.0.1:{address[1]}\r\n"
+            connection.sendall(f"{head}Content-Length: {length}\r\n\r\n".encode() + bytes(length - 1))
+            time.sleep(0.1)
+    with socket.create_connection(address) as connection:
+        head = f"GET /api/sessions/{where}/files/a HTTP/1.1\r\nHost: 127.0.0.1:{address[1]}\r\n\r\n"
+        connection.sendall(head.encode())
+    uploads = server.data_dir / "uploads"
+    assert eventually(lambda: not os.listdir(uploads))
+    assert get(client, where, "a").content == b"old"
+    assert client.get(f"/api/sessions/{where}").json()["version"] == 2
+
+
+def test_a_disk_that_fails(client: httpx.Client, session: MakeSession, server: Server) -> None:
+    where = session()
+    put(client, where, "a", b"old")
+    uploads = server.data_dir / "uploads"
+    uploads.rename(server.data_dir / "away")
+    try:
+        for path in ("files/a", "archive"):
+            refused(client.put(f"/api/sessions/{where}/{path}", content=bytes(MIB)), 503, "could not be kept")
+    finally:
+        (server.data_dir / "away").rename(uploads)
+    assert get(client, where, "a").content == b"old"
+    [file] = [
+        path for path in (server.data_dir / "blobs").rglob("*") if path.name == hashlib.sha256(b"old").hexdigest()
+    ]
+    file.unlink()
+    refused(get(client, where, "a"), 503, "could not be read")
+
+
+def test_a_session_deleted_while_a_put_waits(client: httpx.Client, session: MakeSession, run: Run) -> None:
+    where = session()
+    with ThreadPoolExecutor() as pool:
+        going = pool.submit(client.post, f"/api/sessions/{where}/run", json={"code": "import time; time.sleep(30)"})
+        assert eventually(lambda: client.get(f"/api/sessions/{where}").json()["status"] == "running")
+        waiting = pool.submit(put, client, where, "a", b"1")
+        time.sleep(0.3)
+        client.delete(f"/api/sessions/{where}")
+        refused(waiting.result(), 404)
+        going.result()
+    session(session_id=where)
+    assert names(client, where) == []
+
+
+def test_kill_9_in_the_middle_of_a_put(own_server: MakeServer) -> None:
+    """What was there before, or what was put: nothing in between, and nothing acknowledged is lost."""
+    server = own_server(spares="0")
+    with server.client() as client:
+        client.post("/api/sessions", json={"language": "python", "session_id": "s"})
+        put(client, "s", "a", b"0" * (2 * MIB))
+    acknowledged = 0
+    for round_number in range(8):
+        tried = [acknowledged]
+
+        def work(start: int = acknowledged, tried: list[int] = tried) -> None:
+            with server.client() as own, suppress(httpx.TransportError):
+                for number in range(start + 1, start + 1000):
+                    tried.append(number)
+                    assert put(own, "s", "a", str(number % 10).encode() * (2 * MIB)).status_code == 200
+                    tried.pop(0)
+
+        thread = threading.Thread(target=work)
+        thread.start()
+        time.sleep(0.05 + 0.07 * round_number)
+        server.stop(signal.SIGKILL)
+        thread.join()
+        server.start()
+        assert os.listdir(server.data_dir / "uploads") == []
+        with server.client() as client:
+            content = get(client, "s", "a").content
+            assert len(content) == 2 * MIB
+            assert content == content[:1] * len(content)
+            possible = [number for number in tried if number % 10 == int(content[:1])]
+            assert possible, (content[:1], tried)
+            acknowledged = possible[0]
+    assert acknowledged > 0
+
+
+def send_and_fetch_in_flat_memory(server: Server, size: int) -> None:
+    piece = os.urandom(MIB)
+
+    def pieces() -> Iterator[bytes]:
+        for number in range(size // MIB):
+            yield number.to_bytes(8, "big") + piece[8:]
+
+    expected = hashlib.sha256()
+    for each in pieces():
+        expected.update(each)
+    with server.client() as client:
+        client.post("/api/sessions", json={"language": "python", "session_id": "big"})
+        put(client, "big", "warm", bytes(MIB))
+        before = server.reset_peak()
+        answer = client.put("/api/sessions/big/files/a", content=pieces(), timeout=600)
+        assert answer.json() == {"path": "a", "size": size}
+        assert answer.headers["etag"] == f'"{expected.hexdigest()}"'
+        for path in ("files/a", "archive"):
+            got, found = 0, hashlib.sha256()
+            with client.stream("GET", f"/api/sessions/big/{path}") as stream:
+                for each in stream.iter_bytes(MIB):
+                    got += len(each)
+                    found.update(each)
+            assert got >= size
+            assert path == "archive" or found.hexdigest() == expected.hexdigest()
+        with client.stream("GET", "/api/sessions/big/archive") as stream:
+            client.put("/api/sessions/big/archive", content=stream.iter_bytes(MIB), timeout=600).raise_for_status()
+        assert server.peak_resident_bytes - before < 64 * MIB
+
+
+def test_128_mib_up_and_down_in_flat_memory(own_server: MakeServer) -> None:
+    send_and_fetch_in_flat_memory(own_server(spares="0"), 128 * MIB)
+
+
+@pytest.mark.soak
+def test_1_gib_up_and_down_in_flat_memory(own_server: MakeServer) -> None:
+    send_and_fetch_in_flat_memory(own_server(spares="0"), 1024 * MIB)

@@ -1,0 +1,113 @@
+"""Headers of files over HTTP: types, ranges and conditional requests."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+
+import httpx
+import pytest
+
+from tests.api.answers import refused
+from tests.api.files_api import delete, get, names, put
+from tests.conftest import MakeSession
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("a.html", "text/html"), ("a.svg", "image/svg+xml"), ("a.JSON", "application/json"), ("a.py", "text/x-python"),
+        ("a.tar.gz", "application/gzip"), ("a.unknown", "application/octet-stream"), ("a", "application/octet-stream"),
+        ("data:text,html", "application/octet-stream"),
+    ],
+)  # fmt: skip
+def test_no_file_is_a_page_of_this_server(client: httpx.Client, session: MakeSession, name: str, kind: str) -> None:
+    where = session()
+    put(client, where, name, b"<script>alert(1)</script>")
+    headers = get(client, where, name).headers
+    assert headers["content-type"] == kind
+    assert headers["x-content-type-options"] == "nosniff"
+    assert headers["content-disposition"].startswith("attachment;")
+    assert "sandbox" in headers["content-security-policy"]
+    assert headers["cross-origin-resource-policy"] == "same-origin"
+
+
+def test_a_name_cannot_break_out_of_a_header(client: httpx.Client, session: MakeSession) -> None:
+    where = session()
+    put(client, where, "a%0d%0aSet-Cookie:x=1%22;é.txt", b"1")
+    answer = get(client, where, "a%0d%0aSet-Cookie:x=1%22;é.txt")
+    assert answer.content == b"1"
+    assert "set-cookie" not in answer.headers
+    assert answer.headers["content-disposition"] == (
+        "attachment; filename*=UTF-8''a%0D%0ASet-Cookie%3Ax%3D1%22%3B%C3%A9.txt"
+    )
+
+
+@pytest.mark.parametrize(
+    ("wanted", "part"),
+    [
+        ("bytes=0-0", (0, 1)), ("bytes=2-5", (2, 6)), ("bytes=7-", (7, 10)), ("bytes=-3", (7, 10)),
+        ("bytes=-30", (0, 10)), ("bytes=0-99", (0, 10)), ("bytes=9-9", (9, 10)),
+        ("bytes=5-2", None), ("bytes=0-1,4-5", None), ("lines=1-2", None), ("bytes=-", None), ("bytes=a-b", None),
+        ("", None),
+    ],
+)  # fmt: skip
+def test_ranges(client: httpx.Client, session: MakeSession, wanted: str, part: tuple[int, int] | None) -> None:
+    where = session()
+    put(client, where, "a", b"0123456789")
+    answer = get(client, where, "a", Range=wanted)
+    if part is None:
+        assert (answer.status_code, answer.content) == (200, b"0123456789")
+        assert "content-range" not in answer.headers
+    else:
+        start, end = part
+        assert (answer.status_code, answer.content) == (206, b"0123456789"[start:end])
+        assert answer.headers["content-range"] == f"bytes {start}-{end - 1}/10"
+        assert answer.headers["content-length"] == str(end - start)
+
+
+@pytest.mark.parametrize("wanted", ["bytes=10-", "bytes=99-100", "bytes=-0", f"bytes={10**17}-"])
+def test_ranges_that_the_file_does_not_have(client: httpx.Client, session: MakeSession, wanted: str) -> None:
+    where = session()
+    put(client, where, "a", b"0123456789")
+    put(client, where, "empty")
+    answer = get(client, where, "a", Range=wanted)
+    assert refused(answer, 416, "10 bytes")["code"] == "range_not_satisfiable"
+    assert answer.headers["content-range"] == "bytes */10"
+    assert get(client, where, "empty", Range="bytes=0-").headers["content-range"] == "bytes */0"
+
+
+def test_a_range_of_what_has_changed_is_the_whole(client: httpx.Client, session: MakeSession) -> None:
+    where = session()
+    etag = put(client, where, "a", b"0123456789").headers["etag"]
+    assert get(client, where, "a", **{"Range": "bytes=1-2", "If-Range": etag}).status_code == 206
+    assert get(client, where, "a", **{"Range": "bytes=1-2", "If-Range": '"else"'}).status_code == 200
+
+
+def test_conditions(client: httpx.Client, session: MakeSession) -> None:
+    where = session()
+    old = put(client, where, "a", b"1").headers["etag"]
+    for known in (old, f"W/{old}", f'"x", {old}', "*"):
+        answer = get(client, where, "a", **{"If-None-Match": known})
+        assert (answer.status_code, answer.content, answer.headers["etag"]) == (304, b"", old)
+    assert get(client, where, "a", **{"If-None-Match": '"x"'}).status_code == 200
+
+    new = put(client, where, "a", b"2", **{"If-Match": old}).headers["etag"]
+    body = refused(put(client, where, "a", b"3", **{"If-Match": old}), 412, "If-Match")
+    assert body["code"] == "precondition_failed"
+    refused(put(client, where, "a", b"3", **{"If-Match": f"W/{new}"}), 412)
+    refused(put(client, where, "a", b"3", **{"If-None-Match": "*"}), 412)
+    refused(put(client, where, "b", b"3", **{"If-Match": "*"}), 412)
+    refused(delete(client, where, "a", **{"If-Match": old}), 412)
+    refused(put(client, where, "a", b"3", **{"If-Match": "unquoted"}), 400, "if-match")
+    assert put(client, where, "b", b"3", **{"If-None-Match": "*"}).status_code == 200
+    assert get(client, where, "a").content == b"2"
+    assert delete(client, where, "a", **{"If-Match": new}).status_code == 200
+    assert names(client, where) == ["b"]
+
+
+def test_of_two_who_change_the_same_one_wins(client: httpx.Client, session: MakeSession) -> None:
+    where = session()
+    etag = put(client, where, "a", b"0").headers["etag"]
+    with ThreadPoolExecutor(8) as pool:
+        answers = list(pool.map(lambda n: put(client, where, "a", f"{n}!".encode(), **{"If-Match": etag}), range(8)))
+    assert sorted(answer.status_code for answer in answers) == [200] + [412] * 7

@@ -1,0 +1,74 @@
+"""Health, metrics and the description of the API (OpenAPI)."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import httpx
+import jsonschema_rs
+from prometheus_client.parser import text_string_to_metric_families
+
+from tests.conftest import MakeSession, Run
+
+
+def test_health_tells_that_it_is_well(client: httpx.Client) -> None:
+    body = client.get("/health").json()
+    assert body["status"] == "ok"
+    assert body["languages"] == ["deno", "go", "node", "python", "typescript"]
+    assert body["isolation"]["driver"] == "bubblewrap"
+    assert len(body["isolation"]["summary"]) > 20
+
+
+def samples(client: httpx.Client) -> dict[tuple[str, tuple[str, ...]], float]:
+    answer = client.get("/metrics")
+    assert answer.headers["content-type"].startswith("text/plain")
+    return {
+        (sample.name, tuple(sample.labels.values())): sample.value
+        for family in text_string_to_metric_families(answer.text)
+        for sample in family.samples
+    }
+
+
+def test_metrics_count_sessions_and_runs(client: httpx.Client, session: MakeSession, run: Run) -> None:
+    assert samples(client)["era_sessions", ()] == 0
+    where = session()
+    before = samples(client)
+    run(where, "1/0")
+    after = samples(client)
+    assert after["era_sessions", ()] == 1
+    assert after["era_sandboxes", ("live",)] == 1
+    key = ("era_runs", ("failed",))
+    assert after[key] - before.get(key, 0) == 1
+
+
+def test_the_description_of_the_api_is_valid_and_whole(client: httpx.Client) -> None:
+    document = client.get("/openapi.json").json()
+    assert re.fullmatch(r"3\.1\.\d+", document["openapi"])
+    for name, schema in document["components"]["schemas"].items():
+        jsonschema_rs.Draft202012Validator({**schema, "components": document["components"]}), name
+    references = re.findall(r'"\$ref": "#/components/schemas/([^"]+)"', json.dumps(document))
+    assert set(references) == set(document["components"]["schemas"])
+    for path, operations in document["paths"].items():
+        for method, operation in operations.items():
+            statuses = operation["responses"].keys()
+            assert "422" not in statuses, (method, path)
+            assert {"200", "201"} & statuses, (method, path)
+            if path.startswith("/api/"):
+                assert {"400", "401", "403"} <= statuses, (method, path)
+                assert operation["summary"]
+                assert operation["description"]
+    for expected in ("/api/sessions", "/api/sessions/{session_id}", "/api/sessions/{session_id}/run", "/api/execute"):
+        assert expected in document["paths"]
+
+
+def test_documented_models_refuse_unknown_fields(client: httpx.Client) -> None:
+    schemas = client.get("/openapi.json").json()["components"]["schemas"]
+    for name in ("CreateSession", "ChangeSession", "RunBody", "ExecuteBody", "CodeBody"):
+        assert schemas[name]["additionalProperties"] is False
+
+
+def test_docs_are_served(client: httpx.Client) -> None:
+    answer = client.get("/docs")
+    assert answer.status_code == 200
+    assert answer.headers["content-type"].startswith("text/html")

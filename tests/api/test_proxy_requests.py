@@ -1,0 +1,192 @@
+"""What stored code sees of a public call, and requests that reach no run."""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import IO
+
+import httpx
+import pytest
+
+from tests.api.stored_code import COUNTER, SEEN, Publish, raw
+from tests.conftest import MakeServer, Server
+
+
+def test_the_request_is_seen(client: httpx.Client, publish: Publish, server: Server) -> None:
+    url = publish(SEEN)
+    answer = client.put(
+        f"{url}/a%20b/%2e%2e/%2F;c//d?x=1&y=%20+&x=2",
+        content="Grüße, {}",
+        headers={"Content-Type": "text/x-own", "X-Hub-Signature": "sha1=abc"},
+    )
+    seen = answer.json()
+    headers = json.loads(seen["ERA_HTTP_HEADERS"])
+    assert (answer.status_code, answer.headers["Content-Type"]) == (200, "application/json")
+    assert seen["ERA_REQUEST_MODE"] == "proxy"
+    assert seen["ERA_HTTP_METHOD"] == "PUT"
+    assert seen["ERA_HTTP_PATH"] == "/a%20b/%2e%2e/%2F;c//d"
+    assert seen["ERA_HTTP_QUERY"] == "?x=1&y=%20+&x=2"
+    assert seen["ERA_HTTP_BODY"] == "Grüße, {}"
+    assert seen["ERA_HTTP_BODY_ENCODING"] == "utf-8"
+    assert seen["ERA_PROXY_URL"] == f"{server.url}/proxy/{url.split('/')[2]}"
+    assert headers["content-type"] == "text/x-own"
+    assert headers["x-hub-signature"] == "sha1=abc"
+    assert headers["host"] == server.url.removeprefix("http://")
+
+
+@pytest.mark.parametrize("language", ["node", "typescript"])
+def test_other_languages(client: httpx.Client, publish: Publish, language: str) -> None:
+    code = "console.log(JSON.stringify({status: 202, body: process.env.ERA_HTTP_METHOD + process.env.ERA_HTTP_PATH}))"
+    answer = client.patch(f"{publish(code, language)}/x", content=b"{}")
+    assert (answer.status_code, answer.text) == (202, "PATCH/x")
+
+
+@pytest.mark.parametrize("end", ["/3000/", "/3000", "/", ""])
+def test_no_path_is_a_slash(client: httpx.Client, publish: Publish, end: str) -> None:
+    where = publish(SEEN).split("/")[2]
+    seen = client.get(f"/proxy/{where}{end}").json()
+    assert (seen["ERA_HTTP_PATH"], seen["ERA_HTTP_QUERY"], seen["ERA_HTTP_BODY"]) == ("/", "", "")
+
+
+@pytest.mark.parametrize("method", ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "PROPFIND"])
+def test_any_method(client: httpx.Client, publish: Publish, method: str) -> None:
+    code = 'import os; m = os.environ[\'ERA_HTTP_METHOD\']; print(\'{"headers": {"X-Seen": "%s"}}\' % m)'
+    answer = client.request(method, publish(code))
+    assert (answer.status_code, answer.headers["X-Seen"]) == (200, method)
+    assert (answer.content == b"") == (method == "HEAD")
+
+
+@pytest.mark.parametrize("body", [b"\xff\xfe", b"a\0b", bytes(range(256))])
+def test_bodies_that_are_no_text(client: httpx.Client, publish: Publish, body: bytes) -> None:
+    seen = client.post(publish(SEEN), content=body).json()
+    assert seen["ERA_HTTP_BODY_ENCODING"] == "base64"
+    assert base64.b64decode(seen["ERA_HTTP_BODY"]) == body
+
+
+def test_too_large_for_an_environment(client: httpx.Client, publish: Publish) -> None:
+    # A child gets the environment by a system call, which has the kernel's bound.
+    url = publish("import subprocess; print(subprocess.run(['true']).returncode)")
+    room = (128 << 10) - len("ERA_HTTP_BODY=") - 1
+    assert client.post(url, content=b"x" * room).json() == 0
+    assert client.post(url, content=b"\xff" * (room // 4 * 3)).json() == 0
+    for body in (b"x" * (room + 1), b"\xff" * (room // 4 * 3 + 1), b"x" * (1 << 20)):
+        answer = client.post(url, content=body)
+        assert (answer.status_code, answer.json()["code"]) == (413, "too_large")
+        assert "ERA_HTTP_BODY" in answer.json()["error"]
+    chunked = client.post(url, content=iter([b"x" * 65536] * 3))
+    assert chunked.status_code == 413
+    answer = client.get(url, headers={"X-Quotes": '"' * 100_000})  # escaped, twice as many; or too many for HTTP
+    assert answer.status_code in (413, 431)
+    assert client.get(url, headers={"X-Quotes": '"' * 60_000}).status_code == 200
+
+
+def test_headers_are_cleaned(server: Server, publish: Publish) -> None:
+    url = publish(SEEN).encode()
+    request = (
+        b"POST " + url + b" HTTP/1.1\r\nHost: SELF\r\nConnection: close, X-Forwarded-For, TE\r\nTE: trailers\r\n"
+        b"X-Forwarded-For: 192.0.2.1\r\nKeep-Alive: 5\r\nProxy-Authorization: Basic eDp5\r\nProxy-Connection: x\r\n"
+        b"Trailer: x\r\nX-Twice: 1\r\nx-twice: 2\r\nSet-Cookie: a=b\r\nCookie: other=secret; era-session-own=1\r\n"
+        b"Cookie: era-session-b=2; more=secret\r\nX-Latin: \xe4\r\nAuthorization: Basic sender\r\n"
+        b"Transfer-Encoding: chunked\r\n\r\n2\r\nhi\r\n0\r\n\r\n"
+    )
+    seen = json.loads(raw(server, request).partition(b"\r\n\r\n")[2])
+    headers = json.loads(seen["ERA_HTTP_HEADERS"])
+    assert seen["ERA_HTTP_BODY"] == "hi"
+    assert headers == {
+        "host": server.url.removeprefix("http://"),
+        "x-forwarded-for": "192.0.2.1",  # what a proxy in front has said can't be taken away by naming it
+        "x-twice": "1, 2",
+        "cookie": "own=1; b=2",
+        "x-latin": "ä",
+        "authorization": "Basic sender",
+    }
+
+
+HEAD = b"POST URL HTTP/1.1\r\nHost: SELF\r\nConnection: close\r\n"
+
+
+ENDED = b"Content-Length: 2\r\n\r\nhi"
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        HEAD + b"Content-Length: 2\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+        HEAD + b"Content-Length: 2\r\nContent-Length: 3\r\n\r\nhi!",
+        HEAD + b"Transfer-Encoding: chunked\r\n\r\nzz\r\nhi\r\n0\r\n\r\n",
+        HEAD + b"Transfer-Encoding: chunked\r\n\r\n-2\r\nhi\r\n0\r\n\r\n",
+        HEAD + b"Transfer-Encoding: chunked, identity\r\n\r\n0\r\n\r\n",
+        HEAD + b"X-A: 1\r\n folded\r\n" + ENDED,
+        HEAD + b"X-A: 1\0\r\n" + ENDED,
+        HEAD + b"Host: evil.example\r\n" + ENDED,
+        HEAD.replace(b"SELF", b"evil.example") + ENDED,
+        HEAD.replace(b"URL", b"http://SELFURL").replace(b"Host: SELF", b"Host: evil.example") + ENDED,
+        HEAD.replace(b"POST URL", b"CONNECT SELF") + b"\r\n",
+        HEAD.replace(b"POST URL", b"CONNECT URL") + b"\r\n",
+        HEAD.replace(b"HTTP/1.1", b"HTTP/9.9") + ENDED,
+        HEAD.replace(b"URL", b"URL/\xff\0") + ENDED,
+    ],
+)
+def test_bytes_that_no_run_comes_of(client: httpx.Client, publish: Publish, server: Server, sent: bytes) -> None:
+    url = publish(COUNTER)
+    received = raw(server, sent.replace(b"URL", url.encode()))
+    assert b"HTTP/1.1 4" in received[:10]
+    assert len(re.findall(rb"HTTP/1\.1 \d{3} ", received)) == 1
+    time.sleep(0.05)
+    assert client.get(f"/api/sessions/{url.split('/')[2]}/runs").json()["count"] == 0
+
+
+@dataclass
+class ImpatientServer(Server):
+    """A server that gives a body one second."""
+
+    def _spawn(self, command: list[str], environment: dict[str, str], log: IO[bytes]) -> subprocess.Popen[bytes]:
+        changed = "from era.api import proxy; proxy._BODY_SECONDS = 1.0; from era.client.cli import main; main()"
+        return subprocess.Popen([sys.executable, "-c", changed, "serve"], stdout=log, stderr=log, env=environment)
+
+
+def test_a_body_that_trickles(own_server: MakeServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each piece comes in time, and the whole never does."""
+    monkeypatch.setattr("tests.conftest.Server", ImpatientServer)
+    server = own_server(spares="0")
+    with server.client() as client:
+        client.post("/api/sessions", json={"language": "python", "session_id": "s"})
+        client.put("/api/sessions/s/code", json={"code": COUNTER})
+
+        def trickle() -> Iterator[bytes]:
+            for _ in range(40):
+                yield b"x"
+                time.sleep(0.1)
+
+        began = time.monotonic()
+        with suppress(httpx.WriteError):  # it may have hung up before the next piece
+            assert client.post("/proxy/s/1", content=trickle()).status_code == 408
+        assert time.monotonic() - began < 6
+        assert client.get("/api/sessions/s/runs").json()["count"] == 0
+
+
+def test_an_upgrade_and_then_nothing_that_was_asked_for(publish: Publish, server: Server) -> None:
+    """After it has been answered, what comes on the connection is no second request, and it is closed."""
+    request = b"GET " + publish(COUNTER).encode() + b" HTTP/1.1\r\nHost: SELF\r\nConnection: Upgrade\r\n"
+    request += b"Upgrade: websocket\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: eA==\r\n\r\n"
+    began = time.monotonic()
+    received = raw(server, request + b"\x81\x05hello")
+    assert time.monotonic() - began < 12
+    assert re.findall(rb"HTTP/1\.1 (\d{3}) ", received)[:1] in ([b"201"], [b"400"])
+    assert b"101 " not in received
+
+
+def test_an_upgrade_is_an_ordinary_call(publish: Publish, server: Server) -> None:
+    request = b"GET " + publish(SEEN).encode() + b" HTTP/1.1\r\nHost: SELF\r\nConnection: Upgrade, close\r\n"
+    request += b"Upgrade: websocket\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: eA==\r\n\r\n"
+    received = raw(server, request)
+    assert received.startswith(b"HTTP/1.1 200 ")
+    assert b"upgrade" not in received.lower()

@@ -1,0 +1,130 @@
+"""What a run and `/api/execute` answer, and what stored code does."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import httpx
+import pytest
+
+from era.wire.runs import CodeAnswer, CodeStoredAnswer, ExecuteAnswer, RunAnswer
+from tests.api.answers import RUN_KEYS, assert_recent, checked, refused
+from tests.conftest import MakeSession, Run
+
+
+def test_a_run_answers_with_all_it_promises(client: httpx.Client, session: MakeSession) -> None:
+    where = session(data={"n": 1})
+    code = "import sys, time; print('out'); print('err', file=sys.stderr); time.sleep(0.1); sys.exit(3)"
+    body = checked(client.post(f"/api/sessions/{where}/run", json={"code": code}), RunAnswer, RUN_KEYS)
+    assert re.fullmatch(r"\d+\.\d{3}s", body["duration"])
+    assert 0.1 <= float(body["duration"].removesuffix("s")) < 5
+    assert re.fullmatch(r"run_\d{13}_[a-z0-9]{9}", body["run_id"])
+    assert {key: value for key, value in body.items() if key not in ("duration", "run_id")} == {
+        "exit_code": 3,
+        "stdout": "out\n",
+        "stderr": "err\n",
+        "session_id": where,
+        "data": {"n": 1},
+        "status": "failed",
+        "stdout_truncated": False,
+        "stderr_truncated": False,
+        "state": {"version": 2, "committed": True, "reason": None},
+        "artifacts": [],
+        "artifacts_more": 0,
+    }
+
+
+@pytest.mark.parametrize(("persistent", "second"), [(True, "True 1\n"), (False, "False 1\n")])
+def test_files_outlive_a_run_of_a_persistent_session_only_and_data_always(
+    client: httpx.Client, session: MakeSession, run: Run, persistent: bool, second: str
+) -> None:
+    where = session(persistent=persistent, data={"n": 0})
+    run(where, "open('kept', 'w').write('x'); open('.session_data.json', 'w').write('{\"n\": 1}')")
+    code = "import os, json; print(os.path.exists('kept'), json.load(open('.session_data.json'))['n'])"
+    assert run(where, code)["stdout"] == second
+    assert client.get(f"/api/sessions/{where}").json()["file_count"] == int(persistent)
+
+
+def test_stored_code_runs_and_is_seen_by_clients_only(client: httpx.Client, session: MakeSession, run: Run) -> None:
+    where = session(data={"n": 1})
+    path = f"/api/sessions/{where}"
+    assert refused(client.get(f"{path}/code"), 404)["error"] == "no code stored"
+    nothing = refused(client.post(f"{path}/run", json={}), 400)
+    assert nothing["hint"] == "Use PUT /api/sessions/{id}/code to store code"
+
+    code = "print(open('.session_data.json').read())"
+    stored = client.put(f"{path}/code", json={"code": code, "description": "shows the state"})
+    body = checked(stored, CodeStoredAnswer, {"success", "code_length", "updated_at"})
+    assert (body["success"], body["code_length"]) == (True, len(code))
+    assert_recent(body["updated_at"])
+    shown = checked(client.get(f"{path}/code"), CodeAnswer, {"code", "description", "updated_at", "code_length"})
+    assert shown == {
+        "code": code,
+        "description": "shows the state",
+        "updated_at": body["updated_at"],
+        "code_length": len(code),
+    }
+    seen = {
+        "n": 1,
+        "code": code,
+        "code_description": "shows the state",
+        "code_updated_at": body["updated_at"],
+    }
+    assert client.get(path).json()["data"] == seen
+    assert client.get("/api/sessions").json()["sessions"][0]["data"] == seen
+
+    for fields in ({}, {"code": None}):
+        ran = run(where, **fields)
+        assert (json.loads(ran["stdout"]), ran["data"]) == ({"n": 1}, seen)
+    assert run(where, "print('own')")["stdout"] == "own\n"
+    assert run(where, "")["stdout"] == ""
+    # A client that reads data, changes a part and sends it back stores no code in it.
+    client.patch(path, json={"data": {**seen, "n": 2}})
+    assert json.loads(run(where)["stdout"]) == {"n": 2}
+    # Stored anew it replaces all of the old.
+    client.put(f"{path}/code", json={"code": "print('new')"})
+    assert client.get(f"{path}/code").json()["description"] is None
+    assert client.get(path).json()["data"]["code_description"] is None
+    assert run(where)["stdout"] == "new\n"
+
+
+HELLO = {
+    "python": "import os; print('hi', open('d/in.txt').read(), os.environ['ERA_LANGUAGE'], os.environ['A'])",
+    "node": "console.log('hi', require('fs').readFileSync('d/in.txt') + '', process.env.ERA_LANGUAGE, process.env.A)",
+    "typescript": "import fs from 'fs'; const a: string = process.env.A!;\n"
+    "console.log('hi', fs.readFileSync('d/in.txt', 'utf8'), process.env.ERA_LANGUAGE, a)",
+}
+
+
+EXECUTE_KEYS = RUN_KEYS - {"session_id", "data", "state", "artifacts", "artifacts_more"} | {"language", "vm_id"}
+
+
+@pytest.mark.parametrize(
+    ("name", "language"), [("python", "python"), ("py", "python"), ("js", "node"), ("ts", "typescript")]
+)
+def test_execute_runs_once_and_leaves_nothing(client: httpx.Client, name: str, language: str) -> None:
+    wanted = {"language": name, "code": HELLO[language], "files": {"d/in.txt": "ü"}, "env": {"A": "b"}}
+    bodies = [checked(client.post("/api/execute", json=wanted), ExecuteAnswer, EXECUTE_KEYS) for _ in range(2)]
+    for body in bodies:
+        assert (body["stdout"], body["stderr"], body["exit_code"]) == (f"hi ü {language} b\n", "", 0)
+        assert (body["language"], body["status"]) == (language, "ok")
+        assert re.fullmatch(r"\d+\.\d{3}s", body["duration"])
+    assert bodies[0]["vm_id"] != bodies[1]["vm_id"]
+    assert len(bodies[0]["vm_id"]) > 8
+    assert client.get("/api/sessions").json()["count"] == 0
+
+
+def test_execute_keeps_its_timeout_and_its_own_files(client: httpx.Client) -> None:
+    code = """
+import os, time
+print(os.path.exists('left'))
+open('left', 'w').close()
+print(open('main.py').read(), flush=True)
+time.sleep(30)
+"""
+    wanted = {"language": "python", "code": code, "timeout": 0.3, "files": {"main.py": "a file of mine"}}
+    for _ in range(2):
+        body = client.post("/api/execute", json=wanted).json()
+        assert (body["exit_code"], body["status"]) == (124, "timeout")
+        assert body["stdout"] == "False\na file of mine\n"

@@ -1,0 +1,115 @@
+"""How runs end: by a signal, at their deadline, or killed after it."""
+
+from __future__ import annotations
+
+import time
+
+import httpx
+import pytest
+
+from tests.conftest import MakeSession, Run
+
+
+@pytest.mark.parametrize(
+    ("signal", "exit_code"), [("SIGKILL", 137), ("SIGTERM", 143), ("SIGSEGV", 139), ("SIGABRT", 134), ("SIGHUP", 129)]
+)
+@pytest.mark.parametrize("language", ["python", "node"])
+def test_death_by_a_signal_is_told(session: MakeSession, run: Run, language: str, signal: str, exit_code: int) -> None:
+    code = {
+        "python": f"import os, signal, time; os.kill(os.getpid(), signal.{signal}); time.sleep(5)",
+        "node": f"process.kill(process.pid, '{signal}'); setTimeout(() => 0, 5000);",
+    }[language]
+    answer = run(session(language), code)
+    assert (answer["exit_code"], answer["status"]) == (exit_code, "killed")
+    assert answer["state"]["committed"]
+
+
+@pytest.mark.parametrize("env", [{}, {"PYTHONHASHSEED": "0"}], ids=["warm", "cold"])
+def test_output_printed_before_the_deadline_is_returned_without_a_flush(
+    session: MakeSession, run: Run, env: dict[str, str]
+) -> None:
+    answer = run(session(), "import time; print('so far'); time.sleep(60)", env=env, timeout=0.6)
+    assert (answer["status"], answer["stdout"]) == ("timeout", "so far\n")
+
+
+SAVE_THEN_HANG = {
+    "python": """
+import json, time
+print('so far')
+with open('.session_data.json', 'w') as f: json.dump({'saved': 1}, f)
+open('note', 'w').write('kept')
+while True: time.sleep(1)
+""",
+    "node": """
+console.log('so far');
+require('fs').writeFileSync('.session_data.json', '{"saved": 1}');
+require('fs').writeFileSync('note', 'kept');
+while (true) {}
+""",
+    "typescript": """
+import fs from 'fs';
+console.log('so far');
+fs.writeFileSync('.session_data.json', '{"saved": 1}');
+fs.writeFileSync('note', 'kept');
+setInterval((): void => {}, 1000);
+""",
+}
+
+
+@pytest.mark.parametrize("language", ["python", "node", "typescript"])
+def test_a_timeout_keeps_what_was_said_and_written_before(
+    client: httpx.Client, session: MakeSession, run: Run, language: str
+) -> None:
+    where = session(language)
+    began = time.monotonic()
+    answer = run(where, SAVE_THEN_HANG[language], timeout=0.6)
+    assert 0.6 <= time.monotonic() - began < 2.2
+    assert 0.6 <= float(answer["duration"].removesuffix("s")) < 2.2
+    assert (answer["exit_code"], answer["status"], answer["stdout"]) == (124, "timeout", "so far\n")
+    assert (answer["data"], answer["state"]["committed"]) == ({"saved": 1}, True)
+    files = client.get(f"/api/sessions/{where}?include=files").json()["files"]
+    assert [file["path"] for file in files] == ["note"]
+
+
+@pytest.mark.parametrize("language", ["python", "node"])
+def test_at_the_deadline_a_program_may_clean_up(session: MakeSession, run: Run, language: str) -> None:
+    code = {
+        "python": """
+import signal, sys, time, json
+def clean_up(number, frame):
+    print('cleaning up', number)
+    json.dump({'clean': True}, open('.session_data.json', 'w'))
+    sys.exit(0)
+signal.signal(signal.SIGTERM, clean_up)
+time.sleep(60)
+""",
+        "node": """
+process.on('SIGTERM', (name, number) => {
+  console.log('cleaning up', number);
+  require('fs').writeFileSync('.session_data.json', '{"clean": true}');
+  process.exit(0);
+});
+setInterval(() => 0, 1000);
+""",
+    }[language]
+    answer = run(session(language), code, timeout=0.5)
+    assert (answer["exit_code"], answer["status"], answer["stdout"]) == (124, "timeout", "cleaning up 15\n")
+    assert answer["data"] == {"clean": True}
+    assert float(answer["duration"].removesuffix("s")) < 1.9
+
+
+def test_a_program_that_ignores_sigterm_is_killed_two_seconds_later(session: MakeSession, run: Run) -> None:
+    code = """
+import os, signal, time
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+for _ in range(3):
+    if os.fork() == 0: os.setsid()
+print(os.getpid() > 0, flush=True)
+while True:
+    try: time.sleep(1)
+    except BaseException: pass
+"""
+    answer = run(session(), code, timeout=0.4)
+    assert (answer["exit_code"], answer["status"]) == (124, "timeout")
+    assert answer["stdout"] == "True\n" * 8
+    assert 2.3 <= float(answer["duration"].removesuffix("s")) < 3.5

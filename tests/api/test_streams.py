@@ -1,0 +1,125 @@
+"""Runs whose output is streamed as server-sent events."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
+import pytest
+
+from era.wire.runs import RunAnswer
+from tests.api.answers import RUN_KEYS, refused
+from tests.conftest import MakeSession, Run
+
+
+def events(answer: httpx.Response) -> Iterator[tuple[float, str, dict[str, Any]]]:
+    """Time, name and data of each event, as they come."""
+    name = ""
+    for line in answer.iter_lines():
+        if line.startswith("event: "):
+            name = line.removeprefix("event: ")
+        elif line:
+            assert line.startswith("data: ")
+            yield time.monotonic(), name, json.loads(line.removeprefix("data: "))
+
+
+def streamed(client: httpx.Client, where: str, code: str, **fields: Any) -> list[tuple[float, str, dict[str, Any]]]:
+    with client.stream("POST", f"/api/sessions/{where}/stream", json={"code": code, **fields}) as answer:
+        assert answer.status_code == 200
+        assert answer.headers["content-type"].startswith("text/event-stream")
+        found = list(events(answer))
+    assert all(name == data["type"] for _, name, data in found)
+    assert [name for _, name, _ in found].count("done") == 1
+    return found
+
+
+def test_a_stream_has_output_as_it_is_written_and_done_last(client: httpx.Client, session: MakeSession) -> None:
+    where = session(data={"n": 1})
+    code = """
+import sys, time
+for number in range(3):
+    print('out', number, flush=True)
+    time.sleep(0.15)
+    print('err', number, file=sys.stderr, flush=True)
+    time.sleep(0.15)
+sys.exit(5)
+"""
+    found = streamed(client, where, code)
+    assert [(name, data.get("content")) for _, name, data in found[:-1]] == [
+        (f"std{kind}", f"{kind} {number}\n") for number in range(3) for kind in ("out", "err")
+    ]
+    assert all(data.keys() == {"type", "content"} for _, _, data in found[:-1])
+    times = [moment for moment, _, _ in found]
+    assert times[-1] - times[0] > 0.7, "it all came at the end"
+    _, name, done = found[-1]
+    assert name == "done"
+    assert done.keys() == RUN_KEYS - {"stdout", "stderr"} | {"type"}
+    RunAnswer.model_validate(
+        {**{key: value for key, value in done.items() if key != "type"}, "stdout": "", "stderr": ""},
+        strict=True,
+        extra="forbid",
+    )
+    assert (done["exit_code"], done["status"], done["data"]) == (5, "failed", {"n": 1})
+    assert client.get(f"/api/sessions/{where}").json()["version"] == done["state"]["version"] == 2
+
+
+@pytest.mark.parametrize(
+    ("code", "expected"),
+    [
+        (
+            "import os, time\nfor byte in 'é😀\\n'.encode():\n    os.write(1, bytes([byte])); time.sleep(0.02)",
+            "é😀\n",
+        ),
+        ("import os, time; os.write(1, b'a\\xc3'); time.sleep(0.05); os.write(1, b'b')", "a\ufffdb"),
+        ("import os; os.write(1, b'tail \\xf0\\x9f')", "tail \ufffd"),
+        ("import os; os.write(1, b'a\\r\\nb\\n\\ndata: x\\n\\0')", "a\r\nb\n\ndata: x\n\0"),
+        ("import os\nfor _ in range(40): os.write(1, '😀'.encode() * 4097)", "😀" * 4097 * 40),
+        ("", ""),
+    ],
+    ids=["split", "invalid", "unfinished", "control", "large", "none"],
+)
+def test_text_in_a_stream_is_whole(client: httpx.Client, session: MakeSession, code: str, expected: str) -> None:
+    found = streamed(client, session(), code)
+    assert "".join(data["content"] for _, name, data in found if name == "stdout") == expected
+    assert found[-1][1] == "done"
+
+
+def test_a_stream_that_times_out_is_done_with_124(client: httpx.Client, session: MakeSession) -> None:
+    found = streamed(client, session(), "import time; print('half'); time.sleep(60)", timeout=0.3)
+    assert [data.get("content") for _, _, data in found[:-1]] == ["half\n"]
+    assert (found[-1][2]["exit_code"], found[-1][2]["status"]) == (124, "timeout")
+
+
+def test_a_run_goes_on_when_the_reader_of_its_stream_hangs_up(
+    client: httpx.Client, session: MakeSession, run: Run
+) -> None:
+    where = session()
+    code = "import time; print('begun'); time.sleep(0.4); open('.session_data.json', 'w').write('{\"end\": 1}')"
+    with client.stream("POST", f"/api/sessions/{where}/stream", json={"code": code}) as answer:
+        next(events(answer))
+    assert run(where, "")["data"] == {"end": 1}
+
+
+@pytest.mark.parametrize("route", ["run", "stream"])
+@pytest.mark.parametrize(
+    ("body", "status", "word"),
+    [
+        ({}, 400, "no code"),
+        ({"code": 5}, 400, "'code'"),
+        ({"code": "1", "codes": "1"}, 400, "'codes'"),
+        ({"code": "1", "env": {"A": 1}}, 400, "'env.A'"),
+        ({"code": "1", "timeout": 0}, 400, "'timeout'"),
+        ({"code": "x" * (4 * 2**20 + 1)}, 413, "'code'"),
+    ],
+    ids=["nothing", "type", "unknown", "env", "timeout", "large"],
+)
+def test_errors_before_a_run_have_their_status_in_a_stream_too(
+    client: httpx.Client, session: MakeSession, route: str, body: dict[str, Any], status: int, word: str
+) -> None:
+    where = session()
+    refused(client.post(f"/api/sessions/{where}/{route}", json=body), status, word)
+    refused(client.post(f"/api/sessions/missing/{route}", json={"code": "1"}), 404, "missing")
+    assert client.get(f"/api/sessions/{where}").json()["last_run_at"] == ""

@@ -1,0 +1,12 @@
+"""Whether this machine has gVisor, and the mark of tests that need it."""
+
+from __future__ import annotations
+
+import shutil
+
+import pytest
+
+HAS_GVISOR = shutil.which("runsc", path="/usr/bin") is not None
+
+
+needs_gvisor = pytest.mark.skipif(not HAS_GVISOR, reason="gVisor's runsc is not installed (as root: make setup-dev)")

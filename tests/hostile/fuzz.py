@@ -1,0 +1,281 @@
+"""Requests made from the API's own description, sent and checked until time is up."""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+import threading
+import time
+import traceback
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import httpx
+import requests
+import schemathesis
+from hypothesis import HealthCheck, Phase, given, seed, settings
+from hypothesis import strategies as st
+from hypothesis.errors import Unsatisfiable
+from pydantic import ValidationError
+from schemathesis import Case, GenerationMode, Response
+from schemathesis.core.failures import FailureGroup
+from schemathesis.core.result import Ok
+from schemathesis.schemas import APIOperation, BaseSchema
+from schemathesis.specs.openapi import checks
+
+from era.wire.base import ErrorAnswer
+from era.wire.runs import RunBody
+from tests.conftest import Server
+from tests.gvisor import HAS_GVISOR
+
+TARGETS = ("fuzz-python", "fuzz-node", "fuzz-typescript")
+
+
+PROGRAMS = (
+    "print('hello')",
+    "console.log('hello')",
+    "const n: number = 1; console.log(n)",
+    "while True: pass",
+    "for (;;) {}",
+    "import sys; sys.exit(3)",
+    "process.exit(4)",
+    "import os; os.kill(os.getpid(), 9)",
+    "throw new Error('x')",
+    "import sys; sys.stdout.buffer.write(bytes(range(256)) * 300)",
+    "open('.session_data.json', 'w').write('{\"n\": 1}')",
+    "open('.session_data.json', 'w').write('{')",
+    "import os; os.remove('.session_data.json'); os.mkdir('.session_data.json')",
+    "import os; os.symlink('/etc/passwd', 'link'); os.mkfifo('fifo'); open(b'\\xff', 'w')",
+    "require('fs').writeFileSync('.session_data.json', '[]')",
+    "import subprocess; subprocess.Popen(['sleep', '100'])",
+)
+
+
+CONFORMITY = [
+    checks.status_code_conformance,
+    checks.content_type_conformance,
+    checks.response_headers_conformance,
+    checks.response_schema_conformance,
+    checks.negative_data_rejection,
+]
+
+
+@schemathesis.serializer("application/x-tar", "application/gzip", "application/zip")
+def archive(_context: Any, value: Any) -> Any:
+    """What comes out as the body of an import or an archive."""
+    return value if isinstance(value, bytes) else str(value).encode(errors="replace")
+
+
+class Fuzz:
+    """Cases of every operation that the server describes, sent and checked until time is up.
+
+    Findings are collected rather than raised: one of a kind, so that a long search tells all it has found.
+    """
+
+    def __init__(self, server: Server, seconds: float) -> None:
+        self._url = server.url
+        self._deadline = time.monotonic() + seconds
+        self._lock = threading.Lock()
+        self.findings: dict[str, str] = {}
+        self.statuses: Counter[tuple[str, int]] = Counter()
+        self.schema: BaseSchema = schemathesis.openapi.from_url(f"{self._url}/openapi.json")
+        operations = list(self.schema.get_all_operations())
+        self.operations = [found.ok() for found in operations if isinstance(found, Ok)]
+        assert len(self.operations) == len(operations), operations
+
+    @property
+    def over(self) -> bool:
+        return time.monotonic() > self._deadline
+
+    def known_corners(self) -> None:
+        """Schemathesis's list of bounds and oddities of every field, without chance, and all of it."""
+        with self._session() as session:
+            for operation in self.operations:
+                chance = random.Random(operation.label)
+                cases = self.schema.iter_coverage_cases(
+                    operation,
+                    generation_modes=list(GenerationMode),
+                    generation_config=self.schema.config.generation_for(operation=operation),
+                )
+                for case in cases:
+                    self._send(session, case, chance)
+
+    def random_cases(self, number: int, examples: int) -> None:
+        """Cases of every operation by chance, the same ones for the same `number`."""
+        for operation in random.Random(number).sample(self.operations, len(self.operations)):
+            modes = [GenerationMode.POSITIVE]
+            if operation.body or operation.query:
+                modes.append(GenerationMode.NEGATIVE)
+            for mode in modes:
+                self._random_cases(operation, mode, number, examples)
+
+    def _random_cases(
+        self, operation: APIOperation[Any, Any, Any, Any], mode: GenerationMode, number: int, examples: int
+    ) -> None:
+        with self._session() as session:
+
+            @seed(number)
+            @settings(
+                max_examples=examples,
+                phases=[Phase.generate],
+                database=None,
+                deadline=None,
+                suppress_health_check=list(HealthCheck),
+            )
+            @given(operation.as_strategy(generation_mode=mode), st.integers(0, 1 << 32))
+            def attempt(case: Case[Any], chance: int) -> None:
+                if not self.over:
+                    self._send(session, case, random.Random(chance))
+
+            try:
+                attempt()
+            except Unsatisfiable:
+                if mode == GenerationMode.POSITIVE or not _takes_bytes(operation):
+                    self._found(operation.label, "no cases", str(mode))
+
+    def _send(self, session: requests.Session, case: Case[Any], chance: random.Random) -> None:
+        if "session_id" in (case.path_parameters or {}) and chance.random() < 0.75:
+            self._aim_at_a_session(case, chance)
+        if "namespace" in (case.path_parameters or {}) and chance.random() < 0.5:
+            self._aim_at_an_item(case)
+        if isinstance(case.body, dict):
+            _bound(case.body, chance, runs=case.operation.path.endswith(("/run", "/stream", "/execute")))
+        label = case.operation.label
+        try:
+            answer = case.call(base_url=self._url, session=session, timeout=30)
+        except Exception:
+            self._found(label, "no answer", f"{case!r}\n{traceback.format_exc()}")
+            return
+        with self._lock:
+            self.statuses[label, answer.status_code] += 1
+        try:
+            _check(answer)
+            if answer.status_code != 431:  # the address alone was over the bound of all requests
+                case.validate_response(answer, checks=CONFORMITY)
+        except FailureGroup as failures:
+            for failure in failures.exceptions:
+                self._found(label, f"{answer.status_code} {type(failure).__name__}", f"{failures}")
+        except Exception as error:
+            told = f"{error}\n{answer.text[:1000]}\n{case.as_curl_command(base_url=self._url)[:2000]}"
+            self._found(label, f"{answer.status_code} {type(error).__name__}", told)
+
+    def _aim_at_a_session(self, case: Case[Any], chance: random.Random) -> None:
+        """Let the case be about a session that there is; others may delete it in the meantime."""
+        target = chance.choice(TARGETS)
+        case.path_parameters["session_id"] = target
+        if case.headers and case.headers.get("Idempotency-Key") == "null":  # of all corners: the first would use it up
+            case.headers["Idempotency-Key"] = case.operation.label
+        body = {"session_id": target, "language": target.removeprefix("fuzz-"), "default_timeout": 1}
+        made = httpx.post(f"{self._url}/api/sessions", json=body, trust_env=False)
+        if made.status_code not in (201, 409):
+            self._found("POST /api/sessions", f"{made.status_code}", made.text)
+        self._aim_within_the_session(case, f"{self._url}/api/sessions/{target}")
+
+    def _aim_within_the_session(self, case: Case[Any], session: str) -> None:
+        """And about a run or file of it that there is."""
+        if "run_id" in case.path_parameters:
+            ran = httpx.post(f"{session}/run", json={"code": "", "timeout": 1}, timeout=30, trust_env=False)
+            case.path_parameters["run_id"] = ran.json().get("run_id", "run_gone")
+        if case.operation.path.endswith("/rollback") and isinstance(case.body, dict):
+            version = case.body.get("version")
+            if type(version) is int and version > 0:
+                case.body["version"] = 1
+        if case.operation.path.endswith("/restore"):
+            httpx.delete(session, timeout=30, trust_env=False)
+        if case.operation.path.endswith("/setup"):
+            httpx.patch(session, json={"setup": {"envs": {"A": "1"}}}, timeout=30, trust_env=False)
+        if "/inbox" in case.operation.path:
+            httpx.put(f"{session}/inbox", json={"retries": 0}, timeout=30, trust_env=False)
+        if "delivery_id" in case.path_parameters:
+            url = f"{self._url}/proxy/{case.path_parameters['session_id']}/inbox/"
+            told = httpx.post(url, timeout=30, trust_env=False)
+            case.path_parameters["delivery_id"] = told.json().get("delivery_id", "delivery_gone")
+        if "path" in case.path_parameters:
+            httpx.put(f"{session}/files/f", content=b"x", timeout=30, trust_env=False)
+            case.path_parameters["path"] = "f"
+
+    def _aim_at_an_item(self, case: Case[Any]) -> None:
+        """Let the case be about something in the storage that there is, or SQL that means something."""
+        for kind, body in (("kv", {"value": "v"}), ("r2", {"content": "dg=="})):
+            httpx.put(f"{self._url}/api/storage/{kind}/fuzz/k", json=body, timeout=30, trust_env=False)
+        case.path_parameters["namespace"] = "fuzz"
+        if "key" in case.path_parameters:
+            case.path_parameters["key"] = "k"
+        if isinstance(case.body, dict) and isinstance(case.body.get("sql"), str):
+            case.body["sql"] = "SELECT 1"
+
+    def _found(self, operation: str, kind: str, detail: str) -> None:
+        with self._lock:
+            self.findings.setdefault(f"{operation}: {kind}", detail)
+
+    @contextmanager
+    def _session(self) -> Iterator[requests.Session]:
+        with requests.Session() as session:
+            session.trust_env = False
+            yield session
+
+    def report(self) -> str:
+        found = "\n\n".join(f"=== {title}\n{detail}" for title, detail in self.findings.items())
+        return f"{found}\n{dict(sorted(self.statuses.items()))}"
+
+
+def _takes_bytes(operation: APIOperation[Any, Any, Any, Any]) -> bool:
+    """Whether any body will do, so that none is wrong."""
+    return operation.path.endswith(("/files/{path}", "/archive", "/import"))
+
+
+def _bound(body: dict[str, Any], chance: random.Random, *, runs: bool) -> None:
+    """Keep what a body asks for small, so that the search is not spent on waiting. What is wrong in it stays so."""
+    for name in ("timeout", "default_timeout"):
+        asked = body.get(name)
+        if isinstance(asked, int | float) and asked > 1 and chance.random() < 0.9:
+            body[name] = chance.choice((0.01, 0.3, 1))
+    if isinstance(body.get("code"), str) and chance.random() < 0.5:
+        body["code"] = chance.choice(PROGRAMS)
+        asked = body.get("timeout")
+        if runs and (asked is None or (isinstance(asked, int | float) and asked > 1)):
+            body["timeout"] = chance.choice((0.1, 0.5, 1))
+    for name in ("env", "files"):  # most of the names made up are none, and the run would never begin
+        given = body.get(name)
+        if (
+            isinstance(given, dict)
+            and all(isinstance(value, str) for value in given.values())
+            and chance.random() < 0.5
+        ):
+            body[name] = {"A": "1"}
+    if _is_valid(body.get("secrets")):  # even more so with the names of hosts
+        body["secrets"] = {"S": {"value": "1", "hosts": ["api.example.com"]}}
+    if isinstance(body.get("language"), str) and chance.random() < 0.5:
+        body["language"] = chance.choice(("python", "node", "typescript"))
+
+
+def _is_valid(secrets: Any) -> bool:
+    """Whether these are secrets as the description has them."""
+    try:
+        RunBody.model_validate({"secrets": secrets})
+    except ValidationError:
+        return False
+    return True
+
+
+def _check(answer: Response) -> None:
+    """Raises AssertionError for an answer that this service must never give."""
+    lacks_gvisor = not HAS_GVISOR and answer.status_code == 503 and answer.json()["code"] == "no_isolation"
+    assert answer.status_code < 500 or lacks_gvisor, "it failed"
+    assert re.fullmatch("req_[0-9a-f]{16}", answer.headers["x-request-id"][0])
+    kind = answer.headers["content-type"][0]
+    if answer.status_code >= 400:
+        assert kind == "application/json"
+        body = answer.json()
+        ErrorAnswer.model_validate(body, strict=True, extra="forbid")
+        assert body["request_id"] == answer.headers["x-request-id"][0]
+        assert body["error"], "no sentence"
+        assert body["hint"], "no hint"
+    elif kind.startswith("text/event-stream"):
+        events = [json.loads(line.removeprefix("data: ")) for line in answer.text.split("\n") if line[:6] == "data: "]
+        assert events, "an empty stream"
+        assert events[-1]["type"] == "done" or events[-1].get("code") == "session_deleted", events[-1]
+        assert all(event["type"] in ("stdout", "stderr") for event in events[:-1])

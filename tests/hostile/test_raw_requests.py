@@ -1,0 +1,261 @@
+"""Bad requests made of raw bytes: the service answers in the contract's shape or hangs up, and it serves on."""
+
+from __future__ import annotations
+
+import random
+import re
+import socket
+from contextlib import ExitStack, suppress
+
+import pytest
+
+from tests.conftest import Server
+
+CREATE = b'{"language":"python"}'
+
+
+SERVED, REFUSED = "served", "refused"
+
+
+PATIENCE = 10.0
+
+
+GET = b"GET /api/sessions HTTP/1.1\r\nHost: SELF\r\nConnection: close\r\n"
+
+
+POST = b"POST /api/sessions HTTP/1.1\r\nHost: SELF\r\nConnection: close\r\nContent-Type: application/json\r\n"
+
+
+CHUNKED = POST + b"Transfer-Encoding: chunked\r\n\r\n"
+
+
+SIZED = b"Content-Length: 21\r\n"
+
+
+def target(text: bytes) -> bytes:
+    return b"GET " + text + b" HTTP/1.1\r\nHost: SELF\r\nConnection: close\r\n\r\n"
+
+
+# SELF stands for the server's own address.
+REQUESTS: dict[str, tuple[bytes, str]] = {
+    # so that the others are refused for what they are
+    "a right one": (GET + b"\r\n", SERVED),
+    "a right one with a body": (POST + SIZED + b"\r\n" + CREATE, SERVED),
+    "a right one in chunks": (CHUNKED + b"15\r\n" + CREATE + b"\r\n0\r\n\r\n", SERVED),
+    # how long the body is
+    "length and chunks": (POST + SIZED + b"Transfer-Encoding: chunked\r\n\r\n0\r\n\r\n", REFUSED),
+    "chunks and length": (POST + b"Transfer-Encoding: chunked\r\n" + SIZED + b"\r\n0\r\n\r\n", REFUSED),
+    "two lengths": (POST + SIZED + b"Content-Length: 22\r\n\r\n" + CREATE, REFUSED),
+    "a list of lengths": (POST + b"Content-Length: 21, 21\r\n\r\n" + CREATE, REFUSED),
+    "negative length": (POST + b"Content-Length: -21\r\n\r\n" + CREATE, REFUSED),
+    "length with a sign": (POST + b"Content-Length: +21\r\n\r\n" + CREATE, REFUSED),
+    "length in hex": (POST + b"Content-Length: 0x15\r\n\r\n" + CREATE, REFUSED),
+    "length in other digits": (POST + b"Content-Length: \xb2\r\n\r\n" + CREATE, REFUSED),
+    "length beyond 64 bits": (POST + b"Content-Length: " + b"9" * 30 + b"\r\n\r\n" + CREATE, REFUSED),
+    "a terabyte": (POST + b"Content-Length: 1000000000000\r\n\r\n" + CREATE, REFUSED),
+    "blank before the colon": (POST + b"Content-Length : 21\r\n\r\n" + CREATE, REFUSED),
+    "unknown encoding": (POST + b"Transfer-Encoding: xchunked\r\n\r\n15\r\n" + CREATE + b"\r\n0\r\n\r\n", REFUSED),
+    "chunked and more": (POST + b"Transfer-Encoding: chunked, identity\r\n\r\n0\r\n\r\n", REFUSED),
+    "chunked, hidden": (POST + b"Transfer-Encoding: \x0bchunked\r\n\r\n0\r\n\r\n", REFUSED),
+    # chunks
+    "chunk without a number": (CHUNKED + b"zz\r\n" + CREATE + b"\r\n0\r\n\r\n", REFUSED),
+    "negative chunk": (CHUNKED + b"-15\r\n" + CREATE + b"\r\n0\r\n\r\n", REFUSED),
+    "chunk beyond 64 bits": (CHUNKED + b"f" * 17 + b"\r\n" + CREATE + b"\r\n0\r\n\r\n", REFUSED),
+    "chunk longer than told": (CHUNKED + b"3\r\n" + CREATE + b"\r\n0\r\n\r\n", REFUSED),
+    "chunks without CR": (CHUNKED + b"15\n" + CREATE + b"\n0\n\n", REFUSED),
+    "chunk that is not JSON": (CHUNKED + b"5;" + b"x" * 100_000 + b"\r\nhello\r\n0\r\n\r\n", REFUSED),
+    # headers
+    "folded header": (GET + b"X-A: 1\r\n 2\r\n\r\n", REFUSED),
+    "CR in a header": (GET + b"X-A: 1\rX-B: 2\r\n\r\n", REFUSED),
+    "NUL in a header": (GET + b"X-A: 1\x002\r\n\r\n", REFUSED),
+    "no colon": (GET + b"garbage\r\n\r\n", REFUSED),
+    "no name": (GET + b": x\r\n\r\n", REFUSED),
+    "name not ASCII": (GET + b"X-\xc3\x9c: x\r\n\r\n", REFUSED),
+    "two hosts, ours first": (GET + b"Host: evil.example\r\n\r\n", REFUSED),
+    "two hosts, ours last": (b"GET /api/sessions HTTP/1.1\r\nHost: evil.example\r\n" + GET[28:] + b"\r\n", REFUSED),
+    "no host": (b"GET /api/sessions HTTP/1.1\r\nConnection: close\r\n\r\n", REFUSED),
+    "host with a path": (b"GET /api/sessions HTTP/1.1\r\nHost: SELF/@x\r\nConnection: close\r\n\r\n", REFUSED),
+    "host not ASCII": (b"GET /api/sessions HTTP/1.1\r\nHost: \xff\r\nConnection: close\r\n\r\n", REFUSED),
+    "origin that is no URL": (GET + b"Origin: http://[::1\r\n\r\n", REFUSED),
+    "origin not ASCII": (GET + b"Origin: http://\xe2\x84\x80\r\n\r\n", REFUSED),
+    "only LF": (GET.replace(b"\r", b"") + b"\n", REFUSED),
+    # targets
+    "absolute": (target(b"http://SELF/api/sessions"), SERVED),
+    "absolute, with another host": (
+        b"GET http://SELF/api/sessions HTTP/1.1\r\nHost: evil.example\r\nConnection: close\r\n\r\n",
+        REFUSED,
+    ),
+    "of a proxy": (b"CONNECT evil.example:80 HTTP/1.1\r\nHost: SELF\r\n\r\n", REFUSED),
+    "asterisk": (b"OPTIONS * HTTP/1.1\r\nHost: SELF\r\nConnection: close\r\n\r\n", REFUSED),
+    "no slash": (target(b"health"), REFUSED),
+    "NUL": (target(b"/api/sessions/a\0b"), REFUSED),
+    "not ASCII": (target(b"/api/sessions/\xff"), REFUSED),
+    "blank": (target(b"/health x"), REFUSED),
+    "100 KB": (target(b"/" + b"a" * 100_000), REFUSED),
+    "escaped NUL": (target(b"/api/sessions/a%00b"), REFUSED),
+    "escaped slash": (target(b"/api/sessions/a%2Fb"), REFUSED),
+    "escaped dots": (target(b"/assets/..%2Findex.html"), REFUSED),
+    "escaped dots out of the pages": (target(b"/assets/%2e%2e%2f%2e%2e%2fwire.py"), REFUSED),
+    "escaped line break": (target(b"/api/sessions/a%0d%0aX-A:%201"), REFUSED),
+    "escapes that are none": (target(b"/api/sessions/%zz"), REFUSED),
+    "escaped bytes that are not UTF-8": (target(b"/api/sessions/%ff%fe"), REFUSED),
+    "query that is not UTF-8": (target(b"/api/sessions?cursor=%ff&metadata.%00=%ed%a0%80"), REFUSED),
+    # what is no request of this protocol
+    "method with a bracket": (b"G(T / HTTP/1.1\r\nHost: SELF\r\n\r\n", REFUSED),
+    "method of 100 KB": (b"A" * 100_000 + b" / HTTP/1.1\r\nHost: SELF\r\n\r\n", REFUSED),
+    "HTTP/9.9": (b"GET / HTTP/9.9\r\nHost: SELF\r\n\r\n", REFUSED),
+    "HTTP/2": (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", REFUSED),
+    "TLS": (bytes.fromhex("16030100c8010000c40303") + b"\0" * 190, REFUSED),
+    "a second one that is none": (GET.replace(b"close", b"keep-alive") + b"\r\ngarbage\r\n\r\n", REFUSED),
+}
+
+
+class Connection:
+    """A connection on which bytes go out as they are."""
+
+    def __init__(self, server: Server) -> None:
+        self.host = server.url.removeprefix("http://").encode()
+        name, _, port = self.host.decode().rpartition(":")
+        self.socket = socket.create_connection((name, int(port)), timeout=PATIENCE)
+
+    def __enter__(self) -> Connection:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.socket.close()
+
+    def send(self, data: bytes) -> None:
+        """Send as much as the server takes: it may hang up in the middle."""
+        with suppress(ConnectionError):
+            self.socket.sendall(data.replace(b"SELF", self.host))
+
+    def end(self) -> None:
+        """Tell that nothing more comes."""
+        with suppress(OSError):
+            self.socket.shutdown(socket.SHUT_WR)
+
+    def receive(self, seconds: float = PATIENCE) -> bytes:
+        """All that comes until the server hangs up. Raises TimeoutError if it does not."""
+        self.socket.settimeout(seconds)
+        received = b""
+        with suppress(ConnectionError):
+            while data := self.socket.recv(1 << 16):
+                received += data
+        return received
+
+
+def statuses(received: bytes) -> list[int]:
+    return [int(status) for status in re.findall(rb"^HTTP/1\.1 (\d{3}) ", received, re.MULTILINE)]
+
+
+def assert_serves(server: Server) -> None:
+    with server.client() as client:
+        assert client.get("/health", timeout=2).json()["status"] == "ok"
+
+
+@pytest.mark.parametrize("name", REQUESTS)
+def test_a_malformed_request_is_refused_and_its_connection_closed(server: Server, name: str) -> None:
+    request, expected = REQUESTS[name]
+    with Connection(server) as connection:
+        connection.send(request)
+        received = connection.receive()
+    if expected == SERVED:
+        assert statuses(received) in ([200], [201]), received
+    else:
+        assert all(400 <= status < 500 for status in statuses(received)), received
+        assert statuses(received), "it hung up without a word"
+        with server.client() as client:
+            assert client.get("/api/sessions").json()["count"] == 0
+    assert_serves(server)
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        b"",
+        b"\r\n" * 1000,
+        b"GET /health HT",
+        GET,
+        POST + SIZED + b"\r\n",
+        POST + SIZED + b"\r\n" + CREATE[:9],
+        POST + SIZED + b"Expect: 100-continue\r\n\r\n",
+        CHUNKED,
+        CHUNKED + b"15\r\n" + CREATE[:9],
+        CHUNKED + b"15\r\n" + CREATE + b"\r\n",
+    ],
+    ids=lambda request: str(len(request)),
+)
+@pytest.mark.parametrize("how", ["told", "untold"])
+def test_half_a_request_is_nothing_when_its_sender_goes(server: Server, request_: bytes, how: str) -> None:
+    with Connection(server) as connection:
+        connection.send(request_)
+        if how == "told":
+            connection.end()
+            assert set(statuses(connection.receive())) <= {100, 400}
+    assert_serves(server)
+    with server.client() as client:
+        assert client.get("/api/sessions").json()["count"] == 0
+
+
+def test_half_requests_hold_up_nobody(server: Server) -> None:
+    """And a body that comes a byte at a time is a body."""
+    with ExitStack() as stack:
+        for number in range(200):
+            waiting = stack.enter_context(Connection(server))
+            waiting.send((GET, CHUNKED, POST + SIZED + b"\r\n" + CREATE[:5], b"")[number % 4])
+        slow = stack.enter_context(Connection(server))
+        for number, byte in enumerate((POST + SIZED + b"\r\n" + CREATE).replace(b"SELF", slow.host)):
+            slow.send(bytes([byte]))
+            if number % 16 == 0:
+                assert_serves(server)
+        assert statuses(slow.receive()) == [201]
+
+
+@pytest.mark.parametrize(
+    "header", [b"X-A: " + b"a" * (1 << 20) + b"\r\n", b"X-A: a\r\n" * 20_000], ids=["long", "many"]
+)
+def test_huge_headers_do_no_harm(server: Server, header: bytes) -> None:
+    with Connection(server) as connection:
+        connection.send(GET + header + b"\r\n")
+        assert all(status < 500 for status in statuses(connection.receive()))
+    assert_serves(server)
+
+
+ODD = (
+    *(b"\r\n", b"\r", b"\n", b"\0", b" ", b"\t", b":", b";", b",", b"%", b"/", b"..", b"\xff", b"{", b"]", b'"'),
+    *(b"\\ud800", b"0", b"9" * 20, b"-1", b"1e999", b"NaN", b"chunked", b"Content-Length: 5\r\n", b"Host: x\r\n"),
+)
+
+
+def spoiled(chance: random.Random) -> bytes:
+    """A request that was right before a few of its bytes were taken, doubled, replaced or moved."""
+    body = chance.choice(
+        (CREATE, b'{"language":"python","session_id":"a","data":{"a":[1,2.5,null]},"default_timeout":1}')
+    )
+    chunked = CHUNKED + b"%x\r\n" % len(body) + body + b"\r\n0\r\n\r\n"
+    sized = POST + b"Content-Length: %d\r\n\r\n" % len(body) + body
+    request = bytearray(chance.choice((chunked, sized, GET + b"\r\n", target(b"/api/sessions/a?include=files"))))
+    for _ in range(chance.randint(1, 4)):
+        at = chance.randrange(len(request))
+        to = min(len(request), at + chance.choice((0, 1, 1, 8)))
+        request[at:to] = chance.choice((b"", chance.choice(ODD), request[at:to] * 2, chance.randbytes(3)))
+    return bytes(request)
+
+
+def test_spoiled_requests_do_not_make_the_service_fail(server: Server) -> None:
+    chance = random.Random(7)
+    failures = []
+    for _ in range(400):
+        request = spoiled(chance)
+        with Connection(server) as connection:
+            connection.send(request)
+            try:
+                received = connection.receive(0.05)
+            except TimeoutError:  # it waits for the rest
+                connection.end()
+                received = connection.receive()
+            if any(status >= 500 for status in statuses(received)):
+                failures.append((request, received))
+    assert failures == []
+    assert "Traceback" not in server.log
+    assert_serves(server)
