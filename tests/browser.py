@@ -74,9 +74,9 @@ class Browser:
 
     def look(self, expression: str) -> Any:
         """The value of a JavaScript expression in the page."""
-        told = self.call("Runtime.evaluate", expression=expression, awaitPromise=True, returnByValue=True)
-        assert "exceptionDetails" not in told, told
-        return told["result"].get("value")
+        evaluated = self.call("Runtime.evaluate", expression=expression, awaitPromise=True, returnByValue=True)
+        assert "exceptionDetails" not in evaluated, evaluated
+        return evaluated["result"].get("value")
 
     def wait(self, condition: str) -> None:
         deadline = time.monotonic() + PATIENCE
@@ -102,8 +102,8 @@ class Browser:
             assert piece, "the browser has ended"
             self._buffer += piece
         message, _, self._buffer = self._buffer.partition(b"\0")
-        told: dict[str, Any] = json.loads(message)
-        return told
+        decoded: dict[str, Any] = json.loads(message)
+        return decoded
 
 
 @pytest.fixture(scope="module")

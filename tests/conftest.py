@@ -6,6 +6,7 @@ import contextlib
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -116,6 +117,20 @@ class Server:
     def client(self, **options: Any) -> httpx.Client:
         # Plain HTTP: reading the machine's certificates would take longer than most requests.
         return httpx.Client(base_url=self.url, timeout=60, trust_env=False, verify=False, **options)
+
+    def exchange(self, request: bytes) -> bytes:
+        """Send bytes as they are; returns all that comes until the service hangs up. SELF in them becomes its host and
+        port."""
+        host = self.url.removeprefix("http://")
+        name, _, port = host.rpartition(":")
+        received = b""
+        with socket.create_connection((name, int(port)), timeout=20) as connection:
+            with contextlib.suppress(ConnectionError):
+                connection.sendall(request.replace(b"SELF", host.encode()))
+            with contextlib.suppress(ConnectionError):
+                while piece := connection.recv(1 << 16):
+                    received += piece
+        return received
 
     def descendants(self) -> list[int]:
         return descendants(self.pid)

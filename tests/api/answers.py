@@ -14,13 +14,11 @@ from era.wire.runs import RunRecordAnswer
 
 JSON = {"content-type": "application/json"}
 
-
 SESSION_KEYS = {
     "id", "session_id", "created_at", "last_run_at", "language", "persistent", "file_count", "total_size_bytes",
     "metadata", "data", "setup", "allowInternetAccess", "allowPublicAccess", "default_timeout", "version",
     "ttl", "expires_at", "limits", "isolation", "egress", "service", "storage", "status",
 }  # fmt: skip
-
 
 RUN_KEYS = {
     "exit_code", "stdout", "stderr", "duration", "session_id", "data", "run_id", "status", "stdout_truncated",
@@ -29,7 +27,7 @@ RUN_KEYS = {
 
 
 def checked(answer: httpx.Response, model: type[BaseModel], keys: set[str], status: int = 200) -> dict[str, Any]:
-    """The answer's body: exactly `keys`, and what `model` documents, without any conversion."""
+    """Assert this status and a body of exactly `keys` that `model` accepts without conversion; returns the body."""
     assert answer.status_code == status, answer.text
     assert answer.headers["content-type"] == "application/json"
     assert re.fullmatch("req_[0-9a-f]{16}", answer.headers["x-request-id"])
@@ -40,7 +38,7 @@ def checked(answer: httpx.Response, model: type[BaseModel], keys: set[str], stat
 
 
 def refused(answer: httpx.Response, status: int, *words: str) -> dict[str, Any]:
-    """The body of an error: in the contract's shape, with `words` in its sentence or its hint."""
+    """Assert an error in the contract's shape, with `words` in its sentence or its hint; returns its body."""
     assert answer.status_code == status, answer.text
     assert answer.headers["content-type"] == "application/json"
     body: dict[str, Any] = answer.json()
@@ -56,12 +54,13 @@ def refused(answer: httpx.Response, status: int, *words: str) -> dict[str, Any]:
 
 
 def assert_recent(text: str) -> None:
-    """RFC 3339 in UTC, and just now."""
+    """Assert a time in RFC 3339 and UTC, of the last minute."""
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?Z", text)
     assert abs((datetime.now(UTC) - datetime.fromisoformat(text)).total_seconds()) < 60
 
 
-def send(client: httpx.Client, method: str, path: str, body: str | bytes) -> httpx.Response:
+def send_json(client: httpx.Client, method: str, path: str, body: str | bytes) -> httpx.Response:
+    """Send `body` as it is, with the content type of JSON."""
     return client.request(method, path, content=body, headers=JSON)
 
 
@@ -72,10 +71,12 @@ RECORD_KEYS = {
 }  # fmt: skip
 
 
-def record(client: httpx.Client, where: str, run_id: str) -> dict[str, Any]:
+def run_record(client: httpx.Client, where: str, run_id: str) -> dict[str, Any]:
+    """The record of a run."""
     return checked(client.get(f"/api/sessions/{where}/runs/{run_id}"), RunRecordAnswer, RECORD_KEYS)
 
 
-def seen(answer: dict[str, Any]) -> list[str]:
-    assert answer["artifacts_more"] == 0
-    return [each["path"] for each in answer["artifacts"]]
+def artifact_paths(outcome: dict[str, Any]) -> list[str]:
+    """The paths of a run's artifacts, of which all must be listed."""
+    assert outcome["artifacts_more"] == 0
+    return [each["path"] for each in outcome["artifacts"]]

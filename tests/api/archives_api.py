@@ -13,8 +13,6 @@ from era.wire.files import ArchiveAnswer
 from tests.api.answers import checked
 
 KEYS = {"success", "count", "total_count", "total_size_bytes"}
-
-
 MTIME = 1_700_000_000
 
 
@@ -62,6 +60,4 @@ def zipped(*members: tuple[str, bytes, int], method: int = zipfile.ZIP_DEFLATED)
 
 
 FORMS = ["tar", "tar.gz", "zip"]
-
-
 SYM = {"type": tarfile.SYMTYPE}

@@ -12,7 +12,7 @@ import httpx
 import pytest
 
 from tests.api.guest_servers import HTTP_SERVER, start_in_background
-from tests.api.owners import OPERATORS, Owners
+from tests.api.owners import OPERATOR_KEY, Owners
 from tests.api.stored_code import Publish
 from tests.browser import browser
 from tests.conftest import MakeSession, Server, assert_nothing_left, mounts
@@ -54,7 +54,7 @@ def live(client: httpx.Client, session: MakeSession) -> str:
 def owners(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Owners]:
     """Two owners on a server of their own. At the end nothing of it may be left."""
     before, data_dir = mounts(), tmp_path_factory.mktemp("owners") / "data"
-    server = Server(data_dir, {"ERA_API_KEY": OPERATORS, "ERA_SPARES": "0"}).start()
+    server = Server(data_dir, {"ERA_API_KEY": OPERATOR_KEY, "ERA_SPARES": "0"}).start()
     owners = Owners.of(server)
     yield owners
     owners.close()

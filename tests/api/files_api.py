@@ -12,8 +12,6 @@ from era.wire.files import FilesAnswer
 from tests.api.answers import checked
 
 LIST_KEYS = {"files", "count", "total_count", "total_size_bytes", "next_cursor"}
-
-
 MIB = 1 << 20
 
 
@@ -30,15 +28,17 @@ def delete(client: httpx.Client, where: str, path: str, **headers: str) -> httpx
 
 
 def listed(client: httpx.Client, where: str, **which: Any) -> dict[str, Any]:
+    """A page of the list of files."""
     return checked(client.get(f"/api/sessions/{where}/files", params=which), FilesAnswer, LIST_KEYS)
 
 
 def names(client: httpx.Client, where: str, **which: Any) -> list[str]:
+    """The paths of a page of the list of files."""
     return [file["path"] for file in listed(client, where, **which)["files"]]
 
 
 def raw(client: httpx.Client, method: str, path: bytes) -> httpx.Response:
-    """A request whose path is sent as it is: httpx would make it a better one."""
+    """Send a request whose path goes out as it is; httpx would normalise it."""
     connection = http.client.HTTPConnection(client.base_url.host, client.base_url.port or 80, timeout=60)
     with closing(connection):
         connection.request(method, path.decode("latin-1"))

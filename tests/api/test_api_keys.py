@@ -12,11 +12,11 @@ from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 
-from tests.api.owners import OPERATORS, Owners, keyed, new_key, told_with_keys
+from tests.api.owners import OPERATOR_KEY, Owners, client_with_key, headers_seen_with_keys, new_key
 from tests.conftest import ERA, MakeServer
 
 
-def test_only_the_operator_sees_to_keys(owners: Owners) -> None:
+def test_only_the_operator_lists_makes_and_revokes_keys(owners: Owners) -> None:
     for method, path in (("GET", "/api/keys"), ("POST", "/api/keys"), ("DELETE", "/api/keys/key_1_a")):
         body = {"owner": "mallory"} if method == "POST" else None
         answer = owners.mallory.request(method, path, json=body)
@@ -30,7 +30,7 @@ def test_only_the_operator_sees_to_keys(owners: Owners) -> None:
         assert owners.operator.post("/api/keys", json={"owner": owner}).status_code == 400, owner
     assert owners.operator.delete("/api/keys/nobodys").status_code == 404
     for given in ("x", made["key"][:-1], made["key"] + "x", made["key"].upper(), made["id"]):
-        with keyed(owners.server, given) as client:
+        with client_with_key(owners.server, given) as client:
             assert client.get("/api/sessions").status_code == 401, given
     for header in (f"Basic {made['key']}", made["key"]):
         with owners.server.client(headers={"Authorization": header}) as client:
@@ -42,7 +42,7 @@ def test_only_the_operator_sees_to_keys(owners: Owners) -> None:
     assert made["key"] not in owners.server.log
 
 
-def test_a_key_that_is_revoked_lets_nobody_in_from_that_moment_on(owners: Owners) -> None:
+def test_a_revoked_key_is_refused_at_once(owners: Owners) -> None:
     """Not even on connections that are open, with many calls going on."""
     made = new_key(owners.server, "dave")
     revoked = threading.Event()
@@ -51,7 +51,7 @@ def test_a_key_that_is_revoked_lets_nobody_in_from_that_moment_on(owners: Owners
     def call_on() -> list[int]:
         """Until one is refused."""
         seen = []
-        with keyed(owners.server, made["key"]) as client:
+        with client_with_key(owners.server, made["key"]) as client:
             while True:
                 begun_after = revoked.is_set()
                 seen.append(client.get("/api/sessions").status_code)
@@ -65,8 +65,8 @@ def test_a_key_that_is_revoked_lets_nobody_in_from_that_moment_on(owners: Owners
         time.sleep(0.2)
         assert owners.operator.delete(f"/api/keys/{made['id']}").status_code == 200
         revoked.set()
-        for one in calling:
-            *before, last = one.result(20)
+        for caller in calling:
+            *before, last = caller.result(20)
             assert len(before) > 1
             assert set(before) == {200}
             assert last == 401
@@ -74,13 +74,13 @@ def test_a_key_that_is_revoked_lets_nobody_in_from_that_moment_on(owners: Owners
     assert owners.operator.delete(f"/api/keys/{made['id']}").status_code == 404
 
 
-def test_no_key_is_handed_on_to_a_session(owners: Owners) -> None:
-    *keys, other = told_with_keys(owners)
+def test_no_api_key_is_forwarded_to_a_session(owners: Owners) -> None:
+    *keys, other = headers_seen_with_keys(owners)
     assert [answer for answer in keys if "authorization" in answer] == []
     assert "the-session's-own" in other
 
 
-def test_a_server_without_a_key_makes_none(client: httpx.Client) -> None:
+def test_a_server_without_an_operator_key_makes_no_keys(client: httpx.Client) -> None:
     """Nobody could call it any more, nor revoke that key."""
     assert client.get("/api/keys").json() == {"keys": [], "count": 0}
     refused = client.post("/api/keys", json={"owner": "eve"})
@@ -88,14 +88,14 @@ def test_a_server_without_a_key_makes_none(client: httpx.Client) -> None:
     assert "ERA_API_KEY" in refused.json()["hint"]
 
 
-def test_keys_and_what_they_open_outlive_the_service(own_server: MakeServer) -> None:
+def test_keys_and_their_owners_data_outlive_the_service(own_server: MakeServer) -> None:
     """Revoked ones stay revoked. Without ERA_API_KEY the others work on, nobody comes in without one, and nobody sees
     to keys."""
-    server = own_server(spares="0", api_key=OPERATORS)
+    server = own_server(spares="0", api_key=OPERATOR_KEY)
 
     def era(*words: str) -> list[str]:
         environment = {name: value for name, value in os.environ.items() if not name.startswith("ERA_")}
-        environment |= {"ERA_SERVER": server.url, "ERA_API_KEY": OPERATORS}
+        environment |= {"ERA_SERVER": server.url, "ERA_API_KEY": OPERATOR_KEY}
         done = subprocess.run([ERA, "keys", *words], capture_output=True, text=True, env=environment, timeout=60)
         assert done.returncode == 0, done.stderr
         return done.stdout.splitlines()
@@ -105,19 +105,23 @@ def test_keys_and_what_they_open_outlive_the_service(own_server: MakeServer) -> 
     rows = [line.split("  ") for line in era("list")]
     assert [row[2:] for row in rows] == [["eve", "to go"], ["eve"]]
     assert era("revoke", rows[0][0]) == []
-    with keyed(server, kept) as eve:
+    with client_with_key(server, kept) as eve:
         assert eve.post("/api/sessions", json={"language": "python", "session_id": "hers"}).is_success
         assert eve.post("/api/storage/d1/app/exec", json={"sql": "CREATE TABLE t (n)"}).is_success
     server.stop(signal.SIGKILL)
     del server.settings["ERA_API_KEY"]
     server.start()
     assert "with a stored key" in server.log
-    with keyed(server, kept) as eve:
-        assert [one["id"] for one in eve.get("/api/sessions").json()["sessions"]] == ["hers"]
+    with client_with_key(server, kept) as eve:
+        assert [each["id"] for each in eve.get("/api/sessions").json()["sessions"]] == ["hers"]
         assert eve.get("/api/resources/stats").json()["total"] == 1
         refused = eve.get("/api/keys")
         assert (refused.status_code, refused.json()["code"]) == (403, "not_operator")
         assert "ERA_API_KEY" in refused.json()["hint"]
-    with keyed(server, gone) as nobody, keyed(server, OPERATORS) as operator, server.client() as anybody:
-        assert {one.get("/api/sessions").status_code for one in (nobody, operator, anybody)} == {401}
+    with (
+        client_with_key(server, gone) as nobody,
+        client_with_key(server, OPERATOR_KEY) as operator,
+        server.client() as anybody,
+    ):
+        assert {each.get("/api/sessions").status_code for each in (nobody, operator, anybody)} == {401}
         assert anybody.get("/health").status_code == 200

@@ -35,12 +35,12 @@ os.chmod('d/empty', 0o500)
 """
 
 
-def test_what_an_archive_holds(client: httpx.Client, session: MakeSession, run: Run) -> None:
+def test_an_archive_holds_names_modes_times_and_content(client: httpx.Client, session: MakeSession, run: Run) -> None:
     where = session(data={"n": 1})
     assert run(where, MAKE_TREE)["state"]["committed"]
     with tarfile.open(fileobj=io.BytesIO(fetch(client, where))) as archive:
-        found = {info.name: info for info in archive}
-        assert list(found) == [
+        members = {info.name: info for info in archive}
+        assert list(members) == [
             "big",
             "d",
             "d/empty",
@@ -51,19 +51,21 @@ def test_what_an_archive_holds(client: httpx.Client, session: MakeSession, run: 
             "long" * 40,
             "é 😀",
         ]
-        script = found["d/full/run.sh"]
+        script = members["d/full/run.sh"]
         assert (script.mode, script.pax_headers["mtime"], script.uid) == (0o750, "1234567890.123456789", 0)
-        assert found["d/link"].issym()
-        assert found["d/link"].linkname == "full/run.sh"
-        assert found["d/empty"].isdir()
-        assert found["d/empty"].mode == 0o500
+        assert members["d/link"].issym()
+        assert members["d/link"].linkname == "full/run.sh"
+        assert members["d/empty"].isdir()
+        assert members["d/empty"].mode == 0o500
         opened = archive.extractfile("big")
         assert opened is not None
         assert opened.read() == bytes(range(256)) * 20_000
     assert gzip.decompress(fetch(client, where, "tar.gz")) == fetch(client, where)
     with zipfile.ZipFile(io.BytesIO(fetch(client, where, "zip"))) as archive:
         assert archive.testzip() is None
-        assert [info.filename for info in archive.infolist()] == [name + "/" * found[name].isdir() for name in found]
+        assert [info.filename for info in archive.infolist()] == [
+            name + "/" * members[name].isdir() for name in members
+        ]
         assert stat.S_ISLNK(archive.getinfo("d/link").external_attr >> 16)
         assert archive.getinfo("d/full/run.sh").date_time == (2009, 2, 13, 23, 31, 30)
         assert archive.read("big") == bytes(range(256)) * 20_000
@@ -71,7 +73,7 @@ def test_what_an_archive_holds(client: httpx.Client, session: MakeSession, run: 
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_a_tree_that_comes_back_is_the_same(client: httpx.Client, session: MakeSession, run: Run, form: str) -> None:
+def test_a_tree_sent_back_is_the_same(client: httpx.Client, session: MakeSession, run: Run, form: str) -> None:
     where, other = session(), session()
     run(where, MAKE_TREE)
     archive = fetch(client, where, form)
@@ -89,7 +91,7 @@ def test_a_tree_that_comes_back_is_the_same(client: httpx.Client, session: MakeS
     assert sent(client, other, archive)["total_count"] == 6, "and once more"
 
 
-def test_adding_and_replacing(client: httpx.Client, session: MakeSession, run: Run) -> None:
+def test_an_archive_adds_files_or_replaces_them_all(client: httpx.Client, session: MakeSession, run: Run) -> None:
     where = session()
     put(client, where, "old", b"1")
     put(client, where, "d/both", b"1")
@@ -105,7 +107,9 @@ def test_adding_and_replacing(client: httpx.Client, session: MakeSession, run: R
     assert fetch(client, where) == bytes(10240)
 
 
-def test_what_tools_make(client: httpx.Client, session: MakeSession, tmp_path: Path) -> None:
+def test_archives_of_tar_are_read_and_ours_are_read_by_tar(
+    client: httpx.Client, session: MakeSession, tmp_path: Path
+) -> None:
     source = tmp_path / "source"
     long = "n" * 90
     (source / "sub" / long / long).mkdir(parents=True)
@@ -131,16 +135,18 @@ def test_what_tools_make(client: httpx.Client, session: MakeSession, tmp_path: P
     assert sent(client, where, old)["count"] == 1
 
 
-def test_names_that_are_not_utf8(client: httpx.Client, session: MakeSession, run: Run) -> None:
+def test_tar_keeps_names_that_are_not_utf8_and_zip_refuses_them(
+    client: httpx.Client, session: MakeSession, run: Run
+) -> None:
     where, other = session(), session()
     run(where, r"import os; open(b'\xff', 'w').write('1'); os.symlink(b'\xfe', b'l')")
     sent(client, other, fetch(client, where))
-    told = run(other, r"import os; print(open(b'\xff').read(), os.readlink(b'l'))")
-    assert told["stdout"] == "1 b'\\xfe'\n"
+    outcome = run(other, r"import os; print(open(b'\xff').read(), os.readlink(b'l'))")
+    assert outcome["stdout"] == "1 b'\\xfe'\n"
     refused(client.get(f"/api/sessions/{where}/archive?format=zip"), 409, "UTF-8", "tar")
 
 
-def test_kinds_are_not_changed_by_an_archive(client: httpx.Client, session: MakeSession) -> None:
+def test_an_archive_turns_no_file_into_a_directory_or_link(client: httpx.Client, session: MakeSession) -> None:
     where = session()
     sent(client, where, tar(member("d/f", b"1"), member("link", type=tarfile.SYMTYPE, linkname="d")))
     for bad in (
@@ -152,7 +158,7 @@ def test_kinds_are_not_changed_by_an_archive(client: httpx.Client, session: Make
     assert get(client, where, "d/f").content == b"1"
 
 
-def test_what_the_content_type_says(client: httpx.Client, session: MakeSession) -> None:
+def test_the_content_type_must_not_contradict_the_archive(client: httpx.Client, session: MakeSession) -> None:
     where = session()
     archive = tar(member("a", b"1"))
     for kind in ("application/x-tar", "application/octet-stream", "text/plain; charset=utf-8"):

@@ -8,7 +8,7 @@ import httpx
 import pytest
 
 from era.wire.runs import RunAnswer
-from tests.api.answers import RUN_KEYS, checked, record, seen
+from tests.api.answers import RUN_KEYS, artifact_paths, checked, run_record
 from tests.api.capsule_api import TAR
 from tests.api.setups import make, settled
 from tests.conftest import MakeSession, Run
@@ -19,85 +19,87 @@ with open('chart.svg', 'w') as f:
     f.write(svg)
 """
 
-
 SVG = {"type": "image/svg+xml", "path": "chart.svg", "size": 61}
 
 
-def test_they_come_with_the_answer_and_stand_on_the_record(client: httpx.Client, session: MakeSession) -> None:
+def test_artifacts_come_with_the_answer_and_stand_on_the_record(client: httpx.Client, session: MakeSession) -> None:
     where = session()
     code = CHART + "import os; os.mkdir('out'); open('out/Sums.CSV', 'w').write('a,b\\n1,2\\n'); open('x.txt', 'w')"
-    told = checked(client.post(f"/api/sessions/{where}/run", json={"code": code}), RunAnswer, RUN_KEYS)
+    outcome = checked(client.post(f"/api/sessions/{where}/run", json={"code": code}), RunAnswer, RUN_KEYS)
     expected = [SVG, {"type": "text/csv", "path": "out/Sums.CSV", "size": 8}]
-    assert (told["artifacts"], told["artifacts_more"]) == (expected, 0)
+    assert (outcome["artifacts"], outcome["artifacts_more"]) == (expected, 0)
     for each in expected:
         assert len(client.get(f"/api/sessions/{where}/files/{each['path']}").content) == each["size"]
-    kept = record(client, where, told["run_id"])
+    kept = run_record(client, where, outcome["run_id"])
     assert (kept["artifacts"], kept["artifacts_more"]) == (expected, 0)
     assert client.get(f"/api/sessions/{where}/runs").json()["runs"][0]["artifacts"] == expected
 
 
-def test_they_are_in_the_last_event_of_a_stream(client: httpx.Client, session: MakeSession) -> None:
+def test_artifacts_are_in_the_last_event_of_a_stream(client: httpx.Client, session: MakeSession) -> None:
     answer = client.post(f"/api/sessions/{session()}/stream", json={"code": CHART})
     done = json.loads(answer.text.split("data: ")[-1])
     assert (done["type"], done["artifacts"], done["artifacts_more"]) == ("done", [SVG], 0)
 
 
-def test_they_are_what_this_run_wrote(client: httpx.Client, session: MakeSession, run: Run) -> None:
+def test_artifacts_are_what_this_run_wrote(client: httpx.Client, session: MakeSession, run: Run) -> None:
     where = session()
     client.put(f"/api/sessions/{where}/files/given.png", content=b"given")
-    assert seen(run(where, CHART)) == ["chart.svg"]
-    assert seen(run(where, "print('nothing written')")) == []
-    assert seen(run(where, "open('note.txt', 'w').write('no picture')")) == []
-    assert seen(run(where, CHART)) == ["chart.svg"], "the same content, but written again"
-    assert seen(run(where, "import os; os.rename('chart.svg', 'renamed.svg')")) == ["renamed.svg"]
-    assert seen(run(where, "import os; os.mkdir('d'); os.symlink('renamed.svg', 'd/link.svg')")) == []
-    assert seen(run(where, "open('given.png', 'a').write('!'); open('d/new.pdf', 'w')")) == ["d/new.pdf", "given.png"]
-    assert seen(run(where, "import os; os.remove('given.png')")) == []
+    assert artifact_paths(run(where, CHART)) == ["chart.svg"]
+    assert artifact_paths(run(where, "print('nothing written')")) == []
+    assert artifact_paths(run(where, "open('note.txt', 'w').write('no picture')")) == []
+    assert artifact_paths(run(where, CHART)) == ["chart.svg"], "the same content, but written again"
+    assert artifact_paths(run(where, "import os; os.rename('chart.svg', 'renamed.svg')")) == ["renamed.svg"]
+    assert artifact_paths(run(where, "import os; os.mkdir('d'); os.symlink('renamed.svg', 'd/link.svg')")) == []
+    assert artifact_paths(run(where, "open('given.png', 'a').write('!'); open('d/new.pdf', 'w')")) == [
+        "d/new.pdf",
+        "given.png",
+    ]
+    assert artifact_paths(run(where, "import os; os.remove('given.png')")) == []
     client.post(f"/api/sessions/{where}/rollback", json={"version": 2})
-    assert seen(run(where, CHART)) == ["chart.svg"]
+    assert artifact_paths(run(where, CHART)) == ["chart.svg"]
 
 
-def test_large_directories_are_the_same(session: MakeSession, run: Run) -> None:
+def test_artifacts_in_large_directories_are_found(session: MakeSession, run: Run) -> None:
     """Of which only touched places are looked at."""
     where = session()
     code = "import os\nfor n in range(60):\n    os.mkdir(f'{n}')\n    open(f'{n}/page.html', 'w').write('x')"
-    assert len(seen(run(where, code))) == 60
-    assert seen(run(where, "open('7/page.html', 'w').write('y'); open('3/new.gif', 'w')")) == [
+    assert len(artifact_paths(run(where, code))) == 60
+    assert artifact_paths(run(where, "open('7/page.html', 'w').write('y'); open('3/new.gif', 'w')")) == [
         "3/new.gif",
         "7/page.html",
     ]
-    assert seen(run(where, "1")) == []
+    assert artifact_paths(run(where, "1")) == []
 
 
 @pytest.mark.parametrize("language", ["node", "typescript"])
-def test_any_language(session: MakeSession, run: Run, language: str) -> None:
+def test_artifacts_of_other_languages(session: MakeSession, run: Run, language: str) -> None:
     code = "require('fs').writeFileSync('table.parquet', 'PAR1')"
-    told = run(session(language), code)
-    assert told["artifacts"] == [{"type": "application/vnd.apache.parquet", "path": "table.parquet", "size": 4}]
+    outcome = run(session(language), code)
+    assert outcome["artifacts"] == [{"type": "application/vnd.apache.parquet", "path": "table.parquet", "size": 4}]
 
 
-def test_what_was_not_kept_is_no_artifact(client: httpx.Client, session: MakeSession, run: Run) -> None:
+def test_uncommitted_files_are_no_artifacts(client: httpx.Client, session: MakeSession, run: Run) -> None:
     where = session(persistent=False)
-    assert seen(run(where, CHART)) == []
+    assert artifact_paths(run(where, CHART)) == []
     where = session()
-    told = run(where, f"{CHART}\nexit(1)", atomic=True)
-    assert (told["state"]["committed"], told["artifacts"]) == (False, [])
-    told = run(where, f"{CHART}\nopen('.session_data.json', 'w').write('no json')")
-    assert (told["state"]["committed"], told["artifacts"]) == (False, [])
-    told = run(where, f"{CHART}\nexit(1)")
-    assert (told["status"], told["artifacts"]) == ("failed", [SVG]), "a run that fails keeps its files"
+    outcome = run(where, f"{CHART}\nexit(1)", atomic=True)
+    assert (outcome["state"]["committed"], outcome["artifacts"]) == (False, [])
+    outcome = run(where, f"{CHART}\nopen('.session_data.json', 'w').write('no json')")
+    assert (outcome["state"]["committed"], outcome["artifacts"]) == (False, [])
+    outcome = run(where, f"{CHART}\nexit(1)")
+    assert (outcome["status"], outcome["artifacts"]) == ("failed", [SVG]), "a run that fails keeps its files"
     body = {"language": "python", "code": CHART}
     assert "artifacts" not in client.post("/api/execute", json=body).json()
 
 
-def test_more_than_are_listed(client: httpx.Client, session: MakeSession, run: Run) -> None:
+def test_a_run_lists_at_most_100_artifacts(client: httpx.Client, session: MakeSession, run: Run) -> None:
     where = session()
-    told = run(where, "for n in range(130): open(f'{n:03}.png', 'w').write('x' * n)")
-    assert [each["path"] for each in told["artifacts"]] == [f"{n:03}.png" for n in range(100)]
-    assert told["artifacts_more"] == record(client, where, told["run_id"])["artifacts_more"] == 30
+    outcome = run(where, "for n in range(130): open(f'{n:03}.png', 'w').write('x' * n)")
+    assert [each["path"] for each in outcome["artifacts"]] == [f"{n:03}.png" for n in range(100)]
+    assert outcome["artifacts_more"] == run_record(client, where, outcome["run_id"])["artifacts_more"] == 30
 
 
-def test_hidden_places_and_odd_names(session: MakeSession, run: Run) -> None:
+def test_hidden_files_are_no_artifacts_and_odd_names_are_shown(session: MakeSession, run: Run) -> None:
     code = """
 import os
 os.makedirs('.venv/lib'); os.makedirs('a/.b'); os.mkdir('dir.png')
@@ -106,14 +108,14 @@ for name in ('.venv/lib/icon.png', 'a/.b/c.png', '.png', 'a/.png', 'png', 'tar.p
 for name in (b'\\xff.png', 'é ü.JPEG'):
     open(name, 'w').close()
 """
-    told = run(session(), code)
-    assert [(each["type"], each["path"]) for each in told["artifacts"]] == [
+    outcome = run(session(), code)
+    assert [(each["type"], each["path"]) for each in outcome["artifacts"]] == [
         ("image/jpeg", "é ü.JPEG"),
         ("image/png", "\ufffd.png"),
     ]
 
 
-def test_an_answer_that_is_given_again_has_them(client: httpx.Client, session: MakeSession) -> None:
+def test_a_replayed_answer_has_its_artifacts(client: httpx.Client, session: MakeSession) -> None:
     where = session()
     send = {"json": {"code": CHART}, "headers": {"Idempotency-Key": "chart"}}
     first, second = (client.post(f"/api/sessions/{where}/run", **send) for _ in range(2))  # type: ignore[arg-type]  # mixed
@@ -121,7 +123,7 @@ def test_an_answer_that_is_given_again_has_them(client: httpx.Client, session: M
     assert first.json() == second.json()
 
 
-def test_a_capsule_takes_them_along(client: httpx.Client, session: MakeSession, run: Run) -> None:
+def test_a_capsule_keeps_the_artifacts_of_runs(client: httpx.Client, session: MakeSession, run: Run) -> None:
     where = session()
     run(where, CHART)
     capsule = client.get(f"/api/sessions/{where}/capsule").content
@@ -149,19 +151,19 @@ print(plt.get_fignums())
 
 
 @pytest.mark.soak
-def test_plots_that_are_shown(client: httpx.Client, run: Run) -> None:
+def test_shown_plots_become_artifacts(client: httpx.Client, run: Run) -> None:
     """The real matplotlib. It is large, so it takes a while to come."""
     where = make(client, {"pip": ["matplotlib"]})
     settled(client, where)
     client.put(f"/api/sessions/{where}/files/figure-2.png", content=b"not this run's")
-    told = run(where, PLOTS, timeout=60)
-    assert (told["stdout"], told["stderr"]) == ("module://era_matplotlib\n[]\n", ""), told
-    assert seen(told) == ["figure-1.png", "figure-3.png", "figure-4.png"]
-    for path in seen(told):
+    outcome = run(where, PLOTS, timeout=60)
+    assert (outcome["stdout"], outcome["stderr"]) == ("module://era_matplotlib\n[]\n", ""), outcome
+    assert artifact_paths(outcome) == ["figure-1.png", "figure-3.png", "figure-4.png"]
+    for path in artifact_paths(outcome):
         assert client.get(f"/api/sessions/{where}/files/{path}").content.startswith(b"\x89PNG")
     assert client.get(f"/api/sessions/{where}/files/figure-2.png").content == b"not this run's"
-    told = run(where, "import matplotlib.pyplot as plt; f = plt.figure(); f.show()", timeout=60)
-    assert (seen(told), told["stderr"]) == (["figure-5.png"], "")
+    outcome = run(where, "import matplotlib.pyplot as plt; f = plt.figure(); f.show()", timeout=60)
+    assert (artifact_paths(outcome), outcome["stderr"]) == (["figure-5.png"], "")
     code = "import matplotlib, matplotlib.pyplot as plt; plt.figure(); print(matplotlib.get_backend())"
     assert run(where, code, env={"MPLBACKEND": "svg"}, timeout=60)["stdout"] == "svg\n"
     assert run(where, f"import matplotlib; matplotlib.use('pdf'); {code}", timeout=60)["stdout"] == "pdf\n"

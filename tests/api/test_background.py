@@ -24,11 +24,11 @@ time.sleep(600)
 def record(client: httpx.Client, where: str, run_id: str) -> dict[str, Any]:
     answer = client.get(f"/api/sessions/{where}/runs/{run_id}")
     assert answer.status_code == 200, answer.text
-    told: dict[str, Any] = answer.json()
-    return told
+    body: dict[str, Any] = answer.json()
+    return body
 
 
-def test_a_run_that_nobody_waits_for(client: httpx.Client, session: MakeSession, run: Run) -> None:
+def test_a_background_run_answers_at_once_and_is_recorded(client: httpx.Client, session: MakeSession, run: Run) -> None:
     where = session(data={"n": 1})
     run_id = start_in_background(
         client, where, "import time; time.sleep(0.3); open('f', 'w').write('x'); print('done')"
@@ -41,7 +41,7 @@ def test_a_run_that_nobody_waits_for(client: httpx.Client, session: MakeSession,
     assert client.get(f"/api/sessions/{where}/runs/{run_id}/stdout").text == "done\n"
 
 
-def test_what_it_has_written_so_far(client: httpx.Client, session: MakeSession) -> None:
+def test_output_so_far_can_be_read(client: httpx.Client, session: MakeSession) -> None:
     where = session()
     code = "import sys, time; print('0123456789', flush=True); print('e', file=sys.stderr); time.sleep(600)"
     run_id = start_in_background(client, where, code)
@@ -52,17 +52,17 @@ def test_what_it_has_written_so_far(client: httpx.Client, session: MakeSession) 
     assert eventually(lambda: client.get(f"{url}/stderr").text == "e\n")
 
 
-def test_stopping(client: httpx.Client, session: MakeSession, run: Run) -> None:
+def test_a_background_run_can_be_stopped(client: httpx.Client, session: MakeSession, run: Run) -> None:
     where = session()
     run_id = start_in_background(client, where, SLEEPER)
     url = f"/api/sessions/{where}/runs/{run_id}"
     assert eventually(lambda: client.get(f"{url}/stdout").text)
     stopped = client.delete(url)
     assert stopped.status_code == 200
-    told = stopped.json()
-    assert (told["status"], told["exit_code"], told["state"]["committed"]) == ("killed", 143, True)
-    assert told == record(client, where, run_id)
-    assert client.delete(url).json() == told  # it stays as it is
+    outcome = stopped.json()
+    assert (outcome["status"], outcome["exit_code"], outcome["state"]["committed"]) == ("killed", 143, True)
+    assert outcome == record(client, where, run_id)
+    assert client.delete(url).json() == outcome  # it stays as it is
     assert client.get(f"/api/sessions/{where}").json()["data"] == {"seen": True}
     assert run(where, "import os; print(os.path.exists('begun.txt'))")["stdout"] == "True\n"
     other = session()
@@ -70,7 +70,7 @@ def test_stopping(client: httpx.Client, session: MakeSession, run: Run) -> None:
     assert client.delete(f"/api/sessions/{where}/runs/nothing").status_code == 404
 
 
-def test_a_program_may_end_well_when_it_is_told_to(client: httpx.Client, session: MakeSession) -> None:
+def test_a_stopped_program_may_clean_up_on_sigterm(client: httpx.Client, session: MakeSession) -> None:
     code = """\
 import signal, sys, time
 def end(*_):
@@ -84,41 +84,43 @@ time.sleep(600)
     run_id = start_in_background(client, where, code)
     url = f"/api/sessions/{where}/runs/{run_id}"
     assert eventually(lambda: client.get(f"{url}/stdout").text)
-    told = client.delete(url).json()
-    assert (told["status"], told["exit_code"]) == ("killed", 3)
+    outcome = client.delete(url).json()
+    assert (outcome["status"], outcome["exit_code"]) == ("killed", 3)
     assert client.get(f"/api/sessions/{where}/files/ended.txt").text == "x"
 
 
-def test_a_program_that_does_not_listen_has_two_seconds(client: httpx.Client, session: MakeSession) -> None:
+def test_a_stopped_program_that_ignores_sigterm_is_killed_after_two_seconds(
+    client: httpx.Client, session: MakeSession
+) -> None:
     where = session()
     code = "import signal, time; signal.signal(15, signal.SIG_IGN); print('up', flush=True); time.sleep(600)"
     run_id = start_in_background(client, where, code)
     url = f"/api/sessions/{where}/runs/{run_id}"
     assert eventually(lambda: client.get(f"{url}/stdout").text)
     began = time.monotonic()
-    told = client.delete(url).json()
-    assert (told["status"], told["exit_code"]) == ("killed", 137)
+    outcome = client.delete(url).json()
+    assert (outcome["status"], outcome["exit_code"]) == ("killed", 137)
     assert 1.9 < time.monotonic() - began < 8
 
 
-def test_a_run_that_somebody_waits_for_can_be_stopped_too(
-    client: httpx.Client, session: MakeSession, server: Server
-) -> None:
-    where, told = session(), []
+def test_a_foreground_run_can_be_stopped_too(client: httpx.Client, session: MakeSession, server: Server) -> None:
+    where, outcomes = session(), []
 
     def call() -> None:
         with server.client() as other:
-            told.append(other.post(f"/api/sessions/{where}/run", json={"code": "import time; time.sleep(600)"}).json())
+            outcomes.append(
+                other.post(f"/api/sessions/{where}/run", json={"code": "import time; time.sleep(600)"}).json()
+            )
 
     thread = threading.Thread(target=call)
     thread.start()
     runs = eventually(lambda: client.get(f"/api/sessions/{where}/runs").json()["runs"])
     assert client.delete(f"/api/sessions/{where}/runs/{runs[0]['run_id']}").json()["status"] == "killed"
     thread.join()
-    assert (told[0]["status"], told[0]["exit_code"]) == ("killed", 143)
+    assert (outcomes[0]["status"], outcomes[0]["exit_code"]) == ("killed", 143)
 
 
-def test_its_timeout(client: httpx.Client, session: MakeSession, run: Run) -> None:
+def test_a_background_run_has_a_timeout(client: httpx.Client, session: MakeSession, run: Run) -> None:
     where = session()
     run_id = start_in_background(client, where, "import time; time.sleep(600)", timeout=0.2)
     run(where, "1")
@@ -127,7 +129,7 @@ def test_its_timeout(client: httpx.Client, session: MakeSession, run: Run) -> No
     assert answer.status_code == 400
 
 
-def test_atomic(client: httpx.Client, session: MakeSession) -> None:
+def test_a_stopped_atomic_run_commits_nothing(client: httpx.Client, session: MakeSession) -> None:
     where = session()
     run_id = start_in_background(client, where, SLEEPER, atomic=True)
     url = f"/api/sessions/{where}/runs/{run_id}"
@@ -136,7 +138,7 @@ def test_atomic(client: httpx.Client, session: MakeSession) -> None:
     assert client.get(f"/api/sessions/{where}").json()["data"] == {}
 
 
-def test_with_a_key_it_begins_once(client: httpx.Client, session: MakeSession) -> None:
+def test_a_background_run_with_an_idempotency_key_begins_once(client: httpx.Client, session: MakeSession) -> None:
     where = session()
     body = {"code": SLEEPER, "background": True}
     url, key = f"/api/sessions/{where}/run", {"Idempotency-Key": "k"}
@@ -152,7 +154,7 @@ def test_with_a_key_it_begins_once(client: httpx.Client, session: MakeSession) -
 
 
 @pytest.mark.parametrize("body", [{"code": "1", "background": "yes"}, {"background": True}])
-def test_what_can_not_begin(client: httpx.Client, session: MakeSession, body: dict[str, Any]) -> None:
+def test_invalid_background_runs_do_not_begin(client: httpx.Client, session: MakeSession, body: dict[str, Any]) -> None:
     where = session()
     assert client.post(f"/api/sessions/{where}/run", json=body).status_code == 400
     assert client.get(f"/api/sessions/{where}/runs").json()["count"] == 0
@@ -160,7 +162,9 @@ def test_what_can_not_begin(client: httpx.Client, session: MakeSession, body: di
     assert stream.status_code == 400
 
 
-def test_deleting_the_session_ends_it(client: httpx.Client, session: MakeSession, server: Server) -> None:
+def test_deleting_the_session_ends_its_background_run(
+    client: httpx.Client, session: MakeSession, server: Server
+) -> None:
     where = session()
     start_in_background(client, where, HTTP_SERVER)
     assert client.get(f"/proxy/{where}/3000/").status_code == 200
@@ -168,7 +172,7 @@ def test_deleting_the_session_ends_it(client: httpx.Client, session: MakeSession
     assert client.get(f"/proxy/{where}/3000/").status_code == 404
 
 
-def test_stopping_the_service_keeps_what_it_has_done(own_server: MakeServer) -> None:
+def test_stopping_the_service_stops_and_commits_background_runs(own_server: MakeServer) -> None:
     server = own_server(drain_seconds="20")
     with server.client() as client:
         client.post("/api/sessions", json={"language": "python", "session_id": "s"})
@@ -180,6 +184,6 @@ def test_stopping_the_service_keeps_what_it_has_done(own_server: MakeServer) -> 
     assert "Traceback" not in server.log
     server.start()
     with server.client() as client:
-        told = client.get(f"/api/sessions/s/runs/{run_id}").json()
-        assert (told["status"], told["state"]["committed"]) == ("killed", True)
+        outcome = client.get(f"/api/sessions/s/runs/{run_id}").json()
+        assert (outcome["status"], outcome["state"]["committed"]) == ("killed", True)
         assert client.get("/api/sessions/s").json()["data"] == {"seen": True}

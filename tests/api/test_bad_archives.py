@@ -29,11 +29,7 @@ from tests.conftest import MakeSession, Server
 from tests.core.lab import Lab, described
 
 BLOCK = tar(member("a", b"content"))[:1024]
-
-
 LIES = tarfile.TarInfo("a")
-
-
 LIES.size = 1 << 20
 
 
@@ -152,7 +148,7 @@ def endless(info: tarfile.TarInfo, size: int) -> bytes:
 
 
 @pytest.mark.parametrize("name", ["one file", "many files", "zip", "zip entries", "zip lies", "headers"])
-def test_bombs_are_refused_before_they_go_off(tmp_path: Path, name: str) -> None:
+def test_archive_bombs_are_refused_before_they_expand(tmp_path: Path, name: str) -> None:
     big = tarfile.TarInfo("a")
     big.size = 1 << 40
     header = tarfile.TarInfo("h")
@@ -179,7 +175,7 @@ def test_bombs_are_refused_before_they_go_off(tmp_path: Path, name: str) -> None
     assert written == 0
 
 
-def test_bounds_hold_over_http(client: httpx.Client, session: MakeSession) -> None:
+def test_bounds_of_archives_hold_over_http(client: httpx.Client, session: MakeSession) -> None:
     where = session()
     big = tarfile.TarInfo("a")
     big.size = (4 << 30) + 1
@@ -194,7 +190,7 @@ def test_bounds_hold_over_http(client: httpx.Client, session: MakeSession) -> No
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_damage_anywhere_is_found_or_does_no_harm(tmp_path: Path, form: str) -> None:
+def test_damage_anywhere_is_an_error_or_harmless(tmp_path: Path, form: str) -> None:
     """Any byte changed, any end cut off: a clear error or a tree, never anything else."""
     chance = random.Random(7)
     members = [
@@ -235,7 +231,7 @@ def test_damage_anywhere_is_found_or_does_no_harm(tmp_path: Path, form: str) -> 
         (0, "./a", False), (0, "...", False),
     ],
 )  # fmt: skip
-def test_links_that_lead_out(depth: int, target: str, out: bool) -> None:
+def test_links_that_lead_out_are_recognised(depth: int, target: str, out: bool) -> None:
     assert unpack.link_leads_out(depth, target) is out
 
 

@@ -33,7 +33,6 @@ json.dump({"n": 1, "ü": [1.5, None, "\\u2028"]}, open(".session_data.json", "w"
 print("o" * 50_000); print("ä", end="", file=sys.stderr)
 """
 
-
 LOOK = """
 import hashlib, os
 for directory, names, files in sorted(os.walk(b".")):
@@ -120,7 +119,7 @@ def test_bad_capsules_make_nothing(client: httpx.Client, server: Server, which: 
         assert "capsule" in (body["error"] + body["hint"]).lower() or "default_timeout" in body["error"]
 
 
-def test_what_is_too_large(client: httpx.Client, server: Server, own_server: MakeServer) -> None:
+def test_capsules_that_are_too_large_are_refused(client: httpx.Client, server: Server, own_server: MakeServer) -> None:
     with nothing_made(client, server):
         refused(load(client, capsules.capsule(document(session(metadata={"a": "x" * (1 << 20)})))), 413, "metadata")
         refused(load(client, capsules.capsule(document(versions=[version(data={"a": "x" * (1 << 20)})]))), 413, "data")
@@ -133,7 +132,7 @@ def test_what_is_too_large(client: httpx.Client, server: Server, own_server: Mak
         refused(there.post("/api/sessions", content=b" " * (17 << 20)), 413, "16777216")
 
 
-def test_only_an_archive_is_taken(client: httpx.Client, server: Server) -> None:
+def test_only_the_content_type_of_an_archive_is_accepted(client: httpx.Client, server: Server) -> None:
     """A type that a page of another site can't send without asking."""
     capsule = capsules.capsule()
     with nothing_made(client, server):
@@ -147,7 +146,7 @@ def test_only_an_archive_is_taken(client: httpx.Client, server: Server) -> None:
     assert imported(client, capsule)["id"] == "moved"
 
 
-def test_damaged_capsules(client: httpx.Client, server: Server) -> None:
+def test_damaged_capsules_make_nothing(client: httpx.Client, server: Server) -> None:
     """A real one with bytes flipped, cut, doubled or moved; and a server that serves on."""
     furnished(client, "s")
     whole = exported(client, "s")
@@ -177,7 +176,7 @@ def test_damaged_capsules(client: httpx.Client, server: Server) -> None:
     assert server.log.count("Traceback") == 0
 
 
-def test_kill_9_during_an_import(own_server: MakeServer) -> None:
+def test_kill_9_during_an_import_leaves_all_or_nothing(own_server: MakeServer) -> None:
     """There is all of the session or nothing, no file is left, and the same capsule can be imported then."""
     server = own_server(spares="0")
     chance = random.Random(11)

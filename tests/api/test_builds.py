@@ -43,7 +43,7 @@ def put_away(server: Server, *, archives: bool) -> None:
             (server.data_dir / "blobs" / digest[:2] / digest).unlink()
 
 
-def test_a_session_has_a_package_built(own_server: MakeServer, registry: Registry) -> None:
+def test_packages_are_built_in_a_sandbox_and_restored_from_blobs(own_server: MakeServer, registry: Registry) -> None:
     registry.put_python("made", "made-1.0.tar.gz", sdist("made", "print('at work'); files['made.py'] = 'x = 1'"))
     registry.put_python("broken", "broken-1.0.tar.gz", sdist("broken", "raise SystemExit('no compiler, say')"))
     put_evil_npm(registry, {"scripts": {"install": "echo built > built.txt"}})
@@ -67,10 +67,10 @@ def test_a_session_has_a_package_built(own_server: MakeServer, registry: Registr
         assert says(client, third, "print('usable')") == "usable\n"
         # What is lost here comes back from the blobs, asking nobody, before the next run.
         put_away(server, archives=False)
-        asked = len(registry.asked)
+        requests = len(registry.asked)
         assert environment(client, second)["pip"] == [{"name": "made", "version": "1.0"}]
         assert says(client, second, "import made; print(made.x)") == "1\n"
-        assert len(registry.asked) == asked
+        assert len(registry.asked) == requests
         assert environment(client, second)["environment"] in digests
         # What is lost there, too, is installed once more.
         copy = client.post(f"/api/sessions/{second}/duplicate", json={}).json()["id"]
@@ -79,10 +79,10 @@ def test_a_session_has_a_package_built(own_server: MakeServer, registry: Registr
         assert answer.status_code == 503, answer.text
         assert "installed once more" in answer.json()["error"]
         assert says(client, copy, "import made; print(made.x)") == "1\n"
-        assert len(registry.asked) > asked
+        assert len(registry.asked) > requests
 
 
-def test_a_capsule_names_the_very_versions(own_server: MakeServer, registry: Registry) -> None:
+def test_a_capsule_pins_the_versions_of_packages(own_server: MakeServer, registry: Registry) -> None:
     for version in ("1.0", "2.0"):
         file = f"one-{version}-py3-none-any.whl"
         registry.put_python("one", file, wheel("one", {"one.py": f"x = {version}"}, version=version))
@@ -113,7 +113,7 @@ def test_a_capsule_names_the_very_versions(own_server: MakeServer, registry: Reg
         for note in (server.data_dir / "environments/asked").iterdir():
             note.unlink()
         shutil.rmtree(server.data_dir / "cache/uv")
-        told = imported("other")
-        assert "aren't all the very packages" in told
-        assert "one==1.0" in told
+        body = imported("other")
+        assert "aren't all the very packages" in body
+        assert "one==1.0" in body
         assert says(client, "other", "import one; print(one.x)") == "2.0\n"

@@ -21,7 +21,7 @@ from tests.capsules import parts
 from tests.conftest import MakeServer, MakeSession, Run, Server, eventually
 
 
-def told(client: httpx.Client, session_id: str) -> dict[str, Any]:
+def described(client: httpx.Client, session_id: str) -> dict[str, Any]:
     """All that the API tells of a session, but for what differs between a session and its copy."""
     base = f"/api/sessions/{session_id}"
 
@@ -54,20 +54,20 @@ def run_code(client: httpx.Client, session_id: str, code: str) -> str:
 
 
 @pytest.mark.parametrize("elsewhere", [False, True], ids=["same server", "another server"])
-def test_a_copy_is_all_that_the_session_was(
+def test_an_imported_session_is_all_that_the_exported_one_was(
     server: Server, client: httpx.Client, own_server: MakeServer, elsewhere: bool
 ) -> None:
     then, last = furnished(client, "s")[0], furnished(client, "t")[1]
     assert then != last
     capsule = exported(client, "s")
     assert b"hush-hush" not in capsule
-    before = told(client, "s")
+    before = described(client, "s")
     with (own_server(spares="0") if elsewhere else server).client() as there:
         new_id = None if elsewhere else "copy"
         name = new_id or "s"
         shown = imported(there, capsule, new_id)
         assert (shown["id"], shown["status"]) == (name, "idle")
-        assert told(there, name) == before
+        assert described(there, name) == before
         assert all(each["enforced"]["imported"] for each in there.get(f"/api/sessions/{name}/runs").json()["runs"])
         assert there.get("/api/sessions", params={"metadata.team": "blue"}).json()["sessions"][0]["id"] == name
         assert there.get(f"/api/sessions/{name}/code").json()["code"] == "print('störed')"
@@ -85,7 +85,7 @@ def test_a_copy_is_all_that_the_session_was(
         refused(load(there, capsule, new_id), 409, name)
 
 
-def test_files_that_a_client_put_are_so_in_the_copy(client: httpx.Client, session: MakeSession) -> None:
+def test_an_import_keeps_which_files_were_uploaded(client: httpx.Client, session: MakeSession) -> None:
     where = session()
     assert client.put(f"/api/sessions/{where}/files/d/put", content=b"by a client").status_code == 200
     assert load(client, exported(client, where), "copy").status_code == 201
@@ -95,7 +95,7 @@ def test_files_that_a_client_put_are_so_in_the_copy(client: httpx.Client, sessio
     assert client.get("/api/sessions/copy/files/d/put").content == b"by a client"
 
 
-def test_a_capsule_without_the_past(client: httpx.Client, session: MakeSession, run: Run) -> None:
+def test_a_capsule_of_the_current_version_only(client: httpx.Client, session: MakeSession, run: Run) -> None:
     where = session()
     run(where, "open('a', 'w').write('first')")
     run(where, "open('a', 'w').write('second')")
@@ -110,7 +110,7 @@ def test_a_capsule_without_the_past(client: httpx.Client, session: MakeSession, 
     refused(client.get(f"/api/sessions/{where}/capsule?versions=some"), 400, "versions")
 
 
-def test_sessions_that_are_nothing_much(client: httpx.Client, session: MakeSession) -> None:
+def test_sessions_without_runs_or_files_can_be_exported(client: httpx.Client, session: MakeSession) -> None:
     """A session that has never run; and one that keeps no files."""
     capsule = exported(client, session("typescript", session_id="fresh:1_-x"))
     assert [name for name, _ in parts(capsule)] == ["capsule.json", "README.txt", "SHA256SUMS"]
@@ -125,7 +125,9 @@ def test_sessions_that_are_nothing_much(client: httpx.Client, session: MakeSessi
     refused(client.patch("/api/sessions/import", content=b" " * (17 << 20)), 413)
 
 
-def test_the_readme_and_the_sums_are_for_people(client: httpx.Client, session: MakeSession, tmp_path: Path) -> None:
+def test_a_capsule_can_be_checked_and_repacked_with_tar_and_sha256sum(
+    client: httpx.Client, session: MakeSession, tmp_path: Path
+) -> None:
     import subprocess
 
     (tmp_path / "c.tar").write_bytes(exported(client, session(session_id="told")))
@@ -179,7 +181,9 @@ def test_an_export_during_runs_is_one_version(client: httpx.Client, session: Mak
     assert imported(client, taken[-1], "last")["version"] > 5
 
 
-def test_memory_stays_flat(client: httpx.Client, session: MakeSession, run: Run, server: Server) -> None:
+def test_memory_stays_flat_while_a_large_session_moves(
+    client: httpx.Client, session: MakeSession, run: Run, server: Server
+) -> None:
     """64 MiB out and in, in a few MiB of memory."""
     where = session()
     run(where, "import os\nfor n in range(4): open(f'f{n}', 'wb').write(os.urandom(16 << 20))")
@@ -196,7 +200,9 @@ def test_memory_stays_flat(client: httpx.Client, session: MakeSession, run: Run,
     assert run("big", "import os; print(sum(os.path.getsize(f'f{n}') for n in range(4)))")["stdout"] == f"{64 << 20}\n"
 
 
-def test_who_hangs_up_leaves_nothing(client: httpx.Client, session: MakeSession, run: Run, server: Server) -> None:
+def test_clients_that_hang_up_leave_nothing(
+    client: httpx.Client, session: MakeSession, run: Run, server: Server
+) -> None:
     """Neither an export that nobody reads to its end nor an import that stops halfway: descriptors are checked."""
     where = session()
     run(where, "import os; open('f', 'wb').write(os.urandom(16 << 20))")

@@ -38,7 +38,9 @@ def test_a_client_that_hangs_up_has_changed_nothing(client: httpx.Client, sessio
     assert client.get(f"/api/sessions/{where}").json()["version"] == 2
 
 
-def test_a_disk_that_fails(client: httpx.Client, session: MakeSession, server: Server) -> None:
+def test_a_disk_that_fails_is_a_503_and_changes_nothing(
+    client: httpx.Client, session: MakeSession, server: Server
+) -> None:
     where = session()
     put(client, where, "a", b"old")
     uploads = server.data_dir / "uploads"
@@ -56,7 +58,9 @@ def test_a_disk_that_fails(client: httpx.Client, session: MakeSession, server: S
     refused(get(client, where, "a"), 503, "could not be read")
 
 
-def test_a_session_deleted_while_a_put_waits(client: httpx.Client, session: MakeSession, run: Run) -> None:
+def test_a_put_that_waits_fails_when_its_session_is_deleted(
+    client: httpx.Client, session: MakeSession, run: Run
+) -> None:
     where = session()
     with ThreadPoolExecutor() as pool:
         going = pool.submit(client.post, f"/api/sessions/{where}/run", json={"code": "import time; time.sleep(30)"})
@@ -70,7 +74,7 @@ def test_a_session_deleted_while_a_put_waits(client: httpx.Client, session: Make
     assert names(client, where) == []
 
 
-def test_kill_9_in_the_middle_of_a_put(own_server: MakeServer) -> None:
+def test_kill_9_during_a_put_leaves_the_old_or_the_new_file(own_server: MakeServer) -> None:
     """What was there before, or what was put: nothing in between, and nothing acknowledged is lost."""
     server = own_server(spares="0")
     with server.client() as client:
@@ -122,13 +126,13 @@ def send_and_fetch_in_flat_memory(server: Server, size: int) -> None:
         assert answer.json() == {"path": "a", "size": size}
         assert answer.headers["etag"] == f'"{expected.hexdigest()}"'
         for path in ("files/a", "archive"):
-            got, found = 0, hashlib.sha256()
+            got, digest = 0, hashlib.sha256()
             with client.stream("GET", f"/api/sessions/big/{path}") as stream:
                 for each in stream.iter_bytes(MIB):
                     got += len(each)
-                    found.update(each)
+                    digest.update(each)
             assert got >= size
-            assert path == "archive" or found.hexdigest() == expected.hexdigest()
+            assert path == "archive" or digest.hexdigest() == expected.hexdigest()
         with client.stream("GET", "/api/sessions/big/archive") as stream:
             client.put("/api/sessions/big/archive", content=stream.iter_bytes(MIB), timeout=600).raise_for_status()
         assert server.peak_resident_bytes - before < 64 * MIB

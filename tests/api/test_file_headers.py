@@ -20,7 +20,9 @@ from tests.conftest import MakeSession
         ("data:text,html", "application/octet-stream"),
     ],
 )  # fmt: skip
-def test_no_file_is_a_page_of_this_server(client: httpx.Client, session: MakeSession, name: str, kind: str) -> None:
+def test_files_are_attachments_and_never_pages_of_this_server(
+    client: httpx.Client, session: MakeSession, name: str, kind: str
+) -> None:
     where = session()
     put(client, where, name, b"<script>alert(1)</script>")
     headers = get(client, where, name).headers
@@ -51,7 +53,9 @@ def test_a_name_cannot_break_out_of_a_header(client: httpx.Client, session: Make
         ("", None),
     ],
 )  # fmt: skip
-def test_ranges(client: httpx.Client, session: MakeSession, wanted: str, part: tuple[int, int] | None) -> None:
+def test_a_range_gives_a_part_of_the_file(
+    client: httpx.Client, session: MakeSession, wanted: str, part: tuple[int, int] | None
+) -> None:
     where = session()
     put(client, where, "a", b"0123456789")
     answer = get(client, where, "a", Range=wanted)
@@ -66,7 +70,7 @@ def test_ranges(client: httpx.Client, session: MakeSession, wanted: str, part: t
 
 
 @pytest.mark.parametrize("wanted", ["bytes=10-", "bytes=99-100", "bytes=-0", f"bytes={10**17}-"])
-def test_ranges_that_the_file_does_not_have(client: httpx.Client, session: MakeSession, wanted: str) -> None:
+def test_a_range_beyond_the_file_is_416(client: httpx.Client, session: MakeSession, wanted: str) -> None:
     where = session()
     put(client, where, "a", b"0123456789")
     put(client, where, "empty")
@@ -76,14 +80,14 @@ def test_ranges_that_the_file_does_not_have(client: httpx.Client, session: MakeS
     assert get(client, where, "empty", Range="bytes=0-").headers["content-range"] == "bytes */0"
 
 
-def test_a_range_of_what_has_changed_is_the_whole(client: httpx.Client, session: MakeSession) -> None:
+def test_a_range_of_a_changed_file_is_the_whole_file(client: httpx.Client, session: MakeSession) -> None:
     where = session()
     etag = put(client, where, "a", b"0123456789").headers["etag"]
     assert get(client, where, "a", **{"Range": "bytes=1-2", "If-Range": etag}).status_code == 206
     assert get(client, where, "a", **{"Range": "bytes=1-2", "If-Range": '"else"'}).status_code == 200
 
 
-def test_conditions(client: httpx.Client, session: MakeSession) -> None:
+def test_conditional_requests(client: httpx.Client, session: MakeSession) -> None:
     where = session()
     old = put(client, where, "a", b"1").headers["etag"]
     for known in (old, f"W/{old}", f'"x", {old}', "*"):
@@ -105,7 +109,7 @@ def test_conditions(client: httpx.Client, session: MakeSession) -> None:
     assert names(client, where) == ["b"]
 
 
-def test_of_two_who_change_the_same_one_wins(client: httpx.Client, session: MakeSession) -> None:
+def test_of_concurrent_conditional_puts_one_wins(client: httpx.Client, session: MakeSession) -> None:
     where = session()
     etag = put(client, where, "a", b"0").headers["etag"]
     with ThreadPoolExecutor(8) as pool:

@@ -28,15 +28,15 @@ def test_a_file_goes_in_and_comes_out(client: httpx.Client, session: MakeSession
     etag = f'"{hashlib.sha256(content).hexdigest()}"'
     assert answer.headers["etag"] == etag
 
-    found = get(client, where, "dir/sub/data.bin")
-    assert (found.status_code, found.content) == (200, content)
-    assert found.headers["content-length"] == "25600"
-    assert found.headers["etag"] == etag
-    assert found.headers["accept-ranges"] == "bytes"
-    assert abs(parsedate_to_datetime(found.headers["last-modified"]).timestamp() - time.time()) < 60
+    fetched = get(client, where, "dir/sub/data.bin")
+    assert (fetched.status_code, fetched.content) == (200, content)
+    assert fetched.headers["content-length"] == "25600"
+    assert fetched.headers["etag"] == etag
+    assert fetched.headers["accept-ranges"] == "bytes"
+    assert abs(parsedate_to_datetime(fetched.headers["last-modified"]).timestamp() - time.time()) < 60
     head = client.head(f"/api/sessions/{where}/files/dir/sub/data.bin")
     assert (head.status_code, head.content) == (200, b"")
-    assert head.headers.items() - found.headers.items() <= {("x-request-id", head.headers["x-request-id"])} | {
+    assert head.headers.items() - fetched.headers.items() <= {("x-request-id", head.headers["x-request-id"])} | {
         ("date", head.headers["date"])
     }
 
@@ -50,7 +50,7 @@ def test_a_file_goes_in_and_comes_out(client: httpx.Client, session: MakeSession
 
 
 @pytest.mark.parametrize("size", [0, 1, (64 << 10) - 1, 64 << 10, MIB, MIB + 1])
-def test_every_size_and_any_way_of_sending_it(client: httpx.Client, session: MakeSession, size: int) -> None:
+def test_files_of_any_size_chunked_or_not(client: httpx.Client, session: MakeSession, size: int) -> None:
     where = session()
     content = os.urandom(size)
 
@@ -65,7 +65,7 @@ def test_every_size_and_any_way_of_sending_it(client: httpx.Client, session: Mak
     assert get(client, where, "b").content == content
 
 
-def test_more_than_other_bodies_may_have(client: httpx.Client, session: MakeSession) -> None:
+def test_a_file_may_be_larger_than_other_bodies(client: httpx.Client, session: MakeSession) -> None:
     where = session()
     content = os.urandom(17 * MIB)
     assert put(client, where, "a", content).json()["size"] == len(content)
@@ -73,7 +73,9 @@ def test_more_than_other_bodies_may_have(client: httpx.Client, session: MakeSess
     refused(client.put(f"/api/sessions/{where}/code", content=content), 413)
 
 
-def test_what_is_too_large_is_refused_at_once(client: httpx.Client, session: MakeSession, server: Server) -> None:
+def test_too_large_a_length_is_refused_before_the_body(
+    client: httpx.Client, session: MakeSession, server: Server
+) -> None:
     where = session()
     address = ("127.0.0.1", int(server.url.rpartition(":")[2]))
     for path in ("files/a", "archive"):
@@ -87,12 +89,12 @@ def test_what_is_too_large_is_refused_at_once(client: httpx.Client, session: Mak
 def test_put_then_run_then_get_then_rollback(client: httpx.Client, session: MakeSession, run: Run) -> None:
     where = session()
     put(client, where, "in/a.txt", b"one")
-    told = run(where, "print(open('in/a.txt').read()); open('out.txt', 'w').write('made')")
-    assert told["stdout"] == "one\n"
+    outcome = run(where, "print(open('in/a.txt').read()); open('out.txt', 'w').write('made')")
+    assert outcome["stdout"] == "one\n"
     assert get(client, where, "out.txt").content == b"made"
     put(client, where, "in/a.txt", b"two")
-    told = run(where, "print(open('in/a.txt').read()); open('in/a.txt', 'a').write(' and more')")
-    assert told["stdout"] == "two\n"
+    outcome = run(where, "print(open('in/a.txt').read()); open('in/a.txt', 'a').write(' and more')")
+    assert outcome["stdout"] == "two\n"
     assert get(client, where, "in/a.txt").content == b"two and more"
     assert {file["path"]: file["uploaded"] for file in listed(client, where)["files"]} == {
         "in/a.txt": False,
@@ -102,8 +104,8 @@ def test_put_then_run_then_get_then_rollback(client: httpx.Client, session: Make
     assert get(client, where, "in/a.txt").content == b"one"
     assert listed(client, where)["files"][0]["uploaded"]
     refused(get(client, where, "out.txt"), 404)
-    told = run(where, "import os; print(open('in/a.txt').read(), os.path.exists('out.txt'))")
-    assert told["stdout"] == "one False\n"
+    outcome = run(where, "import os; print(open('in/a.txt').read(), os.path.exists('out.txt'))")
+    assert outcome["stdout"] == "one False\n"
     assert listed(client, where)["files"][0]["uploaded"], "a run that only reads changes nothing"
 
 
@@ -112,13 +114,13 @@ def test_a_run_sees_and_may_change_what_was_put(client: httpx.Client, session: M
     put(client, where, "d/script.sh", b"#!/bin/sh\necho ran\n")
     run(where, "import os; os.chmod('d/script.sh', 0o755); os.rename('d', 'e'); open('e/new', 'w')")
     put(client, where, "e/script.sh", b"#!/bin/sh\necho again\n")
-    told = run(
+    outcome = run(
         where, "import os, subprocess; print(oct(os.stat('e').st_mode)); print(subprocess.getoutput('e/script.sh'))"
     )
-    assert told["stdout"] == "0o40755\nagain\n", "a file put keeps the mode that was there"
+    assert outcome["stdout"] == "0o40755\nagain\n", "a file put keeps the mode that was there"
 
 
-def test_the_programs_own_name_is_no_special_one(client: httpx.Client, session: MakeSession, run: Run) -> None:
+def test_a_file_may_have_the_name_of_the_program(client: httpx.Client, session: MakeSession, run: Run) -> None:
     where = session()
     put(client, where, "main.py", b"X = 41\n")
     assert run(where, "import main; print(main.X + 1)")["stdout"] == "42\n"
@@ -161,7 +163,7 @@ def test_puts_and_runs_at_once_come_one_after_the_other(client: httpx.Client, se
     assert sorted(each["cause"] for each in versions) == ["create"] + ["files"] * 7 + ["run"] * 6
 
 
-def test_deleting(client: httpx.Client, session: MakeSession, run: Run) -> None:
+def test_files_and_directories_can_be_deleted(client: httpx.Client, session: MakeSession, run: Run) -> None:
     where = session()
     for path in ("a", "d/b", "d/e/c", "f/g"):
         put(client, where, path, b"1")
@@ -177,7 +179,7 @@ def test_deleting(client: httpx.Client, session: MakeSession, run: Run) -> None:
     assert run(where, "import os; print(sorted(os.listdir('.')))")["stdout"].count("'f'") == 1, "its directory stays"
 
 
-def test_kinds_are_not_changed_by_a_put(client: httpx.Client, session: MakeSession, run: Run) -> None:
+def test_a_put_replaces_no_directory_or_link(client: httpx.Client, session: MakeSession, run: Run) -> None:
     where = session()
     put(client, where, "file", b"1")
     put(client, where, "dir/file", b"1")
@@ -198,7 +200,7 @@ def test_kinds_are_not_changed_by_a_put(client: httpx.Client, session: MakeSessi
     assert names(client, where) == ["dir/file", "file", "flink"]
 
 
-def test_lists_come_in_pages(client: httpx.Client, session: MakeSession, run: Run) -> None:
+def test_lists_of_files_come_in_pages(client: httpx.Client, session: MakeSession, run: Run) -> None:
     where = session()
     assert listed(client, where) == {
         "files": [], "count": 0, "total_count": 0, "total_size_bytes": 0, "next_cursor": None,
@@ -229,7 +231,7 @@ def test_lists_come_in_pages(client: httpx.Client, session: MakeSession, run: Ru
         refused(client.get(f"/api/sessions/{where}/files?{bad}"), 400)
 
 
-def test_a_page_goes_on_where_it_was_though_its_last_file_is_gone(client: httpx.Client, session: MakeSession) -> None:
+def test_paging_goes_on_after_a_file_that_was_deleted(client: httpx.Client, session: MakeSession) -> None:
     where = session()
     for name in "abcd":
         put(client, where, name)
@@ -239,7 +241,7 @@ def test_a_page_goes_on_where_it_was_though_its_last_file_is_gone(client: httpx.
     assert names(client, where, cursor=page["next_cursor"]) == ["b/now-a-directory", "c", "d"]
 
 
-def test_the_state_file_is_no_file(client: httpx.Client, session: MakeSession, run: Run) -> None:
+def test_the_state_file_is_not_one_of_the_files(client: httpx.Client, session: MakeSession, run: Run) -> None:
     where = session(data={"n": 1})
     run(where, "print(open('.session_data.json').read())")
     assert names(client, where) == []
@@ -248,13 +250,13 @@ def test_the_state_file_is_no_file(client: httpx.Client, session: MakeSession, r
     assert put(client, where, "d/.session_data.json", b"x").status_code == 200
 
 
-def test_sessions_that_keep_no_files(client: httpx.Client, session: MakeSession) -> None:
+def test_sessions_that_are_not_persistent_take_no_files(client: httpx.Client, session: MakeSession) -> None:
     where = session(persistent=False)
     assert refused(put(client, where, "a", b"1"), 409, "persistent")["code"] == "not_persistent"
     assert names(client, where) == []
 
 
-def test_no_session(client: httpx.Client) -> None:
+def test_files_of_a_missing_session_are_404(client: httpx.Client) -> None:
     for answer in (put(client, "none", "a"), get(client, "none", "a"), delete(client, "none", "a")):
         refused(answer, 404, "session")
     refused(client.get("/api/sessions/none/files"), 404)
@@ -273,7 +275,7 @@ def test_files_need_the_key(own_server: MakeServer) -> None:
             refused(client.request(method, f"/api/sessions/s/{path}"), 401)
 
 
-def test_a_hundred_thousand_files(client: httpx.Client, session: MakeSession, run: Run) -> None:
+def test_files_of_a_session_with_a_hundred_thousand(client: httpx.Client, session: MakeSession, run: Run) -> None:
     where = session()
     code = "import os\nfor d in range(10):\n os.mkdir(f'd{d}')\n for n in range(10_000): open(f'd{d}/{n}', 'w').close()"
     assert run(where, code, timeout=120)["state"]["committed"]

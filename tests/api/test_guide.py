@@ -54,7 +54,6 @@ console.log('Colour:', data.shelf.colour);
 """,
 }
 
-
 UPDATE = {
     "python": """
 import json
@@ -87,7 +86,6 @@ fs.writeFileSync('.session_data.json', JSON.stringify(data, null, 2));
 console.log(`Visits now: ${data.visits}`);
 """,
 }
-
 
 SHOW_VARIABLES = {
     "python": "import os\nfor name in NAMES: print(os.environ.get(name))",
@@ -215,12 +213,12 @@ def test_an_env_value_is_in_no_later_run_no_answer_no_file_and_no_log(
 ) -> None:
     secret, search = canary()
     where = session()
-    told = run(where, "import os, time; print(len(os.environ['KEY']))", env={"KEY": secret})
-    assert told["stdout"] == f"{len(secret)}\n"
+    outcome = run(where, "import os, time; print(len(os.environ['KEY']))", env={"KEY": secret})
+    assert outcome["stdout"] == f"{len(secret)}\n"
     assert run(where, search)["stdout"] == "[]\n"
     client.put(f"/api/sessions/{where}/code", json={"code": "1"})
     answers = [
-        json.dumps(told),
+        json.dumps(outcome),
         *(client.get(path).text for path in ("/api/sessions", f"/api/sessions/{where}?include=files", "/health")),
         client.patch(f"/api/sessions/{where}", json={"data": {}}).text,
         client.get("/metrics").text,

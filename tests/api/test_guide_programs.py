@@ -159,7 +159,7 @@ with open('.session_data.json', 'w') as f:
         ({"visits": 3, "readers": ["mina"]}, "3 ['mina']\n"),
     ],
 )
-def test_a_program_can_do_with_defaults_and_check_types(
+def test_a_program_can_use_defaults_and_check_types(
     session: MakeSession, run: Run, data: dict[str, Any], printed: str
 ) -> None:
     code = """
@@ -205,7 +205,6 @@ fs.writeFileSync('.session_data.json', JSON.stringify(data));
 """,
 }
 
-
 RECOVER["typescript"] = (
     RECOVER["node"]
     .replace("const fs = require('fs');", "import * as fs from 'fs';")
@@ -213,9 +212,7 @@ RECOVER["typescript"] = (
     .replace("(error)", "(error: any)")
 )
 
-
 MISSING = {"python": "os.remove('.session_data.json')", "node": "fs.unlinkSync('.session_data.json');"}
-
 
 CORRUPT = {
     "python": "open('.session_data.json', 'w').write('{oh')",

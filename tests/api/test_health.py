@@ -12,7 +12,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from tests.conftest import MakeSession, Run
 
 
-def test_health_tells_that_it_is_well(client: httpx.Client) -> None:
+def test_health_describes_the_service(client: httpx.Client) -> None:
     body = client.get("/health").json()
     assert body["status"] == "ok"
     assert body["languages"] == ["deno", "go", "node", "python", "typescript"]

@@ -23,7 +23,7 @@ from tests.conftest import MakeSession, Run
      "%ed%a0%80", "a%", "%zz", "a" * 256, "/".join(["b" * 200] * 6)],
 )  # fmt: skip
 @pytest.mark.parametrize("method", ["PUT", "GET", "DELETE", "HEAD"])
-def test_bad_paths(client: httpx.Client, session: MakeSession, path: str, method: str) -> None:
+def test_bad_paths_are_refused(client: httpx.Client, session: MakeSession, path: str, method: str) -> None:
     where = session()
     answer = raw(client, method, f"/api/sessions/{where}/files/{path}".encode())
     if method == "HEAD":
@@ -32,13 +32,13 @@ def test_bad_paths(client: httpx.Client, session: MakeSession, path: str, method
         refused(answer, 400, "path")
 
 
-def test_slashes_before_the_path_are_not_escaped(client: httpx.Client, session: MakeSession) -> None:
+def test_escaped_slashes_before_the_path_are_refused(client: httpx.Client, session: MakeSession) -> None:
     where = session()
     for path in (f"/api/sessions/{where}%2ffiles/a", f"/api/sessions/{where}/files%2fa"):
         refused(raw(client, "GET", path.encode()), 400, "slash")
 
 
-def test_too_deep(client: httpx.Client, session: MakeSession, run: Run) -> None:
+def test_paths_that_are_too_deep_are_refused(client: httpx.Client, session: MakeSession, run: Run) -> None:
     where = session()
     assert put(client, where, "d/" * 128 + "f", b"1").status_code == 200
     refused(put(client, where, "e/" * 129 + "f", b"1"), 413, "128")
@@ -46,7 +46,9 @@ def test_too_deep(client: httpx.Client, session: MakeSession, run: Run) -> None:
     assert run(where, "print(open('d/' * 128 + 'f').read())")["state"]["committed"]
 
 
-def test_names_that_are_not_utf8(client: httpx.Client, session: MakeSession, run: Run) -> None:
+def test_names_that_are_not_utf8_are_listed_but_not_addressable(
+    client: httpx.Client, session: MakeSession, run: Run
+) -> None:
     where = session()
     run(where, r"open(b'\xff\xfe', 'w').write('1'); open('\ufffd', 'w').write('22')")
     assert names(client, where) == ["\ufffd", "\ufffd\ufffd"]
@@ -92,7 +94,7 @@ def test_links_to_the_host_are_never_followed(
     assert run(where, "print(open('d/secret').read())")["stdout"] == "ours\n"
 
 
-def test_links_swapped_while_clients_come_and_go(
+def test_links_swapped_during_requests_are_never_followed(
     client: httpx.Client, session: MakeSession, run: Run, canary: Path
 ) -> None:
     where = session()
@@ -137,7 +139,7 @@ while time.time() < end:
         assert set().union(*(each.result() for each in hammers)) <= {200, 404, 409}
 
 
-def test_pipes_sockets_and_directories_in_the_place_of_a_file(
+def test_pipes_and_sockets_are_no_files_and_directories_stay(
     client: httpx.Client, session: MakeSession, run: Run
 ) -> None:
     where = session()
@@ -150,45 +152,45 @@ def test_pipes_sockets_and_directories_in_the_place_of_a_file(
             refused(delete(client, where, path), 404)
             assert put(client, where, path, b"a file").status_code == 200
         refused(put(client, where, "dir", b"a file"), 409, "directory")
-        told = run(
+        outcome = run(
             where, "import os; print(open('pipe').read(), open('sock').read()); os.unlink('pipe'); os.unlink('sock')"
         )
-        assert told["stdout"] == "a file a file\n"
+        assert outcome["stdout"] == "a file a file\n"
 
 
 def test_hard_links_become_files_of_their_own(client: httpx.Client, session: MakeSession, run: Run) -> None:
     where = session()
     run(where, "import os; open('a', 'w').write('1'); os.link('a', 'b')")
     put(client, where, "a", b"2")
-    told = run(where, "print(open('a').read(), open('b').read()); open('a', 'a').write('3')")
-    assert told["stdout"] == "2 1\n"
+    outcome = run(where, "print(open('a').read(), open('b').read()); open('a', 'a').write('3')")
+    assert outcome["stdout"] == "2 1\n"
     assert (get(client, where, "a").content, get(client, where, "b").content) == (b"23", b"1")
 
 
-def test_modes_that_forbid_everything(client: httpx.Client, session: MakeSession, run: Run) -> None:
+def test_modes_that_forbid_everything_do_not_stop_clients(client: httpx.Client, session: MakeSession, run: Run) -> None:
     where = session()
     run(where, "import os; os.mkdir('d'); open('d/f', 'w').write('1'); os.chmod('d/f', 0); os.chmod('d', 0)")
     assert get(client, where, "d/f").content == b"1"
     assert put(client, where, "d/f", b"2").status_code == 200
     assert put(client, where, "d/g", b"3").status_code == 200
-    told = run(where, "import os; os.chmod('d', 0o700); print(oct(os.stat('d/f').st_mode), open('d/g').read())")
-    assert told["stdout"] == "0o100000 3\n"
+    outcome = run(where, "import os; os.chmod('d', 0o700); print(oct(os.stat('d/f').st_mode), open('d/g').read())")
+    assert outcome["stdout"] == "0o100000 3\n"
     assert delete(client, where, "d?recursive=true").status_code == 200
     assert names(client, where) == []
 
 
-def test_what_runs_leave_beyond_the_bounds(client: httpx.Client, session: MakeSession, run: Run) -> None:
+def test_runs_that_exceed_the_bounds_commit_nothing(client: httpx.Client, session: MakeSession, run: Run) -> None:
     where = session()
     put(client, where, "kept", b"1")
     for code, word in [
         ("for n in range(9):\n with open(f's{n}', 'wb') as f: f.truncate(1 << 29)", "bytes"),
         ("import os\nfor n in range(10_000):\n os.mkdir('d'); os.chdir('d')", "deeper"),
     ]:
-        told = run(where, code, timeout=60)
-        assert not told["state"]["committed"]
-        assert word in told["state"]["reason"]
+        outcome = run(where, code, timeout=60)
+        assert not outcome["state"]["committed"]
+        assert word in outcome["state"]["reason"]
         assert names(client, where) == ["kept"]
         assert put(client, where, "kept", b"1").status_code == 200
-    told = run(where, "with open('s', 'wb') as f: f.truncate(8 << 40)")
-    assert told["status"] != "ok"
+    outcome = run(where, "with open('s', 'wb') as f: f.truncate(8 << 40)")
+    assert outcome["status"] != "ok"
     assert client.delete(f"/api/sessions/{where}").status_code == 200

@@ -94,40 +94,28 @@ while True:
 """
 
 
-def exchanged(server: Server, request: bytes) -> bytes:
-    """All that comes for these bytes until the server hangs up or is silent for a while."""
-    name, _, port = server.url.removeprefix("http://").rpartition(":")
-    received = b""
-    with socket.create_connection((name, int(port)), timeout=5) as connection:
-        connection.sendall(request.replace(b"SELF", f"{name}:{port}".encode()))
-        with suppress(ConnectionError):
-            while piece := connection.recv(1 << 16):
-                received += piece
-    return received
-
-
-def test_answers_that_are_none(client: httpx.Client, live: str) -> None:
+def test_malformed_answers_are_502(client: httpx.Client, live: str) -> None:
     for name, answer in REFUSED.items():
-        told = client.get(f"{live}/raw?{answer.hex()}") if len(answer) < 9000 else None
-        if told is None:
+        result = client.get(f"{live}/raw?{answer.hex()}") if len(answer) < 9000 else None
+        if result is None:
             continue
-        assert told.status_code == 502, (name, told.text)
-        body = told.json()
-        assert (body["code"], told.headers["X-Era-Run"][:4]) == ("no_answer", "run_"), name
-        assert "smuggled" not in told.text
+        assert result.status_code == 502, (name, result.text)
+        body = result.json()
+        assert (body["code"], result.headers["X-Era-Run"][:4]) == ("no_answer", "run_"), name
+        assert "smuggled" not in result.text
 
 
-def test_answers_that_break_off(client: httpx.Client, live: str) -> None:
+def test_truncated_answers_break_the_connection(client: httpx.Client, live: str) -> None:
     for name, answer in CUT.items():
         with pytest.raises(httpx.TransportError):
             print(name, client.get(f"{live}/raw?{answer.hex()}").content)
 
 
-def test_what_comes_behind_an_answer(server: Server, live: str) -> None:
+def test_bytes_after_an_answer_are_dropped(server: Server, live: str) -> None:
     for name, answer in PASSED.items():
         request = f"GET {live}/raw?{answer.hex()} HTTP/1.1\r\nHost: SELF\r\n\r\n"
         last = f"GET {live}/status?418 HTTP/1.1\r\nHost: SELF\r\nConnection: close\r\n\r\n"
-        received = exchanged(server, (request + last).encode())
+        received = server.exchange((request + last).encode())
         assert received.count(b"HTTP/1.1 ") == 2, (name, received)
         first, _, second = received.partition(b"HTTP/1.1 418 ")
         assert first.startswith(b"HTTP/1.1 200 "), (name, received)
@@ -165,12 +153,12 @@ def test_a_proxy_that_copies_would_let_them_through(tmp_path: Path) -> None:
             time.sleep(0.5)
             for answer in (PASSED["a second answer"], REFUSED["two lengths"], REFUSED["no HTTP"]):
                 request = f"GET /proxy/s/3000/raw?{answer.hex()} HTTP/1.1\r\nHost: SELF\r\n\r\n"
-                assert exchanged(server, request.encode()) == answer
+                assert server.exchange(request.encode()) == answer
     finally:
         server.stop()
 
 
-def test_answers_without_an_end(client: httpx.Client, session: MakeSession, server: Server) -> None:
+def test_endless_answers_are_bounded(client: httpx.Client, session: MakeSession, server: Server) -> None:
     where = session()
     run_id = start_in_background(client, where, STREAMS)
     url = f"/proxy/{where}/3000"
@@ -206,7 +194,7 @@ class Hurried(Server):
         return subprocess.Popen([sys.executable, "-c", hurry, "serve"], stdout=log, stderr=log, env=environment)
 
 
-def test_nobody_is_waited_for_without_end(tmp_path: Path) -> None:
+def test_slow_servers_and_callers_time_out(tmp_path: Path) -> None:
     server = Hurried(tmp_path / "data").start()
     try:
         with server.client() as client:
@@ -219,18 +207,18 @@ def test_nobody_is_waited_for_without_end(tmp_path: Path) -> None:
             name, _, port = server.url.removeprefix("http://").rpartition(":")
             held = []
             for _ in range(4):  # these read nothing, so nothing moves
-                one = socket.create_connection((name, int(port)), timeout=20)
-                one.sendall(f"GET /proxy/s/3000/body HTTP/1.1\r\nHost: {name}:{port}\r\n\r\n".encode())
-                one.recv(1)
-                held.append(one)
+                connection = socket.create_connection((name, int(port)), timeout=20)
+                connection.sendall(f"GET /proxy/s/3000/body HTTP/1.1\r\nHost: {name}:{port}\r\n\r\n".encode())
+                connection.recv(1)
+                held.append(connection)
             assert client.get("/proxy/s/3000/hold").status_code == 503  # as many as may be
             time.sleep(1.2)  # until all of them have been given up
-            for one in held:
-                one.settimeout(15)
+            for connection in held:
+                connection.settimeout(15)
                 with suppress(ConnectionError):  # what was under way, then the end
-                    while one.recv(1 << 20):
+                    while connection.recv(1 << 20):
                         pass
-                one.close()
+                connection.close()
             client.post("/api/sessions", json={"language": "python", "session_id": "deaf", "service": "exec sleep 600"})
             answer = client.get("/proxy/deaf/3000/")
             assert (answer.status_code, answer.json()["code"]) == (504, "answer_timeout")
@@ -241,7 +229,7 @@ def test_nobody_is_waited_for_without_end(tmp_path: Path) -> None:
             server.stop()
 
 
-def test_requests_that_cheat(server: Server, live: str) -> None:
+def test_malformed_requests_reach_no_server(server: Server, live: str) -> None:
     """What a caller says reaches the server inside as one request, or not at all."""
     inside = f"GET {live}/smuggled HTTP/1.1\r\nHost: x\r\n\r\n"
     cases = {
@@ -254,10 +242,10 @@ def test_requests_that_cheat(server: Server, live: str) -> None:
         "CONNECT": "CONNECT x:1 HTTP/1.1\r\nHost: SELF\r\n\r\n",
     }
     for name, request in cases.items():
-        received = exchanged(server, request.encode().replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n", 1))
+        received = server.exchange(request.encode().replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n", 1))
         status = int(received.split(b" ")[1])
         assert 400 <= status < 500, (name, received)
     other = f"GET http://evil.example{live}/x?y HTTP/1.1\r\nHost: SELF\r\nConnection: close\r\n\r\n"
-    told = json.loads(exchanged(server, other.encode()).rpartition(b"\r\n\r\n")[2])
-    assert told["path"] == "/x?y"
-    assert dict(told["headers"])["host"] == server.url.removeprefix("http://")
+    answer = json.loads(server.exchange(other.encode()).rpartition(b"\r\n\r\n")[2])
+    assert answer["path"] == "/x?y"
+    assert dict(answer["headers"])["host"] == server.url.removeprefix("http://")

@@ -35,7 +35,7 @@ def same(first: httpx.Response, again: httpx.Response) -> None:
     assert (again.status_code, again.content) == (first.status_code, first.content)
 
 
-def test_a_run_that_comes_twice_is_run_once(client: httpx.Client, session: MakeSession) -> None:
+def test_a_repeated_run_request_runs_once(client: httpx.Client, session: MakeSession) -> None:
     where = session()
     client.put(f"/api/sessions/{where}/code", json={"code": "stored"})
     url = f"/api/sessions/{where}/run"
@@ -84,7 +84,7 @@ def test_another_request_with_the_key_is_refused(client: httpx.Client, session: 
     assert post(client, f"/api/sessions/{where}/duplicate", "k", {}).status_code == 201
 
 
-def test_what_could_not_begin_leaves_the_key_free(client: httpx.Client, session: MakeSession) -> None:
+def test_a_refused_request_leaves_the_key_free(client: httpx.Client, session: MakeSession) -> None:
     where = session()
     url = f"/api/sessions/{where}/run"
     refused(post(client, url, "k", {}), 400)
@@ -94,7 +94,7 @@ def test_what_could_not_begin_leaves_the_key_free(client: httpx.Client, session:
     assert post(client, "/api/sessions", "taken", {"language": "python"}).status_code == 201
 
 
-def test_many_at_once_are_one_run(client: httpx.Client, session: MakeSession) -> None:
+def test_concurrent_requests_with_one_key_are_one_run(client: httpx.Client, session: MakeSession) -> None:
     where = session()
     url = f"/api/sessions/{where}/run"
     body = {"code": "import time; time.sleep(0.3)\n" + COUNT}
@@ -109,7 +109,9 @@ def test_many_at_once_are_one_run(client: httpx.Client, session: MakeSession) ->
     assert sum("idempotent-replay" in answer.headers for answer in answers) == 7
 
 
-def test_another_request_need_not_wait_to_be_refused(client: httpx.Client, session: MakeSession) -> None:
+def test_another_request_with_the_key_is_refused_while_the_first_runs(
+    client: httpx.Client, session: MakeSession
+) -> None:
     where = session()
     url = f"/api/sessions/{where}/run"
     thread = threading.Thread(target=post, args=(client, url, "k", {"code": "import time; time.sleep(1)"}))
@@ -120,7 +122,7 @@ def test_another_request_need_not_wait_to_be_refused(client: httpx.Client, sessi
     thread.join()
 
 
-def test_a_session_that_is_asked_for_twice_is_made_once(client: httpx.Client) -> None:
+def test_a_repeated_create_request_makes_one_session(client: httpx.Client) -> None:
     body = {"language": "python", "data": {"n": 1}, "metadata": {"made": "once"}}
     first = post(client, "/api/sessions", "make", body)
     client.patch(f"/api/sessions/{first.json()['id']}", json={"data": {"n": 2}})
@@ -134,7 +136,7 @@ def test_a_session_that_is_asked_for_twice_is_made_once(client: httpx.Client) ->
     assert client.get("/api/sessions?metadata.made=once").json()["count"] == 2
 
 
-def test_what_is_a_key(client: httpx.Client, session: MakeSession) -> None:
+def test_which_idempotency_keys_are_valid(client: httpx.Client, session: MakeSession) -> None:
     where = session()
     for key in ("k", "~ " + "x" * 253, "a\"b'c;--"):
         assert post(client, f"/api/sessions/{where}/run", key, {"code": ""}).status_code == 200

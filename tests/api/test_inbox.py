@@ -44,8 +44,8 @@ def made(client: httpx.Client, where: str, code: str | None = CODE, **fields: An
     assert answer.status_code == 200, answer.text
     if code is not None:
         store(client, where, code)
-    told: dict[str, Any] = answer.json()
-    return told
+    body: dict[str, Any] = answer.json()
+    return body
 
 
 def store(client: httpx.Client, where: str, code: str) -> None:
@@ -66,10 +66,10 @@ def accepted(client: httpx.Client, where: str, body: Any = b"x", path: str = "",
 
 def listed(client: httpx.Client, where: str, **query: Any) -> list[dict[str, Any]]:
     """Newest first."""
-    told: list[dict[str, Any]] = client.get(f"/api/sessions/{where}/inbox/deliveries", params=query).json()[
+    deliveries: list[dict[str, Any]] = client.get(f"/api/sessions/{where}/inbox/deliveries", params=query).json()[
         "deliveries"
     ]
-    return told
+    return deliveries
 
 
 def settle(client: httpx.Client, where: str) -> list[dict[str, Any]]:
@@ -83,8 +83,8 @@ def settle(client: httpx.Client, where: str) -> list[dict[str, Any]]:
 def shown(client: httpx.Client, where: str, delivery: str) -> dict[str, Any]:
     answer = client.get(f"/api/sessions/{where}/inbox/deliveries/{delivery}")
     assert answer.status_code == 200, answer.text
-    told: dict[str, Any] = answer.json()
-    return told
+    body: dict[str, Any] = answer.json()
+    return body
 
 
 def logged(client: httpx.Client, where: str) -> str:
@@ -101,24 +101,24 @@ def digest(body: bytes, secret: str = SECRET) -> str:
 
 def test_deliveries_are_run_in_order(client: httpx.Client, session: MakeSession) -> None:
     where = session()
-    told = made(client, where)
-    assert told["url"] == f"{client.base_url}/proxy/{where}/inbox".replace("//proxy", "/proxy")
+    inbox = made(client, where)
+    assert inbox["url"] == f"{client.base_url}/proxy/{where}/inbox".replace("//proxy", "/proxy")
     ids = [accepted(client, where, f"{n}:".encode()) for n in range(10)]
     ended = settle(client, where)
-    assert set(told) == set(InboxAnswer.model_fields)
-    assert [set(one) for one in ended] == [set(DeliveryAnswer.model_fields)] * 10
+    assert set(inbox) == set(InboxAnswer.model_fields)
+    assert [set(each) for each in ended] == [set(DeliveryAnswer.model_fields)] * 10
     assert set(shown(client, where, ids[0])) == set(DeliveryContentAnswer.model_fields)
-    assert [one["id"] for one in ended] == ids
-    assert [(one["status"], one["attempts"], one["answer_status"]) for one in ended] == [("done", 1, 200)] * 10
+    assert [each["id"] for each in ended] == ids
+    assert [(each["status"], each["attempts"], each["answer_status"]) for each in ended] == [("done", 1, 200)] * 10
     assert logged(client, where) == "".join(f"{n}:1 " for n in range(10))
     runs = client.get(f"/api/sessions/{where}/runs").json()["runs"]
-    assert [[run["run_id"]] for run in runs[::-1]] == [one["run_ids"] for one in ended]
+    assert [[run["run_id"]] for run in runs[::-1]] == [each["run_ids"] for each in ended]
     assert client.get(f"/api/sessions/{where}/inbox").json()["deliveries"] == {
         "pending": 0, "running": 0, "done": 10, "failed": 0,
     }  # fmt: skip
     page = client.get(f"/api/sessions/{where}/inbox/deliveries?limit=4&status=done").json()
     rest = client.get(f"/api/sessions/{where}/inbox/deliveries?cursor={page['next_cursor']}").json()
-    assert [one["id"] for one in page["deliveries"] + rest["deliveries"]] == ids[::-1]
+    assert [each["id"] for each in page["deliveries"] + rest["deliveries"]] == ids[::-1]
     assert listed(client, where, status="failed") == []
 
 
@@ -136,22 +136,22 @@ def test_the_program_sees_what_the_relay_would_show(client: httpx.Client, sessio
     settle(client, where)
     replay(client, where, delivery)
     settle(client, where)
-    told = shown(client, where, delivery)
-    said = client.get(f"/api/sessions/{where}/runs/{told['run_ids'][-1]}/stdout").json()
+    stored = shown(client, where, delivery)
+    said = client.get(f"/api/sessions/{where}/runs/{stored['run_ids'][-1]}/stdout").json()
     assert (said["ERA_REQUEST_MODE"], said["ERA_HTTP_METHOD"]) == ("proxy", "POST")
     assert (said["ERA_HTTP_PATH"], said["ERA_HTTP_QUERY"]) == ("/env/%2fa", "?b=%20c")
-    assert base64.b64decode(said["ERA_HTTP_BODY"]) == base64.b64decode(told["body"]) == body
-    assert said["ERA_HTTP_BODY_ENCODING"] == told["body_encoding"] == "base64"
+    assert base64.b64decode(said["ERA_HTTP_BODY"]) == base64.b64decode(stored["body"]) == body
+    assert said["ERA_HTTP_BODY_ENCODING"] == stored["body_encoding"] == "base64"
     headers = json.loads(said["ERA_HTTP_HEADERS"])
     assert (headers["x-a"], headers["cookie"]) == ("1, 2", "own=2")
-    assert ["x-a", "1"] in told["headers"]
-    assert ["cookie", "own=2"] in told["headers"]
+    assert ["x-a", "1"] in stored["headers"]
+    assert ["cookie", "own=2"] in stored["headers"]
     assert (said["ERA_DELIVERY_ID"], said["ERA_DELIVERY_ATTEMPT"]) == (delivery, "2")
-    assert (told["method"], told["path"], told["query"]) == ("POST", "/env/%2fa", "b=%20c")
+    assert (stored["method"], stored["path"], stored["query"]) == ("POST", "/env/%2fa", "b=%20c")
 
 
 @pytest.mark.parametrize("name", ["X-GitHub-Delivery", "Idempotency-Key", "X-Delivery-Id"])
-def test_one_that_comes_twice_is_run_once(
+def test_a_delivery_sent_twice_is_run_once(
     client: httpx.Client, session: MakeSession, name: str, server: Server
 ) -> None:
     where = session()
@@ -178,7 +178,7 @@ def test_one_that_comes_twice_is_run_once(
     assert logged(client, where) == "a1 b1 "
 
 
-def test_one_that_fails_is_tried_again_and_the_others_wait(client: httpx.Client, session: MakeSession) -> None:
+def test_a_failed_delivery_is_retried_while_the_others_wait(client: httpx.Client, session: MakeSession) -> None:
     where = session()
     made(client, where, retries=1)
     began = time.monotonic()
@@ -186,38 +186,40 @@ def test_one_that_fails_is_tried_again_and_the_others_wait(client: httpx.Client,
         accepted(client, where, body, path)
     assert eventually(lambda: listed(client, where)[-1]["answer_status"] == 503)
     waiting = listed(client, where)[::-1]
-    assert [(one["status"], one["attempts"]) for one in waiting] == [("pending", 1), ("pending", 0), ("pending", 0)]
+    assert [(each["status"], each["attempts"]) for each in waiting] == [("pending", 1), ("pending", 0), ("pending", 0)]
     assert waiting[0]["next_attempt_at"] is not None
     assert waiting[0]["reason"] == "The program answered 503."
     ended = settle(client, where)
     assert time.monotonic() - began > 1
-    assert [(one["status"], one["attempts"], one["answer_status"], one["reason"]) for one in ended] == [
+    assert [(each["status"], each["attempts"], each["answer_status"], each["reason"]) for each in ended] == [
         ("done", 2, 200, None), ("done", 1, 200, None), ("done", 1, 200, None),
     ]  # fmt: skip
     assert logged(client, where) == "a1 a2 b1 c1 "
     assert len(ended[0]["run_ids"]) == 2
 
 
-def test_one_given_up_and_replayed_with_other_code(client: httpx.Client, session: MakeSession) -> None:
+def test_a_delivery_that_was_given_up_can_be_replayed_with_other_code(
+    client: httpx.Client, session: MakeSession
+) -> None:
     where = session()
     made(client, where, retries=0)
     lost = accepted(client, where, b"a", "/exit")
     accepted(client, where, b"b")
     ended = settle(client, where)
-    assert [one["status"] for one in ended] == ["failed", "done"]  # the next one isn't held up for ever
+    assert [each["status"] for each in ended] == ["failed", "done"]  # the next one isn't held up for ever
     assert ended[0]["reason"] == "The run ended as 'failed'."
     store(client, where, CODE.replace("sys.exit(3)", "print('mended')"))
     answer = replay(client, where, lost)
     assert (answer.status_code, answer.json()["status"]) == (202, "pending")
     ended = settle(client, where)
-    assert [(one["status"], one["attempts"]) for one in ended] == [("done", 2), ("done", 1)]
+    assert [(each["status"], each["attempts"]) for each in ended] == [("done", 2), ("done", 1)]
     said = client.get(f"/api/sessions/{where}/runs/{ended[0]['run_ids'][1]}/stdout").text
     assert said == "mended\n"
     assert logged(client, where) == "a1 b1 a2 "
     assert replay(client, where, "dlv_none").status_code == 404
 
 
-def test_a_replay_of_one_that_waits_is_due_at_once(client: httpx.Client, session: MakeSession) -> None:
+def test_replaying_a_waiting_delivery_makes_it_due_at_once(client: httpx.Client, session: MakeSession) -> None:
     where = session()
     made(client, where, CODE.replace('attempt == "1"', 'attempt in "12"'))
     delivery = accepted(client, where, b"a", "/once")
@@ -234,7 +236,7 @@ def test_a_replay_of_one_that_waits_is_due_at_once(client: httpx.Client, session
     assert settle(client, where)[-1]["attempts"] == 2
 
 
-def test_without_code_they_wait_for_it(client: httpx.Client, session: MakeSession) -> None:
+def test_deliveries_wait_for_code_to_be_stored(client: httpx.Client, session: MakeSession) -> None:
     where = session()
     made(client, where, None, retries=0)
     accepted(client, where, b"a")
@@ -290,7 +292,7 @@ def test_a_wrong_signature_is_refused_and_nothing_stored(
     settle(client, where)
 
 
-def test_the_secret_is_nowhere(client: httpx.Client, session: MakeSession, server: Server) -> None:
+def test_the_secret_is_in_no_answer_log_or_copy(client: httpx.Client, session: MakeSession, server: Server) -> None:
     where = session()
     verify = {"scheme": "github", "secret": SECRET}
     answers = [client.put(f"/api/sessions/{where}/inbox", json={"verify": verify})]
@@ -321,7 +323,7 @@ def test_the_secret_is_nowhere(client: httpx.Client, session: MakeSession, serve
         assert (gone.status_code, gone.json()["code"]) == (404, "no_inbox")
 
 
-def test_what_is_refused(client: httpx.Client, session: MakeSession) -> None:
+def test_deliveries_that_are_refused(client: httpx.Client, session: MakeSession) -> None:
     where = session()
     answer = deliver(client, where)
     assert (answer.status_code, answer.json()["code"]) == (404, "no_inbox")
@@ -373,7 +375,7 @@ def test_nothing_acknowledged_is_lost(own_server: MakeServer) -> None:
     assert "Traceback" not in server.log, server.log
 
 
-def test_a_full_inbox(client: httpx.Client, session: MakeSession, server: Server) -> None:
+def test_a_full_inbox_refuses_deliveries(client: httpx.Client, session: MakeSession, server: Server) -> None:
     where = session()
     made(client, where, None)
     accepted(client, where, b"a", X_Delivery_Id="known")

@@ -28,8 +28,8 @@ def test_a_session_can_have_gvisor_and_change_its_mind(own_server: MakeServer) -
         def run(code: str) -> dict[str, Any]:
             answer = client.post("/api/sessions/s/run", json={"code": code})
             assert answer.status_code == 200, answer.text
-            told: dict[str, Any] = answer.json()
-            return told
+            outcome: dict[str, Any] = answer.json()
+            return outcome
 
         assert "gvisor" not in client.get("/health").json()["isolation"]["available"], "proved only when needed"
         assert run("open('kept', 'w').write('1'); print(open('/proc/version').read())")["status"] == "ok"
@@ -51,8 +51,8 @@ def test_auto_is_gvisor_where_it_works(own_server: MakeServer) -> None:
     with server.client() as client:
         assert client.get("/health").json()["isolation"]["default"] == "gvisor"
         client.post("/api/sessions", json={"language": "typescript", "session_id": "s"})
-        told = client.post("/api/sessions/s/run", json={"code": "const n: number = 1; console.log(n)"}).json()
-        assert told["stdout"] == "1\n"
+        outcome = client.post("/api/sessions/s/run", json={"code": "const n: number = 1; console.log(n)"}).json()
+        assert outcome["stdout"] == "1\n"
         assert in_force(client, "s")["driver"] == "gvisor"
 
 
@@ -80,7 +80,7 @@ def _has_ended(pid: int) -> bool:
 
 
 @pytest.mark.skipif(HAS_GVISOR and os.geteuid() != 0, reason="only root can hide gVisor from a server")
-def test_what_can_t_be_had_is_refused(own_server: MakeServer) -> None:
+def test_isolation_that_does_not_work_here_is_refused(own_server: MakeServer) -> None:
     """A machine whose runsc doesn't work: the session that asks for it gets no other sandbox."""
     server = own_server(hidden="/usr/bin/runsc") if HAS_GVISOR else own_server()
     with server.client() as client:
@@ -94,12 +94,12 @@ def test_what_can_t_be_had_is_refused(own_server: MakeServer) -> None:
 
 
 @pytest.mark.parametrize("isolation", ["none", "", None, 1, "Bubblewrap"])
-def test_what_is_no_isolation_is_refused(client: httpx.Client, isolation: Any) -> None:
+def test_unknown_isolation_is_refused(client: httpx.Client, isolation: Any) -> None:
     body = {"language": "python", "isolation": isolation}
     refused(client.post("/api/sessions", json=body), 400, "isolation")
 
 
-def test_the_usual_is_told(client: httpx.Client, session: MakeSession, run: Run) -> None:
+def test_the_isolation_in_force_is_on_the_record(client: httpx.Client, session: MakeSession, run: Run) -> None:
     where = session()
     run(where, "")
     assert in_force(client, where)["driver"] == "bubblewrap"

@@ -31,17 +31,17 @@ LANGUAGE = Definition(name="cobol", title="COBOL", aliases=("cbl",), entry="main
 """
 
 
-def test_which_there_are(client: httpx.Client) -> None:
-    found = client.get("/api/languages").json()["languages"]
-    assert {language["name"]: language["aliases"] for language in found} == NAMES
-    assert [language["name"] for language in found] == list(LANGUAGES) == client.get("/health").json()["languages"]
-    for language in found:
+def test_all_languages_are_listed(client: httpx.Client) -> None:
+    languages = client.get("/api/languages").json()["languages"]
+    assert {language["name"]: language["aliases"] for language in languages} == NAMES
+    assert [language["name"] for language in languages] == list(LANGUAGES) == client.get("/health").json()["languages"]
+    for language in languages:
         assert language["available"] is True
         assert re.match(r"\d+\.\d+", language["version"])
         assert "reason" not in language
-    packages = {language["name"]: language["packages"] for language in found}
+    packages = {language["name"]: language["packages"] for language in languages}
     assert packages == {"python": "pip", "node": "npm", "typescript": "npm", "deno": None, "go": "go"}
-    endings = [ending for language in found for ending in language["endings"]]
+    endings = [ending for language in languages for ending in language["endings"]]
     assert len(endings) == len(set(endings))
 
 
@@ -52,7 +52,7 @@ def test_every_alias_is_its_language(client: httpx.Client) -> None:
             assert (made.status_code, made.json()["language"]) == (201, name)
 
 
-def test_no_such_language(client: httpx.Client) -> None:
+def test_unknown_languages_are_refused(client: httpx.Client) -> None:
     for path, body in (("/api/sessions", {}), ("/api/execute", {"code": "1"})):
         answer = client.post(path, json={"language": "brainfuck", **body})
         assert (answer.status_code, answer.json()["code"]) == (400, "unknown_language")
@@ -73,21 +73,21 @@ func main() {
 """
 
 
-def test_go_at_once(client: httpx.Client) -> None:
+def test_go_programs_run_by_execute(client: httpx.Client) -> None:
     def go(line: str) -> dict[str, object]:
         answer = client.post("/api/execute", json={"language": "golang", "code": GO % line, "timeout": 120})
         assert answer.status_code == 200
-        told: dict[str, object] = answer.json()
-        return told
+        outcome: dict[str, object] = answer.json()
+        return outcome
 
-    told = go("os.Exit(3)")
-    assert (told["exit_code"], told["stdout"], told["stderr"], told["language"]) == (3, "1 go\n", "", "go")
-    told = go("unused := 1")
-    assert (told["exit_code"], told["stdout"]) == (1, "")
-    assert "./main.go:10:2: declared and not used: unused" in str(told["stderr"])
+    outcome = go("os.Exit(3)")
+    assert (outcome["exit_code"], outcome["stdout"], outcome["stderr"], outcome["language"]) == (3, "1 go\n", "", "go")
+    outcome = go("unused := 1")
+    assert (outcome["exit_code"], outcome["stdout"]) == (1, "")
+    assert "./main.go:10:2: declared and not used: unused" in str(outcome["stderr"])
 
 
-def test_go_in_a_session(client: httpx.Client) -> None:
+def test_a_go_module_is_built_again_where_it_changed(client: httpx.Client) -> None:
     """A module with packages, built again only where it changed; its own main.go is left alone."""
     client.post("/api/sessions", json={"language": "go", "session_id": "go", "default_timeout": 120})
     files = {
@@ -100,33 +100,33 @@ def test_go_in_a_session(client: httpx.Client) -> None:
         assert client.put(f"/api/sessions/go/files/{path}", content=content).status_code == 200
     code = GO.replace('"os"\n', '"os"\n\t"example.com/app/greet"\n') % "fmt.Println(greet.To(helped()))"
     for _ in range(2):
-        told = client.post("/api/sessions/go/run", json={"code": code}).json()
-        assert (told["stdout"], told["stderr"]) == ("1 go\nhello helped\n", "")
+        outcome = client.post("/api/sessions/go/run", json={"code": code}).json()
+        assert (outcome["stdout"], outcome["stderr"]) == ("1 go\nhello helped\n", "")
     listed = client.get("/api/sessions/go/files").json()["files"]
     assert {file["path"] for file in listed} == set(files)
     client.put("/api/sessions/go/files/greet/greet.go", content=files["greet/greet.go"].replace("hello", "bye"))
     assert client.post("/api/sessions/go/run", json={"code": code}).json()["stdout"] == "1 go\nbye helped\n"
 
 
-def test_nothing_is_kept_of_a_go_program_where_nothing_is_to_be(client: httpx.Client) -> None:
+def test_a_session_without_files_keeps_no_build_cache(client: httpx.Client) -> None:
     client.post("/api/sessions", json={"language": "go", "session_id": "go", "persistent": False})
     look = 'entries, _ := os.ReadDir("/var/cache/era"); os.WriteFile("/var/cache/era/mine", nil, 0o600)\n'
     look += '\tfor _, entry := range entries { if entry.Name() == "mine" { fmt.Println("kept") } }'
     for _ in range(2):
-        told = client.post("/api/sessions/go/run", json={"code": GO % look, "timeout": 120}).json()
-        assert (told["stdout"], told["stderr"]) == ("1 go\n", "")
+        outcome = client.post("/api/sessions/go/run", json={"code": GO % look, "timeout": 120}).json()
+        assert (outcome["stdout"], outcome["stderr"]) == ("1 go\n", "")
 
 
-def test_deno_keeps_to_its_session(client: httpx.Client) -> None:
-    def told(code: str) -> str:
+def test_deno_has_only_the_permissions_of_its_session(client: httpx.Client) -> None:
+    def printed(code: str) -> str:
         answer = client.post("/api/execute", json={"language": "deno", "code": code, "allowInternetAccess": False})
         return str(answer.json()["stdout"])
 
-    assert "NotCapable" in told("try { await fetch('http://192.0.2.1') } catch (e) { console.log(String(e)) }")
-    assert "NotCapable" in told("try { Deno.writeTextFileSync('/opt/x', '') } catch (e) { console.log(String(e)) }")
+    assert "NotCapable" in printed("try { await fetch('http://192.0.2.1') } catch (e) { console.log(String(e)) }")
+    assert "NotCapable" in printed("try { Deno.writeTextFileSync('/opt/x', '') } catch (e) { console.log(String(e)) }")
     served = "const s = Deno.serve({ port: 0, hostname: '127.0.0.1', onListen() {} }, () => new Response('ours'));"
     asks = "console.log(await (await fetch(`http://127.0.0.1:${s.addr.port}`)).text()); await s.shutdown();"
-    assert told(served + asks) == "ours\n"
+    assert printed(served + asks) == "ours\n"
 
 
 # -- another one ----------------------------------------------------------------------------------------------------
@@ -147,10 +147,13 @@ def with_more(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_language_is_one_file(own_server: MakeServer, with_more: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONPATH", str(with_more))
     with own_server(spares="0").client() as client:
-        found = {language["name"]: language for language in client.get("/api/languages").json()["languages"]}
-        assert set(found) == {*LANGUAGES, "ruby", "cobol"}
-        assert (found["cobol"]["available"], found["cobol"]["version"]) == (False, None)
-        assert (found["cobol"]["reason"], found["cobol"]["hint"]) == ("There is no cobc.", "Ask your grandparents.")
+        languages = {language["name"]: language for language in client.get("/api/languages").json()["languages"]}
+        assert set(languages) == {*LANGUAGES, "ruby", "cobol"}
+        assert (languages["cobol"]["available"], languages["cobol"]["version"]) == (False, None)
+        assert (languages["cobol"]["reason"], languages["cobol"]["hint"]) == (
+            "There is no cobc.",
+            "Ask your grandparents.",
+        )
         for path, body in (("/api/sessions", {}), ("/api/execute", {"code": "1"})):
             answer = client.post(path, json={"language": "cbl", **body})
             assert (answer.status_code, answer.json()["code"]) == (503, "no_language")
@@ -158,8 +161,8 @@ def test_a_language_is_one_file(own_server: MakeServer, with_more: Path, monkeyp
             assert "Retry-After" not in answer.headers
         assert "cobol" not in client.get("/health").json()["languages"]
 
-        if not found["ruby"]["available"]:
-            assert "apt-get install ruby" in found["ruby"]["hint"]
+        if not languages["ruby"]["available"]:
+            assert "apt-get install ruby" in languages["ruby"]["hint"]
             pytest.skip("Ruby is not installed on this machine")
         client.post("/api/sessions", json={"language": "rb", "session_id": "ruby", "data": {"n": 1}})
         code = """require 'json'
@@ -169,6 +172,6 @@ puts "grüße #{ENV['GIVEN']} #{ARGV.length} #{STDIN.read.length}"
 raise 'mine'
 """
         for n in (2, 3):
-            told = client.post("/api/sessions/ruby/run", json={"code": code, "env": {"GIVEN": "süß"}}).json()
-            assert (told["stdout"], told["exit_code"], told["data"]) == ("grüße süß 0 0\n", 1, {"n": n})
-            assert "main.rb:5:in" in told["stderr"]
+            outcome = client.post("/api/sessions/ruby/run", json={"code": code, "env": {"GIVEN": "süß"}}).json()
+            assert (outcome["stdout"], outcome["exit_code"], outcome["data"]) == ("grüße süß 0 0\n", 1, {"n": n})
+            assert "main.rb:5:in" in outcome["stderr"]

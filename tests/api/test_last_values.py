@@ -10,7 +10,7 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.api.answers import seen
+from tests.api.answers import artifact_paths
 from tests.api.setups import make, settled
 from tests.conftest import MakeSession, Run
 
@@ -32,17 +32,17 @@ def where(client: httpx.Client) -> str:
     return where
 
 
-def only_table(client: httpx.Client, where: str, told: dict[str, Any]) -> str:
-    assert (told["exit_code"], told["stdout"], told["stderr"]) == (0, "", ""), told
-    (path,) = seen(told)
+def only_table(client: httpx.Client, where: str, outcome: dict[str, Any]) -> str:
+    assert (outcome["exit_code"], outcome["stdout"], outcome["stderr"]) == (0, "", ""), outcome
+    (path,) = artifact_paths(outcome)
     assert path.startswith("table-")
     return client.get(f"/api/sessions/{where}/files/{path}").text
 
 
-def test_a_notebooks_script(client: httpx.Client, where: str, run: Run) -> None:
-    told = run(where, NOTEBOOK)
-    assert (told["exit_code"], told["stdout"], told["stderr"]) == (0, "", ""), told
-    assert [(each["path"], each["type"]) for each in told["artifacts"]] == [
+def test_a_notebooks_script_keeps_its_figure_and_table(client: httpx.Client, where: str, run: Run) -> None:
+    outcome = run(where, NOTEBOOK)
+    assert (outcome["exit_code"], outcome["stdout"], outcome["stderr"]) == (0, "", ""), outcome
+    assert [(each["path"], each["type"]) for each in outcome["artifacts"]] == [
         ("figure-1.png", "image/png"),
         ("table-1.html", "text/html"),
     ]
@@ -51,10 +51,12 @@ def test_a_notebooks_script(client: httpx.Client, where: str, run: Run) -> None:
     assert "2 rows × 2 columns" in table
     assert client.get(f"/api/sessions/{where}/files/figure-1.png").content.startswith(b"\x89PNG")
     # Plots give what they drew, of which a figure is the whole; files that are there are left alone.
-    assert seen(run(where, "import matplotlib.pyplot as plt\nplt.hist([1, 2, 2])")) == ["figure-2.png"]
-    assert seen(run(where, "from matplotlib.figure import Figure\nf = Figure()\nf.add_subplot()")) == ["figure-3.png"]
+    assert artifact_paths(run(where, "import matplotlib.pyplot as plt\nplt.hist([1, 2, 2])")) == ["figure-2.png"]
+    assert artifact_paths(run(where, "from matplotlib.figure import Figure\nf = Figure()\nf.add_subplot()")) == [
+        "figure-3.png"
+    ]
     code = "import matplotlib.pyplot as plt\nplt.figure()"
-    assert seen(run(where, code, env={"MPLBACKEND": "agg"})) == [], "who wants none of this says so"
+    assert artifact_paths(run(where, code, env={"MPLBACKEND": "agg"})) == [], "who wants none of this says so"
 
 
 def test_large_tables_are_cut(client: httpx.Client, where: str, run: Run) -> None:
@@ -67,7 +69,7 @@ def test_large_tables_are_cut(client: httpx.Client, where: str, run: Run) -> Non
     assert "600 rows × 60 columns" in table
 
 
-def test_nothing_else_is_kept_or_said(where: str, run: Run) -> None:
+def test_other_last_values_are_not_kept(where: str, run: Run) -> None:
     code = """
 import os, pandas
 frame = pandas.DataFrame({'a': [1]})
@@ -80,16 +82,23 @@ else:
     os.wait()
 print(frame is None)
 """
-    told = run(where, code)
-    assert (told["exit_code"], told["stdout"], told["stderr"], seen(told)) == (0, "True\nFalse\n", "", []), told
-    assert seen(run(where, "import os, pandas\nos.fork() and os.wait()\npandas.Series([1])")) == ["table-1.html"]
-    told = run(where, "import pandas\nclass Odd(pandas.DataFrame):\n    to_html = None\nOdd({'a': [1]})")
-    assert (told["exit_code"], told["stdout"], seen(told)) == (0, "", [])
-    assert told["stderr"].startswith("era: the value that the program ends with was not saved: TypeError: ")
-    assert told["stderr"].count("\n") == 1
+    outcome = run(where, code)
+    assert (outcome["exit_code"], outcome["stdout"], outcome["stderr"], artifact_paths(outcome)) == (
+        0,
+        "True\nFalse\n",
+        "",
+        [],
+    ), outcome
+    assert artifact_paths(run(where, "import os, pandas\nos.fork() and os.wait()\npandas.Series([1])")) == [
+        "table-1.html"
+    ]
+    outcome = run(where, "import pandas\nclass Odd(pandas.DataFrame):\n    to_html = None\nOdd({'a': [1]})")
+    assert (outcome["exit_code"], outcome["stdout"], artifact_paths(outcome)) == (0, "", [])
+    assert outcome["stderr"].startswith("era: the value that the program ends with was not saved: TypeError: ")
+    assert outcome["stderr"].count("\n") == 1
 
 
-def test_a_program_is_what_it_was(where: str, session: MakeSession, run: Run) -> None:
+def test_programs_run_as_without_such_packages(where: str, session: MakeSession, run: Run) -> None:
     """With such packages there, and an expression at its end."""
     code = "import sys; print(*sorted({*sys.modules} - {'pwd'}), sys.displayhook is sys.__displayhook__, "
     code += "sys.gettrace(), sys.getprofile(), [sys.monitoring.get_tool(n) for n in range(6)], "
@@ -109,14 +118,14 @@ if __name__ == "__main__":
         print(pool.map(double, [1, 2]), double.__annotations__)
     sys.exit(3) if len(sys.argv) > 1 else (1 + double(None) + 2)
 """
-    told = run(where, code)
+    outcome = run(where, code)
     lines = len(code.splitlines())
-    assert told["stdout"].splitlines() == [
+    assert outcome["stdout"].splitlines() == [
         f"/workspace/main.py {lines} def double(n: Unknown) -> int: return 2 * n",
         "[2, 4] {'n': 'Unknown', 'return': 'int'}",
         "at exit",
     ]
-    assert told["stderr"].splitlines() == [
+    assert outcome["stderr"].splitlines() == [
         "Traceback (most recent call last):",
         f'  File "/workspace/main.py", line {lines}, in <module>',
         "    sys.exit(3) if len(sys.argv) > 1 else (1 + double(None) + 2)",
@@ -126,16 +135,16 @@ if __name__ == "__main__":
         "                                          ~~^~~",
         "TypeError: unsupported operand type(s) for *: 'int' and 'NoneType'",
     ]
-    assert told["exit_code"] == 1
+    assert outcome["exit_code"] == 1
     where_it_is = '  File "/workspace/main.py", line 1\n    frame.\n          ^\nSyntaxError: invalid syntax\n'
     assert run(where, "frame.\n")["stderr"] == where_it_is
     assert run(where, "import sys\nsys.exit(4)")["exit_code"] == 4
     # A process that must start from nothing is Python as it is.
-    assert seen(run(where, "import pandas\npandas.Series([1])", env={"PYTHONHASHSEED": "1"})) == []
+    assert artifact_paths(run(where, "import pandas\npandas.Series([1])", env={"PYTHONHASHSEED": "1"})) == []
 
 
 @pytest.mark.soak
-def test_polars(client: httpx.Client, run: Run) -> None:
+def test_polars_tables_are_kept_too(client: httpx.Client, run: Run) -> None:
     """It is large, too."""
     where = make(client, {"pip": ["polars"]}, default_timeout=60)
     settled(client, where)

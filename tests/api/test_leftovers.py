@@ -45,7 +45,6 @@ subprocess.Popen(['sleep', '4711'], start_new_session=True, pass_fds=(s.fileno()
 os.mkdir('sub'); os.chdir('sub'); os.chmod('..', 0o500); os.umask(0o777)
 """
 
-
 LOOK_AROUND = """
 import builtins, json, os, sys, socket, signal, random
 def reach(family, address):
@@ -77,7 +76,7 @@ def test_nothing_is_left_of_the_run_before_but_its_files(session: MakeSession, r
 
 
 @pytest.mark.parametrize("language", ["node", "typescript"])
-def test_nothing_is_left_in_node_either(session: MakeSession, run: Run, language: str) -> None:
+def test_nothing_is_left_of_the_node_run_before(session: MakeSession, run: Run, language: str) -> None:
     where = session(language)
     mess = """
 const fs = require('fs');
@@ -174,14 +173,14 @@ child.unref();
 
 
 def daemons(server: Server) -> list[int]:
-    found = []
+    pids = []
     for pid in server.descendants():
         try:
             if b"4711.5" in Path(f"/proc/{pid}/cmdline").read_bytes():
-                found.append(pid)
+                pids.append(pid)
         except OSError:
             pass
-    return found
+    return pids
 
 
 @pytest.mark.parametrize("name", DAEMONS)

@@ -82,9 +82,7 @@ def test_a_session_has_the_servers_limits_or_its_own(client: httpx.Client, sessi
         ([], "limits"),
     ],
 )
-def test_what_no_session_can_have_is_refused(
-    client: httpx.Client, session: MakeSession, limits: Any, word: str
-) -> None:
+def test_limits_out_of_bounds_are_refused(client: httpx.Client, session: MakeSession, limits: Any, word: str) -> None:
     refused(client.post("/api/sessions", json={"language": "python", "limits": limits}), 400, word)
     where = session()
     refused(client.patch(f"/api/sessions/{where}", json={"limits": limits}), 400, word)
@@ -103,14 +101,14 @@ def test_limits_are_in_force_and_a_change_counts_from_the_next_run(
         found: dict[str, Any] = last["enforced"]
         return found
 
-    told = run(where, "open('kept', 'w').write('1'); print('x' * 5000)")
-    assert (len(told["stdout"]), told["stdout_truncated"]) == (2048, True)
+    outcome = run(where, "open('kept', 'w').write('1'); print('x' * 5000)")
+    assert (len(outcome["stdout"]), outcome["stdout_truncated"]) == (2048, True)
     assert enforced()["rlimits"]["RLIMIT_NPROC"] == 32
     if enforced()["cgroup"]:
         assert enforced()["cgroup"]["memory_bytes"] == 128 << 20
     client.patch(f"/api/sessions/{where}", json={"limits": {"pids": 64, "output_bytes": None}})
-    told = run(where, "print(open('kept').read() * 5000)")
-    assert (len(told["stdout"]), told["stdout_truncated"]) == (5001, False)
+    outcome = run(where, "print(open('kept').read() * 5000)")
+    assert (len(outcome["stdout"]), outcome["stdout_truncated"]) == (5001, False)
     assert enforced()["rlimits"]["RLIMIT_NPROC"] == 64
 
 
@@ -126,38 +124,40 @@ def test_a_run_that_outgrows_its_disk_is_ended(client: httpx.Client, session: Ma
     code = SLOWLY + code
     where = session(data={"before": 1}, limits={"disk_mb": 4})
     run(where, "open('old', 'w').write('still here')")
-    told = run(where, code)
-    assert (told["status"], told["state"]["committed"]) == ("disk_full", False), told
-    assert told["state"]["reason"].endswith("data and files stay as they were.")
-    assert float(told["duration"].rstrip("s")) < 4, "it was ended, and did not end by itself"
-    assert told["data"] == {"before": 1}
+    outcome = run(where, code)
+    assert (outcome["status"], outcome["state"]["committed"]) == ("disk_full", False), outcome
+    assert outcome["state"]["reason"].endswith("data and files stay as they were.")
+    assert float(outcome["duration"].rstrip("s")) < 4, "it was ended, and did not end by itself"
+    assert outcome["data"] == {"before": 1}
     again = run(where, "import os; print(sorted(os.listdir())); print(open('old').read())")
     assert again["stdout"] == "['.session_data.json', 'main.py', 'old']\nstill here\n"
-    record = client.get(f"/api/sessions/{where}/runs/{told['run_id']}").json()
-    assert (record["status"], record["state"]) == ("disk_full", told["state"])
+    record = client.get(f"/api/sessions/{where}/runs/{outcome['run_id']}").json()
+    assert (record["status"], record["state"]) == ("disk_full", outcome["state"])
 
 
-def test_a_run_too_short_to_be_measured_can_keep_no_more_either(session: MakeSession, run: Run) -> None:
+def test_a_run_too_short_to_be_measured_is_bounded_too(session: MakeSession, run: Run) -> None:
     where = session(data={"before": 1}, limits={"disk_mb": 4, "files": 50})
     for code in (
         "open('a', 'wb').write(b'x' * (3 << 20)); open('b', 'wb').write(b'x' * (3 << 20))",
         "for n in range(60): open(f'{n}', 'w')",
         "open('.session_data.json', 'w').write('{\"after\": 1}')\nfor n in range(60): open(f'{n}', 'w')",
     ):
-        told = run(where, code)
-        assert (told["exit_code"], told["status"], told["state"]["committed"]) == (0, "disk_full", False), told
-        assert told["data"] == {"before": 1}
+        outcome = run(where, code)
+        assert (outcome["exit_code"], outcome["status"], outcome["state"]["committed"]) == (0, "disk_full", False), (
+            outcome
+        )
+        assert outcome["data"] == {"before": 1}
     assert run(where, "import os; print(len(os.listdir()))")["stdout"] == "2\n"
 
 
 def test_many_small_files_are_ended_too(session: MakeSession, run: Run) -> None:
     where = session(limits={"files": 100})
-    told = run(where, "import time\nfor n in range(1000):\n    open(f'{n}', 'w'); time.sleep(0.005)")
-    assert (told["status"], told["exit_code"] != 0) == ("disk_full", True)
-    assert "100 files" in told["state"]["reason"]
+    outcome = run(where, "import time\nfor n in range(1000):\n    open(f'{n}', 'w'); time.sleep(0.005)")
+    assert (outcome["status"], outcome["exit_code"] != 0) == ("disk_full", True)
+    assert "100 files" in outcome["state"]["reason"]
 
 
-def test_what_stays_within_its_disk_is_left_alone(session: MakeSession, run: Run) -> None:
+def test_a_run_within_its_disk_limit_is_left_alone(session: MakeSession, run: Run) -> None:
     where = session(limits={"disk_mb": 8})
     code = (
         SLOWLY
@@ -167,11 +167,11 @@ for _ in range(4):
         for _ in range(20): file.write(b'x' * (1 << 18)); time.sleep(0.01)
 """
     )
-    told = run(where, code)
-    assert (told["status"], told["data"]) == ("ok", {"reached": True}), told
+    outcome = run(where, code)
+    assert (outcome["status"], outcome["data"]) == ("ok", {"reached": True}), outcome
 
 
-def test_uploads_count(client: httpx.Client, session: MakeSession) -> None:
+def test_uploads_count_towards_the_disk_limit(client: httpx.Client, session: MakeSession) -> None:
     where = session(limits={"disk_mb": 1})
     path = f"/api/sessions/{where}/files/big"
     assert client.put(path, content=b"x" * (1 << 20)).status_code in (200, 201)
@@ -184,7 +184,7 @@ def test_execute_takes_limits(client: httpx.Client) -> None:
     assert answer["status"] == "disk_full", answer
 
 
-def test_the_operators_own_bounds(own_server: MakeServer) -> None:
+def test_the_operator_bounds_the_limits(own_server: MakeServer) -> None:
     server = own_server(memory_mb="256", max_memory_mb="128", max_pids="40", pids="40", disk_mb="100")
     with server.client() as client:
         made = client.post("/api/sessions", json={"language": "python", "limits": {"memory_mb": 256}})
@@ -199,7 +199,7 @@ def test_the_operators_own_bounds(own_server: MakeServer) -> None:
         assert client.get(f"/api/sessions/{where}").json()["limits"]["memory_mb"] == 128, "lowered with the maximum"
 
 
-def test_files_in_tmp_count_as_well(session: MakeSession, run: Run) -> None:
+def test_files_in_tmp_count_towards_the_file_limit(session: MakeSession, run: Run) -> None:
     """They aren't the session's, but they take memory that isn't counted in bytes."""
     where = session(limits={"files": 3000})
     code = "import os\nopen('kept', 'w').close()\nfor n in range(1000000): open(f'/tmp/{n}', 'w').close()"

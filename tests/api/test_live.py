@@ -21,9 +21,9 @@ from tests.conftest import MakeServer, MakeSession, Run, Server, eventually
 def test_a_request_arrives_as_it_is(client: httpx.Client, live: str, server: Server) -> None:
     answer = client.request("PURGE", f"{live}/a%2Fb//c/%ff?x=1&y=%20&z", content=b"hi \xff", headers={"X-Own": "1, 2"})
     assert answer.status_code == 200
-    told = answer.json()
-    assert (told["method"], told["path"], told["body"]) == ("PURGE", "/a%2Fb//c/%ff?x=1&y=%20&z", "hi \xff")
-    seen = {name.lower(): value for name, value in told["headers"]}
+    body = answer.json()
+    assert (body["method"], body["path"], body["body"]) == ("PURGE", "/a%2Fb//c/%ff?x=1&y=%20&z", "hi \xff")
+    seen = {name.lower(): value for name, value in body["headers"]}
     assert (seen["x-own"], seen["content-length"]) == ("1, 2", "4")
     assert answer.headers["X-Era-Run"].startswith("run_")
     assert answer.headers["X-Request-Id"].startswith("req_")
@@ -47,9 +47,9 @@ def test_headers_are_cleaned_both_ways(client: httpx.Client, live: str, server: 
         received = b""
         while piece := connection.recv(1 << 16):
             received += piece
-    told = json.loads(received.rpartition(b"\r\n\r\n")[2])
+    body = json.loads(received.rpartition(b"\r\n\r\n")[2])
     prefix = live
-    assert sorted((name.lower(), value) for name, value in told["headers"]) == [
+    assert sorted((name.lower(), value) for name, value in body["headers"]) == [
         ("authorization", "Basic sender"),
         ("connection", "close"),
         ("cookie", "own=1"),
@@ -83,24 +83,26 @@ def test_headers_are_cleaned_both_ways(client: httpx.Client, live: str, server: 
     assert "mine" not in answer.headers.values()
 
 
-def test_the_key_stays_outside(own_server: MakeServer) -> None:
+def test_the_api_key_never_reaches_a_session(own_server: MakeServer) -> None:
     server = own_server(api_key="open sesame", max_warm="4")
     key = {"Authorization": "Bearer open sesame"}
     with server.client(headers=key) as client:
         assert client.post("/api/sessions", json={"language": "python", "session_id": "s"}).is_success
         start_in_background(client, "s", HTTP_SERVER)
-        told = client.get("/proxy/s/3000/").text
-        assert "open sesame" not in told
-        assert "authorization" not in told.lower()
+        text = client.get("/proxy/s/3000/").text
+        assert "open sesame" not in text
+        assert "authorization" not in text.lower()
     with server.client() as client:  # a key of the session's own is its own affair
-        told = client.get("/proxy/s/3000/", headers={"Authorization": "Bearer own"}).text
-        assert "Bearer own" in told
+        text = client.get("/proxy/s/3000/", headers={"Authorization": "Bearer own"}).text
+        assert "Bearer own" in text
         assert "b3BlbiBzZXNhbWU=" not in client.get("/proxy/s/3000/", auth=("", "open sesame")).text
         assert client.delete("/api/sessions/s/runs/x").status_code == 401
 
 
 @pytest.mark.parametrize("variables", [{"V6": "1"}, {"PORT": "80"}, {"PORT": "65535"}])
-def test_wherever_it_listens(client: httpx.Client, session: MakeSession, variables: dict[str, str]) -> None:
+def test_servers_on_other_ports_and_ipv6_are_reached(
+    client: httpx.Client, session: MakeSession, variables: dict[str, str]
+) -> None:
     where = session()
     start_in_background(client, where, HTTP_SERVER, env=variables)
     port = variables.get("PORT", "3000")
@@ -136,7 +138,7 @@ def test_events_come_as_they_are_sent(client: httpx.Client, live: str, server: S
         assert [line for line in lines if line] == []
 
 
-def test_both_directions_at_once(server: Server, live: str) -> None:
+def test_requests_and_answers_stream_at_the_same_time(server: Server, live: str) -> None:
     name, _, port = server.url.removeprefix("http://").rpartition(":")
     with socket.create_connection((name, int(port)), timeout=20) as connection:
         head = f"POST {live}/chunks HTTP/1.1\r\nHost: {name}:{port}\r\nTransfer-Encoding: chunked\r\n\r\n"
@@ -174,7 +176,7 @@ def test_large_bodies_take_no_memory(client: httpx.Client, live: str, server: Se
     assert highest - before < 24 << 20
 
 
-def test_a_caller_that_reads_slowly_holds_the_server_up(client: httpx.Client, live: str, server: Server) -> None:
+def test_a_slow_reader_holds_up_the_server_in_the_session(client: httpx.Client, live: str, server: Server) -> None:
     before = server.resident_bytes
     with client.stream("GET", f"{live}/big?256") as answer:
         time.sleep(1)  # nothing is taken: what the server sent by now would be in our memory
@@ -182,7 +184,7 @@ def test_a_caller_that_reads_slowly_holds_the_server_up(client: httpx.Client, li
         next(answer.iter_raw(1))
 
 
-def test_nobody_is_there(client: httpx.Client, session: MakeSession, run: Run) -> None:
+def test_calls_without_a_listener_are_no_code(client: httpx.Client, session: MakeSession, run: Run) -> None:
     where = session()
     answer = client.get(f"/proxy/{where}/3000/")
     assert (answer.status_code, answer.json()["code"]) == (400, "no_code")
@@ -207,15 +209,13 @@ def test_stored_code_answers_where_nothing_listens(client: httpx.Client, session
     assert client.get(f"/proxy/{where}/3000/").text == "from code\n"
 
 
-def test_a_run_that_somebody_waits_for_can_be_called(
-    client: httpx.Client, session: MakeSession, server: Server
-) -> None:
+def test_a_foreground_run_can_be_called(client: httpx.Client, session: MakeSession, server: Server) -> None:
     where = session()
-    told: list[dict[str, Any]] = []
+    answers: list[dict[str, Any]] = []
 
     def call() -> None:
         with server.client() as other:
-            told.append(other.post(f"/api/sessions/{where}/run", json={"code": HTTP_SERVER, "timeout": 3}).json())
+            answers.append(other.post(f"/api/sessions/{where}/run", json={"code": HTTP_SERVER, "timeout": 3}).json())
 
     thread = threading.Thread(target=call)
     thread.start()
@@ -223,23 +223,25 @@ def test_a_run_that_somebody_waits_for_can_be_called(
         assert eventually(lambda: client.get(f"/proxy/{where}/3000/").status_code == 200)
     finally:
         thread.join()
-    assert (told[0]["status"], told[0]["stdout"]) == ("timeout", "listening\n")
+    assert (answers[0]["status"], answers[0]["stdout"]) == ("timeout", "listening\n")
 
 
-def test_who_may_call(client: httpx.Client, session: MakeSession, server: Server) -> None:
+def test_live_servers_obey_public_access(client: httpx.Client, session: MakeSession, server: Server) -> None:
     where = session(allowPublicAccess=False)
     start_in_background(client, where, HTTP_SERVER)
     answer = client.get(f"/proxy/{where}/3000/")
     assert (answer.status_code, answer.json()["code"]) == (403, "not_public")
-    socket_ = WebSocket(server, f"/proxy/{where}/3000/")
-    assert " 403 " in socket_.head.splitlines()[0]
-    socket_.close()
+    websocket = WebSocket(server, f"/proxy/{where}/3000/")
+    assert " 403 " in websocket.head.splitlines()[0]
+    websocket.close()
     client.patch(f"/api/sessions/{where}", json={"allowPublicAccess": True})
     assert client.get(f"/proxy/{where}/3000/").status_code == 200
     assert client.get("/proxy/nobody/3000/").status_code == 404
 
 
-def test_a_server_that_dies_in_the_middle(client: httpx.Client, live: str, server: Server) -> None:
+def test_a_server_killed_during_an_answer_breaks_the_connection(
+    client: httpx.Client, live: str, server: Server
+) -> None:
     where = live.split("/")[2]
     run_id = client.get(live).headers["X-Era-Run"]
     failure: list[Exception] = []
@@ -260,7 +262,9 @@ def test_a_server_that_dies_in_the_middle(client: httpx.Client, live: str, serve
             list(pieces)
 
 
-def test_a_request_under_way_when_its_server_ends(client: httpx.Client, live: str, server: Server) -> None:
+def test_a_request_without_an_answer_is_502_when_its_server_ends(
+    client: httpx.Client, live: str, server: Server
+) -> None:
     where, answers = live.split("/")[2], []
     run_id = client.get(live).headers["X-Era-Run"]
 
@@ -278,18 +282,18 @@ def test_a_request_under_way_when_its_server_ends(client: httpx.Client, live: st
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="every other test here runs as an ordinary user then")
-def test_as_an_ordinary_user(own_server: MakeServer) -> None:
+def test_live_servers_of_an_ordinary_users_service(own_server: MakeServer) -> None:
     server = own_server(uid=54321, spares="0")
     with server.client() as client:
         client.post("/api/sessions", json={"language": "node", "session_id": "s", "service": "exec node app.js"})
         assert client.put("/api/sessions/s/files/app.js", content=WEBSOCKET_ECHO.encode()).status_code == 200
         assert client.get("/proxy/s/3000/").text == "no upgrade"
-        one = WebSocket(server, "/proxy/s/3000/")
-        one.send(b"hello", 1)
-        assert one.receive() == (1, b"hello")
-        one.close()
-        told = client.post("/api/sessions/s/run", json={"code": "console.log(1)"}).json()
-        assert (told["stdout"], client.get("/api/sessions/s/runs").json()["runs"][1]["status"]) == ("1\n", "killed")
+        websocket = WebSocket(server, "/proxy/s/3000/")
+        websocket.send(b"hello", 1)
+        assert websocket.receive() == (1, b"hello")
+        websocket.close()
+        outcome = client.post("/api/sessions/s/run", json={"code": "console.log(1)"}).json()
+        assert (outcome["stdout"], client.get("/api/sessions/s/runs").json()["runs"][1]["status"]) == ("1\n", "killed")
     assert server.stop() == 0
     assert "Traceback" not in server.log, server.log
 
@@ -305,68 +309,68 @@ def echo(client: httpx.Client, session: MakeSession) -> str:
     return f"/proxy/{where}/3000"
 
 
-def test_a_websocket(server: Server, echo: str) -> None:
-    one = WebSocket(server, f"{echo}/x?y=1", "Sec-WebSocket-Protocol: chat, other", "Cookie: a=1")
-    assert one.head.startswith("HTTP/1.1 101 Switching Protocols\r\n")
-    assert one.accepted
-    head = one.head.lower()
+def test_a_websocket_is_relayed_both_ways(server: Server, echo: str) -> None:
+    websocket = WebSocket(server, f"{echo}/x?y=1", "Sec-WebSocket-Protocol: chat, other", "Cookie: a=1")
+    assert websocket.head.startswith("HTTP/1.1 101 Switching Protocols\r\n")
+    assert websocket.accepted
+    head = websocket.head.lower()
     assert "sec-websocket-protocol: chat\r\n" in head
     assert f"set-cookie: era-session-c=1; path=/proxy/{echo.split('/')[2]}/\r\n".lower() in head
     assert "strict-transport-security" not in head
     assert "x-era-run: run_" in head
     for payload, opcode in ((b"hello", 1), (b"", 2), (bytes(range(256)) * 4, 2), (b"are you there", 9)):
-        one.send(payload, opcode)
-        assert one.receive() == (opcode, payload)
-    one.send((4001).to_bytes(2, "big") + b"enough", 8)
-    assert one.receive() == (8, b"\x0f\xa1enough")
-    assert one.rest() == b""
-    one.close()
+        websocket.send(payload, opcode)
+        assert websocket.receive() == (opcode, payload)
+    websocket.send((4001).to_bytes(2, "big") + b"enough", 8)
+    assert websocket.receive() == (8, b"\x0f\xa1enough")
+    assert websocket.rest() == b""
+    websocket.close()
 
 
-def test_large_messages(server: Server, echo: str) -> None:
-    one = WebSocket(server, echo)
+def test_large_websocket_messages_take_no_memory(server: Server, echo: str) -> None:
+    websocket = WebSocket(server, echo)
     before = server.resident_bytes
     payload = bytes(range(256)) * (1 << 15)  # 8 MiB
-    sending = threading.Thread(target=one.send, args=(payload,))
+    sending = threading.Thread(target=websocket.send, args=(payload,))
     sending.start()
-    assert one.receive() == (2, payload)
+    assert websocket.receive() == (2, payload)
     sending.join()
     assert server.resident_bytes - before < 16 << 20
-    one.close()
+    websocket.close()
 
 
-def test_what_the_server_says_first(server: Server, echo: str) -> None:
-    one = WebSocket(server, f"{echo}/greet")
-    assert one.receive() == (1, b"hi")
-    one.close()
+def test_a_websocket_server_may_speak_first(server: Server, echo: str) -> None:
+    websocket = WebSocket(server, f"{echo}/greet")
+    assert websocket.receive() == (1, b"hi")
+    websocket.close()
 
 
 def test_a_websocket_that_is_refused(client: httpx.Client, server: Server, echo: str, session: MakeSession) -> None:
-    one = WebSocket(server, f"{echo}/refused")
-    assert one.head.startswith("HTTP/1.1 403 ")
-    assert one.rest() == b"no"  # and the connection carries nothing more
-    one.close()
+    websocket = WebSocket(server, f"{echo}/refused")
+    assert websocket.head.startswith("HTTP/1.1 403 ")
+    assert websocket.rest() == b"no"  # and the connection carries nothing more
+    websocket.close()
     where = session()
-    one = WebSocket(server, f"/proxy/{where}/3000/")
-    assert one.head.startswith("HTTP/1.1 400 ")
-    assert json.loads(one.rest())["code"] == "no_code"
-    one.close()
+    websocket = WebSocket(server, f"/proxy/{where}/3000/")
+    assert websocket.head.startswith("HTTP/1.1 400 ")
+    assert json.loads(websocket.rest())["code"] == "no_code"
+    websocket.close()
 
 
-def test_websockets_elsewhere_are_none(server: Server) -> None:
-    one = WebSocket(server, "/health")
-    assert one.head.startswith("HTTP/1.1 200 ")
-    one.close()
+def test_other_routes_accept_no_websockets(server: Server) -> None:
+    websocket = WebSocket(server, "/health")
+    assert websocket.head.startswith("HTTP/1.1 200 ")
+    websocket.close()
 
 
-def test_many_websockets_and_their_end(client: httpx.Client, server: Server, echo: str) -> None:
-    several = [WebSocket(server, echo) for _ in range(20)]
-    for number, one in enumerate(several):
-        one.send(b"%d" % number)
-    assert [one.receive()[1] for one in several] == [b"%d" % number for number in range(20)]
+def test_websockets_end_with_their_run(client: httpx.Client, server: Server, echo: str) -> None:
+    websockets = [WebSocket(server, echo) for _ in range(20)]
+    for number, websocket in enumerate(websockets):
+        websocket.send(b"%d" % number)
+    assert [websocket.receive()[1] for websocket in websockets] == [b"%d" % number for number in range(20)]
     where = echo.split("/")[2]
     run_id = client.get(echo).headers["X-Era-Run"]
     assert client.delete(f"/api/sessions/{where}/runs/{run_id}").status_code == 200
-    for one in several:
-        assert one.rest() == b""
-        one.close()
+    for websocket in websockets:
+        assert websocket.rest() == b""
+        websocket.close()

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.api.plain_interpreter import NODE, outcome, plainly
+from tests.api.plain_interpreter import NODE, outcome, run_plainly
 from tests.conftest import MakeSession, Run
 
 
@@ -139,7 +139,7 @@ def test_a_node_program_does_what_node_does_with_it(
 ) -> None:
     code = NODE_PROGRAMS[name]
     argv = [str(NODE), "--disable-warning=MODULE_TYPELESS_PACKAGE_JSON"]
-    exit_code, stdout, stderr = plainly(argv, "main.js", code, host_directory)
+    exit_code, stdout, stderr = run_plainly(argv, "main.js", code, host_directory)
     answer = outcome(run(session("node"), code))
     if name == "promises and timers":  # which of a timer of 0 ms and an immediate comes first is Node's to choose
         assert sorted(answer[1]) == sorted(stdout)

@@ -10,26 +10,26 @@ import httpx
 import pytest
 
 from tests.api.owners import (
-    ALL,
+    EVERYTHING,
     ID,
-    LOOK,
+    LIST_STORAGE,
     NOTHING,
-    OPERATORS,
+    OPERATOR_KEY,
     SECRET,
     TAR,
     Owners,
     WeakServer,
-    call,
-    everything,
+    call_every_route,
+    client_with_key,
+    error_without_id,
     fill_storage,
-    furnish,
-    keyed,
+    headers_seen_with_keys,
+    make_full_session,
     new_key,
-    printed,
+    request_route,
     routes,
-    said,
     service_after_attack,
-    told_with_keys,
+    stdout_of,
 )
 from tests.capsules import parts
 
@@ -37,23 +37,23 @@ from tests.capsules import parts
 def test_no_route_finds_another_owners_session(owners: Owners) -> None:
     """Each answers as for a session that there isn't. That each would have found it, its owner's calls show."""
     ada, mallory = owners.ada, owners.mallory
-    values = furnish(ada)
+    values = make_full_session(ada)
     before = ada.get(f"/api/sessions/{ID}?include=files").json()
-    nobodys = {route: call(mallory, route, values | {"session_id": "nobodys"}) for route in routes(mallory)}
+    nobodys = {route: request_route(mallory, route, values | {"session_id": "nobodys"}) for route in routes(mallory)}
     for stranger in (mallory, owners.operator):
-        for route, answer in everything(stranger, values, ada).items():
+        for route, answer in call_every_route(stranger, values, ada).items():
             assert answer.status_code == 404, (route, answer.text)
-            assert said(answer, ID) == said(nobodys[route], "nobodys"), route
+            assert error_without_id(answer, ID) == error_without_id(nobodys[route], "nobodys"), route
             assert SECRET not in answer.text
         assert ada.post(f"/api/sessions/{ID}/restore").status_code == 200
         assert ada.get(f"/api/sessions/{ID}?include=files").json() == before
         assert len(ada.get(f"/api/sessions/{ID}/inbox/deliveries").json()["deliveries"]) == 1
-    for route, answer in everything(ada, values, ada).items():
+    for route, answer in call_every_route(ada, values, ada).items():
         assert answer.is_success, (route, answer.text)
     ada.delete("/api/sessions?purge=true")
 
 
-def test_lists_counts_and_deleting_all_are_ones_own(owners: Owners) -> None:
+def test_lists_counts_and_delete_all_are_per_owner(owners: Owners) -> None:
     ada, mallory = owners.ada, owners.mallory
     for client, names in ((ada, ("a1", "a2", "a3")), (mallory, ("m1",))):
         for name in names:
@@ -61,9 +61,9 @@ def test_lists_counts_and_deleting_all_are_ones_own(owners: Owners) -> None:
             assert client.post("/api/sessions", json=body).status_code == 201
 
     def ids(client: httpx.Client, **query: Any) -> list[str]:
-        told = client.get("/api/sessions", params=query).json()
-        assert told["count"] == len(told["sessions"])
-        return [one["id"] for one in told["sessions"]]
+        listing = client.get("/api/sessions", params=query).json()
+        assert listing["count"] == len(listing["sessions"])
+        return [one["id"] for one in listing["sessions"]]
 
     assert ids(ada) == ["a3", "a2", "a1"]
     assert ids(mallory) == ["m1"]
@@ -87,7 +87,7 @@ def test_lists_counts_and_deleting_all_are_ones_own(owners: Owners) -> None:
         client.delete("/api/sessions?purge=true")
 
 
-def test_an_id_is_one_sessions_and_taken_says_no_more(owners: Owners) -> None:
+def test_a_taken_id_reveals_nothing_of_its_session(owners: Owners) -> None:
     ada, mallory = owners.ada, owners.mallory
     body = {"language": "python", "session_id": "one", "data": {"secret": SECRET}, "storage": False}
     assert ada.post("/api/sessions", json=body).status_code == 201
@@ -101,7 +101,7 @@ def test_an_id_is_one_sessions_and_taken_says_no_more(owners: Owners) -> None:
     assert mallory.post("/api/sessions", json={"language": "python", "session_id": "two"}).status_code == 201
     taken["copied"] = mallory.post("/api/sessions/two/duplicate", json={"id": "one"})
     assert {answer.status_code for answer in taken.values()} == {409}
-    assert len({json.dumps(said(answer, "one")) for answer in taken.values()}) == 1
+    assert len({json.dumps(error_without_id(answer, "one")) for answer in taken.values()}) == 1
 
     # A capsule becomes the session of whoever imports it, and a copy that of its source's owner.
     imported = mallory.post("/api/sessions/import", params={"id": "mine"}, content=capsule, headers=TAR)
@@ -118,7 +118,7 @@ def test_an_id_is_one_sessions_and_taken_says_no_more(owners: Owners) -> None:
         client.delete("/api/sessions?purge=true")
 
 
-def test_an_idempotency_key_is_ones_own(owners: Owners) -> None:
+def test_idempotency_keys_are_per_owner(owners: Owners) -> None:
     ada, mallory = owners.ada, owners.mallory
     key = {"Idempotency-Key": "the same"}
     first = ada.post("/api/sessions", json={"language": "python", "data": {"secret": SECRET}}, headers=key)
@@ -139,7 +139,7 @@ def test_an_idempotency_key_is_ones_own(owners: Owners) -> None:
         client.delete("/api/sessions?purge=true")
 
 
-def test_nobody_gets_into_the_queue_of_another_owners_session(owners: Owners) -> None:
+def test_nobody_gets_a_turn_in_another_owners_session(owners: Owners) -> None:
     """Neither to hold up its runs, nor to learn of it by waiting, nor to end its service."""
     assert service_after_attack(owners) == "running"
 
@@ -153,12 +153,12 @@ except urllib.request.HTTPError as error: print(error.code)
 """
 
 
-def test_storage_is_its_owners_from_inside_and_outside(owners: Owners) -> None:
+def test_storage_is_per_owner_from_inside_and_outside(owners: Owners) -> None:
     ada, mallory = owners.ada, owners.mallory
     fill_storage(ada)
-    assert printed(ada, LOOK) == ALL
+    assert stdout_of(ada, LIST_STORAGE) == EVERYTHING
     for stranger in (mallory, owners.operator):
-        assert printed(stranger, LOOK) == NOTHING
+        assert stdout_of(stranger, LIST_STORAGE) == NOTHING
         assert stranger.get("/api/storage/kv/app/k").status_code == 404
         assert stranger.get("/api/storage/r2/app/o").status_code == 404
         assert stranger.post("/api/storage/d1/app/query", json={"sql": "SELECT s FROM t"}).status_code == 400
@@ -174,8 +174,8 @@ def test_storage_is_its_owners_from_inside_and_outside(owners: Owners) -> None:
             assert stranger.delete(f"/api/storage/{kind}/app").is_success
     # A program may say what it likes: whose it is, the guest listener tells that it came through.
     her_key = ada.headers["Authorization"].removeprefix("Bearer ")
-    assert printed(mallory, FORGED.replace("KEY", her_key)) == "404\n"
-    assert printed(ada, LOOK) == ALL
+    assert stdout_of(mallory, FORGED.replace("KEY", her_key)) == "404\n"
+    assert stdout_of(ada, LIST_STORAGE) == EVERYTHING
     assert ada.get("/api/resources/stats").json()["total"] == 3
     for kind in ("kv", "r2", "d1"):
         assert ada.delete(f"/api/storage/{kind}/app").json()["deleted"] == 1
@@ -185,7 +185,6 @@ SHOWN = {
     "python": "import os; print(os.environ['ERA_STORAGE_URL'])",
     "node": "console.log(process.env.ERA_STORAGE_URL)",
 }
-
 
 SHUT_OUT = {
     "python": """
@@ -216,9 +215,9 @@ def test_a_session_can_be_shut_out_of_the_storage(owners: Owners, language: str)
     assert made.json()["storage"] is True
 
     def run(code: str, **env: str) -> list[str]:
-        told = ada.post(f"/api/sessions/{name}/run", json={"code": code, "env": env}).json()
-        assert told["status"] == "ok", told
-        return str(told["stdout"]).splitlines()
+        outcome = ada.post(f"/api/sessions/{name}/run", json={"code": code, "env": env}).json()
+        assert outcome["status"] == "ok", outcome
+        return str(outcome["stdout"]).splitlines()
 
     [url] = run(SHOWN[language])
     code = SHUT_OUT[language].replace("= URL", f"= '{url}'")
@@ -249,22 +248,24 @@ ApiKeys.revoke = lambda self, key_id: self._store.drop_api_key(key_id)
 """
 
 
-def test_each_attack_succeeds_where_owners_are_not_looked_at(tmp_path: Path) -> None:
-    settings = {"ERA_API_KEY": OPERATORS, "ERA_SPARES": "0"}
+def test_each_attack_succeeds_on_a_weakened_service(tmp_path: Path) -> None:
+    settings = {"ERA_API_KEY": OPERATOR_KEY, "ERA_SPARES": "0"}
     server = WeakServer(tmp_path / "weak", settings, weakness=f"exec({WEAK!r})").start()
     try:
         weak = Owners.of(server)
-        values = furnish(weak.ada)
-        found = {route for route, answer in everything(weak.mallory, values, weak.ada).items() if answer.is_success}
+        values = make_full_session(weak.ada)
+        found = {
+            route for route, answer in call_every_route(weak.mallory, values, weak.ada).items() if answer.is_success
+        }
         assert found == set(routes(weak.ada))
         assert service_after_attack(weak) != "running"
         fill_storage(weak.ada)
-        assert printed(weak.mallory, LOOK) == ALL
+        assert stdout_of(weak.mallory, LIST_STORAGE) == EVERYTHING
         assert weak.mallory.get("/api/resources/list").json()["total"] == 3
-        assert [answer for answer in told_with_keys(weak) if "authorization" in answer] != []
+        assert [answer for answer in headers_seen_with_keys(weak) if "authorization" in answer] != []
         made = new_key(server, "dave")
         assert weak.operator.delete(f"/api/keys/{made['id']}").is_success
-        with keyed(server, made["key"]) as revoked:
+        with client_with_key(server, made["key"]) as revoked:
             assert revoked.get("/api/sessions").status_code == 200
         weak.close()
     finally:

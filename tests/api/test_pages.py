@@ -33,7 +33,7 @@ def test_served_with_strict_headers(client: httpx.Client, path: str) -> None:
     assert (head.status_code, head.headers["Content-Length"]) == (200, str(len(answer.content)))
 
 
-def test_types_are_right(client: httpx.Client) -> None:
+def test_pages_have_their_content_types(client: httpx.Client) -> None:
     types = {path: client.get(path).headers["Content-Type"].partition(";")[0] for path in PATHS}
     assert types["/"] == types["/docs"] == "text/html"
     endings = {".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
@@ -41,12 +41,12 @@ def test_types_are_right(client: httpx.Client) -> None:
 
 
 @pytest.mark.parametrize("name", ["nothing.css", "index.html", "..%2f..%2fapp.py", "%2e%2e", "__init__.py", ""])
-def test_nothing_else_is_served(client: httpx.Client, name: str) -> None:
+def test_other_files_are_not_served(client: httpx.Client, name: str) -> None:
     answer = client.get(f"/assets/{name}")
     assert (answer.status_code, answer.json()["code"]) == (404, "not_found")
 
 
-def test_the_gate_holds_for_pages_too(client: httpx.Client) -> None:
+def test_foreign_host_names_are_refused_for_pages_too(client: httpx.Client) -> None:
     assert client.get("/", headers={"Host": "rebound.example"}).status_code == 403
     assert client.get("/docs", headers={"Host": "localhost:1"}).status_code == 200
 
@@ -124,7 +124,7 @@ PROGRAMS = {
 
 
 @pytest.mark.parametrize("language", PROGRAMS)
-def test_try_it(server: Server, quiet: Browser, language: str) -> None:
+def test_the_page_runs_programs(server: Server, quiet: Browser, language: str) -> None:
     quiet.open(f"{server.url}/")
     quiet.wait("document.querySelector('#code').value")
     quiet.wait(f"document.querySelector('input[value={language}]')")
@@ -140,7 +140,7 @@ def test_try_it(server: Server, quiet: Browser, language: str) -> None:
         assert quiet.look("document.querySelector('.stream.stderr pre').innerHTML").strip() == "&lt;b&gt;bold&lt;/b&gt;"
 
 
-def test_try_it_with_a_key(own_server: MakeServer, browser: Browser) -> None:
+def test_the_page_asks_for_the_api_key(own_server: MakeServer, browser: Browser) -> None:
     server = own_server(api_key="open sesame")
     browser.open(f"{server.url}/")
     browser.wait("!document.querySelector('#key-row').hidden")

@@ -17,12 +17,12 @@ from tests.conftest import MakeServer, MakeSession, Run, Server, eventually
 
 
 def without_id(answer: httpx.Response) -> dict[str, Any]:
-    told: dict[str, Any] = answer.json()
-    del told["request_id"]
-    return told
+    body: dict[str, Any] = answer.json()
+    del body["request_id"]
+    return body
 
 
-def test_the_url(client: httpx.Client, session: MakeSession, server: Server) -> None:
+def test_the_public_url_of_a_session(client: httpx.Client, session: MakeSession, server: Server) -> None:
     where = session(session_id="a:b-c_D")
     answer = client.get(f"/api/sessions/{where}/host", params={"port": 8080})
     url = f"{server.url}/proxy/{where}/8080"
@@ -33,12 +33,12 @@ def test_the_url(client: httpx.Client, session: MakeSession, server: Server) -> 
     assert client.get("/api/sessions/nobody/host?port=1").status_code == 404
 
 
-def test_the_url_that_the_server_was_told(own_server: MakeServer) -> None:
+def test_the_public_url_as_configured(own_server: MakeServer) -> None:
     server = own_server(public_url="https://era.example/below/")
     with server.client() as client:
         assert client.post("/api/sessions", json={"language": "python", "session_id": "s"}).status_code == 201
-        told = client.get("/api/sessions/s/host?port=1").json()
-        assert told["url"] == "https://era.example/below/proxy/s/1"
+        body = client.get("/api/sessions/s/host?port=1").json()
+        assert body["url"] == "https://era.example/below/proxy/s/1"
         code = 'print(\'{"headers": {"Set-Cookie": "a=1"}}\')'
         client.put("/api/sessions/s/code", json={"code": code})
         # The name it was told is one of its own, and none that it was not told.
@@ -47,7 +47,7 @@ def test_the_url_that_the_server_was_told(own_server: MakeServer) -> None:
         assert client.get("/proxy/s/1/", headers={"Host": "evil.example"}).status_code == 403
 
 
-def test_no_session(client: httpx.Client, session: MakeSession) -> None:
+def test_unknown_sessions_are_404(client: httpx.Client, session: MakeSession) -> None:
     known = without_id(client.get("/proxy/nobody/80/x"))
     assert (known["code"], client.get("/proxy/nobody/80/x").status_code) == ("not_found", 404)
     for path in (
@@ -69,7 +69,7 @@ def test_no_session(client: httpx.Client, session: MakeSession) -> None:
     assert client.get(f"/proxy/{where}/80/").status_code == 404
 
 
-def test_not_public(client: httpx.Client, publish: Publish) -> None:
+def test_private_sessions_refuse_public_calls(client: httpx.Client, publish: Publish) -> None:
     url = publish(COUNTER, allowPublicAccess=False)
     where = url.split("/")[2]
     for path in (f"{url}/x", url, f"/proxy/{where}", f"/proxy/{where}/nonsense"):
@@ -83,7 +83,9 @@ def test_not_public(client: httpx.Client, publish: Publish) -> None:
     assert client.post(f"/api/sessions/{where}/run", json={}).status_code == 200
 
 
-def test_what_becomes_private_while_a_call_waits(client: httpx.Client, publish: Publish, server: Server) -> None:
+def test_a_waiting_call_is_refused_when_its_session_becomes_private(
+    client: httpx.Client, publish: Publish, server: Server
+) -> None:
     """What counts is what the session says when the call has its turn."""
     url = publish(COUNTER)
     where = url.split("/")[2]
@@ -108,7 +110,7 @@ def test_what_becomes_private_while_a_call_waits(client: httpx.Client, publish: 
     assert answers == [403]
 
 
-def test_no_code_and_no_port(client: httpx.Client, publish: Publish) -> None:
+def test_missing_code_and_bad_ports_are_400(client: httpx.Client, publish: Publish) -> None:
     answer = client.get(f"{publish(None)}/x")
     assert (answer.status_code, answer.json()["code"]) == (400, "no_code")
     assert answer.json()["hint"] == "Use PUT /api/sessions/{id}/code to store code"
@@ -117,21 +119,21 @@ def test_no_code_and_no_port(client: httpx.Client, publish: Publish) -> None:
         assert client.get(f"/proxy/{where}/{port}/x").status_code == 400, port
 
 
-def test_calls_are_runs(client: httpx.Client, publish: Publish, run: Run) -> None:
+def test_public_calls_are_runs(client: httpx.Client, publish: Publish, run: Run) -> None:
     url = publish(COUNTER)
     where = url.split("/")[2]
     answers = [client.post(f"{url}/hook") for _ in range(3)]
     assert [answer.status_code for answer in answers] == [201] * 3
     assert [answer.headers["X-Calls"] for answer in answers] == ["1", "2", "3"]
-    told = client.get(f"/api/sessions/{where}").json()
-    assert (told["data"]["calls"], told["file_count"]) == (3, 1)
+    body = client.get(f"/api/sessions/{where}").json()
+    assert (body["data"]["calls"], body["file_count"]) == (3, 1)
     records = client.get(f"/api/sessions/{where}/runs").json()["runs"]
     assert [record["run_id"] for record in records] == [answer.headers["X-Era-Run"] for answer in reversed(answers)]
     assert [record["state"]["version"] for record in records] == [4, 3, 2]
     assert run(where, "print(open('calls.txt').read())")["stdout"] == "xxx\n"
 
 
-def test_one_at_a_time_and_not_too_many(own_server: MakeServer) -> None:
+def test_public_calls_run_one_at_a_time_and_their_queue_is_bounded(own_server: MakeServer) -> None:
     server = own_server(max_waiting="2")
     with server.client() as client:
         client.post("/api/sessions", json={"language": "python", "session_id": "s"})
@@ -170,7 +172,7 @@ def test_a_caller_that_hangs_up_stops_nothing(client: httpx.Client, publish: Pub
     assert "Traceback" not in server.log
 
 
-def test_no_key_is_asked_and_none_is_handed_on(own_server: MakeServer) -> None:
+def test_public_calls_need_no_key_and_forward_none(own_server: MakeServer) -> None:
     server = own_server(api_key="open sesame")
     with server.client() as client:
         key = {"Authorization": "Bearer open sesame"}
@@ -186,7 +188,7 @@ def test_no_key_is_asked_and_none_is_handed_on(own_server: MakeServer) -> None:
         assert "sesame" not in run.text
 
 
-def test_callers_from_anywhere_but_under_our_name(client: httpx.Client, publish: Publish) -> None:
+def test_public_calls_come_from_any_origin_but_to_our_host_only(client: httpx.Client, publish: Publish) -> None:
     url = publish("print('served')")
     foreign = [
         {"Origin": "https://evil.example"},

@@ -32,7 +32,7 @@ from tests.conftest import Server
         (7, 200, "application/json", b"7"),
     ],
 )
-def test_json_is_the_answer(
+def test_printed_json_is_the_answer(
     client: httpx.Client, publish: Publish, printed: Any, status: int, media_type: str, body: bytes
 ) -> None:
     answer = client.get(publish(printing(printed)))
@@ -56,7 +56,9 @@ def test_json_is_the_answer(
         ("print('{\"status\": 422}'); raise SystemExit(3)", 422, b'{"status": 422}'),
     ],
 )
-def test_text_is_the_answer(client: httpx.Client, publish: Publish, code: str, status: int, body: bytes) -> None:
+def test_printed_text_is_the_answer(
+    client: httpx.Client, publish: Publish, code: str, status: int, body: bytes
+) -> None:
     answer = client.get(publish(code))
     assert (answer.status_code, answer.content) == (status, body)
     if not body.startswith(b'{"'):
@@ -97,7 +99,7 @@ def test_text_is_the_answer(client: httpx.Client, publish: Publish, code: str, s
         ),
     ],
 )
-def test_no_answer(client: httpx.Client, publish: Publish, code: str, status: int, word: str) -> None:
+def test_invalid_answers_are_502(client: httpx.Client, publish: Publish, code: str, status: int, word: str) -> None:
     url = publish(code)
     answer = client.get(url)
     assert (answer.status_code, answer.json()["code"]) == (status, "no_answer")
@@ -108,7 +110,7 @@ def test_no_answer(client: httpx.Client, publish: Publish, code: str, status: in
     assert run.status_code == 200
 
 
-def test_too_late(client: httpx.Client, publish: Publish, server: Server) -> None:
+def test_a_call_that_times_out_is_504(client: httpx.Client, publish: Publish, server: Server) -> None:
     before = server.log.count("request_failed")  # other tests let the service's disk fail
     url = publish("import time; print('secret', flush=True); time.sleep(60)", default_timeout=0.3)
     answer = client.get(url)
@@ -118,8 +120,8 @@ def test_too_late(client: httpx.Client, publish: Publish, server: Server) -> Non
     assert server.log.count("request_failed") == before, "what a guest does is no failure of the service"
 
 
-def test_headers_that_are_not_a_guests(client: httpx.Client, publish: Publish) -> None:
-    wanted = {
+def test_headers_that_guests_may_not_set(client: httpx.Client, publish: Publish) -> None:
+    headers = {
         **dict.fromkeys(("Connection", "Keep-Alive", "Upgrade", "Trailer", "TE", "Proxy-Authenticate"), "evil"),
         **dict.fromkeys(("Transfer-Encoding", "X-Request-Id", "X-Era-Run", "X-Content-Type-Options"), "evil"),
         **dict.fromkeys(("Clear-Site-Data", "Strict-Transport-Security", "Alt-Svc", "NEL", "Report-To"), "evil"),
@@ -130,7 +132,7 @@ def test_headers_that_are_not_a_guests(client: httpx.Client, publish: Publish) -
         "X-Own": ["1", 2],
         "Location": "https://elsewhere.example/",
     }
-    answer = client.get(publish(printing({"status": 302, "headers": wanted, "body": "all of it"})))
+    answer = client.get(publish(printing({"status": 302, "headers": headers, "body": "all of it"})))
     assert answer.status_code == 302
     assert answer.text == "all of it"
     assert not [value for value in answer.headers.values() if "evil" in value]

@@ -93,34 +93,34 @@ def attack(server: Server, browser: Browser, code: str) -> tuple[dict[str, str],
         browser.open(f"{server.url}/docs")
         browser.look(f"document.cookie = 'canary={CANARY}', localStorage.setItem('canary', '{CANARY}')")
         browser.open(f"{server.url}/proxy/evil/3000/page")
-        told: dict[str, str] = browser.look("window.told")
+        outcomes: dict[str, str] = browser.look("window.told")
         sessions = {session["id"] for session in client.get("/api/sessions").json()["sessions"]}
     browser.open("about:blank")
-    return told, sessions
+    return outcomes, sessions
 
 
 @pytest.mark.parametrize("code", [PLAIN, WITH_A_POLICY], ids=["as it is", "with a policy of its own"])
-def test_a_page_can_do_nothing_here(server: Server, browser: Browser, code: str) -> None:
-    told, sessions = attack(server, browser, code)
-    assert {name: outcome for name, outcome in told.items() if not outcome.startswith("refused: ")} == {}
-    assert len(told) == 9
+def test_a_sessions_page_can_not_attack_the_service(server: Server, browser: Browser, code: str) -> None:
+    outcomes, sessions = attack(server, browser, code)
+    assert {name: outcome for name, outcome in outcomes.items() if not outcome.startswith("refused: ")} == {}
+    assert len(outcomes) == 9
     assert sessions == {CANARY, "evil"}
 
 
-def test_without_the_sandbox_it_could(
+def test_without_the_sandbox_policy_the_attacks_succeed(
     own_server: MakeServer, browser: Browser, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("tests.conftest.Server", WeakServer)
-    told, sessions = attack(own_server(spares="0"), browser, PLAIN)
+    outcomes, sessions = attack(own_server(spares="0"), browser, PLAIN)
     for name in ("read", "frame", "cookie", "storage"):
-        assert CANARY in told[name], told
-    assert "42" in told["execute"]
-    assert told["worker"] == "registered"
-    assert told["dashboard"].startswith("refused: "), "the server's own pages are never in a frame"
+        assert CANARY in outcomes[name], outcomes
+    assert "42" in outcomes["execute"]
+    assert outcomes["worker"] == "registered"
+    assert outcomes["dashboard"].startswith("refused: "), "the server's own pages are never in a frame"
     assert sessions == {CANARY, f"{CANARY}-gone", "evil", "made-by-a-page"}
 
 
-def test_pages_work(client: httpx.Client, server: Server, browser: Browser) -> None:
+def test_scripts_forms_and_cors_of_pages_work(client: httpx.Client, server: Server, browser: Browser) -> None:
     """Scripts and forms do, and so does a page that asks its own session with CORS."""
     page = (
         "<title>first</title><script>window.told = fetch('data').then((answer) => answer.text())</script>"
@@ -212,14 +212,14 @@ ThreadingHTTPServer(("127.0.0.1", 3000), Handler).serve_forever()
 """
 
 
-def test_a_live_page(client: httpx.Client, server: Server, browser: Browser) -> None:
+def test_a_live_page_uses_fetch_events_and_websockets(client: httpx.Client, server: Server, browser: Browser) -> None:
     """A page of a server in a session asks it with fetch and gets its events, and a WebSocket of another session's."""
     for name, language, code in (("app", "python", LIVE), ("echo", "node", WEBSOCKET_ECHO)):
         client.post("/api/sessions", json={"language": language, "session_id": name})
         start_in_background(client, name, code, timeout=60)
     browser.open(f"{server.url}/proxy/app/3000/")
-    told = browser.look("window.told")
+    outcomes = browser.look("window.told")
     browser.open("about:blank")
-    assert told == {
+    assert outcomes == {
         "fetched": "some data", "sent": "some data", "refused": "TypeError", "events": "0,1,2", "echoed": "hello"
     }  # fmt: skip

@@ -16,7 +16,7 @@ from typing import IO
 import httpx
 import pytest
 
-from tests.api.stored_code import COUNTER, SEEN, Publish, raw
+from tests.api.stored_code import COUNTER, SEEN, Publish
 from tests.conftest import MakeServer, Server
 
 
@@ -43,14 +43,14 @@ def test_the_request_is_seen(client: httpx.Client, publish: Publish, server: Ser
 
 
 @pytest.mark.parametrize("language", ["node", "typescript"])
-def test_other_languages(client: httpx.Client, publish: Publish, language: str) -> None:
+def test_the_request_is_seen_in_other_languages(client: httpx.Client, publish: Publish, language: str) -> None:
     code = "console.log(JSON.stringify({status: 202, body: process.env.ERA_HTTP_METHOD + process.env.ERA_HTTP_PATH}))"
     answer = client.patch(f"{publish(code, language)}/x", content=b"{}")
     assert (answer.status_code, answer.text) == (202, "PATCH/x")
 
 
 @pytest.mark.parametrize("end", ["/3000/", "/3000", "/", ""])
-def test_no_path_is_a_slash(client: httpx.Client, publish: Publish, end: str) -> None:
+def test_an_empty_path_is_a_slash(client: httpx.Client, publish: Publish, end: str) -> None:
     where = publish(SEEN).split("/")[2]
     seen = client.get(f"/proxy/{where}{end}").json()
     assert (seen["ERA_HTTP_PATH"], seen["ERA_HTTP_QUERY"], seen["ERA_HTTP_BODY"]) == ("/", "", "")
@@ -65,13 +65,13 @@ def test_any_method(client: httpx.Client, publish: Publish, method: str) -> None
 
 
 @pytest.mark.parametrize("body", [b"\xff\xfe", b"a\0b", bytes(range(256))])
-def test_bodies_that_are_no_text(client: httpx.Client, publish: Publish, body: bytes) -> None:
+def test_binary_bodies_are_base64(client: httpx.Client, publish: Publish, body: bytes) -> None:
     seen = client.post(publish(SEEN), content=body).json()
     assert seen["ERA_HTTP_BODY_ENCODING"] == "base64"
     assert base64.b64decode(seen["ERA_HTTP_BODY"]) == body
 
 
-def test_too_large_for_an_environment(client: httpx.Client, publish: Publish) -> None:
+def test_bodies_too_large_for_environment_variables_are_413(client: httpx.Client, publish: Publish) -> None:
     # A child gets the environment by a system call, which has the kernel's bound.
     url = publish("import subprocess; print(subprocess.run(['true']).returncode)")
     room = (128 << 10) - len("ERA_HTTP_BODY=") - 1
@@ -97,7 +97,7 @@ def test_headers_are_cleaned(server: Server, publish: Publish) -> None:
         b"Cookie: era-session-b=2; more=secret\r\nX-Latin: \xe4\r\nAuthorization: Basic sender\r\n"
         b"Transfer-Encoding: chunked\r\n\r\n2\r\nhi\r\n0\r\n\r\n"
     )
-    seen = json.loads(raw(server, request).partition(b"\r\n\r\n")[2])
+    seen = json.loads(server.exchange(request).partition(b"\r\n\r\n")[2])
     headers = json.loads(seen["ERA_HTTP_HEADERS"])
     assert seen["ERA_HTTP_BODY"] == "hi"
     assert headers == {
@@ -111,8 +111,6 @@ def test_headers_are_cleaned(server: Server, publish: Publish) -> None:
 
 
 HEAD = b"POST URL HTTP/1.1\r\nHost: SELF\r\nConnection: close\r\n"
-
-
 ENDED = b"Content-Length: 2\r\n\r\nhi"
 
 
@@ -135,9 +133,9 @@ ENDED = b"Content-Length: 2\r\n\r\nhi"
         HEAD.replace(b"URL", b"URL/\xff\0") + ENDED,
     ],
 )
-def test_bytes_that_no_run_comes_of(client: httpx.Client, publish: Publish, server: Server, sent: bytes) -> None:
+def test_malformed_requests_start_no_run(client: httpx.Client, publish: Publish, server: Server, sent: bytes) -> None:
     url = publish(COUNTER)
-    received = raw(server, sent.replace(b"URL", url.encode()))
+    received = server.exchange(sent.replace(b"URL", url.encode()))
     assert b"HTTP/1.1 4" in received[:10]
     assert len(re.findall(rb"HTTP/1\.1 \d{3} ", received)) == 1
     time.sleep(0.05)
@@ -153,7 +151,7 @@ class ImpatientServer(Server):
         return subprocess.Popen([sys.executable, "-c", changed, "serve"], stdout=log, stderr=log, env=environment)
 
 
-def test_a_body_that_trickles(own_server: MakeServer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_body_that_trickles_is_408(own_server: MakeServer, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each piece comes in time, and the whole never does."""
     monkeypatch.setattr("tests.conftest.Server", ImpatientServer)
     server = own_server(spares="0")
@@ -173,12 +171,12 @@ def test_a_body_that_trickles(own_server: MakeServer, monkeypatch: pytest.Monkey
         assert client.get("/api/sessions/s/runs").json()["count"] == 0
 
 
-def test_an_upgrade_and_then_nothing_that_was_asked_for(publish: Publish, server: Server) -> None:
+def test_bytes_after_an_upgrade_are_no_second_request(publish: Publish, server: Server) -> None:
     """After it has been answered, what comes on the connection is no second request, and it is closed."""
     request = b"GET " + publish(COUNTER).encode() + b" HTTP/1.1\r\nHost: SELF\r\nConnection: Upgrade\r\n"
     request += b"Upgrade: websocket\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: eA==\r\n\r\n"
     began = time.monotonic()
-    received = raw(server, request + b"\x81\x05hello")
+    received = server.exchange(request + b"\x81\x05hello")
     assert time.monotonic() - began < 12
     assert re.findall(rb"HTTP/1\.1 (\d{3}) ", received)[:1] in ([b"201"], [b"400"])
     assert b"101 " not in received
@@ -187,6 +185,6 @@ def test_an_upgrade_and_then_nothing_that_was_asked_for(publish: Publish, server
 def test_an_upgrade_is_an_ordinary_call(publish: Publish, server: Server) -> None:
     request = b"GET " + publish(SEEN).encode() + b" HTTP/1.1\r\nHost: SELF\r\nConnection: Upgrade, close\r\n"
     request += b"Upgrade: websocket\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: eA==\r\n\r\n"
-    received = raw(server, request)
+    received = server.exchange(request)
     assert received.startswith(b"HTTP/1.1 200 ")
     assert b"upgrade" not in received.lower()

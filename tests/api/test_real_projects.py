@@ -73,9 +73,9 @@ def test_a_flask_app_and_its_tests(server: Server, client: httpx.Client, run: Ru
     where = make(client, setup, service="flask --app shop run --port $PORT", default_timeout=60)
     write(tmp_path, **FLASK)
     era(server, "push", str(tmp_path), "--session", where)
-    told = run(where, "import pytest, sys\nsys.exit(pytest.main(['-q']))")
-    assert (told["exit_code"], told["stderr"]) == (0, ""), told
-    assert "4 passed" in told["stdout"]
+    outcome = run(where, "import pytest, sys\nsys.exit(pytest.main(['-q']))")
+    assert (outcome["exit_code"], outcome["stderr"]) == (0, ""), outcome
+    assert "4 passed" in outcome["stdout"]
     url = f"/proxy/{where}/3000"
     assert client.get(f"{url}/").text == "<ul><li>tea</li></ul>"
     answer = client.put(f"{url}/items/milk", json={"price": 2})
@@ -83,9 +83,9 @@ def test_a_flask_app_and_its_tests(server: Server, client: httpx.Client, run: Ru
     assert "<li>milk</li>" in client.get(f"{url}/").text
     assert client.get(f"{url}/items/gold").status_code == 404
     client.put(f"/api/sessions/{where}/files/tests/test_more.py", content=b"def test_wrong(): assert 1 == 2\n")
-    told = run(where, "import pytest, sys\nsys.exit(pytest.main(['-q']))")
-    assert (told["exit_code"], told["status"]) == (1, "failed")
-    assert "1 failed, 4 passed" in told["stdout"]
+    outcome = run(where, "import pytest, sys\nsys.exit(pytest.main(['-q']))")
+    assert (outcome["exit_code"], outcome["status"]) == (1, "failed")
+    assert "1 failed, 4 passed" in outcome["stdout"]
 
 
 EXPRESS = {
@@ -200,6 +200,6 @@ def test_a_go_module_with_two_dependencies(
     write(tmp_path / "project", **GO)
     era(server, "push", str(tmp_path / "project"), "--session", where)
     with server.client() as client:
-        told = client.post(f"/api/sessions/{where}/run", json={"code": MAIN, "env": {"TEXT": "stop"}}).json()
-        assert (told["stdout"], told["stderr"]) == ("red STOP!\n", ""), told
+        outcome = client.post(f"/api/sessions/{where}/run", json={"code": MAIN, "env": {"TEXT": "stop"}}).json()
+        assert (outcome["stdout"], outcome["stderr"]) == ("red STOP!\n", ""), outcome
         assert {file["path"] for file in client.get(f"/api/sessions/{where}/files").json()["files"]} == set(GO)

@@ -13,35 +13,18 @@ from urllib.parse import quote
 import httpx
 import pytest
 
-from tests.api.answers import JSON, refused, send
+from tests.api.answers import JSON, refused, send_json
 from tests.conftest import MakeServer, MakeSession, Server, eventually
 
 ID = "/api/sessions/there"
-
-
 CREATE = ("POST", "/api/sessions")
-
-
 RUN = ("POST", f"{ID}/run")
-
-
 PATCH = ("PATCH", ID)
-
-
 CODE = ("PUT", f"{ID}/code")
-
-
 EXECUTE = ("POST", "/api/execute")
-
-
 DEEP = '{"a":' * 64 + "{}" + "}" * 64
-
-
 MANY = '{"a":' * 100_000 + "1" + "}" * 100_000
-
-
 LARGE = '{"a":"' + "x" * 2**20 + '"}'
-
 
 BODIES: dict[str, tuple[tuple[str, str], str, int, str]] = {
     # unknown fields
@@ -141,11 +124,11 @@ BODIES: dict[str, tuple[tuple[str, str], str, int, str]] = {
 
 
 @pytest.mark.parametrize("name", BODIES)
-def test_a_body_that_is_not_right_is_refused(client: httpx.Client, session: MakeSession, name: str) -> None:
+def test_an_invalid_body_is_refused(client: httpx.Client, session: MakeSession, name: str) -> None:
     (method, path), body, status, word = BODIES[name]
     session(session_id="there", data={"n": 1})
     before = client.get("/api/sessions").json()
-    refused(send(client, method, path, body), status, word)
+    refused(send_json(client, method, path, body), status, word)
     assert client.get("/api/sessions").json() == before
 
 
@@ -159,18 +142,18 @@ def test_a_body_that_is_not_right_is_refused(client: httpx.Client, session: Make
     ],
 )
 def test_a_body_that_is_not_utf8_is_refused(client: httpx.Client, body: bytes, word: str) -> None:
-    refused(send(client, "POST", "/api/sessions", body), 400, word)
+    refused(send_json(client, "POST", "/api/sessions", body), 400, word)
 
 
 @pytest.mark.parametrize("kind", [None, "", "text/plain", "application/x-www-form-urlencoded", "multipart/form-data"])
-def test_a_body_counts_only_as_json(client: httpx.Client, kind: str | None) -> None:
+def test_a_body_needs_the_content_type_of_json(client: httpx.Client, kind: str | None) -> None:
     headers = {} if kind is None else {"content-type": kind}
     refused(client.post("/api/sessions", content=b'{"language":"python"}', headers=headers), 400, "Content-Type")
     assert client.get("/api/sessions").json()["count"] == 0
 
 
 @pytest.mark.parametrize("chunked", [False, True])
-def test_a_body_over_16_mib_is_refused_whether_its_length_is_told_or_not(client: httpx.Client, chunked: bool) -> None:
+def test_a_body_over_16_mib_is_refused_with_or_without_a_length(client: httpx.Client, chunked: bool) -> None:
     pieces = [b'{"language":"python","data":"', *[b"x" * 2**20] * 16, b'"}']
     content: Any = iter(pieces) if chunked else b"".join(pieces)
     refused(client.post("/api/sessions", content=content, headers=JSON), 413, "bytes")
@@ -201,7 +184,7 @@ def test_an_id_of_the_documented_form_is_taken(client: httpx.Client, session: Ma
      "cursor=" + "9" * 64, "cursor=" + "x" * 65, "status=done", "language=cobol", "include=all"],
     ids=lambda query: query[:12],
 )  # fmt: skip
-def test_a_query_that_is_not_right_is_refused(client: httpx.Client, session: MakeSession, query: str) -> None:
+def test_an_invalid_query_is_refused(client: httpx.Client, session: MakeSession, query: str) -> None:
     path = f"/api/sessions/{session()}" if query.startswith("include") else "/api/sessions"
     refused(client.get(f"{path}?{query}"), 400, query.partition("=")[0])
 
@@ -226,17 +209,17 @@ def test_a_method_that_a_path_does_not_have_is_405(
         assert answer.status_code in (400, 405)
         return
     assert refused(answer, 405, method)["code"] == "method_not_allowed"
-    told = {name.strip() for name in answer.headers["allow"].split(",")}
-    assert told - {"HEAD"} <= allowed
-    assert told
+    methods = {name.strip() for name in answer.headers["allow"].split(",")}
+    assert methods - {"HEAD"} <= allowed
+    assert methods
 
 
 @pytest.mark.parametrize("path", ["/api", "/api/nothing", "/api/sessions/x/nothing", "/nothing", "/api/execute/"])
-def test_a_path_that_is_none_is_404(client: httpx.Client, path: str) -> None:
+def test_an_unknown_path_is_404(client: httpx.Client, path: str) -> None:
     refused(client.get(path), 404)
 
 
-def test_bytes_that_are_no_request_are_400(server: Server) -> None:
+def test_malformed_requests_are_400(server: Server) -> None:
     host, port = server.url.removeprefix("http://").split(":")
     for request in (b"GET /api/sessions/\xff\xfe HTTP/1.1\r\nHost: x\r\n\r\n", b"\0\0\0\r\n\r\n"):
         with socket.create_connection((host, int(port)), timeout=5) as connection:
@@ -245,7 +228,6 @@ def test_bytes_that_are_no_request_are_400(server: Server) -> None:
 
 
 SECRET = "s3cr3t-in-env"
-
 
 LEAKS = {
     "beside a number": f'{{"code":"1","env":{{"A":"{SECRET}","B":5}}}}',
@@ -272,7 +254,7 @@ def test_a_value_of_env_is_in_no_error_and_no_log(
 ) -> None:
     where = session()
     for path in (f"/api/sessions/{where}/run", f"/api/sessions/{where}/stream", "/api/execute", "/api/sessions"):
-        answer = send(client, "POST", path, LEAKS[name])
+        answer = send_json(client, "POST", path, LEAKS[name])
         assert 400 <= answer.status_code < 500
         assert SECRET not in answer.text + str(answer.headers)
     assert SECRET not in server.log

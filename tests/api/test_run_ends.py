@@ -14,7 +14,9 @@ from tests.conftest import MakeSession, Run
     ("signal", "exit_code"), [("SIGKILL", 137), ("SIGTERM", 143), ("SIGSEGV", 139), ("SIGABRT", 134), ("SIGHUP", 129)]
 )
 @pytest.mark.parametrize("language", ["python", "node"])
-def test_death_by_a_signal_is_told(session: MakeSession, run: Run, language: str, signal: str, exit_code: int) -> None:
+def test_death_by_a_signal_is_reported(
+    session: MakeSession, run: Run, language: str, signal: str, exit_code: int
+) -> None:
     code = {
         "python": f"import os, signal, time; os.kill(os.getpid(), signal.{signal}); time.sleep(5)",
         "node": f"process.kill(process.pid, '{signal}'); setTimeout(() => 0, 5000);",
@@ -57,7 +59,7 @@ setInterval((): void => {}, 1000);
 
 
 @pytest.mark.parametrize("language", ["python", "node", "typescript"])
-def test_a_timeout_keeps_what_was_said_and_written_before(
+def test_a_timeout_keeps_output_and_files_written_before(
     client: httpx.Client, session: MakeSession, run: Run, language: str
 ) -> None:
     where = session(language)

@@ -21,8 +21,8 @@ def test_output_is_capped_and_the_servers_memory_stays_flat(own_server: MakeServ
         def run(code: str, **fields: Any) -> dict[str, Any]:
             answer = client.post("/api/sessions/loud/run", json={"code": code, **fields})
             assert answer.status_code == 200, answer.text
-            told: dict[str, Any] = answer.json()
-            return told
+            body: dict[str, Any] = answer.json()
+            return body
 
         def lengths(answer: dict[str, Any]) -> tuple[int, bool, int, bool]:
             return (

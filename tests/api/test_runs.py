@@ -9,19 +9,21 @@ import httpx
 import pytest
 
 from era.wire.runs import RunRecordsAnswer
-from tests.api.answers import assert_recent, checked, record, refused
+from tests.api.answers import assert_recent, checked, refused, run_record
 from tests.conftest import MakeServer, MakeSession, Run, eventually
 
 
 def test_a_run_leaves_a_record(client: httpx.Client, session: MakeSession, run: Run) -> None:
     where = session()
-    told = run(where, "import sys; print('out'); print('error', file=sys.stderr); sys.exit(3)", env={"KEY": "s3cret"})
-    body = record(client, where, told["run_id"])
+    outcome = run(
+        where, "import sys; print('out'); print('error', file=sys.stderr); sys.exit(3)", env={"KEY": "s3cret"}
+    )
+    body = run_record(client, where, outcome["run_id"])
     assert body["session_id"] == where
-    assert (body["status"], body["exit_code"], body["duration"]) == ("failed", 3, told["duration"])
+    assert (body["status"], body["exit_code"], body["duration"]) == ("failed", 3, outcome["duration"])
     assert (body["stdout_bytes"], body["stderr_bytes"]) == (4, 6)
     assert (body["stdout_truncated"], body["stderr_truncated"]) == (False, False)
-    assert body["state"] == told["state"] == {"version": 2, "committed": True, "reason": None}
+    assert body["state"] == outcome["state"] == {"version": 2, "committed": True, "reason": None}
     assert_recent(body["started_at"])
     assert body["started_at"] <= body["ended_at"]
     assert body["cpu_seconds"] is None or 0 <= body["cpu_seconds"] < 10
@@ -30,11 +32,11 @@ def test_a_run_leaves_a_record(client: httpx.Client, session: MakeSession, run: 
     assert "s3cret" not in str(body)
 
     broken = run(where, "open('.session_data.json', 'w').write('[')")
-    body = record(client, where, broken["run_id"])
+    body = run_record(client, where, broken["run_id"])
     assert body["state"] == broken["state"]
     assert (body["state"]["committed"], body["state"]["version"]) == (False, 2)
     late = run(where, "while True: pass", timeout=0.2)
-    assert record(client, where, late["run_id"])["status"] == "timeout"
+    assert run_record(client, where, late["run_id"])["status"] == "timeout"
 
 
 def test_records_come_newest_first_in_pages(client: httpx.Client, session: MakeSession, run: Run) -> None:
@@ -61,8 +63,8 @@ def test_records_come_newest_first_in_pages(client: httpx.Client, session: MakeS
 @pytest.mark.parametrize("size", [0, 1, 16 << 10, (16 << 10) + 1, 300_000], ids=str)
 def test_the_whole_output_is_kept(size: int, client: httpx.Client, session: MakeSession, run: Run) -> None:
     where = session()
-    told = run(where, f"import os, sys; os.write(2, b'e' * {size // 2}); sys.stdout.write('ü' + 'x' * {size})")
-    url = f"/api/sessions/{where}/runs/{told['run_id']}"
+    outcome = run(where, f"import os, sys; os.write(2, b'e' * {size // 2}); sys.stdout.write('ü' + 'x' * {size})")
+    url = f"/api/sessions/{where}/runs/{outcome['run_id']}"
     answer = client.get(f"{url}/stdout")
     assert answer.status_code == 200
     assert answer.content == "ü".encode() + b"x" * size
@@ -93,7 +95,7 @@ RANGES = {
 }
 
 
-def test_parts_of_an_output(client: httpx.Client, session: MakeSession, run: Run) -> None:
+def test_ranges_of_an_output(client: httpx.Client, session: MakeSession, run: Run) -> None:
     where = session()
     url = f"/api/sessions/{where}/runs/{run(where, "print('0123456789', end='')")['run_id']}/stdout"
     for header, (status, content, where_in) in RANGES.items():
@@ -111,11 +113,11 @@ def test_output_over_the_cap_is_kept_up_to_it(own_server: MakeServer) -> None:
     server = own_server(output_bytes="20000")
     with server.client() as client:
         client.post("/api/sessions", json={"language": "python", "session_id": "s"})
-        told = client.post("/api/sessions/s/run", json={"code": "print('x' * 50000)"}).json()
-        body = client.get(f"/api/sessions/s/runs/{told['run_id']}").json()
+        outcome = client.post("/api/sessions/s/run", json={"code": "print('x' * 50000)"}).json()
+        body = client.get(f"/api/sessions/s/runs/{outcome['run_id']}").json()
         assert body["stdout_truncated"]
-        kept = client.get(f"/api/sessions/s/runs/{told['run_id']}/stdout")
-        assert kept.text == told["stdout"]
+        kept = client.get(f"/api/sessions/s/runs/{outcome['run_id']}/stdout")
+        assert kept.text == outcome["stdout"]
         assert len(kept.content) == body["stdout_bytes"] == 20000
 
 
@@ -128,7 +130,7 @@ def test_a_run_under_way_can_be_seen(client: httpx.Client, session: MakeSession)
     thread.start()
     try:
         runs = eventually(lambda: client.get(f"/api/sessions/{where}/runs").json()["runs"])
-        body = record(client, where, runs[0]["run_id"])
+        body = run_record(client, where, runs[0]["run_id"])
         assert (body["status"], body["ended_at"], body["exit_code"], body["duration"]) == ("running", "", None, None)
         assert body["state"] == {"version": None, "committed": False, "reason": None}
         url = f"/api/sessions/{where}/runs/{runs[0]['run_id']}/stdout"
@@ -151,12 +153,12 @@ def test_only_the_newest_outputs_are_kept(own_server: MakeServer) -> None:
         assert client.get(f"/api/sessions/s/runs/{ids[0]}").json()["stdout_bytes"] == 2
 
 
-def test_no_output_is_kept_where_none_is_wanted(own_server: MakeServer) -> None:
+def test_no_output_is_kept_when_outputs_kept_is_0(own_server: MakeServer) -> None:
     server = own_server(outputs_kept="0")
     with server.client() as client:
         client.post("/api/sessions", json={"language": "python", "session_id": "s"})
-        told = client.post("/api/sessions/s/run", json={"code": "print('word' * 9999)"}).json()
-        refused(client.get(f"/api/sessions/s/runs/{told['run_id']}/stdout"), 404)
+        outcome = client.post("/api/sessions/s/run", json={"code": "print('word' * 9999)"}).json()
+        refused(client.get(f"/api/sessions/s/runs/{outcome['run_id']}/stdout"), 404)
     assert not any(path.is_file() and b"wordword" in path.read_bytes() for path in server.data_dir.rglob("*"))
 
 
@@ -164,7 +166,7 @@ def test_records_and_outputs_outlive_a_kill(own_server: MakeServer) -> None:
     server = own_server(spares="0")
     with server.client() as client:
         client.post("/api/sessions", json={"language": "python", "session_id": "s"})
-        told = client.post("/api/sessions/s/run", json={"code": "print('x' * 30000)"}).json()
+        outcome = client.post("/api/sessions/s/run", json={"code": "print('x' * 30000)"}).json()
         before = client.get("/api/sessions/s/runs").json()
         thread = threading.Thread(target=_run_until_hangup, args=(server.url,))
         thread.start()
@@ -175,7 +177,7 @@ def test_records_and_outputs_outlive_a_kill(own_server: MakeServer) -> None:
     with server.client() as client:
         lost, kept = client.get("/api/sessions/s/runs").json()["runs"]
         assert [kept] == before["runs"]
-        assert client.get(f"/api/sessions/s/runs/{told['run_id']}/stdout").text == told["stdout"]
+        assert client.get(f"/api/sessions/s/runs/{outcome['run_id']}/stdout").text == outcome["stdout"]
         assert (lost["status"], lost["exit_code"]) == ("lost", None)
         assert lost["ended_at"]
         assert lost["state"]["reason"]

@@ -77,7 +77,7 @@ def test_every_call_that_runs_gives_placeholders(client: httpx.Client, session: 
     ],
     ids=range(24),
 )
-def test_what_cannot_be_a_secret_is_refused_unquoted(client: httpx.Client, session: MakeSession, given: Any) -> None:
+def test_invalid_secrets_are_refused_and_not_quoted(client: httpx.Client, session: MakeSession, given: Any) -> None:
     for path in (f"/api/sessions/{session()}/run", "/api/execute"):
         body = {"code": "", "env": {"E": "1"}, "secrets": given}
         answer = client.post(path, json=body if "sessions" in path else {**body, "language": "python"})
@@ -86,7 +86,7 @@ def test_what_cannot_be_a_secret_is_refused_unquoted(client: httpx.Client, sessi
         assert "29071" not in answer.text
 
 
-def test_other_secrets_are_another_request(client: httpx.Client, session: MakeSession) -> None:
+def test_other_secrets_are_another_idempotent_request(client: httpx.Client, session: MakeSession) -> None:
     url = f"/api/sessions/{session(allowInternetAccess=False)}/run"
 
     def post(given: dict[str, Any]) -> httpx.Response:
@@ -100,18 +100,18 @@ def test_other_secrets_are_another_request(client: httpx.Client, session: MakeSe
         refused(post(other), 409, "another request")
 
 
-def test_no_value_shows_where_objects_are_shown() -> None:
-    one = secret("A", VALUE, ["api.example.com"], {})
-    request = RunRequest("http://h", secrets=[one])
+def test_no_repr_shows_a_value() -> None:
+    shown = secret("A", VALUE, ["api.example.com"], {})
+    request = RunRequest("http://h", secrets=[shown])
     body = RunBody.model_validate({"code": "", "secrets": secrets("A")})
-    assert VALUE not in f"{one!r} {one} {request!r} {body!r} {body}"
-    assert "api.example.com" in repr(one)
+    assert VALUE not in f"{shown!r} {shown} {request!r} {body!r} {body}"
+    assert "api.example.com" in repr(shown)
 
 
 def test_the_command_takes_the_value_from_its_own_environment(server: Server) -> None:
     words = ("run", "-", "--language", "python", "--secret", "A=api.example.com,*.example.org", "--secret", "B=b.test")
-    told = era(server, *words, stdin=CODE, A=VALUE, B="b")
-    assert PLACEHOLDERS.fullmatch(told.stdout), told
+    outcome = era(server, *words, stdin=CODE, A=VALUE, B="b")
+    assert PLACEHOLDERS.fullmatch(outcome.stdout), outcome
     assert "no variable B" in era(server, *words, stdin=CODE, A=VALUE).stderr
-    told = era(server, "run", "-", "-l", "py", "--secret", "A", stdin=CODE, A=VALUE)
-    assert (told.returncode, "NAME=api.example.com" in told.stderr) == (2, True)
+    outcome = era(server, "run", "-", "-l", "py", "--secret", "A", stdin=CODE, A=VALUE)
+    assert (outcome.returncode, "NAME=api.example.com" in outcome.stderr) == (2, True)

@@ -20,8 +20,8 @@ def put(client: httpx.Client, where: str, code: str, name: str = "app.py") -> No
 
 def runs(client: httpx.Client, where: str) -> list[dict[str, Any]]:
     """Newest first."""
-    told: list[dict[str, Any]] = client.get(f"/api/sessions/{where}/runs").json()["runs"]
-    return told
+    records: list[dict[str, Any]] = client.get(f"/api/sessions/{where}/runs").json()["runs"]
+    return records
 
 
 @pytest.fixture
@@ -37,7 +37,7 @@ def served(client: httpx.Client, session: MakeSession) -> MakeSession:
 
 
 @pytest.mark.parametrize("service", ["exec python3 app.py", ["python3", "app.py"], "cd . && python3 ./app.py"])
-def test_a_call_starts_it(client: httpx.Client, served: MakeSession, service: Any) -> None:
+def test_a_call_starts_the_service(client: httpx.Client, served: MakeSession, service: Any) -> None:
     where = served(service)
     assert client.get(f"/api/sessions/{where}").json()["service"] == service
     assert runs(client, where) == []
@@ -50,7 +50,7 @@ def test_a_call_starts_it(client: httpx.Client, served: MakeSession, service: An
     assert (elsewhere.status_code, elsewhere.headers["X-Era-Run"]) == (502, run["run_id"])
 
 
-def test_many_calls_start_it_once(client: httpx.Client, served: MakeSession, server: Server) -> None:
+def test_many_calls_start_the_service_once(client: httpx.Client, served: MakeSession, server: Server) -> None:
     where, answers = served(), []
 
     def call() -> None:
@@ -66,7 +66,7 @@ def test_many_calls_start_it_once(client: httpx.Client, served: MakeSession, ser
     assert len(runs(client, where)) == 1
 
 
-def test_variables(client: httpx.Client, served: MakeSession) -> None:
+def test_a_service_has_its_variables(client: httpx.Client, served: MakeSession) -> None:
     code = "import os\nos.environ['PORT'] == '3000' or exit(9)\nprint(sorted(os.environ), flush=True)\n" + HTTP_SERVER
     where = served(code=code, setup={"envs": {"OWN": "1", "PORT": "9"}})
     assert client.get(f"/proxy/{where}/3000/").status_code == 200
@@ -74,12 +74,12 @@ def test_variables(client: httpx.Client, served: MakeSession) -> None:
     assert all(f"'{name}'" in said for name in ("OWN", "ERA_SESSION_ID", "ERA_PROXY_URL"))
 
 
-def test_the_owner_has_the_turn(client: httpx.Client, served: MakeSession, run: Run) -> None:
+def test_the_owners_calls_end_the_service(client: httpx.Client, served: MakeSession, run: Run) -> None:
     where = served()
     assert client.get(f"/proxy/{where}/3000/write").status_code == 200
     began = time.monotonic()
-    told = run(where, "print(open('written.txt').read())")  # it has ended, and what it wrote is there
-    assert told["stdout"] == "x\n"
+    outcome = run(where, "print(open('written.txt').read())")  # it has ended, and what it wrote is there
+    assert outcome["stdout"] == "x\n"
     assert time.monotonic() - began < 10
     assert client.get(f"/proxy/{where}/3000/write").status_code == 200  # it is started again, and goes on from there
     put(client, where, "changed", "other.txt")  # a write of files ends it, too
@@ -110,7 +110,7 @@ def test_calls_wait_for_a_run_of_the_owners(client: httpx.Client, served: MakeSe
     assert [one["status"] for one in runs(client, where)] == ["running", "ok", "killed"]
 
 
-def test_another_service(client: httpx.Client, served: MakeSession) -> None:
+def test_changing_the_service_restarts_it(client: httpx.Client, served: MakeSession) -> None:
     where = served("python3 app.py")
     assert client.get(f"/proxy/{where}/3000/").status_code == 200
     changed = client.patch(f"/api/sessions/{where}", json={"service": ["python3", "-u", "app.py"]})
@@ -123,7 +123,7 @@ def test_another_service(client: httpx.Client, served: MakeSession) -> None:
     ("service", "status"),
     [("echo 'secret trace' >&2; exit 7", "failed"), (["no-such-program"], "failed"), ("kill -9 $$", "killed")],
 )
-def test_one_that_fails(client: httpx.Client, served: MakeSession, service: Any, status: str) -> None:
+def test_a_service_that_fails_is_503(client: httpx.Client, served: MakeSession, service: Any, status: str) -> None:
     where = served(service)
     began = time.monotonic()
     answer = client.get(f"/proxy/{where}/3000/")
@@ -140,7 +140,7 @@ def test_one_that_fails(client: httpx.Client, served: MakeSession, service: Any,
     assert len(runs(client, where)) <= 3  # it isn't started over and over
 
 
-def test_one_that_crashes_is_started_again(client: httpx.Client, served: MakeSession) -> None:
+def test_a_service_that_crashes_is_started_again(client: httpx.Client, served: MakeSession) -> None:
     crash = HTTP_SERVER.replace("    def on_hold", "    def on_crash(self):\n        os._exit(3)\n\n    def on_hold")
     where = served(code=crash)
     assert client.get(f"/proxy/{where}/3000/").status_code == 200
@@ -152,7 +152,7 @@ def test_one_that_crashes_is_started_again(client: httpx.Client, served: MakeSes
 
 
 @pytest.mark.parametrize("service", ["", [], [""], ["a\0b"], 7, {"x": 1}, ["x"] * 65, "x" * 5000])
-def test_what_is_no_service(client: httpx.Client, session: MakeSession, service: Any) -> None:
+def test_invalid_services_are_refused(client: httpx.Client, session: MakeSession, service: Any) -> None:
     answer = client.post("/api/sessions", json={"language": "python", "service": service})
     assert (answer.status_code, answer.json()["code"]) == (400, "invalid_field")
     where = session()
@@ -160,7 +160,7 @@ def test_what_is_no_service(client: httpx.Client, session: MakeSession, service:
     assert client.get(f"/api/sessions/{where}").json()["service"] is None
 
 
-def test_copies_and_capsules_have_it(client: httpx.Client, served: MakeSession, server: Server) -> None:
+def test_duplicates_and_capsules_keep_the_service(client: httpx.Client, served: MakeSession, server: Server) -> None:
     where = served(["python3", "app.py"])
     copy = client.post(f"/api/sessions/{where}/duplicate", json={"id": f"{where}-2"}).json()
     assert copy["service"] == ["python3", "app.py"]
@@ -172,16 +172,16 @@ def test_copies_and_capsules_have_it(client: httpx.Client, served: MakeSession, 
     assert made.json()["service"] == ["python3", "app.py"]
 
 
-def test_a_websocket_starts_it(client: httpx.Client, served: MakeSession, server: Server) -> None:
+def test_a_websocket_starts_the_service(client: httpx.Client, served: MakeSession, server: Server) -> None:
     where = served("exec node app.js", language="node")
     put(client, where, WEBSOCKET_ECHO, "app.js")
-    one = WebSocket(server, f"/proxy/{where}/3000/")
-    one.send(b"hello", 1)
-    assert one.receive() == (1, b"hello")
-    one.close()
+    websocket = WebSocket(server, f"/proxy/{where}/3000/")
+    websocket.send(b"hello", 1)
+    assert websocket.receive() == (1, b"hello")
+    websocket.close()
 
 
-def test_it_ends_when_nobody_calls_and_when_the_room_is_needed(own_server: MakeServer) -> None:
+def test_a_service_ends_when_idle_and_when_its_room_is_needed(own_server: MakeServer) -> None:
     server = own_server(idle_seconds="1", max_warm="2", spares="0", max_timeout="3")
     with server.client() as client:
         for name in ("a", "b", "c"):

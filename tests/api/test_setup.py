@@ -43,9 +43,9 @@ command = ['python3', '-c', 'import six; print(six.__file__)']
 print(subprocess.run(command, capture_output=True, text=True).stdout.strip() == six.__file__)
 print(subprocess.run(['idna', '--version'], capture_output=True).returncode)
 """
-    told = run(where, code, timeout=60)  # asked for before it is done: it waits
-    assert told["exit_code"] == 0, told
-    lines = told["stdout"].splitlines()
+    outcome = run(where, code, timeout=60)  # asked for before it is done: it waits
+    assert outcome["exit_code"] == 0, outcome
+    lines = outcome["stdout"].splitlines()
     assert re.fullmatch(r"/opt/env/lib/python3\.\d+/site-packages/six.py b'xn--tda.de' True", lines[0])
     assert lines[1:] == ["True", "True", "0"]
     found = settled(client, where)
@@ -66,8 +66,8 @@ def test_files_of_the_session_win_over_packages(client: httpx.Client, run: Run, 
     where = make(client, packages)
     assert client.put(f"/api/sessions/{where}/files/six.py", content=b"mine = 1").is_success
     assert run(where, "import six; print(six.mine)", timeout=60)["stdout"] == "1\n"
-    told = run(where, "import app.part", timeout=60)
-    assert "No module named 'app'" in told["stderr"]
+    outcome = run(where, "import app.part", timeout=60)
+    assert "No module named 'app'" in outcome["stderr"]
     client.put(f"/api/sessions/{where}/files/app/part.py", content=b"import idna; print(idna.__name__)")
     assert run(where, "import app.part")["stdout"] == "idna\n"
 
@@ -109,8 +109,8 @@ def test_forms_of_a_setup(
     client: httpx.Client, run: Run, setup: dict[str, Any], language: str, code: str, said: str
 ) -> None:
     where = make(client, setup, language)
-    told = run(where, code, timeout=60)
-    assert told["stdout"] == said, (told, settled(client, where))
+    outcome = run(where, code, timeout=60)
+    assert outcome["stdout"] == said, (outcome, settled(client, where))
 
 
 @pytest.mark.parametrize(
@@ -126,10 +126,10 @@ def test_what_cannot_be_installed_fails_and_says_why(
     client: httpx.Client, run: Run, setup: dict[str, Any], words: list[str]
 ) -> None:
     where = make(client, setup)
-    told = settled(client, where, "failed")["setup_result"]
-    assert [word for word in words if word not in told["error"]] == [], told
-    assert len(told["error"]) < 8192
-    assert (told["pip_packages"], told["npm_packages"]) == ([], [])
+    result = settled(client, where, "failed")["setup_result"]
+    assert [word for word in words if word not in result["error"]] == [], result
+    assert len(result["error"]) < 8192
+    assert (result["pip_packages"], result["npm_packages"]) == ([], [])
     assert environment(client, where)["environment"] is None
     assert run(where, "print('still usable')")["stdout"] == "still usable\n"
 
@@ -152,7 +152,7 @@ def test_what_cannot_be_installed_fails_and_says_why(
         {"envs": {"A": 1}},
     ],
 )
-def test_what_is_no_setup(client: httpx.Client, session: MakeSession, setup: Any) -> None:
+def test_invalid_setups_are_refused(client: httpx.Client, session: MakeSession, setup: Any) -> None:
     body = refused(client.post("/api/sessions", json={"language": "python", "setup": setup}), 400)
     assert "setup" in body["error"] or "env" in body["error"], body
     where = session()
@@ -160,7 +160,7 @@ def test_what_is_no_setup(client: httpx.Client, session: MakeSession, setup: Any
     assert client.get(f"/api/sessions/{where}").json()["setup"] is None
 
 
-def test_variables_of_every_run(client: httpx.Client, run: Run) -> None:
+def test_variables_of_a_setup_are_in_every_run(client: httpx.Client, run: Run) -> None:
     where = make(client, {"envs": {"A": "setup", "B": "setup", "ERA_SESSION": "no"}})
     code = "import os; print(os.environ['A'], os.environ['B'], os.environ['ERA_SESSION'])"
     assert run(where, code, env={"B": "run"})["stdout"] == "setup run true\n"
@@ -188,8 +188,8 @@ def test_a_setup_is_changed_and_taken_away(client: httpx.Client, run: Run, sessi
     code = f"import idna; print(idna.__file__[:8], open('kept').read()); {IS_OURS}"
     assert run(where, code, timeout=60)["stdout"] == "/opt/env 1\nFalse\n", "the old ones are gone, the files are not"
     assert environment(client, where)["environment"] != before["environment"]
-    told = client.patch(f"/api/sessions/{where}", json={"default_timeout": 5}).json()["metadata"]
-    assert told["setup_status"] == "completed", "other changes leave it alone"
+    body = client.patch(f"/api/sessions/{where}", json={"default_timeout": 5}).json()["metadata"]
+    assert body["setup_status"] == "completed", "other changes leave it alone"
     assert "setup_status" not in change(None)
     assert run(where, "import os; print(os.path.exists('/opt/env'))")["stdout"] == "False\n"
 
@@ -201,16 +201,16 @@ def test_the_same_setup_is_there_at_once_and_shared(client: httpx.Client, server
     directory = server.data_dir / "environments" / digest
     inode = directory.stat().st_ino
     second = make(client, {"npm": ["is-number", "ms@2"], "pip": {"requirements": "idna six six"}}, "node")
-    told = settled(client, second)
+    shown = settled(client, second)
     assert environment(client, second)["environment"] == digest
     assert directory.stat().st_ino == inode
-    assert told["setup_result"]["duration_ms"] < 100
+    assert shown["setup_result"]["duration_ms"] < 100
     copy = client.post(f"/api/sessions/{first}/duplicate", json={}).json()
     assert copy["setup_status"] == "completed"
     assert environment(client, copy["id"])["environment"] == digest
 
 
-def test_once_more(client: httpx.Client, server: Server, packages: Any) -> None:
+def test_a_setup_can_be_run_again(client: httpx.Client, server: Server, packages: Any) -> None:
     where = make(client, packages)
     settled(client, where)
     digest = environment(client, where)["environment"]
@@ -252,7 +252,7 @@ print('tried')
     assert run(make(client, packages, "node"), "console.log(require('ms')(1000))", timeout=60)["stdout"] == "1s\n"
 
 
-def test_without_a_registry(own_server: MakeServer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_known_packages_need_no_registry(own_server: MakeServer, monkeypatch: pytest.MonkeyPatch) -> None:
     """What is known needs none; what isn't fails, and can be tried again."""
     with serving() as registry:
         registry.put_python("one", "one-1.0-py3-none-any.whl", wheel("one", {"one.py": "x = 1"}))
@@ -310,7 +310,9 @@ def test_a_setup_that_was_cut_off_is_taken_up_again(own_server: MakeServer) -> N
         assert environment(client, where)["environment"] == digest
 
 
-def test_a_run_waits_no_longer_than_it_may(own_server: MakeServer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_waits_for_a_setup_no_longer_than_its_timeout(
+    own_server: MakeServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """For a registry that takes the connection and never answers."""
     with socket.create_server(("127.0.0.1", 0)) as silent:
         monkeypatch.setenv("UV_DEFAULT_INDEX", f"http://127.0.0.1:{silent.getsockname()[1]}/simple")
@@ -323,8 +325,8 @@ def test_a_run_waits_no_longer_than_it_may(own_server: MakeServer, monkeypatch: 
             assert body["code"] == "setup_under_way"
             assert 0.4 < time.monotonic() - begun < 2
             assert client.get(f"/api/sessions/{where}/runs").json()["runs"] == []
-            told = settled(client, where, "failed")["setup_result"]
-            assert "too long" in told["error"]
-            assert "ERA_SETUP_SECONDS" in told["error"]
+            result = settled(client, where, "failed")["setup_result"]
+            assert "too long" in result["error"]
+            assert "ERA_SETUP_SECONDS" in result["error"]
             run = client.post(f"/api/sessions/{where}/run", json={"code": "print(1)"})
             assert run.json()["stdout"] == "1\n"

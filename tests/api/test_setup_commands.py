@@ -53,19 +53,19 @@ def all_events(client: httpx.Client, where: str) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize("language", ["python", "node"])
-def test_what_commands_leave_is_the_session_s(client: httpx.Client, run: Run, language: str) -> None:
+def test_files_made_by_commands_are_the_sessions(client: httpx.Client, run: Run, language: str) -> None:
     commands = ["mkdir -p made && pwd > made/here", "ls -A; echo oops >&2", "yes | head -1 >> made/here"]
     commands += ['echo "$A $ERA_SESSION_ID" > named']
     where = make(client, {"commands": commands, "envs": {"A": "a b"}}, language)
-    told = settled(client, where)
-    result = told["setup_result"]
+    shown = settled(client, where)
+    result = shown["setup_result"]
     assert (result["commands_run"], result["error"]) == (commands, None)
     assert result["stdout"].splitlines() == [
         *(f"$ {commands[0]}", f"$ {commands[1]}", ".session_data.json", "made"),
         *(f"$ {commands[2]}", f"$ {commands[3]}"),
     ]
     assert result["stderr"] == "oops\n"
-    assert told["version"] == 2
+    assert shown["version"] == 2
     assert versions(client, where) == ["create", "setup"]
     assert client.get(f"/api/sessions/{where}/files/made/here").text == "/workspace\ny\n"
     assert client.get(f"/api/sessions/{where}/files/named").text == f"a b {where}\n"
@@ -110,10 +110,10 @@ def test_commands_have_packages_and_files(own_server: MakeServer, monkeypatch: p
         ("kill -9 $$", ["killed", "137"]),
     ],
 )
-def test_a_command_that_fails(client: httpx.Client, run: Run, command: str, words: list[str]) -> None:
+def test_a_failed_command_keeps_nothing(client: httpx.Client, run: Run, command: str, words: list[str]) -> None:
     where = make(client, {"commands": ["echo 1 > first", command, "echo never"]})
-    told = settled(client, where, "failed")
-    result = told["setup_result"]
+    shown = settled(client, where, "failed")
+    result = shown["setup_result"]
     assert [word for word in [*words, command, "Nothing of the commands is kept"] if word not in result["error"]] == []
     assert result["commands_run"] == ["echo 1 > first", command]
     assert "out" in result["stdout"] or "exit 7" not in command
@@ -124,7 +124,7 @@ def test_a_command_that_fails(client: httpx.Client, run: Run, command: str, word
     )
 
 
-def test_commands_have_the_session_s_limits_and_network(client: httpx.Client) -> None:
+def test_commands_have_the_sessions_limits_and_network(client: httpx.Client) -> None:
     full = make(client, {"commands": ["head -c 30000000 /dev/zero > big"]}, limits={"disk_mb": 8})
     assert "command" in settled(client, full, "failed")["setup_result"]["error"]
     # What a program is told that wants to go where nobody may: with internet it is judged, without it there's no way.
@@ -148,15 +148,15 @@ def test_commands_run_in_no_other_sandbox_than_was_asked_for(own_server: MakeSer
     server = own_server(hidden="/usr/bin/runsc")
     with server.client() as client:
         where = make(client, {"commands": ["true"]}, isolation="gvisor")
-        told = settled(client, where, "failed")
-        assert "runsc" in told["setup_result"]["error"]
-        assert told["setup_result"]["commands_run"] == []
+        shown = settled(client, where, "failed")
+        assert "runsc" in shown["setup_result"]["error"]
+        assert shown["setup_result"]["commands_run"] == []
         assert client.patch(f"/api/sessions/{where}", json={"isolation": "bubblewrap"}).is_success
         assert client.post(f"/api/sessions/{where}/setup").is_success
         settled(client, where)
 
 
-def test_what_is_no_command(client: httpx.Client) -> None:
+def test_invalid_commands_are_refused(client: httpx.Client) -> None:
     bad: list[Any] = [[""], ["a\0b"], ["x" * (65 << 10)], ["true"] * 51, [1], "true"]
     for commands in bad:
         body = {"language": "python", "setup": {"commands": commands}}
@@ -194,7 +194,7 @@ def test_another_setup_ends_the_one_under_way(client: httpx.Client) -> None:
     assert client.get(f"/api/sessions/{where}/files/made").text == "second\n"
 
 
-def test_events_as_they_come_and_however_late(client: httpx.Client, server: Server) -> None:
+def test_setup_events_are_streamed_and_replayed(client: httpx.Client, server: Server) -> None:
     where = make(client, {"commands": ["echo a; echo b >&2; while ! test -f /tmp/go; do sleep 0.1; done", "true"]})
     with following(client, where) as early:
         seen: list[dict[str, Any]] = []
@@ -222,14 +222,14 @@ def connections(server: Server) -> int:
     assert server.process is not None
     process = Path("/proc") / str(server.process.pid)
     tcp = {line.split()[9] for line in (process / "net/tcp").read_text().splitlines()[1:]}
-    found = 0
-    for one in (process / "fd").iterdir():
+    count = 0
+    for link in (process / "fd").iterdir():
         with suppress(FileNotFoundError):
-            found += os.readlink(one).removeprefix("socket:[").removesuffix("]") in tcp
-    return found
+            count += os.readlink(link).removeprefix("socket:[").removesuffix("]") in tcp
+    return count
 
 
-def test_who_has_no_setup_has_no_events(client: httpx.Client) -> None:
+def test_sessions_without_a_setup_have_no_events(client: httpx.Client) -> None:
     where = client.post("/api/sessions", json={"language": "python"}).json()["id"]
     refused(client.get(f"/api/sessions/{where}/setup/events"), 400, "no setup")
     refused(client.get("/api/sessions/none-such/setup/events"), 404)
@@ -237,9 +237,9 @@ def test_who_has_no_setup_has_no_events(client: httpx.Client) -> None:
 
 def test_endless_output_is_bounded(client: httpx.Client) -> None:
     where = make(client, {"commands": ["head -c 30000000 /dev/zero | tr '\\0' x", "seq 100000", "echo end"]})
-    told = settled(client, where)["setup_result"]
-    assert len(told["stdout"]) <= 4096
-    assert told["stdout"].endswith("$ echo end\nend\n")
+    result = settled(client, where)["setup_result"]
+    assert len(result["stdout"]) <= 4096
+    assert result["stdout"].endswith("$ echo end\nend\n")
 
 
 def test_a_setup_that_was_cut_off_begins_again(own_server: MakeServer) -> None:
@@ -257,7 +257,7 @@ def test_a_setup_that_was_cut_off_begins_again(own_server: MakeServer) -> None:
         assert client.get(f"/api/sessions/{where}/files/made").text == "x\n"
 
 
-def test_the_session_may_go_meanwhile(client: httpx.Client) -> None:
+def test_deleting_the_session_ends_its_setup(client: httpx.Client) -> None:
     where = make(client, {"commands": ["echo began; sleep 600"]})
     with following(client, where) as events:
         assert any(event.get("text") == "began" for event in events)

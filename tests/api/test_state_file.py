@@ -214,7 +214,7 @@ def test_other_languages_lose_nothing_either(session: MakeSession, run: Run, lan
 
 
 @pytest.mark.parametrize(("persistent", "note"), [(True, "old"), (False, "gone")])
-def test_a_spoiled_file_and_a_timeout_together_are_both_told(
+def test_a_spoiled_file_and_a_timeout_are_both_reported(
     session: MakeSession, run: Run, persistent: bool, note: str
 ) -> None:
     where = session(data=OLD, persistent=persistent)

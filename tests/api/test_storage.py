@@ -48,13 +48,13 @@ class GuestApi:
     def run(self, language: str, code: str, **fields: Any) -> dict[str, Any]:
         answer = self.client.post(f"/api/sessions/{self.session(language)}/run", json={"code": code, **fields})
         assert answer.status_code == 200, answer.text
-        told: dict[str, Any] = answer.json()
-        return told
+        body: dict[str, Any] = answer.json()
+        return body
 
     def says(self, language: str, code: str, **fields: Any) -> str:
-        told = self.run(language, code, **fields)
-        assert told["status"] == "ok", told
-        printed: str = told["stdout"]
+        outcome = self.run(language, code, **fields)
+        assert outcome["status"] == "ok", outcome
+        printed: str = outcome["stdout"]
         return printed
 
 
@@ -140,7 +140,7 @@ PRINTED = {
     "env", [{}, {"PYTHONHASHSEED": "0", "NODE_OPTIONS": "--stack-trace-limit=5"}], ids=["warm", "cold"]
 )
 @pytest.mark.parametrize("language", LANGUAGES)
-def test_programs_use_it_without_internet_and_without_a_key(
+def test_programs_use_the_storage_without_internet_and_without_a_key(
     inside: GuestApi, api: httpx.Client, language: str, env: dict[str, str]
 ) -> None:
     assert inside.says(language, PROGRAMS[language], env=env) == PRINTED.get(language, PRINTED["node"])
@@ -160,7 +160,7 @@ def test_sessions_share_what_is_in_a_namespace(inside: GuestApi, api: httpx.Clie
     assert api.get("/api/storage/kv/app/from").json() == {"value": "python", "metadata": None}
 
 
-def test_a_run_outside_of_any_session_has_it(api: httpx.Client) -> None:
+def test_execute_has_the_storage(api: httpx.Client) -> None:
     code = "import era_storage; print(era_storage.kv.set('app', 'k', 'v'))"
     answer = api.post("/api/execute", json={"language": "python", "code": code, "allowInternetAccess": False})
     assert answer.json()["stdout"] == "True\n"
@@ -177,10 +177,10 @@ def test_a_program_with_internet_does_not_ask_a_proxy(inside: GuestApi, api: htt
         api.patch(f"/api/sessions/{session}", json={"allowInternetAccess": False})
 
 
-def test_refusals_are_told_in_words(inside: GuestApi) -> None:
-    told = inside.run("python", "import era_storage; era_storage.d1.query('app', 'SELECT * FROM nowhere')")
-    assert told["status"] == "failed"
-    assert "StorageError: SQL: no such table: nowhere." in told["stderr"]
+def test_refusals_become_exceptions_with_a_message(inside: GuestApi) -> None:
+    outcome = inside.run("python", "import era_storage; era_storage.d1.query('app', 'SELECT * FROM nowhere')")
+    assert outcome["status"] == "failed"
+    assert "StorageError: SQL: no such table: nowhere." in outcome["stderr"]
     code = "require('./era_storage.js').KVStorage.set('a/b', 'k', 'v').catch((e) => console.log(e.status, e.code))"
     assert inside.says("node", code) == "400 bad_namespace\n"
 
@@ -195,7 +195,7 @@ def test_the_clients_are_no_files_of_the_session(inside: GuestApi, api: httpx.Cl
     assert files == []
 
 
-def test_files_in_directories_use_it(inside: GuestApi, api: httpx.Client) -> None:
+def test_modules_in_directories_find_the_clients(inside: GuestApi, api: httpx.Client) -> None:
     files = {
         "python": (
             "lib/db.py",
@@ -252,12 +252,12 @@ def test_a_program_may_write_a_client_of_its_own_and_load_it(inside: GuestApi) -
 
 
 def test_a_failed_require_shows_nothing_of_ours(inside: GuestApi) -> None:
-    told = inside.run("node", "require('./nowhere.js')")
-    assert "/era/" not in told["stderr"]
-    assert "Cannot find module './nowhere.js'" in told["stderr"]
+    outcome = inside.run("node", "require('./nowhere.js')")
+    assert "/era/" not in outcome["stderr"]
+    assert "Cannot find module './nowhere.js'" in outcome["stderr"]
 
 
-def test_child_processes_and_a_path_of_ones_own_find_it(inside: GuestApi) -> None:
+def test_child_processes_and_own_python_paths_find_the_client(inside: GuestApi) -> None:
     child = "import subprocess, sys; print(subprocess.run([sys.executable, '-c', 'import era_storage; print(1)'], capture_output=True, text=True).stdout)"
     assert inside.says("python", child) == "1\n\n"
     assert (
@@ -299,14 +299,14 @@ def raw(api: httpx.Client, method: str, path: str, body: Any = None) -> tuple[in
         "d1/..%2F..%2F..%2Fera.sqlite/query", "d1//query", "kv//k",
     ],
 )  # fmt: skip
-def test_what_is_no_namespace_or_key_is_refused(api: httpx.Client, path: str) -> None:
+def test_invalid_namespaces_and_keys_are_refused(api: httpx.Client, path: str) -> None:
     if path.startswith("d1"):
-        status, told = raw(api, "POST", f"/api/storage/{path}", {"sql": "SELECT 1"})
+        status, error = raw(api, "POST", f"/api/storage/{path}", {"sql": "SELECT 1"})
     else:
         body = {"value": "v"} if path.startswith("kv") else {"content": ""}
-        status, told = raw(api, "PUT", f"/api/storage/{path}", body)
-    assert status in (400, 404), told
-    assert told["hint"]
+        status, error = raw(api, "PUT", f"/api/storage/{path}", body)
+    assert status in (400, 404), error
+    assert error["hint"]
 
 
 @pytest.mark.parametrize(
@@ -329,7 +329,7 @@ def test_what_is_no_namespace_or_key_is_refused(api: httpx.Client, path: str) ->
         ("d1/app/query", {"sql": "SELECT zeroblob(1000000000)"}, 413),
     ],
 )
-def test_what_is_too_much_or_wrong_is_told_so(api: httpx.Client, path: str, body: Any, status: int) -> None:
+def test_invalid_and_too_large_requests_are_refused(api: httpx.Client, path: str, body: Any, status: int) -> None:
     method = "POST" if path.startswith("d1") else "PUT"
     answer = api.request(method, f"/api/storage/{path}", json=body)
     assert answer.status_code == status, answer.text
@@ -337,19 +337,19 @@ def test_what_is_too_much_or_wrong_is_told_so(api: httpx.Client, path: str, body
     assert api.get("/api/storage/kv/app").json()["keys"] == []
 
 
-def test_lists_come_in_pages(api: httpx.Client) -> None:
+def test_lists_of_objects_come_in_pages(api: httpx.Client) -> None:
     for n in range(7):
         api.put(f"/api/storage/r2/app/p/{n}", json={"content": ""})
-    found, cursor = [], None
+    keys, cursor = [], None
     while True:
         params: dict[str, Any] = {"prefix": "p/", "limit": 3} | ({"cursor": cursor} if cursor else {})
         page = api.get("/api/storage/r2/app", params=params).json()
-        found += [one["key"] for one in page["objects"]]
+        keys += [one["key"] for one in page["objects"]]
         cursor = page["cursor"]
         assert page["truncated"] is (cursor is not None)
         if not cursor:
             break
-    assert found == [f"p/{n}" for n in range(7)]
+    assert keys == [f"p/{n}" for n in range(7)]
     assert api.get("/api/storage/kv/app", params={"cursor": "?"}).status_code == 400
     assert api.get("/api/storage/kv/app", params={"limit": 1001}).status_code == 400
 
@@ -392,7 +392,7 @@ def test_what_was_acknowledged_outlives_a_kill_and_programs_need_no_key(own_serv
 # -- hostile ----------------------------------------------------------------------------------------------------
 
 
-def test_nothing_else_of_the_api_is_there(inside: GuestApi, api: httpx.Client) -> None:
+def test_no_other_route_is_served_inside(inside: GuestApi, api: httpx.Client) -> None:
     """The paths answer 200 outside, so a guest listener that served them would too."""
     paths = ["/api/sessions", "/health", "/metrics", "/openapi.json", "/docs", "/api/resources/list", "/"]
     paths.append(f"/proxy/{inside.session('python')}/80/")
@@ -402,9 +402,7 @@ def test_nothing_else_of_the_api_is_there(inside: GuestApi, api: httpx.Client) -
     assert seen.split() == ["404"] * len(paths) + ["200"]
 
 
-def test_nothing_is_reached_when_no_run_is_under_way(
-    inside: GuestApi, shared_server: Server, api: httpx.Client
-) -> None:
+def test_no_connection_outlives_its_run(inside: GuestApi, shared_server: Server, api: httpx.Client) -> None:
     """Connections that a program leaves open end with its run, and the next run has a guest listener again."""
     leave = "import os, socket\nhost, port = os.environ['ERA_STORAGE_URL'].removeprefix('http://').split(':')\nmany = [socket.create_connection((host, int(port))) for _ in range(30)]\nmany[0].sendall(b'PUT /api/storage/kv/app/late HTTP/1.1\\r\\nContent-Length: 20\\r\\n')\nos._exit(0)"
     for _ in range(3):

@@ -30,10 +30,10 @@ def streamed(client: httpx.Client, where: str, code: str, **fields: Any) -> list
     with client.stream("POST", f"/api/sessions/{where}/stream", json={"code": code, **fields}) as answer:
         assert answer.status_code == 200
         assert answer.headers["content-type"].startswith("text/event-stream")
-        found = list(events(answer))
-    assert all(name == data["type"] for _, name, data in found)
-    assert [name for _, name, _ in found].count("done") == 1
-    return found
+        received = list(events(answer))
+    assert all(name == data["type"] for _, name, data in received)
+    assert [name for _, name, _ in received].count("done") == 1
+    return received
 
 
 def test_a_stream_has_output_as_it_is_written_and_done_last(client: httpx.Client, session: MakeSession) -> None:
@@ -47,14 +47,14 @@ for number in range(3):
     time.sleep(0.15)
 sys.exit(5)
 """
-    found = streamed(client, where, code)
-    assert [(name, data.get("content")) for _, name, data in found[:-1]] == [
+    received = streamed(client, where, code)
+    assert [(name, data.get("content")) for _, name, data in received[:-1]] == [
         (f"std{kind}", f"{kind} {number}\n") for number in range(3) for kind in ("out", "err")
     ]
-    assert all(data.keys() == {"type", "content"} for _, _, data in found[:-1])
-    times = [moment for moment, _, _ in found]
+    assert all(data.keys() == {"type", "content"} for _, _, data in received[:-1])
+    times = [moment for moment, _, _ in received]
     assert times[-1] - times[0] > 0.7, "it all came at the end"
-    _, name, done = found[-1]
+    _, name, done = received[-1]
     assert name == "done"
     assert done.keys() == RUN_KEYS - {"stdout", "stderr"} | {"type"}
     RunAnswer.model_validate(
@@ -82,15 +82,15 @@ sys.exit(5)
     ids=["split", "invalid", "unfinished", "control", "large", "none"],
 )
 def test_text_in_a_stream_is_whole(client: httpx.Client, session: MakeSession, code: str, expected: str) -> None:
-    found = streamed(client, session(), code)
-    assert "".join(data["content"] for _, name, data in found if name == "stdout") == expected
-    assert found[-1][1] == "done"
+    received = streamed(client, session(), code)
+    assert "".join(data["content"] for _, name, data in received if name == "stdout") == expected
+    assert received[-1][1] == "done"
 
 
 def test_a_stream_that_times_out_is_done_with_124(client: httpx.Client, session: MakeSession) -> None:
-    found = streamed(client, session(), "import time; print('half'); time.sleep(60)", timeout=0.3)
-    assert [data.get("content") for _, _, data in found[:-1]] == ["half\n"]
-    assert (found[-1][2]["exit_code"], found[-1][2]["status"]) == (124, "timeout")
+    received = streamed(client, session(), "import time; print('half'); time.sleep(60)", timeout=0.3)
+    assert [data.get("content") for _, _, data in received[:-1]] == ["half\n"]
+    assert (received[-1][2]["exit_code"], received[-1][2]["status"]) == (124, "timeout")
 
 
 def test_a_run_goes_on_when_the_reader_of_its_stream_hangs_up(

@@ -84,7 +84,7 @@ def test_a_session_expires_and_is_restored(client: httpx.Client, session: MakeSe
     assert refused(client.post(f"{url}/restore"), 409)["code"] == "conflict"
 
 
-def test_calls_put_expiry_off(client: httpx.Client, session: MakeSession) -> None:
+def test_calls_postpone_expiry(client: httpx.Client, session: MakeSession) -> None:
     where = session(ttl=1)
     deadline = time.monotonic() + 2.5
     while time.monotonic() < deadline:
@@ -93,10 +93,10 @@ def test_calls_put_expiry_off(client: httpx.Client, session: MakeSession) -> Non
     wait_until_expired(client, where)
 
 
-def test_a_run_keeps_its_session(client: httpx.Client, session: MakeSession, run: Run) -> None:
+def test_a_session_does_not_expire_during_a_run(client: httpx.Client, session: MakeSession, run: Run) -> None:
     where = session(ttl=1)
-    told = run(where, "import time; time.sleep(2.5); open('.session_data.json', 'w').write('{\"n\": 1}')")
-    assert told["state"]["committed"]
+    outcome = run(where, "import time; time.sleep(2.5); open('.session_data.json', 'w').write('{\"n\": 1}')")
+    assert outcome["state"]["committed"]
     assert client.get(f"/api/sessions/{where}").json()["data"] == {"n": 1}
 
 
@@ -115,7 +115,7 @@ def test_an_expired_session_has_no_sandbox_and_its_id_is_free(
 
 def test_a_deleted_session_can_be_restored(client: httpx.Client, session: MakeSession, run: Run) -> None:
     where = session(data={"n": 1})
-    told = run(where, "open('f', 'w').write('kept'); print('out')")
+    outcome = run(where, "open('f', 'w').write('kept'); print('out')")
     client.delete(f"/api/sessions/{where}")
     assert "restore" in refused(client.get(f"/api/sessions/{where}"), 404, where)["hint"]
     refused(client.delete(f"/api/sessions/{where}"), 404)
@@ -123,7 +123,7 @@ def test_a_deleted_session_can_be_restored(client: httpx.Client, session: MakeSe
     assert where not in [each["id"] for each in client.get("/api/sessions").json()["sessions"]]
     body = client.post(f"/api/sessions/{where}/restore").json()
     assert (body["status"], body["version"]) == ("idle", 2)
-    assert client.get(f"/api/sessions/{where}/runs/{told['run_id']}/stdout").text == "out\n"
+    assert client.get(f"/api/sessions/{where}/runs/{outcome['run_id']}/stdout").text == "out\n"
     assert run(where, "print(open('f').read())")["stdout"] == "kept\n"
 
 
@@ -149,7 +149,9 @@ def test_a_run_of_a_deleted_session_is_on_record_when_it_is_restored(
     assert "deleted" in record["state"]["reason"]
 
 
-def test_a_purge_is_for_good(client: httpx.Client, session: MakeSession, shared_server: Server) -> None:
+def test_a_purged_session_can_not_be_restored(
+    client: httpx.Client, session: MakeSession, shared_server: Server
+) -> None:
     where = session(data={"secret": "hunter2"})
     refused(client.delete(f"/api/sessions/{where}?purge=maybe"), 400)
     client.delete(f"/api/sessions/{where}")
@@ -190,7 +192,7 @@ def test_nothing_comes_back_after_the_grace_period(own_server: MakeServer) -> No
         assert eventually(lambda: rows() == 0)
 
 
-def test_expiry_works_off_the_database(own_server: MakeServer) -> None:
+def test_expiry_is_caught_up_after_a_restart(own_server: MakeServer) -> None:
     server = own_server(spares="0")
     with server.client() as client:
         client.post("/api/sessions", json={"language": "python", "session_id": "short", "ttl": 1})
@@ -207,7 +209,7 @@ def test_expiry_works_off_the_database(own_server: MakeServer) -> None:
             assert client.post(f"/api/sessions/{where}/restore").status_code == 200
 
 
-def test_nothing_to_restore(client: httpx.Client, session: MakeSession) -> None:
+def test_restoring_what_is_not_gone_is_refused(client: httpx.Client, session: MakeSession) -> None:
     refused(client.post("/api/sessions/nobody/restore"), 404, "nobody")
     refused(client.post(f"/api/sessions/{session()}/restore"), 409, "not gone")
 

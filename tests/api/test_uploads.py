@@ -101,12 +101,12 @@ def client(server: Server) -> Iterator[httpx.Client]:
 
 
 def session(client: httpx.Client, name: str = "s") -> dict[str, Any]:
-    told: dict[str, Any] = client.get(f"/api/sessions/{name}").json()
-    return told
+    body: dict[str, Any] = client.get(f"/api/sessions/{name}").json()
+    return body
 
 
 @pytest.mark.parametrize("sent", [0, 2 * MIB])
-def test_an_upload_that_stalls_is_given_up(server: Server, client: httpx.Client, sent: int) -> None:
+def test_a_stalled_upload_is_408(server: Server, client: httpx.Client, sent: int) -> None:
     begun = time.monotonic()
     uploads = [Upload(server, kind) for kind in KINDS]
     for upload in uploads:
@@ -148,7 +148,7 @@ def active_runs(server: Server, how_many: int) -> list[Upload]:
 
 
 @every_kind
-def test_too_many_large_uploads_at_a_time_are_told_to_wait(server: Server, client: httpx.Client, kind: str) -> None:
+def test_too_many_large_uploads_at_a_time_are_503(server: Server, client: httpx.Client, kind: str) -> None:
     method, path, make = KINDS[kind]
     first, *others = active_runs(server, 3)
     headers = {"Content-Type": "application/x-tar"}
@@ -164,7 +164,7 @@ def test_too_many_large_uploads_at_a_time_are_told_to_wait(server: Server, clien
     assert [other.finish().status_code for other in others] == [200, 200]
 
 
-def test_an_upload_that_waits_for_its_turn_is_in_nobodys_way(server: Server, client: httpx.Client) -> None:
+def test_an_upload_that_waits_for_a_turn_holds_up_no_other(server: Server, client: httpx.Client) -> None:
     client.post("/api/sessions", json={"language": "python", "session_id": "busy"})
     statuses: list[int] = []
 
@@ -193,7 +193,7 @@ def test_an_upload_that_waits_for_its_turn_is_in_nobodys_way(server: Server, cli
     assert statuses == [200] * 5
 
 
-def test_json_that_stalls_is_given_up(server: Server) -> None:
+def test_a_stalled_json_body_is_408(server: Server) -> None:
     connection = http.client.HTTPConnection(server.url.removeprefix("http://"), timeout=30)
     with closing(connection):
         connection.putrequest("POST", "/api/sessions/s/run")

@@ -31,7 +31,7 @@ def shown(client: httpx.Client, session_id: str) -> dict[str, Any]:
 
 def test_every_commit_is_a_version(client: httpx.Client, session: MakeSession, run: Run) -> None:
     where = session(data={"n": 1})
-    told = run(where, setting({"n": 2}, a="aa"))
+    outcome = run(where, setting({"n": 2}, a="aa"))
     client.patch(f"/api/sessions/{where}", json={"data": {"n": 3}})
     client.patch(f"/api/sessions/{where}", json={"metadata": {"no": "version"}})
     body = checked(
@@ -41,7 +41,7 @@ def test_every_commit_is_a_version(client: httpx.Client, session: MakeSession, r
     )
     assert [(each["version"], each["cause"], each["run_id"], each["file_count"]) for each in body["versions"]] == [
         (3, "data", None, 1),
-        (2, "run", told["run_id"], 1),
+        (2, "run", outcome["run_id"], 1),
         (1, "create", None, 0),
     ]
     assert body["count"] == 3
@@ -77,7 +77,7 @@ def test_versions_come_in_pages(client: httpx.Client, session: MakeSession) -> N
         refused(client.get(f"/api/sessions/{where}/versions?{bad}"), 400)
 
 
-def test_what_is_no_version(client: httpx.Client, session: MakeSession) -> None:
+def test_missing_and_invalid_versions_are_refused(client: httpx.Client, session: MakeSession) -> None:
     where = session()
     for path in ("versions/2", "versions/2/diff"):
         assert refused(client.get(f"/api/sessions/{where}/{path}"), 404, "version 2")["code"] == "no_such_version"
@@ -104,9 +104,9 @@ def test_rollback_brings_back_data_and_files(client: httpx.Client, session: Make
     run(where, "import os; os.remove('b'); open('a', 'w').write('new'); open('.session_data.json', 'w').write('{}')")
     body = checked(client.post(f"/api/sessions/{where}/rollback", json={"version": 2}), SessionAnswer, SESSION_KEYS)
     assert (body["version"], body["data"], body["file_count"]) == (4, {"n": 2}, 2)
-    told = run(where, "print(open('a').read(), open('b').read(), open('.session_data.json').read())")
-    assert told["stdout"] == 'old same {\n  "n": 2\n}\n'
-    assert told["state"]["version"] == 5
+    outcome = run(where, "print(open('a').read(), open('b').read(), open('.session_data.json').read())")
+    assert outcome["stdout"] == 'old same {\n  "n": 2\n}\n'
+    assert outcome["state"]["version"] == 5
     assert client.get(f"/api/sessions/{where}/versions/4").json()["cause"] == "rollback"
     # And back again: nothing was lost by the rollback.
     client.post(f"/api/sessions/{where}/rollback", json={"version": 3})
@@ -115,7 +115,7 @@ def test_rollback_brings_back_data_and_files(client: httpx.Client, session: Make
     assert run(where, "import os; print(os.path.exists('a'))")["stdout"] == "False\n"
 
 
-def test_diffs_tell_what_changed(client: httpx.Client, session: MakeSession, run: Run) -> None:
+def test_diffs_list_changes_of_data_and_files(client: httpx.Client, session: MakeSession, run: Run) -> None:
     where = session(data={"kept": 1, "gone": [1], "a/b~c": {"x": [1, 2, 3]}, "one": 1})
     run(
         where,
@@ -220,12 +220,12 @@ def test_an_atomic_run_that_ends_badly_leaves_nothing(
     code, extra, status, word = BAD_ENDS[end]
     where = session(data={"n": 1})
     run(where, setting({"n": 2}, f="old"))
-    told = run(where, setting({"n": 3}, f="new", g="new") + code, atomic=True, **extra)
-    assert told["status"] == status
-    assert told["data"] == {"n": 2}
-    assert (told["state"]["version"], told["state"]["committed"]) == (2, False)
-    assert told["state"]["reason"].startswith("atomic: ")
-    assert word in told["state"]["reason"]
+    outcome = run(where, setting({"n": 3}, f="new", g="new") + code, atomic=True, **extra)
+    assert outcome["status"] == status
+    assert outcome["data"] == {"n": 2}
+    assert (outcome["state"]["version"], outcome["state"]["committed"]) == (2, False)
+    assert outcome["state"]["reason"].startswith("atomic: ")
+    assert word in outcome["state"]["reason"]
     seen = shown(client, where)
     assert (seen["version"], seen["data"], [each["path"] for each in seen["files"]]) == (2, {"n": 2}, ["f"])
     assert run(where, "import os; print(open('f').read(), os.path.exists('g'))")["stdout"] == "old False\n"
@@ -233,8 +233,8 @@ def test_an_atomic_run_that_ends_badly_leaves_nothing(
 
 def test_an_atomic_run_that_ends_well_is_kept(client: httpx.Client, session: MakeSession, run: Run) -> None:
     where = session()
-    told = run(where, setting({"n": 3}, f="new"), atomic=True)
-    assert told["state"] == {"version": 2, "committed": True, "reason": None}
+    outcome = run(where, setting({"n": 3}, f="new"), atomic=True)
+    assert outcome["state"] == {"version": 2, "committed": True, "reason": None}
     events = client.post(f"/api/sessions/{where}/stream", json={"code": "1/0", "atomic": True}).text
     assert '"committed": false' in events
     refused(client.post(f"/api/sessions/{where}/run", json={"code": "", "atomic": "yes"}), 400, "atomic")
@@ -269,5 +269,5 @@ def test_versions_outlive_a_kill(own_server: MakeServer) -> None:
         assert client.get("/api/sessions/s/versions").json() == before
         assert client.post("/api/sessions/s/rollback", json={"version": 2}).json()["data"] == {"n": 2}
         for where in ("s", "copy"):
-            told = client.post(f"/api/sessions/{where}/run", json={"code": "print(open('f').read())"}).json()
-            assert told["stdout"] == "file\n"
+            outcome = client.post(f"/api/sessions/{where}/run", json={"code": "print(open('f').read())"}).json()
+            assert outcome["stdout"] == "file\n"

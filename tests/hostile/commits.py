@@ -43,14 +43,14 @@ def files_of(n: int) -> dict[str, bytes]:
     """The files of version n: some change with each version, some now and then, some come and go."""
     if n <= 1:
         return {}
-    found = {f"f{i}": f"content {i} of {(n - i) // 3}".encode() * 20 for i in range(3)}
-    found["always"] = b"the same in all versions"
-    found[f"d{n % 4}/deep/file"] = f"only in {n}".encode()
+    files = {f"f{i}": f"content {i} of {(n - i) // 3}".encode() * 20 for i in range(3)}
+    files["always"] = b"the same in all versions"
+    files[f"d{n % 4}/deep/file"] = f"only in {n}".encode()
     if n % 5 == 0:
-        found["large"] = n.to_bytes(4, "big") * (LARGE // 4)
+        files["large"] = n.to_bytes(4, "big") * (LARGE // 4)
     if n % 7 == 6:
-        found |= {f"many/{i}": f"{i} of {n}".encode() for i in range(300)}
-    return found
+        files |= {f"many/{i}": f"{i} of {n}".encode() for i in range(300)}
+    return files
 
 
 def fill(workspace: Path, files: dict[str, bytes]) -> None:

@@ -40,12 +40,12 @@ class Step(NamedTuple):
 
 def threads(pid: int) -> dict[str, int]:
     """The threads of a service by their names; the first one is `main`."""
-    found = {
+    tids = {
         task.joinpath("comm").read_text().strip(): int(task.name)
         for task in Path(f"/proc/{pid}/task").iterdir()
         if task.name != str(pid)
     }
-    return found | {"main": pid}
+    return tids | {"main": pid}
 
 
 @contextmanager
@@ -67,13 +67,13 @@ def recorded(pid: int, log: Path, act: Callable[[], object]) -> list[Step]:
     names = {tid: name for name, tid in threads(pid).items()}
     with _traced(list(names), log, f"trace={STEPS}"):
         act()
-    found, counts = [], Counter[tuple[str, str]]()
+    steps, counts = [], Counter[tuple[str, str]]()
     for line in log.read_text().splitlines():
         if match := _LINE.match(line):
             thread, call = names[int(match[1])], match[2]
             counts[thread, call] += 1
-            found.append(Step(thread, call, counts[thread, call]))
-    return found
+            steps.append(Step(thread, call, counts[thread, call]))
+    return steps
 
 
 def kill_at(pid: int, step: Step, log: Path, act: Callable[[], object]) -> None:

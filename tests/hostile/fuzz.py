@@ -33,7 +33,6 @@ from tests.gvisor import HAS_GVISOR
 
 TARGETS = ("fuzz-python", "fuzz-node", "fuzz-typescript")
 
-
 PROGRAMS = (
     "print('hello')",
     "console.log('hello')",
@@ -52,7 +51,6 @@ PROGRAMS = (
     "require('fs').writeFileSync('.session_data.json', '[]')",
     "import subprocess; subprocess.Popen(['sleep', '100'])",
 )
-
 
 CONFORMITY = [
     checks.status_code_conformance,
@@ -159,8 +157,8 @@ class Fuzz:
             for failure in failures.exceptions:
                 self._found(label, f"{answer.status_code} {type(failure).__name__}", f"{failures}")
         except Exception as error:
-            told = f"{error}\n{answer.text[:1000]}\n{case.as_curl_command(base_url=self._url)[:2000]}"
-            self._found(label, f"{answer.status_code} {type(error).__name__}", told)
+            detail = f"{error}\n{answer.text[:1000]}\n{case.as_curl_command(base_url=self._url)[:2000]}"
+            self._found(label, f"{answer.status_code} {type(error).__name__}", detail)
 
     def _aim_at_a_session(self, case: Case[Any], chance: random.Random) -> None:
         """Let the case be about a session that there is; others may delete it in the meantime."""
@@ -191,8 +189,8 @@ class Fuzz:
             httpx.put(f"{session}/inbox", json={"retries": 0}, timeout=30, trust_env=False)
         if "delivery_id" in case.path_parameters:
             url = f"{self._url}/proxy/{case.path_parameters['session_id']}/inbox/"
-            told = httpx.post(url, timeout=30, trust_env=False)
-            case.path_parameters["delivery_id"] = told.json().get("delivery_id", "delivery_gone")
+            delivered = httpx.post(url, timeout=30, trust_env=False)
+            case.path_parameters["delivery_id"] = delivered.json().get("delivery_id", "delivery_gone")
         if "path" in case.path_parameters:
             httpx.put(f"{session}/files/f", content=b"x", timeout=30, trust_env=False)
             case.path_parameters["path"] = "f"
@@ -230,13 +228,13 @@ def _takes_bytes(operation: APIOperation[Any, Any, Any, Any]) -> bool:
 def _bound(body: dict[str, Any], chance: random.Random, *, runs: bool) -> None:
     """Keep what a body asks for small, so that the search is not spent on waiting. What is wrong in it stays so."""
     for name in ("timeout", "default_timeout"):
-        asked = body.get(name)
-        if isinstance(asked, int | float) and asked > 1 and chance.random() < 0.9:
+        seconds = body.get(name)
+        if isinstance(seconds, int | float) and seconds > 1 and chance.random() < 0.9:
             body[name] = chance.choice((0.01, 0.3, 1))
     if isinstance(body.get("code"), str) and chance.random() < 0.5:
         body["code"] = chance.choice(PROGRAMS)
-        asked = body.get("timeout")
-        if runs and (asked is None or (isinstance(asked, int | float) and asked > 1)):
+        seconds = body.get("timeout")
+        if runs and (seconds is None or (isinstance(seconds, int | float) and seconds > 1)):
             body["timeout"] = chance.choice((0.1, 0.5, 1))
     for name in ("env", "files"):  # most of the names made up are none, and the run would never begin
         given = body.get(name)

@@ -219,17 +219,17 @@ class Disk:
             return None
 
         def names(node: _Directory) -> dict[str, _File | _Directory]:
-            found = dict(node.durable)
+            entries = dict(node.durable)
             if variant == "all":
                 return node.live
             if variant == "some":
                 lost: set[str] = set()  # The first change of a name that didn't get there takes the later with it.
                 for name, to in node.pending:
                     if name not in lost and chance.random() < share:
-                        _set(found, name, to)
+                        _set(entries, name, to)
                     else:
                         lost.add(name)
-            return found
+            return entries
 
         def make(node: _Directory, path: Path) -> None:
             path.mkdir()

@@ -131,7 +131,7 @@ def test_a_stop_lets_the_run_under_way_finish(own_server: MakeServer) -> None:
     assert answers[0].json()["data"] == {"done": 1}
 
 
-def test_a_stop_does_not_wait_for_ever_and_tells_the_callers(own_server: MakeServer) -> None:
+def test_a_stop_is_bounded_and_every_caller_gets_an_answer(own_server: MakeServer) -> None:
     server = own_server(drain_seconds="0.5")
     answers: list[httpx.Response] = []
     with server.client() as client:
@@ -165,7 +165,7 @@ def test_a_stop_does_not_wait_for_ever_and_tells_the_callers(own_server: MakeSer
     assert "Traceback" not in server.log
 
 
-def test_a_sandbox_that_dies_is_remade_and_the_caller_is_told(own_server: MakeServer) -> None:
+def test_a_dead_sandbox_is_remade_and_its_run_is_killed(own_server: MakeServer) -> None:
     server = own_server()
     with server.client() as client:
         client.post("/api/sessions", json={"language": "python", "session_id": "s", "data": {"kept": 1}})
@@ -183,9 +183,9 @@ def test_a_sandbox_that_dies_is_remade_and_the_caller_is_told(own_server: MakeSe
         for pid in _supervisors(server):
             os.kill(pid, signal.SIGKILL)
         thread.join()
-        told = answers[0].json()
-        assert (told["status"], told["exit_code"], told["stdout"]) == ("killed", 137, "begun\n")
-        assert told["state"] == {"version": 2, "committed": False, "reason": "The sandbox died."}
+        outcome = answers[0].json()
+        assert (outcome["status"], outcome["exit_code"], outcome["stdout"]) == ("killed", 137, "begun\n")
+        assert outcome["state"] == {"version": 2, "committed": False, "reason": "The sandbox died."}
         again = client.post("/api/sessions/s/run", json={"code": "print(open('f').read())"}).json()
         assert (again["status"], again["stdout"], again["data"]) == ("ok", "old\n", {"kept": 1})
 

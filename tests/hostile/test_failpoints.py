@@ -100,7 +100,7 @@ class World:
 
     def look(self, session: str = "s") -> Found:
         """The session, all of which must be there."""
-        told = self.ok("GET", f"/api/sessions/{session}").json()
+        shown = self.ok("GET", f"/api/sessions/{session}").json()
         try:
             archive = self.ok("GET", f"/api/sessions/{session}/archive").content
         except httpx.RemoteProtocolError:
@@ -112,7 +112,7 @@ class World:
             for each in self.ok("GET", f"/api/sessions/{session}/runs").json()["runs"]
         )
         self._check_history(session, files)
-        return Found(State(told["version"], told["data"], files), runs)
+        return Found(State(shown["version"], shown["data"], files), runs)
 
     def _check_history(self, session: str, files: dict[str, bytes]) -> None:
         """Every version and its content, as a capsule takes them along."""
@@ -122,10 +122,10 @@ class World:
         assert {capsules.digest(content) for content in files.values()} <= digests.keys()
         document = json.loads(parts[0][1])
         assert document["versions"][-1]["version"] == document["session"]["version"]
-        told = {run["id"]: run for run in document["runs"]}
+        runs = {run["id"]: run for run in document["runs"]}
         for version in document["versions"]:
             if version["cause"] == "run":
-                run = told[version["run_id"]]
+                run = runs[version["run_id"]]
                 assert (run["committed"], run["version"]) == (True, version["version"]), "run and version moved apart"
 
     def attempt(self, step: Step, act: Callable[[], object]) -> bool | None:
@@ -198,8 +198,8 @@ class World:
     # -- what is done to the session, and what it makes of a state ---------------------------------------------------
 
     def run(self) -> None:
-        told = self.ok("POST", "/api/sessions/s/run", json={"code": RUN}).json()
-        assert told["state"]["committed"], told
+        outcome = self.ok("POST", "/api/sessions/s/run", json={"code": RUN}).json()
+        assert outcome["state"]["committed"], outcome
 
     def put(self) -> None:
         self.ok("PUT", "/api/sessions/s/files/put/in/here", content=b"%d" % self.number + LARGE)
@@ -396,7 +396,7 @@ def test_kill_9_at_every_step(name: str, part: int, world: World) -> None:
         pytest.param("imports visible early", "load", "era-write_0", "fdatasync", "exists", marks=pytest.mark.soak),
     ],
 )
-def test_a_weak_service_would_be_found(
+def test_a_weakened_service_fails_these_tests(
     weakness: str, name: str, thread: str, call: str, sign: str, tmp_path: Path
 ) -> None:
     world = World(tmp_path, weakness)

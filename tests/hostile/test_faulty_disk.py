@@ -196,7 +196,7 @@ async def fails(directory: Path, call: str, file: str, error: str, n: int) -> bo
 
 
 @pytest.mark.parametrize("limit", [40_000, 100_000, 400_000, 1_000_000])
-async def test_files_that_may_not_grow_further(limit: int, scratch: Path) -> None:
+async def test_a_file_size_limit_loses_nothing_acknowledged(limit: int, scratch: Path) -> None:
     """As under `ulimit -f`."""
     directory = scratch / "disk"
     directory.mkdir()
@@ -212,7 +212,7 @@ async def test_files_that_may_not_grow_further(limit: int, scratch: Path) -> Non
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root to mount a small disk")
 @pytest.mark.parametrize("size", ["700k", "1200k", "2400k"])
-async def test_a_full_disk(size: str, scratch: Path) -> None:
+async def test_a_full_disk_loses_nothing_acknowledged(size: str, scratch: Path) -> None:
     """Commits fail, what was acknowledged stays, and once there is room again they go on."""
     disk = scratch / "disk"
     disk.mkdir()

@@ -104,7 +104,7 @@ async def test_a_commit_that_fails_leaves_the_old_state(
 
 @pytest.mark.usefixtures("small_parts")
 @pytest.mark.parametrize("fault", [pytest.param("error", marks=pytest.mark.soak), "half"])
-async def test_a_failure_is_got_over(fault: Fault, s3: S3, bucket: str, faulty: FaultyS3, tmp_path: Path) -> None:
+async def test_a_single_failure_is_retried(fault: Fault, s3: S3, bucket: str, faulty: FaultyS3, tmp_path: Path) -> None:
     """One at each request of commits, restores and collections in turn."""
     async with World(s3, bucket, faulty, tmp_path, TWICE) as world:
         for n in range(1, 9):

@@ -11,23 +11,16 @@ from tests.conftest import Server
 from tests.hostile.fuzz import Fuzz
 
 SHORT_SECONDS = 25.0
-
-
 SOAK_SECONDS = 75.0  # a round; pytest takes a test of two minutes for one that hangs
-
-
 SOAK_ROUNDS = 4
-
-
 OF_OTHER_FORMATS = {"PUT /api/sessions/{session_id}/archive", "POST /api/sessions/import"}
 """Operations that take an archive, which nobody makes up by chance."""
-
 
 OF_OPERATORS = {"POST /api/keys", "DELETE /api/keys/{key_id}"}
 """Operations that a server without a key refuses: it has none and makes none."""
 
 
-def test_no_request_that_the_description_leads_to_makes_the_service_fail(server: Server) -> None:
+def test_requests_from_the_description_never_make_the_service_fail(server: Server) -> None:
     fuzz = Fuzz(server, SHORT_SECONDS)
     fuzz.known_corners()
     fuzz.random_cases(number=1, examples=25)
@@ -39,7 +32,7 @@ def test_no_request_that_the_description_leads_to_makes_the_service_fail(server:
 
 @pytest.mark.soak
 @pytest.mark.parametrize("round_", range(SOAK_ROUNDS))
-def test_minutes_of_requests_at_a_time_do_not_make_the_service_fail(server: Server, round_: int) -> None:
+def test_minutes_of_concurrent_requests_never_make_the_service_fail(server: Server, round_: int) -> None:
     """Several at a time, so that sessions are deleted, changed and run at once; other requests every time."""
     fuzz = Fuzz(server, SOAK_SECONDS)
     first = random.SystemRandom().randrange(1 << 30)

@@ -167,7 +167,7 @@ async def test_collections_race_commits_in_a_bucket(seed: int, s3: S3, bucket: s
     assert set(s3.names(bucket)) - {"owner"} == needed
 
 
-async def test_a_put_that_did_not_spare_its_content_would_be_found(
+async def test_a_put_that_does_not_protect_its_content_fails_these_tests(
     scratch: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The same against a store whose puts don't renew the time of what is there already."""
@@ -217,7 +217,7 @@ async def test_kill_9_in_a_collection_or_a_batch(scratch: Path) -> None:
     assert version > 10
 
 
-async def test_a_collection_looks_at_nothing_where_nothing_changed(scratch: Path) -> None:
+async def test_a_collection_sweeps_only_after_changes(scratch: Path) -> None:
     blobs = LocalBlobs(scratch / "blobs")
     blobs.open()
     store = SqlStore(f"sqlite:///{scratch / 'era.sqlite'}", Retention(versions=1))

@@ -76,12 +76,12 @@ class Life:
     def _count(self, client: httpx.Client, where: str) -> None:
         answer = client.post(f"/api/sessions/{where}/run", json={"code": COUNT, "timeout": 60})
         assert answer.status_code == 200, answer.text
-        told = answer.json()
+        body = answer.json()
         with self.lock:
-            if told["state"]["committed"] and told["status"] == "ok":
+            if body["state"]["committed"] and body["status"] == "ok":
                 self.counted[where] += 1
             else:
-                assert told["status"] == "killed", told  # its sandbox was killed under it
+                assert body["status"] == "killed", body  # its sandbox was killed under it
                 self.told_dead += 1
 
     def _misbehave(self, client: httpx.Client, where: str, chance: random.Random) -> None:

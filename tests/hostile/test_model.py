@@ -114,8 +114,8 @@ class Service(RuleBasedStateMachine):
     )
     def run(self, session: str, write: dict[str, bytes], remove: list[str], data: dict[str, Any] | None) -> None:
         """A run changes files and data, and may well fail: what it did is kept."""
-        told = self._run(session, write, remove, None if data is None else json.dumps(data), exit_code=len(write))
-        assert told["exit_code"] == len(write)
+        outcome = self._run(session, write, remove, None if data is None else json.dumps(data), exit_code=len(write))
+        assert outcome["exit_code"] == len(write)
         model = self.models[session]
         model.state.files.update(write)
         for path in remove:
@@ -123,7 +123,7 @@ class Service(RuleBasedStateMachine):
         if data is not None:
             model.state.data = data
         model.commit()
-        assert told["state"] == {"version": model.version, "committed": True, "reason": None}
+        assert outcome["state"] == {"version": model.version, "committed": True, "reason": None}
 
     @rule(
         session=sessions,
@@ -133,14 +133,14 @@ class Service(RuleBasedStateMachine):
     def run_in_vain(self, session: str, write: dict[str, bytes], how: str) -> None:
         """A run with a broken state file, or an atomic one that fails, changes nothing."""
         if how == "broken":
-            told = self._run(session, write, [], "{", exit_code=0)
+            outcome = self._run(session, write, [], "{", exit_code=0)
         elif how == "atomic":
-            told = self._run(session, write, [], '{"lost": 1}', exit_code=3, atomic=True)
+            outcome = self._run(session, write, [], '{"lost": 1}', exit_code=3, atomic=True)
         else:
-            told = self._run(session, write, [], '{"lost": 1}', exit_code=None, atomic=True, timeout=0.3)
-            assert told["status"] == "timeout"
-        assert told["state"]["committed"] is False
-        assert told["state"]["version"] == self.models[session].version
+            outcome = self._run(session, write, [], '{"lost": 1}', exit_code=None, atomic=True, timeout=0.3)
+            assert outcome["status"] == "timeout"
+        assert outcome["state"]["committed"] is False
+        assert outcome["state"]["version"] == self.models[session].version
 
     @rule(session=sessions, path=PATHS, content=CONTENTS)
     def put(self, session: str, path: str, content: bytes) -> None:
@@ -215,10 +215,10 @@ class Service(RuleBasedStateMachine):
             answer = self.client.get(f"/api/sessions/{session}?include=files")
             if answer.status_code == 404:
                 continue  # it is among the deleted ones, which `delete` has checked
-            told, model = answer.json(), self.models[session]
-            assert told["data"] == model.state.data
-            assert told["version"] == model.version
-            assert {file["path"]: file["size"] for file in told["files"]} == {
+            body, model = answer.json(), self.models[session]
+            assert body["data"] == model.state.data
+            assert body["version"] == model.version
+            assert {file["path"]: file["size"] for file in body["files"]} == {
                 path: len(content) for path, content in model.state.files.items()
             }
         self.touched.clear()
@@ -258,8 +258,8 @@ class Service(RuleBasedStateMachine):
         }
         body = {"code": RUN, "env": {"CHANGE": json.dumps(change)}, **more}
         self.touched.add(session)
-        told: dict[str, Any] = self.call("POST", f"/{session}/run", 200, json=body).json()
-        return told
+        outcome: dict[str, Any] = self.call("POST", f"/{session}/run", 200, json=body).json()
+        return outcome
 
 
 def _search(server: Server, examples: int, steps: int) -> None:

@@ -29,7 +29,6 @@ ROUTES: list[tuple[str, str, bytes | None]] = [
     ("DELETE", "/api/sessions", None),
 ]
 
-
 PAGES = ("/", "/docs", "/openapi.json", "/metrics")
 
 
@@ -61,7 +60,6 @@ FOREIGN: dict[str, dict[str, str]] = {
     "an address of everywhere": {"host": "0.0.0.0"},
     "an empty name": {"host": ""},
 }
-
 
 OWN: dict[str, dict[str, str]] = {
     "no browser": {},
@@ -114,9 +112,7 @@ def test_a_page_of_another_site_is_refused_and_changes_nothing(server: Server, c
 
 
 @pytest.mark.parametrize("name", OWN)
-def test_the_same_requests_are_answered_when_they_come_from_here(
-    server: Server, client: httpx.Client, name: str
-) -> None:
+def test_the_same_requests_from_here_are_answered(server: Server, client: httpx.Client, name: str) -> None:
     headers = of(server, OWN[name])
     for route in ROUTES:
         make(client)
@@ -141,7 +137,7 @@ def test_the_same_requests_are_answered_when_they_come_from_here(
         None,
     ],
 )
-def test_a_body_that_a_page_may_send_without_asking_is_no_json(client: httpx.Client, kind: str | None) -> None:
+def test_bodies_of_types_without_preflight_are_refused(client: httpx.Client, kind: str | None) -> None:
     """The kinds that need no preflight, from a browser that tells nothing about the page."""
     make(client)
     before = client.get("/api/sessions").json()
@@ -162,7 +158,7 @@ def test_a_body_that_a_page_may_send_without_asking_is_no_json(client: httpx.Cli
     ],
     ids=["form", "JSON in a form", "files", "query"],
 )
-def test_a_form_does_nothing(client: httpx.Client, form: dict[str, Any]) -> None:
+def test_a_form_changes_nothing(client: httpx.Client, form: dict[str, Any]) -> None:
     make(client)
     before = client.get("/api/sessions").json()
     for path in ("/api/sessions", "/api/execute", "/api/sessions/there/run", "/api/sessions/there/stream"):
@@ -186,7 +182,7 @@ def test_a_preflight_allows_nothing(server: Server, client: httpx.Client) -> Non
         assert_refused(client.options(path, headers={"origin": server.url, **asks}), 405, "method_not_allowed")
 
 
-def test_with_a_key_it_is_the_key_that_counts(own_server: MakeServer) -> None:
+def test_with_an_api_key_only_the_key_counts(own_server: MakeServer) -> None:
     """Wherever a request comes from: no page of another site knows the key."""
     server = own_server(api_key="the-key", spares="0")
     key = {"authorization": "Bearer the-key"}

@@ -88,10 +88,10 @@ def cut(recorded: Recorded, cuts: Sequence[int], seed: int, scratch: Path, varia
     """Cut the power before those events; how many states of the disk were looked at. Fails where one is wrong."""
     chance = random.Random(seed)
     disk = Disk()
-    wanted = set(cuts)
+    moments = set(cuts)
     acknowledged, begun, looked_at = None, 1, 0
     for at, event in enumerate(recorded.events):
-        if at in wanted:
+        if at in moments:
             for variant in variants:
                 target = scratch / f"disk{at}"
                 target.mkdir()
@@ -114,7 +114,7 @@ def cut(recorded: Recorded, cuts: Sequence[int], seed: int, scratch: Path, varia
     return looked_at
 
 
-def test_the_record_tells_all_that_happened(recorded: Recorded) -> None:
+def test_the_record_is_complete(recorded: Recorded) -> None:
     said = [event.path for event in recorded.events if event.kind == "said"]
     assert said[0] == "created"
     assert said[-1] == "committed 15"
@@ -144,7 +144,7 @@ def test_a_power_cut_at_any_moment_loses_nothing_acknowledged(part: int, recorde
         pytest.param("", id="of the data directory"),
     ],
 )
-def test_carelessness_would_be_found(careless: str, recorded: Recorded, scratch: Path) -> None:
+def test_a_process_without_some_syncs_fails_these_tests(careless: str, recorded: Recorded, scratch: Path) -> None:
     careless_one = recorded.without_syncs(careless)
     with pytest.raises(AssertionError, match="power cut before event"):
         cut(careless_one, careless_one.cuts(60, random.Random(3)), 3, scratch, ("synced",))

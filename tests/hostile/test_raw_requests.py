@@ -12,23 +12,11 @@ import pytest
 from tests.conftest import Server
 
 CREATE = b'{"language":"python"}'
-
-
 SERVED, REFUSED = "served", "refused"
-
-
 PATIENCE = 10.0
-
-
 GET = b"GET /api/sessions HTTP/1.1\r\nHost: SELF\r\nConnection: close\r\n"
-
-
 POST = b"POST /api/sessions HTTP/1.1\r\nHost: SELF\r\nConnection: close\r\nContent-Type: application/json\r\n"
-
-
 CHUNKED = POST + b"Transfer-Encoding: chunked\r\n\r\n"
-
-
 SIZED = b"Content-Length: 21\r\n"
 
 
@@ -186,7 +174,7 @@ def test_a_malformed_request_is_refused_and_its_connection_closed(server: Server
     ids=lambda request: str(len(request)),
 )
 @pytest.mark.parametrize("how", ["told", "untold"])
-def test_half_a_request_is_nothing_when_its_sender_goes(server: Server, request_: bytes, how: str) -> None:
+def test_half_a_request_changes_nothing(server: Server, request_: bytes, how: str) -> None:
     with Connection(server) as connection:
         connection.send(request_)
         if how == "told":

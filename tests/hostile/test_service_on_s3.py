@@ -36,8 +36,8 @@ def test_a_bucket_that_fails_costs_only_that_run(own_server: MakeServer, s3: S3,
         client.post("/api/sessions", json={"language": "python", "session_id": "s"})
     assert run(server, "s")[1]["stdout"] == "x"
     faulty.fail_all(True)
-    status, told = run(server, "s")
-    assert (status, told["code"]) == (503, "commit_failed")
+    status, body = run(server, "s")
+    assert (status, body["code"]) == (503, "commit_failed")
     assert run(server, "s", "print(open('log').read())")[1]["stdout"] == "x\n", "the cache has what it needs"
     faulty.fail_all(False)
     assert run(server, "s")[1]["stdout"] == "xx"
@@ -91,7 +91,7 @@ def test_a_session_moves_from_disk_to_a_bucket_and_back(own_server: MakeServer, 
 def looks(server: Server, session: str) -> list[object]:
     """What a session is, also at its older versions, wherever it is."""
     with server.client() as client:
-        told = client.get(f"/api/sessions/{session}").json()
+        shown = client.get(f"/api/sessions/{session}").json()
         versions = client.get(f"/api/sessions/{session}/versions").json()["versions"]
         runs = client.get(f"/api/sessions/{session}/runs").json()["runs"]
         copy = client.post(f"/api/sessions/{session}/duplicate", json={"from_version": 3}).json()["id"]
@@ -101,7 +101,7 @@ def looks(server: Server, session: str) -> list[object]:
         output = client.get(f"/api/sessions/{session}/runs/{first}/stdout").text
     assert output == "o" * 50_000 + "\n"
     at_three = [[each["version"], each["cause"], each["file_count"]] for each in versions if each["version"] <= 3]
-    return [told["metadata"], told["language"], at_three, seen["stdout"]]
+    return [shown["metadata"], shown["language"], at_three, seen["stdout"]]
 
 
 def move(source: Server, session: str, target: Server, name: str) -> None:
