@@ -1,4 +1,4 @@
-"""Programs that serve inside of a session, and runs in the background that keep them going."""
+"""Programs that serve inside a session, and the call that starts them in the background."""
 
 from __future__ import annotations
 

@@ -24,5 +24,5 @@ print(json.dumps({"status": 201, "headers": {"X-Calls": data["calls"]}, "body": 
 
 
 def printing(answer: Any) -> str:
-    """A program that prints `answer` as JSON."""
+    """A Python program that prints `answer` as JSON."""
     return f"import json; print(json.dumps({answer!r}))"

@@ -35,7 +35,7 @@ def test_only_the_operator_lists_makes_and_revokes_keys(owners: Owners) -> None:
     for header in (f"Basic {made['key']}", made["key"]):
         with owners.server.client(headers={"Authorization": header}) as client:
             assert client.get("/api/sessions").status_code == 401
-    # Neither the database nor the log has it.
+    # The key is neither in the database nor in the log.
     assert owners.operator.delete(f"/api/keys/{made['id']}").json() == {"success": True, "id": made["id"]}
     kept = [path for path in owners.server.data_dir.glob("era.sqlite*") if made["key"].encode() in path.read_bytes()]
     assert kept == []
@@ -43,13 +43,13 @@ def test_only_the_operator_lists_makes_and_revokes_keys(owners: Owners) -> None:
 
 
 def test_a_revoked_key_is_refused_at_once(owners: Owners) -> None:
-    """Not even on connections that are open, with many calls going on."""
+    """Also on connections that are open, with many calls going on."""
     made = new_key(owners.server, "dave")
     revoked = threading.Event()
     late: list[int] = []
 
     def call_on() -> list[int]:
-        """Until one is refused."""
+        """Call until a call is refused; returns the statuses."""
         seen = []
         with client_with_key(owners.server, made["key"]) as client:
             while True:
@@ -81,7 +81,7 @@ def test_no_api_key_is_forwarded_to_a_session(owners: Owners) -> None:
 
 
 def test_a_server_without_an_operator_key_makes_no_keys(client: httpx.Client) -> None:
-    """Nobody could call it any more, nor revoke that key."""
+    """With a first key, nobody could call the server without one any more, nor revoke that key."""
     assert client.get("/api/keys").json() == {"keys": [], "count": 0}
     refused = client.post("/api/keys", json={"owner": "eve"})
     assert (refused.status_code, refused.json()["code"]) == (409, "no_operator")
@@ -89,8 +89,8 @@ def test_a_server_without_an_operator_key_makes_no_keys(client: httpx.Client) ->
 
 
 def test_keys_and_their_owners_data_outlive_the_service(own_server: MakeServer) -> None:
-    """Revoked ones stay revoked. Without ERA_API_KEY the others work on, nobody comes in without one, and nobody sees
-    to keys."""
+    """Revoked keys stay revoked. A server restarted without ERA_API_KEY accepts the other keys and nobody without one,
+    and has no operator who could manage keys."""
     server = own_server(spares="0", api_key=OPERATOR_KEY)
 
     def era(*words: str) -> list[str]:

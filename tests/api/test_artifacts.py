@@ -60,7 +60,7 @@ def test_artifacts_are_what_this_run_wrote(client: httpx.Client, session: MakeSe
 
 
 def test_artifacts_in_large_directories_are_found(session: MakeSession, run: Run) -> None:
-    """Of which only touched places are looked at."""
+    """In which a commit looks only at what was touched."""
     where = session()
     code = "import os\nfor n in range(60):\n    os.mkdir(f'{n}')\n    open(f'{n}/page.html', 'w').write('x')"
     assert len(artifact_paths(run(where, code))) == 60
@@ -152,7 +152,7 @@ print(plt.get_fignums())
 
 @pytest.mark.soak
 def test_shown_plots_become_artifacts(client: httpx.Client, run: Run) -> None:
-    """The real matplotlib. It is large, so it takes a while to come."""
+    """With the real matplotlib, which is large and takes a while to install."""
     where = make(client, {"pip": ["matplotlib"]})
     settled(client, where)
     client.put(f"/api/sessions/{where}/files/figure-2.png", content=b"not this run's")

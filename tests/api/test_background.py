@@ -35,7 +35,7 @@ def test_a_background_run_answers_at_once_and_is_recorded(client: httpx.Client, 
     )
     assert record(client, where, run_id)["status"] == "running"
     assert client.get(f"/api/sessions/{where}").json()["status"] == "running"
-    assert run(where, "print(open('f').read())")["stdout"] == "x\n"  # it waits in order
+    assert run(where, "print(open('f').read())")["stdout"] == "x\n"  # this run waits for its turn
     done = record(client, where, run_id)
     assert (done["status"], done["exit_code"], done["state"]["committed"]) == ("ok", 0, True)
     assert client.get(f"/api/sessions/{where}/runs/{run_id}/stdout").text == "done\n"
@@ -62,7 +62,7 @@ def test_a_background_run_can_be_stopped(client: httpx.Client, session: MakeSess
     outcome = stopped.json()
     assert (outcome["status"], outcome["exit_code"], outcome["state"]["committed"]) == ("killed", 143, True)
     assert outcome == record(client, where, run_id)
-    assert client.delete(url).json() == outcome  # it stays as it is
+    assert client.delete(url).json() == outcome  # its end isn't changed by stopping it again
     assert client.get(f"/api/sessions/{where}").json()["data"] == {"seen": True}
     assert run(where, "import os; print(os.path.exists('begun.txt'))")["stdout"] == "True\n"
     other = session()
@@ -180,7 +180,7 @@ def test_stopping_the_service_stops_and_commits_background_runs(own_server: Make
         assert eventually(lambda: client.get(f"/api/sessions/s/runs/{run_id}/stdout").text)
     began = time.monotonic()
     assert server.stop() == 0
-    assert time.monotonic() - began < 15  # nobody waits for a run that has no end
+    assert time.monotonic() - began < 15  # the drain doesn't wait for a run without an end
     assert "Traceback" not in server.log
     server.start()
     with server.client() as client:

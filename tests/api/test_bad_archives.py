@@ -129,7 +129,7 @@ def test_bad_archives_change_nothing(client: httpx.Client, session: MakeSession,
 
 
 def unpacked(directory: Path, archive: bytes, **bounds: int) -> archives.Unpacked:
-    """What the unpacking itself makes of an archive, beneath all of HTTP."""
+    """Unpack an archive without HTTP."""
     lab = Lab(directory)
     spool = Spool(directory / "uploads", Slots(1))
     spool.open()
@@ -191,7 +191,7 @@ def test_bounds_of_archives_hold_over_http(client: httpx.Client, session: MakeSe
 
 @pytest.mark.parametrize("form", FORMS)
 def test_damage_anywhere_is_an_error_or_harmless(tmp_path: Path, form: str) -> None:
-    """Any byte changed, any end cut off: a clear error or a tree, never anything else."""
+    """Whatever byte is changed or end cut off: an error that names it, or a tree."""
     chance = random.Random(7)
     members = [
         ("d/a", os.urandom(3000), 0o100644),
@@ -236,7 +236,7 @@ def test_links_that_lead_out_are_recognised(depth: int, target: str, out: bool) 
 
 
 def test_a_restored_archive_is_what_was_archived(tmp_path: Path) -> None:
-    """To the nanosecond, and with names and modes that no client could write in a URL."""
+    """With times to the nanosecond, and names and modes that no client could write in a URL."""
     lab = Lab(tmp_path)
     place = lab.place()
     for name, mode, mtime in [(b"\xff", 0, 1), (b"a\nb", 0o600, 1_500_000_000_000_000_001), (b"\\", 0o777, 2**62)]:

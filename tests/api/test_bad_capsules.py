@@ -50,7 +50,7 @@ for directory, names, files in sorted(os.walk(b".")):
 
 
 def furnished(client: httpx.Client, session_id: str) -> list[str]:
-    """Make a session of every kind of content; what a program sees in it now, and in its second version."""
+    """Make a session with every kind of content; returns what a program sees in it in the second version and now."""
     body = {
         "language": "python",
         "session_id": session_id,
@@ -81,7 +81,7 @@ def stored(server: Server) -> set[str]:
 
 @contextmanager
 def nothing_made(client: httpx.Client, server: Server) -> Iterator[None]:
-    """No session, no blob, no file; and the server is well."""
+    """Assert that what is done here makes no session, no blob and no file, and that the server is well."""
 
     def state() -> tuple[Any, ...]:
         names = sorted(path.name for path in server.data_dir.iterdir())
@@ -128,12 +128,12 @@ def test_capsules_that_are_too_large_are_refused(client: httpx.Client, server: S
         refused(load(there, bytes(2 << 20)), 413, "1048576")
         chunked = iter([bytes(1 << 19)] * 5)
         refused(there.post("/api/sessions/import", content=chunked, headers=TAR), 413, "1048576")
-        # The bound is that of this call alone.
+        # This bound is for imports alone.
         refused(there.post("/api/sessions", content=b" " * (17 << 20)), 413, "16777216")
 
 
 def test_only_the_content_type_of_an_archive_is_accepted(client: httpx.Client, server: Server) -> None:
-    """A type that a page of another site can't send without asking."""
+    """Pages of other sites can't send that type without a preflight."""
     capsule = capsules.capsule()
     with nothing_made(client, server):
         for kind in ("text/plain", "application/x-www-form-urlencoded", "multipart/form-data", "", "application/json"):
@@ -147,7 +147,7 @@ def test_only_the_content_type_of_an_archive_is_accepted(client: httpx.Client, s
 
 
 def test_damaged_capsules_make_nothing(client: httpx.Client, server: Server) -> None:
-    """A real one with bytes flipped, cut, doubled or moved; and a server that serves on."""
+    """A real capsule with bytes flipped, cut, doubled or moved; the server serves on."""
     furnished(client, "s")
     whole = exported(client, "s")
     chance = random.Random(3)
@@ -167,7 +167,7 @@ def test_damaged_capsules_make_nothing(client: httpx.Client, server: Server) -> 
                     bad[at:at] = bad[at : at + size]
             answer = load(client, bytes(bad), f"n{number}")
             if answer.status_code == 201:
-                # What was hit is the end of the archive, of which there may be any length.
+                # The damage hit the padding at the end of the archive, which may have any length.
                 assert client.delete(f"/api/sessions/n{number}?purge=true").status_code == 200
             else:
                 refused(answer, 400 if answer.status_code != 413 else 413)
@@ -177,7 +177,7 @@ def test_damaged_capsules_make_nothing(client: httpx.Client, server: Server) -> 
 
 
 def test_kill_9_during_an_import_leaves_all_or_nothing(own_server: MakeServer) -> None:
-    """There is all of the session or nothing, no file is left, and the same capsule can be imported then."""
+    """Also, no file is left, and the same capsule can be imported afterwards."""
     server = own_server(spares="0")
     chance = random.Random(11)
     with server.client() as client:
@@ -207,7 +207,9 @@ def test_kill_9_during_an_import_leaves_all_or_nothing(own_server: MakeServer) -
         with server.client() as client:
             answer = client.get(f"/api/sessions/n{number}?include=files")
             outcomes.add(answer.status_code)
-            longest *= 0.7 if answer.status_code == 200 else 1.4  # However fast the machine is, there is some of each.
+            longest *= (
+                0.7 if answer.status_code == 200 else 1.4
+            )  # So that there are both outcomes however fast the machine is.
             if answer.status_code == 200:
                 assert answer.json()["files"] == files
                 assert answer.json()["version"] == 6

@@ -1,4 +1,4 @@
-"""Packages that must be built, that come back from the blobs, and that a capsule names: over HTTP."""
+"""Packages that are built in a sandbox, restored from blobs, and pinned by capsules, over HTTP."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ def lines(client: httpx.Client, where: str) -> str:
     return client.get(f"/api/sessions/{where}/setup/events", timeout=60).text
 
 
-def put_away(server: Server, *, archives: bool) -> None:
-    """Lose all environments that are here, and what they could be made of again."""
+def lose_package_sets(server: Server, *, archives: bool) -> None:
+    """Lose all package sets of this server, with `archives` also their archives in the blobs."""
     digests = [path.name for path in (server.data_dir / "environments").iterdir() if len(path.name) == 64]
     assert digests
     for digest in digests:
@@ -65,16 +65,16 @@ def test_packages_are_built_in_a_sandbox_and_restored_from_blobs(own_server: Mak
         assert "can't be built here" in error
         assert "no compiler, say" in error
         assert says(client, third, "print('usable')") == "usable\n"
-        # What is lost here comes back from the blobs, asking nobody, before the next run.
-        put_away(server, archives=False)
+        # A package set that is lost is restored from the blobs before the next run, without a request to the registry.
+        lose_package_sets(server, archives=False)
         requests = len(registry.asked)
         assert environment(client, second)["pip"] == [{"name": "made", "version": "1.0"}]
         assert says(client, second, "import made; print(made.x)") == "1\n"
         assert len(registry.asked) == requests
         assert environment(client, second)["environment"] in digests
-        # What is lost there, too, is installed once more.
+        # If the blobs have lost it too, it is installed once more.
         copy = client.post(f"/api/sessions/{second}/duplicate", json={}).json()["id"]
-        put_away(server, archives=True)
+        lose_package_sets(server, archives=True)
         answer = client.post(f"/api/sessions/{copy}/run", json={"code": "import made; print(made.x)"})
         assert answer.status_code == 503, answer.text
         assert "installed once more" in answer.json()["error"]
@@ -107,7 +107,7 @@ def test_a_capsule_pins_the_versions_of_packages(own_server: MakeServer, registr
 
         assert imported("same") == ""
         assert says(client, "same", "import one; print(one.x)") == "1.0\n"
-        # Where that version isn't to be had any more, the result says so.
+        # If that version can't be had any more, the result says so.
         del registry.pages["/files/one-1.0-py3-none-any.whl"]
         registry.pages["/simple/one/"] = both.replace(old_page, b"<!DOCTYPE html>")
         for note in (server.data_dir / "environments/asked").iterdir():

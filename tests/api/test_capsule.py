@@ -22,7 +22,7 @@ from tests.conftest import MakeServer, MakeSession, Run, Server, eventually
 
 
 def described(client: httpx.Client, session_id: str) -> dict[str, Any]:
-    """All that the API tells of a session, but for what differs between a session and its copy."""
+    """All that the API shows of a session, without what differs between a session and its copy."""
     base = f"/api/sessions/{session_id}"
 
     def get(path: str) -> Any:
@@ -111,7 +111,7 @@ def test_a_capsule_of_the_current_version_only(client: httpx.Client, session: Ma
 
 
 def test_sessions_without_runs_or_files_can_be_exported(client: httpx.Client, session: MakeSession) -> None:
-    """A session that has never run; and one that keeps no files."""
+    """A session that has never run, and one that is not persistent."""
     capsule = exported(client, session("typescript", session_id="fresh:1_-x"))
     assert [name for name, _ in parts(capsule)] == ["capsule.json", "README.txt", "SHA256SUMS"]
     assert imported(client, capsule, "again")["last_run_at"] == ""
@@ -141,7 +141,7 @@ def test_a_capsule_can_be_checked_and_repacked_with_tar_and_sha256sum(
 
 
 def test_an_export_during_runs_is_one_version(client: httpx.Client, session: MakeSession, server: Server) -> None:
-    """Data and files of each version belong together, and the run under way isn't in it."""
+    """Data and files of each version belong together, and no run that is under way is in it."""
     where = session(data={"n": 0})
     increment = (
         "import json\nd = json.load(open('.session_data.json')); d['n'] += 1\n"
@@ -184,7 +184,7 @@ def test_an_export_during_runs_is_one_version(client: httpx.Client, session: Mak
 def test_memory_stays_flat_while_a_large_session_moves(
     client: httpx.Client, session: MakeSession, run: Run, server: Server
 ) -> None:
-    """64 MiB out and in, in a few MiB of memory."""
+    """64 MiB are exported and imported in less than 24 MiB of memory."""
     where = session()
     run(where, "import os\nfor n in range(4): open(f'f{n}', 'wb').write(os.urandom(16 << 20))")
     exported(client, session(session_id="warm"))
@@ -203,10 +203,10 @@ def test_memory_stays_flat_while_a_large_session_moves(
 def test_clients_that_hang_up_leave_nothing(
     client: httpx.Client, session: MakeSession, run: Run, server: Server
 ) -> None:
-    """Neither an export that nobody reads to its end nor an import that stops halfway: descriptors are checked."""
+    """Exports that are not read to their end, and imports that stop halfway, leave no descriptors."""
     where = session()
     run(where, "import os; open('f', 'wb').write(os.urandom(16 << 20))")
-    ready = len(runtimes())  # what the run took of them is made again, with descriptors of its own
+    ready = len(runtimes())  # a new sandbox is made ready for the one that the run took, and has descriptors of its own
     assert eventually(lambda: client.get("/health").json()["sandboxes"]["ready"] == ready)
     open_before = len(os.listdir(f"/proc/{server.pid}/fd"))
     for _ in range(5):

@@ -1,4 +1,4 @@
-"""Files over HTTP when clients hang up, disks fail or the service is killed, and memory while large ones pass."""
+"""Files over HTTP when clients hang up, disks fail or the service is killed; and memory while large files pass."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def test_a_put_that_waits_fails_when_its_session_is_deleted(
 
 
 def test_kill_9_during_a_put_leaves_the_old_or_the_new_file(own_server: MakeServer) -> None:
-    """What was there before, or what was put: nothing in between, and nothing acknowledged is lost."""
+    """And nothing in between, and nothing acknowledged is lost."""
     server = own_server(spares="0")
     with server.client() as client:
         client.post("/api/sessions", json={"language": "python", "session_id": "s"})

@@ -180,7 +180,7 @@ print(sorted(found))
 
 
 def canary() -> tuple[str, str]:
-    """A secret, and a Python program that finds it in files, environments and memory without itself holding it."""
+    """A secret, and a Python program that finds it in files, environments and memory without holding it itself."""
     secret = secrets.token_hex(16)
     program = SEARCH.replace("PREFIX", "kan[a]ry-").replace("DIGEST", hashlib.sha256(secret.encode()).hexdigest())
     return f"kanary-{secret}", program

@@ -16,7 +16,7 @@ from tests.conftest import MakeSession, Server
 
 
 def shell(server: Server, script: str, tmp_path: Path) -> list[Any]:
-    """What each line of output of a user's shell script is as JSON. `pick KEY` stands for `jq .KEY`."""
+    """Run a user's shell script; returns each line of its output parsed as JSON. `pick KEY` stands for `jq .KEY`."""
     pick = (
         f"pick() {{ {sys.executable} -c "
         "'import json, sys; print(json.dumps(json.load(sys.stdin)[sys.argv[1]]))' \"$1\"; }\n"

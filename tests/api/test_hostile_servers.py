@@ -1,4 +1,4 @@
-"""Servers in sessions that cheat: what a proxy that copies bytes would let through, and what comes through ours."""
+"""Servers in sessions that send malformed, endless or smuggled answers, and callers that send such requests."""
 
 from __future__ import annotations
 
@@ -126,8 +126,8 @@ def test_bytes_after_an_answer_are_dropped(server: Server, live: str) -> None:
 
 
 @dataclass
-class Copying(Server):
-    """A server whose proxy copies what comes from inside."""
+class CopyingServer(Server):
+    """A service that copies the bytes of guests instead of parsing their answers."""
 
     def _spawn(self, command: list[str], environment: dict[str, str], log: IO[bytes]) -> subprocess.Popen[bytes]:
         weakened = """\
@@ -145,7 +145,7 @@ main()
 
 
 def test_a_proxy_that_copies_would_let_them_through(tmp_path: Path) -> None:
-    server = Copying(tmp_path / "data").start()
+    server = CopyingServer(tmp_path / "data").start()
     try:
         with server.client() as client:
             client.post("/api/sessions", json={"language": "python", "session_id": "s"})
@@ -165,24 +165,24 @@ def test_endless_answers_are_bounded(client: httpx.Client, session: MakeSession,
     for path in ("/head", "/line"):
         answer = client.get(f"{url}{path}")
         assert (answer.status_code, answer.json()["code"]) == (502, "no_answer"), path
-    with client.stream("GET", f"{url}/body") as answer:  # it comes for as long as somebody takes it
+    with client.stream("GET", f"{url}/body") as answer:  # an endless body comes for as long as somebody reads it
         size = 0
         for piece in answer.iter_raw():
             size += len(piece)
             if size > 1 << 20:
                 break
-    sent = client.post(f"{url}/deaf", content=bytes(4 << 20))  # it answers and takes nothing
+    sent = client.post(f"{url}/deaf", content=bytes(4 << 20))  # the server answers without reading the body
     assert (sent.status_code, sent.content) == (200, b"ok")
     said = f"/api/sessions/{where}/runs/{run_id}/stdout"
     deadline = time.monotonic() + 10
     while client.get(said).text.count("hung up") < 3 and time.monotonic() < deadline:
         time.sleep(0.05)
-    assert client.get(said).text.count("hung up") >= 3  # nothing inside goes on for a caller that has gone
+    assert client.get(said).text.count("hung up") >= 3  # no connection inside outlives its caller
 
 
 @dataclass
-class Hurried(Server):
-    """A server that waits for answers as long as a test can."""
+class HurriedServer(Server):
+    """A service whose timeouts are short enough for a test."""
 
     def _spawn(self, command: list[str], environment: dict[str, str], log: IO[bytes]) -> subprocess.Popen[bytes]:
         hurry = (
@@ -195,7 +195,7 @@ class Hurried(Server):
 
 
 def test_slow_servers_and_callers_time_out(tmp_path: Path) -> None:
-    server = Hurried(tmp_path / "data").start()
+    server = HurriedServer(tmp_path / "data").start()
     try:
         with server.client() as client:
             client.post("/api/sessions", json={"language": "python", "session_id": "s"})
@@ -206,16 +206,16 @@ def test_slow_servers_and_callers_time_out(tmp_path: Path) -> None:
                 assert answer.headers["X-Era-Run"] == run_id
             name, _, port = server.url.removeprefix("http://").rpartition(":")
             held = []
-            for _ in range(4):  # these read nothing, so nothing moves
+            for _ in range(4):  # these callers read nothing, so their answers stall
                 connection = socket.create_connection((name, int(port)), timeout=20)
                 connection.sendall(f"GET /proxy/s/3000/body HTTP/1.1\r\nHost: {name}:{port}\r\n\r\n".encode())
                 connection.recv(1)
                 held.append(connection)
-            assert client.get("/proxy/s/3000/hold").status_code == 503  # as many as may be
-            time.sleep(1.2)  # until all of them have been given up
+            assert client.get("/proxy/s/3000/hold").status_code == 503  # MAX_CALLERS are held
+            time.sleep(1.2)  # until all of them have timed out
             for connection in held:
                 connection.settimeout(15)
-                with suppress(ConnectionError):  # what was under way, then the end
+                with suppress(ConnectionError):  # what is in flight, then the end
                     while connection.recv(1 << 20):
                         pass
                 connection.close()
@@ -230,7 +230,7 @@ def test_slow_servers_and_callers_time_out(tmp_path: Path) -> None:
 
 
 def test_malformed_requests_reach_no_server(server: Server, live: str) -> None:
-    """What a caller says reaches the server inside as one request, or not at all."""
+    """A request reaches the server in the session as one request, or not at all."""
     inside = f"GET {live}/smuggled HTTP/1.1\r\nHost: x\r\n\r\n"
     cases = {
         "both lengths": f"POST {live}/ HTTP/1.1\r\nHost: SELF\r\nContent-Length: 4\r\n"

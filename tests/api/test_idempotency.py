@@ -1,4 +1,4 @@
-"""Idempotency keys, over HTTP: what comes twice is done once."""
+"""Idempotency keys over HTTP: a request that is repeated with its key is carried out once."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def test_another_request_with_the_key_is_refused(client: httpx.Client, session: 
     ]
     for body in bodies:
         assert refused(post(client, url, "k", body), 409, "'k'")["code"] == "idempotency_mismatch"
-    # Keys of other sessions and routes are others.
+    # The same key in another session or route is another key.
     assert post(client, f"/api/sessions/{other}/run", "k", {"code": "print(2)"}).json()["stdout"] == "2\n"
     assert post(client, f"/api/sessions/{where}/duplicate", "k", {}).status_code == 201
 
@@ -171,7 +171,7 @@ def test_answers_outlive_a_kill(own_server: MakeServer) -> None:
         lost = refused(post(client, "/api/sessions/s/run", "long", long), 409, runs[0]["run_id"])
         assert lost["code"] == "run_lost"
         assert len(_runs(client)) == 3
-        # What env it had can't be told any more, so that makes no difference now; other differences still do.
+        # Its env is forgotten after the restart, so another env is the same request now; other differences still count.
         refused(post(client, "/api/sessions/s/run", "long", {"code": long["code"]}), 409, "stopped")
         assert refused(post(client, "/api/sessions/s/run", "long", {"code": ""}), 409)["code"] == "idempotency_mismatch"
 

@@ -1,4 +1,4 @@
-"""Inboxes, on real servers: what is acknowledged is run, in order, once and again until it went well."""
+"""Inboxes on real servers: an acknowledged delivery is run, in order, and retried until it succeeds or is given up."""
 
 from __future__ import annotations
 
@@ -38,8 +38,8 @@ else:
 """
 
 
-def made(client: httpx.Client, where: str, code: str | None = CODE, **fields: Any) -> dict[str, Any]:
-    """Give a session an inbox and code."""
+def make_inbox(client: httpx.Client, where: str, code: str | None = CODE, **fields: Any) -> dict[str, Any]:
+    """Give a session an inbox and code; returns the inbox."""
     answer = client.put(f"/api/sessions/{where}/inbox", json=fields)
     assert answer.status_code == 200, answer.text
     if code is not None:
@@ -58,14 +58,14 @@ def deliver(client: httpx.Client, where: str, body: Any = b"x", path: str = "", 
 
 
 def accepted(client: httpx.Client, where: str, body: Any = b"x", path: str = "", **headers: str) -> str:
-    """The id of a delivery that was taken."""
+    """Send a delivery that must be accepted; returns its id."""
     answer = deliver(client, where, body, path, **headers)
     assert (answer.status_code, answer.json()["status"]) == (202, "pending"), answer.text
     return str(answer.json()["delivery_id"])
 
 
 def listed(client: httpx.Client, where: str, **query: Any) -> list[dict[str, Any]]:
-    """Newest first."""
+    """Deliveries, newest first."""
     deliveries: list[dict[str, Any]] = client.get(f"/api/sessions/{where}/inbox/deliveries", params=query).json()[
         "deliveries"
     ]
@@ -73,7 +73,7 @@ def listed(client: httpx.Client, where: str, **query: Any) -> list[dict[str, Any
 
 
 def settle(client: httpx.Client, where: str) -> list[dict[str, Any]]:
-    """All deliveries, oldest first, once they have ended."""
+    """Wait until all deliveries have ended; returns them, oldest first."""
     assert eventually(lambda: all(one["status"] in ("done", "failed") for one in listed(client, where)), 20), listed(
         client, where
     )
@@ -101,7 +101,7 @@ def digest(body: bytes, secret: str = SECRET) -> str:
 
 def test_deliveries_are_run_in_order(client: httpx.Client, session: MakeSession) -> None:
     where = session()
-    inbox = made(client, where)
+    inbox = make_inbox(client, where)
     assert inbox["url"] == f"{client.base_url}/proxy/{where}/inbox".replace("//proxy", "/proxy")
     ids = [accepted(client, where, f"{n}:".encode()) for n in range(10)]
     ended = settle(client, where)
@@ -124,7 +124,7 @@ def test_deliveries_are_run_in_order(client: httpx.Client, session: MakeSession)
 
 def test_the_program_sees_what_the_relay_would_show(client: httpx.Client, session: MakeSession) -> None:
     where = session()
-    made(client, where)
+    make_inbox(client, where)
     body = b'{"\xff'
     answer = client.post(
         f"/proxy/{where}/inbox/env/%2fa?b=%20c",
@@ -155,7 +155,7 @@ def test_a_delivery_sent_twice_is_run_once(
     client: httpx.Client, session: MakeSession, name: str, server: Server
 ) -> None:
     where = session()
-    made(client, where)
+    make_inbox(client, where)
     answers: list[httpx.Response] = []
 
     def send() -> None:
@@ -180,7 +180,7 @@ def test_a_delivery_sent_twice_is_run_once(
 
 def test_a_failed_delivery_is_retried_while_the_others_wait(client: httpx.Client, session: MakeSession) -> None:
     where = session()
-    made(client, where, retries=1)
+    make_inbox(client, where, retries=1)
     began = time.monotonic()
     for body, path in ((b"a", "/once"), (b"b", ""), (b"c", "")):
         accepted(client, where, body, path)
@@ -202,11 +202,11 @@ def test_a_delivery_that_was_given_up_can_be_replayed_with_other_code(
     client: httpx.Client, session: MakeSession
 ) -> None:
     where = session()
-    made(client, where, retries=0)
+    make_inbox(client, where, retries=0)
     lost = accepted(client, where, b"a", "/exit")
     accepted(client, where, b"b")
     ended = settle(client, where)
-    assert [each["status"] for each in ended] == ["failed", "done"]  # the next one isn't held up for ever
+    assert [each["status"] for each in ended] == ["failed", "done"]  # the next delivery isn't held up for ever
     assert ended[0]["reason"] == "The run ended as 'failed'."
     store(client, where, CODE.replace("sys.exit(3)", "print('mended')"))
     answer = replay(client, where, lost)
@@ -221,7 +221,7 @@ def test_a_delivery_that_was_given_up_can_be_replayed_with_other_code(
 
 def test_replaying_a_waiting_delivery_makes_it_due_at_once(client: httpx.Client, session: MakeSession) -> None:
     where = session()
-    made(client, where, CODE.replace('attempt == "1"', 'attempt in "12"'))
+    make_inbox(client, where, CODE.replace('attempt == "1"', 'attempt in "12"'))
     delivery = accepted(client, where, b"a", "/once")
     assert eventually(lambda: listed(client, where)[0]["attempts"] == 2 and listed(client, where)[0]["next_attempt_at"])
     due = listed(client, where)[0]["next_attempt_at"]
@@ -238,11 +238,11 @@ def test_replaying_a_waiting_delivery_makes_it_due_at_once(client: httpx.Client,
 
 def test_deliveries_wait_for_code_to_be_stored(client: httpx.Client, session: MakeSession) -> None:
     where = session()
-    made(client, where, None, retries=0)
+    make_inbox(client, where, None, retries=0)
     accepted(client, where, b"a")
     accepted(client, where, b"b")
     assert eventually(lambda: listed(client, where)[-1]["reason"] == "The session stores no code.")
-    # Deleted and restored, it still has them; nothing is run meanwhile.
+    # A session that was deleted and restored still has its deliveries; nothing is run meanwhile.
     assert client.delete(f"/api/sessions/{where}").status_code == 200
     assert deliver(client, where).status_code == 404
     assert client.post(f"/api/sessions/{where}/restore").status_code == 200
@@ -269,7 +269,7 @@ def test_a_wrong_signature_is_refused_and_nothing_stored(
 ) -> None:
     where = session()
     own = {"header": "X-Own"} if scheme == "hmac" else {}
-    made(client, where, verify={"scheme": scheme, "secret": SECRET, **own})
+    make_inbox(client, where, verify={"scheme": scheme, "secret": SECRET, **own})
     body = b'{"id": "evt_1"}'
     forged = [
         {},
@@ -284,9 +284,9 @@ def test_a_wrong_signature_is_refused_and_nothing_stored(
     assert listed(client, where) == []
     accepted(client, where, body, **signed(scheme, body))
     again = deliver(client, where, body, **signed(scheme, body))
-    assert again.status_code == (200 if scheme == "stripe" else 202)  # its events have an id of their own
+    assert again.status_code == (200 if scheme == "stripe" else 202)  # Stripe's events have an id of their own
     settle(client, where)
-    made(client, where)  # without `verify` the same forgeries are taken, so it was that which refused them
+    make_inbox(client, where)  # without `verify` the same forgeries are accepted, so `verify` was what refused them
     for headers in forged:
         accepted(client, where, body, **headers)
     settle(client, where)
@@ -317,7 +317,7 @@ def test_the_secret_is_in_no_answer_log_or_copy(client: httpx.Client, session: M
     for answer in [*answers, duplicate, imported]:
         assert SECRET.encode() not in answer.content
     assert SECRET not in server.log
-    for other in (duplicate, imported):  # nor has a copy the inbox
+    for other in (duplicate, imported):  # copies have no inbox
         assert other.status_code == 201
         gone = client.get(f"/api/sessions/{other.json()['id']}/inbox")
         assert (gone.status_code, gone.json()["code"]) == (404, "no_inbox")
@@ -328,7 +328,7 @@ def test_deliveries_that_are_refused(client: httpx.Client, session: MakeSession)
     answer = deliver(client, where)
     assert (answer.status_code, answer.json()["code"]) == (404, "no_inbox")
     assert client.delete(f"/api/sessions/{where}/inbox").status_code == 404
-    made(client, where)
+    make_inbox(client, where)
     for method in ("GET", "PUT", "DELETE"):
         answer = client.request(method, f"/proxy/{where}/inbox/x")
         assert (answer.status_code, answer.headers["Allow"]) == (405, "POST")
@@ -344,7 +344,7 @@ def test_deliveries_that_are_refused(client: httpx.Client, session: MakeSession)
     assert (answer.status_code, answer.json()["code"]) == (403, "not_public")
     assert client.delete(f"/api/sessions/{where}/inbox").json()["deleted_deliveries"] == 1
     assert client.get(f"/api/sessions/{where}/inbox/deliveries").status_code == 404
-    made(client, where)
+    make_inbox(client, where)
     assert listed(client, where) == []
 
 
@@ -352,11 +352,11 @@ def test_nothing_acknowledged_is_lost(own_server: MakeServer) -> None:
     key = "the-key-of-the-api"
     server = own_server(api_key=key, drain_seconds="0", spares="0")
     bearer = {"Authorization": f"Bearer {key}"}
-    for how, retries in ((signal.SIGKILL, 1), (signal.SIGTERM, 0)):  # being stopped is nobody's failure
+    for how, retries in ((signal.SIGKILL, 1), (signal.SIGTERM, 0)):  # a run stopped by SIGTERM is no failed attempt
         where = how.name
         with server.client(headers=bearer) as client:
             client.post("/api/sessions", json={"language": "python", "session_id": where})
-            made(client, where, retries=retries)
+            make_inbox(client, where, retries=retries)
             accepted(client, where, b"a", "/slow")
             assert eventually(lambda: listed(client, where)[0]["status"] == "running")  # noqa: B023  called in this turn
             ids = [accepted(client, where, f"{n}:".encode()) for n in range(5)]
@@ -377,7 +377,7 @@ def test_nothing_acknowledged_is_lost(own_server: MakeServer) -> None:
 
 def test_a_full_inbox_refuses_deliveries(client: httpx.Client, session: MakeSession, server: Server) -> None:
     where = session()
-    made(client, where, None)
+    make_inbox(client, where, None)
     accepted(client, where, b"a", X_Delivery_Id="known")
     with closing(sqlite3.connect(server.data_dir / "era.sqlite", timeout=10)) as database:
         columns = [row[1] for row in database.execute("PRAGMA table_info(deliveries)") if row[1] != "key"]

@@ -81,7 +81,7 @@ def _has_ended(pid: int) -> bool:
 
 @pytest.mark.skipif(HAS_GVISOR and os.geteuid() != 0, reason="only root can hide gVisor from a server")
 def test_isolation_that_does_not_work_here_is_refused(own_server: MakeServer) -> None:
-    """A machine whose runsc doesn't work: the session that asks for it gets no other sandbox."""
+    """On a machine whose runsc doesn't work, a session that asks for gVisor gets no other sandbox."""
     server = own_server(hidden="/usr/bin/runsc") if HAS_GVISOR else own_server()
     with server.client() as client:
         client.post("/api/sessions", json={"language": "python", "session_id": "s", "isolation": "gvisor"})

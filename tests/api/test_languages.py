@@ -1,4 +1,4 @@
-"""Languages over HTTP: which there are, by which names, what this machine can't run, and how another one is added."""
+"""Languages over HTTP: their names, what this machine can't run, and how a language is added."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def test_go_programs_run_by_execute(client: httpx.Client) -> None:
 
 
 def test_a_go_module_is_built_again_where_it_changed(client: httpx.Client) -> None:
-    """A module with packages, built again only where it changed; its own main.go is left alone."""
+    """With a main.go of the module's own, which is left alone."""
     client.post("/api/sessions", json={"language": "go", "session_id": "go", "default_timeout": 120})
     files = {
         "go.mod": "module example.com/app\n\ngo 1.24\n",
@@ -134,7 +134,7 @@ def test_deno_has_only_the_permissions_of_its_session(client: httpx.Client) -> N
 
 @pytest.fixture(scope="module")
 def with_more(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy of ERA with two more files: the example of the documents, and a language that no machine has."""
+    """A copy of ERA with two more languages: the example of the docs, and one that no machine has."""
     directory = tmp_path_factory.mktemp("more")
     shutil.copytree(Path(era.__file__).parent, directory / "era", ignore=shutil.ignore_patterns("__pycache__"))
     example = re.search(r"```python\n(.*?)```", (ROOT / "docs/languages.md").read_text(), re.DOTALL)

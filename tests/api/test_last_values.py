@@ -1,4 +1,4 @@
-"""What a Python program ends with: a table or a figure is kept as a file, as a notebook would show it.
+"""The last value of a Python program: a table or figure is kept as a file, as a notebook would show it.
 
 With the real packages. They are large, so all tests share one setup, which is installed once.
 """
@@ -50,13 +50,13 @@ def test_a_notebooks_script_keeps_its_figure_and_table(client: httpx.Client, whe
     assert table.index("&lt;b&gt;Ulm&lt;/b&gt;") < table.index("Köln")
     assert "2 rows × 2 columns" in table
     assert client.get(f"/api/sessions/{where}/files/figure-1.png").content.startswith(b"\x89PNG")
-    # Plots give what they drew, of which a figure is the whole; files that are there are left alone.
+    # Plot functions return what they drew, whose figure is kept; files that exist are left alone.
     assert artifact_paths(run(where, "import matplotlib.pyplot as plt\nplt.hist([1, 2, 2])")) == ["figure-2.png"]
     assert artifact_paths(run(where, "from matplotlib.figure import Figure\nf = Figure()\nf.add_subplot()")) == [
         "figure-3.png"
     ]
     code = "import matplotlib.pyplot as plt\nplt.figure()"
-    assert artifact_paths(run(where, code, env={"MPLBACKEND": "agg"})) == [], "who wants none of this says so"
+    assert artifact_paths(run(where, code, env={"MPLBACKEND": "agg"})) == [], "another backend turns this off"
 
 
 def test_large_tables_are_cut(client: httpx.Client, where: str, run: Run) -> None:
@@ -99,7 +99,7 @@ print(frame is None)
 
 
 def test_programs_run_as_without_such_packages(where: str, session: MakeSession, run: Run) -> None:
-    """With such packages there, and an expression at its end."""
+    """Although the packages are installed and the program ends with an expression."""
     code = "import sys; print(*sorted({*sys.modules} - {'pwd'}), sys.displayhook is sys.__displayhook__, "
     code += "sys.gettrace(), sys.getprofile(), [sys.monitoring.get_tool(n) for n in range(6)], "
     code += "dir(__builtins__), sorted(globals()))"
@@ -139,13 +139,13 @@ if __name__ == "__main__":
     where_it_is = '  File "/workspace/main.py", line 1\n    frame.\n          ^\nSyntaxError: invalid syntax\n'
     assert run(where, "frame.\n")["stderr"] == where_it_is
     assert run(where, "import sys\nsys.exit(4)")["exit_code"] == 4
-    # A process that must start from nothing is Python as it is.
+    # A process that is started cold keeps no last value.
     assert artifact_paths(run(where, "import pandas\npandas.Series([1])", env={"PYTHONHASHSEED": "1"})) == []
 
 
 @pytest.mark.soak
 def test_polars_tables_are_kept_too(client: httpx.Client, run: Run) -> None:
-    """It is large, too."""
+    """With the real polars, which is large too."""
     where = make(client, {"pip": ["polars"]}, default_timeout=60)
     settled(client, where)
     table = only_table(client, where, run(where, "import polars\npolars.DataFrame({'a': range(1000)})"))

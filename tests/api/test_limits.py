@@ -42,7 +42,7 @@ time.sleep(10)
     "a child's file": "import os\nif os.fork() == 0: write(open('big', 'wb'))\nelse: time.sleep(10)",
     "a directory that is closed": "import os\nos.mkdir('d'); file = open('d/f', 'wb'); os.chmod('d', 0); write(file)",
 }
-"""What takes more than 4 MiB, step by step."""
+"""Programs that write more than 4 MiB, step by step."""
 
 
 def set_of(client: httpx.Client, where: str) -> dict[str, Any]:
@@ -200,7 +200,7 @@ def test_the_operator_bounds_the_limits(own_server: MakeServer) -> None:
 
 
 def test_files_in_tmp_count_towards_the_file_limit(session: MakeSession, run: Run) -> None:
-    """They aren't the session's, but they take memory that isn't counted in bytes."""
+    """They are not kept, but take memory that isn't counted in bytes."""
     where = session(limits={"files": 3000})
     code = "import os\nopen('kept', 'w').close()\nfor n in range(1000000): open(f'/tmp/{n}', 'w').close()"
     answer = run(where, code)

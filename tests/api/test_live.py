@@ -1,4 +1,7 @@
-"""Requests from outside that reach servers in sessions, as they are. test_hostile_servers.py has those that cheat."""
+"""Requests from outside that reach live servers in sessions unchanged, WebSockets included.
+
+test_hostile_servers.py has servers that send malformed answers.
+"""
 
 from __future__ import annotations
 
@@ -92,7 +95,7 @@ def test_the_api_key_never_reaches_a_session(own_server: MakeServer) -> None:
         text = client.get("/proxy/s/3000/").text
         assert "open sesame" not in text
         assert "authorization" not in text.lower()
-    with server.client() as client:  # a key of the session's own is its own affair
+    with server.client() as client:  # a key of the session's own is forwarded
         text = client.get("/proxy/s/3000/", headers={"Authorization": "Bearer own"}).text
         assert "Bearer own" in text
         assert "b3BlbiBzZXNhbWU=" not in client.get("/proxy/s/3000/", auth=("", "open sesame")).text
@@ -107,7 +110,7 @@ def test_servers_on_other_ports_and_ipv6_are_reached(
     start_in_background(client, where, HTTP_SERVER, env=variables)
     port = variables.get("PORT", "3000")
     answer = client.get(f"/proxy/{where}/{port}/")
-    if port == "80":  # programs have no rights that others haven't
+    if port == "80":  # programs may not bind privileged ports
         assert answer.status_code == 400
     else:
         assert answer.json()["path"] == "/"
@@ -133,7 +136,7 @@ def test_events_come_as_they_are_sent(client: httpx.Client, live: str, server: S
         assert answer.headers["Content-Type"] == "text/event-stream"
         lines = answer.iter_lines()
         for n in range(3):
-            assert next(line for line in lines if line) == f"data: {n}"  # which is here before the next is sent
+            assert next(line for line in lines if line) == f"data: {n}"  # it has arrived before the next is sent
             assert other.get(f"{live}/go?{n}").status_code == 200
         assert [line for line in lines if line] == []
 
@@ -179,7 +182,7 @@ def test_large_bodies_take_no_memory(client: httpx.Client, live: str, server: Se
 def test_a_slow_reader_holds_up_the_server_in_the_session(client: httpx.Client, live: str, server: Server) -> None:
     before = server.resident_bytes
     with client.stream("GET", f"{live}/big?256") as answer:
-        time.sleep(1)  # nothing is taken: what the server sent by now would be in our memory
+        time.sleep(1)  # nothing is read here, so what the server has sent would be in the service's memory
         assert server.resident_bytes - before < 16 << 20
         next(answer.iter_raw(1))
 
@@ -192,8 +195,8 @@ def test_calls_without_a_listener_are_no_code(client: httpx.Client, session: Mak
     run_id = start_in_background(client, where, HTTP_SERVER)
     assert client.get(f"/proxy/{where}/3000/").status_code == 200
     began = time.monotonic()
-    assert client.get(f"/proxy/{where}/3001/").json()["code"] == "no_code"  # it listens already, elsewhere
-    assert client.get(f"/proxy/{where}/18128/").json()["code"] == "no_code"  # the sandbox's own way out
+    assert client.get(f"/proxy/{where}/3001/").json()["code"] == "no_code"  # the run listens already, on another port
+    assert client.get(f"/proxy/{where}/18128/").json()["code"] == "no_code"  # a port of the supervisor's
     assert time.monotonic() - began < 4
     assert client.delete(f"/api/sessions/{where}/runs/{run_id}").status_code == 200
     assert client.get(f"/proxy/{where}/3000/").json()["code"] == "no_code"
@@ -348,7 +351,7 @@ def test_a_websocket_server_may_speak_first(server: Server, echo: str) -> None:
 def test_a_websocket_that_is_refused(client: httpx.Client, server: Server, echo: str, session: MakeSession) -> None:
     websocket = WebSocket(server, f"{echo}/refused")
     assert websocket.head.startswith("HTTP/1.1 403 ")
-    assert websocket.rest() == b"no"  # and the connection carries nothing more
+    assert websocket.rest() == b"no"  # the connection carries nothing more
     websocket.close()
     where = session()
     websocket = WebSocket(server, f"/proxy/{where}/3000/")

@@ -128,8 +128,8 @@ console.log(1);
 }  # fmt: skip
 
 
-def without_ids(text: str) -> str:
-    """What names a process or depends on the moment or on how late Node's preload is: out of it."""
+def without_internal_frames(text: str) -> str:
+    """Drop Node's internal frames, which depend on when its preload runs."""
     return re.sub(r"(?m)^    at .*node:internal.*\n", "", text)
 
 
@@ -144,10 +144,10 @@ def test_a_node_program_does_what_node_does_with_it(
     if name == "promises and timers":  # which of a timer of 0 ms and an immediate comes first is Node's to choose
         assert sorted(answer[1]) == sorted(stdout)
         return
-    assert (answer[0], without_ids(answer[1]), without_ids(answer[2])) == (
+    assert (answer[0], without_internal_frames(answer[1]), without_internal_frames(answer[2])) == (
         exit_code,
-        without_ids(stdout),
-        without_ids(stderr),
+        without_internal_frames(stdout),
+        without_internal_frames(stderr),
     )
 
 

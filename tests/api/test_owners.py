@@ -1,4 +1,4 @@
-"""Owners: what one has, no other sees, finds, changes or learns of, however he tries."""
+"""Owners: sessions and storage of one owner can't be seen, found, changed or noticed by another."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from tests.capsules import parts
 
 
 def test_no_route_finds_another_owners_session(owners: Owners) -> None:
-    """Each answers as for a session that there isn't. That each would have found it, its owner's calls show."""
+    """Each route answers as for a session that doesn't exist. The owner's calls show that each would have found it."""
     ada, mallory = owners.ada, owners.mallory
     values = make_full_session(ada)
     before = ada.get(f"/api/sessions/{ID}?include=files").json()
@@ -77,7 +77,7 @@ def test_lists_counts_and_delete_all_are_per_owner(owners: Owners) -> None:
     assert ids(ada) == ["a3", "a2", "a1"]
     assert ada.delete("/api/sessions/a1").is_success
     assert ids(mallory, status="deleted") == ["m1"]
-    # Who takes the id of one that is gone has nothing of it, and its owner can't have it back meanwhile.
+    # Whoever takes the id of a deleted session gets nothing of it, and its owner can't restore it meanwhile.
     assert mallory.post("/api/sessions", json={"language": "python", "session_id": "a1"}).status_code == 201
     refused = ada.post("/api/sessions/a1/restore")
     assert (refused.status_code, refused.json()["code"]) == (409, "conflict")
@@ -103,7 +103,7 @@ def test_a_taken_id_reveals_nothing_of_its_session(owners: Owners) -> None:
     assert {answer.status_code for answer in taken.values()} == {409}
     assert len({json.dumps(error_without_id(answer, "one")) for answer in taken.values()}) == 1
 
-    # A capsule becomes the session of whoever imports it, and a copy that of its source's owner.
+    # An imported session belongs to whoever imports it, and a duplicate to its source's owner.
     imported = mallory.post("/api/sessions/import", params={"id": "mine"}, content=capsule, headers=TAR)
     assert (imported.status_code, imported.json()["data"], imported.json()["storage"]) == (
         201,
@@ -129,7 +129,7 @@ def test_idempotency_keys_are_per_owner(owners: Owners) -> None:
         assert other.status_code == 201
         assert other.json()["id"] != first.json()["id"]
         assert "Idempotent-Replay" not in other.headers
-    # With a session of his own he gets nothing of what hers was answered.
+    # The same key in his own session replays nothing of her answers.
     mine = other.json()["id"]
     for client, session_id in ((ada, first.json()["id"]), (mallory, mine)):
         code = {"code": f"print('{client is ada}')"}
@@ -168,11 +168,11 @@ def test_storage_is_per_owner_from_inside_and_outside(owners: Owners) -> None:
         assert (listed["resources"], listed["total"]) == ([], 0)
         stats = stranger.get("/api/resources/stats").json()
         assert (stats["total"], stats["by_namespace"], stats["total_size"]) == (0, {}, 0)
-        # What he writes and clears is his own.
+        # What he writes and clears is in his own storage.
         assert stranger.put("/api/storage/kv/app/k", json={"value": "his"}).is_success
         for kind in ("kv", "r2", "d1"):
             assert stranger.delete(f"/api/storage/{kind}/app").is_success
-    # A program may say what it likes: whose it is, the guest listener tells that it came through.
+    # Whatever a program sends: its owner follows from the guest listener that it came through.
     her_key = ada.headers["Authorization"].removeprefix("Bearer ")
     assert stdout_of(mallory, FORGED.replace("KEY", her_key)) == "404\n"
     assert stdout_of(ada, LIST_STORAGE) == EVERYTHING
@@ -209,7 +209,7 @@ await tried().catch((error) => console.log(error.code));
 
 @pytest.mark.parametrize("language", ["python", "node"])
 def test_a_session_can_be_shut_out_of_the_storage(owners: Owners, language: str) -> None:
-    """The variable is gone, and nobody listens where it led to; from the next run on it's the other way round."""
+    """The variable is unset, and nothing listens at its address; from the next run on, the storage can be had again."""
     ada, name = owners.ada, f"shut-{language}"
     made = ada.post("/api/sessions", json={"language": language, "session_id": name})
     assert made.json()["storage"] is True
@@ -222,7 +222,7 @@ def test_a_session_can_be_shut_out_of_the_storage(owners: Owners, language: str)
     [url] = run(SHOWN[language])
     code = SHUT_OUT[language].replace("= URL", f"= '{url}'")
     assert ada.patch(f"/api/sessions/{name}", json={"storage": False}).json()["metadata"]["storage"] is False
-    for env in ({}, {"ERA_STORAGE_URL": url}):  # nor can a caller let it in
+    for env in ({}, {"ERA_STORAGE_URL": url}):  # a variable of the caller's doesn't open it
         none, why, unreachable = run(code, **env)
         assert (none, unreachable) == ("None", "unreachable")
         assert why.startswith("no_storage There is no storage here.")

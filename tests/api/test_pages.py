@@ -1,4 +1,4 @@
-"""The pages: served as they should be, and looked at in a real browser."""
+"""The web pages: how they are served, and what they do in a real browser."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_foreign_host_names_are_refused_for_pages_too(client: httpx.Client) -> N
 def test_nothing_comes_from_elsewhere(path: Path) -> None:
     text = path.read_text()
     addresses = set(re.findall(r"(?:https?:)?//[\w.:-]+\.[\w.:-]+", text))
-    # An example's, SVG's name of itself, and one in a program that shows that it can't be reached.
+    # An example, the namespace of SVG, and an address in a program that shows that it can't be reached.
     assert addresses <= {"http://127.0.0.1:8787", "http://www.w3.org", "https://192.0.2.1"}
     assert not re.search(r"\son\w+=|<style|\sstyle=|javascript:", text)
     assert path.suffix != ".css" or not re.search(r"@import|url\(", text)
@@ -65,7 +65,7 @@ def test_nothing_comes_from_elsewhere(path: Path) -> None:
 
 @pytest.fixture
 def quiet(browser: Browser) -> Iterator[Browser]:
-    """The browser, which must not have complained once the test is over; then it lets go of the server."""
+    """The browser, which must not log an error during the test; it leaves the server's pages afterwards."""
     browser.complaints.clear()
     yield browser
     complaints = list(browser.complaints)
@@ -106,7 +106,9 @@ def test_reference_can_be_filtered(server: Server, quiet: Browser) -> None:
 def test_first_page_shows_this_server(server: Server, quiet: Browser) -> None:
     quiet.open(f"{server.url}/")
     quiet.wait("document.querySelector('#pill').dataset.state === 'ok'")
-    quiet.wait(f"document.body.innerText.includes('{server.url}/api/sessions')")  # once it knows if a key is wanted
+    quiet.wait(
+        f"document.body.innerText.includes('{server.url}/api/sessions')"
+    )  # once it knows whether a key is required
     assert "bubblewrap" in quiet.look("document.body.innerText")
     assert quiet.look("document.querySelectorAll('.copy').length") >= 4
     for width in (360, 768, 1600):

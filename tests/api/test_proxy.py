@@ -41,7 +41,7 @@ def test_the_public_url_as_configured(own_server: MakeServer) -> None:
         assert body["url"] == "https://era.example/below/proxy/s/1"
         code = 'print(\'{"headers": {"Set-Cookie": "a=1"}}\')'
         client.put("/api/sessions/s/code", json={"code": code})
-        # The name it was told is one of its own, and none that it was not told.
+        # The configured host name is accepted, and no other.
         answer = client.get("/proxy/s/1/", headers={"Host": "era.example"})
         assert answer.headers["Set-Cookie"] == "era-session-a=1; Path=/below/proxy/s/"
         assert client.get("/proxy/s/1/", headers={"Host": "evil.example"}).status_code == 403
@@ -78,7 +78,7 @@ def test_private_sessions_refuse_public_calls(client: httpx.Client, publish: Pub
     assert client.get(f"/api/sessions/{where}/runs").json()["count"] == 0
     assert client.patch(f"/api/sessions/{where}", json={"allowPublicAccess": True}).status_code == 200
     assert client.post(url).status_code == 201
-    # The owner's own calls don't ask for it.
+    # The owner's own calls need no public access.
     assert client.patch(f"/api/sessions/{where}", json={"allowPublicAccess": False}).status_code == 200
     assert client.post(f"/api/sessions/{where}/run", json={}).status_code == 200
 
@@ -86,7 +86,7 @@ def test_private_sessions_refuse_public_calls(client: httpx.Client, publish: Pub
 def test_a_waiting_call_is_refused_when_its_session_becomes_private(
     client: httpx.Client, publish: Publish, server: Server
 ) -> None:
-    """What counts is what the session says when the call has its turn."""
+    """The setting counts that the session has when the call gets its turn."""
     url = publish(COUNTER)
     where = url.split("/")[2]
     answers: list[int] = []

@@ -78,7 +78,7 @@ def test_printed_text_is_the_answer(
         (printing({"headers": {"X-A": "1\r\nX-Evil: 1"}}), 502, "character"),
         (printing({"headers": {"X-A": "1\nX-Evil: 1"}}), 502, "character"),
         (printing({"headers": {"X-A": "1\0"}}), 502, "character"),
-        (printing({"headers": {"X-A": "\u010d\u010aX-Evil: 1"}}), 502, "character"),  # CR and LF, in the low bytes
+        (printing({"headers": {"X-A": "\u010d\u010aX-Evil: 1"}}), 502, "character"),  # whose low bytes are CR and LF
         (printing({"headers": {"X-A\r\nX-Evil": "1"}}), 502, "name"),
         (printing({"headers": {"X-A: 1\r\nX-Evil": "1"}}), 502, "name"),
         (printing({"headers": {"": "1"}}), 502, "name"),
@@ -111,7 +111,7 @@ def test_invalid_answers_are_502(client: httpx.Client, publish: Publish, code: s
 
 
 def test_a_call_that_times_out_is_504(client: httpx.Client, publish: Publish, server: Server) -> None:
-    before = server.log.count("request_failed")  # other tests let the service's disk fail
+    before = server.log.count("request_failed")  # tests before this one may have logged some
     url = publish("import time; print('secret', flush=True); time.sleep(60)", default_timeout=0.3)
     answer = client.get(url)
     assert (answer.status_code, answer.json()["code"]) == (504, "answer_timeout")

@@ -1,4 +1,4 @@
-"""A page that a session answers comes from the API's own host and port. What it can do with that, in a real browser."""
+"""Pages of sessions, in a real browser: they come from the API's own host and port and may attack it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.conftest import MakeServer, Server
 
 CANARY = "canary-of-another-session"
 
-# Each attack tells what it got hold of, or throws. The page sees to it that no Referer gives its path away.
+# Each attack returns what it got, or throws. The page has no Referer that would give it away.
 ATTACKS = """
 const answerOf = async (...request) => (await fetch(...request)).text();
 const post = {method: "POST", headers: {"Content-Type": "application/json"}};
@@ -75,7 +75,7 @@ WITH_A_POLICY = CODE.replace("HEADERS", "headers")
 
 @dataclass
 class WeakServer(Server):
-    """A server that lets pages be pages of its own."""
+    """A service without the policy that sandboxes pages."""
 
     def _spawn(self, command: list[str], environment: dict[str, str], log: IO[bytes]) -> subprocess.Popen[bytes]:
         weakened = "from era.core.public import headers; headers.POLICY = ''; from era.client.cli import main; main()"
@@ -83,13 +83,13 @@ class WeakServer(Server):
 
 
 def attack(server: Server, browser: Browser, code: str) -> tuple[dict[str, str], set[str]]:
-    """What each attack of a session's page told, and which sessions there are afterwards."""
+    """Open a session's page that attacks; returns what each attack got, and the sessions that exist afterwards."""
     with server.client() as client:
         for name in (CANARY, f"{CANARY}-gone", "evil"):
             assert client.post("/api/sessions", json={"language": "python", "session_id": name}).status_code == 201
         assert client.delete(f"/api/sessions/{CANARY}-gone").status_code == 200
         assert client.put("/api/sessions/evil/code", json={"code": code}).status_code == 200
-        # What the server's own pages, or another service on this host, may have left in the browser.
+        # As the server's own pages, or another service on this host, may have left it in the browser.
         browser.open(f"{server.url}/docs")
         browser.look(f"document.cookie = 'canary={CANARY}', localStorage.setItem('canary', '{CANARY}')")
         browser.open(f"{server.url}/proxy/evil/3000/page")
@@ -121,7 +121,7 @@ def test_without_the_sandbox_policy_the_attacks_succeed(
 
 
 def test_scripts_forms_and_cors_of_pages_work(client: httpx.Client, server: Server, browser: Browser) -> None:
-    """Scripts and forms do, and so does a page that asks its own session with CORS."""
+    """A page may also ask its own session, with CORS."""
     page = (
         "<title>first</title><script>window.told = fetch('data').then((answer) => answer.text())</script>"
         "<form method=post action=sent><input name=word value=hello></form>"
@@ -213,7 +213,7 @@ ThreadingHTTPServer(("127.0.0.1", 3000), Handler).serve_forever()
 
 
 def test_a_live_page_uses_fetch_events_and_websockets(client: httpx.Client, server: Server, browser: Browser) -> None:
-    """A page of a server in a session asks it with fetch and gets its events, and a WebSocket of another session's."""
+    """It also reaches a WebSocket of another session."""
     for name, language, code in (("app", "python", LIVE), ("echo", "node", WEBSOCKET_ECHO)):
         client.post("/api/sessions", json={"language": language, "session_id": name})
         start_in_background(client, name, code, timeout=60)

@@ -72,7 +72,7 @@ def test_binary_bodies_are_base64(client: httpx.Client, publish: Publish, body: 
 
 
 def test_bodies_too_large_for_environment_variables_are_413(client: httpx.Client, publish: Publish) -> None:
-    # A child gets the environment by a system call, which has the kernel's bound.
+    # A child gets its environment by execve, which bounds each variable to 128 KiB.
     url = publish("import subprocess; print(subprocess.run(['true']).returncode)")
     room = (128 << 10) - len("ERA_HTTP_BODY=") - 1
     assert client.post(url, content=b"x" * room).json() == 0
@@ -83,7 +83,7 @@ def test_bodies_too_large_for_environment_variables_are_413(client: httpx.Client
         assert "ERA_HTTP_BODY" in answer.json()["error"]
     chunked = client.post(url, content=iter([b"x" * 65536] * 3))
     assert chunked.status_code == 413
-    answer = client.get(url, headers={"X-Quotes": '"' * 100_000})  # escaped, twice as many; or too many for HTTP
+    answer = client.get(url, headers={"X-Quotes": '"' * 100_000})  # twice as many once escaped; or too many for HTTP
     assert answer.status_code in (413, 431)
     assert client.get(url, headers={"X-Quotes": '"' * 60_000}).status_code == 200
 
@@ -102,7 +102,7 @@ def test_headers_are_cleaned(server: Server, publish: Publish) -> None:
     assert seen["ERA_HTTP_BODY"] == "hi"
     assert headers == {
         "host": server.url.removeprefix("http://"),
-        "x-forwarded-for": "192.0.2.1",  # what a proxy in front has said can't be taken away by naming it
+        "x-forwarded-for": "192.0.2.1",  # naming it in Connection doesn't remove what a proxy in front has set
         "x-twice": "1, 2",
         "cookie": "own=1; b=2",
         "x-latin": "ä",
@@ -144,7 +144,7 @@ def test_malformed_requests_start_no_run(client: httpx.Client, publish: Publish,
 
 @dataclass
 class ImpatientServer(Server):
-    """A server that gives a body one second."""
+    """A service that waits one second for a whole body."""
 
     def _spawn(self, command: list[str], environment: dict[str, str], log: IO[bytes]) -> subprocess.Popen[bytes]:
         changed = "from era.api import proxy; proxy._BODY_SECONDS = 1.0; from era.client.cli import main; main()"
@@ -152,7 +152,7 @@ class ImpatientServer(Server):
 
 
 def test_a_body_that_trickles_is_408(own_server: MakeServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each piece comes in time, and the whole never does."""
+    """Each piece comes in time, the whole doesn't."""
     monkeypatch.setattr("tests.conftest.Server", ImpatientServer)
     server = own_server(spares="0")
     with server.client() as client:
@@ -165,14 +165,14 @@ def test_a_body_that_trickles_is_408(own_server: MakeServer, monkeypatch: pytest
                 time.sleep(0.1)
 
         began = time.monotonic()
-        with suppress(httpx.WriteError):  # it may have hung up before the next piece
+        with suppress(httpx.WriteError):  # the server may hang up before the next piece
             assert client.post("/proxy/s/1", content=trickle()).status_code == 408
         assert time.monotonic() - began < 6
         assert client.get("/api/sessions/s/runs").json()["count"] == 0
 
 
 def test_bytes_after_an_upgrade_are_no_second_request(publish: Publish, server: Server) -> None:
-    """After it has been answered, what comes on the connection is no second request, and it is closed."""
+    """The upgrade is answered as an ordinary call, and its connection is closed."""
     request = b"GET " + publish(COUNTER).encode() + b" HTTP/1.1\r\nHost: SELF\r\nConnection: Upgrade\r\n"
     request += b"Upgrade: websocket\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: eA==\r\n\r\n"
     began = time.monotonic()

@@ -273,7 +273,7 @@ def test_a_python_program_does_what_python_does_with_it(
 ) -> None:
     code = PYTHON[name]
     expected = run_plainly([guest.PYTHON], "main.py", code, host_directory)
-    # Without internet, since with it there are variables of a proxy.
+    # Without internet, which may need additional variables.
     assert outcome(run(session(allowInternetAccess=False), code)) == expected
 
 

@@ -1,4 +1,4 @@
-"""Projects as people have them, with packages as people use them: pushed, tested, run, and served."""
+"""Whole projects with common packages: pushed, tested, run, and served."""
 
 from __future__ import annotations
 
@@ -181,7 +181,7 @@ func main() {
 def test_a_go_module_with_two_dependencies(
     own_server: MakeServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """One of which has a dependency of its own. The proxy that they come from is gone when it's built."""
+    """One dependency has a dependency of its own. The module proxy is gone by the time the program is built."""
     with serving() as registry:
         registry.put_go("example.com/base", {"base.go": "package base\n\nconst Mark = `!`\n"})
         registry.put_go("example.com/colour", {"colour.go": "package colour\n\nconst Red = `red`\n"})

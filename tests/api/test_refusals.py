@@ -1,4 +1,4 @@
-"""Requests that are refused: bodies, ids, queries, methods and paths, all in one shape of error."""
+"""Requests that are refused: bodies, ids, queries, methods and paths, each with an error in the contract's shape."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ BODIES: dict[str, tuple[tuple[str, str], str, int, str]] = {
         413,
         "'files'",
     ),
-    # not JSON as we read it
+    # not valid JSON
     "empty": (CREATE, "", 400, "JSON"),
     "blank": (CREATE, "  ", 400, "empty"),
     "malformed": (CREATE, '{"language":', 400, "is not JSON"),
@@ -165,7 +165,7 @@ BAD_IDS = ["a/b", "a\nb", "a\n", "\n", "a\0b", "\0", "a b", "é", "..", ".", "a.
 
 @pytest.mark.parametrize("bad", BAD_IDS, ids=lambda bad: f"{bad[:3]!r}, {len(bad)}")
 def test_an_id_that_no_session_can_have_is_not_found(client: httpx.Client, bad: str) -> None:
-    escaped = quote(bad, safe="").replace(".", "%2E")  # or clients would follow the dots themselves
+    escaped = quote(bad, safe="").replace(".", "%2E")  # or httpx would resolve the dots itself
     calls = [("GET", ""), ("DELETE", ""), ("PATCH", ""), ("POST", "/run"), ("POST", "/stream"), ("GET", "/code")]
     for method, rest in calls:
         body = {"POST": {"code": "1"}, "PATCH": {}}.get(method)
@@ -281,7 +281,7 @@ def test_more_runs_than_may_wait_are_429(own_server: MakeServer) -> None:
             answer = client.post(f"/api/sessions/busy/{route}", json={"code": "1"})
             refused(answer, 429, "busy")
             assert int(answer.headers["retry-after"]) >= 1
-        # Nobody else is kept waiting, and the session's settings can still be read.
+        # Other sessions run, and this session can still be read.
         assert client.post("/api/sessions/free/run", json={"code": "print(1)"}).status_code == 200
         assert client.get("/api/sessions/busy").status_code == 200
         assert [future.result() for future in running] == [200, 200, 200]

@@ -82,7 +82,7 @@ def test_stored_code_runs_and_is_seen_by_clients_only(client: httpx.Client, sess
     # A client that reads data, changes a part and sends it back stores no code in it.
     client.patch(path, json={"data": {**seen, "n": 2}})
     assert json.loads(run(where)["stdout"]) == {"n": 2}
-    # Stored anew it replaces all of the old.
+    # Storing code replaces code and description.
     client.put(f"{path}/code", json={"code": "print('new')"})
     assert client.get(f"{path}/code").json()["description"] is None
     assert client.get(path).json()["data"]["code_description"] is None

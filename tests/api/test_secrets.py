@@ -1,4 +1,4 @@
-"""Secrets of a run, over HTTP: what may be one, and that a program has a placeholder for each."""
+"""Secrets of a run over HTTP: which are valid, and that programs get a placeholder for each."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def secrets(*names: str, value: Any = VALUE, hosts: Any = ("api.example.com", "*
 
 
 def test_every_call_that_runs_gives_placeholders(client: httpx.Client, session: MakeSession) -> None:
-    """New ones each time; with nowhere to go, they stay what they are."""
+    """New placeholders each time; without network they are never replaced."""
     where = session(allowInternetAccess=False)
     body = {"code": CODE, "secrets": secrets("A", "B", "ERA_SESSION")}
     answers = [client.post(f"/api/sessions/{where}/run", json=body) for _ in range(2)]

@@ -1,4 +1,4 @@
-"""Sessions whose `service` is started by calls from outside, and ends when nobody needs it."""
+"""Sessions whose `service` is started by public calls, and ends when it isn't needed."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ def put(client: httpx.Client, where: str, code: str, name: str = "app.py") -> No
 
 
 def runs(client: httpx.Client, where: str) -> list[dict[str, Any]]:
-    """Newest first."""
+    """The records of a session's runs, newest first."""
     records: list[dict[str, Any]] = client.get(f"/api/sessions/{where}/runs").json()["runs"]
     return records
 
 
 @pytest.fixture
 def served(client: httpx.Client, session: MakeSession) -> MakeSession:
-    """Makes a session with a service; the answer is its id."""
+    """Makes a session with a service; returns its id."""
 
     def make(service: Any = "python3 app.py", code: str = HTTP_SERVER, **fields: Any) -> str:
         where = session(service=service, **fields)
@@ -78,11 +78,11 @@ def test_the_owners_calls_end_the_service(client: httpx.Client, served: MakeSess
     where = served()
     assert client.get(f"/proxy/{where}/3000/write").status_code == 200
     began = time.monotonic()
-    outcome = run(where, "print(open('written.txt').read())")  # it has ended, and what it wrote is there
+    outcome = run(where, "print(open('written.txt').read())")  # the service has ended, and its file is there
     assert outcome["stdout"] == "x\n"
     assert time.monotonic() - began < 10
-    assert client.get(f"/proxy/{where}/3000/write").status_code == 200  # it is started again, and goes on from there
-    put(client, where, "changed", "other.txt")  # a write of files ends it, too
+    assert client.get(f"/proxy/{where}/3000/write").status_code == 200  # it is started again with its files
+    put(client, where, "changed", "other.txt")  # writing a file ends it too
     assert client.get(f"/api/sessions/{where}/files/written.txt").text == "xx"
     assert [one["status"] for one in runs(client, where)] == ["killed", "ok", "killed"]
     for change in ({"data": {"n": 1}}, {"metadata": {"a": "b"}}, {"service": None}):
@@ -129,7 +129,7 @@ def test_a_service_that_fails_is_503(client: httpx.Client, served: MakeSession, 
     answer = client.get(f"/proxy/{where}/3000/")
     assert (answer.status_code, answer.json()["code"]) == (503, "service_failed")
     assert int(answer.headers["Retry-After"]) >= 1
-    assert "secret" not in answer.text  # the caller is anybody
+    assert "secret" not in answer.text  # callers may be anybody
     [run] = runs(client, where)
     assert (answer.headers["X-Era-Run"], run["status"]) == (run["run_id"], status)
     assert time.monotonic() - began < 10
@@ -137,7 +137,7 @@ def test_a_service_that_fails_is_503(client: httpx.Client, served: MakeSession, 
         assert client.get(f"/api/sessions/{where}/runs/{run['run_id']}/stderr").text == "secret trace\n"
     for _ in range(5):
         assert client.get(f"/proxy/{where}/3000/").status_code == 503
-    assert len(runs(client, where)) <= 3  # it isn't started over and over
+    assert len(runs(client, where)) <= 3  # it isn't restarted over and over
 
 
 def test_a_service_that_crashes_is_started_again(client: httpx.Client, served: MakeSession) -> None:
@@ -200,12 +200,12 @@ def test_a_service_ends_when_idle_and_when_its_room_is_needed(own_server: MakeSe
         assert time.monotonic() - began < 20
         assert client.get("/api/sessions/a/files/written.txt").text == "xx"
 
-        with client.stream("GET", "/proxy/b/3000/events") as answer:  # who is being answered isn't ended by either
+        with client.stream("GET", "/proxy/b/3000/events") as answer:  # neither ends a service that is answering
             lines = answer.iter_lines()
             assert next(lines) == "data: 0"
             time.sleep(1.5)
             assert runs(client, "b")[0]["status"] == "running"
-            with pytest.raises(httpx.TransportError):  # but by the longest timeout there is
+            with pytest.raises(httpx.TransportError):  # max_timeout does
                 list(lines)
         assert eventually(lambda: runs(client, "b")[0]["status"] in ("timeout",))
     assert server.stop() == 0

@@ -117,7 +117,7 @@ def test_the_list_is_newest_first_and_comes_in_pages(client: httpx.Client, sessi
         assert page["count"] == len(page["sessions"])
         pages.append([item["id"] for item in page["sessions"]])
         cursor = page["next_cursor"]
-        session()  # what is made meanwhile does not shift the pages
+        session()  # sessions made meanwhile do not shift the pages
     assert pages == [made[6:3:-1], made[3:0:-1], made[:1]]
 
 
@@ -148,12 +148,12 @@ def test_the_list_can_be_filtered(client: httpx.Client, session: MakeSession, qu
 def test_a_session_is_running_while_it_runs(client: httpx.Client, session: MakeSession, run: Run) -> None:
     where, other = session(), session()
     with ThreadPoolExecutor(1) as pool:
-        active_runs = pool.submit(run, where, "import time; time.sleep(0.5)")
+        running = pool.submit(run, where, "import time; time.sleep(0.5)")
         assert eventually(lambda: client.get(f"/api/sessions/{where}").json()["status"] == "running")
         ids = [item["id"] for item in client.get("/api/sessions?status=running").json()["sessions"]]
         idle = [item["id"] for item in client.get("/api/sessions?status=idle").json()["sessions"]]
         assert (ids, idle) == ([where], [other])
-        active_runs.result()
+        running.result()
     assert client.get(f"/api/sessions/{where}").json()["status"] == "idle"
 
 

@@ -1,4 +1,4 @@
-"""The main job: data comes back changed, files stay, and every run is a real program."""
+"""The main job: data and files outlive a run, and concurrent runs lose nothing."""
 
 from __future__ import annotations
 

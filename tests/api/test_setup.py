@@ -1,4 +1,4 @@
-"""Packages of sessions, over HTTP: real ones, from the registries that this machine's pip and npm ask."""
+"""Packages of sessions over HTTP: real ones, from the registries that this machine's pip and npm use."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from tests.api.setups import SETUP_KEYS, environment, make, settled
 from tests.conftest import MakeServer, MakeSession, Run, Server, eventually, is_running
 from tests.packages.registry import serving, wheel
 
-IS_OURS = "import importlib.util as u; s = u.find_spec('six'); print(bool(s) and s.origin.startswith('/opt/env/'))"
-"""Whether six is an installed package. The machine's own Python may have one of its own."""
+HAS_SIX = "import importlib.util as u; s = u.find_spec('six'); print(bool(s) and s.origin.startswith('/opt/env/'))"
+"""A program that prints whether six is of the session's packages. The machine's own Python may have one too."""
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +43,7 @@ command = ['python3', '-c', 'import six; print(six.__file__)']
 print(subprocess.run(command, capture_output=True, text=True).stdout.strip() == six.__file__)
 print(subprocess.run(['idna', '--version'], capture_output=True).returncode)
 """
-    outcome = run(where, code, timeout=60)  # asked for before it is done: it waits
+    outcome = run(where, code, timeout=60)  # the run waits for the setup
     assert outcome["exit_code"] == 0, outcome
     lines = outcome["stdout"].splitlines()
     assert re.fullmatch(r"/opt/env/lib/python3\.\d+/site-packages/six.py b'xn--tda.de' True", lines[0])
@@ -57,9 +57,9 @@ print(subprocess.run(['idna', '--version'], capture_output=True).returncode)
     assert result["duration_ms"] >= 0
     listed = environment(client, where)
     assert [f"{item['name']}=={item['version']}" for item in listed["pip"]] == result["pip_packages"]
-    # Cold starts too, and what a run says of itself wins.
-    assert run(where, IS_OURS, env={"PYTHONHASHSEED": "1"})["stdout"] == "True\n"
-    assert run(where, IS_OURS, env={"PYTHONUSERBASE": "/nowhere"})["stdout"] == "False\n"
+    # Cold starts find them too, and a variable of the run wins.
+    assert run(where, HAS_SIX, env={"PYTHONHASHSEED": "1"})["stdout"] == "True\n"
+    assert run(where, HAS_SIX, env={"PYTHONUSERBASE": "/nowhere"})["stdout"] == "False\n"
 
 
 def test_files_of_the_session_win_over_packages(client: httpx.Client, run: Run, packages: dict[str, Any]) -> None:
@@ -173,7 +173,7 @@ def test_a_setup_is_changed_and_taken_away(client: httpx.Client, run: Run, sessi
     refused(client.post(f"/api/sessions/{where}/setup"), 400, "no setup")
     listed = environment(client, where)
     assert (listed["setup_status"], listed["environment"], listed["pip"]) == (None, None, [])
-    assert run(where, IS_OURS)["stdout"] == "False\n"
+    assert run(where, HAS_SIX)["stdout"] == "False\n"
 
     def change(setup: Any) -> dict[str, Any]:
         answer = client.patch(f"/api/sessions/{where}", json={"setup": setup})
@@ -182,10 +182,10 @@ def test_a_setup_is_changed_and_taken_away(client: httpx.Client, run: Run, sessi
         return found
 
     assert change({"pip": ["six"]})["setup_status"] == "pending"
-    assert run(where, f"open('kept', 'w').write('1'); {IS_OURS}", timeout=60)["stdout"] == "True\n"
+    assert run(where, f"open('kept', 'w').write('1'); {HAS_SIX}", timeout=60)["stdout"] == "True\n"
     before = environment(client, where)
     assert change({"pip": ["idna"]})["setup_status"] == "pending"
-    code = f"import idna; print(idna.__file__[:8], open('kept').read()); {IS_OURS}"
+    code = f"import idna; print(idna.__file__[:8], open('kept').read()); {HAS_SIX}"
     assert run(where, code, timeout=60)["stdout"] == "/opt/env 1\nFalse\n", "the old ones are gone, the files are not"
     assert environment(client, where)["environment"] != before["environment"]
     body = client.patch(f"/api/sessions/{where}", json={"default_timeout": 5}).json()["metadata"]
@@ -232,7 +232,7 @@ def test_a_capsule_takes_the_setup_along(client: httpx.Client, run: Run, package
     )
     assert answer.status_code == 201, answer.text
     assert answer.json()["setup"] == packages | {"envs": {"A": "1"}}
-    code = f"import os; print(os.environ['A']); {IS_OURS}"
+    code = f"import os; print(os.environ['A']); {HAS_SIX}"
     assert run("moved", code, timeout=60)["stdout"] == "1\nTrue\n"
 
 
@@ -253,7 +253,7 @@ print('tried')
 
 
 def test_known_packages_need_no_registry(own_server: MakeServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is known needs none; what isn't fails, and can be tried again."""
+    """A setup whose packages aren't known fails without a registry, and can be run again."""
     with serving() as registry:
         registry.put_python("one", "one-1.0-py3-none-any.whl", wheel("one", {"one.py": "x = 1"}))
         for name, value in registry.environment().items():
@@ -295,17 +295,17 @@ def test_a_setup_that_was_cut_off_is_taken_up_again(own_server: MakeServer) -> N
     assert eventually(lambda: not any(map(is_running, processes))), "tools die with the service"
     server.start()
     with server.client() as client:
-        run = client.post(f"/api/sessions/{where}/run", json={"code": IS_OURS, "timeout": 60})
+        run = client.post(f"/api/sessions/{where}/run", json={"code": HAS_SIX, "timeout": 60})
         assert run.json()["stdout"] == "True\n"
         settled(client, where)
         assert eventually(lambda: list((server.data_dir / "environments" / "making").iterdir()) == [])
         digest = environment(client, where)["environment"]
-    # A server that lost its environments makes them anew.
+    # A server that lost its package sets makes them anew.
     server.stop()
     shutil.rmtree(server.data_dir / "environments")
     server.start()
     with server.client() as client:
-        run = client.post(f"/api/sessions/{where}/run", json={"code": IS_OURS, "timeout": 60})
+        run = client.post(f"/api/sessions/{where}/run", json={"code": HAS_SIX, "timeout": 60})
         assert run.json()["stdout"] == "True\n"
         assert environment(client, where)["environment"] == digest
 
@@ -313,7 +313,7 @@ def test_a_setup_that_was_cut_off_is_taken_up_again(own_server: MakeServer) -> N
 def test_a_run_waits_for_a_setup_no_longer_than_its_timeout(
     own_server: MakeServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """For a registry that takes the connection and never answers."""
+    """The registry accepts the connection and never answers."""
     with socket.create_server(("127.0.0.1", 0)) as silent:
         monkeypatch.setenv("UV_DEFAULT_INDEX", f"http://127.0.0.1:{silent.getsockname()[1]}/simple")
         server = own_server(spares="0", setup_seconds="3")

@@ -1,4 +1,4 @@
-"""Commands of a setup, and what a setup says while it is under way."""
+"""Commands of a setup, and the events of a setup under way."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def versions(client: httpx.Client, where: str) -> list[str]:
 
 @contextmanager
 def following(client: httpx.Client, where: str) -> Iterator[Iterator[dict[str, Any]]]:
-    """The events of a session's setup, as they come."""
+    """Follow a session's setup; yields an iterator of its events as they come."""
     with client.stream("GET", f"/api/sessions/{where}/setup/events", timeout=60) as answer:
         assert answer.status_code == 200, answer.read()
         assert answer.headers["content-type"].startswith("text/event-stream")
@@ -127,7 +127,7 @@ def test_a_failed_command_keeps_nothing(client: httpx.Client, run: Run, command:
 def test_commands_have_the_sessions_limits_and_network(client: httpx.Client) -> None:
     full = make(client, {"commands": ["head -c 30000000 /dev/zero > big"]}, limits={"disk_mb": 8})
     assert "command" in settled(client, full, "failed")["setup_result"]["error"]
-    # What a program is told that wants to go where nobody may: with internet it is judged, without it there's no way.
+    # The errno of a connect to a private address: with internet it is refused, without it there's no route.
     code = "import errno, socket; print(socket.socket().connect_ex(('10.0.0.1', 80)) == errno.EACCES)"
     for internet in (True, False):
         where = make(client, {"commands": [f'python3 -c "{code}"']}, allowInternetAccess=internet)
@@ -170,7 +170,7 @@ def test_invalid_commands_are_refused(client: httpx.Client) -> None:
 
 
 def test_files_that_change_meanwhile_are_not_lost(client: httpx.Client, run: Run) -> None:
-    """Then the commands run once more, with the new files."""
+    """The commands run once more, on the new files."""
     command = "echo run >> /workspace/made; cp -r . /tmp/seen; echo began; test -f go || sleep 600"
     where = make(client, {"commands": [f"timeout 1.5 sh -c '{command}'; cat made"]})
     with following(client, where) as events:
@@ -207,7 +207,7 @@ def test_setup_events_are_streamed_and_replayed(client: httpx.Client, server: Se
         assert [event for event in replayed if event["type"] == "line"] == [
             event for event in seen if event["type"] == "line"
         ]
-        # Those who go leave nothing.
+        # Followers that hang up leave no connection.
         before = connections(server)
         for _ in range(20):
             with following(client, where) as others:
@@ -218,7 +218,7 @@ def test_setup_events_are_streamed_and_replayed(client: httpx.Client, server: Se
 
 
 def connections(server: Server) -> int:
-    """How many a server has. Not all its descriptors: the sandboxes that it keeps ready come and go meanwhile."""
+    """The number of a server's TCP connections. Other descriptors come and go with the sandboxes kept ready."""
     assert server.process is not None
     process = Path("/proc") / str(server.process.pid)
     tcp = {line.split()[9] for line in (process / "net/tcp").read_text().splitlines()[1:]}

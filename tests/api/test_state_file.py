@@ -1,5 +1,5 @@
 # ruff: noqa: E501  programs are as their users write them
-"""Whatever a program leaves in the place of its state file: the old data stands, or the reading we promise holds."""
+"""State files as programs leave them: either the old data stands, or the file becomes the data as documented."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def nested(levels: int) -> str:
 
 
 REFUSED: dict[str, tuple[str, str]] = {
-    # What stands there is no plain file of its own.
+    # Not a plain file.
     "link to a file of the system": (NO_FILE + "os.symlink('/etc/passwd', S)", "is a symbolic link"),
     "link to good json": (
         NO_FILE + "open('good', 'w').write('{\"evil\": 1}'); os.symlink('good', S)",
@@ -62,7 +62,7 @@ except OSError:
     ),
     "second name": ("open(S, 'w').write('{\"evil\": 1}'); os.link(S, 'twin')", "hard link"),
     "no permissions": ("open(S, 'w').write('{\"evil\": 1}'); os.chmod(S, 0)", "can't be opened: Permission denied"),
-    # Too much of it.
+    # Too large, or too deep.
     "1 GB, sparse": ("os.truncate(S, 10**9)", "too large"),
     "100,000 levels of lists": (
         "open(S, 'w').write('{\"a\":' + '['*100000 + ']'*100000 + '}')",
@@ -155,7 +155,7 @@ def test_what_cannot_be_read_leaves_data_and_files_as_they_were(
     assert (answer["stdout"], answer["stderr"]) == ("done\n", "")
     assert (answer["exit_code"], answer["status"]) == (3, "failed")
     assert (answer["data"], answer["state"]["committed"], answer["state"]["version"]) == (OLD, False, before)
-    # A sentence for people.
+    # The reason is a sentence.
     assert re.fullmatch(
         rf"\.session_data\.json .*{reason}.*; data and files stay as they were\.", answer["state"]["reason"]
     )

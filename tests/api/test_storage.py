@@ -1,5 +1,5 @@
 # ruff: noqa: E501  programs are as their users write them
-"""Storage that sessions share: over HTTP, and from inside by the clients that every session has."""
+"""Storage shared by sessions: over HTTP, and inside by the clients that every session has."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ for path in PATHS: print(get(path))
 """
 
 
-class GuestApi:
-    """Sessions without internet, one for each language, for all tests here."""
+class StorageUser:
+    """Sessions without internet, one for each language, and a client of the API."""
 
     def __init__(self, server: Server) -> None:
         self.client = server.client()
@@ -59,8 +59,8 @@ class GuestApi:
 
 
 @pytest.fixture(scope="module")
-def inside(shared_server: Server) -> Iterator[GuestApi]:
-    made = GuestApi(shared_server)
+def inside(shared_server: Server) -> Iterator[StorageUser]:
+    made = StorageUser(shared_server)
     yield made
     for session in made.made.values():
         made.client.delete(f"/api/sessions/{session}?purge=true")
@@ -68,7 +68,7 @@ def inside(shared_server: Server) -> Iterator[GuestApi]:
 
 
 @pytest.fixture
-def api(inside: GuestApi) -> Iterator[httpx.Client]:
+def api(inside: StorageUser) -> Iterator[httpx.Client]:
     yield inside.client
     for kind in ("kv", "r2", "d1"):
         for namespace in ("app", "other"):
@@ -141,19 +141,19 @@ PRINTED = {
 )
 @pytest.mark.parametrize("language", LANGUAGES)
 def test_programs_use_the_storage_without_internet_and_without_a_key(
-    inside: GuestApi, api: httpx.Client, language: str, env: dict[str, str]
+    inside: StorageUser, api: httpx.Client, language: str, env: dict[str, str]
 ) -> None:
     assert inside.says(language, PROGRAMS[language], env=env) == PRINTED.get(language, PRINTED["node"])
     rows = api.post("/api/storage/d1/app/query", json={"sql": "SELECT title FROM todos"}).json()["results"]
     assert rows == [{"title": "Water the ferns"}]
 
 
-def test_typescript_has_require_too(inside: GuestApi, api: httpx.Client) -> None:
+def test_typescript_has_require_too(inside: StorageUser, api: httpx.Client) -> None:
     code = "const { KVStorage } = require('./era_storage.js');\nconst n: number = 1;\nawait KVStorage.set('app', 'k', String(n)); console.log(await KVStorage.get('app', 'k'));"
     assert inside.says("typescript", code) == "1\n"
 
 
-def test_sessions_share_what_is_in_a_namespace(inside: GuestApi, api: httpx.Client) -> None:
+def test_sessions_share_what_is_in_a_namespace(inside: StorageUser, api: httpx.Client) -> None:
     inside.says("python", "import era_storage; era_storage.kv.set('app', 'from', 'python')")
     code = "require('./era_storage.js').KVStorage.get('app', 'from').then(console.log)"
     assert inside.says("node", code) == "python\n"
@@ -166,7 +166,7 @@ def test_execute_has_the_storage(api: httpx.Client) -> None:
     assert answer.json()["stdout"] == "True\n"
 
 
-def test_a_program_with_internet_does_not_ask_a_proxy(inside: GuestApi, api: httpx.Client) -> None:
+def test_a_program_with_internet_does_not_ask_a_proxy(inside: StorageUser, api: httpx.Client) -> None:
     session = inside.session("python")
     assert api.patch(f"/api/sessions/{session}", json={"allowInternetAccess": True}).status_code == 200
     try:
@@ -177,7 +177,7 @@ def test_a_program_with_internet_does_not_ask_a_proxy(inside: GuestApi, api: htt
         api.patch(f"/api/sessions/{session}", json={"allowInternetAccess": False})
 
 
-def test_refusals_become_exceptions_with_a_message(inside: GuestApi) -> None:
+def test_refusals_become_exceptions_with_a_message(inside: StorageUser) -> None:
     outcome = inside.run("python", "import era_storage; era_storage.d1.query('app', 'SELECT * FROM nowhere')")
     assert outcome["status"] == "failed"
     assert "StorageError: SQL: no such table: nowhere." in outcome["stderr"]
@@ -189,13 +189,13 @@ def test_refusals_become_exceptions_with_a_message(inside: GuestApi) -> None:
 
 
 @pytest.mark.parametrize("language", LANGUAGES)
-def test_the_clients_are_no_files_of_the_session(inside: GuestApi, api: httpx.Client, language: str) -> None:
+def test_the_clients_are_no_files_of_the_session(inside: StorageUser, api: httpx.Client, language: str) -> None:
     inside.says(language, PROGRAMS[language])
     files = api.get(f"/api/sessions/{inside.session(language)}/files").json()["files"]
     assert files == []
 
 
-def test_modules_in_directories_find_the_clients(inside: GuestApi, api: httpx.Client) -> None:
+def test_modules_in_directories_find_the_clients(inside: StorageUser, api: httpx.Client) -> None:
     files = {
         "python": (
             "lib/db.py",
@@ -224,7 +224,7 @@ def test_modules_in_directories_find_the_clients(inside: GuestApi, api: httpx.Cl
 @pytest.mark.parametrize(
     "env", [{}, {"PYTHONHASHSEED": "0", "NODE_OPTIONS": "--stack-trace-limit=5"}], ids=["warm", "cold"]
 )
-def test_a_file_of_the_users_own_wins(inside: GuestApi, api: httpx.Client, env: dict[str, str]) -> None:
+def test_a_file_of_the_users_own_wins(inside: StorageUser, api: httpx.Client, env: dict[str, str]) -> None:
     own = {
         "python": ("era_storage.py", "mine = 'mine'", "import era_storage; print(era_storage.mine)"),
         "node": (
@@ -246,18 +246,18 @@ def test_a_file_of_the_users_own_wins(inside: GuestApi, api: httpx.Client, env: 
         assert api.delete(url).status_code == 200
 
 
-def test_a_program_may_write_a_client_of_its_own_and_load_it(inside: GuestApi) -> None:
+def test_a_program_may_write_a_client_of_its_own_and_load_it(inside: StorageUser) -> None:
     code = "require('fs').writeFileSync('era_storage.js', 'module.exports = 7'); console.log(require('./era_storage.js')); require('fs').unlinkSync('era_storage.js')"
     assert inside.says("node", code) == "7\n"
 
 
-def test_a_failed_require_shows_nothing_of_ours(inside: GuestApi) -> None:
+def test_a_failed_require_shows_nothing_of_ours(inside: StorageUser) -> None:
     outcome = inside.run("node", "require('./nowhere.js')")
     assert "/era/" not in outcome["stderr"]
     assert "Cannot find module './nowhere.js'" in outcome["stderr"]
 
 
-def test_child_processes_and_own_python_paths_find_the_client(inside: GuestApi) -> None:
+def test_child_processes_and_own_python_paths_find_the_client(inside: StorageUser) -> None:
     child = "import subprocess, sys; print(subprocess.run([sys.executable, '-c', 'import era_storage; print(1)'], capture_output=True, text=True).stdout)"
     assert inside.says("python", child) == "1\n\n"
     assert (
@@ -280,7 +280,7 @@ def test_keys_may_hold_anything(api: httpx.Client) -> None:
 
 
 def raw(api: httpx.Client, method: str, path: str, body: Any = None) -> tuple[int, Any]:
-    """A request whose path goes out as it is: clients tidy it up."""
+    """Send a request whose path goes out as it is; httpx would normalise it."""
     content = b"" if body is None else json.dumps(body).encode()
     host, port = api.base_url.host, api.base_url.port or 80
     head = f"{method} {path} HTTP/1.1\r\nHost: {host}:{port}\r\nConnection: close\r\nContent-Type: application/json\r\n"
@@ -369,7 +369,7 @@ def test_many_writers_at_once_lose_nothing(api: httpx.Client) -> None:
 
 
 def test_what_was_acknowledged_outlives_a_kill_and_programs_need_no_key(own_server: MakeServer) -> None:
-    """Served by an ordinary user, where that can be had: all else here is served by whoever runs the tests."""
+    """On a server of an ordinary user if the tests run as root; all other tests here use the tests' own user."""
     server = own_server(uid=54_321 if os.geteuid() == 0 else None, api_key="sesame")
     long = base64.b64encode(b"long" * 20_000).decode()
     with server.client() as client:
@@ -392,7 +392,7 @@ def test_what_was_acknowledged_outlives_a_kill_and_programs_need_no_key(own_serv
 # -- hostile ----------------------------------------------------------------------------------------------------
 
 
-def test_no_other_route_is_served_inside(inside: GuestApi, api: httpx.Client) -> None:
+def test_no_other_route_is_served_inside(inside: StorageUser, api: httpx.Client) -> None:
     """The paths answer 200 outside, so a guest listener that served them would too."""
     paths = ["/api/sessions", "/health", "/metrics", "/openapi.json", "/docs", "/api/resources/list", "/"]
     paths.append(f"/proxy/{inside.session('python')}/80/")
@@ -402,15 +402,15 @@ def test_no_other_route_is_served_inside(inside: GuestApi, api: httpx.Client) ->
     assert seen.split() == ["404"] * len(paths) + ["200"]
 
 
-def test_no_connection_outlives_its_run(inside: GuestApi, shared_server: Server, api: httpx.Client) -> None:
-    """Connections that a program leaves open end with its run, and the next run has a guest listener again."""
+def test_no_connection_outlives_its_run(inside: StorageUser, shared_server: Server, api: httpx.Client) -> None:
+    """Connections that a program leaves open end with its run, and the next run can connect again."""
     leave = "import os, socket\nhost, port = os.environ['ERA_STORAGE_URL'].removeprefix('http://').split(':')\nmany = [socket.create_connection((host, int(port))) for _ in range(30)]\nmany[0].sendall(b'PUT /api/storage/kv/app/late HTTP/1.1\\r\\nContent-Length: 20\\r\\n')\nos._exit(0)"
     for _ in range(3):
         assert inside.run("python", leave)["status"] == "ok"
     assert inside.says("python", "import era_storage; print(era_storage.kv.list('app'))") == "[]\n"
 
 
-def test_a_thousand_connections_and_slow_ones_hold_up_nobody_else(inside: GuestApi, api: httpx.Client) -> None:
+def test_a_thousand_connections_and_slow_ones_hold_up_nobody_else(inside: StorageUser, api: httpx.Client) -> None:
     code = """
 import os, socket, era_storage
 host, port = os.environ['ERA_STORAGE_URL'].removeprefix('http://').split(':')
@@ -436,7 +436,7 @@ time.sleep(2)
     assert inside.says("python", "import era_storage; print(era_storage.kv.get('app', 'k'))") == "v\n"
 
 
-def test_endless_sql_of_one_run_holds_up_nobody_else(inside: GuestApi, api: httpx.Client) -> None:
+def test_endless_sql_of_one_run_holds_up_nobody_else(inside: StorageUser, api: httpx.Client) -> None:
     code = """
 import era_storage, threading
 sql = 'WITH RECURSIVE c(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM c) SELECT count(*) FROM c'

@@ -1,4 +1,4 @@
-"""Sessions that expire, are deleted, come back, or go for good, over HTTP."""
+"""Sessions that expire, are deleted, restored or purged, over HTTP."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.conftest import MakeServer, MakeSession, Run, Server, eventually
 
 
 def gone(client: httpx.Client, where: str, status: str) -> bool:
-    """Whether a session is listed as gone in this way."""
+    """Whether a session is listed with this status, `expired` or `deleted`."""
     listed = client.get(f"/api/sessions?status={status}").json()["sessions"]
     return any(each["id"] == where and each["status"] == status for each in listed)
 
@@ -163,7 +163,7 @@ def test_a_purged_session_can_not_be_restored(
     refused(client.delete(f"/api/sessions/{where}?purge=true"), 404)
     with closing(sqlite3.connect(shared_server.data_dir / "era.sqlite")) as database:
         assert "hunter2" not in "\n".join(database.iterdump())
-    # What is deleted already can be purged, too.
+    # A deleted session can be purged too.
     session(session_id=where)
     client.delete(f"/api/sessions/{where}")
     assert client.delete(f"/api/sessions/{where}?purge=true").status_code == 200
@@ -220,6 +220,6 @@ def test_an_id_taken_anew_at_expiry_leaves_no_sandbox_behind(own_server: MakeSer
         body = {"language": "python", "session_id": "s", "ttl": 1}
         assert client.post("/api/sessions", json=body).status_code == 201
         client.post("/api/sessions/s/run", json={"code": ""})
-        # As soon as it is due, most often before the sweeper has seen it.
+        # As soon as it has expired, most often before the sweeper has seen it.
         assert eventually(lambda: client.post("/api/sessions", json=body).status_code == 201)
         assert eventually(lambda: client.get("/health").json()["sandboxes"]["live"] == 0)

@@ -1,4 +1,4 @@
-"""Uploads that stall, that take long, and that are too many at a time: files, archives and capsules."""
+"""Uploads of files, archives and capsules that stall, are slow, or are too many at a time."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ class Upload:
         self._sent += size
 
     def answer(self) -> httpx.Response:
-        """The answer, whether all was sent or not."""
+        """The answer, whether or not all was sent."""
         with closing(self._connection):
             answer = self._connection.getresponse()
             return httpx.Response(answer.status, headers=answer.getheaders(), content=answer.read())
@@ -76,7 +76,7 @@ class Upload:
 
 @pytest.fixture(scope="module")
 def impatient(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """A server that waits a second for a body to go on, and takes three large ones at a time."""
+    """A server that waits a second for the next piece of a body, and accepts three large uploads at a time."""
     directory = tmp_path_factory.mktemp("impatient") / "data"
     settings = {"ERA_BODY_IDLE_SECONDS": "1", "ERA_MAX_UPLOADS": "3", "ERA_SPARES": "0", "ERA_GRACE_SECONDS": "0"}
     server = Server(directory, settings).start()
@@ -138,19 +138,19 @@ def test_an_upload_that_is_slow_goes_on_and_outlasts_its_sessions_ttl(server: Se
     assert [session(client, name)["file_count"] for name in ("s", "t", "made")] == [1, 1, 1]
 
 
-def active_runs(server: Server, how_many: int) -> list[Upload]:
-    """Uploads of which the server has something."""
-    uploads = [Upload(server, "file") for _ in range(how_many)]
+def begin_uploads(server: Server, count: int) -> list[Upload]:
+    """Begin uploads; returns when the server has a part of each."""
+    uploads = [Upload(server, "file") for _ in range(count)]
     for upload in uploads:
         upload.send(2 * MIB)
-    assert eventually(lambda: len(list((server.data_dir / "uploads").iterdir())) == how_many)
+    assert eventually(lambda: len(list((server.data_dir / "uploads").iterdir())) == count)
     return uploads
 
 
 @every_kind
 def test_too_many_large_uploads_at_a_time_are_503(server: Server, client: httpx.Client, kind: str) -> None:
     method, path, make = KINDS[kind]
-    first, *others = active_runs(server, 3)
+    first, *others = begin_uploads(server, 3)
     headers = {"Content-Type": "application/x-tar"}
     answer = client.request(method, path, content=make(2 * MIB), headers=headers)
     refused(answer, 503, "3 large uploads")

@@ -108,7 +108,7 @@ def test_rollback_brings_back_data_and_files(client: httpx.Client, session: Make
     assert outcome["stdout"] == 'old same {\n  "n": 2\n}\n'
     assert outcome["state"]["version"] == 5
     assert client.get(f"/api/sessions/{where}/versions/4").json()["cause"] == "rollback"
-    # And back again: nothing was lost by the rollback.
+    # A rollback loses no version.
     client.post(f"/api/sessions/{where}/rollback", json={"version": 3})
     assert run(where, "import os; print(open('a').read(), os.path.exists('b'))")["stdout"] == "new False\n"
     client.post(f"/api/sessions/{where}/rollback", json={"version": 1})

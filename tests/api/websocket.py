@@ -12,7 +12,7 @@ from tests.conftest import Server
 
 
 class WebSocket:
-    """One connection. `head` is what the server answered, as text; frames are its opcodes with their payloads."""
+    """A WebSocket connection that has sent its handshake. `head` is the server's answer to it, as text."""
 
     def __init__(self, server: Server, path: str, *headers: str) -> None:
         name, _, port = server.url.removeprefix("http://").rpartition(":")
@@ -34,6 +34,7 @@ class WebSocket:
         self.accepted = f"Sec-WebSocket-Accept: {base64.b64encode(digest).decode()}".lower() in self.head.lower()
 
     def send(self, payload: bytes, opcode: int = 2) -> None:
+        """Send one masked frame."""
         size = len(payload)
         if size < 126:
             length = bytes([size | 128])
@@ -45,6 +46,7 @@ class WebSocket:
         self.socket.sendall(bytes([128 | opcode]) + length + mask + masked)
 
     def receive(self) -> tuple[int, bytes]:
+        """The next frame: its opcode and payload."""
         first, size = self._take(2)
         if size == 126:
             (size,) = struct.unpack("!H", self._take(2))
@@ -53,7 +55,7 @@ class WebSocket:
         return first & 15, self._take(size)
 
     def rest(self) -> bytes:
-        """What comes until the other end hangs up."""
+        """All that comes until the server hangs up."""
         while piece := self.socket.recv(1 << 16):
             self._seen += piece
         return self._seen
