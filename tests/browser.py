@@ -16,11 +16,11 @@ from typing import Any
 
 import pytest
 
-PATIENCE = 20.0
+PATIENCE = 60.0
 
 
 class Browser:
-    """Chromium, told what to do over two pipes (the DevTools protocol: JSON, each message ended by a NUL)."""
+    """Chromium, controlled over two pipes by the DevTools protocol: JSON messages, each ended by a NUL."""
 
     def __init__(self, program: str, profile: Path) -> None:
         flags = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"]
@@ -28,7 +28,7 @@ class Browser:
         flags += ["--remote-debugging-pipe", f"--user-data-dir={profile}", "about:blank"]
         commands, self._write = os.pipe()
         self._read, answers = os.pipe()
-        # It wants its ends at 3 and 4. They come from above that, so that neither move runs over the other.
+        # Chromium expects its ends at 3 and 4. They are moved above that first, or one dup could overwrite the other.
         ends = [fcntl.fcntl(end, fcntl.F_DUPFD_CLOEXEC, 10) for end in (commands, answers)]
         self.process = subprocess.Popen(
             ["bash", "-c", f'exec "$0" "$@" 3<&{ends[0]} 4>&{ends[1]}', program, *flags],
@@ -55,6 +55,7 @@ class Browser:
             self.call(f"{domain}.enable")
 
     def call(self, method: str, **parameters: Any) -> Any:
+        """Call a method of the DevTools protocol; returns its result."""
         self._serial += 1
         message: dict[str, Any] = {"id": self._serial, "method": method, "params": parameters}
         if self._session:
@@ -69,19 +70,21 @@ class Browser:
                 return answer["result"]
 
     def open(self, url: str) -> None:
+        """Navigate to `url` and wait until the page is complete."""
         self.call("Page.navigate", url=url)
         self.wait(f"document.readyState === 'complete' && location.href === {json.dumps(url)}")
 
     def look(self, expression: str) -> Any:
-        """The value of a JavaScript expression in the page."""
+        """Evaluate a JavaScript expression in the page; returns its value, awaited if it is a promise."""
         evaluated = self.call("Runtime.evaluate", expression=expression, awaitPromise=True, returnByValue=True)
         assert "exceptionDetails" not in evaluated, evaluated
         return evaluated["result"].get("value")
 
     def wait(self, condition: str) -> None:
+        """Wait until a JavaScript condition is true in the page."""
         deadline = time.monotonic() + PATIENCE
         while not self.look(f"Boolean({condition})"):
-            assert time.monotonic() < deadline, f"never came true: {condition}\n{self.complaints}"
+            assert time.monotonic() < deadline, f"never became true: {condition}\n{self.complaints}"
             time.sleep(0.02)
 
     def close(self) -> None:

@@ -1,4 +1,4 @@
-"""Capsules taken apart, changed, and put together again."""
+"""Capsules: taking them apart, changing them, and making them of parts, valid or not."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def packed(files: Iterable[tuple[str, bytes]], change: Callable[[tarfile.TarInfo
 
 
 def tree(*entries: tuple[Any, ...]) -> bytes:
-    """A tree object as ERA writes one, of these entries in this order."""
+    """A tree object as ERA writes it, of these entries in this order."""
     return json.dumps(entries, separators=(",", ":")).encode()
 
 
@@ -111,7 +111,7 @@ def document(
     runs: Iterable[Any] = (),
     **head: Any,
 ) -> bytes:
-    """A capsule.json. Versions and runs may be text that isn't JSON."""
+    """A capsule.json. Versions and runs may be text, which needn't be JSON."""
 
     def line(value: Any) -> str:
         return value if isinstance(value, str) else json.dumps(value)
@@ -123,7 +123,7 @@ def document(
 
 
 def summed(of: bytes, readme: bytes = README) -> Parts:
-    """The files that come first."""
+    """The files at the start of a capsule: capsule.json, README.txt and their SHA256SUMS."""
     sums = f"{digest(of)}  capsule.json\n{digest(readme)}  README.txt\n".encode()
     return [("capsule.json", of), ("README.txt", readme), ("SHA256SUMS", sums)]
 
@@ -137,11 +137,11 @@ def capsule(of: bytes | None = None, *contents: bytes) -> bytes:
 
 
 def of_files(root: bytes, *contents: bytes) -> bytes:
-    """A session whose working directory is `root`."""
+    """A capsule of a session whose working directory is `root`."""
     return capsule(document(versions=[version(root)]), root, *contents)
 
 
 def edited(whole: bytes, change: Callable[[bytes], bytes]) -> bytes:
-    """A capsule whose capsule.json was changed, and SHA256SUMS made anew."""
+    """The capsule with its capsule.json changed and its SHA256SUMS made anew."""
     files = parts(whole)
     return packed([*summed(change(files[0][1]), files[1][1]), *files[3:]])

@@ -1,4 +1,4 @@
-"""Whether this machine has gVisor, and the mark of tests that need it."""
+"""Whether this machine has gVisor, and the marker of tests that need it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whose things are, in tests that have one owner only."""
+"""The owner of everything in tests that have one owner only."""
 
 from __future__ import annotations
 
@@ -6,5 +6,5 @@ from era.core.models import DEFAULT_OWNER, OwnedId
 
 
 def mine(session_id: str) -> OwnedId:
-    """A session of that owner's."""
+    """The id of a session of that owner."""
     return OwnedId(DEFAULT_OWNER, session_id)

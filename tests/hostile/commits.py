@@ -1,7 +1,7 @@
 """Commits as runs make them, without a sandbox: files, data and a version that belong together.
 
-The files and the data of version n follow from n alone, so whoever finds a version can tell whether all of it is there
-and nothing of another.
+The files and the data of version n follow from n alone, so any version can be checked to be whole and to have nothing
+of another.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ SESSION = "s"
 LARGE = 1_200_000
 
 
-class Place:
-    """As much of a sandbox as snapshots need."""
+class Workspace:
+    """The part of a sandbox that snapshots use."""
 
     uid, limits = None, LIMITS
 
@@ -40,7 +40,7 @@ class Place:
 
 
 def files_of(n: int) -> dict[str, bytes]:
-    """The files of version n: some change with each version, some now and then, some come and go."""
+    """The files of version n: some change with each version, some now and then, some exist in a few versions only."""
     if n <= 1:
         return {}
     files = {f"f{i}": f"content {i} of {(n - i) // 3}".encode() * 20 for i in range(3)}
@@ -68,6 +68,7 @@ def fill(workspace: Path, files: dict[str, bytes]) -> None:
 
 
 def read(workspace: Path) -> dict[str, bytes]:
+    """The files of a working directory, by path."""
     return {str(path.relative_to(workspace)): path.read_bytes() for path in workspace.rglob("*") if path.is_file()}
 
 
@@ -77,7 +78,7 @@ class Commits:
     def __init__(self, store: SqlStore, blobs: BlobStore, workspace: Path, *, session: str = SESSION) -> None:
         self.store = store
         self.snapshots = Snapshots(blobs, grace_seconds=0.0)
-        self.place = Place(workspace)
+        self.place = Workspace(workspace)
         self.session_id = mine(session)
         self._runs = 0
 
@@ -96,7 +97,7 @@ class Commits:
         )
 
     async def commit(self) -> int:
-        """One run that makes the next version, which is the answer. Raises what a commit raises."""
+        """Make the next version as a run does; returns its number. Raises what a commit raises."""
         self._runs += 1
         run_id = f"{self.session_id} {os.getpid()} {self._runs}"
         session = await self.store.begin_run(self.session_id, run_id)
@@ -113,11 +114,11 @@ class Commits:
         return n
 
     async def check(self, scratch: Path) -> Session:
-        """The session, all of which is that of one version."""
+        """Check that data and files are those of one version; returns the session."""
         session = await self.store.session(self.session_id)
         assert json.loads(session.data) == {"n": session.version}
         shutil.rmtree(scratch, ignore_errors=True)
-        place = Place(scratch)
+        place = Workspace(scratch)
         await self.snapshots.restore(session.snapshot, place.sandbox)
         self.snapshots.forget(place.id)
         assert read(scratch) == files_of(session.version)
@@ -125,8 +126,9 @@ class Commits:
         return session
 
     async def collect(self) -> int:
+        """Collect garbage; returns how many blobs went."""
         return await self.snapshots.collect_garbage(await self.store.snapshot_roots())
 
     async def reachable(self) -> set[str]:
-        """The digests of all that some row needs."""
+        """The digests of all blobs that some row needs."""
         return set(self.snapshots.sizes_of(await self.store.snapshot_roots()))

@@ -1,4 +1,4 @@
-"""What tests of bad days share."""
+"""Fixtures of the tests of failures."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ __all__ = ["bucket", "faulty", "s3"]
 
 @pytest.fixture(scope="session")
 def strace() -> None:
-    """Skip where system calls can't be traced, but not where nobody would notice."""
+    """Skip where system calls can't be traced; on CI fail instead, so that it is noticed."""
     works = shutil.which("strace") and subprocess.run(["strace", "-o", "/dev/null", "true"], capture_output=True)
     if not works or works.returncode != 0:
         reason = "strace is needed and must be allowed to trace: apt-get install strace"
@@ -27,6 +27,6 @@ def strace() -> None:
 
 @pytest.fixture
 def scratch() -> Iterator[Path]:
-    """A directory in memory, for what is looked at needn't last."""
+    """A directory in memory, as the tests' files needn't last."""
     with tempfile.TemporaryDirectory(dir="/dev/shm" if os.access("/dev/shm", os.W_OK) else None) as directory:
         yield Path(directory)

@@ -1,13 +1,12 @@
 """Numbered steps of a service, and a kill at any of them.
 
-Theory of operation. A step is a system call by which something gets further: content into a file, a file to the disk, a
-name into a directory, an answer to a client. `recorded` has strace write down which of the service's threads makes
-which steps while something is done. `kill_at` has strace send SIGKILL when one thread is about to make one of them for
-the nth time; that call is not carried out, nor is any other after it. A thread's steps come in the same order in every
-attempt, as served.py sees to it, so with n = 1, 2, 3 … for each thread and call there is no state between two steps
-that isn't met.
+Theory of operation. A step is a system call that makes progress: content goes into a file, a file to the disk, a name
+into a directory, an answer to a client. `recorded` has strace write down which of the service's threads makes which
+steps during an operation. `kill_at` has strace send SIGKILL when one thread is about to make one of them for the nth
+time; neither that call nor any other is carried out. A thread's steps come in the same order in every attempt
+(served.py sees to that), so n = 1, 2, 3 … for each thread and call meets every state between two steps.
 
-Only threads that were there at the beginning are traced, and none of the sandbox's processes.
+Only threads that exist at the beginning are traced, and no process of a sandbox.
 """
 
 from __future__ import annotations
@@ -31,7 +30,7 @@ _LINE = re.compile(r"^(\d+) +(\w+)\(")
 
 
 class Step(NamedTuple):
-    """The nth time that a thread makes a call."""
+    """The nth time that a thread makes a system call."""
 
     thread: str
     call: str
@@ -39,7 +38,7 @@ class Step(NamedTuple):
 
 
 def threads(pid: int) -> dict[str, int]:
-    """The threads of a service by their names; the first one is `main`."""
+    """The thread ids of a service by name; the first thread is `main`."""
     tids = {
         task.joinpath("comm").read_text().strip(): int(task.name)
         for task in Path(f"/proc/{pid}/task").iterdir()
@@ -59,11 +58,11 @@ def _traced(tids: Sequence[int], log: Path, what: str) -> Iterator[None]:
         try:
             yield
         finally:
-            strace.send_signal(signal.SIGINT)  # It lets go of the threads, if there are any left.
+            strace.send_signal(signal.SIGINT)  # strace detaches from the threads that are left.
 
 
 def recorded(pid: int, log: Path, act: Callable[[], object]) -> list[Step]:
-    """The steps that the service makes while `act` runs, in order."""
+    """Run `act` and return the steps that the service makes meanwhile, in order."""
     names = {tid: name for name, tid in threads(pid).items()}
     with _traced(list(names), log, f"trace={STEPS}"):
         act()
@@ -77,7 +76,7 @@ def recorded(pid: int, log: Path, act: Callable[[], object]) -> list[Step]:
 
 
 def kill_at(pid: int, step: Step, log: Path, act: Callable[[], object]) -> None:
-    """Kill the service when it is about to make a step of `act`, if it comes to that."""
+    """Run `act` and kill the service when it is about to make `step`, if it comes to that."""
     tid = threads(pid)[step.thread]
     with _traced([tid], log, f"inject={step.call}:signal=SIGKILL:when={step.n}"):
         act()
@@ -90,7 +89,7 @@ def calls_of(steps: Sequence[Step]) -> Mapping[tuple[str, str], int]:
 
 @dataclass(frozen=True)
 class Disk:
-    """What lies in a data directory, seen past the service."""
+    """The files of a data directory, read without the service."""
 
     data_dir: Path
 
@@ -98,6 +97,6 @@ class Disk:
         return {path.name for path in (self.data_dir / "blobs").rglob("*") if path.is_file()}
 
     def leftovers(self) -> list[str]:
-        """Files that belong to an upload or a run that is over."""
+        """Files of uploads and runs, of which none may be left when none is under way."""
         places = ("uploads", "blobs/incoming", "live")
         return [f"{place}/{name}" for place in places for name in os.listdir(self.data_dir / place)]

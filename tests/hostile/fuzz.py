@@ -62,15 +62,15 @@ CONFORMITY = [
 
 
 @schemathesis.serializer("application/x-tar", "application/gzip", "application/zip")
-def archive(_context: Any, value: Any) -> Any:
-    """What comes out as the body of an import or an archive."""
+def serialize_archive(_context: Any, value: Any) -> Any:
+    """Serialize the body of an import or an archive."""
     return value if isinstance(value, bytes) else str(value).encode(errors="replace")
 
 
 class Fuzz:
-    """Cases of every operation that the server describes, sent and checked until time is up.
+    """Cases of every operation of the API's description, sent and checked until time is up.
 
-    Findings are collected rather than raised: one of a kind, so that a long search tells all it has found.
+    Findings are collected rather than raised, the first of each kind, so that a long search reports all of them.
     """
 
     def __init__(self, server: Server, seconds: float) -> None:
@@ -89,7 +89,7 @@ class Fuzz:
         return time.monotonic() > self._deadline
 
     def known_corners(self) -> None:
-        """Schemathesis's list of bounds and oddities of every field, without chance, and all of it."""
+        """All of Schemathesis's bounds and oddities of every field, without chance."""
         with self._session() as session:
             for operation in self.operations:
                 chance = random.Random(operation.label)
@@ -102,7 +102,7 @@ class Fuzz:
                     self._send(session, case, chance)
 
     def random_cases(self, number: int, examples: int) -> None:
-        """Cases of every operation by chance, the same ones for the same `number`."""
+        """Random cases of every operation, the same for the same `number`."""
         for operation in random.Random(number).sample(self.operations, len(self.operations)):
             modes = [GenerationMode.POSITIVE]
             if operation.body or operation.query:
@@ -151,7 +151,7 @@ class Fuzz:
             self.statuses[label, answer.status_code] += 1
         try:
             _check(answer)
-            if answer.status_code != 431:  # the address alone was over the bound of all requests
+            if answer.status_code != 431:  # the URL alone was too long for any route
                 case.validate_response(answer, checks=CONFORMITY)
         except FailureGroup as failures:
             for failure in failures.exceptions:
@@ -161,10 +161,12 @@ class Fuzz:
             self._found(label, f"{answer.status_code} {type(error).__name__}", detail)
 
     def _aim_at_a_session(self, case: Case[Any], chance: random.Random) -> None:
-        """Let the case be about a session that there is; others may delete it in the meantime."""
+        """Let the case name an existing session; other cases may delete it meanwhile."""
         target = chance.choice(TARGETS)
         case.path_parameters["session_id"] = target
-        if case.headers and case.headers.get("Idempotency-Key") == "null":  # of all corners: the first would use it up
+        if (
+            case.headers and case.headers.get("Idempotency-Key") == "null"
+        ):  # all corner cases use this key, of which only the first would run
             case.headers["Idempotency-Key"] = case.operation.label
         body = {"session_id": target, "language": target.removeprefix("fuzz-"), "default_timeout": 1}
         made = httpx.post(f"{self._url}/api/sessions", json=body, trust_env=False)
@@ -173,7 +175,7 @@ class Fuzz:
         self._aim_within_the_session(case, f"{self._url}/api/sessions/{target}")
 
     def _aim_within_the_session(self, case: Case[Any], session: str) -> None:
-        """And about a run or file of it that there is."""
+        """Let the case name an existing run, file or delivery of that session."""
         if "run_id" in case.path_parameters:
             ran = httpx.post(f"{session}/run", json={"code": "", "timeout": 1}, timeout=30, trust_env=False)
             case.path_parameters["run_id"] = ran.json().get("run_id", "run_gone")
@@ -196,7 +198,7 @@ class Fuzz:
             case.path_parameters["path"] = "f"
 
     def _aim_at_an_item(self, case: Case[Any]) -> None:
-        """Let the case be about something in the storage that there is, or SQL that means something."""
+        """Let the case name an existing item of the storage, or hold valid SQL."""
         for kind, body in (("kv", {"value": "v"}), ("r2", {"content": "dg=="})):
             httpx.put(f"{self._url}/api/storage/{kind}/fuzz/k", json=body, timeout=30, trust_env=False)
         case.path_parameters["namespace"] = "fuzz"
@@ -221,12 +223,13 @@ class Fuzz:
 
 
 def _takes_bytes(operation: APIOperation[Any, Any, Any, Any]) -> bool:
-    """Whether any body will do, so that none is wrong."""
+    """Whether the operation accepts any bytes, so that no body is invalid."""
     return operation.path.endswith(("/files/{path}", "/archive", "/import"))
 
 
 def _bound(body: dict[str, Any], chance: random.Random, *, runs: bool) -> None:
-    """Keep what a body asks for small, so that the search is not spent on waiting. What is wrong in it stays so."""
+    """Replace long timeouts, endless programs and names that would be refused, so that cases get further and wait less.
+    Invalid values stay invalid."""
     for name in ("timeout", "default_timeout"):
         seconds = body.get(name)
         if isinstance(seconds, int | float) and seconds > 1 and chance.random() < 0.9:
@@ -236,7 +239,7 @@ def _bound(body: dict[str, Any], chance: random.Random, *, runs: bool) -> None:
         seconds = body.get("timeout")
         if runs and (seconds is None or (isinstance(seconds, int | float) and seconds > 1)):
             body["timeout"] = chance.choice((0.1, 0.5, 1))
-    for name in ("env", "files"):  # most of the names made up are none, and the run would never begin
+    for name in ("env", "files"):  # most generated names are invalid, and the run would never begin
         given = body.get(name)
         if (
             isinstance(given, dict)
@@ -244,14 +247,14 @@ def _bound(body: dict[str, Any], chance: random.Random, *, runs: bool) -> None:
             and chance.random() < 0.5
         ):
             body[name] = {"A": "1"}
-    if _is_valid(body.get("secrets")):  # even more so with the names of hosts
+    if _is_valid(body.get("secrets")):  # the same holds for host names
         body["secrets"] = {"S": {"value": "1", "hosts": ["api.example.com"]}}
     if isinstance(body.get("language"), str) and chance.random() < 0.5:
         body["language"] = chance.choice(("python", "node", "typescript"))
 
 
 def _is_valid(secrets: Any) -> bool:
-    """Whether these are secrets as the description has them."""
+    """Whether these are valid secrets."""
     try:
         RunBody.model_validate({"secrets": secrets})
     except ValidationError:
@@ -260,7 +263,7 @@ def _is_valid(secrets: Any) -> bool:
 
 
 def _check(answer: Response) -> None:
-    """Raises AssertionError for an answer that this service must never give."""
+    """Assert what every answer of this service must be."""
     lacks_gvisor = not HAS_GVISOR and answer.status_code == 503 and answer.json()["code"] == "no_isolation"
     assert answer.status_code < 500 or lacks_gvisor, "it failed"
     assert re.fullmatch("req_[0-9a-f]{16}", answer.headers["x-request-id"][0])

@@ -34,7 +34,7 @@ type Kind = Literal["make", "write", "truncate", "sync", "sync all", "rename", "
 
 @dataclass(frozen=True)
 class Event:
-    """One change. Paths are relative to the recorded directory; what a process said has the line as its path."""
+    """One change. Paths are relative to the recorded directory; the path of `said` is the line that was printed."""
 
     kind: Kind
     path: str
@@ -44,7 +44,7 @@ class Event:
 
 
 def record(directory: Path, command: Sequence[str], trace: Path) -> list[Event]:
-    """Run `command`, which must succeed, and read what it did below `directory`."""
+    """Run `command`, which must succeed; returns its changes below `directory` in order."""
     strace = ["strace", "-f", "--seccomp-bpf", "-qq", "-xx", "-s", str(1 << 26), "-o", str(trace), "-e", TRACED]
     done = subprocess.run([*strace, *command], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
@@ -134,7 +134,7 @@ class _File:
         self.pending.clear()
 
     def content(self, how_much: Callable[[int], int | None]) -> bytes:
-        """With so many bytes of each pending write of a given size; None is all."""
+        """The content, with `how_much(size)` bytes of each pending write of that size; None means all."""
         content = bytearray(self.durable)
         for offset, data in self.pending:
             if data is None:
@@ -171,7 +171,7 @@ def _set(names: dict[str, _File | _Directory], name: str, to: _File | _Directory
 
 
 class Disk:
-    """The model of a directory, empty and durable at first."""
+    """A directory on a disk that may lose power; empty and durable at first."""
 
     def __init__(self) -> None:
         self._root = _Directory()
@@ -206,7 +206,7 @@ class Disk:
                 parent.change(name, _Directory())
 
     def rebuild(self, target: Path, variant: Literal["synced", "all", "some"], chance: random.Random) -> None:
-        """Make `target` what the disk may hold after a power cut at this moment."""
+        """Make `target` what the disk may hold if the power failed now: only what is durable, all, or a random part."""
         share = chance.choice([0.1, 0.5, 0.9])
 
         def how_much(size: int) -> int | None:
@@ -223,7 +223,7 @@ class Disk:
             if variant == "all":
                 return node.live
             if variant == "some":
-                lost: set[str] = set()  # The first change of a name that didn't get there takes the later with it.
+                lost: set[str] = set()  # The first change of a name that is lost takes the later ones with it.
                 for name, to in node.pending:
                     if name not in lost and chance.random() < share:
                         _set(entries, name, to)
@@ -270,6 +270,6 @@ class Disk:
                 yield child
 
 
-def workload(directory: Path, count: int) -> list[str]:
-    """The command that commits below `directory`."""
+def workload(directory: Path, count: int = 16) -> list[str]:
+    """The command that makes `count` commits below `directory`."""
     return [sys.executable, "-m", "tests.hostile.workload", os.fspath(directory), str(count)]

@@ -1,4 +1,5 @@
-"""Bad days: the service dies at any moment, and nothing acknowledged is lost, nothing is left behind."""
+"""The service is killed at random moments, stopped or loses a sandbox: nothing acknowledged is lost, nothing is left
+behind."""
 
 from __future__ import annotations
 
@@ -26,7 +27,7 @@ with open('log', 'a') as f: f.write(f"{data['n']}\\n")
 
 
 class Load:
-    """Clients that increment until the server is gone, and count what was acknowledged."""
+    """Clients that increment a counter until the service is gone, and count what was acknowledged."""
 
     def __init__(self, server: Server, clients: int) -> None:
         self.acknowledged = 0
@@ -58,7 +59,7 @@ class Load:
 
 @pytest.mark.parametrize("kills", [8, pytest.param(20, marks=pytest.mark.soak)])
 def test_kill_9_at_random_moments_loses_nothing_acknowledged(own_server: MakeServer, kills: int) -> None:
-    """Data, files and the version move together, whenever the service is killed."""
+    """Data, files and the version move together."""
     chance = random.Random(20)
     before = mounts()
     server = own_server()

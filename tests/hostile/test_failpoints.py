@@ -1,7 +1,7 @@
-"""`kill -9` at each step of everything that changes a session: old or new, never a mixture, and nothing left behind.
+"""`kill -9` at each step of every operation that changes a session: the old state or the new, and nothing left behind.
 
 By default a few steps of each operation are tried, `make soak` tries all of them; see failpoints.py for what a step is.
-That these tests would notice is shown on services that break a rule each.
+Services that break one rule each show that these tests would notice.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ print(n)
 
 @dataclass(frozen=True)
 class State:
-    """All that a session is to its clients, but for the records of its runs."""
+    """What clients see of a session, without the records of its runs."""
 
     version: int
     data: dict[str, Any]
@@ -57,8 +57,8 @@ class State:
 
 
 @dataclass(frozen=True)
-class Found:
-    """A session with its runs, newest first."""
+class SessionView:
+    """A session's state and its runs, newest first."""
 
     state: State
     runs: tuple[tuple[str, str, bool, int], ...]
@@ -66,7 +66,7 @@ class Found:
 
 
 class World:
-    """A service on a directory that outlives it, and one session in it."""
+    """A service on a data directory that outlives it, and one session in it."""
 
     def __init__(self, directory: Path, weakness: str | None = None) -> None:
         self.before = mounts()
@@ -92,14 +92,14 @@ class World:
         return answer
 
     def get_going(self) -> None:
-        """Have every kind of thread started, and the session's sandbox."""
+        """Start every kind of thread, and the session's sandbox."""
         self.run()
         self.ok("PUT", "/api/sessions/s/files/large", content=LARGE)
         self.load("other")
         self.drop("other")
 
-    def look(self, session: str = "s") -> Found:
-        """The session, all of which must be there."""
+    def look(self, session: str = "s") -> SessionView:
+        """Read the session, check that all of its content is there, and return it."""
         shown = self.ok("GET", f"/api/sessions/{session}").json()
         try:
             archive = self.ok("GET", f"/api/sessions/{session}/archive").content
@@ -112,10 +112,10 @@ class World:
             for each in self.ok("GET", f"/api/sessions/{session}/runs").json()["runs"]
         )
         self._check_history(session, files)
-        return Found(State(shown["version"], shown["data"], files), runs)
+        return SessionView(State(shown["version"], shown["data"], files), runs)
 
     def _check_history(self, session: str, files: dict[str, bytes]) -> None:
-        """Every version and its content, as a capsule takes them along."""
+        """Check every version and its content by exporting a capsule."""
         parts = capsules.parts(self.ok("GET", f"/api/sessions/{session}/capsule").content)
         digests = {name.removeprefix("objects/"): capsules.digest(content) for name, content in parts[3:]}
         assert all(name == digest for name, digest in digests.items())
@@ -129,7 +129,7 @@ class World:
                 assert (run["committed"], run["version"]) == (True, version["version"]), "run and version moved apart"
 
     def attempt(self, step: Step, act: Callable[[], object]) -> bool | None:
-        """Kill the service at a step of `act` and start it anew. Whether `act` was acknowledged, None where it never
+        """Kill the service at a step of `act` and restart it; returns whether `act` was acknowledged, None if it never
         came to that step."""
         acknowledged = False
 
@@ -155,7 +155,7 @@ class World:
         return acknowledged
 
     def collect(self) -> None:
-        """Have garbage collected; what is left must be what rows name."""
+        """Collect garbage, and check that the blobs left are those that rows name."""
         os.kill(self.server.pid, signal.SIGUSR1)
         needed = self._needed
         eventually(lambda: self.disk.blobs() == needed() and not self._hidden())
@@ -175,7 +175,7 @@ class World:
             return [row[0] for row in database.execute(query)]
 
     def _hidden(self) -> int:
-        """Sessions that are gone and will be purged: of none of them a row may be left in the end."""
+        """The number of sessions that are deleted but not purged."""
         return len(self._rows("select key from sessions where deleted_at is not null"))
 
     def _needed(self) -> set[str]:
@@ -229,7 +229,7 @@ class World:
     target = 1
 
     def prepare(self, name: str) -> None:
-        """Have what the operation needs."""
+        """Prepare what an operation needs."""
         self.number += 1
         if name in ("duplicate", "load"):
             self.drop("copy")
@@ -243,7 +243,7 @@ class World:
             self.ok("PUT", "/api/sessions/s/files/put/in/here", content=b"small")
 
     def _large_capsule(self) -> bytes:
-        """A session with more versions and runs than go into a few transactions."""
+        """A capsule with more versions and runs than a few transactions take."""
         content = [os.urandom(400_000), b"x" * 20]
         root = capsules.tree(*(capsules.file(name, each) for name, each in zip("ab", content, strict=True)))
         versions = [capsules.version(root, version=n, data={"n": n, "pad": "x" * 140_000}) for n in range(1, 4)]
@@ -252,7 +252,7 @@ class World:
 
 
 def _after(name: str, before: State, world: World, old: State) -> State:
-    """What an operation makes of a state."""
+    """The state after an operation on `before`."""
     following = replace(before, version=before.version + 1)
     match name:
         case "run":
@@ -271,7 +271,7 @@ def _after(name: str, before: State, world: World, old: State) -> State:
 OPERATIONS = ("run", "put", "rollback", "duplicate", "load", "sweep")
 
 
-class Ordeal:
+class KilledOperation:
     """One operation, killed at one step after another."""
 
     def __init__(self, world: World, name: str) -> None:
@@ -284,7 +284,8 @@ class Ordeal:
         return recorded(self.world.server.pid, self.world.log, self.act)
 
     def kill_at(self, step: Step) -> bool:
-        """Whether it came to that step. Fails where what is found then isn't all old or all new."""
+        """Kill the operation at a step, and check what is left; returns False if it never came to that step. Fails
+        unless the state is all old or all new."""
         world = self.world
         world.prepare(self.name)
         before = world.look()
@@ -301,7 +302,7 @@ class Ordeal:
         self._check_runs(before, after, is_new)
         if self.name in ("duplicate", "load"):
             self._check_copy(acknowledged)
-        if not is_new:  # All goes on as if nothing had been.
+        if not is_new:  # The operation can be repeated.
             world.drop("copy")
             self.act()
             assert world.look().state == expected, f"{step}: what was left is in the way"
@@ -313,15 +314,15 @@ class Ordeal:
             self.kill_at(Step(thread, call, n))
 
     def _state_of(self, version: int) -> State:
-        """A version that isn't the current one, found by a copy of it."""
+        """The state of an old version, read from a duplicate of it."""
         body = {"id": "then", "from_version": version}
         self.world.ok("POST", "/api/sessions/s/duplicate", json=body)
         found = self.world.look("then").state
         self.world.drop("then")
         return found
 
-    def _check_runs(self, before: Found, after: Found, is_new: bool) -> None:
-        """At most one run more, and it says what became of it."""
+    def _check_runs(self, before: SessionView, after: SessionView, is_new: bool) -> None:
+        """Check that there is at most one new run, and that its record says how it ended."""
         new = after.runs[: len(after.runs) - len(before.runs)]
         assert after.runs[len(new) :] == before.runs
         if self.name != "run":
@@ -332,7 +333,7 @@ class Ordeal:
             assert [run[1:3] for run in new] in ([], [("lost", False)])
 
     def _check_copy(self, acknowledged: bool) -> None:
-        """All of it or nothing."""
+        """Check that the copy is whole or not there."""
         answer = self.world.client.get("/api/sessions/copy")
         if answer.status_code == 404:
             assert not acknowledged
@@ -357,7 +358,7 @@ CONTENT = ("era-files_0", "era-transfer_0", "era-capsules_0")
 
 
 def few_of(steps: Sequence[Step], chance: random.Random) -> list[Step]:
-    """Two steps of different kinds: of those that write rows, that write content, and that end in the answer."""
+    """Two random steps of different kinds: one kind writes rows, one content, one the answer."""
     kinds = [[step for step in steps if step.thread in threads] for threads in (("era-write_0",), CONTENT, ("main",))]
     there = [kind for kind in kinds if kind]
     return [chance.choice(kind) for kind in chance.sample(there, 2)]
@@ -366,7 +367,7 @@ def few_of(steps: Sequence[Step], chance: random.Random) -> list[Step]:
 def test_kill_9_at_some_steps_of_everything(world: World) -> None:
     chance = random.Random(int(os.environ.get("SEED", "1")))
     for name in OPERATIONS:
-        ordeal = Ordeal(world, name)
+        ordeal = KilledOperation(world, name)
         for step in few_of(ordeal.steps(), chance):
             ordeal.kill_at(step)
     world.collect()
@@ -377,8 +378,8 @@ def test_kill_9_at_some_steps_of_everything(world: World) -> None:
 @pytest.mark.parametrize("part", range(PARTS))
 @pytest.mark.parametrize("name", OPERATIONS)
 def test_kill_9_at_every_step(name: str, part: int, world: World) -> None:
-    """For each thread and call: n = 1, 2, 3 … until the operation gets through. Each part takes some of these n."""
-    ordeal = Ordeal(world, name)
+    """For each thread and call, n = 1, 2, 3 … until the operation gets through. Each part takes every 16th n."""
+    ordeal = KilledOperation(world, name)
     for thread, call in calls_of(ordeal.steps()):
         n = 1 + part
         while ordeal.kill_at(Step(thread, call, n)):
@@ -401,7 +402,7 @@ def test_a_weakened_service_fails_these_tests(
 ) -> None:
     world = World(tmp_path, weakness)
     try:
-        ordeal = Ordeal(world, name)
+        ordeal = KilledOperation(world, name)
         last = calls_of(ordeal.steps())[thread, call]
         with pytest.raises(AssertionError, match=sign):
             ordeal.kill_at_all(thread, call, last)

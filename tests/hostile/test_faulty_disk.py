@@ -1,6 +1,6 @@
-"""A disk that fails: the nth call of a kind in a commit, for n = 1, 2, 3 … until none is left to fail.
+"""A disk that fails: the nth call of a kind during a commit, for n = 1, 2, 3 … until none is left to fail.
 
-The blobs' calls are failed in this process, SQLite's by strace in one of its own, and a full disk is a real one.
+Calls on blobs fail in this process, those of SQLite by strace in a process of its own. A full disk is a real one.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ import errno
 import os
 import shutil
 import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,12 +21,13 @@ from era.errors import CommitFailed, SandboxFailed, Unavailable
 from era.store.blobs import LocalBlobs
 from era.store.metadata import SqlStore
 from tests.hostile.commits import Commits
+from tests.hostile.power import workload
 
 CALLS = ("open", "write", "fsync", "rename", "utime", "unlink", "listdir", "read", "posix_fadvise", "stat", "sendfile")
 
 
 class FaultyDisk:
-    """Fails the nth call of `name` that is about a file or directory below `directory`."""
+    """Replaces `os.NAME`, and fails the nth call about a file or directory below `directory`."""
 
     def __init__(self, directory: Path, name: str, n: int, error: int) -> None:
         self._directory = os.fspath(directory)
@@ -114,7 +114,7 @@ async def test_a_commit_whose_files_fail_leaves_the_old_state(call: str, error: 
             assert await world.check() == kind - 1
             n += 1 if n < 12 or kind < 6 else 97
         assert await world.check() == kind
-        if disk.failed:  # It did no harm.
+        if disk.failed:  # the commit went on without that call
             assert call in ("posix_fadvise", "unlink")
     await world.close()
     world = await reopened(scratch)
@@ -181,7 +181,8 @@ async def test_a_database_that_fails_at_any_call_leaves_old_or_new(
 
 
 async def fails(directory: Path, call: str, file: str, error: str, n: int) -> bool:
-    """Whether some commits met an error in SQLite's nth such call, and the next. Nothing acknowledged may be lost."""
+    """Make commits during which SQLite's nth and next such call fail, and check that nothing acknowledged is lost.
+    Returns whether that call was reached."""
     (directory / "data").mkdir(parents=True)
     log = directory / "strace"
     command = ["strace", "-f", "-qq", "-o", str(log), "-P", str(directory / "data" / file)]
@@ -197,7 +198,7 @@ async def fails(directory: Path, call: str, file: str, error: str, n: int) -> bo
 
 @pytest.mark.parametrize("limit", [40_000, 100_000, 400_000, 1_000_000])
 async def test_a_file_size_limit_loses_nothing_acknowledged(limit: int, scratch: Path) -> None:
-    """As under `ulimit -f`."""
+    """With `ulimit -f`."""
     directory = scratch / "disk"
     directory.mkdir()
     done = subprocess.run(
@@ -213,7 +214,7 @@ async def test_a_file_size_limit_loses_nothing_acknowledged(limit: int, scratch:
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root to mount a small disk")
 @pytest.mark.parametrize("size", ["700k", "1200k", "2400k"])
 async def test_a_full_disk_loses_nothing_acknowledged(size: str, scratch: Path) -> None:
-    """Commits fail, what was acknowledged stays, and once there is room again they go on."""
+    """Commits fail, what was acknowledged stays, and once there is room again commits work."""
     disk = scratch / "disk"
     disk.mkdir()
     subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "none", str(disk)], check=True)
@@ -226,12 +227,8 @@ async def test_a_full_disk_loses_nothing_acknowledged(size: str, scratch: Path) 
         subprocess.run(["umount", "--lazy", str(disk)], check=True)
 
 
-def workload(directory: Path, count: int = 16) -> list[str]:
-    return [sys.executable, "-m", "tests.hostile.workload", str(directory), str(count)]
-
-
 async def assert_kept(directory: Path, said: str) -> None:
-    """All that was acknowledged is there, whole; and commits work again."""
+    """Check that all that was acknowledged is there and whole, and that commits work again."""
     world = await reopened(directory)
     try:
         if "created" not in said:

@@ -1,4 +1,4 @@
-"""Commits to a blob store that fails: every request of a commit once, in every way."""
+"""Commits to an S3 blob store that fails: each request of a commit once, in every way."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ NERVOUS = replace(ONCE, silence=1.0)
 
 
 class World:
-    """Commits through the faulty server, and a look at what is really there."""
+    """Commits through the faulty server, and a direct view of the bucket."""
 
     def __init__(self, s3: S3, bucket: str, faulty: FaultyS3, directory: Path, patience: Patience) -> None:
         self.s3, self.bucket, self.directory = s3, bucket, directory
@@ -50,7 +50,7 @@ class World:
         await self.store.close()
 
     async def check(self) -> int:
-        """The version that stands, as a service with an empty cache finds it."""
+        """Check the current version as a service with an empty cache finds it; returns its number."""
         self.plain._cache.clear()
         onlooker = Commits(self.store, self.plain, self.directory / "onlooker")
         version = (await onlooker.check(self.directory / "scratch")).version
@@ -75,7 +75,7 @@ async def test_a_commit_that_fails_leaves_the_old_state(
 ) -> None:
     async with World(s3, bucket, faulty, tmp_path, NERVOUS if fault == "hang" else ONCE) as world:
         failures = 0
-        for kind in (2, 5):  # A first commit, and one with a large file.
+        for kind in (2, 5):  # the first commit, and one with a large file
             faulty.fail(None)
             while await world.check() < kind - 1:
                 await world.commits.commit()
@@ -90,7 +90,7 @@ async def test_a_commit_that_fails_leaves_the_old_state(
                 else:
                     break
                 assert await world.check() == kind - 1
-                world.blobs._uploaded.clear()  # What failed attempts did bring must not shorten the next.
+                world.blobs._uploaded.clear()  # Otherwise later attempts would skip what failed ones had uploaded.
                 n += 1
             assert not faulty.failed
             assert await world.check() == kind
@@ -105,7 +105,7 @@ async def test_a_commit_that_fails_leaves_the_old_state(
 @pytest.mark.usefixtures("small_parts")
 @pytest.mark.parametrize("fault", [pytest.param("error", marks=pytest.mark.soak), "half"])
 async def test_a_single_failure_is_retried(fault: Fault, s3: S3, bucket: str, faulty: FaultyS3, tmp_path: Path) -> None:
-    """One at each request of commits, restores and collections in turn."""
+    """One failure at each request of commits, restores and collections in turn."""
     async with World(s3, bucket, faulty, tmp_path, TWICE) as world:
         for n in range(1, 9):
             faulty.fail(fault, n)

@@ -11,13 +11,13 @@ from tests.conftest import Server
 from tests.hostile.fuzz import Fuzz
 
 SHORT_SECONDS = 25.0
-SOAK_SECONDS = 75.0  # a round; pytest takes a test of two minutes for one that hangs
+SOAK_SECONDS = 75.0  # a round
 SOAK_ROUNDS = 4
 OF_OTHER_FORMATS = {"PUT /api/sessions/{session_id}/archive", "POST /api/sessions/import"}
-"""Operations that take an archive, which nobody makes up by chance."""
+"""Operations that take an archive, which random bytes never are."""
 
 OF_OPERATORS = {"POST /api/keys", "DELETE /api/keys/{key_id}"}
-"""Operations that a server without a key refuses: it has none and makes none."""
+"""Operations that a server without an operator key refuses."""
 
 
 def test_requests_from_the_description_never_make_the_service_fail(server: Server) -> None:
@@ -33,7 +33,7 @@ def test_requests_from_the_description_never_make_the_service_fail(server: Serve
 @pytest.mark.soak
 @pytest.mark.parametrize("round_", range(SOAK_ROUNDS))
 def test_minutes_of_concurrent_requests_never_make_the_service_fail(server: Server, round_: int) -> None:
-    """Several at a time, so that sessions are deleted, changed and run at once; other requests every time."""
+    """Several at a time, so that sessions are deleted, changed and run at once; with new random numbers each time."""
     fuzz = Fuzz(server, SOAK_SECONDS)
     first = random.SystemRandom().randrange(1 << 30)
     print(f"round {round_}, numbers from {first}")

@@ -1,4 +1,4 @@
-"""Collections at any moment: nothing that a row needs ever goes, and all the rest does in the end."""
+"""Garbage collections at any moment: nothing that a row needs goes, and all the rest does in the end."""
 
 from __future__ import annotations
 
@@ -24,28 +24,28 @@ from era.core.models import EMPTY, NewSession, RunRecord, now
 from era.store.blobs import LocalBlobs
 from era.store.metadata import SqlStore
 from era.store.s3_blobs import S3Blobs
-from tests.hostile.commits import Commits, Place, fill, read
+from tests.hostile.commits import Commits, Workspace, fill, read
 from tests.owners import mine
 from tests.store.s3 import S3
 
 POOL = 12
-"""Contents that sessions choose files from, so that what is garbage of one is soon put by another."""
+"""How many contents sessions choose from, so that garbage of one is soon put by another."""
 
 
 class Churn:
-    """Sessions that commit, fail, go and come back, while garbage is collected without any grace but for what is put
-    by commits under way."""
+    """Sessions that commit, fail, are deleted and made anew, while garbage is collected without a grace period except
+    for commits under way."""
 
     def __init__(self, store: SqlStore, blobs: LocalBlobs | S3Blobs, directory: Path) -> None:
         self.store, self.blobs, self.directory = store, blobs, directory
         self.snapshots = Snapshots(blobs)
-        self.active_runs: dict[str, float] = {}
+        self.commits_under_way: dict[str, float] = {}
         self.swept = 0
         self.committed = 0
         self.done = False
 
     async def session(self, name: str, count: int, chance: random.Random) -> None:
-        place = Place(self.directory / name)
+        place = Workspace(self.directory / name)
         await self._create(name)
         for number in range(count):
             files = {f"f{i}": b"%d" % chance.randrange(POOL) * 50 for i in range(chance.randrange(5))}
@@ -67,10 +67,10 @@ class Churn:
             NewSession(mine(name), "python", True, json.dumps({}), {}, False, False, default_timeout=1.0)
         )
 
-    async def _commit(self, name: str, run_id: str, place: Place, files: dict[str, bytes], *, fails: bool) -> None:
+    async def _commit(self, name: str, run_id: str, place: Workspace, files: dict[str, bytes], *, fails: bool) -> None:
         session = await self.store.begin_run(mine(name), run_id)
         fill(place.workspace, files)
-        self.active_runs[name] = time.time()
+        self.commits_under_way[name] = time.time()
         try:
             snapshot = await self.snapshots.take(place.sandbox, session.snapshot)
             if fails:
@@ -81,10 +81,10 @@ class Churn:
             await self.store.end_run(replace(record), data=data, snapshot=snapshot)
             self.committed += 1
         finally:
-            del self.active_runs[name]
+            del self.commits_under_way[name]
 
-    async def _restore(self, name: str, place: Place) -> None:
-        """What is there must be what the row says."""
+    async def _restore(self, name: str, place: Workspace) -> None:
+        """Check that the files of the snapshot are those that the row lists."""
         session = await self.store.session(mine(name))
         self.snapshots.forget(place.id)
         fill(place.workspace, {})
@@ -100,7 +100,7 @@ class Churn:
             self.swept += await self.collect()
 
     async def collect(self) -> int:
-        horizon = min([time.time(), *self.active_runs.values()])
+        horizon = min([time.time(), *self.commits_under_way.values()])
         roots = await self.store.snapshot_roots()
 
         def job() -> int:
@@ -130,7 +130,7 @@ async def churning(blobs: LocalBlobs | S3Blobs, directory: Path) -> AsyncIterato
 
 
 async def churn_for(churn: Churn, count: int, seed: int) -> set[str]:
-    """Let four sessions and two collectors go at it. The answer is what rows need in the end."""
+    """Run four sessions and two collectors; returns the digests that rows need in the end."""
     collectors = [asyncio.create_task(churn.collector()) for _ in range(2)]
     try:
         async with asyncio.TaskGroup() as sessions:
@@ -170,12 +170,12 @@ async def test_collections_race_commits_in_a_bucket(seed: int, s3: S3, bucket: s
 async def test_a_put_that_does_not_protect_its_content_fails_these_tests(
     scratch: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The same against a store whose puts don't renew the time of what is there already."""
+    """With a store whose puts don't renew the time of a blob that exists."""
     monkeypatch.setattr(LocalBlobs, "_reuse", lambda self, digest: True if os.path.exists(self._path(digest)) else None)
-    monkeypatch.setattr("era.store.blobs._ROUGHNESS", -1e9)  # Nor do batches under way count.
+    monkeypatch.setattr("era.store.blobs._ROUGHNESS", -1e9)  # and whose batches under way protect nothing
 
     async def churn_until_found() -> None:
-        for seed in range(MANY):  # A race is lost by chance; most seeds do it.
+        for seed in range(MANY):  # which interleaving loses is chance; most seeds do
             directory = scratch / str(seed)
             directory.mkdir()
             async with churning(LocalBlobs(directory / "blobs"), directory) as churn:
@@ -186,7 +186,7 @@ async def test_a_put_that_does_not_protect_its_content_fails_these_tests(
 
 
 async def test_kill_9_in_a_collection_or_a_batch(scratch: Path) -> None:
-    """Of a process that commits and collects all the while."""
+    """Of a process that commits and collects all the time."""
     chance = random.Random(7)
     data, version = scratch / "disk" / "data", 1
     (scratch / "disk").mkdir()

@@ -1,5 +1,7 @@
-"""A long life among bad programs: many runs in many sessions, with crashes, timeouts and bombs mixed in, and sandboxes
-that die under them. At the end everything that was acknowledged is there, and the service is as it was."""
+"""Many runs in many sessions, with crashes, timeouts and bombs among them, and sandboxes that are killed under them.
+
+At the end everything that was acknowledged is there, and the service is as it was.
+"""
 
 from __future__ import annotations
 
@@ -41,7 +43,7 @@ BAD = {
     "fills its disk": (LONG, {"disk_full"}, "for n in range(50): open(f'{n}', 'wb').write(bytes(1 << 20))"),
     "breaks its state": (LONG, {"ok"}, "open('.session_data.json', 'w').write('[')"),
 }
-"""Programs: how long they may take, how they may end. None of them counts."""
+"""Programs that misbehave and count nothing: their timeout in seconds, the statuses they may end with, their code."""
 
 VISIT = 8
 READY = len(runtimes())
@@ -50,20 +52,20 @@ LIMITS = {"memory_mb": 96, "pids": 32, "disk_mb": 8, "output_bytes": 1 << 16}
 
 @dataclass
 class Life:
-    """What clients did to a server."""
+    """What clients did to a server, and what they were answered."""
 
     server: Server
     sessions: int
     counted: Counter[str] = field(default_factory=Counter)
     """Increments that were acknowledged, by session."""
 
-    told_dead: int = 0
+    reported_killed: int = 0
     killed: int = 0
     seen: Counter[str] = field(default_factory=Counter)
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     def visit(self, number: int) -> None:
-        """A client's few runs in one session, one after the other."""
+        """Make a few runs in one session, one after the other."""
         chance = random.Random(number)
         where = f"s{chance.randrange(self.sessions)}"
         with self.server.client() as client:
@@ -81,8 +83,8 @@ class Life:
             if body["state"]["committed"] and body["status"] == "ok":
                 self.counted[where] += 1
             else:
-                assert body["status"] == "killed", body  # its sandbox was killed under it
-                self.told_dead += 1
+                assert body["status"] == "killed", body  # its sandbox was killed
+                self.reported_killed += 1
 
     def _misbehave(self, client: httpx.Client, where: str, chance: random.Random) -> None:
         kind = chance.choice(list(BAD))
@@ -94,10 +96,10 @@ class Life:
             self.seen[kind] += 1
             if status not in outcomes:
                 assert status == "killed", (kind, answer.json())
-                self.told_dead += 1
+                self.reported_killed += 1
 
     def kill_a_sandbox(self, chance: random.Random) -> None:
-        """Kill PID 1 of one, from outside, as the kernel might."""
+        """Kill PID 1 of a sandbox from outside, as the kernel might."""
         candidates = [pid for pid in self.server.descendants() if _is_first_inside(pid)]
         if candidates:
             with contextlib.suppress(ProcessLookupError):
@@ -146,7 +148,7 @@ def live(own_server: MakeServer, *, runs: int, sessions: int) -> None:
             lambda: client.get("/health").json()["sandboxes"] == {"live": 0, "busy": 0, "ready": READY}, 30
         )
     assert grown < 20 << 20, f"the service grew by {grown >> 20} MiB"
-    assert life.told_dead <= life.killed, "callers were told of sandboxes that nobody killed"
+    assert life.reported_killed <= life.killed, "callers were told of sandboxes that nobody killed"
     groups = {Path(group).name for group in cgroups(cgroup_name(server.data_dir))}
     assert len(groups) in (0, READY), "only those that are ready have one"
     assert len(os.listdir(f"/proc/{server.pid}/fd")) < 120

@@ -1,5 +1,4 @@
-"""The service against a dictionary: whatever is done to sessions, in whatever order, with kills in between, every
-session is what the dictionary says."""
+"""The service compared with a dictionary: whatever is done to sessions, in any order and with kills in between."""
 
 from __future__ import annotations
 
@@ -56,7 +55,7 @@ class State:
 
 @dataclass
 class Model:
-    """What a session should be."""
+    """The expected state and versions of a session."""
 
     state: State
     versions: dict[int, State] = field(default_factory=dict)
@@ -70,7 +69,7 @@ class Model:
 
 
 class Service(RuleBasedStateMachine):
-    """The rules. `server` is set before a search begins."""
+    """The rules of a Hypothesis state machine. `server` is set before a search begins."""
 
     server: Server
     sessions = Bundle("sessions")
@@ -113,7 +112,7 @@ class Service(RuleBasedStateMachine):
         data=st.none() | DATA,
     )
     def run(self, session: str, write: dict[str, bytes], remove: list[str], data: dict[str, Any] | None) -> None:
-        """A run changes files and data, and may well fail: what it did is kept."""
+        """A run changes files and data. It may exit with any code, and what it did is committed."""
         outcome = self._run(session, write, remove, None if data is None else json.dumps(data), exit_code=len(write))
         assert outcome["exit_code"] == len(write)
         model = self.models[session]
@@ -131,7 +130,7 @@ class Service(RuleBasedStateMachine):
         how=st.sampled_from(["broken", "atomic", "timeout"]),
     )
     def run_in_vain(self, session: str, write: dict[str, bytes], how: str) -> None:
-        """A run with a broken state file, or an atomic one that fails, changes nothing."""
+        """A run with a broken state file, or an atomic run that fails, changes nothing."""
         if how == "broken":
             outcome = self._run(session, write, [], "{", exit_code=0)
         elif how == "atomic":
@@ -214,7 +213,7 @@ class Service(RuleBasedStateMachine):
         for session in self.touched:
             answer = self.client.get(f"/api/sessions/{session}?include=files")
             if answer.status_code == 404:
-                continue  # it is among the deleted ones, which `delete` has checked
+                continue  # it is deleted, as `delete` has checked
             body, model = answer.json(), self.models[session]
             assert body["data"] == model.state.data
             assert body["version"] == model.version

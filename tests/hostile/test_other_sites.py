@@ -14,7 +14,7 @@ from tests.hostile.test_raw_requests import CREATE
 JSON = {"content-type": "application/json"}
 
 
-# Every way in, and what it takes to be let in.
+# Routes of every kind, with a body that each accepts.
 ROUTES: list[tuple[str, str, bytes | None]] = [
     ("GET", "/api/sessions", None),
     ("POST", "/api/sessions", CREATE),
@@ -32,7 +32,7 @@ ROUTES: list[tuple[str, str, bytes | None]] = [
 PAGES = ("/", "/docs", "/openapi.json", "/metrics")
 
 
-# URL and SELF stand for the server's own. `""` is a header that is there and empty.
+# Headers of requests. URL and SELF become the server's own URL and host. A header may be empty.
 FOREIGN: dict[str, dict[str, str]] = {
     "another site": {"origin": "http://evil.example"},
     "no site": {"origin": "null"},
@@ -73,12 +73,14 @@ OWN: dict[str, dict[str, str]] = {
 }
 
 
-def of(server: Server, headers: dict[str, str]) -> dict[str, str]:
+def headers_of(server: Server, headers: dict[str, str]) -> dict[str, str]:
     own = server.url.removeprefix("http://")
     return {name: value.replace("URL", server.url).replace("SELF", own) for name, value in headers.items()}
 
 
-def call(client: httpx.Client, route: tuple[str, str, bytes | None], headers: dict[str, str]) -> httpx.Response:
+def request_route(
+    client: httpx.Client, route: tuple[str, str, bytes | None], headers: dict[str, str]
+) -> httpx.Response:
     method, path, body = route
     return client.request(method, path, content=body, headers={**(JSON if body else {}), **headers})
 
@@ -90,33 +92,33 @@ def assert_refused(answer: httpx.Response, status: int, code: str) -> None:
     assert not [name for name in answer.headers if name.startswith("access-control-")]
 
 
-def make(client: httpx.Client) -> None:
-    """The session of ROUTES, with code."""
+def make_session(client: httpx.Client) -> None:
+    """Make the session that ROUTES name, with code."""
     assert client.post("/api/sessions", json={"language": "python", "session_id": "there"}).status_code in (201, 409)
     assert client.put("/api/sessions/there/code", json={"code": "2"}).status_code == 200
 
 
 @pytest.mark.parametrize("name", FOREIGN)
 def test_a_page_of_another_site_is_refused_and_changes_nothing(server: Server, client: httpx.Client, name: str) -> None:
-    headers = of(server, FOREIGN[name])
-    make(client)
+    headers = headers_of(server, FOREIGN[name])
+    make_session(client)
     before = client.get("/api/sessions").json(), client.get("/api/sessions/there/code").json()
     for route in ROUTES:
-        assert_refused(call(client, route, headers), 403, "forbidden")
+        assert_refused(request_route(client, route, headers), 403, "forbidden")
     assert (client.get("/api/sessions").json(), client.get("/api/sessions/there/code").json()) == before
     for page in PAGES:
         if headers.keys() & {"host", "origin"} and name != "ours, told from another":
             assert_refused(client.get(page, headers=headers), 403, "forbidden")
-        else:  # a link from another site may lead to a page
+        else:  # links on other sites may lead to a page
             assert client.get(page, headers=headers).status_code == 200
 
 
 @pytest.mark.parametrize("name", OWN)
 def test_the_same_requests_from_here_are_answered(server: Server, client: httpx.Client, name: str) -> None:
-    headers = of(server, OWN[name])
+    headers = headers_of(server, OWN[name])
     for route in ROUTES:
-        make(client)
-        answer = call(client, route, headers)
+        make_session(client)
+        answer = request_route(client, route, headers)
         assert answer.status_code in (200, 201), (route, answer.text)
         assert not [name for name in answer.headers if name.startswith("access-control-")]
     for page in PAGES:
@@ -138,8 +140,8 @@ def test_the_same_requests_from_here_are_answered(server: Server, client: httpx.
     ],
 )
 def test_bodies_of_types_without_preflight_are_refused(client: httpx.Client, kind: str | None) -> None:
-    """The kinds that need no preflight, from a browser that tells nothing about the page."""
-    make(client)
+    """Types that browsers send without a preflight, from a browser that doesn't name the page's origin."""
+    make_session(client)
     before = client.get("/api/sessions").json()
     for method, path, body in ROUTES:
         if body is not None:
@@ -159,7 +161,7 @@ def test_bodies_of_types_without_preflight_are_refused(client: httpx.Client, kin
     ids=["form", "JSON in a form", "files", "query"],
 )
 def test_a_form_changes_nothing(client: httpx.Client, form: dict[str, Any]) -> None:
-    make(client)
+    make_session(client)
     before = client.get("/api/sessions").json()
     for path in ("/api/sessions", "/api/execute", "/api/sessions/there/run", "/api/sessions/there/stream"):
         assert_refused(client.post(path, **form), 400, "invalid_field")
@@ -170,8 +172,8 @@ def test_a_form_changes_nothing(client: httpx.Client, form: dict[str, Any]) -> N
 def test_the_same_body_counts_as_json(client: httpx.Client, kind: str) -> None:
     for route in ROUTES:
         if route[2] is not None:
-            make(client)
-            assert call(client, route, {"content-type": kind}).status_code in (200, 201)
+            make_session(client)
+            assert request_route(client, route, {"content-type": kind}).status_code in (200, 201)
 
 
 def test_a_preflight_allows_nothing(server: Server, client: httpx.Client) -> None:
@@ -188,8 +190,10 @@ def test_with_an_api_key_only_the_key_counts(own_server: MakeServer) -> None:
     key = {"authorization": "Bearer the-key"}
     with server.client() as client:
         for name in FOREIGN:
-            headers = of(server, FOREIGN[name])
+            headers = headers_of(server, FOREIGN[name])
             for route in ROUTES:
-                assert_refused(call(client, route, headers), 401, "unauthorized")
-                assert_refused(call(client, route, {**headers, "authorization": "Bearer the-ke"}), 401, "unauthorized")
-            assert call(client, ("POST", "/api/sessions", CREATE), {**headers, **key}).status_code == 201
+                assert_refused(request_route(client, route, headers), 401, "unauthorized")
+                assert_refused(
+                    request_route(client, route, {**headers, "authorization": "Bearer the-ke"}), 401, "unauthorized"
+                )
+            assert request_route(client, ("POST", "/api/sessions", CREATE), {**headers, **key}).status_code == 201

@@ -1,7 +1,7 @@
 """Power cuts: whatever was acknowledged is there afterwards, data and files together, and the service starts.
 
-What was really made durable is found from a record of a process's system calls; see power.py. The same record, with
-some of its syncs left out, must be found wanting, or else these tests would prove nothing.
+What was really made durable is derived from a record of a process's system calls; see power.py. The same record with
+some of its syncs left out must fail, or these tests would prove nothing.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ class Recorded:
     events: Sequence[Event]
 
     def without_syncs(self, path: str) -> Recorded:
-        """As if the process didn't care for the durability of what `path` matches."""
+        """The record of a process that doesn't sync the paths that `path` matches."""
         left_out = re.compile(path)
         kept = [event for event in self.events if not (event.kind == "sync" and left_out.fullmatch(event.path))]
         assert len(kept) < len(self.events)
         return Recorded(kept)
 
     def cuts(self, how_many: int, chance: random.Random) -> list[int]:
-        """Moments for a power cut: around syncs and words mostly, for there it matters."""
+        """Moments for a power cut: mostly around syncs, renames and output, where it matters."""
         matter = [at for at, event in enumerate(self.events) if event.kind in ("sync", "sync all", "said", "rename")]
         around = sorted({at + 1 for at in matter} | set(matter))
         begun = next(at for at, event in enumerate(self.events) if event.kind == "said")
@@ -59,7 +59,7 @@ def recorded(strace: None, tmp_path_factory: pytest.TempPathFactory) -> Recorded
 
 
 async def look(data: Path, acknowledged: int | None, begun: int) -> None:
-    """Start on what the disk holds, as the service does, and see that nothing acknowledged is missing."""
+    """Open the stores as the service does at its start, and check that nothing acknowledged is missing."""
     make_directory(data)
     blobs = LocalBlobs(data / "blobs")
     blobs.open()
@@ -85,7 +85,8 @@ async def look(data: Path, acknowledged: int | None, begun: int) -> None:
 
 
 def cut(recorded: Recorded, cuts: Sequence[int], seed: int, scratch: Path, variants: Sequence[str] = VARIANTS) -> int:
-    """Cut the power before those events; how many states of the disk were looked at. Fails where one is wrong."""
+    """Cut the power before these events and check each possible disk; returns how many were checked. Fails where one is
+    wrong."""
     chance = random.Random(seed)
     disk = Disk()
     moments = set(cuts)

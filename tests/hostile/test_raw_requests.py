@@ -24,13 +24,13 @@ def target(text: bytes) -> bytes:
     return b"GET " + text + b" HTTP/1.1\r\nHost: SELF\r\nConnection: close\r\n\r\n"
 
 
-# SELF stands for the server's own address.
+# SELF becomes the server's own host and port.
 REQUESTS: dict[str, tuple[bytes, str]] = {
-    # so that the others are refused for what they are
+    # valid ones, so that the others are refused for what is wrong with them
     "a right one": (GET + b"\r\n", SERVED),
     "a right one with a body": (POST + SIZED + b"\r\n" + CREATE, SERVED),
     "a right one in chunks": (CHUNKED + b"15\r\n" + CREATE + b"\r\n0\r\n\r\n", SERVED),
-    # how long the body is
+    # length of the body
     "length and chunks": (POST + SIZED + b"Transfer-Encoding: chunked\r\n\r\n0\r\n\r\n", REFUSED),
     "chunks and length": (POST + b"Transfer-Encoding: chunked\r\n" + SIZED + b"\r\n0\r\n\r\n", REFUSED),
     "two lengths": (POST + SIZED + b"Content-Length: 22\r\n\r\n" + CREATE, REFUSED),
@@ -88,7 +88,7 @@ REQUESTS: dict[str, tuple[bytes, str]] = {
     "escapes that are none": (target(b"/api/sessions/%zz"), REFUSED),
     "escaped bytes that are not UTF-8": (target(b"/api/sessions/%ff%fe"), REFUSED),
     "query that is not UTF-8": (target(b"/api/sessions?cursor=%ff&metadata.%00=%ed%a0%80"), REFUSED),
-    # what is no request of this protocol
+    # other protocols and methods
     "method with a bracket": (b"G(T / HTTP/1.1\r\nHost: SELF\r\n\r\n", REFUSED),
     "method of 100 KB": (b"A" * 100_000 + b" / HTTP/1.1\r\nHost: SELF\r\n\r\n", REFUSED),
     "HTTP/9.9": (b"GET / HTTP/9.9\r\nHost: SELF\r\n\r\n", REFUSED),
@@ -99,7 +99,7 @@ REQUESTS: dict[str, tuple[bytes, str]] = {
 
 
 class Connection:
-    """A connection on which bytes go out as they are."""
+    """A connection that sends bytes as they are."""
 
     def __init__(self, server: Server) -> None:
         self.host = server.url.removeprefix("http://").encode()
@@ -113,12 +113,12 @@ class Connection:
         self.socket.close()
 
     def send(self, data: bytes) -> None:
-        """Send as much as the server takes: it may hang up in the middle."""
+        """Send as much as the server accepts: it may hang up in the middle."""
         with suppress(ConnectionError):
             self.socket.sendall(data.replace(b"SELF", self.host))
 
     def end(self) -> None:
-        """Tell that nothing more comes."""
+        """Shut down the sending side."""
         with suppress(OSError):
             self.socket.shutdown(socket.SHUT_WR)
 
@@ -186,7 +186,7 @@ def test_half_a_request_changes_nothing(server: Server, request_: bytes, how: st
 
 
 def test_half_requests_hold_up_nobody(server: Server) -> None:
-    """And a body that comes a byte at a time is a body."""
+    """And a request that comes a byte at a time is served."""
     with ExitStack() as stack:
         for number in range(200):
             waiting = stack.enter_context(Connection(server))
@@ -216,7 +216,7 @@ ODD = (
 
 
 def spoiled(chance: random.Random) -> bytes:
-    """A request that was right before a few of its bytes were taken, doubled, replaced or moved."""
+    """A valid request of which a few bytes were then taken out, doubled, replaced or moved."""
     body = chance.choice(
         (CREATE, b'{"language":"python","session_id":"a","data":{"a":[1,2.5,null]},"default_timeout":1}')
     )
@@ -239,7 +239,7 @@ def test_spoiled_requests_do_not_make_the_service_fail(server: Server) -> None:
             connection.send(request)
             try:
                 received = connection.receive(0.05)
-            except TimeoutError:  # it waits for the rest
+            except TimeoutError:  # the server waits for more
                 connection.end()
                 received = connection.receive()
             if any(status >= 500 for status in statuses(received)):

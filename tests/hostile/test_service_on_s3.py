@@ -1,4 +1,4 @@
-"""The whole service with its blobs in a bucket."""
+"""The whole service with its blobs in an S3 bucket."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ for directory, _, files in sorted(os.walk('a')):
 
 
 def test_a_session_moves_from_disk_to_a_bucket_and_back(own_server: MakeServer, s3: S3, bucket: str) -> None:
-    """By capsules, with files, data, versions and runs; and it goes on there."""
+    """By capsules, with files, data, versions and runs; and the session works there."""
     disk, remote = own_server(spares="0"), own_server(spares="0", blobs=s3.url(bucket))
     with disk.client() as client:
         body = {"language": "python", "session_id": "s", "metadata": {"who": "me"}}
@@ -89,7 +89,7 @@ def test_a_session_moves_from_disk_to_a_bucket_and_back(own_server: MakeServer, 
 
 
 def looks(server: Server, session: str) -> list[object]:
-    """What a session is, also at its older versions, wherever it is."""
+    """What a session is, its older versions included, as it must be after every move."""
     with server.client() as client:
         shown = client.get(f"/api/sessions/{session}").json()
         versions = client.get(f"/api/sessions/{session}/versions").json()["versions"]

@@ -1,5 +1,8 @@
-"""Commits in a process of its own, for those who trace or kill it. `python -m tests.hostile.workload DIRECTORY COUNT`
-says each version on stdout as a service would: after it was committed."""
+"""Commits in a process of its own, for tests that trace or kill it.
+
+`python -m tests.hostile.workload DIRECTORY COUNT` prints each version as a service would answer: after it was
+committed.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +23,7 @@ from tests.hostile.commits import Commits
 
 
 async def main(directory: Path, count: int) -> None:
-    """Commit `count` times and collect garbage now and then. What fails is said and tried again."""
+    """Commit `count` times and collect garbage now and then. A failure is printed and the commit tried again."""
     data = directory / "data"
     make_directory(data)
     blobs = LocalBlobs(data / "blobs")
@@ -45,7 +48,7 @@ async def main(directory: Path, count: int) -> None:
 
 
 def _checkpoint_often(connection: Any, _record: object) -> None:
-    """Every few commits instead of every few hundred."""
+    """Checkpoint the WAL every few commits instead of every few hundred."""
     connection.execute("PRAGMA wal_autocheckpoint = 20")
 
 
