@@ -81,6 +81,7 @@ class Handler(BaseHTTPRequestHandler):
         self.close_connection = True
 
     def on_hold(self):
+        print("holding", flush=True)
         time.sleep(600)
 
     def on_write(self):

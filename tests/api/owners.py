@@ -149,7 +149,7 @@ def service_after_attack(owners: Owners) -> str:
         ("POST", "rollback", {"version": 1}),
         ("DELETE", "files/f", None),
     ):
-        owners.mallory.request(method, f"/api/sessions/busy/{path}".rstrip("/"), json=body, timeout=5)
+        owners.mallory.request(method, f"/api/sessions/busy/{path}".rstrip("/"), json=body)
     status: str = ada.get(f"/api/sessions/busy/runs/{run['run_id']}").json()["status"]
     ada.delete("/api/sessions?purge=true")
     return status

@@ -166,11 +166,11 @@ def test_archive_bombs_are_refused_before_they_expand(tmp_path: Path, name: str)
         "zip lies": (bytes(lying), 400),
         "headers": (gzip.compress((header.tobuf() + record) * 30_000), 400),
     }[name]
-    started = time.monotonic()
+    started = time.process_time()
     with pytest.raises(EraError) as raised:
         unpacked(tmp_path, archive, entries=1000, total_bytes=10 << 20)
     assert raised.value.status == status
-    assert time.monotonic() - started < 3
+    assert time.process_time() - started < 3
     written = sum(path.stat().st_size for path in (tmp_path / "blobs").rglob("*") if path.is_file())
     assert written == 0
 

@@ -131,7 +131,7 @@ def test_a_file_during_a_run_is_the_committed_one(client: httpx.Client, session:
     where = session()
     put(client, where, "a", b"old")
     with ThreadPoolExecutor() as pool:
-        going = pool.submit(run, where, "import time; open('a', 'w').write('new'); time.sleep(1)")
+        going = pool.submit(run, where, "import time; open('a', 'w').write('new'); time.sleep(3)")
         assert eventually(lambda: client.get(f"/api/sessions/{where}").json()["status"] == "running")
         time.sleep(0.3)
         assert get(client, where, "a").content == b"old"

@@ -16,7 +16,7 @@ import httpx
 import pytest
 
 from tests.api.guest_servers import HTTP_SERVER, start_in_background
-from tests.conftest import MakeSession, Server
+from tests.conftest import MakeSession, Server, eventually
 
 OK = b"HTTP/1.1 200 OK\r\n"
 SECOND = b"HTTP/1.1 200 OK\r\nContent-Length: 8\r\n\r\nsmuggled"
@@ -149,8 +149,8 @@ def test_a_proxy_that_copies_would_let_them_through(tmp_path: Path) -> None:
     try:
         with server.client() as client:
             client.post("/api/sessions", json={"language": "python", "session_id": "s"})
-            start_in_background(client, "s", HTTP_SERVER)
-            time.sleep(0.5)
+            run_id = start_in_background(client, "s", HTTP_SERVER)
+            assert eventually(lambda: client.get(f"/api/sessions/s/runs/{run_id}/stdout").text == "listening\n")
             for answer in (PASSED["a second answer"], REFUSED["two lengths"], REFUSED["no HTTP"]):
                 request = f"GET /proxy/s/3000/raw?{answer.hex()} HTTP/1.1\r\nHost: SELF\r\n\r\n"
                 assert server.exchange(request.encode()) == answer
@@ -173,11 +173,9 @@ def test_endless_answers_are_bounded(client: httpx.Client, session: MakeSession,
                 break
     sent = client.post(f"{url}/deaf", content=bytes(4 << 20))  # the server answers without reading the body
     assert (sent.status_code, sent.content) == (200, b"ok")
-    said = f"/api/sessions/{where}/runs/{run_id}/stdout"
-    deadline = time.monotonic() + 10
-    while client.get(said).text.count("hung up") < 3 and time.monotonic() < deadline:
-        time.sleep(0.05)
-    assert client.get(said).text.count("hung up") >= 3  # no connection inside outlives its caller
+    stdout = f"/api/sessions/{where}/runs/{run_id}/stdout"
+    # No connection inside outlives its caller.
+    assert eventually(lambda: client.get(stdout).text.count("hung up") >= 3)
 
 
 @dataclass
@@ -212,9 +210,9 @@ def test_slow_servers_and_callers_time_out(tmp_path: Path) -> None:
                 connection.recv(1)
                 held.append(connection)
             assert client.get("/proxy/s/3000/hold").status_code == 503  # MAX_CALLERS are held
-            time.sleep(1.2)  # until all of them have timed out
+            time.sleep(3)  # until all of them have timed out
             for connection in held:
-                connection.settimeout(15)
+                connection.settimeout(60)
                 with suppress(ConnectionError):  # what is in flight, then the end
                     while connection.recv(1 << 20):
                         pass

@@ -114,7 +114,7 @@ def test_another_request_with_the_key_is_refused_while_the_first_runs(
 ) -> None:
     where = session()
     url = f"/api/sessions/{where}/run"
-    thread = threading.Thread(target=post, args=(client, url, "k", {"code": "import time; time.sleep(1)"}))
+    thread = threading.Thread(target=post, args=(client, url, "k", {"code": "import time; time.sleep(3)"}))
     thread.start()
     assert eventually(lambda: client.get(f"/api/sessions/{where}/runs").json()["runs"])
     refused(post(client, url, "k", {"code": "other"}), 409)

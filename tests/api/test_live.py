@@ -277,8 +277,9 @@ def test_a_request_without_an_answer_is_502_when_its_server_ends(
 
     thread = threading.Thread(target=call)
     thread.start()
-    time.sleep(0.3)
-    client.delete(f"/api/sessions/{where}/runs/{run_id}")
+    run = f"/api/sessions/{where}/runs/{run_id}"
+    assert eventually(lambda: "holding" in client.get(f"{run}/stdout").text)
+    client.delete(run)
     thread.join()
     assert (answers[0].status_code, answers[0].json()["code"]) == (502, "no_answer")
     assert answers[0].headers["X-Era-Run"] == run_id

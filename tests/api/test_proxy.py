@@ -157,7 +157,7 @@ def test_public_calls_run_one_at_a_time_and_their_queue_is_bounded(own_server: M
 
 
 def test_a_caller_that_hangs_up_stops_nothing(client: httpx.Client, publish: Publish, server: Server) -> None:
-    url = publish("import time; time.sleep(0.5)\n" + COUNTER)
+    url = publish("import time; time.sleep(2)\n" + COUNTER)
     where = url.split("/")[2]
     name, _, port = server.url.removeprefix("http://").rpartition(":")
     with socket.create_connection((name, int(port))) as connection:

@@ -148,7 +148,7 @@ def test_the_list_can_be_filtered(client: httpx.Client, session: MakeSession, qu
 def test_a_session_is_running_while_it_runs(client: httpx.Client, session: MakeSession, run: Run) -> None:
     where, other = session(), session()
     with ThreadPoolExecutor(1) as pool:
-        running = pool.submit(run, where, "import time; time.sleep(0.5)")
+        running = pool.submit(run, where, "import time; time.sleep(2)")
         assert eventually(lambda: client.get(f"/api/sessions/{where}").json()["status"] == "running")
         ids = [item["id"] for item in client.get("/api/sessions?status=running").json()["sessions"]]
         idle = [item["id"] for item in client.get("/api/sessions?status=idle").json()["sessions"]]

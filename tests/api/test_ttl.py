@@ -49,10 +49,10 @@ def seconds_left(body: dict[str, Any]) -> float:
 
 
 def test_a_session_expires_and_is_restored(client: httpx.Client, session: MakeSession, run: Run) -> None:
-    where = session(ttl=1, data={"n": 1}, metadata={"who": "me"})
+    where = session(ttl=3600, data={"n": 1}, metadata={"who": "me"})
     client.put(f"/api/sessions/{where}/code", json={"code": "print(open('f').read())"})
     run(where, "open('f', 'w').write('kept')")
-    before = client.get(f"/api/sessions/{where}").json()
+    before = client.patch(f"/api/sessions/{where}", json={"ttl": 3}).json()["metadata"]
     wait_until_expired(client, where)
     url = f"/api/sessions/{where}"
     calls = [
@@ -77,7 +77,7 @@ def test_a_session_expires_and_is_restored(client: httpx.Client, session: MakeSe
     assert client.get("/api/sessions?metadata.who=me").json()["sessions"] == []
     body = checked(client.post(f"{url}/restore"), SessionAnswer, SESSION_KEYS)
     assert {**body, "expires_at": ""} == {**before, "expires_at": ""}
-    assert 0 < seconds_left(body) <= 1
+    assert 0 < seconds_left(body) <= 3
     client.patch(url, json={"ttl": None})
     assert run(where)["stdout"] == "kept\n"
     assert not gone(client, where, "expired")
@@ -85,8 +85,8 @@ def test_a_session_expires_and_is_restored(client: httpx.Client, session: MakeSe
 
 
 def test_calls_postpone_expiry(client: httpx.Client, session: MakeSession) -> None:
-    where = session(ttl=1)
-    deadline = time.monotonic() + 2.5
+    where = session(ttl=2)
+    deadline = time.monotonic() + 5
     while time.monotonic() < deadline:
         assert client.get(f"/api/sessions/{where}/versions").status_code == 200
         time.sleep(0.3)
@@ -103,7 +103,7 @@ def test_a_session_does_not_expire_during_a_run(client: httpx.Client, session: M
 def test_an_expired_session_has_no_sandbox_and_its_id_is_free(
     client: httpx.Client, session: MakeSession, run: Run
 ) -> None:
-    where = session(ttl=1)
+    where = session(ttl=3)
     run(where, "")
     assert client.get("/health").json()["sandboxes"]["live"] == 1
     wait_until_expired(client, where)

@@ -172,7 +172,7 @@ def test_an_upload_that_waits_for_a_turn_holds_up_no_other(server: Server, clien
         with server.client() as own:
             statuses.append(own.request(method, path, **options).status_code)
 
-    code = {"code": "import time; time.sleep(1.2)"}
+    code = {"code": "import time; time.sleep(3)"}
     run = threading.Thread(target=call, args=("POST", "/api/sessions/busy/run"), kwargs={"json": code})
     run.start()
     assert eventually(lambda: session(client, "busy")["status"] == "running")

@@ -180,7 +180,8 @@ def test_a_dead_sandbox_is_remade_and_its_run_is_killed(own_server: MakeServer) 
         )
         thread.start()
         _until_running(client, "s")
-        time.sleep(0.3)
+        run_id = client.get("/api/sessions/s/runs").json()["runs"][0]["run_id"]
+        assert eventually(lambda: client.get(f"/api/sessions/s/runs/{run_id}/stdout").text == "begun\n")
         for pid in _supervisors(server):
             os.kill(pid, signal.SIGKILL)
         thread.join()

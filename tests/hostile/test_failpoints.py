@@ -144,7 +144,7 @@ class World:
         kill_at(self.server.pid, step, self.log, try_it)
         if acknowledged and not eventually(lambda: self.server.process.poll(), 0.05):  # type: ignore[union-attr]
             return None
-        assert self.server.process.wait(10) == -signal.SIGKILL
+        assert self.server.process.wait(60) == -signal.SIGKILL
         self.kills += 1
         assert eventually(lambda: not any(map(is_running, processes))), "processes were left behind"
         assert mounts() == self.before

@@ -144,9 +144,7 @@ def live(own_server: MakeServer, *, runs: int, sessions: int) -> None:
         uid = client.get(f"/api/sessions/{busiest}/runs").json()["runs"][0]["enforced"]["uid"]
         assert os.geteuid() != 0 or (uid - FIRST_UID) % 100_000 < 40, "uids of sandboxes that are gone serve again"
         assert client.delete("/api/sessions").status_code == 200
-        assert eventually(
-            lambda: client.get("/health").json()["sandboxes"] == {"live": 0, "busy": 0, "ready": READY}, 30
-        )
+        assert eventually(lambda: client.get("/health").json()["sandboxes"] == {"live": 0, "busy": 0, "ready": READY})
     assert grown < 20 << 20, f"the service grew by {grown >> 20} MiB"
     assert life.reported_killed <= life.killed, "callers were told of sandboxes that nobody killed"
     groups = {Path(group).name for group in cgroups(cgroup_name(server.data_dir))}
