@@ -27,9 +27,9 @@ class Handler(BaseHTTPRequestHandler):
 
     def on_echo(self):
         body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-        told = {"method": self.command, "path": self.path, "headers": self.headers.items()}
-        told["body"] = body.decode("latin-1")
-        self.reply(json.dumps(told).encode())
+        request = {"method": self.command, "path": self.path, "headers": self.headers.items()}
+        request["body"] = body.decode("latin-1")
+        self.reply(json.dumps(request).encode())
 
     def on_status(self):
         status = int(self.path.partition("?")[2])

@@ -21,49 +21,49 @@ def test_only_the_operator_lists_makes_and_revokes_keys(owners: Owners) -> None:
         body = {"owner": "mallory"} if method == "POST" else None
         answer = owners.mallory.request(method, path, json=body)
         assert (answer.status_code, answer.json()["code"]) == (403, "not_operator")
-    made = new_key(owners.server, "carol")
-    assert re.fullmatch(r"era_[A-Za-z0-9_-]{43}", made["key"])
+    created = new_key(owners.server, "carol")
+    assert re.fullmatch(r"era_[A-Za-z0-9_-]{43}", created["key"])
     listed = owners.operator.get("/api/keys")
-    assert made["key"] not in listed.text
-    assert listed.json()["keys"][-1] == {name: made[name] for name in ("id", "owner", "description", "created_at")}
+    assert created["key"] not in listed.text
+    assert listed.json()["keys"][-1] == {name: created[name] for name in ("id", "owner", "description", "created_at")}
     for owner in ("", "a b", "../x", "ü", "x" * 65, "a\n"):
         assert owners.operator.post("/api/keys", json={"owner": owner}).status_code == 400, owner
     assert owners.operator.delete("/api/keys/nobodys").status_code == 404
-    for given in ("x", made["key"][:-1], made["key"] + "x", made["key"].upper(), made["id"]):
+    for given in ("x", created["key"][:-1], created["key"] + "x", created["key"].upper(), created["id"]):
         with client_with_key(owners.server, given) as client:
             assert client.get("/api/sessions").status_code == 401, given
-    for header in (f"Basic {made['key']}", made["key"]):
+    for header in (f"Basic {created['key']}", created["key"]):
         with owners.server.client(headers={"Authorization": header}) as client:
             assert client.get("/api/sessions").status_code == 401
     # The key is neither in the database nor in the log.
-    assert owners.operator.delete(f"/api/keys/{made['id']}").json() == {"success": True, "id": made["id"]}
-    kept = [path for path in owners.server.data_dir.glob("era.sqlite*") if made["key"].encode() in path.read_bytes()]
+    assert owners.operator.delete(f"/api/keys/{created['id']}").json() == {"success": True, "id": created["id"]}
+    kept = [path for path in owners.server.data_dir.glob("era.sqlite*") if created["key"].encode() in path.read_bytes()]
     assert kept == []
-    assert made["key"] not in owners.server.log
+    assert created["key"] not in owners.server.log
 
 
 def test_a_revoked_key_is_refused_at_once(owners: Owners) -> None:
     """Also on connections that are open, with many calls going on."""
-    made = new_key(owners.server, "dave")
+    created = new_key(owners.server, "dave")
     revoked = threading.Event()
     late: list[int] = []
 
     def call_on() -> list[int]:
         """Call until a call is refused; returns the statuses."""
-        seen = []
-        with client_with_key(owners.server, made["key"]) as client:
+        statuses = []
+        with client_with_key(owners.server, created["key"]) as client:
             while True:
                 begun_after = revoked.is_set()
-                seen.append(client.get("/api/sessions").status_code)
+                statuses.append(client.get("/api/sessions").status_code)
                 if begun_after:
-                    late.append(seen[-1])
-                if seen[-1] != 200 or begun_after:
-                    return seen
+                    late.append(statuses[-1])
+                if statuses[-1] != 200 or begun_after:
+                    return statuses
 
     with ThreadPoolExecutor(4) as pool:
         calling = [pool.submit(call_on) for _ in range(4)]
         time.sleep(0.2)
-        assert owners.operator.delete(f"/api/keys/{made['id']}").status_code == 200
+        assert owners.operator.delete(f"/api/keys/{created['id']}").status_code == 200
         revoked.set()
         for caller in calling:
             *before, last = caller.result(60)
@@ -71,7 +71,7 @@ def test_a_revoked_key_is_refused_at_once(owners: Owners) -> None:
             assert set(before) == {200}
             assert last == 401
     assert set(late) <= {401}
-    assert owners.operator.delete(f"/api/keys/{made['id']}").status_code == 404
+    assert owners.operator.delete(f"/api/keys/{created['id']}").status_code == 404
 
 
 def test_no_api_key_is_forwarded_to_a_session(owners: Owners) -> None:
@@ -100,26 +100,26 @@ def test_keys_and_their_owners_data_outlive_the_service(own_server: MakeServer) 
         assert done.returncode == 0, done.stderr
         return done.stdout.splitlines()
 
-    [gone] = era("create", "eve", "--description", "to go")
-    kept = new_key(server, "eve")["key"]
+    [revoked_key] = era("create", "eve", "--description", "to go")
+    valid_key = new_key(server, "eve")["key"]
     rows = [line.split("  ") for line in era("list")]
     assert [row[2:] for row in rows] == [["eve", "to go"], ["eve"]]
     assert era("revoke", rows[0][0]) == []
-    with client_with_key(server, kept) as eve:
+    with client_with_key(server, valid_key) as eve:
         assert eve.post("/api/sessions", json={"language": "python", "session_id": "hers"}).is_success
         assert eve.post("/api/storage/d1/app/exec", json={"sql": "CREATE TABLE t (n)"}).is_success
     server.stop(signal.SIGKILL)
     del server.settings["ERA_API_KEY"]
     server.start()
     assert "with a stored key" in server.log
-    with client_with_key(server, kept) as eve:
+    with client_with_key(server, valid_key) as eve:
         assert [each["id"] for each in eve.get("/api/sessions").json()["sessions"]] == ["hers"]
         assert eve.get("/api/resources/stats").json()["total"] == 1
         refused = eve.get("/api/keys")
         assert (refused.status_code, refused.json()["code"]) == (403, "not_operator")
         assert "ERA_API_KEY" in refused.json()["hint"]
     with (
-        client_with_key(server, gone) as nobody,
+        client_with_key(server, revoked_key) as nobody,
         client_with_key(server, OPERATOR_KEY) as operator,
         server.client() as anybody,
     ):

@@ -62,17 +62,17 @@ def furnished(client: httpx.Client, session_id: str) -> list[str]:
     }
     assert client.post("/api/sessions", json=body).status_code == 201
     client.put(f"/api/sessions/{session_id}/code", json={"code": "print('störed')", "description": "d"})
-    seen = []
+    outputs = []
     for code in (FURNISH, LOOK, "import os; os.remove('big'); open('later', 'w').write('l'); 1 / 0", LOOK):
         answer = client.post(f"/api/sessions/{session_id}/run", json={"code": code, "env": {"TOKEN": "hush-hush"}})
         assert answer.status_code == 200, answer.text
         assert answer.json()["state"]["committed"], answer.json()
         if code == LOOK:
-            seen.append(answer.json()["stdout"])
+            outputs.append(answer.json()["stdout"])
     client.patch(f"/api/sessions/{session_id}", json={"data": {"n": 2}})
     client.post(f"/api/sessions/{session_id}/rollback", json={"version": 2})
     client.post(f"/api/sessions/{session_id}/rollback", json={"version": 6})
-    return seen
+    return outputs
 
 
 def stored(server: Server) -> set[str]:

@@ -173,11 +173,11 @@ def test_an_export_during_runs_is_one_version(client: httpx.Client, session: Mak
         assert {each["version"] for each in head["runs"][-50:]} <= {each["version"] for each in head["versions"]} | {
             each["version"] for each in head["runs"][:-50]
         }
-        made = imported(client, capsule, f"c{number}")
+        copy = imported(client, capsule, f"c{number}")
         files = {
             each["path"]: each["size"] for each in client.get(f"/api/sessions/c{number}?include=files").json()["files"]
         }
-        assert files.get("log", 0) == made["data"]["n"] == made["version"] - 1
+        assert files.get("log", 0) == copy["data"]["n"] == copy["version"] - 1
     assert imported(client, taken[-1], "last")["version"] > 5
 
 

@@ -209,17 +209,17 @@ def test_lists_of_files_come_in_pages(client: httpx.Client, session: MakeSession
         where,
         "import os\nopen('aa', 'w')\nfor d in 'ab':\n os.mkdir(d)\n for n in '01234': open(f'{d}/{n}', 'w').write('x')",
     )
-    seen: list[str] = []
+    paths: list[str] = []
     cursor: str | None = None
     for _ in range(4):
         page = listed(client, where, limit=3, **({"cursor": cursor} if cursor else {}))
         assert (page["total_count"], page["total_size_bytes"], page["count"]) == (11, 10, len(page["files"]))
-        seen += [file["path"] for file in page["files"]]
+        paths += [file["path"] for file in page["files"]]
         cursor = page["next_cursor"]
     assert cursor is None
-    assert seen == [*(f"a/{n}" for n in range(5)), "aa", *(f"b/{n}" for n in range(5))] == names(client, where)
-    assert names(client, where, prefix="a") == seen[:6]
-    assert names(client, where, prefix="b/") == seen[6:]
+    assert paths == [*(f"a/{n}" for n in range(5)), "aa", *(f"b/{n}" for n in range(5))] == names(client, where)
+    assert names(client, where, prefix="a") == paths[:6]
+    assert names(client, where, prefix="b/") == paths[6:]
     assert names(client, where, prefix="b/3") == ["b/3"]
     assert (
         names(client, where, prefix="/b")

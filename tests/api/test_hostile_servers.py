@@ -203,15 +203,15 @@ def test_slow_servers_and_callers_time_out(tmp_path: Path) -> None:
                 assert (answer.status_code, answer.json()["code"]) == (504, "answer_timeout"), path
                 assert answer.headers["X-Era-Run"] == run_id
             name, _, port = server.url.removeprefix("http://").rpartition(":")
-            held = []
+            connections = []
             for _ in range(4):  # these callers read nothing, so their answers stall
                 connection = socket.create_connection((name, int(port)), timeout=20)
                 connection.sendall(f"GET /proxy/s/3000/body HTTP/1.1\r\nHost: {name}:{port}\r\n\r\n".encode())
                 connection.recv(1)
-                held.append(connection)
+                connections.append(connection)
             assert client.get("/proxy/s/3000/hold").status_code == 503  # MAX_CALLERS are held
             time.sleep(3)  # until all of them have timed out
-            for connection in held:
+            for connection in connections:
                 connection.settimeout(60)
                 with suppress(ConnectionError):  # what is in flight, then the end
                     while connection.recv(1 << 20):

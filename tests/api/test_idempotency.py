@@ -154,7 +154,7 @@ def test_answers_outlive_a_kill(own_server: MakeServer) -> None:
     server = own_server(outputs_kept="0", versions_kept="1")
     long = {"code": "import time; print('begun', flush=True); time.sleep(60)", "env": {"SECRET": "hunter2"}}
     with server.client() as client:
-        made = post(client, "/api/sessions", "k", {"language": "python", "session_id": "s"})
+        created = post(client, "/api/sessions", "k", {"language": "python", "session_id": "s"})
         first = post(client, "/api/sessions/s/run", "k", {"code": COUNT + "print('x' * 30000)"})
         client.post("/api/sessions/s/run", json={"code": COUNT})
         thread = threading.Thread(target=_until_hangup, args=(server.url, long))
@@ -166,7 +166,7 @@ def test_answers_outlive_a_kill(own_server: MakeServer) -> None:
         assert "hunter2" not in "\n".join(database.iterdump())
     server.start()
     with server.client() as client:
-        same(made, post(client, "/api/sessions", "k", {"language": "python", "session_id": "s"}))
+        same(created, post(client, "/api/sessions", "k", {"language": "python", "session_id": "s"}))
         same(first, post(client, "/api/sessions/s/run", "k", {"code": COUNT + "print('x' * 30000)"}))
         lost = refused(post(client, "/api/sessions/s/run", "long", long), 409, runs[0]["run_id"])
         assert lost["code"] == "run_lost"

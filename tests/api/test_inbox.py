@@ -137,16 +137,16 @@ def test_the_program_sees_what_the_relay_would_show(client: httpx.Client, sessio
     replay(client, where, delivery)
     settle(client, where)
     stored = shown(client, where, delivery)
-    said = client.get(f"/api/sessions/{where}/runs/{stored['run_ids'][-1]}/stdout").json()
-    assert (said["ERA_REQUEST_MODE"], said["ERA_HTTP_METHOD"]) == ("proxy", "POST")
-    assert (said["ERA_HTTP_PATH"], said["ERA_HTTP_QUERY"]) == ("/env/%2fa", "?b=%20c")
-    assert base64.b64decode(said["ERA_HTTP_BODY"]) == base64.b64decode(stored["body"]) == body
-    assert said["ERA_HTTP_BODY_ENCODING"] == stored["body_encoding"] == "base64"
-    headers = json.loads(said["ERA_HTTP_HEADERS"])
+    env = client.get(f"/api/sessions/{where}/runs/{stored['run_ids'][-1]}/stdout").json()
+    assert (env["ERA_REQUEST_MODE"], env["ERA_HTTP_METHOD"]) == ("proxy", "POST")
+    assert (env["ERA_HTTP_PATH"], env["ERA_HTTP_QUERY"]) == ("/env/%2fa", "?b=%20c")
+    assert base64.b64decode(env["ERA_HTTP_BODY"]) == base64.b64decode(stored["body"]) == body
+    assert env["ERA_HTTP_BODY_ENCODING"] == stored["body_encoding"] == "base64"
+    headers = json.loads(env["ERA_HTTP_HEADERS"])
     assert (headers["x-a"], headers["cookie"]) == ("1, 2", "own=2")
     assert ["x-a", "1"] in stored["headers"]
     assert ["cookie", "own=2"] in stored["headers"]
-    assert (said["ERA_DELIVERY_ID"], said["ERA_DELIVERY_ATTEMPT"]) == (delivery, "2")
+    assert (env["ERA_DELIVERY_ID"], env["ERA_DELIVERY_ATTEMPT"]) == (delivery, "2")
     assert (stored["method"], stored["path"], stored["query"]) == ("POST", "/env/%2fa", "b=%20c")
 
 

@@ -1,4 +1,4 @@
-"""Sessions choose their isolation, and are told which was in force."""
+"""Sessions choose their isolation, and the record of a run says which was in force."""
 
 from __future__ import annotations
 

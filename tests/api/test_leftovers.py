@@ -192,16 +192,16 @@ def test_no_process_of_a_run_is_alive_when_its_answer_comes(
         language, "console.log(1); setTimeout(() => 0, 1000);"
     )
     where = session(language)
-    seen: list[int] = []
+    during: list[int] = []
     began = time.monotonic()
     with (
         server.client() as own,
         own.stream("POST", f"/api/sessions/{where}/stream", json={"code": DAEMONS[name] + wait}) as answer,
     ):
-        seen = eventually(lambda: daemons(server))  # or this test would prove nothing
+        during = eventually(lambda: daemons(server))  # or this test would prove nothing
         answer.read()
         left = daemons(server)
-    assert seen
+    assert during
     assert left == []
     assert time.monotonic() - began < 5
     assert run(where, DAEMONS[name])["exit_code"] == 0

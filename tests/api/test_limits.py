@@ -187,10 +187,10 @@ def test_execute_takes_limits(client: httpx.Client) -> None:
 def test_the_operator_bounds_the_limits(own_server: MakeServer) -> None:
     server = own_server(memory_mb="256", max_memory_mb="128", max_pids="40", pids="40", disk_mb="100")
     with server.client() as client:
-        made = client.post("/api/sessions", json={"language": "python", "limits": {"memory_mb": 256}})
-        assert made.status_code == 201, "a default is never over the maximum"
-        assert made.json()["limits"] == {**DEFAULTS, "memory_mb": 256, "pids": 40, "disk_mb": 100}
-        where = made.json()["id"]
+        created = client.post("/api/sessions", json={"language": "python", "limits": {"memory_mb": 256}})
+        assert created.status_code == 201, "a default is never over the maximum"
+        assert created.json()["limits"] == {**DEFAULTS, "memory_mb": 256, "pids": 40, "disk_mb": 100}
+        where = created.json()["id"]
         refused(client.patch(f"/api/sessions/{where}", json={"limits": {"pids": 41}}), 400, "ERA_MAX_PIDS")
     server.stop()
     server.settings |= {"ERA_MEMORY_MB": "128", "ERA_MAX_MEMORY_MB": "128"}

@@ -254,10 +254,10 @@ def test_each_attack_succeeds_on_a_weakened_service(tmp_path: Path) -> None:
     try:
         weak = Owners.of(server)
         values = make_full_session(weak.ada)
-        found = {
+        successful = {
             route for route, answer in call_every_route(weak.mallory, values, weak.ada).items() if answer.is_success
         }
-        assert found == set(routes(weak.ada))
+        assert successful == set(routes(weak.ada))
         assert service_after_attack(weak) != "running"
         fill_storage(weak.ada)
         assert stdout_of(weak.mallory, LIST_STORAGE) == EVERYTHING

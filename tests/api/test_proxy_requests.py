@@ -27,16 +27,16 @@ def test_the_request_is_seen(client: httpx.Client, publish: Publish, server: Ser
         content="Grüße, {}",
         headers={"Content-Type": "text/x-own", "X-Hub-Signature": "sha1=abc"},
     )
-    seen = answer.json()
-    headers = json.loads(seen["ERA_HTTP_HEADERS"])
+    env = answer.json()
+    headers = json.loads(env["ERA_HTTP_HEADERS"])
     assert (answer.status_code, answer.headers["Content-Type"]) == (200, "application/json")
-    assert seen["ERA_REQUEST_MODE"] == "proxy"
-    assert seen["ERA_HTTP_METHOD"] == "PUT"
-    assert seen["ERA_HTTP_PATH"] == "/a%20b/%2e%2e/%2F;c//d"
-    assert seen["ERA_HTTP_QUERY"] == "?x=1&y=%20+&x=2"
-    assert seen["ERA_HTTP_BODY"] == "Grüße, {}"
-    assert seen["ERA_HTTP_BODY_ENCODING"] == "utf-8"
-    assert seen["ERA_PROXY_URL"] == f"{server.url}/proxy/{url.split('/')[2]}"
+    assert env["ERA_REQUEST_MODE"] == "proxy"
+    assert env["ERA_HTTP_METHOD"] == "PUT"
+    assert env["ERA_HTTP_PATH"] == "/a%20b/%2e%2e/%2F;c//d"
+    assert env["ERA_HTTP_QUERY"] == "?x=1&y=%20+&x=2"
+    assert env["ERA_HTTP_BODY"] == "Grüße, {}"
+    assert env["ERA_HTTP_BODY_ENCODING"] == "utf-8"
+    assert env["ERA_PROXY_URL"] == f"{server.url}/proxy/{url.split('/')[2]}"
     assert headers["content-type"] == "text/x-own"
     assert headers["x-hub-signature"] == "sha1=abc"
     assert headers["host"] == server.url.removeprefix("http://")

@@ -65,22 +65,22 @@ def test_stored_code_runs_and_is_seen_by_clients_only(client: httpx.Client, sess
         "updated_at": body["updated_at"],
         "code_length": len(code),
     }
-    seen = {
+    data = {
         "n": 1,
         "code": code,
         "code_description": "shows the state",
         "code_updated_at": body["updated_at"],
     }
-    assert client.get(path).json()["data"] == seen
-    assert client.get("/api/sessions").json()["sessions"][0]["data"] == seen
+    assert client.get(path).json()["data"] == data
+    assert client.get("/api/sessions").json()["sessions"][0]["data"] == data
 
     for fields in ({}, {"code": None}):
         ran = run(where, **fields)
-        assert (json.loads(ran["stdout"]), ran["data"]) == ({"n": 1}, seen)
+        assert (json.loads(ran["stdout"]), ran["data"]) == ({"n": 1}, data)
     assert run(where, "print('own')")["stdout"] == "own\n"
     assert run(where, "")["stdout"] == ""
     # A client that reads data, changes a part and sends it back stores no code in it.
-    client.patch(path, json={"data": {**seen, "n": 2}})
+    client.patch(path, json={"data": {**data, "n": 2}})
     assert json.loads(run(where)["stdout"]) == {"n": 2}
     # Storing code replaces code and description.
     client.put(f"{path}/code", json={"code": "print('new')"})

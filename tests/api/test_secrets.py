@@ -29,19 +29,21 @@ def test_every_call_that_runs_gives_placeholders(client: httpx.Client, session: 
     where = session(allowInternetAccess=False)
     body = {"code": CODE, "secrets": secrets("A", "B", "ERA_SESSION")}
     answers = [client.post(f"/api/sessions/{where}/run", json=body) for _ in range(2)]
-    said = [answer.json()["stdout"] for answer in answers]
+    outputs = [answer.json()["stdout"] for answer in answers]
     execute = {**body, "language": "python", "allowInternetAccess": False}
     answers.append(client.post("/api/execute", json=execute))
-    said.append(answers[-1].json()["stdout"])
+    outputs.append(answers[-1].json()["stdout"])
     answers.append(client.post(f"/api/sessions/{where}/stream", json=body))
-    said.append(answers[-1].text.split('"content": "')[1].split('"')[0].replace("\\n", "\n"))
+    outputs.append(answers[-1].text.split('"content": "')[1].split('"')[0].replace("\\n", "\n"))
     run_id = client.post(f"/api/sessions/{where}/run", json={**body, "background": True}).json()["run_id"]
     url = f"/api/sessions/{where}/runs/{run_id}"
     assert eventually(lambda: client.get(url).json()["status"] == "ok")
     answers.append(client.get(f"{url}/stdout"))
-    said.append(answers[-1].text)
-    found = [one for text in said for match in [PLACEHOLDERS.fullmatch(text)] if match for one in match.groups()]
-    assert len(found) == len(set(found)) == 10, said
+    outputs.append(answers[-1].text)
+    placeholders = [
+        one for text in outputs for match in [PLACEHOLDERS.fullmatch(text)] if match for one in match.groups()
+    ]
+    assert len(placeholders) == len(set(placeholders)) == 10, outputs
     answers.append(client.get(url))
     assert answers[-1].json()["enforced"]["network"] == "none"
     assert not any(VALUE in answer.text for answer in answers)

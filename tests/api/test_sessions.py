@@ -53,7 +53,7 @@ def test_a_session_created_with_nothing_but_a_language_has_the_defaults(client: 
 
 
 def test_a_session_created_with_everything_gives_it_back(client: httpx.Client) -> None:
-    given = {
+    fields = {
         "language": "typescript",
         "session_id": "All_of-it:1",
         "persistent": False,
@@ -64,9 +64,9 @@ def test_a_session_created_with_everything_gives_it_back(client: httpx.Client) -
         "default_timeout": 2.5,
         "egress": {"allow": ["api.example.com", "*.example.org", "203.0.113.0/24", "2001:db8::1"]},
     }
-    body = checked(client.post("/api/sessions", json={**given, "setup": None}), SessionAnswer, SESSION_KEYS, 201)
-    assert {key: body[key] for key in given} == given
-    refused(client.post("/api/sessions", json=given), 409, "All_of-it:1", "exists")
+    body = checked(client.post("/api/sessions", json={**fields, "setup": None}), SessionAnswer, SESSION_KEYS, 201)
+    assert {key: body[key] for key in fields} == fields
+    refused(client.post("/api/sessions", json=fields), 409, "All_of-it:1", "exists")
     assert body == client.get("/api/sessions/All_of-it:1").json()
 
 
@@ -105,9 +105,9 @@ def test_a_run_shows_in_the_session(client: httpx.Client, session: MakeSession, 
 
 
 def test_the_list_is_newest_first_and_comes_in_pages(client: httpx.Client, session: MakeSession) -> None:
-    made = [session(session_id=f"page-{number}") for number in range(7)]
+    ids = [session(session_id=f"page-{number}") for number in range(7)]
     whole = checked(client.get("/api/sessions"), SessionsAnswer, {"sessions", "count", "next_cursor"})
-    assert [item["id"] for item in whole["sessions"]] == made[::-1]
+    assert [item["id"] for item in whole["sessions"]] == ids[::-1]
     assert (whole["count"], whole["next_cursor"]) == (7, None)
     assert all(item.keys() == SESSION_KEYS for item in whole["sessions"])
     pages: list[list[str]] = []
@@ -118,7 +118,7 @@ def test_the_list_is_newest_first_and_comes_in_pages(client: httpx.Client, sessi
         pages.append([item["id"] for item in page["sessions"]])
         cursor = page["next_cursor"]
         session()  # sessions made meanwhile do not shift the pages
-    assert pages == [made[6:3:-1], made[3:0:-1], made[:1]]
+    assert pages == [ids[6:3:-1], ids[3:0:-1], ids[:1]]
 
 
 @pytest.mark.parametrize(

@@ -99,7 +99,7 @@ def test_commands_have_packages_and_files(own_server: MakeServer, monkeypatch: p
             assert done["setup_result"] == settled(client, where)["setup_result"]
             assert client.get(f"/api/sessions/{where}/files/got").text == "1"
             assert not [*server.data_dir.glob("environments/**/evil"), *server.data_dir.glob("cache/**/evil")]
-            assert all_events(client, where) == [done], "after the end only that is told"
+            assert all_events(client, where) == [done], "after the end there is only the last event"
 
 
 @pytest.mark.parametrize(
@@ -197,15 +197,15 @@ def test_another_setup_ends_the_one_under_way(client: httpx.Client) -> None:
 def test_setup_events_are_streamed_and_replayed(client: httpx.Client, server: Server) -> None:
     where = make(client, {"commands": ["echo a; echo b >&2; while ! test -f /tmp/go; do sleep 0.1; done", "true"]})
     with following(client, where) as early:
-        seen: list[dict[str, Any]] = []
-        while not {"a", "b"} <= {event.get("text") for event in seen}:
-            seen.append(next(early))
+        streamed: list[dict[str, Any]] = []
+        while not {"a", "b"} <= {event.get("text") for event in streamed}:
+            streamed.append(next(early))
         with following(client, where) as late:
             replayed: list[dict[str, Any]] = []
             while not {"a", "b"} <= {event.get("text") for event in replayed}:
                 replayed.append(next(late))
         assert [event for event in replayed if event["type"] == "line"] == [
-            event for event in seen if event["type"] == "line"
+            event for event in streamed if event["type"] == "line"
         ]
         # Followers that hang up leave no connection.
         before = connections(server)
@@ -261,9 +261,9 @@ def test_deleting_the_session_ends_its_setup(client: httpx.Client) -> None:
     where = make(client, {"commands": ["echo began; sleep 600"]})
     with following(client, where) as events:
         assert any(event.get("text") == "began" for event in events)
-        gone = threading.Thread(target=lambda: client.delete(f"/api/sessions/{where}?purge=true"))
-        gone.start()
+        deleting = threading.Thread(target=lambda: client.delete(f"/api/sessions/{where}?purge=true"))
+        deleting.start()
         rest = list(events)
-        gone.join()
+        deleting.join()
     assert rest[-1]["type"] == "error"
     assert rest[-1]["code"] == "not_found"

@@ -258,13 +258,13 @@ if os.fork() == 0:
 time.sleep(0.05)
 """
     new = {"torn": "x" * 300_000}
-    held = OLD
+    expected = OLD
     for _ in range(6):
         answer = run(where, program(race))
-        held = new if answer["state"]["committed"] else held
-        assert answer["data"] == held
+        expected = new if answer["state"]["committed"] else expected
+        assert answer["data"] == expected
         assert (answer["state"]["reason"] is None) == answer["state"]["committed"]
-        assert client.get(f"/api/sessions/{where}").json()["data"] == held
+        assert client.get(f"/api/sessions/{where}").json()["data"] == expected
         assert run(where, "import json; print(sorted(json.load(open('.session_data.json'))))")["stdout"] == (
-            f"{sorted(held)}\n"
+            f"{sorted(expected)}\n"
         )

@@ -60,11 +60,11 @@ class StorageUser:
 
 @pytest.fixture(scope="module")
 def inside(shared_server: Server) -> Iterator[StorageUser]:
-    made = StorageUser(shared_server)
-    yield made
-    for session in made.made.values():
-        made.client.delete(f"/api/sessions/{session}?purge=true")
-    made.client.close()
+    user = StorageUser(shared_server)
+    yield user
+    for session in user.made.values():
+        user.client.delete(f"/api/sessions/{session}?purge=true")
+    user.client.close()
 
 
 @pytest.fixture

@@ -62,7 +62,7 @@ def test_versions_come_in_pages(client: httpx.Client, session: MakeSession) -> N
     where = session()
     for n in range(4):
         client.patch(f"/api/sessions/{where}", json={"data": {"n": n}})
-    seen: list[int] = []
+    numbers: list[int] = []
     cursor: str | None = ""
     pages = 0
     while cursor is not None:
@@ -70,9 +70,9 @@ def test_versions_come_in_pages(client: httpx.Client, session: MakeSession) -> N
         answer = client.get(
             f"/api/sessions/{where}/versions", params={"limit": 2, **({"cursor": cursor} if cursor else {})}
         )
-        seen += [each["version"] for each in answer.json()["versions"]]
+        numbers += [each["version"] for each in answer.json()["versions"]]
         cursor = answer.json()["next_cursor"]
-    assert (seen, pages) == ([5, 4, 3, 2, 1], 3)
+    assert (numbers, pages) == ([5, 4, 3, 2, 1], 3)
     for bad in ("limit=0", "limit=1001", "cursor=x", "limit=a"):
         refused(client.get(f"/api/sessions/{where}/versions?{bad}"), 400)
 

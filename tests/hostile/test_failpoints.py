@@ -65,7 +65,7 @@ class SessionView:
     """Id, status, whether it was committed and the version then."""
 
 
-class World:
+class Service:
     """A service on a data directory that outlives it, and one session in it."""
 
     def __init__(self, directory: Path, weakness: str | None = None) -> None:
@@ -251,7 +251,7 @@ class World:
         return capsules.capsule(capsules.document(capsules.session(version=3), versions, runs), root, *content)
 
 
-def _after(name: str, before: State, world: World, old: State) -> State:
+def _after(name: str, before: State, service: Service, old: State) -> State:
     """The state after an operation on `before`."""
     following = replace(before, version=before.version + 1)
     match name:
@@ -261,7 +261,7 @@ def _after(name: str, before: State, world: World, old: State) -> State:
             files |= {"log": before.files.get("log", b"") + b"%d\n" % n, "same": b"all of %d" % n}
             return replace(following, data={"n": n}, files={**before.files, **files})
         case "put":
-            return replace(following, files={**before.files, "put/in/here": b"%d" % world.number + LARGE})
+            return replace(following, files={**before.files, "put/in/here": b"%d" % service.number + LARGE})
         case "rollback":
             return replace(old, version=before.version + 1)
         case _:
@@ -274,28 +274,28 @@ OPERATIONS = ("run", "put", "rollback", "duplicate", "load", "sweep")
 class KilledOperation:
     """One operation, killed at one step after another."""
 
-    def __init__(self, world: World, name: str) -> None:
-        self.world, self.name = world, name
-        self.act: Callable[[], object] = getattr(world, name)
+    def __init__(self, service: Service, name: str) -> None:
+        self.service, self.name = service, name
+        self.act: Callable[[], object] = getattr(service, name)
         self.acknowledged = 0
 
     def steps(self) -> list[Step]:
-        self.world.prepare(self.name)
-        return recorded(self.world.server.pid, self.world.log, self.act)
+        self.service.prepare(self.name)
+        return recorded(self.service.server.pid, self.service.log, self.act)
 
     def kill_at(self, step: Step) -> bool:
         """Kill the operation at a step, and check what is left; returns False if it never came to that step. Fails
         unless the state is all old or all new."""
-        world = self.world
-        world.prepare(self.name)
-        before = world.look()
-        old = self._state_of(world.target) if self.name == "rollback" else before.state
-        expected = _after(self.name, before.state, world, old)
-        acknowledged = world.attempt(step, self.act)
+        service = self.service
+        service.prepare(self.name)
+        before = service.look()
+        old = self._state_of(service.target) if self.name == "rollback" else before.state
+        expected = _after(self.name, before.state, service, old)
+        acknowledged = service.attempt(step, self.act)
         if acknowledged is None:
             return False
         self.acknowledged += acknowledged
-        after = world.look()
+        after = service.look()
         assert after.state in (before.state, expected), f"{step}: a mixture"
         is_new = after.state == expected != before.state
         assert is_new or not acknowledged or expected == before.state, f"{step}: what was acknowledged is gone"
@@ -303,10 +303,10 @@ class KilledOperation:
         if self.name in ("duplicate", "load"):
             self._check_copy(acknowledged)
         if not is_new:  # The operation can be repeated.
-            world.drop("copy")
+            service.drop("copy")
             self.act()
-            assert world.look().state == expected, f"{step}: what was left is in the way"
-        world.get_going()
+            assert service.look().state == expected, f"{step}: what was left is in the way"
+        service.get_going()
         return True
 
     def kill_at_all(self, thread: str, call: str, last: int) -> None:
@@ -316,9 +316,9 @@ class KilledOperation:
     def _state_of(self, version: int) -> State:
         """The state of an old version, read from a duplicate of it."""
         body = {"id": "then", "from_version": version}
-        self.world.ok("POST", "/api/sessions/s/duplicate", json=body)
-        found = self.world.look("then").state
-        self.world.drop("then")
+        self.service.ok("POST", "/api/sessions/s/duplicate", json=body)
+        found = self.service.look("then").state
+        self.service.drop("then")
         return found
 
     def _check_runs(self, before: SessionView, after: SessionView, is_new: bool) -> None:
@@ -334,21 +334,21 @@ class KilledOperation:
 
     def _check_copy(self, acknowledged: bool) -> None:
         """Check that the copy is whole or not there."""
-        answer = self.world.client.get("/api/sessions/copy")
+        answer = self.service.client.get("/api/sessions/copy")
         if answer.status_code == 404:
             assert not acknowledged
             return
-        copy = self.world.look("copy")
+        copy = self.service.look("copy")
         if self.name == "load":
             assert (copy.state.version, copy.state.data["n"], set(copy.state.files)) == (3, 3, {"a", "b"})
-            assert len(self.world.ok("GET", "/api/sessions/copy/runs?limit=1000").json()["runs"]) == 120
+            assert len(self.service.ok("GET", "/api/sessions/copy/runs?limit=1000").json()["runs"]) == 120
         else:
-            assert copy.state == replace(self.world.look().state, version=1)
+            assert copy.state == replace(self.service.look().state, version=1)
 
 
 @pytest.fixture
-def world(tmp_path: Path) -> Iterator[World]:
-    made = World(tmp_path)
+def service(tmp_path: Path) -> Iterator[Service]:
+    made = Service(tmp_path)
     yield made
     made.close()
     assert "Traceback" not in made.server.log, made.server.log
@@ -364,27 +364,27 @@ def few_of(steps: Sequence[Step], chance: random.Random) -> list[Step]:
     return [chance.choice(kind) for kind in chance.sample(there, 2)]
 
 
-def test_kill_9_at_some_steps_of_everything(world: World) -> None:
+def test_kill_9_at_some_steps_of_everything(service: Service) -> None:
     chance = random.Random(int(os.environ.get("SEED", "1")))
     for name in OPERATIONS:
-        ordeal = KilledOperation(world, name)
-        for step in few_of(ordeal.steps(), chance):
-            ordeal.kill_at(step)
-    world.collect()
-    assert world.kills > len(OPERATIONS)
+        operation = KilledOperation(service, name)
+        for step in few_of(operation.steps(), chance):
+            operation.kill_at(step)
+    service.collect()
+    assert service.kills > len(OPERATIONS)
 
 
 @pytest.mark.soak
 @pytest.mark.parametrize("part", range(PARTS))
 @pytest.mark.parametrize("name", OPERATIONS)
-def test_kill_9_at_every_step(name: str, part: int, world: World) -> None:
+def test_kill_9_at_every_step(name: str, part: int, service: Service) -> None:
     """For each thread and call, n = 1, 2, 3 … until the operation gets through. Each part takes every 16th n."""
-    ordeal = KilledOperation(world, name)
-    for thread, call in calls_of(ordeal.steps()):
+    operation = KilledOperation(service, name)
+    for thread, call in calls_of(operation.steps()):
         n = 1 + part
-        while ordeal.kill_at(Step(thread, call, n)):
+        while operation.kill_at(Step(thread, call, n)):
             n += PARTS
-    world.collect()
+    service.collect()
 
 
 @pytest.mark.parametrize(
@@ -400,13 +400,13 @@ def test_kill_9_at_every_step(name: str, part: int, world: World) -> None:
 def test_a_weakened_service_fails_these_tests(
     weakness: str, name: str, thread: str, call: str, sign: str, tmp_path: Path
 ) -> None:
-    world = World(tmp_path, weakness)
+    service = Service(tmp_path, weakness)
     try:
-        ordeal = KilledOperation(world, name)
-        last = calls_of(ordeal.steps())[thread, call]
+        operation = KilledOperation(service, name)
+        last = calls_of(operation.steps())[thread, call]
         with pytest.raises(AssertionError, match=sign):
-            ordeal.kill_at_all(thread, call, last)
+            operation.kill_at_all(thread, call, last)
     finally:
-        world.client.close()
-        if world.server.process is not None and world.server.process.poll() is None:
-            world.server.stop(signal.SIGKILL)
+        service.client.close()
+        if service.server.process is not None and service.server.process.poll() is None:
+            service.server.stop(signal.SIGKILL)

@@ -61,7 +61,7 @@ def faults(disk: FaultyDisk) -> Iterator[FaultyDisk]:
         yield disk
 
 
-class World:
+class Stores:
     def __init__(self, directory: Path) -> None:
         self.directory = directory
         self.data = directory / "data"
@@ -70,7 +70,7 @@ class World:
         self.store = SqlStore(f"sqlite:///{self.data / 'era.sqlite'}", Retention(versions=1))
         self.commits = Commits(self.store, self.blobs, directory / "workspace")
 
-    async def open(self) -> World:
+    async def open(self) -> Stores:
         await self.store.open()
         return self
 
@@ -87,8 +87,8 @@ class World:
         assert found == await self.commits.reachable()
 
 
-async def reopened(directory: Path) -> World:
-    return await World(directory).open()
+async def reopened(directory: Path) -> Stores:
+    return await Stores(directory).open()
 
 
 @pytest.mark.parametrize(
@@ -97,54 +97,54 @@ async def reopened(directory: Path) -> World:
 )
 @pytest.mark.parametrize("call", CALLS)
 async def test_a_commit_whose_files_fail_leaves_the_old_state(call: str, error: int, scratch: Path) -> None:
-    world = await reopened(scratch)
-    await world.commits.create()
+    stores = await reopened(scratch)
+    await stores.commits.create()
     failures = 0
     for kind in range(2, 7):  # Version 5 has a large file, 6 has more files than are synced one by one.
         n = 1
         while True:
-            with faults(FaultyDisk(world.data / "blobs", call, n, error)) as disk:
+            with faults(FaultyDisk(stores.data / "blobs", call, n, error)) as disk:
                 try:
-                    assert await world.commits.commit() == kind
+                    assert await stores.commits.commit() == kind
                 except CommitFailed:
                     failures += 1
                 else:
                     break
             assert disk.failed
-            assert await world.check() == kind - 1
+            assert await stores.check() == kind - 1
             n += 1 if n < 12 or kind < 6 else 97
-        assert await world.check() == kind
+        assert await stores.check() == kind
         if disk.failed:  # the commit went on without that call
             assert call in ("posix_fadvise", "unlink")
-    await world.close()
-    world = await reopened(scratch)
-    assert await world.check() == 6
-    await world.check_no_orphans()
-    await world.close()
+    await stores.close()
+    stores = await reopened(scratch)
+    assert await stores.check() == 6
+    await stores.check_no_orphans()
+    await stores.close()
     if call in ("open", "write", "fsync", "rename", "utime"):
         assert failures > 10
 
 
 @pytest.mark.parametrize("call", ["open", "read", "unlink", "listdir", "stat", "sendfile"])
 async def test_a_restore_or_a_collection_that_fails_harms_nothing(call: str, scratch: Path) -> None:
-    world = await reopened(scratch)
-    await world.commits.create()
+    stores = await reopened(scratch)
+    await stores.commits.create()
     n = 1
     while True:
         for _ in range(2 if n == 1 else 1):
-            version = await world.commits.commit()
-        with faults(FaultyDisk(world.data / "blobs", call, n, errno.EIO)) as disk:
+            version = await stores.commits.commit()
+        with faults(FaultyDisk(stores.data / "blobs", call, n, errno.EIO)) as disk:
             try:
-                await world.check()
-                await world.commits.collect()
+                await stores.check()
+                await stores.commits.collect()
             except (SandboxFailed, Unavailable):
                 assert disk.failed
-        assert await world.check() == version
+        assert await stores.check() == version
         if not disk.failed or n > 600:
             break
         n += 1 if n < 20 else 83
-    await world.check_no_orphans()
-    await world.close()
+    await stores.check_no_orphans()
+    await stores.close()
 
 
 SQLITE_FAULTS = [
@@ -229,14 +229,14 @@ async def test_a_full_disk_loses_nothing_acknowledged(size: str, scratch: Path) 
 
 async def assert_kept(directory: Path, said: str) -> None:
     """Check that all that was acknowledged is there and whole, and that commits work again."""
-    world = await reopened(directory)
+    stores = await reopened(directory)
     try:
         if "created" not in said:
             return
         last = max([1, *(int(line.split()[1]) for line in said.splitlines() if line.startswith("committed"))])
-        assert last <= await world.check() <= last + ("failed" in said)
-        version = await world.commits.commit()
-        assert await world.check() == version
-        await world.check_no_orphans()
+        assert last <= await stores.check() <= last + ("failed" in said)
+        version = await stores.commits.commit()
+        assert await stores.check() == version
+        await stores.check_no_orphans()
     finally:
-        await world.close()
+        await stores.close()

@@ -22,7 +22,7 @@ TWICE = replace(ONCE, attempts=2)
 NERVOUS = replace(ONCE, silence=1.0)
 
 
-class World:
+class Stores:
     """Commits through the faulty server, and a direct view of the bucket."""
 
     def __init__(self, s3: S3, bucket: str, faulty: FaultyS3, directory: Path, patience: Patience) -> None:
@@ -36,7 +36,7 @@ class World:
         url = self.s3.url(self.bucket, endpoint=endpoint)
         return S3Blobs(url, self.directory / cache, cache_bytes=64 << 20, owner="tests", patience=patience)
 
-    async def __aenter__(self) -> World:
+    async def __aenter__(self) -> Stores:
         self.blobs.open()
         self.plain.open()
         await self.store.open()
@@ -73,48 +73,48 @@ def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
 async def test_a_commit_that_fails_leaves_the_old_state(
     fault: Fault, s3: S3, bucket: str, faulty: FaultyS3, tmp_path: Path
 ) -> None:
-    async with World(s3, bucket, faulty, tmp_path, NERVOUS if fault == "hang" else ONCE) as world:
+    async with Stores(s3, bucket, faulty, tmp_path, NERVOUS if fault == "hang" else ONCE) as stores:
         failures = 0
         for kind in (2, 5):  # the first commit, and one with a large file
             faulty.fail(None)
-            while await world.check() < kind - 1:
-                await world.commits.commit()
+            while await stores.check() < kind - 1:
+                await stores.commits.commit()
             n = 1
             while True:
                 faulty.fail(fault, n)
                 try:
-                    await world.commits.commit()
+                    await stores.commits.commit()
                 except CommitFailed:
                     assert faulty.failed
                     failures += 1
                 else:
                     break
-                assert await world.check() == kind - 1
-                world.blobs._uploaded.clear()  # Otherwise later attempts would skip what failed ones had uploaded.
+                assert await stores.check() == kind - 1
+                stores.blobs._uploaded.clear()  # Otherwise later attempts would skip what failed ones had uploaded.
                 n += 1
             assert not faulty.failed
-            assert await world.check() == kind
+            assert await stores.check() == kind
             assert n > 5
         faulty.fail(None)
         assert failures > 12
-        await world.commits.commit()
-        assert await world.check() == 6
-        await world.check_no_orphans()
+        await stores.commits.commit()
+        assert await stores.check() == 6
+        await stores.check_no_orphans()
 
 
 @pytest.mark.usefixtures("small_parts")
 @pytest.mark.parametrize("fault", [pytest.param("error", marks=pytest.mark.soak), "half"])
 async def test_a_single_failure_is_retried(fault: Fault, s3: S3, bucket: str, faulty: FaultyS3, tmp_path: Path) -> None:
     """One failure at each request of commits, restores and collections in turn."""
-    async with World(s3, bucket, faulty, tmp_path, TWICE) as world:
+    async with Stores(s3, bucket, faulty, tmp_path, TWICE) as stores:
         for n in range(1, 9):
             faulty.fail(fault, n)
-            version = await world.commits.commit()
-            world.blobs._cache.clear()
-            await world.commits.check(tmp_path / "again")
-            assert await world.commits.collect() > 0 or version == 2
-            assert await world.check() == version
-        await world.check_no_orphans()
+            version = await stores.commits.commit()
+            stores.blobs._cache.clear()
+            await stores.commits.check(tmp_path / "again")
+            assert await stores.commits.collect() > 0 or version == 2
+            assert await stores.check() == version
+        await stores.check_no_orphans()
 
 
 @pytest.mark.usefixtures("small_parts")
@@ -122,16 +122,16 @@ async def test_a_single_failure_is_retried(fault: Fault, s3: S3, bucket: str, fa
 async def test_what_cannot_be_read_is_an_error_and_nothing_else(
     fault: Fault, s3: S3, bucket: str, faulty: FaultyS3, tmp_path: Path
 ) -> None:
-    async with World(s3, bucket, faulty, tmp_path, ONCE) as world:
+    async with Stores(s3, bucket, faulty, tmp_path, ONCE) as stores:
         for _ in range(4):
-            await world.commits.commit()
-        session = await world.store.session(mine("s"))
+            await stores.commits.commit()
+        session = await stores.store.session(mine("s"))
         n = 1
         while True:
-            world.blobs._cache.clear()
+            stores.blobs._cache.clear()
             faulty.fail(fault, n)
             try:
-                await world.commits.check(tmp_path / "again")
+                await stores.commits.check(tmp_path / "again")
             except SandboxFailed:
                 assert faulty.failed
             else:
@@ -139,11 +139,11 @@ async def test_what_cannot_be_read_is_an_error_and_nothing_else(
             n += 1
         assert n > 8
         faulty.fail(fault, 1)
-        world.blobs._cache.clear()
+        stores.blobs._cache.clear()
         with pytest.raises(Unavailable):
-            await world.commits.snapshots.entries(session.snapshot)
+            await stores.commits.snapshots.entries(session.snapshot)
         faulty.fail(fault, 1)
-        world.blobs._cache.clear()
+        stores.blobs._cache.clear()
         with pytest.raises(Unavailable):
-            await world.commits.collect()
-        assert await world.check() == 5
+            await stores.commits.collect()
+        assert await stores.check() == 5

@@ -43,10 +43,10 @@ FOREIGN: dict[str, dict[str, str]] = {
     "a site with ours in front": {"origin": "URL.evil.example"},
     "a site with ours as its user": {"origin": "http://SELF@evil.example"},
     "ours with a path": {"origin": "URL/x"},
-    "a browser that tells another site": {"sec-fetch-site": "cross-site"},
-    "a browser that tells another port": {"sec-fetch-site": "same-site"},
-    "a browser that tells what nobody knows": {"sec-fetch-site": "new-site"},
-    "ours, told from another": {"origin": "URL", "sec-fetch-site": "cross-site"},
+    "a browser that names another site": {"sec-fetch-site": "cross-site"},
+    "a browser that names another port": {"sec-fetch-site": "same-site"},
+    "a browser that names an unknown site": {"sec-fetch-site": "new-site"},
+    "ours, from a page of another": {"origin": "URL", "sec-fetch-site": "cross-site"},
     "a name that resolves to here": {"host": "evil.example"},
     "a name that resolves to here, with our port": {"host": "evil.example:8787"},
     "a name that resolves to here, as its own origin": {
@@ -107,7 +107,7 @@ def test_a_page_of_another_site_is_refused_and_changes_nothing(server: Server, c
         assert_refused(request_route(client, route, headers), 403, "forbidden")
     assert (client.get("/api/sessions").json(), client.get("/api/sessions/there/code").json()) == before
     for page in PAGES:
-        if headers.keys() & {"host", "origin"} and name != "ours, told from another":
+        if headers.keys() & {"host", "origin"} and name != "ours, from a page of another":
             assert_refused(client.get(page, headers=headers), 403, "forbidden")
         else:  # links on other sites may lead to a page
             assert client.get(page, headers=headers).status_code == 200

@@ -49,7 +49,7 @@ REQUESTS: dict[str, tuple[bytes, str]] = {
     "chunk without a number": (CHUNKED + b"zz\r\n" + CREATE + b"\r\n0\r\n\r\n", REFUSED),
     "negative chunk": (CHUNKED + b"-15\r\n" + CREATE + b"\r\n0\r\n\r\n", REFUSED),
     "chunk beyond 64 bits": (CHUNKED + b"f" * 17 + b"\r\n" + CREATE + b"\r\n0\r\n\r\n", REFUSED),
-    "chunk longer than told": (CHUNKED + b"3\r\n" + CREATE + b"\r\n0\r\n\r\n", REFUSED),
+    "chunk longer than its size": (CHUNKED + b"3\r\n" + CREATE + b"\r\n0\r\n\r\n", REFUSED),
     "chunks without CR": (CHUNKED + b"15\n" + CREATE + b"\n0\n\n", REFUSED),
     "chunk that is not JSON": (CHUNKED + b"5;" + b"x" * 100_000 + b"\r\nhello\r\n0\r\n\r\n", REFUSED),
     # headers
@@ -173,11 +173,11 @@ def test_a_malformed_request_is_refused_and_its_connection_closed(server: Server
     ],
     ids=lambda request: str(len(request)),
 )
-@pytest.mark.parametrize("how", ["told", "untold"])
+@pytest.mark.parametrize("how", ["shut down", "abrupt"])
 def test_half_a_request_changes_nothing(server: Server, request_: bytes, how: str) -> None:
     with Connection(server) as connection:
         connection.send(request_)
-        if how == "told":
+        if how == "shut down":
             connection.end()
             assert set(statuses(connection.receive())) <= {100, 400}
     assert_serves(server)

@@ -95,13 +95,13 @@ def looks(server: Server, session: str) -> list[object]:
         versions = client.get(f"/api/sessions/{session}/versions").json()["versions"]
         runs = client.get(f"/api/sessions/{session}/runs").json()["runs"]
         copy = client.post(f"/api/sessions/{session}/duplicate", json={"from_version": 3}).json()["id"]
-        seen = client.post(f"/api/sessions/{copy}/run", json={}).json()
+        outcome = client.post(f"/api/sessions/{copy}/run", json={}).json()
         client.delete(f"/api/sessions/{copy}?purge=true")
         first = next(each for each in runs if each["state"]["version"] == 2)["run_id"]
         output = client.get(f"/api/sessions/{session}/runs/{first}/stdout").text
     assert output == "o" * 50_000 + "\n"
     at_three = [[each["version"], each["cause"], each["file_count"]] for each in versions if each["version"] <= 3]
-    return [shown["metadata"], shown["language"], at_three, seen["stdout"]]
+    return [shown["metadata"], shown["language"], at_three, outcome["stdout"]]
 
 
 def move(source: Server, session: str, target: Server, name: str) -> None:

@@ -51,7 +51,7 @@ LIMITS = {"memory_mb": 96, "pids": 32, "disk_mb": 8, "output_bytes": 1 << 16}
 
 
 @dataclass
-class Life:
+class Load:
     """What clients did to a server, and what they were answered."""
 
     server: Server
@@ -116,10 +116,10 @@ def _is_first_inside(pid: int) -> bool:
     return found is not None and found[1].split()[1:] == ["1"]
 
 
-def live(own_server: MakeServer, *, runs: int, sessions: int) -> None:
+def stress(own_server: MakeServer, *, runs: int, sessions: int) -> None:
     before, chance = mounts(), random.Random(runs)
     server = own_server(max_warm="12", outputs_kept="5", versions_kept="5")
-    life = Life(server, sessions)
+    load = Load(server, sessions)
     with server.client() as client:
         for number in range(sessions):
             body = {"language": "python", "session_id": f"s{number}", "data": {"n": 0}, "limits": LIMITS}
@@ -129,8 +129,8 @@ def live(own_server: MakeServer, *, runs: int, sessions: int) -> None:
         batch = max(visits // 20, 1)
         settled = 0
         for start in range(0, visits, batch):
-            work = [clients.submit(life.visit, number) for number in range(start, min(start + batch, visits))]
-            life.kill_a_sandbox(chance)
+            work = [clients.submit(load.visit, number) for number in range(start, min(start + batch, visits))]
+            load.kill_a_sandbox(chance)
             for done in work:
                 done.result()
             if start == batch * 4:
@@ -139,14 +139,14 @@ def live(own_server: MakeServer, *, runs: int, sessions: int) -> None:
     with server.client() as client:
         for number in range(sessions):
             held = client.get(f"/api/sessions/s{number}").json()["data"]["n"]
-            assert held == life.counted[f"s{number}"], f"session s{number}"
-        (busiest, _), *_ = life.counted.most_common(1)
+            assert held == load.counted[f"s{number}"], f"session s{number}"
+        (busiest, _), *_ = load.counted.most_common(1)
         uid = client.get(f"/api/sessions/{busiest}/runs").json()["runs"][0]["enforced"]["uid"]
         assert os.geteuid() != 0 or (uid - FIRST_UID) % 100_000 < 40, "uids of sandboxes that are gone serve again"
         assert client.delete("/api/sessions").status_code == 200
         assert eventually(lambda: client.get("/health").json()["sandboxes"] == {"live": 0, "busy": 0, "ready": READY})
     assert grown < 20 << 20, f"the service grew by {grown >> 20} MiB"
-    assert life.reported_killed <= life.killed, "callers were told of sandboxes that nobody killed"
+    assert load.reported_killed <= load.killed, "runs were reported killed whose sandboxes nobody killed"
     groups = {Path(group).name for group in cgroups(cgroup_name(server.data_dir))}
     assert len(groups) in (0, READY), "only those that are ready have one"
     assert len(os.listdir(f"/proc/{server.pid}/fd")) < 120
@@ -156,11 +156,11 @@ def live(own_server: MakeServer, *, runs: int, sessions: int) -> None:
     assert_nothing_left(before, processes, server.data_dir)
 
 
-def test_a_short_life(own_server: MakeServer) -> None:
-    live(own_server, runs=120, sessions=20)
+def test_a_short_time_under_load(own_server: MakeServer) -> None:
+    stress(own_server, runs=120, sessions=20)
 
 
 @pytest.mark.soak
 @pytest.mark.parametrize(("runs", "sessions"), [(3000, 100), (20_000, 500)])
-def test_a_long_life(own_server: MakeServer, runs: int, sessions: int) -> None:
-    live(own_server, runs=runs, sessions=sessions)
+def test_a_long_time_under_load(own_server: MakeServer, runs: int, sessions: int) -> None:
+    stress(own_server, runs=runs, sessions=sessions)
