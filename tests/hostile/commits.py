@@ -24,7 +24,7 @@ SESSION = "s"
 LARGE = 1_200_000
 
 
-class Workspace:
+class FakeSandbox:
     """The part of a sandbox that snapshots use."""
 
     uid, limits = None, LIMITS
@@ -78,7 +78,7 @@ class Commits:
     def __init__(self, store: SqlStore, blobs: BlobStore, workspace: Path, *, session: str = SESSION) -> None:
         self.store = store
         self.snapshots = Snapshots(blobs, grace_seconds=0.0)
-        self.place = Workspace(workspace)
+        self.place = FakeSandbox(workspace)
         self.session_id = mine(session)
         self._runs = 0
 
@@ -118,7 +118,7 @@ class Commits:
         session = await self.store.session(self.session_id)
         assert json.loads(session.data) == {"n": session.version}
         shutil.rmtree(scratch, ignore_errors=True)
-        place = Workspace(scratch)
+        place = FakeSandbox(scratch)
         await self.snapshots.restore(session.snapshot, place.sandbox)
         self.snapshots.forget(place.id)
         assert read(scratch) == files_of(session.version)

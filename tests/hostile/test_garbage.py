@@ -24,7 +24,7 @@ from era.core.models import EMPTY, NewSession, RunRecord, now
 from era.store.blobs import LocalBlobs
 from era.store.metadata import SqlStore
 from era.store.s3_blobs import S3Blobs
-from tests.hostile.commits import Commits, Workspace, fill, read
+from tests.hostile.commits import Commits, FakeSandbox, fill, read
 from tests.owners import mine
 from tests.store.s3 import S3
 
@@ -45,7 +45,7 @@ class Churn:
         self.done = False
 
     async def session(self, name: str, count: int, chance: random.Random) -> None:
-        place = Workspace(self.directory / name)
+        place = FakeSandbox(self.directory / name)
         await self._create(name)
         for number in range(count):
             files = {f"f{i}": b"%d" % chance.randrange(POOL) * 50 for i in range(chance.randrange(5))}
@@ -67,7 +67,9 @@ class Churn:
             NewSession(mine(name), "python", True, json.dumps({}), {}, False, False, default_timeout=1.0)
         )
 
-    async def _commit(self, name: str, run_id: str, place: Workspace, files: dict[str, bytes], *, fails: bool) -> None:
+    async def _commit(
+        self, name: str, run_id: str, place: FakeSandbox, files: dict[str, bytes], *, fails: bool
+    ) -> None:
         session = await self.store.begin_run(mine(name), run_id)
         fill(place.workspace, files)
         self.commits_under_way[name] = time.time()
@@ -83,7 +85,7 @@ class Churn:
         finally:
             del self.commits_under_way[name]
 
-    async def _restore(self, name: str, place: Workspace) -> None:
+    async def _restore(self, name: str, place: FakeSandbox) -> None:
         """Check that the files of the snapshot are those that the row lists."""
         session = await self.store.session(mine(name))
         self.snapshots.forget(place.id)
