@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from era.core.files import durable
 from era.store import blobs as module
 from era.store.blobs import LocalBlobs
 from era.store.s3_blobs import S3Blobs
@@ -223,7 +224,7 @@ def test_a_failed_batch_leaves_nothing(local: LocalBlobs, tmp_path: Path) -> Non
 def test_nothing_is_visible_before_it_is_durable(local: LocalBlobs, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each new file is synced before it has its name, each directory after; names not yet durable aren't relied on."""
     events: list[str] = []
-    real_sync, real_rename = module.sync, os.rename
+    real_sync, real_rename = durable.sync, os.rename
 
     def sync(path: str) -> None:
         events.append("file" if "incoming" in path else "directory")

@@ -30,7 +30,7 @@ class Lab:
         self.databases = D1Databases(directory / "d1", 1 << 20)
 
     async def open(self, most_bytes: int = 1 << 30, owner: str = DEFAULT_OWNER) -> Namespaces:
-        storage = Storage(self.store, self.blobs, self.databases, most_bytes)
+        storage = Storage(self.store.storage_items, self.blobs, self.databases, most_bytes)
         await storage.open()
         return storage.of(owner)
 
