@@ -20,7 +20,7 @@ from tests.owners import mine
 from tests.store.rows import ended, new, opened
 
 
-async def test_a_failing_database_is_told_without_its_sql(
+async def test_the_error_of_a_failing_database_has_no_sql(
     tmp_path: Path, store: SqlStore, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A table that is gone stands for any trouble; the store must work again once the trouble is over."""
@@ -55,7 +55,7 @@ async def test_a_full_disk_fails_the_commit_and_keeps_the_old_state(store: SqlSt
     assert (await store.end_run(ended(session, "r1"), data='{"n": 1}', snapshot=None)).version == 2
 
 
-async def test_a_closed_store_says_so(url: str) -> None:
+async def test_a_closed_store_is_unavailable(url: str) -> None:
     store = SqlStore(url)
     await store.open()
     await store.close()

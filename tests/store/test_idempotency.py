@@ -67,7 +67,7 @@ async def test_a_session_is_made_and_its_key_answered_together(store: SqlStore) 
     assert copy.stored == source.stored
 
 
-async def test_keys_are_forgotten_after_a_day(tmp_path: Path, store: SqlStore) -> None:
+async def test_keys_are_dropped_after_a_day(tmp_path: Path, store: SqlStore) -> None:
     claim = Claim("create", "k", "h" * 64, "mark")
     await store.create_session(new("a"), claim)
     await store.create_session(new("b"), replace(claim, key="young"))

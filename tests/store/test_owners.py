@@ -143,7 +143,7 @@ async def test_rows_from_before_owners_belong_to_the_owner_default(url: str, tmp
         assert await store.output_digests() == ["ffff"]
 
 
-async def test_databases_from_before_move_as_they_are(tmp_path: Path) -> None:
+async def test_databases_from_before_owners_are_moved_with_their_journals(tmp_path: Path) -> None:
     """With the journal of what was cut short, which undoes it; and with nothing of it undone by a second start."""
     before, directory = tmp_path / "d1", tmp_path / "sql"
     before.mkdir()

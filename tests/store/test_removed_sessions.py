@@ -77,7 +77,7 @@ async def test_sessions_expire_when_nobody_has_called(store: SqlStore) -> None:
     assert changed.expires_at == changed.updated_at + 5 * second
 
 
-async def test_a_read_is_noted_only_now_and_then(tmp_path: Path, store: SqlStore) -> None:
+async def test_a_read_puts_off_expiry_only_now_and_then(tmp_path: Path, store: SqlStore) -> None:
     session = await store.create_session(new("a", ttl=100))
     assert await store.session(mine("a")) == session
     with closing(sqlite3.connect(tmp_path / "era.db", isolation_level=None)) as other:

@@ -40,7 +40,7 @@ async def test_create_read_change_delete(store: SqlStore) -> None:
     assert again.stored is None
 
 
-async def test_what_is_not_there_is_not_found(store: SqlStore) -> None:
+async def test_calls_to_a_missing_session_raise_not_found(store: SqlStore) -> None:
     for call in (
         store.session(mine("a")),
         store.change_session(mine("a"), SessionChange(data="{}")),

@@ -9,7 +9,7 @@ from tests.owners import mine
 from tests.store.rows import new
 
 
-async def test_a_setup_ends_with_what_its_commands_left_or_not_at_all(store: SqlStore) -> None:
+async def test_a_setup_and_the_files_of_its_commands_are_recorded_together(store: SqlStore) -> None:
     left = Snapshot("a" * 64, 1, 10)
     made = await store.create_session(new("s", setup='{"commands":["true"]}'))
     (job,) = await store.unfinished_setups()
