@@ -210,7 +210,7 @@ async def services(settings: Settings) -> AsyncIterator[Context]:
         bounds = rules(settings)
         turns = Turns(settings.max_waiting)
         keys = IdempotencyKeys(store)
-        api_keys = ApiKeys(store, settings.api_key.get_secret_value() if settings.api_key else None)
+        api_keys = ApiKeys(store.api_keys, settings.api_key.get_secret_value() if settings.api_key else None)
         await api_keys.open()
         databases = D1Databases(
             directory / "storage" / "sql",
@@ -218,7 +218,7 @@ async def services(settings: Settings) -> AsyncIterator[Context]:
             before=directory / "storage" / "d1",
         )
         databases.open()
-        storage = Storage(store, blobs, databases, settings.storage_mb << 20)
+        storage = Storage(store.storage_items, blobs, databases, settings.storage_mb << 20)
         await storage.open()
         try:
             if lost := await store.mark_lost():
@@ -254,7 +254,7 @@ async def services(settings: Settings) -> AsyncIterator[Context]:
                 idle_seconds=settings.idle_seconds,
                 service_seconds=settings.max_timeout,
             )
-            inbox = Inbox(store, runs, at_a_time=max(1, settings.max_warm // 2))
+            inbox = Inbox(store.inboxes, runs, at_a_time=max(1, settings.max_warm // 2))
             expiry = Expiry(store, host)
             files = SessionFiles(store, snapshots, blobs, turns, spool, transfers, bounds)
             await host.start()
@@ -275,7 +275,7 @@ async def services(settings: Settings) -> AsyncIterator[Context]:
                     runs=runs,
                     live_servers=live_servers,
                     inbox=inbox,
-                    deliveries=store,
+                    deliveries=store.inboxes,
                     history=History(store, outputs, active_runs),
                     versions=Versions(store, snapshots, turns, keys),
                     capsules=capsules,
@@ -415,7 +415,7 @@ async def _collect_garbage(snapshots: Snapshots, store: SqlStore, pins: Pins) ->
 async def clear_away(snapshots: Snapshots, store: SqlStore, pins: Pins) -> None:
     """Drop what is too old, then the content that nothing needs any more."""
     try:
-        await store.forget_keys()
+        await store.prune_idempotency_keys()
         await store.prune_runs()
         await snapshots.collect_garbage(*await pins.needed(store))
     except EraError as error:

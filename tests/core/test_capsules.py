@@ -174,10 +174,10 @@ class Steps:
     def __init__(self, service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
         self.seen = 0
         self._looks = False
-        write = service.store._write
+        write = service.store.database.write
 
-        async def write_and_look(job: Any) -> Any:
-            done = await write(job)
+        async def write_and_look(job: Any, *args: Any, **kwargs: Any) -> Any:
+            done = await write(job, *args, **kwargs)
             if asyncio.current_task() is self._task and not self._looks:
                 self.seen += 1
                 self._looks = True
@@ -187,7 +187,7 @@ class Steps:
                     self._looks = False
             return done
 
-        monkeypatch.setattr(service.store, "_write", write_and_look)
+        monkeypatch.setattr(service.store.database, "write", write_and_look)
 
     async def during(self, load: Any, look: Any) -> Session:
         self._look = look
@@ -215,7 +215,7 @@ async def test_an_import_is_in_nobodys_way_and_in_sight_when_it_is_complete(
             with pytest.raises(NotFound):
                 await service.store.purge_session(mine("moved"))
             for gone in (None, "expired", "deleted"):
-                listed = await service.store.sessions(SessionFilter(DEFAULT_OWNER, gone=gone))  # type: ignore[arg-type]
+                listed = await service.store.sessions(SessionFilter(DEFAULT_OWNER, removed=gone))
                 assert [each.id for each in listed] == (["s"] if gone is None else [])
             assert await service.store.purge(now()) == 0, "somebody is still at it"
         if step > 4:

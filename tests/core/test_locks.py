@@ -97,18 +97,18 @@ async def test_capsules_carry_locks(service: Service) -> None:
     """That of the environment, and one with which nothing was done yet. It goes when the setup is done or another."""
     first = await service.load(capsule(document(session(id="s", setup=SETUP))))
     assert first.setup_lock is None
-    (job,) = await service.store.setups_to_do()
+    (job,) = await service.store.unfinished_setups()
     await service.store.end_setup(job, status="completed", result="{}", environment="e" * 64)
     service.locks["e" * 64] = LOCK
     told = await service.export("s")
     assert json.loads(parts(told)[0][1])["session"]["lock"] == LOCK
     second = await service.load(told, "t")
     assert (json.loads(second.setup_lock or ""), second.setup_status) == (LOCK, "pending")
-    (job,) = await service.store.setups_to_do()
+    (job,) = await service.store.unfinished_setups()
     assert json.loads(job.lock or "") == LOCK
     await service.store.end_setup(job, status="failed", result="{}", environment=None)
-    assert (await service.store.set_up_again(mine("t"))).setup_lock == second.setup_lock, "it may be tried again"
-    (job,) = await service.store.setups_to_do()
+    assert (await service.store.restart_setup(mine("t"))).setup_lock == second.setup_lock, "it may be tried again"
+    (job,) = await service.store.unfinished_setups()
     await service.store.end_setup(job, status="completed", result="{}", environment="f" * 64)
     assert (await service.store.session(mine("t"))).setup_lock is None
     third = await service.load(told, "u")
@@ -124,7 +124,7 @@ async def test_the_blobs_of_environments_are_kept(service: Service) -> None:
         named, here, gone = (batch.put(word) for word in (b"named", b"here", b"gone"))
     service.pins._local = lambda: {here}
     await service.load(capsule(document(session(id="s", setup=SETUP))))
-    (job,) = await service.store.setups_to_do()
+    (job,) = await service.store.unfinished_setups()
     await service.store.end_setup(job, status="completed", result="{}", environment=named)
     await service.collect()
     assert {named, here, gone} & service.stored() == {named, here}

@@ -34,6 +34,7 @@ from era.settings import Settings
 from era.store import sessions
 from era.store.blobs import Batch, LocalBlobs
 from era.store.metadata import SqlStore
+from era.store.session_lookup import session_with_key
 from tests.conftest import Server
 
 _forks = multiprocessing.get_context("forkserver")
@@ -184,14 +185,14 @@ def _no_lost_runs() -> None:
 def _imports_visible_early() -> None:
     """An imported session is visible before it is complete."""
 
-    def insert(self: sessions.SessionRows, connection: Connection, session: Session) -> int:
+    def insert(connection: Connection, session: Session) -> int:
         fields = {name: getattr(session, name) for name in ("created_at", "updated_at", "version", "id")}
-        return self._insert(connection, sessions._settings_of(session) | fields)
+        return sessions.insert_session(connection, sessions.settings_of(session) | fields)
 
-    def show(self: sessions.SessionRows, connection: Connection, key: int, _: Session, at: int) -> Session:
-        return self._of_key(connection, key)
+    def complete(connection: Connection, key: int, session: Session) -> Session:
+        return session_with_key(connection, key)
 
-    _patch(sessions.SessionRows, _insert_hidden=insert, _show=show)
+    _patch(sessions, insert_incomplete_session=insert, complete_session=complete)
 
 
 WEAKNESSES = {

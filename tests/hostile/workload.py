@@ -29,7 +29,7 @@ async def main(directory: Path, count: int) -> None:
     blobs = LocalBlobs(data / "blobs")
     blobs.open()
     store = SqlStore(f"sqlite:///{data / 'era.sqlite'}", Retention(versions=1))
-    event.listen(store._engines.writer, "connect", _checkpoint_often)
+    event.listen(store.database.engines.writer, "connect", _checkpoint_often)
     await store.open()
     commits = Commits(store, blobs, directory.parent / f"{directory.name}.workspace")
     with suppress(Conflict):

@@ -17,7 +17,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal
 from urllib.parse import urlsplit
 
 import obstore
@@ -164,7 +164,7 @@ class FaultyS3(ThreadingHTTPServer):
 
     def __init__(self, s3: S3) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
-        self.upstream = cast(str, urlsplit(s3.endpoint).netloc)
+        self.upstream = urlsplit(s3.endpoint).netloc
         self.endpoint = f"http://127.0.0.1:{self.server_address[1]}"
         self._lock = threading.Lock()
         self._plan: tuple[Fault, int] | None = None

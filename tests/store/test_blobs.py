@@ -1,4 +1,4 @@
-"""Content-addressed blobs: what both stores promise, then what the local disk's adds."""
+"""Content-addressed blobs: tests of both stores, then of the local disk's alone."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from era.core.files import durable
 from era.store import blobs as module
 from era.store.blobs import LocalBlobs
 from era.store.s3_blobs import S3Blobs
@@ -43,7 +44,7 @@ def blobs(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Blobs]:
 
 @pytest.fixture
 def stored(blobs: Blobs, request: pytest.FixtureRequest) -> Callable[[], list[str]]:
-    """Tells what is really there."""
+    """A function that lists the blobs that are really stored."""
     if isinstance(blobs, LocalBlobs):
         return lambda: files_of(blobs)
     s3: S3 = request.getfixturevalue("s3")
@@ -89,13 +90,13 @@ def test_content_comes_back_by_its_digest(
     assert stored() == [digest]
 
 
-def test_no_more_is_read_than_asked_for(blobs: Blobs, tmp_path: Path) -> None:
+def test_put_file_reads_no_more_than_size(blobs: Blobs, tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"x" * (4 << 20))
     for size in (10, 2 << 20):
         assert len(blobs.get(put_file(blobs, tmp_path / "file", size))) == size
 
 
-def test_a_file_is_read_from_where_it_stands(blobs: Blobs, tmp_path: Path) -> None:
+def test_put_file_reads_from_the_current_position(blobs: Blobs, tmp_path: Path) -> None:
     content = os.urandom(12 << 20)
     (tmp_path / "file").write_bytes(content)
     for skip, size in ((5, 100), (7, 2 << 20), (9, 10 << 20), (12 << 20, 10)):
@@ -115,7 +116,7 @@ def test_large_files_take_little_memory(blobs: Blobs, tmp_path: Path) -> None:
     assert peak < (8 << 20 if isinstance(blobs, LocalBlobs) else 64 << 20)
 
 
-def test_the_same_content_is_kept_once(blobs: Blobs, stored: Callable[[], list[str]], tmp_path: Path) -> None:
+def test_equal_content_is_stored_once(blobs: Blobs, stored: Callable[[], list[str]], tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"x" * (2 << 20))
     for _ in range(2):
         with blobs.batch() as batch:
@@ -130,14 +131,14 @@ def test_many_files_in_one_batch(blobs: Blobs, stored: Callable[[], list[str]]) 
     assert stored() == sorted(digests)
 
 
-def test_what_is_not_there_is_told(blobs: Blobs) -> None:
+def test_a_missing_blob_is_a_file_not_found_error(blobs: Blobs) -> None:
     for read in (blobs.get, blobs.open_blob):
         with pytest.raises(FileNotFoundError) as caught:
             read("0" * 64)
         assert caught.value.strerror
 
 
-def test_what_is_expected_is_there(blobs: Blobs) -> None:
+def test_expected_blobs_can_be_opened(blobs: Blobs) -> None:
     with blobs.batch() as batch:
         digests = [batch.put(str(number).encode()) for number in range(50)]
     blobs.expect(digests)
@@ -161,7 +162,7 @@ def test_batches_of_several_threads(blobs: Blobs, stored: Callable[[], list[str]
     assert len(stored()) == 65
 
 
-def test_a_sweep_takes_what_is_old_and_not_kept(blobs: Blobs, stored: Callable[[], list[str]]) -> None:
+def test_a_sweep_removes_old_blobs_that_are_not_kept(blobs: Blobs, stored: Callable[[], list[str]]) -> None:
     kept, old = put(blobs, b"kept"), put(blobs, b"old")
     time.sleep(0.01)
     horizon = time.time()
@@ -182,7 +183,7 @@ def test_a_put_saves_old_content_from_the_sweep(blobs: Blobs, stored: Callable[[
     assert stored() == [digest]
 
 
-def test_nothing_of_a_batch_under_way_is_swept(blobs: Blobs, stored: Callable[[], list[str]]) -> None:
+def test_nothing_of_a_batch_in_progress_is_swept(blobs: Blobs, stored: Callable[[], list[str]]) -> None:
     """Not even if it takes longer than the grace period."""
     old = put(blobs, b"old")
     with blobs.batch() as batch:
@@ -223,7 +224,7 @@ def test_a_failed_batch_leaves_nothing(local: LocalBlobs, tmp_path: Path) -> Non
 def test_nothing_is_visible_before_it_is_durable(local: LocalBlobs, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each new file is synced before it has its name, each directory after; names not yet durable aren't relied on."""
     events: list[str] = []
-    real_sync, real_rename = module.sync, os.rename
+    real_sync, real_rename = durable.sync, os.rename
 
     def sync(path: str) -> None:
         events.append("file" if "incoming" in path else "directory")
@@ -257,14 +258,14 @@ def test_nothing_is_visible_before_it_is_durable(local: LocalBlobs, monkeypatch:
     assert events == ["directory"], "the name is there, but nobody knows yet that it lasts"
 
 
-def test_leftovers_of_a_killed_process_go(local: LocalBlobs, tmp_path: Path) -> None:
+def test_leftovers_of_a_killed_process_are_removed(local: LocalBlobs, tmp_path: Path) -> None:
     digest = put(local, b"kept")
     (tmp_path / "blobs" / "incoming" / "17").write_bytes(b"half")
     LocalBlobs(tmp_path / "blobs").open()
     assert files_of(local) == [digest]
 
 
-def test_sweep_takes_what_is_old_and_not_kept(local: LocalBlobs) -> None:
+def test_a_local_sweep_goes_by_the_files_times(local: LocalBlobs) -> None:
     kept, old, young = (put(local, content) for content in (b"kept", b"old", b"young"))
     age(local, kept, 100)
     age(local, old, 100)
@@ -274,7 +275,7 @@ def test_sweep_takes_what_is_old_and_not_kept(local: LocalBlobs) -> None:
         local.get(old)
 
 
-def test_a_sweep_never_takes_what_a_put_relies_on(local: LocalBlobs) -> None:
+def test_a_sweep_never_removes_what_a_put_relies_on(local: LocalBlobs) -> None:
     """A thread sweeps all the while; whatever a batch has put must be there after it."""
     contents = [str(number).encode() for number in range(20)]
     stop = threading.Event()

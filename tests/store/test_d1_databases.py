@@ -1,4 +1,4 @@
-"""SQL of people who mean harm: it reaches one database, for a bounded time, with bounded memory and disk."""
+"""Hostile SQL reaches one database, for a bounded time, with bounded memory and disk."""
 
 from __future__ import annotations
 
@@ -48,19 +48,19 @@ async def query(databases: D1Databases, sql: str, params: Any = ()) -> list[dict
 
 
 async def test_statements_together_are_all_or_nothing(databases: D1Databases) -> None:
-    told = await databases.run(
+    answer = await databases.run(
         *A, "CREATE TABLE t (n UNIQUE); INSERT INTO t VALUES (1); SELECT n FROM t", many=True, room=ROOM
     )
-    assert told["results"] == [{"n": 1}]
-    assert told["meta"]["changes"] == 1
-    assert told["meta"]["changed_db"] is True
+    assert answer["results"] == [{"n": 1}]
+    assert answer["meta"]["changes"] == 1
+    assert answer["meta"]["changed_db"] is True
     with pytest.raises(BadRequest) as caught:
         await databases.run(*A, "INSERT INTO t VALUES (2); INSERT INTO t VALUES (1)", many=True, room=ROOM)
     assert caught.value.code == "sql_error"
     assert await query(databases, "SELECT n FROM t") == [{"n": 1}]
 
 
-async def test_values_go_in_and_come_out(databases: D1Databases) -> None:
+async def test_values_of_every_type_are_stored_and_returned(databases: D1Databases) -> None:
     values = [1, -1.5, "é", None, True, [0, 255]]
     rows = await query(databases, "SELECT ? a, ? b, ? c, ? d, ? e, ? f, 9e999 g", values)
     assert rows == [{"a": 1, "b": -1.5, "c": "é", "d": None, "e": 1, "f": [0, 255], "g": None}]
@@ -105,7 +105,7 @@ async def test_nothing_beyond_the_database_is_reached(databases: D1Databases, ot
 
 
 @pytest.mark.parametrize("sql", ["UPDATE sqlite_schema SET sql = 'x'", "DELETE FROM sqlite_schema"])
-async def test_the_schema_is_changed_by_nothing_else(databases: D1Databases, sql: str) -> None:
+async def test_the_schema_table_cannot_be_written(databases: D1Databases, sql: str) -> None:
     await databases.run(*A, "CREATE TABLE t (n)", many=True, room=ROOM)
     with pytest.raises(EraError):
         await query(databases, sql)
@@ -122,11 +122,11 @@ def test_without_the_authorizer_another_database_is_read(
         d1_worker.run(str(tmp_path / "a.sqlite"), steal, [], False, 1 << 20)
     monkeypatch.setattr(d1_worker, "authorize", lambda *_: sqlite3.SQLITE_OK)
     # One statement more is needed, since a call may be many.
-    told = d1_worker.run(str(tmp_path / "a.sqlite"), f"{steal}; SELECT text FROM other.secrets", [], True, 1 << 20)
-    assert told["results"] == [{"text": SECRET}]
+    answer = d1_worker.run(str(tmp_path / "a.sqlite"), f"{steal}; SELECT text FROM other.secrets", [], True, 1 << 20)
+    assert answer["results"] == [{"text": SECRET}]
 
 
-async def test_what_does_not_end_is_ended_and_others_go_on(databases: D1Databases) -> None:
+async def test_sql_that_does_not_end_is_stopped_and_other_calls_go_on(databases: D1Databases) -> None:
     begun = time.monotonic()
     endless = asyncio.create_task(query(databases, f"{ENDLESS} count(*) FROM c"))
     await asyncio.sleep(0.1)
@@ -176,7 +176,7 @@ async def test_memory_and_answers_are_bounded(databases: D1Databases, sql: str) 
     assert await query(databases, "SELECT 1 AS one") == [{"one": 1}]
 
 
-async def test_a_database_has_a_size(databases: D1Databases, tmp_path: Path) -> None:
+async def test_the_size_of_a_database_is_bounded(databases: D1Databases, tmp_path: Path) -> None:
     await databases.run(*A, "CREATE TABLE t (b)", many=True, room=ROOM)
     fill = f"INSERT INTO t {ENDLESS} randomblob(100000) FROM c LIMIT 1000"
     with pytest.raises(TooLarge) as caught:
@@ -189,7 +189,7 @@ async def test_a_database_has_a_size(databases: D1Databases, tmp_path: Path) -> 
     await databases.run(*A, "DELETE FROM t", many=False, room=0)
 
 
-async def test_a_schema_has_a_size(databases: D1Databases) -> None:
+async def test_the_size_of_a_schema_is_bounded(databases: D1Databases) -> None:
     many = ";".join(f"CREATE TABLE t{n} (x)" for n in range(d1_worker.MAX_TABLES + 1))
     with pytest.raises(TooLarge):
         await databases.run(*A, many, many=True, room=ROOM)
@@ -197,7 +197,7 @@ async def test_a_schema_has_a_size(databases: D1Databases) -> None:
 
 
 @pytest.mark.parametrize("sql", ["", "SELECT", "SELECT 1; SELECT 2", "SELECT ?", "SELECT \0", "SELECT 'x", ";;;"])
-async def test_what_is_no_statement_is_told_so(databases: D1Databases, sql: str) -> None:
+async def test_bad_sql_is_a_bad_request(databases: D1Databases, sql: str) -> None:
     if not sql.strip(";"):
         assert await query(databases, sql) == []
         return
@@ -206,7 +206,7 @@ async def test_what_is_no_statement_is_told_so(databases: D1Databases, sql: str)
     assert caught.value.hint
 
 
-async def test_nothing_of_a_call_is_there_in_the_next(databases: D1Databases) -> None:
+async def test_no_state_of_a_connection_outlives_a_call(databases: D1Databases) -> None:
     await query(databases, "CREATE TEMP TABLE left_over (x)")
     with pytest.raises(BadRequest):
         await query(databases, "SELECT * FROM left_over")
@@ -238,5 +238,5 @@ async def test_a_killed_worker_leaves_the_old_state(databases: D1Databases) -> N
 
 def test_an_answer_is_json_whatever_is_in_a_row(tmp_path: Path) -> None:
     line = {"path": str(tmp_path / "x.sqlite"), "sql": "SELECT CAST(x'ff41' AS TEXT) AS t", "params": []}
-    told = d1_worker.answer(json.dumps({**line, "many": False, "most_bytes": 1 << 20}).encode())
-    assert told["ok"]["results"] == [{"t": "\ufffdA"}]
+    answer = d1_worker.answer(json.dumps({**line, "many": False, "most_bytes": 1 << 20}).encode())
+    assert answer["ok"]["results"] == [{"t": "\ufffdA"}]

@@ -1,52 +1,40 @@
-"""Whose rows are: nobody finds another's, on any way into the store, and looking for one's own takes an index."""
+"""Owners: no call to the store finds another owner's rows, and finding one's own takes an index."""
 
 from __future__ import annotations
 
-import asyncio
 import sqlite3
-from collections.abc import AsyncIterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
-from alembic import command
-from alembic.config import Config
-from sqlalchemy import create_engine
 
 from era.core.api_keys import ApiKey
 from era.core.metadata import SessionChange, SessionFilter
 from era.core.models import DEFAULT_OWNER, Claim, NewCopy, NewSession, OwnedId, StoredCode
 from era.core.storage import Item
 from era.errors import Conflict, NotFound
-from era.store import commits, migrations
-from era.store import sessions as session_rows
+from era.store import session_lookup
 from era.store.d1_databases import D1Databases
 from era.store.metadata import SqlStore
+from era.store.sessions import list_query
 from tests.owners import mine
+from tests.store.rows import make_at_revision, opened
 
 HERS, HIS = OwnedId("ada", "s"), OwnedId("mallory", "s")
-
-
-@pytest.fixture
-async def store(tmp_path: Path) -> AsyncIterator[SqlStore]:
-    made = SqlStore(f"sqlite:///{tmp_path}/era.sqlite")
-    await made.open()
-    yield made
-    await made.close()
 
 
 def new(session_id: OwnedId) -> NewSession:
     return NewSession(session_id, "python", True, "{}", {"team": "x"}, True, True, 30.0)
 
 
-async def test_every_way_to_a_session_asks_whose_it_is(store: SqlStore) -> None:
+async def test_every_call_to_a_session_checks_its_owner(store: SqlStore) -> None:
     made = await store.create_session(new(HERS))
     await store.begin_run(HERS, "r")
-    await store.put_inbox(HERS, None, 0)
+    await store.inboxes.put_inbox(HERS, None, 0)
     run = Claim("run", "k", "hash", "mark")
 
-    def ways(session_id: OwnedId) -> dict[str, Any]:
+    def calls(session_id: OwnedId) -> dict[str, Any]:
         return {
             "session": store.session(session_id),
             "change_session": store.change_session(session_id, SessionChange(storage=False)),
@@ -58,31 +46,31 @@ async def test_every_way_to_a_session_asks_whose_it_is(store: SqlStore) -> None:
             "duplicate": store.duplicate(NewCopy(session_id, "copy")),
             "begin_run": store.begin_run(session_id, "r2"),
             "run": store.run(session_id, "r"),
-            "claimed": store.claimed(session_id, run),
-            "set_up_again": store.set_up_again(session_id),
+            "find_claim": store.find_claim(session_id, run),
+            "restart_setup": store.restart_setup(session_id),
             "dump": store.dump(session_id, history=True, take=lambda *_: None),
-            "put_inbox": store.put_inbox(session_id, None, 1),
-            "inbox": store.inbox(session_id),
-            "deliveries": store.deliveries(session_id, status=None, limit=1, before=None),
-            "delivery": store.delivery(session_id, "d"),
-            "replay_delivery": store.replay_delivery(session_id, "d"),
-            "delete_inbox": store.delete_inbox(session_id),
+            "put_inbox": store.inboxes.put_inbox(session_id, None, 1),
+            "inbox": store.inboxes.inbox(session_id),
+            "deliveries": store.inboxes.deliveries(session_id, status=None, limit=1, before=None),
+            "delivery": store.inboxes.delivery(session_id, "d"),
+            "replay_delivery": store.inboxes.replay_delivery(session_id, "d"),
+            "delete_inbox": store.inboxes.delete_inbox(session_id),
             "delete_session": store.delete_session(session_id),
             "restore_session": store.restore_session(session_id),
             "purge_session": store.purge_session(session_id),
         }
 
-    for name, way in ways(HIS).items():
+    for name, call in calls(HIS).items():
         with pytest.raises(NotFound) as refused:
-            await way
+            await call
         assert refused.value.message == "There is no session 's'.", name
         assert refused.value.hint == NotFound.hint, name
     assert await store.session(HERS) == made
-    # While it is gone he learns no more of it, and when its id is his, he has none of it.
+    # While it is removed he learns no more of it, and when its id is his, he gets none of it.
     await store.delete_session(HERS)
-    for way in (store.session(HIS), store.restore_session(HIS), store.purge_session(HIS)):
+    for call in (store.session(HIS), store.restore_session(HIS), store.purge_session(HIS)):
         with pytest.raises(NotFound) as refused:
-            await way
+            await call
         assert refused.value.hint == NotFound.hint
     await store.create_session(new(HIS))
     with pytest.raises(Conflict):
@@ -90,33 +78,36 @@ async def test_every_way_to_a_session_asks_whose_it_is(store: SqlStore) -> None:
     assert (await store.public_session("s")).owner == "mallory"
     assert list(await store.purge_session(HIS)) == [made.key + 1]
     assert await store.restore_session(HERS) == made
-    assert [one.owner for one in await store.sessions(SessionFilter("ada"))] == ["ada"]
+    assert [session.owner for session in await store.sessions(SessionFilter("ada"))] == ["ada"]
     assert await store.sessions(SessionFilter("mallory", metadata={"team": "x"})) == []
 
 
-async def test_looking_for_ones_own_takes_an_index(store: SqlStore, tmp_path: Path) -> None:
-    """However many sessions others have: nothing is walked through, and nothing sorted."""
+async def test_finding_ones_own_sessions_takes_an_index(store: SqlStore, tmp_path: Path) -> None:
+    """However many sessions others have, no table is scanned and nothing is sorted."""
 
     def plan(query: Any) -> str:
-        with closing(sqlite3.connect(tmp_path / "era.sqlite")) as database:
-            compiled = query.compile(dialect=store._engines.reader.dialect)
+        with closing(sqlite3.connect(tmp_path / "era.db")) as database:
+            compiled = query.compile(dialect=store.database.engines.reader.dialect)
             rows = database.execute(f"EXPLAIN QUERY PLAN {compiled}", [None] * len(compiled.positiontup)).fetchall()
         return "; ".join(row[3] for row in rows)
 
-    listed = plan(session_rows._list_query(SessionFilter("ada", limit=10, before_key=7), 0))
+    listed = plan(list_query(SessionFilter("ada", limit=10, before_key=7), 0))
     assert listed.startswith("SEARCH sessions USING INDEX ix_sessions_owner (owner=? AND key<?)"), listed
     assert "TEMP B-TREE" not in listed
-    for query, index in ((commits._LIVE_BY_ID, "uq_sessions_id"), (commits._NEWEST_GONE, "ix_sessions_gone_id")):
+    for query, index in (
+        (session_lookup._BY_OWNED_ID, "uq_sessions_id"),
+        (session_lookup._LAST_REMOVED, "ix_sessions_gone_id"),
+    ):
         assert f"SEARCH sessions USING INDEX {index} (id=?" in plan(query)
 
 
-async def test_keys_come_and_go(store: SqlStore) -> None:
+async def test_api_keys_are_added_listed_and_dropped(store: SqlStore) -> None:
     keys = [ApiKey(f"key_{n}", "ada", "what for", n) for n in (2, 1)]
     for key in keys:
-        await store.add_api_key(key, f"digest {key.id}")
-    assert await store.api_keys() == [(keys[1], "digest key_1"), (keys[0], "digest key_2")]
-    assert [await store.drop_api_key("key_1") for _ in range(2)] == [True, False]
-    assert await store.api_keys() == [(keys[0], "digest key_2")]
+        await store.api_keys.add_api_key(key, f"digest {key.id}")
+    assert await store.api_keys.api_keys() == [(keys[1], "digest key_1"), (keys[0], "digest key_2")]
+    assert [await store.api_keys.drop_api_key("key_1") for _ in range(2)] == [True, False]
+    assert await store.api_keys.api_keys() == [(keys[0], "digest key_2")]
 
 
 OLD_ROWS = """
@@ -131,40 +122,28 @@ INSERT INTO storage_items (kind, namespace, key, size, created_at, updated_at, m
 """
 
 
-def test_what_there_was_before_belongs_to_the_owner_default(tmp_path: Path) -> None:
-    url = f"sqlite:///{tmp_path}/era.sqlite"
-    engine = create_engine(url)
-    config = Config()
-    config.set_main_option("script_location", str(Path(migrations.__file__).parent))
-    with engine.begin() as connection:
-        config.attributes["connection"] = connection
-        command.upgrade(config, "0010")
-    engine.dispose()
-    with closing(sqlite3.connect(tmp_path / "era.sqlite")) as database:
+async def test_rows_from_before_owners_belong_to_the_owner_default(url: str, tmp_path: Path) -> None:
+    make_at_revision(url, "0010")
+    with closing(sqlite3.connect(tmp_path / "era.db")) as database:
         database.executescript(OLD_ROWS)
 
-    async def main() -> None:
-        store = SqlStore(url)
-        await store.open()
+    async with opened(url) as store:
         session = await store.session(mine("old"))
         assert (session.owner, session.storage) == (DEFAULT_OWNER, True)
         for claim, of, request_hash in (
             (Claim("create", "k", "hash", "mark"), mine(""), "hash"),
             (Claim("run", "k", "other", "mark"), mine("old"), "other"),
         ):
-            claimed = await store.claimed(of, claim)
+            claimed = await store.find_claim(of, claim)
             assert claimed is not None
             assert claimed.request_hash == request_hash
-        assert await store.claimed(OwnedId("ada", ""), Claim("create", "k", "hash", "mark")) is None
-        items, count = await store.all_items(DEFAULT_OWNER, None, None, prefix="", limit=9, offset=0)
+        assert await store.find_claim(OwnedId("ada", ""), Claim("create", "k", "hash", "mark")) is None
+        items, count = await store.storage_items.all_items(DEFAULT_OWNER, None, None, prefix="", limit=9, offset=0)
         assert (count, items[0]) == (2, Item(DEFAULT_OWNER, "kv", "app", "k", 5, 6, 7, {"n": 1}))
         assert await store.output_digests() == ["ffff"]
-        await store.close()
-
-    asyncio.run(main())
 
 
-async def test_databases_from_before_move_as_they_are(tmp_path: Path) -> None:
+async def test_databases_from_before_owners_are_moved_with_their_journals(tmp_path: Path) -> None:
     """With the journal of what was cut short, which undoes it; and with nothing of it undone by a second start."""
     before, directory = tmp_path / "d1", tmp_path / "sql"
     before.mkdir()

@@ -1,4 +1,4 @@
-"""What the store in a bucket adds: its URL, its cache, other installations, servers that fail."""
+"""Blobs in a bucket, beyond what test_blobs.py tests: URL, cache, other installations, servers that fail."""
 
 from __future__ import annotations
 
@@ -72,14 +72,14 @@ def put(blobs: S3Blobs, *contents: bytes) -> list[str]:
         "canary",
     ],
 )
-def test_a_url_that_makes_no_sense_is_refused_unrepeated(url: str) -> None:
+def test_a_bad_url_is_refused_and_not_repeated(url: str) -> None:
     with pytest.raises(BadRequest) as caught:
         parse(url)
     assert "canary" not in caught.value.message
     assert "s3://BUCKET" in caught.value.hint
 
 
-def test_what_a_url_names() -> None:
+def test_the_parts_of_a_url() -> None:
     assert parse("s3://b") == ("b", "", None, None)
     assert parse("s3://b/p/q/?region=r") == ("b", "p/q", None, "r")
     assert parse("s3://b/p?endpoint=https://h:1/x&region=r") == ("b", "p", "https://h:1/x", "r")
@@ -96,10 +96,12 @@ def test_an_installation_keeps_its_id(tmp_path: Path) -> None:
     ids = {installation(tmp_path / "store-id") for _ in range(3)}
     assert len(ids) == 1
     assert ids != {installation(tmp_path / "other-id")}
-    assert all(len(one) == 32 for one in ids)
+    assert all(len(each) == 32 for each in ids)
 
 
-def test_servers_that_cannot_be_used_are_told(s3: S3, bucket: str, make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_server_that_cannot_be_used_is_an_error_at_open(
+    s3: S3, bucket: str, make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
         with pytest.raises(Unavailable, match="could not be reached"):
@@ -116,7 +118,7 @@ def test_servers_that_cannot_be_used_are_told(s3: S3, bucket: str, make: Make, m
         make()
 
 
-def test_a_missing_bucket_is_told(s3: S3, tmp_path: Path) -> None:
+def test_a_missing_bucket_is_an_error_at_open(s3: S3, tmp_path: Path) -> None:
     blobs = S3Blobs(s3.url("nothing-here"), tmp_path, cache_bytes=1 << 20, owner="tests", patience=HASTY)
     with pytest.raises(Unavailable, match="no such bucket"):
         blobs.open()
@@ -147,7 +149,7 @@ def test_credentials_are_in_no_error_and_no_log(
 
 
 @pytest.mark.parametrize("fault", ["error", "error after", "half", pytest.param("hang", marks=pytest.mark.soak)])
-def test_one_failure_is_not_noticed(
+def test_one_failed_request_does_no_harm(
     fault: Fault, make: Make, faulty: FaultyS3, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Every single request may fail once: what is put is there, what is read is right, what is swept is gone."""
@@ -185,7 +187,7 @@ def s3_names(store: S3Blobs) -> list[str]:
     return [name for page in store._bucket.pages() for name, _ in page]
 
 
-def test_half_a_body_is_never_believed(s3: S3, bucket: str, make: Make) -> None:
+def test_half_a_body_is_never_used(s3: S3, bucket: str, make: Make) -> None:
     """Not even if the server itself has it wrong."""
     content = os.urandom(100_000)
     digest = put(make(), content)[0]
@@ -234,7 +236,7 @@ def test_the_cache_keeps_what_was_used_last(make: Make, faulty: FaultyS3) -> Non
     assert sum(file.stat().st_size for file in files) == 3600
 
 
-def test_what_is_too_large_for_the_cache_is_read_all_the_same(make: Make) -> None:
+def test_a_blob_too_large_for_the_cache_can_be_read(make: Make) -> None:
     content = os.urandom(100_000)
     store = make(cache_bytes=50_000)
     digest = put(store, content)[0]
@@ -252,7 +254,7 @@ def test_a_new_process_starts_with_an_empty_cache(tmp_path: Path) -> None:
     assert list((tmp_path / "cache").iterdir()) == []
 
 
-def test_what_was_expected_comes_at_once(make: Make, faulty: FaultyS3) -> None:
+def test_expected_blobs_are_fetched_together(make: Make, faulty: FaultyS3) -> None:
     digests = put(make(), *(os.urandom(100) for _ in range(64)))
     faulty.fail(None)
     reader = make(faulty.endpoint)
@@ -271,7 +273,7 @@ def test_a_sweep_goes_through_many_pages(make: Make, monkeypatch: pytest.MonkeyP
     assert [store.get(digest) for digest in digests[:10]]
 
 
-def test_a_sweep_takes_all_parts_though_they_lie_on_several_pages(
+def test_a_sweep_removes_all_parts_though_they_are_listed_on_several_pages(
     make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("era.store.s3_client._PAGE", 3)
@@ -295,7 +297,7 @@ def test_a_full_cache_fails_no_commit(make: Make, monkeypatch: pytest.MonkeyPatc
     assert store.get(digest) == b"content"
 
 
-def test_content_is_uploaded_again_once_it_is_not_young(make: Make, faulty: FaultyS3) -> None:
+def test_content_is_uploaded_again_after_half_an_hour(make: Make, faulty: FaultyS3) -> None:
     """So that another process's sweep, which knows times only, spares it."""
     store = make(faulty.endpoint)
     digest = put(store, b"content")[0]

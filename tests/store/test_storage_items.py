@@ -30,7 +30,7 @@ class Lab:
         self.databases = D1Databases(directory / "d1", 1 << 20)
 
     async def open(self, most_bytes: int = 1 << 30, owner: str = DEFAULT_OWNER) -> Namespaces:
-        storage = Storage(self.store, self.blobs, self.databases, most_bytes)
+        storage = Storage(self.store.storage_items, self.blobs, self.databases, most_bytes)
         await storage.open()
         return storage.of(owner)
 
@@ -100,7 +100,7 @@ async def test_keys_are_bytes_in_the_order_of_bytes(lab: Lab) -> None:
         assert [item.key for item in page.items] == [key for key in expected if key.startswith(prefix)]
 
 
-async def test_what_is_no_namespace_is_refused(lab: Lab) -> None:
+async def test_bad_namespaces_are_refused(lab: Lab) -> None:
     storage = await lab.open()
     for namespace in ("", ".", "..", "../x", "a/b", "a\0", "é", "a b", ":a", "x" * 65, "a\n"):
         with pytest.raises(BadRequest):
@@ -110,7 +110,7 @@ async def test_what_is_no_namespace_is_refused(lab: Lab) -> None:
     assert list(lab.databases._directory.iterdir()) == []
 
 
-async def test_bounds(lab: Lab) -> None:
+async def test_keys_values_and_metadata_are_bounded(lab: Lab) -> None:
     storage = await lab.open()
     for key in ("", "x" * (MAX_KEY + 1), "é" * (MAX_KEY // 2 + 1), "a\0b", "\udc80" * 400):
         with pytest.raises(BadRequest):
@@ -123,7 +123,7 @@ async def test_bounds(lab: Lab) -> None:
         await storage.put("kv", "a", "k", b"", {"m": "x" * MAX_METADATA})
 
 
-async def test_all_of_it_has_a_bound_which_outlives_a_restart(lab: Lab) -> None:
+async def test_the_bound_on_all_storage_outlives_a_restart(lab: Lab) -> None:
     storage = await lab.open(3 * (1000 + ROW_BYTES + 1))
     for key in "abc":
         await storage.put("kv", "n", key, bytes(1000), None)
@@ -175,7 +175,7 @@ async def test_long_values_survive_a_collection_of_garbage(lab: Lab, kind: Kind)
     await snapshots.close()
 
 
-async def test_what_there_is_is_listed_page_by_page(lab: Lab) -> None:
+async def test_resources_are_listed_page_by_page(lab: Lab) -> None:
     storage = await lab.open()
     await storage.sql("b", "CREATE TABLE two (x); CREATE TABLE one (x)", [], many=True)
     for kind in KINDS:
@@ -196,7 +196,7 @@ async def test_what_there_is_is_listed_page_by_page(lab: Lab) -> None:
     assert stats["by_namespace"] == {"a": 6, "b": 2}
 
 
-async def test_what_a_caller_who_goes_away_has_put_is_counted(lab: Lab) -> None:
+async def test_a_put_whose_caller_was_cancelled_is_counted(lab: Lab) -> None:
     storage = await lab.open()
     for _ in range(5):
         put = asyncio.create_task(storage.put("kv", "a", "k", b"v" * 1000, None))

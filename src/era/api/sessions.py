@@ -93,7 +93,7 @@ async def list_sessions(
         metadata=labels or None,
         limit=None if limit is None else limit + 1,  # one more tells whether there is a next page
         before_key=key_of(cursor) if cursor else None,
-        gone=status if status in ("expired", "deleted") else None,
+        removed=status if status in ("expired", "deleted") else None,
     )
     found = await context.sessions.list(which)
     page = found[:limit]

@@ -85,7 +85,7 @@ class Expiry:
             await self._pool.release(key)
         # One whose id was taken anew the moment it expired was marked by that, not here.
         if live := self._pool.session_keys():
-            for key in set(live) - set(await self._store.there(live)):
+            for key in set(live) - set(await self._store.present_sessions(live)):
                 await self._pool.release(key)
 
     async def run(self) -> None:

@@ -49,7 +49,7 @@ class IdempotencyKeys:
             yield await self._look_up(session_id, claim)
 
     async def _look_up(self, session_id: OwnedId, claim: Claim) -> Claimed | None:
-        found = await self._store.claimed(session_id, claim)
+        found = await self._store.find_claim(session_id, claim)
         if found is not None and not _is_same(found, claim):
             raise KeyReused(f"The key '{claim.key}' was used for another request.")
         return found

@@ -1,4 +1,7 @@
-"""What the core needs of the store of rows, as a Protocol, and what its calls take. The adapter lives in store/."""
+"""The port to the metadata store, which holds all rows of sessions and runs, and the values that its calls take.
+
+The adapter is `SqlStore` in store/metadata.py. Blobs, inboxes, storage items and API keys have ports of their own.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,6 @@ from era.core.models import (
     Cause,
     Claim,
     Claimed,
-    Gone,
     JsonObject,
     KeptOutputs,
     KeptRun,
@@ -20,6 +22,7 @@ from era.core.models import (
     NewCopy,
     NewSession,
     OwnedId,
+    Removal,
     RunRecord,
     ServiceCommand,
     Session,
@@ -33,30 +36,40 @@ from era.core.models import (
 
 @dataclass(frozen=True, slots=True)
 class SessionFilter:
-    """What to list of an owner's: newest first, `limit` rows after the row `before_key`. `gone` lists, instead of the
-    sessions there are, those that are gone in this way and can still be restored."""
+    """Which sessions of an owner to list, newest first."""
 
     owner: str
     language: Language | None = None
     metadata: Mapping[str, str] | None = None
+    """Pairs that all must match: a string itself, any other value as compact JSON."""
+
     limit: int | None = None
     before_key: int | None = None
-    gone: Gone | None = None
+    """List only sessions older than the one with this key."""
+
+    removed: Removal | None = None
+    """List, instead of present sessions, those that were removed in this way and can still be restored."""
 
 
 @dataclass(frozen=True, slots=True)
 class Retention:
-    """How much of the past is kept: versions, outputs and records of runs for each session, and sessions that are
-    gone."""
+    """How much of the past is kept. All numbers but the grace period are per session."""
 
     versions: int = 100
+    """The newest versions."""
+
     outputs: int = 100
+    """The newest runs whose outputs are kept; 0 keeps none."""
+
     grace_seconds: float = 86_400.0
+    """For how long a removed session can be restored."""
+
     runs: int = 10_000
+    """The newest records of runs."""
 
 
 class Keep(Enum):
-    """Where None is a value: leave the field alone."""
+    """The type of `KEEP`, which leaves a field alone where None is a value."""
 
     KEEP = 0
 
@@ -66,9 +79,11 @@ KEEP = Keep.KEEP
 
 @dataclass(frozen=True, slots=True)
 class SessionChange:
-    """Fields to replace; None leaves a field alone."""
+    """The fields of a session to replace; None leaves a field alone, or `KEEP` where None is a value."""
 
     default_timeout: float | None = None
+    """Seconds."""
+
     allow_internet: bool | None = None
     allow_public: bool | None = None
     metadata: JsonObject | None = None
@@ -76,8 +91,10 @@ class SessionChange:
     """JSON text; a change of data makes the next version."""
 
     ttl: int | None | Keep = KEEP
+    """Seconds; None never expires."""
+
     limits: Mapping[str, float | None] | None = None
-    """Only those to change; None as a value takes a limit back."""
+    """Only those to change; None as a value returns to the server's default."""
 
     isolation: WantedIsolation | None = None
     egress: JsonObject | None = None
@@ -94,82 +111,127 @@ class SetupJob:
     session_key: int
     session_id: OwnedId
     setup: str = field(repr=False)
+    """What is to be installed, as JSON text; see requirements.py."""
+
     lock: str | None = field(default=None, repr=False)
-    """The very packages that it is to install; see locks.py."""
+    """The exact packages to install, as JSON text, where the setup came with a capsule; see locks.py."""
 
 
 class MetadataStore(Protocol):
-    """Rows. Every call is one transaction, unless it says otherwise, and durable when it returns.
+    """The rows of sessions, versions, runs, setups and idempotency keys.
 
-    Calls with a session's id raise NotFound where its owner has no such session, Expired where it has expired. They
-    count as calls that put off its expiry. Ids are taken for all owners, but only `public_session` finds one without
-    being told whose it is.
+    Every call is one transaction, unless it says otherwise, and durable when it returns. Every call raises Unavailable
+    where the database fails or is closed; then nothing of it happened.
+
+    A session is *present* until it expires or is deleted. Then it is *removed*: its id is free, and it can be restored
+    within the grace period. A *purged* session has no rows. Calls that take a session's `OwnedId` are calls to that
+    session, and put off its expiry. They raise NotFound where its owner has no present session of this id, and Expired
+    where that session was removed because its ttl had gone by; none of them tells whether another owner has one. A
+    session's `key` is never used again, unlike its id.
+
+    Times are UTC microseconds since 1970.
     """
 
     async def create_session(self, new: NewSession, claim: Claim | None = None) -> Session:
-        """Raises Conflict if the id is taken. The claim is made and answered with it."""
+        """Create a session, with version 1. `claim` is claimed and answered with it.
+
+        Raises Conflict where the id is taken, whoever owns that session, or where the key is claimed already.
+        """
         ...
 
     async def duplicate(self, copy: NewCopy, claim: Claim | None = None) -> Session:
-        """Make a session of another's version, with its settings, labels and stored code. Raises Conflict if the id
-        is taken, NotFound where the version isn't kept."""
+        """Create a session from a version of another one, with its settings, metadata and stored code. `claim`, within
+        the source session, is claimed and answered with it.
+
+        Raises NotFound or Expired for the source, NotFound where the version isn't kept, Conflict as `create_session`.
+        """
         ...
 
-    async def session(self, session_id: OwnedId) -> Session: ...
+    async def session(self, session_id: OwnedId) -> Session:
+        """The session as it is. Raises NotFound or Expired."""
+        ...
 
     async def public_session(self, session_id: str) -> Session:
-        """Whoever's session it is: for its public URL, and for nothing else."""
+        """The session of this id, whoever owns it: for its public URL, and for nothing else. Counts as a call.
+
+        Raises NotFound or Expired.
+        """
         ...
 
-    async def sessions(self, which: SessionFilter) -> Sequence[Session]: ...
+    async def sessions(self, which: SessionFilter) -> Sequence[Session]:
+        """The sessions that match, newest first. Counts as no call to them."""
+        ...
 
-    async def change_session(self, session_id: OwnedId, change: SessionChange) -> Session: ...
+    async def present_sessions(self, keys: Sequence[int]) -> Sequence[int]:
+        """The keys of those of these sessions that are present, in no order."""
+        ...
+
+    async def change_session(self, session_id: OwnedId, change: SessionChange) -> Session:
+        """Replace settings of a session; the session after that. Raises NotFound or Expired."""
+        ...
+
+    async def store_code(self, session_id: OwnedId, code: StoredCode) -> None:
+        """Replace a session's stored code. Raises NotFound or Expired."""
+        ...
+
+    async def delete_session(self, session_id: OwnedId) -> Session:
+        """Remove a session; what it was before. Raises NotFound or Expired."""
+        ...
+
+    async def restore_session(self, session_id: OwnedId) -> Session:
+        """Make present again the session of this owner that was the last to be removed from this id.
+
+        Raises Conflict where the id is in use, NotFound or Expired where there is nothing to restore.
+        """
+        ...
+
+    async def purge_session(self, session_id: OwnedId) -> Sequence[int]:
+        """Purge every session that the owner has or had under this id, present or removed; their keys.
+
+        Raises NotFound where there is none.
+        """
+        ...
+
+    async def expire(self, at: int) -> Sequence[int]:
+        """Mark as expired the present sessions whose ttl has gone by at `at`, a thousand at most; their keys. A run in
+        progress keeps its session. Two transactions: one to look, one to mark."""
+        ...
+
+    async def purge(self, at: int) -> int:
+        """Purge sessions that can no longer be restored at `at`, a thousand at most; how many. Many small transactions,
+        so that others can write in between."""
+        ...
 
     async def commit(
         self, session_id: OwnedId, cause: Cause, *, data: str | None, snapshot: Snapshot | None, key: int | None = None
     ) -> Session:
-        """Make the next version outside of a run; None leaves data or snapshot as they are. With `key`, raises NotFound
-        where the id is another session's by now."""
+        """Make the next version outside of a run; None for `data` (JSON text) or `snapshot` keeps the present one.
+
+        Raises NotFound or Expired; with `key`, NotFound also where another session has the id by now.
+        """
         ...
 
     async def rollback(self, session_id: OwnedId, n: int) -> Session:
-        """Make the next version, with the content of version `n`. Raises NotFound where that isn't kept."""
+        """Make the next version, with the content of version `n`.
+
+        Raises NotFound or Expired, NotFound also where that version isn't kept.
+        """
         ...
 
     async def versions(self, session_id: OwnedId, *, limit: int, before: int | None) -> Sequence[Version]:
-        """Newest first, those before version `before`."""
+        """Up to `limit` versions older than version `before`, newest first. Raises NotFound or Expired."""
         ...
 
     async def version(self, session_id: OwnedId, n: int) -> VersionContent:
-        """Raises NotFound where it isn't kept."""
-        ...
-
-    async def store_code(self, session_id: OwnedId, code: StoredCode) -> None: ...
-
-    async def delete_session(self, session_id: OwnedId) -> Session:
-        """Mark it as deleted: its id is free, and it can be restored for a while. The answer is what it was."""
-        ...
-
-    async def restore_session(self, session_id: OwnedId) -> Session:
-        """Bring back the session that last expired or was deleted under this id. Raises Conflict where the id is in
-        use, NotFound where there is nothing to restore."""
-        ...
-
-    async def purge_session(self, session_id: OwnedId) -> Sequence[int]:
-        """Drop every row of every session of this id, gone or not; their keys. Raises NotFound where there is none."""
-        ...
-
-    async def expire(self, at: int) -> Sequence[int]:
-        """Mark the sessions that have expired by `at`; their keys."""
-        ...
-
-    async def purge(self, at: int) -> int:
-        """Drop the rows of sessions that can't be restored any more at `at`; how many went."""
+        """Version `n` with its data. Raises NotFound or Expired, NotFound also where that version isn't kept."""
         ...
 
     async def begin_run(self, session_id: OwnedId, run_id: str, claim: Claim | None = None) -> Session:
-        """Record a run as `running`, claim its key, and read its session. Raises SetupUnderWay, and records nothing,
-        where its setup hasn't ended."""
+        """Record a run as `running`, with its claim, and read its session.
+
+        Raises NotFound or Expired, SetupUnderWay where the session's setup hasn't ended, Conflict where the run's id
+        was used before or the key is claimed already. Then nothing is recorded.
+        """
         ...
 
     async def end_run(
@@ -181,58 +243,48 @@ class MetadataStore(Protocol):
         outputs: KeptOutputs | None = None,
         answered: Answered | None = None,
     ) -> RunRecord:
-        """Commit a run in one transaction: its record, its outputs, what its key is answered and, where
-        `record.committed`, the next version with data (None: unchanged) and snapshot (None: unchanged). The answer
-        has `version` and `key` set.
+        """Commit a run: its record, its outputs, the answer to its idempotency key and, where `record.committed`, the
+        next version; None for `data` (JSON text) or `snapshot` keeps the present one. The record that is returned has
+        `version` and `key` set.
 
-        Raises SessionDeleted where the session is gone.
+        Raises CommitFailed where this can't be stored, SessionDeleted where the session was removed: then its record is
+        stored, as not committed, and nothing else.
         """
         ...
 
     async def runs(self, session_key: int, limit: int, before: int | None = None) -> Sequence[RunRecord]:
-        """Newest first, those before the one with the key `before`."""
+        """Up to `limit` runs older than the one with the key `before`, newest first. Counts as no call."""
         ...
 
     async def run(self, session_id: OwnedId, run_id: str) -> tuple[RunRecord, KeptOutputs | None]:
-        """A run with its outputs, None where they aren't kept. Raises NotFound also where there is no such run."""
-        ...
-
-    async def claimed(self, session_id: OwnedId, claim: Claim) -> Claimed | None:
-        """What is known of the first request with this key in the last day. For creation the id is
-        empty."""
-        ...
-
-    async def forget_keys(self) -> int:
-        """Drop the keys that are older than a day; how many went."""
-        ...
-
-    async def prune_runs(self) -> int:
-        """Drop the records of runs, with their outputs, that are more than are kept for their session; how many went.
-        Runs under way stay, and those that a key still answers for."""
+        """A run with its outputs, None where they aren't kept. Raises NotFound or Expired, NotFound also where the
+        session has had no such run."""
         ...
 
     async def mark_lost(self) -> int:
-        """Record every run that is still `running` as `lost`: their process is gone. The answer is how many."""
+        """Record every run that is still `running` as `lost`, since the process that ran it is gone; how many."""
         ...
 
-    async def snapshot_roots(self) -> Sequence[str]:
-        """Every snapshot root that a row still needs."""
+    async def prune_runs(self) -> int:
+        """Drop each session's oldest records of runs, with their outputs, beyond as many as are kept; how many. Runs in
+        progress stay, and those whose idempotency key is kept. Many small transactions."""
         ...
 
-    async def output_digests(self) -> Sequence[str]:
-        """Every blob that a row needs as an output or as a value of storage."""
+    async def find_claim(self, session_id: OwnedId, claim: Claim) -> Claimed | None:
+        """The first request of the last day that claimed the same key on the same route, and its answer. For the route
+        `create`, whose keys are its owner's, `session_id.id` is empty. Raises NotFound or Expired otherwise."""
         ...
 
-    async def there(self, keys: Sequence[int]) -> Sequence[int]:
-        """Those of these sessions that are neither deleted nor expired."""
+    async def prune_idempotency_keys(self) -> int:
+        """Drop the idempotency keys that are older than a day; how many."""
         ...
 
-    async def setups_to_do(self) -> Sequence[SetupJob]:
-        """Those that have not ended, of sessions that aren't gone."""
+    async def unfinished_setups(self) -> Sequence[SetupJob]:
+        """The setups of present sessions that have not ended, a thousand at most, oldest session first."""
         ...
 
     async def begin_setup(self, job: SetupJob) -> None:
-        """Mark it as `running`."""
+        """Mark a setup as `running`. Does nothing where the session asks for another setup by now."""
         ...
 
     async def end_setup(
@@ -244,25 +296,32 @@ class MetadataStore(Protocol):
         environment: str | None,
         left: tuple[int, Snapshot] | None = None,
     ) -> bool:
-        """Record how a setup ended, `completed` or `failed`, unless the session asks for another one by now. `result`
-        is JSON text, `environment` a digest. `left` is what its commands have left, and the version they began with:
-        it becomes the next version. Nothing is recorded, and the answer is false, where another is in force by now."""
+        """Record how a setup ended; false, with nothing recorded, where the session asks for another setup by now.
+
+        `status` is `completed` or `failed`, `result` is JSON text, `environment` the digest of the package set. `left`
+        is the number of the version that the setup's commands began with, and the files that they left. These become
+        the next version; where another version is in force by now, the answer is false and nothing is recorded.
+        """
         ...
 
-    async def set_up_again(self, session_id: OwnedId) -> Session:
-        """Make its setup pending again."""
+    async def restart_setup(self, session_id: OwnedId) -> Session:
+        """Make a session's setup pending again. Raises NotFound or Expired, NotFound also where it has no setup."""
         ...
 
     async def environments(self) -> Sequence[str]:
-        """The digests of environments that rows name, also rows of sessions that are gone."""
+        """The digest of every package set that a session has, removed sessions included."""
         ...
 
     async def environment_lost(self, digest: str) -> int:
-        """Make pending again the setups that came to this environment; how many there were."""
+        """Make pending again every setup that led to this package set, whose files are lost; how many."""
         ...
 
-    async def ping(self) -> None:
-        """Read something. Raises Unavailable."""
+    async def snapshot_roots(self) -> Sequence[str]:
+        """The root of every snapshot that a version names, removed sessions included."""
+        ...
+
+    async def output_digests(self) -> Sequence[str]:
+        """The digest of every blob that holds an output, an answer to an idempotency key, or a value of storage."""
         ...
 
     async def dump[T](
@@ -272,8 +331,12 @@ class MetadataStore(Protocol):
         history: bool,
         take: Callable[[Session, Iterator[VersionContent], Iterator[KeptRun]], T],
     ) -> T:
-        """What `take` makes of a session with its versions and its runs that have ended, oldest first, all as they were
-        at one moment. Without history there is but the current version. `take` is called on a thread."""
+        """Read a whole session for a capsule. The result is that of `take(session, versions, runs)`, which is called on
+        a thread, within the transaction: what it iterates over, oldest first, is all of one moment. Runs in progress
+        are left out. Without `history` there is only the current version, and no run.
+
+        Raises NotFound or Expired, and what `take` raises.
+        """
         ...
 
     async def load(
@@ -282,10 +345,20 @@ class MetadataStore(Protocol):
         versions: Callable[[], Iterator[VersionContent]],
         runs: Callable[[], Iterator[KeptRun]],
     ) -> Session:
-        """Make a session as it was elsewhere, with its versions and runs, which are read on a thread. It takes many
-        transactions, between which others go on, but the session is there all at once or not at all. Its runs don't
-        count as ones of this server, and those whose ids are in use here get new ones. Raises Conflict if its id is
-        taken."""
+        """Create a session as it was elsewhere, with its versions and runs. The iterators run on a thread.
+
+        It takes many small transactions, between which others can write, but the session is present as a whole or not
+        at all. Its runs don't count as ones of this server, and those whose ids are in use here get new ones.
+
+        Raises Conflict where the session's id is taken, BadRequest where two of its runs have one id, and what the
+        iterators raise.
+        """
         ...
 
-    async def counts(self) -> dict[str, Any]: ...
+    async def ping(self) -> None:
+        """Read something. Raises Unavailable."""
+        ...
+
+    async def counts(self) -> dict[str, Any]:
+        """`{"sessions": n, "runs": {status: n}}`: present sessions, and the runs that were on this server."""
+        ...

@@ -21,7 +21,7 @@ type SetupStatus = Literal["pending", "running", "completed", "failed"]
 type Cause = Literal["create", "run", "data", "files", "rollback", "duplicate", "setup"]
 type Route = Literal["create", "duplicate", "run"]
 type ServiceCommand = str | list[str]
-type Gone = Literal["expired", "deleted"]
+type Removal = Literal["expired", "deleted"]
 
 STATE_FILE = ".session_data.json"
 DEFAULT_OWNER = "default"
@@ -122,7 +122,7 @@ class Session:
 
     expires_at: int | None = None
     deleted_at: int | None = None
-    """When it expired or was deleted: it's gone for its clients, but can be restored for a while."""
+    """When it expired or was deleted: its id is free, but it can be restored for a while."""
 
     expired: bool = False
     limits: JsonObject = field(default_factory=dict)
@@ -156,8 +156,8 @@ class Session:
         return OwnedId(self.owner, self.id)
 
     @property
-    def gone(self) -> Gone | None:
-        """In which way it is gone, if it is."""
+    def removal(self) -> Removal | None:
+        """How it was removed; None while it is present."""
         if self.deleted_at is None:
             return None
         return "expired" if self.expired else "deleted"

@@ -1,1 +1,1 @@
-"""What outlives the process: rows (`metadata`) and content (`blobs`)."""
+"""What outlives the process: rows (`metadata`), blobs (`blobs`, `s3_blobs`), databases (`d1_databases`)."""

@@ -1,7 +1,7 @@
-"""Blobs that lie elsewhere, kept on the local disk while there is room: whatever was used longest ago goes first.
+"""An LRU cache on the local disk for the blobs of `s3_blobs`.
 
-Nothing here must last, so nothing is synced, and a new process starts with an empty directory. What is in the cache was
-checked when it came, and its files never change, so it needs no check again.
+Nothing here must last, so nothing is synced, and a new process starts with an empty directory. A blob's digest is
+checked before it enters the cache, and its file never changes, so it isn't checked again.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pathlib import Path
 
 
 class Incoming:
-    """A file on its way into the cache."""
+    """A file that is being written and may enter the cache."""
 
     def __init__(self, fd: int, path: str) -> None:
         self.fd = fd
@@ -24,11 +24,13 @@ class Incoming:
         self.size = 0
 
     def clear(self) -> None:
+        """Discard what was written, to begin again."""
         os.ftruncate(self.fd, 0)
         os.lseek(self.fd, 0, os.SEEK_SET)
         self.size = 0
 
     def write(self, content: bytes) -> None:
+        """Append `content`. Raises OSError."""
         self.size += len(content)
         view = memoryview(content)
         while view:
@@ -47,12 +49,13 @@ class BlobCache:
         self._numbers = count()
 
     def open(self) -> None:
+        """Make the directory, or empty it."""
         Path(self._directory).mkdir(mode=0o700, parents=True, exist_ok=True)
         for leftover in os.listdir(self._directory):
             os.unlink(f"{self._directory}/{leftover}")
 
     def clear(self) -> None:
-        """Let go of everything."""
+        """Remove every blob."""
         with self._lock:
             for digest in self._sizes:
                 os.unlink(f"{self._directory}/{digest}")
@@ -64,7 +67,8 @@ class BlobCache:
             return digest in self._sizes
 
     def find(self, digest: str) -> int | None:
-        """A descriptor to read from, the caller's to close; None if it isn't here."""
+        """A descriptor to read a blob from, which the caller closes; None if it isn't cached. It becomes the most
+        recently used blob."""
         with self._lock:
             if digest not in self._sizes:
                 return None
@@ -73,7 +77,7 @@ class BlobCache:
 
     @contextmanager
     def incoming(self) -> Iterator[Incoming]:
-        """A new file, without a name afterwards unless it was handed to `keep`."""
+        """A new file to write a blob to, removed after the block unless it was handed to `keep`. Raises OSError."""
         path = f"{self._directory}/incoming.{next(self._numbers)}"
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         try:
@@ -84,7 +88,8 @@ class BlobCache:
                 os.unlink(path)
 
     def keep(self, digest: str, new: Incoming) -> None:
-        """Take a complete file in, unless it is larger than a quarter of the cache."""
+        """Add a complete file as the blob `digest`, and remove the least recently used blobs until all fit. A file that
+        is larger than a quarter of the cache isn't added: it would drive out too many others."""
         if new.size > self._limit // 4:
             return
         with self._lock:

@@ -1,18 +1,19 @@
-"""Content, by its SHA-256, in files on the local disk.
+"""Blobs in files on the local disk, by the SHA-256 of their content.
 
 Theory of operation. `DIR/ab/abcd…` holds the bytes whose SHA-256 is `abcd…`; a name that exists is complete and never
 changes. New content is written to `DIR/incoming` first. When a batch ends, its files are made durable, then renamed,
 then the directories that got a name are made durable: three steps for the whole batch, because one journal commit of
 the file system serves any number of files that wait for it together. A batch that fails leaves at worst content that
-nobody asked for, which is swept in time.
+no row names, which a later sweep removes.
 
-Content that is there already isn't written again; its modification time is set to now instead. `sweep` removes only
-what nobody asked to keep *and* has not been put for a while, and looks at the time again under the lock that a put
-holds, so content just put can't be swept before the row that names it is committed. A batch may take longer than that
-while: what is put in it counts as put when it ends, and nothing put since the oldest batch under way began is swept.
+Content that is stored already isn't written again; its modification time is set to now instead. `sweep` removes only
+what isn't to be kept *and* has not been put for a while, and looks at the time again under the lock that a put holds,
+so content just put can't be swept before the row that names it is committed. A batch may take longer than that while:
+what is put in it counts as put when it ends, and nothing put since the oldest batch in progress began is swept.
 
-A name is visible to other batches a moment before its directory is durable. Whoever relies on such a name makes that
-directory durable too (`_unsynced`); `open` does so for all names, as an earlier process may have been killed there.
+A name is visible to other batches a moment before its directory is durable. A batch that relies on such a name makes
+that directory durable, too (`_unsynced`); `open` does so for all names, as an earlier process may have been killed at
+that moment.
 """
 
 from __future__ import annotations
@@ -29,18 +30,19 @@ from pathlib import Path
 from era.core.files.durable import sync, sync_file_system
 
 CHUNK = 1 << 20
-"""Content up to this size is looked at before it is written; larger content is hashed while it is copied."""
+"""Content of up to this many bytes is hashed in memory before it is written; larger content while it is copied."""
 
 _FEW = 256
 """More new files than this are made durable by one sync of the file system, which is then ten times faster."""
 
 _ROUGHNESS = 2.0
-"""Seconds by which a file's time may be older than it was set to: some file systems keep only every other."""
+"""Seconds by which a file's time may be older than it was set to: some file systems store even seconds only."""
 
 _LONG_SECONDS = 60.0
-"""After a batch that took longer than this, the time of what it found there already is set again."""
+"""After a batch that took longer than this, the times of content that was stored before it are set again."""
 
 _SHARDS = tuple(f"{number:02x}" for number in range(256))
+"""The directories, named by the first two digits of the digests in them."""
 
 
 class LocalBlobs:
@@ -51,14 +53,18 @@ class LocalBlobs:
         self._incoming = f"{self._directory}/incoming"
         self._lock = threading.Lock()
         self._unsynced: set[str] = set()
+        """Digests whose names may not be durable yet."""
+
         self._numbers = count()
         self._closed = False
         self._batches: dict[int, float] = {}
-        """When each batch under way began."""
+        """When each batch in progress began, by its id, in seconds since 1970."""
+
         self.last_put = 0.0
+        """When a batch last ended, in seconds since 1970."""
 
     def open(self) -> None:
-        """Make the directories, remove what a killed process left half written."""
+        """Make the directories, and remove what a killed process left half written. Raises OSError."""
         make_directory(Path(self._directory))
         Path(self._incoming).mkdir(mode=0o700, exist_ok=True)
         for leftover in os.listdir(self._incoming):
@@ -70,7 +76,7 @@ class LocalBlobs:
 
     @contextmanager
     def batch(self) -> Iterator[Batch]:
-        """Whatever is put within is durable once the block has ended, and not there if it raises."""
+        """What is put within is durable once the block has ended; if it raises, nothing was put. Raises OSError."""
         batch = Batch(self)
         with self._lock:
             self._batches[id(batch)] = batch._began
@@ -84,22 +90,22 @@ class LocalBlobs:
             batch._clean_up()
 
     def get(self, digest: str) -> bytes:
-        """The content. Raises FileNotFoundError."""
+        """The content of a blob. Raises FileNotFoundError."""
         return Path(self._path(digest)).read_bytes()
 
     def open_blob(self, digest: str) -> int:
-        """A descriptor to read the content from; the caller closes it. Raises FileNotFoundError."""
+        """A descriptor to read a blob from, which the caller closes. Raises FileNotFoundError."""
         return os.open(self._path(digest), os.O_RDONLY | os.O_CLOEXEC)
 
     def expect(self, digests: Iterable[str]) -> None:
-        """Nothing to do: what is here needs no fetching."""
+        """Does nothing: blobs on the local disk needn't be fetched ahead."""
 
     def close(self) -> None:
-        """End a sweep that is under way."""
+        """Make a sweep in progress return early."""
         self._closed = True
 
     def sweep(self, keep: set[str], older_than: float) -> int:
-        """Remove what isn't in `keep` and was last put before `older_than` (seconds since 1970); how many went."""
+        """Remove blobs that aren't in `keep` and were last put before `older_than` (seconds since 1970); how many."""
         removed = 0
         with self._lock:
             older_than = min([older_than, *(began - _ROUGHNESS for began in self._batches.values())])
@@ -113,7 +119,7 @@ class LocalBlobs:
 
     def _remove_if_old(self, digest: str, older_than: float) -> bool:
         path = self._path(digest)
-        with self._lock, suppress(FileNotFoundError):  # Two sweeps at a time find the same.
+        with self._lock, suppress(FileNotFoundError):  # Another sweep may have removed it.
             if os.stat(path).st_mtime < older_than:
                 os.unlink(path)
                 return True
@@ -126,7 +132,8 @@ class LocalBlobs:
         return f"{self._directory}/{digest[:2]}/{digest}"
 
     def _reuse(self, digest: str) -> bool | None:
-        """Keep existing content from being swept. None: there is none; False: its name isn't durable yet."""
+        """Count stored content as put now. True where its name is durable, False where it isn't yet, None where no such
+        content is stored."""
         with self._lock:
             try:
                 _set_time(self._path(digest))
@@ -136,18 +143,25 @@ class LocalBlobs:
 
 
 class Batch:
-    """Puts that become durable together, all from one thread."""
+    """Blobs that become durable together, put from one thread."""
 
     def __init__(self, store: LocalBlobs) -> None:
         self._store = store
         self._began = time.time()
         self._new: dict[str, str] = {}
-        self._found: set[str] = set()
+        """The temporary file of each blob that wasn't stored before, by digest."""
+
+        self._reused: set[str] = set()
+        """Digests that were stored before."""
+
         self._relied_on: set[str] = set()
+        """Digests whose names this batch has to make durable."""
+
         self._unfinished: str | None = None
+        """The temporary file that was begun last."""
 
     def put(self, content: bytes) -> str:
-        """The digest of `content`, which will be kept."""
+        """Store `content`; its digest."""
         digest = hashlib.sha256(content).hexdigest()
         if not self._have(digest):
             with self._temporary() as (fd, path):
@@ -156,7 +170,7 @@ class Batch:
         return digest
 
     def put_file(self, fd: int, size: int) -> str:
-        """The digest of the next `size` bytes of `fd` (fewer where it ends before), which will be kept."""
+        """Store the next `size` bytes of `fd`, fewer where it ends before; their digest."""
         if size <= CHUNK:
             return self.put(_read(fd, size))
         hasher = hashlib.sha256()
@@ -173,30 +187,32 @@ class Batch:
         return digest
 
     def put_spooled(self, path: str, digest: str) -> None:
-        """Put the content of the file at `path`, of which the digest is known and nothing will ever be changed."""
+        """Store the file at `path`, which has this digest and never changes. It is linked where that works."""
         if self._have(digest):
             return
         name = f"{self._store._incoming}/{next(self._store._numbers)}"
         try:
             os.link(path, name)
-        except OSError:  # Another file system, or one that has no second names.
+        except OSError:  # Another file system, or one without hard links.
             with open(path, "rb", buffering=0) as file:
                 self.put_file(file.fileno(), os.fstat(file.fileno()).st_size)
         else:
             self._new[digest] = name
 
     def _have(self, digest: str) -> bool:
+        """Whether the content is stored, or will be with this batch. What is stored counts as put now."""
         if digest in self._new:
             return True
         durable = self._store._reuse(digest)
         if durable is not None:
-            self._found.add(digest)
+            self._reused.add(digest)
         if durable is False:
             self._relied_on.add(digest)
         return durable is not None
 
     @contextmanager
     def _temporary(self) -> Iterator[tuple[int, str]]:
+        """A new temporary file: its descriptor, closed after the block, and its path."""
         path = self._unfinished = f"{self._store._incoming}/{next(self._store._numbers)}"
         fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         try:
@@ -208,6 +224,7 @@ class Batch:
             os.close(fd)
 
     def _finish(self) -> None:
+        """Make all content durable, then name it, then make the names durable."""
         store = self._store
         _sync_all(list(self._new.values()))
         with store._lock:
@@ -225,17 +242,18 @@ class Batch:
         with store._lock:
             store._unsynced -= self._relied_on
         if time.time() - self._began > _LONG_SECONDS:
-            for digest in self._found:
+            for digest in self._reused:
                 store._reuse(digest)
 
     def _clean_up(self) -> None:
+        """Remove temporary files that got no name."""
         for path in (*self._new.values(), *filter(None, [self._unfinished])):
             with suppress(FileNotFoundError):
                 os.unlink(path)
 
 
 def make_directory(directory: Path) -> None:
-    """Make a directory and those above it, durably: a file in it is no safer than the names that lead to it."""
+    """Make a directory and its parents, and sync them: a file is no more durable than the names on the path to it."""
     if not directory.exists():
         make_directory(directory.parent)
         directory.mkdir(mode=0o700, exist_ok=True)
@@ -244,12 +262,13 @@ def make_directory(directory: Path) -> None:
 
 
 def _set_time(path: str) -> None:
-    # Not the kernel's idea of now, which is a tick behind.
+    """Set a file's times to now. Not by the kernel's own clock for that, which is a tick behind."""
     now = time.time_ns()
     os.utime(path, ns=(now, now))
 
 
 def _read(fd: int, size: int) -> bytes:
+    """The next `size` bytes of `fd`, fewer where it ends before."""
     pieces = []
     while size > 0 and (piece := os.read(fd, size)):
         pieces.append(piece)
@@ -264,6 +283,7 @@ def _write(fd: int, content: bytes) -> None:
 
 
 def _sync_all(paths: list[str]) -> None:
+    """Make the content of these files durable; they are in one file system."""
     if len(paths) > _FEW:
         sync_file_system(paths[0])
     else:

@@ -1,13 +1,13 @@
-"""Whole sessions: read at one moment, and made all at once.
+"""Export and import of whole sessions, for capsules: read at one moment, and present only when complete.
 
-A session may have more rows than one transaction should write, since everybody else's would wait for it. So its own row
-comes first, hidden; versions and runs follow in small transactions, which they share with nobody but which let others
-in between; and the last one shows it. Whatever ends that on the way leaves a session that is gone for everybody, and is
-purged like others that are gone.
+A session may have more rows than one transaction should write, since every other writer would wait for it. So an import
+inserts the session's own row first, which nobody sees yet; then versions and runs in small transactions, between which
+others write; and the last transaction makes the session present. An import cut short leaves an incomplete session,
+which is purged like those that were removed.
 
 The rows of an imported session are as they were elsewhere, with three exceptions. What this server wouldn't keep any
 more is dropped. A run whose id is in use here gets the new session's key behind its id. And each run is marked, in its
-record for people and in a column for the numbers, because the isolation it tells of isn't this server's.
+record for people and in a column for the counts, because the isolation that its record names isn't this server's.
 """
 
 from __future__ import annotations
@@ -18,28 +18,28 @@ import re
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import fields, replace
-from functools import partial
+from typing import Any
 
 from sqlalchemy import Connection, bindparam, insert, select
 
 from era.core.metadata import Retention
-from era.core.models import KeptOutputs, KeptRun, OwnedId, RunRecord, Session, VersionContent, now
+from era.core.models import KeptOutputs, KeptRun, OwnedId, RunRecord, Session, VersionContent
 from era.errors import BadRequest, Unavailable
-from era.store import dialects
-from era.store.commits import VERSIONS, version_of
-from era.store.outputs import COLUMNS
-from era.store.records import RUN_FIELDS, RUNS, record_of
-from era.store.runs import RunRows
-from era.store.sessions import SessionRows
+from era.store import sessions
+from era.store.database import Database
+from era.store.dialects import Precompiled, raising_if_taken
+from era.store.outputs import OUTPUT_COLUMNS, insert_outputs, prune_outputs
+from era.store.records import RUN_FIELDS, RUNS, record_from_row
+from era.store.session_lookup import find_session
 from era.store.tables import outputs, runs, versions
+from era.store.versions import VERSIONS, insert_version, version_from_row
 
 IMPORTED = {"imported": True}
-"""What `enforced` says of a run that was elsewhere."""
+"""What `enforced` of a run's record says where the run was on another server."""
 
 _BATCH_ROWS = 50
 _BATCH_BYTES = 256 << 10
-"""A transaction of an import has so many rows, or data and outputs of so many bytes, and then the others' turn comes:
-it takes a few milliseconds."""
+"""A transaction of an import ends after so many rows, or so many bytes of data and outputs: a few milliseconds."""
 
 _VERSIONS = (
     VERSIONS.add_columns(versions.c.data)
@@ -48,7 +48,7 @@ _VERSIONS = (
     .execution_options(stream_results=True)
 )
 _RUNS = (
-    RUNS.add_columns(outputs.c.run_key, *(outputs.c[name] for name in COLUMNS))
+    RUNS.add_columns(outputs.c.run_key, *(outputs.c[name] for name in OUTPUT_COLUMNS))
     .join_from(
         runs, outputs, (outputs.c.session_key == runs.c.session_key) & (outputs.c.run_key == runs.c.key), isouter=True
     )
@@ -57,82 +57,102 @@ _RUNS = (
     .execution_options(stream_results=True)
 )
 _FOREIGN_FIELDS = [field.name for field in fields(RunRecord) if field.name != "key"]
-_NEW_RUN = (
+_insert_run = Precompiled(
     insert(runs)
     .values({name: bindparam(f"new_{name}") for name in (*_FOREIGN_FIELDS, "imported")})
     .returning(runs.c.key)
 )
-_SESSION_OF_RUN = select(runs.c.session_key).where(runs.c.id == bindparam("run_id"))
+_find_session_of_run = Precompiled(select(runs.c.session_key).where(runs.c.id == bindparam("run_id")))
 
 
-class CapsuleRows(SessionRows, RunRows):
-    """The part of SqlStore that deals in whole sessions."""
+def dump_session[T](
+    connection: Connection,
+    retention: Retention,
+    session_id: OwnedId,
+    *,
+    history: bool,
+    take: Callable[[Session, Iterator[VersionContent], Iterator[KeptRun]], T],
+) -> T:
+    """See MetadataStore.dump. Rows are streamed while `take` iterates."""
+    session = find_session(connection, retention, session_id)
+    values = {"session": session.key, "first": 1 if history else session.version}
+    contents = (
+        VersionContent(version_from_row(header), data) for *header, data in connection.execute(_VERSIONS, values)
+    )
+    kept = map(_kept_run, connection.execute(_RUNS, {"session": session.key})) if history else iter(())
+    return take(session, contents, kept)
 
-    def __init__(self, url: str, retention: Retention = Retention()) -> None:  # noqa: B008 - it is frozen
-        super().__init__(url, retention)
-        self._foreign_run = self._prepared(_NEW_RUN)
-        self._session_of_run = self._prepared(_SESSION_OF_RUN)
 
-    async def dump[T](
-        self,
-        session_id: OwnedId,
-        *,
-        history: bool,
-        take: Callable[[Session, Iterator[VersionContent], Iterator[KeptRun]], T],
-    ) -> T:
-        def job(connection: Connection) -> T:
-            session = self._live(connection, session_id)
-            values = {"session": session.key, "first": 1 if history else session.version}
-            contents = (
-                VersionContent(version_of(header), data) for *header, data in connection.execute(_VERSIONS, values)
-            )
-            kept = map(_kept_run, connection.execute(_RUNS, {"session": session.key})) if history else iter(())
-            return take(session, contents, kept)
+async def load_session(
+    database: Database,
+    retention: Retention,
+    incomplete: set[int],
+    session: Session,
+    versions: Callable[[], Iterator[VersionContent]],
+    runs: Callable[[], Iterator[KeptRun]],
+) -> Session:
+    """See MetadataStore.load. The session's key is in `incomplete` for as long as this lasts, so that no purge takes it
+    for one that nobody completes."""
+    keys: list[int] = []
 
-        await self.session(session_id)  # This is a call, and may have to be noted as one.
-        return await self._read(job)
+    def begin(connection: Connection) -> None:
+        # Noted within the transaction: a cancelled caller must know the key, too, and a purge must at no time see the
+        # row without it.
+        key = sessions.insert_incomplete_session(connection, session)
+        incomplete.add(key)
+        keys.append(key)
 
-    async def load(
-        self,
-        session: Session,
-        versions: Callable[[], Iterator[VersionContent]],
-        runs: Callable[[], Iterator[KeptRun]],
-    ) -> Session:
-        keys: list[int] = []
-        try:
-            await self._write(lambda connection: keys.append(self._insert_hidden(connection, session)))
-            key = keys[0]
-            async for some_runs in _batches(runs(), _size_of_run):
-                await self._write(partial(self._add_foreign_runs, session_key=key, some=some_runs))
-            oldest = session.version - self._retention.versions
-            kept = (content for content in versions() if content.version.n > oldest)
-            async for some in _batches(kept, lambda content: len(content.data)):
-                await self._write(partial(self._add_foreign_versions, session_key=key, some=some))
-            return await self._write(lambda connection: self._show(connection, key, session, now()))
-        except BaseException:
-            with suppress(Unavailable):  # It is purged with the others that are gone, then.
-                for key in keys:
-                    await self._purge_one(key)
-            raise
-        finally:
-            self._hidden.difference_update(keys)
+    try:
+        await database.write(begin)
+        key = keys[0]
+        async for some_runs in _batches(runs(), _size_of_run):
+            await database.write(_insert_foreign_runs, retention, key, some_runs)
+        oldest = session.version - retention.versions
+        kept = (content for content in versions() if content.version.n > oldest)
+        async for some_versions in _batches(kept, lambda content: len(content.data)):
+            await database.write(_insert_foreign_versions, key, some_versions)
+        return await database.write(sessions.complete_session, key, session)
+    except BaseException:
+        with suppress(Unavailable):  # A later purge does it, then.
+            for key in keys:
+                await sessions.purge_removed(database, key)
+        raise
+    finally:
+        incomplete.difference_update(keys)
 
-    def _add_foreign_runs(self, connection: Connection, session_key: int, some: Sequence[KeptRun]) -> None:
-        for record, kept in some:
-            self._add_foreign_run(connection, session_key, record, kept)
-        self._prune_outputs.count(connection, {"session": session_key, "kept": self._retention.outputs})
 
-    def _add_foreign_versions(self, connection: Connection, session_key: int, some: Sequence[VersionContent]) -> None:
-        for content in some:
-            self._add_foreign_version(connection, session_key, content)
+def _insert_foreign_runs(
+    connection: Connection, retention: Retention, session_key: int, some: Sequence[KeptRun]
+) -> None:
+    for record, kept in some:
+        run_key = _insert_foreign_run(connection, session_key, record)
+        if retention.outputs:
+            insert_outputs(connection, session_key, run_key, kept)
+    prune_outputs(connection, retention, session_key)
 
-    def _add_foreign_version(self, connection: Connection, session_key: int, content: VersionContent) -> None:
+
+def _insert_foreign_run(connection: Connection, session_key: int, record: RunRecord) -> int:
+    """Insert the record of a run that was on another server; its key. Raises BadRequest where the session has two runs
+    of its id."""
+    run_id = record.id
+    if _session_of_run(connection, run_id) not in (None, session_key):
+        run_id = _new_run_id(run_id, session_key)
+    record = replace(record, id=run_id, session_key=session_key)
+    values = {f"new_{name}": getattr(record, name) for name in _FOREIGN_FIELDS}
+    values |= {"new_enforced": json.dumps({**IMPORTED, **record.enforced, **IMPORTED}), "new_imported": True}
+    values["new_egress"] = json.dumps(record.egress)
+    values["new_artifacts"] = json.dumps(record.artifacts)
+    with raising_if_taken(
+        BadRequest(f"The capsule has two runs '{record.id[:80]}'.", hint="Export the session once more.")
+    ):
+        key: int = _insert_run.first(connection, values)[0]
+    return key
+
+
+def _insert_foreign_versions(connection: Connection, session_key: int, some: Sequence[VersionContent]) -> None:
+    for content in some:
         version = content.version
-        run_id = version.run_id
-        if run_id is not None:
-            names = (run_id, _new_run_id(run_id, session_key))
-            run_id = next((name for name in names if self._owner(connection, name) == session_key), None)
-        self._add_version(
+        insert_version(
             connection,
             session_key,
             version.n,
@@ -140,40 +160,26 @@ class CapsuleRows(SessionRows, RunRows):
             version.created_at,
             data=content.data,
             snapshot=version.snapshot,
-            run_id=run_id,
+            run_id=_run_id_here(connection, session_key, version.run_id),
         )
 
-    def _add_foreign_run(
-        self, connection: Connection, session_key: int, record: RunRecord, kept: KeptOutputs | None
-    ) -> None:
-        run_id = record.id
-        owner = self._owner(connection, run_id)
-        if owner is not None and owner != session_key:
-            run_id = _new_run_id(run_id, session_key)
-        record = replace(record, id=run_id, session_key=session_key)
-        values = {f"new_{name}": getattr(record, name) for name in _FOREIGN_FIELDS}
-        values |= {"new_enforced": json.dumps({**IMPORTED, **record.enforced, **IMPORTED}), "new_imported": True}
-        values["new_egress"] = json.dumps(record.egress)
-        values["new_artifacts"] = json.dumps(record.artifacts)
-        try:
-            run_key = self._foreign_run.one(connection, values)[0]
-        except self._errors as error:
-            if dialects.is_taken(error):
-                raise BadRequest(
-                    f"The capsule has two runs '{record.id[:80]}'.", hint="Export the session once more."
-                ) from None
-            raise
-        if self._retention.outputs:
-            self._add_outputs(connection, session_key, run_key, kept)
 
-    def _owner(self, connection: Connection, run_id: str) -> int | None:
-        """The key of the session that has had this run."""
-        row = self._session_of_run.one(connection, {"run_id": run_id})
-        return None if row is None else int(row[0])
+def _run_id_here(connection: Connection, session_key: int, run_id: str | None) -> str | None:
+    """The id under which an imported run was inserted; None where it wasn't."""
+    if run_id is None:
+        return None
+    ids = (run_id, _new_run_id(run_id, session_key))
+    return next((each for each in ids if _session_of_run(connection, each) == session_key), None)
+
+
+def _session_of_run(connection: Connection, run_id: str) -> int | None:
+    """The key of the session that has a run with this id."""
+    row = _find_session_of_run.first(connection, {"run_id": run_id})
+    return None if row is None else int(row[0])
 
 
 async def _batches[T](items: Iterator[T], size_of: Callable[[T], int]) -> AsyncIterator[list[T]]:
-    """`items`, read on a thread, in lists that are written quickly."""
+    """Split `items` into lists of up to `_BATCH_ROWS` items or about `_BATCH_BYTES`; the iterator runs on a thread."""
 
     def next_batch() -> list[T]:
         batch, size = [], 0
@@ -189,17 +195,19 @@ async def _batches[T](items: Iterator[T], size_of: Callable[[T], int]) -> AsyncI
 
 
 def _size_of_run(run: KeptRun) -> int:
+    """Bytes of a run's outputs that are kept in its row."""
     kept = run[1]
     return 0 if kept is None else len(kept.stdout or b"") + len(kept.stderr or b"")
 
 
-def _kept_run(row: tuple[object, ...]) -> KeptRun:
-    """A row of `_RUNS`."""
+def _kept_run(row: Sequence[Any]) -> KeptRun:
+    """Convert a row of `_RUNS`."""
     count = len(RUN_FIELDS)
-    record, run_key, columns = record_of(row[:count]), row[count], row[count + 1 :]
-    return record, None if run_key is None else KeptOutputs(*columns)  # type: ignore[arg-type]
+    record, run_key, columns = record_from_row(row[:count]), row[count], row[count + 1 :]
+    return record, None if run_key is None else KeptOutputs(*columns)
 
 
 def _new_run_id(run_id: str, session_key: int) -> str:
-    """Another id for a run: the same without what an earlier import put behind it."""
+    """The id for a run whose own is in use: with the session's key behind it, in place of what an earlier import put
+    there."""
     return re.sub(r"-\d+$", "", run_id)[:100] + f"-{session_key}"

@@ -1,9 +1,10 @@
-"""An SQL database for each namespace of an owner's: a file of SQLite's, and processes that work on it (d1_worker.py).
+"""SQL databases of programs, what `d1` of the storage API is about: an SQLite file for each namespace of an owner.
 
-Theory of operation. A few workers, started when they are needed and ended when they aren't. A call takes one, and its
-namespace, for itself; so calls to one namespace come one after the other, and never wait for SQLite's locks. A worker
-opens the file for each call: nothing of one, no temporary table, no setting, is there in the next. A worker that has
-not answered well after its own deadline is killed, and so is one whose caller has gone.
+Theory of operation. The SQL runs in worker processes (d1_worker.py), of which there are a few, started when they are
+needed and ended when idle. A call has a worker and its namespace to itself; so calls to one namespace come one after
+the other, and never wait for SQLite's locks. A worker opens the file for each call, so no temporary table and no
+setting outlives a call. A worker that doesn't answer well after its own deadline is killed, and so is one whose caller
+was cancelled.
 """
 
 from __future__ import annotations
@@ -24,27 +25,31 @@ from era.errors import BadRequest, EraError, Forbidden, TooLarge, Unavailable
 _WORKER = Path(__file__).with_name("d1_worker.py")
 _WORKERS = 4
 _IDLE_SECONDS = 3.0
+"""A worker without calls for this long is ended."""
+
 _KILL_SECONDS = 7.0
-"""A worker's own deadline is at 5."""
+"""A worker that hasn't answered for this long is killed. Its own deadline is at 5."""
 
 _MOST_DATABASES = 1000
 _LINE_BYTES = 64 << 20
+"""The most bytes that an answer may have as JSON; the worker's own bound on rows is far below."""
+
 _SUFFIX = ".sqlite"
 
 type _Name = tuple[str, str]
-"""Owner and namespace."""
+"""A database: its owner and namespace."""
 
 
 class D1Databases:
-    """SQL databases below `directory`, which belongs to one process, in a directory for each owner; of at most
-    `most_bytes` each. `close` when done."""
+    """The databases of all owners: a port of core/storage.py. `open` before anything, `close` when done."""
 
     def __init__(self, directory: Path, most_bytes: int, *, before: Path | None = None) -> None:
-        """`before` is where databases were before there were owners."""
+        """`directory` belongs to one process and has a directory for each owner. A database has at most `most_bytes`.
+        `before` is the directory where databases were before there were owners."""
         self._directory = directory
         self._before = before
         self._most_bytes = most_bytes
-        self._room = asyncio.Semaphore(_WORKERS)
+        self._slots = asyncio.Semaphore(_WORKERS)
         self._idle: list[tuple[asyncio.subprocess.Process, asyncio.TimerHandle]] = []
         self._locks: WeakValueDictionary[_Name, asyncio.Lock] = WeakValueDictionary()
         self._ending: set[asyncio.Task[int]] = set()
@@ -52,9 +57,10 @@ class D1Databases:
         """Bytes of each database."""
 
         self._owners: set[str] = set()
-        """Those whose directory is there to stay."""
+        """Owners whose directory is durable."""
 
     def open(self) -> None:
+        """Find the databases, after moving those from before there were owners. Raises OSError."""
         self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         if self._before is not None and self._before.is_dir():
             # All at once, with the journals beside them: at no moment is a database without its own.
@@ -68,6 +74,7 @@ class D1Databases:
         }
 
     async def close(self) -> None:
+        """End the workers and wait for them. No call may be in progress."""
         while self._idle:
             worker, timer = self._idle.pop()
             timer.cancel()
@@ -76,10 +83,12 @@ class D1Databases:
 
     @property
     def total(self) -> int:
+        """Bytes of all databases."""
         return sum(self._sizes.values())
 
     def sizes(self, owner: str) -> Mapping[str, int]:
-        return {namespace: size for (of, namespace), size in self._sizes.items() if of == owner}
+        """Bytes of each of an owner's databases, by namespace."""
+        return {namespace: size for (each, namespace), size in self._sizes.items() if each == owner}
 
     async def run(
         self,
@@ -91,8 +100,11 @@ class D1Databases:
         many: bool,
         room: int,
     ) -> dict[str, Any]:
-        """What a transaction answers: `results`, the rows of its last statement that has any, and `meta`. `many` may be
-        several statements. The database may grow by `room` bytes.
+        """Run SQL in a transaction, on a database that is made if there is none.
+
+        `params` are the values of `?` or `:name`. With `many`, `sql` may be several statements, but then without
+        params. The database may grow by `room` bytes. The answer has `results`, the rows of the last statement that has
+        any, and `meta`; d1_worker.py makes it.
 
         Raises BadRequest, Forbidden or TooLarge for what the SQL does, Unavailable where the database can't be used.
         """
@@ -102,35 +114,35 @@ class D1Databases:
         async with self._locked(name):
             path = self._path(name)
             if owner not in self._owners:
-                await asyncio.to_thread(self._make, path.parent)
-                self._owners.add(owner)  # now that its directory can't be lost any more
+                await asyncio.to_thread(self._make_directory, path.parent)
+                self._owners.add(owner)
             most = min(self._most_bytes, self._sizes.get(name, 0) + max(room, 0))
             request = {"path": str(path), "sql": sql, "params": params, "many": many, "most_bytes": most}
             try:
-                told = await self._ask(request)
+                answer = await self._call_worker(request)
             finally:
-                self._note(name, path)
-        if "ok" not in told:
-            raise _error(told["kind"], told["message"])
-        answer: dict[str, Any] = told["ok"]
-        return answer
+                self._measure(name, path)
+        if "ok" not in answer:
+            raise _error(answer["kind"], answer["message"])
+        result: dict[str, Any] = answer["ok"]
+        return result
 
     async def drop(self, owner: str, namespace: str) -> bool:
-        """Remove a namespace's database; whether there was one."""
+        """Remove a namespace's database; whether there was one. Raises OSError."""
         name = (owner, namespace)
         async with self._locked(name):
             path = self._path(name)
-            was_there = path.exists()
+            existed = path.exists()
             for file in (path, Path(f"{path}-journal")):
                 with contextlib.suppress(FileNotFoundError):
                     file.unlink()
             if path.parent.exists():
                 await asyncio.to_thread(_sync, path.parent)
-            self._note(name, path)
-            return was_there
+            self._measure(name, path)
+            return existed
 
-    def _make(self, directory: Path) -> None:
-        """Raises Unavailable."""
+    def _make_directory(self, directory: Path) -> None:
+        """Make an owner's directory, durably. Raises Unavailable."""
         try:
             directory.mkdir(mode=0o700, exist_ok=True)
             _sync(self._directory)
@@ -141,20 +153,26 @@ class D1Databases:
         owner, namespace = name
         return self._directory / owner / f"{namespace}{_SUFFIX}"
 
-    def _note(self, name: _Name, path: Path) -> None:
+    def _measure(self, name: _Name, path: Path) -> None:
+        """Note the size of a database, or that it doesn't exist."""
         try:
             self._sizes[name] = path.stat().st_size
         except FileNotFoundError:
             self._sizes.pop(name, None)
 
     def _locked(self, name: _Name) -> asyncio.Lock:
+        """The lock that calls to this database take."""
         lock = self._locks.get(name)
         if lock is None:
             lock = self._locks[name] = asyncio.Lock()
         return lock
 
-    async def _ask(self, request: Mapping[str, Any]) -> dict[str, Any]:
-        async with self._room:
+    async def _call_worker(self, request: Mapping[str, Any]) -> dict[str, Any]:
+        """Send a request to a worker, once one is free, and receive its answer; see `d1_worker.answer`.
+
+        Raises BadRequest or TooLarge where the worker had to be killed or died, Unavailable where it can't be used.
+        """
+        async with self._slots:
             worker = await self._worker()
             try:
                 if worker.stdin is None or worker.stdout is None:
@@ -178,10 +196,11 @@ class D1Databases:
                 )
             timer = asyncio.get_running_loop().call_later(_IDLE_SECONDS, self._retire, worker)
             self._idle.append((worker, timer))
-        told: dict[str, Any] = json.loads(line)
-        return told
+        answer: dict[str, Any] = json.loads(line)
+        return answer
 
     async def _worker(self) -> asyncio.subprocess.Process:
+        """An idle worker, or a new one."""
         while self._idle:
             worker, timer = self._idle.pop()
             timer.cancel()
@@ -200,10 +219,12 @@ class D1Databases:
         )
 
     def _retire(self, worker: asyncio.subprocess.Process) -> None:
-        self._idle = [one for one in self._idle if one[0] is not worker]
+        """End a worker that has been idle."""
+        self._idle = [(each, timer) for each, timer in self._idle if each is not worker]
         self._end(worker)
 
     def _end(self, worker: asyncio.subprocess.Process, *, kill: bool = False) -> None:
+        """Close a worker's input, upon which it exits, or kill it, and have its exit awaited."""
         if kill:
             with contextlib.suppress(ProcessLookupError):
                 worker.kill()
@@ -215,7 +236,7 @@ class D1Databases:
 
 
 def _error(kind: str, message: str) -> EraError:
-    """What a caller is told. `message` is SQLite's of his own statement."""
+    """The error for a kind of `d1_worker.answer`. `message` is SQLite's, about the caller's own statement."""
     match kind:
         case "time":
             return BadRequest(

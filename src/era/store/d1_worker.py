@@ -1,20 +1,21 @@
-"""A process that runs people's SQL: a line of JSON in, a line of JSON out, until its input ends.
+"""The worker process of d1_databases.py, which runs programs' SQL: a line of JSON in, a line of JSON out.
 
 Theory of operation
 ===================
 
-*Why a process.* SQL is a program. A sort can want gigabytes, one call of a function can take minutes within which
-nothing can be asked, and an SQLite with a bug would take the service with it. Here memory has a limit, and what doesn't
-end is killed from outside (sql.py); a killed transaction is undone by whoever opens the database next.
+*Why a process.* SQL is a program. A sort can want gigabytes, one call of a function can take minutes during which
+SQLite can't be interrupted, and an SQLite with a bug would take the service with it. Here memory has a limit, and a
+worker that doesn't answer is killed from outside (d1_databases.py); SQLite undoes the killed transaction when the
+database is opened next.
 
-*What may be said.* An authorizer sees each statement before it runs, and refuses what reaches beyond this database:
-ATTACH (which VACUUM is, too), PRAGMAs but for a few that tell of tables, modules and functions that touch files. It
+*What is allowed.* An authorizer sees each statement before it runs, and refuses what reaches beyond this database:
+ATTACH (which VACUUM uses, too), PRAGMAs except a few that describe tables, modules and functions that touch files. It
 refuses BEGIN and COMMIT as well: a call is one transaction, all or nothing.
 
-*Bounds.* On statements, values, rows, pages of the database; a deadline, looked at every few thousand steps. What is
-over one is an error, never an answer cut short.
+*Bounds.* On statements, values, rows, pages of the database; a deadline, checked every few thousand steps. Exceeding
+one is an error, never a truncated answer.
 
-Run as a script, with the standard library only. It knows nothing of ERA and starts in 20 ms.
+Run as a script, with the standard library only. It imports nothing of ERA and starts in 20 ms.
 """
 
 from __future__ import annotations
@@ -31,16 +32,24 @@ from contextlib import suppress
 from typing import Any
 
 SECONDS = 5.0
+"""The deadline of a call."""
+
 MEMORY_BYTES = 128 << 20
-"""Of SQLite's own; of the process as a whole some more."""
+"""The most that SQLite may allocate; the process as a whole may have three times as much address space."""
 
 MAX_ROWS = 10_000
 MAX_ANSWER_BYTES = 4 << 20
+"""Bytes of an answer, counted roughly."""
+
 MAX_TABLES = 500
 """Entries of a schema: tables, indexes, views and triggers together."""
 
 _STEPS = 5_000
+"""Instructions of SQLite's virtual machine between two looks at the deadline."""
+
 _PAGE = 4096
+"""Bytes of a page, SQLite's default."""
+
 _LIMITS = {
     sqlite3.SQLITE_LIMIT_LENGTH: 2 << 20,
     sqlite3.SQLITE_LIMIT_SQL_LENGTH: 100_000,
@@ -77,7 +86,7 @@ _KINDS = {
 
 
 class Refused(Exception):
-    """`kind` is what the service makes an error of."""
+    """SQL that can't be run. `kind` selects the error in d1_databases.py."""
 
     def __init__(self, kind: str, message: str) -> None:
         super().__init__(message)
@@ -85,7 +94,8 @@ class Refused(Exception):
 
 
 def authorize(action: int, first: str | None, second: str | None, _database: str | None, _trigger: str | None) -> int:
-    """sqlite3's authorizer: whether a statement may do this."""
+    """SQLITE_OK where a statement may take this action, otherwise SQLITE_DENY. An authorizer as in
+    https://www.sqlite.org/c3ref/set_authorizer.html, where the actions stand with their arguments."""
     refused = (
         action in _REFUSED
         or (action == sqlite3.SQLITE_PRAGMA and (first or "").lower() not in _PRAGMAS)
@@ -96,7 +106,7 @@ def authorize(action: int, first: str | None, second: str | None, _database: str
 
 
 def statements(sql: str) -> Iterator[str]:
-    """The statements of a text, each with its semicolon, where SQLite says that it ends."""
+    """Split SQL into statements, each with its semicolon, where SQLite says that a statement is complete."""
     start = at = 0
     while (at := sql.find(";", at) + 1) > 0:
         if sqlite3.complete_statement(sql[start:at]):
@@ -106,7 +116,8 @@ def statements(sql: str) -> Iterator[str]:
         yield sql[start:]
 
 
-def opened(path: str, most_bytes: int) -> sqlite3.Connection:
+def connect(path: str, most_bytes: int) -> sqlite3.Connection:
+    """A connection with all settings that keep it within its bounds, to a database of at most `most_bytes`."""
     connection = sqlite3.connect(path, isolation_level=None, timeout=SECONDS, cached_statements=0)
     connection.text_factory = lambda raw: raw.decode(errors="replace")
     connection.setconfig(sqlite3.SQLITE_DBCONFIG_DEFENSIVE, True)
@@ -126,22 +137,26 @@ def opened(path: str, most_bytes: int) -> sqlite3.Connection:
 
 
 def run(path: str, sql: str, params: Any, many: bool, most_bytes: int) -> dict[str, Any]:
-    """Run `sql` on the database at `path` as one transaction. Raises Refused or sqlite3.Error, with nothing changed."""
+    """Run `sql` on the database at `path`, of at most `most_bytes`, as one transaction.
+
+    `many` allows several statements. The answer has `results`, the rows as objects of the last statement that has any,
+    and `meta`. Raises Refused or sqlite3.Error, with nothing changed.
+    """
     begun = time.monotonic()
-    connection = opened(path, most_bytes)
+    connection = connect(path, most_bytes)
     try:
         before = connection.execute("PRAGMA schema_version").fetchone()[0]
         connection.execute("BEGIN")
         connection.set_authorizer(authorize)
         connection.set_progress_handler(lambda: time.monotonic() - begun > SECONDS, _STEPS)
-        values = (
-            params if isinstance(params, dict) else [bytes(one) if isinstance(one, list) else one for one in params]
-        )
+        values = params
+        if not isinstance(params, dict):
+            values = [bytes(value) if isinstance(value, list) else value for value in params]
         texts = list(statements(sql)) if many else [sql]
         if len(texts) > 1 and values:
             raise Refused("bad", "'params' go with one statement, and there are several.")
         rows: list[dict[str, Any]] = []
-        room = MAX_ANSWER_BYTES
+        left = MAX_ANSWER_BYTES
         for text in texts:
             cursor = connection.execute(text, values)
             if cursor.description is None:
@@ -149,10 +164,10 @@ def run(path: str, sql: str, params: Any, many: bool, most_bytes: int) -> dict[s
             names = [column[0] for column in cursor.description]
             rows = []
             for row in cursor:
-                room -= sum(len(one) if isinstance(one, str | bytes) else 8 for one in row) + 8 * len(names)
-                if len(rows) >= MAX_ROWS or room < 0:
+                left -= sum(len(value) if isinstance(value, str | bytes) else 8 for value in row) + 8 * len(names)
+                if len(rows) >= MAX_ROWS or left < 0:
                     raise Refused("large", f"The answer has over {MAX_ROWS} rows or {MAX_ANSWER_BYTES} bytes.")
-                rows.append(dict(zip(names, map(plain, row), strict=True)))
+                rows.append(dict(zip(names, map(json_value, row), strict=True)))
         connection.set_authorizer(None)
         changed = connection.execute("PRAGMA schema_version").fetchone()[0] != before
         if changed and connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()[0] > MAX_TABLES:
@@ -179,14 +194,15 @@ def run(path: str, sql: str, params: Any, many: bool, most_bytes: int) -> dict[s
                 os.unlink(path)
 
 
-def plain(value: Any) -> Any:
-    """A value as JSON has it: bytes as a list of numbers, and no infinity."""
+def json_value(value: Any) -> Any:
+    """Convert a value of SQLite's for JSON: bytes become a list of numbers, infinity and NaN become null."""
     if isinstance(value, bytes):
         return list(value)
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def answer(line: bytes) -> dict[str, Any]:
+    """Run a request, the arguments of `run` as JSON. The answer is `{"ok": …}`, or `kind` and `message` of an error."""
     try:
         return {"ok": run(**json.loads(line))}
     except Refused as refusal:
@@ -197,11 +213,12 @@ def answer(line: bytes) -> dict[str, Any]:
         code = getattr(error, "sqlite_errorcode", 0) & 0xFF
         kind = "large" if isinstance(error, sqlite3.DataError) else _KINDS.get(code, "sql")
         return {"kind": kind, "message": str(error)}
-    except (ValueError, TypeError, OverflowError) as error:  # values that SQLite has no place for
+    except (ValueError, TypeError, OverflowError) as error:  # values that SQLite can't store
         return {"kind": "sql", "message": str(error)}
 
 
 def main(most_bytes: int) -> None:
+    """Answer requests on stdin until it ends. No file may become larger than a database of `most_bytes`, and a bit."""
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES * 3, MEMORY_BYTES * 3))
     resource.setrlimit(resource.RLIMIT_FSIZE, (most_bytes + (1 << 20), most_bytes + (1 << 20)))

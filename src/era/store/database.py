@@ -5,8 +5,8 @@ SQLite is never asked to arbitrate; reads have a few threads and connections of 
 write-ahead log, neither block the writer nor are blocked by it. Each job is one transaction: it is durable when it
 returns, or an error is raised and nothing of it happened.
 
-Errors of the database are translated here, at the edge. Their text may hold SQL, so it goes to the log only. The
-writer's connection is dropped after each, since what state it is in is anybody's guess.
+Errors of the database become Unavailable here. Their text may hold SQL, so it goes to the log only. The writer's
+connection is dropped after each, since nobody knows what state it is in.
 """
 
 from __future__ import annotations
@@ -16,52 +16,55 @@ import logging
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from typing import Concatenate
 
-from sqlalchemy import Connection, Executable
+from sqlalchemy import Connection
 from sqlalchemy.exc import SQLAlchemyError
 
-from era.core.metadata import Retention
 from era.errors import Unavailable
 from era.store import dialects
 from era.store.migrations import upgrade
 
 _log = logging.getLogger(__name__)
-_DEFAULT_RETENTION = Retention()
 
 
 class Database:
-    """What the parts of SqlStore have in common. `open` before anything, `close` when done."""
+    """Runs jobs, functions that take a connection first, as transactions. `open` before anything, `close` when done."""
 
-    def __init__(self, url: str, retention: Retention = _DEFAULT_RETENTION) -> None:
-        self._retention = retention
-        self._engines = dialects.connect(url)
-        self._errors = (SQLAlchemyError, dialects.driver_error(self._engines.writer))
-        self._connection: Connection | None = None
-        """The writer thread's own."""
-
+    def __init__(self, url: str) -> None:
+        """`url` is SQLAlchemy's. Raises ValueError where it can't hold a store; see `dialects.connect`."""
+        self.engines = dialects.connect(url)
+        self._errors = (SQLAlchemyError, dialects.driver_error(self.engines.writer))
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="era-write")
         self._readers = ThreadPoolExecutor(dialects.READERS, thread_name_prefix="era-read")
+        self._connection: Connection | None = None
+        """Used by the writer's thread only."""
 
     async def open(self) -> None:
-        """Connect and bring the schema up to date."""
-        await self._on(self._writer, lambda: upgrade(self._engines.writer))
+        """Connect and bring the schema up to date. Raises Unavailable."""
+        await self._on(self._writer, lambda: upgrade(self.engines.writer))
 
     async def close(self) -> None:
-        """Let what is under way finish, then disconnect."""
+        """Let jobs that have begun finish, then disconnect. May be called twice."""
         with suppress(RuntimeError):  # Closed before.
             await asyncio.get_running_loop().run_in_executor(self._writer, self._disconnect)
-        for executor, engine in ((self._writer, self._engines.writer), (self._readers, self._engines.reader)):
+        for executor, engine in ((self._writer, self.engines.writer), (self._readers, self.engines.reader)):
             await asyncio.to_thread(executor.shutdown)
             engine.dispose()
 
-    def _prepared(self, statement: Executable) -> dialects.Prepared:
-        return dialects.Prepared(statement, self._engines.writer.dialect)
+    async def write[**P, T](self, job: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Run `job(connection, …)` in a transaction that may write; its result, once that is committed.
 
-    async def _write[T](self, job: Callable[[Connection], T]) -> T:
-        return await self._on(self._writer, lambda: self._in_writer(job))
+        An exception of the job's own is raised on, and rolls back. Raises Unavailable where the database failed.
+        """
+        return await self._on(self._writer, lambda: self._in_writer(job, *args, **kwargs))
 
-    async def _read[T](self, job: Callable[[Connection], T]) -> T:
-        return await self._on(self._readers, lambda: self._in_reader(job))
+    async def read[**P, T](self, job: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Run `job(connection, …)` in a transaction that only reads, and sees the database at one moment.
+
+        Raises Unavailable where the database failed.
+        """
+        return await self._on(self._readers, lambda: self._in_reader(job, *args, **kwargs))
 
     async def _on[T](self, executor: ThreadPoolExecutor, job: Callable[[], T]) -> T:
         try:
@@ -74,19 +77,19 @@ class Database:
             _log.error("the database failed: %s", getattr(error, "orig", None) or error)
             raise Unavailable("the database failed") from error
 
-    def _in_writer[T](self, job: Callable[[Connection], T]) -> T:
+    def _in_writer[**P, T](self, job: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
         if self._connection is None:
-            self._connection = self._engines.writer.connect()
+            self._connection = self.engines.writer.connect()
         try:
             with self._connection.begin():
-                return job(self._connection)
+                return job(self._connection, *args, **kwargs)
         except self._errors:
             self._disconnect()
             raise
 
-    def _in_reader[T](self, job: Callable[[Connection], T]) -> T:
-        with self._engines.reader.begin() as connection:
-            return job(connection)
+    def _in_reader[**P, T](self, job: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
+        with self.engines.reader.begin() as connection:
+            return job(connection, *args, **kwargs)
 
     def _disconnect(self) -> None:
         if self._connection is not None:

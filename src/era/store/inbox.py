@@ -1,4 +1,4 @@
-"""Rows of inboxes and of what was delivered to them."""
+"""Inboxes, to which webhooks are delivered, and their deliveries."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 
 from sqlalchemy import Connection, bindparam, delete, exists, func, insert, select, update
 
+from era.core.metadata import Retention
 from era.core.models import OwnedId, Session, now
 from era.core.public.inbox import (
     KEPT,
@@ -25,7 +26,8 @@ from era.core.public.inbox import (
 )
 from era.core.public.signatures import Verify
 from era.errors import Conflict, NotFound, TooManyDeliveries
-from era.store.commits import IS_LIVE, Commits
+from era.store.database import Database
+from era.store.session_lookup import IS_PRESENT, find_session, read_session
 from era.store.tables import deliveries as _d
 from era.store.tables import inboxes, sessions
 
@@ -48,13 +50,13 @@ _FIELDS = (
 )
 _DELIVERIES = select(*(_d.c[name] for name in _FIELDS))
 _CONTENT = select(_d.c.method, _d.c.path, _d.c.query, _d.c.headers, _d.c.body, _d.c.base_url)
-_WAITING = _d.c.status.in_(("pending", "running"))
+_UNFINISHED = _d.c.status.in_(("pending", "running"))
 _ENDED = _d.c.status.in_(("done", "failed"))
 _HAS_PENDING = exists().where(_d.c.session_key == inboxes.c.session_key, _d.c.status == "pending")
-_TO_DELIVER = select(inboxes.c.session_key).where(
+_DELIVERABLE = select(inboxes.c.session_key).where(
     _HAS_PENDING,
     exists().where(
-        sessions.c.key == inboxes.c.session_key, IS_LIVE, sessions.c.code.is_not(None), sessions.c.allow_public
+        sessions.c.key == inboxes.c.session_key, IS_PRESENT, sessions.c.code.is_not(None), sessions.c.allow_public
     ),
 )
 _OF_SESSION = _d.c.session_key == bindparam("session")
@@ -69,61 +71,64 @@ _NEXT = (
     )
     .join_from(_d, sessions, sessions.c.key == _d.c.session_key)
     .join(inboxes, inboxes.c.session_key == _d.c.session_key)
-    .where(_OF_SESSION, _d.c.status == "pending", IS_LIVE)
+    .where(_OF_SESSION, _d.c.status == "pending", IS_PRESENT)
     .order_by(_d.c.position)
     .limit(1)
 )
 _COUNT_ENDED = select(func.count()).where(_OF_SESSION, _ENDED)
 _ENDED_KEYS = select(_d.c.key).where(_OF_SESSION, _ENDED)
 _DROP_SOME = delete(_d).where(_d.c.key.in_(select(_d.c.key).where(_OF_SESSION).limit(100)))
+_COUNTS = select(_d.c.status, func.count()).where(_OF_SESSION).group_by(_d.c.status)
 _LAST_KEY = (1 << 63) - 1
 
 
-class InboxRows(Commits):
-    """The part of SqlStore that deals in inboxes."""
+class InboxRows:
+    """Inboxes and deliveries in an SQL database: `Deliveries` in core/public/inbox.py says what each method does."""
+
+    def __init__(self, database: Database, retention: Retention) -> None:
+        self._database = database
+        self._retention = retention
 
     async def put_inbox(self, session_id: OwnedId, verify: Verify | None, retries: int) -> InboxSettings:
         def job(connection: Connection) -> InboxSettings:
-            session, at = self._live(connection, session_id), now()
-            before = _inbox(connection, session.key)
+            session, at = find_session(connection, self._retention, session_id), now()
+            old = _find_inbox(connection, session.key)
             values: dict[str, Any] = {
                 "scheme": verify and verify.scheme,
                 "header": verify and verify.header,
                 "secret": verify and verify.secret,
                 "retries": retries,
-                "created_at": before.created_at if before else at,
+                "created_at": old.created_at if old else at,
                 "updated_at": at,
             }
-            if before is None:
+            if old is None:
                 connection.execute(insert(inboxes).values(session_key=session.key, **values))
             else:
                 connection.execute(update(inboxes).where(inboxes.c.session_key == session.key).values(values))
             return InboxSettings(verify, retries, values["created_at"], at)
 
-        return await self._write(job)
+        return await self._database.write(job)
 
     async def inbox(self, session_id: OwnedId) -> tuple[InboxSettings, Mapping[DeliveryStatus, int]]:
-        counted = select(_d.c.status, func.count()).where(_OF_SESSION).group_by(_d.c.status)
-
         def job(connection: Connection, session: Session) -> tuple[InboxSettings, Mapping[DeliveryStatus, int]]:
-            found = _existing(connection, session)
-            counts = {row[0]: int(row[1]) for row in connection.execute(counted, {"session": session.key})}
-            return found, counts
+            settings = _existing_inbox(connection, session)
+            counts = {row[0]: int(row[1]) for row in connection.execute(_COUNTS, {"session": session.key})}
+            return settings, counts
 
-        return await self._read_live(session_id, job)
+        return await read_session(self._database, self._retention, session_id, job)
 
     async def inbox_of(self, session_key: int) -> InboxSettings | None:
-        return await self._read(lambda connection: _inbox(connection, session_key))
+        return await self._database.read(_find_inbox, session_key)
 
     async def delete_inbox(self, session_id: OwnedId) -> int:
         def job(connection: Connection) -> int:
-            session = self._live(connection, session_id)
-            _existing(connection, session)
+            session = find_session(connection, self._retention, session_id)
+            _existing_inbox(connection, session)
             connection.execute(delete(inboxes).where(inboxes.c.session_key == session.key))
             return session.key
 
-        values, dropped = {"session": await self._write(job)}, 0
-        while count := await self._write(lambda connection: connection.execute(_DROP_SOME, values).rowcount):
+        dropped, values = 0, {"session": await self._database.write(job)}
+        while count := await self._database.write(lambda connection: connection.execute(_DROP_SOME, values).rowcount):
             dropped += count
         return dropped
 
@@ -159,7 +164,7 @@ class InboxRows(Commits):
             connection.execute(insert(_d).values(values))
             return Received(delivery_id, "pending", first=True)
 
-        return await self._write(job)
+        return await self._database.write(job)
 
     async def deliveries(
         self, session_id: OwnedId, *, status: DeliveryStatus | None, limit: int, before: int | None
@@ -170,37 +175,38 @@ class InboxRows(Commits):
         query = query.order_by(_d.c.key.desc()).limit(limit)
 
         def job(connection: Connection, session: Session) -> Sequence[Delivery]:
-            _existing(connection, session)
-            return [_delivery(row) for row in connection.execute(query, {"session": session.key})]
+            _existing_inbox(connection, session)
+            return [_delivery_from_row(row) for row in connection.execute(query, {"session": session.key})]
 
-        return await self._read_live(session_id, job)
+        return await read_session(self._database, self._retention, session_id, job)
 
     async def delivery(self, session_id: OwnedId, delivery_id: str) -> tuple[Delivery, Content]:
         def job(connection: Connection, session: Session) -> tuple[Delivery, Content]:
-            found = _found(connection, session, delivery_id)
-            return found, _content(connection.execute(_CONTENT.where(_d.c.key == found.key)).one())
+            delivery = _find_delivery(connection, session, delivery_id)
+            row = connection.execute(_CONTENT.where(_d.c.key == delivery.key)).one()
+            return delivery, _content_from_row(row)
 
-        return await self._read_live(session_id, job)
+        return await read_session(self._database, self._retention, session_id, job)
 
     async def replay_delivery(self, session_id: OwnedId, delivery_id: str) -> tuple[int, Delivery]:
         def job(connection: Connection) -> tuple[int, Delivery]:
-            session = self._live(connection, session_id)
-            found = _found(connection, session, delivery_id)
-            if found.status == "running":
+            session = find_session(connection, self._retention, session_id)
+            delivery = _find_delivery(connection, session, delivery_id)
+            if delivery.status == "running":
                 raise Conflict(
                     f"Delivery '{delivery_id}' is running.", hint="Ask again once it has ended.", code="is_running"
                 )
             values: dict[str, Any] = {"status": "pending", "tries": 0, "next_attempt_at": None, "ended_at": None}
-            if found.status != "pending":
-                _check_room(connection, session.key, found.size)
+            if delivery.status != "pending":
+                _check_room(connection, session.key, delivery.size)
                 values["position"] = _last_position(connection, session.key) + 1
-            connection.execute(update(_d).where(_d.c.key == found.key).values(values))
-            return session.key, _found(connection, session, delivery_id)
+            connection.execute(update(_d).where(_d.c.key == delivery.key).values(values))
+            return session.key, _find_delivery(connection, session, delivery_id)
 
-        return await self._write(job)
+        return await self._database.write(job)
 
     async def sessions_to_deliver(self) -> Sequence[int]:
-        return await self._read(lambda connection: list(connection.execute(_TO_DELIVER).scalars()))
+        return await self._database.read(lambda connection: list(connection.execute(_DELIVERABLE).scalars()))
 
     async def next_delivery(self, session_key: int) -> Next | None:
         def job(connection: Connection) -> Next | None:
@@ -212,16 +218,16 @@ class InboxRows(Commits):
                 why_not = "The session is not public."
             elif not row.has_code:
                 why_not = "The session stores no code."
-            return Next(_delivery(row), session_key, OwnedId(row.owner, row.session_id), row.retries, why_not)
+            return Next(_delivery_from_row(row), session_key, OwnedId(row.owner, row.session_id), row.retries, why_not)
 
-        return await self._read(job)
+        return await self._database.read(job)
 
     async def content(self, delivery_key: int) -> Content | None:
         def job(connection: Connection) -> Content | None:
             row = connection.execute(_CONTENT.where(_d.c.key == delivery_key)).one_or_none()
-            return None if row is None else _content(row)
+            return None if row is None else _content_from_row(row)
 
-        return await self._read(job)
+        return await self._database.read(job)
 
     async def begin_attempt(self, delivery: Delivery, run_id: str) -> None:
         values = {
@@ -232,8 +238,8 @@ class InboxRows(Commits):
             "next_attempt_at": None,
             "reason": None,
         }
-        begun = update(_d).where(_d.c.key == delivery.key).values(values)
-        await self._write(lambda connection: connection.execute(begun))
+        statement = update(_d).where(_d.c.key == delivery.key).values(values)
+        await self._database.write(lambda connection: connection.execute(statement))
 
     async def end_attempt(self, session_key: int, delivery_key: int, outcome: Outcome) -> None:
         ended = outcome.status in ("done", "failed")
@@ -252,22 +258,24 @@ class InboxRows(Commits):
             if ended:
                 _prune(connection, session_key)
 
-        await self._write(job)
+        await self._database.write(job)
 
     async def note_reason(self, delivery_key: int, reason: str) -> None:
-        noted = update(_d).where(_d.c.key == delivery_key).values(reason=reason)
-        await self._write(lambda connection: connection.execute(noted))
+        statement = update(_d).where(_d.c.key == delivery_key).values(reason=reason)
+        await self._database.write(lambda connection: connection.execute(statement))
 
     async def cut_off(self) -> int:
         running = exists().where(_d.c.session_key == inboxes.c.session_key, _d.c.status == "running")
-        having = select(inboxes.c.session_key).where(running)
-        back = update(_d).where(_d.c.session_key.in_(having), _d.c.status == "running").values(status="pending")
-        if not await self._read(lambda connection: connection.execute(having.limit(1)).first()):
-            return 0
-        return await self._write(lambda connection: connection.execute(back).rowcount)
+        of_sessions = select(inboxes.c.session_key).where(running)
+        statement = update(_d).where(_d.c.session_key.in_(of_sessions), _d.c.status == "running")
+        if not await self._database.read(lambda connection: connection.execute(of_sessions.limit(1)).first()):
+            return 0  # The usual start writes nothing.
+        return await self._database.write(
+            lambda connection: connection.execute(statement.values(status="pending")).rowcount
+        )
 
 
-def _inbox(connection: Connection, session_key: int) -> InboxSettings | None:
+def _find_inbox(connection: Connection, session_key: int) -> InboxSettings | None:
     row = connection.execute(select(inboxes).where(inboxes.c.session_key == session_key)).one_or_none()
     if row is None:
         return None
@@ -275,17 +283,17 @@ def _inbox(connection: Connection, session_key: int) -> InboxSettings | None:
     return InboxSettings(verify, row.retries, row.created_at, row.updated_at)
 
 
-def _existing(connection: Connection, session: Session) -> InboxSettings:
-    """Raises NotFound."""
-    found = _inbox(connection, session.key)
-    if found is None:
+def _existing_inbox(connection: Connection, session: Session) -> InboxSettings:
+    """The session's inbox. Raises NotFound."""
+    settings = _find_inbox(connection, session.key)
+    if settings is None:
         raise no_inbox(session.id)
-    return found
+    return settings
 
 
-def _found(connection: Connection, session: Session, delivery_id: str) -> Delivery:
-    """Raises NotFound."""
-    _existing(connection, session)
+def _find_delivery(connection: Connection, session: Session, delivery_id: str) -> Delivery:
+    """A delivery to the session's inbox. Raises NotFound."""
+    _existing_inbox(connection, session)
     query = _DELIVERIES.where(_OF_SESSION, _d.c.id == delivery_id)
     row = connection.execute(query, {"session": session.key}).one_or_none()
     if row is None:
@@ -294,19 +302,20 @@ def _found(connection: Connection, session: Session, delivery_id: str) -> Delive
             hint=f"GET /api/sessions/{{id}}/inbox/deliveries lists them. Of those that ended, {KEPT} are kept.",
             code="no_such_delivery",
         )
-    return _delivery(row)
+    return _delivery_from_row(row)
 
 
 def _check_room(connection: Connection, session_key: int, size: int) -> None:
-    """Raises TooManyDeliveries where one more, this large, can't wait."""
-    waiting = select(func.count(), func.coalesce(func.sum(_d.c.size), 0)).where(_OF_SESSION, _WAITING)
-    count, total = connection.execute(waiting, {"session": session_key}).one()
+    """Raises TooManyDeliveries where another delivery of `size` bytes would be too many, or too much, to hold."""
+    totals = select(func.count(), func.coalesce(func.sum(_d.c.size), 0)).where(_OF_SESSION, _UNFINISHED)
+    count, total = connection.execute(totals, {"session": session_key}).one()
     if count >= MAX_PENDING or total + size > MAX_PENDING_BYTES:
         raise TooManyDeliveries("As many deliveries wait in this session's inbox as may.")
 
 
 def _prune(connection: Connection, session_key: int) -> None:
-    """Drop the oldest of those that ended, now and then: others wait for this thread."""
+    """Drop a session's oldest ended deliveries once they are a tenth more than are kept. Not at each end: others wait
+    for this thread."""
     values = {"session": session_key}
     if connection.execute(_COUNT_ENDED, values).scalar_one() <= KEPT + KEPT // 10:
         return
@@ -315,23 +324,24 @@ def _prune(connection: Connection, session_key: int) -> None:
 
 
 def _last_position(connection: Connection, session_key: int) -> int:
-    """Of a session's deliveries."""
+    """The highest `position` of a session's deliveries, 0 where it has none."""
     # One lookup in the index for each status; over all of them at once it would be a walk.
-    last = [
+    by_status = [
         connection.execute(
             select(func.max(_d.c.position)).where(_OF_SESSION, _d.c.status == status), {"session": session_key}
         ).scalar()
         for status in ("pending", "running", "done", "failed")
     ]
-    return max(one or 0 for one in last)
+    return max(position or 0 for position in by_status)
 
 
-def _delivery(row: Any) -> Delivery:
-    """A row that begins as `_DELIVERIES` does."""
+def _delivery_from_row(row: Any) -> Delivery:
+    """Convert a row whose first columns are those of `_DELIVERIES`."""
     values = dict(zip(_FIELDS, row, strict=False))
     return Delivery(**{**values, "run_ids": json.loads(values["run_ids"])})
 
 
-def _content(row: Any) -> Content:
+def _content_from_row(row: Any) -> Content:
+    """Convert a row of `_CONTENT`."""
     headers = [(name, value) for name, value in json.loads(row.headers)]
     return Content(row.method, row.path, row.query, headers, bytes(row.body), row.base_url)

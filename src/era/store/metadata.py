@@ -1,57 +1,251 @@
 """The metadata store: sessions, their versions and the records of their runs, in an SQL database.
 
-Each public method is one transaction. database.py tells how they get there, commits.py how versions come about.
+`SqlStore` is the adapter of the core's MetadataStore. Its methods say which transactions there are and nothing else.
+What a transaction does is in the module of its noun, in two kinds of functions: those that take a `Connection` do their
+work within the caller's transaction, those that take a `Database` make several transactions of their own.
+
+Rows that share no transaction with sessions and runs have ports of their own in the core, and adapters of their own
+here: inboxes, storage items and API keys.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from sqlalchemy import Connection, func, literal, select, union
+from sqlalchemy import Connection, literal, select
 
-from era.store.api_keys import ApiKeyRows
-from era.store.capsules import CapsuleRows
-from era.store.commits import IS_LIVE
-from era.store.inbox import InboxRows
-from era.store.runs import LOST
-from era.store.setups import SetupRows
-from era.store.storage_items import StorageItemRows
-from era.store.tables import idempotency_keys, outputs, runs, sessions, storage_items, versions
-from era.store.versions import VersionRows
-
-__all__ = ["LOST", "SqlStore"]
-
-_SNAPSHOT_ROOTS = select(versions.c.snapshot_root).where(versions.c.snapshot_root.is_not(None)).distinct()
-_OUTPUT_DIGESTS = union(
-    *(
-        select(table.c[name]).where(table.c[name].is_not(None))
-        for table in (outputs, idempotency_keys)
-        for name in ("stdout_digest", "stderr_digest")
-    ),
-    select(storage_items.c.digest).where(storage_items.c.digest.is_not(None)),
+from era.core.metadata import Retention, SessionChange, SessionFilter, SetupJob
+from era.core.models import (
+    Answered,
+    Cause,
+    Claim,
+    Claimed,
+    KeptOutputs,
+    KeptRun,
+    NewCopy,
+    NewSession,
+    OwnedId,
+    RunRecord,
+    Session,
+    Snapshot,
+    StoredCode,
+    Version,
+    VersionContent,
 )
-_COUNT_SESSIONS = select(func.count()).select_from(sessions).where(IS_LIVE)
-_COUNT_RUNS = select(runs.c.status, func.count()).where(~runs.c.imported).group_by(runs.c.status)
+from era.errors import CommitFailed, SessionDeleted, Unavailable
+from era.store import capsules, idempotency, outputs, runs, sessions, setups, versions
+from era.store.api_keys import ApiKeyRows
+from era.store.database import Database
+from era.store.inbox import InboxRows
+from era.store.session_lookup import read_public_session, read_session
+from era.store.storage_items import StorageItemRows
+
+_DEFAULT_RETENTION = Retention()
 
 
-class SqlStore(CapsuleRows, VersionRows, SetupRows, StorageItemRows, InboxRows, ApiKeyRows):
-    """A MetadataStore in an SQL database. `open` before anything, `close` when done."""
+class SqlStore:
+    """A MetadataStore in an SQL database, and the other rows that it holds. `open` before anything, `close` when done.
+
+    What each method does, takes and raises stands in MetadataStore.
+    """
+
+    def __init__(self, url: str, retention: Retention = _DEFAULT_RETENTION) -> None:
+        """`url` is SQLAlchemy's, such as `sqlite:////path/to/era.db`."""
+        self.database = Database(url)
+        self.inboxes = InboxRows(self.database, retention)
+        self.storage_items = StorageItemRows(self.database)
+        self.api_keys = ApiKeyRows(self.database)
+        self._retention = retention
+        self._incomplete: set[int] = set()
+        """The keys of sessions that this process is importing."""
+
+    async def open(self) -> None:
+        """Connect and bring the schema up to date. Raises Unavailable."""
+        await self.database.open()
+
+    async def close(self) -> None:
+        """Let what has begun finish, then disconnect. May be called twice."""
+        await self.database.close()
+
+    async def create_session(self, new: NewSession, claim: Claim | None = None) -> Session:
+        return await self.database.write(sessions.create_session, new, claim)
+
+    async def duplicate(self, copy: NewCopy, claim: Claim | None = None) -> Session:
+        return await self.database.write(sessions.copy_session, self._retention, copy, claim)
+
+    async def session(self, session_id: OwnedId) -> Session:
+        return await self._read(session_id, lambda _, session: session)
+
+    async def public_session(self, session_id: str) -> Session:
+        return await read_public_session(self.database, self._retention, session_id)
+
+    async def sessions(self, which: SessionFilter) -> Sequence[Session]:
+        return await self.database.read(sessions.list_sessions, self._retention, which)
+
+    async def present_sessions(self, keys: Sequence[int]) -> Sequence[int]:
+        return await self.database.read(sessions.present_sessions, keys)
+
+    async def change_session(self, session_id: OwnedId, change: SessionChange) -> Session:
+        return await self.database.write(sessions.change_session, self._retention, session_id, change)
+
+    async def store_code(self, session_id: OwnedId, code: StoredCode) -> None:
+        await self.database.write(sessions.store_code, self._retention, session_id, code)
+
+    async def delete_session(self, session_id: OwnedId) -> Session:
+        return await self.database.write(sessions.delete_session, self._retention, session_id)
+
+    async def restore_session(self, session_id: OwnedId) -> Session:
+        return await self.database.write(sessions.restore_session, self._retention, session_id)
+
+    async def purge_session(self, session_id: OwnedId) -> Sequence[int]:
+        return await self.database.write(sessions.purge_session, self._retention, session_id)
+
+    async def expire(self, at: int) -> Sequence[int]:
+        return await sessions.expire(self.database, at)
+
+    async def purge(self, at: int) -> int:
+        return await sessions.purge(self.database, self._retention, at, self._incomplete)
+
+    async def commit(
+        self, session_id: OwnedId, cause: Cause, *, data: str | None, snapshot: Snapshot | None, key: int | None = None
+    ) -> Session:
+        return await self.database.write(
+            versions.commit_version, self._retention, session_id, cause, data=data, snapshot=snapshot, key=key
+        )
+
+    async def rollback(self, session_id: OwnedId, n: int) -> Session:
+        return await self.database.write(versions.roll_back, self._retention, session_id, n)
+
+    async def versions(self, session_id: OwnedId, *, limit: int, before: int | None) -> Sequence[Version]:
+        return await self._read(
+            session_id, lambda connection, session: versions.list_versions(connection, session, limit, before)
+        )
+
+    async def version(self, session_id: OwnedId, n: int) -> VersionContent:
+        return await self._read(
+            session_id, lambda connection, session: versions.version_content(connection, session, self._retention, n)
+        )
+
+    async def begin_run(self, session_id: OwnedId, run_id: str, claim: Claim | None = None) -> Session:
+        return await self.database.write(runs.begin_run, self._retention, session_id, run_id, claim)
+
+    async def end_run(
+        self,
+        record: RunRecord,
+        *,
+        data: str | None,
+        snapshot: Snapshot | None,
+        outputs: KeptOutputs | None = None,
+        answered: Answered | None = None,
+    ) -> RunRecord:
+        try:
+            ended = await self.database.write(
+                runs.end_run,
+                self._retention,
+                record,
+                data=data,
+                snapshot=snapshot,
+                outputs=outputs,
+                answered=answered,
+            )
+        except CommitFailed:
+            raise
+        except Unavailable as error:
+            raise CommitFailed("the run ended, but its result could not be stored") from error
+        if ended is None:
+            raise SessionDeleted(runs.DELETED)
+        return ended
+
+    async def runs(self, session_key: int, limit: int, before: int | None = None) -> Sequence[RunRecord]:
+        return await self.database.read(runs.list_runs, session_key, limit, before)
+
+    async def run(self, session_id: OwnedId, run_id: str) -> tuple[RunRecord, KeptOutputs | None]:
+        return await self._read(session_id, lambda connection, session: runs.find_run(connection, session, run_id))
+
+    async def mark_lost(self) -> int:
+        return await self.database.write(runs.mark_lost)
+
+    async def prune_runs(self) -> int:
+        return await runs.prune_runs(self.database, self._retention)
+
+    async def find_claim(self, session_id: OwnedId, claim: Claim) -> Claimed | None:
+        if not session_id.id:
+            return await self.database.read(idempotency.find_claim, claim, session_id.owner)
+        return await self._read(
+            session_id, lambda connection, session: idempotency.find_claim(connection, claim, session)
+        )
+
+    async def prune_idempotency_keys(self) -> int:
+        return await self.database.write(idempotency.prune_keys)
+
+    async def unfinished_setups(self) -> Sequence[SetupJob]:
+        return await self.database.read(setups.unfinished_setups)
+
+    async def begin_setup(self, job: SetupJob) -> None:
+        await self.database.write(setups.begin_setup, job)
+
+    async def end_setup(
+        self,
+        job: SetupJob,
+        *,
+        status: str,
+        result: str,
+        environment: str | None,
+        left: tuple[int, Snapshot] | None = None,
+    ) -> bool:
+        return await self.database.write(
+            setups.end_setup,
+            self._retention,
+            job,
+            status=status,
+            result=result,
+            environment=environment,
+            left=left,
+        )
+
+    async def restart_setup(self, session_id: OwnedId) -> Session:
+        return await self.database.write(setups.restart_setup, self._retention, session_id)
+
+    async def environments(self) -> Sequence[str]:
+        return await self.database.read(setups.environments)
+
+    async def environment_lost(self, digest: str) -> int:
+        return await self.database.write(setups.environment_lost, digest)
 
     async def snapshot_roots(self) -> Sequence[str]:
-        return await self._read(lambda connection: list(connection.execute(_SNAPSHOT_ROOTS).scalars()))
+        return await self.database.read(versions.snapshot_roots)
 
     async def output_digests(self) -> Sequence[str]:
-        return await self._read(lambda connection: list(connection.execute(_OUTPUT_DIGESTS).scalars()))
+        return await self.database.read(outputs.output_digests)
+
+    async def dump[T](
+        self,
+        session_id: OwnedId,
+        *,
+        history: bool,
+        take: Callable[[Session, Iterator[VersionContent], Iterator[KeptRun]], T],
+    ) -> T:
+        await self.session(session_id)  # This is a call, and may have to be noted as one.
+        return await self.database.read(capsules.dump_session, self._retention, session_id, history=history, take=take)
+
+    async def load(
+        self,
+        session: Session,
+        versions: Callable[[], Iterator[VersionContent]],
+        runs: Callable[[], Iterator[KeptRun]],
+    ) -> Session:
+        return await capsules.load_session(self.database, self._retention, self._incomplete, session, versions, runs)
 
     async def ping(self) -> None:
-        await self._read(lambda connection: connection.execute(select(literal(1))).scalar_one())
+        await self.database.read(lambda connection: connection.execute(select(literal(1))).scalar_one())
 
     async def counts(self) -> dict[str, Any]:
-        """`{"sessions": n, "runs": {status: n}}`, the runs that were here; both counted in an index alone."""
+        def count(connection: Connection) -> dict[str, Any]:
+            return {"sessions": sessions.count_sessions(connection), "runs": runs.count_runs(connection)}
 
-        def job(connection: Connection) -> dict[str, Any]:
-            by_status = {row[0]: row[1] for row in connection.execute(_COUNT_RUNS)}
-            return {"sessions": connection.execute(_COUNT_SESSIONS).scalar_one(), "runs": by_status}
+        return await self.database.read(count)
 
-        return await self._read(job)
+    async def _read[T](self, session_id: OwnedId, job: Callable[[Connection, Session], T]) -> T:
+        """A call that reads a session. Raises NotFound or Expired."""
+        return await read_session(self.database, self._retention, session_id, job)

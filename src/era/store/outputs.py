@@ -1,20 +1,23 @@
-"""Rows of what runs wrote."""
+"""What runs wrote to stdout and stderr, and which blobs rows need."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import Connection, bindparam, delete, insert, select
+from sqlalchemy import Connection, bindparam, delete, insert, select, union
 
 from era.core.metadata import Retention
 from era.core.models import KeptOutputs
-from era.store.commits import Commits
-from era.store.tables import outputs, runs
+from era.store.dialects import Precompiled
+from era.store.tables import idempotency_keys, outputs, runs, storage_items
 
-COLUMNS = ("stdout", "stderr", "stdout_digest", "stderr_digest")
+OUTPUT_COLUMNS = ("stdout", "stderr", "stdout_digest", "stderr_digest")
+"""The columns of KeptOutputs, in the order of its fields."""
 
-_NEW = insert(outputs).values({column.name: bindparam(f"new_{column.name}") for column in outputs.c}).inline()
-FIRST_TOO_OLD = (
+_NOTHING = KeptOutputs(b"", b"")
+
+NEWEST_TOO_OLD = (
     select(runs.c.key)
     .where(runs.c.session_key == bindparam("session"))
     .order_by(runs.c.key.desc())
@@ -22,41 +25,59 @@ FIRST_TOO_OLD = (
     .offset(bindparam("kept"))
     .scalar_subquery()
 )
-"""The newest run of a session that isn't among its newest `:kept`."""
+"""The key of the newest run of a session that isn't among its newest `:kept`."""
 
-_PRUNE = delete(outputs).where(outputs.c.session_key == bindparam("session"), outputs.c.run_key <= FIRST_TOO_OLD)
-_ONE = select(*(outputs.c[name] for name in COLUMNS)).where(
+_insert = Precompiled(
+    insert(outputs).values({column.name: bindparam(f"new_{column.name}") for column in outputs.c}).inline()
+)
+_prune = Precompiled(
+    delete(outputs).where(outputs.c.session_key == bindparam("session"), outputs.c.run_key <= NEWEST_TOO_OLD)
+)
+_OF_RUN = select(*(outputs.c[name] for name in OUTPUT_COLUMNS)).where(
     outputs.c.session_key == bindparam("session"), outputs.c.run_key == bindparam("run")
+)
+_DIGESTS = union(
+    *(
+        select(table.c[name]).where(table.c[name].is_not(None))
+        for table in (outputs, idempotency_keys)
+        for name in ("stdout_digest", "stderr_digest")
+    ),
+    select(storage_items.c.digest).where(storage_items.c.digest.is_not(None)),
 )
 
 
-class OutputRows(Commits):
-    """The part of SqlStore that deals in outputs."""
-
-    def __init__(self, url: str, retention: Retention = Retention()) -> None:  # noqa: B008 - it is frozen
-        super().__init__(url, retention)
-        self._new_outputs = self._prepared(_NEW)
-        self._prune_outputs = self._prepared(_PRUNE)
-
-    def _keep_outputs(self, connection: Connection, session_key: int, run_key: int, kept: KeptOutputs | None) -> None:
-        """Keep what a run wrote, if anything, and drop that of the run which is one too many now."""
-        if kept is None or not self._retention.outputs:
-            return
-        self._add_outputs(connection, session_key, run_key, kept)
-        self._prune_outputs.count(connection, {"session": session_key, "kept": self._retention.outputs})
-
-    def _add_outputs(self, connection: Connection, session_key: int, run_key: int, kept: KeptOutputs | None) -> None:
-        if kept is not None and kept != NOTHING:
-            values = {"new_session_key": session_key, "new_run_key": run_key, **output_values(kept, "new_")}
-            self._new_outputs.count(connection, values)
-
-    def _outputs_of(self, connection: Connection, session_key: int, run_key: int) -> KeptOutputs | None:
-        row = connection.execute(_ONE, {"session": session_key, "run": run_key}).one_or_none()
-        return None if row is None else KeptOutputs(*row)
+def keep_outputs(
+    connection: Connection, retention: Retention, session_key: int, run_key: int, kept: KeptOutputs | None
+) -> None:
+    """Keep what a run wrote, if anything, and drop what older runs wrote, beyond as many runs as retention says."""
+    if kept is not None and retention.outputs:
+        insert_outputs(connection, session_key, run_key, kept)
+        prune_outputs(connection, retention, session_key)
 
 
-NOTHING = KeptOutputs(b"", b"")
+def insert_outputs(connection: Connection, session_key: int, run_key: int, kept: KeptOutputs | None) -> None:
+    """Insert the row of what a run wrote, unless it wrote nothing."""
+    if kept is not None and kept != _NOTHING:
+        values = {"new_session_key": session_key, "new_run_key": run_key, **output_values(kept, "new_")}
+        _insert.execute(connection, values)
+
+
+def prune_outputs(connection: Connection, retention: Retention, session_key: int) -> None:
+    """Drop what a session's runs wrote, but for its newest ones, as many as retention says."""
+    _prune.execute(connection, {"session": session_key, "kept": retention.outputs})
+
+
+def outputs_of_run(connection: Connection, session_key: int, run_key: int) -> KeptOutputs | None:
+    """What a run wrote; None where it wrote nothing or that is no longer kept."""
+    row = connection.execute(_OF_RUN, {"session": session_key, "run": run_key}).one_or_none()
+    return None if row is None else KeptOutputs(*row)
+
+
+def output_digests(connection: Connection) -> Sequence[str]:
+    """The digest of every blob that holds an output, an answer to an idempotency key, or a value of storage."""
+    return list(connection.execute(_DIGESTS).scalars())
 
 
 def output_values(kept: KeptOutputs, prefix: str = "") -> dict[str, Any]:
-    return {f"{prefix}{name}": getattr(kept, name) for name in COLUMNS}
+    """The values of `OUTPUT_COLUMNS`, by their names behind `prefix`."""
+    return {f"{prefix}{name}": getattr(kept, name) for name in OUTPUT_COLUMNS}

@@ -1,27 +1,31 @@
-"""Records of runs: begun, ended together with the state they leave, listed.
+"""Records of runs: begun, ended together with the state they leave, listed, dropped.
 
-`begin_run` and `end_run` are on the path of every run, so their statements are compiled once and skip SQLAlchemy's
-execution. Of the 0.35 ms that each takes, half is the commit's fsync and a third the way to the thread and back.
+`begin_run` and `end_run` are on the path of every run, so their statements are precompiled. Of the 0.35 ms that each
+takes, half is the commit's fsync and a third the way to the thread and back.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 from sqlalchemy import Connection, bindparam, delete, func, insert, select, update
 
 from era.core.metadata import Retention
 from era.core.models import Answered, Claim, KeptOutputs, OwnedId, RunRecord, Session, Snapshot, now
 from era.core.setup.setups import UNDER_WAY
-from era.errors import CommitFailed, Conflict, NotFound, SessionDeleted, SetupUnderWay, Unavailable
-from era.store import dialects
-from era.store.commits import EXPIRES_AT, IS_LIVE
-from era.store.idempotency import IdempotencyRows
-from era.store.outputs import FIRST_TOO_OLD, OutputRows
-from era.store.records import RUN_FIELDS, RUNS, finished, record_of
+from era.errors import CommitFailed, Conflict, NotFound, SetupUnderWay
+from era.store.database import Database
+from era.store.dialects import Precompiled, violates_unique
+from era.store.idempotency import answer_run, claim_key
+from era.store.outputs import NEWEST_TOO_OLD, keep_outputs, outputs_of_run
+from era.store.records import RUN_FIELDS, RUNS, record_from_row
+from era.store.session_lookup import EXPIRES_AT, IS_PRESENT, find_session
 from era.store.tables import idempotency_keys as keys
 from era.store.tables import outputs, runs, sessions
+from era.store.versions import next_version
 
 DELETED = "the session was deleted while this run was under way"
 LOST = "the service stopped while this run was under way"
@@ -29,7 +33,9 @@ LOST = "the service stopped while this run was under way"
 _PRUNED_AT_ONCE = 500
 """Records dropped in one transaction: few, since others want to write, too."""
 
-_NEW_RUN = (
+_LAST_KEY = (1 << 63) - 1
+
+_insert = Precompiled(
     insert(runs)
     .values(
         id=bindparam("run_id"),
@@ -43,157 +49,179 @@ _NEW_RUN = (
         committed=False,
         enforced="{}",
     )
-    .inline()  # Nobody asks for the new key.
+    .inline()  # The new key isn't wanted.
 )
-_NEWEST_RUNS = (
+_finish = Precompiled(
+    update(runs)
+    .where(runs.c.id == bindparam("run_id"))
+    .values({name: bindparam(f"new_{name}") for name in RUN_FIELDS if name not in ("key", "id", "session_key")})
+    .returning(runs.c.key)
+)
+_note_run = Precompiled(
+    update(sessions)
+    .where(sessions.c.key == bindparam("session"), IS_PRESENT)
+    .values(last_run_at=bindparam("at"), expires_at=EXPIRES_AT)
+    .returning(sessions.c.version)
+)
+_NEWEST = (
     RUNS.where(runs.c.session_key == bindparam("session"), runs.c.key < bindparam("before"))
     .order_by(runs.c.key.desc())
     .limit(bindparam("how_many"))
 )
-_LAST_KEY = (1 << 63) - 1
 _RUN = RUNS.where(runs.c.session_key == bindparam("session"), runs.c.id == bindparam("run_id"))
-_NOT_FINISHED = ("key", "id", "session_key")
-_FINISH_RUN = (
-    update(runs)
-    .where(runs.c.id == bindparam("run_id"))
-    .values({name: bindparam(f"new_{name}") for name in RUN_FIELDS if name not in _NOT_FINISHED})
-    .returning(runs.c.key)
-)
 _MARK_LOST = update(runs).where(runs.c.status == "running").values(status="lost", ended_at=bindparam("at"), reason=LOST)
+_COUNTS = select(runs.c.status, func.count()).where(~runs.c.imported).group_by(runs.c.status)
 _HAVE_TOO_MANY = select(runs.c.session_key).group_by(runs.c.session_key).having(func.count() > bindparam("kept"))
 _TOO_OLD = (
     select(runs.c.key)
     .where(
         runs.c.session_key == bindparam("session"),
-        runs.c.key <= FIRST_TOO_OLD,
+        runs.c.key <= NEWEST_TOO_OLD,
         runs.c.status != "running",
-        # What a request with such a key is answered is in the run's record.
+        # The record of a run whose idempotency key is kept is part of the answer to that key.
         runs.c.id.not_in(
             select(keys.c.run_id).where(keys.c.session_key == bindparam("session"), keys.c.run_id.is_not(None))
         ),
     )
     .order_by(runs.c.key)
-    .limit(_PRUNED_AT_ONCE)
+    .limit(bindparam("how_many"))
 )
-_DROP_RUNS = delete(runs).where(runs.c.key.in_(bindparam("run_keys", expanding=True)))
+_DROP = delete(runs).where(runs.c.key.in_(bindparam("run_keys", expanding=True)))
 _DROP_OUTPUTS = delete(outputs).where(
     outputs.c.session_key == bindparam("session"), outputs.c.run_key.in_(bindparam("run_keys", expanding=True))
 )
-_KEEP_STATE = (
-    update(sessions)
-    .where(sessions.c.key == bindparam("session"), IS_LIVE)
-    .values(last_run_at=bindparam("at"), expires_at=EXPIRES_AT)
-    .returning(sessions.c.version)
-)
 
 
-class RunRows(OutputRows, IdempotencyRows):
-    """The part of SqlStore that deals in runs."""
+def begin_run(
+    connection: Connection, retention: Retention, session_id: OwnedId, run_id: str, claim: Claim | None
+) -> Session:
+    """See MetadataStore.begin_run."""
+    session = find_session(connection, retention, session_id)
+    if session.setup_status in UNDER_WAY:
+        raise SetupUnderWay(f"The setup of session '{session_id}' is under way.")
+    try:
+        _insert.execute(connection, {"run_id": run_id, "session": session.key, "at": now()})
+    except Exception as error:
+        if violates_unique(error):
+            raise Conflict(f"Run '{run_id}' already exists.", hint="Run ids are used once.") from None
+        raise
+    claim_key(connection, claim, session, run_id=run_id)
+    return session
 
-    def __init__(self, url: str, retention: Retention = Retention()) -> None:  # noqa: B008 - it is frozen
-        super().__init__(url, retention)
-        self._new_run = self._prepared(_NEW_RUN)
-        self._finish_run = self._prepared(_FINISH_RUN)
-        self._keep_state = self._prepared(_KEEP_STATE)
 
-    async def begin_run(self, session_id: OwnedId, run_id: str, claim: Claim | None = None) -> Session:
-        def job(connection: Connection) -> Session:
-            session = self._live(connection, session_id)
-            if session.setup_status in UNDER_WAY:
-                raise SetupUnderWay(f"The setup of session '{session_id}' is under way.")
-            try:
-                self._new_run.count(connection, {"run_id": run_id, "session": session.key, "at": now()})
-            except self._errors as error:
-                if dialects.is_taken(error):
-                    raise Conflict(f"Run '{run_id}' already exists.", hint="Run ids are used once.") from None
-                raise
-            self._claim(connection, claim, session, run_id=run_id)
-            return session
+def end_run(
+    connection: Connection,
+    retention: Retention,
+    record: RunRecord,
+    *,
+    data: str | None,
+    snapshot: Snapshot | None,
+    outputs: KeptOutputs | None,
+    answered: Answered | None,
+) -> RunRecord | None:
+    """See MetadataStore.end_run. None where the session isn't present: then the run's record is all that is written.
 
-        return await self._write(job)
+    Raises CommitFailed where the run was never begun.
+    """
+    version = _end_state(connection, retention, record, data, snapshot)
+    ended = replace(record, version=version)
+    if version is None:
+        ended = replace(ended, committed=False, reason=DELETED)
+    row = _finish.first(connection, _finish_values(ended))
+    if version is None:
+        return None  # The record stays, for the session may be restored.
+    if row is None:
+        raise CommitFailed(f"run {record.id!r} was never begun")
+    keep_outputs(connection, retention, record.session_key, row[0], outputs)
+    answer_run(connection, record.session_key, answered)
+    return replace(ended, key=row[0])
 
-    async def end_run(
-        self,
-        record: RunRecord,
-        *,
-        data: str | None,
-        snapshot: Snapshot | None,
-        outputs: KeptOutputs | None = None,
-        answered: Answered | None = None,
-    ) -> RunRecord:
-        def job(connection: Connection) -> RunRecord | None:
-            version = self._end_state(connection, record, data, snapshot)
-            ended = replace(record, version=version)
-            if version is None:
-                ended = replace(ended, committed=False, reason=DELETED)
-            row = self._finish_run.one(connection, finished(ended))
-            if version is None:
-                return None  # What happened stays on record, for the session may be restored.
-            if row is None:
-                raise CommitFailed(f"run {record.id!r} was never begun")
-            self._keep_outputs(connection, record.session_key, row[0], outputs)
-            self._answer_run(connection, record.session_key, answered)
-            return replace(ended, key=row[0])
 
-        try:
-            ended = await self._write(job)
-        except CommitFailed:
-            raise
-        except Unavailable as error:
-            raise CommitFailed("the run ended, but its result could not be stored") from error
-        if ended is None:
-            raise SessionDeleted(DELETED)
-        return ended
+def _end_state(
+    connection: Connection, retention: Retention, record: RunRecord, data: str | None, snapshot: Snapshot | None
+) -> int | None:
+    """Commit what the run leaves. The number of the version now in force, or None where the session isn't present."""
+    at = record.ended_at or now()
+    if record.committed:
+        return next_version(
+            connection, retention, record.session_key, "run", at, data=data, snapshot=snapshot, run_id=record.id
+        )
+    row = _note_run.first(connection, {"session": record.session_key, "at": at})
+    return None if row is None else int(row[0])
 
-    async def runs(self, session_key: int, limit: int, before: int | None = None) -> Sequence[RunRecord]:
-        values = {"session": session_key, "before": _LAST_KEY if before is None else before, "how_many": limit}
-        return await self._read(lambda connection: [record_of(row) for row in connection.execute(_NEWEST_RUNS, values)])
 
-    async def run(self, session_id: OwnedId, run_id: str) -> tuple[RunRecord, KeptOutputs | None]:
-        def job(connection: Connection, session: Session) -> tuple[RunRecord, KeptOutputs | None]:
-            row = connection.execute(_RUN, {"session": session.key, "run_id": run_id}).one_or_none()
-            if row is None:
-                raise NotFound(
-                    f"Session '{session_id}' has had no run '{run_id[:80]}'.",
-                    hint="GET /api/sessions/{id}/runs lists those it has had.",
-                    code="no_such_run",
-                )
-            record = record_of(row)
-            return record, self._outputs_of(connection, session.key, record.key)
+def _finish_values(record: RunRecord) -> dict[str, Any]:
+    """The parameters of `_finish`."""
+    return {
+        "run_id": record.id,
+        "new_status": record.status,
+        "new_started_at": record.started_at,
+        "new_ended_at": record.ended_at,
+        "new_exit_code": record.exit_code,
+        "new_duration_us": record.duration_us,
+        "new_stdout_bytes": record.stdout_bytes,
+        "new_stderr_bytes": record.stderr_bytes,
+        "new_stdout_truncated": record.stdout_truncated,
+        "new_stderr_truncated": record.stderr_truncated,
+        "new_committed": record.committed,
+        "new_reason": record.reason,
+        "new_version": record.version,
+        "new_peak_memory_bytes": record.peak_memory_bytes,
+        "new_cpu_us": record.cpu_us,
+        "new_reaped": record.reaped,
+        "new_enforced": json.dumps(record.enforced),
+        "new_egress": json.dumps(record.egress),
+        "new_artifacts": json.dumps(record.artifacts),
+    }
 
-        return await self._read_live(session_id, job)
 
-    async def mark_lost(self) -> int:
-        return await self._write(lambda connection: connection.execute(_MARK_LOST, {"at": now()}).rowcount)
+def list_runs(connection: Connection, session_key: int, limit: int, before: int | None) -> Sequence[RunRecord]:
+    """The `limit` newest runs older than the one with the key `before`, newest first."""
+    values = {"session": session_key, "before": _LAST_KEY if before is None else before, "how_many": limit}
+    return [record_from_row(row) for row in connection.execute(_NEWEST, values)]
 
-    async def prune_runs(self) -> int:
-        values = {"kept": self._retention.runs}
-        sessions = await self._read(lambda connection: list(connection.execute(_HAVE_TOO_MANY, values).scalars()))
-        removed = 0
-        for session in sessions:
-            while count := await self._prune_some(session):
-                removed += count
-        return removed
 
-    async def _prune_some(self, session_key: int) -> int:
-        def job(connection: Connection) -> int:
-            values = {"session": session_key, "kept": self._retention.runs}
-            found = list(connection.execute(_TOO_OLD, values).scalars())
-            if found:
-                connection.execute(_DROP_OUTPUTS, {"session": session_key, "run_keys": found})
-                connection.execute(_DROP_RUNS, {"run_keys": found})
-            return len(found)
+def find_run(connection: Connection, session: Session, run_id: str) -> tuple[RunRecord, KeptOutputs | None]:
+    """A session's run with its outputs, None where they aren't kept. Raises NotFound."""
+    row = connection.execute(_RUN, {"session": session.key, "run_id": run_id}).one_or_none()
+    if row is None:
+        raise NotFound(
+            f"Session '{session.id}' has had no run '{run_id[:80]}'.",
+            hint="GET /api/sessions/{id}/runs lists those it has had.",
+            code="no_such_run",
+        )
+    record = record_from_row(row)
+    return record, outputs_of_run(connection, session.key, record.key)
 
-        return await self._write(job)
 
-    def _end_state(
-        self, connection: Connection, record: RunRecord, data: str | None, snapshot: Snapshot | None
-    ) -> int | None:
-        """Commit what the run leaves; the version in force after it, None where the session is gone."""
-        at = record.ended_at or now()
-        if record.committed:
-            return self._next_version(
-                connection, record.session_key, "run", at, data=data, snapshot=snapshot, run_id=record.id
-            )
-        row = self._keep_state.one(connection, {"session": record.session_key, "at": at})
-        return None if row is None else int(row[0])
+def mark_lost(connection: Connection) -> int:
+    """Mark every run that is still `running` as `lost`; how many there were."""
+    return connection.execute(_MARK_LOST, {"at": now()}).rowcount
+
+
+def count_runs(connection: Connection) -> dict[str, int]:
+    """How many runs there were on this server, by status; counted in an index alone."""
+    return {row[0]: row[1] for row in connection.execute(_COUNTS)}
+
+
+async def prune_runs(database: Database, retention: Retention) -> int:
+    """Drop records that are too many for their session, in small transactions. See MetadataStore.prune_runs."""
+
+    def sessions_with_too_many(connection: Connection) -> Sequence[int]:
+        return list(connection.execute(_HAVE_TOO_MANY, {"kept": retention.runs}).scalars())
+
+    removed = 0
+    for session_key in await database.read(sessions_with_too_many):
+        while count := await database.write(_prune_some, retention, session_key):
+            removed += count
+    return removed
+
+
+def _prune_some(connection: Connection, retention: Retention, session_key: int) -> int:
+    """Drop some of the records that are too many for a session, with their outputs; how many went."""
+    values = {"session": session_key, "kept": retention.runs, "how_many": _PRUNED_AT_ONCE}
+    run_keys = list(connection.execute(_TOO_OLD, values).scalars())
+    if run_keys:
+        connection.execute(_DROP_OUTPUTS, {"session": session_key, "run_keys": run_keys})
+        connection.execute(_DROP, {"run_keys": run_keys})
+    return len(run_keys)

@@ -1,23 +1,24 @@
-"""Content, by its SHA-256, as objects on an S3-compatible server.
+"""Blobs as objects on an S3-compatible server, by the SHA-256 of their content.
 
 Theory of operation. The object `PREFIX/abcd…` holds the bytes whose SHA-256 is `abcd…`. A server shows an object whole
 or not at all and has made it durable when it says so; and since equal names hold equal bytes, an upload may be repeated
 or overtaken by another without harm. Content beyond PART is cut into `PREFIX/abcd….0`, `….1` and so on, and
 `PREFIX/abcd…` says how many there are; that this isn't the content itself is plain from its SHA-256. So a batch is
 nothing but uploads on a few threads, and has ended when all of them have. A batch that fails leaves at worst content
-that nobody asked for, which is swept in time.
+that no row names, which a later sweep removes.
 
-A put is not to be undone by a sweep. Content is uploaded even if it may be there already, which makes it young by the
-server's clock; a sweep removes only what is old. An upload is spared only where this process did one of the same
-content less than half an hour ago. Within this process the two also know of each other: a put notes its digest before
+A sweep must not undo a put. Content is uploaded even if it may be stored already, which makes it young by the server's
+clock; a sweep removes only what is old. An upload is left out only where this process did one of the same content less
+than half an hour ago. Within this process puts and sweeps also know of each other: a put notes its digest before
 anything else (`_recent`), a sweep passes over what was noted, and a put waits while its content is being removed
-(`_doomed`). If it isn't known whether a removal was carried out, it may still come, so a put of that content waits on.
-That is why one process only may sweep a prefix; others may put there, if their batches take less than the grace period.
+(`_removing`). If it isn't known whether a removal was carried out, it may still come, so a put of that content waits
+on. That is why only one process may sweep a prefix; others may put there, if their batches take less than the grace
+period.
 
-A prefix belongs to one installation, since each sweeps what its own rows don't name: `open` leaves a mark, and refuses
-a prefix that bears another's.
+A prefix belongs to one installation, since each sweeps what its own rows don't name: `open` writes the installation's
+id there, and refuses a prefix that bears another one.
 
-What is read goes through a cache on the local disk. It is believed only once its SHA-256 has been found right.
+Reads go through a cache on the local disk. Content is used only after its SHA-256 was checked.
 """
 
 from __future__ import annotations
@@ -42,21 +43,34 @@ from era.store.blob_cache import BlobCache, Incoming
 from era.store.s3_client import Bucket, Damaged, Patience
 
 CHUNK = 1 << 20
+"""Bytes that are read from a file at a time."""
+
 PART = 8 << 20
-"""Content up to this size is one object and uploaded aside; larger content is read twice, and waited for."""
+"""Content of up to this many bytes is one object, uploaded on another thread. Larger content is read twice, to hash it
+and to upload it in parts, which the caller waits for."""
 
 _THREADS = 16
-_WAITING = 32
-"""Uploads of up to CHUNK bytes that may wait or be under way. This bounds the memory of all batches together."""
+_SMALL_UPLOADS = 32
+"""Uploads of up to CHUNK bytes that may wait or run at a time. This bounds the memory of all batches together."""
 
-_PARTS_WAITING = 4
-"""The same for those of up to PART bytes."""
+_PART_UPLOADS = 4
+"""The same for uploads of up to PART bytes."""
 
-_SPARED_SECONDS = 1800.0
+_FRESH_SECONDS = 1800.0
+"""For how long after an upload the same content isn't uploaded again."""
+
 _DOUBT_SECONDS = 60.0
+"""For how long a removal that got no answer may still be carried out."""
+
 _OWNER = "owner"
+"""The object that holds the id of the installation."""
+
 _NAME = re.compile(r"([0-9a-f]{64})(?:\.\d+)?")
+"""The name of a blob's object or of one of its parts."""
+
 _PARTS = re.compile(rb"era parts (\d{1,6})")
+"""The content of a blob's object where the blob itself is in parts."""
+
 _PATIENCE = Patience()
 
 
@@ -64,32 +78,43 @@ class S3Blobs:
     """A BlobStore in a bucket. `open` before anything, `close` when done."""
 
     def __init__(self, url: str, cache: Path, *, cache_bytes: int, owner: str, patience: Patience = _PATIENCE) -> None:
+        """`cache` is the cache's directory, `owner` the id of this installation. Raises BadRequest for a bad `url`."""
         self._bucket = Bucket(url, patience)
         self._cache = BlobCache(cache, cache_bytes)
         self._owner = owner
         self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="era-blobs")
-        self._room = threading.BoundedSemaphore(_WAITING)
-        self._room_for_parts = threading.BoundedSemaphore(_PARTS_WAITING)
+        self._small_uploads = threading.BoundedSemaphore(_SMALL_UPLOADS)
+        self._part_uploads = threading.BoundedSemaphore(_PART_UPLOADS)
         self._closed = False
         self._changed = threading.Condition()
-        """Guards what follows."""
+        """Guards all that follows; notified when a removal has ended."""
+
         self._recent: dict[str, float] = {}
-        """When a batch last put this."""
+        """When a batch last put a digest, in seconds since 1970."""
+
         self._uploaded: dict[str, float] = {}
-        self._doomed: dict[str, float] = {}
-        """What a sweep removes, and until when that may go on, by the monotonic clock."""
+        """When an upload of a digest last began that succeeded, in seconds since 1970."""
+
+        self._removing: dict[str, float] = {}
+        """Digests that a sweep removes, and until when that may go on, by the monotonic clock."""
+
         self._batches: dict[int, float] = {}
-        """When each batch under way began."""
+        """When each batch in progress began, by its id, in seconds since 1970."""
+
         self.last_put = 0.0
+        """When a batch last ended, in seconds since 1970."""
 
     def open(self) -> None:
-        """Make the cache, see that the bucket can be used. Raises Unavailable, Conflict."""
+        """Make the cache and take the prefix for this installation.
+
+        Raises Unavailable where the bucket can't be used, Conflict where the prefix is another installation's.
+        """
         self._cache.open()
         try:
             owner = self._read_owner()
             if owner is None:
                 self._bucket.put(_OWNER, self._owner.encode())
-                owner = self._read_owner()  # Somebody else may have found none, too.
+                owner = self._read_owner()  # Another installation may have written it at the same time.
         except OSError as error:
             raise Unavailable(f"The blob store can't be used: {error.strerror}.") from None
         if owner != self._owner:
@@ -99,13 +124,13 @@ class S3Blobs:
             )
 
     def close(self) -> None:
-        """Let uploads finish. Whatever else is under way ends at its next request."""
+        """Let uploads finish. Downloads and sweeps in progress fail at their next request."""
         self._closed = True
         self._threads.shutdown()
 
     @contextmanager
     def batch(self) -> Iterator[S3Batch]:
-        """Whatever is put within is durable once the block has ended."""
+        """What is put within is durable once the block has ended. Raises OSError."""
         batch = S3Batch(self)
         with self._changed:
             self._batches[id(batch)] = time.time()
@@ -121,27 +146,30 @@ class S3Blobs:
             self.last_put = time.time()
 
     def get(self, digest: str) -> bytes:
-        """The content. Raises FileNotFoundError."""
+        """The content of a blob. Raises FileNotFoundError, OSError."""
         with open(self.open_blob(digest), "rb") as file:
             return file.read()
 
     def open_blob(self, digest: str) -> int:
-        """A descriptor to read the content from; the caller closes it. Raises FileNotFoundError."""
+        """A descriptor to read a blob from, which the caller closes. Raises FileNotFoundError, OSError."""
         self._check_open()
-        found = self._cache.find(digest)
-        return found if found is not None else self._bucket.patiently(lambda: self._download(digest))
+        cached = self._cache.find(digest)
+        return cached if cached is not None else self._bucket.patiently(lambda: self._download(digest))
 
     def expect(self, digests: Iterable[str]) -> None:
-        """These are about to be opened: fetch them together, which takes far less time than one after the other."""
+        """Fetch blobs that are about to be opened into the cache, several at a time. Raises OSError."""
         missing = [digest for digest in dict.fromkeys(digests) if digest not in self._cache]
         if len(missing) > 1:
             for _ in self._threads.map(self._fetch, missing):
                 pass
 
     def sweep(self, keep: set[str], older_than: float) -> int:
-        """Remove what isn't in `keep` and was last put before `older_than` (seconds since 1970); how many went."""
+        """Remove blobs that aren't in `keep` and were last put before `older_than` (seconds since 1970); how many.
+
+        Raises OSError.
+        """
         with self._changed:
-            # A batch may have begun before that time and still be under way.
+            # A batch may have begun before that time and still be in progress.
             older_than = min([older_than, *self._batches.values()])
             self._forget(older_than)
         removed = 0
@@ -149,106 +177,118 @@ class S3Blobs:
             self._check_open()
             old: dict[str, list[str]] = {}
             for name, modified in page:
-                if modified < older_than and (found := _NAME.fullmatch(name)) and found[1] not in keep:
-                    old.setdefault(found[1], []).append(name)
+                if modified < older_than and (match := _NAME.fullmatch(name)) and match[1] not in keep:
+                    old.setdefault(match[1], []).append(name)
             removed += self._remove(old)
         return removed
 
     def _check_open(self) -> None:
+        """Raises OSError after `close`."""
         if self._closed:
             raise OSError(errno.ESHUTDOWN, "the service is shutting down")
 
     def _fetch(self, digest: str) -> None:
+        """Get a blob into the cache, where there is room for it."""
         os.close(self.open_blob(digest))
 
     def _read_owner(self) -> str | None:
+        """The id of the installation that the prefix belongs to; None for a new prefix. Raises OSError."""
         try:
             return self._bucket.get(_OWNER).decode(errors="replace")
         except FileNotFoundError:
             return None
 
     def _forget(self, older_than: float) -> None:
+        """Drop notes of puts and removals that no longer matter, so that they don't grow for ever."""
         now = time.monotonic()
         self._recent = {digest: at for digest, at in self._recent.items() if at >= older_than}
         self._uploaded = {digest: at for digest, at in self._uploaded.items() if digest in self._recent}
-        self._doomed = {digest: until for digest, until in self._doomed.items() if until > now}
+        self._removing = {digest: until for digest, until in self._removing.items() if until > now}
 
     def _remove(self, old: Mapping[str, Sequence[str]]) -> int:
-        """Remove objects, given by digest, of which nothing was put lately; how many digests that were."""
+        """Remove objects, given by digest, except of content put lately; how many blobs. Raises OSError."""
         with self._changed:
             now = time.monotonic()
-            doomed = [digest for digest in old if digest not in self._recent and self._doomed.get(digest, now) <= now]
-            self._doomed.update(dict.fromkeys(doomed, math.inf))
+            removable = [
+                digest for digest in old if digest not in self._recent and self._removing.get(digest, now) <= now
+            ]
+            self._removing.update(dict.fromkeys(removable, math.inf))
         until = math.inf
         try:
-            self._bucket.delete([name for digest in doomed for name in old[digest]])
+            self._bucket.delete([name for digest in removable for name in old[digest]])
             until = 0.0
         finally:
             with self._changed:
-                self._doomed.update(dict.fromkeys(doomed, min(until, time.monotonic() + _DOUBT_SECONDS)))
+                self._removing.update(dict.fromkeys(removable, min(until, time.monotonic() + _DOUBT_SECONDS)))
                 self._changed.notify_all()
-        return sum(digest in old[digest] for digest in doomed)
+        return sum(digest in old[digest] for digest in removable)
 
-    def _claim(self, digest: str) -> bool:
-        """Keep this content from being swept from now on. Whether it is known to be there."""
+    def _protect(self, digest: str) -> bool:
+        """Protect content from sweeps from now on, after waiting for one that is removing it. True where it was
+        uploaded so lately that it needn't be again."""
         with self._changed:
-            while (left := self._doomed.get(digest, 0.0) - time.monotonic()) > 0:
+            while (left := self._removing.get(digest, 0.0) - time.monotonic()) > 0:
                 self._changed.wait(min(left, 1.0))
             now = time.time()
             self._recent[digest] = now
-            return now - self._uploaded.get(digest, 0.0) < _SPARED_SECONDS
+            return now - self._uploaded.get(digest, 0.0) < _FRESH_SECONDS
 
     def _put(self, digest: str, content: bytes) -> None:
+        """Upload content as one object, and add it to the cache. Raises OSError."""
         begun = time.time()
         self._bucket.put(digest, content)
-        self._is_there(digest, begun)
-        with suppress(OSError), self._cache.incoming() as new:  # It is durable whether there is room here or not.
+        self._note_upload(digest, begun)
+        with suppress(OSError), self._cache.incoming() as new:  # A full cache disk is no reason to fail.
             new.write(content)
             self._cache.keep(digest, new)
 
     def _put_parts(self, digest: str, parts: Iterable[bytes]) -> None:
-        """The same for large content, from the batch's own thread."""
+        """Upload content in parts, from the batch's own thread, which waits for them. Raises OSError, also where the
+        parts don't have the digest."""
         begun = time.time()
         hasher = hashlib.sha256()
-        active_runs: list[Future[None]] = []
+        uploads: list[Future[None]] = []
         try:
             for number, part in enumerate(parts):
                 hasher.update(part)
                 upload = partial(self._bucket.put, f"{digest}.{number}", part)
-                active_runs.append(self._submit(upload, self._room_for_parts))
-                if active_runs[-1].done():
-                    active_runs[-1].result()
+                uploads.append(self._submit(upload, self._part_uploads))
+                if uploads[-1].done():
+                    uploads[-1].result()
         finally:
-            wait(active_runs)
-        for future in active_runs:
+            wait(uploads)
+        for future in uploads:
             future.result()
         if hasher.hexdigest() != digest:
             raise OSError(errno.EIO, "a file changed while it was being kept")
-        self._bucket.put(digest, b"era parts %d" % len(active_runs))
-        self._is_there(digest, begun)
+        self._bucket.put(digest, b"era parts %d" % len(uploads))
+        self._note_upload(digest, begun)
 
-    def _is_there(self, digest: str, since: float) -> None:
+    def _note_upload(self, digest: str, begun: float) -> None:
         with self._changed:
-            self._uploaded[digest] = since
+            self._uploaded[digest] = begun
 
-    def _submit(self, job: Callable[[], None], room: threading.BoundedSemaphore) -> Future[None]:
-        room.acquire()
+    def _submit(self, job: Callable[[], None], slots: threading.BoundedSemaphore) -> Future[None]:
+        """Start `job` on one of the threads, after waiting for a slot."""
+        slots.acquire()
         try:
             future = self._threads.submit(job)
         except BaseException:
-            room.release()
+            slots.release()
             raise
-        future.add_done_callback(lambda _: room.release())
+        future.add_done_callback(lambda _: slots.release())
         return future
 
     def _download(self, digest: str) -> int:
+        """Fetch a blob and add it to the cache; a descriptor to read it from. Raises OSError, and Damaged where the
+        content received hasn't this digest."""
         with self._cache.incoming() as new:
             if self._receive(self._bucket.pieces(digest), new) != digest:
                 head = os.pread(new.fd, 100, 0)
-                if not (found := _PARTS.fullmatch(head)):
+                if not (match := _PARTS.fullmatch(head)):
                     raise Damaged("what came is damaged")
                 new.clear()
-                parts = (self._bucket.get(f"{digest}.{number}") for number in range(int(found[1])))
+                parts = (self._bucket.get(f"{digest}.{number}") for number in range(int(match[1])))
                 if self._receive(parts, new) != digest:
                     raise Damaged("what came is damaged")
             fd = os.open(new.path, os.O_RDONLY | os.O_CLOEXEC)
@@ -256,7 +296,7 @@ class S3Blobs:
             return fd
 
     def _receive(self, pieces: Iterable[bytes], new: Incoming) -> str:
-        """Write pieces; the digest of them all."""
+        """Write pieces to a file; their digest."""
         hasher = hashlib.sha256()
         for piece in pieces:
             self._check_open()
@@ -266,24 +306,24 @@ class S3Blobs:
 
 
 class S3Batch:
-    """Puts that become durable together, all from one thread."""
+    """Blobs that become durable together, put from one thread."""
 
     def __init__(self, store: S3Blobs) -> None:
         self._store = store
         self._digests: set[str] = set()
-        self._active_runs: list[Future[None]] = []
+        self._uploads: list[Future[None]] = []
 
     def put(self, content: bytes) -> str:
-        """The digest of `content`, which will be kept."""
+        """Store `content`; its digest. Raises OSError where an upload has failed."""
         digest = hashlib.sha256(content).hexdigest()
         if not self._have(digest):
             self._stop_if_failed()
-            room = self._store._room if len(content) <= CHUNK else self._store._room_for_parts
-            self._active_runs.append(self._store._submit(partial(self._store._put, digest, content), room))
+            slots = self._store._small_uploads if len(content) <= CHUNK else self._store._part_uploads
+            self._uploads.append(self._store._submit(partial(self._store._put, digest, content), slots))
         return digest
 
     def put_file(self, fd: int, size: int) -> str:
-        """The digest of the next `size` bytes of `fd` (fewer where it ends before), which will be kept."""
+        """Store the next `size` bytes of `fd`, fewer where it ends before; their digest. Raises OSError."""
         start = os.lseek(fd, 0, os.SEEK_CUR)
 
         def read(count: int, offset: int) -> bytes:
@@ -301,46 +341,51 @@ class S3Batch:
         return digest
 
     def put_spooled(self, path: str, digest: str) -> None:
-        """Put the content of the file at `path`, of which the digest is known and nothing will ever be changed."""
+        """Store the file at `path`, which has this digest and never changes. Raises OSError."""
         with open(path, "rb", buffering=0) as file:
             if self.put_file(file.fileno(), os.fstat(file.fileno()).st_size) != digest:
                 raise OSError(errno.EIO, "a file changed while it was kept")
 
     def _have(self, digest: str) -> bool:
+        """Whether the content needn't be uploaded. It is protected from sweeps from now on."""
         if digest in self._digests:
             return True
-        known = self._store._claim(digest)
+        is_fresh = self._store._protect(digest)
         self._digests.add(digest)
-        return known
+        return is_fresh
 
     def _stop_if_failed(self) -> None:
-        still = []
-        for future in self._active_runs:
+        """Raises OSError where an upload of this batch has failed: then no more are begun."""
+        unfinished = []
+        for future in self._uploads:
             if future.done():
                 future.result()
             else:
-                still.append(future)
-        self._active_runs = still
+                unfinished.append(future)
+        self._uploads = unfinished
 
     def _wait(self) -> None:
-        for future in self._active_runs:
+        """Wait until all uploads have ended, whether well or not."""
+        for future in self._uploads:
             future.exception()
 
     def _finish(self) -> None:
-        for future in self._active_runs:
+        """Raises OSError where an upload has failed."""
+        for future in self._uploads:
             future.result()
         with self._store._changed:
-            # The batch may have taken long, and the row that names this is yet to come.
+            # The batch may have taken long, and the row that names these is still to be committed.
             self._store._recent.update(dict.fromkeys(self._digests, time.time()))
 
 
 def _pieces(read: Callable[[int, int], bytes], size: int, piece: int) -> Iterator[bytes]:
-    """`size` bytes as `read(count, offset)` gives them, all of length `piece` but the last."""
+    """Split the first `size` bytes that `read(count, offset)` gives into pieces of `piece` bytes; the last may be
+    shorter. Reading ends early where the file does."""
     offset = 0
     while offset < size:
-        wanted = min(piece, size - offset)
-        content = read(wanted, offset)
-        while content and len(content) < wanted and (more := read(wanted - len(content), offset + len(content))):
+        length = min(piece, size - offset)
+        content = read(length, offset)
+        while content and len(content) < length and (more := read(length - len(content), offset + len(content))):
             content += more
         if not content:
             return
@@ -349,7 +394,7 @@ def _pieces(read: Callable[[int, int], bytes], size: int, piece: int) -> Iterato
 
 
 def installation(file: Path) -> str:
-    """The id of the installation whose data lies beside `file`, made when first asked for."""
+    """The id of this installation, kept in `file`, which is made at the first call."""
     if not file.exists():
         draft = file.with_suffix(".new")
         with draft.open("w") as opened:

@@ -1,9 +1,9 @@
-"""A prefix of a bucket on an S3-compatible server, with patience.
+"""An S3 client: the objects below a prefix of a bucket on an S3-compatible server, with retries.
 
-Everything that is asked of the server is asked again, with growing pauses, while the answer is one that may get better:
-an error of the server's own, a broken or silent connection, half a body. That is safe because nothing here does more
-when it is done twice. Then an OSError says in a few words what was wrong. It never quotes the server or the client
-library: what those say may hold addresses, keys and signatures.
+A request is repeated, with growing pauses, while its failure may be temporary: an error of the server's own, a broken
+or silent connection, half a body. That is safe because every operation here is idempotent. After the last attempt an
+OSError says in a few words what was wrong. It never quotes the server or the client library, whose texts may hold
+addresses, keys and signatures.
 """
 
 from __future__ import annotations
@@ -27,26 +27,33 @@ from era.errors import BadRequest
 
 _PAGE = 1000
 _HINT = "Write it as s3://BUCKET/PREFIX?endpoint=URL&region=NAME, with credentials in AWS_* variables."
-_HOPELESS = (exceptions.PermissionDeniedError, exceptions.UnauthenticatedError, exceptions.InvalidPathError)
+_PERMANENT = (exceptions.PermissionDeniedError, exceptions.UnauthenticatedError, exceptions.InvalidPathError)
 
 _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
 class Patience:
-    """How long to try. The client library retries single requests too, up to `requests` times."""
+    """How often and how long to retry."""
 
     attempts: int = 3
+    """How often an operation is tried."""
+
     pause: float = 0.3
+    """The pause after attempt n is between half of `pause * 2**n` seconds and all of it, at random."""
+
     requests: int = 3
+    """How often the client library repeats a single request within an attempt."""
+
     silence: float = 15.0
     """Seconds without a byte from the server that end a request."""
+
     total: float = 45.0
-    """Seconds after which nothing is tried again."""
+    """Seconds after which no further attempt begins."""
 
 
 class Place(NamedTuple):
-    """What a URL names."""
+    """A prefix of a bucket. `endpoint` None is AWS, `region` None is that of the environment."""
 
     bucket: str
     prefix: str
@@ -55,17 +62,20 @@ class Place(NamedTuple):
 
 
 class Listed(NamedTuple):
+    """An object in a listing. Its name is relative to the prefix."""
+
     name: str
     modified: float
     """By the server's clock, in seconds since 1970."""
 
 
 class Damaged(Exception):
-    """What came isn't what was asked for: worth another try."""
+    """The content received isn't what was stored: reading it is worth another try."""
 
 
 def parse(url: str) -> Place:
-    """What `url` names. Raises BadRequest, which doesn't repeat it: people put keys into URLs."""
+    """The place that `url` names, as in `_HINT`. Raises BadRequest, which doesn't repeat the URL: people put keys into
+    URLs."""
     parts = urlsplit(url)
     options = dict(parse_qsl(parts.query, keep_blank_values=True))
     endpoint, region = options.pop("endpoint", None), options.pop("region", None)
@@ -83,7 +93,7 @@ def parse(url: str) -> Place:
 
 
 class Bucket:
-    """Objects by name, below the prefix that `url` names. Used from several threads."""
+    """The objects below a prefix, by name. May be used from several threads. All methods raise OSError."""
 
     def __init__(self, url: str, patience: Patience) -> None:
         place = parse(url)
@@ -108,38 +118,42 @@ class Bucket:
         )
 
     def put(self, name: str, content: bytes) -> None:
-        """Durable when this returns. As one request: a multipart upload that a crash cuts short stays, unlisted, and is
-        paid for; and not all servers get multipart right."""
+        """Store an object, which is durable when this returns. In one request: a multipart upload that a crash cuts
+        short stays, unlisted, and is paid for; and not all servers get multipart right."""
         self.patiently(lambda: obstore.put(self._store, name, content, use_multipart=False))
 
     def pieces(self, name: str) -> Iterator[bytes]:
-        """The content, which may break off. Call within `patiently`, and check what came."""
+        """The content of an object, which may break off. Call within `patiently`, and check the content."""
         for piece in obstore.get(self._store, name).stream(min_chunk_size=1 << 20):
             yield bytes(piece)
 
     def get(self, name: str) -> bytes:
-        """Raises FileNotFoundError."""
+        """The content of an object. Raises FileNotFoundError."""
         return self.patiently(lambda: bytes(obstore.get(self._store, name).bytes()))
 
     def pages(self) -> Iterator[Sequence[Listed]]:
-        """All there is, a thousand at a time."""
+        """All objects, in lists of up to a thousand."""
         last = ""
         while page := self.patiently(lambda after=last: self._page(after)):  # type: ignore[misc]
             yield page
             last = page[-1].name
 
     def _page(self, after: str) -> Sequence[Listed]:
-        found = next(iter(obstore.list(self._store, offset=after or None, chunk_size=_PAGE)), ())
+        """Up to `_PAGE` objects whose names come after `after`."""
+        page = next(iter(obstore.list(self._store, offset=after or None, chunk_size=_PAGE)), ())
         # Some servers begin with the offset itself.
-        return [Listed(item["path"], item["last_modified"].timestamp()) for item in found if item["path"] > after]
+        return [Listed(item["path"], item["last_modified"].timestamp()) for item in page if item["path"] > after]
 
     def delete(self, names: Sequence[str]) -> None:
-        """Delete up to a thousand. What isn't there is no error."""
+        """Delete up to a thousand objects. Names that don't exist are no error."""
         if names:
             self.patiently(lambda: obstore.delete(self._store, names))
 
     def patiently[T](self, job: Callable[[], T]) -> T:
-        """Try `job` until it works or trying is no use. Raises OSError."""
+        """The result of `job`, which is repeated while its failure may be temporary.
+
+        Raises FileNotFoundError where an object doesn't exist, OSError with EIO for any other failure.
+        """
         give_up = time.monotonic() + self._patience.total
         for attempt in range(1, self._patience.attempts + 1):
             try:
@@ -148,7 +162,7 @@ class Bucket:
                 if _code(error) == "NoSuchBucket":
                     raise _failure("there is no such bucket") from None
                 raise FileNotFoundError(errno.ENOENT, "it isn't in the blob store") from None
-            except _HOPELESS as error:
+            except _PERMANENT as error:
                 raise _failure(f"the blob store refused: {_reason(error)}") from None
             except (exceptions.BaseError, Damaged) as error:
                 reason = _reason(error)
@@ -164,13 +178,13 @@ def _failure(reason: str) -> OSError:
 
 
 def _code(error: Exception) -> str | None:
-    """What S3 calls the error."""
-    found = re.search(r"<Code>(\w{1,64})</Code>", str(error))
-    return found[1] if found else None
+    """The error code of S3 in the text of an error, such as `NoSuchBucket`."""
+    match = re.search(r"<Code>(\w{1,64})</Code>", str(error))
+    return match[1] if match else None
 
 
 def _reason(error: Exception) -> str:
-    """The error in words that give nothing away."""
+    """Describe an error without quoting it."""
     if isinstance(error, Damaged):
         return str(error)
     text = str(error)

@@ -1,4 +1,4 @@
-"""What sessions have installed, in their rows."""
+"""Setups, which install a session's packages: their status and result, in the session's own row."""
 
 from __future__ import annotations
 
@@ -7,88 +7,87 @@ from typing import Any
 
 from sqlalchemy import Connection, bindparam, select, update
 
-from era.core.metadata import SetupJob
+from era.core.metadata import Retention, SetupJob
 from era.core.models import OwnedId, Session, Snapshot, now
 from era.errors import NotFound
-from era.store.commits import IS_LIVE, Commits
+from era.store.session_lookup import IS_PRESENT, find_session, session_with_key
 from era.store.tables import SETUP_UNDER_WAY, sessions
+from era.store.versions import next_version
 
-_TO_DO = (
+PENDING: dict[str, Any] = {"setup_status": "pending", "setup_result": None, "environment": None}
+"""The columns of a session whose setup has just been asked for."""
+
+_MOST_JOBS = 1000
+
+_UNFINISHED = (
     select(sessions.c.key, sessions.c.owner, sessions.c.id, sessions.c.setup, sessions.c.setup_lock)
-    .where(SETUP_UNDER_WAY, IS_LIVE)
+    .where(SETUP_UNDER_WAY, IS_PRESENT)
     .order_by(sessions.c.key)
-    .limit(1000)
+    .limit(_MOST_JOBS)
 )
-_IN_FORCE = select(sessions.c.version, sessions.c.setup).where(sessions.c.key == bindparam("session"), IS_LIVE)
-_OF_JOB = (
+_IN_FORCE = select(sessions.c.version, sessions.c.setup).where(sessions.c.key == bindparam("session"), IS_PRESENT)
+_SET_STATUS = (
     update(sessions)
     .where(sessions.c.key == bindparam("session"), sessions.c.setup == bindparam("job"), SETUP_UNDER_WAY)
     .values(setup_status=bindparam("status"))
 )
-_END = _OF_JOB.values(
+_END = _SET_STATUS.values(
     setup_result=bindparam("result"), environment=bindparam("new_environment"), updated_at=bindparam("at")
 )
 _COMPLETE = _END.values(setup_lock=None)
 _ENVIRONMENTS = select(sessions.c.environment).where(sessions.c.environment.is_not(None)).distinct()
-PENDING: dict[str, Any] = {"setup_status": "pending", "setup_result": None, "environment": None}
-"""What else a row says whose setup has just been asked for."""
 
 
-class SetupRows(Commits):
-    """The part of SqlStore that deals in setups."""
+def unfinished_setups(connection: Connection) -> Sequence[SetupJob]:
+    """The setups of present sessions that haven't ended, by the age of their sessions; the first thousand of them."""
+    rows = connection.execute(_UNFINISHED)
+    return [SetupJob(row.key, OwnedId(row.owner, row.id), row.setup, row.setup_lock) for row in rows]
 
-    async def setups_to_do(self) -> Sequence[SetupJob]:
-        def job(connection: Connection) -> Sequence[SetupJob]:
-            rows = connection.execute(_TO_DO)
-            return [SetupJob(row.key, OwnedId(row.owner, row.id), row.setup, row.setup_lock) for row in rows]
 
-        return await self._read(job)
+def begin_setup(connection: Connection, job: SetupJob) -> None:
+    """Mark a setup as `running`, unless its session asks for another one by now."""
+    connection.execute(_SET_STATUS, {"session": job.session_key, "job": job.setup, "status": "running"})
 
-    async def begin_setup(self, job: SetupJob) -> None:
-        values = {"session": job.session_key, "job": job.setup, "status": "running"}
-        await self._write(lambda connection: connection.execute(_OF_JOB, values))
 
-    async def end_setup(
-        self,
-        job: SetupJob,
-        *,
-        status: str,
-        result: str,
-        environment: str | None,
-        left: tuple[int, Snapshot] | None = None,
-    ) -> bool:
-        at = now()
-        values = {"session": job.session_key, "job": job.setup, "status": status}
-        values |= {"result": result, "new_environment": environment, "at": at}
+def end_setup(
+    connection: Connection,
+    retention: Retention,
+    job: SetupJob,
+    *,
+    status: str,
+    result: str,
+    environment: str | None,
+    left: tuple[int, Snapshot] | None,
+) -> bool:
+    """See MetadataStore.end_setup."""
+    at = now()
+    if left is not None:
+        version, snapshot = left
+        row = connection.execute(_IN_FORCE, {"session": job.session_key}).one_or_none()
+        if row is None or tuple(row) != (version, job.setup):
+            return False
+        if snapshot != session_with_key(connection, job.session_key).snapshot:
+            next_version(connection, retention, job.session_key, "setup", at, data=None, snapshot=snapshot)
+    values = {"session": job.session_key, "job": job.setup, "status": status, "result": result}
+    values |= {"new_environment": environment, "at": at}
+    return connection.execute(_COMPLETE if status == "completed" else _END, values).rowcount > 0
 
-        def end(connection: Connection) -> bool:
-            if left is not None:
-                version, snapshot = left
-                row = connection.execute(_IN_FORCE, {"session": job.session_key}).one_or_none()
-                if row is None or tuple(row) != (version, job.setup):
-                    return False
-                if snapshot != self._of_key(connection, job.session_key).snapshot:
-                    self._next_version(connection, job.session_key, "setup", at, data=None, snapshot=snapshot)
-            if status == "completed":
-                return connection.execute(_COMPLETE, values).rowcount > 0
-            return connection.execute(_END, values).rowcount > 0
 
-        return await self._write(end)
+def restart_setup(connection: Connection, retention: Retention, session_id: OwnedId) -> Session:
+    """See MetadataStore.restart_setup."""
+    session = find_session(connection, retention, session_id)
+    if session.setup is None:
+        raise NotFound(f"Session '{session_id}' has no setup.")
+    values = PENDING | {"updated_at": now()}
+    connection.execute(update(sessions).where(sessions.c.key == session.key).values(values))
+    return session_with_key(connection, session.key)
 
-    async def set_up_again(self, session_id: OwnedId) -> Session:
-        def job(connection: Connection) -> Session:
-            session = self._live(connection, session_id)
-            if session.setup is None:
-                raise NotFound(f"Session '{session_id}' has no setup.")
-            values = PENDING | {"updated_at": now()}
-            connection.execute(update(sessions).where(sessions.c.key == session.key).values(values))
-            return self._of_key(connection, session.key)
 
-        return await self._write(job)
+def environments(connection: Connection) -> Sequence[str]:
+    """The digests of package sets that sessions have, removed ones included."""
+    return list(connection.execute(_ENVIRONMENTS).scalars())
 
-    async def environments(self) -> Sequence[str]:
-        return await self._read(lambda connection: list(connection.execute(_ENVIRONMENTS).scalars()))
 
-    async def environment_lost(self, digest: str) -> int:
-        again = update(sessions).where(sessions.c.environment == digest).values(PENDING)
-        return await self._write(lambda connection: connection.execute(again).rowcount)
+def environment_lost(connection: Connection, digest: str) -> int:
+    """Make the setups that led to this package set pending again; how many there were."""
+    return connection.execute(update(sessions).where(sessions.c.environment == digest).values(PENDING)).rowcount

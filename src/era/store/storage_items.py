@@ -1,4 +1,7 @@
-"""Items of storage, in their rows."""
+"""Storage items: the values that the sessions of an owner share as KV pairs (`kv`) or R2 objects (`r2`).
+
+An item's key is neither an API key nor an idempotency key. Tables of D1 are no items: see d1_databases.py.
+"""
 
 from __future__ import annotations
 
@@ -14,18 +17,23 @@ from era.store.tables import storage_items
 
 _t = storage_items.c
 _COUNTED = _t.size + func.length(_t.key) + func.coalesce(func.length(_t.metadata), 0) + ROW_BYTES
+"""The bytes that an item counts for; core/storage.py adds up the same for one that is to be put."""
+
 _LISTED = (_t.owner, _t.kind, _t.namespace, _t.key, _t.size, _t.created_at, _t.updated_at, _t.metadata, _t.digest)
 
 
-class StorageItemRows(Database):
-    """An ItemStore: see core/storage.py."""
+class StorageItemRows:
+    """An ItemStore in an SQL database: core/storage.py says what each method does."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
 
     async def put_item(self, item: Item) -> int:
         def job(connection: Connection) -> int:
-            here = _at(item.owner, item.kind, item.namespace, item.key)
-            before = connection.execute(select(_t.created_at, _COUNTED).where(here)).one_or_none()
+            this = _is_item(item.owner, item.kind, item.namespace, item.key)
+            before = connection.execute(select(_t.created_at, _COUNTED).where(this)).one_or_none()
             if before is not None:
-                connection.execute(delete(storage_items).where(here))
+                connection.execute(delete(storage_items).where(this))
             values = {
                 "owner": item.owner,
                 "kind": item.kind,
@@ -41,49 +49,50 @@ class StorageItemRows(Database):
             connection.execute(insert(storage_items).values(values))
             return 0 if before is None else int(before[1])
 
-        return await self._write(job)
+        return await self._database.write(job)
 
     async def item(self, owner: str, kind: Kind, namespace: str, key: str) -> Item | None:
-        query = select(*_LISTED, _t.value).where(_at(owner, kind, namespace, key))
-        row = await self._read(lambda connection: connection.execute(query).one_or_none())
-        return None if row is None else _item(row, row.value)
+        query = select(*_LISTED, _t.value).where(_is_item(owner, kind, namespace, key))
+        row = await self._database.read(lambda connection: connection.execute(query).one_or_none())
+        return None if row is None else _item_from_row(row, row.value)
 
     async def delete_item(self, owner: str, kind: Kind, namespace: str, key: str) -> int:
         def job(connection: Connection) -> int:
-            here = _at(owner, kind, namespace, key)
-            before = connection.execute(select(_COUNTED).where(here)).scalar_one_or_none()
+            this = _is_item(owner, kind, namespace, key)
+            before = connection.execute(select(_COUNTED).where(this)).scalar_one_or_none()
             if before is None:
                 return 0
-            connection.execute(delete(storage_items).where(here))
+            connection.execute(delete(storage_items).where(this))
             return int(before)
 
-        return await self._write(job)
+        return await self._database.write(job)
 
     async def delete_items(self, owner: str, kind: Kind, namespace: str, limit: int) -> tuple[int, int]:
         def job(connection: Connection) -> tuple[int, int]:
-            of = and_(_t.owner == owner, _t.kind == kind, _t.namespace == namespace)
-            found = connection.execute(select(_t.key, _COUNTED).where(of).order_by(_t.key).limit(limit)).all()
-            if found:
-                connection.execute(delete(storage_items).where(of, _t.key <= found[-1][0]))
-            return len(found), sum(int(row[1]) for row in found)
+            in_namespace = and_(_t.owner == owner, _t.kind == kind, _t.namespace == namespace)
+            first = select(_t.key, _COUNTED).where(in_namespace).order_by(_t.key).limit(limit)
+            rows = connection.execute(first).all()
+            if rows:
+                connection.execute(delete(storage_items).where(in_namespace, _t.key <= rows[-1][0]))
+            return len(rows), sum(int(row[1]) for row in rows)
 
-        return await self._write(job)
+        return await self._database.write(job)
 
     async def items(
         self, owner: str, kind: Kind, namespace: str, *, prefix: str, after: str | None, limit: int
     ) -> Sequence[Item]:
         query = select(*_LISTED).where(
-            _t.owner == owner, _t.kind == kind, _t.namespace == namespace, *_beginning(prefix)
+            _t.owner == owner, _t.kind == kind, _t.namespace == namespace, *_has_prefix(prefix)
         )
         if after is not None:
             query = query.where(_t.key > after.encode())
         query = query.order_by(_t.key).limit(limit)
-        return await self._read(lambda connection: [_item(row) for row in connection.execute(query)])
+        return await self._database.read(lambda connection: [_item_from_row(row) for row in connection.execute(query)])
 
     async def all_items(
         self, owner: str, kind: Kind | None, namespace: str | None, *, prefix: str, limit: int, offset: int
     ) -> tuple[Sequence[Item], int]:
-        which = [_t.owner == owner, *_beginning(prefix)]
+        which = [_t.owner == owner, *_has_prefix(prefix)]
         if kind is not None:
             which.append(_t.kind == kind)
         if namespace is not None:
@@ -93,9 +102,9 @@ class StorageItemRows(Database):
         count = select(func.count()).select_from(storage_items).where(*which)
 
         def job(connection: Connection) -> tuple[Sequence[Item], int]:
-            return [_item(row) for row in connection.execute(page)], connection.execute(count).scalar_one()
+            return [_item_from_row(row) for row in connection.execute(page)], connection.execute(count).scalar_one()
 
-        return await self._read(job)
+        return await self._database.read(job)
 
     async def item_counts(self, owner: str) -> Sequence[tuple[Kind, str, int, int]]:
         query = select(_t.kind, _t.namespace, func.count(), func.sum(_t.size))
@@ -104,24 +113,26 @@ class StorageItemRows(Database):
         def job(connection: Connection) -> Sequence[tuple[Kind, str, int, int]]:
             return [(row[0], row[1], int(row[2]), int(row[3])) for row in connection.execute(query)]
 
-        return await self._read(job)
+        return await self._database.read(job)
 
     async def item_bytes(self) -> int:
         query = select(func.coalesce(func.sum(_COUNTED), 0))
-        return await self._read(lambda connection: int(connection.execute(query).scalar_one()))
+        return await self._database.read(lambda connection: int(connection.execute(query).scalar_one()))
 
 
-def _at(owner: str, kind: Kind, namespace: str, key: str) -> ColumnElement[bool]:
+def _is_item(owner: str, kind: Kind, namespace: str, key: str) -> ColumnElement[bool]:
     return and_(_t.owner == owner, _t.kind == kind, _t.namespace == namespace, _t.key == key.encode())
 
 
-def _beginning(prefix: str) -> list[ColumnElement[bool]]:
-    """What holds of keys that begin so. No UTF-8 has a byte 255."""
+def _has_prefix(prefix: str) -> list[ColumnElement[bool]]:
+    """The conditions for keys that begin with `prefix`, as a range that the primary key's index serves. UTF-8 never has
+    the byte 255, so it is above all that can follow."""
     raw = prefix.encode()
     return [_t.key >= raw, _t.key < raw + b"\xff"] if raw else []
 
 
-def _item(row: Any, value: bytes | None = None) -> Item:
+def _item_from_row(row: Any, value: bytes | None = None) -> Item:
+    """Convert a row of `_LISTED`, with the value where that was read, too."""
     return Item(
         row.owner,
         row.kind,

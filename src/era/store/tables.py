@@ -1,4 +1,4 @@
-"""The tables, in types that every dialect has. Changing them needs a migration beside; a test compares the two."""
+"""The tables, in types that every dialect has. A change needs a migration in migrations/; a test compares the two."""
 
 from __future__ import annotations
 
@@ -34,10 +34,10 @@ metadata = MetaData(
     }
 )
 
-# A session that expired or was deleted stays for a while, with `deleted_at` set; its id is free at once.
-_LIVE = text("deleted_at IS NULL")
-_GONE = text("deleted_at IS NOT NULL")
-_MORTAL = text("expires_at IS NOT NULL")
+# A session that expired or was deleted is removed: it stays for a while, with `deleted_at` set; its id is free at once.
+_IS_PRESENT = text("deleted_at IS NULL")
+_IS_REMOVED = text("deleted_at IS NOT NULL")
+_HAS_EXPIRY = text("expires_at IS NOT NULL")
 _HAS_ENVIRONMENT = text("environment IS NOT NULL")
 _HAS_DIGEST = text("digest IS NOT NULL")
 SETUP_UNDER_WAY = text("setup_status IN ('pending', 'running')")
@@ -76,19 +76,19 @@ sessions = Table(
     Column("environment", String(64)),
     Column("setup_lock", Text),
     Column("storage", Boolean, nullable=False, server_default=true()),
-    Index("uq_sessions_id", "id", unique=True, sqlite_where=_LIVE, postgresql_where=_LIVE),
-    Index("ix_sessions_owner", "owner", "key", sqlite_where=_LIVE, postgresql_where=_LIVE),
-    Index("ix_sessions_gone_id", "id", "key", sqlite_where=_GONE, postgresql_where=_GONE),
-    Index("ix_sessions_deleted_at", "deleted_at", sqlite_where=_GONE, postgresql_where=_GONE),
+    Index("uq_sessions_id", "id", unique=True, sqlite_where=_IS_PRESENT, postgresql_where=_IS_PRESENT),
+    Index("ix_sessions_owner", "owner", "key", sqlite_where=_IS_PRESENT, postgresql_where=_IS_PRESENT),
+    Index("ix_sessions_gone_id", "id", "key", sqlite_where=_IS_REMOVED, postgresql_where=_IS_REMOVED),
+    Index("ix_sessions_deleted_at", "deleted_at", sqlite_where=_IS_REMOVED, postgresql_where=_IS_REMOVED),
     # Partial, so that the end of a run needn't touch it for the many sessions that never expire.
-    Index("ix_sessions_expires_at", "expires_at", sqlite_where=_MORTAL, postgresql_where=_MORTAL),
+    Index("ix_sessions_expires_at", "expires_at", sqlite_where=_HAS_EXPIRY, postgresql_where=_HAS_EXPIRY),
     Index("ix_sessions_setup_status", "setup_status", sqlite_where=SETUP_UNDER_WAY, postgresql_where=SETUP_UNDER_WAY),
     Index("ix_sessions_environment", "environment", sqlite_where=_HAS_ENVIRONMENT, postgresql_where=_HAS_ENVIRONMENT),
     sqlite_autoincrement=True,  # A key is never given twice, not even that of the newest row once it is deleted.
 )
 
-# Data and snapshot of every version that is kept; `sessions.version` tells which is in force. `data` comes last because
-# it may be long, and SQLite reads a row from its front.
+# Data and snapshot of every version that is kept; `sessions.version` is the number of the current one. `data` comes
+# last because it may be long, and SQLite reads a row from its front.
 versions = Table(
     "versions",
     metadata,
@@ -138,14 +138,14 @@ runs = Table(
     Column("enforced", Text, nullable=False),
     Column("egress", Text, nullable=False, server_default="{}"),
     Column("artifacts", Text, nullable=False, server_default="{}"),
-    Column("imported", Boolean, nullable=False, server_default=false()),  # It ran on another server.
+    Column("imported", Boolean, nullable=False, server_default=false()),  # Whether it ran on another server.
     Index(None, "session_key", "key"),
     Index("ix_runs_status", "status", "imported"),
     sqlite_autoincrement=True,
 )
 
-# What runs wrote, for as many runs of a session as are kept, and only where they wrote anything. Each stream is here
-# itself or, where it is long, as the digest of a blob.
+# What runs wrote, for a session's newest runs, and only where they wrote anything. Each stream is stored in the row or,
+# where it is long, as a blob whose digest the row has.
 outputs = Table(
     "outputs",
     metadata,
@@ -158,9 +158,9 @@ outputs = Table(
     sqlite_with_rowid=False,
 )
 
-# Idempotency keys and what was answered. `answer` is the session as it was made, or the data that a run answered
-# (NULL: it hasn't yet; the rest of its answer is its record). No form of a run's env is here but `env_mark`, which
-# only the process that made it can compare.
+# Idempotency keys and what their requests were answered. `answer` is the session that was made, or the data that a run
+# answered (NULL: not yet; the rest of its answer is its record). A run's env is here as `env_mark` only, which no
+# process but the one that made it can compare.
 idempotency_keys = Table(
     "idempotency_keys",
     metadata,
@@ -178,8 +178,8 @@ idempotency_keys = Table(
     Column("answer", Text),
 )
 
-# What a session's owner asks for deliveries of webhooks. `secret` is needed as it is, to verify them; no answer and no
-# capsule has it.
+# A session's settings for deliveries of webhooks. `secret` is needed in clear, to verify them; no answer and no capsule
+# has it.
 inboxes = Table(
     "inboxes",
     metadata,
@@ -192,7 +192,7 @@ inboxes = Table(
     Column("updated_at", BigInteger, nullable=False),
 )
 
-# Deliveries, run by `position`. The content comes last because it is long, and most queries don't want it.
+# Deliveries of webhooks, run in the order of `position`. The content comes last: it is long, and few queries read it.
 deliveries = Table(
     "deliveries",
     metadata,
@@ -223,7 +223,7 @@ deliveries = Table(
     sqlite_autoincrement=True,
 )
 
-# Keys that owners call the API with. What is kept is a digest: a key is 256 random bits, so nobody finds it by that.
+# API keys, with which owners call the API, as digests: a key is 256 random bits, so no key is found from its digest.
 api_keys = Table(
     "api_keys",
     metadata,
@@ -234,8 +234,8 @@ api_keys = Table(
     Column("created_at", BigInteger, nullable=False),
 )
 
-# Values that the sessions of an owner share. Each is here itself or, where it is long, as the digest of a blob. Keys
-# are bytes, so that every database puts them in the same order.
+# Values that the sessions of an owner share, of the kinds `kv` and `r2`. Each is stored in the row or, where it is
+# long, as a blob whose digest the row has. Keys are bytes, so that every database sorts them the same.
 storage_items = Table(
     "storage_items",
     metadata,

@@ -160,7 +160,7 @@ def session_answer(session: Session, status: str, limits: JsonObject) -> dict[st
         "egress": {"allow": session.egress.get("allow", [])},
         "service": session.service,
         "storage": session.storage,
-        "status": session.gone or status,
+        "status": session.removal or status,
         **({} if session.setup is None else _setup_answer(session)),
     }
 

@@ -187,7 +187,7 @@ class Setups:
                 )
             if session.setup_status not in UNDER_WAY:
                 self._anew.add(session.key)
-                session = await self._store.set_up_again(session_id)
+                session = await self._store.restart_setup(session_id)
                 self.kick()
             return session
 
@@ -260,7 +260,7 @@ class Setups:
         while True:
             self._wake.clear()
             try:
-                for job in await self._store.setups_to_do():
+                for job in await self._store.unfinished_setups():
                     if job not in self._active_runs:
                         for other, task in self._active_runs.items():
                             if other.session_key == job.session_key:

@@ -1,4 +1,4 @@
-"""The schema's history, shipped with the package and applied at every start."""
+"""Migrations of the schema, by alembic: shipped with the package and applied at every start."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from sqlalchemy import Connection, Engine, inspect, text
 from era.errors import Unavailable
 
 HEAD = "0012"
-"""The newest revision; a test holds it against the files beside."""
+"""The newest revision; a test compares it with the files in versions/."""
 
 
 def upgrade(engine: Engine) -> None:
-    """Bring the database to `HEAD` in one transaction. Raises Unavailable where a newer ERA has been at it."""
+    """Bring the database to `HEAD` in one transaction. Raises Unavailable where a newer ERA has migrated it."""
     if _revision(engine) == HEAD:
         return  # The usual start, without the 0.3 s that importing alembic costs.
 
@@ -38,8 +38,8 @@ def upgrade(engine: Engine) -> None:
 
 @contextmanager
 def _without_foreign_keys(engine: Engine) -> Iterator[Connection]:
-    """A connection in a transaction. On SQLite foreign keys are off in it and checked at its end: a change of a table
-    may make it anew there, and dropping the old one would take along all rows that refer to it."""
+    """A connection in a transaction. On SQLite foreign keys are off in it and checked at its end: there a table may
+    have to be recreated to be changed, and dropping the old one would delete all rows that refer to it."""
     with engine.connect() as connection:
         if engine.dialect.name != "sqlite":
             with connection.begin():
@@ -58,6 +58,7 @@ def _without_foreign_keys(engine: Engine) -> Iterator[Connection]:
 
 
 def _revision(engine: Engine) -> str | None:
+    """The revision of the database; None for a new one."""
     with engine.begin() as connection:
         if not inspect(connection).has_table("alembic_version"):
             return None

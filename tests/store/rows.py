@@ -1,0 +1,59 @@
+"""Stores, sessions and records of runs for tests of the metadata store."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from alembic import command
+from alembic.config import Config
+from sqlalchemy import create_engine
+
+from era.core.metadata import Retention
+from era.core.models import NewSession, RunRecord, Session, now
+from era.store import migrations
+from era.store.metadata import SqlStore
+from tests.owners import mine
+
+_DEFAULT_RETENTION = Retention()
+
+
+@asynccontextmanager
+async def opened(url: str, retention: Retention = _DEFAULT_RETENTION) -> AsyncIterator[SqlStore]:
+    """A store on the database at `url`, open for as long as the block lasts."""
+    store = SqlStore(url, retention)
+    try:
+        await store.open()
+        yield store
+    finally:
+        await store.close()
+
+
+def new(session_id: str, **changes: Any) -> NewSession:
+    """A plain session to be created, with fields changed."""
+    return replace(NewSession(mine(session_id), "python", True, "{}", {}, True, False, 30.0), **changes)
+
+
+def ended(session: Session, run_id: str, **changes: Any) -> RunRecord:
+    """The record of a run that ended well, with fields changed."""
+    record = RunRecord(run_id, session.key, "ok", started_at=1, ended_at=now(), exit_code=0, committed=True)
+    return replace(record, **changes)
+
+
+def migration_config() -> Config:
+    """Alembic's configuration for the migrations of the package."""
+    config = Config()
+    config.set_main_option("script_location", str(Path(migrations.__file__).parent))
+    return config
+
+
+def make_at_revision(url: str, revision: str) -> None:
+    """Make the database that a version of ERA made whose newest revision was this one."""
+    config, engine = migration_config(), create_engine(url)
+    with engine.begin() as connection:
+        config.attributes["connection"] = connection
+        command.upgrade(config, revision)
+    engine.dispose()

@@ -1,0 +1,118 @@
+"""Transactions are durable and all or nothing; errors of the database become Unavailable."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import Connection
+
+from era.errors import CommitFailed, Unavailable
+from era.store.metadata import SqlStore
+from tests.owners import mine
+from tests.store.rows import ended, new, opened
+
+
+async def test_the_error_of_a_failing_database_has_no_sql(
+    tmp_path: Path, store: SqlStore, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A table that is gone stands for any trouble; the store must work again once the trouble is over."""
+    session = await store.create_session(new("a"))
+    await store.begin_run(mine("a"), "r1")
+    other = sqlite3.connect(tmp_path / "era.db", isolation_level=None)
+    other.execute("ALTER TABLE runs RENAME TO away")
+    with pytest.raises(CommitFailed) as commit:
+        await store.end_run(ended(session, "r1"), data='{"secret": 1}', snapshot=None)
+    with pytest.raises(Unavailable) as unavailable:
+        await store.begin_run(mine("a"), "r2")
+    for told in (str(commit.value), str(unavailable.value), caplog.text):
+        assert "UPDATE" not in told
+        assert "secret" not in told
+    assert (await store.session(mine("a"))).version == 1
+    other.execute("ALTER TABLE away RENAME TO runs")
+    other.close()
+    assert (await store.end_run(ended(session, "r1"), data=None, snapshot=None)).version == 2
+
+
+async def test_a_full_disk_fails_the_commit_and_keeps_the_old_state(store: SqlStore) -> None:
+    session = await store.create_session(new("a"))
+    await store.begin_run(mine("a"), "r1")
+
+    def cap(connection: Connection) -> None:
+        connection.exec_driver_sql("PRAGMA max_page_count = 30")
+
+    await store.database.write(cap)
+    with pytest.raises(CommitFailed):
+        await store.end_run(ended(session, "r1"), data=json.dumps("x" * 1_000_000), snapshot=None)
+    assert (await store.session(mine("a"))).data == "{}"
+    assert (await store.end_run(ended(session, "r1"), data='{"n": 1}', snapshot=None)).version == 2
+
+
+async def test_a_closed_store_is_unavailable(url: str) -> None:
+    store = SqlStore(url)
+    await store.open()
+    await store.close()
+    await store.close()
+    for call in (store.session(mine("a")), store.create_session(new("a"))):
+        with pytest.raises(Unavailable):
+            await call
+
+
+async def test_connections_are_as_durable_as_promised(store: SqlStore) -> None:
+    await store.create_session(new("a"))
+
+    def pragmas(connection: Connection) -> list[Any]:
+        names = ("journal_mode", "synchronous", "foreign_keys", "busy_timeout")
+        return [connection.exec_driver_sql(f"PRAGMA {name}").scalar() for name in names]
+
+    assert await store.database.write(pragmas) == ["wal", 2, 1, 5000]
+
+
+COMMITTER = """
+import asyncio, sys
+from era.core.models import NewSession, RunRecord, now
+from tests.owners import mine
+from era.store.metadata import SqlStore
+
+async def main():
+    store = SqlStore(sys.argv[1])
+    await store.open()
+    session = await store.create_session(NewSession(mine("a"), "python", True, "{}", {}, True, True, 30.0))
+    for n in range(1_000_000):
+        await store.begin_run(mine("a"), f"r{n}")
+        record = RunRecord(f"r{n}", session.key, "ok", now(), now(), 0, committed=True)
+        ended = await store.end_run(record, data='{"n": %d}' % n, snapshot=None)
+        print(ended.version, n, flush=True)
+
+asyncio.run(main())
+"""
+
+
+@pytest.mark.parametrize("wait", [0.0, 0.07, 0.2])
+async def test_kill_9_loses_nothing_acknowledged(url: str, wait: float) -> None:
+    command = [sys.executable, "-c", textwrap.dedent(COMMITTER), url]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        first = process.stdout.readline()
+        assert first
+        time.sleep(wait)
+        process.kill()
+        lines = (first + process.stdout.read()).splitlines(keepends=True)
+    version, n = map(int, [line for line in lines if line.endswith(b"\n")][-1].split())
+
+    async with opened(url) as store:
+        session = await store.session(mine("a"))
+        assert session.version >= version
+        kept = json.loads(session.data)["n"]
+        assert kept >= n
+        assert session.version == kept + 2, "data and version move together"
+        runs = {run.id: run for run in await store.runs(session.key, 10)}
+        assert runs[f"r{kept}"].version == session.version
+        assert await store.mark_lost() in (0, 1)

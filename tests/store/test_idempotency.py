@@ -1,0 +1,82 @@
+"""Rows of idempotency keys."""
+
+from __future__ import annotations
+
+import sqlite3
+from contextlib import closing
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from era.core.idempotency import unpacked
+from era.core.models import Answered, Claim, KeptOutputs, NewCopy, StoredCode
+from era.errors import Conflict
+from era.store.metadata import SqlStore
+from tests.owners import mine
+from tests.store.rows import ended, new
+
+
+async def test_a_key_is_claimed_with_its_run_and_answered_with_its_end(store: SqlStore) -> None:
+    claim = Claim("run", "k", "h" * 64, "mark")
+    session = await store.create_session(new("a"))
+    assert await store.find_claim(mine("a"), claim) is None
+    await store.begin_run(mine("a"), "r1", claim)
+    with pytest.raises(Conflict):
+        await store.begin_run(mine("a"), "r2", claim)
+    assert [run.id for run in await store.runs(session.key, 9)] == ["r1"], "a run began without its claim"
+    claimed = await store.find_claim(mine("a"), claim)
+    assert claimed is not None
+    assert claimed.run is not None
+    assert (claimed.request_hash, claimed.answer, claimed.run.status) == ("h" * 64, None, "running")
+    outputs = KeptOutputs(b"out", None, None, "d" * 64)
+    await store.end_run(ended(session, "r1"), data="{}", snapshot=None, answered=Answered(claim, '{"n": 1}', outputs))
+    claimed = await store.find_claim(mine("a"), claim)
+    assert claimed is not None
+    assert (claimed.answer, claimed.outputs) == ('{"n": 1}', outputs)
+    assert list(await store.output_digests()) == ["d" * 64]
+    assert await store.find_claim(mine(""), claim) is None
+    assert await store.find_claim(mine("a"), replace(claim, key="K")) is None
+
+    await store.begin_run(mine("a"), "r3", replace(claim, key="other"))
+    released = Answered(replace(claim, key="other"))
+    await store.end_run(ended(session, "r3", committed=False), data=None, snapshot=None, answered=released)
+    assert await store.find_claim(mine("a"), replace(claim, key="other")) is None
+
+
+async def test_a_session_is_made_and_its_key_answered_together(store: SqlStore) -> None:
+    claim = Claim("create", "k", "h" * 64, "mark")
+    session = await store.create_session(new("a", data='{"n": 1}'), claim)
+    await store.store_code(mine("a"), StoredCode("1", None, 7))
+    with pytest.raises(Conflict):
+        await store.create_session(new("b"), claim)
+    with pytest.raises(Conflict):
+        await store.create_session(new("a"), replace(claim, key="free"))
+    assert await store.find_claim(mine(""), replace(claim, key="free")) is None
+    claimed = await store.find_claim(mine(""), claim)
+    assert claimed is not None
+    assert claimed.answer is not None
+    assert unpacked(claimed.answer) == session
+    source = await store.session(mine("a"))
+    copying = replace(claim, route="duplicate")
+    copy = await store.duplicate(NewCopy(mine("a"), "b"), copying)
+    claimed = await store.find_claim(mine("a"), copying)
+    assert claimed is not None
+    assert claimed.answer is not None
+    assert unpacked(claimed.answer) == copy
+    assert copy.stored == source.stored
+
+
+async def test_keys_are_dropped_after_a_day(tmp_path: Path, store: SqlStore) -> None:
+    claim = Claim("create", "k", "h" * 64, "mark")
+    await store.create_session(new("a"), claim)
+    await store.create_session(new("b"), replace(claim, key="young"))
+    with closing(sqlite3.connect(tmp_path / "era.db", isolation_level=None)) as other:
+        other.execute("UPDATE idempotency_keys SET created_at = created_at - 86400000000 WHERE key = 'k'")
+    assert await store.find_claim(mine(""), claim) is None
+    await store.create_session(new("c"), claim)
+    assert await store.find_claim(mine(""), claim) is not None
+    assert await store.prune_idempotency_keys() == 0
+    with closing(sqlite3.connect(tmp_path / "era.db", isolation_level=None)) as other:
+        other.execute("UPDATE idempotency_keys SET created_at = created_at - 86400000000 WHERE key = 'k'")
+    assert await store.prune_idempotency_keys() == 1

@@ -1,0 +1,124 @@
+"""Sessions removed: expired, deleted, restored, purged."""
+
+from __future__ import annotations
+
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from era.core.metadata import Retention, SessionChange, SessionFilter
+from era.core.models import DEFAULT_OWNER, Claim, KeptOutputs, Snapshot, StoredCode, now
+from era.errors import Conflict, Expired, NotFound
+from era.store.metadata import SqlStore
+from era.store.sessions import purge_removed
+from tests.owners import mine
+from tests.store.rows import ended, new, opened
+
+
+async def test_removed_sessions_free_their_id_and_can_be_restored(store: SqlStore) -> None:
+    first = await store.create_session(new("a", metadata={"who": "me"}, data='{"n": 1}'))
+    assert (await store.delete_session(mine("a"))).removal is None
+    with pytest.raises(NotFound) as gone:
+        await store.session(mine("a"))
+    assert "restore" in gone.value.hint
+    second = await store.create_session(new("a"))
+    with pytest.raises(Conflict, match="in use"):
+        await store.restore_session(mine("a"))
+    assert await store.sessions(SessionFilter(DEFAULT_OWNER)) == [second]
+    [deleted] = await store.sessions(SessionFilter(DEFAULT_OWNER, removed="deleted", metadata={"who": "me"}))
+    assert (deleted.key, deleted.removal) == (first.key, "deleted")
+    assert await store.sessions(SessionFilter(DEFAULT_OWNER, removed="expired")) == []
+    await store.delete_session(mine("a"))
+    assert (await store.restore_session(mine("a"))).key == second.key, "the last one comes back"
+    with pytest.raises(Conflict):
+        await store.restore_session(mine("a"))
+    assert sorted(await store.purge_session(mine("a"))) == [first.key, second.key]
+    for call in (store.restore_session(mine("a")), store.purge_session(mine("a"))):
+        with pytest.raises(NotFound):
+            await call
+
+
+async def test_sessions_expire_when_nobody_has_called(store: SqlStore) -> None:
+    second = 1_000_000
+    session = await store.create_session(new("a", ttl=100))
+    assert session.expires_at == session.created_at + 100 * second
+    await store.create_session(new("never"))
+    assert await store.expire(session.expires_at + 9 * second) == [], "a call may not be noted for so long"
+    await store.begin_run(mine("a"), "r1")
+    assert await store.expire(session.expires_at + 500 * second) == [], "a run is under way"
+    await store.end_run(ended(session, "r1"), data=None, snapshot=None)
+    after = await store.session(mine("a"))
+    assert after.expires_at is not None
+    assert after.expires_at > session.expires_at
+    assert await store.expire(after.expires_at + 10 * second) == [session.key]
+    for call in (
+        store.session(mine("a")),
+        store.change_session(mine("a"), SessionChange(data="{}")),
+        store.store_code(mine("a"), StoredCode("", None, 1)),
+        store.delete_session(mine("a")),
+        store.begin_run(mine("a"), "r2"),
+        store.rollback(mine("a"), 1),
+        store.versions(mine("a"), limit=1, before=None),
+        store.run(mine("a"), "r1"),
+    ):
+        with pytest.raises(Expired):
+            await call
+    [expired] = await store.sessions(SessionFilter(DEFAULT_OWNER, removed="expired"))
+    assert (expired.removal, expired.version) == ("expired", 2)
+    back = await store.restore_session(mine("a"))
+    assert (back.removal, back.version) == (None, 2)
+    assert back.expires_at is not None
+    assert back.expires_at >= now() + 99 * second
+    changed = await store.change_session(mine("a"), SessionChange(ttl=None))
+    assert (changed.ttl, changed.expires_at) == (None, None)
+    changed = await store.change_session(mine("a"), SessionChange(ttl=5))
+    assert changed.expires_at == changed.updated_at + 5 * second
+
+
+async def test_a_read_puts_off_expiry_only_now_and_then(tmp_path: Path, store: SqlStore) -> None:
+    session = await store.create_session(new("a", ttl=100))
+    assert await store.session(mine("a")) == session
+    with closing(sqlite3.connect(tmp_path / "era.db", isolation_level=None)) as other:
+        other.execute("UPDATE sessions SET expires_at = expires_at - 11000000")
+    touched = await store.session(mine("a"))
+    assert session.expires_at is not None
+    assert touched.expires_at is not None
+    assert touched.expires_at >= session.expires_at
+    with closing(sqlite3.connect(tmp_path / "era.db", isolation_level=None)) as other:
+        other.execute("UPDATE sessions SET expires_at = 1000000")
+    with pytest.raises(Expired):  # though nobody has marked it
+        await store.session(mine("a"))
+    again = await store.create_session(new("a"))
+    assert again.key > session.key
+    expired = await store.sessions(SessionFilter(DEFAULT_OWNER, removed="expired"))
+    assert [each.key for each in expired] == [session.key]
+
+
+async def test_removed_sessions_are_purged_in_the_end(url: str) -> None:
+    async with opened(url, Retention(grace_seconds=100)) as store:
+        session = await store.create_session(new("a"), Claim("create", "k", "h", "m"))
+        for n in range(12):  # which takes more than one transaction to drop
+            await store.commit(mine("a"), "data", data=f'{{"n":{n}}}', snapshot=None)
+        await store.begin_run(mine("a"), "r1")
+        await store.end_run(
+            ended(session, "r1"), data=None, snapshot=Snapshot("f" * 64, 1, 1), outputs=KeptOutputs(b"x", b"")
+        )
+        await store.create_session(new("b"))
+        await store.delete_session(mine("a"))
+        assert await store.purge(now() + 99_000_000) == 0
+        assert list(await store.snapshot_roots()) == ["f" * 64]
+        assert await store.purge(now() + 100_000_000) == 1
+        assert list(await store.snapshot_roots()) == []
+        assert await store.runs(session.key, 9) == []
+        with pytest.raises(NotFound):
+            await store.restore_session(mine("a"))
+        [present] = await store.sessions(SessionFilter(DEFAULT_OWNER))
+        await purge_removed(store.database, present.key)  # as if it had been restored in between
+        assert await store.sessions(SessionFilter(DEFAULT_OWNER)) == [present]
+
+    async with opened(url, Retention(grace_seconds=0)) as store:
+        await store.delete_session(mine("b"))
+        with pytest.raises(NotFound):
+            await store.restore_session(mine("b"))

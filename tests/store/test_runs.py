@@ -1,0 +1,145 @@
+"""Records of runs, and what a run commits."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from era.core.metadata import Retention
+from era.core.models import EMPTY, Answered, Claim, KeptOutputs, Snapshot
+from era.errors import Conflict, NotFound, SessionDeleted
+from era.store import runs as runs_module
+from era.store.metadata import SqlStore
+from era.store.runs import DELETED, LOST
+from tests.owners import mine
+from tests.store.rows import ended, new, opened
+
+
+async def test_a_commit_moves_everything_together(store: SqlStore) -> None:
+    session = await store.create_session(new("a"))
+    assert await store.begin_run(mine("a"), "r1") == session
+    snapshot = Snapshot("f" * 64, 3, 99)
+    record = ended(session, "r1", enforced={"network": "none"}, peak_memory_bytes=7, stdout_truncated=True)
+    answer = await store.end_run(record, data='{"n": 1}', snapshot=snapshot)
+    assert answer == replace(record, version=2)
+    after = await store.session(mine("a"))
+    assert (after.data, after.version, after.snapshot) == ('{"n": 1}', 2, snapshot)
+    assert after.last_run_at == record.ended_at
+    assert list(await store.runs(session.key, 10)) == [answer]
+
+    await store.begin_run(mine("a"), "r2")
+    answer = await store.end_run(ended(session, "r2"), data=None, snapshot=None)
+    assert answer.version == 3
+    after = await store.session(mine("a"))
+    assert (after.data, after.snapshot) == ('{"n": 1}', snapshot)
+
+    await store.begin_run(mine("a"), "r3")
+    await store.end_run(ended(session, "r3"), data=None, snapshot=EMPTY)
+    assert (await store.session(mine("a"))).snapshot == EMPTY
+
+
+async def test_a_run_that_is_not_committed_leaves_the_state(store: SqlStore) -> None:
+    session = await store.create_session(new("a", data='{"n": 1}'))
+    await store.begin_run(mine("a"), "r1")
+    record = ended(session, "r1", committed=False, reason="not JSON", status="failed")
+    answer = await store.end_run(record, data="{}", snapshot=Snapshot("f" * 64, 1, 1))
+    assert answer.version == 1
+    after = await store.session(mine("a"))
+    assert (after.data, after.version, after.snapshot) == ('{"n": 1}', 1, EMPTY)
+    assert after.last_run_at is not None
+
+
+async def test_the_end_of_a_run_of_a_deleted_session(store: SqlStore) -> None:
+    session = await store.create_session(new("a"))
+    await store.begin_run(mine("a"), "r1")
+    await store.delete_session(mine("a"))
+    await store.create_session(new("a"))
+    with pytest.raises(SessionDeleted):
+        await store.end_run(ended(session, "r1"), data='{"n": 1}', snapshot=None)
+    assert (await store.session(mine("a"))).version == 1
+    [record] = await store.runs(session.key, 9)
+    assert (record.status, record.committed, record.reason, record.version) == ("ok", False, DELETED, None)
+    await store.purge_session(mine("a"))
+    with pytest.raises(SessionDeleted):
+        await store.end_run(ended(session, "r1"), data=None, snapshot=None)
+    assert await store.counts() == {"sessions": 0, "runs": {}}
+
+
+async def test_a_run_id_is_used_once(store: SqlStore) -> None:
+    await store.create_session(new("a"))
+    await store.begin_run(mine("a"), "r1")
+    with pytest.raises(Conflict, match="Run 'r1'"):
+        await store.begin_run(mine("a"), "r1")
+
+
+async def test_runs_under_way_at_a_stop_are_lost(url: str) -> None:
+    async with opened(url) as store:
+        session = await store.create_session(new("a"))
+        for run_id in ("r1", "r2"):
+            await store.begin_run(mine("a"), run_id)
+        await store.end_run(ended(session, "r1"), data=None, snapshot=None)
+
+    async with opened(url) as store:
+        assert await store.mark_lost() == 1
+        assert await store.mark_lost() == 0
+        lost, ok = await store.runs((await store.session(mine("a"))).key, 10)
+        assert (lost.id, lost.status, lost.reason) == ("r2", "lost", LOST)
+        assert lost.ended_at is not None
+        assert ok.status == "ok"
+        assert await store.counts() == {"sessions": 1, "runs": {"ok": 1, "lost": 1}}
+
+
+async def test_outputs_are_kept_for_the_newest_runs(url: str) -> None:
+    async with opened(url, Retention(outputs=2)) as store:
+        session = await store.create_session(new("a"))
+        given = [
+            KeptOutputs(b"1", b""),
+            KeptOutputs(None, b"2", "d" * 64),
+            None,
+            KeptOutputs(b"", b""),
+            KeptOutputs(b"4", None, None, "e" * 64),
+        ]
+        for n, outputs in enumerate(given):
+            await store.begin_run(mine("a"), f"r{n}")
+            assert await store.run(mine("a"), f"r{n}") == ((await store.runs(session.key, 1))[0], None)
+            await store.end_run(ended(session, f"r{n}"), data=None, snapshot=None, outputs=outputs)
+            if n == 1:
+                assert list(await store.output_digests()) == ["d" * 64]
+        kept = [(await store.run(mine("a"), f"r{n}"))[1] for n in range(5)]
+        assert kept == [None, None, None, None, given[4]], "nothing written is nothing kept"
+        assert list(await store.output_digests()) == ["e" * 64]
+        with pytest.raises(NotFound, match="'r9'"):
+            await store.run(mine("a"), "r9")
+        await store.create_session(new("b"))
+        with pytest.raises(NotFound, match="'r0'"):
+            await store.run(mine("b"), "r0")
+
+
+async def test_records_are_kept_for_the_newest_runs(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those too many go, a few at a time, but for one under way and one that a key still answers for."""
+    monkeypatch.setattr(runs_module, "_PRUNED_AT_ONCE", 2)
+    claim = Claim("run", "k", "h" * 64, "mark")
+    async with opened(url, Retention(runs=3, outputs=10)) as store:
+        keys = {name: (await store.create_session(new(name))).key for name in "ab"}
+        await store.begin_run(mine("a"), "under way")
+        for n in range(10):
+            for name, key in keys.items():
+                run_id, session = f"{name}{n}", await store.session(mine(name))
+                await store.begin_run(mine(name), run_id, claim if run_id == "a2" else None)
+                answered = Answered(claim, "{}", KeptOutputs(b"", b"")) if run_id == "a2" else None
+                record = ended(replace(session, key=key), run_id)
+                outputs = KeptOutputs(run_id.encode(), None, None, f"{n:064}")
+                await store.end_run(record, data=None, snapshot=None, outputs=outputs, answered=answered)
+            if n == 2:
+                assert await store.prune_runs() == 0, "the one under way is the first of four"
+        assert await store.prune_runs() == 6 + 7
+        assert [run.id for run in await store.runs(keys["a"], 99)] == ["a9", "a8", "a7", "a2", "under way"]
+        assert [run.id for run in await store.runs(keys["b"], 99)] == ["b9", "b8", "b7"]
+        assert {int(digest) for digest in await store.output_digests()} == {2, 7, 8, 9}
+        claimed = await store.find_claim(mine("a"), claim)
+        assert claimed is not None
+        assert claimed.run is not None
+        assert claimed.run.id == "a2"
+        assert [each.run_id for each in await store.versions(mine("a"), limit=2, before=None)] == ["a9", "a8"]
+        assert await store.prune_runs() == 0

@@ -1,0 +1,42 @@
+"""Setups in the rows of their sessions."""
+
+from __future__ import annotations
+
+from era.core.metadata import SessionChange
+from era.core.models import EMPTY, Snapshot
+from era.store.metadata import SqlStore
+from tests.owners import mine
+from tests.store.rows import new
+
+
+async def test_a_setup_and_the_files_of_its_commands_are_recorded_together(store: SqlStore) -> None:
+    left = Snapshot("a" * 64, 1, 10)
+    made = await store.create_session(new("s", setup='{"commands":["true"]}'))
+    (job,) = await store.unfinished_setups()
+    assert (job.session_key, job.session_id, job.setup) == (made.key, mine("s"), made.setup)
+    await store.begin_setup(job)
+
+    async def end(version: int, files: Snapshot) -> bool:
+        return await store.end_setup(job, status="completed", result="{}", environment=None, left=(version, files))
+
+    changed = await store.commit(mine("s"), "data", data='{"n":1}', snapshot=None)
+    assert not await end(made.version, left)
+    session = await store.session(mine("s"))
+    assert (session.setup_status, session.version, session.snapshot) == ("running", changed.version, EMPTY)
+    assert await end(changed.version, left)
+    session = await store.session(mine("s"))
+    assert (session.setup_status, session.version, session.snapshot) == ("completed", changed.version + 1, left)
+    assert (session.data, session.setup_result) == ('{"n":1}', "{}")
+    assert [each.cause for each in await store.versions(mine("s"), limit=9, before=None)] == [
+        "setup",
+        "data",
+        "create",
+    ]
+    # Where nothing was left no version is made; where the session asks for another setup, or is gone, nothing is.
+    await store.restart_setup(mine("s"))
+    assert await end(session.version, left)
+    assert (await store.session(mine("s"))).version == session.version
+    await store.change_session(mine("s"), SessionChange(setup='{"commands":["false"]}'))
+    assert not await end(session.version, EMPTY)
+    await store.purge_session(mine("s"))
+    assert not await end(session.version, EMPTY)
