@@ -166,7 +166,7 @@ class FakeDriver:
     def isolation(self) -> JsonObject:
         return {"driver": "fake", "summary": "none at all"}
 
-    async def create(self, language: Language, limits: Limits, environment: str | None = None) -> FakeSandbox:
+    async def create(self, language: Language, limits: Limits, package_set: str | None = None) -> FakeSandbox:
         self._made.append(FakeSandbox(self.live / f"sb-{secrets.token_hex(8)}", language, limits))
         return self._made[-1]
 

@@ -16,8 +16,8 @@ from typing import Any
 import pytest
 
 from era.core.setup.builds import Builds
+from era.core.setup.package_sets import SetupFailed
 from era.core.setup.requirements import wanted
-from era.core.setup.setups import SetupFailed
 from era.packages import building, trees
 from tests.api.test_isolation import needs_gvisor
 from tests.drivers.boxes import LIMITS, Boxes

@@ -24,13 +24,13 @@ import pytest
 from era import languages
 from era.core.setup import locks
 from era.core.setup.builds import Build
+from era.core.setup.package_sets import PackageSet, SetupFailed
 from era.core.setup.requirements import wanted
-from era.core.setup.setups import Environment, SetupFailed
 from era.drivers import guest
 from era.languages.go import GO
 from era.languages.node import NODE
 from era.packages import archives, installer, tools
-from era.packages.installer import UvAndNpm
+from era.packages.installer import PackageInstaller
 from era.store.blobs import LocalBlobs
 from tests.api.test_isolation import needs_gvisor
 from tests.drivers.boxes import Boxes, Options, Weakness
@@ -78,7 +78,7 @@ class Lab:
             self.blobs.open()
         self.build = cast(Build, Nowhere())
         self.runner: Callable[[Coroutine[Any, Any, Any]], Any] = asyncio.run
-        self.installer = UvAndNpm(
+        self.installer = PackageInstaller(
             self.directory,
             self.blobs,
             python=python.cold[0],
@@ -90,8 +90,8 @@ class Lab:
         )
         self.installer.open()
 
-    def make(self, *, anew: bool = False, **setup: Any) -> Environment:
-        made: Environment = self.run(self.installer.make(wanted(setup), self.build, anew=anew))
+    def make(self, *, anew: bool = False, **setup: Any) -> PackageSet:
+        made: PackageSet = self.run(self.installer.make(wanted(setup), self.build, anew=anew))
         return made
 
     def run(self, job: Coroutine[Any, Any, Any]) -> Any:
@@ -105,7 +105,7 @@ class Lab:
 
         return self.runner(settled())
 
-    def known(self, **setup: Any) -> Environment | None:
+    def known(self, **setup: Any) -> PackageSet | None:
         return self.installer.known(wanted(setup), self.build.owner)
 
     def archives(self) -> set[str]:
@@ -118,12 +118,12 @@ class Lab:
         assert list((self.directory / "environments" / "making").iterdir()) == []
         return str(caught.value)
 
-    def files(self, made: Environment) -> dict[str, os.stat_result]:
-        """Everything in an environment, by path."""
+    def files(self, made: PackageSet) -> dict[str, os.stat_result]:
+        """Everything in a package set, by path."""
         top = self.directory / "environments" / made.digest
         return {str(path.relative_to(top)): path.lstat() for path in top.rglob("*")}
 
-    def site(self, made: Environment) -> set[str]:
+    def site(self, made: PackageSet) -> set[str]:
         (site,) = (self.directory / "environments" / made.digest).glob("python/lib/*/site-packages")
         return {path.name for path in site.iterdir()}
 
@@ -133,7 +133,7 @@ def lab(tmp_path: Path, registry: Registry) -> Lab:
     return Lab(tmp_path, registry)
 
 
-def assert_sound(lab: Lab, made: Environment) -> None:
+def assert_sound(lab: Lab, made: PackageSet) -> None:
     """Directories, plain files and links that stay within, which everybody may read and nobody else write."""
     top = lab.directory / "environments" / made.digest
     for path, status in lab.files(made).items():
@@ -168,7 +168,7 @@ def test_equal_packages_are_made_once(lab: Lab, registry: Registry) -> None:
     assert lab.make(pip=["one"], anew=True).digest != first.digest, "the same name, other content"
 
 
-def test_unused_environments_go(lab: Lab, registry: Registry) -> None:
+def test_unused_package_sets_are_removed(lab: Lab, registry: Registry) -> None:
     registry.put_python("one", "one-1.0-py3-none-any.whl", wheel("one", {"one.py": "x = 1"}))
     registry.put_python("two", "two-1.0-py3-none-any.whl", wheel("two", {"two.py": "x = 1"}))
     one, two = lab.make(pip=["one"]), lab.make(pip=["two"])
@@ -185,7 +185,7 @@ def test_unused_environments_go(lab: Lab, registry: Registry) -> None:
     assert lab.make(pip=["two"]).digest == two.digest
 
 
-def test_what_a_crash_leaves_is_no_environment(lab: Lab, registry: Registry) -> None:
+def test_what_a_crash_leaves_is_no_package_set(lab: Lab, registry: Registry) -> None:
     registry.put_python("one", "one-1.0-py3-none-any.whl", wheel("one", {"one.py": "x = 1"}))
     made = lab.make(pip=["one"])
     environments = lab.directory / "environments"
@@ -198,7 +198,7 @@ def test_what_a_crash_leaves_is_no_environment(lab: Lab, registry: Registry) -> 
     assert lab.make(pip=["one"]).digest == made.digest
     (environments / made.digest / "lock.json").unlink()
     assert lab.known(pip=["one"]) is None
-    assert lab.run(lab.installer.bring(made.digest)), "what is broken is replaced"
+    assert lab.run(lab.installer.ensure(made.digest)), "what is broken is replaced"
     assert lab.known(pip=["one"]) == made
 
 
@@ -214,7 +214,7 @@ def test_what_was_not_compiled_yet_comes_back_compiled(lab: Lab, registry: Regis
     assert (lab.directory / "environments" / digest / "uncompiled").exists()
     lab.installer.open()
     assert lab.installer.digests() == set()
-    assert lab.run(lab.installer.bring(digest))
+    assert lab.run(lab.installer.ensure(digest))
     assert "__pycache__" in lab.site(made)
     assert not (lab.directory / "environments" / digest / "uncompiled").exists()
     assert_sound(lab, made)
@@ -237,7 +237,7 @@ def test_compiling_can_be_stopped(lab: Lab, registry: Registry) -> None:
 def test_two_at_a_time_are_made_once(lab: Lab, registry: Registry) -> None:
     registry.put_python("one", "one-1.0-py3-none-any.whl", wheel("one", {"one.py": "x = 1"}))
 
-    async def both() -> list[Environment]:
+    async def both() -> list[PackageSet]:
         packages = wanted({"pip": ["one"]})
         return await asyncio.gather(*(lab.installer.make(packages, lab.build, anew=False) for _ in range(2)))
 
@@ -246,8 +246,8 @@ def test_two_at_a_time_are_made_once(lab: Lab, registry: Registry) -> None:
     assert registry.asked.count("/simple/one/") == 1
 
 
-def contents(lab: Lab, made: Environment) -> dict[str, tuple[int, bytes]]:
-    """Mode and content of everything in an environment, by path."""
+def contents(lab: Lab, made: PackageSet) -> dict[str, tuple[int, bytes]]:
+    """Mode and content of everything in a package set, by path."""
     top = lab.directory / "environments" / made.digest
     return {
         path: (status.st_mode, (top / path).read_bytes() if stat.S_ISREG(status.st_mode) else b"")
@@ -255,7 +255,7 @@ def contents(lab: Lab, made: Environment) -> dict[str, tuple[int, bytes]]:
     }
 
 
-def test_an_environment_comes_back_from_the_blobs(lab: Lab, registry: Registry) -> None:
+def test_a_package_set_comes_back_from_the_blobs(lab: Lab, registry: Registry) -> None:
     registry.put_python("one", "one-1.0-py3-none-any.whl", wheel("one", {"one.py": "x = 1", "ü/x.py": "y = 1"}))
     put_evil_npm(registry, {"bin": "index.js"})
     setup = {"pip": ["one"], "npm": ["evil"]}
@@ -264,10 +264,10 @@ def test_an_environment_comes_back_from_the_blobs(lab: Lab, registry: Registry) 
     before, asked = contents(lab, made), len(registry.asked)
     assert any(path.endswith(".pyc") for path in before)
     assert any(stat.S_ISLNK(mode) for mode, _ in before.values())
-    assert lab.run(lab.installer.bring(made.digest)), "it is here"
+    assert lab.run(lab.installer.ensure(made.digest)), "it is here"
     shutil.rmtree(lab.directory / "environments" / made.digest)
     assert lab.known(**setup) is None
-    assert lab.run(lab.installer.bring(made.digest))
+    assert lab.run(lab.installer.ensure(made.digest))
     assert contents(lab, made) == before
     assert_sound(lab, made)
     assert lab.known(**setup) == made
@@ -278,11 +278,11 @@ def test_an_environment_comes_back_from_the_blobs(lab: Lab, registry: Registry) 
     for content in (whole.replace(b"x = 1", b"x = 2"), whole[: len(whole) // 2], b""):
         shutil.rmtree(lab.directory / "environments" / made.digest, ignore_errors=True)
         archive.write_bytes(content)
-        assert not lab.run(lab.installer.bring(made.digest))
+        assert not lab.run(lab.installer.ensure(made.digest))
         assert lab.installer.digests() == set()
     archive.unlink()
     for name in (made.digest, "../blobs", "0" * 64):
-        assert not lab.run(lab.installer.bring(name))
+        assert not lab.run(lab.installer.ensure(name))
     assert lab.make(**setup).digest == made.digest
     assert archive.read_bytes() == whole
 
@@ -294,7 +294,7 @@ def test_a_digest_is_what_keeps_damage_out(lab: Lab, registry: Registry, monkeyp
     shutil.rmtree(lab.directory / "environments" / made.digest)
     (archive,) = (lab.directory / "blobs").glob(f"*/{made.digest}")
     archive.write_bytes(archive.read_bytes().replace(b"x = 1", b"x = 2"))
-    assert lab.run(lab.installer.bring(made.digest))
+    assert lab.run(lab.installer.ensure(made.digest))
     assert any(content == b"x = 2" for _, content in contents(lab, made).values())
 
 
@@ -362,8 +362,8 @@ def test_a_blob_store_that_fails(lab: Lab, registry: Registry, monkeypatch: pyte
     with monkeypatch.context() as context:
         context.setattr(lab.blobs, "open_blob", fails)
         with pytest.raises(OSError, match="away"):
-            lab.run(lab.installer.bring(made.digest))
-    assert lab.run(lab.installer.bring(made.digest))
+            lab.run(lab.installer.ensure(made.digest))
+    assert lab.run(lab.installer.ensure(made.digest))
 
 
 # -- hostile packages -------------------------------------------------------------------------------------------
@@ -396,7 +396,7 @@ def test_it_would_run_if_it_were_kept(lab: Lab, registry: Registry, monkeypatch:
     assert run_in_a_box(lab, lab.make(pip=["evil"]), ASK_A_CHILD) == "1\nit ran\n"
 
 
-def run_in_a_box(lab: Lab, made: Environment, code: str, weakness: Weakness | None = None) -> str:
+def run_in_a_box(lab: Lab, made: PackageSet, code: str, weakness: Weakness | None = None) -> str:
     boxes = Boxes(lab.directory, weakness or Weakness(), tried=())
     try:
         with boxes._weakened():

@@ -354,7 +354,7 @@ def test_a_setup_ends_with_what_its_commands_left_or_not_at_all(with_store: With
         (job,) = await store.setups_to_do()
         assert (job.session_key, job.session_id, job.setup) == (made.key, mine("s"), made.setup)
         await store.begin_setup(job)
-        end = {"status": "completed", "result": "{}", "environment": None}
+        end = {"status": "completed", "result": "{}", "package_set": None}
         changed = await store.commit(mine("s"), "data", data='{"n":1}', snapshot=None)
         assert not await store.end_setup(job, **end, left=(made.version, left))
         session = await store.session(mine("s"))

@@ -241,11 +241,11 @@ class MetadataStore(Protocol):
         *,
         status: str,
         result: str,
-        environment: str | None,
+        package_set: str | None,
         left: tuple[int, Snapshot] | None = None,
     ) -> bool:
         """Record how a setup ended, `completed` or `failed`, unless the session asks for another one by now. `result`
-        is JSON text, `environment` a digest. `left` is what its commands have left, and the version they began with:
+        is JSON text, `package_set` a digest. `left` is what its commands have left, and the version they began with:
         it becomes the next version. Nothing is recorded, and the answer is false, where another is in force by now."""
         ...
 
@@ -253,12 +253,12 @@ class MetadataStore(Protocol):
         """Make its setup pending again."""
         ...
 
-    async def environments(self) -> Sequence[str]:
-        """The digests of environments that rows name, also rows of sessions that are gone."""
+    async def package_sets(self) -> Sequence[str]:
+        """The digests of package sets that rows name, also rows of sessions that are gone."""
         ...
 
-    async def environment_lost(self, digest: str) -> int:
-        """Make pending again the setups that came to this environment; how many there were."""
+    async def package_set_lost(self, digest: str) -> int:
+        """Make pending again the setups that came to this package set; how many there were."""
         ...
 
     async def ping(self) -> None:

@@ -88,7 +88,7 @@ class Plan:
 
 
 def arguments(
-    paths: Paths, sandbox_id: str, limits: Limits, config: str, data: dict[str, int], environment: str | None = None
+    paths: Paths, sandbox_id: str, limits: Limits, config: str, data: dict[str, int], package_set: str | None = None
 ) -> list[str]:
     """bubblewrap's options for one sandbox. `data` maps paths inside to descriptors that hold the files' content."""
     options = [
@@ -103,11 +103,11 @@ def arguments(
     options += ["--die-with-parent", "--as-pid-1", "--new-session", "--hostname", "era", "--cap-drop", "ALL"]
     options += ["--clearenv", "--setenv", "PATH", guest.PATH, "--setenv", "LANG", "C.UTF-8"]
     options += ["--setenv", "PYTHONPATH", guest.GUEST, "--setenv", "PYTHONDONTWRITEBYTECODE", "1"]
-    if environment is not None:
-        options += ["--setenv", "PYTHONUSERBASE", guest.ENVIRONMENT]
+    if package_set is not None:
+        options += ["--setenv", "PYTHONUSERBASE", guest.PYTHON_PACKAGES]
     options += ["--setenv", "ERA_GUEST", config]
 
-    options += read_only(paths, data, environment)
+    options += read_only(paths, data, package_set)
     options += ["--proc", "/proc", "--dev", "/dev"]
     # The kernel's own settings. bubblewrap makes them read-only too, but only where it thinks that it could write them.
     for name in _READ_ONLY_PROC:
@@ -120,7 +120,7 @@ def arguments(
     return options
 
 
-def read_only(paths: Paths, data: dict[str, int], environment: str | None) -> list[str]:
+def read_only(paths: Paths, data: dict[str, int], package_set: str | None) -> list[str]:
     """Options for what a sandbox holds and can't change: programs, libraries, interpreters, made files, packages."""
     options = ["--ro-bind", "/usr", "/usr"]
     for name in guest.SYSTEM:
@@ -135,9 +135,9 @@ def read_only(paths: Paths, data: dict[str, int], environment: str | None) -> li
         options += ["--perms", "0444", "--ro-bind-data", str(descriptor), path]
     for inside, source in paths.mounts.items():
         options += ["--ro-bind", str(source), inside]
-    if environment is not None:
-        installed = paths.environments / environment
-        options += ["--ro-bind", str(installed / "python"), guest.ENVIRONMENT]
+    if package_set is not None:
+        installed = paths.package_sets / package_set
+        options += ["--ro-bind", str(installed / "python"), guest.PYTHON_PACKAGES]
         options += ["--ro-bind", str(installed / "node_modules"), guest.NODE_MODULES]
         options += ["--ro-bind-try", str(installed / "go"), guest.GO_MODULES]
     return [*options, "--ro-bind", str(paths.guest), guest.GUEST]
@@ -170,10 +170,10 @@ class BubblewrapSandbox:
         sandbox_id: str,
         uid: int | None,
         limits: Limits,
-        environment: str | None = None,
+        package_set: str | None = None,
     ) -> None:
         self.id = sandbox_id
-        self.environment = environment
+        self.package_set = package_set
         self.uid = uid
         self.limits = limits
         self.enforced: JsonObject = {}
@@ -247,7 +247,7 @@ class BubblewrapSandbox:
                 await loop.run_in_executor(self._driver.spawner, self._spawn, language, theirs)
             finally:
                 theirs.close()
-            variables = {**guest.program_environment(language), **guest.environment_variables(self.environment)}
+            variables = {**guest.program_environment(language), **guest.package_variables(self.package_set)}
             async with asyncio.timeout(_START_SECONDS):
                 self.guest_listeners, self.broker = await receive_guest_listeners(ours)
                 self._channel = await Channel.over(ours, variables)
@@ -362,7 +362,7 @@ class BubblewrapSandbox:
         )
         return Plan(
             etc_files(),
-            lambda data: arguments(self._driver.paths, self.id, self.limits, config, data, self.environment),
+            lambda data: arguments(self._driver.paths, self.id, self.limits, config, data, self.package_set),
             [guest.PYTHON, "main.py"],
         )
 
@@ -427,8 +427,8 @@ class BubblewrapSandbox:
 
 
 class BubblewrapDriver:
-    """Makes bubblewrap sandboxes below `directory`, which must be ours alone, as must the control group. Environments
-    are in `environments`, by their digests."""
+    """Makes bubblewrap sandboxes below `directory`, which must be ours alone, as must the control group. Package sets
+    are in `package_sets`, by their digests."""
 
     name = "bubblewrap"
     sandbox = BubblewrapSandbox
@@ -439,7 +439,7 @@ class BubblewrapDriver:
         limits: Limits,
         *,
         cgroup_name: str,
-        environments: Path | None = None,
+        package_sets: Path | None = None,
         network: Mapping[str, str] | None = None,
         mounts: Mapping[str, Path] | None = None,
     ) -> None:
@@ -469,7 +469,7 @@ class BubblewrapDriver:
             guest=guest.GUEST_SOURCE,
             mounts={**guest.MOUNTS, **(mounts or {})},
             live=self.live,
-            environments=environments or directory / "environments",
+            package_sets=package_sets or directory / "environments",
         )
 
     async def clear(self) -> None:
@@ -484,8 +484,8 @@ class BubblewrapDriver:
             if problem is not None:
                 raise problem
 
-    async def create(self, language: Language, limits: Limits, environment: str | None = None) -> BubblewrapSandbox:
-        sandbox = self.sandbox(self, f"sb-{secrets.token_hex(8)}", self._free_uid(), limits, environment)
+    async def create(self, language: Language, limits: Limits, package_set: str | None = None) -> BubblewrapSandbox:
+        sandbox = self.sandbox(self, f"sb-{secrets.token_hex(8)}", self._free_uid(), limits, package_set)
         self._sandboxes.add(sandbox)
         try:
             await sandbox.open(language)
@@ -539,7 +539,7 @@ class BubblewrapDriver:
         remove_tree(self.live)
         self.live.mkdir()
         self.live.chmod(0o711)
-        self.paths.environments.mkdir(mode=0o711, exist_ok=True)
+        self.paths.package_sets.mkdir(mode=0o711, exist_ok=True)
 
     def _prepare(self) -> None:
         self.filters = self.make_filters()

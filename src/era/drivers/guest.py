@@ -18,7 +18,7 @@ LIBRARY = f"{GUEST}/lib"
 """What programs may import without having installed it: the clients of the storage."""
 
 WORKSPACE = "/workspace"
-ENVIRONMENT = "/opt/env"
+PYTHON_PACKAGES = "/opt/env"
 """Installed packages, where a session has some: Python's as those of a user, whose base this is."""
 
 NODE_MODULES = "/node_modules"
@@ -76,11 +76,11 @@ def scratch(config: str) -> tuple[str, ...]:
     return (*SCRATCH, cache) if cache else SCRATCH
 
 
-def environment_variables(environment: str | None) -> dict[str, str]:
+def package_variables(package_set: str | None) -> dict[str, str]:
     """What a program's environment says besides, where it has packages."""
-    if environment is None:
+    if package_set is None:
         return {}
-    return {"PYTHONUSERBASE": ENVIRONMENT, "PATH": f"{PATH}:{ENVIRONMENT}/bin:{NODE_MODULES}/.bin"}
+    return {"PYTHONUSERBASE": PYTHON_PACKAGES, "PATH": f"{PATH}:{PYTHON_PACKAGES}/bin:{NODE_MODULES}/.bin"}
 
 
 def with_library(environment: dict[str, str]) -> dict[str, str]:
@@ -143,7 +143,16 @@ def landlock_grants() -> dict[str, list[str]]:
     return {
         "list": ["/"],
         "read": [
-            *("/usr", *(f"/{name}" for name in SYSTEM), "/etc", GUEST, ENVIRONMENT, NODE_MODULES, GO_MODULES, *mounts),
+            *(
+                "/usr",
+                *(f"/{name}" for name in SYSTEM),
+                "/etc",
+                GUEST,
+                PYTHON_PACKAGES,
+                NODE_MODULES,
+                GO_MODULES,
+                *mounts,
+            ),
         ],
         "change": ["/proc"],
         "device": ["/dev"],

@@ -88,7 +88,7 @@ def flags() -> list[str]:
     ]
 
 
-def specification(limits: Limits, config: str, environment: str | None = None) -> JsonObject:
+def specification(limits: Limits, config: str, package_set: str | None = None) -> JsonObject:
     """The container as an OCI runtime specification. `config` is the supervisor's."""
     variables = {
         "PATH": guest.PATH,
@@ -96,7 +96,7 @@ def specification(limits: Limits, config: str, environment: str | None = None) -
         "PYTHONPATH": guest.GUEST,
         "PYTHONDONTWRITEBYTECODE": "1",
         "ERA_GUEST": config,
-        **({} if environment is None else {"PYTHONUSERBASE": guest.ENVIRONMENT}),
+        **({} if package_set is None else {"PYTHONUSERBASE": guest.PYTHON_PACKAGES}),
     }
     scratch = ["nosuid", "nodev", "mode=1777", f"size={limits.tmp_bytes}"]
     return {
@@ -130,12 +130,12 @@ def specification(limits: Limits, config: str, environment: str | None = None) -
     }
 
 
-def arguments(paths: Paths, sandbox_id: str, data: dict[str, int], environment: str | None = None) -> list[str]:
+def arguments(paths: Paths, sandbox_id: str, data: dict[str, int], package_set: str | None = None) -> list[str]:
     """bubblewrap's options for the outer sandbox, the one runsc runs in."""
     options = ["--unshare-all", "--unshare-user", "--uid", "0", "--gid", "0", "--cap-add", "ALL"]
     options += ["--die-with-parent", "--as-pid-1", "--new-session", "--hostname", "era", "--clearenv"]
     options += ["--proc", "/proc", "--dev", "/dev", "--size", str(1 << 20), "--tmpfs", "/tmp", "--dir", _STATE]  # noqa: S108
-    options += read_only(paths, data, environment)
+    options += read_only(paths, data, package_set)
     options += ["--bind", str(paths.live / sandbox_id / "workspace"), guest.WORKSPACE]
     return [*options, "--remount-ro", "/dev", "--remount-ro", "/", "--chdir", "/"]
 
@@ -163,7 +163,7 @@ class GvisorSandbox(BubblewrapSandbox):
             supervised=True,
         )
         files = etc_files() | {
-            f"{_BUNDLE}/config.json": json.dumps(specification(self.limits, config, self.environment)).encode()
+            f"{_BUNDLE}/config.json": json.dumps(specification(self.limits, config, self.package_set)).encode()
         }
         # Without site, or a supervisor would start here (guest/sitecustomize.py).
         ours = [
@@ -177,7 +177,7 @@ class GvisorSandbox(BubblewrapSandbox):
         runsc = [_RUNSC, *flags(), "run", "--bundle", _BUNDLE, "--pass-fd", f"{control}:{_CONTROL}", "era"]
         return Plan(
             files,
-            lambda data: arguments(self._driver.paths, self.id, data, self.environment),
+            lambda data: arguments(self._driver.paths, self.id, data, self.package_set),
             [*ours, *runsc],
         )
 

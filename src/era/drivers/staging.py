@@ -30,7 +30,7 @@ class Paths:
     """Runtimes of languages, by where sandboxes have them: directories, or files."""
 
     live: Path
-    environments: Path
+    package_sets: Path
 
 
 def staged(paths: Paths) -> Paths:
@@ -76,7 +76,7 @@ def staged(paths: Paths) -> Paths:
             inside: bind(source, f"mounts/{number}") for number, (inside, source) in enumerate(paths.mounts.items())
         },
         live=bind(paths.live, "live"),
-        environments=bind(paths.environments, "environments"),
+        package_sets=bind(paths.package_sets, "environments"),
     )
 
 

@@ -1,4 +1,4 @@
-"""An environment as one file, for the blob store: a tar whose SHA-256 is the environment's name.
+"""A package set as one file, for the blob store: a tar whose SHA-256 is the package set's name.
 
 It is the same for equal content, whoever made it, when and where: entries in order, no times, no owners, modes that say
 who may execute and nothing else. Bytecode isn't in it; that is compiled again where it is unpacked.

@@ -11,9 +11,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from era.core.setup.builds import Build
+from era.core.setup.package_sets import SetupFailed
 from era.core.setup.progress import Say
 from era.core.setup.requirements import Packages
-from era.core.setup.setups import SetupFailed
 from era.languages.node import NODE
 from era.packages import tools, trees
 from era.packages.processes import Ran

@@ -1,4 +1,4 @@
-"""Environments: installed packages, made once and shared read-only by every session that asks for the same.
+"""Package sets: installed packages, made once and shared read-only by every session that asks for the same.
 
 Theory of operation
 ===================
@@ -7,7 +7,7 @@ Theory of operation
 `node_modules/`, for Go `go/` (a cache of modules, and the go.mod and go.sum that name them), and `lock.json`. The
 digest is that of an archive of all this (archives.py), so equal packages are there once, and a directory of that name
 is complete and never changes. The archive lies in the blob store; a directory that isn't here is made from it again.
-`environments/asked/` tells for a list of requirements which environment it came to; that is what makes the same setup
+`environments/asked/` tells for a list of requirements which package set it came to; that is what makes the same setup
 quick, and lets it work without any network.
 
 *Making.* Tools write into a scratch directory, as users of no other right (processes.py). uv takes wheels only, npm
@@ -18,8 +18,8 @@ before that, and both are before a note or a row names them. What a crash leaves
 removed at the start, or a blob that nothing names.
 
 *Bytecode.* Compiling a few packages takes longer than fetching them, and a program that begins meanwhile compiles for
-itself what it imports. So where there isn't much to compile, that is done on a copy once the environment is in its
-place, and added to it. Until then there is a mark, and an environment with a mark is made again from its archive should
+itself what it imports. So where there isn't much to compile, that is done on a copy once the package set is in its
+place, and added to it. Until then there is a mark, and a package set with a mark is made again from its archive should
 the service end. Where there is much, nobody should have to wait for it in a run: that is compiled before.
 
 *Whose.* What was only unpacked is everybody's. What was built was made by code of strangers, which could make it
@@ -28,7 +28,7 @@ anything: it is the session's own, and so are the note and, since its lock says 
 *No code at start.* Python runs lines of `.pth` files in a site directory, and modules named sitecustomize and
 usercustomize, before any program. They are left out: what is installed runs when it is imported.
 
-*Going.* An environment that no session names is removed after a while. Being found for a setup counts as new, so one
+*Going.* A package set that no session names is removed after a while. Being found for a setup counts as new, so one
 isn't removed between the moment it was found and the one when a row names it. Its blob is kept as long as the directory
 is here or a row names it.
 """
@@ -55,9 +55,9 @@ from era.core.files.durable import sync_file_system
 from era.core.files.snapshots import BlobStore
 from era.core.models import JsonObject
 from era.core.setup.builds import Build
+from era.core.setup.package_sets import PackageSet, SetupFailed
 from era.core.setup.progress import LAST_WORDS, Say
 from era.core.setup.requirements import Packages
-from era.core.setup.setups import Environment, SetupFailed
 from era.core.turns import Turns
 from era.packages import archives, building, tools, trees
 from era.packages.building import MustBuild
@@ -84,7 +84,7 @@ _FORMAT = 2
 
 @dataclass(slots=True)
 class _Making:
-    """An environment on its way. `deadline` is of the monotonic clock."""
+    """A package set on its way. `deadline` is of the monotonic clock."""
 
     scratch: Path
     deadline: float
@@ -101,7 +101,7 @@ class _Making:
     """Whose it is, once some of it was built."""
 
 
-class UvAndNpm:
+class PackageInstaller:
     """An Installer in `directory`, which is the service's data directory. `open` before anything."""
 
     def __init__(
@@ -121,9 +121,9 @@ class UvAndNpm:
         """`python` is the interpreter that sandboxes run and `python_prefix` what it needs, if that isn't in /usr;
         `node` is the directory of Node's wheel, `go` that of Go's if there is one;
         `variables` are those of the service itself."""
-        self.environments = directory / "environments"
-        self._asked = self.environments / "asked"
-        self._making = self.environments / "making"
+        self.package_sets = directory / "environments"
+        self._asked = self.package_sets / "asked"
+        self._making = self.package_sets / "making"
         self._cache = directory / "cache"
         self._seconds = seconds
         self._most_bytes = most_bytes
@@ -152,49 +152,49 @@ class UvAndNpm:
     def open(self) -> None:
         """Make the directories, and remove what a killed process left half made."""
         trees.remove(self._making)
-        for directory, mode in ((self.environments, 0o711), (self._making, 0o700), (self._asked, 0o700)):
+        for directory, mode in ((self.package_sets, 0o711), (self._making, 0o700), (self._asked, 0o700)):
             directory.mkdir(mode=mode, parents=True, exist_ok=True)
             directory.chmod(mode)
         for digest in self.digests():
-            if (self.environments / digest / _UNCOMPILED).exists():
-                trees.remove(self.environments / digest)
+            if (self.package_sets / digest / _UNCOMPILED).exists():
+                trees.remove(self.package_sets / digest)
         self._open_cache()
 
     async def stop(self) -> None:
-        """End the compiling that goes on: it is done when an environment is made again."""
+        """End the compiling that goes on: it is done when a package set is made again."""
         for task in self._compiling:
             task.cancel()
         await asyncio.gather(*self._compiling, return_exceptions=True)
         await self.at_rest()
 
     async def at_rest(self) -> None:
-        """Wait until nothing goes on any more for environments that are made."""
+        """Wait until nothing goes on any more for package sets that are made."""
         while going_on := [*self._compiling, *self._clearing]:  # what ends may leave something to clear away
             await asyncio.gather(*going_on)
 
-    def known(self, packages: Packages, owner: str) -> Environment | None:
+    def known(self, packages: Packages, owner: str) -> PackageSet | None:
         for key in (self._key(packages), self._key(packages, owner)):
             try:
                 note = json.loads((self._asked / key).read_text())
                 found = self.get(note["environment"])
                 if found is not None:
-                    os.utime(self.environments / found.digest)
+                    os.utime(self.package_sets / found.digest)
                     return replace(found, stdout=note["stdout"], stderr=note["stderr"])
             except (OSError, ValueError, KeyError, TypeError):
                 continue
         return None
 
-    def get(self, digest: str) -> Environment | None:
+    def get(self, digest: str) -> PackageSet | None:
         try:
-            lock = json.loads((self.environments / digest / archives.LOCK).read_text())
-            return Environment(digest, lock["pip"], lock["npm"], go=lock["go"])
+            lock = json.loads((self.package_sets / digest / archives.LOCK).read_text())
+            return PackageSet(digest, lock["pip"], lock["npm"], go=lock["go"])
         except (OSError, ValueError, KeyError, TypeError):
             return None
 
     def digests(self) -> set[str]:
-        return {name for name in os.listdir(self.environments) if _DIGEST.fullmatch(name)}
+        return {name for name in os.listdir(self.package_sets) if _DIGEST.fullmatch(name)}
 
-    async def make(self, packages: Packages, build: Build, *, anew: bool, say: Say | None = None) -> Environment:
+    async def make(self, packages: Packages, build: Build, *, anew: bool, say: Say | None = None) -> PackageSet:
         key = self._key(packages)
         try:
             async with self._turns.take(key, bounded=False):
@@ -212,8 +212,8 @@ class UvAndNpm:
         self._note(self._key(packages, build.owner), made)
         return made
 
-    async def bring(self, digest: str) -> bool:
-        """Have this environment here, from the blob store if need be; False where that hasn't got it. Raises
+    async def ensure(self, digest: str) -> bool:
+        """Have this package set here, from the blob store if need be; False where that hasn't got it. Raises
         OSError."""
         if not _DIGEST.fullmatch(digest):
             return False
@@ -242,7 +242,7 @@ class UvAndNpm:
     def sweep(self, keep: set[str], older_than: float) -> int:
         gone = 0
         for digest in self.digests() - keep:
-            directory = self.environments / digest
+            directory = self.package_sets / digest
             if directory.stat().st_mtime < older_than:
                 self._drop(directory)
                 gone += 1
@@ -263,7 +263,7 @@ class UvAndNpm:
         text = json.dumps([_FORMAT, asdict(packages), self._runtimes, owner], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()
 
-    def _note(self, key: str, made: Environment) -> None:
+    def _note(self, key: str, made: PackageSet) -> None:
         temporary = self._asked / f"{key}.new"
         note = {"environment": made.digest, "stdout": made.stdout, "stderr": made.stderr}
         temporary.write_text(json.dumps(note))
@@ -271,8 +271,8 @@ class UvAndNpm:
 
     async def _made(
         self, packages: Packages, scratch: Path, say: Say | None, build: Build | None = None, kind: str = ""
-    ) -> Environment:
-        """The environment, put into its place. Raises MustBuild where something must be built and there is no `build`.
+    ) -> PackageSet:
+        """The package set, put into its place. Raises MustBuild where something must be built and there is no `build`.
         `kind` is what is known to need one."""
         home, site, npm = scratch / "home", scratch / "site", scratch / "npm"
         try:
@@ -392,7 +392,7 @@ class UvAndNpm:
             return self._python
         return f"{self._processes.path('python', scratch)}/{Path(self._python).relative_to(self._prefix)}"
 
-    def _looked_at(self, making: _Making, packages: Packages) -> Environment:
+    def _looked_at(self, making: _Making, packages: Packages) -> PackageSet:
         """Put what was installed into its final shape below `scratch/made`, and pack that; what it is."""
         scratch, stdout = making.scratch, making.stdout
         made, site = scratch / "made", scratch / "made/python" / _SITE
@@ -423,7 +423,7 @@ class UvAndNpm:
         }
         (made / archives.LOCK).write_text(json.dumps(lock, sort_keys=True))
         digest = archives.pack(made, scratch / "archive")
-        return Environment(digest, lock["pip"], lock["npm"], go=lock["go"])
+        return PackageSet(digest, lock["pip"], lock["npm"], go=lock["go"])
 
     def _unpack(self, digest: str, scratch: Path) -> None:
         scratch.mkdir(mode=0o700)
@@ -434,15 +434,15 @@ class UvAndNpm:
             os.close(fd)
 
     async def _unpacked(self, digest: str, scratch: Path) -> None:
-        """Make the environment from its archive. Raises Damaged, OSError."""
+        """Make the package set from its archive. Raises Damaged, OSError."""
         await asyncio.to_thread(self._unpack, digest, scratch)
         await self._finish(digest, scratch, time.monotonic() + self._seconds)
 
-    async def _keep(self, told: Environment, scratch: Path, deadline: float) -> None:
-        """Put its archive into the blob store, and the environment into its place. Raises OSError, also where the blob
+    async def _keep(self, told: PackageSet, scratch: Path, deadline: float) -> None:
+        """Put its archive into the blob store, and the package set into its place. Raises OSError, also where the blob
         store can't be reached; then nothing of it is there."""
         if self._is_here(told.digest):  # so its archive is kept, too
-            os.utime(self.environments / told.digest)
+            os.utime(self.package_sets / told.digest)
             return
 
         def put() -> None:
@@ -464,7 +464,7 @@ class UvAndNpm:
             _go_on(self._compile_afterwards(digest), self._compiling)
 
     async def _compile_afterwards(self, digest: str) -> None:
-        place = self.environments / digest
+        place = self.package_sets / digest
 
         async def compiled(scratch: Path) -> None:
             scratch.mkdir(mode=0o700)
@@ -511,7 +511,7 @@ class UvAndNpm:
         (bare / "python").rename(scratch / "made/python")
 
     def _publish(self, scratch: Path, digest: str) -> None:
-        made, place = scratch / "made", self.environments / digest
+        made, place = scratch / "made", self.package_sets / digest
         self._own(made)
         sync_file_system(made)
         try:
@@ -522,13 +522,13 @@ class UvAndNpm:
             else:
                 self._drop(place)
                 made.rename(place)
-        sync_file_system(self.environments)
+        sync_file_system(self.package_sets)
 
     def _is_here(self, digest: str) -> bool:
-        return (self.environments / digest / archives.LOCK).exists()
+        return (self.package_sets / digest / archives.LOCK).exists()
 
     def _drop(self, directory: Path) -> None:
-        """Remove an environment: at once, and then slowly."""
+        """Remove a package set: at once, and then slowly."""
         doomed = self._making / f"gone-{secrets.token_hex(8)}"
         directory.rename(doomed)
         trees.remove(doomed)

@@ -14,8 +14,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from era.core.setup.package_sets import SetupFailed
 from era.core.setup.progress import Say
-from era.core.setup.setups import SetupFailed
 
 _CHILD = Path(__file__).resolve().with_name("child.py")
 _STAGE = "/run/era"

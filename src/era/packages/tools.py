@@ -19,8 +19,8 @@ from urllib.parse import urlsplit
 import uv
 
 from era.core.models import JsonObject
+from era.core.setup.package_sets import SetupFailed
 from era.core.setup.requirements import Packages
-from era.core.setup.setups import SetupFailed
 from era.packages.processes import Ran
 
 _PASSED_ON = re.compile(

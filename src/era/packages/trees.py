@@ -13,7 +13,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from era.core.files import trees
-from era.core.setup.setups import SetupFailed
+from era.core.setup.package_sets import SetupFailed
 from era.packages.processes import too_large
 
 

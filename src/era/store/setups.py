@@ -26,11 +26,11 @@ _OF_JOB = (
     .values(setup_status=bindparam("status"))
 )
 _END = _OF_JOB.values(
-    setup_result=bindparam("result"), environment=bindparam("new_environment"), updated_at=bindparam("at")
+    setup_result=bindparam("result"), package_set=bindparam("new_package_set"), updated_at=bindparam("at")
 )
 _COMPLETE = _END.values(setup_lock=None)
-_ENVIRONMENTS = select(sessions.c.environment).where(sessions.c.environment.is_not(None)).distinct()
-PENDING: dict[str, Any] = {"setup_status": "pending", "setup_result": None, "environment": None}
+_PACKAGE_SETS = select(sessions.c.package_set).where(sessions.c.package_set.is_not(None)).distinct()
+PENDING: dict[str, Any] = {"setup_status": "pending", "setup_result": None, "package_set": None}
 """What else a row says whose setup has just been asked for."""
 
 
@@ -54,12 +54,12 @@ class SetupRows(Commits):
         *,
         status: str,
         result: str,
-        environment: str | None,
+        package_set: str | None,
         left: tuple[int, Snapshot] | None = None,
     ) -> bool:
         at = now()
         values = {"session": job.session_key, "job": job.setup, "status": status}
-        values |= {"result": result, "new_environment": environment, "at": at}
+        values |= {"result": result, "new_package_set": package_set, "at": at}
 
         def end(connection: Connection) -> bool:
             if left is not None:
@@ -86,9 +86,9 @@ class SetupRows(Commits):
 
         return await self._write(job)
 
-    async def environments(self) -> Sequence[str]:
-        return await self._read(lambda connection: list(connection.execute(_ENVIRONMENTS).scalars()))
+    async def package_sets(self) -> Sequence[str]:
+        return await self._read(lambda connection: list(connection.execute(_PACKAGE_SETS).scalars()))
 
-    async def environment_lost(self, digest: str) -> int:
-        again = update(sessions).where(sessions.c.environment == digest).values(PENDING)
+    async def package_set_lost(self, digest: str) -> int:
+        again = update(sessions).where(sessions.c.package_set == digest).values(PENDING)
         return await self._write(lambda connection: connection.execute(again).rowcount)

@@ -43,16 +43,16 @@ class Commands:
         self._snapshots = snapshots
 
     async def run(
-        self, session: Session, commands: Sequence[str], environment: str | None, deadline: float, progress: Progress
+        self, session: Session, commands: Sequence[str], package_set: str | None, deadline: float, progress: Progress
     ) -> Commanded:
-        """Run them in the session's sandbox, with the packages of `environment`, until `deadline` of the monotonic
+        """Run them in the session's sandbox, with the packages of `package_set`, until `deadline` of the monotonic
         clock at most. Nobody else may be in that sandbox. Call `kept` or `dropped` then. Raises EraError where there is
         no sandbox to be had."""
         told = Commanded()
         if not session.persistent:
             told.error = "This session is not persistent: it keeps no files, so commands could leave none. " + _HINT
             return told
-        sandbox = await self._pool.acquire(replace(session, environment=environment))
+        sandbox = await self._pool.acquire(replace(session, package_set=package_set))
         try:
             for command in commands:
                 told.ran.append(command)

@@ -1,6 +1,6 @@
-"""Locks: which very packages an environment holds, so that it can be had once more elsewhere.
+"""Locks: which very packages a package set holds, so that it can be had once more elsewhere.
 
-Theory of operation. A lock is `{pip, npm, go}`, each a list of `{name, version, …}` as an environment lists them. It is
+Theory of operation. A lock is `{pip, npm, go}`, each a list of `{name, version, …}` as a package set lists them. It is
 shown to clients and goes into capsules. Where a session is imported, its lock turns the setup into one that asks for
 exactly those versions. A lock in a capsule is a stranger's: what it may say is what could be asked for in a setup, and
 nothing is ever believed of it but names and versions.
@@ -23,12 +23,12 @@ from era.core.setup.requirements import GO_PATH, GO_VERSION, NPM_NAME, PIP_NAME,
 class Locks(Protocol):
     """Tells which packages sessions have."""
 
-    async def need(self, digest: str) -> None:
-        """Have this environment here. Raises Unavailable where that can't be."""
+    async def ensure(self, digest: str) -> None:
+        """Have this package set on this machine. Raises Unavailable where that isn't possible now."""
         ...
 
     def lock(self, session: Session) -> JsonObject | None:
-        """The lock of a session's environment, if that is here, or the one by which it is still to be made; None
+        """The lock of a session's package set, if that is here, or the one by which it is still to be made; None
         where there is none that can go into a capsule. Reads a file."""
         ...
 

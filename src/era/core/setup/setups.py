@@ -1,7 +1,7 @@
 """Setups: what sessions have installed before they run anything.
 
 Theory of operation. A session's row says what is to be installed (`setup`), how far that is (`setup_status`) and, once
-it has ended, how it went (`setup_result`) and what came of it (`environment`). Whoever changes `setup` makes it
+it has ended, how it went (`setup_result`) and what came of it (`package_set`). Whoever changes `setup` makes it
 `pending` in the same transaction. One task looks for rows that are `pending` or `running` and sees to them; that is
 also how a setup that was cut off by the end of the service is taken up again.
 
@@ -16,23 +16,23 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from contextlib import suppress
-from dataclasses import dataclass, replace
-from typing import Protocol
+from dataclasses import replace
 
 import structlog
 
 from era.core import jsontext
 from era.core.metadata import MetadataStore, SetupJob
-from era.core.models import JsonObject, OwnedId, Session
+from era.core.models import OwnedId, Session
 from era.core.setup import locks
-from era.core.setup.builds import Build, Builds
+from era.core.setup.builds import Builds
 from era.core.setup.commands import Commanded, Commands
-from era.core.setup.progress import Line, Progress, Say
+from era.core.setup.package_sets import InstalledPackageSets, Installer, PackageSet, SetupFailed
+from era.core.setup.progress import Line, Progress
 from era.core.setup.requirements import Packages, commands, lists, wanted
 from era.core.turns import Turns
-from era.errors import BadRequest, EraError, NoIsolation, NotFound, SandboxFailed, Unavailable
+from era.errors import BadRequest, EraError, NoIsolation, NotFound, SandboxFailed
 
 log = structlog.get_logger()
 
@@ -40,88 +40,7 @@ UNDER_WAY = ("pending", "running")
 
 _LOOK_SECONDS = 1.0
 _GRACE_SECONDS = 3600.0
-"""For so long an environment stays that no row names: one may be about to."""
-
-
-@dataclass(frozen=True, slots=True)
-class Environment:
-    """Installed packages. `pip`, `npm` and `go` are lists of `{name, version, …}`; the digest is that of
-    all they say."""
-
-    digest: str
-    pip: Sequence[JsonObject]
-    npm: Sequence[JsonObject]
-    stdout: str = ""
-    stderr: str = ""
-    """What the tools said when it was made."""
-
-    go: Sequence[JsonObject] = ()
-
-
-class SetupFailed(Exception):
-    """What was asked for can't be installed: the message says why and what may help."""
-
-    def __init__(self, message: str, stdout: str = "", stderr: str = "") -> None:
-        super().__init__(message)
-        self.stdout = stdout
-        self.stderr = stderr
-
-
-class Installer(Protocol):
-    """Makes environments and keeps them; see packages/."""
-
-    def known(self, packages: Packages, owner: str) -> Environment | None:
-        """What these packages came to when they were last installed, if that is still there; what had to be built only
-        where it was for this `owner` (Build.owner). Takes no time."""
-        ...
-
-    async def make(self, packages: Packages, build: Build, *, anew: bool, say: Say | None = None) -> Environment:
-        """Install these packages, `anew` also if they are known; what must run code does so with `build`. What the
-        tools say is told to `say` as it comes. When this returns the environment is in the blob store, too. Raises
-        SetupFailed."""
-        ...
-
-    def get(self, digest: str) -> Environment | None:
-        """One that is here."""
-        ...
-
-    async def bring(self, digest: str) -> bool:
-        """Have this environment here, from the blob store if need be; False where that hasn't got it. Takes no time if
-        it's here. Raises OSError."""
-        ...
-
-    def sweep(self, keep: set[str], older_than: float) -> int:
-        """Remove environments that aren't in `keep` and were last made or found before `older_than`."""
-        ...
-
-
-class InstalledPackageSets:
-    """See ports.Environments and locks.Locks. One that is lost for good is installed anew."""
-
-    def __init__(self, store: MetadataStore, installer: Installer) -> None:
-        self._store, self._installer = store, installer
-
-    async def need(self, digest: str) -> None:
-        try:
-            if await self._installer.bring(digest):
-                return
-        except OSError as error:
-            why = error.strerror or str(error)
-            raise Unavailable(f"The session's packages could not be brought back: {why}.") from error
-        log.warning("environment_lost", digest=digest)
-        await self._store.environment_lost(digest)
-        raise Unavailable(
-            "The session's packages were lost on this server, and are being installed once more.",
-            hint="Try again: a run waits until they are there.",
-        )
-
-    def lock(self, session: Session) -> JsonObject | None:
-        found = self._installer.get(session.environment) if session.environment else None
-        lock: JsonObject | None = json.loads(session.setup_lock) if session.setup_lock else None
-        if found is not None:
-            lock = {kind: list(getattr(found, kind)) for kind in locks.KINDS}
-        # A package may call itself anything.
-        return lock if locks.can_be_lock(lock) else None
+"""For so long an package_set stays that no row names: one may be about to."""
 
 
 class Setups:
@@ -131,7 +50,7 @@ class Setups:
         self,
         store: MetadataStore,
         installer: Installer,
-        environments: InstalledPackageSets,
+        package_sets: InstalledPackageSets,
         turns: Turns,
         builds: Builds,
         commands: Commands,
@@ -145,7 +64,7 @@ class Setups:
         self._progress: dict[SetupJob, Progress] = {}
         self._store = store
         self._installer = installer
-        self._environments = environments
+        self._package_sets = package_sets
         self._turns = turns
         self._wake = asyncio.Event()
         self._news = asyncio.Event()
@@ -237,20 +156,20 @@ class Setups:
                 async with asyncio.timeout(_LOOK_SECONDS):
                     await news.wait()
 
-    async def environment(self, session_id: OwnedId) -> tuple[Session, Environment | None]:
+    async def package_set(self, session_id: OwnedId) -> tuple[Session, PackageSet | None]:
         """What the session's programs have besides their language."""
         session = await self._store.session(session_id)
-        if session.environment is None:
+        if session.package_set is None:
             return session, None
-        await self._environments.need(session.environment)
-        return session, self._installer.get(session.environment)
+        await self._package_sets.ensure(session.package_set)
+        return session, self._installer.get(session.package_set)
 
     async def sweep(self) -> None:
-        """Remove the environments that no session needs, also none that can still be restored."""
-        needed = set(await self._store.environments())
+        """Remove the package_sets that no session needs, also none that can still be restored."""
+        needed = set(await self._store.package_sets())
         gone = await asyncio.to_thread(self._installer.sweep, needed, time.time() - _GRACE_SECONDS)
         if gone:
-            log.info("environments_removed", count=gone)
+            log.info("package_sets_removed", count=gone)
 
     def _tell(self) -> None:
         self._news.set()
@@ -294,11 +213,11 @@ class Setups:
             raise NotFound(f"The setup of session '{job.session_id}' is another one by now.")
         return session
 
-    async def _installed(self, job: SetupJob, packages: Packages, anew: bool, progress: Progress) -> Environment:
+    async def _installed(self, job: SetupJob, packages: Packages, anew: bool, progress: Progress) -> PackageSet:
         """The packages of a setup, in the versions of its lock if that can be. Raises SetupFailed."""
         build = self._builds.of(await self._session(job))
 
-        async def installed(packages: Packages) -> Environment:
+        async def installed(packages: Packages) -> PackageSet:
             made = await self._installer.make(packages, build, anew=anew, say=progress.say)
             progress.flush()
             return made
@@ -321,7 +240,7 @@ class Setups:
         progress = self._progress[job]
         anew = job.session_key in self._anew
         begun = time.monotonic()
-        environment: Environment | None = None
+        package_set: PackageSet | None = None
         error: str | None = None
         stdout = stderr = ""
         commanded = Commanded()
@@ -329,19 +248,19 @@ class Setups:
         try:
             packages = wanted(json.loads(job.setup))
             if packages:
-                environment = None if anew or job.lock else self._installer.known(packages, str(job.session_key))
-                if environment is None:
+                package_set = None if anew or job.lock else self._installer.known(packages, str(job.session_key))
+                if package_set is None:
                     await self._begin(job, progress)
                     begun = time.monotonic()
-                    environment = await self._installed(job, packages, anew, progress)
-                stdout, stderr = environment.stdout, environment.stderr
+                    package_set = await self._installed(job, packages, anew, progress)
+                stdout, stderr = package_set.stdout, package_set.stderr
             if asked := commands(job.setup):
                 await self._begin(job, progress)
                 session = await self._session(job)
                 commanded = await self._commands.run(
                     session,
                     asked,
-                    environment.digest if environment else None,
+                    package_set.digest if package_set else None,
                     time.monotonic() + self._seconds,
                     progress,
                 )
@@ -364,9 +283,9 @@ class Setups:
             "success": error is None,
             "duration_ms": int((time.monotonic() - begun) * 1000),
             **lists(
-                pip=[f"{item['name']}=={item['version']}" for item in environment.pip] if environment else (),
-                npm=[f"{item['name']}@{item['version']}" for item in environment.npm] if environment else (),
-                go=[f"{item['name']}@{item['version']}" for item in environment.go] if environment else (),
+                pip=[f"{item['name']}=={item['version']}" for item in package_set.pip] if package_set else (),
+                npm=[f"{item['name']}@{item['version']}" for item in package_set.npm] if package_set else (),
+                go=[f"{item['name']}@{item['version']}" for item in package_set.go] if package_set else (),
                 commands=commanded.ran,
             ),
             "error": error,
@@ -379,7 +298,7 @@ class Setups:
                 job,
                 status="completed" if error is None else "failed",
                 result=jsontext.compact(result),
-                environment=environment.digest if environment and error is None else None,
+                package_set=package_set.digest if package_set and error is None else None,
                 left=left,
             )
             if session is not None and left is not None and recorded:
