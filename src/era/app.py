@@ -56,6 +56,7 @@ from era.core.versions import Versions
 from era.drivers.bubblewrap import BubblewrapDriver
 from era.drivers.choice import DriverChoice
 from era.drivers.gvisor import GvisorDriver
+from era.drivers.preparations import Preparations
 from era.errors import Conflict, EraError, Forbidden, NoIsolation
 from era.languages.go import GO
 from era.languages.node import NODE
@@ -118,8 +119,10 @@ def cgroup_name(data_dir: Path) -> str:
     return "era-" + hashlib.sha256(bytes(data_dir.resolve())).hexdigest()[:12]
 
 
-def drivers(settings: Settings, mounts: Mapping[str, Path] | None = None) -> DriverChoice:
-    """`mounts` is what sandboxes have of the machine besides runtimes."""
+def drivers(
+    settings: Settings, mounts: Mapping[str, Path] | None = None, preparations: Preparations | None = None
+) -> DriverChoice:
+    """`mounts` is what sandboxes have of the machine besides runtimes and `preparations`."""
     directory = settings.data_dir.resolve()
     limits = rules(settings).defaults
     group = cgroup_name(directory)
@@ -133,6 +136,7 @@ def drivers(settings: Settings, mounts: Mapping[str, Path] | None = None) -> Dri
                 package_sets=package_sets,
                 network=certificates(),
                 mounts=mounts,
+                preparations=preparations,
             ),
             "bubblewrap": BubblewrapDriver(
                 directory,
@@ -141,6 +145,7 @@ def drivers(settings: Settings, mounts: Mapping[str, Path] | None = None) -> Dri
                 package_sets=package_sets,
                 network=certificates(),
                 mounts=mounts,
+                preparations=preparations,
             ),
         },
         settings.isolation,
@@ -207,7 +212,8 @@ async def services(settings: Settings) -> AsyncIterator[Context]:
         network = SandboxNetwork(private)
         bundle = directory / "certificates.pem"
         network.authority.write(bundle)
-        sandboxes = drivers(settings, {BUNDLE: bundle})
+        preparations = Preparations(languages.preparations(), directory / "prepared")
+        sandboxes = drivers(settings, {BUNDLE: bundle}, preparations)
         bounds = rules(settings)
         turns = Turns(settings.max_waiting)
         keys = IdempotencyKeys(store)
@@ -225,6 +231,7 @@ async def services(settings: Settings) -> AsyncIterator[Context]:
             if lost := await store.mark_lost():
                 log.warning("runs_lost", count=lost, why="the service stopped while they were under way")
             await sandboxes.start()
+            preparations.start()
             host = SandboxPool(
                 sandboxes,
                 snapshots,
@@ -306,6 +313,7 @@ async def services(settings: Settings) -> AsyncIterator[Context]:
                 await runs.drain(_LAST_ANSWERS_SECONDS)
                 await inbox.stop()
         finally:
+            await preparations.stop()
             await sandboxes.stop()
             network.stop()
             await databases.close()

@@ -51,7 +51,7 @@ def walls(seen: JsonObject) -> Iterator[Wall]:
     yield Wall(seen["network"] == "none", "no network but loopback")
     yield Wall(True, "internet over HTTP and HTTPS where a session may")
     yield Wall(
-        seen["gate"],
+        seen["connect_supervisor"],
         "internet over TCP and UDP, by any client",
         "Linux 5.9 or newer; until then there is a proxy",
     )

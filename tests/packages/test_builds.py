@@ -89,7 +89,7 @@ def test_what_is_built_is_the_session_s_own(tmp_path: Path, registry: Registry, 
         told = lab.boxes.run(box, "import glob, one; print(one.x, *map(len, glob.glob('/node_modules/evil/made.txt')))")
         assert told.stdout == f"built{' 27' * len(setup['npm'])}\n", told
         lab.boxes.close(box)
-        assert not list((lab.boxes.driver.live).glob("*/workspace/*")), "the places are gone"
+        assert not list((lab.boxes.driver.directory).glob("*/workspace/*")), "the places are gone"
         if driver == "bubblewrap":
             lab.build = lab.builds.of(session(2, allow_internet=False))
             assert lab.known(**setup) is None, "what was built for one is nothing to another"

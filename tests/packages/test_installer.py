@@ -397,7 +397,7 @@ def test_it_would_run_if_it_were_kept(lab: Lab, registry: Registry, monkeypatch:
 
 
 def run_in_a_box(lab: Lab, made: PackageSet, code: str, weakness: Weakness | None = None) -> str:
-    boxes = Boxes(lab.directory, weakness or Weakness(), tried=())
+    boxes = Boxes(lab.directory, weakness or Weakness(), self_tested=())
     try:
         with boxes._weakened():
             box = boxes._runner.run(boxes.driver.create("python", boxes.driver.limits, made.digest))
@@ -564,7 +564,7 @@ def test_every_driver_shows_packages(lab: Lab, registry: Registry, driver: str) 
     registry.put_python("one", "one-1.0-py3-none-any.whl", wheel("one", {"one.py": "x = 1"}))
     put_evil_npm(registry, {})
     made = lab.make(pip=["one"], npm=["evil"])
-    boxes = Boxes(lab.directory, Weakness(), driver, tried=())
+    boxes = Boxes(lab.directory, Weakness(), driver, self_tested=())
     try:
         for language, code, said in (
             ("python", "import one; print(one.x); open(one.__file__, 'a')", "1\n"),
@@ -625,7 +625,7 @@ def test_modules_come_with_all_they_need(lab: Lab, registry: Registry, driver: s
     assert lab.make(go=["example.com/greet"]) == made
     assert len(registry.asked) == asked
     assert lab.make(go={"goMod": "module x.y/z\n\nrequire example.com/greet v1.0.0\n"}).digest == made.digest
-    boxes = Boxes(lab.directory, Weakness(), driver, tried=())
+    boxes = Boxes(lab.directory, Weakness(), driver, self_tested=())
     try:
         box = boxes._runner.run(boxes.driver.create("go", boxes.driver.limits, made.digest))
         told = boxes.run(box, GREETS, timeout=120)

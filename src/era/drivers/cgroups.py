@@ -56,11 +56,12 @@ class Group:
                 found["disk_write_bytes_per_second"] = int(bound[1])
         return found
 
-    def stand_back(self, *, yes: bool) -> None:
-        """Give way to every other group of ours at once, or be one like them again. Linux 5.15 or newer."""
+    def set_idle_priority(self, *, idle: bool) -> None:
+        """With idle priority the group's processes run only when no other group's want to (cgroups(7), `cpu.idle`). Has
+        no effect before Linux 5.15."""
         if directory := self.directories.get("cpu"):
             with contextlib.suppress(OSError):
-                (directory / "cpu.idle").write_text("1" if yes else "0")
+                (directory / "cpu.idle").write_text("1" if idle else "0")
 
     def processes(self) -> list[int]:
         """The processes in it, by their pids."""

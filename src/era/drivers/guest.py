@@ -38,6 +38,9 @@ MOUNTS: dict[str, Path] = {
 }
 """What sandboxes have of the machine besides /usr, by where they have it."""
 
+PREPARED = tuple(preparation.mount for preparation in languages.preparations().values())
+"""Where sandboxes have what languages have prepared on this machine; empty until that is done."""
+
 _PROGRAMS = dict.fromkeys(found.programs for found in languages.runtimes().values() if found.programs)
 PATH = ":".join([*_PROGRAMS, "/usr/local/bin", "/usr/bin", "/bin"])
 
@@ -143,16 +146,8 @@ def landlock_grants() -> dict[str, list[str]]:
     return {
         "list": ["/"],
         "read": [
-            *(
-                "/usr",
-                *(f"/{name}" for name in SYSTEM),
-                "/etc",
-                GUEST,
-                PYTHON_PACKAGES,
-                NODE_MODULES,
-                GO_MODULES,
-                *mounts,
-            ),
+            *("/usr", *(f"/{name}" for name in SYSTEM), "/etc", GUEST),
+            *(PYTHON_PACKAGES, NODE_MODULES, GO_MODULES, *mounts, *PREPARED),
         ],
         "change": ["/proc"],
         "device": ["/dev"],

@@ -50,7 +50,8 @@ from pathlib import Path
 from era.core.models import JsonObject, Language
 from era.core.ports import Limits
 from era.drivers import guest, processes
-from era.drivers.bubblewrap import BubblewrapDriver, BubblewrapSandbox, Plan, read_only, resolver_files
+from era.drivers.bubblewrap import BubblewrapDriver, BubblewrapSandbox
+from era.drivers.options import Plan, read_only, resolver_files
 from era.drivers.staging import Paths
 from era.errors import NoIsolation, SandboxFailed
 
@@ -136,7 +137,7 @@ def arguments(paths: Paths, sandbox_id: str, data: dict[str, int], package_set: 
     options += ["--die-with-parent", "--as-pid-1", "--new-session", "--hostname", "era", "--clearenv"]
     options += ["--proc", "/proc", "--dev", "/dev", "--size", str(1 << 20), "--tmpfs", "/tmp", "--dir", _STATE]  # noqa: S108
     options += read_only(paths, data, package_set)
-    options += ["--bind", str(paths.live / sandbox_id / "workspace"), guest.WORKSPACE]
+    options += ["--bind", str(paths.sandboxes / sandbox_id / "workspace"), guest.WORKSPACE]
     return [*options, "--remount-ro", "/dev", "--remount-ro", "/", "--chdir", "/"]
 
 
@@ -187,8 +188,8 @@ class GvisorSandbox(BubblewrapSandbox):
     def group_limits(self) -> Limits:
         return replace(self.limits, memory_bytes=self.limits.memory_bytes + _OWN_MEMORY, pids=_OWN_PIDS)
 
-    def bound(self, pid: int) -> None:
-        super().bound(pid)
+    def apply_bounds(self, pid: int) -> None:
+        super().apply_bounds(pid)
         if self._group is None:
             resource.prlimit(pid, resource.RLIMIT_FSIZE, (self._memory_file(), self._memory_file()))
 
@@ -198,10 +199,10 @@ class GvisorSandbox(BubblewrapSandbox):
         most = max(self.limits.memory_bytes, self.limits.pids * _OF_EACH_PROCESS, self.limits.disk_bytes)
         return -(-most // _GIB) * _GIB
 
-    def _enforced(self, language: Language, seen: JsonObject) -> JsonObject:
+    def _enforced(self, language: Language, report: JsonObject) -> JsonObject:
         # Capabilities are those that the program has in gVisor. The rest is what the host's kernel holds its sentry to.
-        told = super()._enforced(language, seen | sentry_seen(self._init_pid))
-        return {**told, "platform": "systrap", "memory_file_bytes": None if self._group else self._memory_file()}
+        enforced = super()._enforced(language, report | sentry_status(self._init_pid))
+        return {**enforced, "platform": "systrap", "memory_file_bytes": None if self._group else self._memory_file()}
 
 
 class GvisorDriver(BubblewrapDriver):
@@ -211,15 +212,14 @@ class GvisorDriver(BubblewrapDriver):
     sandbox = GvisorSandbox
 
     def isolation(self) -> JsonObject:
-        """What the self-test's sandboxes had in force, and a sentence of it."""
-        seen = self._seen
+        enforced = self._enforced
         walls = ["gVisor (systrap) in bubblewrap, no system call of the host's, no capabilities, no network"]
         walls.append("a uid of its own for each sandbox" if self._privileged else "user namespaces of this user")
-        if seen["cgroup"]:
-            walls.append(f"memory, processes and cpu bounded by cgroup v{seen['cgroup']['version']}")
+        if enforced["cgroup"]:
+            walls.append(f"memory, processes and cpu bounded by cgroup v{enforced['cgroup']['version']}")
         else:
             walls.append("no cgroup: memory is bounded in steps of 1 GiB, cpu is not (start ERA as root for more)")
-        return {**seen, "uid": None, "own_uid": self._privileged, "summary": "; ".join(walls)}
+        return {**enforced, "uid": None, "own_uid": self._privileged, "summary": "; ".join(walls)}
 
     def make_filters(self) -> tuple[bytes, ...]:
         """None around the outer sandbox: runsc needs calls that programs don't, and puts a filter on itself."""
@@ -231,9 +231,9 @@ class GvisorDriver(BubblewrapDriver):
         await super().start()
 
 
-def sentry_seen(init_pid: int) -> JsonObject:
-    """What the host's kernel says of the sentry below a sandbox's PID 1: its namespaces, and the lines that tell of
-    privileges."""
+def sentry_status(init_pid: int) -> JsonObject:
+    """The namespaces and privileges that the host's kernel reports for the sentry below a sandbox's PID 1. Raises
+    SandboxFailed."""
     for pid in processes.below(init_pid):
         process = Path("/proc") / str(pid)
         if (process / "cmdline").read_bytes().startswith(b"runsc-sandbox\0"):

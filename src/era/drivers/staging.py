@@ -29,7 +29,9 @@ class Paths:
     mounts: Mapping[str, Path]
     """Runtimes of languages, by where sandboxes have them: directories, or files."""
 
-    live: Path
+    sandboxes: Path
+    """Holds a directory for each sandbox."""
+
     package_sets: Path
 
 
@@ -75,7 +77,7 @@ def staged(paths: Paths) -> Paths:
         mounts={
             inside: bind(source, f"mounts/{number}") for number, (inside, source) in enumerate(paths.mounts.items())
         },
-        live=bind(paths.live, "live"),
+        sandboxes=bind(paths.sandboxes, "sandboxes"),
         package_sets=bind(paths.package_sets, "environments"),
     )
 

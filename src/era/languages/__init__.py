@@ -12,6 +12,7 @@ from functools import cache
 from era.languages.base import Definition as Definition
 from era.languages.base import Missing as Missing
 from era.languages.base import Runtime as Runtime
+from era.languages.preparation import Preparation
 
 
 def _found() -> dict[str, Definition]:
@@ -63,3 +64,9 @@ def runtime(name: str) -> Runtime:
 def runtimes() -> dict[str, Runtime]:
     """What there is on this machine."""
     return {name: found for name in LANGUAGES if isinstance(found := _looked_for(name), Runtime)}
+
+
+def preparations() -> dict[str, Preparation]:
+    """What this machine's languages have prepared, by language."""
+    found = {name: DEFINITIONS[name].preparation for name in runtimes()}
+    return {name: prepare() for name, prepare in found.items() if prepare is not None}

@@ -8,6 +8,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from era.languages.preparation import Preparation
+
 GUEST = "/era"
 """Where a sandbox has the files of era/guest."""
 
@@ -59,6 +61,9 @@ class Definition:
 
     find: Callable[[], Runtime]
     """What runs it here. Raises Missing."""
+
+    preparation: Callable[[], Preparation] | None = None
+    """What has to be made once on each machine before its programs start quickly. Raises Missing."""
 
     hello: str = ""
     """A program that prints `up`, by which each start proves that sandboxes work; none where that takes too long."""
