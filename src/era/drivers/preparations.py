@@ -60,7 +60,7 @@ class Preparations:
         log.info(
             "language_being_prepared",
             language=language,
-            what=f"{preparation.title} is compiled in the background, once for this machine, in about a minute",
+            what=f"{preparation.title} is being compiled in the background, about a minute, once for this machine",
             until_then="programs wait for it",
         )
         try:
