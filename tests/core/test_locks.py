@@ -11,7 +11,7 @@ import pytest
 
 from era.core.metadata import SessionChange
 from era.core.setup.locks import can_be_lock, differences, pinned
-from era.core.setup.requirements import Packages, wanted
+from era.core.setup.requirements import Packages, packages_of
 from era.errors import BadRequest
 from era.packages import tools
 from tests.capsules import capsule, document, parts, session
@@ -33,14 +33,14 @@ SETUP = {"pip": ["requests"], "npm": ["@a/b@^1"], "go": ["rsc.io/quote"]}
 
 def test_a_setup_in_the_versions_of_a_lock() -> None:
     assert can_be_lock(LOCK)
-    found = pinned(wanted(SETUP), LOCK)
+    found = pinned(packages_of(SETUP), LOCK)
     assert found.pip == ("Requests==2.32.3", "idna==3.1+local")
     assert found.npm == (("@a/b", "1.0.0"),)
     assert found.go == (("rsc.io/quote", "v1.5.2"),)
     overrides = json.loads(tools.package_json(found))["overrides"]
     assert overrides == {"@a/b": {".": "1.0.0", "ms": {".": "1.0.0-rc.1"}}, "ms": {".": "2.0.0"}}
-    assert "overrides" not in json.loads(tools.package_json(wanted(SETUP)))
-    assert pinned(wanted({"pip": ["six"]}), {"pip": [], "npm": LOCK["npm"], "go": []}) == Packages(pip=("six",))
+    assert "overrides" not in json.loads(tools.package_json(packages_of(SETUP)))
+    assert pinned(packages_of({"pip": ["six"]}), {"pip": [], "npm": LOCK["npm"], "go": []}) == Packages(pip=("six",))
 
 
 def test_how_a_package_set_differs_from_a_lock() -> None:

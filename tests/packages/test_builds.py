@@ -17,7 +17,7 @@ import pytest
 
 from era.core.setup.builds import Builds
 from era.core.setup.package_sets import SetupFailed
-from era.core.setup.requirements import wanted
+from era.core.setup.requirements import packages_of
 from era.packages import building, trees
 from tests.api.test_isolation import needs_gvisor
 from tests.drivers.boxes import LIMITS, Boxes
@@ -310,4 +310,4 @@ def test_credentials_stay_outside(tmp_path: Path, registry: Registry, monkeypatc
         assert "asks for a password" in lab.failure(pip=["one"])
         (home / ".netrc").unlink()
         assert lab.make(pip=["one"]).pip, "the same without one is built"
-        assert lab.known(pip=["one"], npm=[]) == lab.installer.known(wanted({"pip": ["one"]}), "1")
+        assert lab.known(pip=["one"], npm=[]) == lab.installer.known(packages_of({"pip": ["one"]}), "1")

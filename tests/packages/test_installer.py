@@ -25,7 +25,7 @@ from era import languages
 from era.core.setup import locks
 from era.core.setup.builds import Build
 from era.core.setup.package_sets import PackageSet, SetupFailed
-from era.core.setup.requirements import wanted
+from era.core.setup.requirements import packages_of
 from era.drivers import guest
 from era.languages.go import GO
 from era.languages.node import NODE
@@ -91,7 +91,7 @@ class Lab:
         self.installer.open()
 
     def make(self, *, anew: bool = False, **setup: Any) -> PackageSet:
-        made: PackageSet = self.run(self.installer.make(wanted(setup), self.build, anew=anew))
+        made: PackageSet = self.run(self.installer.make(packages_of(setup), self.build, anew=anew))
         return made
 
     def run(self, job: Coroutine[Any, Any, Any]) -> Any:
@@ -106,7 +106,7 @@ class Lab:
         return self.runner(settled())
 
     def known(self, **setup: Any) -> PackageSet | None:
-        return self.installer.known(wanted(setup), self.build.owner)
+        return self.installer.known(packages_of(setup), self.build.owner)
 
     def archives(self) -> set[str]:
         return {path.name for path in (self.directory / "blobs").rglob("*") if path.is_file()}
@@ -224,7 +224,7 @@ def test_compiling_can_be_stopped(lab: Lab, registry: Registry) -> None:
     registry.put_python("one", "one-1.0-py3-none-any.whl", wheel("one", {"one.py": "x = 1"}))
 
     async def stopped(seconds: float) -> None:
-        await lab.installer.make(wanted({"pip": ["one"]}), lab.build, anew=False)
+        await lab.installer.make(packages_of({"pip": ["one"]}), lab.build, anew=False)
         await asyncio.sleep(seconds)
         await lab.installer.stop()
 
@@ -238,7 +238,7 @@ def test_two_at_a_time_are_made_once(lab: Lab, registry: Registry) -> None:
     registry.put_python("one", "one-1.0-py3-none-any.whl", wheel("one", {"one.py": "x = 1"}))
 
     async def both() -> list[PackageSet]:
-        packages = wanted({"pip": ["one"]})
+        packages = packages_of({"pip": ["one"]})
         return await asyncio.gather(*(lab.installer.make(packages, lab.build, anew=False) for _ in range(2)))
 
     first, second = lab.run(both())
@@ -316,7 +316,7 @@ def test_npm_s_packages_in_the_versions_of_a_lock(lab: Lab, registry: Registry) 
         put(name, version, **({"base": "^1"} if name == "middle" else {}))
     lab.installer._cache.rename(lab.directory / "old-cache")
     lab.installer.open()
-    again = lab.run(lab.installer.make(locks.pinned(wanted({"npm": ["top"]}), lock), lab.build, anew=True))
+    again = lab.run(lab.installer.make(locks.pinned(packages_of({"npm": ["top"]}), lock), lab.build, anew=True))
     assert locks.differences(lock, {"pip": [], "npm": again.npm, "go": []}) == ""
     newer = lab.make(npm=["top"], anew=True)
     assert "top 1.5.0, not 1.0.0" in locks.differences(lock, {"pip": [], "npm": newer.npm, "go": []})

@@ -43,7 +43,7 @@ class PreparationFailed(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Preparation:
-    """What one language prepares."""
+    """What one language needs to have prepared."""
 
     name: str
     """The name of its place. It has to change with whatever the result depends on, such as a version."""
