@@ -243,7 +243,7 @@ def test_a_look_that_follows_links_would_do_harm(tmp_path: Path) -> None:
     place.mkdir()
     (place / "npm").symlink_to(victim)
     with pytest.raises(SetupFailed):
-        trees.taken(place, "npm/node_modules", tmp_path / "target")
+        trees.move_out(place, "npm/node_modules", tmp_path / "target")
     (place / "npm/node_modules").rename(tmp_path / "target")
     assert not (victim / "node_modules").exists(), "a rename by path takes another's"
     (tmp_path / "secret").write_text("secret")

@@ -101,7 +101,7 @@ class Lab:
             try:
                 return await job
             finally:
-                await self.installer.at_rest()
+                await self.installer.finish_background()
 
         return self.runner(settled())
 
@@ -391,7 +391,7 @@ if os.path.exists(%r): print('it ran')
 
 
 def test_it_would_run_if_it_were_kept(lab: Lab, registry: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(installer, "_AT_START", re.compile("(?!)"))
+    monkeypatch.setattr(installer, "_RUN_AT_START", re.compile("(?!)"))
     registry.put_python("evil", "evil-1.0-py3-none-any.whl", wheel("evil", HOOKS))
     assert run_in_a_box(lab, lab.make(pip=["evil"]), ASK_A_CHILD) == "1\nit ran\n"
 
