@@ -48,13 +48,15 @@ from era.core.runs import Runs
 from era.core.sessions import Sessions
 from era.core.setup.builds import Builds
 from era.core.setup.commands import Commands
-from era.core.setup.setups import InstalledPackageSets, Setups
+from era.core.setup.package_sets import InstalledPackageSets
+from era.core.setup.setups import Setups
 from era.core.storage import Storage
 from era.core.turns import Turns
 from era.core.versions import Versions
 from era.drivers.bubblewrap import BubblewrapDriver
 from era.drivers.choice import DriverChoice
 from era.drivers.gvisor import GvisorDriver
+from era.drivers.preparations import Preparations
 from era.errors import Conflict, EraError, Forbidden, NoIsolation
 from era.languages.go import GO
 from era.languages.node import NODE
@@ -63,7 +65,7 @@ from era.network.authority import BUNDLE
 from era.network.egress import SandboxNetwork, certificates
 from era.network.indexes import IndexListeners
 from era.network.storage import StorageListeners
-from era.packages.installer import UvAndNpm
+from era.packages.installer import PackageInstaller
 from era.settings import Settings
 from era.store.blobs import LocalBlobs, make_directory
 from era.store.d1_databases import D1Databases
@@ -117,38 +119,42 @@ def cgroup_name(data_dir: Path) -> str:
     return "era-" + hashlib.sha256(bytes(data_dir.resolve())).hexdigest()[:12]
 
 
-def drivers(settings: Settings, mounts: Mapping[str, Path] | None = None) -> DriverChoice:
-    """`mounts` is what sandboxes have of the machine besides runtimes."""
+def drivers(
+    settings: Settings, mounts: Mapping[str, Path] | None = None, preparations: Preparations | None = None
+) -> DriverChoice:
+    """`mounts` is what sandboxes have of the machine besides runtimes and `preparations`."""
     directory = settings.data_dir.resolve()
     limits = rules(settings).defaults
     group = cgroup_name(directory)
-    environments = directory / "environments"
+    package_sets = directory / "environments"
     return DriverChoice(
         {
             "gvisor": GvisorDriver(
                 directory / "gvisor",
                 limits,
                 cgroup_name=f"{group}-gvisor",
-                environments=environments,
+                package_sets=package_sets,
                 network=certificates(),
                 mounts=mounts,
+                preparations=preparations,
             ),
             "bubblewrap": BubblewrapDriver(
                 directory,
                 limits,
                 cgroup_name=group,
-                environments=environments,
+                package_sets=package_sets,
                 network=certificates(),
                 mounts=mounts,
+                preparations=preparations,
             ),
         },
         settings.isolation,
     )
 
 
-def installer(settings: Settings, blobs: BlobStore) -> UvAndNpm:
+def installer(settings: Settings, blobs: BlobStore) -> PackageInstaller:
     python = languages.runtime("python")
-    return UvAndNpm(
+    return PackageInstaller(
         settings.data_dir.resolve(),
         blobs,
         python=python.cold[0],
@@ -199,14 +205,15 @@ async def services(settings: Settings) -> AsyncIterator[Context]:
         packages = installer(settings, blobs)
         await asyncio.to_thread(packages.open)
         pins = Pins(packages.digests)
-        environments = InstalledPackageSets(store, packages)
+        package_sets = InstalledPackageSets(store, packages)
         capsules = Capsules(
-            store, snapshots, blobs, pins, environments, directory, max_timeout=settings.max_timeout, slots=slots
+            store, snapshots, blobs, pins, package_sets, directory, max_timeout=settings.max_timeout, slots=slots
         )
         network = SandboxNetwork(private)
         bundle = directory / "certificates.pem"
         network.authority.write(bundle)
-        sandboxes = drivers(settings, {BUNDLE: bundle})
+        preparations = Preparations(languages.preparations(), directory / "prepared")
+        sandboxes = drivers(settings, {BUNDLE: bundle}, preparations)
         bounds = rules(settings)
         turns = Turns(settings.max_waiting)
         keys = IdempotencyKeys(store)
@@ -224,10 +231,11 @@ async def services(settings: Settings) -> AsyncIterator[Context]:
             if lost := await store.mark_lost():
                 log.warning("runs_lost", count=lost, why="the service stopped while they were under way")
             await sandboxes.start()
+            preparations.start()
             host = SandboxPool(
                 sandboxes,
                 snapshots,
-                environments,
+                package_sets,
                 rules=bounds,
                 spares=settings.spares,
                 max_warm=settings.max_warm,
@@ -236,7 +244,7 @@ async def services(settings: Settings) -> AsyncIterator[Context]:
             setups = Setups(
                 store,
                 packages,
-                environments,
+                package_sets,
                 turns,
                 Builds(host, network, IndexListeners(), bounds),
                 Commands(host, network, snapshots),
@@ -260,7 +268,7 @@ async def services(settings: Settings) -> AsyncIterator[Context]:
             await host.start()
             await setups.start()
             await inbox.start()
-            jobs = (_collect_garbage(snapshots, store, pins), expiry.run(), _remove_environments(setups))
+            jobs = (_collect_garbage(snapshots, store, pins), expiry.run(), _remove_package_sets(setups))
 
             async def end_background(seconds: float) -> None:
                 inbox.begin_nothing()
@@ -305,6 +313,7 @@ async def services(settings: Settings) -> AsyncIterator[Context]:
                 await runs.drain(_LAST_ANSWERS_SECONDS)
                 await inbox.stop()
         finally:
+            await preparations.stop()
             await sandboxes.stop()
             network.stop()
             await databases.close()
@@ -397,12 +406,12 @@ class _Server(uvicorn.Server):
             self._ready(self.servers[0].sockets[0].getsockname()[1])
 
 
-async def _remove_environments(setups: Setups) -> None:
+async def _remove_package_sets(setups: Setups) -> None:
     while True:
         try:
             await setups.sweep()
         except (EraError, OSError) as error:
-            log.warning("environments_not_removed", error=str(error))
+            log.warning("package_sets_not_removed", error=str(error))
         await asyncio.sleep(_GARBAGE_SECONDS)
 
 

@@ -1,4 +1,4 @@
-"""What `era doctor` says: each wall of each kind of sandbox, whether it is there, why not, and how to get it."""
+"""The report of `era doctor`: for each kind of sandbox each wall, whether it is there, and how to get it if not."""
 
 from __future__ import annotations
 
@@ -17,64 +17,69 @@ _CGROUP = "start ERA as root, on a machine with writable cgroups (memory, pids, 
 
 @dataclass(frozen=True, slots=True)
 class Wall:
-    """`remedy` is how to get it, empty where it is there."""
+    """A limit on what programs can do or use."""
 
     there: bool
     name: str
     remedy: str = ""
+    """How to get it where it isn't there."""
 
 
-def walls(seen: JsonObject) -> Iterator[Wall]:
-    """The walls of a kind of sandbox that works, from what its self-test read back."""
-    tried = [name for name in languages.runtimes() if languages.DEFINITIONS[name].hello]
-    yield Wall(True, f"programs start and run in {', '.join(tried)}")
-    namespaces = seen["namespaces"]
+def walls(isolation: JsonObject) -> Iterator[Wall]:
+    """The walls of a driver that works, given its `isolation()`."""
+    tested = [name for name in languages.runtimes() if languages.DEFINITIONS[name].hello]
+    yield Wall(True, f"programs start and run in {', '.join(tested)}")
+    namespaces = isolation["namespaces"]
     yield Wall(len(namespaces) == 7, f"namespaces of its own: {', '.join(namespaces)}", "a newer kernel")
-    yield Wall(seen["capabilities"] == "none" and seen["no_new_privs"], "no capabilities, and no way to gain any")
-    yield Wall(seen["own_uid"], "a host uid of its own for each sandbox", "start ERA as root")
-    yield Wall(seen["seccomp"] == "filter", "system calls filtered", _PACKAGES["seccomp"])
-    if seen["driver"] == "gvisor":
+    privileged = isolation["capabilities"] != "none" or not isolation["no_new_privs"]
+    yield Wall(not privileged, "no capabilities, and no way to gain any")
+    yield Wall(isolation["own_uid"], "a host uid of its own for each sandbox", "start ERA as root")
+    yield Wall(isolation["seccomp"] == "filter", "system calls filtered", _PACKAGES["seccomp"])
+    if isolation["driver"] == "gvisor":
         yield Wall(True, "a kernel of its own in user space: programs reach the host's only by its TCP and UDP")
     else:
-        landlock = seen["landlock"]
+        landlock = isolation["landlock"]
         yield Wall(
             bool(landlock),
             f"Landlock, ABI {landlock}" if landlock else "Landlock",
             "a kernel of 5.19 or newer with Landlock in its `lsm=` list",
         )
-    cgroup = seen["cgroup"]
+    cgroup = isolation["cgroup"]
     yield Wall(cgroup is not None, "memory of the whole sandbox bounded", f"{_CGROUP}; until then of each process")
     yield Wall(
         cgroup is not None and "cpus" in cgroup, "processors bounded", f"{_CGROUP}; until then a run may use them all"
     )
     yield Wall(True, "processes, files, disk and output bounded")
-    yield Wall(seen["network"] == "none", "no network but loopback")
+    yield Wall(isolation["network"] == "none", "no network but loopback")
     yield Wall(True, "internet over HTTP and HTTPS where a session may")
     yield Wall(
-        seen["gate"],
+        isolation["connect_supervisor"],
         "internet over TCP and UDP, by any client",
         "Linux 5.9 or newer; until then there is a proxy",
     )
 
 
 def report(found: Mapping[Isolation, JsonObject | NoIsolation], default: Isolation | None) -> Iterator[str]:
-    """The lines of the report. `default` is what `auto` would be, None where nothing works."""
+    """The lines of the report. `found` has the `isolation()` of each driver that works. `default` is what `auto` means,
+    None where nothing works."""
     yield f"Linux {platform.release()}, Python {sys.version.split()[0]}"
     for name in languages.LANGUAGES:
         try:
             yield f"ok       {name} {languages.runtime(name).version}"
+            if (preparation := languages.preparations().get(name)) and preparation.ready_place() is None:
+                yield f"         {preparation.title} is compiled when the service first starts, which takes a minute"
         except languages.Missing as missing:
             yield f"missing  {name}: {missing.reason}"
             yield f"         to get it: {missing.hint}"
-    for name, seen in found.items():
+    for name, isolation in found.items():
         yield ""
-        if isinstance(seen, NoIsolation):
+        if isinstance(isolation, NoIsolation):
             yield f"{name}: can't be had"
-            yield f"missing  {seen.message}"
-            yield f"         {seen.hint}"
+            yield f"missing  {isolation.message}"
+            yield f"         {isolation.hint}"
             continue
         yield f"{name}: works" + (", and is what sessions get that don't say" if name == default else "")
-        for wall in walls(seen):
+        for wall in walls(isolation):
             yield f"{'ok     ' if wall.there else 'missing'}  {wall.name}"
             if not wall.there:
                 yield f"         to get it: {wall.remedy}"

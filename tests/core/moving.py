@@ -59,11 +59,11 @@ class Service:
             await service.lab.snapshots.close()
             await service.store.close()
 
-    async def need(self, digest: str) -> None:
+    async def ensure(self, digest: str) -> None:
         """See locks.Locks, which this is."""
 
     def lock(self, session: Session) -> JsonObject | None:
-        return self.locks.get(session.environment or "")
+        return self.locks.get(session.package_set or "")
 
     async def export(self, session_id: str, *, history: bool = True) -> bytes:
         export = await self.capsules.open(mine(session_id), history=history)

@@ -310,7 +310,7 @@ def test_a_capsule_knows_all_that_a_session_is() -> None:
     names = {field.name for field in fields(Session)}
     left_out = {"key", "data", "snapshot", "expires_at", "deleted_at", "expired"}
     left_out |= {"owner"}  # it is his who imports it
-    left_out |= {"setup_status", "setup_result", "environment"}  # importing starts the setup anew
+    left_out |= {"setup_status", "setup_result", "package_set"}  # importing starts the setup anew
     renamed = {"allow_internet": "allowInternetAccess", "allow_public": "allowPublicAccess", "stored": "code"}
     renamed |= {"setup_lock": "lock"}
     assert {renamed.get(name, name) for name in names - left_out} == layout.SESSION.keys()

@@ -1,4 +1,4 @@
-"""Locks: made from environments, carried by capsules, believed in nothing but names and versions."""
+"""Locks: made from package sets, carried by capsules, believed in nothing but names and versions."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 
 from era.core.metadata import SessionChange
 from era.core.setup.locks import can_be_lock, differences, pinned
-from era.core.setup.requirements import Packages, wanted
+from era.core.setup.requirements import Packages, packages_of
 from era.errors import BadRequest
 from era.packages import tools
 from tests.capsules import capsule, document, parts, session
@@ -33,17 +33,17 @@ SETUP = {"pip": ["requests"], "npm": ["@a/b@^1"], "go": ["rsc.io/quote"]}
 
 def test_a_setup_in_the_versions_of_a_lock() -> None:
     assert can_be_lock(LOCK)
-    found = pinned(wanted(SETUP), LOCK)
+    found = pinned(packages_of(SETUP), LOCK)
     assert found.pip == ("Requests==2.32.3", "idna==3.1+local")
     assert found.npm == (("@a/b", "1.0.0"),)
     assert found.go == (("rsc.io/quote", "v1.5.2"),)
     overrides = json.loads(tools.package_json(found))["overrides"]
     assert overrides == {"@a/b": {".": "1.0.0", "ms": {".": "1.0.0-rc.1"}}, "ms": {".": "2.0.0"}}
-    assert "overrides" not in json.loads(tools.package_json(wanted(SETUP)))
-    assert pinned(wanted({"pip": ["six"]}), {"pip": [], "npm": LOCK["npm"], "go": []}) == Packages(pip=("six",))
+    assert "overrides" not in json.loads(tools.package_json(packages_of(SETUP)))
+    assert pinned(packages_of({"pip": ["six"]}), {"pip": [], "npm": LOCK["npm"], "go": []}) == Packages(pip=("six",))
 
 
-def test_how_an_environment_differs_from_a_lock() -> None:
+def test_how_a_package_set_differs_from_a_lock() -> None:
     assert differences(LOCK, LOCK) == ""
     other = json.loads(json.dumps(LOCK))
     other["pip"][0]["version"] = "2.33.0"
@@ -94,11 +94,11 @@ async def test_hostile_locks_are_refused(service: Service) -> None:
 
 
 async def test_capsules_carry_locks(service: Service) -> None:
-    """That of the environment, and one with which nothing was done yet. It goes when the setup is done or another."""
+    """That of the package set, and one with which nothing was done yet. It goes when the setup is done or another."""
     first = await service.load(capsule(document(session(id="s", setup=SETUP))))
     assert first.setup_lock is None
     (job,) = await service.store.unfinished_setups()
-    await service.store.end_setup(job, status="completed", result="{}", environment="e" * 64)
+    await service.store.end_setup(job, status="completed", result="{}", package_set="e" * 64)
     service.locks["e" * 64] = LOCK
     told = await service.export("s")
     assert json.loads(parts(told)[0][1])["session"]["lock"] == LOCK
@@ -106,10 +106,10 @@ async def test_capsules_carry_locks(service: Service) -> None:
     assert (json.loads(second.setup_lock or ""), second.setup_status) == (LOCK, "pending")
     (job,) = await service.store.unfinished_setups()
     assert json.loads(job.lock or "") == LOCK
-    await service.store.end_setup(job, status="failed", result="{}", environment=None)
+    await service.store.end_setup(job, status="failed", result="{}", package_set=None)
     assert (await service.store.restart_setup(mine("t"))).setup_lock == second.setup_lock, "it may be tried again"
     (job,) = await service.store.unfinished_setups()
-    await service.store.end_setup(job, status="completed", result="{}", environment="f" * 64)
+    await service.store.end_setup(job, status="completed", result="{}", package_set="f" * 64)
     assert (await service.store.session(mine("t"))).setup_lock is None
     third = await service.load(told, "u")
     assert third.setup_lock is not None
@@ -118,23 +118,23 @@ async def test_capsules_carry_locks(service: Service) -> None:
     assert (await service.load(capsule(document(session(id="v", lock=LOCK))))).setup_lock is None, "nothing to install"
 
 
-async def test_the_blobs_of_environments_are_kept(service: Service) -> None:
+async def test_the_blobs_of_package_sets_are_kept(service: Service) -> None:
     """As long as a session names one, or can be restored that does, and where one is here."""
     with service.blobs.batch() as batch:
         named, here, gone = (batch.put(word) for word in (b"named", b"here", b"gone"))
     service.pins._local = lambda: {here}
     await service.load(capsule(document(session(id="s", setup=SETUP))))
     (job,) = await service.store.unfinished_setups()
-    await service.store.end_setup(job, status="completed", result="{}", environment=named)
+    await service.store.end_setup(job, status="completed", result="{}", package_set=named)
     await service.collect()
     assert {named, here, gone} & service.stored() == {named, here}
     await service.store.delete_session(mine("s"))
     await service.collect()
     assert named in service.stored(), "it can be restored"
     await service.store.restore_session(mine("s"))
-    assert await service.store.environment_lost(named) == 1
+    assert await service.store.package_set_lost(named) == 1
     lost = await service.store.session(mine("s"))
-    assert (lost.setup_status, lost.environment) == ("pending", None)
+    assert (lost.setup_status, lost.package_set) == ("pending", None)
     await service.store.purge_session(mine("s"))
     service.pins._local = set
     with service.blobs.batch() as batch:

@@ -72,10 +72,10 @@ class Boxes:
         weakness: Weakness,
         driver: str = "bubblewrap",
         *,
-        tried: Sequence[Language] = languages.LANGUAGES,
+        self_tested: Sequence[Language] = languages.LANGUAGES,
         cgroup_name: str = "",
     ) -> None:
-        """`tried` are the languages that are, at the start."""
+        """`self_tested` are the languages that are tried at the start."""
         self._runner = asyncio.Runner()
         self.cgroup_name = cgroup_name or f"era-test-{secrets.token_hex(4)}"
         self.driver: Any = DRIVERS[driver](directory, weakness.limits, cgroup_name=self.cgroup_name)
@@ -89,7 +89,7 @@ class Boxes:
                 files[0].write_text(files[0].read_text().replace(old, new))
             self.driver.paths = replace(self.driver.paths, guest=guest)
         try:
-            self.driver.tried = [name for name in tried if name in self.driver.tried]
+            self.driver.self_tested = [name for name in self_tested if name in self.driver.self_tested]
             with self._weakened():
                 self._runner.run(self._start())
         except BaseException:

@@ -98,7 +98,7 @@ class FarBoxes:
 def traces(boxes: Any) -> JsonObject:
     """What there is of the sandboxes of this process, as the host sees it."""
     pid = os.getpid()
-    live = boxes.driver.live
+    live = boxes.driver.directory
     return {
         "processes": len(descendants(pid)),
         "mounts": mounts(),

@@ -151,14 +151,14 @@ class FakeSandbox:
 
 class FakeDriver:
     name = "fake"
-    tried: Iterable[Language] = ()
+    self_tested: Iterable[Language] = ()
 
     def __init__(self, directory: Path, limits: Limits, *, cgroup_name: str) -> None:
-        self.live = directory / "live"
+        self.directory = directory / "live"
         self._made: list[FakeSandbox] = []
 
     async def clear(self) -> None:
-        remove_tree(self.live)
+        remove_tree(self.directory)
 
     async def start(self) -> None:
         pass
@@ -166,8 +166,8 @@ class FakeDriver:
     def isolation(self) -> JsonObject:
         return {"driver": "fake", "summary": "none at all"}
 
-    async def create(self, language: Language, limits: Limits, environment: str | None = None) -> FakeSandbox:
-        self._made.append(FakeSandbox(self.live / f"sb-{secrets.token_hex(8)}", language, limits))
+    async def create(self, language: Language, limits: Limits, package_set: str | None = None) -> FakeSandbox:
+        self._made.append(FakeSandbox(self.directory / f"sb-{secrets.token_hex(8)}", language, limits))
         return self._made[-1]
 
     async def stop(self) -> None:

@@ -26,7 +26,7 @@ SERVICE = """
 import sys
 from pathlib import Path
 from tests.drivers.boxes import Boxes, Weakness
-boxes = Boxes(Path(sys.argv[1]), Weakness(), "gvisor", tried=("python",), cgroup_name=sys.argv[2])
+boxes = Boxes(Path(sys.argv[1]), Weakness(), "gvisor", self_tested=("python",), cgroup_name=sys.argv[2])
 idle, busy = boxes.make(), boxes.make()
 print("ready", flush=True)
 boxes.run(busy, "import os, time; os.fork(); print('up', flush=True); time.sleep(600)", timeout=600)

@@ -44,7 +44,7 @@ type Specification = JsonObject
 def boxes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Boxes]:
     before, processes = mounts(), set(descendants(os.getpid()))
     directory = tmp_path_factory.mktemp("gvisor")
-    made = Boxes(directory, Weakness(), "gvisor", tried=("python",))
+    made = Boxes(directory, Weakness(), "gvisor", self_tested=("python",))
     yield made
     running = [pid for pid in descendants(os.getpid()) if pid not in processes]
     made.stop()
@@ -53,7 +53,7 @@ def boxes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Boxes]:
 
 @pytest.fixture
 def weak_boxes(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Boxes]:
-    made = Boxes(tmp_path / "weak", request.param, "gvisor", tried=())
+    made = Boxes(tmp_path / "weak", request.param, "gvisor", self_tested=())
     yield made
     made.stop()
 

@@ -16,8 +16,8 @@ from typing import Any
 import pytest
 
 from era.core.setup.builds import Builds
-from era.core.setup.requirements import wanted
-from era.core.setup.setups import SetupFailed
+from era.core.setup.package_sets import SetupFailed
+from era.core.setup.requirements import packages_of
 from era.packages import building, trees
 from tests.drivers.boxes import LIMITS, Boxes
 from tests.gvisor import needs_gvisor
@@ -89,7 +89,7 @@ def test_what_is_built_is_the_session_s_own(tmp_path: Path, registry: Registry, 
         told = lab.boxes.run(box, "import glob, one; print(one.x, *map(len, glob.glob('/node_modules/evil/made.txt')))")
         assert told.stdout == f"built{' 27' * len(setup['npm'])}\n", told
         lab.boxes.close(box)
-        assert not list((lab.boxes.driver.live).glob("*/workspace/*")), "the places are gone"
+        assert not list((lab.boxes.driver.directory).glob("*/workspace/*")), "the places are gone"
         if driver == "bubblewrap":
             lab.build = lab.builds.of(session(2, allow_internet=False))
             assert lab.known(**setup) is None, "what was built for one is nothing to another"
@@ -243,7 +243,7 @@ def test_a_look_that_follows_links_would_do_harm(tmp_path: Path) -> None:
     place.mkdir()
     (place / "npm").symlink_to(victim)
     with pytest.raises(SetupFailed):
-        trees.taken(place, "npm/node_modules", tmp_path / "target")
+        trees.move_out(place, "npm/node_modules", tmp_path / "target")
     (place / "npm/node_modules").rename(tmp_path / "target")
     assert not (victim / "node_modules").exists(), "a rename by path takes another's"
     (tmp_path / "secret").write_text("secret")
@@ -310,4 +310,4 @@ def test_credentials_stay_outside(tmp_path: Path, registry: Registry, monkeypatc
         assert "asks for a password" in lab.failure(pip=["one"])
         (home / ".netrc").unlink()
         assert lab.make(pip=["one"]).pip, "the same without one is built"
-        assert lab.known(pip=["one"], npm=[]) == lab.installer.known(wanted({"pip": ["one"]}), "1")
+        assert lab.known(pip=["one"], npm=[]) == lab.installer.known(packages_of({"pip": ["one"]}), "1")

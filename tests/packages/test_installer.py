@@ -24,13 +24,13 @@ import pytest
 from era import languages
 from era.core.setup import locks
 from era.core.setup.builds import Build
-from era.core.setup.requirements import wanted
-from era.core.setup.setups import Environment, SetupFailed
+from era.core.setup.package_sets import PackageSet, SetupFailed
+from era.core.setup.requirements import packages_of
 from era.drivers import guest
 from era.languages.go import GO
 from era.languages.node import NODE
 from era.packages import archives, installer, tools
-from era.packages.installer import UvAndNpm
+from era.packages.installer import PackageInstaller
 from era.store.blobs import LocalBlobs
 from tests.drivers.boxes import Boxes, Options, Weakness
 from tests.gvisor import needs_gvisor
@@ -78,7 +78,7 @@ class Lab:
             self.blobs.open()
         self.build = cast(Build, Nowhere())
         self.runner: Callable[[Coroutine[Any, Any, Any]], Any] = asyncio.run
-        self.installer = UvAndNpm(
+        self.installer = PackageInstaller(
             self.directory,
             self.blobs,
             python=python.cold[0],
@@ -90,8 +90,8 @@ class Lab:
         )
         self.installer.open()
 
-    def make(self, *, anew: bool = False, **setup: Any) -> Environment:
-        made: Environment = self.run(self.installer.make(wanted(setup), self.build, anew=anew))
+    def make(self, *, anew: bool = False, **setup: Any) -> PackageSet:
+        made: PackageSet = self.run(self.installer.make(packages_of(setup), self.build, anew=anew))
         return made
 
     def run(self, job: Coroutine[Any, Any, Any]) -> Any:
@@ -101,12 +101,12 @@ class Lab:
             try:
                 return await job
             finally:
-                await self.installer.at_rest()
+                await self.installer.finish_background()
 
         return self.runner(settled())
 
-    def known(self, **setup: Any) -> Environment | None:
-        return self.installer.known(wanted(setup), self.build.owner)
+    def known(self, **setup: Any) -> PackageSet | None:
+        return self.installer.known(packages_of(setup), self.build.owner)
 
     def archives(self) -> set[str]:
         return {path.name for path in (self.directory / "blobs").rglob("*") if path.is_file()}
@@ -118,12 +118,12 @@ class Lab:
         assert list((self.directory / "environments" / "making").iterdir()) == []
         return str(caught.value)
 
-    def files(self, made: Environment) -> dict[str, os.stat_result]:
-        """Everything in an environment, by path."""
+    def files(self, made: PackageSet) -> dict[str, os.stat_result]:
+        """Everything in a package set, by path."""
         top = self.directory / "environments" / made.digest
         return {str(path.relative_to(top)): path.lstat() for path in top.rglob("*")}
 
-    def site(self, made: Environment) -> set[str]:
+    def site(self, made: PackageSet) -> set[str]:
         (site,) = (self.directory / "environments" / made.digest).glob("python/lib/*/site-packages")
         return {path.name for path in site.iterdir()}
 
@@ -133,7 +133,7 @@ def lab(tmp_path: Path, registry: Registry) -> Lab:
     return Lab(tmp_path, registry)
 
 
-def assert_sound(lab: Lab, made: Environment) -> None:
+def assert_sound(lab: Lab, made: PackageSet) -> None:
     """Directories, plain files and links that stay within, which everybody may read and nobody else write."""
     top = lab.directory / "environments" / made.digest
     for path, status in lab.files(made).items():
@@ -168,7 +168,7 @@ def test_equal_packages_are_made_once(lab: Lab, registry: Registry) -> None:
     assert lab.make(pip=["one"], anew=True).digest != first.digest, "the same name, other content"
 
 
-def test_unused_environments_go(lab: Lab, registry: Registry) -> None:
+def test_unused_package_sets_are_removed(lab: Lab, registry: Registry) -> None:
     registry.put_python("one", "one-1.0-py3-none-any.whl", wheel("one", {"one.py": "x = 1"}))
     registry.put_python("two", "two-1.0-py3-none-any.whl", wheel("two", {"two.py": "x = 1"}))
     one, two = lab.make(pip=["one"]), lab.make(pip=["two"])
@@ -185,7 +185,7 @@ def test_unused_environments_go(lab: Lab, registry: Registry) -> None:
     assert lab.make(pip=["two"]).digest == two.digest
 
 
-def test_what_a_crash_leaves_is_no_environment(lab: Lab, registry: Registry) -> None:
+def test_what_a_crash_leaves_is_no_package_set(lab: Lab, registry: Registry) -> None:
     registry.put_python("one", "one-1.0-py3-none-any.whl", wheel("one", {"one.py": "x = 1"}))
     made = lab.make(pip=["one"])
     environments = lab.directory / "environments"
@@ -198,7 +198,7 @@ def test_what_a_crash_leaves_is_no_environment(lab: Lab, registry: Registry) -> 
     assert lab.make(pip=["one"]).digest == made.digest
     (environments / made.digest / "lock.json").unlink()
     assert lab.known(pip=["one"]) is None
-    assert lab.run(lab.installer.bring(made.digest)), "what is broken is replaced"
+    assert lab.run(lab.installer.ensure(made.digest)), "what is broken is replaced"
     assert lab.known(pip=["one"]) == made
 
 
@@ -214,7 +214,7 @@ def test_what_was_not_compiled_yet_comes_back_compiled(lab: Lab, registry: Regis
     assert (lab.directory / "environments" / digest / "uncompiled").exists()
     lab.installer.open()
     assert lab.installer.digests() == set()
-    assert lab.run(lab.installer.bring(digest))
+    assert lab.run(lab.installer.ensure(digest))
     assert "__pycache__" in lab.site(made)
     assert not (lab.directory / "environments" / digest / "uncompiled").exists()
     assert_sound(lab, made)
@@ -224,7 +224,7 @@ def test_compiling_can_be_stopped(lab: Lab, registry: Registry) -> None:
     registry.put_python("one", "one-1.0-py3-none-any.whl", wheel("one", {"one.py": "x = 1"}))
 
     async def stopped(seconds: float) -> None:
-        await lab.installer.make(wanted({"pip": ["one"]}), lab.build, anew=False)
+        await lab.installer.make(packages_of({"pip": ["one"]}), lab.build, anew=False)
         await asyncio.sleep(seconds)
         await lab.installer.stop()
 
@@ -237,8 +237,8 @@ def test_compiling_can_be_stopped(lab: Lab, registry: Registry) -> None:
 def test_two_at_a_time_are_made_once(lab: Lab, registry: Registry) -> None:
     registry.put_python("one", "one-1.0-py3-none-any.whl", wheel("one", {"one.py": "x = 1"}))
 
-    async def both() -> list[Environment]:
-        packages = wanted({"pip": ["one"]})
+    async def both() -> list[PackageSet]:
+        packages = packages_of({"pip": ["one"]})
         return await asyncio.gather(*(lab.installer.make(packages, lab.build, anew=False) for _ in range(2)))
 
     first, second = lab.run(both())
@@ -246,8 +246,8 @@ def test_two_at_a_time_are_made_once(lab: Lab, registry: Registry) -> None:
     assert registry.asked.count("/simple/one/") == 1
 
 
-def contents(lab: Lab, made: Environment) -> dict[str, tuple[int, bytes]]:
-    """Mode and content of everything in an environment, by path."""
+def contents(lab: Lab, made: PackageSet) -> dict[str, tuple[int, bytes]]:
+    """Mode and content of everything in a package set, by path."""
     top = lab.directory / "environments" / made.digest
     return {
         path: (status.st_mode, (top / path).read_bytes() if stat.S_ISREG(status.st_mode) else b"")
@@ -255,7 +255,7 @@ def contents(lab: Lab, made: Environment) -> dict[str, tuple[int, bytes]]:
     }
 
 
-def test_an_environment_comes_back_from_the_blobs(lab: Lab, registry: Registry) -> None:
+def test_a_package_set_comes_back_from_the_blobs(lab: Lab, registry: Registry) -> None:
     registry.put_python("one", "one-1.0-py3-none-any.whl", wheel("one", {"one.py": "x = 1", "ü/x.py": "y = 1"}))
     put_evil_npm(registry, {"bin": "index.js"})
     setup = {"pip": ["one"], "npm": ["evil"]}
@@ -264,10 +264,10 @@ def test_an_environment_comes_back_from_the_blobs(lab: Lab, registry: Registry) 
     before, asked = contents(lab, made), len(registry.asked)
     assert any(path.endswith(".pyc") for path in before)
     assert any(stat.S_ISLNK(mode) for mode, _ in before.values())
-    assert lab.run(lab.installer.bring(made.digest)), "it is here"
+    assert lab.run(lab.installer.ensure(made.digest)), "it is here"
     shutil.rmtree(lab.directory / "environments" / made.digest)
     assert lab.known(**setup) is None
-    assert lab.run(lab.installer.bring(made.digest))
+    assert lab.run(lab.installer.ensure(made.digest))
     assert contents(lab, made) == before
     assert_sound(lab, made)
     assert lab.known(**setup) == made
@@ -278,11 +278,11 @@ def test_an_environment_comes_back_from_the_blobs(lab: Lab, registry: Registry) 
     for content in (whole.replace(b"x = 1", b"x = 2"), whole[: len(whole) // 2], b""):
         shutil.rmtree(lab.directory / "environments" / made.digest, ignore_errors=True)
         archive.write_bytes(content)
-        assert not lab.run(lab.installer.bring(made.digest))
+        assert not lab.run(lab.installer.ensure(made.digest))
         assert lab.installer.digests() == set()
     archive.unlink()
     for name in (made.digest, "../blobs", "0" * 64):
-        assert not lab.run(lab.installer.bring(name))
+        assert not lab.run(lab.installer.ensure(name))
     assert lab.make(**setup).digest == made.digest
     assert archive.read_bytes() == whole
 
@@ -294,7 +294,7 @@ def test_a_digest_is_what_keeps_damage_out(lab: Lab, registry: Registry, monkeyp
     shutil.rmtree(lab.directory / "environments" / made.digest)
     (archive,) = (lab.directory / "blobs").glob(f"*/{made.digest}")
     archive.write_bytes(archive.read_bytes().replace(b"x = 1", b"x = 2"))
-    assert lab.run(lab.installer.bring(made.digest))
+    assert lab.run(lab.installer.ensure(made.digest))
     assert any(content == b"x = 2" for _, content in contents(lab, made).values())
 
 
@@ -316,7 +316,7 @@ def test_npm_s_packages_in_the_versions_of_a_lock(lab: Lab, registry: Registry) 
         put(name, version, **({"base": "^1"} if name == "middle" else {}))
     lab.installer._cache.rename(lab.directory / "old-cache")
     lab.installer.open()
-    again = lab.run(lab.installer.make(locks.pinned(wanted({"npm": ["top"]}), lock), lab.build, anew=True))
+    again = lab.run(lab.installer.make(locks.pinned(packages_of({"npm": ["top"]}), lock), lab.build, anew=True))
     assert locks.differences(lock, {"pip": [], "npm": again.npm, "go": []}) == ""
     newer = lab.make(npm=["top"], anew=True)
     assert "top 1.5.0, not 1.0.0" in locks.differences(lock, {"pip": [], "npm": newer.npm, "go": []})
@@ -362,8 +362,8 @@ def test_a_blob_store_that_fails(lab: Lab, registry: Registry, monkeypatch: pyte
     with monkeypatch.context() as context:
         context.setattr(lab.blobs, "open_blob", fails)
         with pytest.raises(OSError, match="away"):
-            lab.run(lab.installer.bring(made.digest))
-    assert lab.run(lab.installer.bring(made.digest))
+            lab.run(lab.installer.ensure(made.digest))
+    assert lab.run(lab.installer.ensure(made.digest))
 
 
 # -- hostile packages -------------------------------------------------------------------------------------------
@@ -391,13 +391,13 @@ if os.path.exists(%r): print('it ran')
 
 
 def test_it_would_run_if_it_were_kept(lab: Lab, registry: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(installer, "_AT_START", re.compile("(?!)"))
+    monkeypatch.setattr(installer, "_RUN_AT_START", re.compile("(?!)"))
     registry.put_python("evil", "evil-1.0-py3-none-any.whl", wheel("evil", HOOKS))
     assert run_in_a_box(lab, lab.make(pip=["evil"]), ASK_A_CHILD) == "1\nit ran\n"
 
 
-def run_in_a_box(lab: Lab, made: Environment, code: str, weakness: Weakness | None = None) -> str:
-    boxes = Boxes(lab.directory, weakness or Weakness(), tried=())
+def run_in_a_box(lab: Lab, made: PackageSet, code: str, weakness: Weakness | None = None) -> str:
+    boxes = Boxes(lab.directory, weakness or Weakness(), self_tested=())
     try:
         with boxes._weakened():
             box = boxes._runner.run(boxes.driver.create("python", boxes.driver.limits, made.digest))
@@ -564,7 +564,7 @@ def test_every_driver_shows_packages(lab: Lab, registry: Registry, driver: str) 
     registry.put_python("one", "one-1.0-py3-none-any.whl", wheel("one", {"one.py": "x = 1"}))
     put_evil_npm(registry, {})
     made = lab.make(pip=["one"], npm=["evil"])
-    boxes = Boxes(lab.directory, Weakness(), driver, tried=())
+    boxes = Boxes(lab.directory, Weakness(), driver, self_tested=())
     try:
         for language, code, said in (
             ("python", "import one; print(one.x); open(one.__file__, 'a')", "1\n"),
@@ -625,7 +625,7 @@ def test_modules_come_with_all_they_need(lab: Lab, registry: Registry, driver: s
     assert lab.make(go=["example.com/greet"]) == made
     assert len(registry.asked) == asked
     assert lab.make(go={"goMod": "module x.y/z\n\nrequire example.com/greet v1.0.0\n"}).digest == made.digest
-    boxes = Boxes(lab.directory, Weakness(), driver, tried=())
+    boxes = Boxes(lab.directory, Weakness(), driver, self_tested=())
     try:
         box = boxes._runner.run(boxes.driver.create("go", boxes.driver.limits, made.digest))
         told = boxes.run(box, GREETS, timeout=120)

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from era.core.setup.requirements import MAX_PACKAGES, Packages, can_be_asked, setup_text, wanted
+from era.core.setup.requirements import MAX_PACKAGES, Packages, can_be_asked, packages_of, setup_text
 from era.errors import BadRequest
 
 
@@ -26,8 +26,8 @@ from era.errors import BadRequest
     ],
 )
 def test_requirements(text: str, found: list[str]) -> None:
-    assert wanted({"pip": {"requirements": text}}) == Packages(pip=tuple(found))
-    assert wanted({"pip": text.splitlines()}) == Packages(pip=tuple(found))
+    assert packages_of({"pip": {"requirements": text}}) == Packages(pip=tuple(found))
+    assert packages_of({"pip": text.splitlines()}) == Packages(pip=tuple(found))
 
 
 @pytest.mark.parametrize(
@@ -45,7 +45,7 @@ def test_what_is_no_requirement(item: str) -> None:
         if item == "six; x\nidna":
             continue  # two lines, the second of which is fine and the first odd but a marker
         with pytest.raises(BadRequest, match="setup"):
-            wanted(setup)
+            packages_of(setup)
 
 
 @pytest.mark.parametrize(
@@ -61,9 +61,9 @@ def test_what_is_no_requirement(item: str) -> None:
     ],
 )
 def test_npm_packages(item: str, found: tuple[str, str]) -> None:
-    assert wanted({"npm": [item]}) == Packages(npm=(found,))
+    assert packages_of({"npm": [item]}) == Packages(npm=(found,))
     text = json.dumps({"dependencies": dict([found]), "scripts": {"postinstall": "rm -rf /"}})
-    assert wanted({"npm": {"packageJson": text}}) == Packages(npm=(found,))
+    assert packages_of({"npm": {"packageJson": text}}) == Packages(npm=(found,))
 
 
 @pytest.mark.parametrize(
@@ -76,7 +76,7 @@ def test_npm_packages(item: str, found: tuple[str, str]) -> None:
 )  # fmt: skip
 def test_what_is_no_npm_package(item: str) -> None:
     with pytest.raises(BadRequest, match="setup"):
-        wanted({"npm": [item]})
+        packages_of({"npm": [item]})
 
 
 @pytest.mark.parametrize(
@@ -86,22 +86,22 @@ def test_what_is_no_npm_package(item: str) -> None:
 )  # fmt: skip
 def test_what_is_no_package_json(text: str) -> None:
     with pytest.raises(BadRequest, match="setup"):
-        wanted({"npm": {"packageJson": text}})
+        packages_of({"npm": {"packageJson": text}})
 
 
 def test_all_dependencies_of_a_package_json_count() -> None:
     package = {"dependencies": {"a": "1"}, "devDependencies": {"a": "2", "b": "2"}, "optionalDependencies": {"c": "*"}}
-    found = wanted({"npm": {"packageJson": json.dumps(package)}})
+    found = packages_of({"npm": {"packageJson": json.dumps(package)}})
     assert found.npm == (("a", "1"), ("b", "2"), ("c", "*"))
 
 
 def test_bounds() -> None:
-    assert len(wanted({"pip": [f"p{n}" for n in range(MAX_PACKAGES)]}).pip) == MAX_PACKAGES
+    assert len(packages_of({"pip": [f"p{n}" for n in range(MAX_PACKAGES)]}).pip) == MAX_PACKAGES
     for setup in ({"pip": [f"p{n}" for n in range(MAX_PACKAGES + 1)]}, {"npm": [f"p{n}" for n in range(1000)]}):
         with pytest.raises(BadRequest, match="at most 200"):
-            wanted(setup)
+            packages_of(setup)
     with pytest.raises(BadRequest, match="characters"):
-        wanted({"pip": {"requirements": "#" * (1 << 20)}})
+        packages_of({"pip": {"requirements": "#" * (1 << 20)}})
 
 
 @pytest.mark.parametrize(
@@ -163,8 +163,8 @@ def test_go_modules() -> None:
         ("golang.org/x/text", "v0.14.0"),
         ("rsc.io/quote", "v1.5.2"),
     )
-    assert wanted({"go": listed}) == wanted({"go": {"goMod": GO_MOD}}) == Packages(go=found)
-    assert wanted({"go": ["rsc.io/quote", "rsc.io/quote/v3@latest"]}).go == (
+    assert packages_of({"go": listed}) == packages_of({"go": {"goMod": GO_MOD}}) == Packages(go=found)
+    assert packages_of({"go": ["rsc.io/quote", "rsc.io/quote/v3@latest"]}).go == (
         ("rsc.io/quote", "latest"),
         ("rsc.io/quote/v3", "latest"),
     )
@@ -180,7 +180,7 @@ def test_go_modules() -> None:
 )
 def test_what_is_no_go_module(item: str) -> None:
     with pytest.raises(BadRequest, match=r"setup\.go"):
-        wanted({"go": [item]})
+        packages_of({"go": [item]})
 
 
 @pytest.mark.parametrize(
@@ -188,4 +188,4 @@ def test_what_is_no_go_module(item: str) -> None:
 )
 def test_what_of_a_go_mod_can_t_be_followed(line: str) -> None:
     with pytest.raises(BadRequest, match=r"setup\.go"):
-        wanted({"go": {"goMod": f"module x.y/z\n{line}\n a.b/c => ../c\n"}})
+        packages_of({"go": {"goMod": f"module x.y/z\n{line}\n a.b/c => ../c\n"}})

@@ -36,7 +36,7 @@ def session(key: int, **fields: Any) -> Session:
 @contextmanager
 def works(directory: Path, driver: str = "bubblewrap", limits: Limits = LIMITS) -> Iterator[tuple[Boxes, Builds]]:
     """Real sandboxes, and a place to build in them."""
-    boxes = Boxes(directory, Weakness(limits=limits), driver, tried=())
+    boxes = Boxes(directory, Weakness(limits=limits), driver, self_tested=())
     rules = Rules(limits, limits)
 
     class Drivers:

@@ -17,7 +17,7 @@ async def test_a_setup_and_the_files_of_its_commands_are_recorded_together(store
     await store.begin_setup(job)
 
     async def end(version: int, files: Snapshot) -> bool:
-        return await store.end_setup(job, status="completed", result="{}", environment=None, left=(version, files))
+        return await store.end_setup(job, status="completed", result="{}", package_set=None, left=(version, files))
 
     changed = await store.commit(mine("s"), "data", data='{"n":1}', snapshot=None)
     assert not await end(made.version, left)

@@ -11,8 +11,9 @@ from fastapi.responses import StreamingResponse
 
 from era.api.context import Answer, SessionId, StrictRoute, UseContext, errors, shown
 from era.core.models import Session
+from era.core.setup.package_sets import PackageSet
 from era.core.setup.progress import Line
-from era.core.setup.setups import UNDER_WAY, Environment
+from era.core.setup.setups import UNDER_WAY
 from era.errors import EraError
 from era.wire.sessions import SessionAnswer
 from era.wire.setup import EnvironmentAnswer
@@ -65,20 +66,20 @@ def _shown(kind: str, fields: Mapping[str, object]) -> bytes:
 @router.get("/environment", responses={200: {"model": EnvironmentAnswer}, **errors(404, 503)})
 async def environment(session_id: SessionId, context: UseContext) -> Response:
     """List the packages that the session's programs have, with their versions."""
-    return Answer(environment_answer(*await context.setups.environment(session_id)))
+    return Answer(environment_answer(*await context.setups.package_set(session_id)))
 
 
-def environment_answer(session: Session, environment: Environment | None) -> dict[str, Any]:
+def environment_answer(session: Session, package_set: PackageSet | None) -> dict[str, Any]:
     def listed(kind: str) -> list[dict[str, str]]:
         return [
             {name: item[name] for name in ("name", "version", "integrity") if item.get(name) is not None}
-            for item in getattr(environment, kind, ())
+            for item in getattr(package_set, kind, ())
         ]
 
     return {
         "session_id": session.id,
         "setup_status": session.setup_status,
-        "environment": session.environment,
+        "environment": session.package_set,
         "pip": listed("pip"),
         "npm": listed("npm"),
         "go": listed("go"),

@@ -293,12 +293,12 @@ class MetadataStore(Protocol):
         *,
         status: str,
         result: str,
-        environment: str | None,
+        package_set: str | None,
         left: tuple[int, Snapshot] | None = None,
     ) -> bool:
         """Record how a setup ended; false, with nothing recorded, where the session asks for another setup by now.
 
-        `status` is `completed` or `failed`, `result` is JSON text, `environment` the digest of the package set. `left`
+        `status` is `completed` or `failed`, `result` is JSON text, `package_set` the digest of the package set. `left`
         is the number of the version that the setup's commands began with, and the files that they left. These become
         the next version; where another version is in force by now, the answer is false and nothing is recorded.
         """
@@ -308,11 +308,11 @@ class MetadataStore(Protocol):
         """Make a session's setup pending again. Raises NotFound or Expired, NotFound also where it has no setup."""
         ...
 
-    async def environments(self) -> Sequence[str]:
+    async def package_sets(self) -> Sequence[str]:
         """The digest of every package set that a session has, removed sessions included."""
         ...
 
-    async def environment_lost(self, digest: str) -> int:
+    async def package_set_lost(self, digest: str) -> int:
         """Make pending again every setup that led to this package set, whose files are lost; how many."""
         ...
 

@@ -142,8 +142,8 @@ class Session:
     setup_result: str | None = None
     """How the setup went, as JSON text, once it has ended."""
 
-    environment: str | None = None
-    """The digest of what was installed."""
+    package_set: str | None = None
+    """The digest of its installed packages; see setup/package_sets.py."""
 
     setup_lock: str | None = None
     """The very packages that the setup is to install, as JSON text, where it came with a capsule; see locks.py."""

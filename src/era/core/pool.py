@@ -20,7 +20,8 @@ import structlog
 from era import languages
 from era.core.limits import Rules
 from era.core.models import EMPTY, Language, Session, Snapshot, WantedIsolation
-from era.core.ports import Drivers, Environments, Limits, Sandbox, SnapshotStore
+from era.core.ports import Drivers, Limits, Sandbox, SnapshotStore
+from era.core.setup.package_sets import InstalledPackageSets
 from era.errors import EraError, SandboxFailed, Unavailable
 
 log = structlog.get_logger()
@@ -38,7 +39,7 @@ class _Wanted:
     language: Language
     isolation: WantedIsolation
     limits: Limits
-    environment: str | None = None
+    package_set: str | None = None
 
 
 @dataclass(slots=True)
@@ -60,7 +61,7 @@ class SandboxPool:
         self,
         drivers: Drivers,
         snapshots: SnapshotStore,
-        environments: Environments,
+        package_sets: InstalledPackageSets,
         *,
         rules: Rules,
         spares: int,
@@ -69,7 +70,7 @@ class SandboxPool:
     ) -> None:
         self._drivers = drivers
         self._snapshots = snapshots
-        self._environments = environments
+        self._package_sets = package_sets
         self._rules = rules
         self._spares = spares
         self._idle_seconds = idle_seconds
@@ -108,7 +109,7 @@ class SandboxPool:
     async def acquire(self, session: Session) -> Sandbox:
         warm = self._warm.get(session.key)
         granted = self._rules.granted(session.limits)
-        wanted = _Wanted(session.language, session.isolation, granted, session.environment)
+        wanted = _Wanted(session.language, session.isolation, granted, session.package_set)
         if warm is not None:
             if warm.made_for == wanted and warm.sandbox.alive and await self._brought_up_to(warm, session.snapshot):
                 warm.busy = True
@@ -136,7 +137,7 @@ class SandboxPool:
         await self._make_room()
         try:
             driver = await self._drivers.get(wanted.isolation)
-            usual = wanted.limits == self._rules.defaults and wanted.environment is None
+            usual = wanted.limits == self._rules.defaults and wanted.package_set is None
             if usual and driver is await self._drivers.get("auto"):
                 ready = self._ready[wanted.language]
                 self._used[wanted.language].set()
@@ -145,9 +146,9 @@ class SandboxPool:
                     if sandbox.alive:
                         return sandbox
                     await sandbox.close()
-            if wanted.environment is not None:
-                await self._environments.need(wanted.environment)
-            return await driver.create(wanted.language, wanted.limits, wanted.environment)
+            if wanted.package_set is not None:
+                await self._package_sets.ensure(wanted.package_set)
+            return await driver.create(wanted.language, wanted.limits, wanted.package_set)
         except BaseException:
             self._room.release()
             raise

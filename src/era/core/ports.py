@@ -196,9 +196,9 @@ class Driver(Protocol):
         """
         ...
 
-    async def create(self, language: Language, limits: Limits, environment: str | None = None) -> Sandbox:
+    async def create(self, language: Language, limits: Limits, package_set: str | None = None) -> Sandbox:
         """A sandbox with an empty working directory, ready for its first program, which has the packages of this
-        environment. Raises SandboxFailed."""
+        set. Raises SandboxFailed."""
         ...
 
     def isolation(self) -> JsonObject:
@@ -322,14 +322,6 @@ class Indexes(Protocol):
 
     def access(self, sandbox: Sandbox, indexes: Sequence[str]) -> IndexAccess:
         """The way to the indexes at these addresses, for one run, whatever internet access that has."""
-        ...
-
-
-class Environments(Protocol):
-    """Installed packages, as sandboxes need them."""
-
-    async def need(self, digest: str) -> None:
-        """Have this environment here. Raises Unavailable where that can't be."""
         ...
 
 

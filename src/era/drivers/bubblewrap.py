@@ -7,19 +7,16 @@ Theory of operation
 So a service that runs as root gives each sandbox an unprivileged uid of its own, and becomes that uid before bubblewrap
 starts. An ordinary user's service runs bubblewrap as that user. Both then rely on user namespaces.
 
-*Where things are seen.* An unprivileged uid can't walk into a data directory that is closed to it. So the thread that
+*The spawner thread.* An unprivileged uid can't walk into a data directory that is closed to it. So the thread that
 starts sandboxes, and it alone, has a mount namespace in which what sandboxes need lies under one open directory. The
-namespace ends with the service, so even `kill -9` leaves no mount.
-
-*That thread* also lives as long as the service does, because `--die-with-parent` fires when the thread that started
-bubblewrap ends, not when its process does.
+namespace ends with the service, so even `kill -9` leaves no mount. The thread lives as long as the service, because
+`--die-with-parent` fires when the thread that started bubblewrap ends, not when its process does.
 
 *Order.* bubblewrap waits for its arguments on a pipe. They are sent only once it is in its control group, so nothing
 it starts can be outside.
 
-*Walls within.* Everything in a sandbox, PID 1 too, lives under the filter of system calls (seccomp.py), which
-bubblewrap loads just before it becomes PID 1. Landlock PID 1 applies to itself. What is in force is what the kernel
-then says.
+*Inner walls.* The filter of system calls (seccomp.py) covers everything in a sandbox, PID 1 too: bubblewrap loads it
+just before it becomes PID 1. PID 1 applies Landlock to itself. What counts as enforced is what the kernel then reports.
 
 *Ending.* PID 1 of the sandbox is killed through a pidfd. The kernel lets it end only once every process of its PID
 namespace has ended, so a readable pidfd means that nothing is left.
@@ -38,9 +35,9 @@ import select
 import signal
 import socket
 import subprocess
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from io import FileIO
 from pathlib import Path
 
@@ -52,6 +49,8 @@ from era.core.ports import Ended, Limits, Output, Program
 from era.drivers import guest, processes, seccomp
 from era.drivers.cgroups import Cgroups, Group
 from era.drivers.channel import Channel, receive_guest_listeners
+from era.drivers.options import Plan, arguments, etc_files
+from era.drivers.preparations import Preparations
 from era.drivers.socket_broker import SocketBroker
 from era.drivers.staging import Paths, remove_tree, staged
 from era.errors import NoIsolation, SandboxFailed
@@ -62,107 +61,22 @@ FIRST_UID = 1_900_000_000
 """Sandboxes of a root service take uids from here on: above those of people, containers and systemd."""
 
 UIDS, _RANGES = 100_000, 2_400
-"""How many a driver has, and how many such ranges there are: each directory has its own, so that two services on one
-machine share none. All are below 2**31, which is as much as bubblewrap can take."""
+"""The uids of one driver, and the number of such ranges. The data directory decides which range a driver has, so that
+two services on one machine share none. All are below 2**31, since bubblewrap takes no larger ones."""
 
-_INSIDE_UID = 1000
 _DESCRIPTORS = 1024 << 4
+"""Bound for the open files of a sandbox's processes, before the supervisor sets that of a program."""
 _START_SECONDS = 20.0
-_SHORT_RUN = 0.2
-"""Seconds after which a run isn't a short one any more, and stands back for those that are."""
+_SHORT_RUN_SECONDS = 0.2
+"""A run that takes longer gets idle priority, so that it never delays a shorter one."""
 
-_READ_ONLY_PROC = ("sys", "sysrq-trigger", "irq", "bus")
 _CAPABILITIES = ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb")
 _SECCOMP = {"0": "none", "1": "strict", "2": "filter"}
 _NAMESPACES = ("cgroup", "ipc", "mnt", "net", "pid", "user", "uts")
 
 
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """What is started for one sandbox: `files` are made and put into it, `options` makes bubblewrap's options from the
-    descriptors that hold their content, and `command` is what bubblewrap runs inside."""
-
-    files: dict[str, bytes]
-    options: Callable[[dict[str, int]], list[str]]
-    command: list[str]
-
-
-def arguments(
-    paths: Paths, sandbox_id: str, limits: Limits, config: str, data: dict[str, int], environment: str | None = None
-) -> list[str]:
-    """bubblewrap's options for one sandbox. `data` maps paths inside to descriptors that hold the files' content."""
-    options = [
-        "--unshare-all",
-        "--unshare-user",
-        "--disable-userns",
-        "--uid",
-        str(_INSIDE_UID),
-        "--gid",
-        str(_INSIDE_UID),
-    ]
-    options += ["--die-with-parent", "--as-pid-1", "--new-session", "--hostname", "era", "--cap-drop", "ALL"]
-    options += ["--clearenv", "--setenv", "PATH", guest.PATH, "--setenv", "LANG", "C.UTF-8"]
-    options += ["--setenv", "PYTHONPATH", guest.GUEST, "--setenv", "PYTHONDONTWRITEBYTECODE", "1"]
-    if environment is not None:
-        options += ["--setenv", "PYTHONUSERBASE", guest.ENVIRONMENT]
-    options += ["--setenv", "ERA_GUEST", config]
-
-    options += read_only(paths, data, environment)
-    options += ["--proc", "/proc", "--dev", "/dev"]
-    # The kernel's own settings. bubblewrap makes them read-only too, but only where it thinks that it could write them.
-    for name in _READ_ONLY_PROC:
-        options += ["--ro-bind-try", f"/proc/{name}", f"/proc/{name}"]
-    for path in guest.scratch(config):
-        options += ["--size", str(limits.tmp_bytes), "--perms", "1777", "--tmpfs", path]
-    options += ["--bind", str(paths.live / sandbox_id / "workspace"), guest.WORKSPACE]
-    # The root and /dev are tmpfs without a bound: nobody gets to write there.
-    options += ["--remount-ro", "/dev", "--remount-ro", "/", "--chdir", guest.WORKSPACE]
-    return options
-
-
-def read_only(paths: Paths, data: dict[str, int], environment: str | None) -> list[str]:
-    """Options for what a sandbox holds and can't change: programs, libraries, interpreters, made files, packages."""
-    options = ["--ro-bind", "/usr", "/usr"]
-    for name in guest.SYSTEM:
-        directory = Path("/") / name
-        if directory.is_symlink():
-            options += ["--symlink", str(directory.readlink()), str(directory)]
-        elif directory.is_dir():
-            options += ["--ro-bind", str(directory), str(directory)]
-    for name in ("ssl/certs", "alternatives", "ld.so.cache", "localtime", "mime.types", "fonts"):
-        options += ["--ro-bind-try", f"/etc/{name}", f"/etc/{name}"]
-    for path, descriptor in data.items():
-        options += ["--perms", "0444", "--ro-bind-data", str(descriptor), path]
-    for inside, source in paths.mounts.items():
-        options += ["--ro-bind", str(source), inside]
-    if environment is not None:
-        installed = paths.environments / environment
-        options += ["--ro-bind", str(installed / "python"), guest.ENVIRONMENT]
-        options += ["--ro-bind", str(installed / "node_modules"), guest.NODE_MODULES]
-        options += ["--ro-bind-try", str(installed / "go"), guest.GO_MODULES]
-    return [*options, "--ro-bind", str(paths.guest), guest.GUEST]
-
-
-def etc_files() -> dict[str, bytes]:
-    """Files under /etc that are made, not taken from the host."""
-    return {
-        "/etc/passwd": f"root:x:0:0:root:/:/bin/false\nera:x:{_INSIDE_UID}:{_INSIDE_UID}::/tmp:/bin/sh\n".encode(),
-        "/etc/group": f"root:x:0:\nera:x:{_INSIDE_UID}:\n".encode(),
-        **resolver_files(),
-    }
-
-
-def resolver_files() -> dict[str, bytes]:
-    """Those by which names are found."""
-    return {
-        "/etc/hosts": b"127.0.0.1 localhost era\n::1 localhost\n",
-        "/etc/nsswitch.conf": b"passwd: files\ngroup: files\nhosts: files dns\n",
-        "/etc/resolv.conf": f"nameserver {guest.NAMESERVER}\n".encode(),
-    }
-
-
 class BubblewrapSandbox:
-    """One live sandbox."""
+    """A sandbox made by bubblewrap; see ports.Sandbox. `open` it before anything else."""
 
     def __init__(
         self,
@@ -170,19 +84,23 @@ class BubblewrapSandbox:
         sandbox_id: str,
         uid: int | None,
         limits: Limits,
-        environment: str | None = None,
+        package_set: str | None = None,
     ) -> None:
         self.id = sandbox_id
-        self.environment = environment
+        self.package_set = package_set
         self.uid = uid
         self.limits = limits
         self.enforced: JsonObject = {}
-        self.workspace = driver.live / sandbox_id / "workspace"
+        self.workspace = driver.directory / sandbox_id / "workspace"
         self._driver = driver
         self._group: Group | None = None
-        self._kills_seen = 0
-        self._stands_back = False
-        self._standing: asyncio.TimerHandle | None = None
+        self._oom_kills = 0
+        """Processes that the kernel killed for want of memory, in all runs so far."""
+
+        self._is_idle = False
+        """Whether what runs here has idle priority."""
+
+        self._idle_timer: asyncio.TimerHandle | None = None
         """Set while a program runs."""
 
         self._process: subprocess.Popen[bytes] | None = None
@@ -201,12 +119,12 @@ class BubblewrapSandbox:
     async def run(self, program: Program) -> AsyncIterator[Output | Ended]:
         if self._channel is None or not self.alive:
             raise SandboxFailed("The sandbox is gone.")
-        self._stand_back_later()
+        self._start_idle_timer()
         try:
             async for event in self._channel.run(program, self.limits.output_bytes):
                 yield self._classify(event) if isinstance(event, Ended) else event
         finally:
-            self._come_forward()
+            self._cancel_idle_timer()
             if self.broker is not None:
                 self.broker.tidy()
 
@@ -219,11 +137,11 @@ class BubblewrapSandbox:
             await self._channel.stop_run()
 
     async def connect(self, port: int) -> socket.socket | None:
-        found = None if self.broker is None else await self.broker.connect(port)
-        if found is not None and self._standing is not None:
-            self._come_forward()  # whoever calls it waits for it, as for a short run
-            self._stand_back_later()
-        return found
+        connection = None if self.broker is None else await self.broker.connect(port)
+        if connection is not None and self._idle_timer is not None:
+            self._cancel_idle_timer()  # whoever calls it waits for it, as for a short run
+            self._start_idle_timer()
+        return connection
 
     def unnamed_bytes(self, device: int) -> int:
         return processes.unnamed_bytes(self._processes(), device)
@@ -234,11 +152,11 @@ class BubblewrapSandbox:
         await asyncio.shield(self._closing)
 
     def log(self) -> str:
-        """What bubblewrap and the supervisor said on stderr."""
+        """What bubblewrap and the supervisor have written to stderr."""
         return os.pread(self._log, 4096, 0).decode(errors="replace").strip()
 
     async def open(self, language: Language) -> None:
-        """Start it and wait until it can take a program. Raises SandboxFailed; the caller closes it then."""
+        """Start it and wait until it can take a program. Raises SandboxFailed; the caller has to close it then."""
         loop = asyncio.get_running_loop()
         ours, theirs = socket.socketpair()
         ours.setblocking(False)
@@ -247,50 +165,56 @@ class BubblewrapSandbox:
                 await loop.run_in_executor(self._driver.spawner, self._spawn, language, theirs)
             finally:
                 theirs.close()
-            variables = {**guest.program_environment(language), **guest.environment_variables(self.environment)}
+            variables = {**guest.program_environment(language), **guest.package_variables(self.package_set)}
             async with asyncio.timeout(_START_SECONDS):
                 self.guest_listeners, self.broker = await receive_guest_listeners(ours)
                 self._channel = await Channel.over(ours, variables)
-                seen = await self._channel.ready()
+                report = await self._channel.ready()
         except (OSError, TimeoutError, SandboxFailed) as error:
             ours.close()
             raise SandboxFailed(f"The sandbox did not start: {self.log() or error}") from error
-        self.enforced = self._enforced(language, seen)
+        self.enforced = self._enforced(language, report)
 
-    def _stand_back_later(self) -> None:
-        self._standing = asyncio.get_running_loop().call_later(_SHORT_RUN, self._stand_back)
+    def _start_idle_timer(self) -> None:
+        """Give idle priority to what runs here once the run isn't a short one any more."""
+        timer = asyncio.get_running_loop().call_later(_SHORT_RUN_SECONDS, self._set_idle_priority, True)
+        self._idle_timer = timer
 
-    def _come_forward(self) -> None:
-        if self._standing is not None:
-            self._standing.cancel()
-            self._standing = None
-        if self._stands_back:
-            self._stand_back(yes=False)
+    def _cancel_idle_timer(self) -> None:
+        """Back to the usual priority."""
+        if self._idle_timer is not None:
+            self._idle_timer.cancel()
+            self._idle_timer = None
+        if self._is_idle:
+            self._set_idle_priority(False)
 
-    def _stand_back(self, *, yes: bool = True) -> None:
-        """Let what runs here have a processor only where no short run wants it, or end that."""
+    def _set_idle_priority(self, idle: bool) -> None:
+        """With idle priority, processes get a processor only while no other sandbox wants it."""
         if self._group is not None:
-            self._group.stand_back(yes=yes)
-            self._stands_back = yes
+            self._group.set_idle_priority(idle=idle)
+            self._is_idle = idle
 
     def _processes(self) -> list[int]:
+        """pids, on the host, of all processes of the sandbox."""
         if self._group is not None:
             return self._group.processes()
         return processes.below(self._process.pid) if self._process else []
 
     def _classify(self, ended: Ended) -> Ended:
-        """Tell out of memory from other ends, by the kernel's own count."""
+        """The same end, with the cause `oom` if the kernel counts more processes killed for want of memory."""
         if self._group is None or ended.exit_code == 0:
             return ended
         with contextlib.suppress(OSError):
             kills = self._group.out_of_memory_kills()
-            if kills > self._kills_seen:
-                self._kills_seen = kills
+            if kills > self._oom_kills:
+                self._oom_kills = kills
                 if ended.cause in ("exit", "signal", "killed"):
                     return replace(ended, cause="oom")
         return ended
 
     def _spawn(self, language: Language, control: socket.socket) -> None:
+        """Start bubblewrap, which starts the supervisor with `control` as its socket. Runs on the spawner thread.
+        Raises SandboxFailed, OSError."""
         driver = self._driver
         home = self.workspace.parent
         self.workspace.mkdir(parents=True)
@@ -303,6 +227,7 @@ class BubblewrapSandbox:
         with contextlib.ExitStack() as stack:
 
             def pipe() -> tuple[FileIO, FileIO]:
+                """A pipe's ends, to read and to write, closed when the block is left."""
                 read, write = os.pipe()
                 return stack.enter_context(FileIO(read, "rb")), stack.enter_context(FileIO(write, "wb"))
 
@@ -310,6 +235,7 @@ class BubblewrapSandbox:
             info_read, info_write = pipe()
 
             def filled(content: bytes) -> int:
+                """A descriptor from which `content` can be read, which must fit into a pipe."""
                 read, write = pipe()
                 write.write(content)
                 write.close()
@@ -341,7 +267,7 @@ class BubblewrapSandbox:
             info_write.close()
             with contextlib.suppress(PermissionError):  # what the service itself may have is more, and costs forks time
                 resource.prlimit(self._process.pid, resource.RLIMIT_NOFILE, (_DESCRIPTORS, _DESCRIPTORS))
-            self.bound(self._process.pid)
+            self.apply_bounds(self._process.pid)
             options_write.write("\0".join([*options, ""]).encode())
             options_write.close()
             info = info_read.readall()
@@ -362,7 +288,7 @@ class BubblewrapSandbox:
         )
         return Plan(
             etc_files(),
-            lambda data: arguments(self._driver.paths, self.id, self.limits, config, data, self.environment),
+            lambda data: arguments(self._driver.paths, self.id, self.limits, config, data, self.package_set),
             [guest.PYTHON, "main.py"],
         )
 
@@ -371,26 +297,26 @@ class BubblewrapSandbox:
         return guest.rlimits(language, self.limits, cgroup=self._group is not None)
 
     def group_limits(self) -> Limits:
-        """Limits of the control group, which holds whatever makes the sandbox, too."""
+        """Limits of the control group. It holds also the processes that make the sandbox."""
         return self.limits
 
-    def bound(self, pid: int) -> None:
-        """Put bounds on bubblewrap, which has not begun with anything, and so on all that will come of it."""
+    def apply_bounds(self, pid: int) -> None:
+        """Bound the process of bubblewrap, before it has started anything, and with it all its descendants."""
         if self._group is not None:
             self._group.add(pid)
 
-    def _enforced(self, language: Language, seen: JsonObject) -> JsonObject:
-        """What is in force, given what the supervisor saw from inside."""
+    def _enforced(self, language: Language, report: JsonObject) -> JsonObject:
+        """What is in force, by the supervisor's `report` of what it sees from inside."""
         own = {name: os.readlink(f"/proc/self/ns/{name}") for name in _NAMESPACES}
-        capabilities = [f"{name} {seen[name]}" for name in _CAPABILITIES if int(seen.get(name, "0"), 16)]
+        capabilities = [f"{name} {report[name]}" for name in _CAPABILITIES if int(report.get(name, "0"), 16)]
         return {
             "driver": self._driver.name,
             "uid": os.getuid() if self.uid is None else self.uid,
-            "namespaces": [name for name in _NAMESPACES if seen["namespaces"].get(name) != own[name]],
+            "namespaces": [name for name in _NAMESPACES if report["namespaces"].get(name) != own[name]],
             "capabilities": ", ".join(capabilities) or "none",
-            "no_new_privs": seen["NoNewPrivs"] == "1",
-            "seccomp": _SECCOMP[seen["Seccomp"]],
-            "landlock": seen["landlock"],
+            "no_new_privs": report["NoNewPrivs"] == "1",
+            "seccomp": _SECCOMP[report["Seccomp"]],
+            "landlock": report["landlock"],
             "network": "none",
             "cgroup": self._group.limits() if self._group else None,
             "rlimits": self.rlimits(language),
@@ -399,13 +325,14 @@ class BubblewrapSandbox:
     async def _close(self) -> None:
         if self._channel is not None:
             self._channel.close()
-        for one in (*self.guest_listeners.values(), self.broker):
-            if one is not None:
-                one.close()
+        for closeable in (*self.guest_listeners.values(), self.broker):
+            if closeable is not None:
+                closeable.close()
         await asyncio.get_running_loop().run_in_executor(self._driver.cleaner, self._remove)
         self._driver.forget(self)
 
     def _remove(self) -> None:
+        """Kill everything inside and remove what is on the host. Blocks, so it runs on a cleaner thread."""
         process = self._process
         if process is not None:
             if self._init_pidfd >= 0:
@@ -427,8 +354,7 @@ class BubblewrapSandbox:
 
 
 class BubblewrapDriver:
-    """Makes bubblewrap sandboxes below `directory`, which must be ours alone, as must the control group. Environments
-    are in `environments`, by their digests."""
+    """Makes bubblewrap sandboxes; see ports.Driver."""
 
     name = "bubblewrap"
     sandbox = BubblewrapSandbox
@@ -439,23 +365,32 @@ class BubblewrapDriver:
         limits: Limits,
         *,
         cgroup_name: str,
-        environments: Path | None = None,
+        package_sets: Path | None = None,
         network: Mapping[str, str] | None = None,
         mounts: Mapping[str, Path] | None = None,
+        preparations: Preparations | None = None,
     ) -> None:
-        """`network` is what programs mostly have as `Program.network`. `mounts` is what sandboxes have of the machine
-        besides runtimes, by where they have it."""
+        """Sandboxes have their files below `directory` and their control groups below `cgroup_name`; no other driver
+        may use either. `package_sets` is the directory of package sets, each named by its digest. `network` is what
+        most programs have as `Program.network`. `mounts` is what sandboxes have of the machine besides runtimes, by its
+        path inside. Sandboxes of a language are made once `preparations` has it prepared."""
         self.network = network or {}
-        self.live = directory / "live"
+        self.directory = directory / "live"
+        """Holds a directory for each sandbox."""
+
         self.limits = limits
         self.cgroups: Cgroups | None = None
         self.filters: tuple[bytes, ...] = ()
-        """Of system calls, for the kernel to load in this order."""
+        """Filters of system calls, in the order in which the kernel is to load them."""
 
         self.spawner = ThreadPoolExecutor(1, "era-spawn")
         self.cleaner = ThreadPoolExecutor(4, "era-clean")
-        self.tried: Iterable[Language] = [name for name in languages.runtimes() if languages.DEFINITIONS[name].hello]
-        """The languages that `start` proves."""
+        self.self_tested: Iterable[Language] = [
+            name for name in languages.runtimes() if languages.DEFINITIONS[name].hello
+        ]
+        """The languages whose sandboxes `start` tests."""
+
+        self._preparations = preparations
 
         self._cgroup_name = cgroup_name
         self._privileged = os.geteuid() == 0
@@ -463,29 +398,34 @@ class BubblewrapDriver:
         self._uids = iter(range(first, first + UIDS))
         self._free_uids: list[int] = []
         self._sandboxes: set[BubblewrapSandbox] = set()
-        self._seen: JsonObject = {}
+        self._enforced: JsonObject = {}
+        """What the sandboxes of the self-test had in force."""
+
         self.paths = Paths(
             bwrap=_BWRAP,
             guest=guest.GUEST_SOURCE,
-            mounts={**guest.MOUNTS, **(mounts or {})},
-            live=self.live,
-            environments=environments or directory / "environments",
+            mounts={**guest.MOUNTS, **(mounts or {}), **(preparations.mounts if preparations else {})},
+            sandboxes=self.directory,
+            package_sets=package_sets or directory / "environments",
         )
 
     async def clear(self) -> None:
-        """Remove what an earlier service left here. Comes first."""
+        """Remove what an earlier service left in the directory and the control group."""
         await asyncio.get_running_loop().run_in_executor(self.spawner, self._clear)
 
     async def start(self) -> None:
-        """Prove that sandboxes of every language work that this machine has."""
+        """Prove that sandboxes work, by a program in every language that this machine has. Raises NoIsolation."""
         await asyncio.get_running_loop().run_in_executor(self.spawner, self._prepare)
-        tests = await asyncio.gather(*map(self._self_test, self.tried), return_exceptions=True)
+        tests = await asyncio.gather(*map(self._self_test, self.self_tested), return_exceptions=True)
         for problem in tests:
             if problem is not None:
                 raise problem
 
-    async def create(self, language: Language, limits: Limits, environment: str | None = None) -> BubblewrapSandbox:
-        sandbox = self.sandbox(self, f"sb-{secrets.token_hex(8)}", self._free_uid(), limits, environment)
+    async def create(self, language: Language, limits: Limits, package_set: str | None = None) -> BubblewrapSandbox:
+        """See ports.Driver. Raises Unavailable where the language's preparation takes too long."""
+        if self._preparations is not None:
+            await self._preparations.wait(language)
+        sandbox = self.sandbox(self, f"sb-{secrets.token_hex(8)}", self._free_uid(), limits, package_set)
         self._sandboxes.add(sandbox)
         try:
             await sandbox.open(language)
@@ -502,46 +442,47 @@ class BubblewrapDriver:
         self.cleaner.shutdown()
 
     def isolation(self) -> JsonObject:
-        """What the self-test's sandboxes had in force, and a sentence of it."""
-        seen = self._seen
-        walls = [f"{self.name}, {len(seen['namespaces'])} namespaces, no capabilities, no network"]
+        """What the sandboxes of the self-test had in force, and a sentence about it."""
+        enforced = self._enforced
+        walls = [f"{self.name}, {len(enforced['namespaces'])} namespaces, no capabilities, no network"]
         walls.append("a uid of its own for each sandbox" if self._privileged else "user namespaces of this user")
-        walls.append("system calls filtered" if seen["seccomp"] == "filter" else "system calls not filtered")
-        walls.append(f"Landlock ABI {seen['landlock']}" if seen["landlock"] else "no Landlock in this kernel")
-        if seen["cgroup"]:
-            walls.append(f"memory, processes and cpu bounded by cgroup v{seen['cgroup']['version']}")
+        walls.append("system calls filtered" if enforced["seccomp"] == "filter" else "system calls not filtered")
+        walls.append(f"Landlock ABI {enforced['landlock']}" if enforced["landlock"] else "no Landlock in this kernel")
+        if enforced["cgroup"]:
+            walls.append(f"memory, processes and cpu bounded by cgroup v{enforced['cgroup']['version']}")
         else:
             walls.append("no cgroup: memory and cpu are bounded for each process only (start ERA as root for more)")
-        return {**seen, "uid": None, "own_uid": self._privileged, "summary": "; ".join(walls)}
+        return {**enforced, "uid": None, "own_uid": self._privileged, "summary": "; ".join(walls)}
 
     def forget(self, sandbox: BubblewrapSandbox) -> None:
-        """Called by a sandbox of which nothing is left: its uid may serve again."""
+        """Called by a sandbox of which nothing is left: its uid can be given to another one."""
         self._sandboxes.discard(sandbox)
         if sandbox.uid is not None:
             self._free_uids.append(sandbox.uid)
 
     def _free_uid(self) -> int | None:
-        """A uid that no sandbox has and no file is owned by; None where we are no root and have but our own."""
+        """A uid that no sandbox and no file has; None for a service that isn't root, whose sandboxes have its own."""
         if not self._privileged:
             return None
         return self._free_uids.pop() if self._free_uids else next(self._uids)
 
     def make_filters(self) -> tuple[bytes, ...]:
-        """Raises NoIsolation where none can be had: then nothing is started."""
+        """Compile the filters of system calls. Raises NoIsolation where that isn't possible, and nothing is started."""
         return seccomp.filters()
 
     def _clear(self) -> None:
-        self.live.mkdir(parents=True, exist_ok=True)
+        self.directory.mkdir(parents=True, exist_ok=True)
         if self._privileged:
-            self.cgroups = Cgroups.find(self._cgroup_name, self.live)
+            self.cgroups = Cgroups.find(self._cgroup_name, self.directory)
             if self.cgroups is not None:
                 self.cgroups.remove_leftovers()
-        remove_tree(self.live)
-        self.live.mkdir()
-        self.live.chmod(0o711)
-        self.paths.environments.mkdir(mode=0o711, exist_ok=True)
+        remove_tree(self.directory)
+        self.directory.mkdir()
+        self.directory.chmod(0o711)
+        self.paths.package_sets.mkdir(mode=0o711, exist_ok=True)
 
     def _prepare(self) -> None:
+        """Make the filters and, as root, the spawner thread's mount namespace. Raises NoIsolation."""
         self.filters = self.make_filters()
         if self._privileged:
             try:
@@ -553,6 +494,7 @@ class BubblewrapDriver:
                 ) from error
 
     async def _self_test(self, language: Language) -> None:
+        """Run a program in a sandbox of its own, and note what that had in force. Raises NoIsolation."""
         try:
             sandbox = await self.create(language, self.limits)
         except SandboxFailed as error:
@@ -561,20 +503,22 @@ class BubblewrapDriver:
             ) from error
         try:
             code = languages.DEFINITIONS[language].hello.encode()
-            said = b""
+            output = b""
             async for event in sandbox.run(Program(code, b"{}", {}, 20, ephemeral=True, files={})):
                 if isinstance(event, Output):
-                    said += event.data
-            self._seen = {**sandbox.enforced, "gate": sandbox.broker is not None and sandbox.broker.asks}
-            if said != b"up\n":
+                    output += event.data
+            supervised = sandbox.broker is not None and sandbox.broker.asks
+            self._enforced = {**sandbox.enforced, "connect_supervisor": supervised}
+            if output != b"up\n":
                 raise NoIsolation(
-                    f"A {language} sandbox does not work: it said {said[-500:].decode(errors='replace')!r}."
+                    f"A {language} sandbox does not work: it said {output[-500:].decode(errors='replace')!r}."
                 )
         finally:
             await sandbox.close()
 
 
 def _advice(message: str) -> str:
+    """What to do where bubblewrap fails with this message."""
     if "namespace" in message or "uid map" in message or "Operation not permitted" in message:
         return (
             "This kernel keeps ordinary users from making user namespaces. Allow it with "
@@ -586,6 +530,7 @@ def _advice(message: str) -> str:
 
 
 def _wait_for(pidfd: int) -> None:
+    """Block until a process has ended."""
     poller = select.poll()
     poller.register(pidfd, select.POLLIN)
     poller.poll()

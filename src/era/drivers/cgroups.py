@@ -1,8 +1,9 @@
-"""Control groups of version 1 and 2 behind one small interface: memory, processes, cpu and disk writes of a sandbox.
+"""Control groups (cgroups(7)), version 1 and 2 behind one interface: bounds for a sandbox's memory, processes, cpu and
+disk writes.
 
 All sandboxes of a service live in one group named after its data directory, so that a service that comes back after
-`kill -9` finds what its predecessor left, kills it and removes it. Where the machine gives us no writable hierarchy
-(an ordinary user, most containers) `find` answers None and the driver reports that no cgroup is in force.
+`kill -9` finds what its predecessor left, kills it and removes it. Where the service can't write to a hierarchy (an
+ordinary user, most containers), `find` returns None and the driver reports that no cgroup is in force.
 """
 
 from __future__ import annotations
@@ -21,23 +22,24 @@ from era.core.ports import Limits
 _CPU_PERIOD_US = 100_000
 _REMOVAL_SECONDS = 5.0
 _CONTROLLERS = ("memory", "pids", "cpu", "io")
-_NAMES_IN_1 = {"io": "blkio"}
+_VERSION_1_NAMES = {"io": "blkio"}
 
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """The control group of one sandbox: one directory, or with version 1 one a controller."""
+    """The control group of one sandbox."""
 
     version: int
     directories: dict[str, Path]
+    """By controller: in version 2 all the same directory, in version 1 one in each controller's hierarchy."""
 
     def add(self, pid: int) -> None:
-        """Move a process that has no children yet; what it forks follows it."""
+        """Move a process into the group. It may have no children yet: those it forks later are in the group, too."""
         for directory in set(self.directories.values()):
             (directory / "cgroup.procs").write_text(str(pid))
 
     def limits(self) -> JsonObject:
-        """The limits in force, as the kernel gives them back."""
+        """The limits in force, read back from the kernel."""
         found: JsonObject = {"version": self.version}
         if directory := self.directories.get("memory"):
             name = "memory.max" if self.version == 2 else "memory.limit_in_bytes"
@@ -56,19 +58,20 @@ class Group:
                 found["disk_write_bytes_per_second"] = int(bound[1])
         return found
 
-    def stand_back(self, *, yes: bool) -> None:
-        """Give way to every other group of ours at once, or be one like them again. Linux 5.15 or newer."""
+    def set_idle_priority(self, *, idle: bool) -> None:
+        """With idle priority the group's processes run only when no other group's want to (cgroups(7), `cpu.idle`). Has
+        no effect before Linux 5.15."""
         if directory := self.directories.get("cpu"):
             with contextlib.suppress(OSError):
-                (directory / "cpu.idle").write_text("1" if yes else "0")
+                (directory / "cpu.idle").write_text("1" if idle else "0")
 
     def processes(self) -> list[int]:
-        """The processes in it, by their pids."""
+        """The pids of the group's processes."""
         directory = next(iter(self.directories.values()))
         return [int(line) for line in (directory / "cgroup.procs").read_text().split()]
 
     def out_of_memory_kills(self) -> int:
-        """How many processes the kernel has killed here for want of memory."""
+        """How many processes of the group the kernel has killed for want of memory, since it was made."""
         if directory := self.directories.get("memory"):
             name = "memory.events" if self.version == 2 else "memory.oom_control"
             for line in (directory / name).read_text().splitlines():
@@ -78,23 +81,26 @@ class Group:
         return 0
 
     def remove(self) -> None:
-        """Remove an emptied group, waiting for the kernel to let go of its last processes."""
+        """Remove the group, whose processes have been killed. Waits until the kernel has let go of them. Raises OSError
+        after five seconds."""
         for directory in set(self.directories.values()):
             _remove(directory)
 
 
 class Cgroups:
-    """Where this service's sandboxes get their groups."""
+    """Makes the control groups of a service's sandboxes."""
 
     def __init__(self, version: int, parents: dict[str, Path], disk: str | None) -> None:
+        """`parents` are the service's own groups, by controller. `disk` is MAJOR:MINOR of the disk that sandboxes write
+        to."""
         self.version = version
         self._parents = parents
         self._disk = disk
 
     @classmethod
     def find(cls, name: str, place: Path) -> Cgroups | None:
-        """The hierarchies this process may make groups in, with our parent group made in each. What sandboxes write
-        goes to the disk of `place`."""
+        """Make the service's own group `name` in the hierarchies where this process may. None where it may not, or
+        where memory or processes can't be bounded. Sandboxes write to the disk that has the directory `place`."""
         for version, roots in ((1, _version_1()), (2, _version_2())):
             if "memory" not in roots or "pids" not in roots:
                 continue
@@ -120,7 +126,7 @@ class Cgroups:
         return group
 
     def remove_leftovers(self) -> int:
-        """Kill and remove every group under ours. The answer is how many there were."""
+        """Kill and remove every group of an earlier service of this name. Returns how many there were."""
         found = {child for parent in self._parents.values() for child in parent.iterdir() if child.is_dir()}
         for directory in found:
             for line in (directory / "cgroup.procs").read_text().splitlines():
@@ -131,11 +137,13 @@ class Cgroups:
         return len({directory.name for directory in found})
 
     def close(self) -> None:
+        """Remove the service's own group."""
         for parent in set(self._parents.values()):
             with contextlib.suppress(OSError):
                 parent.rmdir()
 
     def _set(self, group: Group, limits: Limits) -> None:
+        """Write the limits to a new group's files. Raises OSError where one that matters can't be set."""
         memory, pids, cpu, io = (group.directories.get(controller) for controller in _CONTROLLERS)
         quota = int(limits.cpus * _CPU_PERIOD_US)
         if memory and self.version == 2:
@@ -147,7 +155,7 @@ class Cgroups:
             with contextlib.suppress(OSError):
                 (memory / "memory.memsw.limit_in_bytes").write_text(str(limits.memory_bytes))
         if pids:
-            # The supervisor and its launcher count too.
+            # The supervisor, bubblewrap and their threads count, too.
             (pids / "pids.max").write_text(str(limits.pids + 8))
         if cpu and self.version == 2:
             (cpu / "cpu.max").write_text(f"{quota} {_CPU_PERIOD_US}")
@@ -164,6 +172,7 @@ class Cgroups:
 
 
 def _mounts(kind: str) -> list[tuple[Path, set[str]]]:
+    """Mount points and options of the file systems of this type (proc_pid_mountinfo(5))."""
     found = []
     for line in Path("/proc/self/mountinfo").read_text().splitlines():
         before, _, after = line.partition(" - ")
@@ -174,15 +183,17 @@ def _mounts(kind: str) -> list[tuple[Path, set[str]]]:
 
 
 def _version_1() -> dict[str, Path]:
+    """The root of each controller's hierarchy that is mounted with version 1."""
     return {
         controller: directory
         for directory, options in _mounts("cgroup")
         for controller in _CONTROLLERS
-        if _NAMES_IN_1.get(controller, controller) in options
+        if _VERSION_1_NAMES.get(controller, controller) in options
     }
 
 
 def _version_2() -> dict[str, Path]:
+    """The root of the version 2 hierarchy, by the controllers that it has."""
     for directory, _ in _mounts("cgroup2"):
         available = (directory / "cgroup.controllers").read_text().split()
         return {controller: directory for controller in _CONTROLLERS if controller in available}
@@ -190,7 +201,7 @@ def _version_2() -> dict[str, Path]:
 
 
 def _disk_of(place: Path) -> str | None:
-    """The disk that the files of a directory lie on, as MAJOR:MINOR; None where that is no single one."""
+    """The whole disk that a directory's files lie on, as MAJOR:MINOR. None where that is no single disk."""
     device = place.stat().st_dev
     disk = Path(f"/sys/dev/block/{os.major(device)}:{os.minor(device)}")
     if (disk / "partition").exists():
@@ -202,10 +213,12 @@ def _disk_of(place: Path) -> str | None:
 
 
 def _delegate(directory: Path, controllers: dict[str, Path]) -> None:
+    """Let the groups below a version 2 group use these controllers."""
     (directory / "cgroup.subtree_control").write_text(" ".join(f"+{controller}" for controller in controllers))
 
 
 def _remove(directory: Path) -> None:
+    """rmdir, again and again until the kernel allows it. Raises OSError after _REMOVAL_SECONDS."""
     deadline = time.monotonic() + _REMOVAL_SECONDS
     while True:
         try:

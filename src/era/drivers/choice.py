@@ -1,7 +1,7 @@
-"""Which driver makes a sandbox: the one that was asked for, or the strongest that works here.
+"""The choice of a driver: the one that a session asks for, or the strongest that works on this machine.
 
-A driver is proved before it is used, which takes a second and more. So at the start only those are proved that are
-needed to know what `auto` is; another one is proved when a session asks for it.
+A driver tests itself before it is used, which takes a second or more. So at the start drivers are tested only until
+there is one for `auto`; any other is tested when a session first asks for it.
 """
 
 from __future__ import annotations
@@ -18,30 +18,34 @@ from era.errors import NoIsolation
 
 log = structlog.get_logger()
 
-_REFUSED_SECONDS = 30.0
-"""For so long a driver that did not work isn't tried again."""
+_RETEST_SECONDS = 30.0
+"""A driver that failed its test isn't tested again before."""
 
 
 class DriverChoice:
-    """See ports.Drivers. `drivers` are those there are, the strongest first; `wanted` says what `auto` is to be."""
+    """See ports.Drivers."""
 
-    def __init__(self, drivers: Mapping[Isolation, Driver], wanted: WantedIsolation) -> None:
+    def __init__(self, drivers: Mapping[Isolation, Driver], default: WantedIsolation) -> None:
+        """`drivers` are in the order of their strength, the strongest first. `default` is what `auto` is to mean,
+        `auto` itself for the strongest that works."""
         self._drivers = drivers
-        self._wanted = wanted
+        self._wanted_default = default
         self._started: set[Isolation] = set()
-        self._refused: dict[Isolation, tuple[float, NoIsolation]] = {}
-        self._turns = {name: asyncio.Lock() for name in drivers}
+        self._failed: dict[Isolation, tuple[float, NoIsolation]] = {}
+        """When a driver failed its test, by the monotonic clock, and why."""
+
+        self._locks = {name: asyncio.Lock() for name in drivers}
         self._default: Isolation = next(iter(drivers))
 
     async def start(self) -> None:
-        """Clear away what an earlier process left, and find what `auto` is. Raises NoIsolation where nothing works, or
-        not what this server is to use."""
+        """Remove what an earlier process left, and settle what `auto` means. Raises NoIsolation where that is settled
+        by the constructor and doesn't work, or where nothing works."""
         for driver in self._drivers.values():
             await driver.clear()
-        candidates = list(self._drivers) if self._wanted == "auto" else [self._wanted]
+        candidates = list(self._drivers) if self._wanted_default == "auto" else [self._wanted_default]
         for name in candidates:
             try:
-                await self._proved(name)
+                await self._tested(name)
             except NoIsolation as problem:
                 if name == candidates[-1]:
                     raise
@@ -51,47 +55,48 @@ class DriverChoice:
                 return
 
     async def get(self, isolation: WantedIsolation) -> Driver:
-        return await self._proved(self._default if isolation == "auto" else isolation)
+        return await self._tested(self._default if isolation == "auto" else isolation)
 
     async def stop(self) -> None:
         for driver in self._drivers.values():
             await driver.stop()
 
     def isolation(self) -> JsonObject:
-        """What `auto` gives, and what else has been used or found missing."""
+        """What the sandboxes of `auto` have in force, which drivers passed their test, and why others failed."""
         return {
             **self._drivers[self._default].isolation(),
             "default": self._default,
             "available": sorted(self._started),
-            "missing": {name: problem.message for name, (_, problem) in self._refused.items()},
+            "missing": {name: problem.message for name, (_, problem) in self._failed.items()},
         }
 
     async def examine(self) -> dict[Isolation, JsonObject | NoIsolation]:
-        """Prove all of them: what each has in force, or why it can't be had. Instead of `start`."""
+        """Test all drivers: what the sandboxes of each have in force, or why it fails. Called instead of `start`."""
         found: dict[Isolation, JsonObject | NoIsolation] = {}
         for name, driver in self._drivers.items():
             await driver.clear()
             try:
-                found[name] = (await self._proved(name)).isolation()
+                found[name] = (await self._tested(name)).isolation()
             except NoIsolation as problem:
                 found[name] = problem
         return found
 
-    async def _proved(self, name: Isolation) -> Driver:
+    async def _tested(self, name: Isolation) -> Driver:
+        """A driver that has passed its test. Raises NoIsolation."""
         driver = self._drivers[name]
         if name in self._started:
             return driver
-        async with self._turns[name]:
+        async with self._locks[name]:
             if name in self._started:
                 return driver
-            at, problem = self._refused.get(name, (0.0, None))
-            if problem is not None and time.monotonic() < at + _REFUSED_SECONDS:
+            at, problem = self._failed.get(name, (0.0, None))
+            if problem is not None and time.monotonic() < at + _RETEST_SECONDS:
                 raise NoIsolation(problem.message, hint=problem.hint)
             try:
                 await driver.start()
             except NoIsolation as error:
-                self._refused[name] = (time.monotonic(), error)
+                self._failed[name] = (time.monotonic(), error)
                 raise
-            self._refused.pop(name, None)
+            self._failed.pop(name, None)
             self._started.add(name)
             return driver

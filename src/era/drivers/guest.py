@@ -1,4 +1,4 @@
-"""What a sandbox holds whatever makes it: interpreters, how each language starts, the supervisor's configuration."""
+"""The inside of a sandbox, whichever driver makes it: paths, variables, limits, the supervisor's configuration."""
 
 from __future__ import annotations
 
@@ -15,20 +15,21 @@ from era.languages.base import GUEST as GUEST
 GUEST_SOURCE = Path(__file__).resolve().parent.parent / "guest"
 
 LIBRARY = f"{GUEST}/lib"
-"""What programs may import without having installed it: the clients of the storage."""
+"""Modules that programs can import without installing them, such as the clients of the storage."""
 
 WORKSPACE = "/workspace"
-ENVIRONMENT = "/opt/env"
-"""Installed packages, where a session has some: Python's as those of a user, whose base this is."""
+PYTHON_PACKAGES = "/opt/env"
+"""Installed Python packages, as PYTHONUSERBASE has them: Python takes them for those of a user (PEP 370)."""
 
 NODE_MODULES = "/node_modules"
-"""Installed packages of Node, which looks for them here from wherever a program is."""
+"""Installed packages of Node, which finds them here from any directory."""
+
 GO_MODULES = "/opt/env-go"
 """Installed modules of Go; guest/go_run.sh looks for them here."""
 
 SCRATCH = ("/tmp", "/dev/shm")  # noqa: S108  paths inside the sandbox, on tmpfs of its own
 SYSTEM = ("bin", "lib", "lib32", "lib64", "libx32", "sbin")
-"""What the root has besides /usr: directories, or links into /usr, or nothing."""
+"""Entries of the host's root that sandboxes have besides /usr: directories, links into /usr, or missing."""
 
 PYTHON = languages.runtime("python").cold[0]
 """The interpreter of the supervisor."""
@@ -36,29 +37,32 @@ PYTHON = languages.runtime("python").cold[0]
 MOUNTS: dict[str, Path] = {
     inside: source for found in languages.runtimes().values() for inside, source in found.mounts.items()
 }
-"""What sandboxes have of the machine besides /usr, by where they have it."""
+"""Files and directories of the host that sandboxes have besides /usr, by their paths inside."""
+
+PREPARED = tuple(preparation.mount for preparation in languages.preparations().values())
+"""Where sandboxes have what languages have prepared on this machine; empty until that is done."""
 
 _PROGRAMS = dict.fromkeys(found.programs for found in languages.runtimes().values() if found.programs)
 PATH = ":".join([*_PROGRAMS, "/usr/local/bin", "/usr/bin", "/bin"])
 
 GUEST_LISTENERS: dict[str, int] = {"proxy": 18128, "storage": 18129}
-"""Where the guest listeners of a sandbox are (ports.Sandbox): ports below those that the kernel gives out by itself."""
+"""The ports of a sandbox's guest listeners (ports.Sandbox): below those that the kernel gives out by itself."""
 
 NAMESERVER = "192.0.2.53"
-"""Whom programs ask for names. The address is of a range for documents, so it's nobody's; whoever gives programs a
-network answers there."""
+"""The name server of programs. The address is in a range for documentation (RFC 5737), so it belongs to nobody; the
+supervisor of connects (network/) answers there."""
 
 OWN_PORTS = frozenset(GUEST_LISTENERS.values())
-"""Where a sandbox has sockets of the host's. Nobody from outside is let in there."""
+"""Ports on which the host listens inside. Nobody from outside may connect to them."""
 
-_AT_START = (
+_READ_AT_START = (
     *("LD_", "MALLOC_", "GLIBC_"),
     *(start for definition in languages.DEFINITIONS.values() for start in definition.at_start),
 )
 
 
 def program_environment(language: Language) -> dict[str, str]:
-    """What the environment of every program in a language starts from."""
+    """The variables that every program in a language has, unless its run sets them otherwise."""
     return {
         "PATH": PATH,
         "HOME": "/tmp",  # noqa: S108
@@ -71,20 +75,20 @@ def program_environment(language: Language) -> dict[str, str]:
 
 
 def scratch(config: str) -> tuple[str, ...]:
-    """The directories on tmpfs that a sandbox with this supervisor's configuration has."""
+    """The directories on tmpfs of a sandbox that has this configuration (see `supervisor_config`)."""
     cache = json.loads(config)["cache"]
     return (*SCRATCH, cache) if cache else SCRATCH
 
 
-def environment_variables(environment: str | None) -> dict[str, str]:
-    """What a program's environment says besides, where it has packages."""
-    if environment is None:
+def package_variables(package_set: str | None) -> dict[str, str]:
+    """The further variables of a program that has the packages of a set."""
+    if package_set is None:
         return {}
-    return {"PYTHONUSERBASE": ENVIRONMENT, "PATH": f"{PATH}:{ENVIRONMENT}/bin:{NODE_MODULES}/.bin"}
+    return {"PYTHONUSERBASE": PYTHON_PACKAGES, "PATH": f"{PATH}:{PYTHON_PACKAGES}/bin:{NODE_MODULES}/.bin"}
 
 
 def with_library(environment: dict[str, str]) -> dict[str, str]:
-    """An environment where a PYTHONPATH of the user's own comes before ours, not in its place."""
+    """Add LIBRARY to a PYTHONPATH of the user's own, after it. Changes `environment` and returns it."""
     path = environment.get("PYTHONPATH")
     if path is not None and path != LIBRARY:
         environment["PYTHONPATH"] = f"{path}:{LIBRARY}" if path else LIBRARY
@@ -92,9 +96,9 @@ def with_library(environment: dict[str, str]) -> dict[str, str]:
 
 
 def restarts_interpreter(name: str) -> bool:
-    """Whether a variable of this name only works if it is there when the program's process starts. Such a run does
-    without the spare."""
-    return name.startswith(_AT_START) or name in {"LANG", "LC_ALL", "TZ"}
+    """Whether an interpreter reads a variable of this name only when its process starts. A run that has one can't use a
+    spare."""
+    return name.startswith(_READ_AT_START) or name in {"LANG", "LC_ALL", "TZ"}
 
 
 def supervisor_config(
@@ -107,9 +111,10 @@ def supervisor_config(
     network: Mapping[str, str] | None = None,
     supervised: bool = False,
 ) -> str:
-    """The supervisor's configuration as JSON; see guest/supervisor.py for the meaning of each field. `bounds` are
-    `rlimits`; `guest_listeners` says whether it is to hand over GUEST_LISTENERS and a broker, `network` and
-    `supervised` what the first run most likely has as such in `Program`."""
+    """The supervisor's configuration as JSON; see guest/supervisor.py for the meaning of each field. `control` is the
+    descriptor of its socket, `bounds` are `rlimits`. `guest_listeners` says whether it hands over GUEST_LISTENERS and a
+    broker. `network` and `supervised` are what the first run most likely has in `Program`: a spare is made for
+    those."""
     definition, runtime = languages.DEFINITIONS[language], languages.runtime(language)
     return json.dumps(
         {
@@ -137,13 +142,15 @@ def supervisor_config(
 
 
 def landlock_grants() -> dict[str, list[str]]:
-    """What may be done below which directory, where the kernel checks that; guest/landlock.py has what words mean."""
-    # A rule on a file may not speak of directories, so what is a file is granted by its directory.
+    """Landlock's rules: for each kind of access (guest/landlock.py explains them) the directories below which programs
+    have it."""
+    # A rule on a file can't grant rights on directories, so access to a file is granted by its directory.
     mounts = [inside if source.is_dir() else str(Path(inside).parent) for inside, source in MOUNTS.items()]
     return {
         "list": ["/"],
         "read": [
-            *("/usr", *(f"/{name}" for name in SYSTEM), "/etc", GUEST, ENVIRONMENT, NODE_MODULES, GO_MODULES, *mounts),
+            *("/usr", *(f"/{name}" for name in SYSTEM), "/etc", GUEST),
+            *(PYTHON_PACKAGES, NODE_MODULES, GO_MODULES, *mounts, *PREPARED),
         ],
         "change": ["/proc"],
         "device": ["/dev"],
@@ -152,8 +159,9 @@ def landlock_grants() -> dict[str, list[str]]:
 
 
 def rlimits(language: Language, limits: Limits, *, cgroup: bool) -> dict[str, int]:
-    """Limits of each process. Where no cgroup bounds memory, each process's private data is bounded instead. That is
-    not RLIMIT_AS, since V8 reserves far more address space than it uses; even of data it reserves a good part."""
+    """Limits of each process (getrlimit(2)). Where no cgroup bounds memory, each process's private data is bounded
+    instead. Address space (RLIMIT_AS) won't do, since V8 reserves far more of it than it uses; of private data, too, it
+    reserves a good part."""
     bounds = {
         "RLIMIT_NPROC": limits.pids,
         "RLIMIT_FSIZE": limits.disk_bytes,

@@ -1,42 +1,42 @@
-"""The gVisor driver: sandboxes whose programs talk to a kernel of their own, in user space, and not to the host's.
+"""The gVisor driver: sandboxes whose programs call a kernel of their own, in user space, instead of the host's.
 
 Theory of operation
 ===================
 
 *A sandbox in a sandbox.* bubblewrap makes the outer one just as it does for programs: the same read-only files, own
-namespaces, no network, an unprivileged uid of its own, the control group, and one PID 1 whose end is the end of all.
-In there runs gVisor's `runsc` instead of a program, without any more of the host than a program would have. So whoever
-breaks out of gVisor is in a bubblewrap sandbox still, though without its filter of system calls: runsc has to mount and
+namespaces, no network, an unprivileged uid of its own, the control group, and a PID 1 with which everything ends.
+gVisor's `runsc` runs in it instead of a program, and has no more of the host than a program would have. So whoever
+breaks out of gVisor is still in a bubblewrap sandbox, though without its filter of system calls: runsc has to mount and
 to make namespaces. What a sandbox holds, its start, its end and the leftovers of a killed service are those of the
 bubblewrap driver, since they are the same code.
 
-*Who is who.* That PID 1 is a program of ours (guest/gvisor.py), which starts `runsc` and ends with it. `runsc` is root
+*Processes.* That PID 1 is a program of ours (guest/gvisor.py), which starts `runsc` and ends with it. `runsc` is root
 of its sandbox's user namespace, and has there the capabilities it needs to build its own walls; outside that is the
 sandbox's unprivileged uid. It starts a *gofer*, which opens files, and a *sentry*, the kernel for the program, which
 can open none: the sentry has an empty root, no network but the outer sandbox's loopback, and a filter that lets few
-system calls through. A call of the program's ends in the sentry; none reaches the host's kernel.
+system calls through. The sentry answers all calls of the program; none reaches the host's kernel.
 
-*Network.* With `--network=host` a program's TCP or UDP socket stands for one that the sentry has of the host's kernel,
-in the outer sandbox's network, where there is loopback only. What a program does with its socket the sentry does with
-that one, in calls of its own. So guest listeners, broker and gate are those of a sandbox without gVisor, and the same
-code, but for who hands sockets out and whom the kernel asks about (guest/gvisor.py). The price is that the sentry's
-filter lets calls on sockets pass, and that the host's TCP and UDP are within a program's reach, by way of the sentry.
-gVisor's own network would keep those away too; but nothing is let into or out of that, and so a program would have no
-way out but by one of us who reads all it says. Sockets of other kinds are gVisor's own, or there are none.
+*Network.* With `--network=host` the sentry has a socket of the host's kernel for each TCP or UDP socket of a program,
+in the outer sandbox's network, which has loopback only. What a program does with its socket the sentry repeats with its
+own. So guest listeners, socket broker and supervision of connects are the same code as without gVisor, but for who
+hands sockets out and whom the kernel asks about (guest/gvisor.py). The price: the sentry's filter lets calls on sockets
+pass, and a program reaches the host's TCP and UDP through the sentry. gVisor's own network stack would keep those away,
+too; but no connection leads into or out of it, so a program would need a process of ours that relays all its traffic.
+Sockets of other kinds are gVisor's own, or can't be had.
 
-*GuestApi,* the program is user 0 without any capability, because an ordinary user can map one uid only, and `runsc`
+*Inside,* the program is user 0 without any capability, because an ordinary user can map one uid only, and `runsc`
 wants that to be root.
 
 *Files.* The root is what bubblewrap shows, read-only. The working directory is a mount of its own that is `shared`:
-gVisor looks again whether a file is what it was, so what the host writes between two runs is seen. /tmp, /dev/shm and
-/dev are in the sentry's memory. That is one file in the host's memory, bounded by the control group, and without one
-by how large a file may be.
+gVisor checks each time whether a file has changed on the host, so programs see what the host writes between two runs.
+/tmp, /dev/shm and /dev are in the sentry's memory. That is one file in the host's memory, bounded by the control group,
+and without one by RLIMIT_FSIZE.
 
 *The control socket* is handed on as descriptor 3. Nothing else of the host is open inside.
 
-*What gVisor has not.* A read-only /dev whose devices can be written to: it is writable, and a run that changes it costs
-the sandbox. PID 1 can be killed from inside: that ends this sandbox, and the host makes another. There are no
-pidfds, no table of System V objects, and no way to populate memory; the supervisor does it another way.
+*What gVisor lacks.* A read-only /dev would have read-only devices. So /dev is writable, and a run that changes it costs
+the sandbox. PID 1 can be killed from inside: that ends this sandbox, and the host makes another. There are no pidfds,
+no table of System V objects and no MADV_POPULATE_WRITE; the supervisor gets by without them.
 """
 
 from __future__ import annotations
@@ -50,7 +50,8 @@ from pathlib import Path
 from era.core.models import JsonObject, Language
 from era.core.ports import Limits
 from era.drivers import guest, processes
-from era.drivers.bubblewrap import BubblewrapDriver, BubblewrapSandbox, Plan, read_only, resolver_files
+from era.drivers.bubblewrap import BubblewrapDriver, BubblewrapSandbox
+from era.drivers.options import Plan, read_only, resolver_files
 from era.drivers.staging import Paths
 from era.errors import NoIsolation, SandboxFailed
 
@@ -61,18 +62,18 @@ _CONTROL = 3
 _BUNDLE = "/tmp/bundle"  # noqa: S108  in the outer sandbox, where the inner one's own /tmp covers it
 _STATE = "/tmp/state"  # noqa: S108  a path inside the sandbox
 _NO_RLIMITS = ("RLIMIT_DATA", "RLIMIT_MSGQUEUE", "RLIMIT_SIGPENDING")
-"""gVisor ignores the first and refuses to set the others. What they bound is the sentry's memory, as all else."""
+"""gVisor ignores the first and refuses to set the others. What they would bound is in the sentry's memory anyway."""
 _GIB = 1 << 30
-_OF_EACH_PROCESS = 24 << 20
-"""Bytes by which a process makes the second file longer, measured: 17 MiB. Nearly all of it is a hole."""
+_PROCESS_BYTES = 24 << 20
+"""By how much each process lengthens the file that stands for processes. Measured: 17 MiB, nearly all of it a hole."""
 _OWN_MEMORY = 96 << 20
-"""Bytes that sentry, gofer and runsc take themselves, beside the program's."""
+"""Bytes of memory that sentry, gofer and runsc need for themselves."""
 _OWN_PIDS = 1024
-"""Threads of the host's that gVisor may need for itself and for the threads of programs."""
+"""Threads of the host that gVisor may need, for itself and for the threads of programs."""
 
 
 def flags() -> list[str]:
-    """runsc's options."""
+    """runsc's options that hold for all its commands."""
     return [
         "--rootless",
         "--platform=systrap",
@@ -88,15 +89,15 @@ def flags() -> list[str]:
     ]
 
 
-def specification(limits: Limits, config: str, environment: str | None = None) -> JsonObject:
-    """The container as an OCI runtime specification. `config` is the supervisor's."""
+def specification(limits: Limits, config: str, package_set: str | None = None) -> JsonObject:
+    """The container as an OCI runtime specification. `config` is the supervisor's configuration."""
     variables = {
         "PATH": guest.PATH,
         "LANG": "C.UTF-8",
         "PYTHONPATH": guest.GUEST,
         "PYTHONDONTWRITEBYTECODE": "1",
         "ERA_GUEST": config,
-        **({} if environment is None else {"PYTHONUSERBASE": guest.ENVIRONMENT}),
+        **({} if package_set is None else {"PYTHONUSERBASE": guest.PYTHON_PACKAGES}),
     }
     scratch = ["nosuid", "nodev", "mode=1777", f"size={limits.tmp_bytes}"]
     return {
@@ -113,7 +114,7 @@ def specification(limits: Limits, config: str, environment: str | None = None) -
         },
         "mounts": [
             {"destination": "/proc", "type": "proc", "source": "proc"},
-            # Not read-only: gVisor would then let nobody write to a device either. The supervisor looks after it.
+            # Not read-only, or nobody could write to a device either. The supervisor checks /dev after each run.
             {"destination": "/dev", "type": "dev", "source": "dev"},
             *(
                 {"destination": path, "type": "tmpfs", "source": "tmpfs", "options": scratch}
@@ -130,13 +131,13 @@ def specification(limits: Limits, config: str, environment: str | None = None) -
     }
 
 
-def arguments(paths: Paths, sandbox_id: str, data: dict[str, int], environment: str | None = None) -> list[str]:
-    """bubblewrap's options for the outer sandbox, the one runsc runs in."""
+def arguments(paths: Paths, sandbox_id: str, data: dict[str, int], package_set: str | None = None) -> list[str]:
+    """bubblewrap's options for the outer sandbox, in which runsc runs."""
     options = ["--unshare-all", "--unshare-user", "--uid", "0", "--gid", "0", "--cap-add", "ALL"]
     options += ["--die-with-parent", "--as-pid-1", "--new-session", "--hostname", "era", "--clearenv"]
     options += ["--proc", "/proc", "--dev", "/dev", "--size", str(1 << 20), "--tmpfs", "/tmp", "--dir", _STATE]  # noqa: S108
-    options += read_only(paths, data, environment)
-    options += ["--bind", str(paths.live / sandbox_id / "workspace"), guest.WORKSPACE]
+    options += read_only(paths, data, package_set)
+    options += ["--bind", str(paths.sandboxes / sandbox_id / "workspace"), guest.WORKSPACE]
     return [*options, "--remount-ro", "/dev", "--remount-ro", "/", "--chdir", "/"]
 
 
@@ -150,7 +151,7 @@ def etc_files() -> dict[str, bytes]:
 
 
 class GvisorSandbox(BubblewrapSandbox):
-    """One live sandbox: bubblewrap's, with runsc in it."""
+    """A sandbox of bubblewrap's in which runsc makes another one; see ports.Sandbox."""
 
     def plan(self, language: Language, control: int) -> Plan:
         config = guest.supervisor_config(
@@ -163,10 +164,10 @@ class GvisorSandbox(BubblewrapSandbox):
             supervised=True,
         )
         files = etc_files() | {
-            f"{_BUNDLE}/config.json": json.dumps(specification(self.limits, config, self.environment)).encode()
+            f"{_BUNDLE}/config.json": json.dumps(specification(self.limits, config, self.package_set)).encode()
         }
-        # Without site, or a supervisor would start here (guest/sitecustomize.py).
-        ours = [
+        # -S: without `site`, or the supervisor would start here (guest/sitecustomize.py).
+        starter = [
             guest.PYTHON,
             "-S",
             "-E",
@@ -177,8 +178,8 @@ class GvisorSandbox(BubblewrapSandbox):
         runsc = [_RUNSC, *flags(), "run", "--bundle", _BUNDLE, "--pass-fd", f"{control}:{_CONTROL}", "era"]
         return Plan(
             files,
-            lambda data: arguments(self._driver.paths, self.id, data, self.environment),
-            [*ours, *runsc],
+            lambda data: arguments(self._driver.paths, self.id, data, self.package_set),
+            [*starter, *runsc],
         )
 
     def rlimits(self, language: Language) -> dict[str, int]:
@@ -187,42 +188,41 @@ class GvisorSandbox(BubblewrapSandbox):
     def group_limits(self) -> Limits:
         return replace(self.limits, memory_bytes=self.limits.memory_bytes + _OWN_MEMORY, pids=_OWN_PIDS)
 
-    def bound(self, pid: int) -> None:
-        super().bound(pid)
+    def apply_bounds(self, pid: int) -> None:
+        super().apply_bounds(pid)
         if self._group is None:
             resource.prlimit(pid, resource.RLIMIT_FSIZE, (self._memory_file(), self._memory_file()))
 
     def _memory_file(self) -> int:
-        """How large a file may be, to gVisor itself: all memory of a sandbox is one file, and what stands for its
-        processes another, both growing by whole GiB. Files of the working directory must still fit."""
-        most = max(self.limits.memory_bytes, self.limits.pids * _OF_EACH_PROCESS, self.limits.disk_bytes)
+        """The largest file in bytes that gVisor itself may make. All memory of a sandbox is one file, and another one
+        stands for its processes; both grow by whole GiB. Files of the working directory have to fit, too."""
+        most = max(self.limits.memory_bytes, self.limits.pids * _PROCESS_BYTES, self.limits.disk_bytes)
         return -(-most // _GIB) * _GIB
 
-    def _enforced(self, language: Language, seen: JsonObject) -> JsonObject:
+    def _enforced(self, language: Language, report: JsonObject) -> JsonObject:
         # Capabilities are those that the program has in gVisor. The rest is what the host's kernel holds its sentry to.
-        told = super()._enforced(language, seen | sentry_seen(self._init_pid))
-        return {**told, "platform": "systrap", "memory_file_bytes": None if self._group else self._memory_file()}
+        enforced = super()._enforced(language, report | sentry_status(self._init_pid))
+        return {**enforced, "platform": "systrap", "memory_file_bytes": None if self._group else self._memory_file()}
 
 
 class GvisorDriver(BubblewrapDriver):
-    """Makes gVisor sandboxes below `directory`, which must be ours alone, as must the control group."""
+    """Makes gVisor sandboxes; see ports.Driver."""
 
     name = "gvisor"
     sandbox = GvisorSandbox
 
     def isolation(self) -> JsonObject:
-        """What the self-test's sandboxes had in force, and a sentence of it."""
-        seen = self._seen
+        enforced = self._enforced
         walls = ["gVisor (systrap) in bubblewrap, no system call of the host's, no capabilities, no network"]
         walls.append("a uid of its own for each sandbox" if self._privileged else "user namespaces of this user")
-        if seen["cgroup"]:
-            walls.append(f"memory, processes and cpu bounded by cgroup v{seen['cgroup']['version']}")
+        if enforced["cgroup"]:
+            walls.append(f"memory, processes and cpu bounded by cgroup v{enforced['cgroup']['version']}")
         else:
             walls.append("no cgroup: memory is bounded in steps of 1 GiB, cpu is not (start ERA as root for more)")
-        return {**seen, "uid": None, "own_uid": self._privileged, "summary": "; ".join(walls)}
+        return {**enforced, "uid": None, "own_uid": self._privileged, "summary": "; ".join(walls)}
 
     def make_filters(self) -> tuple[bytes, ...]:
-        """None around the outer sandbox: runsc needs calls that programs don't, and puts a filter on itself."""
+        """No filters for the outer sandbox: runsc needs calls that programs don't, and filters its own."""
         return ()
 
     async def start(self) -> None:
@@ -231,9 +231,9 @@ class GvisorDriver(BubblewrapDriver):
         await super().start()
 
 
-def sentry_seen(init_pid: int) -> JsonObject:
-    """What the host's kernel says of the sentry below a sandbox's PID 1: its namespaces, and the lines that tell of
-    privileges."""
+def sentry_status(init_pid: int) -> JsonObject:
+    """The namespaces and privileges that the host's kernel reports for the sentry below a sandbox's PID 1. Raises
+    SandboxFailed."""
     for pid in processes.below(init_pid):
         process = Path("/proc") / str(pid)
         if (process / "cmdline").read_bytes().startswith(b"runsc-sandbox\0"):

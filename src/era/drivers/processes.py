@@ -1,4 +1,4 @@
-"""Processes of a sandbox as the host's /proc shows them."""
+"""The processes of a sandbox, by the host's /proc."""
 
 from __future__ import annotations
 
@@ -7,22 +7,22 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
-_BLOCK = 512  # what st_blocks counts
+_BLOCK = 512  # bytes, the unit of st_blocks
 
 
 def below(pid: int) -> list[int]:
-    """`pid` and all its descendants."""
-    found, pending = [], [pid]
+    """`pid` and the pids of all its descendants."""
+    pids, pending = [], [pid]
     while pending:
-        found.append(pid := pending.pop())
+        pids.append(pid := pending.pop())
         with contextlib.suppress(OSError):  # it has ended
             for task in Path(f"/proc/{pid}/task").iterdir():
                 pending += map(int, (task / "children").read_text().split())
-    return found
+    return pids
 
 
 def unnamed_bytes(pids: Iterable[int], device: int) -> int:
-    """Bytes on disk of the files on `device` that these processes hold open and that have no name any more."""
+    """Bytes on disk of deleted files on `device` that these processes still hold open."""
     blocks: dict[int, int] = {}
     for pid in pids:
         with contextlib.suppress(OSError), os.scandir(f"/proc/{pid}/fd") as entries:

@@ -1,22 +1,22 @@
-"""The filter of system calls that everything in a sandbox lives under, the supervisor too.
+"""The filter of system calls (seccomp(2)) for everything in a sandbox, the supervisor included.
 
 Theory of operation
 ===================
 
 Two filters are compiled by libseccomp when a driver starts, and the kernel lets a call through only if both do.
 
-*Which calls.* A list of what may be called. What is refused on purpose answers EPERM; whatever else there is or will be
-answers ENOSYS, as on a kernel that hasn't got it, so that programs take the older way they know. `clone3` and `openat2`
-are among these: what they are asked for stands in memory, where no filter can look.
+*Which calls.* An allowlist. Calls that are refused on purpose fail with EPERM. All others, known today or not, fail
+with ENOSYS as on a kernel that lacks them, so that programs fall back to an older call. `clone3` and `openat2` are
+among these: their arguments are in memory, which no filter can read.
 
-*Which arguments.* Some calls are useful in most ways and harmful in one: such a use is refused. It's a filter of its
-own because it says what must not be and lets the rest pass, while the first says what may be. The kernel takes an
-`int` from the low half of a register and ignores the high one. So must we, or a bit set there would hide the value.
+*Which arguments.* Some calls are useful in most uses and harmful in one: that use is refused. It's a filter of its own
+because it is a denylist, while the first is an allowlist. The kernel takes an `int` from the low half of a register and
+ignores the high half. So must the filter, or a bit set there would hide the value.
 
-*The native ABI only.* Calls of 32-bit programs and of x32 have other numbers; all of them answer ENOSYS.
+*The native ABI only.* Calls of 32-bit programs and of x32 have other numbers; all of them fail with ENOSYS.
 
-*Cost.* The kernel notes which calls pass whatever their arguments are, and doesn't run the filters for these. The
-others go through compiled code that finds a number in a binary tree.
+*Cost.* The kernel knows which calls pass whatever their arguments are, and doesn't run the filters for these. The
+others run through compiled code that finds a number in a binary tree.
 """
 
 from __future__ import annotations
@@ -83,28 +83,30 @@ REFUSED = _NAMES.findall("""
 """)
 
 type Condition = tuple[int, int, int, int]
-"""Which argument, how it's compared, and the two values to compare with, as `struct scmp_arg_cmp` has them."""
+"""The index of an argument, the comparison, and the two values to compare with, as in libseccomp's
+`struct scmp_arg_cmp`."""
 
 _NOT_EQUAL, _ABOVE, _MASKED_EQUAL = 1, 6, 7
 _INT = 0xFFFFFFFF
 
 
 def _is(argument: int, value: int) -> Condition:
-    """The argument, an `int`, has this value."""
+    """The argument, an `int`, equals `value`."""
     return argument, _MASKED_EQUAL, _INT, value
 
 
 def _has(argument: int, bit: int) -> Condition:
+    """The argument has this bit set."""
     return argument, _MASKED_EQUAL, bit, bit
 
 
 def _is_not(argument: int, value: int) -> Condition:
-    """True also where only the high half differs, which then is refused for nothing."""
+    """The argument differs from `value`, in either half. (If only in the high half, the call is refused needlessly.)"""
     return argument, _NOT_EQUAL, value, 0
 
 
 def _is_above(argument: int, value: int) -> Condition:
-    """True for anything in the high half."""
+    """The argument is larger than `value`, as 64 bits: any bit in the high half makes it so."""
     return argument, _ABOVE, value, 0
 
 
@@ -128,7 +130,7 @@ _CREATING = (0o100, 0o20000000)  # O_CREAT, O_TMPFILE
 _PERSONALITIES = (0, 0x8, 0x20000, 0x20008, _INT)  # Linux, its 32-bit uname, its version 2.6 uname; which one is it?
 
 type Rule = tuple[str, int, tuple[Condition, ...]]
-"""A call is refused with this errno where all conditions hold."""
+"""A call, the errno that it fails with, and the conditions for that, all of which have to hold."""
 
 RULES: list[Rule] = [
     *(("clone", EPERM, (_has(0, flag),)) for flag in _NEW_NAMESPACES),
@@ -164,10 +166,13 @@ _BINARY_TREE = 2
 
 
 def _errno(number: int) -> int:
+    """The action that fails a call with this errno (SECCOMP_RET_ERRNO)."""
     return 0x00050000 | number
 
 
 class _Comparison(ctypes.Structure):
+    """libseccomp's `struct scmp_arg_cmp`."""
+
     _fields_ = (
         ("argument", ctypes.c_uint),
         ("operator", ctypes.c_int),
@@ -177,9 +182,10 @@ class _Comparison(ctypes.Structure):
 
 
 class _Builder:
-    """A filter in the making."""
+    """Builds one filter with libseccomp. Its methods raise OSError."""
 
     def __init__(self, library: ctypes.CDLL, default: int) -> None:
+        """`default` is the action for calls without a rule."""
         self._library = library
         self._context = library.seccomp_init(default)
         if not self._context:
@@ -188,14 +194,14 @@ class _Builder:
         library.seccomp_attr_set(self._context, _CTL_OPTIMIZE, _BINARY_TREE)  # an old library only does it slower
 
     def add(self, call: str, action: int, conditions: tuple[Condition, ...] = ()) -> None:
-        """Calls that this machine hasn't got, or the library doesn't know, are left to the default."""
+        """Add a rule. A call that this machine lacks, or the library doesn't know, gets the default action."""
         number = self._library.seccomp_syscall_resolve_name(call.encode())
         if number >= 0:
             array = (_Comparison * len(conditions))(*(_Comparison(*condition) for condition in conditions))
             self._check(self._library.seccomp_rule_add_array(self._context, action, number, len(conditions), array))
 
     def compiled(self) -> bytes:
-        """The instructions, each a `struct sock_filter`."""
+        """The filter as BPF instructions, each a `struct sock_filter`."""
         with open(os.memfd_create("era-seccomp"), "rb") as file:
             self._check(self._library.seccomp_export_bpf(self._context, file.fileno()))
             file.seek(0)
@@ -205,13 +211,14 @@ class _Builder:
         self._library.seccomp_release(self._context)
 
     @staticmethod
-    def _check(answer: int) -> None:
-        if answer < 0:
-            raise OSError(-answer, os.strerror(-answer))
+    def _check(result: int) -> None:
+        """Raise the OSError that a function of libseccomp returns as a negative errno."""
+        if result < 0:
+            raise OSError(-result, os.strerror(-result))
 
 
 def filters() -> tuple[bytes, bytes]:
-    """The two filters, arguments and calls, for the kernel to load in this order. Raises NoIsolation."""
+    """The two filters, of arguments and of calls, for the kernel to load in this order. Raises NoIsolation."""
     try:
         library = ctypes.CDLL(_LIBRARY)
     except OSError as error:
@@ -240,6 +247,7 @@ def filters() -> tuple[bytes, bytes]:
 
 
 def _arguments(library: ctypes.CDLL) -> bytes:
+    """The filter that refuses harmful arguments."""
     builder = _Builder(library, _ALLOW)
     try:
         for call, number, conditions in RULES:
@@ -250,6 +258,7 @@ def _arguments(library: ctypes.CDLL) -> bytes:
 
 
 def _calls(library: ctypes.CDLL) -> bytes:
+    """The filter that allows the calls of ALLOWED."""
     builder = _Builder(library, _errno(ENOSYS))
     try:
         for call in ALLOWED:

@@ -1,8 +1,8 @@
-"""Where sandboxes find what they need: each thing in its place on the machine, or all of it under one open directory.
+"""Staging: showing an unprivileged uid the files that its sandbox is made of.
 
-An unprivileged uid can't walk into a data directory that is closed to it, nor into many a home. So as root the thread
-that starts sandboxes gets a mount namespace of its own, in which all of it is bound under one directory that everyone
-may read. The namespace ends with the service.
+Such a uid can't walk into a data directory that is closed to it, nor into many a home. So as root, the thread that
+starts sandboxes gets a mount namespace of its own, in which all these files are bound under one directory that everyone
+may read. The namespace ends with the service. An ordinary user's service needs none of this.
 """
 
 from __future__ import annotations
@@ -22,25 +22,29 @@ _MS_BIND, _MS_REC, _MS_SLAVE = 0x1000, 0x4000, 0x80000
 
 @dataclass(frozen=True, slots=True)
 class Paths:
-    """Where the thread that starts sandboxes sees what they need."""
+    """Where the thread that starts sandboxes sees the files that they are made of."""
 
     bwrap: Path
     guest: Path
     mounts: Mapping[str, Path]
-    """Runtimes of languages, by where sandboxes have them: directories, or files."""
+    """Directories and files of the host, such as runtimes of languages, by their paths inside."""
 
-    live: Path
-    environments: Path
+    sandboxes: Path
+    """Holds a directory for each sandbox."""
+
+    package_sets: Path
 
 
 def staged(paths: Paths) -> Paths:
-    """Gather what sandboxes need under one directory, in a mount namespace of this thread's own."""
+    """Bind all of `paths` under one directory, in a mount namespace that this thread gets. Returns where it is then.
+    Raises OSError."""
     os.unshare(os.CLONE_NEWNS)
     _mount("none", Path("/"), None, _MS_REC | _MS_SLAVE)
     _STAGE.mkdir(parents=True, exist_ok=True)
     _mount("tmpfs", _STAGE, "tmpfs", 0, "mode=755,size=1m")
 
     def bind(source: Path, name: str) -> Path:
+        """Mount a file or directory under this name; where it is then."""
         target = _STAGE / name
         if source.is_dir():
             target.mkdir(parents=True)
@@ -65,7 +69,7 @@ def staged(paths: Paths) -> Paths:
             if file.suffix in (".py", ".cjs", ".js", ".sh"):
                 shutil.copyfile(file, to / file.name)
                 (to / file.name).chmod(0o644)
-    # Or each program that imports it would compile it again. Its interpreter is ours.
+    # Otherwise each program that imports it would compile it again. The service runs the same Python as sandboxes.
     compiled = Path(str(py_compile.compile(str(guest_copy / "lib" / "era_storage.py"), doraise=True)))
     compiled.chmod(0o644)
     compiled.parent.chmod(0o755)
@@ -75,8 +79,8 @@ def staged(paths: Paths) -> Paths:
         mounts={
             inside: bind(source, f"mounts/{number}") for number, (inside, source) in enumerate(paths.mounts.items())
         },
-        live=bind(paths.live, "live"),
-        environments=bind(paths.environments, "environments"),
+        sandboxes=bind(paths.sandboxes, "sandboxes"),
+        package_sets=bind(paths.package_sets, "environments"),
     )
 
 
@@ -89,11 +93,12 @@ def _mount(source: str, target: Path, kind: str | None, flags: int, options: str
 
 
 def remove_tree(directory: Path) -> None:
-    """Remove a tree that hostile code filled: any depth, any mode. Nothing may be using it."""
+    """Remove a tree that hostile code has filled, of any depth and modes. No process may use it. Raises OSError."""
     if not directory.exists():
         return
 
     def rm() -> bool:
+        """Whether all of it could be removed."""
         return (
             subprocess.run(["rm", "-rf", "--one-file-system", "--", directory], stderr=subprocess.DEVNULL).returncode
             == 0

@@ -5,7 +5,7 @@
 cache=${GOCACHE%/*}
 if [ ! -e "$GOCACHE/trim.txt" ]; then
   mkdir -p "$GOCACHE" "$cache/gopath"
-  if [ -d /opt/go-std ]; then cp -rs /opt/go-std/. "$GOCACHE"; rm -f "$GOCACHE/trim.txt"; fi
+  if [ -d /opt/go-std/ready ]; then cp -rs /opt/go-std/ready/. "$GOCACHE"; rm -f "$GOCACHE/trim.txt"; fi
   date +%s >"$GOCACHE/trim.txt" # or Go would go through all of it and throw out what is old
 fi
 

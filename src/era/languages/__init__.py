@@ -1,4 +1,4 @@
-"""The languages that there are: one module here for each, and nothing else anywhere that names one.
+"""The registry of languages: one module in this folder for each, and nothing else anywhere that names one.
 
 docs/languages.md shows how to add another.
 """
@@ -12,16 +12,18 @@ from functools import cache
 from era.languages.base import Definition as Definition
 from era.languages.base import Missing as Missing
 from era.languages.base import Runtime as Runtime
+from era.languages.preparation import Preparation
 
 
-def _found() -> dict[str, Definition]:
+def _definitions() -> dict[str, Definition]:
+    """LANGUAGE of every module in this folder that has one, by its name."""
     modules = (importlib.import_module(f"{__name__}.{info.name}") for info in pkgutil.iter_modules(__path__))
     definitions = [module.LANGUAGE for module in modules if hasattr(module, "LANGUAGE")]
-    return {definition.name: definition for definition in sorted(definitions, key=lambda found: found.name)}
+    return {definition.name: definition for definition in sorted(definitions, key=lambda definition: definition.name)}
 
 
-DEFINITIONS = _found()
-"""By name, in the order of the alphabet."""
+DEFINITIONS = _definitions()
+"""By name, in alphabetical order."""
 
 LANGUAGES: tuple[str, ...] = tuple(DEFINITIONS)
 
@@ -29,23 +31,23 @@ _ALIASES = {alias: name for name, definition in DEFINITIONS.items() for alias in
 
 
 def canonical(name: str) -> str | None:
-    """The language that `name` or its alias means, or None."""
+    """The name of the language that has this name or alias, in any case; None if there is none."""
     return _ALIASES.get(name.lower())
 
 
 def of_file(ending: str) -> str | None:
-    """The language of files that end so (".py"), or None."""
+    """The name of the language of files with this ending, such as ".py"; None if there is none."""
     return next((name for name, definition in DEFINITIONS.items() if ending in definition.endings), None)
 
 
 def in_words() -> str:
-    """Their names as a phrase: a, b or c."""
+    """The names of all languages as a phrase: a, b or c."""
     *rest, last = LANGUAGES
     return f"{', '.join(rest)} or {last}"
 
 
 @cache
-def _looked_for(name: str) -> Runtime | Missing:
+def _find(name: str) -> Runtime | Missing:
     try:
         return DEFINITIONS[name].find()
     except Missing as missing:
@@ -53,13 +55,19 @@ def _looked_for(name: str) -> Runtime | Missing:
 
 
 def runtime(name: str) -> Runtime:
-    """What runs a language on this machine, as it was when first asked. Raises Missing."""
-    found = _looked_for(name)
+    """The runtime of a language on this machine. It is looked for once. Raises Missing."""
+    found = _find(name)
     if isinstance(found, Missing):
         raise Missing(found.reason, found.hint)
     return found
 
 
 def runtimes() -> dict[str, Runtime]:
-    """What there is on this machine."""
-    return {name: found for name in LANGUAGES if isinstance(found := _looked_for(name), Runtime)}
+    """The runtimes that this machine has, by language."""
+    return {name: found for name in LANGUAGES if isinstance(found := _find(name), Runtime)}
+
+
+def preparations() -> dict[str, Preparation]:
+    """The preparations that this machine's languages need, by language."""
+    found = {name: DEFINITIONS[name].preparation for name in runtimes()}
+    return {name: prepare() for name, prepare in found.items() if prepare is not None}

@@ -1,4 +1,4 @@
-"""What the module of a language says of it: what is true everywhere, and how to find what this machine has."""
+"""The parts of a language's description: Definition, the same everywhere, and Runtime, which a machine may lack."""
 
 from __future__ import annotations
 
@@ -8,15 +8,17 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from era.languages.preparation import Preparation
+
 GUEST = "/era"
-"""Where a sandbox has the files of era/guest."""
+"""The path inside a sandbox of the files of era/guest."""
 
 CACHE = "/var/cache/era"
 """A directory on tmpfs that lives as long as a sandbox does, for languages that ask for one."""
 
 
 class Missing(Exception):
-    """A language that this machine can't run: why, and what to do about it."""
+    """This machine can't run a language: `reason` says why, `hint` what to do about it."""
 
     def __init__(self, reason: str, hint: str) -> None:
         super().__init__(reason)
@@ -26,69 +28,75 @@ class Missing(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Runtime:
-    """What runs a language on this machine. Paths are those inside sandboxes, but for the values of `mounts`."""
+    """A language's interpreter or compiler on this machine. Paths are those inside sandboxes, except in the values of
+    `mounts`."""
 
     version: str
     cold: tuple[str, ...]
-    """argv that runs a program, whose file comes last."""
+    """argv that runs a program. The program's file is appended."""
 
     warm: tuple[str, ...] | None = None
-    """argv of a process that gets ready and then waits at descriptor 3 for its environment, the program's file last;
-    see guest/node_wait.cjs. None: nothing is started ahead of a run."""
+    """argv of a spare: a process that gets ready, then waits at descriptor 3 for its environment; the program's file is
+    appended (see guest/node_wait.cjs). None if no spare is kept."""
 
     forks: bool = False
-    """It is the Python of the supervisor, which becomes the program by forking."""
+    """Whether the supervisor itself is such an interpreter, and starts a program by forking."""
 
     mounts: Mapping[str, Path] = field(default_factory=dict)
-    """What sandboxes need of the machine besides /usr, by where they have it. All sandboxes have that of all."""
+    """Files and directories of the host that it needs besides /usr, by their paths inside. Every sandbox has those of
+    all languages."""
 
     programs: str | None = None
-    """The directory of its programs, where that isn't below /usr."""
+    """The directory of its programs, for PATH; None if that is below /usr."""
 
 
 @dataclass(frozen=True, slots=True)
 class Definition:
-    """One language. Its module names it LANGUAGE."""
+    """A language. Its module has it as LANGUAGE."""
 
     name: str
     title: str
-    """For people."""
+    """Its name for people."""
 
     entry: str
-    """The file that a program is, unless the session has such a file itself."""
+    """The name of the file that a program is written to, unless the session has a file of that name."""
 
     find: Callable[[], Runtime]
-    """What runs it here. Raises Missing."""
+    """Find its runtime on this machine. Raises Missing."""
+
+    preparation: Callable[[], Preparation] | None = None
+    """What has to be made once on each machine before its programs start quickly. Raises Missing."""
 
     hello: str = ""
-    """A program that prints `up`, by which each start proves that sandboxes work; none where that takes too long."""
+    """A program that prints `up`, for the self-test of sandboxes; empty where that would take too long."""
 
     aliases: tuple[str, ...] = ()
     endings: tuple[str, ...] = ()
-    """Of files that are taken for it where nothing else is said; the first language that has one gets it."""
+    """Endings of files that are taken for this language unless a caller names another. If two languages have the same
+    ending, the first counts."""
 
     packages: str | None = None
-    """The kind of packages that a setup can install for it: a field of `setup`."""
+    """The field of `setup` that lists its packages; None if none can be installed."""
 
     environment: Mapping[str, str] = field(default_factory=dict)
-    """Variables of each program, beneath those of the run."""
+    """Variables of each of its programs. Those of a run win over them."""
 
     at_start: tuple[str, ...] = ()
-    """How variables begin that only count if they are there when its process starts. Such a run starts cold."""
+    """Prefixes of variables that its interpreter reads only when its process starts. Such a run starts cold."""
 
     online: tuple[str, ...] = ()
     offline: tuple[str, ...] = ()
-    """Options before the program's file, in runs with and without internet."""
+    """Options that are put before the program's file, in runs with and without internet."""
 
     reserves: int = 0
-    """Bytes of private data that its runtime maps before any program runs."""
+    """Bytes of private data that its runtime maps before a program runs."""
 
     caches: bool = False
-    """Whether its sandboxes have CACHE. It holds what can be made again, and no data."""
+    """Whether its sandboxes have CACHE, for files that can be made again."""
 
 
 def wheel(module: str, distribution: str) -> tuple[Path, str]:
-    """The directory of a module that was installed from a wheel, and the wheel's version. Raises Missing."""
+    """The directory of an importable package, and the version of the distribution that it came with. Raises Missing."""
     found = importlib.util.find_spec(module)
     if found is None or not found.submodule_search_locations:
         raise Missing(f"The package {distribution} is not installed.", f"On the server: pip install {distribution}")

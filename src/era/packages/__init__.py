@@ -1,1 +1,1 @@
-"""Packages for sessions: fetched and unpacked on the host by uv and npm, none of their code run."""
+"""Installing packages: uv, npm and go fetch and unpack them on the host, and their own code runs in sandboxes only."""

@@ -1,7 +1,8 @@
-"""An environment as one file, for the blob store: a tar whose SHA-256 is the environment's name.
+"""Archives of package sets, for the blob store: a tar whose SHA-256 is the set's digest.
 
-It is the same for equal content, whoever made it, when and where: entries in order, no times, no owners, modes that say
-who may execute and nothing else. Bytecode isn't in it; that is compiled again where it is unpacked.
+Equal content gives an equal archive, whoever made it, when and where: entries are sorted and have no times and no
+owners, and of their modes only whether they are executable. Bytecode isn't included; it is compiled again where the
+archive is unpacked.
 """
 
 from __future__ import annotations
@@ -18,18 +19,19 @@ from pathlib import Path
 from era.core.models import JsonObject
 
 LOCK = "lock.json"
-"""The first entry: what is in it."""
+"""The first entry: the lock, which lists the packages (core/setup/locks.py)."""
 
 _CHUNK = 1 << 20
 _BUFFER = 64 << 10
 
 
 class Damaged(Exception):
-    """The content isn't the one that goes by this name."""
+    """The blob of this digest isn't such an archive."""
 
 
 def pack(directory: Path, file: Path) -> str:
-    """Write a directory, which was checked and made fit to be shared (trees.py), to `file`; its SHA-256."""
+    """Archive a directory, which has been through trees.check and trees.own, as `file`. Returns its SHA-256 in hex.
+    Raises OSError."""
     with file.open("xb", buffering=0) as opened:
         hashed = _Hashed(opened)
         with tarfile.open(fileobj=hashed, mode="w|", format=tarfile.PAX_FORMAT, bufsize=_BUFFER) as archive:
@@ -51,8 +53,8 @@ def pack(directory: Path, file: Path) -> str:
 
 
 def unpack(fd: int, digest: str, directory: Path) -> None:
-    """Make `directory` what was packed under this name. Raises Damaged, before anything is written, where the content
-    is another one; OSError."""
+    """Unpack the archive of this digest from `fd` into `directory`. Raises Damaged, before anything is written, if the
+    content has another digest; OSError."""
     if _digest(fd) != digest:
         raise Damaged(digest)
     os.lseek(fd, 0, os.SEEK_SET)
@@ -61,27 +63,27 @@ def unpack(fd: int, digest: str, directory: Path) -> None:
 
 
 def lock_in(fd: int) -> JsonObject:
-    """What is in an archive. Raises Damaged, OSError."""
+    """The lock in an archive. Raises Damaged, OSError."""
     try:
         with open(fd, "rb", closefd=False) as file, tarfile.open(fileobj=file, mode="r|") as archive:
             first = archive.next()
             content = archive.extractfile(first) if first is not None and first.name == LOCK else None
             if content is None:
                 raise Damaged("an archive without a lock")
-            found: JsonObject = json.loads(content.read())
-            return found
+            lock: JsonObject = json.loads(content.read())
+            return lock
     except (tarfile.TarError, ValueError) as error:
         raise Damaged("an archive that can't be read") from error
 
 
 def _names(directory: Path) -> list[str]:
-    """Everything below it but the lock, each directory before what is in it."""
-    found = (
+    """The paths of everything below a directory but the lock, each directory before its content."""
+    paths = (
         os.path.relpath(os.path.join(where, name), directory)
         for where, directories, files in os.walk(directory)
         for name in (*directories, *files)
     )
-    return sorted(name for name in found if name != LOCK)
+    return sorted(path for path in paths if path != LOCK)
 
 
 def _digest(fd: int) -> str:
@@ -98,7 +100,7 @@ def _pieces(fd: int) -> Iterator[bytes]:
 
 
 class _Hashed(io.RawIOBase):
-    """Where an archive is written to, once and front to back, and hashed meanwhile."""
+    """A file that is written once, from begin to end, and hashed meanwhile."""
 
     def __init__(self, file: io.FileIO) -> None:
         self._file = file

@@ -1,8 +1,8 @@
-"""What becomes uv, npm or Python's compiler: a process that gives up what it doesn't need, then goes on as the tool.
+"""Starts a tool, such as uv, npm or Python's compiler: a process that drops its privileges, then execs the tool.
 
-Run as a script with a plan (marshalled by the service) on standard input; standard library only. As root it gets a
-mount namespace of its own, in which what the tool needs lies below an open directory, since its uid can't walk into a
-closed data directory; then it becomes that uid. It dies with the service.
+Run as a script with a plan (a dict, marshalled by processes.py) on standard input; standard library only. As root it
+gets a mount namespace of its own, in which the files that the tool needs lie below an open directory, since the tool's
+uid can't walk into a closed data directory; then it becomes that uid. It dies with the service.
 """
 
 import ctypes
@@ -19,6 +19,7 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 def mount(source: str, target: str, kind: str | None, flags: int, options: str | None = None) -> None:
+    """mount(2). Raises OSError."""
     texts = [text.encode() if text is not None else None for text in (source, target, kind, options)]
     if _libc.mount(texts[0], texts[1], texts[2], ctypes.c_ulong(flags), texts[3]) != 0:
         number = ctypes.get_errno()
@@ -26,7 +27,7 @@ def mount(source: str, target: str, kind: str | None, flags: int, options: str |
 
 
 def show(stage: str, binds: dict[str, str]) -> None:
-    """Let `stage` hold these files and directories, by name, for this process alone."""
+    """Mount these files and directories (`binds`, by name) in the directory `stage`, for this process alone."""
     os.unshare(os.CLONE_NEWNS)
     mount("none", "/", None, _MS_REC | _MS_SLAVE)
     os.makedirs(stage, exist_ok=True)
@@ -41,7 +42,7 @@ def show(stage: str, binds: dict[str, str]) -> None:
 
 
 def main() -> None:
-    plan = marshal.load(sys.stdin.buffer)  # noqa: S302  of the service, and quicker than to import json
+    plan = marshal.load(sys.stdin.buffer)  # noqa: S302  from the service, and faster than importing json
     parent = os.getppid()
     if plan["uid"] is not None:
         show(plan["stage"], plan["binds"])
@@ -58,8 +59,7 @@ def main() -> None:
         resource.setrlimit(getattr(resource, name), (bound, bound))
     os.umask(0o022)
     os.chdir(plan["directory"])
-    nothing = os.open(os.devnull, os.O_RDONLY)
-    os.dup2(nothing, 0)
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     os.closerange(3, 4096)
     os.execve(plan["command"][0], plan["command"], plan["environment"])
 

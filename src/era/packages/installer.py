@@ -1,36 +1,37 @@
-"""Environments: installed packages, made once and shared read-only by every session that asks for the same.
+"""The installer of package sets: installed packages, made once and shared read-only by all sessions that ask for them.
 
 Theory of operation
 ===================
 
-*Where.* `environments/DIGEST/` has `python/` (a user's base directory, as Python's site module knows it),
-`node_modules/`, for Go `go/` (a cache of modules, and the go.mod and go.sum that name them), and `lock.json`. The
-digest is that of an archive of all this (archives.py), so equal packages are there once, and a directory of that name
-is complete and never changes. The archive lies in the blob store; a directory that isn't here is made from it again.
-`environments/asked/` tells for a list of requirements which environment it came to; that is what makes the same setup
-quick, and lets it work without any network.
+*Layout.* `environments/DIGEST/` has `python/` (a user's base directory, as Python's site module defines it),
+`node_modules/`, for Go `go/` (a cache of modules, with the go.mod and go.sum that name them), and `lock.json`. The
+digest is that of an archive of all this (archives.py), so equal packages are stored once, and a directory of that name
+is complete and never changes. The archive is in the blob store; a directory that is missing here is unpacked from it.
+`environments/asked/` has a note for each list of requirements, which names the package set that it came to. Notes make
+a repeated setup fast, and possible without any network.
 
-*Making.* Tools write into a scratch directory, as users of no other right (processes.py). uv takes wheels only, npm
-runs no scripts and `go get` builds nothing, so all of them only unpack. Where that won't do, what must run code runs in
-a sandbox of the session that asked (building.py), and what it left is moved here. Then the scratch directory is looked
-at (trees.py), packed, compiled by a user who has nothing else, synced, and renamed to its place. The archive is durable
-before that, and both are before a note or a row names them. What a crash leaves is a scratch directory, and those are
-removed at the start, or a blob that nothing names.
+*Making.* Tools write into a scratch directory, as unprivileged users (processes.py). uv takes wheels only, npm runs no
+scripts and `go get` builds nothing, so all of them only unpack. If that isn't enough, what must run code runs in a
+sandbox of the session that asked (building.py), and the result is moved here. Then the scratch directory is checked
+(trees.py), packed, compiled by a user who owns nothing else, flushed, and renamed to its place. The archive is durable
+before that, and both are before a note or a row names them. A crash leaves a scratch directory, which the next start
+removes, or a blob that nothing names.
 
-*Bytecode.* Compiling a few packages takes longer than fetching them, and a program that begins meanwhile compiles for
-itself what it imports. So where there isn't much to compile, that is done on a copy once the environment is in its
-place, and added to it. Until then there is a mark, and an environment with a mark is made again from its archive should
-the service end. Where there is much, nobody should have to wait for it in a run: that is compiled before.
+*Bytecode.* Compiling a few packages takes longer than fetching them, and without bytecode a program compiles for itself
+what it imports. So where there is little to compile, that is done on a copy once the package set is in its place, and
+added to it. Until then the set has a mark; should the service end, a set with a mark is unpacked from its archive
+again. Where there is much to compile, no run should have to do it: that is done before.
 
-*Whose.* What was only unpacked is everybody's. What was built was made by code of strangers, which could make it
-anything: it is the session's own, and so are the note and, since its lock says so, the digest.
+*Ownership.* A package set that was only unpacked is shared by all. What was built was made by code of strangers, who
+could make it anything: it is used by the session that built it only. So that session is part of the note's name, and,
+through the lock, of the digest.
 
-*No code at start.* Python runs lines of `.pth` files in a site directory, and modules named sitecustomize and
+*No code at start.* Python executes lines of `.pth` files in a site directory, and modules named sitecustomize and
 usercustomize, before any program. They are left out: what is installed runs when it is imported.
 
-*Going.* An environment that no session names is removed after a while. Being found for a setup counts as new, so one
-isn't removed between the moment it was found and the one when a row names it. Its blob is kept as long as the directory
-is here or a row names it.
+*Removal.* A package set that no session names is removed after a while. That time begins anew when a setup finds it, so
+it isn't removed between that moment and the one when a row names it. Its blob is kept as long as the directory is here
+or a row names it.
 """
 
 from __future__ import annotations
@@ -55,54 +56,59 @@ from era.core.files.durable import sync_file_system
 from era.core.files.snapshots import BlobStore
 from era.core.models import JsonObject
 from era.core.setup.builds import Build
+from era.core.setup.package_sets import PackageSet, SetupFailed
 from era.core.setup.progress import LAST_WORDS, Say
 from era.core.setup.requirements import Packages
-from era.core.setup.setups import Environment, SetupFailed
 from era.core.turns import Turns
 from era.packages import archives, building, tools, trees
 from era.packages.building import MustBuild
 from era.packages.processes import Processes, Space, size_of
 
 _DIGEST = re.compile("[0-9a-f]{64}")
-_AT_START = re.compile(r".*\.pth|(usercustomize|sitecustomize)(\..*)?")
-"""Names in a site directory that Python acts upon by itself."""
+_RUN_AT_START = re.compile(r".*\.pth|(usercustomize|sitecustomize)(\..*)?")
+"""Names in a site directory that Python runs or loads at every start."""
 
 _VERSION = f"{sys.version_info.major}.{sys.version_info.minor}"
 _SITE = f"lib/python{_VERSION}/site-packages"
 _COMPILE_SECONDS = 120.0
 _MANY_BYTES = 16 << 20
-"""With less to compile, nobody waits for that, and a process for each processor would take longer than it saves."""
+"""With less to compile, nobody waits for it, and a process for each processor would cost more than it saves."""
 
 _UNCOMPILED = "uncompiled"
-"""The mark, beside the lock."""
+"""A file beside the lock: the mark of a set whose bytecode is still missing."""
 
 _AT_A_TIME = 2
-"""Tools that work on the host. What runs in sandboxes isn't in their way."""
+"""How many tools run on the host at the same time. Builds in sandboxes don't count."""
+
+_NOTE_DIGEST = "environment"
+"""The field of a note that has the digest; its name is older than the word package set."""
 
 _FORMAT = 2
 
 
 @dataclass(slots=True)
 class _Making:
-    """An environment on its way. `deadline` is of the monotonic clock."""
+    """An installation under way."""
 
     scratch: Path
     deadline: float
+    """Of the monotonic clock."""
+
     say: Say | None
-    environment: Mapping[str, str]
-    """Of the tools."""
+    variables: Mapping[str, str]
+    """Environment variables of the tools."""
 
     stdout: list[str] = field(default_factory=list)
     stderr: list[str] = field(default_factory=list)
     npm: list[JsonObject] = field(default_factory=list)
-    """What is in node_modules."""
+    """The lock's entries for node_modules."""
 
     built_for: str | None = None
-    """Whose it is, once some of it was built."""
+    """The session that it belongs to (Build.owner), if some of it was built."""
 
 
-class UvAndNpm:
-    """An Installer in `directory`, which is the service's data directory. `open` before anything."""
+class PackageInstaller:
+    """The implementation of package_sets.Installer. `open` it first, `stop` it last."""
 
     def __init__(
         self,
@@ -118,12 +124,13 @@ class UvAndNpm:
         most_files: int,
         variables: Mapping[str, str],
     ) -> None:
-        """`python` is the interpreter that sandboxes run and `python_prefix` what it needs, if that isn't in /usr;
-        `node` is the directory of Node's wheel, `go` that of Go's if there is one;
-        `variables` are those of the service itself."""
-        self.environments = directory / "environments"
-        self._asked = self.environments / "asked"
-        self._making = self.environments / "making"
+        """`directory` is the service's data directory. `python` is the interpreter of sandboxes, and `python_prefix`
+        its installation if that isn't in /usr. `node` and `go` are the directories of their wheels. `seconds`,
+        `most_bytes` and `most_files` bound one installation. `variables` are the service's own environment
+        variables."""
+        self.package_sets = directory / "environments"
+        self._asked = self.package_sets / "asked"
+        self._making = self.package_sets / "making"
         self._cache = directory / "cache"
         self._seconds = seconds
         self._most_bytes = most_bytes
@@ -132,7 +139,7 @@ class UvAndNpm:
         self._blobs = blobs
         self._turns = Turns()
         self._slots = asyncio.Semaphore(_AT_A_TIME)
-        self._at_work = 0
+        self._scratch_directories = 0
         self._compiling: set[asyncio.Task[None]] = set()
         self._clearing: set[asyncio.Task[None]] = set()
         shown = {"cache": self._cache, "uv": tools.uv_binary(), "node": node}
@@ -150,71 +157,70 @@ class UvAndNpm:
         }
 
     def open(self) -> None:
-        """Make the directories, and remove what a killed process left half made."""
+        """Make the directories, and remove what a killed process left unfinished. Raises OSError."""
         trees.remove(self._making)
-        for directory, mode in ((self.environments, 0o711), (self._making, 0o700), (self._asked, 0o700)):
+        for directory, mode in ((self.package_sets, 0o711), (self._making, 0o700), (self._asked, 0o700)):
             directory.mkdir(mode=mode, parents=True, exist_ok=True)
             directory.chmod(mode)
         for digest in self.digests():
-            if (self.environments / digest / _UNCOMPILED).exists():
-                trees.remove(self.environments / digest)
+            if (self.package_sets / digest / _UNCOMPILED).exists():
+                trees.remove(self.package_sets / digest)
         self._open_cache()
 
     async def stop(self) -> None:
-        """End the compiling that goes on: it is done when an environment is made again."""
+        """Cancel what still compiles: the next start makes these package sets again."""
         for task in self._compiling:
             task.cancel()
         await asyncio.gather(*self._compiling, return_exceptions=True)
-        await self.at_rest()
+        await self.finish_background()
 
-    async def at_rest(self) -> None:
-        """Wait until nothing goes on any more for environments that are made."""
-        while going_on := [*self._compiling, *self._clearing]:  # what ends may leave something to clear away
-            await asyncio.gather(*going_on)
+    async def finish_background(self) -> None:
+        """Wait for the compiling and clearing away that goes on after package sets were made."""
+        while tasks := [*self._compiling, *self._clearing]:  # what ends may leave something to clear away
+            await asyncio.gather(*tasks)
 
-    def known(self, packages: Packages, owner: str) -> Environment | None:
+    def known(self, packages: Packages, owner: str) -> PackageSet | None:
         for key in (self._key(packages), self._key(packages, owner)):
             try:
                 note = json.loads((self._asked / key).read_text())
-                found = self.get(note["environment"])
-                if found is not None:
-                    os.utime(self.environments / found.digest)
-                    return replace(found, stdout=note["stdout"], stderr=note["stderr"])
+                package_set = self.get(note[_NOTE_DIGEST])
+                if package_set is not None:
+                    os.utime(self.package_sets / package_set.digest)
+                    return replace(package_set, stdout=note["stdout"], stderr=note["stderr"])
             except (OSError, ValueError, KeyError, TypeError):
                 continue
         return None
 
-    def get(self, digest: str) -> Environment | None:
+    def get(self, digest: str) -> PackageSet | None:
         try:
-            lock = json.loads((self.environments / digest / archives.LOCK).read_text())
-            return Environment(digest, lock["pip"], lock["npm"], go=lock["go"])
+            lock = json.loads((self.package_sets / digest / archives.LOCK).read_text())
+            return PackageSet(digest, lock["pip"], lock["npm"], go=lock["go"])
         except (OSError, ValueError, KeyError, TypeError):
             return None
 
     def digests(self) -> set[str]:
-        return {name for name in os.listdir(self.environments) if _DIGEST.fullmatch(name)}
+        """The package sets on this machine."""
+        return {name for name in os.listdir(self.package_sets) if _DIGEST.fullmatch(name)}
 
-    async def make(self, packages: Packages, build: Build, *, anew: bool, say: Say | None = None) -> Environment:
+    async def make(self, packages: Packages, build: Build, *, anew: bool, say: Say | None = None) -> PackageSet:
         key = self._key(packages)
         try:
             async with self._turns.take(key, bounded=False):
-                if not anew and (found := self.known(packages, build.owner)) is not None:
-                    return found
-                made = await self._in_scratch(lambda scratch: self._made(packages, scratch, say))
+                if not anew and (package_set := self.known(packages, build.owner)) is not None:
+                    return package_set
+                made = await self._in_scratch(lambda scratch: self._install(packages, scratch, say))
                 self._note(key, made)
                 return made
         except MustBuild as must:
             if say is not None:
                 say("stdout", b"Some of it has to run code to be installed. That is done in a sandbox.\n")
             kind = must.kind
-        # Nobody waits for this, however long it takes.
-        made = await self._in_scratch(lambda scratch: self._made(packages, scratch, say, build, kind))
+        # Outside the turn: nobody else waits for this, however long it takes.
+        made = await self._in_scratch(lambda scratch: self._install(packages, scratch, say, build, kind))
         self._note(self._key(packages, build.owner), made)
         return made
 
-    async def bring(self, digest: str) -> bool:
-        """Have this environment here, from the blob store if need be; False where that hasn't got it. Raises
-        OSError."""
+    async def ensure(self, digest: str) -> bool:
         if not _DIGEST.fullmatch(digest):
             return False
         if self._is_here(digest):
@@ -223,65 +229,68 @@ class UvAndNpm:
             if self._is_here(digest):
                 return True
             try:
-                await self._in_scratch(lambda scratch: self._unpacked(digest, scratch))
+                await self._in_scratch(lambda scratch: self._restore(digest, scratch))
             except (FileNotFoundError, archives.Damaged):
                 return False
         return True
 
     async def _in_scratch[T](self, job: Callable[[Path], Awaitable[T]]) -> T:
-        """What `job` does with a directory that is made and removed for it."""
+        """Run `job` with the path of a scratch directory, which it makes itself and which is removed afterwards."""
         scratch = self._making / secrets.token_hex(8)
-        self._at_work += 1
+        self._scratch_directories += 1
         try:
             return await job(scratch)
         finally:
-            self._at_work -= 1
-            # Who waits for the packages needn't wait for this.
-            _go_on(asyncio.to_thread(trees.remove, scratch), self._clearing)
+            self._scratch_directories -= 1
+            # In the background, since the caller waits for the packages.
+            _in_background(asyncio.to_thread(trees.remove, scratch), self._clearing)
 
     def sweep(self, keep: set[str], older_than: float) -> int:
-        gone = 0
+        removed = 0
         for digest in self.digests() - keep:
-            directory = self.environments / digest
+            directory = self.package_sets / digest
             if directory.stat().st_mtime < older_than:
                 self._drop(directory)
-                gone += 1
+                removed += 1
         for note in self._asked.iterdir():
             with suppress(OSError, ValueError, KeyError):
-                if json.loads(note.read_text())["environment"] not in self.digests():
+                if json.loads(note.read_text())[_NOTE_DIGEST] not in self.digests():
                     note.unlink()
-        if not self._at_work and size_of(self._cache) > self._most_bytes:
+        if not self._scratch_directories and size_of(self._cache) > self._most_bytes:
             trees.remove(self._cache)
             self._open_cache()
-        return gone
+        return removed
 
     def _open_cache(self) -> None:
+        """Make the directory of the tools' caches."""
         self._cache.mkdir(mode=0o700, exist_ok=True)
         self._processes.give(self._cache, self._processes.fetcher)
 
     def _key(self, packages: Packages, owner: str | None = None) -> str:
+        """The name of the note for these packages: of all sessions, or of the one that had them built (`owner`)."""
         text = json.dumps([_FORMAT, asdict(packages), self._runtimes, owner], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()
 
-    def _note(self, key: str, made: Environment) -> None:
+    def _note(self, key: str, made: PackageSet) -> None:
+        """Write the note that names the package set which a request came to."""
         temporary = self._asked / f"{key}.new"
-        note = {"environment": made.digest, "stdout": made.stdout, "stderr": made.stderr}
+        note = {_NOTE_DIGEST: made.digest, "stdout": made.stdout, "stderr": made.stderr}
         temporary.write_text(json.dumps(note))
         temporary.rename(self._asked / key)
 
-    async def _made(
+    async def _install(
         self, packages: Packages, scratch: Path, say: Say | None, build: Build | None = None, kind: str = ""
-    ) -> Environment:
-        """The environment, put into its place. Raises MustBuild where something must be built and there is no `build`.
-        `kind` is what is known to need one."""
+    ) -> PackageSet:
+        """Install packages and put the set into its place. `kind` is the kind of packages that is known to need
+        building. Raises MustBuild where something has to be built and there is no `build`, SetupFailed."""
         home, site, npm = scratch / "home", scratch / "site", scratch / "npm"
         try:
             for directory in (scratch, home, site, npm, npm / "node_modules"):
                 directory.mkdir(mode=0o700)
                 self._processes.give(directory, self._processes.fetcher)
             work = self._processes.path("work", scratch)
-            environment = tools.environment(home, f"{work}/home", self._variables)
-            making = _Making(scratch, time.monotonic() + self._seconds, say, environment)
+            variables = tools.environment(home, f"{work}/home", self._variables)
+            making = _Making(scratch, time.monotonic() + self._seconds, say, variables)
             if packages.pip and build is not None and kind == "pip":
                 making.built_for = build.owner
                 await building.build_python(
@@ -293,18 +302,18 @@ class UvAndNpm:
                 await self._fetch_npm(packages, making, build)
             if packages.go:
                 await self._fetch_modules(packages, making)
-            # Nobody else gets in from here on: what is looked at stays as it is.
+            # From here on tools' users can't get in: what is checked stays as it is.
             if self._processes.fetcher is not None:
                 os.chown(scratch, 0, 0)
-            told = await asyncio.to_thread(self._looked_at, making, packages)
-            await self._keep(told, scratch, making.deadline)
+            installed = await asyncio.to_thread(self._pack, making, packages)
+            await self._keep(installed, scratch, making.deadline)
         except OSError as error:
             raise SetupFailed(f"The packages could not be kept: {error.strerror or error}.") from error
-        said, complained = ("\n".join(lines)[-LAST_WORDS:] for lines in (making.stdout, making.stderr))
-        return replace(told, stdout=said, stderr=complained)
+        stdout, stderr = ("\n".join(lines)[-LAST_WORDS:] for lines in (making.stdout, making.stderr))
+        return replace(installed, stdout=stdout, stderr=stderr)
 
     async def _fetch_wheels(self, packages: Packages, making: _Making) -> None:
-        """Raises MustBuild."""
+        """Have uv install wheels into `scratch/site`. Raises MustBuild where a package has none, SetupFailed."""
         scratch = making.scratch
         (scratch / "requirements.txt").write_text("".join(f"{line}\n" for line in packages.pip))
         work = self._processes.path("work", scratch)
@@ -315,22 +324,23 @@ class UvAndNpm:
             self._processes.path("cache", scratch) + "/uv",
             self._processes.path("uv", scratch),
         )
-        await self._fetch("pip", command, making.environment, making)
+        await self._fetch("pip", command, making.variables, making)
 
     async def _indexes(self, making: _Making) -> list[str]:
-        """The addresses of the indexes that uv would ask. Raises SetupFailed where they ask for credentials."""
+        """The addresses of the indexes that uv would ask. Raises SetupFailed where it has credentials for one."""
         scratch = making.scratch
         (scratch / "nothing.txt").touch()
         work = self._processes.path("work", scratch)
         command = tools.indexes_command(
             self._interpreter(scratch), f"{work}/nothing.txt", self._processes.path("uv", scratch)
         )
-        told = replace(making, say=None, stdout=[], stderr=[])
-        await self._fetch("pip", command, making.environment, told)
-        return tools.indexes("".join(told.stdout), scratch / "home/.netrc", making.environment)
+        quiet = replace(making, say=None, stdout=[], stderr=[])
+        await self._fetch("pip", command, making.variables, quiet)
+        return tools.indexes("".join(quiet.stdout), scratch / "home/.netrc", making.variables)
 
     async def _fetch_npm(self, packages: Packages, making: _Making, build: Build | None) -> None:
-        """Raises MustBuild where packages have install scripts and there is no `build`."""
+        """Have npm install packages into `scratch/npm`. Raises MustBuild where some have install scripts and there is
+        no `build`, SetupFailed."""
         scratch = making.scratch
         npm = scratch / "npm"
         (npm / "package.json").write_text(tools.package_json(packages))
@@ -338,7 +348,7 @@ class UvAndNpm:
         cache = self._processes.path("cache", scratch)
         command = tools.npm_command(self._processes.path("node", scratch), f"{cache}/npm")
         command += ["--prefix", f"{self._processes.path('work', scratch)}/npm"]
-        await self._fetch("npm", command, tools.npm_environment(making.environment, cache), making)
+        await self._fetch("npm", command, tools.npm_environment(making.variables, cache), making)
         making.npm, scripts = tools.npm_lock(npm)
         if scripts and build is None:
             raise MustBuild("npm", f"npm's {', '.join(scripts)[:1000]} must run code to be installed.")
@@ -347,7 +357,7 @@ class UvAndNpm:
             making.stdout += await building.run_scripts(build, scripts, npm, making.deadline, making.say)
 
     async def _fetch_modules(self, packages: Packages, making: _Making) -> None:
-        """Have Go's modules, and all that they need, in `scratch/go`."""
+        """Have go fetch modules, and all that they need, into `scratch/go`. Raises SetupFailed."""
         if self._go is None:
             raise SetupFailed("go: Go is not installed on this server.")
         scratch = making.scratch
@@ -356,15 +366,16 @@ class UvAndNpm:
         (project / "go.mod").write_text(tools.GO_MOD)
         telemetry = scratch / "home/.config/go/telemetry"
         telemetry.mkdir(parents=True)
-        (telemetry / "mode").write_text("off")  # or else a process of it would outlive the command
+        (telemetry / "mode").write_text("off")  # or a process for telemetry would outlive the command
         for directory in (project, scratch / "home/.config"):
             trees.own(directory, self._processes.fetcher)
         go, work = self._processes.path("go", scratch) + "/bin/go", self._processes.path("work", scratch) + "/go"
         for command in tools.go_commands(go, work, packages):
-            await self._fetch("go", command, tools.go_environment(making.environment, work), making)
+            await self._fetch("go", command, tools.go_environment(making.variables, work), making)
 
-    async def _fetch(self, tool: str, command: list[str], environment: Mapping[str, str], making: _Making) -> None:
-        """Run a tool on the host, in its turn. Raises MustBuild, SetupFailed."""
+    async def _fetch(self, tool: str, command: list[str], variables: Mapping[str, str], making: _Making) -> None:
+        """Run a tool on the host once a slot is free; the wait for that doesn't count for the deadline. Raises
+        MustBuild, SetupFailed."""
         names = ["cache", {"pip": "uv", "npm": "node", "go": "go"}[tool], *(["python"] if self._prefix else [])]
         space = Space(making.scratch, self._cache, self._most_bytes)
         begun = time.monotonic()
@@ -372,7 +383,7 @@ class UvAndNpm:
             async with self._slots:
                 making.deadline += time.monotonic() - begun
                 ran = await self._processes.run(
-                    command, environment, scratch=making.scratch, uid=self._processes.fetcher,
+                    command, variables, scratch=making.scratch, uid=self._processes.fetcher,
                     deadline=making.deadline, space=space, names=names, say=making.say,
                 )  # fmt: skip
         except SetupFailed as problem:
@@ -381,19 +392,20 @@ class UvAndNpm:
             if tool == "pip" and tools.lacks_wheels(ran):
                 raise MustBuild(tool, tools.problem(tool, ran), ran.stdout, ran.stderr)
             raise SetupFailed(tools.problem(tool, ran), ran.stdout, ran.stderr)
-        # What uv says of a success is of interest only while it lasts.
+        # uv's stderr is its progress, of no interest after a success.
         for kept, more in ((making.stdout, ran.stdout), (making.stderr, "" if tool == "pip" else ran.stderr)):
             if more:
                 kept.append(more)
 
     def _interpreter(self, scratch: Path) -> str:
-        """The interpreter of sandboxes, where a tool sees it."""
+        """The path by which a tool sees the interpreter of sandboxes."""
         if self._prefix is None or self._processes.fetcher is None:
             return self._python
         return f"{self._processes.path('python', scratch)}/{Path(self._python).relative_to(self._prefix)}"
 
-    def _looked_at(self, making: _Making, packages: Packages) -> Environment:
-        """Put what was installed into its final shape below `scratch/made`, and pack that; what it is."""
+    def _pack(self, making: _Making, packages: Packages) -> PackageSet:
+        """Move what was installed to its final layout in `scratch/made`, check it, and make `scratch/archive` of it.
+        Raises SetupFailed, OSError."""
         scratch, stdout = making.scratch, making.stdout
         made, site = scratch / "made", scratch / "made/python" / _SITE
         site.parent.mkdir(parents=True)
@@ -402,7 +414,7 @@ class UvAndNpm:
         if packages.go:
             (scratch / "go").rename(made / "go")
         for name in sorted(os.listdir(site)):
-            if _AT_START.fullmatch(name) or name == ".lock":
+            if _RUN_AT_START.fullmatch(name) or name == ".lock":
                 _drop(site / name)
                 if name != ".lock":
                     stdout.append(f"Left out, since Python would act upon it at every start: {name}")
@@ -415,7 +427,7 @@ class UvAndNpm:
         kinds = (("python", packages.pip), ("node", packages.npm), ("go", packages.go))
         lock: JsonObject = {
             "format": _FORMAT,
-            "runtimes": {kind: self._runtimes[kind] for kind, asked in kinds if asked},
+            "runtimes": {kind: self._runtimes[kind] for kind, requested in kinds if requested},
             "pip": _pip_lock(site),
             "npm": making.npm,
             "go": tools.go_modules(made / "go"),
@@ -423,9 +435,10 @@ class UvAndNpm:
         }
         (made / archives.LOCK).write_text(json.dumps(lock, sort_keys=True))
         digest = archives.pack(made, scratch / "archive")
-        return Environment(digest, lock["pip"], lock["npm"], go=lock["go"])
+        return PackageSet(digest, lock["pip"], lock["npm"], go=lock["go"])
 
     def _unpack(self, digest: str, scratch: Path) -> None:
+        """Unpack an archive into `scratch/made`. Raises Damaged, OSError."""
         scratch.mkdir(mode=0o700)
         fd = self._blobs.open_blob(digest)
         try:
@@ -433,27 +446,27 @@ class UvAndNpm:
         finally:
             os.close(fd)
 
-    async def _unpacked(self, digest: str, scratch: Path) -> None:
-        """Make the environment from its archive. Raises Damaged, OSError."""
+    async def _restore(self, digest: str, scratch: Path) -> None:
+        """Make a package set from its archive. Raises Damaged, OSError."""
         await asyncio.to_thread(self._unpack, digest, scratch)
         await self._finish(digest, scratch, time.monotonic() + self._seconds)
 
-    async def _keep(self, told: Environment, scratch: Path, deadline: float) -> None:
-        """Put its archive into the blob store, and the environment into its place. Raises OSError, also where the blob
-        store can't be reached; then nothing of it is there."""
-        if self._is_here(told.digest):  # so its archive is kept, too
-            os.utime(self.environments / told.digest)
+    async def _keep(self, installed: PackageSet, scratch: Path, deadline: float) -> None:
+        """Put the archive into the blob store, then the package set into its place. Raises OSError, also where the blob
+        store can't be reached; nothing is kept then."""
+        if self._is_here(installed.digest):  # so its archive is kept, too
+            os.utime(self.package_sets / installed.digest)
             return
 
         def put() -> None:
             with self._blobs.batch() as batch:
-                batch.put_spooled(os.fspath(scratch / "archive"), told.digest)
+                batch.put_spooled(os.fspath(scratch / "archive"), installed.digest)
 
         await asyncio.to_thread(put)
-        await self._finish(told.digest, scratch, deadline)
+        await self._finish(installed.digest, scratch, deadline)
 
     async def _finish(self, digest: str, scratch: Path, deadline: float) -> None:
-        """Put what is in `scratch/made` into its place, compiled before or afterwards."""
+        """Publish `scratch/made`, compiled before if it is large, else afterwards."""
         size = size_of(scratch / "made/python" / _SITE)
         if size > _MANY_BYTES:
             await self._compile(scratch, min(deadline, time.monotonic() + _COMPILE_SECONDS))
@@ -461,34 +474,36 @@ class UvAndNpm:
             (scratch / "made" / _UNCOMPILED).touch()
         await asyncio.to_thread(self._publish, scratch, digest)
         if 0 < size <= _MANY_BYTES:
-            _go_on(self._compile_afterwards(digest), self._compiling)
+            _in_background(self._compile_afterwards(digest), self._compiling)
 
     async def _compile_afterwards(self, digest: str) -> None:
-        place = self.environments / digest
+        """Compile a copy of a published package set, and add the bytecode to it. Failures are ignored."""
+        place = self.package_sets / digest
 
-        async def compiled(scratch: Path) -> None:
+        async def compile_copy(scratch: Path) -> None:
             scratch.mkdir(mode=0o700)
             await asyncio.to_thread(shutil.copytree, place / "python", scratch / "made/python", symlinks=True)
             await self._compile(scratch, time.monotonic() + _COMPILE_SECONDS)
             await asyncio.to_thread(self._add_bytecode, scratch / "made", place)
 
         with suppress(OSError, SetupFailed):  # runs are slower then, and no worse
-            await self._in_scratch(compiled)
+            await self._in_scratch(compile_copy)
 
     def _add_bytecode(self, made: Path, place: Path) -> None:
+        """Move the `__pycache__` directories of a compiled copy to the published set, and take its mark away."""
         self._own(made)
         sync_file_system(made)
         for where, directories, _ in os.walk(made):
             if "__pycache__" in directories:
                 directories.remove("__pycache__")
-                with suppress(OSError):  # its package has brought some of its own
+                with suppress(OSError):  # the package has a __pycache__ of its own
                     os.rename(f"{where}/__pycache__", place / os.path.relpath(where, made) / "__pycache__")
         (place / _UNCOMPILED).unlink()
         sync_file_system(place)
 
     async def _compile(self, scratch: Path, deadline: float) -> None:
-        """Have Python's bytecode beside its sources, so that no run must make it. That a file can't be compiled is
-        its package's affair."""
+        """Compile the Python sources of `scratch/made` to bytecode beside them. A file that can't be compiled is left
+        as it is. Raises SetupFailed, OSError."""
         uid, bare = self._processes.compiler, scratch / "compiled"
         bare.mkdir()
         (scratch / "made/python").rename(bare / "python")
@@ -496,7 +511,7 @@ class UvAndNpm:
         work = self._processes.path("work", bare)
         command = [self._interpreter(scratch), "-I", "-S", "-m", "compileall", "-q"]
         command += ["-j", "0" if size_of(bare) > _MANY_BYTES else "1"]
-        command += ["-s", f"{work}/python"]  # or else it would tell where on this machine that was
+        command += ["-s", f"{work}/python"]  # or the bytecode would have this machine's path
         command += ["--invalidation-mode", "unchecked-hash", f"{work}/python/{_SITE}"]
         space = Space(bare, bare, self._most_bytes)
         with suppress(SetupFailed):
@@ -511,40 +526,44 @@ class UvAndNpm:
         (bare / "python").rename(scratch / "made/python")
 
     def _publish(self, scratch: Path, digest: str) -> None:
-        made, place = scratch / "made", self.environments / digest
+        """Flush `scratch/made` to disk and rename it to its place. Raises OSError."""
+        made, place = scratch / "made", self.package_sets / digest
         self._own(made)
         sync_file_system(made)
         try:
             made.rename(place)
         except OSError:
-            if self._is_here(digest):  # somebody else was faster
+            if self._is_here(digest):  # another installation came to the same
                 os.utime(place)
             else:
                 self._drop(place)
                 made.rename(place)
-        sync_file_system(self.environments)
+        sync_file_system(self.package_sets)
 
     def _is_here(self, digest: str) -> bool:
-        return (self.environments / digest / archives.LOCK).exists()
+        """Whether a package set is on this machine."""
+        return (self.package_sets / digest / archives.LOCK).exists()
 
     def _drop(self, directory: Path) -> None:
-        """Remove an environment: at once, and then slowly."""
+        """Remove a package set: rename it first, since removing takes long, so that nobody sees half of one."""
         doomed = self._making / f"gone-{secrets.token_hex(8)}"
         directory.rename(doomed)
         trees.remove(doomed)
 
     def _own(self, made: Path) -> None:
+        """Make the service the owner of all files, readable for everybody."""
         trees.own(made, None if self._processes.fetcher is None else 0)
 
 
-def _go_on(work: Coroutine[Any, Any, None], tasks: set[asyncio.Task[None]]) -> None:
-    """Do it in a task of its own, which is in `tasks` until it has ended."""
+def _in_background(work: Coroutine[Any, Any, None], tasks: set[asyncio.Task[None]]) -> None:
+    """Run a coroutine in a task of its own, which is in `tasks` until it has ended."""
     task = asyncio.create_task(work)
     tasks.add(task)
     task.add_done_callback(tasks.discard)
 
 
 def _drop(path: Path) -> None:
+    """Remove a file or directory."""
     if path.is_dir() and not path.is_symlink():
         trees.remove(path)
     else:
@@ -552,8 +571,8 @@ def _drop(path: Path) -> None:
 
 
 def _pip_lock(site: Path) -> list[JsonObject]:
-    """Name and version of every installed distribution."""
-    found = []
+    """Name and version of every distribution in a site directory, by its metadata."""
+    distributions = []
     for directory in sorted(site.glob("*.dist-info")):
         fields: dict[str, str] = {}
         with suppress(OSError), (directory / "METADATA").open(errors="replace") as file:
@@ -564,5 +583,5 @@ def _pip_lock(site: Path) -> list[JsonObject]:
                 name, _, value = line.partition(": ")
                 fields.setdefault(name.lower(), value)
         name, _, version = directory.name.removesuffix(".dist-info").rpartition("-")
-        found.append({"name": fields.get("name", name)[:200], "version": fields.get("version", version)[:200]})
-    return found
+        distributions.append({"name": fields.get("name", name)[:200], "version": fields.get("version", version)[:200]})
+    return distributions

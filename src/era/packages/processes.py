@@ -1,4 +1,4 @@
-"""Starting tools on the host: as nobody in particular, within limits, their last words kept."""
+"""Running tools on the host: as unprivileged users, within limits, with the end of their output kept."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from era.core.setup.package_sets import SetupFailed
 from era.core.setup.progress import Say
-from era.core.setup.setups import SetupFailed
 
 _CHILD = Path(__file__).resolve().with_name("child.py")
 _STAGE = "/run/era"
 _FIRST_UID, _PAIRS = 1_899_000_000, 400_000
-"""uids of tools that a root service starts: below those of sandboxes. Each data directory has a pair of its own: one
-fetches, and owns the shared caches; the other compiles, and owns nothing."""
+"""The uids of tools that a root service starts: below those of sandboxes. Each data directory has a pair of its own.
+One fetches, and owns the shared caches; the other compiles, and owns nothing."""
 
 _LAST_WORDS = 4 << 10
 _LOOK_SECONDS = 0.25
@@ -29,27 +29,35 @@ _LOOK_SECONDS = 0.25
 
 @dataclass(frozen=True, slots=True)
 class Ran:
-    """How a tool ended. `stdout` and `stderr` are the end of what it said."""
+    """How a tool ended."""
 
     code: int
+    """Its exit code, negative for a signal. `stdout` and `stderr` are the end of its output."""
+
     stdout: str
     stderr: str
 
 
 @dataclass(frozen=True, slots=True)
 class Space:
-    """A bound for what a tool writes: `own` is its scratch directory, `shared` has more than its files."""
+    """A bound for what a tool writes to disk."""
 
     own: Path
+    """Its scratch directory."""
+
     shared: Path
+    """A directory that it writes to, too, and that has files of others: a cache."""
+
     most: int
-    """Bytes; twice as many count, since what is installed lies in a cache too."""
+    """Bytes of installed packages. The tool may write twice as many, since they are in the cache, too."""
 
 
 class Processes:
-    """Starts tools. `shown` are files and directories that tools need, by name; `path` tells where they see one."""
+    """Runs tools. As root each tool gets an unprivileged uid and sees its files in a directory that is made for it."""
 
     def __init__(self, directory: Path, shown: Mapping[str, Path]) -> None:
+        """`directory` is the data directory, which settles the uids. `shown` are the files and directories that tools
+        may be given, by name."""
         self._privileged = os.geteuid() == 0
         digest = int(hashlib.sha256(bytes(directory)).hexdigest(), 16)
         first = _FIRST_UID + digest % _PAIRS * 2
@@ -58,13 +66,13 @@ class Processes:
         self._shown = {name: os.fspath(path) for name, path in shown.items()}
 
     def path(self, name: str, scratch: Path) -> str:
-        """Where a tool sees what is shown by this name, or its scratch directory as `work`."""
+        """The path by which a tool sees what it is given under this name. `work` is its scratch directory."""
         if self._privileged:
             return f"{_STAGE}/{name}"
         return os.fspath(scratch) if name == "work" else self._shown[name]
 
     def give(self, directory: Path, uid: int | None) -> None:
-        """Let a directory, which holds nothing of a stranger's, belong to a tool's user."""
+        """Make a tool's user the owner of a directory or file. Nothing in it may come from a stranger."""
         if uid is not None:
             os.chown(directory, uid, uid)
 
@@ -80,8 +88,8 @@ class Processes:
         names: Sequence[str],
         say: Say | None = None,
     ) -> Ran:
-        """Run a tool that is shown `names` and its scratch directory, where it starts. Raises SetupFailed where it
-        takes too long (until `deadline`, of the monotonic clock) or too much space. `say` hears what it says."""
+        """Run a tool in its scratch directory, as `uid`, with the files `names`. `deadline` is of the monotonic clock.
+        `say` gets the output as it comes. Raises SetupFailed where it takes too long or too much space."""
         shown = {"work": os.fspath(scratch), **{name: self._shown[name] for name in names}}
         plan = {
             "uid": uid,
@@ -100,9 +108,9 @@ class Processes:
         )  # fmt: skip
         assert process.stdin and process.stdout and process.stderr  # noqa: S101, PT018 - they are pipes
         streams = {"stdout": process.stdout, "stderr": process.stderr}
-        said = [asyncio.create_task(_end_of(name, stream, say)) for name, stream in streams.items()]
+        outputs = [asyncio.create_task(_end_of(name, stream, say)) for name, stream in streams.items()]
         try:
-            process.stdin.write(marshal.dumps(plan))  # which it reads without importing anything
+            process.stdin.write(marshal.dumps(plan))  # which it can read without importing anything
             process.stdin.close()
             while process.returncode is None:
                 with suppress(TimeoutError):
@@ -110,24 +118,23 @@ class Processes:
                         await process.wait()
                 if time.monotonic() > deadline:
                     raise SetupFailed("It took too long. The server's ERA_SETUP_SECONDS sets the bound.")
-                if (
-                    free - _free(scratch) > space.most
-                    and await asyncio.to_thread(_taken, space, begun) > space.most * 2
-                ):
+                if free - _free(scratch) > space.most and await asyncio.to_thread(_used, space, begun) > space.most * 2:
                     raise too_large(space.most)
-            return Ran(process.returncode, await said[0], await said[1])
+            return Ran(process.returncode, await outputs[0], await outputs[1])
         finally:
             with suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
             await process.wait()
-            await asyncio.gather(*said)
+            await asyncio.gather(*outputs)
 
 
 def too_large(most: int) -> SetupFailed:
+    """The error for packages of more than `most` bytes."""
     return SetupFailed(f"The packages take more than {most >> 20} MiB. The server's ERA_DISK_MB sets the bound.")
 
 
 async def _end_of(name: str, stream: asyncio.StreamReader, say: Say | None) -> str:
+    """Read a stream to its end. Returns its last bytes, as text."""
     kept = b""
     while piece := await stream.read(1 << 16):
         kept = (kept + piece)[-_LAST_WORDS:]
@@ -137,17 +144,19 @@ async def _end_of(name: str, stream: asyncio.StreamReader, say: Say | None) -> s
 
 
 def _free(directory: Path) -> int:
-    room = os.statvfs(directory)
-    return room.f_bfree * room.f_frsize
+    """Free bytes of the file system."""
+    status = os.statvfs(directory)
+    return status.f_bfree * status.f_frsize
 
 
-def _taken(space: Space, since: float) -> int:
-    """Bytes of the scratch directory, and of what was changed in the shared one since then."""
+def _used(space: Space, since: float) -> int:
+    """Bytes on disk of the scratch directory, and of files in the shared one that have changed since `since` (seconds
+    since the epoch)."""
     return size_of(space.own) + size_of(space.shared, since)
 
 
 def size_of(directory: Path, since: float = 0) -> int:
-    """Bytes that files below a directory take on disk, those that were changed since then."""
+    """Bytes on disk of the files below a directory that have changed since `since` (seconds since the epoch)."""
     total = 0
     for where, _, files in os.walk(directory):
         for name in files:

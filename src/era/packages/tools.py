@@ -1,7 +1,7 @@
-"""uv, npm and go: how they are called, what they find configured, and what their errors mean.
+"""uv, npm and go: their command lines, their configuration, and what their errors mean.
 
-The registries are those that the machine's own pip, uv and npm would ask: their variables and files are passed on.
-uv knows nothing of pip's, so where uv has none pip's are translated.
+The registries are those that the machine's own pip, uv and npm would ask: their variables and files are passed on. uv
+doesn't read pip's configuration, so where uv has no index of its own, pip's is translated.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from urllib.parse import urlsplit
 import uv
 
 from era.core.models import JsonObject
+from era.core.setup.package_sets import SetupFailed
 from era.core.setup.requirements import Packages
-from era.core.setup.setups import SetupFailed
 from era.packages.processes import Ran
 
 _PASSED_ON = re.compile(
@@ -36,7 +36,7 @@ _PIP_OPTIONS = {
     "no-index": ("UV_NO_INDEX", " "),
     "cert": ("SSL_CERT_FILE", " "),
 }
-"""Options of pip: what uv calls them, and what it wants between several values."""
+"""Options of pip: the variable of uv that means the same, and what separates several values in it."""
 
 _UV_HAS_INDEX = ("UV_DEFAULT_INDEX", "UV_INDEX_URL", "UV_INDEX", "UV_EXTRA_INDEX_URL", "UV_FIND_LINKS", "UV_NO_INDEX")
 
@@ -74,16 +74,17 @@ _MEANINGS = (
     ),
     (r"unsatisfiable|ERESOLVE|incompatible", "The packages and versions asked for can't go together."),
 )
-"""What a tool's output tells; the first one that is found counts."""
+"""Patterns of a tool's output, and what they mean. The first that is found counts."""
 
 
 def uv_binary() -> Path:
+    """The uv that came with the service."""
     return Path(uv.find_uv_bin()).resolve()
 
 
 def environment(home: Path, seen_home: str, given: Mapping[str, str]) -> dict[str, str]:
-    """A tool's environment: what of ours (`given`) tells of registries, certificates and proxies. Configuration files
-    are copied into `home`, which the tool sees as `seen_home`."""
+    """The environment variables of a tool: those of the service (`given`) that are about registries, certificates and
+    proxies. Configuration files are copied into `home`, which the tool sees as `seen_home`."""
     found = {name: value for name, value in given.items() if _PASSED_ON.fullmatch(name)}
     found = {name: value for name, value in found.items() if name not in _UV_OWN}
     found |= {"HOME": seen_home, "TMPDIR": seen_home, "PATH": "/usr/local/bin:/usr/bin:/bin", "LANG": "C.UTF-8"}
@@ -100,7 +101,7 @@ def environment(home: Path, seen_home: str, given: Mapping[str, str]) -> dict[st
             found["UV_CONFIG_FILE"] = f"{seen_home}/uv.toml"
             break
     else:
-        found["UV_NO_CONFIG"] = "1"  # Or else it would look for a project above its directory.
+        found["UV_NO_CONFIG"] = "1"  # or it would look for a project above its directory
         if not any(name in given for name in _UV_HAS_INDEX):
             found = {**_pip_options(given, user), **found}
     if _MACHINE_CERTS.exists():  # as pip does
@@ -110,12 +111,16 @@ def environment(home: Path, seen_home: str, given: Mapping[str, str]) -> dict[st
 
 
 _INDEX_SECRET = re.compile(r"UV_INDEX_.+_(USERNAME|PASSWORD)")
+"""Variables with credentials for an index."""
+
 _UV_OWN = {"UV_CONFIG_FILE", "UV_CACHE_DIR", "UV_TARGET", "UV_PREFIX", "UV_PYTHON", "UV_WORKING_DIRECTORY"}
+"""Variables that aren't passed on: the service settles these itself."""
 
 
 def pip_command(
     python: str, target: str, requirements: str, cache: str, uv_path: str, *, wheels_only: bool = True
 ) -> list[str]:
+    """uv's command that installs packages into `target`. Paths are those that uv sees."""
     command = [
         uv_path, "pip", "install", "--python", python, "--target", target, "--link-mode", "copy",
         "--no-python-downloads", "--no-progress", "--color", "never", "--cache-dir", cache,
@@ -125,17 +130,17 @@ def pip_command(
 
 
 def indexes_command(python: str, requirements: str, uv_path: str) -> list[str]:
-    """What has uv tell which indexes it asks."""
+    """uv's command that prints the indexes that it asks."""
     return [
         uv_path, "pip", "compile", "--python", python, "--emit-index-url", "--no-header", "--quiet", "--no-cache",
         "--no-python-downloads", "--color", "never", requirements,
     ]  # fmt: skip
 
 
-def indexes(told: str, netrc_file: Path, environment: Mapping[str, str]) -> list[str]:
-    """The addresses in what that command says, the first one to be asked last. Raises SetupFailed where one of them is
-    asked with a name or password: that must not get to where code of packages runs."""
-    found = [line.partition(" ")[2].strip() for line in told.splitlines() if line.startswith("--")]
+def indexes(output: str, netrc_file: Path, environment: Mapping[str, str]) -> list[str]:
+    """The addresses in the output of that command; the first has the lowest priority. Raises SetupFailed where uv asks
+    one of them with a name or password, which must not get to where packages' own code runs."""
+    found = [line.partition(" ")[2].strip() for line in output.splitlines() if line.startswith("--")]
     named = {urlsplit(address).hostname for address in found}
     try:
         known: set[str | None] = set(netrc.netrc(netrc_file).hosts)
@@ -153,6 +158,7 @@ def indexes(told: str, netrc_file: Path, environment: Mapping[str, str]) -> list
 
 
 def npm_command(node: str, cache: str) -> list[str]:
+    """npm's command that installs a project's dependencies and runs none of their code."""
     command = [f"{node}/bin/node", f"{node}/lib/node_modules/npm/bin/npm-cli.js", "install"]
     options = ["ignore-scripts", "no-audit", "no-fund", "no-progress", "no-update-notifier", "no-global"]
     # What isn't in a registry could be a file of this machine, or anything that it can reach.
@@ -162,34 +168,36 @@ def npm_command(node: str, cache: str) -> list[str]:
 
 
 def rebuild_command(node: str, project: str, names: Sequence[str]) -> list[str]:
-    """What has npm run the install scripts of these packages, or build them."""
+    """npm's command that runs the install scripts of these packages, or builds them."""
     command = [f"{node}/bin/node", f"{node}/lib/node_modules/npm/bin/npm-cli.js", "rebuild", "--prefix", project]
     options = ["foreground-scripts", f"nodedir={node}", "no-audit", "no-fund", "no-update-notifier", "loglevel=error"]
     return [*command, *(f"--{option}" for option in options), "--logs-max=0", "--color=false", *names]
 
 
 def npm_environment(environment: Mapping[str, str], cache: str) -> dict[str, str]:
-    """npm's environment. Its own code is kept compiled beside its cache, or else each call would compile it anew."""
+    """npm's environment variables. Its own code is kept compiled in its cache, or each call would compile it again."""
     return {**environment, "NODE_COMPILE_CACHE": f"{cache}/node"}
 
 
 def package_json(packages: Packages) -> str:
+    """A package.json that asks npm for these packages."""
     overrides: JsonObject = {}
     for chain, version in packages.overrides:
         place = overrides
         for name in chain:
             place = place.setdefault(name, {})
         place["."] = version
-    told = {"name": "session", "version": "0.0.0", "private": True, "dependencies": dict(packages.npm)}
-    return json.dumps({**told, "overrides": overrides} if overrides else told)
+    project = {"name": "session", "version": "0.0.0", "private": True, "dependencies": dict(packages.npm)}
+    return json.dumps({**project, "overrides": overrides} if overrides else project)
 
 
 GO_MOD = "module session\n\ngo 1.25\n"
-"""What a session's modules are added to."""
+"""The go.mod to which a session's modules are added."""
 
 
 def go_environment(environment: Mapping[str, str], work: str) -> dict[str, str]:
-    """The environment of the go command, which is to fetch from a proxy and to start nothing."""
+    """The environment variables of a go command that fetches from a module proxy and starts no other program. `work` is
+    the directory of the project, as the command sees it."""
     return {
         "GOPROXY": "https://proxy.golang.org",  # and not "direct", which has version control systems started
         **environment,
@@ -204,28 +212,31 @@ def go_environment(environment: Mapping[str, str], work: str) -> dict[str, str]:
 
 
 def go_commands(go: str, work: str, packages: Packages) -> list[list[str]]:
+    """The commands that add these modules to the project `work` and fetch them, with all that they need."""
     modules = [f"{path}@{version}" for path, version in packages.go]
     return [[go, "get", "-C", work, *modules], [go, "mod", "download", "-C", work, "all"]]
 
 
 def go_modules(project: Path) -> list[JsonObject]:
-    """The modules in a go.sum whose content is there."""
+    """The modules whose content was fetched, by the project's go.sum."""
     try:
         lines = [line.split() for line in (project / "go.sum").read_text().splitlines()]
     except FileNotFoundError:
         return []
-    whole = sorted((line[0], line[1], line[2]) for line in lines if len(line) == 3 and not line[1].endswith("/go.mod"))
-    return [{"name": path, "version": version, "integrity": told} for path, version, told in whole]
+    modules = sorted(
+        (line[0], line[1], line[2]) for line in lines if len(line) == 3 and not line[1].endswith("/go.mod")
+    )
+    return [{"name": path, "version": version, "integrity": checksum} for path, version, checksum in modules]
 
 
 def lacks_wheels(ran: Ran) -> bool:
-    """Whether uv failed because a package has no wheel that can be used."""
+    """Whether uv failed because a package has no wheel for this machine."""
     return re.search(_NO_WHEELS, ran.stderr) is not None
 
 
 def npm_lock(project: Path) -> tuple[list[JsonObject], dict[str, bool]]:
-    """What npm has installed in a project, by its own lock, and the packages that have install scripts: by path,
-    whether the others can do without."""
+    """The packages that npm has installed in a project, by its package-lock.json. Then the paths of those with install
+    scripts, and whether each is optional."""
     locked = json.loads((project / "package-lock.json").read_text())["packages"]
     found, scripts = [], {}
     for path, package in sorted(locked.items()):
@@ -240,13 +251,14 @@ def npm_lock(project: Path) -> tuple[list[JsonObject], dict[str, bool]]:
 
 
 def problem(tool: str, ran: Ran) -> str:
-    """Why a tool failed: what that means, and its own last lines."""
-    said = "\n".join(line for line in (ran.stderr or ran.stdout).splitlines()[-20:] if line.strip())
+    """The message for a tool that failed: what its output means, and its last lines."""
+    last = "\n".join(line for line in (ran.stderr or ran.stdout).splitlines()[-20:] if line.strip())
     meaning = next((text for pattern, text in _MEANINGS if re.search(pattern, ran.stderr + ran.stdout)), "")
-    return f"{tool} failed. {meaning}".rstrip() + (f"\n{said}" if said else f" Exit code {ran.code}.")
+    return f"{tool} failed. {meaning}".rstrip() + (f"\n{last}" if last else f" Exit code {ran.code}.")
 
 
 def _copied(file: Path, home: Path, name: str) -> bool:
+    """Copy a configuration file into `home`, for its owner only. Returns whether it could be read."""
     try:
         target = home / name
         shutil.copyfile(file, target)
@@ -259,7 +271,7 @@ def _copied(file: Path, home: Path, name: str) -> bool:
 
 
 def _pip_options(given: Mapping[str, str], user: Path) -> dict[str, str]:
-    """pip's options, from its files and variables, as uv's variables."""
+    """pip's options, from its configuration files and variables, as uv's variables."""
     parser = configparser.RawConfigParser(strict=False)
     files = [Path("/etc/xdg/pip/pip.conf"), Path("/etc/pip.conf")]
     files += [user / ".pip/pip.conf", user / ".config/pip/pip.conf"]
@@ -274,6 +286,6 @@ def _pip_options(given: Mapping[str, str], user: Path) -> dict[str, str]:
     for option, (name, between) in _PIP_OPTIONS.items():
         values = [parser.get(section, option, fallback="") for section in ("global", "install")]
         values.append(given.get(f"PIP_{option.upper().replace('-', '_')}", ""))
-        if told := [value for value in values if value.strip()]:
-            found[name] = between.join(told[-1].split())
+        if given_values := [value for value in values if value.strip()]:
+            found[name] = between.join(given_values[-1].split())
     return found

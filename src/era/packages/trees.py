@@ -1,7 +1,7 @@
-"""Directories of installed packages: looked at, made fit to be shared.
+"""Directories of installed packages: checked, and given the owner and modes to be shared.
 
-What tools unpacked or built comes from strangers. Nothing of it is followed, and nothing is kept but directories, plain
-files and links that stay within; who may do what with them is decided here.
+What tools unpacked or built comes from strangers. No link in it is followed, and nothing is accepted but directories,
+regular files and links that stay within it. Their owners and modes are settled here.
 """
 
 from __future__ import annotations
@@ -13,13 +13,14 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from era.core.files import trees
-from era.core.setup.setups import SetupFailed
+from era.core.setup.package_sets import SetupFailed
 from era.packages.processes import too_large
 
 
 def check(directory: Path, *, most_files: int, most_bytes: int, separate: bool = False) -> None:
-    """Raises SetupFailed for what no package should have in it, or too much of it; OSError for what can't be looked at.
-    With `separate` a file that has several names here, as builds leave some, becomes one for each."""
+    """Check what is in a directory. Raises SetupFailed for entries that no package may have, more than `most_files` of
+    them, or more than `most_bytes`; OSError for what can't be read. Hard links are refused. With `separate`, as builds
+    leave some, each name gets a copy instead."""
     count = size = 0
     shared = []
     for where, directories, files in os.walk(directory, onerror=_fail):
@@ -43,20 +44,21 @@ def check(directory: Path, *, most_files: int, most_bytes: int, separate: bool =
         if size > most_bytes:
             raise too_large(most_bytes)
     for path in shared:
-        shutil.copy(path, f"{path}.one")
-        os.rename(f"{path}.one", path)
+        shutil.copy(path, f"{path}.copy")
+        os.rename(f"{path}.copy", path)
 
 
-def taken(place: Path, path: str, target: Path) -> None:
-    """Move a directory out of the working directory of a build, whose sandbox must die before it's looked at. On the
-    way there no link is followed. Raises SetupFailed where there is none."""
-    *way, name = path.split("/")
+def move_out(place: Path, path: str, target: Path) -> None:
+    """Move the directory `path` out of `place`, the working directory of a build, to `target`. No link on its path is
+    followed. Nothing may look into it before the sandbox is gone. Raises SetupFailed where there is no such
+    directory."""
+    *parents, name = path.split("/")
     remove(target)
     with ExitStack() as stack:
         try:
             fd = stack.enter_context(trees.opened_root(place))
-            for one in way:
-                fd = stack.enter_context(trees.opened_directory(fd, one))
+            for parent in parents:
+                fd = stack.enter_context(trees.opened_directory(fd, parent))
             os.rename(name, target, src_dir_fd=fd)
         except OSError as error:
             raise SetupFailed(f"What was built can't be found: {error.strerror}.") from error
@@ -66,9 +68,9 @@ def taken(place: Path, path: str, target: Path) -> None:
 
 
 def own(directory: Path, owner: int | None) -> None:
-    """Give all of it to a user (None: it stays ours) who may write; everybody may read; no other bits are left. Raises
-    OSError."""
-    # From the top down, since what is closed to us can't be looked into before it's open.
+    """Make `owner` (None: the present one) the owner of a directory and all that is in it, with modes 755 and 644.
+    Raises OSError."""
+    # From the top down, since a directory without read permission can't be listed before it is changed.
     _own(os.fspath(directory), owner)
     for where, directories, files in os.walk(directory, onerror=_fail):
         for name in (*directories, *files):
@@ -86,7 +88,7 @@ def _own(path: str, owner: int | None) -> None:
 
 
 def remove(directory: Path) -> None:
-    """Remove it, whatever it holds."""
+    """Remove a directory, whatever its content and modes are."""
     if _is_directory(directory):
         directory.chmod(0o700)
     for where, directories, _ in os.walk(directory):
@@ -98,7 +100,7 @@ def remove(directory: Path) -> None:
 
 
 def _is_directory(path: Path) -> bool:
-    """Itself, and not what a link leads to."""
+    """Whether it is a directory itself, not a link to one."""
     return path.is_dir() and not path.is_symlink()
 
 
@@ -107,7 +109,7 @@ def _fail(error: OSError) -> None:
 
 
 def _check_link(directory: Path, name: str) -> None:
-    """Raises SetupFailed for a link that leads out of the directory, also by way of others."""
+    """Raises SetupFailed for a link that leads out of the directory, also through other links."""
     top, path = os.path.realpath(directory), os.path.join(directory, name)
     if os.path.isabs(os.readlink(path)) or not f"{os.path.realpath(path)}/".startswith(f"{top}/"):
         raise SetupFailed(f"A package has a link that leads out of it: {name[:200]!r}.")

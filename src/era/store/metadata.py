@@ -191,7 +191,7 @@ class SqlStore:
         *,
         status: str,
         result: str,
-        environment: str | None,
+        package_set: str | None,
         left: tuple[int, Snapshot] | None = None,
     ) -> bool:
         return await self.database.write(
@@ -200,18 +200,18 @@ class SqlStore:
             job,
             status=status,
             result=result,
-            environment=environment,
+            package_set=package_set,
             left=left,
         )
 
     async def restart_setup(self, session_id: OwnedId) -> Session:
         return await self.database.write(setups.restart_setup, self._retention, session_id)
 
-    async def environments(self) -> Sequence[str]:
-        return await self.database.read(setups.environments)
+    async def package_sets(self) -> Sequence[str]:
+        return await self.database.read(setups.package_sets)
 
-    async def environment_lost(self, digest: str) -> int:
-        return await self.database.write(setups.environment_lost, digest)
+    async def package_set_lost(self, digest: str) -> int:
+        return await self.database.write(setups.package_set_lost, digest)
 
     async def snapshot_roots(self) -> Sequence[str]:
         return await self.database.read(versions.snapshot_roots)

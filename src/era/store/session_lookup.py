@@ -45,7 +45,7 @@ _FIELDS = (
     "setup",
     "setup_status",
     "setup_result",
-    "environment",
+    "package_set",
     "setup_lock",
     "storage",
 )

@@ -366,7 +366,7 @@ def settings_of(source: Session) -> dict[str, Any]:
         "setup": source.setup,
         "setup_status": source.setup_status,
         "setup_result": source.setup_result,
-        "environment": source.environment,
+        "package_set": source.package_set,
         "setup_lock": source.setup_lock,
         "storage": source.storage,
         "code": stored and stored.code,

@@ -14,7 +14,7 @@ from era.store.session_lookup import IS_PRESENT, find_session, session_with_key
 from era.store.tables import SETUP_UNDER_WAY, sessions
 from era.store.versions import next_version
 
-PENDING: dict[str, Any] = {"setup_status": "pending", "setup_result": None, "environment": None}
+PENDING: dict[str, Any] = {"setup_status": "pending", "setup_result": None, "package_set": None}
 """The columns of a session whose setup has just been asked for."""
 
 _MOST_JOBS = 1000
@@ -32,10 +32,10 @@ _SET_STATUS = (
     .values(setup_status=bindparam("status"))
 )
 _END = _SET_STATUS.values(
-    setup_result=bindparam("result"), environment=bindparam("new_environment"), updated_at=bindparam("at")
+    setup_result=bindparam("result"), package_set=bindparam("new_package_set"), updated_at=bindparam("at")
 )
 _COMPLETE = _END.values(setup_lock=None)
-_ENVIRONMENTS = select(sessions.c.environment).where(sessions.c.environment.is_not(None)).distinct()
+_PACKAGE_SETS = select(sessions.c.package_set).where(sessions.c.package_set.is_not(None)).distinct()
 
 
 def unfinished_setups(connection: Connection) -> Sequence[SetupJob]:
@@ -56,7 +56,7 @@ def end_setup(
     *,
     status: str,
     result: str,
-    environment: str | None,
+    package_set: str | None,
     left: tuple[int, Snapshot] | None,
 ) -> bool:
     """See MetadataStore.end_setup."""
@@ -69,7 +69,7 @@ def end_setup(
         if snapshot != session_with_key(connection, job.session_key).snapshot:
             next_version(connection, retention, job.session_key, "setup", at, data=None, snapshot=snapshot)
     values = {"session": job.session_key, "job": job.setup, "status": status, "result": result}
-    values |= {"new_environment": environment, "at": at}
+    values |= {"new_package_set": package_set, "at": at}
     return connection.execute(_COMPLETE if status == "completed" else _END, values).rowcount > 0
 
 
@@ -83,11 +83,11 @@ def restart_setup(connection: Connection, retention: Retention, session_id: Owne
     return session_with_key(connection, session.key)
 
 
-def environments(connection: Connection) -> Sequence[str]:
+def package_sets(connection: Connection) -> Sequence[str]:
     """The digests of package sets that sessions have, removed ones included."""
-    return list(connection.execute(_ENVIRONMENTS).scalars())
+    return list(connection.execute(_PACKAGE_SETS).scalars())
 
 
-def environment_lost(connection: Connection, digest: str) -> int:
+def package_set_lost(connection: Connection, digest: str) -> int:
     """Make the setups that led to this package set pending again; how many there were."""
-    return connection.execute(update(sessions).where(sessions.c.environment == digest).values(PENDING)).rowcount
+    return connection.execute(update(sessions).where(sessions.c.package_set == digest).values(PENDING)).rowcount

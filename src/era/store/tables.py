@@ -38,7 +38,7 @@ metadata = MetaData(
 _IS_PRESENT = text("deleted_at IS NULL")
 _IS_REMOVED = text("deleted_at IS NOT NULL")
 _HAS_EXPIRY = text("expires_at IS NOT NULL")
-_HAS_ENVIRONMENT = text("environment IS NOT NULL")
+_HAS_PACKAGES = text("environment IS NOT NULL")
 _HAS_DIGEST = text("digest IS NOT NULL")
 SETUP_UNDER_WAY = text("setup_status IN ('pending', 'running')")
 """Written out in queries too, or else SQLite wouldn't use the index on it."""
@@ -73,7 +73,7 @@ sessions = Table(
     Column("setup", Text),
     Column("setup_status", String(16)),
     Column("setup_result", Text),
-    Column("environment", String(64)),
+    Column("environment", String(64), key="package_set"),
     Column("setup_lock", Text),
     Column("storage", Boolean, nullable=False, server_default=true()),
     Index("uq_sessions_id", "id", unique=True, sqlite_where=_IS_PRESENT, postgresql_where=_IS_PRESENT),
@@ -83,7 +83,7 @@ sessions = Table(
     # Partial, so that the end of a run needn't touch it for the many sessions that never expire.
     Index("ix_sessions_expires_at", "expires_at", sqlite_where=_HAS_EXPIRY, postgresql_where=_HAS_EXPIRY),
     Index("ix_sessions_setup_status", "setup_status", sqlite_where=SETUP_UNDER_WAY, postgresql_where=SETUP_UNDER_WAY),
-    Index("ix_sessions_environment", "environment", sqlite_where=_HAS_ENVIRONMENT, postgresql_where=_HAS_ENVIRONMENT),
+    Index("ix_sessions_environment", "package_set", sqlite_where=_HAS_PACKAGES, postgresql_where=_HAS_PACKAGES),
     sqlite_autoincrement=True,  # A key is never given twice, not even that of the newest row once it is deleted.
 )
 

@@ -135,10 +135,10 @@ class Exporter:
 
     async def _write(self, session_id: OwnedId, history: bool, stack: ExitStack) -> _Written:
         document, texts = self._temporary(stack), self._temporary(stack)
-        environment = (await self._store.session(session_id)).environment
-        if environment is not None:
+        package_set = (await self._store.session(session_id)).package_set
+        if package_set is not None:
             with suppress(Unavailable):  # The capsule is complete without a lock, too.
-                await self._locks.need(environment)
+                await self._locks.ensure(package_set)
         async with self._pins.pinning() as pin:
             written = _Written(document, texts, pin)
 

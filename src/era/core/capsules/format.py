@@ -144,7 +144,7 @@ class Document:
         self._hasher = hashlib.sha256()
 
     def write(self, session: Session, lock: JsonObject | None, versions: Iterator[bytes], runs: Iterator[bytes]) -> str:
-        """Write all of it; the SHA-256 of what was written. `lock` is that of the session's environment."""
+        """Write all of it; the SHA-256 of what was written. `lock` is that of the session's package set."""
         shown = _session(session, lock)
         head = {"format": FORMAT, "era": __version__, "exported_at": timestamp(now()), "session": shown}
         self._line(jsontext.compact(head).encode()[:-1] + b",")

@@ -47,7 +47,7 @@ class Pins:
         """Every snapshot root and every other blob that must be kept."""
         async with self._lock:
             roots, blobs = set(await store.snapshot_roots()), set(await store.output_digests())
-            blobs.update(await store.environments(), self._local())
+            blobs.update(await store.package_sets(), self._local())
             for pin in self._held:
                 roots |= pin.roots
                 blobs |= pin.blobs

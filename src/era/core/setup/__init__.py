@@ -1,1 +1,1 @@
-"""What a session has installed before it runs anything: wishes, builds, commands, locks."""
+"""Setups: what a session has installed before it runs anything. Requests for packages, builds, commands, locks."""

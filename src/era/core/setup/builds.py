@@ -1,13 +1,13 @@
 """Building packages: their own code, run in a temporary sandbox.
 
-Theory of operation. Some packages can't be unpacked only: a Python source distribution runs its build, a package of npm
-its install scripts. That is code of strangers, so it runs as a session's programs do: by the same driver, with the
+Theory of operation. For some packages unpacking isn't enough: a Python source distribution runs its build, a package of
+npm its install scripts. That is code of strangers, so it runs as a session's programs do: by the same driver, with the
 isolation, limits and network of the session that asked for it. But not in the session's own sandbox, whose files are
-none of its business. The sandbox is made for one build, and what is taken out of it is taken once it is dead: nothing
-that was started in there can change it any more.
+none of its business. A sandbox is made for one build, and the result is moved out while nothing runs in there: whatever
+was started in it is dead by then.
 
-The registries of the host's tools are reached through the service (ports.Indexes), also where the session has no
-internet, so a build needs no credential and no way to them of its own.
+A build reaches the package indexes of the host's tools through the service (ports.Indexes), also where the session has
+no internet. So it needs neither credentials nor network access of its own.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from era.core.files.allowance import bounded
 from era.core.limits import Rules
 from era.core.models import EMPTY, Language, Session
 from era.core.ports import Ended, Indexes, Network, Program, Sandbox, SandboxPool
-from era.core.setup.commands import how
+from era.core.setup.commands import failure
 from era.core.setup.progress import LastWords, Say
 from era.errors import SandboxFailed
 
 
 class Builds:
-    """Gives sessions the places where their packages are built."""
+    """Makes a Build for each session that installs packages."""
 
     def __init__(self, pool: SandboxPool, network: Network, indexes: Indexes, rules: Rules) -> None:
         self._pool, self._network, self._indexes, self._rules = pool, network, indexes, rules
@@ -37,7 +37,8 @@ class Builds:
 
 
 class Build:
-    """What one session may have built. What came of it is nobody else's: `owner` tells whose it is."""
+    """Builds packages for one session, with that session's isolation, limits and network. What was built is used by no
+    other session: `owner` says which one it belongs to."""
 
     def __init__(self, session: Session, pool: SandboxPool, network: Network, indexes: Indexes, rules: Rules) -> None:
         self.owner = str(session.key)
@@ -46,8 +47,8 @@ class Build:
 
     @asynccontextmanager
     async def place(self, language: Language) -> AsyncIterator[Place]:
-        """An empty sandbox, with room for the runtime of this language. It is gone after the block, and what is to be
-        kept of it must have been moved out by then. Raises EraError where there is none to be had."""
+        """A temporary sandbox to build in, whose limits fit the runtime of this language. It is removed when the block
+        is left; the result has to be moved out before. Raises EraError where no sandbox can be had."""
         session = self._session
         limits = self._rules.granted(session.limits)
         sandbox = await self._pool.acquire_temporary(language, session.isolation, limits)
@@ -58,7 +59,7 @@ class Build:
 
 
 class Place:
-    """A sandbox to build in. Its working directory may be touched while nothing runs."""
+    """A sandbox to build in. The host may touch its working directory while nothing runs."""
 
     def __init__(self, sandbox: Sandbox, session: Session, network: Network, indexes: Indexes) -> None:
         self._sandbox, self._session, self._network, self._indexes = sandbox, session, network, indexes
@@ -70,7 +71,7 @@ class Place:
 
     @property
     def uid(self) -> int | None:
-        """Who is to own what is put there; None: the service's own user."""
+        """Who has to own the files that are put there; None: the service's own user."""
         return self._sandbox.uid
 
     async def run(
@@ -82,10 +83,10 @@ class Place:
         indexes: Sequence[str] = (),
         say: Say | None = None,
     ) -> tuple[str | None, LastWords]:
-        """Run a program until `deadline` of the monotonic clock at most: how it failed, None where it hasn't, and the
-        end of what it said. `{N}` in `command` becomes the address where it finds the Nth of `indexes`. Raises
-        SandboxFailed."""
-        sandbox, session, said = self._sandbox, self._session, LastWords()
+        """Run a program until it ends, or until `deadline` of the monotonic clock. Returns how it failed (see
+        `failure`), None if it hasn't, and the end of its output. `{N}` in `command` is replaced by the address of the
+        Nth of `indexes`. `say` gets the output as it comes. Raises SandboxFailed."""
+        sandbox, session, output = self._sandbox, self._session, LastWords()
         run_egress = self._network.run_egress(sandbox, internet=session.allow_internet, egress=session.egress)
         access = self._indexes.access(sandbox, indexes)
         program = Program(
@@ -105,9 +106,9 @@ class Place:
                 if isinstance(event, Ended):
                     ended = event
                 else:
-                    said.say(event.stream, event.data)
+                    output.say(event.stream, event.data)
                     if say is not None:
                         say(event.stream, event.data)
         if ended is None:
             raise SandboxFailed("The sandbox did not say how a build ended.")
-        return how(ended), said
+        return failure(ended), output

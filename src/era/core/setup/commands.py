@@ -1,12 +1,13 @@
 """The commands of a setup: run in the session's own sandbox, before anything else runs there.
 
-Theory of operation. A command is a program like any other: it has the session's isolation, limits and network, its
-files and packages. One after the other they run in one sandbox, which is then the session's; the first that fails ends
-it, and then nothing of theirs is kept. Their output goes to the session's own result and nowhere else.
+Theory of operation. A command is a program like any other: it has the session's isolation, limits, network, files and
+packages. All commands run in one sandbox, one after the other; the sandbox then serves the session's runs. The first
+command that fails is the last, and then no file of theirs is kept. Their output goes into the result of the setup and
+nowhere else.
 
-While a setup is under way no run begins, so the session's sandbox is ours; but its files can be changed over HTTP all
-the same. The store takes what commands have left only if they began with the version that is in force then. If not,
-they are run once more, with the new files.
+While a setup is under way no run begins, so nothing else runs in the session's sandbox. But its files can still be
+changed over HTTP. The store accepts the snapshot that the commands left only if the version that they began with is
+still in force. If not, they are run once more, with the new files.
 """
 
 from __future__ import annotations
@@ -27,37 +28,42 @@ _HINT = "Change it with PATCH /api/sessions/{id}, or try again with POST /api/se
 
 
 @dataclass(slots=True)
-class Commanded(LastWords):
-    """How a setup's commands went: those that were run, the end of what they said, what they left in the working
-    directory, and why it isn't kept, where it isn't."""
+class CommandsResult(LastWords):
+    """How the commands of a setup went, with the end of their output."""
 
     ran: list[str] = field(default_factory=list)
+    """The commands that were started."""
+
     snapshot: Snapshot | None = None
+    """The working directory they left; None after an error."""
+
     error: str | None = None
 
 
 class Commands:
+    """Runs the commands of setups."""
+
     def __init__(self, pool: SandboxPool, network: Network, snapshots: SnapshotStore) -> None:
         self._pool = pool
         self._network = network
         self._snapshots = snapshots
 
     async def run(
-        self, session: Session, commands: Sequence[str], environment: str | None, deadline: float, progress: Progress
-    ) -> Commanded:
-        """Run them in the session's sandbox, with the packages of `environment`, until `deadline` of the monotonic
-        clock at most. Nobody else may be in that sandbox. Call `kept` or `dropped` then. Raises EraError where there is
-        no sandbox to be had."""
-        told = Commanded()
+        self, session: Session, commands: Sequence[str], package_set: str | None, deadline: float, progress: Progress
+    ) -> CommandsResult:
+        """Run commands in the session's sandbox, with the packages of the set `package_set` (a digest), until
+        `deadline` of the monotonic clock at most. Nothing else may run in that sandbox. The caller then calls `kept` or
+        `dropped`. Raises EraError where no sandbox can be had."""
+        result = CommandsResult()
         if not session.persistent:
-            told.error = "This session is not persistent: it keeps no files, so commands could leave none. " + _HINT
-            return told
-        sandbox = await self._pool.acquire(replace(session, environment=environment))
+            result.error = "This session is not persistent: it keeps no files, so commands could leave none. " + _HINT
+            return result
+        sandbox = await self._pool.acquire(replace(session, package_set=package_set))
         try:
             for command in commands:
-                told.ran.append(command)
+                result.ran.append(command)
                 shown = f"$ {command}\n".encode()
-                told.say("stdout", shown)
+                result.say("stdout", shown)
                 progress.say("stdout", shown)
                 run_egress = self._network.run_egress(sandbox, internet=session.allow_internet, egress=session.egress)
                 program = Program(
@@ -82,38 +88,38 @@ class Commands:
                         if isinstance(event, Ended):
                             ended = event
                         else:
-                            told.say(event.stream, event.data)
+                            result.say(event.stream, event.data)
                             progress.say(event.stream, event.data)
                 progress.flush()
                 if ended is None:
                     raise SandboxFailed("The sandbox did not say how a command ended.")
-                told.error = _problem(command, ended)
-                if told.error is not None:
-                    return told
-            told.snapshot = await self._snapshots.take(sandbox, session.snapshot)
-            return told
+                result.error = _problem(command, ended)
+                if result.error is not None:
+                    return result
+            result.snapshot = await self._snapshots.take(sandbox, session.snapshot)
+            return result
         except SnapshotRefused as problem:
-            told.error = f"What the commands left can't be kept: {problem}. Have them leave less, or raise 'limits'."
-            return told
+            result.error = f"What the commands left can't be kept: {problem}. Have them leave less, or raise 'limits'."
+            return result
         except SandboxFailed as problem:
-            told.error = f"The sandbox failed under a command: {problem.message} {_HINT}"
-            return told
+            result.error = f"The sandbox failed under a command: {problem.message} {_HINT}"
+            return result
         except BaseException:
             await self.dropped(session.key)
             raise
 
     async def kept(self, session: Session, snapshot: Snapshot) -> None:
-        """What commands left is the session's now."""
+        """The snapshot that the commands left has become a version: the sandbox may be kept warm."""
         self._pool.committed(session.key, snapshot)
 
     async def dropped(self, session_key: int) -> None:
-        """What commands left must not be used."""
+        """What the commands left isn't kept: the sandbox is closed."""
         await self._pool.release(session_key)
 
 
 def _problem(command: str, ended: Ended) -> str | None:
-    """Why a command that ended so has failed, None where it hasn't."""
-    problem = how(ended)
+    """The error for a command that ended so, None if it succeeded."""
+    problem = failure(ended)
     if problem is None:
         return None
     if ended.cause == "exit" and ended.disk_problem is None:
@@ -122,8 +128,8 @@ def _problem(command: str, ended: Ended) -> str | None:
     return f"The command {shown!r} {problem}. Nothing of the commands is kept. {_HINT}"
 
 
-def how(ended: Ended) -> str | None:
-    """How a program of a setup has failed, to complete a sentence; None where it hasn't."""
+def failure(ended: Ended) -> str | None:
+    """How a program of a setup failed, as a predicate ("was out of memory; …"); None if it succeeded."""
     if ended.cause == "exit" and ended.exit_code == 0 and ended.disk_problem is None:
         return None
     match ended.cause:

@@ -1,12 +1,12 @@
-"""Locks: which very packages an environment holds, so that it can be had once more elsewhere.
+"""Locks: the exact versions of a package set, so that the same packages can be installed again elsewhere.
 
-Theory of operation. A lock is `{pip, npm, go}`, each a list of `{name, version, …}` as an environment lists them. It is
-shown to clients and goes into capsules. Where a session is imported, its lock turns the setup into one that asks for
-exactly those versions. A lock in a capsule is a stranger's: what it may say is what could be asked for in a setup, and
-nothing is ever believed of it but names and versions.
+Theory of operation. A lock is `{pip, npm, go}`, each a list of `{name, version, …}` as in a package set. It is shown to
+clients and put into capsules. When a session is imported, its lock turns the setup into one that asks for exactly those
+versions. A lock in a capsule comes from a stranger: it may contain only what a setup could ask for, and nothing but its
+names and versions is used.
 
-Modules of Go follow from the versions of those that were asked for. Of npm, a package may be there several times, below
-those that need it; that is said with npm's overrides.
+For Go, the versions of the requested modules settle those of all others. With npm, the same package may be installed in
+several versions, below the packages that need it; npm's overrides express that.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ from era.core.setup.requirements import GO_PATH, GO_VERSION, NPM_NAME, PIP_NAME,
 
 
 class Locks(Protocol):
-    """Tells which packages sessions have."""
+    """Gives the locks of sessions."""
 
-    async def need(self, digest: str) -> None:
-        """Have this environment here. Raises Unavailable where that can't be."""
+    async def ensure(self, digest: str) -> None:
+        """Have this package set on this machine. Raises Unavailable where that isn't possible now."""
         ...
 
     def lock(self, session: Session) -> JsonObject | None:
-        """The lock of a session's environment, if that is here, or the one by which it is still to be made; None
-        where there is none that can go into a capsule. Reads a file."""
+        """The lock of a session's package set if that is on this machine, else the lock by which it is still to be
+        made. None if there is none that may go into a capsule. Reads a file."""
         ...
 
 
@@ -38,7 +38,11 @@ MAX_PACKAGES = 5_000
 """Of each kind."""
 
 _MAX_DEPTH = 20
+"""Of a package of npm below others."""
+
 _SHOWN = 5
+"""Differences that are listed; the others are counted."""
+
 _PIP_NAME = re.compile(PIP_NAME)
 _PIP_VERSION = re.compile(r"[A-Za-z0-9.+!_-]{1,200}")
 _NPM_VERSION = re.compile(r"[0-9A-Za-z][0-9A-Za-z.+-]{0,200}")
@@ -46,7 +50,7 @@ _INTEGRITY = re.compile(r"[A-Za-z0-9+/=: -]{1,1000}")
 
 
 def can_be_lock(value: object) -> bool:
-    """Whether this is what some server could have written as a lock."""
+    """Whether a server could have written this value as a lock. For locks from outside."""
     if not isinstance(value, dict) or value.keys() != set(KINDS):
         return False
     return all(
@@ -56,7 +60,7 @@ def can_be_lock(value: object) -> bool:
 
 
 def pinned(packages: Packages, lock: Mapping[str, Any]) -> Packages:
-    """The same packages in the versions of a lock, and all that they need in its versions too."""
+    """A request for the same packages in the versions of a lock, with everything they need in its versions, too."""
     pip = {f"{item['name']}=={item['version']}" for item in lock["pip"]} if packages.pip else set()
     top = {item["name"]: item["version"] for item in lock["npm"] if "path" not in item}
     overrides = sorted(_overrides(lock)) if packages.npm else ()
@@ -71,12 +75,12 @@ def pinned(packages: Packages, lock: Mapping[str, Any]) -> Packages:
 
 
 def differences(lock: Mapping[str, Any], installed: Mapping[str, Any]) -> str:
-    """How what was installed differs from a lock, in words; "" where it doesn't."""
+    """The differences between the installed packages and a lock, in words; "" if there are none."""
     found = []
     for kind in KINDS:
-        wanted, there = ({_place(item): item for item in one[kind]} for one in (lock, installed))
-        for place in sorted(wanted.keys() | there.keys()):
-            before, now = wanted.get(place), there.get(place)
+        locked, present = ({_place(item): item for item in source[kind]} for source in (lock, installed))
+        for place in sorted(locked.keys() | present.keys()):
+            before, now = locked.get(place), present.get(place)
             if before is None or now is None or before["version"] != now["version"]:
                 found.append(f"{place} {_version(now)}, not {_version(before)}")
             elif before.get("integrity") and now.get("integrity") and before["integrity"] != now["integrity"]:
@@ -86,7 +90,8 @@ def differences(lock: Mapping[str, Any], installed: Mapping[str, Any]) -> str:
 
 
 def _overrides(lock: Mapping[str, Any]) -> Iterator[tuple[tuple[str, ...], str]]:
-    """Below which packages of npm which one has which version. One that goes by another name is left to npm."""
+    """npm's overrides that pin every package of a lock: the names of the packages that lead to it, itself last, and its
+    version. A package that is installed under an alias is left to npm."""
     for item in lock["npm"]:
         chain = tuple(part.strip("/") for part in item.get("path", item["name"]).split("node_modules/") if part)
         if chain[-1] == item["name"]:
@@ -94,6 +99,7 @@ def _overrides(lock: Mapping[str, Any]) -> Iterator[tuple[tuple[str, ...], str]]
 
 
 def _can_be_item(kind: str, item: object) -> bool:
+    """Whether this is an entry of a lock's list `kind`."""
     optional = {"pip": set[str](), "npm": {"integrity", "path"}, "go": {"integrity"}}[kind]
     if not isinstance(item, dict) or not {"name", "version"} <= item.keys() <= {"name", "version", *optional}:
         return False
@@ -116,7 +122,7 @@ def _is_npm(name: str) -> bool:
 
 
 def _can_be_path(path: object) -> bool:
-    """Whether this is where npm could have put a package, from the project."""
+    """Whether npm could have installed a package at this path of a project."""
     if not isinstance(path, str) or len(path) > 4096:
         return False
     chain = path.removeprefix("node_modules/").split("/node_modules/")
@@ -124,6 +130,7 @@ def _can_be_path(path: object) -> bool:
 
 
 def _place(item: JsonObject) -> str:
+    """What tells a package from others of its kind: npm's path, else the name."""
     return str(item.get("path", item["name"])).removeprefix("node_modules/")
 
 

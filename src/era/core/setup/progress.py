@@ -1,8 +1,8 @@
-"""What a setup says while it is under way: its last lines, for whoever listens, however late.
+"""The output of a setup that is under way: its last lines, for any number of readers, however late they come.
 
-Theory of operation. One that tells appends; each that listens has a place of its own among the lines and waits for
-more. So nobody who listens is known here, and nothing is left of one who goes. Old lines are dropped beyond a bound;
-who reads too slowly misses them.
+Theory of operation. The writer appends lines. Each reader has a position of its own among the lines and waits for more,
+so readers needn't register, and nothing is left of one that goes away. Beyond a bound the oldest lines are dropped; a
+reader that is too slow misses them.
 """
 
 from __future__ import annotations
@@ -15,22 +15,21 @@ from dataclasses import dataclass
 
 MAX_LINES = 2_000
 MAX_CHARACTERS = 256 << 10
-"""Of all lines that are kept."""
+"""Bound for all lines that are kept, together."""
 
 _LONGEST = 2_000
-"""Characters of one line; more of it become another."""
+"""Characters of a line. A longer one is split."""
 
 type Say = Callable[[str, bytes], None]
-"""Takes a piece of what a tool wrote, given its stream: stdout or stderr."""
-
+"""A function that takes a piece of a tool's output: its stream, "stdout" or "stderr", and the bytes."""
 
 LAST_WORDS = 4 << 10
-"""Characters of each stream that are kept for a setup's result."""
+"""Characters of each stream that a setup's result has."""
 
 
 @dataclass(slots=True)
 class LastWords:
-    """The end of what was written, by stream."""
+    """The last characters of each output stream."""
 
     stdout: str = ""
     stderr: str = ""
@@ -43,7 +42,7 @@ class LastWords:
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """A line of a tool's or command's, without its end."""
+    """A line that a tool or command wrote, without the line end."""
 
     stream: str
     text: str
@@ -51,57 +50,66 @@ class Line:
 
 @dataclass(frozen=True, slots=True)
 class Began:
-    """It is `running` from here on."""
+    """Marks where the setup's status became `running`."""
 
     text: str = ""
 
 
 class Progress:
-    """The lines of one setup, until it is `over`."""
+    """The output of one setup, by lines."""
 
     def __init__(self) -> None:
         self.over = False
+        """No more lines come."""
+
         self._lines: deque[Line | Began] = deque()
         self._began = False
         self._characters = 0
         self._dropped = 0
+        """How many of the first lines aren't in `_lines` any more."""
+
         self._more = asyncio.Event()
+        """Set when there are more lines or all is over, and then replaced."""
+
         self._decoders = {name: codecs.getincrementaldecoder("utf-8")("replace") for name in ("stdout", "stderr")}
-        self._open = dict.fromkeys(self._decoders, "")
+        self._unfinished = dict.fromkeys(self._decoders, "")
+        """By stream, the begin of a line whose end hasn't come yet."""
 
     def began(self) -> None:
+        """The setup is `running` from here on. Later calls change nothing."""
         if not self._began:
             self._began = True
             self._lines.append(Began())
-            self._tell()
+            self._wake_readers()
 
     def say(self, stream: str, piece: bytes) -> None:
         """A Say."""
-        *lines, rest = (self._open[stream] + self._decoders[stream].decode(piece)).split("\n")
+        *lines, rest = (self._unfinished[stream] + self._decoders[stream].decode(piece)).split("\n")
         while len(rest) > _LONGEST:
             lines.append(rest[:_LONGEST])
             rest = rest[_LONGEST:]
-        self._open[stream] = rest
+        self._unfinished[stream] = rest
         for line in lines:
             self._add(stream, line.rstrip("\r"))
         if lines:
-            self._tell()
+            self._wake_readers()
 
     def flush(self) -> None:
-        """What has no end of line is one, too: whoever wrote it has ended."""
-        for stream, rest in self._open.items():
+        """End unfinished lines: the tool that wrote them has ended."""
+        for stream, rest in self._unfinished.items():
             if rest := rest + self._decoders[stream].decode(b"", final=True):
                 self._add(stream, rest)
-            self._open[stream] = ""
-        self._tell()
+            self._unfinished[stream] = ""
+        self._wake_readers()
 
     def end(self) -> None:
+        """No more comes: readers stop after the last line."""
         self.flush()
         self.over = True
-        self._tell()
+        self._wake_readers()
 
     async def follow(self) -> AsyncIterator[Line | Began]:
-        """All lines that are kept, and then those that come, until it is over."""
+        """All lines that are still kept, then new ones as they come, until the setup is over."""
         at = 0
         while True:
             more = self._more
@@ -124,6 +132,6 @@ class Progress:
             self._characters -= len(self._lines.popleft().text)
             self._dropped += 1
 
-    def _tell(self) -> None:
+    def _wake_readers(self) -> None:
         self._more.set()
         self._more = asyncio.Event()

@@ -1,9 +1,8 @@
-"""What a session may ask to have installed: names and versions, nothing that leads anywhere.
+"""Requests for packages: names and versions. URLs, paths, options and repositories are refused.
 
-Clients send `{pip?: [..] | {requirements}, npm?: [..] | {packageJson}, go?: [..] | {goMod}, envs?}`. Here that becomes
-`Packages`, lists of requirements that the tools of pip, npm and Go read as names to look up in their registries. What
-they would take for anything else (a URL, a path, an option, a repository) is refused, so what is asked for can only
-come from where the operator of the server lets packages come from.
+Clients send `{pip?: [..] | {requirements}, npm?: [..] | {packageJson}, go?: [..] | {goMod}, envs?, commands?}`. Here
+that is parsed into `Packages`: requirements that pip, npm and Go can only take for names to look up in their
+registries. So packages come only from where the operator of the server lets them come from.
 """
 
 from __future__ import annotations
@@ -24,12 +23,14 @@ MAX_PACKAGES = 200
 MAX_COMMANDS = 50
 
 MAX_COMMAND = 64 << 10
-"""Bytes of a command: less than what a process can have as one argument."""
+"""Bytes of a command. The kernel's bound for one argument of a process is 128 KiB."""
 
 MAX_TEXT = 128 << 10
-"""Characters of requirements, and of a package.json."""
+"""Characters of a requirements.txt, a package.json or a go.mod."""
 
 _LONGEST = 300
+"""Characters of a name, a version or a requirement."""
+
 PIP_NAME = r"[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?"
 _PIP = re.compile(
     rf"(?P<name>{PIP_NAME})(?:\[{PIP_NAME}(?:,{PIP_NAME})*\])?"
@@ -41,42 +42,44 @@ _PIP_TIGHT = re.compile(r"\s*(===|==|~=|!=|<=|>=|<|>|,|\[)\s*|\s+(?=\])")
 NPM_NAME = re.compile(r"(?:@[a-z0-9~-][a-z0-9._~-]*/)?[a-z0-9~][a-z0-9._~-]*", re.IGNORECASE)
 _NPM_VERSION = re.compile(r"[0-9A-Za-z.^~<>=|*+ -]*")
 _NPM_FIELDS = ("optionalDependencies", "devDependencies", "dependencies")
-"""Of a package.json; where a name stands in several, the last one counts."""
+"""Fields of a package.json. If several have the same name, the last one counts."""
 
 GO_PATH = re.compile(r"[a-z0-9][a-z0-9-]*(?:\.[a-z0-9-]+)+(?:/[A-Za-z0-9_~-][A-Za-z0-9._~-]*)*")
 GO_VERSION = re.compile(r"v[0-9]+(?:\.[0-9]+){0,2}(?:[-+.][0-9A-Za-z.+-]*)?|latest")
 _GO_IGNORED = ("module", "go", "toolchain", "retract", "tool", "ignore", "godebug")
-"""Of a go.mod: what says nothing of what the module needs."""
+"""Directives of a go.mod that say nothing about dependencies."""
 
 _HINT = "Give names and versions, such as 'requests>=2.32' or 'axios@^1'; see docs/packages.md."
 
 
 @dataclass(frozen=True, slots=True)
 class Packages:
-    """What is to be installed: requirements of pip, npm's versions by name, and Go's by module, all in order."""
+    """Requested packages, in alphabetical order: pip's requirements, npm's names and version ranges, Go's module paths
+    and versions."""
 
     pip: tuple[str, ...] = ()
     npm: tuple[tuple[str, str], ...] = ()
     go: tuple[tuple[str, str], ...] = ()
     overrides: tuple[tuple[tuple[str, ...], str], ...] = ()
-    """Versions of npm's packages wherever they are needed, by the names that lead to them; see locks.py."""
+    """npm's overrides: the names of the packages that lead to one, itself last, and its version; see locks.py."""
 
     def __bool__(self) -> bool:
         return bool(self.pip or self.npm or self.go)
 
 
 def setup_text(setup: Mapping[str, Any] | None) -> str | None:
-    """A setup as it is stored, None for an empty one. Raises BadRequest where it asks for what can't be had."""
+    """A client's setup as JSON text, None for an empty one. Raises BadRequest where it asks for what can't be
+    installed."""
     kept = {name: value for name, value in (setup or {}).items() if value}
     if not kept:
         return None
-    wanted(kept)
+    packages_of(kept)
     _check_commands(kept.get("commands", ()))
     return jsontext.compact(kept)
 
 
-def wanted(setup: Mapping[str, Any]) -> Packages:
-    """The packages of a setup. Raises BadRequest for what is none."""
+def packages_of(setup: Mapping[str, Any]) -> Packages:
+    """The packages that a setup asks for. Raises BadRequest for anything that isn't a package."""
     pip, npm, go = setup.get("pip") or (), setup.get("npm") or (), setup.get("go") or ()
     if isinstance(pip, Mapping):
         pip = _text(pip.get("requirements", ""), "pip.requirements").splitlines()
@@ -96,18 +99,19 @@ def wanted(setup: Mapping[str, Any]) -> Packages:
 
 
 def variables(setup: str | None) -> dict[str, str]:
-    """The variables that a stored setup gives to every run."""
-    found: dict[str, str] = json.loads(setup).get("envs", {}) if setup else {}
-    return found
+    """The environment variables that a stored setup gives to every run."""
+    envs: dict[str, str] = json.loads(setup).get("envs", {}) if setup else {}
+    return envs
 
 
 def commands(setup: str | None) -> list[str]:
     """The commands of a stored setup, in order."""
-    found: list[str] = json.loads(setup).get("commands", []) if setup else []
-    return found
+    listed: list[str] = json.loads(setup).get("commands", []) if setup else []
+    return listed
 
 
 def _check_commands(commands: Sequence[str]) -> None:
+    """Raises BadRequest for commands that can't be run, or too many."""
     if len(commands) > MAX_COMMANDS:
         raise BadRequest(
             f"'setup.commands' has {len(commands)} commands, at most {MAX_COMMANDS} may be asked for.",
@@ -127,7 +131,7 @@ def _check_commands(commands: Sequence[str]) -> None:
 
 
 def can_be_asked(setup: object) -> bool:
-    """Whether this is a setup that some server could have stored."""
+    """Whether a server could have stored this value as a setup. For setups from outside, in capsules."""
     if not isinstance(setup, dict) or not setup.keys() <= {"pip", "npm", "go", "envs", "commands"}:
         return False
     envs = setup.get("envs", {})
@@ -141,8 +145,8 @@ def can_be_asked(setup: object) -> bool:
             part = list(part.values()) if part.keys() <= {field} else [None]
         if not isinstance(part, list) or not all(isinstance(item, str) for item in part):
             return False
-    asked = setup.get("commands", [])
-    if not isinstance(asked, list) or not all(isinstance(command, str) for command in asked):
+    listed = setup.get("commands", [])
+    if not isinstance(listed, list) or not all(isinstance(command, str) for command in listed):
         return False
     try:
         return len(jsontext.compact(setup)) <= 8 * MAX_TEXT and setup_text(setup) is not None
@@ -151,13 +155,15 @@ def can_be_asked(setup: object) -> bool:
 
 
 def _text(text: str, field: str) -> str:
+    """The same text. Raises BadRequest where it is too long."""
     if len(text) > MAX_TEXT:
         raise BadRequest(f"'setup.{field}' has {len(text)} characters, {MAX_TEXT} are allowed.", hint=_HINT)
     return text
 
 
 def _pip_line(line: str) -> Iterator[str]:
-    """The requirements of one line: several, separated by spaces, or a single one with a marker."""
+    """The requirements in a line of a requirements.txt: several, separated by spaces, or one with a marker (PEP 508).
+    Raises BadRequest."""
     line = re.sub(r"(^|\s)#.*", "", line).strip()
     text, semicolon, marker = (part.strip() for part in line.partition(";"))
     items = _PIP_TIGHT.sub(lambda match: match[1] or "", text).split()
@@ -174,6 +180,7 @@ def _is_marker(text: str) -> bool:
 
 
 def _npm(item: str) -> tuple[str, str]:
+    """Name and version range of `name@range`. Raises BadRequest."""
     name, _, version = item.strip().rpartition("@")
     if not name or name.endswith("/"):  # no version, and perhaps the @ of a scope
         name, version = item.strip(), ""
@@ -181,6 +188,7 @@ def _npm(item: str) -> tuple[str, str]:
 
 
 def _npm_checked(name: str, version: str, item: str) -> tuple[str, str]:
+    """Name and version range of a package of npm. Raises BadRequest, which shows `item`."""
     fits = len(name) <= 214 and len(version) <= _LONGEST
     if not (fits and NPM_NAME.fullmatch(name) and _NPM_VERSION.fullmatch(version)) or name == "node_modules":
         raise _no_package("npm", item)
@@ -188,11 +196,12 @@ def _npm_checked(name: str, version: str, item: str) -> tuple[str, str]:
 
 
 def _of_package_json(text: str) -> dict[str, str]:
+    """The dependencies in a package.json: version ranges by name. Raises BadRequest."""
     try:
         package = jsontext.loads(text.encode())
     except (jsontext.JsonProblem, UnicodeEncodeError) as error:
         raise BadRequest(f"'setup.npm.packageJson' {error}.", hint="It is the text of a package.json.") from None
-    found: dict[str, str] = {}
+    ranges: dict[str, str] = {}
     for field in _NPM_FIELDS:
         listed: object = package.get(field, {}) if isinstance(package, dict) else None
         if not isinstance(listed, dict):
@@ -200,11 +209,12 @@ def _of_package_json(text: str) -> dict[str, str]:
         for name, version in listed.items():
             if not isinstance(version, str):
                 raise _no_package("npm", name)
-            found |= [_npm_checked(name, version, f"{name}@{version}")]
-    return found
+            ranges |= [_npm_checked(name, version, f"{name}@{version}")]
+    return ranges
 
 
 def _go(path: str, version: str) -> tuple[str, str]:
+    """Path and version of a module. Raises BadRequest."""
     version = version or "latest"
     if len(path) > _LONGEST or len(version) > _LONGEST or ".." in path or not GO_PATH.fullmatch(path):
         raise _no_package("go", f"{path}@{version}")
@@ -214,7 +224,7 @@ def _go(path: str, version: str) -> tuple[str, str]:
 
 
 def _of_go_mod(text: str) -> Iterator[tuple[str, str]]:
-    """What a go.mod requires."""
+    """The modules that a go.mod requires, with their versions. Raises BadRequest."""
     block = ""
     for line in text.splitlines():
         words = line.partition("//")[0].replace('"', "").split()
@@ -239,19 +249,20 @@ def _of_go_mod(text: str) -> Iterator[tuple[str, str]]:
 
 
 def _no_package(kind: str, item: str) -> BadRequest:
+    """The error for an entry that isn't a package."""
     what = "an option" if item.startswith("-") else "no package that can be looked up by its name"
     return BadRequest(f"'setup.{kind}': {item[:100]!r} is {what}.", hint=_HINT, code="bad_setup")
 
 
 def shown(setup: str | None) -> JsonObject | None:
-    """A stored setup, as the API shows it."""
-    found: JsonObject | None = json.loads(setup) if setup else None
-    return found
+    """A stored setup as the API shows it."""
+    setup_object: JsonObject | None = json.loads(setup) if setup else None
+    return setup_object
 
 
 def lists(
     *, pip: Sequence[str] = (), npm: Sequence[str] = (), go: Sequence[str] = (), commands: Sequence[str] = ()
 ) -> JsonObject:
-    """The part of a setup's result that tells what was installed, and run."""
+    """The part of a setup's result that lists what was installed and run."""
     installed = {"pip_packages": list(pip), "npm_packages": list(npm), "go_modules": list(go)}
     return {**installed, "commands_run": list(commands)}

@@ -1,14 +1,14 @@
 """Setups: what sessions have installed before they run anything.
 
-Theory of operation. A session's row says what is to be installed (`setup`), how far that is (`setup_status`) and, once
-it has ended, how it went (`setup_result`) and what came of it (`environment`). Whoever changes `setup` makes it
-`pending` in the same transaction. One task looks for rows that are `pending` or `running` and sees to them; that is
-also how a setup that was cut off by the end of the service is taken up again.
+Theory of operation. A session's row has what is to be installed (`setup`), the state of that (`setup_status`) and, once
+it has ended, how it went (`setup_result`) and the packages it came to (`package_set`). Whoever changes `setup` makes it
+`pending` in the same transaction. One task looks for rows that are `pending` or `running`, and starts a job for each;
+so a setup that was cut off by the end of the service is taken up again, too.
 
-After the packages come the setup's commands (commands.py). A setup ends in one transaction, with what its commands have
-left as a version, and only if the row still asks for the same: one that was changed meanwhile has a job
-of its own. Beginning a run fails where a setup is under way, so the store is where a run and a setup meet; the run then
-waits here and tries again. After a failed setup the session is what it was without one.
+After the packages come the setup's commands (commands.py). A setup ends in one transaction, which makes a version of
+the files that its commands left. It does so only if the row still asks for the same setup: one that was changed
+meanwhile has a job of its own. The transaction that begins a run fails while a setup is under way; the run then waits
+here and tries again. After a failed setup the session is what it was without one.
 """
 
 from __future__ import annotations
@@ -16,168 +16,93 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from contextlib import suppress
-from dataclasses import dataclass, replace
-from typing import Protocol
+from dataclasses import replace
 
 import structlog
 
 from era.core import jsontext
 from era.core.metadata import MetadataStore, SetupJob
-from era.core.models import JsonObject, OwnedId, Session
+from era.core.models import OwnedId, Session
 from era.core.setup import locks
-from era.core.setup.builds import Build, Builds
-from era.core.setup.commands import Commanded, Commands
-from era.core.setup.progress import Line, Progress, Say
-from era.core.setup.requirements import Packages, commands, lists, wanted
+from era.core.setup.builds import Builds
+from era.core.setup.commands import Commands, CommandsResult
+from era.core.setup.package_sets import InstalledPackageSets, Installer, PackageSet, SetupFailed
+from era.core.setup.progress import Line, Progress
+from era.core.setup.requirements import Packages, commands, lists, packages_of
 from era.core.turns import Turns
-from era.errors import BadRequest, EraError, NoIsolation, NotFound, SandboxFailed, Unavailable
+from era.errors import BadRequest, EraError, NoIsolation, NotFound, SandboxFailed
 
 log = structlog.get_logger()
 
 UNDER_WAY = ("pending", "running")
 
 _LOOK_SECONDS = 1.0
+"""How often the store is asked for setups, should nobody have told of one."""
+
 _GRACE_SECONDS = 3600.0
-"""For so long an environment stays that no row names: one may be about to."""
-
-
-@dataclass(frozen=True, slots=True)
-class Environment:
-    """Installed packages. `pip`, `npm` and `go` are lists of `{name, version, …}`; the digest is that of
-    all they say."""
-
-    digest: str
-    pip: Sequence[JsonObject]
-    npm: Sequence[JsonObject]
-    stdout: str = ""
-    stderr: str = ""
-    """What the tools said when it was made."""
-
-    go: Sequence[JsonObject] = ()
-
-
-class SetupFailed(Exception):
-    """What was asked for can't be installed: the message says why and what may help."""
-
-    def __init__(self, message: str, stdout: str = "", stderr: str = "") -> None:
-        super().__init__(message)
-        self.stdout = stdout
-        self.stderr = stderr
-
-
-class Installer(Protocol):
-    """Makes environments and keeps them; see packages/."""
-
-    def known(self, packages: Packages, owner: str) -> Environment | None:
-        """What these packages came to when they were last installed, if that is still there; what had to be built only
-        where it was for this `owner` (Build.owner). Takes no time."""
-        ...
-
-    async def make(self, packages: Packages, build: Build, *, anew: bool, say: Say | None = None) -> Environment:
-        """Install these packages, `anew` also if they are known; what must run code does so with `build`. What the
-        tools say is told to `say` as it comes. When this returns the environment is in the blob store, too. Raises
-        SetupFailed."""
-        ...
-
-    def get(self, digest: str) -> Environment | None:
-        """One that is here."""
-        ...
-
-    async def bring(self, digest: str) -> bool:
-        """Have this environment here, from the blob store if need be; False where that hasn't got it. Takes no time if
-        it's here. Raises OSError."""
-        ...
-
-    def sweep(self, keep: set[str], older_than: float) -> int:
-        """Remove environments that aren't in `keep` and were last made or found before `older_than`."""
-        ...
-
-
-class InstalledPackageSets:
-    """See ports.Environments and locks.Locks. One that is lost for good is installed anew."""
-
-    def __init__(self, store: MetadataStore, installer: Installer) -> None:
-        self._store, self._installer = store, installer
-
-    async def need(self, digest: str) -> None:
-        try:
-            if await self._installer.bring(digest):
-                return
-        except OSError as error:
-            why = error.strerror or str(error)
-            raise Unavailable(f"The session's packages could not be brought back: {why}.") from error
-        log.warning("environment_lost", digest=digest)
-        await self._store.environment_lost(digest)
-        raise Unavailable(
-            "The session's packages were lost on this server, and are being installed once more.",
-            hint="Try again: a run waits until they are there.",
-        )
-
-    def lock(self, session: Session) -> JsonObject | None:
-        found = self._installer.get(session.environment) if session.environment else None
-        lock: JsonObject | None = json.loads(session.setup_lock) if session.setup_lock else None
-        if found is not None:
-            lock = {kind: list(getattr(found, kind)) for kind in locks.KINDS}
-        # A package may call itself anything.
-        return lock if locks.can_be_lock(lock) else None
+"""A package set that no row names stays for so long after it was made or found: a row may be about to name it."""
 
 
 class Setups:
-    """`start` before anything, `stop` when done."""
+    """Sees to the setups of all sessions, in the background from `start` to `stop`."""
 
     def __init__(
         self,
         store: MetadataStore,
         installer: Installer,
-        environments: InstalledPackageSets,
+        package_sets: InstalledPackageSets,
         turns: Turns,
         builds: Builds,
         commands: Commands,
         seconds: float,
     ) -> None:
-        """`seconds` is how long the commands of a setup may take together."""
+        """`turns` are those of runs. `seconds` is how long the commands of a setup may take together."""
         self._builds = builds
         self._commands = commands
         self._seconds = seconds
-        self._in_session = Turns()
+        self._job_turns = Turns()
+        """One job per session at a time: one that isn't wanted any more may still be ending."""
+
         self._progress: dict[SetupJob, Progress] = {}
         self._store = store
         self._installer = installer
-        self._environments = environments
+        self._package_sets = package_sets
         self._turns = turns
         self._wake = asyncio.Event()
         self._news = asyncio.Event()
         """Set when some setup is taken up or has ended, and then replaced."""
 
         self._anew: set[int] = set()
-        self._active_runs: dict[SetupJob, asyncio.Task[None]] = {}
+        """Keys of sessions whose packages are to be installed even if they are known."""
+
+        self._jobs: dict[SetupJob, asyncio.Task[None]] = {}
         self._task: asyncio.Task[None] | None = None
         self._stopped = False
 
     async def start(self) -> None:
-        """Take up what an earlier process left."""
+        """Begin with the setups that an earlier process left."""
         self._task = asyncio.create_task(self._run())
 
     async def stop(self) -> None:
-        """End what is under way, to be taken up at the next start. No run waits any longer."""
+        """Cancel what is under way; the next start takes it up again. Runs stop waiting for it."""
         self._stopped = True
-        self._tell()
+        self._announce()
         for progress in self._progress.values():
             progress.end()
-        tasks = [*self._active_runs.values(), *([self._task] if self._task else [])]
+        tasks = [*self._jobs.values(), *([self._task] if self._task else [])]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
     def kick(self) -> None:
-        """There is something to do."""
+        """Look for setups to do now: there may be a new one."""
         self._wake.set()
 
     async def again(self, session_id: OwnedId) -> Session:
-        """Install anew what the session asks for, unless that is under way. Waits for a run under way. Raises
-        BadRequest where it asks for nothing."""
+        """Do the session's setup once more, unless it is under way. Waits for the end of a run. Raises BadRequest where
+        the session has no setup."""
         async with self._turns.take(session_id):
             session = await self._store.session(session_id)
             if session.setup is None:
@@ -192,7 +117,7 @@ class Setups:
             return session
 
     async def settled(self, session_id: OwnedId, seconds: float) -> bool:
-        """Wait until the session's setup has ended, at most so long; whether it has."""
+        """Wait until the session's setup has ended, at most for `seconds`. Returns whether it has."""
         self.kick()
         deadline = time.monotonic() + seconds
         while not self._stopped:
@@ -208,8 +133,9 @@ class Setups:
         return False
 
     async def events(self, session_id: OwnedId) -> AsyncIterator[Session | Line]:
-        """The session when its setup begins, changes or has ended, and the lines that it says meanwhile, from the first
-        that is kept. The last event is the session with no setup under way. Raises BadRequest where it has none."""
+        """Follow a session's setup: the session whenever the setup's status changes, and the lines of its output, from
+        the first that is still kept. The last event is the session with no setup under way. Raises BadRequest where it
+        has no setup."""
         status: str | None = None
         while True:
             news = self._news
@@ -237,38 +163,41 @@ class Setups:
                 async with asyncio.timeout(_LOOK_SECONDS):
                     await news.wait()
 
-    async def environment(self, session_id: OwnedId) -> tuple[Session, Environment | None]:
-        """What the session's programs have besides their language."""
+    async def package_set(self, session_id: OwnedId) -> tuple[Session, PackageSet | None]:
+        """The session and the packages that its programs have, None without any. Raises Unavailable where they can't be
+        brought back to this machine now."""
         session = await self._store.session(session_id)
-        if session.environment is None:
+        if session.package_set is None:
             return session, None
-        await self._environments.need(session.environment)
-        return session, self._installer.get(session.environment)
+        await self._package_sets.ensure(session.package_set)
+        return session, self._installer.get(session.package_set)
 
     async def sweep(self) -> None:
-        """Remove the environments that no session needs, also none that can still be restored."""
-        needed = set(await self._store.environments())
-        gone = await asyncio.to_thread(self._installer.sweep, needed, time.time() - _GRACE_SECONDS)
-        if gone:
-            log.info("environments_removed", count=gone)
+        """Remove package sets that no session needs, not even one that is gone but can still be restored."""
+        needed = set(await self._store.package_sets())
+        removed = await asyncio.to_thread(self._installer.sweep, needed, time.time() - _GRACE_SECONDS)
+        if removed:
+            log.info("package_sets_removed", count=removed)
 
-    def _tell(self) -> None:
+    def _announce(self) -> None:
+        """Wake those who wait for news of setups."""
         self._news.set()
         self._news = asyncio.Event()
 
     async def _run(self) -> None:
+        """Start a job for each setup that is to be done, and cancel those that were replaced."""
         while True:
             self._wake.clear()
             try:
                 for job in await self._store.unfinished_setups():
-                    if job not in self._active_runs:
-                        for other, task in self._active_runs.items():
+                    if job not in self._jobs:
+                        for other, task in self._jobs.items():
                             if other.session_key == job.session_key:
-                                task.cancel()  # it isn't wanted any more
+                                task.cancel()  # the session asks for another setup by now
                         self._progress[job] = Progress()
-                        task = self._active_runs[job] = asyncio.create_task(self._do(job))
+                        task = self._jobs[job] = asyncio.create_task(self._do(job))
                         task.add_done_callback(lambda _, job=job: self._over(job))  # type: ignore[misc]  # bound now
-                        self._tell()  # who follows it can do so from here on, and would miss its lines else
+                        self._announce()  # or those who follow the setup would miss its first lines
             except EraError as error:
                 log.warning("setups_not_found", error=error.message)
             with suppress(TimeoutError):
@@ -276,76 +205,80 @@ class Setups:
                     await self._wake.wait()
 
     def _over(self, job: SetupJob) -> None:
+        """Forget a job that has ended."""
         self._progress.pop(job).end()
-        del self._active_runs[job]
+        del self._jobs[job]
 
     async def _begin(self, job: SetupJob, progress: Progress) -> None:
+        """Make the setup `running`, for the row and for those who follow it."""
         await self._store.begin_setup(job)
         progress.began()
 
     async def _do(self, job: SetupJob) -> None:
-        async with self._in_session.take(str(job.session_key), bounded=False):
+        async with self._job_turns.take(str(job.session_key), bounded=False):
             await self._set_up(job)
 
     async def _session(self, job: SetupJob) -> Session:
-        """Raises NotFound where it is gone, or has another job by now."""
+        """The session of a job. Raises NotFound where it is gone, or asks for another setup by now."""
         session = await self._store.session(job.session_id)
         if (session.key, session.setup) != (job.session_key, job.setup):
             raise NotFound(f"The setup of session '{job.session_id}' is another one by now.")
         return session
 
-    async def _installed(self, job: SetupJob, packages: Packages, anew: bool, progress: Progress) -> Environment:
-        """The packages of a setup, in the versions of its lock if that can be. Raises SetupFailed."""
+    async def _install(self, job: SetupJob, packages: Packages, anew: bool, progress: Progress) -> PackageSet:
+        """Install the packages of a setup, in the versions of its lock if they can be had. Raises SetupFailed."""
         build = self._builds.of(await self._session(job))
 
-        async def installed(packages: Packages) -> Environment:
+        async def install(packages: Packages) -> PackageSet:
             made = await self._installer.make(packages, build, anew=anew, say=progress.say)
             progress.flush()
             return made
 
         if job.lock is None:
-            return await installed(packages)
+            return await install(packages)
         lock = json.loads(job.lock)
         try:
-            made = await installed(locks.pinned(packages, lock))
-            other = locks.differences(lock, {kind: getattr(made, kind) for kind in locks.KINDS})
+            made = await install(locks.pinned(packages, lock))
+            differences = locks.differences(lock, {kind: getattr(made, kind) for kind in locks.KINDS})
         except SetupFailed as problem:
-            made = await installed(packages)
-            other = f"they can't be installed any more. {problem}"
-        if not other:
+            made = await install(packages)
+            differences = f"they can't be installed any more. {problem}"
+        if not differences:
             return made
-        told = f"These aren't all the very packages that the session had where its capsule was made: {other}"
-        return replace(made, stderr=_joined(told, made.stderr))
+        note = f"These aren't all the very packages that the session had where its capsule was made: {differences}"
+        return replace(made, stderr=_joined(note, made.stderr))
 
     async def _set_up(self, job: SetupJob) -> None:
+        """Install the packages, run the commands, and record how it went. Where that can't be recorded, or not be tried
+        now, the setup stays under way and is taken up again."""
         progress = self._progress[job]
         anew = job.session_key in self._anew
         begun = time.monotonic()
-        environment: Environment | None = None
+        installed: PackageSet | None = None
         error: str | None = None
         stdout = stderr = ""
-        commanded = Commanded()
+        ran = CommandsResult()
         session: Session | None = None
         try:
-            packages = wanted(json.loads(job.setup))
+            packages = packages_of(json.loads(job.setup))
             if packages:
-                environment = None if anew or job.lock else self._installer.known(packages, str(job.session_key))
-                if environment is None:
+                installed = None if anew or job.lock else self._installer.known(packages, str(job.session_key))
+                if installed is None:
                     await self._begin(job, progress)
                     begun = time.monotonic()
-                    environment = await self._installed(job, packages, anew, progress)
-                stdout, stderr = environment.stdout, environment.stderr
-            if asked := commands(job.setup):
+                    installed = await self._install(job, packages, anew, progress)
+                stdout, stderr = installed.stdout, installed.stderr
+            if to_run := commands(job.setup):
                 await self._begin(job, progress)
                 session = await self._session(job)
-                commanded = await self._commands.run(
+                ran = await self._commands.run(
                     session,
-                    asked,
-                    environment.digest if environment else None,
+                    to_run,
+                    installed.digest if installed else None,
                     time.monotonic() + self._seconds,
                     progress,
                 )
-                error = commanded.error
+                error = ran.error
         except SetupFailed as problem:
             error, stdout, stderr = str(problem), problem.stdout, problem.stderr
         except BadRequest as problem:
@@ -364,22 +297,22 @@ class Setups:
             "success": error is None,
             "duration_ms": int((time.monotonic() - begun) * 1000),
             **lists(
-                pip=[f"{item['name']}=={item['version']}" for item in environment.pip] if environment else (),
-                npm=[f"{item['name']}@{item['version']}" for item in environment.npm] if environment else (),
-                go=[f"{item['name']}@{item['version']}" for item in environment.go] if environment else (),
-                commands=commanded.ran,
+                pip=[f"{item['name']}=={item['version']}" for item in installed.pip] if installed else (),
+                npm=[f"{item['name']}@{item['version']}" for item in installed.npm] if installed else (),
+                go=[f"{item['name']}@{item['version']}" for item in installed.go] if installed else (),
+                commands=ran.ran,
             ),
             "error": error,
-            "stderr": _joined(stderr, commanded.stderr),
-            "stdout": _joined(stdout, commanded.stdout),
+            "stderr": _joined(stderr, ran.stderr),
+            "stdout": _joined(stdout, ran.stdout),
         }
-        left = None if session is None or commanded.snapshot is None else (session.version, commanded.snapshot)
+        left = None if session is None or ran.snapshot is None else (session.version, ran.snapshot)
         try:
             recorded = await self._store.end_setup(
                 job,
                 status="completed" if error is None else "failed",
                 result=jsontext.compact(result),
-                environment=environment.digest if environment and error is None else None,
+                package_set=installed.digest if installed and error is None else None,
                 left=left,
             )
             if session is not None and left is not None and recorded:
@@ -389,8 +322,9 @@ class Setups:
             self._anew.discard(job.session_key)
         except EraError as problem:
             log.warning("setup_not_recorded", session=job.session_key, error=problem.message)
-        self._tell()
+        self._announce()
 
 
 def _joined(first: str, second: str) -> str:
+    """Two texts, on lines of their own, without empty ones."""
     return "\n".join(part for part in (first, second) if part)
