@@ -12,8 +12,8 @@ import pytest
 from era.core.runs import RunRequest
 from era.core.secrets import secret
 from era.wire.runs import RunBody
-from tests.api.test_cli import era
 from tests.api.test_contract import refused
+from tests.client.command import era
 from tests.conftest import Server, eventually
 
 type MakeSession = Callable[..., str]
@@ -113,8 +113,8 @@ def test_no_value_shows_where_objects_are_shown() -> None:
 
 def test_the_command_takes_the_value_from_its_own_environment(server: Server) -> None:
     words = ("run", "-", "--language", "python", "--secret", "A=api.example.com,*.example.org", "--secret", "B=b.test")
-    told = era(server, *words, stdin=CODE, A=VALUE, B="b")
+    told = era(server, *words, stdin=CODE, env={"A": VALUE, "B": "b"})
     assert PLACEHOLDERS.fullmatch(told.stdout), told
-    assert "no variable B" in era(server, *words, stdin=CODE, A=VALUE).stderr
-    told = era(server, "run", "-", "-l", "py", "--secret", "A", stdin=CODE, A=VALUE)
+    assert "no variable B" in era(server, *words, stdin=CODE, env={"A": VALUE}).stderr
+    told = era(server, "run", "-", "-l", "py", "--secret", "A", stdin=CODE, env={"A": VALUE})
     assert (told.returncode, "NAME=api.example.com" in told.stderr) == (2, True)
