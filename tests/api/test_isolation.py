@@ -17,7 +17,9 @@ type MakeSession = Callable[..., str]
 type MakeServer = Callable[..., Server]
 
 HAS_GVISOR = shutil.which("runsc", path="/usr/bin") is not None
-needs_gvisor = pytest.mark.skipif(not HAS_GVISOR, reason="gVisor's runsc is not installed (as root: make setup-dev)")
+needs_gvisor = pytest.mark.skipif(
+    not HAS_GVISOR, reason="gVisor's runsc is not installed (as root: scripts/setup --test)"
+)
 
 
 def in_force(client: httpx.Client, where: str) -> Any:
