@@ -1,5 +1,6 @@
-# Every target sets up what it needs first; setting up again costs nothing. Arguments for a target's command: ARGS='...'
-.PHONY: help setup setup-dev serve test check bench soak
+# Each target first sets up what it needs; when that is done already, it costs nothing. ARGS='...' passes arguments to a
+# target's command. CONTRIBUTING.md says how long each takes.
+.PHONY: help setup setup-dev setup-test serve test check fix bench soak
 .DEFAULT_GOAL := help
 
 help: ## list these targets
@@ -11,11 +12,14 @@ setup: ## install everything that serving needs into .venv
 setup-dev:
 	@bash scripts/setup --dev
 
+setup-test:
+	@SYSTEM=$(SYSTEM) bash scripts/setup --test
+
 serve: setup ## start the service (ARGS='--help' lists its options)
 	.venv/bin/era serve $(ARGS)
 
-test: setup-dev ## run the tests (ARGS='-k name' runs some)
-	.venv/bin/pytest -n auto --maxprocesses 4 --dist loadfile $(ARGS)
+test: setup-test ## run the tests (ARGS='-k name' runs some; as root SYSTEM=no installs no system packages)
+	.venv/bin/pytest -n auto --maxprocesses 4 --dist loadfile -rs $(ARGS)
 
 check: setup-dev ## lint, formatting, types, import rules
 	.venv/bin/ruff check
@@ -23,8 +27,12 @@ check: setup-dev ## lint, formatting, types, import rules
 	.venv/bin/mypy
 	.venv/bin/pytest -q tests/test_architecture.py
 
-bench: setup-dev ## measure runs, latencies and memory
+fix: setup-dev ## repair what lint and formatting can repair
+	.venv/bin/ruff check --fix
+	.venv/bin/ruff format
+
+bench: setup-test ## measure runs, latencies and memory
 	.venv/bin/python -m bench $(ARGS)
 
-soak: setup-dev ## run the long tests
-	.venv/bin/pytest -m soak -o faulthandler_timeout=7200 $(ARGS)
+soak: setup-test ## run the long tests
+	.venv/bin/pytest -m soak -o faulthandler_timeout=7200 -rs $(ARGS)

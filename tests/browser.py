@@ -113,7 +113,7 @@ class Browser:
 def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
     program = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
     if program is None:
-        why = "there is no Chromium: as root `scripts/setup --dev` installs it on Debian"
+        why = "there is no Chromium: as root `scripts/setup --test` installs it on Debian"
         if os.environ.get("CI"):
             pytest.fail(why)
         pytest.skip(why)

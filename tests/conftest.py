@@ -116,7 +116,7 @@ class Server:
 
     def client(self, **options: Any) -> httpx.Client:
         # Plain HTTP: reading the machine's certificates would take longer than most requests.
-        return httpx.Client(base_url=self.url, timeout=60, trust_env=False, verify=False, **options)
+        return httpx.Client(base_url=self.url, trust_env=False, verify=False, **{"timeout": 60, **options})
 
     def exchange(self, request: bytes) -> bytes:
         """Send bytes as they are; returns all that comes until the service hangs up. SELF in them becomes its host and

@@ -7,4 +7,6 @@ import shutil
 import pytest
 
 HAS_GVISOR = shutil.which("runsc", path="/usr/bin") is not None
-needs_gvisor = pytest.mark.skipif(not HAS_GVISOR, reason="gVisor's runsc is not installed (as root: make setup-dev)")
+needs_gvisor = pytest.mark.skipif(
+    not HAS_GVISOR, reason="gVisor's runsc is not installed (as root: scripts/setup --test)"
+)

@@ -9,7 +9,8 @@ import pytest
 
 from tests.api.guest_servers import start_in_background
 from tests.api.setups import make, settled
-from tests.api.test_projects import era, write
+from tests.client.command import era
+from tests.client.test_sync import write
 from tests.conftest import MakeServer, Run, Server
 from tests.packages.registry import serving
 
@@ -72,7 +73,7 @@ def test_a_flask_app_and_its_tests(server: Server, client: httpx.Client, run: Ru
     setup = {"pip": {"requirements": "flask\npytest"}}
     where = make(client, setup, service="flask --app shop run --port $PORT", default_timeout=60)
     write(tmp_path, **FLASK)
-    era(server, "push", str(tmp_path), "--session", where)
+    era(server, "push", str(tmp_path), "--session", where, code=0)
     outcome = run(where, "import pytest, sys\nsys.exit(pytest.main(['-q']))")
     assert (outcome["exit_code"], outcome["stderr"]) == (0, ""), outcome
     assert "4 passed" in outcome["stdout"]
@@ -128,7 +129,7 @@ items.get("/", (request, response) => {
 def test_an_express_api_in_typescript(server: Server, client: httpx.Client, run: Run, tmp_path: Path) -> None:
     where = make(client, {"npm": ["express", "zod", "lodash", "@types/express", "@types/lodash"]}, "typescript")
     write(tmp_path, **EXPRESS)
-    era(server, "push", str(tmp_path), "--session", where)
+    era(server, "push", str(tmp_path), "--session", where, code=0)
     settled(client, where)
     start_in_background(client, where, 'import "./src/index.ts"', timeout=60)
     url = f"/proxy/{where}/3000/items"
@@ -198,7 +199,7 @@ def test_a_go_module_with_two_dependencies(
         "example.com/base", "example.com/colour", "example.com/words",
     ]  # fmt: skip
     write(tmp_path / "project", **GO)
-    era(server, "push", str(tmp_path / "project"), "--session", where)
+    era(server, "push", str(tmp_path / "project"), "--session", where, code=0)
     with server.client() as client:
         outcome = client.post(f"/api/sessions/{where}/run", json={"code": MAIN, "env": {"TEXT": "stop"}}).json()
         assert (outcome["stdout"], outcome["stderr"]) == ("red STOP!\n", ""), outcome

@@ -12,7 +12,7 @@ from era.core.runs import RunRequest
 from era.core.secrets import secret
 from era.wire.runs import RunBody
 from tests.api.answers import refused
-from tests.api.test_cli import era
+from tests.client.command import era
 from tests.conftest import MakeSession, Server, eventually
 
 VALUE = "canary-2907"
@@ -112,8 +112,8 @@ def test_no_repr_shows_a_value() -> None:
 
 def test_the_command_takes_the_value_from_its_own_environment(server: Server) -> None:
     words = ("run", "-", "--language", "python", "--secret", "A=api.example.com,*.example.org", "--secret", "B=b.test")
-    outcome = era(server, *words, stdin=CODE, A=VALUE, B="b")
+    outcome = era(server, *words, stdin=CODE, env={"A": VALUE, "B": "b"})
     assert PLACEHOLDERS.fullmatch(outcome.stdout), outcome
-    assert "no variable B" in era(server, *words, stdin=CODE, A=VALUE).stderr
-    outcome = era(server, "run", "-", "-l", "py", "--secret", "A", stdin=CODE, A=VALUE)
+    assert "no variable B" in era(server, *words, stdin=CODE, env={"A": VALUE}).stderr
+    outcome = era(server, "run", "-", "-l", "py", "--secret", "A", stdin=CODE, env={"A": VALUE})
     assert (outcome.returncode, "NAME=api.example.com" in outcome.stderr) == (2, True)

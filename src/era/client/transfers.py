@@ -1,4 +1,4 @@
-"""Capsules between a server and a file, for the `era` command, with a bar on a terminal that shows how far they are."""
+"""Downloads into a file and uploads from one, with a progress bar where standard error is a terminal."""
 
 from __future__ import annotations
 
@@ -7,20 +7,41 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
-import httpx
+from era.client.failure import Failure
+
+if TYPE_CHECKING:
+    import httpx
 
 _CHUNK = 256 << 10
+
 type Advance = Callable[[int], None]
-
-
-class TransferFailed(Exception):
-    """What to tell the user."""
+"""Moves a progress bar on by a number of bytes."""
 
 
 def download(response: httpx.Response, target: Path | None, title: str) -> int:
-    """Keep a response's body as `target`, all of it or nothing; None is standard output. How many bytes it had."""
+    """Write a response's body to a file, all of it or nothing.
+
+    Parameters
+    ----------
+    response
+        A streamed response whose body hasn't been read.
+    target
+        The file, which is replaced; None is standard output.
+    title
+        Stands beside the progress bar.
+
+    Returns
+    -------
+    int
+        The size of the body in bytes.
+
+    Raises
+    ------
+    Failure
+        The file or standard output can't be written.
+    """
     declared = response.headers.get("content-length")
     with progress(title, int(declared) if declared else None) as advance:
         if target is None:
@@ -33,7 +54,7 @@ def download(response: httpx.Response, target: Path | None, title: str) -> int:
                 os.fsync(file.fileno())
             part.replace(target)
         except OSError as error:
-            raise TransferFailed(f"{target} can't be written: {error.strerror}") from None
+            raise Failure(f"{target} can't be written: {error.strerror}") from None
         finally:
             with suppress(OSError):
                 part.unlink()
@@ -42,13 +63,26 @@ def download(response: httpx.Response, target: Path | None, title: str) -> int:
 
 @contextmanager
 def upload(source: Path | None, title: str) -> Iterator[dict[str, Any]]:
-    """What a request needs to send `source`; None is standard input."""
+    """The arguments with which httpx sends a tar archive as a request's body, in pieces as they are read.
+
+    Parameters
+    ----------
+    source
+        The file; None is standard input, which is sent without a Content-Length.
+    title
+        Stands beside the progress bar.
+
+    Raises
+    ------
+    Failure
+        The file or standard input can't be read; the latter only while the request is sent.
+    """
     try:
-        opened = nullcontext(sys.stdin.buffer) if source is None else source.open("rb")
+        stream = nullcontext(sys.stdin.buffer) if source is None else source.open("rb")
     except OSError as error:
-        raise TransferFailed(f"{source} can't be read: {error.strerror}") from None
+        raise Failure(f"{source} can't be read: {error.strerror}") from None
     headers = {"Content-Type": "application/x-tar"}
-    with opened as file:
+    with stream as file:
         size = None if source is None else os.fstat(file.fileno()).st_size
         if size is not None:
             headers["Content-Length"] = str(size)
@@ -58,7 +92,7 @@ def upload(source: Path | None, title: str) -> Iterator[dict[str, Any]]:
 
 @contextmanager
 def progress(title: str, total: int | None) -> Iterator[Advance]:
-    """Tells how far something is; says nothing where nobody would see it."""
+    """A progress bar of `total` bytes (None: unknown) on standard error, or nothing if that is no terminal."""
     if not sys.stderr.isatty():
         yield lambda _: None
         return
@@ -77,12 +111,13 @@ def _copy_to_stdout(response: httpx.Response, advance: Advance) -> int:
         sys.stdout.flush()
         return size
     except OSError as error:
-        # What is left in the buffer must go somewhere when the interpreter ends.
+        # The interpreter flushes its buffer when it ends, and would print a second error.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        raise TransferFailed(f"standard output can't be written: {error.strerror}") from None
+        raise Failure(f"standard output can't be written: {error.strerror}") from None
 
 
 def _copy(response: httpx.Response, file: IO[bytes], advance: Advance) -> int:
+    """Returns the number of bytes copied."""
     size = 0
     for chunk in response.iter_bytes(_CHUNK):
         file.write(chunk)
@@ -97,4 +132,4 @@ def _pieces(file: IO[bytes], source: Path | None, advance: Advance) -> Iterator[
             yield piece
             advance(len(piece))
     except OSError as error:
-        raise TransferFailed(f"{source or 'standard input'} can't be read: {error.strerror}") from None
+        raise Failure(f"{source or 'standard input'} can't be read: {error.strerror}") from None

@@ -1,24 +1,22 @@
-"""Projects: whole directories into a session and back, by the command as users call it."""
+"""`era push` and `era pull`: whole directories into a session and back."""
 
 from __future__ import annotations
 
-import os
-import subprocess
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
-from era.client.projects import Directory, files
-from era.client.transfers import TransferFailed
-from tests.conftest import ERA, Server
+from era.client.directories import Directory, files
+from era.client.failure import Failure
+from tests.client.command import era
+from tests.conftest import Server
 
 
-def era(server: Server, *arguments: str, code: int = 0) -> str:
-    environment = {**os.environ, "ERA_SERVER": server.url}
-    done = subprocess.run([ERA, *arguments], capture_output=True, text=True, env=environment, timeout=60)
-    assert done.returncode == code, done.stdout + done.stderr
+def sync(server: Server, *arguments: str, code: int = 0) -> str:
+    """Push or pull. Returns what the command prints, of a failure the errors only."""
+    done = era(server, *arguments, code=code)
     return done.stderr if code else done.stdout + done.stderr
 
 
@@ -39,8 +37,8 @@ def make(client: httpx.Client) -> Any:
 
 
 def version(client: httpx.Client) -> int:
-    found: int = client.get("/api/sessions/app").json()["version"]
-    return found
+    number: int = client.get("/api/sessions/app").json()["version"]
+    return number
 
 
 def test_a_python_package(server: Server, client: httpx.Client, make: Any, tmp_path: Path) -> None:
@@ -54,16 +52,16 @@ def test_a_python_package(server: Server, client: httpx.Client, make: Any, tmp_p
             "shop/tax.py": "WITH = 2\n",
         },
     )
-    assert "4 files pushed" in era(server, "push", str(tmp_path), "--session", "app")
+    assert "4 files pushed" in sync(server, "push", str(tmp_path), "--session", "app")
     assert version(client) == 2, "one version for all of it"
     for _ in range(2):
-        told = client.post("/api/sessions/app/run", json={"code": "import main"}).json()
-        assert (told["stdout"], told["stderr"]) == ("6 shop\n", "")
+        output = client.post("/api/sessions/app/run", json={"code": "import main"}).json()
+        assert (output["stdout"], output["stderr"]) == ("6 shop\n", "")
     before = version(client)
-    assert "0 files pushed" in era(server, "push", str(tmp_path), "--session", "app")
+    assert "0 files pushed" in sync(server, "push", str(tmp_path), "--session", "app")
     assert version(client) == before
     write(tmp_path, **{"shop/tax.py": "WITH = 3\n"})
-    assert "1 files pushed, 0 deleted, 4 in all" in era(server, "push", str(tmp_path), "--session", "app")
+    assert "1 files pushed, 0 deleted, 4 in all" in sync(server, "push", str(tmp_path), "--session", "app")
     assert client.post("/api/sessions/app/run", json={"code": "import main"}).json()["stdout"] == "9 shop\n"
 
 
@@ -79,12 +77,12 @@ def test_a_typescript_project(server: Server, client: httpx.Client, make: Any, t
             "export const area = ({ a, b }: Shape): number => a * b;\n",
         },
     )
-    era(server, "push", str(tmp_path), "--session", "app")
-    told = client.post("/api/sessions/app/run", json={"code": 'require("./src/index.ts")'}).json()
-    assert (told["stdout"], told["stderr"]) == ("42\n", "")
+    sync(server, "push", str(tmp_path), "--session", "app")
+    output = client.post("/api/sessions/app/run", json={"code": 'require("./src/index.ts")'}).json()
+    assert (output["stdout"], output["stderr"]) == ("42\n", "")
 
 
-def test_what_git_ignores_stays(server: Server, client: httpx.Client, make: Any, tmp_path: Path) -> None:
+def test_ignored_files_are_not_pushed(server: Server, client: httpx.Client, make: Any, tmp_path: Path) -> None:
     make("python")
     outside = tmp_path / "outside"
     write(outside, secret="s")
@@ -95,29 +93,29 @@ def test_what_git_ignores_stays(server: Server, client: httpx.Client, make: Any,
     write(top, **{".gitignore": "*.log\n!keep.log\nbuild/\n/top\n", "sub/.gitignore": "!loud.log\nquiet.txt\n"})
     (top / "link").symlink_to(outside / "secret")
     (top / "linked").symlink_to(outside)
-    era(server, "push", str(top), "--session", "app")
+    sync(server, "push", str(top), "--session", "app")
     assert listed(client) == kept
 
 
 def test_deleting(server: Server, client: httpx.Client, make: Any, tmp_path: Path) -> None:
     make("python")
     write(tmp_path / "one", **{"a": "1", "b/c": "2"})
-    era(server, "push", str(tmp_path / "one"), "--session", "app")
+    sync(server, "push", str(tmp_path / "one"), "--session", "app")
     client.post("/api/sessions/app/run", json={"code": "open('made', 'w').write('3')"})
-    assert "0 files pushed, 0 deleted" in era(server, "push", str(tmp_path / "one"), "--session", "app")
+    assert "0 files pushed, 0 deleted" in sync(server, "push", str(tmp_path / "one"), "--session", "app")
     two = tmp_path / "two"
-    assert "3 files pulled, 0 deleted" in era(server, "pull", str(two), "--session", "app")
-    assert "0 files pulled, 0 deleted" in era(server, "pull", str(two), "--session", "app")
+    assert "3 files pulled, 0 deleted" in sync(server, "pull", str(two), "--session", "app")
+    assert "0 files pulled, 0 deleted" in sync(server, "pull", str(two), "--session", "app")
     assert {str(path.relative_to(two)): path.read_text() for path in two.rglob("*") if path.is_file()} == {
         "a": "1",
         "b/c": "2",
         "made": "3",
     }
     write(two, **{".gitignore": "mine", "mine": "m", "b/extra": "x"})
-    assert "0 files pulled, 0 deleted" in era(server, "pull", str(two), "--session", "app")
-    assert "0 files pulled, 2 deleted" in era(server, "pull", str(two), "--session", "app", "--delete")
+    assert "0 files pulled, 0 deleted" in sync(server, "pull", str(two), "--session", "app")
+    assert "0 files pulled, 2 deleted" in sync(server, "pull", str(two), "--session", "app", "--delete")
     assert {path.name for path in two.rglob("*") if path.is_file()} == {"a", "c", "made", "mine"}
-    assert "0 files pushed, 1 deleted" in era(server, "push", str(tmp_path / "one"), "--session", "app", "--delete")
+    assert "0 files pushed, 1 deleted" in sync(server, "push", str(tmp_path / "one"), "--session", "app", "--delete")
     assert listed(client) == {"a", "b/c"}
 
 
@@ -132,12 +130,12 @@ def test_a_pull_stays_in_its_directory(server: Server, client: httpx.Client, mak
     top.mkdir()
     (top / "d").symlink_to(outside)
     (top / "g").symlink_to(outside / "g")
-    told = era(server, "pull", str(top), "--session", "app", code=2)
-    assert "d/f can't be written" in told
+    output = sync(server, "pull", str(top), "--session", "app", code=2)
+    assert "d/f can't be written" in output
     (top / "d").unlink()
-    told = era(server, "pull", str(top), "--session", "app")
-    assert "2 files pulled" in told or "1 files pulled" in told
-    assert "1 links" in told
+    output = sync(server, "pull", str(top), "--session", "app")
+    assert "2 files pulled" in output or "1 files pulled" in output
+    assert "1 links" in output
     assert ((top / "d/f").read_text(), (top / "g").read_text()) == ("new", "new")
     assert not (top / "g").is_symlink()
     assert not (top / "l").exists()
@@ -145,24 +143,20 @@ def test_a_pull_stays_in_its_directory(server: Server, client: httpx.Client, mak
 
 
 @pytest.mark.parametrize("path", ["../x", "/x", "a/../../x", "a//x", "", ".", "..", "a/\0"])
-def test_names_that_lead_elsewhere(tmp_path: Path, path: str) -> None:
+def test_paths_that_lead_elsewhere_are_refused(tmp_path: Path, path: str) -> None:
     (tmp_path / "top").mkdir()
-    directory = Directory(tmp_path / "top")
-    with pytest.raises(TransferFailed):
+    with Directory(tmp_path / "top") as directory, pytest.raises(Failure):
         directory.write(path, [b"x"], lambda _: None)
-    directory.close()
     assert [found for found in tmp_path.rglob("*") if found.is_file()] == []
 
 
-def test_a_file_that_breaks_off_is_not_there(tmp_path: Path) -> None:
+def test_a_broken_download_leaves_the_old_file(tmp_path: Path) -> None:
     def pieces() -> Any:
         yield b"half"
         raise httpx.ReadError("gone")
 
     write(tmp_path, f="old")
-    directory = Directory(tmp_path)
-    with pytest.raises(httpx.ReadError):
+    with Directory(tmp_path) as directory, pytest.raises(httpx.ReadError):
         directory.write("f", pieces(), lambda _: None)
-    directory.close()
     assert list(files(tmp_path)) == ["f"]
     assert (tmp_path / "f").read_text() == "old"
