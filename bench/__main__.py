@@ -1,4 +1,4 @@
-"""`python -m bench`: measure, show, and exit with 0 unless something could not be run."""
+"""`python -m bench`: measure, print the figures, and exit with 0 unless a case could not be run."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from rich.console import Console
 from bench.arena import arena
 from bench.lists import CASES, RATIOS
 from bench.measure import measure
-from bench.report import findings, machine, show
+from bench.report import machine, show, summarize
 
 _DISK = Path("/var/tmp")  # /tmp is memory on many machines, where a durable commit costs nothing
 _ROUNDS, _QUICK_ROUNDS = 20, 1
@@ -20,25 +20,27 @@ _ROUNDS, _QUICK_ROUNDS = 20, 1
 
 def main() -> None:
     parser = argparse.ArgumentParser("python -m bench", description="Measure ERA beside its rivals.")
-    parser.add_argument("--quick", action="store_true", help="a few rounds: does it run at all")
-    parser.add_argument("--rounds", type=int, help=f"how many (default {_ROUNDS})")
-    parser.add_argument("--only", nargs="+", metavar="NAME", help="cases whose name begins so, and their rivals")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there too")
+    parser.add_argument("--quick", action="store_true", help="one short round, to see whether every case runs")
+    parser.add_argument("--rounds", type=int, help=f"number of rounds (default {_ROUNDS})")
+    parser.add_argument(
+        "--only", nargs="+", metavar="NAME", help="cases whose name begins with one of these, and their rivals"
+    )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures to this file")
     parser.add_argument(
         "--dir",
         type=Path,
         default=_DISK if _DISK.is_dir() else Path(tempfile.gettempdir()),
-        help="where the service's data lies meanwhile (default %(default)s)",
+        help="directory for the service's data during the benchmark (default %(default)s)",
     )
     options = parser.parse_args()
     rounds = options.rounds or (_QUICK_ROUNDS if options.quick else _ROUNDS)
 
     chosen = {case.name for case in CASES if not options.only or case.name.startswith(tuple(options.only))}
     if not chosen:
-        parser.error(f"no case begins so; there are: {', '.join(case.name for case in CASES)}")
+        parser.error(f"no case's name begins like that; the cases are: {', '.join(case.name for case in CASES)}")
     ratios = [ratio for ratio in RATIOS if ratio.case in chosen]
-    wanted = chosen | {ratio.rival for ratio in ratios}
-    cases = [case for case in CASES if case.name in wanted]
+    chosen |= {ratio.rival for ratio in ratios}
+    cases = [case for case in CASES if case.name in chosen]
 
     console = Console()
     if not console.is_terminal:
@@ -50,10 +52,10 @@ def main() -> None:
             times = measure(
                 cases, place, rounds, options.quick, lambda done: status.update(f"round {done} of {rounds} done")
             )
-    found = findings(cases, ratios, times, about)
+    figures = summarize(cases, ratios, times, about)
     if options.json:
-        options.json.write_text(json.dumps(found, indent=2, ensure_ascii=False) + "\n")
-    show(found, console)
+        options.json.write_text(json.dumps(figures, indent=2, ensure_ascii=False) + "\n")
+    show(figures, console)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""A service of our own on a free port, and the lightest client of it."""
+"""The service that is measured, on a free port, with a client that adds as little as it can."""
 
 from __future__ import annotations
 
@@ -26,20 +26,24 @@ type Answer = tuple[int, bytes]
 
 
 class Arena:
-    """What cases need: the service, over one connection that stays open, and a directory beside its data."""
+    """What cases work with: the service, over one connection that stays open, and a directory for their own files.
 
-    def __init__(self, port: int, pid: int, place: Path, *, small: bool) -> None:
-        self.scratch = place / "scratch"
-        self.data_dir = place / "data"
+    `port` and `pid` are the service's, `directory` holds its data and `scratch`, the directory for cases on the same
+    disk. `small` asks for a hundredth of the usual sizes.
+    """
+
+    def __init__(self, port: int, pid: int, directory: Path, *, small: bool) -> None:
+        self.scratch = directory / "scratch"
+        self.data_dir = directory / "data"
         self.port = port
         self._pid = pid
         self.small = small
         self._connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
         self._used_at = 0.0
         self.closers = contextlib.ExitStack()
-        """What cases have opened: closed with the arena."""
+        """Closes what cases have opened, when the arena is closed."""
 
-    # -- measured: nothing but the request and its answer -----------------------------------------------------------
+    # -- measured: only the request and its answer ------------------------------------------------------------------
 
     def get(self, path: str) -> Answer:
         return self._call("GET", path, None)
@@ -65,20 +69,20 @@ class Arena:
         self._used_at = time.monotonic()
         return response.status, response.read()
 
-    # -- beside the measurement -------------------------------------------------------------------------------------
+    # -- not measured -----------------------------------------------------------------------------------------------
 
     def keep_open(self) -> None:
-        """Servers close connections that nobody uses, so use a connection before a measurement on it."""
+        """Make sure that the connection is open. The server closes one that has been idle for a while."""
         if time.monotonic() - self._used_at > _KEEP_SECONDS:
-            self._connection.close()  # it may have been closed at the other end
+            self._connection.close()  # the server may have closed it
             self.get("/nothing")
 
     def size(self, count: int) -> int:
-        """As many of something as a case wants, or a hundredth where it is to be quick."""
+        """`count`, or a hundredth of it in a small arena."""
         return count // 100 if self.small else count
 
     def memory(self) -> int:
-        """Resident bytes of the service itself."""
+        """Resident bytes of the service's own process."""
         status = Path(f"/proc/{self._pid}/status").read_text()
         return int(re.search(r"VmRSS:\s+(\d+) kB", status)[1]) * 1024  # type: ignore[index]  # it is always there
 
@@ -92,27 +96,30 @@ class Arena:
         _expect(self._call("DELETE", f"/api/sessions/{session}", None), 200)
 
     def health(self) -> dict[str, Any]:
-        told: dict[str, Any] = json.loads(_expect(self.get("/health"), 200))
-        return told
+        health: dict[str, Any] = json.loads(_expect(self.get("/health"), 200))
+        return health
 
     def wait_for_pool(self) -> None:
-        """Until a sandbox of every language is ready for a first run."""
+        """Wait until a sandbox of every language is ready for a first run. Raises RuntimeError after 20 seconds."""
         self.keep_open()
         deadline = time.monotonic() + _POOL_SECONDS
-        while (told := self.health())["sandboxes"]["ready"] < len(told["languages"]):
+        while (health := self.health())["sandboxes"]["ready"] < len(health["languages"]):
             if time.monotonic() > deadline:
                 raise RuntimeError("The service's pool does not fill.")
             time.sleep(0.005)
 
     def check_created(self, answer: Answer) -> str:
+        """Return the id of the session that was created. Raises RuntimeError if none was."""
         return str(json.loads(_expect(answer, 201))["id"])
 
     def check_run(self, answer: Answer) -> None:
-        told = json.loads(_expect(answer, 200))
-        if told["status"] != "ok" or told["stdout"] != "1\n" or not told["state"]["committed"]:
-            raise RuntimeError(f"A run went wrong: {told}")
+        """Raise RuntimeError unless the run printed `1`, ended well and was committed."""
+        run = json.loads(_expect(answer, 200))
+        if run["status"] != "ok" or run["stdout"] != "1\n" or not run["state"]["committed"]:
+            raise RuntimeError(f"A run went wrong: {run}")
 
     def check_status(self, status: int) -> Callable[[Answer], object]:
+        """A check that raises RuntimeError for an answer with another status."""
         return lambda answer: _expect(answer, status)
 
     def close(self) -> None:
@@ -128,38 +135,46 @@ def _expect(answer: Answer, status: int) -> bytes:
 
 @contextlib.contextmanager
 def arena(directory: Path, *, small: bool) -> Iterator[Arena]:
-    """A service with its data in a new directory below `directory`; all of it is gone afterwards."""
-    place = Path(tempfile.mkdtemp(prefix="era-bench-", dir=directory))
+    """A service with its data in a new directory below `directory`, which is removed afterwards."""
+    own = Path(tempfile.mkdtemp(prefix="era-bench-", dir=directory))
     try:
-        (place / "scratch").mkdir()
-        with _service(place) as (port, pid), contextlib.closing(Arena(port, pid, place, small=small)) as made:
+        (own / "scratch").mkdir()
+        with _service(own) as (port, pid), contextlib.closing(Arena(port, pid, own, small=small)) as made:
             yield made
     finally:
-        shutil.rmtree(place, ignore_errors=True)
+        shutil.rmtree(own, ignore_errors=True)
 
 
 def service_environment(data_dir: Path) -> dict[str, str]:
-    """What a service of the benchmark's own is started with."""
+    """Environment variables for a service that is measured."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("ERA_")}
     environment |= {"ERA_PORT": "0", "ERA_DATA_DIR": str(data_dir)}
-    return environment | {"ERA_ISOLATION": "bubblewrap"}  # what `auto` is depends on what is installed
+    return environment | {"ERA_ISOLATION": "bubblewrap"}  # `auto` depends on what is installed
+
+
+def wait_for_port(process: subprocess.Popen[bytes], log: Path) -> int:
+    """Wait until `era serve`, which writes to `log`, serves. Return its port. Raises RuntimeError after 30 seconds."""
+    deadline = time.monotonic() + _START_SECONDS
+    while not (serves := re.search(r"ERA serves\s+http://\S+:(\d+)", log.read_text())):
+        if process.poll() is not None or time.monotonic() > deadline:
+            raise RuntimeError(f"The service did not start:\n{log.read_text()}")
+        time.sleep(0.02)
+    return int(serves[1])
 
 
 @contextlib.contextmanager
-def _service(place: Path) -> Iterator[tuple[int, int]]:
-    log_path = place / "log"
-    environment = service_environment(place / "data")
-    with log_path.open("wb") as log:
+def _service(directory: Path) -> Iterator[tuple[int, int]]:
+    """`era serve` with its data in `directory`: its port and its process id."""
+    log = directory / "log"
+    with log.open("wb") as output:
         process = subprocess.Popen(
-            [Path(sys.executable).parent / "era", "serve"], stdout=log, stderr=log, env=environment
+            [Path(sys.executable).parent / "era", "serve"],
+            stdout=output,
+            stderr=output,
+            env=service_environment(directory / "data"),
         )
     try:
-        deadline = time.monotonic() + _START_SECONDS
-        while not (found := re.search(r"ERA serves\s+http://\S+:(\d+)", log_path.read_text())):
-            if process.poll() is not None or time.monotonic() > deadline:
-                raise RuntimeError(f"The service did not start:\n{log_path.read_text()}")
-            time.sleep(0.02)
-        yield int(found[1]), process.pid
+        yield wait_for_port(process, log), process.pid
     finally:
         process.send_signal(signal.SIGTERM)
         process.wait(30)

@@ -1,4 +1,4 @@
-"""What a case is, and the common ones. Which there are is in lists.py."""
+"""What a case is, and the cases that most of the list in lists.py is made of."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ def _nothing() -> None:
 
 @dataclass(frozen=True, slots=True)
 class Probe:
-    """A case made ready to be measured, over and over: `call(before())` is one measurement, of `call` alone."""
+    """A case that is set up. One measurement is `after(call(before()))`, of which only `call` is timed."""
 
     call: Callable[[Any], Any]
     before: Callable[[], Any] = _nothing
     after: Callable[[Any], object] = lambda _: None
-    """Gets what `call` answered. Raises where that is not what it should be."""
+    """Gets what `call` returned. Raises RuntimeError if that is wrong."""
 
     around: Callable[[], AbstractContextManager[object]] = nullcontext
     """Entered before the calls of a round, left after them."""
@@ -45,26 +45,30 @@ class Probe:
 
 @dataclass(frozen=True, slots=True)
 class Case:
+    """One thing that is measured."""
+
     name: str
     what: str
+    """A few words about it, for the report."""
     start: Callable[[Arena], Probe]
+    """Sets it up, once for all rounds."""
     pause: float = 0.0
     """Seconds of rest before each measured call, after `before`."""
     burst: int = 5
     """Measured calls in a round."""
     goal: float | None = None
-    """Milliseconds, of the median."""
+    """What the median should be at most, in milliseconds."""
 
 
 @dataclass(frozen=True, slots=True)
 class Ratio:
-    """A case ÷ its rival. A goal is a wish to look at, not a bound to fail on."""
+    """The time of a case ÷ that of its rival. A goal is shown in the report; missing it is no failure."""
 
     case: str
     rival: str
     goal: float | None = None
     quantile: float = 0.5
-    """Of the calls of each round: the one that is compared."""
+    """Which quantile of each round's calls is compared."""
 
     @property
     def name(self) -> str:
@@ -72,7 +76,7 @@ class Ratio:
 
 
 def warm(language: str, code: str) -> Callable[[Arena], Probe]:
-    """A run in a session whose sandbox is live."""
+    """A run in a warm session."""
 
     def start(arena: Arena) -> Probe:
         session = arena.new_session(language)
@@ -83,7 +87,7 @@ def warm(language: str, code: str) -> Callable[[Arena], Probe]:
 
 
 def relayed(code: str) -> Callable[[Arena], Probe]:
-    """A call of the public URL of a session whose sandbox is live."""
+    """A call of a warm session's public URL, answered by its stored code."""
 
     def start(arena: Arena) -> Probe:
         session = arena.new_session("python")
@@ -101,7 +105,7 @@ def relayed(code: str) -> Callable[[Arena], Probe]:
 
 
 def first(language: str, code: str) -> Callable[[Arena], Probe]:
-    """The first run of a session made just before, while the pool has a sandbox for it."""
+    """The first run of a session created just before, for which the pool has a sandbox."""
 
     def start(arena: Arena) -> Probe:
         session = ""
@@ -120,20 +124,22 @@ def first(language: str, code: str) -> Callable[[Arena], Probe]:
 
 
 def create(arena: Arena) -> Probe:
-    """A session made. Those of a round go when the service does."""
+    """Creating a session. The sessions stay until the service's data is removed."""
     return Probe(lambda _: arena.create("python"), after=arena.check_created)
 
 
 def health(arena: Arena) -> Probe:
+    """GET /health."""
     return Probe(lambda _: arena.get("/health"), after=arena.check_status(200))
 
 
 def no_such_path(arena: Arena) -> Probe:
+    """A request that costs HTTP only."""
     return Probe(lambda _: arena.get("/nothing"), after=arena.check_status(404))
 
 
 def program(command: rivals.Maker, output: bytes = b"1\n") -> Callable[[Arena], Probe]:
-    """A program of the host's, from its start to its end."""
+    """A process on the host, from its start to its end. It must print `output`."""
 
     def start(arena: Arena) -> Probe:
         argv = command(arena.scratch)
@@ -148,5 +154,6 @@ def program(command: rivals.Maker, output: bytes = b"1\n") -> Callable[[Arena], 
 
 
 def commit(arena: Arena) -> Probe:
+    """One durable SQLite transaction, without the service."""
     change = rivals.durable_commit(arena.scratch)
     return Probe(lambda _: change())

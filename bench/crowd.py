@@ -1,4 +1,4 @@
-"""One session's runs while others take all they can."""
+"""One session's runs while other sessions load processors, memory and disk."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _SETTLE_SECONDS = 1.0
 
 
 def run_beside(crowd: tuple[str, ...]) -> Callable[[Arena], Probe]:
-    """A warm run while each of these programs runs in a session of its own, without an end."""
+    """A warm run while each of `crowd`'s programs runs in a session of its own, without end."""
 
     def start(arena: Arena) -> Probe:
         session = arena.new_session("python")
@@ -64,7 +64,7 @@ def run_beside(crowd: tuple[str, ...]) -> Callable[[Arena], Probe]:
 
 
 def _run(port: int, session: str, code: str) -> None:
-    """Ends when the session is deleted."""
+    """Run `code` in the session. Returns when the session is deleted."""
     connection = http.client.HTTPConnection("127.0.0.1", port)
     with contextlib.closing(connection):
         body = json.dumps({"code": code, "timeout": 120})

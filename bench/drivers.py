@@ -1,4 +1,4 @@
-"""Cases of drivers, measured without a service around them."""
+"""Cases that measure a driver without the service around it."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ _LIMITS = Limits(
 )
 
 
-class Bench:
-    """A driver of one kind, and an event loop for it. The arena closes it."""
+class SyncDriver:
+    """A driver with an event loop of its own, for calls that block. The arena closes it."""
 
     def __init__(self, arena: Arena, kind: type[BubblewrapDriver], limits: Limits = _LIMITS) -> None:
         name = f"era-bench-{secrets.token_hex(4)}"
@@ -39,20 +39,20 @@ class Bench:
         self._runner.run(self._driver.clear())
         self._runner.run(self._driver.start())
 
-    def make(self, language: Language = "python") -> BubblewrapSandbox:
+    def create(self, language: Language = "python") -> BubblewrapSandbox:
         return self._runner.run(self._driver.create(language, self._limits))
 
     def run(self, sandbox: BubblewrapSandbox, code: str) -> bytes:
-        """What a program wrote. Raises RuntimeError where it did not end well."""
+        """Run a program and return its output. Raises RuntimeError if it fails."""
 
         async def follow() -> bytes:
-            said = b""
+            output = b""
             async for event in sandbox.run(Program(code.encode(), b"{}", {}, 20, ephemeral=False, files={})):
                 if isinstance(event, Output):
-                    said += event.data
+                    output += event.data
                 elif event.exit_code != 0:
-                    raise RuntimeError(f"A program in a sandbox went wrong: {event}, {said!r}")
-            return said
+                    raise RuntimeError(f"A program in a sandbox went wrong: {event}, {output!r}")
+            return output
 
         return self._runner.run(follow())
 
@@ -65,22 +65,22 @@ class Bench:
 
 
 def warm(code: str, kind: str = "gvisor") -> Callable[[Arena], Probe]:
-    """A run in a live sandbox."""
+    """A run in a warm sandbox."""
 
     def start(arena: Arena) -> Probe:
-        bench = Bench(arena, _DRIVERS[kind])
-        sandbox = bench.make()
+        driver = SyncDriver(arena, _DRIVERS[kind])
+        sandbox = driver.create()
 
-        def after(said: bytes) -> None:
-            if said != b"1\n":
-                raise RuntimeError(f"The program said {said!r}.")
+        def after(output: bytes) -> None:
+            if output != b"1\n":
+                raise RuntimeError(f"The program printed {output!r}.")
 
-        return Probe(lambda _: bench.run(sandbox, code), after=after)
+        return Probe(lambda _: driver.run(sandbox, code), after=after)
 
     return start
 
 
 def new(arena: Arena) -> Probe:
-    """A sandbox made."""
-    bench = Bench(arena, GvisorDriver)
-    return Probe(lambda _: bench.make(), after=bench.discard)
+    """Creating a gVisor sandbox."""
+    driver = SyncDriver(arena, GvisorDriver)
+    return Probe(lambda _: driver.create(), after=driver.discard)

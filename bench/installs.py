@@ -1,7 +1,7 @@
-"""Packages: the first session that asks for some, the next one, and what having many costs a run.
+"""Packages: the first session that asks for some, the next one, and what many packages cost a run.
 
-Both sides ask the same registries, with caches of their own. `cold` caches are empty, `warm` ones have what is asked
-for. What ERA has made of it before is forgotten, so that each time it is the first session that asks.
+ERA and the tools by hand ask the same registries, each with a cache of its own. A `cold` cache is empty, a `warm` one
+has the packages. ERA's own package sets are removed before each call, so that each call is that of a first session.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ type Setup = dict[str, list[str]]
 
 FIRST = {"requests": "pip", "axios": "npm"}
 _SMALL = {"pip": "six", "npm": "ms"}
-"""What stands for packages where it is to be quick."""
+"""Packages for a small arena."""
 
 _LARGE: dict[str, Setup] = {
     "python": {"pip": ["pandas"]},
@@ -33,23 +33,23 @@ _FEW: dict[str, Setup] = {"python": {"pip": ["idna"]}, "node": {"npm": ["is-numb
 
 
 def first(name: str, *, cold: bool) -> Callable[[Arena], Probe]:
-    """A session with these packages made and ready, the first that asks for them."""
+    """Creating the first session that asks for a package, until its setup has ended."""
 
     def start(arena: Arena) -> Probe:
         kind, package = FIRST[name], _package(arena, name)
-        setup, made = {kind: [package]}, arena.data_dir / "environments"
+        setup, installed = {kind: [package]}, arena.data_dir / "environments"
         cache = arena.data_dir / "cache" / ("uv" if kind == "pip" else "npm")
         if not cold:
             arena.delete_session(_ready(arena, setup))
 
         def before() -> None:
-            for note in (made / "asked").iterdir():
+            for note in (installed / "asked").iterdir():
                 digest = json.loads(note.read_text())["environment"]
-                lock = json.loads((made / digest / "lock.json").read_text())
-                while (made / digest / "uncompiled").exists():  # that goes on afterwards, and isn't waited for
+                lock = json.loads((installed / digest / "lock.json").read_text())
+                while (installed / digest / "uncompiled").exists():  # compiling goes on after the setup
                     time.sleep(0.01)
                 if package in {item["name"] for item in (*lock["pip"], *lock["npm"])}:
-                    shutil.rmtree(made / digest)
+                    shutil.rmtree(installed / digest)
                     note.unlink()
             if cold:
                 shutil.rmtree(cache, ignore_errors=True)  # it may not be there yet
@@ -60,11 +60,11 @@ def first(name: str, *, cold: bool) -> Callable[[Arena], Probe]:
 
 
 def by_hand(name: str, *, cold: bool, options: tuple[str, ...] = ()) -> Callable[[Arena], Probe]:
-    """The same with the tool itself, into a new directory."""
+    """Installing the package with uv or npm itself, into a new directory."""
 
     def start(arena: Arena) -> Probe:
-        place = arena.scratch / " ".join((name, "cold" if cold else "warm", *options))
-        home, target, cache = place / "home", place / "target", place / "cache"
+        directory = arena.scratch / " ".join((name, "cold" if cold else "warm", *options))
+        home, target, cache = directory / "home", directory / "target", directory / "cache"
         home.mkdir(parents=True)
         environment = tools.environment(home, str(home), os.environ)
         if FIRST[name] == "pip":
@@ -94,7 +94,7 @@ def by_hand(name: str, *, cold: bool, options: tuple[str, ...] = ()) -> Callable
 
 
 def again(arena: Arena) -> Probe:
-    """A session made and ready whose packages another one has."""
+    """Creating a session with packages that another session has, until its setup has ended."""
     setup = _FEW["python"]
     _ready(arena, setup)
     return Probe(lambda _: _ready(arena, setup), after=arena.delete_session)
@@ -117,9 +117,9 @@ def _package(arena: Arena, name: str) -> str:
 
 
 def _ready(arena: Arena, setup: Setup, language: str = "python") -> str:
-    """A session, once its packages are there."""
+    """Create a session and wait until its setup has ended. Return its id. Raises RuntimeError if the setup fails."""
     session = arena.check_created(arena.post("/api/sessions", {"language": language, "setup": setup}))
-    status, told = arena.get(f"/api/sessions/{session}/setup/events")  # to its end
-    if status != 200 or b'"setup_status":"completed"' not in told.replace(b" ", b""):
-        raise RuntimeError(f"A setup went wrong: {told!r}")
+    status, events = arena.get(f"/api/sessions/{session}/setup/events")  # ends with the setup
+    if status != 200 or b'"setup_status":"completed"' not in events.replace(b" ", b""):
+        raise RuntimeError(f"A setup went wrong: {events!r}")
     return session

@@ -1,4 +1,4 @@
-"""Cases with much in them: sessions of many files, much data, many sessions. Quick runs make them small."""
+"""Cases of large sizes: sessions with many files or much data, and many sessions. A small arena has a hundredth."""
 
 from __future__ import annotations
 
@@ -48,14 +48,16 @@ def change_one_file(*, of_many: bool) -> Callable[[Arena], Probe]:
 
 
 def duplicate(arena: Arena) -> Probe:
-    """A copy of a session with 1 GiB in 2,000 files. The copies go when the service does."""
+    """Copying a session with 1 GiB in 2,000 files. The copies stay until the service's data is removed."""
     source = _big_session(arena)
     return Probe(lambda _: arena.post(f"/api/sessions/{source}/duplicate", {}), after=arena.check_created)
 
 
 def rollback(arena: Arena) -> Probe:
-    """Back to a version with 1 GiB in 2,000 files, from one without. Each call makes a version, and old ones go; so it
-    is always the last two that are gone back to."""
+    """A rollback to a version with 1 GiB in 2,000 files, from one without.
+
+    Each call makes a version, and old versions are dropped. So each goes back to one of the last two.
+    """
     source = _big_session(arena)
 
     def roll_back(version: int) -> tuple[int, bytes]:
@@ -70,6 +72,7 @@ def rollback(arena: Arena) -> Probe:
 
 
 def first_page_of_files(arena: Arena) -> Probe:
+    """A page of 100 of a session's 10,000 files."""
     session = arena.new_session("python")
     arena.check_run(arena.run(session, _fill(arena.size(FILES), DIRECTORIES, 10)))
     path = f"/api/sessions/{session}/files?limit=100"
@@ -77,7 +80,7 @@ def first_page_of_files(arena: Arena) -> Probe:
 
 
 def page_of_sessions(arena: Arena) -> Probe:
-    """A page of 50 by a label that half of 100,000 sessions have."""
+    """A page of 50 of 100,000 sessions, by a label that half of them have."""
     _many_sessions(arena, arena.size(SESSIONS))
     path = "/api/sessions?limit=50&metadata.half=1"
     return Probe(lambda _: arena.get(path), after=arena.check_status(200))
@@ -88,6 +91,7 @@ def _fill(files: int, directories: int, size: int) -> str:
 
 
 def _big_session(arena: Arena) -> str:
+    """Create a session with 1 GiB in 2,000 files and return its id."""
     session = arena.new_session("python")
     files = arena.size(COPY_FILES)
     body = {"code": _fill(files, 20, COPY_BYTES // COPY_FILES), "timeout": 600}
@@ -96,10 +100,10 @@ def _big_session(arena: Arena) -> str:
 
 
 def _many_sessions(arena: Arena, count: int) -> None:
-    """Rows as `count` creates would leave them: one made by a call, the others copied from it in the database."""
+    """Make `count` sessions: one by a call, the others by copying its rows in the database, which is quicker."""
     label = {"half": "1"}
-    made = arena.post("/api/sessions", {"language": "python", "session_id": "bench-seed", "metadata": label})
-    arena.check_created(made)
+    body = {"language": "python", "session_id": "bench-seed", "metadata": label}
+    arena.check_created(arena.post("/api/sessions", body))
     with closing(sqlite3.connect(arena.data_dir / "era.sqlite", timeout=30)) as database, database:
         seed = database.execute("SELECT key FROM sessions WHERE id = 'bench-seed'").fetchone()[0]
         columns = [row[1] for row in database.execute("PRAGMA table_info(sessions)") if row[1] not in ("key", "id")]
@@ -118,4 +122,4 @@ def _many_sessions(arena: Arena, count: int) -> None:
                 + ("AND s.key % 2 = 0" if table == "session_pairs" else ""),
                 (seed, seed),
             )
-    time.sleep(0.5)  # the log of so many rows is written back now
+    time.sleep(0.5)  # SQLite writes its log of so many rows back now

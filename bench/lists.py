@@ -1,4 +1,4 @@
-"""What is measured, and against what. A new case is an entry of CASES, a new ratio one of RATIOS."""
+"""What is measured, and what it is compared with. A new case is an entry of CASES, a new ratio one of RATIOS."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ from bench.cases import (
 from era.core.models import Language
 
 SETTLED = 0.2
-"""Seconds after which a sandbox that said it is ready has nothing left to do, in any language."""
+"""Seconds after which a sandbox that has reported ready is idle, in any language."""
 
-# How long each language's spare takes to be ready again, generously.
+# More than enough seconds for each language's next spare to be ready.
 _PAUSES = {"python": 0.05, "node": 0.1, "typescript": 0.2}
 _HOST = {
     "python": rivals.python(PROGRAMS["python"]),
@@ -45,7 +45,7 @@ CASES = [
         case
         for language, code in PROGRAMS.items()
         for case in (
-            Case(f"{language} warm", "a run in a live session, alone", warm(language, code), _PAUSES[language]),
+            Case(f"{language} warm", "a run in a warm session, alone", warm(language, code), _PAUSES[language]),
             Case(f"{language} host", "the interpreter on the host", program(_HOST[language]), _PAUSES[language]),
             Case(f"{language} burst", "such runs back to back", warm(language, code)),
             Case(f"{language} host burst", "such starts back to back", program(_HOST[language])),
@@ -55,7 +55,7 @@ CASES = [
     Case("python change", "a warm run that changes data", warm("python", COUNTER), _PAUSES["python"]),
     Case(
         "python bwrap",
-        "the interpreter in a new bubblewrap",
+        "the interpreter in a new bubblewrap sandbox",
         program(rivals.bwrap(PROGRAMS["python"])),
         _PAUSES["python"],
     ),
@@ -65,14 +65,14 @@ CASES = [
         for case in (
             Case(
                 f"walls {name}",
-                "a program in a live sandbox, without commit and HTTP",
-                walls.sandbox(language, code, weak=False),
+                "a run in a warm sandbox, without commit and HTTP",
+                walls.warm_run(language, code, weak=False),
                 _PAUSES[language],
             ),
             Case(
                 f"no walls {name}",
-                "the same without the filter of system calls and Landlock",
-                walls.sandbox(language, code, weak=True),
+                "the same without seccomp filters and Landlock",
+                walls.warm_run(language, code, weak=True),
                 _PAUSES[language],
             ),
         )
@@ -81,7 +81,13 @@ CASES = [
     Case("forwarded", "a call of a live server in a session", live_servers.forwarded, burst=20),
     Case("direct", "the same server, called directly", live_servers.direct, burst=20),
     Case("quiet", "a warm run, alone", crowd.run_beside(()), _PAUSES["python"], burst=20),
-    Case("crowded", "the same beside 7 that burn", crowd.run_beside(crowd.CROWD), _PAUSES["python"], burst=20),
+    Case(
+        "crowded",
+        "the same beside 7 that take all they can",
+        crowd.run_beside(crowd.CROWD),
+        _PAUSES["python"],
+        burst=20,
+    ),
     Case("file of one", "a run that changes the only file", large.change_one_file(of_many=False), 0.05),
     Case("file of many", "the same among 10,000 files", large.change_one_file(of_many=True), 0.05),
     Case("duplicate", "a copy of 1 GiB in 2,000 files", large.duplicate),
@@ -92,7 +98,7 @@ CASES = [
     Case("storage run node", "the same in Node", storage.run("node"), _PAUSES["node"]),
     Case("storage 100", "a warm run that gets a value 100 times", storage.many("python"), _PAUSES["python"]),
     Case("storage http", "the same value over HTTP, once", storage.http),
-    Case("storage put", "a value kept over HTTP", storage.put),
+    Case("storage put", "a value set over HTTP", storage.put),
     Case("storage sql", "a SELECT over HTTP", storage.sql),
     Case("setup again", "a session with packages that another has, ready", installs.again, goal=100),
     *(
@@ -129,7 +135,7 @@ CASES = [
         )
         for language in ("python", "node")
     ),
-    Case("session create", "a session made", create),
+    Case("session create", "creating a session", create),
     Case("health", "HTTP and one read of the database", health),
     Case("http floor", "GET of no such path: HTTP alone", no_such_path),
     Case("commit floor", "a durable commit of SQLite, same disk", commit),
@@ -174,23 +180,23 @@ RATIOS = [
 
 if os.geteuid() == 0 and all(map(shutil.which, ("ip", "nsenter", "unshare"))):
     CASES += [
-        Case("download", f"{download.MEGABYTES} MiB, in a session", download.gateway, burst=1),
+        Case("download", f"{download.MEGABYTES} MiB, in a session", download.in_session, burst=1),
         Case("download direct", "the same on the host", download.direct, burst=1),
     ]
     RATIOS.append(Ratio("download", "download direct", goal=2))
 
 if shutil.which("runsc"):
-    # Through the driver, without the service: what is compared is the way into the sandbox.
+    # By the driver, without the service, as `runsc do` has neither HTTP nor a commit.
     CASES += [
-        Case("gvisor warm", "a run in a live gVisor sandbox, alone", drivers.warm(PROGRAMS["python"]), 0.3),
+        Case("gvisor warm", "a run in a warm gVisor sandbox, alone", drivers.warm(PROGRAMS["python"]), 0.3),
         Case(
             "gvisor bwrap",
-            "the same in a live bubblewrap sandbox",
+            "the same in a warm bubblewrap sandbox",
             drivers.warm(PROGRAMS["python"], "bubblewrap"),
             0.05,
         ),
         Case("gvisor runsc", "the interpreter in a new gVisor sandbox", program(rivals.runsc(PROGRAMS["python"])), 0.3),
-        Case("gvisor new", "a gVisor sandbox made, ready for a run", drivers.new, 0.3, burst=2),
+        Case("gvisor new", "creating a gVisor sandbox", drivers.new, 0.3, burst=2),
     ]
     RATIOS += [
         Ratio("gvisor warm", "gvisor runsc", goal=0.2),

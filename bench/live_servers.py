@@ -1,4 +1,4 @@
-"""Calls of a server in a session, and of the same server directly."""
+"""Calls of a live server in a session, and of the same server on the host."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def _check(answer: Answer) -> None:
 
 
 def forwarded(arena: Arena) -> Probe:
-    """A call of a live server in a session, with a connection of its own inside."""
+    """A call of a live server in a session. ERA makes a new connection inside for each call."""
     session = arena.new_session("python")
     body = {"code": SERVER.replace("PORT", "3000"), "background": True, "timeout": 3600}
     answer = arena.post(f"/api/sessions/{session}/run", body)
@@ -46,7 +46,7 @@ def forwarded(arena: Arena) -> Probe:
 
 
 def direct(arena: Arena) -> Probe:
-    """The same server on the host, with a connection for each call."""
+    """A call of the same server on the host, with a new connection for each call."""
     command = [sys.executable, "-c", SERVER.replace("PORT", "0")]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=arena.scratch)
     arena.closers.callback(process.wait)

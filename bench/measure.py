@@ -1,4 +1,4 @@
-"""Rounds: every case a few times in each, so that a slow moment of the machine is shared by a case and its rival."""
+"""Measuring in rounds: each has a few calls of every case, so a slow moment hits both a case and its rival."""
 
 from __future__ import annotations
 
@@ -10,67 +10,69 @@ from bench.arena import Arena
 from bench.cases import Case, Probe, Ratio
 
 type Times = Mapping[str, Sequence[Sequence[float]]]
-"""Seconds of each call, by case, then round."""
+"""Seconds of each call, by case name, then round."""
 
 
-def measure(cases: Sequence[Case], arena: Arena, rounds: int, quick: bool, tell: Callable[[int], None]) -> Times:
-    """`quick` makes one call a round of each case.
+def measure(cases: Sequence[Case], arena: Arena, rounds: int, quick: bool, progress: Callable[[int], None]) -> Times:
+    """Measure the cases and return the time of each call.
 
-    Every other round goes through the cases backwards: what one leaves behind for the next then evens out.
+    `quick` makes one call of each case in a round. `progress` gets the number of finished rounds. Every second round
+    goes through the cases backwards, so that the effects of one case on the next even out.
     """
     probes = {}
     for case in cases:
-        arena.keep_open()  # what others need before they are ready may take a while
+        arena.keep_open()  # setting up the case before may have taken a while
         probes[case.name] = case.start(arena)
     arena.wait_for_pool()
-    for case in () if quick else cases:  # neither the first call of a kind nor a cold cache is what we are after
+    for case in () if quick else cases:  # an unmeasured first call fills caches
         _one_round(case, probes[case.name], arena, 1)
     times: dict[str, list[list[float]]] = {case.name: [] for case in cases}
     for number in range(rounds):
         for case in cases if number % 2 == 0 else reversed(cases):
             times[case.name].append(_one_round(case, probes[case.name], arena, 1 if quick else case.burst))
-        tell(number + 1)
+        progress(number + 1)
     return times
 
 
 def _one_round(case: Case, probe: Probe, arena: Arena, calls: int) -> list[float]:
-    taken = []
+    """Seconds of each of `calls` calls."""
+    seconds = []
     with probe.around():
         for _ in range(calls):
             arena.keep_open()
-            given = probe.before()
+            prepared = probe.before()
             time.sleep(case.pause)
             began = time.perf_counter()
-            answer = probe.call(given)
-            taken.append(time.perf_counter() - began)
+            answer = probe.call(prepared)
+            seconds.append(time.perf_counter() - began)
             probe.after(answer)
-    return taken
+    return seconds
 
 
 def summary(rounds: Sequence[Sequence[float]]) -> dict[str, float]:
-    """Milliseconds of a case, all rounds together."""
-    taken = [seconds * 1000 for one in rounds for seconds in one]
-    return {"p50": statistics.median(taken), "p95": _quantile(taken, 0.95), "min": min(taken), "n": len(taken)}
+    """Median, 95th percentile and minimum of a case's calls in milliseconds, all rounds together, and their number."""
+    calls = [seconds * 1000 for each_round in rounds for seconds in each_round]
+    return {"p50": statistics.median(calls), "p95": _quantile(calls, 0.95), "min": min(calls), "n": len(calls)}
 
 
 def spread(ratio: Ratio, times: Times) -> dict[str, float | None]:
-    """The ratio of the two medians of each round (or whichever quantile is compared), over the rounds."""
+    """Median, quartiles and extremes, over the rounds, of the ratio of the two quantiles in each round."""
     pairs = zip(times[ratio.case], times[ratio.rival], strict=True)
-    each = [_quantile(case, ratio.quantile) / _quantile(rival, ratio.quantile) for case, rival in pairs]
+    ratios = [_quantile(case, ratio.quantile) / _quantile(rival, ratio.quantile) for case, rival in pairs]
     return {
-        "median": statistics.median(each),
-        "q1": _quantile(each, 0.25),
-        "q3": _quantile(each, 0.75),
-        "min": min(each),
-        "max": max(each),
+        "median": statistics.median(ratios),
+        "q1": _quantile(ratios, 0.25),
+        "q3": _quantile(ratios, 0.75),
+        "min": min(ratios),
+        "max": max(ratios),
         "goal": ratio.goal,
     }
 
 
-def _quantile(values: Iterable[float], part: float) -> float:
-    """Linear between the two nearest."""
+def _quantile(values: Iterable[float], quantile: float) -> float:
+    """The quantile (0 to 1), interpolated linearly between the two nearest values."""
     ordered = sorted(values)
-    place = part * (len(ordered) - 1)
-    below = int(place)
+    position = quantile * (len(ordered) - 1)
+    below = int(position)
     above = min(below + 1, len(ordered) - 1)
-    return ordered[below] + (ordered[above] - ordered[below]) * (place - below)
+    return ordered[below] + (ordered[above] - ordered[below]) * (position - below)

@@ -1,4 +1,4 @@
-"""What a run of the benchmarks found, for eyes and for programs."""
+"""The figures of a benchmark, as plain values and as tables."""
 
 from __future__ import annotations
 
@@ -19,7 +19,10 @@ from era.languages.node import NODE
 
 
 def machine(health: Mapping[str, Any], memory: int) -> dict[str, Any]:
-    """The machine measured on. The isolation is what the service says is in force."""
+    """Describe the machine. `health` is the service's answer to GET /health, `memory` its resident bytes.
+
+    The isolation is what the service says is in force.
+    """
     cpus = Path("/proc/cpuinfo").read_text().splitlines()
     node = subprocess.run(
         [guest.MOUNTS[NODE] / "bin" / "node", "--version"], capture_output=True, text=True, check=True
@@ -37,8 +40,8 @@ def machine(health: Mapping[str, Any], memory: int) -> dict[str, Any]:
     }
 
 
-def findings(cases: Sequence[Case], ratios: Sequence[Ratio], times: Times, about: Mapping[str, Any]) -> dict[str, Any]:
-    """All figures as plain values; times are in milliseconds."""
+def summarize(cases: Sequence[Case], ratios: Sequence[Ratio], times: Times, about: Mapping[str, Any]) -> dict[str, Any]:
+    """All figures as JSON values; times are in milliseconds."""
     return {
         "machine": dict(about),
         "rounds": len(next(iter(times.values()))),
@@ -47,8 +50,9 @@ def findings(cases: Sequence[Case], ratios: Sequence[Ratio], times: Times, about
     }
 
 
-def show(found: Mapping[str, Any], console: Console) -> None:
-    about = found["machine"]
+def show(figures: Mapping[str, Any], console: Console) -> None:
+    """Print what `summarize` returned."""
+    about = figures["machine"]
     who = "root" if about["root"] else "an ordinary user"
     console.print(
         f"kernel {about['kernel']}, {about['cpu']}, {about['cores']} cores, Python {about['python']}, "
@@ -60,20 +64,20 @@ def show(found: Mapping[str, Any], console: Console) -> None:
     console.print(f"the service at rest: {about['service_mb']:.0f} MB", highlight=False)
 
     times = _table("times, ms", "p50", "p95", "min", "n", "goal", "what")
-    for name, figures in found["cases"].items():
-        shown = [f"{figures[key]:.2f}" for key in ("p50", "p95", "min")]
-        times.add_row(name, *shown, str(figures["n"]), _goal(figures), figures["what"])
+    for name, case in figures["cases"].items():
+        milliseconds = [f"{case[key]:.2f}" for key in ("p50", "p95", "min")]
+        times.add_row(name, *milliseconds, str(case["n"]), _goal(case), case["what"])
     console.print(times)
 
-    if found["ratios"]:
-        ratios = _table(f"ratios of {found['rounds']} rounds", "median", "quartiles", "min – max", "goal")
-        for name, figures in found["ratios"].items():
+    if figures["ratios"]:
+        ratios = _table(f"ratios of {figures['rounds']} rounds", "median", "quartiles", "min – max", "goal")
+        for name, ratio in figures["ratios"].items():
             ratios.add_row(
                 name,
-                f"{figures['median']:.2f}",
-                f"{figures['q1']:.2f} – {figures['q3']:.2f}",
-                f"{figures['min']:.2f} – {figures['max']:.2f}",
-                _goal(figures),
+                f"{ratio['median']:.2f}",
+                f"{ratio['q1']:.2f} – {ratio['q3']:.2f}",
+                f"{ratio['min']:.2f} – {ratio['max']:.2f}",
+                _goal(ratio),
             )
         console.print(ratios)
 

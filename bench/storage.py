@@ -1,4 +1,4 @@
-"""The storage that sessions share: from inside a run, and over HTTP."""
+"""The storage for programs: from inside a run, and over HTTP."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ const {{ KVStorage }} = require('./era_storage.js');
 
 
 def run(language: str, gets: int = 1) -> Callable[[Arena], Probe]:
-    """A warm run that gets one value so many times."""
+    """A warm run that gets one value `gets` times."""
     code = (_PYTHON if language == "python" else _NODE).format(n=gets)
 
     def start(arena: Arena) -> Probe:
@@ -31,24 +31,28 @@ def run(language: str, gets: int = 1) -> Callable[[Arena], Probe]:
 
 
 def many(language: str) -> Callable[[Arena], Probe]:
+    """A warm run that gets one value 100 times."""
     return run(language, _GETS)
 
 
 def http(arena: Arena) -> Probe:
+    """Getting a value over HTTP."""
     _put(arena)
 
     def after(answer: Answer) -> None:
         if answer != (200, b'{"value":"1","metadata":null}'):
-            raise RuntimeError(f"A value was not got: {answer}")
+            raise RuntimeError(f"The value is wrong: {answer}")
 
     return Probe(lambda _: arena.get("/api/storage/kv/bench/key"), after=after)
 
 
 def put(arena: Arena) -> Probe:
+    """Setting a value over HTTP."""
     return Probe(lambda _: _put(arena))
 
 
 def sql(arena: Arena) -> Probe:
+    """A SELECT over HTTP."""
     body = {"sql": "SELECT 1 AS one"}
     check = arena.check_status(200)
     return Probe(lambda _: arena.post("/api/storage/d1/bench/query", body), after=check)

@@ -1,8 +1,8 @@
-"""What the filter of system calls and Landlock cost a run: a driver as it is beside one without them.
+"""What the seccomp filters and Landlock cost a run: the bubblewrap driver beside one without them.
 
-Both work in this process, and what is measured is a program's way through its sandbox: in, run, ended, all of it
-killed. There is no commit and no HTTP, whose time would hide the difference. The service has no switch to weaken
-itself, so the weak driver gets no filters and a supervisor with other text.
+Both drivers work in this process. What is measured is a run in a warm sandbox: the program is handed in, runs, and all
+of its processes are killed. A commit and HTTP would only hide the difference. The service has no switch to weaken
+itself, so the weak driver has no filters and a supervisor whose source was changed.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from dataclasses import replace
 
 from bench.arena import Arena
 from bench.cases import Probe
-from bench.drivers import Bench
+from bench.drivers import SyncDriver
 from era.core.models import Language
 from era.core.ports import Limits
 from era.drivers.bubblewrap import BubblewrapDriver
@@ -32,11 +32,11 @@ _WITHOUT = {'landlock.restrict(config["landlock"])': "None", "landlock.enter_own
 IMPORTS = (
     "import argparse, asyncio, concurrent.futures, decimal, http.client, logging, sqlite3, unittest, urllib.request"
 )
-"""A program of many system calls: it looks for and opens some hundred files."""
+"""A program with many system calls: it looks for and opens some hundred files."""
 
 
 class _WeakDriver(BubblewrapDriver):
-    """Sandboxes without the walls in question."""
+    """Makes sandboxes without seccomp filters and Landlock."""
 
     def make_filters(self) -> tuple[bytes, ...]:
         source = self.paths.guest
@@ -53,15 +53,15 @@ class _WeakDriver(BubblewrapDriver):
         return ()
 
 
-def sandbox(language: Language, code: str, *, weak: bool) -> Callable[[Arena], Probe]:
-    """A program in a live sandbox of a driver of our own."""
+def warm_run(language: Language, code: str, *, weak: bool) -> Callable[[Arena], Probe]:
+    """A run in a warm sandbox, with or without filters and Landlock."""
 
     def start(arena: Arena) -> Probe:
-        bench = Bench(arena, _WeakDriver if weak else BubblewrapDriver, _LIMITS)
-        box = bench.make(language)
-        expected = ("none", None) if weak else ("filter", box.enforced["landlock"])
-        if (box.enforced["seccomp"], box.enforced["landlock"]) != expected:
-            raise RuntimeError(f"That is not what was to be measured: {box.enforced}")
-        return Probe(lambda _: bench.run(box, code))
+        driver = SyncDriver(arena, _WeakDriver if weak else BubblewrapDriver, _LIMITS)
+        sandbox = driver.create(language)
+        expected = ("none", None) if weak else ("filter", sandbox.enforced["landlock"])
+        if (sandbox.enforced["seccomp"], sandbox.enforced["landlock"]) != expected:
+            raise RuntimeError(f"The sandbox has other isolation than is to be measured: {sandbox.enforced}")
+        return Probe(lambda _: driver.run(sandbox, code))
 
     return start

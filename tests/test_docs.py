@@ -1,9 +1,9 @@
-"""The documents' examples, run for real, and their links.
+"""The documentation's examples are run, its links and the files that it names exist, and its map has every folder.
 
 The convention: a block tagged `bash` is run, all of a document's blocks in order in one shell that stops at the first
-failure, in an empty directory, with http://127.0.0.1:8787 meaning the test's server. A `json` or `text` block right
+failure, in an empty directory, with http://127.0.0.1:8787 replaced by the test's server. A `json` or `text` block right
 after it is what it must print: JSON that is a part of its last JSON value, or its whole text. `…` stands for anything.
-Blocks that aren't to be run (starting a server, installing) are tagged `console`, or for what they are.
+Blocks that aren't run (starting a server, installing) are tagged `console`, or by their language.
 """
 
 from __future__ import annotations
@@ -23,60 +23,66 @@ from markdown_it import MarkdownIt
 from tests.conftest import Server
 
 ROOT = Path(__file__).resolve().parent.parent
+SOURCE = ROOT / "src" / "era"
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
 DEFAULT_URL = "http://127.0.0.1:8787"
 NOT_RUN = {"", "console", "ini", "json", "python", "text"}
 CALLS = re.compile(r"^ *(curl|(\.venv/bin/)?era) ", re.MULTILINE)
+DELETES_ALL = re.compile(r"delete\b[^\n]*/api/sessions(?![/\w])", re.IGNORECASE)
+CODE = re.compile(r"`([^`\n]+)`")
+PATH = re.compile(r"(?:\w[\w.-]*/)+[\w.-]+\.(?:py|js|cjs|sh|md)")
 
 
 @dataclass
 class Example:
-    """One block that is run."""
+    """A block that is run."""
 
     line: int
     commands: str
     kind: str | None = None
-    """`json` or `text`, where its output stands below it."""
+    """`json` or `text` if its output is in the block below it."""
 
     expected: str = ""
 
 
 def examples(document: Path) -> list[Example]:
-    found: list[Example] = []
+    """The document's blocks that are run, in order."""
+    blocks: list[Example] = []
     before = None
     for token in MarkdownIt().parse(document.read_text()):
         if token.type == "fence" and token.info == "bash" and token.map:
-            found.append(Example(token.map[0] + 1, token.content))
+            blocks.append(Example(token.map[0] + 1, token.content))
         elif token.type == "fence" and token.info in ("json", "text") and before == "bash":
-            found[-1].kind, found[-1].expected = token.info, token.content
+            blocks[-1].kind, blocks[-1].expected = token.info, token.content
         before = token.info if token.type == "fence" else None
-    return found
+    return blocks
 
 
-def is_part(expected: Any, given: Any) -> bool:
-    """Whether all that is expected is there. Lists must be as long as expected, objects may have more."""
+def is_part(expected: Any, actual: Any) -> bool:
+    """Whether `actual` has everything that is expected. Objects may have more names; lists must be as long."""
     if isinstance(expected, dict):
-        return isinstance(given, dict) and all(
-            name in given and is_part(value, given[name]) for name, value in expected.items()
+        return isinstance(actual, dict) and all(
+            name in actual and is_part(value, actual[name]) for name, value in expected.items()
         )
     if isinstance(expected, list):
         return (
-            isinstance(given, list)
-            and len(expected) == len(given)
-            and all(is_part(one, other) for one, other in zip(expected, given, strict=True))
+            isinstance(actual, list)
+            and len(expected) == len(actual)
+            and all(is_part(item, other) for item, other in zip(expected, actual, strict=True))
         )
     if isinstance(expected, str):
-        return isinstance(given, str) and matches(expected, given)
-    return type(expected) is type(given) and bool(expected == given)
+        return isinstance(actual, str) and matches(expected, actual)
+    return type(expected) is type(actual) and bool(expected == actual)
 
 
-def matches(expected: str, given: str) -> bool:
+def matches(expected: str, actual: str) -> bool:
+    """Whether the texts are equal, with `…` for anything."""
     pattern = ".*".join(re.escape(part) for part in expected.split("…"))
-    return re.fullmatch(pattern, given, re.DOTALL) is not None
+    return re.fullmatch(pattern, actual, re.DOTALL) is not None
 
 
 def last_json(text: str) -> Any:
-    """The last of the JSON values that stand in `text` one after the other."""
+    """The last of the JSON values that follow each other in `text`."""
     decoder, rest = json.JSONDecoder(), text.strip()
     value: Any = None
     while rest:
@@ -88,11 +94,10 @@ def last_json(text: str) -> Any:
 @pytest.mark.parametrize(
     "document", [path for path in DOCUMENTS if examples(path)], ids=lambda path: str(path.relative_to(ROOT))
 )
-def test_examples_do_as_they_say(document: Path, server: Server, tmp_path: Path) -> None:
-    found = examples(document)
-    # The second line of each mark tells that the block before has ended.
+def test_examples_print_what_stands_below_them(document: Path, server: Server, tmp_path: Path) -> None:
+    blocks = examples(document)
     script = "set -euo pipefail\n"
-    for number, example in enumerate(found):
+    for number, example in enumerate(blocks):  # a mark after each separates its output from the next
         script += f"{example.commands.replace(DEFAULT_URL, server.url)}\nprintf '\\n@@ {number} @@\\n'\n"
     (tmp_path / ".venv").symlink_to(Path(sys.executable).parent.parent)
     environment = {name: value for name, value in os.environ.items() if not name.startswith("ERA_")}
@@ -100,10 +105,10 @@ def test_examples_do_as_they_say(document: Path, server: Server, tmp_path: Path)
     environment["PATH"] = f"{Path(sys.executable).parent}:{environment['PATH']}"
     done = subprocess.run(["bash", "-c", script], cwd=tmp_path, env=environment, capture_output=True, text=True)
     outputs = re.split(r"\n@@ \d+ @@\n", done.stdout)
-    stopped_at = found[min(len(outputs), len(found)) - 1].line
+    stopped_at = blocks[min(len(outputs), len(blocks)) - 1].line
     assert done.returncode == 0, f"{document.name}:{stopped_at} fails:\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}"
-    assert len(outputs) == len(found) + 1
-    for example, output in zip(found, outputs, strict=False):
+    assert len(outputs) == len(blocks) + 1
+    for example, output in zip(blocks, outputs, strict=False):
         where = f"{document.relative_to(ROOT)}:{example.line} prints\n{output}"
         if example.kind == "json":
             assert is_part(json.loads(example.expected), last_json(output)), where
@@ -111,18 +116,32 @@ def test_examples_do_as_they_say(document: Path, server: Server, tmp_path: Path)
             assert matches(example.expected.strip(), output.strip()), where
 
 
-def test_the_examples_are_there() -> None:
-    """The convention is kept: what calls the server is run, and most of it is compared."""
+def test_most_examples_call_the_server_and_are_compared() -> None:
     by_name = {path.name: examples(path) for path in DOCUMENTS}
     for name, least in {"README.md": 4, "api.md": 13, "concepts.md": 7, "languages.md": 4}.items():
         assert len(by_name[name]) >= least, name
-    every = [example for found in by_name.values() for example in found]
+    every = [example for blocks in by_name.values() for example in blocks]
     assert [example.commands for example in every if not CALLS.search(example.commands)] == []
     assert sum(example.kind is not None for example in every) >= 0.8 * len(every)
     for path in DOCUMENTS:
         for token in MarkdownIt().parse(path.read_text()):
             if token.type == "fence":
                 assert token.info in NOT_RUN | {"bash"}, f"{path.name} has a block of {token.info}"
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_no_example_deletes_every_session(document: Path) -> None:
+    """A reader may run an example on a server with sessions that are needed."""
+    blocks = [token.content for token in MarkdownIt().parse(document.read_text()) if token.type == "fence"]
+    assert [block for block in blocks if DELETES_ALL.search(block)] == []
+
+
+def test_deletions_of_all_are_recognised() -> None:
+    assert DELETES_ALL.search("curl -X DELETE http://127.0.0.1:8787/api/sessions")
+    assert DELETES_ALL.search('curl -X DELETE "$ERA_SERVER/api/sessions?language=go"')
+    assert DELETES_ALL.search('httpx.delete("http://127.0.0.1:8787/api/sessions")')
+    assert not DELETES_ALL.search("curl -X DELETE http://127.0.0.1:8787/api/sessions/demo")
+    assert not DELETES_ALL.search('curl -X DELETE "http://127.0.0.1:8787/api/sessions/demo?purge=true"')
 
 
 def test_placeholders_and_parts() -> None:
@@ -145,10 +164,11 @@ def anchors(document: Path) -> set[str]:
 
 
 def links(document: Path) -> list[str]:
-    found = []
+    """Targets of the document's links."""
+    targets = []
     for token in MarkdownIt().enable("table").parse(document.read_text()):
-        found += [str(child.attrs["href"]) for child in token.children or [] if child.type == "link_open"]
-    return found
+        targets += [str(child.attrs["href"]) for child in token.children or [] if child.type == "link_open"]
+    return targets
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
@@ -163,11 +183,30 @@ def test_links_lead_somewhere(document: Path) -> None:
         assert not anchor or anchor in anchors(target), f"{link}: there is no such heading"
 
 
-def test_every_document_can_be_found() -> None:
-    """README.md leads to each of them."""
+def test_readme_leads_to_every_document() -> None:
     linked = {(ROOT / link.partition("#")[0]).resolve() for link in links(ROOT / "README.md") if "://" not in link}
-    written = {path for path in DOCUMENTS if path.parent == ROOT / "docs" and path.name != "benchmarks.md"}
-    assert sorted(written - linked) == []
+    assert sorted(set(DOCUMENTS) - linked - {ROOT / "README.md"}) == []
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_files_that_documents_name_exist(document: Path) -> None:
+    """In `code`, relative to the project or to src/era."""
+    named = [code for code in CODE.findall(document.read_text()) if PATH.fullmatch(code)]
+    assert [path for path in named if not (ROOT / path).exists() and not (SOURCE / path).exists()] == []
+
+
+def test_the_map_has_every_folder() -> None:
+    """The block under "Layers" in ARCHITECTURE.md: a folder a line, indented below the one that it is in."""
+    block = re.search(r"## Layers\n.*?```\nsrc/era/\n(.*?)```", (ROOT / "ARCHITECTURE.md").read_text(), re.DOTALL)
+    assert block
+    mapped: list[str] = []
+    parents: list[str] = []
+    for indent, name in re.findall(r"^((?:  )+)([\w-]+)/ +\S", block[1], re.MULTILINE):
+        parents = [*parents[: len(indent) // 2 - 1], name]
+        mapped.append("/".join(parents))
+    folders = {path.parent.relative_to(SOURCE) for path in SOURCE.rglob("*.*") if path.is_file()}
+    ignored = {"", ".", "store/migrations/versions"}
+    assert sorted(mapped) == sorted({str(path) for path in folders if "__pycache__" not in path.parts} - ignored)
 
 
 def test_every_call_is_documented(shared_server: Server) -> None:
