@@ -15,10 +15,12 @@ README = b"for people\n"
 
 
 def digest(content: bytes) -> str:
+    """The name of a blob of this content."""
     return hashlib.sha256(content).hexdigest()
 
 
 def parts(capsule: bytes) -> Parts:
+    """The files of a capsule, in order."""
     with tarfile.open(fileobj=io.BytesIO(capsule)) as tar:
         return [(member.name, tar.extractfile(member).read()) for member in tar]  # type: ignore[union-attr]
 
@@ -41,14 +43,17 @@ def tree(*entries: tuple[Any, ...]) -> bytes:
 
 
 def file(name: str, content: bytes, mode: int = 0o644, mtime: int = 10**18) -> tuple[Any, ...]:
+    """The entry of a file in a tree object."""
     return ("file", name, digest(content), len(content), mode, mtime)
 
 
 def directory(name: str, content: bytes, mode: int = 0o755) -> tuple[Any, ...]:
+    """The entry of a directory in a tree object, whose own tree object is `content`."""
     return ("dir", name, digest(content), mode)
 
 
 def session(**fields: Any) -> dict[str, Any]:
+    """The session of a capsule.json, with these fields changed."""
     return {
         "id": "moved",
         "language": "python",
@@ -68,6 +73,7 @@ def session(**fields: Any) -> dict[str, Any]:
 
 
 def version(root: bytes | None = None, **fields: Any) -> dict[str, Any]:
+    """A version of a capsule.json, with these fields changed; `root` is its tree object."""
     snapshot = None if root is None else digest(root)
     return {
         "version": 1,
@@ -81,6 +87,7 @@ def version(root: bytes | None = None, **fields: Any) -> dict[str, Any]:
 
 
 def run(**fields: Any) -> dict[str, Any]:
+    """A run of a capsule.json, with these fields changed."""
     return {
         "id": "run_1_abc",
         "status": "ok",
@@ -129,10 +136,12 @@ def summed(of: bytes, readme: bytes = README) -> Parts:
 
 
 def objects(*contents: bytes) -> Parts:
+    """The files of a capsule that are blobs."""
     return sorted({f"objects/{digest(content)}": content for content in contents}.items())
 
 
 def capsule(of: bytes | None = None, *contents: bytes) -> bytes:
+    """A capsule of this capsule.json and these blobs."""
     return packed([*summed(document() if of is None else of), *objects(*contents)])
 
 

@@ -17,6 +17,7 @@ MTIME = 1_700_000_000
 
 
 def fetch(client: httpx.Client, where: str, form: str = "tar") -> bytes:
+    """Fetch a session's files as an archive of this format."""
     answer = client.get(f"/api/sessions/{where}/archive", params={"format": form})
     assert answer.status_code == 200, answer.text
     kind = {"tar": "application/x-tar", "tar.gz": "application/gzip", "zip": "application/zip"}[form]
@@ -26,14 +27,17 @@ def fetch(client: httpx.Client, where: str, form: str = "tar") -> bytes:
 
 
 def send(client: httpx.Client, where: str, archive: bytes, query: str = "", **headers: str) -> httpx.Response:
+    """Send an archive into a session."""
     return client.put(f"/api/sessions/{where}/archive{query}", content=archive, headers=headers)
 
 
-def sent(client: httpx.Client, where: str, archive: bytes, query: str = "") -> dict[str, Any]:
+def send_accepted(client: httpx.Client, where: str, archive: bytes, query: str = "") -> dict[str, Any]:
+    """Send an archive that must be accepted; returns the body of the answer."""
     return checked(send(client, where, archive, query), ArchiveAnswer, KEYS)
 
 
 def member(name: str, content: bytes = b"", **fields: Any) -> tuple[tarfile.TarInfo, bytes]:
+    """A member for `tar`: its header, with these fields changed, and its content."""
     info = tarfile.TarInfo(name)
     info.size, info.mtime = len(content), MTIME
     for field, value in fields.items():
@@ -42,6 +46,7 @@ def member(name: str, content: bytes = b"", **fields: Any) -> tuple[tarfile.TarI
 
 
 def tar(*members: tuple[tarfile.TarInfo, bytes], mode: str = "w", form: int = tarfile.PAX_FORMAT) -> bytes:
+    """A tar archive of these members."""
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode=mode, format=form) as archive:  # type: ignore[call-overload]
         for info, content in members:
@@ -50,6 +55,7 @@ def tar(*members: tuple[tarfile.TarInfo, bytes], mode: str = "w", form: int = ta
 
 
 def zipped(*members: tuple[str, bytes, int], method: int = zipfile.ZIP_DEFLATED) -> bytes:
+    """A zip archive of these members, each a name, content and mode."""
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", method) as archive:
         for name, content, mode in members:

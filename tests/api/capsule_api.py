@@ -12,7 +12,8 @@ from tests.api.answers import SESSION_KEYS, checked
 TAR = {"Content-Type": "application/x-tar"}
 
 
-def exported(client: httpx.Client, session_id: str, **query: str) -> bytes:
+def export_capsule(client: httpx.Client, session_id: str, **query: str) -> bytes:
+    """Export a session; returns the capsule."""
     answer = client.get(f"/api/sessions/{session_id}/capsule", params=query)
     assert answer.status_code == 200, answer.text
     assert answer.headers["content-type"] == "application/x-tar"
@@ -21,10 +22,12 @@ def exported(client: httpx.Client, session_id: str, **query: str) -> bytes:
     return answer.content
 
 
-def load(client: httpx.Client, capsule: bytes, new_id: str | None = None) -> httpx.Response:
+def send_capsule(client: httpx.Client, capsule: bytes, new_id: str | None = None) -> httpx.Response:
+    """Send a capsule to be imported."""
     query = {} if new_id is None else {"id": new_id}
     return client.post("/api/sessions/import", params=query, content=capsule, headers=TAR)
 
 
-def imported(client: httpx.Client, capsule: bytes, new_id: str | None = None) -> dict[str, Any]:
-    return checked(load(client, capsule, new_id), SessionAnswer, SESSION_KEYS, 201)
+def import_capsule(client: httpx.Client, capsule: bytes, new_id: str | None = None) -> dict[str, Any]:
+    """Import a capsule, which must be accepted; returns the session."""
+    return checked(send_capsule(client, capsule, new_id), SessionAnswer, SESSION_KEYS, 201)

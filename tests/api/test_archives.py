@@ -15,7 +15,7 @@ import httpx
 import pytest
 
 from tests.api.answers import refused
-from tests.api.archives_api import FORMS, fetch, member, send, sent, tar
+from tests.api.archives_api import FORMS, fetch, member, send, send_accepted, tar
 from tests.api.files_api import get, listed, names, put
 from tests.conftest import MakeSession, Run
 
@@ -77,7 +77,7 @@ def test_a_tree_sent_back_is_the_same(client: httpx.Client, session: MakeSession
     where, other = session(), session()
     run(where, MAKE_TREE)
     archive = fetch(client, where, form)
-    body = sent(client, other, archive)
+    body = send_accepted(client, other, archive)
     assert (body["count"], body["total_count"]) == (6, 6)
     assert client.get(f"/api/sessions/{other}").json()["version"] == 2
     show = (
@@ -88,21 +88,21 @@ def test_a_tree_sent_back_is_the_same(client: httpx.Client, session: MakeSession
         "  print(p, oct(s.st_mode), t, os.readlink(p) if os.path.islink(p) else s.st_size * os.path.isfile(p))"
     )
     assert run(where, show)["stdout"] == run(other, show)["stdout"]
-    assert sent(client, other, archive)["total_count"] == 6, "and once more"
+    assert send_accepted(client, other, archive)["total_count"] == 6, "and once more"
 
 
 def test_an_archive_adds_files_or_replaces_them_all(client: httpx.Client, session: MakeSession, run: Run) -> None:
     where = session()
     put(client, where, "old", b"1")
     put(client, where, "d/both", b"1")
-    assert sent(client, where, tar(member("d/both", b"22"), member("./d/new", b"3")))["total_count"] == 3
+    assert send_accepted(client, where, tar(member("d/both", b"22"), member("./d/new", b"3")))["total_count"] == 3
     assert run(where, "print(open('d/both').read(), open('old').read(), open('d/new').read())")["stdout"] == "22 1 3\n"
-    body = sent(client, where, tar(member("e", b"4")), "?replace=true")
+    body = send_accepted(client, where, tar(member("e", b"4")), "?replace=true")
     assert body == {"success": True, "count": 1, "total_count": 1, "total_size_bytes": 1}
     assert run(where, "import os; print(os.path.exists('d'), open('e').read())")["stdout"] == "False 4\n"
     [file] = listed(client, where)["files"]
     assert (file["path"], file["uploaded"], file["modified_at"]) == ("e", True, "2023-11-14T22:13:20.000Z")
-    assert sent(client, where, tar(), "?replace=true")["total_count"] == 0
+    assert send_accepted(client, where, tar(), "?replace=true")["total_count"] == 0
     assert client.get(f"/api/sessions/{where}/versions").json()["versions"][0]["cause"] == "files"
     assert fetch(client, where) == bytes(10240)
 
@@ -123,7 +123,7 @@ def test_archives_of_tar_are_read_and_ours_are_read_by_tar(
             archive = subprocess.run(
                 ["tar", flags, f"--format={form}", "-C", str(source), "-f", "-", "."], capture_output=True, check=True
             ).stdout
-            assert sent(client, where, archive, "?replace=true")["count"] == 3
+            assert send_accepted(client, where, archive, "?replace=true")["count"] == 3
             assert names(client, where) == ["a", "link", f"sub/{long}/{long}/file"]
     out = tmp_path / "out"
     out.mkdir()
@@ -132,7 +132,7 @@ def test_archives_of_tar_are_read_and_ours_are_read_by_tar(
     assert stat.S_IMODE((out / "a").stat().st_mode) == 0o755, "setuid is not kept"
     assert os.readlink(out / "link") == "a"
     old = tar(member("v7", b"1"), form=tarfile.USTAR_FORMAT)
-    assert sent(client, where, old)["count"] == 1
+    assert send_accepted(client, where, old)["count"] == 1
 
 
 def test_tar_keeps_names_that_are_not_utf8_and_zip_refuses_them(
@@ -140,7 +140,7 @@ def test_tar_keeps_names_that_are_not_utf8_and_zip_refuses_them(
 ) -> None:
     where, other = session(), session()
     run(where, r"import os; open(b'\xff', 'w').write('1'); os.symlink(b'\xfe', b'l')")
-    sent(client, other, fetch(client, where))
+    send_accepted(client, other, fetch(client, where))
     outcome = run(other, r"import os; print(open(b'\xff').read(), os.readlink(b'l'))")
     assert outcome["stdout"] == "1 b'\\xfe'\n"
     refused(client.get(f"/api/sessions/{where}/archive?format=zip"), 409, "UTF-8", "tar")
@@ -148,7 +148,7 @@ def test_tar_keeps_names_that_are_not_utf8_and_zip_refuses_them(
 
 def test_an_archive_turns_no_file_into_a_directory_or_link(client: httpx.Client, session: MakeSession) -> None:
     where = session()
-    sent(client, where, tar(member("d/f", b"1"), member("link", type=tarfile.SYMTYPE, linkname="d")))
+    send_accepted(client, where, tar(member("d/f", b"1"), member("link", type=tarfile.SYMTYPE, linkname="d")))
     for bad in (
         member("d", b"2"), member("d/f/g", b"2"), member("link", b"2"), member("link/f", b"2"),
         member("link", type=tarfile.DIRTYPE), member("d/f", type=tarfile.SYMTYPE, linkname="x"),

@@ -34,22 +34,26 @@ LIES.size = 1 << 20
 
 
 def corrupt_pax(records: bytes) -> bytes:
+    """A tar archive that begins with a pax header of these records."""
     info = tarfile.TarInfo("x")
     info.type, info.size = tarfile.XHDTYPE, len(records)
     return info.tobuf(tarfile.USTAR_FORMAT) + records + bytes(-len(records) % 512) + BLOCK + bytes(1024)
 
 
 def huge_header(kind: bytes) -> bytes:
+    """A tar archive that begins with a header of this kind that claims 4 GiB."""
     info = tarfile.TarInfo("x")
     info.type, info.size = kind, 1 << 32
     return info.tobuf(tarfile.GNU_FORMAT) + bytes(4096)
 
 
 def tampered(archive: bytes, at: int, by: bytes) -> bytes:
+    """`archive` with `by` written over its bytes at `at`."""
     return archive[:at] + by + archive[at + len(by) :]
 
 
 def encrypted() -> bytes:
+    """A zip archive whose directory says that it is encrypted."""
     archive = zipped(("a", b"x" * 100, 0o100644))
     directory = archive.index(b"PK\1\2")
     return tampered(archive, directory + 8, b"\1")

@@ -16,7 +16,7 @@ import pytest
 
 from tests import capsules
 from tests.api.answers import refused
-from tests.api.capsule_api import TAR, exported, imported, load
+from tests.api.capsule_api import TAR, export_capsule, import_capsule, send_capsule
 from tests.capsules import document, file, of_files, run, session, tree, version
 from tests.conftest import MakeServer, Server
 
@@ -49,7 +49,7 @@ for directory, names, files in sorted(os.walk(b".")):
 """
 
 
-def furnished(client: httpx.Client, session_id: str) -> list[str]:
+def make_furnished_session(client: httpx.Client, session_id: str) -> list[str]:
     """Make a session with every kind of content; returns what a program sees in it in the second version and now."""
     body = {
         "language": "python",
@@ -75,7 +75,8 @@ def furnished(client: httpx.Client, session_id: str) -> list[str]:
     return outputs
 
 
-def stored(server: Server) -> set[str]:
+def blob_names(server: Server) -> set[str]:
+    """The names of a server's blobs."""
     return {path.name for path in (server.data_dir / "blobs").rglob("*") if path.is_file()}
 
 
@@ -85,7 +86,7 @@ def nothing_made(client: httpx.Client, server: Server) -> Iterator[None]:
 
     def state() -> tuple[Any, ...]:
         names = sorted(path.name for path in server.data_dir.iterdir())
-        return client.get("/api/sessions").json()["count"], stored(server), names
+        return client.get("/api/sessions").json()["count"], blob_names(server), names
 
     before = state()
     yield
@@ -115,17 +116,23 @@ BAD = {
 @pytest.mark.parametrize("which", BAD)
 def test_bad_capsules_make_nothing(client: httpx.Client, server: Server, which: str) -> None:
     with nothing_made(client, server):
-        body = refused(load(client, BAD[which], "bad"), 400)
+        body = refused(send_capsule(client, BAD[which], "bad"), 400)
         assert "capsule" in (body["error"] + body["hint"]).lower() or "default_timeout" in body["error"]
 
 
 def test_capsules_that_are_too_large_are_refused(client: httpx.Client, server: Server, own_server: MakeServer) -> None:
     with nothing_made(client, server):
-        refused(load(client, capsules.capsule(document(session(metadata={"a": "x" * (1 << 20)})))), 413, "metadata")
-        refused(load(client, capsules.capsule(document(versions=[version(data={"a": "x" * (1 << 20)})]))), 413, "data")
+        refused(
+            send_capsule(client, capsules.capsule(document(session(metadata={"a": "x" * (1 << 20)})))), 413, "metadata"
+        )
+        refused(
+            send_capsule(client, capsules.capsule(document(versions=[version(data={"a": "x" * (1 << 20)})]))),
+            413,
+            "data",
+        )
     small = own_server(import_mb="1")
     with small.client() as there, nothing_made(there, small):
-        refused(load(there, bytes(2 << 20)), 413, "1048576")
+        refused(send_capsule(there, bytes(2 << 20)), 413, "1048576")
         chunked = iter([bytes(1 << 19)] * 5)
         refused(there.post("/api/sessions/import", content=chunked, headers=TAR), 413, "1048576")
         # This bound is for imports alone.
@@ -142,14 +149,14 @@ def test_only_the_content_type_of_an_archive_is_accepted(client: httpx.Client, s
         answer = client.post("/api/sessions/import", content=capsule, headers={**TAR, "Origin": "http://evil.example"})
         refused(answer, 403)
         for bad in ("a b", "", "x" * 129, "../x"):
-            refused(load(client, capsule, bad), 400, "id")
-    assert imported(client, capsule)["id"] == "moved"
+            refused(send_capsule(client, capsule, bad), 400, "id")
+    assert import_capsule(client, capsule)["id"] == "moved"
 
 
 def test_damaged_capsules_make_nothing(client: httpx.Client, server: Server) -> None:
     """A real capsule with bytes flipped, cut, doubled or moved; the server serves on."""
-    furnished(client, "s")
-    whole = exported(client, "s")
+    make_furnished_session(client, "s")
+    whole = export_capsule(client, "s")
     chance = random.Random(3)
     refusals = 0
     with nothing_made(client, server):
@@ -165,7 +172,7 @@ def test_damaged_capsules_make_nothing(client: httpx.Client, server: Server) -> 
                     del bad[at : at + size]
                 case 3:
                     bad[at:at] = bad[at : at + size]
-            answer = load(client, bytes(bad), f"n{number}")
+            answer = send_capsule(client, bytes(bad), f"n{number}")
             if answer.status_code == 201:
                 # The damage hit the padding at the end of the archive, which may have any length.
                 assert client.delete(f"/api/sessions/n{number}?purge=true").status_code == 200
@@ -187,12 +194,12 @@ def test_kill_9_during_an_import_leaves_all_or_nothing(own_server: MakeServer) -
                 "/api/sessions/s/run",
                 json={"code": f"import os\nfor m in range(100): open(f'{n}-{{m}}', 'wb').write(os.urandom(9000))"},
             )
-        capsule = exported(client, "s")
+        capsule = export_capsule(client, "s")
         files = client.get("/api/sessions/s?include=files").json()["files"]
         client.delete("/api/sessions/s?purge=true")
     began = time.monotonic()
     with server.client() as client:
-        assert load(client, capsule, "timed").status_code == 201
+        assert send_capsule(client, capsule, "timed").status_code == 201
     duration = time.monotonic() - began
     names = sorted(path.name for path in server.data_dir.iterdir())
     outcomes: set[int] = set()
@@ -216,7 +223,7 @@ def test_kill_9_during_an_import_leaves_all_or_nothing(own_server: MakeServer) -
                 assert client.get(f"/api/sessions/n{number}/versions").json()["count"] == 6
                 assert client.get(f"/api/sessions/n{number}/runs").json()["count"] == 5
             else:
-                assert imported(client, capsule, f"n{number}")["version"] == 6
+                assert import_capsule(client, capsule, f"n{number}")["version"] == 6
         assert sorted(path.name for path in server.data_dir.iterdir()) == names
         assert list((server.data_dir / "blobs" / "incoming").iterdir()) == []
     assert outcomes == {200, 404}
@@ -227,6 +234,6 @@ def test_kill_9_during_an_import_leaves_all_or_nothing(own_server: MakeServer) -
 def _ignore_hangup(url: str, capsule: bytes, new_id: str) -> None:
     with httpx.Client(base_url=url, timeout=60, trust_env=False, verify=False) as client:
         try:
-            load(client, capsule, new_id)
+            send_capsule(client, capsule, new_id)
         except httpx.TransportError:
             return

@@ -18,18 +18,21 @@ from tests.packages.works import sdist
 
 @pytest.fixture
 def registry(monkeypatch: pytest.MonkeyPatch) -> Iterator[Registry]:
+    """An empty registry, which the service that the test starts will use."""
     with serving() as registry:
         for name, value in registry.environment().items():
             monkeypatch.setenv(name, value)
         yield registry
 
 
-def says(client: httpx.Client, where: str, code: str) -> str:
+def stdout_of(client: httpx.Client, where: str, code: str) -> str:
+    """What code prints in a session."""
     answer = client.post(f"/api/sessions/{where}/run", json={"code": code, "timeout": 60})
     return str(answer.json().get("stdout", answer.text))
 
 
-def lines(client: httpx.Client, where: str) -> str:
+def setup_events(client: httpx.Client, where: str) -> str:
+    """The events of a session's setup until its end, as text."""
     return client.get(f"/api/sessions/{where}/setup/events", timeout=60).text
 
 
@@ -51,12 +54,12 @@ def test_packages_are_built_in_a_sandbox_and_restored_from_blobs(own_server: Mak
     with server.client() as client:
         setup = {"pip": ["made"], "npm": ["evil"]}
         first, second = (make(client, setup, allowInternetAccess=access) for access in (True, False))
-        heard = lines(client, first)
+        heard = setup_events(client, first)
         assert "done in a sandbox" in heard
         assert "Building made==1.0" in heard
         settled(client, first)
         code = "import made, os; print(made.x, open('/node_modules/evil/built.txt').read(), os.listdir('.'))"
-        assert says(client, first, code).startswith("1 built\n")
+        assert stdout_of(client, first, code).startswith("1 built\n")
         assert settled(client, second)["setup_result"]["pip_packages"] == ["made==1.0"]
         digests = {environment(client, where)["environment"] for where in (first, second)}
         assert len(digests) == 2, "each has its own"
@@ -64,12 +67,12 @@ def test_packages_are_built_in_a_sandbox_and_restored_from_blobs(own_server: Mak
         error = settled(client, third, "failed")["setup_result"]["error"]
         assert "can't be built here" in error
         assert "no compiler, say" in error
-        assert says(client, third, "print('usable')") == "usable\n"
+        assert stdout_of(client, third, "print('usable')") == "usable\n"
         # A package set that is lost is restored from the blobs before the next run, without a request to the registry.
         lose_package_sets(server, archives=False)
         requests = len(registry.asked)
         assert environment(client, second)["pip"] == [{"name": "made", "version": "1.0"}]
-        assert says(client, second, "import made; print(made.x)") == "1\n"
+        assert stdout_of(client, second, "import made; print(made.x)") == "1\n"
         assert len(registry.asked) == requests
         assert environment(client, second)["environment"] in digests
         # If the blobs have lost it too, it is installed once more.
@@ -78,7 +81,7 @@ def test_packages_are_built_in_a_sandbox_and_restored_from_blobs(own_server: Mak
         answer = client.post(f"/api/sessions/{copy}/run", json={"code": "import made; print(made.x)"})
         assert answer.status_code == 503, answer.text
         assert "installed once more" in answer.json()["error"]
-        assert says(client, copy, "import made; print(made.x)") == "1\n"
+        assert stdout_of(client, copy, "import made; print(made.x)") == "1\n"
         assert len(registry.asked) > requests
 
 
@@ -97,7 +100,7 @@ def test_a_capsule_pins_the_versions_of_packages(own_server: MakeServer, registr
         registry.pages["/simple/one/"] = both
         shutil.rmtree(server.data_dir / "cache/uv")
         settled(client, newer := make(client, {"pip": ["one", "one>=1"]}))
-        assert says(client, newer, "import one; print(one.x)") == "2.0\n"
+        assert stdout_of(client, newer, "import one; print(one.x)") == "2.0\n"
 
         def imported(name: str) -> str:
             kind = {"Content-Type": "application/x-tar"}
@@ -106,7 +109,7 @@ def test_a_capsule_pins_the_versions_of_packages(own_server: MakeServer, registr
             return str(settled(client, name)["setup_result"]["stderr"])
 
         assert imported("same") == ""
-        assert says(client, "same", "import one; print(one.x)") == "1.0\n"
+        assert stdout_of(client, "same", "import one; print(one.x)") == "1.0\n"
         # If that version can't be had any more, the result says so.
         del registry.pages["/files/one-1.0-py3-none-any.whl"]
         registry.pages["/simple/one/"] = both.replace(old_page, b"<!DOCTYPE html>")
@@ -116,4 +119,4 @@ def test_a_capsule_pins_the_versions_of_packages(own_server: MakeServer, registr
         body = imported("other")
         assert "aren't all the very packages" in body
         assert "one==1.0" in body
-        assert says(client, "other", "import one; print(one.x)") == "2.0\n"
+        assert stdout_of(client, "other", "import one; print(one.x)") == "2.0\n"

@@ -15,8 +15,8 @@ import pytest
 
 from era.languages import runtimes
 from tests.api.answers import refused
-from tests.api.capsule_api import TAR, exported, imported, load
-from tests.api.test_bad_capsules import LOOK, furnished
+from tests.api.capsule_api import TAR, export_capsule, import_capsule, send_capsule
+from tests.api.test_bad_capsules import LOOK, make_furnished_session
 from tests.capsules import parts
 from tests.conftest import MakeServer, MakeSession, Run, Server, eventually
 
@@ -48,6 +48,7 @@ def described(client: httpx.Client, session_id: str) -> dict[str, Any]:
 
 
 def run_code(client: httpx.Client, session_id: str, code: str) -> str:
+    """Run code; returns what it prints."""
     answer = client.post(f"/api/sessions/{session_id}/run", json={"code": code})
     assert answer.status_code == 200, answer.text
     return str(answer.json()["stdout"])
@@ -57,15 +58,15 @@ def run_code(client: httpx.Client, session_id: str, code: str) -> str:
 def test_an_imported_session_is_all_that_the_exported_one_was(
     server: Server, client: httpx.Client, own_server: MakeServer, elsewhere: bool
 ) -> None:
-    then, last = furnished(client, "s")[0], furnished(client, "t")[1]
+    then, last = make_furnished_session(client, "s")[0], make_furnished_session(client, "t")[1]
     assert then != last
-    capsule = exported(client, "s")
+    capsule = export_capsule(client, "s")
     assert b"hush-hush" not in capsule
     before = described(client, "s")
     with (own_server(spares="0") if elsewhere else server).client() as there:
         new_id = None if elsewhere else "copy"
         name = new_id or "s"
-        shown = imported(there, capsule, new_id)
+        shown = import_capsule(there, capsule, new_id)
         assert (shown["id"], shown["status"]) == (name, "idle")
         assert described(there, name) == before
         assert all(each["enforced"]["imported"] for each in there.get(f"/api/sessions/{name}/runs").json()["runs"])
@@ -82,13 +83,13 @@ def test_an_imported_session_is_all_that_the_exported_one_was(
         assert looked == then
         assert there.post(f"/api/sessions/{name}/run", json={}).json()["stdout"] == "störed\n"
         assert there.get(f"/api/sessions/{name}").json()["data"]["n"] == 1
-        refused(load(there, capsule, new_id), 409, name)
+        refused(send_capsule(there, capsule, new_id), 409, name)
 
 
 def test_an_import_keeps_which_files_were_uploaded(client: httpx.Client, session: MakeSession) -> None:
     where = session()
     assert client.put(f"/api/sessions/{where}/files/d/put", content=b"by a client").status_code == 200
-    assert load(client, exported(client, where), "copy").status_code == 201
+    assert send_capsule(client, export_capsule(client, where), "copy").status_code == 201
     before, after = (client.get(f"/api/sessions/{name}/files").json() for name in (where, "copy"))
     assert before == after
     assert [(entry["path"], entry["uploaded"]) for entry in after["files"]] == [("d/put", True)]
@@ -99,9 +100,9 @@ def test_a_capsule_of_the_current_version_only(client: httpx.Client, session: Ma
     where = session()
     run(where, "open('a', 'w').write('first')")
     run(where, "open('a', 'w').write('second')")
-    capsule = exported(client, where, versions="current")
+    capsule = export_capsule(client, where, versions="current")
     assert b"first" not in capsule
-    made = imported(client, capsule, "now")
+    made = import_capsule(client, capsule, "now")
     assert made["version"] == 3
     assert [each["version"] for each in client.get("/api/sessions/now/versions").json()["versions"]] == [3]
     assert client.get("/api/sessions/now/runs").json()["count"] == 0
@@ -112,15 +113,15 @@ def test_a_capsule_of_the_current_version_only(client: httpx.Client, session: Ma
 
 def test_sessions_without_runs_or_files_can_be_exported(client: httpx.Client, session: MakeSession) -> None:
     """A session that has never run, and one that is not persistent."""
-    capsule = exported(client, session("typescript", session_id="fresh:1_-x"))
+    capsule = export_capsule(client, session("typescript", session_id="fresh:1_-x"))
     assert [name for name, _ in parts(capsule)] == ["capsule.json", "README.txt", "SHA256SUMS"]
-    assert imported(client, capsule, "again")["last_run_at"] == ""
-    assert imported(client, exported(client, session(persistent=False)), "none")["persistent"] is False
+    assert import_capsule(client, capsule, "again")["last_run_at"] == ""
+    assert import_capsule(client, export_capsule(client, session(persistent=False)), "none")["persistent"] is False
     refused(client.get("/api/sessions/nobody/capsule"), 404, "nobody")
     refused(client.get("/api/sessions/a%20b/capsule"), 404)
     assert client.get("/api/sessions/import").status_code == 404
     assert session(session_id="import") == "import"
-    assert exported(client, "import")
+    assert export_capsule(client, "import")
     assert client.patch("/api/sessions/import", json={"data": {"a": "x" * 2000}}).status_code == 200
     refused(client.patch("/api/sessions/import", content=b" " * (17 << 20)), 413)
 
@@ -130,14 +131,14 @@ def test_a_capsule_can_be_checked_and_repacked_with_tar_and_sha256sum(
 ) -> None:
     import subprocess
 
-    (tmp_path / "c.tar").write_bytes(exported(client, session(session_id="told")))
+    (tmp_path / "c.tar").write_bytes(export_capsule(client, session(session_id="told")))
     script = "tar xf c.tar && sha256sum -c SHA256SUMS && cat README.txt"
     done = subprocess.run(["sh", "-c", script], cwd=tmp_path, capture_output=True, text=True, check=True)
     assert "capsule.json: OK" in done.stdout
     assert "told" in done.stdout
     again = "tar -cf again.tar capsule.json README.txt SHA256SUMS"
     subprocess.run(["sh", "-c", again], cwd=tmp_path, check=True)
-    assert imported(client, (tmp_path / "again.tar").read_bytes(), "told-again")["language"] == "python"
+    assert import_capsule(client, (tmp_path / "again.tar").read_bytes(), "told-again")["language"] == "python"
 
 
 def test_an_export_during_runs_is_one_version(client: httpx.Client, session: MakeSession, server: Server) -> None:
@@ -161,7 +162,7 @@ def test_an_export_during_runs_is_one_version(client: httpx.Client, session: Mak
         taken = []
         for _ in range(15):
             time.sleep(0.05)
-            taken.append(exported(client, where))
+            taken.append(export_capsule(client, where))
     finally:
         done.set()
         for thread in threads:
@@ -173,12 +174,12 @@ def test_an_export_during_runs_is_one_version(client: httpx.Client, session: Mak
         assert {each["version"] for each in head["runs"][-50:]} <= {each["version"] for each in head["versions"]} | {
             each["version"] for each in head["runs"][:-50]
         }
-        copy = imported(client, capsule, f"c{number}")
+        copy = import_capsule(client, capsule, f"c{number}")
         files = {
             each["path"]: each["size"] for each in client.get(f"/api/sessions/c{number}?include=files").json()["files"]
         }
         assert files.get("log", 0) == copy["data"]["n"] == copy["version"] - 1
-    assert imported(client, taken[-1], "last")["version"] > 5
+    assert import_capsule(client, taken[-1], "last")["version"] > 5
 
 
 def test_memory_stays_flat_while_a_large_session_moves(
@@ -187,7 +188,7 @@ def test_memory_stays_flat_while_a_large_session_moves(
     """64 MiB are exported and imported in less than 24 MiB of memory."""
     where = session()
     run(where, "import os\nfor n in range(4): open(f'f{n}', 'wb').write(os.urandom(16 << 20))")
-    exported(client, session(session_id="warm"))
+    export_capsule(client, session(session_id="warm"))
     before = server.reset_peak()
     with client.stream("GET", f"/api/sessions/{where}/capsule") as answer:
         chunks = list(answer.iter_raw())

@@ -95,6 +95,7 @@ SHOW_VARIABLES = {
 
 
 def show(language: str, *names: str) -> str:
+    """A program that prints these variables, a line each."""
     return SHOW_VARIABLES[language].replace("NAMES", json.dumps(names))
 
 

@@ -21,6 +21,7 @@ def test_health_describes_the_service(client: httpx.Client) -> None:
 
 
 def samples(client: httpx.Client) -> dict[tuple[str, tuple[str, ...]], float]:
+    """The samples of /metrics, by name and label values."""
     answer = client.get("/metrics")
     assert answer.headers["content-type"].startswith("text/plain")
     return {

@@ -26,10 +26,12 @@ print('error', file=sys.stderr)
 
 
 def post(client: httpx.Client, path: str, key: str, body: Any) -> httpx.Response:
+    """POST with an idempotency key."""
     return client.post(path, json=body, headers={"Idempotency-Key": key})
 
 
-def same(first: httpx.Response, again: httpx.Response) -> None:
+def assert_replayed(first: httpx.Response, again: httpx.Response) -> None:
+    """Assert that `again` replays `first`."""
     assert "idempotent-replay" not in first.headers
     assert again.headers["idempotent-replay"] == "true"
     assert (again.status_code, again.content) == (first.status_code, first.content)
@@ -45,8 +47,8 @@ def test_a_repeated_run_request_runs_once(client: httpx.Client, session: MakeSes
     other = client.post(url, json=body).json()
     assert other["data"]["n"] == 2
     client.put(f"/api/sessions/{where}/code", json={"code": "other"})
-    same(first, post(client, url, "k1", body))
-    same(first, post(client, url, "k1", dict(reversed(body.items()))))
+    assert_replayed(first, post(client, url, "k1", body))
+    assert_replayed(first, post(client, url, "k1", dict(reversed(body.items()))))
     assert client.get(f"/api/sessions/{where}").json()["version"] == 3
     assert post(client, url, "k2", body).json()["stdout"] == "run 2 hunter2\n"
 
@@ -58,7 +60,7 @@ def test_a_repeated_run_request_runs_once(client: httpx.Client, session: MakeSes
 def test_any_outcome_is_answered_again(code: str, client: httpx.Client, session: MakeSession) -> None:
     where = session()
     first = post(client, f"/api/sessions/{where}/run", "k", {"code": code})
-    same(first, post(client, f"/api/sessions/{where}/run", "k", {"code": code}))
+    assert_replayed(first, post(client, f"/api/sessions/{where}/run", "k", {"code": code}))
     events = post(client, f"/api/sessions/{where}/stream", "k", {"code": code})
     assert first.json()["run_id"] in events.text
     assert events.text.count("event: done") == 1
@@ -126,12 +128,12 @@ def test_a_repeated_create_request_makes_one_session(client: httpx.Client) -> No
     body = {"language": "python", "data": {"n": 1}, "metadata": {"made": "once"}}
     first = post(client, "/api/sessions", "make", body)
     client.patch(f"/api/sessions/{first.json()['id']}", json={"data": {"n": 2}})
-    same(first, post(client, "/api/sessions", "make", body))
+    assert_replayed(first, post(client, "/api/sessions", "make", body))
     refused(post(client, "/api/sessions", "make", {**body, "data": {}}), 409)
     assert client.get("/api/sessions?metadata.made=once").json()["count"] == 1
     url = f"/api/sessions/{first.json()['id']}/duplicate"
     copied = post(client, url, "copy", {})
-    same(copied, post(client, url, "copy", {}))
+    assert_replayed(copied, post(client, url, "copy", {}))
     refused(post(client, url, "copy", {"data": {}}), 409)
     assert client.get("/api/sessions?metadata.made=once").json()["count"] == 2
 
@@ -166,8 +168,8 @@ def test_answers_outlive_a_kill(own_server: MakeServer) -> None:
         assert "hunter2" not in "\n".join(database.iterdump())
     server.start()
     with server.client() as client:
-        same(created, post(client, "/api/sessions", "k", {"language": "python", "session_id": "s"}))
-        same(first, post(client, "/api/sessions/s/run", "k", {"code": COUNT + "print('x' * 30000)"}))
+        assert_replayed(created, post(client, "/api/sessions", "k", {"language": "python", "session_id": "s"}))
+        assert_replayed(first, post(client, "/api/sessions/s/run", "k", {"code": COUNT + "print('x' * 30000)"}))
         lost = refused(post(client, "/api/sessions/s/run", "long", long), 409, runs[0]["run_id"])
         assert lost["code"] == "run_lost"
         assert len(_runs(client)) == 3
@@ -182,6 +184,7 @@ def _runs(client: httpx.Client) -> list[dict[str, Any]]:
 
 
 def _until_hangup(url: str, body: dict[str, Any]) -> None:
+    """Run until the service is killed."""
     try:
         httpx.post(f"{url}/api/sessions/s/run", json=body, headers={"Idempotency-Key": "long"}, timeout=60)
     except httpx.TransportError:

@@ -49,15 +49,17 @@ def make_inbox(client: httpx.Client, where: str, code: str | None = CODE, **fiel
 
 
 def store(client: httpx.Client, where: str, code: str) -> None:
+    """Store code in a session."""
     assert client.put(f"/api/sessions/{where}/code", json={"code": code}).status_code == 200
 
 
 def deliver(client: httpx.Client, where: str, body: Any = b"x", path: str = "", **headers: str) -> httpx.Response:
+    """Send a delivery to a session's inbox."""
     named = {name.replace("_", "-"): value for name, value in headers.items()}
     return client.post(f"/proxy/{where}/inbox{path}", content=body, headers=named)
 
 
-def accepted(client: httpx.Client, where: str, body: Any = b"x", path: str = "", **headers: str) -> str:
+def deliver_accepted(client: httpx.Client, where: str, body: Any = b"x", path: str = "", **headers: str) -> str:
     """Send a delivery that must be accepted; returns its id."""
     answer = deliver(client, where, body, path, **headers)
     assert (answer.status_code, answer.json()["status"]) == (202, "pending"), answer.text
@@ -80,14 +82,16 @@ def settle(client: httpx.Client, where: str) -> list[dict[str, Any]]:
     return listed(client, where)[::-1]
 
 
-def shown(client: httpx.Client, where: str, delivery: str) -> dict[str, Any]:
+def delivery_of(client: httpx.Client, where: str, delivery: str) -> dict[str, Any]:
+    """A delivery with its content and runs."""
     answer = client.get(f"/api/sessions/{where}/inbox/deliveries/{delivery}")
     assert answer.status_code == 200, answer.text
     body: dict[str, Any] = answer.json()
     return body
 
 
-def logged(client: httpx.Client, where: str) -> str:
+def log_of(client: httpx.Client, where: str) -> str:
+    """What CODE has logged: body and attempt of each delivery."""
     return client.get(f"/api/sessions/{where}/files/log").text
 
 
@@ -103,14 +107,14 @@ def test_deliveries_are_run_in_order(client: httpx.Client, session: MakeSession)
     where = session()
     inbox = make_inbox(client, where)
     assert inbox["url"] == f"{client.base_url}/proxy/{where}/inbox".replace("//proxy", "/proxy")
-    ids = [accepted(client, where, f"{n}:".encode()) for n in range(10)]
+    ids = [deliver_accepted(client, where, f"{n}:".encode()) for n in range(10)]
     ended = settle(client, where)
     assert set(inbox) == set(InboxAnswer.model_fields)
     assert [set(each) for each in ended] == [set(DeliveryAnswer.model_fields)] * 10
-    assert set(shown(client, where, ids[0])) == set(DeliveryContentAnswer.model_fields)
+    assert set(delivery_of(client, where, ids[0])) == set(DeliveryContentAnswer.model_fields)
     assert [each["id"] for each in ended] == ids
     assert [(each["status"], each["attempts"], each["answer_status"]) for each in ended] == [("done", 1, 200)] * 10
-    assert logged(client, where) == "".join(f"{n}:1 " for n in range(10))
+    assert log_of(client, where) == "".join(f"{n}:1 " for n in range(10))
     runs = client.get(f"/api/sessions/{where}/runs").json()["runs"]
     assert [[run["run_id"]] for run in runs[::-1]] == [each["run_ids"] for each in ended]
     assert client.get(f"/api/sessions/{where}/inbox").json()["deliveries"] == {
@@ -136,7 +140,7 @@ def test_the_program_sees_what_the_relay_would_show(client: httpx.Client, sessio
     settle(client, where)
     replay(client, where, delivery)
     settle(client, where)
-    stored = shown(client, where, delivery)
+    stored = delivery_of(client, where, delivery)
     env = client.get(f"/api/sessions/{where}/runs/{stored['run_ids'][-1]}/stdout").json()
     assert (env["ERA_REQUEST_MODE"], env["ERA_HTTP_METHOD"]) == ("proxy", "POST")
     assert (env["ERA_HTTP_PATH"], env["ERA_HTTP_QUERY"]) == ("/env/%2fa", "?b=%20c")
@@ -173,9 +177,9 @@ def test_a_delivery_sent_twice_is_run_once(
     assert (ended["sender_id"], ended["attempts"]) == ("id-1", 1)
     again = deliver(client, where, b"a", **{name: "id-1"})
     assert (again.status_code, again.json()) == (200, {"delivery_id": ended["id"], "status": "done"})
-    accepted(client, where, b"b", **{name: "id-2"})
+    deliver_accepted(client, where, b"b", **{name: "id-2"})
     settle(client, where)
-    assert logged(client, where) == "a1 b1 "
+    assert log_of(client, where) == "a1 b1 "
 
 
 def after_failure(client: httpx.Client, where: str) -> list[dict[str, Any]]:
@@ -189,7 +193,7 @@ def test_a_failed_delivery_is_retried_while_the_others_wait(client: httpx.Client
     make_inbox(client, where, retries=1)
     began = time.monotonic()
     for body, path in ((b"a", "/once"), (b"b", ""), (b"c", "")):
-        accepted(client, where, body, path)
+        deliver_accepted(client, where, body, path)
     waiting = eventually(lambda: after_failure(client, where))[::-1]
     assert [(each["status"], each["attempts"]) for each in waiting] == [("pending", 1), ("pending", 0), ("pending", 0)]
     assert waiting[0]["next_attempt_at"] is not None
@@ -199,7 +203,7 @@ def test_a_failed_delivery_is_retried_while_the_others_wait(client: httpx.Client
     assert [(each["status"], each["attempts"], each["answer_status"], each["reason"]) for each in ended] == [
         ("done", 2, 200, None), ("done", 1, 200, None), ("done", 1, 200, None),
     ]  # fmt: skip
-    assert logged(client, where) == "a1 a2 b1 c1 "
+    assert log_of(client, where) == "a1 a2 b1 c1 "
     assert len(ended[0]["run_ids"]) == 2
 
 
@@ -208,8 +212,8 @@ def test_a_delivery_that_was_given_up_can_be_replayed_with_other_code(
 ) -> None:
     where = session()
     make_inbox(client, where, retries=0)
-    lost = accepted(client, where, b"a", "/exit")
-    accepted(client, where, b"b")
+    lost = deliver_accepted(client, where, b"a", "/exit")
+    deliver_accepted(client, where, b"b")
     ended = settle(client, where)
     assert [each["status"] for each in ended] == ["failed", "done"]  # the next delivery isn't held up for ever
     assert ended[0]["reason"] == "The run ended as 'failed'."
@@ -220,20 +224,20 @@ def test_a_delivery_that_was_given_up_can_be_replayed_with_other_code(
     assert [(each["status"], each["attempts"]) for each in ended] == [("done", 2), ("done", 1)]
     said = client.get(f"/api/sessions/{where}/runs/{ended[0]['run_ids'][1]}/stdout").text
     assert said == "mended\n"
-    assert logged(client, where) == "a1 b1 a2 "
+    assert log_of(client, where) == "a1 b1 a2 "
     assert replay(client, where, "dlv_none").status_code == 404
 
 
 def test_replaying_a_waiting_delivery_makes_it_due_at_once(client: httpx.Client, session: MakeSession) -> None:
     where = session()
     make_inbox(client, where, CODE.replace('attempt == "1"', 'attempt in "12"'))
-    delivery = accepted(client, where, b"a", "/once")
+    delivery = deliver_accepted(client, where, b"a", "/once")
     assert eventually(lambda: listed(client, where)[0]["attempts"] == 2 and listed(client, where)[0]["next_attempt_at"])
     due = listed(client, where)[0]["next_attempt_at"]
     assert replay(client, where, delivery).status_code == 202
     assert settle(client, where)[0]["ended_at"] < due
     store(client, where, CODE)
-    slow = accepted(client, where, b"b", "/slow")
+    slow = deliver_accepted(client, where, b"b", "/slow")
     assert eventually(lambda: listed(client, where)[0]["status"] == "running")
     assert replay(client, where, slow).status_code == 409
     stopped = client.delete(f"/api/sessions/{where}/runs/{listed(client, where)[0]['run_ids'][0]}")
@@ -244,8 +248,8 @@ def test_replaying_a_waiting_delivery_makes_it_due_at_once(client: httpx.Client,
 def test_deliveries_wait_for_code_to_be_stored(client: httpx.Client, session: MakeSession) -> None:
     where = session()
     make_inbox(client, where, None, retries=0)
-    accepted(client, where, b"a")
-    accepted(client, where, b"b")
+    deliver_accepted(client, where, b"a")
+    deliver_accepted(client, where, b"b")
     assert eventually(lambda: listed(client, where)[-1]["reason"] == "The session stores no code.")
     # A session that was deleted and restored still has its deliveries; nothing is run meanwhile.
     assert client.delete(f"/api/sessions/{where}").status_code == 200
@@ -254,10 +258,11 @@ def test_deliveries_wait_for_code_to_be_stored(client: httpx.Client, session: Ma
     assert [one["status"] for one in listed(client, where)] == ["pending", "pending"]
     store(client, where, CODE)
     assert [one["status"] for one in settle(client, where)] == ["done", "done"]
-    assert logged(client, where) == "a1 b1 "
+    assert log_of(client, where) == "a1 b1 "
 
 
-def signed(scheme: str, body: bytes, secret: str = SECRET, at: float | None = None) -> dict[str, str]:
+def signature_headers(scheme: str, body: bytes, secret: str = SECRET, at: float | None = None) -> dict[str, str]:
+    """The headers by which a sender of this scheme signs `body`."""
     stamp = int(time.time() if at is None else at)
     match scheme:
         case "github":
@@ -278,22 +283,22 @@ def test_a_wrong_signature_is_refused_and_nothing_stored(
     body = b'{"id": "evt_1"}'
     forged = [
         {},
-        signed(scheme, body, "other"),
-        signed(scheme, body + b" "),
-        *([signed(scheme, body, at=time.time() - 400)] if scheme == "stripe" else []),
+        signature_headers(scheme, body, "other"),
+        signature_headers(scheme, body + b" "),
+        *([signature_headers(scheme, body, at=time.time() - 400)] if scheme == "stripe" else []),
     ]
     for headers in forged:
         answer = deliver(client, where, body, **headers)
         assert (answer.status_code, answer.json()["code"]) == (401, "bad_signature")
         assert SECRET not in answer.text
     assert listed(client, where) == []
-    accepted(client, where, body, **signed(scheme, body))
-    again = deliver(client, where, body, **signed(scheme, body))
+    deliver_accepted(client, where, body, **signature_headers(scheme, body))
+    again = deliver(client, where, body, **signature_headers(scheme, body))
     assert again.status_code == (200 if scheme == "stripe" else 202)  # Stripe's events have an id of their own
     settle(client, where)
     make_inbox(client, where)  # without `verify` the same forgeries are accepted, so `verify` was what refused them
     for headers in forged:
-        accepted(client, where, body, **headers)
+        deliver_accepted(client, where, body, **headers)
     settle(client, where)
 
 
@@ -308,7 +313,7 @@ def test_the_secret_is_in_no_answer_log_or_copy(client: httpx.Client, session: M
     answers.append(client.put(f"/api/sessions/{where}/inbox", json={"verify": verify, "retries": 21}))
     assert answers[-1].status_code == 400
     store(client, where, CODE)
-    delivery = accepted(client, where, b"a", "/env", **signed("github", b"a"))
+    delivery = deliver_accepted(client, where, b"a", "/env", **signature_headers("github", b"a"))
     [ended] = settle(client, where)
     duplicate = client.post(f"/api/sessions/{where}/duplicate", json={"id": f"{where}-2"})
     for path in ("", "/inbox", "/inbox/deliveries", f"/inbox/deliveries/{delivery}", "/capsule", "/runs"):
@@ -362,9 +367,9 @@ def test_nothing_acknowledged_is_lost(own_server: MakeServer) -> None:
         with server.client(headers=bearer) as client:
             client.post("/api/sessions", json={"language": "python", "session_id": where})
             make_inbox(client, where, retries=retries)
-            accepted(client, where, b"a", "/slow")
+            deliver_accepted(client, where, b"a", "/slow")
             assert eventually(lambda: listed(client, where)[0]["status"] == "running")  # noqa: B023  called in this turn
-            ids = [accepted(client, where, f"{n}:".encode()) for n in range(5)]
+            ids = [deliver_accepted(client, where, f"{n}:".encode()) for n in range(5)]
         server.stop(how)
         server.start()
         with server.client(headers=bearer) as client:
@@ -374,8 +379,8 @@ def test_nothing_acknowledged_is_lost(own_server: MakeServer) -> None:
             first = client.get(f"/api/sessions/{where}/runs/{ended[0]['run_ids'][0]}").json()
             assert first["status"] != "ok"
             assert (first["status"] == "lost") == (how == signal.SIGKILL)
-            assert logged(client, where).endswith("a2 0:1 1:1 2:1 3:1 4:1 ")
-            assert key not in json.dumps(shown(client, where, ids[0]))
+            assert log_of(client, where).endswith("a2 0:1 1:1 2:1 3:1 4:1 ")
+            assert key not in json.dumps(delivery_of(client, where, ids[0]))
     assert server.stop() == 0
     assert "Traceback" not in server.log, server.log
 
@@ -383,7 +388,7 @@ def test_nothing_acknowledged_is_lost(own_server: MakeServer) -> None:
 def test_a_full_inbox_refuses_deliveries(client: httpx.Client, session: MakeSession, server: Server) -> None:
     where = session()
     make_inbox(client, where, None)
-    accepted(client, where, b"a", X_Delivery_Id="known")
+    deliver_accepted(client, where, b"a", X_Delivery_Id="known")
     with closing(sqlite3.connect(server.data_dir / "era.sqlite", timeout=10)) as database:
         columns = [row[1] for row in database.execute("PRAGMA table_info(deliveries)") if row[1] != "key"]
         new = {"id": "'dlv_' || n", "position": "position + n", "sender_id": "NULL"}
@@ -402,5 +407,5 @@ def test_a_full_inbox_refuses_deliveries(client: httpx.Client, session: MakeSess
     assert deliver(client, where, X_Delivery_Id="known").status_code == 200
     store(client, where, "print('fine')")
     assert eventually(lambda: listed(client, where, status="done"))
-    accepted(client, where)
+    deliver_accepted(client, where)
     assert client.delete(f"/api/sessions/{where}/inbox").json()["deleted_deliveries"] >= 10_000

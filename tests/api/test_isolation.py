@@ -15,6 +15,7 @@ from tests.gvisor import HAS_GVISOR, needs_gvisor
 
 
 def in_force(client: httpx.Client, where: str) -> Any:
+    """What was enforced in a session's newest run."""
     return client.get(f"/api/sessions/{where}/runs?limit=1").json()["runs"][0]["enforced"]
 
 

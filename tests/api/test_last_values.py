@@ -27,12 +27,14 @@ frame.sort_values("people")
 
 @pytest.fixture
 def where(client: httpx.Client) -> str:
+    """A session with pandas and matplotlib."""
     where = make(client, {"pip": ["pandas", "matplotlib"]}, default_timeout=60)
     settled(client, where)
     return where
 
 
 def only_table(client: httpx.Client, where: str, outcome: dict[str, Any]) -> str:
+    """The table that a run without output kept as its only artifact."""
     assert (outcome["exit_code"], outcome["stdout"], outcome["stderr"]) == (0, "", ""), outcome
     (path,) = artifact_paths(outcome)
     assert path.startswith("table-")

@@ -173,6 +173,7 @@ child.unref();
 
 
 def daemons(server: Server) -> list[int]:
+    """The processes that DAEMONS start."""
     pids = []
     for pid in server.descendants():
         try:

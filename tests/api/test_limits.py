@@ -45,15 +45,16 @@ time.sleep(10)
 """Programs that write more than 4 MiB, step by step."""
 
 
-def set_of(client: httpx.Client, where: str) -> dict[str, Any]:
+def limits_of(client: httpx.Client, where: str) -> dict[str, Any]:
+    """The limits of a session."""
     limits: dict[str, Any] = client.get(f"/api/sessions/{where}").json()["limits"]
     return limits
 
 
 def test_a_session_has_the_servers_limits_or_its_own(client: httpx.Client, session: MakeSession) -> None:
-    assert set_of(client, session()) == DEFAULTS
+    assert limits_of(client, session()) == DEFAULTS
     where = session(limits={"memory_mb": 128, "cpus": 0.5})
-    assert set_of(client, where) == {**DEFAULTS, "memory_mb": 128, "cpus": 0.5}
+    assert limits_of(client, where) == {**DEFAULTS, "memory_mb": 128, "cpus": 0.5}
 
     def change(**limits: Any) -> dict[str, Any]:
         answer = client.patch(f"/api/sessions/{where}", json={"limits": limits})
@@ -88,7 +89,7 @@ def test_limits_out_of_bounds_are_refused(client: httpx.Client, session: MakeSes
     refused(client.patch(f"/api/sessions/{where}", json={"limits": limits}), 400, word)
     body = {"language": "python", "code": "", "limits": limits}
     refused(client.post("/api/execute", json=body), 400, word)
-    assert set_of(client, where) == DEFAULTS
+    assert limits_of(client, where) == DEFAULTS
 
 
 def test_limits_are_in_force_and_a_change_counts_from_the_next_run(

@@ -307,6 +307,7 @@ def test_live_servers_of_an_ordinary_users_service(own_server: MakeServer) -> No
 
 @pytest.fixture
 def echo(client: httpx.Client, session: MakeSession) -> str:
+    """The path of the public URL of a session with a WebSocket echo server, without a slash at its end."""
     where = session("node")
     start_in_background(client, where, WEBSOCKET_ECHO)
     assert client.get(f"/proxy/{where}/3000/").text == "no upgrade"

@@ -17,6 +17,7 @@ from tests.conftest import MakeServer, MakeSession, Run, Server, eventually
 
 
 def without_id(answer: httpx.Response) -> dict[str, Any]:
+    """The body of an error without its request id."""
     body: dict[str, Any] = answer.json()
     del body["request_id"]
     return body

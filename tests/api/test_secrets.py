@@ -21,6 +21,7 @@ PLACEHOLDERS = re.compile(r"(era_secret_[0-9a-f]{32}) (era_secret_[0-9a-f]{32}) 
 
 
 def secrets(*names: str, value: Any = VALUE, hosts: Any = ("api.example.com", "*.example.org")) -> dict[str, Any]:
+    """Secrets of these names, as the body of a run has them."""
     return {name: {"value": value, "hosts": list(hosts) if isinstance(hosts, tuple) else hosts} for name in names}
 
 

@@ -15,6 +15,7 @@ from tests.conftest import MakeServer, MakeSession, Run, Server, eventually
 
 
 def put(client: httpx.Client, where: str, code: str, name: str = "app.py") -> None:
+    """Put a file into a session."""
     assert client.put(f"/api/sessions/{where}/files/{name}", content=code.encode()).status_code == 200
 
 

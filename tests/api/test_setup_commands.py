@@ -21,7 +21,8 @@ from tests.gvisor import needs_gvisor
 from tests.packages.registry import serving, wheel
 
 
-def versions(client: httpx.Client, where: str) -> list[str]:
+def version_causes(client: httpx.Client, where: str) -> list[str]:
+    """The causes of a session's versions, oldest first."""
     found = client.get(f"/api/sessions/{where}/versions").json()["versions"]
     return [each["cause"] for each in reversed(found)]
 
@@ -48,6 +49,7 @@ def following(client: httpx.Client, where: str) -> Iterator[Iterator[dict[str, A
 
 
 def all_events(client: httpx.Client, where: str) -> list[dict[str, Any]]:
+    """The events of a session's setup until its end."""
     with following(client, where) as events:
         return list(events)
 
@@ -66,7 +68,7 @@ def test_files_made_by_commands_are_the_sessions(client: httpx.Client, run: Run,
     ]
     assert result["stderr"] == "oops\n"
     assert shown["version"] == 2
-    assert versions(client, where) == ["create", "setup"]
+    assert version_causes(client, where) == ["create", "setup"]
     assert client.get(f"/api/sessions/{where}/files/made/here").text == "/workspace\ny\n"
     assert client.get(f"/api/sessions/{where}/files/named").text == f"a b {where}\n"
     code = "print(open('made/here').read())" if language == "python" else "console.log(require('fs').readdirSync('.'))"
@@ -118,7 +120,7 @@ def test_a_failed_command_keeps_nothing(client: httpx.Client, run: Run, command:
     assert result["commands_run"] == ["echo 1 > first", command]
     assert "out" in result["stdout"] or "exit 7" not in command
     assert "err\n" in result["stderr"] or "exit 7" not in command
-    assert versions(client, where) == ["create"]
+    assert version_causes(client, where) == ["create"]
     assert (
         run(where, "import os; print(os.path.exists('first'), os.path.exists('main.py'))")["stdout"] == "False True\n"
     )
@@ -181,7 +183,7 @@ def test_files_that_change_meanwhile_are_not_lost(client: httpx.Client, run: Run
     assert client.get(f"/api/sessions/{where}/files/made").text == "run\n", (
         "from the new version, not from what was left"
     )
-    assert versions(client, where) == ["create", "files", "setup"]
+    assert version_causes(client, where) == ["create", "files", "setup"]
 
 
 def test_another_setup_ends_the_one_under_way(client: httpx.Client) -> None:

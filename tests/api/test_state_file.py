@@ -131,6 +131,7 @@ READINGS: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 def program(code: str, end: str = "print('done'); sys.exit(3)") -> str:
+    """A program that writes two files, does `code` with its state file S, and ends with `end`."""
     return (
         "import os, sys, time\nS = '.session_data.json'\nopen('kept', 'w').write('new')\nopen('extra', 'w').close()\n"
         f"{code}\n{end}"

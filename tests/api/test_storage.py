@@ -52,6 +52,7 @@ class StorageUser:
         return body
 
     def says(self, language: str, code: str, **fields: Any) -> str:
+        """Run a program that must succeed; returns what it prints."""
         outcome = self.run(language, code, **fields)
         assert outcome["status"] == "ok", outcome
         printed: str = outcome["stdout"]
@@ -60,6 +61,7 @@ class StorageUser:
 
 @pytest.fixture(scope="module")
 def inside(shared_server: Server) -> Iterator[StorageUser]:
+    """One user of the storage for all tests of this module."""
     user = StorageUser(shared_server)
     yield user
     for session in user.made.values():
@@ -69,6 +71,7 @@ def inside(shared_server: Server) -> Iterator[StorageUser]:
 
 @pytest.fixture
 def api(inside: StorageUser) -> Iterator[httpx.Client]:
+    """The user's client; the storage is emptied after the test."""
     yield inside.client
     for kind in ("kv", "r2", "d1"):
         for namespace in ("app", "other"):

@@ -27,6 +27,7 @@ def events(answer: httpx.Response) -> Iterator[tuple[float, str, dict[str, Any]]
 
 
 def streamed(client: httpx.Client, where: str, code: str, **fields: Any) -> list[tuple[float, str, dict[str, Any]]]:
+    """Run code as a stream that must end with one `done`; returns its events."""
     with client.stream("POST", f"/api/sessions/{where}/stream", json={"code": code, **fields}) as answer:
         assert answer.status_code == 200
         assert answer.headers["content-type"].startswith("text/event-stream")

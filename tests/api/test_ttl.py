@@ -45,6 +45,7 @@ def test_a_ttl_is_shown_and_changed(client: httpx.Client, session: MakeSession) 
 
 
 def seconds_left(body: dict[str, Any]) -> float:
+    """Seconds until a session expires."""
     return datetime.fromisoformat(body["expires_at"]).timestamp() - time.time()
 
 

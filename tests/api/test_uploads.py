@@ -24,6 +24,7 @@ MIB = 1 << 20
 
 
 def archive(size: int) -> bytes:
+    """A tar archive of one random file of this size."""
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w") as tar:
         member = tarfile.TarInfo("in/archive")
@@ -33,6 +34,7 @@ def archive(size: int) -> bytes:
 
 
 def capsule(size: int) -> bytes:
+    """A capsule of a session with one random file of this size."""
     content = os.urandom(size)
     return capsules.of_files(capsules.tree(capsules.file("f", content)), content)
 

@@ -22,7 +22,8 @@ def setting(data: dict[str, Any], **files: str) -> str:
     return code + "".join(f"open({name!r}, 'w').write({text!r})\n" for name, text in files.items())
 
 
-def shown(client: httpx.Client, session_id: str) -> dict[str, Any]:
+def session_with_files(client: httpx.Client, session_id: str) -> dict[str, Any]:
+    """The session with the list of its files."""
     answer = client.get(f"/api/sessions/{session_id}?include=files")
     assert answer.status_code == 200, answer.text
     body: dict[str, Any] = answer.json()
@@ -55,7 +56,7 @@ def test_every_commit_is_a_version(client: httpx.Client, session: MakeSession, r
         versions.VersionAnswer,
         HEADER_KEYS | {"data", "files"},
     )
-    assert two["files"] == shown(client, where)["files"]
+    assert two["files"] == session_with_files(client, where)["files"]
 
 
 def test_versions_come_in_pages(client: httpx.Client, session: MakeSession) -> None:
@@ -226,7 +227,7 @@ def test_an_atomic_run_that_ends_badly_leaves_nothing(
     assert (outcome["state"]["version"], outcome["state"]["committed"]) == (2, False)
     assert outcome["state"]["reason"].startswith("atomic: ")
     assert word in outcome["state"]["reason"]
-    seen = shown(client, where)
+    seen = session_with_files(client, where)
     assert (seen["version"], seen["data"], [each["path"] for each in seen["files"]]) == (2, {"n": 2}, ["f"])
     assert run(where, "import os; print(open('f').read(), os.path.exists('g'))")["stdout"] == "old False\n"
 

@@ -83,6 +83,7 @@ class Commits:
         self._runs = 0
 
     async def create(self) -> None:
+        """Create the session."""
         await self.store.create_session(
             NewSession(
                 id=self.session_id,

@@ -49,6 +49,7 @@ def threads(pid: int) -> dict[str, int]:
 
 @contextmanager
 def _traced(tids: Sequence[int], log: Path, what: str) -> Iterator[None]:
+    """Trace these threads with strace's expression `what`; the trace is written to `log`."""
     command = ["strace", "-o", str(log), "-s", "0", *(part for tid in tids for part in ("-p", str(tid))), "-e", what]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as strace:
         assert strace.stderr is not None
@@ -94,6 +95,7 @@ class Disk:
     data_dir: Path
 
     def blobs(self) -> set[str]:
+        """The names of the blobs."""
         return {path.name for path in (self.data_dir / "blobs").rglob("*") if path.is_file()}
 
     def leftovers(self) -> list[str]:

@@ -135,6 +135,7 @@ class Fuzz:
                     self._found(operation.label, "no cases", str(mode))
 
     def _send(self, session: requests.Session, case: Case[Any], chance: random.Random) -> None:
+        """Send a case, made more useful where it can be, and check its answer."""
         if "session_id" in (case.path_parameters or {}) and chance.random() < 0.75:
             self._aim_at_a_session(case, chance)
         if "namespace" in (case.path_parameters or {}) and chance.random() < 0.5:
@@ -208,6 +209,7 @@ class Fuzz:
             case.body["sql"] = "SELECT 1"
 
     def _found(self, operation: str, kind: str, detail: str) -> None:
+        """Keep a finding, unless there is one of its kind."""
         with self._lock:
             self.findings.setdefault(f"{operation}: {kind}", detail)
 
@@ -218,6 +220,7 @@ class Fuzz:
             yield session
 
     def report(self) -> str:
+        """The findings, and how often each operation gave each status."""
         found = "\n\n".join(f"=== {title}\n{detail}" for title, detail in self.findings.items())
         return f"{found}\n{dict(sorted(self.statuses.items()))}"
 

@@ -72,6 +72,7 @@ def _calls(trace: Path) -> Iterator[tuple[str, bytes, int]]:
 
 
 def _events(root: str, trace: Path) -> Iterator[Event]:
+    """The changes below `root` that a trace has."""
     names: dict[int, str] = {}
     offsets: dict[int, int] = {}
     for call, arguments, result in _calls(trace):
@@ -125,6 +126,8 @@ def _unhex(text: bytes) -> bytes:
 
 @dataclass
 class _File:
+    """A file's content: what is durable, and the writes after it."""
+
     durable: bytes = b""
     pending: list[tuple[int, bytes | None]] = field(default_factory=list)
     """Writes by offset; None cuts or extends to that size."""
@@ -150,6 +153,8 @@ class _File:
 
 @dataclass
 class _Directory:
+    """A directory's names: what is durable, what programs see, and the changes between the two."""
+
     durable: dict[str, _File | _Directory] = field(default_factory=dict)
     live: dict[str, _File | _Directory] = field(default_factory=dict)
     pending: list[tuple[str, _File | _Directory | None]] = field(default_factory=list)
@@ -178,6 +183,7 @@ class Disk:
         self._unlinked: list[_File] = []
 
     def carry_out(self, event: Event) -> None:
+        """Make a recorded change."""
         parent, name = self._parent(event.path)
         match event.kind:
             case "make":

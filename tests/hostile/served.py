@@ -75,6 +75,7 @@ class ForkedServer(Server):
 
 
 def _serve(environment: dict[str, str], log: str, weakness: str | None) -> None:
+    """Serve in this forked process until the service ends."""
     os.environ.clear()
     os.environ.update(environment)
     fd = os.open(log, os.O_WRONLY | os.O_APPEND)
@@ -88,6 +89,7 @@ def _serve(environment: dict[str, str], log: str, weakness: str | None) -> None:
 
 
 def _name_threads() -> None:
+    """Name threads as tracers see them, and limit each thread pool to one."""
     run, make = threading.Thread.run, ThreadPoolExecutor.__init__
 
     def named_run(self: threading.Thread) -> None:
@@ -108,6 +110,7 @@ def _patch(target: object, **replacements: object) -> None:
 
 
 async def _collect_on_signal(snapshots: Snapshots, store: SqlStore, pins: Pins) -> None:
+    """Collect garbage at each SIGUSR1, in the place of the service's own loop."""
     requested = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGUSR1, requested.set)
     while True:

@@ -91,6 +91,7 @@ def test_kill_9_at_random_moments_loses_nothing_acknowledged(own_server: MakeSer
 
 
 def assert_no_process(processes: list[int]) -> None:
+    """Assert that these processes end."""
     eventually(lambda: not any(map(is_running, processes)))
     assert [pid for pid in processes if is_running(pid)] == []
 
@@ -232,6 +233,7 @@ def test_a_second_server_on_the_same_data_is_refused(own_server: MakeServer) -> 
 
 
 def _ignore_hangup(url: str, body: dict[str, str]) -> None:
+    """Run until the service is killed."""
     try:
         httpx.post(f"{url}/api/sessions/s/run", json=body, timeout=60, trust_env=False)
     except httpx.TransportError:

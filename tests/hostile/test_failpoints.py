@@ -87,6 +87,7 @@ class Service:
         self.get_going()
 
     def ok(self, method: str, path: str, **options: Any) -> httpx.Response:
+        """Send a request that must succeed."""
         answer = self.client.request(method, path, **options)
         assert answer.status_code < 300, f"{method} {path}: {answer.text}"
         return answer
@@ -179,6 +180,7 @@ class Service:
         return len(self._rows("select key from sessions where deleted_at is not null"))
 
     def _needed(self) -> set[str]:
+        """The digests of all blobs that some row names, directly or by a tree."""
         marked: set[str] = set()
         trees = set(self._rows("select distinct snapshot_root from versions where snapshot_root is not null"))
         while trees:
@@ -215,6 +217,7 @@ class Service:
         self.ok("POST", f"/api/sessions/import?id={name}", content=self.capsule, headers=headers)
 
     def sweep(self) -> None:
+        """Collect garbage, of which `prepare` has made some."""
         os.kill(self.server.pid, signal.SIGUSR1)
         needed = self._needed()
         assert eventually(lambda: self.disk.blobs() == needed or not is_running(self.server.pid))
@@ -222,6 +225,7 @@ class Service:
             raise httpx.TransportError("the service is gone")
 
     def drop(self, session: str) -> None:
+        """Purge a session, if it exists."""
         if self.client.get(f"/api/sessions/{session}").status_code != 404:
             self.ok("DELETE", f"/api/sessions/{session}?purge=true")
 
@@ -280,6 +284,7 @@ class KilledOperation:
         self.acknowledged = 0
 
     def steps(self) -> list[Step]:
+        """The steps of the operation when nothing is killed."""
         self.service.prepare(self.name)
         return recorded(self.service.server.pid, self.service.log, self.act)
 
@@ -310,6 +315,7 @@ class KilledOperation:
         return True
 
     def kill_at_all(self, thread: str, call: str, last: int) -> None:
+        """Kill the operation at each call of a thread, the last one first."""
         for n in range(last, 0, -1):
             self.kill_at(Step(thread, call, n))
 

@@ -56,12 +56,15 @@ class FaultyDisk:
 
 @contextmanager
 def faults(disk: FaultyDisk) -> Iterator[FaultyDisk]:
+    """Let calls fail as `disk` says, meanwhile."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, disk.name, disk)
         yield disk
 
 
 class Stores:
+    """Commits to stores in a directory."""
+
     def __init__(self, directory: Path) -> None:
         self.directory = directory
         self.data = directory / "data"
@@ -82,6 +85,7 @@ class Stores:
         return (await self.commits.check(self.directory / "scratch")).version
 
     async def check_no_orphans(self) -> None:
+        """Check that after a collection no blob is left that no row needs."""
         await self.commits.collect()
         found = {path.name for path in (self.data / "blobs").rglob("*") if path.is_file()}
         assert found == await self.commits.reachable()

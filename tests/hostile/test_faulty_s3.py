@@ -58,6 +58,7 @@ class Stores:
         return version
 
     async def check_no_orphans(self) -> None:
+        """Check that after a collection no object is left that no row needs."""
         await self.commits.collect()
         names = {name.partition(".")[0] for name in self.s3.names(self.bucket)} - {"owner"}
         assert names == await self.commits.reachable()
@@ -65,6 +66,7 @@ class Stores:
 
 @pytest.fixture
 def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let files be uploaded in small parts, so that commits have many requests."""
     monkeypatch.setattr(s3_blobs, "PART", 400_000)
 
 

@@ -45,6 +45,7 @@ class Churn:
         self.done = False
 
     async def session(self, name: str, count: int, chance: random.Random) -> None:
+        """Make `count` changes to a session, each commit, failure, restore or deletion by chance."""
         place = FakeSandbox(self.directory / name)
         await self._create(name)
         for number in range(count):
@@ -98,10 +99,12 @@ class Churn:
         assert read(place.workspace) == expected
 
     async def collector(self) -> None:
+        """Collect garbage until the churn is over."""
         while not self.done:
             self.swept += await self.collect()
 
     async def collect(self) -> int:
+        """Collect garbage but for that of commits under way; returns how many blobs went."""
         horizon = min([time.time(), *self.commits_under_way.values()])
         roots = await self.store.snapshot_roots()
 
@@ -118,6 +121,7 @@ class Churn:
 
 @asynccontextmanager
 async def churning(blobs: LocalBlobs | S3Blobs, directory: Path) -> AsyncIterator[Churn]:
+    """A `Churn` on these blobs, and a new database."""
     blobs.open()
     store = SqlStore(f"sqlite:///{directory / 'era.sqlite'}", Retention(versions=1))
     await store.open()
@@ -148,6 +152,7 @@ async def churn_for(churn: Churn, count: int, seed: int) -> set[str]:
 
 
 def seeds(soak: int) -> list[Any]:
+    """Seed 0, and in soak tests all below `soak`."""
     return [0, *(pytest.param(seed, marks=pytest.mark.soak) for seed in range(1, soak))]
 
 

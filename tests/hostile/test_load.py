@@ -76,6 +76,7 @@ class Load:
                     self._misbehave(client, where, chance)
 
     def _count(self, client: httpx.Client, where: str) -> None:
+        """Increment the counter of a session."""
         answer = client.post(f"/api/sessions/{where}/run", json={"code": COUNT, "timeout": 60})
         assert answer.status_code == 200, answer.text
         body = answer.json()
@@ -87,6 +88,7 @@ class Load:
                 self.reported_killed += 1
 
     def _misbehave(self, client: httpx.Client, where: str, chance: random.Random) -> None:
+        """Run one of the BAD programs."""
         kind = chance.choice(list(BAD))
         timeout, outcomes, code = BAD[kind]
         answer = client.post(f"/api/sessions/{where}/run", json={"code": code, "timeout": timeout, "atomic": True})
@@ -108,6 +110,7 @@ class Load:
 
 
 def _is_first_inside(pid: int) -> bool:
+    """Whether a process is PID 1 of a sandbox."""
     try:
         status = Path(f"/proc/{pid}/status").read_text()
     except OSError:
@@ -117,6 +120,7 @@ def _is_first_inside(pid: int) -> bool:
 
 
 def stress(own_server: MakeServer, *, runs: int, sessions: int) -> None:
+    """Make so many runs in so many sessions, and check what is left of them."""
     before, chance = mounts(), random.Random(runs)
     server = own_server(max_warm="12", outputs_kept="5", versions_kept="5")
     load = Load(server, sessions)

@@ -49,6 +49,8 @@ raise SystemExit(change["exit"])
 
 @dataclass
 class State:
+    """The data and files of a session."""
+
     data: dict[str, Any]
     files: dict[str, bytes]
 
@@ -86,6 +88,7 @@ class Service(RuleBasedStateMachine):
         self.client = self.server.client()
 
     def call(self, method: str, path: str, expected: int, **options: Any) -> httpx.Response:
+        """Send a request, which must be answered with this status."""
         answer = self.client.request(method, f"/api/sessions{path}", **options)
         assert answer.status_code == expected, answer.text
         return answer

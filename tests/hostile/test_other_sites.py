@@ -74,6 +74,7 @@ OWN: dict[str, dict[str, str]] = {
 
 
 def headers_of(server: Server, headers: dict[str, str]) -> dict[str, str]:
+    """Headers with the server's own URL and host in the place of URL and SELF."""
     own = server.url.removeprefix("http://")
     return {name: value.replace("URL", server.url).replace("SELF", own) for name, value in headers.items()}
 
@@ -81,11 +82,13 @@ def headers_of(server: Server, headers: dict[str, str]) -> dict[str, str]:
 def request_route(
     client: httpx.Client, route: tuple[str, str, bytes | None], headers: dict[str, str]
 ) -> httpx.Response:
+    """Send a request of ROUTES."""
     method, path, body = route
     return client.request(method, path, content=body, headers={**(JSON if body else {}), **headers})
 
 
 def assert_refused(answer: httpx.Response, status: int, code: str) -> None:
+    """Assert an error that lets no page of another site read it."""
     assert answer.status_code == status, (answer.request.method, answer.url, answer.text)
     ErrorAnswer.model_validate(answer.json(), strict=True, extra="forbid")
     assert answer.json()["code"] == code

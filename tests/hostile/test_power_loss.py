@@ -30,6 +30,8 @@ VARIANTS: tuple[Literal["synced", "all", "some"], ...] = ("synced", "some", "som
 
 @dataclass
 class Recorded:
+    """The record of a process that commits."""
+
     events: Sequence[Event]
 
     def without_syncs(self, path: str) -> Recorded:

@@ -21,6 +21,7 @@ SIZED = b"Content-Length: 21\r\n"
 
 
 def target(text: bytes) -> bytes:
+    """A GET request of this target."""
     return b"GET " + text + b" HTTP/1.1\r\nHost: SELF\r\nConnection: close\r\n\r\n"
 
 
@@ -133,10 +134,12 @@ class Connection:
 
 
 def statuses(received: bytes) -> list[int]:
+    """The statuses of the answers received."""
     return [int(status) for status in re.findall(rb"^HTTP/1\.1 (\d{3}) ", received, re.MULTILINE)]
 
 
 def assert_serves(server: Server) -> None:
+    """Assert that the server answers others at once."""
     with server.client() as client:
         assert client.get("/health", timeout=2).json()["status"] == "ok"
 

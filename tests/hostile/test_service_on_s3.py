@@ -12,6 +12,7 @@ APPEND = "open('log', 'a').write('x'); print(open('log').read(), end='')"
 
 
 def run(server: Server, session: str, code: str = APPEND) -> tuple[int, dict[str, object]]:
+    """Run code in a session; returns status and body of the answer."""
     with server.client() as client:
         answer = client.post(f"/api/sessions/{session}/run", json={"code": code})
         return answer.status_code, answer.json()
@@ -105,6 +106,7 @@ def looks(server: Server, session: str) -> list[object]:
 
 
 def move(source: Server, session: str, target: Server, name: str) -> None:
+    """Move a session by a capsule; it stays where it was, too."""
     with source.client() as client:
         capsule = client.get(f"/api/sessions/{session}/capsule").content
     with target.client() as client:
