@@ -238,9 +238,10 @@ from era.core import storage
 from era.core.public import headers
 from era.core.api_keys import ApiKeys
 from era.core.models import OwnedId
-from era.store import commits
+from era.store import session_lookup
 
-commits._LIVE_BY_ID, commits._NEWEST_GONE = commits._ANYBODYS, commits._NEWEST_GONE_OF_ANYBODY
+session_lookup._find_by_owned_id = session_lookup._find_by_id
+session_lookup._LAST_REMOVED = session_lookup._LAST_REMOVED_OF_ANY_OWNER
 OwnedId.__eq__, OwnedId.__hash__ = lambda one, other: one.id == other.id, lambda one: hash(one.id)
 storage.Storage.of = lambda self, owner: storage.Namespaces(self, 'everybody')
 headers.gives_away = lambda text: False
