@@ -11,8 +11,7 @@ import pytest
 
 from tests.api.test_setup import MakeServer, environment, make, settled
 from tests.conftest import Server
-from tests.packages.registry import Registry, serving, wheel
-from tests.packages.test_installer import put_evil_npm
+from tests.packages.registry import Registry, put_evil_npm, serving, wheel
 from tests.packages.works import sdist
 
 

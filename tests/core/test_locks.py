@@ -61,13 +61,13 @@ def changed(kind: str, **fields: Any) -> dict[str, Any]:
     return {**LOCK, kind: [{**first, **fields}, *rest]}
 
 
-HOSTILE = [
+HOSTILE: list[Any] = [
     [], "lock", 7, {}, {"pip": [], "npm": []}, {**LOCK, "more": []}, {**LOCK, "pip": {}},
     {**LOCK, "pip": ["six"]}, {**LOCK, "pip": [{"name": "six"}]}, {**LOCK, "go": [LOCK["go"][0]] * 5001},
     *[changed("pip", name=bad) for bad in ("", "-e", "--index-url", "a b", "a;b", "a\n", "../a", "a@http://x", 7)],
     changed("pip", name="x" * 999),
     *[changed("pip", version=bad) for bad in ("", "1 ; x", "*", "1\n", "1,>2", "http://x", None, "1" * 999)],
-    *[changed("npm", name=bad) for bad in ("", "../a", "a/b", "@a", ".bin", "node_modules", "a\n", {})],
+    *[changed("npm", name=bad) for bad in ("", "../a", "a/b", "@a", ".bin", "node_modules", "a\n", dict[str, str]())],
     *[changed("npm", version=bad) for bad in ("", "file:/etc", "git+ssh://x", "npm:evil@1", "*", "^1", "1 || 2")],
     changed("npm", version="$ms"),
     *[changed("npm", path=bad) for bad in ("/etc", "../x", "node_modules/../../x", "node_modules/a/b", "", 7,

@@ -21,7 +21,7 @@ from era.errors import Unavailable
 from era.languages import preparation as preparing
 from era.languages.preparation import READY, Preparation, PreparationFailed
 from tests.conftest import eventually
-from tests.drivers.boxes import LIMITS
+from tests.drivers.sandboxes import LIMITS
 
 BUILD = "echo $$ >>../attempts; while [ ! -e ../go ]; do sleep 0.02; done; echo made >result"
 """Counts its attempts, waits for a file `go` in the place, and makes the result."""

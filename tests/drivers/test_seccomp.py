@@ -16,8 +16,8 @@ import pytest
 from era.drivers import seccomp
 from era.drivers.bubblewrap import BubblewrapDriver
 from era.errors import NoIsolation
-from tests.drivers.boxes import LIMITS
 from tests.drivers.bpf import verdict
+from tests.drivers.sandboxes import LIMITS
 
 NATIVE = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}[platform.machine()]
 I386, ARM, X32 = 0x40000003, 0x40000028, 0x40000000

@@ -20,22 +20,16 @@ from era.core.setup.package_sets import SetupFailed
 from era.core.setup.requirements import packages_of
 from era.packages import building, trees
 from tests.api.test_isolation import needs_gvisor
-from tests.drivers.boxes import LIMITS, Boxes
-from tests.packages.registry import Registry, serving, wheel
-from tests.packages.test_installer import Lab, assert_sound, put_evil_npm
+from tests.drivers.sandboxes import LIMITS, Sandboxes
+from tests.packages.lab import Lab, assert_sound
+from tests.packages.registry import Registry, put_evil_npm, wheel
 from tests.packages.works import bare, sdist, session, with_disk, works
-
-
-@pytest.fixture
-def registry() -> Iterator[Registry]:
-    with serving() as registry:
-        yield registry
 
 
 class Shop(Lab):
     """An installer that can build."""
 
-    boxes: Boxes
+    sandboxes: Sandboxes
     builds: Builds
 
     def own(self, name: str) -> Path:
@@ -53,8 +47,8 @@ def shop(
     directory: Path, registry: Registry, driver: str = "bubblewrap", *, limits: Any = LIMITS, **options: Any
 ) -> Iterator[Shop]:
     made = Shop(directory, registry, **options)
-    with works(made.directory, driver, limits) as (made.boxes, made.builds):
-        made.runner, made.build = made.boxes._runner.run, made.builds.of(session(1))
+    with works(made.directory, driver, limits) as (made.sandboxes, made.builds):
+        made.runner, made.build = made.sandboxes._runner.run, made.builds.of(session(1))
         yield made
 
 
@@ -79,17 +73,19 @@ def test_what_is_built_is_the_session_s_own(tmp_path: Path, registry: Registry, 
     registry.put_python("one", "one-1.0.tar.gz", sdist("one", made_of, ["helper"]))
     put_evil_npm(registry, {"scripts": {"postinstall": "echo made > made.txt"}})
     with shop(tmp_path, registry, driver) as lab:
-        setup = {"pip": ["one", "plain"], "npm": ["evil"] if driver == "bubblewrap" else []}
+        setup: dict[str, Any] = {"pip": ["one", "plain"], "npm": ["evil"] if driver == "bubblewrap" else []}
         made = lab.make(**setup)
         assert_sound(lab, made)
         assert [item["name"] for item in (*made.pip, *made.npm)] == ["one", "plain", *setup["npm"]]
         assert {"one.py", "plain.py", "one.pth", "helper.py"} & lab.site(made) == {"one.py", "plain.py"}
         assert lab.known(**setup) == made
-        box = lab.run(lab.boxes.driver.create("python", LIMITS, made.digest))
-        told = lab.boxes.run(box, "import glob, one; print(one.x, *map(len, glob.glob('/node_modules/evil/made.txt')))")
-        assert told.stdout == f"built{' 27' * len(setup['npm'])}\n", told
-        lab.boxes.close(box)
-        assert not list((lab.boxes.driver.directory).glob("*/workspace/*")), "the places are gone"
+        sandbox = lab.run(lab.sandboxes.driver.create("python", LIMITS, made.digest))
+        result = lab.sandboxes.run(
+            sandbox, "import glob, one; print(one.x, *map(len, glob.glob('/node_modules/evil/made.txt')))"
+        )
+        assert result.stdout == f"built{' 27' * len(setup['npm'])}\n", result
+        lab.sandboxes.close(sandbox)
+        assert not list((lab.sandboxes.driver.directory).glob("*/workspace/*")), "the places are gone"
         if driver == "bubblewrap":
             lab.build = lab.builds.of(session(2, allow_internet=False))
             assert lab.known(**setup) is None, "what was built for one is nothing to another"
@@ -181,8 +177,8 @@ def test_what_a_build_tries(tmp_path: Path, registry: Registry, monkeypatch: pyt
             for pid in asleep():
                 os.kill(pid, signal.SIGKILL)
         top = lab.directory / "environments" / made.digest
-        for told in (*top.glob("python/lib/*/site-packages/evil.py"), *top.glob("node_modules/evil/did.txt")):
-            assert told.read_text().removeprefix("did = ") == repr(EVERYTHING if weak else []), told
+        for file in (*top.glob("python/lib/*/site-packages/evil.py"), *top.glob("node_modules/evil/did.txt")):
+            assert file.read_text().removeprefix("did = ") == repr(EVERYTHING if weak else []), file
         harmed = [path.name for path in canaries if (path / "canary").read_text() != "alive"]
         assert len(harmed) == (len(canaries) - 1 if weak else 0)
         for path in canaries:
@@ -220,14 +216,13 @@ def test_what_a_build_leaves(tmp_path: Path, registry: Registry) -> None:
             return npm / "node_modules"
 
         left = left_by(LEFT)
-        bounds = {"most_files": 1000, "most_bytes": 100 << 20}
         for name in ("leak", "together", "pipe", "holes"):
             with pytest.raises(SetupFailed):
-                trees.check(left, **bounds, separate=True)
+                trees.check(left, most_files=1000, most_bytes=100 << 20, separate=True)
             (left / name).unlink()
         with pytest.raises(SetupFailed, match="second name"):
-            trees.check(left, **bounds)
-        trees.check(left, **bounds, separate=True)
+            trees.check(left, most_files=1000, most_bytes=100 << 20)
+        trees.check(left, most_files=1000, most_bytes=100 << 20, separate=True)
         assert (left / "second").stat().st_nlink == 1
         assert (left / "second").read_text() == (left / "evil/package.json").read_text()
         for what, script in PLACES.items():
@@ -273,7 +268,7 @@ for _ in range(COUNT):
 
 def test_builds_have_bounds(tmp_path: Path, registry: Registry) -> None:
     """The session's, and the server's of time; what is within them is built."""
-    tries = {
+    tries: dict[str, tuple[str, dict[str, Any], str | None]] = {
         "disk": (DISK, {"limits": with_disk(128)}, "out of disk space"),
         "time": (FOREVER, {"seconds": 4.0}, "took too long"),
         "processes": (FORKS.replace("COUNT", "500"), {}, "can't be built here"),
@@ -306,7 +301,7 @@ def test_credentials_stay_outside(tmp_path: Path, registry: Registry, monkeypatc
             assert "asks for a password" in error
             assert "hidden" not in error
         (home / ".netrc").write_text("machine 127.0.0.1 login me password hidden\n")
-        lab.installer._variables = variables | {"HOME": str(home)}
+        lab.installer._variables = {**variables, "HOME": str(home)}
         assert "asks for a password" in lab.failure(pip=["one"])
         (home / ".netrc").unlink()
         assert lab.make(pip=["one"]).pip, "the same without one is built"

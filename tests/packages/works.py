@@ -1,4 +1,4 @@
-"""Where tests have packages built: in real sandboxes, or, for attacks to succeed, with no wall at all."""
+"""Builds for tests: in real sandboxes, or, for attacks to succeed, without any wall."""
 
 from __future__ import annotations
 
@@ -22,26 +22,33 @@ from era.core.setup.progress import LastWords, Say
 from era.languages.node import NODE
 from era.network.egress import SandboxNetwork
 from era.network.indexes import IndexListeners
-from tests.drivers.boxes import LIMITS, Boxes, Weakness
+from tests.drivers.sandboxes import LIMITS, Sandboxes, Weakness
 from tests.packages.registry import tarball
 
 
 def session(key: int, **fields: Any) -> Session:
-    told = {"language": "python", "persistent": True, "data": "{}", "metadata": {}, "allow_internet": True}
-    told |= {"allow_public": True, "default_timeout": 30.0, "stored": None, "version": 1, "snapshot": EMPTY}
-    told |= {"owner": DEFAULT_OWNER, "created_at": 1, "updated_at": 1, "last_run_at": None}
-    return Session(key=key, id=f"s{key}", **{**told, **fields})
+    """A session of this key that asks for packages."""
+    usual: dict[str, Any] = {
+        "language": "python",
+        "persistent": True,
+        "data": "{}",
+        "metadata": {},
+        "allow_internet": True,
+    }
+    usual |= {"allow_public": True, "default_timeout": 30.0, "stored": None, "version": 1, "snapshot": EMPTY}
+    usual |= {"owner": DEFAULT_OWNER, "created_at": 1, "updated_at": 1, "last_run_at": None}
+    return Session(key=key, id=f"s{key}", **{**usual, **fields})
 
 
 @contextmanager
-def works(directory: Path, driver: str = "bubblewrap", limits: Limits = LIMITS) -> Iterator[tuple[Boxes, Builds]]:
-    """Real sandboxes, and a place to build in them."""
-    boxes = Boxes(directory, Weakness(limits=limits), driver, self_tested=())
+def works(directory: Path, driver: str = "bubblewrap", limits: Limits = LIMITS) -> Iterator[tuple[Sandboxes, Builds]]:
+    """Real sandboxes, and builds in them."""
+    sandboxes = Sandboxes(directory, Weakness(limits=limits), driver, self_tested=())
     rules = Rules(limits, limits)
 
     class Drivers:
         async def get(self, _: str) -> Any:
-            return boxes.driver
+            return sandboxes.driver
 
     class Forgetful:
         def forget(self, _: str) -> None:
@@ -52,15 +59,15 @@ def works(directory: Path, driver: str = "bubblewrap", limits: Limits = LIMITS) 
     )
     network = SandboxNetwork()
     try:
-        yield boxes, Builds(host, network, IndexListeners(), rules)
+        yield sandboxes, Builds(host, network, IndexListeners(), rules)
     finally:
-        boxes._runner.run(host.stop())
-        boxes.stop()
+        sandboxes._runner.run(host.stop())
+        sandboxes.stop()
         network.stop()
 
 
 class Bare:
-    """A Build whose code runs on the host, as the tests' own user: what sandboxes are there to prevent."""
+    """A Build whose code runs on the host, as the tests' own user: what sandboxes exist to prevent."""
 
     def __init__(self, owner: str) -> None:
         self.owner = owner
