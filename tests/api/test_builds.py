@@ -11,8 +11,8 @@ import pytest
 
 from tests.api.test_setup import MakeServer, environment, make, settled
 from tests.conftest import Server
+from tests.packages.builds import sdist
 from tests.packages.registry import Registry, put_evil_npm, serving, wheel
-from tests.packages.works import sdist
 
 
 @pytest.fixture

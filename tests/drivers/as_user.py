@@ -108,7 +108,7 @@ def traces(sandboxes: Any) -> JsonObject:
 
 @contextmanager
 def opened(name: str, directory: Path) -> Iterator[Any]:
-    """Sandboxes of a driver, "bubblewrap" or "bubblewrap as a user", say. Nothing of them may be left at the end."""
+    """Sandboxes of a driver, such as "bubblewrap" or "bubblewrap as a user". At the end nothing of them may be left."""
     from tests.drivers.sandboxes import Sandboxes, Weakness
 
     driver, _, user = name.partition(" as ")

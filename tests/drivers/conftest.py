@@ -12,7 +12,7 @@ from tests.drivers.sandboxes import Sandboxes, Weakness
 
 @pytest.fixture(scope="module")
 def sandboxes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sandboxes]:
-    """Sound sandboxes. Nothing of them may be left when the module is done."""
+    """Sound sandboxes. At the end of the module nothing of them may be left."""
     before, processes = mounts(), set(descendants(os.getpid()))
     directory = tmp_path_factory.mktemp("sandboxes")
     made = Sandboxes(directory, Weakness())

@@ -1,5 +1,5 @@
 """A driver without any isolation, for tests of what needs a driver and not its walls. Programs are plain processes of
-the host's, so only code of the tests' own may run here. It is no part of ERA, and never is to be."""
+the host's, so only code of the tests' own may run here. It must never become part of ERA."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""Attacks on the sandbox. Each fails on a sound one and succeeds on one with the matching wall taken out, so that we
-know it would notice. Canaries only: files, listeners and processes that the tests made themselves."""
+"""Attacks on the sandbox. Each fails on a sound one and succeeds on one with the matching wall taken out, which proves
+that the test would notice. Canaries only: files, listeners and processes that the tests made themselves."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ ABSTRACT = f"\0{CANARY}-{os.getpid()}"
 
 @dataclass(frozen=True)
 class Attack:
-    """A program that prints GOT if it gets through. `{…}` in it are the canaries below."""
+    """A program that prints GOT if it gets through. `{…}` in its code stands for one of the fixture `canaries`."""
 
     name: str
     code: str
     weakness: Weakness
     needs_root: bool = False
     landlock_holds: bool = False
-    """Landlock is in the way too: the attack fails even without the other wall."""
+    """The attack fails even without the other wall, because Landlock stops it, too."""
 
 
 def replaced(old: tuple[str, ...], new: tuple[str, ...]) -> Callable[[list[str]], list[str]]:
@@ -185,7 +185,7 @@ WALL_BEHIND = [attack for attack in ATTACKS if attack.landlock_holds]
 
 @pytest.fixture(scope="module")
 def canaries(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
-    """A secret file, a process, and listeners that say the canary to whoever gets through."""
+    """A secret file, a process, and listeners that send the canary to whoever connects."""
     directory = Path(f"/var/tmp/{CANARY}-{os.getpid()}")
     directory.mkdir()
     (directory / "secret").write_text(CANARY)
@@ -297,7 +297,7 @@ SECRET = "open-sesame-5f3e9a"
 
 
 def _two_runs(sandboxes: Sandboxes) -> str:
-    """A run with a secret in its env, then one that looks for it everywhere it can."""
+    """The output of a run that looks everywhere for a secret which the run before had in its env."""
     sandbox = sandboxes.make()
     first = sandboxes.run(sandbox, "import os; print(len(os.environ['TOKEN']))", env={"TOKEN": SECRET * 50})
     assert first.stdout == f"{len(SECRET) * 50}\n"
@@ -370,7 +370,7 @@ def test_a_daemon_that_lives_on_would_see_it(weak_sandboxes: Sandboxes) -> None:
 
 
 def test_killing_or_stopping_everything_ends_only_the_run(sandboxes: Sandboxes) -> None:
-    """PID 1 takes no signal from inside, so the sandbox serves on."""
+    """PID 1 gets no signal from inside, so the sandbox goes on."""
     sandbox = sandboxes.make()
     for number in (9, 15, 19):
         sandboxes.run(sandbox, f"import os; os.kill(1, {number})")

@@ -1,4 +1,4 @@
-"""Which driver is used: what was asked for, or the strongest that works; never another one instead."""
+"""The choice of a driver: the one that was asked for, or the strongest that works; never another one instead."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A working directory that outgrows its disk while a program runs: with the watch over it, and without."""
+"""A working directory that outgrows its limits while a program runs: with files/allowance.py, and without."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ for n in range(4):
     "many empty files": "for n in range(300): open(f'{n}', 'w').close(); time.sleep(0.002)",
     "many directories": "for n in range(300): os.mkdir(f'{n}'); time.sleep(0.002)",
 }
-"""What goes over 4 MiB or 200 entries, and then says so."""
+"""Programs that go over 4 MiB or 200 entries, and then say so."""
 
 type Runs = Callable[[Program], AsyncIterator[Output | Ended]]
 

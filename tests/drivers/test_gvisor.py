@@ -1,4 +1,4 @@
-"""What is gVisor's own: how it starts, and that nothing of it outlives the service."""
+"""The gVisor driver itself: how it starts, and that nothing of it outlives the service."""
 
 from __future__ import annotations
 

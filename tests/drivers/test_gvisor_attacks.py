@@ -1,5 +1,5 @@
-"""Attacks on gVisor sandboxes, each also on one with the matching wall taken out, where it must get through; and
-whatever a program uses up. Canaries only."""
+"""Attacks on gVisor sandboxes, each also on one with the matching wall taken out, where it must get through. And
+programs that use up a resource. Canaries only."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def weak_sandboxes(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[S
 
 
 def mount(destination: str, options: list[str]) -> Callable[[Specification], Specification]:
-    """The same container, but for the options of one mount."""
+    """Changes the options of one mount of the container."""
 
     def weaken(specification: Specification) -> Specification:
         changed = [
@@ -412,7 +412,7 @@ def _well(sandboxes: Sandboxes, sandbox: Any) -> None:
 
 
 def _next_well(sandboxes: Sandboxes, sandbox: Any) -> None:
-    """This sandbox if it lives, else the next one."""
+    """The sandbox works if it lives, else the next one does."""
     _well(sandboxes, sandbox if sandbox.alive else sandboxes.make())
     sandboxes.close(sandbox)
 

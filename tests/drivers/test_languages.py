@@ -1,4 +1,4 @@
-"""What every language has, in every kind of sandbox: one program in each, which does what MODE says."""
+"""Every language in every kind of sandbox: one program in each, which does what the variable MODE says."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ DRIVERS = ["bubblewrap", "bubblewrap as a user", "gvisor", "gvisor as a user"]
 
 @dataclass(frozen=True)
 class Sample:
-    """`line` is where it throws, `code` what it exits with then."""
+    """A program, the line on which it throws, and the exit code after that."""
 
     program: str
     line: int

@@ -1,4 +1,4 @@
-"""What programs do all day goes on working behind the walls: a filter of system calls is easily too narrow."""
+"""Ordinary programs work in a sandbox: a filter of system calls is easily too narrow."""
 
 from __future__ import annotations
 
@@ -224,7 +224,7 @@ def test_programs_work(sandboxes: Sandboxes, language: Language, code: str) -> N
 
 
 def test_no_name_in_the_working_directory_keeps_a_program_from_starting(sandboxes: Sandboxes) -> None:
-    """A program finds its own modules there, so all names are looked at, wherever they lead."""
+    """Programs import modules from there, so all names are checked, also links."""
     sandbox = sandboxes.make()
     makes = """
 import os

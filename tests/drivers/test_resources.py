@@ -1,4 +1,4 @@
-"""Whatever a program uses up, only its own run ends, with the right outcome."""
+"""Programs that use up a resource: only their own run ends, with the right cause."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ print('GOT')
 
 @pytest.mark.parametrize("directory", ["/tmp", "/dev/shm"])
 def test_empty_files_without_end(sandboxes: Sandboxes, directory: str) -> None:
-    """A tmpfs bounds bytes, and these have none."""
+    """A tmpfs bounds bytes, and empty files have none."""
     sandbox = sandboxes.make()
     begun = time.monotonic()
     result = sandboxes.run(sandbox, FILES_WITHOUT_END.format(directory=directory, turns="itertools.count()"))
@@ -166,7 +166,7 @@ def test_deep_trees_and_many_files_are_cleared_away(sandboxes: Sandboxes) -> Non
 
 @pytest.mark.parametrize("call", ["semget(1, 1, {})", "shmget(1, 4096, {})", "msgget(1, {})"])
 def test_system_v_objects_are_not_handed_on(sandboxes: Sandboxes, call: str) -> None:
-    """They outlive processes, but not the run."""
+    """System V objects outlive processes, but not the run."""
     sandbox = sandboxes.make()
     code = "import ctypes; print(ctypes.CDLL(None)." + call + ")"
     assert sandboxes.run(sandbox, code.format("0o1600")).stdout != "-1\n"

@@ -1,4 +1,4 @@
-"""Random system calls with random arguments, from inside. Whatever they do, they do it to their own run."""
+"""Random system calls with random arguments, from inside. Their effects stay in their own run."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ WATCHED = ("core_pattern", "hostname", "domainname", "pid_max", "printk", "rando
 
 
 def _host() -> dict[str, object]:
-    """What an escape would most likely change."""
+    """The state of the host that an escape would most likely change."""
     return {
         **{name: Path(f"/proc/sys/kernel/{name}").read_text() for name in WATCHED},
         "name": socket.gethostname(),
@@ -82,7 +82,7 @@ def _host() -> dict[str, object]:
 
 
 def fuzz(sandboxes: Sandboxes, canary: Path, calls: int, seed: int, *, lives: bool = True, timeout: float = 20) -> None:
-    """With `lives`, no sandbox may die of it. A run may take `timeout` seconds."""
+    """Run `calls` random calls, in runs of at most `timeout` seconds. With `lives`, no sandbox may die of them."""
     print(f"seed {seed}")
     canary.write_text("untouched")
     canary.chmod(0o666)

@@ -236,7 +236,7 @@ def test_nothing_is_left_that_should_not_be(sandboxes: Sandboxes) -> None:
 
 
 def test_nothing_is_left_for_an_ordinary_user_either(own_server: Callable[..., Server]) -> None:
-    """Its sandboxes, made without root, have the same walls."""
+    """A user's sandboxes, made without root, have the same walls."""
     if os.geteuid() != 0:
         pytest.skip("this is what the test before saw")
     server = own_server(uid=12345)
@@ -249,7 +249,7 @@ def test_nothing_is_left_for_an_ordinary_user_either(own_server: Callable[..., S
 
 
 def _strip(options: list[str]) -> list[str]:
-    """No option that takes away capabilities or keeps the kernel's settings from being written."""
+    """Removes the options that drop capabilities or make the kernel's settings read-only."""
     pairs = [("--cap-drop", "ALL"), *(("--ro-bind-try", f"/proc/{name}") for name in ("sys", "irq", "bus"))]
     kept = list(options)
     for name, value in pairs:
@@ -309,7 +309,7 @@ def test_the_filter_holds_without_the_other_walls(weak_sandboxes: Sandboxes, got
 
 
 def _landlock() -> int | None:
-    """The ABI of this machine's kernel, None where it is of no use."""
+    """The Landlock ABI of this machine's kernel, None where it has none."""
     version = int(ctypes.CDLL(None).syscall(444, None, ctypes.c_size_t(0), 1))
     return version if version >= 2 else None
 
@@ -328,7 +328,7 @@ def test_a_weaker_sandbox_says_so(unfiltered: Sandboxes) -> None:
 
 
 def test_a_kernel_without_landlock_will_do(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """The filter plays such a kernel: the calls aren't there."""
+    """The filter stands in for such a kernel: it hides the calls."""
     allowed = [call for call in seccomp.ALLOWED if not call.startswith("landlock_")]
     monkeypatch.setattr(seccomp, "ALLOWED", allowed)
     made = Sandboxes(tmp_path / "sandboxes", Weakness())
@@ -367,7 +367,7 @@ def test_the_supervisor_cannot_be_overwritten(sandboxes: Sandboxes) -> None:
 
 @pytest.mark.parametrize("weak_sandboxes", [OPEN_SUPERVISOR], indirect=True)
 def test_who_breaks_the_supervisor_breaks_his_own_sandbox_only(weak_sandboxes: Sandboxes) -> None:
-    """The attack on a supervisor that let it happen: that sandbox is dead, the next one and another live on."""
+    """The attack on a supervisor that lets it happen: its sandbox dies, others live on."""
     broken, other = weak_sandboxes.make(), weak_sandboxes.make()
     result = weak_sandboxes.run(broken, OVERWRITES_PID_1, timeout=5)
     assert "GOT" in result.stdout or not result.ended.sandbox_alive
@@ -405,7 +405,7 @@ USES_TOOLS = {
 
 
 def _trapped(sandboxes: Sandboxes, language: Language, env: dict[str, str]) -> tuple[str, str, str]:
-    """What a run says that has this environment, what the one after it says, and the sandbox itself."""
+    """The output of a run with these variables, of the next run, and of the sandbox itself."""
     sandbox = sandboxes.make(language)
     made = sandboxes.make()
     sandboxes.run(made, MAKES_TRAPS)

@@ -1,4 +1,4 @@
-"""A registry of Python and Node packages and Go modules on loopback, and hostile packages for it."""
+"""A registry of Python and Node packages and Go modules on loopback, and packages for it."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ class Registry:
     def put_go(
         self, path: str, files: Mapping[str, str], requires: Sequence[str] = (), version: str = "v1.0.0"
     ) -> None:
-        """A module, whose files are given by their names."""
+        """Serve a module with these files, by name."""
         needs = "".join(f"require {name} v1.0.0\n" for name in requires)
         every = {"go.mod": f"module {path}\n\ngo 1.20\n\n{needs}", **files}
         written = io.BytesIO()
@@ -78,7 +78,7 @@ class Registry:
 
 @contextmanager
 def serving(port: int = 0) -> Iterator[Registry]:
-    """A registry for as long as the block lasts."""
+    """A registry that is served within the block."""
     registry = Registry()
 
     class Handler(BaseHTTPRequestHandler):
@@ -133,7 +133,7 @@ def wheel(
 
 
 def tarball(entries: Mapping[str, str | tuple[bytes, str]], top: str = "package") -> bytes:
-    """A tar.gz of files, below `top`; a tuple is a type of entry and where it leads to."""
+    """A tar.gz of entries below `top`: a file's text, or a tuple of tarfile's entry type and link target."""
     written = io.BytesIO()
     with tarfile.open(fileobj=written, mode="w:gz") as archive:
         for path, content in entries.items():

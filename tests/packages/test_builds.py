@@ -1,4 +1,5 @@
-"""Packages that run code in order to be installed: they are built in a sandbox, and harm nobody but who asked."""
+"""Packages that run code in order to be installed: they are built in a sandbox, and harm only the session that
+asked."""
 
 from __future__ import annotations
 
@@ -21,13 +22,13 @@ from era.core.setup.requirements import packages_of
 from era.packages import building, trees
 from tests.api.test_isolation import needs_gvisor
 from tests.drivers.sandboxes import LIMITS, Sandboxes
+from tests.packages.builds import real_builds, sdist, session, unsandboxed, with_disk
 from tests.packages.lab import Lab, assert_sound
 from tests.packages.registry import Registry, put_evil_npm, wheel
-from tests.packages.works import bare, sdist, session, with_disk, works
 
 
-class Shop(Lab):
-    """An installer that can build."""
+class BuildLab(Lab):
+    """An installer that can build in sandboxes."""
 
     sandboxes: Sandboxes
     builds: Builds
@@ -43,11 +44,11 @@ class Shop(Lab):
 
 
 @contextmanager
-def shop(
+def build_lab(
     directory: Path, registry: Registry, driver: str = "bubblewrap", *, limits: Any = LIMITS, **options: Any
-) -> Iterator[Shop]:
-    made = Shop(directory, registry, **options)
-    with works(made.directory, driver, limits) as (made.sandboxes, made.builds):
+) -> Iterator[BuildLab]:
+    made = BuildLab(directory, registry, **options)
+    with real_builds(made.directory, driver, limits) as (made.sandboxes, made.builds):
         made.runner, made.build = made.sandboxes._runner.run, made.builds.of(session(1))
         yield made
 
@@ -72,7 +73,7 @@ def test_what_is_built_is_the_session_s_own(tmp_path: Path, registry: Registry, 
     made_of = "import helper; files['one.py'] = f'x = {helper.word!r}'; files['one.pth'] = 'import nothing'"
     registry.put_python("one", "one-1.0.tar.gz", sdist("one", made_of, ["helper"]))
     put_evil_npm(registry, {"scripts": {"postinstall": "echo made > made.txt"}})
-    with shop(tmp_path, registry, driver) as lab:
+    with build_lab(tmp_path, registry, driver) as lab:
         setup: dict[str, Any] = {"pip": ["one", "plain"], "npm": ["evil"] if driver == "bubblewrap" else []}
         made = lab.make(**setup)
         assert_sound(lab, made)
@@ -102,7 +103,7 @@ def test_a_native_addon_is_compiled(tmp_path: Path, registry: Registry) -> None:
     gyp = {"targets": [{"target_name": "native", "sources": ["native.c"]}]}
     more = {"binding.gyp": json.dumps(gyp), "native.c": NATIVE}
     put_evil_npm(registry, {"scripts": {"install": "node-gyp rebuild"}}, more)
-    with shop(tmp_path, registry, seconds=120.0) as lab:
+    with build_lab(tmp_path, registry, seconds=120.0) as lab:
         made = lab.make(npm=["evil"])
         assert "node_modules/evil/build/Release/native.node" in lab.files(made)
 
@@ -148,7 +149,7 @@ EVERYTHING = [
 
 
 def asleep() -> list[int]:
-    """The processes that an attack has left behind."""
+    """pids of processes that an attack has left behind."""
     found = []
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         with suppress(OSError):
@@ -160,7 +161,7 @@ def asleep() -> list[int]:
 @pytest.mark.parametrize("weak", [False, True], ids=["sound", "weak"])
 def test_what_a_build_tries(tmp_path: Path, registry: Registry, monkeypatch: pytest.MonkeyPatch, weak: bool) -> None:
     monkeypatch.setenv("ERA_API_KEY", "SECRET")
-    with socket.create_server(("127.0.0.1", 0)) as service, shop(tmp_path, registry) as lab:
+    with socket.create_server(("127.0.0.1", 0)) as service, build_lab(tmp_path, registry) as lab:
         attack = ATTACK.replace("DATA", str(lab.directory)).replace("SERVICE", str(service.getsockname()[1]))
         attack = attack.replace("REGISTRY", registry.url.rpartition(":")[2])
         attack = attack.replace(
@@ -169,7 +170,7 @@ def test_what_a_build_tries(tmp_path: Path, registry: Registry, monkeypatch: pyt
         canaries = [lab.own(name) for name in ("", *EVERYTHING[3:-2])]
         registry.put_python("evil", "evil-1.0.tar.gz", sdist("evil", attack))
         put_evil_npm(registry, {"scripts": {"install": "python3 attack.py"}}, {"attack.py": attack})
-        lab.build = bare("1") if weak else lab.build
+        lab.build = unsandboxed("1") if weak else lab.build
         try:
             made = lab.make(pip=["evil"], npm=["evil"])
             assert bool(asleep()) is weak
@@ -200,8 +201,8 @@ PLACES = {
 
 
 def test_what_a_build_leaves(tmp_path: Path, registry: Registry) -> None:
-    """It is moved out without following a link, and looked at before it's anybody's."""
-    with shop(tmp_path, registry) as lab:
+    """It is moved out without following a link, and checked before anybody uses it."""
+    with build_lab(tmp_path, registry) as lab:
         victim = lab.own("victim/node_modules").parent
 
         def left_by(script: str) -> Path:
@@ -232,7 +233,7 @@ def test_what_a_build_leaves(tmp_path: Path, registry: Registry) -> None:
 
 
 def test_a_look_that_follows_links_would_do_harm(tmp_path: Path) -> None:
-    """What `taken` and `check` are there for."""
+    """The harm that move_out and check prevent."""
     place, victim, made = tmp_path / "place", tmp_path / "victim", tmp_path / "made"
     (victim / "node_modules").mkdir(parents=True)
     place.mkdir()
@@ -267,7 +268,7 @@ for _ in range(COUNT):
 
 
 def test_builds_have_bounds(tmp_path: Path, registry: Registry) -> None:
-    """The session's, and the server's of time; what is within them is built."""
+    """Those of the session, and the server's bound of time. A build within them succeeds."""
     tries: dict[str, tuple[str, dict[str, Any], str | None]] = {
         "disk": (DISK, {"limits": with_disk(128)}, "out of disk space"),
         "time": (FOREVER, {"seconds": 4.0}, "took too long"),
@@ -278,7 +279,7 @@ def test_builds_have_bounds(tmp_path: Path, registry: Registry) -> None:
         (tmp_path / name).mkdir()
         registry.pages.clear()
         registry.put_python("evil", "evil-1.0.tar.gz", sdist("evil", f"{attack}\nfiles['evil.py'] = ''"))
-        with shop(tmp_path / name, registry, **options) as lab:
+        with build_lab(tmp_path / name, registry, **options) as lab:
             if problem is None:
                 assert "evil.py" in lab.site(lab.make(pip=["evil"]))
             else:
@@ -290,7 +291,7 @@ def test_credentials_stay_outside(tmp_path: Path, registry: Registry, monkeypatc
     home = tmp_path / "home"
     home.mkdir()
     monkeypatch.setenv("HOME", str(home))
-    with shop(tmp_path, registry) as lab:
+    with build_lab(tmp_path, registry) as lab:
         variables = lab.installer._variables
         for secret in (
             {"UV_DEFAULT_INDEX": f"{registry.url}/simple".replace("//", "//me:hidden@")},

@@ -78,7 +78,7 @@ def test_what_a_crash_leaves_is_no_package_set(lab: Lab, registry: Registry) -> 
 
 
 def test_what_was_not_compiled_yet_comes_back_compiled(lab: Lab, registry: Registry) -> None:
-    """The service may end between the two."""
+    """The service may end between publishing and compiling."""
     registry.put_python("one", "one-1.0-py3-none-any.whl", wheel("one", {"one.py": "x = 1"}))
     with patch.object(lab.installer, "_compile", side_effect=asyncio.CancelledError), suppress(asyncio.CancelledError):
         lab.make(pip=["one"])
@@ -174,7 +174,7 @@ def test_a_digest_is_what_keeps_damage_out(lab: Lab, registry: Registry, monkeyp
 
 
 def test_npm_s_packages_in_the_versions_of_a_lock(lab: Lab, registry: Registry) -> None:
-    """Also where there are two versions of one, and newer ones by now."""
+    """Also where a package is there in two versions, and where there are newer ones by now."""
 
     def put(name: str, version: str, **dependencies: str) -> None:
         package = {"name": name, "version": version, "dependencies": dependencies}

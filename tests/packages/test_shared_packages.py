@@ -1,4 +1,4 @@
-"""Packages as programs have them, with every driver and in every language, and what the tools get that fetch them."""
+"""Package sets in sandboxes, with every driver and in every language, and the rights of the tools that fetch them."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def test_every_driver_shows_packages(lab: Lab, registry: Registry, driver: str) 
 
 
 def test_tools_get_no_secrets_and_no_rights(lab: Lab, registry: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What a tool is started with, seen by a tool of the test's own."""
+    """The test replaces a tool by a program that reports what it was started with."""
     monkeypatch.setenv("ERA_API_KEY", "secret")
     seen = "import json, os; print(json.dumps([dict(os.environ), os.getuid(), os.getgroups(), os.listdir('.')]))"
     seen += f"; print(open('/proc/self/status').read(), os.access({str(lab.directory)!r}, os.R_OK))"
@@ -130,7 +130,7 @@ def test_modules_that_are_not_there(lab: Lab, registry: Registry) -> None:
 
 
 def test_a_module_that_lies_about_its_content(lab: Lab, registry: Registry) -> None:
-    """Names in a module's archive lead nowhere else, and what isn't a plain file isn't unpacked."""
+    """Names in a module's archive can't lead out of it, and only plain files are unpacked."""
     put_modules(registry)
     written = io.BytesIO()
     with zipfile.ZipFile(written, "w") as archive:

@@ -41,8 +41,10 @@ def session(key: int, **fields: Any) -> Session:
 
 
 @contextmanager
-def works(directory: Path, driver: str = "bubblewrap", limits: Limits = LIMITS) -> Iterator[tuple[Sandboxes, Builds]]:
-    """Real sandboxes, and builds in them."""
+def real_builds(
+    directory: Path, driver: str = "bubblewrap", limits: Limits = LIMITS
+) -> Iterator[tuple[Sandboxes, Builds]]:
+    """A driver with its sandboxes, and builds in them."""
     sandboxes = Sandboxes(directory, Weakness(limits=limits), driver, self_tested=())
     rules = Rules(limits, limits)
 
@@ -54,26 +56,26 @@ def works(directory: Path, driver: str = "bubblewrap", limits: Limits = LIMITS) 
         def forget(self, _: str) -> None:
             pass
 
-    host = SandboxPool(
+    pool = SandboxPool(
         Drivers(), cast(Snapshots, Forgetful()), cast(Any, None), rules=rules, spares=0, max_warm=4, idle_seconds=60
     )
     network = SandboxNetwork()
     try:
-        yield sandboxes, Builds(host, network, IndexListeners(), rules)
+        yield sandboxes, Builds(pool, network, IndexListeners(), rules)
     finally:
-        sandboxes._runner.run(host.stop())
+        sandboxes._runner.run(pool.stop())
         sandboxes.stop()
         network.stop()
 
 
-class Bare:
+class UnsandboxedBuild:
     """A Build whose code runs on the host, as the tests' own user: what sandboxes exist to prevent."""
 
     def __init__(self, owner: str) -> None:
         self.owner = owner
 
     @asynccontextmanager
-    async def place(self, language: str) -> AsyncIterator[Bare]:
+    async def place(self, language: str) -> AsyncIterator[UnsandboxedBuild]:
         with tempfile.TemporaryDirectory() as directory:
             self.directory, self.uid = Path(directory), None
             yield self
@@ -95,12 +97,12 @@ class Bare:
             *words, cwd=self.directory, env={**os.environ, **env}, start_new_session=True,
             stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT,
         )  # fmt: skip
-        said, _ = await process.communicate()
-        return ("failed" if process.returncode else None), LastWords(stderr=said.decode())
+        output, _ = await process.communicate()
+        return ("failed" if process.returncode else None), LastWords(stderr=output.decode())
 
 
-def bare(owner: str) -> Build:
-    return cast(Build, Bare(owner))
+def unsandboxed(owner: str) -> Build:
+    return cast(Build, UnsandboxedBuild(owner))
 
 
 BACKEND = """
@@ -120,8 +122,8 @@ def build_wheel(wheel_directory, config_settings=None, metadata_directory=None):
 
 
 def sdist(name: str, attack: str, requires: Sequence[str] = ()) -> bytes:
-    """A source distribution, version 1.0, whose build runs `attack`, which puts what is to be installed into `files`,
-    by path."""
+    """A source distribution, version 1.0, whose build runs the code `attack`. That adds the files of the wheel to
+    `files`, by path."""
     needs = ", ".join(f'"{one}"' for one in requires)
     project = f'[build-system]\nrequires = [{needs}]\nbuild-backend = "backend"\nbackend-path = ["."]\n'
     files = {
