@@ -305,6 +305,7 @@ async def services(settings: Settings) -> AsyncIterator[Context]:
             finally:
                 for task in background:
                     task.cancel()
+                await preparations.stop()
                 await setups.stop()
                 await packages.stop()
                 await end_background(settings.drain_seconds)

@@ -59,9 +59,9 @@ def walls(isolation: JsonObject) -> Iterator[Wall]:
     )
 
 
-def report(found: Mapping[Isolation, JsonObject | NoIsolation], default: Isolation | None) -> Iterator[str]:
-    """The lines of the report. `found` has the `isolation()` of each driver that works. `default` is what `auto` means,
-    None where nothing works."""
+def report(results: Mapping[Isolation, JsonObject | NoIsolation], default: Isolation | None) -> Iterator[str]:
+    """The lines of the report. `results` has the `isolation()` of each driver that works. `default` is what `auto`
+    means, None where nothing works."""
     yield f"Linux {platform.release()}, Python {sys.version.split()[0]}"
     for name in languages.LANGUAGES:
         try:
@@ -71,7 +71,7 @@ def report(found: Mapping[Isolation, JsonObject | NoIsolation], default: Isolati
         except languages.Missing as missing:
             yield f"missing  {name}: {missing.reason}"
             yield f"         to get it: {missing.hint}"
-    for name, isolation in found.items():
+    for name, isolation in results.items():
         yield ""
         if isinstance(isolation, NoIsolation):
             yield f"{name}: can't be had"

@@ -11,9 +11,8 @@ import pytest
 
 from tests.api.setups import environment, make, settled
 from tests.conftest import MakeServer, Server
-from tests.packages.registry import Registry, serving, wheel
-from tests.packages.test_installer import put_evil_npm
-from tests.packages.works import sdist
+from tests.packages.builds import sdist
+from tests.packages.registry import Registry, put_evil_npm, serving, wheel
 
 
 @pytest.fixture

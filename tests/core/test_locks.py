@@ -1,4 +1,4 @@
-"""Locks: made from package sets, carried by capsules, believed in nothing but names and versions."""
+"""Locks: made of package sets, carried in capsules, and trusted for nothing but names and versions."""
 
 from __future__ import annotations
 
@@ -61,13 +61,13 @@ def changed(kind: str, **fields: Any) -> dict[str, Any]:
     return {**LOCK, kind: [{**first, **fields}, *rest]}
 
 
-HOSTILE = [
+HOSTILE: list[Any] = [
     [], "lock", 7, {}, {"pip": [], "npm": []}, {**LOCK, "more": []}, {**LOCK, "pip": {}},
     {**LOCK, "pip": ["six"]}, {**LOCK, "pip": [{"name": "six"}]}, {**LOCK, "go": [LOCK["go"][0]] * 5001},
     *[changed("pip", name=bad) for bad in ("", "-e", "--index-url", "a b", "a;b", "a\n", "../a", "a@http://x", 7)],
     changed("pip", name="x" * 999),
     *[changed("pip", version=bad) for bad in ("", "1 ; x", "*", "1\n", "1,>2", "http://x", None, "1" * 999)],
-    *[changed("npm", name=bad) for bad in ("", "../a", "a/b", "@a", ".bin", "node_modules", "a\n", {})],
+    *[changed("npm", name=bad) for bad in ("", "../a", "a/b", "@a", ".bin", "node_modules", "a\n", dict[str, str]())],
     *[changed("npm", version=bad) for bad in ("", "file:/etc", "git+ssh://x", "npm:evil@1", "*", "^1", "1 || 2")],
     changed("npm", version="$ms"),
     *[changed("npm", path=bad) for bad in ("/etc", "../x", "node_modules/../../x", "node_modules/a/b", "", 7,
@@ -94,15 +94,15 @@ async def test_hostile_locks_are_refused(service: Service) -> None:
 
 
 async def test_capsules_carry_locks(service: Service) -> None:
-    """That of the package set, and one with which nothing was done yet. It goes when the setup is done or another."""
+    """The lock of the package set, or the imported one as long as its setup isn't done and isn't replaced."""
     first = await service.load(capsule(document(session(id="s", setup=SETUP))))
     assert first.setup_lock is None
     (job,) = await service.store.unfinished_setups()
     await service.store.end_setup(job, status="completed", result="{}", package_set="e" * 64)
     service.locks["e" * 64] = LOCK
-    told = await service.export("s")
-    assert json.loads(parts(told)[0][1])["session"]["lock"] == LOCK
-    second = await service.load(told, "t")
+    exported = await service.export("s")
+    assert json.loads(parts(exported)[0][1])["session"]["lock"] == LOCK
+    second = await service.load(exported, "t")
     assert (json.loads(second.setup_lock or ""), second.setup_status) == (LOCK, "pending")
     (job,) = await service.store.unfinished_setups()
     assert json.loads(job.lock or "") == LOCK
@@ -111,7 +111,7 @@ async def test_capsules_carry_locks(service: Service) -> None:
     (job,) = await service.store.unfinished_setups()
     await service.store.end_setup(job, status="completed", result="{}", package_set="f" * 64)
     assert (await service.store.session(mine("t"))).setup_lock is None
-    third = await service.load(told, "u")
+    third = await service.load(exported, "u")
     assert third.setup_lock is not None
     await service.store.change_session(mine("u"), SessionChange(setup='{"pip":["six"]}'))
     assert (await service.store.session(mine("u"))).setup_lock is None
@@ -119,7 +119,7 @@ async def test_capsules_carry_locks(service: Service) -> None:
 
 
 async def test_the_blobs_of_package_sets_are_kept(service: Service) -> None:
-    """As long as a session names one, or can be restored that does, and where one is here."""
+    """As long as a session names the set, also one that can be restored, or the set is on this machine."""
     with service.blobs.batch() as batch:
         named, here, gone = (batch.put(word) for word in (b"named", b"here", b"gone"))
     service.pins._local = lambda: {here}

@@ -1,4 +1,4 @@
-"""What a filter of system calls answers, worked out without asking a kernel: a reader of classic BPF."""
+"""An interpreter of classic BPF: the verdict of a filter of system calls, worked out without a kernel."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ ERRNO = 0x00050000
 
 
 def verdict(filters: Sequence[bytes], number: int, arguments: Sequence[int], architecture: int) -> int:
-    """The errno that a call gets, 0 where it is let through. The last filter loaded is asked first."""
+    """The errno that a call fails with, 0 if it is allowed. The filter that was loaded last runs first."""
     words = [argument & (1 << 64) - 1 for argument in [*arguments, *[0] * 6][:6]]
     data = struct.pack("<iIQ6Q", number if number < 1 << 31 else number - (1 << 32), architecture, 0, *words)
     for program in reversed(filters):
@@ -22,7 +22,7 @@ def verdict(filters: Sequence[bytes], number: int, arguments: Sequence[int], arc
 
 
 def _run(program: bytes, data: bytes) -> int:
-    """Each instruction has a code, where to jump if a test holds and if not, and a value."""
+    """Run a filter. Each instruction is a code, the jumps for a test that holds and one that doesn't, and a value."""
     instructions = list(struct.iter_unpack("<HBBI", program))
     at = accumulator = 0
     while True:

@@ -7,15 +7,15 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import assert_nothing_left, descendants, mounts
-from tests.drivers.boxes import Boxes, Weakness
+from tests.drivers.sandboxes import Sandboxes, Weakness
 
 
 @pytest.fixture(scope="module")
-def boxes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Boxes]:
-    """Sound sandboxes. Nothing of them may be left when the module is done."""
+def sandboxes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sandboxes]:
+    """Sound sandboxes. At the end of the module nothing of them may be left."""
     before, processes = mounts(), set(descendants(os.getpid()))
-    directory = tmp_path_factory.mktemp("boxes")
-    made = Boxes(directory, Weakness())
+    directory = tmp_path_factory.mktemp("sandboxes")
+    made = Sandboxes(directory, Weakness())
     yield made
     running = [pid for pid in descendants(os.getpid()) if pid not in processes]
     made.stop()
@@ -23,7 +23,7 @@ def boxes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Boxes]:
 
 
 @pytest.fixture
-def weak_boxes(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Boxes]:
-    made = Boxes(tmp_path / "weak", request.param)
+def weak_sandboxes(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Sandboxes]:
+    made = Sandboxes(tmp_path / "weak", request.param)
     yield made
     made.stop()

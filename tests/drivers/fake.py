@@ -1,5 +1,5 @@
 """A driver without any isolation, for tests of what needs a driver and not its walls. Programs are plain processes of
-the host's, so only code of the tests' own may run here. It is no part of ERA, and never is to be."""
+the host's, so only code of the tests' own may run here. It must never become part of ERA."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ import signal
 import sys
 import time
 from asyncio.subprocess import DEVNULL, PIPE, Process
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Literal
 
 from era import languages
 from era.core.models import JsonObject, Language
-from era.core.ports import Ended, Limits, Output, Program
+from era.core.ports import Ended, GuestListener, Limits, Output, Program, SocketBroker
 from era.drivers import guest
 from era.drivers.staging import remove_tree
 from era.errors import SandboxFailed
@@ -29,12 +29,14 @@ _GRACE = 2.0
 
 
 class FakeSandbox:
+    """A working directory, and programs that are plain processes."""
+
     def __init__(self, directory: Path, language: Language, limits: Limits) -> None:
         self.id = directory.name
         self.enforced: JsonObject = {"driver": "fake"}
-        self.uid = None
-        self.guest_listeners = {}
-        self.broker = None
+        self.uid: int | None = None
+        self.guest_listeners: Mapping[str, GuestListener] = {}
+        self.broker: SocketBroker | None = None
         self.workspace = directory / "workspace"
         self.workspace.mkdir(parents=True)
         self.alive = True
@@ -150,6 +152,8 @@ class FakeSandbox:
 
 
 class FakeDriver:
+    """See ports.Driver."""
+
     name = "fake"
     self_tested: Iterable[Language] = ()
 

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from tests.drivers.boxes import Box
+    from tests.drivers.sandboxes import AnySandbox
 
 
 @asynccontextmanager
-async def listened_on(box: Box) -> AsyncIterator[list[str]]:
+async def listened_on(sandbox: AnySandbox) -> AsyncIterator[list[str]]:
     """Serve the guest listener meanwhile. The first byte of a connection says what is wanted:
 
     `e`  to hear everything again, until the end; then the end
@@ -24,7 +24,7 @@ async def listened_on(box: Box) -> AsyncIterator[list[str]]:
 
     The answer is what became of each connection, by that byte: `e ended`, or `s broke off`.
     """
-    guest_listener, loop = box.guest_listeners["proxy"].dup(), asyncio.get_running_loop()
+    guest_listener, loop = sandbox.guest_listeners["proxy"].dup(), asyncio.get_running_loop()
     guest_listener.setblocking(False)
     ends: list[str] = []
     over = asyncio.Event()
@@ -55,9 +55,9 @@ async def listened_on(box: Box) -> AsyncIterator[list[str]]:
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
-async def talk(box: Any, port: int) -> list[str]:
+async def talk(sandbox: Any, port: int) -> list[str]:
     """Connect to a port inside, say something and the end, and hear until the end."""
-    sock = await box.connect(port)
+    sock = await sandbox.connect(port)
     if sock is None:
         return ["refused"]
     reader, writer = await asyncio.open_connection(sock=sock)

@@ -1,5 +1,5 @@
-"""Attacks on the sandbox. Each fails on a sound one and succeeds on one with the matching wall taken out, so that we
-know it would notice. Canaries only: files, listeners and processes that the tests made themselves."""
+"""Attacks on the sandbox. Each fails on a sound one and succeeds on one with the matching wall taken out, which proves
+that the test would notice. Canaries only: files, listeners and processes that the tests made themselves."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.drivers.boxes import WITHOUT_LANDLOCK, Boxes, Weakness, with_more, without
+from tests.drivers.sandboxes import WITHOUT_LANDLOCK, Sandboxes, Weakness, with_more, without
 
 ROOT = os.geteuid() == 0
 
@@ -22,14 +22,14 @@ ABSTRACT = f"\0{CANARY}-{os.getpid()}"
 
 @dataclass(frozen=True)
 class Attack:
-    """A program that prints GOT if it gets through. `{…}` in it are the canaries below."""
+    """A program that prints GOT if it gets through. `{…}` in its code stands for one of the fixture `canaries`."""
 
     name: str
     code: str
     weakness: Weakness
     needs_root: bool = False
     landlock_holds: bool = False
-    """Landlock is in the way too: the attack fails even without the other wall."""
+    """The attack fails even without the other wall, because Landlock stops it, too."""
 
 
 def replaced(old: tuple[str, ...], new: tuple[str, ...]) -> Callable[[list[str]], list[str]]:
@@ -185,7 +185,7 @@ WALL_BEHIND = [attack for attack in ATTACKS if attack.landlock_holds]
 
 @pytest.fixture(scope="module")
 def canaries(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
-    """A secret file, a process, and listeners that say the canary to whoever gets through."""
+    """A secret file, a process, and listeners that send the canary to whoever connects."""
     directory = Path(f"/var/tmp/{CANARY}-{os.getpid()}")
     directory.mkdir()
     (directory / "secret").write_text(CANARY)
@@ -235,41 +235,43 @@ def _filled(attack: Attack, canaries: dict[str, str]) -> str:
 
 
 @pytest.mark.parametrize("attack", ATTACKS, ids=lambda attack: attack.name)
-def test_a_sound_sandbox_holds(boxes: Boxes, canaries: dict[str, str], attack: Attack) -> None:
-    box = boxes.make()
-    told = boxes.run(box, _filled(attack, canaries))
-    boxes.close(box)
-    assert told.ended.exit_code == 0, told.stderr
-    assert "GOT" not in told.stdout
+def test_a_sound_sandbox_holds(sandboxes: Sandboxes, canaries: dict[str, str], attack: Attack) -> None:
+    sandbox = sandboxes.make()
+    result = sandboxes.run(sandbox, _filled(attack, canaries))
+    sandboxes.close(sandbox)
+    assert result.ended.exit_code == 0, result.stderr
+    assert "GOT" not in result.stdout
 
 
 @pytest.mark.parametrize(
-    ("attack", "weak_boxes"),
+    ("attack", "weak_sandboxes"),
     [(attack, attack.weakness) for attack in ATTACKS if ROOT or not attack.needs_root],
-    indirect=["weak_boxes"],
+    indirect=["weak_sandboxes"],
     ids=[attack.name for attack in ATTACKS if ROOT or not attack.needs_root],
 )
-def test_the_attack_bites_without_the_wall(weak_boxes: Boxes, canaries: dict[str, str], attack: Attack) -> None:
-    told = weak_boxes.run(weak_boxes.make(), _filled(attack, canaries))
-    assert "GOT" in told.stdout, told.stdout + told.stderr
+def test_the_attack_bites_without_the_wall(weak_sandboxes: Sandboxes, canaries: dict[str, str], attack: Attack) -> None:
+    result = weak_sandboxes.run(weak_sandboxes.make(), _filled(attack, canaries))
+    assert "GOT" in result.stdout, result.stdout + result.stderr
 
 
 @pytest.mark.parametrize(
-    ("attack", "weak_boxes"),
+    ("attack", "weak_sandboxes"),
     [
         (attack, replace(attack.weakness, supervisor=_less_landlock(attack.weakness.supervisor)))
         for attack in WALL_BEHIND
     ],
-    indirect=["weak_boxes"],
+    indirect=["weak_sandboxes"],
     ids=[attack.name for attack in WALL_BEHIND],
 )
-def test_landlock_is_a_wall_behind_the_wall(weak_boxes: Boxes, canaries: dict[str, str], attack: Attack) -> None:
-    box = weak_boxes.make()
-    if box.enforced["landlock"] is None:
+def test_landlock_is_a_wall_behind_the_wall(
+    weak_sandboxes: Sandboxes, canaries: dict[str, str], attack: Attack
+) -> None:
+    sandbox = weak_sandboxes.make()
+    if sandbox.enforced["landlock"] is None:
         pytest.skip("this kernel has no Landlock")
-    told = weak_boxes.run(box, _filled(attack, canaries))
-    assert told.ended.exit_code == 0, told.stderr
-    assert "GOT" not in told.stdout
+    result = weak_sandboxes.run(sandbox, _filled(attack, canaries))
+    assert result.ended.exit_code == 0, result.stderr
+    assert "GOT" not in result.stdout
 
 
 LOOKS_FOR_SECRET = """
@@ -294,20 +296,20 @@ for line in open('/proc/self/maps'):
 SECRET = "open-sesame-5f3e9a"
 
 
-def _two_runs(boxes: Boxes) -> str:
-    """A run with a secret in its env, then one that looks for it everywhere it can."""
-    box = boxes.make()
-    first = boxes.run(box, "import os; print(len(os.environ['TOKEN']))", env={"TOKEN": SECRET * 50})
+def _two_runs(sandboxes: Sandboxes) -> str:
+    """The output of a run that looks everywhere for a secret which the run before had in its env."""
+    sandbox = sandboxes.make()
+    first = sandboxes.run(sandbox, "import os; print(len(os.environ['TOKEN']))", env={"TOKEN": SECRET * 50})
     assert first.stdout == f"{len(SECRET) * 50}\n"
-    return boxes.run(box, LOOKS_FOR_SECRET).stdout
+    return sandboxes.run(sandbox, LOOKS_FOR_SECRET).stdout
 
 
-def test_env_of_a_run_is_nowhere_in_the_next(boxes: Boxes) -> None:
-    assert _two_runs(boxes) == ""
+def test_env_of_a_run_is_nowhere_in_the_next(sandboxes: Sandboxes) -> None:
+    assert _two_runs(sandboxes) == ""
 
 
 @pytest.mark.parametrize(
-    "weak_boxes",
+    "weak_sandboxes",
     [
         Weakness(
             supervisor={
@@ -318,8 +320,8 @@ def test_env_of_a_run_is_nowhere_in_the_next(boxes: Boxes) -> None:
     ],
     indirect=True,
 )
-def test_env_in_the_supervisor_would_be_found(weak_boxes: Boxes) -> None:
-    assert "GOT" in _two_runs(weak_boxes)
+def test_env_in_the_supervisor_would_be_found(weak_sandboxes: Sandboxes) -> None:
+    assert "GOT" in _two_runs(weak_sandboxes)
 
 
 DAEMON = """
@@ -340,19 +342,19 @@ time.sleep(0.2)
 WAITS = "import subprocess, time; subprocess.run(['sleep', '0.5'])"
 
 
-def _daemon_and_run(boxes: Boxes) -> bool:
-    box = boxes.make()
-    boxes.run(box, DAEMON)
-    boxes.run(box, WAITS, env={"TOKEN": "secret"})
-    return (box.workspace / "stolen").exists()
+def _daemon_and_run(sandboxes: Sandboxes) -> bool:
+    sandbox = sandboxes.make()
+    sandboxes.run(sandbox, DAEMON)
+    sandboxes.run(sandbox, WAITS, env={"TOKEN": "secret"})
+    return (sandbox.workspace / "stolen").exists()
 
 
-def test_what_an_earlier_run_left_behind_sees_no_later_run(boxes: Boxes) -> None:
-    assert not _daemon_and_run(boxes)
+def test_what_an_earlier_run_left_behind_sees_no_later_run(sandboxes: Sandboxes) -> None:
+    assert not _daemon_and_run(sandboxes)
 
 
 @pytest.mark.parametrize(
-    "weak_boxes",
+    "weak_sandboxes",
     [
         Weakness(
             supervisor={
@@ -363,23 +365,23 @@ def test_what_an_earlier_run_left_behind_sees_no_later_run(boxes: Boxes) -> None
     ],
     indirect=True,
 )
-def test_a_daemon_that_lives_on_would_see_it(weak_boxes: Boxes) -> None:
-    assert _daemon_and_run(weak_boxes)
+def test_a_daemon_that_lives_on_would_see_it(weak_sandboxes: Sandboxes) -> None:
+    assert _daemon_and_run(weak_sandboxes)
 
 
-def test_killing_or_stopping_everything_ends_only_the_run(boxes: Boxes) -> None:
-    """PID 1 takes no signal from inside, so the sandbox serves on."""
-    box = boxes.make()
+def test_killing_or_stopping_everything_ends_only_the_run(sandboxes: Sandboxes) -> None:
+    """PID 1 gets no signal from inside, so the sandbox goes on."""
+    sandbox = sandboxes.make()
     for number in (9, 15, 19):
-        boxes.run(box, f"import os; os.kill(1, {number})")
-        told = boxes.run(box, f"import os; os.kill(-1, {number}); print('still here')", timeout=2)
-        assert told.ended.sandbox_alive
-    assert boxes.run(box, "print('well')").stdout == "well\n"
+        sandboxes.run(sandbox, f"import os; os.kill(1, {number})")
+        result = sandboxes.run(sandbox, f"import os; os.kill(-1, {number}); print('still here')", timeout=2)
+        assert result.ended.sandbox_alive
+    assert sandboxes.run(sandbox, "print('well')").stdout == "well\n"
 
 
-def test_a_sandbox_sees_its_own_files_only(boxes: Boxes) -> None:
-    first, second = boxes.make(), boxes.make()
-    boxes.run(first, f"open('mine', 'w').write('{CANARY}')")
+def test_a_sandbox_sees_its_own_files_only(sandboxes: Sandboxes) -> None:
+    first, second = sandboxes.make(), sandboxes.make()
+    sandboxes.run(first, f"open('mine', 'w').write('{CANARY}')")
     look = (
         "import os\n"
         "for top, _, names in os.walk('/'):\n"
@@ -387,14 +389,14 @@ def test_a_sandbox_sees_its_own_files_only(boxes: Boxes) -> None:
         "    for name in names:\n"
         "        if name == 'mine': print('GOT', top)\n"
     )
-    assert boxes.run(second, look).stdout == ""
-    assert "GOT" in boxes.run(first, look).stdout
+    assert sandboxes.run(second, look).stdout == ""
+    assert "GOT" in sandboxes.run(first, look).stdout
     if ROOT:
         assert first.uid != second.uid
 
 
-def test_what_was_in_force_is_told(boxes: Boxes) -> None:
-    enforced = boxes.make().enforced
+def test_what_was_in_force_is_told(sandboxes: Sandboxes) -> None:
+    enforced = sandboxes.make().enforced
     assert enforced["namespaces"] == ["cgroup", "ipc", "mnt", "net", "pid", "user", "uts"]
     assert (enforced["capabilities"], enforced["no_new_privs"], enforced["network"]) == ("none", True, "none")
     if ROOT:

@@ -1,4 +1,4 @@
-"""Which driver is used: what was asked for, or the strongest that works; never another one instead."""
+"""The choice of a driver: the one that was asked for, or the strongest that works; never another one instead."""
 
 from __future__ import annotations
 
@@ -8,15 +8,14 @@ from pathlib import Path
 import pytest
 
 from era.core.models import JsonObject
-from era.drivers import choice
 from era.drivers.choice import DriverChoice
 from era.errors import NoIsolation
-from tests.drivers.boxes import LIMITS
 from tests.drivers.fake import FakeDriver
+from tests.drivers.sandboxes import LIMITS
 
 
 class Driver(FakeDriver):
-    """One whose self-test is the test's to decide, and that says what was asked of it."""
+    """A driver whose self-test has the result `works`, and that notes calls."""
 
     def __init__(self, directory: Path, name: str, *, works: bool = True) -> None:
         super().__init__(directory, LIMITS, cgroup_name="")
@@ -77,7 +76,7 @@ async def test_what_was_asked_for_is_never_replaced(
         assert refused.value.hint == "install gvisor"
     assert strong.calls == ["clear", "start"], "a driver that doesn't work isn't tried at every run"
     later = time.monotonic() + 60
-    monkeypatch.setattr(choice.time, "monotonic", lambda: later)
+    monkeypatch.setattr("era.drivers.choice.time.monotonic", lambda: later)
     strong.works = True
     assert await drivers.get("gvisor") is strong, "it may have been installed meanwhile"
     assert drivers.isolation()["missing"] == {}

@@ -1,4 +1,4 @@
-"""What is gVisor's own: how it starts, and that nothing of it outlives the service."""
+"""The gVisor driver itself: how it starts, and that nothing of it outlives the service."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from era.drivers.bubblewrap import BubblewrapDriver
 from era.drivers.gvisor import GvisorDriver
 from era.errors import NoIsolation
 from tests.conftest import cgroups, descendants, eventually, is_running, mounts
-from tests.drivers.boxes import LIMITS
+from tests.drivers.sandboxes import LIMITS
 
 installed = pytest.mark.skipif(shutil.which("runsc") is None, reason="runsc is not installed")
 
 SERVICE = """
 import sys
 from pathlib import Path
-from tests.drivers.boxes import Boxes, Weakness
-boxes = Boxes(Path(sys.argv[1]), Weakness(), "gvisor", self_tested=("python",), cgroup_name=sys.argv[2])
-idle, busy = boxes.make(), boxes.make()
+from tests.drivers.sandboxes import Sandboxes, Weakness
+sandboxes = Sandboxes(Path(sys.argv[1]), Weakness(), "gvisor", self_tested=("python",), cgroup_name=sys.argv[2])
+idle, busy = sandboxes.make(), sandboxes.make()
 print("ready", flush=True)
-boxes.run(busy, "import os, time; os.fork(); print('up', flush=True); time.sleep(600)", timeout=600)
+sandboxes.run(busy, "import os, time; os.fork(); print('up', flush=True); time.sleep(600)", timeout=600)
 """
 
 
@@ -56,7 +56,7 @@ def test_nothing_outlives_a_killed_service(tmp_path: Path) -> None:
         driver = GvisorDriver(tmp_path, LIMITS, cgroup_name=name)
         await driver.clear()
         await driver.start()
-        assert list(driver.live.iterdir()) == []
+        assert list(driver.directory.iterdir()) == []
         assert cgroups(name) == []
         await driver.stop()
 

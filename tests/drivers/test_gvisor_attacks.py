@@ -1,5 +1,5 @@
-"""Attacks on gVisor sandboxes, each also on one with the matching wall taken out, where it must get through; and
-whatever a program uses up. Canaries only."""
+"""Attacks on gVisor sandboxes, each also on one with the matching wall taken out, where it must get through. And
+programs that use up a resource. Canaries only."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from era.core.models import JsonObject
 from era.drivers import processes
 from era.errors import SandboxFailed
 from tests.conftest import assert_nothing_left, descendants, mounts
-from tests.drivers.boxes import Boxes, Weakness, with_more
+from tests.drivers.sandboxes import Sandboxes, Weakness, with_more
 from tests.drivers.test_attacks import (
     CALLS,
     CANARY,
@@ -41,10 +41,10 @@ type Specification = JsonObject
 
 
 @pytest.fixture(scope="module")
-def boxes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Boxes]:
+def sandboxes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sandboxes]:
     before, processes = mounts(), set(descendants(os.getpid()))
     directory = tmp_path_factory.mktemp("gvisor")
-    made = Boxes(directory, Weakness(), "gvisor", self_tested=("python",))
+    made = Sandboxes(directory, Weakness(), "gvisor", self_tested=("python",))
     yield made
     running = [pid for pid in descendants(os.getpid()) if pid not in processes]
     made.stop()
@@ -52,14 +52,14 @@ def boxes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Boxes]:
 
 
 @pytest.fixture
-def weak_boxes(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Boxes]:
-    made = Boxes(tmp_path / "weak", request.param, "gvisor", self_tested=())
+def weak_sandboxes(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Sandboxes]:
+    made = Sandboxes(tmp_path / "weak", request.param, "gvisor", self_tested=())
     yield made
     made.stop()
 
 
 def mount(destination: str, options: list[str]) -> Callable[[Specification], Specification]:
-    """The same container, but for the options of one mount."""
+    """Changes the options of one mount of the container."""
 
     def weaken(specification: Specification) -> Specification:
         changed = [
@@ -187,58 +187,58 @@ def _filled(attack: Attack, canaries: dict[str, str]) -> str:
 
 
 @pytest.fixture(scope="module")
-def sound(boxes: Boxes) -> Any:
-    return boxes.make()
+def sound(sandboxes: Sandboxes) -> Any:
+    return sandboxes.make()
 
 
 @pytest.mark.parametrize("attack", ATTACKS, ids=lambda attack: attack.name)
-def test_a_sound_sandbox_holds(boxes: Boxes, sound: Any, canaries: dict[str, str], attack: Attack) -> None:
-    told = boxes.run(sound, _filled(attack, canaries))
-    assert told.ended.exit_code == 0, told.stderr
-    assert "GOT" not in told.stdout
+def test_a_sound_sandbox_holds(sandboxes: Sandboxes, sound: Any, canaries: dict[str, str], attack: Attack) -> None:
+    result = sandboxes.run(sound, _filled(attack, canaries))
+    assert result.ended.exit_code == 0, result.stderr
+    assert "GOT" not in result.stdout
 
 
 @pytest.mark.parametrize(
-    ("attack", "weak_boxes"),
+    ("attack", "weak_sandboxes"),
     [(attack, attack.weakness) for attack in ATTACKS if ROOT or not attack.needs_root],
-    indirect=["weak_boxes"],
+    indirect=["weak_sandboxes"],
     ids=[attack.name for attack in ATTACKS if ROOT or not attack.needs_root],
 )
-def test_the_attack_bites_without_the_wall(weak_boxes: Boxes, canaries: dict[str, str], attack: Attack) -> None:
-    told = weak_boxes.run(weak_boxes.make(), _filled(attack, canaries))
-    assert "GOT" in told.stdout, told.stdout + told.stderr
+def test_the_attack_bites_without_the_wall(weak_sandboxes: Sandboxes, canaries: dict[str, str], attack: Attack) -> None:
+    result = weak_sandboxes.run(weak_sandboxes.make(), _filled(attack, canaries))
+    assert "GOT" in result.stdout, result.stdout + result.stderr
 
 
-def _reaches_a_socket_of_the_host(boxes: Boxes) -> str:
+def _reaches_a_socket_of_the_host(sandboxes: Sandboxes) -> str:
     """The host's socket lies in the working directory itself, so that its place is no wall."""
-    box = boxes.make()
+    sandbox = sandboxes.make()
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
-        here = os.open(box.workspace, os.O_DIRECTORY)
+        here = os.open(sandbox.workspace, os.O_DIRECTORY)
         listener.bind(f"/proc/self/fd/{here}/socket")
         os.close(here)
-        (box.workspace / "socket").chmod(0o777)
+        (sandbox.workspace / "socket").chmod(0o777)
         listener.listen()
         code = "import socket\ns = socket.socket(socket.AF_UNIX)\ns.connect('socket')\nprint('GOT')"
-        return boxes.run(box, code).stdout
+        return sandboxes.run(sandbox, code).stdout
 
 
-def test_a_socket_of_the_host_is_out_of_reach(boxes: Boxes) -> None:
-    assert _reaches_a_socket_of_the_host(boxes) == ""
+def test_a_socket_of_the_host_is_out_of_reach(sandboxes: Sandboxes) -> None:
+    assert _reaches_a_socket_of_the_host(sandboxes) == ""
 
 
 @pytest.mark.parametrize(
-    "weak_boxes",
+    "weak_sandboxes",
     [Weakness(flags=replaced(("--host-uds=none",), ("--host-uds=open",)))],
     indirect=True,
 )
-def test_a_socket_of_the_host_could_be_reached(weak_boxes: Boxes) -> None:
-    assert "GOT" in _reaches_a_socket_of_the_host(weak_boxes)
+def test_a_socket_of_the_host_could_be_reached(weak_sandboxes: Sandboxes) -> None:
+    assert "GOT" in _reaches_a_socket_of_the_host(weak_sandboxes)
 
 
 @pytest.mark.parametrize(
     "call", ["io_uring_setup", "bpf", "userfaultfd", "perf_event_open", "kexec_load", "init_module", "setns"]
 )
-def test_calls_that_gvisor_has_not_or_refuses(boxes: Boxes, sound: Any, call: str) -> None:
+def test_calls_that_gvisor_has_not_or_refuses(sandboxes: Sandboxes, sound: Any, call: str) -> None:
     """They would end in gVisor in any case: no call of a program reaches the host's kernel."""
     number = {
         "io_uring_setup": 425,
@@ -249,11 +249,11 @@ def test_calls_that_gvisor_has_not_or_refuses(boxes: Boxes, sound: Any, call: st
         "init_module": 175,
         "setns": 308,
     }[call]
-    told = boxes.run(sound, CALLS.format(call=f"libc.syscall({number}, 1, 0, 0, 0)"))
-    assert "GOT" not in told.stdout
+    result = sandboxes.run(sound, CALLS.format(call=f"libc.syscall({number}, 1, 0, 0, 0)"))
+    assert "GOT" not in result.stdout
 
 
-def test_devices_are_gvisor_s_own(boxes: Boxes, sound: Any) -> None:
+def test_devices_are_gvisor_s_own(sandboxes: Sandboxes, sound: Any) -> None:
     """Whoever makes a device file gets a device of gVisor's by it, or none."""
     code = """
 import os
@@ -267,11 +267,11 @@ for kind in (0o020000, 0o060000):
     try: os.mknod('d', kind | 0o666, os.makedev(1, 3)); print('made in the working directory')
     except OSError: pass
 """
-    assert boxes.run(sound, code).stdout == "opened 1 3\n"
+    assert sandboxes.run(sound, code).stdout == "opened 1 3\n"
     assert not (sound.workspace / "d").exists()
 
 
-def test_nobody_inside_can_end_what_hands_out_the_sockets(boxes: Boxes, sound: Any) -> None:
+def test_nobody_inside_can_end_what_hands_out_the_sockets(sandboxes: Sandboxes, sound: Any) -> None:
     code = """
 import os, socket, time
 os.fork() or time.sleep(60)
@@ -284,7 +284,7 @@ with socket.create_server(("127.0.0.1", 0)) as server:
     sock.close()
 """
     for _ in range(2):
-        assert boxes.run(sound, code, meanwhile="to").connections == ["here"]
+        assert sandboxes.run(sound, code, meanwhile="to").connections == ["here"]
 
 
 REPLACES = """
@@ -294,13 +294,13 @@ open('/dev/null', 'w').write('left')
 """
 
 
-def _changed_devices_are_handed_on(boxes: Boxes, code: str) -> bool:
-    box = boxes.make()
-    assert boxes.run(box, code).ended.exit_code == 0
+def _changed_devices_are_handed_on(sandboxes: Sandboxes, code: str) -> bool:
+    sandbox = sandboxes.make()
+    assert sandboxes.run(sandbox, code).ended.exit_code == 0
     try:
         return (
-            boxes.run(
-                box, "print('left' in open('/dev/null').read() + ' '.join(__import__('os').listdir('/dev')))"
+            sandboxes.run(
+                sandbox, "print('left' in open('/dev/null').read() + ' '.join(__import__('os').listdir('/dev')))"
             ).stdout
             == "True\n"
         )
@@ -309,23 +309,23 @@ def _changed_devices_are_handed_on(boxes: Boxes, code: str) -> bool:
 
 
 @pytest.mark.parametrize("code", ["open('/dev/left', 'w').close()", REPLACES], ids=["more", "another"])
-def test_changed_devices_cost_the_sandbox(boxes: Boxes, code: str) -> None:
-    assert not _changed_devices_are_handed_on(boxes, code)
+def test_changed_devices_cost_the_sandbox(sandboxes: Sandboxes, code: str) -> None:
+    assert not _changed_devices_are_handed_on(sandboxes, code)
 
 
 @pytest.mark.parametrize(
-    "weak_boxes", [Weakness(supervisor={"if device_files() != self.devices:": "if False:"})], indirect=True
+    "weak_sandboxes", [Weakness(supervisor={"if device_files() != self.devices:": "if False:"})], indirect=True
 )
-def test_changed_devices_would_be_handed_on(weak_boxes: Boxes) -> None:
-    assert _changed_devices_are_handed_on(weak_boxes, REPLACES)
+def test_changed_devices_would_be_handed_on(weak_sandboxes: Sandboxes) -> None:
+    assert _changed_devices_are_handed_on(weak_sandboxes, REPLACES)
 
 
-def test_programs_meet_another_kernel(boxes: Boxes, sound: Any) -> None:
-    told = boxes.run(sound, "import os; print(os.uname().release, open('/proc/version').read())")
-    assert os.uname().release not in told.stdout
+def test_programs_meet_another_kernel(sandboxes: Sandboxes, sound: Any) -> None:
+    result = sandboxes.run(sound, "import os; print(os.uname().release, open('/proc/version').read())")
+    assert os.uname().release not in result.stdout
 
 
-def test_all_of_it_is_an_ordinary_user_outside(boxes: Boxes, sound: Any) -> None:
+def test_all_of_it_is_an_ordinary_user_outside(sandboxes: Sandboxes, sound: Any) -> None:
     pids = processes.below(sound._process.pid)
     assert len(pids) >= 3
     owners = {Path(f"/proc/{pid}").stat().st_uid for pid in pids} - {0}  # undumpable ones show as root's
@@ -339,12 +339,12 @@ def _status(pid: int) -> list[str]:
     return Path(f"/proc/{pid}/status").read_text().splitlines()
 
 
-def test_what_was_in_force_is_told(boxes: Boxes, sound: Any) -> None:
+def test_what_was_in_force_is_told(sandboxes: Sandboxes, sound: Any) -> None:
     enforced = sound.enforced
     assert (enforced["driver"], enforced["platform"], enforced["seccomp"]) == ("gvisor", "systrap", "filter")
     assert enforced["namespaces"] == ["cgroup", "ipc", "mnt", "net", "pid", "user", "uts"]
     assert (enforced["capabilities"], enforced["no_new_privs"], enforced["network"]) == ("none", True, "none")
-    assert "gVisor" in boxes.driver.isolation()["summary"]
+    assert "gVisor" in sandboxes.driver.isolation()["summary"]
     if ROOT:
         assert enforced["uid"] >= 1_900_000_000
         assert enforced["cgroup"]["memory_bytes"] > 256 << 20
@@ -371,18 +371,18 @@ print('looked')
 """
 
 
-def _two_runs(boxes: Boxes) -> str:
-    box = boxes.make()
-    boxes.run(box, "import os; print(len(os.environ['TOKEN']))", env={"TOKEN": SECRET * 50})
-    return boxes.run(box, LOOKS_FOR_SECRET).stdout
+def _two_runs(sandboxes: Sandboxes) -> str:
+    sandbox = sandboxes.make()
+    sandboxes.run(sandbox, "import os; print(len(os.environ['TOKEN']))", env={"TOKEN": SECRET * 50})
+    return sandboxes.run(sandbox, LOOKS_FOR_SECRET).stdout
 
 
-def test_env_of_a_run_is_nowhere_in_the_next(boxes: Boxes) -> None:
-    assert _two_runs(boxes) == "looked\n"
+def test_env_of_a_run_is_nowhere_in_the_next(sandboxes: Sandboxes) -> None:
+    assert _two_runs(sandboxes) == "looked\n"
 
 
 @pytest.mark.parametrize(
-    "weak_boxes",
+    "weak_sandboxes",
     [
         Weakness(
             supervisor={
@@ -393,41 +393,43 @@ def test_env_of_a_run_is_nowhere_in_the_next(boxes: Boxes) -> None:
     ],
     indirect=True,
 )
-def test_env_in_the_supervisor_would_be_found(weak_boxes: Boxes) -> None:
-    assert "GOT" in _two_runs(weak_boxes)
+def test_env_in_the_supervisor_would_be_found(weak_sandboxes: Sandboxes) -> None:
+    assert "GOT" in _two_runs(weak_sandboxes)
 
 
 @pytest.mark.parametrize("calls", [500, pytest.param(5_000, marks=pytest.mark.soak)])
-def test_random_system_calls_stay_inside(boxes: Boxes, tmp_path: Path, calls: int) -> None:
+def test_random_system_calls_stay_inside(sandboxes: Sandboxes, tmp_path: Path, calls: int) -> None:
     """A program may kill its own sandbox in gVisor, and nothing else."""
     seed = int(os.environ.get("ERA_TEST_SEED", random.randrange(1 << 32)))
-    fuzz(boxes, tmp_path / "canary", calls, seed, lives=False, timeout=3)
+    fuzz(sandboxes, tmp_path / "canary", calls, seed, lives=False, timeout=3)
 
 
 # -- whatever a program uses up -------------------------------------------------------------------------------------
 
 
-def _well(boxes: Boxes, box: Any) -> None:
-    assert boxes.run(box, "print('well')").stdout == "well\n"
+def _well(sandboxes: Sandboxes, sandbox: Any) -> None:
+    assert sandboxes.run(sandbox, "print('well')").stdout == "well\n"
 
 
-def _next_well(boxes: Boxes, box: Any) -> None:
-    """This sandbox if it lives, else the next one."""
-    _well(boxes, box if box.alive else boxes.make())
-    boxes.close(box)
+def _next_well(sandboxes: Sandboxes, sandbox: Any) -> None:
+    """The sandbox works if it lives, else the next one does."""
+    _well(sandboxes, sandbox if sandbox.alive else sandboxes.make())
+    sandboxes.close(sandbox)
 
 
-def test_a_fork_bomb(boxes: Boxes) -> None:
+def test_a_fork_bomb(sandboxes: Sandboxes) -> None:
     """Processes are bounded; where each takes much memory that bound may come first. Either way the run ends."""
-    box = boxes.make()
+    sandbox = sandboxes.make()
     begun = time.monotonic()
-    ended = boxes.run(box, "import os\nwhile True:\n    try: os.fork()\n    except OSError: pass", timeout=1).ended
+    ended = sandboxes.run(
+        sandbox, "import os\nwhile True:\n    try: os.fork()\n    except OSError: pass", timeout=1
+    ).ended
     assert time.monotonic() - begun < 8
     assert ended.cause in ("timeout", "oom")
     assert ended.exit_code in (124, 137)
     if ended.sandbox_alive:
         assert ended.reaped <= 64
-    _next_well(boxes, box)
+    _next_well(sandboxes, sandbox)
 
 
 @pytest.mark.parametrize(
@@ -441,26 +443,28 @@ def test_a_fork_bomb(boxes: Boxes) -> None:
     ],
     ids=["heap", "memfd", "shared"],
 )
-def test_a_memory_bomb(boxes: Boxes, code: str) -> None:
-    box = boxes.make()
-    ended = boxes.run(box, code).ended
+def test_a_memory_bomb(sandboxes: Sandboxes, code: str) -> None:
+    sandbox = sandboxes.make()
+    ended = sandboxes.run(sandbox, code).ended
     assert ended.exit_code != 0
     if ROOT:
         assert ended.cause == "oom"
-    _next_well(boxes, box)
+    _next_well(sandboxes, sandbox)
 
 
-def test_endless_output(boxes: Boxes) -> None:
-    box = boxes.make()
-    told = boxes.run(box, "import os\nwhile True: os.write(1, b'x' * 4096); os.write(2, b'y' * 4096)", timeout=1)
-    assert (told.ended.cause, told.ended.exit_code) == ("timeout", 124)
-    assert (set(told.stdout), set(told.stderr)) == ({"x"}, {"y"})
-    assert max(len(told.stdout), len(told.stderr)) <= 1 << 20
-    _next_well(boxes, box)
+def test_endless_output(sandboxes: Sandboxes) -> None:
+    sandbox = sandboxes.make()
+    result = sandboxes.run(
+        sandbox, "import os\nwhile True: os.write(1, b'x' * 4096); os.write(2, b'y' * 4096)", timeout=1
+    )
+    assert (result.ended.cause, result.ended.exit_code) == ("timeout", 124)
+    assert (set(result.stdout), set(result.stderr)) == ({"x"}, {"y"})
+    assert max(len(result.stdout), len(result.stderr)) <= 1 << 20
+    _next_well(sandboxes, sandbox)
 
 
-def test_signals_ignored_and_stopped(boxes: Boxes) -> None:
-    box = boxes.make()
+def test_signals_ignored_and_stopped(sandboxes: Sandboxes) -> None:
+    sandbox = sandboxes.make()
     code = (
         "import os, signal, time\n"
         "for number in range(1, 32):\n"
@@ -470,31 +474,31 @@ def test_signals_ignored_and_stopped(boxes: Boxes) -> None:
         "while True: os.kill(os.getpid(), 19)\n"
     )
     begun = time.monotonic()
-    told = boxes.run(box, code, timeout=0.5)
+    result = sandboxes.run(sandbox, code, timeout=0.5)
     assert 2.4 < time.monotonic() - begun < 6
-    assert (told.stdout, told.ended.cause, told.ended.exit_code) == ("in\n", "timeout", 124)
-    assert told.ended.sandbox_alive
-    assert told.ended.reaped >= 2
-    _next_well(boxes, box)
+    assert (result.stdout, result.ended.cause, result.ended.exit_code) == ("in\n", "timeout", 124)
+    assert result.ended.sandbox_alive
+    assert result.ended.reaped >= 2
+    _next_well(sandboxes, sandbox)
 
 
-def test_who_kills_the_supervisor_loses_the_sandbox(boxes: Boxes) -> None:
+def test_who_kills_the_supervisor_loses_the_sandbox(sandboxes: Sandboxes) -> None:
     """gVisor doesn't protect PID 1 of a container as Linux does that of a PID namespace."""
-    box = boxes.make()
-    ended = boxes.run(box, "import os, time; os.kill(1, 9); time.sleep(60)").ended
+    sandbox = sandboxes.make()
+    ended = sandboxes.run(sandbox, "import os, time; os.kill(1, 9); time.sleep(60)").ended
     assert (ended.cause, ended.sandbox_alive, ended.state) == ("killed", False, None)
-    _next_well(boxes, box)
+    _next_well(sandboxes, sandbox)
 
 
 @pytest.mark.parametrize("directory", ["/tmp", "/dev/shm"])
-def test_a_full_scratch_directory(boxes: Boxes, sound: Any, directory: str) -> None:
-    told = boxes.run(sound, f"f = open('{directory}/big', 'wb')\nwhile True: f.write(bytes(1 << 20)); f.flush()")
-    assert "No space left on device" in told.stderr
-    assert boxes.run(sound, f"import os; print(os.listdir('{directory}'))").stdout == "[]\n"
+def test_a_full_scratch_directory(sandboxes: Sandboxes, sound: Any, directory: str) -> None:
+    result = sandboxes.run(sound, f"f = open('{directory}/big', 'wb')\nwhile True: f.write(bytes(1 << 20)); f.flush()")
+    assert "No space left on device" in result.stderr
+    assert sandboxes.run(sound, f"import os; print(os.listdir('{directory}'))").stdout == "[]\n"
 
 
 @pytest.mark.parametrize("call", ["semget(1, 1, {})", "shmget(1, 4096, {})", "msgget(1, {})"])
-def test_system_v_objects_are_not_handed_on(boxes: Boxes, sound: Any, call: str) -> None:
+def test_system_v_objects_are_not_handed_on(sandboxes: Sandboxes, sound: Any, call: str) -> None:
     code = "import ctypes; print(ctypes.CDLL(None)." + call + ")"
-    assert boxes.run(sound, code.format("0o1600")).stdout != "-1\n"
-    assert boxes.run(sound, code.format("0o600")).stdout == "-1\n"
+    assert sandboxes.run(sound, code.format("0o1600")).stdout != "-1\n"
+    assert sandboxes.run(sound, code.format("0o600")).stdout == "-1\n"

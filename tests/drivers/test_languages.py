@@ -1,4 +1,4 @@
-"""What every language has, in every kind of sandbox: one program in each, which does what MODE says."""
+"""Every language in every kind of sandbox: one program in each, which does what the variable MODE says."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from typing import Any
 import pytest
 
 from era import languages
-from tests.drivers.elsewhere import opened
+from tests.drivers.as_user import opened
 
 DRIVERS = ["bubblewrap", "bubblewrap as a user", "gvisor", "gvisor as a user"]
 
 
 @dataclass(frozen=True)
 class Sample:
-    """`line` is where it throws, `code` what it exits with then."""
+    """A program, the line on which it throws, and the exit code after that."""
 
     program: str
     line: int
@@ -117,8 +117,8 @@ func main() {
 
 
 @pytest.fixture(scope="module", params=DRIVERS)
-def every_box(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    with opened(request.param, tmp_path_factory.mktemp("boxes")) as made:
+def every_sandbox(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    with opened(request.param, tmp_path_factory.mktemp("sandboxes")) as made:
         yield made
 
 
@@ -127,37 +127,37 @@ def test_every_language_is_here() -> None:
 
 
 @pytest.mark.parametrize("language", SAMPLES)
-def test_a_language(every_box: Any, language: str) -> None:
-    boxes, sample = every_box, SAMPLES[language]
+def test_a_language(every_sandbox: Any, language: str) -> None:
+    sandboxes, sample = every_sandbox, SAMPLES[language]
     name = languages.DEFINITIONS[language].entry
-    box = boxes.make(language)
+    sandbox = sandboxes.make(language)
 
     def run(mode: str, **more: Any) -> Any:
         env = {"MODE": mode, **more.pop("env", {})}
-        return boxes.run(box, sample.program, env=env, timeout=120, **more)
+        return sandboxes.run(sandbox, sample.program, env=env, timeout=120, **more)
 
-    told = run("", env={"GIVEN": "süß"}, state=b'{"n": 1}', files={"given.txt": "日本\n".encode()})
-    assert (told.stdout, told.stderr) == ("grüße süß 2 0\n", "told\n")
-    assert (told.ended.exit_code, told.ended.cause, json.loads(told.ended.state)) == (7, "exit", {"n": 2})
-    assert (box.workspace / "copy.txt").read_text() == "日本\n"
-    assert not (box.workspace / name).exists()
+    result = run("", env={"GIVEN": "süß"}, state=b'{"n": 1}', files={"given.txt": "日本\n".encode()})
+    assert (result.stdout, result.stderr) == ("grüße süß 2 0\n", "told\n")
+    assert (result.ended.exit_code, result.ended.cause, json.loads(result.ended.state)) == (7, "exit", {"n": 2})
+    assert (sandbox.workspace / "copy.txt").read_text() == "日本\n"
+    assert not (sandbox.workspace / name).exists()
 
     # The file that the session has itself is left alone, and what was given to one run is no other's.
-    (box.workspace / name).write_text(owned := "" if language != "go" else "package main\n")
-    told = run("throw")
-    assert (told.ended.exit_code, told.ended.cause) == (sample.code, "exit")
+    (sandbox.workspace / name).write_text(owned := "" if language != "go" else "package main\n")
+    result = run("throw")
+    assert (result.ended.exit_code, result.ended.cause) == (sample.code, "exit")
     place = f"main.go:{sample.line}" if language == "go" else f"__main__{name.removeprefix('main')}"
-    assert "mine" in told.stderr
-    assert place in told.stderr
-    assert (box.workspace / name).read_text() == owned
-    (box.workspace / name).unlink()
+    assert "mine" in result.stderr
+    assert place in result.stderr
+    assert (sandbox.workspace / name).read_text() == owned
+    (sandbox.workspace / name).unlink()
 
-    told = run("throw")
-    assert (f'{name}", line {sample.line}' if language == "python" else f"{name}:{sample.line}") in told.stderr
-    assert "/era/" not in told.stderr
+    result = run("throw")
+    assert (f'{name}", line {sample.line}' if language == "python" else f"{name}:{sample.line}") in result.stderr
+    assert "/era/" not in result.stderr
 
-    told = run("wait", meanwhile="kill")
+    result = run("wait", meanwhile="kill")
     missing = {"python": "None", "go": "nothing"}.get(language, "undefined")
-    assert told.stdout == f"grüße {missing} 2 0\n"
-    assert (told.ended.exit_code, told.ended.cause) == (137, "killed")
-    boxes.close(box)
+    assert result.stdout == f"grüße {missing} 2 0\n"
+    assert (result.ended.exit_code, result.ended.cause) == (137, "killed")
+    sandboxes.close(sandbox)

@@ -21,7 +21,7 @@ from era.errors import Unavailable
 from era.languages import preparation as preparing
 from era.languages.preparation import READY, Preparation, PreparationFailed
 from tests.conftest import eventually
-from tests.drivers.boxes import LIMITS
+from tests.drivers.sandboxes import LIMITS
 
 BUILD = "echo $$ >>../attempts; while [ ! -e ../go ]; do sleep 0.02; done; echo made >result"
 """Counts its attempts, waits for a file `go` in the place, and makes the result."""
@@ -103,7 +103,11 @@ async def test_what_was_cut_off_is_built_upon(tmp_path: Path) -> None:
     (place / "building-of-an-earlier-boot").mkdir()
     first.start()
     pid = await begun(place)
+    waiting = asyncio.create_task(first.wait("slow"))
+    await asyncio.sleep(0)
     await first.stop()
+    with pytest.raises(Unavailable, match="about to stop"):
+        await waiting
     assert eventually(lambda: not Path(f"/proc/{pid}").exists()), "nothing of it goes on"
     assert not (place / READY).exists()
 

@@ -1,4 +1,4 @@
-"""What programs do all day goes on working behind the walls: a filter of system calls is easily too narrow."""
+"""Ordinary programs work in a sandbox: a filter of system calls is easily too narrow."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import textwrap
 import pytest
 
 from era.core.models import Language
-from tests.drivers.boxes import Boxes
+from tests.drivers.sandboxes import Sandboxes
 
 ROOT = os.geteuid() == 0
 
@@ -214,18 +214,18 @@ NAMES = [*(f"python {name}" for name in PYTHON), *(f"node {name}" for name in NO
 
 
 @pytest.mark.parametrize(("language", "code"), PROGRAMS, ids=NAMES)
-def test_programs_work(boxes: Boxes, language: Language, code: str) -> None:
+def test_programs_work(sandboxes: Sandboxes, language: Language, code: str) -> None:
     if not ROOT and "worker_threads" in code:
         pytest.skip("V8 reserves more for a worker than an ordinary user's limit of private data lets it have")
-    box = boxes.make(language)
-    told = boxes.run(box, textwrap.dedent(code))
-    boxes.close(box)
-    assert (told.ended.exit_code, told.stdout, told.stderr) == (0, "", "")
+    sandbox = sandboxes.make(language)
+    result = sandboxes.run(sandbox, textwrap.dedent(code))
+    sandboxes.close(sandbox)
+    assert (result.ended.exit_code, result.stdout, result.stderr) == (0, "", "")
 
 
-def test_no_name_in_the_working_directory_keeps_a_program_from_starting(boxes: Boxes) -> None:
-    """A program finds its own modules there, so all names are looked at, wherever they lead."""
-    box = boxes.make()
+def test_no_name_in_the_working_directory_keeps_a_program_from_starting(sandboxes: Sandboxes) -> None:
+    """Programs import modules from there, so all names are checked, also links."""
+    sandbox = sandboxes.make()
     makes = """
 import os
 for target in ('loop', '/proc/1/root/x', '/proc/1/cwd', 'nowhere', '/' + 'x' * 300, '/dev/null/x'):
@@ -233,12 +233,15 @@ for target in ('loop', '/proc/1/root/x', '/proc/1/cwd', 'nowhere', '/' + 'x' * 3
 os.mkdir('closed', 0)
 open(b'\\xff\\xfe.py', 'w').close()
 """
-    assert boxes.run(box, makes).ended.exit_code == 0
-    told = boxes.run(box, "import os; print(len(os.listdir()))")
-    assert (told.stdout, told.stderr) == ("10\n", "")
+    assert sandboxes.run(sandbox, makes).ended.exit_code == 0
+    result = sandboxes.run(sandbox, "import os; print(len(os.listdir()))")
+    assert (result.stdout, result.stderr) == ("10\n", "")
 
 
-def test_a_closed_working_directory_is_opened_again(boxes: Boxes) -> None:
-    box = boxes.make()
-    assert boxes.run(box, "import os; os.chmod('.', 0)").ended.state_problem == "can't be opened: Permission denied"
-    assert boxes.run(box, "print('well')").stdout == "well\n"
+def test_a_closed_working_directory_is_opened_again(sandboxes: Sandboxes) -> None:
+    sandbox = sandboxes.make()
+    assert (
+        sandboxes.run(sandbox, "import os; os.chmod('.', 0)").ended.state_problem
+        == "can't be opened: Permission denied"
+    )
+    assert sandboxes.run(sandbox, "print('well')").stdout == "well\n"

@@ -1,4 +1,4 @@
-"""Whatever a program uses up, only its own run ends, with the right outcome."""
+"""Programs that use up a resource: only their own run ends, with the right cause."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import descendants, eventually
-from tests.drivers.boxes import LIMITS, WITHOUT_LANDLOCK, Boxes, Weakness
+from tests.drivers.sandboxes import LIMITS, WITHOUT_LANDLOCK, Sandboxes, Weakness
 
 ROOT = os.geteuid() == 0
 
@@ -29,69 +29,71 @@ CHILDREN = "import os\nwhile True:\n    try: os.fork()\n    except OSError: pass
 THREADS = "import threading, time\nwhile True: threading.Thread(target=time.sleep, args=(60,)).start()"
 
 
-def _still_well(boxes: Boxes, box: object) -> None:
-    told = boxes.run(box, "print('well')")  # type: ignore[arg-type]  # a sandbox of these boxes
-    assert (told.stdout, told.ended.exit_code) == ("well\n", 0)
+def _still_well(sandboxes: Sandboxes, sandbox: object) -> None:
+    result = sandboxes.run(sandbox, "print('well')")  # type: ignore[arg-type]  # a sandbox of this driver
+    assert (result.stdout, result.ended.exit_code) == ("well\n", 0)
 
 
 @pytest.mark.parametrize("code", [HEAP, MEMFD], ids=["heap", "memfd"])
-def test_too_much_memory(boxes: Boxes, code: str) -> None:
+def test_too_much_memory(sandboxes: Sandboxes, code: str) -> None:
     if not ROOT and code == MEMFD:
         pytest.skip("without a cgroup nothing bounds a memfd but the file size, and an ordinary user has no cgroup")
-    box = boxes.make()
-    told = boxes.run(box, code)
+    sandbox = sandboxes.make()
+    result = sandboxes.run(sandbox, code)
     if ROOT:
-        assert (told.ended.cause, told.ended.exit_code) == ("oom", 137)
+        assert (result.ended.cause, result.ended.exit_code) == ("oom", 137)
     else:
-        assert told.ended.exit_code == 1
-        assert "MemoryError" in told.stderr
-    _still_well(boxes, box)
+        assert result.ended.exit_code == 1
+        assert "MemoryError" in result.stderr
+    _still_well(sandboxes, sandbox)
 
 
-@pytest.mark.parametrize("weak_boxes", [Weakness(limits=replace(LIMITS, memory_bytes=1 << 30))], indirect=True)
-def test_with_more_memory_the_same_is_no_harm(weak_boxes: Boxes) -> None:
+@pytest.mark.parametrize("weak_sandboxes", [Weakness(limits=replace(LIMITS, memory_bytes=1 << 30))], indirect=True)
+def test_with_more_memory_the_same_is_no_harm(weak_sandboxes: Sandboxes) -> None:
     """400 MiB, where sound sandboxes of these tests have 256."""
-    box = weak_boxes.make()
-    assert [weak_boxes.run(box, code).stdout for code in (MUCH_HEAP, MUCH_MEMFD)] == ["GOT\n", "GOT\n"]
+    sandbox = weak_sandboxes.make()
+    assert [weak_sandboxes.run(sandbox, code).stdout for code in (MUCH_HEAP, MUCH_MEMFD)] == ["GOT\n", "GOT\n"]
 
 
 @pytest.mark.parametrize("code", [MUCH_HEAP, MUCH_MEMFD], ids=["heap", "memfd"])
-def test_it_is_the_bound_that_holds(boxes: Boxes, code: str) -> None:
+def test_it_is_the_bound_that_holds(sandboxes: Sandboxes, code: str) -> None:
     if not ROOT and code == MUCH_MEMFD:
         pytest.skip("without a cgroup nothing bounds a memfd but the file size, and an ordinary user has no cgroup")
-    assert boxes.run(boxes.make(), code).stdout == ""
+    assert sandboxes.run(sandboxes.make(), code).stdout == ""
 
 
-def test_a_fork_bomb_ends_at_the_deadline_and_leaves_nothing(boxes: Boxes) -> None:
-    box = boxes.make()
-    told = boxes.run(box, CHILDREN, timeout=1)
-    assert (told.ended.cause, told.ended.exit_code) == ("timeout", 124)
-    assert 30 < told.ended.reaped <= 64 + 8
-    _still_well(boxes, box)
+def test_a_fork_bomb_ends_at_the_deadline_and_leaves_nothing(sandboxes: Sandboxes) -> None:
+    sandbox = sandboxes.make()
+    result = sandboxes.run(sandbox, CHILDREN, timeout=1)
+    assert (result.ended.cause, result.ended.exit_code) == ("timeout", 124)
+    assert 30 < result.ended.reaped <= 64 + 8
+    _still_well(sandboxes, sandbox)
     if ROOT:
-        procs = next(Path("/sys/fs/cgroup").glob(f"**/era-test-*/{box.id}/cgroup.procs"))
+        procs = next(Path("/sys/fs/cgroup").glob(f"**/era-test-*/{sandbox.id}/cgroup.procs"))
         assert eventually(lambda: len(procs.read_text().split()) <= 3)  # bubblewrap, the supervisor, one spare
 
 
-@pytest.mark.parametrize("weak_boxes", [Weakness(limits=replace(LIMITS, pids=400))], indirect=True)
-def test_a_fork_bomb_goes_as_far_as_it_may(weak_boxes: Boxes) -> None:
-    told = weak_boxes.run(weak_boxes.make(), CHILDREN, timeout=1)
-    assert told.ended.reaped > 64 + 8
+@pytest.mark.parametrize("weak_sandboxes", [Weakness(limits=replace(LIMITS, pids=400))], indirect=True)
+def test_a_fork_bomb_goes_as_far_as_it_may(weak_sandboxes: Sandboxes) -> None:
+    result = weak_sandboxes.run(weak_sandboxes.make(), CHILDREN, timeout=1)
+    assert result.ended.reaped > 64 + 8
 
 
-def test_threads_are_bounded(boxes: Boxes) -> None:
-    box = boxes.make()
-    told = boxes.run(box, THREADS, timeout=3)
-    assert "can't start new thread" in told.stderr
-    _still_well(boxes, box)
+def test_threads_are_bounded(sandboxes: Sandboxes) -> None:
+    sandbox = sandboxes.make()
+    result = sandboxes.run(sandbox, THREADS, timeout=3)
+    assert "can't start new thread" in result.stderr
+    _still_well(sandboxes, sandbox)
 
 
 @pytest.mark.parametrize("directory", ["/tmp", "/dev/shm"])
-def test_a_full_scratch_directory(boxes: Boxes, directory: str) -> None:
-    box = boxes.make()
-    told = boxes.run(box, f"f = open('{directory}/big', 'wb')\nwhile True: f.write(bytes(1 << 20)); f.flush()")
-    assert "No space left on device" in told.stderr
-    gone = boxes.run(box, f"import os; print(os.listdir('{directory}'))")
+def test_a_full_scratch_directory(sandboxes: Sandboxes, directory: str) -> None:
+    sandbox = sandboxes.make()
+    result = sandboxes.run(
+        sandbox, f"f = open('{directory}/big', 'wb')\nwhile True: f.write(bytes(1 << 20)); f.flush()"
+    )
+    assert "No space left on device" in result.stderr
+    gone = sandboxes.run(sandbox, f"import os; print(os.listdir('{directory}'))")
     assert gone.stdout == "[]\n"
 
 
@@ -104,47 +106,51 @@ print('GOT')
 
 
 @pytest.mark.parametrize("directory", ["/tmp", "/dev/shm"])
-def test_empty_files_without_end(boxes: Boxes, directory: str) -> None:
-    """A tmpfs bounds bytes, and these have none."""
-    box = boxes.make()
+def test_empty_files_without_end(sandboxes: Sandboxes, directory: str) -> None:
+    """A tmpfs bounds bytes, and empty files have none."""
+    sandbox = sandboxes.make()
     begun = time.monotonic()
-    told = boxes.run(box, FILES_WITHOUT_END.format(directory=directory, turns="itertools.count()"))
+    result = sandboxes.run(sandbox, FILES_WITHOUT_END.format(directory=directory, turns="itertools.count()"))
     assert time.monotonic() - begun < 5
-    assert (told.ended.cause, told.ended.exit_code) == ("disk_full", 137)
-    assert told.ended.disk_problem == f"{directory} holds more than 10000 files"
-    gone = boxes.run(box, f"import os; print(os.listdir('{directory}'))")
+    assert (result.ended.cause, result.ended.exit_code) == ("disk_full", 137)
+    assert result.ended.disk_problem == f"{directory} holds more than 10000 files"
+    gone = sandboxes.run(sandbox, f"import os; print(os.listdir('{directory}'))")
     assert gone.stdout == "[]\n"
 
 
-def test_directories_links_and_fifos_count_as_files(boxes: Boxes) -> None:
-    box = boxes.make()
+def test_directories_links_and_fifos_count_as_files(sandboxes: Sandboxes) -> None:
+    sandbox = sandboxes.make()
     for made in ("os.mkdir(str(turn))", "os.symlink('/', str(turn))", "os.mkfifo(str(turn))"):
         code = FILES_WITHOUT_END.replace("open(str(turn), 'w').close()", made)
-        told = boxes.run(box, code.format(directory="/tmp", turns="itertools.count()"))
-        assert told.ended.cause == "disk_full", made
+        result = sandboxes.run(sandbox, code.format(directory="/tmp", turns="itertools.count()"))
+        assert result.ended.cause == "disk_full", made
 
 
-@pytest.mark.parametrize("weak_boxes", [Weakness(supervisor={'config["scratch_entries"]': "1 << 40"})], indirect=True)
-def test_files_without_a_bound_go_on(weak_boxes: Boxes) -> None:
-    told = weak_boxes.run(weak_boxes.make(), FILES_WITHOUT_END.format(directory="/tmp", turns="range(40_000)"))
-    assert (told.stdout, told.ended.cause) == ("GOT\n", "exit")
+@pytest.mark.parametrize(
+    "weak_sandboxes", [Weakness(supervisor={'config["scratch_entries"]': "1 << 40"})], indirect=True
+)
+def test_files_without_a_bound_go_on(weak_sandboxes: Sandboxes) -> None:
+    result = weak_sandboxes.run(
+        weak_sandboxes.make(), FILES_WITHOUT_END.format(directory="/tmp", turns="range(40_000)")
+    )
+    assert (result.stdout, result.ended.cause) == ("GOT\n", "exit")
 
 
-def test_as_many_files_as_may_be_and_what_ends_first_are_no_fault(boxes: Boxes) -> None:
-    box = boxes.make()
+def test_as_many_files_as_may_be_and_what_ends_first_are_no_fault(sandboxes: Sandboxes) -> None:
+    sandbox = sandboxes.make()
     code = FILES_WITHOUT_END + "import time; time.sleep(0.3)"
-    told = boxes.run(box, code.format(directory="/tmp", turns="range(9_900)"))
-    assert (told.stdout, told.ended.cause) == ("GOT\n", "exit")
+    result = sandboxes.run(sandbox, code.format(directory="/tmp", turns="range(9_900)"))
+    assert (result.stdout, result.ended.cause) == ("GOT\n", "exit")
 
 
-def test_a_file_over_its_bound(boxes: Boxes) -> None:
-    box = boxes.make()
-    told = boxes.run(box, "open('big', 'wb').truncate(300 << 20)")
-    assert "File too large" in told.stderr
+def test_a_file_over_its_bound(sandboxes: Sandboxes) -> None:
+    sandbox = sandboxes.make()
+    result = sandboxes.run(sandbox, "open('big', 'wb').truncate(300 << 20)")
+    assert "File too large" in result.stderr
 
 
-def test_deep_trees_and_many_files_are_cleared_away(boxes: Boxes) -> None:
-    box = boxes.make()
+def test_deep_trees_and_many_files_are_cleared_away(sandboxes: Sandboxes) -> None:
+    sandbox = sandboxes.make()
     code = (
         "import os\n"
         "os.chdir('/tmp')\n"
@@ -153,18 +159,18 @@ def test_deep_trees_and_many_files_are_cleared_away(boxes: Boxes) -> None:
         "for i in range(5000): open(str(i), 'w').close()\n"
         "os.mkdir('locked'); open('locked/f', 'w').close(); os.chmod('locked', 0)\n"
     )
-    told = boxes.run(box, code)
-    assert told.ended.exit_code == 0, told.stderr
-    assert boxes.run(box, "import os; print(os.listdir('/tmp'), os.listdir('/dev/shm'))").stdout == "[] []\n"
+    result = sandboxes.run(sandbox, code)
+    assert result.ended.exit_code == 0, result.stderr
+    assert sandboxes.run(sandbox, "import os; print(os.listdir('/tmp'), os.listdir('/dev/shm'))").stdout == "[] []\n"
 
 
 @pytest.mark.parametrize("call", ["semget(1, 1, {})", "shmget(1, 4096, {})", "msgget(1, {})"])
-def test_system_v_objects_are_not_handed_on(boxes: Boxes, call: str) -> None:
-    """They outlive processes, but not the run."""
-    box = boxes.make()
+def test_system_v_objects_are_not_handed_on(sandboxes: Sandboxes, call: str) -> None:
+    """System V objects outlive processes, but not the run."""
+    sandbox = sandboxes.make()
     code = "import ctypes; print(ctypes.CDLL(None)." + call + ")"
-    assert boxes.run(box, code.format("0o1600")).stdout != "-1\n"
-    assert boxes.run(box, code.format("0o600")).stdout == "-1\n"
+    assert sandboxes.run(sandbox, code.format("0o1600")).stdout != "-1\n"
+    assert sandboxes.run(sandbox, code.format("0o600")).stdout == "-1\n"
 
 
 HEARS_NOTHING = (
@@ -178,21 +184,23 @@ HEARS_NOTHING = (
 )
 
 
-def test_a_run_costs_no_more_than_its_deadline(boxes: Boxes) -> None:
+def test_a_run_costs_no_more_than_its_deadline(sandboxes: Sandboxes) -> None:
     """SIGTERM at the deadline, SIGKILL two seconds later, whatever the program does about it."""
-    box = boxes.make()
+    sandbox = sandboxes.make()
     begun = time.monotonic()
-    told = boxes.run(box, HEARS_NOTHING.format(seconds=60), timeout=0.5)
+    result = sandboxes.run(sandbox, HEARS_NOTHING.format(seconds=60), timeout=0.5)
     assert 2.4 < time.monotonic() - begun < 6
-    assert (told.ended.cause, told.ended.exit_code) == ("timeout", 124)
-    assert "in" in told.stdout
-    _still_well(boxes, box)
+    assert (result.ended.cause, result.ended.exit_code) == ("timeout", 124)
+    assert "in" in result.stdout
+    _still_well(sandboxes, sandbox)
 
 
-@pytest.mark.parametrize("weak_boxes", [Weakness(supervisor={"deadline += GRACE": "deadline += 60"})], indirect=True)
-def test_a_run_that_is_only_asked_to_end_takes_its_time(weak_boxes: Boxes) -> None:
+@pytest.mark.parametrize(
+    "weak_sandboxes", [Weakness(supervisor={"deadline += GRACE": "deadline += 60"})], indirect=True
+)
+def test_a_run_that_is_only_asked_to_end_takes_its_time(weak_sandboxes: Sandboxes) -> None:
     begun = time.monotonic()
-    weak_boxes.run(weak_boxes.make(), HEARS_NOTHING.format(seconds=4), timeout=0.5)
+    weak_sandboxes.run(weak_sandboxes.make(), HEARS_NOTHING.format(seconds=4), timeout=0.5)
     assert time.monotonic() - begun >= 4
 
 
@@ -205,21 +213,21 @@ talk(1)
 """
 
 
-def test_output_without_end_or_line_is_cut_off(boxes: Boxes) -> None:
-    box = boxes.make()
-    told = boxes.run(box, TALKS, timeout=0.5)
-    assert (told.ended.cause, told.ended.exit_code) == ("timeout", 124)
-    assert (told.ended.stdout_truncated, told.ended.stderr_truncated) == (True, True)
-    assert (len(told.stdout), len(told.stderr)) == (1 << 20, 1 << 20)
-    _still_well(boxes, box)
+def test_output_without_end_or_line_is_cut_off(sandboxes: Sandboxes) -> None:
+    sandbox = sandboxes.make()
+    result = sandboxes.run(sandbox, TALKS, timeout=0.5)
+    assert (result.ended.cause, result.ended.exit_code) == ("timeout", 124)
+    assert (result.ended.stdout_truncated, result.ended.stderr_truncated) == (True, True)
+    assert (len(result.stdout), len(result.stderr)) == (1 << 20, 1 << 20)
+    _still_well(sandboxes, sandbox)
 
 
 @pytest.mark.parametrize(
-    "weak_boxes", [Weakness(supervisor={'{b"O": output_limit,': '{b"O": 1 << 40,'})], indirect=True
+    "weak_sandboxes", [Weakness(supervisor={'{b"O": output_limit,': '{b"O": 1 << 40,'})], indirect=True
 )
-def test_output_without_a_bound_goes_on(weak_boxes: Boxes) -> None:
-    told = weak_boxes.run(weak_boxes.make(), TALKS, timeout=0.5)
-    assert len(told.stdout) > 2 << 20
+def test_output_without_a_bound_goes_on(weak_sandboxes: Sandboxes) -> None:
+    result = weak_sandboxes.run(weak_sandboxes.make(), TALKS, timeout=0.5)
+    assert len(result.stdout) > 2 << 20
 
 
 LEAVES = {
@@ -245,22 +253,22 @@ QUIET = "import os, signal, time\ndef quiet():\n    for fd in range(3): os.close
 
 
 @pytest.mark.parametrize("what", LEAVES)
-def test_nothing_outlives_the_program(boxes: Boxes, what: str) -> None:
-    box = boxes.make()
+def test_nothing_outlives_the_program(sandboxes: Sandboxes, what: str) -> None:
+    sandbox = sandboxes.make()
     begun = time.monotonic()
-    told = boxes.run(box, QUIET + LEAVES[what])
+    result = sandboxes.run(sandbox, QUIET + LEAVES[what])
     assert time.monotonic() - begun < 3
-    assert (told.ended.cause, told.ended.exit_code) == ("exit", 0)
-    assert told.ended.reaped == 1
-    listed = boxes.run(
-        box, "import os; print(sorted(int(name) for name in os.listdir('/proc') if name.isdigit())[0:3])"
+    assert (result.ended.cause, result.ended.exit_code) == ("exit", 0)
+    assert result.ended.reaped == 1
+    listed = sandboxes.run(
+        sandbox, "import os; print(sorted(int(name) for name in os.listdir('/proc') if name.isdigit())[0:3])"
     )
     assert listed.stdout.count(",") == 1  # the supervisor and this program
-    assert len(descendants(box._process.pid)) <= 2  # type: ignore[union-attr]  # it is running
+    assert len(descendants(sandbox._process.pid)) <= 2  # type: ignore[union-attr]  # it is running
 
 
 @pytest.mark.parametrize(
-    "weak_boxes",
+    "weak_sandboxes",
     [
         Weakness(
             supervisor={
@@ -271,11 +279,11 @@ def test_nothing_outlives_the_program(boxes: Boxes, what: str) -> None:
     ],
     indirect=True,
 )
-def test_a_daemon_outlives_a_program_that_nobody_clears_up_after(weak_boxes: Boxes) -> None:
-    box = weak_boxes.make()
-    told = weak_boxes.run(box, QUIET + LEAVES["a daemon of its own session"])
-    assert told.ended.reaped == 0
-    assert eventually(lambda: len(descendants(box._process.pid)) > 2)  # type: ignore[union-attr]  # it is running
+def test_a_daemon_outlives_a_program_that_nobody_clears_up_after(weak_sandboxes: Sandboxes) -> None:
+    sandbox = weak_sandboxes.make()
+    result = weak_sandboxes.run(sandbox, QUIET + LEAVES["a daemon of its own session"])
+    assert result.ended.reaped == 0
+    assert eventually(lambda: len(descendants(sandbox._process.pid)) > 2)  # type: ignore[union-attr]  # it is running
 
 
 @pytest.mark.parametrize(
@@ -287,24 +295,24 @@ def test_a_daemon_outlives_a_program_that_nobody_clears_up_after(weak_boxes: Box
     ],
     ids=["sleep", "stopped with all its group", "busy"],
 )
-def test_a_program_past_its_deadline_is_ended(boxes: Boxes, code: str) -> None:
-    box = boxes.make()
+def test_a_program_past_its_deadline_is_ended(sandboxes: Sandboxes, code: str) -> None:
+    sandbox = sandboxes.make()
     begun = time.monotonic()
-    told = boxes.run(box, code, timeout=0.3)
+    result = sandboxes.run(sandbox, code, timeout=0.3)
     assert 0.3 <= time.monotonic() - begun < 5
-    assert (told.ended.cause, told.ended.exit_code) == ("timeout", 124)
-    _still_well(boxes, box)
+    assert (result.ended.cause, result.ended.exit_code) == ("timeout", 124)
+    _still_well(sandboxes, sandbox)
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="an ordinary user has no cgroup")
-def test_a_long_run_gives_way_and_the_next_does_not(boxes: Boxes) -> None:
-    box = boxes.make()
-    assert box._group is not None
-    idle = box._group.directories["cpu"] / "cpu.idle"
+def test_a_long_run_gives_way_and_the_next_does_not(sandboxes: Sandboxes) -> None:
+    sandbox = sandboxes.make()
+    assert sandbox._group is not None
+    idle = sandbox._group.directories["cpu"] / "cpu.idle"
     if not idle.exists():
         pytest.skip("this kernel has no cpu.idle (Linux 5.15)")
     assert idle.read_text() == "0\n"
-    long = threading.Thread(target=boxes.run, args=(box, "import time; time.sleep(1.5)"))
+    long = threading.Thread(target=sandboxes.run, args=(sandbox, "import time; time.sleep(1.5)"))
     long.start()
     assert eventually(lambda: idle.read_text() == "1\n", 5)
     long.join()
@@ -312,12 +320,12 @@ def test_a_long_run_gives_way_and_the_next_does_not(boxes: Boxes) -> None:
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="an ordinary user has no cgroup")
-def test_writing_to_disk_is_bounded(boxes: Boxes) -> None:
-    """Bounded by the kernel, and told as it reads it back; what that does to others is measured by bench/."""
-    box = boxes._runner.run(boxes.driver.create("python", replace(LIMITS, write_bytes_per_second=8 << 20)))
-    if "disk_write_bytes_per_second" not in box.enforced["cgroup"]:
+def test_writing_to_disk_is_bounded(sandboxes: Sandboxes) -> None:
+    """Bounded by the kernel, and reported as it is read back; what that does to others is measured by bench/."""
+    sandbox = sandboxes._runner.run(sandboxes.driver.create("python", replace(LIMITS, write_bytes_per_second=8 << 20)))
+    if "disk_write_bytes_per_second" not in sandbox.enforced["cgroup"]:
         pytest.skip("what the tests write to is no disk whose writes can be bounded")
-    assert box.enforced["cgroup"]["disk_write_bytes_per_second"] == 8 << 20
+    assert sandbox.enforced["cgroup"]["disk_write_bytes_per_second"] == 8 << 20
     code = """
 import os, time
 began = time.time()
@@ -325,6 +333,6 @@ with open('f', 'wb') as file:
     file.write(bytes(24 << 20)); os.fsync(file.fileno())
 print(time.time() - began)
 """
-    bounded, free = (float(boxes.run(which, code).stdout) for which in (box, boxes.make()))
+    bounded, free = (float(sandboxes.run(which, code).stdout) for which in (sandbox, sandboxes.make()))
     assert bounded > 1.5
     assert free < bounded

@@ -1,5 +1,5 @@
-"""The filter of system calls, read instruction by instruction: what it answers to every call there could be. What a
-kernel makes of it is in test_walls.py."""
+"""The filter of system calls, interpreted: its verdict on every call there could be. What a kernel makes of it is in
+test_walls.py."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ import pytest
 from era.drivers import seccomp
 from era.drivers.bubblewrap import BubblewrapDriver
 from era.errors import NoIsolation
-from tests.drivers.boxes import LIMITS
 from tests.drivers.bpf import verdict
+from tests.drivers.sandboxes import LIMITS
 
 NATIVE = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}[platform.machine()]
 I386, ARM, X32 = 0x40000003, 0x40000028, 0x40000000
 HIGH = 1 << 32
-"""The lowest bit of a register that the kernel doesn't look at where it takes an int."""
+"""The lowest bit of a register that the kernel ignores where it takes an int."""
 
 _library = ctypes.CDLL("libseccomp.so.2")
 _library.seccomp_syscall_resolve_num_arch.restype = ctypes.c_char_p
@@ -48,7 +48,7 @@ def test_no_call_stands_twice() -> None:
 
 
 def test_each_call_gets_its_answer(filters: Sequence[bytes]) -> None:
-    """Every number there is and a good many that there isn't."""
+    """Every number of a call, and many that no call has."""
     answers = dict.fromkeys(seccomp.ALLOWED, 0) | dict.fromkeys(seccomp.REFUSED, EPERM)
     wrong = {}
     for number in [*range(1024), 5000, 0x3FFFFFFF]:

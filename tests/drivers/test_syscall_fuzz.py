@@ -1,4 +1,4 @@
-"""Random system calls with random arguments, from inside. Whatever they do, they do it to their own run."""
+"""Random system calls with random arguments, from inside. Their effects stay in their own run."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 
 from era.errors import SandboxFailed
 from tests.conftest import descendants, is_running, mounts
-from tests.drivers.boxes import Boxes
+from tests.drivers.sandboxes import Sandboxes
 
 # Children make the calls, since some end or block a process; what blocks is killed. They count in memory that they
 # share. A number is mostly one that exists, an argument mostly something that a call may take for meant.
@@ -71,7 +71,7 @@ WATCHED = ("core_pattern", "hostname", "domainname", "pid_max", "printk", "rando
 
 
 def _host() -> dict[str, object]:
-    """What an escape would most likely change."""
+    """The state of the host that an escape would most likely change."""
     return {
         **{name: Path(f"/proc/sys/kernel/{name}").read_text() for name in WATCHED},
         "name": socket.gethostname(),
@@ -81,40 +81,40 @@ def _host() -> dict[str, object]:
     }
 
 
-def fuzz(boxes: Boxes, canary: Path, calls: int, seed: int, *, lives: bool = True, timeout: float = 20) -> None:
-    """With `lives`, no sandbox may die of it. A run may take `timeout` seconds."""
+def fuzz(sandboxes: Sandboxes, canary: Path, calls: int, seed: int, *, lives: bool = True, timeout: float = 20) -> None:
+    """Run `calls` random calls, in runs of at most `timeout` seconds. With `lives`, no sandbox may die of them."""
     print(f"seed {seed}")
     canary.write_text("untouched")
     canary.chmod(0o666)
-    before, clock, bystander = _host(), time.time() - time.monotonic(), boxes.make()
+    before, clock, bystander = _host(), time.time() - time.monotonic(), sandboxes.make()
     made = 0
     while made < calls:
-        box = boxes.make()
+        sandbox = sandboxes.make()
         wanted = min(calls - made, 2500)
-        told = boxes.run(box, FUZZ.format(seed=seed, wanted=wanted), timeout=timeout)
+        result = sandboxes.run(sandbox, FUZZ.format(seed=seed, wanted=wanted), timeout=timeout)
         seed += 1
-        made += int(told.stdout.split()[-1]) if told.stdout else 1
-        assert told.ended.sandbox_alive or not lives
+        made += int(result.stdout.split()[-1]) if result.stdout else 1
+        assert result.ended.sandbox_alive or not lives
         try:
-            well = boxes.run(box, "print('well')")
+            well = sandboxes.run(sandbox, "print('well')")
             assert (well.stdout, well.stderr, well.ended.cause) == ("well\n", "", "exit"), f"seed {seed - 1}: {well}"
         except SandboxFailed:
             assert not lives
-        inside = descendants(box._process.pid)  # type: ignore[union-attr]  # it is running
-        boxes.close(box)
+        inside = descendants(sandbox._process.pid)  # type: ignore[union-attr]  # it is running
+        sandboxes.close(sandbox)
         assert [pid for pid in inside if is_running(pid)] == []
-    assert boxes.run(bystander, "print('well')").stdout == "well\n"
-    boxes.close(bystander)
+    assert sandboxes.run(bystander, "print('well')").stdout == "well\n"
+    sandboxes.close(bystander)
     assert _host() == before
     assert abs(time.time() - time.monotonic() - clock) < 1
     assert canary.read_text() == "untouched"
     assert canary.stat().st_mode & 0o7777 == 0o666
 
 
-def test_ten_thousand_random_system_calls_stay_inside(boxes: Boxes, tmp_path: Path) -> None:
-    fuzz(boxes, tmp_path / "canary", 10_000, int(os.environ.get("ERA_TEST_SEED", random.randrange(1 << 32))))
+def test_ten_thousand_random_system_calls_stay_inside(sandboxes: Sandboxes, tmp_path: Path) -> None:
+    fuzz(sandboxes, tmp_path / "canary", 10_000, int(os.environ.get("ERA_TEST_SEED", random.randrange(1 << 32))))
 
 
 @pytest.mark.soak
-def test_very_many_random_system_calls_stay_inside(boxes: Boxes, tmp_path: Path) -> None:
-    fuzz(boxes, tmp_path / "canary", 300_000, int(os.environ.get("ERA_TEST_SEED", random.randrange(1 << 32))))
+def test_very_many_random_system_calls_stay_inside(sandboxes: Sandboxes, tmp_path: Path) -> None:
+    fuzz(sandboxes, tmp_path / "canary", 300_000, int(os.environ.get("ERA_TEST_SEED", random.randrange(1 << 32))))

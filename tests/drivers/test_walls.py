@@ -18,7 +18,7 @@ import pytest
 from era.core.models import Language
 from era.drivers import seccomp
 from tests.conftest import Server
-from tests.drivers.boxes import WITHOUT_LANDLOCK, Boxes, Weakness, without
+from tests.drivers.sandboxes import WITHOUT_LANDLOCK, Sandboxes, Weakness, without
 from tests.drivers.test_attacks import OPEN_SUPERVISOR, replaced
 from tests.drivers.test_seccomp import number_of
 
@@ -26,8 +26,8 @@ pytestmark = pytest.mark.skipif(platform.machine() != "x86_64", reason="numbers 
 
 
 @pytest.fixture(scope="module")
-def unfiltered(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Boxes]:
-    made = Boxes(tmp_path_factory.mktemp("unfiltered"), Weakness(unfiltered=True))
+def unfiltered(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sandboxes]:
+    made = Sandboxes(tmp_path_factory.mktemp("unfiltered"), Weakness(unfiltered=True))
     yield made
     made.stop()
 
@@ -113,7 +113,7 @@ def call(number, *arguments):
     answer = libc.syscall(ctypes.c_long(number), *as_long)
     return 0 if answer >= 0 else ctypes.get_errno()
 
-told = {}
+result = {}
 ATTEMPTS = {
 %s
 }
@@ -124,25 +124,25 @@ for name, attempt in ATTEMPTS.items():
         os.write(write, b'%%d' %% attempt())
         os._exit(0)
     os.close(write)
-    told[name] = int(os.read(read, 10))
+    result[name] = int(os.read(read, 10))
     os.close(read)
     os.waitpid(pid, 0)
-print(json.dumps(told))
+print(json.dumps(result))
 """
 
 
-def _answers(boxes: Boxes) -> dict[str, int]:
+def _answers(sandboxes: Sandboxes) -> dict[str, int]:
     """The errno of each attempt, 0 where it succeeded."""
     attempts = "\n".join(
         f"    {name!r}: lambda: call({number_of(call)}, {arguments}),"
         for name, (call, arguments) in ATTEMPTS.items()
         if number_of(call) >= 0
     )
-    box = boxes.make()
-    told = boxes.run(box, MAKES_CALLS % attempts)
-    boxes.close(box)
-    assert told.ended.exit_code == 0, told.stderr
-    answers: dict[str, int] = json.loads(told.stdout)
+    sandbox = sandboxes.make()
+    result = sandboxes.run(sandbox, MAKES_CALLS % attempts)
+    sandboxes.close(sandbox)
+    assert result.ended.exit_code == 0, result.stderr
+    answers: dict[str, int] = json.loads(result.stdout)
     return answers
 
 
@@ -151,14 +151,14 @@ def _host_has_sockets(family: int, protocol: int) -> bool:
     return bool(libc.socket(family, 1 if family != 16 else 3, protocol) >= 0)
 
 
-def test_the_filter_answers_before_the_kernel_does(boxes: Boxes) -> None:
-    answers = _answers(boxes)
+def test_the_filter_answers_before_the_kernel_does(sandboxes: Sandboxes) -> None:
+    answers = _answers(sandboxes)
     refused = {name for name, errno in answers.items() if errno in (EPERM, ENOSYS, EAFNOSUPPORT)}
     assert refused == set(answers) - {"SCTP"}
     assert answers["SCTP"] == 93  # EPROTONOSUPPORT
 
 
-def test_without_the_filter_the_kernel_is_reached(unfiltered: Boxes) -> None:
+def test_without_the_filter_the_kernel_is_reached(unfiltered: Sandboxes) -> None:
     answers = _answers(unfiltered)
     unknown = {"SCTP", "iopl", "ioperm"}  # a kernel built without them answers in the same words
     if Path("/proc/sys/kernel/io_uring_disabled").read_text() != "0\n":
@@ -179,12 +179,12 @@ print(run())
 """
 
 
-def test_calls_of_32_bit_programs_are_not_there(boxes: Boxes, unfiltered: Boxes) -> None:
-    assert boxes.run(boxes.make(), CALLS_AS_32_BIT).stdout == f"{-ENOSYS}\n"
-    told = unfiltered.run(unfiltered.make(), CALLS_AS_32_BIT)
-    if told.ended.exit_code == 139:
+def test_calls_of_32_bit_programs_are_not_there(sandboxes: Sandboxes, unfiltered: Sandboxes) -> None:
+    assert sandboxes.run(sandboxes.make(), CALLS_AS_32_BIT).stdout == f"{-ENOSYS}\n"
+    result = unfiltered.run(unfiltered.make(), CALLS_AS_32_BIT)
+    if result.ended.exit_code == 139:
         pytest.skip("this kernel has no 32-bit calls to show the attack with")
-    assert int(told.stdout) > 1
+    assert int(result.stdout) > 1
 
 
 # -- the walls as seen from inside ----------------------------------------------------------------------------------
@@ -212,31 +212,31 @@ print(json.dumps({'status': status, 'mounts': mounts, 'writable': writable, 'dev
 """
 
 
-def _check_walls(told: dict[str, Any]) -> None:
-    status = told["status"]
+def _check_walls(result: dict[str, Any]) -> None:
+    status = result["status"]
     capabilities = {name: status[name] for name in ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb")}
     assert {int(value, 16) for value in capabilities.values()} == {0}, capabilities
     assert (status["NoNewPrivs"], status["Seccomp"]) == ("1", "2")
-    assert set(told["ids"]) <= {1000, 65534}  # 65534 stands for groups of the service's own user that aren't mapped
-    assert told["writable"] == []
-    assert told["devices"] == [
+    assert set(result["ids"]) <= {1000, 65534}  # 65534 stands for groups of the service's own user that aren't mapped
+    assert result["writable"] == []
+    assert result["devices"] == [
         *("/dev/full", "/dev/null", "/dev/pts/ptmx", "/dev/random", "/dev/tty", "/dev/urandom", "/dev/zero")
     ]
-    assert told["ttys"] == ["ptmx"]
-    devices = {path for path in told["mounts"] if path.startswith("/dev/")}
-    for path, options in told["mounts"].items():
+    assert result["ttys"] == ["ptmx"]
+    devices = {path for path in result["mounts"] if path.startswith("/dev/")}
+    for path, options in result["mounts"].items():
         assert "nosuid" in options, path
         assert "nodev" in options or path in devices, path
         assert "ro" in options or path in devices | {"/proc", "/tmp", "/workspace"}, path
-    assert {"/proc/sys", "/proc/irq", "/proc/bus"} <= set(told["mounts"])
+    assert {"/proc/sys", "/proc/irq", "/proc/bus"} <= set(result["mounts"])
 
 
-def test_nothing_is_left_that_should_not_be(boxes: Boxes) -> None:
-    _check_walls(json.loads(boxes.run(boxes.make(), LOOKS_AROUND).stdout))
+def test_nothing_is_left_that_should_not_be(sandboxes: Sandboxes) -> None:
+    _check_walls(json.loads(sandboxes.run(sandboxes.make(), LOOKS_AROUND).stdout))
 
 
 def test_nothing_is_left_for_an_ordinary_user_either(own_server: Callable[..., Server]) -> None:
-    """Its sandboxes, made without root, have the same walls."""
+    """A user's sandboxes, made without root, have the same walls."""
     if os.geteuid() != 0:
         pytest.skip("this is what the test before saw")
     server = own_server(uid=12345)
@@ -249,7 +249,7 @@ def test_nothing_is_left_for_an_ordinary_user_either(own_server: Callable[..., S
 
 
 def _strip(options: list[str]) -> list[str]:
-    """No option that takes away capabilities or keeps the kernel's settings from being written."""
+    """Removes the options that drop capabilities or make the kernel's settings read-only."""
     pairs = [("--cap-drop", "ALL"), *(("--ro-bind-try", f"/proc/{name}") for name in ("sys", "irq", "bus"))]
     kept = list(options)
     for name, value in pairs:
@@ -258,11 +258,11 @@ def _strip(options: list[str]) -> list[str]:
     return [option for option in kept if option != "--disable-userns"]
 
 
-@pytest.mark.parametrize("weak_boxes", [Weakness(_strip, unfiltered=True)], indirect=True)
-def test_the_check_of_the_walls_notices(weak_boxes: Boxes) -> None:
-    told = json.loads(weak_boxes.run(weak_boxes.make(), LOOKS_AROUND).stdout)
+@pytest.mark.parametrize("weak_sandboxes", [Weakness(_strip, unfiltered=True)], indirect=True)
+def test_the_check_of_the_walls_notices(weak_sandboxes: Sandboxes) -> None:
+    result = json.loads(weak_sandboxes.run(weak_sandboxes.make(), LOOKS_AROUND).stdout)
     with pytest.raises(AssertionError):
-        _check_walls(told)
+        _check_walls(result)
 
 
 # -- what only a capability opens -----------------------------------------------------------------------------------
@@ -288,7 +288,7 @@ def _all_capabilities(options: list[str]) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    ("weak_boxes", "got"),
+    ("weak_sandboxes", "got"),
     [
         (Weakness(_all_capabilities, WITHOUT_LANDLOCK), []),
         (
@@ -296,47 +296,47 @@ def _all_capabilities(options: list[str]) -> list[str]:
             ["unshare", "mount", "fsopen", "open_tree", "sethostname"],
         ),
     ],
-    indirect=["weak_boxes"],
+    indirect=["weak_sandboxes"],
     ids=["the filter alone", "not even that"],
 )
-def test_the_filter_holds_without_the_other_walls(weak_boxes: Boxes, got: list[str]) -> None:
+def test_the_filter_holds_without_the_other_walls(weak_sandboxes: Sandboxes, got: list[str]) -> None:
     names = ("unshare", "mount", "fsopen", "open_tree", "sethostname")
-    told = weak_boxes.run(weak_boxes.make(), MOUNTS % {name: number_of(name) for name in names})
-    assert told.stdout.replace("GOT ", "").split() == got, told.stderr
+    result = weak_sandboxes.run(weak_sandboxes.make(), MOUNTS % {name: number_of(name) for name in names})
+    assert result.stdout.replace("GOT ", "").split() == got, result.stderr
 
 
 # -- Landlock -------------------------------------------------------------------------------------------------------
 
 
 def _landlock() -> int | None:
-    """The ABI of this machine's kernel, None where it is of no use."""
+    """The Landlock ABI of this machine's kernel, None where it has none."""
     version = int(ctypes.CDLL(None).syscall(444, None, ctypes.c_size_t(0), 1))
     return version if version >= 2 else None
 
 
-def test_what_is_in_force_is_told(boxes: Boxes) -> None:
-    enforced = boxes.make().enforced
+def test_what_is_in_force_is_told(sandboxes: Sandboxes) -> None:
+    enforced = sandboxes.make().enforced
     assert (enforced["seccomp"], enforced["landlock"]) == ("filter", _landlock())
-    summary = boxes.driver.isolation()["summary"]
+    summary = sandboxes.driver.isolation()["summary"]
     assert "system calls filtered" in summary
     assert "Landlock" in summary
 
 
-def test_a_weaker_sandbox_says_so(unfiltered: Boxes) -> None:
+def test_a_weaker_sandbox_says_so(unfiltered: Sandboxes) -> None:
     assert unfiltered.make().enforced["seccomp"] == "none"
     assert "system calls not filtered" in unfiltered.driver.isolation()["summary"]
 
 
 def test_a_kernel_without_landlock_will_do(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """The filter plays such a kernel: the calls aren't there."""
+    """The filter stands in for such a kernel: it hides the calls."""
     allowed = [call for call in seccomp.ALLOWED if not call.startswith("landlock_")]
     monkeypatch.setattr(seccomp, "ALLOWED", allowed)
-    made = Boxes(tmp_path / "boxes", Weakness())
+    made = Sandboxes(tmp_path / "sandboxes", Weakness())
     try:
-        box = made.make()
-        assert box.enforced["landlock"] is None
+        sandbox = made.make()
+        assert sandbox.enforced["landlock"] is None
         assert "no Landlock" in made.driver.isolation()["summary"]
-        assert made.run(box, "print('well')").stdout == "well\n"
+        assert made.run(sandbox, "print('well')").stdout == "well\n"
     finally:
         made.stop()
 
@@ -358,23 +358,23 @@ import time; time.sleep(1)
 """
 
 
-def test_the_supervisor_cannot_be_overwritten(boxes: Boxes) -> None:
-    box = boxes.make()
-    told = boxes.run(box, OVERWRITES_PID_1, timeout=5)
-    assert "Permission denied" in told.stdout
-    assert boxes.run(box, "print('well')").stdout == "well\n"
+def test_the_supervisor_cannot_be_overwritten(sandboxes: Sandboxes) -> None:
+    sandbox = sandboxes.make()
+    result = sandboxes.run(sandbox, OVERWRITES_PID_1, timeout=5)
+    assert "Permission denied" in result.stdout
+    assert sandboxes.run(sandbox, "print('well')").stdout == "well\n"
 
 
-@pytest.mark.parametrize("weak_boxes", [OPEN_SUPERVISOR], indirect=True)
-def test_who_breaks_the_supervisor_breaks_his_own_sandbox_only(weak_boxes: Boxes) -> None:
-    """The attack on a supervisor that let it happen: that sandbox is dead, the next one and another live on."""
-    broken, other = weak_boxes.make(), weak_boxes.make()
-    told = weak_boxes.run(broken, OVERWRITES_PID_1, timeout=5)
-    assert "GOT" in told.stdout or not told.ended.sandbox_alive
-    assert not told.ended.sandbox_alive
+@pytest.mark.parametrize("weak_sandboxes", [OPEN_SUPERVISOR], indirect=True)
+def test_who_breaks_the_supervisor_breaks_his_own_sandbox_only(weak_sandboxes: Sandboxes) -> None:
+    """The attack on a supervisor that lets it happen: its sandbox dies, others live on."""
+    broken, other = weak_sandboxes.make(), weak_sandboxes.make()
+    result = weak_sandboxes.run(broken, OVERWRITES_PID_1, timeout=5)
+    assert "GOT" in result.stdout or not result.ended.sandbox_alive
+    assert not result.ended.sandbox_alive
     assert not broken.alive
-    for box in (other, weak_boxes.make()):
-        assert weak_boxes.run(box, "print('well')").stdout == "well\n"
+    for sandbox in (other, weak_sandboxes.make()):
+        assert weak_sandboxes.run(sandbox, "print('well')").stdout == "well\n"
 
 
 # -- the environment of a run ---------------------------------------------------------------------------------------
@@ -404,26 +404,26 @@ USES_TOOLS = {
 }
 
 
-def _trapped(boxes: Boxes, language: Language, env: dict[str, str]) -> tuple[str, str, str]:
-    """What a run says that has this environment, what the one after it says, and the sandbox itself."""
-    box = boxes.make(language)
-    made = boxes.make()
-    boxes.run(made, MAKES_TRAPS)
-    shutil.copytree(made.workspace / "traps", box.workspace / "traps")
-    first = boxes.run(box, USES_TOOLS[language], env=env)
-    second = boxes.run(box, USES_TOOLS[language], env={"LANG": "C.UTF-8"})
-    return first.stdout + first.stderr, second.stdout + second.stderr, box.log()
+def _trapped(sandboxes: Sandboxes, language: Language, env: dict[str, str]) -> tuple[str, str, str]:
+    """The output of a run with these variables, of the next run, and of the sandbox itself."""
+    sandbox = sandboxes.make(language)
+    made = sandboxes.make()
+    sandboxes.run(made, MAKES_TRAPS)
+    shutil.copytree(made.workspace / "traps", sandbox.workspace / "traps")
+    first = sandboxes.run(sandbox, USES_TOOLS[language], env=env)
+    second = sandboxes.run(sandbox, USES_TOOLS[language], env={"LANG": "C.UTF-8"})
+    return first.stdout + first.stderr, second.stdout + second.stderr, sandbox.log()
 
 
 @pytest.mark.parametrize(("language", "env", "sign"), TRAPS, ids=[" ".join(env) for _, env, _ in TRAPS])
-def test_env_touches_its_own_run_only(boxes: Boxes, language: Language, env: dict[str, str], sign: str) -> None:
-    first, second, log = _trapped(boxes, language, env)
+def test_env_touches_its_own_run_only(sandboxes: Sandboxes, language: Language, env: dict[str, str], sign: str) -> None:
+    first, second, log = _trapped(sandboxes, language, env)
     assert sign in first
     assert (second, log) == ("", "")
 
 
 @pytest.mark.parametrize(
-    "weak_boxes",
+    "weak_sandboxes",
     [
         Weakness(
             supervisor={
@@ -434,6 +434,6 @@ def test_env_touches_its_own_run_only(boxes: Boxes, language: Language, env: dic
     ],
     indirect=True,
 )
-def test_env_that_reached_the_supervisor_would_show(weak_boxes: Boxes) -> None:
+def test_env_that_reached_the_supervisor_would_show(weak_sandboxes: Sandboxes) -> None:
     for language, env, sign in (TRAPS[0], TRAPS[1], TRAPS[4]):
-        assert sign in _trapped(weak_boxes, language, env)[1]
+        assert sign in _trapped(weak_sandboxes, language, env)[1]

@@ -1,4 +1,4 @@
-"""A registry of Python and Node packages and Go modules on loopback, and hostile packages for it."""
+"""A registry of Python and Node packages and Go modules on loopback, and packages for it."""
 
 from __future__ import annotations
 
@@ -18,11 +18,14 @@ from typing import Any
 
 @dataclass
 class Registry:
-    """What is served: by path, and its address. `asked` are the paths that were asked for."""
+    """A registry's content."""
 
     url: str = ""
     pages: dict[str, bytes] = field(default_factory=dict)
+    """What is served, by path."""
+
     asked: list[str] = field(default_factory=list)
+    """The paths that were asked for."""
 
     def environment(self) -> dict[str, str]:
         """Variables that make it the only registry of uv and npm."""
@@ -46,17 +49,17 @@ class Registry:
         self.pages[path] = tarball
         integrity = "sha512-" + base64.b64encode(hashlib.sha512(tarball).digest()).decode()
         dist = {"tarball": f"{self.url}{path}", "integrity": integrity}
-        told = {"name": name, "version": version, **package, "dist": dist}
+        entry = {"name": name, "version": version, **package, "dist": dist}
         if "scripts" in package:
-            told["hasInstallScript"] = True
+            entry["hasInstallScript"] = True
         before = json.loads(self.pages.get(f"/npm/{name}", b'{"versions": {}}'))["versions"]
-        known = {"name": name, "dist-tags": {"latest": version}, "versions": {**before, version: told}}
+        known = {"name": name, "dist-tags": {"latest": version}, "versions": {**before, version: entry}}
         self.pages[f"/npm/{name}"] = json.dumps(known).encode()
 
     def put_go(
         self, path: str, files: Mapping[str, str], requires: Sequence[str] = (), version: str = "v1.0.0"
     ) -> None:
-        """A module, whose files are given by their names."""
+        """Serve a module with these files, by name."""
         needs = "".join(f"require {name} v1.0.0\n" for name in requires)
         every = {"go.mod": f"module {path}\n\ngo 1.20\n\n{needs}", **files}
         written = io.BytesIO()
@@ -75,7 +78,7 @@ class Registry:
 
 @contextmanager
 def serving(port: int = 0) -> Iterator[Registry]:
-    """A registry for as long as the block lasts."""
+    """A registry that is served within the block."""
     registry = Registry()
 
     class Handler(BaseHTTPRequestHandler):
@@ -130,7 +133,7 @@ def wheel(
 
 
 def tarball(entries: Mapping[str, str | tuple[bytes, str]], top: str = "package") -> bytes:
-    """A tar.gz of files, below `top`; a tuple is a type of entry and where it leads to."""
+    """A tar.gz of entries below `top`: a file's text, or a tuple of tarfile's entry type and link target."""
     written = io.BytesIO()
     with tarfile.open(fileobj=written, mode="w:gz") as archive:
         for path, content in entries.items():
@@ -143,3 +146,9 @@ def tarball(entries: Mapping[str, str | tuple[bytes, str]], top: str = "package"
                 entry.size = len(content.encode())
                 archive.addfile(entry, io.BytesIO(content.encode()))
     return written.getvalue()
+
+
+def put_evil_npm(registry: Registry, package: dict[str, Any], more: Mapping[str, Any] | None = None) -> None:
+    """Serve a package `evil` of npm; `package` are fields of its package.json, `more` are further entries."""
+    text = json.dumps({"name": "evil", "version": "1.0.0", **package})
+    registry.put_npm("evil", tarball({"package.json": text, "index.js": "module.exports = 1", **(more or {})}), package)

@@ -1,4 +1,5 @@
-"""Packages that run code in order to be installed: they are built in a sandbox, and harm nobody but who asked."""
+"""Packages that run code in order to be installed: they are built in a sandbox, and harm only the session that
+asked."""
 
 from __future__ import annotations
 
@@ -19,23 +20,17 @@ from era.core.setup.builds import Builds
 from era.core.setup.package_sets import SetupFailed
 from era.core.setup.requirements import packages_of
 from era.packages import building, trees
-from tests.drivers.boxes import LIMITS, Boxes
+from tests.drivers.sandboxes import LIMITS, Sandboxes
 from tests.gvisor import needs_gvisor
-from tests.packages.registry import Registry, serving, wheel
-from tests.packages.test_installer import Lab, assert_sound, put_evil_npm
-from tests.packages.works import bare, sdist, session, with_disk, works
+from tests.packages.builds import real_builds, sdist, session, unsandboxed, with_disk
+from tests.packages.lab import Lab, assert_sound
+from tests.packages.registry import Registry, put_evil_npm, wheel
 
 
-@pytest.fixture
-def registry() -> Iterator[Registry]:
-    with serving() as registry:
-        yield registry
+class BuildLab(Lab):
+    """An installer that can build in sandboxes."""
 
-
-class Shop(Lab):
-    """An installer that can build."""
-
-    boxes: Boxes
+    sandboxes: Sandboxes
     builds: Builds
 
     def own(self, name: str) -> Path:
@@ -49,12 +44,12 @@ class Shop(Lab):
 
 
 @contextmanager
-def shop(
+def build_lab(
     directory: Path, registry: Registry, driver: str = "bubblewrap", *, limits: Any = LIMITS, **options: Any
-) -> Iterator[Shop]:
-    made = Shop(directory, registry, **options)
-    with works(made.directory, driver, limits) as (made.boxes, made.builds):
-        made.runner, made.build = made.boxes._runner.run, made.builds.of(session(1))
+) -> Iterator[BuildLab]:
+    made = BuildLab(directory, registry, **options)
+    with real_builds(made.directory, driver, limits) as (made.sandboxes, made.builds):
+        made.runner, made.build = made.sandboxes._runner.run, made.builds.of(session(1))
         yield made
 
 
@@ -78,18 +73,20 @@ def test_what_is_built_is_the_session_s_own(tmp_path: Path, registry: Registry, 
     made_of = "import helper; files['one.py'] = f'x = {helper.word!r}'; files['one.pth'] = 'import nothing'"
     registry.put_python("one", "one-1.0.tar.gz", sdist("one", made_of, ["helper"]))
     put_evil_npm(registry, {"scripts": {"postinstall": "echo made > made.txt"}})
-    with shop(tmp_path, registry, driver) as lab:
-        setup = {"pip": ["one", "plain"], "npm": ["evil"] if driver == "bubblewrap" else []}
+    with build_lab(tmp_path, registry, driver) as lab:
+        setup: dict[str, Any] = {"pip": ["one", "plain"], "npm": ["evil"] if driver == "bubblewrap" else []}
         made = lab.make(**setup)
         assert_sound(lab, made)
         assert [item["name"] for item in (*made.pip, *made.npm)] == ["one", "plain", *setup["npm"]]
         assert {"one.py", "plain.py", "one.pth", "helper.py"} & lab.site(made) == {"one.py", "plain.py"}
         assert lab.known(**setup) == made
-        box = lab.run(lab.boxes.driver.create("python", LIMITS, made.digest))
-        told = lab.boxes.run(box, "import glob, one; print(one.x, *map(len, glob.glob('/node_modules/evil/made.txt')))")
-        assert told.stdout == f"built{' 27' * len(setup['npm'])}\n", told
-        lab.boxes.close(box)
-        assert not list((lab.boxes.driver.directory).glob("*/workspace/*")), "the places are gone"
+        sandbox = lab.run(lab.sandboxes.driver.create("python", LIMITS, made.digest))
+        result = lab.sandboxes.run(
+            sandbox, "import glob, one; print(one.x, *map(len, glob.glob('/node_modules/evil/made.txt')))"
+        )
+        assert result.stdout == f"built{' 27' * len(setup['npm'])}\n", result
+        lab.sandboxes.close(sandbox)
+        assert not list((lab.sandboxes.driver.directory).glob("*/workspace/*")), "the places are gone"
         if driver == "bubblewrap":
             lab.build = lab.builds.of(session(2, allow_internet=False))
             assert lab.known(**setup) is None, "what was built for one is nothing to another"
@@ -106,7 +103,7 @@ def test_a_native_addon_is_compiled(tmp_path: Path, registry: Registry) -> None:
     gyp = {"targets": [{"target_name": "native", "sources": ["native.c"]}]}
     more = {"binding.gyp": json.dumps(gyp), "native.c": NATIVE}
     put_evil_npm(registry, {"scripts": {"install": "node-gyp rebuild"}}, more)
-    with shop(tmp_path, registry, seconds=120.0) as lab:
+    with build_lab(tmp_path, registry, seconds=120.0) as lab:
         made = lab.make(npm=["evil"])
         assert "node_modules/evil/build/Release/native.node" in lab.files(made)
 
@@ -152,7 +149,7 @@ EVERYTHING = [
 
 
 def asleep() -> list[int]:
-    """The processes that an attack has left behind."""
+    """pids of processes that an attack has left behind."""
     found = []
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         with suppress(OSError):
@@ -164,7 +161,7 @@ def asleep() -> list[int]:
 @pytest.mark.parametrize("weak", [False, True], ids=["sound", "weak"])
 def test_what_a_build_tries(tmp_path: Path, registry: Registry, monkeypatch: pytest.MonkeyPatch, weak: bool) -> None:
     monkeypatch.setenv("ERA_API_KEY", "SECRET")
-    with socket.create_server(("127.0.0.1", 0)) as service, shop(tmp_path, registry) as lab:
+    with socket.create_server(("127.0.0.1", 0)) as service, build_lab(tmp_path, registry) as lab:
         attack = ATTACK.replace("DATA", str(lab.directory)).replace("SERVICE", str(service.getsockname()[1]))
         attack = attack.replace("REGISTRY", registry.url.rpartition(":")[2])
         attack = attack.replace(
@@ -173,7 +170,7 @@ def test_what_a_build_tries(tmp_path: Path, registry: Registry, monkeypatch: pyt
         canaries = [lab.own(name) for name in ("", *EVERYTHING[3:-2])]
         registry.put_python("evil", "evil-1.0.tar.gz", sdist("evil", attack))
         put_evil_npm(registry, {"scripts": {"install": "python3 attack.py"}}, {"attack.py": attack})
-        lab.build = bare("1") if weak else lab.build
+        lab.build = unsandboxed("1") if weak else lab.build
         try:
             made = lab.make(pip=["evil"], npm=["evil"])
             assert bool(asleep()) is weak
@@ -181,8 +178,8 @@ def test_what_a_build_tries(tmp_path: Path, registry: Registry, monkeypatch: pyt
             for pid in asleep():
                 os.kill(pid, signal.SIGKILL)
         top = lab.directory / "environments" / made.digest
-        for told in (*top.glob("python/lib/*/site-packages/evil.py"), *top.glob("node_modules/evil/did.txt")):
-            assert told.read_text().removeprefix("did = ") == repr(EVERYTHING if weak else []), told
+        for file in (*top.glob("python/lib/*/site-packages/evil.py"), *top.glob("node_modules/evil/did.txt")):
+            assert file.read_text().removeprefix("did = ") == repr(EVERYTHING if weak else []), file
         harmed = [path.name for path in canaries if (path / "canary").read_text() != "alive"]
         assert len(harmed) == (len(canaries) - 1 if weak else 0)
         for path in canaries:
@@ -204,8 +201,8 @@ PLACES = {
 
 
 def test_what_a_build_leaves(tmp_path: Path, registry: Registry) -> None:
-    """It is moved out without following a link, and looked at before it's anybody's."""
-    with shop(tmp_path, registry) as lab:
+    """It is moved out without following a link, and checked before anybody uses it."""
+    with build_lab(tmp_path, registry) as lab:
         victim = lab.own("victim/node_modules").parent
 
         def left_by(script: str) -> Path:
@@ -220,14 +217,13 @@ def test_what_a_build_leaves(tmp_path: Path, registry: Registry) -> None:
             return npm / "node_modules"
 
         left = left_by(LEFT)
-        bounds = {"most_files": 1000, "most_bytes": 100 << 20}
         for name in ("leak", "together", "pipe", "holes"):
             with pytest.raises(SetupFailed):
-                trees.check(left, **bounds, separate=True)
+                trees.check(left, most_files=1000, most_bytes=100 << 20, separate=True)
             (left / name).unlink()
         with pytest.raises(SetupFailed, match="second name"):
-            trees.check(left, **bounds)
-        trees.check(left, **bounds, separate=True)
+            trees.check(left, most_files=1000, most_bytes=100 << 20)
+        trees.check(left, most_files=1000, most_bytes=100 << 20, separate=True)
         assert (left / "second").stat().st_nlink == 1
         assert (left / "second").read_text() == (left / "evil/package.json").read_text()
         for what, script in PLACES.items():
@@ -237,7 +233,7 @@ def test_what_a_build_leaves(tmp_path: Path, registry: Registry) -> None:
 
 
 def test_a_look_that_follows_links_would_do_harm(tmp_path: Path) -> None:
-    """What `taken` and `check` are there for."""
+    """The harm that move_out and check prevent."""
     place, victim, made = tmp_path / "place", tmp_path / "victim", tmp_path / "made"
     (victim / "node_modules").mkdir(parents=True)
     place.mkdir()
@@ -272,8 +268,8 @@ for _ in range(COUNT):
 
 
 def test_builds_have_bounds(tmp_path: Path, registry: Registry) -> None:
-    """The session's, and the server's of time; what is within them is built."""
-    tries = {
+    """Those of the session, and the server's bound of time. A build within them succeeds."""
+    tries: dict[str, tuple[str, dict[str, Any], str | None]] = {
         "disk": (DISK, {"limits": with_disk(128)}, "out of disk space"),
         "time": (FOREVER, {"seconds": 4.0}, "took too long"),
         "processes": (FORKS.replace("COUNT", "500"), {}, "can't be built here"),
@@ -283,7 +279,7 @@ def test_builds_have_bounds(tmp_path: Path, registry: Registry) -> None:
         (tmp_path / name).mkdir()
         registry.pages.clear()
         registry.put_python("evil", "evil-1.0.tar.gz", sdist("evil", f"{attack}\nfiles['evil.py'] = ''"))
-        with shop(tmp_path / name, registry, **options) as lab:
+        with build_lab(tmp_path / name, registry, **options) as lab:
             if problem is None:
                 assert "evil.py" in lab.site(lab.make(pip=["evil"]))
             else:
@@ -295,7 +291,7 @@ def test_credentials_stay_outside(tmp_path: Path, registry: Registry, monkeypatc
     home = tmp_path / "home"
     home.mkdir()
     monkeypatch.setenv("HOME", str(home))
-    with shop(tmp_path, registry) as lab:
+    with build_lab(tmp_path, registry) as lab:
         variables = lab.installer._variables
         for secret in (
             {"UV_DEFAULT_INDEX": f"{registry.url}/simple".replace("//", "//me:hidden@")},
@@ -306,7 +302,7 @@ def test_credentials_stay_outside(tmp_path: Path, registry: Registry, monkeypatc
             assert "asks for a password" in error
             assert "hidden" not in error
         (home / ".netrc").write_text("machine 127.0.0.1 login me password hidden\n")
-        lab.installer._variables = variables | {"HOME": str(home)}
+        lab.installer._variables = {**variables, "HOME": str(home)}
         assert "asks for a password" in lab.failure(pip=["one"])
         (home / ".netrc").unlink()
         assert lab.make(pip=["one"]).pip, "the same without one is built"

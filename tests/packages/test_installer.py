@@ -1,151 +1,26 @@
-"""Packages made to do harm, from a registry on loopback: they harm nothing, and none of their code runs on the host."""
+"""The installer of package sets: what it makes, keeps and brings back."""
 
 from __future__ import annotations
 
 import asyncio
 import errno
-import io
 import json
 import os
-import re
 import shutil
 import stat
-import tarfile
 import time
-import zipfile
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping
-from contextlib import asynccontextmanager, suppress
-from pathlib import Path
-from typing import Any, cast
+from contextlib import suppress
+from typing import Any
 from unittest.mock import patch
 
 import pytest
 
-from era import languages
 from era.core.setup import locks
-from era.core.setup.builds import Build
-from era.core.setup.package_sets import PackageSet, SetupFailed
+from era.core.setup.package_sets import PackageSet
 from era.core.setup.requirements import packages_of
-from era.drivers import guest
-from era.languages.go import GO
-from era.languages.node import NODE
-from era.packages import archives, installer, tools
-from era.packages.installer import PackageInstaller
-from era.store.blobs import LocalBlobs
-from tests.drivers.boxes import Boxes, Options, Weakness
-from tests.gvisor import needs_gvisor
-from tests.packages.registry import Registry, serving, tarball, wheel
-
-CANARY = Path(
-    f"/tmp/era-canary-{os.getpid()}"
-)  # everybody may write there, also what would run as nobody in particular
-
-
-@pytest.fixture
-def registry() -> Iterator[Registry]:
-    with serving() as registry:
-        yield registry
-
-
-@pytest.fixture(autouse=True)
-def no_canary() -> Iterator[None]:
-    CANARY.unlink(missing_ok=True)
-    yield
-    CANARY.unlink(missing_ok=True)
-
-
-class Nowhere:
-    """Where nothing can be built."""
-
-    owner = "1"
-
-    @asynccontextmanager
-    async def place(self, language: str) -> AsyncIterator[Any]:
-        raise SetupFailed("nowhere to build")
-        yield
-
-
-class Lab:
-    """An installer in a directory closed to others, as a data directory is."""
-
-    def __init__(self, directory: Path, registry: Registry, **options: Any) -> None:
-        self.directory = directory / "data"
-        self.directory.mkdir(mode=0o700)
-        python = languages.runtime("python")
-        sizes = {"seconds": 30.0, "most_bytes": 64 << 20, "most_files": 1000, **options}
-        self.blobs = LocalBlobs(self.directory / "blobs")
-        with patch("era.store.blobs.sync"):  # which takes a second
-            self.blobs.open()
-        self.build = cast(Build, Nowhere())
-        self.runner: Callable[[Coroutine[Any, Any, Any]], Any] = asyncio.run
-        self.installer = PackageInstaller(
-            self.directory,
-            self.blobs,
-            python=python.cold[0],
-            python_prefix=next(iter(python.mounts.values()), None),
-            node=languages.runtime("node").mounts[NODE],
-            go=languages.runtime("go").mounts[GO],
-            variables={**os.environ, **registry.environment()},
-            **sizes,
-        )
-        self.installer.open()
-
-    def make(self, *, anew: bool = False, **setup: Any) -> PackageSet:
-        made: PackageSet = self.run(self.installer.make(packages_of(setup), self.build, anew=anew))
-        return made
-
-    def run(self, job: Coroutine[Any, Any, Any]) -> Any:
-        """What the installer answers, once nothing goes on any more."""
-
-        async def settled() -> Any:
-            try:
-                return await job
-            finally:
-                await self.installer.finish_background()
-
-        return self.runner(settled())
-
-    def known(self, **setup: Any) -> PackageSet | None:
-        return self.installer.known(packages_of(setup), self.build.owner)
-
-    def archives(self) -> set[str]:
-        return {path.name for path in (self.directory / "blobs").rglob("*") if path.is_file()}
-
-    def failure(self, **setup: Any) -> str:
-        with pytest.raises(SetupFailed) as caught:
-            self.make(**setup)
-        assert self.installer.digests() == set()
-        assert list((self.directory / "environments" / "making").iterdir()) == []
-        return str(caught.value)
-
-    def files(self, made: PackageSet) -> dict[str, os.stat_result]:
-        """Everything in a package set, by path."""
-        top = self.directory / "environments" / made.digest
-        return {str(path.relative_to(top)): path.lstat() for path in top.rglob("*")}
-
-    def site(self, made: PackageSet) -> set[str]:
-        (site,) = (self.directory / "environments" / made.digest).glob("python/lib/*/site-packages")
-        return {path.name for path in site.iterdir()}
-
-
-@pytest.fixture
-def lab(tmp_path: Path, registry: Registry) -> Lab:
-    return Lab(tmp_path, registry)
-
-
-def assert_sound(lab: Lab, made: PackageSet) -> None:
-    """Directories, plain files and links that stay within, which everybody may read and nobody else write."""
-    top = lab.directory / "environments" / made.digest
-    for path, status in lab.files(made).items():
-        assert (status.st_uid, status.st_gid) == (os.getuid(), os.getgid()), path
-        if stat.S_ISLNK(status.st_mode):
-            assert (top / path).resolve().is_relative_to(top), path
-        else:
-            assert stat.S_ISREG(status.st_mode) or stat.S_ISDIR(status.st_mode), path
-            assert stat.S_IMODE(status.st_mode) in (0o755, 0o644), path
-
-
-# -- what is made -----------------------------------------------------------------------------------------------
+from era.packages import archives
+from tests.packages.lab import Lab, assert_sound
+from tests.packages.registry import Registry, put_evil_npm, tarball, wheel
 
 
 def test_equal_packages_are_made_once(lab: Lab, registry: Registry) -> None:
@@ -203,7 +78,7 @@ def test_what_a_crash_leaves_is_no_package_set(lab: Lab, registry: Registry) -> 
 
 
 def test_what_was_not_compiled_yet_comes_back_compiled(lab: Lab, registry: Registry) -> None:
-    """The service may end between the two."""
+    """The service may end between publishing and compiling."""
     registry.put_python("one", "one-1.0-py3-none-any.whl", wheel("one", {"one.py": "x = 1"}))
     with patch.object(lab.installer, "_compile", side_effect=asyncio.CancelledError), suppress(asyncio.CancelledError):
         lab.make(pip=["one"])
@@ -258,7 +133,7 @@ def contents(lab: Lab, made: PackageSet) -> dict[str, tuple[int, bytes]]:
 def test_a_package_set_comes_back_from_the_blobs(lab: Lab, registry: Registry) -> None:
     registry.put_python("one", "one-1.0-py3-none-any.whl", wheel("one", {"one.py": "x = 1", "ü/x.py": "y = 1"}))
     put_evil_npm(registry, {"bin": "index.js"})
-    setup = {"pip": ["one"], "npm": ["evil"]}
+    setup: dict[str, Any] = {"pip": ["one"], "npm": ["evil"]}
     made = lab.make(**setup)
     assert lab.archives() == {made.digest}
     before, asked = contents(lab, made), len(registry.asked)
@@ -299,7 +174,7 @@ def test_a_digest_is_what_keeps_damage_out(lab: Lab, registry: Registry, monkeyp
 
 
 def test_npm_s_packages_in_the_versions_of_a_lock(lab: Lab, registry: Registry) -> None:
-    """Also where there are two versions of one, and newer ones by now."""
+    """Also where a package is there in two versions, and where there are newer ones by now."""
 
     def put(name: str, version: str, **dependencies: str) -> None:
         package = {"name": name, "version": version, "dependencies": dependencies}
@@ -336,7 +211,8 @@ def test_killed_between_blob_place_and_note(
         raise Killed
 
     with monkeypatch.context() as context:
-        context.setattr(*((lab.blobs, "batch") if step == "put" else (lab.installer, step)), killed)
+        target: object = lab.blobs if step == "put" else lab.installer
+        context.setattr(target, "batch" if step == "put" else step, killed)
         with pytest.raises(Killed):
             lab.make(pip=["one"])
     assert bool(lab.archives()) is (step != "put"), "the blob comes first"
@@ -364,297 +240,3 @@ def test_a_blob_store_that_fails(lab: Lab, registry: Registry, monkeypatch: pyte
         with pytest.raises(OSError, match="away"):
             lab.run(lab.installer.ensure(made.digest))
     assert lab.run(lab.installer.ensure(made.digest))
-
-
-# -- hostile packages -------------------------------------------------------------------------------------------
-
-AT_START = f"import os; open({str(CANARY)!r}, 'w').close()"
-HOOKS = {"evil.pth": AT_START, "sitecustomize.py": AT_START, "usercustomize.py": AT_START, "evil.py": "x = 1"}
-
-
-def test_nothing_of_a_package_runs_at_a_start(lab: Lab, registry: Registry) -> None:
-    registry.put_python("evil", "evil-1.0-py3-none-any.whl", wheel("evil", HOOKS))
-    made = lab.make(pip=["evil"])
-    assert lab.site(made) & HOOKS.keys() == {"evil.py"}
-    assert "evil.pth" in made.stdout
-    assert_sound(lab, made)
-    told = run_in_a_box(lab, made, ASK_A_CHILD)
-    assert told == "1\n"
-
-
-ASK_A_CHILD = """
-import subprocess, sys, os, evil
-print(evil.x)
-subprocess.run(['python3', '-c', 'pass'])
-if os.path.exists(%r): print('it ran')
-""" % str(CANARY)  # noqa: UP031 - it has braces
-
-
-def test_it_would_run_if_it_were_kept(lab: Lab, registry: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(installer, "_RUN_AT_START", re.compile("(?!)"))
-    registry.put_python("evil", "evil-1.0-py3-none-any.whl", wheel("evil", HOOKS))
-    assert run_in_a_box(lab, lab.make(pip=["evil"]), ASK_A_CHILD) == "1\nit ran\n"
-
-
-def run_in_a_box(lab: Lab, made: PackageSet, code: str, weakness: Weakness | None = None) -> str:
-    boxes = Boxes(lab.directory, weakness or Weakness(), self_tested=())
-    try:
-        with boxes._weakened():
-            box = boxes._runner.run(boxes.driver.create("python", boxes.driver.limits, made.digest))
-        told = boxes.run(box, code)
-        boxes.close(box)
-        return told.stdout + told.stderr
-    finally:
-        boxes.stop()
-
-
-LINK = stat.S_IFLNK | 0o777
-HOSTILE_ENTRIES = {
-    "a link to a file of the host": {"evil/link": (LINK, "/etc/passwd")},
-    "a link upwards": {"evil/link": (LINK, "../../../../../../etc/passwd")},
-    "a link to a directory, and a file in it": {
-        "evil/link": (LINK, str(CANARY.parent)),
-        f"evil/link/{CANARY.name}": (0o100644, "x"),
-    },
-    "a path upwards": {f"../../../../../../../../{CANARY}": (0o100644, "x")},
-    "a path from the root": {str(CANARY): (0o100644, "x")},
-    "data for a path upwards": {f"evil-1.0.data/data/../../../../../../../..{CANARY}": (0o100644, "x")},
-    "a setuid program": {"evil/program": (0o106777, "#!/bin/sh")},
-    "a pipe": {"evil/pipe": (stat.S_IFIFO | 0o666, "")},
-}
-
-
-@pytest.mark.parametrize("entries", HOSTILE_ENTRIES.values(), ids=HOSTILE_ENTRIES)
-def test_hostile_wheels(lab: Lab, registry: Registry, entries: Mapping[str, tuple[int, str]]) -> None:
-    content = wheel("evil", {"evil/__init__.py": ""}, entries)
-    registry.put_python("evil", "evil-1.0-py3-none-any.whl", content)
-    try:
-        made = lab.make(pip=["evil"])
-    except SetupFailed:
-        assert lab.installer.digests() == set()
-    else:
-        assert_sound(lab, made)
-    assert not CANARY.exists()
-    assert list((lab.directory / "environments" / "making").iterdir()) == []
-
-
-BACKEND = f"open({str(CANARY)!r}, 'w').close()"
-SDIST = {
-    "PKG-INFO": "Metadata-Version: 2.1\nName: evil\nVersion: 1.0\n",
-    "pyproject.toml": '[build-system]\nrequires = []\nbuild-backend = "backend"\nbackend-path = ["."]\n',
-    "backend.py": BACKEND,
-}
-
-
-def test_what_would_have_to_be_built_is_not(lab: Lab, registry: Registry) -> None:
-    registry.put_python("evil", "evil-1.0.tar.gz", tarball(SDIST, "evil-1.0"))
-    assert "nowhere to build" in lab.failure(pip=["evil"])
-    assert not CANARY.exists()
-
-
-def test_building_would_run_its_code(lab: Lab, registry: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
-    sound = tools.pip_command
-    weak = lambda *given: [word for word in sound(*given) if word not in ("--only-binary", ":all:")]  # noqa: E731
-    monkeypatch.setattr(tools, "pip_command", weak)
-    registry.put_python("evil", "evil-1.0.tar.gz", tarball(SDIST, "evil-1.0"))
-    lab.failure(pip=["evil"])
-    assert CANARY.exists()
-
-
-SCRIPTS = dict.fromkeys(("preinstall", "install", "postinstall", "prepare"), f"echo > {CANARY}")
-
-
-def put_evil_npm(registry: Registry, package: dict[str, Any], more: Mapping[str, Any] | None = None) -> None:
-    text = json.dumps({"name": "evil", "version": "1.0.0", **package})
-    registry.put_npm("evil", tarball({"package.json": text, "index.js": "module.exports = 1", **(more or {})}), package)
-
-
-def test_npm_scripts_are_not_run(lab: Lab, registry: Registry) -> None:
-    put_evil_npm(registry, {"scripts": SCRIPTS})
-    assert "nowhere to build" in lab.failure(npm=["evil"])
-    put_evil_npm(registry, {}, {"binding.gyp": "{}"})
-    assert "nowhere to build" in lab.failure(npm=["evil"])
-    assert not CANARY.exists()
-
-
-def test_npm_scripts_would_do_harm(lab: Lab, registry: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
-    sound = tools.npm_command
-    weak = lambda *given: [word for word in sound(*given) if word != "--ignore-scripts"]  # noqa: E731
-    monkeypatch.setattr(tools, "npm_command", weak)
-    put_evil_npm(registry, {"scripts": SCRIPTS})
-    lab.failure(npm=["evil"])
-    assert CANARY.exists()
-
-
-@pytest.mark.parametrize(
-    "more",
-    [
-        {"link": (tarfile.SYMTYPE, "/etc/passwd")},
-        {"link": (tarfile.SYMTYPE, "../../../../../../etc/passwd")},
-        {"link": (tarfile.SYMTYPE, "/tmp"), f"link/{CANARY.name}": "x"},
-        {"link": (tarfile.LNKTYPE, "/etc/passwd")},
-        {f"../../../../../../../../..{CANARY}": "x"},
-        {str(CANARY): "x"},
-        {"pipe": (tarfile.FIFOTYPE, "")},
-    ],
-)
-def test_hostile_tarballs(lab: Lab, registry: Registry, more: Mapping[str, Any]) -> None:
-    put_evil_npm(registry, {}, more)
-    try:
-        made = lab.make(npm=["evil"])
-    except SetupFailed:
-        assert lab.installer.digests() == set()
-    else:
-        assert_sound(lab, made)
-        assert not any(stat.S_ISLNK(status.st_mode) for status in lab.files(made).values())
-    assert not CANARY.exists()
-
-
-@pytest.mark.parametrize("where", ["file:/etc", "file:../../../../etc", "git+ssh://127.0.0.1/x", "URL/internal.tgz"])
-def test_npm_packages_cannot_depend_on_what_is_in_no_registry(lab: Lab, registry: Registry, where: str) -> None:
-    put_evil_npm(registry, {"dependencies": {"more": where.replace("URL", registry.url)}})
-    assert "isn't in the registry" in lab.failure(npm=["evil"])
-    assert not [path for path in registry.asked if "internal" in path], "it is not even asked for"
-
-
-# -- bounds -----------------------------------------------------------------------------------------------------
-
-
-def test_packages_of_too_many_files(tmp_path: Path, registry: Registry) -> None:
-    lab = Lab(tmp_path, registry, most_files=100)
-    files = {f"many/f{number}": "" for number in range(200)}
-    registry.put_python("many", "many-1.0-py3-none-any.whl", wheel("many", files))
-    assert "more than 100 files" in lab.failure(pip=["many"])
-
-
-@pytest.mark.parametrize("files", [1, 40], ids=["one large file", "many files"])
-def test_packages_of_too_many_bytes(tmp_path: Path, registry: Registry, files: int) -> None:
-    lab = Lab(tmp_path, registry, most_bytes=8 << 20)
-    large = {f"large/f{number}": "x" * ((40 << 20) // files) for number in range(files)}
-    registry.put_python("large", "large-1.0-py3-none-any.whl", wheel("large", large))
-    assert "ERA_DISK_MB" in lab.failure(pip=["large"])
-
-
-# -- sharing ----------------------------------------------------------------------------------------------------
-
-WRITE = "open('/opt/env/lib/python%d.%d/site-packages/one.py' % __import__('sys').version_info[:2], 'w').write('x = 2')"
-
-
-def writable(options: Options) -> Options:
-    at = max(number for number, option in enumerate(options) if option == "/opt/env")
-    return [*options[: at - 2], "--bind", *options[at - 1 :]]
-
-
-@pytest.mark.parametrize("weak", [False, True], ids=["sound", "weak"])
-def test_programs_cannot_change_what_they_share(lab: Lab, registry: Registry, weak: bool) -> None:
-    registry.put_python("one", "one-1.0-py3-none-any.whl", wheel("one", {"one.py": "x = 1"}))
-    made = lab.make(pip=["one"])
-    (file,) = (lab.directory / "environments" / made.digest).glob("python/lib/*/site-packages/one.py")
-    weakness = None
-    if weak:
-        file.chmod(0o666)
-        no_landlock = {'landlock.restrict(config["landlock"])': "None"}
-        weakness = Weakness(options=writable, supervisor=no_landlock)
-    told = run_in_a_box(lab, made, WRITE, weakness)
-    assert (file.read_text() == "x = 2") is weak, told
-
-
-@pytest.mark.parametrize("driver", ["bubblewrap", pytest.param("gvisor", marks=needs_gvisor)])
-def test_every_driver_shows_packages(lab: Lab, registry: Registry, driver: str) -> None:
-    registry.put_python("one", "one-1.0-py3-none-any.whl", wheel("one", {"one.py": "x = 1"}))
-    put_evil_npm(registry, {})
-    made = lab.make(pip=["one"], npm=["evil"])
-    boxes = Boxes(lab.directory, Weakness(), driver, self_tested=())
-    try:
-        for language, code, said in (
-            ("python", "import one; print(one.x); open(one.__file__, 'a')", "1\n"),
-            ("node", "import e from 'evil'; console.log(e, require('evil'))", "1 1\n"),
-            ("typescript", "import e from 'evil'; const a: number = e; console.log(a)", "1\n"),
-        ):
-            box = boxes._runner.run(boxes.driver.create(language, boxes.driver.limits, made.digest))
-            told = boxes.run(box, code)
-            boxes.close(box)
-            assert told.stdout == said, told
-            assert (told.ended.exit_code == 0) is (language != "python"), "nothing of it can be written"
-    finally:
-        boxes.stop()
-
-
-def test_tools_get_no_secrets_and_no_rights(lab: Lab, registry: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What a tool is started with, seen by a tool of the test's own."""
-    monkeypatch.setenv("ERA_API_KEY", "secret")
-    seen = "import json, os; print(json.dumps([dict(os.environ), os.getuid(), os.getgroups(), os.listdir('.')]))"
-    seen += f"; print(open('/proc/self/status').read(), os.access({str(lab.directory)!r}, os.R_OK))"
-    monkeypatch.setattr(tools, "pip_command", lambda *_: [guest.PYTHON, "-I", "-c", seen])
-    made = lab.make(pip=["one"])
-    told, status = made.stdout.split("\n", 1)
-    environment, uid, groups, _ = json.loads(told)
-    assert not [name for name in environment if name.startswith(("ERA_", "AWS_"))]
-    assert environment["UV_DEFAULT_INDEX"] == f"{registry.url}/simple"
-    assert "NoNewPrivs:\t1" in status
-    if os.getuid() == 0:
-        assert uid > 1_000_000
-        assert groups == []
-        assert re.search(r"CapEff:\t0+\n", status)
-        assert status.rstrip().endswith("False"), "the data directory is closed to it"
-
-
-# -- Go's modules ---------------------------------------------------------------------------------------------------
-
-GREETS = 'package main\n\nimport "example.com/greet/sub"\n\nfunc main() { println(sub.To("you")) }\n'
-GREET = {
-    "sub/greet.go": 'package sub\n\nimport "example.com/base"\n\nfunc To(n string) string { return base.Word + n }\n'
-}
-
-
-def put_modules(registry: Registry) -> None:
-    registry.put_go("example.com/base", {"base.go": 'package base\n\nconst Word = "hello "\n'})
-    registry.put_go("example.com/greet", GREET, requires=["example.com/base"])
-
-
-@pytest.mark.parametrize("driver", ["bubblewrap", pytest.param("gvisor", marks=needs_gvisor)])
-def test_modules_come_with_all_they_need(lab: Lab, registry: Registry, driver: str) -> None:
-    put_modules(registry)
-    made = lab.make(go=["example.com/greet"])
-    assert_sound(lab, made)
-    assert [f"{item['name']}@{item['version']}" for item in made.go] == [
-        "example.com/base@v1.0.0",
-        "example.com/greet@v1.0.0",
-    ]
-    asked = len(registry.asked)
-    assert lab.make(go=["example.com/greet"]) == made
-    assert len(registry.asked) == asked
-    assert lab.make(go={"goMod": "module x.y/z\n\nrequire example.com/greet v1.0.0\n"}).digest == made.digest
-    boxes = Boxes(lab.directory, Weakness(), driver, self_tested=())
-    try:
-        box = boxes._runner.run(boxes.driver.create("go", boxes.driver.limits, made.digest))
-        told = boxes.run(box, GREETS, timeout=120)
-        assert (told.stderr, told.ended.exit_code) == ("hello you\n", 0)
-        # A go.mod of the session's own, which needs no go.sum for what is installed, and stays as it is.
-        own = b"module example.com/app\n\ngo 1.24\n\nrequire example.com/greet v1.0.0\n"
-        told = boxes.run(box, GREETS, files={"go.mod": own}, timeout=120)
-        assert (told.stderr, told.ended.exit_code) == ("hello you\n", 0)
-        assert {path.name: path.read_bytes() for path in box.workspace.glob("go.*")} == {"go.mod": own}
-        told = boxes.run(box, GREETS.replace("example.com/greet/sub", "example.com/other"), timeout=120)
-        assert told.ended.exit_code == 1
-        assert "example.com/other" in told.stderr
-        boxes.close(box)
-    finally:
-        boxes.stop()
-
-
-def test_modules_that_are_not_there(lab: Lab, registry: Registry) -> None:
-    put_modules(registry)
-    assert "There is no such package" in lab.failure(go=["example.com/nothing"])
-    assert "There is no such package" in lab.failure(go=["example.com/greet@v1.9.9"])
-
-
-def test_a_module_that_lies_about_its_content(lab: Lab, registry: Registry) -> None:
-    """Names in a module's archive lead nowhere else, and what isn't a plain file isn't unpacked."""
-    put_modules(registry)
-    written = io.BytesIO()
-    with zipfile.ZipFile(written, "w") as archive:
-        archive.writestr("example.com/greet@v1.0.0/../../../../escaped", "x")
-    registry.pages["/go/example.com/greet/@v/v1.0.0.zip"] = written.getvalue()
-    assert "go failed" in lab.failure(go=["example.com/greet"])
-    assert list(lab.directory.rglob("escaped")) == []

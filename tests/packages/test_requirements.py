@@ -1,4 +1,4 @@
-"""What may be asked for: names and versions, and nothing that leads anywhere else."""
+"""Requests for packages: names and versions, and nothing that leads anywhere else."""
 
 from __future__ import annotations
 

@@ -197,8 +197,8 @@ class Driver(Protocol):
         ...
 
     async def create(self, language: Language, limits: Limits, package_set: str | None = None) -> Sandbox:
-        """A sandbox with an empty working directory, ready for its first program, which has the packages of this
-        set. Raises SandboxFailed."""
+        """A sandbox with an empty working directory, ready for its first program. It has the packages of the set with
+        this digest. Raises SandboxFailed, and Unavailable where the language is still being prepared."""
         ...
 
     def isolation(self) -> JsonObject:

@@ -265,7 +265,7 @@ class BubblewrapSandbox:
                 extra_groups=None if self.uid is None else [],
             )
             info_write.close()
-            with contextlib.suppress(PermissionError):  # what the service itself may have is more, and costs forks time
+            with contextlib.suppress(PermissionError):  # the service's own limit is higher, which slows forks
                 resource.prlimit(self._process.pid, resource.RLIMIT_NOFILE, (_DESCRIPTORS, _DESCRIPTORS))
             self.apply_bounds(self._process.pid)
             options_write.write("\0".join([*options, ""]).encode())

@@ -40,23 +40,23 @@ class Group:
 
     def limits(self) -> JsonObject:
         """The limits in force, read back from the kernel."""
-        found: JsonObject = {"version": self.version}
+        in_force: JsonObject = {"version": self.version}
         if directory := self.directories.get("memory"):
             name = "memory.max" if self.version == 2 else "memory.limit_in_bytes"
-            found["memory_bytes"] = int((directory / name).read_text())
+            in_force["memory_bytes"] = int((directory / name).read_text())
         if directory := self.directories.get("pids"):
-            found["pids"] = int((directory / "pids.max").read_text())
+            in_force["pids"] = int((directory / "pids.max").read_text())
         if directory := self.directories.get("cpu"):
             if self.version == 2:
                 quota, period = (directory / "cpu.max").read_text().split()
             else:
                 quota, period = ((directory / f"cpu.cfs_{which}_us").read_text() for which in ("quota", "period"))
-            found["cpus"] = int(quota) / int(period)
+            in_force["cpus"] = int(quota) / int(period)
         if directory := self.directories.get("io"):
             written = (directory / ("io.max" if self.version == 2 else "blkio.throttle.write_bps_device")).read_text()
             if bound := re.search(r"(?:wbps=| )(\d+)\b", written):
-                found["disk_write_bytes_per_second"] = int(bound[1])
-        return found
+                in_force["disk_write_bytes_per_second"] = int(bound[1])
+        return in_force
 
     def set_idle_priority(self, *, idle: bool) -> None:
         """With idle priority the group's processes run only when no other group's want to (cgroups(7), `cpu.idle`). Has
@@ -127,14 +127,14 @@ class Cgroups:
 
     def remove_leftovers(self) -> int:
         """Kill and remove every group of an earlier service of this name. Returns how many there were."""
-        found = {child for parent in self._parents.values() for child in parent.iterdir() if child.is_dir()}
-        for directory in found:
+        groups = {child for parent in self._parents.values() for child in parent.iterdir() if child.is_dir()}
+        for directory in groups:
             for line in (directory / "cgroup.procs").read_text().splitlines():
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(int(line), signal.SIGKILL)
-        for directory in found:
+        for directory in groups:
             _remove(directory)
-        return len({directory.name for directory in found})
+        return len({directory.name for directory in groups})
 
     def close(self) -> None:
         """Remove the service's own group."""
@@ -173,13 +173,13 @@ class Cgroups:
 
 def _mounts(kind: str) -> list[tuple[Path, set[str]]]:
     """Mount points and options of the file systems of this type (proc_pid_mountinfo(5))."""
-    found = []
+    mounts = []
     for line in Path("/proc/self/mountinfo").read_text().splitlines():
         before, _, after = line.partition(" - ")
         kind_here, _, options = after.split(" ", 2)
         if kind_here == kind:
-            found.append((Path(before.split(" ")[4]), set(options.split(","))))
-    return found
+            mounts.append((Path(before.split(" ")[4]), set(options.split(","))))
+    return mounts
 
 
 def _version_1() -> dict[str, Path]:

@@ -72,14 +72,14 @@ class DriverChoice:
 
     async def examine(self) -> dict[Isolation, JsonObject | NoIsolation]:
         """Test all drivers: what the sandboxes of each have in force, or why it fails. Called instead of `start`."""
-        found: dict[Isolation, JsonObject | NoIsolation] = {}
+        results: dict[Isolation, JsonObject | NoIsolation] = {}
         for name, driver in self._drivers.items():
             await driver.clear()
             try:
-                found[name] = (await self._tested(name)).isolation()
+                results[name] = (await self._tested(name)).isolation()
             except NoIsolation as problem:
-                found[name] = problem
-        return found
+                results[name] = problem
+        return results
 
     async def _tested(self, name: Isolation) -> Driver:
         """A driver that has passed its test. Raises NoIsolation."""

@@ -35,14 +35,14 @@ PYTHON = languages.runtime("python").cold[0]
 """The interpreter of the supervisor."""
 
 MOUNTS: dict[str, Path] = {
-    inside: source for found in languages.runtimes().values() for inside, source in found.mounts.items()
+    inside: source for runtime in languages.runtimes().values() for inside, source in runtime.mounts.items()
 }
 """Files and directories of the host that sandboxes have besides /usr, by their paths inside."""
 
 PREPARED = tuple(preparation.mount for preparation in languages.preparations().values())
 """Where sandboxes have what languages have prepared on this machine; empty until that is done."""
 
-_PROGRAMS = dict.fromkeys(found.programs for found in languages.runtimes().values() if found.programs)
+_PROGRAMS = dict.fromkeys(runtime.programs for runtime in languages.runtimes().values() if runtime.programs)
 PATH = ":".join([*_PROGRAMS, "/usr/local/bin", "/usr/bin", "/bin"])
 
 GUEST_LISTENERS: dict[str, int] = {"proxy": 18128, "storage": 18129}

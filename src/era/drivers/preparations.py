@@ -42,6 +42,8 @@ class Preparations:
         if (task := self._tasks.get(language)) is None:
             return
         done, _ = await asyncio.wait([task], timeout=_WAIT_SECONDS)
+        if task.cancelled():
+            raise Unavailable("This server is about to stop.")
         if not done:
             title = self._preparations[language].title
             raise Unavailable(
@@ -49,7 +51,7 @@ class Preparations:
             )
 
     async def stop(self) -> None:
-        """End what goes on. The next service builds upon what there is of it."""
+        """End what goes on; the next service builds upon what there is of it. May be called again."""
         for task in self._tasks.values():
             task.cancel()
         await asyncio.gather(*self._tasks.values(), return_exceptions=True)

@@ -64,10 +64,10 @@ def runtime(name: str) -> Runtime:
 
 def runtimes() -> dict[str, Runtime]:
     """The runtimes that this machine has, by language."""
-    return {name: found for name in LANGUAGES if isinstance(found := _find(name), Runtime)}
+    return {name: runtime for name in LANGUAGES if isinstance(runtime := _find(name), Runtime)}
 
 
 def preparations() -> dict[str, Preparation]:
     """The preparations that this machine's languages need, by language."""
-    found = {name: DEFINITIONS[name].preparation for name in runtimes()}
-    return {name: prepare() for name, prepare in found.items() if prepare is not None}
+    definitions = (DEFINITIONS[name] for name in runtimes())
+    return {each.name: each.preparation() for each in definitions if each.preparation is not None}

@@ -97,7 +97,7 @@ class Definition:
 
 def wheel(module: str, distribution: str) -> tuple[Path, str]:
     """The directory of an importable package, and the version of the distribution that it came with. Raises Missing."""
-    found = importlib.util.find_spec(module)
-    if found is None or not found.submodule_search_locations:
+    spec = importlib.util.find_spec(module)
+    if spec is None or not spec.submodule_search_locations:
         raise Missing(f"The package {distribution} is not installed.", f"On the server: pip install {distribution}")
-    return Path(found.submodule_search_locations[0]).resolve(), importlib.metadata.version(distribution)
+    return Path(spec.submodule_search_locations[0]).resolve(), importlib.metadata.version(distribution)

@@ -129,7 +129,7 @@ class PackageInstaller:
         `most_bytes` and `most_files` bound one installation. `variables` are the service's own environment
         variables."""
         self.package_sets = directory / "environments"
-        self._asked = self.package_sets / "asked"
+        self._notes = self.package_sets / "asked"
         self._making = self.package_sets / "making"
         self._cache = directory / "cache"
         self._seconds = seconds
@@ -159,7 +159,7 @@ class PackageInstaller:
     def open(self) -> None:
         """Make the directories, and remove what a killed process left unfinished. Raises OSError."""
         trees.remove(self._making)
-        for directory, mode in ((self.package_sets, 0o711), (self._making, 0o700), (self._asked, 0o700)):
+        for directory, mode in ((self.package_sets, 0o711), (self._making, 0o700), (self._notes, 0o700)):
             directory.mkdir(mode=mode, parents=True, exist_ok=True)
             directory.chmod(mode)
         for digest in self.digests():
@@ -182,7 +182,7 @@ class PackageInstaller:
     def known(self, packages: Packages, owner: str) -> PackageSet | None:
         for key in (self._key(packages), self._key(packages, owner)):
             try:
-                note = json.loads((self._asked / key).read_text())
+                note = json.loads((self._notes / key).read_text())
                 package_set = self.get(note[_NOTE_DIGEST])
                 if package_set is not None:
                     os.utime(self.package_sets / package_set.digest)
@@ -252,7 +252,7 @@ class PackageInstaller:
             if directory.stat().st_mtime < older_than:
                 self._drop(directory)
                 removed += 1
-        for note in self._asked.iterdir():
+        for note in self._notes.iterdir():
             with suppress(OSError, ValueError, KeyError):
                 if json.loads(note.read_text())[_NOTE_DIGEST] not in self.digests():
                     note.unlink()
@@ -273,10 +273,10 @@ class PackageInstaller:
 
     def _note(self, key: str, made: PackageSet) -> None:
         """Write the note that names the package set which a request came to."""
-        temporary = self._asked / f"{key}.new"
+        temporary = self._notes / f"{key}.new"
         note = {_NOTE_DIGEST: made.digest, "stdout": made.stdout, "stderr": made.stderr}
         temporary.write_text(json.dumps(note))
-        temporary.rename(self._asked / key)
+        temporary.rename(self._notes / key)
 
     async def _install(
         self, packages: Packages, scratch: Path, say: Say | None, build: Build | None = None, kind: str = ""

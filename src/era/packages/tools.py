@@ -82,32 +82,32 @@ def uv_binary() -> Path:
     return Path(uv.find_uv_bin()).resolve()
 
 
-def environment(home: Path, seen_home: str, given: Mapping[str, str]) -> dict[str, str]:
+def environment(home: Path, home_inside: str, given: Mapping[str, str]) -> dict[str, str]:
     """The environment variables of a tool: those of the service (`given`) that are about registries, certificates and
-    proxies. Configuration files are copied into `home`, which the tool sees as `seen_home`."""
-    found = {name: value for name, value in given.items() if _PASSED_ON.fullmatch(name)}
-    found = {name: value for name, value in found.items() if name not in _UV_OWN}
-    found |= {"HOME": seen_home, "TMPDIR": seen_home, "PATH": "/usr/local/bin:/usr/bin:/bin", "LANG": "C.UTF-8"}
+    proxies. Configuration files are copied into `home`, which the tool sees as `home_inside`."""
+    variables = {name: value for name, value in given.items() if _PASSED_ON.fullmatch(name)}
+    variables = {name: value for name, value in variables.items() if name not in _UV_OWN}
+    variables |= {"HOME": home_inside, "TMPDIR": home_inside, "PATH": "/usr/local/bin:/usr/bin:/bin", "LANG": "C.UTF-8"}
     user = Path(given.get("HOME", "/"))
     npmrc = given.get("NPM_CONFIG_USERCONFIG") or given.get("npm_config_userconfig") or user / ".npmrc"
     if _copied(Path(npmrc), home, ".npmrc"):
-        found["npm_config_userconfig"] = f"{seen_home}/.npmrc"
-        found.pop("NPM_CONFIG_USERCONFIG", None)
+        variables["npm_config_userconfig"] = f"{home_inside}/.npmrc"
+        variables.pop("NPM_CONFIG_USERCONFIG", None)
     _copied(user / ".netrc", home, ".netrc")
     uv_files = [Path(given["UV_CONFIG_FILE"])] if "UV_CONFIG_FILE" in given else []
     uv_files += [Path(given.get("XDG_CONFIG_HOME") or user / ".config") / "uv/uv.toml", Path("/etc/uv/uv.toml")]
     for file in uv_files:
         if _copied(file, home, "uv.toml"):
-            found["UV_CONFIG_FILE"] = f"{seen_home}/uv.toml"
+            variables["UV_CONFIG_FILE"] = f"{home_inside}/uv.toml"
             break
     else:
-        found["UV_NO_CONFIG"] = "1"  # or it would look for a project above its directory
+        variables["UV_NO_CONFIG"] = "1"  # or it would look for a project above its directory
         if not any(name in given for name in _UV_HAS_INDEX):
-            found = {**_pip_options(given, user), **found}
+            variables = {**_pip_options(given, user), **variables}
     if _MACHINE_CERTS.exists():  # as pip does
         for name in ("UV_SYSTEM_CERTS", "UV_NATIVE_TLS"):  # the newer name and the older
-            found.setdefault(name, "1")
-    return found
+            variables.setdefault(name, "1")
+    return variables
 
 
 _INDEX_SECRET = re.compile(r"UV_INDEX_.+_(USERNAME|PASSWORD)")
@@ -140,21 +140,21 @@ def indexes_command(python: str, requirements: str, uv_path: str) -> list[str]:
 def indexes(output: str, netrc_file: Path, environment: Mapping[str, str]) -> list[str]:
     """The addresses in the output of that command; the first has the lowest priority. Raises SetupFailed where uv asks
     one of them with a name or password, which must not get to where packages' own code runs."""
-    found = [line.partition(" ")[2].strip() for line in output.splitlines() if line.startswith("--")]
-    named = {urlsplit(address).hostname for address in found}
+    addresses = [line.partition(" ")[2].strip() for line in output.splitlines() if line.startswith("--")]
+    named = {urlsplit(address).hostname for address in addresses}
     try:
         known: set[str | None] = set(netrc.netrc(netrc_file).hosts)
     except (OSError, netrc.NetrcParseError):
         known = set()
-    secret = any("@" in urlsplit(address).netloc for address in found) or named & (known - {"default"})
+    secret = any("@" in urlsplit(address).netloc for address in addresses) or named & (known - {"default"})
     if secret or any(_INDEX_SECRET.fullmatch(name) for name in environment):
         raise SetupFailed(
             "A package has no wheel, and building it is not possible here: this server's package index asks for a "
             "password, which must not get to where a package's own code runs. Ask for another version or package."
         )
-    if not found:
+    if not addresses:
         raise SetupFailed("A package has no wheel, and this server has no package index to build it from.")
-    return found
+    return addresses
 
 
 def npm_command(node: str, cache: str) -> list[str]:
@@ -238,7 +238,7 @@ def npm_lock(project: Path) -> tuple[list[JsonObject], dict[str, bool]]:
     """The packages that npm has installed in a project, by its package-lock.json. Then the paths of those with install
     scripts, and whether each is optional."""
     locked = json.loads((project / "package-lock.json").read_text())["packages"]
-    found, scripts = [], {}
+    entries, scripts = [], {}
     for path, package in sorted(locked.items()):
         if not path or not (project / path).is_dir():
             continue  # the project itself, or an optional package for other machines
@@ -246,8 +246,8 @@ def npm_lock(project: Path) -> tuple[list[JsonObject], dict[str, bool]]:
         if package.get("hasInstallScript") or (project / path / "binding.gyp").exists():
             scripts[path] = bool(package.get("optional"))
         item = {"name": name, "version": package.get("version", ""), "integrity": package.get("integrity")}
-        found.append(item if path == f"node_modules/{name}" else {**item, "path": path})
-    return found, scripts
+        entries.append(item if path == f"node_modules/{name}" else {**item, "path": path})
+    return entries, scripts
 
 
 def problem(tool: str, ran: Ran) -> str:
@@ -282,10 +282,10 @@ def _pip_options(given: Mapping[str, str], user: Path) -> dict[str, str]:
             parser.read_string(file.read_text())
         except (OSError, configparser.Error, UnicodeDecodeError):
             continue
-    found = {}
+    variables = {}
     for option, (name, between) in _PIP_OPTIONS.items():
         values = [parser.get(section, option, fallback="") for section in ("global", "install")]
         values.append(given.get(f"PIP_{option.upper().replace('-', '_')}", ""))
         if given_values := [value for value in values if value.strip()]:
-            found[name] = between.join(given_values[-1].split())
-    return found
+            variables[name] = between.join(given_values[-1].split())
+    return variables

@@ -1,4 +1,4 @@
-"""Boxes in a process of an ordinary user's, for tests that run as root. The two ends speak in pickles."""
+"""Sandboxes in a process of an ordinary user's, for tests that run as root. The two processes exchange pickles."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ _PROJECT = Path(__file__).resolve().parent.parent.parent
 
 
 @dataclass
-class FarBox:
-    """What is known here of a sandbox over there."""
+class UserSandbox:
+    """A sandbox of the other process, as far as it is known here."""
 
     id: str
     workspace: Path
@@ -33,8 +33,8 @@ class FarBox:
     enforced: JsonObject
 
 
-class FarBoxes:
-    """Boxes (see boxes.py) of the user UID, with their data below `directory`."""
+class UserSandboxes:
+    """Sandboxes (see sandboxes.py) of the user UID, with their data below `directory`."""
 
     def __init__(self, directory: Path, driver: str) -> None:
         directory.mkdir(exist_ok=True)
@@ -45,7 +45,7 @@ class FarBoxes:
             f"&& mount --bind '{_PROJECT}' /mnt/project && mount --bind '{sys.prefix}' /mnt/venv "
             f"&& mount --bind '{directory}' /mnt/data && cd /mnt/project "
             f"&& exec setpriv --reuid {UID} --regid {UID} --clear-groups "
-            f"/mnt/venv/bin/python -B -m tests.drivers.elsewhere {driver}"
+            f"/mnt/venv/bin/python -B -m tests.drivers.as_user {driver}"
         )
         environment = {"PATH": os.environ["PATH"], "PYTHONPATH": "/mnt/project/src:/mnt/project", "HOME": "/mnt"}
         self._directory = directory
@@ -57,22 +57,22 @@ class FarBoxes:
         )
         self.uid, self.cgroup_name = self._ask("hello")
 
-    def make(self, language: str = "python") -> FarBox:
-        box: FarBox = self._ask("make", language)
-        box.workspace = self._directory / box.workspace.relative_to("/mnt/data")
-        return box
+    def make(self, language: str = "python") -> UserSandbox:
+        sandbox: UserSandbox = self._ask("make", language)
+        sandbox.workspace = self._directory / sandbox.workspace.relative_to("/mnt/data")
+        return sandbox
 
-    def run(self, box: FarBox, code: str, **more: Any) -> Any:
-        return self._ask("run", box.id, code, **more)
+    def run(self, sandbox: UserSandbox, code: str, **more: Any) -> Any:
+        return self._ask("run", sandbox.id, code, **more)
 
-    def alive(self, box: FarBox) -> bool:
-        return bool(self._ask("alive", box.id))
+    def alive(self, sandbox: UserSandbox) -> bool:
+        return bool(self._ask("alive", sandbox.id))
 
-    def close(self, box: FarBox) -> None:
-        self._ask("close", box.id)
+    def close(self, sandbox: UserSandbox) -> None:
+        self._ask("close", sandbox.id)
 
-    def murder(self, box: FarBox) -> None:
-        self._ask("murder", box.id)
+    def murder(self, sandbox: UserSandbox) -> None:
+        self._ask("murder", sandbox.id)
 
     def traces(self) -> JsonObject:
         return dict(self._ask("traces"))
@@ -89,28 +89,27 @@ class FarBoxes:
         assert self._process.stdout
         pickle.dump((method, given, more), self._process.stdin)
         self._process.stdin.flush()
-        well, answer = pickle.load(self._process.stdout)
-        if not well:
+        succeeded, answer = pickle.load(self._process.stdout)
+        if not succeeded:
             raise SandboxFailed(answer)
         return answer
 
 
-def traces(boxes: Any) -> JsonObject:
-    """What there is of the sandboxes of this process, as the host sees it."""
+def traces(sandboxes: Any) -> JsonObject:
+    """What the host has of the sandboxes of this process."""
     pid = os.getpid()
-    live = boxes.driver.directory
     return {
         "processes": len(descendants(pid)),
         "mounts": mounts(),
         "descriptors": len(os.listdir("/proc/self/fd")),
-        "directories": sorted(os.listdir(live)),
+        "directories": sorted(os.listdir(sandboxes.driver.directory)),
     }
 
 
 @contextmanager
 def opened(name: str, directory: Path) -> Iterator[Any]:
-    """Boxes of a driver, "bubblewrap" or "bubblewrap as a user", say. Nothing of them may be left at the end."""
-    from tests.drivers.boxes import Boxes, Weakness
+    """Sandboxes of a driver, such as "bubblewrap" or "bubblewrap as a user". At the end nothing of them may be left."""
+    from tests.drivers.sandboxes import Sandboxes, Weakness
 
     driver, _, user = name.partition(" as ")
     root = os.geteuid() == 0
@@ -120,7 +119,7 @@ def opened(name: str, directory: Path) -> Iterator[Any]:
         pytest.skip("only root can run it as root")
     before, processes = mounts(), set(descendants(os.getpid()))
     far = bool(user) and root
-    made: Any = FarBoxes(directory, driver) if far else Boxes(directory, Weakness(), driver)
+    made: Any = UserSandboxes(directory, driver) if far else Sandboxes(directory, Weakness(), driver)
     made.name, made.far, made.shared = name, far, {}
     yield made
     running = [pid for pid in descendants(os.getpid()) if pid not in processes]
@@ -129,46 +128,46 @@ def opened(name: str, directory: Path) -> Iterator[Any]:
 
 
 def serve(driver: str) -> None:
-    """Do what comes in on stdin until it ends."""
-    from tests.drivers.boxes import Boxes, Weakness
+    """Answer the calls that come in on stdin, until it ends."""
+    from tests.drivers.sandboxes import Sandboxes, Weakness
 
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
-    boxes = Boxes(Path("/mnt/data"), Weakness(), driver)
+    sandboxes = Sandboxes(Path("/mnt/data"), Weakness(), driver)
     made: dict[str, Any] = {}
 
     def answer(method: str, given: list[Any], more: dict[str, Any]) -> Any:
         if method == "hello":
-            return os.getuid(), boxes.cgroup_name
+            return os.getuid(), sandboxes.cgroup_name
         if method == "make":
-            box = boxes.make(*given)
-            made[box.id] = box
-            return FarBox(box.id, box.workspace, box.uid, box.enforced)
+            sandbox = sandboxes.make(*given)
+            made[sandbox.id] = sandbox
+            return UserSandbox(sandbox.id, sandbox.workspace, sandbox.uid, sandbox.enforced)
         if method == "traces":
-            return traces(boxes)
+            return traces(sandboxes)
         if method == "alive":
             return made[given[0]].alive
-        return getattr(boxes, method)(made[given[0]], *given[1:], **more)
+        return getattr(sandboxes, method)(made[given[0]], *given[1:], **more)
 
     try:
         while True:
             try:
-                asked = pickle.load(sys.stdin.buffer)
+                call = pickle.load(sys.stdin.buffer)
             except EOFError:
                 return
             try:
-                told = True, answer(*asked)
+                result = True, answer(*call)
             except EraError as error:
-                told = False, error.message
-            pickle.dump(told, answers)
+                result = False, error.message
+            pickle.dump(result, answers)
             answers.flush()
     finally:
-        boxes.stop()
+        sandboxes.stop()
 
 
 if __name__ == "__main__":
     sys.path.insert(0, str(_PROJECT))
     # One module under one name, or its classes would be two.
-    from tests.drivers import elsewhere
+    from tests.drivers import as_user
 
-    elsewhere.serve(sys.argv[1])
+    as_user.serve(sys.argv[1])

@@ -1,4 +1,4 @@
-"""Where tests have packages built: in real sandboxes, or, for attacks to succeed, with no wall at all."""
+"""Builds for tests: in real sandboxes, or, for attacks to succeed, without any wall."""
 
 from __future__ import annotations
 
@@ -22,51 +22,60 @@ from era.core.setup.progress import LastWords, Say
 from era.languages.node import NODE
 from era.network.egress import SandboxNetwork
 from era.network.indexes import IndexListeners
-from tests.drivers.boxes import LIMITS, Boxes, Weakness
+from tests.drivers.sandboxes import LIMITS, Sandboxes, Weakness
 from tests.packages.registry import tarball
 
 
 def session(key: int, **fields: Any) -> Session:
-    told = {"language": "python", "persistent": True, "data": "{}", "metadata": {}, "allow_internet": True}
-    told |= {"allow_public": True, "default_timeout": 30.0, "stored": None, "version": 1, "snapshot": EMPTY}
-    told |= {"owner": DEFAULT_OWNER, "created_at": 1, "updated_at": 1, "last_run_at": None}
-    return Session(key=key, id=f"s{key}", **{**told, **fields})
+    """A session of this key that asks for packages."""
+    usual: dict[str, Any] = {
+        "language": "python",
+        "persistent": True,
+        "data": "{}",
+        "metadata": {},
+        "allow_internet": True,
+    }
+    usual |= {"allow_public": True, "default_timeout": 30.0, "stored": None, "version": 1, "snapshot": EMPTY}
+    usual |= {"owner": DEFAULT_OWNER, "created_at": 1, "updated_at": 1, "last_run_at": None}
+    return Session(key=key, id=f"s{key}", **{**usual, **fields})
 
 
 @contextmanager
-def works(directory: Path, driver: str = "bubblewrap", limits: Limits = LIMITS) -> Iterator[tuple[Boxes, Builds]]:
-    """Real sandboxes, and a place to build in them."""
-    boxes = Boxes(directory, Weakness(limits=limits), driver, self_tested=())
+def real_builds(
+    directory: Path, driver: str = "bubblewrap", limits: Limits = LIMITS
+) -> Iterator[tuple[Sandboxes, Builds]]:
+    """A driver with its sandboxes, and builds in them."""
+    sandboxes = Sandboxes(directory, Weakness(limits=limits), driver, self_tested=())
     rules = Rules(limits, limits)
 
     class Drivers:
         async def get(self, _: str) -> Any:
-            return boxes.driver
+            return sandboxes.driver
 
     class Forgetful:
         def forget(self, _: str) -> None:
             pass
 
-    host = SandboxPool(
+    pool = SandboxPool(
         Drivers(), cast(Snapshots, Forgetful()), cast(Any, None), rules=rules, spares=0, max_warm=4, idle_seconds=60
     )
     network = SandboxNetwork()
     try:
-        yield boxes, Builds(host, network, IndexListeners(), rules)
+        yield sandboxes, Builds(pool, network, IndexListeners(), rules)
     finally:
-        boxes._runner.run(host.stop())
-        boxes.stop()
+        sandboxes._runner.run(pool.stop())
+        sandboxes.stop()
         network.stop()
 
 
-class Bare:
-    """A Build whose code runs on the host, as the tests' own user: what sandboxes are there to prevent."""
+class UnsandboxedBuild:
+    """A Build whose code runs on the host, as the tests' own user: what sandboxes exist to prevent."""
 
     def __init__(self, owner: str) -> None:
         self.owner = owner
 
     @asynccontextmanager
-    async def place(self, language: str) -> AsyncIterator[Bare]:
+    async def place(self, language: str) -> AsyncIterator[UnsandboxedBuild]:
         with tempfile.TemporaryDirectory() as directory:
             self.directory, self.uid = Path(directory), None
             yield self
@@ -88,12 +97,12 @@ class Bare:
             *words, cwd=self.directory, env={**os.environ, **env}, start_new_session=True,
             stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT,
         )  # fmt: skip
-        said, _ = await process.communicate()
-        return ("failed" if process.returncode else None), LastWords(stderr=said.decode())
+        output, _ = await process.communicate()
+        return ("failed" if process.returncode else None), LastWords(stderr=output.decode())
 
 
-def bare(owner: str) -> Build:
-    return cast(Build, Bare(owner))
+def unsandboxed(owner: str) -> Build:
+    return cast(Build, UnsandboxedBuild(owner))
 
 
 BACKEND = """
@@ -113,8 +122,8 @@ def build_wheel(wheel_directory, config_settings=None, metadata_directory=None):
 
 
 def sdist(name: str, attack: str, requires: Sequence[str] = ()) -> bytes:
-    """A source distribution, version 1.0, whose build runs `attack`, which puts what is to be installed into `files`,
-    by path."""
+    """A source distribution, version 1.0, whose build runs the code `attack`. That adds the files of the wheel to
+    `files`, by path."""
     needs = ", ".join(f'"{one}"' for one in requires)
     project = f'[build-system]\nrequires = [{needs}]\nbuild-backend = "backend"\nbackend-path = ["."]\n'
     files = {

@@ -1,4 +1,4 @@
-"""Sandboxes for tests, sound ones and ones with a wall taken out."""
+"""Sandboxes for tests: sound ones, and ones with a wall taken out."""
 
 from __future__ import annotations
 
@@ -33,37 +33,48 @@ LIMITS = Limits(
 )
 
 type Options = list[str]
-type Box = BubblewrapSandbox | FakeSandbox
+type AnySandbox = BubblewrapSandbox | FakeSandbox
 
 DRIVERS = {"bubblewrap": BubblewrapDriver, "gvisor": GvisorDriver, "fake": FakeDriver}
 
 
 @dataclass(frozen=True)
 class Weakness:
-    """One wall less: other options for bubblewrap, other text in the supervisor, no uid of its own, or no filter of
-    system calls, or other limits. For gVisor also another container, or other options for runsc."""
+    """A wall that is taken out, by changing what makes a sandbox."""
 
     options: Callable[[Options], Options] = list
+    """Changes bubblewrap's options."""
+
     supervisor: Mapping[str, str] | None = None
+    """Text of the guest's files, and what replaces it."""
+
     as_root: bool = False
+    """Without a uid of its own."""
+
     unfiltered: bool = False
+    """Without a filter of system calls."""
+
     limits: Limits = LIMITS
     specification: Callable[[JsonObject], JsonObject] = dict
+    """Changes the container that runsc makes."""
+
     flags: Callable[[Options], Options] = list
+    """Changes runsc's options."""
 
 
 @dataclass(frozen=True)
-class Told:
+class Result:
     """What a program wrote, and how it ended."""
 
     stdout: str
     stderr: str
     ended: Ended
     connections: list[str] = field(default_factory=list)
-    """What became of those that came through the guest_listener."""
+    """What became of connections to the guest listener (guest_listeners.py), or what came over those to a port
+    inside."""
 
 
-class Boxes:
+class Sandboxes:
     """A driver of the test's own, one of DRIVERS, and sandboxes from it."""
 
     def __init__(
@@ -75,7 +86,7 @@ class Boxes:
         self_tested: Sequence[Language] = languages.LANGUAGES,
         cgroup_name: str = "",
     ) -> None:
-        """`self_tested` are the languages that are tried at the start."""
+        """`self_tested` are the languages of the driver's self-test."""
         self._runner = asyncio.Runner()
         self.cgroup_name = cgroup_name or f"era-test-{secrets.token_hex(4)}"
         self.driver: Any = DRIVERS[driver](directory, weakness.limits, cgroup_name=self.cgroup_name)
@@ -107,7 +118,7 @@ class Boxes:
 
     def run(
         self,
-        box: Box,
+        sandbox: AnySandbox,
         code: str,
         *,
         env: Mapping[str, str] | None = None,
@@ -117,28 +128,31 @@ class Boxes:
         files: Mapping[str, bytes] | None = None,
         meanwhile: str = "",
         guest_listener: bool = False,
-    ) -> Told:
-        """Run one program. As soon as it has written something, `meanwhile` is done: "kill" the run, "close" the
-        sandbox, "murder" it as if the kernel had killed it, or connect "to" a port that it has written; what it answers
-        is then in `connections`. With `guest_listener` something listens on the guest listener (guest_listeners.py)."""
+    ) -> Result:
+        """Run one program. As soon as it has written something, `meanwhile` happens: "kill" the run, "close" the
+        sandbox, "murder" it as if the kernel had killed it, or connect "to" the port that it has written; what it
+        answers is then in `connections`. With `guest_listener` a service listens on the guest listener
+        (guest_listeners.py)."""
 
-        async def follow() -> Told:
+        async def follow() -> Result:
             parts = {"stdout": b"", "stderr": b""}
             connections: list[str] = []
 
             async def talk() -> None:
-                connections.extend(await guest_listeners.talk(box, int(parts["stdout"])))
+                connections.extend(await guest_listeners.talk(sandbox, int(parts["stdout"])))
 
             to_do: Any = {
-                "kill": box.kill_run,
-                "close": box.close,
-                "murder": lambda: _murder(box),
+                "kill": sandbox.kill_run,
+                "close": sandbox.close,
+                "murder": lambda: _murder(sandbox),
                 "to": talk,
             }.get(meanwhile)
             async with AsyncExitStack() as stack:
                 if guest_listener:
-                    connections = await stack.enter_async_context(guest_listeners.listened_on(box))
-                async for event in box.run(Program(code.encode(), state, env or {}, timeout, ephemeral, files or {})):
+                    connections = await stack.enter_async_context(guest_listeners.listened_on(sandbox))
+                async for event in sandbox.run(
+                    Program(code.encode(), state, env or {}, timeout, ephemeral, files or {})
+                ):
                     if isinstance(event, Output):
                         parts[event.stream] += event.data
                         if to_do is not None:
@@ -147,19 +161,19 @@ class Boxes:
                     else:
                         ended = event
             stdout, stderr = (parts[name].decode(errors="replace") for name in ("stdout", "stderr"))
-            return Told(stdout, stderr, ended, sorted(connections))
+            return Result(stdout, stderr, ended, sorted(connections))
 
         return self._runner.run(follow())
 
-    def close(self, box: Box) -> None:
-        self._runner.run(box.close())
+    def close(self, sandbox: AnySandbox) -> None:
+        self._runner.run(sandbox.close())
 
-    def murder(self, box: Box) -> None:
-        """Kill it from outside, as the kernel might, and wait until that is noticed."""
+    def murder(self, sandbox: AnySandbox) -> None:
+        """Kill a sandbox from outside, as the kernel might, and wait until that is noticed."""
 
         async def noticed() -> None:
-            await _murder(box)
-            while box.alive:  # noqa: ASYNC110  nothing tells of it
+            await _murder(sandbox)
+            while sandbox.alive:  # noqa: ASYNC110  nothing tells of it
                 await asyncio.sleep(0.01)
 
         self._runner.run(noticed())
@@ -187,21 +201,21 @@ class Boxes:
 
 
 WITHOUT_LANDLOCK = {'landlock.restrict(config["landlock"])': "None", "landlock.enter_own_domain()": "pass"}
-"""Other text for the supervisor."""
+"""A `Weakness.supervisor`."""
 
 
-async def _murder(box: Box) -> None:
-    assert box._process is not None
-    box._process.kill()
+async def _murder(sandbox: AnySandbox) -> None:
+    assert sandbox._process is not None
+    sandbox._process.kill()
 
 
 def without(*names: str) -> Callable[[Options], Options]:
-    """Options less those of these names, which take no value."""
+    """Removes options of these names, which take no value."""
     return lambda options: [option for option in options if option not in names]
 
 
 def with_more(*more: str) -> Callable[[Options], Options]:
-    """These options too, before the root is made read-only."""
+    """Adds options, before the root is made read-only."""
 
     def weaken(options: Options) -> Options:
         at = options.index("--remount-ro")

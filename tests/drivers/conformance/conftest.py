@@ -1,0 +1,81 @@
+"""What the suite has in common: the drivers, and where each is known to fall short."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from tests.drivers.as_user import opened
+from tests.drivers.conformance.helpers import shared
+
+DRIVERS = ["fake", "bubblewrap", "bubblewrap as a user", "gvisor", "gvisor as a user"]
+
+KNOWN: dict[tuple[str, str], str] = {
+    ("test_output_before_an_exit_of_node_s_is_not_cut", "fake"): "its pipes have the usual size",
+    ("test_how_out_of_memory_looks", "gvisor"): (
+        "the host kills what stands for the program's process, which gVisor takes for an exit with 1"
+    ),
+    ("test_how_out_of_memory_looks", "gvisor as a user"): (
+        "gVisor's memory file can't grow, and the program gets SIGSEGV when it touches what it was promised"
+    ),
+}
+"""Tests that are known to fail with a driver, and why."""
+
+for test in (
+    "test_the_working_directory",
+    "test_there_is_no_network",
+    "test_tmp_is_fresh_in_each_run",
+    "test_other_processes_are_invisible",
+    "test_system_files_are_the_sandbox_s_own",
+):
+    KNOWN[test, "fake"] = "the fake driver has no isolation"
+for driver in ("gvisor", "gvisor as a user"):
+    KNOWN["test_the_supervisor_can_t_be_killed", driver] = "gVisor does not protect PID 1 as Linux does"
+    KNOWN["test_dev_can_t_be_changed", driver] = (
+        "a read-only /dev in gVisor has read-only devices: the sandbox goes instead"
+    )
+
+NEVER: dict[tuple[str, str], str] = {
+    ("test_how_out_of_memory_looks", "fake"): "it would be the host's memory",
+    ("test_dev_can_t_be_changed", "fake"): "it would be the host's /dev",
+    ("test_the_supervisor_can_t_be_killed", "fake"): "it would be the host's init",
+    ("test_out_of_memory", "fake"): "it would be the host's memory",
+    ("test_a_daemon_does_not_outlive_the_run", "fake"): "it would outlive the tests",
+    ("test_too_many_processes", "fake"): "they would be the host's processes",
+}
+"""Tests that aren't even tried with a driver, and why."""
+
+for test in (
+    "test_a_guest_listener_leads_to_the_host_while_that_listens",
+    "test_connections_to_the_host_are_whole",
+    "test_a_stalled_connection_holds_up_no_other",
+    "test_the_end_of_a_run_is_the_end_of_its_connections",
+    "test_many_connections_at_a_time",
+    "test_the_host_can_connect_to_a_port_inside",
+):
+    NEVER[test, "fake"] = "it has no network of its own, and so no guest listeners"
+
+
+@pytest.fixture(scope="module", params=DRIVERS)
+def sandboxes(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """Sandboxes of each driver: Sandboxes, or UserSandboxes."""
+    with opened(request.param, tmp_path_factory.mktemp("sandboxes")) as made:
+        yield made
+
+
+@pytest.fixture(autouse=True)
+def known(request: pytest.FixtureRequest) -> None:
+    """Expect the failures of KNOWN and NEVER."""
+    test, driver = request.node.originalname, request.node.callspec.params["sandboxes"]
+    if reason := NEVER.get((test, driver)):
+        pytest.xfail(reason)
+    if reason := KNOWN.get((test, driver)):
+        request.applymarker(pytest.mark.xfail(reason=reason, strict=True))
+
+
+@pytest.fixture
+def sandbox(sandboxes: Any) -> Any:
+    """A sandbox that other tests have used, too."""
+    return shared(sandboxes, "python")

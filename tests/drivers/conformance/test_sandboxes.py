@@ -1,0 +1,237 @@
+"""The bounds and walls of a sandbox, its start and its end."""
+
+from __future__ import annotations
+
+import shutil
+import socket
+import time
+from typing import Any
+
+import pytest
+
+from era.errors import SandboxFailed
+from tests.conftest import cgroups
+from tests.drivers.as_user import traces
+from tests.drivers.conformance.helpers import is_alive, says, shared
+from tests.drivers.sandboxes import LIMITS
+
+# -- bounds ---------------------------------------------------------------------------------------------------------
+
+
+def test_the_deadline(sandboxes: Any, sandbox: Any) -> None:
+    """SIGTERM first, so that a program may tidy up; what it had printed before is not lost."""
+    code = """
+import signal, sys, time
+signal.signal(signal.SIGTERM, lambda *_: sys.exit('tidied'))
+print('before')
+for _ in range(1000): time.sleep(0.1)
+"""
+    begun = time.monotonic()
+    result = sandboxes.run(sandbox, code, timeout=0.5)
+    assert (result.stdout, result.stderr) == ("before\n", "tidied\n")
+    assert (result.ended.exit_code, result.ended.cause) == (124, "timeout")
+    assert 0.5 <= time.monotonic() - begun < 2.5
+    assert result.ended.sandbox_alive
+
+
+def test_a_run_can_be_killed(sandboxes: Any, sandbox: Any) -> None:
+    result = sandboxes.run(sandbox, "import os, time; os.write(1, b'up\\n'); time.sleep(60)", meanwhile="kill")
+    assert (result.stdout, result.ended.cause, result.ended.exit_code) == ("up\n", "killed", 137)
+    assert result.ended.duration < 10
+    assert says(sandboxes, sandbox, "print('well')") == "well\n"
+
+
+def test_output_is_bounded(sandboxes: Any, sandbox: Any) -> None:
+    result = sandboxes.run(
+        sandbox, "import sys\nfor _ in range(48): sys.stdout.write('x' * (1 << 16))\nprint('end', file=sys.stderr)"
+    )
+    assert result.stdout == "x" * LIMITS.output_bytes
+    assert (result.ended.stdout_truncated, result.ended.stderr_truncated) == (True, False)
+    assert (result.stderr, result.ended.exit_code) == ("end\n", 0)
+
+
+def test_much_output_on_both_streams(sandboxes: Any, sandbox: Any) -> None:
+    size = 10_000
+    code = (
+        "import sys\nfor i in range(80):\n"
+        f"    sys.stdout.write(chr(65 + i % 26) * {size}); sys.stderr.write('e' * {size})"
+    )
+    result = sandboxes.run(sandbox, code)
+    assert result.stdout == "".join(chr(65 + i % 26) * size for i in range(80))
+    assert result.stderr == "e" * (80 * size)
+    assert not result.ended.stdout_truncated
+
+
+def test_a_daemon_does_not_outlive_the_run(sandboxes: Any, sandbox: Any) -> None:
+    code = """
+import os, time
+if os.fork() == 0:
+    os.setsid()
+    if os.fork() == 0:
+        while True:
+            time.sleep(0.01)
+            open('alive', 'a').write('x')
+    os._exit(0)
+while not os.path.exists('alive'): time.sleep(0.01)
+"""
+    result = sandboxes.run(sandbox, code)
+    assert (result.ended.exit_code, result.ended.reaped >= 1) == (0, True)
+    size = (sandbox.workspace / "alive").stat().st_size
+    time.sleep(0.1)
+    assert (sandbox.workspace / "alive").stat().st_size == size
+
+
+HEAP = "kept = []\nwhile True: kept.append(bytearray(1 << 20))"
+
+
+def test_out_of_memory(sandboxes: Any) -> None:
+    sandbox = sandboxes.make()
+    result = sandboxes.run(sandbox, HEAP)
+    assert result.ended.exit_code != 0
+    assert result.ended.cause == "oom" or not sandbox.enforced["cgroup"]
+    assert (
+        says(sandboxes, sandbox if is_alive(sandboxes, sandbox) else shared(sandboxes, "python"), "print('well')")
+        == "well\n"
+    )
+    sandboxes.close(sandbox)
+
+
+def test_how_out_of_memory_looks(sandboxes: Any) -> None:
+    """With a control group the kernel kills, without one the program gets an error."""
+    sandbox = sandboxes.make()
+    result = sandboxes.run(sandbox, HEAP)
+    sandboxes.close(sandbox)
+    if sandbox.enforced["cgroup"]:
+        assert result.ended.exit_code == 137
+    else:
+        assert (result.ended.exit_code, result.stderr.splitlines()[-1]) == (1, "MemoryError")
+
+
+def test_too_many_processes(sandboxes: Any, sandbox: Any) -> None:
+    code = """
+import subprocess
+n = 0
+try:
+    while n < 300:
+        subprocess.Popen(['sleep', '60'])
+        n += 1
+except OSError: pass
+print(n)
+"""
+    assert 30 < int(says(sandboxes, sandbox, code)) <= LIMITS.pids
+    assert says(sandboxes, sandbox, "print('well')") == "well\n"
+
+
+# -- walls ----------------------------------------------------------------------------------------------------------
+
+
+def test_there_is_no_network(sandboxes: Any, sandbox: Any) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        code = f"""
+import socket
+for family, address in ((socket.AF_INET, ('127.0.0.1', {listener.getsockname()[1]})),
+                        (socket.AF_INET, ('192.0.2.1', 80)), (socket.AF_INET6, ('2001:db8::1', 80)),
+                        (socket.AF_UNIX, '/run/systemd/private')):
+    with socket.socket(family, socket.SOCK_STREAM) as s:
+        s.settimeout(2)
+        try: s.connect(address); print('connected', address)
+        except OSError as error: pass
+try: socket.getaddrinfo('localhost.example.com', 80); print('resolved')
+except OSError: pass
+print([name for _, name in socket.if_nameindex()])
+"""
+        assert says(sandboxes, sandbox, code) == "['lo']\n"
+
+
+def test_tmp_is_fresh_in_each_run(sandboxes: Any, sandbox: Any) -> None:
+    code = """
+import os
+for d in ('/tmp', '/dev/shm'):
+    print(os.listdir(d))
+    os.makedirs(d + '/era-test/b')
+    open(d + '/era-test/c', 'w').close()
+"""
+    try:
+        assert says(sandboxes, sandbox, code) == "[]\n[]\n"
+        assert says(sandboxes, sandbox, code) == "[]\n[]\n"
+    finally:
+        for directory in ("/tmp/era-test", "/dev/shm/era-test"):
+            shutil.rmtree(directory, ignore_errors=True)  # of the fake driver
+
+
+def test_other_processes_are_invisible(sandboxes: Any, sandbox: Any) -> None:
+    pids = says(sandboxes, sandbox, "import os; print(*filter(str.isdigit, os.listdir('/proc')), os.getppid())").split()
+    assert len(pids) <= 3
+    assert pids[-1] == "1"
+    assert says(
+        sandboxes, sandbox, "import os; print(os.getuid() == os.geteuid(), os.getgroups() in ([], [os.getgid()]))"
+    )
+
+
+def test_system_files_are_the_sandbox_s_own(sandboxes: Any, sandbox: Any) -> None:
+    code = """
+import os
+print([name for name in ('/root', '/home', '/var', '/etc/shadow', '/sys/kernel/security') if os.path.exists(name)])
+for path in ('/', '/usr', '/etc', '/etc/passwd', '/era', '/opt/node'):
+    try: os.close(os.open(path + '/x' if os.path.isdir(path) else path, os.O_WRONLY | os.O_CREAT)); print('wrote', path)
+    except OSError: pass
+print(open('/proc/self/status').read().split('CapEff:')[1].split()[0])
+"""
+    result = says(sandboxes, sandbox, code).splitlines()
+    assert result[0] == "[]"
+    assert int(result[1], 16) == 0, result
+
+
+@pytest.mark.parametrize("number", [9, 15])
+def test_the_supervisor_can_t_be_killed(sandboxes: Any, number: int) -> None:
+    sandbox = sandboxes.make()
+    code = f"import os\ntry: os.kill(1, {number})\nexcept PermissionError: pass\nprint('on')"
+    result = sandboxes.run(sandbox, code, timeout=5)
+    sandboxes.close(sandbox)
+    assert (result.stdout, result.ended.sandbox_alive) == ("on\n", True)
+
+
+def test_dev_can_t_be_changed(sandboxes: Any) -> None:
+    sandbox = sandboxes.make()
+    result = sandboxes.run(sandbox, "open('/dev/mine', 'w')")
+    sandboxes.close(sandbox)
+    assert result.ended.exit_code == 1
+
+
+# -- the sandbox itself ---------------------------------------------------------------------------------------------
+
+
+def test_a_dead_sandbox_says_so_before_a_run(sandboxes: Any) -> None:
+    sandbox = sandboxes.make()
+    sandboxes.murder(sandbox)
+    with pytest.raises(SandboxFailed):
+        sandboxes.run(sandbox, "open('ran', 'w').close()")
+    assert not is_alive(sandboxes, sandbox)
+    assert not (sandbox.workspace / "ran").exists()
+    sandboxes.close(sandbox)
+
+
+@pytest.mark.parametrize("how", ["murder", "close"])
+def test_a_sandbox_that_dies_under_a_run(sandboxes: Any, how: str) -> None:
+    sandbox = sandboxes.make()
+    result = sandboxes.run(sandbox, "import os, time; os.write(1, b'up\\n'); time.sleep(60)", meanwhile=how)
+    assert (result.stdout, result.ended.sandbox_alive) == ("up\n", False)
+    assert not is_alive(sandboxes, sandbox)
+    sandboxes.close(sandbox)
+
+
+def test_nothing_is_left_of_a_closed_sandbox(sandboxes: Any) -> None:
+    def seen() -> Any:
+        return sandboxes.traces() if sandboxes.far else traces(sandboxes)
+
+    shared(sandboxes, "python")
+    before = seen()
+    sandbox = sandboxes.make()
+    sandboxes.run(sandbox, "import os\nos.makedirs('a/' * 50)\nos.chmod('a', 0)")
+    sandboxes.close(sandbox)
+    sandboxes.close(sandbox)
+    assert seen() == before
+    assert not sandbox.workspace.parent.exists()
+    assert [group for group in cgroups(sandboxes.cgroup_name) if sandbox.id in group] == []
+    with pytest.raises(SandboxFailed):
+        sandboxes.run(sandbox, "print('no')")
