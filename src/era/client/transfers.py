@@ -127,6 +127,7 @@ def _copy(response: httpx.Response, file: IO[bytes], advance: Advance) -> int:
 
 
 def _pieces(file: IO[bytes], source: Path | None, advance: Advance) -> Iterator[bytes]:
+    """A file's content in pieces. Raises Failure, which names `source`, if it can't be read."""
     try:
         while piece := file.read(_CHUNK):
             yield piece
