@@ -15,7 +15,7 @@ from bench.arena import Arena
 from bench.cases import Probe
 from bench.drivers import Bench
 from era.core.models import Language
-from era.core.ports import Limits
+from era.core.program import Limits
 from era.drivers.bubblewrap import BubblewrapDriver
 
 _LIMITS = Limits(

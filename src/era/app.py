@@ -41,10 +41,11 @@ from era.core.metadata import Retention
 from era.core.models import Isolation, JsonObject
 from era.core.outputs import History, Outputs
 from era.core.pool import SandboxPool
-from era.core.ports import Limits
+from era.core.program import Limits
 from era.core.public.inbox import Inbox
 from era.core.public.live_servers import LiveServers
 from era.core.runs import Runs
+from era.core.session_run import RunParts
 from era.core.sessions import Sessions
 from era.core.setup.builds import Builds
 from era.core.setup.commands import Commands
@@ -209,7 +210,7 @@ async def services(settings: Settings) -> AsyncIterator[Context]:
         sandboxes = drivers(settings, {BUNDLE: bundle})
         bounds = rules(settings)
         turns = Turns(settings.max_waiting)
-        keys = IdempotencyKeys(store)
+        idempotency = IdempotencyKeys(store)
         api_keys = ApiKeys(store, settings.api_key.get_secret_value() if settings.api_key else None)
         await api_keys.open()
         databases = D1Databases(
@@ -224,7 +225,7 @@ async def services(settings: Settings) -> AsyncIterator[Context]:
             if lost := await store.mark_lost():
                 log.warning("runs_lost", count=lost, why="the service stopped while they were under way")
             await sandboxes.start()
-            host = SandboxPool(
+            pool = SandboxPool(
                 sandboxes,
                 snapshots,
                 environments,
@@ -238,26 +239,30 @@ async def services(settings: Settings) -> AsyncIterator[Context]:
                 packages,
                 environments,
                 turns,
-                Builds(host, network, IndexListeners(), bounds),
-                Commands(host, network, snapshots),
+                Builds(pool, network, IndexListeners(), bounds),
+                Commands(pool, network, snapshots),
                 settings.setup_seconds,
             )
-            guest_listeners = StorageListeners(GuestApi(storage, settings.body_idle_seconds).for_run)
+            storage_listeners = StorageListeners(GuestApi(storage, settings.body_idle_seconds).for_run)
             active_runs = ActiveRuns()
             runs = Runs(
-                store, host, network, guest_listeners, snapshots, outputs, turns, keys, setups.settled, active_runs
+                RunParts(store, pool, network, storage_listeners, snapshots, outputs),
+                turns,
+                idempotency,
+                active_runs,
+                setups.settled,
             )
             live_servers = LiveServers(
                 runs,
                 active_runs,
-                host,
+                pool,
                 idle_seconds=settings.idle_seconds,
                 service_seconds=settings.max_timeout,
             )
             inbox = Inbox(store, runs, at_a_time=max(1, settings.max_warm // 2))
-            expiry = Expiry(store, host)
+            expiry = Expiry(store, pool)
             files = SessionFiles(store, snapshots, blobs, turns, spool, transfers, bounds)
-            await host.start()
+            await pool.start()
             await setups.start()
             await inbox.start()
             jobs = (_collect_garbage(snapshots, store, pins), expiry.run(), _remove_environments(setups))
@@ -271,16 +276,16 @@ async def services(settings: Settings) -> AsyncIterator[Context]:
                 yield Context(
                     settings=settings,
                     rules=bounds,
-                    sessions=Sessions(store, host, turns, keys, expiry, bounds, setups.kick),
+                    sessions=Sessions(store, pool, turns, idempotency, expiry, bounds, setups.kick),
                     runs=runs,
                     live_servers=live_servers,
                     inbox=inbox,
                     deliveries=store,
                     history=History(store, outputs, active_runs),
-                    versions=Versions(store, snapshots, turns, keys),
+                    versions=Versions(store, snapshots, turns, idempotency),
                     capsules=capsules,
                     storage=storage,
-                    keys=keys,
+                    keys=idempotency,
                     api_keys=api_keys,
                     setups=setups,
                     session_files=files,
@@ -289,9 +294,9 @@ async def services(settings: Settings) -> AsyncIterator[Context]:
                     store=store,
                     files=snapshots.entries,
                     isolation=sandboxes.isolation,
-                    pool_counts=host.counts,
+                    pool_counts=pool.counts,
                     end_background=end_background,
-                    end_runs=host.stop,
+                    end_runs=pool.stop,
                     serves_at=network.serves_at,
                 )
             finally:
@@ -301,7 +306,7 @@ async def services(settings: Settings) -> AsyncIterator[Context]:
                 await packages.stop()
                 await end_background(settings.drain_seconds)
                 await runs.drain(settings.drain_seconds)
-                await host.stop()
+                await pool.stop()
                 await runs.drain(_LAST_ANSWERS_SECONDS)
                 await inbox.stop()
         finally:

@@ -18,7 +18,7 @@ from typing import Literal
 
 from era import languages
 from era.core.models import JsonObject, Language
-from era.core.ports import Ended, Limits, Output, Program
+from era.core.program import Ended, Limits, Output, Program
 from era.drivers import guest
 from era.drivers.staging import remove_tree
 from era.errors import SandboxFailed

@@ -18,7 +18,7 @@ import structlog
 
 from era.core.metadata import MetadataStore
 from era.core.models import Session, now
-from era.core.ports import SandboxPool
+from era.core.pool import SandboxPool
 from era.errors import EraError, Unavailable
 
 log = structlog.get_logger()

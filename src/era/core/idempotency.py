@@ -87,12 +87,12 @@ class Made:
 
 
 async def once(
-    keys: IdempotencyKeys, source_id: OwnedId, claim: Claim | None, make: Callable[[], Awaitable[Session]]
+    idempotency: IdempotencyKeys, source_id: OwnedId, claim: Claim | None, make: Callable[[], Awaitable[Session]]
 ) -> Made:
     """Make a session, unless that was done for this claim before."""
     if claim is None:
         return Made(await make())
-    async with keys.held(source_id, claim) as first:
+    async with idempotency.held(source_id, claim) as first:
         if first is not None and first.answer is not None:
             return Made(unpacked(first.answer), replayed=True)
         return Made(await make())

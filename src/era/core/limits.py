@@ -13,7 +13,7 @@ from typing import Any
 
 from era.core.files.trees import Bounds
 from era.core.models import JsonObject
-from era.core.ports import Limits
+from era.core.program import Limits
 from era.errors import BadRequest
 
 _MIB = 1 << 20

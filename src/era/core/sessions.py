@@ -27,7 +27,7 @@ from era.core.models import (
     new_id,
     now,
 )
-from era.core.ports import SandboxPool
+from era.core.pool import SandboxPool
 from era.core.setup.requirements import setup_text
 from era.core.turns import Turns
 from era.core.views import without_view
@@ -42,7 +42,7 @@ class Sessions:
         store: MetadataStore,
         pool: SandboxPool,
         turns: Turns,
-        keys: IdempotencyKeys,
+        idempotency: IdempotencyKeys,
         expiry: Expiry,
         rules: Rules,
         setup_wanted: Callable[[], None],
@@ -51,7 +51,7 @@ class Sessions:
         self._setup_wanted = setup_wanted
         self._rules = rules
         self._store = store
-        self._keys = keys
+        self._idempotency = idempotency
         self._expiry = expiry
         self._pool = pool
         self._turns = turns
@@ -104,7 +104,7 @@ class Sessions:
             setup=setup_text(setup),
             storage=storage,
         )
-        made = await once(self._keys, OwnedId(owner, ""), claim, lambda: self._store.create_session(new, claim))
+        made = await once(self._idempotency, OwnedId(owner, ""), claim, lambda: self._store.create_session(new, claim))
         if new.setup is not None:
             self._setup_wanted()
         return made

@@ -8,10 +8,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from era.core.files.diffs import DataChange, FileChanges, data_changes
+from era.core.files.snapshots import Snapshots
 from era.core.idempotency import IdempotencyKeys, Made, once
 from era.core.metadata import MetadataStore
 from era.core.models import EMPTY, Claim, JsonObject, NewCopy, OwnedId, Session, Version, VersionContent
-from era.core.ports import SnapshotStore
 from era.core.sessions import data_text
 from era.core.turns import Turns
 from era.core.views import without_view
@@ -29,9 +29,9 @@ class Diff:
 
 
 class Versions:
-    def __init__(self, store: MetadataStore, snapshots: SnapshotStore, turns: Turns, keys: IdempotencyKeys) -> None:
+    def __init__(self, store: MetadataStore, snapshots: Snapshots, turns: Turns, idempotency: IdempotencyKeys) -> None:
         self._store = store
-        self._keys = keys
+        self._idempotency = idempotency
         self._snapshots = snapshots
         self._turns = turns
 
@@ -76,7 +76,7 @@ class Versions:
             source = await self._store.session(session_id)
             text = data_text("data", without_view(data, source.stored))
         copy = NewCopy(session_id, new_id or _copy_id(session_id.id), from_version, text)
-        return await once(self._keys, session_id, claim, lambda: self._store.duplicate(copy, claim))
+        return await once(self._idempotency, session_id, claim, lambda: self._store.duplicate(copy, claim))
 
 
 def _copy_id(session_id: str) -> str:
