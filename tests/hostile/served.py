@@ -29,6 +29,7 @@ from sqlalchemy import Connection
 from era import app
 from era.core.capsules.pins import Pins
 from era.core.files.snapshots import Snapshots
+from era.core.garbage import collect_once
 from era.core.models import Session
 from era.settings import Settings
 from era.store import sessions
@@ -79,7 +80,7 @@ def _serve(environment: dict[str, str], log: str, weakness: str | None) -> None:
     os.dup2(fd, 1)
     os.dup2(fd, 2)
     _give_threads_names()
-    app._collect_garbage = _collect_when_told  # type: ignore[assignment]
+    app.collect_garbage = _collect_when_told  # type: ignore[assignment]
     app.Snapshots = partial(Snapshots, grace_seconds=0.0)  # type: ignore[misc,assignment]
     if weakness is not None:
         WEAKNESSES[weakness]()
@@ -106,7 +107,7 @@ async def _collect_when_told(snapshots: Snapshots, store: SqlStore, pins: Pins) 
     while True:
         await told.wait()
         told.clear()
-        await app.clear_away(snapshots, store, pins)
+        await collect_once(snapshots, store, pins)
 
 
 def _rows_before_blobs() -> None:
