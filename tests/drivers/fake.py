@@ -9,15 +9,17 @@ import os
 import secrets
 import shutil
 import signal
+import socket
 import sys
 import time
 from asyncio.subprocess import DEVNULL, PIPE, Process
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Literal
 
 from era import languages
 from era.core.models import JsonObject, Language
+from era.core.ports import GuestListener, SocketBroker
 from era.core.program import Ended, Limits, Output, Program
 from era.drivers import guest
 from era.drivers.staging import remove_tree
@@ -32,9 +34,9 @@ class FakeSandbox:
     def __init__(self, directory: Path, language: Language, limits: Limits) -> None:
         self.id = directory.name
         self.enforced: JsonObject = {"driver": "fake"}
-        self.uid = None
-        self.guest_listeners = {}
-        self.broker = None
+        self.uid: int | None = None
+        self.guest_listeners: Mapping[str, GuestListener] = {}
+        self.broker: SocketBroker | None = None
         self.workspace = directory / "workspace"
         self.workspace.mkdir(parents=True)
         self.alive = True
@@ -55,9 +57,9 @@ class FakeSandbox:
             "--experimental-transform-types",
             "--disable-warning=ExperimentalWarning",
         ]
+        interpreter = [sys.executable, "-u"] if self._language == "python" else node
         process = self._program = await asyncio.create_subprocess_exec(
-            *([sys.executable, "-u"] if self._language == "python" else node),
-            entry.name,
+            *(program.command or [*interpreter, entry.name]),
             cwd=self.workspace,
             env={**guest.program_environment(self._language), **program.network, **program.env},
             stdin=DEVNULL,
@@ -137,7 +139,7 @@ class FakeSandbox:
         self._killed()
         _signal(self._program, signal.SIGTERM)
 
-    async def connect(self, port: int) -> None:
+    async def connect(self, port: int) -> socket.socket | None:
         return None
 
     def kill(self) -> None:

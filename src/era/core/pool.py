@@ -90,6 +90,9 @@ class SandboxPool:
         self._idle_seconds = idle_seconds
         self._warm: dict[int, _Warm] = {}
         self._room = asyncio.Semaphore(max_warm)
+        self._in_room: set[str] = set()
+        """The ids of sandboxes that have a place of the room."""
+
         self._ready: dict[Language, deque[Sandbox]] = {language: deque() for language in languages.LANGUAGES}
         self._refill: dict[Language, asyncio.Event] = {language: asyncio.Event() for language in languages.LANGUAGES}
         """Set when one of those that are ready may have been taken."""
@@ -153,28 +156,33 @@ class SandboxPool:
         return await self._new(_Spec(language, isolation, limits or self._rules.defaults))
 
     async def _new(self, spec: _Spec) -> Sandbox:
-        """A sandbox that no session has: one of those that are ready, if it is of this kind. Takes one place of the
-        room, which `_close` gives back."""
+        """A sandbox that no session has, which takes one place of the room until `_close`."""
         if self._stopped:
             raise Unavailable("This server is about to stop.")
         await self._make_room()
         try:
-            driver = await self._drivers.get(spec.isolation)
-            usual = spec.limits == self._rules.defaults and spec.environment is None
-            if usual and driver is await self._drivers.get("auto"):
-                ready = self._ready[spec.language]
-                self._refill[spec.language].set()
-                while ready:
-                    sandbox = ready.popleft()
-                    if sandbox.alive:
-                        return sandbox
-                    await sandbox.close()
-            if spec.environment is not None:
-                await self._environments.need(spec.environment)
-            return await driver.create(spec.language, spec.limits, spec.environment)
+            sandbox = await self._ready_or_made(spec)
         except BaseException:
             self._room.release()
             raise
+        self._in_room.add(sandbox.id)
+        return sandbox
+
+    async def _ready_or_made(self, spec: _Spec) -> Sandbox:
+        """One of the sandboxes that are ready, if they are of this kind and there is one; else one made now."""
+        driver = await self._drivers.get(spec.isolation)
+        usual = spec.limits == self._rules.defaults and spec.environment is None
+        if usual and driver is await self._drivers.get("auto"):
+            ready = self._ready[spec.language]
+            self._refill[spec.language].set()
+            while ready:
+                sandbox = ready.popleft()
+                if sandbox.alive:
+                    return sandbox
+                await sandbox.close()
+        if spec.environment is not None:
+            await self._environments.need(spec.environment)
+        return await driver.create(spec.language, spec.limits, spec.environment)
 
     def committed(self, session_key: int, snapshot: Snapshot) -> None:
         """The session's working directory is now `snapshot`; its sandbox is kept warm."""
@@ -224,7 +232,10 @@ class SandboxPool:
             await sandbox.close()
         finally:
             self._snapshots.forget(sandbox.id)
-            self._room.release()
+            # Once only: a run whose session is deleted finds its sandbox closed, and closes it again.
+            if sandbox.id in self._in_room:
+                self._in_room.remove(sandbox.id)
+                self._room.release()
 
     async def _make_room(self) -> None:
         """Take one place of the room. If none is free, the session that has been idle longest loses its sandbox; if
