@@ -1,6 +1,11 @@
 # Every target sets up what it needs first; setting up again costs nothing. Arguments for a target's command: ARGS='...'
-.PHONY: help setup setup-dev serve test check bench soak
+.PHONY: help setup setup-dev serve test unit check bench soak
 .DEFAULT_GOAL := help
+
+# Where tests are that need neither.
+UNIT = tests/unit tests/core tests/store tests/drivers/test_choice.py tests/network/test_messages.py \
+	tests/network/test_policy.py tests/network/test_indexes.py tests/network/test_interception.py \
+	tests/packages/test_requirements.py tests/test_architecture.py
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' Makefile
@@ -16,6 +21,9 @@ serve: setup ## start the service (ARGS='--help' lists its options)
 
 test: setup-dev ## run the tests (ARGS='-k name' runs some)
 	.venv/bin/pytest -n auto --maxprocesses 4 --dist loadfile $(ARGS)
+
+unit: setup-dev ## run the fast tests, with neither sandboxes nor a server (ARGS='-k name' runs some)
+	.venv/bin/pytest -q -n auto --maxprocesses 4 --dist loadfile -m 'not slow and not soak' $(UNIT) $(ARGS)
 
 check: setup-dev ## lint, formatting, types, import rules
 	.venv/bin/ruff check

@@ -843,6 +843,7 @@ asyncio.run(main())
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("wait", [0.0, 0.07, 0.2])
 def test_kill_9_loses_nothing_acknowledged(url: str, wait: float, with_store: WithStore) -> None:
     command = [sys.executable, "-c", textwrap.dedent(COMMITTER), url]

@@ -99,6 +99,7 @@ def test_an_installation_keeps_its_id(tmp_path: Path) -> None:
     assert all(len(one) == 32 for one in ids)
 
 
+@pytest.mark.slow
 def test_servers_that_cannot_be_used_are_told(s3: S3, bucket: str, make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
@@ -146,6 +147,7 @@ def test_credentials_are_in_no_error_and_no_log(
             assert secret not in text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", ["error", "error after", "half", pytest.param("hang", marks=pytest.mark.soak)])
 def test_one_failure_is_not_noticed(
     fault: Fault, make: Make, faulty: FaultyS3, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
