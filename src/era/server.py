@@ -104,7 +104,7 @@ def _announce(settings: Settings, context: Context, port: int, say: Callable[[st
     say(f"isolation    {isolation['summary']}")
     if settings.api_key is not None:
         say("access       with the API key")
-    elif context.api_keys.wanted:
+    elif context.api_keys.required:
         say("access       with a stored key; start with ERA_API_KEY set to make or revoke any")
     elif _is_loopback(settings.host):
         say("access       no API key: this machine only, and no web page in its browsers")

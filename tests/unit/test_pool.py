@@ -72,10 +72,10 @@ async def test_busy_is_between_acquire_and_commit(core: Core) -> None:
     (session,) = await sessions(core, 1)
     await core.pool.acquire(session)
     assert core.pool.counts() == {"live": 1, "busy": 1, "ready": 0}
-    assert core.pool.session_keys() == []
+    assert core.pool.idle_session_keys() == []
     core.pool.committed(session.key, EMPTY)
     assert core.pool.counts() == {"live": 1, "busy": 0, "ready": 0}
-    assert core.pool.session_keys() == [session.key]
+    assert core.pool.idle_session_keys() == [session.key]
 
 
 @pytest.mark.parametrize("change", [{"limits": {"pids": 20}}, {"isolation": "bubblewrap"}, {"environment": "digest"}])
@@ -168,7 +168,7 @@ async def test_the_session_idle_longest_makes_room(small: Core) -> None:
     third = await used(small, three)
     assert set(small.driver.alive) == {first, third}
     assert not second.alive
-    assert small.pool.session_keys() == [one.key, three.key]
+    assert small.pool.idle_session_keys() == [one.key, three.key]
 
 
 async def test_a_busy_one_is_not_evicted(small: Core, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -272,7 +272,7 @@ async def test_what_is_idle_for_long_or_dead_is_closed(
             await used(core, session)
         core.driver.made[-1].kill()
         await until(lambda: core.pool.counts()["live"] == 2)
-        assert core.pool.session_keys() == [idle.key]
+        assert core.pool.idle_session_keys() == [idle.key]
         await until(lambda: core.pool.counts()["live"] == 1)
         await asyncio.sleep(0.3)
         assert core.pool.counts() == {"live": 1, "busy": 1, "ready": 0}

@@ -199,8 +199,8 @@ class SandboxPool:
                 del self._warm[key]
         await self._close(sandbox)
 
-    def session_keys(self) -> list[int]:
-        """The keys of sessions that have a sandbox and no run under way."""
+    def idle_session_keys(self) -> list[int]:
+        """The keys of sessions that have a sandbox and use it for nothing now."""
         return [key for key, warm in self._warm.items() if not warm.busy]
 
     def offer(self, session_key: int, end: Callable[[], Awaitable[None]] | None) -> None:

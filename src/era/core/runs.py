@@ -165,7 +165,7 @@ class Runs:
             session = await self._record(session_id, run_id, request)
             active = ActiveRun(run_id, session_id, session.key, request.background, request.service)
             run = SessionRun(self._parts, active, session, request, emit)
-            with self._active_runs.noted(active), self._yielding(active):
+            with self._active_runs.registered(active), self._yielding(active):
                 emit(RunStarted(run_id))
                 return await run.result()
 
