@@ -1,7 +1,12 @@
 # Each target first sets up what it needs; when that is done already, it costs nothing. ARGS='...' passes arguments to a
 # target's command. CONTRIBUTING.md says how long each takes.
-.PHONY: help setup setup-dev setup-test serve test check fix bench soak
+.PHONY: help setup setup-dev setup-test serve test unit check fix bench soak
 .DEFAULT_GOAL := help
+
+# Where tests are that need neither.
+UNIT = tests/unit tests/core tests/store tests/drivers/test_choice.py tests/network/test_messages.py \
+	tests/network/test_policy.py tests/network/test_indexes.py tests/network/test_interception.py \
+	tests/packages/test_requirements.py tests/test_architecture.py
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' Makefile
@@ -20,6 +25,9 @@ serve: setup ## start the service (ARGS='--help' lists its options)
 
 test: setup-test ## run the tests (ARGS='-k name' runs some; as root SYSTEM=no installs no system packages)
 	.venv/bin/pytest -n auto --maxprocesses 4 --dist loadfile -rs $(ARGS)
+
+unit: setup-dev ## run the fast tests, with neither sandboxes nor a server (ARGS='-k name' runs some)
+	.venv/bin/pytest -q -n auto --maxprocesses 4 --dist loadfile -m 'not slow and not soak' $(UNIT) $(ARGS)
 
 check: setup-dev ## lint, formatting, types, import rules
 	.venv/bin/ruff check

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from bench.arena import Arena
 from bench.cases import Probe
 from era.core.models import Language
-from era.core.ports import Limits, Output, Program
+from era.core.program import Limits, Output, Program
 from era.drivers.bubblewrap import BubblewrapDriver, BubblewrapSandbox
 from era.drivers.gvisor import GvisorDriver
 

@@ -15,7 +15,7 @@ from bench.arena import Arena
 from bench.cases import Probe
 from bench.drivers import SyncDriver
 from era.core.models import Language
-from era.core.ports import Limits
+from era.core.program import Limits
 from era.drivers.bubblewrap import BubblewrapDriver
 
 _LIMITS = Limits(
@@ -40,7 +40,7 @@ class _WeakDriver(BubblewrapDriver):
 
     def make_filters(self) -> tuple[bytes, ...]:
         source = self.paths.guest
-        guest = self.live.parent / "guest"
+        guest = self.directory.parent / "guest"
         shutil.copytree(source, guest, ignore=shutil.ignore_patterns("__pycache__"))
         supervisor = guest / "supervisor.py"
         text = supervisor.read_text()

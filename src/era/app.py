@@ -5,27 +5,18 @@ from __future__ import annotations
 import asyncio
 import fcntl
 import hashlib
-import logging
 import os
-import resource
-import signal
-import socket
-import sys
 import tempfile
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
-from ipaddress import ip_address
 from pathlib import Path
 
 import structlog
-import uvicorn
 import uvloop
 
-from era import languages
+from era import languages, server
 from era.api.context import Context
 from era.api.guest_api import GuestApi
-from era.api.http import build
-from era.api.protocol import Protocol
 from era.core.active_runs import ActiveRuns
 from era.core.api_keys import ApiKeys
 from era.core.capsules.pins import Pins
@@ -35,16 +26,18 @@ from era.core.files.archives import Archives
 from era.core.files.session_files import SessionFiles
 from era.core.files.snapshots import BlobStore, Snapshots
 from era.core.files.spool import Slots, Spool, Threads
+from era.core.garbage import collect_garbage, remove_packages
 from era.core.idempotency import IdempotencyKeys
 from era.core.limits import Rules
 from era.core.metadata import Retention
 from era.core.models import Isolation, JsonObject
 from era.core.outputs import History, Outputs
 from era.core.pool import SandboxPool
-from era.core.ports import Limits
+from era.core.program import Limits
 from era.core.public.inbox import Inbox
 from era.core.public.live_servers import LiveServers
 from era.core.runs import Runs
+from era.core.session_run import RunParts
 from era.core.sessions import Sessions
 from era.core.setup.builds import Builds
 from era.core.setup.commands import Commands
@@ -57,7 +50,7 @@ from era.drivers.bubblewrap import BubblewrapDriver
 from era.drivers.choice import DriverChoice
 from era.drivers.gvisor import GvisorDriver
 from era.drivers.preparations import Preparations
-from era.errors import Conflict, EraError, Forbidden, NoIsolation
+from era.errors import Conflict, NoIsolation
 from era.languages.go import GO
 from era.languages.node import NODE
 from era.network import policy
@@ -74,14 +67,11 @@ from era.store.s3_blobs import S3Blobs, installation
 
 log = structlog.get_logger()
 
-_GARBAGE_SECONDS = 3600.0
-_DESCRIPTORS = 1 << 16
 _TRANSFER_THREADS = 8
-_LAST_ANSWERS_SECONDS = 5
 
 
 def rules(settings: Settings) -> Rules:
-    """What sessions get and may ask for. A default is never over its maximum: that is raised then."""
+    """The limits that sessions get by default and may ask for at most. A maximum below its default is raised to it."""
     defaults = Limits(
         memory_bytes=settings.memory_mb << 20,
         cpus=settings.cpus,
@@ -106,6 +96,7 @@ def rules(settings: Settings) -> Rules:
 
 
 def retention(settings: Settings) -> Retention:
+    """How much of the past is kept."""
     return Retention(
         versions=settings.versions_kept,
         outputs=settings.outputs_kept,
@@ -115,14 +106,16 @@ def retention(settings: Settings) -> Retention:
 
 
 def cgroup_name(data_dir: Path) -> str:
-    """The control group of the service on this data directory: the same after every start, and no other's."""
+    """The name of the control group of the service on this data directory: the same after every start, and no other
+    service's."""
     return "era-" + hashlib.sha256(bytes(data_dir.resolve())).hexdigest()[:12]
 
 
 def drivers(
     settings: Settings, mounts: Mapping[str, Path] | None = None, preparations: Preparations | None = None
 ) -> DriverChoice:
-    """`mounts` is what sandboxes have of the machine besides runtimes and `preparations`."""
+    """The drivers of this machine, not started yet. `mounts` are files of the host that sandboxes see besides their
+    runtimes and `preparations`, by their path inside."""
     directory = settings.data_dir.resolve()
     limits = rules(settings).defaults
     group = cgroup_name(directory)
@@ -153,6 +146,7 @@ def drivers(
 
 
 def installer(settings: Settings, blobs: BlobStore) -> PackageInstaller:
+    """What installs packages for sessions."""
     python = languages.runtime("python")
     return PackageInstaller(
         settings.data_dir.resolve(),
@@ -169,7 +163,7 @@ def installer(settings: Settings, blobs: BlobStore) -> PackageInstaller:
 
 
 def blob_store(settings: Settings) -> LocalBlobs | S3Blobs:
-    """Raises BadRequest where the setting makes no sense."""
+    """Where content lies: on the local disk, or in an S3 bucket. Raises BadRequest where the setting makes no sense."""
     directory = settings.data_dir.resolve()
     if not settings.blobs:
         return LocalBlobs(directory / "blobs")
@@ -183,7 +177,7 @@ def blob_store(settings: Settings) -> LocalBlobs | S3Blobs:
 
 @asynccontextmanager
 async def services(settings: Settings) -> AsyncIterator[Context]:
-    """Everything behind the API, started; stopped again on the way out.
+    """Everything behind the API: started when the block begins, stopped when it ends.
 
     Raises Conflict where another service uses the data directory, NoIsolation where sandboxes can't be had, BadRequest
     for settings that make no sense.
@@ -191,7 +185,7 @@ async def services(settings: Settings) -> AsyncIterator[Context]:
     directory = settings.data_dir.resolve()
     make_directory(directory)
     private = policy.ranges(settings.egress_private)
-    with _only_user_of(directory):
+    with _exclusive(directory):
         blobs = blob_store(settings)
         await asyncio.to_thread(blobs.open)
         store = SqlStore(f"sqlite:///{directory / 'era.sqlite'}", retention(settings))
@@ -214,9 +208,9 @@ async def services(settings: Settings) -> AsyncIterator[Context]:
         network.authority.write(bundle)
         preparations = Preparations(languages.preparations(), directory / "prepared")
         sandboxes = drivers(settings, {BUNDLE: bundle}, preparations)
-        bounds = rules(settings)
+        limit_rules = rules(settings)
         turns = Turns(settings.max_waiting)
-        keys = IdempotencyKeys(store)
+        idempotency = IdempotencyKeys(store)
         api_keys = ApiKeys(store.api_keys, settings.api_key.get_secret_value() if settings.api_key else None)
         await api_keys.open()
         databases = D1Databases(
@@ -232,11 +226,11 @@ async def services(settings: Settings) -> AsyncIterator[Context]:
                 log.warning("runs_lost", count=lost, why="the service stopped while they were under way")
             await sandboxes.start()
             preparations.start()
-            host = SandboxPool(
+            pool = SandboxPool(
                 sandboxes,
                 snapshots,
-                package_sets,
-                rules=bounds,
+                package_sets.ensure,
+                rules=limit_rules,
                 spares=settings.spares,
                 max_warm=settings.max_warm,
                 idle_seconds=settings.idle_seconds,
@@ -246,31 +240,36 @@ async def services(settings: Settings) -> AsyncIterator[Context]:
                 packages,
                 package_sets,
                 turns,
-                Builds(host, network, IndexListeners(), bounds),
-                Commands(host, network, snapshots),
+                Builds(pool, network, IndexListeners(), limit_rules),
+                Commands(pool, network, snapshots),
                 settings.setup_seconds,
             )
-            guest_listeners = StorageListeners(GuestApi(storage, settings.body_idle_seconds).for_run)
+            storage_listeners = StorageListeners(GuestApi(storage, settings.body_idle_seconds).for_run)
             active_runs = ActiveRuns()
             runs = Runs(
-                store, host, network, guest_listeners, snapshots, outputs, turns, keys, setups.settled, active_runs
+                RunParts(store, pool, network, storage_listeners, snapshots, outputs),
+                turns,
+                idempotency,
+                active_runs,
+                setups.settled,
             )
             live_servers = LiveServers(
                 runs,
                 active_runs,
-                host,
+                pool,
                 idle_seconds=settings.idle_seconds,
                 service_seconds=settings.max_timeout,
             )
             inbox = Inbox(store.inboxes, runs, at_a_time=max(1, settings.max_warm // 2))
-            expiry = Expiry(store, host)
-            files = SessionFiles(store, snapshots, blobs, turns, spool, transfers, bounds)
-            await host.start()
+            expiry = Expiry(store, pool)
+            files = SessionFiles(store, snapshots, blobs, turns, spool, transfers, limit_rules)
+            await pool.start()
             await setups.start()
             await inbox.start()
-            jobs = (_collect_garbage(snapshots, store, pins), expiry.run(), _remove_package_sets(setups))
+            jobs = (collect_garbage(snapshots, store, pins), expiry.run(), remove_packages(setups))
 
             async def end_background(seconds: float) -> None:
+                """Begin no deliveries any more, and end the runs in the background within so many seconds."""
                 inbox.begin_nothing()
                 await active_runs.stop_background(seconds)
 
@@ -278,17 +277,17 @@ async def services(settings: Settings) -> AsyncIterator[Context]:
             try:
                 yield Context(
                     settings=settings,
-                    rules=bounds,
-                    sessions=Sessions(store, host, turns, keys, expiry, bounds, setups.kick),
+                    rules=limit_rules,
+                    sessions=Sessions(store, pool, turns, idempotency, expiry, limit_rules, setups.kick),
                     runs=runs,
                     live_servers=live_servers,
                     inbox=inbox,
                     deliveries=store.inboxes,
                     history=History(store, outputs, active_runs),
-                    versions=Versions(store, snapshots, turns, keys),
+                    versions=Versions(store, snapshots, turns, idempotency),
                     capsules=capsules,
                     storage=storage,
-                    keys=keys,
+                    keys=idempotency,
                     api_keys=api_keys,
                     setups=setups,
                     session_files=files,
@@ -297,9 +296,9 @@ async def services(settings: Settings) -> AsyncIterator[Context]:
                     store=store,
                     files=snapshots.entries,
                     isolation=sandboxes.isolation,
-                    pool_counts=host.counts,
+                    pool_counts=pool.counts,
                     end_background=end_background,
-                    end_runs=host.stop,
+                    end_runs=pool.stop,
                     serves_at=network.serves_at,
                 )
             finally:
@@ -310,8 +309,8 @@ async def services(settings: Settings) -> AsyncIterator[Context]:
                 await packages.stop()
                 await end_background(settings.drain_seconds)
                 await runs.drain(settings.drain_seconds)
-                await host.stop()
-                await runs.drain(_LAST_ANSWERS_SECONDS)
+                await pool.stop()
+                await runs.drain(server.LAST_ANSWERS_SECONDS)
                 await inbox.stop()
         finally:
             await preparations.stop()
@@ -326,131 +325,35 @@ async def services(settings: Settings) -> AsyncIterator[Context]:
 
 
 async def examine() -> tuple[dict[Isolation, JsonObject | NoIsolation], Isolation | None]:
-    """What each kind of sandbox has in force on this machine, from real ones of every language, or why it can't be had;
-    and which one `auto` is, if any works."""
+    """What isolation each kind of sandbox really has on this machine, found by making some of every language, or why it
+    can't be had; and which kind `auto` stands for, if any works."""
     with tempfile.TemporaryDirectory(prefix="era-doctor-") as directory:
         sandboxes = drivers(Settings(data_dir=Path(directory)))
         try:
-            found = await sandboxes.examine()
+            results = await sandboxes.examine()
         finally:
             await sandboxes.stop()
-    return found, next((name for name, seen in found.items() if not isinstance(seen, NoIsolation)), None)
-
-
-async def serve(settings: Settings, say: Callable[[str], None]) -> None:
-    """Serve until SIGINT or SIGTERM. `say` gets the lines for the person who started it."""
-    if not _is_loopback(settings.host) and settings.api_key is None and not settings.allow_no_key:
-        raise Forbidden(
-            f"Without an API key ERA serves loopback only, not {settings.host}: whoever reaches it could run code.",
-            hint="Set ERA_API_KEY, or insist with --allow-no-key.",
-        )
-    _log_at(settings.log_level)
-    async with services(settings) as context:
-        config = uvicorn.Config(
-            build(settings, context),
-            host=settings.host,
-            port=settings.port,
-            log_config=None,
-            access_log=False,
-            server_header=False,
-            http=Protocol,
-            ws="none",
-            timeout_graceful_shutdown=int(settings.drain_seconds) + _LAST_ANSWERS_SECONDS,
-        )
-        server = _Server(config, settings.drain_seconds, context, lambda port: _announce(settings, context, port, say))
-        loop = asyncio.get_running_loop()
-        for number in (signal.SIGINT, signal.SIGTERM):
-            loop.add_signal_handler(number, server.stop)
-        await server.serve()
+    return results, next((name for name, result in results.items() if not isinstance(result, NoIsolation)), None)
 
 
 def run_service(settings: Settings, say: Callable[[str], None]) -> None:
-    """`serve` on an event loop of its own."""
-    _allow_descriptors()
+    """Run the service until SIGINT or SIGTERM, on an event loop of its own. `say` gets the lines for the person who
+    started it. Raises Forbidden for an address that is open to anybody; else as `services` does."""
+    server.raise_descriptor_limit()
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(serve(settings, say))
+        runner.run(_serve(settings, say))
 
 
-class _Server(uvicorn.Server):
-    """uvicorn that leaves signals to us, since it would end the process before our services are stopped, and that ends
-    the runs still under way in time for their callers to be told."""
-
-    def __init__(
-        self, config: uvicorn.Config, drain_seconds: float, context: Context, ready: Callable[[int], None]
-    ) -> None:
-        super().__init__(config)
-        self._drain_seconds = drain_seconds
-        self._context = context
-        self._ready = ready
-
-    def stop(self) -> None:
-        self.should_exit = True
-
-    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        ending = asyncio.create_task(self._end_runs())
-        await super().shutdown(sockets)
-        ending.cancel()
-
-    async def _end_runs(self) -> None:
-        background = asyncio.create_task(self._context.end_background(self._drain_seconds))
-        await asyncio.sleep(self._drain_seconds)
-        await background
-        await self._context.end_runs()
-
-    @contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        yield
-
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets)
-        if self.started:
-            self._ready(self.servers[0].sockets[0].getsockname()[1])
-
-
-async def _remove_package_sets(setups: Setups) -> None:
-    while True:
-        try:
-            await setups.sweep()
-        except (EraError, OSError) as error:
-            log.warning("package_sets_not_removed", error=str(error))
-        await asyncio.sleep(_GARBAGE_SECONDS)
-
-
-async def _collect_garbage(snapshots: Snapshots, store: SqlStore, pins: Pins) -> None:
-    while True:
-        await clear_away(snapshots, store, pins)
-        await asyncio.sleep(_GARBAGE_SECONDS)
-
-
-async def clear_away(snapshots: Snapshots, store: SqlStore, pins: Pins) -> None:
-    """Drop what is too old, then the content that nothing needs any more."""
-    try:
-        await store.prune_idempotency_keys()
-        await store.prune_runs()
-        await snapshots.collect_garbage(*await pins.needed(store))
-    except EraError as error:
-        log.warning("garbage_not_collected", error=error.message)
-
-
-def _announce(settings: Settings, context: Context, port: int, say: Callable[[str], None]) -> None:
-    context.serves_at(settings.host, port)
-    host = f"[{settings.host}]" if ":" in settings.host else settings.host
-    isolation = context.isolation()
-    say(f"ERA serves   http://{host}:{port}   (/docs tells how to call it)")
-    say(f"data         {settings.data_dir.resolve()}")
-    say(f"isolation    {isolation['summary']}")
-    if settings.api_key is not None:
-        say("access       with the API key")
-    elif context.api_keys.wanted:
-        say("access       with a stored key; start with ERA_API_KEY set to make or revoke any")
-    elif _is_loopback(settings.host):
-        say("access       no API key: this machine only, and no web page in its browsers")
-    else:
-        say("access       ANYBODY who reaches this address can run code: there is no API key")
+async def _serve(settings: Settings, say: Callable[[str], None]) -> None:
+    server.check_access(settings)
+    server.log_from(settings.log_level)
+    async with services(settings) as context:
+        await server.serve(settings, context, say)
 
 
 @contextmanager
-def _only_user_of(directory: Path) -> Iterator[None]:
+def _exclusive(directory: Path) -> Iterator[None]:
+    """Hold the data directory's lock. Raises Conflict where another process holds it."""
     with (directory / "lock").open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -459,33 +362,3 @@ def _only_user_of(directory: Path) -> Iterator[None]:
                 f"Another ERA service uses {directory}.", hint="Stop it, or choose another directory with --data-dir."
             ) from None
         yield
-
-
-def _allow_descriptors() -> None:
-    """Let this process hold as many as it may, up to what many runs with many connections need."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    most = _DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, _DESCRIPTORS)
-    if soft != resource.RLIM_INFINITY and soft < most:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
-
-
-def _is_loopback(host: str) -> bool:
-    if host == "localhost":
-        return True
-    try:
-        return ip_address(host).is_loopback
-    except ValueError:
-        return False
-
-
-def _log_at(level: str) -> None:
-    """Plain lines on stderr. Tracebacks come without local variables: those hold code, data and env of users."""
-    structlog.configure(
-        processors=[
-            structlog.processors.add_log_level,
-            structlog.processors.TimeStamper("iso", utc=True),
-            structlog.dev.ConsoleRenderer(colors=False, exception_formatter=structlog.dev.plain_traceback),
-        ],
-        wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelNamesMapping()[level.upper()]),
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
-    )

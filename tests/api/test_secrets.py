@@ -8,7 +8,7 @@ from typing import Any
 import httpx
 import pytest
 
-from era.core.runs import RunRequest
+from era.core.run_messages import RunRequest
 from era.core.secrets import secret
 from era.wire.runs import RunBody
 from tests.api.answers import refused

@@ -15,7 +15,8 @@ from typing import Any, cast
 
 from era.core.files.snapshots import Snapshots
 from era.core.models import EMPTY, Snapshot
-from era.core.ports import Limits, Sandbox
+from era.core.ports import Sandbox
+from era.core.program import Limits
 from era.store.blobs import LocalBlobs
 
 LIMITS = Limits(512 << 20, 1.0, 256, disk_bytes=4 << 30, files=200_000, output_bytes=10 << 20, tmp_bytes=64 << 20)

@@ -94,6 +94,7 @@ def on_disk(model: Model) -> dict[bytes, tuple[Any, ...]]:
     return {b"/".join(map(trees.raw, path)): value for path, value in model.items()}
 
 
+@pytest.mark.slow
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(EDITS)
 def test_random_edits_do_what_a_dictionary_does(wanted: list[tuple[Any, ...]]) -> None:
@@ -134,6 +135,7 @@ def test_random_edits_do_what_a_dictionary_does(wanted: list[tuple[Any, ...]]) -
         ]
 
 
+@pytest.mark.slow
 @settings(max_examples=25, deadline=None)
 @given(st.lists(PATHS, max_size=25), PATHS, PATHS, st.integers(1, 4))
 def test_pages_are_the_whole_list_cut(

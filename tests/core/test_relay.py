@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from era.core.models import StateOutcome
 from era.core.public import headers, relay
 from era.core.public.relay import Call, Reply
-from era.core.runs import Collected, RunResult
+from era.core.run_messages import Collected, RunResult
 from era.errors import RelayFailed
 
 PATH = "/proxy/s/"

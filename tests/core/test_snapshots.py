@@ -20,9 +20,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from era.core.files import trees
-from era.core.files.trees import Bounds
+from era.core.files.trees import Bounds, SnapshotRefused
 from era.core.models import EMPTY, STATE_FILE, Snapshot
-from era.core.ports import SnapshotRefused
 from era.errors import CommitFailed, SandboxFailed, Unavailable
 from tests.core.lab import CLOCK_OF_FILES, LIMITS, SETTLE, Lab, Place, described, mutate
 
@@ -58,6 +57,7 @@ def make(directory: bytes, contents: dict[bytes, Any]) -> None:
             os.chmod(path, rest[1])
 
 
+@pytest.mark.slow
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(CONTENTS)
 def test_what_is_taken_comes_back(contents: dict[bytes, Any]) -> None:
@@ -280,6 +280,7 @@ def test_a_huge_sparse_file_is_refused_unread(lab: Lab) -> None:
     assert lab.blobs.files_put == []
 
 
+@pytest.mark.slow
 def test_a_wide_tree_needs_few_descriptors(lab: Lab) -> None:
     place = lab.place()
     for number in range(1500):

@@ -68,6 +68,7 @@ def mutate_oddly(workspace: Path, chance: random.Random) -> None:
             os.utime(file, ns=(status.st_mtime_ns, status.st_mtime_ns))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(8))
 def test_touched_places_are_all_there_is_to_look_at(seed: int, lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
     chance = random.Random(seed)
@@ -165,6 +166,7 @@ def test_descriptors_go_with_the_sandbox(lab: Lab) -> None:
     assert eventually(lambda: open_now() <= before + 2)
 
 
+@pytest.mark.slow
 def test_one_changed_file_among_ten_thousand_is_found_fast(lab: Lab) -> None:
     """Not timed: counted in directories that are opened."""
     place = lab.place()

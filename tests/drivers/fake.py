@@ -9,6 +9,7 @@ import os
 import secrets
 import shutil
 import signal
+import socket
 import sys
 import time
 from asyncio.subprocess import DEVNULL, PIPE, Process
@@ -18,7 +19,8 @@ from typing import Literal
 
 from era import languages
 from era.core.models import JsonObject, Language
-from era.core.ports import Ended, GuestListener, Limits, Output, Program, SocketBroker
+from era.core.ports import GuestListener, SocketBroker
+from era.core.program import Ended, Limits, Output, Program
 from era.drivers import guest
 from era.drivers.staging import remove_tree
 from era.errors import SandboxFailed
@@ -57,9 +59,9 @@ class FakeSandbox:
             "--experimental-transform-types",
             "--disable-warning=ExperimentalWarning",
         ]
+        interpreter = [sys.executable, "-u"] if self._language == "python" else node
         process = self._program = await asyncio.create_subprocess_exec(
-            *([sys.executable, "-u"] if self._language == "python" else node),
-            entry.name,
+            *(program.command or [*interpreter, entry.name]),
             cwd=self.workspace,
             env={**guest.program_environment(self._language), **program.network, **program.env},
             stdin=DEVNULL,
@@ -139,7 +141,7 @@ class FakeSandbox:
         self._killed()
         _signal(self._program, signal.SIGTERM)
 
-    async def connect(self, port: int) -> None:
+    async def connect(self, port: int) -> socket.socket | None:
         return None
 
     def kill(self) -> None:

@@ -15,7 +15,7 @@ from unittest.mock import patch
 
 from era import languages
 from era.core.models import JsonObject, Language
-from era.core.ports import Ended, Limits, Output, Program
+from era.core.program import Ended, Limits, Output, Program
 from era.drivers import bubblewrap, gvisor, seccomp
 from era.drivers.bubblewrap import BubblewrapDriver, BubblewrapSandbox
 from era.drivers.gvisor import GvisorDriver

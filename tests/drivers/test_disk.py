@@ -9,7 +9,7 @@ import pytest
 
 from era.core.files.allowance import bounded
 from era.core.models import EMPTY
-from era.core.ports import Ended, Output, Program
+from era.core.program import Ended, Output, Program
 from tests.drivers.sandboxes import LIMITS, Sandboxes
 
 SLOWLY = """

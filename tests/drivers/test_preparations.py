@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from era import languages
-from era.core.ports import Output, Program
+from era.core.program import Output, Program
 from era.drivers import preparations as module
 from era.drivers.bubblewrap import BubblewrapDriver
 from era.drivers.preparations import Preparations

@@ -29,6 +29,7 @@ from sqlalchemy import Connection
 from era import app
 from era.core.capsules.pins import Pins
 from era.core.files.snapshots import Snapshots
+from era.core.garbage import collect_once
 from era.core.models import Session
 from era.settings import Settings
 from era.store import sessions
@@ -82,7 +83,7 @@ def _serve(environment: dict[str, str], log: str, weakness: str | None) -> None:
     os.dup2(fd, 1)
     os.dup2(fd, 2)
     _name_threads()
-    _patch(app, _collect_garbage=_collect_on_signal, Snapshots=partial(Snapshots, grace_seconds=0.0))
+    _patch(app, collect_garbage=_collect_on_signal, Snapshots=partial(Snapshots, grace_seconds=0.0))
     if weakness is not None:
         WEAKNESSES[weakness]()
     app.run_service(Settings(), lambda line: print(line, flush=True))
@@ -116,7 +117,7 @@ async def _collect_on_signal(snapshots: Snapshots, store: SqlStore, pins: Pins) 
     while True:
         await requested.wait()
         requested.clear()
-        await app.clear_away(snapshots, store, pins)
+        await collect_once(snapshots, store, pins)
 
 
 def _rows_before_blobs() -> None:

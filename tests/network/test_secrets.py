@@ -202,10 +202,10 @@ TALKATIVE = """
 import sys
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from era.api import context
-from era.core import runs
+from era.core import execution
 from era.network import authority, interception
 from era.network import egress
-runs.placeholders = lambda found: {one.name: one.value for one in found}
+execution.placeholders = lambda found: {one.name: one.value for one in found}
 right_secret = context.secret
 def secret(name, value, *rest):
     print("took", value, file=sys.stderr, flush=True)

@@ -16,7 +16,7 @@ from era.core.files.snapshots import Snapshots
 from era.core.limits import Rules
 from era.core.models import DEFAULT_OWNER, EMPTY, Session
 from era.core.pool import SandboxPool
-from era.core.ports import Limits
+from era.core.program import Limits
 from era.core.setup.builds import Build, Builds
 from era.core.setup.progress import LastWords, Say
 from era.languages.node import NODE

@@ -126,6 +126,7 @@ def test_without_the_authorizer_another_database_is_read(
     assert answer["results"] == [{"text": SECRET}]
 
 
+@pytest.mark.slow
 async def test_sql_that_does_not_end_is_stopped_and_other_calls_go_on(databases: D1Databases) -> None:
     begun = time.monotonic()
     endless = asyncio.create_task(query(databases, f"{ENDLESS} count(*) FROM c"))

@@ -99,6 +99,7 @@ def test_an_installation_keeps_its_id(tmp_path: Path) -> None:
     assert all(len(each) == 32 for each in ids)
 
 
+@pytest.mark.slow
 def test_a_server_that_cannot_be_used_is_an_error_at_open(
     s3: S3, bucket: str, make: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -148,6 +149,7 @@ def test_credentials_are_in_no_error_and_no_log(
             assert secret not in text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", ["error", "error after", "half", pytest.param("hang", marks=pytest.mark.soak)])
 def test_one_failed_request_does_no_harm(
     fault: Fault, make: Make, faulty: FaultyS3, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

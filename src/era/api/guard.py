@@ -111,7 +111,7 @@ class Guard:
 
     def _check(self, scope: Scope, headers: dict[bytes, bytes]) -> None:
         path = scope["path"]
-        if self._keys is not None and self._keys.wanted:
+        if self._keys is not None and self._keys.required:
             if _KEYED.match(path):
                 kind, _, given = headers.get(b"authorization", b"").partition(b" ")
                 caller = self._keys.caller(given.strip()) if kind.lower() == b"bearer" else None

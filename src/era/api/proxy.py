@@ -17,7 +17,8 @@ from era.api.forward import Call, forward
 from era.api.guard import error_body, error_headers
 from era.core.models import Session
 from era.core.public import relay
-from era.core.runs import RunRequest, check_public, check_stored
+from era.core.run_messages import RunRequest
+from era.core.runs import check_public, check_stored
 from era.errors import BadRequest, MethodNotAllowed, NotFound, RelayFailed, TooSlow, Unavailable
 from era.wire.sessions import HostAnswer
 

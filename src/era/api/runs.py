@@ -28,8 +28,8 @@ from era.api.context import (
     language,
     secrets_of,
 )
-from era.core.ports import Output
-from era.core.runs import ExecuteRequest, RunEvent, RunRequest, RunStarted
+from era.core.program import Output
+from era.core.run_messages import ExecuteRequest, RunEvent, RunRequest, RunStarted
 from era.core.sessions import check_code
 from era.errors import BadRequest, EraError, TooLarge
 from era.wire.limits import asked

@@ -14,21 +14,23 @@ from era.core.ports import Sandbox
 from era.errors import EraError
 
 _AGAIN = 0.2
-"""Seconds after which a run is told to end once more: the first time its program may not have begun."""
+"""Seconds until a run is told to end once more: the first time its program may not have begun."""
 
 
 @dataclass(eq=False)
 class ActiveRun:
-    """A run from its record's beginning to its commit. `begun_at` is of the monotonic clock."""
+    """A run from the moment it is on record to the end of its commit. Times are of the monotonic clock."""
 
     run_id: str
     session_id: OwnedId
     session_key: int
     background: bool = False
     service: ServiceCommand | None = None
-    """The service that it is, if it is one."""
+    """The session's service command, if that is what runs."""
 
     sandbox: Sandbox | None = None
+    """None until it has one."""
+
     written: dict[str, list[bytes]] = field(default_factory=lambda: {"stdout": [], "stderr": []})
     begun_at: float = field(default_factory=time.monotonic)
     ended: asyncio.Event = field(default_factory=asyncio.Event)
@@ -36,11 +38,13 @@ class ActiveRun:
     """Why it has no result, once it has ended."""
 
     callers: int = 0
-    """Requests from outside that are being answered by it, of which the last ended at `called_at`."""
+    """How many requests from outside it is answering."""
 
     called_at: float = field(default_factory=time.monotonic)
+    """When the last of them ended."""
+
     reached: bool = False
-    """Whether it has ever listened where somebody called."""
+    """Whether it has ever accepted a connection from outside."""
 
     _stopping: asyncio.Task[None] | None = None
 
@@ -49,27 +53,28 @@ class ActiveRun:
         return self._stopping is not None
 
     def stop_soon(self) -> None:
-        """Tell its program to end, which then has two seconds."""
+        """Have its program told to end. Returns at once; see Sandbox.stop_run."""
         if self._stopping is None:
             self._stopping = asyncio.create_task(self._stop())
 
     async def stop(self) -> None:
-        """End it, and wait until what it left is committed."""
+        """Tell its program to end, and wait until what it left is committed."""
         self.stop_soon()
         await self.ended.wait()
 
     async def connect(self, port: int) -> socket.socket | None:
-        """A connection to what listens there; None where nothing does, or not yet."""
+        """A connection to what listens on a port inside; None where nothing does, or not yet. See Sandbox.connect."""
         return None if self.sandbox is None else await self.sandbox.connect(port)
 
     async def has_ended(self, seconds: float) -> bool:
-        """Whether it ends within that time."""
+        """Wait for its end, at most `seconds`; whether it has ended."""
         with suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 await self.ended.wait()
         return self.ended.is_set()
 
     async def _stop(self) -> None:
+        """Tell its program to end, again and again, until it has ended."""
         while not self.ended.is_set():
             if self.sandbox is not None:
                 await self.sandbox.stop_run()
@@ -77,7 +82,7 @@ class ActiveRun:
 
 
 class ActiveRuns:
-    """One of a kind; at most one run for each session, since they take turns."""
+    """The runs under way, by their id and by their session, which has one at most. There is one of these a service."""
 
     def __init__(self) -> None:
         self._runs: dict[str, ActiveRun] = {}
@@ -87,11 +92,12 @@ class ActiveRuns:
         return self._runs.get(run_id)
 
     def of_session(self, key: int) -> ActiveRun | None:
+        """The run that the session with this key has under way."""
         return self._of_session.get(key)
 
     @contextmanager
-    def noted(self, run: ActiveRun) -> Iterator[None]:
-        """It is under way as long as the block lasts."""
+    def registered(self, run: ActiveRun) -> Iterator[None]:
+        """Count the run as under way within the block. Who waits for its end goes on after the block."""
         self._runs[run.run_id] = self._of_session[run.session_key] = run
         try:
             yield
@@ -103,7 +109,7 @@ class ActiveRuns:
             run.ended.set()
 
     async def stop_background(self, seconds: float) -> None:
-        """End what runs in the background, and wait until that is committed, at most `seconds`."""
+        """Tell all background runs to end, and wait until they are committed, at most `seconds`."""
         tasks = [asyncio.create_task(run.stop()) for run in self._runs.values() if run.background]
         if tasks:
             await asyncio.wait(tasks, timeout=seconds)

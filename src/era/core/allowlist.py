@@ -27,21 +27,22 @@ _NUMBER = re.compile(r"[0-9]+|0x[0-9a-f]*")
 
 
 class NotAnEntry(ValueError):
-    """This can't stand in an allowlist; the message completes the sentence "'…' …"."""
+    """This can't be an entry of an allowlist. The message begins with the entry and says what is wrong with it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Allowlist:
-    """An allowlist ready to be asked."""
+    """A parsed allowlist."""
 
     names: frozenset[str]
     below: tuple[str, ...]
-    """Each with its leading dot."""
+    """The domains all names below which are allowed, each with a leading dot."""
 
     ranges: tuple[Range, ...]
 
     @property
     def everything(self) -> bool:
+        """Whether it has no entries, and so narrows nothing."""
         return not (self.names or self.below or self.ranges)
 
     def has_name(self, host: str) -> bool:
@@ -50,11 +51,12 @@ class Allowlist:
         return self.everything or host in self.names or host.endswith(self.below)
 
     def has_address(self, address: Address) -> bool:
-        return any(address in one for one in self.ranges)
+        """Whether this address may be connected to, whatever name it has."""
+        return any(address in allowed for allowed in self.ranges)
 
 
 def folded(host: str) -> str:
-    """A host name as names are compared: in lower case, in ASCII, without a dot at its end."""
+    """A host name in the form in which names are compared: lower case, ASCII (IDNA), without a dot at its end."""
     host = host.removesuffix(".")
     try:
         return host.encode("ascii" if host.isascii() else "idna").decode().lower()
@@ -63,11 +65,11 @@ def folded(host: str) -> str:
 
 
 def allowlist(entries: Sequence[str]) -> Allowlist:
-    """Raises NotAnEntry."""
+    """Parse an allowlist. Raises NotAnEntry."""
     names, below, ranges = set(), [], []
     for entry in entries:
-        if (found := _range(entry)) is not None:
-            ranges.append(found)
+        if (addresses := _range(entry)) is not None:
+            ranges.append(addresses)
         elif entry.startswith("*."):
             below.append(f".{_name(entry, entry[2:])}")
         else:
@@ -76,7 +78,7 @@ def allowlist(entries: Sequence[str]) -> Allowlist:
 
 
 def allowlist_of(egress: JsonObject) -> Allowlist:
-    """What a session's `egress` says, which was checked when it was stored."""
+    """The allowlist in a session's `egress`, which was checked when it was stored."""
     return allowlist(egress.get("allow", []))
 
 
@@ -92,11 +94,15 @@ def check(egress: JsonObject) -> None:
 
 
 def can_be_egress(value: object) -> bool:
-    """Whether this is what a session may keep as `egress`."""
+    """Whether this untrusted value may be a session's `egress`."""
     if not isinstance(value, dict) or value.keys() - {"allow"}:
         return False
     entries = value.get("allow", [])
-    if not isinstance(entries, list) or len(entries) > MAX_ENTRIES or not all(isinstance(one, str) for one in entries):
+    if (
+        not isinstance(entries, list)
+        or len(entries) > MAX_ENTRIES
+        or not all(isinstance(entry, str) for entry in entries)
+    ):
         return False
     try:
         allowlist(entries)
@@ -106,6 +112,7 @@ def can_be_egress(value: object) -> bool:
 
 
 def _range(entry: str) -> Range | None:
+    """The range of addresses that an entry is, None where it is a name. Raises NotAnEntry."""
     try:
         return ip_network(entry)
     except ValueError:
@@ -115,6 +122,7 @@ def _range(entry: str) -> Range | None:
 
 
 def _name(entry: str, host: str) -> str:
+    """The host name in an entry, folded. Raises NotAnEntry."""
     name = folded(host)
     labels = name.split(".")
     if len(name) > MAX_HOST or not all(map(_LABEL.fullmatch, labels)):

@@ -1,4 +1,4 @@
-"""Who calls: API keys, and to whom they belong.
+"""API keys: who calls, and which owner a key stands for.
 
 Theory of operation
 ===================
@@ -30,16 +30,19 @@ from era.core.models import DEFAULT_OWNER, new_id, now
 from era.errors import Conflict, NotFound
 
 OWNER = r"^[A-Za-z0-9_-]{1,64}$"
+"""Names that an owner may have."""
+
 _PREFIX = b"era_"
 _KEY = re.compile(_PREFIX + rb"[A-Za-z0-9_-]{43}")
 
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """Whose call it is, and whether the operator's, who may see to keys."""
+    """Who makes a call."""
 
     owner: str
     is_operator: bool = False
+    """Whether he may create, list and revoke keys."""
 
 
 OPERATOR = Caller(DEFAULT_OWNER, is_operator=True)
@@ -47,7 +50,7 @@ OPERATOR = Caller(DEFAULT_OWNER, is_operator=True)
 
 @dataclass(frozen=True, slots=True)
 class ApiKey:
-    """What is known of a key. The key itself isn't."""
+    """What is stored of a key, besides its digest. The key itself is stored nowhere."""
 
     id: str
     owner: str
@@ -70,26 +73,27 @@ class ApiKeyStore(Protocol):
 
 
 class ApiKeys:
-    """`open` before anything."""
+    """Tells callers by their keys, and keeps the keys. `open` before anything."""
 
-    def __init__(self, store: ApiKeyStore, operators: str | None) -> None:
-        """`operators` is the key in ERA_API_KEY."""
+    def __init__(self, store: ApiKeyStore, operator_key: str | None) -> None:
+        """`operator_key` is the one in ERA_API_KEY."""
         self._store = store
-        self._operators = None if operators is None else _digest(operators.encode())
+        self._operator_digest = None if operator_key is None else _digest(operator_key.encode())
         self._stored: dict[str, ApiKey] = {}
         """By digest."""
 
-        self.wanted = self._operators is not None
+        self.required = self._operator_digest is not None
         """Whether a call needs a key."""
 
     async def open(self) -> None:
+        """Read the stored keys."""
         self._stored = {digest: key for key, digest in await self._store.api_keys()}
-        self.wanted = self.wanted or bool(self._stored)
+        self.required = self.required or bool(self._stored)
 
     def caller(self, given: bytes) -> Caller | None:
-        """Whose key this is, None where it is nobody's."""
+        """Who has this key, None where nobody has. Compared in constant time or by digest."""
         digest = _digest(given)
-        if self._operators is not None and hmac.compare_digest(digest, self._operators):
+        if self._operator_digest is not None and hmac.compare_digest(digest, self._operator_digest):
             return OPERATOR
         key = self._stored.get(digest)
         return None if key is None else Caller(key.owner)
@@ -99,9 +103,9 @@ class ApiKeys:
         return list(self._stored.values())
 
     async def create(self, owner: str, description: str) -> tuple[ApiKey, str]:
-        """A new key, told this once. Raises Conflict on a server without ERA_API_KEY: it would want a key from now on,
-        and nobody would have the one to revoke it with."""
-        if self._operators is None:
+        """A new key and its text, which can't be had again. Raises Conflict on a server without ERA_API_KEY: it would
+        require a key from now on, and nobody would have the one to revoke it with."""
+        if self._operator_digest is None:
             raise Conflict(
                 "This server was started without a key of its own.",
                 hint="Start it with ERA_API_KEY set: that is the key to make others with.",
@@ -114,7 +118,7 @@ class ApiKeys:
         return key, text
 
     async def revoke(self, key_id: str) -> None:
-        """No call is let in with it any more. Where its row can't be dropped, that holds for as long as this process
+        """Let in no call with this key any more. Where its row can't be dropped, that holds for as long as this process
         lives, and this raises Unavailable. Raises NotFound."""
         self._stored = {digest: key for digest, key in self._stored.items() if key.id != key_id}
         if not await self._store.drop_api_key(key_id):
@@ -122,7 +126,7 @@ class ApiKeys:
 
 
 def gives_away(text: bytes) -> bool:
-    """Whether there is a stored key in this, or what looks like one."""
+    """Whether this contains what has the form of a stored key."""
     return _KEY.search(text) is not None
 
 

@@ -1,4 +1,4 @@
-"""Sessions that end by themselves: when, and who sees to it.
+"""Expiry: sessions that end by themselves after a time without calls.
 
 Theory of operation. A session with a ttl expires when nobody has called it for that long. Each call puts `expires_at`
 off, but a read shouldn't cost a durable write: so it is put off only once a tenth of the ttl (ten seconds at most) has
@@ -18,7 +18,7 @@ import structlog
 
 from era.core.metadata import MetadataStore
 from era.core.models import Session, now
-from era.core.ports import SandboxPool
+from era.core.pool import SandboxPool
 from era.errors import EraError, Unavailable
 
 log = structlog.get_logger()
@@ -29,19 +29,19 @@ _SWEEP_SECONDS = 1.0
 
 
 def slack(ttl: int) -> int:
-    """How late, in microseconds, a call may be noted."""
+    """Microseconds by which the recorded expiry of a session may be early, for a ttl in seconds."""
     return min(ttl * MICROS // 10, 10 * MICROS)
 
 
 def is_due(session: Session, at: int) -> bool:
-    """Whether it has expired by `at`, unless a run keeps it alive."""
+    """Whether it has expired at this time (microseconds since 1970), unless a run keeps it alive."""
     if session.ttl is None or session.expires_at is None:
         return False
     return session.expires_at + slack(session.ttl) <= at
 
 
 def wants_touch(session: Session, at: int) -> bool:
-    """Whether a call at `at` must be noted."""
+    """Whether a call at this time (microseconds since 1970) has to put off the recorded expiry."""
     if session.ttl is None or session.expires_at is None:
         return False
     return at + session.ttl * MICROS >= session.expires_at + slack(session.ttl)
@@ -49,7 +49,7 @@ def wants_touch(session: Session, at: int) -> bool:
 
 @asynccontextmanager
 async def calling(store: MetadataStore, session: Session) -> AsyncIterator[None]:
-    """Call the session now and then for as long as the block lasts: what takes longer than its ttl is one call."""
+    """Keep the session from expiring within the block, which may take longer than its ttl."""
     if session.ttl is None:
         yield
         return
@@ -61,6 +61,7 @@ async def calling(store: MetadataStore, session: Session) -> AsyncIterator[None]
 
 
 async def _call(store: MetadataStore, session: Session) -> None:
+    """Call the session four times a ttl, until it has none any more or is gone."""
     ttl = session.ttl
     while ttl is not None:
         await asyncio.sleep(ttl / 4)
@@ -80,16 +81,16 @@ class Expiry:
         self._pool = pool
 
     async def sweep(self) -> None:
-        """Mark what has expired by now."""
+        """Mark the sessions that have expired by now, and end the sandboxes of all that are gone."""
         for key in await self._store.expire(now()):
             await self._pool.release(key)
         # One whose id was taken anew the moment it expired was marked by that, not here.
-        if live := self._pool.session_keys():
-            for key in set(live) - set(await self._store.present_sessions(live)):
+        if keys := self._pool.idle_session_keys():
+            for key in set(keys) - set(await self._store.present_sessions(keys)):
                 await self._pool.release(key)
 
     async def run(self) -> None:
-        """Do it for ever."""
+        """Sweep and purge once a second, for ever."""
         while True:
             await asyncio.sleep(_SWEEP_SECONDS)
             try:

@@ -1,4 +1,4 @@
-"""Idempotency keys: a request that comes twice is done once, and answered twice with the same answer.
+"""Idempotency keys: a request that comes twice is carried out once, and gets the same answer twice.
 
 Theory of operation. The first request with a key claims it in the transaction that begins its run or makes its
 session; the answer is stored in the transaction that ends the run or, again, makes the session. So a claim without an
@@ -27,32 +27,35 @@ from era.errors import CommitFailed, Conflict, KeyReused, RunLost
 
 
 class IdempotencyKeys:
-    """Claims, and what they were answered."""
+    """Finds the first request with a key, and has others with the same key wait for it."""
 
     def __init__(self, store: MetadataStore) -> None:
         self._store = store
         self._turns = Turns()
         self._process = secrets.token_hex(8)
+        """Names this process, so that hidden parts hashed by an earlier one aren't compared."""
+
         self._secret = secrets.token_bytes(32)
 
     def claim(self, route: Route, key: str, body: Mapping[str, Any], hidden: Any = None) -> Claim:
-        """The claim of a request with this key. `body` is its body without what is `hidden`."""
+        """The claim of a request with this key. `body` is its body without the parts that must not be stored, which are
+        `hidden`; both are JSON values."""
         mark = hmac.new(self._secret, _canonical(hidden), hashlib.sha256).hexdigest()
         return Claim(route, key, hashlib.sha256(_canonical(body)).hexdigest(), f"{self._process}:{mark}")
 
     @asynccontextmanager
     async def held(self, session_id: OwnedId, claim: Claim) -> AsyncIterator[Claimed | None]:
-        """What the key's first request was answered, which may have to be waited for. None: this is the first one,
-        and others wait until the block ends. Raises KeyReused where the first request was another one."""
+        """The key's first request, once that has ended; None where this is the first. Others with the key wait until
+        the block ends. Raises KeyReused where the first request was a different one."""
         await self._look_up(session_id, claim)  # Another request needn't wait to be refused.
         async with self._turns.take((claim.route, session_id, claim.key), bounded=False):
             yield await self._look_up(session_id, claim)
 
     async def _look_up(self, session_id: OwnedId, claim: Claim) -> Claimed | None:
-        found = await self._store.find_claim(session_id, claim)
-        if found is not None and not _is_same(found, claim):
+        first = await self._store.find_claim(session_id, claim)
+        if first is not None and not _is_same(first, claim):
             raise KeyReused(f"The key '{claim.key}' was used for another request.")
-        return found
+        return first
 
 
 def _canonical(value: Any) -> bytes:
@@ -60,13 +63,14 @@ def _canonical(value: Any) -> bytes:
 
 
 def _is_same(first: Claimed, claim: Claim) -> bool:
+    """Whether two requests are the same, as far as this process can tell."""
     process, _, _ = claim.env_mark.partition(":")
     can_tell = first.env_mark.startswith(f"{process}:")
     return first.request_hash == claim.request_hash and (not can_tell or first.env_mark == claim.env_mark)
 
 
 def no_answer(first: Claimed) -> Exception:
-    """Why a run's claim has no answer, as the error to tell."""
+    """The error that tells why the first request, a run, has no answer to repeat."""
     record = first.run
     if record is None or record.status == "running":
         return Conflict("The run of this key is under way.", hint="Ask again once it has ended.", code="run_under_way")
@@ -80,26 +84,27 @@ def no_answer(first: Claimed) -> Exception:
 
 @dataclass(frozen=True, slots=True)
 class Made:
-    """A session that a request made, or that the first request with its key had made."""
+    """The answer of a request that creates a session."""
 
     session: Session
     replayed: bool = False
+    """It was created by an earlier request with the same idempotency key."""
 
 
-async def once(
-    keys: IdempotencyKeys, source_id: OwnedId, claim: Claim | None, make: Callable[[], Awaitable[Session]]
+async def create_once(
+    idempotency: IdempotencyKeys, source_id: OwnedId, claim: Claim | None, create: Callable[[], Awaitable[Session]]
 ) -> Made:
-    """Make a session, unless that was done for this claim before."""
+    """Create a session, unless a request with the same claim has done so."""
     if claim is None:
-        return Made(await make())
-    async with keys.held(source_id, claim) as first:
+        return Made(await create())
+    async with idempotency.held(source_id, claim) as first:
         if first is not None and first.answer is not None:
             return Made(unpacked(first.answer), replayed=True)
-        return Made(await make())
+        return Made(await create())
 
 
 def packed(session: Session) -> str:
-    """A session as text, to be answered again as it was."""
+    """A session as JSON text, to be answered again as it was."""
     return json.dumps(asdict(session))
 
 
@@ -109,4 +114,4 @@ def unpacked(text: str) -> Session:
     stored = fields["stored"]
     fields["stored"] = None if stored is None else StoredCode(**stored)
     fields["snapshot"] = Snapshot(**fields["snapshot"])
-    return Session(**{"owner": DEFAULT_OWNER, **fields})  # which has not always been in there
+    return Session(**{"owner": DEFAULT_OWNER, **fields})  # older rows have no owner

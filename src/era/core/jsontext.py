@@ -22,7 +22,7 @@ _MAYBE_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 
 
 class JsonProblem(ValueError):
-    """Text that is not JSON as ERA reads it. The message completes the sentence "it …"."""
+    """Text that is not JSON as ERA reads it. The message completes a sentence that begins with "it"."""
 
 
 class JsonTooLarge(JsonProblem):
@@ -30,7 +30,7 @@ class JsonTooLarge(JsonProblem):
 
 
 def loads(text: bytes) -> Any:
-    """The value of `text`. Raises JsonProblem or JsonTooLarge."""
+    """Parse JSON text. Raises JsonProblem, or JsonTooLarge where it is nested too deeply for a parser."""
     if not text.strip():
         raise JsonProblem("is empty")
     if text.startswith(b"\xef\xbb\xbf"):
@@ -51,7 +51,7 @@ def loads(text: bytes) -> Any:
 
 
 def compact(value: Any) -> str:
-    """`value` as the text that is stored and measured. Raises JsonProblem for what JSON can't hold."""
+    """`value` as compact JSON text, as it is stored and measured. Raises JsonProblem for what JSON can't hold."""
     try:
         return json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
     except RecursionError:
@@ -61,7 +61,8 @@ def compact(value: Any) -> str:
 
 
 def data_text(value: Any) -> str:
-    """A session's `data` as stored. Raises JsonProblem if it is no object, JsonTooLarge beyond 1 MiB or 64 levels."""
+    """A session's `data` as compact JSON text. Raises JsonProblem if it is no object, JsonTooLarge beyond 1 MiB or 64
+    levels."""
     if not isinstance(value, dict):
         raise JsonProblem(f"is {_kind(value)}, not an object")
     if not _within_depth(value):
@@ -79,7 +80,7 @@ def state_file(data: JsonObject) -> bytes:
 
 
 def read_state(content: bytes) -> str:
-    """A state file's content as stored `data`. Raises JsonProblem."""
+    """A session's new `data` as compact JSON text, from a state file. Raises JsonProblem."""
     return data_text(loads(content))
 
 

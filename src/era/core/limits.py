@@ -1,8 +1,8 @@
-"""What a session may ask for of memory, processors, processes, disk and output, and what it gets.
+"""A session's limits of memory, processors, processes, disk and output: what it asks for, and what it gets.
 
-A session stores only what it asked for, in the units of the API. What it gets is worked out anew for each run: so it
-follows the server's defaults where it asked for nothing, and never goes over the server's maxima, whatever those were
-when it was made.
+A session stores only what it asked for, in the units of the API (`memory_mb`, `cpus` and so on). What it gets is worked
+out anew for each run: so it follows the server's defaults where it asked for nothing, and never goes over the server's
+maxima, whatever those were when it was made.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 
 from era.core.files.trees import Bounds
 from era.core.models import JsonObject
-from era.core.ports import Limits
+from era.core.program import Limits
 from era.errors import BadRequest
 
 _MIB = 1 << 20
@@ -25,18 +25,21 @@ _FIELDS = {
     "files": ("files", 1),
     "output_bytes": ("output_bytes", 1),
 }
-"""For each limit of the API, the one of a sandbox and its unit."""
+"""For each limit of the API the field of Limits, and how many of that one's units it counts in."""
 
 LEAST = {"memory_mb": 64, "cpus": 0.05, "pids": 16, "disk_mb": 1, "files": 16, "output_bytes": 1024}
-"""With less no program would run."""
+"""The least that may be asked for, by API limit: with less no program would run."""
 
 
 @dataclass(frozen=True, slots=True)
 class Rules:
-    """The server's limits: what a session gets that asks for nothing, and the most that it may ask for."""
+    """The server's limits."""
 
     defaults: Limits
+    """What a session gets that asks for nothing."""
+
     maxima: Limits
+    """The most that a session may ask for."""
 
     def check(self, asked: Mapping[str, float | None]) -> None:
         """Raises BadRequest for a limit over the server's maximum."""
@@ -49,15 +52,15 @@ class Rules:
                 )
 
     def granted(self, asked: Mapping[str, float]) -> Limits:
-        """What a session gets that asks for this."""
-        found: dict[str, Any] = {}
+        """The limits of a session that asks for this, by API limit."""
+        changes: dict[str, Any] = {}
         for name, value in asked.items():
             field, unit = _FIELDS[name]
-            found[field] = min(value * unit, getattr(self.maxima, field))
-        return replace(self.defaults, **found) if found else self.defaults
+            changes[field] = min(value * unit, getattr(self.maxima, field))
+        return replace(self.defaults, **changes) if changes else self.defaults
 
     def shown(self, asked: Mapping[str, float]) -> JsonObject:
-        """What a session gets, as the API shows it."""
+        """What `granted` gives, by API limit and in the units of the API."""
         granted = self.granted(asked)
         return {name: self._in_api(granted, name) for name in _FIELDS}
 
@@ -73,7 +76,7 @@ def bounds(limits: Limits) -> Bounds:
 
 
 def can_be_asked(value: object) -> bool:
-    """Whether this is an object of limits that some server could grant."""
+    """Whether this untrusted value is an object of limits that some server could grant."""
     return isinstance(value, dict) and all(
         name in LEAST
         and isinstance(limit, int | float if name == "cpus" else int)
@@ -84,5 +87,5 @@ def can_be_asked(value: object) -> bool:
 
 
 def merged(before: Mapping[str, float], change: Mapping[str, float | None]) -> JsonObject:
-    """What is asked for after a change, where None takes a wish back."""
+    """The limits that are asked for after a change, where None takes one back."""
     return {name: value for name, value in {**before, **change}.items() if value is not None}

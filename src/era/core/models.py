@@ -1,4 +1,4 @@
-"""What ERA speaks of: sessions, runs, snapshots. Plain frozen values; times are UTC microseconds since 1970."""
+"""The domain's values: sessions, runs, versions, snapshots. All are frozen; times are UTC microseconds since 1970."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ type Removal = Literal["expired", "deleted"]
 
 STATE_FILE = ".session_data.json"
 DEFAULT_OWNER = "default"
-"""Whose all is that the operator makes, and that was made before there were owners."""
+"""The owner of what the operator makes, and of what was made before there were owners."""
 
 _ID_ALPHABET = string.ascii_lowercase + string.digits
 
@@ -44,27 +44,28 @@ def timestamp(micros: int | None) -> str:
 
 
 def new_id(prefix: str) -> str:
-    """`{prefix}_{ms}_{9 random}`, as clients know it from session ids."""
+    """A new id `{prefix}_{ms}_{9 random}`, in the form that clients know from session ids; `ms` is milliseconds since
+    1970."""
     tail = "".join(secrets.choice(_ID_ALPHABET) for _ in range(9))
     return f"{prefix}_{time.time_ns() // 1_000_000}_{tail}"
 
 
 def can_be_service(value: object) -> bool:
-    """Whether this is what a session may keep as `service`."""
+    """Whether this untrusted value may be a session's `service`."""
     words = value if isinstance(value, list) else [value]
     return 0 < len(words) <= 64 and all(
-        isinstance(one, str) and 0 < len(one) <= 4096 and "\0" not in one for one in words
+        isinstance(word, str) and 0 < len(word) <= 4096 and "\0" not in word for word in words
     )
 
 
 def command_of(service: ServiceCommand | None) -> list[str]:
-    """The program and its arguments, none where there is no service."""
+    """A service command as an argument vector, empty where there is none."""
     return ["/bin/sh", "-c", service] if isinstance(service, str) else service or []
 
 
 @dataclass(frozen=True, slots=True)
 class OwnedId:
-    """A session's id as one owner means it: it finds that owner's session, and nobody else's. As text it is the id."""
+    """A session's id with its owner: it finds that owner's session, and nobody else's. As text it is the bare id."""
 
     owner: str
     id: str
@@ -98,7 +99,7 @@ EMPTY = Snapshot()
 class Session:
     """One session as its row stands. `key` is never reused, `id` may be after a delete.
 
-    `data` is JSON text, because most runs hand it on unread.
+    `data` is JSON text: most uses hand it on unread.
     """
 
     key: int
@@ -126,17 +127,17 @@ class Session:
 
     expired: bool = False
     limits: JsonObject = field(default_factory=dict)
-    """Those it asked for, in the units of the API; see limits.py."""
+    """Those that were asked for, in the units of the API; see limits.py."""
 
     isolation: WantedIsolation = "auto"
     egress: JsonObject = field(default_factory=dict)
-    """Where its programs may connect to; see egress.py."""
+    """Where its programs may connect to; see allowlist.py."""
 
     service: ServiceCommand | None = None
     """What serves its public URLs: a line for the shell, or a program and its arguments."""
 
     setup: str | None = None
-    """What it asks to have installed, as JSON text; see requirements.py."""
+    """The packages, variables and commands that it asks for, as JSON text; see setup/requirements.py."""
 
     setup_status: SetupStatus | None = None
     setup_result: str | None = None
@@ -146,7 +147,7 @@ class Session:
     """The digest of its installed packages; see setup/package_sets.py."""
 
     setup_lock: str | None = None
-    """The very packages that the setup is to install, as JSON text, where it came with a capsule; see locks.py."""
+    """The exact packages that the setup is to install, as JSON text, if it came with a capsule; see setup/locks.py."""
 
     storage: bool = True
     """Whether its programs get to their owner's storage."""
@@ -165,7 +166,7 @@ class Session:
 
 @dataclass(frozen=True, slots=True)
 class NewSession:
-    """What a session is made of; the store adds key, version and times."""
+    """The fields of a session to be created; the store adds key, version and times."""
 
     id: OwnedId
     language: Language
@@ -186,18 +187,20 @@ class NewSession:
 
 @dataclass(frozen=True, slots=True)
 class NewCopy:
-    """A session made of another's version: None is its current one, `data` (JSON text) replaces that version's. It
-    belongs to the same owner."""
+    """A session to be created from another's version. It belongs to the same owner."""
 
     source_id: OwnedId
     id: str
     version: int | None = None
+    """None is the current one."""
+
     data: str | None = None
+    """JSON text that replaces the version's own; None keeps that."""
 
 
 @dataclass(frozen=True, slots=True)
 class Version:
-    """One state that a session had. It never changes; old ones are dropped in time."""
+    """One state of a session: its data and files after a commit. It never changes; old ones are dropped in time."""
 
     n: int
     created_at: int
@@ -216,16 +219,21 @@ class VersionContent:
 
 @dataclass(frozen=True, slots=True)
 class StateOutcome:
-    """What became of the state: the version now in force, whether this run made it, and if not, why."""
+    """What a run did to its session's state."""
 
     version: int
+    """The version now in force."""
+
     committed: bool
+    """Whether this run made that version."""
+
     reason: str | None = None
+    """Why not, if not."""
 
 
 @dataclass(frozen=True, slots=True)
 class RunRecord:
-    """The durable record of one run. Never holds code, env or output. `key` grows with each run."""
+    """The durable record of one run. It never holds code, env or output."""
 
     id: str
     session_key: int
@@ -240,23 +248,32 @@ class RunRecord:
     stderr_truncated: bool = False
     committed: bool = False
     reason: str | None = None
+    """Why nothing was committed."""
+
     version: int | None = None
+    """The version in force after it."""
+
     peak_memory_bytes: int | None = None
     cpu_us: int | None = None
     reaped: int | None = None
+    """Processes that outlived the program and were killed."""
+
     enforced: JsonObject = field(default_factory=dict)
+    """The isolation and limits that were really in force."""
+
     egress: JsonObject = field(default_factory=dict)
-    """Where it connected to or tried to: `destinations`, and how many `more`."""
+    """Where it connected or tried to connect: `destinations`, and how many `more`."""
 
     artifacts: JsonObject = field(default_factory=dict)
-    """Pictures, documents and tables it left: `files`, and how many `more`; see artifacts.py."""
+    """Pictures, documents and tables it left: `files`, and how many `more`; see files/artifacts.py."""
 
     key: int = field(default=0, compare=False)
+    """The row's, which grows with each run."""
 
 
 @dataclass(frozen=True, slots=True)
 class KeptOutputs:
-    """What a run wrote to each stream: the bytes themselves, or the digest of the blob that holds them."""
+    """The output of a run that is kept: for each stream the bytes themselves, or the digest of the blob with them."""
 
     stdout: bytes | None = field(repr=False)
     stderr: bytes | None = field(repr=False)
@@ -266,36 +283,44 @@ class KeptOutputs:
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """A request with an idempotency key; idempotency.py tells of its marks. Keys are apart for each route and for each
-    session or, where one is to be made, for each owner."""
+    """A request with an idempotency key. The same key is another one for each route, and for each session or, where a
+    session is to be created, for each owner."""
 
     route: Route
     key: str
     request_hash: str
+    """SHA-256 of the request's body without its hidden parts, in hexadecimal."""
+
     env_mark: str = field(repr=False)
+    """`{process}:{HMAC of the hidden parts}`; see idempotency.py."""
 
 
 @dataclass(frozen=True, slots=True)
 class Claimed:
-    """What is known of a key's first request. `answer` is the session it made, packed, or the data its run answered;
-    None where the run hasn't ended or its result wasn't kept."""
+    """The first request with an idempotency key, as stored. The first two fields are those of its Claim."""
 
     request_hash: str
     env_mark: str = field(repr=False)
     run: RunRecord | None
+    """None where the request created a session."""
+
     answer: str | None
+    """The created session (idempotency.packed), or the data that the run was answered with as JSON text; None where the
+    run hasn't ended or its result wasn't kept."""
+
     outputs: KeptOutputs
 
 
 @dataclass(frozen=True, slots=True)
 class Answered:
-    """What a run with a key was answered, apart from its record: the data as shown, and its output. Without data it
-    hasn't run, and the key is free again."""
+    """The answer of a run with an idempotency key, apart from its record."""
 
     claim: Claim
     data: str | None = None
+    """The data as clients see it, as JSON text; None where the program hasn't run, and the key is free again."""
+
     outputs: KeptOutputs | None = None
 
 
 type KeptRun = tuple[RunRecord, KeptOutputs | None]
-"""A run with its outputs, None where they aren't kept."""
+"""A run with its output, None where that isn't kept."""

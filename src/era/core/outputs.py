@@ -1,4 +1,4 @@
-"""What runs wrote, kept: short output beside the run's record, long output as a blob."""
+"""The kept output of runs: short output in the run's row, long output as a blob."""
 
 from __future__ import annotations
 
@@ -20,14 +20,16 @@ INLINE_BYTES = 16 << 10
 
 
 class Outputs:
-    """Keeps outputs. `kept` is for how many runs of a session; with 0 there is nothing to keep."""
+    """Makes output durable, and reads it."""
 
     def __init__(self, blobs: BlobStore, kept: int) -> None:
+        """`kept` is for how many of a session's runs output is kept; with 0 none is, unless for an idempotency key."""
         self._blobs = blobs
         self._kept = kept
 
     async def keep(self, stdout: bytes, stderr: bytes, *, always: bool = False) -> KeptOutputs | None:
-        """Make both durable, ready to be named by a row. Raises CommitFailed where the disk fails."""
+        """Make both streams durable, ready to be named by a row. None where output isn't kept and not `always` wanted.
+        Raises CommitFailed where the disk fails."""
         if not self._kept and not always:
             return None
         long = [content for content in (stdout, stderr) if len(content) > INLINE_BYTES]
@@ -42,7 +44,7 @@ class Outputs:
         return KeptOutputs(None if first else stdout, None if second else stderr, first, second)
 
     async def read(self, kept: KeptOutputs, stream: Stream) -> bytes:
-        """One of the two. Raises Unavailable where the disk fails."""
+        """All of one stream. Raises Unavailable where the disk fails."""
         content = kept.stdout if stream == "stdout" else kept.stderr
         if content is not None:
             return content
@@ -76,7 +78,7 @@ class History:
         return record
 
     async def output(self, session_id: OwnedId, run_id: str, stream: Stream) -> bytes:
-        """All that was kept of a run's output, or that it has written so far. Raises NotFound where it isn't kept any
+        """A run's output: what it has written so far, or all that was kept. Raises NotFound where it isn't kept any
         more, Conflict where the run has ended and its end could not be recorded."""
         run = self._active_runs.get(run_id)
         record, kept = await self._store.run(session_id, run_id)

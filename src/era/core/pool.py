@@ -1,8 +1,8 @@
-"""The local host: this process owns the sandboxes of all sessions.
+"""The pool of this machine's sandboxes: which session has which, which are kept warm, and who is evicted.
 
-A session that runs keeps its sandbox until it has been idle for a while or another session needs the room; then rows
-and blobs are all that is left of it. A few sandboxes that belong to nobody are kept ready for each language, with the
-server's usual isolation and limits and without packages, so that a session's first run does not wait for one to be
+A session that runs keeps its sandbox warm until it has been idle for a while or another session needs the room; then
+rows and blobs are all that is left of it. A few sandboxes that belong to nobody are kept ready for each language, with
+the server's usual isolation and limits and without packages, so that a session's first run does not wait for one to be
 made. A sandbox serves one session in its life, so nothing can be handed on from one to the next.
 """
 
@@ -18,10 +18,11 @@ from dataclasses import dataclass
 import structlog
 
 from era import languages
+from era.core.files.snapshots import Snapshots
 from era.core.limits import Rules
 from era.core.models import EMPTY, Language, Session, Snapshot, WantedIsolation
-from era.core.ports import Drivers, Limits, Sandbox, SnapshotStore
-from era.core.setup.package_sets import InstalledPackageSets
+from era.core.ports import Drivers, Sandbox
+from era.core.program import Limits
 from era.errors import EraError, SandboxFailed, Unavailable
 
 log = structlog.get_logger()
@@ -30,11 +31,12 @@ _SWEEP_SECONDS = 1.0
 _REFILL_PAUSE = 5.0
 """Seconds before the pool tries again after a sandbox could not be made."""
 _WAIT_FOR_ROOM = 30.0
+"""Seconds that a caller waits for a place, when none can be made free."""
 
 
 @dataclass(frozen=True, slots=True)
-class _Wanted:
-    """What a sandbox is to be."""
+class _Spec:
+    """What a sandbox is made with: one that differs in any of it can't be used instead."""
 
     language: Language
     isolation: WantedIsolation
@@ -44,46 +46,64 @@ class _Wanted:
 
 @dataclass(slots=True)
 class _Warm:
+    """A session's sandbox."""
+
     sandbox: Sandbox
-    made_for: _Wanted
+    spec: _Spec
     snapshot: Snapshot
+    """What its working directory holds, unless it is busy."""
+
     busy: bool
+    """A run or a setup has it."""
+
     used_at: float
+    """By the monotonic clock."""
+
     end: Callable[[], Awaitable[None]] | None = None
-    """Ends the run under way, which may be ended."""
+    """Ends the run that has it, where that run may be ended to make room."""
 
 
 class SandboxPool:
-    """See ports.SandboxPool. `spares` sandboxes a language are kept ready; at most `max_warm` belong to sessions at a
-    time, and one that was idle for `idle_seconds` is closed."""
+    """The sandboxes of all sessions. `start` before anything, `stop` when done.
+
+    Calls about a session come from whoever holds its turn or does its setup; only `release` may come at any time.
+    """
 
     def __init__(
         self,
         drivers: Drivers,
-        snapshots: SnapshotStore,
-        package_sets: InstalledPackageSets,
+        snapshots: Snapshots,
+        ensure_packages: Callable[[str], Awaitable[None]],
         *,
         rules: Rules,
         spares: int,
         max_warm: int,
         idle_seconds: float,
     ) -> None:
+        """`ensure_packages` has the package set with this digest on this machine, or raises Unavailable; see
+        InstalledPackageSets. `spares` sandboxes a language are kept ready. At most `max_warm` belong to sessions at a
+        time, temporary ones included, and one that was idle for `idle_seconds` is closed."""
         self._drivers = drivers
         self._snapshots = snapshots
-        self._package_sets = package_sets
+        self._ensure_packages = ensure_packages
         self._rules = rules
         self._spares = spares
         self._idle_seconds = idle_seconds
         self._warm: dict[int, _Warm] = {}
         self._room = asyncio.Semaphore(max_warm)
+        self._in_room: set[str] = set()
+        """The ids of sandboxes that have a place of the room."""
+
         self._ready: dict[Language, deque[Sandbox]] = {language: deque() for language in languages.LANGUAGES}
-        self._used: dict[Language, asyncio.Event] = {language: asyncio.Event() for language in languages.LANGUAGES}
+        self._refill: dict[Language, asyncio.Event] = {language: asyncio.Event() for language in languages.LANGUAGES}
+        """Set when one of those that are ready may have been taken."""
+
         self._tasks: list[asyncio.Task[None]] = []
         self._stopped = False
 
     async def start(self) -> None:
         for language in languages.runtimes():
-            self._used[language].set()
+            self._refill[language].set()
             self._tasks.append(asyncio.create_task(self._keep_ready(language)))
         self._tasks.append(asyncio.create_task(self._sweep()))
 
@@ -100,6 +120,7 @@ class SandboxPool:
         self._warm.clear()
 
     def counts(self) -> dict[str, int]:
+        """How many belong to sessions (`live`), how many of those are `busy`, and how many are `ready` for new ones."""
         return {
             "live": len(self._warm),
             "busy": sum(warm.busy for warm in self._warm.values()),
@@ -107,53 +128,65 @@ class SandboxPool:
         }
 
     async def acquire(self, session: Session) -> Sandbox:
+        """The session's sandbox, its working directory holding `session.snapshot`. It is busy until `committed`,
+        `discard` or `release`. Raises SandboxFailed, NoIsolation where the session's isolation can't be had, and
+        Unavailable where there is no room."""
         warm = self._warm.get(session.key)
         granted = self._rules.granted(session.limits)
-        wanted = _Wanted(session.language, session.isolation, granted, session.package_set)
+        spec = _Spec(session.language, session.isolation, granted, session.package_set)
         if warm is not None:
-            if warm.made_for == wanted and warm.sandbox.alive and await self._brought_up_to(warm, session.snapshot):
+            if warm.spec == spec and warm.sandbox.alive and await self._restored(warm, session.snapshot):
                 warm.busy = True
                 return warm.sandbox
             await self.discard(warm.sandbox)
-        sandbox = await self._new(wanted)
+        sandbox = await self._new(spec)
         try:
             if session.snapshot != EMPTY:
                 await self._snapshots.restore(session.snapshot, sandbox)
         except BaseException:
             await self._close(sandbox)
             raise
-        self._warm[session.key] = _Warm(sandbox, wanted, session.snapshot, busy=True, used_at=time.monotonic())
+        self._warm[session.key] = _Warm(sandbox, spec, session.snapshot, busy=True, used_at=time.monotonic())
         return sandbox
 
     async def acquire_temporary(
         self, language: Language, isolation: WantedIsolation = "auto", limits: Limits | None = None
     ) -> Sandbox:
-        return await self._new(_Wanted(language, isolation, limits or self._rules.defaults))
+        """A sandbox with an empty working directory for use outside any session, with the server's default limits where
+        none are given. The caller closes it with `discard`. Raises as `acquire` does."""
+        return await self._new(_Spec(language, isolation, limits or self._rules.defaults))
 
-    async def _new(self, wanted: _Wanted) -> Sandbox:
-        """A sandbox that nobody has, and room for it taken: one of those that are ready, if they are of this kind."""
+    async def _new(self, spec: _Spec) -> Sandbox:
+        """A sandbox that no session has, which takes one place of the room until `_close`."""
         if self._stopped:
             raise Unavailable("This server is about to stop.")
         await self._make_room()
         try:
-            driver = await self._drivers.get(wanted.isolation)
-            usual = wanted.limits == self._rules.defaults and wanted.package_set is None
-            if usual and driver is await self._drivers.get("auto"):
-                ready = self._ready[wanted.language]
-                self._used[wanted.language].set()
-                while ready:
-                    sandbox = ready.popleft()
-                    if sandbox.alive:
-                        return sandbox
-                    await sandbox.close()
-            if wanted.package_set is not None:
-                await self._package_sets.ensure(wanted.package_set)
-            return await driver.create(wanted.language, wanted.limits, wanted.package_set)
+            sandbox = await self._ready_or_made(spec)
         except BaseException:
             self._room.release()
             raise
+        self._in_room.add(sandbox.id)
+        return sandbox
+
+    async def _ready_or_made(self, spec: _Spec) -> Sandbox:
+        """One of the sandboxes that are ready, if they are of this kind and there is one; else one made now."""
+        driver = await self._drivers.get(spec.isolation)
+        usual = spec.limits == self._rules.defaults and spec.package_set is None
+        if usual and driver is await self._drivers.get("auto"):
+            ready = self._ready[spec.language]
+            self._refill[spec.language].set()
+            while ready:
+                sandbox = ready.popleft()
+                if sandbox.alive:
+                    return sandbox
+                await sandbox.close()
+        if spec.package_set is not None:
+            await self._ensure_packages(spec.package_set)
+        return await driver.create(spec.language, spec.limits, spec.package_set)
 
     def committed(self, session_key: int, snapshot: Snapshot) -> None:
+        """The session's working directory is now `snapshot`; its sandbox is kept warm."""
         if warm := self._warm.get(session_key):
             warm.snapshot = snapshot
             warm.busy = False
@@ -161,25 +194,30 @@ class SandboxPool:
             warm.used_at = time.monotonic()
 
     async def discard(self, sandbox: Sandbox) -> None:
+        """Close a sandbox whose content must not be used again."""
         for key, warm in list(self._warm.items()):
             if warm.sandbox is sandbox:
                 del self._warm[key]
         await self._close(sandbox)
 
-    def session_keys(self) -> list[int]:
+    def idle_session_keys(self) -> list[int]:
+        """The keys of sessions that have a sandbox and use it for nothing now."""
         return [key for key, warm in self._warm.items() if not warm.busy]
 
     def offer(self, session_key: int, end: Callable[[], Awaitable[None]] | None) -> None:
+        """Say that the run which this session has under way may be ended, by `end`, when another session needs the
+        room; or, with None, that it may not any more."""
         if warm := self._warm.get(session_key):
             warm.end = end
             warm.used_at = time.monotonic()
 
     async def release(self, session_key: int) -> None:
+        """Kill and remove the session's sandbox, if it has one, whatever runs in it. It is gone when this returns."""
         if warm := self._warm.pop(session_key, None):
             await self._close(warm.sandbox)
 
-    async def _brought_up_to(self, warm: _Warm, snapshot: Snapshot) -> bool:
-        """Make a warm working directory what the session's files are now; False where that fails."""
+    async def _restored(self, warm: _Warm, snapshot: Snapshot) -> bool:
+        """Make a warm working directory hold `snapshot`; False where that fails, and the sandbox can't be used."""
         if warm.snapshot == snapshot:
             return True
         warm.busy = True
@@ -195,17 +233,21 @@ class SandboxPool:
             await sandbox.close()
         finally:
             self._snapshots.forget(sandbox.id)
-            self._room.release()
+            # Once only: a run whose session is deleted finds its sandbox closed, and closes it again.
+            if sandbox.id in self._in_room:
+                self._in_room.remove(sandbox.id)
+                self._room.release()
 
     async def _make_room(self) -> None:
-        """Take one place among the warm sandboxes, from the longest idle session if none is free."""
+        """Take one place of the room. If none is free, the session that has been idle longest loses its sandbox; if
+        none is idle, the oldest run that was offered is ended. Raises Unavailable."""
         while self._room.locked():
             idle = [(warm.used_at, key) for key, warm in self._warm.items() if not warm.busy]
             offered = [(warm.used_at, warm.end) for warm in self._warm.values() if warm.busy and warm.end]
             if idle:
                 await self.release(min(idle)[1])
             elif offered:
-                await min(offered, key=lambda one: one[0])[1]()
+                await min(offered, key=lambda offer: offer[0])[1]()
             else:
                 break
         try:
@@ -217,10 +259,11 @@ class SandboxPool:
             ) from None
 
     async def _keep_ready(self, language: Language) -> None:
-        ready, used = self._ready[language], self._used[language]
+        """Make sandboxes of this language ahead of need, for ever."""
+        ready, refill = self._ready[language], self._refill[language]
         while True:
-            await used.wait()
-            used.clear()
+            await refill.wait()
+            refill.clear()
             while len(ready) < self._spares:
                 try:
                     driver = await self._drivers.get("auto")
@@ -230,6 +273,7 @@ class SandboxPool:
                     await asyncio.sleep(_REFILL_PAUSE)
 
     async def _sweep(self) -> None:
+        """Close sandboxes that have been idle for too long or have died, for ever."""
         while True:
             await asyncio.sleep(_SWEEP_SECONDS)
             horizon = time.monotonic() - self._idle_seconds

@@ -1,99 +1,34 @@
-"""What the core needs from the outside, as Protocols. Adapters live in store/, drivers/, hosts/ and network/.
+"""What the core needs of sandboxes and their network, as Protocols that adapters satisfy.
 
-Who calls whom: `runs` and `sessions` call a `MetadataStore` (metadata.py), a `SnapshotStore` and a `SandboxPool`,
-`runs` a `Network`; a `SandboxPool` calls a `Driver` for each `Sandbox` it needs. Nothing calls back except through what
-these calls return."""
+| port                                    | adapter              | who calls it                                      |
+| Drivers, Driver                         | drivers/             | core/pool.py                                      |
+| Sandbox: to make and close it           | drivers/             | core/pool.py                                      |
+| Sandbox: to run programs and end them   | drivers/             | core/files/allowance.py, core/active_runs.py      |
+| Sandbox: its working directory          | drivers/             | core/files/, core/setup/builds.py                 |
+| Sandbox: GuestListener, SocketBroker    | drivers/             | network/, which is an adapter itself              |
+| Network, RunEgress                      | network/egress.py    | core/execution.py, core/setup/                    |
+| StorageAccesses, StorageAccess          | network/storage.py   | core/execution.py                                 |
+| Indexes, IndexAccess                    | network/indexes.py   | core/setup/builds.py                              |
+| Environments                            | core/setup/setups.py | core/pool.py                                      |
+
+The core calls and the adapter answers, by what it returns or yields. The one callback is SocketBroker.questions_to,
+between two adapters.
+
+Ports for rows and content stand beside the code that uses them: MetadataStore (metadata.py), BlobStore
+(files/snapshots.py), ApiKeyStore (api_keys.py), ItemStore and Databases (storage.py), Deliveries (public/inbox.py),
+Installer (setup/setups.py).
+"""
 
 from __future__ import annotations
 
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Protocol
 
-from era.core.files.diffs import FileChanges
-from era.core.models import JsonObject, Language, Session, Snapshot, WantedIsolation
+from era.core.models import JsonObject, Language, WantedIsolation
+from era.core.program import Ended, Limits, Output, Program
 from era.core.secrets import Secret
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """Hard bounds of one sandbox."""
-
-    memory_bytes: int
-    cpus: float
-    pids: int
-    disk_bytes: int
-    """Of the working directory; no file may be larger either."""
-
-    files: int
-    """Entries of the working directory: files, directories, links and whatever else there is."""
-
-    output_bytes: int
-    """Of stdout, and of stderr."""
-
-    tmp_bytes: int
-    """Of /tmp, and of /dev/shm."""
-
-    write_bytes_per_second: int = 0
-    """To disk, where a cgroup can bound that; 0 is without a bound."""
-
-
-@dataclass(frozen=True, slots=True)
-class Program:
-    """One run as the sandbox sees it. `env` is seen by this run only and is never logged."""
-
-    code: bytes = field(repr=False)
-    state: bytes = field(repr=False)
-    env: Mapping[str, str] = field(repr=False)
-    timeout: float
-    ephemeral: bool
-    """Wipe the working directory once the run has ended."""
-
-    files: Mapping[str, bytes] = field(repr=False)
-    """Extra files to put into the working directory first, by relative path."""
-
-    command: Sequence[str] = ()
-    """What is started instead of an interpreter with `code`; found by the PATH inside."""
-
-    network: Mapping[str, str] = field(default_factory=dict)
-    """Variables by which it finds its way out; those of `env` win over them. They are no secrets."""
-
-    supervised: bool = False
-    """The kernel asks at the sandbox's gate before it connects this program to anything."""
-
-
-@dataclass(frozen=True, slots=True)
-class Output:
-    """A piece of what the program wrote, as it wrote it."""
-
-    stream: Literal["stdout", "stderr"]
-    data: bytes
-
-
-@dataclass(frozen=True, slots=True)
-class Ended:
-    """How a program ended. `state` is the state file's content, None where there is none to read."""
-
-    exit_code: int
-    cause: Literal["exit", "signal", "timeout", "oom", "killed", "disk_full"]
-    duration: float
-    state: bytes | None
-    state_problem: str | None
-    """Why the state file could not be read; None also where it is merely missing."""
-
-    stdout_truncated: bool
-    stderr_truncated: bool
-    reaped: int
-    """Processes that outlived the program and were killed."""
-
-    peak_memory_bytes: int | None
-    cpu_us: int | None
-    sandbox_alive: bool
-    disk_problem: str | None = None
-    """Why nothing can be kept: what was full."""
-
 
 type GuestListener = socket.socket
 """A TCP socket bound to a loopback address of a sandbox's own. Whoever listens on it takes connections of programs in
@@ -101,7 +36,7 @@ there, and of nobody else. Once shut down it can be listened on again."""
 
 
 class SocketBroker(Protocol):
-    """Where the host gets sockets of a sandbox's own network (guest/socket_broker.py)."""
+    """Hands out sockets that belong to a sandbox's own network (guest/socket_broker.py)."""
 
     asks: bool
     """Whether the kernel can ask about what programs do (guest/connect_filter.py)."""
@@ -110,21 +45,22 @@ class SocketBroker(Protocol):
     """The process at its other end, which answers while a program runs."""
 
     async def new_socket(self, family: int, kind: int) -> socket.socket:
-        """One that is neither bound nor connected. Raises OSError."""
+        """A socket that is neither bound nor connected; `family` and `kind` as socket.socket takes them. Raises
+        OSError."""
         ...
 
     def give_back(self, sock: socket.socket) -> None:
-        """One of these that wasn't used."""
+        """Take back a socket from `new_socket` that wasn't used."""
         ...
 
     def questions_to(self, taker: Callable[[int], None]) -> None:
-        """From now on `taker` gets the descriptors at which the kernel asks about programs that are `supervised`, to
-        close when it likes, each in the place of the one before; and -1 once the sandbox is gone."""
+        """From now on `taker` gets each descriptor at which the kernel asks about `supervised` programs (seccomp user
+        notification). It owns them, and each takes the place of the one before. It gets -1 once the sandbox is gone."""
         ...
 
 
 class Sandbox(Protocol):
-    """The live, isolated place of one session."""
+    """The isolated place of one session: a working directory, and programs that run in it one at a time."""
 
     id: str
     enforced: JsonObject
@@ -172,7 +108,8 @@ class Sandbox(Protocol):
         ...
 
     def unnamed_bytes(self, device: int) -> int:
-        """Bytes on this device of files that programs hold open but that have no name any more. Takes its time."""
+        """Bytes on this device of files that programs hold open but that have no name any more. It may be slow: call it
+        on a thread."""
         ...
 
     async def close(self) -> None:
@@ -216,49 +153,12 @@ class Drivers(Protocol):
         ...
 
 
-class SandboxPool(Protocol):
-    """Owns live sandboxes: which session has which, the pool, who is evicted."""
-
-    async def acquire(self, session: Session) -> Sandbox:
-        """The session's sandbox, its working directory holding `session.snapshot`. The caller holds the session's
-        turn. Raises SandboxFailed, and NoIsolation where the session's isolation can't be had."""
-        ...
-
-    async def acquire_temporary(
-        self, language: Language, isolation: WantedIsolation = "auto", limits: Limits | None = None
-    ) -> Sandbox:
-        """A sandbox for a single run outside any session, with the server's default limits where none are given. The
-        caller closes it with `discard`. Raises SandboxFailed, and NoIsolation where this isolation can't be had."""
-        ...
-
-    def committed(self, session_key: int, snapshot: Snapshot) -> None:
-        """The live working directory is now `snapshot`; the sandbox may be kept warm."""
-        ...
-
-    async def discard(self, sandbox: Sandbox) -> None:
-        """Close a sandbox whose content must not be used again."""
-        ...
-
-    def session_keys(self) -> Sequence[int]:
-        """The sessions that have a sandbox and no run under way."""
-        ...
-
-    def offer(self, session_key: int, end: Callable[[], Awaitable[None]] | None) -> None:
-        """The run that this session has under way may be ended, by `end`, where another session needs the room; None:
-        it may not."""
-        ...
-
-    async def release(self, session_key: int) -> None:
-        """Kill and remove whatever the session has live. Returns when it is gone."""
-        ...
-
-
 class RunEgress(Protocol):
-    """The way out of a sandbox for one run: open as long as its context is entered. When that is left, every connection
-    of the run's is closed."""
+    """A sandbox's egress for one run: open as long as its context is entered. When that is left, the run's
+    connections are closed."""
 
     env: Mapping[str, str]
-    """Variables by which programs find it; none where there is none."""
+    """Variables by which programs find it; empty where there is no egress, or none are needed."""
 
     enforced: JsonObject
     """What network there is, for the run's record, and why there is less than was asked for."""
@@ -271,23 +171,24 @@ class RunEgress(Protocol):
     async def __aexit__(self, *_: object) -> None: ...
 
     def report(self) -> JsonObject:
-        """`destinations` that were tried, and how many `more`."""
+        """For the run's record: the `destinations` that were tried, and how many `more` there were."""
         ...
 
 
 class Network(Protocol):
-    """Gives sandboxes their ways out."""
+    """Gives sandboxes their egress."""
 
     def run_egress(
         self, sandbox: Sandbox, *, internet: bool, egress: JsonObject, secrets: Sequence[Secret] = ()
     ) -> RunEgress:
-        """The way out for one run, which is none where `internet` is false. `egress` is the session's. Placeholders of
-        `secrets` are swapped for their values in what goes to their hosts."""
+        """The egress for one run; nothing gets out where `internet` is false. `egress` is the session's setting, which
+        may narrow it to an allowlist. Placeholders of `secrets` are swapped for their values in what goes to their
+        hosts."""
         ...
 
 
 class StorageAccess(Protocol):
-    """A sandbox's way to the storage for one run: open as long as its context is entered."""
+    """A sandbox's access to the storage for one run: open as long as its context is entered."""
 
     url: str | None
     """Where programs find it, None where they can't."""
@@ -298,15 +199,15 @@ class StorageAccess(Protocol):
 
 
 class StorageAccesses(Protocol):
-    """Gives sandboxes their ways to the storage."""
+    """Gives sandboxes access to the storage."""
 
     def access(self, sandbox: Sandbox, owner: str | None) -> StorageAccess:
-        """The way to an owner's storage for one run, whatever internet access that has. Nobody's storage is no way."""
+        """Access to an owner's storage for one run, whatever internet access that has; none where `owner` is None."""
         ...
 
 
 class IndexAccess(Protocol):
-    """A sandbox's way to indexes of Python packages: open as long as its context is entered."""
+    """A sandbox's access to indexes of Python packages: open as long as its context is entered."""
 
     def filled_in(self, text: str) -> str:
         """This text with `{N}` replaced by the address where programs find the Nth index."""
@@ -318,45 +219,8 @@ class IndexAccess(Protocol):
 
 
 class Indexes(Protocol):
-    """Gives sandboxes their ways to indexes of packages."""
+    """Gives sandboxes access to indexes of packages."""
 
     def access(self, sandbox: Sandbox, indexes: Sequence[str]) -> IndexAccess:
-        """The way to the indexes at these addresses, for one run, whatever internet access that has."""
+        """Access to the indexes at these URLs for one run, whatever internet access that has."""
         ...
-
-
-class SnapshotStore(Protocol):
-    """Turns a working directory into a Snapshot and back."""
-
-    async def take(self, sandbox: Sandbox, previous: Snapshot) -> Snapshot:
-        """Make what `sandbox.workspace` holds durable. Only what changed since the last call for this sandbox is read.
-
-        Raises SnapshotRefused where the tree is beyond the limits.
-        """
-        ...
-
-    async def restore(self, snapshot: Snapshot, sandbox: Sandbox) -> None:
-        """Make the working directory of `sandbox` what `snapshot` says: from empty, or from the last one that was
-        taken or restored there."""
-        ...
-
-    async def changes(self, old: Snapshot, new: Snapshot) -> FileChanges:
-        """What changed between two snapshots, found without reading a file."""
-        ...
-
-    async def artifacts(self, old: Snapshot, new: Snapshot) -> JsonObject:
-        """What is to be seen of the files that were written between two snapshots; see artifacts.listed. Nothing is
-        read where they are the same. Raises CommitFailed where the disk fails."""
-        ...
-
-    def forget(self, sandbox_id: str) -> None:
-        """Drop what was remembered of a sandbox that is gone."""
-        ...
-
-
-class SnapshotRefused(Exception):
-    """The working directory can't be kept: the message says which bound it broke."""
-
-
-class WorkspaceFull(SnapshotRefused):
-    """There are more files in it, or more bytes, than the session may have."""

@@ -31,23 +31,26 @@ def _placeholder() -> str:
 
 
 PLACEHOLDER = re.compile(rb"era_secret_[0-9a-f]{32}")
+"""Every placeholder there is, also those of other runs."""
 
 
 @dataclass(frozen=True, slots=True)
 class Secret:
-    """One of a run's."""
+    """A secret of one run."""
 
     name: str
+    """The variable that has the placeholder."""
+
     value: str = field(repr=False)
     hosts: Allowlist
-    """Names only, at least one."""
+    """Where the value may be sent: names only, at least one."""
 
     placeholder: str = field(default_factory=_placeholder)
 
 
 def secret(name: str, value: str, hosts: Sequence[str], taken: Container[str]) -> Secret:
-    """`taken` are the variables that the run has besides. Raises BadRequest, which never quotes a value, nor what might
-    be one in a wrong place."""
+    """A secret as a caller gives it, checked. `taken` are the names of the run's other variables. Raises BadRequest,
+    which never quotes a value, nor what might be one in a wrong place."""
     if not _NAME.fullmatch(name):
         raise BadRequest(
             "'secrets' has a name that can't be used.",
@@ -74,6 +77,6 @@ def secret(name: str, value: str, hosts: Sequence[str], taken: Container[str]) -
     return Secret(name, value, names)
 
 
-def placeholders(found: Sequence[Secret]) -> dict[str, str]:
-    """What programs have in their environment instead of the values."""
-    return {one.name: one.placeholder for one in found}
+def placeholders(given: Sequence[Secret]) -> dict[str, str]:
+    """The environment variables that programs get instead of the values."""
+    return {secret.name: secret.placeholder for secret in given}

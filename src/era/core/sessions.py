@@ -1,4 +1,4 @@
-"""Sessions: made, shown, changed, deleted. Running code in them is in runs.py."""
+"""Sessions: create, list, change, delete, restore. Running code in them is in runs.py."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 from era.core import allowlist as allowed
 from era.core import jsontext
 from era.core.expiry import Expiry
-from era.core.idempotency import IdempotencyKeys, Made, once
+from era.core.idempotency import IdempotencyKeys, Made, create_once
 from era.core.limits import Rules
 from era.core.metadata import KEEP, MetadataStore, SessionChange, SessionFilter
 from era.core.models import (
@@ -27,7 +27,7 @@ from era.core.models import (
     new_id,
     now,
 )
-from era.core.ports import SandboxPool
+from era.core.pool import SandboxPool
 from era.core.setup.requirements import setup_text
 from era.core.turns import Turns
 from era.core.views import without_view
@@ -37,21 +37,23 @@ MAX_CODE_BYTES = 4 << 20
 
 
 class Sessions:
+    """The service of everything about sessions but their runs, files, versions and setups."""
+
     def __init__(
         self,
         store: MetadataStore,
         pool: SandboxPool,
         turns: Turns,
-        keys: IdempotencyKeys,
+        idempotency: IdempotencyKeys,
         expiry: Expiry,
         rules: Rules,
-        setup_wanted: Callable[[], None],
+        kick_setups: Callable[[], None],
     ) -> None:
-        """`setup_wanted` is called when a session has a setup to be seen to."""
-        self._setup_wanted = setup_wanted
+        """`kick_setups` is called when a session may have a setup to be done; see Setups.kick."""
+        self._kick_setups = kick_setups
         self._rules = rules
         self._store = store
-        self._keys = keys
+        self._idempotency = idempotency
         self._expiry = expiry
         self._pool = pool
         self._turns = turns
@@ -77,7 +79,8 @@ class Sessions:
         storage: bool = True,
         claim: Claim | None = None,
     ) -> Made:
-        """Raises Conflict where the id is taken, BadRequest or TooLarge where something of it is too much."""
+        """Create a session; `session_id` None makes up an id. `default_timeout` and `ttl` are seconds, `limits` in the
+        units of the API. Raises Conflict where the id is taken, BadRequest or TooLarge for values that can't be."""
         data_text("metadata", metadata)
         self._rules.check(limits or {})
         allowed.check(egress or {})
@@ -104,20 +107,23 @@ class Sessions:
             setup=setup_text(setup),
             storage=storage,
         )
-        made = await once(self._keys, OwnedId(owner, ""), claim, lambda: self._store.create_session(new, claim))
+        made = await create_once(
+            self._idempotency, OwnedId(owner, ""), claim, lambda: self._store.create_session(new, claim)
+        )
         if new.setup is not None:
-            self._setup_wanted()
+            self._kick_setups()
         return made
 
     async def get(self, session_id: OwnedId) -> Session:
         return await self._store.session(session_id)
 
     async def list(self, which: SessionFilter) -> Sequence[Session]:
+        """The sessions that pass the filter, newest first. Those that have expired by now count as gone."""
         await self._expiry.sweep()
         return await self._store.sessions(which)
 
     async def change(self, session_id: OwnedId, change: SessionChange, data: JsonObject | None) -> Session:
-        """Change settings, and data and setup between runs: a change of these waits for the run under way."""
+        """Change settings, and `data` unless that is None. A change of data or setup waits for the run under way."""
         if change.metadata is not None:
             data_text("metadata", change.metadata)
         self._rules.check(change.limits or {})
@@ -129,16 +135,18 @@ class Sessions:
                 session = await self._store.session(session_id)
                 change = replace(change, data=data_text("data", without_view(data, session.stored)))
             session = await self._store.change_session(session_id, change)
-        self._setup_wanted()
+        self._kick_setups()
         return session
 
     async def store_code(self, session_id: OwnedId, code: str, description: str | None) -> StoredCode:
+        """Keep code for runs that bring none. Raises TooLarge, BadRequest."""
         check_code(code)
         stored = StoredCode(code, description, now())
         await self._store.store_code(session_id, stored)
         return stored
 
     async def stored_code(self, session_id: OwnedId) -> StoredCode:
+        """Raises NotFound where there is none."""
         session = await self._store.session(session_id)
         if session.stored is None:
             raise NotFound("no code stored", hint="Use PUT /api/sessions/{id}/code to store code")
@@ -163,15 +171,15 @@ class Sessions:
                 await self._pool.release(key)
 
     async def delete_all(self, owner: str, *, purge: bool = False) -> Sequence[str]:
-        """Delete every session that an owner has at this moment. The answer is their ids."""
-        gone = []
+        """Delete every session that an owner has at this moment. Returns their ids."""
+        deleted = []
         for session in await self.list(SessionFilter(owner)):
             try:
                 await self.delete(session.owned_id, purge=purge)
             except (NotFound, Expired):
                 continue  # somebody else was faster
-            gone.append(session.id)
-        return gone
+            deleted.append(session.id)
+        return deleted
 
     async def restore(self, session_id: OwnedId) -> Session:
         """Bring back a session that expired or was deleted. Raises Conflict where its id is in use, NotFound where
@@ -193,7 +201,7 @@ def check_code(code: str) -> None:
 
 
 def data_text(field: str, value: Any) -> str:
-    """`value`, a JSON object, as text. Raises BadRequest or TooLarge, naming the field."""
+    """`value`, which should be a JSON object, as compact JSON text. Raises BadRequest or TooLarge, naming the field."""
     try:
         return jsontext.data_text(value)
     except jsontext.JsonTooLarge as error:
@@ -203,6 +211,6 @@ def data_text(field: str, value: Any) -> str:
 
 
 def data_of(session: Session | VersionContent) -> JsonObject:
-    """The data of a session or version as an object."""
+    """The data of a session or version, parsed."""
     data: JsonObject = json.loads(session.data)
     return data

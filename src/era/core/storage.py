@@ -1,16 +1,16 @@
-"""Storage that an owner's programs and clients share: values by key (kv), bytes by key (r2), an SQL database (d1), in
-namespaces.
+"""Storage that an owner's programs and clients share: values by key (kv), objects by key (r2) and an SQL database (d1)
+for each namespace.
 
 Theory of operation
 ===================
 
-Namespaces are an owner's, not a session's: all sessions of his read and write them, and they outlive those. What is
-done with them is done with an owner's `Namespaces`, so no call can leave out whose it is.
+Namespaces are an owner's, not a session's: all sessions of his read and write them, and they outlive those. All access
+is by an owner's `Namespaces`, so no call can leave out the owner.
 
 A value is a row, or, where it is long, a blob that its row names by digest. The blob is durable before the row, as
 everywhere; rows pin blobs against being swept away. Keys are bytes to the store, compared as bytes, and never a path.
 
-All of it together, whoever's it is, has a bound, which is counted in `Storage`: what a put adds is reserved before it
+The storage of all owners together has a bound, which is counted in `Storage`: what a put adds is reserved before it
 begins, so that many at once can't get past it.
 """
 
@@ -40,80 +40,92 @@ INLINE_BYTES = 16 << 10
 """Longer values are blobs: they would make the database large and its pages slow to walk."""
 
 ROW_BYTES = 128
-"""What a row counts for, beside its key, metadata and value."""
+"""Bytes that a row counts for, beside its key, metadata and value."""
 
 _BATCH = 1000
+"""Items that one transaction deletes at most."""
 
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """A value by key. `value` is None where it is the blob `digest`, and in lists."""
+    """A value by key."""
 
     owner: str
     kind: Kind
     namespace: str
     key: str
     size: int
+    """Bytes of the value."""
+
     created_at: int
     updated_at: int
     metadata: JsonObject | None = None
     digest: str | None = None
+    """The blob that holds a long value."""
+
     value: bytes | None = field(default=None, repr=False)
+    """None for a long value, and in lists."""
 
 
 @dataclass(frozen=True, slots=True)
 class Page:
+    """A part of a namespace, in the order of keys."""
+
     items: Sequence[Item]
     more: bool
+    """Whether there are items after these."""
 
 
 class ItemStore(Protocol):
-    """Rows of items; see store/items.py. Every call is one transaction, durable when it returns."""
+    """Rows of items; see store/storage_items.py. Every call is one transaction, durable when it returns."""
 
     async def put_item(self, item: Item) -> int:
-        """Keep it in the place of one with its key, whose `created_at` it takes over. The bytes that one counted
-        for."""
+        """Put an item. If it replaces one, it takes over that one's `created_at`. Returns the bytes that the replaced
+        one counted for."""
         ...
 
     async def item(self, owner: str, kind: Kind, namespace: str, key: str) -> Item | None: ...
 
     async def delete_item(self, owner: str, kind: Kind, namespace: str, key: str) -> int:
-        """The bytes it counted for, 0 where there was none."""
+        """Delete an item if there is one. Returns the bytes that it counted for."""
         ...
 
     async def delete_items(self, owner: str, kind: Kind, namespace: str, limit: int) -> tuple[int, int]:
-        """Delete some; how many, and the bytes they counted for."""
+        """Delete at most `limit` items. Returns how many, and the bytes that they counted for."""
         ...
 
     async def items(
         self, owner: str, kind: Kind, namespace: str, *, prefix: str, after: str | None, limit: int
-    ) -> Sequence[Item]: ...
+    ) -> Sequence[Item]:
+        """At most `limit` items whose keys begin with `prefix` and come after `after`, in the order of keys, without
+        their values."""
+        ...
 
     async def all_items(
         self, owner: str, kind: Kind | None, namespace: str | None, *, prefix: str, limit: int, offset: int
     ) -> tuple[Sequence[Item], int]:
-        """A page of all that are an owner's, by kind, namespace and key, and how many there are."""
+        """A page of an owner's items in the order of kind, namespace and key, and how many there are in all."""
         ...
 
     async def item_counts(self, owner: str) -> Sequence[tuple[Kind, str, int, int]]:
-        """Of an owner's: kind, namespace, how many, the bytes of their values."""
+        """For each of an owner's kinds and namespaces: kind, namespace, number of items, bytes of their values."""
         ...
 
     async def item_bytes(self) -> int:
-        """What all count for, whoever's they are."""
+        """The bytes that the items of all owners count for."""
         ...
 
 
 class Databases(Protocol):
-    """SQL by owner and namespace; see store/sql.py."""
+    """SQL databases by owner and namespace; see store/d1_databases.py."""
 
     @property
     def total(self) -> int:
-        """Bytes of all of them."""
+        """Bytes of all databases."""
         ...
 
     def sizes(self, owner: str) -> Mapping[str, int]:
-        """Bytes of an owner's, by namespace."""
+        """Bytes of an owner's databases, by namespace."""
         ...
 
     async def run(
@@ -125,15 +137,21 @@ class Databases(Protocol):
         *,
         many: bool,
         room: int,
-    ) -> dict[str, Any]: ...
+    ) -> dict[str, Any]:
+        """Run SQL as one transaction: one statement, or with `many` any number. The database may grow by `room` bytes.
+        Returns `results`, the rows, and `meta`. Raises BadRequest, Forbidden, TooLarge, Unavailable."""
+        ...
 
-    async def drop(self, owner: str, namespace: str) -> bool: ...
+    async def drop(self, owner: str, namespace: str) -> bool:
+        """Delete a database; whether there was one."""
+        ...
 
 
 class Storage:
-    """All owners' storage, of `most_bytes` together. `open` before anything."""
+    """The storage of all owners. `open` before anything."""
 
     def __init__(self, store: ItemStore, blobs: BlobStore, databases: Databases, most_bytes: int) -> None:
+        """`most_bytes` is what all of it may take together."""
         self.store = store
         self.blobs = blobs
         self.databases = databases
@@ -141,10 +159,11 @@ class Storage:
         self._used = 0
 
     async def open(self) -> None:
+        """Count what is there."""
         self._used = await self.store.item_bytes()
 
     def of(self, owner: str) -> Namespaces:
-        """What is an owner's, and nothing else."""
+        """An owner's storage."""
         return Namespaces(self, owner)
 
     def room(self) -> int:
@@ -152,12 +171,13 @@ class Storage:
         return self._most_bytes - self._used - self.databases.total
 
     def freed(self, size: int) -> None:
-        """So much less is there."""
+        """Give back `size` bytes of room."""
         self._used -= size
 
     @contextmanager
     def reserved(self, size: int) -> Iterator[None]:
-        """For what is being added. Raises TooLarge."""
+        """Take `size` bytes of room, for what the block adds; they are given back if it fails. Raises TooLarge where
+        there is less."""
         if size > self.room():
             raise TooLarge(
                 "The storage of this server is full.",
@@ -173,7 +193,7 @@ class Storage:
 
 
 class Namespaces:
-    """An owner's namespaces. There needn't be any, and nothing has to be made first."""
+    """An owner's storage. Namespaces needn't be created; those that hold nothing look empty."""
 
     def __init__(self, storage: Storage, owner: str) -> None:
         self._storage = storage
@@ -183,7 +203,7 @@ class Namespaces:
         self._databases = storage.databases
 
     async def put(self, kind: Kind, namespace: str, key: str, value: bytes, metadata: JsonObject | None) -> None:
-        """Keep a value. It is durable when this returns. Raises TooLarge, CommitFailed."""
+        """Put a value; it is durable when this returns. Raises BadRequest, TooLarge, CommitFailed."""
         check_namespace(namespace)
         raw = check_key(key)
         if len(value) > MAX_VALUE[kind]:
@@ -192,10 +212,12 @@ class Namespaces:
         noted = 0 if metadata is None else len(json.dumps(metadata).encode())
         if noted > MAX_METADATA:
             raise TooLarge(f"'metadata' is {noted} bytes, {MAX_METADATA} are allowed.", hint="Make it shorter.")
-        await _to_the_end(self._put(kind, namespace, key, value, metadata, len(raw) + noted + len(value) + ROW_BYTES))
+        await _uninterrupted(
+            self._put(kind, namespace, key, value, metadata, len(raw) + noted + len(value) + ROW_BYTES)
+        )
 
     async def get(self, kind: Kind, namespace: str, key: str) -> tuple[Item, bytes]:
-        """Raises NotFound, Unavailable."""
+        """An item with its value. Raises BadRequest, NotFound, Unavailable."""
         check_namespace(namespace)
         check_key(key)
         for last in (False, True):
@@ -212,22 +234,23 @@ class Namespaces:
         raise AssertionError
 
     async def delete(self, kind: Kind, namespace: str, key: str) -> None:
-        """It is gone, durably, when this returns; also where it has not been there."""
+        """Delete a value, if there is one; it is durably gone when this returns. Raises BadRequest."""
         check_namespace(namespace)
         check_key(key)
-        await _to_the_end(self._delete(kind, namespace, key))
+        await _uninterrupted(self._delete(kind, namespace, key))
 
     async def page(self, kind: Kind, namespace: str, *, prefix: str, after: str | None, limit: int) -> Page:
+        """At most `limit` items whose keys begin with `prefix` and come after `after`. Raises BadRequest."""
         check_namespace(namespace)
-        found = await self._store.items(self._owner, kind, namespace, prefix=prefix, after=after, limit=limit + 1)
-        return Page(found[:limit], len(found) > limit)
+        items = await self._store.items(self._owner, kind, namespace, prefix=prefix, after=after, limit=limit + 1)
+        return Page(items[:limit], len(items) > limit)
 
     async def clear(self, kind: Kind, namespace: str) -> int:
-        """Delete all keys of a namespace, in many transactions; how many."""
+        """Delete all items of a namespace, in many transactions. Returns how many. Raises BadRequest."""
         check_namespace(namespace)
         total = 0
         while True:
-            count = await _to_the_end(self._delete_some(kind, namespace))
+            count = await _uninterrupted(self._delete_some(kind, namespace))
             total += count
             if count < _BATCH:
                 return total
@@ -235,18 +258,20 @@ class Namespaces:
     async def sql(
         self, namespace: str, sql: str, params: Sequence[Any] | Mapping[str, Any], *, many: bool
     ) -> dict[str, Any]:
-        """Run SQL as one transaction. Raises BadRequest, Forbidden, TooLarge, Unavailable."""
+        """Run SQL as one transaction; see Databases.run. Raises BadRequest, Forbidden, TooLarge, Unavailable."""
         check_namespace(namespace)
         return await self._databases.run(self._owner, namespace, sql, params, many=many, room=self._storage.room())
 
     async def drop_database(self, namespace: str) -> bool:
+        """Delete a namespace's database; whether there was one. Raises BadRequest."""
         check_namespace(namespace)
         return await self._databases.drop(self._owner, namespace)
 
     async def resources(
         self, kind: str | None, namespace: str | None, *, prefix: str, limit: int, offset: int
     ) -> tuple[list[JsonObject], int]:
-        """A page of all there is: tables of databases, then keys. And how many there are."""
+        """A page of all there is, first tables of databases, then items; and how many there are in all. `kind` is kv,
+        d1, r2 or None for all. Raises BadRequest."""
         if namespace is not None:
             check_namespace(namespace)
         tables = [] if kind in ("kv", "r2") else await self._tables(namespace, prefix)
@@ -262,6 +287,7 @@ class Namespaces:
         return page + [_resource(item) for item in items], len(tables) + count
 
     async def stats(self) -> JsonObject:
+        """How many items and tables there are, by kind and by namespace, and how many bytes they take."""
         counts = await self._store.item_counts(self._owner)
         tables = await self._tables(None, "")
         by_type = {"kv": 0, "d1": len(tables), "r2": 0}
@@ -275,14 +301,14 @@ class Namespaces:
         return {"total": sum(by_type.values()), "by_type": by_type, "by_namespace": by_namespace, "total_size": size}
 
     async def _tables(self, namespace: str | None, prefix: str) -> list[tuple[str, str]]:
-        """Namespace and name of each table."""
-        wanted = [name for name in sorted(self._databases.sizes(self._owner)) if namespace in (None, name)]
+        """Namespace and name of each table, in one namespace or, with None, in all."""
+        namespaces = [name for name in sorted(self._databases.sizes(self._owner)) if namespace in (None, name)]
         sql = "SELECT name FROM sqlite_schema WHERE type = 'table' AND name NOT LIKE 'sqlite!_%' ESCAPE '!' ORDER BY 1"
-        found = []
-        for name in wanted:
+        tables = []
+        for name in namespaces:
             answer = await self._databases.run(self._owner, name, sql, many=False, room=0)
-            found += [(name, row["name"]) for row in answer["results"] if row["name"].startswith(prefix)]
-        return found
+            tables += [(name, row["name"]) for row in answer["results"] if row["name"].startswith(prefix)]
+        return tables
 
     async def _put(
         self, kind: Kind, namespace: str, key: str, value: bytes, metadata: JsonObject | None, counted: int
@@ -293,7 +319,7 @@ class Namespaces:
             item = Item(
                 self._owner, kind, namespace, key, len(value), at, at, metadata, digest, None if digest else value
             )
-            freed = await self._store.put_item(item)  # not in one line: others count meanwhile
+            freed = await self._store.put_item(item)  # not in one line with the next: others count meanwhile
             self._storage.freed(freed)
 
     async def _delete(self, kind: Kind, namespace: str, key: str) -> None:
@@ -306,6 +332,7 @@ class Namespaces:
         return count
 
     def _keep(self, value: bytes) -> str:
+        """Put a blob; its digest. Raises CommitFailed."""
         try:
             with self._blobs.batch() as batch:
                 return batch.put(value)
@@ -313,10 +340,10 @@ class Namespaces:
             raise CommitFailed(f"The value could not be kept: {error.strerror}.", hint="Try again later.") from error
 
 
-async def _to_the_end[T](work: Coroutine[Any, Any, T]) -> T:
-    """Do it all, also where the caller goes away meanwhile: what is written must be counted."""
+async def _uninterrupted[T](work: Coroutine[Any, Any, T]) -> T:
+    """Carry on to the end even if the caller is cancelled meanwhile: what is written must be counted."""
     task = asyncio.create_task(work)
-    task.add_done_callback(lambda done: done.cancelled() or done.exception())  # somebody has seen it
+    task.add_done_callback(lambda done: done.cancelled() or done.exception())  # or asyncio would log it
     return await asyncio.shield(task)
 
 
@@ -331,7 +358,7 @@ def check_namespace(namespace: str) -> None:
 
 
 def check_key(key: str) -> bytes:
-    """The key as it is kept. Raises BadRequest."""
+    """The key as the bytes that are stored. Raises BadRequest."""
     raw = key.encode(errors="surrogatepass")
     if not 0 < len(raw) <= MAX_KEY or "\0" in key:
         raise BadRequest("That can't be a key.", hint=f"Use 1 to {MAX_KEY} bytes of UTF-8 without NUL.", code="bad_key")
@@ -339,6 +366,7 @@ def check_key(key: str) -> bytes:
 
 
 def _resource(item: Item) -> JsonObject:
+    """An item in a list of all there is."""
     return {
         "type": item.kind,
         "namespace": item.namespace,

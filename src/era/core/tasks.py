@@ -1,4 +1,4 @@
-"""Doing several things at once."""
+"""Running coroutines at once."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from collections.abc import Coroutine
 from typing import Any
 
 
-async def until_one_ends(*work: Coroutine[Any, Any, None]) -> None:
-    """Do all of it at once until some of it has ended or failed, and end the rest. Nobody hears of failures."""
-    tasks = [asyncio.create_task(one) for one in work]
+async def until_one_ends(*coroutines: Coroutine[Any, Any, None]) -> None:
+    """Run all at once until one has ended or failed, then cancel the rest. Exceptions are swallowed."""
+    tasks = [asyncio.create_task(coroutine) for coroutine in coroutines]
     try:
         await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
     finally:

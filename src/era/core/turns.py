@@ -10,44 +10,50 @@ from era.errors import TooManyWaiting
 
 
 class Turns:
-    """A queue a session, or whatever else is named. Queues that nobody waits in take no memory.
+    """Queues by key, in which one at a time has the turn. Queues that nobody waits in take no memory.
 
-    What names a session names its owner, too: who has none of this id waits in a queue of his own, and is in nobody's
-    way."""
+    The key of a session is an OwnedId, which names its owner too. So a caller who has no session of this id waits in a
+    queue of his own, and holds up nobody.
+    """
 
     def __init__(self, max_waiting: int = 64) -> None:
+        """`max_waiting` is how many may wait in one queue, besides the one that has the turn."""
         self._max_waiting = max_waiting
         self._locks: dict[Hashable, asyncio.Lock] = {}
         self._waiting: dict[Hashable, int] = {}
-        self._wanted: dict[Hashable, Callable[[], None]] = {}
+        """How many hold or wait for a turn."""
+
+        self._on_waiting: dict[Hashable, Callable[[], None]] = {}
+        """What to call when somebody waits, where the holder asked for it."""
 
     def taken(self, session_id: Hashable) -> bool:
         """Whether somebody holds or waits for the session's turn."""
         return session_id in self._waiting
 
     @contextmanager
-    def yielding(self, session_id: Hashable, wanted: Callable[[], None]) -> Iterator[None]:
-        """For whoever holds the turn: `wanted` is called when somebody else waits for it, and at once if somebody
-        does."""
-        self._wanted[session_id] = wanted
+    def yielding(self, session_id: Hashable, on_waiting: Callable[[], None]) -> Iterator[None]:
+        """For the holder of the turn: within the block `on_waiting` is called each time that somebody begins to wait,
+        and at once if somebody waits already."""
+        self._on_waiting[session_id] = on_waiting
         if self._waiting[session_id] > 1:
-            wanted()
+            on_waiting()
         try:
             yield
         finally:
-            del self._wanted[session_id]
+            del self._on_waiting[session_id]
 
     @asynccontextmanager
     async def take(self, session_id: Hashable, *, bounded: bool = True) -> AsyncIterator[None]:
-        """Hold the session's turn. Raises TooManyWaiting; `bounded=False` waits however many there are."""
+        """Wait for the session's turn and hold it for the block. Raises TooManyWaiting where the queue is full;
+        `bounded=False` waits in a full queue too."""
         lock = self._locks.setdefault(session_id, asyncio.Lock())
         waiting = self._waiting.get(session_id, 0)
         # The first of those counted holds the turn, it does not wait.
         if bounded and waiting > self._max_waiting:
             raise TooManyWaiting(f"{self._max_waiting} runs wait for session '{session_id}' already.")
         self._waiting[session_id] = waiting + 1
-        if session_id in self._wanted:
-            self._wanted[session_id]()
+        if session_id in self._on_waiting:
+            self._on_waiting[session_id]()
         try:
             async with lock:
                 yield

@@ -1,4 +1,4 @@
-"""Versions: what a session was, what changed, and taking up an older one again, in place or in a copy."""
+"""Versions: list them, compare them, go back to one, and copy a session from one."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from era.core.files.diffs import DataChange, FileChanges, data_changes
-from era.core.idempotency import IdempotencyKeys, Made, once
+from era.core.files.snapshots import Snapshots
+from era.core.idempotency import IdempotencyKeys, Made, create_once
 from era.core.metadata import MetadataStore
 from era.core.models import EMPTY, Claim, JsonObject, NewCopy, OwnedId, Session, Version, VersionContent
-from era.core.ports import SnapshotStore
 from era.core.sessions import data_text
 from era.core.turns import Turns
 from era.core.views import without_view
@@ -29,9 +29,11 @@ class Diff:
 
 
 class Versions:
-    def __init__(self, store: MetadataStore, snapshots: SnapshotStore, turns: Turns, keys: IdempotencyKeys) -> None:
+    """The service of a session's versions."""
+
+    def __init__(self, store: MetadataStore, snapshots: Snapshots, turns: Turns, idempotency: IdempotencyKeys) -> None:
         self._store = store
-        self._keys = keys
+        self._idempotency = idempotency
         self._snapshots = snapshots
         self._turns = turns
 
@@ -44,8 +46,8 @@ class Versions:
         return await self._store.version(session_id, n)
 
     async def diff(self, session_id: OwnedId, n: int) -> Diff:
-        """What version `n` changed of the one before; the first one is all new. Raises NotFound where either isn't
-        kept."""
+        """What version `n` changed compared with the one before; version 1 with an empty session. Raises NotFound where
+        either isn't kept."""
         new = await self._store.version(session_id, n)
         old_data, old_snapshot = "{}", EMPTY
         if n > 1:
@@ -55,8 +57,8 @@ class Versions:
         return Diff(n, list(data_changes(json.loads(old_data), json.loads(new.data))), files)
 
     async def rollback(self, session_id: OwnedId, n: int) -> Session:
-        """Make a new version with the content of version `n`, between runs. A live sandbox has the wrong files then;
-        the host sees that when it is asked for it."""
+        """Make a new version with the content of version `n`, between runs. A warm sandbox then holds the wrong files;
+        the pool sees that by the snapshot when the next run asks for it."""
         async with self._turns.take(session_id):
             return await self._store.rollback(session_id, n)
 
@@ -76,9 +78,10 @@ class Versions:
             source = await self._store.session(session_id)
             text = data_text("data", without_view(data, source.stored))
         copy = NewCopy(session_id, new_id or _copy_id(session_id.id), from_version, text)
-        return await once(self._keys, session_id, claim, lambda: self._store.duplicate(copy, claim))
+        return await create_once(self._idempotency, session_id, claim, lambda: self._store.duplicate(copy, claim))
 
 
 def _copy_id(session_id: str) -> str:
+    """An id for a copy: the old one, cut if need be, and the time in milliseconds."""
     suffix = f"-copy-{time.time_ns() // 1_000_000}"
     return session_id[: MAX_ID_LENGTH - len(suffix)] + suffix

@@ -6,7 +6,7 @@ from era.core.models import JsonObject, StoredCode, timestamp
 
 
 def stored_fields(stored: StoredCode | None) -> JsonObject:
-    """What stored code adds to the data that clients see. Programs don't see it."""
+    """The fields that stored code adds to the data that clients see. Programs don't see them."""
     if stored is None:
         return {}
     return {
@@ -17,11 +17,12 @@ def stored_fields(stored: StoredCode | None) -> JsonObject:
 
 
 def data_view(data: JsonObject, stored: StoredCode | None) -> JsonObject:
-    """`data` with the stored code."""
+    """`data` as clients see it: with the fields of the stored code."""
     return {**data, **stored_fields(stored)}
 
 
 def without_view(data: JsonObject, stored: StoredCode | None) -> JsonObject:
-    """`data` as a client sends it back after it has read it: what `data_view` had added is taken away again."""
+    """The reverse of `data_view`, for data that a client sends back: fields that it added and the client did not change
+    are taken away."""
     added = stored_fields(stored)
     return {key: value for key, value in data.items() if key not in added or added[key] != value}

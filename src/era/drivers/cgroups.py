@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from era.core.models import JsonObject
-from era.core.ports import Limits
+from era.core.program import Limits
 
 _CPU_PERIOD_US = 100_000
 _REMOVAL_SECONDS = 5.0

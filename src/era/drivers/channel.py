@@ -9,7 +9,7 @@ import socket
 from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
-from era.core.ports import Ended, Output, Program
+from era.core.program import Ended, Output, Program
 from era.drivers.guest import GUEST_LISTENERS, restarts_interpreter, with_library
 from era.drivers.socket_broker import SocketBroker
 from era.errors import SandboxFailed

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from era import languages
 from era.core.models import Language
-from era.core.ports import Limits
+from era.core.program import Limits
 from era.languages.base import CACHE
 from era.languages.base import GUEST as GUEST
 

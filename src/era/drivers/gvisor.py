@@ -48,7 +48,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from era.core.models import JsonObject, Language
-from era.core.ports import Limits
+from era.core.program import Limits
 from era.drivers import guest, processes
 from era.drivers.bubblewrap import BubblewrapDriver, BubblewrapSandbox
 from era.drivers.options import Plan, read_only, resolver_files

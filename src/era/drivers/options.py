@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from era.core.ports import Limits
+from era.core.program import Limits
 from era.drivers import guest
 from era.drivers.staging import Paths
 

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, Field
 
 from era.core.models import JsonObject, RunRecord, StoredCode, timestamp
-from era.core.runs import Collected, RunResult
+from era.core.run_messages import Collected, RunResult
 from era.core.secrets import MAX_HOSTS, MAX_SECRETS, MAX_VALUE_BYTES
 from era.wire.base import Body, text
 from era.wire.limits import Isolation, Limits

@@ -30,7 +30,8 @@ import structlog
 from era.core.files import trees
 from era.core.limits import bounds
 from era.core.models import Snapshot
-from era.core.ports import Ended, Limits, Output, Program, Sandbox
+from era.core.ports import Sandbox
+from era.core.program import Ended, Limits, Output, Program
 
 log = structlog.get_logger()
 

@@ -95,7 +95,7 @@ class _Memory:
 
 
 class Snapshots:
-    """A SnapshotStore over a BlobStore. `close` when done."""
+    """Turns working directories into snapshots in a BlobStore, and back. `close` when done."""
 
     def __init__(self, blobs: BlobStore, *, grace_seconds: float = _GRACE_SECONDS) -> None:
         self._blobs = blobs
@@ -109,7 +109,10 @@ class Snapshots:
         self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="era-files")
 
     async def take(self, sandbox: Sandbox, previous: Snapshot) -> Snapshot:
-        """See SnapshotStore. Raises CommitFailed where the disk fails."""
+        """Make what `sandbox.workspace` holds durable. Only what changed since the last call for this sandbox is read.
+
+        Raises SnapshotRefused where the tree is beyond the sandbox's limits, CommitFailed where the disk fails.
+        """
         memory = self._memories.get(sandbox.id)
         if memory is not None and memory.snapshot.root != previous.root:
             self.forget(sandbox.id)
@@ -130,7 +133,8 @@ class Snapshots:
         return kept.snapshot
 
     async def restore(self, snapshot: Snapshot, sandbox: Sandbox) -> None:
-        """See SnapshotStore. Raises SandboxFailed where that fails: the sandbox can't be used then."""
+        """Make the working directory of `sandbox` what `snapshot` says: from empty, or from the last one that was
+        taken or restored there. Raises SandboxFailed where that fails: the sandbox can't be used then."""
         memory = self._memories.pop(sandbox.id, None)
         try:
             tree = await self._on_thread(lambda: self._make(sandbox, snapshot, memory))
@@ -141,6 +145,7 @@ class Snapshots:
         self._memories[sandbox.id] = _Memory(snapshot, tree, memory.watch if memory else None)
 
     def forget(self, sandbox_id: str) -> None:
+        """Drop what is remembered of a sandbox that is gone."""
         memory = self._memories.pop(sandbox_id, None)
         if memory is not None and memory.watch is not None:
             self._threads.submit(memory.watch.close)  # That takes the kernel 10 ms.
@@ -181,7 +186,7 @@ class Snapshots:
             raise Unavailable(f"the files could not be kept: {error.strerror}") from error
 
     async def changes(self, old: Snapshot, new: Snapshot) -> FileChanges:
-        """See SnapshotStore. Raises Unavailable where the disk fails."""
+        """What changed between two snapshots, found without reading a file. Raises Unavailable where the disk fails."""
         if old.root == new.root:
             return FileChanges()
         try:
@@ -190,7 +195,8 @@ class Snapshots:
             raise Unavailable(f"the session's files could not be compared: {error.strerror}") from error
 
     async def artifacts(self, old: Snapshot, new: Snapshot) -> JsonObject:
-        """See SnapshotStore."""
+        """The artifacts among the files that were written between two snapshots; see artifacts.listed. Nothing is read
+        where the snapshots are the same. Raises CommitFailed where the disk fails."""
         if old.root == new.root:
             return {}
         try:

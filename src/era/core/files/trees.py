@@ -31,7 +31,6 @@ from typing import Any, NamedTuple, Protocol
 
 from era.core.files.watch import Touched, Watch
 from era.core.models import STATE_FILE
-from era.core.ports import SnapshotRefused, WorkspaceFull
 
 DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
@@ -41,6 +40,14 @@ UPLOADED = (1,)
 _TICK_NS = 50_000_000
 _TMPFS_MAGIC = 0x01021994
 _CHUNK = 1 << 20
+
+
+class SnapshotRefused(Exception):
+    """The working directory can't be kept: the message says which bound it broke."""
+
+
+class WorkspaceFull(SnapshotRefused):
+    """There are more files in it, or more bytes, than the session may have."""
 
 
 class BlobBatch(Protocol):

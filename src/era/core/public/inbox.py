@@ -37,7 +37,8 @@ from era.core.expiry import MICROS
 from era.core.models import OwnedId, Session, new_id, now
 from era.core.public import headers, relay
 from era.core.public.signatures import Verify, is_genuine
-from era.core.runs import Collected, RunEvent, RunRequest, Runs, RunStarted, collect
+from era.core.run_messages import Collected, RunEvent, RunRequest, RunStarted, collect
+from era.core.runs import Runs
 from era.errors import BadSignature, EraError, Expired, NotFound, RelayFailed, SessionDeleted, TooManyWaiting
 
 log = structlog.get_logger()

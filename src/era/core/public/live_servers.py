@@ -25,8 +25,9 @@ from dataclasses import dataclass
 
 from era.core.active_runs import ActiveRun, ActiveRuns
 from era.core.models import Session
-from era.core.ports import SandboxPool
-from era.core.runs import RunRequest, Runs
+from era.core.pool import SandboxPool
+from era.core.run_messages import RunRequest
+from era.core.runs import Runs
 from era.errors import RelayFailed, RelayTimeout, ServiceFailed, Unavailable
 
 MAX_CALLERS = 256

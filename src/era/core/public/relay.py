@@ -20,7 +20,7 @@ from typing import Any
 from era.core import jsontext
 from era.core.models import Status
 from era.core.public import headers
-from era.core.runs import Collected
+from era.core.run_messages import Collected
 from era.errors import RelayFailed, RelayTimeout, TooLarge
 
 MAX_BODY_BYTES = 128 << 10

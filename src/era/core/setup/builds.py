@@ -20,7 +20,9 @@ from pathlib import Path
 from era.core.files.allowance import bounded
 from era.core.limits import Rules
 from era.core.models import EMPTY, Language, Session
-from era.core.ports import Ended, Indexes, Network, Program, Sandbox, SandboxPool
+from era.core.pool import SandboxPool
+from era.core.ports import Indexes, Network, Sandbox
+from era.core.program import Ended, Program
 from era.core.setup.commands import failure
 from era.core.setup.progress import LastWords, Say
 from era.errors import SandboxFailed

@@ -18,8 +18,12 @@ from dataclasses import dataclass, field, replace
 
 from era.core import jsontext
 from era.core.files.allowance import bounded
+from era.core.files.snapshots import Snapshots
+from era.core.files.trees import SnapshotRefused
 from era.core.models import Session, Snapshot, command_of
-from era.core.ports import Ended, Network, Program, SandboxPool, SnapshotRefused, SnapshotStore
+from era.core.pool import SandboxPool
+from era.core.ports import Network
+from era.core.program import Ended, Program
 from era.core.setup.progress import LastWords, Progress
 from era.core.setup.requirements import variables
 from era.errors import SandboxFailed
@@ -41,9 +45,7 @@ class CommandsResult(LastWords):
 
 
 class Commands:
-    """Runs the commands of setups."""
-
-    def __init__(self, pool: SandboxPool, network: Network, snapshots: SnapshotStore) -> None:
+    def __init__(self, pool: SandboxPool, network: Network, snapshots: Snapshots) -> None:
         self._pool = pool
         self._network = network
         self._snapshots = snapshots

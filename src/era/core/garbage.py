@@ -1,0 +1,44 @@
+"""Jobs that remove what nothing needs any more: old rows, content that no row names, packages that no session has."""
+
+from __future__ import annotations
+
+import asyncio
+
+import structlog
+
+from era.core.capsules.pins import Pins
+from era.core.files.snapshots import Snapshots
+from era.core.metadata import MetadataStore
+from era.core.setup.setups import Setups
+from era.errors import EraError
+
+log = structlog.get_logger()
+
+_PERIOD_SECONDS = 3600.0
+
+
+async def collect_garbage(snapshots: Snapshots, store: MetadataStore, pins: Pins) -> None:
+    """Remove old rows and unneeded content once an hour, for ever."""
+    while True:
+        await collect_once(snapshots, store, pins)
+        await asyncio.sleep(_PERIOD_SECONDS)
+
+
+async def collect_once(snapshots: Snapshots, store: MetadataStore, pins: Pins) -> None:
+    """Drop rows that are too old, then the content that no row needs any more. Failures are logged."""
+    try:
+        await store.prune_idempotency_keys()
+        await store.prune_runs()
+        await snapshots.collect_garbage(*await pins.needed(store))
+    except EraError as error:
+        log.warning("garbage_not_collected", error=error.message)
+
+
+async def remove_packages(setups: Setups) -> None:
+    """Remove installed packages that no session has, once an hour, for ever. Failures are logged."""
+    while True:
+        try:
+            await setups.sweep()
+        except (EraError, OSError) as error:
+            log.warning("package_sets_not_removed", error=str(error))
+        await asyncio.sleep(_PERIOD_SECONDS)

@@ -1,0 +1,101 @@
+"""What goes into a sandbox to be run and what comes out of it: plain frozen values."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Hard bounds of one sandbox."""
+
+    memory_bytes: int
+    cpus: float
+    """Processors' worth of time: 0.5 is half of one."""
+
+    pids: int
+    """Processes and threads at a time."""
+
+    disk_bytes: int
+    """Of the working directory; no file may be larger either."""
+
+    files: int
+    """Entries of the working directory: files, directories, links and whatever else there is."""
+
+    output_bytes: int
+    """Of stdout, and of stderr; the rest is cut off."""
+
+    tmp_bytes: int
+    """Of /tmp, and of /dev/shm."""
+
+    write_bytes_per_second: int = 0
+    """To disk, where a cgroup can bound that; 0 is without a bound."""
+
+
+@dataclass(frozen=True, slots=True)
+class Program:
+    """One program for a sandbox to run. `env` is seen by this program only and is never logged."""
+
+    code: bytes = field(repr=False)
+    state: bytes = field(repr=False)
+    """The content of the state file."""
+
+    env: Mapping[str, str] = field(repr=False)
+    timeout: float
+    """Seconds until it is told to end."""
+
+    ephemeral: bool
+    """Wipe the working directory once the program has ended."""
+
+    files: Mapping[str, bytes] = field(repr=False)
+    """Extra files to put into the working directory first, by relative path."""
+
+    command: Sequence[str] = ()
+    """What is started instead of an interpreter with `code`; found by the PATH inside."""
+
+    network: Mapping[str, str] = field(default_factory=dict)
+    """Variables by which it finds its egress; those of `env` win over them. They are no secrets."""
+
+    supervised: bool = False
+    """The sandbox's connect supervisor is asked before the kernel connects this program to anything."""
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """A piece of what the program wrote, as it wrote it."""
+
+    stream: Literal["stdout", "stderr"]
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """How a program ended."""
+
+    exit_code: int
+    """As a shell gives it: 128 + N for signal N, 124 for a timeout."""
+
+    cause: Literal["exit", "signal", "timeout", "oom", "killed", "disk_full"]
+    duration: float
+    """Seconds from its start to its end."""
+
+    state: bytes | None
+    """The state file's content, None where there is none to read."""
+
+    state_problem: str | None
+    """Why the state file could not be read; None also where it is merely missing."""
+
+    stdout_truncated: bool
+    stderr_truncated: bool
+    reaped: int
+    """Processes that outlived the program and were killed."""
+
+    peak_memory_bytes: int | None
+    cpu_us: int | None
+    """Microseconds of processor time, in user and system mode."""
+
+    sandbox_alive: bool
+    disk_problem: str | None = None
+    """What was full, where nothing can be kept for that."""

@@ -1,0 +1,161 @@
+"""What callers send to `Runs`, and the events and results that they get: plain frozen values."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from era.core.models import (
+    Claim,
+    JsonObject,
+    Language,
+    RunRecord,
+    ServiceCommand,
+    StateOutcome,
+    Status,
+    WantedIsolation,
+)
+from era.core.program import Limits, Output
+from era.core.secrets import Secret
+
+
+@dataclass(frozen=True, slots=True)
+class RunRequest:
+    """A run in a session."""
+
+    base_url: str
+    """How the caller reached this server, for the program's ERA_BASE_URL."""
+
+    code: str | None = field(default=None, repr=False)
+    """None runs the session's stored code."""
+
+    env: Mapping[str, str] = field(default_factory=dict, repr=False)
+    timeout: float | None = None
+    """Seconds; None is the session's default."""
+
+    atomic: bool = False
+    """Keep what the run leaves only if it ends with exit code 0."""
+
+    claim: Claim | None = None
+    background: bool = False
+    """Whether nobody waits for its end."""
+
+    service: ServiceCommand | None = None
+    """What is started instead of code. Such a run ends when somebody else wants the session's turn."""
+
+    public: bool = False
+    """Whether it comes through the session's public URL, and so from anybody."""
+
+    session_key: int | None = None
+    """The session that is meant, where the id could be another one's by now. Only for stored code."""
+
+    secrets: Sequence[Secret] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class ExecuteRequest:
+    """A run outside any session."""
+
+    owner: str
+    """Whose storage the program may use."""
+
+    base_url: str
+    language: Language
+    code: str = field(repr=False)
+    env: Mapping[str, str] = field(repr=False)
+    timeout: float | None
+    """Seconds; None is DEFAULT_TIMEOUT."""
+
+    files: Mapping[str, bytes] = field(repr=False)
+    """What the working directory holds at first, by relative path."""
+
+    isolation: WantedIsolation = "auto"
+    limits: Limits | None = None
+    """None is the server's defaults."""
+
+    allow_internet: bool = True
+    secrets: Sequence[Secret] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class RunResult:
+    """How a run ended, without its output."""
+
+    run_id: str
+    session_id: str
+    status: Status
+    exit_code: int
+    duration: float
+    """Seconds."""
+
+    data: JsonObject
+    """The session's data as clients see it."""
+
+    stdout_truncated: bool
+    stderr_truncated: bool
+    state: StateOutcome
+    artifacts: JsonObject = field(default_factory=dict)
+    """As on the record."""
+
+    replayed: bool = False
+    """This is the answer of an earlier run with the same idempotency key."""
+
+
+def result_of(session_id: str, record: RunRecord, data: JsonObject, *, replayed: bool = False) -> RunResult:
+    """The result that a finished run's record tells, with the data that its client is shown."""
+    return RunResult(
+        run_id=record.id,
+        session_id=session_id,
+        status=record.status,
+        exit_code=record.exit_code or 0,
+        duration=(record.duration_us or 0) / 1e6,
+        data=data,
+        stdout_truncated=record.stdout_truncated,
+        stderr_truncated=record.stderr_truncated,
+        state=StateOutcome(record.version or 0, record.committed, record.reason),
+        artifacts=record.artifacts,
+        replayed=replayed,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class RunStarted:
+    """The run has its turn and is on record."""
+
+    run_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Begun:
+    """A run that goes on in the background."""
+
+    run_id: str
+    replayed: bool = False
+    """It was begun by an earlier request with the same idempotency key."""
+
+
+type Progress = RunStarted | Output
+type Emit = Callable[[Progress], None]
+"""Gets a run's progress as it happens. It must neither wait nor raise."""
+
+type RunEvent = Progress | RunResult
+
+
+@dataclass(frozen=True, slots=True)
+class Collected:
+    """A run's result with all of its output."""
+
+    result: RunResult
+    stdout: bytes
+    stderr: bytes
+
+
+async def collect(events: AsyncIterator[RunEvent]) -> Collected:
+    """The fold of a run's events into its plain answer."""
+    parts: dict[str, list[bytes]] = {"stdout": [], "stderr": []}
+    async for event in events:
+        if isinstance(event, Output):
+            parts[event.stream].append(event.data)
+        elif isinstance(event, RunResult):
+            result = event
+    return Collected(result, b"".join(parts["stdout"]), b"".join(parts["stderr"]))

@@ -1,0 +1,249 @@
+"""The path of one run in a session: sandbox, program, files, commit.
+
+Theory of operation. `SessionRun.result` is the whole path, and each step is a method; they stand in the order in which
+they are taken. The session's turn is held, and the run is on record as `running`, before it begins (runs.py).
+
+Where anything between the sandbox and the commit goes wrong, the working directory is no longer known to be the
+committed one. The sandbox is then thrown away, and the next run gets a new one, filled from the last snapshot. So the
+session is always what its row says, and the row changes in one transaction or not at all.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field, replace
+
+import structlog
+
+from era.core import jsontext
+from era.core.active_runs import ActiveRun
+from era.core.execution import Execution, status_of
+from era.core.files.snapshots import Snapshots
+from era.core.files.trees import SnapshotRefused, WorkspaceFull
+from era.core.metadata import MetadataStore
+from era.core.models import (
+    STATE_FILE,
+    Answered,
+    JsonObject,
+    RunRecord,
+    Session,
+    Snapshot,
+    Status,
+    command_of,
+    now,
+)
+from era.core.outputs import STREAMS, Outputs
+from era.core.pool import SandboxPool
+from era.core.ports import Network, Sandbox, StorageAccesses
+from era.core.program import Ended, Output
+from era.core.run_messages import Emit, RunRequest, RunResult, result_of
+from era.core.setup.requirements import variables
+from era.core.views import data_view
+from era.errors import CommitFailed, EraError, SandboxFailed, SessionDeleted, Unavailable
+
+log = structlog.get_logger()
+
+
+@dataclass(frozen=True, slots=True)
+class RunParts:
+    """The parts of the service that a run works with."""
+
+    store: MetadataStore
+    pool: SandboxPool
+    network: Network
+    storage: StorageAccesses
+    snapshots: Snapshots
+    outputs: Outputs
+
+
+@dataclass(frozen=True, slots=True)
+class _Outcome:
+    """What is to be committed of a run."""
+
+    status: Status
+    data: str | None = None
+    """The session's new data as JSON text, None where it stays as it is."""
+
+    snapshot: Snapshot | None = None
+    """The session's new files, None where they stay as they are."""
+
+    artifacts: JsonObject = field(default_factory=dict)
+    problem: str | None = None
+    """Why neither data nor files can be kept, if they can't."""
+
+
+class SessionRun:
+    """One run, for the session whose turn the caller holds. It is used once."""
+
+    def __init__(self, parts: RunParts, active: ActiveRun, session: Session, request: RunRequest, emit: Emit) -> None:
+        """`session` is its row as it was when the run was recorded. `emit` gets what the program writes."""
+        self._parts = parts
+        self._active = active
+        self._session = session
+        self._request = request
+        self._emit = emit
+        self._record = RunRecord(active.run_id, session.key, "running", started_at=now())
+
+    async def result(self) -> RunResult:
+        """Run the program and commit what it leaves; durable when this returns. Raises EraError where nothing of the
+        run could be kept."""
+        try:
+            try:
+                return await self._attempt()
+            except SandboxFailed:
+                # It died before the program began, so nothing has run yet: once more, in a new one.
+                return await self._attempt()
+        except BaseException as error:
+            await self._end_without_result(error)
+            raise
+
+    async def _attempt(self) -> RunResult:
+        """All steps, in one sandbox. Raises SandboxFailed where the program has not begun."""
+        session, pool = self._session, self._parts.pool
+        sandbox = self._active.sandbox = await pool.acquire(session)
+        try:
+            data = json.loads(session.data)
+            execution = self._execution(sandbox, data)
+            ended = await execution.run(self._write)
+            outcome = await self._outcome(execution, ended)
+            result = await self._commit(execution, ended, outcome, data)
+            if outcome.problem is None:
+                pool.committed(session.key, outcome.snapshot or session.snapshot)
+            else:
+                await pool.discard(sandbox)
+            return result
+        except BaseException:
+            await pool.discard(sandbox)
+            raise
+
+    def _execution(self, sandbox: Sandbox, data: JsonObject) -> Execution:
+        """The program, with the session's settings."""
+        session, request = self._session, self._request
+        code = request.code if request.code is not None else session.stored.code if session.stored else ""
+        return Execution(
+            sandbox,
+            self._parts.network,
+            self._parts.storage,
+            request,
+            session_id=session.id,
+            language=session.language,
+            code=code,
+            state=jsontext.state_file(data),
+            timeout=request.timeout or session.default_timeout,
+            internet=session.allow_internet,
+            egress=session.egress,
+            storage_owner=session.owner if session.storage else None,
+            variables=variables(session.setup),
+            before=session.snapshot,
+            ephemeral=not session.persistent,
+            command=command_of(request.service),
+        )
+
+    def _write(self, output: Output) -> None:
+        self._active.written[output.stream].append(output.data)
+        self._emit(output)
+
+    async def _outcome(self, execution: Execution, ended: Ended) -> _Outcome:
+        """What can be kept of the run. Its files are durable when this returns, but no row names them yet."""
+        session, snapshots = self._session, self._parts.snapshots
+        status = status_of(ended)
+        if self._request.atomic and status != "ok":
+            return _Outcome(status, problem=_nothing_kept(f"atomic: {_ending(ended)}"))
+        data, problem = _new_data(execution.program.state, ended)
+        if problem is not None or not session.persistent:
+            return _Outcome(status, data, problem=problem)
+        try:
+            snapshot = await snapshots.take(execution.sandbox, session.snapshot)
+            artifacts = await snapshots.artifacts(session.snapshot, snapshot)
+        except SnapshotRefused as error:
+            status = "disk_full" if isinstance(error, WorkspaceFull) else status
+            return _Outcome(status, problem=_nothing_kept(str(error)))
+        return _Outcome(status, data, snapshot, artifacts)
+
+    async def _commit(self, execution: Execution, ended: Ended, outcome: _Outcome, data: JsonObject) -> RunResult:
+        """Record the run, and move the session to its next version, in one transaction. `data` is the session's as it
+        was. Raises CommitFailed, SessionDeleted."""
+        session, claim = self._session, self._request.claim
+        stdout, stderr = (b"".join(self._active.written[stream]) for stream in STREAMS)
+        outputs = await self._parts.outputs.keep(stdout, stderr, always=claim is not None)
+        shown = data_view(data if outcome.data is None else json.loads(outcome.data), session.stored)
+        record = replace(
+            self._record,
+            status=outcome.status,
+            ended_at=now(),
+            exit_code=ended.exit_code,
+            duration_us=int(ended.duration * 1e6),
+            stdout_bytes=len(stdout),
+            stderr_bytes=len(stderr),
+            stdout_truncated=ended.stdout_truncated,
+            stderr_truncated=ended.stderr_truncated,
+            committed=outcome.problem is None,
+            reason=outcome.problem,
+            peak_memory_bytes=ended.peak_memory_bytes,
+            cpu_us=ended.cpu_us,
+            reaped=ended.reaped,
+            enforced={**execution.sandbox.enforced, **execution.egress.enforced},
+            egress=execution.egress.report(),
+            artifacts=outcome.artifacts,
+        )
+        record = await self._parts.store.end_run(
+            record,
+            data=outcome.data,
+            snapshot=outcome.snapshot,
+            outputs=outputs,
+            answered=Answered(claim, jsontext.compact(shown), outputs) if claim else None,
+        )
+        return result_of(session.id, record, shown)
+
+    async def _end_without_result(self, error: BaseException) -> None:
+        """Record a run of which nothing could be kept. Where that fails too, it is found `running` at the next start
+        and recorded as lost."""
+        if isinstance(error, SessionDeleted):
+            return  # It was recorded when its session was found gone.
+        reason = error.message if isinstance(error, EraError) else "The service failed."
+        ended = replace(self._record, status="failed", ended_at=now(), reason=reason)
+        # Where no sandbox could be had the program hasn't run, and may be run by the next request with its key.
+        has_not_run = isinstance(error, Unavailable) and not isinstance(error, CommitFailed)
+        # But one in the background has been answered for.
+        claim = self._request.claim if has_not_run and not self._request.background else None
+        released = Answered(claim) if claim else None
+        try:
+            await self._parts.store.end_run(ended, data=None, snapshot=None, answered=released)
+        except EraError as second:
+            log.warning("run_not_recorded", run=self._record.id, error=second.message)
+
+
+def _new_data(before: bytes, ended: Ended) -> tuple[str | None, str | None]:
+    """The session's new data as JSON text, None where it stays as it is; and why nothing can be kept, if it can't.
+    `before` is the state file as the program got it."""
+    if ended.disk_problem is not None:
+        return None, _nothing_kept(ended.disk_problem)
+    if ended.state_problem is not None:
+        if not ended.sandbox_alive:
+            return None, ended.state_problem
+        return None, _nothing_kept(f"{STATE_FILE} {ended.state_problem}")
+    if ended.state is None or ended.state == before:
+        return None, None
+    try:
+        return jsontext.read_state(ended.state), None
+    except jsontext.JsonProblem as error:
+        return None, _nothing_kept(f"{STATE_FILE} {error}")
+
+
+def _nothing_kept(why: str) -> str:
+    return f"{why}; data and files stay as they were."
+
+
+def _ending(ended: Ended) -> str:
+    """How a run that is not ok ended, in words."""
+    match ended.cause:
+        case "timeout":
+            return "the run reached its timeout"
+        case "oom":
+            return "the run was out of memory"
+        case "disk_full":
+            return "the run was out of disk space"
+        case "exit":
+            return f"the run ended with exit code {ended.exit_code}"
+        case _:
+            return "the run was killed"

@@ -1,0 +1,143 @@
+"""The HTTP server of the service's API: who may be served, how it starts, how it ends."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import resource
+import signal
+import socket
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from ipaddress import ip_address
+
+import structlog
+import uvicorn
+
+from era.api.context import Context
+from era.api.http import build
+from era.api.protocol import Protocol
+from era.errors import Forbidden
+from era.settings import Settings
+
+LAST_ANSWERS_SECONDS = 5
+"""For callers to be told how runs ended that were still under way when the time to drain was over."""
+
+_DESCRIPTORS = 1 << 16
+
+
+def check_access(settings: Settings) -> None:
+    """Raises Forbidden for a server that anybody on a network could have code run by, unless that is insisted on."""
+    if not _is_loopback(settings.host) and settings.api_key is None and not settings.allow_no_key:
+        raise Forbidden(
+            f"Without an API key ERA serves loopback only, not {settings.host}: whoever reaches it could run code.",
+            hint="Set ERA_API_KEY, or insist with --allow-no-key.",
+        )
+
+
+async def serve(settings: Settings, context: Context, say: Callable[[str], None]) -> None:
+    """Serve the API until SIGINT or SIGTERM. `say` gets the lines for the person who started it."""
+    config = uvicorn.Config(
+        build(settings, context),
+        host=settings.host,
+        port=settings.port,
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        http=Protocol,
+        ws="none",
+        timeout_graceful_shutdown=int(settings.drain_seconds) + LAST_ANSWERS_SECONDS,
+    )
+    server = _Server(config, settings.drain_seconds, context, lambda port: _announce(settings, context, port, say))
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, server.stop)
+    await server.serve()
+
+
+class _Server(uvicorn.Server):
+    """uvicorn that leaves signals to us, since it would end the process before our services are stopped, and that ends
+    the runs still under way in time for their callers to be told."""
+
+    def __init__(
+        self, config: uvicorn.Config, drain_seconds: float, context: Context, ready: Callable[[int], None]
+    ) -> None:
+        """`ready` gets the port, once the server listens."""
+        super().__init__(config)
+        self._drain_seconds = drain_seconds
+        self._context = context
+        self._ready = ready
+
+    def stop(self) -> None:
+        self.should_exit = True
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        ending = asyncio.create_task(self._end_runs())
+        await super().shutdown(sockets)
+        ending.cancel()
+
+    async def _end_runs(self) -> None:
+        """End background runs at once, and all others after the time to drain."""
+        background = asyncio.create_task(self._context.end_background(self._drain_seconds))
+        await asyncio.sleep(self._drain_seconds)
+        await background
+        await self._context.end_runs()
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        if self.started:
+            self._ready(self.servers[0].sockets[0].getsockname()[1])
+
+
+def _announce(settings: Settings, context: Context, port: int, say: Callable[[str], None]) -> None:
+    """Say where the service listens, where its data is, and who may use it."""
+    context.serves_at(settings.host, port)
+    host = f"[{settings.host}]" if ":" in settings.host else settings.host
+    isolation = context.isolation()
+    say(f"ERA serves   http://{host}:{port}   (/docs tells how to call it)")
+    say(f"data         {settings.data_dir.resolve()}")
+    say(f"isolation    {isolation['summary']}")
+    if settings.api_key is not None:
+        say("access       with the API key")
+    elif context.api_keys.required:
+        say("access       with a stored key; start with ERA_API_KEY set to make or revoke any")
+    elif _is_loopback(settings.host):
+        say("access       no API key: this machine only, and no web page in its browsers")
+    else:
+        say("access       ANYBODY who reaches this address can run code: there is no API key")
+
+
+def raise_descriptor_limit() -> None:
+    """Let this process hold as many descriptors as it may, up to what many runs with many connections need."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = _DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, _DESCRIPTORS)
+    if soft != resource.RLIM_INFINITY and soft < most:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+
+
+def log_from(level: str) -> None:
+    """Log plain lines on stderr, from this level up. Tracebacks come without local variables: those hold code, data and
+    env of users."""
+    structlog.configure(
+        processors=[
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper("iso", utc=True),
+            structlog.dev.ConsoleRenderer(colors=False, exception_formatter=structlog.dev.plain_traceback),
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelNamesMapping()[level.upper()]),
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+    )
+
+
+def _is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return False
