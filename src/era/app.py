@@ -42,7 +42,7 @@ from era.core.models import Isolation, JsonObject
 from era.core.outputs import History, Outputs
 from era.core.pool import SandboxPool
 from era.core.ports import Limits
-from era.core.public.inbox import Inbox
+from era.core.public.inbox_worker import Inbox
 from era.core.public.live_servers import LiveServers
 from era.core.runs import Runs
 from era.core.sessions import Sessions
@@ -275,19 +275,19 @@ async def services(settings: Settings) -> AsyncIterator[Context]:
                     runs=runs,
                     live_servers=live_servers,
                     inbox=inbox,
-                    deliveries=store,
+                    inbox_store=store,
                     history=History(store, outputs, active_runs),
                     versions=Versions(store, snapshots, turns, keys),
                     capsules=capsules,
                     storage=storage,
-                    keys=keys,
+                    idempotency=keys,
                     api_keys=api_keys,
                     setups=setups,
-                    session_files=files,
+                    files=files,
                     archives=Archives(store, snapshots, blobs, turns, spool, transfers, files, slots),
                     turns=turns,
                     store=store,
-                    files=snapshots.entries,
+                    list_snapshot=snapshots.entries,
                     isolation=sandboxes.isolation,
                     pool_counts=host.counts,
                     end_background=end_background,

@@ -59,10 +59,10 @@ def test_a_run_that_changes_nothing_pays_nothing(tmp_path: Path, monkeypatch: py
 
 def test_what_a_record_may_hold() -> None:
     assert ADDED_TO_RUNS["artifacts"] == {}, "older capsules have none"
-    assert artifacts.can_be_artifacts({})
-    sound = artifacts.listed([FileChange("a.png", None, 1), FileChange("b.txt", None, 1)])
+    assert artifacts.valid_artifacts({})
+    sound = artifacts.list_artifacts([FileChange("a.png", None, 1), FileChange("b.txt", None, 1)])
     assert sound == {"files": [{"type": "image/png", "path": "a.png", "size": 1}], "more": 0}
-    assert artifacts.can_be_artifacts(sound)
+    assert artifacts.valid_artifacts(sound)
     one = sound["files"][0]
     for wrong in (
         None,
@@ -76,12 +76,12 @@ def test_what_a_record_may_hold() -> None:
             for change in ({"type": "text/x"}, {"path": 1}, {"size": "1"}, {"a": 1})
         ),
     ):
-        assert not artifacts.can_be_artifacts(wrong), wrong
+        assert not artifacts.valid_artifacts(wrong), wrong
 
 
 def test_long_paths_are_bounded_together() -> None:
     deep = "/".join(["ü" * 100] * 10)
-    found = artifacts.listed(FileChange(f"{deep}/{n}.png", None, 0) for n in range(100))
+    found = artifacts.list_artifacts(FileChange(f"{deep}/{n}.png", None, 0) for n in range(100))
     assert 0 < len(found["files"]) < 100
     assert len(found["files"]) + found["more"] == 100
     assert len(json.dumps(found)) < 64 << 10

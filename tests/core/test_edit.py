@@ -49,13 +49,13 @@ def edited(lab: Lab, snapshot: Snapshot, *wanted: tuple[Any, ...], bounds: Bound
         match kind, rest:
             case "put", (content, mode):
                 contents.append(content)
-                changes.at(path, PutFile(digest_of(content), len(content), MTIME, mode))
+                changes.add(path, PutFile(digest_of(content), len(content), MTIME, mode))
             case "link", (target,):
-                changes.at(path, PutLink(target, MTIME))
+                changes.add(path, PutLink(target, MTIME))
             case "dir", (mode,):
-                changes.at_directory(path, mode)
+                changes.add_directory(path, mode)
             case "remove", (recursive,):
-                changes.at(path, Remove(recursive))
+                changes.add(path, Remove(recursive))
 
     def put(batch: trees.BlobBatch) -> None:
         for content in contents:
@@ -91,7 +91,7 @@ def model_edit(model: Model, kind: str, path: paths.Parts, *rest: Any) -> Model:
 
 
 def on_disk(model: Model) -> dict[bytes, tuple[Any, ...]]:
-    return {b"/".join(map(trees.raw, path)): value for path, value in model.items()}
+    return {b"/".join(map(trees.name_bytes, path)): value for path, value in model.items()}
 
 
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -129,7 +129,7 @@ def test_random_edits_do_what_a_dictionary_does(wanted: list[tuple[Any, ...]]) -
         listed = asyncio.run(lab.snapshots.entries(snapshot))
         assert [each.path for each in listed] == [
             "/".join(path)
-            for path, value in sorted(model.items(), key=lambda item: tuple(map(trees.raw, item[0])))
+            for path, value in sorted(model.items(), key=lambda item: tuple(map(trees.name_bytes, item[0])))
             if value[0] != "dir"
         ]
 
@@ -158,7 +158,7 @@ def test_pages_are_the_whole_list_cut(
         assert seen == whole
 
         def key(path: str) -> tuple[bytes, ...]:
-            return tuple(map(trees.raw, path.split("/")))
+            return tuple(map(trees.name_bytes, path.split("/")))
 
         assert listed(after=after) == [path for path in whole if key(path) > key("/".join(after))]
         assert listed(prefix=prefix) == [path for path in whole if path.startswith("/".join(prefix))]

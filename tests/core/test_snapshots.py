@@ -75,7 +75,7 @@ def test_what_is_taken_comes_back(contents: dict[bytes, Any]) -> None:
         assert snapshot.file_count == len(kept)
         assert snapshot.total_bytes == sum(len(entry[1]) for entry in kept)
         listed = asyncio.run(lab.snapshots.entries(snapshot))
-        assert {(trees.raw(entry.path), entry.mtime_ns, entry.size) for entry in listed} == {
+        assert {(trees.name_bytes(entry.path), entry.mtime_ns, entry.size) for entry in listed} == {
             (path, entry[-1], len(entry[1])) for path, entry in before.items() if entry[0] != "dir"
         }
 
@@ -98,12 +98,12 @@ def test_what_is_remembered_never_changes_the_answer(seed: int, lab: Lab) -> Non
 def test_a_change_within_one_tick_of_the_clock_is_seen(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
     """Times are cut to 10 ms, as older kernels have them: Linux 6.13 tells apart what was looked at in between."""
 
-    def coarsely_seen(status: os.stat_result) -> trees.Seen:
+    def coarse_fingerprint(status: os.stat_result) -> trees.Fingerprint:
         tick = 10_000_000
-        fine = trees.Seen(status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_mode)
+        fine = trees.Fingerprint(status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_mode)
         return fine._replace(ctime_ns=fine.ctime_ns // tick * tick)
 
-    monkeypatch.setattr(trees, "seen", coarsely_seen)
+    monkeypatch.setattr(trees, "fingerprint", coarse_fingerprint)
     place, snapshot = lab.place(), EMPTY
     for number in range(100):
         file = place.workspace / "file"
@@ -227,7 +227,7 @@ def test_what_became_a_link_since_it_was_seen_is_not_opened(lab: Lab, tmp_path: 
     (workspace / "file").write_text("content")
     with trees.opened_root(workspace) as root:
         for became in (lambda path: path.symlink_to(canary), lambda path: os.mkfifo(path), lambda path: path.mkdir()):
-            tree = trees.Scan(Bounds()).look(root, None)
+            tree = trees.Scan(Bounds()).full(root, None)
             assert tree.files.keys() == {"file"}
             (workspace / "file").unlink()
             became(workspace / "file")

@@ -71,15 +71,15 @@ def mutate_oddly(workspace: Path, chance: random.Random) -> None:
 @pytest.mark.parametrize("seed", range(8))
 def test_touched_places_are_all_there_is_to_look_at(seed: int, lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
     chance = random.Random(seed)
-    looked_again = 0
-    look_again = Scan.look_again
+    rescans = 0
+    rescan = Scan.rescan
 
     def counted(*arguments: object) -> object:
-        nonlocal looked_again
-        looked_again += 1
-        return look_again(*arguments)  # type: ignore[arg-type]  # handed on
+        nonlocal rescans
+        rescans += 1
+        return rescan(*arguments)  # type: ignore[arg-type]  # handed on
 
-    monkeypatch.setattr(Scan, "look_again", counted)
+    monkeypatch.setattr(Scan, "rescan", counted)
     place, snapshot = lab.place(), EMPTY
     furnish(place.workspace)
     for _ in range(40):
@@ -87,7 +87,7 @@ def test_touched_places_are_all_there_is_to_look_at(seed: int, lab: Lab, monkeyp
         assert snapshot == lab.from_scratch(place)
         for _ in range(chance.randrange(5)):
             chance.choice([mutate, mutate_oddly])(place.workspace, chance)
-    assert looked_again > 10
+    assert rescans > 10
 
 
 @pytest.mark.parametrize("seed", range(6))

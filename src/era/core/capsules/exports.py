@@ -25,7 +25,7 @@ from era.core.capsules import format as layout
 from era.core.capsules import tars
 from era.core.capsules.pins import Pin, Pins
 from era.core.capsules.validators import MAX_OBJECTS, too_large
-from era.core.files.pack import gathered
+from era.core.files.pack import larger_pieces
 from era.core.files.snapshots import BlobStore, Snapshots
 from era.core.metadata import MetadataStore
 from era.core.models import KeptOutputs, KeptRun, OwnedId, RunRecord, Session, VersionContent, now
@@ -65,7 +65,7 @@ class Export:
     ) -> None:
         self.session_id = session_id
         self.size = size
-        self._pieces = gathered(pieces)
+        self._pieces = larger_pieces(pieces)
         self._threads = threads
         self._pins, self._pin, self._files = held
         self._reading = threading.Lock()

@@ -26,7 +26,7 @@ from era.core import jsontext
 from era.core.allowlist import can_be_egress
 from era.core.capsules import validators
 from era.core.expiry import MAX_TTL
-from era.core.files.artifacts import can_be_artifacts
+from era.core.files.artifacts import valid_artifacts
 from era.core.limits import can_be_asked
 from era.core.models import (
     Cause,
@@ -113,7 +113,7 @@ RUN: dict[str, validators.Check] = {
     "reaped": _SMALL,
     "enforced": validators.an_object,
     "egress": validators.an_object,
-    "artifacts": can_be_artifacts,
+    "artifacts": valid_artifacts,
     "stdout": validators.optional(validators.is_digest),
     "stderr": validators.optional(validators.is_digest),
 }

@@ -52,7 +52,7 @@ class Capsules:
 
     async def load(self, chunks: AsyncIterator[bytes], owner: str, new_id: str | None = None) -> Session:
         """Make the session that a capsule holds, for `owner`. Raises TooManyUploads."""
-        with self._slots.one():
+        with self._slots.take():
             return await self._importer.load(chunks, owner, new_id)
 
     async def close(self) -> None:

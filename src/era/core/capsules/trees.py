@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from era.core.capsules.validators import refused, too_large
-from era.core.files.trees import Bounds, Totals, raw
+from era.core.files.trees import Bounds, Totals, name_bytes
 from era.core.models import STATE_FILE, Snapshot
 
 MAX_TREE_BYTES = 128 << 20
@@ -158,7 +158,7 @@ def _portable(quoted: bytes, longest: int) -> bytes:
     """The bytes of a name or of a link's target. There is but one way to write each."""
     text = json.loads(quoted)
     try:
-        name = raw(text)
+        name = name_bytes(text)
     except UnicodeEncodeError:
         name = b""
     if not name or len(name) > longest or b"\0" in name:
