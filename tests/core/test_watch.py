@@ -1,5 +1,4 @@
-"""Looks that go only where something was touched find what a look everywhere finds; warm directories are brought to
-any other snapshot."""
+"""Partial scans of watched directories find what full scans find; warm directories are restored to any snapshot."""
 
 from __future__ import annotations
 
@@ -31,7 +30,7 @@ def furnish(workspace: Path) -> None:
 
 
 def mutate_oddly(workspace: Path, chance: random.Random) -> None:
-    """Changes that a watch could miss."""
+    """A change that a watch could miss."""
     directories = [path for path in workspace.rglob("*") if path.is_dir() and not path.is_symlink()]
     files = [path for path in workspace.rglob("*") if path.is_file() and not path.is_symlink()]
     if not directories or not files:
@@ -61,7 +60,7 @@ def mutate_oddly(workspace: Path, chance: random.Random) -> None:
             other = chance.choice(files)
             file.replace(other)
         case 8:
-            # The same size, written through another name where the file has one, and the old time put back.
+            # The same size, written through another name where the file has one, and the old time restored.
             status = file.stat()
             with file.open("r+b") as opened:
                 opened.write(b"Z" * min(1, status.st_size))
@@ -69,7 +68,7 @@ def mutate_oddly(workspace: Path, chance: random.Random) -> None:
 
 
 @pytest.mark.parametrize("seed", range(8))
-def test_touched_places_are_all_there_is_to_look_at(seed: int, lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_partial_scan_finds_what_a_full_scan_finds(seed: int, lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
     chance = random.Random(seed)
     rescans = 0
     rescan = Scan.rescan
@@ -91,7 +90,7 @@ def test_touched_places_are_all_there_is_to_look_at(seed: int, lab: Lab, monkeyp
 
 
 @pytest.mark.parametrize("seed", range(6))
-def test_a_warm_directory_goes_to_any_snapshot(seed: int, lab: Lab) -> None:
+def test_a_warm_directory_is_restored_to_any_snapshot(seed: int, lab: Lab) -> None:
     chance = random.Random(seed)
     place, snapshot = lab.place(), EMPTY
     furnish(place.workspace)
@@ -108,7 +107,7 @@ def test_a_warm_directory_goes_to_any_snapshot(seed: int, lab: Lab) -> None:
             assert lab.take(place, snapshot) == snapshot == lab.from_scratch(place)
 
 
-def test_only_what_differs_is_made_anew(lab: Lab) -> None:
+def test_only_what_differs_is_restored(lab: Lab) -> None:
     place = lab.place()
     furnish(place.workspace)
     first = lab.take(place)
@@ -122,7 +121,7 @@ def test_only_what_differs_is_made_anew(lab: Lab) -> None:
     assert kept.stat().st_ino == inode
 
 
-def test_a_queue_that_runs_over_means_looking_everywhere(lab: Lab) -> None:
+def test_an_event_queue_that_overflows_leads_to_a_full_scan(lab: Lab) -> None:
     place = lab.place()
     furnish(place.workspace)
     snapshot = lab.take(place)
@@ -138,7 +137,7 @@ def test_a_queue_that_runs_over_means_looking_everywhere(lab: Lab) -> None:
     assert lab.take(place, snapshot) == lab.from_scratch(place)
 
 
-def test_without_watches_every_look_goes_everywhere(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_watches_every_scan_is_full(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
     def refused() -> Watch:
         raise OSError(24, "too many")
 
@@ -166,7 +165,7 @@ def test_descriptors_go_with_the_sandbox(lab: Lab) -> None:
 
 
 def test_one_changed_file_among_ten_thousand_is_found_fast(lab: Lab) -> None:
-    """Not timed: counted in directories that are opened."""
+    """Not by time: no directory is listed."""
     place = lab.place()
     for number in range(100):
         directory = place.workspace / f"d{number}"
