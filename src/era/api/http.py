@@ -112,6 +112,7 @@ def _answer(request: Request, error: EraError, extra: dict[str, str] | None = No
 
 
 async def _era_error(request: Request, error: Exception) -> Response:
+    """The answer to an error that ERA raised on purpose. The server's own failures are logged."""
     if not isinstance(error, EraError):
         raise error
     if error.status >= 500:
@@ -120,6 +121,7 @@ async def _era_error(request: Request, error: Exception) -> Response:
 
 
 async def _invalid(request: Request, error: Exception) -> Response:
+    """The answer to a request that doesn't fit its model: the first problem in words, all in `details`."""
     if not isinstance(error, RequestValidationError):
         raise error
     problems = [_problem(item) for item in error.errors()]
@@ -152,6 +154,7 @@ def _problem(item: dict[str, Any]) -> tuple[str, str]:
 
 
 async def _http_error(request: Request, error: Exception) -> Response:
+    """The answer to an HTTPException of FastAPI's or Starlette's."""
     if isinstance(error, BodyProblem):
         return _answer(request, error.error)
     if not isinstance(error, HTTPException):

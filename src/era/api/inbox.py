@@ -89,6 +89,7 @@ async def replay_delivery(session_id: SessionId, delivery_id: str, context: UseC
 
 
 async def _shown(session_id: OwnedId, request: Request, context: Context) -> Response:
+    """The answer that shows an inbox."""
     inbox, counts = await context.inbox_store.inbox(session_id)
     url = f"{base_url(request, context.settings)}/proxy/{session_id}/inbox"
     return Answer(inbox_answer(session_id.id, url, inbox, counts))

@@ -68,6 +68,7 @@ class Protocol(HttpToolsProtocol):
         self.scope["extensions"] = {"era.connection": self}  # type: ignore[dict-item]  # a value may be any object
 
     def data_received(self, data: bytes) -> None:
+        """Parse data, as uvicorn's method does, with the bounds; in a tunnel, pass it on unparsed."""
         if self._tunnel is not None:
             self._tunnel.feed_data(data)  # it pauses the transport when its buffer is full
             return

@@ -40,6 +40,7 @@ async def setup_events(session_id: SessionId, context: UseContext) -> Response:
 
 
 async def _server_sent(first: Session | Line, rest: AsyncIterator[Session | Line]) -> AsyncIterator[bytes]:
+    """The events of a setup as server-sent events."""
     try:
         yield _event(first)
         async for event in rest:

@@ -72,6 +72,7 @@ def entries(fd: int) -> Iterator[Entry]:
 
 
 def _block(fd: int, offset: int) -> bytes:
+    """The block at an offset. Raises TarProblem at the end of the file."""
     block = os.pread(fd, BLOCK, offset)
     if len(block) < BLOCK:
         raise TarProblem("is cut off: it has no end")

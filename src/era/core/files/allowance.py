@@ -96,6 +96,7 @@ class _Allowance:
         self._task = self._loop.create_task(self._follow())
 
     async def _follow(self) -> None:
+        """Check every TICK. Kill the run once it exceeds the limits."""
         while True:
             try:
                 if self._may_be_over():
@@ -163,6 +164,7 @@ class _Usage:
                     self._add_below(fd, entry.name, depth)
 
     def _add_below(self, fd: int, name: str, depth: int) -> None:
+        """Count everything below a subdirectory."""
         try:
             child = os.open(name, trees.DIRECTORY, dir_fd=fd)
         except PermissionError:

@@ -127,6 +127,7 @@ class Archives:
             return await self._threads(self._unpack_now, fd, declared, bounds)
 
     def _unpack_now(self, fd: int, declared: Format | None, bounds: Bounds) -> Unpacked:
+        """Unpack an archive, on a thread. Raises BadArchive, TooLarge, Unavailable."""
         members = _members(fd, declared)
         try:
             with self._blobs.batch() as batch:
@@ -201,6 +202,7 @@ class _Unpacker:
             raise TooLarge(f"The archive holds more than {self._bounds.total_bytes} bytes when it is unpacked.")
 
     def _add(self, path: Parts, member: Member) -> None:
+        """Add the change that a member makes. Raises BadRequest for a member that can't be unpacked."""
         if member.kind == "dir":
             self._changes.add_directory(path, member.mode)
         elif member.kind == "link":
@@ -211,6 +213,7 @@ class _Unpacker:
             self._changes.add(path, self._file(member))
 
     def _file(self, member: Member) -> PutFile:
+        """Put the content of a file into the batch."""
         if member.size <= _IN_ONE_PUT:
             digest = self._batch.put(b"".join(member.content()))
         else:

@@ -228,6 +228,7 @@ def _check_kind(old: Entry | None, kind: str, path: Parts) -> None:
 
 
 def _in_the_way(old: Entry, path: Parts) -> Conflict:
+    """The error for an entry of another kind."""
     kind, code = {
         "file": ("a file", "is_a_file"),
         "dir": ("a directory", "is_a_directory"),
@@ -239,6 +240,7 @@ def _in_the_way(old: Entry, path: Parts) -> Conflict:
 
 
 def _duplicate(parts: Parts) -> BadRequest:
+    """The error for contradicting edits."""
     return BadRequest(
         f"'{display_path(parts)}' is there twice, or as a file and as a directory.",
         hint="Name each file and directory once.",

@@ -333,12 +333,12 @@ class Snapshots:
         if digest == known.digest and digest is not None:
             return known
         tree = Tree(digest=digest)
-        wanted = {trees.native(entry[1]): entry for entry in self.read_tree(digest)} if digest else {}
-        self._blobs.expect(_needed_soon(wanted, known))
+        entries = {trees.native(entry[1]): entry for entry in self.read_tree(digest)} if digest else {}
+        self._blobs.expect(_to_prefetch(entries, known))
         for name in (*known.files, *known.links, *known.trees, *known.others):
-            if name not in wanted:
+            if name not in entries:
                 trees.remove(fd, name)
-        for name, (kind, _, *rest) in wanted.items():
+        for name, (kind, _, *rest) in entries.items():
             match kind, rest:
                 case "file", (content, size, mode, mtime_ns, *uploaded):
                     file = known.files.get(name)
@@ -369,6 +369,7 @@ class Snapshots:
     def _restore_child(
         self, parent: int, name: str, digest: str, mode: int, known: Tree, owner: tuple[int, int] | None
     ) -> Tree:
+        """The same for a subdirectory, which then gets its owner and mode."""
         with trees.opened_directory(parent, name) as fd:
             tree = replace(self._restore_directory(fd, digest, known, owner), mode=mode)
             if owner is not None:
@@ -379,6 +380,7 @@ class Snapshots:
     def _restore_file(
         self, parent: int, name: str, digest: str, size: int, mode: int, mtime_ns: int, owner: tuple[int, int] | None
     ) -> trees.File:
+        """Make a new file with this content and metadata."""
         with trees.closing(os.open(name, _NEW_FILE, 0o600, dir_fd=parent)) as fd:
             self._fill_file(fd, digest, size)
             if owner is not None:
@@ -388,6 +390,7 @@ class Snapshots:
             return trees.File(trees.fingerprint(os.fstat(fd)), settled=True, digest=digest)
 
     def _fill_file(self, fd: int, digest: str, size: int) -> None:
+        """Copy a blob into a file, within the kernel. Raises OSError where it isn't of this size."""
         with trees.closing(self._blobs.open_blob(digest)) as content:
             copied = 0
             while sent := os.sendfile(fd, content, None, 1 << 30):
@@ -410,12 +413,12 @@ class Snapshots:
 
     def _entries_of(self, root: str | None, more: int, bounds: Bounds) -> int:
         """How many entries a tree has, at most. Raises TooLarge where `more` exceed the bounds."""
-        known = self._counts.get(root) if root else 0
-        if known is None or known + more > bounds.entries:
-            known = edits.count(self.read_tree, root).entries
-        if more > 0 and known + more > bounds.entries:
+        entries = self._counts.get(root) if root else 0
+        if entries is None or entries + more > bounds.entries:
+            entries = edits.count(self.read_tree, root).entries
+        if more > 0 and entries + more > bounds.entries:
             raise TooLarge(f"The session would have more than {bounds.entries} files and directories.")
-        return known
+        return entries
 
     def _count(self, root: str, entries: int) -> None:
         """Remember how many entries a tree has."""
@@ -445,6 +448,7 @@ class Snapshots:
         return entries
 
     def _tree_object(self, digest: str) -> bytes:
+        """A tree object, whose digest is verified: a damaged one could name anything. Raises OSError."""
         content = self._blobs.get(digest)
         if hashlib.sha256(content).hexdigest() != digest:
             raise OSError(errno.EIO, "a directory's list is damaged")
@@ -458,9 +462,9 @@ def _new_watch() -> Watch | None:
         return None  # the user's inotify instances are used up; every scan is a full one then
 
 
-def _needed_soon(wanted: Mapping[str, Sequence[Any]], known: Tree) -> Iterator[str]:
+def _to_prefetch(entries: Mapping[str, Sequence[Any]], known: Tree) -> Iterator[str]:
     """The blobs to fetch before a directory is restored. Large files aren't fetched ahead: that would gain little."""
-    for name, (kind, _, *rest) in wanted.items():
+    for name, (kind, _, *rest) in entries.items():
         if kind == "dir":
             below = known.trees.get(name)
             if below is None or below.digest != rest[0]:

@@ -116,6 +116,7 @@ class Spool:
 
     @contextmanager
     def _file(self) -> Iterator[_File]:
+        """A new temporary file, removed after the block unless the blob store has taken it over."""
         file = _File(f"{self._directory}/{next(self._numbers)}")
         try:
             yield file
@@ -126,6 +127,7 @@ class Spool:
 
 
 async def _write(threads: Threads, file: _File, content: bytes) -> None:
+    """Write to a file on a thread. Raises Unavailable where the disk fails."""
     try:
         await threads(file.write, content)
     except OSError as error:

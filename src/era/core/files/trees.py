@@ -247,6 +247,7 @@ class Scan:
         return tree
 
     def _scan_child(self, fd: int, name: str, mode: int, known: Tree | None, path: tuple[str, ...]) -> Tree:
+        """Scan a subdirectory of `fd`, whose st_mode is `mode`; `known` and `path` are those of `fd`."""
         with _opened(fd, name, mode) as child:
             below = self._scan(child, known.trees.get(name) if known else None, (*path, name))
         below.mode = mode & 0o777
@@ -348,6 +349,7 @@ def store(fd: int, tree: Tree, known: Tree | None, batch: BlobBatch) -> str:
 
 
 def _store_file(fd: int, file: File, known: File | None, batch: BlobBatch) -> str:
+    """Put the content of a file, unless it proves to be the known one. Returns its digest."""
     if os.fstat(fd).st_ino != file.fingerprint.inode:
         raise SnapshotRefused("the working directory changed while it was being kept")
     if known is not None and known.digest is not None and known.fingerprint == file.fingerprint:
@@ -461,6 +463,7 @@ def _needs_chmod(mode: int) -> bool:
 
 
 def _change_mode(parent: int, name: str, mode: int) -> None:
+    """Set the permission bits of a file or directory, which must be of the kind that `mode` (an st_mode) says."""
     # chmod(2) would follow a link, and fchmod(2) needs a file that can be opened. A path descriptor avoids both.
     with closing(os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=parent)) as fd:
         if stat.S_IFMT(os.fstat(fd).st_mode) != stat.S_IFMT(mode):
@@ -472,6 +475,7 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 def is_tmpfs(fd: int) -> bool:
+    """Whether a file is on tmpfs, by fstatfs(2), which Python lacks."""
     status = ctypes.create_string_buffer(256)  # struct statfs, which begins with the type as a long
     if _libc.fstatfs(fd, status) != 0:
         raise OSError(ctypes.get_errno(), "fstatfs failed")

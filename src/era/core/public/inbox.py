@@ -193,6 +193,7 @@ def delay(tries: int) -> float:
 
 
 def no_inbox(session_id: str) -> NotFound:
+    """The error for a session without an inbox."""
     return NotFound(
         f"Session '{session_id}' has no inbox.",
         hint="PUT /api/sessions/{id}/inbox makes one.",

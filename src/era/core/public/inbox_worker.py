@@ -137,6 +137,7 @@ class Inbox:
         task.add_done_callback(lambda _: self._ended(session_key))
 
     def _ended(self, session_key: int) -> None:
+        """Forget a worker that has ended; start another if it was woken too late to notice."""
         del self._workers[session_key]
         if self._woken.pop(session_key).is_set():  # a delivery came after the worker's last look
             self._wake(session_key)

@@ -125,13 +125,13 @@ def _described(answer: dict[str, Any], printed: bytes, cookie_path: str) -> Repl
         status = 200  # {"status": "ok"} is the answer itself and describes none
     elif not 200 <= status <= 599:
         raise RelayFailed(f"The program answered 'status' {str(status)[:20]}, which is not one from 200 to 599.")
-    given, media_type = answer.get("headers", {}), answer.get("contentType")
-    if not isinstance(given, dict):
+    described, media_type = answer.get("headers", {}), answer.get("contentType")
+    if not isinstance(described, dict):
         raise RelayFailed("The program answered 'headers' that are no object.")
     if media_type is not None and not isinstance(media_type, str):
         raise RelayFailed("The program answered a 'contentType' that is no string.")
     if media_type is not None:
-        given = {**given, "content-type": media_type}  # the last one counts
+        described = {**described, "content-type": media_type}  # the last one counts
     body = answer.get("body")
     if "body" not in answer:
         content, default = printed, "application/json"
@@ -141,7 +141,7 @@ def _described(answer: dict[str, Any], printed: bytes, cookie_path: str) -> Repl
         content, default = jsontext.compact(body).encode(), "application/json"
     if status in (204, 205, 304):
         content = b""
-    return Reply(status, _headers(given, default, cookie_path), content)
+    return Reply(status, _headers(described, default, cookie_path), content)
 
 
 def _headers(described: dict[str, Any], default_type: str, cookie_path: str) -> list[tuple[str, str]]:

@@ -73,5 +73,5 @@ def _hex(verify: Verify, content: bytes) -> bytes:
     return hmac.new(verify.secret.encode(), content, hashlib.sha256).hexdigest().encode()
 
 
-def _equal(expected: bytes, given: bytes) -> bool:
-    return hmac.compare_digest(expected, given)
+def _equal(expected: bytes, received: bytes) -> bool:
+    return hmac.compare_digest(expected, received)
