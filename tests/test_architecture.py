@@ -20,21 +20,72 @@ SRC = ROOT / "src"
 MAX_LINES = 600
 
 ADAPTERS = {"store", "drivers", "network", "packages"}
+CORE = {"core", "core/files", "core/setup", "core/public", "core/capsules"}
 PLUGINS = {"era.guest.lib.era_matplotlib": "matplotlib"}
-"""Modules of the guest that only this package of the user's imports."""
+"""Modules of the guest that import a package of the session's: only it imports them."""
 
 FRAMEWORKS = {"alembic", "fastapi", "httpx", "pydantic", "pydantic_settings", "sqlalchemy", "starlette", "uvicorn"}
 
-# What of era each part may import; a part that isn't named may import all but the adapters and the app.
 MAY_IMPORT: dict[str, set[str]] = {
-    "errors": set(),
-    "languages": set(),
-    "core": {"errors", "languages"},
-    **{adapter: {"core", "errors", "languages"} for adapter in ADAPTERS},
+    "wire": CORE | {"errors", "languages"},
+    "core": {"core/capsules", "core/files", "core/setup", "errors", "languages"},
+    "core/files": {"core", "errors"},
+    "core/setup": {"core", "core/files", "errors", "languages"},
+    "core/public": {"core", "errors"},
+    "core/capsules": {"core", "core/files", "core/setup", "errors", "languages"},
+    "drivers": {"core", "errors", "languages"},
     "guest": set(),
-    "wire": {"core", "errors", "languages"},
-    "api": {"core", "errors", "languages", "wire", "settings"},
+    "guest/lib": set(),
+    "languages": set(),
+    "packages": {"core", "core/files", "core/setup", "errors", "languages"},
+    "network": {"core", "errors"},
+    "store": CORE | {"errors", "store/migrations"},
+    "store/migrations": {"errors", "store"},
+    "store/migrations/versions": {"store"},
+    "api": CORE | {"errors", "languages", "settings", "wire"},
+    "web": set(),
+    "client": {"app", "doctor", "errors", "settings"},
+    # files beside the folders
+    "__init__": {"errors"},
+    "app": CORE | ADAPTERS | {"api", "errors", "languages", "server", "settings"},
+    "doctor": {"core", "errors", "languages"},
+    "errors": set(),
+    "server": {"api", "errors", "settings"},
+    "settings": set(),
 }
+"""What each folder of src/era, and each file beside them, may import of era besides itself. It is also the list of
+places where code may be; ARCHITECTURE.md's map says of each folder which question it answers."""
+
+ONLY_WHEN_CALLED = {"client": {"app", "doctor", "settings"}}
+"""Imports allowed only inside functions, so that commands that don't serve start fast and need no server library."""
+
+
+def questions() -> dict[str, str]:
+    """Each folder's question, from the map in ARCHITECTURE.md: a line each, indented below the folder that it is in."""
+    block = re.search(r"```\nsrc/era/\n(.*?)```", (ROOT / "ARCHITECTURE.md").read_text(), re.DOTALL)
+    found: dict[str, str] = {}
+    parents: list[str] = []
+    for indent, name, question in re.findall(r"^((?:  )+)([\w-]+)/ +(\S.*)$", block[1] if block else "", re.MULTILINE):
+        parents = [*parents[: len(indent) // 2 - 1], name]
+        found["/".join(parents)] = question
+    return found
+
+
+def place_of(module: str, *, is_package: bool = False) -> str:
+    """The folder that a module is in, or its own name if it is beside the folders."""
+    *folders, name = module.split(".")[1:] or ["__init__"]
+    if is_package and module != "era":
+        folders.append(name)
+    return "/".join(folders) or name
+
+
+def target_of(name: str) -> str:
+    """The folder or file of era that an imported name is in: the longest that a rule names."""
+    parts = name.split(".")[1:]
+    for length in range(len(parts), 0, -1):
+        if "/".join(parts[:length]) in MAY_IMPORT:
+            return "/".join(parts[:length])
+    return parts[0] if parts else "__init__"
 
 
 @dataclass(frozen=True)
@@ -48,6 +99,10 @@ class Import:
     """It is loaded as soon as the importing file is, not only when a function is called."""
 
 
+def is_folder(module: str) -> bool:
+    return module.startswith("era.") and "/".join(module.split(".")[1:]) in MAY_IMPORT
+
+
 def imports(source: str, module: str, *, is_package: bool = False) -> Iterator[Import]:
     """What `module` imports, relative imports resolved, `from era import x` taken as `era.x`."""
 
@@ -59,7 +114,8 @@ def imports(source: str, module: str, *, is_package: bool = False) -> Iterator[I
             if node.level:
                 package = module.split(".") if is_package else module.split(".")[:-1]
                 base = ".".join([*package[: len(package) - node.level + 1], *base.split(".")]).rstrip(".")
-            names = [f"era.{alias.name}" for alias in node.names] if base == "era" else [base]
+            below = [f"{base}.{alias.name}" for alias in node.names]
+            names = below if base == "era" else sorted({name if is_folder(name) else base for name in below})
             yield from (Import(name, node.lineno, node.level > 0, at_once) for name in names)
         later = isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
         for child in ast.iter_child_nodes(node):
@@ -69,34 +125,33 @@ def imports(source: str, module: str, *, is_package: bool = False) -> Iterator[I
 
 
 def broken_rules(source: str, module: str, *, is_package: bool = False) -> list[str]:
-    """The import rules that a module breaks, one sentence each."""
-    part = module.split(".")[1] if "." in module else ""
+    """The rules that a module breaks, one sentence each: about its place, and about its imports."""
+    place = place_of(module, is_package=is_package)
+    if place not in MAY_IMPORT:
+        folders = [f"{folder + '/':<16} {question}" for folder, question in questions().items()]
+        advice = "Put it into the folder whose question it answers:"
+        return ["\n  ".join([f"{module} is in a place that no rule names. {advice}", *folders])]
     guests = {path.stem for path in (SRC / "era" / "guest").rglob("*.py")}
-    found = []
+    broken = []
     for item in imports(source, module, is_package=is_package):
-        top, _, rest = item.name.partition(".")
-        target = rest.partition(".")[0]
+        top = item.name.partition(".")[0]
+        target = target_of(item.name) if top == "era" else ""
         wrong = ""
-        if part == "guest":
-            if top == "era" and not (item.relative and target == "guest"):
+        if place.partition("/")[0] == "guest":
+            if top == "era" and not (item.relative and target.partition("/")[0] == "guest"):
                 wrong = "the guest can't import era: inside a sandbox there is none"
             elif top not in {"era", PLUGINS.get(module)} | sys.stdlib_module_names | guests:
                 wrong = "the guest has the standard library only"
-        elif top in FRAMEWORKS and part in {"core", "errors"}:
+        elif top in FRAMEWORKS and place in CORE | {"errors"}:
             wrong = "the core knows no frameworks"
-        elif top == "era" and target not in {"", "__version__", part}:
-            if target in MAY_IMPORT.get(part, {target}):
-                if target in ADAPTERS and part != "app":
-                    wrong = "only era.app knows adapters"
-                elif target == "app" and part not in {"client", ""}:
-                    wrong = "only era.client.cli starts era.app"
-                elif target == "app" and item.at_once:
-                    wrong = "era.app is imported inside the command that needs it, so that the others start fast"
-            else:
-                wrong = f"era.{part} may import of era only {sorted(MAY_IMPORT[part] | {part})}"
+        elif top == "era" and target not in {place, "__init__", "__version__"}:
+            if target not in MAY_IMPORT[place]:
+                wrong = f"{place} may import of era only {sorted(MAY_IMPORT[place] | {place})}"
+            elif item.at_once and target in ONLY_WHEN_CALLED.get(place, ()):
+                wrong = f"{place} may import {target} only inside the function that needs it"
         if wrong:
-            found.append(f"{module}:{item.line} imports {item.name}: {wrong}")
-    return found
+            broken.append(f"{module}:{item.line} imports {item.name}: {wrong}")
+    return broken
 
 
 def test_imports_point_inward() -> None:
@@ -106,7 +161,7 @@ def test_imports_point_inward() -> None:
         name = path.parent if is_package else path.with_suffix("")
         module = ".".join(name.relative_to(SRC).parts)
         found += broken_rules(path.read_text(), module, is_package=is_package)
-    assert found == []
+    assert not found, "\n".join(found)
 
 
 @pytest.mark.parametrize(
@@ -115,18 +170,27 @@ def test_imports_point_inward() -> None:
         ("era.core.runs", "import era.store.sqlite"),
         ("era.core.runs", "from era import wire"),
         ("era.core.runs", "def f():\n    from sqlalchemy import text"),
+        ("era.core.sessions", "from era.core.public.inbox import Inbox"),
+        ("era.core.files.trees", "from era.store.blobs import LocalBlobs"),
+        ("era.core.files.trees", "from era.core import setup"),
+        ("era.core.public.relay", "from era.core.capsules.pins import Pins"),
+        ("era.core.capsules.format", "import pydantic"),
         ("era.store.blobs", "from era.drivers import fake"),
         ("era.core.pool", "from ..drivers.fake import Fake"),
         ("era.drivers.fake", "import era.api.http"),
         ("era.guest.supervisor", "from era.errors import EraError"),
         ("era.guest.supervisor", "import httpx"),
         ("era.api.http", "from era.store.blobs import LocalBlobs"),
-        ("era.mcp", "import era.store"),
-        ("era.mcp", "def f():\n    import era.app"),
+        ("era.wire.runs", "from era.api.context import Context"),
+        ("era.wire.runs", "from era.settings import Settings"),
         ("era.client.cli", "from era import app"),
+        ("era.client.cli", "from era.core.models import Session"),
+        ("era.mcp", ""),
+        ("era.core.users.accounts", ""),
+        ("era.mcp.server", "import era.store"),
     ],
 )
-def test_import_rules_bite(module: str, source: str) -> None:
+def test_rules_bite(module: str, source: str) -> None:
     assert len(broken_rules(source, module)) == 1
 
 
@@ -134,6 +198,7 @@ def test_import_rules_bite(module: str, source: str) -> None:
     ("module", "source"),
     [
         ("era.core.runs", "from era.core.models import Session\nfrom era import errors"),
+        ("era.core.capsules.exports", "from era.core.files import pack\nfrom era.core import jsontext"),
         ("era.store.sqlite", "import sqlalchemy\nfrom era.core.ports import MetadataStore"),
         ("era.guest.supervisor", "import os, json\nfrom . import runner"),
         ("era.api.http", "import fastapi\nfrom era.wire.runs import RunBody\nfrom era.settings import Settings"),
@@ -141,14 +206,24 @@ def test_import_rules_bite(module: str, source: str) -> None:
         ("era.client.cli", "import cyclopts\ndef serve():\n    from era.app import serve"),
     ],
 )
-def test_import_rules_let_pass(module: str, source: str) -> None:
+def test_rules_let_pass(module: str, source: str) -> None:
     assert broken_rules(source, module) == []
 
 
-def test_no_source_file_is_too_long() -> None:
-    files = [path for path in SRC.rglob("*") if path.is_file() and "__pycache__" not in path.parts]
-    lengths = {str(path.relative_to(ROOT)): path.read_bytes().count(b"\n") for path in files}
-    assert {name: length for name, length in lengths.items() if length > MAX_LINES} == {}
+def test_a_file_in_the_wrong_place_is_told_where_it_belongs() -> None:
+    (told,) = broken_rules("", "era.core.users.accounts")
+    for folder, question in questions().items():
+        assert f"{folder}/" in told
+        assert question in told
+
+
+def test_every_folder_has_a_rule_a_question_and_a_docstring() -> None:
+    paths = {path.parent for path in (SRC / "era").rglob("*.*") if path.is_file() and "__pycache__" not in path.parts}
+    folders = {str(path.relative_to(SRC / "era")) for path in paths} - {"."}
+    assert folders <= MAY_IMPORT.keys()
+    assert folders - {"store/migrations/versions"} == questions().keys(), "ARCHITECTURE.md, the map"
+    packages = [path / "__init__.py" for path in paths if (path / "__init__.py").exists()]
+    assert [path for path in packages if not ast.get_docstring(ast.parse(path.read_text()))] == []
 
 
 @cache
@@ -160,6 +235,15 @@ def committed_files() -> list[Path]:
     except (OSError, subprocess.CalledProcessError):
         pytest.skip("no git checkout")
     return [path for name in listed.split("\0") if name and (path := ROOT / name).is_file()]
+
+
+def test_no_file_is_too_long() -> None:
+    """Of the code, tests and benchmarks included."""
+    code = [
+        path for path in committed_files() if path.relative_to(ROOT).parts[0] in {"src", "tests", "bench", "scripts"}
+    ]
+    lengths = {str(path.relative_to(ROOT)): path.read_bytes().count(b"\n") for path in code}
+    assert {name: length for name, length in lengths.items() if length > MAX_LINES} == {}
 
 
 def test_the_project_stands_alone() -> None:

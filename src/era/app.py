@@ -34,7 +34,7 @@ from era.core.models import Isolation, JsonObject
 from era.core.outputs import History, Outputs
 from era.core.pool import SandboxPool
 from era.core.program import Limits
-from era.core.public.inbox import Inbox
+from era.core.public.inbox_worker import Inbox
 from era.core.public.live_servers import LiveServers
 from era.core.runs import Runs
 from era.core.session_run import RunParts
@@ -282,19 +282,19 @@ async def services(settings: Settings) -> AsyncIterator[Context]:
                     runs=runs,
                     live_servers=live_servers,
                     inbox=inbox,
-                    deliveries=store.inboxes,
+                    inbox_store=store.inboxes,
                     history=History(store, outputs, active_runs),
                     versions=Versions(store, snapshots, turns, idempotency),
                     capsules=capsules,
                     storage=storage,
-                    keys=idempotency,
+                    idempotency=idempotency,
                     api_keys=api_keys,
                     setups=setups,
-                    session_files=files,
+                    files=files,
                     archives=Archives(store, snapshots, blobs, turns, spool, transfers, files, slots),
                     turns=turns,
                     store=store,
-                    files=snapshots.entries,
+                    list_snapshot=snapshots.entries,
                     isolation=sandboxes.isolation,
                     pool_counts=pool.counts,
                     end_background=end_background,

@@ -5,29 +5,29 @@
     │   └── NoCode            400  a run without code in a session that stores none
     ├── Unauthorized          401  no key, or the wrong one
     ├── BadSignature          401  a delivery that isn't signed with the inbox's secret
-    ├── Forbidden             403  a request this server refuses whoever asks
+    ├── Forbidden             403  a request that this server refuses to everybody, or to all but its operator
     ├── NotFound              404  no such session, version, run, file or route
     ├── MethodNotAllowed      405  the route exists, this method doesn't
-    ├── TooSlow               408  the request did not come in time
+    ├── TooSlow               408  the request did not arrive in time
     ├── Conflict              409  it exists already, or its state doesn't allow this
     │   ├── SessionDeleted    409  the session was deleted while this run was under way
     │   ├── SetupUnderWay     409  the session's packages are not installed yet
     │   ├── KeyReused         409  the idempotency key belongs to another request
     │   └── RunLost           409  the run of this idempotency key was lost with the service
     ├── Expired               410  the session has expired and can still be restored
-    ├── PreconditionFailed    412  the file isn't the one that If-Match or If-None-Match speaks of
+    ├── PreconditionFailed    412  the file isn't as If-Match or If-None-Match demands
     ├── TooLarge              413  data, code, env, files or a body over its limit
-    ├── RangeNotSatisfiable   416  a part was asked for that isn't there
+    ├── RangeNotSatisfiable   416  the requested range lies beyond the end
     ├── HeadersTooLarge       431  headers over their limit
     ├── TooManyWaiting        429  the session's queue is full
     ├── TooManyDeliveries     429  the session's inbox is full
     ├── RelayFailed           502  the program behind a public URL gave no answer that can be sent
-    │   └── RelayTimeout      504  it reached its timeout
+    │   └── RelayTimeout      504  it gave no answer in time
     └── Unavailable           503  this server can't do it now
         ├── ServiceFailed     503  the session's service ended instead of listening
-        ├── TooManyUploads    503  as many large bodies come in as may at a time
-        ├── NoLanguage        503  the language asked for isn't installed on this machine
-        ├── NoIsolation       503  the isolation asked for can't be had on this machine
+        ├── TooManyUploads    503  the limit of large uploads at a time is reached
+        ├── NoLanguage        503  the language isn't installed on this machine
+        ├── NoIsolation       503  the requested isolation isn't available on this machine
         ├── SandboxFailed     503  a sandbox could not be made or died before the run began
         └── CommitFailed      503  the run ended, but its result could not be made durable
 
@@ -40,7 +40,11 @@ from typing import Any
 
 
 class EraError(Exception):
-    """An error with a place in the API: `status`, `code`, a sentence and a hint on what to do next."""
+    """An error that the API answers: HTTP status, a code for programs, a sentence and a hint for people.
+
+    Subclasses set the defaults; `hint` and `code` may be given for a single error. `details` is any JSON value.
+    `retry_after` is in seconds, None where trying again soon won't help.
+    """
 
     status = 500
     code = "internal"
@@ -141,7 +145,7 @@ class TooLarge(EraError):
 
 
 class RangeNotSatisfiable(EraError):
-    """`size` is how many bytes there are."""
+    """`size` is the length of the whole content in bytes."""
 
     status = 416
     code = "range_not_satisfiable"

@@ -140,7 +140,7 @@ def unpacked(directory: Path, archive: bytes, **bounds: int) -> archives.Unpacke
     (directory / "archive").write_bytes(archive)
     with (directory / "archive").open("rb") as file, lab.blobs.batch() as batch:
         members = archives._members(file.fileno(), None)
-        return archives._Unpacking(Bounds(**bounds), spool, batch).all_of(members)
+        return archives._Unpacker(Bounds(**bounds), spool, batch).unpack(members)
 
 
 def endless(info: tarfile.TarInfo, size: int) -> bytes:

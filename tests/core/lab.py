@@ -1,4 +1,4 @@
-"""Places for snapshots: real directories and the real blob store."""
+"""A lab for snapshots: working directories without sandboxes, over the real blob store."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from era.store.blobs import LocalBlobs
 LIMITS = Limits(512 << 20, 1.0, 256, disk_bytes=4 << 30, files=200_000, output_bytes=10 << 20, tmp_bytes=64 << 20)
 CLOCK_OF_FILES = 5  # CLOCK_REALTIME_COARSE
 SETTLE = 0.06
-"""Longer than the time for which a file just written isn't relied on."""
+"""Seconds after which a written file is settled (see trees.py): longer than the tick that the scan assumes."""
 
 
 @dataclass
 class Place:
-    """As much of a sandbox as snapshots need."""
+    """A stand-in for a sandbox, with as much of one as snapshots need."""
 
     workspace: Path
     id: str
@@ -41,7 +41,7 @@ class Place:
 
 @dataclass
 class CountingBlobs(LocalBlobs):
-    """The real store, which also says what was read into it."""
+    """The real store, which also records the sizes of files put into it."""
 
     directory: Path
     files_put: list[int] = field(default_factory=list)
@@ -64,7 +64,7 @@ class CountingBlobs(LocalBlobs):
 
 
 class Lab:
-    """A blob store in a directory, and as many sandboxes as asked for."""
+    """A blob store in a directory, and any number of places."""
 
     def __init__(self, directory: Path, *, limits: Limits = LIMITS, **options: Any) -> None:
         self.directory = directory
@@ -88,24 +88,24 @@ class Lab:
         return place
 
     def from_scratch(self, place: Place) -> Snapshot:
-        """What a service that remembers nothing finds."""
+        """The snapshot that a service takes which remembers nothing of the place."""
         return self.take(Place(place.workspace, f"{place.id} from scratch", self.limits))
 
 
 @contextmanager
 def readable(path: bytes, mode: int) -> Iterator[None]:
-    """Open what its owner has closed to himself, for tests that aren't root's."""
-    closed = not os.access(path, os.R_OK | (os.X_OK if os.path.isdir(path) else 0))
-    if closed:
+    """Make a path readable within the block although its mode forbids it, where the tests aren't root's."""
+    forbidden = not os.access(path, os.R_OK | (os.X_OK if os.path.isdir(path) else 0))
+    if forbidden:
         os.chmod(path, mode | 0o700)
     yield
-    if closed:
+    if forbidden:
         os.chmod(path, mode)
 
 
 def described(directory: Path) -> dict[bytes, tuple[Any, ...]]:
-    """All that a snapshot keeps of a directory, by path."""
-    found: dict[bytes, tuple[Any, ...]] = {}
+    """Everything that a snapshot keeps of a directory, by path."""
+    entries: dict[bytes, tuple[Any, ...]] = {}
 
     def walk(parent: bytes, prefix: bytes) -> None:
         for name in os.listdir(parent):
@@ -114,16 +114,16 @@ def described(directory: Path) -> dict[bytes, tuple[Any, ...]]:
             mode = status.st_mode & 0o777
             if stat.S_ISREG(status.st_mode):
                 with readable(path, mode), open(path, "rb") as file:
-                    found[prefix + name] = ("file", file.read(), mode, status.st_mtime_ns)
+                    entries[prefix + name] = ("file", file.read(), mode, status.st_mtime_ns)
             elif stat.S_ISLNK(status.st_mode):
-                found[prefix + name] = ("link", os.readlink(path), status.st_mtime_ns)
+                entries[prefix + name] = ("link", os.readlink(path), status.st_mtime_ns)
             elif stat.S_ISDIR(status.st_mode):
-                found[prefix + name] = ("dir", mode)
+                entries[prefix + name] = ("dir", mode)
                 with readable(path, mode):
                     walk(path, prefix + name + b"/")
 
     walk(os.fsencode(directory), b"")
-    return found
+    return entries
 
 
 def mutate(workspace: Path, chance: random.Random) -> None:
@@ -148,7 +148,7 @@ def mutate(workspace: Path, chance: random.Random) -> None:
             chance.choice(files).rename(path)
         case 7 if files:
             file = chance.choice(files)
-            with open(file, "r+b") as opened:  # The same size, and the old time put back.
+            with open(file, "r+b") as opened:  # the same size, and the old time restored
                 old = file.stat().st_mtime_ns
                 opened.write(bytes([chance.randrange(256)]))
             os.utime(file, ns=(old, old))

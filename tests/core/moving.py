@@ -1,4 +1,4 @@
-"""A service that capsules leave and come to, without its API."""
+"""A service without API and sandboxes, to export capsules from and import them into."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ LONG = os.urandom(40_000)
 
 
 class Service:
-    """Two stores, of rows and of blobs, and the capsules between them."""
+    """The stores of rows and of blobs, and the capsules over both. It implements locks.Locks itself."""
 
     def __init__(self, place: Path, retention: Retention) -> None:
         place.mkdir()
@@ -49,7 +49,7 @@ class Service:
     @classmethod
     @asynccontextmanager
     async def at(cls, place: Path, retention: Retention = Retention()) -> AsyncIterator[Service]:  # noqa: B008
-        """A service, open for as long as the block runs."""
+        """A service that is open within the block."""
         service = cls(place, retention)
         await service.store.open()
         try:
@@ -118,7 +118,7 @@ class Service:
         snapshot = await self.lab.snapshots.take(place.sandbox, snapshot)
         await self._run(session_id, "run_2_b", None, snapshot, b"short", b"")
         await self._run(session_id, "run_3_c", None, None, None, None)
-        await self.store.begin_run(mine(session_id), "run_4_d")  # which is under way
+        await self.store.begin_run(mine(session_id), "run_4_d")  # this one is under way
         return place
 
     async def _run(
@@ -159,7 +159,7 @@ class Service:
 
 
 def furnish(workspace: Path) -> None:
-    """All that a working directory may hold."""
+    """Fill a working directory with every kind of entry and odd names."""
     (workspace / "empty").mkdir()
     (workspace / "shut").mkdir()
     (workspace / "shut" / "deep").write_bytes(LONG[:100])
@@ -174,7 +174,7 @@ def furnish(workspace: Path) -> None:
     (workspace / "nothing").touch()
 
 
-def without_place(session: Session) -> dict[str, Any]:
-    """A session but for what tells where it is."""
-    found = {field.name: getattr(session, field.name) for field in fields(Session)}
-    return {name: value for name, value in found.items() if name not in ("key", "id", "owner", "expires_at")}
+def portable_fields(session: Session) -> dict[str, Any]:
+    """The fields of a session that a capsule carries from one server to another."""
+    values = {field.name: getattr(session, field.name) for field in fields(Session)}
+    return {name: value for name, value in values.items() if name not in ("key", "id", "owner", "expires_at")}

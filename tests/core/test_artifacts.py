@@ -7,6 +7,7 @@ import json
 import os
 import random
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -21,7 +22,8 @@ from tests.core.lab import Lab, described, mutate
 @pytest.mark.parametrize("seed", range(5))
 def test_what_was_written_is_what_is_new_or_has_another_time_or_content(tmp_path: Path, seed: int) -> None:
     lab, chance = Lab(tmp_path), random.Random(seed)
-    place, snapshot, before = lab.place(), EMPTY, {}
+    place, snapshot = lab.place(), EMPTY
+    before: dict[bytes, tuple[Any, ...]] = {}
     for _ in range(40):
         for _ in range(chance.randrange(4)):
             mutate(place.workspace, chance)
@@ -38,7 +40,7 @@ def test_what_was_written_is_what_is_new_or_has_another_time_or_content(tmp_path
         snapshot, before = taken, after
 
 
-def test_a_run_that_changes_nothing_pays_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_that_changes_nothing_reads_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     lab = Lab(tmp_path)
     place = lab.place()
     (place.workspace / "a.png").write_bytes(b"1")
@@ -59,12 +61,12 @@ def test_a_run_that_changes_nothing_pays_nothing(tmp_path: Path, monkeypatch: py
 
 def test_what_a_record_may_hold() -> None:
     assert ADDED_TO_RUNS["artifacts"] == {}, "older capsules have none"
-    assert artifacts.can_be_artifacts({})
-    sound = artifacts.listed([FileChange("a.png", None, 1), FileChange("b.txt", None, 1)])
+    assert artifacts.valid_artifacts({})
+    sound = artifacts.list_artifacts([FileChange("a.png", None, 1), FileChange("b.txt", None, 1)])
     assert sound == {"files": [{"type": "image/png", "path": "a.png", "size": 1}], "more": 0}
-    assert artifacts.can_be_artifacts(sound)
+    assert artifacts.valid_artifacts(sound)
     one = sound["files"][0]
-    for wrong in (
+    invalid: list[Any] = [
         None,
         [],
         {"files": []},
@@ -75,13 +77,14 @@ def test_what_a_record_may_hold() -> None:
             {**sound, "files": [{**one, **change}]}
             for change in ({"type": "text/x"}, {"path": 1}, {"size": "1"}, {"a": 1})
         ),
-    ):
-        assert not artifacts.can_be_artifacts(wrong), wrong
+    ]
+    for wrong in invalid:
+        assert not artifacts.valid_artifacts(wrong), wrong
 
 
 def test_long_paths_are_bounded_together() -> None:
     deep = "/".join(["ü" * 100] * 10)
-    found = artifacts.listed(FileChange(f"{deep}/{n}.png", None, 0) for n in range(100))
+    found = artifacts.list_artifacts(FileChange(f"{deep}/{n}.png", None, 0) for n in range(100))
     assert 0 < len(found["files"]) < 100
     assert len(found["files"]) + found["more"] == 100
     assert len(json.dumps(found)) < 64 << 10

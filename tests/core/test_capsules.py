@@ -21,12 +21,12 @@ from era.store.metadata import SqlStore
 from tests import capsules
 from tests.capsules import document, edited, file, of_files, packed, parts, run, session, tree, version
 from tests.core.lab import described
-from tests.core.moving import Service, without_place
+from tests.core.moving import Service, portable_fields
 from tests.owners import mine
 
 
 async def test_all_of_a_session_comes_back(tmp_path: Path) -> None:
-    """On the server it was on, on another one, and there from the copy of a copy."""
+    """On the same server, on another one, and back there from a copy of the copy."""
     async with Service.at(tmp_path / "here") as here, Service.at(tmp_path / "there") as there:
         place = await here.make("s")
         content = await here.export("s")
@@ -37,7 +37,7 @@ async def test_all_of_a_session_comes_back(tmp_path: Path) -> None:
         for service, name in ((here, "again"), (there, None)):
             made = await service.load(content, name)
             assert made.id == (name or "s")
-            assert without_place(made) == without_place(original)
+            assert portable_fields(made) == portable_fields(original)
             assert await service.restored(made.snapshot) == described(place.workspace)
             assert await versions_of(service, made.id) == await versions_of(here, "s")
             assert await runs_of(service, made.id) == await runs_of(here, "s", imported=True)
@@ -89,7 +89,7 @@ async def test_history_can_be_left_out(service: Service) -> None:
 
 
 async def test_nothing_of_an_export_is_cleared_away(service: Service) -> None:
-    """Not even where the session is gone for good before the first byte was sent."""
+    """Not even where the session is purged before the first byte is sent."""
     place = await service.make("s")
     expected = described(place.workspace)
     export = await service.capsules.open(mine("s"), history=True)
@@ -120,7 +120,7 @@ async def test_a_collection_waits_for_what_an_export_reads(service: Service) -> 
 
 
 async def test_what_is_refused_leaves_nothing(service: Service) -> None:
-    """No row, no blob, no file; and what was found out too late is swept."""
+    """No row, no blob, no file; and what was put before the refusal is swept."""
     content = of_files(tree(file("a", b"a")), b"a")
     first, *rest = parts(content)[3:]
     damaged = packed([*parts(content)[:3], *sorted([(first[0], b"b" * len(first[1])), *rest])])
@@ -144,7 +144,7 @@ async def test_what_is_refused_leaves_nothing(service: Service) -> None:
 
 
 async def test_retention_is_this_servers(tmp_path: Path) -> None:
-    """A server that keeps less than the capsule holds drops the rest."""
+    """A server that keeps less history than the capsule has drops the rest."""
     kept = {"stdout": capsules.digest(b"x"), "stderr": capsules.digest(b""), "stdout_bytes": 1}
     text = document(
         session(version=5),
@@ -160,7 +160,7 @@ async def test_retention_is_this_servers(tmp_path: Path) -> None:
 
 
 def large(versions: int = 6, runs: int = 130) -> bytes:
-    """A capsule that takes several transactions."""
+    """A capsule whose import takes several transactions."""
     root = tree(file("a", b"a"))
     listed = [version(root, version=n, data={"n": n, "pad": "x" * 100_000}) for n in range(1, versions + 1)]
     return capsules.capsule(
@@ -169,7 +169,7 @@ def large(versions: int = 6, runs: int = 130) -> bytes:
 
 
 class Steps:
-    """Stops an import after each of its transactions, so that others can be seen to go on."""
+    """Calls a function after each transaction of an import, in which others can be seen to go on."""
 
     def __init__(self, service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
         self.seen = 0
@@ -305,8 +305,8 @@ async def test_no_capsule_is_written_that_could_not_be_read(service: Service, mo
     assert service.pins._held == set()
 
 
-def test_a_capsule_knows_all_that_a_session_is() -> None:
-    """Whoever adds a field to one of these decides here what a capsule does with it."""
+def test_a_capsule_has_every_field_of_a_session() -> None:
+    """Adding a field to one of these classes means deciding here what a capsule does with it."""
     names = {field.name for field in fields(Session)}
     left_out = {"key", "data", "snapshot", "expires_at", "deleted_at", "expired"}
     left_out |= {"owner"}  # it is his who imports it

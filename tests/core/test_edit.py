@@ -1,4 +1,4 @@
-"""Snapshots made of snapshots, against a dictionary and against the real directories they become."""
+"""Edits of snapshots, compared with a model (a dictionary) and with the directories that they are restored to."""
 
 from __future__ import annotations
 
@@ -35,27 +35,27 @@ EVERYTHING = Bounds()
 MTIME = 1_700_000_000_123_456_789
 
 type Model = dict[paths.Parts, tuple[Any, ...]]
-"""What a directory has, as `described` tells it, by path."""
+"""The entries of a directory by path, in the form of `described`."""
 
 
 def digest_of(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
-def edited(lab: Lab, snapshot: Snapshot, *wanted: tuple[Any, ...], bounds: Bounds = EVERYTHING) -> Snapshot:
-    """The snapshot after these edits, done at once."""
+def edited(lab: Lab, snapshot: Snapshot, *edits: tuple[Any, ...], bounds: Bounds = EVERYTHING) -> Snapshot:
+    """The snapshot after these edits, applied together."""
     changes, contents = Changes(), []
-    for kind, path, *rest in wanted:
+    for kind, path, *rest in edits:
         match kind, rest:
             case "put", (content, mode):
                 contents.append(content)
-                changes.at(path, PutFile(digest_of(content), len(content), MTIME, mode))
+                changes.add(path, PutFile(digest_of(content), len(content), MTIME, mode))
             case "link", (target,):
-                changes.at(path, PutLink(target, MTIME))
+                changes.add(path, PutLink(target, MTIME))
             case "dir", (mode,):
-                changes.at_directory(path, mode)
+                changes.add_directory(path, mode)
             case "remove", (recursive,):
-                changes.at(path, Remove(recursive))
+                changes.add(path, Remove(recursive))
 
     def put(batch: trees.BlobBatch) -> None:
         for content in contents:
@@ -65,7 +65,7 @@ def edited(lab: Lab, snapshot: Snapshot, *wanted: tuple[Any, ...], bounds: Bound
 
 
 def model_edit(model: Model, kind: str, path: paths.Parts, *rest: Any) -> Model:
-    """What an edit is to do. Raises the error it is to raise."""
+    """The model after an edit. Raises the error that the edit must raise."""
     new = dict(model)
     for depth in range(1, len(path)):
         was = new.setdefault(path[:depth], ("dir", 0o755))
@@ -91,20 +91,20 @@ def model_edit(model: Model, kind: str, path: paths.Parts, *rest: Any) -> Model:
 
 
 def on_disk(model: Model) -> dict[bytes, tuple[Any, ...]]:
-    return {b"/".join(map(trees.raw, path)): value for path, value in model.items()}
+    return {b"/".join(map(trees.name_bytes, path)): value for path, value in model.items()}
 
 
 @pytest.mark.slow
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(EDITS)
-def test_random_edits_do_what_a_dictionary_does(wanted: list[tuple[Any, ...]]) -> None:
+def test_random_edits_do_what_the_model_does(edits: list[tuple[Any, ...]]) -> None:
     with tempfile.TemporaryDirectory() as directory:
         lab = Lab(Path(directory))
         model: Model = {}
         snapshot = EMPTY
         warm = lab.place()
         asyncio.run(lab.snapshots.restore(EMPTY, warm.sandbox))
-        for edit in wanted:
+        for edit in edits:
             try:
                 expected: Model | type[EraError] = model_edit(model, *edit)
             except EraError as error:
@@ -118,7 +118,7 @@ def test_random_edits_do_what_a_dictionary_does(wanted: list[tuple[Any, ...]]) -
             assert snapshot.file_count == len(files)
             assert snapshot.total_bytes == sum(len(value[1]) for value in files)
         restored = lab.restore(snapshot)
-        # Before it's described: to read what its owner may not, an ordinary user must touch it.
+        # Before `described`, which must chmod some files where the tests aren't root's.
         assert lab.take(restored, snapshot) == snapshot
         assert described(restored.workspace) == on_disk(model)
         asyncio.run(lab.snapshots.restore(snapshot, warm.sandbox))
@@ -126,11 +126,11 @@ def test_random_edits_do_what_a_dictionary_does(wanted: list[tuple[Any, ...]]) -
         taken = lab.from_scratch(restored)
         assert (taken.file_count, taken.total_bytes) == (snapshot.file_count, snapshot.total_bytes)
         changes = asyncio.run(lab.snapshots.changes(taken, snapshot))
-        assert changes == type(changes)(), "but for the marks of what was put it is what a run would have left"
+        assert changes == type(changes)(), "except for the marks of uploads it is what a run would have left"
         listed = asyncio.run(lab.snapshots.entries(snapshot))
         assert [each.path for each in listed] == [
             "/".join(path)
-            for path, value in sorted(model.items(), key=lambda item: tuple(map(trees.raw, item[0])))
+            for path, value in sorted(model.items(), key=lambda item: tuple(map(trees.name_bytes, item[0])))
             if value[0] != "dir"
         ]
 
@@ -160,7 +160,7 @@ def test_pages_are_the_whole_list_cut(
         assert seen == whole
 
         def key(path: str) -> tuple[bytes, ...]:
-            return tuple(map(trees.raw, path.split("/")))
+            return tuple(map(trees.name_bytes, path.split("/")))
 
         assert listed(after=after) == [path for path in whole if key(path) > key("/".join(after))]
         assert listed(prefix=prefix) == [path for path in whole if path.startswith("/".join(prefix))]
@@ -235,7 +235,7 @@ def test_changes_that_contradict_each_other(lab: Lab) -> None:
     assert both.file_count == 1
 
 
-def test_what_a_run_touches_is_no_longer_what_a_client_put(lab: Lab) -> None:
+def test_a_file_that_a_run_writes_is_no_longer_an_upload(lab: Lab) -> None:
     snapshot = edited(lab, EMPTY, *(("put", (name,), b"old", None) for name in ("kept", "changed", "rewritten")))
     place = lab.restore(snapshot)
     time.sleep(SETTLE)
@@ -248,8 +248,8 @@ def test_what_a_run_touches_is_no_longer_what_a_client_put(lab: Lab) -> None:
     assert edited(lab, after, ("remove", ("made",), False)).file_count == 3
 
 
-def test_trees_written_before_clients_could_put_files(lab: Lab) -> None:
-    """Entries without the mark are what runs write, and what they wrote before there was one."""
+def test_tree_objects_without_marks_of_uploads_are_read(lab: Lab) -> None:
+    """Entries without the mark are what runs write. All were like that before clients could put files."""
     place = lab.place()
     (place.workspace / "a").write_bytes(b"1")
     snapshot = lab.take(place)
@@ -264,7 +264,7 @@ def test_trees_written_before_clients_could_put_files(lab: Lab) -> None:
      "%ff", "%C0%AF", "%ed%a0%80", "a%", "a%2", "a%zz", "%252e%252e%252fa", "%25252e%25252e", "a%255cb", "a%2500",
      "x%252fy", "a" * 256, "/".join(["a"] * 513), ".session_data.json", "%2esession_data.json"],
 )  # fmt: skip
-def test_paths_that_cannot_be_meant(escaped: str) -> None:
+def test_invalid_paths(escaped: str) -> None:
     with pytest.raises(BadRequest):
         paths.from_url(escaped.encode())
 
@@ -275,5 +275,5 @@ def test_paths_that_cannot_be_meant(escaped: str) -> None:
      ("...", ("...",)), ("a%0Ab", ("a\nb",)), ("d/.session_data.json", ("d", ".session_data.json")),
      ("%253Cb", ("%3Cb",)), ("a" * 255, ("a" * 255,))],
 )  # fmt: skip
-def test_paths_that_are_fine(escaped: str, parts: paths.Parts) -> None:
+def test_valid_paths(escaped: str, parts: paths.Parts) -> None:
     assert paths.from_url(escaped.encode()) == parts

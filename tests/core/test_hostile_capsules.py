@@ -1,4 +1,4 @@
-"""Capsules that were damaged or mean harm: each is refused in words, and nothing of it stays."""
+"""Damaged and hostile capsules: each is refused with a message, and leaves nothing behind."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from era.core.models import Session
 from era.errors import BadRequest, TooLarge
 from tests import capsules
 from tests.capsules import directory, document, edited, file, of_files, packed, parts, run, session, tree, version
-from tests.core.moving import Service, without_place
+from tests.core.moving import Service, portable_fields
 from tests.owners import mine
 
 SMALL = Bounds(entries=20, total_bytes=1 << 20, depth=3)
@@ -36,8 +36,8 @@ def opened(content: bytes) -> Iterator[int]:
         os.close(fd)
 
 
-def looked_at(content: bytes, bounds: Bounds = SMALL) -> Session:
-    """The session that a capsule would make; all of it is read."""
+def checked(content: bytes, bounds: Bounds = SMALL) -> Session:
+    """The session that a capsule would make. All of the capsule is checked."""
     with opened(content) as fd:
         capsule = check(fd, bounds)
         assert list(capsule.document.versions())
@@ -46,11 +46,11 @@ def looked_at(content: bytes, bounds: Bounds = SMALL) -> Session:
 
 
 def test_the_smallest_capsule_is_taken() -> None:
-    """So what is refused below is refused for what is wrong with it."""
-    assert looked_at(capsules.capsule()).id == "moved"
+    """So those below are refused for what is wrong with each, and for nothing else."""
+    assert checked(capsules.capsule()).id == "moved"
     root = tree(directory("d", tree(file("f", b"f"))), file("f", b"f"), ("link", "l", "/etc", 1))
-    assert looked_at(of_files(root, tree(file("f", b"f")), b"f")).snapshot.file_count == 3
-    assert looked_at(edited(capsules.capsule(), lambda _: document(runs=[run(), run(id="b")]))).version == 1
+    assert checked(of_files(root, tree(file("f", b"f")), b"f")).snapshot.file_count == 3
+    assert checked(edited(capsules.capsule(), lambda _: document(runs=[run(), run(id="b")]))).version == 1
 
 
 def renamed(name: str) -> bytes:
@@ -77,6 +77,7 @@ def as_bytes(root: bytes) -> bytes:
 
 
 EMPTY_FILE = capsules.digest(b"")
+OTHER_THAN_LANGUAGES: list[Any] = ["cobol", "py", None, ["python"], {}]
 
 
 @pytest.mark.parametrize(
@@ -125,7 +126,7 @@ EMPTY_FILE = capsules.digest(b"")
 )
 def test_hostile_trees(content: bytes, words: str) -> None:
     with pytest.raises((BadRequest, TooLarge), match=words):
-        looked_at(content)
+        checked(content)
 
 
 @pytest.mark.parametrize(
@@ -143,7 +144,7 @@ def test_hostile_trees(content: bytes, words: str) -> None:
         (document({"id": "x"}), "without"),
         (document(session=[]), "'session'"),
         *[(document(session(id=bad)), "'id'") for bad in ("", "a/b", "..", "a b", "x" * 129, "a\n", None, 7)],
-        *[(document(session(language=bad)), "'language'") for bad in ("cobol", "py", None, ["python"], {})],
+        *[(document(session(language=bad)), "'language'") for bad in OTHER_THAN_LANGUAGES],
         *[
             (document(session(default_timeout=bad)), "'default_timeout'")
             for bad in (0, -1, True, "1", None, 10**400, 1e10)
@@ -204,7 +205,7 @@ def test_hostile_trees(content: bytes, words: str) -> None:
 )
 def test_hostile_documents(text: bytes, words: str) -> None:
     with pytest.raises((BadRequest, TooLarge), match=words):
-        looked_at(capsules.capsule(text))
+        checked(capsules.capsule(text))
 
 
 def changed(**fields: Any) -> bytes:
@@ -221,7 +222,7 @@ GOOD = of_files(tree(file("a", b"a"), file("b", b"")), b"a", b"")
 
 
 def resummed(header: bytes) -> bytes:
-    """A header with its checksum made right."""
+    """A header with the right checksum."""
     blanked = header[:148] + b" " * 8 + header[156:]
     return header[:148] + b"%06o\0 " % sum(blanked) + header[156:]
 
@@ -277,11 +278,11 @@ def with_size(field: bytes) -> bytes:
 )
 def test_hostile_archives(content: bytes, words: str) -> None:
     with pytest.raises((BadRequest, TooLarge), match=words):
-        looked_at(content)
+        checked(content)
 
 
 async def test_swapped_objects_are_found(service: Service) -> None:
-    """Two files of the same length, each under the other's name."""
+    """Two objects of the same length, each under the other's digest."""
     content = of_files(tree(file("a", b"1"), file("b", b"2")), b"1", b"2")
     swapped = [(name, {b"1": b"2", b"2": b"1"}.get(inside, inside)) for name, inside in parts(content)]
     with pytest.raises(BadRequest, match="other content"):
@@ -290,10 +291,10 @@ async def test_swapped_objects_are_found(service: Service) -> None:
 
 
 async def test_damage_anywhere(service: Service) -> None:
-    """Bytes flipped, cut out, doubled, moved: it is refused, or nothing that counts was hit."""
+    """Bytes are flipped, cut out, doubled or moved: the capsule is refused, or makes the very session."""
     await service.make("s")
     content = await service.export("s")
-    whole = looked_at(content, Bounds())
+    whole = checked(content, Bounds())
     kept = service.stored()
     taken = 0
     chance = random.Random(7)
@@ -304,7 +305,7 @@ async def test_damage_anywhere(service: Service) -> None:
         except (BadRequest, TooLarge):
             continue
         taken += 1
-        assert without_place(made) == without_place(whole)
+        assert portable_fields(made) == portable_fields(whole)
         await service.store.purge_session(mine(f"n{number}"))
     assert taken < 150
     assert await service.collect() == 0
@@ -313,7 +314,7 @@ async def test_damage_anywhere(service: Service) -> None:
 
 
 def damaged(content: bytes, chance: random.Random, number: int) -> bytes:
-    """One of several ways to hurt an archive."""
+    """The archive with one of several kinds of damage."""
     bad = bytearray(content)
     at = chance.randrange(len(bad))
     size = chance.choice([1, 10, 512, 4096])
@@ -321,7 +322,7 @@ def damaged(content: bytes, chance: random.Random, number: int) -> bytes:
         case 0 | 1:
             bad[at] ^= 1 << chance.randrange(8)
         case 2:
-            # Most of the archive is one long output; hit what is before it, too.
+            # Most of the archive is one long output; damage what is before it, too.
             at = chance.randrange(8000)
             bad[at] = chance.randrange(256)
         case 3:
@@ -334,8 +335,8 @@ def damaged(content: bytes, chance: random.Random, number: int) -> bytes:
     return bytes(bad)
 
 
-def test_flipping_each_byte_of_the_small_one() -> None:
-    """Bit by bit, for all that lies before the end."""
+def test_a_flipped_bit_in_any_byte_is_found() -> None:
+    """In the small capsule, for all bytes before the end."""
     end = len(GOOD.rstrip(b"\0")) + 100
     unnoticed = [at for at in range(end) if flipped_is_taken(at)]
     assert unnoticed == []
@@ -357,7 +358,7 @@ def flipped_is_taken(at: int) -> bool:
 
 @pytest.mark.parametrize("which", ["deep", "long", "odd"])
 async def test_what_is_just_within_the_bounds(which: str, service: Service) -> None:
-    """It is taken, and it can be put back."""
+    """It is imported, and its files can be restored."""
     made = await service.load({"deep": deep(128), "long": renamed("x" * 255), "odd": renamed("\udcff")}[which])
     found = await service.restored(made.snapshot)
     assert len(found) == (128 if which == "deep" else 1)

@@ -1,5 +1,5 @@
-"""The relay without a server: each of its rules taken out lets through what it keeps back; and whatever a program
-prints, what comes of it is a response that HTTP can carry, or an error that says so."""
+"""The relay without a server. Whatever a program prints becomes a response that HTTP can carry, or an error; and each
+rule for headers, taken out, lets through what it keeps back."""
 
 from __future__ import annotations
 
@@ -117,6 +117,6 @@ def test_what_keeps_lines_apart(monkeypatch: pytest.MonkeyPatch) -> None:
     assert ("x-a", "1\r\nX-B: 2") in answered(headers={"X-A": "1\r\nX-B: 2"})
 
 
-def test_what_comes_of_the_environment_of_a_path() -> None:
-    told = relay.environment(Call("GET", b'/a\xff b"', b"\xe4=1", [], b""), key=None)
-    assert (told["ERA_HTTP_PATH"], told["ERA_HTTP_QUERY"]) == ('/a%FF%20b"', "?%E4=1")
+def test_paths_and_queries_are_escaped() -> None:
+    variables = relay.environment(Call("GET", b'/a\xff b"', b"\xe4=1", [], b""), key=None)
+    assert (variables["ERA_HTTP_PATH"], variables["ERA_HTTP_QUERY"]) == ('/a%FF%20b"', "?%E4=1")

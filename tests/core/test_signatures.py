@@ -1,4 +1,4 @@
-"""Signatures of deliveries: right ones, and all the ways to be wrong."""
+"""Signatures of deliveries: valid ones, and all ways to be invalid."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def test_right(scheme: Scheme, signature: str) -> None:
     assert genuine(scheme, signature)
     assert genuine(scheme, signature, header="x-own")
     assert not genuine(scheme, signature, body=BODY + b" ")
-    assert not genuine(scheme, signature, signature)  # which of them is it?
+    assert not genuine(scheme, signature, signature)  # two headers are ambiguous
     assert not genuine(scheme)
 
 

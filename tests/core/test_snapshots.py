@@ -29,7 +29,7 @@ NAMES = st.one_of(
     st.sampled_from([b"a", b"b.txt", b"new\nline", b"\xff\xfe", b"\xed\xa0\x80", "é😀".encode(), b"-rf", b" ", b"\\"]),
     st.binary(min_size=1, max_size=20).map(lambda name: name.replace(b"/", b"_").replace(b"\0", b"_")),
 ).filter(lambda name: name not in (b".", b"..", os.fsencode(STATE_FILE)))
-# An ordinary user could not look into what a mode shuts; the service can, see below.
+# The tests couldn't read what a mode forbids to an ordinary user; the service can, see below.
 MODES = st.integers(0, 0o777).map(lambda mode: mode if os.geteuid() == 0 else mode | 0o700)
 TIMES = st.integers(0, 2**32 * 10**9 - 1)
 FILES = st.tuples(st.just("file"), st.binary(max_size=50), MODES, TIMES)
@@ -75,7 +75,7 @@ def test_what_is_taken_comes_back(contents: dict[bytes, Any]) -> None:
         assert snapshot.file_count == len(kept)
         assert snapshot.total_bytes == sum(len(entry[1]) for entry in kept)
         listed = asyncio.run(lab.snapshots.entries(snapshot))
-        assert {(trees.raw(entry.path), entry.mtime_ns, entry.size) for entry in listed} == {
+        assert {(trees.name_bytes(entry.path), entry.mtime_ns, entry.size) for entry in listed} == {
             (path, entry[-1], len(entry[1])) for path, entry in before.items() if entry[0] != "dir"
         }
 
@@ -96,14 +96,14 @@ def test_what_is_remembered_never_changes_the_answer(seed: int, lab: Lab) -> Non
 
 
 def test_a_change_within_one_tick_of_the_clock_is_seen(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Times are cut to 10 ms, as older kernels have them: Linux 6.13 tells apart what was looked at in between."""
+    """Times are cut to 10 ms, as older kernels have them. Since Linux 6.13 times are finer once they have been read."""
 
-    def coarsely_seen(status: os.stat_result) -> trees.Seen:
+    def coarse_fingerprint(status: os.stat_result) -> trees.Fingerprint:
         tick = 10_000_000
-        fine = trees.Seen(status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_mode)
+        fine = trees.Fingerprint(status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_mode)
         return fine._replace(ctime_ns=fine.ctime_ns // tick * tick)
 
-    monkeypatch.setattr(trees, "seen", coarsely_seen)
+    monkeypatch.setattr(trees, "fingerprint", coarse_fingerprint)
     place, snapshot = lab.place(), EMPTY
     for number in range(100):
         file = place.workspace / "file"
@@ -154,7 +154,7 @@ def test_only_what_changed_is_read(lab: Lab) -> None:
 
 
 def test_what_is_remembered_of_an_uncommitted_run_is_void(lab: Lab) -> None:
-    """Its content may be swept, as no row names it."""
+    """Its content may be swept as garbage, since no row names it."""
     place = lab.place()
     (place.workspace / "file").write_text("content")
     time.sleep(SETTLE)
@@ -220,14 +220,14 @@ def test_a_link_out_is_kept_and_never_followed(lab: Lab, tmp_path: Path) -> None
 
 
 def test_what_became_a_link_since_it_was_seen_is_not_opened(lab: Lab, tmp_path: Path) -> None:
-    """It can't, as nothing runs; if it does all the same, the canary stays unread."""
+    """This can't happen, since nothing runs during a scan; if it does all the same, the canary isn't read."""
     canary = tmp_path / "canary"
     canary.write_text("canary-1fd3")
     workspace = lab.place().workspace
     (workspace / "file").write_text("content")
     with trees.opened_root(workspace) as root:
         for became in (lambda path: path.symlink_to(canary), lambda path: os.mkfifo(path), lambda path: path.mkdir()):
-            tree = trees.Scan(Bounds()).look(root, None)
+            tree = trees.Scan(Bounds()).full(root, None)
             assert tree.files.keys() == {"file"}
             (workspace / "file").unlink()
             became(workspace / "file")
@@ -290,8 +290,8 @@ def test_a_wide_tree_needs_few_descriptors(lab: Lab) -> None:
     assert described(lab.restore(snapshot).workspace) == described(place.workspace)
 
 
-def test_what_a_map_writes_on_tmpfs_is_seen(lab: Lab) -> None:
-    """The kernel doesn't change the file's times then."""
+def test_writes_through_a_memory_map_on_tmpfs_are_seen(lab: Lab) -> None:
+    """The kernel doesn't update the file's times for these."""
     with tempfile.TemporaryDirectory(dir="/dev/shm") as directory:
         place = Place(Path(directory), "on tmpfs")
         file = place.workspace / "file"
@@ -324,7 +324,7 @@ def test_files_are_given_to_the_sandbox(lab: Lab) -> None:
 
 
 def as_nobody(job: Callable[[], None]) -> None:
-    """Run `job` in a child without root's rights; it must not fail."""
+    """Run `job` in a child process without root's rights; it must not fail."""
     pid = os.fork()
     if pid == 0:
         try:
@@ -333,7 +333,7 @@ def as_nobody(job: Callable[[], None]) -> None:
                 os.setuid(65534)
             job()
             os._exit(0)
-        except BaseException:  # The child must end here whatever happened.
+        except BaseException:  # the child must end here, whatever happened
             import traceback
 
             traceback.print_exc()
@@ -419,7 +419,7 @@ def test_a_file_that_looks_like_a_tree_object_hides_nothing_from_the_mark(tmp_pa
     assert described(lab.restore(snapshot).workspace) == described(place.workspace)
 
 
-def test_damaged_content_is_told(lab: Lab) -> None:
+def test_damaged_content_is_reported(lab: Lab) -> None:
     place = lab.place()
     (place.workspace / "file").write_text("content")
     snapshot = lab.take(place)
@@ -430,7 +430,7 @@ def test_damaged_content_is_told(lab: Lab) -> None:
         lab.restore(snapshot)
 
 
-def test_a_disk_that_fails_is_told(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failing_disk_is_reported(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
     place = lab.place()
     (place.workspace / "file").write_text("content")
 

@@ -1,5 +1,4 @@
-"""Looks that go only where something was touched find what a look everywhere finds; warm directories are brought to
-any other snapshot."""
+"""Partial scans of watched directories find what full scans find; warm directories are restored to any snapshot."""
 
 from __future__ import annotations
 
@@ -31,7 +30,7 @@ def furnish(workspace: Path) -> None:
 
 
 def mutate_oddly(workspace: Path, chance: random.Random) -> None:
-    """Changes that a watch could miss."""
+    """A change that a watch could miss."""
     directories = [path for path in workspace.rglob("*") if path.is_dir() and not path.is_symlink()]
     files = [path for path in workspace.rglob("*") if path.is_file() and not path.is_symlink()]
     if not directories or not files:
@@ -61,7 +60,7 @@ def mutate_oddly(workspace: Path, chance: random.Random) -> None:
             other = chance.choice(files)
             file.replace(other)
         case 8:
-            # The same size, written through another name where the file has one, and the old time put back.
+            # The same size, written through another name where the file has one, and the old time restored.
             status = file.stat()
             with file.open("r+b") as opened:
                 opened.write(b"Z" * min(1, status.st_size))
@@ -70,17 +69,17 @@ def mutate_oddly(workspace: Path, chance: random.Random) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(8))
-def test_touched_places_are_all_there_is_to_look_at(seed: int, lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_partial_scan_finds_what_a_full_scan_finds(seed: int, lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
     chance = random.Random(seed)
-    looked_again = 0
-    look_again = Scan.look_again
+    rescans = 0
+    rescan = Scan.rescan
 
     def counted(*arguments: object) -> object:
-        nonlocal looked_again
-        looked_again += 1
-        return look_again(*arguments)  # type: ignore[arg-type]  # handed on
+        nonlocal rescans
+        rescans += 1
+        return rescan(*arguments)  # type: ignore[arg-type]  # handed on
 
-    monkeypatch.setattr(Scan, "look_again", counted)
+    monkeypatch.setattr(Scan, "rescan", counted)
     place, snapshot = lab.place(), EMPTY
     furnish(place.workspace)
     for _ in range(40):
@@ -88,11 +87,11 @@ def test_touched_places_are_all_there_is_to_look_at(seed: int, lab: Lab, monkeyp
         assert snapshot == lab.from_scratch(place)
         for _ in range(chance.randrange(5)):
             chance.choice([mutate, mutate_oddly])(place.workspace, chance)
-    assert looked_again > 10
+    assert rescans > 10
 
 
 @pytest.mark.parametrize("seed", range(6))
-def test_a_warm_directory_goes_to_any_snapshot(seed: int, lab: Lab) -> None:
+def test_a_warm_directory_is_restored_to_any_snapshot(seed: int, lab: Lab) -> None:
     chance = random.Random(seed)
     place, snapshot = lab.place(), EMPTY
     furnish(place.workspace)
@@ -109,7 +108,7 @@ def test_a_warm_directory_goes_to_any_snapshot(seed: int, lab: Lab) -> None:
             assert lab.take(place, snapshot) == snapshot == lab.from_scratch(place)
 
 
-def test_only_what_differs_is_made_anew(lab: Lab) -> None:
+def test_only_what_differs_is_restored(lab: Lab) -> None:
     place = lab.place()
     furnish(place.workspace)
     first = lab.take(place)
@@ -123,7 +122,7 @@ def test_only_what_differs_is_made_anew(lab: Lab) -> None:
     assert kept.stat().st_ino == inode
 
 
-def test_a_queue_that_runs_over_means_looking_everywhere(lab: Lab) -> None:
+def test_an_event_queue_that_overflows_leads_to_a_full_scan(lab: Lab) -> None:
     place = lab.place()
     furnish(place.workspace)
     snapshot = lab.take(place)
@@ -139,7 +138,7 @@ def test_a_queue_that_runs_over_means_looking_everywhere(lab: Lab) -> None:
     assert lab.take(place, snapshot) == lab.from_scratch(place)
 
 
-def test_without_watches_every_look_goes_everywhere(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_watches_every_scan_is_full(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
     def refused() -> Watch:
         raise OSError(24, "too many")
 
@@ -168,7 +167,7 @@ def test_descriptors_go_with_the_sandbox(lab: Lab) -> None:
 
 @pytest.mark.slow
 def test_one_changed_file_among_ten_thousand_is_found_fast(lab: Lab) -> None:
-    """Not timed: counted in directories that are opened."""
+    """Not by time: no directory is listed."""
     place = lab.place()
     for number in range(100):
         directory = place.workspace / f"d{number}"

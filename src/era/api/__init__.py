@@ -1,1 +1,1 @@
-"""The HTTP API: parse, one call of the core, answer."""
+"""The HTTP API. A route parses the request, makes one call of the core, and answers."""

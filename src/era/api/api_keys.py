@@ -1,4 +1,4 @@
-"""API keys, for the operator."""
+"""Routes of API keys, for the operator only."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from era.errors import Forbidden
 from era.wire.api_keys import KeyBody, KeyRevokedAnswer, KeysAnswer, NewKeyAnswer, key_answer
 
 
-async def operator_only(request: Request) -> None:  # not async, it would take a hop through a thread
+async def operator_only(request: Request) -> None:
+    """Raises Forbidden for callers other than the operator."""
     if not caller_of(request).is_operator:
         raise Forbidden(
             "Only this server's operator may see to keys.",
@@ -23,20 +24,20 @@ router = APIRouter(prefix="/api/keys", tags=["keys"], route_class=StrictRoute, d
 
 @router.post("", status_code=201, responses={201: {"model": NewKeyAnswer}, **errors(409)})
 async def create_key(body: KeyBody, context: UseContext) -> Response:
-    """Make a key for an owner. It is told in this answer only."""
+    """Make a key for an owner. Only this answer shows it."""
     key, text = await context.api_keys.create(body.owner, body.description)
     return Answer({**key_answer(key), "key": text}, 201, headers={"Cache-Control": "no-store"})
 
 
 @router.get("", responses={200: {"model": KeysAnswer}, **errors()})
 async def list_keys(context: UseContext) -> Response:
-    """List the keys there are, oldest first, without the keys themselves."""
+    """List the keys, oldest first, without the secret parts."""
     keys = [key_answer(key) for key in context.api_keys.list()]
     return Answer({"keys": keys, "count": len(keys)})
 
 
 @router.delete("/{key_id}", responses={200: {"model": KeyRevokedAnswer}, **errors(404)})
 async def revoke_key(key_id: str, context: UseContext) -> Response:
-    """Revoke a key, at once. What its owner has stays."""
+    """Revoke a key, at once. Its owner's sessions and storage stay."""
     await context.api_keys.revoke(key_id)
     return Answer({"success": True, "id": key_id})

@@ -1,4 +1,4 @@
-"""Whole trees of files, as archives."""
+"""Routes of a session's whole tree of files, as an archive."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from era.wire.files import ArchiveAnswer
 router = APIRouter(prefix="/api/sessions/{session_id}", tags=["files"], route_class=StrictRoute)
 
 _TYPES: dict[Format, str] = {"tar": "application/x-tar", "tar.gz": "application/gzip", "zip": "application/zip"}
-_SAID: dict[str, Format] = {
+_FORMAT_OF_TYPE: dict[str, Format] = {
     **{media_type: form for form, media_type in _TYPES.items()},
     "application/tar": "tar",
     "application/x-gzip": "tar.gz",
@@ -43,7 +43,7 @@ async def get_archive(
     context: UseContext,
     form: Annotated[Literal["tar", "tar.gz", "zip"], Query(alias="format")] = "tar",
 ) -> Response:
-    """Get all files, directories and links as they were when the last run or change was committed."""
+    """Download all files, directories and links, as of the last commit."""
     pieces = await context.archives.get(session_id, form)
     headers = {
         **SAFE,
@@ -62,12 +62,12 @@ async def put_archive(
     session_id: SessionId,
     request: Request,
     context: UseContext,
-    replace: Annotated[bool, Query(description="Remove everything that is not in the archive.")] = False,
+    replace: Annotated[bool, Query(description="Remove everything that isn't in the archive.")] = False,
 ) -> Response:
-    """Add what a tar, tar.gz or zip archive holds, all or nothing. Waits for the run under way."""
+    """Add the content of a tar, tar.gz or zip archive, all or nothing. Waits for the run under way."""
     media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     count, session = await context.archives.put(
-        session_id, body_of(session_id, request, context), _SAID.get(media_type), replace=replace
+        session_id, body_of(session_id, request, context), _FORMAT_OF_TYPE.get(media_type), replace=replace
     )
     return Answer(
         {

@@ -1,4 +1,4 @@
-"""Whole sessions, out and in."""
+"""Routes that export a session as a capsule and import one."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ router = APIRouter(prefix="/api/sessions", tags=["capsules"])
 
 IMPORT_PATH = "/api/sessions/import"
 _TAR = "application/x-tar"
-# A page of another site can send a body of no type, or of a form's, without asking; these it can't.
+# A page of another site may send a body without a type or with a form's type unasked; these need a CORS preflight.
 _TAR_TYPES = {_TAR, "application/tar", "application/octet-stream"}
 _TAR_BODY = {"schema": {"type": "string", "format": "binary"}}
 
 
 class _CapsuleResponse(StreamingResponse):
-    """Sends an export, and closes it however that ends."""
+    """Streams an export and closes it, also when the client hangs up."""
 
     def __init__(self, export: Export) -> None:
         headers = {
@@ -55,7 +55,7 @@ async def export_session(
         Literal["all", "current"], Query(description="`current` leaves out older versions and the records of runs.")
     ] = "all",
 ) -> Response:
-    """Download a session with all that belongs to it as one archive."""
+    """Download a session with everything that belongs to it, as one archive (a capsule)."""
     return _CapsuleResponse(await context.capsules.open(session_id, history=versions == "all"))
 
 
@@ -71,7 +71,7 @@ async def import_session(
     context: UseContext,
     new_id: Annotated[str | None, Query(alias="id", pattern=SESSION_ID, description="Left out: the id it had.")] = None,
 ) -> Response:
-    """Make the session that an archive holds: all of it or nothing."""
+    """Make a session from a capsule, all of it or nothing."""
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind not in _TAR_TYPES:
         raise BadRequest("The body must be a capsule.", hint=f"Send it with the header 'Content-Type: {_TAR}'.")

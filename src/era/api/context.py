@@ -1,4 +1,7 @@
-"""What the routers need, and what they share: the core's services, strict JSON, paths and answers."""
+"""What routers share: the core's services, strict JSON bodies, ids and cursors, checks, answers.
+
+Dependencies that FastAPI calls are coroutines even where they await nothing: it would run a plain function on a thread.
+"""
 
 from __future__ import annotations
 
@@ -19,14 +22,15 @@ from era.core import jsontext
 from era.core.api_keys import ApiKeys, Caller
 from era.core.capsules.service import Capsules
 from era.core.files.archives import Archives
-from era.core.files.edits import Listed
+from era.core.files.edits import FileEntry
 from era.core.files.session_files import SessionFiles
 from era.core.idempotency import IdempotencyKeys, Made
 from era.core.limits import Rules
 from era.core.metadata import MetadataStore
 from era.core.models import Claim, JsonObject, Language, OwnedId, Route, Session, Snapshot
 from era.core.outputs import History
-from era.core.public.inbox import Deliveries, Inbox
+from era.core.public.inbox import InboxStore
+from era.core.public.inbox_worker import Inbox
 from era.core.public.live_servers import LiveServers
 from era.core.runs import Runs
 from era.core.secrets import Secret, secret
@@ -40,10 +44,10 @@ from era.settings import Settings
 from era.wire.base import ErrorAnswer
 from era.wire.runs import SecretBody
 from era.wire.sessions import SESSION_ID, session_answer
-from era.wire.setup import SetupBody, wanted_setup
+from era.wire.setup import SetupBody, requested_setup
 
 _MAX_ENV_BYTES = 1 << 20
-_MAX_VARIABLE_BYTES = 128 << 10  # the kernel's bound for one string of an environment
+_MAX_VARIABLE_BYTES = 128 << 10  # Linux: MAX_ARG_STRLEN, the bound of one string of an environment
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,34 +60,41 @@ class Context:
     runs: Runs
     live_servers: LiveServers
     inbox: Inbox
-    deliveries: Deliveries
+    inbox_store: InboxStore
     history: History
-    keys: IdempotencyKeys
+    idempotency: IdempotencyKeys
     api_keys: ApiKeys
     versions: Versions
     setups: Setups
-    session_files: SessionFiles
+    files: SessionFiles
     archives: Archives
     capsules: Capsules
     storage: Storage
     turns: Turns
     store: MetadataStore
-    files: Callable[[Snapshot], Awaitable[Sequence[Listed]]]
+    list_snapshot: Callable[[Snapshot], Awaitable[Sequence[FileEntry]]]
+    """All files and links of a snapshot."""
+
     isolation: Callable[[], JsonObject]
+    """The isolation that sandboxes get here, as /health shows it."""
+
     pool_counts: Callable[[], Mapping[str, int]]
+    """How many sandboxes there are, by use."""
+
     end_background: Callable[[float], Coroutine[Any, Any, None]]
-    """End what runs in the background, and commit it, in as many seconds."""
+    """End background runs and commit them, within this many seconds."""
 
     end_runs: Callable[[], Awaitable[None]]
-    """Kill what runs and start nothing any more."""
+    """Kill every run and start no more."""
 
     serves_at: Callable[[str, int], None]
-    """To be told once, where this service listens."""
+    """Called once with the host and port that this service listens on."""
 
 
-async def context(request: Request) -> Context:  # not async, it would take a hop through a thread
-    found: Context = request.app.state.context
-    return found
+async def context(request: Request) -> Context:
+    """The application's context."""
+    context: Context = request.app.state.context
+    return context
 
 
 UseContext = Annotated[Context, Depends(context)]
@@ -98,6 +109,8 @@ class BodyProblem(HTTPException):
 
 
 class _StrictRequest(Request):
+    """A request whose JSON is read by core.jsontext: the same values are refused as in a state file."""
+
     async def json(self) -> Any:
         try:
             return jsontext.loads(await self.body())
@@ -108,7 +121,7 @@ class _StrictRequest(Request):
 
 
 class StrictRoute(APIRoute):
-    """A route whose body is JSON as jsontext reads it."""
+    """A route that reads JSON bodies with core.jsontext instead of the standard library."""
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         handle: Callable[[Request], Awaitable[Response]] = super().get_route_handler()
@@ -120,7 +133,7 @@ class StrictRoute(APIRoute):
 
 
 class Answer(Response):
-    """JSON from plain values, without validating them again."""
+    """A JSON response from plain values, not validated again."""
 
     media_type = "application/json"
 
@@ -129,8 +142,10 @@ class Answer(Response):
 
 
 def errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """How a route's errors are documented. Every route may answer 400, 401, 403 and 503, and 410
-    where it may answer 404: that is a session which has expired."""
+    """The `responses` of a route that document its errors.
+
+    400, 401, 403 and 503 are on every route; 410 (an expired session) wherever 404 is.
+    """
     return {
         status: {"model": ErrorAnswer}
         for status in sorted({400, 401, 403, 503, *statuses, *({410} if 404 in statuses else ())})
@@ -138,60 +153,60 @@ def errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
 
 
 def base_url(request: Request, settings: Settings) -> str:
-    """The server's URL as the caller reached it, or the one it was told."""
+    """The URL of this server: the setting `public_url`, or else the one that the caller used."""
     if settings.public_url:
         return settings.public_url.rstrip("/")
     return f"{request.url.scheme}://{request.headers.get('host') or request.url.netloc}"
 
 
 def caller_of(request: Request) -> Caller:
-    """Who calls, as the guard has found."""
-    found: Caller = request.state.caller
-    return found
+    """The caller that the guard has authenticated."""
+    caller: Caller = request.state.caller
+    return caller
 
 
-async def owner_of(request: Request) -> str:  # not async, it would take a hop through a thread
-    """Whose all is that this call may see."""
+async def owner_of(request: Request) -> str:
+    """The caller's owner: only what belongs to this owner is visible to the call."""
     return caller_of(request).owner
 
 
 def possible_id(session_id: str) -> str:
-    """Raises NotFound for what can't be a session's id, so no store ever sees it."""
+    """`session_id` itself. Raises NotFound for what can't be a session's id, so no store ever sees it."""
     if not re.fullmatch(SESSION_ID[1:-1], session_id):
         raise NotFound("No session has such an id.")
     return session_id
 
 
-async def existing_id(session_id: str, request: Request) -> OwnedId:
-    """A session id from a path, as the caller's. Raises NotFound."""
+async def owned_id(session_id: str, request: Request) -> OwnedId:
+    """The session id in the path, together with the caller's owner. Raises NotFound for what can't be an id."""
     return OwnedId(await owner_of(request), possible_id(session_id))
 
 
 Owner = Annotated[str, Depends(owner_of)]
-SessionId = Annotated[OwnedId, Depends(existing_id)]
+SessionId = Annotated[OwnedId, Depends(owned_id)]
 Include = Annotated[str | None, Query(pattern="^files$", description="`files` adds the list of files.")]
-Limit = Annotated[int, Query(ge=1, le=1000, description="How many a page.")]
+Limit = Annotated[int, Query(ge=1, le=1000, description="Items per page.")]
 Cursor = Annotated[str | None, Query(max_length=64, description="`next_cursor` of the page before.")]
 
 
-async def idempotency_key(  # not async, it would take a hop through a thread
+async def idempotency_key(
     request: Request,
     _documented: Annotated[
         str | None,
         Header(alias="Idempotency-Key", description="The same key and body again give the first answer again."),
     ] = None,
 ) -> str | None:
-    """The request's key, if it has one. Raises BadRequest for what can't be a key."""
-    given = request.headers.getlist("idempotency-key")
-    if not given:
+    """The request's idempotency key, None without one. Raises BadRequest for what can't be a key."""
+    values = request.headers.getlist("idempotency-key")
+    if not values:
         return None
-    if len(given) > 1 or not re.fullmatch("[ -~]{1,255}", given[0]):
+    if len(values) > 1 or not re.fullmatch("[ -~]{1,255}", values[0]):
         raise BadRequest(
             "The header Idempotency-Key is no key.",
             hint="A key is 1 to 255 printable ASCII characters.",
             code="bad_key",
         )
-    return given[0]
+    return values[0]
 
 
 IdempotencyKey = Annotated[str | None, Depends(idempotency_key)]
@@ -199,24 +214,28 @@ REPLAY = {"Idempotent-Replay": "true"}
 
 
 def claim_of(context: Context, route: Route, key: str | None, body: BaseModel) -> Claim | None:
-    """The claim of a request. Its `env` and the values of its `secrets` are kept apart."""
+    """The idempotency claim of a request, None without a key.
+
+    The values of `env` and `secrets` are passed separately: nothing made from them may be stored.
+    """
     if key is None:
         return None
-    known = body.model_dump()
-    env, secrets = known.pop("env", {}), known.pop("secrets", {})
+    fields = body.model_dump()
+    env, secrets = fields.pop("env", {}), fields.pop("secrets", {})
     if secrets:
-        known["secrets"] = {name: one["hosts"] for name, one in secrets.items()}
-    return context.keys.claim(route, key, known, [env, {name: one["value"] for name, one in secrets.items()}])
+        fields["secrets"] = {name: secret["hosts"] for name, secret in secrets.items()}
+    values = {name: secret["value"] for name, secret in secrets.items()}
+    return context.idempotency.claim(route, key, fields, [env, values])
 
 
 def shown(session: Session, context: Context) -> dict[str, Any]:
-    """The session object."""
+    """The session object, as clients get it now."""
     status = "running" if context.turns.taken(session.owned_id) else "idle"
     return session_answer(session, status, context.rules.shown(session.limits))
 
 
 def made_answer(made: Made, context: Context) -> Answer:
-    """The answer to a request that makes a session: the first time, or once more as it was."""
+    """The answer to a request that makes a session; for a repeated idempotency key, the first answer again."""
     if made.replayed:
         answer = session_answer(made.session, "idle", context.rules.shown(made.session.limits))
         return Answer(answer, 201, headers=REPLAY)
@@ -224,12 +243,12 @@ def made_answer(made: Made, context: Context) -> Answer:
 
 
 def cursor_of(key: int) -> str:
-    """What leads to the rows after the one with this key."""
+    """Encode a pagination cursor: the key of the last row of a page."""
     return base64.urlsafe_b64encode(str(key).encode()).decode().rstrip("=")
 
 
 def key_of(cursor: str) -> int:
-    """The reverse. Raises BadRequest for what `cursor_of` didn't make."""
+    """Decode a pagination cursor. Raises BadRequest for what `cursor_of` didn't make."""
     try:
         padded = cursor + "=" * (-len(cursor) % 4)
         key = int(base64.b64decode(padded, altchars=b"-_", validate=True))
@@ -241,10 +260,12 @@ def key_of(cursor: str) -> int:
 
 
 def language(name: str, *, to_run: bool = False) -> Language:
-    """The language that a client means. Raises BadRequest where there is none, NoLanguage where it is `to_run` and this
-    machine can't."""
-    found = languages.canonical(name)
-    if found is None:
+    """The canonical name of a language from a name or an alias.
+
+    Raises BadRequest for an unknown one; with `to_run`, NoLanguage where this machine lacks its runtime.
+    """
+    canonical = languages.canonical(name)
+    if canonical is None:
         raise BadRequest(
             f"'{name[:40]}' is not a language of this server.",
             hint=f"Use {languages.in_words()}.",
@@ -252,13 +273,14 @@ def language(name: str, *, to_run: bool = False) -> Language:
         )
     if to_run:
         try:
-            languages.runtime(found)
+            languages.runtime(canonical)
         except languages.Missing as missing:
-            raise NoLanguage(f"This server can't run {found}: {missing.reason}", hint=missing.hint) from None
-    return found
+            raise NoLanguage(f"This server can't run {canonical}: {missing.reason}", hint=missing.hint) from None
+    return canonical
 
 
 def check_timeout(timeout: float | None, settings: Settings, field: str = "timeout") -> None:
+    """Raises BadRequest, which names `field`, for a timeout (seconds) over the server's maximum."""
     if timeout is not None and timeout > settings.max_timeout:
         raise BadRequest(
             f"'{field}' is {timeout:g} seconds, at most {settings.max_timeout:g} are allowed.",
@@ -267,18 +289,18 @@ def check_timeout(timeout: float | None, settings: Settings, field: str = "timeo
 
 
 def setup_of(body: SetupBody | None) -> dict[str, Any] | None:
-    """A setup as the client gave it. Raises BadRequest or TooLarge for variables that can't be."""
+    """A setup as the client sent it. Raises BadRequest or TooLarge for impossible variables."""
     check_env((body and body.envs) or {})
-    return wanted_setup(body)
+    return requested_setup(body)
 
 
 def secrets_of(secrets: Mapping[str, SecretBody], env: Mapping[str, str]) -> list[Secret]:
-    """Secrets as the client gave them. Raises BadRequest for what can't be any."""
-    return [secret(name, one.value, one.hosts, env) for name, one in secrets.items()]
+    """The secrets of a request. Raises BadRequest for invalid ones."""
+    return [secret(name, body.value, body.hosts, env) for name, body in secrets.items()]
 
 
 def check_env(env: Mapping[str, str]) -> None:
-    """Raises BadRequest for what no process can have in its environment. Never quotes a value."""
+    """Raises BadRequest or TooLarge for variables that no process can have. Never quotes a value: it may be secret."""
     total = 0
     for name, value in env.items():
         if not name or "=" in name or "\0" in name:

@@ -1,20 +1,20 @@
-"""A request handed on to a server inside a session, as it is, and its answer back, both as they come.
+"""A reverse proxy for one request: forwarded to a live server in a session, and its answer back, both streamed.
 
 Theory of operation
 ===================
 
-The server inside may be hostile, and so may be the caller; both want to talk past us to the other or to what stands in
-front of us. So nothing is copied: the request that uvicorn has read is written anew, and the answer is read by h11,
-which is strict, and written anew by uvicorn. Whatever is left over on the connection inside is dropped with it, since
-each request gets a connection of its own.
+The server inside may be hostile, and so may be the caller; both may try to smuggle bytes past us to the other, or to a
+proxy in front of us. So nothing is copied: the request that uvicorn has parsed is written anew by h11, and the answer
+is parsed by h11, which is strict, and written anew by uvicorn. Each request gets a connection of its own inside, and
+whatever is left over on that is dropped with it.
 
-An answer that breaks off must not pass for a whole one: then the caller's connection is cut, too.
+An answer that breaks off must not pass for a complete one: the caller's connection is then reset, too.
 
-A WebSocket is a connection that both ends have agreed to use for something else than HTTP. Once the server inside has
-said so (101), bytes pass as they are, either way, and the caller's connection ends with it.
+A WebSocket is a connection that both ends have agreed to use for something other than HTTP. Once the server inside has
+agreed (101), bytes pass unchanged in both directions, and the caller's connection carries no HTTP any more.
 
-Nobody is waited for without end: HEAD_SECONDS for an answer to begin, IDLE_SECONDS while nothing moves in either
-direction. Memory is flat: each direction waits for its receiver.
+No wait is endless: HEAD_SECONDS for an answer to begin, IDLE_SECONDS while nothing moves in either direction. Memory is
+flat: each direction waits for its receiver.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from starlette.types import Message, Receive, Scope, Send
 
 from era.api.protocol import Protocol
 from era.core.public import headers
-from era.core.public.live_servers import Way
+from era.core.public.live_servers import LiveConnection
 from era.core.public.relay import ascii_target
 from era.core.tasks import until_one_ends
 from era.errors import BadRequest, EraError, RelayFailed, RelayTimeout
@@ -39,55 +39,67 @@ IDLE_SECONDS = 300.0
 _PIECE = 64 << 10
 _MAX_HEAD_BYTES = 64 << 10
 _FORWARDED = ("forwarded", "x-real-ip")
-"""Besides all `x-forwarded-…`: what callers say of themselves and we say instead."""
+"""Headers about the caller that it can't be believed about, dropped together with all `x-forwarded-…`."""
 
 
 @dataclass(frozen=True, slots=True)
-class Call:
-    """What of a request isn't in its scope: `path` is the session's own part as it came, `prefix` what stands before
-    it in the URL, `cookie_path` where the session's cookies belong, `key` the API's."""
+class Target:
+    """Where in the session a request goes, which its ASGI scope doesn't say."""
 
     path: bytes
+    """The path that the session's program sees, still escaped."""
+
     prefix: str
+    """What stands before that path in the URL."""
+
     cookie_path: str
+    """The `Path` of the session's cookies."""
+
     key: bytes | None
+    """The operator's API key, which no program may see."""
 
 
-async def forward(scope: Scope, receive: Receive, send: Send, way: Way, call: Call) -> None:
-    """Answer a request by the server at the other end of `way`. Raises RelayFailed, RelayTimeout or what `receive`
-    raises, as long as nothing has been sent."""
-    reader, writer = await asyncio.open_connection(sock=way.connection.dup(), limit=_PIECE)
+async def forward(scope: Scope, receive: Receive, send: Send, live: LiveConnection, target: Target) -> None:
+    """Have the server at the other end of `live` answer a request.
+
+    Raises RelayFailed, RelayTimeout or whatever `receive` raises, as long as nothing has been sent to the caller.
+    """
+    reader, writer = await asyncio.open_connection(sock=live.socket.dup(), limit=_PIECE)
     try:
-        await _Exchange(scope, receive, send, way, call, reader, writer).run()
+        await _Exchange(scope, receive, send, live, target, reader, writer).run()
     finally:
         writer.transport.abort()
 
 
 class _Exchange:
+    """One request and its answer: two tasks, one for each direction, under a common clock."""
+
     def __init__(
         self,
         scope: Scope,
         receive: Receive,
         send: Send,
-        way: Way,
-        call: Call,
+        live: LiveConnection,
+        target: Target,
         reader: asyncio.StreamReader,
         writer: asyncio.StreamWriter,
     ) -> None:
         self._scope = scope
         self._receive = receive
         self._send = send
-        self._way = way
-        self._call = call
+        self._run_id = live.run_id
+        self._target = target
         self._reader = reader
         self._writer = writer
-        self._connection: Protocol = scope["extensions"]["era.connection"]
+        self._caller: Protocol = scope["extensions"]["era.connection"]
         self._h11 = h11.Connection(h11.CLIENT, max_incomplete_event_size=_MAX_HEAD_BYTES)
         self._began = False
         self._clock = asyncio.timeout(HEAD_SECONDS)
         self._moved: Callable[[], None] = lambda: None
+        """Called for each byte or more that passes: it winds the clock up."""
 
     async def run(self) -> None:
+        """Forward until the answer is complete, the caller is gone, or the time is up. Raises as `forward` does."""
         self._write(self._request())
         loop = asyncio.get_running_loop()
         self._moved = lambda: self._clock.reschedule(loop.time() + (IDLE_SECONDS if self._began else HEAD_SECONDS))
@@ -101,11 +113,11 @@ class _Exchange:
                 if download.done():
                     download.result()
                 else:
-                    upload.result()  # the caller has gone, or his body can't be had
+                    upload.result()  # the caller has gone, or its body was refused
         except TimeoutError:
             await self._failed(RelayTimeout(f"The session's server gave no answer within {HEAD_SECONDS:g} seconds."))
         except h11.RemoteProtocolError as error:
-            await self._failed(RelayFailed(f"The session's server answered what is no HTTP: {_told(error)}."))
+            await self._failed(RelayFailed(f"The session's server answered what is no HTTP: {_reason(error)}."))
         except OSError:
             await self._failed(RelayFailed("The session's server hung up before it had answered."))
         except EraError as error:
@@ -116,55 +128,57 @@ class _Exchange:
             await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _failed(self, error: EraError) -> None:
+        """Raise `error`, or reset the caller's connection if the answer has begun: no error can be sent then."""
         if not self._began:
             raise error
-        await self._connection.cut()
+        await self._caller.cut()
 
-    # -- there ------------------------------------------------------------------------------------------------------
+    # -- the request ------------------------------------------------------------------------------------------------
 
     def _request(self) -> h11.Request:
-        scope, call = self._scope, self._call
-        given = headers.of_request(scope["headers"], call.key)
-        told = [
+        """The request to write, with headers about its forwarding. Raises BadRequest."""
+        scope = self._scope
+        sent = [
             (name, value)
-            for name, value in given
+            for name, value in headers.of_request(scope["headers"], self._target.key)
             if not name.startswith("x-forwarded-") and name not in (*_FORWARDED, "expect", "content-length")
         ]
-        hosts = [value for name, value in told if name == "host"]
+        hosts = [value for name, value in sent if name == "host"]
         if len(hosts) > 1:
             raise BadRequest("The request has more than one Host header.", hint="Send one.")
         if not hosts:
-            told.insert(0, ("host", "localhost"))
-        told += [
+            sent.insert(0, ("host", "localhost"))
+        sent += [
             ("x-forwarded-for", scope["client"][0] if scope["client"] else "unknown"),
             ("x-forwarded-proto", scope["scheme"]),
             ("x-forwarded-host", hosts[0] if hosts else "localhost"),
-            ("x-forwarded-prefix", call.prefix),
+            ("x-forwarded-prefix", self._target.prefix),
             *self._framing(),
         ]
-        if self._connection.upgrading:
-            told += [("connection", "Upgrade"), ("upgrade", "websocket")]
+        if self._caller.upgrading:
+            sent += [("connection", "Upgrade"), ("upgrade", "websocket")]
         else:
-            told.append(("connection", "close"))
-        target = ascii_target(call.path) + ("?" + ascii_target(scope["query_string"]) if scope["query_string"] else "")
+            sent.append(("connection", "close"))
+        query = "?" + ascii_target(scope["query_string"]) if scope["query_string"] else ""
         try:
             return h11.Request(
                 method=scope["method"].encode(),
-                target=target.encode(),
-                headers=[(name.encode("latin-1"), value.encode("latin-1")) for name, value in told],
+                target=(ascii_target(self._target.path) + query).encode(),
+                headers=[(name.encode("latin-1"), value.encode("latin-1")) for name, value in sent],
             )
         except h11.LocalProtocolError as error:
-            raise BadRequest(f"The request can't be handed on: {_told(error)}.", hint="Send plain HTTP/1.1.") from None
+            reason = _reason(error)
+            raise BadRequest(f"The request can't be handed on: {reason}.", hint="Send plain HTTP/1.1.") from None
 
     def _framing(self) -> list[tuple[str, str]]:
-        """How the body's end is told: as the caller tells it."""
-        given = {name: value.decode("latin-1") for name, value in self._scope["headers"]}
-        if b"transfer-encoding" in given:
+        """The header that delimits the body, of the same kind as the caller's."""
+        received = {name: value.decode("latin-1") for name, value in self._scope["headers"]}
+        if b"transfer-encoding" in received:
             return [("transfer-encoding", "chunked")]
-        return [("content-length", given[b"content-length"])] if b"content-length" in given else []
+        return [("content-length", received[b"content-length"])] if b"content-length" in received else []
 
     async def _upload(self) -> None:
-        """Hand on the body, then wait until the caller is gone."""
+        """Forward the body, then wait until the caller is gone."""
         more = True
         while (message := await self._receive())["type"] == "http.request":
             if not more:
@@ -177,15 +191,16 @@ class _Exchange:
                     self._write(h11.EndOfMessage())
                 await self._writer.drain()
             except (OSError, h11.LocalProtocolError):
-                more = False  # it has answered and wants no more of it
+                more = False  # the server has answered and takes no more of the body
             self._moved()
 
     def _write(self, event: Any) -> None:
         self._writer.write(self._h11.send(event) or b"")
 
-    # -- and back ---------------------------------------------------------------------------------------------------
+    # -- the answer -------------------------------------------------------------------------------------------------
 
     async def _download(self) -> None:
+        """Send the server's answer to the caller. Raises RelayFailed, and h11.RemoteProtocolError for bad HTTP."""
         while True:
             event = self._h11.next_event()
             if event is h11.NEED_DATA:
@@ -208,54 +223,55 @@ class _Exchange:
                 raise RelayFailed("The session's server hung up before it had answered.")
 
     async def _begin(self, response: h11.Response) -> None:
+        """Send status and headers. Raises RelayFailed for an answer that two readers could understand differently."""
         status = response.status_code
         if status > 599:
             raise RelayFailed(f"The session's server answered the status {status}, which is none.")
         names = [name for name, _ in response.headers]
         if b"transfer-encoding" in names and b"content-length" in names:
             raise RelayFailed("The session's server answered two lengths of one body.")
-        answer: Message = {"type": "http.response.start", "status": status, "headers": self._answered(response)}
+        answer: Message = {"type": "http.response.start", "status": status, "headers": self._response_headers(response)}
         if status != 304 and b"content-length" in names:
             answer["headers"] += [pair for pair in response.headers if pair[0] == b"content-length"]
         self._began = True
         self._moved()
         await self._send(answer)
 
-    def _answered(self, response: h11.Response | h11.InformationalResponse) -> list[tuple[bytes, bytes]]:
-        """The headers to send."""
-        given = [(name.decode(), value.decode("latin-1")) for name, value in response.headers]
-        found = headers.of_answer(given, self._call.cookie_path)
+    def _response_headers(self, response: h11.Response | h11.InformationalResponse) -> list[tuple[bytes, bytes]]:
+        """The headers to send. Raises RelayFailed."""
+        received = [(name.decode(), value.decode("latin-1")) for name, value in response.headers]
+        allowed = headers.of_answer(received, self._target.cookie_path)
         return [
-            *((name.encode(), value.encode("latin-1")) for name, value in found),
-            (b"x-era-run", self._way.run_id.encode()),
+            *((name.encode(), value.encode("latin-1")) for name, value in allowed),
+            (b"x-era-run", self._run_id.encode()),
         ]
 
     async def _switch(self, response: h11.InformationalResponse) -> None:
-        """From here on bytes pass as they are."""
-        told = [
+        """Accept the WebSocket, then pass bytes in both directions until one side ends."""
+        accepted = [
             (b"connection", b"Upgrade"),
             (b"upgrade", b"websocket"),
-            *self._answered(response),
+            *self._response_headers(response),
             (b"x-request-id", self._scope["state"]["request_id"].encode()),
         ]
         self._began = True
         self._moved()
-        caller = self._connection.open_tunnel(told)
-        await self._connection.tell(self._h11.trailing_data[0])
-        await until_one_ends(self._to_caller(), self._to_server(caller))
-        await self._connection.hang_up()
+        from_caller = self._caller.open_tunnel(accepted)
+        await self._caller.send_raw(self._h11.trailing_data[0])
+        await until_one_ends(self._to_caller(), self._to_server(from_caller))
+        await self._caller.hang_up()
 
     async def _to_caller(self) -> None:
         while piece := await self._reader.read(_PIECE):
-            await self._connection.tell(piece)
+            await self._caller.send_raw(piece)
             self._moved()
 
-    async def _to_server(self, caller: asyncio.StreamReader) -> None:
-        while piece := await caller.read(_PIECE):
+    async def _to_server(self, from_caller: asyncio.StreamReader) -> None:
+        while piece := await from_caller.read(_PIECE):
             self._writer.write(piece)
             await self._writer.drain()
             self._moved()
 
 
-def _told(error: Exception) -> str:
+def _reason(error: Exception) -> str:
     return str(error)[:200].rstrip(".")

@@ -1,13 +1,14 @@
-"""The guard before every route: who calls, who may, from where, and how much they may send.
+"""The middleware before every route: authentication, checks of Host and Origin, bounds of bodies.
 
-It is the one place where a call gets its caller (`state.caller`), whose owner routers hand on to the core. A path that
-it lets pass without asking has none, so a route there that wanted one would fail.
+It is the only place that sets a request's caller (`state.caller`), whose owner routers pass to the core. A path that it
+lets pass without authentication has no caller, so a route there that needed one would fail.
 
-Without a key a server on loopback is open to everybody on the machine, but must not be open to pages in their
-browsers. Such a page can send a request here in three ways, each refused: from another site (Origin and
-Sec-Fetch-Site tell), under another name that resolves to loopback (the Host header tells), or as a form or plain text
-that needs no permission (bodies count only as application/json, see context.py, or as an archive, see capsules.py).
-A page that a session serves under /proxy has this server's own name, but an origin that is no name (see core/relay.py).
+A server without a key, on loopback, is open to everybody on the machine, but must not be open to pages in their
+browsers. Such a page can send a request here in three ways, each refused: from another site (seen by Origin and
+Sec-Fetch-Site), under another name that resolves to loopback, known as DNS rebinding (seen by Host), or as a form or
+plain text, which needs no CORS preflight (bodies count only as application/json, see context.py, or as an archive, see
+capsules.py). A page that a session serves under /proxy has this server's own name, but an opaque origin (see
+core/public/headers.py).
 
 Public URLs of sessions are for anybody, pages of other sites among them: there only the Host header is checked.
 """
@@ -34,7 +35,7 @@ MAX_BODY_BYTES = 16 << 20
 _LOOPBACK = frozenset({"localhost", "127.0.0.1", "[::1]"})
 _KEYED = re.compile(r"/(api|mcp)(/|$)")
 _UPLOADS = re.compile(r"/api/sessions/[^/]+/(files/.*|archive)", re.DOTALL)
-"""Paths whose PUT takes more: as much as a session may hold, which files.py there sees to."""
+"""Paths whose PUT may have a body as large as the session's limits; api/files.py checks it."""
 
 _OPEN_NAMES = re.compile(r"/health(/|$)")
 _PUBLIC = re.compile(r"/proxy(/|$)")
@@ -42,7 +43,7 @@ _FROM_A_SESSION = re.compile(r"[a-z]+://[^/]*/proxy([/?]|$)")
 
 
 def error_body(error: EraError, request_id: str) -> dict[str, Any]:
-    """An error in the contract's shape."""
+    """The body of an error, in the contract's shape."""
     body = {"error": error.message, "code": error.code, "hint": error.hint, "request_id": request_id}
     if error.details is not None:
         body["details"] = error.details
@@ -50,20 +51,21 @@ def error_body(error: EraError, request_id: str) -> dict[str, Any]:
 
 
 def error_headers(error: EraError) -> dict[str, str]:
+    """The headers that belong to an error, such as Retry-After."""
     headers = {}
     if error.retry_after is not None:
         headers["Retry-After"] = str(error.retry_after)
     if isinstance(error, RangeNotSatisfiable):
         headers["Content-Range"] = f"bytes */{error.size}"
     if isinstance(error, TooSlow):
-        headers["Connection"] = "close"  # what may still come of this request is no new one
+        headers["Connection"] = "close"  # the rest of this request must not be read as the next one
     if isinstance(error, Unauthorized):
         headers["WWW-Authenticate"] = "Bearer"
     return headers
 
 
 class Guard:
-    """ASGI middleware. Gives each request an id, in `state.request_id` and the answer's X-Request-Id."""
+    """ASGI middleware. It also gives each request an id, in `state.request_id` and the header X-Request-Id."""
 
     def __init__(
         self,
@@ -74,8 +76,9 @@ class Guard:
         idle_seconds: float,
         bounds: Mapping[tuple[str, str], int] | None = None,
     ) -> None:
-        """Without `keys` the state tells already who calls. Nothing of a body may come for `idle_seconds`; `bounds` are
-        those of bodies for the methods and paths that have one of their own."""
+        """`keys` authenticate callers; None where the connection's state holds the caller already (guest_api.py).
+        `names` are host names that this server answers to besides loopback's. A body may pause for `idle_seconds` at
+        most. `bounds` are the sizes in bytes of bodies, by method and path, where they aren't MAX_BODY_BYTES."""
         self._app = app
         self._keys = keys
         self._bounds = bounds or {}
@@ -101,8 +104,8 @@ class Guard:
         try:
             self._check(scope, headers)
             uploads = scope["method"] == "PUT" and _UPLOADS.fullmatch(scope["path"])
-            handed_on = _PUBLIC.match(scope["path"])  # as it comes, or with a bound of its own
-            bound = None if uploads or handed_on else self._bounds.get((scope["method"], scope["path"]), MAX_BODY_BYTES)
+            public = _PUBLIC.match(scope["path"])  # streamed to the session's server, or bounded by proxy.py
+            bound = None if uploads or public else self._bounds.get((scope["method"], scope["path"]), MAX_BODY_BYTES)
             await self._app(scope, _bounded(receive, headers, bound, self._idle_seconds), send_with_id)
         except EraError as error:
             if began:
@@ -110,11 +113,12 @@ class Guard:
             await _refuse(error, request_id, send_with_id)
 
     def _check(self, scope: Scope, headers: dict[bytes, bytes]) -> None:
+        """Authenticate the caller, or with no key check where the request comes from. Raises EraError."""
         path = scope["path"]
         if self._keys is not None and self._keys.required:
             if _KEYED.match(path):
-                kind, _, given = headers.get(b"authorization", b"").partition(b" ")
-                caller = self._keys.caller(given.strip()) if kind.lower() == b"bearer" else None
+                kind, _, token = headers.get(b"authorization", b"").partition(b" ")
+                caller = self._keys.caller(token.strip()) if kind.lower() == b"bearer" else None
                 if caller is None:
                     raise Unauthorized("This call needs an API key of this server's.")
                 scope["state"]["caller"] = caller
@@ -143,15 +147,17 @@ class Guard:
 
 
 def _bounded(receive: Receive, headers: dict[bytes, bytes], bound: int | None, idle_seconds: float) -> Receive:
-    """`receive` that raises TooLarge once the body is over its bound, and TooSlow where it has stalled. What takes its
-    time over a body, say because its disk is slow, doesn't make it a stalled one."""
+    """Wrap `receive` to bound the body: TooLarge beyond `bound` bytes (None: no bound), TooSlow after a pause.
+
+    Only the time spent in waiting for the client counts. A route that is slow to take the body doesn't make it stalled.
+    """
     declared = headers.get(b"content-length", b"0")
     if bound is not None and declared.isdigit() and int(declared) > bound:
         raise TooLarge(f"The body is {int(declared)} bytes, {bound} are allowed.")
-    seen, more = 0, True
+    received, more = 0, True
 
     async def receive_bounded() -> Message:
-        nonlocal seen, more
+        nonlocal received, more
         if more:
             try:
                 async with asyncio.timeout(idle_seconds):
@@ -164,8 +170,8 @@ def _bounded(receive: Receive, headers: dict[bytes, bytes], bound: int | None, i
             more = message.get("more_body", False)
         else:
             message = await receive()  # waits for the caller to hang up
-        seen += len(message.get("body", b""))
-        if bound is not None and seen > bound:
+        received += len(message.get("body", b""))
+        if bound is not None and received > bound:
             raise TooLarge(f"The body is over {bound} bytes.")
         return message
 
@@ -173,6 +179,7 @@ def _bounded(receive: Receive, headers: dict[bytes, bytes], bound: int | None, i
 
 
 async def _refuse(error: EraError, request_id: str, send: Send) -> None:
+    """Send an error as the whole answer."""
     body = json.dumps(error_body(error, request_id), ensure_ascii=False).encode()
     headers = {"content-type": "application/json", "content-length": str(len(body)), **error_headers(error)}
     await send(

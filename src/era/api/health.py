@@ -1,4 +1,4 @@
-"""Is it well, what does it do, and the numbers of it."""
+"""Routes of health and metrics."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ router = APIRouter(tags=["health"])
 
 @router.get("/health")
 async def health(context: UseContext) -> Response:
-    """Whether the service works, and the isolation it gives."""
+    """Show whether the service works, its languages, its isolation and its sandboxes."""
     await context.store.ping()
     return Answer(
         {
@@ -30,7 +30,7 @@ async def health(context: UseContext) -> Response:
 
 @router.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}})
 async def metrics(context: UseContext) -> Response:
-    """Numbers for Prometheus."""
+    """Metrics in Prometheus' text format."""
     counts = await context.store.counts()
     sandboxes = GaugeMetricFamily("era_sandboxes", "Live sandboxes by use.", labels=["state"])
     for state, count in context.pool_counts().items():
@@ -40,10 +40,12 @@ async def metrics(context: UseContext) -> Response:
         runs.add_metric([status], count)
     sessions = GaugeMetricFamily("era_sessions", "Sessions there are.", value=counts["sessions"])
 
-    class _Now:
+    class _Current:
+        """A collector of the values read above; prometheus_client asks for an object with `collect`."""
+
         def collect(self) -> list[GaugeMetricFamily]:
             return [sandboxes, runs, sessions]
 
     registry = CollectorRegistry()
-    registry.register(_Now())
+    registry.register(_Current())
     return Response(generate_latest(registry), media_type=CONTENT_TYPE_LATEST)

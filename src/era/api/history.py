@@ -1,4 +1,4 @@
-"""The runs a session has had, and what they wrote."""
+"""Routes of a session's past and present runs: their records, and their output."""
 
 from __future__ import annotations
 
@@ -7,21 +7,21 @@ from typing import Literal
 from fastapi import APIRouter, Request, Response
 
 from era.api.context import Answer, Cursor, Limit, SessionId, StrictRoute, UseContext, cursor_of, errors, key_of
-from era.api.ranges import part_of
+from era.api.ranges import ranged_response
 from era.wire.runs import RunRecordAnswer, RunRecordsAnswer, record_answer
 
 router = APIRouter(prefix="/api/sessions/{session_id}/runs", tags=["runs"], route_class=StrictRoute)
 
-# What programs wrote is theirs: no browser may take it for a page of this server.
+# Output may hold anything. A browser must not show it as a page of this server.
 _HEADERS = {"X-Content-Type-Options": "nosniff", "Content-Security-Policy": "sandbox; default-src 'none'"}
 
 
 @router.get("", responses={200: {"model": RunRecordsAnswer}, **errors(404)})
 async def list_runs(session_id: SessionId, context: UseContext, limit: Limit = 100, cursor: Cursor = None) -> Response:
     """List the records of a session's runs, newest first."""
-    found = await context.history.list(session_id, limit=limit + 1, before=key_of(cursor) if cursor else None)
-    page = found[:limit]
-    following = cursor_of(page[-1].key) if len(found) > limit else None
+    records = await context.history.list(session_id, limit=limit + 1, before=key_of(cursor) if cursor else None)
+    page = records[:limit]
+    following = cursor_of(page[-1].key) if len(records) > limit else None
     answers = [record_answer(record, session_id.id) for record in page]
     return Answer({"runs": answers, "count": len(answers), "next_cursor": following})
 
@@ -34,7 +34,8 @@ async def get_run(session_id: SessionId, run_id: str, context: UseContext) -> Re
 
 @router.delete("/{run_id}", responses={200: {"model": RunRecordAnswer}, **errors(404)})
 async def stop_run(session_id: SessionId, run_id: str, context: UseContext) -> Response:
-    """Stop a run that is under way, and answer its record once that is durable. One that has ended stays as it is."""
+    """Stop a run that is under way, and answer with its record once that is durable. A run that has ended is left
+    alone."""
     return Answer(record_answer(await context.runs.stop(session_id, run_id), session_id.id))
 
 
@@ -46,6 +47,6 @@ async def stop_run(session_id: SessionId, run_id: str, context: UseContext) -> R
 async def get_output(
     session_id: SessionId, run_id: str, stream: Literal["stdout", "stderr"], request: Request, context: UseContext
 ) -> Response:
-    """What a run wrote, so far where it is under way, or with a Range header a part of it."""
+    """Download what a run wrote, or with a Range header a part of it. Of a run under way: what it wrote so far."""
     content = await context.history.output(session_id, run_id, stream)
-    return part_of(request, content, "text/plain; charset=utf-8", _HEADERS)
+    return ranged_response(request, content, "text/plain; charset=utf-8", _HEADERS)

@@ -38,8 +38,8 @@ log = structlog.get_logger()
 
 
 def build(settings: Settings, context: Context) -> FastAPI:
-    """The application, serving what `context` holds."""
-    # Runs come first: routes are tried in order.
+    """The application that serves `context`."""
+    # Routes are tried in order, so the busiest come first.
     modules = (
         runs,
         sessions,
@@ -70,8 +70,11 @@ def build(settings: Settings, context: Context) -> FastAPI:
 
 
 def application(routers: Iterable[APIRouter], *, described: bool = True) -> FastAPI:
-    """These routes, with errors in the contract's shape, and no gate yet. `described`: with /openapi.json too."""
-    # No redirect of /api/sessions/ to /api/sessions: `DELETE /api/sessions/$ID` with no ID must not delete them all.
+    """An application with these routes and errors in the contract's shape, but without the guard.
+
+    `described` adds /openapi.json.
+    """
+    # No redirect of /api/sessions/ to /api/sessions: `DELETE /api/sessions/$ID` with an empty $ID must not delete all.
     app = _Application(
         title="ERA",
         version=__version__,
@@ -91,10 +94,10 @@ def application(routers: Iterable[APIRouter], *, described: bool = True) -> Fast
 
 class _Application(FastAPI):
     def openapi(self) -> dict[str, Any]:
-        """FastAPI's, without the 422 that it adds to every route: ours answer 400."""
-        known = self.openapi_schema is not None
+        """FastAPI's description, without the 422 that it adds to every route: invalid bodies get a 400 here."""
+        is_cached = self.openapi_schema is not None
         schema = super().openapi()
-        if not known:
+        if not is_cached:
             for path in schema["paths"].values():
                 for operation in path.values():
                     operation["responses"].pop("422", None)
@@ -109,6 +112,7 @@ def _answer(request: Request, error: EraError, extra: dict[str, str] | None = No
 
 
 async def _era_error(request: Request, error: Exception) -> Response:
+    """The answer to an error that ERA raised on purpose. The server's own failures are logged."""
     if not isinstance(error, EraError):
         raise error
     if error.status >= 500:
@@ -117,6 +121,7 @@ async def _era_error(request: Request, error: Exception) -> Response:
 
 
 async def _invalid(request: Request, error: Exception) -> Response:
+    """The answer to a request that doesn't fit its model: the first problem in words, all in `details`."""
     if not isinstance(error, RequestValidationError):
         raise error
     problems = [_problem(item) for item in error.errors()]
@@ -126,16 +131,17 @@ async def _invalid(request: Request, error: Exception) -> Response:
 
 
 def _details(error: RequestValidationError) -> list[dict[str, str]]:
-    """Where and what, never the value: it might be a secret of `env`."""
+    """The problems of an invalid body, by field. Never the value: it might be a secret of `env`."""
     return [{"field": _field(item), "problem": item["msg"]} for item in error.errors()]
 
 
 def _field(item: dict[str, Any]) -> str:
+    """The dotted name of the field that one of pydantic's errors is about."""
     return ".".join(str(part)[:80] for part in item["loc"][1:])
 
 
 def _problem(item: dict[str, Any]) -> tuple[str, str]:
-    """A sentence and a hint for one problem that pydantic found."""
+    """The message and the hint for one of pydantic's errors."""
     field = _field(item)
     if not field or item["loc"] == ("body",):
         return "The body must be a JSON object.", "Send it with the header 'Content-Type: application/json'."
@@ -148,6 +154,7 @@ def _problem(item: dict[str, Any]) -> tuple[str, str]:
 
 
 async def _http_error(request: Request, error: Exception) -> Response:
+    """The answer to an HTTPException of FastAPI's or Starlette's."""
     if isinstance(error, BodyProblem):
         return _answer(request, error.error)
     if not isinstance(error, HTTPException):
@@ -166,5 +173,6 @@ async def _http_error(request: Request, error: Exception) -> Response:
 
 
 async def _bug(request: Request, error: Exception) -> Response:
+    """The answer to an unexpected exception. Its details go to the log only."""
     log.error("bug", path=request.url.path, request_id=request.state.request_id, exc_info=error)
     return _answer(request, EraError("The service failed."))

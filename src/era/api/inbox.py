@@ -1,4 +1,4 @@
-"""A session's inbox: its settings, and what was delivered."""
+"""Routes of a session's inbox: its settings and its deliveries. Deliveries themselves come in by proxy.py."""
 
 from __future__ import annotations
 
@@ -42,11 +42,10 @@ Status = Annotated[DeliveryStatus | None, Query(description="Only those in this 
 @router.put("", responses={200: {"model": InboxAnswer}, **errors(404)})
 async def put_inbox(session_id: SessionId, body: InboxBody, request: Request, context: UseContext) -> Response:
     """Give the session an inbox, or change its settings. Deliveries stay."""
-    asked = body.verify
     verify = None
-    if asked is not None:
-        verify = Verify(asked.scheme, asked.secret, (asked.header or HEADERS[asked.scheme]).lower())
-    await context.deliveries.put_inbox(session_id, verify, body.retries)
+    if (settings := body.verify) is not None:
+        verify = Verify(settings.scheme, settings.secret, (settings.header or HEADERS[settings.scheme]).lower())
+    await context.inbox_store.put_inbox(session_id, verify, body.retries)
     return await _shown(session_id, request, context)
 
 
@@ -58,8 +57,8 @@ async def get_inbox(session_id: SessionId, request: Request, context: UseContext
 
 @router.delete("", responses={200: {"model": InboxDeletedAnswer}, **errors(404)})
 async def delete_inbox(session_id: SessionId, context: UseContext) -> Response:
-    """Remove the session's inbox with all its deliveries, also those that wait."""
-    dropped = await context.deliveries.delete_inbox(session_id)
+    """Remove the session's inbox with all its deliveries, pending ones included."""
+    dropped = await context.inbox_store.delete_inbox(session_id)
     return Answer({"success": True, "session_id": session_id.id, "deleted_deliveries": dropped})
 
 
@@ -69,27 +68,28 @@ async def list_deliveries(
 ) -> Response:
     """List deliveries, newest first."""
     before = key_of(cursor) if cursor else None
-    found = await context.deliveries.deliveries(session_id, status=status, limit=limit + 1, before=before)
-    page = found[:limit]
-    following = cursor_of(page[-1].key) if len(found) > limit else None
+    deliveries = await context.inbox_store.deliveries(session_id, status=status, limit=limit + 1, before=before)
+    page = deliveries[:limit]
+    following = cursor_of(page[-1].key) if len(deliveries) > limit else None
     answers = [delivery_answer(delivery) for delivery in page]
     return Answer({"deliveries": answers, "count": len(answers), "next_cursor": following})
 
 
 @router.get("/deliveries/{delivery_id}", responses={200: {"model": DeliveryContentAnswer}, **errors(404)})
 async def get_delivery(session_id: SessionId, delivery_id: str, context: UseContext) -> Response:
-    """Show a delivery with what was delivered."""
-    return Answer(content_answer(*await context.deliveries.delivery(session_id, delivery_id)))
+    """Show a delivery with the request that brought it."""
+    return Answer(content_answer(*await context.inbox_store.delivery(session_id, delivery_id)))
 
 
 @router.post("/deliveries/{delivery_id}/replay", responses={202: {"model": DeliveryAnswer}, **errors(404, 409, 429)})
 async def replay_delivery(session_id: SessionId, delivery_id: str, context: UseContext) -> Response:
-    """Run a delivery once more, through the code that is stored by then. One that waits is run as soon as it's its
-    turn."""
+    """Run a delivery again, with the code that is stored by then. A pending one skips its delay, but not the deliveries
+    before it."""
     return Answer(delivery_answer(await context.inbox.replay(session_id, delivery_id)), 202)
 
 
 async def _shown(session_id: OwnedId, request: Request, context: Context) -> Response:
-    inbox, counts = await context.deliveries.inbox(session_id)
+    """The answer that shows an inbox."""
+    inbox, counts = await context.inbox_store.inbox(session_id)
     url = f"{base_url(request, context.settings)}/proxy/{session_id}/inbox"
     return Answer(inbox_answer(session_id.id, url, inbox, counts))

@@ -1,4 +1,4 @@
-"""The pages for people: `/`, `/docs` and their assets. Plain files of era/web, read once and kept."""
+"""Routes of the web pages: `/`, `/docs` and their assets. They are files of era/web, read once and kept in memory."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ _TYPES = {
     ".js": "text/javascript; charset=utf-8",
     ".svg": "image/svg+xml",
 }
-# The pages load scripts and styles from this server only, run none that stand in their own text, talk to nobody else
-# and can't be framed. So even text from a session that was taken for HTML by mistake could do nothing.
+# The pages load scripts and styles from this server only, run no inline ones, connect to nothing else and can't be
+# framed. So even if text from a session were taken for HTML by mistake, it could do nothing.
 _HEADERS = {
     "Content-Security-Policy": (
         "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "
@@ -32,7 +32,7 @@ _HEADERS = {
     "Referrer-Policy": "no-referrer",
     "Cross-Origin-Opener-Policy": "same-origin",
     "Cross-Origin-Resource-Policy": "same-origin",
-    "Cache-Control": "no-cache",  # kept by browsers, but asked for anew: by its ETag that is a short answer
+    "Cache-Control": "no-cache",  # browsers keep them, but ask each time; thanks to the ETag the answer is a short 304
 }
 
 
@@ -46,15 +46,16 @@ class _File:
 @cache
 def _files() -> dict[str, _File]:
     """Every file of the pages by its name."""
-    found = {}
+    files = {}
     for path in _WEB.iterdir():
         if media_type := _TYPES.get(path.suffix):
             content = path.read_bytes()
-            found[path.name] = _File(content, media_type, f'"{hashlib.sha256(content).hexdigest()[:32]}"')
-    return found
+            files[path.name] = _File(content, media_type, f'"{hashlib.sha256(content).hexdigest()[:32]}"')
+    return files
 
 
 def _answer(request: Request, name: str) -> Response:
+    """A file of the pages, or 304 where the browser has it. Raises NotFound."""
     file = _files().get(name)
     if file is None:
         raise NotFound("There is nothing at this path.", hint="See /docs for the paths there are.")
@@ -67,7 +68,7 @@ def _answer(request: Request, name: str) -> Response:
 
 @router.api_route("/", methods=["GET", "HEAD"])
 async def home(request: Request) -> Response:
-    """What this server is, how it is, and a box to try it."""
+    """The start page: what ERA is, the server's status, and a box to try it."""
     return _answer(request, "index.html")
 
 
@@ -79,5 +80,5 @@ async def reference(request: Request) -> Response:
 
 @router.api_route("/assets/{name}", methods=["GET", "HEAD"])
 async def asset(name: str, request: Request) -> Response:
-    """What the pages load. The pages themselves have their own paths only."""
+    """Scripts, styles and icons. The pages themselves are served under their own paths only."""
     return _answer(request, "" if name.endswith(".html") else name)

@@ -1,8 +1,11 @@
-"""HTTP/1.1 on a connection: uvicorn's, with the bounds that it lacks, errors in the contract's shape, and connections
-that become something else (forward.py).
+"""The HTTP/1.1 protocol of a connection: uvicorn's, with bounds that it lacks, errors in the contract's shape, and
+tunnels for WebSockets.
 
-A request that asks for a WebSocket at a public URL is a request like any other, with this protocol in its scope as the
-extension `era.connection`. Its connection carries no other: after it come only the WebSocket's bytes.
+A WebSocket request to a public URL reaches the application as an ordinary HTTP request. Each request's scope has this
+protocol as the extension `era.connection`, by which forward.py turns the connection into a tunnel. Such a connection
+carries no second request: after the first one come only the WebSocket's bytes.
+
+Requests are parsed by httptools. Only heads of answers are written here, of which every part is ours.
 """
 
 from __future__ import annotations
@@ -23,25 +26,30 @@ from era.errors import BadRequest, EraError, HeadersTooLarge, TooSlow
 MAX_HEAD_BYTES = 64 << 10
 HEAD_SECONDS = 30.0
 _MAX_EARLY_BYTES = 64 << 10
-"""Of what a caller sends before it knows that it has a WebSocket."""
+"""How much is buffered of what a caller sends before its WebSocket is accepted."""
 
 _PUBLIC = re.compile(rb"/proxy/")
 
 
 class Protocol(HttpToolsProtocol):
-    """Without these bounds whoever can connect could fill the memory with one endless header, or take all
-    descriptors with requests that never end."""
+    """uvicorn's protocol, with bounds on the size of a request's head and on the time that it may take.
 
-    _unparsed = 0
-    _too_slow: asyncio.TimerHandle | None = None
-    _later: asyncio.StreamReader | None = None
-    """What comes after the head of a request that asks for a WebSocket."""
+    Without them, whoever can connect could fill the memory with one endless header, or use up all descriptors with
+    requests that never end.
+    """
+
+    _head_bytes = 0
+    """Bytes received since the last complete head or piece of a body."""
+
+    _head_timer: asyncio.TimerHandle | None = None
+    _tunnel: asyncio.StreamReader | None = None
+    """Bytes that follow the head of a WebSocket request."""
 
     upgrading = False
-    """Whether the request asks for a WebSocket."""
+    """Whether the current request asks for a WebSocket at a public URL."""
 
-    def __init__(self, *given: Any, **named: Any) -> None:
-        super().__init__(*given, **named)
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
         self._lost = asyncio.Event()
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -49,23 +57,24 @@ class Protocol(HttpToolsProtocol):
         self._expect_head()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._head_came()
+        self._head_received()
         super().connection_lost(exc)
         self._lost.set()
-        if self._later is not None:
-            self._later.feed_eof()
+        if self._tunnel is not None:
+            self._tunnel.feed_eof()
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
-        self.scope["extensions"] = {"era.connection": self}  # type: ignore[dict-item]  # it need be no dictionary
+        self.scope["extensions"] = {"era.connection": self}  # type: ignore[dict-item]  # a value may be any object
 
     def data_received(self, data: bytes) -> None:
-        if self._later is not None:
-            self._later.feed_data(data)  # it stops the reading where nobody takes it
+        """Parse data, as uvicorn's method does, with the bounds; in a tunnel, pass it on unparsed."""
+        if self._tunnel is not None:
+            self._tunnel.feed_data(data)  # it pauses the transport when its buffer is full
             return
         if self.cycle is not None and self.cycle.response_complete:
             self._expect_head()
-        self._unparsed += len(data)
+        self._head_bytes += len(data)
         self._unset_keepalive_if_required()
         try:
             self.parser.feed_data(data)
@@ -74,16 +83,16 @@ class Protocol(HttpToolsProtocol):
             return
         except httptools.HttpParserUpgrade as upgrade:
             if self.upgrading:
-                self._later = asyncio.StreamReader(_MAX_EARLY_BYTES, self.loop)
-                self._later.set_transport(self.transport)
-                self._later.feed_data(data[upgrade.args[0] :])
+                self._tunnel = asyncio.StreamReader(_MAX_EARLY_BYTES, self.loop)
+                self._tunnel.set_transport(self.transport)
+                self._tunnel.feed_data(data[upgrade.args[0] :])
             return
-        if self._unparsed > MAX_HEAD_BYTES and not self.transport.is_closing():
+        if self._head_bytes > MAX_HEAD_BYTES and not self.transport.is_closing():
             self._refuse(HeadersTooLarge(f"The request's headers are over {MAX_HEAD_BYTES} bytes."))
 
     def on_headers_complete(self) -> None:
-        self._unparsed = 0
-        self._head_came()
+        self._head_bytes = 0
+        self._head_received()
         self.upgrading = (
             self.parser.get_http_version() == "1.1"
             and self.parser.get_method() == b"GET"
@@ -92,51 +101,57 @@ class Protocol(HttpToolsProtocol):
         )
         super().on_headers_complete()
         if self.upgrading:
-            self.cycle.keep_alive = False  # there is no more HTTP on it, whatever the answer
+            self.cycle.keep_alive = False  # no more HTTP on this connection, whatever the answer
 
     def on_body(self, body: bytes) -> None:
-        self._unparsed = 0  # so that what counts is the head, the trailer and what stands between chunks
+        self._head_bytes = 0  # so that heads, trailers and chunk headers are bounded, and bodies aren't
         super().on_body(body)
 
     def send_400_response(self, msg: str) -> None:
         self._refuse(BadRequest("These bytes are no HTTP/1.1 request.", hint="Speak plain HTTP/1.1 to this address."))
 
     def open_tunnel(self, headers: Iterable[tuple[bytes, bytes]]) -> asyncio.StreamReader:
-        """Answer that the connection isn't HTTP from here on; the answer is what the caller sends on it."""
+        """Answer 101 with these headers. Returns the stream of bytes that the caller sends from then on.
+
+        Raises ConnectionError where the caller has gone.
+        """
         lines = [STATUS_LINE[101], *(b"%b: %b\r\n" % pair for pair in headers), b"\r\n"]
         self.transport.write(b"".join(lines))
-        if self._later is None:
+        if self._tunnel is None:
             raise ConnectionError("The caller has gone.")
-        return self._later
+        return self._tunnel
 
-    async def tell(self, piece: bytes) -> None:
-        """Send bytes as they are, once there is room for them. Raises ConnectionError where nobody is there."""
+    async def send_raw(self, piece: bytes) -> None:
+        """Send bytes unchanged and wait until there is room for more. Raises ConnectionError where the caller has
+        gone."""
         if self.transport.is_closing():
             raise ConnectionError("The caller has gone.")
         self.transport.write(piece)
         await self.flow.drain()
 
     async def hang_up(self) -> None:
-        """Close the connection when all has been sent."""
+        """Close the connection once everything has been sent."""
         self.transport.close()
         await self._lost.wait()
 
     async def cut(self) -> None:
-        """End the connection in such a way that its caller can't take what came for the whole."""
+        """Reset the connection, so that the caller can't take what it got for a complete answer."""
         self.transport.abort()
         await self._lost.wait()
 
     def _expect_head(self) -> None:
-        if self._too_slow is None:
+        """Start the timer for a request's head, unless it runs."""
+        if self._head_timer is None:
             error = TooSlow(f"The request's headers took more than {HEAD_SECONDS:g} seconds.")
-            self._too_slow = self.loop.call_later(HEAD_SECONDS, self._refuse, error)
+            self._head_timer = self.loop.call_later(HEAD_SECONDS, self._refuse, error)
 
-    def _head_came(self) -> None:
-        if self._too_slow is not None:
-            self._too_slow.cancel()
-            self._too_slow = None
+    def _head_received(self) -> None:
+        if self._head_timer is not None:
+            self._head_timer.cancel()
+            self._head_timer = None
 
     def _refuse(self, error: EraError) -> None:
+        """Answer with an error, without the application, and close the connection."""
         if self.transport.is_closing():
             return
         request_id = "req_" + secrets.token_hex(8)

@@ -1,4 +1,4 @@
-"""Calling in: the public URL of a session, answered by a server in it, by its stored code or by its inbox."""
+"""The public URLs of sessions, /proxy/{id}/{port}/…: answered by a live server, by stored code or by the inbox."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from starlette.routing import BaseRoute, Match
 from starlette.types import Receive, Scope, Send
 
 from era.api.context import Answer, Context, SessionId, StrictRoute, UseContext, base_url, errors, possible_id
-from era.api.forward import Call, forward
+from era.api.forward import Target, forward
 from era.api.guard import error_body, error_headers
 from era.core.models import Session
 from era.core.public import relay
@@ -24,12 +24,12 @@ from era.wire.sessions import HostAnswer
 
 router = APIRouter(prefix="/api/sessions/{session_id}", tags=["public URL"], route_class=StrictRoute)
 
-_OURS = re.compile(r"/proxy(/|$)")
-_TARGET = re.compile(rb"/[^/]*(?:/([^/]*)(?:/([^/]*)(/.*)?)?)?", re.DOTALL)
-"""Of a path as it came: the session's id, the port and the rest."""
+_PUBLIC = re.compile(r"/proxy(/|$)")
+_RAW_PATH = re.compile(rb"/[^/]*(?:/([^/]*)(?:/([^/]*)(/.*)?)?)?", re.DOTALL)
+"""The parts of a raw path: the session's id, the port, and the path that the program sees."""
 
 _INBOX = b"inbox"
-"""What stands in the port's place for deliveries."""
+"""Stands in the place of the port in a URL for deliveries."""
 
 _BODY_SECONDS = 60.0
 
@@ -41,7 +41,7 @@ async def public_url(
     context: UseContext,
     port: Annotated[int, Query(ge=1, le=65535, description="The port that the URL names.")],
 ) -> Response:
-    """Tell the URL under which anybody may call the session."""
+    """Show the URL by which anybody may call the session."""
     session = await context.sessions.get(session_id)
     base = base_url(request, context.settings)
     url = f"{base}/proxy/{session.id}/{port}"
@@ -49,69 +49,74 @@ async def public_url(
 
 
 class PublicUrls(BaseRoute):
-    """Every method of every path below /proxy. Starlette's own routes know methods by their names, and see paths only
-    decoded, where an escaped slash can't be told from a slash."""
+    """Route of every path below /proxy, with any method.
+
+    Starlette's own routes need the methods by name, and see only decoded paths, where an escaped slash can't be told
+    from a slash.
+    """
 
     def matches(self, scope: Scope) -> tuple[Match, Scope]:
-        ours = scope["type"] == "http" and _OURS.match(scope["path"])
-        return (Match.FULL if ours else Match.NONE), {}
+        is_public = scope["type"] == "http" and _PUBLIC.match(scope["path"])
+        return (Match.FULL if is_public else Match.NONE), {}
 
     async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a call, by whatever serves the session's URL."""
         request = Request(scope, receive, send)
         context: Context = request.app.state.context
-        session, port, path = await _checked(request, context)
+        session, port, path = await _resolve(request, context)
         if port is None:
-            await (await _delivered(request, context, session, path))(scope, receive, send)
+            answer = await _receive_delivery(request, context, session, path)
+            await answer(scope, receive, send)
             return
-        above = urlsplit(context.settings.public_url or "").path.rstrip("/")  # where a proxy in front has put us
-        key = _api_key(context)
-        call = Call(path or b"/", f"{above}/proxy/{session.id}/{port}", f"{above}/proxy/{session.id}/", key)
+        above = urlsplit(context.settings.public_url or "").path.rstrip("/")  # the path of a proxy in front of us
+        cookie_path = f"{above}/proxy/{session.id}/"
+        target = Target(path, f"{cookie_path}{port}", cookie_path, _api_key(context))
         run_id = None
         try:
-            async with context.live_servers.way(session, port, base_url(request, context.settings)) as way:
-                if way is not None:
-                    run_id = way.run_id
-                    await forward(scope, receive, send, way, call)
+            async with context.live_servers.connection(session, port, base_url(request, context.settings)) as live:
+                if live is not None:
+                    run_id = live.run_id
+                    await forward(scope, receive, send, live, target)
                     return
-            answer = await _relayed(request, context, session, call)
+            answer = await _run_stored_code(request, context, session, target)
         except (RelayFailed, Unavailable) as error:
             run_id = run_id or (error.details or {}).get("run_id")
-            told = {**error_headers(error), **({"X-Era-Run": run_id} if run_id else {})}
-            answer = Answer(error_body(error, request.state.request_id), error.status, headers=told)
+            headers = {**error_headers(error), **({"X-Era-Run": run_id} if run_id else {})}
+            answer = Answer(error_body(error, request.state.request_id), error.status, headers=headers)
         await answer(scope, receive, send)
 
 
-async def _relayed(request: Request, context: Context, session: Session, call: Call) -> Response:
-    """The answer of the session's stored code."""
+async def _run_stored_code(request: Request, context: Context, session: Session, target: Target) -> Response:
+    """The answer of the session's stored code, run for this request."""
     check_stored(session, public=True)
-    told = await _told(request, call.path)
+    call = await _read_call(request, target.path)
     base = base_url(request, context.settings)
-    variables = relay.environment(told, key=call.key)
+    variables = relay.environment(call, key=target.key)
     run = await context.runs.run(session.owned_id, RunRequest(base, env=variables, public=True))
-    about = {"X-Era-Run": run.result.run_id}
+    headers = {"X-Era-Run": run.result.run_id}
     try:
-        found = relay.reply(run, call.cookie_path)
+        reply = relay.reply(run, target.cookie_path)
     except RelayFailed as error:
-        return Answer(error_body(error, request.state.request_id), error.status, headers=about)
-    answer = Response(found.body, found.status, headers=about)
-    answer.raw_headers += [(name.encode(), value.encode()) for name, value in found.headers]
+        return Answer(error_body(error, request.state.request_id), error.status, headers=headers)
+    answer = Response(reply.body, reply.status, headers=headers)
+    answer.raw_headers += [(name.encode(), value.encode()) for name, value in reply.headers]
     return answer
 
 
-async def _delivered(request: Request, context: Context, session: Session, path: bytes) -> Response:
-    """The answer to a delivery, once it is durable."""
+async def _receive_delivery(request: Request, context: Context, session: Session, path: bytes) -> Response:
+    """Store a delivery in the session's inbox, and acknowledge it once it is durable."""
     await context.inbox.settings(session)
     if request.method != "POST":
         error = MethodNotAllowed("An inbox takes deliveries by POST.")
         return Answer(error_body(error, request.state.request_id), error.status, headers={"Allow": "POST"})
-    call = await _told(request, path)
+    call = await _read_call(request, path)
     received = await context.inbox.receive(session, call, base_url(request, context.settings), _api_key(context))
-    told = {"delivery_id": received.delivery_id, "status": received.status}
-    return Answer(told, 202 if received.first else 200)
+    answer = {"delivery_id": received.delivery_id, "status": received.status}
+    return Answer(answer, 202 if received.first else 200)
 
 
-async def _told(request: Request, path: bytes) -> relay.Call:
-    """The request as stored code is told of it."""
+async def _read_call(request: Request, path: bytes) -> relay.Call:
+    """The whole request, read. Raises as `_body` does."""
     return relay.Call(
         method=request.method,
         path=path,
@@ -122,18 +127,21 @@ async def _told(request: Request, path: bytes) -> relay.Call:
 
 
 def _api_key(context: Context) -> bytes | None:
+    """The operator's key."""
     return context.settings.api_key.get_secret_value().encode() if context.settings.api_key else None
 
 
-async def _checked(request: Request, context: Context) -> tuple[Session, int | None, bytes]:
-    """A session that may be called, the port, None for its inbox, and the path that its program is to see. Raises
-    EraError."""
+async def _resolve(request: Request, context: Context) -> tuple[Session, int | None, bytes]:
+    """What a URL means: a session that may be called, the port (None for its inbox), and the path for its program.
+
+    Raises MethodNotAllowed, NotFound, BadRequest, or Forbidden for a session that isn't public.
+    """
     if request.method == "CONNECT":
         raise MethodNotAllowed("CONNECT asks for a tunnel, and there is none here.")
-    found = _TARGET.fullmatch(request.scope["raw_path"])
-    given, port, path = found.groups() if found else (None, None, None)
+    match = _RAW_PATH.fullmatch(request.scope["raw_path"])
+    session_id, port, path = match.groups() if match else (None, None, None)
     try:
-        session = await context.store.public_session(possible_id((given or b"").decode("latin-1")))
+        session = await context.store.public_session(possible_id((session_id or b"").decode("latin-1")))
     except NotFound:
         raise NotFound("There is no session at this URL.", hint="Ask the owner of the session for its URL.") from None
     check_public(session)
@@ -147,7 +155,7 @@ async def _checked(request: Request, context: Context) -> tuple[Session, int | N
 
 
 async def _body(request: Request) -> bytes:
-    """The request's body. Raises TooLarge for more than could be handed on, without waiting for the rest."""
+    """The request's body. Raises TooLarge as soon as it exceeds what a variable can hold; BadRequest, TooSlow."""
     body = bytearray()
     try:
         async with asyncio.timeout(_BODY_SECONDS):

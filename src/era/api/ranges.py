@@ -1,4 +1,4 @@
-"""Parts of a body: the Range header, for one range of bytes."""
+"""Range requests: the header Range, for a single range of bytes (RFC 9110, 14.2)."""
 
 from __future__ import annotations
 
@@ -11,15 +11,16 @@ from era.errors import RangeNotSatisfiable
 _RANGE = re.compile(r"bytes=(\d{0,18})-(\d{0,18})", re.ASCII)
 
 
-def wanted_range(header: str | None, size: int) -> tuple[int, int] | None:
-    """The first byte and the one after the last that `header` asks for of `size`; None is all of them.
+def requested_range(header: str | None, size: int) -> tuple[int, int] | None:
+    """The range that a Range header asks for, of a body of `size` bytes: its start and its end (exclusive).
 
-    As HTTP has it, a header that makes no sense or asks for several ranges counts as none. Raises RangeNotSatisfiable.
+    None means the whole body. As HTTP allows, so does a header that is invalid or asks for several ranges. Raises
+    RangeNotSatisfiable for a range that begins beyond the end.
     """
-    found = _RANGE.fullmatch(header.strip()) if header else None
-    if found is None or found[0] == "bytes=-":
+    match = _RANGE.fullmatch(header.strip()) if header else None
+    if match is None or match[0] == "bytes=-":
         return None
-    first, last = found[1], found[2]
+    first, last = match[1], match[2]
     if not first:
         start, end = max(size - int(last), 0), size
     else:
@@ -31,12 +32,12 @@ def wanted_range(header: str | None, size: int) -> tuple[int, int] | None:
     return start, end
 
 
-def part_of(request: Request, content: bytes, media_type: str, headers: dict[str, str]) -> Response:
-    """`content`, or the part of it that the request asks for."""
+def ranged_response(request: Request, content: bytes, media_type: str, headers: dict[str, str]) -> Response:
+    """`content` as a 200, or the range of it that the request asks for as a 206."""
     headers = {"Accept-Ranges": "bytes", **headers}
-    wanted = wanted_range(request.headers.get("range"), len(content))
-    if wanted is None:
+    part = requested_range(request.headers.get("range"), len(content))
+    if part is None:
         return Response(content, 200, headers, media_type)
-    start, end = wanted
+    start, end = part
     headers["Content-Range"] = f"bytes {start}-{end - 1}/{len(content)}"
     return Response(content[start:end], 206, headers, media_type)

@@ -1,4 +1,4 @@
-"""Running code."""
+"""Routes that run code: in a session, streamed, or once in a temporary sandbox."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from era.core.program import Output
 from era.core.run_messages import ExecuteRequest, RunEvent, RunRequest, RunStarted
 from era.core.sessions import check_code
 from era.errors import BadRequest, EraError, TooLarge
-from era.wire.limits import asked
+from era.wire.limits import requested_limits
 from era.wire.runs import (
     BackgroundAnswer,
     ExecuteAnswer,
@@ -52,6 +52,7 @@ _MAX_FILES = 1000
 
 
 def _run_request(body: RunBody, request: Request, context: Context, key: str | None) -> RunRequest:
+    """The core's request for a run, from a body. Raises BadRequest or TooLarge for what can't be run."""
     check_timeout(body.timeout, context.settings)
     check_env(body.env)
     if body.code is not None:
@@ -75,13 +76,14 @@ def _run_request(body: RunBody, request: Request, context: Context, key: str | N
 async def run(
     session_id: SessionId, body: RunBody, request: Request, context: UseContext, key: IdempotencyKey
 ) -> Response:
-    """Run code in a session and answer when its result is durable, or with `background` as soon as it has begun."""
+    """Run code in a session, and answer once its result is durable. With `background`, answer as soon as it has
+    begun."""
     if body.background:
         begun = await context.runs.begin(session_id, _run_request(body, request, context, key))
         answer = {"run_id": begun.run_id, "status": "running"}
         return Answer(answer, 202, headers=REPLAY if begun.replayed else None)
-    told = await context.runs.run(session_id, _run_request(body, request, context, key))
-    return Answer(run_answer(told), headers=REPLAY if told.result.replayed else None)
+    done = await context.runs.run(session_id, _run_request(body, request, context, key))
+    return Answer(run_answer(done), headers=REPLAY if done.result.replayed else None)
 
 
 @router.post(
@@ -92,11 +94,11 @@ async def run(
 async def stream(
     session_id: SessionId, body: RunBody, request: Request, context: UseContext, key: IdempotencyKey
 ) -> Response:
-    """Run code and send its output as it comes: events `stdout`, `stderr`, then `done` or `error`."""
+    """Run code in a session and stream its output: events `stdout`, `stderr`, then `done` or `error`."""
     if body.background:
         raise BadRequest("'background' is not a field of this call.", hint="POST …/run takes it.", code="invalid_field")
     events = context.runs.stream(session_id, _run_request(body, request, context, key))
-    # What goes wrong before the run has started is an ordinary answer.
+    # An error before the run has started becomes an ordinary answer.
     first = await anext(events)
     headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
     return StreamingResponse(_server_sent(first, events), media_type="text/event-stream", headers=headers)
@@ -104,14 +106,14 @@ async def stream(
 
 @router.post("/api/execute", responses={200: {"model": ExecuteAnswer}, **errors(413)})
 async def execute(body: ExecuteBody, owner: Owner, request: Request, context: UseContext) -> Response:
-    """Run code once, in a sandbox that is gone when this answers."""
+    """Run code once, in a temporary sandbox that is gone when this answers."""
     check_timeout(body.timeout, context.settings)
     check_env(body.env)
     check_code(body.code)
     chosen = language(body.language, to_run=True)
-    limits = {name: value for name, value in asked(body.limits).items() if value is not None}
+    limits = {name: value for name, value in requested_limits(body.limits).items() if value is not None}
     context.rules.check(limits)
-    wanted = ExecuteRequest(
+    request_ = ExecuteRequest(
         owner=owner,
         base_url=base_url(request, context.settings),
         language=chosen,
@@ -124,10 +126,11 @@ async def execute(body: ExecuteBody, owner: Owner, request: Request, context: Us
         allow_internet=body.allowInternetAccess,
         secrets=secrets_of(body.secrets, body.env),
     )
-    return Answer(execute_answer(await context.runs.execute(wanted), chosen))
+    return Answer(execute_answer(await context.runs.execute(request_), chosen))
 
 
 async def _server_sent(first: RunEvent, rest: AsyncIterator[RunEvent]) -> AsyncIterator[bytes]:
+    """The events of a run as server-sent events. UTF-8 sequences split between pieces of output are joined."""
     decoders = {stream: codecs.getincrementaldecoder("utf-8")("replace") for stream in ("stdout", "stderr")}
 
     def show(event: RunEvent) -> list[bytes]:
@@ -158,7 +161,7 @@ def _event(kind: str, fields: dict[str, Any]) -> bytes:
 
 
 def _files(files: dict[str, str]) -> dict[str, bytes]:
-    """Checked files of an execute call. Raises BadRequest for a path that is not a plain relative one."""
+    """The files of an execute call, as bytes. Raises BadRequest for paths that can't be used, TooLarge for too many."""
     if len(files) > _MAX_FILES:
         raise TooLarge(f"'files' has {len(files)} files, {_MAX_FILES} are allowed.")
     checked = {}

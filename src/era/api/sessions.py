@@ -1,4 +1,4 @@
-"""Sessions and their stored code."""
+"""Routes of sessions and their stored code."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from era.core.metadata import KEEP, SessionChange, SessionFilter
 from era.core.models import now, timestamp
 from era.core.setup.requirements import setup_text
 from era.wire.files import files_answer
-from era.wire.limits import asked
+from era.wire.limits import requested_limits
 from era.wire.runs import CodeAnswer, CodeBody, CodeStoredAnswer, code_answer
 from era.wire.sessions import (
     ChangedAnswer,
@@ -42,7 +42,7 @@ from era.wire.sessions import (
 
 router = APIRouter(prefix="/api/sessions", tags=["sessions"], route_class=StrictRoute)
 
-Purge = Annotated[bool, Query(description="Drop it at once and for good, instead of keeping it to be restored.")]
+Purge = Annotated[bool, Query(description="Delete at once and for good; it can't be restored.")]
 
 
 @router.post("", status_code=201, responses={201: {"model": SessionAnswer}, **errors(409, 413)})
@@ -60,7 +60,7 @@ async def create_session(body: CreateSession, owner: Owner, context: UseContext,
         allow_public=body.allowPublicAccess,
         default_timeout=body.default_timeout,
         ttl=body.ttl,
-        limits={name: value for name, value in asked(body.limits).items() if value is not None},
+        limits={name: value for name, value in requested_limits(body.limits).items() if value is not None},
         isolation=body.isolation,
         egress=body.egress.model_dump() if body.egress else None,
         service=body.service,
@@ -76,13 +76,13 @@ async def list_sessions(
     request: Request,
     owner: Owner,
     context: UseContext,
-    limit: Annotated[int | None, Query(ge=1, le=1000, description="Sessions a page; all where it is left out.")] = None,
+    limit: Annotated[int | None, Query(ge=1, le=1000, description="Sessions per page; left out: all.")] = None,
     cursor: Annotated[str | None, Query(max_length=64, description="`next_cursor` of the page before.")] = None,
     language_name: Annotated[str | None, Query(alias="language")] = None,
     status: Annotated[Literal["idle", "running", "expired", "deleted"] | None, Query()] = None,
 ) -> Response:
-    """List the caller's sessions, newest first. `metadata.KEY=VALUE` keeps those with that label. Those that expired or
-    were deleted and can be restored are listed only where `status` asks for them."""
+    """List the caller's sessions, newest first. `metadata.KEY=VALUE` selects those with that label. Sessions that have
+    expired or were deleted, and can be restored, are listed only where `status` asks for them."""
     prefix = "metadata."
     labels = {
         name.removeprefix(prefix): value for name, value in request.query_params.items() if name.startswith(prefix)
@@ -95,9 +95,9 @@ async def list_sessions(
         before_key=key_of(cursor) if cursor else None,
         removed=status if status in ("expired", "deleted") else None,
     )
-    found = await context.sessions.list(which)
-    page = found[:limit]
-    following = cursor_of(page[-1].key) if len(found) > len(page) else None
+    sessions = await context.sessions.list(which)
+    page = sessions[:limit]
+    following = cursor_of(page[-1].key) if len(sessions) > len(page) else None
     answers = [shown(session, context) for session in page]
     if status is not None:
         answers = [session for session in answers if session["status"] == status]
@@ -106,7 +106,7 @@ async def list_sessions(
 
 @router.delete("", responses={200: {"model": DeletedAllAnswer}, **errors()})
 async def delete_sessions(owner: Owner, context: UseContext, purge: Purge = False) -> Response:
-    """Delete every session of the caller's."""
+    """Delete all sessions of the caller."""
     gone = await context.sessions.delete_all(owner, purge=purge)
     return Answer(
         {"success": True, "deleted_count": len(gone), "deleted_sessions": gone, "deleted_at": timestamp(now())}
@@ -123,13 +123,13 @@ async def get_session(
     session = await context.sessions.get(session_id)
     answer = shown(session, context)
     if include == "files":
-        answer["files"] = files_answer(await context.files(session.snapshot))
+        answer["files"] = files_answer(await context.list_snapshot(session.snapshot))
     return Answer(answer)
 
 
 @router.patch("/{session_id}", responses={200: {"model": ChangedAnswer}, **errors(404, 413, 429)})
 async def change_session(session_id: SessionId, body: ChangeSession, context: UseContext) -> Response:
-    """Change a session's settings, data or setup. A change of data or setup waits for the run under way."""
+    """Change a session's settings, data or setup. Changing data or setup waits for the run under way."""
     check_timeout(body.default_timeout, context.settings, "default_timeout")
     change = SessionChange(
         default_timeout=body.default_timeout,
@@ -137,7 +137,7 @@ async def change_session(session_id: SessionId, body: ChangeSession, context: Us
         allow_public=body.allowPublicAccess,
         metadata=body.metadata,
         ttl=body.ttl if "ttl" in body.model_fields_set else KEEP,
-        limits=asked(body.limits) or None,
+        limits=requested_limits(body.limits) or None,
         isolation=body.isolation,
         egress=body.egress.model_dump() if body.egress else None,
         service=body.service if "service" in body.model_fields_set else KEEP,
@@ -157,20 +157,20 @@ async def change_session(session_id: SessionId, body: ChangeSession, context: Us
 
 @router.delete("/{session_id}", responses={200: {"model": DeletedAnswer}, **errors(404)})
 async def delete_session(session_id: SessionId, context: UseContext, purge: Purge = False) -> Response:
-    """Delete a session. Its processes are dead and its working directory gone when this answers."""
+    """Delete a session. When this answers, its processes are dead and its working directory is gone."""
     await context.sessions.delete(session_id, purge=purge)
     return Answer({"success": True, "id": session_id.id, "deleted_at": timestamp(now())})
 
 
 @router.post("/{session_id}/restore", responses={200: {"model": SessionAnswer}, **errors(404, 409)})
 async def restore_session(session_id: SessionId, context: UseContext) -> Response:
-    """Bring back a session that expired or was deleted."""
+    """Bring back a session that has expired or was deleted."""
     return Answer(shown(await context.sessions.restore(session_id), context))
 
 
 @router.put("/{session_id}/code", tags=["code"], responses={200: {"model": CodeStoredAnswer}, **errors(404, 413)})
 async def store_code(session_id: SessionId, body: CodeBody, context: UseContext) -> Response:
-    """Store the code that a run without code runs."""
+    """Store the code that is run where a run brings none."""
     stored = await context.sessions.store_code(session_id, body.code, body.description)
     return Answer({"success": True, "code_length": len(stored.code), "updated_at": timestamp(stored.updated_at)})
 

@@ -1,21 +1,38 @@
-"""Storage that programs and clients share. Programs reach these routes by a guest listener of their sandbox
-(guest_api.py)."""
+"""Routes of the storage that programs and clients share: keys and values (kv), objects (r2), SQL databases (d1).
+
+Clients call them with a key, programs through a guest listener of their sandbox (guest_api.py). Both get the storage of
+their owner.
+"""
 
 from __future__ import annotations
 
 import base64
 import binascii
 import re
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 from urllib.parse import unquote_to_bytes
 
 from fastapi import APIRouter, Depends, Query, Request, Response
-from pydantic import BaseModel, ConfigDict, Field
 
 from era.api.context import Answer, StrictRoute, caller_of, errors
 from era.core.models import JsonObject, timestamp
 from era.core.storage import Item, Namespaces, Storage, check_namespace
 from era.errors import BadRequest
+from era.wire.storage import (
+    ClearedAnswer,
+    DoneAnswer,
+    KeysAnswer,
+    ObjectAnswer,
+    ObjectsAnswer,
+    PutObject,
+    PutObjectAnswer,
+    PutValue,
+    ResourcesAnswer,
+    SqlAnswer,
+    SqlBody,
+    StatsAnswer,
+    ValueAnswer,
+)
 
 router = APIRouter(prefix="/api/storage", tags=["storage"], route_class=StrictRoute)
 resources = APIRouter(prefix="/api/resources", tags=["storage"], route_class=StrictRoute)
@@ -23,143 +40,36 @@ resources = APIRouter(prefix="/api/resources", tags=["storage"], route_class=Str
 _ITEM = re.compile(rb"/api/storage/(?:kv|r2)/([^/]+)/(.*)", re.DOTALL)
 _NAMESPACE = re.compile(rb"/api/storage/(?:kv|r2|d1)/([^/]+)(?:/(?:query|exec))?")
 
-Metadata = Annotated[dict[str, Any] | None, Field(description="Told in lists, or with the value: at most 8 KiB.")]
 
-
-class _Body(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True)
-
-
-class PutValue(_Body):
-    value: str = Field(description="Text of at most 1 MiB.")
-    metadata: Metadata = None
-
-
-class PutObject(_Body):
-    content: str = Field(description="Bytes as base64, at most 10 MiB of them.")
-    metadata: Metadata = None
-
-
-type Param = str | int | float | bool | list[int] | None
-
-
-class SqlBody(_Body):
-    sql: str = Field(description="SQLite's dialect.", examples=["SELECT * FROM users WHERE id = ?"])
-    params: list[Param] | dict[str, Param] | None = Field(
-        None, description="Values for ?, or by name for :name; bytes as a list of numbers."
-    )
-
-
-class DoneAnswer(BaseModel):
-    success: bool
-
-
-class PutObjectAnswer(DoneAnswer):
-    size: int
-
-
-class ClearedAnswer(DoneAnswer):
-    deleted: int
-
-
-class ValueAnswer(BaseModel):
-    value: str
-    metadata: dict[str, Any] | None
-
-
-class ObjectAnswer(BaseModel):
-    content: str
-    size: int
-    uploaded: str
-    customMetadata: dict[str, Any]
-
-
-class KeyAnswer(BaseModel):
-    name: str
-    metadata: dict[str, Any] | None
-
-
-class KeysAnswer(BaseModel):
-    keys: list[KeyAnswer]
-    list_complete: bool
-    cursor: str | None
-
-
-class ObjectKeyAnswer(BaseModel):
-    key: str
-    size: int
-    uploaded: str
-
-
-class ObjectsAnswer(BaseModel):
-    objects: list[ObjectKeyAnswer]
-    truncated: bool
-    cursor: str | None
-
-
-class SqlMeta(BaseModel):
-    changes: int
-    last_row_id: int
-    changed_db: bool
-    size_after: int
-    duration: float
-
-
-class SqlAnswer(BaseModel):
-    success: bool
-    results: list[dict[str, Any]]
-    meta: SqlMeta
-
-
-class ResourceAnswer(BaseModel):
-    type: Literal["kv", "d1", "r2"]
-    namespace: str
-    key: str
-
-
-class ResourcesAnswer(BaseModel):
-    resources: list[ResourceAnswer]
-    total: int
-    limit: int
-    offset: int
-    has_more: bool
-
-
-class StatsAnswer(BaseModel):
-    total: int
-    by_type: dict[str, int]
-    by_namespace: dict[str, int]
-    total_size: int
-
-
-async def existing_namespace(request: Request) -> str:  # not async, it would take a hop through a thread
-    """The namespace as it stands in the URL, decoded once. Raises BadRequest."""
-    found = _NAMESPACE.fullmatch(request.scope["raw_path"]) or _ITEM.fullmatch(request.scope["raw_path"])
-    namespace = unquote_to_bytes(found[1]).decode(errors="replace") if found else ""
+async def namespace_in_url(request: Request) -> str:
+    """The namespace, decoded once from the raw URL. Raises BadRequest."""
+    match = _NAMESPACE.fullmatch(request.scope["raw_path"]) or _ITEM.fullmatch(request.scope["raw_path"])
+    namespace = unquote_to_bytes(match[1]).decode(errors="replace") if match else ""
     check_namespace(namespace)
     return namespace
 
 
-async def existing_key(request: Request) -> str:
-    """The key as it stands in the URL, decoded once and by us: it may hold any character. Raises BadRequest."""
-    found = _ITEM.fullmatch(request.scope["raw_path"])
+async def key_in_url(request: Request) -> str:
+    """The key, decoded once from the raw URL, since it may hold any character. Raises BadRequest."""
+    match = _ITEM.fullmatch(request.scope["raw_path"])
     try:
-        return unquote_to_bytes(found[2]).decode() if found else ""
+        return unquote_to_bytes(match[2]).decode() if match else ""
     except UnicodeDecodeError:
         raise BadRequest("The key is not UTF-8.", hint="Escape it as %XX, byte by byte.", code="bad_key") from None
 
 
 async def own_storage(request: Request) -> Namespaces:
-    """The caller's, and nothing else: a client's by its key, a program's by the guest listener that it came through."""
+    """The storage of the caller's owner, and no other. A client's owner follows from its key, a program's from the
+    guest listener that it connected to."""
     storage: Storage = request.app.state.storage
     return storage.of(caller_of(request).owner)
 
 
 UseStorage = Annotated[Namespaces, Depends(own_storage)]
-Namespace = Annotated[str, Depends(existing_namespace)]
-Key = Annotated[str, Depends(existing_key)]
+Namespace = Annotated[str, Depends(namespace_in_url)]
+Key = Annotated[str, Depends(key_in_url)]
 Prefix = Annotated[str, Query(max_length=1024, description="Only keys that begin with this.")]
-Limit = Annotated[int, Query(ge=1, le=1000, description="How many a page.")]
+Limit = Annotated[int, Query(ge=1, le=1000, description="Items per page.")]
 Cursor = Annotated[str | None, Query(max_length=1500, description="`cursor` of the page before.")]
 
 
@@ -190,14 +100,14 @@ async def get_value(namespace: Namespace, key: Key, storage: UseStorage) -> Resp
 
 @router.put("/kv/{namespace}/{key:rest}", responses={200: {"model": DoneAnswer}, **errors(413)})
 async def put_value(namespace: Namespace, key: Key, body: PutValue, storage: UseStorage) -> Response:
-    """Keep a value, in the place of what was there."""
+    """Store a value, replacing any that was there."""
     await storage.put("kv", namespace, key, body.value.encode(), body.metadata)
     return Answer({"success": True})
 
 
 @router.delete("/kv/{namespace}/{key:rest}", responses={200: {"model": DoneAnswer}, **errors()})
 async def delete_value(namespace: Namespace, key: Key, storage: UseStorage) -> Response:
-    """Delete a value. Also a success where there is none."""
+    """Delete a value. Succeeds where there is none, too."""
     await storage.delete("kv", namespace, key)
     return Answer({"success": True})
 
@@ -224,13 +134,19 @@ async def clear_objects(namespace: Namespace, storage: UseStorage) -> Response:
 async def get_object(namespace: Namespace, key: Key, storage: UseStorage) -> Response:
     """Get an object."""
     item, value = await storage.get("r2", namespace, key)
-    told = {"content": base64.b64encode(value).decode(), "size": item.size, "uploaded": timestamp(item.updated_at)}
-    return Answer({**told, "customMetadata": item.metadata or {}})
+    return Answer(
+        {
+            "content": base64.b64encode(value).decode(),
+            "size": item.size,
+            "uploaded": timestamp(item.updated_at),
+            "customMetadata": item.metadata or {},
+        }
+    )
 
 
 @router.put("/r2/{namespace}/{key:rest}", responses={200: {"model": PutObjectAnswer}, **errors(413)})
 async def put_object(namespace: Namespace, key: Key, body: PutObject, storage: UseStorage) -> Response:
-    """Keep an object, in the place of what was there."""
+    """Store an object, replacing any that was there."""
     try:
         content = base64.b64decode(body.content, validate=True)
     except (binascii.Error, ValueError):
@@ -241,7 +157,7 @@ async def put_object(namespace: Namespace, key: Key, body: PutObject, storage: U
 
 @router.delete("/r2/{namespace}/{key:rest}", responses={200: {"model": DoneAnswer}, **errors()})
 async def delete_object(namespace: Namespace, key: Key, storage: UseStorage) -> Response:
-    """Delete an object. Also a success where there is none."""
+    """Delete an object. Succeeds where there is none, too."""
     await storage.delete("r2", namespace, key)
     return Answer({"success": True})
 
@@ -254,7 +170,7 @@ async def run_statement(namespace: Namespace, body: SqlBody, storage: UseStorage
 
 @router.post("/d1/{namespace}/exec", responses={200: {"model": SqlAnswer}, **errors(413)})
 async def run_statements(namespace: Namespace, body: SqlBody, storage: UseStorage) -> Response:
-    """Run SQL statements on the namespace's database: all of them, or none."""
+    """Run SQL statements on the namespace's database, in one transaction."""
     return Answer({"success": True, **await storage.sql(namespace, body.sql, body.params or [], many=True)})
 
 
@@ -271,29 +187,30 @@ async def list_resources(
     namespace: Annotated[str | None, Query(description="Of this namespace only.")] = None,
     key_prefix: Prefix = "",
     limit: Limit = 100,
-    offset: Annotated[int, Query(ge=0, le=1 << 40, description="How many to leave out.")] = 0,
+    offset: Annotated[int, Query(ge=0, le=1 << 40, description="How many to skip.")] = 0,
 ) -> Response:
-    """List all there is in storage: keys, objects, and tables of databases."""
+    """List everything in storage: keys, objects, and tables of databases."""
     page, total = await storage.resources(type, namespace, prefix=key_prefix, limit=limit, offset=offset)
-    for one in page:
-        one |= {name: timestamp(one[name]) for name in ("created_at", "updated_at") if name in one}
+    for resource in page:
+        resource |= {name: timestamp(resource[name]) for name in ("created_at", "updated_at") if name in resource}
     more = offset + len(page) < total
     return Answer({"resources": page, "total": total, "limit": limit, "offset": offset, "has_more": more})
 
 
 @resources.get("/stats", responses={200: {"model": StatsAnswer}, **errors()})
 async def stats(storage: UseStorage) -> Response:
-    """How much there is in storage."""
-    found: JsonObject = await storage.stats()
-    return Answer(found)
+    """Show how much is in storage: counts and bytes."""
+    stats: JsonObject = await storage.stats()
+    return Answer(stats)
 
 
 def _cursor(item: Item) -> str:
+    """Encode a pagination cursor: the key of the last item of a page."""
     return base64.urlsafe_b64encode(item.key.encode()).decode().rstrip("=")
 
 
 def _after(cursor: str | None) -> str | None:
-    """The reverse. Raises BadRequest for what `_cursor` didn't make."""
+    """Decode a pagination cursor. Raises BadRequest for what `_cursor` didn't make."""
     if cursor is None:
         return None
     try:

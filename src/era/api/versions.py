@@ -1,4 +1,4 @@
-"""The versions of a session, and what can be made of them."""
+"""Routes of a session's versions: list and compare them, roll back to one, or make a new session of one."""
 
 from __future__ import annotations
 
@@ -46,9 +46,9 @@ async def list_versions(
     session_id: SessionId, context: UseContext, limit: Limit = 100, cursor: Cursor = None
 ) -> Response:
     """List the versions that are kept, newest first."""
-    found = await context.versions.list(session_id, limit=limit + 1, before=key_of(cursor) if cursor else None)
-    page = found[:limit]
-    following = cursor_of(page[-1].n) if len(found) > limit else None
+    versions = await context.versions.list(session_id, limit=limit + 1, before=key_of(cursor) if cursor else None)
+    page = versions[:limit]
+    following = cursor_of(page[-1].n) if len(versions) > limit else None
     answers = [version_answer(version) for version in page]
     return Answer({"versions": answers, "count": len(answers), "next_cursor": following})
 
@@ -59,13 +59,13 @@ async def get_version(session_id: SessionId, number: Number, context: UseContext
     content = await context.versions.get(session_id, number)
     answer = version_answer(content.version) | {"data": data_of(content)}
     if include == "files":
-        answer["files"] = files_answer(await context.files(content.version.snapshot))
+        answer["files"] = files_answer(await context.list_snapshot(content.version.snapshot))
     return Answer(answer)
 
 
 @router.get("/versions/{number}/diff", responses={200: {"model": DiffAnswer}, **errors(404)})
 async def diff_version(session_id: SessionId, number: Number, context: UseContext) -> Response:
-    """Show what a version changed in data and files."""
+    """Show what a version changed in data and files, compared with the one before it."""
     return Answer(diff_answer(await context.versions.diff(session_id, number)))
 
 
@@ -79,15 +79,15 @@ async def rollback(session_id: SessionId, body: RollbackBody, context: UseContex
 async def duplicate(
     session_id: SessionId, context: UseContext, key: IdempotencyKey, body: DuplicateBody | None = None
 ) -> Response:
-    """Make a session with the content and settings of this one. No file is copied."""
-    wanted = body or DuplicateBody.model_validate({})
-    if wanted.id is not None and wanted.new_id is not None and wanted.id != wanted.new_id:
+    """Make a new session with the content and settings of this one. No file is copied."""
+    copy = body or DuplicateBody.model_validate({})
+    if copy.id is not None and copy.new_id is not None and copy.id != copy.new_id:
         raise BadRequest("'id' and 'new_id' name two different sessions.", hint="Send one of them.")
     made = await context.versions.duplicate(
         session_id,
-        new_id=wanted.id or wanted.new_id,
-        data=wanted.data,
-        from_version=wanted.from_version,
-        claim=claim_of(context, "duplicate", key, wanted),
+        new_id=copy.id or copy.new_id,
+        data=copy.data,
+        from_version=copy.from_version,
+        claim=claim_of(context, "duplicate", key, copy),
     )
     return made_answer(made, context)

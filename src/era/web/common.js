@@ -1,10 +1,10 @@
-// What both pages share: the server's own address in the examples, copy buttons, the health pill.
+// Shared by both pages: the server's own address in examples, copy buttons, the health pill.
 
 export const origin = location.origin;
 const SHOWN_ORIGIN = 'http://127.0.0.1:8787';
 const HEALTH_SECONDS = 5;
 
-/** An element with attributes and children; strings become text, so nothing from a server is ever HTML. */
+/** Create an element with attributes and children. Strings become text nodes, so nothing from a server is ever HTML. */
 export function make(name, attributes = {}, ...children) {
   const element = document.createElement(name);
   for (const [key, value] of Object.entries(attributes)) {
@@ -14,7 +14,7 @@ export function make(name, attributes = {}, ...children) {
   return element;
 }
 
-/** Text in which `backticks` are code. */
+/** Nodes for a text in which `backticks` mark code. */
 export function prose(text) {
   return text.split(/(`[^`]+`)/).map((part) => (part.startsWith('`') ? make('code', {}, part.slice(1, -1)) : part));
 }
@@ -28,7 +28,7 @@ export async function wantsKey() {
   }
 }
 
-/** Show this page's own address in every example, and the key's header where one is wanted. */
+/** Put this server's address into every example, and the header of the API key where the server needs one. */
 export function localize(root, keyWanted) {
   for (const code of root.querySelectorAll('pre code')) {
     let text = code.textContent.replaceAll(SHOWN_ORIGIN, origin);
@@ -38,7 +38,7 @@ export function localize(root, keyWanted) {
   }
 }
 
-/** Give every `pre[data-copy]` below `root` a button that copies it. */
+/** Add a copy button to every `pre[data-copy]` below `root`. */
 export function addCopyButtons(root) {
   for (const block of root.querySelectorAll('pre[data-copy]')) {
     if (block.parentElement.classList.contains('copyable')) continue;
@@ -53,12 +53,13 @@ export function addCopyButtons(root) {
   }
 }
 
+/** Copy a text to the clipboard. Returns whether that worked. */
 async function copied(text) {
   try {
     await navigator.clipboard.writeText(text);
     return true;
   } catch {
-    // No clipboard without a secure context, which a plain address other than loopback is not.
+    // Browsers offer the clipboard only in secure contexts, which plain HTTP from another machine isn't.
     const area = make('textarea', { class: 'visually-hidden', 'aria-hidden': 'true' });
     area.value = text;
     document.body.append(area);
@@ -69,7 +70,7 @@ async function copied(text) {
   }
 }
 
-/** Ask /health now and every few seconds while the page is looked at; `show` gets the answer, or null. */
+/** Fetch /health now and every few seconds while the page is visible. `show` is called with the answer, or null. */
 export function watchHealth(show = () => {}) {
   const pill = document.querySelector('#pill');
   const ask = async () => {

@@ -1,7 +1,7 @@
-// The first page: the server's status, and the box to try it.
+// The start page: the server's status, and the box to try it.
 import { addCopyButtons, localize, make, wantsKey, watchHealth } from './common.js';
 
-// How names are written that don't just begin with a capital letter.
+// Names of languages that are more than the id with a capital letter.
 const NAMES = { typescript: 'TypeScript' };
 
 const EXAMPLES = {
@@ -81,12 +81,14 @@ const verdict = document.querySelector('#verdict');
 const streams = document.querySelector('#streams');
 const run = document.querySelector('#run');
 
+/** The name of a language for people. */
 function inWords(name) {
   return NAMES[name] ?? name[0].toUpperCase() + name.slice(1);
 }
 
 // -- status ---------------------------------------------------------------------------------------------------------
 
+/** Fill the place on the page that shows this value of /health. */
 function place(name, ...content) {
   document.querySelector(`dd[data-health=${name}], dd [data-health=${name}]`).replaceChildren(...content);
 }
@@ -113,12 +115,14 @@ function showHealth(health) {
 const drafts = { ...EXAMPLES };
 let language = 'python';
 
+/** Switch to another language; what was typed for this one is kept. */
 function choose(chosen) {
   drafts[language] = code.value || drafts[language];
   language = chosen;
   code.value = drafts[language] ?? '';
 }
 
+/** Add a tab for each language that has none yet. */
 function offer(languages) {
   const tabs = document.querySelector('.tabs');
   for (const name of languages) {
@@ -129,6 +133,7 @@ function offer(languages) {
   }
 }
 
+/** The element that shows stdout or stderr; null where it is empty. */
 function stream(name, text, truncated) {
   if (!text) return null;
   return make('div', { class: `stream ${name}` }, make('h3', {}, name),

@@ -3,18 +3,18 @@ import { addCopyButtons, localize, make, origin, prose, wantsKey, watchHealth } 
 
 const METHODS = ['get', 'post', 'put', 'patch', 'delete'];
 const GROUPS = {
-  sessions: ['Sessions', 'Made, shown, changed, deleted.'],
-  code: ['Stored code', 'A program kept with a session, for runs that bring none.'],
+  sessions: ['Sessions', 'Create, show, change and delete sessions.'],
+  code: ['Stored code', 'A program stored with a session, for runs that bring none.'],
   runs: ['Running code', 'One run at a time in a session; the rest wait in order.'],
-  health: ['Health', 'Is it well, and what does it do.'],
+  health: ['Health', 'Whether the server works, and what it is doing.'],
 };
-// Statuses that every call may answer are told once, at the top.
+// Statuses that every call may answer, shown once at the top.
 const EVERYWHERE = {
-  400: 'The request can’t be right: the error says which field and why.',
+  400: 'The request is invalid: the error says which field and why.',
   401: 'The server has an API key, and this call came without it.',
-  403: 'Refused whoever asks, such as a page of another origin.',
+  403: 'Refused to every caller, such as a request from a page of another origin.',
   413: 'The body is over 16 MiB.',
-  503: 'The server can’t do it now. Retry-After is there where trying again can help.',
+  503: 'The server can’t do it now. Retry-After is sent where trying again can help.',
 };
 const HERE = {
   404: 'No such session.',
@@ -25,12 +25,13 @@ const HERE = {
 
 let schemas = {};
 
+/** A schema with its reference, if it is one, replaced by what it refers to. */
 function resolve(schema) {
   const name = schema?.$ref?.split('/').pop();
   return name ? { name, ...schemas[name] } : schema ?? {};
 }
 
-/** A parameter's schema: what is left out is null there, but nobody can send it. */
+/** A parameter's schema without the null that stands for a parameter left out: no client can send it. */
 function withoutNull(schema) {
   const kinds = schema.anyOf?.filter((part) => part.type !== 'null');
   return kinds?.length === 1 ? { ...schema, anyOf: undefined, ...kinds[0] } : schema;
@@ -38,28 +39,29 @@ function withoutNull(schema) {
 
 /** A type in a few words. */
 function typeOf(schema) {
-  const found = resolve(schema);
-  if (found.anyOf) return found.anyOf.map(typeOf).filter((part, at, all) => all.indexOf(part) === at).join(' or ');
-  if (found.const !== undefined) return JSON.stringify(found.const);
-  if (found.enum) return found.enum.map((value) => JSON.stringify(value)).join(' or ');
-  if (found.type === 'array') return `list of ${typeOf(found.items)}s`.replace(/anythings$/, 'anything');
-  if (found.type === 'object' && found.additionalProperties?.type) return `object of ${found.additionalProperties.type}s`;
-  return found.type ?? (found.properties ? 'object' : 'anything');
+  const resolved = resolve(schema);
+  if (resolved.anyOf) return resolved.anyOf.map(typeOf).filter((part, at, all) => all.indexOf(part) === at).join(' or ');
+  if (resolved.const !== undefined) return JSON.stringify(resolved.const);
+  if (resolved.enum) return resolved.enum.map((value) => JSON.stringify(value)).join(' or ');
+  if (resolved.type === 'array') return `list of ${typeOf(resolved.items)}s`.replace(/anythings$/, 'anything');
+  if (resolved.type === 'object' && resolved.additionalProperties?.type) return `object of ${resolved.additionalProperties.type}s`;
+  return resolved.type ?? (resolved.properties ? 'object' : 'anything');
 }
 
+/** The bounds of a value, each in a few words. */
 function bounds(schema) {
-  const told = [];
+  const bounds = [];
   for (const part of [schema, ...(schema.anyOf ?? [])]) {
-    if (part.exclusiveMinimum !== undefined) told.push(`> ${part.exclusiveMinimum}`);
-    if (part.minimum !== undefined) told.push(`≥ ${part.minimum}`);
-    if (part.maximum !== undefined) told.push(`≤ ${part.maximum}`);
-    if (part.maxLength !== undefined) told.push(`at most ${part.maxLength} characters`);
+    if (part.exclusiveMinimum !== undefined) bounds.push(`> ${part.exclusiveMinimum}`);
+    if (part.minimum !== undefined) bounds.push(`≥ ${part.minimum}`);
+    if (part.maximum !== undefined) bounds.push(`≤ ${part.maximum}`);
+    if (part.maxLength !== undefined) bounds.push(`at most ${part.maxLength} characters`);
     if (part.pattern) {
       const words = part.pattern.match(/^\^\(?([\w|]+)\)?\$$/);
-      told.push(words ? words[1].split('|').join(' or ') : part.pattern);
+      bounds.push(words ? words[1].split('|').join(' or ') : part.pattern);
     }
   }
-  return told;
+  return bounds;
 }
 
 function defaultOf(schema, required) {
@@ -69,10 +71,10 @@ function defaultOf(schema, required) {
 }
 
 function field(name, schema, required, withDefaults) {
-  const found = resolve(schema);
-  const description = schema.description ?? found.description ?? '';
+  const resolved = resolve(schema);
+  const description = schema.description ?? resolved.description ?? '';
   const limits = bounds(schema);
-  const below = found.type === 'array' ? resolve(found.items) : found;
+  const below = resolved.type === 'array' ? resolve(resolved.items) : resolved;
   return make('li', {},
     make('div', { class: 'field-head' }, make('code', { class: 'name' }, name), make('span', { class: 'type' }, typeOf(schema)),
       withDefaults ? defaultOf(schema, required) : null),
@@ -94,25 +96,28 @@ function section(title, ...content) {
 
 // -- examples -------------------------------------------------------------------------------------------------------
 
+/** An example of a value. */
 function sample(schema) {
-  const found = resolve(schema);
+  const resolved = resolve(schema);
   const given = schema.examples?.[0] ?? schema.default;
   if (given !== undefined && given !== null) return given;
-  const type = found.type ?? found.anyOf?.find((part) => part.type !== 'null')?.type;
+  const type = resolved.type ?? resolved.anyOf?.find((part) => part.type !== 'null')?.type;
   return { number: 30, integer: 10, boolean: true, object: {} }[type] ?? 'text';
 }
 
-/** A body with what must be there and what has an example; or else with its first field. */
+/** An example of a body: its required fields and those with examples, or else its first field. */
 function sampleBody(schema) {
   const properties = Object.entries(schema.properties ?? {});
   const chosen = properties.filter(([name, part]) => schema.required?.includes(name) || part.examples);
   return Object.fromEntries((chosen.length ? chosen : properties.slice(0, 1)).map(([name, part]) => [name, sample(part)]));
 }
 
+/** A text quoted for the shell. */
 function quoted(text) {
   return `'${text.replaceAll("'", `'\\''`)}'`;
 }
 
+/** The curl command that makes a call. */
 function curl(method, path, operation) {
   const address = `${origin}${path.replaceAll('{session_id}', 'counter')}`;
   const flags = method === 'get' ? '' : `-X ${method.toUpperCase()} `;
@@ -142,18 +147,19 @@ function answers(operation) {
   });
 }
 
-function statuses(told) {
-  return Object.entries(told).map(([status, sentence]) => make('div', {}, make('dt', {}, status), make('dd', {}, sentence)));
+function statuses(sentences) {
+  return Object.entries(sentences).map(([status, sentence]) => make('div', {}, make('dt', {}, status), make('dd', {}, sentence)));
 }
 
+/** The errors of a call: its own in full, those of every call by number only. */
 function refusals(path, operation) {
   const listed = Object.keys(operation.responses).filter((status) => status >= 400);
   const here = listed.filter((status) => status in HERE);
   const others = listed.filter((status) => !(status in HERE) && status in EVERYWHERE);
-  const told = Object.fromEntries(here.map((status) => [status, status === '404' && path.endsWith('/code') && !operation.requestBody
+  const sentences = Object.fromEntries(here.map((status) => [status, status === '404' && path.endsWith('/code') && !operation.requestBody
     ? 'No such session, or it stores no code.' : HERE[status]]));
   if (!listed.length) return null;
-  return section('Errors', here.length ? make('dl', { class: 'errors' }, statuses(told)) : null,
+  return section('Errors', here.length ? make('dl', { class: 'errors' }, statuses(sentences)) : null,
     make('p', { class: 'everywhere' }, `${here.length ? 'And, as' : 'As'} everywhere, ${others.join(', ')}.`));
 }
 
@@ -161,6 +167,7 @@ function pathShown(path) {
   return path.split(/(\{[^}]+\})/).map((part) => (part.startsWith('{') ? make('i', {}, part) : part));
 }
 
+/** One call: its article, its link in the contents, and the text that the filter searches. */
 function call(method, path, operation) {
   const id = `${method}${path.replaceAll(/[^a-z]+/gi, '-')}`.replace(/-$/, '');
   const body = bodyOf(operation);
@@ -216,9 +223,10 @@ function draw(document_) {
   calls.removeAttribute('aria-busy');
 }
 
-function filter(wanted) {
-  const words = wanted.toLowerCase().split(/\s+/).filter(Boolean);
-  let found = 0;
+/** Show only the calls that contain all words of a text. */
+function filter(text) {
+  const words = text.toLowerCase().split(/\s+/).filter(Boolean);
+  let matches = 0;
   for (const group of groups) {
     let here = 0;
     for (const each of group.calls) {
@@ -227,13 +235,13 @@ function filter(wanted) {
       here += shown;
     }
     group.section.hidden = group.entry.hidden = !here;
-    found += here;
+    matches += here;
   }
   document.querySelector('.intro').hidden = words.length > 0;
-  document.querySelector('#no-match').hidden = found > 0;
+  document.querySelector('#no-match').hidden = matches > 0;
 }
 
-/** Mark in the list of contents the call that is being read. */
+/** Highlight in the contents the call that is on the screen. */
 function follow() {
   const links = new Map(groups.flatMap((group) => group.calls).map((each) => [each.article, each.link]));
   const seen = new Set();

@@ -1,5 +1,6 @@
-"""What clients send and get: request bodies, answers, events. Names and shapes are the HTTP contract's.
+"""What clients send and get: request bodies and answers, with the names and shapes of the HTTP contract.
 
-Request models are strict and know no unknown fields. Answers are built as plain dicts by the functions beside the
-models, which is fast; the models say the same to /docs, and a test holds the two against each other.
+`…Body` models validate requests: strict types, unknown fields refused. `…Answer` models only document answers in /docs.
+The answers themselves are plain dicts, made by the `…_answer` functions beside the models, because validating them
+again would cost time; tests compare the two.
 """

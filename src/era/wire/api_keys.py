@@ -1,4 +1,4 @@
-"""What clients send and get of API keys; see wire.py."""
+"""API keys: the body that makes one, and how they are shown."""
 
 from __future__ import annotations
 
@@ -12,8 +12,10 @@ from era.wire.base import Body
 
 
 class KeyBody(Body):
-    owner: str = Field(pattern=OWNER, description="Whose key it is; made by being named.", examples=["mina"])
-    description: str = Field("", max_length=1000, description="What it is for, for people.")
+    owner: str = Field(
+        pattern=OWNER, description="Whose key it is. An owner exists once it is named here.", examples=["mina"]
+    )
+    description: str = Field("", max_length=1000, description="What the key is for, as a note to people.")
 
 
 class KeyAnswer(BaseModel):
@@ -24,7 +26,7 @@ class KeyAnswer(BaseModel):
 
 
 class NewKeyAnswer(KeyAnswer):
-    key: str = Field(description="The key itself: told now, and never again.")
+    key: str = Field(description="The key itself, which is shown in this answer only.")
 
 
 class KeysAnswer(BaseModel):

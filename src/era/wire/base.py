@@ -1,4 +1,4 @@
-"""What all of the contract's bodies have in common."""
+"""What all bodies and answers share: strict request models, the shape of an error, output as text."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from pydantic import BaseModel, ConfigDict
 
 
 class Body(BaseModel):
+    """A request body: types are not converted, and unknown fields are refused."""
+
     model_config = ConfigDict(extra="forbid", strict=True)
 
 
@@ -20,5 +22,5 @@ class ErrorAnswer(BaseModel):
 
 
 def text(output: bytes) -> str:
-    """Output as text: what is not UTF-8 shows as U+FFFD."""
+    """Output as text; bytes that aren't UTF-8 become U+FFFD."""
     return output.decode(errors="replace")

@@ -1,4 +1,4 @@
-"""Files of a session, as clients see them."""
+"""Files of a session, as answers show them."""
 
 from __future__ import annotations
 
@@ -7,11 +7,12 @@ from typing import Any
 
 from pydantic import BaseModel, Field
 
-from era.core.files.edits import Listed
+from era.core.files.edits import FileEntry
 from era.core.models import timestamp
 
 _FIRST, _LAST = -62_135_596_800_000_000, 253_402_300_799_000_000
-"""What RFC 3339 can tell of, in microseconds. Programs may give their files any time there is."""
+"""The times that RFC 3339 can express (years 1 to 9999), in microseconds since 1970. Programs may set a file's time to
+anything."""
 
 
 class FileAnswer(BaseModel):
@@ -47,7 +48,7 @@ class ArchiveAnswer(BaseModel):
     total_size_bytes: int
 
 
-def files_answer(files: Iterable[Listed]) -> list[dict[str, Any]]:
+def files_answer(files: Iterable[FileEntry]) -> list[dict[str, Any]]:
     return [
         {
             "path": path_text(file.path),
@@ -61,5 +62,5 @@ def files_answer(files: Iterable[Listed]) -> list[dict[str, Any]]:
 
 
 def path_text(path: str) -> str:
-    """A path as text: bytes that are not UTF-8 show as U+FFFD."""
+    """A path as text; bytes that aren't UTF-8 become U+FFFD."""
     return path.encode(errors="surrogateescape").decode(errors="replace")

@@ -1,4 +1,4 @@
-"""What clients send and get of inboxes; the rest is in wire.py, which tells how."""
+"""Inboxes and their deliveries: settings as clients send them, and how both are shown."""
 
 from __future__ import annotations
 
@@ -8,24 +8,28 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, Field
 
 from era.core.models import timestamp
-from era.core.public.inbox import DEFAULT_RETRIES, MAX_RETRIES, Content, Delivery, InboxSettings
+from era.core.public.inbox import DEFAULT_RETRIES, MAX_RETRIES, Content, Delivery, DeliveryStatus, InboxSettings
 from era.core.public.relay import body_text
 from era.wire.base import Body
 
-STATUSES = ("pending", "running", "done", "failed")
+STATUSES: tuple[DeliveryStatus, ...] = ("pending", "running", "done", "failed")
 
 
 class VerifyBody(Body):
     scheme: Literal["github", "stripe", "hmac"]
-    secret: str = Field(min_length=1, max_length=1024, repr=False, description="Kept to verify with, never shown.")
+    secret: str = Field(
+        min_length=1, max_length=1024, repr=False, description="The secret that signatures are made with; never shown."
+    )
     header: Annotated[str, Field(pattern=r"^[!#$%&'*+.^_`|~0-9A-Za-z-]{1,128}$")] | None = Field(
-        None, description="Where the signature stands, if not where the scheme has it."
+        None, description="The header that holds the signature; left out: the scheme's own."
     )
 
 
 class InboxBody(Body):
-    verify: VerifyBody | None = Field(None, description="How deliveries are signed; null: any is taken.")
-    retries: int = Field(DEFAULT_RETRIES, ge=0, le=MAX_RETRIES, description="Attempts after one that failed.")
+    verify: VerifyBody | None = Field(None, description="How deliveries are signed; null accepts unsigned ones.")
+    retries: int = Field(
+        DEFAULT_RETRIES, ge=0, le=MAX_RETRIES, description="How often a delivery that failed is tried again."
+    )
 
 
 class VerifyAnswer(BaseModel):
@@ -85,7 +89,10 @@ class DeliveriesAnswer(BaseModel):
     next_cursor: str | None
 
 
-def inbox_answer(session_id: str, url: str, inbox: InboxSettings, counts: Mapping[Any, int]) -> dict[str, Any]:
+def inbox_answer(
+    session_id: str, url: str, inbox: InboxSettings, counts: Mapping[DeliveryStatus, int]
+) -> dict[str, Any]:
+    """An inbox at `url`, with how many deliveries of each status it holds."""
     verify = inbox.verify
     return {
         "session_id": session_id,
@@ -117,6 +124,7 @@ def delivery_answer(delivery: Delivery) -> dict[str, Any]:
 
 
 def content_answer(delivery: Delivery, content: Content) -> dict[str, Any]:
+    """A delivery with the request that brought it."""
     body, encoding = body_text(content.body)
     return {
         **delivery_answer(delivery),

@@ -1,4 +1,4 @@
-"""Limits, isolation and egress, as clients ask for them and are shown them."""
+"""Limits, isolation and egress: fields that several bodies have, and how they are shown."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from era.wire.base import Body
 
 
 class LimitsBody(Body):
-    """What is left out is as the server has it; so is what is null, also after a change."""
+    """A limit left out is the server's default. In a change, null brings the default back."""
 
     memory_mb: int | None = Field(None, ge=LEAST["memory_mb"], description="Memory, in MiB.")
     cpus: float | None = Field(None, ge=LEAST["cpus"], description="Processors.")
@@ -28,19 +28,16 @@ class EgressBody(Body):
     allow: list[Annotated[str, Field(max_length=300)]] = Field(
         default_factory=list,
         max_length=MAX_ENTRIES,
-        description="Hosts (api.example.com), all below one (*.example.com), addresses (203.0.113.0/24); none: all.",
+        description="Hosts (api.example.com), all below one (*.example.com), addresses (203.0.113.0/24). An empty list "
+        "allows the whole internet.",
     )
 
 
 Egress = Annotated[EgressBody | None, Field(description="Where its programs may connect to.")]
-
-
 Limits = Annotated[LimitsBody | None, Field(description="Limits of its own, up to the server's maxima.")]
-
-
 Isolation = Annotated[
     Literal["auto", "gvisor", "bubblewrap"],
-    Field(description="Which sandbox; `auto` is the server's choice. Refused at a run where it can't be had."),
+    Field(description="Which sandbox; `auto` is the server's choice. A run is refused where this server lacks it."),
 ]
 
 
@@ -57,6 +54,6 @@ class EgressAnswer(BaseModel):
     allow: list[str]
 
 
-def asked(limits: LimitsBody | None) -> dict[str, float | None]:
-    """The limits that a body names."""
+def requested_limits(limits: LimitsBody | None) -> dict[str, float | None]:
+    """The limits that a body names; None takes an earlier one back."""
     return limits.model_dump(exclude_unset=True) if limits else {}

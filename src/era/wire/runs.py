@@ -1,4 +1,4 @@
-"""Runs, their records, and stored code, as clients send and get them."""
+"""Runs, their records and stored code: bodies and answers."""
 
 from __future__ import annotations
 
@@ -18,26 +18,27 @@ Env = Annotated[
 ]
 
 
-Secrets = Annotated[
-    "dict[str, SecretBody]",
-    Field(
-        max_length=MAX_SECRETS,
-        description="Values that the program may use towards their hosts, and never sees: never stored or returned.",
-        examples=[{"TOKEN": {"value": "…", "hosts": ["api.example.com"]}}],
-    ),
-]
-
-
 class SecretBody(Body):
     value: str = Field(
         repr=False,
         min_length=1,
         max_length=MAX_VALUE_BYTES,
-        description="What is sent to `hosts` in place of the placeholder.",
+        description="The value that is sent to `hosts` in place of the placeholder.",
     )
     hosts: list[Annotated[str, Field(max_length=300)]] = Field(
         min_length=1, max_length=MAX_HOSTS, description="Hosts (api.example.com) or all below one (*.example.com)."
     )
+
+
+Secrets = Annotated[
+    dict[str, SecretBody],
+    Field(
+        max_length=MAX_SECRETS,
+        description="Secrets by name. The program gets a placeholder for each, which is replaced by the value in "
+        "requests to `hosts`. Never stored, logged or returned.",
+        examples=[{"TOKEN": {"value": "…", "hosts": ["api.example.com"]}}],
+    ),
+]
 
 
 class RunBody(Body):
@@ -55,7 +56,9 @@ class ExecuteBody(Body):
     env: Env = Field(default_factory=dict)
     secrets: Secrets = Field(default_factory=dict)
     timeout: float | None = Field(None, gt=0)
-    files: dict[str, str] = Field(default_factory=dict, description="Text files to put beside the program, by path.")
+    files: dict[str, str] = Field(
+        default_factory=dict, description="Text files for the working directory: content by path."
+    )
     allowInternetAccess: bool = True
     limits: Limits = None
     isolation: Isolation = "auto"
@@ -114,7 +117,7 @@ class DestinationAnswer(BaseModel):
     connections: int
     sent: int
     received: int
-    secrets: list[str] = Field(default_factory=list, description="Names of the secrets that were swapped in.")
+    secrets: list[str] = Field(default_factory=list, description="Names of the secrets whose values were sent there.")
 
 
 class RecordedEgress(BaseModel):
@@ -177,7 +180,7 @@ class CodeAnswer(BaseModel):
 
 
 def result_answer(result: RunResult) -> dict[str, Any]:
-    """A run's answer but for its output."""
+    """The answer of a run without its output, as the last event of a stream."""
     return {
         "exit_code": result.exit_code,
         "duration": f"{result.duration:.3f}s",
@@ -197,11 +200,12 @@ def result_answer(result: RunResult) -> dict[str, Any]:
 
 
 def run_answer(run: Collected) -> dict[str, Any]:
+    """The answer of a run, with its output."""
     return {"stdout": text(run.stdout), "stderr": text(run.stderr), **result_answer(run.result)}
 
 
 def record_answer(record: RunRecord, session_id: str) -> dict[str, Any]:
-    """The record of a run. What isn't known yet, or never will be, is null."""
+    """The record of a run. Fields that aren't known (yet) are null."""
     return {
         "run_id": record.id,
         "session_id": session_id,
@@ -220,18 +224,21 @@ def record_answer(record: RunRecord, session_id: str) -> dict[str, Any]:
         "reaped": record.reaped,
         "enforced": record.enforced,
         "egress": {
-            "destinations": [{"secrets": [], **one} for one in record.egress.get("destinations", [])],
+            # Records written before there were secrets have no such field.
+            "destinations": [{"secrets": [], **destination} for destination in record.egress.get("destinations", [])],
             "more": record.egress.get("more", 0),
         },
         **_artifacts(record.artifacts),
     }
 
 
-def _artifacts(found: JsonObject) -> dict[str, Any]:
-    return {"artifacts": found.get("files", []), "artifacts_more": found.get("more", 0)}
+def _artifacts(artifacts: JsonObject) -> dict[str, Any]:
+    """The fields that show a run's artifacts, from their form in its record."""
+    return {"artifacts": artifacts.get("files", []), "artifacts_more": artifacts.get("more", 0)}
 
 
 def execute_answer(run: Collected, language: str) -> dict[str, Any]:
+    """The answer of POST /api/execute: that of a run, without the fields of a session."""
     answer = run_answer(run)
     for name in ("data", "state", "session_id", "artifacts", "artifacts_more"):
         del answer[name]

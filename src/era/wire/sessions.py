@@ -1,4 +1,4 @@
-"""Sessions, as clients make, change and see them."""
+"""Sessions: the bodies that make, change and copy one, and how they are shown."""
 
 from __future__ import annotations
 
@@ -19,54 +19,51 @@ from era.wire.versions import MAX_VERSION
 
 SESSION_ID = r"^[A-Za-z0-9_:-]{1,128}$"
 
-
-Ttl = Annotated[int | None, Field(ge=1, le=MAX_TTL)]
-
-
-_Words = Annotated[str, Field(min_length=1, max_length=4096, pattern=r"^[^\x00]+$")]
-
-
+TimeToLive = Annotated[int | None, Field(ge=1, le=MAX_TTL)]
+_CommandPart = Annotated[str, Field(min_length=1, max_length=4096, pattern=r"^[^\x00]+$")]
 Service = Annotated[
-    _Words | Annotated[list[_Words], Field(min_length=1, max_length=64)] | None,
-    Field(description="What serves the public URLs: a line for the shell, or a program and its arguments."),
+    _CommandPart | Annotated[list[_CommandPart], Field(min_length=1, max_length=64)] | None,
+    Field(description="The command that serves the public URLs: a shell line, or a program and its arguments."),
 ]
 
 
 class CreateSession(Body):
     language: str = Field(description=f"{in_words()}, or an alias.", examples=["python"])
-    session_id: str | None = Field(None, pattern=SESSION_ID, description="Made up where it is left out.")
-    persistent: bool = Field(True, description="Whether files outlive a run. Data always does.")
+    session_id: str | None = Field(None, pattern=SESSION_ID, description="Left out: the server chooses one.")
+    persistent: bool = Field(True, description="Whether files are kept between runs. Data always is.")
     data: dict[str, Any] = Field(default_factory=dict, description="The state; `.session_data.json` in the sandbox.")
-    metadata: dict[str, Any] = Field(default_factory=dict, description="Labels; never seen by programs.")
+    metadata: dict[str, Any] = Field(default_factory=dict, description="Labels; programs don't see them.")
     setup: SetupBody | None = Field(None, description="Packages to install, commands to run, variables of every run.")
-    allowInternetAccess: bool = Field(True, description="Whether programs get to the internet.")
-    allowPublicAccess: bool = Field(True, description="Whether others may call the session's public URL.")
-    default_timeout: float = Field(30.0, gt=0, description="Seconds that a run may take if it doesn't say.")
-    ttl: Ttl = Field(None, description="Seconds without a call after which it expires; null is never.")
+    allowInternetAccess: bool = Field(True, description="Whether programs may connect to the internet.")
+    allowPublicAccess: bool = Field(True, description="Whether anybody may call the session's public URL.")
+    default_timeout: float = Field(30.0, gt=0, description="Timeout of runs that name none, in seconds.")
+    ttl: TimeToLive = Field(None, description="Seconds without a call after which it expires; null: never.")
     limits: Limits = None
     isolation: Isolation = "auto"
     egress: Egress = None
     service: Service = None
-    storage: bool = Field(True, description="Whether programs get to the storage.")
+    storage: bool = Field(True, description="Whether programs may use the storage.")
 
 
 class ChangeSession(Body):
+    """Fields left out stay as they are."""
+
     default_timeout: float | None = Field(None, gt=0)
     allowInternetAccess: bool | None = None
     allowPublicAccess: bool | None = None
     metadata: dict[str, Any] | None = None
     data: dict[str, Any] | None = Field(None, description="Replaces the state, between runs.")
-    ttl: Ttl = Field(None, description="Left out: as it is; null: never expires.")
+    ttl: TimeToLive = Field(None, description="Seconds without a call after which it expires; null: never.")
     limits: Limits = None
     isolation: Isolation | None = None
     egress: Egress = None
     service: Service = None
-    storage: bool | None = Field(None, description="Whether programs get to the storage, from the next run on.")
-    setup: SetupBody | None = Field(None, description="Replaces the setup, between runs; null: no packages any more.")
+    storage: bool | None = Field(None, description="Whether programs may use the storage, from the next run on.")
+    setup: SetupBody | None = Field(None, description="Replaces the setup, between runs; null removes it.")
 
 
 class DuplicateBody(Body):
-    id: str | None = Field(None, pattern=SESSION_ID, description="The new session's; made up where it is left out.")
+    id: str | None = Field(None, pattern=SESSION_ID, description="The new session's; left out: the server chooses one.")
     new_id: str | None = Field(None, pattern=SESSION_ID, description="Another name of `id`.")
     data: dict[str, Any] | None = Field(None, description="Replaces the state.")
     from_version: int | None = Field(None, ge=1, le=MAX_VERSION, description="Left out: the current one.")
@@ -98,7 +95,7 @@ class SessionAnswer(BaseModel):
     status: str
     files: list[dict[str, Any]] | None = None
     setup_status: str | None = Field(None, description="pending, running, completed or failed; only with a setup.")
-    setup_result: SetupResult | None = Field(None, description="How it went, once it has ended; only with a setup.")
+    setup_result: SetupResult | None = Field(None, description="The result, once the setup has ended.")
 
 
 class SessionsAnswer(BaseModel):
@@ -135,8 +132,11 @@ class HostAnswer(BaseModel):
 
 
 def session_answer(session: Session, status: str, limits: JsonObject) -> dict[str, Any]:
-    """The session object. `status` is `running` while a run is under way, else `idle`, unless it is gone; `limits` are
-    those it gets."""
+    """The session object.
+
+    `status` is `running` while a run is under way, else `idle`; a session that has expired or was deleted shows that
+    instead. `limits` are those in force, with the server's defaults filled in.
+    """
     return {
         "id": session.id,
         "session_id": session.id,

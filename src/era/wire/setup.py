@@ -1,4 +1,4 @@
-"""Setups and installed packages, as clients ask for them and are shown them."""
+"""Setups and installed packages: what clients ask for, and how both are shown."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ from typing import Any
 
 from pydantic import BaseModel, Field
 
+from era.core.models import Session
+from era.core.setup.package_sets import PackageSet
 from era.wire.base import Body
 
 
@@ -14,15 +16,15 @@ class PipRequirements(Body):
 
 
 class NpmPackage(Body):
-    packageJson: str = Field(description="The text of a package.json; its dependencies are what counts.")
+    packageJson: str = Field(description="The text of a package.json; only its dependencies are used.")
 
 
 class GoModules(Body):
-    goMod: str = Field(description="The text of a go.mod; what it requires is what counts.")
+    goMod: str = Field(description="The text of a go.mod; only its requirements are used.")
 
 
 class SetupBody(Body):
-    """What is installed before a session runs anything."""
+    """What is installed in a session before it runs anything."""
 
     pip: list[str] | PipRequirements | None = Field(None, examples=[["requests>=2.32"]])
     npm: list[str] | NpmPackage | None = Field(None, examples=[["axios@^1"]])
@@ -46,7 +48,7 @@ class SetupResult(BaseModel):
 class PackageAnswer(BaseModel):
     name: str
     version: str
-    integrity: str | None = Field(None, description="A digest of its archive, where the registry gives one.")
+    integrity: str | None = Field(None, description="Digest of its archive, where the registry gives one.")
 
 
 class EnvironmentAnswer(BaseModel):
@@ -58,6 +60,25 @@ class EnvironmentAnswer(BaseModel):
     go: list[PackageAnswer]
 
 
-def wanted_setup(setup: SetupBody | None) -> dict[str, Any] | None:
-    """A setup as the client gave it."""
+def requested_setup(setup: SetupBody | None) -> dict[str, Any] | None:
+    """A setup as the client sent it, without the fields that were left out."""
     return setup.model_dump(exclude_unset=True) if setup else None
+
+
+def environment_answer(session: Session, package_set: PackageSet | None) -> dict[str, Any]:
+    """A session's installed packages, by installer. `package_set` is None where none are installed."""
+
+    def listed(kind: str) -> list[dict[str, str]]:
+        return [
+            {name: item[name] for name in ("name", "version", "integrity") if item.get(name) is not None}
+            for item in getattr(package_set, kind, ())
+        ]
+
+    return {
+        "session_id": session.id,
+        "setup_status": session.setup_status,
+        "environment": session.package_set,
+        "pip": listed("pip"),
+        "npm": listed("npm"),
+        "go": listed("go"),
+    }

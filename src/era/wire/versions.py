@@ -1,4 +1,4 @@
-"""What clients get of versions; the rest is in wire.py, which tells how."""
+"""Versions of a session and what changed between them: bodies and answers."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from era.core.versions import Diff
 from era.wire.base import Body
 from era.wire.files import FileAnswer, path_text
 
-MAX_VERSION = (1 << 63) - 1
+MAX_VERSION = (1 << 63) - 1  # the largest integer of an SQL column
 
 
 class RollbackBody(Body):
-    version: int = Field(ge=1, le=MAX_VERSION, description="The version whose content is to be taken up again.")
+    version: int = Field(ge=1, le=MAX_VERSION, description="The version whose content becomes the newest again.")
 
 
 class VersionHeader(BaseModel):
@@ -62,7 +62,7 @@ class DiffAnswer(BaseModel):
 
 
 def version_answer(version: Version) -> dict[str, Any]:
-    """A version without its content."""
+    """A version without its data and files."""
     return {
         "version": version.n,
         "created_at": timestamp(version.created_at),
@@ -74,6 +74,7 @@ def version_answer(version: Version) -> dict[str, Any]:
 
 
 def diff_answer(diff: Diff) -> dict[str, Any]:
+    """What a version changed. Of each change to the data, `old` and `new` are there where they exist."""
     files = diff.files
     return {
         "version": diff.n,

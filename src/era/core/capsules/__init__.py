@@ -1,1 +1,1 @@
-"""A session with all that belongs to it as one archive, to be moved or looked at; format.py tells what is in it."""
+"""Capsules: a session with everything that belongs to it as one archive, exported and imported (format.py)."""

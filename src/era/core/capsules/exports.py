@@ -1,9 +1,9 @@
-"""A session written as a capsule.
+"""Exports: a session is written as a capsule.
 
-Theory of operation. One read of the database gives session, versions and runs as they were at one moment; they go to a
-temporary file while they are read, since nobody knows how many there are. So does output short enough to lie in a row.
-Everything else is content that never changes and is pinned (see pins.py) until the client has it, so the archive's
-length is known before its first byte is sent.
+Theory of operation. One read transaction gives session, versions and runs as they were at one moment. They go to a
+temporary file while they are read, since there may be many. So does output that is short enough to lie in a row.
+Everything else is immutable content, pinned (see pins.py) until the client has it. So the archive's length is known
+before its first byte is sent.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from era.core.capsules import format as layout
 from era.core.capsules import tars
 from era.core.capsules.pins import Pin, Pins
 from era.core.capsules.validators import MAX_OBJECTS, too_large
-from era.core.files.pack import gathered
+from era.core.files.pack import larger_pieces
 from era.core.files.snapshots import BlobStore, Snapshots
 from era.core.metadata import MetadataStore
 from era.core.models import KeptOutputs, KeptRun, OwnedId, RunRecord, Session, VersionContent, now
@@ -36,42 +36,46 @@ from era.errors import Unavailable
 _CHUNK = 1 << 20
 _SMALL = 1 << 20
 _FETCHED_AHEAD = 64
-"""So many small blobs are fetched together where they are far away."""
+"""How many blobs are announced to a remote store at a time, so that it can fetch small ones together."""
 
 
 @dataclass(slots=True)
-class _Written:
-    """What was read of the database, and what else the capsule must hold."""
+class _Contents:
+    """What a capsule will hold: its files, and the objects by digest."""
 
     document: IO[bytes]
+    """capsule.json, in a temporary file."""
+
     texts: IO[bytes]
-    """Output that lies in rows, one after the other."""
+    """Outputs from rows, concatenated in a temporary file."""
 
     pin: Pin
+    """The snapshots and the outputs that are blobs."""
+
     sums: bytes = b""
     readme: bytes = b""
     short: dict[str, tuple[int, int]] = field(default_factory=dict)
-    """Where in `texts` output of this digest begins, and how long it is."""
+    """Offset and size in `texts` of an output, by digest."""
 
     long: dict[str, int] = field(default_factory=dict)
-    """How long output is that is a blob."""
+    """Size of an output that is a blob, by digest."""
 
 
 class Export:
-    """A capsule to be sent. `close` when done, sent or not."""
+    """A capsule ready to be sent. The caller must `close` it, sent or not."""
 
     def __init__(
         self, session_id: str, size: int, pieces: Iterator[bytes], threads: Executor, held: tuple[Pins, Pin, ExitStack]
     ) -> None:
         self.session_id = session_id
         self.size = size
-        self._pieces = gathered(pieces)
+        self._pieces = larger_pieces(pieces)
         self._threads = threads
         self._pins, self._pin, self._files = held
         self._reading = threading.Lock()
 
     async def chunks(self) -> AsyncIterator[bytes]:
-        """The archive. Raises Unavailable where the disk fails."""
+        """The archive, in pieces. Raises Unavailable where the disk fails."""
         loop = asyncio.get_running_loop()
         try:
             while piece := await loop.run_in_executor(self._threads, self._next):
@@ -80,11 +84,12 @@ class Export:
             raise Unavailable(f"The capsule could not be read: {error.strerror}.") from error
 
     def close(self) -> None:
-        """Let go of everything. Who waited for a chunk and was cancelled may have left a thread that reads one."""
+        """Release the pin and close the files. Files are closed on a thread: if `chunks` was cancelled, another may
+        still be reading a piece."""
         self._pins.release(self._pin)
         try:
             self._threads.submit(self._close_files)
-        except RuntimeError:  # The service is stopping, so nobody reads.
+        except RuntimeError:  # the executor was shut down with the service, so no thread is reading
             self._close_files()
 
     def _next(self) -> bytes:
@@ -98,6 +103,8 @@ class Export:
 
 
 class Exporter:
+    """Makes exports. `directory` is for temporary files."""
+
     def __init__(
         self,
         store: MetadataStore,
@@ -117,61 +124,65 @@ class Exporter:
         self._directory = directory
 
     async def open(self, session_id: OwnedId, *, history: bool) -> Export:
-        """A session as it is now. Raises NotFound, Expired; TooLarge where no server would import it; Unavailable where
-        the disk fails."""
+        """Export a session as it is now; without `history`, without older versions and runs.
+
+        Raises NotFound, Expired, TooLarge where no server would import it, Unavailable where the disk fails.
+        """
         try:
             with ExitStack() as stack:
-                written = await self._write(session_id, history, stack)
+                contents = await self._write(session_id, history, stack)
                 try:
-                    plan = asyncio.get_running_loop().run_in_executor(self._threads, self._plan, written)
+                    plan = asyncio.get_running_loop().run_in_executor(self._threads, self._plan, contents)
                     objects, size = await plan
                 except BaseException:
-                    self._pins.release(written.pin)
+                    self._pins.release(contents.pin)
                     raise
-                held = (self._pins, written.pin, stack.pop_all())
+                held = (self._pins, contents.pin, stack.pop_all())
         except OSError as error:
             raise Unavailable(f"The capsule could not be made: {error.strerror}.") from error
-        return Export(session_id.id, size, self._pieces(written, objects), self._threads, held)
+        return Export(session_id.id, size, self._pieces(contents, objects), self._threads, held)
 
-    async def _write(self, session_id: OwnedId, history: bool, stack: ExitStack) -> _Written:
+    async def _write(self, session_id: OwnedId, history: bool, stack: ExitStack) -> _Contents:
+        """Read the session's rows into temporary files, which `stack` closes, and pin what they name."""
         document, texts = self._temporary(stack), self._temporary(stack)
         package_set = (await self._store.session(session_id)).package_set
         if package_set is not None:
-            with suppress(Unavailable):  # The capsule is complete without a lock, too.
+            with suppress(Unavailable):  # a capsule is complete without a lock, too
                 await self._locks.ensure(package_set)
         async with self._pins.pinning() as pin:
-            written = _Written(document, texts, pin)
+            contents = _Contents(document, texts, pin)
 
             def take(session: Session, versions: Iterator[VersionContent], runs: Iterator[KeptRun]) -> None:
                 lock = self._locks.lock(session)
-                digest = layout.Document(document).write(
+                digest = layout.DocumentWriter(document).write(
                     session,
                     lock,
                     (_version(content, pin) for content in versions),
-                    (_run(run, written) for run in runs),
+                    (_run(run, contents) for run in runs),
                 )
                 document.flush()
                 texts.flush()
-                written.readme = layout.readme(session.id)
-                written.sums = layout.sums(digest, written.readme)
+                contents.readme = layout.readme(session.id)
+                contents.sums = layout.sums(digest, contents.readme)
 
             await self._store.dump(session_id, history=history, take=take)
-        return written
+        return contents
 
     def _temporary(self, stack: ExitStack) -> IO[bytes]:
         return stack.enter_context(tempfile.TemporaryFile(dir=self._directory))
 
-    def _plan(self, written: _Written) -> tuple[Sequence[tuple[str, int]], int]:
-        """Every object with its size, in order, and the size of the archive."""
-        sizes = {digest: size for digest, (_, size) in written.short.items()}
-        sizes |= written.long | self._snapshots.sizes_of(written.pin.roots)
+    def _plan(self, contents: _Contents) -> tuple[Sequence[tuple[str, int]], int]:
+        """All objects with their sizes, sorted by digest, and the size of the archive. Raises TooLarge, OSError."""
+        sizes = {digest: size for digest, (_, size) in contents.short.items()}
+        sizes |= contents.long | self._snapshots.sizes_of(contents.pin.roots)
         if len(sizes) > MAX_OBJECTS:
             raise too_large(f"would have {len(sizes)} files, directories and outputs; {MAX_OBJECTS} can be imported")
-        document = os.fstat(written.document.fileno()).st_size
-        all_sizes = (document, len(written.readme), len(written.sums), *sizes.values())
+        document = os.fstat(contents.document.fileno()).st_size
+        all_sizes = (document, len(contents.readme), len(contents.sums), *sizes.values())
         return sorted(sizes.items()), tars.length(iter(all_sizes))
 
-    def _pieces(self, written: _Written, objects: Sequence[tuple[str, int]]) -> Iterator[bytes]:
+    def _pieces(self, contents: _Contents, objects: Sequence[tuple[str, int]]) -> Iterator[bytes]:
+        """The archive, in pieces. Raises OSError."""
         mtime = now() // 1_000_000
 
         def file(name: str, size: int, content: Iterator[bytes]) -> Iterator[bytes]:
@@ -179,20 +190,21 @@ class Exporter:
             yield from content
             yield tars.padding(size)
 
-        document = written.document.fileno()
+        document = contents.document.fileno()
         size = os.fstat(document).st_size
         yield from file(layout.DOCUMENT, size, _part(document, 0, size))
-        yield from file(layout.README, len(written.readme), iter([written.readme]))
-        yield from file(layout.SUMS, len(written.sums), iter([written.sums]))
+        yield from file(layout.README, len(contents.readme), iter([contents.readme]))
+        yield from file(layout.SUMS, len(contents.sums), iter([contents.sums]))
         for some in batched(objects, _FETCHED_AHEAD):
-            self._blobs.expect(digest for digest, size in some if size <= _SMALL and digest not in written.short)
+            self._blobs.expect(digest for digest, size in some if size <= _SMALL and digest not in contents.short)
             for digest, size in some:
-                yield from file(layout.OBJECTS + digest, size, self._content(written, digest, size))
+                yield from file(layout.OBJECTS + digest, size, self._content(contents, digest, size))
         yield tars.END
 
-    def _content(self, written: _Written, digest: str, size: int) -> Iterator[bytes]:
-        if digest in written.short:
-            yield from _part(written.texts.fileno(), written.short[digest][0], size)
+    def _content(self, contents: _Contents, digest: str, size: int) -> Iterator[bytes]:
+        """The content of an object, in pieces."""
+        if digest in contents.short:
+            yield from _part(contents.texts.fileno(), contents.short[digest][0], size)
             return
         fd = self._blobs.open_blob(digest)
         try:
@@ -202,36 +214,38 @@ class Exporter:
 
 
 def _version(content: VersionContent, pin: Pin) -> bytes:
+    """The line of a version, whose snapshot is pinned."""
     if content.version.snapshot.root is not None:
         pin.roots.add(content.version.snapshot.root)
     return layout.version_line(content)
 
 
-def _run(run: KeptRun, written: _Written) -> bytes:
+def _run(run: KeptRun, contents: _Contents) -> bytes:
+    """The line of a run, whose outputs are added to the contents."""
     kept = run[1]
     if kept is None:
         return layout.run_line(run[0], None)
-    stdout, stderr = (_output(kept, stream, run[0], written) for stream in STREAMS)
+    stdout, stderr = (_output(kept, stream, run[0], contents) for stream in STREAMS)
     return layout.run_line(run[0], (stdout, stderr))
 
 
-def _output(kept: KeptOutputs, stream: str, record: RunRecord, written: _Written) -> str:
-    """The digest of an output, which is a blob or put aside."""
+def _output(kept: KeptOutputs, stream: str, record: RunRecord, contents: _Contents) -> str:
+    """Add one output of a run (stdout or stderr) to the contents, pinned if it is a blob. Returns its digest."""
     digest: str | None = getattr(kept, f"{stream}_digest")
     if digest is not None:
-        written.pin.blobs.add(digest)
-        written.long[digest] = getattr(record, f"{stream}_bytes")
+        contents.pin.blobs.add(digest)
+        contents.long[digest] = getattr(record, f"{stream}_bytes")
         return digest
     content: bytes = getattr(kept, stream) or b""
     digest = hashlib.sha256(content).hexdigest()
-    if digest not in written.short:
-        written.short[digest] = (written.texts.tell(), len(content))
-        written.texts.write(content)
+    if digest not in contents.short:
+        contents.short[digest] = (contents.texts.tell(), len(content))
+        contents.texts.write(content)
     return digest
 
 
 def _part(fd: int, offset: int, size: int) -> Iterator[bytes]:
-    """`size` bytes of a file. Raises OSError where it has fewer."""
+    """`size` bytes of a file from `offset`, in pieces. Raises OSError where it has fewer."""
     end = offset + size
     while offset < end:
         piece = os.pread(fd, min(_CHUNK, end - offset), offset)

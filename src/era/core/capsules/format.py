@@ -1,17 +1,17 @@
-"""What is in a capsule, and how it is written.
+"""The format of capsules: their files, the fields of capsule.json with their validators, and how it is written.
 
-A capsule is a tar of these files, in this order:
+A capsule is a tar archive of these files, in this order:
 
     capsule.json      the session: settings, labels, stored code; its versions with their data; the records of its runs
     README.txt        what this is, for whoever finds it in a bug report
-    SHA256SUMS        of the two above
-    objects/DIGEST    each tree object and file of the versions, and each output of the runs, once, in order
+    SHA256SUMS        of the two files above
+    objects/DIGEST    each tree object and file of the versions, and each output of the runs, once, sorted by digest
 
 capsule.json is one JSON document, laid out so that the session, each version and each run is a line of its own. It is
-read line by line, so that no number of them takes much memory, and every line is bounded by what a client could send.
+read line by line, so memory doesn't grow with their number, and each line is bounded by what a client could have sent.
 
-A reader takes this layout and nothing else: whatever differs is damaged or was meant to do harm. Of what is not kept by
-a digest (the JSON document) SHA256SUMS tells whether it is whole; who edits it by hand makes SHA256SUMS anew.
+A reader accepts this layout and nothing else: whatever differs is damaged or was meant to do harm. SHA256SUMS shows
+whether capsule.json is complete, which no digest names; somebody who edits it by hand must update SHA256SUMS.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from era.core import jsontext
 from era.core.allowlist import can_be_egress
 from era.core.capsules import validators
 from era.core.expiry import MAX_TTL
-from era.core.files.artifacts import can_be_artifacts
+from era.core.files.artifacts import valid_artifacts
 from era.core.limits import can_be_asked
 from era.core.models import (
     Cause,
@@ -49,15 +49,16 @@ VERSIONS_END = b"],"
 
 _ID = validators.matching("[A-Za-z0-9_:-]{1,128}")
 MAX_ENFORCED = 64 << 10
+"""Bound of each of a run's JSON objects, in characters."""
 
 SESSION: dict[str, validators.Check] = {
     "id": _ID,
     "language": validators.one_of(*languages.LANGUAGES),
-    "persistent": validators.boolean,
-    "metadata": validators.an_object,
-    "allowInternetAccess": validators.boolean,
-    "allowPublicAccess": validators.boolean,
-    "default_timeout": validators.seconds,
+    "persistent": validators.is_boolean,
+    "metadata": validators.is_object,
+    "allowInternetAccess": validators.is_boolean,
+    "allowPublicAccess": validators.is_boolean,
+    "default_timeout": validators.is_seconds,
     "ttl": validators.optional(validators.integer(1, MAX_TTL)),
     "limits": can_be_asked,
     "isolation": validators.one_of(*get_args(WantedIsolation.__value__)),
@@ -65,55 +66,55 @@ SESSION: dict[str, validators.Check] = {
     "service": validators.optional(can_be_service),
     "setup": validators.optional(requirements.can_be_asked),
     "lock": validators.optional(locks.can_be_lock),
-    "storage": validators.boolean,
-    "code": validators.optional(validators.an_object),
+    "storage": validators.is_boolean,
+    "code": validators.optional(validators.is_object),
     "version": validators.integer(1),
-    "created_at": validators.time,
-    "updated_at": validators.time,
-    "last_run_at": validators.optional(validators.time),
+    "created_at": validators.is_time,
+    "updated_at": validators.is_time,
+    "last_run_at": validators.optional(validators.is_time),
 }
 ADDED: dict[str, Any] = {
     **{"limits": {}, "isolation": "auto", "egress": {}, "service": None, "setup": None, "lock": None},
     "storage": True,
 }
 ADDED_TO_RUNS: dict[str, Any] = {"egress": {}, "artifacts": {}}
-"""What the first capsules did not have yet."""
+"""Fields of sessions and of runs that older capsules lack, with the values that they stand for."""
 
 CODE: dict[str, validators.Check] = {
     "code": lambda value: isinstance(value, str),
     "description": validators.optional(lambda value: isinstance(value, str)),
-    "updated_at": validators.time,
+    "updated_at": validators.is_time,
 }
 VERSION: dict[str, validators.Check] = {
     "version": validators.integer(1),
-    "created_at": validators.time,
+    "created_at": validators.is_time,
     "cause": validators.one_of(*get_args(Cause.__value__)),
     "run_id": validators.optional(_ID),
     "snapshot": validators.optional(validators.is_digest),
-    "data": validators.an_object,
+    "data": validators.is_object,
 }
 _WHOLE = validators.optional(validators.integer())
 _SMALL = validators.optional(validators.integer(-(1 << 31), (1 << 31) - 1))
 RUN: dict[str, validators.Check] = {
     "id": _ID,
     "status": validators.one_of(*(set(get_args(Status.__value__)) - {"running"})),
-    "started_at": validators.time,
-    "ended_at": validators.optional(validators.time),
+    "started_at": validators.is_time,
+    "ended_at": validators.optional(validators.is_time),
     "exit_code": _SMALL,
     "duration_us": _WHOLE,
     "stdout_bytes": validators.integer(),
     "stderr_bytes": validators.integer(),
-    "stdout_truncated": validators.boolean,
-    "stderr_truncated": validators.boolean,
-    "committed": validators.boolean,
+    "stdout_truncated": validators.is_boolean,
+    "stderr_truncated": validators.is_boolean,
+    "committed": validators.is_boolean,
     "reason": validators.optional(validators.text(64 << 10)),
     "version": validators.optional(validators.integer(1)),
     "peak_memory_bytes": _WHOLE,
     "cpu_us": _WHOLE,
     "reaped": _SMALL,
-    "enforced": validators.an_object,
-    "egress": validators.an_object,
-    "artifacts": can_be_artifacts,
+    "enforced": validators.is_object,
+    "egress": validators.is_object,
+    "artifacts": valid_artifacts,
     "stdout": validators.optional(validators.is_digest),
     "stderr": validators.optional(validators.is_digest),
 }
@@ -136,17 +137,20 @@ on. To take a look at the session on a server of your own, where none of its cod
 """
 
 
-class Document:
-    """Writes capsule.json into a file."""
+class DocumentWriter:
+    """Writes capsule.json into a file, and hashes it."""
 
     def __init__(self, file: IO[bytes]) -> None:
         self._file = file
         self._hasher = hashlib.sha256()
 
     def write(self, session: Session, lock: JsonObject | None, versions: Iterator[bytes], runs: Iterator[bytes]) -> str:
-        """Write all of it; the SHA-256 of what was written. `lock` is that of the session's package set."""
-        shown = _session(session, lock)
-        head = {"format": FORMAT, "era": __version__, "exported_at": timestamp(now()), "session": shown}
+        """Write the whole document. Returns its SHA-256.
+
+        `lock` names the session's installed packages; `versions` and `runs` are lines, oldest first.
+        """
+        fields = _session(session, lock)
+        head = {"format": FORMAT, "era": __version__, "exported_at": timestamp(now()), "session": fields}
         self._line(jsontext.compact(head).encode()[:-1] + b",")
         self._line(VERSIONS_BEGIN)
         self._list(versions)
@@ -157,6 +161,7 @@ class Document:
         return self._hasher.hexdigest()
 
     def _list(self, lines: Iterator[bytes]) -> None:
+        """Write lines with commas between them."""
         before: bytes | None = None
         for line in lines:
             if before is not None:
@@ -171,6 +176,7 @@ class Document:
 
 
 def version_line(content: VersionContent) -> bytes:
+    """The line of a version in capsule.json."""
     version = content.version
     fields = {
         "version": version.n,
@@ -179,12 +185,12 @@ def version_line(content: VersionContent) -> bytes:
         "run_id": version.run_id,
         "snapshot": version.snapshot.root,
     }
-    # The data is JSON text already, and stays as it is.
+    # The data is stored as JSON text, and goes in as it is.
     return f'{jsontext.compact(fields)[:-1]},"data":{content.data}}}'.encode()
 
 
 def run_line(record: RunRecord, digests: tuple[str, str] | None) -> bytes:
-    """`digests` are those of stdout and stderr, where they are kept."""
+    """The line of a run in capsule.json. `digests` are those of stdout and stderr, None if they aren't kept."""
     fields = asdict(record)
     for name in ("key", "session_key"):
         del fields[name]
@@ -193,16 +199,18 @@ def run_line(record: RunRecord, digests: tuple[str, str] | None) -> bytes:
 
 
 def readme(session_id: str) -> bytes:
+    """The content of README.txt."""
     text = _README.format(id=session_id, at=timestamp(now()), version=__version__, format=FORMAT)
     return text.encode()
 
 
 def sums(document: str, readme: bytes) -> bytes:
-    """SHA256SUMS, for a document of this digest."""
+    """The content of SHA256SUMS. `document` is the digest of capsule.json, `readme` the content of README.txt."""
     return f"{document}  {DOCUMENT}\n{hashlib.sha256(readme).hexdigest()}  {README}\n".encode()
 
 
 def _session(session: Session, lock: JsonObject | None) -> dict[str, Any]:
+    """The fields of a session in capsule.json."""
     stored = session.stored
     return {
         "id": session.id,

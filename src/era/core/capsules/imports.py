@@ -1,11 +1,11 @@
-"""A session made of a capsule.
+"""Imports: a capsule is checked and becomes a session.
 
-Theory of operation. The archive is kept in a temporary file first. Then all of it is checked where it lies: the layout
-of the archive, capsule.json, every tree object, and that the objects which these need are the ones that are there. Only
-then the objects are put into the blob store, each of which must turn out to have the digest that it goes by, and at
-last session, versions and runs are made; nobody sees them before they are complete. So a capsule that is refused leaves
-nothing, and of one that is cut short by a crash there may be rows and blobs that nothing names, which are cleared away
-in time.
+Theory of operation. The archive is first stored in a temporary file. Then all of it is checked there: the layout of the
+archive, capsule.json, every tree object, and that the objects which these need are exactly the ones that are there.
+Only then are the objects put into the blob store, where each must turn out to have the digest that it is named by. At
+last session, versions and runs are made; they are invisible until they are complete. So a capsule that is refused
+leaves nothing behind. One whose import is cut short by a crash may leave rows and blobs that nothing names, which are
+cleared away in time.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from pathlib import Path
 
 from era.core.capsules import format as layout
 from era.core.capsules import tars
-from era.core.capsules.reading import Document, kept_outputs
+from era.core.capsules.reading import DocumentReader, kept_outputs
 from era.core.capsules.tars import Entry
 from era.core.capsules.trees import Objects, TreeCheck
-from era.core.capsules.validators import MAX_OBJECTS, is_digest, refused, too_large
+from era.core.capsules.validators import MAX_OBJECTS, bad_capsule, is_digest, too_large
 from era.core.files.snapshots import BlobStore
 from era.core.files.trees import Bounds
 from era.core.metadata import MetadataStore
@@ -39,25 +39,31 @@ _CHUNK = 1 << 20
 
 @dataclass(slots=True)
 class Capsule:
-    """An archive that was checked, open as `fd`."""
+    """A checked capsule, whose archive is open as `fd`."""
 
     fd: int
-    document: Document
+    document: DocumentReader
     session: Session
     objects: dict[str, Entry]
+    """Where each object lies in the archive, by digest."""
+
     blobs: set[str]
-    """The objects that are to be put into the blob store; the others are output short enough for a row."""
+    """The objects that belong into the blob store; the others are outputs that are short enough for a row."""
 
     def runs(self) -> Iterator[KeptRun]:
+        """The runs with their outputs, oldest first."""
         for record, outputs in self.document.runs():
             yield record, None if outputs is None else kept_outputs(outputs, self._short)
 
     def _short(self, digest: str) -> bytes | None:
+        """The content of a short output; None for one that is a blob."""
         entry = self.objects[digest]
         return None if entry.size > INLINE_BYTES else _read(self.fd, entry)
 
 
 class Importer:
+    """Makes sessions of capsules. `directory` is for temporary files; `max_timeout` is the server's, in seconds."""
+
     def __init__(
         self,
         store: MetadataStore,
@@ -76,9 +82,11 @@ class Importer:
         self._max_timeout = max_timeout
 
     async def load(self, chunks: AsyncIterator[bytes], owner: str, new_id: str | None) -> Session:
-        """Make the session that an archive holds, for `owner`, under `new_id` or its own id. Raises BadRequest or
-        TooLarge where that can't be, Conflict where the id is taken, Unavailable where the disk fails; then nothing is
-        made."""
+        """Make the session that an archive holds, for `owner`, under `new_id` or else the id that it had.
+
+        Raises BadRequest or TooLarge for a capsule that can't be accepted, Conflict where the id is taken, Unavailable
+        where the disk fails. Then nothing is made.
+        """
         loop = asyncio.get_running_loop()
         try:
             with tempfile.TemporaryFile(dir=self._directory, buffering=0) as spool:
@@ -90,6 +98,7 @@ class Importer:
             raise Unavailable(f"The capsule could not be kept: {error.strerror}.") from error
 
     async def _spool(self, chunks: AsyncIterator[bytes], fd: int) -> None:
+        """Write the archive into a file, in large pieces."""
         loop = asyncio.get_running_loop()
         waiting = bytearray()
         async for chunk in chunks:
@@ -100,6 +109,7 @@ class Importer:
         await loop.run_in_executor(self._threads, _write, fd, bytes(waiting))
 
     def _prepared(self, fd: int) -> Capsule:
+        """Check the capsule, and put its objects into the blob store, all or none. Raises BadRequest, TooLarge."""
         capsule = check(fd, self._bounds)
         if capsule.session.default_timeout > self._max_timeout:
             raise BadRequest(
@@ -112,51 +122,57 @@ class Importer:
                 entry = capsule.objects[digest]
                 os.lseek(fd, entry.offset, os.SEEK_SET)
                 if batch.put_file(fd, entry.size) != digest:
-                    raise _damaged(digest)  # which undoes the batch
+                    raise _damaged(digest)  # this undoes the batch
         return capsule
 
 
 def check(fd: int, bounds: Bounds) -> Capsule:
-    """The capsule in an archive. Raises BadRequest or TooLarge."""
+    """The capsule in the archive open as `fd`, completely checked except for the content of blobs.
+
+    Raises BadRequest or TooLarge.
+    """
     try:
         document, objects = _layout(fd)
     except tars.TarProblem as problem:
-        raise refused(f"can't be read as a tar: it {problem}") from None
+        raise bad_capsule(f"can't be read as a tar: it {problem}") from None
 
     def entry(digest: str) -> Entry:
         if digest not in objects:
-            raise refused(f"lacks object {digest}")
+            raise bad_capsule(f"lacks object {digest}")
         return objects[digest]
 
     trees = TreeCheck(Objects(lambda digest: _read(fd, entry(digest)), lambda digest: entry(digest).size), bounds)
-    checked = Document(fd, document, trees.snapshot)
-    session = checked.session()
+    reader = DocumentReader(fd, document, trees.snapshot)
+    session = reader.session()
     blobs, short = trees.needed, set[str]()
-    for record, outputs in checked.runs():
+    for record, outputs in reader.runs():
         for stream in STREAMS if outputs else ():
             digest = getattr(outputs, stream)
             if entry(digest).size != getattr(record, f"{stream}_bytes"):
-                raise refused(f"has a run whose {stream} is not as long as its record says")
+                raise bad_capsule(f"has a run whose {stream} is not as long as its record says")
             (blobs if entry(digest).size > INLINE_BYTES else short).add(digest)
     for digest in short:
         if hashlib.sha256(_read(fd, entry(digest))).hexdigest() != digest:
             raise _damaged(digest)
     if unused := objects.keys() - blobs - short:
-        raise refused(f"has an object that nothing in it needs: {min(unused)}")
-    return Capsule(fd, checked, session, objects, blobs)
+        raise bad_capsule(f"has an object that nothing in it needs: {min(unused)}")
+    return Capsule(fd, reader, session, objects, blobs)
 
 
 def _layout(fd: int) -> tuple[Entry, dict[str, Entry]]:
-    """capsule.json and the objects. Raises TarProblem, BadRequest, TooLarge."""
+    """Where capsule.json and the objects lie in an archive, whose layout is checked.
+
+    Raises TarProblem, BadRequest, TooLarge.
+    """
     entries = tars.entries(fd)
     document = _next(entries, layout.DOCUMENT)
-    Document(fd, document, _no_snapshot).check_format()
+    DocumentReader(fd, document, _no_snapshot).check_format()
     readme = _next(entries, layout.README)
     sums = _next(entries, layout.SUMS)
     if readme.size > _MAX_README_BYTES or _read(fd, sums, _CHUNK) != layout.sums(
         _digest(fd, document), _read(fd, readme)
     ):
-        raise refused(
+        raise bad_capsule(
             f"has a {layout.DOCUMENT} or {layout.README} other than {layout.SUMS} says: it is damaged, or was edited"
         )
     objects: dict[str, Entry] = {}
@@ -164,9 +180,9 @@ def _layout(fd: int) -> tuple[Entry, dict[str, Entry]]:
     for entry in entries:
         kind, digest = entry.name[: len(layout.OBJECTS)], entry.name[len(layout.OBJECTS) :]
         if kind != layout.OBJECTS or not is_digest(digest):
-            raise refused(f"has a file that no capsule has: {entry.name!r}")
+            raise bad_capsule(f"has a file that no capsule has: {entry.name!r}")
         if digest <= last:
-            raise refused(f"has its objects out of order, or one twice: {digest}")
+            raise bad_capsule(f"has its objects out of order, or one twice: {digest}")
         if len(objects) == MAX_OBJECTS:
             raise too_large(f"has more than {MAX_OBJECTS} objects")
         objects[digest] = entry
@@ -175,22 +191,25 @@ def _layout(fd: int) -> tuple[Entry, dict[str, Entry]]:
 
 
 def _next(entries: Iterator[Entry], name: str) -> Entry:
+    """The next file of an archive, which must have this name. Raises BadRequest."""
     entry = next(entries, None)
     if entry is None or entry.name != name:
         found = "nothing" if entry is None else repr(entry.name)
-        raise refused(f"has {found} where {name} belongs")
+        raise bad_capsule(f"has {found} where {name} belongs")
     return entry
 
 
 def _no_snapshot(root: str) -> Snapshot:
+    """Stands in for TreeCheck.snapshot where only the format number is read."""
     raise AssertionError(root)
 
 
 def _damaged(digest: str) -> BadRequest:
-    return refused(f"is damaged: object {digest} has other content")
+    return bad_capsule(f"is damaged: object {digest} has other content")
 
 
 def _read(fd: int, entry: Entry, most: int | None = None) -> bytes:
+    """The content of a file in an archive, or its first `most` bytes."""
     size = entry.size if most is None else min(entry.size, most)
     pieces = []
     offset = entry.offset

@@ -1,9 +1,9 @@
-"""What is being exported is not cleared away, whatever becomes of its rows meanwhile.
+"""Pins: content that is being exported is kept from garbage collection, whatever becomes of its rows meanwhile.
 
-An export reads rows and then, for as long as its client takes, what they name. Two steps must not interleave: reading
-rows and pinning what they name (an export), and reading what rows need and what is pinned (a collection of garbage).
-Then what an export has read was either pinned before the collection looked, or stood in a row when it did, or was put
-so recently that its grace period holds it.
+An export reads rows and then, for as long as its client takes, the content that they name. Two steps must not
+interleave: reading rows and pinning what they name (an export), and reading what rows need and what is pinned (a
+garbage collection). A lock sees to that. So what an export has read was pinned before the collection looked, or was
+named by a row when it did, or was put so recently that the grace period protects it.
 """
 
 from __future__ import annotations
@@ -18,23 +18,27 @@ from era.core.metadata import MetadataStore
 
 @dataclass(eq=False, slots=True)
 class Pin:
-    """Snapshot roots, and blobs beside them, that must stay."""
+    """Snapshot roots and other blobs that must be kept."""
 
     roots: set[str] = field(default_factory=set)
     blobs: set[str] = field(default_factory=set)
 
 
 class Pins:
+    """All pins that are held, and what garbage collection must keep."""
+
     def __init__(self, local: Callable[[], Iterable[str]] = tuple) -> None:
-        """`local` tells which other blobs are in use, whether rows name them or not."""
+        """`local` returns blobs that are in use on this machine, whether rows name them or not."""
         self._local = local
         self._lock = asyncio.Lock()
         self._held: set[Pin] = set()
 
     @asynccontextmanager
     async def pinning(self) -> AsyncIterator[Pin]:
-        """A pin to be filled within the block with what is read there. It holds until `release`, unless the block
-        raises."""
+        """A new pin. Within the block the caller reads rows and adds what they name; no collection can look meanwhile.
+
+        The pin is held from the end of the block until `release`; not at all if the block raises.
+        """
         pin = Pin()
         async with self._lock:
             yield pin
@@ -44,7 +48,7 @@ class Pins:
         self._held.discard(pin)
 
     async def needed(self, store: MetadataStore) -> tuple[Sequence[str], Sequence[str]]:
-        """Every snapshot root and every other blob that must be kept."""
+        """All snapshot roots, and all other blobs, that garbage collection must keep."""
         async with self._lock:
             roots, blobs = set(await store.snapshot_roots()), set(await store.output_digests())
             blobs.update(await store.package_sets(), self._local())

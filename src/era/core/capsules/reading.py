@@ -1,4 +1,4 @@
-"""capsule.json as it comes from outside, read line by line, every value checked."""
+"""Reads capsule.json of an import, line by line, with every value validated."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from typing import Any
 from era.core import jsontext
 from era.core.capsules import format as layout
 from era.core.capsules.tars import Entry
-from era.core.capsules.validators import checked, refused, too_large
+from era.core.capsules.validators import bad_capsule, check_fields, too_large
 from era.core.models import KeptOutputs, RunRecord, Session, Snapshot, StoredCode, Version, VersionContent
 from era.core.sessions import check_code, data_text
 from era.core.setup.requirements import setup_text
 from era.errors import BadRequest
 
 MAX_LINE_BYTES = 24 << 20
-"""More than any body may have, so than any line that a server has written."""
+"""More than any request body may have, hence more than any line that a server has written."""
 
 _CHUNK = 1 << 20
 _FORMAT = re.compile(rb'\s*\{\s*"format"\s*:\s*(\d{1,9})\s*[,}]')
@@ -27,86 +27,91 @@ _RECORD = {field.name for field in fields(RunRecord)} - {"key", "session_key"}
 
 @dataclass(frozen=True, slots=True)
 class Outputs:
-    """The digests of what a run wrote."""
+    """The digests of a run's outputs."""
 
     stdout: str
     stderr: str
 
 
 @dataclass(frozen=True, slots=True)
-class Document:
-    """The capsule.json that is `entry` of the archive open as `fd`. What it yields is checked; raises BadRequest or
-    TooLarge."""
+class DocumentReader:
+    """Reads the capsule.json that is `entry` of the archive open as `fd`.
+
+    All methods return validated values, and raise BadRequest or TooLarge. They may be called repeatedly: each reads the
+    file again instead of keeping it in memory.
+    """
 
     fd: int
     entry: Entry
     snapshot: Callable[[str], Snapshot]
-    """The snapshot of a root."""
+    """Checks the tree of a root, and returns its snapshot."""
 
     def check_format(self) -> None:
-        """Raises BadRequest where it is of a format that can't be read."""
-        found = _FORMAT.match(os.pread(self.fd, min(self.entry.size, 256), self.entry.offset))
-        if found is None:
-            raise refused(f"has a {layout.DOCUMENT} that doesn't begin with its format number")
-        if int(found[1]) != layout.FORMAT:
+        """Raises BadRequest for another format than this server reads."""
+        match = _FORMAT.match(os.pread(self.fd, min(self.entry.size, 256), self.entry.offset))
+        if match is None:
+            raise bad_capsule(f"has a {layout.DOCUMENT} that doesn't begin with its format number")
+        if int(match[1]) != layout.FORMAT:
             raise BadRequest(
-                f"The capsule has format {int(found[1])}, this server reads format {layout.FORMAT}.",
+                f"The capsule has format {int(match[1])}, this server reads format {layout.FORMAT}.",
                 hint="Import it on a server of the version that wrote it, or of a newer one.",
                 code="unknown_format",
             )
 
     def session(self) -> Session:
-        """The session, with the content of its current version."""
+        """The session, with the content of its current version. Reads, and so checks, all versions."""
         last = None
-        for last in self.versions():  # noqa: B007 - the last one is what is wanted
+        for last in self.versions():  # noqa: B007 - only the last one is used
             pass
         head = self._head()
         if last is None or last.version.n != head["version"]:
-            raise refused("doesn't end with the session's current version")
+            raise bad_capsule("doesn't end with the session's current version")
         return _session(head, last)
 
     def versions(self) -> Iterator[VersionContent]:
-        """Oldest first, without a gap."""
+        """The versions, oldest first. Their numbers must be consecutive."""
         before = None
         for value in self._items(0):
-            content = _version(checked(value, layout.VERSION, "a version"), self.snapshot)
+            content = _version(check_fields(value, layout.VERSION, "a version"), self.snapshot)
             if before is not None and content.version.n != before + 1:
-                raise refused("has versions that don't follow one another")
+                raise bad_capsule("has versions that don't follow one another")
             before = content.version.n
             yield content
 
     def runs(self) -> Iterator[tuple[RunRecord, Outputs | None]]:
-        """Oldest first."""
+        """The records of the runs, oldest first, with the digests of their outputs if those are kept."""
         for value in self._items(1):
             if isinstance(value, dict):
                 value = {**layout.ADDED_TO_RUNS, **value}
-            yield _run(checked(value, layout.RUN, "a run"))
+            yield _run(check_fields(value, layout.RUN, "a run"))
 
     def _head(self) -> dict[str, Any]:
+        """The fields of the session, from the first line."""
         for line in self._lines():
             if not line.endswith(b","):
                 break
-            head = checked(_value(line[:-1] + b"}"), _HEAD, f"a {layout.DOCUMENT}")
+            head = check_fields(_value(line[:-1] + b"}"), _HEAD, f"a {layout.DOCUMENT}")
             session = head["session"]
             if isinstance(session, dict):
                 session = {**layout.ADDED, **session}
-            return checked(session, layout.SESSION, "a session")
-        raise refused(f"has a {layout.DOCUMENT} whose first line isn't the session's")
+            return check_fields(session, layout.SESSION, "a session")
+        raise bad_capsule(f"has a {layout.DOCUMENT} whose first line isn't the session's")
 
     def _items(self, section: int) -> Iterator[Any]:
-        """The values of the versions (0) or runs (1)."""
+        """The JSON values of one section: the versions (0) or the runs (1)."""
         lines = self._lines()
         next(lines, None)
         for number, (begin, end) in enumerate(_SECTIONS):
             if next(lines, None) != begin:
-                raise refused(f"has a {layout.DOCUMENT} that isn't laid out line by line")
+                raise bad_capsule(f"has a {layout.DOCUMENT} that isn't laid out line by line")
             for line in _list(lines, end):
                 if number == section:
                     yield _value(line)
         if next(lines, None) is not None:
-            raise refused(f"has a {layout.DOCUMENT} with something after its end")
+            raise bad_capsule(f"has a {layout.DOCUMENT} with something after its end")
 
     def _lines(self) -> Iterator[bytes]:
+        """The lines of the document, without their line ends."""
         rest, at, end = b"", self.entry.offset, self.entry.offset + self.entry.size
         while at < end:
             piece = os.pread(self.fd, min(_CHUNK, end - at), at)
@@ -114,9 +119,9 @@ class Document:
             *lines, rest = (rest + piece).split(b"\n")
             yield from lines
             if len(rest) > MAX_LINE_BYTES or not piece:
-                raise refused(f"has a {layout.DOCUMENT} with a line that is too long")
+                raise bad_capsule(f"has a {layout.DOCUMENT} with a line that is too long")
         if rest:
-            raise refused(f"has a {layout.DOCUMENT} that ends in the middle of a line")
+            raise bad_capsule(f"has a {layout.DOCUMENT} that ends in the middle of a line")
 
 
 _HEAD = {
@@ -138,27 +143,29 @@ def _list(lines: Iterator[bytes], end: bytes) -> Iterator[bytes]:
             break
         follows = line.endswith(b",")
         yield line.removesuffix(b",")
-    raise refused(f"has a {layout.DOCUMENT} that isn't laid out line by line")
+    raise bad_capsule(f"has a {layout.DOCUMENT} that isn't laid out line by line")
 
 
 def _value(line: bytes) -> Any:
+    """The JSON value of a line. Raises BadRequest."""
     try:
         return jsontext.loads(line)
     except jsontext.JsonProblem as error:
-        raise refused(f"has a {layout.DOCUMENT} with a line that {error}") from None
+        raise bad_capsule(f"has a {layout.DOCUMENT} with a line that {error}") from None
 
 
 def _session(head: dict[str, Any], current: VersionContent) -> Session:
+    """A session, from its validated fields. Raises BadRequest or TooLarge where a part exceeds a bound."""
     data_text("metadata", head["metadata"])
     stored = None
     if head["code"] is not None:
-        code = checked(head["code"], layout.CODE, "stored code")
+        code = check_fields(head["code"], layout.CODE, "stored code")
         check_code(code["code"])
         stored = StoredCode(code["code"], code["description"], code["updated_at"])
     return Session(
         key=0,
         id=head["id"],
-        owner="",  # Whose it is going to be is no matter of the capsule's.
+        owner="",  # set by the importer; a capsule doesn't name an owner
         language=head["language"],
         persistent=head["persistent"],
         data=current.data,
@@ -185,6 +192,7 @@ def _session(head: dict[str, Any], current: VersionContent) -> Session:
 
 
 def _version(value: dict[str, Any], snapshot: Callable[[str], Snapshot]) -> VersionContent:
+    """A version, from its validated fields."""
     root = value["snapshot"]
     version = Version(
         n=value["version"],
@@ -197,18 +205,19 @@ def _version(value: dict[str, Any], snapshot: Callable[[str], Snapshot]) -> Vers
 
 
 def _run(value: dict[str, Any]) -> tuple[RunRecord, Outputs | None]:
+    """A run, from its validated fields."""
     for name in ("enforced", "egress", "artifacts"):
         if len(data_text(name, value[name])) > layout.MAX_ENFORCED:
             raise too_large(f"has a run whose '{name}' is over {layout.MAX_ENFORCED} characters")
     record = RunRecord(session_key=0, **{name: value[name] for name in _RECORD})
     stdout, stderr = value["stdout"], value["stderr"]
     if (stdout is None) != (stderr is None):
-        raise refused("has a run of which one output is kept and one isn't")
+        raise bad_capsule("has a run of which one output is kept and one isn't")
     return record, None if stdout is None else Outputs(stdout, stderr)
 
 
 def kept_outputs(digests: Outputs, read: Callable[[str], bytes | None]) -> KeptOutputs:
-    """Outputs as a row has them; `read` gives those that are short, None for one that is a blob."""
+    """Outputs in the form of a row. `read` returns the content of a short one, None for one that is a blob."""
     stdout, stderr = read(digests.stdout), read(digests.stderr)
     return KeptOutputs(
         stdout,

@@ -1,4 +1,4 @@
-"""Capsules out and in, put together."""
+"""Exports and imports, put together with their threads."""
 
 from __future__ import annotations
 
@@ -21,9 +21,10 @@ _THREADS = 2
 
 
 class Capsules:
-    """Exports and imports sessions. They have threads of their own, so that no run waits for them. `close` when done.
+    """Exports and imports sessions. `close` it at the end.
 
-    `directory` is for temporary files; they have no names, so whatever happens none is left.
+    They have threads of their own, so that no run waits for them. `directory` is for temporary files; they are unnamed,
+    so none is left behind, whatever happens.
     """
 
     def __init__(
@@ -47,14 +48,17 @@ class Capsules:
         )
 
     async def open(self, session_id: OwnedId, *, history: bool = True) -> Export:
-        """A session as it is now, to be sent. Without history there are no runs and but the current version."""
+        """Export a session as it is now; without `history`, with its current version only and without runs.
+
+        Raises as Exporter.open does.
+        """
         return await self._exporter.open(session_id, history=history)
 
     async def load(self, chunks: AsyncIterator[bytes], owner: str, new_id: str | None = None) -> Session:
-        """Make the session that a capsule holds, for `owner`. Raises TooManyUploads."""
-        with self._slots.one():
+        """Import a capsule as a session of `owner`'s. Raises TooManyUploads, and as Importer.load does."""
+        with self._slots.take():
             return await self._importer.load(chunks, owner, new_id)
 
     async def close(self) -> None:
-        """Let what is under way finish."""
+        """Wait for what is under way."""
         await asyncio.to_thread(self._threads.shutdown)

@@ -1,7 +1,7 @@
-"""Tar archives of plain files, written and read without ever holding one.
+"""Tar archives of plain files, written and read piece by piece.
 
-What is read is far less than what tar can say: files by short names, one after the other, and nothing else. An archive
-that has anything more (links, devices, long names, sparse files) isn't one that a capsule could be.
+The reader accepts far less than tar can express: files with short names, one after the other. An archive with anything
+else (links, devices, long names, sparse files) can't be a capsule.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ _PLAIN_FILE = (b"0", b"\0")
 
 
 class TarProblem(ValueError):
-    """An archive that can't be read. The message completes the sentence "the archive …"."""
+    """An archive that can't be read. The message completes the sentence "It …"."""
 
 
 class Entry(NamedTuple):
-    """A file in an archive: where its content lies."""
+    """A file in an archive: the offset and size in bytes of its content."""
 
     name: str
     offset: int
@@ -31,27 +31,28 @@ class Entry(NamedTuple):
 
 
 def header(name: str, size: int, mtime: int) -> bytes:
-    """What comes before a file's content."""
+    """The header of a file (512 bytes). `mtime` is in seconds since 1970."""
     info = tarfile.TarInfo(name)
     info.size, info.mtime = size, mtime
     return info.tobuf(tarfile.USTAR_FORMAT, "ascii", "strict")
 
 
 def padding(size: int) -> bytes:
-    """What comes after a file's content."""
+    """The padding after a file's content."""
     return bytes(-size % BLOCK)
 
 
 END = bytes(2 * BLOCK)
+"""The blocks that end an archive."""
 
 
 def length(sizes: Iterator[int]) -> int:
-    """How long an archive of files of these sizes is."""
+    """The length in bytes of an archive of files of these sizes."""
     return sum(BLOCK + size + -size % BLOCK for size in sizes) + len(END)
 
 
 def entries(fd: int) -> Iterator[Entry]:
-    """The files of the archive open as `fd`. Raises TarProblem, at the latest at its end."""
+    """The files of the archive open as `fd`. Raises TarProblem, at the latest after the last one."""
     total = os.fstat(fd).st_size
     offset = 0
     while any(block := _block(fd, offset)):
@@ -71,6 +72,7 @@ def entries(fd: int) -> Iterator[Entry]:
 
 
 def _block(fd: int, offset: int) -> bytes:
+    """The block at an offset. Raises TarProblem at the end of the file."""
     block = os.pread(fd, BLOCK, offset)
     if len(block) < BLOCK:
         raise TarProblem("is cut off: it has no end")
@@ -78,7 +80,7 @@ def _block(fd: int, offset: int) -> bytes:
 
 
 def _parsed(block: bytes) -> tuple[str, int]:
-    """Name and size of the file whose header `block` is."""
+    """Name and size of a file, from its header. Raises TarProblem."""
     if block[257:262] != b"ustar":
         raise TarProblem("is not a tar archive as ERA writes it")
     blanked = block[:148] + b" " * 8 + block[156:]
@@ -91,6 +93,7 @@ def _parsed(block: bytes) -> tuple[str, int]:
 
 
 def _text(field: bytes) -> str:
+    """The ASCII text of a field, which is padded with NULs. Raises TarProblem."""
     text, _, rest = field.partition(b"\0")
     if any(rest) or not text.isascii():
         raise TarProblem("has a name that no file of a capsule has")
@@ -98,7 +101,8 @@ def _text(field: bytes) -> str:
 
 
 def _number(field: bytes, what: str) -> int:
-    found = _OCTAL.fullmatch(field)
-    if found is None:
+    """The octal number of a field. Raises TarProblem, which names `what` it is."""
+    match = _OCTAL.fullmatch(field)
+    if match is None:
         raise TarProblem(f"has a {what} that isn't a number")
-    return int(found[1], 8)
+    return int(match[1], 8)

@@ -1,9 +1,9 @@
-"""Trees that come from outside, checked to be ones that a working directory could have become.
+"""Validates trees of imported capsules: each must be one that a snapshot of a working directory could have.
 
-Such a tree is later made on the host's file system, so nothing in it is believed: each object must be, byte for byte,
-what snapshots.py would have written, each name one that a file can have, and the whole within the bounds that a working
-directory has. It is read entry by entry, since a short hostile text can become large values. A tree that is part of
-many others is looked at once, so a few objects can't stand for more than can be counted.
+Such a tree is later restored on the host's file system, so nothing in it is trusted. Each tree object must be, byte for
+byte, what core/files/trees.py would have written; each name one that a file can have; the whole within the bounds of a
+working directory. Objects are parsed entry by entry, since a short hostile text can become large values. A tree that is
+part of many others is checked only once, so a few objects can't stand for more than can be counted.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from era.core.capsules.validators import refused, too_large
-from era.core.files.trees import Bounds, Totals, raw
+from era.core.capsules.validators import bad_capsule, too_large
+from era.core.files.trees import Bounds, Totals, name_bytes
 from era.core.models import STATE_FILE, Snapshot
 
 MAX_TREE_BYTES = 128 << 20
@@ -32,23 +32,26 @@ _MAX_TIME = 1 << 63
 
 
 class Objects(NamedTuple):
-    """Where objects are had from: both raise BadRequest for one that isn't there."""
+    """Access to the capsule's objects by digest. Both functions raise BadRequest for one that isn't there."""
 
     read: Callable[[str], bytes]
     size: Callable[[str], int]
 
 
-class _Seen(NamedTuple):
-    """What is known of a tree that was looked at. `height` is how many directories lie below one another in it."""
+class _CheckedTree(NamedTuple):
+    """What matters of a checked tree."""
 
     totals: Totals
     height: int
+    """How deep directories are nested in it."""
+
     names_state: bool
+    """Whether it has an entry with the state file's name, which the root must not have."""
 
 
 @dataclass(slots=True)
 class _Contents:
-    """What a tree object itself says."""
+    """A parsed tree object: totals without those of subdirectories, whose digests are in `below`."""
 
     totals: Totals = field(default_factory=Totals)
     names_state: bool = False
@@ -56,38 +59,40 @@ class _Contents:
 
 
 class TreeCheck:
-    """Checks trees. `needed` are all objects that those checked so far consist of."""
+    """Checks trees. `needed` are the digests of all objects that the trees checked so far consist of."""
 
     def __init__(self, objects: Objects, bounds: Bounds) -> None:
         self._objects = objects
         self._bounds = bounds
-        self._seen: dict[str, _Seen] = {}
+        self._checked: dict[str, _CheckedTree] = {}
         self.needed: set[str] = set()
 
     def snapshot(self, root: str) -> Snapshot:
-        """The snapshot of this root. Raises BadRequest or TooLarge."""
-        seen = self._look(root, 0)
-        if seen.names_state:
-            raise refused(f"has a file '{STATE_FILE}' among the files; that name is the state's")
-        return Snapshot(root, seen.totals.files, seen.totals.total_bytes)
+        """Check the tree with this root, and return its snapshot. Raises BadRequest or TooLarge."""
+        checked = self._check_tree(root, 0)
+        if checked.names_state:
+            raise bad_capsule(f"has a file '{STATE_FILE}' among the files; that name is the state's")
+        return Snapshot(root, checked.totals.files, checked.totals.total_bytes)
 
-    def _look(self, digest: str, depth: int) -> _Seen:
-        if digest in self._seen:
-            seen = self._seen[digest]
-            self._check(seen.totals, depth + seen.height)
-            return seen
-        self._check(Totals(), depth)
+    def _check_tree(self, digest: str, depth: int) -> _CheckedTree:
+        """Check a tree that is `depth` directories below a root."""
+        if digest in self._checked:
+            checked = self._checked[digest]
+            self._check_bounds(checked.totals, depth + checked.height)
+            return checked
+        self._check_bounds(Totals(), depth)
         contents = self._contents(digest)
         totals, height = contents.totals, 0
         for child in contents.below:
-            below = self._look(child, depth + 1)
+            below = self._check_tree(child, depth + 1)
             totals = totals.plus(below.totals)
             height = max(height, below.height + 1)
-            self._check(totals, depth)
-        seen = self._seen[digest] = _Seen(totals, height, contents.names_state)
-        return seen
+            self._check_bounds(totals, depth)
+        checked = self._checked[digest] = _CheckedTree(totals, height, contents.names_state)
+        return checked
 
-    def _check(self, totals: Totals, depth: int) -> None:
+    def _check_bounds(self, totals: Totals, depth: int) -> None:
+        """Raises TooLarge."""
         if totals.entries > self._bounds.entries:
             raise too_large(f"has a version of more than {self._bounds.entries} files and directories")
         if totals.total_bytes > self._bounds.total_bytes:
@@ -96,25 +101,26 @@ class TreeCheck:
             raise too_large(f"has directories nested deeper than {self._bounds.depth}")
 
     def _contents(self, digest: str) -> _Contents:
+        """Parse and check a tree object, without what is below it."""
         if self._objects.size(digest) > MAX_TREE_BYTES:
             raise too_large(f"has a directory whose list is over {MAX_TREE_BYTES} bytes")
         content = self._objects.read(digest)
         if hashlib.sha256(content).hexdigest() != digest:
-            raise refused(f"is damaged: object {digest} has other content")
+            raise bad_capsule(f"is damaged: object {digest} has other content")
         self.needed.add(digest)
-        found, last = _Contents(), b""
+        contents, last = _Contents(), b""
         for match in _entries(content):
             name = _name(match)
             if name <= last:
-                raise refused("has a directory whose names aren't in order")
+                raise bad_capsule("has a directory whose names aren't in order")
             last = name
-            found.names_state = found.names_state or name == STATE_FILE.encode()
-            found.totals = found.totals.plus(self._entry(match, found.below))
-            self._check(found.totals, 0)
-        return found
+            contents.names_state = contents.names_state or name == STATE_FILE.encode()
+            contents.totals = contents.totals.plus(self._entry(match, contents.below))
+            self._check_bounds(contents.totals, 0)
+        return contents
 
     def _entry(self, match: re.Match[bytes], below: list[str]) -> Totals:
-        """What an entry adds; the digest of a directory goes to `below`."""
+        """Check an entry, and return its share of the totals. The digest of a directory is appended to `below`."""
         _, content, size, file_mode, file_time, _, target, link_time, _, tree, tree_mode = match.groups()
         if tree is not None:
             _check_mode(tree_mode)
@@ -126,53 +132,54 @@ class TreeCheck:
         _check_mode(file_mode)
         digest = content.decode()
         if self._objects.size(digest) != int(size):
-            raise refused(f"has a file of {int(size)} bytes, but object {digest} is not as long")
+            raise bad_capsule(f"has a file of {int(size)} bytes, but object {digest} is not as long")
         self.needed.add(digest)
         return Totals(1, 1, int(size))
 
 
 def _entries(content: bytes) -> Iterator[re.Match[bytes]]:
-    """The entries of a tree object, one at a time."""
+    """The entries of a tree object, as matches of _ENTRY. Raises BadRequest."""
     at = 1
     while content != b"[]":
         match = _ENTRY.match(content, at)
         follows = content[match.end() : match.end() + 1] if match else b""
         if match is None or content[:1] != b"[" or follows not in (b",", b"]"):
-            raise refused("has a directory that isn't listed as ERA lists one")
+            raise bad_capsule("has a directory that isn't listed as ERA lists one")
         yield match
         at = match.end() + 1
         if follows == b"]":
             if at != len(content):
-                raise refused("has a directory with something after its list")
+                raise bad_capsule("has a directory with something after its list")
             return
 
 
 def _name(match: re.Match[bytes]) -> bytes:
+    """The name of an entry. Raises BadRequest for one that no file can have."""
     name = _portable(match[1] or match[6] or match[9], longest=255)
     if name in (b".", b"..") or b"/" in name:
-        raise refused("has a file name that no file can have")
+        raise bad_capsule("has a file name that no file can have")
     return name
 
 
 def _portable(quoted: bytes, longest: int) -> bytes:
-    """The bytes of a name or of a link's target. There is but one way to write each."""
+    """The bytes of a JSON string, a name or a link's target. Raises BadRequest unless it is in canonical form."""
     text = json.loads(quoted)
     try:
-        name = raw(text)
+        name = name_bytes(text)
     except UnicodeEncodeError:
         name = b""
     if not name or len(name) > longest or b"\0" in name:
-        raise refused("has a file name or link that no file can have")
+        raise bad_capsule("has a file name or link that no file can have")
     if name.decode("utf-8", "surrogateescape") != text or json.dumps(text).encode() != quoted:
-        raise refused("has a file name or link that isn't written as ERA writes it")
+        raise bad_capsule("has a file name or link that isn't written as ERA writes it")
     return name
 
 
 def _check_mode(mode: bytes) -> None:
     if not 0 <= int(mode) <= 0o777:
-        raise refused("has a file with a mode beyond 0777")
+        raise bad_capsule("has a file with a mode beyond 0777")
 
 
 def _check_time(time: bytes) -> None:
     if not -_MAX_TIME <= int(time) < _MAX_TIME:
-        raise refused("has a file of a time that no file can have")
+        raise bad_capsule("has a file of a time that no file can have")

@@ -1,1 +1,1 @@
-"""Trees of files: looked at, made durable, changed, packed and unpacked."""
+"""Trees of files: scanned, stored as snapshots, restored, edited, compared, packed into archives and unpacked."""

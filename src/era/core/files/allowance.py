@@ -1,18 +1,18 @@
-"""Ends a run whose working directory outgrows its disk.
+"""A disk quota for the working directory of a run: a run that exceeds it is ended.
 
-Theory of operation. The kernel bounds one file (RLIMIT_FSIZE), but not a directory: project quotas are rare, and an
-ordinary user can have none. So the directory is measured while a program runs, but only when it can have outgrown its
-limits: it can't have taken more than the whole file system has lost since it was last measured. To ask for that costs
-microseconds, and as long as it is within what the session has left nothing else is done. Most runs end before the first
-question.
+Theory of operation. The kernel bounds a single file (RLIMIT_FSIZE), but not a directory: project quotas are rare, and
+an ordinary user can't have one. So the directory is measured while a program runs, but only when it can have exceeded
+its limits. It can't have taken more than what the whole file system has lost since the last measurement, and statvfs(2)
+tells that in microseconds. As long as this is within what the session has left, nothing else is done. Most runs end
+before the first such check.
 
-Where others free space meanwhile, the file system loses less than the session takes; so a long run is measured every
-second or so in any case. And a file that was removed but is still open takes space without being there to be measured:
-the sandbox is asked for those where the directory alone doesn't explain the loss.
+While others free space, the file system loses less than the session takes; so a long run is measured every second or
+so in any case. And a file that was removed but is still open takes space without being there to be measured: the
+sandbox is asked about those, too.
 
-The bound is therefore not sharp. A program can be over it by what it writes in one TICK, and longer where measuring a
-large tree takes longer: measuring may take a tenth of the time at most. What is *kept* is bounded sharply, by the look
-at the directory after the run.
+The bound is therefore not sharp. A program can exceed it by what it writes in one TICK, and by more where measuring a
+large tree takes longer: measuring may take a tenth of the time at most. What is *kept* is bounded sharply, by the scan
+of the directory after the run.
 """
 
 from __future__ import annotations
@@ -36,37 +36,39 @@ from era.core.program import Ended, Limits, Output, Program
 log = structlog.get_logger()
 
 TICK = 0.05
-"""Seconds between two looks at the file system."""
+"""Seconds between two checks of the file system's free space."""
 
 _FIRST = 0.1
 _SHARE = 10
-"""After a measurement at least this many times its length must pass before the next."""
-_REGULARLY, _REGULAR_SHARE = 1.0, 50
-"""The same for measurements that nothing asks for, and how long after the last one they are due at the soonest."""
+"""A measurement is followed by a pause of at least this many times its duration."""
 
-_BLOCK = 512  # what st_blocks counts, whatever the file system's own blocks are
+_REGULARLY, _REGULAR_SHARE = 1.0, 50
+"""The pause before a routine measurement, one that free space gives no reason for: seconds, and times the duration."""
+
+_BLOCK = 512  # the unit of st_blocks on every file system
 
 
 class Full(Exception):
-    """The working directory is over its limits; the message says which."""
+    """The working directory exceeds its limits; the message says which."""
 
 
 async def bounded(sandbox: Sandbox, program: Program, before: Snapshot) -> AsyncIterator[Output | Ended]:
-    """The events of a run, which is ended if its working directory, which held `before`, outgrows the sandbox's limits.
+    """Run a program within the sandbox's disk limits, and pass on its events.
 
-    `Ended` then has the cause `disk_full`, and tells in `disk_problem` what was full.
+    `before` is what the working directory holds at the start. If it exceeds the limits, the run is killed; its `Ended`
+    then has the cause `disk_full`, and `disk_problem` says which limit it was.
     """
-    watch = _Allowance(sandbox, before)
+    allowance = _Allowance(sandbox, before)
     try:
-        async with aclosing(sandbox.run(program)) as events:  # type: ignore[type-var]  # every one is a generator
+        async with aclosing(sandbox.run(program)) as events:  # type: ignore[type-var]  # drivers return generators
             async for event in events:
-                yield watch.judge(event) if isinstance(event, Ended) else event
+                yield allowance.with_cause(event) if isinstance(event, Ended) else event
     finally:
-        watch.stop()
+        allowance.stop()
 
 
 class _Allowance:
-    """What one run has left of its disk."""
+    """Watches the disk usage of one run, in a task that starts after _FIRST seconds."""
 
     def __init__(self, sandbox: Sandbox, before: Snapshot) -> None:
         self._sandbox = sandbox
@@ -85,8 +87,8 @@ class _Allowance:
         if self._task is not None:
             self._task.cancel()
 
-    def judge(self, ended: Ended) -> Ended:
-        """How the run ended, given what was found."""
+    def with_cause(self, ended: Ended) -> Ended:
+        """`ended`, with the cause `disk_full` if the run was killed for that."""
         if self._problem is None:
             return ended
         return replace(ended, cause="disk_full", disk_problem=self._problem)
@@ -95,6 +97,7 @@ class _Allowance:
         self._task = self._loop.create_task(self._follow())
 
     async def _follow(self) -> None:
+        """Check every TICK. Kill the run once it exceeds the limits."""
         while True:
             try:
                 if self._may_be_over():
@@ -108,6 +111,7 @@ class _Allowance:
             await asyncio.sleep(TICK)
 
     def _may_be_over(self) -> bool:
+        """Whether a measurement is called for: the limits may be exceeded, or it is time for a routine one."""
         free, at = os.statvfs(self._sandbox.workspace), time.monotonic()
         if at < self._not_before:
             return False
@@ -119,7 +123,7 @@ class _Allowance:
         return bool(lost or gone) and at > self._due_at
 
     def _measure(self) -> None:
-        """Raises Full."""
+        """Measure the working directory, and note when to measure again. Raises Full."""
         began, free, limits = time.monotonic(), os.statvfs(self._sandbox.workspace), self._sandbox.limits
         with trees.opened_root(self._sandbox.workspace) as root:
             usage = _Usage(root, limits)
@@ -132,7 +136,7 @@ class _Allowance:
 
 
 class _Usage:
-    """What a directory holds that is being written to. Raises Full as soon as that is too much."""
+    """Counts bytes and entries of a directory that is being written to. Raises Full as soon as there are too many."""
 
     def __init__(self, root: int, limits: Limits) -> None:
         self.bytes = self.entries = 0
@@ -141,6 +145,7 @@ class _Usage:
         self._add(root, 0)
 
     def _add(self, fd: int, depth: int) -> None:
+        """Count everything below the directory open as `fd`. Files with several names are counted once."""
         if depth > bounds(self._limits).depth:
             raise Full(f"the working directory is nested deeper than {bounds(self._limits).depth} directories")
         with os.scandir(fd) as entries:
@@ -160,16 +165,18 @@ class _Usage:
                     self._add_below(fd, entry.name, depth)
 
     def _add_below(self, fd: int, name: str, depth: int) -> None:
+        """Count everything below a subdirectory."""
         try:
             child = os.open(name, trees.DIRECTORY, dir_fd=fd)
         except PermissionError:
             raise Full("the working directory has a directory that is closed to its measuring") from None
         except OSError:
-            return  # it is gone, or another thing by now
+            return  # it is gone by now, or no directory any more
         with trees.closing(child):
             self._add(child, depth + 1)
 
     def check(self, more: int) -> None:
+        """Raises Full if the usage, and `more` bytes beside it, exceed the limits."""
         limits = self._limits
         if self.bytes + more > limits.disk_bytes:
             raise Full(f"the working directory outgrew {limits.disk_bytes >> 20} MiB")

@@ -1,8 +1,8 @@
-"""Whole trees in and out of a session, as archives.
+"""A session's whole tree of files, downloaded and uploaded as an archive.
 
-An archive that comes in is a file of ours before it is looked at. It is then read once from front to end, and what it
-holds goes into one batch of the blob store. Whatever is wrong with it ends that batch, and nothing has happened; the
-session is only touched by the one edit that follows.
+An upload is first stored in a temporary file. It is then read once from front to end, and its content goes into one
+batch of the blob store. If anything is wrong with it, the batch is undone and nothing has happened; the session is only
+changed by the single edit that follows.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 from era.core.expiry import calling
 from era.core.files import pack, trees, unpack
-from era.core.files.edits import Changes, PutFile, PutLink, shown, walk
+from era.core.files.edits import Changes, PutFile, PutLink, display_path, walk
 from era.core.files.paths import Parts, name_problem, state_file
 from era.core.files.session_files import SessionFiles
 from era.core.files.snapshots import BlobStore, Snapshots
@@ -29,23 +29,26 @@ from era.core.turns import Turns
 from era.errors import Conflict, TooLarge, Unavailable
 
 _AT_A_TIME = 2
-"""Archives that are unpacked at a time: it takes a thread and a processor for as long as it lasts."""
+"""How many archives are unpacked at a time: each takes a thread and a processor for as long as it lasts."""
 
 _RELY_SECONDS = 600.0
-"""Content put this long ago is put once more before a row names it, lest it be swept."""
+"""Content that was put longer ago than this is put again before a row names it: it may be swept as garbage by then."""
 
 _IN_ONE_PUT = 1 << 20
+"""Members of up to this many bytes are read into memory; larger ones go through a temporary file."""
 
 
 @dataclass(frozen=True, slots=True)
 class Unpacked:
-    """What an archive changes, its content being in the blob store, and how many files and links it has."""
+    """The changes that an archive makes, whose content is in the blob store, and its number of files and links."""
 
     changes: Changes
     files: int
 
 
 class Archives:
+    """Reads and replaces trees of sessions."""
+
     def __init__(
         self,
         store: MetadataStore,
@@ -68,9 +71,10 @@ class Archives:
         self._unpacking = asyncio.Semaphore(_AT_A_TIME)
 
     async def get(self, session_id: OwnedId, form: Format) -> AsyncIterator[bytes]:
-        """The session's tree. The pieces come from one snapshot, whatever happens meanwhile.
+        """The session's tree as an archive, in pieces. All of them come from one snapshot, whatever happens meanwhile.
 
-        Raises Conflict where this form can't hold it; an OSError on the way is one of the disk.
+        Raises Conflict where this format can't hold the tree, Unavailable where the disk fails; while the pieces are
+        read, OSError.
         """
         session = await self._store.session(session_id)
         root, made_at = session.snapshot.root, session.updated_at // 1_000_000
@@ -85,29 +89,30 @@ class Archives:
             pieces = pack.tar_pieces(read, open_blob, root, made_at)
             if form == "tar.gz":
                 pieces = pack.gzip_pieces(pieces)
-        return self._on_threads(pack.gathered(pieces))
+        return self._on_threads(pack.larger_pieces(pieces))
 
     async def put(
-        self, session_id: OwnedId, pieces: AsyncIterator[bytes], said: Format | None, *, replace: bool
+        self, session_id: OwnedId, pieces: AsyncIterator[bytes], declared: Format | None, *, replace: bool
     ) -> tuple[int, Session]:
-        """Add what an archive holds to the session's tree, or put it in its place; how many files that were.
+        """Add an archive's content to the session's tree, or replace the tree by it.
 
-        All of it is durable when this returns, or nothing has changed. Raises BadArchive, TooLarge, Conflict,
-        TooManyUploads.
+        `pieces` are the archive, `declared` is the format that the client says it has, if any. Returns the number of
+        files and links in it, and the session. All of it is durable when this returns, or nothing has changed. Raises
+        BadArchive, TooLarge, Conflict, TooManyUploads, Unavailable.
         """
-        session = await self._files.changeable(session_id)
+        session = await self._files.writable_session(session_id)
         async with (
             calling(self._store, session),
-            self._spool.received(pieces, self._threads, small=0) as upload,
+            self._spool.receive(pieces, self._threads, small=0) as upload,
         ):
             with trees.closing(os.open(upload.path, os.O_RDONLY | os.O_CLOEXEC)) as fd:
-                with self._slots.one():
-                    unpacked = await self._unpack(fd, said, self._files.bounds(session))
+                with self._slots.take():
+                    unpacked = await self._unpack(fd, declared, self._files.bounds(session))
                 put_at = time.monotonic()
                 async with self._turns.take(session_id):
-                    session = await self._files.changeable(session_id, session.key)
+                    session = await self._files.writable_session(session_id, session.key)
                     if time.monotonic() - put_at > _RELY_SECONDS:
-                        await self._unpack(fd, said, self._files.bounds(session))
+                        await self._unpack(fd, declared, self._files.bounds(session))
                     base = EMPTY if replace else session.snapshot
                     snapshot = await self._snapshots.edit(
                         base, unpacked.changes, lambda _: None, self._files.bounds(session)
@@ -117,19 +122,21 @@ class Archives:
                     )
         return unpacked.files, session
 
-    async def _unpack(self, fd: int, said: Format | None, bounds: Bounds) -> Unpacked:
+    async def _unpack(self, fd: int, declared: Format | None, bounds: Bounds) -> Unpacked:
         async with self._unpacking:
-            return await self._threads(self._unpack_now, fd, said, bounds)
+            return await self._threads(self._unpack_now, fd, declared, bounds)
 
-    def _unpack_now(self, fd: int, said: Format | None, bounds: Bounds) -> Unpacked:
-        members = _members(fd, said)
+    def _unpack_now(self, fd: int, declared: Format | None, bounds: Bounds) -> Unpacked:
+        """Unpack an archive, on a thread. Raises BadArchive, TooLarge, Unavailable."""
+        members = _members(fd, declared)
         try:
             with self._blobs.batch() as batch:
-                return _Unpacking(bounds, self._spool, batch).all_of(members)
+                return _Unpacker(bounds, self._spool, batch).unpack(members)
         except OSError as error:
             raise Unavailable(f"The archive could not be unpacked: {error.strerror}.") from error
 
     def _check_names(self, root: str | None) -> None:
+        """Raises Conflict where a name or link target isn't UTF-8, which zip can't express."""
         for path, entry in walk(self._snapshots.read_tree, root):
             try:
                 path[-1].encode()
@@ -137,30 +144,32 @@ class Archives:
                     entry[2].encode()
             except UnicodeEncodeError:
                 raise Conflict(
-                    f"'{shown(path)}' has a name or points to one that is not UTF-8: zip can't hold it.",
+                    f"'{display_path(path)}' has a name or points to one that is not UTF-8: zip can't hold it.",
                     hint="Ask for ?format=tar.",
                     code="unsuitable_name",
                 ) from None
 
     async def _on_threads(self, pieces: Iterator[bytes]) -> AsyncIterator[bytes]:
+        """`pieces`, each made on a thread."""
         while piece := await self._threads(next, pieces, b""):
             yield piece
 
 
-def _members(fd: int, said: Format | None) -> Iterator[Member]:
+def _members(fd: int, declared: Format | None) -> Iterator[Member]:
+    """The members of an archive of any format. Raises BadArchive for none, and for another than the declared one."""
     form = unpack.format_of(fd)
     if form is None:
         raise BadArchive("The body is no tar, tar.gz or zip archive.")
-    if said not in (None, form):
-        raise BadArchive(f"The body is {form}, but its Content-Type says {said}.")
+    if declared not in (None, form):
+        raise BadArchive(f"The body is {form}, but its Content-Type says {declared}.")
     if form == "zip":
         return zip_members(fd)
     source = unpack.PlainSource(fd) if form == "tar" else unpack.GzipSource(fd)
     return unpack.tar_members(source)
 
 
-class _Unpacking:
-    """One archive on its way into a batch."""
+class _Unpacker:
+    """Puts the content of one archive into a batch of the blob store, and collects the changes."""
 
     def __init__(self, bounds: Bounds, spool: Spool, batch: BlobBatch) -> None:
         self._bounds = bounds
@@ -169,12 +178,13 @@ class _Unpacking:
         self._changes = Changes()
         self._members = self._files = self._bytes = 0
 
-    def all_of(self, members: Iterator[Member]) -> Unpacked:
+    def unpack(self, members: Iterator[Member]) -> Unpacked:
+        """Unpack all members. Raises BadArchive, and TooLarge beyond the bounds."""
         for member in members:
             self._count(member)
             path = _path(member.name)
             if len(path) > self._bounds.depth + (member.kind != "dir"):
-                raise TooLarge(f"'{shown(path)}' is in more than {self._bounds.depth} directories.")
+                raise TooLarge(f"'{display_path(path)}' is in more than {self._bounds.depth} directories.")
             if path:
                 self._add(path, member)
             elif member.kind != "dir":
@@ -182,6 +192,7 @@ class _Unpacking:
         return Unpacked(self._changes, self._files)
 
     def _count(self, member: Member) -> None:
+        """Count a member before its content is read. Raises TooLarge."""
         self._members += 1
         self._files += member.kind != "dir"
         self._bytes += member.size
@@ -191,33 +202,35 @@ class _Unpacking:
             raise TooLarge(f"The archive holds more than {self._bounds.total_bytes} bytes when it is unpacked.")
 
     def _add(self, path: Parts, member: Member) -> None:
+        """Add the change that a member makes. Raises BadRequest for a member that can't be unpacked."""
         if member.kind == "dir":
-            self._changes.at_directory(path, member.mode)
+            self._changes.add_directory(path, member.mode)
         elif member.kind == "link":
             if unpack.link_leads_out(len(path) - 1, member.target):
-                raise BadArchive(f"The archive's link '{shown(path)}' leads out of it, or might.")
-            self._changes.at(path, PutLink(member.target, member.mtime_ns))
+                raise BadArchive(f"The archive's link '{display_path(path)}' leads out of it, or might.")
+            self._changes.add(path, PutLink(member.target, member.mtime_ns))
         else:
-            self._changes.at(path, self._file(member))
+            self._changes.add(path, self._file(member))
 
     def _file(self, member: Member) -> PutFile:
+        """Put the content of a file into the batch."""
         if member.size <= _IN_ONE_PUT:
             digest = self._batch.put(b"".join(member.content()))
         else:
-            with self._spool.stored(member.content()) as upload:
+            with self._spool.store(member.content()) as upload:
                 upload.put(self._batch)
                 digest = upload.digest
         return PutFile(digest, member.size, member.mtime_ns, member.mode)
 
 
 def _path(name: str) -> Parts:
-    """The path of a member; the top itself has no parts. Raises BadRequest."""
+    """The path of a member, empty for the archive's top directory. Raises BadRequest for one that can't be used."""
     parts = tuple(name.removesuffix("/").split("/"))
     if parts and parts[0] == ".":
         parts = parts[1:]
     for part in parts:
         if problem := name_problem(part):
-            raise BadArchive(f"The archive's name '{shown(parts)}' {problem}.")
+            raise BadArchive(f"The archive's name '{display_path(parts)}' {problem}.")
     if parts == (STATE_FILE,):
         raise state_file()
     return parts

@@ -1,7 +1,7 @@
-"""What a run leaves that people want to see: pictures, documents and tables among the files it wrote.
+"""Artifacts: the pictures, documents and tables among the files that a run has written.
 
-A file is taken for what its name says it is. A list of our own and not the machine's decides that, so that a run is
-answered the same wherever it ran.
+A file's type is told from the ending of its name, by a table of our own and not the machine's, so that runs are
+answered alike wherever they run.
 """
 
 from __future__ import annotations
@@ -32,34 +32,37 @@ TYPES = {
     "parquet": "application/vnd.apache.parquet",
     "xlsx": "application/vnd.openxmlformats-officedocument.spreadsheetml.sheet",
 }
-"""By the endings of names, in whatever case."""
+"""Media types by the ending of a name, in lower case."""
 
 MOST = 100
-_PATHS = 32 << 10
-"""Characters that all paths of one list may take as JSON, since each run's record holds one."""
+_MAX_PATH_CHARACTERS = 32 << 10
+"""What all paths of a list may take together, as JSON: each run's record holds such a list."""
 
 
-def listed(files: Iterable[FileChange]) -> JsonObject:
-    """Those of `files` that are artifacts: `files`, each its `type`, `path` and `size`, and how many `more` there are.
-    Nothing where there are none. What is in a hidden place isn't for people to see."""
-    found: list[JsonObject] = []
-    more, room = 0, _PATHS
+def list_artifacts(files: Iterable[FileChange]) -> JsonObject:
+    """The artifacts among `files`, as a run's record holds them.
+
+    Returns `{"files": [{"type", "path", "size"}, …], "more": N}`, where N counts those beyond the bounds; without any
+    artifact, `{}`. Hidden files and those in hidden directories don't count.
+    """
+    artifacts: list[JsonObject] = []
+    more, room = 0, _MAX_PATH_CHARACTERS
     for file in files:
         kind = _type_of(file.path)
         if kind is None:
             continue
         path = file.path.encode(errors="surrogateescape").decode(errors="replace")
         needed = len(json.dumps(path))
-        if len(found) == MOST or needed > room:
+        if len(artifacts) == MOST or needed > room:
             more += 1
             continue
         room -= needed
-        found.append({"type": kind, "path": path, "size": file.size})
-    return {"files": found, "more": more} if found or more else {}
+        artifacts.append({"type": kind, "path": path, "size": file.size})
+    return {"files": artifacts, "more": more} if artifacts or more else {}
 
 
-def can_be_artifacts(value: Any) -> bool:
-    """Whether this is what a run's record may hold of them."""
+def valid_artifacts(value: Any) -> bool:
+    """Whether `value` is of the form that `list_artifacts` makes; for records from outside."""
     if value == {}:
         return True
     if not isinstance(value, dict) or value.keys() != {"files", "more"} or not isinstance(value["files"], list):
@@ -68,6 +71,7 @@ def can_be_artifacts(value: Any) -> bool:
 
 
 def _type_of(path: str) -> str | None:
+    """The media type of an artifact; None for a file that is none."""
     name, dot, ending = path.rpartition(".")
     if not dot or not name or name.endswith("/") or path.startswith(".") or "/." in path:
         return None

@@ -1,4 +1,4 @@
-"""What changed from one version to the next, in data and in files."""
+"""Differences between versions: of their JSON data, and of their trees of files."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ from typing import Any, Literal, NamedTuple
 from era.core.models import Json
 
 type ReadTree = Callable[[str], list[list[Any]]]
-"""The entries of a tree object by its digest, as trees.py writes them."""
+"""Reads a tree object: its entries, in the form that trees.py writes, by its digest."""
 
 
 class DataChange(NamedTuple):
-    """One change at `path`, a JSON pointer. Done in order on the old data, all of them give the new."""
+    """A change of the value at `path`, a JSON pointer (RFC 6901). The changes of a list, applied in order to the old
+    data, give the new data, as in JSON Patch (RFC 6902)."""
 
     path: str
     op: Literal["add", "remove", "replace"]
@@ -22,7 +23,7 @@ class DataChange(NamedTuple):
 
 
 class FileChange(NamedTuple):
-    """A file or link of which something changed. `old_size` and `size` are None where there was or is none."""
+    """A changed file or link. `old_size` and `size` are in bytes, None where it didn't or doesn't exist."""
 
     path: str
     old_size: int | None
@@ -37,7 +38,7 @@ class FileChanges:
 
 
 def data_changes(old: Any, new: Any, path: str = "") -> Iterator[DataChange]:
-    """How `old` becomes `new`."""
+    """The changes that turn `old` into `new`."""
     if isinstance(old, dict) and isinstance(new, dict):
         for name, value in old.items():
             below = f"{path}/{name.replace('~', '~0').replace('/', '~1')}"
@@ -51,28 +52,30 @@ def data_changes(old: Any, new: Any, path: str = "") -> Iterator[DataChange]:
     elif isinstance(old, list) and isinstance(new, list):
         for index, (before, after) in enumerate(zip(old, new, strict=False)):
             yield from data_changes(before, after, f"{path}/{index}")
-        # From the end, so that no index shifts.
+        # From the end, so that removing one doesn't shift the indexes of the next.
         for index in range(len(old) - 1, len(new) - 1, -1):
             yield DataChange(f"{path}/{index}", "remove", old=old[index])
         for index in range(len(old), len(new)):
             yield DataChange(f"{path}/{index}", "add", new=new[index])
-    elif type(old) is not type(new) or old != new:  # To Python 1 equals true and 1.0, to JSON it doesn't.
+    elif type(old) is not type(new) or old != new:  # in Python 1 equals True and 1.0, in JSON it doesn't
         yield DataChange(path, "replace", old, new)
 
 
 def file_changes(read: ReadTree, old: str | None, new: str | None) -> FileChanges:
-    """What changed between two trees, by their digests. Only tree objects that differ are read.
+    """The files and links that differ between two trees, given by their digests. Only differing tree objects are read.
 
-    A file's times don't count: who writes the same content again has changed nothing.
+    Modification times don't count: writing the same content again changes nothing.
     """
-    found = FileChanges()
-    _compare(read, old, new, "", found)
-    return found
+    changes = FileChanges()
+    _compare(read, old, new, "", changes)
+    return changes
 
 
 def written_files(read: ReadTree, old: str | None, new: str | None, prefix: str = "") -> Iterator[FileChange]:
-    """The files of a tree that were written since it was another one, in the order of their names. Unlike above, who
-    writes the same content again has written, too."""
+    """The files of the tree `new` that were written since it was the tree `old`, in the order of their names.
+
+    Unlike in `file_changes`, writing the same content again counts. `prefix` is put before the paths.
+    """
     if new is None or old == new:
         return
     before = {entry[1]: entry for entry in read(old)} if old else {}
@@ -89,7 +92,8 @@ def written_files(read: ReadTree, old: str | None, new: str | None, prefix: str 
                 yield FileChange(prefix + name, was[3] if was else None, size)
 
 
-def _compare(read: ReadTree, old: str | None, new: str | None, prefix: str, found: FileChanges) -> None:
+def _compare(read: ReadTree, old: str | None, new: str | None, prefix: str, changes: FileChanges) -> None:
+    """Add the differences of two trees to `changes`."""
     if old == new:
         return
     before = _entries(read, old)
@@ -97,17 +101,19 @@ def _compare(read: ReadTree, old: str | None, new: str | None, prefix: str, foun
     for name in sorted(before.keys() | after.keys()):
         was, now = before.get(name, _NOTHING), after.get(name, _NOTHING)
         path = prefix + name
-        _compare(read, was.tree, now.tree, f"{path}/", found)
+        _compare(read, was.tree, now.tree, f"{path}/", changes)
         change = FileChange(path, was.size, now.size)
         if was.size is None and now.size is not None:
-            found.added.append(change)
+            changes.added.append(change)
         elif was.size is not None and now.size is None:
-            found.removed.append(change)
+            changes.removed.append(change)
         elif was.content != now.content:
-            found.changed.append(change)
+            changes.changed.append(change)
 
 
 class _Entry(NamedTuple):
+    """What matters of an entry in a comparison: a directory has a `tree`, a file or link `size` and `content`."""
+
     tree: str | None = None
     size: int | None = None
     content: tuple[Any, ...] = ()
@@ -117,6 +123,7 @@ _NOTHING = _Entry()
 
 
 def _entries(read: ReadTree, digest: str | None) -> Mapping[str, _Entry]:
+    """The entries of a tree by name."""
     if digest is None:
         return {}
     entries = {}

@@ -1,4 +1,4 @@
-"""What is written, made to last."""
+"""Flushing files and file systems to disk."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 def sync(path: str | os.PathLike[str]) -> None:
-    """A file or directory. Raises OSError."""
+    """Flush a file or directory to disk, by fsync(2). Raises OSError."""
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         os.fsync(fd)
@@ -18,8 +18,10 @@ def sync(path: str | os.PathLike[str]) -> None:
 
 
 def sync_file_system(path: str | os.PathLike[str]) -> None:
-    """All of the file system that this is on, by syncfs(2), which Python lacks. Raises OSError, also for writes that
-    failed earlier, since Linux 5.8."""
+    """Flush the whole file system that `path` is on, by syncfs(2), which Python lacks.
+
+    Raises OSError; since Linux 5.8 also for writes that failed earlier.
+    """
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         if _libc.syncfs(fd) != 0:

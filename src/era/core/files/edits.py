@@ -1,11 +1,11 @@
-"""Changing a snapshot without a working directory.
+"""Edits and queries of snapshots, without a working directory.
 
-Theory of operation. `Changes` says what is to be different, as a tree of its own. `apply` goes down both trees at a
-time and writes anew only the tree objects on the way to a change; everything beside it keeps its digest and isn't even
-read. Nothing is ever opened here but blobs, so a link is an entry like any other and can't be followed.
+Theory of operation. `Changes` is the set of edits, as a tree of its own. `apply` walks both trees together and writes
+new tree objects only on the way to a change; everything beside it keeps its digest and isn't even read. Nothing but
+blobs is ever opened here, so a link is an entry like any other and can't be followed.
 
-What is there keeps its kind: a file takes the place of a file, a link that of a link, and directories are merged. For
-anything else the caller is told to remove the old one first, as it most likely isn't what it takes it for.
+Entries keep their kind: a file may replace a file, a link a link, and directories are merged. For anything else the
+caller gets an error and must remove the old entry first, since most likely it isn't what the caller takes it for.
 """
 
 from __future__ import annotations
@@ -16,19 +16,24 @@ from typing import Any, NamedTuple
 
 from era.core.files.diffs import ReadTree
 from era.core.files.paths import Parts
-from era.core.files.trees import UPLOADED, BlobBatch, Totals, encode, raw
+from era.core.files.trees import UPLOADED, BlobBatch, Totals, encode, name_bytes
 from era.errors import BadRequest, Conflict, NotFound
 
 FILE_MODE = 0o644
 DIRECTORY_MODE = 0o755
 
 type Entry = list[Any]
-"""One entry of a tree object, as trees.py writes it."""
+"""An entry of a tree object, in the form that trees.py writes:
+
+    ["file", name, digest, size, mode, mtime_ns], followed by 1 if a client has put it
+    ["link", name, target, mtime_ns]
+    ["dir", name, digest, mode]
+"""
 
 
 @dataclass(frozen=True, slots=True)
 class PutFile:
-    """Content that is in the blob store. Without a mode the file keeps the one it has."""
+    """Put a file whose content is in the blob store. Without a `mode` it keeps the one it has, or gets FILE_MODE."""
 
     digest: str
     size: int
@@ -38,71 +43,75 @@ class PutFile:
 
 @dataclass(frozen=True, slots=True)
 class PutLink:
+    """Put a symbolic link."""
+
     target: str
     mtime_ns: int
 
 
 @dataclass(frozen=True, slots=True)
 class Remove:
-    """Remove what is there; a directory only if that is meant."""
+    """Remove an entry; a directory only if `recursive`."""
 
     recursive: bool = False
 
 
 @dataclass(slots=True)
 class Changes:
-    """What is to be different in a directory, by name. There where there was none, it is made."""
+    """The edits of a directory, by name. A directory that doesn't exist is made."""
 
     entries: dict[str, PutFile | PutLink | Remove | Changes] = field(default_factory=dict)
     mode: int | None = None
-    """Without one it keeps the mode it has."""
+    """Without one the directory keeps the mode it has, or gets DIRECTORY_MODE."""
 
     named: bool = False
-    """Somebody named the directory itself, not only something in it."""
+    """Whether the directory itself was added, not only something in it."""
 
-    def at(self, parts: Parts, change: PutFile | PutLink | Remove) -> None:
-        """Add a change. Raises BadRequest where it contradicts one that is there already."""
+    def add(self, parts: Parts, change: PutFile | PutLink | Remove) -> None:
+        """Add an edit at a path. Raises BadRequest where it contradicts an earlier one."""
         here = self._directory(parts[:-1])
         if parts[-1] in here.entries:
-            raise _twice(parts)
+            raise _duplicate(parts)
         here.entries[parts[-1]] = change
 
-    def at_directory(self, parts: Parts, mode: int | None) -> None:
-        """Add that a directory be there. Raises BadRequest as `at` does."""
+    def add_directory(self, parts: Parts, mode: int | None) -> None:
+        """Add a directory. Raises BadRequest where that contradicts an earlier edit."""
         here = self._directory(parts)
         if here.named:
-            raise _twice(parts)
+            raise _duplicate(parts)
         here.mode, here.named = mode, True
 
     def _directory(self, parts: Parts) -> Changes:
+        """The edits of the directory at this path. Raises BadRequest where the path leads through no directory."""
         here = self
         for depth, name in enumerate(parts, start=1):
             below = here.entries.setdefault(name, Changes())
             if not isinstance(below, Changes):
-                raise _twice(parts[:depth])
+                raise _duplicate(parts[:depth])
             here = below
         return here
 
 
-class Listed(NamedTuple):
-    """A file or link of a snapshot. `path` is relative; bytes that aren't UTF-8 are lone surrogates in it."""
+class FileEntry(NamedTuple):
+    """A file or link in a list of files. `path` is relative; bytes that aren't UTF-8 are lone surrogates in it."""
 
     path: str
     size: int
     mtime_ns: int
     is_link: bool
     uploaded: bool = False
-    """Put by a client and not touched by a run since."""
+    """Whether a client has put it and no run has changed it since."""
 
     digest: str | None = None
-    """SHA-256 of its content; None for a link."""
+    """SHA-256 of the content; None for a link."""
 
 
 def apply(read: ReadTree, batch: BlobBatch, root: str | None, changes: Changes) -> tuple[str | None, Totals]:
-    """The tree that `root` becomes, None where nothing is left, and what that adds to its totals.
+    """Apply edits to the tree `root` (None: empty). New tree objects go to `batch`.
 
-    Raises Conflict where something of another kind is in the way, NotFound where there is nothing to remove. How deep
-    the changes go is for the caller to bound.
+    Returns the new root, None for an empty tree, and the difference in totals. Raises Conflict where an entry of
+    another kind is in the way, NotFound where there is nothing to remove. The caller must bound how deep the changes
+    go, since this recurses.
     """
     entries, more = _changed(read, batch, root, changes, ())
     return batch.put(encode(entries)) if entries else None, more
@@ -111,6 +120,7 @@ def apply(read: ReadTree, batch: BlobBatch, root: str | None, changes: Changes) 
 def _changed(
     read: ReadTree, batch: BlobBatch, digest: str | None, changes: Changes, path: Parts
 ) -> tuple[list[Entry], Totals]:
+    """The new entries of the directory at `path`, and the difference in totals."""
     entries: dict[str, Entry] = {entry[1]: entry for entry in read(digest)} if digest else {}
     totals = Totals()
     for name, change in changes.entries.items():
@@ -132,7 +142,7 @@ def _changed(
         else:
             _check_kind(old, "link", here)
             entries[name] = ["link", name, change.target, change.mtime_ns]
-            totals = totals.plus(Totals(0, 0, len(raw(change.target))))
+            totals = totals.plus(Totals(0, 0, len(name_bytes(change.target))))
         if old is None:
             totals = totals.plus(Totals(1, 0 if isinstance(change, Changes) else 1))
         elif old[0] != "dir":
@@ -143,19 +153,21 @@ def _changed(
 def _directory(
     read: ReadTree, batch: BlobBatch, old: Entry | None, change: Changes, path: Parts
 ) -> tuple[Entry, Totals]:
+    """The entry of an edited or new directory, and the difference in totals below it."""
     below, more = _changed(read, batch, old[2] if old else None, change, path)
     mode = change.mode if change.mode is not None else old[3] if old else DIRECTORY_MODE
     return ["dir", path[-1], batch.put(encode(below)), mode], more
 
 
 def _removed(read: ReadTree, old: Entry | None, change: Remove, path: Parts) -> Totals:
+    """The totals of an entry that may be removed. Raises NotFound, Conflict."""
     if old is None:
         raise no_file(path)
     if old[0] != "dir":
         return Totals(1, 1, entry_size(old))
     if not change.recursive:
         raise Conflict(
-            f"'{shown(path)}' is a directory.",
+            f"'{display_path(path)}' is a directory.",
             hint="Add ?recursive=true to delete it with all that is in it.",
             code="is_a_directory",
         )
@@ -163,7 +175,7 @@ def _removed(read: ReadTree, old: Entry | None, change: Remove, path: Parts) -> 
 
 
 def count(read: ReadTree, digest: str | None) -> Totals:
-    """What a tree holds, all the way down."""
+    """The totals of a whole tree."""
     totals = Totals()
     for entry in read(digest) if digest else ():
         if entry[0] == "dir":
@@ -174,13 +186,13 @@ def count(read: ReadTree, digest: str | None) -> Totals:
 
 
 def entry_size(entry: Entry) -> int:
-    """Of a file or link."""
-    size: int = entry[3] if entry[0] == "file" else len(raw(entry[2]))
+    """The size in bytes of a file, or of a link's target."""
+    size: int = entry[3] if entry[0] == "file" else len(name_bytes(entry[2]))
     return size
 
 
 def find(read: ReadTree, root: str | None, parts: Parts) -> Entry:
-    """The entry of a path. Raises NotFound, and Conflict where a link is on the way: none is followed."""
+    """The entry at a path. Raises NotFound, and Conflict where the path leads through a link: none is followed."""
     digest = root
     for depth, name in enumerate(parts, start=1):
         entry = next((entry for entry in read(digest) if entry[1] == name), None) if digest else None
@@ -194,46 +206,50 @@ def find(read: ReadTree, root: str | None, parts: Parts) -> Entry:
     raise no_file(parts)
 
 
-def shown(parts: Parts) -> str:
-    """A path for a sentence."""
+def display_path(parts: Parts) -> str:
+    """A path as text for messages, shortened if it is long."""
     path = "/".join(parts).encode(errors="surrogateescape").decode(errors="replace")
     return path if len(path) <= 200 else path[:200] + "…"
 
 
 def no_file(parts: Parts) -> NotFound:
+    """The error for a path at which there is nothing."""
     return NotFound(
-        f"There is no file '{shown(parts)}'.",
+        f"There is no file '{display_path(parts)}'.",
         hint="GET /api/sessions/{id}/files lists those there are.",
         code="no_file",
     )
 
 
 def _check_kind(old: Entry | None, kind: str, path: Parts) -> None:
+    """Raises Conflict where an entry of another kind is in the way."""
     if old is not None and old[0] != kind:
         raise _in_the_way(old, path)
 
 
 def _in_the_way(old: Entry, path: Parts) -> Conflict:
+    """The error for an entry of another kind."""
     kind, code = {
         "file": ("a file", "is_a_file"),
         "dir": ("a directory", "is_a_directory"),
         "link": ("a symbolic link, and those are never followed", "is_a_link"),
     }[old[0]]
     return Conflict(
-        f"'{shown(path)}' is {kind}.", hint="Choose another path, or delete what is there first.", code=code
+        f"'{display_path(path)}' is {kind}.", hint="Choose another path, or delete what is there first.", code=code
     )
 
 
-def _twice(parts: Parts) -> BadRequest:
+def _duplicate(parts: Parts) -> BadRequest:
+    """The error for contradicting edits."""
     return BadRequest(
-        f"'{shown(parts)}' is there twice, or as a file and as a directory.",
+        f"'{display_path(parts)}' is there twice, or as a file and as a directory.",
         hint="Name each file and directory once.",
         code="bad_archive",
     )
 
 
 def walk(read: ReadTree, digest: str | None, path: Parts = ()) -> Iterator[tuple[Parts, Entry]]:
-    """Every entry of a tree with its path, directories before what is in them."""
+    """All entries of a tree with their paths, directories before what is in them."""
     for entry in read(digest) if digest else ():
         here = (*path, entry[1])
         yield here, entry
@@ -244,26 +260,29 @@ def walk(read: ReadTree, digest: str | None, path: Parts = ()) -> Iterator[tuple
 def page(
     read: ReadTree, digest: str | None, *, after: Parts = (), prefix: Parts = (), path: Parts = ()
 ) -> Iterator[tuple[Parts, Entry]]:
-    """The files and links of a tree that come after the path `after` and whose path begins with `prefix`, of which the
-    last part may be the beginning of a name. Subtrees that have none aren't read."""
+    """The files and links of a tree after the path `after` whose path begins with `prefix`, in order, with their paths.
+
+    The last part of `prefix` may be the beginning of a name. Subtrees without such paths aren't read. `path` is that of
+    the tree itself.
+    """
     for entry in read(digest) if digest else ():
         name = entry[1]
-        if after and raw(name) < raw(after[0]):
+        if after and name_bytes(name) < name_bytes(after[0]):
             continue
         if prefix and not (name.startswith(prefix[0]) if len(prefix) == 1 else name == prefix[0]):
             continue
         if entry[0] != "dir":
-            if (not after or raw(name) > raw(after[0])) and len(prefix) <= 1:
+            if (not after or name_bytes(name) > name_bytes(after[0])) and len(prefix) <= 1:
                 yield (*path, name), entry
         else:
             further = after[1:] if after and name == after[0] else ()
             yield from page(read, entry[2], after=further, prefix=prefix[1:], path=(*path, name))
 
 
-def listed(path: Parts, entry: Entry) -> Listed:
-    """A file or link as lists show it."""
+def file_entry(path: Parts, entry: Entry) -> FileEntry:
+    """A file or link, as an item of a list of files."""
     match entry:
         case "file", _, digest, size, _, mtime_ns, *uploaded:
-            return Listed("/".join(path), size, mtime_ns, is_link=False, uploaded=bool(uploaded), digest=digest)
+            return FileEntry("/".join(path), size, mtime_ns, is_link=False, uploaded=bool(uploaded), digest=digest)
         case _:
-            return Listed("/".join(path), entry_size(entry), entry[3], is_link=True)
+            return FileEntry("/".join(path), entry_size(entry), entry[3], is_link=True)

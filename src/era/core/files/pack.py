@@ -1,4 +1,4 @@
-"""Writing a snapshot as an archive, piece by piece, in memory that doesn't depend on its files."""
+"""Writes a snapshot as a tar, tar.gz or zip archive, in pieces, with memory independent of the size of its files."""
 
 from __future__ import annotations
 
@@ -18,18 +18,19 @@ from era.core.files.paths import Parts
 from era.core.files.unpack import PIECE
 
 type OpenBlob = Callable[[str], int]
+"""Opens a blob by its digest; the descriptor is the caller's to close."""
 
 _SECOND = 1_000_000_000
-_RECORD = 20 * 512
+_RECORD = 20 * 512  # tar archives are padded to a multiple of this
 _FAST = 1
-"""Compression that keeps up with a disk. Who wants it tighter has the time to do it at home."""
+"""The compression level that keeps up with a disk. A client that wants a smaller archive can compress it again."""
 
 _SENT = 256 << 10
-_ZIP_FIRST, _ZIP_LAST = (1980, 1, 1, 0, 0, 0), (2107, 12, 31, 23, 59, 58)
+_ZIP_FIRST, _ZIP_LAST = (1980, 1, 1, 0, 0, 0), (2107, 12, 31, 23, 59, 58)  # the dates that zip can express
 
 
 def tar_pieces(read: ReadTree, open_blob: OpenBlob, root: str | None, made_at: int) -> Iterator[bytes]:
-    """A tar archive of a tree. `made_at` (seconds since 1970) stands for the time of directories, which isn't kept."""
+    """A tar archive of a tree. Snapshots keep no times of directories, so they get `made_at` (seconds since 1970)."""
     written = 0
     for path, entry in walk(read, root):
         for piece in _tar_entry(open_blob, path, entry, made_at):
@@ -40,6 +41,7 @@ def tar_pieces(read: ReadTree, open_blob: OpenBlob, root: str | None, made_at: i
 
 
 def _tar_entry(open_blob: OpenBlob, path: Parts, entry: Entry, made_at: int) -> Iterator[bytes]:
+    """A member: its header, content and padding."""
     info = tarfile.TarInfo("/".join(path))
     mtime_ns = made_at * _SECOND
     match entry:
@@ -60,7 +62,7 @@ def _tar_entry(open_blob: OpenBlob, path: Parts, entry: Entry, made_at: int) -> 
 
 
 def blob_pieces(open_blob: OpenBlob, digest: str, size: int) -> Iterator[bytes]:
-    """The content of a file. Raises OSError where it is not as long as it was."""
+    """The content of a file. Raises OSError where the blob has fewer than `size` bytes."""
     with trees.closing(open_blob(digest)) as fd:
         while size > 0 and (piece := os.read(fd, min(size, PIECE))):
             size -= len(piece)
@@ -70,6 +72,7 @@ def blob_pieces(open_blob: OpenBlob, digest: str, size: int) -> Iterator[bytes]:
 
 
 def gzip_pieces(pieces: Iterable[bytes]) -> Iterator[bytes]:
+    """`pieces`, compressed as one gzip file."""
     packer = zlib.compressobj(_FAST, wbits=31)
     for piece in pieces:
         yield packer.compress(piece)
@@ -77,7 +80,7 @@ def gzip_pieces(pieces: Iterable[bytes]) -> Iterator[bytes]:
 
 
 def zip_pieces(read: ReadTree, open_blob: OpenBlob, root: str | None, made_at: int) -> Iterator[bytes]:
-    """A zip archive of a tree, whose names must be UTF-8. What the archive's directory says is held in memory."""
+    """A zip archive of a tree, whose names must be UTF-8. Its central directory is held in memory until the end."""
     sink = _Sink()
     with zipfile.ZipFile(sink, "w", zipfile.ZIP_DEFLATED) as archive:  # type: ignore[call-overload]
         for path, entry in walk(read, root):
@@ -85,12 +88,13 @@ def zip_pieces(read: ReadTree, open_blob: OpenBlob, root: str | None, made_at: i
             with archive.open(info, "w") as file:
                 for piece in content:
                     file.write(piece)
-                    yield from sink.taken()
-            yield from sink.taken()
-    yield from sink.taken()
+                    yield from sink.take()
+            yield from sink.take()
+    yield from sink.take()
 
 
 def _zip_entry(open_blob: OpenBlob, path: Parts, entry: Entry, made_at: int) -> tuple[zipfile.ZipInfo, Iterable[bytes]]:
+    """The header and the content of a member, with Unix modes and a timestamp extra field (0x5455)."""
     name, seconds = "/".join(path), made_at
     content: Iterable[bytes] = ()
     size = 0
@@ -100,7 +104,7 @@ def _zip_entry(open_blob: OpenBlob, path: Parts, entry: Entry, made_at: int) -> 
             content = blob_pieces(open_blob, digest, size)
         case "link", _, target, mtime_ns:
             kind, seconds = stat.S_IFLNK | 0o777, mtime_ns // _SECOND
-            content = [trees.raw(target)]
+            content = [trees.name_bytes(target)]
         case _:
             kind, name = stat.S_IFDIR | entry[3], f"{name}/"
     info = zipfile.ZipInfo(name, min(max(_date(seconds), _ZIP_FIRST), _ZIP_LAST))
@@ -114,13 +118,13 @@ def _zip_entry(open_blob: OpenBlob, path: Parts, entry: Entry, made_at: int) -> 
 
 
 def _date(seconds: int) -> tuple[int, int, int, int, int, int]:
-    """In UTC, and no later than zip can tell."""
+    """The date in UTC of a time in seconds since 1970. Extreme times are cut off: gmtime fails on them."""
     year, month, day, hour, minute, second, *_ = time.gmtime(min(max(seconds, 0), 1 << 33))
     return year, month, day, hour, minute, second
 
 
 class _Sink:
-    """A file that keeps what is written until it's taken."""
+    """A write-only file that keeps its content in memory until it is taken."""
 
     def __init__(self) -> None:
         self._pieces: list[bytes] = []
@@ -132,13 +136,13 @@ class _Sink:
     def flush(self) -> None:
         pass
 
-    def taken(self) -> list[bytes]:
+    def take(self) -> list[bytes]:
         pieces, self._pieces = self._pieces, []
         return pieces
 
 
-def gathered(pieces: Iterable[bytes]) -> Generator[bytes]:
-    """`pieces` in fewer, larger ones: each is sent by itself."""
+def larger_pieces(pieces: Iterable[bytes]) -> Generator[bytes]:
+    """`pieces` joined into fewer, larger ones, since each piece costs a hop through a thread and a send."""
     gathering: list[bytes] = []
     size = 0
     for piece in pieces:

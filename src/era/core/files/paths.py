@@ -1,7 +1,7 @@
-"""Paths of files as clients write them: relative, `/` between the parts, UTF-8.
+"""Paths of files in requests: relative, parts separated by `/`, UTF-8.
 
-They name entries of tree objects and never reach a file system from here, so a bad one could do no harm. It is refused
-all the same: whoever sends one is wrong about what it means.
+They name entries of tree objects and never reach a file system, so a bad one could do no harm. It is refused all the
+same, because it can't mean what its sender thinks.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from era.core.models import STATE_FILE
 from era.errors import BadRequest
 
 type Parts = tuple[str, ...]
-"""The names that lead to a file or directory, as tree objects have them."""
+"""A path as a tuple of names; bytes that aren't UTF-8 are lone surrogates, as in tree objects."""
 
 MAX_PATH_BYTES = 1024
 MAX_NAME_BYTES = 255
@@ -27,7 +27,7 @@ def bad_path(path: str, problem: str) -> BadRequest:
 
 
 def parse(path: str) -> Parts:
-    """The parts of a path. Raises BadRequest for one that can't be meant."""
+    """The parts of a path. Raises BadRequest for one that is invalid or names the state file."""
     if len(path.encode(errors="surrogatepass")) > MAX_PATH_BYTES:
         raise bad_path(path, f"is longer than {MAX_PATH_BYTES} bytes")
     parts = tuple(path.split("/"))
@@ -41,6 +41,7 @@ def parse(path: str) -> Parts:
 
 
 def state_file() -> BadRequest:
+    """The error for the path of the state file, which isn't one of the session's files."""
     return BadRequest(
         f"'{STATE_FILE}' is no file of the session: it holds 'data'.",
         hint="Read 'data' with GET /api/sessions/{id}, change it with PATCH /api/sessions/{id}.",
@@ -49,7 +50,7 @@ def state_file() -> BadRequest:
 
 
 def name_problem(name: str) -> str | None:
-    """Why this can't be the name of a file or directory, or None."""
+    """What is wrong with the name of a file or directory, to complete "The path …"; None for a valid one."""
     if not name:
         return "is absolute, empty or has an empty part"
     if name in (".", ".."):
@@ -62,8 +63,11 @@ def name_problem(name: str) -> str | None:
 
 
 def from_url(escaped: bytes) -> Parts:
-    """The parts of a path as it stands in a URL. Raises BadRequest, also where a second decoding would reveal what
-    must not be: something between the client and here takes it for one that was decoded already."""
+    """The parts of a percent-encoded path.
+
+    Raises BadRequest for an invalid one, also where it would become invalid if it were decoded again: then it was
+    encoded twice, and some proxy may have checked another path than the one that we see.
+    """
     if _BAD_ESCAPE.search(escaped):
         raise bad_path(escaped.decode("latin-1"), "has a '%' that is no escape; '%25' means '%'")
     try:

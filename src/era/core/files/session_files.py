@@ -1,13 +1,13 @@
-"""The files of a session, read and changed by its clients.
+"""Reading and writing the files of a session, for clients.
 
-Theory of operation. A live working directory is never touched: hostile code made it, and a run may be under way in it.
-What is read comes from the session's committed snapshot, so it is consistent, and is never what a run has half done.
-What is written makes another snapshot and the session's next version, between runs; its sandbox, if it has one, catches
-up when it is used next.
+Theory of operation. A sandbox's working directory is never touched: it was made by hostile code, and a run may be under
+way in it. Reads come from the session's committed snapshot, so they are consistent and never see a run half done.
+Writes make another snapshot and the session's next version, between runs; the session's sandbox, if it has one, is
+brought up to date when it is used next.
 
-A write has two parts. Its content comes in and becomes durable first, at the client's pace and without the turn. Then,
-in its turn, the tree objects on the way to the change are written anew and a row is committed, which takes no longer
-for a large file than for a small one.
+A write has two parts. First its content is received and made durable, at the client's pace and without holding the
+session's turn. Then, in its turn, the tree objects on the way to the change are written anew and a row is committed,
+which takes no longer for a large file than for a small one.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 
 from era.core.expiry import calling
-from era.core.files.edits import Changes, Listed, PutFile, Remove, no_file, shown
+from era.core.files.edits import Changes, FileEntry, PutFile, Remove, display_path, no_file
 from era.core.files.paths import Parts
 from era.core.files.snapshots import BlobStore, Snapshots
 from era.core.files.spool import Spool, Threads, Upload
@@ -31,36 +31,37 @@ from era.core.turns import Turns
 from era.errors import Conflict, NotFound, PreconditionFailed, TooLarge, Unavailable
 
 ANY = "*"
+"""Stands for every entity tag."""
 
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """Some of a session's files, and the session as it was then."""
+    """One page of a session's files, and the session that they were read from. `more`: there is a next page."""
 
     session: Session
-    files: Sequence[Listed]
+    files: Sequence[FileEntry]
     more: bool
 
 
 @dataclass(frozen=True, slots=True)
 class Condition:
-    """What must be true of a file for it to be changed: digests, or ANY for whatever there is."""
+    """Preconditions of a write, as If-Match and If-None-Match state them: sets of digests, or of ANY. None: none."""
 
     match: frozenset[str] | None = None
     none_match: frozenset[str] | None = None
 
     def check(self, path: Parts, current: str | None) -> None:
-        """Raises PreconditionFailed. `current` is None where there is nothing, "" where it is no file."""
+        """Raises PreconditionFailed. `current` is the file's digest, None if nothing is there, "" if it is no file."""
         is_there = current is not None
         if self.match is not None and not (is_there and self.match & {ANY, current}):
-            raise PreconditionFailed(f"'{shown(path)}' is not what If-Match says.")
+            raise PreconditionFailed(f"'{display_path(path)}' is not what If-Match says.")
         if self.none_match is not None and is_there and self.none_match & {ANY, current}:
-            raise PreconditionFailed(f"'{shown(path)}' is what If-None-Match rules out.")
+            raise PreconditionFailed(f"'{display_path(path)}' is what If-None-Match rules out.")
 
 
 @dataclass(slots=True)
 class OpenFile:
-    """A file of a snapshot, open to be read. `close` when done."""
+    """A file of a snapshot, open for reading. The caller must `close` it."""
 
     digest: str
     size: int
@@ -69,7 +70,7 @@ class OpenFile:
     _threads: Threads
 
     async def pieces(self, start: int, end: int) -> AsyncIterator[bytes]:
-        """The bytes from `start` up to `end`. Raises Unavailable where the disk fails."""
+        """The bytes from `start` to `end` (exclusive). Raises Unavailable where the disk fails."""
         while start < end:
             try:
                 piece = await self._threads(os.pread, self._fd, min(end - start, PIECE), start)
@@ -85,6 +86,8 @@ class OpenFile:
 
 
 class SessionFiles:
+    """Reads and writes files of sessions."""
+
     def __init__(
         self,
         store: MetadataStore,
@@ -104,13 +107,13 @@ class SessionFiles:
         self._rules = rules
 
     async def page(self, session_id: OwnedId, *, limit: int, after: Parts, prefix: Parts) -> Page:
-        """Files in the order of their paths: up to `limit` of those after the path `after` that begin with `prefix`."""
+        """Up to `limit` files after the path `after` whose path begins with `prefix`, in the order of their paths."""
         session = await self._store.session(session_id)
-        found = await self._snapshots.entries(session.snapshot, after=after, prefix=prefix, limit=limit + 1)
-        return Page(session, found[:limit], len(found) > limit)
+        files = await self._snapshots.entries(session.snapshot, after=after, prefix=prefix, limit=limit + 1)
+        return Page(session, files[:limit], len(files) > limit)
 
     async def open(self, session_id: OwnedId, path: Parts) -> OpenFile:
-        """Raises NotFound, and Conflict for what is no file."""
+        """Open a file. Raises NotFound, Conflict for what is no file, Unavailable where the disk fails."""
         session = await self._store.session(session_id)
         entry = await self._snapshots.find(session.snapshot, path)
         match entry:
@@ -122,35 +125,35 @@ class SessionFiles:
                 return OpenFile(digest, size, mtime_ns, fd, self._threads)
             case "link", *_:
                 raise Conflict(
-                    f"'{shown(path)}' is a symbolic link. Where it points is not followed.",
+                    f"'{display_path(path)}' is a symbolic link. Where it points is not followed.",
                     hint="Get the file it points to by its own path, or the archive, where links are kept as they are.",
                     code="is_a_link",
                 )
             case _:
                 raise Conflict(
-                    f"'{shown(path)}' is a directory.",
+                    f"'{display_path(path)}' is a directory.",
                     hint="GET /api/sessions/{id}/files?prefix=DIRECTORY/ lists it.",
                     code="is_a_directory",
                 )
 
     async def put(self, session_id: OwnedId, path: Parts, pieces: AsyncIterator[bytes], condition: Condition) -> Upload:
-        """Put a file in the place of what is there. All of it is durable when this returns, or nothing has changed.
+        """Write a file, replacing one that is there. All of it is durable when this returns, or nothing has changed.
 
-        Raises Conflict where something of another kind is there or on the way, TooLarge beyond the bounds,
+        Raises Conflict where something of another kind is there or on the way, TooLarge beyond the session's limits,
         PreconditionFailed, TooManyUploads.
         """
-        session = await self.changeable(session_id)
+        session = await self.writable_session(session_id)
         self.check_depth(path)
-        async with calling(self._store, session), self._spool.received(pieces, self._threads) as upload:
+        async with calling(self._store, session), self._spool.receive(pieces, self._threads) as upload:
             if upload.content is None:
                 await self._threads(self._put_ahead, upload)
             changes = Changes()
-            changes.at(path, PutFile(upload.digest, upload.size, time.time_ns()))
+            changes.add(path, PutFile(upload.digest, upload.size, time.time_ns()))
             async with self._turns.take(session_id):
-                session = await self.changeable(session_id, session.key)
+                session = await self.writable_session(session_id, session.key)
                 if condition != Condition():
                     condition.check(path, await self._current(session, path))
-                # Put once more: it may have waited for its turn so long that it was swept.
+                # Put it again: it may have waited for its turn so long that it was swept as garbage.
                 snapshot = await self._snapshots.edit(session.snapshot, changes, upload.put, self.bounds(session))
                 await self._store.commit(session_id, "files", data=None, snapshot=snapshot, key=session.key)
             return upload
@@ -158,18 +161,21 @@ class SessionFiles:
     async def delete(self, session_id: OwnedId, path: Parts, *, recursive: bool, condition: Condition) -> None:
         """Remove a file or link; a directory only if `recursive`. Raises NotFound, Conflict, PreconditionFailed."""
         async with self._turns.take(session_id):
-            session = await self.changeable(session_id)
+            session = await self.writable_session(session_id)
             current = await self._current(session, path)
             condition.check(path, current)
             if current is None:
                 raise no_file(path)
             changes = Changes()
-            changes.at(path, Remove(recursive))
+            changes.add(path, Remove(recursive))
             snapshot = await self._snapshots.edit(session.snapshot, changes, lambda _: None, self.bounds(session))
             await self._store.commit(session_id, "files", data=None, snapshot=snapshot, key=session.key)
 
-    async def changeable(self, session_id: OwnedId, key: int | None = None) -> Session:
-        """The session, if it is the one with this key and can have files."""
+    async def writable_session(self, session_id: OwnedId, key: int | None = None) -> Session:
+        """The session, which must keep files; with `key`, it must be the very one that had this key.
+
+        Raises NotFound where another has taken its id meanwhile, Conflict where it isn't persistent.
+        """
         session = await self._store.session(session_id)
         if key is not None and session.key != key:
             raise NotFound(f"Session '{session_id}' was deleted meanwhile.")
@@ -182,17 +188,17 @@ class SessionFiles:
         return session
 
     def bounds(self, session: Session) -> Bounds:
-        """What the session's tree may hold."""
+        """The bounds of the session's tree."""
         return bounds(self._rules.granted(session.limits))
 
     def check_depth(self, path: Parts) -> None:
-        """Raises TooLarge."""
+        """Raises TooLarge for a path through too many directories."""
         depth = bounds(self._rules.defaults).depth
         if len(path) > depth + 1:
             raise TooLarge(f"The path goes through {len(path) - 1} directories, {depth} may be.")
 
     async def size_check(self, session_id: OwnedId) -> Callable[[int], None]:
-        """What raises TooLarge for the size of a body that the session can't hold."""
+        """A function that raises TooLarge for a size (bytes) that the session can't hold, whatever it holds now."""
         most = self.bounds(await self._store.session(session_id)).total_bytes
 
         def check(size: int) -> None:
@@ -205,6 +211,7 @@ class SessionFiles:
         return check
 
     async def _current(self, session: Session, path: Parts) -> str | None:
+        """What is at a path, as Condition.check takes it: a file's digest, None for nothing, "" for no file."""
         try:
             entry = await self._snapshots.find(session.snapshot, path)
         except NotFound:
@@ -212,6 +219,7 @@ class SessionFiles:
         return str(entry[2]) if entry[0] == "file" else ""
 
     def _put_ahead(self, upload: Upload) -> None:
+        """Make a large upload durable before its turn. Raises Unavailable."""
         try:
             with self._blobs.batch() as batch:
                 upload.put(batch)

@@ -1,22 +1,22 @@
-"""Working directories made durable, and put back.
+"""Snapshots: working directories made durable as content-addressed trees, and restored from them.
 
 Theory of operation. A snapshot is a tree of content-addressed objects: a file is its bytes, a directory is a *tree
-object*, JSON that lists its entries sorted by name, each with what it takes to make it again. Equal content has equal
-addresses, so a subtree that didn't change is neither written nor looked at again when it is put.
+object*, JSON that lists its entries sorted by name, each with all that is needed to restore it. Equal content has equal
+addresses, so an unchanged subtree is neither read nor written again.
 
-`take` works in two passes (see trees.py). The first only looks, and applies the limits before anything is read; a small
-tree of which nothing changed is done there and then on the event loop. The second reads what is left, on a thread. A
-larger tree is watched from its first look on (see watch.py), so that a later one goes only to what was touched.
+`take` works in two passes (see trees.py). The first only scans, and applies the limits before any file is read; for a
+small unchanged tree this is all, done on the event loop. The second reads new content, on a thread. A larger tree is
+watched from its first scan on (see watch.py), so that later scans go only to what was touched.
 
 `edit` makes a snapshot from another without any working directory (see edits.py). That is how clients change files: a
-live working directory is never touched from outside, and catches up when its session runs next.
+sandbox's working directory is never touched from outside, and is brought up to date when its session runs next.
 
-`restore` makes a working directory what a snapshot says, whatever committed snapshot it is now: it goes down only where
-the two differ. So a rollback, or a file put by a client, costs a warm sandbox what it changes.
+`restore` makes a working directory what a snapshot says, whatever committed snapshot it holds now. It descends only
+where the two differ. So a rollback, or a file put by a client, costs a warm sandbox only what it changes.
 
-What an earlier look found may be relied on only if that can't have missed a change and the content can't have been
-swept since. For the latter, content is safe from the sweep while a row names it: so the memory of a sandbox counts
-only while its last snapshot is the session's present one, and a run that wasn't committed makes it void.
+The result of an earlier scan may be relied on only if it can't have missed a change, and if the content can't have been
+swept as garbage since. Content is safe from the sweep while a row names it. So what is remembered of a sandbox counts
+only while its last snapshot is the session's current one; a run that wasn't committed makes it void.
 """
 
 from __future__ import annotations
@@ -36,58 +36,65 @@ from typing import Any, Protocol
 
 from era.core import limits
 from era.core.files import edits, trees
-from era.core.files.artifacts import listed
+from era.core.files.artifacts import list_artifacts
 from era.core.files.diffs import FileChanges, file_changes, written_files
-from era.core.files.edits import Changes, Entry, Listed
+from era.core.files.edits import Changes, Entry, FileEntry
 from era.core.files.paths import Parts
-from era.core.files.trees import BlobBatch, Bounds, MoreThanAGlance, MustLookEverywhere, Scan, Tree
+from era.core.files.trees import BlobBatch, Bounds, FullScanNeeded, Scan, Tree, TreeNotSmall
 from era.core.files.watch import Watch
 from era.core.models import EMPTY, STATE_FILE, JsonObject, Snapshot
 from era.core.ports import Sandbox
 from era.errors import CommitFailed, SandboxFailed, TooLarge, Unavailable
 
-_GLANCE = 32
-"""Trees of up to this many entries are looked at on the event loop: that takes less time than going to a thread."""
+_SMALL_TREE = 32
+"""Trees of up to this many entries are scanned on the event loop: that takes less time than a hop to a thread."""
 
 _COUNTS_KEPT = 1024
 _GRACE_SECONDS = 3600.0
 _THREADS = 4
-_SMALL = 1 << 20
+_SMALL_BLOB = 1 << 20
 _CLOCK_OF_FILES = 5  # CLOCK_REALTIME_COARSE, which the time module lacks
 _NEW_FILE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 class BlobStore(Protocol):
-    """Content by its SHA-256; see store/blobs.py and store/s3_blobs.py. Called from several threads. Trouble is an
-    OSError, whose `strerror` callers get to see."""
+    """Content by its SHA-256 in hexadecimal; store/blobs.py and store/s3_blobs.py implement it.
+
+    Methods block, and are called from several threads. Failures are OSErrors, whose `strerror` is shown to clients.
+    """
 
     @property
     def last_put(self) -> float:
-        """When a batch last ended, in whichever way; seconds since 1970, 0 for never."""
+        """When a batch last ended, committed or not, in seconds since 1970; 0 for never."""
         ...
 
     def batch(self) -> AbstractContextManager[BlobBatch]:
-        """What is put within is durable once the block has ended."""
+        """A batch, whose content is durable once the block has ended without an exception."""
         ...
 
-    def get(self, digest: str) -> bytes: ...
+    def get(self, digest: str) -> bytes:
+        """The whole content of a blob."""
+        ...
 
     def open_blob(self, digest: str) -> int:
-        """A descriptor to read from, the caller's to close."""
+        """A descriptor that reads a blob from its start; the caller must close it."""
         ...
 
     def expect(self, digests: Iterable[str]) -> None:
-        """These are about to be read, so a store that is far away may fetch them together."""
+        """A hint that these are about to be read, so that a remote store can fetch them together."""
         ...
 
     def sweep(self, keep: set[str], older_than: float) -> int:
-        """Remove what isn't in `keep` and was last put before `older_than`; how many went."""
+        """Delete blobs that aren't in `keep` and were last put before `older_than` (seconds since 1970).
+
+        Returns how many were deleted.
+        """
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class _Memory:
-    """What the last walk through a sandbox found."""
+    """What is remembered of a sandbox: the snapshot that it holds, the scanned tree, and the watch on it, if any."""
 
     snapshot: Snapshot
     tree: Tree
@@ -95,23 +102,25 @@ class _Memory:
 
 
 class Snapshots:
-    """Turns working directories into snapshots in a BlobStore, and back. `close` when done."""
+    """Takes, restores, edits and compares snapshots in a blob store. `close` it at the end."""
 
     def __init__(self, blobs: BlobStore, *, grace_seconds: float = _GRACE_SECONDS) -> None:
         self._blobs = blobs
         self._grace_seconds = grace_seconds
         self._memories: dict[str, _Memory] = {}
         self._counts: dict[str, int] = {}
-        """How many entries trees have, by root. Pipes and the like, which aren't kept, may be among them."""
+        """How many entries trees have, by root. An upper bound: pipes and the like, which aren't kept, may count."""
 
         self._collected: tuple[frozenset[str], frozenset[str], float] | None = None
-        """The roots at the last collection, and how old it let garbage be."""
+        """The roots and blobs that the last garbage collection kept, and the time before which it swept."""
+
         self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="era-files")
 
     async def take(self, sandbox: Sandbox, previous: Snapshot) -> Snapshot:
-        """Make what `sandbox.workspace` holds durable. Only what changed since the last call for this sandbox is read.
+        """Make the content of `sandbox.workspace` durable, while nothing runs there. Returns its snapshot.
 
-        Raises SnapshotRefused where the tree is beyond the sandbox's limits, CommitFailed where the disk fails.
+        `previous` is the session's current snapshot. Only what has changed since the last call for this sandbox is
+        read. Raises SnapshotRefused where the tree exceeds the limits, CommitFailed where the disk fails.
         """
         memory = self._memories.get(sandbox.id)
         if memory is not None and memory.snapshot.root != previous.root:
@@ -119,25 +128,28 @@ class Snapshots:
             memory = None
         try:
             if memory is None or memory.watch is None:
-                snapshot = self._glance(sandbox, memory, previous)
+                snapshot = self._quick_scan(sandbox, memory, previous)
                 if snapshot is not None:
                     return snapshot
-            kept = await self._on_thread(lambda: self._keep(sandbox, memory))
+            updated = await self._on_thread(lambda: self._store(sandbox, memory))
         except OSError as error:
             self.forget(sandbox.id)
             raise CommitFailed(f"the files of this run could not be kept: {error.strerror}") from error
         except BaseException:
             self.forget(sandbox.id)
             raise
-        self._memories[sandbox.id] = kept
-        return kept.snapshot
+        self._memories[sandbox.id] = updated
+        return updated.snapshot
 
     async def restore(self, snapshot: Snapshot, sandbox: Sandbox) -> None:
-        """Make the working directory of `sandbox` what `snapshot` says: from empty, or from the last one that was
-        taken or restored there. Raises SandboxFailed where that fails: the sandbox can't be used then."""
+        """Make the sandbox's working directory what `snapshot` says.
+
+        It must be empty, or what `take` or `restore` last saw. Raises SandboxFailed, after which the sandbox can't be
+        used any more.
+        """
         memory = self._memories.pop(sandbox.id, None)
         try:
-            tree = await self._on_thread(lambda: self._make(sandbox, snapshot, memory))
+            tree = await self._on_thread(lambda: self._restore(sandbox, snapshot, memory))
         except OSError as error:
             if memory is not None and memory.watch is not None:
                 memory.watch.close()
@@ -145,21 +157,24 @@ class Snapshots:
         self._memories[sandbox.id] = _Memory(snapshot, tree, memory.watch if memory else None)
 
     def forget(self, sandbox_id: str) -> None:
-        """Drop what is remembered of a sandbox that is gone."""
+        """Drop what is remembered of a sandbox, which is gone or holds something unknown."""
         memory = self._memories.pop(sandbox_id, None)
         if memory is not None and memory.watch is not None:
-            self._threads.submit(memory.watch.close)  # That takes the kernel 10 ms.
+            self._threads.submit(memory.watch.close)  # this takes the kernel 10 ms
 
     async def entries(
         self, snapshot: Snapshot, *, after: Parts = (), prefix: Parts = (), limit: int | None = None
-    ) -> Sequence[Listed]:
-        """The files and links of a snapshot, directories in the order of their names; see edits.page."""
+    ) -> Sequence[FileEntry]:
+        """The files and links of a snapshot in order, at most `limit`; `after` and `prefix` are as in edits.page.
+
+        Raises Unavailable where the disk fails.
+        """
         if snapshot.root is None:
             return ()
 
-        def job() -> Sequence[Listed]:
-            found = edits.page(self.read_tree, snapshot.root, after=after, prefix=prefix)
-            return [edits.listed(path, entry) for path, entry in islice(found, limit)]
+        def job() -> Sequence[FileEntry]:
+            page = edits.page(self.read_tree, snapshot.root, after=after, prefix=prefix)
+            return [edits.file_entry(path, entry) for path, entry in islice(page, limit)]
 
         try:
             return await self._on_thread(job)
@@ -167,7 +182,8 @@ class Snapshots:
             raise Unavailable(f"the session's files could not be listed: {error.strerror}") from error
 
     async def find(self, snapshot: Snapshot, path: Parts) -> Entry:
-        """The entry of a path. Raises NotFound, and Conflict where a link is on the way."""
+        """The entry at a path. Raises NotFound, Conflict where the path leads through a link, Unavailable where the
+        disk fails."""
         try:
             return await self._on_thread(lambda: edits.find(self.read_tree, snapshot.root, path))
         except OSError as error:
@@ -176,9 +192,10 @@ class Snapshots:
     async def edit(
         self, snapshot: Snapshot, changes: Changes, put: Callable[[BlobBatch], None], bounds: Bounds
     ) -> Snapshot:
-        """The snapshot with these changes; `put` puts their content, on a thread, if that isn't done yet.
+        """The snapshot with these changes. `put` is called on a thread to put their content, if that isn't done yet.
 
-        Raises Conflict and NotFound as edits.apply does, TooLarge where the result is beyond the bounds.
+        Raises Conflict and NotFound as edits.apply does, TooLarge where the result exceeds the bounds, Unavailable
+        where the disk fails.
         """
         try:
             return await self._on_thread(lambda: self._edit(snapshot, changes, put, bounds))
@@ -195,43 +212,47 @@ class Snapshots:
             raise Unavailable(f"the session's files could not be compared: {error.strerror}") from error
 
     async def artifacts(self, old: Snapshot, new: Snapshot) -> JsonObject:
-        """The artifacts among the files that were written between two snapshots; see artifacts.listed. Nothing is read
-        where the snapshots are the same. Raises CommitFailed where the disk fails."""
+        """The artifacts among the files written between two snapshots; see artifacts.list_artifacts.
+
+        Nothing is read where the snapshots are equal. Raises CommitFailed where the disk fails.
+        """
         if old.root == new.root:
             return {}
         try:
-            return await self._on_thread(lambda: listed(written_files(self.read_tree, old.root, new.root)))
+            return await self._on_thread(lambda: list_artifacts(written_files(self.read_tree, old.root, new.root)))
         except OSError as error:
             raise CommitFailed(f"the files of this run could not be listed: {error.strerror}") from error
 
     async def collect_garbage(self, roots: Iterable[str], blobs: Iterable[str] = ()) -> int:
-        """Remove content that no snapshot in `roots` needs, that isn't one of `blobs`, and that is older than the
-        grace period; how many went.
+        """Delete content that no snapshot in `roots` needs, that isn't in `blobs`, and that is older than the grace
+        period. Returns how many blobs were deleted.
 
-        The grace period is for what was put but isn't in a row yet, so read both just before. Where nothing can have
-        become garbage since the last time, nothing is looked at. Raises Unavailable, and removes nothing, where a tree
-        object can't be read: what it names would be lost for good.
+        The grace period protects what was put but isn't named by a row yet, so the arguments must be read just before.
+        If nothing can have become garbage since the last call, nothing is done. Raises Unavailable, and deletes
+        nothing, where a tree object can't be read: what it names would be lost for good.
         """
         older_than = time.time() - self._grace_seconds
-        wanted, named = frozenset(roots), frozenset(blobs)
+        kept_roots, kept_blobs = frozenset(roots), frozenset(blobs)
         if self._collected is not None:
-            *needed, when = self._collected
-            if needed == [wanted, named] and self._blobs.last_put < when:
+            *kept_last_time, swept_before = self._collected
+            if kept_last_time == [kept_roots, kept_blobs] and self._blobs.last_put < swept_before:
                 return 0
 
         def job() -> int:
-            return self._blobs.sweep(self.sizes_of(wanted).keys() | named, older_than)
+            return self._blobs.sweep(self.sizes_of(kept_roots).keys() | kept_blobs, older_than)
 
         try:
             removed = await self._on_thread(job)
         except OSError as error:
             raise Unavailable(f"unused files could not be cleared away: {error.strerror}") from error
-        self._collected = (wanted, named, older_than)
+        self._collected = (kept_roots, kept_blobs, older_than)
         return removed
 
     def sizes_of(self, roots: Iterable[str]) -> dict[str, int]:
-        """All tree objects and files of these snapshots, by digest, each with its size. No file is looked at for it.
-        Takes its time; raises OSError."""
+        """The sizes in bytes of all tree objects and files of these snapshots, by digest.
+
+        Reads every tree object, so it blocks for long; no file is read. Raises OSError.
+        """
         marked: set[str] = set()
         sizes: dict[str, int] = {}
         for root in roots:
@@ -239,7 +260,7 @@ class Snapshots:
         return sizes
 
     async def close(self) -> None:
-        """Let what is under way finish."""
+        """Wait for jobs under way, and free everything."""
         for sandbox_id in list(self._memories):
             self.forget(sandbox_id)
         await asyncio.to_thread(self._threads.shutdown)
@@ -247,13 +268,13 @@ class Snapshots:
     async def _on_thread[T](self, job: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._threads, job)
 
-    def _glance(self, sandbox: Sandbox, memory: _Memory | None, previous: Snapshot) -> Snapshot | None:
-        """The answer where it is plain to see: a tree that is empty, or small and unchanged."""
-        scan = Scan(limits.bounds(sandbox.limits), glance=_GLANCE)
+    def _quick_scan(self, sandbox: Sandbox, memory: _Memory | None, previous: Snapshot) -> Snapshot | None:
+        """What `take` returns for a tree that is empty, or small and unchanged; None for any other."""
+        scan = Scan(limits.bounds(sandbox.limits), small=_SMALL_TREE)
         try:
             with trees.opened_root(sandbox.workspace) as root:
-                tree = scan.look(root, memory.tree if memory else None)
-        except MoreThanAGlance:
+                tree = scan.full(root, memory.tree if memory else None)
+        except TreeNotSmall:
             return None
         if tree.digest is not None:
             return previous
@@ -262,20 +283,21 @@ class Snapshots:
         self.forget(sandbox.id)
         return EMPTY
 
-    def _keep(self, sandbox: Sandbox, memory: _Memory | None) -> _Memory:
+    def _store(self, sandbox: Sandbox, memory: _Memory | None) -> _Memory:
+        """Scan the working directory and store what is new. Runs on a thread; raises as `take` does, or OSError."""
         known, bounds = memory.tree if memory else None, limits.bounds(sandbox.limits)
         watch = memory.watch if memory else None
         with trees.opened_root(sandbox.workspace) as root:
-            tree = self._look_again(root, memory, bounds)
+            tree = self._rescan(root, memory, bounds)
             if tree is None:
                 if watch is not None:
                     watch.close()
                     watch = None
-                tree = Scan(bounds).look(root, known)
-                if tree.totals.entries > _GLANCE and not trees.is_tmpfs(root):
-                    # Only now, when it is known to be worth it: to give a watch up again takes the kernel 10 ms.
+                tree = Scan(bounds).full(root, known)
+                if tree.totals.entries > _SMALL_TREE and not trees.is_tmpfs(root):
+                    # Only now, when it is known to be worth it: closing a watch takes the kernel 10 ms.
                     watch = _new_watch()
-                    tree = Scan(bounds, watch=watch).look(root, known) if watch else tree
+                    tree = Scan(bounds, watch=watch).full(root, known) if watch else tree
             if tree.is_empty:
                 return _Memory(EMPTY, tree)
             if tree.digest is None:
@@ -283,42 +305,46 @@ class Snapshots:
                     self._count(trees.store(root, tree, known, batch), tree.totals.entries)
         return _Memory(Snapshot(tree.digest, tree.totals.files, tree.totals.total_bytes), tree, watch)
 
-    def _look_again(self, root: int, memory: _Memory | None, bounds: Bounds) -> Tree | None:
-        """What a look at touched places finds, None where that won't do."""
+    def _rescan(self, root: int, memory: _Memory | None, bounds: Bounds) -> Tree | None:
+        """The tree by a scan of only what was touched; None where a full scan is needed."""
         if memory is None or memory.watch is None or (touched := memory.watch.touched()) is None:
             return None
         try:
-            return Scan(bounds, watch=memory.watch).look_again(root, memory.tree, touched)
-        except MustLookEverywhere:
+            return Scan(bounds, watch=memory.watch).rescan(root, memory.tree, touched)
+        except FullScanNeeded:
             return None
 
-    def _make(self, sandbox: Sandbox, snapshot: Snapshot, memory: _Memory | None) -> Tree:
+    def _restore(self, sandbox: Sandbox, snapshot: Snapshot, memory: _Memory | None) -> Tree:
+        """Restore a snapshot, on a thread. Returns the tree that the working directory now is. Raises OSError."""
         known = memory.tree if memory else Tree()
         with trees.opened_root(sandbox.workspace) as root:
             if memory is None and set(os.listdir(root)) - {STATE_FILE}:
                 raise OSError(errno.ENOTEMPTY, "what is there now isn't known")
             owner = None if sandbox.uid is None else (sandbox.uid, os.fstat(root).st_gid)
-            tree = self._make_directory(root, snapshot.root, known, owner)
+            tree = self._restore_directory(root, snapshot.root, known, owner)
         _wait_for_the_next_tick()
         return tree
 
-    def _make_directory(self, fd: int, digest: str | None, known: Tree, owner: tuple[int, int] | None) -> Tree:
-        """Make the directory open as `fd`, which is `known`, what the tree object `digest` says; None is empty."""
+    def _restore_directory(self, fd: int, digest: str | None, known: Tree, owner: tuple[int, int] | None) -> Tree:
+        """Turn the directory open as `fd`, which holds `known`, into what the tree object `digest` says (None: empty).
+
+        `owner` is the uid and gid of what is made, if not this process's.
+        """
         if digest == known.digest and digest is not None:
             return known
         tree = Tree(digest=digest)
-        wanted = {trees.native(entry[1]): entry for entry in self.read_tree(digest)} if digest else {}
-        self._blobs.expect(_needed_soon(wanted, known))
+        entries = {trees.native(entry[1]): entry for entry in self.read_tree(digest)} if digest else {}
+        self._blobs.expect(_to_prefetch(entries, known))
         for name in (*known.files, *known.links, *known.trees, *known.others):
-            if name not in wanted:
+            if name not in entries:
                 trees.remove(fd, name)
-        for name, (kind, _, *rest) in wanted.items():
+        for name, (kind, _, *rest) in entries.items():
             match kind, rest:
                 case "file", (content, size, mode, mtime_ns, *uploaded):
                     file = known.files.get(name)
-                    if file is None or (file.digest, *file.seen.kept) != (content, mode, mtime_ns):
+                    if file is None or (file.digest, *file.fingerprint.mode_and_mtime) != (content, mode, mtime_ns):
                         trees.remove(fd, name)
-                        file = self._make_file(fd, name, content, size, mode, mtime_ns, owner)
+                        file = self._restore_file(fd, name, content, size, mode, mtime_ns, owner)
                     tree.files[name] = replace(file, uploaded=bool(uploaded))
                 case "link", (target, mtime_ns):
                     tree.links[name] = trees.Link(target, mtime_ns)
@@ -335,33 +361,36 @@ class Snapshots:
                         os.mkdir(name, 0o700, dir_fd=fd)
                         below = Tree()
                     if (below.digest, below.mode) != (content, mode):
-                        below = self._make_child(fd, name, content, mode, below, owner)
+                        below = self._restore_child(fd, name, content, mode, below, owner)
                     tree.trees[name] = below
-        tree.sum_up()
+        tree.update_totals()
         return tree
 
-    def _make_child(
+    def _restore_child(
         self, parent: int, name: str, digest: str, mode: int, known: Tree, owner: tuple[int, int] | None
     ) -> Tree:
+        """The same for a subdirectory, which then gets its owner and mode."""
         with trees.opened_directory(parent, name) as fd:
-            tree = replace(self._make_directory(fd, digest, known, owner), mode=mode)
+            tree = replace(self._restore_directory(fd, digest, known, owner), mode=mode)
             if owner is not None:
                 os.fchown(fd, *owner)
             os.fchmod(fd, mode)
         return tree
 
-    def _make_file(
+    def _restore_file(
         self, parent: int, name: str, digest: str, size: int, mode: int, mtime_ns: int, owner: tuple[int, int] | None
     ) -> trees.File:
+        """Make a new file with this content and metadata."""
         with trees.closing(os.open(name, _NEW_FILE, 0o600, dir_fd=parent)) as fd:
             self._fill_file(fd, digest, size)
             if owner is not None:
                 os.fchown(fd, *owner)
             os.fchmod(fd, mode)
             os.utime(fd, ns=(mtime_ns, mtime_ns))
-            return trees.File(trees.seen(os.fstat(fd)), settled=True, digest=digest)
+            return trees.File(trees.fingerprint(os.fstat(fd)), settled=True, digest=digest)
 
     def _fill_file(self, fd: int, digest: str, size: int) -> None:
+        """Copy a blob into a file, within the kernel. Raises OSError where it isn't of this size."""
         with trees.closing(self._blobs.open_blob(digest)) as content:
             copied = 0
             while sent := os.sendfile(fd, content, None, 1 << 30):
@@ -370,6 +399,7 @@ class Snapshots:
             raise OSError(errno.EIO, "a file is not as long as it was")
 
     def _edit(self, snapshot: Snapshot, changes: Changes, put: Callable[[BlobBatch], None], bounds: Bounds) -> Snapshot:
+        """Do the work of `edit`, on a thread."""
         with self._blobs.batch() as batch:
             put(batch)
             root, more = edits.apply(self.read_tree, batch, snapshot.root, changes)
@@ -382,21 +412,25 @@ class Snapshots:
         return Snapshot(root, snapshot.file_count + more.files, total_bytes)
 
     def _entries_of(self, root: str | None, more: int, bounds: Bounds) -> int:
-        """How many entries a tree has. Raises TooLarge where `more` are too many."""
-        known = self._counts.get(root) if root else 0
-        if known is None or known + more > bounds.entries:
-            known = edits.count(self.read_tree, root).entries
-        if more > 0 and known + more > bounds.entries:
+        """How many entries a tree has, at most. Raises TooLarge where `more` exceed the bounds."""
+        entries = self._counts.get(root) if root else 0
+        if entries is None or entries + more > bounds.entries:
+            entries = edits.count(self.read_tree, root).entries
+        if more > 0 and entries + more > bounds.entries:
             raise TooLarge(f"The session would have more than {bounds.entries} files and directories.")
-        return known
+        return entries
 
     def _count(self, root: str, entries: int) -> None:
+        """Remember how many entries a tree has."""
         if len(self._counts) >= _COUNTS_KEPT:
             self._counts = {}
         self._counts[root] = entries
 
     def _mark(self, digest: str, marked: set[str], sizes: dict[str, int]) -> None:
-        # `sizes` alone can't tell what was visited: a file may have the very content of a tree object.
+        """Add a tree and everything below it to `sizes`. `marked` are the trees visited so far.
+
+        `sizes` alone couldn't tell which trees were visited: a file may have the very content of a tree object.
+        """
         if digest in marked:
             return
         marked.add(digest)
@@ -414,6 +448,7 @@ class Snapshots:
         return entries
 
     def _tree_object(self, digest: str) -> bytes:
+        """A tree object, whose digest is verified: a damaged one could name anything. Raises OSError."""
         content = self._blobs.get(digest)
         if hashlib.sha256(content).hexdigest() != digest:
             raise OSError(errno.EIO, "a directory's list is damaged")
@@ -424,27 +459,27 @@ def _new_watch() -> Watch | None:
     try:
         return Watch()
     except OSError:
-        return None  # this user has no more of them; then every look goes everywhere
+        return None  # the user's inotify instances are used up; every scan is a full one then
 
 
-def _needed_soon(wanted: Mapping[str, Sequence[Any]], known: Tree) -> Iterator[str]:
-    """What to fetch before a directory is made: of large files a fetch ahead would gain little."""
-    for name, (kind, _, *rest) in wanted.items():
+def _to_prefetch(entries: Mapping[str, Sequence[Any]], known: Tree) -> Iterator[str]:
+    """The blobs to fetch before a directory is restored. Large files aren't fetched ahead: that would gain little."""
+    for name, (kind, _, *rest) in entries.items():
         if kind == "dir":
             below = known.trees.get(name)
             if below is None or below.digest != rest[0]:
                 yield rest[0]
-        elif kind == "file" and rest[1] <= _SMALL:
+        elif kind == "file" and rest[1] <= _SMALL_BLOB:
             file = known.files.get(name)
             if file is None or file.digest != rest[0]:
                 yield rest[0]
 
 
 def _wait_for_the_next_tick() -> None:
-    """Let the clock of file times move on.
+    """Wait until the clock of file times has advanced.
 
-    A write within the tick of a restore could leave a file's times as the restore made them. The program comes after
-    that tick, so that whatever it writes can be seen to be newer.
+    A write within the same tick as the restore could leave a file's times as the restore made them. The program runs
+    after that tick, so whatever it writes is seen to be newer.
     """
     made_at = time.clock_gettime_ns(time.CLOCK_REALTIME)
     while time.clock_gettime_ns(_CLOCK_OF_FILES) <= made_at:

@@ -1,10 +1,10 @@
-"""Uploads on their way into the blob store, in temporary files so that memory stays flat.
+"""The spool: temporary files for uploads on their way into the blob store, so that memory stays flat.
 
-Content becomes known by its digest only when all of it is here. Until then it lies in a file of this directory; then
-the blob store takes the file over as it is. What is small never becomes a file.
+The digest of content is known only when all of it has arrived. Until then it lies in a file of the spool's directory;
+then the blob store takes the file over. Small content never becomes a file.
 
-Only so many large uploads come in at a time, for each takes memory, a descriptor, and the disk's time. Who is one too
-many is told so at once instead of being kept waiting. An upload that waits for its session's turn isn't counted.
+The number of large uploads at a time is bounded, since each takes memory, a descriptor and disk bandwidth. One too many
+is refused at once instead of being kept waiting. An upload that waits for its session's turn isn't counted.
 """
 
 from __future__ import annotations
@@ -24,23 +24,22 @@ from era.core.files.trees import BlobBatch
 from era.errors import TooManyUploads, Unavailable
 
 SMALL = 64 << 10
-"""Content of fewer bytes stays in memory."""
+"""Content of fewer bytes than this stays in memory."""
 
 _PIECE = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
 class Upload:
-    """Content that is complete."""
+    """A complete upload. The content is in `content` if it is small, else in the file at `path`."""
 
     digest: str
     size: int
     content: bytes | None = field(default=None, repr=False)
-    """The content itself, where it is small. Else it is in the file at `path`."""
-
     path: str = ""
 
     def put(self, batch: BlobBatch) -> None:
+        """Put the content into a batch of the blob store."""
         if self.content is not None:
             batch.put(self.content)
         else:
@@ -48,15 +47,15 @@ class Upload:
 
 
 class Slots:
-    """Room for so many large uploads at a time."""
+    """A counter that bounds large uploads at a time. Unlike a semaphore it refuses instead of waiting."""
 
     def __init__(self, how_many: int) -> None:
         self._how_many = how_many
         self._taken = 0
 
     @contextmanager
-    def one(self) -> Iterator[None]:
-        """Be one of them for the block. Raises TooManyUploads."""
+    def take(self) -> Iterator[None]:
+        """Take a slot for the block. Raises TooManyUploads where none is free."""
         if self._taken >= self._how_many:
             raise TooManyUploads(f"{self._how_many} large uploads are under way already.")
         self._taken += 1
@@ -67,7 +66,10 @@ class Slots:
 
 
 class Spool:
-    """A directory of this process's own, on the blob store's file system where it has one. `open` before anything."""
+    """Temporary files in a directory that only this process uses, on the blob store's file system if that is local.
+
+    Call `open` first.
+    """
 
     def __init__(self, directory: Path, slots: Slots) -> None:
         self._directory = directory
@@ -75,17 +77,19 @@ class Spool:
         self._numbers = count()
 
     def open(self) -> None:
-        """Make the directory, remove what a killed process left."""
+        """Make the directory, and remove files that a killed process has left."""
         self._directory.mkdir(mode=0o700, exist_ok=True)
         for leftover in self._directory.iterdir():
             leftover.unlink()
 
     @asynccontextmanager
-    async def received(
+    async def receive(
         self, pieces: AsyncIterator[bytes], threads: Threads, *, small: int = SMALL
     ) -> AsyncIterator[Upload]:
-        """All of `pieces` as an Upload, for as long as the block lasts. What has fewer than `small` bytes stays in
-        memory. Raises Unavailable where the disk fails, TooManyUploads."""
+        """Receive all of `pieces` as an Upload, which exists within the block.
+
+        Content of fewer than `small` bytes stays in memory. Raises Unavailable where the disk fails, TooManyUploads.
+        """
         buffer = bytearray()
         with self._file() as file:
             with ExitStack() as slot:
@@ -93,7 +97,7 @@ class Spool:
                     buffer += piece
                     if len(buffer) >= _PIECE:
                         if file.size == 0:
-                            slot.enter_context(self._slots.one())
+                            slot.enter_context(self._slots.take())
                         await _write(threads, file, bytes(buffer))
                         buffer.clear()
             if file.size == 0 and len(buffer) < small:
@@ -103,8 +107,8 @@ class Spool:
             yield file.finish()
 
     @contextmanager
-    def stored(self, pieces: Iterable[bytes]) -> Iterator[Upload]:
-        """The same for content that is at hand."""
+    def store(self, pieces: Iterable[bytes]) -> Iterator[Upload]:
+        """The same for content that needn't be waited for. Blocks, and raises OSError."""
         with self._file() as file:
             for piece in pieces:
                 file.write(piece)
@@ -112,6 +116,7 @@ class Spool:
 
     @contextmanager
     def _file(self) -> Iterator[_File]:
+        """A new temporary file, removed after the block unless the blob store has taken it over."""
         file = _File(f"{self._directory}/{next(self._numbers)}")
         try:
             yield file
@@ -122,6 +127,7 @@ class Spool:
 
 
 async def _write(threads: Threads, file: _File, content: bytes) -> None:
+    """Write to a file on a thread. Raises Unavailable where the disk fails."""
     try:
         await threads(file.write, content)
     except OSError as error:
@@ -129,7 +135,7 @@ async def _write(threads: Threads, file: _File, content: bytes) -> None:
 
 
 class _File:
-    """A file that is written from front to end. It is made when there is something to write."""
+    """A file that is written sequentially and hashed. It is created with the first write."""
 
     def __init__(self, path: str) -> None:
         self.path = path
@@ -157,7 +163,7 @@ class _File:
 
 
 async def bounded(pieces: AsyncIterator[bytes], check: Callable[[int], None]) -> AsyncIterator[bytes]:
-    """`pieces`, with how many bytes there were so far checked at each."""
+    """`pieces`, with `check` called before each with the total size up to its end; it raises to refuse."""
     total = 0
     async for piece in pieces:
         total += len(piece)
@@ -166,7 +172,7 @@ async def bounded(pieces: AsyncIterator[bytes], check: Callable[[int], None]) ->
 
 
 class Threads:
-    """Runs what takes time. `close` when done."""
+    """A pool of threads for blocking calls. `close` it at the end."""
 
     def __init__(self, how_many: int, name: str) -> None:
         self._executor = ThreadPoolExecutor(how_many, thread_name_prefix=name)
@@ -175,5 +181,5 @@ class Threads:
         return await asyncio.get_running_loop().run_in_executor(self._executor, job, *arguments)
 
     async def close(self) -> None:
-        """Let what is under way finish."""
+        """Wait for calls under way."""
         await asyncio.to_thread(self._executor.shutdown)

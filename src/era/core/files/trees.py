@@ -1,18 +1,20 @@
-"""Looking at a working directory, and putting what is new of it into a batch of blobs.
+"""Scans of a working directory, tree objects, and storing what is new of a scanned tree in a batch of blobs.
 
-Theory of operation. `Scan.look` walks the directory and reads no file: it applies the bounds and marks what is known
-from the look before (same inode, size, times and mode) with its digest. `store` then visits only what has none.
+Theory of operation. `Scan.full` walks the directory and reads no file: it applies the bounds, and marks with its digest
+what is unchanged since the scan before (`known`), by inode, size, times and mode. `store` then reads only what has no
+digest.
 
-A file that looks the same may have changed all the same:
-  - One whose ctime is as young as the look could be written once more within the clock's tick (git calls this racy).
-    It isn't *settled*: next time it is read again. We take a tick to be 50 ms at most; kernels have 1 to 10.
-  - tmpfs doesn't touch a file's times when it is written through a memory map. There nothing is taken for known.
+A file whose fingerprint is the same may have changed all the same:
+  - One whose ctime is as young as the scan could be written again within the same tick of the clock (git calls this
+    "racily clean"). It isn't *settled*: the next scan reads it again. We take a tick to be 50 ms at most; kernels have
+    1 to 10.
+  - tmpfs doesn't update a file's times when it is written through a memory map. There nothing is taken as known.
 
-Where the directory is watched (see watch.py) a look goes only to what was touched, and the rest stays as it was known.
+If the directory is watched (see watch.py), `Scan.rescan` visits only what was touched; the rest stays as it is known.
 
-The directory is written by hostile code, which is dead by the time we look (nothing changes while we do). So a name
-may be anything, but it stays what it is: every name is opened relative to its directory's descriptor, one component
-at a time, never through a link and never waiting, and what was opened is checked to be what was seen.
+The directory was written by hostile code, which is dead during a scan, so nothing changes meanwhile. A name may be
+anything, but it stays what it is: every name is opened relative to its directory's descriptor, one component at a time,
+never following a link and never blocking, and what was opened is checked to be what was seen.
 """
 
 from __future__ import annotations
@@ -35,7 +37,7 @@ from era.core.models import STATE_FILE
 DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 UPLOADED = (1,)
-"""What ends the entry of a file that a client has put. Others have nothing there."""
+"""The last element of a file's entry in a tree object, if a client has put it. Other files' entries lack it."""
 
 _TICK_NS = 50_000_000
 _TMPFS_MAGIC = 0x01021994
@@ -51,32 +53,32 @@ class WorkspaceFull(SnapshotRefused):
 
 
 class BlobBatch(Protocol):
-    """Puts that become durable together."""
+    """Blobs that become durable together. Raises OSError."""
 
     def put(self, content: bytes) -> str:
-        """The digest of `content`."""
+        """Put `content`. Returns its digest."""
         ...
 
     def put_file(self, fd: int, size: int) -> str:
-        """The digest of the next `size` bytes of `fd`, or fewer where it ends before."""
+        """Put the next `size` bytes of `fd`, or fewer if it ends before. Returns their digest."""
         ...
 
     def put_spooled(self, path: str, digest: str) -> None:
-        """Put the content of the file at `path`, of which the digest is known and nothing will ever be changed."""
+        """Put the file at `path`, which has this digest and won't be changed any more."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class Bounds:
-    """What a working directory may hold and still be kept."""
+    """What a tree may hold at most. `depth` is how many directories may be nested."""
 
     entries: int = 200_000
     total_bytes: int = 4 << 30
     depth: int = 128
 
 
-class Seen(NamedTuple):
-    """What tells one state of a file from another without reading it."""
+class Fingerprint(NamedTuple):
+    """The metadata by which an unchanged file is recognised without reading it."""
 
     inode: int
     size: int
@@ -85,20 +87,22 @@ class Seen(NamedTuple):
     mode: int
 
     @property
-    def kept(self) -> tuple[int, int]:
-        """What a tree object says of it besides its content: mode and time."""
+    def mode_and_mtime(self) -> tuple[int, int]:
+        """The metadata that a tree object keeps: permission bits and modification time."""
         return self.mode & 0o777, self.mtime_ns
 
 
 @dataclass(slots=True)
 class File:
-    seen: Seen
+    """A regular file. `digest` is None as long as its content isn't known to be stored."""
+
+    fingerprint: Fingerprint
     settled: bool
-    """Whether any later change will show."""
+    """Whether any later change is certain to change the fingerprint."""
 
     digest: str | None = None
     uploaded: bool = False
-    """Put by a client and not touched by a run since."""
+    """Whether a client has put it and no run has changed it since."""
 
 
 class Link(NamedTuple):
@@ -107,7 +111,7 @@ class Link(NamedTuple):
 
 
 class Totals(NamedTuple):
-    """What a directory holds, all the way down."""
+    """Counts of everything below a directory. `entries` are all, `files` are files and links."""
 
     entries: int = 0
     files: int = 0
@@ -122,7 +126,7 @@ class Totals(NamedTuple):
 
 @dataclass(slots=True)
 class Tree:
-    """A directory, its entries by name. `digest` is None as long as it isn't known to be stored."""
+    """A directory: its entries by name. `digest` is None as long as its tree object isn't known to be stored."""
 
     mode: int = 0o700
     files: dict[str, File] = field(default_factory=dict)
@@ -134,29 +138,29 @@ class Tree:
     digest: str | None = None
     totals: Totals = field(default_factory=Totals)
 
-    def held(self, name: str) -> Totals:
-        """What the entry of this name, if there is one, adds to the totals."""
+    def totals_of(self, name: str) -> Totals:
+        """The share of one entry in the totals; nothing for a name that doesn't exist."""
         if name in self.files:
-            return Totals(1, 1, self.files[name].seen.size)
+            return Totals(1, 1, self.files[name].fingerprint.size)
         if name in self.links:
-            return Totals(1, 1, len(raw(self.links[name].target)))
+            return Totals(1, 1, len(name_bytes(self.links[name].target)))
         if name in self.trees:
             return Totals(1).plus(self.trees[name].totals)
         return Totals(1) if name in self.others else Totals()
 
-    def sum_up(self) -> None:
+    def update_totals(self) -> None:
         """Set `totals` from the entries."""
         totals = Totals()
         for name in (*self.files, *self.links, *self.trees, *self.others):
-            totals = totals.plus(self.held(name))
+            totals = totals.plus(self.totals_of(name))
         self.totals = totals
 
     @property
     def is_empty(self) -> bool:
         return not (self.files or self.links or self.trees)
 
-    def is_known(self, known: Tree) -> bool:
-        """Whether nothing in this tree is new or gone since it was `known`."""
+    def matches(self, known: Tree) -> bool:
+        """Whether this tree equals `known`, an earlier state of the same directory: nothing is new, changed or gone."""
         return (
             self.links == known.links
             and self.files.keys() == known.files.keys()
@@ -168,9 +172,16 @@ class Tree:
         )
 
     def encoded(self) -> bytes:
-        """The tree object: one form for one content."""
+        """The tree object, in its canonical form. All entries must have digests."""
         entries: list[tuple[Any, ...]] = [
-            ("file", portable(name), file.digest, file.seen.size, *file.seen.kept, *UPLOADED[: file.uploaded])
+            (
+                "file",
+                portable(name),
+                file.digest,
+                file.fingerprint.size,
+                *file.fingerprint.mode_and_mtime,
+                *UPLOADED[: file.uploaded],
+            )
             for name, file in self.files.items()
         ]
         entries += [("link", portable(name), link.target, link.mtime_ns) for name, link in self.links.items()]
@@ -178,40 +189,45 @@ class Tree:
         return encode(entries)
 
 
-class MoreThanAGlance(Exception):
-    """The tree has more entries than were to be looked at."""
+class TreeNotSmall(Exception):
+    """The tree has more entries than a small one may have."""
 
 
-class MustLookEverywhere(Exception):
-    """Something was changed in a way that touched places don't tell of."""
+class FullScanNeeded(Exception):
+    """inotify may have missed a change, so a scan of only what was touched isn't enough."""
 
 
 class Scan:
-    """One look at a working directory."""
+    """One scan of a working directory; to be used once."""
 
-    def __init__(self, bounds: Bounds, *, glance: int | None = None, watch: Watch | None = None) -> None:
+    def __init__(self, bounds: Bounds, *, small: int | None = None, watch: Watch | None = None) -> None:
+        """The scan gives up with TreeNotSmall after `small` entries, if given. Directories are added to `watch`."""
         self._bounds = bounds
-        self._glance = glance
+        self._small = small
         self._watch = watch
-        self._again = False
-        self._seen_so_far = Totals()
+        self._is_rescan = False
+        self._counted = Totals()
         self._started = time.time_ns()
 
-    def look(self, root: int, known: Tree | None) -> Tree:
-        """What is there. Trees and files that are known have a digest. Raises SnapshotRefused, MoreThanAGlance."""
-        return self._look(root, None if known is None or is_tmpfs(root) else known, ())
+    def full(self, root: int, known: Tree | None) -> Tree:
+        """Scan the whole directory open as `root`. In the result, unchanged files and trees of `known` have digests.
 
-    def look_again(self, root: int, known: Tree, touched: Touched) -> Tree:
-        """What is there, where all but `touched` is as it was `known`: that very tree if nothing changed.
-
-        Raises SnapshotRefused, MustLookEverywhere.
+        Raises SnapshotRefused beyond the bounds, TreeNotSmall.
         """
-        self._again = True
-        tree = self._look_again(root, known, touched, ())
+        return self._scan(root, None if known is None or is_tmpfs(root) else known, ())
+
+    def rescan(self, root: int, known: Tree, touched: Touched) -> Tree:
+        """Scan only what was touched; the rest is as in `known`. Returns `known` itself if nothing has changed.
+
+        Raises SnapshotRefused beyond the bounds, FullScanNeeded.
+        """
+        self._is_rescan = True
+        tree = self._rescan(root, known, touched, ())
         self._check(tree.totals)
         return tree
 
-    def _look(self, fd: int, known: Tree | None, path: tuple[str, ...]) -> Tree:
+    def _scan(self, fd: int, known: Tree | None, path: tuple[str, ...]) -> Tree:
+        """Scan the directory open as `fd`, at `path` below the root."""
         if len(path) > self._bounds.depth:
             raise SnapshotRefused(f"the working directory is nested deeper than {self._bounds.depth} directories")
         if self._watch is not None:
@@ -228,22 +244,24 @@ class Scan:
                     children.append((name, status.st_mode))
                     self._count(Totals(1))
                 else:
-                    self._put(tree, fd, name, status, known, path)
-                    self._count(tree.held(name))
+                    self._add(tree, fd, name, status, known, path)
+                    self._count(tree.totals_of(name))
         for name, mode in children:
-            tree.trees[name] = self._look_into(fd, name, mode, known, path)
-        tree.sum_up()
-        if known is not None and known.digest is not None and tree.is_known(known):
+            tree.trees[name] = self._scan_child(fd, name, mode, known, path)
+        tree.update_totals()
+        if known is not None and known.digest is not None and tree.matches(known):
             tree.digest = known.digest
         return tree
 
-    def _look_into(self, fd: int, name: str, mode: int, known: Tree | None, path: tuple[str, ...]) -> Tree:
+    def _scan_child(self, fd: int, name: str, mode: int, known: Tree | None, path: tuple[str, ...]) -> Tree:
+        """Scan a subdirectory of `fd`, whose st_mode is `mode`; `known` and `path` are those of `fd`."""
         with _opened(fd, name, mode) as child:
-            below = self._look(child, known.trees.get(name) if known else None, (*path, name))
+            below = self._scan(child, known.trees.get(name) if known else None, (*path, name))
         below.mode = mode & 0o777
         return below
 
-    def _look_again(self, fd: int, known: Tree, touched: Touched, path: tuple[str, ...]) -> Tree:
+    def _rescan(self, fd: int, known: Tree, touched: Touched, path: tuple[str, ...]) -> Tree:
+        """Scan what was touched in the directory open as `fd`, at `path` below the root."""
         tree = replace(
             known,
             files=dict(known.files),
@@ -259,59 +277,59 @@ class Scan:
                 status = os.stat(name, dir_fd=fd, follow_symlinks=False)
             except FileNotFoundError:
                 status = None
-            before = tree.held(name)
+            before = tree.totals_of(name)
             was = known.trees.get(name)
             tree.others.discard(name)
             for kind in (tree.files, tree.links, tree.trees):
                 kind.pop(name, None)
             if status is not None and stat.S_ISDIR(status.st_mode):
                 if was is None or name in touched.new:
-                    tree.trees[name] = self._look_into(fd, name, status.st_mode, known, path)
+                    tree.trees[name] = self._scan_child(fd, name, status.st_mode, known, path)
                 else:
-                    tree.trees[name] = self._look_again_into(fd, name, status.st_mode, was, touched, path)
+                    tree.trees[name] = self._rescan_child(fd, name, status.st_mode, was, touched, path)
             elif status is not None:
-                self._put(tree, fd, name, status, known, path)
-            tree.totals = tree.totals.minus(before).plus(tree.held(name))
-        unchanged = known.digest is not None and tree.is_known(known) and tree.others == known.others
+                self._add(tree, fd, name, status, known, path)
+            tree.totals = tree.totals.minus(before).plus(tree.totals_of(name))
+        unchanged = known.digest is not None and tree.matches(known) and tree.others == known.others
         return known if unchanged else tree
 
-    def _look_again_into(
-        self, fd: int, name: str, mode: int, was: Tree, touched: Touched, path: tuple[str, ...]
-    ) -> Tree:
+    def _rescan_child(self, fd: int, name: str, mode: int, was: Tree, touched: Touched, path: tuple[str, ...]) -> Tree:
         below = was
         if name in touched.below:
             with _opened(fd, name, mode) as child:
-                below = self._look_again(child, was, touched.below[name], (*path, name))
+                below = self._rescan(child, was, touched.below[name], (*path, name))
         if below.mode != mode & 0o777:
             below = replace(below, mode=mode & 0o777)
         return below
 
-    def _put(
+    def _add(
         self, tree: Tree, fd: int, name: str, status: os.stat_result, known: Tree | None, path: tuple[str, ...]
     ) -> None:
-        """Enter what is no directory."""
+        """Add the entry of a file, a link or something else that is no directory."""
         kind = stat.S_IFMT(status.st_mode)
         if kind == stat.S_IFREG:
-            tree.files[name] = self._file(seen(status), known.files.get(name) if known else None)
-            if self._watch is not None and self._watch.note_links(path, name, status.st_nlink) and self._again:
-                raise MustLookEverywhere
+            tree.files[name] = self._file(fingerprint(status), known.files.get(name) if known else None)
+            if self._watch is not None and self._watch.note_links(path, name, status.st_nlink) and self._is_rescan:
+                raise FullScanNeeded
         elif kind == stat.S_IFLNK:
             tree.links[name] = Link(portable(os.readlink(name, dir_fd=fd)), status.st_mtime_ns)
         else:
             tree.others.add(name)
 
-    def _file(self, now: Seen, known: File | None) -> File:
+    def _file(self, now: Fingerprint, known: File | None) -> File:
+        """A file as scanned, with its digest if it is certainly unchanged."""
         file = File(now, settled=now.ctime_ns < self._started - _TICK_NS)
-        if known is not None and known.seen == now:
+        if known is not None and known.fingerprint == now:
             file.uploaded = known.uploaded
             file.digest = known.digest if known.settled else None
         return file
 
     def _count(self, more: Totals) -> None:
-        self._seen_so_far = self._seen_so_far.plus(more)
-        if self._glance is not None and self._seen_so_far.entries > self._glance:
-            raise MoreThanAGlance
-        self._check(self._seen_so_far)
+        """Count entries during a full scan. Raises WorkspaceFull, TreeNotSmall."""
+        self._counted = self._counted.plus(more)
+        if self._small is not None and self._counted.entries > self._small:
+            raise TreeNotSmall
+        self._check(self._counted)
 
     def _check(self, totals: Totals) -> None:
         if totals.entries > self._bounds.entries:
@@ -321,10 +339,13 @@ class Scan:
 
 
 def store(fd: int, tree: Tree, known: Tree | None, batch: BlobBatch) -> str:
-    """Put whatever of `tree`, the directory open as `fd`, has no digest yet, and give it one, which is the answer."""
+    """Put everything of `tree` that has no digest yet into a batch, and set the digests. Returns the tree's own.
+
+    `fd` is the scanned directory. Raises SnapshotRefused where it has changed since the scan, OSError.
+    """
     for name, file in tree.files.items():
         if file.digest is None:
-            with _opened(fd, name, file.seen.mode) as content:
+            with _opened(fd, name, file.fingerprint.mode) as content:
                 file.digest = _store_file(content, file, known.files.get(name) if known else None, batch)
     for name, child in tree.trees.items():
         if child.digest is None:
@@ -335,15 +356,16 @@ def store(fd: int, tree: Tree, known: Tree | None, batch: BlobBatch) -> str:
 
 
 def _store_file(fd: int, file: File, known: File | None, batch: BlobBatch) -> str:
-    if os.fstat(fd).st_ino != file.seen.inode:
+    """Put the content of a file, unless it proves to be the known one. Returns its digest."""
+    if os.fstat(fd).st_ino != file.fingerprint.inode:
         raise SnapshotRefused("the working directory changed while it was being kept")
-    if known is not None and known.digest is not None and known.seen == file.seen:
-        # Not settled when it was last seen, but most likely the same: find out without writing a copy.
+    if known is not None and known.digest is not None and known.fingerprint == file.fingerprint:
+        # It wasn't settled at the last scan, but most likely it is the same: find out without writing a copy.
         if _digest(fd) == known.digest:
             return known.digest
         os.lseek(fd, 0, os.SEEK_SET)
     file.uploaded = False
-    return batch.put_file(fd, file.seen.size)
+    return batch.put_file(fd, file.fingerprint.size)
 
 
 def _digest(fd: int) -> str:
@@ -354,32 +376,33 @@ def _digest(fd: int) -> str:
 
 
 def encode(entries: list[Any]) -> bytes:
-    """The tree object of these entries."""
-    entries.sort(key=lambda entry: raw(entry[1]))
+    """The tree object of these entries, in its canonical form: sorted by name, compact. Sorts `entries` in place."""
+    entries.sort(key=lambda entry: name_bytes(entry[1]))
     return json.dumps(entries, separators=(",", ":")).encode()
 
 
-def seen(status: os.stat_result) -> Seen:
-    return Seen(status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_mode)
+def fingerprint(status: os.stat_result) -> Fingerprint:
+    return Fingerprint(status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_mode)
 
 
-def raw(name: str) -> bytes:
-    """The bytes of a name as tree objects have it."""
+def name_bytes(name: str) -> bytes:
+    """The bytes of a name in the form that tree objects use."""
     return name.encode("utf-8", "surrogateescape")
 
 
 def portable(name: str) -> str:
-    """A name as Python has it here, whatever this process's locale, as tree objects have it."""
+    """A name in the form that tree objects use, from the form that Python's `os` uses, which depends on the locale."""
     return os.fsencode(name).decode("utf-8", "surrogateescape")
 
 
 def native(name: str) -> str:
-    """The reverse of `portable`."""
-    return os.fsdecode(raw(name))
+    """A name in the form that Python's `os` uses, from the form that tree objects use."""
+    return os.fsdecode(name_bytes(name))
 
 
 @contextmanager
 def closing(fd: int) -> Iterator[int]:
+    """Close a descriptor after the block."""
     try:
         yield fd
     finally:
@@ -388,9 +411,9 @@ def closing(fd: int) -> Iterator[int]:
 
 @contextmanager
 def opened_root(workspace: Path) -> Iterator[int]:
-    """The working directory itself, whose path is the host's own and whose mode isn't kept."""
+    """Open a working directory. Its path is the service's own, so it can be trusted; its mode isn't kept."""
     mode = os.lstat(workspace).st_mode
-    if _is_shut(mode):
+    if _needs_chmod(mode):
         os.chmod(workspace, stat.S_IMODE(mode) | 0o700)
     with closing(os.open(workspace, DIRECTORY)) as fd:
         yield fd
@@ -398,9 +421,12 @@ def opened_root(workspace: Path) -> Iterator[int]:
 
 @contextmanager
 def _opened(parent: int, name: str, mode: int) -> Iterator[int]:
-    """The file or directory that was seen with `mode` under this name, opened to read even if its mode forbids it."""
-    shut = _is_shut(mode)
-    if shut:
+    """Open a file or directory for reading, even if its mode forbids that. `mode` is its st_mode, as scanned.
+
+    Raises SnapshotRefused where it is something else by now.
+    """
+    needs_chmod = _needs_chmod(mode)
+    if needs_chmod:
         _change_mode(parent, name, mode | 0o500)
     try:
         with closing(os.open(name, DIRECTORY if stat.S_ISDIR(mode) else _FILE, dir_fd=parent)) as fd:
@@ -408,13 +434,13 @@ def _opened(parent: int, name: str, mode: int) -> Iterator[int]:
                 raise SnapshotRefused("the working directory changed while it was being kept")
             yield fd
     finally:
-        if shut:
+        if needs_chmod:
             _change_mode(parent, name, mode)
 
 
 @contextmanager
 def opened_directory(parent: int, name: str) -> Iterator[int]:
-    """A directory that will get its mode when all is done, opened to change what is in it."""
+    """Open a directory to change its content, even if its mode forbids that. The mode is left as it is then."""
     mode = os.stat(name, dir_fd=parent, follow_symlinks=False).st_mode
     if mode & 0o700 != 0o700 and os.geteuid() != 0:
         _change_mode(parent, name, mode | 0o700)
@@ -423,7 +449,7 @@ def opened_directory(parent: int, name: str) -> Iterator[int]:
 
 
 def remove(parent: int, name: str) -> None:
-    """Remove whatever is under this name, if anything is, with all that is below."""
+    """Remove whatever has this name, with everything below it. Does nothing where nothing has."""
     try:
         mode = os.stat(name, dir_fd=parent, follow_symlinks=False).st_mode
     except FileNotFoundError:
@@ -437,14 +463,15 @@ def remove(parent: int, name: str) -> None:
     os.rmdir(name, dir_fd=parent)
 
 
-def _is_shut(mode: int) -> bool:
-    """Whether the owner of a file or directory of this mode, unless root, must change it in order to read."""
+def _needs_chmod(mode: int) -> bool:
+    """Whether this process must change a file's or directory's mode in order to read it; root needn't."""
     needed = 0o500 if stat.S_ISDIR(mode) else 0o400
     return mode & needed != needed and os.geteuid() != 0
 
 
 def _change_mode(parent: int, name: str, mode: int) -> None:
-    # chmod(2) follows links and fchmod(2) needs a file that could be opened. A path descriptor is neither a problem.
+    """Set the permission bits of a file or directory, which must be of the kind that `mode` (an st_mode) says."""
+    # chmod(2) would follow a link, and fchmod(2) needs a file that can be opened. A path descriptor avoids both.
     with closing(os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=parent)) as fd:
         if stat.S_IFMT(os.fstat(fd).st_mode) != stat.S_IFMT(mode):
             raise SnapshotRefused("the working directory changed while it was being kept")
@@ -455,6 +482,7 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 def is_tmpfs(fd: int) -> bool:
+    """Whether a file is on tmpfs, by fstatfs(2), which Python lacks."""
     status = ctypes.create_string_buffer(256)  # struct statfs, which begins with the type as a long
     if _libc.fstatfs(fd, status) != 0:
         raise OSError(ctypes.get_errno(), "fstatfs failed")

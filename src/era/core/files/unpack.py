@@ -1,9 +1,9 @@
-"""Reading archives that may be hostile: tar, tar.gz and zip.
+"""Readers of tar and tar.gz archives that may be hostile; zip is in unzip.py.
 
-The standard library's readers trust what archives say of themselves: a header of a few bytes can make them allocate
-gigabytes, and they take a damaged header in the middle for the end. So these are our own. They go through an archive
-from front to end, in memory that doesn't depend on it, and yield its members. What is wrong raises BadArchive, what is
-too much is the caller's to notice: it is told of a member's size before it reads its content.
+The standard library's readers trust what archives say about themselves: a header of a few bytes can make them allocate
+gigabytes, and a damaged header in the middle passes for the end. So these are our own. They read an archive from front
+to end, in memory independent of its size, and yield its members. Anything invalid raises BadArchive. Bounds are for the
+caller to apply: it gets each member's size before its content is read.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _MAX_HEADERS = 16
 _MAX_TRAILER = 1 << 20
 _SECOND = 1_000_000_000
 _EARLIEST, _LATEST = -(1 << 31), (1 << 34) - (1 << 31) - 1
-"""Times that the usual file systems can keep, in seconds since 1970."""
+"""The times that common file systems can store, in seconds since 1970."""
 
 _DECIMAL = re.compile(rb"(-?)(\d{1,12})(?:\.(\d*))?")
 _NUMBER = re.compile(rb"\d{1,19}")
@@ -42,13 +42,15 @@ _REFUSED = {
 
 
 class BadArchive(BadRequest):
+    """An archive that is damaged or can't be unpacked here."""
+
     code = "bad_archive"
     hint = "Nothing was changed. Send a tar, tar.gz or zip of plain files, directories and links within it."
 
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """One entry of an archive. Bytes of `name` and `target` that aren't UTF-8 are lone surrogates."""
+    """A member of an archive. Bytes of `name` and `target` that aren't UTF-8 are lone surrogates."""
 
     name: str
     kind: Kind
@@ -57,11 +59,11 @@ class Member:
     size: int = 0
     target: str = ""
     content: Callable[[], Iterator[bytes]] = field(default=lambda: iter(()), repr=False)
-    """Pieces of exactly `size` bytes in all; to be read, if at all, before the next member."""
+    """Pieces of exactly `size` bytes in all. They must be read, if at all, before the next member."""
 
 
 def format_of(fd: int) -> Format | None:
-    """What the file looks like, whatever anybody says it is."""
+    """The format of an archive, told from its first bytes; None for anything else."""
     head = os.pread(fd, _BLOCK, 0)
     if head.startswith(b"\x1f\x8b"):
         return "tar.gz"
@@ -73,26 +75,31 @@ def format_of(fd: int) -> Format | None:
 
 
 class Source(Protocol):
+    """A stream of bytes to read an archive from."""
+
     def read(self, size: int) -> bytes:
         """The next `size` bytes, fewer only at the end."""
         ...
 
 
 class PlainSource:
-    """A file from its start."""
+    """The content of a file, from its start."""
 
     def __init__(self, fd: int) -> None:
         self._fd = fd
         self._at = 0
 
     def read(self, size: int) -> bytes:
-        found = os.pread(self._fd, size, self._at)
-        self._at += len(found)
-        return found
+        piece = os.pread(self._fd, size, self._at)
+        self._at += len(piece)
+        return piece
 
 
 class GzipSource:
-    """What a gzip file expands to, no further than it is read."""
+    """The decompressed content of a gzip file, which may have several members. Decompressed only as far as it is read.
+
+    Raises BadArchive for damaged data.
+    """
 
     def __init__(self, fd: int) -> None:
         self._source = PlainSource(fd)
@@ -104,12 +111,12 @@ class GzipSource:
     def read(self, size: int) -> bytes:
         while len(self._ready) < size and self._expand():
             pass
-        found = bytes(self._ready[:size])
+        piece = bytes(self._ready[:size])
         del self._ready[:size]
-        return found
+        return piece
 
     def _expand(self) -> bool:
-        """Expand a little more; False where there is no more."""
+        """Decompress up to PIECE more bytes. Returns False at the end."""
         if self._expander.eof:
             self._compressed = self._expander.unused_data or self._source.read(PIECE)
             if not self._compressed:
@@ -129,33 +136,32 @@ class GzipSource:
         return True
 
 
-class Exactly:
-    """Reads from a source and won't take less than it asks for."""
+class ExactReader:
+    """Reads from a source, and raises BadArchive where it ends early."""
 
     def __init__(self, source: Source) -> None:
         self._source = source
 
     def read(self, size: int) -> bytes:
-        found = self._source.read(size)
-        while len(found) < size:
-            if not (more := self._source.read(size - len(found))):
+        """Exactly the next `size` bytes."""
+        content = self._source.read(size)
+        while len(content) < size:
+            if not (more := self._source.read(size - len(content))):
                 raise BadArchive("The archive is cut off: it ends in the middle.")
-            found += more
-        return found
+            content += more
+        return content
 
     def pieces(self, size: int) -> Iterator[bytes]:
+        """The next `size` bytes, in pieces."""
         while size > 0:
             piece = self.read(min(size, PIECE))
             size -= len(piece)
             yield piece
 
-    def at_end(self) -> bool:
-        return not self._source.read(1)
-
 
 @dataclass(slots=True)
 class _Extended:
-    """What the headers before a member say of it in the place of its own."""
+    """Values from the extended headers before a member, which override those of its own header."""
 
     name: bytes | None = None
     target: bytes | None = None
@@ -164,8 +170,8 @@ class _Extended:
 
 
 def tar_members(source: Source) -> Iterator[Member]:
-    """The members of a tar archive of any common dialect."""
-    reader = Exactly(source)
+    """The members of a tar archive, whether of pax, ustar, GNU or old form. Raises BadArchive."""
+    reader = ExactReader(source)
     extended, headers = _Extended(), 0
     while any(block := reader.read(_BLOCK)):
         info = _header(block)
@@ -189,6 +195,7 @@ def tar_members(source: Source) -> Iterator[Member]:
 
 
 def _header(block: bytes) -> tarfile.TarInfo | None:
+    """The parsed header of a member; None for an invalid one."""
     try:
         info = tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
     except (tarfile.HeaderError, ValueError):
@@ -196,7 +203,8 @@ def _header(block: bytes) -> tarfile.TarInfo | None:
     return info if info.size >= 0 else None
 
 
-def _member(reader: Exactly, info: tarfile.TarInfo, extended: _Extended) -> Iterator[Member]:
+def _member(reader: ExactReader, info: tarfile.TarInfo, extended: _Extended) -> Iterator[Member]:
+    """Yield one member; when resumed, skip what the caller hasn't read of it. Raises BadArchive for other kinds."""
     name = info.name if extended.name is None else _text(extended.name)
     target = info.linkname if extended.target is None else _text(extended.target)
     size = info.size if extended.size is None else extended.size
@@ -211,7 +219,7 @@ def _member(reader: Exactly, info: tarfile.TarInfo, extended: _Extended) -> Iter
     elif info.type in (tarfile.REGTYPE, tarfile.AREGTYPE, tarfile.CONTTYPE):
         content = reader.pieces(size)
         yield replace(member, size=size, content=lambda: content)
-        for _ in content:  # What nobody has read.
+        for _ in content:  # skip what the caller hasn't read
             pass
         reader.read(-size % _BLOCK)
     else:
@@ -219,19 +227,21 @@ def _member(reader: Exactly, info: tarfile.TarInfo, extended: _Extended) -> Iter
         raise BadArchive(f"The archive has '{_shown(name)}', which is {what}.")
 
 
-def _skip(reader: Exactly, size: int) -> None:
+def _skip(reader: ExactReader, size: int) -> None:
+    """Skip the content of a member, with its padding."""
     for _ in reader.pieces(size + -size % _BLOCK):
         pass
 
 
-def _padded(reader: Exactly, size: int) -> bytes:
+def _padded(reader: ExactReader, size: int) -> bytes:
+    """The content of an extended header; its padding is skipped."""
     if size > _MAX_HEADER:
         raise BadArchive("The archive has a header of more than 1 MiB.")
     return reader.read(size + -size % _BLOCK)[:size]
 
 
 def _records(block: bytes) -> Iterator[tuple[bytes, bytes]]:
-    """The records of an extended header: each is its length, a space, `name=value`, a newline."""
+    """The records of a pax header as pairs of name and value. Each is written as `LENGTH name=value` and a newline."""
     at = 0
     while at < len(block):
         digits = block[at : at + 20].partition(b" ")[0]
@@ -245,48 +255,52 @@ def _records(block: bytes) -> Iterator[tuple[bytes, bytes]]:
 
 
 def _extended(records: Iterator[tuple[bytes, bytes]]) -> _Extended:
-    found = _Extended()
+    """The values of a pax header that matter here. Raises BadArchive for invalid ones, and for sparse files."""
+    extended = _Extended()
     for name, value in records:
         if name == b"path":
-            found.name = value
+            extended.name = value
         elif name == b"linkpath":
-            found.target = value
+            extended.target = value
         elif name == b"size":
             if not _NUMBER.fullmatch(value):
                 raise BadArchive("The archive is damaged: a size can't be read.")
-            found.size = int(value)
+            extended.size = int(value)
         elif name == b"mtime":
-            found.mtime_ns = _exact_time(value)
+            extended.mtime_ns = _exact_time(value)
         elif name.startswith(b"GNU.sparse."):
             raise BadArchive("The archive has a sparse file.")
-    return found
+    return extended
 
 
 def _exact_time(value: bytes) -> int:
-    if not (found := _DECIMAL.fullmatch(value)):
+    """A decimal number of seconds since 1970, in nanoseconds. Raises BadArchive."""
+    if not (match := _DECIMAL.fullmatch(value)):
         raise BadArchive("The archive is damaged: a time can't be read.")
-    sign, seconds, fraction = found.groups()
+    sign, seconds, fraction = match.groups()
     nanoseconds = int(seconds) * _SECOND + int((fraction or b"")[:9].ljust(9, b"0"))
     return _time(-nanoseconds if sign else nanoseconds)
 
 
 def _time(nanoseconds: int) -> int:
+    """The nearest time that common file systems can store."""
     return min(max(nanoseconds, _EARLIEST * _SECOND), _LATEST * _SECOND)
 
 
 def _check_trailer(source: Source) -> None:
-    """Read the padding after the end, so that a compressed archive's checksum is looked at."""
+    """Read the padding after the end, so that the checksum of a compressed archive is verified. Raises BadArchive."""
     left = _MAX_TRAILER
-    while left > 0 and (found := source.read(min(left, 1 << 16))):
-        left -= len(found)
+    while left > 0 and (piece := source.read(min(left, 1 << 16))):
+        left -= len(piece)
     if left <= 0:
         raise BadArchive("The archive goes on after its end.")
 
 
 def link_leads_out(depth: int, target: str) -> bool:
-    """Whether a link in a directory `depth` below the top may lead out of the tree.
+    """Whether a symbolic link in a directory `depth` levels below the top may lead out of the tree.
 
-    Its `..` parts must come first: what they lead through are real directories then, not other links.
+    `..` parts are allowed only at the beginning of a target: there they go through real directories, and not through
+    other links.
     """
     parts = target.split("/")
     up = next((number for number, part in enumerate(parts) if part != ".."), len(parts))

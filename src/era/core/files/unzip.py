@@ -1,4 +1,8 @@
-"""Reading zip archives that may be hostile; see unpack.py."""
+"""A reader of zip archives that may be hostile; see unpack.py for why it is our own.
+
+The format: PKWARE's APPNOTE.TXT; the timestamp and the names of fields are Info-ZIP's. Only the central directory is
+believed, and content is checked against it.
+"""
 
 from __future__ import annotations
 
@@ -26,22 +30,27 @@ _EXTRA_64, _EXTRA_TIME = 1, 0x5455
 
 
 class _Record(NamedTuple):
-    """What the directory of the archive says of one member."""
+    """A member's record in the central directory."""
 
     name: str
     mode: int
-    """As stat(2) has it, 0 where it isn't known."""
+    """st_mode of stat(2); 0 if the archive wasn't made on Unix."""
 
     mtime: int
+    """Seconds since 1970."""
+
     method: int
     crc: int
     compressed: int
+    """Size in bytes before decompression."""
+
     size: int
     at: int
+    """Offset of the member's local header."""
 
 
 def zip_members(fd: int) -> Iterator[Member]:
-    """The members of a zip archive."""
+    """The members of a zip archive. Raises BadArchive."""
     at, length = _directory(fd)
     end = at + length
     while at < end:
@@ -53,7 +62,7 @@ def zip_members(fd: int) -> Iterator[Member]:
 
 
 def _directory(fd: int) -> tuple[int, int]:
-    """Where the archive's directory starts and how long it is."""
+    """Offset and length of the central directory."""
     length = os.fstat(fd).st_size
     first = max(0, length - _LONGEST_COMMENT - _END.size)
     tail = os.pread(fd, length - first, first)
@@ -70,6 +79,7 @@ def _directory(fd: int) -> tuple[int, int]:
 
 
 def _directory_64(fd: int, end: int) -> tuple[int, int, int]:
+    """From the Zip64 records before `end`: the offset of their start, and length and offset of the directory."""
     mark, _, at, _ = _LOCATOR_64.unpack(_exactly(fd, end - _LOCATOR_64.size, _LOCATOR_64.size))
     if mark != b"PK\x06\x07":
         raise _damaged()
@@ -80,7 +90,7 @@ def _directory_64(fd: int, end: int) -> tuple[int, int, int]:
 
 
 def _record(fd: int, start: int) -> tuple[_Record, int]:
-    """The record at `start` and its own length."""
+    """The record at offset `start` of the central directory, and its length."""
     fields = _RECORD.unpack(_exactly(fd, start, _RECORD.size))
     mark, _, system, _, flags, method, time, date, crc, compressed, size, *lengths = fields[:14]
     name_size, extra_size, comment_size = lengths
@@ -103,6 +113,7 @@ def _record(fd: int, start: int) -> tuple[_Record, int]:
 
 
 def _name(raw: bytes, flags: int) -> str:
+    """A name as UTF-8, or else as code page 437, zip's original encoding."""
     try:
         return raw.decode()
     except UnicodeDecodeError:
@@ -112,16 +123,17 @@ def _name(raw: bytes, flags: int) -> str:
 
 
 def _extra(block: bytes) -> dict[int, bytes]:
-    found = {}
+    """The extra fields of a record, by id."""
+    fields = {}
     while len(block) >= 4:
         kind, size = struct.unpack_from("<2H", block)
-        found[kind] = block[4 : 4 + size]
+        fields[kind] = block[4 : 4 + size]
         block = block[4 + size :]
-    return found
+    return fields
 
 
 def _time(extended: bytes, date: int, time: int) -> int:
-    """Seconds since 1970. The old form of it is some local time, which is taken for UTC."""
+    """Seconds since 1970, from the timestamp extra field, or else from the MS-DOS date and time, taken for UTC."""
     if len(extended) >= 5 and extended[0] & 1:
         return int.from_bytes(extended[1:5], "little", signed=True)
     day = ((date >> 9) + 1980, min(date >> 5 & 15 or 1, 12), date & 31 or 1)
@@ -129,6 +141,7 @@ def _time(extended: bytes, date: int, time: int) -> int:
 
 
 def _member(fd: int, record: _Record) -> Member:
+    """The member of a record. Raises BadArchive for what is no file, directory or link."""
     kind = stat.S_IFMT(record.mode)
     is_directory = record.name.endswith("/")
     if kind not in (0, stat.S_IFREG, stat.S_IFDIR, stat.S_IFLNK) or (kind == stat.S_IFDIR) > is_directory:
@@ -146,7 +159,7 @@ def _member(fd: int, record: _Record) -> Member:
 
 
 def _content(fd: int, record: _Record) -> Iterator[bytes]:
-    """The content of a member, which is checked to be what the directory says of it."""
+    """The content of a member. Raises BadArchive where its size or checksum isn't what the record says."""
     mark, *_, name_size, extra_size = _LOCAL.unpack(_exactly(fd, record.at, _LOCAL.size))
     if mark != b"PK\x03\x04":
         raise _damaged()
@@ -167,6 +180,7 @@ def _content(fd: int, record: _Record) -> Iterator[bytes]:
 
 
 def _compressed(fd: int, at: int, size: int) -> Iterator[bytes]:
+    """`size` bytes of the archive from offset `at`, in pieces."""
     while size > 0:
         piece = _exactly(fd, at, min(size, PIECE))
         at += len(piece)
@@ -175,6 +189,7 @@ def _compressed(fd: int, at: int, size: int) -> Iterator[bytes]:
 
 
 def _expanded(pieces: Iterator[bytes]) -> Iterator[bytes]:
+    """Deflated `pieces`, decompressed. Raises BadArchive."""
     expander = zlib.decompressobj(-15)
     try:
         for piece in pieces:
@@ -190,10 +205,11 @@ def _expanded(pieces: Iterator[bytes]) -> Iterator[bytes]:
 
 
 def _exactly(fd: int, at: int, size: int) -> bytes:
-    found = os.pread(fd, size, at) if 0 <= at < 1 << 62 else b""
-    if len(found) < size:
+    """`size` bytes of the archive from offset `at`. Raises BadArchive where there are fewer."""
+    content = os.pread(fd, size, at) if 0 <= at < 1 << 62 else b""
+    if len(content) < size:
         raise BadArchive("The archive is cut off: it ends in the middle.")
-    return found
+    return content
 
 
 def _damaged() -> BadArchive:

@@ -1,1 +1,1 @@
-"""What answers a session's public URL: live servers, stored code, the inbox."""
+"""What answers a session's public URL: a live server, its stored code, or its inbox."""

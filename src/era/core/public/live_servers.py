@@ -1,17 +1,17 @@
-"""Calls from outside that reach a live server: who answers a session's public URL, and connections to it.
+"""Connections to live servers: programs of a session that listen on a port while their run is under way.
 
 Theory of operation
 ===================
 
-Whatever run of the session is under way may listen, and is asked first: its sandbox gives a connection, or none. Where
-none is to be had and the session names a *service*, that is started as a run in the background, and the call waits
-until it listens. Otherwise the session's stored code answers, as a run of its own (relay.py).
+A call first tries to connect to whatever run of the session is under way. If nothing listens and the session names a
+*service* (a command), that is started as a background run, and the call waits until it listens. Otherwise the session's
+stored code answers, as a run of its own (relay.py).
 
-A service holds the session's turn as long as it runs, but for nobody's cost: it ends when somebody waits for the turn
-(turns.py), when another session needs the room, when nobody has called it for a while, and at the longest timeout
-there is. Each time what it wrote is committed, and the next call starts it again.
+A service holds the session's turn as long as it runs, but others don't pay for that: it ends when somebody waits for
+the turn (turns.py), when another session needs its sandbox's place in the pool, when nobody has called it for a while,
+and at the server's longest timeout. Each time what it wrote is committed, and the next call starts it again.
 
-However many calls come, one start is under way for a session. It goes on when they have given up.
+However many calls come, only one start is under way for a session. It goes on when they have given up.
 """
 
 from __future__ import annotations
@@ -31,33 +31,37 @@ from era.core.runs import Runs
 from era.errors import RelayFailed, RelayTimeout, ServiceFailed, Unavailable
 
 MAX_CALLERS = 256
-"""Requests that one session answers at a time."""
+"""Requests that one session's live server answers at a time."""
 
 _START_SECONDS = 30.0
-"""In which a service must listen, once its call has come."""
+"""How long a call waits for a service to listen."""
 
-_JUST_BEGUN = 5.0
-"""Seconds for which a call waits for a run in the background to listen."""
+_BACKGROUND_START_SECONDS = 5.0
+"""How long after its start a background run may take to listen while a call waits for it."""
 
-_LOOK = 0.02
-_TEND = 1.0
+_CONNECT_EVERY = 0.02
+"""Seconds between two attempts to connect."""
+
+_CHECK_IDLE_SECONDS = 1.0
 _FAILED_SECONDS = 1.0
-"""For which a service that failed isn't started again."""
+"""How long a service that failed isn't started again."""
 
 
 @dataclass(frozen=True, slots=True)
-class Way:
-    """A connection to a program of a session, and the run it belongs to."""
+class LiveConnection:
+    """A connection to a program of a session, and the id of its run."""
 
-    connection: socket.socket
+    socket: socket.socket
     run_id: str
 
 
 class LiveServers:
+    """Connects callers to live servers, and starts and ends services."""
+
     def __init__(
         self, runs: Runs, active_runs: ActiveRuns, pool: SandboxPool, *, idle_seconds: float, service_seconds: float
     ) -> None:
-        """A service ends when nobody has called it for `idle_seconds`, and after `service_seconds` in any case."""
+        """A service ends when nobody has called it for `idle_seconds`, and at the latest after `service_seconds`."""
         self._runs = runs
         self._active_runs = active_runs
         self._pool = pool
@@ -65,60 +69,66 @@ class LiveServers:
         self._service_seconds = service_seconds
         self._starting: dict[int, asyncio.Task[ActiveRun]] = {}
         self._failed: dict[int, tuple[float, ServiceFailed]] = {}
-        self._tending: set[asyncio.Task[None]] = set()
+        self._idle_watchers: set[asyncio.Task[None]] = set()
 
     @asynccontextmanager
-    async def way(self, session: Session, port: int, base_url: str) -> AsyncIterator[Way | None]:
-        """A connection to what listens on this port in the session, for as long as the block lasts; None where its
-        stored code is to answer. Raises Unavailable, RelayFailed or RelayTimeout where its service doesn't."""
+    async def connection(self, session: Session, port: int, base_url: str) -> AsyncIterator[LiveConnection | None]:
+        """A connection to what listens on this port in the session, open within the block; None where the session's
+        stored code is to answer.
+
+        Raises Unavailable, RelayFailed or RelayTimeout where the session's service can't be reached.
+        """
         if session.service is not None:
-            run, found = await self._served(session, port, base_url)
+            run, sock = await self._connect_to_service(session, port, base_url)
         else:
-            listening = await self._listening(session, port)
-            if listening is None:
+            connected = await self._connect_to_run(session, port)
+            if connected is None:
                 yield None
                 return
-            run, found = listening
+            run, sock = connected
         if run.callers >= MAX_CALLERS:
-            found.close()
+            sock.close()
             raise Unavailable(f"This session answers {MAX_CALLERS} requests already.")
         run.callers += 1
         run.reached = True
         self._offer(run)
         try:
-            yield Way(found, run.run_id)
+            yield LiveConnection(sock, run.run_id)
         finally:
-            found.close()
+            sock.close()
             run.callers -= 1
             run.called_at = time.monotonic()
             self._offer(run)
 
-    async def _listening(self, session: Session, port: int) -> tuple[ActiveRun, socket.socket] | None:
-        """What listens, where no service is to be started for it."""
+    async def _connect_to_run(self, session: Session, port: int) -> tuple[ActiveRun, socket.socket] | None:
+        """A connection to a run of a session without a service; None where nothing listens. A background run that has
+        just begun gets a moment."""
         run = self._active_runs.of_session(session.key)
         if run is None:
             return None
         while True:
-            reached = run.reached  # before looking: it may begin to listen meanwhile, for another call
-            if found := await run.connect(port):
-                return run, found
-            if not run.background or reached or time.monotonic() > run.begun_at + _JUST_BEGUN:
+            # Read before connecting: another call may reach the run meanwhile, when it begins to listen.
+            reached = run.reached
+            if sock := await run.connect(port):
+                return run, sock
+            if not run.background or reached or time.monotonic() > run.begun_at + _BACKGROUND_START_SECONDS:
                 return None
-            if await run.has_ended(_LOOK):
+            if await run.has_ended(_CONNECT_EVERY):
                 return None
 
-    async def _served(self, session: Session, port: int, base_url: str) -> tuple[ActiveRun, socket.socket]:
+    async def _connect_to_service(self, session: Session, port: int, base_url: str) -> tuple[ActiveRun, socket.socket]:
+        """A connection to the session's service, started if need be. Raises as `connection` does."""
         deadline = time.monotonic() + _START_SECONDS
         while True:
             run = self._active_runs.of_session(session.key)
-            if run is not None and run.service is None and (found := await run.connect(port)):
-                return run, found  # a run of the owner's that listens itself
+            if run is not None and run.service is None and (sock := await run.connect(port)):
+                return run, sock  # an ordinary run that listens itself
             if run is None or run.service != session.service or run.is_stopping:
                 run = await self._started(session, port, base_url, deadline)
             while not run.is_stopping:
-                reached = run.reached  # before looking, as above
-                if found := await run.connect(port):
-                    return run, found
+                reached = run.reached  # read before connecting, as above
+                if sock := await run.connect(port):
+                    return run, sock
                 if reached:
                     raise RelayFailed(
                         f"The session's service does not listen on port {port}.", details={"run_id": run.run_id}
@@ -128,13 +138,17 @@ class LiveServers:
                         f"The session's service did not listen on port {port} within {_START_SECONDS:g} seconds.",
                         details={"run_id": run.run_id},
                     )
-                if await run.has_ended(_LOOK):
+                if await run.has_ended(_CONNECT_EVERY):
                     break
             if not run.is_stopping:  # it has ended by itself
                 raise self._note_failure(session, run)
 
     async def _started(self, session: Session, port: int, base_url: str, deadline: float) -> ActiveRun:
-        """The session's service, begun. Raises Unavailable where the session's turn doesn't come in time."""
+        """The run of the session's service, started once for all callers that wait for it.
+
+        Raises Unavailable where the session's turn doesn't come before `deadline` (monotonic), and the last failure
+        again where the service has just failed.
+        """
         at, failure = self._failed.get(session.key, (0.0, None))
         if failure is not None and time.monotonic() < at + _FAILED_SECONDS:
             raise failure
@@ -144,11 +158,13 @@ class LiveServers:
             task.add_done_callback(lambda _: self._starting.pop(session.key))
         await asyncio.wait({task}, timeout=max(deadline - time.monotonic(), 0))
         if not task.done():
-            task.add_done_callback(lambda done: done.cancelled() or done.exception())  # somebody has seen it
+            # Retrieve its exception, so that asyncio doesn't log one that nobody waits for any more.
+            task.add_done_callback(lambda done: done.cancelled() or done.exception())
             raise Unavailable("The session's service waits for a run that is under way.")
         return task.result()
 
     async def _start(self, session: Session, port: int, base_url: str) -> ActiveRun:
+        """Start the session's service, in the place of one with another command."""
         if (old := self._active_runs.of_session(session.key)) and old.service is not None:
             await old.stop()
         request = RunRequest(
@@ -159,25 +175,26 @@ class LiveServers:
             service=session.service,
         )
         run = await self._runs.start(session.owned_id, request)
-        tending = asyncio.create_task(self._tend(run))
-        self._tending.add(tending)
-        tending.add_done_callback(self._tending.discard)
+        task = asyncio.create_task(self._stop_when_idle(run))
+        self._idle_watchers.add(task)
+        task.add_done_callback(self._idle_watchers.discard)
         return run
 
-    async def _tend(self, run: ActiveRun) -> None:
-        """Stop a service that nobody calls any more."""
-        while not await run.has_ended(min(_TEND, self._idle_seconds / 4)):
+    async def _stop_when_idle(self, run: ActiveRun) -> None:
+        """Stop a service once nobody has called it for `idle_seconds`."""
+        while not await run.has_ended(min(_CHECK_IDLE_SECONDS, self._idle_seconds / 4)):
             if not run.callers and time.monotonic() > run.called_at + self._idle_seconds:
                 await run.stop()
 
     def _offer(self, run: ActiveRun) -> None:
-        """Let the host end a service that nobody is calling, where it needs the room."""
+        """Allow the pool to end a service that nobody is calling, should it need the place."""
         if run.service is not None and not run.ended.is_set():
             self._pool.offer(run.session_key, None if run.callers else run.stop)
 
     def _note_failure(self, session: Session, run: ActiveRun) -> ServiceFailed:
+        """The error for a service that ended before it listened, remembered for _FAILED_SECONDS."""
         at = time.monotonic()
-        self._failed = {key: one for key, one in self._failed.items() if at < one[0] + _FAILED_SECONDS}
+        self._failed = {key: failed for key, failed in self._failed.items() if at < failed[0] + _FAILED_SECONDS}
         failure = ServiceFailed("The session's service ended before it listened.", details={"run_id": run.run_id})
         self._failed[session.key] = (at, failure)
         return failure

@@ -1,12 +1,8 @@
-"""The relay: a request from outside as a run's environment, and what the run printed as the response.
+"""The relay, by which stored code answers requests, much as CGI does: the request becomes variables, the output a
+response.
 
-Theory of operation
-===================
-
-Nothing here does anything: `environment` says what the stored code is to see of a request, `reply` what is to be sent
-when its run has ended. Between the two lies an ordinary run.
-
-Which headers pass is in headers.py.
+These are pure functions: `environment` turns a request into a run's variables, `reply` turns a finished run into a
+response. Between the two lies an ordinary run. Which headers pass is decided in headers.py.
 """
 
 from __future__ import annotations
@@ -24,13 +20,14 @@ from era.core.run_messages import Collected
 from era.errors import RelayFailed, RelayTimeout, TooLarge
 
 MAX_BODY_BYTES = 128 << 10
-"""A body over this fits no variable, whatever is in it."""
+"""No body larger than this fits a variable, in either encoding."""
 
 _MAX_VARIABLE_BYTES = 128 << 10
-"""Linux's bound for one string of an environment: name, `=`, value and a NUL."""
+"""Linux' bound for one string of an environment (MAX_ARG_STRLEN): name, `=`, value and a NUL."""
 
 _MAX_ANSWER_COMMAS = 500_000
-"""What a program prints as JSON may be tens of MiB, and as small values take thirty times that in memory."""
+"""Bounds how many values an answer has. JSON may be tens of MiB, and many small values take thirty times that in
+memory."""
 
 _NO_ANSWER: dict[Status, str] = {
     "oom": "ran out of memory",
@@ -41,7 +38,8 @@ _NO_ANSWER: dict[Status, str] = {
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """A request from outside. `path` and `query` are as they came, without the `?`; `headers` have lower-case names."""
+    """A request from outside. `path` and `query` are as received, still escaped, without the `?`; `headers` have
+    lower-case names."""
 
     method: str
     path: bytes
@@ -52,7 +50,7 @@ class Call:
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """What is sent back. The server adds what is its own to say."""
+    """A response, without the headers that the server adds to all of its own."""
 
     status: int
     headers: list[tuple[str, str]]
@@ -60,31 +58,34 @@ class Reply:
 
 
 def environment(call: Call, *, key: bytes | None) -> dict[str, str]:
-    """The variables that tell a program of a request. `key` is the API's, which no program sees. Raises TooLarge for
-    what fits no environment."""
+    """The variables that describe a request to a program. `key` is the operator's API key, which no program may see.
+
+    Raises TooLarge for what fits no environment.
+    """
     path, query = ascii_target(call.path), ascii_target(call.query)
     return variables(call.method, path, query, headers.of_request(call.headers, key), call.body)
 
 
-def variables(method: str, path: str, query: str, seen: Iterable[tuple[str, str]], body: bytes) -> dict[str, str]:
-    """`environment` of a request whose path and query are text, and whose headers are those that a session may see."""
+def variables(method: str, path: str, query: str, passed: Iterable[tuple[str, str]], body: bytes) -> dict[str, str]:
+    """The same from parts: `path` and `query` as text, and the headers that a session may see. Raises TooLarge."""
     text, encoding = body_text(body)
-    found = {
+    described = {
         "ERA_REQUEST_MODE": "proxy",
         "ERA_HTTP_METHOD": method,
         "ERA_HTTP_PATH": path or "/",
         "ERA_HTTP_QUERY": f"?{query}" if query else "",
-        "ERA_HTTP_HEADERS": json.dumps(_joined(seen), ensure_ascii=False),
+        "ERA_HTTP_HEADERS": json.dumps(_joined(passed), ensure_ascii=False),
         "ERA_HTTP_BODY": text,
         "ERA_HTTP_BODY_ENCODING": encoding,
     }
-    for name, value in found.items():
+    for name, value in described.items():
         if len(name) + len(value.encode()) + 2 > _MAX_VARIABLE_BYTES:
             raise too_large(name)
-    return found
+    return described
 
 
 def too_large(variable: str) -> TooLarge:
+    """The error for a request of which this variable would be too long."""
     return TooLarge(
         f"The request is too large for the program that answers it: {variable} would be over 128 KiB.",
         hint="A body may have about 128 KiB as UTF-8 text and 96 KiB as anything else. Upload larger things as files.",
@@ -92,9 +93,10 @@ def too_large(variable: str) -> TooLarge:
 
 
 def reply(run: Collected, cookie_path: str) -> Reply:
-    """The response that a run has printed. Its cookies get the path `cookie_path`.
+    """The response that a run's output describes. Its cookies get the path `cookie_path`.
 
-    Raises RelayTimeout or RelayFailed where there is none, or none that can be sent.
+    A JSON object may describe status, headers and body; other JSON is the body itself; anything else is sent as text.
+    Raises RelayTimeout or RelayFailed where the run gave no answer, or none that can be sent.
     """
     result = run.result
     if result.status == "timeout":
@@ -117,19 +119,19 @@ def reply(run: Collected, cookie_path: str) -> Reply:
 
 
 def _described(answer: dict[str, Any], printed: bytes, cookie_path: str) -> Reply:
-    """The response that an object describes. What it leaves out is as for any other JSON."""
+    """The response that an object describes. Without a `body`, the object itself is the body."""
     status = answer.get("status")
     if not isinstance(status, int) or isinstance(status, bool):
-        status = 200  # {"status": "ok"} is an answer, no description of one
+        status = 200  # {"status": "ok"} is the answer itself and describes none
     elif not 200 <= status <= 599:
         raise RelayFailed(f"The program answered 'status' {str(status)[:20]}, which is not one from 200 to 599.")
-    given, media_type = answer.get("headers", {}), answer.get("contentType")
-    if not isinstance(given, dict):
+    described, media_type = answer.get("headers", {}), answer.get("contentType")
+    if not isinstance(described, dict):
         raise RelayFailed("The program answered 'headers' that are no object.")
     if media_type is not None and not isinstance(media_type, str):
         raise RelayFailed("The program answered a 'contentType' that is no string.")
     if media_type is not None:
-        given = {**given, "content-type": media_type}  # the last one counts
+        described = {**described, "content-type": media_type}  # the last one counts
     body = answer.get("body")
     if "body" not in answer:
         content, default = printed, "application/json"
@@ -139,17 +141,17 @@ def _described(answer: dict[str, Any], printed: bytes, cookie_path: str) -> Repl
         content, default = jsontext.compact(body).encode(), "application/json"
     if status in (204, 205, 304):
         content = b""
-    return Reply(status, _headers(given, default, cookie_path), content)
+    return Reply(status, _headers(described, default, cookie_path), content)
 
 
-def _headers(given: dict[str, Any], default_type: str, cookie_path: str) -> list[tuple[str, str]]:
-    """The headers of a response. Raises RelayFailed."""
-    return headers.of_answer([("content-type", default_type), *_pairs(given)], cookie_path)
+def _headers(described: dict[str, Any], default_type: str, cookie_path: str) -> list[tuple[str, str]]:
+    """The headers of a response, from the object that a program has printed. Raises RelayFailed."""
+    return headers.of_answer([("content-type", default_type), *_pairs(described)], cookie_path)
 
 
-def _pairs(given: dict[str, Any]) -> Iterable[tuple[str, str]]:
-    """Names in lower case and values, one at a time. Raises RelayFailed for what no header can be."""
-    for name, values in given.items():
+def _pairs(described: dict[str, Any]) -> Iterable[tuple[str, str]]:
+    """Headers as pairs of a name in lower case and a value; a list becomes several. Raises RelayFailed."""
+    for name, values in described.items():
         if not headers.TOKEN.fullmatch(name):
             raise RelayFailed("The program answered a header with a name that no header can have.")
         for value in values if isinstance(values, list) else [values]:
@@ -165,15 +167,15 @@ def _pairs(given: dict[str, Any]) -> Iterable[tuple[str, str]]:
 
 
 def _joined(pairs: Iterable[tuple[str, str]]) -> dict[str, str]:
-    """Headers as an object, the values of one that is repeated joined."""
-    found: dict[str, str] = {}
+    """Headers by name. Values of a repeated header are joined, as RFC 9110 has it."""
+    joined: dict[str, str] = {}
     for name, value in pairs:
-        found[name] = f"{found[name]}{'; ' if name == 'cookie' else ', '}{value}" if name in found else value
-    return found
+        joined[name] = f"{joined[name]}{'; ' if name == 'cookie' else ', '}{value}" if name in joined else value
+    return joined
 
 
 def body_text(body: bytes) -> tuple[str, str]:
-    """A body as a variable can hold it, and how."""
+    """A body as text without NUL, and its encoding: `utf-8` or `base64`."""
     if b"\0" not in body:
         try:
             return body.decode(), "utf-8"
@@ -183,5 +185,5 @@ def body_text(body: bytes) -> tuple[str, str]:
 
 
 def ascii_target(target: bytes) -> str:
-    """A part of the request's target as it came. What can't stand in one is escaped, should it have come at all."""
+    """A part of a request's target as text. Bytes that may not stand in one are percent-escaped."""
     return "".join(chr(byte) if 0x20 < byte < 0x7F else f"%{byte:02X}" for byte in target)

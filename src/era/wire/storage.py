@@ -1,0 +1,113 @@
+"""Storage: the bodies that write values, objects and SQL, and the answers of all its routes."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, Field
+
+from era.wire.base import Body
+
+Metadata = Annotated[dict[str, Any] | None, Field(description="Kept with the value and shown in lists: at most 8 KiB.")]
+
+
+class PutValue(Body):
+    value: str = Field(description="Text of at most 1 MiB.")
+    metadata: Metadata = None
+
+
+class PutObject(Body):
+    content: str = Field(description="The bytes as base64, at most 10 MiB of them.")
+    metadata: Metadata = None
+
+
+type Param = str | int | float | bool | list[int] | None
+
+
+class SqlBody(Body):
+    sql: str = Field(description="SQLite's dialect.", examples=["SELECT * FROM users WHERE id = ?"])
+    params: list[Param] | dict[str, Param] | None = Field(
+        None, description="Values for ?, or by name for :name; bytes as a list of numbers."
+    )
+
+
+class DoneAnswer(BaseModel):
+    success: bool
+
+
+class PutObjectAnswer(DoneAnswer):
+    size: int
+
+
+class ClearedAnswer(DoneAnswer):
+    deleted: int
+
+
+class ValueAnswer(BaseModel):
+    value: str
+    metadata: dict[str, Any] | None
+
+
+class ObjectAnswer(BaseModel):
+    content: str
+    size: int
+    uploaded: str
+    customMetadata: dict[str, Any]
+
+
+class KeyAnswer(BaseModel):
+    name: str
+    metadata: dict[str, Any] | None
+
+
+class KeysAnswer(BaseModel):
+    keys: list[KeyAnswer]
+    list_complete: bool
+    cursor: str | None
+
+
+class ObjectKeyAnswer(BaseModel):
+    key: str
+    size: int
+    uploaded: str
+
+
+class ObjectsAnswer(BaseModel):
+    objects: list[ObjectKeyAnswer]
+    truncated: bool
+    cursor: str | None
+
+
+class SqlMeta(BaseModel):
+    changes: int
+    last_row_id: int
+    changed_db: bool
+    size_after: int
+    duration: float
+
+
+class SqlAnswer(BaseModel):
+    success: bool
+    results: list[dict[str, Any]]
+    meta: SqlMeta
+
+
+class ResourceAnswer(BaseModel):
+    type: Literal["kv", "d1", "r2"]
+    namespace: str
+    key: str
+
+
+class ResourcesAnswer(BaseModel):
+    resources: list[ResourceAnswer]
+    total: int
+    limit: int
+    offset: int
+    has_more: bool
+
+
+class StatsAnswer(BaseModel):
+    total: int
+    by_type: dict[str, int]
+    by_namespace: dict[str, int]
+    total_size: int
