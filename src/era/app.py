@@ -23,7 +23,7 @@ import uvloop
 
 from era import languages
 from era.api.context import Context
-from era.api.guest_api import GuestApi
+from era.api.guest_api import GuestPublicUrls, GuestStorage
 from era.api.http import build
 from era.api.protocol import Protocol
 from era.core.active_runs import ActiveRuns
@@ -60,6 +60,7 @@ from era.languages.go import GO
 from era.languages.node import NODE
 from era.network import policy
 from era.network.authority import BUNDLE
+from era.network.connect_supervisor import why_unsupported
 from era.network.egress import SandboxNetwork, certificates
 from era.network.indexes import IndexListeners
 from era.network.storage import StorageListeners
@@ -130,16 +131,18 @@ def drivers(settings: Settings, mounts: Mapping[str, Path] | None = None) -> Dri
                 limits,
                 cgroup_name=f"{group}-gvisor",
                 environments=environments,
-                network=certificates(),
+                certificates=certificates(),
                 mounts=mounts,
+                why_offline=why_unsupported,
             ),
             "bubblewrap": BubblewrapDriver(
                 directory,
                 limits,
                 cgroup_name=group,
                 environments=environments,
-                network=certificates(),
+                certificates=certificates(),
                 mounts=mounts,
+                why_offline=why_unsupported,
             ),
         },
         settings.isolation,
@@ -242,7 +245,7 @@ async def services(settings: Settings) -> AsyncIterator[Context]:
                 Commands(host, network, snapshots),
                 settings.setup_seconds,
             )
-            guest_listeners = StorageListeners(GuestApi(storage, settings.body_idle_seconds).for_run)
+            guest_listeners = StorageListeners(GuestStorage(storage, settings.body_idle_seconds).for_run)
             active_runs = ActiveRuns()
             runs = Runs(
                 store, host, network, guest_listeners, snapshots, outputs, turns, keys, setups.settled, active_runs
@@ -292,7 +295,7 @@ async def services(settings: Settings) -> AsyncIterator[Context]:
                     pool_counts=host.counts,
                     end_background=end_background,
                     end_runs=host.stop,
-                    serves_at=network.serves_at,
+                    serves_at=lambda port, app: network.serves_at(port, GuestPublicUrls(app).protocol),
                 )
             finally:
                 for task in background:
@@ -336,8 +339,9 @@ async def serve(settings: Settings, say: Callable[[str], None]) -> None:
         )
     _log_at(settings.log_level)
     async with services(settings) as context:
+        app = build(settings, context)
         config = uvicorn.Config(
-            build(settings, context),
+            app,
             host=settings.host,
             port=settings.port,
             log_config=None,
@@ -347,7 +351,12 @@ async def serve(settings: Settings, say: Callable[[str], None]) -> None:
             ws="none",
             timeout_graceful_shutdown=int(settings.drain_seconds) + _LAST_ANSWERS_SECONDS,
         )
-        server = _Server(config, settings.drain_seconds, context, lambda port: _announce(settings, context, port, say))
+
+        def ready(port: int) -> None:
+            context.serves_at(port, app)
+            _announce(settings, context, port, say)
+
+        server = _Server(config, settings.drain_seconds, context, ready)
         loop = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, server.stop)
@@ -423,7 +432,6 @@ async def clear_away(snapshots: Snapshots, store: SqlStore, pins: Pins) -> None:
 
 
 def _announce(settings: Settings, context: Context, port: int, say: Callable[[str], None]) -> None:
-    context.serves_at(settings.host, port)
     host = f"[{settings.host}]" if ":" in settings.host else settings.host
     isolation = context.isolation()
     say(f"ERA serves   http://{host}:{port}   (/docs tells how to call it)")

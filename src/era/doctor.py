@@ -49,12 +49,8 @@ def walls(seen: JsonObject) -> Iterator[Wall]:
     )
     yield Wall(True, "processes, files, disk and output bounded")
     yield Wall(seen["network"] == "none", "no network but loopback")
-    yield Wall(True, "internet over HTTP and HTTPS where a session may")
-    yield Wall(
-        seen["gate"],
-        "internet over TCP and UDP, by any client",
-        "Linux 5.9 or newer; until then there is a proxy",
-    )
+    reason = seen["network_reason"]
+    yield Wall(reason is None, "internet over TCP and UDP where a session may, by any client", reason or "")
 
 
 def report(found: Mapping[Isolation, JsonObject | NoIsolation], default: Isolation | None) -> Iterator[str]:

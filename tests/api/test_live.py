@@ -200,7 +200,7 @@ def test_nobody_is_there(client: httpx.Client, session: Session, run: Run) -> No
     assert client.get(f"/proxy/{where}/3000/").status_code == 200
     began = time.monotonic()
     assert client.get(f"/proxy/{where}/3001/").json()["code"] == "no_code"  # it listens already, elsewhere
-    assert client.get(f"/proxy/{where}/18128/").json()["code"] == "no_code"  # the sandbox's own way out
+    assert client.get(f"/proxy/{where}/18129/").json()["code"] == "no_code"  # the storage's guest listener
     assert time.monotonic() - began < 4
     assert client.delete(f"/api/sessions/{where}/runs/{run_id}").status_code == 200
     assert client.get(f"/proxy/{where}/3000/").json()["code"] == "no_code"

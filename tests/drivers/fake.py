@@ -59,7 +59,7 @@ class FakeSandbox:
             *([sys.executable, "-u"] if self._language == "python" else node),
             entry.name,
             cwd=self.workspace,
-            env={**guest.program_environment(self._language), **program.network, **program.env},
+            env={**guest.program_environment(self._language), **program.certificates, **program.env},
             stdin=DEVNULL,
             stdout=PIPE,
             stderr=PIPE,

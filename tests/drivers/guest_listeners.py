@@ -24,7 +24,7 @@ async def listened_on(box: Box) -> AsyncIterator[list[str]]:
 
     The answer is what became of each connection, by that byte: `e ended`, or `s broke off`.
     """
-    guest_listener, loop = box.guest_listeners["proxy"].dup(), asyncio.get_running_loop()
+    guest_listener, loop = box.guest_listeners["storage"].dup(), asyncio.get_running_loop()
     guest_listener.setblocking(False)
     ends: list[str] = []
     over = asyncio.Event()

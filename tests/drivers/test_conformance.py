@@ -63,8 +63,8 @@ NEVER: dict[tuple[str, str], str] = {
 """What isn't even to be tried."""
 
 for test in (
-    "test_a_door_leads_to_the_host_while_that_listens",
-    "test_connections_through_a_door_are_whole",
+    "test_a_guest_listener_leads_to_the_host_while_that_listens",
+    "test_connections_to_a_guest_listener_are_whole",
     "test_a_connection_that_stands_still_holds_up_no_other",
     "test_the_end_of_a_run_is_the_end_of_its_connections",
     "test_many_connections_at_a_time",
@@ -304,8 +304,8 @@ def test_ephemeral_leaves_nothing(boxes: Any) -> None:
 
 # -- guest listeners --
 
-DOOR = (
-    f"import socket\nDOOR = ('127.0.0.1', {GUEST_LISTENERS['proxy']})\n"
+HOST = (
+    f"import socket\nLISTENER = ('127.0.0.1', {GUEST_LISTENERS['storage']})\n"
     + """
 def through(sock):
     parts = []
@@ -315,9 +315,9 @@ def through(sock):
 )
 
 
-def test_a_door_leads_to_the_host_while_that_listens(boxes: Any) -> None:
+def test_a_guest_listener_leads_to_the_host_while_that_listens(boxes: Any) -> None:
     box = boxes.make()
-    code = DOOR + "with socket.create_connection(DOOR, 5) as s: s.sendall(b'ehello'); s.shutdown(1); print(through(s))"
+    code = HOST + "with socket.create_connection(HOST, 5) as s: s.sendall(b'ehello'); s.shutdown(1); print(through(s))"
     for _ in range(2):
         assert "ConnectionRefusedError" in boxes.run(box, code).stderr
         for _ in range(2):
@@ -326,24 +326,24 @@ def test_a_door_leads_to_the_host_while_that_listens(boxes: Any) -> None:
     boxes.close(box)
 
 
-def test_connections_through_a_door_are_whole(boxes: Any, box: Any) -> None:
+def test_connections_to_a_guest_listener_are_whole(boxes: Any, box: Any) -> None:
     """Large, both ways at once, ended on one side before the other, and broken off."""
     code = (
-        DOOR
+        HOST
         + """
 import hashlib, os, threading
 data = os.urandom(1 << 16) * 64
 def send(sock):
     sock.sendall(b"e" + data)
     sock.shutdown(socket.SHUT_WR)
-with socket.create_connection(DOOR, 10) as sock:
+with socket.create_connection(HOST, 10) as sock:
     sender = threading.Thread(target=send, args=(sock,)); sender.start()
     heard = through(sock); sender.join()
     print(len(heard), hashlib.sha256(heard).digest() == hashlib.sha256(data).digest())
-with socket.create_connection(DOOR, 10) as sock:
+with socket.create_connection(HOST, 10) as sock:
     sock.sendall(b"w")
     print(len(through(sock)))
-with socket.create_connection(DOOR, 10) as sock:
+with socket.create_connection(HOST, 10) as sock:
     sock.sendall(b"r")
     try: print(sock.recv(1))
     except ConnectionResetError: print(b"")
@@ -362,10 +362,10 @@ with socket.create_connection(DOOR, 10) as sock:
 
 def test_a_connection_that_stands_still_holds_up_no_other(boxes: Any, box: Any) -> None:
     code = (
-        DOOR
+        HOST
         + """
 import time
-stuck = [socket.create_connection(DOOR, 5) for _ in range(8)]
+stuck = [socket.create_connection(HOST, 5) for _ in range(8)]
 written = 0
 for sock in stuck:
     sock.sendall(b"s")
@@ -379,7 +379,7 @@ while time.monotonic() < still:
         except BlockingIOError: pass
     assert written < 1 << 29, "there is no end to what it takes"
     time.sleep(0.01)
-with socket.create_connection(DOOR, 5) as sock:
+with socket.create_connection(HOST, 5) as sock:
     sock.sendall(b"ehello"); sock.shutdown(socket.SHUT_WR)
     print(through(sock))
 """
@@ -391,10 +391,10 @@ with socket.create_connection(DOOR, 5) as sock:
 
 def test_the_end_of_a_run_is_the_end_of_its_connections(boxes: Any, box: Any) -> None:
     code = (
-        DOOR
+        HOST
         + """
 import os, time
-held = [socket.create_connection(DOOR, 5) for _ in range(3)]
+held = [socket.create_connection(HOST, 5) for _ in range(3)]
 for sock, kind in zip(held, (b"e", b"s", b"e")):
     sock.sendall(kind + b"x" * 100)
 assert held[0].recv(1) == b"x"
@@ -411,12 +411,12 @@ if os.fork() == 0:
 
 def test_many_connections_at_a_time(boxes: Any, box: Any) -> None:
     code = (
-        DOOR
+        HOST
         + """
 import threading
 heard = []
 def ask(n):
-    with socket.create_connection(DOOR, 20) as sock:
+    with socket.create_connection(HOST, 20) as sock:
         sock.sendall(b"e%d" % n); sock.shutdown(socket.SHUT_WR)
         heard.append(int(through(sock)))
 for wave in range(8):

@@ -95,6 +95,6 @@ def test_nothing_else_can_be_fetched(registry: Registry, monkeypatch: pytest.Mon
     assert [answer[:100] for answer in told[1:] if answer[9:10] != b"4"] == []
     asked = {path for path in registry.asked if "secret" in path}
     assert asked <= {"/simple/secret/"}, "nothing but pages of the index"
-    monkeypatch.setattr(indexes.DoorToIndexes, "_answer", lambda self, writer, path: self._file(writer, path))
+    monkeypatch.setattr(indexes.IndexListener, "_answer", lambda self, writer, path: self._send_file(writer, path))
     weak = answers(registry, *requests)
     assert [answer for answer in weak if b"secret" in answer], "it would be, if links were not numbers"

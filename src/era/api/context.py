@@ -13,6 +13,7 @@ from typing import Annotated, Any
 from fastapi import Depends, Header, HTTPException, Query, Request, Response
 from fastapi.routing import APIRoute
 from pydantic import BaseModel
+from starlette.types import ASGIApp
 
 from era import languages
 from era.core import jsontext
@@ -77,8 +78,8 @@ class Context:
     end_runs: Callable[[], Awaitable[None]]
     """Kill what runs and start nothing any more."""
 
-    serves_at: Callable[[str, int], None]
-    """To be told once, where this service listens."""
+    serves_at: Callable[[int, ASGIApp], None]
+    """To be called once this service listens, with its port and its application."""
 
 
 async def context(request: Request) -> Context:  # not async, it would take a hop through a thread

@@ -57,11 +57,12 @@ class Program:
     command: Sequence[str] = ()
     """What is started instead of an interpreter with `code`; found by the PATH inside."""
 
-    network: Mapping[str, str] = field(default_factory=dict)
-    """Variables by which it finds its way out; those of `env` win over them. They are no secrets."""
+    certificates: Mapping[str, str] = field(default_factory=dict)
+    """Variables that name the certificates to trust; those of `env` win over them. They are no secrets: processes that
+    are started ahead of the next run have them too."""
 
     supervised: bool = False
-    """The kernel asks at the sandbox's gate before it connects this program to anything."""
+    """The kernel notifies the service before it connects this program to anything (guest/connect_filter.py)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,25 +102,25 @@ there, and of nobody else. Once shut down it can be listened on again."""
 
 
 class SocketBroker(Protocol):
-    """Where the host gets sockets of a sandbox's own network (guest/socket_broker.py)."""
+    """Hands out sockets of a sandbox's own network (guest/socket_broker.py)."""
 
-    asks: bool
-    """Whether the kernel can ask about what programs do (guest/connect_filter.py)."""
+    can_supervise: bool
+    """Whether the kernel has seccomp user notification (guest/connect_filter.py)."""
 
     pid: int
     """The process at its other end, which answers while a program runs."""
 
     async def new_socket(self, family: int, kind: int) -> socket.socket:
-        """One that is neither bound nor connected. Raises OSError."""
+        """A socket that is neither bound nor connected. Raises OSError."""
         ...
 
     def give_back(self, sock: socket.socket) -> None:
-        """One of these that wasn't used."""
+        """Return a socket of `new_socket` that wasn't used."""
         ...
 
-    def questions_to(self, taker: Callable[[int], None]) -> None:
-        """From now on `taker` gets the descriptors at which the kernel asks about programs that are `supervised`, to
-        close when it likes, each in the place of the one before; and -1 once the sandbox is gone."""
+    def on_notify_fd(self, callback: Callable[[int], None]) -> None:
+        """From now on call `callback` with each seccomp notification descriptor of `supervised` programs. It owns them;
+        each takes the place of the one before. -1 says that the sandbox is gone."""
         ...
 
 
@@ -137,7 +138,7 @@ class Sandbox(Protocol):
     """The limits it was made with."""
 
     guest_listeners: Mapping[str, GuestListener]
-    """By name: `proxy`, `storage`; none where it can't have any. Nobody listens on them yet."""
+    """By name: `storage`; none where it can't have any. Nobody listens on them yet."""
 
     @property
     def broker(self) -> SocketBroker | None:
@@ -254,11 +255,11 @@ class SandboxPool(Protocol):
 
 
 class RunEgress(Protocol):
-    """The way out of a sandbox for one run: open as long as its context is entered. When that is left, every connection
-    of the run's is closed."""
+    """The network of one run: there as long as its context is entered. When that is left, every connection of the run's
+    is closed."""
 
-    env: Mapping[str, str]
-    """Variables by which programs find it; none where there is none."""
+    certificates: Mapping[str, str]
+    """See Program; none where there is no network."""
 
     enforced: JsonObject
     """What network there is, for the run's record, and why there is less than was asked for."""

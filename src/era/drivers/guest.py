@@ -41,12 +41,12 @@ MOUNTS: dict[str, Path] = {
 _PROGRAMS = dict.fromkeys(found.programs for found in languages.runtimes().values() if found.programs)
 PATH = ":".join([*_PROGRAMS, "/usr/local/bin", "/usr/bin", "/bin"])
 
-GUEST_LISTENERS: dict[str, int] = {"proxy": 18128, "storage": 18129}
+GUEST_LISTENERS: dict[str, int] = {"storage": 18129}
 """Where the guest listeners of a sandbox are (ports.Sandbox): ports below those that the kernel gives out by itself."""
 
 NAMESERVER = "192.0.2.53"
-"""Whom programs ask for names. The address is of a range for documents, so it's nobody's; whoever gives programs a
-network answers there."""
+"""The nameserver that programs have. The address is of a range for documents (RFC 5737), so it's nobody's;
+network/dns.py answers there."""
 
 OWN_PORTS = frozenset(GUEST_LISTENERS.values())
 """Where a sandbox has sockets of the host's. Nobody from outside is let in there."""
@@ -104,18 +104,18 @@ def supervisor_config(
     limits: Limits,
     *,
     guest_listeners: bool = True,
-    network: Mapping[str, str] | None = None,
+    certificates: Mapping[str, str] | None = None,
     supervised: bool = False,
 ) -> str:
     """The supervisor's configuration as JSON; see guest/supervisor.py for the meaning of each field. `bounds` are
-    `rlimits`; `guest_listeners` says whether it is to hand over GUEST_LISTENERS and a broker, `network` and
+    `rlimits`; `guest_listeners` says whether it is to hand over GUEST_LISTENERS and a broker, `certificates` and
     `supervised` what the first run most likely has as such in `Program`."""
     definition, runtime = languages.DEFINITIONS[language], languages.runtime(language)
     return json.dumps(
         {
             "control": control,
             "guest_listeners": list(GUEST_LISTENERS.values()) if guest_listeners else [],
-            "network": dict(network or {}),
+            "certificates": dict(certificates or {}),
             "supervised": supervised,
             "language": language,
             "entry": definition.entry,

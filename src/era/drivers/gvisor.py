@@ -18,13 +18,14 @@ system calls through. A call of the program's ends in the sentry; none reaches t
 
 *Network.* With `--network=host` a program's TCP or UDP socket stands for one that the sentry has of the host's kernel,
 in the outer sandbox's network, where there is loopback only. What a program does with its socket the sentry does with
-that one, in calls of its own. So guest listeners, broker and gate are those of a sandbox without gVisor, and the same
-code, but for who hands sockets out and whom the kernel asks about (guest/gvisor.py). The price is that the sentry's
-filter lets calls on sockets pass, and that the host's TCP and UDP are within a program's reach, by way of the sentry.
-gVisor's own network would keep those away too; but nothing is let into or out of that, and so a program would have no
-way out but by one of us who reads all it says. Sockets of other kinds are gVisor's own, or there are none.
+that one, in calls of its own. So guest listeners, socket broker and supervised connections are those of a sandbox
+without gVisor, and the same code, but for who hands sockets out and whose calls the kernel notifies of
+(guest/gvisor.py). The price is that the sentry's filter lets calls on sockets pass, and that the host's TCP and UDP are
+within a program's reach, by way of the sentry. gVisor's own network would keep those away too; but nothing is let into
+or out of that, and so a program would have no way out but by one of us who reads all it says. Sockets of other kinds
+are gVisor's own, or there are none.
 
-*GuestApi,* the program is user 0 without any capability, because an ordinary user can map one uid only, and `runsc`
+*Inside,* the program is user 0 without any capability, because an ordinary user can map one uid only, and `runsc`
 wants that to be root.
 
 *Files.* The root is what bubblewrap shows, read-only. The working directory is a mount of its own that is `shared`:
@@ -159,7 +160,7 @@ class GvisorSandbox(BubblewrapSandbox):
             self.rlimits(language),
             self.limits,
             guest_listeners=False,
-            network=self._driver.network,
+            certificates=self._driver.certificates,
             supervised=True,
         )
         files = etc_files() | {
@@ -219,6 +220,8 @@ class GvisorDriver(BubblewrapDriver):
             walls.append(f"memory, processes and cpu bounded by cgroup v{seen['cgroup']['version']}")
         else:
             walls.append("no cgroup: memory is bounded in steps of 1 GiB, cpu is not (start ERA as root for more)")
+        if seen["network_reason"]:
+            walls.append(f"no internet access: {seen['network_reason']}")
         return {**seen, "uid": None, "own_uid": self._privileged, "summary": "; ".join(walls)}
 
     def make_filters(self) -> tuple[bytes, ...]:
