@@ -90,10 +90,10 @@ if TYPE_CHECKING:
 
 GRACE = 2.0  # seconds between SIGTERM and SIGKILL at the deadline
 CHUNK = 1 << 16
-COURTESY = 0.004  # seconds that the work for the next run may wait after this one
-BURST = 0.01  # seconds between runs under which it does not wait
+COURTESY = 0.004  # seconds for which the spare of the next run waits after this one, unless that comes
+BURST = 0.01  # a run that comes within so many seconds of the last one's end has its spare made at once
 TICK = 0.1  # seconds between looks at the scratch directories: most runs are over before the first
-LOOK, LOOK_SOON = 0.02, 0.001  # seconds between looks whether a program has ended, where nothing tells of it
+LOOK, LOOK_SOON = 0.02, 0.001  # seconds between looks whether a program has ended, where there are no pidfds
 PR_SET_DUMPABLE = 4
 
 # Modules that the supervisor has loaded for itself. A program must find them unloaded.
@@ -126,7 +126,7 @@ class BecomeProgram(BaseException):
 
 
 class Control:
-    """The stream socket to the host. Its end is the sandbox's end."""
+    """Frames to and from the host, over the control socket. Its end is the sandbox's end."""
 
     def __init__(self, fd: int) -> None:
         self.fd = fd
@@ -159,6 +159,7 @@ class Spare:
     """A process that waits for its environment and then is the program `entry`."""
 
     def __init__(self, pid: int, go: int, stdout: int, stderr: int, entry: str) -> None:
+        """`go` is the pipe for the environment, `stdout` and `stderr` those of the program; all three our ends."""
         self.pid = pid
         try:
             self.pidfd = os.pidfd_open(pid)
@@ -193,7 +194,11 @@ class Spare:
 
 
 class Supervisor:
+    """Runs one program after the other, as the host says."""
+
     def __init__(self, config: dict[str, Any], loaded_at_start: set[str]) -> None:
+        """`config` is drivers/guest.py's `supervisor_config`, completed by `prepare`; `loaded_at_start` the names of
+        the top-level modules that a plain Python has loaded."""
         self.control = Control(config["control"])
         self.broker: socket_broker.SocketBroker | None = config["broker"]
         self.language = config["language"]
@@ -245,6 +250,7 @@ class Supervisor:
                 self.spare = self.make_spare(self.entry)
 
     def run(self, header: dict[str, Any]) -> None:
+        """One run, from its R frame to its D frame."""
         control = self.control
         os.chmod(self.workspace, 0o755)  # by its path: "." can't be found once a program has closed it to itself
         for path, size in header["files"]:
@@ -279,8 +285,7 @@ class Supervisor:
         control.send(b"D", json.dumps(ended).encode())
 
     def clean(self, ephemeral: bool) -> None:
-        """Nothing of a run may be there for the next one, except files in the working directory of a session that
-        keeps them."""
+        """Remove what a run has left, except files in the working directory of a session that keeps them."""
         for directory in self.scratch:
             empty_directory(directory, 0o1777)
         if self.cache and (ephemeral or workspace.nearly_full(self.cache)):
@@ -323,8 +328,12 @@ class Supervisor:
         return spare
 
     def make_spare(self, entry: str, *, cold: bool = False, command: list[str] | None = None) -> Spare:
-        """Fork a process that waits for its environment: then it becomes the program, or it is another interpreter
-        that waits by itself, or, where there is none or it is to be `cold`, it starts one, or `command`."""
+        """Fork a process for a program. It waits for the environment, and then
+
+        - becomes the program, where that is this interpreter;
+        - or is another language's interpreter, started at once and waiting in its preload script;
+        - or starts the interpreter, where there is no such script or the start is to be `cold`;
+        - or starts `command`."""
         go, go_end = os.pipe()
         stdout, stdout_end = wide_pipe()
         stderr, stderr_end = wide_pipe()
