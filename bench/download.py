@@ -112,7 +112,7 @@ _net = cache(_Net)
 
 
 def gateway(arena: Arena) -> Probe:
-    """A program in a session, with the internet by the gate."""
+    """A program in a session with internet access."""
     net = _net(arena)
 
     def after(answer: bytes) -> None:

@@ -305,7 +305,7 @@ def test_ephemeral_leaves_nothing(boxes: Any) -> None:
 # -- guest listeners --
 
 HOST = (
-    f"import socket\nLISTENER = ('127.0.0.1', {GUEST_LISTENERS['storage']})\n"
+    f"import socket\nHOST = ('127.0.0.1', {GUEST_LISTENERS['storage']})\n"
     + """
 def through(sock):
     parts = []

@@ -210,10 +210,10 @@ def test_a_name_that_means_something_else_by_now(anywhere: NewSession, kind: str
     code = """
 import socket
 for _ in range(2):
-    try: print(socket.create_connection(("gate.rebind.test", 9000), 3).getpeername()[0])
+    try: print(socket.create_connection(("KIND.rebind.test", 9000), 3).getpeername()[0])
     except OSError as error: print(error.strerror)
 """
-    said = anywhere().says(code.replace("gate", kind))
+    said = anywhere().says(code.replace("KIND", kind))
     assert said == f"{world.PUBLIC}\nConnection refused\n"  # by the sandbox's own loopback
 
 

@@ -70,7 +70,7 @@ def build(settings: Settings, context: Context) -> FastAPI:
 
 
 def application(routers: Iterable[APIRouter], *, described: bool = True) -> FastAPI:
-    """These routes, with errors in the contract's shape, and no gate yet. `described`: with /openapi.json too."""
+    """These routes, with errors in the contract's shape, and no Guard yet. `described`: with /openapi.json too."""
     # No redirect of /api/sessions/ to /api/sessions: `DELETE /api/sessions/$ID` with no ID must not delete them all.
     app = _Application(
         title="ERA",
