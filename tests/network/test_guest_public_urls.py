@@ -89,3 +89,29 @@ async def test_one_request_is_answered_on_a_connection() -> None:
     said, scopes, _ = await exchanged(request * 3)
     assert said.count(b"HTTP/1.1 ") == len(scopes) == 1
     assert b"\r\nconnection: close\r\n" in said
+
+
+async def test_a_websocket_is_handed_on() -> None:
+    """Whatever follows its request is bytes to the session's server, and no request to this one."""
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        connection = scope["extensions"]["era.connection"]
+        assert connection.upgrading
+        later = connection.open_tunnel([(b"upgrade", b"websocket"), (b"connection", b"Upgrade")])
+        while data := await later.read(100):
+            await connection.tell(data)
+        await connection.hang_up()
+
+    ours, theirs = socket.socketpair()
+    ended, urls = asyncio.Event(), GuestPublicUrls(app)
+    loop = asyncio.get_running_loop()
+    await loop.connect_accepted_socket(lambda: urls.protocol(lambda *_: None, ended.set), ours)
+    reader, writer = await asyncio.open_connection(sock=theirs)
+    hidden = b"GET /api/sessions HTTP/1.1\r\nHost: h\r\n\r\n"
+    head = b"GET /proxy/s/1/ HTTP/1.1\r\nHost: h\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n"
+    writer.write(head + hidden)
+    async with asyncio.timeout(10):
+        assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 101 ")
+        assert await reader.readexactly(len(hidden)) == hidden
+        writer.close()
+        await ended.wait()

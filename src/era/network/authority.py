@@ -103,6 +103,7 @@ class Authority:
         validity: timedelta,
         extensions: list[tuple[x509.ExtensionType, bool]],
     ) -> x509.Certificate:
+        """A certificate by this authority; `extensions` come with whether they are critical."""
         now = datetime.now(UTC)
         builder = (
             x509.CertificateBuilder()
