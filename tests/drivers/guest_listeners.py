@@ -1,4 +1,4 @@
-"""A service of the host's behind a sandbox's guest listener, for tests of guest_listeners."""
+"""A service of the host's behind a sandbox's guest listener, for tests of guest listeners."""
 
 from __future__ import annotations
 

@@ -242,6 +242,9 @@ def sentry_seen(init_pid: int) -> JsonObject:
         if (process / "cmdline").read_bytes().startswith(b"runsc-sandbox\0"):
             lines = (line.partition(":\t") for line in (process / "status").read_text().splitlines())
             status = {name: value for name, _, value in lines if name in ("NoNewPrivs", "Seccomp")}
-            spaces = {name: os.readlink(process / "ns" / name) for name in os.listdir(process / "ns")}
+            try:
+                spaces = {name: os.readlink(process / "ns" / name) for name in os.listdir(process / "ns")}
+            except PermissionError:
+                raise SandboxFailed("ERA may not look at gVisor's sentry: as root it needs CAP_SYS_PTRACE.") from None
             return {**status, "namespaces": spaces}
     raise SandboxFailed("gVisor's sentry was not found.")

@@ -34,7 +34,7 @@ class AcceptLoop:
             self._listener.listen(_BACKLOG)
         except OSError as error:
             self._listener.close()
-            raise SandboxFailed("The sandbox's guest_listener can't be used.") from error
+            raise SandboxFailed("The sandbox's guest listener can't be used.") from error
         self._set_accepting(True)
 
     async def __aexit__(self, *_: object) -> None:
