@@ -164,6 +164,24 @@ def test_imports_point_inward() -> None:
     assert not found, "\n".join(found)
 
 
+def test_no_module_imports_itself_in_a_circle() -> None:
+    """Imports for type checkers count, too: a circle of them is a circle in the head of who reads."""
+    sources = {path: ".".join(path.relative_to(SRC).with_suffix("").parts) for path in SRC.rglob("*.py")}
+    modules = {name.removesuffix(".__init__") for name in sources.values()}
+    imported: dict[str, set[str]] = {}
+    for path, name in sources.items():
+        module = name.removesuffix(".__init__")
+        found = {item.name for item in imports(path.read_text(), module, is_package=module != name)}
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom) and node.module and not node.level:
+                found |= {f"{node.module}.{alias.name}" for alias in node.names}
+        imported[module] = (found & modules) - {module}
+    while leaves := {module for module, others in imported.items() if not others & imported.keys()}:
+        for module in leaves:
+            del imported[module]
+    assert sorted(imported) == [], "each of these is in a circle, or leads to one"
+
+
 @pytest.mark.parametrize(
     ("module", "source"),
     [

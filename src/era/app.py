@@ -16,7 +16,7 @@ import uvloop
 
 from era import languages, server
 from era.api.context import Context
-from era.api.guest_api import GuestApi
+from era.api.guest_api import GuestPublicUrls, GuestStorage
 from era.core.active_runs import ActiveRuns
 from era.core.api_keys import ApiKeys
 from era.core.capsules.pins import Pins
@@ -55,6 +55,7 @@ from era.languages.go import GO
 from era.languages.node import NODE
 from era.network import policy
 from era.network.authority import BUNDLE
+from era.network.connect_supervisor import why_unsupported
 from era.network.egress import SandboxNetwork, certificates
 from era.network.indexes import IndexListeners
 from era.network.storage import StorageListeners
@@ -127,18 +128,20 @@ def drivers(
                 limits,
                 cgroup_name=f"{group}-gvisor",
                 package_sets=package_sets,
-                network=certificates(),
+                certificates=certificates(),
                 mounts=mounts,
                 preparations=preparations,
+                why_offline=why_unsupported,
             ),
             "bubblewrap": BubblewrapDriver(
                 directory,
                 limits,
                 cgroup_name=group,
                 package_sets=package_sets,
-                network=certificates(),
+                certificates=certificates(),
                 mounts=mounts,
                 preparations=preparations,
+                why_offline=why_unsupported,
             ),
         },
         settings.isolation,
@@ -244,7 +247,7 @@ async def services(settings: Settings) -> AsyncIterator[Context]:
                 Commands(pool, network, snapshots),
                 settings.setup_seconds,
             )
-            storage_listeners = StorageListeners(GuestApi(storage, settings.body_idle_seconds).for_run)
+            storage_listeners = StorageListeners(GuestStorage(storage, settings.body_idle_seconds).for_run)
             active_runs = ActiveRuns()
             runs = Runs(
                 RunParts(store, pool, network, storage_listeners, snapshots, outputs),
@@ -299,7 +302,7 @@ async def services(settings: Settings) -> AsyncIterator[Context]:
                     pool_counts=pool.counts,
                     end_background=end_background,
                     end_runs=pool.stop,
-                    serves_at=network.serves_at,
+                    serves_at=lambda port, app: network.serves_at(port, GuestPublicUrls(app).protocol),
                 )
             finally:
                 for task in background:

@@ -51,12 +51,8 @@ def walls(isolation: JsonObject) -> Iterator[Wall]:
     )
     yield Wall(True, "processes, files, disk and output bounded")
     yield Wall(isolation["network"] == "none", "no network but loopback")
-    yield Wall(True, "internet over HTTP and HTTPS where a session may")
-    yield Wall(
-        isolation["connect_supervisor"],
-        "internet over TCP and UDP, by any client",
-        "Linux 5.9 or newer; until then there is a proxy",
-    )
+    reason = isolation["network_reason"]
+    yield Wall(reason is None, "internet over TCP and UDP where a session may, by any client", reason or "")
 
 
 def report(results: Mapping[Isolation, JsonObject | NoIsolation], default: Isolation | None) -> Iterator[str]:

@@ -38,8 +38,9 @@ def check_access(settings: Settings) -> None:
 
 async def serve(settings: Settings, context: Context, say: Callable[[str], None]) -> None:
     """Serve the API until SIGINT or SIGTERM. `say` gets the lines for the person who started it."""
+    app = build(settings, context)
     config = uvicorn.Config(
-        build(settings, context),
+        app,
         host=settings.host,
         port=settings.port,
         log_config=None,
@@ -49,7 +50,12 @@ async def serve(settings: Settings, context: Context, say: Callable[[str], None]
         ws="none",
         timeout_graceful_shutdown=int(settings.drain_seconds) + LAST_ANSWERS_SECONDS,
     )
-    server = _Server(config, settings.drain_seconds, context, lambda port: _announce(settings, context, port, say))
+
+    def ready(port: int) -> None:
+        context.serves_at(port, app)
+        _announce(settings, context, port, say)
+
+    server = _Server(config, settings.drain_seconds, context, ready)
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, server.stop)
@@ -96,7 +102,6 @@ class _Server(uvicorn.Server):
 
 def _announce(settings: Settings, context: Context, port: int, say: Callable[[str], None]) -> None:
     """Say where the service listens, where its data is, and who may use it."""
-    context.serves_at(settings.host, port)
     host = f"[{settings.host}]" if ":" in settings.host else settings.host
     isolation = context.isolation()
     say(f"ERA serves   http://{host}:{port}   (/docs tells how to call it)")

@@ -196,7 +196,7 @@ def test_calls_without_a_listener_are_no_code(client: httpx.Client, session: Mak
     assert client.get(f"/proxy/{where}/3000/").status_code == 200
     began = time.monotonic()
     assert client.get(f"/proxy/{where}/3001/").json()["code"] == "no_code"  # the run listens already, on another port
-    assert client.get(f"/proxy/{where}/18128/").json()["code"] == "no_code"  # a port of the supervisor's
+    assert client.get(f"/proxy/{where}/18129/").json()["code"] == "no_code"  # the storage's guest listener
     assert time.monotonic() - began < 4
     assert client.delete(f"/api/sessions/{where}/runs/{run_id}").status_code == 200
     assert client.get(f"/proxy/{where}/3000/").json()["code"] == "no_code"

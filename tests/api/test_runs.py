@@ -28,7 +28,7 @@ def test_a_run_leaves_a_record(client: httpx.Client, session: MakeSession, run: 
     assert body["started_at"] <= body["ended_at"]
     assert body["cpu_seconds"] is None or 0 <= body["cpu_seconds"] < 10
     assert body["reaped"] == 0
-    assert body["enforced"]["network"] in ("full", "proxy")
+    assert body["enforced"]["network"] == "full"
     assert "s3cret" not in str(body)
 
     broken = run(where, "open('.session_data.json', 'w').write('[')")

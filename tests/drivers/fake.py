@@ -63,7 +63,7 @@ class FakeSandbox:
         process = self._program = await asyncio.create_subprocess_exec(
             *(program.command or [*interpreter, entry.name]),
             cwd=self.workspace,
-            env={**guest.program_environment(self._language), **program.network, **program.env},
+            env={**guest.program_environment(self._language), **program.certificates, **program.env},
             stdin=DEVNULL,
             stdout=PIPE,
             stderr=PIPE,

@@ -1,4 +1,4 @@
-"""A service of the host's behind a sandbox's guest listener, for tests of guest_listeners."""
+"""A service of the host's behind a sandbox's guest listener, for tests of guest listeners."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ async def listened_on(sandbox: AnySandbox) -> AsyncIterator[list[str]]:
 
     The answer is what became of each connection, by that byte: `e ended`, or `s broke off`.
     """
-    guest_listener, loop = sandbox.guest_listeners["proxy"].dup(), asyncio.get_running_loop()
+    guest_listener, loop = sandbox.guest_listeners["storage"].dup(), asyncio.get_running_loop()
     guest_listener.setblocking(False)
     ends: list[str] = []
     over = asyncio.Event()

@@ -37,7 +37,7 @@ def test_sockets_of_each_kind_come_in_greater_numbers_the_more_are_wanted(
             asked.append(kind)
 
     async def ask() -> None:
-        broker = SocketBroker(host, asks=True)
+        broker = SocketBroker(host, can_supervise=True)
         for family, kind in KINDS:
             for sock in await asyncio.gather(*(broker.new_socket(family, kind) for _ in range(20))):
                 assert (sock.family, sock.type, sock.getsockname()[1]) == (family, kind, 0)
@@ -61,12 +61,12 @@ def test_a_listener_waits_for_somebody_who_wants_it(ends: tuple[socket.socket, s
 
     async def take() -> None:
         before = len(os.listdir("/proc/self/fd"))
-        broker = SocketBroker(host, asks=True)
+        broker = SocketBroker(host, can_supervise=True)
         pipes = [os.pipe() for _ in range(3)]
         for read, _ in pipes[:2]:
             there.send(b"L", [read])
         await asyncio.sleep(0.05)
-        broker.questions_to(taken.append)
+        broker.on_notify_fd(taken.append)
         assert there.answer() == b"L"
         there.send(b"L", [pipes[2][0]])
         await asyncio.sleep(0.05)
@@ -88,8 +88,8 @@ def test_what_makes_no_sense_ends_it(ends: tuple[socket.socket, socket.socket], 
     taken: list[int] = []
 
     async def hear() -> None:
-        broker = SocketBroker(host, asks=True)
-        broker.questions_to(taken.append)
+        broker = SocketBroker(host, can_supervise=True)
+        broker.on_notify_fd(taken.append)
         wanted = asyncio.ensure_future(broker.new_socket(socket.AF_INET, socket.SOCK_DGRAM))
         await asyncio.sleep(0)
         inner.send(said)
@@ -108,7 +108,7 @@ def test_none_of_a_kind(ends: tuple[socket.socket, socket.socket]) -> None:
     host, inner = ends
 
     async def ask() -> None:
-        broker = SocketBroker(host, asks=True)
+        broker = SocketBroker(host, can_supervise=True)
         for _ in range(2):
             wanted = asyncio.ensure_future(broker.new_socket(socket.AF_INET6, socket.SOCK_STREAM))
             await asyncio.sleep(0)

@@ -11,17 +11,21 @@ import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 from typing import IO, Any
 
 import httpx
 import pytest
 
-from tests.conftest import Server, assert_nothing_left, cgroup_name, mounts
+from era.app import cgroup_name
+from era.network import interception
+from tests.conftest import Server, assert_nothing_left, mounts
 from tests.network import world
+from tests.network.lab import GOOD, Lab, trusting
 
 NEEDED = ("ip", "openssl", "unshare")
 
@@ -176,23 +180,6 @@ def make_keys(directory: Path) -> None:
     (directory / "ca.pem").chmod(0o644)
 
 
-NO_GATE = """
-from era.network.connect_supervisor import ConnectSupervisor
-def refused(*_):
-    raise PermissionError(1, "Operation not permitted")
-ConnectSupervisor._try = refused
-"""
-"""As on a machine that doesn't let this user open a sandbox's network: what there is then is the proxy."""
-
-
-@pytest.fixture(scope="package")
-def proxied(machine: Machine, tmp_path_factory: pytest.TempPathFactory) -> Iterator[NetServer]:
-    """A sound server on a machine that gives it no more than the proxy."""
-    server = machine.serve(tmp_path_factory.mktemp("proxied") / "data", weakness=f"exec({NO_GATE!r})")
-    yield server
-    server.stop()
-
-
 @pytest.fixture(scope="package")
 def served(machine: Machine, tmp_path_factory: pytest.TempPathFactory) -> Iterator[NetServer]:
     """A sound server in the middle of it. Nothing of it may be left at the end."""
@@ -204,24 +191,21 @@ def served(machine: Machine, tmp_path_factory: pytest.TempPathFactory) -> Iterat
     assert_nothing_left(before, processes, data_dir, cgroup_name(data_dir))
 
 
-ODD = (
-    NO_GATE
-    + """
-from era.network import egress, http1
-http1.HEAD_SECONDS = http1.IDLE_SECONDS = 1.0
-right = egress.ProxyEgress.__aexit__
+ODD = """
+from era.network import egress, splice
+splice.IDLE_SECONDS = 1.0
+right = egress.SupervisedEgress.__aexit__
 async def leave(self, *_):
     if not any(host == "www.example.test" and port == 9000 for host, port, *_ in self._destinations._tried):
         await right(self)
-egress.ProxyEgress.__aexit__ = leave
+egress.SupervisedEgress.__aexit__ = leave
 """
-)
 
 
 @pytest.fixture(scope="package")
 def odd(machine: Machine, tmp_path_factory: pytest.TempPathFactory) -> Iterator[NetServer]:
-    """A server with less patience, that may reach some private ranges, and that leaves the guest listener open behind a
-    run that was at www.example.test:9000."""
+    """A server with less patience, that may reach some private ranges, and that leaves everything open behind a run
+    that was at www.example.test:9000."""
     data_dir = tmp_path_factory.mktemp("odd") / "data"
     server = machine.serve(data_dir, weakness=f"exec({ODD!r})", ERA_EGRESS_PRIVATE="10.77.0.0/24, 192.168.77.2")
     yield server
@@ -299,3 +283,14 @@ def new_session(client: httpx.Client, language: str = "python", **fields: Any) -
     answer = client.post("/api/sessions", json={"language": language, **fields})
     assert answer.status_code == 201, answer.text
     return Session(client, answer.json()["id"])
+
+
+@pytest.fixture
+async def lab(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Lab]:
+    monkeypatch.setattr(interception, "client_context", lambda: trusting(GOOD))
+    bugs: list[object] = []
+    monkeypatch.setattr(interception, "log", SimpleNamespace(error=lambda *_, **told: bugs.append(told)))
+    made = Lab()
+    yield made
+    await made.close()
+    assert bugs == []

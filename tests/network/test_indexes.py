@@ -12,7 +12,7 @@ from typing import Any, cast
 import pytest
 
 from era.core.ports import Sandbox
-from era.network import indexes
+from era.network import http1, indexes
 from era.network.indexes import IndexListeners
 from tests.packages.registry import Registry, serving
 
@@ -95,6 +95,12 @@ def test_nothing_else_can_be_fetched(registry: Registry, monkeypatch: pytest.Mon
     assert [answer[:100] for answer in told[1:] if answer[9:10] != b"4"] == []
     asked = {path for path in registry.asked if "secret" in path}
     assert asked <= {"/simple/secret/"}, "nothing but pages of the index"
-    monkeypatch.setattr(indexes.DoorToIndexes, "_answer", lambda self, writer, path: self._file(writer, path))
+    monkeypatch.setattr(indexes.IndexListener, "_answer", lambda self, writer, path: self._send_file(writer, path))
     weak = answers(registry, *requests)
     assert [answer for answer in weak if b"secret" in answer], "it would be, if links were not numbers"
+
+
+def test_a_head_that_does_not_end_is_cut_off(registry: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http1, "HEAD_SECONDS", 0.2)
+    (told,) = answers(registry, b"GET /0/a/ HTTP/1.1\r\nA: b")
+    assert told.startswith(b"HTTP/1.1 408 ")

@@ -49,7 +49,6 @@ def as_a_user(machine: Machine, tmp_path_factory: pytest.TempPathFactory) -> Ite
 
 WHERE = [
     *(("served", "bubblewrap", language) for language in CLIENTS),
-    *(("proxied", "bubblewrap", language) for language in ("python", "node")),
     *(("as_a_user", "bubblewrap", language) for language in ("python", "node")),
     *([("served", "gvisor", "python")] if shutil.which("runsc") else []),
 ]
@@ -129,35 +128,6 @@ ask("{world.PUBLIC}", 8443, "api.example.test", "api.example.test")  # an impost
     ]
 
 
-def test_a_proxy_that_is_asked_in_other_ways(proxied: NetServer) -> None:
-    """For https:// without a tunnel, and for a tunnel to an address."""
-    code = f"""
-import http.client
-def told(answer):
-    text = answer.read().decode()
-    print(answer.status, "value" if "canary" in text else "placeholder" if token in text else text)
-for host in ("api.example.test", "www.example.test"):
-    proxy = http.client.HTTPConnection("127.0.0.1", 18128)
-    proxy.request("GET", f"https://{{host}}/hello", headers={{"Host": host, "X-Token": token}})
-    told(proxy.getresponse())
-proxy = http.client.HTTPConnection("127.0.0.1", 18128)
-proxy.request("GET", "http://www.example.test/hello", headers={{"Host": "api.example.test", "X-Token": token}})
-told(proxy.getresponse())
-for port in (443, 8443):
-    proxy = http.client.HTTPSConnection("127.0.0.1", 18128)
-    proxy.set_tunnel("{world.PUBLIC}", port)
-    proxy.connect_plain = http.client.HTTPConnection.connect
-    http.client.HTTPConnection.connect(proxy)
-    proxy.sock = ssl.create_default_context().wrap_socket(proxy.sock, server_hostname="api.example.test")
-    proxy.request("GET", "/hello", headers={{"Host": "api.example.test", "X-Token": token}})
-    print(proxy.getresponse().status)
-"""
-    with proxied.client() as http:
-        one = new_session(http)
-        assert one.says(RAW + code, secrets=SECRETS) == "200 value\n200 placeholder\n200 placeholder\n200\n502\n"
-        http.delete(f"/api/sessions/{one.id}")
-
-
 # -- nothing of a value is anywhere -----------------------------------------------------------------------------
 
 UNSEEN = "canary-4078213"
@@ -221,10 +191,10 @@ def write(self, path):
     right_write(self, path)
     path.with_suffix(".key").write_bytes(self._key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
 authority.Authority.write = write
-right_passage, kept = egress.SandboxNetwork.run_egress, []
+right_run_egress, kept = egress.SandboxNetwork.run_egress, []
 def run_egress(self, sandbox, *, secrets=(), **rest):
     kept.extend(secrets)
-    return right_passage(self, sandbox, secrets=kept, **rest)
+    return right_run_egress(self, sandbox, secrets=kept, **rest)
 egress.SandboxNetwork.run_egress = run_egress
 """
 """Gives programs the values, logs and records them, keeps the authority's key, and remembers secrets for later runs."""

@@ -16,6 +16,7 @@ from typing import Annotated, Any
 from fastapi import Depends, Header, HTTPException, Query, Request, Response
 from fastapi.routing import APIRoute
 from pydantic import BaseModel
+from starlette.types import ASGIApp
 
 from era import languages
 from era.core import jsontext
@@ -87,8 +88,8 @@ class Context:
     end_runs: Callable[[], Awaitable[None]]
     """Kill every run and start no more."""
 
-    serves_at: Callable[[str, int], None]
-    """Called once with the host and port that this service listens on."""
+    serves_at: Callable[[int, ASGIApp], None]
+    """Called once this service listens, with its port and its application."""
 
 
 async def context(request: Request) -> Context:

@@ -67,7 +67,7 @@ class Execution:
             ephemeral=ephemeral,
             files=files or {},
             command=command,
-            network=self.egress.env,
+            certificates=self.egress.certificates,
             supervised=self.egress.supervised,
         )
 

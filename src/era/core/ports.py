@@ -36,26 +36,25 @@ there, and of nobody else. Once shut down it can be listened on again."""
 
 
 class SocketBroker(Protocol):
-    """Hands out sockets that belong to a sandbox's own network (guest/socket_broker.py)."""
+    """Hands out sockets of a sandbox's own network (guest/socket_broker.py)."""
 
-    asks: bool
-    """Whether the kernel can ask about what programs do (guest/connect_filter.py)."""
+    can_supervise: bool
+    """Whether the kernel has seccomp user notification (guest/connect_filter.py)."""
 
     pid: int
     """The process at its other end, which answers while a program runs."""
 
     async def new_socket(self, family: int, kind: int) -> socket.socket:
-        """A socket that is neither bound nor connected; `family` and `kind` as socket.socket takes them. Raises
-        OSError."""
+        """A socket that is neither bound nor connected. Raises OSError."""
         ...
 
     def give_back(self, sock: socket.socket) -> None:
-        """Take back a socket from `new_socket` that wasn't used."""
+        """Return a socket of `new_socket` that wasn't used."""
         ...
 
-    def questions_to(self, taker: Callable[[int], None]) -> None:
-        """From now on `taker` gets each descriptor at which the kernel asks about `supervised` programs (seccomp user
-        notification). It owns them, and each takes the place of the one before. It gets -1 once the sandbox is gone."""
+    def on_notify_fd(self, callback: Callable[[int], None]) -> None:
+        """From now on call `callback` with each seccomp notification descriptor of `supervised` programs. It owns them;
+        each takes the place of the one before. -1 says that the sandbox is gone."""
         ...
 
 
@@ -73,7 +72,7 @@ class Sandbox(Protocol):
     """The limits it was made with."""
 
     guest_listeners: Mapping[str, GuestListener]
-    """By name: `proxy`, `storage`; none where it can't have any. Nobody listens on them yet."""
+    """By name: `storage`; none where it can't have any. Nobody listens on them yet."""
 
     @property
     def broker(self) -> SocketBroker | None:
@@ -154,11 +153,11 @@ class Drivers(Protocol):
 
 
 class RunEgress(Protocol):
-    """A sandbox's egress for one run: open as long as its context is entered. When that is left, the run's
-    connections are closed."""
+    """The network of one run: there as long as its context is entered. When that is left, every connection of the run's
+    is closed."""
 
-    env: Mapping[str, str]
-    """Variables by which programs find it; empty where there is no egress, or none are needed."""
+    certificates: Mapping[str, str]
+    """See Program; none where there is no network."""
 
     enforced: JsonObject
     """What network there is, for the run's record, and why there is less than was asked for."""
@@ -171,7 +170,7 @@ class RunEgress(Protocol):
     async def __aexit__(self, *_: object) -> None: ...
 
     def report(self) -> JsonObject:
-        """For the run's record: the `destinations` that were tried, and how many `more` there were."""
+        """`destinations` that were tried, and how many `more`."""
         ...
 
 

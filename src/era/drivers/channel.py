@@ -1,4 +1,7 @@
-"""The host's end of the control socket: one program at a time, as events. The wire format is in guest/supervisor.py."""
+"""The host's end of the control socket: runs one program at a time, and yields its events.
+
+guest/supervisor.py is the other end, and has the wire format.
+"""
 
 from __future__ import annotations
 
@@ -15,10 +18,10 @@ from era.drivers.socket_broker import SocketBroker
 from era.errors import SandboxFailed
 
 STATE_LIMIT = 4 << 20
-"""Bytes of the state file that are read at all. What is kept is bounded by the core: 1 MiB in compact form."""
+"""Bytes of the state file that are read at all. The core bounds what is kept: 1 MiB in compact form."""
 
-_LAST_WORD = 15.0
-"""Seconds after a run's deadline by which the supervisor must have said how it ended."""
+_END_SECONDS = 15.0
+"""After a run's deadline, within which the supervisor must have said how it ended."""
 
 
 class Channel:
@@ -38,12 +41,13 @@ class Channel:
 
     @classmethod
     async def over(cls, sock: socket.socket, variables: Mapping[str, str]) -> Channel:
-        """`variables` every program has in its environment, unless its run says otherwise."""
+        """Take over a control socket. Every program has `variables` in its environment, unless its run has others."""
         reader, writer = await asyncio.open_connection(sock=sock, limit=1 << 18)
         return cls(reader, writer, variables)
 
     async def ready(self) -> dict[str, Any]:
-        """Wait until the supervisor can take a program; what it saw of its own isolation. Raises SandboxFailed."""
+        """Wait until the supervisor can take a program. Returns what it saw of its own isolation (guest/seen.py).
+        Raises SandboxFailed."""
         kind, payload = await self._receive()
         if kind != b"Y":
             raise SandboxFailed("The sandbox did not start.")
@@ -51,14 +55,15 @@ class Channel:
         return seen
 
     async def run(self, program: Program, output_limit: int) -> AsyncIterator[Output | Ended]:
-        """Events of one program, `Ended` last; with `sandbox_alive` false the sandbox died under it.
+        """Run one program. Yields its output, and `Ended` last, whose `sandbox_alive` is false if the sandbox died
+        while it ran. `output_limit` is in bytes, of stdout and of stderr.
 
         Raises SandboxFailed if the sandbox died before the program began.
         """
-        self._send(program, output_limit)
+        self._send_run(program, output_limit)
         state: bytes | None = None
         begun = False
-        watchdog = asyncio.get_running_loop().call_later(program.timeout + _LAST_WORD, self._writer.transport.abort)
+        watchdog = asyncio.get_running_loop().call_later(program.timeout + _END_SECONDS, self._writer.transport.abort)
         try:
             while True:
                 kind, payload = await self._receive()
@@ -81,34 +86,33 @@ class Channel:
             watchdog.cancel()
 
     async def kill_run(self) -> None:
-        self._tell(b"K")
+        self._send_kind(b"K")
 
     async def stop_run(self) -> None:
-        self._tell(b"T")
+        self._send_kind(b"T")
 
     def close(self) -> None:
         self._closed = True
         self._writer.close()
 
-    def _tell(self, kind: bytes) -> None:
-        if not self._writer.is_closing():  # the sandbox may be gone, and with it the run
+    def _send_kind(self, kind: bytes) -> None:
+        if not self._writer.is_closing():  # or the sandbox is gone, and with it the run
             with contextlib.suppress(OSError):
                 self._writer.write(_frame(kind, b""))
 
-    def _send(self, program: Program, output_limit: int) -> None:
-        environment = json.dumps(with_library({**self._variables, **program.network, **program.env})).encode()
+    def _send_run(self, program: Program, output_limit: int) -> None:
+        environment = json.dumps(with_library({**self._variables, **program.certificates, **program.env})).encode()
         header = {
             "files": [[path, len(content)] for path, content in program.files.items()],
             "state": len(program.state),
             "code": len(program.code),
             "environment": len(environment),
-            # What a spare has been told of the network it can't be told again.
-            "cold": any(restarts_interpreter(name) or name in program.network for name in program.env),
+            "cold": any(map(restarts_interpreter, program.env)),
             "timeout": program.timeout,
             "output": output_limit,
             "state_limit": STATE_LIMIT,
             "ephemeral": program.ephemeral,
-            "network": dict(program.network),
+            "certificates": dict(program.certificates),
             "supervised": program.supervised,
             "command": list(program.command) or None,
         }
@@ -125,7 +129,8 @@ class Channel:
 
 
 async def receive_guest_listeners(control: socket.socket) -> tuple[dict[str, socket.socket], SocketBroker]:
-    """What is handed over before anything else is said: the guest listeners and the broker. Raises SandboxFailed."""
+    """Receive the guest listeners, by name, and the socket broker: the supervisor sends them first. Raises
+    SandboxFailed."""
     loop = asyncio.get_running_loop()
     readable = asyncio.Event()
     loop.add_reader(control, readable.set)
@@ -140,7 +145,9 @@ async def receive_guest_listeners(control: socket.socket) -> tuple[dict[str, soc
             sock.close()
         raise SandboxFailed("The sandbox did not start.")
     *guest_listeners, broker = sockets
-    return dict(zip(GUEST_LISTENERS, guest_listeners, strict=True)), SocketBroker(broker, asks=message[:1] == b"G")
+    return dict(zip(GUEST_LISTENERS, guest_listeners, strict=True)), SocketBroker(
+        broker, can_supervise=message[:1] == b"G"
+    )
 
 
 def _frame(kind: bytes, payload: bytes) -> bytes:
@@ -148,6 +155,7 @@ def _frame(kind: bytes, payload: bytes) -> bytes:
 
 
 def _ended(told: dict[str, Any], before: bytes, sent: bytes | None) -> Ended:
+    """The payload of a D frame as an event. `before` is the state before the run, `sent` that of an S frame."""
     return Ended(
         exit_code=told["exit_code"],
         cause=told["cause"],

@@ -45,7 +45,7 @@ PREPARED = tuple(preparation.mount for preparation in languages.preparations().v
 _PROGRAMS = dict.fromkeys(runtime.programs for runtime in languages.runtimes().values() if runtime.programs)
 PATH = ":".join([*_PROGRAMS, "/usr/local/bin", "/usr/bin", "/bin"])
 
-GUEST_LISTENERS: dict[str, int] = {"proxy": 18128, "storage": 18129}
+GUEST_LISTENERS: dict[str, int] = {"storage": 18129}
 """The ports of a sandbox's guest listeners (ports.Sandbox): below those that the kernel gives out by itself."""
 
 NAMESERVER = "192.0.2.53"
@@ -108,19 +108,19 @@ def supervisor_config(
     limits: Limits,
     *,
     guest_listeners: bool = True,
-    network: Mapping[str, str] | None = None,
+    certificates: Mapping[str, str] | None = None,
     supervised: bool = False,
 ) -> str:
     """The supervisor's configuration as JSON; see guest/supervisor.py for the meaning of each field. `control` is the
     descriptor of its socket, `bounds` are `rlimits`. `guest_listeners` says whether it hands over GUEST_LISTENERS and a
-    broker. `network` and `supervised` are what the first run most likely has in `Program`: a spare is made for
+    broker. `certificates` and `supervised` are what the first run most likely has in `Program`: a spare is made for
     those."""
     definition, runtime = languages.DEFINITIONS[language], languages.runtime(language)
     return json.dumps(
         {
             "control": control,
             "guest_listeners": list(GUEST_LISTENERS.values()) if guest_listeners else [],
-            "network": dict(network or {}),
+            "certificates": dict(certificates or {}),
             "supervised": supervised,
             "language": language,
             "entry": definition.entry,

@@ -160,7 +160,7 @@ class GvisorSandbox(BubblewrapSandbox):
             self.rlimits(language),
             self.limits,
             guest_listeners=False,
-            network=self._driver.network,
+            certificates=self._driver.certificates,
             supervised=True,
         )
         files = etc_files() | {
@@ -219,6 +219,8 @@ class GvisorDriver(BubblewrapDriver):
             walls.append(f"memory, processes and cpu bounded by cgroup v{enforced['cgroup']['version']}")
         else:
             walls.append("no cgroup: memory is bounded in steps of 1 GiB, cpu is not (start ERA as root for more)")
+        if enforced["network_reason"]:
+            walls.append(f"no internet access: {enforced['network_reason']}")
         return {**enforced, "uid": None, "own_uid": self._privileged, "summary": "; ".join(walls)}
 
     def make_filters(self) -> tuple[bytes, ...]:
@@ -239,6 +241,9 @@ def sentry_status(init_pid: int) -> JsonObject:
         if (process / "cmdline").read_bytes().startswith(b"runsc-sandbox\0"):
             lines = (line.partition(":\t") for line in (process / "status").read_text().splitlines())
             status = {name: value for name, _, value in lines if name in ("NoNewPrivs", "Seccomp")}
-            spaces = {name: os.readlink(process / "ns" / name) for name in os.listdir(process / "ns")}
+            try:
+                spaces = {name: os.readlink(process / "ns" / name) for name in os.listdir(process / "ns")}
+            except PermissionError:
+                raise SandboxFailed("ERA may not look at gVisor's sentry: as root it needs CAP_SYS_PTRACE.") from None
             return {**status, "namespaces": spaces}
     raise SandboxFailed("gVisor's sentry was not found.")

@@ -1,5 +1,7 @@
-"""The host's end of a broker: sockets of a sandbox's own network, and connections to programs in there. The other end
-is guest/socket_broker.py."""
+"""The host's end of a socket broker: sockets of a sandbox's own network, and connections to programs in there.
+
+guest/socket_broker.py is the other end, and has the wire format.
+"""
 
 from __future__ import annotations
 
@@ -15,14 +17,17 @@ from contextlib import suppress
 from era.drivers.guest import OWN_PORTS
 
 _SOCKETS_SECONDS = 10.0
-_ANSWER_SECONDS = 2.0
-"""For connecting to a program. An answer comes at once while one runs; between two, nobody listens either."""
+"""For sockets from the broker."""
+
+_CONNECT_SOCKETS_SECONDS = 2.0
+"""For sockets with which to connect to a program. The broker answers at once while one runs; between two runs there is
+nothing to connect to."""
 
 _CONNECT_SECONDS = 5.0
-"""A loopback connection takes that long only where a listener's queue is full."""
+"""A loopback connection takes that long only where a listener's backlog is full."""
 
-_FIRST, _MOST = 2, 16
-"""Sockets of a kind that are asked for: each time twice as many as before."""
+_FIRST_BATCH, _MAX_BATCH = 2, 16
+"""Sockets of a kind that are asked for at a time: each time twice as many as before."""
 
 _KINDS = {
     (socket.AF_INET, socket.SOCK_STREAM): b"t",
@@ -34,20 +39,27 @@ _LOOPBACK = {socket.AF_INET: "127.0.0.1", socket.AF_INET6: "::1"}
 
 
 class SocketBroker:
-    """See ports.SocketBroker. `sock` is ours from here on."""
+    """See ports.SocketBroker."""
 
-    def __init__(self, sock: socket.socket, *, asks: bool) -> None:
-        self.asks = asks
+    def __init__(self, sock: socket.socket, *, can_supervise: bool) -> None:
+        """`sock` is owned by this object from here on."""
+        self.can_supervise = can_supervise
         self.pid: int = struct.unpack("3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))[0]
         self._sock = sock
         self._loop = asyncio.get_running_loop()
         self._stock: defaultdict[bytes, deque[socket.socket]] = defaultdict(deque)
-        self._wanted: dict[bytes, asyncio.Future[int]] = {}
-        self._next: dict[bytes, int] = {}
-        self._listener = -1
-        self._taker: Callable[[int], None] | None = None
+        """Sockets that nobody has wanted yet, by their kind."""
+
+        self._requests: dict[bytes, asyncio.Future[int]] = {}
+        """By kind: how many sockets came, once they have."""
+
+        self._next_batch: dict[bytes, int] = {}
+        self._notify_fd = -1
+        """The last one, kept for the callback."""
+
+        self._on_notify_fd: Callable[[int], None] | None = None
         sock.setblocking(False)
-        self._loop.add_reader(sock, self._told)
+        self._loop.add_reader(sock, self._receive)
 
     def close(self) -> None:
         if self._sock.fileno() < 0:
@@ -55,47 +67,47 @@ class SocketBroker:
         self._loop.remove_reader(self._sock)
         self._sock.close()
         self.tidy()
-        for waiting in self._wanted.values():
-            waiting.cancel()
-        self._keep(-1)
-        if self._taker is not None:
-            self._taker(-1)
+        for request in self._requests.values():
+            request.cancel()
+        self._keep_notify_fd(-1)
+        if self._on_notify_fd is not None:
+            self._on_notify_fd(-1)
 
     async def new_socket(self, family: int, kind: int) -> socket.socket:
         letter = _KINDS[socket.AddressFamily(family), socket.SocketKind(kind)]
         while not self._stock[letter]:
-            if letter not in self._wanted:
-                count = self._next.get(letter, _FIRST)
+            if letter not in self._requests:
+                count = self._next_batch.get(letter, _FIRST_BATCH)
                 self._sock.send(letter + bytes([count]))
-                self._next[letter] = min(2 * count, _MOST)
-                self._wanted[letter] = self._loop.create_future()
-            wanted = self._wanted[letter]
-            await asyncio.wait({wanted}, timeout=_SOCKETS_SECONDS)
-            if not wanted.done() or wanted.cancelled():
+                self._next_batch[letter] = min(2 * count, _MAX_BATCH)
+                self._requests[letter] = self._loop.create_future()
+            request = self._requests[letter]
+            await asyncio.wait({request}, timeout=_SOCKETS_SECONDS)
+            if not request.done() or request.cancelled():
                 raise OSError(errno.ENOBUFS, "the sandbox gives no sockets")
-            if not wanted.result():
+            if not request.result():
                 raise OSError(errno.EAFNOSUPPORT, "the sandbox has no such sockets")
-            # Others may have been faster, and taken them all.
+            # Other callers may have taken all of them meanwhile.
         return self._stock[letter].popleft()
 
     def give_back(self, sock: socket.socket) -> None:
         self._stock[_KINDS[sock.family, sock.type]].appendleft(sock)
 
     def tidy(self) -> None:
-        """Close what isn't used: sandboxes that only live need no more than they had."""
+        """Close the sockets in stock. A sandbox in which nothing runs needs none."""
         for stock in self._stock.values():
             for sock in stock:
                 sock.close()
             stock.clear()
-        self._next.clear()
+        self._next_batch.clear()
 
-    def questions_to(self, taker: Callable[[int], None]) -> None:
-        self._taker = taker
-        with suppress(OSError):  # it's gone, and that will be told
+    def on_notify_fd(self, callback: Callable[[int], None]) -> None:
+        self._on_notify_fd = callback
+        with suppress(OSError):  # the sandbox is gone, and `_receive` will find that out
             self._sock.send(b"L")
-        if self._listener >= 0:
-            listener, self._listener = self._listener, -1
-            taker(listener)
+        if self._notify_fd >= 0:
+            notify_fd, self._notify_fd = self._notify_fd, -1
+            callback(notify_fd)
 
     async def connect(self, port: int) -> socket.socket | None:
         """See ports.Sandbox."""
@@ -103,7 +115,7 @@ class SocketBroker:
             return None
         for family, address in _LOOPBACK.items():
             try:
-                async with asyncio.timeout(_ANSWER_SECONDS):
+                async with asyncio.timeout(_CONNECT_SOCKETS_SECONDS):
                     sock = await self.new_socket(family, socket.SOCK_STREAM)
             except OSError:  # a kernel without IPv6, or a program that has taken all there is
                 return None
@@ -121,29 +133,29 @@ class SocketBroker:
                 return sock
         return None
 
-    def _told(self) -> None:
+    def _receive(self) -> None:
+        """Take one message of the guest's. One that wasn't asked for, or its end, closes this broker."""
         try:
-            kind, descriptors, _, _ = socket.recv_fds(self._sock, 16, _MOST, socket.MSG_CMSG_CLOEXEC)
+            kind, descriptors, _, _ = socket.recv_fds(self._sock, 16, _MAX_BATCH, socket.MSG_CMSG_CLOEXEC)
         except BlockingIOError:
             return
         except OSError:
             kind, descriptors = b"", []
         if kind == b"L" and descriptors:
-            if self._taker is None:
-                self._keep(descriptors[0])
+            if self._on_notify_fd is None:
+                self._keep_notify_fd(descriptors[0])
             else:
-                self._taker(descriptors[0])
-        elif (waiting := self._wanted.pop(kind, None)) is not None:
-            self._stock[kind].extend(socket.socket(fileno=one) for one in descriptors)
-            if not waiting.done():
-                waiting.set_result(len(descriptors))
+                self._on_notify_fd(descriptors[0])
+        elif (request := self._requests.pop(kind, None)) is not None:
+            self._stock[kind].extend(socket.socket(fileno=fd) for fd in descriptors)
+            if not request.done():
+                request.set_result(len(descriptors))
         else:
-            for one in descriptors:
-                os.close(one)
+            for fd in descriptors:
+                os.close(fd)
             self.close()
 
-    def _keep(self, listener: int) -> None:
-        """The last one, for a taker that may come."""
-        if self._listener >= 0:
-            os.close(self._listener)
-        self._listener = listener
+    def _keep_notify_fd(self, notify_fd: int) -> None:
+        if self._notify_fd >= 0:
+            os.close(self._notify_fd)
+        self._notify_fd = notify_fd

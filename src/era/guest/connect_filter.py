@@ -1,12 +1,13 @@
-"""The gate: it shows the host where a program wants to connect to, before the kernel tries.
+"""The connect filter: by it the kernel notifies the host before a program connects to anything.
 
-A program that may have the internet gets one more filter of system calls, which lets nothing through that the others
-don't. It has the kernel ask somebody before it goes on with `connect`, and with what sends a datagram to an address.
-Whoever holds the filter's *listener* is asked: the host, to which it's handed through the broker (socket_broker.py).
-The program never has it. What the host does then is told in network/connect_supervisor.py.
+A program that may have the internet gets one more seccomp filter, which lets nothing through that the others don't. For
+`connect`, and for what sends a datagram to an address, it answers SECCOMP_RET_USER_NOTIF (seccomp_unotify(2)): the call
+waits until whoever holds the filter's *notification descriptor* has decided. That is the host, which gets it through
+the socket broker (socket_broker.py); the program never has it. network/connect_supervisor.py has what the host does
+then.
 
 gVisor makes its programs' calls in their stead, so there the filter is on gVisor itself, for as long as that lives
-(gvisor.py). Of messages it asks only about those that don't wait: gVisor sends its programs' like that, and its own,
+(gvisor.py). Of messages it notifies only of those that don't wait: gVisor sends its programs' like that, and its own,
 which are many, not.
 """
 
@@ -16,76 +17,80 @@ import ctypes
 import os
 
 _MACHINES = {
-    # Its number of seccomp(2) and its name for itself; then connect, sendto, sendmsg, sendmmsg.
+    # The number of seccomp(2) and the audit architecture; then connect, sendto, sendmsg, sendmmsg.
     "x86_64": (317, 0xC000003E, 42, 44, 46, 307),
     "aarch64": (277, 0xC00000B7, 203, 206, 211, 269),
 }
 _SET_MODE_FILTER, _GET_ACTION_AVAIL = 1, 2
-_NEW_LISTENER, _WAIT_KILLABLE = 1 << 3, 1 << 5  # the second: no signal but a deadly one comes between asking and answer
+_NEW_LISTENER = 1 << 3
+_WAIT_KILLABLE = 1 << 5  # only a deadly signal interrupts a call that the host has been notified of
 _ALLOW, _NOTIFY = 0x7FFF0000, 0x7FC00000
-_LOAD, _EQUAL, _HAS, _RETURN = 0x20, 0x15, 0x45, 0x06
+_LOAD, _EQUAL, _HAS_BITS, _RETURN = 0x20, 0x15, 0x45, 0x06  # BPF: ld abs, jeq, jset, ret
 _MSG_DONTWAIT, _MSG_NOSIGNAL = 0x40, 0x4000
+_NUMBER_OFFSET, _ARCHITECTURE_OFFSET = 0, 4  # in struct seccomp_data
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
 class _Program(ctypes.Structure):
+    """struct sock_fprog."""
+
     _fields_ = (("length", ctypes.c_uint16), ("instructions", ctypes.c_char_p))
 
 
-def _argument(number: int) -> int:
-    """Where its low half is, for the filter to load."""
+def _argument_offset(number: int) -> int:
+    """The offset of this argument's low 32 bits in struct seccomp_data."""
     return 16 + 8 * number
 
 
 def _filter(*, gvisor: bool = False) -> bytes:
-    """Ask about `connect`, `sendto` with an address, and messages, whose address stands in memory. But not about
-    messages with MSG_NOSIGNAL: these are written where there's a connection (by gRPC, say), and many at that. For
-    `gvisor`, only about those with MSG_DONTWAIT."""
-    _, machine, connect, sendto, sendmsg, sendmmsg = _MACHINES[os.uname().machine]
+    """The compiled filter. Notifies of `connect`, of `sendto` with an address, and of messages, whose address stands in
+    memory. But not of messages with MSG_NOSIGNAL: these are sent where there's a connection (by gRPC, say), and many at
+    that. For `gvisor`, only of messages with MSG_DONTWAIT."""
+    _, architecture, connect, sendto, sendmsg, sendmmsg = _MACHINES[os.uname().machine]
     allow, notify = 15, 16
-    asked = (_HAS, notify, allow, _MSG_DONTWAIT) if gvisor else (_HAS, allow, notify, _MSG_NOSIGNAL)
-    lines = [
-        (_LOAD, 0, 0, 4),
-        (_EQUAL, 2, allow, machine),
-        (_LOAD, 0, 0, 0),
+    check_flags = (_HAS_BITS, notify, allow, _MSG_DONTWAIT) if gvisor else (_HAS_BITS, allow, notify, _MSG_NOSIGNAL)
+    lines = [  # operation, line to go to if true, line to go to if not, operand
+        (_LOAD, 0, 0, _ARCHITECTURE_OFFSET),
+        (_EQUAL, 2, allow, architecture),
+        (_LOAD, 0, 0, _NUMBER_OFFSET),
         (_EQUAL, notify, 4, connect),
         (_EQUAL, 5, 9, sendto),
-        (_LOAD, 0, 0, _argument(4)),
+        (_LOAD, 0, 0, _argument_offset(4)),
         (_EQUAL, 7, notify, 0),
-        (_LOAD, 0, 0, _argument(4) + 4),
+        (_LOAD, 0, 0, _argument_offset(4) + 4),
         (_EQUAL, allow, notify, 0),
         (_EQUAL, 10, 12, sendmsg),
-        (_LOAD, 0, 0, _argument(2)),
-        asked,
+        (_LOAD, 0, 0, _argument_offset(2)),
+        check_flags,
         (_EQUAL, 13, allow, sendmmsg),
-        (_LOAD, 0, 0, _argument(3)),
-        asked,
+        (_LOAD, 0, 0, _argument_offset(3)),
+        check_flags,
         (_RETURN, 0, 0, _ALLOW),
         (_RETURN, 0, 0, _NOTIFY),
     ]
     compiled = b""
-    for at, (code, yes, no, value) in enumerate(lines):
-        jumps = (yes - at - 1, no - at - 1) if code in (_EQUAL, _HAS) else (0, 0)
-        compiled += code.to_bytes(2, "little") + bytes(jumps) + value.to_bytes(4, "little")
+    for at, (code, if_true, if_false, operand) in enumerate(lines):
+        jumps = (if_true - at - 1, if_false - at - 1) if code in (_EQUAL, _HAS_BITS) else (0, 0)
+        compiled += code.to_bytes(2, "little") + bytes(jumps) + operand.to_bytes(4, "little")
     return compiled
 
 
-def enter(*, gvisor: bool = False) -> int:
-    """Put the filter on this process. The answer is its listener, a descriptor. Raises OSError."""
+def install(*, gvisor: bool = False) -> int:
+    """Put the filter on this process and those that it starts. Returns the notification descriptor. Raises OSError."""
     instructions = _filter(gvisor=gvisor)
     program = ctypes.byref(_Program(len(instructions) // 8, instructions))
-    number = _MACHINES[os.uname().machine][0]
-    listener: int = _libc.syscall(number, _SET_MODE_FILTER, _NEW_LISTENER | _WAIT_KILLABLE, program)
-    if listener < 0:  # before Linux 5.19
-        listener = _libc.syscall(number, _SET_MODE_FILTER, _NEW_LISTENER, program)
-    if listener < 0:
+    seccomp = _MACHINES[os.uname().machine][0]
+    notify_fd: int = _libc.syscall(seccomp, _SET_MODE_FILTER, _NEW_LISTENER | _WAIT_KILLABLE, program)
+    if notify_fd < 0:  # before Linux 5.19
+        notify_fd = _libc.syscall(seccomp, _SET_MODE_FILTER, _NEW_LISTENER, program)
+    if notify_fd < 0:
         raise OSError(ctypes.get_errno(), "seccomp")
-    return listener
+    return notify_fd
 
 
-def is_known() -> bool:
-    """Whether this kernel asks about system calls, and about this machine's."""
+def is_available() -> bool:
+    """Whether this kernel has seccomp user notification, and this machine's calls are known here."""
     machine = _MACHINES.get(os.uname().machine)
     if machine is None:
         return False

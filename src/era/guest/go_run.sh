@@ -26,7 +26,7 @@ if [ ! -e go.mod ]; then
 fi
 printf '{"Replace":{%s}}' "$replaced" >"$cache/overlay.json"
 
-# Without a way out, the error is to say what is missing, not that some address can't be reached.
+# Without internet the error should name the missing module, not an address that can't be reached.
 offline=off
 if [ "$2" = online ] && [ ! -d $modules ]; then offline=; fi
 HOME=/nonexistent GOMAXPROCS=2 GOPROXY=${GOPROXY:-$offline} \

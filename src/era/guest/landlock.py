@@ -4,8 +4,8 @@ Theory of operation
 ===================
 
 *Two domains.* PID 1 restricts itself before it starts anything: what may be read, what written. A program's process
-then enters a domain of its own inside that one, which restricts no files, but makes it a stranger to PID 1: Landlock
-lets nobody trace or look into a process outside of his domain, and from ABI 6 on nobody signal it.
+then enters a domain of its own inside that one, which restricts no files, but keeps it away from PID 1: Landlock lets
+no process trace or look into another one outside of its domain, nor, from ABI 6 on, signal it.
 
 *All rights the kernel knows are handled*, so what isn't granted here is refused. The ABI tells which there are; bits
 beyond it would be refused by the kernel itself. ABI 1 can't grant moves between directories, which would break
@@ -24,7 +24,7 @@ _PATH_BENEATH = 1
 _EXECUTE, _WRITE_FILE, _READ_FILE, _READ_DIR = 1 << 0, 1 << 1, 1 << 2, 1 << 3
 _MAKE_CHAR, _MAKE_BLOCK, _REFER, _TRUNCATE, _IOCTL_DEV = 1 << 6, 1 << 11, 1 << 13, 1 << 14, 1 << 15
 _RIGHTS = {2: (1 << 14) - 1, 3: (1 << 15) - 1, 4: (1 << 15) - 1, 5: (1 << 16) - 1}
-"""What there is to handle of files, by ABI; later ones have what 5 has."""
+"""Rights on files that a ruleset can handle, by ABI; later ones have those of 5."""
 
 _SCOPES = 0b11  # abstract Unix sockets, signals: from ABI 6 on
 
@@ -35,8 +35,8 @@ GRANTS = {
     "device": _READ_FILE | _READ_DIR | _WRITE_FILE | _TRUNCATE | _IOCTL_DEV,
     "all": ~(_MAKE_CHAR | _MAKE_BLOCK | _IOCTL_DEV),
 }
-"""What may be done below a directory: see its names; read and execute; change what is there; that, of devices; whatever
-isn't about devices."""
+"""What may be done below a directory: list its names; read and execute; change existing files; the same with devices;
+everything but what makes or controls devices."""
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -52,14 +52,15 @@ class _PathBeneath(ctypes.Structure):
 
 
 def abi() -> int:
-    """The version of Landlock's interface here, 0 where there is none that is of use."""
+    """The version of Landlock's interface here, 0 where there is none, or one without moves between directories."""
     version = _libc.syscall(_CREATE_RULESET, None, ctypes.c_size_t(0), _VERSION)
     return version if version >= 2 else 0
 
 
 def restrict(grants: dict[str, list[str]]) -> int | None:
-    """Let this process and those to come do below each directory what `GRANTS` says, and nothing elsewhere. Directories
-    that don't exist are left out. Returns the ABI, None where the kernel has no Landlock."""
+    """Restrict this process, and those that it starts, to what `GRANTS` says below each directory. `grants` are
+    directories by the keys of GRANTS; those that don't exist are left out. Returns the ABI, None where the kernel has
+    no Landlock."""
     version = abi()
     if not version:
         return None
@@ -69,7 +70,7 @@ def restrict(grants: dict[str, list[str]]) -> int | None:
 
 
 def enter_own_domain() -> None:
-    """Put what is outside of this process, and of those it starts, out of their reach. No file is refused."""
+    """Put processes outside of this one, and of those that it starts, out of their reach. No file is refused."""
     version = abi()
     if version:
         _enter(version, _REFER, [("/", _REFER)])  # a domain must handle something, and would refuse this if it didn't
@@ -97,6 +98,7 @@ def _enter(version: int, handled: int, rules: list[tuple[str, int]]) -> None:
 
 
 def _checked(answer: int) -> int:
+    """A system call's result. Raises OSError where that is an error."""
     if answer < 0:
         number = ctypes.get_errno()
         raise OSError(number, f"Landlock: {os.strerror(number)}")

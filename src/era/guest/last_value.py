@@ -1,4 +1,4 @@
-"""The value that a Python program ends with, taken where a notebook would show it: after a last line like `frame`.
+"""The value of a Python program's last line, which a notebook would show: a table or a figure, kept as a file.
 
 Theory of operation
 ===================
@@ -6,7 +6,7 @@ Theory of operation
 The interpreter itself opens, compiles and runs `main.py`, as ever. A module's code computes the value of an expression
 that it ends with, drops it (POP_TOP) and returns None (RETURN_CONST). We make it return that value instead: one byte,
 RETURN_VALUE in the place of POP_TOP, in the code object that is about to run. The interpreter drops what a module
-returns, so nothing is different but that an event tells of the value. So no source is rewritten, nothing is evaluated
+returns, so nothing is different but that an event has the value. So no source is rewritten, nothing is evaluated
 twice, all positions stay right, and no name of ours can be seen.
 
 The events are those of sys.monitoring: PY_START once, to get hold of the code before its first instruction, then
@@ -14,7 +14,7 @@ PY_RETURN of this one code object. Other code is as fast as without. The tool's 
 callbacks stay without it; where they wouldn't (3.14 and later), it is kept.
 
 Where an interpreter's code isn't laid out as we believe, what is in memory isn't what `co_code` says, and then we
-leave it alone. Only the process that was started as the program tells: not one that it forked.
+leave it alone. Only the process that was started as the program keeps its value: not one that it forked.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from types import CodeType
 
 PACKAGES = ("pandas", "polars", "matplotlib")
-"""Whose values lib/era_results.py keeps."""
+"""The packages whose values lib/era_results.py keeps."""
 
 _TOOL = 4  # one of the numbers that Python's documents give to nobody
 _BEFORE_3_14 = sys.version_info < (3, 14)
@@ -36,7 +36,7 @@ _INSTRUCTION = 2  # bytes: the operation and its argument; what else stands in c
 
 
 class LastValue:
-    """Looks for the value in one process. Made ahead of it."""
+    """Catches the value in one process. Made before that is forked."""
 
     def __init__(self) -> None:
         loaded = set(sys.modules)
@@ -48,32 +48,33 @@ class LastValue:
         self._rest = (opmap["RETURN_CONST"],) if _BEFORE_3_14 else (opmap["LOAD_CONST"], opmap["RETURN_VALUE"])
 
     def watch(self, path: str) -> None:
-        """From here on this process runs the program at `path`, which is absolute."""
+        """Catch the value of the module that this process runs next: the program at `path`, which is absolute."""
         monitoring = sys.monitoring
         start, end = monitoring.events.PY_START, monitoring.events.PY_RETURN
         pid = os.getpid()
 
-        def begins(code: CodeType, _: int) -> None:
+        def on_start(code: CodeType, _: int) -> None:
             if code.co_filename != path or code.co_name != "<module>":
                 return
             monitoring.set_events(_TOOL, 0)
             monitoring.register_callback(_TOOL, start, None)
             if self._return_last_value(code):
-                monitoring.register_callback(_TOOL, end, ends)
+                monitoring.register_callback(_TOOL, end, on_return)
                 monitoring.set_local_events(_TOOL, code, end)
             if _BEFORE_3_14:
                 monitoring.free_tool_id(_TOOL)
 
-        def ends(code: CodeType, offset: int, value: object) -> None:
+        def on_return(code: CodeType, offset: int, value: object) -> None:
             if value is not None and os.getpid() == pid and any(name in sys.modules for name in PACKAGES):
                 keep(value)
 
         monitoring.use_tool_id(_TOOL, "era")
-        monitoring.register_callback(_TOOL, start, begins)
+        monitoring.register_callback(_TOOL, start, on_start)
         monitoring.set_events(_TOOL, start)
 
     def _return_last_value(self, code: CodeType) -> bool:
-        """Make a module return the values it would drop just before it returns None. False: there are none."""
+        """Change a module's code so that it returns the values which it would drop just before it returns None. Returns
+        whether there were any."""
         content = code.co_code
         operations = content[::_INSTRUCTION]
         changed = False
@@ -94,7 +95,8 @@ class LastValue:
 
 
 def keep(value: object) -> None:
-    """Leave a file of it, if it is of a kind that people look at. A program doesn't fail because that fails."""
+    """Keep a value as a file, if it is of a kind that people look at. Failures are printed: the program has
+    succeeded."""
     try:
         import era_results
 
@@ -105,7 +107,8 @@ def keep(value: object) -> None:
 
 
 def prepared() -> LastValue | None:
-    """Ahead of all programs of this sandbox: None where none can have such values, or this is another Python."""
+    """Called once, before any program of this sandbox. None where there are no such packages, or this Python's code is
+    another one."""
     there = any(os.path.isdir(f"{place}/{name}") for place in sys.path for name in PACKAGES)
     try:
         return LastValue() if there else None

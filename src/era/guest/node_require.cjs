@@ -19,8 +19,8 @@ const isThere = (directory, request) => {
   return fs.existsSync(file) || fs.existsSync(`${file}.js`);
 };
 
-// What `require` has looked up before, by request and directory. Its prototype is asked for what isn't in there yet, so
-// nothing of this is in the way, or in the stack trace, of any other `require`.
+// The cache of paths that `require` has resolved, by request and directory. A lookup that misses goes to the cache's
+// prototype, which is ours. So nothing of this is in the way, or in the stack trace, of any other `require`.
 Object.setPrototypeOf(
   Module._pathCache,
   new Proxy(Object.create(null), {
@@ -33,7 +33,7 @@ Object.setPrototypeOf(
   }),
 );
 
-// `import` asks hooks only, which would be seen in the stack traces of programs that don't need them.
+// `import` has no such cache, but resolve hooks. Those show in stack traces, so only programs that need them have them.
 const mentionsStorage = () => {
   try {
     return fs.readFileSync(process.argv[1]).includes('era_storage');

@@ -17,19 +17,14 @@ if (isMainThread && process.env.ERA_SPARE) {
   };
 
   if (process.execArgv.includes('--experimental-transform-types')) {
-    // The compiler's own start takes longer than most programs: have it behind us.
+    // Starting the compiler takes longer than most programs, so it is done ahead.
     require('node:module').stripTypeScriptTypes('enum A { B }', { mode: 'transform' });
-  }
-  if (process.env.NODE_USE_ENV_PROXY) {
-    // Before the program begins Node will tell its clients of the proxy. Loading those takes as long as starting Node.
-    require('node:https');
-    void globalThis.Response;
   }
   const environment = JSON.parse(read(read(4).readUInt32BE()).toString());
   fs.closeSync(3);
   for (const name of Object.keys(process.env)) delete process.env[name];
   Object.assign(process.env, environment);
-  // Child processes and workers of the program are not to wait as we did.
+  // Or child processes and workers of the program would wait, too.
   const at = process.execArgv.indexOf('--require');
   if (at >= 0) process.execArgv.splice(at, 2);
 }

@@ -22,12 +22,12 @@ _libc.madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
 
 
 def wide_pipe() -> tuple[int, int]:
-    """A pipe for output. Node drops what the pipe has no room for when a program calls process.exit()."""
+    """A pipe for output, with room for 1 MiB: Node drops what finds no room when a program calls process.exit()."""
     read, write = os.pipe()
     try:
         fcntl.fcntl(write, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
     except OSError:
-        pass  # this user's pipes have no more room: 64 KiB it is
+        pass  # this user's pipes have used up their bound, so it has room for 64 KiB
     return read, write
 
 
@@ -41,7 +41,8 @@ def signal_everything(number: int) -> bool:
 
 
 def kill_everything(main_pid: int) -> tuple[int, resource.struct_rusage, int]:
-    """Kill and reap until no process is left. Returns the main process's status and usage, and how many others."""
+    """Kill and reap until no process is left. Returns the wait status and resource usage of process `main_pid`, and how
+    many others there were."""
     main: tuple[int, resource.struct_rusage] | None = None
     reaped = 0
     pid, status, usage = os.wait4(main_pid, os.WNOHANG)  # it may have ended by itself: its own status counts
@@ -67,8 +68,8 @@ def kill_everything(main_pid: int) -> tuple[int, resource.struct_rusage, int]:
 
 
 def reset_signals() -> None:
-    """Make signals what they are for a program started from a shell, whatever our service was started with (nohup and
-    a shell's background jobs ignore some)."""
+    """Set the handlers that a program started from a shell has. The service may have been started with others: nohup,
+    and a shell's background jobs, ignore some signals."""
     for number in signal.valid_signals():
         if signal.getsignal(number) == signal.SIG_IGN and number not in (signal.SIGPIPE, signal.SIGXFSZ):
             signal.signal(number, signal.SIG_DFL)
@@ -76,7 +77,7 @@ def reset_signals() -> None:
 
 
 def restore_signals() -> None:
-    """Python ignores these, and an exec would pass that on."""
+    """Set the default handlers of signals that Python ignores: an exec would pass that on."""
     for number in (signal.SIGPIPE, signal.SIGXFSZ):
         signal.signal(number, signal.SIG_DFL)
 
@@ -95,7 +96,7 @@ def populate_pages() -> None:
 
 
 def read_environment() -> dict[str, str]:
-    """The environment from the pipe at 3. Ends this process if the supervisor gives none."""
+    """Read the environment from the pipe at descriptor 3. Ends this process where the supervisor closes that."""
 
     def read(size: int) -> bytes:
         parts = b""

@@ -1,4 +1,4 @@
-"""What a supervisor sees of where it is."""
+"""The isolation that the supervisor sees of itself, for the sandbox's `enforced`."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ if TYPE_CHECKING:
 
 
 def isolation_seen() -> dict[str, Any]:
-    """What the kernel says of this process: namespaces by their inode, and the lines that tell of privileges."""
-    wanted = ("Cap", "NoNewPrivs", "Seccomp")
+    """`namespaces` of this process, as /proc/self/ns names them, and the lines of /proc/self/status about
+    privileges."""
+    about_privileges = ("Cap", "NoNewPrivs", "Seccomp")
     with open("/proc/self/status") as status:
-        lines = dict(line.rstrip().split(":\t", 1) for line in status if line.startswith(wanted))
+        lines = dict(line.rstrip().split(":\t", 1) for line in status if line.startswith(about_privileges))
     return {"namespaces": {name: os.readlink(f"/proc/self/ns/{name}") for name in os.listdir("/proc/self/ns")}, **lines}

@@ -1,4 +1,5 @@
-"""Found by Python itself while it starts `python3 main.py` as PID 1 of a sandbox. See supervisor.py."""
+"""Starts the supervisor. Python imports this module by itself while it starts `python3 main.py` as PID 1 of a sandbox;
+supervisor.py says why so."""
 
 import sys
 

@@ -22,6 +22,11 @@ spare's pipe, and the buffer is zeroed; the supervisor's heap, which later spare
 the PID namespace at once, so a fork bomb can't outrun it; ESRCH says that none is left. Only then the state file is
 read: nobody can rewrite it any more.
 
+*Network.* A run with internet is supervised: its process is under a filter by which the kernel notifies the host of
+each connect (connect_filter.py). The filter is put on the spare, as the last run had it, so it costs a warm run
+nothing; a run that differs from the last one in that gets a new process. So does one whose certificates differ, where a
+waiting interpreter has read those when it started.
+
 *Scratch.* A tmpfs bounds bytes, not names, and empty files cost memory as well. So a run that lasts is looked at now
 and then: with more entries in a scratch directory than there may be, it ends, as one that has filled the disk.
 
@@ -31,12 +36,21 @@ and then: with more entries in a scratch directory than there may be, it ends, a
 *Failing.* Any surprise here ends PID 1, and with it the sandbox. The host notices, says so to the caller, and makes a
 new sandbox from the last committed snapshot.
 
-Wire format, both ways over one stream socket: a kind (1 byte), a length (4 bytes, big endian), a payload. host to
-  guest:  R  JSON header; then, unframed, its `lengths`: files…, state, code, environment K  kill the run under way; T
-  the same, with SIGTERM and some grace first guest to host:  N, G  with descriptors: the guest listeners and the
-  broker, see socket_broker.py; with G there may be a gate. Comes first Y  JSON: ready for the first run, and the
-  isolation as seen from inside B  the program is about to begin O, E  a piece of stdout, of stderr S  the state file's
-  content, when it is not what was written before the run D  JSON: how the run ended"""
+Wire format. The host and the supervisor talk over one stream socket. A frame is a kind (1 byte), the length of its
+payload (4 bytes, big endian) and the payload.
+
+  host to guest:  R  JSON, the header of a run. Behind this frame, unframed, its files, the state, the code and the
+                     environment (JSON), each as long as the header says
+                  K  kill the run under way
+                  T  end the run under way: SIGTERM, and SIGKILL after GRACE
+  guest to host:  N  with descriptors: the guest listeners, then the host's end of the socket broker
+                  G  the same, where the kernel has seccomp user notification. N or G comes first, once
+                  Y  JSON, the isolation as seen from inside: ready for the first run
+                  B  the program is about to begin: from here on the run may have had effects
+                  O, E  a piece of stdout, of stderr
+                  S  the state file's content, if it isn't what was written before the run
+                  D  JSON, how the run ended. It comes last
+"""
 
 from __future__ import annotations
 
@@ -76,13 +90,13 @@ if TYPE_CHECKING:
 
 GRACE = 2.0  # seconds between SIGTERM and SIGKILL at the deadline
 CHUNK = 1 << 16
-COURTESY = 0.004  # seconds that the work for the next run may wait after this one
-BURST = 0.01  # seconds between runs under which it does not wait
+COURTESY = 0.004  # seconds for which the spare of the next run waits after this one, unless that comes
+BURST = 0.01  # a run that comes within so many seconds of the last one's end has its spare made at once
 TICK = 0.1  # seconds between looks at the scratch directories: most runs are over before the first
-LOOK, LOOK_SOON = 0.02, 0.001  # seconds between looks whether a program has ended, where nothing tells of it
+LOOK, LOOK_SOON = 0.02, 0.001  # seconds between looks whether a program has ended, where there are no pidfds
 PR_SET_DUMPABLE = 4
 
-# Modules of our own need, which a program must find unloaded.
+# Modules that the supervisor has loaded for itself. A program must find them unloaded.
 OURS = (
     *(
         "supervisor",
@@ -112,7 +126,7 @@ class BecomeProgram(BaseException):
 
 
 class Control:
-    """The stream socket to the host. Its end is the sandbox's end."""
+    """Frames to and from the host, over the control socket. Its end is the sandbox's end."""
 
     def __init__(self, fd: int) -> None:
         self.fd = fd
@@ -145,6 +159,7 @@ class Spare:
     """A process that waits for its environment and then is the program `entry`."""
 
     def __init__(self, pid: int, go: int, stdout: int, stderr: int, entry: str) -> None:
+        """`go` is the pipe for the environment, `stdout` and `stderr` those of the program; all three our ends."""
         self.pid = pid
         try:
             self.pidfd = os.pidfd_open(pid)
@@ -156,7 +171,8 @@ class Spare:
         self.entry = entry
 
     def start(self, environment: bytearray) -> None:
-        """Hand over `environment` (JSON) and zero it. Raises BrokenPipeError if the spare is dead: it did not run."""
+        """Hand over `environment` (JSON) and zero it. Raises BrokenPipeError if the spare is dead, and so has run
+        nothing."""
         try:
             size = len(environment).to_bytes(4, "big")
             os.write(self.go, size)
@@ -178,7 +194,11 @@ class Spare:
 
 
 class Supervisor:
+    """Runs one program after the other, as the host says."""
+
     def __init__(self, config: dict[str, Any], loaded_at_start: set[str]) -> None:
+        """`config` is drivers/guest.py's `supervisor_config`, completed by `prepare`; `loaded_at_start` the names of
+        the top-level modules that a plain Python has loaded."""
         self.control = Control(config["control"])
         self.broker: socket_broker.SocketBroker | None = config["broker"]
         self.language = config["language"]
@@ -190,9 +210,9 @@ class Supervisor:
         self.cold = config["cold"]
         """argv of a process that starts from nothing, without the entry."""
         self.options = config["offline"], config["online"]
-        """More of argv: for runs without a way out, and with one."""
+        """More of argv: for runs without internet, and with it."""
         self.environment: dict[str, str] = config["environment"]
-        """Variables of the language's, which waiting processes need before they get those of their run."""
+        """The language's variables, which waiting processes need before they get those of their run."""
         self.cache = config["cache"]
         self.rlimits = [(getattr(resource, name), value) for name, value in config["rlimits"].items()]
         self.workspace = os.getcwd()
@@ -203,10 +223,10 @@ class Supervisor:
         self.last_value: LastValue | None = config["last_value"]
         self.loaded_at_start = loaded_at_start
         self.spare: Spare | None = None
-        self.network: dict[str, str] = config["network"]
+        self.certificates: dict[str, str] = config["certificates"]
         """Variables that waiting processes are started with, since Node reads them only then: those of the last run."""
         self.supervised: bool = config["supervised"]
-        """Whether waiting processes are behind the gate, as that of the last run was."""
+        """Whether waiting processes are under the connect filter, as that of the last run was."""
         self.devices = device_files()
         self.system_v = SystemV()
 
@@ -224,12 +244,13 @@ class Supervisor:
                 self.run(header)
                 ended = time.monotonic()
                 if not in_a_burst:
-                    # Our host is committing this run, and has better use for the processor at this moment.
+                    # The host is committing this run, and has better use for the processor at this moment.
                     select.select([self.control.fd], [], [], COURTESY)
                 self.clean(header["ephemeral"])
                 self.spare = self.make_spare(self.entry)
 
     def run(self, header: dict[str, Any]) -> None:
+        """One run, from its R frame to its D frame."""
         control = self.control
         os.chmod(self.workspace, 0o755)  # by its path: "." can't be found once a program has closed it to itself
         for path, size in header["files"]:
@@ -248,10 +269,10 @@ class Supervisor:
         written = None if command else write_file(entry, code)
         control.send(b"B", b"")  # from here on the run may have had effects, and must not be tried again
         begun = time.monotonic()
-        other_gate, self.supervised = header["supervised"] != self.supervised, header["supervised"]
-        cold = header["cold"] or (not self.fork and (other_gate or header["network"] != self.network))
-        self.network = header["network"]
-        spare = self.start_program(entry, environment, cold, command, reuse=not other_gate)
+        refiltered, self.supervised = header["supervised"] != self.supervised, header["supervised"]
+        cold = header["cold"] or (not self.fork and (refiltered or header["certificates"] != self.certificates))
+        self.certificates = header["certificates"]
+        spare = self.start_program(entry, environment, cold, command, reuse=not refiltered)
         ended = self.follow(spare, begun + header["timeout"], header["output"])
         ended["duration"] = time.monotonic() - begun
         spare.close()
@@ -264,8 +285,7 @@ class Supervisor:
         control.send(b"D", json.dumps(ended).encode())
 
     def clean(self, ephemeral: bool) -> None:
-        """Nothing of a run may be there for the next one, except files in the working directory of a session that
-        keeps them."""
+        """Remove what a run has left, except files in the working directory of a session that keeps them."""
         for directory in self.scratch:
             empty_directory(directory, 0o1777)
         if self.cache and (ephemeral or workspace.nearly_full(self.cache)):
@@ -279,7 +299,7 @@ class Supervisor:
     # -- starting -----------------------------------------------------------------------------------------------
 
     def free_entry(self) -> str:
-        """The name for the program's file: the language's usual one unless the session has such a file itself."""
+        """The name of the program's file: the language's usual one, or another if the session has such a file."""
         name, serial = self.entry, 0
         while os.path.lexists(name):
             serial += 1
@@ -289,6 +309,8 @@ class Supervisor:
     def start_program(
         self, entry: str, environment: bytearray, cold: bool, command: list[str] | None, *, reuse: bool
     ) -> Spare:
+        """Start the program: the spare, or a new process where that can't be it. `reuse`: it may be the spare. `cold`:
+        a new process must start the interpreter from nothing. Zeroes `environment`."""
         spare, self.spare = self.spare, None
         if spare is None:
             raise RuntimeError("a run was asked for before its spare was made")
@@ -306,8 +328,12 @@ class Supervisor:
         return spare
 
     def make_spare(self, entry: str, *, cold: bool = False, command: list[str] | None = None) -> Spare:
-        """Fork a process that waits for its environment: then it becomes the program, or it is another interpreter
-        that waits by itself, or, where there is none or it is to be `cold`, it starts one, or `command`."""
+        """Fork a process for a program. It waits for the environment, and then
+
+        - becomes the program, where that is this interpreter;
+        - or is another language's interpreter, started at once and waiting in its preload script;
+        - or starts the interpreter, where there is no such script or the start is to be `cold`;
+        - or starts `command`."""
         go, go_end = os.pipe()
         stdout, stdout_end = wide_pipe()
         stderr, stderr_end = wide_pipe()
@@ -323,7 +349,7 @@ class Supervisor:
             os.dup2(stderr_end, 2)
             os.dup2(go, 3)
             if self.supervised and self.broker is not None:
-                self.broker.send(b"L", [connect_filter.enter()])
+                self.broker.send(b"L", [connect_filter.install()])
             os.closerange(4, resource.getrlimit(resource.RLIMIT_NOFILE)[0])
             _libc.prctl(PR_SET_DUMPABLE, 1, 0, 0, 0)
             landlock.enter_own_domain()
@@ -331,11 +357,11 @@ class Supervisor:
                 file.write(b"1000")  # out of memory: the program goes, not its supervisor
             for which, value in self.rlimits:
                 resource.setrlimit(which, (value, value))
-            options = self.options[bool(self.network) or self.supervised]
+            options = self.options[self.supervised]
             if self.warm and not cold and not command:
                 restore_signals()
                 own = {"ERA_SPARE": "1", "PATH": os.environ["PATH"], "LANG": "C.UTF-8"}
-                os.execve(self.warm[0], [*self.warm, *options, entry], {**self.network, **self.environment, **own})
+                os.execve(self.warm[0], [*self.warm, *options, entry], {**self.certificates, **self.environment, **own})
             becomes = self.fork and not cold and not command
             if becomes:
                 populate_pages()
@@ -388,8 +414,8 @@ class Supervisor:
         truncated = {b"O": False, b"E": False}
         cause = "exit"
         poller = select.poll()
-        hatch_fd = -1 if self.broker is None else self.broker.fd
-        for fd in (control.fd, hatch_fd, spare.pidfd, *kinds):
+        broker_fd = -1 if self.broker is None else self.broker.fd
+        for fd in (control.fd, broker_fd, spare.pidfd, *kinds):
             if fd >= 0:
                 poller.register(fd, select.POLLIN)
 
@@ -434,7 +460,7 @@ class Supervisor:
                     pass_on(fd)
                 elif fd == spare.pidfd:
                     running = False
-                elif self.broker is not None and fd == hatch_fd:
+                elif self.broker is not None and fd == broker_fd:
                     if not self.broker.answer():
                         poller.unregister(fd)
                 else:
@@ -472,7 +498,7 @@ class Supervisor:
         }
 
     def overfull_scratch(self) -> str | None:
-        """What is wrong if a scratch directory has more entries than there may be."""
+        """A sentence if a scratch directory has more entries than it may, else None."""
         for directory in (*self.scratch, self.cache) if self.cache else self.scratch:
             room = os.statvfs(directory)
             if room.f_files - room.f_ffree > self.scratch_entries:
@@ -484,7 +510,8 @@ class Supervisor:
 
 
 def serve(loaded_at_start: frozenset[str]) -> None:
-    """Supervise this sandbox. Returns only in a forked child, to become the program."""
+    """Supervise this sandbox. Returns only in a forked child, to become the program. `loaded_at_start` are the modules
+    that a plain Python has loaded."""
     try:
         supervisor = prepare(loaded_at_start)
         supervisor.loop()
@@ -499,6 +526,7 @@ def serve(loaded_at_start: frozenset[str]) -> None:
 
 
 def prepare(loaded_at_start: frozenset[str]) -> Supervisor:
+    """Read the configuration (ERA_GUEST, JSON; drivers/guest.py writes it), hand over sockets, put up the walls."""
     config = json.loads(os.environ.pop("ERA_GUEST"))
     control = config["control"]
     if control != 3:
@@ -511,11 +539,11 @@ def prepare(loaded_at_start: frozenset[str]) -> Supervisor:
     os.close(null)
     os.umask(0o022)
     reset_signals()
-    config["broker"] = None  # in gVisor others have it, and the gate's filter
+    config["broker"] = None  # in gVisor, gvisor.py has it and the connect filter
     if config["guest_listeners"]:
-        can_ask = connect_filter.is_known()
-        config["broker"] = socket_broker.hand_over(3, config["guest_listeners"], gate=can_ask)
-        config["supervised"] = config["supervised"] and can_ask
+        can_supervise = connect_filter.is_available()
+        config["broker"] = socket_broker.hand_over(3, config["guest_listeners"], can_supervise=can_supervise)
+        config["supervised"] = config["supervised"] and can_supervise
     seen = isolation_seen()  # before our own /proc is closed to us too
     config["isolation"] = {**seen, "landlock": landlock.restrict(config["landlock"])}
     _libc.prctl(PR_SET_DUMPABLE, 0, 0, 0, 0)  # /proc/1/{mem,environ,fd} are out of every program's reach

@@ -1,4 +1,4 @@
-"""System V objects and devices: what a run can leave behind that is neither a process nor a file of its own."""
+"""System V objects and devices, which a run could leave behind. They are neither processes nor files of its own."""
 
 from __future__ import annotations
 
@@ -15,13 +15,14 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 class SystemV:
-    """Those of this sandbox."""
+    """The System V objects of this sandbox."""
 
     def __init__(self) -> None:
         self._last = dict.fromkeys(_MAKE, -1)
+        """The highest identifier that has been removed, by kind; for gVisor."""
 
     def remove(self) -> None:
-        """Remove all there are. Raises OSError."""
+        """Remove all of them. Raises OSError."""
         for kind in _MAKE:
             try:
                 with open(f"/proc/sysvipc/{kind}", "rb") as table:
@@ -31,8 +32,8 @@ class SystemV:
                 self._remove_new(kind)
 
     def _remove_new(self, kind: str) -> None:
-        """The same where there is no table of them, as in gVisor, which numbers them one after the other: make one, and
-        remove all from the last one that was made so up to this."""
+        """Remove all of a kind where the kernel has no table of them. That is gVisor, which numbers them one after the
+        other: make a new one, and remove all up to that."""
         newest: int = getattr(_libc, f"{kind}get")(*_MAKE[kind])
         if newest < 0:
             raise OSError(ctypes.get_errno(), f"System V {kind} objects can't be counted")
@@ -52,7 +53,7 @@ def _remove(kind: str, identifier: int) -> None:
 
 
 def device_files() -> dict[str, tuple[int, int]]:
-    """What /dev has: mode and device number by name."""
+    """Mode and device number of each file in /dev, by its name; `.` is /dev itself."""
     with os.scandir("/dev") as entries:
         found = {entry.name: entry.stat(follow_symlinks=False) for entry in entries}
     return {name: (stat.st_mode, stat.st_rdev) for name, stat in {".": os.stat("/dev"), **found}.items()}

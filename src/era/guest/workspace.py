@@ -1,4 +1,5 @@
-"""Files in a sandbox: those of a run, put there, read back and cleared away. Whatever a program made of them."""
+"""Files in a sandbox: writing those of a run, reading its state, clearing up. Programs are hostile: any path may have
+become anything."""
 
 from __future__ import annotations
 
@@ -10,7 +11,7 @@ OPEN_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 def write_file(path: str, content: bytes) -> tuple[int, int, int]:
-    """Put a fresh regular file in the place of whatever is at `path`. Returns what tells it from another."""
+    """Put a new regular file in the place of whatever is at `path`. Returns its identity."""
     try:
         os.unlink(path)
     except FileNotFoundError:
@@ -29,11 +30,12 @@ def write_file(path: str, content: bytes) -> tuple[int, int, int]:
 
 
 def identity(stat: os.stat_result) -> tuple[int, int, int]:
+    """Inode, size and time of the last write, by which a file that was written to is told from one that was not."""
     return stat.st_ino, stat.st_size, stat.st_mtime_ns
 
 
 def remove_if_unchanged(path: str, written: tuple[int, int, int]) -> None:
-    """Take the program's file away again, unless the program made it a file of its own."""
+    """Remove the file with this identity; one that the program has changed is its own, and stays."""
     try:
         if identity(os.lstat(path)) == written:
             os.unlink(path)
@@ -42,7 +44,8 @@ def remove_if_unchanged(path: str, written: tuple[int, int, int]) -> None:
 
 
 def read_state(limit: int) -> tuple[bytes | None, str | None]:
-    """The state file's content, None where there is none to use, and why it can't be used."""
+    """The state file's content, None where there is none or it can't be used; and in the latter case why, as the end of
+    a sentence. `limit` is in bytes."""
     try:
         fd = os.open(STATE_FILE, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except FileNotFoundError:
@@ -70,8 +73,8 @@ def read_state(limit: int) -> tuple[bytes | None, str | None]:
 
 
 def empty_directory(path: str, mode: int) -> None:
-    """Remove all that is in `path`, which gets `mode`, however deep it goes: directories found below are first moved up
-    to the top, so that neither descriptors nor path lengths grow with depth."""
+    """Remove everything in the directory `path`, and give that `mode`. Nested directories are moved up to the top
+    first, so that neither descriptors nor path lengths grow with depth."""
     os.chmod(path, mode)
     top = os.open(path, OPEN_DIRECTORY)
     try:
@@ -107,14 +110,14 @@ def empty_directory(path: str, mode: int) -> None:
 
 
 def nearly_full(directory: str) -> bool:
-    """Whether a directory with a bound has little room left."""
+    """Whether less than a quarter of a tmpfs is free."""
     room = os.statvfs(directory)
     return room.f_bavail < room.f_blocks // 4
 
 
 def is_importable(entry: os.DirEntry[str]) -> bool:
-    """Whether a module may be here."""
+    """Whether a directory entry may be a module or a package."""
     try:
         return entry.name.endswith((".py", ".so")) or entry.is_dir()
     except OSError:
-        return False  # a link that leads in circles, or to where we may not look
+        return False  # a link in a circle, or to where we may not look

@@ -1,4 +1,4 @@
-"""A guest listener with somebody behind it: takes a sandbox's connections, as long as its run lasts."""
+"""Serving the connections of programs: those at a guest listener while a run lasts, and one by an asyncio protocol."""
 
 from __future__ import annotations
 
@@ -11,63 +11,82 @@ from era.core.ports import GuestListener
 from era.errors import SandboxFailed
 
 MAX_CONNECTIONS = 64
-"""At one guest listener at a time. More wait there."""
+"""At one guest listener at a time. More wait in its backlog."""
 
 _BACKLOG = 128
 
 
 class AcceptLoop:
-    """Has `serve` deal with each connection, which is over when that returns; it closes what it was given. The end of
-    the block cancels those that are left."""
+    """Listens on a guest listener as long as the block lasts, and has each connection served by a task of its own. The
+    end of the block cancels those that are left, and resets what waits in the backlog."""
 
     def __init__(self, guest_listener: GuestListener, serve: Callable[[socket.socket], Awaitable[None]]) -> None:
-        self._guest_listener = guest_listener.dup()  # the sandbox may be closed under us
-        self._guest_listener.setblocking(False)
+        """`serve` closes the socket that it gets. When it returns, the connection no longer counts."""
+        self._listener = guest_listener.dup()  # the sandbox may close its own meanwhile
+        self._listener.setblocking(False)
         self._serve = serve
-        self._listening = False
+        self._accepting = False
         self._connections: set[asyncio.Future[None]] = set()
 
     async def __aenter__(self) -> None:
         """Raises SandboxFailed."""
         try:
-            self._guest_listener.listen(_BACKLOG)
+            self._listener.listen(_BACKLOG)
         except OSError as error:
-            self._guest_listener.close()
-            raise SandboxFailed("The sandbox's guest_listener can't be used.") from error
-        self._listen(True)
+            self._listener.close()
+            raise SandboxFailed("The sandbox's guest listener can't be used.") from error
+        self._set_accepting(True)
 
     async def __aexit__(self, *_: object) -> None:
-        self._listen(False)
-        with suppress(OSError):  # not connected, it says of a socket that listened
-            self._guest_listener.shutdown(socket.SHUT_RDWR)
-        self._guest_listener.close()
+        self._set_accepting(False)
+        with suppress(OSError):  # ENOTCONN, though it has stopped listening
+            self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
         for connection in self._connections:
             connection.cancel()
         if self._connections:
             await asyncio.wait(self._connections)
 
-    def _listen(self, wanted: bool) -> None:
-        """Take connections, or let them wait."""
-        if wanted != self._listening:
-            self._listening = wanted
+    def _set_accepting(self, accepting: bool) -> None:
+        if accepting != self._accepting:
+            self._accepting = accepting
             loop = asyncio.get_running_loop()
-            if wanted:
-                loop.add_reader(self._guest_listener, self._accept)
+            if accepting:
+                loop.add_reader(self._listener, self._accept)
             else:
-                loop.remove_reader(self._guest_listener)
+                loop.remove_reader(self._listener)
 
     def _accept(self) -> None:
         try:
-            client, _ = self._guest_listener.accept()
+            client, _ = self._listener.accept()
         except OSError:
-            return  # whoever wanted in has gone, or there is no descriptor left for him
+            return  # the client has gone, or there is no descriptor left for it
         client.setblocking(False)
         connection = asyncio.ensure_future(self._serve(client))
         self._connections.add(connection)
         connection.add_done_callback(self._ended)
-        self._listen(len(self._connections) < MAX_CONNECTIONS)
+        self._set_accepting(len(self._connections) < MAX_CONNECTIONS)
 
     def _ended(self, connection: asyncio.Future[None]) -> None:
         self._connections.discard(connection)
-        if self._guest_listener.fileno() >= 0:
-            self._listen(True)
+        if self._listener.fileno() >= 0:
+            self._set_accepting(True)
+
+
+async def serve_protocol(
+    client: socket.socket, make_protocol: Callable[[Callable[[], None]], asyncio.Protocol]
+) -> None:
+    """Serve an accepted connection by an asyncio protocol until it has ended; cancelling aborts it. Closes `client`.
+
+    `make_protocol` is given what the protocol must call once its connection is lost."""
+    loop, ended = asyncio.get_running_loop(), asyncio.Event()
+    accepted = loop.create_task(loop.connect_accepted_socket(lambda: make_protocol(ended.set), client))
+    try:
+        await asyncio.shield(accepted)  # cut short, it would leave a transport behind that nobody has
+        await ended.wait()
+    except OSError:
+        client.close()
+    finally:
+        with suppress(OSError):
+            transport, _ = await accepted
+            transport.abort()

@@ -1,7 +1,7 @@
-"""A certificate authority of this process's own, by which runs with secrets are talked to in the name of their hosts.
+"""A certificate authority of this process's own, for TLS with programs of runs with secrets (interception.py).
 
 Its key is made when the service starts, and is nowhere but in this process's memory. What is on disk is a bundle of
-certificates for sandboxes: those that programs trust anyway, and this authority's. Only runs with secrets hear of it.
+certificates for sandboxes: those that programs trust anyway, and this authority's. Only runs with secrets trust it.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 BUNDLE = "/etc/era/certificates.pem"
-"""Where sandboxes have the bundle."""
+"""The bundle's path in sandboxes."""
 
 TRUSTED = "/etc/ssl/certs/ca-certificates.crt"
-"""Where Debian and others keep what this machine trusts, which sandboxes have too."""
+"""Where Debian and others keep the certificates that a machine trusts. Sandboxes have it at the same path."""
 
 _VARIABLES = (
     *("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "NODE_EXTRA_CA_CERTS", "DENO_CERT"),
@@ -33,11 +33,11 @@ _VARIABLES = (
 _YEARS = timedelta(days=3650)
 _DAY = timedelta(days=1)
 _FRESH_SECONDS = 12 * 3600.0
-_MOST_HOSTS = 1024
+_MAX_HOSTS = 1024
 
 
 class Authority:
-    """Certificates for hosts, made when they are needed."""
+    """Issues certificates for hosts when they are needed."""
 
     def __init__(self) -> None:
         self._key = ec.generate_private_key(ec.SECP256R1())
@@ -63,12 +63,13 @@ class Authority:
         new.replace(path)
 
     def context(self, host: str) -> ssl.SSLContext:
-        """TLS as this host's server has it, for programs that trust the bundle. Speaks HTTP/1.1 only."""
+        """A TLS server context with a certificate for this host, good for _FRESH_SECONDS and kept for that long. Its
+        only application protocol is HTTP/1.1."""
         made, context = self._contexts.get(host, (0.0, None))
         if context is None or time.monotonic() > made + _FRESH_SECONDS:
             context = self._new_context(host)
             self._contexts[host] = time.monotonic(), context
-            if len(self._contexts) > _MOST_HOSTS:
+            if len(self._contexts) > _MAX_HOSTS:
                 self._contexts.popitem(last=False)
         self._contexts.move_to_end(host)
         return context
@@ -89,7 +90,7 @@ class Authority:
         context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
         context.set_alpn_protocols(["http/1.1"])
         pem = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
-        # OpenSSL wants a file. This one is memory of this process.
+        # OpenSSL reads a file only. This one is memory of this process.
         with os.fdopen(os.memfd_create("era-certificate"), "wb", buffering=0) as file:
             file.write(pem + certificate.public_bytes(Encoding.PEM))
             context.load_cert_chain(f"/proc/self/fd/{file.fileno()}")
@@ -99,9 +100,10 @@ class Authority:
         self,
         subject: x509.Name,
         key: ec.EllipticCurvePublicKey,
-        lasts: timedelta,
+        validity: timedelta,
         extensions: list[tuple[x509.ExtensionType, bool]],
     ) -> x509.Certificate:
+        """A certificate by this authority; `extensions` come with whether they are critical."""
         now = datetime.now(UTC)
         builder = (
             x509.CertificateBuilder()
@@ -110,7 +112,7 @@ class Authority:
             .public_key(key)
             .serial_number(x509.random_serial_number())
             .not_valid_before(now - _DAY)
-            .not_valid_after(now + lasts)
+            .not_valid_after(now + validity)
             .add_extension(x509.SubjectKeyIdentifier.from_public_key(key), critical=False)
             .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(self._key.public_key()), critical=False)
         )
@@ -120,7 +122,7 @@ class Authority:
 
 
 def variables() -> Mapping[str, str]:
-    """What programs need to know to trust the bundle."""
+    """Environment variables by which programs trust the bundle."""
     return dict.fromkeys(_VARIABLES, BUNDLE)
 
 

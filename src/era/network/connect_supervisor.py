@@ -1,16 +1,17 @@
-"""RunConnections out for any client: TCP, UDP and DNS, as if the sandbox had a network.
+"""Outgoing connections for any client: TCP, UDP and DNS, as if the sandbox had a network.
 
 Theory of operation
 ===================
 
 A sandbox has no interface but loopback, and the kernel routes nothing anywhere else. A program that may have the
-internet lives under a filter (guest/connect_filter.py) by which the kernel asks us before each `connect`, and before a
-datagram goes to an address. We read the address from the program's memory and judge it. If it may be reached,
+internet lives under a seccomp filter (guest/connect_filter.py) by which the kernel notifies us before each `connect`,
+and before a datagram goes to an address. We read the address from the program's memory and judge it. If it may be
+reached,
 
  1. we connect to it ourselves, so that what can't be reached is told as what it is;
  2. we make that very address one of the sandbox's own loopback, and listen there, at that very port, with a socket of
     the sandbox's network;
- 3. we let the kernel go on. It connects the program to us, within the sandbox, and we pass on what is said.
+ 3. we let the kernel continue the call. It connects the program to us, within the sandbox, and we pass on the bytes.
 
 So the program has a real connection, made by the kernel, from its own socket with all its settings, and sees the
 addresses that it would see elsewhere. Nothing of the machine's network ever gets into the sandbox.
@@ -21,128 +22,163 @@ kernel finds another socket that stands for one, or the program's own, or nothin
 
 *Nothing here waits* but in tasks of the run, which end with it. What a program can have us do in a second is bounded.
 
-*Sockets* of a sandbox's network can only be made in there. We get them at its broker, when a run wants out for the
-first time. To bind them below port 1024 and to give loopback an address is up to whoever owns the sandbox's namespaces,
-or root: us.
+*Sockets* of a sandbox's network can only be made in there. We get them from its socket broker, when a run first
+connects to something. To bind them below port 1024 and to give loopback an address is up to whoever owns the sandbox's
+namespaces, or root: us.
 
-*In gVisor* the filter is on gVisor itself, and so its kernel's calls are what is asked about, those of runs without
-internet too. From a sandbox's first run with internet on we answer all of that; for a run without, that nothing can be
-reached but the sandbox itself.
+*In gVisor* the filter is on gVisor itself, so we are notified of its kernel's calls, those of runs without internet
+too. From a sandbox's first run with internet on we decide all of them; for a run without, that nothing can be reached
+but the sandbox itself.
 
-*Costs.* A run that wants nothing pays nothing. The filter is put on the waiting process after the run before.
+*Costs.* A run that connects to nothing pays nothing. The filter is put on the waiting process after the run before.
+
+*What it takes.* Linux 5.9, pidfd_getfd and process_vm_readv on the sandbox's processes, and CAP_NET_ADMIN over its
+network: any ordinary user has all that over sandboxes of his own, and any root with CAP_NET_ADMIN and CAP_SYS_PTRACE.
+`why_unsupported` tries it.
 """
 
 from __future__ import annotations
 
-import asyncio
 import errno
 import os
+from asyncio import get_running_loop
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from era.core.allowlist import Address
-from era.core.ports import GuestListener, SocketBroker
-from era.network import seccomp_notify
+from era.core.ports import Sandbox, SocketBroker
+from era.network import sandbox_sockets, seccomp_notify
 from era.network.dns import ADDRESS
-from era.network.seccomp_notify import Question, Target
+from era.network.sandbox_sockets import Target
+from era.network.seccomp_notify import Notification
 
-_QUESTIONS, _PAUSE = 200, 0.02
-"""After so many questions of one sandbox, the next ones wait for so many seconds."""
+_MAX_BURST, _PAUSE_SECONDS = 200, 0.02
+"""After so many notifications of one sandbox, the next ones wait for so long."""
+
+_NULL = 8
+"""An address at which no process has memory."""
+
+_PTRACE = "as root it needs CAP_SYS_PTRACE, and kernel.yama.ptrace_scope must be below 3"
 
 
-class Run(Protocol):
-    """Who decides, for the run that is under way."""
+def why_unsupported(sandbox: Sandbox) -> str | None:
+    """Why connections of a sandbox can't be supervised here, as a clause; None where they can.
 
-    def take(self, listener: int, asked: Question, wanted: Sequence[Target]) -> None:
-        """Answer this question, in time."""
+    Tries what each connection will need. Nothing of it is left."""
+    listener = next(iter(sandbox.guest_listeners.values()), None)
+    if sandbox.broker is None or listener is None:
+        return "this kind of sandbox has no way out"
+    if not sandbox.broker.can_supervise:
+        return "this kernel can't show us connections before it makes them (that takes Linux 5.9 or newer)"
+    try:
+        sandbox_sockets.add_address(listener, ADDRESS, 0)
+        sandbox_sockets.remove_address(listener, ADDRESS, 0)
+    except OSError as error:
+        return f"ERA may not give a sandbox's network an address ({_reason(error)}): as root it needs CAP_NET_ADMIN"
+    try:
+        seccomp_notify.duplicate_socket(sandbox.broker.pid, 0).close()
+    except OSError as error:
+        if error.errno != errno.ENOTSOCK:  # which is so, and known only once we have it
+            return f"ERA may not take over a program's socket (pidfd_getfd: {_reason(error)}): {_PTRACE}"
+    try:
+        seccomp_notify.read_memory(sandbox.broker.pid, _NULL, 1)
+    except OSError as error:
+        if error.errno != errno.EFAULT:
+            return f"ERA may not read a program's memory (process_vm_readv: {_reason(error)}): {_PTRACE}"
+    return None
+
+
+def _reason(error: OSError) -> str:
+    return os.strerror(error.errno or 0).lower()
+
+
+class ConnectHandler(Protocol):
+    """Decides about connections for the run that is under way."""
+
+    def handle(self, notify_fd: int, notification: Notification, targets: Sequence[Target]) -> None:
+        """See to it that this notification is answered. `targets` is not empty."""
         ...
 
-    def is_own(self, target: Target) -> bool:
+    def is_service(self, target: Target) -> bool:
         """Whether this address of the machine itself leads to this service."""
         ...
 
 
 class ConnectSupervisor:
-    """The gate of one sandbox: takes questions for whichever run is under way there."""
+    """Receives the seccomp notifications of one sandbox, for whichever run is under way there."""
 
-    def __init__(self, broker: SocketBroker, guest_listener: GuestListener, gone: Callable[[], None]) -> None:
-        """Raises OSError where there can be no gate."""
-        self.run: Run | None = None
+    def __init__(self, broker: SocketBroker, on_close: Callable[[], None]) -> None:
+        """`on_close` is called once the sandbox is gone."""
+        self.handler: ConnectHandler | None = None
+        """Of the run under way, None where that has no internet."""
+
         self.broker = broker
-        self._gone = gone
-        self._loop = asyncio.get_running_loop()
-        self._listener = -1
-        self._questions = 0
+        self._on_close = on_close
+        self._loop = get_running_loop()
+        self._notify_fd = -1
+        self._burst = 0
         self._closed = False
-        self._try(broker.pid, guest_listener)
-        broker.questions_to(self._ask_at)
-
-    @staticmethod
-    def _try(pid: int, guest_listener: GuestListener) -> None:
-        """Do what is needed with each connection: this user or this kernel may not do it. Raises OSError."""
-        seccomp_notify.add_address(guest_listener, ADDRESS, 0)
-        seccomp_notify.remove_address(guest_listener, ADDRESS, 0)
-        try:
-            seccomp_notify.borrowed(pid, 0).close()
-        except OSError as problem:
-            if problem.errno != errno.ENOTSOCK:  # that's what it is, once we have it
-                raise
+        broker.on_notify_fd(self._replace_notify_fd)
 
     def close(self) -> None:
         if not self._closed:
             self._closed = True
-            self._unlisten()
-            self._gone()
+            self._drop_notify_fd()
+            self._on_close()
 
-    def _ask_at(self, listener: int) -> None:
-        self._unlisten()  # whoever was under it is dead by now
-        if listener < 0:
+    def _replace_notify_fd(self, notify_fd: int) -> None:
+        """Called by the broker: a new process is under a filter, or (-1) the sandbox is gone."""
+        self._drop_notify_fd()  # whoever was under that filter is dead by now
+        if notify_fd < 0:
             self.close()
         elif self._closed:
-            os.close(listener)
+            os.close(notify_fd)
         else:
-            self._listener = listener
-            self._loop.add_reader(listener, self._asked)
+            self._notify_fd = notify_fd
+            self._loop.add_reader(notify_fd, self._receive)
 
-    def _unlisten(self) -> None:
-        if self._listener >= 0:
-            self._loop.remove_reader(self._listener)
-            os.close(self._listener)
-            self._listener = -1
+    def _drop_notify_fd(self) -> None:
+        if self._notify_fd >= 0:
+            self._loop.remove_reader(self._notify_fd)
+            os.close(self._notify_fd)
+            self._notify_fd = -1
 
-    def _asked(self) -> None:
-        listener = self._listener
+    def _receive(self) -> None:
+        notify_fd = self._notify_fd
         try:
-            asked = seccomp_notify.question(listener)
+            notification = seccomp_notify.receive(notify_fd)
         except OSError:
-            self._unlisten()
+            self._drop_notify_fd()
             return
-        if asked is None:
+        if notification is None:
             return
-        self._questions += 1
-        if self._questions >= _QUESTIONS:
-            self._loop.remove_reader(listener)
-            self._loop.call_later(_PAUSE, self._resume, listener)
+        self._burst += 1
+        if self._burst >= _MAX_BURST:
+            self._loop.remove_reader(notify_fd)
+            self._loop.call_later(_PAUSE_SECONDS, self._resume, notify_fd)
         try:
-            wanted = seccomp_notify.targets(asked)
+            targets = seccomp_notify.targets(notification)
         except OSError:
-            wanted = []
-        if not seccomp_notify.is_valid(listener, asked):
+            targets = []
+        if not seccomp_notify.is_valid(notify_fd, notification):
             return
-        outward = [one for one in wanted if not _is_inside(one[0]) or (self.run is not None and self.run.is_own(one))]
+        handler = self.handler
+        outward = [
+            one for one in targets if not _is_inside(one[0]) or (handler is not None and handler.is_service(one))
+        ]
         if not outward:  # it stays inside, or is nonsense: the kernel's own affair
-            seccomp_notify.go_on(listener, asked)
-        elif self.run is None:
-            seccomp_notify.answer(listener, asked, errno.ENETUNREACH)
+            seccomp_notify.continue_syscall(notify_fd, notification)
+        elif handler is None:
+            seccomp_notify.inject_result(notify_fd, notification, errno.ENETUNREACH)
         else:
-            self.run.take(listener, asked, outward)
+            handler.handle(notify_fd, notification, outward)
 
-    def _resume(self, listener: int) -> None:
-        self._questions = 0
-        if listener == self._listener:
-            self._loop.add_reader(listener, self._asked)
+    def _resume(self, notify_fd: int) -> None:
+        self._burst = 0
+        if notify_fd == self._notify_fd:
+            self._loop.add_reader(notify_fd, self._receive)
 
 
 def _is_inside(address: Address) -> bool:
-    """Whether this means the sandbox itself, to whoever is in it."""
+    """Whether this address means the sandbox itself, to whoever is in it."""
     return address.is_loopback or address.is_unspecified

@@ -1,4 +1,4 @@
-"""Where a run went, or tried to: what its record says of that."""
+"""The destinations of one run, as its record shows them."""
 
 from __future__ import annotations
 
@@ -6,29 +6,40 @@ from dataclasses import dataclass, field
 
 from era.core.allowlist import Address
 from era.core.models import JsonObject
-from era.network.http1 import Traffic
 
 MAX_DESTINATIONS = 100
 """Of one run that are named on its record."""
 
 
 @dataclass(slots=True)
+class Traffic:
+    """Bytes that a program has `sent` and `received`, and the names of `secrets` whose values were swapped in."""
+
+    sent: int = 0
+    received: int = 0
+    secrets: set[str] = field(default_factory=set)
+
+
+@dataclass(slots=True)
 class _Destination:
-    """One that was tried; what all connections to it have in common."""
+    """What all connections to one destination have in common."""
 
     connections: int = 0
     traffic: Traffic = field(default_factory=Traffic)
 
 
 class Destinations:
-    """Those of one run."""
+    """Counts the connections of one run, those that were refused among them."""
 
     def __init__(self) -> None:
         self._tried: dict[tuple[str, int, str | None, str | None], _Destination] = {}
         self._more = 0
 
     def note(self, host: str, port: int, address: Address | None, reason: str | None) -> Traffic:
-        """Put a connection on record; where to count what goes through it."""
+        """Put a connection on record, and return where to count its bytes.
+
+        `host` is the name that the run asked for, else the address; `address` is None for a name that wasn't resolved;
+        `reason` is the rule or failure because of which there is no connection, None where there is one."""
         key = (host, port, None if address is None else str(address), reason)
         tried = self._tried.get(key)
         if tried is None:
@@ -41,6 +52,7 @@ class Destinations:
         return tried.traffic
 
     def report(self) -> JsonObject:
+        """The record's `egress`: up to MAX_DESTINATIONS of `destinations`, and how many `more` connections."""
         return {
             "destinations": [
                 {

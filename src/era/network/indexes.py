@@ -1,14 +1,14 @@
-"""The way from inside a sandbox to the indexes of Python packages that the host's own tools ask.
+"""Access from a sandbox to the Python package indexes that the service itself uses, for builds.
 
 Theory of operation. A build needs packages from wherever the operator of the server lets packages come from: that may
 be a mirror in a private network, which is closed to programs, and the session may have no internet at all. So nobody is
 connected to an index. The service listens at a guest listener of the sandbox while the build lasts, as it does for the
 storage (storage.py), and fetches on its behalf.
 
-Two things can be asked for: the page of a package in one of the indexes, and a file that such a page has named. In a
-page each link is replaced by a number of our own, so what can be fetched are pages of indexes and what the indexes
-themselves point to, and no address that a program makes up. Requests are read as own.py reads them: one a connection,
-and nothing behind its head. Credentials are not sent.
+Two things can be asked for: the page of a package in one of the indexes (PEP 503), and a file that such a page has
+named. In a page each link is replaced by a number of our own, so what can be fetched are pages of indexes and what the
+indexes themselves point to, and no address that a program makes up. One request is served on each connection, and
+nothing behind its head is read. Credentials are not sent.
 """
 
 from __future__ import annotations
@@ -27,18 +27,19 @@ import httpx
 from era.core.ports import IndexAccess, Sandbox
 from era.errors import SandboxFailed
 from era.network.accept_loop import AcceptLoop
-from era.network.http1 import CHUNK, HEAD_SECONDS, IDLE_SECONDS, LINE, Ends, Refused, answered
+from era.network.http1 import CHUNK, Ends, Refused, read_request_head, serve_connection
+from era.network.splice import IDLE_SECONDS
 
 _PAGE = re.compile(r"/([0-9]{1,4})/([A-Za-z0-9._-]{1,200})/?")
 _FILE = re.compile(r"/file/([0-9]{1,9})/[A-Za-z0-9._+!%-]{1,300}?(\.metadata)?")
 _LINK = re.compile(r"""(<a\s[^>]*?\bhref\s*=\s*)("[^"]*"|'[^']*')""", re.IGNORECASE)
 _BASE = re.compile(r"""<base\s[^>]*?\bhref\s*=\s*("[^"]*"|'[^']*')[^>]*>""", re.IGNORECASE)
-_MAX_PAGE = 64 << 20
-_PAGES_AT_A_TIME, _AT_A_TIME = 4, 16
-"""Of one build: pages, which take memory, and requests in all."""
+_MAX_PAGE_BYTES = 64 << 20
+_MAX_PAGES, _MAX_REQUESTS = 4, 16
+"""Of one build at a time: pages, which take memory, and requests in all."""
 
 _MAX_FILES = 500_000
-"""That all pages of one build may name."""
+"""That all pages of one build may name together."""
 
 _ACCEPT = "application/vnd.pypi.simple.v1+html, text/html;q=0.9"
 
@@ -47,11 +48,11 @@ class IndexListeners:
     """See ports.Indexes."""
 
     def access(self, sandbox: Sandbox, indexes: Sequence[str]) -> IndexAccess:
-        return DoorToIndexes(sandbox, indexes) if indexes else NoIndexes()
+        return IndexListener(sandbox, indexes) if indexes else NoIndexes()
 
 
 class NoIndexes:
-    """None, since none are wanted."""
+    """No indexes: none are wanted."""
 
     def filled_in(self, text: str) -> str:
         return text
@@ -63,73 +64,73 @@ class NoIndexes:
         pass
 
 
-class DoorToIndexes:
-    """Listens on a guest listener, for one run."""
+class IndexListener:
+    """Serves a guest listener for one build."""
 
     def __init__(self, sandbox: Sandbox, indexes: Sequence[str]) -> None:
-        """Raises SandboxFailed where the sandbox has no guest_listener."""
+        """Raises SandboxFailed where the sandbox has no guest listeners."""
         guest_listener = sandbox.guest_listeners.get("storage")
         if guest_listener is None:
             raise SandboxFailed("This kind of sandbox has no way to the registries, so nothing can be built in it.")
         self._indexes = list(indexes)
-        self._at = f"http://127.0.0.1:{guest_listener.getsockname()[1]}"
+        self._base_url = f"http://127.0.0.1:{guest_listener.getsockname()[1]}"
         self._files: list[str] = []
         self._numbers: dict[str, int] = {}
-        self._listener = AcceptLoop(guest_listener, self._serve)
+        self._accept_loop = AcceptLoop(guest_listener, self._serve)
         self._client: httpx.AsyncClient
         self._stack = AsyncExitStack()
-        self._requests, self._pages = asyncio.Semaphore(_AT_A_TIME), asyncio.Semaphore(_PAGES_AT_A_TIME)
+        self._requests, self._pages = asyncio.Semaphore(_MAX_REQUESTS), asyncio.Semaphore(_MAX_PAGES)
         self._rewriting = asyncio.Lock()
 
     def filled_in(self, text: str) -> str:
         """See ports.IndexAccess."""
         for number in range(len(self._indexes)):
-            text = text.replace(f"{{{number}}}", f"{self._at}/{number}")
+            text = text.replace(f"{{{number}}}", f"{self._base_url}/{number}")
         return text
 
     async def __aenter__(self) -> None:
         context = await asyncio.to_thread(ssl.create_default_context)
         client = httpx.AsyncClient(verify=context, follow_redirects=True, timeout=httpx.Timeout(30.0))
         self._client = await self._stack.enter_async_context(client)
-        await self._listener.__aenter__()
+        await self._accept_loop.__aenter__()
 
     async def __aexit__(self, *_: object) -> None:
-        await self._listener.__aexit__()
+        await self._accept_loop.__aexit__()
         await self._stack.aclose()
 
     async def _serve(self, sock: socket.socket) -> None:
-        await answered(sock, self._serve_one)
+        await serve_connection(sock, self._serve_request)
 
-    async def _serve_one(self, ends: Ends) -> None:
+    async def _serve_request(self, ends: Ends) -> None:
         try:
-            path = await _asked_for(ends[0])
+            path = await _read_path(ends[0])
             async with self._requests:
                 await self._answer(ends[1], path)
         except (httpx.HTTPError, httpx.InvalidURL, ValueError) as error:
             raise Refused(502, "unreachable", f"the registry gave no answer ({type(error).__name__})") from error
 
     async def _answer(self, writer: asyncio.StreamWriter, path: str) -> None:
-        if found := _PAGE.fullmatch(path):
-            number = int(found[1])
+        if match := _PAGE.fullmatch(path):
+            number = int(match[1])
             if number < len(self._indexes):
                 async with self._pages:
-                    await self._page(writer, f"{self._indexes[number].rstrip('/')}/{found[2]}/")
+                    await self._send_page(writer, f"{self._indexes[number].rstrip('/')}/{match[2]}/")
                 return
-        elif found := _FILE.fullmatch(path):
-            number = int(found[1])
+        elif match := _FILE.fullmatch(path):
+            number = int(match[1])
             if number < len(self._files):
-                await self._file(writer, self._files[number] + (found[2] or ""))
+                await self._send_file(writer, self._files[number] + (match[2] or ""))
                 return
         raise Refused(404, "not_found", "there are pages of packages here, and the files that they name")
 
-    async def _page(self, writer: asyncio.StreamWriter, address: str) -> None:
-        async with self._fetched(address, Accept=_ACCEPT) as answer:
+    async def _send_page(self, writer: asyncio.StreamWriter, url: str) -> None:
+        async with self._fetch(url, Accept=_ACCEPT) as answer:
             if answer.status_code != 200:
-                raise _no(answer)
+                raise _unexpected(answer)
             content = bytearray()
             async for piece in answer.aiter_bytes():
                 content += piece
-                if len(content) > _MAX_PAGE:
+                if len(content) > _MAX_PAGE_BYTES:
                     raise Refused(502, "too_large", "the registry's page is too large")
             base = str(answer.url)
         if len(self._files) > _MAX_FILES:
@@ -137,14 +138,14 @@ class DoorToIndexes:
         async with self._rewriting:
             page = await asyncio.to_thread(self._rewritten, content.decode(errors="replace"), base)
         head = f"HTTP/1.1 200 OK\r\nContent-Type: text/html\r\nContent-Length: {len(page)}\r\nConnection: close\r\n\r\n"
-        await _said(writer, head.encode() + page)
+        await _send(writer, head.encode() + page)
 
     def _rewritten(self, page: str, base: str) -> bytes:
-        """A page whose links lead to us."""
-        if found := _BASE.search(page):
-            base = urljoin(base, unescape(found[1][1:-1]))
+        """The page with each link replaced by one to this listener."""
+        if match := _BASE.search(page):
+            base = urljoin(base, unescape(match[1][1:-1]))
 
-        def ours(link: re.Match[str]) -> str:
+        def numbered(link: re.Match[str]) -> str:
             address, fragment = urldefrag(urljoin(base, unescape(link[2][1:-1])))
             if not address.startswith(("http://", "https://")):
                 return f'{link[1]}""'
@@ -152,43 +153,40 @@ class DoorToIndexes:
             if number == len(self._files):
                 self._files.append(address)
             name = address.partition("?")[0].rpartition("/")[2]
-            return f'{link[1]}"{escape(f"{self._at}/file/{number}/{name}#{fragment}")}"'
+            return f'{link[1]}"{escape(f"{self._base_url}/file/{number}/{name}#{fragment}")}"'
 
-        return _LINK.sub(ours, _BASE.sub("", page)).encode()
+        return _LINK.sub(numbered, _BASE.sub("", page)).encode()
 
-    async def _file(self, writer: asyncio.StreamWriter, address: str) -> None:
-        async with self._fetched(address, **{"Accept-Encoding": "identity"}) as answer:
+    async def _send_file(self, writer: asyncio.StreamWriter, url: str) -> None:
+        async with self._fetch(url, **{"Accept-Encoding": "identity"}) as answer:
             if answer.status_code != 200 or "content-encoding" in answer.headers:
-                raise _no(answer)
+                raise _unexpected(answer)
             size = answer.headers.get("content-length", "")
             length = f"Content-Length: {size}\r\n" if size.isdigit() else ""
             head = f"HTTP/1.1 200 OK\r\nContent-Type: application/octet-stream\r\n{length}Connection: close\r\n\r\n"
-            await _said(writer, head.encode())
+            await _send(writer, head.encode())
             async for piece in answer.aiter_raw(CHUNK):
-                await _said(writer, piece)
+                await _send(writer, piece)
         writer.write_eof()
         writer.transport.set_write_buffer_limits(0)
-        await _said(writer, b"")
+        await _send(writer, b"")
 
     @asynccontextmanager
-    async def _fetched(self, address: str, **headers: str) -> AsyncIterator[httpx.Response]:
-        async with self._client.stream("GET", address, headers=headers) as answer:
+    async def _fetch(self, url: str, **headers: str) -> AsyncIterator[httpx.Response]:
+        async with self._client.stream("GET", url, headers=headers) as answer:
             yield answer
 
 
-async def _asked_for(reader: asyncio.StreamReader) -> str:
-    """The path of a request. Raises Refused."""
-    async with asyncio.timeout(HEAD_SECONDS):
-        head = await reader.readuntil(b"\r\n\r\n")
-    match = LINE.fullmatch(head.partition(b"\r\n")[0])
-    if match is None:
-        raise Refused(400, "bad_request", "this is no HTTP request")
-    if match[1] != b"GET":  # to uv this says that it can't read a part of a file, so it reads all of it
+async def _read_path(reader: asyncio.StreamReader) -> str:
+    """The target of a request. Raises Refused."""
+    request = await read_request_head(reader)
+    if request.method != b"GET":  # by which uv knows that it can't read a part of a file, so it reads all of it
         raise Refused(405, "only_get", "packages are asked for with GET")
-    return match[2].decode("ascii")
+    return request.target.decode("ascii")
 
 
-async def _said(writer: asyncio.StreamWriter, content: bytes) -> None:
+async def _send(writer: asyncio.StreamWriter, content: bytes) -> None:
+    """Write, and wait until the program has room for it. Without content: until it has taken everything before."""
     async with asyncio.timeout(IDLE_SECONDS):
         for begin in range(0, len(content), CHUNK):
             writer.write(content[begin : begin + CHUNK])
@@ -197,7 +195,7 @@ async def _said(writer: asyncio.StreamWriter, content: bytes) -> None:
             await writer.drain()
 
 
-def _no(answer: httpx.Response) -> Refused:
-    """What is said to a program of an answer that isn't the one that was asked for."""
+def _unexpected(answer: httpx.Response) -> Refused:
+    """The refusal for a registry's answer that is no 200."""
     status = answer.status_code if 400 <= answer.status_code < 600 else 502
     return Refused(status, "registry", f"the registry answered {answer.status_code}")

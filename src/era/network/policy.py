@@ -1,12 +1,11 @@
 """Which addresses programs may be connected to.
 
-Theory of operation. What is asked for is a name, and a name can mean anything: `2130706433` and `0177.1` are the
-loopback address to every resolver, a name of an attacker's own may lead anywhere, and to somewhere else a moment later.
-So nothing is decided by name. It is resolved once, each address that came is judged, and the connection is made to an
-address that was judged and not to the name.
+Theory of operation. A name can mean anything: `2130706433` and `0177.1` are the loopback address to every resolver, a
+name of an attacker's own may lead anywhere, and to somewhere else a moment later. So nothing is decided by name: the
+address is judged that a program connects to, and the connection is made to that address.
 
-An IPv6 address may carry an IPv4 address that some router or the kernel unwraps. Such a one is judged by what it
-carries too.
+An IPv6 address may embed an IPv4 address that some router or the kernel unwraps. Such a one is judged by the embedded
+address too.
 
 Whether an address is one of this machine's own only the kernel knows, and only now: interfaces come and go. It says so
 by letting a socket be bound to it.
@@ -18,10 +17,11 @@ import errno
 import socket
 from collections.abc import Sequence
 from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv6Address, ip_network
+from ipaddress import IPv4Address, ip_network
 
 from era.core.allowlist import Address, Range
 from era.errors import BadRequest
+from era.network.dialing import family
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,9 +31,10 @@ class Rule:
     name: str
     why: str
     may_be_lifted: bool = False
-    """A setting may allow ranges of these."""
+    """Whether the setting ERA_EGRESS_PRIVATE may allow ranges of these."""
 
 
+NOT_IN_ALLOWLIST = Rule("not_in_allowlist", "the session's egress.allow doesn't have it")
 OWN = Rule("own_address", "it is an address of the machine that ERA runs on")
 _UNSPECIFIED = Rule("unspecified", "it is no address of anything")
 _LOOPBACK = Rule("loopback", "it is a loopback address")
@@ -58,7 +59,7 @@ _RANGES: tuple[tuple[Range, Rule], ...] = tuple(
     for text in texts
 )
 _EMBEDDED = tuple(
-    # An IPv4 address is at this bit, counted from the right, of addresses in this range.
+    # Addresses in this range embed an IPv4 address, whose lowest bit is this one counted from the right.
     (ip_network(text), bit)
     for text, bit in (
         ("::ffff:0:0/96", 0),
@@ -69,35 +70,36 @@ _EMBEDDED = tuple(
     )
 )
 _ISATAP = (0x0000_5EFE, 0x0200_5EFE)
-"""What stands before an IPv4 address in the lower half of an ISATAP address, whatever its upper half."""
+"""The 32 bits before the IPv4 address in the lower half of an ISATAP address (RFC 5214), whatever its upper half."""
 
 
 class Policy:
-    """The server's policy. `private` are ranges that may be connected to although they are private."""
+    """The server's policy, the same for all sessions."""
 
     def __init__(self, private: Sequence[Range] = ()) -> None:
+        """`private` are ranges that may be connected to although they are private."""
         self._private = tuple(private)
 
     def refuses(self, address: Address) -> Rule | None:
         """The rule that refuses this address, None where it may be connected to."""
         forms = [address, *embedded(address)]
         for form in forms:
-            for one, rule in _RANGES:
-                if form in one and not (rule.may_be_lifted and self._is_lifted(form)):
-                    # ::1 and :: are in the range of IPv4 addresses too, but are told by their own names.
+            for network, rule in _RANGES:
+                if form in network and not (rule.may_be_lifted and self._is_lifted(form)):
+                    # ::1 and :: embed IPv4 addresses too, but their own rules come first.
                     return rule
         return OWN if any(map(is_own, forms)) else None
 
     def _is_lifted(self, address: Address) -> bool:
-        return any(address in one for one in self._private)
+        return any(address in network for network in self._private)
 
 
 def embedded(address: Address) -> list[IPv4Address]:
-    """The IPv4 addresses that an IPv6 address carries."""
+    """The IPv4 addresses that an IPv6 address embeds."""
     if isinstance(address, IPv4Address):
         return []
     number = int(address)
-    found = [IPv4Address(number >> bit & 0xFFFF_FFFF) for one, bit in _EMBEDDED if address in one]
+    found = [IPv4Address(number >> bit & 0xFFFF_FFFF) for network, bit in _EMBEDDED if address in network]
     if number >> 32 & 0xFFFF_FFFF in _ISATAP:
         found.append(IPv4Address(number & 0xFFFF_FFFF))
     return found
@@ -105,38 +107,31 @@ def embedded(address: Address) -> list[IPv4Address]:
 
 def is_own(address: Address) -> bool:
     """Whether this machine has this address now."""
-    family = socket.AF_INET if isinstance(address, IPv4Address) else socket.AF_INET6
     try:
-        with socket.socket(family, socket.SOCK_DGRAM) as probe:
+        with socket.socket(family(address), socket.SOCK_DGRAM) as probe:
             probe.bind((str(address), 0))
     except OSError as error:
-        # Anything else than "no such address" or "no such family" tells nothing, so it is taken for the worse.
+        # Any other error than "no such address" or "no such family" proves nothing, so the worse is assumed.
         return error.errno not in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)
     return True
 
 
 def ranges(text: str) -> list[Range]:
-    """Ranges as the setting writes them: separated by commas. Raises BadRequest for one that may not be allowed."""
+    """Parse ERA_EGRESS_PRIVATE: ranges separated by commas. Raises BadRequest for one that may not be allowed."""
     found = []
     for entry in filter(None, (part.strip() for part in text.split(","))):
         try:
-            one = ip_network(entry)
+            network = ip_network(entry)
         except ValueError:
             raise BadRequest(
                 f"ERA_EGRESS_PRIVATE has {entry[:80]!r}, which is no range of addresses.",
                 hint="Write ranges as 10.1.0.0/16, separated by commas.",
             ) from None
         liftable = [known for known, rule in _RANGES if rule.may_be_lifted]
-        if not any(one.version == known.version and one.subnet_of(known) for known in liftable):  # type: ignore[arg-type]  # both of one version
+        if not any(network.version == known.version and network.subnet_of(known) for known in liftable):  # type: ignore[arg-type]  # both of one version
             raise BadRequest(
                 f"ERA_EGRESS_PRIVATE has {entry[:80]!r}, which is not within a private range.",
                 hint="It may name ranges of " + ", ".join(map(str, liftable)) + "; all else is decided already.",
             )
-        found.append(one)
+        found.append(network)
     return found
-
-
-def parsed(text: str) -> Address:
-    """An address as the resolver writes it; what follows a `%` names an interface."""
-    text = text.partition("%")[0]
-    return IPv6Address(text) if ":" in text else IPv4Address(text)

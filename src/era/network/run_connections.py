@@ -1,4 +1,4 @@
-"""What one run has open through its gate: addresses, listeners, connections, datagrams. See connect_supervisor.py."""
+"""The connections and datagrams of one run that has internet. connect_supervisor.py has the theory of operation."""
 
 from __future__ import annotations
 
@@ -10,22 +10,22 @@ import socket
 from collections import deque
 from collections.abc import Callable, Coroutine, Sequence
 from contextlib import suppress
-from ipaddress import IPv4Address
 from typing import Any
 
 import structlog
 
 from era.core.allowlist import Address, Allowlist
 from era.core.ports import SocketBroker
-from era.network import own, seccomp_notify, splice
-from era.network.datagrams import Datagrams
-from era.network.destinations import Destinations
-from era.network.dialing import CONNECT_SECONDS, NO_RULE, connected
+from era.network import seccomp_notify, splice
+from era.network.accept_loop import serve_protocol
+from era.network.datagrams import DatagramRelay
+from era.network.destinations import Destinations, Traffic
+from era.network.dialing import CONNECT_SECONDS, connect, family
 from era.network.dns import ADDRESS, PORT, Names
-from era.network.http1 import Traffic
 from era.network.interception import Interception
-from era.network.policy import Policy
-from era.network.seccomp_notify import Question, Target
+from era.network.policy import NOT_IN_ALLOWLIST, Policy
+from era.network.sandbox_sockets import Target, add_address, bind, remove_address, set_drop_all
+from era.network.seccomp_notify import Notification
 
 log = structlog.get_logger()
 
@@ -39,22 +39,29 @@ MAX_DATAGRAMS = 256
 """Destinations of datagrams that one run may have at a time; those that were used least lately are forgotten."""
 
 PATIENCE = 0.2
-"""Seconds that a program which doesn't want to wait is kept until it's known whether somebody answers. After that it
-goes on, and its connection is made or refused at the kernel's next try once that's known: within a second, or more if
-it has waited for more."""
+"""Seconds for which a non-blocking `connect` is held back until it's known whether somebody answers. After that the
+program goes on, and its connection is made or refused at the kernel's next try once that's known: within a second, or
+more if it has waited for more."""
 
 _ARRIVE_SECONDS = 5.0
+"""Within which a program arrives at a listener, once its destination has answered."""
+
 _BACKLOG = 512
-_TRIES = 100
-_FEW = 8
-"""Addresses that are removed at once; the kernel takes its time for more."""
+_IPV6_TRIES = 100
+_FEW_ADDRESSES = 8
+"""That are removed at once; the kernel takes its time for more."""
 
 _NAMESERVER = (ADDRESS, PORT)
 _TCP_CLOSE = 7
 
+type MakeServiceProtocol = Callable[[Callable[[int, int], None], Callable[[], None]], asyncio.Protocol]
+"""Makes the protocol that serves one connection of a program to this service. The first argument is called with the
+numbers of bytes that were received from the program and sent to it, the second when the connection has ended."""
+
 
 class _Connection:
-    """One that is being made. `dialed` becomes its error, 0 for none, and `client` the program's end."""
+    """A connection that is being made. `dialed` becomes the errno of connecting to the destination, 0 for success, and
+    `client` the program's end."""
 
     def __init__(self) -> None:
         loop = asyncio.get_running_loop()
@@ -68,11 +75,11 @@ class _DestinationListener:
     def __init__(self, sock: socket.socket, target: Target) -> None:
         self.sock, self.target = sock, target
         self.waiting: deque[_Connection] = deque()
-        self.held = False
+        self.drops_all = False
 
 
 class RunConnections:
-    """All that is open for one run, until `close`."""
+    """Everything that is open for one run, until `close`."""
 
     def __init__(
         self,
@@ -80,43 +87,52 @@ class RunConnections:
         policy: Policy,
         allow: Allowlist,
         destinations: Destinations,
-        own: Callable[[Target], own.Place | None],
+        service_protocol: Callable[[Target], MakeServiceProtocol | None],
         interception: Interception | None = None,
     ) -> None:
-        """`own` tells where this service is if that is what an address leads to. `interception` is that of a run with
-        secrets."""
-        self._own = own
+        """`service_protocol` returns what serves a target that is this service itself, None for any other.
+        `interception` is that of a run with secrets."""
+        self._service_protocol = service_protocol
         self._interception = interception
         self._broker, self._policy, self._allow, self._destinations = broker, policy, allow, destinations
         self._loop = asyncio.get_running_loop()
         self._names = Names(allow, lambda name: self._refuse(name, PORT, None))
         self._tasks: set[asyncio.Task[None]] = set()
-        self._connections = 0
+        self._count = 0
+        """Of connections, those that are being made included."""
+
         self._addresses: dict[Address, int] = {}
+        """The addresses that the sandbox's loopback has been given, with the serial numbers of their aliases."""
+
         self._probes: dict[int, socket.socket] = {}
+        """By IP version: a socket of the sandbox's network, through which that gets addresses."""
+
         self._adding = asyncio.Lock()
         self._listeners: dict[Target, _DestinationListener] = {}
-        self._others: set[_DestinationListener] = set()
-        self._datagrams: dict[Target, Callable[[], None]] = {}
+        self._displaced: set[_DestinationListener] = set()
+        """Listeners at another port than their destination's, since the program listens there itself."""
 
-    def take(self, listener: int, asked: Question, wanted: Sequence[Target]) -> None:
-        """Answer this question, in time."""
-        if not asked.connects and all(one in self._datagrams for one in wanted):
-            seccomp_notify.go_on(listener, asked)
+        self._datagrams: dict[Target, Callable[[], None]] = {}
+        """By target: the function that ends what serves it. Those that were used least lately come first."""
+
+    def handle(self, notify_fd: int, notification: Notification, targets: Sequence[Target]) -> None:
+        """See ConnectHandler."""
+        if not notification.connects and all(target in self._datagrams for target in targets):
+            seccomp_notify.continue_syscall(notify_fd, notification)
         else:
-            self._begin(self._answer(listener, asked, wanted))
+            self._begin(self._decide(notify_fd, notification, targets))
 
     async def close(self) -> None:
-        """End everything. What used it is dead."""
+        """Close everything. No process of the run is alive any more."""
         for task in self._tasks:
             task.cancel()
         if self._tasks:
             await asyncio.wait(self._tasks)
-        for listener in [*self._listeners.values(), *self._others]:
+        for listener in [*self._listeners.values(), *self._displaced]:
             self._close(listener)
         for close in self._datagrams.values():
             close()
-        if len(self._addresses) > _FEW:
+        if len(self._addresses) > _FEW_ADDRESSES:
             await asyncio.to_thread(self._remove_addresses)
         else:
             self._remove_addresses()
@@ -126,30 +142,31 @@ class RunConnections:
     def _remove_addresses(self) -> None:
         for address, serial in self._addresses.items():
             with suppress(OSError):  # gone with the sandbox
-                seccomp_notify.remove_address(self._probes[address.version], address, serial)
+                remove_address(self._probes[address.version], address, serial)
 
     def _begin(self, work: Coroutine[Any, Any, None]) -> None:
         task = self._loop.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _answer(self, listener: int, asked: Question, wanted: Sequence[Target]) -> None:
+    async def _decide(self, notify_fd: int, notification: Notification, targets: Sequence[Target]) -> None:
         try:
-            error = await self._open(asked, wanted)
+            result = await self._prepare(notification, targets)
         except OSError as problem:
-            error = problem.errno or errno.EIO
+            result = problem.errno or errno.EIO
         except Exception:
-            log.exception("gate_failed")
-            error = errno.EIO
-        if error is None:
-            seccomp_notify.go_on(listener, asked)
+            log.exception("connect_not_handled")
+            result = errno.EIO
+        if result is None:
+            seccomp_notify.continue_syscall(notify_fd, notification)
         else:
-            seccomp_notify.answer(listener, asked, error)
+            seccomp_notify.inject_result(notify_fd, notification, result)
 
-    async def _open(self, asked: Question, wanted: Sequence[Target]) -> int | None:
-        """Make ready for the kernel to go on. Or what to answer in its stead. Raises OSError as the answer."""
+    async def _prepare(self, notification: Notification, targets: Sequence[Target]) -> int | None:
+        """Return None to continue the system call, otherwise the errno (or 0) to return from it. Raises OSError with
+        the errno to return."""
         try:
-            sock = seccomp_notify.borrowed(asked.thread, asked.descriptor)
+            sock = seccomp_notify.duplicate_socket(notification.thread, notification.descriptor)
         except OSError as problem:
             if problem.errno in (errno.EPERM, errno.EACCES):
                 raise
@@ -157,58 +174,58 @@ class RunConnections:
         with sock:
             if sock.family not in (socket.AF_INET, socket.AF_INET6):
                 return None
-            if sock.type == socket.SOCK_STREAM and asked.connects:
-                return None if _has_begun(sock) else await self._stream(sock, wanted[0])
+            if sock.type == socket.SOCK_STREAM and notification.connects:
+                return None if _has_begun(sock) else await self._connect_stream(sock, targets[0])
             if sock.type == socket.SOCK_DGRAM and sock.proto == socket.IPPROTO_UDP:
-                for one in wanted:
-                    other = await self._datagram(one)
-                    if other is not None and asked.call == "connect":
-                        sock.connect(_written(other, sock))
+                for target in targets:
+                    displaced = await self._open_datagrams(target)
+                    if displaced is not None and notification.syscall == "connect":
+                        sock.connect(_as_sockaddr(displaced, sock))
                         return 0
-                    if other is not None:
+                    if displaced is not None:
                         raise OSError(errno.EADDRINUSE, "the program has this port itself")
             return None
 
     def _judge(self, target: Target) -> str:
-        """The name under which it's known. Raises OSError where it may not be reached."""
+        """The name under which the target goes on record. Raises OSError where it may not be reached."""
         address, port = target
         host = self._names.of(address)
         rule = self._policy.refuses(address)
         if rule is None and not (
             self._allow.everything or self._names.allows(address) or self._allow.has_address(address)
         ):
-            rule = NO_RULE
+            rule = NOT_IN_ALLOWLIST
         if rule is not None:
             self._refuse(host, port, address, rule.name)
             raise OSError(errno.EACCES, rule.why)
         return host
 
-    def _refuse(self, host: str, port: int, address: Address | None, rule: str = NO_RULE.name) -> None:
+    def _refuse(self, host: str, port: int, address: Address | None, rule: str = NOT_IN_ALLOWLIST.name) -> None:
         self._destinations.note(host, port, address, rule)
 
     # -- connections --------------------------------------------------------------------------------------------
 
-    async def _stream(self, sock: socket.socket, target: Target) -> int | None:
+    async def _connect_stream(self, sock: socket.socket, target: Target) -> int | None:
+        """Prepare a TCP connection of the program's `sock`. Returns and raises as `_prepare` does."""
         connection = _Connection()
-        service = self._own(target)
+        make_protocol = self._service_protocol(target)
         if target == _NAMESERVER:
             connection.dialed.set_result(0)
-            self._begin(self._counted(self._asking(connection)))
-        elif service is not None:
+            self._begin(self._counted(self._serve_names(connection)))
+        elif make_protocol is not None:
             if not (self._allow.everything or self._allow.has_address(target[0])):
                 self._refuse(str(target[0]), target[1], target[0])
                 return errno.EACCES
             connection.dialed.set_result(0)
-            self._begin(self._counted(self._calling(connection, service, target)))
+            self._begin(self._counted(self._serve_service(connection, make_protocol, target)))
         elif not target[1]:
             return None
         else:
             host = self._judge(target)
-            if self._connections >= MAX_CONNECTIONS:
+            if self._count >= MAX_CONNECTIONS:
                 raise OSError(errno.ENOBUFS, "too many connections")
             self._begin(self._counted(self._carry(connection, host, target)))
-            waits = os.get_blocking(sock.fileno())
-            patience = CONNECT_SECONDS + 1 if waits else PATIENCE
+            patience = CONNECT_SECONDS + 1 if os.get_blocking(sock.fileno()) else PATIENCE
             await asyncio.wait({connection.dialed}, timeout=patience)
             if connection.dialed.done() and (error := connection.dialed.result()):
                 return error
@@ -219,30 +236,30 @@ class RunConnections:
             raise
         listener.waiting.append(connection)
         if connection.dialed.done():
-            self._known(listener, connection)
+            self._on_dialed(listener, connection)
         else:
-            connection.dialed.add_done_callback(lambda _: self._known(listener, connection))
-            self._hold(listener)
-        if listener in self._others and target[0].is_loopback:
+            connection.dialed.add_done_callback(lambda _: self._on_dialed(listener, connection))
+            self._update_filter(listener)
+        if listener in self._displaced and target[0].is_loopback:
             self._give_up(listener, connection)  # the program has that port itself: this is its own affair
-        elif listener in self._others:
-            return await self._connect(sock, listener)
+        elif listener in self._displaced:
+            return await self._connect_to_listener(sock, listener)
         return None
 
     async def _counted(self, work: Coroutine[Any, Any, None]) -> None:
-        self._connections += 1
+        self._count += 1
         try:
             await work
         finally:
-            self._connections -= 1
+            self._count -= 1
 
     async def _carry(self, connection: _Connection, host: str, target: Target) -> None:
-        """Connect to a destination, and pass on what is said. Not before the program is there, who may never come."""
+        """Connect to a destination, wait for the program, which may never come, and pass on bytes both ways."""
         address, port = target
         server = None
         try:
             try:
-                server = await connected(address, port)
+                server = await connect(address, port)
             except OSError as problem:
                 late = isinstance(problem, TimeoutError)
                 self._destinations.note(host, port, address, "timed_out" if late else "unreachable")
@@ -268,33 +285,39 @@ class RunConnections:
                 server.close()
             _dismiss(connection)
 
-    async def _asking(self, connection: _Connection) -> None:
-        """Answer a program that asks for names over TCP."""
+    async def _serve_names(self, connection: _Connection) -> None:
+        """Serve DNS over TCP."""
         try:
             with suppress(OSError, TimeoutError):
                 await self._names.serve_stream(await connection.client)
         finally:
             _dismiss(connection)
 
-    async def _calling(self, connection: _Connection, service: own.Place, target: Target) -> None:
-        """Answer a program that calls this service."""
+    async def _serve_service(self, connection: _Connection, make_protocol: MakeServiceProtocol, target: Target) -> None:
+        """Serve a program that calls this service, in this process."""
         try:
             client = await connection.client
             traffic = self._destinations.note(str(target[0]), target[1], target[0], None)
-            await own.serve(client, service, traffic)
+
+            def count(received: int, sent: int) -> None:
+                traffic.sent += received  # as the program sees it
+                traffic.received += sent
+
+            await serve_protocol(client, lambda ended: make_protocol(count, ended))
         finally:
             _dismiss(connection)
 
     def _is_expected(self, connection: _Connection) -> bool:
-        return any(connection in one.waiting for one in (*self._listeners.values(), *self._others))
+        """Whether a program may still arrive for this connection."""
+        return any(connection in listener.waiting for listener in (*self._listeners.values(), *self._displaced))
 
     async def _listener(self, target: Target) -> _DestinationListener:
-        """What stands for this destination. Raises OSError."""
+        """The listener that stands for this destination. Raises OSError."""
         if target in self._listeners:
             return self._listeners[target]
         await self._add_address(target[0])
-        sock = await self._broker.new_socket(_family(target[0]), socket.SOCK_STREAM)
-        if target in self._listeners:  # by now
+        sock = await self._broker.new_socket(family(target[0]), socket.SOCK_STREAM)
+        if target in self._listeners:  # made meanwhile
             self._broker.give_back(sock)
             return self._listeners[target]
         listener = _DestinationListener(sock, target)
@@ -302,13 +325,13 @@ class RunConnections:
             sock.setblocking(False)
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
-                _bind(sock, target)
+                bind(sock, target)
             except OSError as problem:
                 if problem.errno != errno.EADDRINUSE:
                     raise
-                # The program has a server at this port itself. So it's connected to another one, by us.
-                _bind(sock, (target[0], 0))
-                self._others.add(listener)
+                # The program listens at this port itself. So we listen at another, and connect it to that.
+                bind(sock, (target[0], 0))
+                self._displaced.add(listener)
             else:
                 self._listeners[target] = listener
             sock.listen(_BACKLOG)
@@ -335,24 +358,25 @@ class RunConnections:
         if not listener.waiting:
             self._close(listener)
 
-    def _known(self, listener: _DestinationListener, connection: _Connection) -> None:
-        """It's known whether somebody answers: let the program in, or have it refused."""
+    def _on_dialed(self, listener: _DestinationListener, connection: _Connection) -> None:
+        """The destination has answered or failed: let the program in, or have it refused."""
         if connection.dialed.result():
             self._give_up(listener, connection)
         else:
             self._loop.call_later(_ARRIVE_SECONDS, self._give_up, listener, connection)
-        self._hold(listener)
+        self._update_filter(listener)
 
-    def _hold(self, listener: _DestinationListener) -> None:
-        """Let programs wait at a listener as long as it's known of none of their connections that somebody answers.
-        Which of them gets which is all the same."""
-        hold = not any(one.dialed.done() for one in listener.waiting)
-        if listener.sock.fileno() >= 0 and listener.held != hold:
-            seccomp_notify.hold(listener.sock, yes=hold)
-            listener.held = hold
+    def _update_filter(self, listener: _DestinationListener) -> None:
+        """Drop what arrives at a listener as long as no destination of a waiting connection has answered. Which program
+        gets which of these connections makes no difference: all lead to the same destination."""
+        drop = not any(connection.dialed.done() for connection in listener.waiting)
+        if listener.sock.fileno() >= 0 and listener.drops_all != drop:
+            set_drop_all(listener.sock, enabled=drop)
+            listener.drops_all = drop
 
     def _give_up(self, listener: _DestinationListener, connection: _Connection) -> None:
-        """Nobody came: it was killed, or has changed its mind."""
+        """Expect a connection no longer: its destination doesn't answer, or the program, killed or with its socket closed,
+        doesn't come."""
         if connection in listener.waiting:
             listener.waiting.remove(connection)
             connection.client.cancel()
@@ -360,28 +384,28 @@ class RunConnections:
                 self._close(listener)
 
     def _close(self, listener: _DestinationListener) -> None:
-        # At once, since the program may want to listen at that port itself.
+        # Without waiting, since the program may want to listen at that port itself.
         if listener.sock.fileno() >= 0:
             self._loop.remove_reader(listener.sock)
             listener.sock.close()
-        self._others.discard(listener)
+        self._displaced.discard(listener)
         if self._listeners.get(listener.target) is listener:
             del self._listeners[listener.target]
 
-    async def _connect(self, sock: socket.socket, listener: _DestinationListener) -> int:
-        """Connect a program's own socket to where a listener is, as if it had done so itself."""
-        waits = os.get_blocking(sock.fileno())
-        settings = fcntl.fcntl(sock, fcntl.F_GETFL)
-        fcntl.fcntl(sock, fcntl.F_SETFL, settings | os.O_NONBLOCK)
+    async def _connect_to_listener(self, sock: socket.socket, listener: _DestinationListener) -> int:
+        """Connect a program's own socket to a displaced listener, as its `connect` would: the errno, 0 for success."""
+        blocking = os.get_blocking(sock.fileno())
+        flags = fcntl.fcntl(sock, fcntl.F_GETFL)
+        fcntl.fcntl(sock, fcntl.F_SETFL, flags | os.O_NONBLOCK)
         try:
-            error = sock.connect_ex(_written(listener.sock.getsockname()[:2], sock))
+            error = sock.connect_ex(_as_sockaddr(listener.sock.getsockname()[:2], sock))
         finally:
-            fcntl.fcntl(sock, fcntl.F_SETFL, settings)
-        if error == errno.EINPROGRESS and waits:
-            there = asyncio.Event()
-            self._loop.add_writer(sock, there.set)
+            fcntl.fcntl(sock, fcntl.F_SETFL, flags)
+        if error == errno.EINPROGRESS and blocking:
+            writable = asyncio.Event()
+            self._loop.add_writer(sock, writable.set)
             try:
-                await asyncio.wait_for(there.wait(), _ARRIVE_SECONDS)
+                await asyncio.wait_for(writable.wait(), _ARRIVE_SECONDS)
             finally:
                 self._loop.remove_writer(sock)
             error = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
@@ -389,8 +413,9 @@ class RunConnections:
 
     # -- datagrams ----------------------------------------------------------------------------------------------
 
-    async def _datagram(self, target: Target) -> tuple[str, int] | None:
-        """Stand ready for datagrams. Another place where they must go, if it can't be this one. Raises OSError."""
+    async def _open_datagrams(self, target: Target) -> tuple[str, int] | None:
+        """Relay datagrams to a target. Returns None where programs can send to the target itself, else where else they
+        must send, since they have bound its port. Raises OSError."""
         if target[0].is_loopback:
             return None  # only connections lead to this service
         if target in self._datagrams:
@@ -400,19 +425,19 @@ class RunConnections:
         await self._add_address(target[0])
         if not target[1]:
             return None  # programs connect like that to see which of their addresses would be used
-        sock = await self._broker.new_socket(_family(target[0]), socket.SOCK_DGRAM)
+        sock = await self._broker.new_socket(family(target[0]), socket.SOCK_DGRAM)
         if target in self._datagrams:
             self._broker.give_back(sock)
             return None
-        other = None
+        displaced = None
         try:
             try:
-                _bind(sock, target)
+                bind(sock, target)
             except OSError as problem:
                 if problem.errno != errno.EADDRINUSE:
                     raise
-                _bind(sock, (target[0], 0))
-                other = sock.getsockname()[:2]
+                bind(sock, (target[0], 0))
+                displaced = sock.getsockname()[:2]
         except BaseException:
             sock.close()
             raise
@@ -421,32 +446,32 @@ class RunConnections:
         if target == _NAMESERVER:
             close = self._names.serve_datagrams(sock)
         else:
-            close = Datagrams(sock, target, self._destinations.note(host, target[1], target[0], None)).close
-        self._datagrams[target if other is None else (target[0], other[1])] = close
-        return other
+            close = DatagramRelay(sock, target, self._destinations.note(host, target[1], target[0], None)).close
+        self._datagrams[target if displaced is None else (target[0], displaced[1])] = close
+        return displaced
 
     # -- addresses ----------------------------------------------------------------------------------------------
 
     async def _add_address(self, address: Address) -> None:
-        """Make it one of the sandbox's own. Raises OSError."""
+        """Make an address one of the sandbox's own. Raises OSError."""
         async with self._adding:
             if address in self._addresses or address.is_loopback:
                 return
             if len(self._addresses) >= MAX_ADDRESSES:
                 raise OSError(errno.ENOBUFS, "too many addresses")
             if address.version not in self._probes:
-                self._probes[address.version] = await self._broker.new_socket(_family(address), socket.SOCK_DGRAM)
+                self._probes[address.version] = await self._broker.new_socket(family(address), socket.SOCK_DGRAM)
             serial = len(self._addresses) + 1
-            seccomp_notify.add_address(self._probes[address.version], address, serial)
+            add_address(self._probes[address.version], address, serial)
             self._addresses[address] = serial
             if address.version == 6:
-                await self._usable(address)
+                await self._wait_until_usable(address)
 
-    async def _usable(self, address: Address) -> None:
-        """Wait until the kernel takes a new IPv6 address for its own."""
+    async def _wait_until_usable(self, address: Address) -> None:
+        """Wait until a new IPv6 address can be bound to. The kernel gives no sign of that."""
         probe = await self._broker.new_socket(socket.AF_INET6, socket.SOCK_DGRAM)
         with probe:
-            for _ in range(_TRIES):
+            for _ in range(_IPV6_TRIES):
                 try:
                     probe.bind((str(address), 0))
                 except OSError:
@@ -456,7 +481,7 @@ class RunConnections:
 
 
 def _dismiss(connection: _Connection) -> None:
-    """Close the program's end, whether it's there or comes later."""
+    """Close the program's end, whether it has arrived or arrives later."""
     if not connection.dialed.done():
         connection.dialed.set_result(errno.ECONNABORTED)
     if connection.client.done() and not connection.client.cancelled():
@@ -466,24 +491,14 @@ def _dismiss(connection: _Connection) -> None:
 
 
 def _has_begun(sock: socket.socket) -> bool:
-    """Whether it's connected already, or about to be. A program may try again to see how that goes, and gVisor does so
-    whenever it has waited for it."""
-    with suppress(OSError):  # it's no TCP
+    """Whether a socket is connected or connecting. A program may call `connect` again to see how that goes, and gVisor
+    does so whenever it has waited for it."""
+    with suppress(OSError):  # not TCP
         return sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0] != _TCP_CLOSE
     return False
 
 
-def _bind(sock: socket.socket, target: Target) -> None:
-    if sock.family == socket.AF_INET6:
-        sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-    sock.bind((str(target[0]), target[1]))
-
-
-def _written(place: tuple[str, int], sock: socket.socket) -> tuple[str, int]:
-    """An address as a socket of this family takes it."""
+def _as_sockaddr(place: tuple[str, int], sock: socket.socket) -> tuple[str, int]:
+    """An address and port as a socket of `sock`'s family takes them: IPv4-mapped for IPv6."""
     mapped = sock.family == socket.AF_INET6 and ":" not in place[0]
     return (f"::ffff:{place[0]}" if mapped else place[0]), place[1]
-
-
-def _family(address: Address) -> socket.AddressFamily:
-    return socket.AF_INET if isinstance(address, IPv4Address) else socket.AF_INET6

@@ -1,8 +1,8 @@
-"""Two connections made one: what comes from either goes to the other.
+"""Joining two TCP connections: the bytes of each go to the other.
 
 Theory of operation. Both sockets are watched by the event loop itself, without streams in between. What is read is
 written at once; what finds no room waits, and nothing more is read on that side until it has gone. A direction that has
-passed much gets a pipe, through which the kernel moves pages without their content ever coming here.
+passed much gets a pipe, through which splice(2) moves pages without copying them into this process.
 """
 
 from __future__ import annotations
@@ -15,18 +15,24 @@ import struct
 from collections.abc import Callable
 from contextlib import suppress
 
-from era.network.http1 import IDLE_SECONDS, Traffic
+from era.network.destinations import Traffic
+
+IDLE_SECONDS = 300.0
+"""After which a connection on which nothing moves is closed."""
 
 _BUFFER = memoryview(bytearray(1 << 18))
-"""Of all connections: nothing stays in it when the event loop goes on."""
+"""Shared by all connections: nothing stays in it when the event loop goes on."""
 
-_MUCH = 1 << 20
-_PIECE = 1 << 20
-_RESET = struct.pack("ii", 1, 0)
+_PIPE_AFTER = 1 << 20
+"""Bytes that a direction has passed when it gets a pipe."""
+
+_PIPE_BYTES = 1 << 20
+_LINGER_ZERO = struct.pack("ii", 1, 0)
 
 
 async def join(client: socket.socket, server: socket.socket, traffic: Traffic) -> None:
-    """Pass on until both have ended, or one breaks off, or nothing has moved for long. The caller closes both."""
+    """Pass on bytes until both ends have sent all, one breaks off, or nothing has moved for IDLE_SECONDS. `traffic`
+    counts them as the client's. The caller closes both sockets."""
     loop = asyncio.get_running_loop()
     over: asyncio.Future[None] = loop.create_future()
     moved = loop.time()
@@ -42,7 +48,7 @@ async def join(client: socket.socket, server: socket.socket, traffic: Traffic) -
         moved = loop.time()
 
     def ended(*, broken: bool) -> None:
-        if (broken or all(one.over for one in both)) and not over.done():
+        if (broken or all(direction.over for direction in both)) and not over.done():
             if broken:
                 reset(client)
                 reset(server)
@@ -50,26 +56,26 @@ async def join(client: socket.socket, server: socket.socket, traffic: Traffic) -
 
     both = (_Direction(client, server, sent, ended), _Direction(server, client, received, ended))
     try:
-        for one in both:
-            one.begin()
+        for direction in both:
+            direction.begin()
         while not over.done():
             left = moved + IDLE_SECONDS - loop.time()
             if left <= 0:
                 break
             await asyncio.wait({over}, timeout=left)
     finally:
-        for one in both:
-            one.close()
+        for direction in both:
+            direction.close()
 
 
 def reset(sock: socket.socket) -> None:
-    """Have the other side told, at closing, that this was no orderly end."""
+    """Send a reset instead of an orderly end when the socket is closed."""
     with suppress(OSError):
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_ZERO)
 
 
 class _Direction:
-    """From `source` to `sink`."""
+    """Passes on bytes from `source` to `sink`."""
 
     def __init__(
         self,
@@ -78,6 +84,7 @@ class _Direction:
         count: Callable[[int], None],
         ended: Callable[..., None],
     ) -> None:
+        """`count` is called with numbers of bytes, `ended` at the end with `broken`: the source has failed."""
         self.over = False
         self._source, self._sink, self._count, self._ended = source, sink, count, ended
         self._loop = asyncio.get_running_loop()
@@ -112,13 +119,13 @@ class _Direction:
                 self._loop.remove_writer(self._sink)
 
     def _readable(self) -> None:
-        if self._pipe is None and self._passed > _MUCH:
+        if self._pipe is None and self._passed > _PIPE_AFTER:
             with suppress(OSError):  # no descriptors left: it goes on as before
                 self._pipe = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
-                fcntl.fcntl(self._pipe[1], fcntl.F_SETPIPE_SZ, _PIECE)  # or this user's pipes have no more room
+                fcntl.fcntl(self._pipe[1], fcntl.F_SETPIPE_SZ, _PIPE_BYTES)  # or this user's pipes have no more room
         try:
             if self._pipe is not None:
-                count = self._in_pipe = os.splice(self._source.fileno(), self._pipe[1], _PIECE)
+                count = self._in_pipe = os.splice(self._source.fileno(), self._pipe[1], _PIPE_BYTES)
             else:
                 count = self._source.recv_into(_BUFFER)
         except (BlockingIOError, InterruptedError):
@@ -149,7 +156,7 @@ class _Direction:
             self._waiting = bytes(self._waiting)
             self._watch(writing=True)
         except OSError:
-            self._end()  # it wants no more; what it has said is still to be passed on
+            self._end()  # it takes no more; what it has sent is still to be passed on
         else:
             self._watch(reading=True)
 

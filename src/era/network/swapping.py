@@ -1,7 +1,7 @@
-"""Placeholders of secrets swapped for their values, in the parts of a request to one host.
+"""Replacing the placeholders of secrets by their values, in requests to one host.
 
-In headers, also within `Authorization: Basic`; in the target, as URLs write it; in bodies of JSON, forms and text, as
-those write it. Headers that tell where a request goes or where it ends are left alone.
+In headers, also within `Authorization: Basic`; in the target, escaped as in a URL; in bodies of JSON, forms and text,
+escaped as in these. Headers that say where a request goes or where it ends are left alone.
 """
 
 from __future__ import annotations
@@ -18,41 +18,42 @@ from era.network.http1 import Fields, Refused
 MAX_BODY = 1 << 20
 """Bytes of a body in which placeholders are looked for."""
 
-_MAX_SWAPPED = 4 << 20
-"""Bytes that anything may have with its values."""
+_MAX_SWAPPED_BODY, _MAX_SWAPPED_HEAD = 4 << 20, 256 << 10
+"""Bytes that a body, and that a target or all headers, may have with the values in them."""
 
-_MAX_HEAD = 256 << 10
 ROUTING = {b"host", b"content-length", b"transfer-encoding"}
-"""Headers that tell where a request goes, and where it ends."""
+"""Headers that say where a request goes, and where it ends."""
 
 _LEFT_ALONE = ROUTING | {b"connection", b"upgrade", b"expect", b"te", b"trailer"}
 
-type Writing = Callable[[str], bytes]
+type Escape = Callable[[str], bytes]
+"""Writes a value as some kind of text has it."""
 
 
 class Swap:
-    """The secrets for one host. `used` are the names of those that were swapped in."""
+    """Swaps in the secrets of one host. `used` has the names of those that were."""
 
     def __init__(self, secrets: Sequence[Secret]) -> None:
-        self._secrets = {one.placeholder.encode(): one for one in secrets}
+        self._secrets = {secret.placeholder.encode(): secret for secret in secrets}
         self.used: set[str] = set()
 
     def target(self, target: bytes) -> bytes:
-        return self._into(target, lambda value: quote(value, safe="").encode(), _MAX_HEAD)
+        """A request's target. Raises Refused where it becomes too large."""
+        return self._swap(target, _url_escaped, _MAX_SWAPPED_HEAD)
 
     def headers(self, headers: Fields) -> Fields:
-        """Raises Refused where they become too large."""
+        """A request's headers. Raises Refused where they become too large."""
         swapped = [
             (name, value if name.lower() in _LEFT_ALONE else self._header(name, value)) for name, value in headers
         ]
-        if sum(len(name) + len(value) for name, value in swapped) > _MAX_HEAD:
+        if sum(len(name) + len(value) for name, value in swapped) > _MAX_SWAPPED_HEAD:
             raise _too_large()
         return swapped
 
     def body(self, content_type: bytes, body: bytes) -> bytes:
-        """A body of a kind that `writing` knows. Raises Refused where it becomes too large."""
-        how = writing(content_type)
-        return body if how is None else self._into(body, how, _MAX_SWAPPED)
+        """A request's body; as it is where `escape_for` knows no way. Raises Refused where it becomes too large."""
+        escape = escape_for(content_type)
+        return body if escape is None else self._swap(body, escape, _MAX_SWAPPED_BODY)
 
     def _header(self, name: bytes, value: bytes) -> bytes:
         scheme, space, credentials = value.partition(b" ")
@@ -61,26 +62,30 @@ class Swap:
                 given = base64.b64decode(credentials.strip(), validate=True)
             except binascii.Error:
                 return value
-            swapped = self._into(given, str.encode, _MAX_HEAD)
+            swapped = self._swap(given, str.encode, _MAX_SWAPPED_HEAD)
             return value if swapped == given else scheme + space + base64.b64encode(swapped)
-        return self._into(value, str.encode, _MAX_HEAD).strip(b" ")
+        return self._swap(value, str.encode, _MAX_SWAPPED_HEAD).strip(b" ")
 
-    def _into(self, text: bytes, how: Writing, most: int) -> bytes:
-        written = {place: how(one.value) for place, one in self._secrets.items() if place in text}
-        if len(text) + sum(text.count(place) * len(value) for place, value in written.items()) > most:
+    def _swap(self, text: bytes, escape: Escape, limit: int) -> bytes:
+        values = {mark: escape(secret.value) for mark, secret in self._secrets.items() if mark in text}
+        if len(text) + sum(text.count(mark) * len(value) for mark, value in values.items()) > limit:
             raise _too_large()
-        self.used |= {self._secrets[place].name for place in written}
-        return PLACEHOLDER.sub(lambda found: written.get(found[0], found[0]), text)
+        self.used |= {self._secrets[mark].name for mark in values}
+        return PLACEHOLDER.sub(lambda match: values.get(match[0], match[0]), text)
 
 
-def writing(content_type: bytes) -> Writing | None:
+def escape_for(content_type: bytes) -> Escape | None:
     """How a value is written in a body of this type; None where none is swapped in."""
     kind = content_type.partition(b";")[0].strip().lower()
     if kind.endswith(b"json"):
         return lambda value: json.dumps(value)[1:-1].encode()
     if kind == b"application/x-www-form-urlencoded":
-        return lambda value: quote(value, safe="").encode()
+        return _url_escaped
     return str.encode if kind.startswith(b"text/") else None
+
+
+def _url_escaped(value: str) -> bytes:
+    return quote(value, safe="").encode()
 
 
 def _too_large() -> Refused:

@@ -9,7 +9,7 @@ from era.drivers.guest import GUEST_LISTENERS
 # -- guest listeners -------------------------------------------------------------------------------------------------
 
 HOST = (
-    f"import socket\nDOOR = ('127.0.0.1', {GUEST_LISTENERS['proxy']})\n"
+    f"import socket\nDOOR = ('127.0.0.1', {GUEST_LISTENERS['storage']})\n"
     + """
 def read_all(sock):
     parts = []

@@ -98,7 +98,7 @@ class Place:
             timeout=max(0.1, deadline - time.monotonic()),
             ephemeral=False,
             files={},
-            network=run_egress.env,
+            certificates=run_egress.certificates,
             supervised=run_egress.supervised,
             command=[access.filled_in(word) for word in command],
         )

@@ -80,7 +80,7 @@ class Commands:
                     timeout=max(0.1, deadline - time.monotonic()),
                     ephemeral=False,
                     files={},
-                    network=run_egress.env,
+                    certificates=run_egress.certificates,
                     supervised=run_egress.supervised,
                     command=command_of(command),
                 )

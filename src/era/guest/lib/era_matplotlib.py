@@ -1,4 +1,4 @@
-"""matplotlib's backend in a sandbox, where nobody looks at a window: `plt.show()` saves the open figures as files.
+"""matplotlib's backend in a sandbox, which has no windows: `plt.show()` saves the open figures as files.
 
 MPLBACKEND names it, so it is matplotlib that imports it. era_results says under which names figures are saved.
 """
@@ -20,14 +20,14 @@ def save(figure: Figure) -> None:
     era_results.write("figure", "png", content.getvalue())
 
 
-class FigureManager(FigureManagerBase):  # type: ignore[misc]  # it comes with the session's packages
+class FigureManager(FigureManagerBase):  # type: ignore[misc]  # matplotlib comes with the session's packages
     def show(self) -> None:
         """Save this figure."""
         save(self.canvas.figure)
 
     @classmethod
     def pyplot_show(cls, *, block: bool | None = None) -> None:
-        """Save all figures and close them, as somebody does who has looked at them.
+        """Save all open figures, and close them.
 
         A program that doesn't wait for that (`plt.pause` in an animation) keeps them open and unsaved.
         """

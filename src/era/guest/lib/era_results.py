@@ -1,7 +1,7 @@
-"""What a program leaves to be seen without writing files itself: tables and figures, as files of the session.
+"""Keeps tables and figures as files of the session, for people to look at, where a program doesn't write them itself.
 
-A file goes into the working directory under the next number that is free: table-1.html, figure-1.png. What is there
-already, whoever made it, stays.
+A file goes into the working directory under the next number that is free: table-1.html, figure-1.png. Existing files,
+whoever made them, stay.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ if TYPE_CHECKING:
     from typing import Any
 
 ROWS = (500, 50, 5)
-"""How many of a table are kept: the first of these with which it is not too large."""
+"""Rows of a table that are kept: the first of these numbers with which the file isn't too large."""
 COLUMNS = 50
 CELL = 200
-"""Characters of a value."""
+"""Characters of a value that are kept."""
 LARGE = 1 << 20
-"""Characters of a file."""
+"""Characters that a file may have."""
 
 _PAGE = """<!doctype html>
 <meta charset="utf-8">
@@ -35,7 +35,7 @@ th, td {{ padding: 2px 8px; text-align: right; border-bottom: 1px solid #ddd }}
 
 
 def keep(value: Any) -> None:
-    """Leave a file of a table or figure of pandas, polars or matplotlib; of anything else nothing."""
+    """Write a file of a table or figure of pandas, polars or matplotlib. Any other value is left alone."""
     if _is_a(value, "pandas", "Series"):
         value = value.to_frame("" if value.name is None else value.name)
     if _is_a(value, "pandas", "DataFrame"):
@@ -47,7 +47,7 @@ def keep(value: Any) -> None:
 
 
 def write(stem: str, ending: str, content: bytes) -> None:
-    """A new file in the working directory."""
+    """Write a new file into the working directory: STEM-NUMBER.ENDING."""
     for number in count(1):
         with suppress(FileExistsError), open(f"{stem}-{number}.{ending}", "xb") as file:
             file.write(content)
@@ -55,12 +55,13 @@ def write(stem: str, ending: str, content: bytes) -> None:
 
 
 def _is_a(value: Any, module: str, *names: str) -> bool:
-    """Whether it is of one of the classes that a module has, if that is loaded."""
+    """Whether `value` is of one of the named classes of a module, if that is loaded."""
     classes = [getattr(sys.modules.get(module), name, None) for name in names]
-    return isinstance(value, tuple(one for one in classes if isinstance(one, type)))
+    return isinstance(value, tuple(known for known in classes if isinstance(known, type)))
 
 
 def _keep_table(html: Callable[[int], str]) -> None:
+    """Write a table, which `html` makes with a number of rows. Raises ValueError if it is too large with few."""
     for rows in ROWS:
         table = html(rows)
         if len(table) <= LARGE:
@@ -82,7 +83,7 @@ def _of_polars(frame: Any, rows: int) -> str:
 
 
 def _keep_figure_of(value: Any) -> None:
-    """The figure that it is or is part of: `plot()` of many libraries gives axes, lines, or lists of what it drew."""
+    """Save the figure that a value is or is part of: `plot()` returns axes, lines, or lists of what it drew."""
     for _ in range(2):  # hist() gives a tuple that ends with a tuple
         if isinstance(value, list | tuple) and value:
             value = value[-1]

@@ -4,8 +4,8 @@
 // instead of this one.
 const http = require('node:http');
 
-// An agent of our own: the usual one may have been told of a proxy. A connection that was idle for 2 seconds is not used
-// again, since the service closes it after some more.
+// An agent of our own: the usual one may go by a proxy of the program's. A connection that was idle for 2 seconds is not
+// used again, since the service closes it after some more.
 const agent = new http.Agent({ keepAlive: true, maxSockets: 16, maxFreeSockets: 4, timeout: 60000 });
 const IDLE_MS = 2000;
 const NO_STORAGE =
@@ -61,7 +61,7 @@ async function call(method, path, body, again = true) {
       break;
     } catch (error) {
       if (error instanceof StorageError) throw error;
-      // One that had gone stale never sent anything; any other may have, and is made again only where that is harmless.
+      // A request on a stale connection was never sent. Any other may have been: it is sent again only if harmless.
       if (error.message === 'stale' || (error.eraReused && again)) {
         again = again && error.message === 'stale';
         continue;
@@ -74,7 +74,7 @@ async function call(method, path, body, again = true) {
   return told;
 }
 
-async function found(path) {
+async function getOrNull(path) {
   try {
     return await call('GET', path);
   } catch (error) {
@@ -98,14 +98,14 @@ async function list(kind, namespace, prefix, limit) {
 }
 
 class KVStorage {
-  /** Keep a string. Resolves to true when it is durable. */
+  /** Store a string. Resolves to true once it is durable. */
   static async set(namespace, key, value, metadata = null) {
     return (await call('PUT', pathOf('kv', namespace, key), { value, metadata })).success;
   }
 
   /** The string, null where there is none. */
   static async get(namespace, key) {
-    return (await found(pathOf('kv', namespace, key)))?.value ?? null;
+    return (await getOrNull(pathOf('kv', namespace, key)))?.value ?? null;
   }
 
   static async delete(namespace, key) {
@@ -119,19 +119,19 @@ class KVStorage {
 }
 
 class D1Storage {
-  /** Run one statement; its rows as objects. */
+  /** Run one statement. Resolves to its rows as objects. */
   static async query(namespace, sql, params = []) {
     return (await call('POST', pathOf('d1', namespace, 'query'), { sql, params }, false)).results;
   }
 
-  /** Run statements in one transaction; `{success, results, meta}` of all of them. */
+  /** Run statements in one transaction. Resolves to `{success, results, meta}` of all of them. */
   static async exec(namespace, sql, params = []) {
     return call('POST', pathOf('d1', namespace, 'exec'), { sql, params }, false);
   }
 }
 
 class R2Storage {
-  /** Keep bytes, or a string as UTF-8. Resolves to true when they are durable. */
+  /** Store bytes, or a string as UTF-8. Resolves to true once they are durable. */
   static async put(namespace, key, content, metadata = null) {
     const encoded = Buffer.from(content).toString('base64');
     return (await call('PUT', pathOf('r2', namespace, key), { content: encoded, metadata })).success;
@@ -139,7 +139,7 @@ class R2Storage {
 
   /** A Buffer, null where there is nothing. */
   static async get(namespace, key) {
-    const object = await found(pathOf('r2', namespace, key));
+    const object = await getOrNull(pathOf('r2', namespace, key));
     return object === null ? null : Buffer.from(object.content, 'base64');
   }
 

@@ -24,10 +24,8 @@ _NO_STORAGE = (
     'PATCH it with "storage": true for its next run.'
 )
 _IDLE_SECONDS = 2.0  # the service closes a connection that is idle for longer than that
-_MOST_IDLE = 4
-_idle: list[
-    tuple[int, float, _socket.socket]
-] = []  # connections that wait for the next call, with the process that made them and since when
+_MAX_IDLE = 4
+_idle: list[tuple[int, float, _socket.socket]] = []  # connections for later calls: (pid of their maker, since when, …)
 
 
 class StorageError(Exception):
@@ -42,12 +40,12 @@ class KVStorage:
     """Text by key."""
 
     def set(self, namespace: str, key: str, value: str, metadata: dict[str, Any] | None = None) -> bool:
-        """Keep a string, in the place of what was there. True when it is durable."""
+        """Store a string, in the place of any other. True once it is durable."""
         return _call("PUT", _path("kv", namespace, key), {"value": value, "metadata": metadata})["success"] is True
 
     def get(self, namespace: str, key: str) -> str | None:
         """The string, None where there is none."""
-        found = _found(_path("kv", namespace, key))
+        found = _get(_path("kv", namespace, key))
         return None if found is None else found["value"]
 
     def delete(self, namespace: str, key: str) -> bool:
@@ -63,13 +61,13 @@ class D1Storage:
     """An SQL database, SQLite's dialect, for each namespace."""
 
     def query(self, namespace: str, sql: str, params: Any = None) -> list[dict[str, Any]]:
-        """Run one statement; its rows as dicts."""
+        """Run one statement. Returns its rows as dicts."""
         answer = _call("POST", _path("d1", namespace, "query"), {"sql": sql, "params": params or []}, again=False)
         rows: list[dict[str, Any]] = answer["results"]
         return rows
 
     def exec(self, namespace: str, sql: str, params: Any = None) -> dict[str, Any]:
-        """Run statements in one transaction; `{"success", "results", "meta"}` of all of them."""
+        """Run statements in one transaction. Returns `{"success", "results", "meta"}` of all of them."""
         return _call("POST", _path("d1", namespace, "exec"), {"sql": sql, "params": params or []}, again=False)
 
 
@@ -77,14 +75,14 @@ class R2Storage:
     """Bytes by key."""
 
     def put(self, namespace: str, key: str, content: bytes | str, metadata: dict[str, Any] | None = None) -> bool:
-        """Keep bytes (or a string, as UTF-8), in the place of what was there. True when they are durable."""
+        """Store bytes (or a string, as UTF-8), in the place of any others. True once they are durable."""
         content = content.encode() if isinstance(content, str) else content
         encoded = binascii.b2a_base64(content, newline=False).decode()
         return _call("PUT", _path("r2", namespace, key), {"content": encoded, "metadata": metadata})["success"] is True
 
     def get(self, namespace: str, key: str) -> bytes | None:
         """The bytes, None where there are none."""
-        found = _found(_path("r2", namespace, key))
+        found = _get(_path("r2", namespace, key))
         return None if found is None else binascii.a2b_base64(found["content"])
 
     def delete(self, namespace: str, key: str) -> bool:
@@ -109,7 +107,8 @@ def _path(kind: str, namespace: str, rest: str) -> str:
     return f"/api/storage/{kind}/{_quoted(namespace)}/{_quoted(rest)}"
 
 
-def _found(path: str) -> Any:
+def _get(path: str) -> Any:
+    """The JSON at this path, None where there is nothing. Raises StorageError."""
     try:
         return _call("GET", path)
     except StorageError as error:
@@ -132,8 +131,8 @@ def _list(kind: str, namespace: str, prefix: str, limit: int | None) -> list[dic
 
 
 def _call(method: str, path: str, body: Any = None, again: bool = True) -> dict[str, Any]:
-    """What the service answers. `again`: whether the call may be made twice, should its connection turn out to be
-    closed."""
+    """Make a call, and return the JSON of its answer. `again`: whether it may be made twice, should the service have
+    closed the connection meanwhile. Raises StorageError."""
     host, port = _address()
     content = b"" if body is None else json.dumps(body).encode()
     head = f"{method} {path} HTTP/1.1\r\nHost: {host}:{port}\r\n"
@@ -155,7 +154,7 @@ def _call(method: str, path: str, body: Any = None, again: bool = True) -> dict[
             sock.close()
             raise
         break
-    if reusable and len(_idle) < _MOST_IDLE:
+    if reusable and len(_idle) < _MAX_IDLE:
         _idle.append((os.getpid(), time.monotonic(), sock))
     else:
         sock.close()
@@ -176,12 +175,12 @@ def _address() -> tuple[str, int]:
 
 
 def _connection(host: str, port: int) -> tuple[_socket.socket, bool]:
-    """A connection, and whether it has been used before."""
+    """A connection, and whether it has been used before. Raises StorageError."""
     while _idle:
         try:
             pid, since, sock = _idle.pop()
         except IndexError:
-            break  # another thread was faster
+            break  # another thread has taken it
         if pid == os.getpid() and time.monotonic() - since < _IDLE_SECONDS:
             return sock, True
         sock.close()  # too old, or our parent's
@@ -197,20 +196,20 @@ def _connection(host: str, port: int) -> tuple[_socket.socket, bool]:
 
 
 def _answer(sock: _socket.socket) -> tuple[int, bytes, bool]:
-    """Status and body, and whether the connection may serve again. Raises OSError where it ends before."""
+    """The status and body of an answer, and whether the connection can be used again. Raises OSError."""
     received = b""
     while (end := received.find(b"\r\n\r\n")) < 0:
-        received += _received(sock)
+        received += _receive(sock)
     lines = received[:end].decode("latin-1").split("\r\n")
     fields = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in lines[1:])}
     parts, missing = [received[end + 4 :]], int(fields["content-length"]) - len(received) + end + 4
     while missing > 0:
-        parts.append(_received(sock))
+        parts.append(_receive(sock))
         missing -= len(parts[-1])
     return int(lines[0].split(" ")[1]), b"".join(parts), fields.get("connection", "").lower() != "close"
 
 
-def _received(sock: _socket.socket) -> bytes:
+def _receive(sock: _socket.socket) -> bytes:
     data = sock.recv(1 << 18)
     if not data:
         raise ConnectionError("the connection was closed")
