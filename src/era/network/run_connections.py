@@ -375,8 +375,7 @@ class RunConnections:
             listener.drops_all = drop
 
     def _give_up(self, listener: _DestinationListener, connection: _Connection) -> None:
-        """Expect a connection no longer: its destination doesn't answer, or the program, killed or with its socket closed,
-        doesn't come."""
+        """Expect a connection no longer: nobody answers at its destination, or its program is gone."""
         if connection in listener.waiting:
             listener.waiting.remove(connection)
             connection.client.cancel()
