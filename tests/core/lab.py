@@ -33,6 +33,7 @@ class Place:
     id: str
     limits: Limits = LIMITS
     uid: int | None = None
+    opens_on_host: bool = True
 
     @property
     def sandbox(self) -> Sandbox:
@@ -79,8 +80,8 @@ class Lab:
         workspace.mkdir()
         return Place(workspace, f"sandbox{self.places}", self.limits)
 
-    def take(self, place: Place, previous: Snapshot = EMPTY) -> Snapshot:
-        return asyncio.run(self.snapshots.take(place.sandbox, previous))
+    def take(self, place: Place, previous: Snapshot = EMPTY, entry: str | None = None) -> Snapshot:
+        return asyncio.run(self.snapshots.take(place.sandbox, previous, entry))
 
     def restore(self, snapshot: Snapshot) -> Place:
         place = self.place()

@@ -33,6 +33,8 @@ _GRACE = 2.0
 class FakeSandbox:
     """A working directory, and programs that are plain processes."""
 
+    opens_on_host = True
+
     def __init__(self, directory: Path, language: Language, limits: Limits) -> None:
         self.id = directory.name
         self.enforced: JsonObject = {"driver": "fake"}

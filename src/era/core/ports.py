@@ -71,6 +71,9 @@ class Sandbox(Protocol):
     limits: Limits
     """The limits it was made with."""
 
+    opens_on_host: bool
+    """Whether a program's open of a file is always one in the host's kernel, where inotify reports it."""
+
     guest_listeners: Mapping[str, GuestListener]
     """By name: `storage`; none where it can't have any. Nobody listens on them yet."""
 

@@ -98,5 +98,9 @@ class Ended:
     """Microseconds of processor time, in user and system mode."""
 
     sandbox_alive: bool
+    entry: str | None = None
+    """The name in the working directory of the program's own file, which the supervisor created before the run and
+    removed, unchanged, after it."""
+
     disk_problem: str | None = None
     """What was full, where nothing can be kept for that."""

@@ -153,7 +153,7 @@ class SessionRun:
         if problem is not None or not session.persistent:
             return _Outcome(status, data, problem=problem)
         try:
-            snapshot = await snapshots.take(execution.sandbox, session.snapshot)
+            snapshot = await snapshots.take(execution.sandbox, session.snapshot, ended.entry)
             artifacts = await snapshots.artifacts(session.snapshot, snapshot)
         except SnapshotRefused as error:
             status = "disk_full" if isinstance(error, WorkspaceFull) else status

@@ -79,6 +79,8 @@ _NAMESPACES = ("cgroup", "ipc", "mnt", "net", "pid", "user", "uts")
 class BubblewrapSandbox:
     """A sandbox made by bubblewrap; see ports.Sandbox. `open` it before anything else."""
 
+    opens_on_host = True
+
     def __init__(
         self,
         driver: BubblewrapDriver,

@@ -162,6 +162,7 @@ def _ended(told: dict[str, Any], before: bytes, sent: bytes | None) -> Ended:
         duration=told["duration"],
         state={"missing": None, "same": before, "sent": sent}[told["state"]],
         state_problem=told["state_problem"],
+        entry=told["entry"],
         disk_problem=told["disk_problem"],
         stdout_truncated=told["stdout_truncated"],
         stderr_truncated=told["stderr_truncated"],

@@ -153,6 +153,9 @@ def etc_files() -> dict[str, bytes]:
 class GvisorSandbox(BubblewrapSandbox):
     """A sandbox of bubblewrap's in which runsc makes another one; see ports.Sandbox."""
 
+    opens_on_host = False
+    """The sentry keeps descriptors of files, and gives a program that opens one again what it has."""
+
     def plan(self, language: Language, control: int) -> Plan:
         config = guest.supervisor_config(
             language,

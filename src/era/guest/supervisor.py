@@ -276,8 +276,8 @@ class Supervisor:
         ended = self.follow(spare, begun + header["timeout"], header["output"])
         ended["duration"] = time.monotonic() - begun
         spare.close()
-        if written is not None:
-            workspace.remove_if_unchanged(entry, written)
+        removed = written is not None and workspace.remove_if_unchanged(entry, written)
+        ended["entry"] = entry if removed else None
         content, ended["state_problem"] = read_state(header["state_limit"])
         ended["state"] = "missing" if content is None else "same" if content == state else "sent"
         if content is not None and content != state:

@@ -34,13 +34,16 @@ def identity(stat: os.stat_result) -> tuple[int, int, int]:
     return stat.st_ino, stat.st_size, stat.st_mtime_ns
 
 
-def remove_if_unchanged(path: str, written: tuple[int, int, int]) -> None:
-    """Remove the file with this identity; one that the program has changed is its own, and stays."""
+def remove_if_unchanged(path: str, written: tuple[int, int, int]) -> bool:
+    """Remove the file with this identity; one that the program has changed is its own, and stays. Returns whether it
+    was removed."""
     try:
         if identity(os.lstat(path)) == written:
             os.unlink(path)
+            return True
     except OSError:
         pass
+    return False
 
 
 def read_state(limit: int) -> tuple[bytes | None, str | None]:

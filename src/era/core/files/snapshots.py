@@ -116,11 +116,12 @@ class Snapshots:
 
         self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="era-files")
 
-    async def take(self, sandbox: Sandbox, previous: Snapshot) -> Snapshot:
+    async def take(self, sandbox: Sandbox, previous: Snapshot, entry: str | None = None) -> Snapshot:
         """Make the content of `sandbox.workspace` durable, while nothing runs there. Returns its snapshot.
 
-        `previous` is the session's current snapshot. Only what has changed since the last call for this sandbox is
-        read. Raises SnapshotRefused where the tree exceeds the limits, CommitFailed where the disk fails.
+        `previous` is the session's current snapshot, `entry` that of Ended. Only what has changed since the last call
+        for this sandbox is read. Raises SnapshotRefused where the tree exceeds the limits, CommitFailed where the disk
+        fails.
         """
         memory = self._memories.get(sandbox.id)
         if memory is not None and memory.snapshot.root != previous.root:
@@ -131,7 +132,7 @@ class Snapshots:
                 snapshot = self._quick_scan(sandbox, memory, previous)
                 if snapshot is not None:
                     return snapshot
-            updated = await self._on_thread(lambda: self._store(sandbox, memory))
+            updated = await self._on_thread(lambda: self._store(sandbox, memory, entry))
         except OSError as error:
             self.forget(sandbox.id)
             raise CommitFailed(f"the files of this run could not be kept: {error.strerror}") from error
@@ -283,18 +284,20 @@ class Snapshots:
         self.forget(sandbox.id)
         return EMPTY
 
-    def _store(self, sandbox: Sandbox, memory: _Memory | None) -> _Memory:
+    def _store(self, sandbox: Sandbox, memory: _Memory | None, entry: str | None) -> _Memory:
         """Scan the working directory and store what is new. Runs on a thread; raises as `take` does, or OSError."""
         known, bounds = memory.tree if memory else None, limits.bounds(sandbox.limits)
         watch = memory.watch if memory else None
         with trees.opened_root(sandbox.workspace) as root:
-            tree = self._rescan(root, memory, bounds)
+            tree = self._rescan(root, memory, bounds, entry)
+            if tree is None and watch is not None and watch.works:
+                tree = Scan(bounds, watch=watch).full(root, known)
             if tree is None:
                 if watch is not None:
                     watch.close()
                     watch = None
                 tree = Scan(bounds).full(root, known)
-                if tree.totals.entries > _SMALL_TREE and not trees.is_tmpfs(root):
+                if tree.totals.entries > _SMALL_TREE and sandbox.opens_on_host and not trees.is_tmpfs(root):
                     # Only now, when it is known to be worth it: closing a watch takes the kernel 10 ms.
                     watch = _new_watch()
                     tree = Scan(bounds, watch=watch).full(root, known) if watch else tree
@@ -303,11 +306,13 @@ class Snapshots:
             if tree.digest is None:
                 with self._blobs.batch() as batch:
                     self._count(trees.store(root, tree, known, batch), tree.totals.entries)
+            if watch is not None:
+                watch.skip()
         return _Memory(Snapshot(tree.digest, tree.totals.files, tree.totals.total_bytes), tree, watch)
 
-    def _rescan(self, root: int, memory: _Memory | None, bounds: Bounds) -> Tree | None:
+    def _rescan(self, root: int, memory: _Memory | None, bounds: Bounds, entry: str | None) -> Tree | None:
         """The tree by a scan of only what was touched; None where a full scan is needed."""
-        if memory is None or memory.watch is None or (touched := memory.watch.touched()) is None:
+        if memory is None or memory.watch is None or (touched := memory.watch.touched(entry)) is None:
             return None
         try:
             return Scan(bounds, watch=memory.watch).rescan(root, memory.tree, touched)

@@ -1,15 +1,22 @@
 """Which entries of a working directory were touched since the last scan, by inotify(7).
 
-Scanning a large working directory takes far longer than most runs. So its directories are watched, and the next scan
-goes only to the names that the kernel has reported. That is sound because scans happen while nothing runs:
+Theory of operation. Scanning a large working directory takes far longer than most runs. So its directories are watched,
+and the next scan goes only to the names that the kernel has reported. Scans happen while nothing runs, and a program
+may want to be overlooked, so this has to be sound against any sequence of system calls:
 
-  - Every write through an open file ends with IN_CLOSE_WRITE, at the latest when the writer is dead; that covers writes
-    through a memory map, which no other event reports.
-  - A directory that was created or moved is not watched yet, or under its old path: it is scanned completely, which
-    also watches it.
-  - A file with several names (hard links) is reported only under the name that was used. Such names count as touched
-    every time. A partial scan that finds a file with other names than known gives up, and a full scan follows.
+  - A file is changed through a descriptor or by its path. Each open is reported (IN_OPEN), and so is each change by
+    path (IN_MODIFY, IN_ATTRIB). Every name that was opened counts as touched: no event but the last close reports a
+    write through a shared memory map, and that close can come after the scan, since the kernel collects descriptors in
+    flight in a cycle of sockets when it likes.
+  - Events carry the name that was used. So names of files with several links count as touched every time, and a partial
+    scan that finds a file with another link than before gives up: a full scan follows.
+  - A link that is gone again can't be found. A name that was created (IN_CREATE reports new files and new links alike)
+    and then deleted or replaced may have been a link to any file: a full scan follows. Renames pass that on.
+  - A directory that was created since the last scan wasn't watched, so links may have come and gone in it: a full scan
+    follows. One that was moved keeps its watch under its old path: it is scanned completely.
   - If the event queue overflowed, or a watch can't be had, everything may have been touched.
+
+Where programs have a kernel of their own that keeps files open (gVisor), nothing is watched, and each scan is full.
 """
 
 from __future__ import annotations
@@ -19,13 +26,12 @@ import os
 import struct
 from dataclasses import dataclass, field
 
-_MODIFY, _ATTRIB, _CLOSE_WRITE = 0x2, 0x4, 0x8
+_MODIFY, _ATTRIB, _CLOSE_WRITE, _OPEN = 0x2, 0x4, 0x8, 0x20
 _MOVED_FROM, _MOVED_TO, _CREATE, _DELETE = 0x40, 0x80, 0x100, 0x200
 _OVERFLOW, _IGNORED = 0x4000, 0x8000
 _ONLY_DIRECTORIES, _NOT_UNLINKED, _IS_DIRECTORY = 0x01000000, 0x04000000, 0x40000000
-_MASK = (
-    _MODIFY | _ATTRIB | _CLOSE_WRITE | _MOVED_FROM | _MOVED_TO | _CREATE | _DELETE | _ONLY_DIRECTORIES | _NOT_UNLINKED
-)
+_CHANGES = _MODIFY | _ATTRIB | _CLOSE_WRITE | _OPEN | _MOVED_FROM | _MOVED_TO | _CREATE | _DELETE
+_MASK = _CHANGES | _ONLY_DIRECTORIES | _NOT_UNLINKED
 _EVENT = struct.Struct("iIII")
 _READ_BYTES = 1 << 16
 
@@ -53,6 +59,37 @@ class Touched:
         return here
 
 
+class _CreatedNames:
+    """The names that were created between two scans, and whether one may have been a link that is gone again."""
+
+    def __init__(self, entry: tuple[int, str] | None) -> None:
+        """`entry` is the place of a file that the supervisor created and removed: that much is expected of it. A place
+        is the watch descriptor of a directory, and a name."""
+        self.may_have_been_links = False
+        self._entry = entry
+        self._created: set[tuple[int, str]] = set()
+        """Names stay here when they are renamed, because an exchange of two names looks like two renames."""
+
+        self._renamed: set[int] = set()
+        """Cookies of renames of such names, until their new names are reported."""
+
+    def note(self, directory: int, mask: int, name: str, cookie: int) -> None:
+        """Add one event."""
+        place = (directory, name)
+        if mask & _CREATE:
+            self.may_have_been_links |= bool(mask & _IS_DIRECTORY) or (place == self._entry and place in self._created)
+            self._created.add(place)
+        elif mask & _DELETE and place == self._entry:
+            pass  # had it been a link, the name would have been created twice
+        elif mask & _MOVED_FROM and place in self._created:
+            self._renamed.add(cookie)
+        elif mask & (_DELETE | _MOVED_TO):
+            self.may_have_been_links |= place in self._created
+            if mask & _MOVED_TO and cookie in self._renamed:
+                self._renamed.discard(cookie)
+                self._created.add(place)
+
+
 class Watch:
     """An inotify instance with watches on the directories of one working directory.
 
@@ -66,6 +103,7 @@ class Watch:
         self._paths: dict[int, Path] = {}
         self._linked: set[tuple[Path, str]] = set()
         self._complete = True
+        """Whether every event since the watch began was read."""
 
     def add(self, fd: int, path: Path) -> None:
         """Watch the directory open as `fd`. To be called before it is scanned."""
@@ -84,22 +122,38 @@ class Watch:
             self._linked.discard((path, name))
         return links > 1 and not known
 
-    def touched(self) -> Touched | None:
-        """What was touched since the last call. None if events were lost; this watch is of no use any more then."""
-        touched = Touched()
+    @property
+    def works(self) -> bool:
+        """Whether no event was lost. If one was, this watch is of no use any more."""
+        return self._complete
+
+    def touched(self, entry: str | None = None) -> Touched | None:
+        """What was touched since the last call; None if that can be anything, so that a full scan is needed.
+
+        `entry` is the name of the program's file at the top, if the supervisor has created and removed it.
+        """
+        root = next((number for number, path in self._paths.items() if not path), -1)
+        touched, created = Touched(), _CreatedNames(None if entry is None else (root, entry))
         while self._complete and (events := self._read()):
             offset = 0
             while offset < len(events):
-                number, mask, _, length = _EVENT.unpack_from(events, offset)
+                number, mask, cookie, length = _EVENT.unpack_from(events, offset)
                 offset += _EVENT.size
                 name = os.fsdecode(events[offset : offset + length].rstrip(b"\0"))
                 offset += length
                 self._note(touched, number, mask, name)
-        if not self._complete:
+                created.note(number, mask, name, cookie)
+        if not self._complete or created.may_have_been_links:
+            self._linked.clear()  # the full scan notes them anew
             return None
         for path, name in self._linked:
             touched.at(path).names.add(name)
         return touched
+
+    def skip(self) -> None:
+        """Drop the events so far: the service's own opens, while nothing runs."""
+        while self._read():
+            pass
 
     def close(self) -> None:
         if self._fd >= 0:
@@ -112,7 +166,7 @@ class Watch:
             self._complete = False
         elif mask & _IGNORED:
             self._paths.pop(number, None)
-        elif number in self._paths and name:
+        elif number in self._paths and name and not (mask & _IS_DIRECTORY and mask & _OPEN):
             here = touched.at(self._paths[number])
             here.names.add(name)
             if mask & _IS_DIRECTORY and mask & (_CREATE | _MOVED_TO):

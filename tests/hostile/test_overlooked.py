@@ -1,0 +1,100 @@
+"""What an answer calls committed is what is there: in the warm sandbox, by the files API and in a fresh sandbox,
+whatever a program does to have a change overlooked."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from uuid import uuid4
+
+import httpx
+import pytest
+
+from tests.conftest import Server
+from tests.gvisor import needs_gvisor
+
+FURNISH = """
+import os
+for d in range(6):
+    os.makedirs(f"d{d}")
+    for f in range(8):
+        open(f"d{d}/f{f}", "w").write("as it was")
+"""
+CHANGES = {
+    "a link beside": "os.link('d1/f1', 'd1/t'); write('d1/t'); os.unlink('d1/t')",
+    "a link with the program's name": """
+os.unlink("main.py"); os.link("d1/f1", "main.py"); write("main.py"); os.unlink("main.py")""",
+    "a link in a directory that is gone": """
+os.mkdir("n"); os.link("d1/f1", "n/t"); write("n/t"); os.unlink("n/t"); os.rmdir("n")""",
+    "a link that is replaced": "os.link('d1/f1', 't'); write('t'); open('u', 'w'); os.rename('u', 't'); os.unlink('t')",
+    "a map": "map()",
+    "a map, closed late": """
+from array import array
+file = map()
+a, b = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+flight = array("i", [file.fileno(), a.fileno(), b.fileno()])
+for end in (a, b):
+    end.sendmsg([b"x"], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, flight)])
+os._exit(0)""",
+}
+TOOLS = """
+import mmap, os, socket
+def write(path):
+    with open(path, "w") as file: file.write("changed {0}")
+def map():
+    file = open("d1/f1", "r+b")
+    mapped = mmap.mmap(file.fileno(), 0); mapped[:9] = b"changed {0}"
+    return file
+"""
+
+
+class Session:
+    def __init__(self, client: httpx.Client, isolation: str) -> None:
+        self.client, self.where = client, f"/api/sessions/s{uuid4().hex[:8]}"
+        told = client.post("/api/sessions", json={"language": "python", "session_id": self.id, "isolation": isolation})
+        assert told.status_code == 201, told.text
+
+    @property
+    def id(self) -> str:
+        return self.where.rpartition("/")[2]
+
+    def run(self, code: str) -> str:
+        answer = self.client.post(f"{self.where}/run", json={"code": code}).json()
+        assert answer["status"] == "ok", answer
+        assert answer["state"]["committed"], answer
+        return str(answer["stdout"])
+
+    def kept(self) -> str:
+        return self.client.get(f"{self.where}/files/d1/f1").text
+
+    def copied(self) -> str:
+        """What a fresh sandbox has."""
+        copy = self.client.post(f"{self.where}/duplicate", json={}).json()["id"]
+        answer = self.client.post(f"/api/sessions/{copy}/run", json={"code": "print(open('d1/f1').read(), end='')"})
+        return str(answer.json()["stdout"])
+
+
+DRIVERS = [
+    pytest.param("bubblewrap", id="bubblewrap"),
+    pytest.param("gvisor", id="gvisor", marks=needs_gvisor),
+]
+
+
+@pytest.mark.parametrize("user", ["root", "ordinary user"])
+@pytest.mark.parametrize("isolation", DRIVERS)
+def test_what_is_committed_is_what_is_there(isolation: str, user: str, own_server: Callable[..., Server]) -> None:
+    if user == "root" and os.geteuid() != 0:
+        pytest.skip("not root")
+    server = own_server(uid=None if user == "root" or os.geteuid() else 4201, spares="0")
+    with server.client() as client:
+        for name, change in CHANGES.items():
+            session = Session(client, isolation)
+            session.run(FURNISH)
+            time.sleep(0.1)  # until what was found can be relied on
+            session.run("open('d1/f1', 'r+').read()")
+            for number in range(2):  # the second time with what the first has left open somewhere
+                session.run(TOOLS.format(number) + change)
+                assert session.kept() == f"changed {number}", name
+                assert session.copied() == f"changed {number}", name
+                assert session.run("print(open('d1/f1').read(), end='')") == f"changed {number}", name
