@@ -102,13 +102,18 @@ class RunConnections:
         """Of connections, those that are being made included."""
 
         self._addresses: dict[Address, int] = {}
+        """The addresses that the sandbox's loopback has been given, with the serial numbers of their aliases."""
+
         self._probes: dict[int, socket.socket] = {}
+        """By IP version: a socket of the sandbox's network, through which that gets addresses."""
+
         self._adding = asyncio.Lock()
         self._listeners: dict[Target, _DestinationListener] = {}
         self._displaced: set[_DestinationListener] = set()
         """Listeners at another port than their destination's, since the program listens there itself."""
 
         self._datagrams: dict[Target, Callable[[], None]] = {}
+        """By target: the function that ends what serves it. Those that were used least lately come first."""
 
     def handle(self, notify_fd: int, notification: Notification, targets: Sequence[Target]) -> None:
         """See ConnectHandler."""
@@ -370,7 +375,8 @@ class RunConnections:
             listener.drops_all = drop
 
     def _give_up(self, listener: _DestinationListener, connection: _Connection) -> None:
-        """The program hasn't come: it was killed, or has closed its socket."""
+        """Expect a connection no longer: its destination doesn't answer, or the program hasn't come, since it was
+        killed or has closed its socket."""
         if connection in listener.waiting:
             listener.waiting.remove(connection)
             connection.client.cancel()
