@@ -24,6 +24,7 @@ from urllib.parse import unquote_to_bytes
 
 import uvicorn
 from starlette.types import ASGIApp, Receive, Scope, Send
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE
 from uvicorn.server import ServerState
 
 from era.api.guard import Guard
@@ -185,6 +186,13 @@ class _PublicConnection(Protocol):
         super().on_headers_complete()
         self.cycle.keep_alive = False
 
+    def send_400_response(self, msg: str) -> None:
+        if not self.transport.is_closing():
+            body = _Refusal(400, "bad_request", "this is no HTTP request").body()
+            head = b"content-type: application/json\r\ncontent-length: %d\r\nconnection: close\r\n\r\n" % len(body)
+            self.transport.write(STATUS_LINE[400] + head + body)
+            self.transport.close()
+
 
 class _CountingTransport:
     """A transport that counts what is written to it."""
@@ -224,8 +232,11 @@ class _Refusal:
     rule: str
     why: str
 
+    def body(self) -> bytes:
+        return json.dumps({"error": f"ERA's proxy: {self.why}.", "rule": self.rule}).encode() + b"\n"
+
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        body = json.dumps({"error": f"ERA's proxy: {self.why}.", "rule": self.rule}).encode() + b"\n"
+        body = self.body()
         headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
         await send({"type": "http.response.start", "status": self.status, "headers": headers})
         await send({"type": "http.response.body", "body": body})
