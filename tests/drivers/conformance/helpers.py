@@ -7,10 +7,11 @@ from typing import Any
 
 
 def shared(sandboxes: Any, language: str) -> Any:
-    """The sandbox of this language that tests share."""
+    """The sandbox of this language that tests share. It has run a program before, so that its spare is warm."""
     sandbox = sandboxes.shared.get(language)
     if sandbox is None or not is_alive(sandboxes, sandbox):
         sandbox = sandboxes.shared[language] = sandboxes.make(language)
+        sandboxes.run(sandbox, "")
     return sandbox
 
 

@@ -6,10 +6,8 @@ from typing import Any
 
 from era.drivers.guest import GUEST_LISTENERS
 
-# -- guest listeners -------------------------------------------------------------------------------------------------
-
-HOST = (
-    f"import socket\nDOOR = ('127.0.0.1', {GUEST_LISTENERS['storage']})\n"
+PRELUDE = (
+    f"import socket\nHOST = ('127.0.0.1', {GUEST_LISTENERS['storage']})\n"
     + """
 def read_all(sock):
     parts = []
@@ -21,7 +19,9 @@ def read_all(sock):
 
 def test_a_guest_listener_leads_to_the_host_while_that_listens(sandboxes: Any) -> None:
     sandbox = sandboxes.make()
-    code = HOST + "with socket.create_connection(HOST, 5) as s: s.sendall(b'ehello'); s.shutdown(1); print(read_all(s))"
+    code = (
+        PRELUDE + "with socket.create_connection(HOST, 5) as s: s.sendall(b'ehello'); s.shutdown(1); print(read_all(s))"
+    )
     for _ in range(2):
         assert "ConnectionRefusedError" in sandboxes.run(sandbox, code).stderr
         for _ in range(2):
@@ -33,7 +33,7 @@ def test_a_guest_listener_leads_to_the_host_while_that_listens(sandboxes: Any) -
 def test_connections_to_the_host_are_whole(sandboxes: Any, sandbox: Any) -> None:
     """Large, both ways at once, ended on one side before the other, and broken off."""
     code = (
-        HOST
+        PRELUDE
         + """
 import hashlib, os, threading
 data = os.urandom(1 << 16) * 64
@@ -66,7 +66,7 @@ with socket.create_connection(HOST, 10) as sock:
 
 def test_a_stalled_connection_holds_up_no_other(sandboxes: Any, sandbox: Any) -> None:
     code = (
-        HOST
+        PRELUDE
         + """
 import time
 stuck = [socket.create_connection(HOST, 5) for _ in range(8)]
@@ -95,7 +95,7 @@ with socket.create_connection(HOST, 5) as sock:
 
 def test_the_end_of_a_run_is_the_end_of_its_connections(sandboxes: Any, sandbox: Any) -> None:
     code = (
-        HOST
+        PRELUDE
         + """
 import os, time
 held = [socket.create_connection(HOST, 5) for _ in range(3)]
@@ -115,7 +115,7 @@ if os.fork() == 0:
 
 def test_many_connections_at_a_time(sandboxes: Any, sandbox: Any) -> None:
     code = (
-        HOST
+        PRELUDE
         + """
 import threading
 heard = []
