@@ -84,7 +84,7 @@ class Expiry:
         """Mark the sessions that have expired by now, and end the sandboxes of all that are gone."""
         for key in await self._store.expire(now()):
             await self._pool.release(key)
-        # One whose id was taken anew the moment it expired was marked by that, not here.
+        # A session whose id was taken anew the moment it expired was marked then, so `expire` doesn't return its key.
         if keys := self._pool.idle_session_keys():
             for key in set(keys) - set(await self._store.present_sessions(keys)):
                 await self._pool.release(key)

@@ -4,9 +4,10 @@ Theory of operation. The first request with a key claims it in the transaction t
 session; the answer is stored in the transaction that ends the run or, again, makes the session. So a claim without an
 answer is a run under way, or one that was lost with the process. Requests with the same key wait for each other here.
 
-Which request a key belongs to is told by a hash of its body, but for `env` and the values of `secrets`: they are often
-short, so no hash of them may lie in a database, salted or not. They are compared by a keyed hash whose key this process
-made up and never stores. After a restart a request that differs in nothing but these therefore counts as the same.
+Two requests with one key must be the same. Their bodies are compared by a stored hash, except for `env` and the values
+of `secrets`, the hidden parts: those are often short, so no hash of them may lie in a database, salted or not. They are
+compared by a keyed hash (HMAC) whose key this process made up and never stores. After a restart a request that differs
+in nothing but these therefore counts as the same.
 """
 
 from __future__ import annotations

@@ -25,7 +25,7 @@ _FIELDS = {
     "files": ("files", 1),
     "output_bytes": ("output_bytes", 1),
 }
-"""For each limit of the API the field of Limits, and how many of that one's units it counts in."""
+"""By limit of the API: the field of Limits, and how many of its units one unit of the API is."""
 
 LEAST = {"memory_mb": 64, "cpus": 0.05, "pids": 16, "disk_mb": 1, "files": 16, "output_bytes": 1024}
 """The least that may be asked for, by API limit: with less no program would run."""

@@ -204,7 +204,7 @@ class SessionRun:
         ended = replace(self._record, status="failed", ended_at=now(), reason=reason)
         # Where no sandbox could be had the program hasn't run, and may be run by the next request with its key.
         has_not_run = isinstance(error, Unavailable) and not isinstance(error, CommitFailed)
-        # But one in the background has been answered for.
+        # But the caller of a background run has been told of this run, so its key stays taken.
         claim = self._request.claim if has_not_run and not self._request.background else None
         released = Answered(claim) if claim else None
         try:
