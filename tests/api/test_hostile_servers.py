@@ -135,8 +135,8 @@ from era.api import forward
 async def copy(self):
     self._began = True
     while piece := await self._reader.read(65536):
-        await self._connection.tell(piece)
-    await self._connection.hang_up()
+        await self._caller.send_raw(piece)
+    await self._caller.hang_up()
 forward._Exchange._download = copy
 from era.client.cli import main
 main()
