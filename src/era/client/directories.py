@@ -37,7 +37,7 @@ def files(top: Path) -> Iterator[str]:
 
 
 def _files_below(top: Path, directory: str, rules: _Rules) -> Iterator[str]:
-    """`files` for one directory, which is "" for `top` itself or else ends with a slash; paths are relative to `top`."""
+    """`files` for one directory, which is "" for `top` itself or else ends with a slash. Yields relative to `top`."""
     try:
         with os.scandir(top / directory) as iterator:
             entries = sorted(iterator, key=lambda entry: entry.name)
