@@ -44,6 +44,7 @@ class Server:
     hidden: str | None = None
     """A file of the machine that it is to find empty; the tests must run as root then."""
 
+    start_seconds: float = START_SECONDS
     process: subprocess.Popen[bytes] | None = None
     url: str = ""
 
@@ -77,7 +78,7 @@ class Server:
         with self._log_path.open("ab") as log:
             start = log.tell()
             self.process = self._spawn(command, environment, log)
-        deadline = time.monotonic() + START_SECONDS
+        deadline = time.monotonic() + self.start_seconds
         while not (found := re.search(r"ERA serves\s+(http://\S+)", self.log[start:])):
             if self.process.poll() is not None or time.monotonic() > deadline:
                 raise AssertionError(f"The server did not start:\n{self.log[start:]}")
