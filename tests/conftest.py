@@ -46,6 +46,7 @@ class Server:
     hidden: str | None = None
     """A file of the machine that the service finds empty. Needs root."""
 
+    start_seconds: float = START_SECONDS
     process: subprocess.Popen[bytes] | None = None
     url: str = ""
 
@@ -79,7 +80,7 @@ class Server:
         with self._log_path.open("ab") as log:
             start = log.tell()
             self.process = self._spawn(command, environment, log)
-        deadline = time.monotonic() + START_SECONDS
+        deadline = time.monotonic() + self.start_seconds
         while not (match := re.search(r"ERA serves\s+(http://\S+)", self.log[start:])):
             if self.process.poll() is not None or time.monotonic() > deadline:
                 raise AssertionError(f"The server did not start:\n{self.log[start:]}")

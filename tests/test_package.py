@@ -141,7 +141,7 @@ class ToolServer(Server):
     def _spawn(self, command: list[str], environment: dict[str, str], log: IO[bytes]) -> subprocess.Popen[bytes]:
         settings = {name: value for name, value in environment.items() if name.startswith("ERA_")}
         # Compiling Go's library keeps all processors busy, and other tests run beside this one.
-        command = ["nice", "-n", "19", *self.uvx, "era", "serve"]
+        command = ["nice", "-n", "10", *self.uvx, "era", "serve"]
         return super()._spawn(command, uvx_environment(self.home) | settings, log)
 
 
@@ -160,7 +160,7 @@ def tool_server(distribution: Distribution, tmp_path_factory: pytest.TempPathFac
     command = (*uvx, "python", "-c", "import sys; print(sys.prefix)")
     installed = subprocess.run(command, stdout=subprocess.PIPE, text=True, env=uvx_environment(directory), check=True)
     before = mounts()
-    server = ToolServer(directory / "data", uvx=uvx, home=directory)
+    server = ToolServer(directory / "data", uvx=uvx, home=directory, start_seconds=120)
     server.start()
     yield server
     processes = server.descendants()
