@@ -18,6 +18,7 @@ that moment.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import threading
@@ -28,10 +29,12 @@ from itertools import count
 from pathlib import Path
 
 from era.core.files.durable import sync, sync_file_system
+from era.core.files.sparse import extents
 
 CHUNK = 1 << 20
 """Content of up to this many bytes is hashed in memory before it is written; larger content while it is copied."""
 
+_ZEROS = memoryview(bytes(CHUNK))
 _FEW = 256
 """More new files than this are made durable by one sync of the file system, which is then ten times faster."""
 
@@ -173,12 +176,15 @@ class Batch:
         """Store the next `size` bytes of `fd`, fewer where it ends before; their digest."""
         if size <= CHUNK:
             return self.put(_read(fd, size))
-        hasher = hashlib.sha256()
+        hasher, start = hashlib.sha256(), os.lseek(fd, 0, os.SEEK_CUR)
         with self._temporary() as (copy, path):
-            while size > 0 and (piece := os.read(fd, min(size, CHUNK))):
-                hasher.update(piece)
-                _write(copy, piece)
-                size -= len(piece)
+            for offset, length, is_data in extents(fd, start, start + size):
+                if is_data:
+                    _copy(fd, offset, length, copy, hasher)
+                else:  # it must be hashed, but neither read nor written
+                    _hash_zeros(hasher, length)
+                    os.lseek(copy, length, os.SEEK_CUR)
+            os.ftruncate(copy, os.lseek(copy, 0, os.SEEK_CUR))
         digest = hasher.hexdigest()
         if self._have(digest):
             os.unlink(path)
@@ -280,6 +286,24 @@ def _write(fd: int, content: bytes) -> None:
     view = memoryview(content)
     while view:
         view = view[os.write(fd, view) :]
+
+
+def _copy(source: int, offset: int, length: int, target: int, hasher: hashlib._Hash) -> None:
+    """Append bytes of one file to another and to what is hashed. Raises OSError where there are fewer."""
+    end = offset + length
+    while offset < end:
+        piece = os.pread(source, min(end - offset, CHUNK), offset)
+        if not piece:
+            raise OSError(errno.EIO, "a file ended while it was read")
+        hasher.update(piece)
+        _write(target, piece)
+        offset += len(piece)
+
+
+def _hash_zeros(hasher: hashlib._Hash, length: int) -> None:
+    while length > 0:
+        hasher.update(_ZEROS[:length])
+        length -= len(_ZEROS)
 
 
 def _sync_all(paths: list[str]) -> None:

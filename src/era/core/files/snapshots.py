@@ -40,6 +40,7 @@ from era.core.files.artifacts import list_artifacts
 from era.core.files.diffs import FileChanges, file_changes, written_files
 from era.core.files.edits import Changes, Entry, FileEntry
 from era.core.files.paths import Parts
+from era.core.files.sparse import extents
 from era.core.files.trees import BlobBatch, Bounds, FullScanNeeded, Scan, Tree, TreeNotSmall
 from era.core.files.watch import Watch
 from era.core.models import EMPTY, STATE_FILE, JsonObject, Snapshot
@@ -397,11 +398,14 @@ class Snapshots:
     def _fill_file(self, fd: int, digest: str, size: int) -> None:
         """Copy a blob into a file, within the kernel. Raises OSError where it isn't of this size."""
         with trees.closing(self._blobs.open_blob(digest)) as content:
-            copied = 0
-            while sent := os.sendfile(fd, content, None, 1 << 30):
-                copied += sent
-        if copied != size:
-            raise OSError(errno.EIO, "a file is not as long as it was")
+            if os.fstat(content).st_size != size:
+                raise OSError(errno.EIO, "a file is not as long as it was")
+            for offset, length, is_data in extents(content, 0, size):
+                if is_data:
+                    os.lseek(fd, offset, os.SEEK_SET)
+                    while length > 0 and (sent := os.sendfile(fd, content, offset, length)):
+                        offset, length = offset + sent, length - sent
+            os.ftruncate(fd, size)
 
     def _edit(self, snapshot: Snapshot, changes: Changes, put: Callable[[BlobBatch], None], bounds: Bounds) -> Snapshot:
         """Do the work of `edit`, on a thread."""

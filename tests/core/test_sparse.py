@@ -1,0 +1,61 @@
+"""Holes of files: found, kept, and neither read nor written."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+
+from era.core.files.sparse import extents
+from tests.core.lab import Lab
+
+MIB = 1 << 20
+
+
+def sparse_file(path: Path, size: int, *pieces: tuple[int, bytes]) -> None:
+    """A file of `size` bytes with these pieces at their offsets and holes between."""
+    with path.open("wb") as file:
+        for offset, content in pieces:
+            file.seek(offset)
+            file.write(content)
+        file.truncate(size)
+
+
+@pytest.mark.parametrize(
+    ("size", "pieces", "shape"),
+    [
+        (0, [], []),
+        (8 * MIB, [], [False]),
+        (8 * MIB, [(0, b"a" * MIB)], [True, False]),
+        (8 * MIB, [(4 * MIB, b"a" * MIB)], [False, True, False]),
+        (8 * MIB, [(0, b"a" * MIB), (7 * MIB, b"b" * MIB)], [True, False, True]),
+    ],
+)
+def test_extents_are_all_of_a_file_in_order(
+    tmp_path: Path, size: int, pieces: list[tuple[int, bytes]], shape: list[bool]
+) -> None:
+    sparse_file(tmp_path / "file", size, *pieces)
+    with (tmp_path / "file").open("rb") as file:
+        found = list(extents(file.fileno(), 0, size))
+        assert [is_data for _, _, is_data in found] == shape
+        assert sum(length for _, length, _ in found) == size
+        assert all(before[0] + before[1] == after[0] for before, after in pairwise(found))
+        part = list(extents(file.fileno(), size // 2, 2 * size))
+        assert sum(length for _, length, _ in part) == size - size // 2
+
+
+@pytest.mark.parametrize("pieces", [[], [(0, b"a")], [(64 * MIB - 1, b"z")], [(9 * MIB + 5, os.urandom(3 * MIB))]])
+def test_a_sparse_file_is_kept_and_restored_as_one(lab: Lab, pieces: list[tuple[int, bytes]]) -> None:
+    place = lab.place()
+    sparse_file(place.workspace / "file", 64 * MIB, *pieces)
+    content = (place.workspace / "file").read_bytes()
+    snapshot = lab.take(place)
+    assert snapshot.total_bytes == 64 * MIB
+    blob = lab.blobs._path(hashlib.sha256(content).hexdigest())
+    restored = lab.restore(snapshot).workspace / "file"
+    for path in (blob, restored):
+        assert Path(path).read_bytes() == content
+        assert os.stat(path).st_blocks * 512 < 8 * MIB
