@@ -41,6 +41,7 @@ async def exchanged(request: bytes) -> tuple[bytes, list[Scope], tuple[int, int]
         said = await reader.read()
         await ended.wait()
     writer.close()
+    await writer.wait_closed()
     return said, scopes, (counted[0], counted[1])
 
 
@@ -99,7 +100,7 @@ async def test_a_websocket_is_handed_on() -> None:
         assert connection.upgrading
         later = connection.open_tunnel([(b"upgrade", b"websocket"), (b"connection", b"Upgrade")])
         while data := await later.read(100):
-            await connection.tell(data)
+            await connection.send_raw(data)
         await connection.hang_up()
 
     ours, theirs = socket.socketpair()
@@ -114,4 +115,5 @@ async def test_a_websocket_is_handed_on() -> None:
         assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 101 ")
         assert await reader.readexactly(len(hidden)) == hidden
         writer.close()
+        await writer.wait_closed()
         await ended.wait()

@@ -150,7 +150,7 @@ print(tried(lambda: socket.create_connection(("203.0.113.10", 80), 3)))
 print(tried(lambda: socket.create_connection(("2001:db8:77::10", 80), 3)))
 print(tried(udp))
 print(tried(lambda: socket.getaddrinfo("www.example.test", 80)))
-print(tried(lambda: socket.create_connection(("127.0.0.1", 18128), 3)))
+print(tried(lambda: socket.create_connection(("127.0.0.1", 9), 3)))
 print(tried(raw))
 print(tried(abstract))
 """

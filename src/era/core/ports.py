@@ -11,7 +11,7 @@
 | Indexes, IndexAccess                    | network/indexes.py   | core/setup/builds.py                              |
 | Environments                            | core/setup/setups.py | core/pool.py                                      |
 
-The core calls and the adapter answers, by what it returns or yields. The one callback is SocketBroker.questions_to,
+The core calls and the adapter answers, by what it returns or yields. The one callback is SocketBroker.on_notify_fd,
 between two adapters.
 
 Ports for rows and content stand beside the code that uses them: MetadataStore (metadata.py), BlobStore
