@@ -3,7 +3,7 @@
 .PHONY: help setup setup-dev setup-test serve test unit check fix bench soak
 .DEFAULT_GOAL := help
 
-# Where tests are that need neither.
+# Tests that need neither sandboxes nor a server.
 UNIT = tests/unit tests/core tests/store tests/drivers/test_choice.py tests/network/test_messages.py \
 	tests/network/test_policy.py tests/network/test_indexes.py tests/network/test_interception.py \
 	tests/packages/test_requirements.py tests/test_architecture.py

@@ -95,6 +95,7 @@ asyncio.run(main())
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("wait", [0.0, 0.07, 0.2])
 async def test_kill_9_loses_nothing_acknowledged(url: str, wait: float) -> None:
     command = [sys.executable, "-c", textwrap.dedent(COMMITTER), url]
