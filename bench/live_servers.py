@@ -41,7 +41,12 @@ def forwarded(arena: Arena) -> Probe:
         raise RuntimeError(f"The server was not started: {answer}")
     _check(arena.get(f"/proxy/{session}/3000/"))
     run = json.loads(answer[1])["run_id"]
-    arena.closers.callback(lambda: arena.delete(f"/api/sessions/{session}/runs/{run}"))
+
+    def stop() -> None:
+        arena.keep_open()  # closing other cases may have taken a while
+        arena.delete(f"/api/sessions/{session}/runs/{run}")
+
+    arena.closers.callback(stop)
     return Probe(lambda _: arena.get(f"/proxy/{session}/3000/"), after=_check)
 
 

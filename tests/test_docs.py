@@ -1,4 +1,4 @@
-"""The documentation's examples are run, its links and the files that it names exist, and its map has every folder.
+"""The documentation's examples are run, and its links and the files that it names exist.
 
 The convention: a block tagged `bash` is run, all of a document's blocks in order in one shell that stops at the first
 failure, in an empty directory, with http://127.0.0.1:8787 replaced by the test's server. A `json` or `text` block right
@@ -30,7 +30,7 @@ NOT_RUN = {"", "console", "ini", "json", "python", "text"}
 CALLS = re.compile(r"^ *(curl|(\.venv/bin/)?era) ", re.MULTILINE)
 DELETES_ALL = re.compile(r"delete\b[^\n]*/api/sessions(?![/\w])", re.IGNORECASE)
 CODE = re.compile(r"`([^`\n]+)`")
-PATH = re.compile(r"(?:\w[\w.-]*/)+[\w.-]+\.(?:py|js|cjs|sh|md)")
+PATH = re.compile(r"(?:\w[\w.-]*/)+[a-z0-9_.-]+\.(?:py|js|cjs|sh|md)")
 
 
 @dataclass
@@ -193,20 +193,6 @@ def test_files_that_documents_name_exist(document: Path) -> None:
     """In `code`, relative to the project or to src/era."""
     named = [code for code in CODE.findall(document.read_text()) if PATH.fullmatch(code)]
     assert [path for path in named if not (ROOT / path).exists() and not (SOURCE / path).exists()] == []
-
-
-def test_the_map_has_every_folder() -> None:
-    """The block under "Layers" in ARCHITECTURE.md: a folder a line, indented below the one that it is in."""
-    block = re.search(r"## Layers\n.*?```\nsrc/era/\n(.*?)```", (ROOT / "ARCHITECTURE.md").read_text(), re.DOTALL)
-    assert block
-    mapped: list[str] = []
-    parents: list[str] = []
-    for indent, name in re.findall(r"^((?:  )+)([\w-]+)/ +\S", block[1], re.MULTILINE):
-        parents = [*parents[: len(indent) // 2 - 1], name]
-        mapped.append("/".join(parents))
-    folders = {path.parent.relative_to(SOURCE) for path in SOURCE.rglob("*.*") if path.is_file()}
-    ignored = {"", ".", "store/migrations/versions"}
-    assert sorted(mapped) == sorted({str(path) for path in folders if "__pycache__" not in path.parts} - ignored)
 
 
 def test_every_call_is_documented(shared_server: Server) -> None:

@@ -9,14 +9,13 @@
 | Network, RunEgress                      | network/egress.py    | core/execution.py, core/setup/                    |
 | StorageAccesses, StorageAccess          | network/storage.py   | core/execution.py                                 |
 | Indexes, IndexAccess                    | network/indexes.py   | core/setup/builds.py                              |
-| Environments                            | core/setup/setups.py | core/pool.py                                      |
 
 The core calls and the adapter answers, by what it returns or yields. The one callback is SocketBroker.on_notify_fd,
 between two adapters.
 
 Ports for rows and content stand beside the code that uses them: MetadataStore (metadata.py), BlobStore
-(files/snapshots.py), ApiKeyStore (api_keys.py), ItemStore and Databases (storage.py), Deliveries (public/inbox.py),
-Installer (setup/setups.py).
+(files/snapshots.py), ApiKeyStore (api_keys.py), ItemStore and Databases (storage.py), InboxStore (public/inbox.py),
+Installer (setup/package_sets.py), Locks (setup/locks.py).
 """
 
 from __future__ import annotations

@@ -1,1 +1,1 @@
-"""RunConnections out of sandboxes, and what may pass."""
+"""The network of sandboxes: what programs may reach, and how their connections are made."""
