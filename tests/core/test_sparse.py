@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import os
 from itertools import pairwise
@@ -9,8 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from era.core.files import snapshots
 from era.core.files.sparse import extents
-from tests.core.lab import Lab
+from era.core.models import EMPTY
+from tests.core.lab import Lab, Place
 
 MIB = 1 << 20
 
@@ -59,3 +62,34 @@ def test_a_sparse_file_is_kept_and_restored_as_one(lab: Lab, pieces: list[tuple[
     for path in (blob, restored):
         assert Path(path).read_bytes() == content
         assert os.stat(path).st_blocks * 512 < 8 * MIB
+
+
+async def test_large_commits_hold_up_no_small_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """More large commits at once than there are threads of any kind; a small one ends before all of them."""
+    order: list[str] = []
+    lab = Lab(tmp_path)
+    large, small = [lab.place() for _ in range(8)], lab.place()
+    for place in large:
+        sparse_file(place.workspace / "large", 512 * MIB, (0, os.urandom(8)))
+    for number in range(40):  # too many for the event loop
+        (small.workspace / str(number)).write_text("small")
+
+    async def commit(name: str, place: Place) -> None:
+        await lab.snapshots.take(place.sandbox, EMPTY)
+        order.append(name)
+
+    async def all_at_once() -> None:
+        order.clear()
+        tasks = [asyncio.create_task(commit("large", place)) for place in large]
+        await asyncio.sleep(0.05)
+        await commit("small", small)
+        await asyncio.gather(*tasks)
+
+    await all_at_once()
+    assert order[0] == "small"
+    for place in (*large, small):
+        lab.snapshots.forget(place.id)
+    monkeypatch.setattr(snapshots, "_BULK_BYTES", 1 << 60)
+    await all_at_once()
+    assert order[0] == "large", "without threads of their own the large ones come first"
+    await lab.snapshots.close()

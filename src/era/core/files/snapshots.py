@@ -53,6 +53,10 @@ _SMALL_TREE = 32
 _COUNTS_KEPT = 1024
 _GRACE_SECONDS = 3600.0
 _THREADS = 4
+_BULK_THREADS = 2
+_BULK_BYTES = 32 << 20
+"""Work on this many bytes at once goes to threads of its own, so that small commits of others never wait for it."""
+
 _SMALL_BLOB = 1 << 20
 _CLOCK_OF_FILES = 5  # CLOCK_REALTIME_COARSE, which the time module lacks
 _NEW_FILE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -102,6 +106,14 @@ class _Memory:
     watch: Watch | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class _Scanned:
+    """A scanned tree that isn't stored yet, and the watch on it, if any."""
+
+    tree: Tree
+    watch: Watch | None
+
+
 class Snapshots:
     """Takes, restores, edits and compares snapshots in a blob store. `close` it at the end."""
 
@@ -116,6 +128,7 @@ class Snapshots:
         """The roots and blobs that the last garbage collection kept, and the time before which it swept."""
 
         self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="era-files")
+        self._bulk_threads = ThreadPoolExecutor(_BULK_THREADS, thread_name_prefix="era-bulk")
 
     async def take(self, sandbox: Sandbox, previous: Snapshot, entry: str | None = None) -> Snapshot:
         """Make the content of `sandbox.workspace` durable, while nothing runs there. Returns its snapshot.
@@ -133,7 +146,10 @@ class Snapshots:
                 snapshot = self._quick_scan(sandbox, memory, previous)
                 if snapshot is not None:
                     return snapshot
-            updated = await self._on_thread(lambda: self._store(sandbox, memory, entry))
+            updated = await self._on_thread(lambda: self._scan_and_store(sandbox, memory, entry))
+            if isinstance(updated, _Scanned):
+                scanned = updated
+                updated = await self._on_thread(lambda: self._store(sandbox, memory, scanned), bulk=True)
         except OSError as error:
             self.forget(sandbox.id)
             raise CommitFailed(f"the files of this run could not be kept: {error.strerror}") from error
@@ -151,7 +167,8 @@ class Snapshots:
         """
         memory = self._memories.pop(sandbox.id, None)
         try:
-            tree = await self._on_thread(lambda: self._restore(sandbox, snapshot, memory))
+            bulk = memory is None and snapshot.total_bytes > _BULK_BYTES
+            tree = await self._on_thread(lambda: self._restore(sandbox, snapshot, memory), bulk=bulk)
         except OSError as error:
             if memory is not None and memory.watch is not None:
                 memory.watch.close()
@@ -244,7 +261,7 @@ class Snapshots:
             return self._blobs.sweep(self.sizes_of(kept_roots).keys() | kept_blobs, older_than)
 
         try:
-            removed = await self._on_thread(job)
+            removed = await self._on_thread(job, bulk=True)
         except OSError as error:
             raise Unavailable(f"unused files could not be cleared away: {error.strerror}") from error
         self._collected = (kept_roots, kept_blobs, older_than)
@@ -265,10 +282,12 @@ class Snapshots:
         """Wait for jobs under way, and free everything."""
         for sandbox_id in list(self._memories):
             self.forget(sandbox_id)
-        await asyncio.to_thread(self._threads.shutdown)
+        for threads in (self._threads, self._bulk_threads):
+            await asyncio.to_thread(threads.shutdown)
 
-    async def _on_thread[T](self, job: Callable[[], T]) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self._threads, job)
+    async def _on_thread[T](self, job: Callable[[], T], *, bulk: bool = False) -> T:
+        threads = self._bulk_threads if bulk else self._threads
+        return await asyncio.get_running_loop().run_in_executor(threads, job)
 
     def _quick_scan(self, sandbox: Sandbox, memory: _Memory | None, previous: Snapshot) -> Snapshot | None:
         """What `take` returns for a tree that is empty, or small and unchanged; None for any other."""
@@ -285,8 +304,15 @@ class Snapshots:
         self.forget(sandbox.id)
         return EMPTY
 
-    def _store(self, sandbox: Sandbox, memory: _Memory | None, entry: str | None) -> _Memory:
-        """Scan the working directory and store what is new. Runs on a thread; raises as `take` does, or OSError."""
+    def _scan_and_store(self, sandbox: Sandbox, memory: _Memory | None, entry: str | None) -> _Memory | _Scanned:
+        """Scan the working directory, and store what is new unless that is much. Runs on a thread; raises as `take`
+        does, or OSError."""
+        scanned = self._scan(sandbox, memory, entry)
+        if scanned.tree.unstored_bytes() > _BULK_BYTES:
+            return scanned
+        return self._store(sandbox, memory, scanned)
+
+    def _scan(self, sandbox: Sandbox, memory: _Memory | None, entry: str | None) -> _Scanned:
         known, bounds = memory.tree if memory else None, limits.bounds(sandbox.limits)
         watch = memory.watch if memory else None
         with trees.opened_root(sandbox.workspace) as root:
@@ -302,13 +328,19 @@ class Snapshots:
                     # Only now, when it is known to be worth it: closing a watch takes the kernel 10 ms.
                     watch = _new_watch()
                     tree = Scan(bounds, watch=watch).full(root, known) if watch else tree
-            if tree.is_empty:
-                return _Memory(EMPTY, tree)
-            if tree.digest is None:
-                with self._blobs.batch() as batch:
-                    self._count(trees.store(root, tree, known, batch), tree.totals.entries)
-            if watch is not None:
-                watch.skip()
+        return _Scanned(tree, watch)
+
+    def _store(self, sandbox: Sandbox, memory: _Memory | None, scanned: _Scanned) -> _Memory:
+        """Store what is new of a scanned tree. Runs on a thread; raises SnapshotRefused or OSError."""
+        tree, watch = scanned.tree, scanned.watch
+        if tree.is_empty:
+            return _Memory(EMPTY, tree)
+        if tree.digest is None:
+            with trees.opened_root(sandbox.workspace) as root, self._blobs.batch() as batch:
+                digest = trees.store(root, tree, memory.tree if memory else None, batch)
+            self._count(digest, tree.totals.entries)
+        if watch is not None:
+            watch.skip()
         return _Memory(Snapshot(tree.digest, tree.totals.files, tree.totals.total_bytes), tree, watch)
 
     def _rescan(self, root: int, memory: _Memory | None, bounds: Bounds, entry: str | None) -> Tree | None:

@@ -155,6 +155,11 @@ class Tree:
             totals = totals.plus(self.totals_of(name))
         self.totals = totals
 
+    def unstored_bytes(self) -> int:
+        """The size of all files below that aren't known to be stored."""
+        own = sum(file.fingerprint.size for file in self.files.values() if file.digest is None)
+        return own + sum(tree.unstored_bytes() for tree in self.trees.values() if tree.digest is None)
+
     @property
     def is_empty(self) -> bool:
         return not (self.files or self.links or self.trees)
