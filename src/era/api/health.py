@@ -32,7 +32,7 @@ async def health(context: UseContext) -> Response:
 async def metrics(context: UseContext) -> Response:
     """Metrics in Prometheus' text format."""
     counts = await context.store.counts()
-    sandboxes = GaugeMetricFamily("era_sandboxes", "Live sandboxes by use.", labels=["state"])
+    sandboxes = GaugeMetricFamily("era_sandboxes", "Sandboxes by use.", labels=["state"])
     for state, count in context.pool_counts().items():
         sandboxes.add_metric([state], count)
     runs = GaugeMetricFamily("era_runs", "Runs on record by status.", labels=["status"])
