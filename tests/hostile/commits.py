@@ -27,7 +27,7 @@ LARGE = 1_200_000
 class FakeSandbox:
     """The part of a sandbox that snapshots use."""
 
-    uid, limits = None, LIMITS
+    uid, limits, opens_on_host = None, LIMITS, True
 
     def __init__(self, workspace: Path) -> None:
         self.workspace = workspace
