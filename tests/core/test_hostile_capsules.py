@@ -290,6 +290,7 @@ async def test_swapped_objects_are_found(service: Service) -> None:
     assert service.stored() == set()
 
 
+@pytest.mark.slow
 async def test_damage_anywhere(service: Service) -> None:
     """Bytes are flipped, cut out, doubled or moved: the capsule is refused, or makes the very session."""
     await service.make("s")

@@ -238,6 +238,7 @@ def test_what_became_a_link_since_it_was_seen_is_not_opened(lab: Lab, tmp_path: 
     assert lab.blobs.files_put == []
 
 
+@pytest.mark.slow
 def test_a_tree_too_deep_is_refused(tmp_path: Path) -> None:
     lab = Lab(tmp_path)
     for depth, fits in ((128, True), (129, False), (3000, False)):
@@ -444,6 +445,7 @@ def test_a_failing_disk_is_reported(lab: Lab, monkeypatch: pytest.MonkeyPatch) -
     assert lab.take(place).file_count == 1
 
 
+@pytest.mark.slow
 def test_takes_of_several_sandboxes_at_a_time(lab: Lab) -> None:
     places = [lab.place() for _ in range(8)]
     for place in places:

@@ -90,6 +90,7 @@ def test_a_partial_scan_finds_what_a_full_scan_finds(seed: int, lab: Lab, monkey
     assert rescans > 10
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(6))
 def test_a_warm_directory_is_restored_to_any_snapshot(seed: int, lab: Lab) -> None:
     chance = random.Random(seed)
@@ -122,6 +123,7 @@ def test_only_what_differs_is_restored(lab: Lab) -> None:
     assert kept.stat().st_ino == inode
 
 
+@pytest.mark.slow
 def test_an_event_queue_that_overflows_leads_to_a_full_scan(lab: Lab) -> None:
     place = lab.place()
     furnish(place.workspace)
