@@ -42,11 +42,11 @@ def answers(registry: Registry, *requests: bytes) -> list[bytes]:
         return told
 
     async def job() -> list[bytes]:
-        with socket.socket() as guest_listener:
-            guest_listener.bind(("127.0.0.1", 0))
-            sandbox = cast(Sandbox, SimpleNamespace(guest_listeners={"storage": cast(Any, guest_listener)}))
+        with socket.socket() as listener:
+            listener.bind(("127.0.0.1", 0))
+            sandbox = cast(Sandbox, SimpleNamespace(guest_listeners={"storage": cast(Any, listener)}))
             access = IndexListeners().access(sandbox, [f"{registry.url}/simple", f"{registry.url}/nowhere/"])
-            port = guest_listener.getsockname()[1]
+            port = listener.getsockname()[1]
             assert access.filled_in("{0} {1} {2}") == f"http://127.0.0.1:{port}/0 http://127.0.0.1:{port}/1 {{2}}"
             async with access:
                 told = [await ask(port, request) for request in requests]

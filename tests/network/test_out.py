@@ -195,11 +195,11 @@ def test_a_sandbox_without_a_way_out_says_so() -> None:
     """None of ours is, but one may be."""
     network = SandboxNetwork()
     sandbox = cast(Sandbox, SimpleNamespace(id="sb", guest_listeners={}, broker=None))
-    run_egress = network.run_egress(sandbox, internet=True, egress={})
+    egress = network.run_egress(sandbox, internet=True, egress={})
     network.stop()
-    assert run_egress.certificates == {}
-    assert run_egress.enforced["network"] == "none"
-    assert "no way out" in run_egress.enforced["network_reason"]
+    assert egress.certificates == {}
+    assert egress.enforced["network"] == "none"
+    assert "no way out" in egress.enforced["network_reason"]
 
 
 UNABLE = {

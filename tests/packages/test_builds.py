@@ -39,7 +39,7 @@ class BuildLab(Lab):
         found.mkdir(parents=True, exist_ok=True)
         (found / "canary").write_text("alive")
         if name.startswith("cache/"):
-            self.installer._processes.give(found, self.installer._processes.fetcher)
+            self.installer._processes.change_owner(found, self.installer._processes.fetcher)
         return found
 
 

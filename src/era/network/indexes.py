@@ -69,14 +69,14 @@ class IndexListener:
 
     def __init__(self, sandbox: Sandbox, indexes: Sequence[str]) -> None:
         """Raises SandboxFailed where the sandbox has no guest listeners."""
-        guest_listener = sandbox.guest_listeners.get("storage")
-        if guest_listener is None:
+        listener = sandbox.guest_listeners.get("storage")
+        if listener is None:
             raise SandboxFailed("This kind of sandbox has no way to the registries, so nothing can be built in it.")
         self._indexes = list(indexes)
-        self._base_url = f"http://127.0.0.1:{guest_listener.getsockname()[1]}"
+        self._base_url = f"http://127.0.0.1:{listener.getsockname()[1]}"
         self._files: list[str] = []
         self._numbers: dict[str, int] = {}
-        self._accept_loop = AcceptLoop(guest_listener, self._serve)
+        self._accept_loop = AcceptLoop(listener, self._serve)
         self._client: httpx.AsyncClient
         self._stack = AsyncExitStack()
         self._requests, self._pages = asyncio.Semaphore(_MAX_REQUESTS), asyncio.Semaphore(_MAX_PAGES)

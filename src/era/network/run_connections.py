@@ -145,6 +145,7 @@ class RunConnections:
                 remove_address(self._probes[address.version], address, serial)
 
     def _begin(self, work: Coroutine[Any, Any, None]) -> None:
+        """Start a task that `close` cancels."""
         task = self._loop.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
@@ -247,6 +248,7 @@ class RunConnections:
         return None
 
     async def _counted(self, work: Coroutine[Any, Any, None]) -> None:
+        """Carry on `work`, counted as a connection for MAX_CONNECTIONS."""
         self._count += 1
         try:
             await work
@@ -359,7 +361,7 @@ class RunConnections:
             self._close(listener)
 
     def _on_dialed(self, listener: _DestinationListener, connection: _Connection) -> None:
-        """The destination has answered or failed: let the program in, or have it refused."""
+        """On an errno give the connection up; on success give it up only if its program hasn't arrived in a while."""
         if connection.dialed.result():
             self._give_up(listener, connection)
         else:

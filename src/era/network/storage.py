@@ -49,11 +49,11 @@ class NoAccess:
 class ListenerAccess:
     """Serves a guest listener for one run."""
 
-    def __init__(self, guest_listener: GuestListener, for_run: Callable[[], MakeProtocol]) -> None:
+    def __init__(self, listener: GuestListener, for_run: Callable[[], MakeProtocol]) -> None:
         self._for_run = for_run
         self._make_protocol: MakeProtocol | None = None
-        self._accept_loop = AcceptLoop(guest_listener, self._serve)
-        self.url: str | None = f"http://127.0.0.1:{guest_listener.getsockname()[1]}"
+        self._accept_loop = AcceptLoop(listener, self._serve)
+        self.url: str | None = f"http://127.0.0.1:{listener.getsockname()[1]}"
 
     async def __aenter__(self) -> None:
         await self._accept_loop.__aenter__()
