@@ -80,8 +80,8 @@ def test_the_same_where_an_ordinary_user_serves(as_a_user: NetServer, client: st
 
 
 def test_a_wrong_certificate_is_told_to_the_program(session: NewSession) -> None:
-    told = session().run(URLLIB.format(url="https://www.example.test/hello"))
-    assert "CERTIFICATE_VERIFY_FAILED" in told["stderr"]
+    outcome = session().run(URLLIB.format(url="https://www.example.test/hello"))
+    assert "CERTIFICATE_VERIFY_FAILED" in outcome["stderr"]
 
 
 def test_an_answer_comes_as_it_is_written(session: NewSession) -> None:
@@ -168,9 +168,9 @@ for port in range(2000, 2110):
 """
     one = session()
     one.says(code)
-    told = one.record()["egress"]
-    assert len(told["destinations"]) == 100
-    assert told["more"] == 10
+    outcome = one.record()["egress"]
+    assert len(outcome["destinations"]) == 100
+    assert outcome["more"] == 10
 
 
 def test_private_ranges_that_a_setting_names_are_reached(odd: NetServer) -> None:

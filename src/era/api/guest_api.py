@@ -111,6 +111,8 @@ class _StorageConnection(Protocol):
         self._on_end()
 
     async def _in_turn(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Have the storage answer a request once a slot is free. A request whose program has hung up is cancelled, and
+        that ends here."""
         task = asyncio.current_task()
         if task is None:
             raise RuntimeError("A request is worked on outside of any task.")

@@ -101,6 +101,7 @@ class Channel:
                 self._writer.write(_frame(kind, b""))
 
     def _send_run(self, program: Program, output_limit: int) -> None:
+        """Send an R frame, and behind it, unframed, the content whose lengths it says."""
         environment = json.dumps(with_library({**self._variables, **program.certificates, **program.env})).encode()
         header = {
             "files": [[path, len(content)] for path, content in program.files.items()],
@@ -120,6 +121,7 @@ class Channel:
         self._writer.write(b"".join([*parts, program.state, program.code, environment]))
 
     async def _receive(self) -> tuple[bytes, bytes]:
+        """Receive a frame: its kind and payload. Raises SandboxFailed at the end of the stream."""
         try:
             head = await self._reader.readexactly(5)
             return head[:1], await self._reader.readexactly(int.from_bytes(head[1:], "big"))
@@ -174,6 +176,7 @@ def _parse_ended(report: dict[str, Any], before: bytes, sent: bytes | None) -> E
 
 
 def _died() -> Ended:
+    """The end of a run whose sandbox died under it."""
     return Ended(
         exit_code=137,
         cause="killed",

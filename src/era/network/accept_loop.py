@@ -48,6 +48,7 @@ class AcceptLoop:
             await asyncio.wait(self._connections)
 
     def _set_accepting(self, accepting: bool) -> None:
+        """Accept connections or leave them in the backlog, by whether the event loop watches the listener."""
         if accepting != self._accepting:
             self._accepting = accepting
             loop = asyncio.get_running_loop()

@@ -151,6 +151,7 @@ class RunConnections:
         task.add_done_callback(self._tasks.discard)
 
     async def _decide(self, notify_fd: int, notification: Notification, targets: Sequence[Target]) -> None:
+        """Answer a notification, whatever happens: else the program would wait for ever."""
         try:
             result = await self._prepare(notification, targets)
         except OSError as problem:
@@ -344,6 +345,7 @@ class RunConnections:
         return listener
 
     def _accept(self, listener: _DestinationListener) -> None:
+        """Give an arriving program to the connection that has waited longest, and reset it where none waits."""
         try:
             client, _ = listener.sock.accept()
         except OSError:

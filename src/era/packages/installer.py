@@ -179,7 +179,7 @@ class PackageInstaller:
         while tasks := [*self._compiling, *self._clearing]:  # what ends may leave something to clear away
             await asyncio.gather(*tasks)
 
-    def known(self, packages: Packages, owner: str) -> PackageSet | None:
+    def find_installed(self, packages: Packages, owner: str) -> PackageSet | None:
         for key in (self._key(packages), self._key(packages, owner)):
             try:
                 note = json.loads((self._notes / key).read_text())
@@ -206,7 +206,7 @@ class PackageInstaller:
         key = self._key(packages)
         try:
             async with self._turns.take(key, bounded=False):
-                if not anew and (package_set := self.known(packages, build.owner)) is not None:
+                if not anew and (package_set := self.find_installed(packages, build.owner)) is not None:
                     return package_set
                 made = await self._in_scratch(lambda scratch: self._install(packages, scratch, say))
                 self._note(key, made)

@@ -215,6 +215,7 @@ class Setups:
         progress.began()
 
     async def _do(self, job: SetupJob) -> None:
+        """Do a setup once no other job of its session is under way."""
         async with self._job_turns.take(str(job.session_key), bounded=False):
             await self._set_up(job)
 
@@ -262,7 +263,7 @@ class Setups:
         try:
             packages = packages_of(json.loads(job.setup))
             if packages:
-                installed = None if anew or job.lock else self._installer.known(packages, str(job.session_key))
+                installed = None if anew or job.lock else self._installer.find_installed(packages, str(job.session_key))
                 if installed is None:
                     await self._begin(job, progress)
                     begun = time.monotonic()
