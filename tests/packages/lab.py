@@ -35,7 +35,7 @@ class Nowhere:
 
     owner = "1"
 
-    def place(self, language: str) -> AbstractAsyncContextManager[Any]:
+    def sandbox(self, language: str) -> AbstractAsyncContextManager[Any]:
         raise SetupFailed("nowhere to build")
 
 
