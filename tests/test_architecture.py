@@ -229,10 +229,10 @@ def test_rules_let_pass(module: str, source: str) -> None:
 
 
 def test_a_file_in_the_wrong_place_is_told_where_it_belongs() -> None:
-    (told,) = broken_rules("", "era.core.users.accounts")
+    (problem,) = broken_rules("", "era.core.users.accounts")
     for folder, question in questions().items():
-        assert f"{folder}/" in told
-        assert question in told
+        assert f"{folder}/" in problem
+        assert question in problem
 
 
 def test_every_folder_has_a_rule_a_question_and_a_docstring() -> None:

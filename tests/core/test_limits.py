@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from era.core.limits import Rules, bounds, can_be_asked, merged
+from era.core.limits import Rules, bounds, can_be_limits, merged
 from era.errors import BadRequest
 from tests.core.lab import LIMITS
 
@@ -24,7 +24,7 @@ def test_nothing_is_granted_over_the_maximum() -> None:
         RULES.check({"memory_mb": 1025})
     RULES.check({"memory_mb": 1024, "pids": None})
     assert RULES.granted({"memory_mb": 4096, "disk_mb": 1 << 40}) == RULES.granted({"memory_mb": 1024, "disk_mb": 8192})
-    assert RULES.shown({"memory_mb": 4096})["memory_mb"] == 1024
+    assert RULES.in_api_units({"memory_mb": 4096})["memory_mb"] == 1024
 
 
 def test_the_bounds_of_a_tree_are_those_of_the_disk() -> None:
@@ -55,4 +55,4 @@ def test_wishes_are_added_and_taken_back() -> None:
     ],
 )
 def test_what_comes_from_a_capsule_is_checked(wishes: Any, can_be: bool) -> None:
-    assert can_be_asked(wishes) is can_be
+    assert can_be_limits(wishes) is can_be

@@ -87,18 +87,20 @@ def test_every_output_is_an_answer(printed: bytes) -> None:
 HEADERS = [(b"authorization", b"Bearer key"), (b"cookie", b"other=key"), (b"connection", b"key"), (b"x-own", b"1")]
 
 
-def seen(key: bytes | None) -> str:
+def headers_seen_by_program(key: bytes | None) -> str:
     return relay.environment(Call("GET", b"/", b"", HEADERS, b""), key=key)["ERA_HTTP_HEADERS"]
 
 
 def test_what_keeps_headers_from_programs(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert json.loads(seen(b"key")) == {"x-own": "1"}
-    assert json.loads(seen(None)) == {"x-own": "1", "authorization": "Bearer key"}
-    assert json.loads(seen(b"other")) == json.loads(seen(None))  # it is the program's own affair
+    assert json.loads(headers_seen_by_program(b"key")) == {"x-own": "1"}
+    assert json.loads(headers_seen_by_program(None)) == {"x-own": "1", "authorization": "Bearer key"}
+    assert json.loads(headers_seen_by_program(b"other")) == json.loads(
+        headers_seen_by_program(None)
+    )  # it is the program's own affair
     monkeypatch.setattr(headers, "COOKIE_PREFIX", "")
-    assert json.loads(seen(b"key")) == {"x-own": "1", "cookie": "other=key"}
+    assert json.loads(headers_seen_by_program(b"key")) == {"x-own": "1", "cookie": "other=key"}
     monkeypatch.setattr(headers, "_HOP_BY_HOP", frozenset())
-    assert json.loads(seen(b"key"))["connection"] == "key"
+    assert json.loads(headers_seen_by_program(b"key"))["connection"] == "key"
 
 
 def test_what_keeps_headers_of_programs_back(monkeypatch: pytest.MonkeyPatch) -> None:

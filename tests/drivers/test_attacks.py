@@ -395,7 +395,7 @@ def test_a_sandbox_sees_its_own_files_only(sandboxes: Sandboxes) -> None:
         assert first.uid != second.uid
 
 
-def test_what_was_in_force_is_told(sandboxes: Sandboxes) -> None:
+def test_what_is_in_force_is_reported(sandboxes: Sandboxes) -> None:
     enforced = sandboxes.make().enforced
     assert enforced["namespaces"] == ["cgroup", "ipc", "mnt", "net", "pid", "user", "uts"]
     assert (enforced["capabilities"], enforced["no_new_privs"], enforced["network"]) == ("none", True, "none")

@@ -339,7 +339,7 @@ def _status(pid: int) -> list[str]:
     return Path(f"/proc/{pid}/status").read_text().splitlines()
 
 
-def test_what_was_in_force_is_told(sandboxes: Sandboxes, sound: Any) -> None:
+def test_what_is_in_force_is_reported(sandboxes: Sandboxes, sound: Any) -> None:
     enforced = sound.enforced
     assert (enforced["driver"], enforced["platform"], enforced["seccomp"]) == ("gvisor", "systrap", "filter")
     assert enforced["namespaces"] == ["cgroup", "ipc", "mnt", "net", "pid", "user", "uts"]

@@ -56,7 +56,7 @@ def test_with_more_memory_the_same_is_no_harm(weak_sandboxes: Sandboxes) -> None
 
 
 @pytest.mark.parametrize("code", [MUCH_HEAP, MUCH_MEMFD], ids=["heap", "memfd"])
-def test_it_is_the_bound_that_holds(sandboxes: Sandboxes, code: str) -> None:
+def test_the_same_programs_get_nothing_within_the_bound(sandboxes: Sandboxes, code: str) -> None:
     if not ROOT and code == MUCH_MEMFD:
         pytest.skip("without a cgroup nothing bounds a memfd but the file size, and an ordinary user has no cgroup")
     assert sandboxes.run(sandboxes.make(), code).stdout == ""

@@ -55,7 +55,7 @@ def test_sockets_of_each_kind_come_in_greater_numbers_the_more_are_wanted(
     answering.join()
 
 
-def test_a_listener_waits_for_somebody_who_wants_it(ends: tuple[socket.socket, socket.socket]) -> None:
+def test_a_notify_fd_waits_until_somebody_wants_it(ends: tuple[socket.socket, socket.socket]) -> None:
     host, inner = ends
     there, taken = guest.SocketBroker(inner.fileno()), list[int]()
 

@@ -314,7 +314,7 @@ def _landlock() -> int | None:
     return version if version >= 2 else None
 
 
-def test_what_is_in_force_is_told(sandboxes: Sandboxes) -> None:
+def test_what_is_in_force_is_reported(sandboxes: Sandboxes) -> None:
     enforced = sandboxes.make().enforced
     assert (enforced["seccomp"], enforced["landlock"]) == ("filter", _landlock())
     summary = sandboxes.driver.isolation()["summary"]

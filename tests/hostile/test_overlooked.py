@@ -52,8 +52,10 @@ def map():
 class Session:
     def __init__(self, client: httpx.Client, isolation: str) -> None:
         self.client, self.where = client, f"/api/sessions/s{uuid4().hex[:8]}"
-        told = client.post("/api/sessions", json={"language": "python", "session_id": self.id, "isolation": isolation})
-        assert told.status_code == 201, told.text
+        response = client.post(
+            "/api/sessions", json={"language": "python", "session_id": self.id, "isolation": isolation}
+        )
+        assert response.status_code == 201, response.text
 
     @property
     def id(self) -> str:
@@ -65,7 +67,7 @@ class Session:
         assert answer["state"]["committed"], answer
         return str(answer["stdout"])
 
-    def kept(self) -> str:
+    def file_content(self) -> str:
         return self.client.get(f"{self.where}/files/d1/f1").text
 
     def copied(self) -> str:
@@ -95,6 +97,6 @@ def test_what_is_committed_is_what_is_there(isolation: str, user: str, own_serve
             session.run("open('d1/f1', 'r+').read()")
             for number in range(2):  # the second time with what the first has left open somewhere
                 session.run(TOOLS.format(number) + change)
-                assert session.kept() == f"changed {number}", name
+                assert session.file_content() == f"changed {number}", name
                 assert session.copied() == f"changed {number}", name
                 assert session.run("print(open('d1/f1').read(), end='')") == f"changed {number}", name

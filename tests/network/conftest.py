@@ -222,14 +222,14 @@ class Session:
     def run(self, code: str, **fields: Any) -> dict[str, Any]:
         answer = self.client.post(f"/api/sessions/{self.id}/run", json={"code": code, **fields})
         assert answer.status_code == 200, answer.text
-        told: dict[str, Any] = answer.json()
-        return told
+        response: dict[str, Any] = answer.json()
+        return response
 
     def says(self, code: str, **fields: Any) -> str:
         """What a program prints that must succeed."""
-        told = self.run(code, **fields)
-        assert told["status"] == "ok", told
-        printed: str = told["stdout"]
+        response = self.run(code, **fields)
+        assert response["status"] == "ok", response
+        printed: str = response["stdout"]
         return printed
 
     def record(self) -> dict[str, Any]:
@@ -289,7 +289,7 @@ def new_session(client: httpx.Client, language: str = "python", **fields: Any) -
 async def lab(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Lab]:
     monkeypatch.setattr(interception, "client_context", lambda: trusting(GOOD))
     bugs: list[object] = []
-    monkeypatch.setattr(interception, "log", SimpleNamespace(error=lambda *_, **told: bugs.append(told)))
+    monkeypatch.setattr(interception, "log", SimpleNamespace(error=lambda *_, **response: bugs.append(response)))
     made = Lab()
     yield made
     await made.close()

@@ -81,8 +81,8 @@ def blind(machine: Machine, tmp_path_factory: pytest.TempPathFactory) -> Iterato
 
 
 def attack(session: Session, code: str) -> dict[str, Any]:
-    told: dict[str, Any] = json.loads(session.says(code, timeout=60))
-    return told
+    outcome: dict[str, Any] = json.loads(session.says(code, timeout=60))
+    return outcome
 
 
 EVERY_WAY = """
@@ -306,9 +306,9 @@ def test_off_means_that_nothing_is_asked_and_nothing_leaves(anywhere: NewSession
     for wanted in (False, True, False, False, True):
         one.change(allowInternetAccess=wanted)
         for _ in range(2):
-            told = attack(one, OFF)
-            assert told.pop("filters") == filters[wanted]
-            assert told == (EVERYTHING if wanted else NOTHING)
+            outcome = attack(one, OFF)
+            assert outcome.pop("filters") == filters[wanted]
+            assert outcome == (EVERYTHING if wanted else NOTHING)
             assert one.record()["enforced"]["network"] == ("full" if wanted else "none")
             assert bool(one.destinations()) is wanted
 
@@ -316,9 +316,9 @@ def test_off_means_that_nothing_is_asked_and_nothing_leaves(anywhere: NewSession
 def test_off_that_is_not_heeded_is_not_off(machine: Machine, tmp_path: Path) -> None:
     server = machine.serve(tmp_path / "data", weakness=f"exec({CARELESS!r})")
     with server.client() as client:
-        told = attack(new_session(client, allowInternetAccess=False), OFF)
-        assert told.pop("filters") == "3"
-        assert told == EVERYTHING
+        outcome = attack(new_session(client, allowInternetAccess=False), OFF)
+        assert outcome.pop("filters") == "3"
+        assert outcome == EVERYTHING
     server.stop()
 
 
@@ -335,11 +335,11 @@ one('203.0.113.10').then(async (first) => console.log(first, await one('www.exam
     for wanted in (True, False, True):
         one.change(allowInternetAccess=wanted)
         for _ in range(2):
-            told = one.says(code)
-            assert told == ("REACHED REACHED 3\n" if wanted else "ENETUNREACH EAI_AGAIN 2\n")
+            outcome = one.says(code)
+            assert outcome == ("REACHED REACHED 3\n" if wanted else "ENETUNREACH EAI_AGAIN 2\n")
 
 
-def test_a_program_has_neither_the_listener_nor_a_way_to_another(session: NewSession) -> None:
+def test_a_program_has_neither_the_notify_fd_nor_a_way_to_another(session: NewSession) -> None:
     code = """
 import ctypes, os, socket, struct
 print([fd for fd in range(3, 100) if os.path.exists(f"/proc/self/fd/{fd}")])
@@ -372,15 +372,15 @@ for one in threads: one.join()
 """
     busy, other = session(), session()
     other.says("1")
-    told: list[str] = []
-    asking = threading.Thread(target=lambda: told.append(busy.says(code)))
+    outcome: list[str] = []
+    asking = threading.Thread(target=lambda: outcome.append(busy.says(code)))
     asking.start()
     runs = 0
     while asking.is_alive():
         other.says("print(1)")
         runs += 1
     asking.join()
-    assert told == [""]
+    assert outcome == [""]
     assert runs > 10
     assert busy.destinations()[0]["connections"] > 100
 
@@ -466,8 +466,8 @@ for request in REQUESTS:
 print(json.dumps(found))
 """
     code = code.replace("REQUESTS", repr([one.encode().decode("unicode_escape") for one in requests]))
-    told = json.loads(session().says(code, timeout=60))
-    assert [one[:2] for one in told] == [[1, status] for status in ("200", "200", "400", "411", "400", "200", "403")]
+    outcome = json.loads(session().says(code, timeout=60))
+    assert [one[:2] for one in outcome] == [[1, status] for status in ("200", "200", "400", "411", "400", "200", "403")]
 
 
 def test_a_port_of_the_same_number_is_the_programs_own(session: NewSession) -> None:
@@ -488,9 +488,9 @@ print(server.recv(10))
 
 
 def test_without_internet_this_service_is_out_of_reach_too(anywhere: NewSession) -> None:
-    told = anywhere(allowInternetAccess=False).run(CALL.replace("SESSION", "x"), timeout=60)
-    assert told["status"] == "ok"
-    assert {status for status, _ in json.loads(told["stdout"]).values()} <= {
+    outcome = anywhere(allowInternetAccess=False).run(CALL.replace("SESSION", "x"), timeout=60)
+    assert outcome["status"] == "ok"
+    assert {status for status, _ in json.loads(outcome["stdout"]).values()} <= {
         "[Errno 111] Connection refused",
         "[Errno 101] Network is unreachable",
     }

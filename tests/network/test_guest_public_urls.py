@@ -79,8 +79,8 @@ async def test_what_gets_through_says_nothing_of_where_it_comes_from() -> None:
     request = f"{lines}\r\nX-Mine: 1\r\nConnection: keep-alive\r\n\r\nabc".encode()
     said, scopes, counted = await exchanged(request)
     (scope,) = scopes
-    told: dict[str, Any] = {key: scope[key] for key in ("path", "query_string", "client")}
-    assert told == {"path": "/proxy/a", "query_string": b"b=/../c", "client": ("127.0.0.1", 0)}
+    forwarded: dict[str, Any] = {key: scope[key] for key in ("path", "query_string", "client")}
+    assert forwarded == {"path": "/proxy/a", "query_string": b"b=/../c", "client": ("127.0.0.1", 0)}
     assert {name for name, _ in scope["headers"]} == {b"host", b"content-length", b"x-mine", b"connection"}
     assert counted == (len(request), len(said))
 

@@ -37,22 +37,22 @@ def answers(registry: Registry, *requests: bytes) -> list[bytes]:
     async def ask(port: int, request: bytes) -> bytes:
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
         writer.write(request)
-        told = await reader.read()
+        responses = await reader.read()
         writer.close()
-        return told
+        return responses
 
     async def job() -> list[bytes]:
-        with socket.socket() as guest_listener:
-            guest_listener.bind(("127.0.0.1", 0))
-            sandbox = cast(Sandbox, SimpleNamespace(guest_listeners={"storage": cast(Any, guest_listener)}))
+        with socket.socket() as listener:
+            listener.bind(("127.0.0.1", 0))
+            sandbox = cast(Sandbox, SimpleNamespace(guest_listeners={"storage": cast(Any, listener)}))
             access = IndexListeners().access(sandbox, [f"{registry.url}/simple", f"{registry.url}/nowhere/"])
-            port = guest_listener.getsockname()[1]
+            port = listener.getsockname()[1]
             assert access.filled_in("{0} {1} {2}") == f"http://127.0.0.1:{port}/0 http://127.0.0.1:{port}/1 {{2}}"
             async with access:
-                told = [await ask(port, request) for request in requests]
+                responses = [await ask(port, request) for request in requests]
             with pytest.raises(ConnectionRefusedError):
                 await asyncio.open_connection("127.0.0.1", port)
-            return told
+            return responses
 
     return asyncio.run(job())
 
@@ -89,10 +89,10 @@ HOSTILE = (
 def test_nothing_else_can_be_fetched(registry: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
     place = registry.url.removeprefix("http://").encode()
     requests = [request.replace(b"REGISTRY", place) for request in HOSTILE]
-    told = answers(registry, get("/0/a/"), *requests)
-    assert not [answer for answer in told if b"secret" in answer]
-    assert told[0][9:12] == b"200"
-    assert [answer[:100] for answer in told[1:] if answer[9:10] != b"4"] == []
+    responses = answers(registry, get("/0/a/"), *requests)
+    assert not [answer for answer in responses if b"secret" in answer]
+    assert responses[0][9:12] == b"200"
+    assert [answer[:100] for answer in responses[1:] if answer[9:10] != b"4"] == []
     asked = {path for path in registry.asked if "secret" in path}
     assert asked <= {"/simple/secret/"}, "nothing but pages of the index"
     monkeypatch.setattr(indexes.IndexListener, "_answer", lambda self, writer, path: self._send_file(writer, path))
@@ -102,5 +102,5 @@ def test_nothing_else_can_be_fetched(registry: Registry, monkeypatch: pytest.Mon
 
 def test_a_head_that_does_not_end_is_cut_off(registry: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(http1, "HEAD_SECONDS", 0.2)
-    (told,) = answers(registry, b"GET /0/a/ HTTP/1.1\r\nA: b")
-    assert told.startswith(b"HTTP/1.1 408 ")
+    (responses,) = answers(registry, b"GET /0/a/ HTTP/1.1\r\nA: b")
+    assert responses.startswith(b"HTTP/1.1 408 ")

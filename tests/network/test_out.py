@@ -80,8 +80,8 @@ def test_the_same_where_an_ordinary_user_serves(as_a_user: NetServer, client: st
 
 
 def test_a_wrong_certificate_is_told_to_the_program(session: NewSession) -> None:
-    told = session().run(URLLIB.format(url="https://www.example.test/hello"))
-    assert "CERTIFICATE_VERIFY_FAILED" in told["stderr"]
+    outcome = session().run(URLLIB.format(url="https://www.example.test/hello"))
+    assert "CERTIFICATE_VERIFY_FAILED" in outcome["stderr"]
 
 
 def test_an_answer_comes_as_it_is_written(session: NewSession) -> None:
@@ -168,9 +168,9 @@ for port in range(2000, 2110):
 """
     one = session()
     one.says(code)
-    told = one.record()["egress"]
-    assert len(told["destinations"]) == 100
-    assert told["more"] == 10
+    outcome = one.record()["egress"]
+    assert len(outcome["destinations"]) == 100
+    assert outcome["more"] == 10
 
 
 def test_private_ranges_that_a_setting_names_are_reached(odd: NetServer) -> None:
@@ -195,11 +195,11 @@ def test_a_sandbox_without_a_way_out_says_so() -> None:
     """None of ours is, but one may be."""
     network = SandboxNetwork()
     sandbox = cast(Sandbox, SimpleNamespace(id="sb", guest_listeners={}, broker=None))
-    run_egress = network.run_egress(sandbox, internet=True, egress={})
+    egress = network.run_egress(sandbox, internet=True, egress={})
     network.stop()
-    assert run_egress.certificates == {}
-    assert run_egress.enforced["network"] == "none"
-    assert "no way out" in run_egress.enforced["network_reason"]
+    assert egress.certificates == {}
+    assert egress.enforced["network"] == "none"
+    assert "no way out" in egress.enforced["network_reason"]
 
 
 UNABLE = {

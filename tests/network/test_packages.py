@@ -212,10 +212,10 @@ def test_calls_of_services(client: httpx.Client, machine: Machine, language: str
     if scheme == "https":
         client.put(f"/api/sessions/{one.id}/files/ca.pem", content=(machine.keys / "ca.pem").read_bytes())
         trust = dict.fromkeys(("REQUESTS_CA_BUNDLE", "NODE_EXTRA_CA_CERTS"), "/workspace/ca.pem")
-    told = one.run(code.replace("SCHEME", scheme), env=trust)
-    assert (told["stdout"], told["stderr"]) == ("Answer: 200\nName: Mina\nNote: 101\n", "")
-    assert told["exit_code"] == 0
-    assert told["data"]["note"] == {"title": "Shelf", "body": "Painted green", "id": 101} == data_of(one)["note"]
+    outcome = one.run(code.replace("SCHEME", scheme), env=trust)
+    assert (outcome["stdout"], outcome["stderr"]) == ("Answer: 200\nName: Mina\nNote: 101\n", "")
+    assert outcome["exit_code"] == 0
+    assert outcome["data"]["note"] == {"title": "Shelf", "body": "Painted green", "id": 101} == data_of(one)["note"]
     port = 443 if scheme == "https" else 80
     assert {(each["host"], each["port"], each["allowed"]) for each in one.destinations()} == {
         ("api.example.test", port, True),
@@ -248,26 +248,26 @@ const token = process.env.TOKEN;
 @pytest.mark.parametrize("language", SECRETIVE)
 def test_with_a_secret(client: httpx.Client, language: str) -> None:
     one = has(client, CALLERS[language][1], language)
-    told = one.says(SECRETIVE[language], secrets={"TOKEN": {"value": "hunter2", "hosts": ["api.example.test"]}})
-    assert told == "201 hunter2 False\n" * 2
+    outcome = one.says(SECRETIVE[language], secrets={"TOKEN": {"value": "hunter2", "hosts": ["api.example.test"]}})
+    assert outcome == "201 hunter2 False\n" * 2
     assert [(each["port"], each["secrets"]) for each in one.destinations()] == [(443, ["TOKEN"]), (80, ["TOKEN"])]
 
 
 @pytest.mark.parametrize(("language", "problem"), [("python", "SSLError"), ("node", "certificate")])
 def test_a_certificate_nobody_vouches_for(client: httpx.Client, language: str, problem: str) -> None:
     code, setup = CALLERS[language]
-    told = has(client, setup, language).run(code.replace("SCHEME", "https"))
-    assert problem in told["stderr"]
-    assert "note" not in told["data"]
+    outcome = has(client, setup, language).run(code.replace("SCHEME", "https"))
+    assert problem in outcome["stderr"]
+    assert "note" not in outcome["data"]
 
 
 @pytest.mark.parametrize("language", ["python", "node"])
 def test_without_internet_access(client: httpx.Client, language: str) -> None:
     code, setup = CALLERS[language]
     one = has(client, setup, language, allowInternetAccess=False)
-    told = one.run(code.replace("SCHEME", "http"))
-    assert "ConnectionError" in told["stderr"] or "Error: " in told["stderr"]
-    assert (told["stdout"], told["data"]) == ("", {})
+    outcome = one.run(code.replace("SCHEME", "http"))
+    assert "ConnectionError" in outcome["stderr"] or "Error: " in outcome["stderr"]
+    assert (outcome["stdout"], outcome["data"]) == ("", {})
     one.change(allowInternetAccess=True)
     assert one.run(code.replace("SCHEME", "http"))["stdout"].endswith("Note: 101\n")
 
@@ -290,7 +290,7 @@ def test_a_rate_limiter(client: httpx.Client) -> None:
     one = has(client, PYTHON_SETUP, data={"calls": [time.time() - 120, *[time.time()] * 8]})
     for calls in (9, 10):
         assert one.says(LIMITER) == f"Answer 200, calls in this minute: {calls}\n"
-    told = one.run(LIMITER)
-    assert (told["stdout"], told["exit_code"]) == ("Too many calls, come back later.\n", 1)
+    outcome = one.run(LIMITER)
+    assert (outcome["stdout"], outcome["exit_code"]) == ("Too many calls, come back later.\n", 1)
     assert one.destinations() == []
     assert len(data_of(one)["calls"]) == 11

@@ -56,9 +56,9 @@ LET_PASS += ["128.0.0.1", "223.255.255.1", "169.253.0.1", "2606:4700::1111", "::
 
 @pytest.mark.parametrize(("rule", "address"), [(rule, one) for rule, every in REFUSED.items() for one in every])
 def test_addresses_of_no_business_of_programs_are_refused(rule: str, address: str) -> None:
-    told = Policy().refuses(ip_address(address))
-    assert told is not None
-    assert told.name == rule
+    refusal = Policy().refuses(ip_address(address))
+    assert refusal is not None
+    assert refusal.name == rule
 
 
 @pytest.mark.parametrize("address", LET_PASS)

@@ -104,8 +104,8 @@ socket.getaddrinfo("other.test", 80)
 ask("{world.OTHER}", 80, "api.example.test")  # this is not its address
 """
     one = session()
-    told = ["placeholder", "placeholder", "value", "placeholder", "placeholder"]
-    assert one.says(RAW + code, secrets=SECRETS) == "".join(f"200 {each}\n" for each in told)
+    outcome = ["placeholder", "placeholder", "value", "placeholder", "placeholder"]
+    assert one.says(RAW + code, secrets=SECRETS) == "".join(f"200 {each}\n" for each in outcome)
     assert {(each["host"], each["address"]): each["secrets"] for each in one.destinations()} == {
         (world.PUBLIC, world.PUBLIC): [],
         ("www.example.test", world.PUBLIC): [],
@@ -207,14 +207,14 @@ def test_nothing_of_it_is_anywhere(served: NetServer, machine: Machine, tmp_path
         server = machine.serve(tmp_path / "data", weakness=f"exec({TALKATIVE!r})")
     with server.client() as http:
         one = new_session(http)
-        told = one.run(LOOK, secrets={"TOKEN": {"value": UNSEEN, "hosts": ["api.example.test"]}}, timeout=120)
-        assert told["stdout"].startswith("200\n"), told
-        answers = [str(told), str(one.record()), http.get(f"/api/sessions/{one.id}?include=files").text]
+        outcome = one.run(LOOK, secrets={"TOKEN": {"value": UNSEEN, "hosts": ["api.example.test"]}}, timeout=120)
+        assert outcome["stdout"].startswith("200\n"), outcome
+        answers = [str(outcome), str(one.record()), http.get(f"/api/sessions/{one.id}?include=files").text]
         intercepted, trusted = one.says(LATER).split()
         capsule = http.get(f"/api/sessions/{one.id}/capsule").content
     kept = {path: path.read_bytes() for path in server.data_dir.rglob("*") if path.is_file()}
     found = {
-        "sandbox": told["stdout"] == "200\nfound\n",
+        "sandbox": outcome["stdout"] == "200\nfound\n",
         "answers": any(UNSEEN in answer for answer in answers) or UNSEEN.encode() in capsule,
         "log": UNSEEN in server.log,
         "disk": any(UNSEEN.encode() in content for content in kept.values()),

@@ -64,8 +64,8 @@ def blind(machine: Machine, tmp_path_factory: pytest.TempPathFactory) -> Iterato
 
 
 def ask(session: Session, urls: list[str]) -> dict[str, Any]:
-    told: dict[str, Any] = json.loads(session.says(ASK.format(urls=urls), timeout=60))
-    return told
+    response: dict[str, Any] = json.loads(session.says(ASK.format(urls=urls), timeout=60))
+    return response
 
 
 OWN_SPELLINGS = ["127.0.0.1", "127.1", "2130706433", "0177.1", "0x7f.1", "0x7f000001", "127.0.0.1.", "0", "0.0.0.0"]
@@ -250,13 +250,13 @@ except urllib.error.HTTPError as error: print(error.code)
 def test_another_sessions_connections_are_not_to_be_found(served: NetServer, session: NewSession) -> None:
     """Two runs at a time: one with internet, one without, which looks at every address of its own."""
     with_it, without = session(), session(allowInternetAccess=False)
-    told: list[str] = []
+    response: list[str] = []
     later = "import socket, time; held = [socket.create_connection(('203.0.113.10', 9000))]; time.sleep(1.5)\n"
     later += "import urllib.request; print(urllib.request.urlopen('http://www.example.test/hello').status)"
 
     def hold() -> None:
         with served.client() as client:
-            told.append(Session(client, with_it.id).says(later))
+            response.append(Session(client, with_it.id).says(later))
 
     holding = threading.Thread(target=hold)
     holding.start()
@@ -273,7 +273,7 @@ print(reached)
 """
     assert without.says(code) == "[]\n"
     holding.join()
-    assert told == ["200\n"]
+    assert response == ["200\n"]
     # From outside there is nothing on the guest listener's port either.
     with pytest.raises(ConnectionRefusedError):
         socket.create_connection(("127.0.0.1", 18129), 1)

@@ -75,7 +75,7 @@ class UnsandboxedBuild:
         self.owner = owner
 
     @asynccontextmanager
-    async def place(self, language: str) -> AsyncIterator[UnsandboxedBuild]:
+    async def sandbox(self, language: str) -> AsyncIterator[UnsandboxedBuild]:
         with tempfile.TemporaryDirectory() as directory:
             self.directory, self.uid = Path(directory), None
             yield self

@@ -35,7 +35,7 @@ class Nowhere:
 
     owner = "1"
 
-    def place(self, language: str) -> AbstractAsyncContextManager[Any]:
+    def sandbox(self, language: str) -> AbstractAsyncContextManager[Any]:
         raise SetupFailed("nowhere to build")
 
 
@@ -80,8 +80,8 @@ class Lab:
 
         return self.runner(settled())
 
-    def known(self, **setup: Any) -> PackageSet | None:
-        return self.installer.known(packages_of(setup), self.build.owner)
+    def find_installed(self, **setup: Any) -> PackageSet | None:
+        return self.installer.find_installed(packages_of(setup), self.build.owner)
 
     def archives(self) -> set[str]:
         """The digests in the blob store."""

@@ -39,7 +39,7 @@ class BuildLab(Lab):
         found.mkdir(parents=True, exist_ok=True)
         (found / "canary").write_text("alive")
         if name.startswith("cache/"):
-            self.installer._processes.give(found, self.installer._processes.fetcher)
+            self.installer._processes.change_owner(found, self.installer._processes.fetcher)
         return found
 
 
@@ -79,7 +79,7 @@ def test_what_is_built_is_the_session_s_own(tmp_path: Path, registry: Registry, 
         assert_sound(lab, made)
         assert [item["name"] for item in (*made.pip, *made.npm)] == ["one", "plain", *setup["npm"]]
         assert {"one.py", "plain.py", "one.pth", "helper.py"} & lab.site(made) == {"one.py", "plain.py"}
-        assert lab.known(**setup) == made
+        assert lab.find_installed(**setup) == made
         sandbox = lab.run(lab.sandboxes.driver.create("python", LIMITS, made.digest))
         result = lab.sandboxes.run(
             sandbox, "import glob, one; print(one.x, *map(len, glob.glob('/node_modules/evil/made.txt')))"
@@ -89,14 +89,14 @@ def test_what_is_built_is_the_session_s_own(tmp_path: Path, registry: Registry, 
         assert not list((lab.sandboxes.driver.directory).glob("*/workspace/*")), "the places are gone"
         if driver == "bubblewrap":
             lab.build = lab.builds.of(session(2, allow_internet=False))
-            assert lab.known(**setup) is None, "what was built for one is nothing to another"
+            assert lab.find_installed(**setup) is None, "what was built for one is nothing to another"
             other = lab.make(pip=setup["pip"])
             assert lab.site(other) == lab.site(made)
             lab.build = lab.builds.of(session(3))
-            assert lab.known(pip=setup["pip"]) is None
-            assert lab.make(pip=["plain"]).digest == lab.known(pip=["plain"]).digest  # type: ignore[union-attr]
+            assert lab.find_installed(pip=setup["pip"]) is None
+            assert lab.make(pip=["plain"]).digest == lab.find_installed(pip=["plain"]).digest  # type: ignore[union-attr]
             lab.build = lab.builds.of(session(1))
-            assert lab.known(pip=["plain"]) is not None, "what was only unpacked is everybody's"
+            assert lab.find_installed(pip=["plain"]) is not None, "what was only unpacked is everybody's"
 
 
 def test_a_native_addon_is_compiled(tmp_path: Path, registry: Registry) -> None:
@@ -306,4 +306,6 @@ def test_credentials_stay_outside(tmp_path: Path, registry: Registry, monkeypatc
         assert "asks for a password" in lab.failure(pip=["one"])
         (home / ".netrc").unlink()
         assert lab.make(pip=["one"]).pip, "the same without one is built"
-        assert lab.known(pip=["one"], npm=[]) == lab.installer.known(packages_of({"pip": ["one"]}), "1")
+        assert lab.find_installed(pip=["one"], npm=[]) == lab.installer.find_installed(
+            packages_of({"pip": ["one"]}), "1"
+        )

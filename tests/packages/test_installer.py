@@ -30,7 +30,7 @@ def test_equal_packages_are_made_once(lab: Lab, registry: Registry) -> None:
     assert [(item["name"], item["version"]) for item in first.pip] == [("one", "1.0")]
     assert {"one.py", "__pycache__"} <= lab.site(first), "compiled, so that no run has to"
     asked = len(registry.asked)
-    assert lab.known(pip=["one"]) == first
+    assert lab.find_installed(pip=["one"]) == first
     assert lab.make(pip={"requirements": "one"}) == first
     assert len(registry.asked) == asked, "without asking anybody"
     assert lab.make(pip=["one==1.0"]).digest == first.digest, "another wish, the same packages"
@@ -51,12 +51,12 @@ def test_unused_package_sets_are_removed(lab: Lab, registry: Registry) -> None:
     assert lab.installer.sweep(set(), before) == 0, "they are young"
     for made in (one, two):
         os.utime(lab.directory / "environments" / made.digest, (0, 0))
-    assert lab.known(pip=["two"]) == two, "found is as good as new"
+    assert lab.find_installed(pip=["two"]) == two, "found is as good as new"
     assert lab.installer.sweep({one.digest}, before) == 0
     os.utime(lab.directory / "environments" / two.digest, (0, 0))
     assert lab.installer.sweep({one.digest}, before) == 1
     assert lab.installer.digests() == {one.digest}
-    assert lab.known(pip=["two"]) is None
+    assert lab.find_installed(pip=["two"]) is None
     assert lab.make(pip=["two"]).digest == two.digest
 
 
@@ -69,12 +69,12 @@ def test_what_a_crash_leaves_is_no_package_set(lab: Lab, registry: Registry) -> 
         note.write_text("")  # after a power cut
     lab.installer.open()
     assert list((environments / "making").iterdir()) == []
-    assert lab.known(pip=["one"]) is None
+    assert lab.find_installed(pip=["one"]) is None
     assert lab.make(pip=["one"]).digest == made.digest
     (environments / made.digest / "lock.json").unlink()
-    assert lab.known(pip=["one"]) is None
+    assert lab.find_installed(pip=["one"]) is None
     assert lab.run(lab.installer.ensure(made.digest)), "what is broken is replaced"
-    assert lab.known(pip=["one"]) == made
+    assert lab.find_installed(pip=["one"]) == made
 
 
 def test_what_was_not_compiled_yet_comes_back_compiled(lab: Lab, registry: Registry) -> None:
@@ -141,11 +141,11 @@ def test_a_package_set_comes_back_from_the_blobs(lab: Lab, registry: Registry) -
     assert any(stat.S_ISLNK(mode) for mode, _ in before.values())
     assert lab.run(lab.installer.ensure(made.digest)), "it is here"
     shutil.rmtree(lab.directory / "environments" / made.digest)
-    assert lab.known(**setup) is None
+    assert lab.find_installed(**setup) is None
     assert lab.run(lab.installer.ensure(made.digest))
     assert contents(lab, made) == before
     assert_sound(lab, made)
-    assert lab.known(**setup) == made
+    assert lab.find_installed(**setup) == made
     assert len(registry.asked) == asked
     # What is damaged isn't taken for it.
     (archive,) = (lab.directory / "blobs").glob(f"*/{made.digest}")
@@ -217,11 +217,11 @@ def test_killed_between_blob_place_and_note(
             lab.make(pip=["one"])
     assert bool(lab.archives()) is (step != "put"), "the blob comes first"
     assert bool(lab.installer.digests()) is (step == "_note"), "then the place, and then the note"
-    assert lab.known(pip=["one"]) is None
+    assert lab.find_installed(pip=["one"]) is None
     lab.installer.open()
     made = lab.make(pip=["one"])
     assert lab.archives() == lab.installer.digests() == {made.digest}
-    assert lab.known(pip=["one"]) == made
+    assert lab.find_installed(pip=["one"]) == made
 
 
 def test_a_blob_store_that_fails(lab: Lab, registry: Registry, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from era.core.setup.requirements import MAX_PACKAGES, Packages, can_be_asked, packages_of, setup_text
+from era.core.setup.requirements import MAX_PACKAGES, Packages, can_be_setup, packages_of, setup_text
 from era.errors import BadRequest
 
 
@@ -131,7 +131,7 @@ def test_bounds() -> None:
     ],
 )
 def test_what_a_capsule_may_ask_for(setup: Any, can: bool) -> None:
-    assert can_be_asked(setup) is can
+    assert can_be_setup(setup) is can
 
 
 def test_a_setup_of_nothing_is_none() -> None:
@@ -168,7 +168,7 @@ def test_go_modules() -> None:
         ("rsc.io/quote", "latest"),
         ("rsc.io/quote/v3", "latest"),
     )
-    assert can_be_asked({"go": {"goMod": GO_MOD}})
+    assert can_be_setup({"go": {"goMod": GO_MOD}})
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from era.core.idempotency import unpacked
+from era.core.idempotency import session_from_json
 from era.core.models import Answered, Claim, KeptOutputs, NewCopy, StoredCode
 from era.errors import Conflict
 from era.store.metadata import SqlStore
@@ -56,14 +56,14 @@ async def test_a_session_is_made_and_its_key_answered_together(store: SqlStore) 
     claimed = await store.find_claim(mine(""), claim)
     assert claimed is not None
     assert claimed.answer is not None
-    assert unpacked(claimed.answer) == session
+    assert session_from_json(claimed.answer) == session
     source = await store.session(mine("a"))
     copying = replace(claim, route="duplicate")
     copy = await store.duplicate(NewCopy(mine("a"), "b"), copying)
     claimed = await store.find_claim(mine("a"), copying)
     assert claimed is not None
     assert claimed.answer is not None
-    assert unpacked(claimed.answer) == copy
+    assert session_from_json(claimed.answer) == copy
     assert copy.stored == source.stored
 
 

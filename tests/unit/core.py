@@ -236,7 +236,7 @@ class Listener:
     def output(self) -> str:
         return b"".join(event.data for event in self.events if isinstance(event, Output)).decode()
 
-    async def heard(self, text: str) -> None:
+    async def wait_for_output(self, text: str) -> None:
         """Wait until the program has written this."""
         async with asyncio.timeout(10), self._heard:
             await self._heard.wait_for(lambda: text in self.output)

@@ -90,7 +90,7 @@ async def test_requests_with_the_same_key_wait_for_each_other(core: Core) -> Non
     code, marks = counting(core)
     pause, go = core.paused()
     first = Listener(core.runs.stream(mine("s"), request(code + pause, claim=core.claim("key"))))
-    await first.heard("paused")
+    await first.wait_for_output("paused")
     others = [asyncio.create_task(core.run(code + pause, claim=core.claim("key"))) for _ in range(3)]
     await asyncio.sleep(0.05)
     assert not any(task.done() for task in others)
@@ -115,7 +115,7 @@ async def test_a_key_is_free_again_where_there_was_no_turn_or_no_session(core: C
     await core.session()
     pause, go = core.paused()
     first = Listener(core.runs.stream(mine("s"), request(pause)))
-    await first.heard("paused")
+    await first.wait_for_output("paused")
     waiting = [asyncio.create_task(core.run("pass")) for _ in range(8)]
     await asyncio.sleep(0)
     with pytest.raises(TooManyWaiting):

@@ -260,7 +260,7 @@ async def test_a_sandbox_that_dies_under_a_program_is_not_a_second_run(core: Cor
     code, _ = core.paused()
     counter = core.directory / "counter"
     listener = Listener(core.runs.stream(mine("s"), request(f"open({str(counter)!r}, 'a').write('x')\n{code}")))
-    await listener.heard("paused")
+    await listener.wait_for_output("paused")
     core.driver.made[0].kill()
     result = await listener.task
     assert (result.status, result.data) == ("killed", {"n": 0})
@@ -342,7 +342,7 @@ async def test_a_session_deleted_under_a_run(core: Core) -> None:
     session = await core.session()
     code, go = core.paused()
     listener = Listener(core.runs.stream(mine("s"), request(code)))
-    await listener.heard("paused")
+    await listener.wait_for_output("paused")
     await core.store.delete_session(mine("s"))
     go.touch()
     with pytest.raises(SessionDeleted):
@@ -368,7 +368,7 @@ async def test_events_come_in_order_and_as_they_happen(core: Core) -> None:
     await core.session()
     code, go = core.paused()
     listener = Listener(core.runs.stream(mine("s"), request(f"print('first')\n{code}print('last')")))
-    await listener.heard("paused\n")
+    await listener.wait_for_output("paused\n")
     started = listener.events[0]
     assert isinstance(started, RunStarted)
     assert (await core.record(started.run_id)).status == "running"
@@ -395,7 +395,7 @@ async def test_an_answer_comes_after_its_commit(core: Core, monkeypatch: pytest.
 
     monkeypatch.setattr(core.store, "end_run", slow)
     listener = Listener(core.runs.stream(mine("s"), request("print('done')")))
-    await listener.heard("done")
+    await listener.wait_for_output("done")
     with pytest.raises(TimeoutError):
         await asyncio.wait_for(asyncio.shield(listener.task), 0.2)
     may_commit.set()
@@ -409,7 +409,7 @@ async def test_a_run_goes_on_when_its_caller_hangs_up(core: Core, hang_up: str) 
     code += WRITE_STATE % 1
     if hang_up == "stream":
         listener = Listener(core.runs.stream(mine("s"), request(code)))
-        await listener.heard("paused")
+        await listener.wait_for_output("paused")
         task: asyncio.Task[Any] = listener.task
     else:
         task = asyncio.create_task(core.run(code))
@@ -429,7 +429,7 @@ async def test_draining_waits_for_runs_and_not_for_ever(core: Core) -> None:
     await core.runs.drain(10)
     code, go = core.paused()
     listener = Listener(core.runs.stream(mine("s"), request(code)))
-    await listener.heard("paused")
+    await listener.wait_for_output("paused")
     await core.runs.drain(0.1)
     assert not listener.task.done()
     go.touch()
@@ -444,7 +444,7 @@ async def test_runs_of_a_session_take_turns_in_the_order_of_arrival(core: Core) 
     await core.session(data='{"order": []}')
     code, go = core.paused()
     first = Listener(core.runs.stream(mine("s"), request(code)))
-    await first.heard("paused")
+    await first.wait_for_output("paused")
     append = "import json\nd = json.load(open('.session_data.json'))\nd['order'].append(%d)\n"
     append += "json.dump(d, open('.session_data.json', 'w'))"
     others = []
@@ -463,7 +463,7 @@ async def test_sessions_don_t_wait_for_each_other(core: Core) -> None:
     await core.session("other")
     code, go = core.paused()
     first = Listener(core.runs.stream(mine("s"), request(code)))
-    await first.heard("paused")
+    await first.wait_for_output("paused")
     assert (await core.run("print('meanwhile')", "other")).stdout == b"meanwhile\n"
     go.touch()
     await first.task
@@ -473,7 +473,7 @@ async def test_a_queue_has_a_bound(core: Core) -> None:
     await core.session()
     code, go = core.paused()
     first = Listener(core.runs.stream(mine("s"), request(code)))
-    await first.heard("paused")
+    await first.wait_for_output("paused")
     waiting = [asyncio.create_task(core.run("pass")) for _ in range(8)]
     await asyncio.sleep(0)
     with pytest.raises(TooManyWaiting):

@@ -229,18 +229,18 @@ def claim_of(context: Context, route: Route, key: str | None, body: BaseModel) -
     return context.idempotency.claim(route, key, fields, [env, values])
 
 
-def shown(session: Session, context: Context) -> dict[str, Any]:
+def session_view(session: Session, context: Context) -> dict[str, Any]:
     """The session object, as clients get it now."""
     status = "running" if context.turns.taken(session.owned_id) else "idle"
-    return session_answer(session, status, context.rules.shown(session.limits))
+    return session_answer(session, status, context.rules.in_api_units(session.limits))
 
 
 def made_answer(made: Made, context: Context) -> Answer:
     """The answer to a request that makes a session; for a repeated idempotency key, the first answer again."""
     if made.replayed:
-        answer = session_answer(made.session, "idle", context.rules.shown(made.session.limits))
+        answer = session_answer(made.session, "idle", context.rules.in_api_units(made.session.limits))
         return Answer(answer, 201, headers=REPLAY)
-    return Answer(shown(made.session, context), 201)
+    return Answer(session_view(made.session, context), 201)
 
 
 def cursor_of(key: int) -> str:

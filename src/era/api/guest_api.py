@@ -76,8 +76,8 @@ class GuestStorage:
         self._config = _config(app)
 
     def for_run(self, owner: str) -> Callable[[Callable[[], None]], asyncio.Protocol]:
-        """Returns what makes the protocols for one run of an owner's. Its argument is called when the connection has
-        ended."""
+        """A factory of protocols for the connections of one run, which share its slots and its owner's rights.
+        The factory's argument is called when the connection has ended."""
         caller = Caller(owner)
         state, slots = ServerState(), _Slots(asyncio.Semaphore(MAX_REQUESTS), asyncio.Semaphore(MAX_HEAVY))
         return lambda ended: _StorageConnection(self._config, state, slots, caller, ended)
@@ -111,6 +111,8 @@ class _StorageConnection(Protocol):
         self._on_end()
 
     async def _in_turn(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Have the storage answer a request once a slot is free. A request whose program has hung up is cancelled, and
+        that ends here."""
         task = asyncio.current_task()
         if task is None:
             raise RuntimeError("A request is worked on outside of any task.")

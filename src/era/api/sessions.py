@@ -21,8 +21,8 @@ from era.api.context import (
     key_of,
     language,
     made_answer,
+    session_view,
     setup_of,
-    shown,
 )
 from era.core.metadata import KEEP, SessionChange, SessionFilter
 from era.core.models import now, timestamp
@@ -98,7 +98,7 @@ async def list_sessions(
     sessions = await context.sessions.list(which)
     page = sessions[:limit]
     following = cursor_of(page[-1].key) if len(sessions) > len(page) else None
-    answers = [shown(session, context) for session in page]
+    answers = [session_view(session, context) for session in page]
     if status is not None:
         answers = [session for session in answers if session["status"] == status]
     return Answer({"sessions": answers, "count": len(answers), "next_cursor": following})
@@ -121,7 +121,7 @@ async def get_session(
 ) -> Response:
     """Show a session."""
     session = await context.sessions.get(session_id)
-    answer = shown(session, context)
+    answer = session_view(session, context)
     if include == "files":
         answer["files"] = files_answer(await context.list_snapshot(session.snapshot))
     return Answer(answer)
@@ -149,7 +149,7 @@ async def change_session(session_id: SessionId, body: ChangeSession, context: Us
         {
             "success": True,
             "id": session.id,
-            "metadata": shown(session, context),
+            "metadata": session_view(session, context),
             "updated_at": timestamp(session.updated_at),
         }
     )
@@ -165,7 +165,7 @@ async def delete_session(session_id: SessionId, context: UseContext, purge: Purg
 @router.post("/{session_id}/restore", responses={200: {"model": SessionAnswer}, **errors(404, 409)})
 async def restore_session(session_id: SessionId, context: UseContext) -> Response:
     """Bring back a session that has expired or was deleted."""
-    return Answer(shown(await context.sessions.restore(session_id), context))
+    return Answer(session_view(await context.sessions.restore(session_id), context))
 
 
 @router.put("/{session_id}/code", tags=["code"], responses={200: {"model": CodeStoredAnswer}, **errors(404, 413)})

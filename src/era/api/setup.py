@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Mapping
 from fastapi import APIRouter, Response
 from fastapi.responses import StreamingResponse
 
-from era.api.context import Answer, SessionId, StrictRoute, UseContext, errors, shown
+from era.api.context import Answer, SessionId, StrictRoute, UseContext, errors, session_view
 from era.core.models import Session
 from era.core.setup.progress import Line
 from era.core.setup.setups import UNDER_WAY
@@ -22,7 +22,7 @@ router = APIRouter(prefix="/api/sessions/{session_id}", tags=["setup"], route_cl
 @router.post("/setup", responses={200: {"model": SessionAnswer}, **errors(404, 429)})
 async def set_up_again(session_id: SessionId, context: UseContext) -> Response:
     """Install the session's packages again, after a failure or to get newer versions. Waits for the run under way."""
-    return Answer(shown(await context.setups.again(session_id), context))
+    return Answer(session_view(await context.setups.again(session_id), context))
 
 
 @router.get(

@@ -20,7 +20,7 @@ from era.api.context import (
     errors,
     key_of,
     made_answer,
-    shown,
+    session_view,
 )
 from era.core.sessions import data_of
 from era.errors import BadRequest
@@ -72,7 +72,7 @@ async def diff_version(session_id: SessionId, number: Number, context: UseContex
 @router.post("/rollback", responses={200: {"model": SessionAnswer}, **errors(404, 429)})
 async def rollback(session_id: SessionId, body: RollbackBody, context: UseContext) -> Response:
     """Make a new version with the content of an old one. Waits for the run under way."""
-    return Answer(shown(await context.versions.rollback(session_id, body.version), context))
+    return Answer(session_view(await context.versions.rollback(session_id, body.version), context))
 
 
 @router.post("/duplicate", status_code=201, responses={201: {"model": SessionAnswer}, **errors(404, 409, 413)})

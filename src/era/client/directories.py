@@ -69,7 +69,7 @@ def _is_ignored(path: str, rules: _Rules) -> bool:
 
 
 @contextmanager
-def packed(top: Path, paths: Iterable[str]) -> Iterator[Path]:
+def temporary_tar(top: Path, paths: Iterable[str]) -> Iterator[Path]:
     """A temporary tar archive of these files, paths relative to `top`."""
     with tempfile.NamedTemporaryFile(prefix="era-push-", suffix=".tar") as file:
         with tarfile.open(fileobj=file, mode="w", format=tarfile.PAX_FORMAT) as archive:

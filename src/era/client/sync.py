@@ -64,7 +64,7 @@ def push(
             path for path, digest in digests.items() if path not in remote or remote[path]["etag"] != digest
         )
         if changed:
-            with directories.packed(directory, changed) as archive, upload(archive, f"push {session}") as body:
+            with directories.temporary_tar(directory, changed) as archive, upload(archive, f"push {session}") as body:
                 checked(client.put(f"{session_path(session)}/archive", **body))
         surplus = sorted(remote.keys() - digests.keys()) if delete else []
         for path in surplus:

@@ -53,7 +53,7 @@ class ActiveRun:
         return self._stopping is not None
 
     def stop_soon(self) -> None:
-        """Have its program told to end. Returns at once; see Sandbox.stop_run."""
+        """Tell its program to end, without waiting for that; see Sandbox.stop_run."""
         if self._stopping is None:
             self._stopping = asyncio.create_task(self._stop())
 

@@ -90,9 +90,9 @@ class ApiKeys:
         self._stored = {digest: key for key, digest in await self._store.api_keys()}
         self.required = self.required or bool(self._stored)
 
-    def caller(self, given: bytes) -> Caller | None:
-        """Who has this key, None where nobody has. Compared in constant time or by digest."""
-        digest = _digest(given)
+    def caller(self, key_text: bytes) -> Caller | None:
+        """The caller who holds this key; None for an unknown key. Compared in constant time or by digest."""
+        digest = _digest(key_text)
         if self._operator_digest is not None and hmac.compare_digest(digest, self._operator_digest):
             return OPERATOR
         key = self._stored.get(digest)
@@ -125,8 +125,8 @@ class ApiKeys:
             raise NotFound(f"There is no key '{key_id[:80]}'.", hint="GET /api/keys lists the keys there are.")
 
 
-def gives_away(text: bytes) -> bool:
-    """Whether this contains what has the form of a stored key."""
+def contains_api_key(text: bytes) -> bool:
+    """Whether a text contains what has the form of one of our API keys, stored or not."""
     return _KEY.search(text) is not None
 
 

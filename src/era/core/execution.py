@@ -98,12 +98,12 @@ def status_of(ended: Ended) -> Status:
 
 
 def _environment(
-    given: Mapping[str, str], session_id: str, language: Language, base_url: str, storage_url: str | None
+    variables: Mapping[str, str], session_id: str, language: Language, base_url: str, storage_url: str | None
 ) -> dict[str, str]:
-    """The program's environment: the variables it is given, and the service's own, which win. Without storage there is
-    no ERA_STORAGE_URL, even if the caller gives one."""
+    """The program's environment: `variables`, and the service's own, which win. Without storage there is no
+    ERA_STORAGE_URL, even if `variables` have one."""
     env = {
-        **given,
+        **variables,
         "ERA_SESSION": "true",
         "ERA_SESSION_ID": session_id,
         "ERA_LANGUAGE": language,

@@ -100,17 +100,17 @@ async def create_once(
         return Made(await create())
     async with idempotency.held(source_id, claim) as first:
         if first is not None and first.answer is not None:
-            return Made(unpacked(first.answer), replayed=True)
+            return Made(session_from_json(first.answer), replayed=True)
         return Made(await create())
 
 
-def packed(session: Session) -> str:
-    """A session as JSON text, to be answered again as it was."""
+def session_to_json(session: Session) -> str:
+    """A session as JSON text, stored as the answer to its idempotency key."""
     return json.dumps(asdict(session))
 
 
-def unpacked(text: str) -> Session:
-    """The reverse of `packed`."""
+def session_from_json(text: str) -> Session:
+    """The reverse of `session_to_json`."""
     fields = json.loads(text)
     stored = fields["stored"]
     fields["stored"] = None if stored is None else StoredCode(**stored)

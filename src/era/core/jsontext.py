@@ -102,6 +102,8 @@ def _int(text: str) -> int:
 
 
 def _has_surrogate(value: Any) -> bool:
+    """Whether a string in a JSON value, or a key, has a lone surrogate. Without recursion: values can be deeply
+    nested."""
     pending = [value]
     while pending:
         item = pending.pop()
@@ -117,6 +119,7 @@ def _has_surrogate(value: Any) -> bool:
 
 
 def _within_depth(value: Any) -> bool:
+    """Whether a JSON value is nested at most MAX_DEPTH deep. Without recursion."""
     level = [value]
     for _ in range(MAX_DEPTH):
         level = [
@@ -131,6 +134,7 @@ def _within_depth(value: Any) -> bool:
 
 
 def _kind(value: Any) -> str:
+    """The type of a JSON value that is no object, for messages."""
     if value is None:
         return "null"
     if isinstance(value, bool):

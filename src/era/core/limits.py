@@ -41,9 +41,9 @@ class Rules:
     maxima: Limits
     """The most that a session may ask for."""
 
-    def check(self, asked: Mapping[str, float | None]) -> None:
+    def check(self, requested: Mapping[str, float | None]) -> None:
         """Raises BadRequest for a limit over the server's maximum."""
-        for name, value in asked.items():
+        for name, value in requested.items():
             most = self._in_api(self.maxima, name)
             if value is not None and value > most:
                 raise BadRequest(
@@ -51,17 +51,17 @@ class Rules:
                     hint=f"The server's ERA_MAX_{name.upper()} sets the bound.",
                 )
 
-    def granted(self, asked: Mapping[str, float]) -> Limits:
-        """The limits of a session that asks for this, by API limit."""
+    def granted(self, requested: Mapping[str, float]) -> Limits:
+        """The limits in force for a session that requests these, by API limit; the defaults for the rest."""
         changes: dict[str, Any] = {}
-        for name, value in asked.items():
+        for name, value in requested.items():
             field, unit = _FIELDS[name]
             changes[field] = min(value * unit, getattr(self.maxima, field))
         return replace(self.defaults, **changes) if changes else self.defaults
 
-    def shown(self, asked: Mapping[str, float]) -> JsonObject:
-        """What `granted` gives, by API limit and in the units of the API."""
-        granted = self.granted(asked)
+    def in_api_units(self, requested: Mapping[str, float]) -> JsonObject:
+        """The limits in force, as `granted`, by API limit and in the units of the API."""
+        granted = self.granted(requested)
         return {name: self._in_api(granted, name) for name in _FIELDS}
 
     def _in_api(self, limits: Limits, name: str) -> float:
@@ -75,7 +75,7 @@ def bounds(limits: Limits) -> Bounds:
     return Bounds(entries=limits.files, total_bytes=limits.disk_bytes)
 
 
-def can_be_asked(value: object) -> bool:
+def can_be_limits(value: object) -> bool:
     """Whether this untrusted value is an object of limits that some server could grant."""
     return isinstance(value, dict) and all(
         name in LEAST
@@ -87,5 +87,5 @@ def can_be_asked(value: object) -> bool:
 
 
 def merged(before: Mapping[str, float], change: Mapping[str, float | None]) -> JsonObject:
-    """The limits that are asked for after a change, where None takes one back."""
+    """The limits that a session requests after a change, in which None takes a request back."""
     return {name: value for name, value in {**before, **change}.items() if value is not None}

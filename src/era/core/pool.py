@@ -157,7 +157,7 @@ class SandboxPool:
         return await self._new(_Spec(language, isolation, limits or self._rules.defaults))
 
     async def _new(self, spec: _Spec) -> Sandbox:
-        """A sandbox that no session has, which takes one place of the room until `_close`."""
+        """A sandbox that no session has, which takes one place of the room until `_close`. Raises Unavailable."""
         if self._stopped:
             raise Unavailable("This server is about to stop.")
         await self._make_room()
@@ -229,6 +229,7 @@ class SandboxPool:
         return True
 
     async def _close(self, sandbox: Sandbox) -> None:
+        """Close a sandbox, and give back its place in the room. May be called twice."""
         try:
             await sandbox.close()
         finally:

@@ -154,7 +154,8 @@ class Runs:
         return result_of(session_id, record, json.loads(first.answer), replayed=True)
 
     async def _run_in_turn(self, session_id: OwnedId, request: RunRequest, emit: Emit) -> RunResult:
-        """Wait for the session's turn, record the run, and see it through to its commit."""
+        """Wait for the session's turn, record the run, and see it through to its commit. Raises NotFound where the
+        session is gone by then."""
         async with self._turns.take(session_id):
             run_id = new_id("run")
             if request.code is None and request.service is None:
@@ -185,6 +186,8 @@ class Runs:
         return nullcontext() if run.service is None else self._turns.yielding(run.session_id, run.stop_soon)
 
     async def _execute(self, request: ExecuteRequest) -> Collected:
+        """Run the program of a request in a temporary sandbox. Raises as SandboxPool.acquire_temporary and
+        Execution.run do."""
         run_id = new_id("run")
         written: dict[str, list[bytes]] = {stream: [] for stream in STREAMS}
         pool = self._parts.pool

@@ -48,15 +48,15 @@ class Secret:
     placeholder: str = field(default_factory=_placeholder)
 
 
-def secret(name: str, value: str, hosts: Sequence[str], taken: Container[str]) -> Secret:
-    """A secret as a caller gives it, checked. `taken` are the names of the run's other variables. Raises BadRequest,
+def secret(name: str, value: str, hosts: Sequence[str], other_names: Container[str]) -> Secret:
+    """Validate a secret of a request. `other_names` are the names of the run's other variables. Raises BadRequest,
     which never quotes a value, nor what might be one in a wrong place."""
     if not _NAME.fullmatch(name):
         raise BadRequest(
             "'secrets' has a name that can't be used.",
             hint="A name has letters, digits and underscores, at most 128, and doesn't begin with a digit.",
         )
-    if name in taken:
+    if name in other_names:
         raise BadRequest(f"'{name}' is in 'env' and in 'secrets'.", hint="Leave it out of one of them.")
     if not value or _CONTROL.search(value):
         raise BadRequest(
@@ -77,6 +77,6 @@ def secret(name: str, value: str, hosts: Sequence[str], taken: Container[str]) -
     return Secret(name, value, names)
 
 
-def placeholders(given: Sequence[Secret]) -> dict[str, str]:
+def placeholders(secrets: Sequence[Secret]) -> dict[str, str]:
     """The environment variables that programs get instead of the values."""
-    return {secret.name: secret.placeholder for secret in given}
+    return {secret.name: secret.placeholder for secret in secrets}

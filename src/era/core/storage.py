@@ -170,7 +170,7 @@ class Storage:
         """Bytes that can be added."""
         return self._most_bytes - self._used - self.databases.total
 
-    def freed(self, size: int) -> None:
+    def release(self, size: int) -> None:
         """Give back `size` bytes of room."""
         self._used -= size
 
@@ -250,7 +250,7 @@ class Namespaces:
         check_namespace(namespace)
         total = 0
         while True:
-            count = await _uninterrupted(self._delete_some(kind, namespace))
+            count = await _uninterrupted(self._delete_batch(kind, namespace))
             total += count
             if count < _BATCH:
                 return total
@@ -313,25 +313,27 @@ class Namespaces:
     async def _put(
         self, kind: Kind, namespace: str, key: str, value: bytes, metadata: JsonObject | None, counted: int
     ) -> None:
+        """Store an item whose value is long as a blob first. `counted` is how many bytes count towards the bound."""
         with self._storage.reserved(counted):
-            digest = await asyncio.to_thread(self._keep, value) if len(value) > INLINE_BYTES else None
+            digest = await asyncio.to_thread(self._put_blob, value) if len(value) > INLINE_BYTES else None
             at = now()
             item = Item(
                 self._owner, kind, namespace, key, len(value), at, at, metadata, digest, None if digest else value
             )
             freed = await self._store.put_item(item)  # not in one line with the next: others count meanwhile
-            self._storage.freed(freed)
+            self._storage.release(freed)
 
     async def _delete(self, kind: Kind, namespace: str, key: str) -> None:
         freed = await self._store.delete_item(self._owner, kind, namespace, key)
-        self._storage.freed(freed)
+        self._storage.release(freed)
 
-    async def _delete_some(self, kind: Kind, namespace: str) -> int:
+    async def _delete_batch(self, kind: Kind, namespace: str) -> int:
+        """Delete at most _BATCH items and release their bytes. Returns how many were deleted."""
         count, freed = await self._store.delete_items(self._owner, kind, namespace, _BATCH)
-        self._storage.freed(freed)
+        self._storage.release(freed)
         return count
 
-    def _keep(self, value: bytes) -> str:
+    def _put_blob(self, value: bytes) -> str:
         """Put a blob; its digest. Raises CommitFailed."""
         try:
             with self._blobs.batch() as batch:

@@ -46,13 +46,13 @@ class Channel:
         return cls(reader, writer, variables)
 
     async def ready(self) -> dict[str, Any]:
-        """Wait until the supervisor can take a program. Returns what it saw of its own isolation (guest/seen.py).
+        """Wait until the supervisor can take a program. Returns the isolation that it reports (guest/isolation.py).
         Raises SandboxFailed."""
         kind, payload = await self._receive()
         if kind != b"Y":
             raise SandboxFailed("The sandbox did not start.")
-        seen: dict[str, Any] = json.loads(payload)
-        return seen
+        isolation: dict[str, Any] = json.loads(payload)
+        return isolation
 
     async def run(self, program: Program, output_limit: int) -> AsyncIterator[Output | Ended]:
         """Run one program. Yields its output, and `Ended` last, whose `sandbox_alive` is false if the sandbox died
@@ -76,7 +76,7 @@ class Channel:
                 elif kind == b"S":
                     state = payload
                 elif kind == b"D":
-                    yield _ended(json.loads(payload), program.state, state)
+                    yield _parse_ended(json.loads(payload), program.state, state)
                     return
         except SandboxFailed:
             if not begun:
@@ -101,6 +101,7 @@ class Channel:
                 self._writer.write(_frame(kind, b""))
 
     def _send_run(self, program: Program, output_limit: int) -> None:
+        """Send an R frame, and behind it, unframed, the content whose lengths it says."""
         environment = json.dumps(with_library({**self._variables, **program.certificates, **program.env})).encode()
         header = {
             "files": [[path, len(content)] for path, content in program.files.items()],
@@ -120,6 +121,7 @@ class Channel:
         self._writer.write(b"".join([*parts, program.state, program.code, environment]))
 
     async def _receive(self) -> tuple[bytes, bytes]:
+        """Receive a frame: its kind and payload. Raises SandboxFailed at the end of the stream."""
         try:
             head = await self._reader.readexactly(5)
             return head[:1], await self._reader.readexactly(int.from_bytes(head[1:], "big"))
@@ -154,26 +156,27 @@ def _frame(kind: bytes, payload: bytes) -> bytes:
     return kind + len(payload).to_bytes(4, "big") + payload
 
 
-def _ended(told: dict[str, Any], before: bytes, sent: bytes | None) -> Ended:
-    """The payload of a D frame as an event. `before` is the state before the run, `sent` that of an S frame."""
+def _parse_ended(report: dict[str, Any], before: bytes, sent: bytes | None) -> Ended:
+    """Parse `report`, the payload of a D frame. `before` is the state before the run, `sent` that of an S frame."""
     return Ended(
-        exit_code=told["exit_code"],
-        cause=told["cause"],
-        duration=told["duration"],
-        state={"missing": None, "same": before, "sent": sent}[told["state"]],
-        state_problem=told["state_problem"],
-        entry=told["entry"],
-        disk_problem=told["disk_problem"],
-        stdout_truncated=told["stdout_truncated"],
-        stderr_truncated=told["stderr_truncated"],
-        reaped=told["reaped"],
-        peak_memory_bytes=told["peak_memory_bytes"],
-        cpu_us=told["cpu_us"],
+        exit_code=report["exit_code"],
+        cause=report["cause"],
+        duration=report["duration"],
+        state={"missing": None, "same": before, "sent": sent}[report["state"]],
+        state_problem=report["state_problem"],
+        entry=report["entry"],
+        disk_problem=report["disk_problem"],
+        stdout_truncated=report["stdout_truncated"],
+        stderr_truncated=report["stderr_truncated"],
+        reaped=report["reaped"],
+        peak_memory_bytes=report["peak_memory_bytes"],
+        cpu_us=report["cpu_us"],
         sandbox_alive=True,
     )
 
 
 def _died() -> Ended:
+    """The end of a run whose sandbox died under it."""
     return Ended(
         exit_code=137,
         cause="killed",

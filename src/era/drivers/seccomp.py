@@ -185,7 +185,7 @@ class _Builder:
     """Builds one filter with libseccomp. Its methods raise OSError."""
 
     def __init__(self, library: ctypes.CDLL, default: int) -> None:
-        """`default` is the action for calls without a rule."""
+        """`default` is the action for calls without a rule. Raises OSError."""
         self._library = library
         self._context = library.seccomp_init(default)
         if not self._context:

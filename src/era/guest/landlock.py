@@ -77,6 +77,8 @@ def enter_own_domain() -> None:
 
 
 def _enter(version: int, handled: int, rules: list[tuple[str, int]]) -> None:
+    """Enter a new domain that refuses the `handled` accesses, except as `rules` grant them below a path. Raises
+    OSError."""
     attributes = _Ruleset(handled, 0, _SCOPES if version >= 6 else 0)
     ruleset = _checked(
         _libc.syscall(_CREATE_RULESET, ctypes.byref(attributes), ctypes.c_size_t(ctypes.sizeof(attributes)), 0)

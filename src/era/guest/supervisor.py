@@ -69,6 +69,7 @@ import connect_filter
 import landlock
 import socket_broker
 import workspace
+from isolation import isolation_seen
 from processes import (
     kill_everything,
     populate_pages,
@@ -78,7 +79,6 @@ from processes import (
     signal_everything,
     wide_pipe,
 )
-from seen import isolation_seen
 from system_v import SystemV, device_files
 from workspace import STATE_FILE, empty_directory, read_state, write_file
 
@@ -105,7 +105,7 @@ OURS = (
         "system_v",
         "connect_filter",
         "socket_broker",
-        "seen",
+        "isolation",
         "processes",
         "last_value",
     ),
@@ -544,8 +544,8 @@ def prepare(loaded_at_start: frozenset[str]) -> Supervisor:
         can_supervise = connect_filter.is_available()
         config["broker"] = socket_broker.hand_over(3, config["guest_listeners"], can_supervise=can_supervise)
         config["supervised"] = config["supervised"] and can_supervise
-    seen = isolation_seen()  # before our own /proc is closed to us too
-    config["isolation"] = {**seen, "landlock": landlock.restrict(config["landlock"])}
+    isolation = isolation_seen()  # before our own /proc is closed to us too
+    config["isolation"] = {**isolation, "landlock": landlock.restrict(config["landlock"])}
     _libc.prctl(PR_SET_DUMPABLE, 0, 0, 0, 0)  # /proc/1/{mem,environ,fd} are out of every program's reach
     config["last_value"] = None
     if config["fork"]:

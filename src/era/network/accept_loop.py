@@ -20,9 +20,9 @@ class AcceptLoop:
     """Listens on a guest listener as long as the block lasts, and has each connection served by a task of its own. The
     end of the block cancels those that are left, and resets what waits in the backlog."""
 
-    def __init__(self, guest_listener: GuestListener, serve: Callable[[socket.socket], Awaitable[None]]) -> None:
+    def __init__(self, listener: GuestListener, serve: Callable[[socket.socket], Awaitable[None]]) -> None:
         """`serve` closes the socket that it gets. When it returns, the connection no longer counts."""
-        self._listener = guest_listener.dup()  # the sandbox may close its own meanwhile
+        self._listener = listener.dup()  # the sandbox may close its own meanwhile
         self._listener.setblocking(False)
         self._serve = serve
         self._accepting = False
@@ -48,6 +48,7 @@ class AcceptLoop:
             await asyncio.wait(self._connections)
 
     def _set_accepting(self, accepting: bool) -> None:
+        """Accept connections or leave them in the backlog, by whether the event loop watches the listener."""
         if accepting != self._accepting:
             self._accepting = accepting
             loop = asyncio.get_running_loop()

@@ -127,6 +127,7 @@ def variables() -> Mapping[str, str]:
 
 
 def _usage(*, signs: bool) -> x509.KeyUsage:
+    """The KeyUsage extension of an authority (`signs`) or of a server."""
     return x509.KeyUsage(
         digital_signature=not signs,
         key_cert_sign=signs,

@@ -144,6 +144,9 @@ class ConnectSupervisor:
             self._notify_fd = -1
 
     def _receive(self) -> None:
+        """Handle the next notification: a call that stays inside the sandbox continues, any other is the handler's, and
+        without a handler it fails with ENETUNREACH. After a burst this pauses, so that one program can't take all the
+        time of the event loop."""
         notify_fd = self._notify_fd
         try:
             notification = seccomp_notify.receive(notify_fd)

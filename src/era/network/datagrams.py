@@ -43,6 +43,7 @@ class DatagramRelay:
             self._forget(sender)
 
     def _send_out(self) -> None:
+        """Pass on datagrams of programs, up to _BURST at a time."""
         for _ in range(_BURST):
             try:
                 data, sender = self._inside.recvfrom(_MAX_BYTES)
@@ -70,6 +71,7 @@ class DatagramRelay:
         return outside
 
     def _send_back(self, outside: socket.socket, sender: Any) -> None:
+        """Pass on answers to one sender in the sandbox, up to _BURST at a time."""
         for _ in range(_BURST):
             try:
                 data = outside.recv(_MAX_BYTES)

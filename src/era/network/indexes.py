@@ -69,14 +69,14 @@ class IndexListener:
 
     def __init__(self, sandbox: Sandbox, indexes: Sequence[str]) -> None:
         """Raises SandboxFailed where the sandbox has no guest listeners."""
-        guest_listener = sandbox.guest_listeners.get("storage")
-        if guest_listener is None:
+        listener = sandbox.guest_listeners.get("storage")
+        if listener is None:
             raise SandboxFailed("This kind of sandbox has no way to the registries, so nothing can be built in it.")
         self._indexes = list(indexes)
-        self._base_url = f"http://127.0.0.1:{guest_listener.getsockname()[1]}"
+        self._base_url = f"http://127.0.0.1:{listener.getsockname()[1]}"
         self._files: list[str] = []
         self._numbers: dict[str, int] = {}
-        self._accept_loop = AcceptLoop(guest_listener, self._serve)
+        self._accept_loop = AcceptLoop(listener, self._serve)
         self._client: httpx.AsyncClient
         self._stack = AsyncExitStack()
         self._requests, self._pages = asyncio.Semaphore(_MAX_REQUESTS), asyncio.Semaphore(_MAX_PAGES)
@@ -110,6 +110,7 @@ class IndexListener:
             raise Refused(502, "unreachable", f"the registry gave no answer ({type(error).__name__})") from error
 
     async def _answer(self, writer: asyncio.StreamWriter, path: str) -> None:
+        """Answer with the page or the file that a path means. Raises Refused for any other path."""
         if match := _PAGE.fullmatch(path):
             number = int(match[1])
             if number < len(self._indexes):
@@ -124,6 +125,7 @@ class IndexListener:
         raise Refused(404, "not_found", "there are pages of packages here, and the files that they name")
 
     async def _send_page(self, writer: asyncio.StreamWriter, url: str) -> None:
+        """Fetch a page of an index and send it, with its links replaced. Raises Refused."""
         async with self._fetch(url, Accept=_ACCEPT) as answer:
             if answer.status_code != 200:
                 raise _unexpected(answer)
@@ -158,6 +160,7 @@ class IndexListener:
         return _LINK.sub(numbered, _BASE.sub("", page)).encode()
 
     async def _send_file(self, writer: asyncio.StreamWriter, url: str) -> None:
+        """Stream a file from an index. Raises Refused."""
         async with self._fetch(url, **{"Accept-Encoding": "identity"}) as answer:
             if answer.status_code != 200 or "content-encoding" in answer.headers:
                 raise _unexpected(answer)

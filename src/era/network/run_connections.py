@@ -145,11 +145,13 @@ class RunConnections:
                 remove_address(self._probes[address.version], address, serial)
 
     def _begin(self, work: Coroutine[Any, Any, None]) -> None:
+        """Start a task that `close` cancels."""
         task = self._loop.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
     async def _decide(self, notify_fd: int, notification: Notification, targets: Sequence[Target]) -> None:
+        """Answer a notification, whatever happens: else the program would wait for ever."""
         try:
             result = await self._prepare(notification, targets)
         except OSError as problem:
@@ -247,6 +249,7 @@ class RunConnections:
         return None
 
     async def _counted(self, work: Coroutine[Any, Any, None]) -> None:
+        """Carry on `work`, counted as a connection for MAX_CONNECTIONS."""
         self._count += 1
         try:
             await work
@@ -342,6 +345,7 @@ class RunConnections:
         return listener
 
     def _accept(self, listener: _DestinationListener) -> None:
+        """Give an arriving program to the connection that has waited longest, and reset it where none waits."""
         try:
             client, _ = listener.sock.accept()
         except OSError:
@@ -359,7 +363,7 @@ class RunConnections:
             self._close(listener)
 
     def _on_dialed(self, listener: _DestinationListener, connection: _Connection) -> None:
-        """The destination has answered or failed: let the program in, or have it refused."""
+        """On an errno give the connection up; on success give it up only if its program hasn't arrived in a while."""
         if connection.dialed.result():
             self._give_up(listener, connection)
         else:

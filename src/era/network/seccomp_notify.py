@@ -128,6 +128,7 @@ def targets(notification: Notification) -> list[Target]:
 
 
 def _parse_sockaddr(packed: bytes) -> Target | None:
+    """Parse a `struct sockaddr_in` or `sockaddr_in6`; None for any other or incomplete one."""
     family = int.from_bytes(packed[:2], "little")
     port = int.from_bytes(packed[2:4])
     if family == socket.AF_INET and len(packed) >= 8:

@@ -105,6 +105,7 @@ class _Direction:
             self._pipe = None
 
     def _watch(self, *, reading: bool = False, writing: bool = False) -> None:
+        """Set which readiness events the event loop reports, so that at most one side is waited for."""
         if reading != self._reading:
             self._reading = reading
             if reading:
@@ -119,6 +120,7 @@ class _Direction:
                 self._loop.remove_writer(self._sink)
 
     def _readable(self) -> None:
+        """Read a piece and write it on. After _PIPE_AFTER bytes pieces go through a pipe, uncopied."""
         if self._pipe is None and self._passed > _PIPE_AFTER:
             with suppress(OSError):  # no descriptors left: it goes on as before
                 self._pipe = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
@@ -145,6 +147,7 @@ class _Direction:
         self._writable()
 
     def _writable(self) -> None:
+        """Write what was read; when all of it is written, go on to read."""
         try:
             if self._pipe is not None and self._in_pipe:
                 while self._in_pipe:

@@ -17,14 +17,14 @@ from era.core.ports import GuestListener, Sandbox, StorageAccess
 from era.network.accept_loop import AcceptLoop, serve_protocol
 
 type MakeProtocol = Callable[[Callable[[], None]], asyncio.Protocol]
-"""Makes the protocol of a connection, which calls its argument once that has ended."""
+"""Makes the protocol of a connection. Its argument is to be called once the connection has ended."""
 
 
 class StorageListeners:
     """See ports.StorageAccesses."""
 
     def __init__(self, for_run: Callable[[str], MakeProtocol]) -> None:
-        """`for_run` returns, for one run of an owner's, what makes the protocols of its connections."""
+        """`for_run(owner)` returns the factory of protocols for the connections of one run."""
         self._for_run = for_run
 
     def access(self, sandbox: Sandbox, owner: str | None) -> StorageAccess:
@@ -49,11 +49,11 @@ class NoAccess:
 class ListenerAccess:
     """Serves a guest listener for one run."""
 
-    def __init__(self, guest_listener: GuestListener, for_run: Callable[[], MakeProtocol]) -> None:
+    def __init__(self, listener: GuestListener, for_run: Callable[[], MakeProtocol]) -> None:
         self._for_run = for_run
         self._make_protocol: MakeProtocol | None = None
-        self._accept_loop = AcceptLoop(guest_listener, self._serve)
-        self.url: str | None = f"http://127.0.0.1:{guest_listener.getsockname()[1]}"
+        self._accept_loop = AcceptLoop(listener, self._serve)
+        self.url: str | None = f"http://127.0.0.1:{listener.getsockname()[1]}"
 
     async def __aenter__(self) -> None:
         await self._accept_loop.__aenter__()

@@ -44,8 +44,8 @@ async def build_python(
     """Have uv install Python packages in a sandbox, building them where that is needed, and move them to `site`.
     `python` is the interpreter of sandboxes. `indexes` are addresses; the first has the lowest priority. `deadline` is
     of the monotonic clock. Raises SetupFailed, EraError where no sandbox can be had."""
-    async with build.place("python") as place:
-        uv, requirements = place.directory / "uv", place.directory / "requirements.txt"
+    async with build.sandbox("python") as sandbox:
+        uv, requirements = sandbox.directory / "uv", sandbox.directory / "requirements.txt"
         shutil.copyfile(tools.uv_binary(), uv)
         uv.chmod(0o755)
         requirements.write_text("".join(f"{line}\n" for line in packages.pip))
@@ -53,12 +53,12 @@ async def build_python(
         command = tools.pip_command(python, "site", "requirements.txt", "cache", "./uv", wheels_only=False)
         for number in range(len(indexes)):
             command += ["--default-index" if number == 0 else "--index", f"{{{number}}}"]
-        problem, output = await place.run(
+        problem, output = await sandbox.run(
             [*_IN_PLACE, *command], _VARIABLES, deadline=deadline, indexes=indexes, say=say
         )
         if problem is not None:
             raise _failed("pip", problem, output.stdout, output.stderr)
-        trees.move_out(place.directory, "site", site)
+        trees.move_out(sandbox.directory, "site", site)
 
 
 async def run_scripts(
@@ -73,22 +73,22 @@ async def run_scripts(
         is_needed[path.rpartition("node_modules/")[2]] |= not optional
     needed = [name for name in is_needed if is_needed[name]]
     others = [name for name in is_needed if not is_needed[name]]
-    async with build.place("node") as place:
-        project = place.directory / "npm"
+    async with build.sandbox("node") as sandbox:
+        project = sandbox.directory / "npm"
         (npm / "package-lock.json").unlink(missing_ok=True)  # it may know more of registries than is needed
         npm.rename(project)
-        trees.own(project, place.uid)
+        trees.own(project, sandbox.uid)
         for group in [needed, *([name] for name in others)]:
             if not group:
                 continue
             command = [*_IN_PLACE, *tools.rebuild_command(NODE, "npm", group)]
-            problem, output = await place.run(command, _VARIABLES, deadline=deadline, say=say)
+            problem, output = await sandbox.run(command, _VARIABLES, deadline=deadline, say=say)
             if problem is not None and group is needed:
                 raise _failed("npm", problem, output.stdout, output.stderr)
             if problem is not None:
                 failures.append(f"The install script of {group[0]}, which is optional, {problem}")
         npm.mkdir(mode=0o700)
-        trees.move_out(place.directory, "npm/node_modules", npm / "node_modules")
+        trees.move_out(sandbox.directory, "npm/node_modules", npm / "node_modules")
     return failures
 
 

@@ -179,7 +179,7 @@ class PackageInstaller:
         while tasks := [*self._compiling, *self._clearing]:  # what ends may leave something to clear away
             await asyncio.gather(*tasks)
 
-    def known(self, packages: Packages, owner: str) -> PackageSet | None:
+    def find_installed(self, packages: Packages, owner: str) -> PackageSet | None:
         for key in (self._key(packages), self._key(packages, owner)):
             try:
                 note = json.loads((self._notes / key).read_text())
@@ -206,7 +206,7 @@ class PackageInstaller:
         key = self._key(packages)
         try:
             async with self._turns.take(key, bounded=False):
-                if not anew and (package_set := self.known(packages, build.owner)) is not None:
+                if not anew and (package_set := self.find_installed(packages, build.owner)) is not None:
                     return package_set
                 made = await self._in_scratch(lambda scratch: self._install(packages, scratch, say))
                 self._note(key, made)
@@ -264,7 +264,7 @@ class PackageInstaller:
     def _open_cache(self) -> None:
         """Make the directory of the tools' caches."""
         self._cache.mkdir(mode=0o700, exist_ok=True)
-        self._processes.give(self._cache, self._processes.fetcher)
+        self._processes.change_owner(self._cache, self._processes.fetcher)
 
     def _key(self, packages: Packages, owner: str | None = None) -> str:
         """The name of the note for these packages: of all sessions, or of the one that had them built (`owner`)."""
@@ -287,7 +287,7 @@ class PackageInstaller:
         try:
             for directory in (scratch, home, site, npm, npm / "node_modules"):
                 directory.mkdir(mode=0o700)
-                self._processes.give(directory, self._processes.fetcher)
+                self._processes.change_owner(directory, self._processes.fetcher)
             work = self._processes.path("work", scratch)
             variables = tools.environment(home, f"{work}/home", self._variables)
             making = _Making(scratch, time.monotonic() + self._seconds, say, variables)
@@ -344,7 +344,7 @@ class PackageInstaller:
         scratch = making.scratch
         npm = scratch / "npm"
         (npm / "package.json").write_text(tools.package_json(packages))
-        self._processes.give(npm / "package.json", self._processes.fetcher)
+        self._processes.change_owner(npm / "package.json", self._processes.fetcher)
         cache = self._processes.path("cache", scratch)
         command = tools.npm_command(self._processes.path("node", scratch), f"{cache}/npm")
         command += ["--prefix", f"{self._processes.path('work', scratch)}/npm"]

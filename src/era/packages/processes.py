@@ -71,10 +71,10 @@ class Processes:
             return f"{_STAGE}/{name}"
         return os.fspath(scratch) if name == "work" else self._shown[name]
 
-    def give(self, directory: Path, uid: int | None) -> None:
+    def change_owner(self, path: Path, uid: int | None) -> None:
         """Make a tool's user the owner of a directory or file. Nothing in it may come from a stranger."""
         if uid is not None:
-            os.chown(directory, uid, uid)
+            os.chown(path, uid, uid)
 
     async def run(
         self,

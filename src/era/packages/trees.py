@@ -48,15 +48,15 @@ def check(directory: Path, *, most_files: int, most_bytes: int, separate: bool =
         os.rename(f"{path}.copy", path)
 
 
-def move_out(place: Path, path: str, target: Path) -> None:
-    """Move the directory `path` out of `place`, the working directory of a build, to `target`. No link on its path is
-    followed. Nothing may look into it before the sandbox is gone. Raises SetupFailed where there is no such
-    directory."""
+def move_out(workspace: Path, path: str, target: Path) -> None:
+    """Move the directory `path` out of `workspace`, the working directory of a build, to `target`. No link on its path
+    is followed. The caller must not look into `target` before the sandbox is gone: its programs could still change it.
+    Raises SetupFailed where there is no such directory."""
     *parents, name = path.split("/")
     remove(target)
     with ExitStack() as stack:
         try:
-            fd = stack.enter_context(trees.opened_root(place))
+            fd = stack.enter_context(trees.opened_root(workspace))
             for parent in parents:
                 fd = stack.enter_context(trees.opened_directory(fd, parent))
             os.rename(name, target, src_dir_fd=fd)

@@ -121,6 +121,8 @@ class LocalBlobs:
         return removed
 
     def _remove_if_old(self, digest: str, older_than: float) -> bool:
+        """Remove a blob last put before `older_than`, looking under the lock that puts hold. Returns whether it was
+        removed."""
         path = self._path(digest)
         with self._lock, suppress(FileNotFoundError):  # Another sweep may have removed it.
             if os.stat(path).st_mtime < older_than:

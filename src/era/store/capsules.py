@@ -122,9 +122,9 @@ async def load_session(
 
 
 def _insert_foreign_runs(
-    connection: Connection, retention: Retention, session_key: int, some: Sequence[KeptRun]
+    connection: Connection, retention: Retention, session_key: int, batch: Sequence[KeptRun]
 ) -> None:
-    for record, kept in some:
+    for record, kept in batch:
         run_key = _insert_foreign_run(connection, session_key, record)
         if retention.outputs:
             insert_outputs(connection, session_key, run_key, kept)
@@ -149,8 +149,8 @@ def _insert_foreign_run(connection: Connection, session_key: int, record: RunRec
     return key
 
 
-def _insert_foreign_versions(connection: Connection, session_key: int, some: Sequence[VersionContent]) -> None:
-    for content in some:
+def _insert_foreign_versions(connection: Connection, session_key: int, batch: Sequence[VersionContent]) -> None:
+    for content in batch:
         version = content.version
         insert_version(
             connection,

@@ -67,6 +67,7 @@ class Database:
         return await self._on(self._readers, lambda: self._in_reader(job, *args, **kwargs))
 
     async def _on[T](self, executor: ThreadPoolExecutor, job: Callable[[], T]) -> T:
+        """Run a job on a thread. Raises Unavailable where the database fails or is closed."""
         try:
             future = asyncio.get_running_loop().run_in_executor(executor, job)
         except RuntimeError as error:  # After `close`.

@@ -94,13 +94,13 @@ def violates_unique(error: Exception) -> bool:
 
 
 @contextmanager
-def raising_if_taken(taken: Exception) -> Iterator[None]:
-    """Raise `taken` instead of the database's error where the block inserts a unique value that exists already."""
+def raising_if_taken(conflict: Exception) -> Iterator[None]:
+    """Raise `conflict` instead of the database's error where the block inserts a unique value that exists already."""
     try:
         yield
     except Exception as error:
         if violates_unique(error):
-            raise taken from None
+            raise conflict from None
         raise
 
 

@@ -19,17 +19,17 @@ from era.store.tables import runs
 
 _KEPT_MICROS = 24 * 3600 * 1_000_000
 
-_THIS = (keys.c.scope == bindparam("of_scope")) & (keys.c.key == bindparam("of_key"))
+_IS_CLAIM = (keys.c.scope == bindparam("of_scope")) & (keys.c.key == bindparam("of_key"))
 _FIND = select(
     keys.c.request_hash,
     keys.c.env_mark,
     keys.c.run_id,
     keys.c.answer,
     *(keys.c[name] for name in OUTPUT_COLUMNS),
-).where(_THIS, keys.c.created_at >= bindparam("since"))
+).where(_IS_CLAIM, keys.c.created_at >= bindparam("since"))
 _RUN = RUNS.where(runs.c.id == bindparam("run_id"))
-_DROP_IF_OLD = delete(keys).where(_THIS, keys.c.created_at < bindparam("since"))
-_DROP = delete(keys).where(_THIS)
+_DROP_IF_OLD = delete(keys).where(_IS_CLAIM, keys.c.created_at < bindparam("since"))
+_DROP = delete(keys).where(_IS_CLAIM)
 _DROP_ALL_OLD = delete(keys).where(keys.c.created_at < bindparam("since"))
 
 type Scope = Session | int | str
@@ -38,7 +38,7 @@ type Scope = Session | int | str
 
 def find_claim(connection: Connection, claim: Claim, scope: Scope) -> Claimed | None:
     """The first request with this key in the last day, and what it was answered."""
-    values = _place(claim, scope) | {"since": now() - _KEPT_MICROS}
+    values = _claim_parameters(claim, scope) | {"since": now() - _KEPT_MICROS}
     row = connection.execute(_FIND, values).one_or_none()
     if row is None:
         return None
@@ -54,10 +54,10 @@ def claim_key(connection: Connection, claim: Claim | None, scope: Session | str,
     """
     if claim is None:
         return
-    place, at = _place(claim, scope), now()
-    connection.execute(_DROP_IF_OLD, place | {"since": at - _KEPT_MICROS})
+    parameters, at = _claim_parameters(claim, scope), now()
+    connection.execute(_DROP_IF_OLD, parameters | {"since": at - _KEPT_MICROS})
     values = {
-        "scope": place["of_scope"],
+        "scope": parameters["of_scope"],
         "key": claim.key,
         "request_hash": claim.request_hash,
         "env_mark": claim.env_mark,
@@ -73,7 +73,7 @@ def claim_key(connection: Connection, claim: Claim | None, scope: Session | str,
 
 def answer_claim(connection: Connection, claim: Claim, scope: Scope, values: dict[str, Any]) -> None:
     """Store what a request was answered: `answer`, and `OUTPUT_COLUMNS` where it ran."""
-    connection.execute(update(keys).where(_THIS).values(values), _place(claim, scope))
+    connection.execute(update(keys).where(_IS_CLAIM).values(values), _claim_parameters(claim, scope))
 
 
 def answer_run(connection: Connection, session_key: int, answered: Answered | None) -> None:
@@ -81,7 +81,7 @@ def answer_run(connection: Connection, session_key: int, answered: Answered | No
     if answered is None:
         return
     if answered.data is None:
-        connection.execute(_DROP, _place(answered.claim, session_key))
+        connection.execute(_DROP, _claim_parameters(answered.claim, session_key))
         return
     outputs = {} if answered.outputs is None else output_values(answered.outputs)
     answer_claim(connection, answered.claim, session_key, {"answer": answered.data, **outputs})
@@ -92,7 +92,7 @@ def prune_keys(connection: Connection) -> int:
     return connection.execute(_DROP_ALL_OLD, {"since": now() - _KEPT_MICROS}).rowcount
 
 
-def _place(claim: Claim, scope: Scope) -> dict[str, Any]:
-    """The parameters of `_THIS`: each route has keys of its own within a scope."""
+def _claim_parameters(claim: Claim, scope: Scope) -> dict[str, Any]:
+    """The parameters of `_IS_CLAIM`: each route has keys of its own within a scope."""
     within = scope.key if isinstance(scope, Session) else scope
     return {"of_scope": f"{claim.route}:{within}", "of_key": claim.key}

@@ -83,7 +83,7 @@ _LAST_KEY = (1 << 63) - 1
 
 
 class InboxRows:
-    """Inboxes and deliveries in an SQL database: `Deliveries` in core/public/inbox.py says what each method does."""
+    """Inboxes and deliveries in an SQL database: `InboxStore` in core/public/inbox.py says what each method does."""
 
     def __init__(self, database: Database, retention: Retention) -> None:
         self._database = database

@@ -212,12 +212,12 @@ async def prune_runs(database: Database, retention: Retention) -> int:
 
     removed = 0
     for session_key in await database.read(sessions_with_too_many):
-        while count := await database.write(_prune_some, retention, session_key):
+        while count := await database.write(_prune_batch, retention, session_key):
             removed += count
     return removed
 
 
-def _prune_some(connection: Connection, retention: Retention, session_key: int) -> int:
+def _prune_batch(connection: Connection, retention: Retention, session_key: int) -> int:
     """Drop some of the records that are too many for a session, with their outputs; how many went."""
     values = {"session": session_key, "kept": retention.runs, "how_many": _PRUNED_AT_ONCE}
     run_keys = list(connection.execute(_TOO_OLD, values).scalars())

@@ -52,7 +52,7 @@ class Patience:
     """Seconds after which no further attempt begins."""
 
 
-class Place(NamedTuple):
+class BucketPrefix(NamedTuple):
     """A prefix of a bucket. `endpoint` None is AWS, `region` None is that of the environment."""
 
     bucket: str
@@ -73,7 +73,7 @@ class Damaged(Exception):
     """The content received isn't what was stored: reading it is worth another try."""
 
 
-def parse(url: str) -> Place:
+def parse(url: str) -> BucketPrefix:
     """The place that `url` names, as in `_HINT`. Raises BadRequest, which doesn't repeat the URL: people put keys into
     URLs."""
     parts = urlsplit(url)
@@ -89,7 +89,7 @@ def parse(url: str) -> Place:
         server = urlsplit(endpoint)
         if server.scheme not in ("http", "https") or not server.hostname or "@" in server.netloc:
             raise BadRequest("The endpoint of the blob store must be a plain http or https URL.", hint=_HINT)
-    return Place(parts.netloc, parts.path.strip("/"), endpoint, region)
+    return BucketPrefix(parts.netloc, parts.path.strip("/"), endpoint, region)
 
 
 class Bucket:

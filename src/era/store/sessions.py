@@ -17,7 +17,7 @@ from sqlalchemy import Column, Connection, Delete, Select, bindparam, delete, ex
 
 from era.core import limits
 from era.core.expiry import MICROS, slack
-from era.core.idempotency import packed
+from era.core.idempotency import session_to_json
 from era.core.metadata import KEEP, Retention, SessionChange, SessionFilter
 from era.core.models import EMPTY, Claim, JsonObject, NewCopy, NewSession, OwnedId, Session, StoredCode, now
 from era.errors import Conflict
@@ -87,17 +87,17 @@ _IS_REMOVED = exists().where(sessions.c.key == bindparam("session"), ~IS_PRESENT
 _COUNT = select(func.count()).select_from(sessions).where(IS_PRESENT)
 
 
-def _delete_some(key: Column[int], how_many: int) -> Delete:
-    """The statement that deletes up to `how_many` rows of a removed session from the table of the column `key`."""
+def _delete_batch(key: Column[int], limit: int) -> Delete:
+    """The statement that deletes up to `limit` rows of a removed session from the table of the column `key`."""
     of_session = key.table.c.session_key == bindparam("session")
-    return delete(key.table).where(of_session, key.in_(select(key).where(of_session, _IS_REMOVED).limit(how_many)))
+    return delete(key.table).where(of_session, key.in_(select(key).where(of_session, _IS_REMOVED).limit(limit)))
 
 
 _PURGE_SOME = (
-    _delete_some(runs.c.key, 500),
-    _delete_some(outputs.c.run_key, 100),
-    _delete_some(versions.c.n, 5),
-    _delete_some(deliveries.c.key, 100),
+    _delete_batch(runs.c.key, 500),
+    _delete_batch(outputs.c.run_key, 100),
+    _delete_batch(versions.c.n, 5),
+    _delete_batch(deliveries.c.key, 100),
 )
 _PURGE_KEY = delete(sessions).where(sessions.c.key == bindparam("session"), ~IS_PRESENT)
 _PURGE_ID = delete(sessions).where(OF_OWNER).returning(sessions.c.key)
@@ -326,7 +326,7 @@ def _answer_with_session(connection: Connection, key: int, claim: Claim | None, 
     """The session that a request has made, stored as the answer of its claim, if it has one."""
     session = session_with_key(connection, key)
     if claim is not None:
-        answer_claim(connection, claim, scope, {"answer": packed(session)})
+        answer_claim(connection, claim, scope, {"answer": session_to_json(session)})
     return session
 
 

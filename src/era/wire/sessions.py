@@ -148,7 +148,7 @@ def session_answer(session: Session, status: str, limits: JsonObject) -> dict[st
         "total_size_bytes": session.snapshot.total_bytes,
         "metadata": session.metadata,
         "data": data_view(json.loads(session.data), session.stored),
-        "setup": requirements.shown(session.setup),
+        "setup": requirements.setup_view(session.setup),
         "allowInternetAccess": session.allow_internet,
         "allowPublicAccess": session.allow_public,
         "default_timeout": session.default_timeout,

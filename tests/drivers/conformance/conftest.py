@@ -66,7 +66,7 @@ def sandboxes(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathF
 
 
 @pytest.fixture(autouse=True)
-def known(request: pytest.FixtureRequest) -> None:
+def expect_known_failures(request: pytest.FixtureRequest) -> None:
     """Expect the failures of KNOWN and NEVER."""
     test, driver = request.node.originalname, request.node.callspec.params["sandboxes"]
     if reason := NEVER.get((test, driver)):

@@ -221,16 +221,16 @@ def test_a_sandbox_that_dies_under_a_run(sandboxes: Any, how: str) -> None:
 
 
 def test_nothing_is_left_of_a_closed_sandbox(sandboxes: Any) -> None:
-    def seen() -> Any:
+    def current_traces() -> Any:
         return sandboxes.traces() if sandboxes.far else traces(sandboxes)
 
     shared(sandboxes, "python")
-    before = seen()
+    before = current_traces()
     sandbox = sandboxes.make()
     sandboxes.run(sandbox, "import os\nos.makedirs('a/' * 50)\nos.chmod('a', 0)")
     sandboxes.close(sandbox)
     sandboxes.close(sandbox)
-    assert seen() == before
+    assert current_traces() == before
     assert not sandbox.workspace.parent.exists()
     assert [group for group in cgroups(sandboxes.cgroup_name) if sandbox.id in group] == []
     with pytest.raises(SandboxFailed):

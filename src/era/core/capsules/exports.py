@@ -195,9 +195,9 @@ class Exporter:
         yield from file(layout.DOCUMENT, size, _part(document, 0, size))
         yield from file(layout.README, len(contents.readme), iter([contents.readme]))
         yield from file(layout.SUMS, len(contents.sums), iter([contents.sums]))
-        for some in batched(objects, _FETCHED_AHEAD):
-            self._blobs.expect(digest for digest, size in some if size <= _SMALL and digest not in contents.short)
-            for digest, size in some:
+        for batch in batched(objects, _FETCHED_AHEAD):
+            self._blobs.expect(digest for digest, size in batch if size <= _SMALL and digest not in contents.short)
+            for digest, size in batch:
                 yield from file(layout.OBJECTS + digest, size, self._content(contents, digest, size))
         yield tars.END
 

@@ -27,7 +27,7 @@ from era.core.allowlist import can_be_egress
 from era.core.capsules import validators
 from era.core.expiry import MAX_TTL
 from era.core.files.artifacts import valid_artifacts
-from era.core.limits import can_be_asked
+from era.core.limits import can_be_limits
 from era.core.models import (
     Cause,
     JsonObject,
@@ -60,11 +60,11 @@ SESSION: dict[str, validators.Check] = {
     "allowPublicAccess": validators.is_boolean,
     "default_timeout": validators.is_seconds,
     "ttl": validators.optional(validators.integer(1, MAX_TTL)),
-    "limits": can_be_asked,
+    "limits": can_be_limits,
     "isolation": validators.one_of(*get_args(WantedIsolation.__value__)),
     "egress": can_be_egress,
     "service": validators.optional(can_be_service),
-    "setup": validators.optional(requirements.can_be_asked),
+    "setup": validators.optional(requirements.can_be_setup),
     "lock": validators.optional(locks.can_be_lock),
     "storage": validators.is_boolean,
     "code": validators.optional(validators.is_object),
@@ -225,7 +225,7 @@ def _session(session: Session, lock: JsonObject | None) -> dict[str, Any]:
         "isolation": session.isolation,
         "egress": session.egress,
         "service": session.service,
-        "setup": requirements.shown(session.setup),
+        "setup": requirements.setup_view(session.setup),
         "lock": lock,
         "storage": session.storage,
         "code": stored and {"code": stored.code, "description": stored.description, "updated_at": stored.updated_at},

@@ -1,4 +1,4 @@
-"""Exports and imports, put together with their threads."""
+"""The service of capsules: exports and imports sessions, on threads of their own."""
 
 from __future__ import annotations
 

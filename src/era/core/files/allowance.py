@@ -145,7 +145,8 @@ class _Usage:
         self._add(root, 0)
 
     def _add(self, fd: int, depth: int) -> None:
-        """Count everything below the directory open as `fd`. Files with several names are counted once."""
+        """Count everything below the directory open as `fd`. Files with several names are counted once.
+        Raises Full."""
         if depth > bounds(self._limits).depth:
             raise Full(f"the working directory is nested deeper than {bounds(self._limits).depth} directories")
         with os.scandir(fd) as entries:
@@ -165,7 +166,7 @@ class _Usage:
                     self._add_below(fd, entry.name, depth)
 
     def _add_below(self, fd: int, name: str, depth: int) -> None:
-        """Count everything below a subdirectory."""
+        """Count everything below a subdirectory. Raises Full."""
         try:
             child = os.open(name, trees.DIRECTORY, dir_fd=fd)
         except PermissionError:

@@ -440,7 +440,7 @@ class Snapshots:
             os.ftruncate(fd, size)
 
     def _edit(self, snapshot: Snapshot, changes: Changes, put: Callable[[BlobBatch], None], bounds: Bounds) -> Snapshot:
-        """Do the work of `edit`, on a thread."""
+        """Do the work of `edit`, on a thread. Raises as `edit` does, or OSError."""
         with self._blobs.batch() as batch:
             put(batch)
             root, more = edits.apply(self.read_tree, batch, snapshot.root, changes)

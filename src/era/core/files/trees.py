@@ -232,7 +232,7 @@ class Scan:
         return tree
 
     def _scan(self, fd: int, known: Tree | None, path: tuple[str, ...]) -> Tree:
-        """Scan the directory open as `fd`, at `path` below the root."""
+        """Scan the directory open as `fd`, at `path` below the root. Raises SnapshotRefused."""
         if len(path) > self._bounds.depth:
             raise SnapshotRefused(f"the working directory is nested deeper than {self._bounds.depth} directories")
         if self._watch is not None:
@@ -299,6 +299,8 @@ class Scan:
         return known if unchanged else tree
 
     def _rescan_child(self, fd: int, name: str, mode: int, was: Tree, touched: Touched, path: tuple[str, ...]) -> Tree:
+        """The subdirectory `name`, which was `was` at the last scan: rescanned where it was touched, with its present
+        `mode`."""
         below = was
         if name in touched.below:
             with _opened(fd, name, mode) as child:
@@ -361,7 +363,7 @@ def store(fd: int, tree: Tree, known: Tree | None, batch: BlobBatch) -> str:
 
 
 def _store_file(fd: int, file: File, known: File | None, batch: BlobBatch) -> str:
-    """Put the content of a file, unless it proves to be the known one. Returns its digest."""
+    """Put the content of a file, unless it proves to be the known one. Returns its digest. Raises SnapshotRefused."""
     if os.fstat(fd).st_ino != file.fingerprint.inode:
         raise SnapshotRefused("the working directory changed while it was being kept")
     if known is not None and known.digest is not None and known.fingerprint == file.fingerprint:
@@ -487,7 +489,7 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 def is_tmpfs(fd: int) -> bool:
-    """Whether a file is on tmpfs, by fstatfs(2), which Python lacks."""
+    """Whether a file is on tmpfs, by fstatfs(2), which Python lacks. Raises OSError."""
     status = ctypes.create_string_buffer(256)  # struct statfs, which begins with the type as a long
     if _libc.fstatfs(fd, status) != 0:
         raise OSError(ctypes.get_errno(), "fstatfs failed")

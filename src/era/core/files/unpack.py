@@ -116,7 +116,7 @@ class GzipSource:
         return piece
 
     def _expand(self) -> bool:
-        """Decompress up to PIECE more bytes. Returns False at the end."""
+        """Decompress up to PIECE more bytes. Returns False at the end. Raises BadArchive."""
         if self._expander.eof:
             self._compressed = self._expander.unused_data or self._source.read(PIECE)
             if not self._compressed:
@@ -143,7 +143,7 @@ class ExactReader:
         self._source = source
 
     def read(self, size: int) -> bytes:
-        """Exactly the next `size` bytes."""
+        """Exactly the next `size` bytes. Raises BadArchive."""
         content = self._source.read(size)
         while len(content) < size:
             if not (more := self._source.read(size - len(content))):
@@ -234,7 +234,7 @@ def _skip(reader: ExactReader, size: int) -> None:
 
 
 def _padded(reader: ExactReader, size: int) -> bytes:
-    """The content of an extended header; its padding is skipped."""
+    """The content of an extended header; its padding is skipped. Raises BadArchive."""
     if size > _MAX_HEADER:
         raise BadArchive("The archive has a header of more than 1 MiB.")
     return reader.read(size + -size % _BLOCK)[:size]

@@ -62,7 +62,7 @@ def zip_members(fd: int) -> Iterator[Member]:
 
 
 def _directory(fd: int) -> tuple[int, int]:
-    """Offset and length of the central directory."""
+    """Offset and length of the central directory. Raises BadArchive."""
     length = os.fstat(fd).st_size
     first = max(0, length - _LONGEST_COMMENT - _END.size)
     tail = os.pread(fd, length - first, first)
@@ -90,7 +90,7 @@ def _directory_64(fd: int, end: int) -> tuple[int, int, int]:
 
 
 def _record(fd: int, start: int) -> tuple[_Record, int]:
-    """The record at offset `start` of the central directory, and its length."""
+    """The record at offset `start` of the central directory, and its length. Raises BadArchive."""
     fields = _RECORD.unpack(_exactly(fd, start, _RECORD.size))
     mark, _, system, _, flags, method, time, date, crc, compressed, size, *lengths = fields[:14]
     name_size, extra_size, comment_size = lengths
@@ -113,7 +113,7 @@ def _record(fd: int, start: int) -> tuple[_Record, int]:
 
 
 def _name(raw: bytes, flags: int) -> str:
-    """A name as UTF-8, or else as code page 437, zip's original encoding."""
+    """A name as UTF-8, or else as code page 437, zip's original encoding. Raises BadArchive."""
     try:
         return raw.decode()
     except UnicodeDecodeError:

@@ -22,7 +22,7 @@ import re
 from collections.abc import Iterable
 from contextlib import suppress
 
-from era.core.api_keys import gives_away
+from era.core.api_keys import contains_api_key
 from era.errors import RelayFailed
 
 POLICY = "sandbox allow-scripts allow-forms allow-popups allow-modals allow-downloads"
@@ -146,4 +146,4 @@ def _has_api_key(authorization: bytes, key: bytes | None) -> bool:
     texts = [authorization]
     with suppress(binascii.Error):
         texts.append(base64.b64decode(authorization.partition(b" ")[2].strip(), validate=True))
-    return any(gives_away(text) or (key is not None and key in text) for text in texts)
+    return any(contains_api_key(text) or (key is not None and key in text) for text in texts)

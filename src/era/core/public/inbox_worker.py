@@ -54,7 +54,7 @@ _SENDER_IDS = (b"x-github-delivery", b"idempotency-key", b"x-delivery-id")
 
 
 class Inbox:
-    """Receives deliveries and runs them. Call `start` first; at the end `begin_nothing`, then `stop`."""
+    """Receives deliveries and runs them. Call `start` first; at the end `stop_new_attempts`, then `stop`."""
 
     def __init__(self, store: InboxStore, runs: Runs, at_a_time: int) -> None:
         """At most `at_a_time` deliveries run at a time, each of another session."""
@@ -72,7 +72,7 @@ class Inbox:
             log.warning("deliveries_cut_off", count=count, why="the service stopped while they were running")
         self._polling = asyncio.create_task(self._poll())
 
-    def begin_nothing(self) -> None:
+    def stop_new_attempts(self) -> None:
         """Begin no more attempts. Those under way go on."""
         self._ending = True
         for woken in self._woken.values():
@@ -81,7 +81,7 @@ class Inbox:
     async def stop(self) -> None:
         """Wait up to _STOP_SECONDS until attempts are recorded, whose runs have ended by now. An attempt that isn't
         recorded counts as cut off at the next start."""
-        self.begin_nothing()
+        self.stop_new_attempts()
         if self._polling is not None:
             self._polling.cancel()
         if workers := list(self._workers.values()):

@@ -119,7 +119,8 @@ def reply(run: Collected, cookie_path: str) -> Reply:
 
 
 def _described(answer: dict[str, Any], printed: bytes, cookie_path: str) -> Reply:
-    """The response that an object describes. Without a `body`, the object itself is the body."""
+    """The response that an object describes. Without a `body`, the object itself is the body. Raises
+    RelayFailed."""
     status = answer.get("status")
     if not isinstance(status, int) or isinstance(status, bool):
         status = 200  # {"status": "ok"} is the answer itself and describes none

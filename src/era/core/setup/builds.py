@@ -48,19 +48,19 @@ class Build:
         self._pool, self._network, self._indexes, self._rules = pool, network, indexes, rules
 
     @asynccontextmanager
-    async def place(self, language: Language) -> AsyncIterator[Place]:
+    async def sandbox(self, language: Language) -> AsyncIterator[BuildSandbox]:
         """A temporary sandbox to build in, whose limits fit the runtime of this language. It is removed when the block
         is left; the result has to be moved out before. Raises EraError where no sandbox can be had."""
         session = self._session
         limits = self._rules.granted(session.limits)
         sandbox = await self._pool.acquire_temporary(language, session.isolation, limits)
         try:
-            yield Place(sandbox, session, self._network, self._indexes)
+            yield BuildSandbox(sandbox, session, self._network, self._indexes)
         finally:
             await self._pool.discard(sandbox)
 
 
-class Place:
+class BuildSandbox:
     """A sandbox to build in. The host may touch its working directory while nothing runs."""
 
     def __init__(self, sandbox: Sandbox, session: Session, network: Network, indexes: Indexes) -> None:
@@ -89,7 +89,7 @@ class Place:
         `failure`), None if it hasn't, and the end of its output. `{N}` in `command` is replaced by the address of the
         Nth of `indexes`. `say` gets the output as it comes. Raises SandboxFailed."""
         sandbox, session, output = self._sandbox, self._session, LastWords()
-        run_egress = self._network.run_egress(sandbox, internet=session.allow_internet, egress=session.egress)
+        egress = self._network.run_egress(sandbox, internet=session.allow_internet, egress=session.egress)
         access = self._indexes.access(sandbox, indexes)
         program = Program(
             code=b"",
@@ -98,12 +98,12 @@ class Place:
             timeout=max(0.1, deadline - time.monotonic()),
             ephemeral=False,
             files={},
-            certificates=run_egress.certificates,
-            supervised=run_egress.supervised,
+            certificates=egress.certificates,
+            supervised=egress.supervised,
             command=[access.filled_in(word) for word in command],
         )
         ended: Ended | None = None
-        async with run_egress, access:
+        async with egress, access:
             async for event in bounded(sandbox, program, EMPTY):
                 if isinstance(event, Ended):
                     ended = event

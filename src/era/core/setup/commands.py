@@ -54,8 +54,8 @@ class Commands:
         self, session: Session, commands: Sequence[str], package_set: str | None, deadline: float, progress: Progress
     ) -> CommandsResult:
         """Run commands in the session's sandbox, with the packages of the set `package_set` (a digest), until
-        `deadline` of the monotonic clock at most. Nothing else may run in that sandbox. The caller then calls `kept` or
-        `dropped`. Raises EraError where no sandbox can be had."""
+        `deadline` of the monotonic clock at most. Nothing else may run in that sandbox. The caller then calls `keep` or
+        `drop`. Raises EraError where no sandbox can be had."""
         result = CommandsResult()
         if not session.persistent:
             result.error = "This session is not persistent: it keeps no files, so commands could leave none. " + _HINT
@@ -67,7 +67,7 @@ class Commands:
                 shown = f"$ {command}\n".encode()
                 result.say("stdout", shown)
                 progress.say("stdout", shown)
-                run_egress = self._network.run_egress(sandbox, internet=session.allow_internet, egress=session.egress)
+                egress = self._network.run_egress(sandbox, internet=session.allow_internet, egress=session.egress)
                 program = Program(
                     code=b"",
                     state=jsontext.state_file(jsontext.loads(session.data.encode())),
@@ -80,12 +80,12 @@ class Commands:
                     timeout=max(0.1, deadline - time.monotonic()),
                     ephemeral=False,
                     files={},
-                    certificates=run_egress.certificates,
-                    supervised=run_egress.supervised,
+                    certificates=egress.certificates,
+                    supervised=egress.supervised,
                     command=command_of(command),
                 )
                 ended: Ended | None = None
-                async with run_egress:
+                async with egress:
                     async for event in bounded(sandbox, program, session.snapshot):
                         if isinstance(event, Ended):
                             ended = event
@@ -107,15 +107,15 @@ class Commands:
             result.error = f"The sandbox failed under a command: {problem.message} {_HINT}"
             return result
         except BaseException:
-            await self.dropped(session.key)
+            await self.drop(session.key)
             raise
 
-    async def kept(self, session: Session, snapshot: Snapshot) -> None:
-        """The snapshot that the commands left has become a version: the sandbox may be kept warm."""
+    async def keep(self, session: Session, snapshot: Snapshot) -> None:
+        """Keep the sandbox warm, since what the commands left in it is now the session's version, as `snapshot`."""
         self._pool.committed(session.key, snapshot)
 
-    async def dropped(self, session_key: int) -> None:
-        """What the commands left isn't kept: the sandbox is closed."""
+    async def drop(self, session_key: int) -> None:
+        """Close the sandbox, since what the commands left in it is not committed."""
         await self._pool.release(session_key)
 
 

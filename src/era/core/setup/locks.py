@@ -78,7 +78,7 @@ def differences(lock: Mapping[str, Any], installed: Mapping[str, Any]) -> str:
     """The differences between the installed packages and a lock, in words; "" if there are none."""
     found = []
     for kind in KINDS:
-        locked, present = ({_place(item): item for item in source[kind]} for source in (lock, installed))
+        locked, present = ({_identity(item): item for item in source[kind]} for source in (lock, installed))
         for place in sorted(locked.keys() | present.keys()):
             before, now = locked.get(place), present.get(place)
             if before is None or now is None or before["version"] != now["version"]:
@@ -129,7 +129,7 @@ def _can_be_path(path: object) -> bool:
     return len(chain) <= _MAX_DEPTH and all(map(_is_npm, chain))
 
 
-def _place(item: JsonObject) -> str:
+def _identity(item: JsonObject) -> str:
     """What tells a package from others of its kind: npm's path, else the name."""
     return str(item.get("path", item["name"])).removeprefix("node_modules/")
 

@@ -49,7 +49,7 @@ class SetupFailed(Exception):
 class Installer(Protocol):
     """Installs package sets and keeps them on this machine. Implemented by packages/."""
 
-    def known(self, packages: Packages, owner: str) -> PackageSet | None:
+    def find_installed(self, packages: Packages, owner: str) -> PackageSet | None:
         """The set that these packages came to when they were last installed, None if it isn't on this machine any more.
         A set that had to be built is found only by the `owner` (Build.owner) for whom it was built. Reads two files."""
         ...

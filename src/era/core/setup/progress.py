@@ -124,6 +124,7 @@ class Progress:
                 await more.wait()
 
     def _add(self, stream: str, text: str) -> None:
+        """Append a line, in parts if it is long, and drop the oldest lines beyond the bounds."""
         for begin in range(0, max(1, len(text)), _LONGEST):
             part = text[begin : begin + _LONGEST]
             self._lines.append(Line(stream, part))

@@ -84,14 +84,14 @@ def packages_of(setup: Mapping[str, Any]) -> Packages:
     if isinstance(pip, Mapping):
         pip = _text(pip.get("requirements", ""), "pip.requirements").splitlines()
     if isinstance(npm, Mapping):
-        versions = _of_package_json(_text(npm.get("packageJson", ""), "npm.packageJson"))
+        versions = _parse_package_json(_text(npm.get("packageJson", ""), "npm.packageJson"))
     else:
-        versions = dict(_npm(item) for item in npm)
-    requirements = sorted({item for line in pip for item in _pip_line(line)})
+        versions = dict(_parse_npm(item) for item in npm)
+    requirements = sorted({item for line in pip for item in _parse_pip_line(line)})
     if isinstance(go, Mapping):
-        modules = dict(_of_go_mod(_text(go.get("goMod", ""), "go.goMod")))
+        modules = dict(_parse_go_mod(_text(go.get("goMod", ""), "go.goMod")))
     else:
-        modules = dict(_go(*item.strip().partition("@")[::2]) for item in go)
+        modules = dict(_check_go(*item.strip().partition("@")[::2]) for item in go)
     for name, count in (("pip", len(requirements)), ("npm", len(versions)), ("go", len(modules))):
         if count > MAX_PACKAGES:
             raise BadRequest(f"'setup.{name}' has {count} packages, at most {MAX_PACKAGES} may be asked for.")
@@ -130,7 +130,7 @@ def _check_commands(commands: Sequence[str]) -> None:
             )
 
 
-def can_be_asked(setup: object) -> bool:
+def can_be_setup(setup: object) -> bool:
     """Whether a server could have stored this value as a setup. For setups from outside, in capsules."""
     if not isinstance(setup, dict) or not setup.keys() <= {"pip", "npm", "go", "envs", "commands"}:
         return False
@@ -161,7 +161,7 @@ def _text(text: str, field: str) -> str:
     return text
 
 
-def _pip_line(line: str) -> Iterator[str]:
+def _parse_pip_line(line: str) -> Iterator[str]:
     """The requirements in a line of a requirements.txt: several, separated by spaces, or one with a marker (PEP 508).
     Raises BadRequest."""
     line = re.sub(r"(^|\s)#.*", "", line).strip()
@@ -179,15 +179,15 @@ def _is_marker(text: str) -> bool:
     return len(text) <= _LONGEST and "--" not in text and _PIP_MARKER.fullmatch(text) is not None
 
 
-def _npm(item: str) -> tuple[str, str]:
+def _parse_npm(item: str) -> tuple[str, str]:
     """Name and version range of `name@range`. Raises BadRequest."""
     name, _, version = item.strip().rpartition("@")
     if not name or name.endswith("/"):  # no version, and perhaps the @ of a scope
         name, version = item.strip(), ""
-    return _npm_checked(name, version, item)
+    return _check_npm(name, version, item)
 
 
-def _npm_checked(name: str, version: str, item: str) -> tuple[str, str]:
+def _check_npm(name: str, version: str, item: str) -> tuple[str, str]:
     """Name and version range of a package of npm. Raises BadRequest, which shows `item`."""
     fits = len(name) <= 214 and len(version) <= _LONGEST
     if not (fits and NPM_NAME.fullmatch(name) and _NPM_VERSION.fullmatch(version)) or name == "node_modules":
@@ -195,7 +195,7 @@ def _npm_checked(name: str, version: str, item: str) -> tuple[str, str]:
     return name, version.strip() or "*"
 
 
-def _of_package_json(text: str) -> dict[str, str]:
+def _parse_package_json(text: str) -> dict[str, str]:
     """The dependencies in a package.json: version ranges by name. Raises BadRequest."""
     try:
         package = jsontext.loads(text.encode())
@@ -209,11 +209,11 @@ def _of_package_json(text: str) -> dict[str, str]:
         for name, version in listed.items():
             if not isinstance(version, str):
                 raise _no_package("npm", name)
-            ranges |= [_npm_checked(name, version, f"{name}@{version}")]
+            ranges |= [_check_npm(name, version, f"{name}@{version}")]
     return ranges
 
 
-def _go(path: str, version: str) -> tuple[str, str]:
+def _check_go(path: str, version: str) -> tuple[str, str]:
     """Path and version of a module. Raises BadRequest."""
     version = version or "latest"
     if len(path) > _LONGEST or len(version) > _LONGEST or ".." in path or not GO_PATH.fullmatch(path):
@@ -223,7 +223,7 @@ def _go(path: str, version: str) -> tuple[str, str]:
     return path, version
 
 
-def _of_go_mod(text: str) -> Iterator[tuple[str, str]]:
+def _parse_go_mod(text: str) -> Iterator[tuple[str, str]]:
     """The modules that a go.mod requires, with their versions. Raises BadRequest."""
     block = ""
     for line in text.splitlines():
@@ -239,7 +239,7 @@ def _of_go_mod(text: str) -> Iterator[tuple[str, str]]:
             continue
         directive, rest = (block, words) if block else (words[0], words[1:])
         if directive == "require" and len(rest) == 2:
-            yield _go(*rest)
+            yield _check_go(*rest)
         elif directive not in _GO_IGNORED:
             raise BadRequest(
                 f"'setup.go.goMod': {line.strip()[:100]!r} can't be followed here.",
@@ -254,7 +254,7 @@ def _no_package(kind: str, item: str) -> BadRequest:
     return BadRequest(f"'setup.{kind}': {item[:100]!r} is {what}.", hint=_HINT, code="bad_setup")
 
 
-def shown(setup: str | None) -> JsonObject | None:
+def setup_view(setup: str | None) -> JsonObject | None:
     """A stored setup as the API shows it."""
     setup_object: JsonObject | None = json.loads(setup) if setup else None
     return setup_object

@@ -39,7 +39,7 @@ log = structlog.get_logger()
 UNDER_WAY = ("pending", "running")
 
 _LOOK_SECONDS = 1.0
-"""How often the store is asked for setups, should nobody have told of one."""
+"""How often the store is asked for setups, should `kick` not have been called for one."""
 
 _GRACE_SECONDS = 3600.0
 """A package set that no row names stays for so long after it was made or found: a row may be about to name it."""
@@ -196,7 +196,7 @@ class Setups:
                                 task.cancel()  # the session asks for another setup by now
                         self._progress[job] = Progress()
                         task = self._jobs[job] = asyncio.create_task(self._do(job))
-                        task.add_done_callback(lambda _, job=job: self._over(job))  # type: ignore[misc]  # bound now
+                        task.add_done_callback(lambda _, job=job: self._forget(job))  # type: ignore[misc]  # bound now
                         self._announce()  # or those who follow the setup would miss its first lines
             except EraError as error:
                 log.warning("setups_not_found", error=error.message)
@@ -204,7 +204,7 @@ class Setups:
                 async with asyncio.timeout(_LOOK_SECONDS):
                     await self._wake.wait()
 
-    def _over(self, job: SetupJob) -> None:
+    def _forget(self, job: SetupJob) -> None:
         """Forget a job that has ended."""
         self._progress.pop(job).end()
         del self._jobs[job]
@@ -215,6 +215,7 @@ class Setups:
         progress.began()
 
     async def _do(self, job: SetupJob) -> None:
+        """Do a setup once no other job of its session is under way."""
         async with self._job_turns.take(str(job.session_key), bounded=False):
             await self._set_up(job)
 
@@ -262,7 +263,7 @@ class Setups:
         try:
             packages = packages_of(json.loads(job.setup))
             if packages:
-                installed = None if anew or job.lock else self._installer.known(packages, str(job.session_key))
+                installed = None if anew or job.lock else self._installer.find_installed(packages, str(job.session_key))
                 if installed is None:
                     await self._begin(job, progress)
                     begun = time.monotonic()
@@ -316,9 +317,9 @@ class Setups:
                 left=left,
             )
             if session is not None and left is not None and recorded:
-                await self._commands.kept(session, left[1])
+                await self._commands.keep(session, left[1])
             elif session is not None:
-                await self._commands.dropped(session.key)
+                await self._commands.drop(session.key)
             self._anew.discard(job.session_key)
         except EraError as problem:
             log.warning("setup_not_recorded", session=job.session_key, error=problem.message)

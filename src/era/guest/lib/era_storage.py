@@ -165,6 +165,7 @@ def _call(method: str, path: str, body: Any = None, again: bool = True) -> dict[
 
 
 def _address() -> tuple[str, int]:
+    """Host and port of the storage. Raises StorageError where there is none."""
     url = os.environ.get("ERA_STORAGE_URL", "")
     host, _, port = url.partition("://")[2].partition("/")[0].rpartition(":")
     if not port.isdigit():
