@@ -12,7 +12,8 @@ from starlette.requests import ClientDisconnect
 from starlette.routing import BaseRoute, Match
 from starlette.types import Receive, Scope, Send
 
-from era.api.context import Answer, Context, SessionId, StrictRoute, UseContext, base_url, errors, possible_id
+from era.api.addresses import base_url, called_url, served_url
+from era.api.context import Answer, Context, SessionId, StrictRoute, UseContext, errors, possible_id
 from era.api.forward import Target, forward
 from era.api.guard import error_body, error_headers
 from era.core.models import Session
@@ -43,7 +44,7 @@ async def public_url(
 ) -> Response:
     """Show the URL by which anybody may call the session."""
     session = await context.sessions.get(session_id)
-    base = base_url(request, context.settings)
+    base = called_url(request, context.settings)
     url = f"{base}/proxy/{session.id}/{port}"
     return Answer({"url": url, "base_url": base, "session_id": session.id, "port": port})
 
@@ -73,7 +74,7 @@ class PublicUrls(BaseRoute):
         target = Target(path, f"{cookie_path}{port}", cookie_path, _api_key(context))
         run_id = None
         try:
-            async with context.live_servers.connection(session, port, base_url(request, context.settings)) as live:
+            async with context.live_servers.connection(session, port, served_url(request, context.settings)) as live:
                 if live is not None:
                     run_id = live.run_id
                     await forward(scope, receive, send, live, target)
