@@ -99,7 +99,7 @@ async def test_a_websocket_is_handed_on() -> None:
         assert connection.upgrading
         later = connection.open_tunnel([(b"upgrade", b"websocket"), (b"connection", b"Upgrade")])
         while data := await later.read(100):
-            await connection.tell(data)
+            await connection.send_raw(data)
         await connection.hang_up()
 
     ours, theirs = socket.socketpair()
