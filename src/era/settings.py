@@ -36,7 +36,9 @@ class Settings(BaseSettings):
         default=False, description="Allow listening on an address other than loopback without an API key."
     )
     public_url: str | None = Field(
-        default=None, description="URL by which clients reach this server. Left out: the URL that each caller uses."
+        default=None,
+        description="URL by which clients reach this server. Left out: the one that a caller uses, if that is an "
+        "address of this server's own, or the address that it listens on.",
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         default="info", description="Least severe messages to log: debug, info, warning or error."

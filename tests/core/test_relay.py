@@ -47,7 +47,7 @@ def replied(printed: bytes, **fields: Any) -> Reply:
         state=StateOutcome(1, committed=True),
         **ended,
     )
-    return relay.reply(Collected(result, printed, b"secret"), PATH)
+    return relay.reply(Collected(result, printed, b"secret"), headers.Place(PATH, None))
 
 
 def answered(**answer: Any) -> list[tuple[str, str]]:

@@ -207,7 +207,7 @@ sock.sendto(good, (server, 53))
 print(socket.inet_ntoa(sock.recv(1000)[-4:]))
 """
     )
-    assert session().says(code) == "2 " * 9 + world.PUBLIC + "\n"
+    assert session().says(code) == "1 " * 9 + world.PUBLIC + "\n"
 
 
 # -- datagrams --------------------------------------------------------------------------------------------------

@@ -36,6 +36,12 @@ dns.Allowlist.has_name = lambda self, name: True
 """
 """Asks for any name, whatever may be reached."""
 
+FORWARDING = """
+from era.network import dns
+dns._problem, dns._rebuilt = lambda query, end: None, lambda query, end: query
+"""
+"""Passes on what programs send to the nameserver."""
+
 CARELESS = """
 from era.network.egress import SandboxNetwork
 kept = SandboxNetwork.run_egress
@@ -494,3 +500,29 @@ def test_without_internet_this_service_is_out_of_reach_too(anywhere: NewSession)
         "[Errno 111] Connection refused",
         "[Errno 101] Network is unreachable",
     }
+
+
+NAMESERVER = r"""
+import json, socket, struct, urllib.request
+sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+sock.settimeout(5)
+name = b"\7example\4test\0"
+def message(flags, kind, counts=(1, 0, 0, 0), rest=b""):
+    return struct.pack("!HHHHHH", 7, flags, *counts) + name + struct.pack("!HH", kind, 1) + rest
+record = b"\6canary\0" + struct.pack("!HHIH", 1, 1, 0, 4) + bytes(4)
+for said in (message(0x2800, 6, (1, 0, 1, 0), record), message(0x2000, 6), message(0x0100, 252), message(0x0100, 255),
+             message(0x0100, 1, (1, 0, 0, 1), record)):
+    sock.sendto(said, ("192.0.2.53", 53))
+    print(sock.recv(1000)[3] & 15, end=" ")
+heard = [bytes.fromhex(one) for one in json.load(urllib.request.urlopen("http://example.test/messages", timeout=9))]
+updates, transfers = (one[2] & 0x78 for one in heard), (b"\0\0\xfc\0\1" in one for one in heard)
+print(any(updates), any(transfers), any(b"canary" in one for one in heard))
+"""
+
+
+def test_the_machines_nameserver_hears_questions_only(machine: Machine, session: NewSession, tmp_path: Path) -> None:
+    """No updates, no zone transfers, no records."""
+    assert session().says(NAMESERVER) == "4 4 5 5 0 False False False\n"
+    weak = machine.serve(tmp_path / "data", weakness=f"exec({FORWARDING!r})")
+    with weak.client() as client:
+        assert new_session(client).says(NAMESERVER).endswith(" True True True\n")

@@ -79,6 +79,65 @@ def test_nonsense_is_survived() -> None:
         assert len(answer) == 12
 
 
+OPT = b"\0" + struct.pack("!HHIH", 41, 4096, 0x8000, 0)
+
+
+def asked(message: bytes, *, stream: bool = False) -> tuple[bytes, bytes]:
+    """What a nameserver is asked for this message, and what the program is told."""
+    heard: list[bytes] = []
+
+    async def ask(_: object, query: bytes) -> bytes:
+        heard.append(query)
+        return world.resolved(query)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(dns, "_ask_tcp" if stream else "_ask_udp", ask)
+        answer = asyncio.run(dns.Names(allowlist([]), lambda _: None)._resolve(message, stream=stream))
+    return b"".join(heard), answer
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_of_a_query_only_its_question_is_asked(*, stream: bool) -> None:
+    plain = query("Www.Example.TEST")
+    answer = world.resolved(plain)
+    extra = b"\6canary\0" + struct.pack("!HHIH", 1, 1, 0, 4) + bytes(4)
+    for message, edns in (
+        (plain, b""),
+        (plain[:2] + b"\x07\xff" + plain[4:], b""),  # with every flag that a query may have, and none of it ours
+        (plain[:2] + b"\0\0" + plain[4:], b""),
+        (plain + b"canary", b""),
+        (plain[:7] + b"\1\0\1\0\1" + plain[12:] + extra * 3, b""),
+        (plain[:11] + b"\1" + plain[12:] + extra, b""),
+        (plain[:11] + b"\1" + plain[12:] + OPT, b"\0\0\x29\x04\xd0\0\0\x80\0\0\0"),
+        (plain[:11] + b"\1" + plain[12:] + OPT[:-2] + b"\0\6canary", b"\0\0\x29\x04\xd0\0\0\x80\0\0\0"),
+        (plain[:11] + b"\1" + plain[12:] + OPT[:4], b""),
+    ):
+        sent, told = asked(message, stream=stream)
+        assert sent[:2] != b"\x12\x34"
+        assert sent[2:] == plain[2:11] + bytes([len(edns) > 0]) + plain[12:] + edns
+        assert told == answer
+
+
+@pytest.mark.parametrize("kind", [0, 41, 250, 251, 252, 253, 254, 255])
+def test_zone_transfers_and_the_like_are_refused(kind: int) -> None:
+    sent, told = asked(query("example.test", kind))
+    assert (sent, told[:2], told[3] & 15, told[12:]) == (b"", b"\x12\x34", 5, query("example.test", kind)[12:])
+
+
+def test_other_operations_and_classes_are_refused() -> None:
+    good = query("example.test")
+    for operation in range(1, 16):
+        sent, told = asked(good[:2] + bytes([operation << 3 | 1]) + good[3:])
+        assert (sent, told[2] >> 3 & 15, told[3] & 15) == (b"", operation, 4)
+    for of_class in (0, 3, 254, 255):
+        sent, told = asked(good[:-2] + of_class.to_bytes(2))
+        assert (sent, told[3] & 15) == (b"", 5)
+    sent, told = asked(good[:2] + b"\x81\x80" + good[4:])  # a response
+    assert (sent, told[3] & 15) == (b"", 1)
+    long = query(".".join(["a" * 63] * 4))
+    assert asked(long)[0] == b""
+
+
 def test_a_name_that_is_not_allowed_is_not_asked_for() -> None:
     refused: list[str] = []
     one = dns.Names(allowlist(["*.example.test"]), refused.append)

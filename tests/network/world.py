@@ -3,7 +3,7 @@
 Run as a program, with the directory of its keys: serves until its stdin ends.
 
     http  80, https 443    GET /hello, /big?mb=N, /drip?seconds=N, /redirect?to=URL, /hang, /open, /queries,
-                           /users/NAME
+                           /messages (all that the nameserver was sent, in hex), /users/NAME
                            POST /upload, /posts (JSON, which comes back with an id)
                            /socket, a WebSocket that says back the short messages it hears
     https 8443             the same with a certificate that nobody has signed
@@ -54,6 +54,7 @@ CHUNK = bytes(range(256)) * 256
 
 open_requests = 0
 queries: list[str] = []
+messages: list[str] = []
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -100,6 +101,8 @@ class Handler(BaseHTTPRequestHandler):
                 self.answer(open_requests - 1)
             elif url.path == "/queries":
                 self.answer(queries)
+            elif url.path == "/messages":
+                self.answer(messages)
             elif url.path == "/socket":
                 self.speak_websocket()
             elif url.path.startswith("/users/"):
@@ -172,6 +175,7 @@ def addresses(name: str) -> list[str]:
 
 def resolved(query: bytes) -> bytes:
     """A and AAAA of NAMES, each answer good for no time at all; of anything else its TXT is "text"."""
+    messages.append(query.hex())
     labels, at = [], 12
     while query[at]:
         labels.append(query[at + 1 : at + 1 + query[at]].decode().lower())

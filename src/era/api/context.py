@@ -153,13 +153,6 @@ def errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
     }
 
 
-def base_url(request: Request, settings: Settings) -> str:
-    """The URL of this server: the setting `public_url`, or else the one that the caller used."""
-    if settings.public_url:
-        return settings.public_url.rstrip("/")
-    return f"{request.url.scheme}://{request.headers.get('host') or request.url.netloc}"
-
-
 def caller_of(request: Request) -> Caller:
     """The caller that the guard has authenticated."""
     caller: Caller = request.state.caller

@@ -52,8 +52,8 @@ class Target:
     prefix: str
     """What stands before that path in the URL."""
 
-    cookie_path: str
-    """The `Path` of the session's cookies."""
+    place: headers.Place
+    """Where the session answers."""
 
     key: bytes | None
     """The operator's API key, which no program may see."""
@@ -240,7 +240,7 @@ class _Exchange:
     def _response_headers(self, response: h11.Response | h11.InformationalResponse) -> list[tuple[bytes, bytes]]:
         """The headers to send. Raises RelayFailed."""
         received = [(name.decode(), value.decode("latin-1")) for name, value in response.headers]
-        allowed = headers.of_answer(received, self._target.cookie_path)
+        allowed = headers.of_answer(received, self._target.place)
         return [
             *((name.encode(), value.encode("latin-1")) for name, value in allowed),
             (b"x-era-run", self._run_id.encode()),

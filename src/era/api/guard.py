@@ -11,6 +11,9 @@ capsules.py). A page that a session serves under /proxy has this server's own na
 core/public/headers.py).
 
 Public URLs of sessions are for anybody, pages of other sites among them: there only the Host header is checked.
+
+A WebSocket is checked as a call is, before it is accepted. Browsers open one to any site without asking that first, and
+let the page read it. A WebSocket to a public URL comes as an HTTP request (see protocol.py).
 """
 
 from __future__ import annotations
@@ -86,9 +89,10 @@ class Guard:
         self._names = _LOOPBACK | {name.lower() for name in names}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
+        if scope["type"] == "lifespan":
             await self._app(scope, receive, send)
             return
+        is_socket = scope["type"] == "websocket"
         request_id = "req_" + secrets.token_hex(8)
         scope.setdefault("state", {})["request_id"] = request_id
         headers = dict(scope["headers"])
@@ -96,13 +100,16 @@ class Guard:
 
         async def send_with_id(message: Message) -> None:
             nonlocal began
-            if message["type"] == "http.response.start":
+            if message["type"] in ("http.response.start", "websocket.accept", "websocket.http.response.start"):
                 began = True
-                message["headers"] = [*message["headers"], (b"x-request-id", request_id.encode())]
+                message["headers"] = [*message.get("headers", ()), (b"x-request-id", request_id.encode())]
             await send(message)
 
         try:
             self._check(scope, headers)
+            if is_socket:
+                await self._app(scope, _bounded_messages(receive), send_with_id)
+                return
             uploads = scope["method"] == "PUT" and _UPLOADS.fullmatch(scope["path"])
             public = _PUBLIC.match(scope["path"])  # streamed to the session's server, or bounded by proxy.py
             bound = None if uploads or public else self._bounds.get((scope["method"], scope["path"]), MAX_BODY_BYTES)
@@ -110,7 +117,7 @@ class Guard:
         except EraError as error:
             if began:
                 raise
-            await _refuse(error, request_id, send_with_id)
+            await _refuse(error, request_id, scope, send_with_id)
 
     def _check(self, scope: Scope, headers: dict[bytes, bytes]) -> None:
         """Authenticate the caller, or with no key check where the request comes from. Raises EraError."""
@@ -178,15 +185,32 @@ def _bounded(receive: Receive, headers: dict[bytes, bytes], bound: int | None, i
     return receive_bounded
 
 
-async def _refuse(error: EraError, request_id: str, send: Send) -> None:
-    """Send an error as the whole answer."""
+def _bounded_messages(receive: Receive) -> Receive:
+    """Wrap a WebSocket's `receive` to bound each message to MAX_BODY_BYTES: a larger one ends it, with code 1009."""
+
+    async def receive_bounded() -> Message:
+        message = await receive()
+        size = len(message.get("bytes") or message.get("text") or b"")
+        return {"type": "websocket.disconnect", "code": 1009} if size > MAX_BODY_BYTES else message
+
+    return receive_bounded
+
+
+async def _refuse(error: EraError, request_id: str, scope: Scope, send: Send) -> None:
+    """Send an error as the whole answer. A WebSocket that the server can't answer so is closed, which is a 403."""
+    kind = "http.response"
+    if scope["type"] == "websocket":
+        if "websocket.http.response" not in scope.get("extensions", {}):
+            await send({"type": "websocket.close", "code": 1008, "reason": error.code})
+            return
+        kind = "websocket.http.response"
     body = json.dumps(error_body(error, request_id), ensure_ascii=False).encode()
     headers = {"content-type": "application/json", "content-length": str(len(body)), **error_headers(error)}
     await send(
         {
-            "type": "http.response.start",
+            "type": f"{kind}.start",
             "status": error.status,
             "headers": [(name.lower().encode(), value.encode()) for name, value in headers.items()],
         }
     )
-    await send({"type": "http.response.body", "body": body})
+    await send({"type": f"{kind}.body", "body": body})

@@ -6,6 +6,7 @@ from typing import Annotated
 
 from fastapi import APIRouter, Query, Request, Response
 
+from era.api.addresses import called_url
 from era.api.context import (
     Answer,
     Context,
@@ -14,7 +15,6 @@ from era.api.context import (
     SessionId,
     StrictRoute,
     UseContext,
-    base_url,
     cursor_of,
     errors,
     key_of,
@@ -91,5 +91,5 @@ async def replay_delivery(session_id: SessionId, delivery_id: str, context: UseC
 async def _shown(session_id: OwnedId, request: Request, context: Context) -> Response:
     """The answer that shows an inbox."""
     inbox, counts = await context.inbox_store.inbox(session_id)
-    url = f"{base_url(request, context.settings)}/proxy/{session_id}/inbox"
+    url = f"{called_url(request, context.settings)}/proxy/{session_id}/inbox"
     return Answer(inbox_answer(session_id.id, url, inbox, counts))

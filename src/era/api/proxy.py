@@ -12,11 +12,12 @@ from starlette.requests import ClientDisconnect
 from starlette.routing import BaseRoute, Match
 from starlette.types import Receive, Scope, Send
 
-from era.api.context import Answer, Context, SessionId, StrictRoute, UseContext, base_url, errors, possible_id
+from era.api.addresses import base_url, called_url, served_url
+from era.api.context import Answer, Context, SessionId, StrictRoute, UseContext, errors, possible_id
 from era.api.forward import Target, forward
 from era.api.guard import error_body, error_headers
 from era.core.models import Session
-from era.core.public import relay
+from era.core.public import headers, relay
 from era.core.run_messages import RunRequest
 from era.core.runs import check_public, check_stored
 from era.errors import BadRequest, MethodNotAllowed, NotFound, RelayFailed, TooSlow, Unavailable
@@ -43,7 +44,7 @@ async def public_url(
 ) -> Response:
     """Show the URL by which anybody may call the session."""
     session = await context.sessions.get(session_id)
-    base = base_url(request, context.settings)
+    base = called_url(request, context.settings)
     url = f"{base}/proxy/{session.id}/{port}"
     return Answer({"url": url, "base_url": base, "session_id": session.id, "port": port})
 
@@ -69,11 +70,11 @@ class PublicUrls(BaseRoute):
             await answer(scope, receive, send)
             return
         above = urlsplit(context.settings.public_url or "").path.rstrip("/")  # the path of a proxy in front of us
-        cookie_path = f"{above}/proxy/{session.id}/"
-        target = Target(path, f"{cookie_path}{port}", cookie_path, _api_key(context))
+        place = headers.place(above, session.id, scope["raw_path"])
+        target = Target(path, f"{place.cookie_path}{port}", place, _api_key(context))
         run_id = None
         try:
-            async with context.live_servers.connection(session, port, base_url(request, context.settings)) as live:
+            async with context.live_servers.connection(session, port, served_url(request, context.settings)) as live:
                 if live is not None:
                     run_id = live.run_id
                     await forward(scope, receive, send, live, target)
@@ -81,8 +82,8 @@ class PublicUrls(BaseRoute):
             answer = await _run_stored_code(request, context, session, target)
         except (RelayFailed, Unavailable) as error:
             run_id = run_id or (error.details or {}).get("run_id")
-            headers = {**error_headers(error), **({"X-Era-Run": run_id} if run_id else {})}
-            answer = Answer(error_body(error, request.state.request_id), error.status, headers=headers)
+            told = {**error_headers(error), **({"X-Era-Run": run_id} if run_id else {})}
+            answer = Answer(error_body(error, request.state.request_id), error.status, headers=told)
         await answer(scope, receive, send)
 
 
@@ -93,12 +94,12 @@ async def _run_stored_code(request: Request, context: Context, session: Session,
     base = base_url(request, context.settings)
     variables = relay.environment(call, key=target.key)
     run = await context.runs.run(session.owned_id, RunRequest(base, env=variables, public=True))
-    headers = {"X-Era-Run": run.result.run_id}
+    told = {"X-Era-Run": run.result.run_id}
     try:
-        reply = relay.reply(run, target.cookie_path)
+        reply = relay.reply(run, target.place)
     except RelayFailed as error:
-        return Answer(error_body(error, request.state.request_id), error.status, headers=headers)
-    answer = Response(reply.body, reply.status, headers=headers)
+        return Answer(error_body(error, request.state.request_id), error.status, headers=told)
+    answer = Response(reply.body, reply.status, headers=told)
     answer.raw_headers += [(name.encode(), value.encode()) for name, value in reply.headers]
     return answer
 

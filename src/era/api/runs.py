@@ -11,6 +11,7 @@ import structlog
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import StreamingResponse
 
+from era.api.addresses import base_url
 from era.api.context import (
     REPLAY,
     Answer,
@@ -20,7 +21,6 @@ from era.api.context import (
     SessionId,
     StrictRoute,
     UseContext,
-    base_url,
     check_env,
     check_timeout,
     claim_of,

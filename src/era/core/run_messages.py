@@ -24,7 +24,7 @@ class RunRequest:
     """A run in a session."""
 
     base_url: str
-    """How the caller reached this server, for the program's ERA_BASE_URL."""
+    """This server's, for the program's ERA_BASE_URL."""
 
     code: str | None = field(default=None, repr=False)
     """None runs the session's stored code."""

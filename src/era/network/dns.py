@@ -1,12 +1,16 @@
 """The nameserver that sandboxes see: it forwards a run's queries to the machine's own nameservers.
 
-Theory of operation. Programs find ADDRESS in /etc/resolv.conf. Their queries are forwarded as they are to those in the
-machine's own /etc/resolv.conf, so every type of record can be had, and so are the responses. The addresses in them
-are noted on the way: a connection to one of them is known by the name, on the record and to an allowlist. A name that
-no entry of the allowlist can fit is answered with "no such name", and nothing is forwarded: else one could say anything
-to anybody in the names that one asks for.
+Theory of operation. Programs find ADDRESS in /etc/resolv.conf. The machine's own nameservers believe whoever is on this
+machine, so no message of a program's reaches them: of a query the one question is read, and asked anew, with the
+flags and the EDNS record that we write ourselves. So there are no updates, no zone transfers, and nothing in sections
+where it doesn't belong. Every type of record can be asked for that a name may have.
 
-Messages are those of RFC 1035. Only what is needed is read of them, and anything may stand there.
+Responses are passed on as they are. The addresses in them are noted on the way: a connection to one of them is known by
+the name, on the record and to an allowlist. A name that no entry of the allowlist can fit is answered with "no such
+name", and nothing is asked: else one could say anything to anybody in the names that one asks for.
+
+Messages are those of RFC 1035, with EDNS as in RFC 6891. Only what is needed is read of them, and anything may stand
+there.
 """
 
 from __future__ import annotations
@@ -36,8 +40,19 @@ _MAX_QUERY = 4096
 _MAX_LOOKUPS = 32
 _MAX_NAMES = 4096
 _HEADER = 12
-_NXDOMAIN, _SERVFAIL = 3, 2
+_FORMERR, _SERVFAIL, _NXDOMAIN, _NOTIMP, _REFUSED = 1, 2, 3, 4, 5
 _LABEL = re.compile(rb"[\x21-\x7e]+")
+_MAX_NAME = 255
+
+_INTERNET = 1
+"""The class of all names that one connects to. Others are a nameserver's own, such as its version."""
+
+_OPT = 41
+_NO_DATA = (0, _OPT, *range(128, 256))
+"""Types that are no records of a name's: zone transfers (AXFR, IXFR), ANY, and the like (RFC 6895)."""
+
+_UDP_BYTES = (512, 1232)
+"""Of a response that a program may ask for at least and at most: more than that is sent in fragments."""
 
 
 class Names:
@@ -102,11 +117,13 @@ class Names:
                 await loop.sock_sendall(client, len(response).to_bytes(2) + response)
 
     async def _resolve(self, query: bytes, *, stream: bool) -> bytes:
-        """The response to a query. `stream`: it came over TCP, and is forwarded over TCP."""
+        """The response to a query. `stream`: it came over TCP, and the nameserver is asked over TCP."""
         try:
             name, end = _question(query)
         except (ValueError, IndexError):
-            return _refusal(query, _HEADER, _SERVFAIL)
+            return _refusal(query, _HEADER, _FORMERR)
+        if problem := _problem(query, end):
+            return _refusal(query, end, problem)
         named = self._allow.has_name(name)
         if not named and not self._allow.ranges:
             self._on_refused(name)
@@ -114,7 +131,7 @@ class Names:
         for server in nameservers():
             try:
                 async with asyncio.timeout(_SECONDS):
-                    response = await (_forward_tcp if stream else _forward_udp)(server, query)
+                    response = await (_ask_tcp if stream else _ask_udp)(server, _rebuilt(query, end))
             except (OSError, TimeoutError):
                 continue
             for address in _addresses(response):
@@ -122,7 +139,7 @@ class Names:
                     self._known[address] = name, named or self.allows(address)
                 if len(self._answers) < _MAX_NAMES:
                     self._answers.add((address, name))
-            return response
+            return query[:2] + response[2:]
         return _refusal(query, end, _SERVFAIL)
 
 
@@ -138,27 +155,28 @@ def nameservers() -> list[Address]:
     return found[:3] or [IPv4Address("127.0.0.1")]
 
 
-async def _forward_udp(server: Address, query: bytes) -> bytes:
-    """Raises OSError. The id of the query is replaced on the way: a program could tell somebody outside which id to
-    forge a response with."""
+async def _ask_udp(server: Address, query: bytes) -> bytes:
+    """Raises OSError."""
     loop = asyncio.get_running_loop()
-    forwarded = secrets.token_bytes(2) + query[2:]
     with socket.socket(family(server), socket.SOCK_DGRAM | socket.SOCK_NONBLOCK) as sock:
         sock.connect((str(server), PORT))
-        sock.send(forwarded)
+        sock.send(query)
         while True:
             response = await loop.sock_recv(sock, 1 << 16)
-            if response[:2] == forwarded[:2] and len(response) >= _HEADER:
-                return query[:2] + response[2:]
+            if response[:2] == query[:2] and len(response) >= _HEADER:
+                return response
 
 
-async def _forward_tcp(server: Address, query: bytes) -> bytes:
+async def _ask_tcp(server: Address, query: bytes) -> bytes:
     """Raises OSError."""
     loop = asyncio.get_running_loop()
     with socket.socket(family(server), socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as sock:
         await loop.sock_connect(sock, (str(server), PORT))
         await loop.sock_sendall(sock, len(query).to_bytes(2) + query)
-        return await _read_exactly(sock, int.from_bytes(await _read_exactly(sock, 2)))
+        response = await _read_exactly(sock, int.from_bytes(await _read_exactly(sock, 2)))
+        if response[:2] != query[:2] or len(response) < _HEADER:
+            raise ConnectionError("this is no response to it")
+        return response
 
 
 async def _read_exactly(sock: socket.socket, size: int) -> bytes:
@@ -184,7 +202,39 @@ def _question(message: bytes) -> tuple[str, int]:
             raise ValueError("no name")
         labels.append(label.decode("ascii"))
         at += 1 + size
+    if at + 1 - _HEADER > _MAX_NAME or at + 5 > len(message):
+        raise ValueError("no question")
     return folded(".".join(labels)), at + 5
+
+
+def _problem(query: bytes, end: int) -> int | None:
+    """The code of the refusal of a query whose question ends at `end`; None for one that may be asked."""
+    kind, of_class = struct.unpack("!HH", query[end - 4 : end])
+    if query[2] & 0x80:
+        return _FORMERR  # it is a response
+    if query[2] & 0x78:
+        return _NOTIMP  # another operation than QUERY
+    return _REFUSED if of_class != _INTERNET or kind in _NO_DATA else None
+
+
+def _rebuilt(query: bytes, end: int) -> bytes:
+    """A query of ours with the question of this one, which ends at `end`. Its id is another: a program could tell
+    somebody outside which id to forge a response with. The question is as the program has written it, since some check
+    that it comes back so."""
+    edns = _edns(query, end)
+    flags = 0x0100  # recursion: else one could see what others have asked for
+    return secrets.token_bytes(2) + struct.pack("!HHHHH", flags, 1, 0, 0, len(edns) > 0) + query[_HEADER:end] + edns
+
+
+def _edns(query: bytes, end: int) -> bytes:
+    """Our EDNS record for a query whose first record behind the question is one; nothing for any other. It has the
+    query's size of responses, within bounds, and asks for signatures if that did."""
+    record = query[end : end + 11]
+    counts = query[6:_HEADER]
+    if counts != b"\0\0\0\0\0\1" or len(record) < 11 or record[:3] != b"\0" + _OPT.to_bytes(2):
+        return b""
+    size = min(max(int.from_bytes(record[3:5]), _UDP_BYTES[0]), _UDP_BYTES[1])
+    return struct.pack("!BHHIH", 0, _OPT, size, (record[7] & 0x80) << 8, 0)
 
 
 def _addresses(message: bytes) -> list[Address]:
@@ -213,5 +263,5 @@ def _addresses(message: bytes) -> list[Address]:
 def _refusal(query: bytes, end: int, code: int) -> bytes:
     """A response with this code, the query's question (which ends at `end`) and no records."""
     question = query[_HEADER:end]
-    flags = 0x8080 | code | (query[2] << 8 & 0x0100 if len(query) > 2 else 0)
+    flags = 0x8080 | code | (query[2] << 8 & 0x7900 if len(query) > 2 else 0)  # its operation, and recursion
     return query[:2].ljust(2, b"\0") + struct.pack("!HHHHH", flags, 1 if question else 0, 0, 0, 0) + question

@@ -4,13 +4,15 @@ Theory of operation
 ===================
 
 The caller may be anybody, and so may the code that answers. But a public URL has the host and port of the API and of
-the server's own pages, and for cookies even of every other service on that host. Three rules keep these apart:
+the server's own pages, and for cookies even of every other service on that host. Four rules keep these apart:
 
 - Of the request, the code gets nothing that authenticates against the API, and no cookies but its own. Outside, its
   cookies have a prefix, which tells them from all others, and a path, which keeps them from other sessions.
 - A document that it answers is sandboxed by a Content-Security-Policy, with an opaque origin that equals no other: it
   can't read answers of this server, has no storage and no cookies, and its requests say `Origin: null`, which the guard
   refuses.
+- Browsers send the credentials that somebody has typed in for one realm to whoever on this host asks for that realm. So
+  a session can ask for those of its own realm only (challenges.py), and gets none by schemes that know no realm.
 - It can't set headers that are about the connection, about the whole origin, or meant for a proxy in between.
 """
 
@@ -21,8 +23,10 @@ import binascii
 import re
 from collections.abc import Iterable
 from contextlib import suppress
+from dataclasses import dataclass
 
 from era.core.api_keys import contains_api_key
+from era.core.public import challenges
 from era.errors import RelayFailed
 
 POLICY = "sandbox allow-scripts allow-forms allow-popups allow-modals allow-downloads"
@@ -52,19 +56,40 @@ _CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
 _MAX_ANSWER_BYTES = 32 << 10
 
 
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where on this host a session answers."""
+
+    cookie_path: str
+    """The `Path` of its cookies."""
+
+    realm: str | None
+    """Of its challenges; None where it may not ask for credentials."""
+
+
+def place(above: str, session_id: str, raw_path: bytes) -> Place:
+    """The place of a session, for an answer at this path. `above` is the path of a proxy in front of us.
+
+    A browser sends credentials, unasked, to everything below the directory in which it was asked for them. So a session
+    may not ask at `/proxy/{id}`, which is in the directory of all sessions.
+    """
+    path = f"{above}/proxy/{session_id}/"
+    return Place(path, path if raw_path.startswith(f"/proxy/{session_id}/".encode()) else None)
+
+
 def of_request(headers: Iterable[tuple[bytes, bytes]], key: bytes | None) -> list[tuple[str, str]]:
     """The headers of a request that a session may see, with names in lower case.
 
     `key` is the operator's API key. An Authorization header with it, or with any other key of the API, is dropped: the
-    caller may have sent it needlessly. Headers that `Connection` names are kept: they would end here anyway, and a
-    caller could use this to remove what a proxy in front has added.
+    caller may have sent it needlessly. So is one that no session can have asked for. Headers that `Connection` names
+    are kept: they would end here anyway, and a caller could use this to remove what a proxy in front has added.
     """
     passed: list[tuple[str, str]] = []
     for raw_name, raw_value in headers:
         name, value = raw_name.decode("latin-1").lower(), raw_value.decode("latin-1")
         if name in _HOP_BY_HOP or name == "set-cookie":  # Set-Cookie is no request header, and can't be joined
             continue
-        if name == "authorization" and _has_api_key(raw_value, key):
+        if name == "authorization" and (_has_api_key(raw_value, key) or challenges.is_of_another(value)):
             continue
         if name == "cookie":
             value = _own_cookies(value)
@@ -74,10 +99,10 @@ def of_request(headers: Iterable[tuple[bytes, bytes]], key: bytes | None) -> lis
     return passed
 
 
-def of_answer(received: Iterable[tuple[str, str]], cookie_path: str) -> list[tuple[str, str]]:
+def of_answer(received: Iterable[tuple[str, str]], place: Place) -> list[tuple[str, str]]:
     """The headers of an answer that may be sent to the caller, and those that this server adds.
 
-    `received` has names in lower case. Cookies get the path `cookie_path`. Raises RelayFailed for what can't be sent.
+    `received` has names in lower case. Raises RelayFailed for what can't be sent.
     """
     passed: list[tuple[str, str]] = []
     policies: list[str] = []
@@ -91,7 +116,9 @@ def of_answer(received: Iterable[tuple[str, str]], cookie_path: str) -> list[tup
         if name in _NOT_FOR_GUESTS or name.startswith(_NOT_FOR_GUESTS_PREFIX):
             continue
         if name == "set-cookie":
-            passed.append((name, _set_cookie(value, cookie_path)))
+            passed.append((name, _set_cookie(value, place.cookie_path)))
+        elif name == "www-authenticate":
+            passed += [(name, challenge) for challenge in challenges.allowed(value, place.realm)]
         elif name == "content-security-policy":
             policies += _without_sandbox(value)
         elif name == "content-type":

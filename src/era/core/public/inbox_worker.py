@@ -238,7 +238,7 @@ class Inbox:
     def _outcome(self, head: Next, run: Collected) -> Outcome:
         """Whether an attempt succeeded: a run that ended well, and an answer below 500."""
         try:
-            answer = relay.reply(run, "/").status
+            answer = relay.reply(run, headers.Place("/", None)).status
         except RelayFailed as error:
             return self._failed(head, error.status, error.message)
         if run.result.status != "ok":

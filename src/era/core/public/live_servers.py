@@ -74,7 +74,8 @@ class LiveServers:
     @asynccontextmanager
     async def connection(self, session: Session, port: int, base_url: str) -> AsyncIterator[LiveConnection | None]:
         """A connection to what listens on this port in the session, open within the block; None where the session's
-        stored code is to answer.
+        stored code is to answer. `base_url` is this server's, for a service that is started, which serves other callers
+        too.
 
         Raises Unavailable, RelayFailed or RelayTimeout where the session's service can't be reached.
         """

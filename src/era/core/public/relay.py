@@ -92,8 +92,8 @@ def too_large(variable: str) -> TooLarge:
     )
 
 
-def reply(run: Collected, cookie_path: str) -> Reply:
-    """The response that a run's output describes. Its cookies get the path `cookie_path`.
+def reply(run: Collected, place: headers.Place) -> Reply:
+    """The response that a run's output describes, for the place where the session answers.
 
     A JSON object may describe status, headers and body; other JSON is the body itself; anything else is sent as text.
     Raises RelayTimeout or RelayFailed where the run gave no answer, or none that can be sent.
@@ -112,15 +112,14 @@ def reply(run: Collected, cookie_path: str) -> Reply:
         value = jsontext.loads(printed)
     except jsontext.JsonProblem:
         status = 200 if result.exit_code == 0 else 500
-        return Reply(status, _headers({}, "text/plain; charset=utf-8", cookie_path), run.stdout)
+        return Reply(status, _headers({}, "text/plain; charset=utf-8", place), run.stdout)
     if not isinstance(value, dict):
-        return Reply(200, _headers({}, "application/json", cookie_path), printed)
-    return _described(value, printed, cookie_path)
+        return Reply(200, _headers({}, "application/json", place), printed)
+    return _described(value, printed, place)
 
 
-def _described(answer: dict[str, Any], printed: bytes, cookie_path: str) -> Reply:
-    """The response that an object describes. Without a `body`, the object itself is the body. Raises
-    RelayFailed."""
+def _described(answer: dict[str, Any], printed: bytes, place: headers.Place) -> Reply:
+    """The response that an object describes. Without a `body`, the object itself is the body."""
     status = answer.get("status")
     if not isinstance(status, int) or isinstance(status, bool):
         status = 200  # {"status": "ok"} is the answer itself and describes none
@@ -142,12 +141,12 @@ def _described(answer: dict[str, Any], printed: bytes, cookie_path: str) -> Repl
         content, default = jsontext.compact(body).encode(), "application/json"
     if status in (204, 205, 304):
         content = b""
-    return Reply(status, _headers(described, default, cookie_path), content)
+    return Reply(status, _headers(described, default, place), content)
 
 
-def _headers(described: dict[str, Any], default_type: str, cookie_path: str) -> list[tuple[str, str]]:
+def _headers(described: dict[str, Any], default_type: str, place: headers.Place) -> list[tuple[str, str]]:
     """The headers of a response, from the object that a program has printed. Raises RelayFailed."""
-    return headers.of_answer([("content-type", default_type), *_pairs(described)], cookie_path)
+    return headers.of_answer([("content-type", default_type), *_pairs(described)], place)
 
 
 def _pairs(described: dict[str, Any]) -> Iterable[tuple[str, str]]:
