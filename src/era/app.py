@@ -27,6 +27,7 @@ from era.core.files.session_files import SessionFiles
 from era.core.files.snapshots import BlobStore, Snapshots
 from era.core.files.spool import Slots, Spool, Threads
 from era.core.garbage import collect_garbage, remove_packages
+from era.core.history import HistoryBound
 from era.core.idempotency import IdempotencyKeys
 from era.core.limits import Rules
 from era.core.metadata import Retention
@@ -229,6 +230,7 @@ async def services(settings: Settings) -> AsyncIterator[Context]:
                 log.warning("runs_lost", count=lost, why="the service stopped while they were under way")
             await sandboxes.start()
             preparations.start()
+            bound = HistoryBound(store, snapshots, limit_rules, settings.history_mb << 20)
             pool = SandboxPool(
                 sandboxes,
                 snapshots,
@@ -244,13 +246,13 @@ async def services(settings: Settings) -> AsyncIterator[Context]:
                 package_sets,
                 turns,
                 Builds(pool, network, IndexListeners(), limit_rules),
-                Commands(pool, network, snapshots),
+                Commands(pool, network, snapshots, bound),
                 settings.setup_seconds,
             )
             storage_listeners = StorageListeners(GuestStorage(storage, settings.body_idle_seconds).for_run)
             active_runs = ActiveRuns()
             runs = Runs(
-                RunParts(store, pool, network, storage_listeners, snapshots, outputs),
+                RunParts(store, pool, network, storage_listeners, snapshots, outputs, bound),
                 turns,
                 idempotency,
                 active_runs,
@@ -265,7 +267,7 @@ async def services(settings: Settings) -> AsyncIterator[Context]:
             )
             inbox = Inbox(store.inboxes, runs, at_a_time=max(1, settings.max_warm // 2))
             expiry = Expiry(store, pool)
-            files = SessionFiles(store, snapshots, blobs, turns, spool, transfers, limit_rules)
+            files = SessionFiles(store, snapshots, blobs, turns, spool, transfers, limit_rules, bound)
             await pool.start()
             await setups.start()
             await inbox.start()
@@ -287,7 +289,7 @@ async def services(settings: Settings) -> AsyncIterator[Context]:
                     inbox=inbox,
                     inbox_store=store.inboxes,
                     history=History(store, outputs, active_runs),
-                    versions=Versions(store, snapshots, turns, idempotency),
+                    versions=Versions(store, snapshots, turns, idempotency, bound),
                     capsules=capsules,
                     storage=storage,
                     idempotency=idempotency,

@@ -80,6 +80,12 @@ class Settings(BaseSettings):
     versions_kept: int = Field(
         default=100, ge=1, description="Versions that are kept of a session, including the current one."
     )
+    history_mb: int = Field(
+        default=0,
+        ge=0,
+        description="Size of all that the kept versions of a session hold together, in MiB; the oldest without a name "
+        "go first. 0: four times the session's own disk space.",
+    )
     outputs_kept: int = Field(
         default=100, ge=0, description="Runs of a session, the newest, whose complete output is kept; 0: none."
     )

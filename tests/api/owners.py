@@ -75,6 +75,7 @@ BODIES: dict[str, Any] = {
     "POST /api/sessions/{session_id}/stream": {"code": "print(1)"},
     "PUT /api/sessions/{session_id}/code": {"code": "print(2)"},
     "POST /api/sessions/{session_id}/rollback": {"version": 1},
+    "PUT /api/sessions/{session_id}/versions/{number}/name": {"name": "named"},
     "PUT /api/sessions/{session_id}/inbox": {"verify": None, "retries": 0},
 }
 

@@ -16,7 +16,9 @@ from tests.conftest import MakeServer, MakeSession, Run, eventually
 def test_a_run_leaves_a_record(client: httpx.Client, session: MakeSession, run: Run) -> None:
     where = session()
     outcome = run(
-        where, "import sys; print('out'); print('error', file=sys.stderr); sys.exit(3)", env={"KEY": "s3cret"}
+        where,
+        "import sys; open('f', 'w'); print('out'); print('error', file=sys.stderr); sys.exit(3)",
+        env={"KEY": "s3cret"},
     )
     body = run_record(client, where, outcome["run_id"])
     assert body["session_id"] == where

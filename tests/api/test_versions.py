@@ -13,7 +13,7 @@ from era.wire.sessions import SessionAnswer
 from tests.api.answers import SESSION_KEYS, assert_recent, checked, refused
 from tests.conftest import MakeServer, MakeSession, Run
 
-HEADER_KEYS = {"version", "created_at", "cause", "run_id", "file_count", "total_size_bytes"}
+HEADER_KEYS = {"version", "name", "created_at", "cause", "run_id", "file_count", "total_size_bytes"}
 
 
 def setting(data: dict[str, Any], **files: str) -> str:
@@ -57,6 +57,27 @@ def test_every_commit_is_a_version(client: httpx.Client, session: MakeSession, r
         HEADER_KEYS | {"data", "files"},
     )
     assert two["files"] == session_with_files(client, where)["files"]
+
+
+def test_a_run_that_changed_nothing_makes_no_version(client: httpx.Client, session: MakeSession, run: Run) -> None:
+    where = session(data={"n": 1})
+    run(where, "open('f', 'w').write('kept')")
+    before = client.get(f"/api/sessions/{where}").json()
+    key = {"Idempotency-Key": "looks"}
+    first = client.post(f"/api/sessions/{where}/run", json={"code": "print(open('f').read())"}, headers=key)
+    assert first.json()["state"] == {"version": 2, "committed": True, "reason": None}
+    assert first.json()["data"] == {"n": 1}
+    again = client.post(f"/api/sessions/{where}/run", json={"code": "print(open('f').read())"}, headers=key)
+    assert (again.headers["idempotent-replay"], again.content) == ("true", first.content)
+    after = client.get(f"/api/sessions/{where}").json()
+    assert after["version"] == 2
+    assert after["last_run_at"] > before["last_run_at"]
+    record = client.get(f"/api/sessions/{where}/runs/{first.json()['run_id']}").json()
+    assert record["state"] == first.json()["state"]
+    assert client.get(f"/api/sessions/{where}/versions").json()["count"] == 2
+    patched = client.patch(f"/api/sessions/{where}", json={"data": {"n": 1}, "default_timeout": 9}).json()["metadata"]
+    assert (patched["version"], patched["default_timeout"]) == (2, 9)
+    assert client.post(f"/api/sessions/{where}/rollback", json={"version": 2}).json()["version"] == 3
 
 
 def test_versions_come_in_pages(client: httpx.Client, session: MakeSession) -> None:
@@ -107,7 +128,7 @@ def test_rollback_brings_back_data_and_files(client: httpx.Client, session: Make
     assert (body["version"], body["data"], body["file_count"]) == (4, {"n": 2}, 2)
     outcome = run(where, "print(open('a').read(), open('b').read(), open('.session_data.json').read())")
     assert outcome["stdout"] == 'old same {\n  "n": 2\n}\n'
-    assert outcome["state"]["version"] == 5
+    assert outcome["state"]["version"] == 4, "it changed nothing"
     assert client.get(f"/api/sessions/{where}/versions/4").json()["cause"] == "rollback"
     # A rollback loses no version.
     client.post(f"/api/sessions/{where}/rollback", json={"version": 3})
@@ -169,7 +190,7 @@ def test_a_duplicate_is_a_session_of_its_own(client: httpx.Client, session: Make
     assert client.get("/api/sessions/src").json()["data"]["n"] == 2
     assert [each["id"] for each in client.get("/api/sessions?metadata.team=blue").json()["sessions"]] == ["copy", "src"]
     causes = [each["cause"] for each in client.get("/api/sessions/copy/versions").json()["versions"]]
-    assert causes == ["run", "run", "duplicate"]
+    assert causes == ["run", "duplicate"]
     client.delete("/api/sessions/src")
     assert run("copy")["stdout"] == "changed\n"
 

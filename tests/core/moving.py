@@ -177,4 +177,8 @@ def furnish(workspace: Path) -> None:
 def portable_fields(session: Session) -> dict[str, Any]:
     """The fields of a session that a capsule carries from one server to another."""
     values = {field.name: getattr(session, field.name) for field in fields(Session)}
-    return {name: value for name, value in values.items() if name not in ("key", "id", "owner", "expires_at")}
+    return {
+        name: value
+        for name, value in values.items()
+        if name not in ("key", "id", "owner", "expires_at", "history_bytes")
+    }

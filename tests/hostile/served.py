@@ -30,6 +30,7 @@ from era import app
 from era.core.capsules.pins import Pins
 from era.core.files.snapshots import Snapshots
 from era.core.garbage import collect_once
+from era.core.history import HistoryBound
 from era.core.models import Session
 from era.settings import Settings
 from era.store import sessions
@@ -199,10 +200,20 @@ def _imports_visible_early() -> None:
     _patch(sessions, insert_incomplete_session=insert, complete_session=complete)
 
 
+def _no_bound_of_history() -> None:
+    """Whatever a session's versions hold stays."""
+
+    async def trim(*_: object) -> None:
+        return None
+
+    _patch(HistoryBound, trim=trim)
+
+
 WEAKNESSES = {
     "rows before blobs": _rows_before_blobs,
     "blobs in place": _blobs_in_place,
     "no transactions": _no_transactions,
     "no lost runs": _no_lost_runs,
     "imports visible early": _imports_visible_early,
+    "no bound of history": _no_bound_of_history,
 }

@@ -66,6 +66,10 @@ class Model:
     def version(self) -> int:
         return max(self.versions)
 
+    def has_other(self, data: dict[str, Any] | None) -> bool:
+        """Whether this is a change of its data; None is none. True and 1 are different, and so are two orders."""
+        return data is not None and json.dumps(data) != json.dumps(self.state.data)
+
     def commit(self) -> None:
         self.versions[max(self.versions, default=0) + 1] = deepcopy(self.state)
 
@@ -119,12 +123,14 @@ class Service(RuleBasedStateMachine):
         outcome = self._run(session, write, remove, None if data is None else json.dumps(data), exit_code=len(write))
         assert outcome["exit_code"] == len(write)
         model = self.models[session]
+        changes = bool(write) or any(path in model.state.files for path in remove) or model.has_other(data)
         model.state.files.update(write)
         for path in remove:
             model.state.files.pop(path, None)
         if data is not None:
             model.state.data = data
-        model.commit()
+        if changes:
+            model.commit()
         assert outcome["state"] == {"version": model.version, "committed": True, "reason": None}
 
     @rule(
@@ -167,8 +173,10 @@ class Service(RuleBasedStateMachine):
     @rule(session=sessions, data=DATA)
     def change_data(self, session: str, data: dict[str, Any]) -> None:
         self.call("PATCH", f"/{session}", 200, json={"data": data})
+        changes = self.models[session].has_other(data)
         self.models[session].state.data = data
-        self._committed(session)
+        if changes:
+            self._committed(session)
 
     @rule(target=sessions, session=sessions, chance=st.randoms(use_true_random=False), data=st.none() | DATA)
     def duplicate(self, session: str, chance: Any, data: dict[str, Any] | None) -> str:

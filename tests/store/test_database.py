@@ -38,7 +38,7 @@ async def test_the_error_of_a_failing_database_has_no_sql(
     assert (await store.session(mine("a"))).version == 1
     other.execute("ALTER TABLE away RENAME TO runs")
     other.close()
-    assert (await store.end_run(ended(session, "r1"), data=None, snapshot=None)).version == 2
+    assert (await store.end_run(ended(session, "r1"), data='{"secret": 2}', snapshot=None)).version == 2
 
 
 async def test_a_full_disk_fails_the_commit_and_keeps_the_old_state(store: SqlStore) -> None:

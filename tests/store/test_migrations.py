@@ -75,7 +75,7 @@ async def test_the_rows_of_an_older_version_are_carried_over(tmp_path: Path, url
         with pytest.raises(Conflict):
             await store.create_session(new("new"))
         await store.begin_run(mine("ran"), "r5")
-        assert (await store.end_run(ended(ran, "r5"), data=None, snapshot=None)).version == 10
+        assert (await store.end_run(ended(ran, "r5"), data='{"n": 2}', snapshot=None)).version == 10
         await store.purge_session(mine("ran"))
         assert await store.runs(4, 10) == []
     with closing(sqlite3.connect(tmp_path / "era.db")) as connection:

@@ -29,14 +29,28 @@ async def test_a_commit_moves_everything_together(store: SqlStore) -> None:
     assert list(await store.runs(session.key, 10)) == [answer]
 
     await store.begin_run(mine("a"), "r2")
-    answer = await store.end_run(ended(session, "r2"), data=None, snapshot=None)
+    answer = await store.end_run(ended(session, "r2"), data='{"n": 2}', snapshot=None)
     assert answer.version == 3
     after = await store.session(mine("a"))
-    assert (after.data, after.snapshot) == ('{"n": 1}', snapshot)
+    assert (after.data, after.snapshot) == ('{"n": 2}', snapshot)
 
     await store.begin_run(mine("a"), "r3")
     await store.end_run(ended(session, "r3"), data=None, snapshot=EMPTY)
     assert (await store.session(mine("a"))).snapshot == EMPTY
+
+
+async def test_a_run_that_changed_nothing_makes_no_version(store: SqlStore) -> None:
+    session = await store.create_session(new("a", ttl=100))
+    await store.begin_run(mine("a"), "r1")
+    record = ended(session, "r1")
+    assert await store.end_run(record, data=None, snapshot=None) == replace(record, version=1)
+    after = await store.session(mine("a"))
+    assert (after.version, after.last_run_at, after.updated_at) == (1, record.ended_at, session.updated_at)
+    assert after.expires_at is not None
+    assert session.expires_at is not None
+    assert after.expires_at > session.expires_at
+    assert len(await store.versions(mine("a"), limit=9, before=None)) == 1
+    assert [(each.id, each.committed) for each in await store.runs(session.key, 9)] == [("r1", True)]
 
 
 async def test_a_run_that_is_not_committed_leaves_the_state(store: SqlStore) -> None:
@@ -130,7 +144,7 @@ async def test_records_are_kept_for_the_newest_runs(url: str, monkeypatch: pytes
                 answered = Answered(claim, "{}", KeptOutputs(b"", b"")) if run_id == "a2" else None
                 record = ended(replace(session, key=key), run_id)
                 outputs = KeptOutputs(run_id.encode(), None, None, f"{n:064}")
-                await store.end_run(record, data=None, snapshot=None, outputs=outputs, answered=answered)
+                await store.end_run(record, data=str(n), snapshot=None, outputs=outputs, answered=answered)
             if n == 2:
                 assert await store.prune_runs() == 0, "the one under way is the first of four"
         assert await store.prune_runs() == 6 + 7

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from era.core.metadata import Retention, SessionChange
-from era.core.models import EMPTY, Snapshot
-from era.errors import NotFound
+from era.core.models import EMPTY, KeptVersion, Snapshot, Trim
+from era.errors import Conflict, NotFound
 from era.store.metadata import SqlStore
 from tests.owners import mine
 from tests.store.rows import ended, new, opened
@@ -37,6 +37,14 @@ async def test_versions_hold_what_each_commit_left(store: SqlStore) -> None:
             await store.version(mine("a"), n)
 
 
+async def test_a_change_to_what_is_there_makes_no_version(store: SqlStore) -> None:
+    session = await store.create_session(new("a", data='{"n": 0}'))
+    assert (await store.change_session(mine("a"), SessionChange(data='{"n": 0}'))).version == 1
+    assert (await store.commit(mine("a"), "files", data=None, snapshot=session.snapshot)).version == 1
+    assert (await store.change_session(mine("a"), SessionChange(data='{"n": 1}'))).version == 2
+    assert (await store.rollback(mine("a"), 2)).version == 3, "whoever asks for one gets one"
+
+
 async def test_old_versions_go_with_the_commit_that_makes_them_too_many(url: str) -> None:
     async with opened(url, Retention(versions=2)) as store:
         session = await store.create_session(new("a"))
@@ -62,3 +70,87 @@ async def test_snapshot_roots_are_those_that_rows_need(store: SqlStore) -> None:
     assert sorted(await store.snapshot_roots()) == ["1" * 64, "2" * 64], "it can be restored"
     await store.purge_session(mine("c"))
     assert list(await store.snapshot_roots()) == ["1" * 64]
+
+
+async def numbers(store: SqlStore) -> list[tuple[int, str | None]]:
+    """The versions of the session `a`, newest first, with their names."""
+    return [(each.n, each.name) for each in await store.versions(mine("a"), limit=100, before=None)]
+
+
+async def name(store: SqlStore, n: int, name: str) -> None:
+    """Name a version of the session `a`."""
+    session = await store.session(mine("a"))
+    named = {each.n for each in await store.kept_versions(session.key) if each.named}
+    made = await store.name_version(mine("a"), n, name, named=named)
+    assert made is not None
+    assert (made.n, made.name) == (n, name)
+
+
+async def change(store: SqlStore, times: int) -> None:
+    """Make so many versions of the session `a`."""
+    for _ in range(times):
+        n = (await store.session(mine("a"))).version + 1
+        await store.change_session(mine("a"), SessionChange(data=f'{{"n": {n}}}'))
+
+
+async def test_named_versions_stay(url: str) -> None:
+    async with opened(url, Retention(versions=2)) as store:
+        await store.create_session(new("a"))
+        await name(store, 1, "first")
+        await change(store, 2)
+        await name(store, 2, "second")
+        await change(store, 3)
+        assert await numbers(store) == [(6, None), (5, None), (2, "second"), (1, "first")]
+        assert (await store.version(mine("a"), 2)).version.name == "second"
+        assert (await store.rollback(mine("a"), 1)).data == "{}"
+        await name(store, 2, "other")
+        await name(store, 2, "other")
+        with pytest.raises(Conflict, match=r"Version 2 .* 'other'"):
+            await name(store, 1, "other")
+        for n, code in ((3, "version_gone"), (8, "no_such_version")):
+            with pytest.raises(NotFound) as gone:
+                await name(store, n, "x")
+            assert gone.value.code == code
+            with pytest.raises(NotFound) as gone:
+                await store.clear_name(mine("a"), n)
+            assert gone.value.code == code
+        assert await store.name_version(mine("a"), 6, "x", named={1}) is None, "2 has a name, too"
+        await store.clear_name(mine("a"), 1)
+        assert await numbers(store) == [(7, None), (6, None), (2, "other")], "it was kept for its name only"
+        await name(store, 7, "first")
+        await store.clear_name(mine("a"), 7)
+        assert await numbers(store) == [(7, None), (6, None), (2, "other")]
+        with pytest.raises(NotFound, match="has no name"):
+            await store.clear_name(mine("a"), 7)
+        await store.create_session(new("b"))
+        session = await store.session(mine("b"))
+        assert await store.name_version(mine("b"), 1, "other", named=()) is not None, "names are a session's own"
+        assert await store.kept_versions(session.key) == [KeptVersion(1, None, named=True)]
+        await store.purge_session(mine("a"))
+        await store.purge_session(mine("b"))
+
+
+async def test_a_commit_trims_the_history(store: SqlStore) -> None:
+    session = await store.create_session(new("a"))
+    assert session.history_bytes == 0
+    for n in range(2, 6):
+        await store.begin_run(mine("a"), f"r{n}")
+        await store.end_run(ended(session, f"r{n}"), data=None, snapshot=Snapshot(f"{n}" * 64, 1, 1, stored_bytes=10))
+    await change(store, 1)
+    assert (await store.session(mine("a"))).history_bytes == 40, "data is no content"
+    await name(store, 3, "kept")
+    await store.begin_run(mine("a"), "r")
+    record = await store.end_run(
+        ended(session, "r"), data=None, snapshot=Snapshot("7" * 64, 1, 1), trim=Trim([1, 2], held=25)
+    )
+    assert (record.version, record.versions_dropped) == (7, 2)
+    assert await store.runs(session.key, 1) == [record]
+    assert [each.n for each in await store.kept_versions(session.key)] == [7, 6, 5, 4, 3]
+    assert (await store.session(mine("a"))).history_bytes == 25
+    after = await store.commit(
+        mine("a"), "files", data=None, snapshot=Snapshot("8" * 64, 1, 1, stored_bytes=5), trim=Trim([3, 4], held=20)
+    )
+    assert after.history_bytes is None, "a version was named meanwhile, so nobody knows"
+    assert [each.n for each in await store.kept_versions(session.key)] == [8, 7, 6, 5, 3]
+    after = await store.commit(mine("a"), "files", data=None, snapshot=Snapshot("9" * 64, 1, 1, stored_bytes=5))
+    assert after.history_bytes is None

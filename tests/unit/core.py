@@ -12,6 +12,7 @@ from typing import Any
 
 from era.core.active_runs import ActiveRuns
 from era.core.files.snapshots import Snapshots
+from era.core.history import HistoryBound
 from era.core.idempotency import IdempotencyKeys
 from era.core.limits import Rules
 from era.core.metadata import Retention
@@ -103,7 +104,9 @@ class Network(SandboxNetwork):
 class Core:
     """The parts that runs need, in a directory. `opened` makes one."""
 
-    def __init__(self, directory: Path, *, max_warm: int = 4, spares: int = 0, idle_seconds: float = 60.0) -> None:
+    def __init__(
+        self, directory: Path, *, max_warm: int = 4, spares: int = 0, idle_seconds: float = 60.0, history_bytes: int = 0
+    ) -> None:
         self.directory = directory
         self.store = SqlStore(f"sqlite:///{directory}/era.sqlite", Retention())
         self.blobs = LocalBlobs(directory / "blobs")
@@ -137,6 +140,7 @@ class Core:
                 StorageListeners(_no_storage),
                 self.snapshots,
                 self.outputs,
+                HistoryBound(self.store, self.snapshots, self.rules, history_bytes),
             ),
             self.turns,
             self.idempotency,

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from collections.abc import AsyncIterator
+from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import StreamingResponse
 
-from era.api.context import Answer, SessionId, StrictRoute, UseContext, errors
+from era.api.context import Answer, Number, SessionId, StrictRoute, UseContext, errors
 from era.api.files import SAFE, body_of
 from era.core.files.unpack import Format
+from era.wire.base import dropped_answer
 from era.wire.files import ArchiveAnswer
 
 router = APIRouter(prefix="/api/sessions/{session_id}", tags=["files"], route_class=StrictRoute)
@@ -30,25 +32,34 @@ _BODY = {
 }
 
 
-@router.get(
-    "/archive",
-    responses={
-        200: {"content": {name: {} for name in _TYPES.values()}, "description": "The archive."},
-        **errors(404, 409),
-    },
-    response_class=StreamingResponse,
-)
-async def get_archive(
-    session_id: SessionId,
-    context: UseContext,
-    form: Annotated[Literal["tar", "tar.gz", "zip"], Query(alias="format")] = "tar",
-) -> Response:
+_ARCHIVE: dict[int | str, dict[str, Any]] = {
+    200: {"content": {name: {} for name in _TYPES.values()}, "description": "The archive."},
+    **errors(404, 409),
+}
+WantedFormat = Annotated[Literal["tar", "tar.gz", "zip"], Query(alias="format")]
+
+
+@router.get("/archive", responses=_ARCHIVE, response_class=StreamingResponse)
+async def get_archive(session_id: SessionId, context: UseContext, form: WantedFormat = "tar") -> Response:
     """Download all files, directories and links, as of the last commit."""
-    pieces = await context.archives.get(session_id, form)
+    return _archive_response(await context.archives.get(session_id, form), str(session_id), form)
+
+
+@router.get("/versions/{number}/archive", responses=_ARCHIVE, response_class=StreamingResponse, tags=["versions"])
+async def get_archive_of_version(
+    session_id: SessionId, number: Number, context: UseContext, form: WantedFormat = "tar"
+) -> Response:
+    """Download all files, directories and links of a version."""
+    pieces = await context.archives.get(session_id, form, number)
+    return _archive_response(pieces, f"{session_id}-{number}", form)
+
+
+def _archive_response(pieces: AsyncIterator[bytes], name: str, form: Format) -> Response:
+    """An archive to be saved under this name."""
     headers = {
         **SAFE,
         "Content-Type": _TYPES[form],
-        "Content-Disposition": f'attachment; filename="{session_id}.{form}"',
+        "Content-Disposition": f'attachment; filename="{name}.{form}"',
     }
     return StreamingResponse(pieces, headers=headers)
 
@@ -66,7 +77,7 @@ async def put_archive(
 ) -> Response:
     """Add the content of a tar, tar.gz or zip archive, all or nothing. Waits for the run under way."""
     media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    count, session = await context.archives.put(
+    count, session, dropped = await context.archives.put(
         session_id, body_of(session_id, request, context), _FORMAT_OF_TYPE.get(media_type), replace=replace
     )
     return Answer(
@@ -75,5 +86,6 @@ async def put_archive(
             "count": count,
             "total_count": session.snapshot.file_count,
             "total_size_bytes": session.snapshot.total_bytes,
+            **dropped_answer(dropped),
         }
     )

@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
 
-from fastapi import Depends, Header, HTTPException, Query, Request, Response
+from fastapi import Depends, Header, HTTPException, Path, Query, Request, Response
 from fastapi.routing import APIRoute
 from pydantic import BaseModel
 from starlette.types import ASGIApp
@@ -46,6 +46,7 @@ from era.wire.base import ErrorAnswer
 from era.wire.runs import SecretBody
 from era.wire.sessions import SESSION_ID, session_answer
 from era.wire.setup import SetupBody, requested_setup
+from era.wire.versions import MAX_VERSION
 
 _MAX_ENV_BYTES = 1 << 20
 _MAX_VARIABLE_BYTES = 128 << 10  # Linux: MAX_ARG_STRLEN, the bound of one string of an environment
@@ -178,6 +179,7 @@ async def owned_id(session_id: str, request: Request) -> OwnedId:
 
 Owner = Annotated[str, Depends(owner_of)]
 SessionId = Annotated[OwnedId, Depends(owned_id)]
+Number = Annotated[int, Path(ge=1, le=MAX_VERSION)]
 Include = Annotated[str | None, Query(pattern="^files$", description="`files` adds the list of files.")]
 Limit = Annotated[int, Query(ge=1, le=1000, description="Items per page.")]
 Cursor = Annotated[str | None, Query(max_length=64, description="`next_cursor` of the page before.")]

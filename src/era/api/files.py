@@ -19,7 +19,7 @@ from starlette.convertors import Convertor, register_url_convertor
 from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope, Send
 
-from era.api.context import Answer, Context, SessionId, StrictRoute, UseContext, errors
+from era.api.context import Answer, Context, Number, SessionId, StrictRoute, UseContext, errors
 from era.api.ranges import requested_range
 from era.core.files.paths import Parts, from_url
 from era.core.files.session_files import ANY, Condition, OpenFile
@@ -27,7 +27,8 @@ from era.core.files.spool import bounded
 from era.core.files.trees import name_bytes
 from era.core.models import OwnedId
 from era.errors import BadRequest
-from era.wire.files import FileAnswer, FileDeletedAnswer, FilesAnswer, files_answer
+from era.wire.base import dropped_answer
+from era.wire.files import FileDeletedAnswer, FilesAnswer, FileWrittenAnswer, files_answer
 
 router = APIRouter(prefix="/api/sessions/{session_id}", tags=["files"], route_class=StrictRoute)
 
@@ -40,7 +41,7 @@ _TYPES = mimetypes.MimeTypes().types_map[True] | {
 }
 """Python's built-in table and a few more, so that a file's type doesn't depend on the machine."""
 
-_IN_URL = re.compile(rb"/api/sessions/[^/]+/files/(.*)", re.DOTALL)
+_IN_URL = re.compile(rb"/api/sessions/[^/]+/(?:versions/[^/]+/)?files/(.*)", re.DOTALL)
 _TAG = re.compile(r'\s*(W/)?"([^"]*)"\s*(?:,|$)')
 
 # A session's file may hold anything. A browser that opens one must not show it as a page of this server, and a page of
@@ -56,6 +57,10 @@ _BYTES: dict[str, Any] = {
         "required": False,
         "content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}},
     }
+}
+_FILE: dict[int | str, dict[str, Any]] = {
+    200: {"content": {"application/octet-stream": {}}, "description": "The file, or a part of it as 206."},
+    **errors(404, 409, 416),
 }
 
 
@@ -85,25 +90,51 @@ async def path_in_url(request: Request) -> Parts:
 Path = Annotated[Parts, Depends(path_in_url)]
 
 
+FilesLimit = Annotated[int, Query(ge=1, le=1000, description="Files per page.")]
+FilesCursor = Annotated[str | None, Query(max_length=1 << 16, description="`next_cursor` of the page before.")]
+Prefix = Annotated[str, Query(max_length=4096, description="Only paths that begin with this.")]
+
+
 @router.get("/files", responses={200: {"model": FilesAnswer}, **errors(404)})
 async def list_files(
     session_id: SessionId,
     context: UseContext,
-    limit: Annotated[int, Query(ge=1, le=1000, description="Files per page.")] = 1000,
-    cursor: Annotated[str | None, Query(max_length=1 << 16, description="`next_cursor` of the page before.")] = None,
-    prefix: Annotated[str, Query(max_length=4096, description="Only paths that begin with this.")] = "",
+    limit: FilesLimit = 1000,
+    cursor: FilesCursor = None,
+    prefix: Prefix = "",
 ) -> Response:
     """List files in the order of their paths. The totals count all files of the session."""
+    return await _files(context, session_id, None, limit, cursor, prefix)
+
+
+@router.get("/versions/{number}/files", responses={200: {"model": FilesAnswer}, **errors(404)}, tags=["versions"])
+async def list_files_of_version(
+    session_id: SessionId,
+    number: Number,
+    context: UseContext,
+    limit: FilesLimit = 1000,
+    cursor: FilesCursor = None,
+    prefix: Prefix = "",
+) -> Response:
+    """List files of a version in the order of their paths. The totals count all files of the version."""
+    return await _files(context, session_id, number, limit, cursor, prefix)
+
+
+async def _files(
+    context: Context, session_id: OwnedId, version: int | None, limit: int, cursor: str | None, prefix: str
+) -> Response:
+    """A page of the files of a version, of the current one if it is None."""
+    after = _path_of(cursor) if cursor else ()
     page = await context.files.page(
-        session_id, limit=limit, after=_path_of(cursor) if cursor else (), prefix=tuple(prefix.split("/"))
+        session_id, limit=limit, after=after, prefix=tuple(prefix.split("/")), version=version
     )
     following = _cursor_of(page.files[-1].path) if page.more else None
     return Answer(
         {
             "files": files_answer(page.files),
             "count": len(page.files),
-            "total_count": page.session.snapshot.file_count,
-            "total_size_bytes": page.session.snapshot.total_bytes,
+            "total_count": page.snapshot.file_count,
+            "total_size_bytes": page.snapshot.total_bytes,
             "next_cursor": following,
         }
     )
@@ -111,28 +142,38 @@ async def list_files(
 
 @router.put(
     "/files/{path:rest}",
-    responses={200: {"model": FileAnswer}, **errors(404, 408, 409, 412, 413, 429)},
+    responses={200: {"model": FileWrittenAnswer}, **errors(404, 408, 409, 412, 413, 429)},
     openapi_extra=_BYTES,
 )
 async def put_file(session_id: SessionId, path: Path, request: Request, context: UseContext) -> Response:
     """Write a file: its content is the body. Waits for the run under way."""
     body = body_of(session_id, request, context)
-    upload = await context.files.put(session_id, path, body, _condition(request))
-    return Answer({"path": "/".join(path), "size": upload.size}, headers={"ETag": f'"{upload.digest}"'})
+    upload, dropped = await context.files.put(session_id, path, body, _condition(request))
+    answer = {"path": "/".join(path), "size": upload.size, **dropped_answer(dropped)}
+    return Answer(answer, headers={"ETag": f'"{upload.digest}"'})
 
 
 @router.head("/files/{path:rest}", include_in_schema=False)
-@router.get(
-    "/files/{path:rest}",
-    responses={
-        200: {"content": {"application/octet-stream": {}}, "description": "The file, or a part of it as 206."},
-        **errors(404, 409, 416),
-    },
-    response_class=StreamingResponse,
-)
+@router.get("/files/{path:rest}", responses=_FILE, response_class=StreamingResponse)
 async def get_file(session_id: SessionId, path: Path, request: Request, context: UseContext) -> Response:
     """Download a file, as of the last commit."""
-    file = await context.files.open(session_id, path)
+    return await _file(context, session_id, None, path, request)
+
+
+@router.head("/versions/{number}/files/{path:rest}", include_in_schema=False)
+@router.get(
+    "/versions/{number}/files/{path:rest}", responses=_FILE, response_class=StreamingResponse, tags=["versions"]
+)
+async def get_file_of_version(
+    session_id: SessionId, number: Number, path: Path, request: Request, context: UseContext
+) -> Response:
+    """Download a file as it was in a version."""
+    return await _file(context, session_id, number, path, request)
+
+
+async def _file(context: Context, session_id: OwnedId, version: int | None, path: Parts, request: Request) -> Response:
+    """A file of a version, of the current one if it is None."""
+    file = await context.files.open(session_id, path, version)
     try:
         return _file_response(file, path, request)
     except BaseException:
@@ -149,8 +190,8 @@ async def delete_file(
     recursive: Annotated[bool, Query(description="Delete a directory with all that is in it.")] = False,
 ) -> Response:
     """Delete a file or link, or a directory. Waits for the run under way."""
-    await context.files.delete(session_id, path, recursive=recursive, condition=_condition(request))
-    return Answer({"success": True, "path": "/".join(path)})
+    dropped = await context.files.delete(session_id, path, recursive=recursive, condition=_condition(request))
+    return Answer({"success": True, "path": "/".join(path), **dropped_answer(dropped)})
 
 
 async def body_of(session_id: OwnedId, request: Request, context: Context) -> AsyncIterator[bytes]:

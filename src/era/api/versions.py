@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
-
-from fastapi import APIRouter, Path, Response
+from fastapi import APIRouter, Response
 
 from era.api.context import (
     Answer,
@@ -12,6 +10,7 @@ from era.api.context import (
     IdempotencyKey,
     Include,
     Limit,
+    Number,
     SessionId,
     StrictRoute,
     UseContext,
@@ -27,18 +26,18 @@ from era.errors import BadRequest
 from era.wire.files import files_answer
 from era.wire.sessions import DuplicateBody, SessionAnswer
 from era.wire.versions import (
-    MAX_VERSION,
     DiffAnswer,
+    NameBody,
+    NameDeletedAnswer,
     RollbackBody,
     VersionAnswer,
+    VersionHeader,
     VersionsAnswer,
     diff_answer,
     version_answer,
 )
 
 router = APIRouter(prefix="/api/sessions/{session_id}", tags=["versions"], route_class=StrictRoute)
-
-Number = Annotated[int, Path(ge=1, le=MAX_VERSION)]
 
 
 @router.get("/versions", responses={200: {"model": VersionsAnswer}, **errors(404)})
@@ -67,6 +66,19 @@ async def get_version(session_id: SessionId, number: Number, context: UseContext
 async def diff_version(session_id: SessionId, number: Number, context: UseContext) -> Response:
     """Show what a version changed in data and files, compared with the one before it."""
     return Answer(diff_answer(await context.versions.diff(session_id, number)))
+
+
+@router.put("/versions/{number}/name", responses={200: {"model": VersionHeader}, **errors(404, 409, 413)})
+async def name_version(session_id: SessionId, number: Number, body: NameBody, context: UseContext) -> Response:
+    """Name a version, or rename it. It is kept for as long as it has a name."""
+    return Answer(version_answer(await context.versions.name(session_id, number, body.name)))
+
+
+@router.delete("/versions/{number}/name", responses={200: {"model": NameDeletedAnswer}, **errors(404)})
+async def clear_name(session_id: SessionId, number: Number, context: UseContext) -> Response:
+    """Take a version its name. If it was kept for that only, it goes."""
+    await context.versions.clear_name(session_id, number)
+    return Answer({"success": True, "version": number})
 
 
 @router.post("/rollback", responses={200: {"model": SessionAnswer}, **errors(404, 429)})

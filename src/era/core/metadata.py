@@ -5,7 +5,7 @@ The adapter is `SqlStore` in store/metadata.py. Blobs, inboxes, storage items an
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, Protocol
@@ -18,6 +18,7 @@ from era.core.models import (
     JsonObject,
     KeptOutputs,
     KeptRun,
+    KeptVersion,
     Language,
     NewCopy,
     NewSession,
@@ -28,6 +29,7 @@ from era.core.models import (
     Session,
     Snapshot,
     StoredCode,
+    Trim,
     Version,
     VersionContent,
     WantedIsolation,
@@ -56,7 +58,7 @@ class Retention:
     """How much of the past is kept. All numbers but the grace period are per session."""
 
     versions: int = 100
-    """The newest versions."""
+    """The newest versions; those with a name besides."""
 
     outputs: int = 100
     """The newest runs whose outputs are kept; 0 keeps none."""
@@ -88,7 +90,7 @@ class SessionChange:
     allow_public: bool | None = None
     metadata: JsonObject | None = None
     data: str | None = None
-    """JSON text; a change of data makes the next version."""
+    """JSON text; other data than the present makes the next version."""
 
     ttl: int | None | Keep = KEEP
     """Seconds; None never expires."""
@@ -203,9 +205,17 @@ class MetadataStore(Protocol):
         ...
 
     async def commit(
-        self, session_id: OwnedId, cause: Cause, *, data: str | None, snapshot: Snapshot | None, key: int | None = None
+        self,
+        session_id: OwnedId,
+        cause: Cause,
+        *,
+        data: str | None,
+        snapshot: Snapshot | None,
+        key: int | None = None,
+        trim: Trim | None = None,
     ) -> Session:
         """Make the next version outside of a run; None for `data` (JSON text) or `snapshot` keeps the present one.
+        Where that changes neither, no version is made. `trim` is what goes of the session's history with it.
 
         Raises NotFound or Expired; with `key`, NotFound also where another session has the id by now.
         """
@@ -226,6 +236,26 @@ class MetadataStore(Protocol):
         """Version `n` with its data. Raises NotFound or Expired, NotFound also where that version isn't kept."""
         ...
 
+    async def kept_versions(self, session_key: int) -> Sequence[KeptVersion]:
+        """What each version of a session holds, newest first. Counts as no call."""
+        ...
+
+    async def name_version(self, session_id: OwnedId, n: int, name: str, *, named: Collection[int]) -> Version | None:
+        """Name version `n`, which is kept from now on, or give it another name. `named` are the numbers of the
+        session's versions that have a name; where that isn't so any more, nothing happens, and the answer is None.
+
+        Raises NotFound or Expired, NotFound also where that version isn't kept, Conflict where another version has the
+        name.
+        """
+        ...
+
+    async def clear_name(self, session_id: OwnedId, n: int) -> None:
+        """Take version `n` its name; the version goes with it where it was kept for that only.
+
+        Raises NotFound or Expired, NotFound also where that version isn't kept or has no name.
+        """
+        ...
+
     async def begin_run(self, session_id: OwnedId, run_id: str, claim: Claim | None = None) -> Session:
         """Record a run as `running`, with its claim, and read its session.
 
@@ -242,10 +272,12 @@ class MetadataStore(Protocol):
         snapshot: Snapshot | None,
         outputs: KeptOutputs | None = None,
         answered: Answered | None = None,
+        trim: Trim | None = None,
     ) -> RunRecord:
         """Commit a run: its record, its outputs, the answer to its idempotency key and, where `record.committed`, the
-        next version; None for `data` (JSON text) or `snapshot` keeps the present one. The record that is returned has
-        `version` and `key` set.
+        next version; None for `data` (JSON text) or `snapshot` says that the run left the present one. Where it left
+        both, there is no next version. `trim` is what goes of the session's history with it. The record that is
+        returned has `version`, `versions_dropped` and `key` set.
 
         Raises CommitFailed where this can't be stored, SessionDeleted where the session was removed: then its record is
         stored, as not committed, and nothing else.
@@ -295,12 +327,14 @@ class MetadataStore(Protocol):
         result: str,
         package_set: str | None,
         left: tuple[int, Snapshot] | None = None,
+        trim: Trim | None = None,
     ) -> bool:
         """Record how a setup ended; false, with nothing recorded, where the session asks for another setup by now.
 
         `status` is `completed` or `failed`, `result` is JSON text, `package_set` the digest of the package set. `left`
         is the number of the version that the setup's commands began with, and the files that they left. These become
-        the next version; where another version is in force by now, the answer is false and nothing is recorded.
+        the next version, and `trim` goes; where another version is in force by now, the answer is false and nothing is
+        recorded.
         """
         ...
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import secrets
 import string
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Literal
@@ -90,6 +91,8 @@ class Snapshot:
     root: str | None = None
     file_count: int = 0
     total_bytes: int = 0
+    stored_bytes: int = field(default=0, compare=False)
+    """At most so many bytes of content were new to the session when it was made; 0 where it was made before."""
 
 
 EMPTY = Snapshot()
@@ -152,6 +155,9 @@ class Session:
     storage: bool = True
     """Whether its programs get to their owner's storage."""
 
+    history_bytes: int | None = None
+    """At most so many bytes are held by its kept versions; None where that isn't known. See history.py."""
+
     @property
     def owned_id(self) -> OwnedId:
         return OwnedId(self.owner, self.id)
@@ -200,13 +206,35 @@ class NewCopy:
 
 @dataclass(frozen=True, slots=True)
 class Version:
-    """One state of a session: its data and files after a commit. It never changes; old ones are dropped in time."""
+    """One state of a session: its data and files after a commit. It never changes; old ones are dropped in time, unless
+    they have a name."""
 
     n: int
     created_at: int
     cause: Cause
     run_id: str | None
     snapshot: Snapshot
+    name: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class KeptVersion:
+    """What a kept version holds, as the bound of the history needs it."""
+
+    n: int
+    root: str | None
+    named: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Trim:
+    """What a commit drops of its session's history, so that this stays within its bound."""
+
+    drop: Sequence[int]
+    """Numbers of versions without a name."""
+
+    held: int
+    """What `Session.history_bytes` is after the commit."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,10 +253,13 @@ class StateOutcome:
     """The version now in force."""
 
     committed: bool
-    """Whether this run made that version."""
+    """Whether what the run left is that version. It made no new one if it changed nothing."""
 
     reason: str | None = None
     """Why not, if not."""
+
+    versions_dropped: int = 0
+    """How many old versions had to go so that the session's history stays within its bound."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -266,6 +297,9 @@ class RunRecord:
 
     artifacts: JsonObject = field(default_factory=dict)
     """Pictures, documents and tables it left: `files`, and how many `more`; see files/artifacts.py."""
+
+    versions_dropped: int = 0
+    """How many old versions its commit dropped, so that the session's history stays within its bound."""
 
     key: int = field(default=0, compare=False)
     """The row's, which grows with each run."""

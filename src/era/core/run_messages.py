@@ -112,7 +112,7 @@ def result_of(session_id: str, record: RunRecord, data: JsonObject, *, replayed:
         data=data,
         stdout_truncated=record.stdout_truncated,
         stderr_truncated=record.stderr_truncated,
-        state=StateOutcome(record.version or 0, record.committed, record.reason),
+        state=StateOutcome(record.version or 0, record.committed, record.reason, record.versions_dropped),
         artifacts=record.artifacts,
         replayed=replayed,
     )

@@ -20,6 +20,7 @@ from era.core.active_runs import ActiveRun
 from era.core.execution import Execution, status_of
 from era.core.files.snapshots import Snapshots
 from era.core.files.trees import SnapshotRefused, WorkspaceFull
+from era.core.history import HistoryBound
 from era.core.metadata import MetadataStore
 from era.core.models import (
     STATE_FILE,
@@ -54,6 +55,7 @@ class RunParts:
     storage: StorageAccesses
     snapshots: Snapshots
     outputs: Outputs
+    history: HistoryBound
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,7 +151,7 @@ class SessionRun:
         status = status_of(ended)
         if self._request.atomic and status != "ok":
             return _Outcome(status, problem=_nothing_kept(f"atomic: {_ending(ended)}"))
-        data, problem = _new_data(execution.program.state, ended)
+        data, problem = _new_data(execution.program.state, session.data, ended)
         if problem is not None or not session.persistent:
             return _Outcome(status, data, problem=problem)
         try:
@@ -158,11 +160,11 @@ class SessionRun:
         except SnapshotRefused as error:
             status = "disk_full" if isinstance(error, WorkspaceFull) else status
             return _Outcome(status, problem=_nothing_kept(str(error)))
-        return _Outcome(status, data, snapshot, artifacts)
+        return _Outcome(status, data, None if snapshot.root == session.snapshot.root else snapshot, artifacts)
 
     async def _commit(self, execution: Execution, ended: Ended, outcome: _Outcome, data: JsonObject) -> RunResult:
-        """Record the run, and move the session to its next version, in one transaction. `data` is the session's as it
-        was. Raises CommitFailed, SessionDeleted."""
+        """Record the run, and move the session to its next version if it changed anything, in one transaction. `data`
+        is the session's as it was. Raises CommitFailed, SessionDeleted."""
         session, claim = self._session, self._request.claim
         stdout, stderr = (b"".join(self._active.written[stream]) for stream in STREAMS)
         outputs = await self._parts.outputs.keep(stdout, stderr, always=claim is not None)
@@ -186,12 +188,14 @@ class SessionRun:
             egress=execution.egress.report(),
             artifacts=outcome.artifacts,
         )
+        trim = await self._parts.history.trim(session, outcome.snapshot)
         record = await self._parts.store.end_run(
             record,
             data=outcome.data,
             snapshot=outcome.snapshot,
             outputs=outputs,
             answered=Answered(claim, jsontext.compact(shown), outputs) if claim else None,
+            trim=trim,
         )
         return result_of(session.id, record, shown)
 
@@ -213,21 +217,22 @@ class SessionRun:
             log.warning("run_not_recorded", run=self._record.id, error=second.message)
 
 
-def _new_data(before: bytes, ended: Ended) -> tuple[str | None, str | None]:
+def _new_data(given: bytes, before: str, ended: Ended) -> tuple[str | None, str | None]:
     """The session's new data as JSON text, None where it stays as it is; and why nothing can be kept, if it can't.
-    `before` is the state file as the program got it."""
+    `given` is the state file as the program got it, `before` the session's data as JSON text."""
     if ended.disk_problem is not None:
         return None, _nothing_kept(ended.disk_problem)
     if ended.state_problem is not None:
         if not ended.sandbox_alive:
             return None, ended.state_problem
         return None, _nothing_kept(f"{STATE_FILE} {ended.state_problem}")
-    if ended.state is None or ended.state == before:
+    if ended.state is None or ended.state == given:
         return None, None
     try:
-        return jsontext.read_state(ended.state), None
+        data = jsontext.read_state(ended.state)
     except jsontext.JsonProblem as error:
         return None, _nothing_kept(f"{STATE_FILE} {error}")
+    return (None if data == before else data), None
 
 
 def _nothing_kept(why: str) -> str:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from era.core.files.diffs import DataChange, FileChanges, data_changes
 from era.core.files.snapshots import Snapshots
+from era.core.history import HistoryBound
 from era.core.idempotency import IdempotencyKeys, Made, create_once
 from era.core.metadata import MetadataStore
 from era.core.models import EMPTY, Claim, JsonObject, NewCopy, OwnedId, Session, Version, VersionContent
@@ -17,6 +18,9 @@ from era.core.turns import Turns
 from era.core.views import without_view
 
 MAX_ID_LENGTH = 128
+MAX_NAME = 128
+NAME = r"^[^\x00-\x1f\x7f-\x9f]{1,128}$"
+"""What the name of a version matches: any characters but those that control a terminal."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +35,15 @@ class Diff:
 class Versions:
     """The service of a session's versions."""
 
-    def __init__(self, store: MetadataStore, snapshots: Snapshots, turns: Turns, idempotency: IdempotencyKeys) -> None:
+    def __init__(
+        self,
+        store: MetadataStore,
+        snapshots: Snapshots,
+        turns: Turns,
+        idempotency: IdempotencyKeys,
+        history: HistoryBound,
+    ) -> None:
+        self._history = history
         self._store = store
         self._idempotency = idempotency
         self._snapshots = snapshots
@@ -55,6 +67,26 @@ class Versions:
             old_data, old_snapshot = old.data, old.version.snapshot
         files = await self._snapshots.changes(old_snapshot, new.version.snapshot)
         return Diff(n, list(data_changes(json.loads(old_data), json.loads(new.data))), files)
+
+    async def name(self, session_id: OwnedId, n: int, name: str) -> Version:
+        """Name version `n`, which is kept from now on. It needs no turn: neither data nor files change.
+
+        Raises NotFound where the version isn't kept, Conflict where another one has the name, TooLarge where the named
+        versions would hold too much.
+        """
+        while True:
+            session = await self._store.session(session_id)
+            kept = await self._store.kept_versions(session.key)
+            named = [version for version in kept if version.named]
+            if n not in {version.n for version in named}:
+                await self._history.check_names(session, [*named, *(version for version in kept if version.n == n)])
+            version = await self._store.name_version(session_id, n, name, named={version.n for version in named})
+            if version is not None:
+                return version
+
+    async def clear_name(self, session_id: OwnedId, n: int) -> None:
+        """Take version `n` its name. Raises NotFound where it isn't kept or has none."""
+        await self._store.clear_name(session_id, n)
 
     async def rollback(self, session_id: OwnedId, n: int) -> Session:
         """Make a new version with the content of version `n`, between runs. A warm sandbox then holds the wrong files;

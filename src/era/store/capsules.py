@@ -32,7 +32,7 @@ from era.store.outputs import OUTPUT_COLUMNS, insert_outputs, prune_outputs
 from era.store.records import RUN_FIELDS, RUNS, record_from_row
 from era.store.session_lookup import find_session
 from era.store.tables import outputs, runs, versions
-from era.store.versions import VERSIONS, insert_version, version_from_row
+from era.store.versions import VERSIONS, insert_name, insert_version, version_from_row
 
 IMPORTED = {"imported": True}
 """What `enforced` of a run's record says where the run was on another server."""
@@ -108,7 +108,7 @@ async def load_session(
         async for some_runs in _batches(runs(), _size_of_run):
             await database.write(_insert_foreign_runs, retention, key, some_runs)
         oldest = session.version - retention.versions
-        kept = (content for content in versions() if content.version.n > oldest)
+        kept = (content for content in versions() if content.version.n > oldest or content.version.name is not None)
         async for some_versions in _batches(kept, lambda content: len(content.data)):
             await database.write(_insert_foreign_versions, key, some_versions)
         return await database.write(sessions.complete_session, key, session)
@@ -162,6 +162,8 @@ def _insert_foreign_versions(connection: Connection, session_key: int, batch: Se
             snapshot=version.snapshot,
             run_id=_run_id_here(connection, session_key, version.run_id),
         )
+        if version.name is not None:
+            insert_name(connection, session_key, version.n, version.name)
 
 
 def _run_id_here(connection: Connection, session_key: int, run_id: str | None) -> str | None:

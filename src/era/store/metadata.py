@@ -10,7 +10,7 @@ here: inboxes, storage items and API keys.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any
 
 from sqlalchemy import Connection, literal, select
@@ -23,6 +23,7 @@ from era.core.models import (
     Claimed,
     KeptOutputs,
     KeptRun,
+    KeptVersion,
     NewCopy,
     NewSession,
     OwnedId,
@@ -30,6 +31,7 @@ from era.core.models import (
     Session,
     Snapshot,
     StoredCode,
+    Trim,
     Version,
     VersionContent,
 )
@@ -108,10 +110,24 @@ class SqlStore:
         return await sessions.purge(self.database, self._retention, at, self._incomplete)
 
     async def commit(
-        self, session_id: OwnedId, cause: Cause, *, data: str | None, snapshot: Snapshot | None, key: int | None = None
+        self,
+        session_id: OwnedId,
+        cause: Cause,
+        *,
+        data: str | None,
+        snapshot: Snapshot | None,
+        key: int | None = None,
+        trim: Trim | None = None,
     ) -> Session:
         return await self.database.write(
-            versions.commit_version, self._retention, session_id, cause, data=data, snapshot=snapshot, key=key
+            versions.commit_version,
+            self._retention,
+            session_id,
+            cause,
+            data=data,
+            snapshot=snapshot,
+            key=key,
+            trim=trim,
         )
 
     async def rollback(self, session_id: OwnedId, n: int) -> Session:
@@ -127,6 +143,15 @@ class SqlStore:
             session_id, lambda connection, session: versions.version_content(connection, session, self._retention, n)
         )
 
+    async def kept_versions(self, session_key: int) -> Sequence[KeptVersion]:
+        return await self.database.read(versions.kept_versions, session_key)
+
+    async def name_version(self, session_id: OwnedId, n: int, name: str, *, named: Collection[int]) -> Version | None:
+        return await self.database.write(versions.name_version, self._retention, session_id, n, name, named)
+
+    async def clear_name(self, session_id: OwnedId, n: int) -> None:
+        await self.database.write(versions.clear_name, self._retention, session_id, n)
+
     async def begin_run(self, session_id: OwnedId, run_id: str, claim: Claim | None = None) -> Session:
         return await self.database.write(runs.begin_run, self._retention, session_id, run_id, claim)
 
@@ -138,6 +163,7 @@ class SqlStore:
         snapshot: Snapshot | None,
         outputs: KeptOutputs | None = None,
         answered: Answered | None = None,
+        trim: Trim | None = None,
     ) -> RunRecord:
         try:
             ended = await self.database.write(
@@ -148,6 +174,7 @@ class SqlStore:
                 snapshot=snapshot,
                 outputs=outputs,
                 answered=answered,
+                trim=trim,
             )
         except CommitFailed:
             raise
@@ -193,6 +220,7 @@ class SqlStore:
         result: str,
         package_set: str | None,
         left: tuple[int, Snapshot] | None = None,
+        trim: Trim | None = None,
     ) -> bool:
         return await self.database.write(
             setups.end_setup,
@@ -202,6 +230,7 @@ class SqlStore:
             result=result,
             package_set=package_set,
             left=left,
+            trim=trim,
         )
 
     async def restart_setup(self, session_id: OwnedId) -> Session:

@@ -14,7 +14,7 @@ from typing import Any
 from sqlalchemy import Connection, bindparam, delete, func, insert, select, update
 
 from era.core.metadata import Retention
-from era.core.models import Answered, Claim, KeptOutputs, OwnedId, RunRecord, Session, Snapshot, now
+from era.core.models import Answered, Claim, KeptOutputs, OwnedId, RunRecord, Session, Snapshot, Trim, now
 from era.core.setup.setups import UNDER_WAY
 from era.errors import CommitFailed, Conflict, NotFound, SetupUnderWay
 from era.store.database import Database
@@ -25,7 +25,7 @@ from era.store.records import RUN_FIELDS, RUNS, record_from_row
 from era.store.session_lookup import EXPIRES_AT, IS_PRESENT, find_session
 from era.store.tables import idempotency_keys as keys
 from era.store.tables import outputs, runs, sessions
-from era.store.versions import next_version
+from era.store.versions import next_version, trim_history
 
 DELETED = "the session was deleted while this run was under way"
 LOST = "the service stopped while this run was under way"
@@ -118,6 +118,7 @@ def end_run(
     snapshot: Snapshot | None,
     outputs: KeptOutputs | None,
     answered: Answered | None,
+    trim: Trim | None,
 ) -> RunRecord | None:
     """See MetadataStore.end_run. None where the session isn't present: then the run's record is all that is written.
 
@@ -125,7 +126,9 @@ def end_run(
     """
     version = _end_state(connection, retention, record, data, snapshot)
     ended = replace(record, version=version)
-    if version is None:
+    if version is not None:
+        ended = replace(ended, versions_dropped=trim_history(connection, record.session_key, trim))
+    else:
         ended = replace(ended, committed=False, reason=DELETED)
     row = _finish.first(connection, _finish_values(ended))
     if version is None:
@@ -140,9 +143,10 @@ def end_run(
 def _end_state(
     connection: Connection, retention: Retention, record: RunRecord, data: str | None, snapshot: Snapshot | None
 ) -> int | None:
-    """Commit what the run leaves. The number of the version now in force, or None where the session isn't present."""
+    """Commit what the run leaves, if that is anything new. The number of the version now in force, or None where the
+    session isn't present."""
     at = record.ended_at or now()
-    if record.committed:
+    if record.committed and (data is not None or snapshot is not None):
         return next_version(
             connection, retention, record.session_key, "run", at, data=data, snapshot=snapshot, run_id=record.id
         )
@@ -172,6 +176,7 @@ def _finish_values(record: RunRecord) -> dict[str, Any]:
         "new_enforced": json.dumps(record.enforced),
         "new_egress": json.dumps(record.egress),
         "new_artifacts": json.dumps(record.artifacts),
+        "new_versions_dropped": record.versions_dropped,
     }
 
 

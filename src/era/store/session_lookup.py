@@ -48,6 +48,7 @@ _FIELDS = (
     "package_set",
     "setup_lock",
     "storage",
+    "history_bytes",
 )
 SESSIONS = select(
     *(sessions.c[name] for name in _FIELDS),
@@ -174,13 +175,18 @@ async def _read_and_touch[T](
         return session, job(connection, session)
 
     def touch_and_read(connection: Connection, key: int) -> tuple[Session, T]:
-        connection.execute(_TOUCH, {"session": key, "at": now()})
+        note_call(connection, key, now())
         return read(connection)
 
     session, result = await database.read(read)
     if wants_touch(session, now()):
         _, result = await database.write(touch_and_read, session.key)
     return result
+
+
+def note_call(connection: Connection, key: int, at: int) -> None:
+    """Put off the expiry of the session with this key, which was called at `at`, in microseconds."""
+    connection.execute(_TOUCH, {"session": key, "at": at})
 
 
 def owned_id_values(session_id: OwnedId) -> dict[str, Any]:

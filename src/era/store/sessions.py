@@ -123,6 +123,7 @@ def create_session(connection: Connection, new: NewSession, claim: Claim | None)
         "setup_status": new.setup and "pending",
         "storage": new.storage,
         "version": 1,
+        "history_bytes": 0,
         "created_at": at,
         "updated_at": at,
         "ttl": new.ttl,
@@ -142,7 +143,9 @@ def copy_session(connection: Connection, retention: Retention, copy: NewCopy, cl
     claim_key(connection, claim, source)
     content = version_content(connection, source, retention, copy.version or source.version)
     times = {"created_at": at, "updated_at": at, "expires_at": _expiry(source.ttl, at)}
-    key = insert_session(connection, settings_of(source) | times | {"id": copy.id})
+    # What is copied holds no more than all of the source does.
+    own = {"id": copy.id, "history_bytes": source.history_bytes}
+    key = insert_session(connection, settings_of(source) | times | own)
     data = content.data if copy.data is None else copy.data
     insert_version(connection, key, 1, "duplicate", at, data=data, snapshot=content.version.snapshot)
     _insert_pairs(connection, key, source.metadata)
@@ -212,7 +215,7 @@ def change_session(connection: Connection, retention: Retention, session_id: Own
     if change.limits is not None:
         values["limits"] = json.dumps(limits.merged(session.limits, change.limits))
     connection.execute(update(sessions).where(sessions.c.key == session.key).values(values), {"at": at})
-    if change.data is not None:
+    if change.data is not None and change.data != session.data:
         next_version(connection, retention, session.key, "data", at, data=change.data, snapshot=None)
     if change.metadata is not None:
         connection.execute(_DROP_PAIRS, {"session": session.key})

@@ -8,11 +8,11 @@ from typing import Any
 from sqlalchemy import Connection, bindparam, select, update
 
 from era.core.metadata import Retention, SetupJob
-from era.core.models import OwnedId, Session, Snapshot, now
+from era.core.models import OwnedId, Session, Snapshot, Trim, now
 from era.errors import NotFound
 from era.store.session_lookup import IS_PRESENT, find_session, session_with_key
 from era.store.tables import SETUP_UNDER_WAY, sessions
-from era.store.versions import next_version
+from era.store.versions import next_version, trim_history
 
 PENDING: dict[str, Any] = {"setup_status": "pending", "setup_result": None, "package_set": None}
 """The columns of a session whose setup has just been asked for."""
@@ -58,6 +58,7 @@ def end_setup(
     result: str,
     package_set: str | None,
     left: tuple[int, Snapshot] | None,
+    trim: Trim | None,
 ) -> bool:
     """See MetadataStore.end_setup."""
     at = now()
@@ -68,6 +69,7 @@ def end_setup(
             return False
         if snapshot != session_with_key(connection, job.session_key).snapshot:
             next_version(connection, retention, job.session_key, "setup", at, data=None, snapshot=snapshot)
+            trim_history(connection, job.session_key, trim)
     values = {"session": job.session_key, "job": job.setup, "status": status, "result": result}
     values |= {"new_package_set": package_set, "at": at}
     return connection.execute(_COMPLETE if status == "completed" else _END, values).rowcount > 0

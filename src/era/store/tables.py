@@ -8,6 +8,7 @@ from sqlalchemy import (
     Column,
     Float,
     ForeignKey,
+    ForeignKeyConstraint,
     Index,
     Integer,
     LargeBinary,
@@ -15,6 +16,7 @@ from sqlalchemy import (
     String,
     Table,
     Text,
+    UniqueConstraint,
     false,
     text,
     true,
@@ -62,6 +64,7 @@ sessions = Table(
     Column("created_at", BigInteger, nullable=False),
     Column("updated_at", BigInteger, nullable=False),
     Column("last_run_at", BigInteger),
+    Column("history_bytes", BigInteger),  # At most so much is held by its kept versions; NULL where it isn't known.
     Column("ttl", BigInteger),
     Column("expires_at", BigInteger),
     Column("deleted_at", BigInteger),
@@ -104,6 +107,19 @@ versions = Table(
     sqlite_with_rowid=False,
 )
 
+# The names of versions that have one. They are a table of their own because SQLite reads a row from its front, and a
+# new column would stand behind the version's data, which may be long.
+version_names = Table(
+    "version_names",
+    metadata,
+    Column("session_key", _Key, primary_key=True),
+    Column("n", BigInteger, primary_key=True),
+    Column("name", String(128), nullable=False),
+    ForeignKeyConstraint(["session_key", "n"], [versions.c.session_key, versions.c.n], ondelete="CASCADE"),
+    UniqueConstraint("session_key", "name"),
+    sqlite_with_rowid=False,
+)
+
 # One row for each `metadata.KEY=VALUE` that finds a session. The pair is kept as a digest, so that a filter is one
 # lookup in an index, any key is a literal one, and no length or character in either can trouble a database.
 session_pairs = Table(
@@ -138,6 +154,7 @@ runs = Table(
     Column("enforced", Text, nullable=False),
     Column("egress", Text, nullable=False, server_default="{}"),
     Column("artifacts", Text, nullable=False, server_default="{}"),
+    Column("versions_dropped", Integer, nullable=False, server_default="0"),
     Column("imported", Boolean, nullable=False, server_default=false()),  # Whether it ran on another server.
     Index(None, "session_key", "key"),
     Index("ix_runs_status", "status", "imported"),

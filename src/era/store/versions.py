@@ -6,45 +6,75 @@ a new one; its statements are on the path of every run, so they are precompiled.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
 from sqlalchemy import Connection, bindparam, delete, insert, select, update
 
 from era.core.metadata import Retention
-from era.core.models import Cause, OwnedId, Session, Snapshot, Version, VersionContent, now
-from era.errors import NotFound
+from era.core.models import Cause, KeptVersion, OwnedId, Session, Snapshot, Trim, Version, VersionContent, now
+from era.errors import Conflict, NotFound
 from era.store.dialects import Precompiled
 from era.store.records import snapshot_from_row
-from era.store.session_lookup import EXPIRES_AT, IS_PRESENT, find_session, session_with_key
+from era.store.session_lookup import EXPIRES_AT, IS_PRESENT, find_session, note_call, session_with_key
 from era.store.tables import sessions, versions
+from era.store.tables import version_names as names
 
-VERSIONS = select(
-    versions.c.n,
-    versions.c.created_at,
-    versions.c.cause,
-    versions.c.run_id,
-    versions.c.snapshot_root,
-    versions.c.file_count,
-    versions.c.total_bytes,
-).where(versions.c.session_key == bindparam("session"))
+_ITS_NAME = (names.c.session_key == versions.c.session_key) & (names.c.n == versions.c.n)
+_OF_SESSION = versions.c.session_key == bindparam("session")
+_NAMED = select(names.c.n).where(names.c.session_key == bindparam("session"))
+
+VERSIONS = (
+    select(
+        versions.c.n,
+        versions.c.created_at,
+        versions.c.cause,
+        versions.c.run_id,
+        names.c.name,
+        versions.c.snapshot_root,
+        versions.c.file_count,
+        versions.c.total_bytes,
+    )
+    .join_from(versions, names, _ITS_NAME, isouter=True)
+    .where(_OF_SESSION)
+)
 """A session's versions without their data, as `version_from_row` reads them."""
 
 _NEWEST = VERSIONS.where(versions.c.n < bindparam("before")).order_by(versions.c.n.desc()).limit(bindparam("how_many"))
 _WITH_DATA = VERSIONS.add_columns(versions.c.data).where(versions.c.n == bindparam("number"))
+_ONE = VERSIONS.where(versions.c.n == bindparam("number"))
+_KEPT = (
+    select(versions.c.n, versions.c.snapshot_root, names.c.n.is_not(None))
+    .join_from(versions, names, _ITS_NAME, isouter=True)
+    .where(_OF_SESSION)
+    .order_by(versions.c.n.desc())
+)
 _SNAPSHOT_ROOTS = select(versions.c.snapshot_root).where(versions.c.snapshot_root.is_not(None)).distinct()
 
 _INCREMENT = (
     update(sessions)
     .where(sessions.c.key == bindparam("session"), IS_PRESENT)
-    .values(version=sessions.c.version + 1, updated_at=bindparam("at"), expires_at=EXPIRES_AT)
+    .values(
+        version=sessions.c.version + 1,
+        updated_at=bindparam("at"),
+        expires_at=EXPIRES_AT,
+        history_bytes=sessions.c.history_bytes + bindparam("stored", type_=sessions.c.history_bytes.type),
+    )
     .returning(sessions.c.version)
 )
 _increment = Precompiled(_INCREMENT)
 _increment_for_run = Precompiled(_INCREMENT.values(last_run_at=bindparam("at")))
 _prune = Precompiled(
-    delete(versions).where(versions.c.session_key == bindparam("session"), versions.c.n <= bindparam("last"))
+    delete(versions).where(_OF_SESSION, versions.c.n <= bindparam("last"), versions.c.n.not_in(_NAMED))
 )
+_DROP = delete(versions).where(
+    _OF_SESSION, versions.c.n.in_(bindparam("numbers", expanding=True)), versions.c.n.not_in(_NAMED)
+)
+_SET_HISTORY_BYTES = (
+    update(sessions).where(sessions.c.key == bindparam("session")).values(history_bytes=bindparam("held"))
+)
+_WITH_NAME = select(names.c.n).where(names.c.session_key == bindparam("session"), names.c.name == bindparam("name"))
+_CLEAR_NAME = delete(names).where(names.c.session_key == bindparam("session"), names.c.n == bindparam("number"))
 
 
 def _insert_statement(*, data: bool, snapshot: bool) -> Precompiled:
@@ -81,13 +111,14 @@ def next_version(
     snapshot: Snapshot | None,
     run_id: str | None = None,
 ) -> int | None:
-    """Add a session's next version and drop those that are too old.
+    """Add a session's next version and drop those that are too old and have no name.
 
     `at` is its time in microseconds; data or snapshot of None is copied from the version before. The answer is its
     number, or None, with nothing changed, where the session isn't present.
     """
     increment = _increment if run_id is None else _increment_for_run
-    row = increment.first(connection, {"session": session_key, "at": at})
+    stored = 0 if snapshot is None else snapshot.stored_bytes
+    row = increment.first(connection, {"session": session_key, "at": at, "stored": stored})
     if row is None:
         return None
     n: int = row[0]
@@ -126,6 +157,21 @@ def insert_version(
     _insert[data is not None, snapshot is not None].execute(connection, values)
 
 
+def trim_history(connection: Connection, session_key: int, trim: Trim | None) -> int:
+    """Drop versions so that a session's history stays within its bound; how many went.
+
+    Versions that have got a name meanwhile stay. What is held isn't known then, and is counted by the next commit.
+    """
+    if trim is None:
+        return 0
+    named = set(connection.execute(_NAMED, {"session": session_key}).scalars())
+    held = trim.held if named.isdisjoint(trim.drop) else None
+    connection.execute(_SET_HISTORY_BYTES, {"session": session_key, "held": held})
+    if not trim.drop:
+        return 0
+    return connection.execute(_DROP, {"session": session_key, "numbers": list(trim.drop)}).rowcount
+
+
 def commit_version(
     connection: Connection,
     retention: Retention,
@@ -135,12 +181,17 @@ def commit_version(
     data: str | None,
     snapshot: Snapshot | None,
     key: int | None,
+    trim: Trim | None,
 ) -> Session:
     """See MetadataStore.commit."""
     session = find_session(connection, retention, session_id)
     if key is not None and session.key != key:
         raise NotFound(f"Session '{session_id}' was deleted, and another has its id.")
-    next_version(connection, retention, session.key, cause, now(), data=data, snapshot=snapshot)
+    if data in (None, session.data) and snapshot in (None, session.snapshot):
+        note_call(connection, session.key, now())
+    else:
+        next_version(connection, retention, session.key, cause, now(), data=data, snapshot=snapshot)
+        trim_history(connection, session.key, trim)
     return session_with_key(connection, session.key)
 
 
@@ -162,20 +213,77 @@ def list_versions(connection: Connection, session: Session, limit: int, before: 
 def version_content(connection: Connection, session: Session, retention: Retention, n: int) -> VersionContent:
     """Version `n` with its data. Raises NotFound where there never was one or it is no longer kept."""
     row = connection.execute(_WITH_DATA, {"session": session.key, "number": n}).one_or_none()
-    if row is not None:
-        *header, data = row
-        return VersionContent(version_from_row(header), data)
+    if row is None:
+        raise _not_kept(session, retention, n)
+    *header, data = row
+    return VersionContent(version_from_row(header), data)
+
+
+def _check_kept(connection: Connection, session: Session, retention: Retention, n: int) -> None:
+    """Raises NotFound where there never was a version `n` or it is no longer kept."""
+    if connection.execute(_ONE, {"session": session.key, "number": n}).first() is None:
+        raise _not_kept(session, retention, n)
+
+
+def _not_kept(session: Session, retention: Retention, n: int) -> NotFound:
+    """The error for a version that isn't there."""
     if not 0 < n <= session.version:
-        raise NotFound(
+        return NotFound(
             f"Session '{session.id}' has no version {n}.",
             hint="GET /api/sessions/{id}/versions lists those there are.",
             code="no_such_version",
         )
-    raise NotFound(
+    return NotFound(
         f"Version {n} of session '{session.id}' is no longer kept.",
-        hint=f"The newest {retention.versions} versions of a session are kept (ERA_VERSIONS_KEPT).",
+        hint=f"The newest {retention.versions} versions of a session are kept (ERA_VERSIONS_KEPT), or fewer if they "
+        "would hold too much (ERA_HISTORY_MB). One that has a name stays.",
         code="version_gone",
     )
+
+
+def kept_versions(connection: Connection, session_key: int) -> Sequence[KeptVersion]:
+    """All versions of a session, newest first."""
+    return [KeptVersion(n, root, bool(named)) for n, root, named in connection.execute(_KEPT, {"session": session_key})]
+
+
+def name_version(
+    connection: Connection, retention: Retention, session_id: OwnedId, n: int, name: str, named: Collection[int]
+) -> Version | None:
+    """See MetadataStore.name_version."""
+    session = find_session(connection, retention, session_id)
+    _check_kept(connection, session, retention, n)
+    if set(connection.execute(_NAMED, {"session": session.key}).scalars()) != set(named):
+        return None
+    other = connection.execute(_WITH_NAME, {"session": session.key, "name": name}).scalar_one_or_none()
+    if other not in (None, n):
+        raise Conflict(
+            f"Version {other} of session '{session_id}' has the name '{name}' already.",
+            hint="Choose another name, or take it from that version first.",
+        )
+    connection.execute(_CLEAR_NAME, {"session": session.key, "number": n})
+    insert_name(connection, session.key, n, name)
+    note_call(connection, session.key, now())
+    return version_from_row(connection.execute(_ONE, {"session": session.key, "number": n}).one())
+
+
+def insert_name(connection: Connection, session_key: int, n: int, name: str) -> None:
+    """Give a name to a version that has none."""
+    connection.execute(insert(names).values(session_key=session_key, n=n, name=name))
+
+
+def clear_name(connection: Connection, retention: Retention, session_id: OwnedId, n: int) -> None:
+    """See MetadataStore.clear_name."""
+    session = find_session(connection, retention, session_id)
+    _check_kept(connection, session, retention, n)
+    if not connection.execute(_CLEAR_NAME, {"session": session.key, "number": n}).rowcount:
+        raise NotFound(f"Version {n} of session '{session_id}' has no name.", code="no_such_name")
+    note_call(connection, session.key, now())
+    if n == session.version:
+        return
+    # Where newer versions have gone, this one was kept for its name only. So a gap is always behind a named version.
+    newer = connection.execute(_ONE, {"session": session.key, "number": n + 1}).first()
+    if n <= session.version - retention.versions or newer is None:
+        connection.execute(_DROP, {"session": session.key, "numbers": [n]})
 
 
 def snapshot_roots(connection: Connection) -> Sequence[str]:
@@ -185,5 +293,5 @@ def snapshot_roots(connection: Connection) -> Sequence[str]:
 
 def version_from_row(row: Iterable[Any]) -> Version:
     """Convert a row of `VERSIONS`."""
-    n, created_at, cause, run_id, *snapshot = row
-    return Version(n, created_at, cause, run_id, snapshot_from_row(*snapshot))
+    n, created_at, cause, run_id, name, *snapshot = row
+    return Version(n, created_at, cause, run_id, snapshot_from_row(*snapshot), name)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 
 class Body(BaseModel):
@@ -24,3 +24,13 @@ class ErrorAnswer(BaseModel):
 def text(output: bytes) -> str:
     """Output as text; bytes that aren't UTF-8 become U+FFFD."""
     return output.decode(errors="replace")
+
+
+VERSIONS_DROPPED: Any = Field(
+    0, description="How many old versions the commit dropped to keep the history within its bound. Left out if none."
+)
+
+
+def dropped_answer(count: int) -> dict[str, int]:
+    """The field of an answer that says how many versions a commit dropped, none where it dropped none."""
+    return {"versions_dropped": count} if count else {}

@@ -9,6 +9,7 @@ from pydantic import BaseModel, Field
 
 from era.core.files.edits import FileEntry
 from era.core.models import timestamp
+from era.wire.base import VERSIONS_DROPPED
 
 _FIRST, _LAST = -62_135_596_800_000_000, 253_402_300_799_000_000
 """The times that RFC 3339 can express (years 1 to 9999), in microseconds since 1970. Programs may set a file's time to
@@ -18,6 +19,10 @@ anything."""
 class FileAnswer(BaseModel):
     path: str
     size: int
+
+
+class FileWrittenAnswer(FileAnswer):
+    versions_dropped: int = VERSIONS_DROPPED
 
 
 class ListedFile(BaseModel):
@@ -39,6 +44,7 @@ class FilesAnswer(BaseModel):
 class FileDeletedAnswer(BaseModel):
     success: bool
     path: str
+    versions_dropped: int = VERSIONS_DROPPED
 
 
 class ArchiveAnswer(BaseModel):
@@ -46,6 +52,7 @@ class ArchiveAnswer(BaseModel):
     count: int
     total_count: int
     total_size_bytes: int
+    versions_dropped: int = VERSIONS_DROPPED
 
 
 def files_answer(files: Iterable[FileEntry]) -> list[dict[str, Any]]:

@@ -6,10 +6,10 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, Field
 
-from era.core.models import JsonObject, RunRecord, StoredCode, timestamp
+from era.core.models import JsonObject, RunRecord, StateOutcome, StoredCode, timestamp
 from era.core.run_messages import Collected, RunResult
 from era.core.secrets import MAX_HOSTS, MAX_SECRETS, MAX_VALUE_BYTES
-from era.wire.base import Body, text
+from era.wire.base import VERSIONS_DROPPED, Body, dropped_answer, text
 from era.wire.limits import Isolation, Limits
 
 Env = Annotated[
@@ -73,12 +73,14 @@ class StateAnswer(BaseModel):
     version: int
     committed: bool
     reason: str | None
+    versions_dropped: int = VERSIONS_DROPPED
 
 
 class RecordedState(BaseModel):
     version: int | None
     committed: bool
     reason: str | None
+    versions_dropped: int = VERSIONS_DROPPED
 
 
 class ArtifactAnswer(BaseModel):
@@ -190,11 +192,7 @@ def result_answer(result: RunResult) -> dict[str, Any]:
         "status": result.status,
         "stdout_truncated": result.stdout_truncated,
         "stderr_truncated": result.stderr_truncated,
-        "state": {
-            "version": result.state.version,
-            "committed": result.state.committed,
-            "reason": result.state.reason,
-        },
+        "state": _state(result.state),
         **_artifacts(result.artifacts),
     }
 
@@ -218,7 +216,7 @@ def record_answer(record: RunRecord, session_id: str) -> dict[str, Any]:
         "stderr_bytes": record.stderr_bytes,
         "stdout_truncated": record.stdout_truncated,
         "stderr_truncated": record.stderr_truncated,
-        "state": {"version": record.version, "committed": record.committed, "reason": record.reason},
+        "state": _state(record),
         "peak_memory_bytes": record.peak_memory_bytes,
         "cpu_seconds": None if record.cpu_us is None else record.cpu_us / 1e6,
         "reaped": record.reaped,
@@ -230,6 +228,12 @@ def record_answer(record: RunRecord, session_id: str) -> dict[str, Any]:
         },
         **_artifacts(record.artifacts),
     }
+
+
+def _state(outcome: StateOutcome | RunRecord) -> dict[str, Any]:
+    """What a run did to its session's state."""
+    state = {"version": outcome.version, "committed": outcome.committed, "reason": outcome.reason}
+    return state | dropped_answer(outcome.versions_dropped)
 
 
 def _artifacts(artifacts: JsonObject) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from typing import Any
 from pydantic import BaseModel, Field
 
 from era.core.models import Version, timestamp
-from era.core.versions import Diff
+from era.core.versions import MAX_NAME, NAME, Diff
 from era.wire.base import Body
 from era.wire.files import FileAnswer, path_text
 
@@ -18,8 +18,15 @@ class RollbackBody(Body):
     version: int = Field(ge=1, le=MAX_VERSION, description="The version whose content becomes the newest again.")
 
 
+class NameBody(Body):
+    name: str = Field(
+        max_length=MAX_NAME, pattern=NAME, description="No other version of the session has it.", examples=["before"]
+    )
+
+
 class VersionHeader(BaseModel):
     version: int
+    name: str | None
     created_at: str
     cause: str
     run_id: str | None
@@ -61,10 +68,16 @@ class DiffAnswer(BaseModel):
     files: FileChangesAnswer
 
 
+class NameDeletedAnswer(BaseModel):
+    success: bool
+    version: int
+
+
 def version_answer(version: Version) -> dict[str, Any]:
     """A version without its data and files."""
     return {
         "version": version.n,
+        "name": version.name,
         "created_at": timestamp(version.created_at),
         "cause": version.cause,
         "run_id": version.run_id,

@@ -41,6 +41,7 @@ from era.core.models import (
     timestamp,
 )
 from era.core.setup import locks, requirements
+from era.core.versions import NAME
 
 FORMAT = 1
 DOCUMENT, README, SUMS, OBJECTS = "capsule.json", "README.txt", "SHA256SUMS", "objects/"
@@ -77,8 +78,9 @@ ADDED: dict[str, Any] = {
     **{"limits": {}, "isolation": "auto", "egress": {}, "service": None, "setup": None, "lock": None},
     "storage": True,
 }
-ADDED_TO_RUNS: dict[str, Any] = {"egress": {}, "artifacts": {}}
-"""Fields of sessions and of runs that older capsules lack, with the values that they stand for."""
+ADDED_TO_VERSIONS: dict[str, Any] = {"name": None}
+ADDED_TO_RUNS: dict[str, Any] = {"egress": {}, "artifacts": {}, "versions_dropped": 0}
+"""Fields of sessions, versions and runs that older capsules lack, with the values that they stand for."""
 
 CODE: dict[str, validators.Check] = {
     "code": lambda value: isinstance(value, str),
@@ -90,6 +92,7 @@ VERSION: dict[str, validators.Check] = {
     "created_at": validators.is_time,
     "cause": validators.one_of(*get_args(Cause.__value__)),
     "run_id": validators.optional(_ID),
+    "name": validators.optional(validators.matching(NAME)),
     "snapshot": validators.optional(validators.is_digest),
     "data": validators.is_object,
 }
@@ -115,6 +118,7 @@ RUN: dict[str, validators.Check] = {
     "enforced": validators.is_object,
     "egress": validators.is_object,
     "artifacts": valid_artifacts,
+    "versions_dropped": validators.integer(0, (1 << 31) - 1),
     "stdout": validators.optional(validators.is_digest),
     "stderr": validators.optional(validators.is_digest),
 }
@@ -183,6 +187,7 @@ def version_line(content: VersionContent) -> bytes:
         "created_at": version.created_at,
         "cause": version.cause,
         "run_id": version.run_id,
+        "name": version.name,
         "snapshot": version.snapshot.root,
     }
     # The data is stored as JSON text, and goes in as it is.

@@ -12,6 +12,7 @@ from era.core import jsontext
 from era.core.capsules import format as layout
 from era.core.capsules.tars import Entry
 from era.core.capsules.validators import bad_capsule, check_fields, too_large
+from era.core.history import MAX_NAMED
 from era.core.models import KeptOutputs, RunRecord, Session, Snapshot, StoredCode, Version, VersionContent
 from era.core.sessions import check_code, data_text
 from era.core.setup.requirements import setup_text
@@ -69,13 +70,22 @@ class DocumentReader:
         return _session(head, last)
 
     def versions(self) -> Iterator[VersionContent]:
-        """The versions, oldest first. Their numbers must be consecutive."""
+        """The versions, oldest first. Their numbers must be consecutive, except behind one that has a name."""
         before = None
+        names = set[str]()
         for value in self._items(0):
+            if isinstance(value, dict):
+                value = {**layout.ADDED_TO_VERSIONS, **value}
             content = _version(check_fields(value, layout.VERSION, "a version"), self.snapshot)
-            if before is not None and content.version.n != before + 1:
+            version = content.version
+            if before is not None and (version.n <= before.n or (version.n > before.n + 1 and before.name is None)):
                 raise bad_capsule("has versions that don't follow one another")
-            before = content.version.n
+            if version.name is not None and version.name in names:
+                raise bad_capsule(f"has two versions with the name '{version.name}'")
+            if len(names) == MAX_NAMED and version.name is not None:
+                raise too_large(f"has more than {MAX_NAMED} named versions")
+            names |= set() if version.name is None else {version.name}
+            before = version
             yield content
 
     def runs(self) -> Iterator[tuple[RunRecord, Outputs | None]]:
@@ -200,6 +210,7 @@ def _version(value: dict[str, Any], snapshot: Callable[[str], Snapshot]) -> Vers
         cause=value["cause"],
         run_id=value["run_id"],
         snapshot=Snapshot() if root is None else snapshot(root),
+        name=value["name"],
     )
     return VersionContent(version, data_text("data", value["data"]))
 

@@ -70,14 +70,15 @@ class Archives:
         self._slots = slots
         self._unpacking = asyncio.Semaphore(_AT_A_TIME)
 
-    async def get(self, session_id: OwnedId, form: Format) -> AsyncIterator[bytes]:
-        """The session's tree as an archive, in pieces. All of them come from one snapshot, whatever happens meanwhile.
+    async def get(self, session_id: OwnedId, form: Format, version: int | None = None) -> AsyncIterator[bytes]:
+        """The tree of a version, of the current one if it is None, as an archive, in pieces. All of them come from one
+        snapshot, whatever happens meanwhile.
 
         Raises Conflict where this format can't hold the tree, Unavailable where the disk fails; while the pieces are
         read, OSError.
         """
-        session = await self._store.session(session_id)
-        root, made_at = session.snapshot.root, session.updated_at // 1_000_000
+        snapshot, at = await self._files.snapshot(session_id, version)
+        root, made_at = snapshot.root, at // 1_000_000
         read, open_blob = self._snapshots.read_tree, self._blobs.open_blob
         if form == "zip":
             try:
@@ -93,12 +94,12 @@ class Archives:
 
     async def put(
         self, session_id: OwnedId, pieces: AsyncIterator[bytes], declared: Format | None, *, replace: bool
-    ) -> tuple[int, Session]:
+    ) -> tuple[int, Session, int]:
         """Add an archive's content to the session's tree, or replace the tree by it.
 
         `pieces` are the archive, `declared` is the format that the client says it has, if any. Returns the number of
-        files and links in it, and the session. All of it is durable when this returns, or nothing has changed. Raises
-        BadArchive, TooLarge, Conflict, TooManyUploads, Unavailable.
+        files and links in it, the session, and how many old versions that dropped. All of it is durable when this
+        returns, or nothing has changed. Raises BadArchive, TooLarge, Conflict, TooManyUploads, Unavailable.
         """
         session = await self._files.writable_session(session_id)
         async with (
@@ -117,10 +118,8 @@ class Archives:
                     snapshot = await self._snapshots.edit(
                         base, unpacked.changes, lambda _: None, self._files.bounds(session)
                     )
-                    session = await self._store.commit(
-                        session_id, "files", data=None, snapshot=snapshot, key=session.key
-                    )
-        return unpacked.files, session
+                    session, dropped = await self._files.commit(session, snapshot)
+        return unpacked.files, session, dropped
 
     async def _unpack(self, fd: int, declared: Format | None, bounds: Bounds) -> Unpacked:
         async with self._unpacking:

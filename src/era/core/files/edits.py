@@ -81,6 +81,16 @@ class Changes:
             raise _duplicate(parts)
         here.mode, here.named = mode, True
 
+    def put_bytes(self) -> int:
+        """The sizes of all files that are put, together."""
+        total = 0
+        for change in self.entries.values():
+            if isinstance(change, PutFile):
+                total += change.size
+            elif isinstance(change, Changes):
+                total += change.put_bytes()
+        return total
+
     def _directory(self, parts: Parts) -> Changes:
         """The edits of the directory at this path. Raises BadRequest where the path leads through no directory."""
         here = self

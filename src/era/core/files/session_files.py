@@ -24,9 +24,10 @@ from era.core.files.snapshots import BlobStore, Snapshots
 from era.core.files.spool import Spool, Threads, Upload
 from era.core.files.trees import Bounds
 from era.core.files.unpack import PIECE
+from era.core.history import HistoryBound
 from era.core.limits import Rules, bounds
 from era.core.metadata import MetadataStore
-from era.core.models import OwnedId, Session
+from era.core.models import OwnedId, Session, Snapshot
 from era.core.turns import Turns
 from era.errors import Conflict, NotFound, PreconditionFailed, TooLarge, Unavailable
 
@@ -36,9 +37,9 @@ ANY = "*"
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """One page of a session's files, and the session that they were read from. `more`: there is a next page."""
+    """One page of a session's files, and the snapshot that they were read from. `more`: there is a next page."""
 
-    session: Session
+    snapshot: Snapshot
     files: Sequence[FileEntry]
     more: bool
 
@@ -97,6 +98,7 @@ class SessionFiles:
         spool: Spool,
         threads: Threads,
         rules: Rules,
+        history: HistoryBound,
     ) -> None:
         self._store = store
         self._snapshots = snapshots
@@ -105,17 +107,29 @@ class SessionFiles:
         self._spool = spool
         self._threads = threads
         self._rules = rules
+        self._history = history
 
-    async def page(self, session_id: OwnedId, *, limit: int, after: Parts, prefix: Parts) -> Page:
+    async def snapshot(self, session_id: OwnedId, version: int | None = None) -> tuple[Snapshot, int]:
+        """The files of a version, of the current one if it is None, and when they became that. Raises NotFound where
+        the version isn't kept."""
+        if version is None:
+            session = await self._store.session(session_id)
+            return session.snapshot, session.updated_at
+        found = (await self._store.version(session_id, version)).version
+        return found.snapshot, found.created_at
+
+    async def page(
+        self, session_id: OwnedId, *, limit: int, after: Parts, prefix: Parts, version: int | None = None
+    ) -> Page:
         """Up to `limit` files after the path `after` whose path begins with `prefix`, in the order of their paths."""
-        session = await self._store.session(session_id)
-        files = await self._snapshots.entries(session.snapshot, after=after, prefix=prefix, limit=limit + 1)
-        return Page(session, files[:limit], len(files) > limit)
+        snapshot, _ = await self.snapshot(session_id, version)
+        files = await self._snapshots.entries(snapshot, after=after, prefix=prefix, limit=limit + 1)
+        return Page(snapshot, files[:limit], len(files) > limit)
 
-    async def open(self, session_id: OwnedId, path: Parts) -> OpenFile:
+    async def open(self, session_id: OwnedId, path: Parts, version: int | None = None) -> OpenFile:
         """Open a file. Raises NotFound, Conflict for what is no file, Unavailable where the disk fails."""
-        session = await self._store.session(session_id)
-        entry = await self._snapshots.find(session.snapshot, path)
+        snapshot, _ = await self.snapshot(session_id, version)
+        entry = await self._snapshots.find(snapshot, path)
         match entry:
             case "file", _, digest, size, _, mtime_ns, *_:
                 try:
@@ -136,11 +150,13 @@ class SessionFiles:
                     code="is_a_directory",
                 )
 
-    async def put(self, session_id: OwnedId, path: Parts, pieces: AsyncIterator[bytes], condition: Condition) -> Upload:
+    async def put(
+        self, session_id: OwnedId, path: Parts, pieces: AsyncIterator[bytes], condition: Condition
+    ) -> tuple[Upload, int]:
         """Write a file, replacing one that is there. All of it is durable when this returns, or nothing has changed.
 
-        Raises Conflict where something of another kind is there or on the way, TooLarge beyond the session's limits,
-        PreconditionFailed, TooManyUploads.
+        Returns what was written, and how many old versions that dropped. Raises Conflict where something of another
+        kind is there or on the way, TooLarge beyond the session's limits, PreconditionFailed, TooManyUploads.
         """
         session = await self.writable_session(session_id)
         self.check_depth(path)
@@ -155,11 +171,12 @@ class SessionFiles:
                     condition.check(path, await self._current(session, path))
                 # Put it again: it may have waited for its turn so long that it was swept as garbage.
                 snapshot = await self._snapshots.edit(session.snapshot, changes, upload.put, self.bounds(session))
-                await self._store.commit(session_id, "files", data=None, snapshot=snapshot, key=session.key)
-            return upload
+                _, dropped = await self.commit(session, snapshot)
+            return upload, dropped
 
-    async def delete(self, session_id: OwnedId, path: Parts, *, recursive: bool, condition: Condition) -> None:
-        """Remove a file or link; a directory only if `recursive`. Raises NotFound, Conflict, PreconditionFailed."""
+    async def delete(self, session_id: OwnedId, path: Parts, *, recursive: bool, condition: Condition) -> int:
+        """Remove a file or link; a directory only if `recursive`. Returns how many old versions that dropped. Raises
+        NotFound, Conflict, PreconditionFailed."""
         async with self._turns.take(session_id):
             session = await self.writable_session(session_id)
             current = await self._current(session, path)
@@ -169,7 +186,16 @@ class SessionFiles:
             changes = Changes()
             changes.add(path, Remove(recursive))
             snapshot = await self._snapshots.edit(session.snapshot, changes, lambda _: None, self.bounds(session))
-            await self._store.commit(session_id, "files", data=None, snapshot=snapshot, key=session.key)
+            return (await self.commit(session, snapshot))[1]
+
+    async def commit(self, session: Session, snapshot: Snapshot) -> tuple[Session, int]:
+        """Make `snapshot` the session's next version, in its turn. Returns the session after that, and how many old
+        versions had to go for it."""
+        trim = await self._history.trim(session, snapshot)
+        committed = await self._store.commit(
+            session.owned_id, "files", data=None, snapshot=snapshot, key=session.key, trim=trim
+        )
+        return committed, 0 if trim is None else len(trim.drop)
 
     async def writable_session(self, session_id: OwnedId, key: int | None = None) -> Session:
         """The session, which must keep files; with `key`, it must be the very one that had this key.

@@ -41,7 +41,7 @@ from era.core.files.diffs import FileChanges, file_changes, written_files
 from era.core.files.edits import Changes, Entry, FileEntry
 from era.core.files.paths import Parts
 from era.core.files.sparse import extents
-from era.core.files.trees import BlobBatch, Bounds, FullScanNeeded, Scan, Tree, TreeNotSmall
+from era.core.files.trees import BlobBatch, Bounds, CountingBatch, FullScanNeeded, Scan, Tree, TreeNotSmall
 from era.core.files.watch import Watch
 from era.core.models import EMPTY, STATE_FILE, JsonObject, Snapshot
 from era.core.ports import Sandbox
@@ -278,6 +278,32 @@ class Snapshots:
             self._mark(root, marked, sizes)
         return sizes
 
+    async def held_bytes(self, roots: Sequence[str], most: int, at_least: int = 0) -> Sequence[int]:
+        """How many bytes the first of these snapshots holds, how many the first two together, and so on; content that
+        they share counts once. Behind the first `at_least` numbers it ends with one that is over `most`.
+
+        Reads every tree object of these. Raises Unavailable where the disk fails.
+        """
+
+        def job() -> Sequence[int]:
+            marked: set[str] = set()
+            sizes: dict[str, int] = {}
+            totals: list[int] = []
+            counted = total = 0
+            for root in roots:
+                self._mark(root, marked, sizes)
+                total += sum(islice(sizes.values(), counted, None))  # what is new is at the end
+                counted = len(sizes)
+                totals.append(total)
+                if total > most and len(totals) >= at_least:
+                    break
+            return totals
+
+        try:
+            return await self._on_thread(job, bulk=True)
+        except OSError as error:
+            raise Unavailable(f"the session's files could not be counted: {error.strerror}") from error
+
     async def close(self) -> None:
         """Wait for jobs under way, and free everything."""
         for sandbox_id in list(self._memories):
@@ -335,13 +361,16 @@ class Snapshots:
         tree, watch = scanned.tree, scanned.watch
         if tree.is_empty:
             return _Memory(EMPTY, tree)
+        stored = 0
         if tree.digest is None:
             with trees.opened_root(sandbox.workspace) as root, self._blobs.batch() as batch:
-                digest = trees.store(root, tree, memory.tree if memory else None, batch)
+                counting = CountingBatch(batch)
+                digest = trees.store(root, tree, memory.tree if memory else None, counting)
+            stored = counting.total
             self._count(digest, tree.totals.entries)
         if watch is not None:
             watch.skip()
-        return _Memory(Snapshot(tree.digest, tree.totals.files, tree.totals.total_bytes), tree, watch)
+        return _Memory(Snapshot(tree.digest, tree.totals.files, tree.totals.total_bytes, stored), tree, watch)
 
     def _rescan(self, root: int, memory: _Memory | None, bounds: Bounds, entry: str | None) -> Tree | None:
         """The tree by a scan of only what was touched; None where a full scan is needed."""
@@ -443,14 +472,15 @@ class Snapshots:
         """Do the work of `edit`, on a thread. Raises as `edit` does, or OSError."""
         with self._blobs.batch() as batch:
             put(batch)
-            root, more = edits.apply(self.read_tree, batch, snapshot.root, changes)
+            counting = CountingBatch(batch)
+            root, more = edits.apply(self.read_tree, counting, snapshot.root, changes)
             total_bytes = snapshot.total_bytes + more.total_bytes
             if more.total_bytes > 0 and total_bytes > bounds.total_bytes:
                 raise TooLarge(f"The session's files would be {total_bytes} bytes, {bounds.total_bytes} may be.")
             if root is None:
                 return EMPTY
             self._count(root, self._entries_of(snapshot.root, more.entries, bounds) + more.entries)
-        return Snapshot(root, snapshot.file_count + more.files, total_bytes)
+        return Snapshot(root, snapshot.file_count + more.files, total_bytes, counting.total + changes.put_bytes())
 
     def _entries_of(self, root: str | None, more: int, bounds: Bounds) -> int:
         """How many entries a tree has, at most. Raises TooLarge where `more` exceed the bounds."""

@@ -68,6 +68,26 @@ class BlobBatch(Protocol):
         ...
 
 
+@dataclass(slots=True)
+class CountingBatch:
+    """A batch that counts the bytes that are put into it."""
+
+    _batch: BlobBatch
+    total: int = 0
+
+    def put(self, content: bytes) -> str:
+        self.total += len(content)
+        return self._batch.put(content)
+
+    def put_file(self, fd: int, size: int) -> str:
+        self.total += size
+        return self._batch.put_file(fd, size)
+
+    def put_spooled(self, path: str, digest: str) -> None:
+        self.total += os.path.getsize(path)
+        self._batch.put_spooled(path, digest)
+
+
 @dataclass(frozen=True, slots=True)
 class Bounds:
     """What a tree may hold at most. `depth` is how many directories may be nested."""

@@ -20,7 +20,8 @@ from era.core import jsontext
 from era.core.files.allowance import bounded
 from era.core.files.snapshots import Snapshots
 from era.core.files.trees import SnapshotRefused
-from era.core.models import Session, Snapshot, command_of
+from era.core.history import HistoryBound
+from era.core.models import Session, Snapshot, Trim, command_of
 from era.core.pool import SandboxPool
 from era.core.ports import Network
 from era.core.program import Ended, Program
@@ -45,7 +46,8 @@ class CommandsResult(LastWords):
 
 
 class Commands:
-    def __init__(self, pool: SandboxPool, network: Network, snapshots: Snapshots) -> None:
+    def __init__(self, pool: SandboxPool, network: Network, snapshots: Snapshots, history: HistoryBound) -> None:
+        self._history = history
         self._pool = pool
         self._network = network
         self._snapshots = snapshots
@@ -109,6 +111,10 @@ class Commands:
         except BaseException:
             await self.drop(session.key)
             raise
+
+    async def trim(self, session: Session, snapshot: Snapshot | None) -> Trim | None:
+        """What must go of the session's history with this snapshot's becoming a version."""
+        return await self._history.trim(session, snapshot)
 
     async def keep(self, session: Session, snapshot: Snapshot) -> None:
         """Keep the sandbox warm, since what the commands left in it is now the session's version, as `snapshot`."""

@@ -315,6 +315,7 @@ class Setups:
                 result=jsontext.compact(result),
                 package_set=installed.digest if installed and error is None else None,
                 left=left,
+                trim=None if session is None else await self._commands.trim(session, ran.snapshot),
             )
             if session is not None and left is not None and recorded:
                 await self._commands.keep(session, left[1])

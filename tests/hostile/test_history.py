@@ -1,0 +1,75 @@
+"""A session that fills its history: what it may hold on disk has a bound."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import eventually
+from tests.hostile.served import ForkedServer
+
+MIB = 1 << 20
+LIMIT = 16 * MIB
+RUNS = 15
+DISK = 4 * MIB
+
+REWRITE = "import os\nfor n in range(4): open(f'f{n}', 'wb').write(os.urandom(1 << 20))"
+PUT_AWAY = "import os; os.rename('f0', 'f1'); open('f0', 'wb').write(os.urandom(2 << 20))"
+MANY_NAMES = "import os\nfor n in range(6000): open('x' * 200 + str(n) + os.urandom(8).hex(), 'w').close()"
+"""Rewrites all, adds to what is there, and holds nothing but lists of directories."""
+
+
+@pytest.fixture(params=[None, "no bound of history"])
+def server(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[ForkedServer]:
+    settings = {"ERA_SPARES": "0", "ERA_ISOLATION": "bubblewrap", "ERA_HISTORY_MB": str(LIMIT // MIB)}
+    server = ForkedServer(tmp_path / "data", settings, weakness=request.param)
+    server.start()
+    yield server
+    server.stop()
+
+
+def stored(server: ForkedServer) -> int:
+    """How many bytes of blobs are left after a garbage collection."""
+    blobs = server.data_dir / "blobs"
+
+    def size() -> int:
+        return sum(path.stat().st_size for path in blobs.rglob("*") if path.is_file())
+
+    sizes = [size()]
+    os.kill(server.pid, signal.SIGUSR1)
+
+    def settled() -> bool:
+        sizes.append(size())
+        return len(sizes) > 20 and len(set(sizes[-20:])) == 1
+
+    eventually(settled)
+    return sizes[-1]
+
+
+@pytest.mark.parametrize("code", [REWRITE, PUT_AWAY, MANY_NAMES], ids=["rewrite", "put away", "many names"])
+def test_a_session_that_rewrites_its_files_holds_no_more_than_its_limit(code: str, server: ForkedServer) -> None:
+    runs = RUNS if code != MANY_NAMES else 12
+    with server.client() as client:
+        assert client.post("/api/sessions", json={"language": "python", "session_id": "s"}).status_code == 201
+        client.post("/api/sessions/s/run", json={"code": "for n in range(2): open(f'f{n}', 'w').close()"})
+        clear = "import os\nfor name in os.listdir('.'):\n  if name.startswith('x'): os.remove(name)\n"
+        dropped = 0
+        for _ in range(runs):
+            outcome = client.post("/api/sessions/s/run", json={"code": clear + code}).json()
+            assert (outcome["status"], outcome["state"]["committed"]) == ("ok", True), outcome
+            dropped += outcome["state"].get("versions_dropped", 0)
+        kept = [each["version"] for each in client.get("/api/sessions/s/versions").json()["versions"]]
+        assert kept[0] == outcome["state"]["version"]
+        assert len(client.get("/api/sessions/s/archive").content) > 0, "the current version is there"
+        held = stored(server)
+        if server.weakness:
+            assert dropped == 0
+            assert len(kept) == runs + 2
+            assert held > LIMIT * 9 // 8 + MIB, "this attack is none"
+        else:
+            assert dropped == runs + 2 - len(kept) > 0
+            assert held <= LIMIT * 9 // 8 + MIB
