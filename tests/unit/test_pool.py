@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
@@ -328,3 +329,24 @@ async def test_after_the_end_there_are_none(core: Core) -> None:
     assert core.driver.alive == []
     with pytest.raises(Unavailable, match="about to stop"):
         await core.pool.acquire(idle)
+
+
+async def test_a_driver_that_fails_at_its_cleanup_keeps_the_pool_from_no_end(
+    directory: Path, template: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A cancelled `create` may end with an OSError of its cleanup in the place of the cancellation."""
+    async with Core.opened(directory, template, spares=1) as core:
+        begun = asyncio.Event()
+
+        async def create(*_: Any) -> Any:
+            begun.set()
+            try:
+                await asyncio.Event().wait()
+            finally:
+                raise OSError(errno.EBUSY, "the control group is busy")
+
+        monkeypatch.setattr(core.driver, "create", create)
+        await core.pool.start()
+        await begun.wait()
+        async with asyncio.timeout(5):
+            await core.pool.stop()

@@ -270,6 +270,8 @@ class SandboxPool:
                     driver = await self._drivers.get("auto")
                     ready.append(await driver.create(language, self._rules.defaults))
                 except (EraError, OSError) as error:
+                    if self._stopped:  # a driver that is cancelled may fail at its cleanup instead
+                        return
                     log.warning("sandbox_not_made", language=language, error=str(error))
                     await asyncio.sleep(_REFILL_PAUSE)
 
