@@ -198,6 +198,20 @@ async def test_nothing_compressed_is_asked_for(lab: Lab) -> None:
     assert b"extensions" not in lab.heard.lower()
 
 
+async def test_of_other_protocols_only_websockets_are_asked_for(lab: Lab) -> None:
+    """HTTP/2 compresses headers."""
+    for upgrade in ("h2c", "websocket, h2c", "TLS/1.0"):
+        lab.answer = saying(
+            b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: h2c\r\nConnection: Upgrade\r\n\r\n" + VALUE.encode()
+        )
+        asked = request("/", f"Upgrade: {upgrade}", "HTTP2-Settings: AAMA").replace(
+            b"close", b"Upgrade, HTTP2-Settings"
+        )
+        assert (await lab.ask(asked)).startswith(b"HTTP/1.1 502 ")
+    assert b"h2c" not in lab.heard
+    assert b"AAMA" not in lab.heard
+
+
 @pytest.mark.parametrize("method", ["TRACE", "trace", "TRACK"])
 async def test_what_repeats_the_request_is_refused(lab: Lab, method: str) -> None:
     assert (await lab.ask(request(method=method))).startswith(b"HTTP/1.1 405 ")

@@ -30,7 +30,7 @@ _MAX_HELD = 64 << 10
 _PIECE = 64 << 10
 """Bytes of a body that are searched before the event loop goes on."""
 
-_COMPRESSING = (b"accept-encoding", b"sec-websocket-extensions")
+_UNREADABLE = (b"accept-encoding", b"sec-websocket-extensions", b"http2-settings")
 """Headers by which programs ask for compressed responses and messages."""
 
 _ECHOING = (b"TRACE", b"TRACK")
@@ -388,7 +388,11 @@ def _check(request: h11.Request, headers: Mapping[bytes, bytes]) -> None:
 
 def _readable(headers: Iterable[tuple[bytes, bytes]]) -> Fields:
     """The headers of a request whose response we must be able to read."""
-    kept = [(name, value) for name, value in headers if name.lower() not in _COMPRESSING]
+    kept = [
+        (name, value)
+        for name, value in headers
+        if name.lower() not in _UNREADABLE and (name.lower() != b"upgrade" or value.lower() == b"websocket")
+    ]
     return [*kept, (b"Accept-Encoding", b"identity")]
 
 
