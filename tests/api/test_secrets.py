@@ -75,10 +75,11 @@ def test_every_call_that_runs_gives_placeholders(client: httpx.Client, session: 
         {"A": {"hosts": ["api.example.com"]}},
         {"A": {"value": VALUE}},
         {"A": VALUE},
+        {"A": {**secrets("A")["A"], "plain_http": VALUE}},
         {"A": {**secrets("A")["A"], "more": VALUE}},
         [VALUE],
     ],
-    ids=range(24),
+    ids=range(25),
 )
 def test_invalid_secrets_are_refused_and_not_quoted(client: httpx.Client, session: MakeSession, given: Any) -> None:
     for path in (f"/api/sessions/{session()}/run", "/api/execute"):
@@ -99,7 +100,9 @@ def test_other_secrets_are_another_idempotent_request(client: httpx.Client, sess
     first = post(secrets("A"))
     assert first.json()["stdout"].startswith("era_secret_")
     assert post(secrets("A")).content == first.content
-    for other in (secrets("A", value="other"), secrets("A", hosts=("api.example.com",)), secrets("A", "B"), {}):
+    plain = {"A": {**secrets("A")["A"], "plain_http": True}}
+    assert post({"A": {**secrets("A")["A"], "plain_http": False}}).content == first.content
+    for other in (plain, secrets("A", value="other"), secrets("A", hosts=("api.example.com",)), secrets("A", "B"), {}):
         refused(post(other), 409, "another request")
 
 

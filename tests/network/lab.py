@@ -24,6 +24,9 @@ ADDRESS = ip_address("203.0.113.10")
 GOOD, EVIL, OURS = Authority(), Authority(), Authority()
 """The authority that the machine trusts, one that nobody does, and the service's."""
 
+IDENTITY = b"Accept-Encoding: identity\r\n\r\n"
+"""The end of every request's head: answers must be readable."""
+
 FINE = b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nfine"
 
 type Ends = tuple[asyncio.StreamReader, asyncio.StreamWriter]
@@ -47,12 +50,15 @@ class Lab:
 
     secrets: list[Secret] = field(
         default_factory=lambda: [
-            Secret("TOKEN", VALUE, allowlist([HOST, "*.sub.test"])),
-            Secret("KEY", "k2", allowlist([HOST])),
+            Secret("TOKEN", VALUE, allowlist([HOST, "*.sub.test"]), plain_http=True),
+            Secret("KEY", "k2", allowlist([HOST]), plain_http=True),
         ]
     )
     allow: list[str] = field(default_factory=list)
     heard: bytes = b""
+    told: bytes = b""
+    """What the program was, where a test keeps that."""
+
     noted: list[tuple[str | None, str | None]] = field(default_factory=list)
     traffic: Traffic = field(default_factory=Traffic)
     answer: Answer = fine

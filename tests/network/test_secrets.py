@@ -12,25 +12,26 @@ from tests.network import world
 from tests.network.conftest import Machine, NetServer, NewSession, new_session
 
 VALUE = "canary-8161943"
-SECRETS = {"TOKEN": {"value": VALUE, "hosts": ["api.example.test"]}}
+SECRETS = {"TOKEN": {"value": VALUE, "hosts": ["api.example.test"], "plain_http": True}}
 URLS = ["https://api.example.test", "http://api.example.test", "http://www.example.test"]
-SAID = f"{URLS[0]} {VALUE}\n{URLS[1]} {VALUE}\n{URLS[2]} placeholder\n"
+SAID = f"{URLS[0]} value\n{URLS[1]} value\n{URLS[2]} placeholder\n"
 
 PYTHON = f"""
 import json, os, urllib.request
 token = os.environ["TOKEN"]
 for url in {URLS}:
     asked = urllib.request.Request(url + "/hello", headers={{"X-Token": token}})
-    told = json.load(urllib.request.urlopen(asked, timeout=10))["headers"]["X-Token"]
-    print(url, "placeholder" if told == token else told)
+    told = json.load(urllib.request.urlopen(asked, timeout=10))
+    assert told["headers"]["X-Token"] == token
+    print(url, "value" if told["length"] == {len(VALUE)} else "placeholder" if told["length"] == len(token) else told)
 """
 NODE = f"""
 const token = process.env.TOKEN;
 for (const url of {URLS}) {{
   const answer = await fetch(url + '/hello', {{ headers: {{ 'X-Token': token }} }});
-  const {{ headers }} = await answer.json();
-  const told = headers['X-Token'] ?? headers['x-token'];
-  console.log(url, told === token ? 'placeholder' : told);
+  const {{ headers, length }} = await answer.json();
+  if ((headers['X-Token'] ?? headers['x-token']) !== token) console.log(headers);
+  console.log(url, length === {len(VALUE)} ? 'value' : length === token.length ? 'placeholder' : length);
 }}
 """
 CLIENTS = {"python": PYTHON, "node": NODE, "deno": NODE.replace("process.env.TOKEN", "Deno.env.get('TOKEN')")}
@@ -79,7 +80,11 @@ socket.onerror = ({ error }) => console.log(error);
     assert one.says(code, secrets=SECRETS) == "true\n"
 
 
-RAW = """
+RAW = (
+    f"""
+VALUE = {"x" * len(VALUE)!r}
+"""
+    + """
 import os, socket, ssl
 token = os.environ["TOKEN"]
 def ask(address, port, host, name=None, line="GET /hello"):
@@ -88,8 +93,10 @@ def ask(address, port, host, name=None, line="GET /hello"):
         sock = ssl.create_default_context().wrap_socket(sock, server_hostname=name)
     sock.sendall(f"{line} HTTP/1.1\\r\\nHost: {host}\\r\\nX-Token: {token}\\r\\nConnection: close\\r\\n\\r\\n".encode())
     answer = b"".join(iter(lambda: sock.recv(9999), b"")).decode()
-    print(answer.split()[1], "value" if "canary" in answer else "placeholder" if token in answer else answer[-8:])
+    told = {f'"length": {len(VALUE)}' in answer: "value", f'"length": {len(token)}' in answer: "placeholder"}
+    print(answer.split()[1], "leak" if "canary" in answer else told.get(True, answer[-8:]))
 """
+)
 
 
 def test_an_address_counts_only_as_the_answer_for_a_name(session: NewSession) -> None:
@@ -126,6 +133,55 @@ ask("{world.PUBLIC}", 8443, "api.example.test", "api.example.test")  # an impost
         ("api.example.test", 443, None, ["TOKEN"]),
         ("api.example.test", 8443, "tls", []),
     ]
+
+
+REPEATED = """
+import http.client, os, ssl
+token, told = os.environ["TOKEN"], ""
+def ask(method, path, body=None):
+    connection = http.client.HTTPSConnection("api.example.test", timeout=10)
+    connection.request(method, path, body, {"X-Token": token, "Content-Type": "application/json"})
+    answer = connection.getresponse()
+    said = f"{answer.headers}{answer.read().decode()}"
+    shown = "value" if "canary" in said else "placeholder" if token in said else "nothing"
+    print(answer.status, shown)
+ask("GET", "/redirect-token")
+ask("GET", "/no-such-page")
+ask("GET", "/hello")
+ask("POST", "/posts", '{"key": "%s"}' % token)
+ask("TRACE", "/")
+connection = http.client.HTTPSConnection("api.example.test", timeout=10)
+connection.request("GET", "/hello?key=" + token)
+print("target", "canary" in connection.getresponse().read().decode())
+connection = http.client.HTTPConnection("api.example.test", timeout=10)
+connection.request("GET", "/hello", headers={"X-Token": token})
+print("plain", f'"length": {len(token)}' not in connection.getresponse().read().decode())
+"""
+
+LEAKY = """
+from era.core.secrets import PLACEHOLDER
+from era.network import exchange, interception, redaction
+interception.Redaction = lambda secrets: redaction.Redaction([])
+exchange._ECHOING = ()
+right = interception.Interception._secrets_for
+interception.Interception._secrets_for = lambda self, host, *, tls: right(self, host, tls=True)
+kept = exchange._rewritten
+exchange._rewritten = lambda request, target, headers: kept(request, PLACEHOLDER.sub(b"canary", target), headers)
+"""
+"""Leaves answers as they are, and sends values in targets, with TRACE and over plain HTTP."""
+
+
+def test_a_host_that_repeats_a_value_tells_the_program_nothing(
+    machine: Machine, session: NewSession, tmp_path: Path
+) -> None:
+    secrets = {"TOKEN": {"value": VALUE, "hosts": ["api.example.test"]}}
+    placeholders = "302 placeholder\n404 placeholder\n200 placeholder\n201 placeholder\n"
+    sound = f"{placeholders}405 nothing\ntarget False\nplain False\n"
+    assert session().says(REPEATED, secrets=secrets) == sound
+    weak = machine.serve(tmp_path / "data", weakness=f"exec({LEAKY!r})")
+    with weak.client() as http:
+        told = new_session(http).says(REPEATED, secrets=secrets)
+        assert told == f"{placeholders}200 placeholder\ntarget True\nplain True\n".replace("placeholder", "value")
 
 
 # -- nothing of a value is anywhere -----------------------------------------------------------------------------
@@ -177,9 +233,9 @@ from era.network import authority, interception
 from era.network import egress
 execution.placeholders = lambda found: {one.name: one.value for one in found}
 right_secret = context.secret
-def secret(name, value, *rest):
+def secret(name, value, *rest, **how):
     print("took", value, file=sys.stderr, flush=True)
-    return right_secret(name, value, *rest)
+    return right_secret(name, value, *rest, **how)
 context.secret = secret
 class Swap(interception.Swap):
     def __init__(self, secrets):

@@ -3,6 +3,7 @@
 Run as a program, with the directory of its keys: serves until its stdin ends.
 
     http  80, https 443    GET /hello, /big?mb=N, /drip?seconds=N, /redirect?to=URL, /hang, /open, /queries,
+                           /redirect-token and /no-such-page (which repeat X-Token; TRACE repeats all headers),
                            /messages (all that the nameserver was sent, in hex), /users/NAME
                            POST /upload, /posts (JSON, which comes back with an id)
                            /socket, a WebSocket that says back the short messages it hears
@@ -78,7 +79,8 @@ class Handler(BaseHTTPRequestHandler):
         open_requests += 1
         try:
             if url.path == "/hello":
-                self.answer({"hello": self.headers["Host"], "path": self.path, "headers": dict(self.headers)})
+                told = {"hello": self.headers["Host"], "path": self.path, "headers": dict(self.headers)}
+                self.answer({**told, "length": len(self.headers["X-Token"] or "")})
             elif url.path == "/big":
                 size = int(asked["mb"]) << 20
                 self.send_response(200)
@@ -99,6 +101,10 @@ class Handler(BaseHTTPRequestHandler):
                 self.rfile.read(1)  # until the other side is gone
             elif url.path == "/open":
                 self.answer(open_requests - 1)
+            elif url.path == "/redirect-token":
+                self.answer({}, 302, Location=f"http://{self.headers['Host']}/?key={self.headers['X-Token']}")
+            elif url.path == "/no-such-page":
+                self.answer({"error": f"no page for {self.headers['X-Token']}"}, 404)
             elif url.path == "/queries":
                 self.answer(queries)
             elif url.path == "/messages":
@@ -130,6 +136,9 @@ class Handler(BaseHTTPRequestHandler):
             self.wfile.write(bytes([head[0], size]) + said)
             if head[0] & 15 == 8:  # the client's goodbye
                 return
+
+    def do_TRACE(self) -> None:
+        self.answer(str(self.headers))
 
     def do_POST(self) -> None:
         if self.path == "/posts":

@@ -219,7 +219,10 @@ def claim_of(context: Context, route: Route, key: str | None, body: BaseModel) -
     fields = body.model_dump()
     env, secrets = fields.pop("env", {}), fields.pop("secrets", {})
     if secrets:
-        fields["secrets"] = {name: secret["hosts"] for name, secret in secrets.items()}
+        fields["secrets"] = {
+            name: [secret["hosts"], "plain_http"] if secret["plain_http"] else secret["hosts"]
+            for name, secret in secrets.items()
+        }
     values = {name: secret["value"] for name, secret in secrets.items()}
     return context.idempotency.claim(route, key, fields, [env, values])
 
@@ -292,7 +295,7 @@ def setup_of(body: SetupBody | None) -> dict[str, Any] | None:
 
 def secrets_of(secrets: Mapping[str, SecretBody], env: Mapping[str, str]) -> list[Secret]:
     """The secrets of a request. Raises BadRequest for invalid ones."""
-    return [secret(name, body.value, body.hosts, env) for name, body in secrets.items()]
+    return [secret(name, body.value, body.hosts, env, plain_http=body.plain_http) for name, body in secrets.items()]
 
 
 def check_env(env: Mapping[str, str]) -> None:

@@ -45,10 +45,15 @@ class Secret:
     hosts: Allowlist
     """Where the value may be sent: names only, at least one."""
 
+    plain_http: bool = False
+    """Whether it may be sent there without TLS, too."""
+
     placeholder: str = field(default_factory=_placeholder)
 
 
-def secret(name: str, value: str, hosts: Sequence[str], other_names: Container[str]) -> Secret:
+def secret(
+    name: str, value: str, hosts: Sequence[str], other_names: Container[str], *, plain_http: bool = False
+) -> Secret:
     """Validate a secret of a request. `other_names` are the names of the run's other variables. Raises BadRequest,
     which never quotes a value, nor what might be one in a wrong place."""
     if not _NAME.fullmatch(name):
@@ -74,7 +79,7 @@ def secret(name: str, value: str, hosts: Sequence[str], other_names: Container[s
             f"'secrets.{name}.hosts' has an entry that is no host name, or none at all.",
             hint="An entry is a host (api.example.com) or all below one (*.example.com).",
         )
-    return Secret(name, value, names)
+    return Secret(name, value, names, plain_http)
 
 
 def placeholders(secrets: Sequence[Secret]) -> dict[str, str]:

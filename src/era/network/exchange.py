@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Mapping
+import zlib
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from typing import Any
 
@@ -15,12 +16,24 @@ from anyio.abc import ByteStream
 from era.core.allowlist import folded
 from era.core.tasks import until_one_ends
 from era.network.destinations import Traffic
-from era.network.http1 import MAX_HEAD, Refused, refusal_events
+from era.network.http1 import MAX_HEAD, Fields, Refused, refusal_events
+from era.network.redaction import Inflate, RedactedStream, Redaction, Tripwire
 from era.network.splice import IDLE_SECONDS
 from era.network.swapping import MAX_BODY, ROUTING, Swap, escape_for
 
 GONE = (OSError, TimeoutError, anyio.BrokenResourceError, anyio.ClosedResourceError, anyio.EndOfStream)
 """What streams raise when the other end has gone, or might as well have."""
+
+_MAX_HELD = 64 << 10
+"""Bytes of a response's body that are held until it's complete, so that its length can be told before it."""
+
+_PIECE = 64 << 10
+"""Bytes of a body that are searched before the event loop goes on."""
+
+_UNREADABLE = (b"accept-encoding", b"sec-websocket-extensions", b"http2-settings")
+"""Headers by which programs ask for compressed responses and messages."""
+
+_ECHOING = (b"TRACE", b"TRACK")
 
 _HOST = re.compile(r"([^\s:/@\[\]]+)(?::[0-9]{1,5})?")
 
@@ -29,6 +42,24 @@ def named_host(headers: Mapping[bytes, bytes]) -> str:
     """The host that a request's `Host` header names, "" where there is none. `headers` have lower-case names."""
     match = _HOST.fullmatch(headers.get(b"host", b"").decode("latin-1"))
     return folded(match[1]) if match else ""
+
+
+class _Body:
+    """The body of a response that is being passed on. `held` is its response with what has come of it so far, where it
+    is held until it's complete."""
+
+    def __init__(self, stream: RedactedStream, inflate: Inflate | None, held: tuple[h11.Response, bytearray] | None):
+        self.stream, self.inflate, self.held = stream, inflate, held
+
+    def pieces(self, data: bytes) -> Iterator[bytes]:
+        """The content that has come with these bytes. Raises Refused."""
+        if self.inflate is None:
+            yield from (data[at : at + _PIECE] for at in range(0, len(data), _PIECE))
+            return
+        try:
+            yield from self.inflate.feed(data)
+        except zlib.error:
+            raise Refused(502, "bad_answer", "the server's answer is not compressed as it says") from None
 
 
 class Exchange:
@@ -40,12 +71,20 @@ class Exchange:
         far: ByteStream,
         host: str,
         swap: Swap,
+        redaction: Redaction,
         traffic: Traffic,
         bodies: asyncio.Semaphore,
     ) -> None:
-        """`swap` is for requests to `host`; `bodies` bounds how many are held in memory at a time."""
+        """`swap` is for requests to `host`, `redaction` for all responses; `bodies` bounds how many bodies of requests
+        are held in memory at a time."""
         self._near, self._far, self._host, self._swap = near, far, host, swap
-        self._traffic, self._bodies = traffic, bodies
+        self._redaction, self._traffic, self._bodies = redaction, traffic, bodies
+        self._method = b""
+        """Of the request whose response is awaited."""
+
+        self._body: _Body | None = None
+        """Of the response that is being passed on, where it is searched."""
+
         self._as_server = h11.Connection(h11.SERVER, max_incomplete_event_size=MAX_HEAD)
         """Towards the program."""
 
@@ -123,13 +162,14 @@ class Exchange:
         return event
 
     async def _pass_request(self, request: h11.Request) -> None:
-        headers = list(request.headers.raw_items())
         by_name = dict(request.headers)
         _check(request, by_name)
+        headers = _readable(request.headers.raw_items())
+        self._method = request.method
         if named_host(by_name) != self._host:
             await self._send_to_server(_rewritten(request, request.target, headers))
             return
-        target, headers = self._swap.target(request.target), self._swap.headers(headers)
+        target, headers = request.target, self._swap.headers(headers)
         if not _is_searched(by_name):
             await self._send_to_server(_rewritten(request, target, headers))
             return
@@ -174,15 +214,83 @@ class Exchange:
                 names = dict(event.headers)
                 if b"transfer-encoding" in names and (b"content-length" in names or event.http_version < b"1.1"):
                     raise Refused(502, "bad_answer", "the server's answer has two lengths")
-                await self._send_to_program(_rewritten_response(event))
+                await self._begin_response(event)
+            elif isinstance(event, h11.Data):
+                await self._pass_content(event)
             elif isinstance(event, h11.EndOfMessage):
-                await self._send_to_program(event)
+                await self._end_response(event)
                 if not await self._start_next_cycle():
                     return
-            elif isinstance(event, h11.Data | h11.InformationalResponse):
-                await self._send_to_program(event)
+            elif isinstance(event, h11.InformationalResponse):
+                await self._send_to_program(self._redacted(event))
             else:
                 return
+
+    async def _begin_response(self, response: h11.Response) -> None:
+        """Pass on the head, or hold it until the body is complete. Raises Refused."""
+        response = self._redacted(response)
+        names = dict(response.headers)
+        self._body = None
+        if not self._redaction or self._method == b"HEAD" or response.status_code in (204, 304):
+            await self._send_to_program(response)
+            return
+        inflate, length = None, names.get(b"content-length")
+        encoding = names.get(b"content-encoding", b"").strip().lower()
+        if encoding not in (b"", b"identity"):
+            if encoding not in Inflate.ENCODINGS or response.status_code == 206:
+                raise Refused(502, "bad_answer", "the server's answer is compressed, though it was asked not to be")
+            inflate = Inflate()
+            response = _without(response, b"content-encoding", b"content-length")
+        held = None
+        if length is not None and inflate is None:
+            held = (response, bytearray()) if int(length) <= _MAX_HELD else None
+            response = _without(response, b"content-length")
+        self._body = _Body(self._redaction.stream(), inflate, held)
+        if held is None:
+            await self._send_to_program(response)
+
+    async def _pass_content(self, event: h11.Data) -> None:
+        """Pass on a part of a body. Raises Refused."""
+        if self._body is None:
+            await self._send_to_program(event)
+            return
+        for number, piece in enumerate(self._body.pieces(bytes(event.data))):
+            if number:
+                await asyncio.sleep(0)
+            if self._body.held is not None:
+                self._body.held[1].extend(piece)
+            elif passed := self._body.stream.feed(piece):
+                await self._send_to_program(h11.Data(data=passed))
+
+    async def _end_response(self, end: h11.EndOfMessage) -> None:
+        """Pass on what was held back, and the end. Raises Refused for a body that isn't complete."""
+        body, self._body = self._body, None
+        if body is None:
+            await self._send_to_program(end)
+            return
+        if body.inflate is not None and not body.inflate.complete:
+            raise Refused(502, "bad_answer", "the server's answer ends early")
+        if body.held is not None:
+            response, content = body.held
+            rest = self._redaction.whole(bytes(content))
+            length = str(len(rest)).encode()
+            headers = [
+                (name, length if name.lower() == b"content-length" else value)
+                for name, value in response.headers.raw_items()
+            ]
+            await self._send_to_program(_with_headers(response, headers))
+        else:
+            rest = body.stream.feed(b"", last=True)
+        if rest:
+            await self._send_to_program(h11.Data(data=rest))
+        trailers = self._redaction.fields(list(end.headers.raw_items())) if end.headers else []
+        await self._send_to_program(h11.EndOfMessage(headers=trailers))
+
+    def _redacted[Response: (h11.Response, h11.InformationalResponse)](self, response: Response) -> Response:
+        """The same without values, and with its headers' names written as they came."""
+        headers = self._redaction.fields(list(response.headers.raw_items()))
+        reason = self._redaction.whole(bytes(response.reason))
+        return type(response)(status_code=response.status_code, headers=headers, reason=reason)
 
     async def _receive_from_server(self) -> bytes:
         """The server's next bytes, none at its end. Raises one of GONE where the connection breaks off."""
@@ -211,19 +319,30 @@ class Exchange:
 
     async def _switch_protocol(self, response: h11.InformationalResponse) -> None:
         """Pass on the 101, and from then on bytes as they are."""
-        await self._send_to_program(_rewritten_response(response))
+        await self._send_to_program(self._redacted(response))
         from_program, from_server = self._as_server.trailing_data[0], self._as_client.trailing_data[0]
         await until_one_ends(
             self._pass_bytes(self._near, self._far, bytes(from_program), "sent"),
-            self._pass_bytes(self._far, self._near, bytes(from_server), "received"),
+            self._pass_bytes(self._far, self._near, bytes(from_server), "received", self._redaction.tripwire()),
         )
 
-    async def _pass_bytes(self, source: ByteStream, sink: ByteStream, data: bytes, count: str) -> None:
+    async def _pass_bytes(
+        self, source: ByteStream, sink: ByteStream, data: bytes, count: str, tripwire: Tripwire | None = None
+    ) -> None:
+        """Pass on bytes until one end closes, or the `tripwire` notices a value."""
         with suppress(*GONE):
             while True:
-                if data:
-                    await sink.send(data)
-                data = await source.receive()
+                passed = data if tripwire is None else tripwire.feed(data)
+                if passed is None:
+                    return
+                if passed:
+                    await sink.send(passed)
+                try:
+                    data = await source.receive()
+                except anyio.EndOfStream:
+                    if tripwire is not None:
+                        await sink.send(tripwire.feed(b"", last=True) or b"")
+                    return
                 setattr(self._traffic, count, getattr(self._traffic, count) + len(data))
                 self._moved()
 
@@ -257,12 +376,24 @@ def _check(request: h11.Request, headers: Mapping[bytes, bytes]) -> None:
         raise Refused(400, "bad_request", "the request has two lengths")
     if request.method == b"CONNECT" or not (request.target.startswith(b"/") or request.target == b"*"):
         raise Refused(400, "bad_target", "the request's target is no path")
+    if request.method.upper() in _ECHOING:
+        raise Refused(405, "bad_method", "the answer to this method would be the request itself, with its secrets")
     connection = [value for name, value in request.headers if name == b"connection"]
     dropped = {word.strip().lower() for value in connection for word in value.split(b",")}  # by the next proxy
     if not dropped.isdisjoint(ROUTING):
         raise Refused(400, "bad_request", "the request's Connection header names what must stay")
     if b"host" not in headers:
         raise Refused(400, "bad_request", "the request has no Host header")
+
+
+def _readable(headers: Iterable[tuple[bytes, bytes]]) -> Fields:
+    """The headers of a request whose response we must be able to read."""
+    kept = [
+        (name, value)
+        for name, value in headers
+        if name.lower() not in _UNREADABLE and (name.lower() != b"upgrade" or value.lower() == b"websocket")
+    ]
+    return [*kept, (b"Accept-Encoding", b"identity")]
 
 
 def _is_searched(headers: Mapping[bytes, bytes]) -> bool:
@@ -281,7 +412,10 @@ def _rewritten(request: h11.Request, target: bytes, headers: list[tuple[bytes, b
         raise Refused(400, "bad_request", "the request can't be passed on as HTTP/1.1") from None
 
 
-def _rewritten_response[Response: (h11.Response, h11.InformationalResponse)](response: Response) -> Response:
-    """The same with its headers' names written as they came."""
-    headers = list(response.headers.raw_items())
+def _with_headers[Response: (h11.Response, h11.InformationalResponse)](response: Response, headers: Fields) -> Response:
     return type(response)(status_code=response.status_code, headers=headers, reason=response.reason)
+
+
+def _without(response: h11.Response, *names: bytes) -> h11.Response:
+    """The same without these headers."""
+    return _with_headers(response, [pair for pair in response.headers.raw_items() if pair[0].lower() not in names])

@@ -4,10 +4,10 @@ Theory of operation
 ===================
 
 *Which connections.* The first bytes of a program decide, unless the server speaks before it. A connection whose TLS
-ClientHello names a host of a secret's (RFC 6066, server_name) is intercepted. So is one whose HTTP request names such a
-host in `Host`, if the run's own nameserver has answered that name with the very address the connection leads to. All
-others pass as bytes, as in any other run. The egress allowlist must have the name, or the address, besides: a secret
-opens nothing.
+ClientHello names a host of a secret's (RFC 6066, server_name) is intercepted. So is one whose HTTP request names in
+`Host` a host that a secret may be sent to over plain HTTP, if the run's own nameserver has answered that name with the
+very address the connection leads to. All others pass as bytes, as in any other run. The egress allowlist must have the
+name, or the address, besides: a secret opens nothing.
 
 *Who is at the other end.* With TLS, its certificate proves it: it must be good for that very name, by the authorities
 that this machine trusts. Only then is anything sent. So it doesn't matter which address a program connects to, nor how
@@ -16,8 +16,12 @@ TLS there is only the address, as for any client.
 
 *Read and written anew.* h11 parses the requests and we write them anew, so nothing is passed on that two readers could
 read differently. A request gets the secrets of the connection's host only if its own `Host` is that one: the server may
-serve others, too. Responses are parsed for where they end, and are passed on with the headers they have. After a 101 (a
-WebSocket) bytes pass as they are.
+serve others, too. After a 101 (a WebSocket) bytes pass as they are.
+
+*Responses* are parsed, too, and the values in them are replaced by the placeholders again (redaction.py). For that they
+mustn't be compressed, so they are asked for without, and decompressed where a server does it all the same. A body whose
+length is known and small is held until it's complete, so that its new length can stand before it; a larger one is sent
+in chunks. A WebSocket that says a value is cut off. TRACE, whose response is the request, is refused.
 
 *Bodies* are searched if they have a Content-Length, and it's small; a few at a time for each run. All others stream.
 
@@ -48,6 +52,7 @@ from era.network.authority import Authority
 from era.network.destinations import Traffic
 from era.network.exchange import GONE, Exchange, named_host
 from era.network.http1 import CHUNK, MAX_HEAD, Ends, Refused, parse_request_head
+from era.network.redaction import Redaction
 from era.network.splice import IDLE_SECONDS
 from era.network.swapping import Swap
 
@@ -153,18 +158,18 @@ class Interception:
 
     def _classify(self, first: bytes, address: Address, names: Collection[str]) -> Opening | None:
         """What these first bytes begin; None if that takes more of them."""
-        if len(first) > MAX_HEAD:
-            return Opening(first)
         if not first:
             return None
         tls = first[:1] == b"\x16"
-        if not tls and not any(map(self._secrets_for, names)):
+        if not tls and not any(self._secrets_for(name, tls=False) for name in names):
             return Opening(first)
         named = _server_name(first) if tls else _host_header(first)
         if named is None:
-            return None
+            return None if len(first) <= MAX_HEAD else Opening(first)
         host = folded(named)
-        intercepted = self._secrets_for(host) and (self._allow.has_name(host) or self._allow.has_address(address))
+        intercepted = self._secrets_for(host, tls=tls) and (
+            self._allow.has_name(host) or self._allow.has_address(address)
+        )
         return Opening(first, host if intercepted and (tls or host in names) else None, tls)
 
     async def _serve(self, opening: Opening, host: str, client: Ends, server: Ends, note: Note) -> None:
@@ -183,7 +188,9 @@ class Interception:
             else:
                 traffic = note(None)
             near = await self._tls_to_program(near, host) if opening.tls else near
-            exchange = Exchange(near, far, host, Swap(self._secrets_for(host)), traffic, self._bodies)
+            secrets = self._secrets_for(host, tls=opening.tls)
+            redaction = await asyncio.to_thread(Redaction, secrets)
+            exchange = Exchange(near, far, host, Swap(secrets), redaction, traffic, self._bodies)
             if await exchange.run(refusal):
                 await _close_in_order(near)
             else:
@@ -196,8 +203,8 @@ class Interception:
             client[1].transport.abort()
             server[1].transport.abort()
 
-    def _secrets_for(self, host: str) -> list[Secret]:
-        return [secret for secret in self._secrets if secret.hosts.has_name(host)]
+    def _secrets_for(self, host: str, *, tls: bool) -> list[Secret]:
+        return [secret for secret in self._secrets if secret.hosts.has_name(host) and (tls or secret.plain_http)]
 
     async def _tls_to_program(self, stream: ByteStream, host: str) -> ByteStream:
         async with asyncio.timeout(_HANDSHAKE_SECONDS):

@@ -1,7 +1,8 @@
 """Replacing the placeholders of secrets by their values, in requests to one host.
 
-In headers, also within `Authorization: Basic`; in the target, escaped as in a URL; in bodies of JSON, forms and text,
-escaped as in these. Headers that say where a request goes or where it ends are left alone.
+In headers, also within `Authorization: Basic`; in bodies of JSON, forms and text, escaped as in these. Headers that say
+where a request goes or where it ends are left alone. So is the target: servers log it, pass it on in `Referer` and
+repeat it in redirects.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ MAX_BODY = 1 << 20
 """Bytes of a body in which placeholders are looked for."""
 
 _MAX_SWAPPED_BODY, _MAX_SWAPPED_HEAD = 4 << 20, 256 << 10
-"""Bytes that a body, and that a target or all headers, may have with the values in them."""
+"""Bytes that a body, and that all headers, may have with the values in them."""
 
 ROUTING = {b"host", b"content-length", b"transfer-encoding"}
 """Headers that say where a request goes, and where it ends."""
@@ -36,10 +37,6 @@ class Swap:
     def __init__(self, secrets: Sequence[Secret]) -> None:
         self._secrets = {secret.placeholder.encode(): secret for secret in secrets}
         self.used: set[str] = set()
-
-    def target(self, target: bytes) -> bytes:
-        """A request's target. Raises Refused where it becomes too large."""
-        return self._swap(target, _url_escaped, _MAX_SWAPPED_HEAD)
 
     def headers(self, headers: Fields) -> Fields:
         """A request's headers. Raises Refused where they become too large."""

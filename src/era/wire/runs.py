@@ -28,6 +28,9 @@ class SecretBody(Body):
     hosts: list[Annotated[str, Field(max_length=300)]] = Field(
         min_length=1, max_length=MAX_HOSTS, description="Hosts (api.example.com) or all below one (*.example.com)."
     )
+    plain_http: bool = Field(
+        False, description="Send the value over plain HTTP, too, where anybody on the way reads it."
+    )
 
 
 Secrets = Annotated[

@@ -1,0 +1,189 @@
+"""Redaction of answers: the values of secrets are replaced by their placeholders again.
+
+Servers repeat what they were sent: in the `Location` of a redirect, on an error page, in a list of one's own settings.
+A value is looked for as it is, and as URLs, JSON, HTML and base64 write it. What a server has made of it besides, such
+as a hash or its two halves, isn't found.
+
+Short values aren't looked for. They are in many answers by chance, and replacing them there would tell which they are.
+"""
+
+from __future__ import annotations
+
+import base64
+import html
+import json
+import re
+import zlib
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+from urllib.parse import quote, quote_plus
+
+from era.core.secrets import Secret
+from era.network.http1 import Fields
+
+MIN_VALUE_BYTES = 6
+"""Of a value that is looked for."""
+
+_MIN_BASE64 = 6
+_PIECE = 64 << 10
+
+_URL_SAFE = ("", "/", "-_.!~*'()", ":/?#[]@!$&'()*+,;=-_.~")
+"""Characters that URLs' writers leave as they are: Python's, for paths, encodeURIComponent, encodeURI."""
+
+
+class Redaction:
+    """Replaces the values of these secrets."""
+
+    def __init__(self, secrets: Sequence[Secret]) -> None:
+        self._marks: dict[bytes, bytes] = {}
+        for secret in secrets:
+            for form in _forms(secret.value):
+                self._marks.setdefault(form, secret.placeholder.encode())
+
+    def __bool__(self) -> bool:
+        """Whether there is anything to look for."""
+        return bool(self._marks)
+
+    def whole(self, data: bytes) -> bytes:
+        """The same without the values."""
+        return RedactedStream(self._marks).feed(data, last=True)
+
+    def fields(self, headers: Fields) -> Fields:
+        """The same of headers."""
+        return [(name, self.whole(value)) for name, value in headers]
+
+    def stream(self) -> RedactedStream:
+        return RedactedStream(self._marks)
+
+    def tripwire(self) -> Tripwire:
+        return Tripwire(self._marks)
+
+
+class RedactedStream:
+    """The same for a stream that comes in pieces, which may end within a value. What could be the beginning of one is
+    held back until more is known: at most the length of a value, and nothing of a piece that ends in a line break."""
+
+    def __init__(self, marks: dict[bytes, bytes]) -> None:
+        self._marks, self._held = marks, b""
+
+    def feed(self, data: bytes, *, last: bool = False) -> bytes:
+        """What may be passed on now. `last`: nothing follows."""
+        data, parts, at = self._held + data, [], 0
+        end = len(data) if last else self._begun(data, 0)
+        found = {mark: data.find(mark) for mark in self._marks if mark in data}
+        while found:
+            mark = min(found, key=lambda one: (found[one], -len(one)))
+            start = found[mark]
+            if start >= end:
+                break
+            parts += [data[at:start], self._marks[mark]]
+            at = start + len(mark)
+            end = self._begun(data, at) if at > end else end
+            for one in [one for one, place in found.items() if place < at]:
+                found[one] = data.find(one, at)
+                if found[one] < 0:
+                    del found[one]
+        self._held = data[end:]
+        return b"".join([*parts, data[at:end]])
+
+    def _begun(self, data: bytes, at: int) -> int:
+        return _begun(self._marks, data, at)
+
+
+class Tripwire:
+    """Notices a value in a stream in which nothing can be replaced, as it says lengths. Since such a stream may have
+    no lines, the first bytes of what could be a value are passed on at once."""
+
+    _AT_ONCE = 3
+
+    def __init__(self, marks: dict[bytes, bytes]) -> None:
+        self._marks, self._passed, self._held = marks, b"", b""
+        self._longest = max(map(len, marks), default=1)
+
+    def feed(self, data: bytes, *, last: bool = False) -> bytes | None:
+        """What may be passed on now; None where a value has come. `last`: nothing follows."""
+        data = self._passed + self._held + data
+        if any(mark in data for mark in self._marks):
+            return None
+        end = len(data) if last else _begun(self._marks, data, 0)
+        end = max(end, len(self._passed)) if len(data) - end > self._AT_ONCE else len(data)
+        passed, self._held = data[len(self._passed) : end], data[end:]
+        self._passed = data[max(end - self._longest, 0) : end]
+        return passed
+
+
+def _begun(marks: Iterable[bytes], data: bytes, at: int) -> int:
+    """Where at the end of `data[at:]` the first value begins that isn't complete."""
+    end = len(data)
+    for mark in marks:
+        place = data.find(mark[:1], max(at, len(data) - len(mark) + 1), end)
+        while place >= 0 and not mark.startswith(data[place:]):
+            place = data.find(mark[:1], place + 1, end)
+        end = place if place >= 0 else end
+    return end
+
+
+def _forms(value: str) -> set[bytes]:
+    """How a value may be written."""
+    if len(value.encode()) < MIN_VALUE_BYTES:
+        return set()
+    texts = {value, html.escape(value, quote=False)}
+    escaped = html.escape(value)
+    texts |= {
+        escaped,
+        escaped.replace("&#x27;", "&#39;"),
+        escaped.replace("&#x27;", "&#39;").replace("&quot;", "&#34;"),
+    }
+    for plain in (json.dumps(value)[1:-1], json.dumps(value, ensure_ascii=False)[1:-1]):
+        slashed = plain.replace("/", "\\/")
+        tagless = re.sub("[<>&'+]", lambda found: f"\\u{ord(found[0]):04x}", plain)
+        texts |= {plain, slashed, tagless, re.sub("[<>&]", lambda found: f"\\u{ord(found[0]):04x}", plain)}
+    texts |= {re.sub(r"\\u[0-9a-f]{4}", lambda found: "\\u" + found[0][2:].upper(), text) for text in texts}
+    urls = {quote(value, safe=safe) for safe in _URL_SAFE} | {quote_plus(value)}
+    texts |= urls | {re.sub("%[0-9A-F]{2}", lambda found: found[0].lower(), url) for url in urls}
+    forms = {text.encode() for text in texts} | {value.encode("latin-1", "replace")}
+    return forms | set(_base64(value.encode()))
+
+
+def _base64(value: bytes) -> Iterator[bytes]:
+    """What is certain to be in the base64 of anything that contains this value."""
+    for before, unsure in enumerate((0, 2, 3)):
+        padded = bytes(before) + value
+        for encoded in (base64.b64encode(padded), base64.urlsafe_b64encode(padded)):
+            sure = encoded[unsure : len(padded) * 8 // 6]
+            if len(sure) >= _MIN_BASE64:
+                yield sure
+
+
+class Inflate:
+    """Decompresses a body in pieces, of whichever of these encodings its first bytes are."""
+
+    ENCODINGS = (b"gzip", b"x-gzip", b"deflate")
+
+    def __init__(self) -> None:
+        self._first = b""
+        self._stream: Any = None
+
+    def feed(self, data: bytes) -> Iterator[bytes]:
+        """Pieces of the content. Raises zlib.error."""
+        if self._stream is None:
+            self._first += data
+            if len(self._first) < 2:
+                return
+            data = self._first
+            # Some servers mean this by `deflate`: without the header of zlib (RFC 1950).
+            is_raw = data[:2] != b"\x1f\x8b" and (data[0] & 15 != 8 or int.from_bytes(data[:2]) % 31)
+            self._stream = zlib.decompressobj(wbits=-15 if is_raw else 47)
+        while data:
+            if self._stream.eof:
+                self._stream = zlib.decompressobj(wbits=47)  # the next member
+            piece = self._stream.decompress(data, _PIECE)
+            data = self._stream.unconsumed_tail or self._stream.unused_data
+            if piece:
+                yield piece
+        while not self._stream.eof and (piece := self._stream.decompress(b"", _PIECE)):
+            yield piece
+
+    @property
+    def complete(self) -> bool:
+        return self._stream.eof if self._stream is not None else not self._first

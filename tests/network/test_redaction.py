@@ -1,0 +1,233 @@
+"""Values in answers become placeholders again, and answers stay what they are."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import gzip
+import html
+import json
+import random
+import re
+import zlib
+from collections.abc import Callable
+from urllib.parse import quote, quote_plus
+
+import pytest
+
+from era.core.allowlist import allowlist
+from era.core.secrets import Secret
+from era.network import exchange
+from era.network.redaction import Inflate, Redaction
+from tests.network.lab import HOST, VALUE, Answer, Lab, request
+
+HOSTS = allowlist([HOST])
+KEY = "canary-8161943"
+
+
+def secret(value: str) -> Secret:
+    return Secret("TOKEN", value, HOSTS)
+
+
+WRITTEN: dict[str, Callable[[str], str]] = {
+    "plain": str,
+    "json": json.dumps,
+    "json with other letters": lambda value: json.dumps(value, ensure_ascii=False),
+    "json for scripts": lambda value: (
+        json.dumps(value).replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
+    ),
+    "json as PHP has it": lambda value: json.dumps(value).replace("/", "\\/"),
+    "url": quote,
+    "url path": lambda value: quote(value, safe=""),
+    "url form": quote_plus,
+    "url in small letters": lambda value: re.sub("%..", lambda found: found[0].lower(), quote(value, safe="")),
+    "html": html.escape,
+    "html as Go has it": lambda value: html.escape(value).replace("&quot;", "&#34;").replace("&#x27;", "&#39;"),
+    "base64": lambda value: base64.b64encode(value.encode()).decode(),
+    "basic": lambda value: base64.b64encode(f"me:{value}".encode()).decode(),
+    "basic of another": lambda value: base64.urlsafe_b64encode(f"mina:{value}, and more".encode()).decode(),
+}
+
+
+@pytest.mark.parametrize("value", [KEY, VALUE, "a/b<c>&'d'", "ab cd é/+"])
+@pytest.mark.parametrize("how", WRITTEN)
+def test_it_is_found_as_others_write_it(value: str, how: str) -> None:
+    one = secret(value)
+    written = WRITTEN[how](value).encode()
+    found = Redaction([one]).whole(b"<" + written + b">")
+    assert one.placeholder.encode() in found
+    if "base" not in how and "basic" not in how and "json" not in how:
+        assert found == b"<" + one.placeholder.encode() + b">"
+
+
+def test_pieces_may_end_anywhere() -> None:
+    """And nothing else changes, whatever values have in common."""
+    chance = random.Random(3)
+    for _ in range(3000):
+        values = {"".join(chance.choices("xy", k=chance.randint(6, 9))) for _ in range(3)}
+        secrets = [secret(value) for value in sorted(values)]
+        one = Redaction(secrets)
+        data = "".join(chance.choices("xy\n", weights=[9, 9, 1], k=chance.randint(0, 80))).encode()
+        whole, stream, parts, at = one.whole(data), one.stream(), [], 0
+        while at < len(data):
+            size = chance.randint(1, 12)
+            parts.append(stream.feed(data[at : at + size]))
+            at += size
+            assert len(stream._held) < 9
+        assert b"".join([*parts, stream.feed(b"", last=True)]) == whole
+        restored = whole
+        for each in secrets:
+            assert each.value.encode() not in whole
+            restored = restored.replace(each.placeholder.encode(), each.value.encode())
+        assert restored == data
+
+
+def test_a_line_is_not_held_back() -> None:
+    stream = Redaction([secret(KEY)]).stream()
+    assert stream.feed(b"data: can\n\n") == b"data: can\n\n"
+    assert stream.feed(b"data: canary-81") == b"data: "
+    assert stream.feed(b"2") == b"canary-812"
+
+
+def test_a_tripwire_passes_on_all_but_values() -> None:
+    chance = random.Random(5)
+    for _ in range(2000):
+        values = {"".join(chance.choices("xy", k=chance.randint(6, 9))) for _ in range(2)}
+        wire = Redaction([secret(value) for value in values]).tripwire()
+        data, passed, at, is_hit = "".join(chance.choices("xyz", k=chance.randint(0, 60))).encode(), b"", 0, False
+        while at < len(data) and not is_hit:
+            size = chance.randint(1, 12)
+            more = wire.feed(data[at : at + size])
+            is_hit, passed, at = more is None, passed + (more or b""), at + size
+            assert is_hit or len(wire._held) < 9
+        has_one = any(value.encode() in data for value in values)
+        assert is_hit == has_one
+        if not has_one:
+            assert passed + (wire.feed(b"", last=True) or b"") == data
+    wire = Redaction([secret(KEY)]).tripwire()
+    assert [wire.feed(bytes([one])) for one in KEY.encode()[:6]] == [b"c", b"a", b"n", b"", b"", b""]
+    assert wire.feed(b"!") == b"ary!"
+
+
+def test_short_values_are_not_looked_for() -> None:
+    assert not Redaction([secret("12345")])
+    assert Redaction([secret("12345")]).whole(b"12345") == b"12345"
+    assert Redaction([secret("123456")]).whole(b"123456") != b"123456"
+
+
+def raw(data: bytes) -> bytes:
+    return zlib.compress(data, wbits=-15)
+
+
+@pytest.mark.parametrize("compress", [gzip.compress, zlib.compress, raw], ids=["gzip", "zlib", "raw"])
+def test_compressed_bodies_are_read(compress: Callable[[bytes], bytes]) -> None:
+    content = random.Random(1).randbytes(1000) + bytes(1 << 20)
+    data = compress(content) + (compress(content) if compress is gzip.compress else b"")
+    for size in (1, 1000, len(data)):
+        inflate, found = Inflate(), b""
+        for at in range(0, len(data), size):
+            assert at == 0 or not inflate.complete or compress is gzip.compress
+            for piece in inflate.feed(data[at : at + size]):
+                assert len(piece) <= 1 << 16
+                found += piece
+        assert found == content * (2 if compress is gzip.compress else 1)
+        assert inflate.complete
+
+
+# -- on connections -------------------------------------------------------------------------------------------------
+
+
+def saying(answer: bytes) -> Answer:
+    async def say(_: bytes, __: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(answer)
+        raise ConnectionError
+
+    return say
+
+
+def split(answer: bytes) -> tuple[bytes, bytes]:
+    head, _, body = answer.partition(b"\r\n\r\n")
+    return head.lower(), body
+
+
+async def test_a_small_body_has_its_new_length(lab: Lab) -> None:
+    said = VALUE.encode()
+    lab.answer = saying(b"HTTP/1.1 200 OK\r\nA: 1\r\nContent-Length: %d\r\nB: 2\r\n\r\n%b" % (len(said), said))
+    head, body = split(await lab.ask(request()))
+    assert body == lab.token
+    assert head.endswith(b"a: 1\r\ncontent-length: %d\r\nb: 2\r\nconnection: close" % len(body))
+
+
+async def test_a_large_body_comes_in_chunks(lab: Lab) -> None:
+    said = VALUE.encode() * 10_000
+    lab.answer = saying(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(said), said))
+    head, body = split(await lab.ask(request()))
+    assert b"content-length" not in head
+    assert b"transfer-encoding: chunked" in head
+    assert body.endswith(b"\r\n0\r\n\r\n")
+    content, at = b"", 0
+    while size := int(body[at : (end := body.index(b"\r\n", at))], 16):
+        content += body[end + 2 : end + 2 + size]
+        at = end + 2 + size + 2
+    assert content == lab.token * 10_000
+
+
+async def test_an_answer_to_head_keeps_the_length(lab: Lab) -> None:
+    lab.answer = saying(b"HTTP/1.1 200 OK\r\nContent-Length: 999999\r\nX: %b\r\n\r\n" % KEY.encode())
+    lab.secrets[1] = secret(KEY)
+    head, body = split(await lab.ask(request(method="HEAD")))
+    assert (b"content-length: 999999" in head, KEY.encode() in head, body) == (True, False, b"")
+
+
+async def test_a_body_that_ends_early_is_a_502(lab: Lab) -> None:
+    for said in (
+        b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nhalf",
+        b"HTTP/1.1 200 OK\r\nContent-Encoding: br\r\nContent-Length: 4\r\n\r\n1234",
+        b"HTTP/1.1 206 OK\r\nContent-Encoding: gzip\r\nContent-Length: 4\r\n\r\n1234",
+    ):
+        lab.answer = saying(said)
+        assert (await lab.ask(request())).startswith(b"HTTP/1.1 502 ")
+    lab.answer = saying(b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\n\r\n" + gzip.compress(bytes(999))[:-9])
+    assert not (await lab.ask(request())).endswith(b"0\r\n\r\n")
+
+
+async def test_nothing_compressed_is_asked_for(lab: Lab) -> None:
+    await lab.ask(request("/", "Accept-Encoding: gzip", "accept-encoding: br", "Sec-WebSocket-Extensions: x"))
+    assert lab.heard.lower().count(b"accept-encoding") == 1
+    assert b"Accept-Encoding: identity\r\n" in lab.heard
+    assert b"extensions" not in lab.heard.lower()
+
+
+async def test_of_other_protocols_only_websockets_are_asked_for(lab: Lab) -> None:
+    """HTTP/2 compresses headers."""
+    for upgrade in ("h2c", "websocket, h2c", "TLS/1.0"):
+        lab.answer = saying(
+            b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: h2c\r\nConnection: Upgrade\r\n\r\n" + VALUE.encode()
+        )
+        asked = request("/", f"Upgrade: {upgrade}", "HTTP2-Settings: AAMA").replace(
+            b"close", b"Upgrade, HTTP2-Settings"
+        )
+        assert (await lab.ask(asked)).startswith(b"HTTP/1.1 502 ")
+    assert b"h2c" not in lab.heard
+    assert b"AAMA" not in lab.heard
+
+
+@pytest.mark.parametrize("method", ["TRACE", "trace", "TRACK"])
+async def test_what_repeats_the_request_is_refused(lab: Lab, method: str) -> None:
+    assert (await lab.ask(request(method=method))).startswith(b"HTTP/1.1 405 ")
+    assert lab.heard == b""
+
+
+@pytest.mark.parametrize("size", [100, 60_000, 70_000, 250_000, 3_000_000])
+async def test_a_first_piece_of_any_size_is_looked_into(lab: Lab, size: int) -> None:
+    """Over plain HTTP, where a program writes head and body at once."""
+    body = bytes(size)
+    asked = request("/", f"X: {lab.token.decode()}", body=body, method="POST")
+    assert (await lab.ask(asked, authority=None)).endswith(b"fine")
+    assert VALUE.encode() in lab.heard
+    assert lab.heard.endswith(body)
+
+
+def test_the_bound_of_held_bodies_is_small() -> None:
+    """Each of a run's connections may hold one."""
+    assert exchange._MAX_HELD <= 1 << 16
