@@ -143,7 +143,8 @@ class Handler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         if self.path == "/posts":
             sent = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-            self.answer({**sent, "id": 101}, 201)
+            told = {"length": len(sent["token"])} if "token" in sent else {}
+            self.answer({**sent, **told, "id": 101}, 201)
             return
         size, digest = 0, hashlib.sha256()
         if self.headers.get("Transfer-Encoding") == "chunked":
