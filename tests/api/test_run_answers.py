@@ -29,7 +29,7 @@ def test_a_run_answers_with_all_it_promises(client: httpx.Client, session: MakeS
         "status": "failed",
         "stdout_truncated": False,
         "stderr_truncated": False,
-        "state": {"version": 2, "committed": True, "reason": None},
+        "state": {"version": 1, "committed": True, "reason": None},
         "artifacts": [],
         "artifacts_more": 0,
     }

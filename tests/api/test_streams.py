@@ -64,7 +64,7 @@ sys.exit(5)
         extra="forbid",
     )
     assert (done["exit_code"], done["status"], done["data"]) == (5, "failed", {"n": 1})
-    assert client.get(f"/api/sessions/{where}").json()["version"] == done["state"]["version"] == 2
+    assert client.get(f"/api/sessions/{where}").json()["version"] == done["state"]["version"] == 1
 
 
 @pytest.mark.parametrize(
