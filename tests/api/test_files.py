@@ -148,8 +148,9 @@ def test_puts_and_runs_at_once_come_one_after_the_other(client: httpx.Client, se
     where = session()
     put(client, where, "a", b"x" * 1000)
 
-    def read(_: int) -> str:
-        return str(run(where, "text = open('a').read(); print(text[0] * 1000 == text)")["stdout"])
+    def read(number: int) -> str:
+        code = f"text = open('a').read(); print(text[0] * 1000 == text); open('of run {number}', 'w')"
+        return str(run(where, code)["stdout"])
 
     with ThreadPoolExecutor(12) as pool:
         puts = [pool.submit(put, client, where, "a", letter * 1000) for letter in (b"a", b"b", b"c", b"d", b"e", b"f")]

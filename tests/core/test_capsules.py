@@ -320,5 +320,5 @@ def test_a_capsule_has_every_field_of_a_session() -> None:
         "stderr",
     }
     assert {field.name for field in fields(StoredCode)} == layout.CODE.keys()
-    assert {field.name for field in fields(Version)} == {"n", "created_at", "cause", "run_id", "snapshot"}
+    assert {field.name for field in fields(Version)} == {"n", "created_at", "cause", "run_id", "snapshot", "name"}
     assert {field.name for field in fields(VersionContent)} == {"version", "data"}
