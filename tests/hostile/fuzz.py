@@ -184,6 +184,9 @@ class Fuzz:
             version = case.body.get("version")
             if type(version) is int and version > 0:
                 case.body["version"] = 1
+        if "number" in case.path_parameters and case.operation.path.endswith("/name"):
+            httpx.put(f"{session}/versions/1/name", json={"name": "first"}, timeout=30, trust_env=False)
+            case.path_parameters["number"] = 1
         if case.operation.path.endswith("/restore"):
             httpx.delete(session, timeout=30, trust_env=False)
         if case.operation.path.endswith("/setup"):
