@@ -64,6 +64,7 @@ def test_a_sparse_file_is_kept_and_restored_as_one(lab: Lab, pieces: list[tuple[
         assert os.stat(path).st_blocks * 512 < 8 * MIB
 
 
+@pytest.mark.slow
 async def test_large_commits_hold_up_no_small_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """More large commits at once than there are threads of any kind; a small one ends before all of them."""
     order: list[str] = []

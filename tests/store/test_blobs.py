@@ -28,7 +28,7 @@ def local(tmp_path: Path) -> LocalBlobs:
     return store
 
 
-@pytest.fixture(params=["local", "s3"])
+@pytest.fixture(params=["local", pytest.param("s3", marks=pytest.mark.slow)])
 def blobs(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Blobs]:
     """Either store, empty."""
     if request.param == "local":

@@ -26,6 +26,8 @@ ONCE = Patience(attempts=1, pause=0.02, requests=0, silence=20.0, total=60.0)
 
 type Make = Callable[..., S3Blobs]
 
+pytestmark = pytest.mark.slow  # starting the server takes seconds
+
 
 @pytest.fixture
 def make(s3: S3, bucket: str, tmp_path: Path) -> Iterator[Make]:
@@ -99,7 +101,6 @@ def test_an_installation_keeps_its_id(tmp_path: Path) -> None:
     assert all(len(each) == 32 for each in ids)
 
 
-@pytest.mark.slow
 def test_a_server_that_cannot_be_used_is_an_error_at_open(
     s3: S3, bucket: str, make: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -149,7 +150,6 @@ def test_credentials_are_in_no_error_and_no_log(
             assert secret not in text
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("fault", ["error", "error after", "half", pytest.param("hang", marks=pytest.mark.soak)])
 def test_one_failed_request_does_no_harm(
     fault: Fault, make: Make, faulty: FaultyS3, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
