@@ -25,6 +25,7 @@ from tests.core.moving import Service, portable_fields
 from tests.owners import mine
 
 
+@pytest.mark.slow
 async def test_all_of_a_session_comes_back(tmp_path: Path) -> None:
     """On the same server, on another one, and back there from a copy of the copy."""
     async with Service.at(tmp_path / "here") as here, Service.at(tmp_path / "there") as there:
@@ -251,6 +252,7 @@ def rows_of_sessions(service: Service) -> int:
         return int(database.execute("select count(*) from sessions").fetchone()[0])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("at", range(1, 7))
 async def test_an_import_that_died_is_purged_by_the_next_process(
     at: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -54,6 +54,7 @@ def answered(**answer: Any) -> list[tuple[str, str]]:
     return replied(json.dumps(answer).encode()).headers
 
 
+@pytest.mark.slow
 @settings(max_examples=300, deadline=None)
 @given(ANSWERS)
 def test_every_answer_can_be_sent(answer: Any) -> None:

@@ -80,6 +80,7 @@ def test_what_is_taken_comes_back(contents: dict[bytes, Any]) -> None:
         }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(6))
 def test_what_is_remembered_never_changes_the_answer(seed: int, lab: Lab) -> None:
     chance = random.Random(seed)

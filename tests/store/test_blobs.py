@@ -125,6 +125,7 @@ def test_equal_content_is_stored_once(blobs: Blobs, stored: Callable[[], list[st
     assert len(stored()) == 2
 
 
+@pytest.mark.slow
 def test_many_files_in_one_batch(blobs: Blobs, stored: Callable[[], list[str]]) -> None:
     with blobs.batch() as batch:
         digests = [batch.put(str(number).encode()) for number in range(400)]
@@ -147,6 +148,7 @@ def test_expected_blobs_can_be_opened(blobs: Blobs) -> None:
             assert file.read() == str(number).encode()
 
 
+@pytest.mark.slow
 def test_batches_of_several_threads(blobs: Blobs, stored: Callable[[], list[str]]) -> None:
     def work() -> None:
         for begin in range(0, 60, 20):

@@ -53,6 +53,7 @@ async def name(core: Core, n: int) -> None:
     assert await core.store.name_version(mine("s"), n, f"v{n}", named=named)
 
 
+@pytest.mark.slow
 async def test_the_oldest_versions_go_when_the_limit_is_exceeded(core: Core) -> None:
     await core.session()
     for _ in range(5):
@@ -67,6 +68,7 @@ async def test_the_oldest_versions_go_when_the_limit_is_exceeded(core: Core) -> 
         assert await held(core) <= LIMIT * 9 // 8
 
 
+@pytest.mark.slow
 async def test_a_current_version_over_the_limit_stays_alone(core: Core) -> None:
     await core.session()
     await fill(core, 100_000)
@@ -142,6 +144,7 @@ async def test_what_a_row_says_is_never_less_than_what_is_held(core: Core) -> No
     assert copy.history_bytes == (await current(core)).history_bytes
 
 
+@pytest.mark.slow
 async def test_most_commits_count_nothing(core: Core, monkeypatch: pytest.MonkeyPatch) -> None:
     counts = 0
     held_bytes = Snapshots.held_bytes
