@@ -6,7 +6,7 @@
 # Tests that need neither sandboxes nor a server.
 UNIT = tests/unit tests/core tests/store tests/drivers/test_choice.py tests/network/test_messages.py \
 	tests/network/test_policy.py tests/network/test_indexes.py tests/network/test_interception.py \
-	tests/packages/test_requirements.py tests/test_architecture.py
+	tests/packages/test_requirements.py
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' Makefile
