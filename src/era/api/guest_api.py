@@ -167,7 +167,7 @@ class _PublicConnection(Protocol):
         self._count = count
         self._on_end = ended
 
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as in Protocol
         super().connection_made(_CountingTransport(transport, self._count))  # type: ignore[arg-type]  # like one
         self.client = _LOOPBACK  # a program chooses the address that it connects from
 
