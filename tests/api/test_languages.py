@@ -20,6 +20,7 @@ NAMES = {
     "typescript": ["ts"],
     "deno": [],
     "go": ["golang"],
+    "shell": ["sh", "bash"],
 }
 ABSENT = """
 from era.languages.base import Definition, Missing
@@ -40,7 +41,7 @@ def test_all_languages_are_listed(client: httpx.Client) -> None:
         assert re.match(r"\d+\.\d+", language["version"])
         assert "reason" not in language
     packages = {language["name"]: language["packages"] for language in languages}
-    assert packages == {"python": "pip", "node": "npm", "typescript": "npm", "deno": None, "go": "go"}
+    assert packages == {"python": "pip", "node": "npm", "typescript": "npm", "deno": None, "go": "go", "shell": None}
     endings = [ending for language in languages for ending in language["endings"]]
     assert len(endings) == len(set(endings))
 
@@ -56,7 +57,7 @@ def test_unknown_languages_are_refused(client: httpx.Client) -> None:
     for path, body in (("/api/sessions", {}), ("/api/execute", {"code": "1"})):
         answer = client.post(path, json={"language": "brainfuck", **body})
         assert (answer.status_code, answer.json()["code"]) == (400, "unknown_language")
-        assert "deno, go, node, python or typescript" in answer.json()["hint"]
+        assert "deno, go, node, python, shell or typescript" in answer.json()["hint"]
 
 
 GO = """package main

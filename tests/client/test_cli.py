@@ -22,6 +22,17 @@ def test_a_file_runs_and_the_command_leaves_with_its_exit_code(server: Server, t
     assert (done.stdout, done.stderr, done.returncode) == ("out\n", "Ada\n", 3)
 
 
+def test_arguments_and_standard_input(server: Server, tmp_path: Path) -> None:
+    file, given = tmp_path / "show.py", tmp_path / "given.txt"
+    file.write_text("import sys; print(sys.argv[1:], repr(sys.stdin.read()))")
+    given.write_text("süß\n")
+    done = era(server, "run", file, "one", "--stdin", given, "--", "--two", "three four", code=0)
+    assert done.stdout == "['one', '--two', 'three four'] 'süß\\n'\n"
+    done = era(server, "run", file, "--stdin", "-", "--session", "called", stdin="piped", code=0)
+    assert done.stdout == "[] 'piped'\n"
+    assert "both" in era(server, "run", "-", "--stdin", "-", "-l", "py", stdin="x", code=2).stderr
+
+
 @pytest.mark.parametrize("ending", ["js", "ts"])
 def test_the_ending_decides_the_language(server: Server, tmp_path: Path, ending: str) -> None:
     file = tmp_path / f"hello.{ending}"
@@ -89,7 +100,7 @@ def test_doctor_reports_each_wall() -> None:
     done = era(None, "doctor", code=0)
     assert "\nbubblewrap: works" in done.stdout
     assert re.search(r"^ok       go \d+\.\d+", done.stdout, re.MULTILINE)
-    assert "ok       programs start and run in deno, node, python, typescript\n" in done.stdout
+    assert "ok       programs start and run in deno, node, python, shell, typescript\n" in done.stdout
     uid = "ok       a host uid" if os.geteuid() == 0 else "missing  a host uid"
     assert uid in done.stdout
     for line, after in pairwise([*done.stdout.splitlines(), ""]):

@@ -11,8 +11,9 @@ import shutil
 import signal
 import socket
 import sys
+import tempfile
 import time
-from asyncio.subprocess import DEVNULL, PIPE, Process
+from asyncio.subprocess import PIPE, Process
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Literal
@@ -62,15 +63,19 @@ class FakeSandbox:
             "--disable-warning=ExperimentalWarning",
         ]
         interpreter = [sys.executable, "-u"] if self._language == "python" else node
-        process = self._program = await asyncio.create_subprocess_exec(
-            *(program.command or [*interpreter, entry.name]),
-            cwd=self.workspace,
-            env={**guest.program_environment(self._language), **program.certificates, **program.env},
-            stdin=DEVNULL,
-            stdout=PIPE,
-            stderr=PIPE,
-            start_new_session=True,
-        )
+        call = program.invocation
+        with tempfile.TemporaryFile() as stdin:
+            stdin.write(call.stdin)
+            stdin.seek(0)
+            process = self._program = await asyncio.create_subprocess_exec(
+                *(call.command or [*interpreter, str(entry) if call.cwd else entry.name, *call.args]),
+                cwd=self.workspace / call.cwd,
+                env={**guest.program_environment(self._language), **program.certificates, **program.env},
+                stdin=stdin,
+                stdout=PIPE,
+                stderr=PIPE,
+                start_new_session=True,
+            )
         begun = time.monotonic()
         queue: asyncio.Queue[Output | None] = asyncio.Queue()
         truncated = {"stdout": False, "stderr": False}

@@ -15,7 +15,7 @@ from unittest.mock import patch
 
 from era import languages
 from era.core.models import JsonObject, Language
-from era.core.program import Ended, Limits, Output, Program
+from era.core.program import CODE_ALONE, Ended, Invocation, Limits, Output, Program
 from era.drivers import bubblewrap, gvisor, seccomp
 from era.drivers.bubblewrap import BubblewrapDriver, BubblewrapSandbox
 from era.drivers.gvisor import GvisorDriver
@@ -128,6 +128,7 @@ class Sandboxes:
         files: Mapping[str, bytes] | None = None,
         meanwhile: str = "",
         guest_listener: bool = False,
+        invocation: Invocation = CODE_ALONE,
     ) -> Result:
         """Run one program. As soon as it has written something, `meanwhile` happens: "kill" the run, "close" the
         sandbox, "murder" it as if the kernel had killed it, or connect "to" the port that it has written; what it
@@ -151,7 +152,7 @@ class Sandboxes:
                 if guest_listener:
                     connections = await stack.enter_async_context(guest_listeners.listened_on(sandbox))
                 async for event in sandbox.run(
-                    Program(code.encode(), state, env or {}, timeout, ephemeral, files or {})
+                    Program(code.encode(), state, env or {}, timeout, ephemeral, files or {}, invocation)
                 ):
                     if isinstance(event, Output):
                         parts[event.stream] += event.data

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from era import languages
+from era.core.program import Invocation
 from tests.drivers.as_user import opened
 
 DRIVERS = ["bubblewrap", "bubblewrap as a user", "gvisor", "gvisor as a user"]
@@ -113,7 +114,41 @@ func main() {
         13,
         2,
     ),
+    "shell": Sample(
+        """set -e
+if [ "$MODE" = throw ]; then
+  mine
+fi
+echo "grüße ${GIVEN-undefined} $(($# + 2)) $(($(wc -c)))"
+echo told >&2
+if [ "$MODE" = wait ]; then sleep 60; fi
+echo "{\\"n\\": $(($(tr -dc 0-9 <.session_data.json) + 1))}" >.session_data.json
+cp given.txt copy.txt
+exit 7
+""",
+        3,
+        127,
+    ),
 }
+
+CALLED = {
+    "python": "import os, sys; print(sys.argv[1:], os.getcwd(), sys.stdin.read())",
+    "node": "console.log(process.argv.slice(2), process.cwd(), require('fs').readFileSync(0, 'utf8'))",
+    "typescript": "import fs from 'fs';\nconsole.log(process.argv.slice(2), process.cwd(), String(fs.readFileSync(0)))",
+    "deno": "console.log(Deno.args, Deno.cwd(), await new Response(Deno.stdin.readable).text())",
+    "go": """package main
+
+import ("fmt"; "io"; "os")
+
+func main() {
+	stdin, _ := io.ReadAll(os.Stdin)
+	directory, _ := os.Getwd()
+	fmt.Println(os.Args[1:], directory, string(stdin))
+}
+""",
+    "shell": 'echo "$@ $PWD $(cat)"',
+}
+"""Programs that print their arguments, directory and standard input."""
 
 
 @pytest.fixture(scope="module", params=DRIVERS)
@@ -153,11 +188,28 @@ def test_a_language(every_sandbox: Any, language: str) -> None:
     (sandbox.workspace / name).unlink()
 
     result = run("throw")
-    assert (f'{name}", line {sample.line}' if language == "python" else f"{name}:{sample.line}") in result.stderr
+    line = {"python": f'{name}", line {sample.line}', "shell": f"{name}: line {sample.line}"}
+    assert line.get(language, f"{name}:{sample.line}") in result.stderr
     assert "/era/" not in result.stderr
 
     result = run("wait", meanwhile="kill")
     missing = {"python": "None", "go": "nothing"}.get(language, "undefined")
     assert result.stdout == f"grüße {missing} 2 0\n"
     assert (result.ended.exit_code, result.ended.cause) == (137, "killed")
+    sandboxes.close(sandbox)
+
+
+@pytest.mark.parametrize("language", CALLED)
+def test_how_it_is_called(every_sandbox: Any, language: str) -> None:
+    sandboxes = every_sandbox
+    sandbox = sandboxes.make(language)
+    # A program of Go's has its own directory for its package, whichever it starts in.
+    call = Invocation(["one", "two words"], b"given", "in/side")
+    result = sandboxes.run(sandbox, CALLED[language], files={"in/side/x": b""}, invocation=call, timeout=120)
+    assert result.ended.exit_code == 0, result.stderr
+    shown = result.stdout.translate(str.maketrans("", "", "[]',\"")).split()
+    assert shown == ["one", "two", "words", "/workspace/in/side", "given"]
+    assert (sandbox.workspace / "in/side/x").exists()
+    result = sandboxes.run(sandbox, CALLED[language], timeout=120)
+    assert result.stdout.translate(str.maketrans("", "", "[]',\"")).split() == ["/workspace"]
     sandboxes.close(sandbox)

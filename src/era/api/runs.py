@@ -28,6 +28,7 @@ from era.api.context import (
     language,
     secrets_of,
 )
+from era.api.invocations import invocation_of
 from era.core.program import Output
 from era.core.run_messages import ExecuteRequest, RunEvent, RunRequest, RunStarted
 from era.core.sessions import check_code
@@ -66,6 +67,7 @@ def _run_request(body: RunBody, request: Request, context: Context, key: str | N
         claim_of(context, "run", key, body),
         body.background,
         secrets=secrets_of(body.secrets, body.env),
+        invocation=invocation_of(body, body.code),
     )
 
 
@@ -109,7 +111,10 @@ async def execute(body: ExecuteBody, owner: Owner, request: Request, context: Us
     """Run code once, in a temporary sandbox that is gone when this answers."""
     check_timeout(body.timeout, context.settings)
     check_env(body.env)
-    check_code(body.code)
+    invocation = invocation_of(body, body.code)
+    if body.code is None and not invocation.command:
+        raise BadRequest("There is neither 'code' nor a 'command' to run.")
+    check_code(body.code or "")
     chosen = language(body.language, to_run=True)
     limits = {name: value for name, value in requested_limits(body.limits).items() if value is not None}
     context.rules.check(limits)
@@ -117,7 +122,7 @@ async def execute(body: ExecuteBody, owner: Owner, request: Request, context: Us
         owner=owner,
         base_url=base_url(request, context.settings),
         language=chosen,
-        code=body.code,
+        code=body.code or "",
         env=body.env,
         timeout=body.timeout,
         files=_files(body.files),
@@ -125,6 +130,7 @@ async def execute(body: ExecuteBody, owner: Owner, request: Request, context: Us
         limits=context.rules.granted(limits),
         allow_internet=body.allowInternetAccess,
         secrets=secrets_of(body.secrets, body.env),
+        invocation=invocation,
     )
     return Answer(execute_answer(await context.runs.execute(request_), chosen))
 

@@ -21,13 +21,15 @@ if TYPE_CHECKING:
 def run(
     file: Annotated[str, Parameter(allow_leading_hyphen=True)],
     /,
-    *,
+    *args: str,
     language: Annotated[str | None, Parameter(alias="-l")] = None,
     session: Annotated[str | None, Parameter(alias="-s")] = None,
     data: str | None = None,
     env: Annotated[list[str] | None, Parameter(alias="-e", negative="")] = None,
     secret: Annotated[list[str] | None, Parameter(negative="")] = None,
     timeout: float | None = None,
+    stdin: Annotated[str | None, Parameter(allow_leading_hyphen=True)] = None,
+    cwd: str | None = None,
     server: Server = DEFAULT_SERVER,
 ) -> int:
     """Run FILE on a server and leave with its exit code.
@@ -42,11 +44,14 @@ def run(
         echo 'console.log(process.env.NAME)' | era run - --language node --env NAME=Ada
         era run issues.py --secret GITHUB_TOKEN=api.github.com
         era run deploy.js --secret KEY=api.example.com,*.example.org --session shop
+        era run report.py --stdin numbers.csv -- --verbose 2026
 
     Parameters
     ----------
     file
         The program; `-` for standard input.
+    args
+        Arguments for it. Behind `--` they may begin with hyphens.
     language
         One of the server's (see GET /api/languages). Default: the one that FILE's ending belongs to.
     session
@@ -60,17 +65,29 @@ def run(
         which becomes the value on the way to one of them. May be repeated.
     timeout
         Seconds the run may take.
+    stdin
+        A text file that is the program's standard input; `-` for this command's own.
+    cwd
+        The directory to start in, below the session's.
     server
         The server's address.
     """
     body: dict[str, Any] = {
-        "code": sys.stdin.read() if file == "-" else _read(file),
+        "code": _read(file),
         "env": dict(map(_variable, env or [])),
     }
     if secret:
         body["secrets"] = dict(map(_secret, secret))
     if timeout is not None:
         body["timeout"] = timeout
+    if args:
+        body["args"] = list(args)
+    if stdin is not None:
+        if stdin == file == "-":
+            raise Failure("Standard input can't be both the program and its input.")
+        body["stdin"] = _read(stdin)
+    if cwd is not None:
+        body["cwd"] = cwd
     state = _json_object(data)
     if state is not None and session is None:
         raise Failure("--data is the state of a session: say which with --session.")
@@ -141,8 +158,9 @@ def _language_of(client: httpx.Client, file: str) -> str | None:
 
 
 def _read(file: str) -> str:
+    """The text of a file; `-` is standard input."""
     try:
-        return Path(file).read_text()
+        return sys.stdin.read() if file == "-" else Path(file).read_text()
     except (OSError, UnicodeDecodeError) as error:
         raise Failure(f"{file} can't be read: {error}") from None
 

@@ -6,13 +6,13 @@ that the program leaves is for the caller to decide.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from era.core.files.allowance import bounded
 from era.core.models import EMPTY, JsonObject, Language, Snapshot, Status
 from era.core.ports import Network, Sandbox, StorageAccesses
-from era.core.program import Ended, Output, Program
+from era.core.program import CODE_ALONE, Ended, Invocation, Output, Program
 from era.core.run_messages import ExecuteRequest, RunRequest
 from era.core.secrets import placeholders
 from era.errors import CommitFailed
@@ -40,7 +40,7 @@ class Execution:
         before: Snapshot = EMPTY,
         ephemeral: bool = False,
         files: Mapping[str, bytes] | None = None,
-        command: Sequence[str] = (),
+        invocation: Invocation = CODE_ALONE,
     ) -> None:
         """The request gives `env`, secrets and the server's URL; the rest is what a session and a request outside of
         any say in different ways.
@@ -66,7 +66,7 @@ class Execution:
             timeout=timeout,
             ephemeral=ephemeral,
             files=files or {},
-            command=command,
+            invocation=invocation,
             certificates=self.egress.certificates,
             supervised=self.egress.supervised,
         )

@@ -35,6 +35,24 @@ class Limits:
 
 
 @dataclass(frozen=True, slots=True)
+class Invocation:
+    """How a program is called. The default is that of code without arguments and with an empty standard input."""
+
+    args: Sequence[str] = field(default=(), repr=False)
+    """Arguments of the code, behind the name of its file."""
+
+    stdin: bytes = field(default=b"", repr=False)
+    cwd: str = ""
+    """The directory that it starts in, below the working directory; empty for that itself."""
+
+    command: Sequence[str] = field(default=(), repr=False)
+    """What is started instead of an interpreter with code; found by the PATH inside."""
+
+
+CODE_ALONE = Invocation()
+
+
+@dataclass(frozen=True, slots=True)
 class Program:
     """One program for a sandbox to run. `env` is seen by this program only and is never logged."""
 
@@ -52,9 +70,7 @@ class Program:
     files: Mapping[str, bytes] = field(repr=False)
     """Extra files to put into the working directory first, by relative path."""
 
-    command: Sequence[str] = ()
-    """What is started instead of an interpreter with `code`; found by the PATH inside."""
-
+    invocation: Invocation = CODE_ALONE
     certificates: Mapping[str, str] = field(default_factory=dict)
     """Variables that name the certificates to trust; those of `env` win over them. They are no secrets: processes that
     are started ahead of the next run have them too."""

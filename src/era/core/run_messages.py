@@ -15,7 +15,7 @@ from era.core.models import (
     Status,
     WantedIsolation,
 )
-from era.core.program import Limits, Output
+from era.core.program import CODE_ALONE, Invocation, Limits, Output
 from era.core.secrets import Secret
 
 
@@ -27,7 +27,7 @@ class RunRequest:
     """This server's, for the program's ERA_BASE_URL."""
 
     code: str | None = field(default=None, repr=False)
-    """None runs the session's stored code."""
+    """None runs the session's stored code, unless `invocation` has a command."""
 
     env: Mapping[str, str] = field(default_factory=dict, repr=False)
     timeout: float | None = None
@@ -50,6 +50,11 @@ class RunRequest:
     """The session that is meant, where the id could be another one's by now. Only for stored code."""
 
     secrets: Sequence[Secret] = ()
+    invocation: Invocation = CODE_ALONE
+
+    @property
+    def uses_stored_code(self) -> bool:
+        return self.code is None and self.service is None and not self.invocation.command
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +80,7 @@ class ExecuteRequest:
 
     allow_internet: bool = True
     secrets: Sequence[Secret] = ()
+    invocation: Invocation = CODE_ALONE
 
 
 @dataclass(frozen=True, slots=True)

@@ -158,7 +158,7 @@ class Runs:
         session is gone by then."""
         async with self._turns.take(session_id):
             run_id = new_id("run")
-            if request.code is None and request.service is None:
+            if request.uses_stored_code:
                 session = await self._store.session(session_id)
                 if request.session_key not in (None, session.key):
                     raise NotFound(f"Session '{session_id}' is another one by now.")
@@ -207,6 +207,7 @@ class Runs:
                 egress={},
                 storage_owner=request.owner,
                 files=request.files,
+                invocation=request.invocation,
             )
             ended = await execution.run(lambda output: written[output.stream].append(output.data))
         finally:

@@ -36,7 +36,7 @@ from era.core.models import (
 from era.core.outputs import STREAMS, Outputs
 from era.core.pool import SandboxPool
 from era.core.ports import Network, Sandbox, StorageAccesses
-from era.core.program import Ended, Output
+from era.core.program import Ended, Invocation, Output
 from era.core.run_messages import Emit, RunRequest, RunResult, result_of
 from era.core.setup.requirements import variables
 from era.core.views import data_view
@@ -122,6 +122,7 @@ class SessionRun:
         """The program, with the session's settings."""
         session, request = self._session, self._request
         code = request.code if request.code is not None else session.stored.code if session.stored else ""
+        command = command_of(request.service)
         return Execution(
             sandbox,
             self._parts.network,
@@ -138,7 +139,7 @@ class SessionRun:
             variables=variables(session.setup),
             before=session.snapshot,
             ephemeral=not session.persistent,
-            command=command_of(request.service),
+            invocation=Invocation(command=command) if command else request.invocation,
         )
 
     def _write(self, output: Output) -> None:

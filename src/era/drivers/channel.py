@@ -103,6 +103,7 @@ class Channel:
     def _send_run(self, program: Program, output_limit: int) -> None:
         """Send an R frame, and behind it, unframed, the content whose lengths it says."""
         environment = json.dumps(with_library({**self._variables, **program.certificates, **program.env})).encode()
+        invocation = program.invocation
         header = {
             "files": [[path, len(content)] for path, content in program.files.items()],
             "state": len(program.state),
@@ -115,10 +116,13 @@ class Channel:
             "ephemeral": program.ephemeral,
             "certificates": dict(program.certificates),
             "supervised": program.supervised,
-            "command": list(program.command) or None,
+            "args": list(invocation.args),
+            "stdin": len(invocation.stdin),
+            "cwd": invocation.cwd,
+            "command": list(invocation.command),
         }
         parts = [_frame(b"R", json.dumps(header).encode()), *program.files.values()]
-        self._writer.write(b"".join([*parts, program.state, program.code, environment]))
+        self._writer.write(b"".join([*parts, program.state, program.code, environment, invocation.stdin]))
 
     async def _receive(self) -> tuple[bytes, bytes]:
         """Receive a frame: its kind and payload. Raises SandboxFailed at the end of the stream."""

@@ -1,7 +1,13 @@
-# go_run.sh GO_VERSION online|offline FILE: compile the program FILE with the session's files, and become it.
+# go_run.sh GO_VERSION online|offline FILE ARGUMENT…: compile the program FILE with the session's files, and become it.
 #
 # The program takes the place of main.go, by an overlay if it couldn't have that name. The session is a module: its own
 # where it has a go.mod, else one called "session". Positions in messages are those of main.go.
+directory=$PWD
+case $3 in /*) cd "${3%/*}" ;; esac # it is to start in another directory than its own
+file=${3##*/}
+version=$1 network=$2
+shift 3
+
 cache=${GOCACHE%/*}
 if [ ! -e "$GOCACHE/trim.txt" ]; then
   mkdir -p "$GOCACHE" "$cache/gopath"
@@ -10,7 +16,7 @@ if [ ! -e "$GOCACHE/trim.txt" ]; then
 fi
 
 replaced=
-if [ "$3" != main.go ]; then replaced="\"$PWD/main.go\":\"$PWD/$3\""; fi
+if [ "$file" != main.go ]; then replaced="\"$PWD/main.go\":\"$PWD/$file\""; fi
 modules=/opt/env-go
 if [ -d $modules ]; then
   # The session's setup brought these. What they add to go.mod and go.sum is nobody's file.
@@ -19,7 +25,7 @@ if [ -d $modules ]; then
   if [ -e go.sum ]; then cat go.sum >>"$cache/go.sum"; fi
   if [ -e go.mod ]; then cat go.mod >"$cache/go.mod"; else cat $modules/go.mod >"$cache/go.mod"; fi
 elif [ ! -e go.mod ]; then
-  printf 'module session\n\ngo %s\n' "$1" >"$cache/go.mod"
+  printf 'module session\n\ngo %s\n' "$version" >"$cache/go.mod"
 fi
 if [ ! -e go.mod ]; then
   replaced="$replaced${replaced:+,}\"$PWD/go.mod\":\"$cache/go.mod\""
@@ -28,7 +34,7 @@ printf '{"Replace":{%s}}' "$replaced" >"$cache/overlay.json"
 
 # Without internet the error should name the missing module, not an address that can't be reached.
 offline=off
-if [ "$2" = online ] && [ ! -d $modules ]; then offline=; fi
+if [ "$network" = online ] && [ ! -d $modules ]; then offline=; fi
 HOME=/nonexistent GOMAXPROCS=2 GOPROXY=${GOPROXY:-$offline} \
   go build -p 2 -ldflags=-w -overlay "$cache/overlay.json" -o "$cache/program" . >&2 || exit 1
-exec "$cache/program"
+cd "$directory" && exec "$cache/program" "$@"

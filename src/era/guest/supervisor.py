@@ -39,8 +39,8 @@ new sandbox from the last committed snapshot.
 Wire format. The host and the supervisor talk over one stream socket. A frame is a kind (1 byte), the length of its
 payload (4 bytes, big endian) and the payload.
 
-  host to guest:  R  JSON, the header of a run. Behind this frame, unframed, its files, the state, the code and the
-                     environment (JSON), each as long as the header says
+  host to guest:  R  JSON, the header of a run. Behind this frame, unframed, its files, the state, the code, the
+                     environment (JSON) and standard input, each as long as the header says
                   K  kill the run under way
                   T  end the run under way: SIGTERM, and SIGKILL after GRACE
   guest to host:  N  with descriptors: the guest listeners, then the host's end of the socket broker
@@ -69,6 +69,7 @@ import connect_filter
 import landlock
 import socket_broker
 import workspace
+from invocation import Invocation, execute
 from isolation import isolation_seen
 from processes import (
     kill_everything,
@@ -88,6 +89,7 @@ if TYPE_CHECKING:
 
     from last_value import LastValue
 
+AS_USUAL = Invocation()
 GRACE = 2.0  # seconds between SIGTERM and SIGKILL at the deadline
 CHUNK = 1 << 16
 COURTESY = 0.004  # seconds for which the spare of the next run waits after this one, unless that comes
@@ -105,6 +107,7 @@ OURS = (
         "system_v",
         "connect_filter",
         "socket_broker",
+        "invocation",
         "isolation",
         "processes",
         "last_value",
@@ -262,17 +265,18 @@ class Supervisor:
         code = control.read(header["code"])
         environment = bytearray(header["environment"])
         control.read_into(environment)
+        invocation = Invocation(header, control.read(header["stdin"]))
 
         write_file(STATE_FILE, state)
-        command = header["command"]
         entry = self.free_entry()
-        written = None if command else write_file(entry, code)
+        written = None if invocation.command else write_file(entry, code)
         control.send(b"B", b"")  # from here on the run may have had effects, and must not be tried again
         begun = time.monotonic()
         refiltered, self.supervised = header["supervised"] != self.supervised, header["supervised"]
         cold = header["cold"] or (not self.fork and (refiltered or header["certificates"] != self.certificates))
         self.certificates = header["certificates"]
-        spare = self.start_program(entry, environment, cold, command, reuse=not refiltered)
+        spare = self.start_program(entry, environment, cold, invocation, reuse=not refiltered)
+        invocation.close()
         ended = self.follow(spare, begun + header["timeout"], header["output"])
         ended["duration"] = time.monotonic() - begun
         spare.close()
@@ -307,14 +311,14 @@ class Supervisor:
         return name
 
     def start_program(
-        self, entry: str, environment: bytearray, cold: bool, command: list[str] | None, *, reuse: bool
+        self, entry: str, environment: bytearray, cold: bool, invocation: Invocation, *, reuse: bool
     ) -> Spare:
         """Start the program: the spare, or a new process where that can't be it. `reuse`: it may be the spare. `cold`:
         a new process must start the interpreter from nothing. Zeroes `environment`."""
         spare, self.spare = self.spare, None
         if spare is None:
             raise RuntimeError("a run was asked for before its spare was made")
-        if not cold and not command and reuse and entry == spare.entry:
+        if not cold and invocation.is_usual and reuse and entry == spare.entry:
             try:
                 spare.start(environment)
                 return spare
@@ -323,17 +327,17 @@ class Supervisor:
         os.kill(spare.pid, signal.SIGKILL)
         os.waitpid(spare.pid, 0)
         spare.close()
-        spare = self.make_spare(entry, cold=cold or not self.fork or entry != spare.entry, command=command)
+        spare = self.make_spare(entry, invocation, cold=cold or not self.fork or entry != spare.entry)
         spare.start(environment)
         return spare
 
-    def make_spare(self, entry: str, *, cold: bool = False, command: list[str] | None = None) -> Spare:
+    def make_spare(self, entry: str, invocation: Invocation = AS_USUAL, *, cold: bool = False) -> Spare:
         """Fork a process for a program. It waits for the environment, and then
 
         - becomes the program, where that is this interpreter;
         - or is another language's interpreter, started at once and waiting in its preload script;
         - or starts the interpreter, where there is no such script or the start is to be `cold`;
-        - or starts `command`."""
+        - or starts the command of `invocation`."""
         go, go_end = os.pipe()
         stdout, stdout_end = wide_pipe()
         stderr, stderr_end = wide_pipe()
@@ -348,6 +352,8 @@ class Supervisor:
             os.dup2(stdout_end, 1)
             os.dup2(stderr_end, 2)
             os.dup2(go, 3)
+            if invocation.stdin >= 0:
+                os.dup2(invocation.stdin, 0)
             if self.supervised and self.broker is not None:
                 self.broker.send(b"L", [connect_filter.install()])
             os.closerange(4, resource.getrlimit(resource.RLIMIT_NOFILE)[0])
@@ -358,20 +364,25 @@ class Supervisor:
             for which, value in self.rlimits:
                 resource.setrlimit(which, (value, value))
             options = self.options[self.supervised]
-            if self.warm and not cold and not command:
+            if self.warm and not cold and not invocation.command:
                 restore_signals()
                 own = {"ERA_SPARE": "1", "PATH": os.environ["PATH"], "LANG": "C.UTF-8"}
                 os.execve(self.warm[0], [*self.warm, *options, entry], {**self.certificates, **self.environment, **own})
-            becomes = self.fork and not cold and not command
+            if invocation.directory:
+                os.chdir(f"{self.workspace}/{invocation.directory}")
+            # The interpreter that is forked opens its program by a name relative to the working directory.
+            becomes = self.fork and not cold and not invocation.command and not invocation.directory
             if becomes:
                 populate_pages()
             environment = read_environment()
             os.close(3)
             if not becomes:
                 restore_signals()
-                program = command or [*self.cold, *options, entry]
-                os.execvpe(program[0], program, environment)
+                program = f"{self.workspace}/{entry}" if invocation.directory else entry
+                execute(invocation.command or [*self.cold, *options, program, *invocation.args], environment)
             self.forget_ourselves(environment)
+            sys.argv.extend(invocation.args)
+            sys.orig_argv.extend(invocation.args)
             if self.last_value is not None:
                 self.last_value.watch(f"{self.workspace}/{entry}")
         except BaseException as problem:

@@ -12,6 +12,8 @@ from era.core.secrets import MAX_HOSTS, MAX_SECRETS, MAX_VALUE_BYTES
 from era.wire.base import VERSIONS_DROPPED, Body, dropped_answer, text
 from era.wire.limits import Isolation, Limits
 
+MAX_ARGS = 1000
+
 Env = Annotated[
     dict[str, str],
     Field(description="Variables of this run only: never stored, logged or returned.", examples=[{"A": "1"}]),
@@ -44,8 +46,28 @@ Secrets = Annotated[
 ]
 
 
-class RunBody(Body):
-    code: str | None = Field(None, description="Left out: the session's stored code.", examples=["print('hello')"])
+class InvokedBody(Body):
+    """A body that says how a program is called."""
+
+    args: list[str] = Field(
+        default_factory=list,
+        max_length=MAX_ARGS,
+        description="Arguments of the code.",
+        examples=[["--verbose", "input.csv"]],
+    )
+    stdin: str = Field("", description="Standard input.")
+    cwd: str = Field("", description="Directory to start in, below the working directory.", examples=["src"])
+    command: str | Annotated[list[str], Field(min_length=1, max_length=MAX_ARGS)] | None = Field(
+        None,
+        description="What is run in place of code: a program and its arguments, or a line for `sh -c`.",
+        examples=[["pytest", "-q"], "make && ./app"],
+    )
+
+
+class RunBody(InvokedBody):
+    code: str | None = Field(
+        None, description="Left out, without a `command`: the session's stored code.", examples=["print('hello')"]
+    )
     env: Env = Field(default_factory=dict)
     secrets: Secrets = Field(default_factory=dict)
     timeout: float | None = Field(None, gt=0, description="Seconds; left out: the session's default_timeout.")
@@ -53,9 +75,9 @@ class RunBody(Body):
     background: bool = Field(False, description="Answer 202 once the run has begun.")
 
 
-class ExecuteBody(Body):
+class ExecuteBody(InvokedBody):
     language: str = Field(examples=["python"])
-    code: str = Field(examples=["print('hello')"])
+    code: str | None = Field(None, description="Needed without a `command`.", examples=["print('hello')"])
     env: Env = Field(default_factory=dict)
     secrets: Secrets = Field(default_factory=dict)
     timeout: float | None = Field(None, gt=0)

@@ -22,7 +22,7 @@ from era.core.limits import Rules
 from era.core.models import EMPTY, Language, Session
 from era.core.pool import SandboxPool
 from era.core.ports import Indexes, Network, Sandbox
-from era.core.program import Ended, Program
+from era.core.program import Ended, Invocation, Program
 from era.core.setup.commands import failure
 from era.core.setup.progress import LastWords, Say
 from era.errors import SandboxFailed
@@ -100,7 +100,7 @@ class BuildSandbox:
             files={},
             certificates=egress.certificates,
             supervised=egress.supervised,
-            command=[access.filled_in(word) for word in command],
+            invocation=Invocation(command=[access.filled_in(word) for word in command]),
         )
         ended: Ended | None = None
         async with egress, access:

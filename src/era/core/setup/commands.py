@@ -24,7 +24,7 @@ from era.core.history import HistoryBound
 from era.core.models import Session, Snapshot, Trim, command_of
 from era.core.pool import SandboxPool
 from era.core.ports import Network
-from era.core.program import Ended, Program
+from era.core.program import Ended, Invocation, Program
 from era.core.setup.progress import LastWords, Progress
 from era.core.setup.requirements import variables
 from era.errors import SandboxFailed
@@ -84,7 +84,7 @@ class Commands:
                     files={},
                     certificates=egress.certificates,
                     supervised=egress.supervised,
-                    command=command_of(command),
+                    invocation=Invocation(command=command_of(command)),
                 )
                 ended: Ended | None = None
                 async with egress:
