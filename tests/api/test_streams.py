@@ -32,6 +32,7 @@ def streamed(client: httpx.Client, where: str, code: str, **fields: Any) -> list
         assert answer.status_code == 200
         assert answer.headers["content-type"].startswith("text/event-stream")
         received = list(events(answer))
+    assert answer.headers["x-era-run"] == received[-1][2]["run_id"]
     assert all(name == data["type"] for _, name, data in received)
     assert [name for _, name, _ in received].count("done") == 1
     return received

@@ -10,6 +10,7 @@ import structlog
 from fastapi import APIRouter, FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
+from starlette.types import Lifespan
 
 from era import __version__
 from era.api import (
@@ -31,6 +32,7 @@ from era.api import (
 )
 from era.api.context import Answer, BodyProblem, Context
 from era.api.guard import Guard, error_body, error_headers
+from era.api.mcp import Mcp
 from era.errors import BadRequest, EraError, MethodNotAllowed, NotFound
 from era.settings import Settings
 
@@ -57,10 +59,11 @@ def build(settings: Settings, context: Context) -> FastAPI:
         languages,
         pages,
     )
-    app = application([*(module.router for module in modules), storage.resources])
+    mcp = Mcp()
+    app = application([*(module.router for module in modules), storage.resources], lifespan=mcp.lifespan)
     app.state.context = context
     app.state.storage = context.storage
-    app.router.routes.append(proxy.PublicUrls())
+    app.router.routes.extend([*mcp.routes(), proxy.PublicUrls()])
     names = [settings.host, urlsplit(settings.public_url or "").hostname or settings.host]
     bounds = {("POST", capsules.IMPORT_PATH): settings.import_mb << 20}
     app.add_middleware(
@@ -69,10 +72,12 @@ def build(settings: Settings, context: Context) -> FastAPI:
     return app
 
 
-def application(routers: Iterable[APIRouter], *, described: bool = True) -> FastAPI:
+def application(
+    routers: Iterable[APIRouter], *, described: bool = True, lifespan: Lifespan[FastAPI] | None = None
+) -> FastAPI:
     """An application with these routes and errors in the contract's shape, but without the guard.
 
-    `described` adds /openapi.json.
+    `described` adds /openapi.json. `lifespan` is entered at the start, and left at the end.
     """
     # No redirect of /api/sessions/ to /api/sessions: `DELETE /api/sessions/$ID` with an empty $ID must not delete all.
     app = _Application(
@@ -82,6 +87,7 @@ def application(routers: Iterable[APIRouter], *, described: bool = True) -> Fast
         docs_url=None,
         redoc_url=None,
         redirect_slashes=False,
+        lifespan=lifespan,
     )
     for router in routers:
         app.include_router(router)

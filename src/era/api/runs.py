@@ -103,6 +103,8 @@ async def stream(
     # An error before the run has started becomes an ordinary answer.
     first = await anext(events)
     headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+    if isinstance(first, RunStarted):
+        headers["X-Era-Run"] = first.run_id
     return StreamingResponse(_server_sent(first, events), media_type="text/event-stream", headers=headers)
 
 

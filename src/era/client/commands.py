@@ -7,6 +7,7 @@ from cyclopts import App
 import era
 from era.client.capsules import export, import_
 from era.client.keys import keys
+from era.client.mcp import mcp
 from era.client.run import run
 from era.client.serve import doctor, serve
 from era.client.sync import pull, push
@@ -17,7 +18,7 @@ app = App(
     version=lambda: era.__version__,
     help="Run untrusted code in sessions that remember.\n\nStart a server with 'era serve', then 'era run hello.py'.",
 )
-for command in (serve, doctor, run, export, push, pull):
+for command in (serve, doctor, run, export, push, pull, mcp):
     app.command(command)
 app.command(import_, name="import")
 app.command(keys)

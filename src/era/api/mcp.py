@@ -1,0 +1,110 @@
+"""/mcp and /mcp/v1: the Model Context Protocol over HTTP, served by the tools of era.mcp.
+
+Tools are calls of this server's own HTTP API, with the caller's key, so they have its rights and no others, and all of
+the API's checks. The protocol's library is loaded at the first request: that takes a second, and most servers never get
+one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any
+
+import httpx
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.routing import Route
+from starlette.types import Receive, Scope, Send
+
+from era import __version__
+from era.api.guard import MAX_BODY_BYTES
+
+if TYPE_CHECKING:
+    from mcp.server.streamable_http_manager import StreamableHTTPSessionManager
+
+PATHS = ("/mcp", "/mcp/", "/mcp/v1", "/mcp/v1/")
+_CALLERS_HEADERS = ("authorization", "host")
+_CONNECT_SECONDS = 10.0
+
+
+class Mcp:
+    """The endpoint, and what runs behind it as long as the application does."""
+
+    def __init__(self) -> None:
+        self._managers: asyncio.Task[tuple[StreamableHTTPSessionManager, StreamableHTTPSessionManager]] | None = None
+        self._running: asyncio.Task[None] | None = None
+
+    def routes(self) -> list[Route]:
+        return [Route(path, endpoint=self, methods=["POST"]) for path in PATHS]
+
+    @asynccontextmanager
+    async def lifespan(self, _: Any) -> AsyncIterator[None]:
+        yield
+        for task in (self._managers, self._running):
+            if task is not None:
+                task.cancel()
+                await asyncio.wait([task])
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if self._managers is None:
+            self._managers = asyncio.create_task(self._start(scope["server"]))
+        in_one, streamed = await asyncio.shield(self._managers)
+        headers = Headers(scope=scope)
+        accepted = headers.get("accept", "*/*")
+        streams = "text/event-stream" in accepted
+        scope = {**scope, "headers": list(scope["headers"])}
+        # Clients of plain JSON-RPC say less than the protocol's transport asks for. The guard has turned pages of other
+        # sites away already, so nothing hangs on the type that a body has.
+        MutableHeaders(scope=scope)["accept"] = accepted if streams else "application/json"
+        MutableHeaders(scope=scope)["content-type"] = "application/json"
+        await (streamed if streams else in_one).handle_request(scope, receive, send)
+
+    async def _start(
+        self, address: tuple[str, int]
+    ) -> tuple[StreamableHTTPSessionManager, StreamableHTTPSessionManager]:
+        """Load the library, and serve from now on: answers in one piece, and as streams of events. `address` is this
+        server's."""
+        await asyncio.to_thread(importlib.import_module, "era.mcp.protocol")
+        from mcp.server.streamable_http_manager import StreamableHTTPSessionManager
+        from mcp.server.transport_security import TransportSecuritySettings
+
+        from era.mcp.calls import Calls
+        from era.mcp.protocol import mcp_server
+
+        host, port = address
+        client = httpx.AsyncClient(
+            base_url=f"http://{f'[{host}]' if ':' in host else host}:{port}",
+            timeout=httpx.Timeout(None, connect=_CONNECT_SECONDS),
+            limits=httpx.Limits(max_connections=None, max_keepalive_connections=0),  # a new one costs next to nothing
+            trust_env=False,
+            verify=False,  # noqa: S501  it is plain HTTP, and reading certificates takes time
+        )
+
+        def calls_of(context: Any) -> Calls:
+            headers = context.request.headers
+            return Calls(client, {name: headers[name] for name in _CALLERS_HEADERS if name in headers})
+
+        server = mcp_server(__version__, calls_of)
+        in_one, streamed = (
+            StreamableHTTPSessionManager(
+                server,
+                json_response=json,
+                stateless=True,
+                max_request_body_size=MAX_BODY_BYTES,
+                # The guard has checked Host and Origin.
+                security_settings=TransportSecuritySettings(enable_dns_rebinding_protection=False),
+            )
+            for json in (True, False)
+        )
+        ready = asyncio.Event()
+
+        async def run() -> None:
+            async with client, in_one.run(), streamed.run():
+                ready.set()
+                await asyncio.Event().wait()
+
+        self._running = asyncio.create_task(run())
+        await ready.wait()
+        return in_one, streamed

@@ -1,0 +1,127 @@
+"""Calls of the HTTP API, as the tools make them: answers as plain values, errors as sentences for a model."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any
+from urllib.parse import quote
+
+import anyio
+import httpx
+
+_STOP_SECONDS = 5.0
+_HINTS = {
+    "GET /api/sessions lists the sessions there are.": "era_list_sessions lists them, era_create_session makes one.",
+    "GET /api/sessions/{id}/files lists those there are.": "era_list_files lists those there are.",
+}
+"""Hints of the API that name its calls, and what they are with tools."""
+
+_HINTS_BY_CODE = {
+    "no_code": "Give 'code' or a 'command'.",
+    "unauthorized": "Whoever set this tool up has to give it the server's key: as ERA_API_KEY, or as a bearer token.",
+}
+
+
+class CallFailed(Exception):
+    """A call was refused or could not be made. The message is for the model: what is wrong, and what to do."""
+
+
+@dataclass(frozen=True, slots=True)
+class Content:
+    """The content of a file."""
+
+    data: bytes
+    media_type: str
+
+
+@dataclass(frozen=True, slots=True)
+class Calls:
+    """The calls of one caller: `client` knows the server, `headers` are those that say who is calling."""
+
+    client: httpx.AsyncClient
+    headers: Mapping[str, str] = field(default_factory=dict, repr=False)
+
+    async def call(self, method: str, path: str, body: Any = None, **query: Any) -> dict[str, Any]:
+        """The answer of a call with this JSON body, None for none. Raises CallFailed."""
+        async with self._response(method, path, json=body, params=_query(query)) as response:
+            return _checked(response, await response.aread())
+
+    async def put(self, path: str, content: bytes) -> dict[str, Any]:
+        """The answer of a PUT of raw bytes. Raises CallFailed."""
+        async with self._response("PUT", path, content=content) as response:
+            return _checked(response, await response.aread())
+
+    async def content(self, path: str) -> Content:
+        """What a GET of raw bytes answers. Raises CallFailed."""
+        async with self._response("GET", path) as response:
+            data = await response.aread()
+            if response.status_code not in (200, 206):
+                _checked(response, data)
+            return Content(data, response.headers.get("content-type", "application/octet-stream").partition(";")[0])
+
+    async def events(self, session_id: str, body: Any) -> AsyncIterator[dict[str, Any]]:
+        """The events of a run in a session, as `/stream` has them. A caller that is cancelled stops the run. Raises
+        CallFailed, also where the service failed in the middle."""
+        path = session_path(session_id)
+        async with self._response("POST", f"{path}/stream", json=body) as response:
+            if response.status_code != 200:
+                _checked(response, await response.aread())
+            run_id = response.headers["x-era-run"]
+            try:
+                async for line in response.aiter_lines():
+                    if line.startswith("data: "):
+                        event: dict[str, Any] = json.loads(line.removeprefix("data: "))
+                        if event["type"] == "error":
+                            raise CallFailed(_sentence(event))
+                        yield event
+            except (anyio.get_cancelled_exc_class(), GeneratorExit):
+                with anyio.move_on_after(_STOP_SECONDS, shield=True):
+                    await self.client.delete(f"{path}/runs/{run_id}", headers=self.headers)
+                raise
+
+    @asynccontextmanager
+    async def _response(self, method: str, path: str, **options: Any) -> AsyncIterator[httpx.Response]:
+        try:
+            async with self.client.stream(method, path, headers=self.headers, **options) as response:
+                yield response
+        except httpx.ConnectError:
+            raise CallFailed("The ERA server can't be reached. Is it running?") from None
+        except httpx.TransportError as error:
+            raise CallFailed(f"The ERA server hung up before its answer was complete ({error}).") from None
+
+
+def session_path(session_id: str) -> str:
+    """The path of a session's routes, whatever characters its id has."""
+    return f"/api/sessions/{quote(session_id, safe='')}"
+
+
+def file_path(session_id: str, path: str) -> str:
+    """The path of a session's file. A leading `/workspace/` or `./` is taken as the working directory."""
+    relative = path.removeprefix("/workspace/").removeprefix("./")
+    return f"{session_path(session_id)}/files/{quote(relative)}"
+
+
+def _query(query: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in query.items() if value is not None}
+
+
+def _checked(response: httpx.Response, body: bytes) -> dict[str, Any]:
+    try:
+        answer = json.loads(body)
+    except ValueError:
+        answer = None
+    if not isinstance(answer, dict):
+        raise CallFailed(f"The server answered {response.status_code}, and not as an ERA server.")
+    if response.is_error:
+        raise CallFailed(_sentence(answer))
+    return answer
+
+
+def _sentence(error: Mapping[str, Any]) -> str:
+    """An error of the API's for a model: hints that name calls name the tools for them."""
+    hint = error.get("hint") or ""
+    hint = _HINTS_BY_CODE.get(error.get("code", "")) or _HINTS.get(hint, hint)
+    return f"{error.get('error', 'The call failed.')} {hint}".strip()

@@ -1,0 +1,87 @@
+"""What tools answer: text that a model reads, and the same as structured values, within a bound that is always told."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Mapping
+from typing import Any
+
+from mcp_types import CallToolResult, ContentBlock, ImageContent, ResourceLink, TextContent
+from pydantic import BaseModel, ConfigDict, Field
+
+MOST_CHARACTERS = 20_000
+"""Of stdout, and of stderr, in an answer. Most models read no more at once."""
+
+_TAIL = MOST_CHARACTERS // 4
+"""Of these, how many are the end of what was written: errors stand there."""
+
+MOST_IMAGES = 4
+MOST_IMAGE_BYTES = 1 << 20
+
+_RUN_FIELDS = ("exit_code", "status", "duration", "session_id", "run_id", "data", "state", "artifacts")
+
+
+class RunResult(BaseModel):
+    """How a program ended, and what it wrote."""
+
+    model_config = ConfigDict(extra="allow")
+
+    exit_code: int
+    status: str = Field(description="ok, failed, timeout, oom, killed or disk_full")
+    stdout: str
+    stderr: str
+    stdout_truncated: bool = Field(description="Whether stdout is not all that the program wrote.")
+    stderr_truncated: bool
+    duration: str
+    session_id: str | None = None
+    run_id: str | None = None
+    data: dict[str, Any] | None = Field(None, description="The session's state after the run.")
+
+
+def text_result(text: str, structured: Mapping[str, Any]) -> CallToolResult:
+    return CallToolResult(content=[TextContent(text=text)], structured_content=dict(structured))
+
+
+def failure(text: str) -> CallToolResult:
+    return CallToolResult(content=[TextContent(text=text)], is_error=True)
+
+
+def run_result(answer: Mapping[str, Any], images: list[ImageContent], *, in_session: bool) -> CallToolResult:
+    """The answer of a run. A program that failed is no failure of the tool: the model wants to see how."""
+    structured: dict[str, Any] = {name: answer[name] for name in _RUN_FIELDS if name in answer}
+    parts: list[str] = []
+    links: list[ContentBlock] = []
+    for stream in ("stdout", "stderr"):
+        whole = str(answer[stream])
+        shown = shortened(whole)
+        structured[stream] = shown
+        structured[f"{stream}_truncated"] = bool(answer[f"{stream}_truncated"]) or shown != whole
+        if shown:
+            parts.append(shown.rstrip("\n") if stream == "stdout" else f"[stderr]\n{shown.rstrip()}")
+        if shown != whole and in_session:
+            uri = f"session://{answer['session_id']}/runs/{answer['run_id']}/{stream}"
+            links.append(ResourceLink(uri=uri, name=f"all of {stream}", mime_type="text/plain"))
+        if answer[f"{stream}_truncated"]:
+            parts.append(f"[{stream} went over the session's output limit, and the rest is lost]")
+    if answer["status"] != "ok":
+        parts.append(f"[{answer['status']}: exit code {answer['exit_code']} after {answer['duration']}]")
+    state = answer.get("state")
+    if state is not None and not state["committed"]:
+        parts.append(f"[nothing was kept of this run: {state['reason']}]")
+    listed = [item["path"] for item in answer.get("artifacts", [])]
+    if listed:
+        parts.append(f"[files to look at, with era_read_file: {', '.join(listed)}]")
+    text = "\n".join(parts) or "[no output]"
+    return CallToolResult(content=[TextContent(text=text), *images, *links], structured_content=structured)
+
+
+def image(data: bytes, media_type: str) -> ImageContent:
+    return ImageContent(data=base64.b64encode(data).decode(), mime_type=media_type)
+
+
+def shortened(text: str) -> str:
+    """The text, or its beginning and its end with the number of characters between."""
+    if len(text) <= MOST_CHARACTERS:
+        return text
+    head, tail = text[: MOST_CHARACTERS - _TAIL], text[-_TAIL:]
+    return f"{head}\n[… {len(text) - MOST_CHARACTERS:,} characters are left out here …]\n{tail}"

@@ -1,0 +1,286 @@
+"""The tools. Each is one or a few calls of the HTTP API."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+from mcp_types import CallToolResult, ImageContent, ToolAnnotations
+
+from era.mcp import arguments as given
+from era.mcp.calls import CallFailed, Calls, file_path, session_path
+from era.mcp.results import (
+    MOST_IMAGE_BYTES,
+    MOST_IMAGES,
+    RunResult,
+    image,
+    run_result,
+    text_result,
+)
+
+type Progress = Callable[[str], Awaitable[None]]
+"""Gets what a program has just written."""
+
+type Answered = Awaitable[CallToolResult]
+
+_IMAGES = {"image/png", "image/jpeg", "image/gif", "image/webp"}
+
+
+@dataclass(frozen=True, slots=True)
+class Tool:
+    """One tool. `answer` raises CallFailed with a message for the model."""
+
+    name: str
+    title: str
+    description: str
+    arguments: type[given.Arguments]
+    answer: Callable[[Calls, Any, Progress], Answered]
+    annotations: ToolAnnotations
+    output: type[RunResult] | None = None
+
+    input_schema: dict[str, Any] = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "input_schema", self.arguments.model_json_schema())
+
+
+# -- runs -----------------------------------------------------------------------------------------------------------
+
+
+async def _once(calls: Calls, body: given.Once, progress: Progress, language: str | None = None) -> CallToolResult:
+    fields = body.model_dump(exclude_none=True)
+    return run_result(
+        await calls.call("POST", "/api/execute", fields | ({"language": language} if language else {})),
+        [],
+        in_session=False,
+    )
+
+
+async def _command(calls: Calls, body: given.Command, progress: Progress) -> CallToolResult:
+    fields = body.model_dump(exclude_none=True, exclude={"session_id", "files"})
+    if body.session_id is not None:
+        if body.files:
+            raise CallFailed("'files' are for a run without a session. Put them there with era_upload_file.")
+        return await _run(calls, body.session_id, fields, progress)
+    fields |= {"language": "shell", "files": body.files}
+    return run_result(await calls.call("POST", "/api/execute", fields), [], in_session=False)
+
+
+async def _run_in_session(calls: Calls, body: given.RunInSession, progress: Progress) -> CallToolResult:
+    fields = body.model_dump(exclude_none=True, exclude={"session_id"})
+    return await _run(calls, body.session_id, fields, progress)
+
+
+async def _run(calls: Calls, session_id: str, body: Mapping[str, Any], progress: Progress) -> CallToolResult:
+    """A run in a session, with its pictures."""
+    written: dict[str, list[str]] = {"stdout": [], "stderr": []}
+    answer: dict[str, Any] = {}
+    async for event in calls.events(session_id, body):
+        if event["type"] in written:
+            written[event["type"]].append(event["content"])
+            await progress(event["content"])
+        else:
+            answer = event
+    if not answer:
+        raise CallFailed("The ERA server hung up before the run was over. See era_get_session for what was kept.")
+    answer |= {stream: "".join(parts) for stream, parts in written.items()}
+    return run_result(answer, await _pictures(calls, session_id, answer["artifacts"]), in_session=True)
+
+
+async def _pictures(calls: Calls, session_id: str, artifacts: list[dict[str, Any]]) -> list[ImageContent]:
+    """The first small pictures that a run has left."""
+    small = [item["path"] for item in artifacts if item["type"] in _IMAGES and item["size"] <= MOST_IMAGE_BYTES]
+    pictures = []
+    for path in small[:MOST_IMAGES]:
+        content = await calls.content(file_path(session_id, path))
+        pictures.append(image(content.data, content.media_type))
+    return pictures
+
+
+# -- sessions -------------------------------------------------------------------------------------------------------
+
+
+async def _create(calls: Calls, body: given.CreateSession, progress: Progress) -> CallToolResult:
+    session = await calls.call("POST", "/api/sessions", body.model_dump(exclude_none=True))
+    waits = " Its packages are being installed; the first run waits for them." if session.get("setup_status") else ""
+    return text_result(f"Session {session['id']} ({session['language']}) is there.{waits}", session)
+
+
+async def _list(calls: Calls, body: given.ListSessions, progress: Progress) -> CallToolResult:
+    answer = await calls.call("GET", "/api/sessions", None, **body.model_dump(exclude_none=True))
+    lines = [
+        f"{session['id']}  {session['language']}  {session['file_count']} files  last run: {session['last_run_at']}"
+        for session in answer["sessions"]
+    ]
+    if answer.get("next_cursor"):
+        lines.append(f"There are more: cursor={answer['next_cursor']}")
+    return text_result("\n".join(lines) or "There are no sessions. Make one with era_create_session.", answer)
+
+
+async def _get(calls: Calls, body: given.OneSession, progress: Progress) -> CallToolResult:
+    session = await calls.call("GET", session_path(body.session_id))
+    return text_result(json.dumps(session, ensure_ascii=False, indent=1), session)
+
+
+async def _delete(calls: Calls, body: given.OneSession, progress: Progress) -> CallToolResult:
+    answer = await calls.call("DELETE", session_path(body.session_id))
+    return text_result(f"Session {body.session_id} is deleted.", answer)
+
+
+async def _update(calls: Calls, body: given.UpdateSession, progress: Progress) -> CallToolResult:
+    changes = body.model_dump(exclude_none=True, exclude={"session_id"})
+    if not changes:
+        raise CallFailed("There is nothing to change: give data, metadata or a setting.")
+    answer = await calls.call("PATCH", session_path(body.session_id), changes)
+    return text_result(f"Session {body.session_id} is changed: {', '.join(changes)}.", answer)
+
+
+# -- files ----------------------------------------------------------------------------------------------------------
+
+
+async def _upload(calls: Calls, body: given.UploadFile, progress: Progress) -> CallToolResult:
+    try:
+        content = base64.b64decode(body.content, validate=True) if body.encoding == "base64" else body.content.encode()
+    except (binascii.Error, ValueError):
+        raise CallFailed("'content' is not base64. For text, leave 'encoding' out.") from None
+    answer = await calls.put(file_path(body.session_id, body.path), content)
+    return text_result(f"{answer['path']}: {answer['size']} bytes.", answer)
+
+
+async def _read(calls: Calls, body: given.ReadFile, progress: Progress) -> CallToolResult:
+    content = await calls.content(file_path(body.session_id, body.path))
+    size = len(content.data)
+    if content.media_type in _IMAGES and size <= MOST_IMAGE_BYTES:
+        shown = text_result(f"{body.path}: {content.media_type}, {size} bytes.", {"path": body.path, "size": size})
+        return shown.model_copy(update={"content": [*shown.content, image(content.data, content.media_type)]})
+    try:
+        text = content.data.decode()
+    except UnicodeDecodeError:
+        raise CallFailed(
+            f"{body.path} is not text ({content.media_type}, {size} bytes). Read it with a program in the session."
+        ) from None
+    part = text[body.offset : body.offset + body.limit]
+    end = body.offset + len(part)
+    more = f"\n[{len(text) - end:,} characters follow: offset={end}]" if end < len(text) else ""
+    structured = {"path": body.path, "content": part, "offset": body.offset, "characters": len(text)}
+    return text_result(part + more, structured)
+
+
+async def _list_files(calls: Calls, body: given.OneSession, progress: Progress) -> CallToolResult:
+    answer = await calls.call("GET", f"{session_path(body.session_id)}/files")
+    lines = [f"{item['size']:>10}  {item['path']}" for item in answer["files"]]
+    if answer["count"] < answer["total_count"]:
+        lines.append(f"[{answer['total_count'] - answer['count']} more]")
+    return text_result("\n".join(lines) or "The session has no files.", answer)
+
+
+# -- the list -------------------------------------------------------------------------------------------------------
+
+_RUNS = ToolAnnotations(read_only_hint=False, destructive_hint=False, idempotent_hint=False, open_world_hint=True)
+_READS = ToolAnnotations(read_only_hint=True, open_world_hint=False)
+_CHANGES = ToolAnnotations(read_only_hint=False, destructive_hint=False, idempotent_hint=True, open_world_hint=False)
+_DESTROYS = ToolAnnotations(read_only_hint=False, destructive_hint=True, idempotent_hint=True, open_world_hint=False)
+
+
+def _runner(name: str, title: str, language: str) -> Tool:
+    description = (
+        f"Run {title} code once, in a sandbox that is gone afterwards. Nothing is remembered: for state or files that "
+        "last, make a session with era_create_session. Answers what the program wrote and how it ended."
+    )
+    answer = partial(_once, language=language)
+    return Tool(name, f"Run {title}", description, given.Once, answer, _RUNS, RunResult)
+
+
+TOOLS = {
+    tool.name: tool
+    for tool in (
+        _runner("era_python", "Python", "python"),
+        _runner("era_node", "JavaScript (Node)", "node"),
+        _runner("era_typescript", "TypeScript", "typescript"),
+        _runner("era_deno", "TypeScript (Deno)", "deno"),
+        Tool(
+            "era_shell",
+            "Run a command",
+            "Run a line of shell, once in a sandbox of its own or in a session, with its files and packages.",
+            given.Command,
+            _command,
+            _RUNS,
+            RunResult,
+        ),
+        Tool(
+            "era_execute_code",
+            "Run code in any language",
+            "Run code once, in a sandbox that is gone afterwards: Python, Node, TypeScript, Deno, Go or shell.",
+            given.OnceInLanguage,
+            _once,
+            _RUNS,
+            RunResult,
+        ),
+        Tool(
+            "era_create_session",
+            "Make a session",
+            "Make a session: a state (JSON), files and installed packages that stay from run to run. Run code in it "
+            "with era_run_in_session.",
+            given.CreateSession,
+            _create,
+            _RUNS,
+        ),
+        Tool(
+            "era_run_in_session",
+            "Run in a session",
+            "Run code or a command in a session. It finds the session's files in its working directory and the state "
+            "in .session_data.json; what it changes there is kept. Variables of earlier runs are not.",
+            given.RunInSession,
+            _run_in_session,
+            _RUNS,
+            RunResult,
+        ),
+        Tool("era_list_sessions", "List sessions", "List sessions.", given.ListSessions, _list, _READS),
+        Tool(
+            "era_get_session",
+            "Look at a session",
+            "Get a session's state, settings, and how its setup went.",
+            given.OneSession,
+            _get,
+            _READS,
+        ),
+        Tool(
+            "era_delete_session",
+            "Delete a session",
+            "Delete a session with its state and files.",
+            given.OneSession,
+            _delete,
+            _DESTROYS,
+        ),
+        Tool(
+            "era_update_session",
+            "Change a session",
+            "Replace a session's state or labels, or change its settings. What is left out stays.",
+            given.UpdateSession,
+            _update,
+            _CHANGES,
+        ),
+        Tool(
+            "era_upload_file",
+            "Write a file",
+            "Write a file into a session; one that is there is replaced.",
+            given.UploadFile,
+            _upload,
+            _CHANGES,
+        ),
+        Tool(
+            "era_read_file",
+            "Read a file",
+            "Read a file of a session: text, or a picture.",
+            given.ReadFile,
+            _read,
+            _READS,
+        ),
+        Tool("era_list_files", "List files", "List a session's files.", given.OneSession, _list_files, _READS),
+    )
+}
