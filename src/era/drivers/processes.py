@@ -21,14 +21,23 @@ def below(pid: int) -> list[int]:
     return pids
 
 
-def unnamed_bytes(pids: Iterable[int], device: int) -> int:
-    """Bytes on disk of deleted files on `device` that these processes still hold open."""
-    blocks: dict[int, int] = {}
+def unnamed(pids: Iterable[int], device: int) -> dict[int, int]:
+    """The deleted files on `device` that these processes have open or mapped: the bytes that each takes, by inode.
+
+    The kernel shows files that are only mapped to a service with CAP_SYS_ADMIN or CAP_CHECKPOINT_RESTORE; others have
+    none of them here.
+    """
+    found: dict[int, int] = {}
     for pid in pids:
-        with contextlib.suppress(OSError), os.scandir(f"/proc/{pid}/fd") as entries:
-            for entry in entries:
-                with contextlib.suppress(OSError):  # closed meanwhile
-                    status = entry.stat()
+        for kind in ("fd", "map_files"):
+            with contextlib.suppress(OSError), os.scandir(f"/proc/{pid}/{kind}") as entries:
+                for entry in entries:
+                    try:
+                        status = entry.stat()
+                    except PermissionError:
+                        break  # all of them are closed to us
+                    except OSError:
+                        continue  # it was closed meanwhile
                     if status.st_nlink == 0 and status.st_dev == device:
-                        blocks[status.st_ino] = status.st_blocks
-    return sum(blocks.values()) * _BLOCK
+                        found[status.st_ino] = status.st_blocks * _BLOCK
+    return found
