@@ -156,7 +156,12 @@ class BubblewrapSandbox:
         return connection
 
     def unnamed_bytes(self, device: int) -> int:
-        return sum(processes.unnamed(self._processes(), device).values())
+        pids = self._processes()
+        found = processes.unnamed(pids, device)
+        return sum((processes.mapped_ends(pids, device) | found).values())
+
+    def have_in_flight(self) -> bool:
+        return processes.have_in_flight(self._processes())
 
     async def close(self) -> None:
         if self._closing is None:

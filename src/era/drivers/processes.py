@@ -4,10 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 from collections.abc import Iterable
 from pathlib import Path
 
 _BLOCK = 512  # bytes, the unit of st_blocks
+_KINDS = ("fd", "map_files")
+_DELETED_MAP = re.compile(
+    rb"^([0-9a-f]+)-([0-9a-f]+) \S+ ([0-9a-f]+) ([0-9a-f]+):([0-9a-f]+) (\d+) .* \(deleted\)$", re.MULTILINE
+)
+_IN_FLIGHT = re.compile(rb"^scm_fds:\s+[1-9]", re.MULTILINE)
 
 
 def below(pid: int) -> list[int]:
@@ -29,7 +35,7 @@ def unnamed(pids: Iterable[int], device: int) -> dict[int, int]:
     """
     found: dict[int, int] = {}
     for pid in pids:
-        for kind in ("fd", "map_files"):
+        for kind in _KINDS:
             with contextlib.suppress(OSError), os.scandir(f"/proc/{pid}/{kind}") as entries:
                 for entry in entries:
                     try:
@@ -41,3 +47,28 @@ def unnamed(pids: Iterable[int], device: int) -> dict[int, int]:
                     if status.st_nlink == 0 and status.st_dev == device:
                         found[status.st_ino] = status.st_blocks * _BLOCK
     return found
+
+
+def mapped_ends(pids: Iterable[int], device: int) -> dict[int, int]:
+    """The deleted files on `device` that these processes have mapped: the bytes up to the end of what is mapped, by
+    inode. What `unnamed` can't tell an ordinary user, roughly: a file may have holes, or go on behind its map."""
+    ends: dict[int, int] = {}
+    for pid in pids:
+        with contextlib.suppress(OSError):  # it has ended
+            for match in _DELETED_MAP.finditer(Path(f"/proc/{pid}/maps").read_bytes()):
+                first, last, offset, major, minor = (int(text, 16) for text in match.groups()[:5])
+                if os.makedev(major, minor) == device:
+                    ends[int(match[6])] = max(ends.get(int(match[6]), 0), offset + last - first)
+    return ends
+
+
+def have_in_flight(pids: Iterable[int]) -> bool:
+    """Whether descriptors lie in queues of sockets that these processes have open. Before Linux 5.10 never."""
+    for pid in pids:
+        with contextlib.suppress(OSError):  # it has ended
+            for name in os.listdir(f"/proc/{pid}/fd"):
+                with contextlib.suppress(OSError):  # it was closed meanwhile
+                    is_socket = os.readlink(f"/proc/{pid}/fd/{name}").startswith("socket:")
+                    if is_socket and _IN_FLIGHT.search(Path(f"/proc/{pid}/fdinfo/{name}").read_bytes()):
+                        return True
+    return False
