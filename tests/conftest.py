@@ -201,6 +201,17 @@ def eventually(probe: Callable[[], Any], seconds: float = 60.0) -> Any:
     return result
 
 
+def at_best(below: float, seconds: Callable[[], float], tries: int = 20) -> float:
+    """Take a time until it is below so many seconds; the least that was taken. What a busy machine delays now and then
+    passes, and what takes longer by itself never does."""
+    least = seconds()
+    for _ in range(tries):
+        if least < below:
+            break
+        least = min(least, seconds())
+    return least
+
+
 def assert_nothing_left(before_mounts: list[str], processes: list[int], data_dir: Path, group: str = "") -> None:
     """Assert that a server that has ended left no process, mount, cgroup or sandbox directory."""
     eventually(lambda: not any(map(is_running, processes)))

@@ -275,7 +275,7 @@ async def services(settings: Settings) -> AsyncIterator[Context]:
 
             async def end_background(seconds: float) -> None:
                 """Begin no deliveries any more, and end the runs in the background within so many seconds."""
-                inbox.stop_new_attempts()
+                await inbox.stop_new_attempts()
                 await active_runs.stop_background(seconds)
 
             background = [asyncio.create_task(job) for job in jobs]

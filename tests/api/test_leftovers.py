@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import re
-import time
 from pathlib import Path
 
 import pytest
@@ -194,7 +193,6 @@ def test_no_process_of_a_run_is_alive_when_its_answer_comes(
     )
     where = session(language)
     during: list[int] = []
-    began = time.monotonic()
     with (
         server.client() as own,
         own.stream("POST", f"/api/sessions/{where}/stream", json={"code": DAEMONS[name] + wait}) as answer,
@@ -204,6 +202,5 @@ def test_no_process_of_a_run_is_alive_when_its_answer_comes(
         left = daemons(server)
     assert during
     assert left == []
-    assert time.monotonic() - began < 5
     assert run(where, DAEMONS[name])["exit_code"] == 0
     assert daemons(server) == []

@@ -19,27 +19,31 @@ def write(file):
     for _ in range(200):
         file.write(b'x' * (1 << 18)); file.flush()
         time.sleep(0.01)
+    time.sleep(60)
 """
 
 GROWS = {
     "one file beside another": "write(open('big', 'wb'))",
-    "many files": "for n in range(200):\n    open(f'{n}', 'wb').write(b'x' * (1 << 18)); time.sleep(0.01)",
+    "many files": """
+for n in range(200): open(f'{n}', 'wb').write(b'x' * (1 << 18)); time.sleep(0.01)
+time.sleep(60)
+""",
     "files without names": """
 import os
 held = []
 for n in range(3):
     file = open('gone', 'wb'); os.unlink('gone'); held.append(file)
     for _ in range(8): file.write(b'x' * (1 << 18)); file.flush(); time.sleep(0.01)
-time.sleep(10)
+time.sleep(60)
 """,
     "memory maps": """
 import mmap
 for name in 'abc':
     file = open(name, 'w+b'); file.truncate(2 << 20); m = mmap.mmap(file.fileno(), 2 << 20)
     for n in range(0, 2 << 20, 1 << 18): m[n:n + (1 << 18)] = b'x' * (1 << 18); time.sleep(0.02)
-time.sleep(10)
+time.sleep(60)
 """,
-    "a child's file": "import os\nif os.fork() == 0: write(open('big', 'wb'))\nelse: time.sleep(10)",
+    "a child's file": "import os\nif os.fork() == 0: write(open('big', 'wb'))\nelse: time.sleep(60)",
     "a directory that is closed": "import os\nos.mkdir('d'); file = open('d/f', 'wb'); os.chmod('d', 0); write(file)",
 }
 """Programs that write more than 4 MiB, step by step."""
@@ -125,10 +129,10 @@ def test_a_run_that_outgrows_its_disk_is_ended(client: httpx.Client, session: Ma
     code = SLOWLY + code
     where = session(data={"before": 1}, limits={"disk_mb": 4})
     run(where, "open('old', 'w').write('still here')")
-    outcome = run(where, code)
+    outcome = run(where, code, timeout=50)
+    # It was ended: by itself it would have ended after a minute only, and its deadline would be a `timeout`.
     assert (outcome["status"], outcome["state"]["committed"]) == ("disk_full", False), outcome
     assert outcome["state"]["reason"].endswith("data and files stay as they were.")
-    assert float(outcome["duration"].rstrip("s")) < 4, "it was ended, and did not end by itself"
     assert outcome["data"] == {"before": 1}
     again = run(where, "import os; print(sorted(os.listdir())); print(open('old').read())")
     assert again["stdout"] == "['.session_data.json', 'main.py', 'old']\nstill here\n"
@@ -143,11 +147,14 @@ def test_a_run_too_short_to_be_measured_is_bounded_too(session: MakeSession, run
         "for n in range(60): open(f'{n}', 'w')",
         "open('.session_data.json', 'w').write('{\"after\": 1}')\nfor n in range(60): open(f'{n}', 'w')",
     ):
-        outcome = run(where, code)
-        assert (outcome["exit_code"], outcome["status"], outcome["state"]["committed"]) == (0, "disk_full", False), (
-            outcome
-        )
-        assert outcome["data"] == {"before": 1}
+        for _ in range(20):
+            outcome = run(where, code)
+            assert (outcome["status"], outcome["state"]["committed"]) == ("disk_full", False), outcome
+            assert outcome["data"] == {"before": 1}
+            if outcome["exit_code"] == 0:  # or a busy machine made it long enough to be measured and ended
+                break
+        else:
+            pytest.fail("it was never too short")
     assert run(where, "import os; print(len(os.listdir()))")["stdout"] == "2\n"
 
 

@@ -160,14 +160,14 @@ def test_a_body_that_trickles_is_408(own_server: MakeServer, monkeypatch: pytest
         client.put("/api/sessions/s/code", json={"code": COUNTER})
 
         def trickle() -> Iterator[bytes]:
-            for _ in range(40):
+            for _ in range(600):
                 yield b"x"
                 time.sleep(0.1)
 
         began = time.monotonic()
         with suppress(httpx.WriteError):  # the server may hang up before the next piece
             assert client.post("/proxy/s/1", content=trickle()).status_code == 408
-        assert time.monotonic() - began < 6
+        assert time.monotonic() - began < 60, "it was read to its end"
         assert client.get("/api/sessions/s/runs").json()["count"] == 0
 
 
@@ -175,9 +175,7 @@ def test_bytes_after_an_upgrade_are_no_second_request(publish: Publish, server: 
     """The upgrade is answered as an ordinary call, and its connection is closed."""
     request = b"GET " + publish(COUNTER).encode() + b" HTTP/1.1\r\nHost: SELF\r\nConnection: Upgrade\r\n"
     request += b"Upgrade: websocket\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: eA==\r\n\r\n"
-    began = time.monotonic()
     received = server.exchange(request + b"\x81\x05hello")
-    assert time.monotonic() - began < 12
     assert re.findall(rb"HTTP/1\.1 (\d{3}) ", received)[:1] in ([b"201"], [b"400"])
     assert b"101 " not in received
 

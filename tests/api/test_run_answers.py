@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import time
 
 import httpx
 import pytest
@@ -16,9 +17,10 @@ from tests.conftest import MakeSession, Run
 def test_a_run_answers_with_all_it_promises(client: httpx.Client, session: MakeSession) -> None:
     where = session(data={"n": 1})
     code = "import sys, time; print('out'); print('err', file=sys.stderr); time.sleep(0.1); sys.exit(3)"
+    began = time.monotonic()
     body = checked(client.post(f"/api/sessions/{where}/run", json={"code": code}), RunAnswer, RUN_KEYS)
     assert re.fullmatch(r"\d+\.\d{3}s", body["duration"])
-    assert 0.1 <= float(body["duration"].removesuffix("s")) < 5
+    assert 0.1 <= float(body["duration"].removesuffix("s")) <= time.monotonic() - began
     assert re.fullmatch(r"run_\d{13}_[a-z0-9]{9}", body["run_id"])
     assert {key: value for key, value in body.items() if key not in ("duration", "run_id")} == {
         "exit_code": 3,

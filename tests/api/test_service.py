@@ -78,10 +78,8 @@ def test_a_service_has_its_variables(client: httpx.Client, served: MakeSession) 
 def test_the_owners_calls_end_the_service(client: httpx.Client, served: MakeSession, run: Run) -> None:
     where = served()
     assert client.get(f"/proxy/{where}/3000/write").status_code == 200
-    began = time.monotonic()
     outcome = run(where, "print(open('written.txt').read())")  # the service has ended, and its file is there
     assert outcome["stdout"] == "x\n"
-    assert time.monotonic() - began < 10
     assert client.get(f"/proxy/{where}/3000/write").status_code == 200  # it is started again with its files
     put(client, where, "changed", "other.txt")  # writing a file ends it too
     assert client.get(f"/api/sessions/{where}/files/written.txt").text == "xx"
@@ -126,14 +124,13 @@ def test_changing_the_service_restarts_it(client: httpx.Client, served: MakeSess
 )
 def test_a_service_that_fails_is_503(client: httpx.Client, served: MakeSession, service: Any, status: str) -> None:
     where = served(service)
-    began = time.monotonic()
     answer = client.get(f"/proxy/{where}/3000/")
     assert (answer.status_code, answer.json()["code"]) == (503, "service_failed")
+    assert "did not listen" not in answer.text, "it was found to have ended, and not waited for"
     assert int(answer.headers["Retry-After"]) >= 1
     assert "secret" not in answer.text  # callers may be anybody
     [run] = runs(client, where)
     assert (answer.headers["X-Era-Run"], run["status"]) == (run["run_id"], status)
-    assert time.monotonic() - began < 10
     if "secret" in service:
         assert client.get(f"/api/sessions/{where}/runs/{run['run_id']}/stderr").text == "secret trace\n"
     for _ in range(5):
@@ -195,10 +192,8 @@ def test_a_service_ends_when_idle_and_when_its_room_is_needed(own_server: MakeSe
         assert eventually(lambda: runs(client, "a")[0]["status"] == "killed")  # nobody has called for a second
         assert client.get("/api/sessions/a/files/written.txt").text == "x"
 
-        began = time.monotonic()
         for name in ("a", "b", "c"):  # more than there is room for
             assert client.get(f"/proxy/{name}/3000/write").status_code == 200
-        assert time.monotonic() - began < 20
         assert client.get("/api/sessions/a/files/written.txt").text == "xx"
 
         with client.stream("GET", "/proxy/b/3000/events") as answer:  # neither ends a service that is answering

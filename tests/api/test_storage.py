@@ -450,8 +450,9 @@ for n in range(20): threading.Thread(target=go, args=(n,), daemon=True).start()
 threading.Event().wait()
 """
     with ThreadPoolExecutor(1) as pool:
-        hostile = pool.submit(inside.run, "python", code, timeout=2)
+        hostile = pool.submit(inside.run, "python", code, timeout=10)
         for _ in range(5):
-            answer = api.post("/api/storage/d1/app/query", json={"sql": "SELECT 1 AS one"}, timeout=4)
+            answer = api.post("/api/storage/d1/app/query", json={"sql": "SELECT 1 AS one"}, timeout=60)
             assert answer.json()["results"] == [{"one": 1}]
+            assert not hostile.done(), "it was held up until the other run ended"
         assert hostile.result()["status"] == "timeout"

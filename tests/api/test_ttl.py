@@ -95,8 +95,8 @@ def test_calls_postpone_expiry(client: httpx.Client, session: MakeSession) -> No
 
 
 def test_a_session_does_not_expire_during_a_run(client: httpx.Client, session: MakeSession, run: Run) -> None:
-    where = session(ttl=1)
-    outcome = run(where, "import time; time.sleep(2.5); open('.session_data.json', 'w').write('{\"n\": 1}')")
+    where = session(ttl=4)
+    outcome = run(where, "import time; time.sleep(7); open('.session_data.json', 'w').write('{\"n\": 1}')")
     assert outcome["state"]["committed"]
     assert client.get(f"/api/sessions/{where}").json()["data"] == {"n": 1}
 

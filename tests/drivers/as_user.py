@@ -12,10 +12,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 
 from era.core.models import JsonObject
+from era.drivers.memory import MemoryWatch
 from era.errors import EraError, SandboxFailed
 from tests.conftest import assert_nothing_left, descendants, mounts
 
@@ -77,6 +79,13 @@ class UserSandboxes:
     def traces(self) -> JsonObject:
         return dict(self._ask("traces"))
 
+    @contextmanager
+    def unwatched(self) -> Iterator[None]:
+        """Runs within aren't ended for the memory that they take."""
+        self._ask("watch", False)
+        yield
+        self._ask("watch", True)
+
     def stop(self) -> None:
         assert self._process.stdin
         assert self._process.stdout
@@ -135,6 +144,7 @@ def serve(driver: str) -> None:
     os.dup2(2, 1)
     sandboxes = Sandboxes(Path("/mnt/data"), Weakness(), driver)
     made: dict[str, Any] = {}
+    unwatched = patch.object(MemoryWatch, "start", lambda _: None)
 
     def answer(method: str, given: list[Any], more: dict[str, Any]) -> Any:
         if method == "hello":
@@ -145,6 +155,9 @@ def serve(driver: str) -> None:
             return UserSandbox(sandbox.id, sandbox.workspace, sandbox.uid, sandbox.enforced)
         if method == "traces":
             return traces(sandboxes)
+        if method == "watch":
+            (unwatched.stop if given[0] else unwatched.start)()
+            return None
         if method == "alive":
             return made[given[0]].alive
         return getattr(sandboxes, method)(made[given[0]], *given[1:], **more)

@@ -140,6 +140,9 @@ class FakeSandbox:
     def unnamed_bytes(self, device: int) -> int:
         return 0
 
+    def have_in_flight(self) -> bool:
+        return False
+
     async def kill_run(self) -> None:
         self._killed()
         _signal(self._program, signal.SIGKILL)

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from era.core.files.allowance import bounded
 from era.core.models import EMPTY
 from era.core.program import Ended, Output, Program
-from tests.drivers.sandboxes import LIMITS, Sandboxes
+from era.drivers import processes
+from tests.drivers.sandboxes import LIMITS, Sandboxes, Weakness
+from tests.gvisor import needs_gvisor
 
 SLOWLY = """
 import os, time
@@ -25,18 +28,41 @@ held = []
 for n in range(4):
     held.append(open('f', 'wb')); os.unlink('f'); write(held[-1])
 """,
+    "files that are only mapped": """
+import mmap
+held = []
+for n in range(4):
+    file = open('f', 'w+b'); os.unlink('f'); write(file)
+    held.append(mmap.mmap(file.fileno(), 0)); file.close()
+""",
     "many empty files": "for n in range(300): open(f'{n}', 'w').close(); time.sleep(0.002)",
     "many directories": "for n in range(300): os.mkdir(f'{n}'); time.sleep(0.002)",
 }
 """Programs that go over 4 MiB or 200 entries, and then say so."""
 
+IN_FLIGHT = """
+import os, socket, sys, time
+for _ in range(int(os.environ['TIMES'])):
+    ours, theirs = socket.socketpair()
+    for _ in range(3):
+        with open('f', 'wb') as file:
+            os.unlink('f')
+            for _ in range(100): file.write(b'x' * (1 << 20))
+            file.flush()
+            socket.send_fds(ours, [b'x'], [file.fileno()])
+    time.sleep(1.5)
+    ours.close(), theirs.close()
+print('all of it')
+"""
+"""300 MiB of files in a socket's queue: several times, since what others free meanwhile may hide them."""
+
 type Runs = Callable[[Program], AsyncIterator[Output | Ended]]
 
 
-def ended(sandboxes: Sandboxes, runs: Runs, code: str) -> tuple[str, Ended]:
+def ended(sandboxes: Sandboxes, runs: Runs, code: str, env: dict[str, str] | None = None) -> tuple[str, Ended]:
     async def follow() -> tuple[str, Ended]:
         said = b""
-        async for event in runs(Program(code.encode(), b"{}", {}, 30, False, {})):
+        async for event in runs(Program(code.encode(), b"{}", env or {}, 120, False, {})):
             if isinstance(event, Ended):
                 result = event
             elif event.stream == "stdout":
@@ -68,3 +94,44 @@ def test_what_fits_is_left_alone(sandboxes: Sandboxes) -> None:
     said, result = ended(sandboxes, lambda program: bounded(sandbox, program, EMPTY), code)
     assert (said, result.cause, result.disk_problem) == ("all of it\n", "exit", None)
     sandboxes.close(sandbox)
+
+
+def test_files_that_are_only_mapped_count_for_an_ordinary_user_too(
+    sandboxes: Sandboxes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To whom the kernel shows no files by maps."""
+    monkeypatch.setattr(processes, "_KINDS", ("fd",))
+    test_it_is_ended(sandboxes, GROWS["files that are only mapped"])
+
+
+def test_files_in_a_socket_s_queue_end_the_run(sandboxes: Sandboxes, monkeypatch: pytest.MonkeyPatch) -> None:
+    limits = replace(LIMITS, disk_bytes=128 << 20)
+    sandbox = sandboxes._runner.run(sandboxes.driver.create("python", limits))
+    said, result = ended(sandboxes, lambda program: bounded(sandbox, program, EMPTY), IN_FLIGHT, {"TIMES": "20"})
+    assert (said, result.cause) == ("", "disk_full")
+    assert "sockets' queues" in str(result.disk_problem)
+    monkeypatch.setattr(processes, "have_in_flight", lambda _: False)
+    said, result = ended(sandboxes, lambda program: bounded(sandbox, program, EMPTY), IN_FLIGHT, {"TIMES": "1"})
+    assert (said, result.cause) == ("all of it\n", "exit"), "it isn't found otherwise"
+    sandboxes.close(sandbox)
+
+
+def test_descriptors_in_flight_alone_are_no_harm(sandboxes: Sandboxes) -> None:
+    sandbox = sandboxes._runner.run(sandboxes.driver.create("python", LIMITS))
+    code = IN_FLIGHT.replace("range(100)", "range(1)")
+    said, result = ended(sandboxes, lambda program: bounded(sandbox, program, EMPTY), code, {"TIMES": "2"})
+    assert (said, result.cause, result.disk_problem) == ("all of it\n", "exit", None)
+    sandboxes.close(sandbox)
+
+
+@needs_gvisor
+@pytest.mark.parametrize("code", [GROWS["files that are only mapped"], IN_FLIGHT], ids=["mapped", "in flight"])
+def test_gvisor_has_a_descriptor_of_each_file(tmp_path: Path, code: str) -> None:
+    weakness = Weakness(limits=replace(LIMITS, disk_bytes=128 << 20))
+    made = Sandboxes(tmp_path / "gvisor", weakness, "gvisor", self_tested=("python",))
+    sandbox = made.make()
+    program = SLOWLY.replace("range(8)", "range(160)").replace("0.02", "0.002") + code + "\ntime.sleep(3)\nprint('all')"
+    said, result = ended(made, lambda program: bounded(sandbox, program, EMPTY), program, {"TIMES": "20"})
+    assert (said, result.cause) == ("", "disk_full")
+    assert "outgrew" in str(result.disk_problem)
+    made.stop()

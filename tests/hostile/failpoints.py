@@ -76,11 +76,12 @@ def recorded(pid: int, log: Path, act: Callable[[], object]) -> list[Step]:
     return steps
 
 
-def kill_at(pid: int, step: Step, log: Path, act: Callable[[], object]) -> None:
-    """Run `act` and kill the service when it is about to make `step`, if it comes to that."""
+def kill_at(pid: int, step: Step, log: Path, act: Callable[[], object]) -> bool:
+    """Run `act` and kill the service when it is about to make `step`; whether it came to that."""
     tid = threads(pid)[step.thread]
     with _traced([tid], log, f"inject={step.call}:signal=SIGKILL:when={step.n}"):
         act()
+    return len(re.findall(rf"^(?:\d+ +)?{step.call}\(", log.read_text(), re.MULTILINE)) >= step.n
 
 
 def calls_of(steps: Sequence[Step]) -> Mapping[tuple[str, str], int]:

@@ -11,6 +11,7 @@ import traceback
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import count
 from typing import Any
 
 import httpx
@@ -30,6 +31,9 @@ from era.wire.base import ErrorAnswer
 from era.wire.runs import RunBody
 from tests.conftest import Server
 from tests.gvisor import HAS_GVISOR
+
+CORNERS_SECONDS, CORNERS_AT_LEAST = 100.0, 20
+"""How long known corners are tried, and of how many of each operation in any case."""
 
 TARGETS = ("fuzz-python", "fuzz-node", "fuzz-typescript")
 
@@ -89,17 +93,30 @@ class Fuzz:
         return time.monotonic() > self._deadline
 
     def known_corners(self) -> None:
-        """All of Schemathesis's bounds and oddities of every field, without chance."""
+        """Schemathesis's bounds and oddities of every field, without chance: all of them, or as many of each operation
+        as a busy machine manages."""
+        deadline = time.monotonic() + CORNERS_SECONDS
+        left = {operation.label: self._corners(operation) for operation in self.operations}
+        chances = {label: random.Random(label) for label in left}
         with self._session() as session:
-            for operation in self.operations:
-                chance = random.Random(operation.label)
-                cases = self.schema.iter_coverage_cases(
-                    operation,
-                    generation_modes=list(GenerationMode),
-                    generation_config=self.schema.config.generation_for(operation=operation),
-                )
-                for case in cases:
-                    self._send(session, case, chance)
+            for turn in count():
+                if not left or (turn >= CORNERS_AT_LEAST and time.monotonic() > deadline):
+                    return
+                for label, cases in list(left.items()):
+                    case = next(cases, None)
+                    if case is None:
+                        del left[label]
+                    else:
+                        self._send(session, case, chances[label])
+
+    def _corners(self, operation: APIOperation[Any, Any, Any, Any]) -> Iterator[Case[Any]]:
+        return iter(
+            self.schema.iter_coverage_cases(
+                operation,
+                generation_modes=list(GenerationMode),
+                generation_config=self.schema.config.generation_for(operation=operation),
+            )
+        )
 
     def random_cases(self, number: int, examples: int) -> None:
         """Random cases of every operation, the same for the same `number`."""

@@ -142,8 +142,8 @@ class Service:
 
         processes = self.server.descendants()
         assert self.server.process is not None
-        kill_at(self.server.pid, step, self.log, try_it)
-        if acknowledged and not eventually(lambda: self.server.process.poll(), 0.05):  # type: ignore[union-attr]
+        if not kill_at(self.server.pid, step, self.log, try_it):
+            assert acknowledged
             return None
         assert self.server.process.wait(60) == -signal.SIGKILL
         self.kills += 1

@@ -42,7 +42,7 @@ async def end(store: SqlStore, session: Session, status: DeliveryStatus = "done"
     """Give the session its next delivery, with this result."""
     head = await store.inboxes.next_delivery(session.key)
     assert head is not None
-    await store.inboxes.begin_attempt(head.delivery, f"run-{head.delivery.id}")
+    await store.inboxes.begin_attempt(head.delivery, f"run-{head.delivery.id}", counts=True)
     await store.inboxes.end_attempt(session.key, head.delivery.key, Outcome(status, 1, 1))
 
 
@@ -99,7 +99,7 @@ async def test_running_deliveries_are_pending_after_a_restart(store: SqlStore, s
         await store.inboxes.add_delivery(session.key, name, None, CONTENT)
     head = await store.inboxes.next_delivery(session.key)
     assert head is not None
-    await store.inboxes.begin_attempt(head.delivery, "run")
+    await store.inboxes.begin_attempt(head.delivery, "run", counts=True)
     assert [delivery.status for delivery in await listed(store)] == ["pending", "running"]
     assert await store.inboxes.cut_off() == 1
     head = await store.inboxes.next_delivery(session.key)

@@ -9,6 +9,7 @@ import structlog
 from era.core.capsules.pins import Pins
 from era.core.files.snapshots import Snapshots
 from era.core.metadata import MetadataStore
+from era.core.models import now
 from era.core.setup.setups import Setups
 from era.errors import EraError
 
@@ -25,8 +26,11 @@ async def collect_garbage(snapshots: Snapshots, store: MetadataStore, pins: Pins
 
 
 async def collect_once(snapshots: Snapshots, store: MetadataStore, pins: Pins) -> None:
-    """Drop rows that are too old, then the content that no row needs any more. Failures are logged."""
+    """Drop rows that nobody can get back, then the content that no row needs any more. Failures are logged."""
     try:
+        # Sessions too: what an import left that was killed would else name its content until the next collection.
+        while await store.purge(now()):
+            pass
         await store.prune_idempotency_keys()
         await store.prune_runs()
         await snapshots.collect_garbage(*await pins.needed(store))

@@ -23,7 +23,7 @@ from era.core.limits import Rules
 from era.core.models import EMPTY, Language, Session, Snapshot, WantedIsolation
 from era.core.ports import Drivers, Sandbox
 from era.core.program import Limits
-from era.errors import EraError, SandboxFailed, Unavailable
+from era.errors import EraError, SandboxFailed, SessionDeleted, Unavailable
 
 log = structlog.get_logger()
 
@@ -32,6 +32,9 @@ _REFILL_PAUSE = 5.0
 """Seconds before the pool tries again after a sandbox could not be made."""
 _WAIT_FOR_ROOM = 30.0
 """Seconds that a caller waits for a place, when none can be made free."""
+
+
+NEVER_BEGUN = "The session was deleted before its program began."
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +66,23 @@ class _Warm:
     """Ends the run that has it, where that run may be ended to make room."""
 
 
+@dataclass(slots=True)
+class _Acquiring:
+    """A session that is being given a sandbox."""
+
+    released: bool = False
+    """It is to have none, since it was deleted meanwhile."""
+
+    wait: asyncio.Timeout | None = None
+    """Its wait for a place of the room."""
+
+    def release(self) -> None:
+        self.released = True
+        if self.wait is not None:
+            with contextlib.suppress(RuntimeError):  # It is just ending.
+                self.wait.reschedule(asyncio.get_running_loop().time())
+
+
 class SandboxPool:
     """The sandboxes of all sessions. `start` before anything, `stop` when done.
 
@@ -90,6 +110,7 @@ class SandboxPool:
         self._spares = spares
         self._idle_seconds = idle_seconds
         self._warm: dict[int, _Warm] = {}
+        self._acquiring: dict[int, _Acquiring] = {}
         self._room = asyncio.Semaphore(max_warm)
         self._in_room: set[str] = set()
         """The ids of sandboxes that have a place of the room."""
@@ -129,8 +150,20 @@ class SandboxPool:
 
     async def acquire(self, session: Session) -> Sandbox:
         """The session's sandbox, its working directory holding `session.snapshot`. It is busy until `committed`,
-        `discard` or `release`. Raises SandboxFailed, NoIsolation where the session's isolation can't be had, and
-        Unavailable where there is no room."""
+        `discard` or `release`. Raises SandboxFailed, NoIsolation where the session's isolation can't be had,
+        Unavailable where there is no room, and SessionDeleted where `release` was called meanwhile."""
+        acquiring = self._acquiring[session.key] = _Acquiring()
+        try:
+            sandbox = await self._acquired(session, acquiring)
+        finally:
+            if self._acquiring.get(session.key) is acquiring:
+                del self._acquiring[session.key]
+        if acquiring.released:
+            await self.discard(sandbox)
+            raise SessionDeleted(NEVER_BEGUN)
+        return sandbox
+
+    async def _acquired(self, session: Session, acquiring: _Acquiring) -> Sandbox:
         warm = self._warm.get(session.key)
         granted = self._rules.granted(session.limits)
         spec = _Spec(session.language, session.isolation, granted, session.package_set)
@@ -139,7 +172,7 @@ class SandboxPool:
                 warm.busy = True
                 return warm.sandbox
             await self.discard(warm.sandbox)
-        sandbox = await self._new(spec)
+        sandbox = await self._new(spec, acquiring)
         try:
             if session.snapshot != EMPTY:
                 await self._snapshots.restore(session.snapshot, sandbox)
@@ -154,13 +187,14 @@ class SandboxPool:
     ) -> Sandbox:
         """A sandbox with an empty working directory for use outside any session, with the server's default limits where
         none are given. The caller closes it with `discard`. Raises as `acquire` does."""
-        return await self._new(_Spec(language, isolation, limits or self._rules.defaults))
+        return await self._new(_Spec(language, isolation, limits or self._rules.defaults), _Acquiring())
 
-    async def _new(self, spec: _Spec) -> Sandbox:
-        """A sandbox that no session has, which takes one place of the room until `_close`. Raises Unavailable."""
+    async def _new(self, spec: _Spec, acquiring: _Acquiring) -> Sandbox:
+        """A sandbox that no session has, which takes one place of the room until `_close`. Raises Unavailable, and
+        SessionDeleted where there is no need of it any more."""
         if self._stopped:
             raise Unavailable("This server is about to stop.")
-        await self._make_room()
+        await self._make_room(acquiring)
         try:
             sandbox = await self._ready_or_made(spec)
         except BaseException:
@@ -212,7 +246,10 @@ class SandboxPool:
             warm.used_at = time.monotonic()
 
     async def release(self, session_key: int) -> None:
-        """Kill and remove the session's sandbox, if it has one, whatever runs in it. It is gone when this returns."""
+        """Kill and remove the session's sandbox, if it has one, whatever runs in it. It is gone when this returns. A
+        session that is being given one gets none."""
+        if acquiring := self._acquiring.get(session_key):
+            acquiring.release()
         if warm := self._warm.pop(session_key, None):
             await self._close(warm.sandbox)
 
@@ -239,9 +276,9 @@ class SandboxPool:
                 self._in_room.remove(sandbox.id)
                 self._room.release()
 
-    async def _make_room(self) -> None:
+    async def _make_room(self, acquiring: _Acquiring) -> None:
         """Take one place of the room. If none is free, the session that has been idle longest loses its sandbox; if
-        none is idle, the oldest run that was offered is ended. Raises Unavailable."""
+        none is idle, the oldest run that was offered is ended. Raises Unavailable, SessionDeleted."""
         while self._room.locked():
             idle = [(warm.used_at, key) for key, warm in self._warm.items() if not warm.busy]
             offered = [(warm.used_at, warm.end) for warm in self._warm.values() if warm.busy and warm.end]
@@ -252,12 +289,16 @@ class SandboxPool:
             else:
                 break
         try:
-            async with asyncio.timeout(_WAIT_FOR_ROOM):
+            async with asyncio.timeout(0 if acquiring.released else _WAIT_FOR_ROOM) as acquiring.wait:
                 await self._room.acquire()
         except TimeoutError:
+            if acquiring.released:
+                raise SessionDeleted(NEVER_BEGUN) from None
             raise Unavailable(
                 "Every sandbox of this server is busy.", hint="Try again later, or raise ERA_MAX_WARM."
             ) from None
+        finally:
+            acquiring.wait = None
 
     async def _keep_ready(self, language: Language) -> None:
         """Make sandboxes of this language ahead of need, for ever."""

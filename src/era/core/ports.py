@@ -109,8 +109,13 @@ class Sandbox(Protocol):
         ...
 
     def unnamed_bytes(self, device: int) -> int:
-        """Bytes on this device of files that programs hold open but that have no name any more. It may be slow: call it
-        on a thread."""
+        """Bytes on this device of files that programs have open or mapped but that have no name any more. It may be
+        slow: call it on a thread."""
+        ...
+
+    def have_in_flight(self) -> bool:
+        """Whether programs have descriptors in queues of sockets, whose files `unnamed_bytes` can't find. It may be
+        slow, too."""
         ...
 
     async def close(self) -> None:

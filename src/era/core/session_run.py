@@ -34,7 +34,7 @@ from era.core.models import (
     now,
 )
 from era.core.outputs import STREAMS, Outputs
-from era.core.pool import SandboxPool
+from era.core.pool import NEVER_BEGUN, SandboxPool
 from era.core.ports import Network, Sandbox, StorageAccesses
 from era.core.program import Ended, Invocation, Output
 from era.core.run_messages import Emit, RunRequest, RunResult, result_of
@@ -85,6 +85,8 @@ class SessionRun:
         self._request = request
         self._emit = emit
         self._record = RunRecord(active.run_id, session.key, "running", started_at=now())
+        self._has_ended = False
+        """Its program has, and what it left has been given to the store."""
 
     async def result(self) -> RunResult:
         """Run the program and commit what it leaves; durable when this returns. Raises EraError where nothing of the
@@ -93,7 +95,10 @@ class SessionRun:
             try:
                 return await self._attempt()
             except SandboxFailed:
-                # It died before the program began, so nothing has run yet: once more, in a new one.
+                # It died before the program began, so nothing has run yet: once more, in a new one. But it may have
+                # been closed because the session was deleted.
+                if not await self._parts.store.present_sessions([self._session.key]):
+                    raise SessionDeleted(NEVER_BEGUN) from None
                 return await self._attempt()
         except BaseException as error:
             await self._end_without_result(error)
@@ -190,6 +195,7 @@ class SessionRun:
             artifacts=outcome.artifacts,
         )
         trim = await self._parts.history.trim(session, outcome.snapshot)
+        self._has_ended = True
         record = await self._parts.store.end_run(
             record,
             data=outcome.data,
@@ -203,7 +209,7 @@ class SessionRun:
     async def _end_without_result(self, error: BaseException) -> None:
         """Record a run of which nothing could be kept. Where that fails too, it is found `running` at the next start
         and recorded as lost."""
-        if isinstance(error, SessionDeleted):
+        if isinstance(error, SessionDeleted) and self._has_ended:
             return  # It was recorded when its session was found gone.
         reason = error.message if isinstance(error, EraError) else "The service failed."
         ended = replace(self._record, status="failed", ended_at=now(), reason=reason)
@@ -214,6 +220,8 @@ class SessionRun:
         released = Answered(claim) if claim else None
         try:
             await self._parts.store.end_run(ended, data=None, snapshot=None, answered=released)
+        except SessionDeleted:
+            return  # Its record is all that was written.
         except EraError as second:
             log.warning("run_not_recorded", run=self._record.id, error=second.message)
 

@@ -50,6 +50,7 @@ from era.core.program import Ended, Limits, Output, Program
 from era.drivers import guest, processes, seccomp
 from era.drivers.cgroups import Cgroups, Group
 from era.drivers.channel import Channel, receive_guest_listeners
+from era.drivers.memory import MemoryWatch
 from era.drivers.options import Plan, arguments, etc_files
 from era.drivers.preparations import Preparations
 from era.drivers.socket_broker import SocketBroker
@@ -67,6 +68,9 @@ two services on one machine share none. All are below 2**31, since bubblewrap ta
 
 _DESCRIPTORS = 1024 << 4
 """Bound for the open files of a sandbox's processes, before the supervisor sets that of a program."""
+_SUPERVISOR_BYTES = 32 << 20
+"""What the processes of a sandbox take that belong to no program, generously."""
+
 _START_SECONDS = 20.0
 _SHORT_RUN_SECONDS = 0.2
 """A run that takes longer gets idle priority, so that it never delays a shorter one."""
@@ -123,11 +127,16 @@ class BubblewrapSandbox:
         if self._channel is None or not self.alive:
             raise SandboxFailed("The sandbox is gone.")
         self._start_idle_timer()
+        memory = None if self._group else MemoryWatch(self._watched_bytes(), self._processes, self.kill_run)
+        if memory is not None:
+            memory.start()
         try:
             async for event in self._channel.run(program, self.limits.output_bytes):
-                yield self._classify(event) if isinstance(event, Ended) else event
+                yield self._classify(event, memory) if isinstance(event, Ended) else event
         finally:
             self._cancel_idle_timer()
+            if memory is not None:
+                memory.stop()
             if self.broker is not None:
                 self.broker.tidy()
 
@@ -147,7 +156,12 @@ class BubblewrapSandbox:
         return connection
 
     def unnamed_bytes(self, device: int) -> int:
-        return processes.unnamed_bytes(self._processes(), device)
+        pids = self._processes()
+        found = processes.unnamed(pids, device)
+        return sum((processes.mapped_ends(pids, device) | found).values())
+
+    def have_in_flight(self) -> bool:
+        return processes.have_in_flight(self._processes())
 
     async def close(self) -> None:
         if self._closing is None:
@@ -203,8 +217,16 @@ class BubblewrapSandbox:
             return self._group.processes()
         return processes.below(self._process.pid) if self._process else []
 
-    def _classify(self, ended: Ended) -> Ended:
-        """The same end, with the cause `oom` if the kernel counts more processes killed for want of memory."""
+    def _watched_bytes(self) -> int:
+        """What the sandbox may take where that is watched: a little more than a process of its own, so that a program
+        that takes too much in one process gets an error and isn't killed."""
+        return self.group_limits().memory_bytes + _SUPERVISOR_BYTES
+
+    def _classify(self, ended: Ended, memory: MemoryWatch | None) -> Ended:
+        """The same end, with the cause `oom` if it was for want of memory: `memory` has ended it, or the kernel counts
+        more processes killed for that."""
+        if memory is not None and memory.exceeded and ended.cause == "killed":
+            return replace(ended, cause="oom")
         if self._group is None or ended.exit_code == 0:
             return ended
         with contextlib.suppress(OSError):
@@ -322,6 +344,7 @@ class BubblewrapSandbox:
             "landlock": report["landlock"],
             "network": "none",
             "cgroup": self._group.limits() if self._group else None,
+            "memory": "cgroup" if self._group else "watched",
             "rlimits": self.rlimits(language),
         }
 
@@ -457,7 +480,7 @@ class BubblewrapDriver:
         if enforced["cgroup"]:
             walls.append(f"memory, processes and cpu bounded by cgroup v{enforced['cgroup']['version']}")
         else:
-            walls.append("no cgroup: memory and cpu are bounded for each process only (start ERA as root for more)")
+            walls.append("no cgroup: memory is watched, cpu is not bounded (start ERA as root for more)")
         if enforced["network_reason"]:
             walls.append(f"no internet access: {enforced['network_reason']}")
         return {**enforced, "uid": None, "own_uid": self._privileged, "summary": "; ".join(walls)}

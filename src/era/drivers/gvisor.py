@@ -221,7 +221,7 @@ class GvisorDriver(BubblewrapDriver):
         if enforced["cgroup"]:
             walls.append(f"memory, processes and cpu bounded by cgroup v{enforced['cgroup']['version']}")
         else:
-            walls.append("no cgroup: memory is bounded in steps of 1 GiB, cpu is not (start ERA as root for more)")
+            walls.append("no cgroup: memory is watched, cpu is not bounded (start ERA as root for more)")
         if enforced["network_reason"]:
             walls.append(f"no internet access: {enforced['network_reason']}")
         return {**enforced, "uid": None, "own_uid": self._privileged, "summary": "; ".join(walls)}

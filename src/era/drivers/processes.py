@@ -4,10 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 from collections.abc import Iterable
 from pathlib import Path
 
 _BLOCK = 512  # bytes, the unit of st_blocks
+_KINDS = ("fd", "map_files")
+_DELETED_MAP = re.compile(
+    rb"^([0-9a-f]+)-([0-9a-f]+) \S+ ([0-9a-f]+) ([0-9a-f]+):([0-9a-f]+) (\d+) .* \(deleted\)$", re.MULTILINE
+)
+_IN_FLIGHT = re.compile(rb"^scm_fds:\s+[1-9]", re.MULTILINE)
 
 
 def below(pid: int) -> list[int]:
@@ -21,14 +27,48 @@ def below(pid: int) -> list[int]:
     return pids
 
 
-def unnamed_bytes(pids: Iterable[int], device: int) -> int:
-    """Bytes on disk of deleted files on `device` that these processes still hold open."""
-    blocks: dict[int, int] = {}
+def unnamed(pids: Iterable[int], device: int) -> dict[int, int]:
+    """The deleted files on `device` that these processes have open or mapped: the bytes that each takes, by inode.
+
+    The kernel shows files that are only mapped to a service with CAP_SYS_ADMIN or CAP_CHECKPOINT_RESTORE; others have
+    none of them here.
+    """
+    found: dict[int, int] = {}
     for pid in pids:
-        with contextlib.suppress(OSError), os.scandir(f"/proc/{pid}/fd") as entries:
-            for entry in entries:
-                with contextlib.suppress(OSError):  # closed meanwhile
-                    status = entry.stat()
+        for kind in _KINDS:
+            with contextlib.suppress(OSError), os.scandir(f"/proc/{pid}/{kind}") as entries:
+                for entry in entries:
+                    try:
+                        status = entry.stat()
+                    except PermissionError:
+                        break  # all of them are closed to us
+                    except OSError:
+                        continue  # it was closed meanwhile
                     if status.st_nlink == 0 and status.st_dev == device:
-                        blocks[status.st_ino] = status.st_blocks
-    return sum(blocks.values()) * _BLOCK
+                        found[status.st_ino] = status.st_blocks * _BLOCK
+    return found
+
+
+def mapped_ends(pids: Iterable[int], device: int) -> dict[int, int]:
+    """The deleted files on `device` that these processes have mapped: the bytes up to the end of what is mapped, by
+    inode. What `unnamed` can't tell an ordinary user, roughly: a file may have holes, or go on behind its map."""
+    ends: dict[int, int] = {}
+    for pid in pids:
+        with contextlib.suppress(OSError):  # it has ended
+            for match in _DELETED_MAP.finditer(Path(f"/proc/{pid}/maps").read_bytes()):
+                first, last, offset, major, minor = (int(text, 16) for text in match.groups()[:5])
+                if os.makedev(major, minor) == device:
+                    ends[int(match[6])] = max(ends.get(int(match[6]), 0), offset + last - first)
+    return ends
+
+
+def have_in_flight(pids: Iterable[int]) -> bool:
+    """Whether descriptors lie in queues of sockets that these processes have open. Before Linux 5.10 never."""
+    for pid in pids:
+        with contextlib.suppress(OSError):  # it has ended
+            for name in os.listdir(f"/proc/{pid}/fd"):
+                with contextlib.suppress(OSError):  # it was closed meanwhile
+                    is_socket = os.readlink(f"/proc/{pid}/fd/{name}").startswith("socket:")
+                    if is_socket and _IN_FLIGHT.search(Path(f"/proc/{pid}/fdinfo/{name}").read_bytes()):
+                        return True
+    return False

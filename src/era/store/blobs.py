@@ -63,8 +63,8 @@ class LocalBlobs:
         self._batches: dict[int, float] = {}
         """When each batch in progress began, by its id, in seconds since 1970."""
 
-        self.last_put = 0.0
-        """When a batch last ended, in seconds since 1970."""
+        self.last_put = time.time()
+        """When a batch last ended, in seconds since 1970; or now, as an earlier process may just have put something."""
 
     def open(self) -> None:
         """Make the directories, and remove what a killed process left half written. Raises OSError."""

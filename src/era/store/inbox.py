@@ -59,6 +59,11 @@ _DELIVERABLE = select(inboxes.c.session_key).where(
         sessions.c.key == inboxes.c.session_key, IS_PRESENT, sessions.c.code.is_not(None), sessions.c.allow_public
     ),
 )
+_RUNNING = select(inboxes.c.session_key).where(
+    exists().where(_d.c.session_key == inboxes.c.session_key, _d.c.status == "running")
+)
+"""The sessions that have a running delivery."""
+
 _OF_SESSION = _d.c.session_key == bindparam("session")
 _NEXT = (
     select(
@@ -229,11 +234,11 @@ class InboxRows:
 
         return await self._database.read(job)
 
-    async def begin_attempt(self, delivery: Delivery, run_id: str) -> None:
+    async def begin_attempt(self, delivery: Delivery, run_id: str, *, counts: bool) -> None:
         values = {
             "status": "running",
             "attempts": delivery.attempts + 1,
-            "tries": delivery.tries + 1,
+            "tries": delivery.tries + counts,
             "run_ids": json.dumps([*delivery.run_ids, run_id][-KEPT_RUN_IDS:]),
             "next_attempt_at": None,
             "reason": None,
@@ -264,11 +269,13 @@ class InboxRows:
         statement = update(_d).where(_d.c.key == delivery_key).values(reason=reason)
         await self._database.write(lambda connection: connection.execute(statement))
 
+    async def count_none_running(self) -> None:
+        statement = update(_d).where(_d.c.session_key.in_(_RUNNING), _d.c.status == "running")
+        await self._database.write(lambda connection: connection.execute(statement.values(tries=_d.c.tries - 1)))
+
     async def cut_off(self) -> int:
-        running = exists().where(_d.c.session_key == inboxes.c.session_key, _d.c.status == "running")
-        of_sessions = select(inboxes.c.session_key).where(running)
-        statement = update(_d).where(_d.c.session_key.in_(of_sessions), _d.c.status == "running")
-        if not await self._database.read(lambda connection: connection.execute(of_sessions.limit(1)).first()):
+        statement = update(_d).where(_d.c.session_key.in_(_RUNNING), _d.c.status == "running")
+        if not await self._database.read(lambda connection: connection.execute(_RUNNING.limit(1)).first()):
             return 0  # The usual start writes nothing.
         return await self._database.write(
             lambda connection: connection.execute(statement.values(status="pending")).rowcount

@@ -18,7 +18,7 @@ KNOWN: dict[tuple[str, str], str] = {
         "the host kills what stands for the program's process, which gVisor takes for an exit with 1"
     ),
     ("test_how_out_of_memory_looks", "gvisor as a user"): (
-        "gVisor's memory file can't grow, and the program gets SIGSEGV when it touches what it was promised"
+        "the program is ended once its sandbox has taken too much: gVisor doesn't bound a process's private data"
     ),
 }
 """Tests that are known to fail with a driver, and why."""

@@ -7,8 +7,9 @@ tells that in microseconds. As long as this is within what the session has left,
 before the first such check.
 
 While others free space, the file system loses less than the session takes; so a long run is measured every second or
-so in any case. And a file that was removed but is still open takes space without being there to be measured: the
-sandbox is asked about those, too.
+so in any case. And a file that was removed but is still open or mapped takes space without being there to be measured:
+the sandbox is asked about those, too. A descriptor in a socket's queue is nowhere to be found. So a run that keeps any
+there, while the file system has lost what nothing else explains and what may be over the limit, is ended as well.
 
 The bound is therefore not sharp. A program can exceed it by what it writes in one TICK, and by more where measuring a
 large tree takes longer: measuring may take a tenth of the time at most. What is *kept* is bounded sharply, by the scan
@@ -45,6 +46,9 @@ _SHARE = 10
 _REGULARLY, _REGULAR_SHARE = 1.0, 50
 """The pause before a routine measurement, one that free space gives no reason for: seconds, and times the duration."""
 
+_OFTEN, _SOON = 3, 0.25
+"""A run is ended when so many measurements in a row find descriptors in flight; the pause between those in seconds."""
+
 _BLOCK = 512  # the unit of st_blocks on every file system
 
 
@@ -72,10 +76,13 @@ class _Allowance:
 
     def __init__(self, sandbox: Sandbox, before: Snapshot) -> None:
         self._sandbox = sandbox
-        self._bytes = before.total_bytes
+        self._bytes = self._before = before.total_bytes
         self._entries = before.file_count
         self._problem: str | None = None
-        self._free = os.statvfs(sandbox.workspace)
+        self._free = self._free_before = os.statvfs(sandbox.workspace)
+        self._in_flight = 0
+        """How many measurements in a row found descriptors in flight and bytes that nothing explains."""
+
         self._due_at = time.monotonic() + _REGULARLY
         self._not_before = 0.0
         self._task: asyncio.Task[None] | None = None
@@ -120,7 +127,7 @@ class _Allowance:
         limits = self._sandbox.limits
         if self._bytes + lost > limits.disk_bytes or self._entries + gone > limits.files:
             return True
-        return bool(lost or gone) and at > self._due_at
+        return bool(lost or gone or self._in_flight) and at > self._due_at
 
     def _measure(self) -> None:
         """Measure the working directory, and note when to measure again. Raises Full."""
@@ -133,6 +140,20 @@ class _Allowance:
         ended = time.monotonic()
         self._free, self._not_before = free, ended + _SHARE * (ended - began)
         self._due_at = ended + max(_REGULARLY, _REGULAR_SHARE * (ended - began))
+        self._check_in_flight((self._free_before.f_bfree - free.f_bfree) * free.f_frsize)
+
+    def _check_in_flight(self, lost: int) -> None:
+        """Raises Full where descriptors in flight may be those of files that are over the limit, since the file system
+        has lost so many bytes since the run began. Others take space too, but descriptors are rarely in flight for
+        long."""
+        unexplained = lost - max(0, self._bytes - self._before)
+        if self._bytes + unexplained <= self._sandbox.limits.disk_bytes or not self._sandbox.have_in_flight():
+            self._in_flight = 0
+            return
+        self._in_flight += 1
+        self._due_at = time.monotonic() + _SOON
+        if self._in_flight == _OFTEN:
+            raise Full("descriptors lie in sockets' queues, so that the files can't be measured")
 
 
 class _Usage:

@@ -70,7 +70,7 @@ class BlobStore(Protocol):
 
     @property
     def last_put(self) -> float:
-        """When a batch last ended, committed or not, in seconds since 1970; 0 for never."""
+        """When a batch last ended, committed or not, in seconds since 1970; or else when the store was made."""
         ...
 
     def batch(self) -> AbstractContextManager[BlobBatch]:

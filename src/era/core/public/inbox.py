@@ -170,8 +170,12 @@ class InboxStore(Protocol):
 
     async def content(self, delivery_key: int) -> Content | None: ...
 
-    async def begin_attempt(self, delivery: Delivery, run_id: str) -> None:
-        """Make a delivery running, add the run's id, and count the attempt."""
+    async def begin_attempt(self, delivery: Delivery, run_id: str, *, counts: bool) -> None:
+        """Make a delivery running and add the run's id. If it `counts`, it is one of the attempts that may fail."""
+        ...
+
+    async def count_none_running(self) -> None:
+        """Let the attempts under way not count, unless they end with an outcome."""
         ...
 
     async def end_attempt(self, session_key: int, delivery_key: int, outcome: Outcome) -> None:

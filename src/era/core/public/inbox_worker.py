@@ -18,7 +18,8 @@ stores no code or isn't public; `_poll` starts one again once that has changed. 
 crash needs no repair but to make `running` deliveries `pending`.
 
 Runs are at most once, deliveries at least once: one whose run was cut off by a crash is pending again at the next
-start. The attempt stays counted, so a delivery that brings down the service isn't tried for ever.
+start. The attempt stays counted, so a delivery that brings down the service isn't tried for ever. Where the service is
+stopped, or had no sandbox in which the program could begin, the delivery isn't to blame, and the attempt doesn't count.
 """
 
 from __future__ import annotations
@@ -39,7 +40,17 @@ from era.core.public.inbox import Content, Delivery, InboxSettings, InboxStore, 
 from era.core.public.signatures import Verify, is_genuine
 from era.core.run_messages import Collected, RunEvent, RunRequest, RunStarted, collect
 from era.core.runs import Runs
-from era.errors import BadSignature, EraError, Expired, NotFound, RelayFailed, SessionDeleted, TooManyWaiting
+from era.errors import (
+    BadSignature,
+    CommitFailed,
+    EraError,
+    Expired,
+    NotFound,
+    RelayFailed,
+    SessionDeleted,
+    TooManyWaiting,
+    Unavailable,
+)
 
 log = structlog.get_logger()
 
@@ -72,16 +83,23 @@ class Inbox:
             log.warning("deliveries_cut_off", count=count, why="the service stopped while they were running")
         self._polling = asyncio.create_task(self._poll())
 
-    def stop_new_attempts(self) -> None:
-        """Begin no more attempts. Those under way go on."""
+    async def stop_new_attempts(self) -> None:
+        """Begin no more attempts. Those under way go on, but don't count if they are cut off."""
+        if self._ending:
+            return
         self._ending = True
         for woken in self._woken.values():
             woken.set()
+        try:
+            # Now, and not when they have been cut off: a busy machine may not get to write that any more.
+            await self._store.count_none_running()
+        except EraError as error:
+            log.warning("attempts_count", error=error.message)
 
     async def stop(self) -> None:
         """Wait up to _STOP_SECONDS until attempts are recorded, whose runs have ended by now. An attempt that isn't
-        recorded counts as cut off at the next start."""
-        self.stop_new_attempts()
+        recorded is found cut off at the next start."""
+        await self.stop_new_attempts()
         if self._polling is not None:
             self._polling.cancel()
         if workers := list(self._workers.values()):
@@ -213,7 +231,10 @@ class Inbox:
                 if not isinstance(error, TooManyWaiting):
                     await self._store.note_reason(delivery.key, error.message)
                 return _AGAIN_SECONDS
-            outcome = self._failed(head, None, error.message)
+            if isinstance(error, Unavailable) and not isinstance(error, CommitFailed):  # its program never began
+                outcome = _put_back(delivery, error.message, delay(delivery.attempts + 1))
+            else:
+                outcome = self._failed(head, None, error.message)
         except Exception:
             log.exception("bug", where="inbox", delivery=delivery.id)
             outcome = self._failed(head, None, "The service failed.")
@@ -230,7 +251,7 @@ class Inbox:
             if isinstance(event, RunStarted):
                 begun.append(event.run_id)
                 try:
-                    await self._store.begin_attempt(head.delivery, event.run_id)
+                    await self._store.begin_attempt(head.delivery, event.run_id, counts=not self._ending)
                 except EraError as error:
                     log.warning("attempt_not_recorded", delivery=head.delivery.id, error=error.message)
             yield event
@@ -269,9 +290,11 @@ class Inbox:
                 await asyncio.sleep(_AGAIN_SECONDS)
 
 
-def _put_back(delivery: Delivery) -> Outcome:
-    """The outcome of an attempt that was cut off through no fault of the delivery's: it doesn't count as a try."""
-    return Outcome("pending", delivery.attempts + 1, delivery.tries)
+def _put_back(delivery: Delivery, reason: str | None = None, seconds: float = 0.0) -> Outcome:
+    """The outcome of an attempt that came to nothing through no fault of the delivery's: it doesn't count as a try, and
+    the next may begin in so many seconds."""
+    due = now() + int(seconds * MICROS) if seconds else None
+    return Outcome("pending", delivery.attempts + 1, delivery.tries, None, reason, due)
 
 
 def _environment(content: Content, delivery_id: str, attempt: int) -> dict[str, str]:

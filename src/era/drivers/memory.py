@@ -1,0 +1,132 @@
+"""How much memory a sandbox's processes take, and the end of a run that takes too much where no control group sees to
+that.
+
+Theory of operation. The kernel bounds the private memory of each process (RLIMIT_DATA), but neither that of all
+together nor shared memory: maps that are shared, and files in memory (memfd_create(2)). So while a program runs, what
+its sandbox takes is measured every INTERVAL, and rarer where measuring takes long. Most runs end before the first time.
+
+Pages that processes share count once: those of a process by its proportional share (PSS), those of a file in memory by
+the file. A file is found by descriptors and, where the service may look at what is mapped (as root with
+CAP_SYS_ADMIN), by maps. Elsewhere a map counts with the pages that the processes have in their page tables. So what is
+not found is shared memory of which nobody has a descriptor and that was taken out of all page tables.
+
+The bound isn't sharp: a program can exceed it by what it takes in one INTERVAL.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import re
+import time
+from collections.abc import Awaitable, Callable, Iterable
+from pathlib import Path
+
+import structlog
+
+from era.drivers import processes
+
+log = structlog.get_logger()
+
+INTERVAL = 0.05
+"""Seconds between two measurements."""
+
+_FIRST = 0.1
+_SHARE = 10
+"""A measurement is followed by a pause of at least this many times its duration."""
+
+_PAGE = os.sysconf("SC_PAGE_SIZE")
+_MAP = re.compile(rb"[0-9a-f]+-[0-9a-f]+ \S+ [0-9a-f]+ ([0-9a-f]+):([0-9a-f]+) (\d+)")
+
+
+class MemoryWatch:
+    """Ends one run once its sandbox takes more than `most` bytes of memory. `start` it, and `stop` it at the end."""
+
+    def __init__(self, most: int, pids: Callable[[], list[int]], kill: Callable[[], Awaitable[None]]) -> None:
+        """`pids` are the processes of the sandbox. `kill` ends the run."""
+        self.exceeded = False
+        self._most = most
+        self._pids = pids
+        self._kill = kill
+        self._task: asyncio.Task[None] | None = None
+        self._timer: asyncio.TimerHandle | None = None
+
+    def start(self) -> None:
+        self._timer = asyncio.get_running_loop().call_later(_FIRST, self._follow_soon)
+
+    def stop(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        if self._task is not None:
+            self._task.cancel()
+
+    def _follow_soon(self) -> None:
+        self._task = asyncio.get_running_loop().create_task(self._follow())
+
+    async def _follow(self) -> None:
+        """Measure until the run has ended or takes too much."""
+        while True:
+            began = time.monotonic()
+            if await asyncio.to_thread(self._is_over):
+                self.exceeded = True
+                await self._kill()
+                return
+            await asyncio.sleep(max(INTERVAL, _SHARE * (time.monotonic() - began)))
+
+    def _is_over(self) -> bool:
+        pids = self._pids()
+        return at_most(pids) > self._most and used(pids) > self._most
+
+
+def at_most(pids: Iterable[int]) -> int:
+    """A bound of what these processes take, which is quickly had: all that each has in memory, as if they shared
+    nothing, and their files in memory."""
+    resident = 0
+    for pid in pids:
+        with contextlib.suppress(OSError, IndexError):  # it has ended
+            resident += int(Path(f"/proc/{pid}/statm").read_bytes().split()[1]) * _PAGE
+    return resident + sum(_files(pids).values())
+
+
+def used(pids: Iterable[int]) -> int:
+    """Bytes of memory that these processes take: private memory, and files in memory that have no name."""
+    private, files, mapped = 0, _files(pids), dict[int, int]()
+    for pid in pids:
+        with contextlib.suppress(OSError):  # it has ended
+            rollup = Path(f"/proc/{pid}/smaps_rollup").read_bytes()
+            private += sum(int(size) << 10 for size in re.findall(rb"^(?:Pss_Anon|SwapPss): +(\d+)", rollup, re.M))
+            for inode, size in _mapped(Path(f"/proc/{pid}/smaps").read_bytes()):
+                mapped[inode] = mapped.get(inode, 0) + size
+    return private + sum(max(files.get(inode, 0), mapped.get(inode, 0)) for inode in files.keys() | mapped.keys())
+
+
+def _files(pids: Iterable[int]) -> dict[int, int]:
+    """The bytes in each file in memory that these processes have open or, as far as that may be seen, mapped."""
+    return processes.unnamed(pids, _DEVICE)
+
+
+def _mapped(smaps: bytes) -> list[tuple[int, int]]:
+    """The files in memory that /proc/PID/smaps has, and the bytes of each that are in the process's page tables, those
+    that it shares with others in proportion."""
+    found = list[tuple[int, int]]()
+    inode: int | None = None
+    for line in smaps.splitlines():
+        if line.startswith(b"Pss:") and inode is not None:
+            found.append((inode, int(line.split()[1]) << 10))
+        elif match := _MAP.match(line):
+            device = os.makedev(int(match[1], 16), int(match[2], 16))
+            inode = int(match[3]) if device == _DEVICE else None
+    return found
+
+
+def _device() -> int:
+    """The device of files in memory that have no name."""
+    fd = os.memfd_create("era")
+    try:
+        return os.fstat(fd).st_dev
+    finally:
+        os.close(fd)
+
+
+_DEVICE = _device()

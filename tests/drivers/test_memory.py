@@ -1,0 +1,95 @@
+"""Memory where no control group bounds it: a run that takes too much, in whatever way, is ended."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+from unittest.mock import patch
+
+import pytest
+
+from era.drivers.cgroups import Cgroups
+from era.drivers.memory import MemoryWatch
+from tests.drivers.as_user import opened
+
+DRIVERS = ["bubblewrap", "bubblewrap as a user", "gvisor as a user"]
+"""The first runs as root, without a control group."""
+
+HELD = """
+import mmap, os, sys, time
+MIB = 1 << 20
+def hold():
+    print('GOT', flush=True)
+    time.sleep(float(os.environ['SECONDS']))
+"""
+TAKES = {
+    "a shared map": "m = mmap.mmap(-1, 600 * MIB)\nfor at in range(0, 600 * MIB, 4096): m[at] = 1\nhold()",
+    "files in memory": """
+fds = [os.memfd_create('m') for _ in range(6)]
+for fd in fds:
+    for _ in range(100): os.write(fd, b'x' * MIB)
+hold()
+""",
+    "a file in memory that is only mapped": """
+maps = []
+for _ in range(6):
+    fd = os.memfd_create('m')
+    os.truncate(fd, 100 * MIB)
+    maps.append(mmap.mmap(fd, 100 * MIB))
+    os.close(fd)
+    for at in range(0, 100 * MIB, 4096): maps[-1][at] = 1
+hold()
+""",
+    "many processes": """
+for _ in range(6):
+    if os.fork() == 0:
+        kept = bytearray(b'x' * (100 * MIB))
+        time.sleep(float(os.environ['SECONDS']))
+        os._exit(0)
+hold()
+""",
+}
+"""Programs that take 600 MiB where sandboxes have 256, each process and each file less than that."""
+
+
+@pytest.fixture(scope="module", params=DRIVERS)
+def sandboxes(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    directory = tmp_path_factory.mktemp("sandboxes")
+    with patch.object(Cgroups, "find", lambda *_: None), opened(request.param, directory) as made:
+        yield made
+
+
+@pytest.mark.parametrize("code", TAKES.values(), ids=TAKES)
+def test_too_much_memory(sandboxes: Any, code: str) -> None:
+    sandbox = sandboxes.make()
+    assert (sandbox.enforced["cgroup"], sandbox.enforced["memory"]) == (None, "watched")
+    result = sandboxes.run(sandbox, HELD + code, env={"SECONDS": "60"}, timeout=120)
+    assert (result.ended.cause, result.ended.exit_code) == ("oom", 137), result.stderr
+    sandboxes.close(sandbox)
+    with sandboxes.unwatched() if sandboxes.far else patch.object(MemoryWatch, "start", lambda _: None):
+        unwatched = sandboxes.make()
+        result = sandboxes.run(unwatched, HELD + code, env={"SECONDS": "0"}, timeout=120)
+        assert (result.stdout, result.ended.cause) == ("GOT\n", "exit"), "unwatched it goes through"
+        sandboxes.close(unwatched)
+
+
+def test_what_processes_share_counts_once(sandboxes: Any) -> None:
+    code = """
+kept = bytearray(b'x' * (120 * MIB))
+shared = mmap.mmap(-1, 60 * MIB)
+for at in range(0, 60 * MIB, 4096): shared[at] = 1
+pids = []
+for _ in range(4):
+    pid = os.fork()
+    if pid == 0:
+        assert not any(shared[at] != 1 for at in range(0, 60 * MIB, 4096))
+        time.sleep(1)
+        os._exit(0)
+    pids.append(pid)
+for pid in pids: os.waitpid(pid, 0)
+hold()
+"""
+    sandbox = sandboxes.make()
+    result = sandboxes.run(sandbox, HELD + code, env={"SECONDS": "0"}, timeout=60)
+    assert (result.stdout, result.ended.cause) == ("GOT\n", "exit"), result.stderr
+    sandboxes.close(sandbox)

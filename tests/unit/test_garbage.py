@@ -1,0 +1,91 @@
+"""Collections of garbage remove what processes left that were killed."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from era.core.capsules.pins import Pins
+from era.core.files.snapshots import Snapshots
+from era.core.garbage import collect_once
+from era.core.metadata import Retention
+from era.core.models import Snapshot, Version, VersionContent, now
+from era.store import sessions
+from era.store.blobs import LocalBlobs
+from era.store.metadata import SqlStore
+from tests.owners import mine
+from tests.unit.core import Core
+
+
+async def cut_off_import(core: Core, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What there is when the service was killed after it had inserted an imported session's versions."""
+    session = await core.session()
+    with core.blobs.batch() as batch:
+        root = batch.put(b"[]")
+
+    def versions() -> Iterator[VersionContent]:
+        data = json.dumps({"more than one transaction takes": "x" * (1 << 20)})
+        yield VersionContent(Version(1, now(), "create", None, Snapshot(root, 0, 0)), data)
+        raise KeyboardInterrupt
+
+    async def nothing(*_: object) -> None:
+        return None
+
+    with monkeypatch.context() as patch:
+        patch.setattr(sessions, "purge_removed", nothing)
+        with pytest.raises(KeyboardInterrupt):
+            await core.store.load(replace(session, id="copy"), versions, lambda: iter(()))
+    assert len(await core.store.snapshot_roots()) == 1
+
+
+async def collected(core: Core) -> int:
+    """How many blobs are left after one collection by a service that keeps nothing of the past."""
+    store = SqlStore(f"sqlite:///{core.directory}/era.sqlite", Retention(grace_seconds=0))
+    await store.open()
+    await collect_once(Snapshots(core.blobs, grace_seconds=-1), store, Pins())
+    await store.close()
+    return sum(path.is_file() for path in Path(core.directory / "blobs").rglob("*"))
+
+
+async def test_what_a_killed_import_left_goes_at_once(core: Core, monkeypatch: pytest.MonkeyPatch) -> None:
+    await cut_off_import(core, monkeypatch)
+    assert await collected(core) == 0
+    assert (await core.store.session(mine("s"))).version == 1
+
+
+async def test_it_would_stay_if_its_rows_did(core: Core, monkeypatch: pytest.MonkeyPatch) -> None:
+    await cut_off_import(core, monkeypatch)
+
+    async def nothing(*_: object) -> int:
+        return 0
+
+    monkeypatch.setattr(SqlStore, "purge", nothing)
+    assert await collected(core) == 1
+
+
+async def test_what_an_earlier_process_left_goes_once_its_grace_is_over(core: Core) -> None:
+    with core.blobs.batch() as batch:
+        batch.put(b"named by no row")
+    after = LocalBlobs(core.directory / "blobs")
+    after.open()
+    snapshots = Snapshots(after, grace_seconds=1)
+    removed = await snapshots.collect_garbage([])
+    await asyncio.sleep(1.1)
+    assert removed + await snapshots.collect_garbage([]) == 1
+
+
+async def test_it_would_stay_if_nothing_counted_as_put(core: Core) -> None:
+    with core.blobs.batch() as batch:
+        batch.put(b"named by no row")
+    after = LocalBlobs(core.directory / "blobs")
+    after.open()
+    after.last_put = 0.0
+    snapshots = Snapshots(after, grace_seconds=3600)
+    assert await snapshots.collect_garbage([]) == 0
+    snapshots._grace_seconds = 0
+    assert await snapshots.collect_garbage([]) == 0

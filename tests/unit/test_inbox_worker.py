@@ -1,0 +1,79 @@
+"""Deliveries of an inbox whose attempts come to nothing through no fault of theirs."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from era.core.models import StoredCode, now
+from era.core.public import inbox_worker
+from era.core.public.inbox import Content, Delivery
+from era.core.public.inbox_worker import Inbox
+from era.store.inbox import InboxRows
+from tests.owners import mine
+from tests.unit.core import Core
+
+CONTENT = Content("POST", "/", "", [], b"", "http://era.test")
+
+
+async def delivered(core: Core, code: str) -> None:
+    """A session with this code, which has got a delivery that isn't to be retried."""
+    session = await core.session(allow_public=True)
+    await core.store.store_code(mine("s"), StoredCode(code, None, now()))
+    await core.store.inboxes.put_inbox(mine("s"), None, 0)
+    await core.store.inboxes.add_delivery(session.key, "dlv", None, CONTENT)
+
+
+async def delivery(core: Core, *statuses: str) -> Delivery:
+    """The delivery, once it has one of these statuses."""
+    async with asyncio.timeout(30):
+        while True:
+            (found,) = await core.store.inboxes.deliveries(mine("s"), status=None, limit=2, before=None)
+            if found.status in statuses:
+                return found
+            await asyncio.sleep(0.01)
+
+
+async def stopped_and_started(core: Core, monkeypatch: pytest.MonkeyPatch) -> Delivery:
+    """What becomes of a delivery during whose attempt the service is stopped, and ends without recording that."""
+    monkeypatch.setattr(inbox_worker, "_STOP_SECONDS", 0.01)
+    code, go = core.paused()
+    await delivered(core, code)
+    before = Inbox(core.store.inboxes, core.runs, at_a_time=1)
+    await before.start()
+    await delivery(core, "running")
+    await before.stop()
+    go.touch()
+    await core.runs.drain(30)
+    after = Inbox(core.store.inboxes, core.runs, at_a_time=1)
+    await after.start()
+    ended = await delivery(core, "done", "failed")
+    await after.stop()
+    return ended
+
+
+async def test_an_attempt_that_a_stop_cuts_off_does_not_count(core: Core, monkeypatch: pytest.MonkeyPatch) -> None:
+    ended = await stopped_and_started(core, monkeypatch)
+    assert (ended.status, ended.attempts, ended.reason) == ("done", 2, None)
+
+
+async def test_it_would_count_if_that_were_not_written_beforehand(core: Core, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def nothing(_: InboxRows) -> None:
+        return None
+
+    monkeypatch.setattr(InboxRows, "count_none_running", nothing)
+    ended = await stopped_and_started(core, monkeypatch)
+    assert (ended.status, ended.attempts) == ("failed", 1)
+
+
+async def test_an_attempt_without_a_sandbox_does_not_count(core: Core, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(inbox_worker, "delay", lambda tries: 0.01)
+    await delivered(core, "print('fine')")
+    core.driver.refusals = 4
+    inbox = Inbox(core.store.inboxes, core.runs, at_a_time=1)
+    await inbox.start()
+    ended = await delivery(core, "done", "failed")
+    await inbox.stop()
+    assert (ended.status, ended.attempts, ended.tries) == ("done", 3, 1)
+    assert [record.status for record in await core.records()] == ["failed", "failed", "ok"]
