@@ -125,6 +125,12 @@ def raise_descriptor_limit() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
 
 
+def descriptor_limit() -> int:
+    """How many descriptors this process may hold."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return _DESCRIPTORS if soft == resource.RLIM_INFINITY else min(soft, _DESCRIPTORS)
+
+
 def log_from(level: str) -> None:
     """Log plain lines on stderr, from this level up. Tracebacks come without local variables: those hold code, data and
     env of users."""
