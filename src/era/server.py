@@ -15,6 +15,7 @@ from ipaddress import ip_address
 import structlog
 import uvicorn
 
+from era.api.callers import Callers
 from era.api.context import Context
 from era.api.http import build
 from era.api.protocol import Protocol
@@ -39,6 +40,7 @@ def check_access(settings: Settings) -> None:
 async def serve(settings: Settings, context: Context, say: Callable[[str], None]) -> None:
     """Serve the API until SIGINT or SIGTERM. `say` gets the lines for the person who started it."""
     app = build(settings, context)
+    _CountedProtocol.callers = Callers(descriptor_limit() // 4)
     config = uvicorn.Config(
         app,
         host=settings.host,
@@ -46,7 +48,7 @@ async def serve(settings: Settings, context: Context, say: Callable[[str], None]
         log_config=None,
         access_log=False,
         server_header=False,
-        http=Protocol,
+        http=_CountedProtocol,
         ws="none",
         timeout_graceful_shutdown=int(settings.drain_seconds) + LAST_ANSWERS_SECONDS,
     )
@@ -60,6 +62,10 @@ async def serve(settings: Settings, context: Context, say: Callable[[str], None]
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, server.stop)
     await server.serve()
+
+
+class _CountedProtocol(Protocol):
+    """That of the connections that callers open."""
 
 
 class _Server(uvicorn.Server):

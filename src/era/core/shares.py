@@ -33,6 +33,12 @@ class Shares[Holder: Hashable]:
         self._held[holder] += count
         return True
 
+    def hand_over(self, holder: Holder, to: Holder) -> None:
+        """Give one of a holder's to another, whatever that one has."""
+        self._held[to] += 1
+        self.taken += 1
+        self.give_back(holder)
+
     def give_back(self, holder: Holder, count: int = 1) -> None:
         self.taken -= count
         self._held[holder] -= count
