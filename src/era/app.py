@@ -44,6 +44,7 @@ from era.core.setup.builds import Builds
 from era.core.setup.commands import Commands
 from era.core.setup.package_sets import InstalledPackageSets
 from era.core.setup.setups import Setups
+from era.core.shares import Shares
 from era.core.storage import Storage
 from era.core.turns import Turns
 from era.core.versions import Versions
@@ -207,7 +208,8 @@ async def services(settings: Settings) -> AsyncIterator[Context]:
         capsules = Capsules(
             store, snapshots, blobs, pins, package_sets, directory, max_timeout=settings.max_timeout, slots=slots
         )
-        network = SandboxNetwork(private)
+        descriptors: Shares[str] = Shares(server.descriptor_limit() // 2)
+        network = SandboxNetwork(descriptors, private)
         bundle = directory / "certificates.pem"
         network.authority.write(bundle)
         preparations = Preparations(languages.preparations(), directory / "prepared")
@@ -262,6 +264,7 @@ async def services(settings: Settings) -> AsyncIterator[Context]:
                 runs,
                 active_runs,
                 pool,
+                descriptors,
                 idle_seconds=settings.idle_seconds,
                 service_seconds=settings.max_timeout,
             )

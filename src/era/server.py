@@ -15,6 +15,7 @@ from ipaddress import ip_address
 import structlog
 import uvicorn
 
+from era.api.callers import Callers
 from era.api.context import Context
 from era.api.http import build
 from era.api.protocol import Protocol
@@ -39,6 +40,7 @@ def check_access(settings: Settings) -> None:
 async def serve(settings: Settings, context: Context, say: Callable[[str], None]) -> None:
     """Serve the API until SIGINT or SIGTERM. `say` gets the lines for the person who started it."""
     app = build(settings, context)
+    _CountedProtocol.callers = Callers(descriptor_limit() // 4)
     config = uvicorn.Config(
         app,
         host=settings.host,
@@ -46,7 +48,7 @@ async def serve(settings: Settings, context: Context, say: Callable[[str], None]
         log_config=None,
         access_log=False,
         server_header=False,
-        http=Protocol,
+        http=_CountedProtocol,
         ws="none",
         timeout_graceful_shutdown=int(settings.drain_seconds) + LAST_ANSWERS_SECONDS,
     )
@@ -60,6 +62,10 @@ async def serve(settings: Settings, context: Context, say: Callable[[str], None]
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, server.stop)
     await server.serve()
+
+
+class _CountedProtocol(Protocol):
+    """That of the connections that callers open."""
 
 
 class _Server(uvicorn.Server):
@@ -123,6 +129,12 @@ def raise_descriptor_limit() -> None:
     most = _DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, _DESCRIPTORS)
     if soft != resource.RLIM_INFINITY and soft < most:
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+
+
+def descriptor_limit() -> int:
+    """How many descriptors this process may hold."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return _DESCRIPTORS if soft == resource.RLIM_INFINITY else min(soft, _DESCRIPTORS)
 
 
 def log_from(level: str) -> None:

@@ -14,6 +14,7 @@ import pytest
 from era.core.allowlist import can_be_egress
 from era.core.capsules.format import ADDED, ADDED_TO_RUNS
 from era.core.ports import Sandbox
+from era.core.shares import Shares
 from era.network.authority import TRUSTED
 from era.network.egress import SandboxNetwork
 from tests.network import world
@@ -193,9 +194,9 @@ for host in ("10.77.0.2", "192.168.77.2", "inside.test", "10.77.0.1", "172.16.77
 
 def test_a_sandbox_without_a_way_out_says_so() -> None:
     """None of ours is, but one may be."""
-    network = SandboxNetwork()
+    network = SandboxNetwork(Shares(1000))
     sandbox = cast(Sandbox, SimpleNamespace(id="sb", guest_listeners={}, broker=None))
-    egress = network.run_egress(sandbox, internet=True, egress={})
+    egress = network.run_egress(sandbox, owner="me", internet=True, egress={})
     network.stop()
     assert egress.certificates == {}
     assert egress.enforced["network"] == "none"

@@ -19,6 +19,7 @@ from era.core.pool import SandboxPool
 from era.core.program import Limits
 from era.core.setup.builds import Build, Builds
 from era.core.setup.progress import LastWords, Say
+from era.core.shares import Shares
 from era.languages.node import NODE
 from era.network.egress import SandboxNetwork
 from era.network.indexes import IndexListeners
@@ -59,7 +60,7 @@ def real_builds(
     pool = SandboxPool(
         Drivers(), cast(Snapshots, Forgetful()), cast(Any, None), rules=rules, spares=0, max_warm=4, idle_seconds=60
     )
-    network = SandboxNetwork()
+    network = SandboxNetwork(Shares(1000))
     try:
         yield sandboxes, Builds(pool, network, IndexListeners(), rules)
     finally:

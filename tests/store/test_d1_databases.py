@@ -6,20 +6,22 @@ import asyncio
 import json
 import sqlite3
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from era.core.fair_slots import FairSlots
 from era.core.models import DEFAULT_OWNER
 from era.errors import BadRequest, EraError, Forbidden, TooLarge
-from era.store import d1_worker
+from era.store import d1_databases, d1_worker
 from era.store.d1_databases import D1Databases
 
 ROOM = 1 << 30
 A, B = (DEFAULT_OWNER, "a"), (DEFAULT_OWNER, "b")
 SECRET = "the canary of another namespace"
+SLOW_FUNCTION = "SELECT instr(printf('%.*c', 1900000, 'a'), printf('%.*c', 900000, 'a') || 'b')"
 ENDLESS = "WITH RECURSIVE c(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM c) SELECT"
 
 
@@ -141,15 +143,85 @@ async def test_sql_that_does_not_end_is_stopped_and_other_calls_go_on(databases:
     assert await query(databases, "SELECT 1 AS one") == [{"one": 1}]
 
 
+@pytest.fixture
+async def eight_endless(databases: D1Databases, tmp_path: Path) -> AsyncIterator[list[asyncio.Task[Any]]]:
+    """An owner's calls that don't end by themselves, in as many namespaces."""
+    sql = f"{ENDLESS} count(*) FROM c"
+    for number in range(8):
+        await databases.run("greedy", f"n{number}", "SELECT 1", many=False, room=ROOM)
+    tasks = [
+        asyncio.create_task(databases.run("greedy", f"n{number}", sql, many=False, room=ROOM)) for number in range(8)
+    ]
+    await asyncio.sleep(0.2)
+    yield tasks
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+
+
+@pytest.mark.slow
+async def test_one_owner_cant_have_all_workers(databases: D1Databases, eight_endless: list[asyncio.Task[Any]]) -> None:
+    for owner in ("one", "two", "three"):
+        await databases.run(owner, "a", "SELECT 1", many=False, room=ROOM)
+    assert not any(task.done() for task in eight_endless)
+
+
+@pytest.mark.slow
+async def test_without_turns_one_owner_has_all_workers(databases: D1Databases, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(databases, "_slots", FairSlots(4, 4))
+    sql = f"{ENDLESS} count(*) FROM c"
+    tasks = [
+        asyncio.create_task(databases.run("greedy", f"n{number}", sql, many=False, room=ROOM)) for number in range(8)
+    ]
+    await asyncio.sleep(0.2)
+    await databases.run("one", "a", "SELECT 1", many=False, room=ROOM)
+    assert any(task.done() for task in tasks)
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def wait(sql: str) -> Iterator[str]:
+    """Statements, of which each is held up by something else for a while."""
+    time.sleep(0.4)
+    yield sql
+
+
+@pytest.mark.parametrize("clock", ["process_time", "monotonic"])
+def test_time_is_what_a_call_takes_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, clock: str) -> None:
+    """With a clock that shows what others take, too, it would pay for them."""
+    monkeypatch.setattr(d1_worker, "statements", wait)
+    monkeypatch.setattr(d1_worker, "CPU_SECONDS", 0.3)
+    monkeypatch.setattr(d1_worker, "_STEPS", 1)
+    monkeypatch.setattr("era.store.d1_worker.time.process_time", getattr(time, clock))
+    request = json.dumps(
+        {"path": str(tmp_path / "a"), "sql": "SELECT 1", "params": [], "many": True, "most_bytes": 1 << 20}
+    )
+    answer = d1_worker.answer(request.encode())
+    assert answer.get("kind") == (None if clock == "process_time" else "time")
+
+
+async def test_the_kernel_ends_what_can_not_be_interrupted(
+    databases: D1Databases, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the processor time that it took."""
+    worker = tmp_path / "worker.py"
+    worker.write_text(d1_databases._WORKER.read_text().replace("_KILL_CPU_SECONDS = 7", "_KILL_CPU_SECONDS = 0"))
+    monkeypatch.setattr(d1_databases, "_WORKER", worker)
+    with pytest.raises(BadRequest) as caught:
+        await query(databases, SLOW_FUNCTION)
+    assert caught.value.code == "sql_timeout"
+    assert await query(databases, "SELECT 1 AS one") == [{"one": 1}]
+
+
 async def test_one_call_of_a_function_that_takes_for_ever_is_killed(
     databases: D1Databases, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Nothing can interrupt SQLite in there. Were it a thread of the service's, it would be lost."""
     monkeypatch.setattr("era.store.d1_databases._KILL_SECONDS", 1.0)
-    slow = "SELECT instr(printf('%.*c', 1900000, 'a'), printf('%.*c', 900000, 'a') || 'b')"
     begun = time.monotonic()
     with pytest.raises(BadRequest) as caught:
-        await query(databases, slow)
+        await query(databases, SLOW_FUNCTION)
     assert caught.value.code == "sql_timeout"
     assert time.monotonic() - begun < 10
     monkeypatch.undo()

@@ -25,6 +25,7 @@ from era.core.run_messages import Collected, ExecuteRequest, RunEvent, RunReques
 from era.core.runs import Runs
 from era.core.secrets import Secret
 from era.core.session_run import RunParts
+from era.core.shares import Shares
 from era.core.turns import Turns
 from era.errors import SandboxFailed
 from era.network.egress import SandboxNetwork
@@ -91,14 +92,14 @@ class Network(SandboxNetwork):
     """The real one, which notes what it was asked for. The fake driver's sandboxes have no egress by it."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__(Shares(1000))
         self.asked: list[tuple[bool, JsonObject, Sequence[Secret]]] = []
 
     def run_egress(
-        self, sandbox: Sandbox, *, internet: bool, egress: JsonObject, secrets: Sequence[Secret] = ()
+        self, sandbox: Sandbox, *, owner: str, internet: bool, egress: JsonObject, secrets: Sequence[Secret] = ()
     ) -> RunEgress:
         self.asked.append((internet, egress, secrets))
-        return super().run_egress(sandbox, internet=internet, egress=egress, secrets=secrets)
+        return super().run_egress(sandbox, owner=owner, internet=internet, egress=egress, secrets=secrets)
 
 
 class Core:

@@ -20,8 +20,9 @@ from typing import Any
 import httptools
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
+from era.api.callers import Callers
 from era.api.guard import error_body, error_headers
-from era.errors import BadRequest, EraError, HeadersTooLarge, TooSlow
+from era.errors import BadRequest, EraError, HeadersTooLarge, TooSlow, Unavailable
 
 MAX_HEAD_BYTES = 64 << 10
 HEAD_SECONDS = 30.0
@@ -32,11 +33,15 @@ _PUBLIC = re.compile(rb"/proxy/")
 
 
 class Protocol(HttpToolsProtocol):
-    """uvicorn's protocol, with bounds on the size of a request's head and on the time that it may take.
+    """uvicorn's protocol, with bounds on the size of a request's head, on the time that it may take, and on the number
+    of connections.
 
     Without them, whoever can connect could fill the memory with one endless header, or use up all descriptors with
     requests that never end.
     """
+
+    callers: Callers | None = None
+    """Counts the connections, None for those that are counted elsewhere."""
 
     _head_bytes = 0
     """Bytes received since the last complete head or piece of a body."""
@@ -54,10 +59,15 @@ class Protocol(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        self._expect_head()
+        if self.callers is not None and not self.callers.opened(self, self.client[0] if self.client else ""):
+            self._refuse(Unavailable("There are too many connections from your address at a time."))
+        else:
+            self._expect_head()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._head_received()
+        if self.callers is not None:
+            self.callers.closed(self)
         super().connection_lost(exc)
         self._lost.set()
         if self._tunnel is not None:
@@ -110,6 +120,22 @@ class Protocol(HttpToolsProtocol):
     def send_400_response(self, msg: str) -> None:
         self._refuse(BadRequest("These bytes are no HTTP/1.1 request.", hint="Speak plain HTTP/1.1 to this address."))
 
+    @property
+    def is_half_open(self) -> bool:
+        """See callers.Connection."""
+        if self.cycle is None or self.cycle.response_complete:
+            return True
+        return self.cycle.more_body and "caller" not in self.cycle.scope["state"]
+
+    def give_up(self) -> None:
+        """See callers.Connection. A caller who was about to send a request is told why."""
+        if self.cycle is not None and not self.cycle.response_complete:
+            self.transport.abort()
+        elif self._head_bytes:
+            self._refuse(Unavailable("There were too many connections from your address when this request came."))
+        else:
+            self.transport.close()
+
     def open_tunnel(self, headers: Iterable[tuple[bytes, bytes]]) -> asyncio.StreamReader:
         """Answer 101 with these headers. Returns the stream of bytes that the caller sends from then on.
 
@@ -144,6 +170,8 @@ class Protocol(HttpToolsProtocol):
         if self._head_timer is None:
             error = TooSlow(f"The request's headers took more than {HEAD_SECONDS:g} seconds.")
             self._head_timer = self.loop.call_later(HEAD_SECONDS, self._refuse, error)
+            if self.callers is not None:
+                self.callers.waits(self)
 
     def _head_received(self) -> None:
         if self._head_timer is not None:

@@ -29,6 +29,7 @@ class Execution:
         request: RunRequest | ExecuteRequest,
         *,
         session_id: str,
+        owner: str,
         language: Language,
         code: str,
         state: bytes,
@@ -45,12 +46,14 @@ class Execution:
         """The request gives `env`, secrets and the server's URL; the rest is what a session and a request outside of
         any say in different ways.
 
-        `session_id` is what the program is told as ERA_SESSION_ID. `storage_owner` is whose storage it may use, None
-        for nobody's. `variables` are those of the session's setup, which `env` overrides. `before` is what the working
-        directory holds already. For the others see Program.
+        `session_id` is what the program is told as ERA_SESSION_ID. `owner` is who has it run. `storage_owner` is whose
+        storage it may use, None for nobody's. `variables` are those of the session's setup, which `env` overrides.
+        `before` is what the working directory holds already. For the others see Program.
         """
         self.sandbox = sandbox
-        self.egress = network.run_egress(sandbox, internet=internet, egress=egress, secrets=request.secrets)
+        self.egress = network.run_egress(
+            sandbox, owner=owner, internet=internet, egress=egress, secrets=request.secrets
+        )
         self._storage = storage.access(sandbox, storage_owner)
         self._before = before
         self.program = Program(

@@ -185,9 +185,10 @@ class Network(Protocol):
     """Gives sandboxes their egress."""
 
     def run_egress(
-        self, sandbox: Sandbox, *, internet: bool, egress: JsonObject, secrets: Sequence[Secret] = ()
+        self, sandbox: Sandbox, *, owner: str, internet: bool, egress: JsonObject, secrets: Sequence[Secret] = ()
     ) -> RunEgress:
-        """The egress for one run; nothing gets out where `internet` is false. `egress` is the session's setting, which
+        """The egress for one run; nothing gets out where `internet` is false. `owner` is the session's, of whose share
+        of the service's descriptors its connections take some. `egress` is the session's setting, which
         may narrow it to an allowlist. Placeholders of `secrets` are swapped for their values in what goes to their
         hosts."""
         ...

@@ -199,6 +199,7 @@ class Runs:
                 self._parts.storage,
                 request,
                 session_id=run_id,
+                owner=request.owner,
                 language=request.language,
                 code=request.code,
                 state=b"{}",

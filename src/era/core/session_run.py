@@ -134,6 +134,7 @@ class SessionRun:
             self._parts.storage,
             request,
             session_id=session.id,
+            owner=session.owner,
             language=session.language,
             code=code,
             state=jsontext.state_file(data),

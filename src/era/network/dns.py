@@ -79,8 +79,9 @@ class Names:
         """All names that this address was an answer for."""
         return {name for known, name in self._answers if known == address}
 
-    def serve_datagrams(self, inside: socket.socket) -> Callable[[], None]:
-        """Answer queries that come to this socket. Returns the function that ends this and closes the socket."""
+    def serve_datagrams(self, inside: socket.socket, ended: Callable[[], None]) -> Callable[[], None]:
+        """Answer queries that come to this socket. Returns the function that ends this, closes the socket, and calls
+        `ended`."""
         loop = asyncio.get_running_loop()
         inside.setblocking(False)
 
@@ -102,6 +103,7 @@ class Names:
             for lookup in self._lookups:
                 lookup.cancel()
             inside.close()
+            ended()
 
         loop.add_reader(inside, readable)
         return close

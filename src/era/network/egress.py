@@ -22,8 +22,10 @@ from era.core.allowlist import Range, allowlist_of
 from era.core.models import JsonObject
 from era.core.ports import RunEgress, Sandbox
 from era.core.secrets import Secret
+from era.core.shares import Shares
 from era.network import authority, policy
 from era.network.connect_supervisor import ConnectSupervisor, why_unsupported
+from era.network.descriptors import RunDescriptors
 from era.network.destinations import Destinations
 from era.network.interception import Interception
 from era.network.run_connections import MakeServiceProtocol, RunConnections
@@ -43,8 +45,10 @@ def certificates() -> Mapping[str, str]:
 class SandboxNetwork:
     """See ports.Network. `stop` comes last."""
 
-    def __init__(self, private: Sequence[Range] = ()) -> None:
-        """`private` are private ranges that programs may reach."""
+    def __init__(self, descriptors: Shares[str], private: Sequence[Range] = ()) -> None:
+        """`descriptors` are those of the service that owners' runs may take, and `private` the private ranges that
+        programs may reach."""
+        self.descriptors = descriptors
         self.policy = policy.Policy(private)
         self.authority = authority.Authority()
         self.service: tuple[int, MakeServiceProtocol] | None = None
@@ -63,7 +67,7 @@ class SandboxNetwork:
             supervisor.close()
 
     def run_egress(
-        self, sandbox: Sandbox, *, internet: bool, egress: JsonObject, secrets: Sequence[Secret] = ()
+        self, sandbox: Sandbox, *, owner: str, internet: bool, egress: JsonObject, secrets: Sequence[Secret] = ()
     ) -> RunEgress:
         if not internet:
             return NoEgress()
@@ -74,8 +78,10 @@ class SandboxNetwork:
                 return NoEgress(reason or "")
             supervisor = ConnectSupervisor(sandbox.broker, partial(self._forget, sandbox.id))
             self._supervisors[sandbox.id] = supervisor
-        interception = Interception(secrets, self.authority, allowlist_of(egress)) if secrets else None
-        return SupervisedEgress(self, supervisor, egress, interception)
+        descriptors, interception = RunDescriptors(self.descriptors, owner), None
+        if secrets:
+            interception = Interception(secrets, self.authority, allowlist_of(egress), descriptors)
+        return SupervisedEgress(self, supervisor, egress, interception, descriptors)
 
     def _forget(self, sandbox_id: str) -> None:
         self._supervisors.pop(sandbox_id, None)
@@ -110,7 +116,9 @@ class SupervisedEgress:
         supervisor: ConnectSupervisor,
         egress: JsonObject,
         interception: Interception | None,
+        descriptors: RunDescriptors,
     ) -> None:
+        self._descriptors = descriptors
         self._network, self._supervisor, self._egress, self._interception = network, supervisor, egress, interception
         self._destinations = Destinations()
         self._connections: RunConnections | None = None
@@ -138,6 +146,7 @@ class SupervisedEgress:
                 allowlist_of(self._egress),
                 self._destinations,
                 self._service_protocol,
+                self._descriptors,
                 self._interception,
             )
         self._connections.handle(notify_fd, notification, targets)

@@ -49,6 +49,7 @@ from era.core.allowlist import Address, Allowlist, folded
 from era.core.secrets import Secret
 from era.network import splice
 from era.network.authority import Authority
+from era.network.descriptors import RunDescriptors
 from era.network.destinations import Traffic
 from era.network.exchange import GONE, Exchange, named_host
 from era.network.http1 import CHUNK, MAX_HEAD, Ends, Refused, parse_request_head
@@ -88,8 +89,16 @@ class Opening:
 class Interception:
     """Carries the connections of one run that has secrets."""
 
-    def __init__(self, secrets: Sequence[Secret], authority: Authority, allow: Allowlist) -> None:
+    def __init__(
+        self,
+        secrets: Sequence[Secret],
+        authority: Authority,
+        allow: Allowlist,
+        descriptors: RunDescriptors | None = None,
+    ) -> None:
+        """`descriptors` are for pipes, see splice.py."""
         self._secrets, self._authority, self._allow = secrets, authority, allow
+        self._descriptors = descriptors
         self._bodies = asyncio.Semaphore(_MAX_BODIES)
 
     async def carry(
@@ -116,7 +125,7 @@ class Interception:
             traffic.sent += len(opening.first)
             with suppress(OSError):  # which `join` will meet again
                 await loop.sock_sendall(server, opening.first)
-            await splice.join(program, server, traffic)
+            await splice.join(program, server, traffic, self._descriptors)
             return
         near = await asyncio.open_connection(sock=program, limit=CHUNK)
         far = await asyncio.open_connection(sock=server, limit=CHUNK)

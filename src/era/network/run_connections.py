@@ -19,6 +19,7 @@ from era.core.ports import SocketBroker
 from era.network import seccomp_notify, splice
 from era.network.accept_loop import serve_protocol
 from era.network.datagrams import DatagramRelay
+from era.network.descriptors import RunDescriptors
 from era.network.destinations import Destinations, Traffic
 from era.network.dialing import CONNECT_SECONDS, connect, family
 from era.network.dns import ADDRESS, PORT, Names
@@ -37,6 +38,10 @@ MAX_ADDRESSES = 1024
 
 MAX_DATAGRAMS = 256
 """Destinations of datagrams that one run may have at a time; those that were used least lately are forgotten."""
+
+_CONNECTION_DESCRIPTORS = 4
+"""Of the service, that a connection takes: both its ends, and until it's made the program's own socket and a listener.
+Where it passes much, pipes come besides (splice.py)."""
 
 PATIENCE = 0.2
 """Seconds for which a non-blocking `connect` is held back until it's known whether somebody answers. After that the
@@ -88,10 +93,12 @@ class RunConnections:
         allow: Allowlist,
         destinations: Destinations,
         service_protocol: Callable[[Target], MakeServiceProtocol | None],
+        descriptors: RunDescriptors,
         interception: Interception | None = None,
     ) -> None:
         """`service_protocol` returns what serves a target that is this service itself, None for any other.
         `interception` is that of a run with secrets."""
+        self._descriptors = descriptors
         self._service_protocol = service_protocol
         self._interception = interception
         self._broker, self._policy, self._allow, self._destinations = broker, policy, allow, destinations
@@ -130,7 +137,7 @@ class RunConnections:
             await asyncio.wait(self._tasks)
         for listener in [*self._listeners.values(), *self._displaced]:
             self._close(listener)
-        for close in self._datagrams.values():
+        for close in list(self._datagrams.values()):
             close()
         if len(self._addresses) > _FEW_ADDRESSES:
             await asyncio.to_thread(self._remove_addresses)
@@ -144,11 +151,12 @@ class RunConnections:
             with suppress(OSError):  # gone with the sandbox
                 remove_address(self._probes[address.version], address, serial)
 
-    def _begin(self, work: Coroutine[Any, Any, None]) -> None:
+    def _begin(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         """Start a task that `close` cancels."""
         task = self._loop.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        return task
 
     async def _decide(self, notify_fd: int, notification: Notification, targets: Sequence[Target]) -> None:
         """Answer a notification, whatever happens: else the program would wait for ever."""
@@ -213,20 +221,18 @@ class RunConnections:
         make_protocol = self._service_protocol(target)
         if target == _NAMESERVER:
             connection.dialed.set_result(0)
-            self._begin(self._counted(self._serve_names(connection)))
+            self._begin_connection(self._serve_names(connection))
         elif make_protocol is not None:
             if not (self._allow.everything or self._allow.has_address(target[0])):
                 self._refuse(str(target[0]), target[1], target[0])
                 return errno.EACCES
             connection.dialed.set_result(0)
-            self._begin(self._counted(self._serve_service(connection, make_protocol, target)))
+            self._begin_connection(self._serve_service(connection, make_protocol, target))
         elif not target[1]:
             return None
         else:
             host = self._judge(target)
-            if self._count >= MAX_CONNECTIONS:
-                raise OSError(errno.ENOBUFS, "too many connections")
-            self._begin(self._counted(self._carry(connection, host, target)))
+            self._begin_connection(self._carry(connection, host, target))
             patience = CONNECT_SECONDS + 1 if os.get_blocking(sock.fileno()) else PATIENCE
             await asyncio.wait({connection.dialed}, timeout=patience)
             if connection.dialed.done() and (error := connection.dialed.result()):
@@ -248,13 +254,21 @@ class RunConnections:
             return await self._connect_to_listener(sock, listener)
         return None
 
-    async def _counted(self, work: Coroutine[Any, Any, None]) -> None:
-        """Carry on `work`, counted as a connection for MAX_CONNECTIONS."""
-        self._count += 1
+    def _begin_connection(self, work: Coroutine[Any, Any, None]) -> None:
+        """Start the task of a connection. Raises OSError (ENOBUFS) where the run has too many."""
         try:
-            await work
-        finally:
-            self._count -= 1
+            if self._count >= MAX_CONNECTIONS:
+                raise OSError(errno.ENOBUFS, "too many connections")
+            self._descriptors.take(_CONNECTION_DESCRIPTORS)
+        except OSError:
+            work.close()
+            raise
+        self._count += 1
+        self._begin(work).add_done_callback(self._connection_ended)
+
+    def _connection_ended(self, _: asyncio.Task[None]) -> None:
+        self._count -= 1
+        self._descriptors.give_back(_CONNECTION_DESCRIPTORS)
 
     async def _carry(self, connection: _Connection, host: str, target: Target) -> None:
         """Connect to a destination, wait for the program, which may never come, and pass on bytes both ways."""
@@ -282,7 +296,7 @@ class RunConnections:
                 await self._interception.carry(connection.client, server, address, names, note)
                 return
             traffic = self._destinations.note(host, port, address, None)
-            await splice.join(await connection.client, server, traffic)
+            await splice.join(await connection.client, server, traffic, self._descriptors)
         finally:
             if server is not None:
                 server.close()
@@ -432,7 +446,14 @@ class RunConnections:
         if target in self._datagrams:
             self._broker.give_back(sock)
             return None
+        if len(self._datagrams) >= MAX_DATAGRAMS:
+            next(iter(self._datagrams.values()))()
         displaced = None
+        try:
+            self._descriptors.take()
+        except OSError:
+            sock.close()
+            raise
         try:
             try:
                 bind(sock, target)
@@ -443,14 +464,19 @@ class RunConnections:
                 displaced = sock.getsockname()[:2]
         except BaseException:
             sock.close()
+            self._descriptors.give_back()
             raise
-        if len(self._datagrams) >= MAX_DATAGRAMS:
-            self._datagrams.pop(next(iter(self._datagrams)))()
+        place = target if displaced is None else (target[0], displaced[1])
+
+        def ended() -> None:
+            del self._datagrams[place]
+            self._descriptors.give_back()
+
         if target == _NAMESERVER:
-            close = self._names.serve_datagrams(sock)
+            self._datagrams[place] = self._names.serve_datagrams(sock, ended)
         else:
-            close = DatagramRelay(sock, target, self._destinations.note(host, target[1], target[0], None)).close
-        self._datagrams[target if displaced is None else (target[0], displaced[1])] = close
+            traffic = self._destinations.note(host, target[1], target[0], None)
+            self._datagrams[place] = DatagramRelay(sock, target, traffic, self._descriptors, ended).close
         return displaced
 
     # -- addresses ----------------------------------------------------------------------------------------------

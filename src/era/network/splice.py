@@ -15,6 +15,7 @@ import struct
 from collections.abc import Callable
 from contextlib import suppress
 
+from era.network.descriptors import RunDescriptors
 from era.network.destinations import Traffic
 
 IDLE_SECONDS = 300.0
@@ -30,9 +31,12 @@ _PIPE_BYTES = 1 << 20
 _LINGER_ZERO = struct.pack("ii", 1, 0)
 
 
-async def join(client: socket.socket, server: socket.socket, traffic: Traffic) -> None:
+async def join(
+    client: socket.socket, server: socket.socket, traffic: Traffic, descriptors: RunDescriptors | None = None
+) -> None:
     """Pass on bytes until both ends have sent all, one breaks off, or nothing has moved for IDLE_SECONDS. `traffic`
-    counts them as the client's. The caller closes both sockets."""
+    counts them as the client's. Pipes are taken from `descriptors`, if there are any left; without that there are no
+    pipes. The caller closes both sockets."""
     loop = asyncio.get_running_loop()
     over: asyncio.Future[None] = loop.create_future()
     moved = loop.time()
@@ -54,7 +58,10 @@ async def join(client: socket.socket, server: socket.socket, traffic: Traffic) -
                 reset(server)
             over.set_result(None)
 
-    both = (_Direction(client, server, sent, ended), _Direction(server, client, received, ended))
+    both = (
+        _Direction(client, server, sent, ended, descriptors),
+        _Direction(server, client, received, ended, descriptors),
+    )
     try:
         for direction in both:
             direction.begin()
@@ -83,10 +90,12 @@ class _Direction:
         sink: socket.socket,
         count: Callable[[int], None],
         ended: Callable[..., None],
+        descriptors: RunDescriptors | None,
     ) -> None:
         """`count` is called with numbers of bytes, `ended` at the end with `broken`: the source has failed."""
         self.over = False
         self._source, self._sink, self._count, self._ended = source, sink, count, ended
+        self._descriptors = descriptors
         self._loop = asyncio.get_running_loop()
         self._waiting: bytes | memoryview = b""
         self._passed = 0
@@ -103,6 +112,8 @@ class _Direction:
             os.close(self._pipe[0])
             os.close(self._pipe[1])
             self._pipe = None
+            if self._descriptors is not None:
+                self._descriptors.give_back(2)
 
     def _watch(self, *, reading: bool = False, writing: bool = False) -> None:
         """Set which readiness events the event loop reports, so that at most one side is waited for."""
@@ -122,9 +133,7 @@ class _Direction:
     def _readable(self) -> None:
         """Read a piece and write it on. After _PIPE_AFTER bytes pieces go through a pipe, uncopied."""
         if self._pipe is None and self._passed > _PIPE_AFTER:
-            with suppress(OSError):  # no descriptors left: it goes on as before
-                self._pipe = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
-                fcntl.fcntl(self._pipe[1], fcntl.F_SETPIPE_SZ, _PIPE_BYTES)  # or this user's pipes have no more room
+            self._open_pipe()
         try:
             if self._pipe is not None:
                 count = self._in_pipe = os.splice(self._source.fileno(), self._pipe[1], _PIPE_BYTES)
@@ -145,6 +154,18 @@ class _Direction:
         if self._pipe is None:
             self._waiting = _BUFFER[:count]
         self._writable()
+
+    def _open_pipe(self) -> None:
+        """Have a pipe from here on, if there are descriptors left for one: else it goes on as before."""
+        if self._descriptors is None or not self._descriptors.take_free(2):
+            return
+        try:
+            self._pipe = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        except OSError:
+            self._descriptors.give_back(2)
+            return
+        with suppress(OSError):  # this user's pipes have no more room
+            fcntl.fcntl(self._pipe[1], fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
 
     def _writable(self) -> None:
         """Write what was read; when all of it is written, go on to read."""

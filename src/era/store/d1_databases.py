@@ -5,6 +5,10 @@ needed and ended when idle. A call has a worker and its namespace to itself; so 
 the other, and never wait for SQLite's locks. A worker opens the file for each call, so no temporary table and no
 setting outlives a call. A worker that doesn't answer well after its own deadline is killed, and so is one whose caller
 was cancelled.
+
+Owners get workers in turn, and none gets all of them, so endless statements of one don't hold up another's. Workers
+yield to the service and to young runs (they are nice), and their deadline is in processor time: a call pays for what it
+does, not for what others do meanwhile.
 """
 
 from __future__ import annotations
@@ -13,22 +17,26 @@ import asyncio
 import contextlib
 import json
 import os
+import signal
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from weakref import WeakValueDictionary
 
+from era.core.fair_slots import FairSlots
 from era.core.models import DEFAULT_OWNER
 from era.errors import BadRequest, EraError, Forbidden, TooLarge, Unavailable
 
 _WORKER = Path(__file__).with_name("d1_worker.py")
-_WORKERS = 4
+_WORKERS, _WORKERS_EACH = 4, 2
+"""That there are, and that one owner may have at a time."""
+
 _IDLE_SECONDS = 3.0
 """A worker without calls for this long is ended."""
 
-_KILL_SECONDS = 7.0
-"""A worker that hasn't answered for this long is killed. Its own deadline is at 5."""
+_KILL_SECONDS = 17.0
+"""A worker that hasn't answered for this long is killed. Its own deadlines are before that."""
 
 _MOST_DATABASES = 1000
 _LINE_BYTES = 64 << 20
@@ -49,7 +57,7 @@ class D1Databases:
         self._directory = directory
         self._before = before
         self._most_bytes = most_bytes
-        self._slots = asyncio.Semaphore(_WORKERS)
+        self._slots: FairSlots[str] = FairSlots(_WORKERS, _WORKERS_EACH)
         self._idle: list[tuple[asyncio.subprocess.Process, asyncio.TimerHandle]] = []
         self._locks: WeakValueDictionary[_Name, asyncio.Lock] = WeakValueDictionary()
         self._ending: set[asyncio.Task[int]] = set()
@@ -119,7 +127,8 @@ class D1Databases:
             most = min(self._most_bytes, self._sizes.get(name, 0) + max(room, 0))
             request = {"path": str(path), "sql": sql, "params": params, "many": many, "most_bytes": most}
             try:
-                answer = await self._call_worker(request)
+                async with self._slots.slot(owner):
+                    answer = await self._call_worker(request)
             finally:
                 self._measure(name, path)
         if "ok" not in answer:
@@ -168,34 +177,35 @@ class D1Databases:
         return lock
 
     async def _call_worker(self, request: Mapping[str, Any]) -> dict[str, Any]:
-        """Send a request to a worker, once one is free, and receive its answer; see `d1_worker.answer`.
+        """Send a request to a worker and receive its answer; see `d1_worker.answer`. The caller holds a slot.
 
         Raises BadRequest or TooLarge where the worker had to be killed or died, Unavailable where it can't be used.
         """
-        async with self._slots:
-            worker = await self._worker()
-            try:
-                if worker.stdin is None or worker.stdout is None:
-                    raise Unavailable("An SQL worker has no pipes.")
-                async with asyncio.timeout(_KILL_SECONDS):
-                    worker.stdin.write(json.dumps(request).encode() + b"\n")
-                    await worker.stdin.drain()
-                    line = await worker.stdout.readline()
-            except TimeoutError:
-                self._end(worker, kill=True)
-                raise _error("time", "interrupted") from None
-            except OSError:
-                line = b""
-            except BaseException:
-                self._end(worker, kill=True)
-                raise
-            if not line.endswith(b"\n"):
-                self._end(worker, kill=True)
-                raise _error(
-                    "memory", "The statement ended the process that ran it: it most likely wanted too much memory."
-                )
-            timer = asyncio.get_running_loop().call_later(_IDLE_SECONDS, self._retire, worker)
-            self._idle.append((worker, timer))
+        worker = await self._worker()
+        try:
+            if worker.stdin is None or worker.stdout is None:
+                raise Unavailable("An SQL worker has no pipes.")
+            async with asyncio.timeout(_KILL_SECONDS):
+                worker.stdin.write(json.dumps(request).encode() + b"\n")
+                await worker.stdin.drain()
+                line = await worker.stdout.readline()
+        except TimeoutError:
+            self._end(worker, kill=True)
+            raise _error("time", "interrupted") from None
+        except OSError:
+            line = b""
+        except BaseException:
+            self._end(worker, kill=True)
+            raise
+        if not line.endswith(b"\n"):
+            self._end(worker, kill=True)
+            if await worker.wait() == -signal.SIGXCPU:
+                raise _error("time", "interrupted")
+            raise _error(
+                "memory", "The statement ended the process that ran it: it most likely wanted too much memory."
+            )
+        timer = asyncio.get_running_loop().call_later(_IDLE_SECONDS, self._retire, worker)
+        self._idle.append((worker, timer))
         answer: dict[str, Any] = json.loads(line)
         return answer
 
@@ -241,7 +251,7 @@ def _error(kind: str, message: str) -> EraError:
         case "time":
             return BadRequest(
                 "The SQL took too long, and was undone.",
-                hint="A call may take 5 seconds. Do less in one, or add an index.",
+                hint="A call may take 5 seconds of processor time, and 15 in all. Do less in one, or add an index.",
                 code="sql_timeout",
             )
         case "forbidden":

@@ -19,8 +19,9 @@ from __future__ import annotations
 import asyncio
 import socket
 import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections import Counter
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 
 from era.core.active_runs import ActiveRun, ActiveRuns
@@ -28,10 +29,14 @@ from era.core.models import Session
 from era.core.pool import SandboxPool
 from era.core.run_messages import RunRequest
 from era.core.runs import Runs
+from era.core.shares import Shares
 from era.errors import RelayFailed, RelayTimeout, ServiceFailed, Unavailable
 
 MAX_CALLERS = 256
 """Requests that one session's live server answers at a time."""
+
+_CALL_DESCRIPTORS = 2
+"""Of the service, that the connection of a call to the program takes."""
 
 _START_SECONDS = 30.0
 """How long a call waits for a service to listen."""
@@ -59,12 +64,24 @@ class LiveServers:
     """Connects callers to live servers, and starts and ends services."""
 
     def __init__(
-        self, runs: Runs, active_runs: ActiveRuns, pool: SandboxPool, *, idle_seconds: float, service_seconds: float
+        self,
+        runs: Runs,
+        active_runs: ActiveRuns,
+        pool: SandboxPool,
+        descriptors: Shares[str],
+        *,
+        idle_seconds: float,
+        service_seconds: float,
     ) -> None:
-        """A service ends when nobody has called it for `idle_seconds`, and at the latest after `service_seconds`."""
+        """`descriptors` are those of the service that calls to an owner's sessions may take. A service ends when nobody
+        has called it for `idle_seconds`, and at the latest after `service_seconds`."""
         self._runs = runs
         self._active_runs = active_runs
         self._pool = pool
+        self._descriptors = descriptors
+        self._calls: Counter[int] = Counter()
+        """By session: those that are connected, or wait for that."""
+
         self._idle_seconds = idle_seconds
         self._service_seconds = service_seconds
         self._starting: dict[int, asyncio.Task[ActiveRun]] = {}
@@ -79,17 +96,40 @@ class LiveServers:
 
         Raises Unavailable, RelayFailed or RelayTimeout where the session's service can't be reached.
         """
-        if session.service is not None:
-            run, sock = await self._connect_to_service(session, port, base_url)
-        else:
-            connected = await self._connect_to_run(session, port)
-            if connected is None:
-                yield None
+        with self._counted(session):
+            connected: tuple[ActiveRun, socket.socket] | None
+            if session.service is not None:
+                connected = await self._connect_to_service(session, port, base_url)
+            else:
+                connected = await self._connect_to_run(session, port)
+            if connected is not None:
+                async with self._open(*connected) as live:
+                    yield live
                 return
-            run, sock = connected
-        if run.callers >= MAX_CALLERS:
-            sock.close()
+        yield None
+
+    @contextmanager
+    def _counted(self, session: Session) -> Iterator[None]:
+        """A call to a session, as long as the block lasts. A session's calls may take as many descriptors as are left
+        to its owner. Raises Unavailable."""
+        calls = self._calls[session.key] + 1
+        if calls > MAX_CALLERS:
             raise Unavailable(f"This session answers {MAX_CALLERS} requests already.")
+        if calls * _CALL_DESCRIPTORS > self._descriptors.left(session.owner):
+            raise Unavailable(f"This session answers {calls - 1} requests already, and this server can take no more.")
+        self._descriptors.take(session.owner, _CALL_DESCRIPTORS)
+        self._calls[session.key] = calls
+        try:
+            yield
+        finally:
+            self._descriptors.give_back(session.owner, _CALL_DESCRIPTORS)
+            self._calls[session.key] -= 1
+            if not self._calls[session.key]:
+                del self._calls[session.key]
+
+    @asynccontextmanager
+    async def _open(self, run: ActiveRun, sock: socket.socket) -> AsyncIterator[LiveConnection]:
+        """A connection to a run, counted as one of its callers."""
         run.callers += 1
         run.reached = True
         self._offer(run)

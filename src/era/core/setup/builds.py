@@ -89,7 +89,9 @@ class BuildSandbox:
         `failure`), None if it hasn't, and the end of its output. `{N}` in `command` is replaced by the address of the
         Nth of `indexes`. `say` gets the output as it comes. Raises SandboxFailed."""
         sandbox, session, output = self._sandbox, self._session, LastWords()
-        egress = self._network.run_egress(sandbox, internet=session.allow_internet, egress=session.egress)
+        egress = self._network.run_egress(
+            sandbox, owner=session.owner, internet=session.allow_internet, egress=session.egress
+        )
         access = self._indexes.access(sandbox, indexes)
         program = Program(
             code=b"",

@@ -69,7 +69,9 @@ class Commands:
                 shown = f"$ {command}\n".encode()
                 result.say("stdout", shown)
                 progress.say("stdout", shown)
-                egress = self._network.run_egress(sandbox, internet=session.allow_internet, egress=session.egress)
+                egress = self._network.run_egress(
+                    sandbox, owner=session.owner, internet=session.allow_internet, egress=session.egress
+                )
                 program = Program(
                     code=b"",
                     state=jsontext.state_file(jsontext.loads(session.data.encode())),

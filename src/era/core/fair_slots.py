@@ -1,0 +1,64 @@
+"""Slots for work, which those who wait get in turn, whoever has come with how much."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter, deque
+from collections.abc import AsyncIterator, Hashable
+from contextlib import asynccontextmanager
+
+
+class FairSlots[Holder: Hashable]:
+    """A bounded number of slots. Each holder has a queue of its own, and a free slot goes to the next queue in a round.
+
+    So one holder with much to do delays others by what is being done, never by what it has queued."""
+
+    def __init__(self, most: int, most_each: int) -> None:
+        """`most_each` is how many one holder may have at a time, though others are free."""
+        self._free = most
+        self._most_each = most_each
+        self._held: Counter[Holder] = Counter()
+        self._queues: dict[Holder, deque[asyncio.Future[None]]] = {}
+        """In the order of the round: who got a slot goes to the end."""
+
+    @asynccontextmanager
+    async def slot(self, holder: Holder) -> AsyncIterator[None]:
+        """Wait for a slot, and have it for the block."""
+        await self._take(holder)
+        try:
+            yield
+        finally:
+            self._give_back(holder)
+
+    async def _take(self, holder: Holder) -> None:
+        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._queues.setdefault(holder, deque()).append(turn)
+        self._hand_out()
+        try:
+            await turn
+        except asyncio.CancelledError:
+            if turn.cancelled():
+                self._hand_out()  # which forgets it
+            else:
+                self._give_back(holder)
+            raise
+
+    def _give_back(self, holder: Holder) -> None:
+        self._free += 1
+        self._held[holder] -= 1
+        if not self._held[holder]:
+            del self._held[holder]
+        self._hand_out()
+
+    def _hand_out(self) -> None:
+        """Give free slots to those whose turn it is."""
+        for holder, queue in list(self._queues.items()):
+            while queue and queue[0].done():  # cancelled
+                queue.popleft()
+            if queue and self._free and self._held[holder] < self._most_each:
+                self._free -= 1
+                self._held[holder] += 1
+                queue.popleft().set_result(None)
+                self._queues[holder] = self._queues.pop(holder)
+            if not queue:
+                del self._queues[holder]

@@ -1,0 +1,128 @@
+"""Thousands of requests that never come to their end, sent without a key. They cost those who send them."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tests.api.owners import OPERATOR_KEY, WeakServer, client_with_key
+from tests.conftest import eventually
+
+LIMIT = 600
+SMALL = f"""
+import resource
+from era import server
+hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+server.raise_descriptor_limit = lambda: resource.setrlimit(resource.RLIMIT_NOFILE, ({LIMIT}, hard))
+"""
+"""As many descriptors as can be had by as many connections."""
+
+UNCOUNTED = """
+from era.api.callers import Callers
+Callers.opened = lambda self, connection, address: True
+"""
+"""Lets everybody connect."""
+
+BLIND = """
+from era.api.protocol import Protocol
+Protocol.is_half_open = property(lambda self: True)
+"""
+"""Doesn't see who sends a request."""
+
+BODY = b"POST %b HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 100\r\n\r\n{"
+HALF = {
+    "nothing": b"",
+    "a part of a head": b"GET /health HTTP/1.1\r\nHost: lo",
+    "a part of a body": BODY % b"/api/sessions",
+    "a part of a body for a public URL": BODY % b"/proxy/public/1/",
+}
+CODE = "import sys; print('hello')"
+
+
+@pytest.fixture
+def serve(tmp_path: Path) -> Iterator[Callable[..., WeakServer]]:
+    """Starts a server with few descriptors."""
+    made: list[WeakServer] = []
+
+    def start(weakness: str = "") -> WeakServer:
+        settings = {"ERA_API_KEY": OPERATOR_KEY, "ERA_DRAIN_SECONDS": "0", "ERA_SPARES": "0"}
+        made.append(WeakServer(tmp_path / "data", settings, weakness=f"exec({SMALL + weakness!r})"))
+        made[-1].start()
+        with client_with_key(made[-1], OPERATOR_KEY) as client:
+            answer = client.post("/api/sessions", json={"language": "python", "session_id": "public"})
+            assert answer.status_code == 201
+            client.put("/api/sessions/public/code", json={"code": CODE})
+            assert run(client) == "hello\n"
+        return made[-1]
+
+    yield start
+    for server in made:
+        server.stop()
+
+
+def run(client: httpx.Client) -> str:
+    answer = client.post("/api/sessions/public/run", json={"code": CODE})
+    assert answer.status_code == 200, answer.text
+    return str(answer.json()["stdout"])
+
+
+@contextmanager
+def flood(server: WeakServer, sent: bytes, count: int = 1500) -> Iterator[None]:
+    """So many connections, each with the begin of a request."""
+    host, _, port = server.url.removeprefix("http://").rpartition(":")
+    connections = []
+    for _ in range(count):
+        sock = socket.create_connection((host, int(port)))
+        connections.append(sock)
+        with suppress(OSError):
+            sock.sendall(sent)
+    yield
+    for sock in connections:
+        sock.close()
+
+
+def descriptors(server: WeakServer) -> int:
+    return len(os.listdir(f"/proc/{server.pid}/fd"))
+
+
+@pytest.mark.parametrize("half", HALF)
+def test_half_open_requests_harm_nobody_else(serve: Callable[..., WeakServer], half: str) -> None:
+    server = serve()
+    with flood(server, HALF[half]):
+        assert eventually(lambda: descriptors(server) < LIMIT / 2), descriptors(server)
+        assert httpx.get(f"{server.url}/health", timeout=10).status_code == 200
+        with client_with_key(server, OPERATOR_KEY) as client:
+            assert run(client) == "hello\n"
+            assert httpx.get(f"{server.url}/proxy/public/1/", timeout=10).text == "hello\n"
+
+
+@pytest.mark.parametrize("half", ["nothing", "a part of a head"])
+def test_without_a_bound_they_take_all_descriptors(serve: Callable[..., WeakServer], half: str) -> None:
+    server = serve(UNCOUNTED)
+    with flood(server, HALF[half]):
+        assert eventually(lambda: descriptors(server) > LIMIT * 0.9)
+        with pytest.raises(httpx.HTTPError):
+            httpx.get(f"{server.url}/health", timeout=2)
+
+
+@pytest.mark.parametrize("weakness", ["", BLIND])
+def test_a_slow_upload_with_a_key_goes_on(serve: Callable[..., WeakServer], weakness: str) -> None:
+    server = serve(weakness)
+    host, _, port = server.url.removeprefix("http://").rpartition(":")
+    head = "PUT /api/sessions/public/files/a.txt HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n"
+    head += f"Authorization: Bearer {OPERATOR_KEY}\r\nContent-Length: 20\r\n\r\n"
+    with socket.create_connection((host, int(port)), timeout=20) as slow:
+        slow.sendall(head.encode() + b"0123456789")
+        assert httpx.get(f"{server.url}/health", timeout=10).status_code == 200  # by now it is known whose it is
+        with flood(server, HALF["a part of a head"], 300):
+            answer = b""
+            with suppress(OSError):
+                slow.sendall(b"0123456789")
+                answer = slow.recv(1000)
+    assert answer.startswith(b"HTTP/1.1 20") == (not weakness), answer
