@@ -42,9 +42,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     "store": CORE | {"errors", "store/migrations"},
     "store/migrations": {"errors", "store"},
     "store/migrations/versions": {"store"},
-    "api": CORE | {"errors", "languages", "settings", "wire"},
+    "api": CORE | {"errors", "languages", "settings", "spelling", "wire"},
     "web": set(),
-    "client": {"app", "doctor", "errors", "settings"},
+    "client": {"app", "doctor", "errors", "settings", "spelling"},
     # files beside the folders
     "__init__": {"errors"},
     "app": CORE | ADAPTERS | {"api", "errors", "languages", "server", "settings"},
@@ -52,6 +52,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
     "server": {"api", "errors", "settings"},
     "settings": set(),
+    "spelling": set(),
 }
 """What each folder of src/era, and each file beside them, may import of era besides itself. It is also the list of
 places where code may be; ARCHITECTURE.md's map says of each folder which question it answers."""

@@ -450,7 +450,7 @@ class BubblewrapDriver:
     def isolation(self) -> JsonObject:
         """What the sandboxes of the self-test had in force, and a sentence about it."""
         enforced = self._enforced
-        walls = [f"{self.name}, {len(enforced['namespaces'])} namespaces, no capabilities, no network"]
+        walls = [f"{self.name}, {len(enforced['namespaces'])} namespaces, no capabilities"]
         walls.append("a uid of its own for each sandbox" if self._privileged else "user namespaces of this user")
         walls.append("system calls filtered" if enforced["seccomp"] == "filter" else "system calls not filtered")
         walls.append(f"Landlock ABI {enforced['landlock']}" if enforced["landlock"] else "no Landlock in this kernel")
@@ -458,8 +458,8 @@ class BubblewrapDriver:
             walls.append(f"memory, processes and cpu bounded by cgroup v{enforced['cgroup']['version']}")
         else:
             walls.append("no cgroup: memory and cpu are bounded for each process only (start ERA as root for more)")
-        if enforced["network_reason"]:
-            walls.append(f"no internet access: {enforced['network_reason']}")
+        reason = enforced["network_reason"]
+        walls.append(f"no internet access: {reason}" if reason else "internet only, and only for sessions that may")
         return {**enforced, "uid": None, "own_uid": self._privileged, "summary": "; ".join(walls)}
 
     def forget(self, sandbox: BubblewrapSandbox) -> None:
