@@ -25,6 +25,7 @@
     ├── TooManyDeliveries     429  the session's inbox is full
     ├── RelayFailed           502  the program behind a public URL gave no answer that can be sent
     │   └── RelayTimeout      504  it gave no answer in time
+    ├── NotReady                   the server can't start like this (no answer: nobody can call it)
     └── Unavailable           503  this server can't do it now
         ├── ServiceFailed     503  the session's service ended instead of listening
         ├── TooManyUploads    503  the limit of large uploads at a time is reached
@@ -209,6 +210,11 @@ class RelayFailed(EraError):
 class RelayTimeout(RelayFailed):
     status = 504
     code = "answer_timeout"
+
+
+class NotReady(EraError):
+    code = "not_ready"
+    hint = ""
 
 
 class Unavailable(EraError):

@@ -146,8 +146,8 @@ def test_the_same_requests_from_here_are_answered(server: Server, client: httpx.
 def test_bodies_of_types_without_preflight_are_refused(
     server: Server, client: httpx.Client, kind: str | None, browser: str
 ) -> None:
-    """Types that browsers send without a preflight, from a browser that says nothing against it otherwise. Without a word
-    of where a request comes from it is no browser's; see tests/api/test_names_and_slashes.py."""
+    """Types that browsers send without a preflight, from a browser that says nothing against it otherwise. A request
+    that says nothing of where it comes from is no browser's; see tests/api/test_names_and_slashes.py."""
     make_session(client)
     before = client.get("/api/sessions").json()
     headers = headers_of(server, OWN[browser]) | ({} if kind is None else {"content-type": kind})

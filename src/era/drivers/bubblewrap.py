@@ -106,6 +106,7 @@ class BubblewrapSandbox:
         self._idle_timer: asyncio.TimerHandle | None = None
         """Set while a program runs."""
 
+        self._spawning: asyncio.Future[None] | None = None
         self._process: subprocess.Popen[bytes] | None = None
         self._init_pid = 0
         self._init_pidfd = -1
@@ -164,10 +165,10 @@ class BubblewrapSandbox:
         ours, theirs = socket.socketpair()
         ours.setblocking(False)
         try:
-            try:
-                await loop.run_in_executor(self._driver.spawner, self._spawn, language, theirs)
-            finally:
-                theirs.close()
+            # A thread goes on when whoever waits for it is cancelled, and nothing may be taken from under it.
+            self._spawning = loop.run_in_executor(self._driver.spawner, self._spawn, language, theirs)
+            self._spawning.add_done_callback(lambda _: theirs.close())
+            await asyncio.shield(self._spawning)
             variables = {**guest.program_environment(language), **guest.package_variables(self.package_set)}
             async with asyncio.timeout(_START_SECONDS):
                 self.guest_listeners, self.broker = await receive_guest_listeners(ours)
@@ -326,6 +327,9 @@ class BubblewrapSandbox:
         }
 
     async def _close(self) -> None:
+        if self._spawning is not None:
+            await asyncio.wait([self._spawning])
+            self._spawning.exception()  # told to whoever opened it, if that waits for it still
         if self._channel is not None:
             self._channel.close()
         for closeable in (*self.guest_listeners.values(), self.broker):
