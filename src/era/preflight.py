@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import os
 import socket
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -66,9 +67,9 @@ def check_directory(directory: Path) -> None:
     """Raises NotReady for a data directory that can't be made or written to, or that another server uses."""
     other = "choose another with --data-dir or ERA_DATA_DIR"
     place = directory.resolve()
-    while not place.exists() and place != place.parent:
+    while not os.path.exists(place) and place != place.parent:  # unlike Path's, false also where it may not look
         place = place.parent
-    if not place.is_dir():
+    if not os.path.isdir(place):
         raise NotReady(f"The data directory can't be {directory}: {place} is not a directory; {other}.")
     try:
         with tempfile.TemporaryDirectory(prefix=".era-start-", dir=place):

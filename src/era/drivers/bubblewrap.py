@@ -174,8 +174,10 @@ class BubblewrapSandbox:
                 self.guest_listeners, self.broker = await receive_guest_listeners(ours)
                 self._channel = await Channel.over(ours, variables)
                 report = await self._channel.ready()
-        except (OSError, TimeoutError, SandboxFailed) as error:
+        except BaseException as error:
             ours.close()
+            if not isinstance(error, OSError | TimeoutError | SandboxFailed):
+                raise
             raise SandboxFailed(f"The sandbox did not start: {self.log() or error}") from error
         self.enforced = self._enforced(language, report)
 
