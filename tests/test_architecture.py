@@ -42,22 +42,24 @@ MAY_IMPORT: dict[str, set[str]] = {
     "store": CORE | {"errors", "store/migrations"},
     "store/migrations": {"errors", "store"},
     "store/migrations/versions": {"store"},
-    "api": CORE | {"errors", "languages", "mcp", "settings", "wire"},
-    "mcp": set(),
+    "api": CORE | {"errors", "languages", "mcp", "settings", "spelling", "wire"},
+    "mcp": {"spelling"},
     "web": set(),
-    "client": {"app", "doctor", "errors", "mcp", "settings"},
+    "client": {"app", "doctor", "errors", "mcp", "preflight", "settings"},
     # files beside the folders
     "__init__": {"errors"},
     "app": CORE | ADAPTERS | {"api", "errors", "languages", "server", "settings"},
     "doctor": {"core", "errors", "languages"},
     "errors": set(),
-    "server": {"api", "errors", "settings"},
+    "preflight": {"errors", "settings", "spelling"},
+    "server": {"api", "preflight", "settings"},
     "settings": set(),
+    "spelling": set(),
 }
 """What each folder of src/era, and each file beside them, may import of era besides itself. It is also the list of
 places where code may be; ARCHITECTURE.md's map says of each folder which question it answers."""
 
-ONLY_WHEN_CALLED = {"api": {"mcp"}, "client": {"app", "doctor", "mcp", "settings"}}
+ONLY_WHEN_CALLED = {"api": {"mcp"}, "client": {"app", "doctor", "mcp", "preflight", "settings"}}
 """Imports allowed only inside functions, so that commands that don't serve start fast and need no server library."""
 
 

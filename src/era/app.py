@@ -344,19 +344,32 @@ async def examine() -> tuple[dict[Isolation, JsonObject | NoIsolation], Isolatio
     return results, next((name for name, result in results.items() if not isinstance(result, NoIsolation)), None)
 
 
-def run_service(settings: Settings, say: Callable[[str], None]) -> None:
-    """Run the service until SIGINT or SIGTERM, on an event loop of its own. `say` gets the lines for the person who
-    started it. Raises Forbidden for an address that is open to anybody; else as `services` does."""
+def run_service(settings: Settings, say: Callable[[str], None]) -> int:
+    """Run the service until SIGINT or SIGTERM, on an event loop of its own; returns the process's exit code. `say` gets
+    the lines for the person who started it. Raises as `services` does."""
+    signals = server.Signals()
     server.raise_descriptor_limit()
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(_serve(settings, say))
+    try:
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            return runner.run(_serve(settings, say, signals))
+    finally:
+        signals.ignore()
 
 
-async def _serve(settings: Settings, say: Callable[[str], None]) -> None:
-    server.check_access(settings)
+async def _serve(settings: Settings, say: Callable[[str], None], signals: server.Signals) -> int:
+    """Start, serve and stop. A signal during the start undoes what has been started."""
     server.log_from(settings.log_level)
-    async with services(settings) as context:
-        await server.serve(settings, context, say)
+    task = asyncio.current_task()
+    if task is not None:
+        signals.then(task.cancel)
+    try:
+        async with services(settings) as context:
+            await server.serve(settings, context, say, signals)
+    except asyncio.CancelledError:
+        if signals.received is None:
+            raise
+        return 128 + signals.received
+    return 0
 
 
 @contextmanager

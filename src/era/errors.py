@@ -7,11 +7,13 @@
     ├── BadSignature          401  a delivery that isn't signed with the inbox's secret
     ├── Forbidden             403  a request that this server refuses to everybody, or to all but its operator
     ├── NotFound              404  no such session, version, run, file or route
+    │   └── NoSession         404  the caller has no session of this id
     ├── MethodNotAllowed      405  the route exists, this method doesn't
     ├── TooSlow               408  the request did not arrive in time
     ├── Conflict              409  it exists already, or its state doesn't allow this
     │   ├── SessionDeleted    409  the session was deleted while this run was under way
     │   ├── SetupUnderWay     409  the session's packages are not installed yet
+    │   ├── RunUnderWay       409  files can't be changed yet: a run has the session's turn
     │   ├── KeyReused         409  the idempotency key belongs to another request
     │   └── RunLost           409  the run of this idempotency key was lost with the service
     ├── Expired               410  the session has expired and can still be restored
@@ -23,6 +25,7 @@
     ├── TooManyDeliveries     429  the session's inbox is full
     ├── RelayFailed           502  the program behind a public URL gave no answer that can be sent
     │   └── RelayTimeout      504  it gave no answer in time
+    ├── NotReady                   the server can't start like this (no answer: nobody can call it)
     └── Unavailable           503  this server can't do it now
         ├── ServiceFailed     503  the session's service ended instead of listening
         ├── TooManyUploads    503  the limit of large uploads at a time is reached
@@ -94,6 +97,14 @@ class NotFound(EraError):
     hint = "GET /api/sessions lists the sessions there are."
 
 
+class NoSession(NotFound):
+    """The caller's owner has no session of this id. Whether somebody else has one, it doesn't tell."""
+
+    def __init__(self, session_id: str) -> None:
+        super().__init__(f"There is no session '{session_id}'.")
+        self.session_id = session_id
+
+
 class MethodNotAllowed(EraError):
     status = 405
     code = "method_not_allowed"
@@ -114,6 +125,14 @@ class SessionDeleted(Conflict):
 class SetupUnderWay(Conflict):
     code = "setup_under_way"
     hint = "The session's setup_status tells when it has ended; a run with a longer timeout waits for that."
+
+
+class RunUnderWay(Conflict):
+    code = "run_under_way"
+    hint = (
+        "Nothing was changed. Send it again when the run has ended, or end it: GET /api/sessions/{id}/runs?limit=1 "
+        "names it, DELETE /api/sessions/{id}/runs/{run_id} stops it. With wait=false this is said at once."
+    )
 
 
 class KeyReused(Conflict):
@@ -191,6 +210,11 @@ class RelayFailed(EraError):
 class RelayTimeout(RelayFailed):
     status = 504
     code = "answer_timeout"
+
+
+class NotReady(EraError):
+    code = "not_ready"
+    hint = ""
 
 
 class Unavailable(EraError):

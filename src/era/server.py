@@ -10,7 +10,6 @@ import socket
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from ipaddress import ip_address
 
 import structlog
 import uvicorn
@@ -19,7 +18,7 @@ from era.api.callers import Callers
 from era.api.context import Context
 from era.api.http import build
 from era.api.protocol import Protocol
-from era.errors import Forbidden
+from era.preflight import is_loopback
 from era.settings import Settings
 
 LAST_ANSWERS_SECONDS = 5
@@ -28,17 +27,41 @@ LAST_ANSWERS_SECONDS = 5
 _DESCRIPTORS = 1 << 16
 
 
-def check_access(settings: Settings) -> None:
-    """Raises Forbidden for a server that anybody on a network could have code run by, unless that is insisted on."""
-    if not _is_loopback(settings.host) and settings.api_key is None and not settings.allow_no_key:
-        raise Forbidden(
-            f"Without an API key ERA serves loopback only, not {settings.host}: whoever reaches it could run code.",
-            hint="Set ERA_API_KEY, or insist with --allow-no-key.",
-        )
+class Signals:
+    """The first SIGINT or SIGTERM, from the moment that this is made to the end of the process; later ones are ignored.
+
+    Not by the event loop's own means, which give SIGINT back to Python when the loop is closed: another Ctrl-C would
+    then show a traceback while the process ends.
+    """
+
+    def __init__(self) -> None:
+        self.received: int | None = None
+        self._react: Callable[[], object] = lambda: None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self._receive)
+
+    def then(self, react: Callable[[], object]) -> None:
+        """Call this in the running loop when one comes, at once if one has come, in the place of what was to be
+        called."""
+        self._react, self._loop = react, asyncio.get_running_loop()
+        if self.received is not None:
+            react()
+
+    def ignore(self) -> None:
+        """Ignore all that come from now on. Python itself would have them end the process while it cleans up."""
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_IGN)
+
+    def _receive(self, number: int, _frame: object) -> None:
+        if self.received is None:
+            self.received = number
+            if self._loop is not None and not self._loop.is_closed():
+                self._loop.call_soon_threadsafe(lambda: self._react())
 
 
-async def serve(settings: Settings, context: Context, say: Callable[[str], None]) -> None:
-    """Serve the API until SIGINT or SIGTERM. `say` gets the lines for the person who started it."""
+async def serve(settings: Settings, context: Context, say: Callable[[str], None], signals: Signals) -> None:
+    """Serve the API until a signal comes. `say` gets the lines for the person who started it."""
     app = build(settings, context)
     _CountedProtocol.callers = Callers(descriptor_limit() // 4)
     config = uvicorn.Config(
@@ -58,9 +81,7 @@ async def serve(settings: Settings, context: Context, say: Callable[[str], None]
         _announce(settings, context, port, say)
 
     server = _Server(config, settings.drain_seconds, context, ready)
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, server.stop)
+    signals.then(server.stop)
     await server.serve()
 
 
@@ -117,7 +138,7 @@ def _announce(settings: Settings, context: Context, port: int, say: Callable[[st
         say("access       with the API key")
     elif context.api_keys.required:
         say("access       with a stored key; start with ERA_API_KEY set to make or revoke any")
-    elif _is_loopback(settings.host):
+    elif is_loopback(settings.host):
         say("access       no API key: this machine only, and no web page in its browsers")
     else:
         say("access       ANYBODY who reaches this address can run code: there is no API key")
@@ -149,12 +170,3 @@ def log_from(level: str) -> None:
         wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelNamesMapping()[level.upper()]),
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),
     )
-
-
-def _is_loopback(host: str) -> bool:
-    if host == "localhost":
-        return True
-    try:
-        return ip_address(host).is_loopback
-    except ValueError:
-        return False

@@ -145,13 +145,6 @@ def test_a_body_that_is_not_utf8_is_refused(client: httpx.Client, body: bytes, w
     refused(send_json(client, "POST", "/api/sessions", body), 400, word)
 
 
-@pytest.mark.parametrize("kind", [None, "", "text/plain", "application/x-www-form-urlencoded", "multipart/form-data"])
-def test_a_body_needs_the_content_type_of_json(client: httpx.Client, kind: str | None) -> None:
-    headers = {} if kind is None else {"content-type": kind}
-    refused(client.post("/api/sessions", content=b'{"language":"python"}', headers=headers), 400, "Content-Type")
-    assert client.get("/api/sessions").json()["count"] == 0
-
-
 @pytest.mark.parametrize("chunked", [False, True])
 def test_a_body_over_16_mib_is_refused_with_or_without_a_length(client: httpx.Client, chunked: bool) -> None:
     pieces = [b'{"language":"python","data":"', *[b"x" * 2**20] * 16, b'"}']
@@ -214,7 +207,7 @@ def test_a_method_that_a_path_does_not_have_is_405(
     assert methods
 
 
-@pytest.mark.parametrize("path", ["/api", "/api/nothing", "/api/sessions/x/nothing", "/nothing", "/api/execute/"])
+@pytest.mark.parametrize("path", ["/api", "/api/nothing", "/api/sessions/x/nothing", "/nothing", "/api//execute"])
 def test_an_unknown_path_is_404(client: httpx.Client, path: str) -> None:
     refused(client.get(path), 404)
 

@@ -142,13 +142,17 @@ def test_the_same_requests_from_here_are_answered(server: Server, client: httpx.
         None,
     ],
 )
-def test_bodies_of_types_without_preflight_are_refused(client: httpx.Client, kind: str | None) -> None:
-    """Types that browsers send without a preflight, from a browser that doesn't name the page's origin."""
+@pytest.mark.parametrize("browser", ["a page of ours", "typed by somebody"])
+def test_bodies_of_types_without_preflight_are_refused(
+    server: Server, client: httpx.Client, kind: str | None, browser: str
+) -> None:
+    """Types that browsers send without a preflight, from a browser that says nothing against it otherwise. A request
+    that says nothing of where it comes from is no browser's; see tests/api/test_names_and_slashes.py."""
     make_session(client)
     before = client.get("/api/sessions").json()
+    headers = headers_of(server, OWN[browser]) | ({} if kind is None else {"content-type": kind})
     for method, path, body in ROUTES:
         if body is not None:
-            headers = {} if kind is None else {"content-type": kind}
             assert_refused(client.request(method, path, content=body, headers=headers), 400, "invalid_field")
     assert client.get("/api/sessions").json() == before
 
@@ -163,11 +167,12 @@ def test_bodies_of_types_without_preflight_are_refused(client: httpx.Client, kin
     ],
     ids=["form", "JSON in a form", "files", "query"],
 )
-def test_a_form_changes_nothing(client: httpx.Client, form: dict[str, Any]) -> None:
+def test_a_form_changes_nothing(server: Server, client: httpx.Client, form: dict[str, Any]) -> None:
     make_session(client)
+    headers = headers_of(server, OWN["a page of ours"])
     before = client.get("/api/sessions").json()
     for path in ("/api/sessions", "/api/execute", "/api/sessions/there/run", "/api/sessions/there/stream"):
-        assert_refused(client.post(path, **form), 400, "invalid_field")
+        assert_refused(client.post(path, **form, headers=headers), 400, "invalid_field")
     assert client.get("/api/sessions").json() == before
 
 

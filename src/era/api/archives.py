@@ -9,7 +9,8 @@ from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import StreamingResponse
 
 from era.api.context import Answer, Number, SessionId, StrictRoute, UseContext, errors
-from era.api.files import SAFE, body_of
+from era.api.files import SAFE, Wait, body_of
+from era.core.files.session_files import PATIENCE
 from era.core.files.unpack import Format
 from era.wire.base import dropped_answer
 from era.wire.files import ArchiveAnswer
@@ -74,11 +75,16 @@ async def put_archive(
     request: Request,
     context: UseContext,
     replace: Annotated[bool, Query(description="Remove everything that isn't in the archive.")] = False,
+    wait: Wait = True,
 ) -> Response:
     """Add the content of a tar, tar.gz or zip archive, all or nothing. Waits for the run under way."""
     media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     count, session, dropped = await context.archives.put(
-        session_id, body_of(session_id, request, context), _FORMAT_OF_TYPE.get(media_type), replace=replace
+        session_id,
+        body_of(session_id, request, context),
+        _FORMAT_OF_TYPE.get(media_type),
+        replace=replace,
+        patience=PATIENCE if wait else 0,
     )
     return Answer(
         {

@@ -9,12 +9,12 @@ from fastapi.responses import StreamingResponse
 from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope, Send
 
-from era.api.context import Answer, Owner, SessionId, UseContext, errors, session_view
+from era.api.context import Answer, Owner, SessionId, StrictRoute, UseContext, errors, session_view
 from era.core.capsules.exports import Export
 from era.errors import BadRequest
 from era.wire.sessions import SESSION_ID, SessionAnswer
 
-router = APIRouter(prefix="/api/sessions", tags=["capsules"])
+router = APIRouter(prefix="/api/sessions", tags=["capsules"], route_class=StrictRoute)
 
 IMPORT_PATH = "/api/sessions/import"
 _TAR = "application/x-tar"

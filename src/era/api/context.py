@@ -14,11 +14,13 @@ from dataclasses import dataclass
 from typing import Annotated, Any
 
 from fastapi import Depends, Header, HTTPException, Path, Query, Request, Response
+from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
 from pydantic import BaseModel
-from starlette.types import ASGIApp
+from starlette.types import ASGIApp, Scope
 
 from era import languages
+from era.api.validation import check_query, invalid, query_names
 from era.core import jsontext
 from era.core.api_keys import ApiKeys, Caller
 from era.core.capsules.service import Capsules
@@ -42,6 +44,7 @@ from era.core.turns import Turns
 from era.core.versions import Versions
 from era.errors import BadRequest, EraError, NoLanguage, NotFound, TooLarge
 from era.settings import Settings
+from era.spelling import did_you_mean
 from era.wire.base import ErrorAnswer
 from era.wire.runs import SecretBody
 from era.wire.sessions import SESSION_ID, session_answer
@@ -123,15 +126,41 @@ class _StrictRequest(Request):
 
 
 class StrictRoute(APIRoute):
-    """A route that reads JSON bodies with core.jsontext instead of the standard library."""
+    """A route that reads JSON bodies with core.jsontext, and takes them whatever their type says if no browser can have
+    sent them. It refuses query parameters that it doesn't have, and says what was meant by a name it doesn't know."""
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         handle: Callable[[Request], Awaitable[Response]] = super().get_route_handler()
+        queries = query_names(self.dependant)
+        body = None if self.body_field is None else self.body_field.field_info.annotation
 
         async def strict(request: Request) -> Response:
-            return await handle(_StrictRequest(request.scope, request.receive))
+            scope = request.scope
+            if scope["query_string"]:
+                check_query(request.query_params, queries)
+            if body is not None:
+                scope = _typed(scope)
+            try:
+                return await handle(_StrictRequest(scope, request.receive))
+            except RequestValidationError as error:
+                raise invalid(error, body) from None
 
         return strict
+
+
+def _typed(scope: Scope) -> Scope:
+    """The scope of a request with a JSON body, which has the type of JSON unless a browser may have sent it: pages of
+    other sites can send other types unasked. A browser says where a request comes from (Origin, Sec-Fetch-Site), and
+    asks before it sends a bearer token."""
+    headers = scope["headers"]
+    named = dict(headers)
+    if named.get(b"content-type") == b"application/json":
+        return scope
+    from_browser = b"origin" in named or b"sec-fetch-site" in named
+    if from_browser and not named.get(b"authorization", b"").lower().startswith(b"bearer "):
+        return scope
+    others = [pair for pair in headers if pair[0] != b"content-type"]
+    return {**scope, "headers": [*others, (b"content-type", b"application/json")]}
 
 
 class Answer(Response):
@@ -267,7 +296,7 @@ def language(name: str, *, to_run: bool = False) -> Language:
     if canonical is None:
         raise BadRequest(
             f"'{name[:40]}' is not a language of this server.",
-            hint=f"Use {languages.in_words()}.",
+            hint=did_you_mean(name, languages.LANGUAGES, f"Use {languages.in_words()}."),
             code="unknown_language",
         )
     if to_run:

@@ -22,7 +22,7 @@ from starlette.types import Receive, Scope, Send
 from era.api.context import Answer, Context, Number, SessionId, StrictRoute, UseContext, errors
 from era.api.ranges import requested_range
 from era.core.files.paths import Parts, from_url
-from era.core.files.session_files import ANY, Condition, OpenFile
+from era.core.files.session_files import ANY, PATIENCE, Condition, OpenFile
 from era.core.files.spool import bounded
 from era.core.files.trees import name_bytes
 from era.core.models import OwnedId
@@ -90,6 +90,10 @@ async def path_in_url(request: Request) -> Parts:
 Path = Annotated[Parts, Depends(path_in_url)]
 
 
+Wait = Annotated[
+    bool,
+    Query(description=f"`false` answers 409 at once if a run is under way; else that is waited for {PATIENCE:g} s."),
+]
 FilesLimit = Annotated[int, Query(ge=1, le=1000, description="Files per page.")]
 FilesCursor = Annotated[str | None, Query(max_length=1 << 16, description="`next_cursor` of the page before.")]
 Prefix = Annotated[str, Query(max_length=4096, description="Only paths that begin with this.")]
@@ -145,10 +149,14 @@ async def _files(
     responses={200: {"model": FileWrittenAnswer}, **errors(404, 408, 409, 412, 413, 429)},
     openapi_extra=_BYTES,
 )
-async def put_file(session_id: SessionId, path: Path, request: Request, context: UseContext) -> Response:
+async def put_file(
+    session_id: SessionId, path: Path, request: Request, context: UseContext, wait: Wait = True
+) -> Response:
     """Write a file: its content is the body. Waits for the run under way."""
     body = body_of(session_id, request, context)
-    upload, dropped = await context.files.put(session_id, path, body, _condition(request))
+    upload, dropped = await context.files.put(
+        session_id, path, body, _condition(request), patience=PATIENCE if wait else 0
+    )
     answer = {"path": "/".join(path), "size": upload.size, **dropped_answer(dropped)}
     return Answer(answer, headers={"ETag": f'"{upload.digest}"'})
 
@@ -188,9 +196,12 @@ async def delete_file(
     request: Request,
     context: UseContext,
     recursive: Annotated[bool, Query(description="Delete a directory with all that is in it.")] = False,
+    wait: Wait = True,
 ) -> Response:
     """Delete a file or link, or a directory. Waits for the run under way."""
-    dropped = await context.files.delete(session_id, path, recursive=recursive, condition=_condition(request))
+    dropped = await context.files.delete(
+        session_id, path, recursive=recursive, condition=_condition(request), patience=PATIENCE if wait else 0
+    )
     return Answer({"success": True, "path": "/".join(path), **dropped_answer(dropped)})
 
 

@@ -6,9 +6,9 @@ lets pass without authentication has no caller, so a route there that needed one
 A server without a key, on loopback, is open to everybody on the machine, but must not be open to pages in their
 browsers. Such a page can send a request here in three ways, each refused: from another site (seen by Origin and
 Sec-Fetch-Site), under another name that resolves to loopback, known as DNS rebinding (seen by Host), or as a form or
-plain text, which needs no CORS preflight (bodies count only as application/json, see context.py, or as an archive, see
-capsules.py). A page that a session serves under /proxy has this server's own name, but an opaque origin (see
-core/public/headers.py).
+plain text, which needs no CORS preflight (what a browser may have sent counts only as application/json, see context.py,
+or as an archive, see capsules.py). A page that a session serves under /proxy has this server's own name, but an opaque
+origin (see core/public/headers.py).
 
 Public URLs of sessions are for anybody, pages of other sites among them: there only the Host header is checked.
 
@@ -39,6 +39,15 @@ _LOOPBACK = frozenset({"localhost", "127.0.0.1", "[::1]"})
 _KEYED = re.compile(r"/(api|mcp)(/|$)")
 _UPLOADS = re.compile(r"/api/sessions/[^/]+/(files/.*|archive)", re.DOTALL)
 """Paths whose PUT may have a body as large as the session's limits; api/files.py checks it."""
+
+_SLASH_COUNTS = re.compile(
+    r"/proxy(/|$)|/api/sessions/[^/]+/(versions/[^/]+/)?files/.|/api/storage/(kv|r2)/[^/]+/.", re.DOTALL
+)
+"""Paths of which a slash at the end is a part: what a session serves, names of files, keys."""
+
+_COLLECTIONS = re.compile(r"/api/(sessions/([^/]+/(versions/[^/]+/)?files/)?|storage/(kv|r2)/[^/]+/)")
+"""Paths below which one thing is named, with nothing behind the slash. A script that deletes `/api/sessions/$ID` with
+an empty ID must not delete all of them, so the slash is needless only for reading and creating."""
 
 _OPEN_NAMES = re.compile(r"/health(/|$)")
 _PUBLIC = re.compile(r"/proxy(/|$)")
@@ -93,6 +102,8 @@ class Guard:
             await self._app(scope, receive, send)
             return
         is_socket = scope["type"] == "websocket"
+        if scope["path"].endswith("/") and not is_socket:
+            scope = _without_slash(scope)
         request_id = "req_" + secrets.token_hex(8)
         scope.setdefault("state", {})["request_id"] = request_id
         headers = dict(scope["headers"])
@@ -151,6 +162,16 @@ class Guard:
             raise Forbidden("This server has no key, so pages of sessions may not call it.")
         if self._keys is not None:
             scope["state"]["caller"] = OPERATOR
+
+
+def _without_slash(scope: Scope) -> Scope:
+    """The scope of a request without the slash at the end of its path, where that means nothing."""
+    path, raw_path = scope["path"], scope["raw_path"]
+    if path == "/" or not raw_path.endswith(b"/") or _SLASH_COUNTS.match(path):
+        return scope
+    if scope["method"] not in ("GET", "HEAD", "POST") and _COLLECTIONS.fullmatch(path):
+        return scope
+    return {**scope, "path": path[:-1], "raw_path": raw_path[:-1]}
 
 
 def _bounded(receive: Receive, headers: dict[bytes, bytes], bound: int | None, idle_seconds: float) -> Receive:

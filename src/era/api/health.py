@@ -8,11 +8,13 @@ from prometheus_client.core import CollectorRegistry, GaugeMetricFamily
 from prometheus_client.exposition import generate_latest
 
 from era import __version__, languages
-from era.api.context import Answer, UseContext
+from era.api.context import Answer, StrictRoute, UseContext
 
 router = APIRouter(tags=["health"])
+metrics_router = APIRouter(tags=["health"], route_class=StrictRoute)
 
 
+@router.head("/health", include_in_schema=False)
 @router.get("/health")
 async def health(context: UseContext) -> Response:
     """Show whether the service works, its languages, its isolation and its sandboxes."""
@@ -28,7 +30,7 @@ async def health(context: UseContext) -> Response:
     )
 
 
-@router.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}})
+@metrics_router.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}})
 async def metrics(context: UseContext) -> Response:
     """Metrics in Prometheus' text format."""
     counts = await context.store.counts()

@@ -9,6 +9,7 @@ from urllib.parse import urlsplit
 import structlog
 from fastapi import APIRouter, FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
+from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
 from starlette.types import Lifespan
 
@@ -33,10 +34,18 @@ from era.api import (
 from era.api.context import Answer, BodyProblem, Context
 from era.api.guard import Guard, error_body, error_headers
 from era.api.mcp import Mcp
-from era.errors import BadRequest, EraError, MethodNotAllowed, NotFound
+from era.api.validation import invalid
+from era.errors import BadRequest, EraError, MethodNotAllowed, NoSession, NotFound
 from era.settings import Settings
+from era.spelling import nearest
 
 log = structlog.get_logger()
+
+_COMPARED = 200
+"""How many of the caller's newest sessions are looked through for one whose id was misspelt."""
+
+_NEARLY_THE_SAME = 0.85
+"""How much of two ids must be the same. Those that the server makes up have more than half in common."""
 
 
 def build(settings: Settings, context: Context) -> FastAPI:
@@ -60,7 +69,8 @@ def build(settings: Settings, context: Context) -> FastAPI:
         pages,
     )
     mcp = Mcp()
-    app = application([*(module.router for module in modules), storage.resources], lifespan=mcp.lifespan)
+    routers = [*(module.router for module in modules), storage.resources, health.metrics_router]
+    app = application(routers, lifespan=mcp.lifespan)
     app.state.context = context
     app.state.storage = context.storage
     app.router.routes.extend([*mcp.routes(), proxy.PublicUrls()])
@@ -79,7 +89,8 @@ def application(
 
     `described` adds /openapi.json. `lifespan` is entered at the start, and left at the end.
     """
-    # No redirect of /api/sessions/ to /api/sessions: `DELETE /api/sessions/$ID` with an empty $ID must not delete all.
+    routers = list(routers)
+    # The guard takes a needless slash off the end of a path, and knows where it isn't needless: no redirects.
     app = _Application(
         title="ERA",
         version=__version__,
@@ -89,6 +100,7 @@ def application(
         redirect_slashes=False,
         lifespan=lifespan,
     )
+    app.state.routes = [route for router in routers for route in router.routes if isinstance(route, APIRoute)]
     for router in routers:
         app.include_router(router)
     app.add_exception_handler(EraError, _era_error)
@@ -123,40 +135,19 @@ async def _era_error(request: Request, error: Exception) -> Response:
         raise error
     if error.status >= 500:
         log.error("request_failed", path=request.url.path, code=error.code, error=error.message)
+    if isinstance(error, NoSession) and (caller := getattr(request.state, "caller", None)):
+        context: Context = request.app.state.context
+        own = await context.store.newest_ids(caller.owner, _COMPARED)
+        if found := nearest(error.session_id, own, _NEARLY_THE_SAME):
+            error.hint = f"Did you mean '{found}'? {error.hint}"
     return _answer(request, error)
 
 
 async def _invalid(request: Request, error: Exception) -> Response:
-    """The answer to a request that doesn't fit its model: the first problem in words, all in `details`."""
+    """The answer to a request that doesn't fit its route, where the route has not said more about it itself."""
     if not isinstance(error, RequestValidationError):
         raise error
-    problems = [_problem(item) for item in error.errors()]
-    return _answer(
-        request, BadRequest(problems[0][0], hint=problems[0][1], code="invalid_field", details=_details(error))
-    )
-
-
-def _details(error: RequestValidationError) -> list[dict[str, str]]:
-    """The problems of an invalid body, by field. Never the value: it might be a secret of `env`."""
-    return [{"field": _field(item), "problem": item["msg"]} for item in error.errors()]
-
-
-def _field(item: dict[str, Any]) -> str:
-    """The dotted name of the field that one of pydantic's errors is about."""
-    return ".".join(str(part)[:80] for part in item["loc"][1:])
-
-
-def _problem(item: dict[str, Any]) -> tuple[str, str]:
-    """The message and the hint for one of pydantic's errors."""
-    field = _field(item)
-    if not field or item["loc"] == ("body",):
-        return "The body must be a JSON object.", "Send it with the header 'Content-Type: application/json'."
-    if item["type"] == "extra_forbidden":
-        return f"'{field}' is not a field of this call.", "Leave it out; /docs lists the fields that this server knows."
-    if item["type"] == "missing":
-        return f"'{field}' is missing.", "See /docs for the fields of this call."
-    problem = item["msg"].removeprefix("Value error, ")
-    return f"'{field}' is not valid: {problem}.", "See /docs for the fields of this call."
+    return _answer(request, invalid(error))
 
 
 async def _http_error(request: Request, error: Exception) -> Response:
@@ -167,15 +158,25 @@ async def _http_error(request: Request, error: Exception) -> Response:
         raise error
     if isinstance(error.__cause__, EraError):  # raised while FastAPI read the body
         return _answer(request, error.__cause__)
+    path = request.url.path
     if error.status_code == 405:
-        return _answer(
-            request,
-            MethodNotAllowed(f"{request.method} is not a method of this path."),
-            {"Allow": (error.headers or {}).get("allow", (error.headers or {}).get("Allow", ""))},
-        )
+        there = _methods(request) or (error.headers or {}).get("Allow", "").split(", ")
+        named = " and ".join(filter(None, [", ".join(there[:-1]), *there[-1:]]))
+        message = f"{request.method} is not a method of this path; {named} {'are' if len(there) > 1 else 'is'}."
+        return _answer(request, MethodNotAllowed(message), {"Allow": ", ".join(there)})
     if error.status_code == 404:
-        return _answer(request, NotFound("There is nothing at this path.", hint="See /docs for the paths there are."))
+        hint = "See /docs for the paths there are."
+        if path.endswith("/"):
+            hint = f"A name is missing behind its last slash. If you mean {path[:-1][-80:]}, leave the slash out."
+        return _answer(request, NotFound("There is nothing at this path.", hint=hint))
     return _answer(request, BadRequest(f"The request could not be read: {error.detail}."))
+
+
+def _methods(request: Request) -> list[str]:
+    """The methods of a request's path, in alphabetical order."""
+    routes: list[APIRoute] = request.app.state.routes
+    matching = [route.methods or set() for route in routes if route.path_regex.match(request.scope["path"])]
+    return sorted(set().union(*matching))
 
 
 async def _bug(request: Request, error: Exception) -> Response:

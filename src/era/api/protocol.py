@@ -77,6 +77,9 @@ class Protocol(HttpToolsProtocol):
         super().on_message_begin()
         self.scope["extensions"] = {"era.connection": self}  # type: ignore[dict-item]  # a value may be any object
 
+    def on_header(self, name: bytes, value: bytes) -> None:
+        super().on_header(name, value.strip(b" \t"))  # blanks are no part of it (RFC 9110, 5.5); the parser keeps some
+
     def data_received(self, data: bytes) -> None:
         """Parse data, as uvicorn's method does, with the bounds; in a tunnel, pass it on unparsed."""
         if self._tunnel is not None:

@@ -79,7 +79,7 @@ class PublicUrls(BaseRoute):
                     run_id = live.run_id
                     await forward(scope, receive, send, live, target)
                     return
-            answer = await _run_stored_code(request, context, session, target)
+            answer = await _run_stored_code(request, context, session, port, target)
         except (RelayFailed, Unavailable) as error:
             run_id = run_id or (error.details or {}).get("run_id")
             told = {**error_headers(error), **({"X-Era-Run": run_id} if run_id else {})}
@@ -87,9 +87,9 @@ class PublicUrls(BaseRoute):
         await answer(scope, receive, send)
 
 
-async def _run_stored_code(request: Request, context: Context, session: Session, target: Target) -> Response:
+async def _run_stored_code(request: Request, context: Context, session: Session, port: int, target: Target) -> Response:
     """The answer of the session's stored code, run for this request."""
-    check_stored(session, public=True)
+    check_stored(session, public=True, port=port)
     call = await _read_call(request, target.path)
     base = base_url(request, context.settings)
     variables = relay.environment(call, key=target.key)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Annotated, Literal
 
-from fastapi import APIRouter, Query, Request, Response
+from fastapi import APIRouter, Depends, Query, Request, Response
 
 from era.api.context import (
     Answer,
@@ -24,9 +25,11 @@ from era.api.context import (
     session_view,
     setup_of,
 )
+from era.api.validation import ANY_KEY
 from era.core.metadata import KEEP, SessionChange, SessionFilter
 from era.core.models import now, timestamp
 from era.core.setup.requirements import setup_text
+from era.errors import BadRequest
 from era.wire.files import files_answer
 from era.wire.limits import requested_limits
 from era.wire.runs import CodeAnswer, CodeBody, CodeStoredAnswer, code_answer
@@ -71,29 +74,52 @@ async def create_session(body: CreateSession, owner: Owner, context: UseContext,
     return made_answer(made, context)
 
 
-@router.get("", responses={200: {"model": SessionsAnswer}, **errors()})
-async def list_sessions(
+async def labels(
     request: Request,
-    owner: Owner,
-    context: UseContext,
-    limit: Annotated[int | None, Query(ge=1, le=1000, description="Sessions per page; left out: all.")] = None,
-    cursor: Annotated[str | None, Query(max_length=64, description="`next_cursor` of the page before.")] = None,
-    language_name: Annotated[str | None, Query(alias="language")] = None,
-    status: Annotated[Literal["idle", "running", "expired", "deleted"] | None, Query()] = None,
-) -> Response:
-    """List the caller's sessions, newest first. `metadata.KEY=VALUE` selects those with that label. Sessions that have
-    expired or were deleted, and can be restored, are listed only where `status` asks for them."""
+    _documented: Annotated[
+        str | None, Query(alias=f"metadata{ANY_KEY}", description="Only those whose label KEY has this value.")
+    ] = None,
+) -> dict[str, str]:
+    """The labels that sessions must have, from the query parameters `metadata.KEY=VALUE`."""
     prefix = "metadata."
-    labels = {
-        name.removeprefix(prefix): value for name, value in request.query_params.items() if name.startswith(prefix)
-    }
-    which = SessionFilter(
+    return {name.removeprefix(prefix): value for name, value in request.query_params.items() if name.startswith(prefix)}
+
+
+Labels = Annotated[dict[str, str], Depends(labels)]
+OfLanguage = Annotated[str | None, Query(alias="language", description="Only those of this language.")]
+Status = Literal["idle", "running", "expired", "deleted"]
+OfStatus = Annotated[
+    Status | None,
+    Query(alias="status", description="Only those. `expired` and `deleted` are those that can be restored."),
+]
+
+
+def _filter(owner: str, language_name: str | None, status: Status | None, labels: dict[str, str]) -> SessionFilter:
+    """The sessions that a query's filters select, but for `idle` and `running`, which no row tells."""
+    return SessionFilter(
         owner,
         language=language(language_name) if language_name else None,
         metadata=labels or None,
+        removed=status if status == "expired" or status == "deleted" else None,  # mypy follows no `in`
+    )
+
+
+@router.get("", responses={200: {"model": SessionsAnswer}, **errors()})
+async def list_sessions(
+    owner: Owner,
+    context: UseContext,
+    labels: Labels,
+    limit: Annotated[int | None, Query(ge=1, le=1000, description="Sessions per page; left out: all.")] = None,
+    cursor: Annotated[str | None, Query(max_length=64, description="`next_cursor` of the page before.")] = None,
+    language_name: OfLanguage = None,
+    status: OfStatus = None,
+) -> Response:
+    """List the caller's sessions, newest first. `metadata.KEY=VALUE` selects those with that label. Sessions that have
+    expired or were deleted, and can be restored, are listed only where `status` asks for them."""
+    which = replace(
+        _filter(owner, language_name, status, labels),
         limit=None if limit is None else limit + 1,  # one more tells whether there is a next page
         before_key=key_of(cursor) if cursor else None,
-        removed=status if status in ("expired", "deleted") else None,
     )
     sessions = await context.sessions.list(which)
     page = sessions[:limit]
@@ -105,9 +131,37 @@ async def list_sessions(
 
 
 @router.delete("", responses={200: {"model": DeletedAllAnswer}, **errors()})
-async def delete_sessions(owner: Owner, context: UseContext, purge: Purge = False) -> Response:
-    """Delete all sessions of the caller."""
-    gone = await context.sessions.delete_all(owner, purge=purge)
+async def delete_sessions(
+    request: Request,
+    owner: Owner,
+    context: UseContext,
+    labels: Labels,
+    language_name: OfLanguage = None,
+    status: OfStatus = None,
+    purge: Purge = False,
+) -> Response:
+    """Delete the sessions that pass the filters, which are those of the list; without any, all of the caller's."""
+    given = request.query_params.multi_items()
+    for name, value in given:
+        if name.startswith("_"):
+            continue
+        if not value or [other for other, _ in given].count(name) > 1:
+            problem = "has several values" if value else "is empty"
+            raise BadRequest(
+                f"The query parameter '{name[:80]}' {problem}, so it doesn't say which sessions are to be deleted.",
+                hint="Give it one value. GET /api/sessions with the same parameters shows what would be deleted.",
+                code="invalid_field",
+            )
+    if status in ("expired", "deleted") and not purge:
+        raise BadRequest(
+            f"Sessions that are {status} are gone already.",
+            hint="With purge=true they are deleted for good, and can't be restored.",
+        )
+    gone = await context.sessions.delete_all(
+        _filter(owner, language_name, status, labels),
+        running=status == "running" if status in ("idle", "running") else None,
+        purge=purge,
+    )
     return Answer(
         {"success": True, "deleted_count": len(gone), "deleted_sessions": gone, "deleted_at": timestamp(now())}
     )

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
-import sys
+import signal
 
-import era
+# Until there is something to clean up, Ctrl-C ends the process at once, without a traceback of what it was importing.
+signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+import sys  # noqa: E402
+
+import era  # noqa: E402
 
 
 def main() -> None:
@@ -16,16 +21,21 @@ def main() -> None:
     from era.client.failure import Failure
     from era.errors import EraError
 
+    code, problem = 2, ""
     try:
-        sys.exit(app(result_action="return_value"))
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        code = app(result_action="return_value") or 0
     except Failure as failure:
-        print(f"era: {failure}", file=sys.stderr)
-        sys.exit(2)
+        problem = f"era: {failure}"
     except EraError as error:
-        print(f"era: {error.message}\n     {error.hint}", file=sys.stderr)
-        sys.exit(2)
+        problem = f"era: {error.message}\n     {error.hint}".rstrip()
     except KeyboardInterrupt:
-        sys.exit(130)
+        code = 130
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # a server has one of its own by now
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+    if problem:
+        print(problem, file=sys.stderr)
+    sys.exit(code)
 
 
 if __name__ == "__main__":

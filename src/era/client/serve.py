@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,7 +21,7 @@ def serve(
     allow_no_key: bool | None = None,
     isolation: str | None = None,
     log_level: str | None = None,
-) -> None:
+) -> int:
     """Serve the HTTP API.
 
     Each option is also an ERA_ variable, as ERA_PORT; docs/settings.md has these and all others.
@@ -47,17 +50,23 @@ def serve(
         debug, info, warning or error.
     """
     options = {name: value for name, value in locals().items() if value is not None}
+    # Nothing is there yet that would have to be cleaned up, and imports take a while; run_service sees to signals then.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
     with _server_extra():
         from pydantic import ValidationError
 
-        from era.app import run_service
+        from era.preflight import check
         from era.settings import Settings
     try:
         settings = Settings(**options)
     except ValidationError as error:
         problem = error.errors()[0]
         raise Failure(f"ERA_{str(problem['loc'][0]).upper()}: {problem['msg']}") from None
-    run_service(settings, lambda line: print(line, flush=True))
+    for warning in check(settings, os.environ):
+        print(f"era: {warning}", file=sys.stderr)
+    with _server_extra():
+        from era.app import run_service
+    return run_service(settings, lambda line: print(line, flush=True))
 
 
 def doctor() -> int:

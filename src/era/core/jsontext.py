@@ -60,6 +60,11 @@ def compact(value: Any) -> str:
         raise JsonProblem(str(error)) from None
 
 
+def number(value: float) -> float:
+    """A number as it was probably sent: whole where it is whole, so `30` and not `30.0`."""
+    return int(value) if value == int(value) else value
+
+
 def data_text(value: Any) -> str:
     """A session's `data` as compact JSON text. Raises JsonProblem if it is no object, JsonTooLarge beyond 1 MiB or 64
     levels."""

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from era.core.files.trees import Bounds
+from era.core.jsontext import number
 from era.core.models import JsonObject
 from era.core.program import Limits
 from era.errors import BadRequest
@@ -67,7 +68,7 @@ class Rules:
     def _in_api(self, limits: Limits, name: str) -> float:
         field, unit = _FIELDS[name]
         value: float = getattr(limits, field)
-        return value if unit == 1 else int(value) // unit
+        return number(value) if unit == 1 else int(value) // unit
 
 
 def bounds(limits: Limits) -> Bounds:

@@ -164,6 +164,10 @@ class MetadataStore(Protocol):
         """The sessions that match, newest first. Counts as no call to them."""
         ...
 
+    async def newest_ids(self, owner: str, limit: int) -> Sequence[str]:
+        """The ids of an owner's present sessions, the newest `limit`, newest first. Counts as no call to them."""
+        ...
+
     async def present_sessions(self, keys: Sequence[int]) -> Sequence[int]:
         """The keys of those of these sessions that are present, in no order."""
         ...
@@ -176,8 +180,9 @@ class MetadataStore(Protocol):
         """Replace a session's stored code. Raises NotFound or Expired."""
         ...
 
-    async def delete_session(self, session_id: OwnedId) -> Session:
-        """Remove a session; what it was before. Raises NotFound or Expired."""
+    async def delete_session(self, session_id: OwnedId, *, key: int | None = None) -> Session:
+        """Remove a session; what it was before. Raises NotFound or Expired; with `key`, NotFound also where another
+        session has the id by now."""
         ...
 
     async def restore_session(self, session_id: OwnedId) -> Session:
@@ -187,8 +192,9 @@ class MetadataStore(Protocol):
         """
         ...
 
-    async def purge_session(self, session_id: OwnedId) -> Sequence[int]:
-        """Purge every session that the owner has or had under this id, present or removed; their keys.
+    async def purge_session(self, session_id: OwnedId, *, key: int | None = None) -> Sequence[int]:
+        """Purge every session that the owner has or had under this id, present or removed; their keys. With `key`, only
+        the one that has it.
 
         Raises NotFound where there is none.
         """

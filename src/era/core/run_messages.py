@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -11,6 +12,7 @@ from era.core.models import (
     Language,
     RunRecord,
     ServiceCommand,
+    Session,
     StateOutcome,
     Status,
     WantedIsolation,
@@ -103,15 +105,18 @@ class RunResult:
     artifacts: JsonObject = field(default_factory=dict)
     """As on the record."""
 
+    setup_error: str | None = None
+    """Why the session's setup failed, if it did: then the program ran without what it was to have installed."""
+
     replayed: bool = False
     """This is the answer of an earlier run with the same idempotency key."""
 
 
-def result_of(session_id: str, record: RunRecord, data: JsonObject, *, replayed: bool = False) -> RunResult:
+def result_of(session: Session, record: RunRecord, data: JsonObject, *, replayed: bool = False) -> RunResult:
     """The result that a finished run's record tells, with the data that its client is shown."""
     return RunResult(
         run_id=record.id,
-        session_id=session_id,
+        session_id=session.id,
         status=record.status,
         exit_code=record.exit_code or 0,
         duration=(record.duration_us or 0) / 1e6,
@@ -120,8 +125,15 @@ def result_of(session_id: str, record: RunRecord, data: JsonObject, *, replayed:
         stderr_truncated=record.stderr_truncated,
         state=StateOutcome(record.version or 0, record.committed, record.reason, record.versions_dropped),
         artifacts=record.artifacts,
+        setup_error=_setup_error(session) if session.setup_status == "failed" else None,
         replayed=replayed,
     )
+
+
+def _setup_error(session: Session) -> str:
+    """Why a session's setup failed, in a sentence."""
+    result: JsonObject = json.loads(session.setup_result or "{}")
+    return str(result.get("error") or "The session's setup failed.")
 
 
 @dataclass(frozen=True, slots=True)

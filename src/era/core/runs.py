@@ -139,10 +139,10 @@ class Runs:
             return await self._run_in_turn(session_id, request, emit)
         async with self._idempotency.held(session_id, request.claim) as first:
             if first is not None:
-                return await self._replay(session_id.id, first, emit)
+                return await self._replay(session_id, first, emit)
             return await self._run_in_turn(session_id, request, emit)
 
-    async def _replay(self, session_id: str, first: Claimed, emit: Emit) -> RunResult:
+    async def _replay(self, session_id: OwnedId, first: Claimed, emit: Emit) -> RunResult:
         """Emit the output of an earlier run again, and return its result."""
         record = first.run
         if record is None or first.answer is None:
@@ -151,12 +151,13 @@ class Runs:
         for stream in STREAMS:
             if content := await self._parts.outputs.read(first.outputs, stream):
                 emit(Output(stream, content))
-        return result_of(session_id, record, json.loads(first.answer), replayed=True)
+        session = await self._store.session(session_id)
+        return result_of(session, record, json.loads(first.answer), replayed=True)
 
     async def _run_in_turn(self, session_id: OwnedId, request: RunRequest, emit: Emit) -> RunResult:
         """Wait for the session's turn, record the run, and see it through to its commit. Raises NotFound where the
         session is gone by then."""
-        async with self._turns.take(session_id):
+        async with self._turns.take(session_id, long=request.service is None):
             run_id = new_id("run")
             if request.uses_stored_code:
                 session = await self._store.session(session_id)
@@ -240,10 +241,15 @@ def check_public(session: Session) -> None:
         raise Forbidden("This session is not public.", hint="Its owner may set allowPublicAccess.", code="not_public")
 
 
-def check_stored(session: Session, *, public: bool) -> None:
+def check_stored(session: Session, *, public: bool, port: int = 0) -> None:
     """Raises NoCode where there is no stored code. Where the caller may be anybody (`public`), also raises Forbidden
-    for a session that is not open to anybody."""
+    for a session that is not open to anybody. `port` is where nothing listened, for a call that asked for one."""
     if public:
         check_public(session)
+    if session.stored is None and port:
+        raise NoCode(
+            f"Nothing listens on port {port} of session '{session.id}', and it stores no code that could answer.",
+            hint=f"{NoCode.hint}, or have a program listen on port {port} while it runs; see docs/public-urls.md.",
+        )
     if session.stored is None:
         raise NoCode(f"Session '{session.id}' stores no code and this run brings none.")

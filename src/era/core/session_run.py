@@ -205,7 +205,7 @@ class SessionRun:
             answered=Answered(claim, jsontext.compact(shown), outputs) if claim else None,
             trim=trim,
         )
-        return result_of(session.id, record, shown)
+        return result_of(session, record, shown)
 
     async def _end_without_result(self, error: BaseException) -> None:
         """Record a run of which nothing could be kept. Where that fails too, it is found `running` at the next start

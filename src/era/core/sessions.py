@@ -152,30 +152,40 @@ class Sessions:
             raise NotFound("no code stored", hint="Use PUT /api/sessions/{id}/code to store code")
         return session.stored
 
-    async def delete(self, session_id: OwnedId, *, purge: bool = False) -> None:
+    async def delete(self, session_id: OwnedId, *, purge: bool = False, key: int | None = None) -> None:
         """Delete a session: when this returns its processes are dead and its working directory gone.
 
         Its rows stay for a while, so that it can be restored, unless it is to be purged; then so are the sessions that
         were gone from this id before. The rows come first, so whoever waits for a turn finds nothing; then the run
-        under way loses its sandbox.
+        under way loses its sandbox. With `key`, the very session that has it and no other.
         """
         keys: Sequence[int]
         if purge:
-            keys = await self._store.purge_session(session_id)
+            keys = await self._store.purge_session(session_id, key=key)
         else:
-            keys = [(await self._store.delete_session(session_id)).key]
+            keys = [(await self._store.delete_session(session_id, key=key)).key]
         for key in keys:
             await self._pool.release(key)
         async with self._turns.take(session_id, bounded=False):
             for key in keys:
                 await self._pool.release(key)
 
-    async def delete_all(self, owner: str, *, purge: bool = False) -> Sequence[str]:
-        """Delete every session that an owner has at this moment. Returns their ids."""
+    async def delete_all(
+        self, which: SessionFilter, *, running: bool | None = None, purge: bool = False
+    ) -> Sequence[str]:
+        """Delete every session that passes the filter at this moment; with `running`, only those that are running, or
+        only those that aren't. Returns their ids. Sessions that are gone already can only be purged."""
         deleted = []
-        for session in await self.list(SessionFilter(owner)):
+        for session in await self.list(which):
+            if running is not None and running != self._turns.taken(session.owned_id):
+                continue
             try:
-                await self.delete(session.owned_id, purge=purge)
+                if which.removed:
+                    await self._store.purge_session(session.owned_id, key=session.key)
+                else:
+                    # All of an owner's sessions go with what had their ids before, those of a filter don't.
+                    key = None if which == SessionFilter(which.owner) else session.key
+                    await self.delete(session.owned_id, purge=purge, key=key)
             except (NotFound, Expired):
                 continue  # somebody else was faster
             deleted.append(session.id)

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Hashable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 
-from era.errors import TooManyWaiting
+from era.errors import RunUnderWay, TooManyWaiting
 
 
 class Turns:
@@ -23,12 +23,20 @@ class Turns:
         self._waiting: dict[Hashable, int] = {}
         """How many hold or wait for a turn."""
 
+        self._long: dict[Hashable, int] = {}
+        """How many of those hold or wait for a turn that may last long, such as a run."""
+
         self._on_waiting: dict[Hashable, Callable[[], None]] = {}
         """What to call when somebody waits, where the holder asked for it."""
 
     def taken(self, session_id: Hashable) -> bool:
         """Whether somebody holds or waits for the session's turn."""
         return session_id in self._waiting
+
+    def check_free(self, session_id: Hashable) -> None:
+        """Raises RunUnderWay where the session's turn is a long one, or is about to be."""
+        if session_id in self._long:
+            raise RunUnderWay(f"A run of session '{session_id}' is under way, and files change between runs.")
 
     @contextmanager
     def yielding(self, session_id: Hashable, on_waiting: Callable[[], None]) -> Iterator[None]:
@@ -43,21 +51,48 @@ class Turns:
             del self._on_waiting[session_id]
 
     @asynccontextmanager
-    async def take(self, session_id: Hashable, *, bounded: bool = True) -> AsyncIterator[None]:
+    async def take(
+        self, session_id: Hashable, *, bounded: bool = True, long: bool = False, patience: float | None = None
+    ) -> AsyncIterator[None]:
         """Wait for the session's turn and hold it for the block. Raises TooManyWaiting where the queue is full;
-        `bounded=False` waits in a full queue too."""
+        `bounded=False` waits in a full queue too.
+
+        `long` says that the block may last. With `patience`, raises RunUnderWay after that many seconds; with none at
+        all (0), at once where the turn is a long one, while short ones are waited for.
+        """
+        if patience == 0:
+            self.check_free(session_id)
         lock = self._locks.setdefault(session_id, asyncio.Lock())
         waiting = self._waiting.get(session_id, 0)
         # The first of those counted holds the turn, it does not wait.
         if bounded and waiting > self._max_waiting:
             raise TooManyWaiting(f"{self._max_waiting} runs wait for session '{session_id}' already.")
         self._waiting[session_id] = waiting + 1
+        if long:
+            self._long[session_id] = self._long.get(session_id, 0) + 1
         if session_id in self._on_waiting:
             self._on_waiting[session_id]()
         try:
-            async with lock:
+            if patience:
+                try:
+                    async with asyncio.timeout(patience):
+                        await lock.acquire()
+                except TimeoutError:
+                    raise RunUnderWay(
+                        f"A run of session '{session_id}' is still under way after {patience:g} seconds, and files "
+                        "change between runs."
+                    ) from None
+            else:
+                await lock.acquire()
+            try:
                 yield
+            finally:
+                lock.release()
         finally:
+            if long:
+                self._long[session_id] -= 1
+                if not self._long[session_id]:
+                    del self._long[session_id]
             self._waiting[session_id] -= 1
             if not self._waiting[session_id]:
                 del self._waiting[session_id]

@@ -110,6 +110,7 @@ class BubblewrapSandbox:
         self._idle_timer: asyncio.TimerHandle | None = None
         """Set while a program runs."""
 
+        self._spawning: asyncio.Future[None] | None = None
         self._process: subprocess.Popen[bytes] | None = None
         self._init_pid = 0
         self._init_pidfd = -1
@@ -178,17 +179,19 @@ class BubblewrapSandbox:
         ours, theirs = socket.socketpair()
         ours.setblocking(False)
         try:
-            try:
-                await loop.run_in_executor(self._driver.spawner, self._spawn, language, theirs)
-            finally:
-                theirs.close()
+            # A thread goes on when whoever waits for it is cancelled, and nothing may be taken from under it.
+            self._spawning = loop.run_in_executor(self._driver.spawner, self._spawn, language, theirs)
+            self._spawning.add_done_callback(lambda _: theirs.close())
+            await asyncio.shield(self._spawning)
             variables = {**guest.program_environment(language), **guest.package_variables(self.package_set)}
             async with asyncio.timeout(_START_SECONDS):
                 self.guest_listeners, self.broker = await receive_guest_listeners(ours)
                 self._channel = await Channel.over(ours, variables)
                 report = await self._channel.ready()
-        except (OSError, TimeoutError, SandboxFailed) as error:
+        except BaseException as error:
             ours.close()
+            if not isinstance(error, OSError | TimeoutError | SandboxFailed):
+                raise
             raise SandboxFailed(f"The sandbox did not start: {self.log() or error}") from error
         self.enforced = self._enforced(language, report)
 
@@ -349,6 +352,9 @@ class BubblewrapSandbox:
         }
 
     async def _close(self) -> None:
+        if self._spawning is not None:
+            await asyncio.wait([self._spawning])
+            self._spawning.exception()  # told to whoever opened it, if that waits for it still
         if self._channel is not None:
             self._channel.close()
         for closeable in (*self.guest_listeners.values(), self.broker):
@@ -473,7 +479,7 @@ class BubblewrapDriver:
     def isolation(self) -> JsonObject:
         """What the sandboxes of the self-test had in force, and a sentence about it."""
         enforced = self._enforced
-        walls = [f"{self.name}, {len(enforced['namespaces'])} namespaces, no capabilities, no network"]
+        walls = [f"{self.name}, {len(enforced['namespaces'])} namespaces, no capabilities"]
         walls.append("a uid of its own for each sandbox" if self._privileged else "user namespaces of this user")
         walls.append("system calls filtered" if enforced["seccomp"] == "filter" else "system calls not filtered")
         walls.append(f"Landlock ABI {enforced['landlock']}" if enforced["landlock"] else "no Landlock in this kernel")
@@ -481,8 +487,8 @@ class BubblewrapDriver:
             walls.append(f"memory, processes and cpu bounded by cgroup v{enforced['cgroup']['version']}")
         else:
             walls.append("no cgroup: memory is watched, cpu is not bounded (start ERA as root for more)")
-        if enforced["network_reason"]:
-            walls.append(f"no internet access: {enforced['network_reason']}")
+        reason = enforced["network_reason"]
+        walls.append(f"no internet access: {reason}" if reason else "internet only, and only for sessions that may")
         return {**enforced, "uid": None, "own_uid": self._privileged, "summary": "; ".join(walls)}
 
     def forget(self, sandbox: BubblewrapSandbox) -> None:

@@ -16,6 +16,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from era.core.jsontext import number
 from era.core.models import JsonObject
 from era.core.program import Limits
 
@@ -51,7 +52,7 @@ class Group:
                 quota, period = (directory / "cpu.max").read_text().split()
             else:
                 quota, period = ((directory / f"cpu.cfs_{which}_us").read_text() for which in ("quota", "period"))
-            in_force["cpus"] = int(quota) / int(period)
+            in_force["cpus"] = number(int(quota) / int(period))
         if directory := self.directories.get("io"):
             written = (directory / ("io.max" if self.version == 2 else "blkio.throttle.write_bps_device")).read_text()
             if bound := re.search(r"(?:wbps=| )(\d+)\b", written):

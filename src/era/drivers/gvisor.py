@@ -216,14 +216,14 @@ class GvisorDriver(BubblewrapDriver):
 
     def isolation(self) -> JsonObject:
         enforced = self._enforced
-        walls = ["gVisor (systrap) in bubblewrap, no system call of the host's, no capabilities, no network"]
+        walls = ["gVisor (systrap) in bubblewrap, no system call of the host's, no capabilities"]
         walls.append("a uid of its own for each sandbox" if self._privileged else "user namespaces of this user")
         if enforced["cgroup"]:
             walls.append(f"memory, processes and cpu bounded by cgroup v{enforced['cgroup']['version']}")
         else:
             walls.append("no cgroup: memory is watched, cpu is not bounded (start ERA as root for more)")
-        if enforced["network_reason"]:
-            walls.append(f"no internet access: {enforced['network_reason']}")
+        reason = enforced["network_reason"]
+        walls.append(f"no internet access: {reason}" if reason else "internet only, and only for sessions that may")
         return {**enforced, "uid": None, "own_uid": self._privileged, "summary": "; ".join(walls)}
 
     def make_filters(self) -> tuple[bytes, ...]:

@@ -74,6 +74,9 @@ _LIMITS = {
 _PRAGMAS = frozenset(
     {"table_info", "table_xinfo", "table_list", "index_list", "index_info", "index_xinfo", "foreign_key_list"}
 )
+_READ_PRAGMAS = frozenset({"data_version", "page_size"})
+"""What fts5 and rtree read when a table of theirs is made or opened. Allowed without a value only, so never set."""
+
 _MODULES = frozenset({"fts5", "rtree"})
 _FUNCTIONS = frozenset({"load_extension", "fts3_tokenizer", "readfile", "writefile", "edit"})
 _REFUSED = frozenset(
@@ -106,11 +109,15 @@ def authorize(action: int, first: str | None, second: str | None, _database: str
     https://www.sqlite.org/c3ref/set_authorizer.html, where the actions stand with their arguments."""
     refused = (
         action in _REFUSED
-        or (action == sqlite3.SQLITE_PRAGMA and (first or "").lower() not in _PRAGMAS)
+        or (action == sqlite3.SQLITE_PRAGMA and not _is_harmless((first or "").lower(), second))
         or (action == sqlite3.SQLITE_CREATE_VTABLE and (second or "").lower() not in _MODULES)
         or (action == sqlite3.SQLITE_FUNCTION and (second or "").lower() in _FUNCTIONS)
     )
     return sqlite3.SQLITE_DENY if refused else sqlite3.SQLITE_OK
+
+
+def _is_harmless(pragma: str, value: str | None) -> bool:
+    return pragma in _PRAGMAS or (pragma in _READ_PRAGMAS and value is None)
 
 
 def statements(sql: str) -> Iterator[str]:

@@ -85,6 +85,9 @@ class SqlStore:
     async def sessions(self, which: SessionFilter) -> Sequence[Session]:
         return await self.database.read(sessions.list_sessions, self._retention, which)
 
+    async def newest_ids(self, owner: str, limit: int) -> Sequence[str]:
+        return await self.database.read(sessions.newest_ids, owner, limit)
+
     async def present_sessions(self, keys: Sequence[int]) -> Sequence[int]:
         return await self.database.read(sessions.present_sessions, keys)
 
@@ -94,14 +97,14 @@ class SqlStore:
     async def store_code(self, session_id: OwnedId, code: StoredCode) -> None:
         await self.database.write(sessions.store_code, self._retention, session_id, code)
 
-    async def delete_session(self, session_id: OwnedId) -> Session:
-        return await self.database.write(sessions.delete_session, self._retention, session_id)
+    async def delete_session(self, session_id: OwnedId, *, key: int | None = None) -> Session:
+        return await self.database.write(sessions.delete_session, self._retention, session_id, key)
 
     async def restore_session(self, session_id: OwnedId) -> Session:
         return await self.database.write(sessions.restore_session, self._retention, session_id)
 
-    async def purge_session(self, session_id: OwnedId) -> Sequence[int]:
-        return await self.database.write(sessions.purge_session, self._retention, session_id)
+    async def purge_session(self, session_id: OwnedId, *, key: int | None = None) -> Sequence[int]:
+        return await self.database.write(sessions.purge_session, self._retention, session_id, key)
 
     async def expire(self, at: int) -> Sequence[int]:
         return await sessions.expire(self.database, at)

@@ -18,7 +18,7 @@ from sqlalchemy import Connection, bindparam, exists, select, update
 from era.core.expiry import MICROS, is_due, wants_touch
 from era.core.metadata import Retention
 from era.core.models import OwnedId, Session, StoredCode, now
-from era.errors import EraError, Expired, NotFound
+from era.errors import EraError, Expired, NoSession, NotFound
 from era.store.database import Database
 from era.store.dialects import Precompiled
 from era.store.records import snapshot_from_row
@@ -102,7 +102,7 @@ def find_public_session(connection: Connection, retention: Retention, session_id
     if session is None:
         values = {"session_id": session_id, "since": restorable_since(retention)}
         removed = connection.execute(_LAST_REMOVED_OF_ANY_OWNER, values).one_or_none()
-        raise _expired(session_id) if removed is not None and removed.expired else _not_found(session_id)
+        raise _expired(session_id) if removed is not None and removed.expired else NoSession(session_id)
     return _not_expired(connection, session)
 
 
@@ -134,7 +134,7 @@ def missing_session(connection: Connection, retention: Retention, session_id: Ow
     """The error for an id under which the owner has no present session: Expired, or NotFound with a hint to restore."""
     removed = last_removed(connection, retention, session_id)
     if removed is None:
-        return _not_found(session_id.id)
+        return NoSession(session_id.id)
     if removed.expired:
         return _expired(session_id.id)
     return NotFound(
@@ -218,10 +218,6 @@ def _not_expired(connection: Connection, session: Session) -> Session:
     if has_expired(connection, session, now()):
         raise _expired(session.id)
     return session
-
-
-def _not_found(session_id: str) -> NotFound:
-    return NotFound(f"There is no session '{session_id}'.")
 
 
 def _expired(session_id: str) -> Expired:

@@ -20,7 +20,7 @@ from era.core.expiry import MICROS, slack
 from era.core.idempotency import session_to_json
 from era.core.metadata import KEEP, Retention, SessionChange, SessionFilter
 from era.core.models import EMPTY, Claim, JsonObject, NewCopy, NewSession, OwnedId, Session, StoredCode, now
-from era.errors import Conflict
+from era.errors import Conflict, NoSession
 from era.store.database import Database
 from era.store.dialects import raising_if_taken
 from era.store.idempotency import answer_claim, claim_key
@@ -84,6 +84,9 @@ _MAY_BE_DUE = (
 _EXPIRE = _REMOVE.where(sessions.c.expires_at == bindparam("seen"), ~HAS_ACTIVE_RUN).values(expired=True)
 _TO_PURGE = select(sessions.c.key).where(~IS_PRESENT, sessions.c.deleted_at <= bindparam("before")).limit(1000)
 _IS_REMOVED = exists().where(sessions.c.key == bindparam("session"), ~IS_PRESENT)
+_NEWEST_IDS = (
+    select(sessions.c.id).where(sessions.c.owner == bindparam("owner"), IS_PRESENT).order_by(sessions.c.key.desc())
+)
 _COUNT = select(func.count()).select_from(sessions).where(IS_PRESENT)
 
 
@@ -186,6 +189,11 @@ def list_sessions(connection: Connection, retention: Retention, which: SessionFi
     return [session_from_row(row) for row in connection.execute(list_query(which, restorable_since(retention)))]
 
 
+def newest_ids(connection: Connection, owner: str, limit: int) -> Sequence[str]:
+    """See MetadataStore.newest_ids."""
+    return list(connection.execute(_NEWEST_IDS.limit(limit), {"owner": owner}).scalars())
+
+
 def list_query(which: SessionFilter, since: int) -> Select[Any]:
     """The query of `list_sessions`. Sessions removed before `since`, in microseconds, can't be restored."""
     query = SESSIONS.where(sessions.c.owner == which.owner).order_by(sessions.c.key.desc())
@@ -235,9 +243,11 @@ def store_code(connection: Connection, retention: Retention, session_id: OwnedId
     connection.execute(_STORE_CODE, values)
 
 
-def delete_session(connection: Connection, retention: Retention, session_id: OwnedId) -> Session:
+def delete_session(connection: Connection, retention: Retention, session_id: OwnedId, key: int | None) -> Session:
     """Mark a session as deleted; what it was before. Raises NotFound or Expired."""
     session = find_session(connection, retention, session_id)
+    if key not in (None, session.key):
+        raise NoSession(session_id.id)
     connection.execute(_REMOVE, {"session": session.key, "at": now(), "has_expired": False})
     return session
 
@@ -257,9 +267,10 @@ def restore_session(connection: Connection, retention: Retention, session_id: Ow
     return session_with_key(connection, removed.key)
 
 
-def purge_session(connection: Connection, retention: Retention, session_id: OwnedId) -> Sequence[int]:
+def purge_session(connection: Connection, retention: Retention, session_id: OwnedId, key: int | None) -> Sequence[int]:
     """See MetadataStore.purge_session. The other tables' rows go by their foreign keys."""
-    keys = list(connection.execute(_PURGE_ID, owned_id_values(session_id)).scalars())
+    purge = _PURGE_ID if key is None else _PURGE_ID.where(sessions.c.key == key)
+    keys = list(connection.execute(purge, owned_id_values(session_id)).scalars())
     if not keys:
         raise missing_session(connection, retention, session_id)
     return keys

@@ -128,6 +128,8 @@ class RunAnswer(BaseModel):
     state: StateAnswer
     artifacts: list[ArtifactAnswer]
     artifacts_more: int
+    setup_status: str | None = Field(None, description="`failed` where the session's setup failed; else left out.")
+    setup_error: str | None = Field(None, description="Why it failed; left out where it didn't.")
 
 
 class BackgroundAnswer(BaseModel):
@@ -219,6 +221,7 @@ def result_answer(result: RunResult) -> dict[str, Any]:
         "stderr_truncated": result.stderr_truncated,
         "state": _state(result.state),
         **_artifacts(result.artifacts),
+        **({} if result.setup_error is None else {"setup_status": "failed", "setup_error": result.setup_error}),
     }
 
 

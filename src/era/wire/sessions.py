@@ -8,6 +8,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, Field
 
 from era.core.expiry import MAX_TTL
+from era.core.jsontext import number
 from era.core.models import JsonObject, Session, timestamp
 from era.core.setup import requirements
 from era.core.views import data_view
@@ -151,7 +152,7 @@ def session_answer(session: Session, status: str, limits: JsonObject) -> dict[st
         "setup": requirements.setup_view(session.setup),
         "allowInternetAccess": session.allow_internet,
         "allowPublicAccess": session.allow_public,
-        "default_timeout": session.default_timeout,
+        "default_timeout": number(session.default_timeout),
         "version": session.version,
         "ttl": session.ttl,
         "expires_at": None if session.expires_at is None else timestamp(session.expires_at),

@@ -24,11 +24,11 @@ class GoModules(Body):
 
 
 class SetupBody(Body):
-    """What is installed in a session before it runs anything."""
+    """What is installed in a session before it runs anything. A string is a list, separated by spaces."""
 
-    pip: list[str] | PipRequirements | None = Field(None, examples=[["requests>=2.32"]])
-    npm: list[str] | NpmPackage | None = Field(None, examples=[["axios@^1"]])
-    go: list[str] | GoModules | None = Field(None, examples=[["rsc.io/quote@v1.5.2"]])
+    pip: list[str] | str | PipRequirements | None = Field(None, examples=[["requests>=2.32"]])
+    npm: list[str] | str | NpmPackage | None = Field(None, examples=[["axios@^1"]])
+    go: list[str] | str | GoModules | None = Field(None, examples=[["rsc.io/quote@v1.5.2"]])
     commands: list[str] | None = Field(None, description="Run in the session's sandbox, after the packages.")
     envs: dict[str, str] | None = Field(None, description="Variables of every run; a run's own `env` wins.")
 

@@ -17,7 +17,7 @@ from era.core.expiry import calling
 from era.core.files import pack, trees, unpack
 from era.core.files.edits import Changes, PutFile, PutLink, display_path, walk
 from era.core.files.paths import Parts, name_problem, state_file
-from era.core.files.session_files import SessionFiles
+from era.core.files.session_files import PATIENCE, SessionFiles
 from era.core.files.snapshots import BlobStore, Snapshots
 from era.core.files.spool import Slots, Spool, Threads
 from era.core.files.trees import BlobBatch, Bounds
@@ -93,15 +93,24 @@ class Archives:
         return self._on_threads(pack.larger_pieces(pieces))
 
     async def put(
-        self, session_id: OwnedId, pieces: AsyncIterator[bytes], declared: Format | None, *, replace: bool
+        self,
+        session_id: OwnedId,
+        pieces: AsyncIterator[bytes],
+        declared: Format | None,
+        *,
+        replace: bool,
+        patience: float = PATIENCE,
     ) -> tuple[int, Session, int]:
         """Add an archive's content to the session's tree, or replace the tree by it.
 
         `pieces` are the archive, `declared` is the format that the client says it has, if any. Returns the number of
         files and links in it, the session, and how many old versions that dropped. All of it is durable when this
-        returns, or nothing has changed. Raises BadArchive, TooLarge, Conflict, TooManyUploads, Unavailable.
+        returns, or nothing has changed. Raises BadArchive, TooLarge, Conflict, TooManyUploads, Unavailable, and
+        RunUnderWay as SessionFiles.put does.
         """
         session = await self._files.writable_session(session_id)
+        if patience == 0:
+            self._turns.check_free(session_id)
         async with (
             calling(self._store, session),
             self._spool.receive(pieces, self._threads, small=0) as upload,
@@ -110,7 +119,7 @@ class Archives:
                 with self._slots.take():
                     unpacked = await self._unpack(fd, declared, self._files.bounds(session))
                 put_at = time.monotonic()
-                async with self._turns.take(session_id):
+                async with self._turns.take(session_id, patience=patience):
                     session = await self._files.writable_session(session_id, session.key)
                     if time.monotonic() - put_at > _RELY_SECONDS:
                         await self._unpack(fd, declared, self._files.bounds(session))

@@ -31,6 +31,10 @@ from era.core.models import OwnedId, Session, Snapshot
 from era.core.turns import Turns
 from era.errors import Conflict, NotFound, PreconditionFailed, TooLarge, Unavailable
 
+PATIENCE = 60.0
+"""Seconds for which a change of files waits for the runs before it. Many clients would have given up by then without
+knowing what they waited for."""
+
 ANY = "*"
 """Stands for every entity tag."""
 
@@ -151,21 +155,30 @@ class SessionFiles:
                 )
 
     async def put(
-        self, session_id: OwnedId, path: Parts, pieces: AsyncIterator[bytes], condition: Condition
+        self,
+        session_id: OwnedId,
+        path: Parts,
+        pieces: AsyncIterator[bytes],
+        condition: Condition,
+        *,
+        patience: float = PATIENCE,
     ) -> tuple[Upload, int]:
         """Write a file, replacing one that is there. All of it is durable when this returns, or nothing has changed.
 
         Returns what was written, and how many old versions that dropped. Raises Conflict where something of another
-        kind is there or on the way, TooLarge beyond the session's limits, PreconditionFailed, TooManyUploads.
+        kind is there or on the way, TooLarge beyond the session's limits, PreconditionFailed, TooManyUploads;
+        RunUnderWay where the turn doesn't come within `patience` (seconds; 0 waits for no run).
         """
         session = await self.writable_session(session_id)
+        if patience == 0:
+            self._turns.check_free(session_id)  # before the content is sent
         self.check_depth(path)
         async with calling(self._store, session), self._spool.receive(pieces, self._threads) as upload:
             if upload.content is None:
                 await self._threads(self._put_ahead, upload)
             changes = Changes()
             changes.add(path, PutFile(upload.digest, upload.size, time.time_ns()))
-            async with self._turns.take(session_id):
+            async with self._turns.take(session_id, patience=patience):
                 session = await self.writable_session(session_id, session.key)
                 if condition != Condition():
                     condition.check(path, await self._current(session, path))
@@ -174,10 +187,12 @@ class SessionFiles:
                 _, dropped = await self.commit(session, snapshot)
             return upload, dropped
 
-    async def delete(self, session_id: OwnedId, path: Parts, *, recursive: bool, condition: Condition) -> int:
+    async def delete(
+        self, session_id: OwnedId, path: Parts, *, recursive: bool, condition: Condition, patience: float = PATIENCE
+    ) -> int:
         """Remove a file or link; a directory only if `recursive`. Returns how many old versions that dropped. Raises
-        NotFound, Conflict, PreconditionFailed."""
-        async with self._turns.take(session_id):
+        NotFound, Conflict, PreconditionFailed; RunUnderWay as `put` does."""
+        async with self._turns.take(session_id, patience=patience):
             session = await self.writable_session(session_id)
             current = await self._current(session, path)
             condition.check(path, current)

@@ -107,7 +107,8 @@ def of_answer(received: Iterable[tuple[str, str]], place: Place) -> list[tuple[s
     passed: list[tuple[str, str]] = []
     policies: list[str] = []
     media_type: str | None = None
-    for name, value in received:
+    for name, untrimmed in received:
+        value = untrimmed.strip(" \t")
         if _CONTROL.search(value):
             raise RelayFailed(
                 f"The program answered a header '{name[:40]}' with a character that can't be in one.",

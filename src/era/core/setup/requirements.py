@@ -1,8 +1,8 @@
 """Requests for packages: names and versions. URLs, paths, options and repositories are refused.
 
-Clients send `{pip?: [..] | {requirements}, npm?: [..] | {packageJson}, go?: [..] | {goMod}, envs?, commands?}`. Here
-that is parsed into `Packages`: requirements that pip, npm and Go can only take for names to look up in their
-registries. So packages come only from where the operator of the server lets them come from.
+Clients send `{pip?: [..] | ".." | {requirements}, npm?: [..] | ".." | {packageJson}, go?: [..] | ".." | {goMod}, envs?,
+commands?}`. Here that is parsed into `Packages`: requirements that pip, npm and Go can only take for names to look up
+in their registries. So packages come only from where the operator of the server lets them come from.
 """
 
 from __future__ import annotations
@@ -81,6 +81,12 @@ def setup_text(setup: Mapping[str, Any] | None) -> str | None:
 def packages_of(setup: Mapping[str, Any]) -> Packages:
     """The packages that a setup asks for. Raises BadRequest for anything that isn't a package."""
     pip, npm, go = setup.get("pip") or (), setup.get("npm") or (), setup.get("go") or ()
+    if isinstance(pip, str):
+        pip = _text(pip, "pip").splitlines()
+    if isinstance(npm, str):
+        npm = _text(npm, "npm").split()
+    if isinstance(go, str):
+        go = _text(go, "go").split()
     if isinstance(pip, Mapping):
         pip = _text(pip.get("requirements", ""), "pip.requirements").splitlines()
     if isinstance(npm, Mapping):
@@ -143,6 +149,8 @@ def can_be_setup(setup: object) -> bool:
         part = setup.get(name, [])
         if isinstance(part, dict):
             part = list(part.values()) if part.keys() <= {field} else [None]
+        if isinstance(part, str):
+            part = [part]
         if not isinstance(part, list) or not all(isinstance(item, str) for item in part):
             return False
     listed = setup.get("commands", [])

@@ -1,0 +1,123 @@
+"""What is checked before a server starts, and before what it is made of is even imported: that takes a second or more,
+and most that goes wrong at a start can be told at once. Each problem is a sentence with the way out."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import socket
+import tempfile
+from collections.abc import Iterator, Mapping
+from ipaddress import ip_address
+from pathlib import Path
+
+from pydantic import AliasChoices
+
+from era.errors import Forbidden, NotReady
+from era.settings import Settings
+from era.spelling import nearest
+
+_LIKE = 0.75
+"""How much of two names must be the same for one to be misspelt: ERA_PROT is, ERA_VERSION may be somebody's own."""
+
+OTHER_VARIABLES = frozenset(
+    {
+        "ERA_SERVER",  # of the command
+        # what programs in a session have, which may start a server of their own
+        *("ERA_SESSION", "ERA_SESSION_ID", "ERA_LANGUAGE", "ERA_BASE_URL", "ERA_PROXY_URL", "ERA_STORAGE_URL"),
+    }
+)
+"""Variables that begin as settings do and are none."""
+
+
+def check(settings: Settings, environment: Mapping[str, str]) -> Iterator[str]:
+    """Check settings and machine. Yields what is odd but no reason not to start. Raises NotReady, or Forbidden for an
+    address that is open to anybody."""
+    yield from check_variables(environment)
+    check_access(settings)
+    check_directory(settings.data_dir)
+    check_address(settings.host, settings.port)
+
+
+def check_variables(environment: Mapping[str, str]) -> Iterator[str]:
+    """Raises NotReady for a misspelt setting. Yields a warning for a variable that is none and is like none."""
+    known = {f"ERA_{name.upper()}" for name in Settings.model_fields}
+    for field in Settings.model_fields.values():
+        if isinstance(field.validation_alias, AliasChoices):
+            known |= {str(each) for each in field.validation_alias.choices if str(each).startswith("ERA_")}
+    for variable in sorted(environment):
+        if not variable.startswith("ERA_") or variable in known | OTHER_VARIABLES:
+            continue
+        if meant := nearest(variable.removeprefix("ERA_"), [name.removeprefix("ERA_") for name in known], _LIKE):
+            raise NotReady(f"{variable} is not a setting. Did you mean ERA_{meant}?")
+        yield f"{variable} is not a setting, and is ignored; docs/settings.md has them all."
+
+
+def check_access(settings: Settings) -> None:
+    """Raises Forbidden for a server that anybody on a network could have code run by, unless that is insisted on."""
+    if not is_loopback(settings.host) and settings.api_key is None and not settings.allow_no_key:
+        raise Forbidden(
+            f"Without an API key ERA serves loopback only, not {settings.host}: whoever reaches it could run code.",
+            hint="Set ERA_API_KEY, or insist with --allow-no-key.",
+        )
+
+
+def check_directory(directory: Path) -> None:
+    """Raises NotReady for a data directory that can't be made or written to, or that another server uses."""
+    other = "choose another with --data-dir or ERA_DATA_DIR"
+    place = directory.resolve()
+    while not os.path.exists(place) and place != place.parent:  # unlike Path's, false also where it may not look
+        place = place.parent
+    if not os.path.isdir(place):
+        raise NotReady(f"The data directory can't be {directory}: {place} is not a directory; {other}.")
+    try:
+        with tempfile.TemporaryDirectory(prefix=".era-start-", dir=place):
+            pass  # permissions alone don't tell: root may write everywhere, but not to a file system that is read-only
+    except OSError as error:
+        why = f"{place} can't be written to ({error.strerror})"
+        raise NotReady(f"The data directory can't be {directory}: {why}; {other}.") from None
+    try:
+        with (directory / "lock").open() as lock:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise NotReady(f"Another ERA service uses {directory.resolve()}: stop it, or {other}.") from None
+    except OSError:
+        return  # nobody has used it yet, or its problem is told when it is opened to stay
+
+
+def check_address(host: str, port: int) -> None:
+    """Raises NotReady for an address that can't be listened on."""
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    except OSError:
+        raise NotReady(f"There is no address {host} to listen on: give one of this machine's with --host.") from None
+    for family, kind, protocol, _, address in found:
+        with socket.socket(family, kind, protocol) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind(address)
+                probe.listen(1)
+            except OSError as error:
+                raise NotReady(_unusable(host, port, error)) from None
+
+
+def _unusable(host: str, port: int, error: OSError) -> str:
+    """Why an address can't be listened on, and what to do."""
+    if error.errno == errno.EADDRINUSE:
+        return f"Port {port} of {host} is in use: choose another with --port (0: any), or stop what listens there."
+    if error.errno == errno.EACCES:
+        return f"Port {port} may be used by root only: choose one from 1024 with --port."
+    if error.errno == errno.EADDRNOTAVAIL:
+        return f"{host} is not an address of this machine: give one that is with --host."
+    return f"{host}, port {port}, can't be listened on: {error.strerror}; choose others with --host and --port."
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach what listens on this address."""
+    if host == "localhost":
+        return True
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return False

@@ -1,0 +1,236 @@
+"""What clients get slightly wrong: misspelt names, needless slashes, missing types, other methods. Each is taken as it
+was meant where that is safe, and otherwise answered with what was meant."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.api.answers import JSON, refused, send_json
+from tests.conftest import MakeServer, MakeSession, Run, Server
+
+# -- names ----------------------------------------------------------------------------------------------------------
+
+MISSPELT_FIELDS: dict[str, tuple[str, str, Any, str, str]] = {
+    "run": ("POST", "/run", {"cod": "1"}, "'cod'", "'code'"),
+    "stream": ("POST", "/stream", {"code": "1", "time_out": 3}, "'time_out'", "'timeout'"),
+    "nested": ("PATCH", "", {"limits": {"memory": 128}}, "'limits.memory'", "'memory_mb'"),
+    "one of several types": ("PATCH", "", {"setup": {"pip": {"requirments": "a"}}}, "'setup.pip.req", "'requirements'"),
+    "camel case": ("PATCH", "", {"defaultTimeout": 3}, "'defaultTimeout'", "'default_timeout'"),
+    "snake case": ("PATCH", "", {"allow_internet_access": False}, "'allow_in", "'allowInternetAccess'"),
+    "a word of it": ("POST", "/duplicate", {"version": 1}, "'version'", "'from_version'"),
+    "nothing near": ("POST", "/run", {"colour": "red"}, "'colour'", "code, env"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", MISSPELT_FIELDS)
+def test_a_misspelt_field_is_refused_with_the_nearest_one(
+    client: httpx.Client, session: MakeSession, name: str
+) -> None:
+    method, path, body, wrong, meant = MISSPELT_FIELDS[name]
+    answer = client.request(method, f"/api/sessions/{session()}{path}", json=body)
+    problem = refused(answer, 400, wrong, meant)
+    assert problem["code"] == "invalid_field"
+    assert meant in problem["hint"]
+
+
+def test_a_misspelt_field_comes_before_what_follows_from_it(client: httpx.Client) -> None:
+    problem = refused(client.post("/api/sessions", json={"lang": "python"}), 400, "'lang'", "'language'")
+    assert {each["field"] for each in problem["details"]} == {"lang", "language"}
+    refused(client.post("/api/sessions", json={"language": "pyhton"}), 400, "'pyhton'", "'python'")
+
+
+def test_no_type_of_ours_is_in_an_error(client: httpx.Client) -> None:
+    body = {"language": "python", "setup": {"pip": 5}}
+    assert "list[" not in json.dumps(refused(client.post("/api/sessions", json=body), 400, "'setup.pip'"))
+
+
+UNKNOWN_QUERIES = {
+    "/api/sessions?lmit=1": "'limit'",
+    "/api/sessions?metadata=x": "'metadata.KEY'",
+    "/api/sessions?label=x": "language",
+    "/api/sessions/{id}?includes=files": "'include'",
+    "/api/sessions/{id}/files?prefx=a": "'prefix'",
+    "/api/sessions/{id}/files/a?download=1": "none",
+    "/api/sessions/{id}/archive?fmt=zip": "format",
+    "/api/sessions/{id}/capsule?version=all": "'versions'",
+    "/api/sessions/{id}/code?pretty=1": "none",
+    "/api/storage/kv/some?lim=1": "'limit'",
+    "/api/storage/kv/some/key?x=1": "none",
+    "/api/resources/list?kind=kv": "type",
+    "/api/languages?all=1": "none",
+    "/metrics?x=1": "none",
+}
+
+
+@pytest.mark.parametrize("path", UNKNOWN_QUERIES)
+def test_an_unknown_query_parameter_is_refused_with_the_nearest_one(
+    client: httpx.Client, session: MakeSession, path: str
+) -> None:
+    url = path.replace("{id}", session())
+    name = path.partition("?")[2].partition("=")[0]
+    refused(client.get(url), 400, f"'{name}'", UNKNOWN_QUERIES[path])
+    ignored = client.get(url.replace(f"?{name}=", "?_="))
+    assert ignored.status_code in (200, 404), ignored.text  # there is no such file, key or code
+
+
+def test_writing_calls_refuse_unknown_query_parameters_and_do_nothing(
+    client: httpx.Client, session: MakeSession
+) -> None:
+    where = session()
+    refused(client.put(f"/api/sessions/{where}/files/a?mode=755", content=b"x"), 400, "'mode'", "wait")
+    refused(client.delete(f"/api/sessions/{where}?purg=true"), 400, "'purg'", "'purge'")
+    refused(client.post(f"/api/sessions/{where}/run?timeout=3", json={"code": "1"}), 400, "'timeout'", "none")
+    shown = client.get(f"/api/sessions/{where}").json()
+    assert (shown["version"], shown["last_run_at"]) == (1, "")
+
+
+@pytest.mark.parametrize("path", ["/health?x=1", "/?x=1", "/docs?x=1"])
+def test_pages_and_health_take_any_query(client: httpx.Client, path: str) -> None:
+    assert client.get(path).status_code == 200
+
+
+def test_a_misspelt_id_gets_the_nearest_one(client: httpx.Client, session: MakeSession) -> None:
+    for name in ("weekly-report", "other"):
+        session(session_id=name)
+    for wrong in ("weekly_report", "weekly-reports", "Weekly-Report"):
+        problem = refused(client.get(f"/api/sessions/{wrong}"), 404, wrong, "'weekly-report'")
+        assert problem["error"] == f"There is no session '{wrong}'."
+        refused(client.post(f"/api/sessions/{wrong}/run", json={"code": "1"}), 404, "'weekly-report'")
+    assert "mean" not in refused(client.get("/api/sessions/unlike"), 404)["hint"]
+
+
+def test_ids_that_the_server_made_up_are_not_taken_for_each_other(client: httpx.Client, session: MakeSession) -> None:
+    first, second = session(), session()
+    assert client.delete(f"/api/sessions/{first}?purge=true").status_code == 200
+    assert second not in refused(client.get(f"/api/sessions/{first}"), 404)["hint"]
+
+
+# -- slashes --------------------------------------------------------------------------------------------------------
+
+
+def test_a_slash_at_the_end_is_as_without(client: httpx.Client, session: MakeSession, run: Run) -> None:
+    assert client.post("/api/sessions/", json={"language": "python", "session_id": "s"}).status_code == 201
+    assert client.get("/api/sessions/").json()["count"] == 1
+    assert client.get("/api/sessions/s/").json()["id"] == "s"
+    assert client.post("/api/sessions/s/run/", json={"code": "print(1)"}).json()["stdout"] == "1\n"
+    assert client.get("/api/sessions/s/runs/?limit=1").json()["count"] == 1
+    assert client.get("/api/sessions/s/files/").json()["count"] == 0
+    assert client.put("/api/storage/kv/slashes/a", json={"value": "1"}).status_code == 200
+    assert client.get("/api/storage/kv/slashes/").json()["keys"][0]["name"] == "a"
+    assert client.get("/health/").json()["status"] == "ok"
+    assert client.get("/docs/").status_code == 200
+    assert client.delete("/api/sessions/s/").json()["id"] == "s"
+
+
+def test_a_slash_is_part_of_a_key_and_of_a_file_s_path(client: httpx.Client, session: MakeSession) -> None:
+    where = session()
+    assert client.put("/api/storage/kv/slashes/a/", json={"value": "dir"}).status_code == 200
+    refused(client.get("/api/storage/kv/slashes/a"), 404)
+    assert client.get("/api/storage/kv/slashes/a/").json()["value"] == "dir"
+    refused(client.put(f"/api/sessions/{where}/files/a/", content=b"x"), 400, "'a/'")
+
+
+@pytest.mark.parametrize("path", ["/api/sessions/", "/api/storage/kv/slashes/", "/api/storage/r2/slashes/"])
+def test_an_empty_name_deletes_nothing(client: httpx.Client, session: MakeSession, path: str) -> None:
+    """As `curl -X DELETE $ERA/api/sessions/$ID` does where ID is empty."""
+    session(session_id="kept")
+    client.put("/api/storage/kv/slashes/kept", json={"value": "1"})
+    client.put("/api/storage/r2/slashes/kept", json={"content": "AA=="})
+    assert client.delete(path).status_code in (400, 404)
+    assert client.get("/api/sessions").json()["count"] == 1
+    assert client.get("/api/resources/stats").json()["total"] == 2
+
+
+def test_the_upload_bounds_hold_with_a_slash_too(client: httpx.Client, session: MakeSession) -> None:
+    answer = client.put(f"/api/sessions/{session()}/archive/", content=b"x" * (17 << 20))
+    refused(answer, 400, "archive")  # it was read as one, not refused as too large
+
+
+# -- methods --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "allowed"),
+    [
+        ("PUT", "/api/sessions", "DELETE, GET, POST"),
+        ("DELETE", "/api/sessions/x/code", "GET, PUT"),
+        ("GET", "/api/sessions/x/run", "POST"),
+        ("POST", "/api/sessions/x/files/a", "DELETE, GET, HEAD, PUT"),
+        ("POST", "/health", "GET, HEAD"),
+    ],
+)
+def test_405_names_every_method(client: httpx.Client, method: str, path: str, allowed: str) -> None:
+    answer = client.request(method, path)
+    problem = refused(answer, 405, method, *allowed.split(", "))
+    assert problem["code"] == "method_not_allowed"
+    assert answer.headers["allow"] == allowed
+
+
+def test_head_of_health(client: httpx.Client) -> None:
+    answer = client.head("/health")
+    assert (answer.status_code, answer.content) == (200, b"")
+
+
+# -- types ----------------------------------------------------------------------------------------------------------
+
+TYPES = [None, "", "text/plain", "application/x-www-form-urlencoded", "multipart/form-data", "application/octet-stream"]
+
+
+@pytest.mark.parametrize("kind", TYPES)
+def test_a_json_body_counts_whatever_its_type_where_no_browser_sent_it(client: httpx.Client, kind: str | None) -> None:
+    headers = {} if kind is None else {"content-type": kind}
+    body = b'{"language":"python","session_id":"typed"}'
+    assert client.post("/api/sessions", content=body, headers=headers).status_code == 201
+    refused(client.post("/api/sessions", content=b"language=python", headers=headers), 400, "JSON")
+    answer = client.post("/api/sessions/typed/run", content=b'{"code":"print(1)"}', headers=headers)
+    assert answer.json()["stdout"] == "1\n"
+
+
+@pytest.mark.parametrize("kind", TYPES)
+@pytest.mark.parametrize("browser", ["origin", "sec-fetch-site"])
+def test_a_page_needs_the_type_of_json(server: Server, client: httpx.Client, kind: str | None, browser: str) -> None:
+    """A page can send the other types to any server without asking that first."""
+    told = {"origin": server.url} if browser == "origin" else {"sec-fetch-site": "same-origin"}
+    headers = told | ({} if kind is None else {"content-type": kind})
+    refused(client.post("/api/sessions", content=b'{"language":"python"}', headers=headers), 400, "Content-Type")
+    assert client.get("/api/sessions").json()["count"] == 0
+    assert client.post("/api/sessions", content=b'{"language":"python"}', headers=told | JSON).status_code == 201
+
+
+def test_with_a_bearer_token_a_page_has_been_asked_before(own_server: MakeServer) -> None:
+    server = own_server(api_key="the-key", spares="0")
+    told = {"origin": "http://elsewhere.example", "content-type": "text/plain"}
+    with server.client(headers={"authorization": "Bearer the-key"}) as client:
+        assert client.post("/api/sessions", content=b'{"language":"python"}', headers=told).status_code == 201
+
+
+# -- values ---------------------------------------------------------------------------------------------------------
+
+
+def test_whole_numbers_come_back_whole(client: httpx.Client, session: MakeSession) -> None:
+    fields = '"default_timeout":30,"limits":{"cpus":1},"data":{"a":1,"b":1.0,"c":-0.5}'
+    body = f'{{"language":"python","session_id":"n",{fields}}}'
+    text = send_json(client, "POST", "/api/sessions", body).text
+    assert '"default_timeout":30,' in text
+    assert '"cpus":1,' in text
+    assert '"data":{"a":1,"b":1.0,"c":-0.5}' in text
+    assert '"default_timeout":2.5,' in send_json(client, "PATCH", "/api/sessions/n", '{"default_timeout":2.5}').text
+    assert '"default_timeout":45,' in send_json(client, "PATCH", "/api/sessions/n", '{"default_timeout":45}').text
+
+
+@pytest.mark.parametrize("blanks", [b"  ", b"\t", b" \t "])
+def test_blanks_around_a_header_value_do_not_count(server: Server, session: MakeSession, blanks: bytes) -> None:
+    where = session()
+    for _ in range(2):
+        body = b'{"code":"print(1)"}'
+        answer = server.exchange(
+            b"POST /api/sessions/%b/run HTTP/1.1\r\nHost: SELF%b\r\nIdempotency-Key: %bkey%b\r\n"
+            b"Content-Type: application/json%b\r\nContent-Length: %d%b\r\nConnection: close%b\r\n\r\n%b"
+            % (where.encode(), blanks, blanks, blanks, blanks, len(body), blanks, blanks, body)
+        )
+        assert answer.startswith(b"HTTP/1.1 200 "), answer
+    assert b"idempotent-replay: true" in answer.lower()
