@@ -7,9 +7,8 @@ handshake, which isn't demanded. Nothing is remembered between requests, so any 
 from __future__ import annotations
 
 import base64
-import difflib
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 from urllib.parse import quote, unquote
 
@@ -22,6 +21,7 @@ from pydantic import ValidationError
 from era.mcp.calls import CallFailed, Calls, session_path
 from era.mcp.results import failure
 from era.mcp.tools import TOOLS, Tool
+from era.spelling import did_you_mean
 
 type RequestContext = ServerRequestContext[Any, Any]
 
@@ -139,9 +139,8 @@ def _wrong_arguments(tool: Tool, error: ValidationError) -> str:
     return f"{' '.join(problems)} {tool.name} takes: {takes}."
 
 
-def _no_such(kind: str, name: str, names: Any) -> str:
-    near = difflib.get_close_matches(name, names, 1)
-    return f"There is no {kind} '{name[:80]}'." + (f" Did you mean '{near[0]}'?" if near else "")
+def _no_such(kind: str, name: str, names: Iterable[str]) -> str:
+    return f"There is no {kind} '{name[:80]}'. {did_you_mean(name, names, '')}".rstrip()
 
 
 # -- resources ------------------------------------------------------------------------------------------------------
