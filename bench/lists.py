@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 
-from bench import crowd, download, drivers, installs, large, live_servers, rivals, storage, walls
+from bench import crowd, download, drivers, installs, large, live_servers, neighbours, rivals, storage, walls
 from bench.cases import (
     COUNTER,
     PROGRAMS,
@@ -88,6 +88,14 @@ CASES = [
         _PAUSES["python"],
         burst=20,
     ),
+    *(
+        Case(f"beside {name}", f"the same beside one session's {neighbour.what}", neighbours.run_beside(name), burst=10)
+        for name, neighbour in neighbours.NEIGHBOURS.items()
+    ),
+    *(
+        Case(f"health beside {name}", f"GET /health beside those {name}", neighbours.health_beside(name), burst=10)
+        for name in ("chunks", "uploads")
+    ),
     Case("file of one", "a run that changes the only file", large.change_one_file(of_many=False), 0.05),
     Case("file of many", "the same among 10,000 files", large.change_one_file(of_many=True), 0.05),
     Case("duplicate", "a copy of 1 GiB in 2,000 files", large.duplicate),
@@ -158,6 +166,8 @@ RATIOS = [
     Ratio("node first", "node host"),
     Ratio("typescript first", "typescript host"),
     Ratio("crowded", "quiet", goal=3, quantile=0.95),
+    *(Ratio(f"beside {name}", "quiet") for name in neighbours.NEIGHBOURS),
+    *(Ratio(f"health beside {name}", "health") for name in ("chunks", "uploads")),
     Ratio("file of many", "file of one", goal=1.3),
     Ratio("duplicate", "session create"),
     Ratio("rollback", "session create"),

@@ -69,6 +69,9 @@ class Result:
     stdout: str
     stderr: str
     ended: Ended
+    pieces: int = 0
+    """In how many it came."""
+
     connections: list[str] = field(default_factory=list)
     """What became of connections to the guest listener (guest_listeners.py), or what came over those to a port
     inside."""
@@ -138,6 +141,7 @@ class Sandboxes:
         async def follow() -> Result:
             parts = {"stdout": b"", "stderr": b""}
             connections: list[str] = []
+            pieces = 0
 
             async def talk() -> None:
                 connections.extend(await guest_listeners.talk(sandbox, int(parts["stdout"])))
@@ -156,13 +160,14 @@ class Sandboxes:
                 ):
                     if isinstance(event, Output):
                         parts[event.stream] += event.data
+                        pieces += 1
                         if to_do is not None:
                             await to_do()
                             to_do = None
                     else:
                         ended = event
             stdout, stderr = (parts[name].decode(errors="replace") for name in ("stdout", "stderr"))
-            return Result(stdout, stderr, ended, sorted(connections))
+            return Result(stdout, stderr, ended, pieces, sorted(connections))
 
         return self._runner.run(follow())
 

@@ -27,6 +27,8 @@ from typing import IO, Any, cast
 from sqlalchemy import Connection
 
 from era import app
+from era.api.protocol import Protocol
+from era.core import loop_slices
 from era.core.capsules.pins import Pins
 from era.core.files.snapshots import Snapshots
 from era.core.garbage import collect_once
@@ -209,6 +211,12 @@ def _no_bound_of_history() -> None:
     _patch(HistoryBound, trim=trim)
 
 
+def _no_slices() -> None:
+    """Whoever parses bytes goes on as long as there are any."""
+    _patch(loop_slices, SLICE_US=1 << 60)
+    _patch(Protocol, _parse=lambda self, data: self._parse_piece(memoryview(data), memoryview(b"")))
+
+
 WEAKNESSES = {
     "rows before blobs": _rows_before_blobs,
     "blobs in place": _blobs_in_place,
@@ -216,4 +224,5 @@ WEAKNESSES = {
     "no lost runs": _no_lost_runs,
     "imports visible early": _imports_visible_early,
     "no bound of history": _no_bound_of_history,
+    "no slices": _no_slices,
 }

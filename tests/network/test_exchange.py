@@ -7,6 +7,7 @@ from contextlib import suppress
 
 import pytest
 
+from era.network import exchange
 from tests.network.lab import FINE, GOOD, HOST, IDENTITY, VALUE, Lab, request
 
 
@@ -98,6 +99,20 @@ async def test_a_broken_answer_is_a_502(lab: Lab, which: str) -> None:
     heard = await lab.ask(request())
     assert heard.startswith(b"HTTP/1.1 502 ")
     assert b'"rule": "bad_answer"' in heard
+
+
+@pytest.mark.parametrize("is_sound", [True, False])
+async def test_answers_are_not_announced_without_end(lab: Lab, is_sound: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not is_sound:
+        monkeypatch.setattr(exchange, "_MAX_INFORMATIONAL", 1 << 30)
+
+    async def answer(_: bytes, __: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"HTTP/1.1 102 Processing\r\n\r\n" * 1000 + FINE)
+
+    lab.answer = answer
+    heard = await lab.ask(request())
+    assert (b"HTTP/1.1 502 " in heard) == is_sound
+    assert heard.count(b"HTTP/1.1 102 ") == (16 if is_sound else 1000)
 
 
 CUT = {

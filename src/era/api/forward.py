@@ -14,7 +14,8 @@ A WebSocket is a connection that both ends have agreed to use for something othe
 agreed (101), bytes pass unchanged in both directions, and the caller's connection carries no HTTP any more.
 
 No wait is endless: HEAD_SECONDS for an answer to begin, IDLE_SECONDS while nothing moves in either direction. Memory is
-flat: each direction waits for its receiver.
+flat: each direction waits for its receiver. Pieces of an answer that are there already are sent as one, and reading
+them has a budget (core/loop_slices.py), which all calls of a session share.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ import h11
 from starlette.types import Message, Receive, Scope, Send
 
 from era.api.protocol import Protocol
+from era.core.loop_slices import Budget
 from era.core.public import headers
 from era.core.public.live_servers import LiveConnection
 from era.core.public.relay import ascii_target
@@ -38,6 +40,12 @@ HEAD_SECONDS = 60.0
 IDLE_SECONDS = 300.0
 _PIECE = 64 << 10
 _MAX_HEAD_BYTES = 64 << 10
+_MAX_INFORMATIONAL = 16
+"""Informational responses (1xx) that may come before an answer."""
+
+_EVENT_US = 40
+"""What it costs to parse a piece of an answer."""
+
 _FORWARDED = ("forwarded", "x-real-ip")
 """Headers about the caller that it can't be believed about, dropped together with all `x-forwarded-…`."""
 
@@ -93,6 +101,11 @@ class _Exchange:
         self._writer = writer
         self._caller: Protocol = scope["extensions"]["era.connection"]
         self._h11 = h11.Connection(h11.CLIENT, max_incomplete_event_size=_MAX_HEAD_BYTES)
+        self._budget = Budget(("session", target.place.cookie_path))
+        self._gathered = bytearray()
+        """Content of the answer that is still to be sent."""
+
+        self._informational = 0
         self._began = False
         self._clock = asyncio.timeout(HEAD_SECONDS)
         self._moved: Callable[[], None] = lambda: None
@@ -204,23 +217,38 @@ class _Exchange:
         while True:
             event = self._h11.next_event()
             if event is h11.NEED_DATA:
+                await self._send_gathered()
                 self._h11.receive_data(await self._reader.read(_PIECE))
                 if self._began:
                     self._moved()
-            elif isinstance(event, h11.InformationalResponse):
+                continue
+            if isinstance(event, h11.InformationalResponse):
                 if event.status_code == 101:
                     await self._switch(event)
                     return
+                self._informational += 1
+                if self._informational > _MAX_INFORMATIONAL:
+                    raise RelayFailed("The session's server announced an answer again and again, and gave none.")
             elif isinstance(event, h11.Response):
                 await self._begin(event)
             elif isinstance(event, h11.Data):
-                await self._send({"type": "http.response.body", "body": bytes(event.data), "more_body": True})
-                self._moved()
+                self._gathered += event.data
             elif isinstance(event, h11.EndOfMessage):
-                await self._send({"type": "http.response.body", "body": b"", "more_body": False})
+                await self._send({"type": "http.response.body", "body": bytes(self._gathered), "more_body": False})
                 return
             else:
                 raise RelayFailed("The session's server hung up before it had answered.")
+            self._budget.charge(_EVENT_US)
+            if self._budget.used_up:
+                await self._send_gathered()
+                await self._budget.next_slice()
+
+    async def _send_gathered(self) -> None:
+        """Send what of the answer's content has been read."""
+        if self._gathered:
+            await self._send({"type": "http.response.body", "body": bytes(self._gathered), "more_body": True})
+            self._gathered.clear()
+            self._moved()
 
     async def _begin(self, response: h11.Response) -> None:
         """Send status and headers. Raises RelayFailed for an answer that two readers could understand differently."""

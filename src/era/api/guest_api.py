@@ -38,6 +38,9 @@ MAX_REQUESTS, MAX_HEAVY = 8, 2
 """Requests to the storage of one run that are worked on at a time, and of those that run SQL or send much."""
 
 _HEAVY_BYTES = 1 << 20
+_REQUEST_US = 300
+"""What a request to the storage costs the event loop."""
+
 _KEEP_ALIVE_SECONDS = 5
 
 _PUBLIC = re.compile(rb"/(proxy/.*|health)", re.DOTALL)
@@ -83,7 +86,7 @@ class GuestStorage:
         return lambda ended: _StorageConnection(self._config, state, slots, caller, ended)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class _Slots:
     """Bounds how many requests of one run are worked on at a time."""
 
@@ -103,6 +106,10 @@ class _StorageConnection(Protocol):
         self._hung_up = False
         self._working: set[asyncio.Task[None]] = set()
 
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as in Protocol
+        super().connection_made(transport)
+        self.budget.source = self._slots  # one source a run, however many connections it has
+
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
         self._hung_up = True
@@ -118,6 +125,7 @@ class _StorageConnection(Protocol):
             raise RuntimeError("A request is worked on outside of any task.")
         self._working.add(task)
         try:
+            await self.budget.spend(_REQUEST_US)
             async with self._slots.all:
                 if not _is_heavy(scope):
                     await self._storage(scope, receive, send)

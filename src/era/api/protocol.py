@@ -6,6 +6,10 @@ protocol as the extension `era.connection`, by which forward.py turns the connec
 carries no second request: after the first one come only the WebSocket's bytes.
 
 Requests are parsed by httptools. Only heads of answers are written here, of which every part is ours.
+
+A caller decides how many pieces its bytes are, and how many requests. So bytes are parsed a few KiB at a time, under a
+budget (core/loop_slices.py). What is over it waits, with reading paused, and so does whatever follows a request that
+has to wait for the one before.
 """
 
 from __future__ import annotations
@@ -14,14 +18,16 @@ import asyncio
 import json
 import re
 import secrets
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import httptools
+from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from era.api.callers import Callers
 from era.api.guard import error_body, error_headers
+from era.core.loop_slices import Budget
 from era.errors import BadRequest, EraError, HeadersTooLarge, TooSlow, Unavailable
 
 MAX_HEAD_BYTES = 64 << 10
@@ -29,7 +35,46 @@ HEAD_SECONDS = 30.0
 _MAX_EARLY_BYTES = 64 << 10
 """How much is buffered of what a caller sends before its WebSocket is accepted."""
 
+_LEAST_AT_ONCE, _MOST_AT_ONCE = 1 << 10, 16 << 10
+"""Bytes between two looks at the budget: few where they may be many requests, more in a body of large pieces."""
+
+_PIECE_US, _HEAD_US = 1, 50
+"""What a piece of a body and the head of a request cost."""
+
 _PUBLIC = re.compile(rb"/proxy/")
+
+
+class _Flow(FlowControl):
+    """uvicorn's flow control, which can be held: then nothing is read, whoever would resume that."""
+
+    def __init__(self, transport: asyncio.Transport, resumed: Callable[[], None]) -> None:
+        """`resumed` is called when reading is resumed, but held."""
+        super().__init__(transport)
+        self._resumed = resumed
+        self.held = False
+
+    def hold(self) -> None:
+        if not self.held and not self.read_paused:
+            self._transport.pause_reading()
+        self.held = True
+
+    def release(self) -> None:
+        if self.held and not self.read_paused:
+            self._transport.resume_reading()
+        self.held = False
+
+    def pause_reading(self) -> None:
+        if self.held:
+            self.read_paused = True
+        else:
+            super().pause_reading()
+
+    def resume_reading(self) -> None:
+        if not self.held:
+            super().resume_reading()
+        elif self.read_paused:
+            self.read_paused = False
+            self._resumed()
 
 
 class Protocol(HttpToolsProtocol):
@@ -53,12 +98,23 @@ class Protocol(HttpToolsProtocol):
     upgrading = False
     """Whether the current request asks for a WebSocket at a public URL."""
 
+    _at_once = _LEAST_AT_ONCE
+    _unparsed = b""
+    """Bytes received that wait for the next slice of the event loop."""
+
+    _slice_awaited = False
+    flow: _Flow
+
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._lost = asyncio.Event()
+        self.budget = Budget(self)
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
+        self.flow = _Flow(transport, self._await_slice)
+        if self.client is not None:
+            self.budget.source = self.client[0]
         if self.callers is not None and not self.callers.opened(self, self.client[0] if self.client else ""):
             self._refuse(Unavailable("There are too many connections from your address at a time."))
         else:
@@ -75,6 +131,7 @@ class Protocol(HttpToolsProtocol):
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
+        self._at_once = _LEAST_AT_ONCE
         self.scope["extensions"] = {"era.connection": self}  # type: ignore[dict-item]  # a value may be any object
 
     def on_header(self, name: bytes, value: bytes) -> None:
@@ -87,8 +144,44 @@ class Protocol(HttpToolsProtocol):
             return
         if self.cycle is not None and self.cycle.response_complete:
             self._expect_head()
-        self._head_bytes += len(data)
         self._unset_keepalive_if_required()
+        if self.flow.held:  # it was on its way before reading was paused
+            self._unparsed += data
+        else:
+            self._parse(data)
+
+    def _parse(self, data: bytes) -> None:
+        """Parse data as far as the budget goes, and no further than to a second request that waits for the first."""
+        view = memoryview(data)
+        while view and not self.transport.is_closing() and self._tunnel is None:
+            if self.budget.used_up or self.pipeline:
+                self._unparsed = bytes(view)
+                self.flow.hold()
+                if self.pipeline:
+                    self.flow.pause_reading()  # which the end of the response resumes
+                self._await_slice()
+                return
+            piece, view = view[: self._at_once], view[self._at_once :]
+            self._at_once = min(2 * self._at_once, _MOST_AT_ONCE)
+            self._parse_piece(piece, view)
+        self._unparsed = b""
+        if not self.transport.is_closing():
+            self.flow.release()
+
+    def _await_slice(self) -> None:
+        """Go on to parse in the next slice, unless what was parsed is still to be taken."""
+        if not self._slice_awaited and not self.flow.read_paused:
+            self._slice_awaited = True
+            self.budget.call_in_next_slice(self._parse_rest)
+
+    def _parse_rest(self) -> None:
+        self._slice_awaited = False
+        if not self._lost.is_set():
+            self._parse(self._unparsed)
+
+    def _parse_piece(self, data: memoryview, rest: memoryview) -> None:
+        """Parse `data`; after that comes `rest`."""
+        self._head_bytes += len(data)
         try:
             self.parser.feed_data(data)
         except httptools.HttpParserError:
@@ -96,15 +189,17 @@ class Protocol(HttpToolsProtocol):
             return
         except httptools.HttpParserUpgrade as upgrade:
             if self.upgrading:
+                self.flow.release()  # from now on the stream pauses reading
                 self._tunnel = asyncio.StreamReader(_MAX_EARLY_BYTES, self.loop)
                 self._tunnel.set_transport(self.transport)
-                self._tunnel.feed_data(data[upgrade.args[0] :])
+                self._tunnel.feed_data(bytes(data[upgrade.args[0] :]) + rest)
             return
         if self._head_bytes > MAX_HEAD_BYTES and not self.transport.is_closing():
             self._refuse(HeadersTooLarge(f"The request's headers are over {MAX_HEAD_BYTES} bytes."))
 
     def on_headers_complete(self) -> None:
         self._head_bytes = 0
+        self.budget.charge(_HEAD_US)
         self._head_received()
         self.upgrading = (
             self.parser.get_http_version() == "1.1"
@@ -118,6 +213,7 @@ class Protocol(HttpToolsProtocol):
 
     def on_body(self, body: bytes) -> None:
         self._head_bytes = 0  # so that heads, trailers and chunk headers are bounded, and bodies aren't
+        self.budget.charge(_PIECE_US)
         super().on_body(body)
 
     def send_400_response(self, msg: str) -> None:

@@ -12,6 +12,7 @@ import socket
 from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
+from era.core.loop_slices import Budget
 from era.core.program import Ended, Output, Program
 from era.drivers.guest import GUEST_LISTENERS, restarts_interpreter, with_library
 from era.drivers.socket_broker import SocketBroker
@@ -19,6 +20,9 @@ from era.errors import SandboxFailed
 
 STATE_LIMIT = 4 << 20
 """Bytes of the state file that are read at all. The core bounds what is kept: 1 MiB in compact form."""
+
+_FRAME_US = 30
+"""What a frame costs the event loop."""
 
 _END_SECONDS = 15.0
 """After a run's deadline, within which the supervisor must have said how it ended."""
@@ -34,6 +38,7 @@ class Channel:
         self._reader = reader
         self._writer = writer
         self._closed = False
+        self._budget = Budget(self)
 
     @property
     def alive(self) -> bool:
@@ -67,6 +72,7 @@ class Channel:
         try:
             while True:
                 kind, payload = await self._receive()
+                await self._budget.spend(_FRAME_US)
                 if kind == b"B":
                     begun = True
                 elif kind == b"O":

@@ -14,6 +14,7 @@ import h11
 from anyio.abc import ByteStream
 
 from era.core.allowlist import folded
+from era.core.loop_slices import Budget
 from era.core.tasks import until_one_ends
 from era.network.destinations import Traffic
 from era.network.http1 import MAX_HEAD, Fields, Refused, refusal_events
@@ -29,6 +30,12 @@ _MAX_HELD = 64 << 10
 
 _PIECE = 64 << 10
 """Bytes of a body that are searched before the event loop goes on."""
+
+_MAX_INFORMATIONAL = 16
+"""Informational responses (1xx) that may come before a response."""
+
+_EVENT_US = 60
+"""What it costs to parse a piece of a message."""
 
 _UNREADABLE = (b"accept-encoding", b"sec-websocket-extensions", b"http2-settings")
 """Headers by which programs ask for compressed responses and messages."""
@@ -100,6 +107,10 @@ class Exchange:
         self._next_cycle = asyncio.Event()
         """The next request may come."""
 
+        self._informational = 0
+        """How many have come before the response that is awaited."""
+
+        self._budget = Budget(bodies)  # one source a run, however many connections it has
         self._clock = asyncio.timeout(IDLE_SECONDS)
 
     async def run(self, refusal: Refused | None) -> bool:
@@ -135,6 +146,7 @@ class Exchange:
     async def _pass_requests(self, refusal: Refused | None) -> None:
         while True:
             event = await self._program_event()
+            await self._budget.spend(_EVENT_US)
             if isinstance(event, h11.Request):
                 if refusal is not None:
                     raise refusal
@@ -205,6 +217,7 @@ class Exchange:
     async def _pass_responses(self) -> None:
         while True:
             event = self._as_client.next_event()
+            await self._budget.spend(_EVENT_US)
             if event is h11.NEED_DATA:
                 self._as_client.receive_data(await self._receive_from_server())
             elif isinstance(event, h11.InformationalResponse) and event.status_code == 101:
@@ -222,12 +235,16 @@ class Exchange:
                 if not await self._start_next_cycle():
                     return
             elif isinstance(event, h11.InformationalResponse):
+                self._informational += 1
+                if self._informational > _MAX_INFORMATIONAL:
+                    raise Refused(502, "bad_answer", "the server announces an answer again and again, and gives none")
                 await self._send_to_program(self._redacted(event))
             else:
                 return
 
     async def _begin_response(self, response: h11.Response) -> None:
         """Pass on the head, or hold it until the body is complete. Raises Refused."""
+        self._informational = 0
         response = self._redacted(response)
         names = dict(response.headers)
         self._body = None

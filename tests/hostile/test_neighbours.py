@@ -1,0 +1,42 @@
+"""What others wait while one session keeps the event loop busy."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import httpx
+import pytest
+
+from bench.neighbours import NEIGHBOURS, beside
+from tests.hostile.served import ForkedServer
+
+_GIVE_UP_SECONDS = 60.0
+
+
+def waited(directory: Path, name: str, weakness: str | None) -> float:
+    """The longest of a few waits for /health beside a neighbour of this name, in seconds."""
+    server = ForkedServer(directory / f"{weakness}", weakness=weakness).start()
+    try:
+        longest = 0.0
+        with beside(int(server.url.rpartition(":")[2]), NEIGHBOURS[name], "neighbour"):
+            for _ in range(3):
+                began = time.monotonic()
+                try:
+                    with server.client(timeout=_GIVE_UP_SECONDS) as client:
+                        assert client.get("/health").status_code == 200
+                        if weakness is None:
+                            done = client.post("/api/execute", json={"language": "python", "code": "print(1)"})
+                            assert done.json()["stdout"] == "1\n"
+                except httpx.TimeoutException:
+                    return _GIVE_UP_SECONDS
+                longest = max(longest, time.monotonic() - began)
+        return longest
+    finally:
+        server.stop()
+
+
+@pytest.mark.parametrize("name", ["chunks", "uploads"])
+def test_others_are_served_beside_a_neighbour_with_tiny_pieces(tmp_path: Path, name: str) -> None:
+    """A whole run beside it, in a sandbox of its own, takes far less than /health does where nothing is in slices."""
+    assert 2 * waited(tmp_path, name, None) < waited(tmp_path, name, "no slices")
