@@ -18,6 +18,7 @@ from era import languages, server
 from era.api.context import Context
 from era.api.guest_api import GuestPublicUrls, GuestStorage
 from era.core.active_runs import ActiveRuns
+from era.core.admission import Admission
 from era.core.api_keys import ApiKeys
 from era.core.capsules.pins import Pins
 from era.core.capsules.service import Capsules
@@ -257,6 +258,7 @@ async def services(settings: Settings) -> AsyncIterator[Context]:
                 idempotency,
                 active_runs,
                 setups.settled,
+                Admission(),
             )
             live_servers = LiveServers(
                 runs,

@@ -21,7 +21,7 @@ from era import languages
 from era.core.models import JsonObject, Language
 from era.core.ports import GuestListener, SocketBroker
 from era.core.program import Ended, Limits, Output, Program
-from era.drivers import guest
+from era.drivers import guest, processes
 from era.drivers.staging import remove_tree
 from era.errors import SandboxFailed
 from era.guest.workspace import STATE_FILE, write_file
@@ -134,6 +134,9 @@ class FakeSandbox:
 
     def unnamed_bytes(self, device: int) -> int:
         return 0
+
+    def cpu_seconds(self) -> float:
+        return 0.0 if self._program is None else processes.cpu_seconds(processes.below(self._program.pid))
 
     async def kill_run(self) -> None:
         self._killed()

@@ -21,6 +21,7 @@ from era import languages
 from era.core.files.snapshots import Snapshots
 from era.core.limits import Rules
 from era.core.models import EMPTY, Language, Session, Snapshot, WantedIsolation
+from era.core.places import Places
 from era.core.ports import Drivers, Sandbox
 from era.core.program import Limits
 from era.errors import EraError, SandboxFailed, Unavailable
@@ -30,8 +31,8 @@ log = structlog.get_logger()
 _SWEEP_SECONDS = 1.0
 _REFILL_PAUSE = 5.0
 """Seconds before the pool tries again after a sandbox could not be made."""
-_WAIT_FOR_ROOM = 30.0
-"""Seconds that a caller waits for a place, when none can be made free."""
+_PATIENCE = 5.0
+"""Seconds that callers wait for room while none at all comes free."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +67,9 @@ class _Warm:
 class SandboxPool:
     """The sandboxes of all sessions. `start` before anything, `stop` when done.
 
+    Room that comes free goes to whoever has waited longest, whoever frees it: a sandbox that is closed or becomes idle
+    while somebody waits makes way at once.
+
     Calls about a session come from whoever holds its turn or does its setup; only `release` may come at any time.
     """
 
@@ -90,9 +94,19 @@ class SandboxPool:
         self._spares = spares
         self._idle_seconds = idle_seconds
         self._warm: dict[int, _Warm] = {}
-        self._room = asyncio.Semaphore(max_warm)
+        """By the key of the session. Those that were used longest ago come first."""
+
+        self._room = Places(
+            max_warm,
+            hint="Every sandbox of this server is busy. Try again later, or raise ERA_MAX_WARM.",
+            patience=_PATIENCE,
+            on_waiting=self._make_way,
+        )
         self._in_room: set[str] = set()
         """The ids of sandboxes that have a place of the room."""
+
+        self._making_way: dict[asyncio.Task[None], int | None] = {}
+        """What makes room for those who wait, each a place; with the key of the session whose sandbox it closes."""
 
         self._ready: dict[Language, deque[Sandbox]] = {language: deque() for language in languages.LANGUAGES}
         self._refill: dict[Language, asyncio.Event] = {language: asyncio.Event() for language in languages.LANGUAGES}
@@ -118,6 +132,7 @@ class SandboxPool:
             *(sandbox.close() for sandbox in [*ready, *(warm.sandbox for warm in self._warm.values())])
         )
         self._warm.clear()
+        await asyncio.gather(*self._making_way, return_exceptions=True)
 
     def counts(self) -> dict[str, int]:
         """How many belong to sessions (`live`), how many of those are `busy`, and how many are `ready` for new ones."""
@@ -130,7 +145,7 @@ class SandboxPool:
     async def acquire(self, session: Session) -> Sandbox:
         """The session's sandbox, its working directory holding `session.snapshot`. It is busy until `committed`,
         `discard` or `release`. Raises SandboxFailed, NoIsolation where the session's isolation can't be had, and
-        Unavailable where there is no room."""
+        TooBusy where there is no room."""
         warm = self._warm.get(session.key)
         granted = self._rules.granted(session.limits)
         spec = _Spec(session.language, session.isolation, granted, session.package_set)
@@ -139,7 +154,7 @@ class SandboxPool:
                 warm.busy = True
                 return warm.sandbox
             await self.discard(warm.sandbox)
-        sandbox = await self._new(spec)
+        sandbox = await self._new(spec, session.owner)
         try:
             if session.snapshot != EMPTY:
                 await self._snapshots.restore(session.snapshot, sandbox)
@@ -150,21 +165,22 @@ class SandboxPool:
         return sandbox
 
     async def acquire_temporary(
-        self, language: Language, isolation: WantedIsolation = "auto", limits: Limits | None = None
+        self, language: Language, isolation: WantedIsolation = "auto", limits: Limits | None = None, *, owner: str
     ) -> Sandbox:
         """A sandbox with an empty working directory for use outside any session, with the server's default limits where
         none are given. The caller closes it with `discard`. Raises as `acquire` does."""
-        return await self._new(_Spec(language, isolation, limits or self._rules.defaults))
+        return await self._new(_Spec(language, isolation, limits or self._rules.defaults), owner)
 
-    async def _new(self, spec: _Spec) -> Sandbox:
-        """A sandbox that no session has, which takes one place of the room until `_close`. Raises Unavailable."""
+    async def _new(self, spec: _Spec, owner: str) -> Sandbox:
+        """A sandbox that no session has, which takes one place of the room until `_close`. Raises TooBusy, and
+        Unavailable where the server is about to stop."""
         if self._stopped:
             raise Unavailable("This server is about to stop.")
-        await self._make_room()
+        await self._room.take(owner)
         try:
             sandbox = await self._ready_or_made(spec)
         except BaseException:
-            self._room.release()
+            self._room.give_back()
             raise
         self._in_room.add(sandbox.id)
         return sandbox
@@ -187,11 +203,13 @@ class SandboxPool:
 
     def committed(self, session_key: int, snapshot: Snapshot) -> None:
         """The session's working directory is now `snapshot`; its sandbox is kept warm."""
-        if warm := self._warm.get(session_key):
+        if warm := self._warm.pop(session_key, None):
+            self._warm[session_key] = warm
             warm.snapshot = snapshot
             warm.busy = False
             warm.end = None
             warm.used_at = time.monotonic()
+            self._make_way()
 
     async def discard(self, sandbox: Sandbox) -> None:
         """Close a sandbox whose content must not be used again."""
@@ -210,11 +228,14 @@ class SandboxPool:
         if warm := self._warm.get(session_key):
             warm.end = end
             warm.used_at = time.monotonic()
+            self._make_way()
 
     async def release(self, session_key: int) -> None:
         """Kill and remove the session's sandbox, if it has one, whatever runs in it. It is gone when this returns."""
         if warm := self._warm.pop(session_key, None):
             await self._close(warm.sandbox)
+        if going := [task for task, key in self._making_way.items() if key == session_key]:
+            await asyncio.wait(going)
 
     async def _restored(self, warm: _Warm, snapshot: Snapshot) -> bool:
         """Make a warm working directory hold `snapshot`; False where that fails, and the sandbox can't be used."""
@@ -237,27 +258,35 @@ class SandboxPool:
             # Once only: a run whose session is deleted finds its sandbox closed, and closes it again.
             if sandbox.id in self._in_room:
                 self._in_room.remove(sandbox.id)
-                self._room.release()
+                self._room.give_back()
 
-    async def _make_room(self) -> None:
-        """Take one place of the room. If none is free, the session that has been idle longest loses its sandbox; if
-        none is idle, the oldest run that was offered is ended. Raises Unavailable."""
-        while self._room.locked():
-            idle = [(warm.used_at, key) for key, warm in self._warm.items() if not warm.busy]
-            offered = [(warm.used_at, warm.end) for warm in self._warm.values() if warm.busy and warm.end]
-            if idle:
-                await self.release(min(idle)[1])
-            elif offered:
-                await min(offered, key=lambda offer: offer[0])[1]()
+    def _make_way(self) -> None:
+        """For each place that is wanted, begin to close the idle sandbox that was used longest ago; where none is idle,
+        to end the run that was offered first."""
+        while self._room.wanted > len(self._making_way):
+            idle = next((key for key, warm in self._warm.items() if not warm.busy), None)
+            if idle is not None:
+                work = self._close(self._warm.pop(idle).sandbox)
             else:
-                break
-        try:
-            async with asyncio.timeout(_WAIT_FOR_ROOM):
-                await self._room.acquire()
-        except TimeoutError:
-            raise Unavailable(
-                "Every sandbox of this server is busy.", hint="Try again later, or raise ERA_MAX_WARM."
-            ) from None
+                offered = [(warm.used_at, key) for key, warm in self._warm.items() if warm.end is not None]
+                if not offered:
+                    return
+                work = self._end_offered(self._warm[min(offered)[1]])
+            task = asyncio.create_task(work)
+            self._making_way[task] = idle
+            task.add_done_callback(self._made_way)
+
+    async def _end_offered(self, warm: _Warm) -> None:
+        """End a run that was offered. Its sandbox is idle then."""
+        end, warm.end = warm.end, None
+        if end is not None:
+            await end()
+
+    def _made_way(self, task: asyncio.Task[None]) -> None:
+        del self._making_way[task]
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.warning("sandbox_not_closed", error=str(error))
+        self._make_way()
 
     async def _keep_ready(self, language: Language) -> None:
         """Make sandboxes of this language ahead of need, for ever."""
@@ -281,6 +310,9 @@ class SandboxPool:
             await asyncio.sleep(_SWEEP_SECONDS)
             horizon = time.monotonic() - self._idle_seconds
             for key, warm in list(self._warm.items()):
+                # It may have been put to use while another one was closed.
+                if self._warm.get(key) is not warm:
+                    continue
                 if not warm.busy and (warm.used_at < horizon or not warm.sandbox.alive):
                     with contextlib.suppress(SandboxFailed, OSError):
                         await self.release(key)

@@ -34,6 +34,10 @@ type GuestListener = socket.socket
 there, and of nobody else. Once shut down it can be listened on again."""
 
 
+SLICE = 0.2
+"""Seconds of processor time that a run may use before it stands back: then all others come first."""
+
+
 class SocketBroker(Protocol):
     """Hands out sockets of a sandbox's own network (guest/socket_broker.py)."""
 
@@ -111,6 +115,10 @@ class Sandbox(Protocol):
     def unnamed_bytes(self, device: int) -> int:
         """Bytes on this device of files that programs hold open but that have no name any more. It may be slow: call it
         on a thread."""
+        ...
+
+    def cpu_seconds(self) -> float:
+        """Processor time that its processes have used so far, in all runs together."""
         ...
 
     async def close(self) -> None:
