@@ -71,6 +71,8 @@ from era.store.s3_blobs import S3Blobs, installation
 log = structlog.get_logger()
 
 _TRANSFER_THREADS = 8
+_DELIVERIES = 16
+"""Deliveries of inboxes that run at a time, where no setting bounds the sandboxes."""
 
 
 def rules(settings: Settings) -> Rules:
@@ -267,7 +269,11 @@ async def services(settings: Settings) -> AsyncIterator[Context]:
                 idle_seconds=settings.idle_seconds,
                 service_seconds=settings.max_timeout,
             )
-            inbox = Inbox(store.inboxes, runs, at_a_time=max(1, settings.max_warm // 2))
+            inbox = Inbox(
+                store.inboxes,
+                runs,
+                at_a_time=_DELIVERIES if settings.max_warm is None else max(1, settings.max_warm // 2),
+            )
             expiry = Expiry(store, pool)
             files = SessionFiles(store, snapshots, blobs, turns, spool, transfers, limit_rules, bound)
             await pool.start()

@@ -138,6 +138,9 @@ class FakeSandbox:
     def cpu_seconds(self) -> float:
         return 0.0 if self._program is None else processes.cpu_seconds(processes.below(self._program.pid))
 
+    def memory_bytes(self) -> int:
+        return 10 << 20
+
     async def kill_run(self) -> None:
         self._killed()
         _signal(self._program, signal.SIGKILL)

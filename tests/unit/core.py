@@ -109,7 +109,7 @@ class Core:
         self,
         directory: Path,
         *,
-        max_warm: int = 4,
+        max_warm: int | None = 4,
         spares: int = 0,
         idle_seconds: float = 60.0,
         history_bytes: int = 0,

@@ -24,6 +24,7 @@ from era.core.models import EMPTY, Language, Session, Snapshot, WantedIsolation
 from era.core.places import Places
 from era.core.ports import Drivers, Sandbox
 from era.core.program import Limits
+from era.core.warm_limit import FIRST, WarmLimit
 from era.errors import EraError, SandboxFailed, Unavailable
 
 log = structlog.get_logger()
@@ -81,12 +82,13 @@ class SandboxPool:
         *,
         rules: Rules,
         spares: int,
-        max_warm: int,
+        max_warm: int | None,
         idle_seconds: float,
     ) -> None:
         """`ensure_packages` has the package set with this digest on this machine, or raises Unavailable; see
         InstalledPackageSets. `spares` sandboxes a language are kept ready. At most `max_warm` belong to sessions at a
-        time, temporary ones included, and one that was idle for `idle_seconds` is closed."""
+        time, temporary ones included; None: as many as memory allows. One that was idle for `idle_seconds` is
+        closed."""
         self._drivers = drivers
         self._snapshots = snapshots
         self._ensure_packages = ensure_packages
@@ -96,8 +98,9 @@ class SandboxPool:
         self._warm: dict[int, _Warm] = {}
         """By the key of the session. Those that were used longest ago come first."""
 
+        self._limit = WarmLimit() if max_warm is None else None
         self._room = Places(
-            max_warm,
+            FIRST if max_warm is None else max_warm,
             hint="Every sandbox of this server is busy. Try again later, or raise ERA_MAX_WARM.",
             patience=_PATIENCE,
             on_waiting=self._make_way,
@@ -305,9 +308,10 @@ class SandboxPool:
                     await asyncio.sleep(_REFILL_PAUSE)
 
     async def _sweep(self) -> None:
-        """Close sandboxes that have been idle for too long or have died, for ever."""
+        """Close sandboxes that have been idle for too long or have died, and adapt the room, for ever."""
         while True:
             await asyncio.sleep(_SWEEP_SECONDS)
+            self._follow_memory()
             horizon = time.monotonic() - self._idle_seconds
             for key, warm in list(self._warm.items()):
                 # It may have been put to use while another one was closed.
@@ -316,3 +320,11 @@ class SandboxPool:
                 if not warm.busy and (warm.used_at < horizon or not warm.sandbox.alive):
                     with contextlib.suppress(SandboxFailed, OSError):
                         await self.release(key)
+
+    def _follow_memory(self) -> None:
+        """Have as much room as memory allows, unless a setting says how much there is."""
+        if self._limit is not None:
+            idle = [warm.sandbox for warm in self._warm.values() if not warm.busy]
+            self._limit.measure([*idle, *(sandbox for ready in self._ready.values() for sandbox in ready)])
+            self._room.resize(self._limit.limit(len(self._in_room)))
+            self._make_way()

@@ -121,6 +121,10 @@ class Sandbox(Protocol):
         """Processor time that its processes have used so far, in all runs together."""
         ...
 
+    def memory_bytes(self) -> int:
+        """Memory that its processes have now and that files can't take the place of."""
+        ...
+
     async def close(self) -> None:
         """Kill everything inside and remove every trace on the host. Safe to call twice."""
         ...

@@ -189,6 +189,9 @@ class BubblewrapSandbox:
             raise SandboxFailed(f"The sandbox did not start: {self.log() or error}") from error
         self.enforced = self._enforced(language, report)
 
+    def memory_bytes(self) -> int:
+        return processes.memory_bytes(self._processes())
+
     def _begin_slice(self) -> None:
         """Look now and then whether the run has used its slice of processor time; then it stands back."""
         if self._group is not None:
