@@ -18,6 +18,7 @@ from era import languages, server
 from era.api.context import Context
 from era.api.guest_api import GuestPublicUrls, GuestStorage
 from era.core.active_runs import ActiveRuns
+from era.core.admission import Admission
 from era.core.api_keys import ApiKeys
 from era.core.capsules.pins import Pins
 from era.core.capsules.service import Capsules
@@ -71,6 +72,8 @@ from era.store.s3_blobs import S3Blobs, installation
 log = structlog.get_logger()
 
 _TRANSFER_THREADS = 8
+_DELIVERIES = 16
+"""Deliveries of inboxes that run at a time, where no setting bounds the sandboxes."""
 
 
 def rules(settings: Settings) -> Rules:
@@ -259,6 +262,7 @@ async def services(settings: Settings) -> AsyncIterator[Context]:
                 idempotency,
                 active_runs,
                 setups.settled,
+                Admission(),
             )
             live_servers = LiveServers(
                 runs,
@@ -268,7 +272,11 @@ async def services(settings: Settings) -> AsyncIterator[Context]:
                 idle_seconds=settings.idle_seconds,
                 service_seconds=settings.max_timeout,
             )
-            inbox = Inbox(store.inboxes, runs, at_a_time=max(1, settings.max_warm // 2))
+            inbox = Inbox(
+                store.inboxes,
+                runs,
+                at_a_time=_DELIVERIES if settings.max_warm is None else max(1, settings.max_warm // 2),
+            )
             expiry = Expiry(store, pool)
             files = SessionFiles(store, snapshots, blobs, turns, spool, transfers, limit_rules, bound)
             await pool.start()

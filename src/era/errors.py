@@ -23,6 +23,7 @@
     ├── HeadersTooLarge       431  headers over their limit
     ├── TooManyWaiting        429  the session's queue is full
     ├── TooManyDeliveries     429  the session's inbox is full
+    ├── TooBusy               429  this server has more runs to do than it can
     ├── RelayFailed           502  the program behind a public URL gave no answer that can be sent
     │   └── RelayTimeout      504  it gave no answer in time
     ├── NotReady                   the server can't start like this (no answer: nobody can call it)
@@ -199,6 +200,13 @@ class TooManyDeliveries(EraError):
     code = "too_many_deliveries"
     hint = "Send it again later. The session's owner sees in the inbox what the others wait for."
     retry_after = 60
+
+
+class TooBusy(EraError):
+    status = 429
+    code = "too_busy"
+    hint = "Send it again after as many seconds as Retry-After says."
+    retry_after: int | None = 1
 
 
 class RelayFailed(EraError):

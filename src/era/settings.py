@@ -128,11 +128,12 @@ class Settings(BaseSettings):
     spares: int = Field(
         default=1, ge=0, description="Sandboxes kept ready for the first runs of sessions, for each language."
     )
-    max_warm: int = Field(
-        default=32,
+    max_warm: int | None = Field(
+        default=None,
         ge=1,
         validation_alias=AliasChoices("max_warm", "ERA_MAX_WARM", "ERA_MAX_LIVE"),
-        description="Sandboxes of sessions at a time, kept between runs. ERA_MAX_LIVE is the older name.",
+        description="Sandboxes of sessions at a time, kept between runs. Left out: as many as half of the available "
+        "memory has room for. ERA_MAX_LIVE is the older name.",
     )
     idle_seconds: float = Field(
         default=300, gt=0, description="Seconds for which a session keeps its sandbox after its last run."

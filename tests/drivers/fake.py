@@ -22,7 +22,7 @@ from era import languages
 from era.core.models import JsonObject, Language
 from era.core.ports import GuestListener, SocketBroker
 from era.core.program import Ended, Limits, Output, Program
-from era.drivers import guest
+from era.drivers import guest, processes
 from era.drivers.staging import remove_tree
 from era.errors import SandboxFailed
 from era.guest.workspace import STATE_FILE, write_file
@@ -142,6 +142,12 @@ class FakeSandbox:
 
     def have_in_flight(self) -> bool:
         return False
+
+    def cpu_seconds(self) -> float:
+        return 0.0 if self._program is None else processes.cpu_seconds(processes.below(self._program.pid))
+
+    def memory_bytes(self) -> int:
+        return 10 << 20
 
     async def kill_run(self) -> None:
         self._killed()

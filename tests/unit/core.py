@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from era.core.active_runs import ActiveRuns
+from era.core.admission import Admission
 from era.core.files.snapshots import Snapshots
 from era.core.history import HistoryBound
 from era.core.idempotency import IdempotencyKeys
@@ -106,7 +107,14 @@ class Core:
     """The parts that runs need, in a directory. `opened` makes one."""
 
     def __init__(
-        self, directory: Path, *, max_warm: int = 4, spares: int = 0, idle_seconds: float = 60.0, history_bytes: int = 0
+        self,
+        directory: Path,
+        *,
+        max_warm: int | None = 4,
+        spares: int = 0,
+        idle_seconds: float = 60.0,
+        history_bytes: int = 0,
+        processors: int | None = None,
     ) -> None:
         self.directory = directory
         self.store = SqlStore(f"sqlite:///{directory}/era.sqlite", Retention())
@@ -147,6 +155,7 @@ class Core:
             self.idempotency,
             self.active_runs,
             self._setup_ended,
+            Admission(processors),
         )
 
     @classmethod

@@ -14,7 +14,7 @@ import pytest
 from era.core import pool as pools
 from era.core.models import EMPTY, Session, Snapshot
 from era.core.ports import Sandbox
-from era.errors import SandboxFailed, Unavailable
+from era.errors import SandboxFailed, TooBusy, Unavailable
 from era.languages import runtimes
 from tests.drivers.sandboxes import LIMITS
 from tests.unit.core import Core, until
@@ -40,7 +40,7 @@ async def sessions(core: Core, count: int) -> list[Session]:
 
 async def snapshot_with(core: Core, name: str) -> Snapshot:
     """A snapshot that holds one file."""
-    sandbox = await core.pool.acquire_temporary("python")
+    sandbox = await core.pool.acquire_temporary("python", owner="default")
     (sandbox.workspace / name).write_text(name)
     snapshot = await core.snapshots.take(sandbox, EMPTY)
     await core.pool.discard(sandbox)
@@ -53,7 +53,7 @@ async def free_places(core: Core, most: int) -> int:
     try:
         while len(taken) <= most:
             async with asyncio.timeout(0.1):
-                taken.append(await core.pool.acquire_temporary("python"))
+                taken.append(await core.pool.acquire_temporary("python", owner="default"))
     except TimeoutError:
         pass
     for sandbox in taken:
@@ -178,9 +178,10 @@ async def test_a_busy_one_is_not_evicted(small: Core, monkeypatch: pytest.Monkey
     second = await used(small, two)
     await small.pool.acquire(three)
     assert not second.alive
-    monkeypatch.setattr(pools, "_WAIT_FOR_ROOM", 0.1)
-    with pytest.raises(Unavailable, match="busy"):
+    monkeypatch.setattr(small.pool._room, "_patience", 0.1)
+    with pytest.raises(TooBusy) as refused:
         await small.pool.acquire(two)
+    assert "busy" in str(refused.value.hint)
     assert small.pool.counts() == {"live": 2, "busy": 2, "ready": 0}
 
 
@@ -224,16 +225,16 @@ async def test_an_offer_can_be_taken_back_and_ends_with_the_run(small: Core, mon
     small.pool.offer(two.key, end)
     small.pool.committed(two.key, EMPTY)
     await small.pool.acquire(two)
-    monkeypatch.setattr(pools, "_WAIT_FOR_ROOM", 0.1)
-    with pytest.raises(Unavailable):
+    monkeypatch.setattr(small.pool._room, "_patience", 0.1)
+    with pytest.raises(TooBusy):
         await small.pool.acquire(three)
 
 
 async def test_temporary_ones_take_room_too(small: Core, monkeypatch: pytest.MonkeyPatch) -> None:
-    made = [await small.pool.acquire_temporary("python") for _ in range(2)]
-    monkeypatch.setattr(pools, "_WAIT_FOR_ROOM", 0.1)
-    with pytest.raises(Unavailable):
-        await small.pool.acquire_temporary("python")
+    made = [await small.pool.acquire_temporary("python", owner="default") for _ in range(2)]
+    monkeypatch.setattr(small.pool._room, "_patience", 0.1)
+    with pytest.raises(TooBusy):
+        await small.pool.acquire_temporary("python", owner="default")
     for sandbox in made:
         await small.pool.discard(sandbox)
     assert small.driver.alive == []

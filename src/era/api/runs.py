@@ -108,7 +108,7 @@ async def stream(
     return StreamingResponse(_server_sent(first, events), media_type="text/event-stream", headers=headers)
 
 
-@router.post("/api/execute", responses={200: {"model": ExecuteAnswer}, **errors(413)})
+@router.post("/api/execute", responses={200: {"model": ExecuteAnswer}, **errors(413, 429)})
 async def execute(body: ExecuteBody, owner: Owner, request: Request, context: UseContext) -> Response:
     """Run code once, in a temporary sandbox that is gone when this answers."""
     check_timeout(body.timeout, context.settings)

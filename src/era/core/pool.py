@@ -21,8 +21,10 @@ from era import languages
 from era.core.files.snapshots import Snapshots
 from era.core.limits import Rules
 from era.core.models import EMPTY, Language, Session, Snapshot, WantedIsolation
+from era.core.places import Places
 from era.core.ports import Drivers, Sandbox
 from era.core.program import Limits
+from era.core.warm_limit import FIRST, WarmLimit
 from era.errors import EraError, SandboxFailed, SessionDeleted, Unavailable
 
 log = structlog.get_logger()
@@ -30,8 +32,8 @@ log = structlog.get_logger()
 _SWEEP_SECONDS = 1.0
 _REFILL_PAUSE = 5.0
 """Seconds before the pool tries again after a sandbox could not be made."""
-_WAIT_FOR_ROOM = 30.0
-"""Seconds that a caller waits for a place, when none can be made free."""
+_PATIENCE = 5.0
+"""Seconds that callers wait for room while none at all comes free."""
 
 
 NEVER_BEGUN = "The session was deleted before its program began."
@@ -86,6 +88,9 @@ class _Acquiring:
 class SandboxPool:
     """The sandboxes of all sessions. `start` before anything, `stop` when done.
 
+    Room that comes free goes to whoever has waited longest, whoever frees it: a sandbox that is closed or becomes idle
+    while somebody waits makes way at once.
+
     Calls about a session come from whoever holds its turn or does its setup; only `release` may come at any time.
     """
 
@@ -97,12 +102,13 @@ class SandboxPool:
         *,
         rules: Rules,
         spares: int,
-        max_warm: int,
+        max_warm: int | None,
         idle_seconds: float,
     ) -> None:
         """`ensure_packages` has the package set with this digest on this machine, or raises Unavailable; see
         InstalledPackageSets. `spares` sandboxes a language are kept ready. At most `max_warm` belong to sessions at a
-        time, temporary ones included, and one that was idle for `idle_seconds` is closed."""
+        time, temporary ones included; None: as many as memory allows. One that was idle for `idle_seconds` is
+        closed."""
         self._drivers = drivers
         self._snapshots = snapshots
         self._ensure_packages = ensure_packages
@@ -110,10 +116,22 @@ class SandboxPool:
         self._spares = spares
         self._idle_seconds = idle_seconds
         self._warm: dict[int, _Warm] = {}
+        """By the key of the session. Those that were used longest ago come first."""
+
         self._acquiring: dict[int, _Acquiring] = {}
-        self._room = asyncio.Semaphore(max_warm)
+
+        self._limit = WarmLimit() if max_warm is None else None
+        self._room = Places(
+            FIRST if max_warm is None else max_warm,
+            hint="Every sandbox of this server is busy. Try again later, or raise ERA_MAX_WARM.",
+            patience=_PATIENCE,
+            on_waiting=self._make_way,
+        )
         self._in_room: set[str] = set()
         """The ids of sandboxes that have a place of the room."""
+
+        self._making_way: dict[asyncio.Task[None], int | None] = {}
+        """What makes room for those who wait, each a place; with the key of the session whose sandbox it closes."""
 
         self._ready: dict[Language, deque[Sandbox]] = {language: deque() for language in languages.LANGUAGES}
         self._refill: dict[Language, asyncio.Event] = {language: asyncio.Event() for language in languages.LANGUAGES}
@@ -139,6 +157,7 @@ class SandboxPool:
             *(sandbox.close() for sandbox in [*ready, *(warm.sandbox for warm in self._warm.values())])
         )
         self._warm.clear()
+        await asyncio.gather(*self._making_way, return_exceptions=True)
 
     def counts(self) -> dict[str, int]:
         """How many belong to sessions (`live`), how many of those are `busy`, and how many are `ready` for new ones."""
@@ -150,8 +169,8 @@ class SandboxPool:
 
     async def acquire(self, session: Session) -> Sandbox:
         """The session's sandbox, its working directory holding `session.snapshot`. It is busy until `committed`,
-        `discard` or `release`. Raises SandboxFailed, NoIsolation where the session's isolation can't be had,
-        Unavailable where there is no room, and SessionDeleted where `release` was called meanwhile."""
+        `discard` or `release`. Raises SandboxFailed, NoIsolation where the session's isolation can't be had, TooBusy
+        where there is no room, and SessionDeleted where `release` was called meanwhile."""
         acquiring = self._acquiring[session.key] = _Acquiring()
         try:
             sandbox = await self._acquired(session, acquiring)
@@ -172,7 +191,7 @@ class SandboxPool:
                 warm.busy = True
                 return warm.sandbox
             await self.discard(warm.sandbox)
-        sandbox = await self._new(spec, acquiring)
+        sandbox = await self._new(spec, session.owner, acquiring)
         try:
             if session.snapshot != EMPTY:
                 await self._snapshots.restore(session.snapshot, sandbox)
@@ -183,22 +202,28 @@ class SandboxPool:
         return sandbox
 
     async def acquire_temporary(
-        self, language: Language, isolation: WantedIsolation = "auto", limits: Limits | None = None
+        self, language: Language, isolation: WantedIsolation = "auto", limits: Limits | None = None, *, owner: str
     ) -> Sandbox:
         """A sandbox with an empty working directory for use outside any session, with the server's default limits where
         none are given. The caller closes it with `discard`. Raises as `acquire` does."""
-        return await self._new(_Spec(language, isolation, limits or self._rules.defaults), _Acquiring())
+        return await self._new(_Spec(language, isolation, limits or self._rules.defaults), owner, _Acquiring())
 
-    async def _new(self, spec: _Spec, acquiring: _Acquiring) -> Sandbox:
-        """A sandbox that no session has, which takes one place of the room until `_close`. Raises Unavailable, and
-        SessionDeleted where there is no need of it any more."""
+    async def _new(self, spec: _Spec, owner: str, acquiring: _Acquiring) -> Sandbox:
+        """A sandbox that no session has, which takes one place of the room until `_close`. Raises TooBusy, Unavailable
+        where the server is about to stop, and SessionDeleted where there is no need of it any more."""
         if self._stopped:
             raise Unavailable("This server is about to stop.")
-        await self._make_room(acquiring)
+        try:
+            async with asyncio.timeout(0 if acquiring.released else None) as acquiring.wait:
+                await self._room.take(owner)
+        except TimeoutError:
+            raise SessionDeleted(NEVER_BEGUN) from None
+        finally:
+            acquiring.wait = None
         try:
             sandbox = await self._ready_or_made(spec)
         except BaseException:
-            self._room.release()
+            self._room.give_back()
             raise
         self._in_room.add(sandbox.id)
         return sandbox
@@ -221,11 +246,13 @@ class SandboxPool:
 
     def committed(self, session_key: int, snapshot: Snapshot) -> None:
         """The session's working directory is now `snapshot`; its sandbox is kept warm."""
-        if warm := self._warm.get(session_key):
+        if warm := self._warm.pop(session_key, None):
+            self._warm[session_key] = warm
             warm.snapshot = snapshot
             warm.busy = False
             warm.end = None
             warm.used_at = time.monotonic()
+            self._make_way()
 
     async def discard(self, sandbox: Sandbox) -> None:
         """Close a sandbox whose content must not be used again."""
@@ -244,6 +271,7 @@ class SandboxPool:
         if warm := self._warm.get(session_key):
             warm.end = end
             warm.used_at = time.monotonic()
+            self._make_way()
 
     async def release(self, session_key: int) -> None:
         """Kill and remove the session's sandbox, if it has one, whatever runs in it. It is gone when this returns. A
@@ -252,6 +280,8 @@ class SandboxPool:
             acquiring.release()
         if warm := self._warm.pop(session_key, None):
             await self._close(warm.sandbox)
+        if going := [task for task, key in self._making_way.items() if key == session_key]:
+            await asyncio.wait(going)
 
     async def _restored(self, warm: _Warm, snapshot: Snapshot) -> bool:
         """Make a warm working directory hold `snapshot`; False where that fails, and the sandbox can't be used."""
@@ -274,31 +304,35 @@ class SandboxPool:
             # Once only: a run whose session is deleted finds its sandbox closed, and closes it again.
             if sandbox.id in self._in_room:
                 self._in_room.remove(sandbox.id)
-                self._room.release()
+                self._room.give_back()
 
-    async def _make_room(self, acquiring: _Acquiring) -> None:
-        """Take one place of the room. If none is free, the session that has been idle longest loses its sandbox; if
-        none is idle, the oldest run that was offered is ended. Raises Unavailable, SessionDeleted."""
-        while self._room.locked():
-            idle = [(warm.used_at, key) for key, warm in self._warm.items() if not warm.busy]
-            offered = [(warm.used_at, warm.end) for warm in self._warm.values() if warm.busy and warm.end]
-            if idle:
-                await self.release(min(idle)[1])
-            elif offered:
-                await min(offered, key=lambda offer: offer[0])[1]()
+    def _make_way(self) -> None:
+        """For each place that is wanted, begin to close the idle sandbox that was used longest ago; where none is idle,
+        to end the run that was offered first."""
+        while self._room.wanted > len(self._making_way):
+            idle = next((key for key, warm in self._warm.items() if not warm.busy), None)
+            if idle is not None:
+                work = self._close(self._warm.pop(idle).sandbox)
             else:
-                break
-        try:
-            async with asyncio.timeout(0 if acquiring.released else _WAIT_FOR_ROOM) as acquiring.wait:
-                await self._room.acquire()
-        except TimeoutError:
-            if acquiring.released:
-                raise SessionDeleted(NEVER_BEGUN) from None
-            raise Unavailable(
-                "Every sandbox of this server is busy.", hint="Try again later, or raise ERA_MAX_WARM."
-            ) from None
-        finally:
-            acquiring.wait = None
+                offered = [(warm.used_at, key) for key, warm in self._warm.items() if warm.end is not None]
+                if not offered:
+                    return
+                work = self._end_offered(self._warm[min(offered)[1]])
+            task = asyncio.create_task(work)
+            self._making_way[task] = idle
+            task.add_done_callback(self._made_way)
+
+    async def _end_offered(self, warm: _Warm) -> None:
+        """End a run that was offered. Its sandbox is idle then."""
+        end, warm.end = warm.end, None
+        if end is not None:
+            await end()
+
+    def _made_way(self, task: asyncio.Task[None]) -> None:
+        del self._making_way[task]
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.warning("sandbox_not_closed", error=str(error))
+        self._make_way()
 
     async def _keep_ready(self, language: Language) -> None:
         """Make sandboxes of this language ahead of need, for ever."""
@@ -317,11 +351,23 @@ class SandboxPool:
                     await asyncio.sleep(_REFILL_PAUSE)
 
     async def _sweep(self) -> None:
-        """Close sandboxes that have been idle for too long or have died, for ever."""
+        """Close sandboxes that have been idle for too long or have died, and adapt the room, for ever."""
         while True:
             await asyncio.sleep(_SWEEP_SECONDS)
+            self._follow_memory()
             horizon = time.monotonic() - self._idle_seconds
             for key, warm in list(self._warm.items()):
+                # It may have been put to use while another one was closed.
+                if self._warm.get(key) is not warm:
+                    continue
                 if not warm.busy and (warm.used_at < horizon or not warm.sandbox.alive):
                     with contextlib.suppress(SandboxFailed, OSError):
                         await self.release(key)
+
+    def _follow_memory(self) -> None:
+        """Have as much room as memory allows, unless a setting says how much there is."""
+        if self._limit is not None:
+            idle = [warm.sandbox for warm in self._warm.values() if not warm.busy]
+            self._limit.measure([*idle, *(sandbox for ready in self._ready.values() for sandbox in ready)])
+            self._room.resize(self._limit.limit(len(self._in_room)))
+            self._make_way()

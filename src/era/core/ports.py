@@ -34,6 +34,10 @@ type GuestListener = socket.socket
 there, and of nobody else. Once shut down it can be listened on again."""
 
 
+SLICE = 0.2
+"""Seconds of processor time that a run may use before it stands back: then all others come first."""
+
+
 class SocketBroker(Protocol):
     """Hands out sockets of a sandbox's own network (guest/socket_broker.py)."""
 
@@ -116,6 +120,14 @@ class Sandbox(Protocol):
     def have_in_flight(self) -> bool:
         """Whether programs have descriptors in queues of sockets, whose files `unnamed_bytes` can't find. It may be
         slow, too."""
+        ...
+
+    def cpu_seconds(self) -> float:
+        """Processor time that its processes have used so far, in all runs together."""
+        ...
+
+    def memory_bytes(self) -> int:
+        """Memory that its processes have now and that files can't take the place of."""
         ...
 
     async def close(self) -> None:

@@ -16,6 +16,7 @@ from typing import Any
 import structlog
 
 from era.core.active_runs import ActiveRun, ActiveRuns
+from era.core.admission import Admission, Slot
 from era.core.execution import Execution, status_of
 from era.core.idempotency import IdempotencyKeys, no_answer
 from era.core.models import Claimed, OwnedId, RunRecord, Session, StateOutcome, new_id
@@ -54,6 +55,7 @@ class Runs:
         idempotency: IdempotencyKeys,
         active_runs: ActiveRuns,
         setup_ended: Callable[[OwnedId, float], Awaitable[bool]],
+        admission: Admission,
     ) -> None:
         """`setup_ended` waits for a session's setup, at most so many seconds; see Setups.settled."""
         self._parts = parts
@@ -62,6 +64,7 @@ class Runs:
         self._idempotency = idempotency
         self._active_runs = active_runs
         self._setup_ended = setup_ended
+        self._admission = admission
         self._tasks: set[asyncio.Task[RunResult]] = set()
 
     async def stream(self, session_id: OwnedId, request: RunRequest) -> AsyncIterator[RunEvent]:
@@ -155,31 +158,33 @@ class Runs:
         return result_of(session, record, json.loads(first.answer), replayed=True)
 
     async def _run_in_turn(self, session_id: OwnedId, request: RunRequest, emit: Emit) -> RunResult:
-        """Wait for the session's turn, record the run, and see it through to its commit. Raises NotFound where the
-        session is gone by then."""
-        async with self._turns.take(session_id, long=request.service is None):
+        """Wait for the session's turn and a slot, record the run, and see it through to its commit. Raises NotFound
+        where the session is gone by then, TooBusy where too many wait for a slot."""
+        turn = self._turns.take(session_id, long=request.service is None)
+        async with turn, self._admission.admitted(session_id.owner) as slot:
             run_id = new_id("run")
             if request.uses_stored_code:
                 session = await self._store.session(session_id)
                 if request.session_key not in (None, session.key):
                     raise NotFound(f"Session '{session_id}' is another one by now.")
                 check_stored(session, public=request.public)
-            session = await self._record(session_id, run_id, request)
+            session = await self._record(session_id, run_id, request, slot)
             active = ActiveRun(run_id, session_id, session.key, request.background, request.service)
-            run = SessionRun(self._parts, active, session, request, emit)
+            run = SessionRun(self._parts, active, session, request, slot, emit)
             with self._active_runs.registered(active), self._yielding(active):
-                emit(RunStarted(run_id))
                 return await run.result()
 
-    async def _record(self, session_id: OwnedId, run_id: str, request: RunRequest) -> Session:
-        """Record the run as `running`, once the session's setup has ended. Raises SetupUnderWay where that takes longer
-        than the run may."""
+    async def _record(self, session_id: OwnedId, run_id: str, request: RunRequest, slot: Slot) -> Session:
+        """Record the run as `running`, once the session's setup has ended, for which it waits without its slot. Raises
+        SetupUnderWay where that takes longer than the run may."""
         try:
             return await self._store.begin_run(session_id, run_id, request.claim)
         except SetupUnderWay:
+            slot.give_back()
             timeout = request.timeout or (await self._store.session(session_id)).default_timeout
             if not await self._setup_ended(session_id, timeout):
                 raise
+            await slot.take()
             return await self._store.begin_run(session_id, run_id, request.claim)
 
     def _yielding(self, run: ActiveRun) -> AbstractContextManager[None]:
@@ -188,32 +193,36 @@ class Runs:
 
     async def _execute(self, request: ExecuteRequest) -> Collected:
         """Run the program of a request in a temporary sandbox. Raises as SandboxPool.acquire_temporary and
-        Execution.run do."""
+        Execution.run do, and TooBusy."""
         run_id = new_id("run")
         written: dict[str, list[bytes]] = {stream: [] for stream in STREAMS}
         pool = self._parts.pool
-        sandbox = await pool.acquire_temporary(request.language, request.isolation, request.limits)
-        try:
-            execution = Execution(
-                sandbox,
-                self._parts.network,
-                self._parts.storage,
-                request,
-                session_id=run_id,
-                owner=request.owner,
-                language=request.language,
-                code=request.code,
-                state=b"{}",
-                timeout=request.timeout or DEFAULT_TIMEOUT,
-                internet=request.allow_internet,
-                egress={},
-                storage_owner=request.owner,
-                files=request.files,
-                invocation=request.invocation,
+        async with self._admission.admitted(request.owner) as slot:
+            sandbox = await pool.acquire_temporary(
+                request.language, request.isolation, request.limits, owner=request.owner
             )
-            ended = await execution.run(lambda output: written[output.stream].append(output.data))
-        finally:
-            await pool.discard(sandbox)
+            slot.use(sandbox)
+            try:
+                execution = Execution(
+                    sandbox,
+                    self._parts.network,
+                    self._parts.storage,
+                    request,
+                    session_id=run_id,
+                    owner=request.owner,
+                    language=request.language,
+                    code=request.code,
+                    state=b"{}",
+                    timeout=request.timeout or DEFAULT_TIMEOUT,
+                    internet=request.allow_internet,
+                    egress={},
+                    storage_owner=request.owner,
+                    files=request.files,
+                    invocation=request.invocation,
+                )
+                ended = await execution.run(lambda output: written[output.stream].append(output.data))
+            finally:
+                await pool.discard(sandbox)
         result = RunResult(
             run_id=run_id,
             session_id=sandbox.id,

@@ -17,6 +17,7 @@ import structlog
 
 from era.core import jsontext
 from era.core.active_runs import ActiveRun
+from era.core.admission import Slot
 from era.core.execution import Execution, status_of
 from era.core.files.snapshots import Snapshots
 from era.core.files.trees import SnapshotRefused, WorkspaceFull
@@ -37,10 +38,10 @@ from era.core.outputs import STREAMS, Outputs
 from era.core.pool import NEVER_BEGUN, SandboxPool
 from era.core.ports import Network, Sandbox, StorageAccesses
 from era.core.program import Ended, Invocation, Output
-from era.core.run_messages import Emit, RunRequest, RunResult, result_of
+from era.core.run_messages import Emit, RunRequest, RunResult, RunStarted, result_of
 from era.core.setup.requirements import variables
 from era.core.views import data_view
-from era.errors import CommitFailed, EraError, SandboxFailed, SessionDeleted, Unavailable
+from era.errors import CommitFailed, EraError, SandboxFailed, SessionDeleted, TooBusy, Unavailable
 
 log = structlog.get_logger()
 
@@ -77,13 +78,20 @@ class _Outcome:
 class SessionRun:
     """One run, for the session whose turn the caller holds. It is used once."""
 
-    def __init__(self, parts: RunParts, active: ActiveRun, session: Session, request: RunRequest, emit: Emit) -> None:
-        """`session` is its row as it was when the run was recorded. `emit` gets what the program writes."""
+    def __init__(
+        self, parts: RunParts, active: ActiveRun, session: Session, request: RunRequest, slot: Slot, emit: Emit
+    ) -> None:
+        """`session` is its row as it was when the run was recorded. `emit` gets RunStarted once there is a sandbox, and
+        what the program writes."""
         self._parts = parts
         self._active = active
         self._session = session
         self._request = request
+        self._slot = slot
         self._emit = emit
+        self._started = False
+        """Whether the caller has been told of this run."""
+
         self._record = RunRecord(active.run_id, session.key, "running", started_at=now())
         self._has_ended = False
         """Its program has, and what it left has been given to the store."""
@@ -108,7 +116,11 @@ class SessionRun:
         """All steps, in one sandbox. Raises SandboxFailed where the program has not begun."""
         session, pool = self._session, self._parts.pool
         sandbox = self._active.sandbox = await pool.acquire(session)
+        self._slot.use(sandbox)
         try:
+            if not self._started:
+                self._started = True
+                self._emit(RunStarted(self._active.run_id))
             data = json.loads(session.data)
             execution = self._execution(sandbox, data)
             ended = await execution.run(self._write)
@@ -215,9 +227,10 @@ class SessionRun:
         reason = error.message if isinstance(error, EraError) else "The service failed."
         ended = replace(self._record, status="failed", ended_at=now(), reason=reason)
         # Where no sandbox could be had the program hasn't run, and may be run by the next request with its key.
-        has_not_run = isinstance(error, Unavailable) and not isinstance(error, CommitFailed)
-        # But the caller of a background run has been told of this run, so its key stays taken.
-        claim = self._request.claim if has_not_run and not self._request.background else None
+        has_not_run = isinstance(error, Unavailable | TooBusy) and not isinstance(error, CommitFailed)
+        # But a caller who has been told of a background run finds it by its key.
+        told = self._started and self._request.background
+        claim = self._request.claim if has_not_run and not told else None
         released = Answered(claim) if claim else None
         try:
             await self._parts.store.end_run(ended, data=None, snapshot=None, answered=released)

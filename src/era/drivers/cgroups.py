@@ -22,7 +22,7 @@ from era.core.program import Limits
 
 _CPU_PERIOD_US = 100_000
 _REMOVAL_SECONDS = 5.0
-_CONTROLLERS = ("memory", "pids", "cpu", "io")
+_CONTROLLERS = ("memory", "pids", "cpu", "cpuacct", "io")
 _VERSION_1_NAMES = {"io": "blkio"}
 
 
@@ -65,6 +65,19 @@ class Group:
         if directory := self.directories.get("cpu"):
             with contextlib.suppress(OSError):
                 (directory / "cpu.idle").write_text("1" if idle else "0")
+
+    def cpu_seconds(self) -> float | None:
+        """Processor time that processes of the group have used, those that have ended too. None where the kernel
+        doesn't count it."""
+        try:
+            if self.version == 2:
+                usage = (next(iter(self.directories.values())) / "cpu.stat").read_text()
+                return int(usage.split(maxsplit=2)[1]) / 1e6  # "usage_usec N" comes first
+            if directory := self.directories.get("cpuacct"):
+                return int((directory / "cpuacct.usage").read_text()) / 1e9
+        except OSError:
+            pass  # the group is being removed
+        return None
 
     def processes(self) -> list[int]:
         """The pids of the group's processes."""
@@ -145,7 +158,7 @@ class Cgroups:
 
     def _set(self, group: Group, limits: Limits) -> None:
         """Write the limits to a new group's files. Raises OSError where one that matters can't be set."""
-        memory, pids, cpu, io = (group.directories.get(controller) for controller in _CONTROLLERS)
+        memory, pids, cpu, io = (group.directories.get(controller) for controller in ("memory", "pids", "cpu", "io"))
         quota = int(limits.cpus * _CPU_PERIOD_US)
         if memory and self.version == 2:
             (memory / "memory.max").write_text(str(limits.memory_bytes))

@@ -14,6 +14,7 @@ _DELETED_MAP = re.compile(
     rb"^([0-9a-f]+)-([0-9a-f]+) \S+ ([0-9a-f]+) ([0-9a-f]+):([0-9a-f]+) (\d+) .* \(deleted\)$", re.MULTILINE
 )
 _IN_FLIGHT = re.compile(rb"^scm_fds:\s+[1-9]", re.MULTILINE)
+_TICKS = os.sysconf("SC_CLK_TCK")
 
 
 def below(pid: int) -> list[int]:
@@ -72,3 +73,26 @@ def have_in_flight(pids: Iterable[int]) -> bool:
                     if is_socket and _IN_FLIGHT.search(Path(f"/proc/{pid}/fdinfo/{name}").read_bytes()):
                         return True
     return False
+
+
+def cpu_seconds(pids: Iterable[int]) -> float:
+    """Processor time that these processes have used, with that of their children that have ended (proc_pid_stat(5))."""
+    ticks = 0
+    for pid in pids:
+        with contextlib.suppress(OSError):  # it has ended
+            fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+            ticks += sum(map(int, fields[11:15]))
+    return ticks / _TICKS
+
+
+def memory_bytes(pids: Iterable[int]) -> int:
+    """Memory of these processes that isn't that of files (proc_pid_status(5)). What they share by fork counts for
+    each, what they share otherwise once."""
+    anonymous = shared = 0
+    for pid in pids:
+        with contextlib.suppress(OSError):  # it has ended
+            lines = (line.split() for line in Path(f"/proc/{pid}/status").read_text().splitlines())
+            sizes = {line[0]: int(line[1]) << 10 for line in lines if line[0] in ("RssAnon:", "RssShmem:")}
+            anonymous += sizes.get("RssAnon:", 0)
+            shared = max(shared, sizes.get("RssShmem:", 0))
+    return anonymous + shared

@@ -20,7 +20,7 @@ const HERE = {
   404: 'No such session.',
   409: 'It exists already, or was deleted meanwhile.',
   413: 'Data, code, env or the body is over its limit.',
-  429: 'Too many runs wait for this session; Retry-After says when to try again.',
+  429: 'Too many runs wait, for this session or for the server; Retry-After says when to try again.',
 };
 
 let schemas = {};

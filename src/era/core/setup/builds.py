@@ -53,7 +53,7 @@ class Build:
         is left; the result has to be moved out before. Raises EraError where no sandbox can be had."""
         session = self._session
         limits = self._rules.granted(session.limits)
-        sandbox = await self._pool.acquire_temporary(language, session.isolation, limits)
+        sandbox = await self._pool.acquire_temporary(language, session.isolation, limits, owner=session.owner)
         try:
             yield BuildSandbox(sandbox, session, self._network, self._indexes)
         finally:

@@ -1,0 +1,77 @@
+"""More sessions at a time than there is room for: who waits is served, and who can't be is told so soon."""
+
+from __future__ import annotations
+
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import httpx
+
+from tests.conftest import MakeServer, Server, eventually
+
+SLEEP = {"code": "import time; time.sleep(60)", "background": True, "timeout": 120}
+
+
+def _create_and_run(server: Server, number: int) -> tuple[int, int, str]:
+    """The statuses of creating a session and of its first run, and the output."""
+    with server.client() as client:
+        created = client.post("/api/sessions", json={"language": "python"})
+        where = created.json()["id"]
+        answer = client.post(f"/api/sessions/{where}/run", json={"code": f"print({number})"}, timeout=300)
+        return created.status_code, answer.status_code, answer.json().get("stdout", answer.text)
+
+
+def test_first_runs_of_more_sessions_than_there_is_room_for(own_server: MakeServer) -> None:
+    """Each sandbox that is idle makes way for who waits, whenever it becomes idle."""
+    server = own_server(max_warm="3", spares="0")
+    began = time.monotonic()
+    with ThreadPoolExecutor(16) as clients:
+        answers = list(clients.map(lambda number: _create_and_run(server, number), range(16)))
+    assert answers == [(201, 200, f"{number}\n") for number in range(16)]
+    with server.client() as client:
+        assert client.get("/health").json()["sandboxes"] == {"live": 3, "busy": 0, "ready": 0}
+    assert time.monotonic() - began < 120
+
+
+def test_what_can_t_be_served_is_told_soon(own_server: MakeServer) -> None:
+    server = own_server(max_warm="2", spares="0")
+    with server.client() as client:
+        for name in ("a", "b", "c"):
+            assert client.post("/api/sessions", json={"language": "python", "session_id": name}).status_code == 201
+        runs = [client.post(f"/api/sessions/{name}/run", json=SLEEP).json()["run_id"] for name in ("a", "b")]
+        began = time.monotonic()
+        for path, body in (
+            ("/api/sessions/c/run", {"code": "print(1)"}),
+            ("/api/sessions/c/run", {"code": "print(1)", "background": True}),
+            ("/api/sessions/c/stream", {"code": "print(1)"}),
+            ("/api/execute", {"language": "python", "code": "print(1)"}),
+        ):
+            answer = client.post(path, json=body, headers={"Idempotency-Key": "k"} if "sessions" in path else {})
+            assert (answer.status_code, answer.json()["code"]) == (429, "too_busy"), answer.text
+            assert int(answer.headers["Retry-After"]) >= 1
+            assert "ERA_MAX_WARM" in answer.json()["hint"]
+        assert time.monotonic() - began < 60, "four answers, of which none takes half a minute"
+        assert client.get("/api/sessions/c").json()["version"] == 1
+        assert client.delete(f"/api/sessions/a/runs/{runs[0]}").status_code == 200
+        again = client.post("/api/sessions/c/run", json={"code": "print(1)"}, headers={"Idempotency-Key": "k"})
+        assert (again.status_code, again.json()["stdout"]) == (200, "1\n"), "its key is free, for nothing has run"
+
+
+def test_runs_that_wait_keep_nobody_from_beginning(own_server: MakeServer) -> None:
+    server = own_server(max_warm="40", spares="0")
+    with server.client() as client:
+
+        def sleep(number: int) -> None:
+            body = {"language": "python", "session_id": f"s{number}"}
+            assert client.post("/api/sessions", json=body).status_code == 201
+            assert client.post(f"/api/sessions/s{number}/run", json=SLEEP, timeout=120).status_code == 202
+
+        for number in range(12):
+            sleep(number)
+        assert eventually(lambda: client.get("/health").json()["sandboxes"]["busy"] == 12)
+        assert _create_and_run(server, 1) == (201, 200, "1\n")
+        _end(client)
+
+
+def _end(client: httpx.Client) -> None:
+    assert client.delete("/api/sessions").status_code == 200

@@ -1,0 +1,108 @@
+"""core.Admission: how many runs work at a time, and which of them give their slot to the next."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from era.core.admission import Slot
+from era.core.run_messages import Collected
+from tests.owners import mine
+from tests.unit.core import Core, Listener, request
+
+SLOTS = 2
+BUSY = "print('paused')\nwhile not __import__('os').path.exists({go!r}): pass"
+BRIEF = "import time\nsince = time.process_time()\nwhile time.process_time() < since + {seconds}: pass"
+
+
+@pytest.fixture
+async def core(directory: Path, template: Path) -> AsyncIterator[Core]:
+    """With the slots of one processor."""
+    async with Core.opened(directory, template, processors=1, max_warm=20) as core:
+        yield core
+
+
+async def begun(core: Core, codes: list[str]) -> list[Listener]:
+    """Runs of so many sessions that have said that they are `paused`."""
+    listeners = []
+    for number, code in enumerate(codes):
+        await core.session(f"s{number}")
+        listeners.append(Listener(core.runs.stream(mine(f"s{number}"), request(code))))
+    for listener in listeners:
+        await listener.wait_for_output("paused")
+    return listeners
+
+
+@pytest.mark.parametrize("kind", ["waits", "works for long"])
+async def test_runs_give_way(core: Core, kind: str) -> None:
+    """More runs that go on for ever than there are slots, and one more that answers meanwhile."""
+    waits, go = core.paused()
+    code = waits if kind == "waits" else BUSY.format(go=str(go))
+    listeners = await begun(core, [code] * (SLOTS + 1))
+    await core.session("other")
+    assert (await core.run("print('meanwhile')", "other")).stdout == b"meanwhile\n"
+    go.touch()
+    assert {result.status for result in await asyncio.gather(*(listener.task for listener in listeners))} == {"ok"}
+
+
+async def test_runs_that_did_not_give_way_would_keep_all_others_from_beginning(
+    core: Core, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The test above finds what it is for."""
+    monkeypatch.setattr(Slot, "_look", lambda self: None)
+    waits, go = core.paused()
+    listeners = await begun(core, [waits] * SLOTS)
+    await core.session("other")
+    other = asyncio.create_task(core.run("print('meanwhile')", "other"))
+    await asyncio.sleep(1)
+    assert not other.done()
+    assert await core.records("other") == [], "who waits for a slot is not on record"
+    go.touch()
+    assert (await other).stdout == b"meanwhile\n"
+    await asyncio.gather(*(listener.task for listener in listeners))
+
+
+async def test_no_more_work_at_a_time_than_there_are_slots(core: Core) -> None:
+    now, most = 0, 0
+    acquire, release = core.runs._admission._slots.take, core.runs._admission._slots.give_back
+
+    async def take(owner: str) -> None:
+        nonlocal now, most
+        await acquire(owner)
+        now += 1
+        most = max(most, now)
+
+    def give_back() -> None:
+        nonlocal now
+        now -= 1
+        release()
+
+    core.runs._admission._slots.take, core.runs._admission._slots.give_back = take, give_back  # type: ignore[method-assign]
+
+    async def one(number: int) -> Collected:
+        await core.session(f"n{number}")
+        return await core.run(BRIEF.format(seconds=0.01), f"n{number}")
+
+    results = await asyncio.gather(*(one(number) for number in range(10)))
+    assert [each.result.status for each in results] == ["ok"] * 10
+    assert (now, most) == (0, SLOTS)
+
+
+async def test_a_failed_run_gives_its_slot_back(core: Core) -> None:
+    await core.session("s")
+    core.driver.refusals = 2 * (SLOTS + 1)
+    for _ in range(SLOTS + 1):
+        with pytest.raises(Exception, match="no sandbox today"):
+            await core.run("pass")
+    assert (await core.run("print(1)")).stdout == b"1\n"
+
+
+async def test_runs_outside_of_sessions_have_slots_too(core: Core) -> None:
+    waits, go = core.paused()
+    running = [asyncio.create_task(core.execute(waits)) for _ in range(SLOTS + 2)]
+    assert (await core.execute("print('meanwhile')")).stdout == b"meanwhile\n"
+    go.touch()
+    await asyncio.gather(*running)

@@ -1,0 +1,134 @@
+"""core.Places: who gets a place that comes free, who waits, and who is told that it would take too long."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from era.core import places
+from era.core.places import Places
+from era.errors import TooBusy
+from tests.unit.core import until
+
+
+class Order:
+    """Who got a place, in order."""
+
+    def __init__(self, places: Places) -> None:
+        self._places = places
+        self.served: list[str] = []
+        self.tasks: list[asyncio.Task[None]] = []
+
+    async def ask(self, owner: str, name: str = "") -> None:
+        """Ask for a place; this returns when it was asked for, not when it was given."""
+        self.tasks.append(asyncio.create_task(self._take(owner, name or owner)))
+        await asyncio.sleep(0)
+
+    async def until(self, count: int) -> None:
+        """Wait until so many have been served."""
+        await until(lambda: len(self.served) == count)
+
+    async def _take(self, owner: str, name: str) -> None:
+        await self._places.take(owner)
+        self.served.append(name)
+
+
+@pytest.fixture
+def one() -> Places:
+    return Places(1, hint="later")
+
+
+async def test_who_waits_is_served_in_order(one: Places) -> None:
+    order = Order(one)
+    for name in "abc":
+        await order.ask("me", name)
+    assert (order.served, one.wanted) == (["a"], 2)
+    for count in (2, 3):
+        one.give_back()
+        await order.until(count)
+    assert (order.served, one.wanted) == (["a", "b", "c"], 0)
+
+
+async def test_owners_take_turns(one: Places) -> None:
+    order = Order(one)
+    for number in range(4):
+        await order.ask("many", f"many {number}")
+    await order.ask("few")
+    await order.ask("other")
+    for _ in range(5):
+        one.give_back()
+    await asyncio.gather(*order.tasks)
+    assert order.served == ["many 0", "many 1", "few", "other", "many 2", "many 3"]
+
+
+async def test_a_place_is_not_lost_with_its_caller(one: Places) -> None:
+    order = Order(one)
+    for name in "abc":
+        await order.ask("me", name)
+    order.tasks[1].cancel()
+    await asyncio.sleep(0)
+    one.give_back()
+    order.tasks[2].cancel()  # at the moment at which it was served
+    await asyncio.gather(*order.tasks, return_exceptions=True)
+    await one.take("me")
+    assert (order.served, one.wanted) == (["a"], 0)
+
+
+async def test_fewer_and_more_places(one: Places) -> None:
+    order = Order(one)
+    for name in "abc":
+        await order.ask("me", name)
+    one.resize(3)
+    await order.until(3)
+    one.resize(1)
+    assert one.wanted == 2
+    one.give_back()
+    one.give_back()
+    await order.ask("me", "d")
+    assert (order.served, one.wanted) == (["a", "b", "c"], 1)
+
+
+async def test_who_waits_while_nothing_comes_free_is_told(one: Places, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(one, "_patience", 0.2)
+    await one.take("me")
+    with pytest.raises(TooBusy) as refused:
+        await one.take("me")
+    assert refused.value.retry_after is not None
+    assert refused.value.retry_after >= 1
+    assert one.wanted == 0
+
+
+async def test_who_waits_while_places_come_free_is_patient(one: Places, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(one, "_patience", 1.0)
+    order = Order(one)
+    for _ in range(8):
+        await order.ask("me")
+    for count in range(1, 8):
+        await asyncio.sleep(0.2)
+        one.give_back()
+        await order.until(count + 1)
+    await asyncio.gather(*order.tasks)
+
+
+async def test_who_would_wait_for_too_long_is_told_at_once(one: Places, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(places, "_LONGEST", 0.5)
+    order = Order(one)
+    for _ in range(30):
+        await order.ask("me")
+    for _ in range(5):
+        await asyncio.sleep(0.1)
+        one.give_back()
+    began = asyncio.get_running_loop().time()
+    with pytest.raises(TooBusy) as refused:
+        await one.take("me")
+    assert asyncio.get_running_loop().time() - began < 0.4
+    assert refused.value.retry_after is not None
+    assert refused.value.retry_after >= 1
+    newcomer = asyncio.create_task(one.take("other"))  # whose turn comes next
+    await asyncio.sleep(0)
+    one.give_back()
+    async with asyncio.timeout(10):
+        await newcomer
+    for task in order.tasks:
+        task.cancel()
