@@ -101,7 +101,7 @@ class Ending:
         """Ids of types that can't be changed, and whose objects just go."""
         self._filters = list(warnings.filters)
         # Only by weak references: Python flushes a stream when it goes.
-        self._streams = [
+        self._streams: list[tuple[Callable[[], Any], list[int]]] = [
             (ReferenceType(stream), [len(vars(part)) for part in _parts(stream)]) for stream in (sys.stdout, sys.stderr)
         ]
 
