@@ -101,7 +101,8 @@ class Commits:
         """Make the next version as a run does; returns its number. Raises what a commit raises."""
         self._runs += 1
         run_id = f"{self.session_id} {os.getpid()} {self._runs}"
-        session = await self.store.begin_run(self.session_id, run_id)
+        # Of every second run nobody is told before it has ended.
+        session = await self.store.begin_run(self.session_id, run_id, durably=self._runs % 2 == 0)
         n = session.version + 1
         fill(self.place.workspace, files_of(n))
         try:
@@ -115,8 +116,11 @@ class Commits:
         return n
 
     async def check(self, scratch: Path) -> Session:
-        """Check that data and files are those of one version; returns the session."""
+        """Check that data and files are those of one version, and that each version has its run; returns the
+        session."""
         session = await self.store.session(self.session_id)
+        records = await self.store.runs(session.key, session.version + 10)
+        assert [record.version for record in records if record.status == "ok"] == [*range(session.version, 1, -1)]
         assert json.loads(session.data) == {"n": session.version}
         shutil.rmtree(scratch, ignore_errors=True)
         place = FakeSandbox(scratch)

@@ -276,6 +276,6 @@ class Disk:
                 yield child
 
 
-def workload(directory: Path, count: int = 16) -> list[str]:
-    """The command that makes `count` commits below `directory`."""
-    return [sys.executable, "-m", "tests.hostile.workload", os.fspath(directory), str(count)]
+def workload(directory: Path, count: int = 16, *careless: str) -> list[str]:
+    """The command that makes `count` commits below `directory`; see workload.py for `careless`."""
+    return [sys.executable, "-m", "tests.hostile.workload", os.fspath(directory), str(count), *careless]

@@ -151,3 +151,25 @@ def test_a_process_without_some_syncs_fails_these_tests(careless: str, recorded:
     careless_one = recorded.without_syncs(careless)
     with pytest.raises(AssertionError, match="power cut before event"):
         cut(careless_one, careless_one.cuts(60, random.Random(3)), 3, scratch, ("synced",))
+
+
+def test_a_run_that_nobody_has_heard_of_is_recorded_without_a_sync(recorded: Recorded) -> None:
+    """Every second run, from the first on: its log is written to before its files are, and synced only after."""
+    syncs, counts = 0, []
+    for event in recorded.events:
+        if event.kind == "said" and event.path == "begin":
+            syncs = 0
+        elif event.kind == "said" and event.path.startswith("committed"):
+            counts.append(syncs)
+        elif event.kind == "sync" and event.path == "data/era.sqlite-wal":
+            syncs += 1
+    without, with_one = counts[2::2], counts[1::2]
+    assert min(without) < min(with_one)
+
+
+def test_commits_after_such_a_record_must_be_synced_again(strace: None, tmp_path: Path, scratch: Path) -> None:
+    directory = tmp_path / "disk"
+    directory.mkdir()
+    careless = Recorded(record(directory, workload(directory, 5, "careless"), tmp_path / "trace"))
+    with pytest.raises(AssertionError, match="power cut before event"):
+        cut(careless, careless.cuts(60, random.Random(3)), 3, scratch, ("synced",))

@@ -1,7 +1,7 @@
 """Commits in a process of its own, for tests that trace or kill it.
 
 `python -m tests.hostile.workload DIRECTORY COUNT` prints each version as a service would answer: after it was
-committed.
+committed. With a third argument, commits are no longer synced once a run has begun whose record wasn't.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from sqlalchemy import event
 
 from era.core.metadata import Retention
 from era.errors import Conflict, EraError
+from era.store import dialects
 from era.store.blobs import LocalBlobs, make_directory
 from era.store.metadata import SqlStore
 from tests.hostile.commits import Commits
@@ -57,4 +58,7 @@ def say(line: str) -> None:
 
 
 if __name__ == "__main__":
+    if len(sys.argv) > 3:
+        set_synced = dialects.set_synced
+        dialects.set_synced = lambda connection, syncs: set_synced(connection, False)
     asyncio.run(main(Path(sys.argv[1]), int(sys.argv[2])))

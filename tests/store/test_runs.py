@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
+from sqlalchemy import Connection
 
 from era.core.metadata import Retention
 from era.core.models import EMPTY, Answered, Claim, KeptOutputs, Snapshot
-from era.errors import Conflict, NotFound, SessionDeleted
+from era.errors import Conflict, NotFound, SessionDeleted, Unavailable
 from era.store import runs as runs_module
 from era.store.metadata import SqlStore
 from era.store.runs import DELETED, LOST
@@ -157,3 +158,28 @@ async def test_records_are_kept_for_the_newest_runs(url: str, monkeypatch: pytes
         assert claimed.run.id == "a2"
         assert [each.run_id for each in await store.versions(mine("a"), limit=2, before=None)] == ["a9", "a8"]
         assert await store.prune_runs() == 0
+
+
+async def test_a_record_that_was_not_synced_is_there_after_a_kill(store: SqlStore, url: str) -> None:
+    """The service that finds it is another process, to which the killed one's connections are as good as open."""
+    session = await store.create_session(new("a"))
+    await store.begin_run(mine("a"), "r1", durably=False)
+    async with opened(url) as next_service:
+        assert await next_service.mark_lost() == 1
+        assert [record.status for record in await next_service.runs(session.key, 10)] == ["lost"]
+
+
+async def test_only_such_records_are_not_synced(store: SqlStore) -> None:
+    def level(connection: Connection) -> int:
+        return int(connection.exec_driver_sql("PRAGMA synchronous").scalar_one())
+
+    full = await store.database.write(level)
+    assert full == 2
+    assert await store.database.write_unsynced(level) == 1
+    assert await store.database.write(level) == full
+    with pytest.raises(ZeroDivisionError):
+        await store.database.write_unsynced(lambda _: 1 / 0)
+    assert await store.database.write(level) == full
+    with pytest.raises(Unavailable):
+        await store.database.write_unsynced(lambda connection: connection.exec_driver_sql("SELECT nothing"))
+    assert await store.database.write(level) == full

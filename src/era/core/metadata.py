@@ -262,8 +262,11 @@ class MetadataStore(Protocol):
         """
         ...
 
-    async def begin_run(self, session_id: OwnedId, run_id: str, claim: Claim | None = None) -> Session:
-        """Record a run as `running`, with its claim, and read its session.
+    async def begin_run(
+        self, session_id: OwnedId, run_id: str, claim: Claim | None = None, *, durably: bool = True
+    ) -> Session:
+        """Record a run as `running`, with its claim, and read its session. Where not `durably`, a killed service finds
+        the record again; a power cut may take it, but not once anything else was committed.
 
         Raises NotFound or Expired, SetupUnderWay where the session's setup hasn't ended, Conflict where the run's id
         was used before or the key is claimed already. Then nothing is recorded.

@@ -72,16 +72,21 @@ class Runs:
 
         The run goes on when the caller stops listening.
         """
+        async for event in self._events(session_id, request, named=True):
+            yield event
+
+    async def _events(self, session_id: OwnedId, request: RunRequest, *, named: bool) -> AsyncIterator[RunEvent]:
+        """See `stream`. `named`: somebody may hear of the run, or hold on to it, before it has ended."""
         events: asyncio.Queue[Progress | None] = asyncio.Queue()
-        task = self._start_task(self._run(session_id, request, events.put_nowait))
+        task = self._start_task(self._run(session_id, request, events.put_nowait, named=named))
         task.add_done_callback(lambda _: events.put_nowait(None))
         while (event := await events.get()) is not None:
             yield event
         yield task.result()
 
     async def run(self, session_id: OwnedId, request: RunRequest) -> Collected:
-        """The plain answer: the fold of `stream`."""
-        return await collect(self.stream(session_id, request))
+        """The plain answer: the fold of `stream`. Nobody hears of the run before that, unless it has a key."""
+        return await collect(self._events(session_id, request, named=request.claim is not None))
 
     async def begin(self, session_id: OwnedId, request: RunRequest) -> Begun:
         """Begin a run in the background, once it has its turn and is on record. Raises EraError where it can't."""
@@ -136,10 +141,10 @@ class Runs:
         task.add_done_callback(self._tasks.discard)
         return task
 
-    async def _run(self, session_id: OwnedId, request: RunRequest, emit: Emit) -> RunResult:
+    async def _run(self, session_id: OwnedId, request: RunRequest, emit: Emit, *, named: bool) -> RunResult:
         """A run, or the replay of the one that had the same idempotency key."""
         if request.claim is None:
-            return await self._run_in_turn(session_id, request, emit)
+            return await self._run_in_turn(session_id, request, emit, named=named)
         async with self._idempotency.held(session_id, request.claim) as first:
             if first is not None:
                 return await self._replay(session_id, first, emit)
@@ -157,7 +162,9 @@ class Runs:
         session = await self._store.session(session_id)
         return result_of(session, record, json.loads(first.answer), replayed=True)
 
-    async def _run_in_turn(self, session_id: OwnedId, request: RunRequest, emit: Emit) -> RunResult:
+    async def _run_in_turn(
+        self, session_id: OwnedId, request: RunRequest, emit: Emit, *, named: bool = True
+    ) -> RunResult:
         """Wait for the session's turn and a slot, record the run, and see it through to its commit. Raises NotFound
         where the session is gone by then, TooBusy where too many wait for a slot."""
         turn = self._turns.take(session_id, long=request.service is None)
@@ -168,24 +175,29 @@ class Runs:
                 if request.session_key not in (None, session.key):
                     raise NotFound(f"Session '{session_id}' is another one by now.")
                 check_stored(session, public=request.public)
-            session = await self._record(session_id, run_id, request, slot)
+            session = await self._record(session_id, run_id, request, slot, named=named)
             active = ActiveRun(run_id, session_id, session.key, request.background, request.service)
             run = SessionRun(self._parts, active, session, request, slot, emit)
             with self._active_runs.registered(active), self._yielding(active):
                 return await run.result()
 
-    async def _record(self, session_id: OwnedId, run_id: str, request: RunRequest, slot: Slot) -> Session:
+    async def _record(
+        self, session_id: OwnedId, run_id: str, request: RunRequest, slot: Slot, *, named: bool
+    ) -> Session:
         """Record the run as `running`, once the session's setup has ended, for which it waits without its slot. Raises
-        SetupUnderWay where that takes longer than the run may."""
+        SetupUnderWay where that takes longer than the run may.
+
+        The record is there so that a run which was cut off is known to have been lost. Where nobody is told of a run
+        before its commit, a power cut may take the record with the run."""
         try:
-            return await self._store.begin_run(session_id, run_id, request.claim)
+            return await self._store.begin_run(session_id, run_id, request.claim, durably=named)
         except SetupUnderWay:
             slot.give_back()
             timeout = request.timeout or (await self._store.session(session_id)).default_timeout
             if not await self._setup_ended(session_id, timeout):
                 raise
             await slot.take()
-            return await self._store.begin_run(session_id, run_id, request.claim)
+            return await self._store.begin_run(session_id, run_id, request.claim, durably=named)
 
     def _yielding(self, run: ActiveRun) -> AbstractContextManager[None]:
         """A service ends when somebody else waits for the session's turn; other runs don't."""

@@ -9,12 +9,8 @@ RETURN_VALUE in the place of POP_TOP, in the code object that is about to run. T
 returns, so nothing is different but that an event has the value. So no source is rewritten, nothing is evaluated
 twice, all positions stay right, and no name of ours can be seen.
 
-The events are those of sys.monitoring: PY_START once, to get hold of the code before its first instruction, then
-PY_RETURN of this one code object. Other code is as fast as without. The tool's number is given back at once, since
-callbacks stay without it; where they wouldn't (3.14 and later), it is kept.
-
 Where an interpreter's code isn't laid out as we believe, what is in memory isn't what `co_code` says, and then we
-leave it alone. Only the process that was started as the program keeps its value: not one that it forked.
+leave it alone. program_module.py calls us when the module starts and when it returns.
 """
 
 from __future__ import annotations
@@ -30,7 +26,6 @@ if TYPE_CHECKING:
 PACKAGES = ("pandas", "polars", "matplotlib")
 """The packages whose values lib/era_results.py keeps."""
 
-_TOOL = 4  # one of the numbers that Python's documents give to nobody
 _BEFORE_3_14 = sys.version_info < (3, 14)
 _INSTRUCTION = 2  # bytes: the operation and its argument; what else stands in code comes in such pairs, too
 
@@ -47,32 +42,7 @@ class LastValue:
         self._pop, self._return, self._extended = opmap["POP_TOP"], opmap["RETURN_VALUE"], opmap["EXTENDED_ARG"]
         self._rest = (opmap["RETURN_CONST"],) if _BEFORE_3_14 else (opmap["LOAD_CONST"], opmap["RETURN_VALUE"])
 
-    def watch(self, path: str) -> None:
-        """Catch the value of the module that this process runs next: the program at `path`, which is absolute."""
-        monitoring = sys.monitoring
-        start, end = monitoring.events.PY_START, monitoring.events.PY_RETURN
-        pid = os.getpid()
-
-        def on_start(code: CodeType, _: int) -> None:
-            if code.co_filename != path or code.co_name != "<module>":
-                return
-            monitoring.set_events(_TOOL, 0)
-            monitoring.register_callback(_TOOL, start, None)
-            if self._return_last_value(code):
-                monitoring.register_callback(_TOOL, end, on_return)
-                monitoring.set_local_events(_TOOL, code, end)
-            if _BEFORE_3_14:
-                monitoring.free_tool_id(_TOOL)
-
-        def on_return(code: CodeType, offset: int, value: object) -> None:
-            if value is not None and os.getpid() == pid and any(name in sys.modules for name in PACKAGES):
-                keep(value)
-
-        monitoring.use_tool_id(_TOOL, "era")
-        monitoring.register_callback(_TOOL, start, on_start)
-        monitoring.set_events(_TOOL, start)
-
-    def _return_last_value(self, code: CodeType) -> bool:
+    def change(self, code: CodeType) -> bool:
         """Change a module's code so that it returns the values which it would drop just before it returns None. Returns
         whether there were any."""
         content = code.co_code
@@ -97,6 +67,8 @@ class LastValue:
 def keep(value: object) -> None:
     """Keep a value as a file, if it is of a kind that people look at. Failures are printed: the program has
     succeeded."""
+    if value is None or not any(name in sys.modules for name in PACKAGES):
+        return
     try:
         import era_results
 

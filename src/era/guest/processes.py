@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import ctypes
 import fcntl
+import io
 import json
 import os
 import signal
+import sys
 import time
 
 TYPE_CHECKING = False  # as type checkers know it
 if TYPE_CHECKING:
     import resource
+    from typing import Any
 
 PIPE_BYTES = 1 << 20
-MADV_POPULATE_WRITE = 23  # Linux 5.14; older kernels and gVisor answer EINVAL, and the pages are written to one by one
-PAGE = 4096
-
-_libc = ctypes.CDLL(None, use_errno=True)
-_libc.madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
 
 
 def wide_pipe() -> tuple[int, int]:
@@ -29,6 +26,33 @@ def wide_pipe() -> tuple[int, int]:
     except OSError:
         pass  # this user's pipes have used up their bound, so it has room for 64 KiB
     return read, write
+
+
+def renew_streams() -> None:
+    """Make sys.stdout and sys.stderr anew, as Python makes them of pipes, which programs have: those that it started
+    with are of files, and remember that one can seek in them."""
+    read, write = os.pipe()
+    for fd, name in ((1, "stdout"), (2, "stderr")):
+        before = getattr(sys, name)
+        own = os.dup(fd)
+        os.dup2(write, fd)
+        buffer: Any = open(fd, "wb", closefd=False)  # noqa: SIM115
+        buffer.raw.name = f"<{name}>"
+        stream: Any = io.TextIOWrapper(
+            buffer,
+            encoding=before.encoding,
+            errors=before.errors,
+            newline="\n",
+            line_buffering=before.line_buffering,
+            write_through=before.write_through,
+        )
+        stream.mode = "w"
+        setattr(sys, name, stream)
+        setattr(sys, f"__{name}__", stream)
+        os.dup2(own, fd)
+        os.close(own)
+    os.close(read)
+    os.close(write)
 
 
 def signal_everything(number: int) -> bool:
@@ -80,19 +104,6 @@ def restore_signals() -> None:
     """Set the default handlers of signals that Python ignores: an exec would pass that on."""
     for number in (signal.SIGPIPE, signal.SIGXFSZ):
         signal.signal(number, signal.SIG_DFL)
-
-
-def populate_pages() -> None:
-    """Take the copy-on-write faults of this fork now, while nobody waits."""
-    with open("/proc/self/maps") as maps:
-        for line in maps:
-            span, permissions, _ = line.split(None, 2)
-            if permissions == "rw-p":
-                start, end = (int(part, 16) for part in span.split("-"))
-                if end - start < 64 << 20:
-                    populated = _libc.madvise(start, end - start, MADV_POPULATE_WRITE) == 0
-                    for page in () if populated else range(start, end, PAGE):
-                        ctypes.memmove(page, page, 1)
 
 
 def read_environment() -> dict[str, str]:

@@ -8,12 +8,13 @@ directory on the path. Python imports `sitecustomize` before it looks at `main.p
 which never returns in PID 1. For a run it forks; the child *returns* from `serve()`, and the interpreter goes on with
 what it was asked for: it opens `main.py`, makes `__main__`, runs it, finalizes. So the program is a real
 `python3 main.py` from argv to exit handlers, with none of our frames beneath it, and yet costs a fork instead of a
-start. Other languages have a process of theirs started in the same place, waiting in a preload script (node_wait.cjs).
+start. Where nobody can notice the last part of finalizing, it is left out (ending.py). Other languages have a process
+of theirs started in the same place, waiting in a preload script (node_wait.cjs).
 
 *Spares.* The process for the next run is made ahead of need and waits at a pipe for its environment. It is made only
 once everything of the run before is dead, so no program ever shares the sandbox with the spare of a later run and
-can't read or change it. While it waits a Python spare writes to all its copy-on-write pages: taking those faults
-during the run would cost more than all the rest of it.
+can't read or change it. A Python spare is already as far as it can be before it waits (waiting.py): what it writes to
+then need not be copied during the run.
 
 *Environment.* `env` may hold secrets of one run. It goes from the control socket into a buffer, from there into the
 spare's pipe, and the buffer is zeroed; the supervisor's heap, which later spares inherit, never has a copy.
@@ -72,13 +73,14 @@ import time
 import connect_filter
 import landlock
 import socket_broker
+import waiting
 import workspace
 from invocation import Invocation, execute
 from isolation import isolation_seen
 from processes import (
     kill_everything,
-    populate_pages,
     read_environment,
+    renew_streams,
     reset_signals,
     restore_signals,
     signal_everything,
@@ -91,7 +93,7 @@ TYPE_CHECKING = False  # as type checkers know it; importing it from typing woul
 if TYPE_CHECKING:
     from typing import Any, NoReturn
 
-    from last_value import LastValue
+    from program_module import ProgramModule
 
 AS_USUAL = Invocation()
 GRACE = 2.0  # seconds between SIGTERM and SIGKILL at the deadline
@@ -117,11 +119,17 @@ OURS = (
         "isolation",
         "processes",
         "last_value",
+        "ending",
+        "program_module",
+        "waiting",
     ),
     *("_socket", "ctypes", "ctypes._endian", "_ctypes", "fcntl", "resource"),
 )
 # What programs import most. Each costs memory in every spare, and time when it is finalized.
 PRELOAD = ("collections", "datetime", "json", "math", "os.path", "random", "re", "string", "traceback")
+
+_kept: list[object] = []
+"""What a program's process is to keep, though nothing needs it."""
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _gc_untrack = ctypes.pythonapi.PyObject_GC_UnTrack
@@ -229,7 +237,7 @@ class Supervisor:
         self.scratch_entries: int = config["scratch_entries"]
         self.guest_directory, self.clients = config["guest"], config["clients"]
         self.isolation = config["isolation"]
-        self.last_value: LastValue | None = config["last_value"]
+        self.program_module: ProgramModule | None = config["program_module"]
         self.loaded_at_start = loaded_at_start
         self.spare: Spare | None = None
         self.certificates: dict[str, str] = config["certificates"]
@@ -378,47 +386,56 @@ class Supervisor:
                 os.chdir(f"{self.workspace}/{invocation.directory}")
             # The interpreter that is forked opens its program by a name relative to the working directory.
             becomes = self.fork and not cold and not invocation.command and not invocation.directory
-            if becomes:
-                populate_pages()
-            environment = read_environment()
-            os.close(3)
             if not becomes:
+                environment = read_environment()
+                os.close(3)
                 restore_signals()
                 program = f"{self.workspace}/{entry}" if invocation.directory else entry
                 execute(invocation.command or [*self.cold, *options, program, *invocation.args], environment)
-            self.forget_ourselves(environment)
+            self.forget_ourselves(f"{self.workspace}/{entry}")
             sys.argv.extend(invocation.args)
             sys.orig_argv.extend(invocation.args)
-            if self.last_value is not None:
-                self.last_value.watch(f"{self.workspace}/{entry}")
         except BaseException as problem:
-            os.write(2, f"era: the program could not be started: {problem}\n".encode())
-            os._exit(126)
+            give_up(problem)
         raise BecomeProgram
 
-    def forget_ourselves(self, environment: dict[str, str]) -> None:
-        """Leave the interpreter as `python3 main.py` would find it, but for modules that are loaded already."""
+    def forget_ourselves(self, path: str) -> None:
+        """Leave the interpreter as `python3 main.py` would find it, but for modules that are loaded already. It will
+        wait for the environment before it opens the program, which is at `path`."""
         os.environ.clear()
-        os.environ.update(environment)
         sys.path[sys.path.index(self.guest_directory)] = self.clients  # as PYTHONPATH says
         sys.path_importer_cache.pop(self.guest_directory, None)
         if isinstance(sys.stdout, io.TextIOWrapper):
             sys.stdout.reconfigure(line_buffering=True)  # what was printed before a kill is not lost
-        for name in OURS:
-            sys.modules.pop(name, None)
-        # A file of the session's own hides a module of the same name, as it would had we not loaded that one.
-        preloaded = {name.partition(".")[0] for name in sys.modules} - self.loaded_at_start
-        with os.scandir(".") as entries:
-            own = {entry.name.partition(".")[0] for entry in entries if workspace.is_importable(entry)}
-        for name in own & preloaded:
-            for loaded in [module for module in sys.modules if module.partition(".")[0] == name]:
-                del sys.modules[loaded]
-        # What was loaded ahead stays frozen: collecting it at exit would take longer than most programs. But not the
+        # Hidden, and not removed: that would write to many pages which this process still shares with the supervisor.
+        _kept.extend((self, [sys.modules.pop(name, None) for name in OURS]))
+        # What was loaded ahead is frozen: collecting it at exit would take longer than most programs. But not the
         # program's own globals, or what they hold would never be finalized: files not flushed, objects not deleted.
+        gc.freeze()
         own_globals = vars(sys.modules["__main__"])
         _gc_untrack(own_globals)
         _gc_track(own_globals)
+        if self.program_module is not None:
+            self.program_module.watch(path)
+        _kept.append(waiting.Waiting(path, self.begin))
         gc.enable()
+
+    def begin(self) -> None:
+        """Wait for the environment; the program begins when this returns."""
+        try:
+            waiting.rehearse()
+            environment = read_environment()
+            os.close(3)
+            os.environ.update(environment)
+            # A file of the session's own hides a module of the same name, as it would had we not loaded that one.
+            preloaded = {name.partition(".")[0] for name in sys.modules} - self.loaded_at_start
+            with os.scandir(".") as entries:
+                own = {entry.name.partition(".")[0] for entry in entries if workspace.is_importable(entry)}
+            for name in own & preloaded:
+                for loaded in [module for module in sys.modules if module.partition(".")[0] == name]:
+                    del sys.modules[loaded]
+        except BaseException as problem:
+            give_up(problem)
 
     # -- following ----------------------------------------------------------------------------------------------
 
@@ -536,6 +553,12 @@ class Supervisor:
         return None
 
 
+def give_up(problem: BaseException) -> NoReturn:
+    """End a child that could not become the program."""
+    os.write(2, f"era: the program could not be started: {problem}\n".encode())
+    os._exit(126)
+
+
 # -- starting up ------------------------------------------------------------------------------------------------
 
 
@@ -577,13 +600,14 @@ def prepare(loaded_at_start: frozenset[str]) -> Supervisor:
     isolation = isolation_seen()  # before our own /proc is closed to us too
     config["isolation"] = {**isolation, "landlock": landlock.restrict(config["landlock"])}
     _libc.prctl(PR_SET_DUMPABLE, 0, 0, 0, 0)  # /proc/1/{mem,environ,fd} are out of every program's reach
-    config["last_value"] = None
+    config["program_module"] = None
     if config["fork"]:
+        renew_streams()
         for name in PRELOAD:
             __import__(name)
-        import last_value
+        import program_module
 
-        config["last_value"] = last_value.prepared()
+        config["program_module"] = program_module.ProgramModule()
         gc.collect()
         gc.freeze()
     gc.disable()

@@ -3,7 +3,8 @@
 Theory of operation. Writes go through one thread and one connection, so they never wait for each other's locks and
 SQLite is never asked to arbitrate; reads have a few threads and connections of their own and, thanks to the
 write-ahead log, neither block the writer nor are blocked by it. Each job is one transaction: it is durable when it
-returns, or an error is raised and nothing of it happened.
+returns, or an error is raised and nothing of it happened. Only `write_unsynced` leaves out the wait for the disk: what
+it wrote survives this process, and is durable once a later transaction is.
 
 Errors of the database become Unavailable here. Their text may hold SQL, so it goes to the log only. The writer's
 connection is dropped after each, since nobody knows what state it is in.
@@ -38,7 +39,8 @@ class Database:
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="era-write")
         self._readers = ThreadPoolExecutor(dialects.READERS, thread_name_prefix="era-read")
         self._connection: Connection | None = None
-        """Used by the writer's thread only."""
+        self._syncs = True
+        """Whether that connection syncs its commits. Both are used by the writer's thread only."""
 
     async def open(self) -> None:
         """Connect and bring the schema up to date. Raises Unavailable."""
@@ -57,7 +59,13 @@ class Database:
 
         An exception of the job's own is raised on, and rolls back. Raises Unavailable where the database failed.
         """
-        return await self._on(self._writer, lambda: self._in_writer(job, *args, **kwargs))
+        return await self._on(self._writer, lambda: self._in_writer(True, job, *args, **kwargs))
+
+    async def write_unsynced[**P, T](
+        self, job: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs
+    ) -> T:
+        """`write`, but a power cut may undo it until another `write` returns: no answer may depend on it before."""
+        return await self._on(self._writer, lambda: self._in_writer(False, job, *args, **kwargs))
 
     async def read[**P, T](self, job: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Run `job(connection, …)` in a transaction that only reads, and sees the database at one moment.
@@ -78,10 +86,15 @@ class Database:
             _log.error("the database failed: %s", getattr(error, "orig", None) or error)
             raise Unavailable("the database failed") from error
 
-    def _in_writer[**P, T](self, job: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
+    def _in_writer[**P, T](
+        self, syncs: bool, job: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs
+    ) -> T:
         if self._connection is None:
-            self._connection = self.engines.writer.connect()
+            self._connection, self._syncs = self.engines.writer.connect(), True
         try:
+            if syncs != self._syncs:
+                dialects.set_synced(self._connection, syncs)
+                self._syncs = syncs
             with self._connection.begin():
                 return job(self._connection, *args, **kwargs)
         except self._errors:

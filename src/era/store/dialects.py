@@ -79,6 +79,17 @@ class Precompiled:
         return made
 
 
+def set_synced(connection: Connection, syncs: bool) -> None:
+    """Whether transactions from now on are durable when they are committed.
+
+    Without that, SQLite leaves the log's new pages to the kernel: they survive a killed process. The next durable
+    commit syncs the whole log, so it makes all earlier ones durable, too, in order. PostgreSQL is asked for nothing of
+    the kind: what it hasn't synced goes with a killed *server*, while we live on and would miss it.
+    """
+    if connection.dialect.name == "sqlite":
+        connection.connection.cursor().execute(f"PRAGMA synchronous = {'FULL' if syncs else 'NORMAL'}")
+
+
 def driver_error(engine: Engine) -> type[Exception]:
     """The base class of all errors that the driver raises."""
     error: type[Exception] = engine.dialect.loaded_dbapi.Error

@@ -155,8 +155,11 @@ class SqlStore:
     async def clear_name(self, session_id: OwnedId, n: int) -> None:
         await self.database.write(versions.clear_name, self._retention, session_id, n)
 
-    async def begin_run(self, session_id: OwnedId, run_id: str, claim: Claim | None = None) -> Session:
-        return await self.database.write(runs.begin_run, self._retention, session_id, run_id, claim)
+    async def begin_run(
+        self, session_id: OwnedId, run_id: str, claim: Claim | None = None, *, durably: bool = True
+    ) -> Session:
+        write = self.database.write if durably else self.database.write_unsynced
+        return await write(runs.begin_run, self._retention, session_id, run_id, claim)
 
     async def end_run(
         self,
