@@ -25,6 +25,7 @@ held = []
 for n in range(4):
     held.append(open('f', 'wb')); os.unlink('f'); write(held[-1])
 """,
+    "installed files": "for n in range(4): write(open(f'/opt/session/share/{n}', 'wb'))",
     "many empty files": "for n in range(300): open(f'{n}', 'w').close(); time.sleep(0.002)",
     "many directories": "for n in range(300): os.mkdir(f'{n}'); time.sleep(0.002)",
 }

@@ -47,7 +47,7 @@ from era import languages
 from era.core.models import JsonObject, Language
 from era.core.ports import Sandbox
 from era.core.program import Ended, Limits, Output, Program
-from era.drivers import guest, processes, seccomp
+from era.drivers import guest, prefix, processes, seccomp
 from era.drivers.cgroups import Cgroups, Group
 from era.drivers.channel import Channel, receive_guest_listeners
 from era.drivers.options import Plan, arguments, etc_files
@@ -95,6 +95,7 @@ class BubblewrapSandbox:
         self.limits = limits
         self.enforced: JsonObject = {}
         self.workspace = driver.directory / sandbox_id / "workspace"
+        self._packages: prefix.Layer | None = None
         self._driver = driver
         self._group: Group | None = None
         self._oom_kills = 0
@@ -123,6 +124,8 @@ class BubblewrapSandbox:
         if self._channel is None or not self.alive:
             raise SandboxFailed("The sandbox is gone.")
         self._start_idle_timer()
+        if self._packages is not None:
+            self._packages.begin()
         try:
             async for event in self._channel.run(program, self.limits.output_bytes):
                 yield self._classify(event) if isinstance(event, Ended) else event
@@ -146,6 +149,9 @@ class BubblewrapSandbox:
             self._start_idle_timer()
         return connection
 
+    def may_have_packages(self) -> bool:
+        return self._packages is not None and self._packages.is_used()
+
     def unnamed_bytes(self, device: int) -> int:
         return processes.unnamed_bytes(self._processes(), device)
 
@@ -168,7 +174,7 @@ class BubblewrapSandbox:
                 await loop.run_in_executor(self._driver.spawner, self._spawn, language, theirs)
             finally:
                 theirs.close()
-            variables = {**guest.program_environment(language), **guest.package_variables(self.package_set)}
+            variables = guest.program_environment(language)
             async with asyncio.timeout(_START_SECONDS):
                 self.guest_listeners, self.broker = await receive_guest_listeners(ours)
                 self._channel = await Channel.over(ours, variables)
@@ -224,6 +230,7 @@ class BubblewrapSandbox:
         home.chmod(0o711)
         if self.uid is not None:
             os.chown(self.workspace, self.uid, self.uid)
+        self._packages = prefix.Layer(home / "packages", self.uid)
         if driver.cgroups is not None:
             self._group = driver.cgroups.create(self.id, self.group_limits())
         plan = self.plan(language, control.fileno())
@@ -292,7 +299,7 @@ class BubblewrapSandbox:
         return Plan(
             etc_files(),
             lambda data: arguments(self._driver.paths, self.id, self.limits, config, data, self.package_set),
-            [guest.PYTHON, "main.py"],
+            [guest.INTERPRETER, "main.py"],
         )
 
     def rlimits(self, language: Language) -> dict[str, int]:
@@ -412,6 +419,7 @@ class BubblewrapDriver:
             guest=guest.GUEST_SOURCE,
             mounts={**guest.MOUNTS, **(mounts or {}), **(preparations.mounts if preparations else {})},
             sandboxes=self.directory,
+            python=directory / "python",
             package_sets=package_sets or directory / "environments",
         )
 
@@ -488,6 +496,7 @@ class BubblewrapDriver:
         self.directory.mkdir()
         self.directory.chmod(0o711)
         self.paths.package_sets.mkdir(mode=0o711, exist_ok=True)
+        prefix.write(self.paths.python)
 
     def _prepare(self) -> None:
         """Make the filters and, as root, the spawner thread's mount namespace. Raises NoIsolation."""

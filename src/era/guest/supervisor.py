@@ -219,6 +219,11 @@ class Supervisor:
         self.scratch = config["scratch"]
         self.scratch_entries: int = config["scratch_entries"]
         self.guest_directory, self.clients = config["guest"], config["clients"]
+        self.site: str = config["site"]
+        """The site directory that the session's programs install into."""
+        self.layer: str = config["layer"]
+        """What the session's programs have installed; `site` is below it."""
+        self.layer_directories: list[str] = config["layer_directories"]
         self.isolation = config["isolation"]
         self.last_value: LastValue | None = config["last_value"]
         self.loaded_at_start = loaded_at_start
@@ -267,6 +272,8 @@ class Supervisor:
         command = header["command"]
         entry = self.free_entry()
         written = None if command else write_file(entry, code)
+        if not os.path.isdir(self.site):  # it has been emptied, or a program has removed it
+            self.make_layer()
         control.send(b"B", b"")  # from here on the run may have had effects, and must not be tried again
         begun = time.monotonic()
         refiltered, self.supervised = header["supervised"] != self.supervised, header["supervised"]
@@ -292,9 +299,19 @@ class Supervisor:
             empty_directory(self.cache, 0o755)
         if ephemeral:
             empty_directory(self.workspace, 0o755)
+            empty_directory(self.layer, 0o755)
         if device_files() != self.devices:  # possible in gVisor only, where /dev can't be read-only
             raise RuntimeError("a run has changed /dev")
         self.system_v.remove()
+
+    def make_layer(self) -> None:
+        """Make the directories that programs install into."""
+        os.chmod(self.layer, 0o755)
+        for name in self.layer_directories:
+            try:
+                os.makedirs(f"{self.layer}/{name}", exist_ok=True)
+            except OSError:
+                pass  # a program has made something else of it, and finds that
 
     # -- starting -----------------------------------------------------------------------------------------------
 
@@ -402,6 +419,8 @@ class Supervisor:
         _gc_untrack(own_globals)
         _gc_track(own_globals)
         gc.enable()
+        if workspace.has_path_files(self.site):
+            sys.modules["site"].addsitedir(self.site)  # as it is done when an interpreter starts
 
     # -- following ----------------------------------------------------------------------------------------------
 
