@@ -56,6 +56,7 @@ from era.drivers.preparations import Preparations
 from era.errors import Conflict, NoIsolation
 from era.languages.go import GO
 from era.languages.node import NODE
+from era.languages.python import base_executable, installation_directory
 from era.network import policy
 from era.network.authority import BUNDLE
 from era.network.connect_supervisor import why_unsupported
@@ -155,12 +156,11 @@ def drivers(
 
 def installer(settings: Settings, blobs: BlobStore) -> PackageInstaller:
     """What installs packages for sessions."""
-    python = languages.runtime("python")
     return PackageInstaller(
         settings.data_dir.resolve(),
         blobs,
-        python=python.cold[0],
-        python_prefix=next(iter(python.mounts.values()), None),
+        python=str(base_executable()),
+        python_prefix=installation_directory(),
         node=languages.runtime("node").mounts[NODE],
         go=languages.runtimes()["go"].mounts[GO] if "go" in languages.runtimes() else None,
         seconds=settings.setup_seconds,

@@ -11,8 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from era.drivers import guest
-from tests.api.plain_interpreter import outcome, run_plainly
+from tests.api.plain_interpreter import outcome, python, run_plainly
 from tests.conftest import MakeSession, Run
 
 PYTHON = {
@@ -272,7 +271,7 @@ def test_a_python_program_does_what_python_does_with_it(
     session: MakeSession, run: Run, host_directory: Path, name: str
 ) -> None:
     code = PYTHON[name]
-    expected = run_plainly([guest.PYTHON], "main.py", code, host_directory)
+    expected = run_plainly([python()], "main.py", code, host_directory)
     # Without internet, which may need additional variables.
     assert outcome(run(session(allowInternetAccess=False), code)) == expected
 
@@ -308,7 +307,7 @@ def test_variables_of_python_work(
     session: MakeSession, run: Run, host_directory: Path, env: dict[str, str], code: str
 ) -> None:
     where = session()
-    expected = run_plainly([guest.PYTHON], "main.py", code, host_directory, **env)
+    expected = run_plainly([python()], "main.py", code, host_directory, **env)
     unset = run(where, code)
     answer = run(where, code, env=env)
     assert outcome(answer) == expected

@@ -34,6 +34,11 @@ class Place:
     limits: Limits = LIMITS
     uid: int | None = None
     opens_on_host: bool = True
+    has_packages: bool = False
+    """Whether there is a directory of packages beside it."""
+
+    def may_have_packages(self) -> bool:
+        return self.has_packages
 
     @property
     def sandbox(self) -> Sandbox:
@@ -80,6 +85,14 @@ class Lab:
         workspace.mkdir()
         return Place(workspace, f"sandbox{self.places}", self.limits)
 
+    def place_with_packages(self) -> Place:
+        """One with an empty directory of packages beside it."""
+        self.places += 1
+        home = self.directory / f"place{self.places}"
+        for name in ("workspace", "packages"):
+            (home / name).mkdir(parents=True)
+        return Place(home / "workspace", f"sandbox{self.places}", self.limits, has_packages=True)
+
     def take(self, place: Place, previous: Snapshot = EMPTY, entry: str | None = None) -> Snapshot:
         return asyncio.run(self.snapshots.take(place.sandbox, previous, entry))
 
@@ -90,7 +103,8 @@ class Lab:
 
     def from_scratch(self, place: Place) -> Snapshot:
         """The snapshot that a service takes which remembers nothing of the place."""
-        return self.take(Place(place.workspace, f"{place.id} from scratch", self.limits))
+        unknown = Place(place.workspace, f"{place.id} from scratch", self.limits, has_packages=place.has_packages)
+        return self.take(unknown)
 
 
 @contextmanager

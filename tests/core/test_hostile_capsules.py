@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from era.core.capsules.imports import check
+from era.core.files.packages import PACKAGES
 from era.core.files.trees import Bounds
 from era.core.models import Session
 from era.errors import BadRequest, TooLarge
@@ -50,6 +51,9 @@ def test_the_smallest_capsule_is_taken() -> None:
     assert checked(capsules.capsule()).id == "moved"
     root = tree(directory("d", tree(file("f", b"f"))), file("f", b"f"), ("link", "l", "/etc", 1))
     assert checked(of_files(root, tree(file("f", b"f")), b"f")).snapshot.file_count == 3
+    installed = tree(file("m.py", b"f"))
+    root = tree(directory(PACKAGES, installed), file("f", b"f"))
+    assert checked(of_files(root, installed, b"f")).snapshot.file_count == 1
     assert checked(edited(capsules.capsule(), lambda _: document(runs=[run(), run(id="b")]))).version == 1
 
 
@@ -76,6 +80,7 @@ def as_bytes(root: bytes) -> bytes:
     return of_files(root, b"")
 
 
+WITH_PACKAGES = tree(directory(PACKAGES, tree()))
 EMPTY_FILE = capsules.digest(b"")
 OTHER_THAN_LANGUAGES: list[Any] = ["cobol", "py", None, ["python"], {}]
 
@@ -86,6 +91,10 @@ OTHER_THAN_LANGUAGES: list[Any] = ["cobol", "py", None, ["python"], {}]
         *[(renamed(name), "file name") for name in ("", ".", "..", "a/b", "/", "\0", "a\0", "x" * 256, "é" * 128)],
         *[(renamed(name), "file name") for name in ("\ud800", "\udfff", "\udcc3\udca9", "a\udcc3\udca9")],
         (renamed(".session_data.json"), "the state's"),
+        (renamed(PACKAGES), "file name"),
+        (of_files(tree(("link", PACKAGES, "/etc", 1))), "file name"),
+        (of_files(tree(directory("d", WITH_PACKAGES)), WITH_PACKAGES, tree()), "file name"),
+        (of_files(tree(directory(PACKAGES, WITH_PACKAGES)), WITH_PACKAGES, tree()), "file name"),
         (of_files(tree(file("b", b""), file("a", b"")), b""), "in order"),
         (of_files(tree(file("a", b""), file("a", b"")), b""), "in order"),
         (of_files(tree(file("a", b""), directory("a", tree())), b"", tree()), "in order"),

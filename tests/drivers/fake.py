@@ -50,6 +50,9 @@ class FakeSandbox:
         self._process = self  # what to kill, for those that kill a sandbox from outside
         self._program: Process | None = None
 
+    def may_have_packages(self) -> bool:
+        return False
+
     async def run(self, program: Program) -> AsyncIterator[Output | Ended]:
         if not self.alive:
             raise SandboxFailed("The sandbox is gone.")

@@ -35,6 +35,7 @@ for n in range(4):
     file = open('f', 'w+b'); os.unlink('f'); write(file)
     held.append(mmap.mmap(file.fileno(), 0)); file.close()
 """,
+    "installed files": "for n in range(4): write(open(f'/opt/session/share/{n}', 'wb'))",
     "many empty files": "for n in range(300): open(f'{n}', 'w').close(); time.sleep(0.002)",
     "many directories": "for n in range(300): os.mkdir(f'{n}'); time.sleep(0.002)",
 }

@@ -34,6 +34,9 @@ class FakeSandbox:
         self.id = str(workspace)
         workspace.mkdir(exist_ok=True)
 
+    def may_have_packages(self) -> bool:
+        return False
+
     @property
     def sandbox(self) -> Sandbox:
         return cast(Sandbox, self)

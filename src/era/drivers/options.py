@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from era.core.program import Limits
-from era.drivers import guest
+from era.drivers import guest, prefix
 from era.drivers.staging import Paths
+from era.languages.python import PREFIX
 
 _INSIDE_UID = 1000
 _READ_ONLY_PROC = ("sys", "sysrq-trigger", "irq", "bus")
@@ -38,8 +39,6 @@ def arguments(
     options += ["--die-with-parent", "--as-pid-1", "--new-session", "--hostname", "era", "--cap-drop", "ALL"]
     options += ["--clearenv", "--setenv", "PATH", guest.PATH, "--setenv", "LANG", "C.UTF-8"]
     options += ["--setenv", "PYTHONPATH", guest.GUEST, "--setenv", "PYTHONDONTWRITEBYTECODE", "1"]
-    if package_set is not None:
-        options += ["--setenv", "PYTHONUSERBASE", guest.PYTHON_PACKAGES]
     options += ["--setenv", "ERA_GUEST", config]
 
     options += read_only(paths, data, package_set)
@@ -49,10 +48,16 @@ def arguments(
         options += ["--ro-bind-try", f"/proc/{name}", f"/proc/{name}"]
     for path in guest.scratch(config):
         options += ["--size", str(limits.tmp_bytes), "--perms", "1777", "--tmpfs", path]
-    options += ["--bind", str(paths.sandboxes / sandbox_id / "workspace"), guest.WORKSPACE]
+    options += own_directories(paths, sandbox_id)
     # The root and /dev are tmpfs without a bound: nobody gets to write there.
     options += ["--remount-ro", "/dev", "--remount-ro", "/", "--chdir", guest.WORKSPACE]
     return options
+
+
+def own_directories(paths: Paths, sandbox_id: str) -> list[str]:
+    """Options for the directories of the host that a sandbox can change: those of its session."""
+    home = paths.sandboxes / sandbox_id
+    return ["--bind", str(home / "workspace"), guest.WORKSPACE, "--bind", str(home / "packages"), prefix.LAYER]
 
 
 def read_only(paths: Paths, data: dict[str, int], package_set: str | None) -> list[str]:
@@ -70,9 +75,12 @@ def read_only(paths: Paths, data: dict[str, int], package_set: str | None) -> li
         options += ["--perms", "0444", "--ro-bind-data", str(descriptor), path]
     for inside, source in paths.mounts.items():
         options += ["--ro-bind", str(source), inside]
+    options += ["--ro-bind", str(paths.python / "prefix"), PREFIX]
+    for covered in prefix.machine_site_directories():
+        options += ["--ro-bind", str(paths.python / "site"), covered]
     if package_set is not None:
         installed = paths.package_sets / package_set
-        options += ["--ro-bind", str(installed / "python"), guest.PYTHON_PACKAGES]
+        options += ["--ro-bind", str(installed / "python"), prefix.PYTHON_PACKAGES]
         options += ["--ro-bind", str(installed / "node_modules"), guest.NODE_MODULES]
         options += ["--ro-bind-try", str(installed / "go"), guest.GO_MODULES]
     return [*options, "--ro-bind", str(paths.guest), guest.GUEST]

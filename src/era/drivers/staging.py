@@ -33,6 +33,8 @@ class Paths:
     """Holds a directory for each sandbox."""
 
     package_sets: Path
+    python: Path
+    """What drivers/prefix.py has written."""
 
 
 def staged(paths: Paths) -> Paths:
@@ -81,6 +83,7 @@ def staged(paths: Paths) -> Paths:
         },
         sandboxes=bind(paths.sandboxes, "sandboxes"),
         package_sets=bind(paths.package_sets, "environments"),
+        python=bind(paths.python, "python"),
     )
 
 

@@ -75,15 +75,14 @@ import landlock
 import socket_broker
 import waiting
 import workspace
+from following import Control, Spare, follow
 from invocation import Invocation, execute
 from isolation import isolation_seen
 from processes import (
-    kill_everything,
     read_environment,
     renew_streams,
     reset_signals,
     restore_signals,
-    signal_everything,
     wide_pipe,
 )
 from system_v import SystemV, device_files
@@ -96,14 +95,8 @@ if TYPE_CHECKING:
     from program_module import ProgramModule
 
 AS_USUAL = Invocation()
-GRACE = 2.0  # seconds between SIGTERM and SIGKILL at the deadline
-CHUNK = 1 << 16
 COURTESY = 0.004  # seconds for which the spare of the next run waits after this one, unless that comes
 BURST = 0.01  # a run that comes within so many seconds of the last one's end has its spare made at once
-GATHER = 0.002  # seconds for which a small piece of output is followed by others before the next is read
-GATHERED = 1 << 12  # bytes from which on a piece isn't small
-TICK = 0.1  # seconds between looks at the scratch directories: most runs are over before the first
-LOOK, LOOK_SOON = 0.02, 0.001  # seconds between looks whether a program has ended, where there are no pidfds
 PR_SET_DUMPABLE = 4
 
 # Modules that the supervisor has loaded for itself. A program must find them unloaded.
@@ -114,6 +107,7 @@ OURS = (
         "landlock",
         "system_v",
         "connect_filter",
+        "following",
         "socket_broker",
         "invocation",
         "isolation",
@@ -142,74 +136,6 @@ class BecomeProgram(BaseException):
     """Raised in a forked child to unwind to `serve()`, which then returns to the interpreter."""
 
 
-class Control:
-    """Frames to and from the host, over the control socket. Its end is the sandbox's end."""
-
-    def __init__(self, fd: int) -> None:
-        self.fd = fd
-
-    def read_into(self, buffer: bytearray) -> None:
-        view = memoryview(buffer)
-        while view:
-            count = os.readv(self.fd, [view])
-            if not count:
-                os._exit(0)  # the host is gone
-            view = view[count:]
-
-    def read(self, size: int) -> bytes:
-        buffer = bytearray(size)
-        self.read_into(buffer)
-        return bytes(buffer)
-
-    def receive(self) -> tuple[bytes, bytes]:
-        """The next frame's kind and payload."""
-        head = self.read(5)
-        return head[:1], self.read(int.from_bytes(head[1:], "big"))
-
-    def send(self, kind: bytes, payload: bytes) -> None:
-        message = memoryview(kind + len(payload).to_bytes(4, "big") + payload)
-        while message:
-            message = message[os.write(self.fd, message) :]
-
-
-class Spare:
-    """A process that waits for its environment and then is the program `entry`."""
-
-    def __init__(self, pid: int, go: int, stdout: int, stderr: int, entry: str) -> None:
-        """`go` is the pipe for the environment, `stdout` and `stderr` those of the program; all three our ends."""
-        self.pid = pid
-        try:
-            self.pidfd = os.pidfd_open(pid)
-        except OSError:
-            self.pidfd = -1  # gVisor has none: follow() looks for the end instead
-        self.go = go
-        self.stdout = stdout
-        self.stderr = stderr
-        self.entry = entry
-
-    def start(self, environment: bytearray) -> None:
-        """Hand over `environment` (JSON) and zero it. Raises BrokenPipeError if the spare is dead, and so has run
-        nothing."""
-        try:
-            size = len(environment).to_bytes(4, "big")
-            os.write(self.go, size)
-            view = memoryview(environment)
-            while view:
-                view = view[os.write(self.go, view) :]
-        finally:
-            os.close(self.go)
-            self.go = -1
-        environment[:] = bytes(len(environment))
-
-    def has_ended(self) -> bool:
-        return os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
-
-    def close(self) -> None:
-        for fd in (self.pidfd, self.go, self.stdout, self.stderr):
-            if fd >= 0:
-                os.close(fd)
-
-
 class Supervisor:
     """Runs one program after the other, as the host says."""
 
@@ -236,6 +162,11 @@ class Supervisor:
         self.scratch = config["scratch"]
         self.scratch_entries: int = config["scratch_entries"]
         self.guest_directory, self.clients = config["guest"], config["clients"]
+        self.site: str = config["site"]
+        """The site directory that the session's programs install into."""
+        self.layer: str = config["layer"]
+        """What the session's programs have installed; `site` is below it."""
+        self.layer_directories: list[str] = config["layer_directories"]
         self.isolation = config["isolation"]
         self.program_module: ProgramModule | None = config["program_module"]
         self.loaded_at_start = loaded_at_start
@@ -284,6 +215,8 @@ class Supervisor:
         write_file(STATE_FILE, state)
         entry = self.free_entry()
         written = None if invocation.command else write_file(entry, code)
+        if not os.path.isdir(self.site):  # it has been emptied, or a program has removed it
+            self.make_layer()
         control.send(b"B", b"")  # from here on the run may have had effects, and must not be tried again
         begun = time.monotonic()
         refiltered, self.supervised = header["supervised"] != self.supervised, header["supervised"]
@@ -291,7 +224,9 @@ class Supervisor:
         self.certificates = header["certificates"]
         spare = self.start_program(entry, environment, cold, invocation, reuse=not refiltered)
         invocation.close()
-        ended = self.follow(spare, begun + header["timeout"], header["output"])
+        ended = follow(
+            self.control, self.broker, spare, begun + header["timeout"], header["output"], self.overfull_scratch
+        )
         ended["duration"] = time.monotonic() - begun
         spare.close()
         removed = written is not None and workspace.remove_if_unchanged(entry, written)
@@ -310,9 +245,19 @@ class Supervisor:
             empty_directory(self.cache, 0o755)
         if ephemeral:
             empty_directory(self.workspace, 0o755)
+            empty_directory(self.layer, 0o755)
         if device_files() != self.devices:  # possible in gVisor only, where /dev can't be read-only
             raise RuntimeError("a run has changed /dev")
         self.system_v.remove()
+
+    def make_layer(self) -> None:
+        """Make the directories that programs install into."""
+        os.chmod(self.layer, 0o755)
+        for name in self.layer_directories:
+            try:
+                os.makedirs(f"{self.layer}/{name}", exist_ok=True)
+            except OSError:
+                pass  # a program has made something else of it, and finds that
 
     # -- starting -----------------------------------------------------------------------------------------------
 
@@ -434,115 +379,10 @@ class Supervisor:
             for name in own & preloaded:
                 for loaded in [module for module in sys.modules if module.partition(".")[0] == name]:
                     del sys.modules[loaded]
+            if workspace.has_path_files(self.site):
+                sys.modules["site"].addsitedir(self.site)  # as it is done when an interpreter starts
         except BaseException as problem:
             give_up(problem)
-
-    # -- following ----------------------------------------------------------------------------------------------
-
-    def follow(self, spare: Spare, deadline: float, output_limit: int) -> dict[str, Any]:
-        """Pass on output until the program ends, is killed, is out of time or fills a scratch directory; then kill what
-        it left."""
-        control = self.control
-        kinds = {spare.stdout: b"O", spare.stderr: b"E"}
-        room = {b"O": output_limit, b"E": output_limit}
-        truncated = {b"O": False, b"E": False}
-        cause = "exit"
-        poller = select.poll()
-        broker_fd = -1 if self.broker is None else self.broker.fd
-        for fd in (control.fd, broker_fd, spare.pidfd, *kinds):
-            if fd >= 0:
-                poller.register(fd, select.POLLIN)
-
-        gathering: dict[int, float] = {}  # until when
-
-        def pass_on(fd: int) -> None:
-            data = os.read(fd, CHUNK)
-            if not data:
-                poller.unregister(fd)
-                del kinds[fd]
-                gathering.pop(fd, None)
-                return
-            if len(data) < GATHERED:
-                if fd not in gathering:
-                    poller.modify(fd, 0)  # which still reports POLLHUP
-                gathering[fd] = time.monotonic() + GATHER
-            kind = kinds[fd]
-            if len(data) > room[kind]:
-                truncated[kind] = True
-                data = data[: room[kind]]
-            if data:
-                room[kind] -= len(data)
-                control.send(kind, data)
-
-        running = True
-        next_look = time.monotonic() + TICK
-        disk_problem: str | None = None
-        while running:
-            now = time.monotonic()
-            if now >= next_look:
-                next_look = now + TICK
-                disk_problem = self.overfull_scratch()
-                if disk_problem is not None and cause == "exit":
-                    cause = "disk_full"
-                    break
-            left = deadline - now
-            if left <= 0:
-                if cause != "exit":
-                    break
-                cause = "timeout"
-                deadline += GRACE
-                signal_everything(signal.SIGTERM)
-                continue
-            left = min(left, next_look - now)
-            for fd, until in list(gathering.items()):
-                if until <= now:
-                    poller.modify(fd, select.POLLIN)
-                    del gathering[fd]
-                else:
-                    left = min(left, until - now)
-            if spare.pidfd < 0:  # a program mostly ends when its output does
-                left = min(left, LOOK if kinds else LOOK_SOON)
-            for fd, _ in poller.poll(left * 1000):
-                if fd in kinds:
-                    pass_on(fd)
-                elif fd == spare.pidfd:
-                    running = False
-                elif self.broker is not None and fd == broker_fd:
-                    if not self.broker.answer():
-                        poller.unregister(fd)
-                else:
-                    kind = control.receive()[0]
-                    if kind == b"K":
-                        cause = "killed"
-                        running = False
-                    elif kind == b"T" and cause == "exit":
-                        cause = "killed"
-                        deadline = time.monotonic() + GRACE
-                        signal_everything(signal.SIGTERM)
-            if spare.pidfd < 0 and spare.has_ended():
-                running = False
-        status, usage, reaped = kill_everything(spare.pid)
-        while kinds:  # every writer is dead: this ends
-            for fd in list(kinds):
-                pass_on(fd)
-        code = os.waitstatus_to_exitcode(status)
-        if cause == "timeout":
-            code = 124
-        elif code < 0:
-            cause = "signal" if cause == "exit" else cause
-            code = 128 - code
-        elif cause == "disk_full":
-            cause = "exit"  # it came first
-        return {
-            "exit_code": code,
-            "cause": cause,
-            "disk_problem": disk_problem if cause == "disk_full" else None,
-            "stdout_truncated": truncated[b"O"],
-            "stderr_truncated": truncated[b"E"],
-            "reaped": reaped,
-            "peak_memory_bytes": usage.ru_maxrss * 1024,
-            "cpu_us": int((usage.ru_utime + usage.ru_stime) * 1e6),
-        }
 
     def overfull_scratch(self) -> str | None:
         """A sentence if a scratch directory has more entries than it may, else None."""

@@ -13,9 +13,10 @@ import json
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from era.core.capsules.validators import bad_capsule, too_large
+from era.core.files.packages import PACKAGES, is_packages
 from era.core.files.trees import Bounds, Totals, name_bytes
 from era.core.models import STATE_FILE, Snapshot
 
@@ -48,6 +49,9 @@ class _CheckedTree(NamedTuple):
     names_state: bool
     """Whether it has an entry with the state file's name, which the root must not have."""
 
+    names_packages: bool
+    """Whether it has the entry of packages, which only the root may have."""
+
 
 @dataclass(slots=True)
 class _Contents:
@@ -55,6 +59,7 @@ class _Contents:
 
     totals: Totals = field(default_factory=Totals)
     names_state: bool = False
+    names_packages: bool = False
     below: list[str] = field(default_factory=list)
 
 
@@ -72,13 +77,23 @@ class TreeCheck:
         checked = self._check_tree(root, 0)
         if checked.names_state:
             raise bad_capsule(f"has a file '{STATE_FILE}' among the files; that name is the state's")
-        return Snapshot(root, checked.totals.files, checked.totals.total_bytes)
+        totals = checked.totals
+        for entry in self._read_tree(root):
+            if is_packages(self._read_tree, entry):
+                totals = totals.minus(self._checked[entry[2]].totals)
+        return Snapshot(root, totals.files, totals.total_bytes)
+
+    def _read_tree(self, digest: str) -> list[list[Any]]:
+        """The entries of a tree that was checked."""
+        entries: list[list[Any]] = json.loads(self._objects.read(digest))
+        return entries
 
     def _check_tree(self, digest: str, depth: int) -> _CheckedTree:
         """Check a tree that is `depth` directories below a root."""
         if digest in self._checked:
             checked = self._checked[digest]
             self._check_bounds(checked.totals, depth + checked.height)
+            _check_place(checked, depth)
             return checked
         self._check_bounds(Totals(), depth)
         contents = self._contents(digest)
@@ -88,7 +103,9 @@ class TreeCheck:
             totals = totals.plus(below.totals)
             height = max(height, below.height + 1)
             self._check_bounds(totals, depth)
-        checked = self._checked[digest] = _CheckedTree(totals, height, contents.names_state)
+        checked = _CheckedTree(totals, height, contents.names_state, contents.names_packages)
+        _check_place(checked, depth)
+        self._checked[digest] = checked
         return checked
 
     def _check_bounds(self, totals: Totals, depth: int) -> None:
@@ -115,6 +132,7 @@ class TreeCheck:
                 raise bad_capsule("has a directory whose names aren't in order")
             last = name
             contents.names_state = contents.names_state or name == STATE_FILE.encode()
+            contents.names_packages = contents.names_packages or name == PACKAGES.encode()
             contents.totals = contents.totals.plus(self._entry(match, contents.below))
             self._check_bounds(contents.totals, 0)
         return contents
@@ -153,9 +171,17 @@ def _entries(content: bytes) -> Iterator[re.Match[bytes]]:
             return
 
 
+def _check_place(tree: _CheckedTree, depth: int) -> None:
+    """Raises BadRequest for packages elsewhere than in a root."""
+    if depth and tree.names_packages:
+        raise bad_capsule("has a file name that no file can have")
+
+
 def _name(match: re.Match[bytes]) -> bytes:
     """The name of an entry. Raises BadRequest for one that no file can have."""
     name = _portable(match[1] or match[6] or match[9], longest=255)
+    if match[9] and name == PACKAGES.encode():
+        return name
     if name in (b".", b"..") or b"/" in name:
         raise bad_capsule("has a file name that no file can have")
     return name

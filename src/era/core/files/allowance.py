@@ -29,6 +29,7 @@ from dataclasses import replace
 import structlog
 
 from era.core.files import trees
+from era.core.files.packages import PACKAGES, on_disk
 from era.core.limits import bounds
 from era.core.models import Snapshot
 from era.core.ports import Sandbox
@@ -134,6 +135,8 @@ class _Allowance:
         began, free, limits = time.monotonic(), os.statvfs(self._sandbox.workspace), self._sandbox.limits
         with trees.opened_root(self._sandbox.workspace) as root:
             usage = _Usage(root, limits)
+            if self._sandbox.may_have_packages():
+                usage.add_packages(root)
             unnamed = self._sandbox.unnamed_bytes(os.fstat(root).st_dev)
         usage.check(unnamed)
         self._bytes, self._entries = usage.bytes + unnamed, usage.entries
@@ -164,6 +167,10 @@ class _Usage:
         self._limits = limits
         self._linked: set[int] = set()
         self._add(root, 0)
+
+    def add_packages(self, root: int) -> None:
+        """Count the directory of packages, too. Raises Full."""
+        self._add_below(root, on_disk(PACKAGES), 0)
 
     def _add(self, fd: int, depth: int) -> None:
         """Count everything below the directory open as `fd`. Files with several names are counted once.

@@ -24,7 +24,7 @@ from era.core.files.trees import BlobBatch, Bounds
 from era.core.files.unpack import BadArchive, Format, Member
 from era.core.files.unzip import zip_members
 from era.core.metadata import MetadataStore
-from era.core.models import EMPTY, STATE_FILE, OwnedId, Session
+from era.core.models import STATE_FILE, OwnedId, Session
 from era.core.turns import Turns
 from era.errors import Conflict, TooLarge, Unavailable
 
@@ -123,9 +123,12 @@ class Archives:
                     session = await self._files.writable_session(session_id, session.key)
                     if time.monotonic() - put_at > _RELY_SECONDS:
                         await self._unpack(fd, declared, self._files.bounds(session))
-                    base = EMPTY if replace else session.snapshot
                     snapshot = await self._snapshots.edit(
-                        base, unpacked.changes, lambda _: None, self._files.bounds(session)
+                        session.snapshot,
+                        unpacked.changes,
+                        lambda _: None,
+                        self._files.bounds(session),
+                        replace=replace,
                     )
                     session, dropped = await self._files.commit(session, snapshot)
         return unpacked.files, session, dropped

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Literal, NamedTuple
 
+from era.core.files.packages import own_entries
 from era.core.models import Json
 
 type ReadTree = Callable[[str], list[list[Any]]]
@@ -62,7 +64,8 @@ def data_changes(old: Any, new: Any, path: str = "") -> Iterator[DataChange]:
 
 
 def file_changes(read: ReadTree, old: str | None, new: str | None) -> FileChanges:
-    """The files and links that differ between two trees, given by their digests. Only differing tree objects are read.
+    """The files and links that differ between two trees, given by their digests, without packages. Only differing tree
+    objects are read.
 
     Modification times don't count: writing the same content again changes nothing.
     """
@@ -74,12 +77,15 @@ def file_changes(read: ReadTree, old: str | None, new: str | None) -> FileChange
 def written_files(read: ReadTree, old: str | None, new: str | None, prefix: str = "") -> Iterator[FileChange]:
     """The files of the tree `new` that were written since it was the tree `old`, in the order of their names.
 
-    Unlike in `file_changes`, writing the same content again counts. `prefix` is put before the paths.
+    Packages don't count. Unlike in `file_changes`, writing the same content again counts. `prefix` is put before the
+    paths.
     """
     if new is None or old == new:
         return
-    before = {entry[1]: entry for entry in read(old)} if old else {}
-    for entry in read(new):
+    # Only at the top there are packages.
+    read_here = read if prefix else partial(own_entries, read)
+    before = {entry[1]: entry for entry in read_here(old)} if old else {}
+    for entry in read_here(new):
         kind, name, content, *rest = entry
         was = before.get(name)
         if was is not None and was[0] != kind:
@@ -96,8 +102,9 @@ def _compare(read: ReadTree, old: str | None, new: str | None, prefix: str, chan
     """Add the differences of two trees to `changes`."""
     if old == new:
         return
-    before = _entries(read, old)
-    after = _entries(read, new)
+    read_here = read if prefix else partial(own_entries, read)
+    before = _entries(read_here, old)
+    after = _entries(read_here, new)
     for name in sorted(before.keys() | after.keys()):
         was, now = before.get(name, _NOTHING), after.get(name, _NOTHING)
         path = prefix + name

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from era.core.files.diffs import ReadTree
+from era.core.files.packages import is_packages, own_entries
 from era.core.files.paths import Parts
 from era.core.files.trees import UPLOADED, BlobBatch, Totals, encode, name_bytes
 from era.errors import BadRequest, Conflict, NotFound
@@ -195,6 +196,23 @@ def count(read: ReadTree, digest: str | None) -> Totals:
     return totals
 
 
+def own_totals(read: ReadTree, root: str | None) -> Totals:
+    """The totals of a root without packages."""
+    totals = Totals()
+    for entry in own_entries(read, root):
+        below = Totals(1).plus(count(read, entry[2])) if entry[0] == "dir" else Totals(1, 1, entry_size(entry))
+        totals = totals.plus(below)
+    return totals
+
+
+def only_packages(read: ReadTree, batch: BlobBatch, root: str | None) -> tuple[ReadTree, str | None]:
+    """The root of a tree with nothing but the packages of another one, None where that has none; and before it what
+    reads that one, too, as long as the batch hasn't ended."""
+    entries = [entry for entry in read(root) if is_packages(read, entry)] if root else []
+    made = batch.put(encode(entries)) if entries else None
+    return lambda digest: entries if digest == made else read(digest), made
+
+
 def entry_size(entry: Entry) -> int:
     """The size in bytes of a file, or of a link's target."""
     size: int = entry[3] if entry[0] == "file" else len(name_bytes(entry[2]))
@@ -259,8 +277,8 @@ def _duplicate(parts: Parts) -> BadRequest:
 
 
 def walk(read: ReadTree, digest: str | None, path: Parts = ()) -> Iterator[tuple[Parts, Entry]]:
-    """All entries of a tree with their paths, directories before what is in them."""
-    for entry in read(digest) if digest else ():
+    """All entries of a tree but packages, with their paths, directories before what is in them."""
+    for entry in (read(digest) if path else own_entries(read, digest)) if digest else ():
         here = (*path, entry[1])
         yield here, entry
         if entry[0] == "dir":
@@ -270,12 +288,13 @@ def walk(read: ReadTree, digest: str | None, path: Parts = ()) -> Iterator[tuple
 def page(
     read: ReadTree, digest: str | None, *, after: Parts = (), prefix: Parts = (), path: Parts = ()
 ) -> Iterator[tuple[Parts, Entry]]:
-    """The files and links of a tree after the path `after` whose path begins with `prefix`, in order, with their paths.
+    """The files and links of a tree, but no packages, after the path `after` whose path begins with `prefix`, in order,
+    with their paths.
 
     The last part of `prefix` may be the beginning of a name. Subtrees without such paths aren't read. `path` is that of
     the tree itself.
     """
-    for entry in read(digest) if digest else ():
+    for entry in (read(digest) if path else own_entries(read, digest)) if digest else ():
         name = entry[1]
         if after and name_bytes(name) < name_bytes(after[0]):
             continue

@@ -37,8 +37,9 @@ from typing import Any, Protocol
 from era.core import limits
 from era.core.files import edits, trees
 from era.core.files.artifacts import list_artifacts
-from era.core.files.diffs import FileChanges, file_changes, written_files
+from era.core.files.diffs import FileChanges, ReadTree, file_changes, written_files
 from era.core.files.edits import Changes, Entry, FileEntry
+from era.core.files.packages import NODE_MODULES
 from era.core.files.paths import Parts
 from era.core.files.sparse import extents
 from era.core.files.trees import BlobBatch, Bounds, CountingBatch, FullScanNeeded, Scan, Tree, TreeNotSmall
@@ -209,15 +210,22 @@ class Snapshots:
             raise Unavailable(f"the session's files could not be read: {error.strerror}") from error
 
     async def edit(
-        self, snapshot: Snapshot, changes: Changes, put: Callable[[BlobBatch], None], bounds: Bounds
+        self,
+        snapshot: Snapshot,
+        changes: Changes,
+        put: Callable[[BlobBatch], None],
+        bounds: Bounds,
+        *,
+        replace: bool = False,
     ) -> Snapshot:
-        """The snapshot with these changes. `put` is called on a thread to put their content, if that isn't done yet.
+        """The snapshot with these changes, or with `replace` only these files beside its packages. `put` is called on a
+        thread to put their content, if that isn't done yet.
 
         Raises Conflict and NotFound as edits.apply does, TooLarge where the result exceeds the bounds, Unavailable
         where the disk fails.
         """
         try:
-            return await self._on_thread(lambda: self._edit(snapshot, changes, put, bounds))
+            return await self._on_thread(lambda: self._edit(snapshot, changes, put, bounds, only_these=replace))
         except OSError as error:
             raise Unavailable(f"the files could not be kept: {error.strerror}") from error
 
@@ -317,7 +325,7 @@ class Snapshots:
 
     def _quick_scan(self, sandbox: Sandbox, memory: _Memory | None, previous: Snapshot) -> Snapshot | None:
         """What `take` returns for a tree that is empty, or small and unchanged; None for any other."""
-        scan = Scan(limits.bounds(sandbox.limits), small=_SMALL_TREE)
+        scan = Scan(limits.bounds(sandbox.limits), small=_SMALL_TREE, packages=sandbox.may_have_packages())
         try:
             with trees.opened_root(sandbox.workspace) as root:
                 tree = scan.full(root, memory.tree if memory else None)
@@ -341,19 +349,20 @@ class Snapshots:
     def _scan(self, sandbox: Sandbox, memory: _Memory | None, entry: str | None) -> _Scanned:
         known, bounds = memory.tree if memory else None, limits.bounds(sandbox.limits)
         watch = memory.watch if memory else None
+        packages = sandbox.may_have_packages()
         with trees.opened_root(sandbox.workspace) as root:
-            tree = self._rescan(root, memory, bounds, entry)
+            tree = self._rescan(root, memory, bounds, entry, packages)
             if tree is None and watch is not None and watch.works:
-                tree = Scan(bounds, watch=watch).full(root, known)
+                tree = Scan(bounds, watch=watch, packages=packages).full(root, known)
             if tree is None:
                 if watch is not None:
                     watch.close()
                     watch = None
-                tree = Scan(bounds).full(root, known)
+                tree = Scan(bounds, packages=packages).full(root, known)
                 if tree.totals.entries > _SMALL_TREE and sandbox.opens_on_host and not trees.is_tmpfs(root):
                     # Only now, when it is known to be worth it: closing a watch takes the kernel 10 ms.
                     watch = _new_watch()
-                    tree = Scan(bounds, watch=watch).full(root, known) if watch else tree
+                    tree = Scan(bounds, watch=watch, packages=packages).full(root, known) if watch else tree
         return _Scanned(tree, watch)
 
     def _store(self, sandbox: Sandbox, memory: _Memory | None, scanned: _Scanned) -> _Memory:
@@ -370,14 +379,17 @@ class Snapshots:
             self._count(digest, tree.totals.entries)
         if watch is not None:
             watch.skip()
-        return _Memory(Snapshot(tree.digest, tree.totals.files, tree.totals.total_bytes, stored), tree, watch)
+        own = tree.own_totals()
+        return _Memory(Snapshot(tree.digest, own.files, own.total_bytes, stored), tree, watch)
 
-    def _rescan(self, root: int, memory: _Memory | None, bounds: Bounds, entry: str | None) -> Tree | None:
+    def _rescan(
+        self, root: int, memory: _Memory | None, bounds: Bounds, entry: str | None, packages: bool
+    ) -> Tree | None:
         """The tree by a scan of only what was touched; None where a full scan is needed."""
         if memory is None or memory.watch is None or (touched := memory.watch.touched(entry)) is None:
             return None
         try:
-            return Scan(bounds, watch=memory.watch).rescan(root, memory.tree, touched)
+            return Scan(bounds, watch=memory.watch, packages=packages).rescan(root, memory.tree, touched)
         except FullScanNeeded:
             return None
 
@@ -424,8 +436,7 @@ class Snapshots:
                 case "dir", (content, mode):
                     below = known.trees.get(name)
                     if below is None:
-                        trees.remove(fd, name)
-                        os.mkdir(name, 0o700, dir_fd=fd)
+                        trees.make_empty_directory(fd, name)
                         below = Tree()
                     if (below.digest, below.mode) != (content, mode):
                         below = self._restore_child(fd, name, content, mode, below, owner)
@@ -468,25 +479,40 @@ class Snapshots:
                         offset, length = offset + sent, length - sent
             os.ftruncate(fd, size)
 
-    def _edit(self, snapshot: Snapshot, changes: Changes, put: Callable[[BlobBatch], None], bounds: Bounds) -> Snapshot:
+    def _edit(
+        self,
+        snapshot: Snapshot,
+        changes: Changes,
+        put: Callable[[BlobBatch], None],
+        bounds: Bounds,
+        *,
+        only_these: bool,
+    ) -> Snapshot:
         """Do the work of `edit`, on a thread. Raises as `edit` does, or OSError."""
         with self._blobs.batch() as batch:
             put(batch)
             counting = CountingBatch(batch)
-            root, more = edits.apply(self.read_tree, counting, snapshot.root, changes)
+            read: ReadTree = self.read_tree
+            if only_these:
+                read, kept = edits.only_packages(read, counting, snapshot.root)
+                snapshot = Snapshot(kept, 0, 0)
+            root, more = edits.apply(read, counting, snapshot.root, changes)
             total_bytes = snapshot.total_bytes + more.total_bytes
             if more.total_bytes > 0 and total_bytes > bounds.total_bytes:
                 raise TooLarge(f"The session's files would be {total_bytes} bytes, {bounds.total_bytes} may be.")
             if root is None:
                 return EMPTY
-            self._count(root, self._entries_of(snapshot.root, more.entries, bounds) + more.entries)
-        return Snapshot(root, snapshot.file_count + more.files, total_bytes, counting.total + changes.put_bytes())
+            self._count(root, self._entries_of(read, snapshot.root, more.entries, bounds) + more.entries)
+            files, stored = snapshot.file_count + more.files, counting.total + changes.put_bytes()
+        if NODE_MODULES in changes.entries:  # whether it counts may have changed with it
+            _, files, total_bytes = edits.own_totals(self.read_tree, root)
+        return Snapshot(root, files, total_bytes, stored)
 
-    def _entries_of(self, root: str | None, more: int, bounds: Bounds) -> int:
+    def _entries_of(self, read: ReadTree, root: str | None, more: int, bounds: Bounds) -> int:
         """How many entries a tree has, at most. Raises TooLarge where `more` exceed the bounds."""
         entries = self._counts.get(root) if root else 0
         if entries is None or entries + more > bounds.entries:
-            entries = edits.count(self.read_tree, root).entries
+            entries = edits.count(read, root).entries
         if more > 0 and entries + more > bounds.entries:
             raise TooLarge(f"The session would have more than {bounds.entries} files and directories.")
         return entries

@@ -31,6 +31,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
+from era.core.files.packages import NODE_MODULES, NPM_LIST, PACKAGES, on_disk
 from era.core.files.watch import Touched, Watch
 from era.core.models import STATE_FILE
 
@@ -175,6 +176,13 @@ class Tree:
             totals = totals.plus(self.totals_of(name))
         self.totals = totals
 
+    def own_totals(self) -> Totals:
+        """The totals of a root without packages (see packages.py)."""
+        totals = self.totals.minus(self.totals_of(PACKAGES))
+        npm = self.trees.get(NODE_MODULES)
+        npm_list = npm.files.get(NPM_LIST) if npm is not None else None
+        return totals if npm_list is None or npm_list.uploaded else totals.minus(self.totals_of(NODE_MODULES))
+
     def unstored_bytes(self) -> int:
         """The size of all files below that aren't known to be stored."""
         own = sum(file.fingerprint.size for file in self.files.values() if file.digest is None)
@@ -225,9 +233,13 @@ class FullScanNeeded(Exception):
 class Scan:
     """One scan of a working directory; to be used once."""
 
-    def __init__(self, bounds: Bounds, *, small: int | None = None, watch: Watch | None = None) -> None:
-        """The scan gives up with TreeNotSmall after `small` entries, if given. Directories are added to `watch`."""
+    def __init__(
+        self, bounds: Bounds, *, small: int | None = None, watch: Watch | None = None, packages: bool = False
+    ) -> None:
+        """The scan gives up with TreeNotSmall after `small` entries, if given. Directories are added to `watch`.
+        `packages`: also scan the directory of packages, beside the working directory."""
         self._bounds = bounds
+        self._packages = packages
         self._small = small
         self._watch = watch
         self._is_rescan = False
@@ -271,8 +283,12 @@ class Scan:
                 else:
                     self._add(tree, fd, name, status, known, path)
                     self._count(tree.totals_of(name))
+        if self._packages and not path:
+            children.append((PACKAGES, os.stat(on_disk(PACKAGES), dir_fd=fd, follow_symlinks=False).st_mode))
         for name, mode in children:
             tree.trees[name] = self._scan_child(fd, name, mode, known, path)
+        if self._packages and not path:
+            _drop_empty_packages(tree)
         tree.update_totals()
         if known is not None and known.digest is not None and tree.matches(known):
             tree.digest = known.digest
@@ -295,11 +311,14 @@ class Scan:
             others=set(known.others),
             digest=None,
         )
-        for name in touched.names | touched.below.keys():
+        names = touched.names | touched.below.keys()
+        if self._packages and not path and PACKAGES not in known.trees:
+            names.add(PACKAGES)  # it may not have been watched yet
+        for name in names:
             if not path and name == STATE_FILE:
                 continue
             try:
-                status = os.stat(name, dir_fd=fd, follow_symlinks=False)
+                status = os.stat(on_disk(name), dir_fd=fd, follow_symlinks=False)
             except FileNotFoundError:
                 status = None
             before = tree.totals_of(name)
@@ -314,6 +333,8 @@ class Scan:
                     tree.trees[name] = self._rescan_child(fd, name, status.st_mode, was, touched, path)
             elif status is not None:
                 self._add(tree, fd, name, status, known, path)
+            if name == PACKAGES:
+                _drop_empty_packages(tree)
             tree.totals = tree.totals.minus(before).plus(tree.totals_of(name))
         unchanged = known.digest is not None and tree.matches(known) and tree.others == known.others
         return known if unchanged else tree
@@ -363,6 +384,12 @@ class Scan:
             raise WorkspaceFull(f"the working directory holds more than {self._bounds.entries} files and directories")
         if totals.total_bytes > self._bounds.total_bytes:
             raise WorkspaceFull(f"the working directory holds more than {self._bounds.total_bytes} bytes")
+
+
+def _drop_empty_packages(tree: Tree) -> None:
+    """Take the directory of packages out of a root's tree if there are only directories in it."""
+    if not tree.trees[PACKAGES].totals.files:
+        del tree.trees[PACKAGES]
 
 
 def store(fd: int, tree: Tree, known: Tree | None, batch: BlobBatch) -> str:
@@ -456,7 +483,7 @@ def _opened(parent: int, name: str, mode: int) -> Iterator[int]:
     if needs_chmod:
         _change_mode(parent, name, mode | 0o500)
     try:
-        with closing(os.open(name, DIRECTORY if stat.S_ISDIR(mode) else _FILE, dir_fd=parent)) as fd:
+        with closing(os.open(on_disk(name), DIRECTORY if stat.S_ISDIR(mode) else _FILE, dir_fd=parent)) as fd:
             if stat.S_IFMT(os.fstat(fd).st_mode) != stat.S_IFMT(mode):
                 raise SnapshotRefused("the working directory changed while it was being kept")
             yield fd
@@ -468,17 +495,18 @@ def _opened(parent: int, name: str, mode: int) -> Iterator[int]:
 @contextmanager
 def opened_directory(parent: int, name: str) -> Iterator[int]:
     """Open a directory to change its content, even if its mode forbids that. The mode is left as it is then."""
-    mode = os.stat(name, dir_fd=parent, follow_symlinks=False).st_mode
+    mode = os.stat(on_disk(name), dir_fd=parent, follow_symlinks=False).st_mode
     if mode & 0o700 != 0o700 and os.geteuid() != 0:
         _change_mode(parent, name, mode | 0o700)
-    with closing(os.open(name, DIRECTORY, dir_fd=parent)) as fd:
+    with closing(os.open(on_disk(name), DIRECTORY, dir_fd=parent)) as fd:
         yield fd
 
 
 def remove(parent: int, name: str) -> None:
-    """Remove whatever has this name, with everything below it. Does nothing where nothing has."""
+    """Remove whatever has this name, with everything below it. Does nothing where nothing has. The directory of
+    packages itself stays, since the sandbox has it mounted."""
     try:
-        mode = os.stat(name, dir_fd=parent, follow_symlinks=False).st_mode
+        mode = os.stat(on_disk(name), dir_fd=parent, follow_symlinks=False).st_mode
     except FileNotFoundError:
         return
     if not stat.S_ISDIR(mode):
@@ -487,7 +515,15 @@ def remove(parent: int, name: str) -> None:
     with opened_directory(parent, name) as fd:
         for child in os.listdir(fd):
             remove(fd, child)
-    os.rmdir(name, dir_fd=parent)
+    if name != PACKAGES:
+        os.rmdir(name, dir_fd=parent)
+
+
+def make_empty_directory(parent: int, name: str) -> None:
+    """Make a directory in the place of whatever has this name. That of packages is there already, and is emptied."""
+    remove(parent, name)
+    if name != PACKAGES:
+        os.mkdir(name, 0o700, dir_fd=parent)
 
 
 def _needs_chmod(mode: int) -> bool:
@@ -499,7 +535,7 @@ def _needs_chmod(mode: int) -> bool:
 def _change_mode(parent: int, name: str, mode: int) -> None:
     """Set the permission bits of a file or directory, which must be of the kind that `mode` (an st_mode) says."""
     # chmod(2) would follow a link, and fchmod(2) needs a file that can be opened. A path descriptor avoids both.
-    with closing(os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=parent)) as fd:
+    with closing(os.open(on_disk(name), os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=parent)) as fd:
         if stat.S_IFMT(os.fstat(fd).st_mode) != stat.S_IFMT(mode):
             raise SnapshotRefused("the working directory changed while it was being kept")
         os.chmod(f"/proc/self/fd/{fd}", stat.S_IMODE(mode))

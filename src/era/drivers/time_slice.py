@@ -1,0 +1,70 @@
+"""A run's slice of processor time: once it has used that, it stands back behind the runs of all other sandboxes."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import Callable
+
+from era.core.ports import SLICE
+from era.drivers.cgroups import Group
+
+_LOOK, _LOOK_AT_MOST = 0.1, 1.0
+"""Seconds between two looks at the processor time of a run: at first, and once it has long used little. Most runs end
+before the first, which costs them nothing then."""
+
+
+class TimeSlice:
+    """The slice of the run under way in one sandbox."""
+
+    def __init__(self, group: Group, cpu_seconds: Callable[[], float]) -> None:
+        """`cpu_seconds` is what the sandbox has used of processors so far."""
+        self._group = group
+        self._cpu_seconds = cpu_seconds
+        self._stands_back = False
+        """Whether what runs has idle priority: it gets a processor only while no other sandbox wants it."""
+
+        self._end = math.inf
+        """The processor time of the sandbox at which the run stands back; infinite until the next look."""
+
+        self._timer: asyncio.TimerHandle | None = None
+        """Set while a program runs that doesn't stand back."""
+
+    def begin(self) -> None:
+        """Look now and then whether the run has used its slice."""
+        self._end = math.inf
+        self._look_in(_LOOK, 0.0)
+
+    def begin_anew(self) -> None:
+        """Somebody waits for the run, as for a short one."""
+        self._end = math.inf
+        if self._stands_back:
+            self._set_idle(False)
+            self.begin()
+
+    def end(self) -> None:
+        """Back to the usual priority."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if self._stands_back:
+            self._set_idle(False)
+
+    def _look_in(self, seconds: float, used: float) -> None:
+        self._timer = asyncio.get_running_loop().call_later(seconds, self._look, seconds, used)
+
+    def _look(self, seconds: float, used_before: float) -> None:
+        """Stand back if the slice is used up; else look again, later if little was used in the last `seconds`."""
+        self._timer = None
+        used = self._cpu_seconds()
+        if used >= self._end:
+            self._set_idle(True)
+            return
+        if self._end == math.inf:  # it begins with the first look
+            self._end = used + SLICE
+        little = used - used_before < _LOOK * seconds
+        self._look_in(min(2 * seconds, _LOOK_AT_MOST) if little else _LOOK, used)
+
+    def _set_idle(self, idle: bool) -> None:
+        self._group.set_idle_priority(idle=idle)
+        self._stands_back = idle

@@ -1,0 +1,150 @@
+"""Installed packages in a session's tree: kept like files, and never shown as such."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import shutil
+from pathlib import Path
+
+import pytest
+
+from era.core.files import edits
+from era.core.files.diffs import FileChange
+from era.core.files.edits import Changes, PutFile, Remove
+from era.core.files.trees import Bounds
+from era.core.models import EMPTY, Snapshot
+from tests.core.lab import Lab, Place, described, mutate
+
+NPM_LIST = ".package-lock.json"
+
+
+@pytest.fixture
+def lab(tmp_path: Path) -> Lab:
+    return Lab(tmp_path)
+
+
+def packages(place: Place) -> Path:
+    return place.workspace.parent / "packages"
+
+
+def listed(lab: Lab, snapshot: Snapshot) -> list[str]:
+    return [entry.path for entry in asyncio.run(lab.snapshots.entries(snapshot))]
+
+
+def edit(lab: Lab, snapshot: Snapshot, changes: Changes, *, replace: bool = False) -> Snapshot:
+    return asyncio.run(lab.snapshots.edit(snapshot, changes, lambda _: None, Bounds(), replace=replace))
+
+
+def put(lab: Lab, *paths: str) -> Changes:
+    """Changes by which a client puts empty files."""
+    with lab.blobs.batch() as batch:
+        digest = batch.put(b"")
+    changes = Changes()
+    for path in paths:
+        changes.add(tuple(path.split("/")), PutFile(digest, 0, 0))
+    return changes
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_whatever_is_done_to_them_they_come_back(lab: Lab, seed: int) -> None:
+    """Small trees and large ones, which are watched; for a service that knows the place, and one that doesn't."""
+    chance = random.Random(seed)
+    place = lab.place_with_packages()
+    for n in range(seed % 2 * 60):
+        (packages(place) / f"m{n}").write_text("x")
+    before, taken = EMPTY, []
+    for _ in range(12):
+        for _ in range(chance.randrange(4)):
+            mutate(chance.choice([place.workspace, packages(place)]), chance)
+        before = lab.take(place, before)
+        assert lab.from_scratch(place).root == before.root
+        taken.append((before, described(place.workspace), described(packages(place))))
+    other = lab.place_with_packages()
+    inode = packages(other).stat().st_ino
+    for snapshot, workspace, installed in chance.sample(taken, len(taken)):
+        asyncio.run(lab.snapshots.restore(snapshot, other.sandbox))
+        assert described(other.workspace) == workspace
+        # Directories alone are no packages.
+        if any(kind != "dir" for kind, *_ in installed.values()):
+            assert described(packages(other)) == installed
+        else:
+            assert described(packages(other)) == {}
+        assert packages(other).stat().st_ino == inode, "the sandbox has this directory mounted"
+
+
+def test_they_are_no_files(lab: Lab) -> None:
+    place = lab.place_with_packages()
+    (place.workspace / "a").write_text("12")
+    plain = lab.take(place)
+    (packages(place) / "lib").mkdir()
+    (packages(place) / "lib/plot.png").write_text("installed")
+    for name in (NPM_LIST, "m/index.png"):
+        path = place.workspace / "node_modules" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("{}")
+    snapshot = lab.take(place, plain)
+    assert snapshot.root != plain.root
+    assert (snapshot.file_count, snapshot.total_bytes) == (1, 2)
+    assert listed(lab, snapshot) == ["a"]
+    assert [path for path, _ in edits.walk(lab.snapshots.read_tree, snapshot.root)] == [("a",)]
+    assert asyncio.run(lab.snapshots.artifacts(plain, snapshot)) == {}
+    changes = asyncio.run(lab.snapshots.changes(plain, snapshot))
+    assert (changes.added, changes.changed, changes.removed) == ([], [], [])
+    # But each file of npm's can be had by its path, as programs can.
+    assert asyncio.run(lab.snapshots.find(snapshot, ("node_modules", "m", "index.png")))[0] == "file"
+
+
+def test_modules_that_a_client_has_put_are_files(lab: Lab) -> None:
+    paths = [f"node_modules/{name}" for name in (NPM_LIST, "m.js")]
+    uploaded = edit(lab, EMPTY, put(lab, *paths))
+    assert (listed(lab, uploaded), uploaded.file_count) == (paths, 2)
+    place = lab.place_with_packages()
+    asyncio.run(lab.snapshots.restore(uploaded, place.sandbox))
+    (place.workspace / "node_modules/n.js").touch()
+    after = lab.take(place, uploaded)
+    assert (listed(lab, after), after.file_count) == ([*paths, "node_modules/n.js"], 3)
+    # Until npm takes it over.
+    (place.workspace / "node_modules" / NPM_LIST).write_text("{}")
+    after = lab.take(place, after)
+    assert (listed(lab, after), after.file_count) == ([], 0)
+
+
+def test_edits_leave_them(lab: Lab) -> None:
+    place = lab.place_with_packages()
+    (packages(place) / "installed").touch()
+    (place.workspace / "node_modules").mkdir()
+    (place.workspace / "node_modules" / NPM_LIST).touch()
+    (place.workspace / "old").write_text("old")
+    snapshot = lab.take(place)
+    assert snapshot.file_count == 1
+    more = edit(lab, snapshot, put(lab, "new"))
+    assert (listed(lab, more), more.file_count) == (["new", "old"], 2)
+    within = edit(lab, more, put(lab, "node_modules/m.js"))
+    assert (listed(lab, within), within.file_count) == (["new", "old"], 2)
+    replaced = edit(lab, within, put(lab, "only"), replace=True)
+    assert (listed(lab, replaced), replaced.file_count, replaced.total_bytes) == (["only"], 1, 0)
+    other = lab.place_with_packages()
+    asyncio.run(lab.snapshots.restore(replaced, other.sandbox))
+    assert set(described(packages(other))) == {b"installed"}
+    assert (other.workspace / "node_modules/m.js").exists()
+    # What is in the way can be deleted, and then counts for nothing.
+    changes = Changes()
+    changes.add(("node_modules",), Remove(recursive=True))
+    removed = edit(lab, replaced, changes)
+    assert (listed(lab, removed), removed.file_count, removed.total_bytes) == (["only"], 1, 0)
+    diff = asyncio.run(lab.snapshots.changes(within, removed))
+    assert diff.removed == [FileChange("new", 0, None), FileChange("old", 3, None)]
+
+
+def test_they_count_for_the_limits(lab: Lab) -> None:
+    place = lab.place_with_packages()
+    for n in range(20):
+        (packages(place) / str(n)).touch()
+    small = Lab(lab.directory / "small", limits=place.limits.__class__(1, 1.0, 1, 1 << 20, 10, 1, 1))
+    limited = Place(place.workspace, place.id, small.limits, has_packages=True)
+    with pytest.raises(Exception, match="more than 10 files"):
+        small.take(limited)
+    shutil.rmtree(packages(place))
+    packages(place).mkdir()
+    assert small.take(limited) == EMPTY
