@@ -203,7 +203,7 @@ async def services(settings: Settings) -> AsyncIterator[Context]:
         spool.open()
         transfers = Threads(_TRANSFER_THREADS, "era-transfer")
         snapshots = Snapshots(blobs)
-        outputs = Outputs(blobs, settings.outputs_kept)
+        outputs = Outputs(blobs, settings.outputs_kept, directory / "uploads")
         packages = installer(settings, blobs)
         await asyncio.to_thread(packages.open)
         pins = Pins(packages.digests)

@@ -27,8 +27,9 @@ from typing import IO, Any, cast
 from sqlalchemy import Connection
 
 from era import app
+from era.api import streaming
 from era.api.protocol import Protocol
-from era.core import loop_slices
+from era.core import loop_slices, written
 from era.core.capsules.pins import Pins
 from era.core.files.snapshots import Snapshots
 from era.core.garbage import collect_once
@@ -217,6 +218,12 @@ def _no_slices() -> None:
     _patch(Protocol, _parse=lambda self, data: self._parse_piece(memoryview(data), memoryview(b"")))
 
 
+def _outputs_in_memory() -> None:
+    """What runs print is in memory as a whole, and answers are made in one piece."""
+    _patch(written, MEMORY_BYTES=1 << 40)
+    _patch(streaming, _SMALL=1 << 40)
+
+
 WEAKNESSES = {
     "rows before blobs": _rows_before_blobs,
     "blobs in place": _blobs_in_place,
@@ -225,4 +232,5 @@ WEAKNESSES = {
     "imports visible early": _imports_visible_early,
     "no bound of history": _no_bound_of_history,
     "no slices": _no_slices,
+    "outputs in memory": _outputs_in_memory,
 }

@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import shutil
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
-from dataclasses import replace
+from contextlib import asynccontextmanager, closing
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -189,12 +189,17 @@ class Core:
         """A new session. Nothing of it is usual but its being Python's and persistent."""
         return await self.store.create_session(replace(SETTINGS, id=mine(session_id), **fields))
 
-    async def run(self, code: str | None = None, session_id: str = "s", **fields: Any) -> Collected:
-        return await self.runs.run(mine(session_id), request(code, **fields))
+    async def run(self, code: str | None = None, session_id: str = "s", **fields: Any) -> Ran:
+        return await _read(await self.runs.run(mine(session_id), request(code, **fields)))
 
-    async def execute(self, code: str, **fields: Any) -> Collected:
+    async def execute(self, code: str, **fields: Any) -> Ran:
         given: dict[str, Any] = {"env": {}, "timeout": None, "files": {}, **fields}
-        return await self.runs.execute(ExecuteRequest("default", URL, "python", code, **given))
+        return await _read(await self.runs.execute(ExecuteRequest("default", URL, "python", code, **given)))
+
+    async def output(self, run_id: str, session_id: str = "s") -> bytes:
+        """A run's stdout, as far as it has come."""
+        with closing(await self.history.output(mine(session_id), run_id, "stdout")) as written:
+            return await written.whole()
 
     async def record(self, run_id: str, session_id: str = "s") -> RunRecord:
         return await self.history.get(mine(session_id), run_id)
@@ -211,6 +216,20 @@ class Core:
         go = self.directory / name
         code = f"import os, time\nprint('paused')\nwhile not os.path.exists({str(go)!r}):\n    time.sleep(0.005)\n"
         return code, go
+
+
+@dataclass(frozen=True)
+class Ran:
+    """A run with its output."""
+
+    result: RunResult
+    stdout: bytes
+    stderr: bytes
+
+
+async def _read(run: Collected) -> Ran:
+    with closing(run):
+        return Ran(run.result, await run.stdout.whole(), await run.stderr.whole())
 
 
 def _no_storage(owner: str) -> Any:

@@ -9,9 +9,8 @@ from pathlib import Path
 import pytest
 
 from era.core.admission import Slot
-from era.core.run_messages import Collected
 from tests.owners import mine
-from tests.unit.core import Core, Listener, request
+from tests.unit.core import Core, Listener, Ran, request
 
 SLOTS = 2
 BUSY = "print('paused')\nwhile not __import__('os').path.exists({go!r}): pass"
@@ -82,7 +81,7 @@ async def test_no_more_work_at_a_time_than_there_are_slots(core: Core) -> None:
 
     core.runs._admission._slots.take, core.runs._admission._slots.give_back = take, give_back  # type: ignore[method-assign]
 
-    async def one(number: int) -> Collected:
+    async def one(number: int) -> Ran:
         await core.session(f"n{number}")
         return await core.run(BRIEF.format(seconds=0.01), f"n{number}")
 

@@ -6,9 +6,8 @@ from typing import Any
 
 import pytest
 
-from era.core.run_messages import collect
 from tests.owners import mine
-from tests.unit.core import Core, request
+from tests.unit.core import Core, Listener, request
 
 
 @pytest.fixture
@@ -34,7 +33,7 @@ async def test_a_run_that_is_answered_at_its_end(core: Core, durably: list[bool]
 
 async def test_a_run_that_is_streamed_or_in_the_background(core: Core, durably: list[bool]) -> None:
     await core.session()
-    await collect(core.runs.stream(mine("s"), request("pass")))
+    await Listener(core.runs.stream(mine("s"), request("pass"))).task
     await core.runs.begin(mine("s"), request("pass", background=True))
     await core.runs.drain(10)
     await core.runs.start(mine("s"), request("pass"))

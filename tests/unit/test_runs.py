@@ -398,7 +398,7 @@ async def test_events_come_in_order_and_as_they_happen(core: Core) -> None:
     started = listener.events[0]
     assert isinstance(started, RunStarted)
     assert (await core.record(started.run_id)).status == "running"
-    assert await core.history.output(mine("s"), started.run_id, "stdout") == b"first\npaused\n"
+    assert await core.output(started.run_id) == b"first\npaused\n"
     go.touch()
     result = await listener.task
     assert result.run_id == started.run_id
@@ -408,7 +408,7 @@ async def test_events_come_in_order_and_as_they_happen(core: Core) -> None:
         *[Output] * (len(listener.events) - 2),
         RunResult,
     ]
-    assert await core.history.output(mine("s"), started.run_id, "stdout") == b"first\npaused\nlast\n"
+    assert await core.output(started.run_id) == b"first\npaused\nlast\n"
 
 
 async def test_an_answer_comes_after_its_commit(core: Core, monkeypatch: pytest.MonkeyPatch) -> None:

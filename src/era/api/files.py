@@ -7,7 +7,7 @@ import binascii
 import mimetypes
 import os
 import re
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from datetime import UTC, datetime
 from email.utils import format_datetime
 from typing import Annotated, Any
@@ -17,10 +17,10 @@ from fastapi import APIRouter, Depends, Query, Request, Response
 from fastapi.responses import StreamingResponse
 from starlette.convertors import Convertor, register_url_convertor
 from starlette.requests import ClientDisconnect
-from starlette.types import Receive, Scope, Send
 
 from era.api.context import Answer, Context, Number, SessionId, StrictRoute, UseContext, errors
 from era.api.ranges import requested_range
+from era.api.streaming import ClosingResponse
 from era.core.files.paths import Parts, from_url
 from era.core.files.session_files import ANY, PATIENCE, Condition, OpenFile
 from era.core.files.spool import bounded
@@ -241,7 +241,7 @@ def _file_response(file: OpenFile, path: Parts, request: Request) -> Response:
     if request.method == "HEAD":
         file.close()
         return Response(status_code=status, headers=headers)
-    return _ClosingResponse(file.pieces(start, end), file.close, status_code=status, headers=headers)
+    return ClosingResponse(file.pieces(start, end), file.close, status_code=status, headers=headers)
 
 
 def _condition(request: Request) -> Condition:
@@ -301,17 +301,3 @@ def _path_of(cursor: str) -> Parts:
             "'cursor' is not one of ours.", hint="Use the next_cursor of the page before, or none."
         ) from None
     return tuple(path.decode("utf-8", "surrogateescape").split("/"))
-
-
-class _ClosingResponse(StreamingResponse):
-    """Streams `pieces` and calls `close` afterwards, also where sending never began."""
-
-    def __init__(self, pieces: AsyncIterator[bytes], close: Callable[[], None], **options: Any) -> None:
-        super().__init__(pieces, **options)
-        self._close = close
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        try:
-            await super().__call__(scope, receive, send)
-        finally:
-            self._close()

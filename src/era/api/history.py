@@ -7,7 +7,7 @@ from typing import Literal
 from fastapi import APIRouter, Request, Response
 
 from era.api.context import Answer, Cursor, Limit, SessionId, StrictRoute, UseContext, cursor_of, errors, key_of
-from era.api.ranges import ranged_response
+from era.api.streaming import ranged_response
 from era.wire.runs import RunRecordAnswer, RunRecordsAnswer, record_answer
 
 router = APIRouter(prefix="/api/sessions/{session_id}/runs", tags=["runs"], route_class=StrictRoute)
@@ -49,4 +49,4 @@ async def get_output(
 ) -> Response:
     """Download what a run wrote, or with a Range header a part of it. Of a run under way: what it wrote so far."""
     content = await context.history.output(session_id, run_id, stream)
-    return ranged_response(request, content, "text/plain; charset=utf-8", _HEADERS)
+    return await ranged_response(request, content, "text/plain; charset=utf-8", _HEADERS)

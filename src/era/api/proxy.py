@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+from contextlib import ExitStack
 from typing import Annotated
 from urllib.parse import urlsplit
 
@@ -16,6 +17,7 @@ from era.api.addresses import base_url, called_url, served_url
 from era.api.context import Answer, Context, SessionId, StrictRoute, UseContext, errors, possible_id
 from era.api.forward import Target, forward
 from era.api.guard import error_body, error_headers
+from era.api.streaming import ClosingResponse
 from era.core.models import Session
 from era.core.public import headers, relay
 from era.core.run_messages import RunRequest
@@ -96,10 +98,20 @@ async def _run_stored_code(request: Request, context: Context, session: Session,
     run = await context.runs.run(session.owned_id, RunRequest(base, env=variables, public=True))
     told = {"X-Era-Run": run.result.run_id}
     try:
-        reply = relay.reply(run, target.place)
+        reply = await relay.reply(run, target.place)
     except RelayFailed as error:
+        run.close()
         return Answer(error_body(error, request.state.request_id), error.status, headers=told)
-    answer = Response(reply.body, reply.status, headers=told)
+    body = reply.body
+    if isinstance(body, bytes):
+        run.close()
+        answer = Response(body, reply.status, headers=told)
+    else:
+        told["Content-Length"] = str(body.size)
+        kept = ExitStack()
+        for each in (run, body):
+            kept.callback(each.close)
+        answer = ClosingResponse(body.pieces(0, body.size), kept.close, status_code=reply.status, headers=told)
     answer.raw_headers += [(name.encode(), value.encode()) for name, value in reply.headers]
     return answer
 

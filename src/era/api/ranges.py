@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import re
 
-from fastapi import Request, Response
-
 from era.errors import RangeNotSatisfiable
 
 _RANGE = re.compile(r"bytes=(\d{0,18})-(\d{0,18})", re.ASCII)
@@ -30,14 +28,3 @@ def requested_range(header: str | None, size: int) -> tuple[int, int] | None:
     if start >= size:
         raise RangeNotSatisfiable(f"'{header}' is not a part of {size} bytes.", size)
     return start, end
-
-
-def ranged_response(request: Request, content: bytes, media_type: str, headers: dict[str, str]) -> Response:
-    """`content` as a 200, or the range of it that the request asks for as a 206."""
-    headers = {"Accept-Ranges": "bytes", **headers}
-    part = requested_range(request.headers.get("range"), len(content))
-    if part is None:
-        return Response(content, 200, headers, media_type)
-    start, end = part
-    headers["Content-Range"] = f"bytes {start}-{end - 1}/{len(content)}"
-    return Response(content[start:end], 206, headers, media_type)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import codecs
 import json
 from collections.abc import AsyncIterator
+from functools import partial
 from typing import Any
 
 import structlog
@@ -29,6 +30,7 @@ from era.api.context import (
     secrets_of,
 )
 from era.api.invocations import invocation_of
+from era.api.streaming import run_response
 from era.core.program import Output
 from era.core.run_messages import ExecuteRequest, RunEvent, RunRequest, RunStarted
 from era.core.sessions import check_code
@@ -85,7 +87,7 @@ async def run(
         answer = {"run_id": begun.run_id, "status": "running"}
         return Answer(answer, 202, headers=REPLAY if begun.replayed else None)
     done = await context.runs.run(session_id, _run_request(body, request, context, key))
-    return Answer(run_answer(done), headers=REPLAY if done.result.replayed else None)
+    return await run_response(done, run_answer, REPLAY if done.result.replayed else None)
 
 
 @router.post(
@@ -134,7 +136,7 @@ async def execute(body: ExecuteBody, owner: Owner, request: Request, context: Us
         secrets=secrets_of(body.secrets, body.env),
         invocation=invocation,
     )
-    return Answer(execute_answer(await context.runs.execute(request_), chosen))
+    return await run_response(await context.runs.execute(request_), partial(execute_answer, language=chosen))
 
 
 async def _server_sent(first: RunEvent, rest: AsyncIterator[RunEvent]) -> AsyncIterator[bytes]:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 
 from era.core.models import OwnedId, ServiceCommand
 from era.core.ports import Sandbox
+from era.core.program import Stream
+from era.core.written import Written
 from era.errors import EraError
 
 _AGAIN = 0.2
@@ -24,6 +26,7 @@ class ActiveRun:
     run_id: str
     session_id: OwnedId
     session_key: int
+    written: Mapping[Stream, Written] = field(repr=False)
     background: bool = False
     service: ServiceCommand | None = None
     """The session's service command, if that is what runs."""
@@ -31,7 +34,6 @@ class ActiveRun:
     sandbox: Sandbox | None = None
     """None until it has one."""
 
-    written: dict[str, list[bytes]] = field(default_factory=lambda: {"stdout": [], "stderr": []})
     begun_at: float = field(default_factory=time.monotonic)
     ended: asyncio.Event = field(default_factory=asyncio.Event)
     error: BaseException | None = None

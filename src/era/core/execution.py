@@ -6,15 +6,15 @@ that the program leaves is for the caller to decide.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Awaitable, Callable, Mapping
 
 from era.core.files.allowance import bounded
 from era.core.models import EMPTY, JsonObject, Language, Snapshot, Status
 from era.core.ports import Network, Sandbox, StorageAccesses
-from era.core.program import CODE_ALONE, Ended, Invocation, Output, Program
+from era.core.program import CODE_ALONE, Ended, Invocation, Output, Program, Stream
 from era.core.run_messages import ExecuteRequest, RunRequest
 from era.core.secrets import placeholders
+from era.core.written import Written
 from era.errors import CommitFailed
 
 
@@ -74,8 +74,8 @@ class Execution:
             supervised=self.egress.supervised,
         )
 
-    async def run(self, write: Callable[[Output], Any]) -> Ended:
-        """Run the program to its end; `write` gets its output as it comes.
+    async def run(self, write: Callable[[Output], Awaitable[None]]) -> Ended:
+        """Run the program to its end; `write` gets its output as it comes, and is waited for.
 
         Raises SandboxFailed if the sandbox was found dead before the program began: it has not run then. Whatever else
         is raised, it may have.
@@ -86,11 +86,19 @@ class Execution:
                 if isinstance(event, Ended):
                     ended = event
                 else:
-                    write(event)
+                    await write(event)
         if ended is None:
             # Not SandboxFailed, after which it would be run once more.
             raise CommitFailed("The sandbox did not say how the run ended.")
         return ended
+
+
+async def keep_output(written: Mapping[Stream, Written], output: Output) -> None:
+    """Keep what a program has written. Raises CommitFailed where the disk fails."""
+    try:
+        await written[output.stream].append(output.data)
+    except OSError as error:
+        raise CommitFailed(f"the output of this run could not be kept: {error.strerror}") from error
 
 
 def status_of(ended: Ended) -> Status:

@@ -6,6 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
+type Stream = Literal["stdout", "stderr"]
+STREAMS: tuple[Stream, ...] = ("stdout", "stderr")
+
 
 @dataclass(frozen=True, slots=True)
 class Limits:
@@ -83,7 +86,7 @@ class Program:
 class Output:
     """A piece of what the program wrote, as it wrote it."""
 
-    stream: Literal["stdout", "stderr"]
+    stream: Stream
     data: bytes
 
 

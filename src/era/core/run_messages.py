@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from era.core.models import (
@@ -17,8 +17,9 @@ from era.core.models import (
     Status,
     WantedIsolation,
 )
-from era.core.program import CODE_ALONE, Invocation, Limits, Output
+from era.core.program import CODE_ALONE, Invocation, Limits, Output, Stream
 from era.core.secrets import Secret
+from era.core.written import Written
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,6 +142,16 @@ class RunStarted:
     """The run has its turn and is on record."""
 
     run_id: str
+    written: Mapping[Stream, Written] = field(repr=False)
+    """What it writes, by stream, as far as it has come."""
+
+
+@dataclass(frozen=True, slots=True)
+class Wrote:
+    """The run has written so many bytes more to a stream."""
+
+    stream: Stream
+    size: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,28 +163,21 @@ class Begun:
     """It was begun by an earlier request with the same idempotency key."""
 
 
-type Progress = RunStarted | Output
-type Emit = Callable[[Progress], None]
+type News = RunStarted | Wrote
+type Emit = Callable[[News], None]
 """Gets a run's progress as it happens. It must neither wait nor raise."""
 
-type RunEvent = Progress | RunResult
+type RunEvent = RunStarted | Output | RunResult
 
 
 @dataclass(frozen=True, slots=True)
 class Collected:
-    """A run's result with all of its output."""
+    """A run's result with all of its output. Close it, or have it collected."""
 
     result: RunResult
-    stdout: bytes
-    stderr: bytes
+    stdout: Written
+    stderr: Written
 
-
-async def collect(events: AsyncIterator[RunEvent]) -> Collected:
-    """The fold of a run's events into its plain answer."""
-    parts: dict[str, list[bytes]] = {"stdout": [], "stderr": []}
-    async for event in events:
-        if isinstance(event, Output):
-            parts[event.stream].append(event.data)
-        elif isinstance(event, RunResult):
-            result = event
-    return Collected(result, b"".join(parts["stdout"]), b"".join(parts["stderr"]))
+    def close(self) -> None:
+        self.stdout.close()
+        self.stderr.close()

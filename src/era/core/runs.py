@@ -2,7 +2,8 @@
 session_run.py.
 
 Theory of operation. A run executes as a task of its own, so a caller that hangs up neither stops a program halfway nor
-loses its commit. `stream` hands on what that task reports as it happens; `collect` folds it into the plain answer.
+loses its commit. `stream` hands on what that task reports as it happens; `run` waits for its end.
+Output is in neither's memory but for its first bytes (written.py).
 """
 
 from __future__ import annotations
@@ -11,28 +12,29 @@ import asyncio
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import AbstractContextManager, AsyncExitStack, nullcontext
+from functools import partial
 from typing import Any
 
 import structlog
 
 from era.core.active_runs import ActiveRun, ActiveRuns
 from era.core.admission import Admission, Slot
-from era.core.execution import Execution, status_of
+from era.core.execution import Execution, keep_output, status_of
+from era.core.follower import Follower
 from era.core.idempotency import IdempotencyKeys, no_answer
 from era.core.models import Claimed, OwnedId, RunRecord, Session, StateOutcome, new_id
-from era.core.outputs import STREAMS
-from era.core.program import Output
+from era.core.program import STREAMS
 from era.core.run_messages import (
     Begun,
     Collected,
     Emit,
     ExecuteRequest,
-    Progress,
+    News,
     RunEvent,
     RunRequest,
     RunResult,
     RunStarted,
-    collect,
+    Wrote,
     result_of,
 )
 from era.core.session_run import RunParts, SessionRun
@@ -65,28 +67,41 @@ class Runs:
         self._active_runs = active_runs
         self._setup_ended = setup_ended
         self._admission = admission
-        self._tasks: set[asyncio.Task[RunResult]] = set()
+        self._tasks: set[asyncio.Task[Collected]] = set()
 
     async def stream(self, session_id: OwnedId, request: RunRequest) -> AsyncIterator[RunEvent]:
         """RunStarted, what the program writes as it writes it, then the RunResult. Raises EraError instead of a result.
 
         The run goes on when the caller stops listening.
         """
-        async for event in self._events(session_id, request, named=True):
+        follower = Follower()
+        task = self._start_task(self._run(session_id, request, follower.put, named=True))
+        task.add_done_callback(lambda _: follower.end())
+        async for event in follower.events():
             yield event
+        done = task.result()
+        done.close()
+        yield done.result
 
-    async def _events(self, session_id: OwnedId, request: RunRequest, *, named: bool) -> AsyncIterator[RunEvent]:
-        """See `stream`. `named`: somebody may hear of the run, or hold on to it, before it has ended."""
-        events: asyncio.Queue[Progress | None] = asyncio.Queue()
-        task = self._start_task(self._run(session_id, request, events.put_nowait, named=named))
-        task.add_done_callback(lambda _: events.put_nowait(None))
-        while (event := await events.get()) is not None:
-            yield event
-        yield task.result()
+    async def run(
+        self, session_id: OwnedId, request: RunRequest, started: Callable[[str], Awaitable[None]] | None = None
+    ) -> Collected:
+        """The plain answer, which has all that `stream` has. `started` is called with the run's id once that is on
+        record; without it nobody hears of the run before its end, unless it has a key. The run goes on when the caller
+        is cancelled."""
+        begun: asyncio.Future[str] = asyncio.get_running_loop().create_future()
 
-    async def run(self, session_id: OwnedId, request: RunRequest) -> Collected:
-        """The plain answer: the fold of `stream`. Nobody hears of the run before that, unless it has a key."""
-        return await collect(self._events(session_id, request, named=request.claim is not None))
+        def emit(news: News) -> None:
+            if isinstance(news, RunStarted):
+                begun.set_result(news.run_id)
+
+        named = started is not None or request.claim is not None
+        task = self._start_task(self._run(session_id, request, emit, named=named))
+        if started is not None:
+            await asyncio.wait([task, begun], return_when=asyncio.FIRST_COMPLETED)  # type: ignore[type-var]  # it takes both
+            if begun.done():
+                await started(begun.result())
+        return await asyncio.shield(task)
 
     async def begin(self, session_id: OwnedId, request: RunRequest) -> Begun:
         """Begin a run in the background, once it has its turn and is on record. Raises EraError where it can't."""
@@ -103,15 +118,15 @@ class Runs:
         """`begin` without regard to a key. The run that this returns may have ended already."""
         started: asyncio.Future[ActiveRun] = asyncio.get_running_loop().create_future()
 
-        def emit(event: Progress) -> None:
-            if isinstance(event, RunStarted) and (run := self._active_runs.get(event.run_id)):
+        def emit(news: News) -> None:
+            if isinstance(news, RunStarted) and (run := self._active_runs.get(news.run_id)):
                 started.set_result(run)
 
         task = self._start_task(self._run_in_turn(session_id, request, emit))
         await asyncio.wait([task, started], return_when=asyncio.FIRST_COMPLETED)  # type: ignore[type-var]  # it takes both
         if not started.done():
             task.result()
-        task.add_done_callback(_log_failure)
+        task.add_done_callback(_end_unheard)
         return started.result()
 
     async def stop(self, session_id: OwnedId, run_id: str) -> RunRecord:
@@ -134,14 +149,14 @@ class Runs:
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=seconds)
 
-    def _start_task(self, run: Coroutine[Any, Any, RunResult]) -> asyncio.Task[RunResult]:
+    def _start_task(self, run: Coroutine[Any, Any, Collected]) -> asyncio.Task[Collected]:
         """A run as a task of its own, which goes on when its caller is cancelled, and which `drain` waits for."""
         task = asyncio.create_task(run)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task
 
-    async def _run(self, session_id: OwnedId, request: RunRequest, emit: Emit, *, named: bool) -> RunResult:
+    async def _run(self, session_id: OwnedId, request: RunRequest, emit: Emit, *, named: bool) -> Collected:
         """A run, or the replay of the one that had the same idempotency key."""
         if request.claim is None:
             return await self._run_in_turn(session_id, request, emit, named=named)
@@ -150,21 +165,22 @@ class Runs:
                 return await self._replay(session_id, first, emit)
             return await self._run_in_turn(session_id, request, emit)
 
-    async def _replay(self, session_id: OwnedId, first: Claimed, emit: Emit) -> RunResult:
-        """Emit the output of an earlier run again, and return its result."""
+    async def _replay(self, session_id: OwnedId, first: Claimed, emit: Emit) -> Collected:
+        """Emit the output of an earlier run again, and return what it came to."""
         record = first.run
         if record is None or first.answer is None:
             raise no_answer(first)
-        emit(RunStarted(record.id))
+        written = {stream: await self._parts.outputs.open(first.outputs, stream) for stream in STREAMS}
+        emit(RunStarted(record.id, written))
         for stream in STREAMS:
-            if content := await self._parts.outputs.read(first.outputs, stream):
-                emit(Output(stream, content))
+            emit(Wrote(stream, written[stream].size))
         session = await self._store.session(session_id)
-        return result_of(session, record, json.loads(first.answer), replayed=True)
+        result = result_of(session, record, json.loads(first.answer), replayed=True)
+        return Collected(result, written["stdout"], written["stderr"])
 
     async def _run_in_turn(
         self, session_id: OwnedId, request: RunRequest, emit: Emit, *, named: bool = True
-    ) -> RunResult:
+    ) -> Collected:
         """Wait for the session's turn and a slot, record the run, and see it through to its commit. Raises NotFound
         where the session is gone by then, TooBusy where too many wait for a slot."""
         turn = self._turns.take(session_id, long=request.service is None)
@@ -176,10 +192,11 @@ class Runs:
                     raise NotFound(f"Session '{session_id}' is another one by now.")
                 check_stored(session, public=request.public)
             session = await self._record(session_id, run_id, request, slot, named=named)
-            active = ActiveRun(run_id, session_id, session.key, request.background, request.service)
+            written = self._parts.outputs.new()
+            active = ActiveRun(run_id, session_id, session.key, written, request.background, request.service)
             run = SessionRun(self._parts, active, session, request, slot, emit)
             with self._active_runs.registered(active), self._yielding(active):
-                return await run.result()
+                return Collected(await run.result(), written["stdout"], written["stderr"])
 
     async def _record(
         self, session_id: OwnedId, run_id: str, request: RunRequest, slot: Slot, *, named: bool
@@ -207,7 +224,7 @@ class Runs:
         """Run the program of a request in a temporary sandbox. Raises as SandboxPool.acquire_temporary and
         Execution.run do, and TooBusy."""
         run_id = new_id("run")
-        written: dict[str, list[bytes]] = {stream: [] for stream in STREAMS}
+        written = self._parts.outputs.new()
         pool = self._parts.pool
         async with self._admission.admitted(request.owner) as slot:
             sandbox = await pool.acquire_temporary(
@@ -232,7 +249,7 @@ class Runs:
                     files=request.files,
                     invocation=request.invocation,
                 )
-                ended = await execution.run(lambda output: written[output.stream].append(output.data))
+                ended = await execution.run(partial(keep_output, written))
             finally:
                 await pool.discard(sandbox)
         result = RunResult(
@@ -246,13 +263,17 @@ class Runs:
             stderr_truncated=ended.stderr_truncated,
             state=StateOutcome(0, committed=False, reason="This run has no session."),
         )
-        return Collected(result, *(b"".join(written[stream]) for stream in STREAMS))
+        return Collected(result, written["stdout"], written["stderr"])
 
 
-def _log_failure(task: asyncio.Task[RunResult]) -> None:
-    """Log why a run in the background has no result: nobody waits for it. Its record says so too, if it could be
-    written."""
-    if not task.cancelled() and (error := task.exception()) is not None:
+def _end_unheard(task: asyncio.Task[Collected]) -> None:
+    """The end of a run in the background, for which nobody waits. Why it has no result is logged; its record says so
+    too, if it could be written."""
+    if task.cancelled():
+        return
+    if (error := task.exception()) is None:
+        task.result().close()
+    else:
         log.warning("run_failed", error=str(error), exc_info=None if isinstance(error, EraError) else error)
 
 

@@ -18,7 +18,7 @@ import structlog
 from era.core import jsontext
 from era.core.active_runs import ActiveRun
 from era.core.admission import Slot
-from era.core.execution import Execution, status_of
+from era.core.execution import Execution, keep_output, status_of
 from era.core.files.snapshots import Snapshots
 from era.core.files.trees import SnapshotRefused, WorkspaceFull
 from era.core.history import HistoryBound
@@ -34,11 +34,11 @@ from era.core.models import (
     command_of,
     now,
 )
-from era.core.outputs import STREAMS, Outputs
+from era.core.outputs import Outputs
 from era.core.pool import NEVER_BEGUN, SandboxPool
 from era.core.ports import Network, Sandbox, StorageAccesses
 from era.core.program import Ended, Invocation, Output
-from era.core.run_messages import Emit, RunRequest, RunResult, RunStarted, result_of
+from era.core.run_messages import Emit, RunRequest, RunResult, RunStarted, Wrote, result_of
 from era.core.setup.requirements import variables
 from era.core.views import data_view
 from era.errors import CommitFailed, EraError, SandboxFailed, SessionDeleted, TooBusy, Unavailable
@@ -120,7 +120,7 @@ class SessionRun:
         try:
             if not self._started:
                 self._started = True
-                self._emit(RunStarted(self._active.run_id))
+                self._emit(RunStarted(self._active.run_id, self._active.written))
             data = json.loads(session.data)
             execution = self._execution(sandbox, data)
             ended = await execution.run(self._write)
@@ -160,9 +160,10 @@ class SessionRun:
             invocation=Invocation(command=command) if command else request.invocation,
         )
 
-    def _write(self, output: Output) -> None:
-        self._active.written[output.stream].append(output.data)
-        self._emit(output)
+    async def _write(self, output: Output) -> None:
+        """Keep and report what the program has written. Raises CommitFailed where the disk fails."""
+        await keep_output(self._active.written, output)
+        self._emit(Wrote(output.stream, len(output.data)))
 
     async def _outcome(self, execution: Execution, ended: Ended) -> _Outcome:
         """What can be kept of the run. Its files are durable when this returns, but no row names them yet."""
@@ -185,7 +186,7 @@ class SessionRun:
         """Record the run, and move the session to its next version if it changed anything, in one transaction. `data`
         is the session's as it was. Raises CommitFailed, SessionDeleted."""
         session, claim = self._session, self._request.claim
-        stdout, stderr = (b"".join(self._active.written[stream]) for stream in STREAMS)
+        stdout, stderr = self._active.written["stdout"], self._active.written["stderr"]
         outputs = await self._parts.outputs.keep(stdout, stderr, always=claim is not None)
         shown = data_view(data if outcome.data is None else json.loads(outcome.data), session.stored)
         record = replace(
@@ -194,8 +195,8 @@ class SessionRun:
             ended_at=now(),
             exit_code=ended.exit_code,
             duration_us=int(ended.duration * 1e6),
-            stdout_bytes=len(stdout),
-            stderr_bytes=len(stderr),
+            stdout_bytes=stdout.size,
+            stderr_bytes=stderr.size,
             stdout_truncated=ended.stdout_truncated,
             stderr_truncated=ended.stderr_truncated,
             committed=outcome.problem is None,

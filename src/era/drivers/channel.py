@@ -7,19 +7,23 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import json
 import socket
 from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
 from era.core.loop_slices import Budget
-from era.core.program import Ended, Output, Program
+from era.core.program import Ended, Output, Program, Stream
 from era.drivers.guest import GUEST_LISTENERS, restarts_interpreter, with_library
 from era.drivers.socket_broker import SocketBroker
 from era.errors import SandboxFailed
 
 STATE_LIMIT = 4 << 20
 """Bytes of the state file that are read at all. The core bounds what is kept: 1 MiB in compact form."""
+
+_MOST_IN_FRAME = STATE_LIMIT + 1
+_STREAMS: dict[bytes, Stream] = {b"O": "stdout", b"E": "stderr"}
 
 _FRAME_US = 30
 """What a frame costs the event loop."""
@@ -68,6 +72,7 @@ class Channel:
         self._send_run(program, output_limit)
         state: bytes | None = None
         begun = False
+        room = {"stdout": output_limit, "stderr": output_limit}
         watchdog = asyncio.get_running_loop().call_later(program.timeout + _END_SECONDS, self._writer.transport.abort)
         try:
             while True:
@@ -75,10 +80,12 @@ class Channel:
                 await self._budget.spend(_FRAME_US)
                 if kind == b"B":
                     begun = True
-                elif kind == b"O":
-                    yield Output("stdout", payload)
-                elif kind == b"E":
-                    yield Output("stderr", payload)
+                elif kind in _STREAMS:
+                    stream = _STREAMS[kind]
+                    room[stream] -= len(payload)
+                    if room[stream] < 0:
+                        raise SandboxFailed("The sandbox does not keep to its limits.")
+                    yield Output(stream, payload)
                 elif kind == b"S":
                     state = payload
                 elif kind == b"D":
@@ -134,7 +141,10 @@ class Channel:
         """Receive a frame: its kind and payload. Raises SandboxFailed at the end of the stream."""
         try:
             head = await self._reader.readexactly(5)
-            return head[:1], await self._reader.readexactly(int.from_bytes(head[1:], "big"))
+            size = int.from_bytes(head[1:], "big")
+            if size > _MOST_IN_FRAME:
+                raise OSError(errno.EMSGSIZE, "a frame is too long")
+            return head[:1], await self._reader.readexactly(size)
         except (asyncio.IncompleteReadError, OSError) as error:
             self.close()
             raise SandboxFailed("The sandbox died.") from error

@@ -47,18 +47,19 @@ def failure(text: str) -> CallToolResult:
 
 
 def run_result(answer: Mapping[str, Any], images: list[ImageContent], *, in_session: bool) -> CallToolResult:
-    """The answer of a run. A program that failed is no failure of the tool: the model wants to see how."""
+    """The answer of a run, whose stdout and stderr may be Shortened already. A program that failed is no failure of the
+    tool: the model wants to see how."""
     structured: dict[str, Any] = {name: answer[name] for name in _RUN_FIELDS if name in answer}
     parts: list[str] = []
     links: list[ContentBlock] = []
     for stream in ("stdout", "stderr"):
-        whole = str(answer[stream])
-        shown = shortened(whole)
+        written = answer[stream] if isinstance(answer[stream], Shortened) else Shortened(answer[stream])
+        shown = written.text()
         structured[stream] = shown
-        structured[f"{stream}_truncated"] = bool(answer[f"{stream}_truncated"]) or shown != whole
+        structured[f"{stream}_truncated"] = bool(answer[f"{stream}_truncated"]) or not written.is_whole
         if shown:
             parts.append(shown.rstrip("\n") if stream == "stdout" else f"[stderr]\n{shown.rstrip()}")
-        if shown != whole and in_session:
+        if not written.is_whole and in_session:
             uri = f"session://{answer['session_id']}/runs/{answer['run_id']}/{stream}"
             links.append(ResourceLink(uri=uri, name=f"all of {stream}", mime_type="text/plain"))
         if answer[f"{stream}_truncated"]:
@@ -79,9 +80,29 @@ def image(data: bytes, media_type: str) -> ImageContent:
     return ImageContent(data=base64.b64encode(data).decode(), mime_type=media_type)
 
 
-def shortened(text: str) -> str:
-    """The text, or its beginning and its end with the number of characters between."""
-    if len(text) <= MOST_CHARACTERS:
-        return text
-    head, tail = text[: MOST_CHARACTERS - _TAIL], text[-_TAIL:]
-    return f"{head}\n[… {len(text) - MOST_CHARACTERS:,} characters are left out here …]\n{tail}"
+class Shortened:
+    """A text, or its beginning and its end with the number of characters between. It may come in pieces, of which no
+    more is held than is shown."""
+
+    def __init__(self, text: str = "") -> None:
+        self._size = 0
+        self._head = self._rest = ""
+        """`_rest` follows `_head`, as far as the end of it may be shown."""
+
+        self.add(text)
+
+    def add(self, piece: str) -> None:
+        self._size += len(piece)
+        room = MOST_CHARACTERS - _TAIL - len(self._head)
+        self._head += piece[:room]
+        self._rest = (self._rest + piece[room:])[-_TAIL:]
+
+    def text(self) -> str:
+        if self._size <= MOST_CHARACTERS:
+            return self._head + self._rest
+        left_out = self._size - MOST_CHARACTERS
+        return f"{self._head}\n[… {left_out:,} characters are left out here …]\n{self._rest}"
+
+    @property
+    def is_whole(self) -> bool:
+        return self._size <= MOST_CHARACTERS

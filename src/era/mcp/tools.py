@@ -18,6 +18,7 @@ from era.mcp.results import (
     MOST_IMAGE_BYTES,
     MOST_IMAGES,
     RunResult,
+    Shortened,
     image,
     run_result,
     text_result,
@@ -78,17 +79,17 @@ async def _run_in_session(calls: Calls, body: given.RunInSession, progress: Prog
 
 async def _run(calls: Calls, session_id: str, body: Mapping[str, Any], progress: Progress) -> CallToolResult:
     """A run in a session, with its pictures."""
-    written: dict[str, list[str]] = {"stdout": [], "stderr": []}
+    written = {"stdout": Shortened(), "stderr": Shortened()}
     answer: dict[str, Any] = {}
     async for event in calls.events(session_id, body):
         if event["type"] in written:
-            written[event["type"]].append(event["content"])
+            written[event["type"]].add(event["content"])
             await progress(event["content"])
         else:
             answer = event
     if not answer:
         raise CallFailed("The ERA server hung up before the run was over. See era_get_session for what was kept.")
-    answer |= {stream: "".join(parts) for stream, parts in written.items()}
+    answer |= written
     return run_result(answer, await _pictures(calls, session_id, answer["artifacts"]), in_session=True)
 
 

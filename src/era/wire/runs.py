@@ -7,7 +7,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, Field
 
 from era.core.models import JsonObject, RunRecord, StateOutcome, StoredCode, timestamp
-from era.core.run_messages import Collected, RunResult
+from era.core.run_messages import RunResult
 from era.core.secrets import MAX_HOSTS, MAX_SECRETS, MAX_VALUE_BYTES
 from era.wire.base import VERSIONS_DROPPED, Body, dropped_answer, text
 from era.wire.limits import Isolation, Limits
@@ -225,9 +225,9 @@ def result_answer(result: RunResult) -> dict[str, Any]:
     }
 
 
-def run_answer(run: Collected) -> dict[str, Any]:
-    """The answer of a run, with its output."""
-    return {"stdout": text(run.stdout), "stderr": text(run.stderr), **result_answer(run.result)}
+def run_answer(result: RunResult, stdout: bytes, stderr: bytes) -> dict[str, Any]:
+    """The answer of a run, with its output, which comes first."""
+    return {"stdout": text(stdout), "stderr": text(stderr), **result_answer(result)}
 
 
 def record_answer(record: RunRecord, session_id: str) -> dict[str, Any]:
@@ -269,12 +269,12 @@ def _artifacts(artifacts: JsonObject) -> dict[str, Any]:
     return {"artifacts": artifacts.get("files", []), "artifacts_more": artifacts.get("more", 0)}
 
 
-def execute_answer(run: Collected, language: str) -> dict[str, Any]:
+def execute_answer(result: RunResult, stdout: bytes, stderr: bytes, language: str) -> dict[str, Any]:
     """The answer of POST /api/execute: that of a run, without the fields of a session."""
-    answer = run_answer(run)
+    answer = run_answer(result, stdout, stderr)
     for name in ("data", "state", "session_id", "artifacts", "artifacts_more"):
         del answer[name]
-    return {**answer, "language": language, "vm_id": run.result.session_id}
+    return {**answer, "language": language, "vm_id": result.session_id}
 
 
 def code_answer(stored: StoredCode) -> dict[str, Any]:

@@ -29,7 +29,7 @@ from era.core.files.pack import larger_pieces
 from era.core.files.snapshots import BlobStore, Snapshots
 from era.core.metadata import MetadataStore
 from era.core.models import KeptOutputs, KeptRun, OwnedId, RunRecord, Session, VersionContent, now
-from era.core.outputs import STREAMS
+from era.core.program import STREAMS
 from era.core.setup.locks import Locks
 from era.errors import Unavailable
 

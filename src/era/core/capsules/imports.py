@@ -29,7 +29,8 @@ from era.core.files.snapshots import BlobStore
 from era.core.files.trees import Bounds
 from era.core.metadata import MetadataStore
 from era.core.models import KeptRun, Session, Snapshot
-from era.core.outputs import INLINE_BYTES, STREAMS
+from era.core.outputs import INLINE_BYTES
+from era.core.program import STREAMS
 from era.errors import BadRequest, Unavailable
 
 _MAX_README_BYTES = 64 << 10

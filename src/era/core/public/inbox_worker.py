@@ -27,8 +27,8 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
-from collections.abc import AsyncIterator
-from contextlib import suppress
+from contextlib import closing, suppress
+from functools import partial
 
 import structlog
 
@@ -38,7 +38,7 @@ from era.core.models import OwnedId, Session, new_id, now
 from era.core.public import headers, relay
 from era.core.public.inbox import Content, Delivery, InboxSettings, InboxStore, Next, Outcome, Received, delay, no_inbox
 from era.core.public.signatures import Verify, is_genuine
-from era.core.run_messages import Collected, RunEvent, RunRequest, RunStarted, collect
+from era.core.run_messages import Collected, RunRequest
 from era.core.runs import Runs
 from era.errors import (
     BadSignature,
@@ -222,8 +222,9 @@ class Inbox:
         )
         begun: list[str] = []
         try:
-            events = self._record_start(head, begun, self._runs.stream(head.session_id, request))
-            outcome = self._outcome(head, await collect(events))
+            run = await self._runs.run(head.session_id, request, partial(self._record_start, head, begun))
+            with closing(run):
+                outcome = await self._outcome(head, run)
         except (SessionDeleted, NotFound, Expired):
             outcome = _put_back(delivery)  # the session may be restored
         except EraError as error:
@@ -243,23 +244,18 @@ class Inbox:
         await self._record(head, outcome)
         return 0
 
-    async def _record_start(
-        self, head: Next, begun: list[str], events: AsyncIterator[RunEvent]
-    ) -> AsyncIterator[RunEvent]:
-        """Pass on the events of a run. When it starts, record the attempt and append the run's id to `begun`."""
-        async for event in events:
-            if isinstance(event, RunStarted):
-                begun.append(event.run_id)
-                try:
-                    await self._store.begin_attempt(head.delivery, event.run_id, counts=not self._ending)
-                except EraError as error:
-                    log.warning("attempt_not_recorded", delivery=head.delivery.id, error=error.message)
-            yield event
+    async def _record_start(self, head: Next, begun: list[str], run_id: str) -> None:
+        """Record the attempt when its run has started, and append the run's id to `begun`."""
+        begun.append(run_id)
+        try:
+            await self._store.begin_attempt(head.delivery, run_id, counts=not self._ending)
+        except EraError as error:
+            log.warning("attempt_not_recorded", delivery=head.delivery.id, error=error.message)
 
-    def _outcome(self, head: Next, run: Collected) -> Outcome:
+    async def _outcome(self, head: Next, run: Collected) -> Outcome:
         """Whether an attempt succeeded: a run that ended well, and an answer below 500."""
         try:
-            answer = relay.reply(run, headers.Place("/", None)).status
+            answer = (await relay.reply(run, headers.Place("/", None))).status
         except RelayFailed as error:
             return self._failed(head, error.status, error.message)
         if run.result.status != "ok":

@@ -1,12 +1,13 @@
 """The relay, by which stored code answers requests, much as CGI does: the request becomes variables, the output a
 response.
 
-These are pure functions: `environment` turns a request into a run's variables, `reply` turns a finished run into a
-response. Between the two lies an ordinary run. Which headers pass is decided in headers.py.
+`environment` turns a request into a run's variables, `reply` turns a finished run into a response. Between the two lies
+an ordinary run. Which headers pass is decided in headers.py.
 """
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import json
 from collections.abc import Iterable, Sequence
@@ -16,7 +17,8 @@ from typing import Any
 from era.core import jsontext
 from era.core.models import Status
 from era.core.public import headers
-from era.core.run_messages import Collected
+from era.core.run_messages import Collected, RunResult
+from era.core.written import Written
 from era.errors import RelayFailed, RelayTimeout, TooLarge
 
 MAX_BODY_BYTES = 128 << 10
@@ -24,6 +26,13 @@ MAX_BODY_BYTES = 128 << 10
 
 _MAX_VARIABLE_BYTES = 128 << 10
 """Linux' bound for one string of an environment (MAX_ARG_STRLEN): name, `=`, value and a NUL."""
+
+_LARGE = 1 << 20
+"""Bytes from which on an answer is kept in a file, and read one at a time."""
+
+_MAX_JSON = 16 << 20
+_JSON_BEGINS = b'{["'
+_one_large = asyncio.Semaphore(1)
 
 _MAX_ANSWER_COMMAS = 500_000
 """Bounds how many values an answer has. JSON may be tens of MiB, and many small values take thirty times that in
@@ -54,7 +63,7 @@ class Reply:
 
     status: int
     headers: list[tuple[str, str]]
-    body: bytes
+    body: bytes | Written
 
 
 def environment(call: Call, *, key: bytes | None) -> dict[str, str]:
@@ -92,7 +101,7 @@ def too_large(variable: str) -> TooLarge:
     )
 
 
-def reply(run: Collected, place: headers.Place) -> Reply:
+async def reply(run: Collected, place: headers.Place) -> Reply:
     """The response that a run's output describes, for the place where the session answers.
 
     A JSON object may describe status, headers and body; other JSON is the body itself; anything else is sent as text.
@@ -105,14 +114,43 @@ def reply(run: Collected, place: headers.Place) -> Reply:
         raise RelayFailed(f"The program that answers this URL {why}.")
     if result.stdout_truncated:
         raise RelayFailed("What the program printed is over its limit of output, so it is no whole answer.")
-    printed = run.stdout.strip()
+    if run.stdout.size <= _LARGE:
+        return _described_by(result, await run.stdout.whole(), place)
+    is_json = await _begin_of(run.stdout) in _JSON_BEGINS
+    if not is_json:
+        return _text(result, run.stdout, place)
+    if run.stdout.size > _MAX_JSON:
+        raise RelayFailed(f"What the program printed looks like JSON and is over {_MAX_JSON >> 20} MiB.")
+    async with _one_large:
+        whole = _described_by(result, await run.stdout.whole(), place)
+        body = run.stdout.another()
+        await body.append(whole.body if isinstance(whole.body, bytes) else b"")
+        return Reply(whole.status, whole.headers, body)
+
+
+async def _begin_of(written: Written) -> bytes:
+    """The first byte that is no white space, none where there is none."""
+    async for piece in written.pieces(0, written.size):
+        if stripped := piece.lstrip():
+            return stripped[:1]
+    return b""
+
+
+def _text(result: RunResult, body: bytes | Written, place: headers.Place) -> Reply:
+    """The response of a program that printed text."""
+    status = 200 if result.exit_code == 0 else 500
+    return Reply(status, _headers({}, "text/plain; charset=utf-8", place), body)
+
+
+def _described_by(result: RunResult, stdout: bytes, place: headers.Place) -> Reply:
+    """The response that this output describes. Raises RelayFailed."""
+    printed = stdout.strip()
     if printed[:1] in (b"{", b"[") and printed.count(b",") > _MAX_ANSWER_COMMAS:
         raise RelayFailed("What the program printed is JSON of too many values.")
     try:
         value = jsontext.loads(printed)
     except jsontext.JsonProblem:
-        status = 200 if result.exit_code == 0 else 500
-        return Reply(status, _headers({}, "text/plain; charset=utf-8", place), run.stdout)
+        return _text(result, stdout, place)
     if not isinstance(value, dict):
         return Reply(200, _headers({}, "application/json", place), printed)
     return _described(value, printed, place)

@@ -1,0 +1,90 @@
+"""Answers that are longer than memory should hold: sent piece by piece, from content that is closed afterwards."""
+
+from __future__ import annotations
+
+import codecs
+import json
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import closing
+from typing import Any
+
+from fastapi import Request, Response
+from fastapi.responses import StreamingResponse
+from starlette.types import Receive, Scope, Send
+
+from era.api.context import Answer
+from era.api.ranges import requested_range
+from era.core.loop_slices import Budget
+from era.core.run_messages import Collected, RunResult
+from era.core.written import Written
+
+_SMALL = 64 << 10
+"""Bytes of output up to which an answer is made in one piece."""
+
+_PIECE_US = 500
+"""What it costs to turn a piece of output into JSON."""
+
+
+class ClosingResponse(StreamingResponse):
+    """Streams `pieces` and calls `close` afterwards, also where sending never began."""
+
+    def __init__(self, pieces: AsyncIterator[bytes], close: Callable[[], None], **options: Any) -> None:
+        super().__init__(pieces, **options)
+        self._close = close
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self._close()
+
+
+async def run_response(
+    run: Collected, shown: Callable[[RunResult, bytes, bytes], dict[str, Any]], headers: Mapping[str, str] | None = None
+) -> Response:
+    """The JSON answer of a run, which this closes. `shown` makes it from the run's result, stdout and stderr, which
+    come first in it."""
+    if run.stdout.size + run.stderr.size > _SMALL:
+        rest = Answer(shown(run.result, b"", b"")).body
+        return ClosingResponse(_json(run, bytes(rest)), run.close, media_type="application/json", headers=headers)
+    with closing(run):
+        answer = shown(run.result, await run.stdout.whole(), await run.stderr.whole())
+        return Answer(answer, headers=dict(headers or {}))
+
+
+async def _json(run: Collected, without_output: bytes) -> AsyncIterator[bytes]:
+    """The same bytes as if the answer had been made in one piece. `without_output` is that of a run without any."""
+    budget = Budget(run.result.session_id)
+    at = 0
+    for written in (run.stdout, run.stderr):
+        end = without_output.index(b'""', at) + 1
+        yield without_output[at:end]
+        at = end
+        decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        async for piece in written.pieces(0, written.size):
+            yield _escaped(decoder.decode(piece))
+            await budget.spend(_PIECE_US)
+        yield _escaped(decoder.decode(b"", final=True))
+    yield without_output[at:]
+
+
+def _escaped(text: str) -> bytes:
+    return json.dumps(text, ensure_ascii=False)[1:-1].encode()
+
+
+async def ranged_response(request: Request, content: Written, media_type: str, headers: dict[str, str]) -> Response:
+    """`content`, which this closes, as a 200, or the range of it that the request asks for as a 206."""
+    headers = {"Accept-Ranges": "bytes", **headers}
+    try:
+        part = requested_range(request.headers.get("range"), content.size)
+    except BaseException:
+        content.close()
+        raise
+    start, end = part or (0, content.size)
+    if part is not None:
+        headers["Content-Range"] = f"bytes {start}-{end - 1}/{content.size}"
+    headers["Content-Length"] = str(end - start)
+    status = 200 if part is None else 206
+    return ClosingResponse(
+        content.pieces(start, end), content.close, status_code=status, headers=headers, media_type=media_type
+    )

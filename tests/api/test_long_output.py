@@ -1,0 +1,138 @@
+"""Output that is long is answered as what is short is, and takes no memory of the service's."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from era.api import streaming
+from era.core.models import StateOutcome
+from era.core.run_messages import Collected, RunResult
+from era.core.written import Written
+from era.wire.runs import execute_answer, run_answer
+from tests.conftest import MakeServer, Server
+from tests.hostile.served import ForkedServer
+
+MIB = 1 << 20
+SIZE = 10 * MIB
+LOUD = f"import os\nfor _ in range({SIZE} >> 16): os.write(1, b'\\x01' * 65536)"
+"""Each of these bytes is six of JSON."""
+
+OUTPUTS = {
+    "text": "é😀".encode() * 30_000,
+    "what needs escaping": b'\x01\x00"\\\n\x7f' * 40_000,
+    "no text": bytes(range(256)) * 1000,
+    "a sequence that is cut off": b"x" * 200_000 + "😀".encode()[:3],
+    "nothing": b"",
+}
+
+
+@pytest.mark.parametrize("shown", [run_answer, partial(execute_answer, language="python")])
+@pytest.mark.parametrize("which", OUTPUTS)
+async def test_a_long_answer_is_the_short_one_s(
+    shown: Callable[..., dict[str, Any]], which: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    async def answer() -> bytes:
+        stdout, stderr = Written(tmp_path), Written(tmp_path)
+        await stdout.append(OUTPUTS[which])
+        await stderr.append(b'"stdout":""')
+        state = StateOutcome(1, committed=True)
+        data = {"stdout": "", "text": "é"}
+        result = RunResult("run_1", "s", "ok", 0, 0.1, data, False, False, state)
+        response = await streaming.run_response(Collected(result, stdout, stderr), shown)
+        if isinstance(response, streaming.ClosingResponse):
+            return b"".join([bytes(piece) async for piece in response.body_iterator])  # type: ignore[arg-type]
+        return bytes(response.body)
+
+    monkeypatch.setattr(streaming, "_SMALL", 1 << 30)
+    short = await answer()
+    monkeypatch.setattr(streaming, "_SMALL", -1)
+    assert await answer() == short
+    assert json.loads(short)["stdout"] == OUTPUTS[which].decode(errors="replace")
+
+
+def answers(server: Server, path: str, how_many: int) -> None:
+    """Have so many sessions print at a time, and read their answers."""
+
+    def one(number: int) -> None:
+        with server.client(timeout=120) as client:
+            client.post("/api/sessions", json={"language": "python", "session_id": f"s{number}"})
+            body = {"code": LOUD, "timeout": 60} | ({"language": "python"} if "execute" in path else {})
+            length = 0
+            with client.stream("POST", path.format(f"s{number}"), json=body) as answer:
+                assert answer.status_code == 200
+                for piece in answer.iter_raw():
+                    length += len(piece)
+            assert length > 6 * SIZE
+
+    with ThreadPoolExecutor(how_many) as callers:
+        list(callers.map(one, range(how_many)))
+
+
+@pytest.mark.parametrize("path", ["/api/sessions/{}/run", "/api/execute", "/api/sessions/{}/stream"])
+@pytest.mark.parametrize("weakness", [None, "outputs in memory"])
+def test_memory_stays_flat_whatever_runs_print(tmp_path: Path, path: str, weakness: str | None) -> None:
+    if weakness and "stream" in path:
+        pytest.skip("where nobody is slow, a stream is in memory in pieces only")
+    server = ForkedServer(tmp_path / "data", weakness=weakness).start()
+    try:
+        with server.client() as client:  # so that all is loaded that a run needs
+            client.post("/api/execute", json={"language": "python", "code": "print('x' * 100_000)"})
+        before = server.reset_peak()
+        answers(server, path, 4)
+        grown = server.peak_resident_bytes - before
+        assert grown < 40 * MIB if weakness is None else grown > 100 * MIB, f"{grown >> 20} MiB"
+    finally:
+        server.stop()
+
+
+def test_slow_readers_public_calls_and_records_take_no_memory(own_server: MakeServer) -> None:
+    server = own_server()
+    with server.client() as client:
+        client.post("/api/sessions", json={"language": "python", "session_id": "s", "allowPublicAccess": True})
+        client.post("/api/sessions/s/run", json={"code": "print('x' * 100_000)"})
+        assert client.put("/api/sessions/s/code", json={"code": LOUD}).status_code == 200
+        client.get("/proxy/s/80/")
+        before = server.reset_peak()
+        with client.stream("POST", "/api/sessions/s/stream", json={"code": LOUD}) as late:
+            wait_for_turn(server)  # it has ended, and nobody has read what it wrote
+            assert server.peak_resident_bytes - before < 30 * MIB
+            lines = [line for line in late.iter_lines() if line.startswith("data:")]
+        assert sum(len(json.loads(line[5:]).get("content", "")) for line in lines) == SIZE
+        del lines
+        answer = client.get("/proxy/s/80/")
+        assert (answer.status_code, answer.content) == (200, b"\x01" * SIZE)
+        assert answer.headers["content-type"].startswith("text/plain")
+        assert answer.headers["content-length"] == str(SIZE)
+        run_id = answer.headers["X-Era-Run"]
+        url = f"/api/sessions/s/runs/{run_id}/stdout"
+        assert client.get(url).content == b"\x01" * SIZE
+        part = client.get(url, headers={"Range": f"bytes={SIZE - 5}-"})
+        assert (part.status_code, part.content) == (206, b"\x01" * 5)
+        assert part.headers["content-range"] == f"bytes {SIZE - 5}-{SIZE - 1}/{SIZE}"
+        key = {"Idempotency-Key": "k"}
+        first, again = (client.post("/api/sessions/s/run", json={"code": LOUD}, headers=key) for _ in range(2))
+        assert again.headers["Idempotent-Replay"] == "true"
+        assert again.content == first.content
+        assert server.peak_resident_bytes - before < 50 * MIB
+
+
+def wait_for_turn(server: Server) -> None:
+    """Wait until a session's run has ended, by a run that comes after it."""
+    with server.client() as other:
+        assert other.post("/api/sessions/s/run", json={"code": "print(1)"}).json()["stdout"] == "1\n"
+
+
+def test_a_long_json_answer_of_a_public_url(client: httpx.Client, session: Any) -> None:
+    where = session(allowPublicAccess=True)
+    code = "import json; print(json.dumps({'status': 201, 'contentType': 'x/y', 'body': 'é' * 1_000_000}))"
+    assert client.put(f"/api/sessions/{where}/code", json={"code": code}).status_code == 200
+    answer = client.get(f"/proxy/{where}/80/")
+    assert (answer.status_code, answer.headers["content-type"], answer.text) == (201, "x/y", "é" * 1_000_000)

@@ -1,0 +1,109 @@
+"""What a run writes is whole, however it is read, and little of it is in memory."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import hashlib
+import os
+import random
+from pathlib import Path
+
+import pytest
+
+from era.core import follower
+from era.core.follower import Follower
+from era.core.program import STREAMS, Output, Stream
+from era.core.run_messages import RunStarted, Wrote
+from era.core.written import MEMORY_BYTES, PIECE, Written
+from era.store.blobs import LocalBlobs
+
+
+def some(size: int) -> bytes:
+    return random.Random(size).randbytes(size)
+
+
+async def written(directory: Path, content: bytes) -> Written:
+    made = Written(directory)
+    for at in range(0, len(content), PIECE):
+        await made.append(content[at : at + PIECE])
+    return made
+
+
+SIZES = [0, 1, MEMORY_BYTES, MEMORY_BYTES + 1, 3 * MEMORY_BYTES + 12_345]
+
+
+@pytest.mark.parametrize("size", SIZES)
+async def test_it_is_whole(tmp_path: Path, size: int) -> None:
+    content = some(size)
+    made = await written(tmp_path, content)
+    assert made.size == size
+    assert await made.whole() == content
+    assert b"".join([piece async for piece in made.pieces(size // 3, size)]) == content[size // 3 :]
+    assert len(made._state[1]) <= MEMORY_BYTES + PIECE
+    assert list(tmp_path.iterdir()) == [], "a temporary file has no name"
+    blobs = LocalBlobs(tmp_path / "blobs")
+    blobs.open()
+    with blobs.batch() as batch:
+        digest = made.put(batch)
+    assert digest == hashlib.sha256(content).hexdigest()
+    assert blobs.get(digest) == await made.whole() == content
+    blobs.close()
+
+
+async def test_a_copy_stays_as_it_is(tmp_path: Path) -> None:
+    content = some(MEMORY_BYTES * 2 + 5)
+    made = await written(tmp_path, content)
+    copy = made.so_far()
+    await made.append(some(MEMORY_BYTES))
+    made.close()
+    assert await copy.whole() == content
+    copy.close()
+
+
+async def test_it_is_closed_with_or_without_being_told(tmp_path: Path) -> None:
+    before = len(os.listdir("/proc/self/fd"))
+    made = [await written(tmp_path, some(MEMORY_BYTES + 1)) for _ in range(3)]
+    made[0].close()
+    made[0].close()
+    assert len(os.listdir("/proc/self/fd")) == before + 2
+    del made
+    gc.collect()
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+async def heard(news: Follower) -> list[tuple[Stream, bytes]]:
+    news.end()
+    return [(event.stream, event.data) async for event in news.events() if isinstance(event, Output)]
+
+
+async def test_who_listens_late_hears_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(follower, "_MOST_NEWS", 10)
+    streams = {stream: Written(tmp_path) for stream in STREAMS}
+    news = Follower()
+    news.put(RunStarted("run_1", streams))
+    expected: dict[Stream, bytes] = {"stdout": b"", "stderr": b""}
+    for number in range(100):
+        stream = STREAMS[number % 2]
+        piece = b"%d" % number
+        expected[stream] += piece
+        await streams[stream].append(piece)
+        news.put(Wrote(stream, len(piece)))
+    assert len(news._news) < 15, "it takes no more memory the later they are"
+    pieces = await heard(news)
+    assert pieces[:3] == [("stdout", b"0"), ("stderr", b"1"), ("stdout", b"2")]
+    assert {stream: b"".join(data for of, data in pieces if of == stream) for stream in STREAMS} == expected
+
+
+async def test_who_listens_in_time_hears_each_piece(tmp_path: Path) -> None:
+    streams = {stream: Written(tmp_path) for stream in STREAMS}
+    news = Follower()
+    events = news.events()
+    news.put(RunStarted("run_1", streams))
+    assert isinstance(await anext(events), RunStarted)
+    for piece in (b"first", b"second"):
+        following = asyncio.ensure_future(anext(events))
+        await asyncio.sleep(0)
+        await streams["stdout"].append(piece)
+        news.put(Wrote("stdout", len(piece)))
+        assert await following == Output("stdout", piece)
