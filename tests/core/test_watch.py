@@ -8,13 +8,15 @@ import os
 import random
 import shutil
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
 from era.core.files import snapshots as snapshots_module
+from era.core.files import watch as watch_module
 from era.core.files.trees import Scan
-from era.core.files.watch import Watch
+from era.core.files.watch import Watch, WatchBudget
 from era.core.models import EMPTY, Snapshot
 from tests.conftest import eventually
 from tests.core.lab import Lab, Place, described, mutate
@@ -141,7 +143,7 @@ def test_an_event_queue_that_overflows_leads_to_a_full_scan(lab: Lab) -> None:
 
 
 def test_without_watches_every_scan_is_full(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refused() -> Watch:
+    def refused(_: WatchBudget) -> Watch:
         raise OSError(24, "too many")
 
     monkeypatch.setattr(snapshots_module, "Watch", refused)
@@ -150,6 +152,69 @@ def test_without_watches_every_scan_is_full(lab: Lab, monkeypatch: pytest.Monkey
     snapshot = lab.take(place)
     (place.workspace / "d2" / "e2" / "more").write_text("found")
     assert lab.take(place, snapshot) == lab.from_scratch(place)
+
+
+def watched() -> int:
+    """How many directories this process watches."""
+    count = 0
+    for descriptor in os.listdir("/proc/self/fdinfo"):
+        with suppress(OSError), open(f"/proc/self/fdinfo/{descriptor}") as info:
+            count += info.read().count("inotify wd:")
+    return count
+
+
+def test_a_session_with_many_directories_isnt_watched_and_others_are(tmp_path: Path) -> None:
+    lab = Lab(tmp_path, watches=WatchBudget(100))
+    before = watched()
+    small, large = lab.place(), lab.place()
+    furnish(small.workspace)
+    first = lab.take(small)
+    assert watched() == before + 21
+    for number in range(60):
+        (large.workspace / f"d{number}" / "e").mkdir(parents=True)
+    snapshot = lab.take(large)
+    assert watched() == before + 21
+    (large.workspace / "d5" / "e" / "new").write_text("found all the same")
+    assert lab.take(large, snapshot) == lab.from_scratch(large)
+    (small.workspace / "d1" / "e1" / "new").write_text("found")
+    assert lab.take(small, first) == lab.from_scratch(small)
+    asyncio.run(lab.snapshots.close())
+    assert eventually(lambda: watched() == before)
+
+
+def test_a_session_that_grows_out_of_its_watches_is_scanned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(watch_module, "MAX_WATCHES", 40)
+    budget = WatchBudget(1000)
+    lab = Lab(tmp_path, watches=budget)
+    before = watched()
+    place = lab.place()
+    furnish(place.workspace)
+    snapshot = lab.take(place)
+    assert watched() == before + 21
+    for number in range(60):
+        (place.workspace / "d1" / "e1" / f"m{number}" / "n").mkdir(parents=True)
+        snapshot = lab.take(place, snapshot)
+        assert watched() <= before + 40
+    assert snapshot == lab.from_scratch(place)
+    (place.workspace / "d1" / "e1" / "m7" / "n" / "late").write_text("found")
+    shutil.rmtree(place.workspace / "d1" / "e1" / "m9")
+    assert lab.take(place, snapshot) == lab.from_scratch(place)
+    assert budget._shares.taken == watched() - before == 0
+    asyncio.run(lab.snapshots.close())
+
+
+def test_without_a_budget_it_watches_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(WatchBudget, "take", lambda *_: True)
+    monkeypatch.setattr(WatchBudget, "give_back", lambda *_: None)
+    monkeypatch.setattr(WatchBudget, "room", 1 << 20)
+    lab = Lab(tmp_path, watches=WatchBudget(100))
+    before = watched()
+    place = lab.place()
+    for number in range(1000):
+        (place.workspace / f"d{number}").mkdir()
+    lab.take(place)
+    assert watched() == before + 1001
+    asyncio.run(lab.snapshots.close())
 
 
 def test_descriptors_go_with_the_sandbox(lab: Lab) -> None:

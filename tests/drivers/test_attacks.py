@@ -116,6 +116,11 @@ ATTACKS = [
         Weakness(without("--disable-userns"), unfiltered=True),
     ),
     Attack(
+        "how the supervisor is scheduled, and so all later runs",
+        CALLS.format(call="max(libc.sched_setscheduler(1, 5, b'\\0' * 4), libc.setpriority(2, 0, 7))"),
+        Weakness(unfiltered=True),
+    ),
+    Attack(
         "the root directory",
         WRITES.format(path="/mine", size=1),
         Weakness(replaced(("--remount-ro", "/"), ()), WITHOUT_LANDLOCK),

@@ -320,6 +320,14 @@ def test_changed_devices_would_be_handed_on(weak_sandboxes: Sandboxes) -> None:
     assert _changed_devices_are_handed_on(weak_sandboxes, REPLACES)
 
 
+@pytest.mark.parametrize("weak_sandboxes", [Weakness(supervisor={"self.scheduling.restore()": "pass"})], indirect=True)
+def test_a_changed_niceness_would_stay(weak_sandboxes: Sandboxes) -> None:
+    """tests/drivers/conformance has the attack on sound sandboxes."""
+    sandbox = weak_sandboxes.make()
+    weak_sandboxes.run(sandbox, "import os; os.setpriority(os.PRIO_PROCESS, 1, 7)")
+    assert weak_sandboxes.run(sandbox, "import os; print(os.getpriority(os.PRIO_PROCESS, 0))").stdout == "7\n"
+
+
 def test_programs_meet_another_kernel(sandboxes: Sandboxes, sound: Any) -> None:
     result = sandboxes.run(sound, "import os; print(os.uname().release, open('/proc/version').read())")
     assert os.uname().release not in result.stdout

@@ -73,6 +73,7 @@ def test_calls_of_x32_are_not_there(filters: Sequence[bytes]) -> None:
 SIGCHLD, THREAD = 17, 0x3D0F00
 TIOCSTI, TIOCLINUX, TCGETS = 0x5412, 0x541C, 0x5401
 SOCKETS = ("socket", "socketpair")
+SCHEDULE = ("sched_setaffinity", "sched_setattr", "sched_setparam", "sched_setscheduler")
 MAKE_NODE = (("mknod", (0,)), ("mknodat", (0, 0)))
 CHANGE_MODE = (("chmod", (0,)), ("fchmod", (0,)), ("fchmodat", (0, 0)), ("fchmodat2", (0, 0)), ("creat", (0,)))
 
@@ -87,6 +88,14 @@ ARGUMENTS = [
     *(("ioctl", (0, TIOCLINUX | high), EPERM) for high in (0, HIGH, 0xFFFFFFFF << 32)),
     ("prlimit64", (0, 7), 0),
     ("prlimit64", (1, 7), EPERM),
+    *((call, (pid,), EPERM if pid & 0xFFFFFFFF == 1 else 0) for call in SCHEDULE for pid in (0, 1, 2, 77, HIGH | 1)),
+    *(
+        (call, (high | which, who), 0 if which == process and who & 0xFFFFFFFF != 1 and not high else EPERM)
+        for call, process in (("setpriority", 0), ("ioprio_set", 1))
+        for which in (0, 1, 2, 3)
+        for who in (0, 1, 2, 77, HIGH | 1)
+        for high in (0, HIGH)
+    ),
     *(("personality", (value,), 0) for value in (0, 8, 0x20000, 0x20008, 0xFFFFFFFF, -1)),
     *(("personality", (value,), ENOSYS) for value in (0x40000, 0x400000, 6, HIGH | 0x40000)),
     *((call, (family,), 0) for call in SOCKETS for family in (1, 2, 10, 16)),

@@ -12,14 +12,20 @@ from ipaddress import ip_address
 import pytest
 
 from era.core.allowlist import allowlist
+from era.core.shares import Shares
 from era.guest import connect_filter
 from era.network import dns
+from era.network.descriptors import RunDescriptors
 from tests.drivers.bpf import ALLOW, _run
 from tests.network import world
 
 NATIVE = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}[platform.machine()]
 NOTIFY = 0x7FC00000
 DONTWAIT, NOSIGNAL = 0x40, 0x4000
+
+
+def plenty() -> RunDescriptors:
+    return RunDescriptors(Shares(100), "me")
 
 
 @pytest.mark.parametrize("gvisor", [False, True])
@@ -92,7 +98,7 @@ def asked(message: bytes, *, stream: bool = False) -> tuple[bytes, bytes]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(dns, "_ask_tcp" if stream else "_ask_udp", ask)
-        answer = asyncio.run(dns.Names(allowlist([]), lambda _: None)._resolve(message, stream=stream))
+        answer = asyncio.run(dns.Names(allowlist([]), lambda _: None, plenty())._resolve(message, stream=stream))
     return b"".join(heard), answer
 
 
@@ -140,7 +146,7 @@ def test_other_operations_and_classes_are_refused() -> None:
 
 def test_a_name_that_is_not_allowed_is_not_asked_for() -> None:
     refused: list[str] = []
-    one = dns.Names(allowlist(["*.example.test"]), refused.append)
+    one = dns.Names(allowlist(["*.example.test"]), refused.append, plenty())
     answer = asyncio.run(one._resolve(query("secret.leak.test"), stream=False))
     assert (answer[:2], answer[3] & 15, answer[12:]) == (b"\x12\x34", 3, query("secret.leak.test")[12:])
     assert refused == ["secret.leak.test"]

@@ -127,6 +127,13 @@ _TAKE_MODE = (
     ("creat", 1),
 )
 _CREATING = (0o100, 0o20000000)  # O_CREAT, O_TMPFILE
+_SUPERVISOR = 1
+"""Its pid. How it is scheduled is inherited by all later runs."""
+
+_SCHEDULING = ("sched_setaffinity", "sched_setattr", "sched_setparam", "sched_setscheduler")
+_PRIORITY = (("setpriority", 0), ("ioprio_set", 1))
+"""With the first argument that means one process. Others mean a group or a user, whose the supervisor is, too."""
+
 _PERSONALITIES = (0, 0x8, 0x20000, 0x20008, _INT)  # Linux, its 32-bit uname, its version 2.6 uname; which one is it?
 
 type Rule = tuple[str, int, tuple[Condition, ...]]
@@ -136,6 +143,9 @@ RULES: list[Rule] = [
     *(("clone", EPERM, (_has(0, flag),)) for flag in _NEW_NAMESPACES),
     *(("ioctl", EPERM, (_is(1, request),)) for request in (_TIOCSTI, _TIOCLINUX)),
     ("prlimit64", EPERM, (_is_not(0, 0),)),
+    *((call, EPERM, (_is(0, _SUPERVISOR),)) for call in _SCHEDULING),
+    *((call, EPERM, (_is(0, process), _is(1, _SUPERVISOR))) for call, process in _PRIORITY),
+    *((call, EPERM, (_is_not(0, process),)) for call, process in _PRIORITY),
     *(
         (call, EAFNOSUPPORT, condition)
         for call in ("socket", "socketpair")

@@ -18,6 +18,25 @@ if TYPE_CHECKING:
 PIPE_BYTES = 1 << 20
 
 
+class Scheduling:
+    """How this process is scheduled, which is inherited by whatever it starts. On Linux programs can't change it: the
+    filter of system calls sees to that. In gVisor, which has no such filter, they can, though only in what it tells."""
+
+    def __init__(self) -> None:
+        self._usual = self._now()
+
+    def restore(self) -> None:
+        """Make it what it was at first."""
+        if self._now() != self._usual:
+            niceness, processors = self._usual
+            os.setpriority(os.PRIO_PROCESS, 0, niceness)
+            os.sched_setaffinity(0, processors)
+
+    @staticmethod
+    def _now() -> tuple[int, set[int]]:
+        return os.getpriority(os.PRIO_PROCESS, 0), os.sched_getaffinity(0)
+
+
 def wide_pipe() -> tuple[int, int]:
     """A pipe for output, with room for 1 MiB: Node drops what finds no room when a program calls process.exit()."""
     read, write = os.pipe()

@@ -79,6 +79,7 @@ from following import Control, Spare, follow
 from invocation import Invocation, execute
 from isolation import isolation_seen
 from processes import (
+    Scheduling,
     read_environment,
     renew_streams,
     reset_signals,
@@ -176,6 +177,7 @@ class Supervisor:
         self.supervised: bool = config["supervised"]
         """Whether waiting processes are under the connect filter, as that of the last run was."""
         self.devices = device_files()
+        self.scheduling = Scheduling()
         self.system_v = SystemV()
 
     # -- the loop -----------------------------------------------------------------------------------------------
@@ -297,6 +299,7 @@ class Supervisor:
         - or is another language's interpreter, started at once and waiting in its preload script;
         - or starts the interpreter, where there is no such script or the start is to be `cold`;
         - or starts the command of `invocation`."""
+        self.scheduling.restore()
         go, go_end = os.pipe()
         stdout, stdout_end = wide_pipe()
         stderr, stderr_end = wide_pipe()

@@ -9,6 +9,8 @@ Responses are passed on as they are. The addresses in them are noted on the way:
 the name, on the record and to an allowlist. A name that no entry of the allowlist can fit is answered with "no such
 name", and nothing is asked: else one could say anything to anybody in the names that one asks for.
 
+So many queries of a run are asked at a time, and so many a second; the others wait where they are, in its sockets.
+
 Messages are those of RFC 1035, with EDNS as in RFC 6891. Only what is needed is read of them, and anything may stand
 there.
 """
@@ -26,6 +28,7 @@ from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import Any
 
 from era.core.allowlist import Address, Allowlist, folded
+from era.network.descriptors import RunDescriptors
 from era.network.dialing import family
 
 ADDRESS = IPv4Address("192.0.2.53")
@@ -38,6 +41,11 @@ _SECONDS = 4.0
 
 _MAX_QUERY = 4096
 _MAX_LOOKUPS = 32
+"""Of one run at a time."""
+
+_PER_SECOND = 100
+"""Lookups of one run, after as many at once."""
+
 _MAX_NAMES = 4096
 _HEADER = 12
 _FORMERR, _SERVFAIL, _NXDOMAIN, _NOTIMP, _REFUSED = 1, 2, 3, 4, 5
@@ -58,9 +66,11 @@ _UDP_BYTES = (512, 1232)
 class Names:
     """The nameserver of one run, and what it has answered."""
 
-    def __init__(self, allow: Allowlist, on_refused: Callable[[str], None]) -> None:
-        """`on_refused` is called with each name that isn't asked for."""
-        self._allow, self._on_refused = allow, on_refused
+    def __init__(self, allow: Allowlist, on_refused: Callable[[str], None], descriptors: RunDescriptors) -> None:
+        """`on_refused` is called with each name that isn't asked for. `descriptors` are the run's, of which each lookup
+        takes one."""
+        self._allow, self._on_refused, self._descriptors = allow, on_refused, descriptors
+        self._slots, self._pace = asyncio.Semaphore(_MAX_LOOKUPS), _Pace()
         self._known: dict[Address, tuple[str, bool]] = {}
         """The last name that an address was the answer for, and whether the allowlist has one of its names."""
 
@@ -93,10 +103,16 @@ class Names:
         def readable() -> None:
             with suppress(OSError):
                 query, sender = inside.recvfrom(_MAX_QUERY)
-                if len(self._lookups) < _MAX_LOOKUPS:
-                    lookup = loop.create_task(respond(query, sender))
-                    self._lookups.add(lookup)
-                    lookup.add_done_callback(self._lookups.discard)
+                lookup = loop.create_task(respond(query, sender))
+                self._lookups.add(lookup)
+                lookup.add_done_callback(lookup_ended)
+                if len(self._lookups) >= _MAX_LOOKUPS:
+                    loop.remove_reader(inside)
+
+        def lookup_ended(lookup: asyncio.Task[None]) -> None:
+            self._lookups.discard(lookup)
+            if inside.fileno() >= 0:
+                loop.add_reader(inside, readable)
 
         def close() -> None:
             loop.remove_reader(inside)
@@ -130,19 +146,47 @@ class Names:
         if not named and not self._allow.ranges:
             self._on_refused(name)
             return _refusal(query, end, _NXDOMAIN)
-        for server in nameservers():
+        response = await self._ask(query, end, stream=stream)
+        if response is None:
+            return _refusal(query, end, _SERVFAIL)
+        for address in _addresses(response):
+            if len(self._known) < _MAX_NAMES or address in self._known:
+                self._known[address] = name, named or self.allows(address)
+            if len(self._answers) < _MAX_NAMES:
+                self._answers.add((address, name))
+        return query[:2] + response[2:]
+
+    async def _ask(self, query: bytes, end: int, *, stream: bool) -> bytes | None:
+        """The response of the first nameserver that gives one, once it is this query's turn. None where there is no
+        response, or the run has no descriptor left to ask with."""
+        async with self._slots:
+            await self._pace.step()
             try:
-                async with asyncio.timeout(_SECONDS):
-                    response = await (_ask_tcp if stream else _ask_udp)(server, _rebuilt(query, end))
-            except (OSError, TimeoutError):
-                continue
-            for address in _addresses(response):
-                if len(self._known) < _MAX_NAMES or address in self._known:
-                    self._known[address] = name, named or self.allows(address)
-                if len(self._answers) < _MAX_NAMES:
-                    self._answers.add((address, name))
-            return query[:2] + response[2:]
-        return _refusal(query, end, _SERVFAIL)
+                self._descriptors.take()
+            except OSError:
+                return None
+            try:
+                for server in nameservers():
+                    with suppress(OSError, TimeoutError):
+                        async with asyncio.timeout(_SECONDS):
+                            return await (_ask_tcp if stream else _ask_udp)(server, _rebuilt(query, end))
+                return None
+            finally:
+                self._descriptors.give_back()
+
+
+class _Pace:
+    """Lets _PER_SECOND pass each second, and as many at once after a second's rest."""
+
+    def __init__(self) -> None:
+        self._next = 0.0
+
+    async def step(self) -> None:
+        """Wait for one's time to pass."""
+        now = asyncio.get_running_loop().time()
+        self._next = max(self._next, now - 1) + 1 / _PER_SECOND
+        if self._next > now:
+            await asyncio.sleep(self._next - now)
 
 
 def nameservers() -> list[Address]:

@@ -103,7 +103,7 @@ class RunConnections:
         self._interception = interception
         self._broker, self._policy, self._allow, self._destinations = broker, policy, allow, destinations
         self._loop = asyncio.get_running_loop()
-        self._names = Names(allow, lambda name: self._refuse(name, PORT, None))
+        self._names = Names(allow, lambda name: self._refuse(name, PORT, None), descriptors)
         self._tasks: set[asyncio.Task[None]] = set()
         self._count = 0
         """Of connections, those that are being made included."""

@@ -42,6 +42,7 @@ NEVER: dict[tuple[str, str], str] = {
     ("test_dev_can_t_be_changed", "fake"): "it would be the host's /dev",
     ("test_the_supervisor_can_t_be_killed", "fake"): "it would be the host's init",
     ("test_out_of_memory", "fake"): "it would be the host's memory",
+    ("test_how_a_program_is_scheduled_is_its_own_affair", "fake"): "it would be all of the host's processes",
     ("test_a_daemon_does_not_outlive_the_run", "fake"): "it would outlive the tests",
     ("test_too_many_processes", "fake"): "they would be the host's processes",
 }

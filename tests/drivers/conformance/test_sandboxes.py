@@ -62,6 +62,38 @@ def test_much_output_on_both_streams(sandboxes: Any, sandbox: Any) -> None:
     assert not result.ended.stdout_truncated
 
 
+SCHEDULING = """
+import os
+print(os.getpriority(os.PRIO_PROCESS, 0), os.sched_getscheduler(0), sorted(os.sched_getaffinity(0)))
+"""
+
+
+def test_how_a_program_is_scheduled_is_its_own_affair(sandboxes: Any, sandbox: Any) -> None:
+    """It may change that of itself and of its children. The next run is as if it hadn't, whatever it tries."""
+    before = says(sandboxes, sandbox, SCHEDULING)
+    code = """
+import os
+one = {min(os.sched_getaffinity(0))}
+assert os.getppid() == 1
+for number in (1, 0):
+    for change in (
+        lambda: os.setpriority(os.PRIO_USER, number, 5),
+        lambda: os.setpriority(os.PRIO_PGRP, number, 6),
+        lambda: os.setpriority(os.PRIO_PROCESS, number, 7),
+        lambda: os.sched_setaffinity(number, one),
+        lambda: os.sched_setscheduler(number, os.SCHED_BATCH, os.sched_param(0)),
+        lambda: os.sched_setscheduler(number, os.SCHED_IDLE, os.sched_param(0)),
+    ):
+        try:
+            change()
+        except OSError:
+            pass
+print(os.getpriority(os.PRIO_PROCESS, 0), len(os.sched_getaffinity(0)))
+"""
+    assert says(sandboxes, sandbox, code) == "7 1\n"
+    assert says(sandboxes, sandbox, SCHEDULING) == before
+
+
 def test_a_daemon_does_not_outlive_the_run(sandboxes: Any, sandbox: Any) -> None:
     code = """
 import os, time

@@ -43,7 +43,7 @@ from era.core.files.packages import NODE_MODULES
 from era.core.files.paths import Parts
 from era.core.files.sparse import extents
 from era.core.files.trees import BlobBatch, Bounds, CountingBatch, FullScanNeeded, Scan, Tree, TreeNotSmall
-from era.core.files.watch import Watch
+from era.core.files.watch import Watch, WatchBudget
 from era.core.models import EMPTY, STATE_FILE, JsonObject, Snapshot
 from era.core.ports import Sandbox
 from era.errors import CommitFailed, SandboxFailed, TooLarge, Unavailable
@@ -118,8 +118,11 @@ class _Scanned:
 class Snapshots:
     """Takes, restores, edits and compares snapshots in a blob store. `close` it at the end."""
 
-    def __init__(self, blobs: BlobStore, *, grace_seconds: float = _GRACE_SECONDS) -> None:
+    def __init__(
+        self, blobs: BlobStore, *, grace_seconds: float = _GRACE_SECONDS, watches: WatchBudget | None = None
+    ) -> None:
         self._blobs = blobs
+        self._watches = watches or WatchBudget()
         self._grace_seconds = grace_seconds
         self._memories: dict[str, _Memory] = {}
         self._counts: dict[str, int] = {}
@@ -361,9 +364,18 @@ class Snapshots:
                 tree = Scan(bounds, packages=packages).full(root, known)
                 if tree.totals.entries > _SMALL_TREE and sandbox.opens_on_host and not trees.is_tmpfs(root):
                     # Only now, when it is known to be worth it: closing a watch takes the kernel 10 ms.
-                    watch = _new_watch()
+                    watch = self._new_watch(tree.totals.entries - tree.totals.files + 1)
                     tree = Scan(bounds, watch=watch, packages=packages).full(root, known) if watch else tree
         return _Scanned(tree, watch)
+
+    def _new_watch(self, directories: int) -> Watch | None:
+        """A watch for so many directories; None where there can't be one, and every scan is a full one."""
+        if directories > self._watches.room:
+            return None
+        try:
+            return Watch(self._watches)
+        except OSError:
+            return None  # the user's inotify instances are used up
 
     def _store(self, sandbox: Sandbox, memory: _Memory | None, scanned: _Scanned) -> _Memory:
         """Store what is new of a scanned tree. Runs on a thread; raises SnapshotRefused or OSError."""
@@ -550,13 +562,6 @@ class Snapshots:
         if hashlib.sha256(content).hexdigest() != digest:
             raise OSError(errno.EIO, "a directory's list is damaged")
         return content
-
-
-def _new_watch() -> Watch | None:
-    try:
-        return Watch()
-    except OSError:
-        return None  # the user's inotify instances are used up; every scan is a full one then
 
 
 def _to_prefetch(entries: Mapping[str, Sequence[Any]], known: Tree) -> Iterator[str]:

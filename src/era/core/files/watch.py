@@ -16,6 +16,9 @@ may want to be overlooked, so this has to be sound against any sequence of syste
     follows. One that was moved keeps its watch under its old path: it is scanned completely.
   - If the event queue overflowed, or a watch can't be had, everything may have been touched.
 
+Watches are a user's, of whom other programs may need some, and each directory takes one. So sessions share half of them
+(WatchBudget), and what doesn't fit in there isn't watched: each scan is full.
+
 Where programs have a kernel of their own that keeps files open (gVisor), nothing is watched, and each scan is full.
 """
 
@@ -25,6 +28,9 @@ import ctypes
 import os
 import struct
 from dataclasses import dataclass, field
+from threading import Lock
+
+from era.core.shares import Shares
 
 _MODIFY, _ATTRIB, _CLOSE_WRITE, _OPEN = 0x2, 0x4, 0x8, 0x20
 _MOVED_FROM, _MOVED_TO, _CREATE, _DELETE = 0x40, 0x80, 0x100, 0x200
@@ -34,6 +40,11 @@ _CHANGES = _MODIFY | _ATTRIB | _CLOSE_WRITE | _OPEN | _MOVED_FROM | _MOVED_TO | 
 _MASK = _CHANGES | _ONLY_DIRECTORIES | _NOT_UNLINKED
 _EVENT = struct.Struct("iIII")
 _READ_BYTES = 1 << 16
+
+MAX_WATCHES = 16_384
+"""Directories of one session."""
+
+_USER_WATCHES = "/proc/sys/fs/inotify/max_user_watches"
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -90,13 +101,37 @@ class _CreatedNames:
                 self._created.add(place)
 
 
+class WatchBudget:
+    """How many directories may be watched, of one session and of all."""
+
+    def __init__(self, most: int | None = None) -> None:
+        """`most` is half of what this user may watch, if it isn't given."""
+        self._shares: Shares[Watch] = Shares(_user_watches() // 2 if most is None else most)
+        self._lock = Lock()
+
+    @property
+    def room(self) -> int:
+        """How many directories of one more session may be watched."""
+        return min(self._shares.most - self._shares.taken, 2 * MAX_WATCHES) // 2
+
+    def take(self, watch: Watch, held: int) -> bool:
+        """Take one more for a watch that holds so many, or return False."""
+        with self._lock:
+            return held < MAX_WATCHES and self._shares.take(watch)
+
+    def give_back(self, watch: Watch, count: int) -> None:
+        with self._lock:
+            self._shares.give_back(watch, count)
+
+
 class Watch:
     """An inotify instance with watches on the directories of one working directory.
 
     Raises OSError where the user's inotify instances are used up.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, budget: WatchBudget) -> None:
+        self._budget = budget
         self._fd = _libc.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC)
         if self._fd < 0:
             raise OSError(ctypes.get_errno(), "inotify_init1 failed")
@@ -107,11 +142,14 @@ class Watch:
 
     def add(self, fd: int, path: Path) -> None:
         """Watch the directory open as `fd`. To be called before it is scanned."""
+        if self._fd < 0:
+            return
         number = _libc.inotify_add_watch(self._fd, f"/proc/self/fd/{fd}".encode(), _MASK)
-        if number < 0:
-            self._complete = False
-        else:
+        if number >= 0 and (number in self._paths or self._budget.take(self, len(self._paths))):
             self._paths[number] = path
+        else:
+            self._complete = False
+            self.close()  # the others are of no use without it
 
     def note_links(self, path: Path, name: str, links: int) -> bool:
         """Note that a file has `links` names. Returns whether it has several now and hadn't at the last scan."""
@@ -159,13 +197,16 @@ class Watch:
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
+            self._budget.give_back(self, len(self._paths))
+            self._paths.clear()
 
     def _note(self, touched: Touched, number: int, mask: int, name: str) -> None:
         """Add one event, of the watch `number`, to `touched`."""
         if mask & _OVERFLOW:
             self._complete = False
         elif mask & _IGNORED:
-            self._paths.pop(number, None)
+            if self._paths.pop(number, None) is not None:
+                self._budget.give_back(self, 1)
         elif number in self._paths and name and not (mask & _IS_DIRECTORY and mask & _OPEN):
             here = touched.at(self._paths[number])
             here.names.add(name)
@@ -173,7 +214,18 @@ class Watch:
                 here.new.add(name)
 
     def _read(self) -> bytes:
+        if self._fd < 0:
+            return b""
         try:
             return os.read(self._fd, _READ_BYTES)
         except BlockingIOError:
             return b""
+
+
+def _user_watches() -> int:
+    """How many watches this user may have."""
+    try:
+        with open(_USER_WATCHES) as file:
+            return int(file.read())
+    except (OSError, ValueError):
+        return 8192  # what it was by default for many years
