@@ -11,7 +11,6 @@ import traceback
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from itertools import count
 from typing import Any
 
 import httpx
@@ -32,7 +31,7 @@ from era.wire.runs import RunBody
 from tests.conftest import Server
 from tests.gvisor import HAS_GVISOR
 
-CORNERS_SECONDS, CORNERS_AT_LEAST = 100.0, 20
+CORNERS_SECONDS, CORNERS_AT_LEAST = 90.0, 10
 """How long known corners are tried, and of how many of each operation in any case."""
 
 TARGETS = ("fuzz-python", "fuzz-node", "fuzz-typescript")
@@ -92,35 +91,40 @@ class Fuzz:
     def over(self) -> bool:
         return time.monotonic() > self._deadline
 
+    def extend(self, seconds: float) -> None:
+        """Let time be up in so many seconds from now."""
+        self._deadline = time.monotonic() + seconds
+
     def known_corners(self) -> None:
         """Schemathesis's bounds and oddities of every field, without chance: all of them, or as many of each operation
-        as a busy machine manages."""
-        deadline = time.monotonic() + CORNERS_SECONDS
-        left = {operation.label: self._corners(operation) for operation in self.operations}
-        chances = {label: random.Random(label) for label in left}
+        as a busy machine manages, until one has succeeded."""
+        began, share = time.monotonic(), CORNERS_SECONDS / len(self.operations)
         with self._session() as session:
-            for turn in count():
-                if not left or (turn >= CORNERS_AT_LEAST and time.monotonic() > deadline):
-                    return
-                for label, cases in list(left.items()):
-                    case = next(cases, None)
-                    if case is None:
-                        del left[label]
-                    else:
-                        self._send(session, case, chances[label])
+            for position, operation in enumerate(self.operations, 1):
+                chance = random.Random(operation.label)
+                for number, case in enumerate(self._corners(operation)):
+                    is_late = time.monotonic() > began + position * share
+                    if is_late and number >= CORNERS_AT_LEAST and self._has_succeeded(operation.label):
+                        break
+                    self._send(session, case, chance)
+
+    def _has_succeeded(self, label: str) -> bool:
+        return any(status < 300 for found, status in list(self.statuses) if found == label)
 
     def _corners(self, operation: APIOperation[Any, Any, Any, Any]) -> Iterator[Case[Any]]:
-        return iter(
-            self.schema.iter_coverage_cases(
+        """The corner cases of an operation, valid ones first."""
+        for mode in (GenerationMode.POSITIVE, GenerationMode.NEGATIVE):
+            yield from self.schema.iter_coverage_cases(
                 operation,
-                generation_modes=list(GenerationMode),
+                generation_modes=[mode],
                 generation_config=self.schema.config.generation_for(operation=operation),
             )
-        )
 
     def random_cases(self, number: int, examples: int) -> None:
-        """Random cases of every operation, the same for the same `number`."""
-        for operation in random.Random(number).sample(self.operations, len(self.operations)):
+        """Random cases of every operation, the same for the same `number`. Those come first of which no case has
+        succeeded so far."""
+        operations = random.Random(number).sample(self.operations, len(self.operations))
+        for operation in sorted(operations, key=lambda operation: self._has_succeeded(operation.label)):
             modes = [GenerationMode.POSITIVE]
             if operation.body or operation.query:
                 modes.append(GenerationMode.NEGATIVE)
@@ -217,6 +221,10 @@ class Fuzz:
         if "path" in case.path_parameters:
             httpx.put(f"{session}/files/f", content=b"x", timeout=30, trust_env=False)
             case.path_parameters["path"] = "f"
+            if "number" in case.path_parameters:
+                case.path_parameters["number"] = (
+                    httpx.get(session, timeout=30, trust_env=False).json().get("version", 1)
+                )
 
     def _aim_at_an_item(self, case: Case[Any]) -> None:
         """Let the case name an existing item of the storage, or hold valid SQL."""
