@@ -16,6 +16,7 @@ from typing import Any
 import httpx
 import pytest
 
+from tests.api.answers import refused
 from tests.api.guest_servers import HTTP_SERVER, WEBSOCKET_ECHO, start_in_background
 from tests.api.websocket import WebSocket
 from tests.conftest import MakeServer, MakeSession, Run, Server, at_best, eventually
@@ -197,7 +198,8 @@ def test_calls_without_a_listener_are_no_code(client: httpx.Client, session: Mak
 
     def call_others() -> float:
         began = time.monotonic()
-        assert client.get(f"/proxy/{where}/3001/").json()["code"] == "no_code"  # the run listens already, elsewhere
+        nobody = refused(client.get(f"/proxy/{where}/3001/"), 400, "Nothing listens on port 3001", "PUT /api/sessions")
+        assert nobody["code"] == "no_code"  # the run listens already, elsewhere
         assert client.get(f"/proxy/{where}/18129/").json()["code"] == "no_code"  # the storage's guest listener
         return time.monotonic() - began
 
