@@ -385,3 +385,12 @@ def test_websockets_end_with_their_run(client: httpx.Client, server: Server, ech
     for websocket in websockets:
         assert websocket.rest() == b""
         websocket.close()
+
+
+def test_blanks_at_the_end_of_a_header_are_no_reason_to_refuse_it(server: Server, live: str) -> None:
+    answer = server.exchange(
+        b"GET %b/ HTTP/1.1\r\nHost: SELF \r\nX-Own: a b \t\r\nX-Empty:  \r\nConnection: close\r\n\r\n" % live.encode()
+    )
+    assert answer.startswith(b"HTTP/1.1 200 "), answer
+    body = json.loads(answer.partition(b"\r\n\r\n")[2])
+    assert {"x-own": "a b", "x-empty": ""}.items() <= {name.lower(): value for name, value in body["headers"]}.items()
