@@ -16,6 +16,7 @@ import pytest
 from era.wire.files import FileAnswer, FileDeletedAnswer
 from tests.api.answers import assert_recent, checked, refused
 from tests.api.files_api import MIB, delete, get, listed, names, put
+from tests.api.guest_servers import start_in_background
 from tests.conftest import MakeServer, MakeSession, Run, Server, at_best, eventually
 
 
@@ -296,3 +297,29 @@ def test_files_of_a_session_with_a_hundred_thousand(client: httpx.Client, sessio
         run(where, "import os; print(len(os.listdir('d4')), os.path.exists('d3'))", timeout=60)["stdout"]
         == "10000 False\n"
     )
+
+
+def test_a_put_during_a_run_is_answered_at_once_if_asked_to(client: httpx.Client, session: MakeSession) -> None:
+    where = session()
+    put(client, where, "old", b"1")
+    run_id = start_in_background(client, where, "import time; time.sleep(600)")
+    assert eventually(lambda: client.get(f"/api/sessions/{where}").json()["status"] == "running")
+    for method, path in (("PUT", "files/a"), ("DELETE", "files/old"), ("PUT", "archive")):
+        content, kind = b"" if method == "PUT" else None, {"content-type": "application/x-tar"}
+        answer = client.request(method, f"/api/sessions/{where}/{path}?wait=false", content=content, headers=kind)
+        problem = refused(answer, 409, where, "wait=false", "DELETE /api/sessions/{id}/runs/{run_id}")
+        assert problem["code"] == "run_under_way"
+    assert names(client, where) == ["old"]
+    # The way out that it names:
+    assert client.get(f"/api/sessions/{where}/runs?limit=1").json()["runs"][0]["run_id"] == run_id
+    assert client.delete(f"/api/sessions/{where}/runs/{run_id}").status_code == 200
+    assert client.put(f"/api/sessions/{where}/files/a?wait=false", content=b"x").status_code == 200
+
+
+def test_a_put_at_once_waits_for_other_puts(client: httpx.Client, session: MakeSession) -> None:
+    where = session()
+    with ThreadPoolExecutor(8) as pool:
+        urls = [f"/api/sessions/{where}/files/f{n}?wait=false" for n in range(24)]
+        assert [answer.status_code for answer in pool.map(lambda url: client.put(url, content=b"x"), urls)] == [
+            200
+        ] * 24

@@ -10,7 +10,7 @@ import pytest
 from tests.api.answers import refused
 from tests.conftest import MakeServer, MakeSession, Run
 
-DEFAULTS = {"memory_mb": 512, "cpus": 1.0, "pids": 256, "disk_mb": 4096, "files": 200_000, "output_bytes": 10 << 20}
+DEFAULTS = {"memory_mb": 512, "cpus": 1, "pids": 256, "disk_mb": 4096, "files": 200_000, "output_bytes": 10 << 20}
 
 SLOWLY = """
 import time

@@ -16,6 +16,7 @@ from typing import Any
 import httpx
 import pytest
 
+from tests.api.answers import refused
 from tests.api.guest_servers import HTTP_SERVER, WEBSOCKET_ECHO, start_in_background
 from tests.api.websocket import WebSocket
 from tests.conftest import MakeServer, MakeSession, Run, Server, at_best, eventually
@@ -197,7 +198,8 @@ def test_calls_without_a_listener_are_no_code(client: httpx.Client, session: Mak
 
     def call_others() -> float:
         began = time.monotonic()
-        assert client.get(f"/proxy/{where}/3001/").json()["code"] == "no_code"  # the run listens already, elsewhere
+        nobody = refused(client.get(f"/proxy/{where}/3001/"), 400, "Nothing listens on port 3001", "PUT /api/sessions")
+        assert nobody["code"] == "no_code"  # the run listens already, elsewhere
         assert client.get(f"/proxy/{where}/18129/").json()["code"] == "no_code"  # the storage's guest listener
         return time.monotonic() - began
 
@@ -383,3 +385,12 @@ def test_websockets_end_with_their_run(client: httpx.Client, server: Server, ech
     for websocket in websockets:
         assert websocket.rest() == b""
         websocket.close()
+
+
+def test_blanks_at_the_end_of_a_header_are_no_reason_to_refuse_it(server: Server, live: str) -> None:
+    answer = server.exchange(
+        b"GET %b/ HTTP/1.1\r\nHost: SELF \r\nX-Own: a b \t\r\nX-Empty:  \r\nConnection: close\r\n\r\n" % live.encode()
+    )
+    assert answer.startswith(b"HTTP/1.1 200 "), answer
+    body = json.loads(answer.partition(b"\r\n\r\n")[2])
+    assert {"x-own": "a b", "x-empty": ""}.items() <= {name.lower(): value for name, value in body["headers"]}.items()

@@ -190,6 +190,16 @@ def test_a_json_body_counts_whatever_its_type_where_no_browser_sent_it(client: h
     assert answer.json()["stdout"] == "1\n"
 
 
+def test_the_stored_code_runs_without_a_body(client: httpx.Client, session: MakeSession) -> None:
+    where = session()
+    assert refused(client.post(f"/api/sessions/{where}/run"), 400)["code"] == "no_code"
+    client.put(f"/api/sessions/{where}/code", json={"code": "print('stored')"})
+    assert client.post(f"/api/sessions/{where}/run").json()["stdout"] == "stored\n"
+    assert "stored" in client.post(f"/api/sessions/{where}/stream").text
+    refused(client.post("/api/sessions"), 400, "The body is missing")
+    refused(client.put(f"/api/sessions/{where}/code"), 400, "The body is missing")
+
+
 @pytest.mark.parametrize("kind", TYPES)
 @pytest.mark.parametrize("browser", ["origin", "sec-fetch-site"])
 def test_a_page_needs_the_type_of_json(server: Server, client: httpx.Client, kind: str | None, browser: str) -> None:

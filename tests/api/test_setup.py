@@ -131,7 +131,9 @@ def test_what_cannot_be_installed_fails_and_says_why(
     assert len(result["error"]) < 8192
     assert (result["pip_packages"], result["npm_packages"]) == ([], [])
     assert environment(client, where)["environment"] is None
-    assert run(where, "print('still usable')")["stdout"] == "still usable\n"
+    outcome = run(where, "print('still usable')")
+    assert outcome["stdout"] == "still usable\n"
+    assert (outcome["setup_status"], outcome["setup_error"][:400]) == ("failed", result["error"][:400])
 
 
 @pytest.mark.parametrize(
@@ -144,7 +146,10 @@ def test_what_cannot_be_installed_fails_and_says_why(
         {"pip": ["six @ file:///tmp/x.whl"]},
         {"pip": {"requirements": "--index-url http://host/ six"}},
         {"pip": {"lines": "six"}},
-        {"pip": "six"},
+        {"pip": "-r /etc/passwd"},
+        {"pip": 6},
+        {"npm": "ms@http://host/x.tgz"},
+        {"go": "../x"},
         {"npm": ["ms@http://host/x.tgz"]},
         {"npm": {"packageJson": "{"}},
         {"gems": ["x"]},

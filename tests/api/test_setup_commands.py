@@ -14,7 +14,7 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.api.answers import refused
+from tests.api.answers import RUN_KEYS, refused
 from tests.api.setups import make, settled
 from tests.conftest import MakeServer, Run, Server, eventually
 from tests.gvisor import needs_gvisor
@@ -269,3 +269,27 @@ def test_deleting_the_session_ends_its_setup(client: httpx.Client) -> None:
         deleting.join()
     assert rest[-1]["type"] == "error"
     assert rest[-1]["code"] == "not_found"
+
+
+def test_a_run_after_a_failed_setup_says_so(client: httpx.Client, run: Run) -> None:
+    where = make(client, {"commands": ["echo no wheels today >&2; exit 3"]})
+    settled(client, where, "failed")
+    outcome = run(where, "print(1)")
+    assert outcome.keys() - RUN_KEYS == {"setup_status", "setup_error"}
+    assert outcome["setup_status"] == "failed"
+    assert "exit 3" in outcome["setup_error"]
+    with client.stream("POST", f"/api/sessions/{where}/stream", json={"code": "1"}) as answer:
+        assert '"setup_status": "failed"' in answer.read().decode()
+    key = {"Idempotency-Key": "once"}
+    first, again = (client.post(f"/api/sessions/{where}/run", json={"code": "1"}, headers=key) for _ in range(2))
+    assert first.json() == again.json()
+    assert again.json()["setup_status"] == "failed"
+    client.patch(f"/api/sessions/{where}", json={"setup": None})
+    assert run(where, "print(1)").keys() == RUN_KEYS
+
+
+def test_packages_as_text_are_those_of_a_list(client: httpx.Client) -> None:
+    for setup in ({"pip": "six attrs>=20", "npm": "ms left-pad@1"}, {"go": "rsc.io/quote@v1.5.2"}):
+        shown = client.post("/api/sessions", json={"language": "python", "setup": setup}).json()
+        assert shown["setup"] == setup
+        client.delete(f"/api/sessions/{shown['id']}")

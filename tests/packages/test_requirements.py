@@ -28,6 +28,7 @@ from era.errors import BadRequest
 def test_requirements(text: str, found: list[str]) -> None:
     assert packages_of({"pip": {"requirements": text}}) == Packages(pip=tuple(found))
     assert packages_of({"pip": text.splitlines()}) == Packages(pip=tuple(found))
+    assert packages_of({"pip": text}) == Packages(pip=tuple(found))
 
 
 @pytest.mark.parametrize(

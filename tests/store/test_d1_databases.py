@@ -73,9 +73,31 @@ async def test_values_of_every_type_are_stored_and_returned(databases: D1Databas
     assert (await databases.run(*A, trigger, many=True, room=ROOM))["results"] == [{"';'": ";"}]
 
 
+async def test_full_text_and_ranges_are_searched(databases: D1Databases) -> None:
+    """fts5, with triggers that keep it up to date as its documentation has it, and rtree: the modules there are."""
+    script = """
+        CREATE TABLE docs (id INTEGER PRIMARY KEY, body TEXT);
+        CREATE VIRTUAL TABLE found USING fts5(body, content='docs', content_rowid='id', tokenize='porter');
+        CREATE TRIGGER added AFTER INSERT ON docs BEGIN
+            INSERT INTO found(rowid, body) VALUES (new.id, new.body);
+        END;
+        INSERT INTO docs (body) VALUES ('a fox runs'), ('dogs sleep');
+        CREATE VIRTUAL TABLE boxes USING rtree(id, low, high);
+        INSERT INTO boxes VALUES (1, 0, 2), (2, 5, 7);
+    """
+    await databases.run(*A, script, many=True, room=ROOM)
+    search = "SELECT rowid, snippet(found, 0, '[', ']', '', 9) AS s FROM found WHERE found MATCH ? ORDER BY bm25(found)"
+    assert await query(databases, search, ["running"]) == [{"rowid": 1, "s": "a fox [runs]"}]
+    assert await query(databases, "SELECT id FROM boxes WHERE low < 1") == [{"id": 1}]
+    await query(databases, "INSERT INTO found(found) VALUES ('rebuild')")
+    await databases.run(*A, "DROP TABLE found; DROP TABLE boxes;", many=True, room=ROOM)
+
+
 @pytest.mark.parametrize(
     "sql",
     [
+        "PRAGMA page_size = 512",
+        "PRAGMA data_version = 2",
         "ATTACH 'PATH' AS other",
         "VACUUM INTO 'PATH.copy'",
         "VACUUM",

@@ -7,7 +7,7 @@ import asyncio
 import pytest
 
 from era.core.turns import Turns
-from era.errors import TooManyWaiting
+from era.errors import RunUnderWay, TooManyWaiting
 
 
 async def test_turns_come_in_the_order_of_arrival() -> None:
@@ -36,6 +36,26 @@ async def test_who_gives_up_waiting_holds_up_nobody() -> None:
         assert turns.taken("s")
     await asyncio.gather(*waiting[1:])
     assert waiting[0].cancelled()
+    assert not turns.taken("s")
+
+
+async def test_patience_has_an_end() -> None:
+    turns = Turns()
+    async with turns.take("s", long=True):
+        for patience in (0, 0.01):
+            with pytest.raises(RunUnderWay):
+                async with turns.take("s", patience=patience):
+                    pass
+        with pytest.raises(RunUnderWay):
+            turns.check_free("s")
+        waiting = asyncio.create_task(_take(turns))
+        await asyncio.sleep(0)
+    await waiting  # whoever gave up left no gap in the queue
+    async with turns.take("s"):  # a short turn is waited for even without patience
+        short = asyncio.create_task(_take(turns, patience=0))
+        await asyncio.sleep(0)
+        assert not short.done()
+    await short
     assert not turns.taken("s")
 
 
@@ -86,6 +106,6 @@ async def test_who_yields_is_told_of_those_who_waited_before() -> None:
     await waiting
 
 
-async def _take(turns: Turns, name: str = "s", *, bounded: bool = True) -> None:
-    async with turns.take(name, bounded=bounded):
+async def _take(turns: Turns, name: str = "s", *, bounded: bool = True, patience: float | None = None) -> None:
+    async with turns.take(name, bounded=bounded, patience=patience):
         pass

@@ -17,7 +17,7 @@ from fastapi import Depends, Header, HTTPException, Path, Query, Request, Respon
 from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
 from pydantic import BaseModel
-from starlette.types import ASGIApp, Scope
+from starlette.types import ASGIApp, Receive, Scope
 
 from era import languages
 from era.api.validation import check_query, invalid, query_names
@@ -114,7 +114,15 @@ class BodyProblem(HTTPException):
 
 
 class _StrictRequest(Request):
-    """A request whose JSON is read by core.jsontext: the same values are refused as in a state file."""
+    """A request whose JSON is read by core.jsontext: the same values are refused as in a state file. `empty` is what an
+    empty body stands for."""
+
+    def __init__(self, scope: Scope, receive: Receive, empty: bytes) -> None:
+        super().__init__(scope, receive)
+        self._empty = empty
+
+    async def body(self) -> bytes:
+        return await super().body() or self._empty
 
     async def json(self) -> Any:
         try:
@@ -133,6 +141,7 @@ class StrictRoute(APIRoute):
         handle: Callable[[Request], Awaitable[Response]] = super().get_route_handler()
         queries = query_names(self.dependant)
         body = None if self.body_field is None else self.body_field.field_info.annotation
+        empty = b"{}" if getattr(body, "may_be_empty", False) else b""
 
         async def strict(request: Request) -> Response:
             scope = request.scope
@@ -141,7 +150,7 @@ class StrictRoute(APIRoute):
             if body is not None:
                 scope = _typed(scope)
             try:
-                return await handle(_StrictRequest(scope, request.receive))
+                return await handle(_StrictRequest(scope, request.receive, empty))
             except RequestValidationError as error:
                 raise invalid(error, body) from None
 

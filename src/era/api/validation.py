@@ -57,6 +57,8 @@ def invalid(error: RequestValidationError, body: Any = None) -> BadRequest:
 def _problem(item: dict[str, Any], body: Any) -> tuple[str, str]:
     """The message and the hint for one of pydantic's errors."""
     field = _field(item, body)
+    if item["loc"] == ("body",) and item["type"] == "missing":
+        return "The body is missing; it must be a JSON object.", "See /docs for the fields of this call."
     if not field or item["loc"] == ("body",):
         return "The body must be a JSON object.", "Send it with the header 'Content-Type: application/json'."
     if item["type"] == "extra_forbidden":

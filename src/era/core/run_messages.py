@@ -21,6 +21,9 @@ from era.core.program import CODE_ALONE, Invocation, Limits, Output, Stream
 from era.core.secrets import Secret
 from era.core.written import Written
 
+_SETUP_ERROR = 500
+"""Characters of a setup's error in the answer of a run. The session's `setup_result` has all of it."""
+
 
 @dataclass(frozen=True, slots=True)
 class RunRequest:
@@ -134,7 +137,8 @@ def result_of(session: Session, record: RunRecord, data: JsonObject, *, replayed
 def _setup_error(session: Session) -> str:
     """Why a session's setup failed, in a sentence."""
     result: JsonObject = json.loads(session.setup_result or "{}")
-    return str(result.get("error") or "The session's setup failed.")
+    error = str(result.get("error") or "The session's setup failed.")
+    return error if len(error) <= _SETUP_ERROR else f"{error[:_SETUP_ERROR]}…"
 
 
 @dataclass(frozen=True, slots=True)

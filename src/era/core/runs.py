@@ -290,8 +290,7 @@ def check_stored(session: Session, *, public: bool, port: int = 0) -> None:
         check_public(session)
     if session.stored is None and port:
         raise NoCode(
-            f"Nothing listens on port {port} of session '{session.id}', and it stores no code that could answer.",
-            hint=f"{NoCode.hint}, or have a program listen on port {port} while it runs; see docs/public-urls.md.",
+            f"Nothing listens on port {port} of session '{session.id}' now, and it stores no code that could answer."
         )
     if session.stored is None:
         raise NoCode(f"Session '{session.id}' stores no code and this run brings none.")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -11,6 +11,9 @@ class Body(BaseModel):
     """A request body: types are not converted, and unknown fields are refused."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
+
+    may_be_empty: ClassVar[bool] = False
+    """Whether no body at all is as good as an object without fields."""
 
 
 class ErrorAnswer(BaseModel):

@@ -65,6 +65,8 @@ class InvokedBody(Body):
 
 
 class RunBody(InvokedBody):
+    may_be_empty = True
+
     code: str | None = Field(
         None, description="Left out, without a `command`: the session's stored code.", examples=["print('hello')"]
     )
