@@ -80,9 +80,12 @@ class Group:
         return None
 
     def processes(self) -> list[int]:
-        """The pids of the group's processes."""
+        """The pids of the group's processes; none once it has been removed."""
         directory = next(iter(self.directories.values()))
-        return [int(line) for line in (directory / "cgroup.procs").read_text().split()]
+        try:
+            return [int(line) for line in (directory / "cgroup.procs").read_text().split()]
+        except FileNotFoundError:
+            return []
 
     def out_of_memory_kills(self) -> int:
         """How many processes of the group the kernel has killed for want of memory, since it was made."""
