@@ -13,9 +13,8 @@ from pathlib import Path
 import pytest
 
 from era.core.models import STATE_FILE
-from era.drivers import guest
 from era.drivers.bubblewrap import BubblewrapSandbox
-from tests.api.plain_interpreter import run_plainly, without_numbers
+from tests.api.plain_interpreter import python, run_plainly, without_numbers
 from tests.drivers.exit_programs import DIFFERENT, MODULE, NOTICED, QUIET, UNKNOWN
 from tests.drivers.sandboxes import Sandboxes, Weakness
 
@@ -57,7 +56,7 @@ def inside(sandboxes: Sandboxes, sandbox: BubblewrapSandbox, code: str) -> Outco
 
 def outside(code: str, directory: Path) -> Outcome:
     (directory / "kept.py").write_text(MODULE)
-    outcome = run_plainly([guest.PYTHON], "main.py", code, directory)
+    outcome = run_plainly([python()], "main.py", code, directory)
     (directory / "main.py").unlink()
     return *outcome, found(directory)
 

@@ -227,7 +227,7 @@ def _check_walls(result: dict[str, Any]) -> None:
     for path, options in result["mounts"].items():
         assert "nosuid" in options, path
         assert "nodev" in options or path in devices, path
-        assert "ro" in options or path in devices | {"/proc", "/tmp", "/workspace"}, path
+        assert "ro" in options or path in devices | {"/proc", "/tmp", "/workspace", "/opt/session/layer"}, path
     assert {"/proc/sys", "/proc/irq", "/proc/bus"} <= set(result["mounts"])
 
 

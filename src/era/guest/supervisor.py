@@ -78,6 +78,7 @@ import workspace
 from following import Control, Spare, follow
 from invocation import Invocation, execute
 from isolation import isolation_seen
+from layer import Layer
 from processes import (
     Scheduling,
     read_environment,
@@ -106,6 +107,7 @@ OURS = (
         "supervisor",
         "workspace",
         "landlock",
+        "layer",
         "system_v",
         "connect_filter",
         "following",
@@ -163,11 +165,7 @@ class Supervisor:
         self.scratch = config["scratch"]
         self.scratch_entries: int = config["scratch_entries"]
         self.guest_directory, self.clients = config["guest"], config["clients"]
-        self.site: str = config["site"]
-        """The site directory that the session's programs install into."""
-        self.layer: str = config["layer"]
-        """What the session's programs have installed; `site` is below it."""
-        self.layer_directories: list[str] = config["layer_directories"]
+        self.layer = Layer(config["layer"], config["layer_directories"], config["site"])
         self.isolation = config["isolation"]
         self.program_module: ProgramModule | None = config["program_module"]
         self.loaded_at_start = loaded_at_start
@@ -217,8 +215,7 @@ class Supervisor:
         write_file(STATE_FILE, state)
         entry = self.free_entry()
         written = None if invocation.command else write_file(entry, code)
-        if not os.path.isdir(self.site):  # it has been emptied, or a program has removed it
-            self.make_layer()
+        self.layer.prepare()
         control.send(b"B", b"")  # from here on the run may have had effects, and must not be tried again
         begun = time.monotonic()
         refiltered, self.supervised = header["supervised"] != self.supervised, header["supervised"]
@@ -247,19 +244,10 @@ class Supervisor:
             empty_directory(self.cache, 0o755)
         if ephemeral:
             empty_directory(self.workspace, 0o755)
-            empty_directory(self.layer, 0o755)
+            self.layer.empty()
         if device_files() != self.devices:  # possible in gVisor only, where /dev can't be read-only
             raise RuntimeError("a run has changed /dev")
         self.system_v.remove()
-
-    def make_layer(self) -> None:
-        """Make the directories that programs install into."""
-        os.chmod(self.layer, 0o755)
-        for name in self.layer_directories:
-            try:
-                os.makedirs(f"{self.layer}/{name}", exist_ok=True)
-            except OSError:
-                pass  # a program has made something else of it, and finds that
 
     # -- starting -----------------------------------------------------------------------------------------------
 
@@ -382,8 +370,7 @@ class Supervisor:
             for name in own & preloaded:
                 for loaded in [module for module in sys.modules if module.partition(".")[0] == name]:
                     del sys.modules[loaded]
-            if workspace.has_path_files(self.site):
-                sys.modules["site"].addsitedir(self.site)  # as it is done when an interpreter starts
+            self.layer.act_upon_path_files()
         except BaseException as problem:
             give_up(problem)
 

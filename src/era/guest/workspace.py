@@ -118,14 +118,6 @@ def nearly_full(directory: str) -> bool:
     return room.f_bavail < room.f_blocks // 4
 
 
-def has_path_files(site: str) -> bool:
-    """Whether a site directory has `.pth` files."""
-    try:
-        return any(name.endswith(".pth") for name in os.listdir(site))
-    except OSError:
-        return False  # a program has made something else of it
-
-
 def is_importable(entry: os.DirEntry[str]) -> bool:
     """Whether a directory entry may be a module or a package."""
     try:
