@@ -33,6 +33,7 @@ from era.api import (
 )
 from era.api.context import Answer, BodyProblem, Context
 from era.api.guard import Guard, error_body, error_headers
+from era.api.hot_run import HotRun
 from era.api.mcp import Mcp
 from era.api.validation import invalid
 from era.errors import BadRequest, EraError, MethodNotAllowed, NoSession, NotFound
@@ -76,6 +77,7 @@ def build(settings: Settings, context: Context) -> FastAPI:
     app.router.routes.extend([*mcp.routes(), proxy.PublicUrls()])
     names = [settings.host, urlsplit(settings.public_url or "").hostname or settings.host]
     bounds = {("POST", capsules.IMPORT_PATH): settings.import_mb << 20}
+    app.add_middleware(HotRun, context=context, failed=_era_error)
     app.add_middleware(
         Guard, keys=context.api_keys, names=names, idle_seconds=settings.body_idle_seconds, bounds=bounds
     )

@@ -54,7 +54,7 @@ router = APIRouter(tags=["runs"], route_class=StrictRoute)
 _MAX_FILES = 1000
 
 
-def _run_request(body: RunBody, request: Request, context: Context, key: str | None) -> RunRequest:
+def run_request(body: RunBody, request: Request, context: Context, key: str | None) -> RunRequest:
     """The core's request for a run, from a body. Raises BadRequest or TooLarge for what can't be run."""
     check_timeout(body.timeout, context.settings)
     check_env(body.env)
@@ -83,10 +83,10 @@ async def run(
     """Run code in a session, and answer once its result is durable. With `background`, answer as soon as it has
     begun."""
     if body.background:
-        begun = await context.runs.begin(session_id, _run_request(body, request, context, key))
+        begun = await context.runs.begin(session_id, run_request(body, request, context, key))
         answer = {"run_id": begun.run_id, "status": "running"}
         return Answer(answer, 202, headers=REPLAY if begun.replayed else None)
-    done = await context.runs.run(session_id, _run_request(body, request, context, key))
+    done = await context.runs.run(session_id, run_request(body, request, context, key))
     return await run_response(done, run_answer, REPLAY if done.result.replayed else None)
 
 
@@ -101,7 +101,7 @@ async def stream(
     """Run code in a session and stream its output: events `stdout`, `stderr`, then `done` or `error`."""
     if body.background:
         raise BadRequest("'background' is not a field of this call.", hint="POST …/run takes it.", code="invalid_field")
-    events = context.runs.stream(session_id, _run_request(body, request, context, key))
+    events = context.runs.stream(session_id, run_request(body, request, context, key))
     # An error before the run has started becomes an ordinary answer.
     first = await anext(events)
     headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
