@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from era.core.files import snapshots
+from era.core.files import snapshots, trees
 from era.core.files.sparse import extents
 from era.core.models import EMPTY
 from tests.core.lab import Lab, Place
@@ -65,13 +65,23 @@ def test_a_sparse_file_is_kept_and_restored_as_one(lab: Lab, pieces: list[tuple[
 
 
 @pytest.mark.slow
-async def test_large_commits_hold_up_no_small_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("what", ["large files", "many files to keep", "many files to look at"])
+async def test_large_commits_hold_up_no_small_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str) -> None:
     """More large commits at once than there are threads of any kind; a small one ends before all of them."""
     order: list[str] = []
     lab = Lab(tmp_path)
     large, small = [lab.place() for _ in range(8)], lab.place()
     for place in large:
-        sparse_file(place.workspace / "large", 512 * MIB, (0, os.urandom(8)))
+        if what == "large files":
+            sparse_file(place.workspace / "large", 512 * MIB, (0, os.urandom(8)))
+        else:
+            for number in range(400):
+                (place.workspace / str(number)).write_text(f"{place.id} {number}")
+    if what == "many files to keep":
+        monkeypatch.setattr(snapshots, "_BULK_BYTES", 200 * trees.FILE_BYTES)
+    if what == "many files to look at":
+        monkeypatch.setattr(snapshots, "_BULK_ENTRIES", 200)
+        monkeypatch.setattr(trees, "FILE_BYTES", 0)
     for number in range(40):  # too many for the event loop
         (small.workspace / str(number)).write_text("small")
 
@@ -91,6 +101,7 @@ async def test_large_commits_hold_up_no_small_ones(tmp_path: Path, monkeypatch: 
     for place in (*large, small):
         lab.snapshots.forget(place.id)
     monkeypatch.setattr(snapshots, "_BULK_BYTES", 1 << 60)
+    monkeypatch.setattr(snapshots, "_BULK_ENTRIES", 1 << 60)
     await all_at_once()
     assert order[0] == "large", "without threads of their own the large ones come first"
     await lab.snapshots.close()

@@ -70,8 +70,14 @@ def mutate_oddly(workspace: Path, chance: random.Random) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("bulk", [False, True])
 @pytest.mark.parametrize("seed", range(8))
-def test_a_partial_scan_finds_what_a_full_scan_finds(seed: int, lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_partial_scan_finds_what_a_full_scan_finds(
+    seed: int, lab: Lab, monkeypatch: pytest.MonkeyPatch, *, bulk: bool
+) -> None:
+    """With `bulk` full scans are begun on one thread, given up, and made on another."""
+    if bulk:
+        monkeypatch.setattr(snapshots_module, "_BULK_ENTRIES", 40)
     chance = random.Random(seed)
     rescans = 0
     rescan = Scan.rescan

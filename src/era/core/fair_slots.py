@@ -31,6 +31,10 @@ class FairSlots[Holder: Hashable]:
             self._give_back(holder)
 
     async def _take(self, holder: Holder) -> None:
+        if self._free and not self._queues and self._held[holder] < self._most_each:
+            self._free -= 1
+            self._held[holder] += 1
+            return
         turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._queues.setdefault(holder, deque()).append(turn)
         self._hand_out()

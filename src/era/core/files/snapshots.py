@@ -35,6 +35,7 @@ from itertools import islice
 from typing import Any, Protocol
 
 from era.core import limits
+from era.core.fair_slots import FairSlots
 from era.core.files import edits, trees
 from era.core.files.artifacts import list_artifacts
 from era.core.files.diffs import FileChanges, ReadTree, file_changes, written_files
@@ -58,8 +59,10 @@ _BULK_THREADS = 2
 _BULK_BYTES = 32 << 20
 """Work on this many bytes at once goes to threads of its own, so that small commits of others never wait for it."""
 
+_BULK_ENTRIES = 10_000
+"""As does a full scan of so many entries."""
+
 _SMALL_BLOB = 1 << 20
-_CLOCK_OF_FILES = 5  # CLOCK_REALTIME_COARSE, which the time module lacks
 _NEW_FILE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
@@ -132,6 +135,7 @@ class Snapshots:
         """The roots and blobs that the last garbage collection kept, and the time before which it swept."""
 
         self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="era-files")
+        self._slots: FairSlots[str | None] = FairSlots(_THREADS, _THREADS // 2)
         self._bulk_threads = ThreadPoolExecutor(_BULK_THREADS, thread_name_prefix="era-bulk")
 
     async def take(self, sandbox: Sandbox, previous: Snapshot, entry: str | None = None) -> Snapshot:
@@ -150,7 +154,12 @@ class Snapshots:
                 snapshot = self._quick_scan(sandbox, memory, previous)
                 if snapshot is not None:
                     return snapshot
-            updated = await self._on_thread(lambda: self._scan_and_store(sandbox, memory, entry))
+            try:
+                if memory is not None and memory.watch is None and memory.tree.totals.entries > _BULK_ENTRIES:
+                    raise TreeNotSmall  # as it will be
+                updated = await self._on_thread(lambda: self._scan_and_store(sandbox, memory, entry), sandbox.id)
+            except TreeNotSmall:
+                updated = await self._on_thread(lambda: self._scan(sandbox, memory, None, small=None), bulk=True)
             if isinstance(updated, _Scanned):
                 scanned = updated
                 updated = await self._on_thread(lambda: self._store(sandbox, memory, scanned), bulk=True)
@@ -171,8 +180,9 @@ class Snapshots:
         """
         memory = self._memories.pop(sandbox.id, None)
         try:
-            bulk = memory is None and snapshot.total_bytes > _BULK_BYTES
-            tree = await self._on_thread(lambda: self._restore(sandbox, snapshot, memory), bulk=bulk)
+            size = snapshot.total_bytes + snapshot.file_count * trees.FILE_BYTES
+            bulk = memory is None and size > _BULK_BYTES
+            tree = await self._on_thread(lambda: self._restore(sandbox, snapshot, memory), sandbox.id, bulk=bulk)
         except OSError as error:
             if memory is not None and memory.watch is not None:
                 memory.watch.close()
@@ -200,7 +210,7 @@ class Snapshots:
             return [edits.file_entry(path, entry) for path, entry in islice(page, limit)]
 
         try:
-            return await self._on_thread(job)
+            return await self._on_thread(job, snapshot.root)
         except OSError as error:
             raise Unavailable(f"the session's files could not be listed: {error.strerror}") from error
 
@@ -208,7 +218,7 @@ class Snapshots:
         """The entry at a path. Raises NotFound, Conflict where the path leads through a link, Unavailable where the
         disk fails."""
         try:
-            return await self._on_thread(lambda: edits.find(self.read_tree, snapshot.root, path))
+            return await self._on_thread(lambda: edits.find(self.read_tree, snapshot.root, path), snapshot.root)
         except OSError as error:
             raise Unavailable(f"the session's files could not be read: {error.strerror}") from error
 
@@ -228,7 +238,9 @@ class Snapshots:
         where the disk fails.
         """
         try:
-            return await self._on_thread(lambda: self._edit(snapshot, changes, put, bounds, only_these=replace))
+            return await self._on_thread(
+                lambda: self._edit(snapshot, changes, put, bounds, only_these=replace), snapshot.root
+            )
         except OSError as error:
             raise Unavailable(f"the files could not be kept: {error.strerror}") from error
 
@@ -237,7 +249,7 @@ class Snapshots:
         if old.root == new.root:
             return FileChanges()
         try:
-            return await self._on_thread(lambda: file_changes(self.read_tree, old.root, new.root))
+            return await self._on_thread(lambda: file_changes(self.read_tree, old.root, new.root), new.root)
         except OSError as error:
             raise Unavailable(f"the session's files could not be compared: {error.strerror}") from error
 
@@ -249,7 +261,9 @@ class Snapshots:
         if old.root == new.root:
             return {}
         try:
-            return await self._on_thread(lambda: list_artifacts(written_files(self.read_tree, old.root, new.root)))
+            return await self._on_thread(
+                lambda: list_artifacts(written_files(self.read_tree, old.root, new.root)), new.root
+            )
         except OSError as error:
             raise CommitFailed(f"the files of this run could not be listed: {error.strerror}") from error
 
@@ -322,9 +336,12 @@ class Snapshots:
         for threads in (self._threads, self._bulk_threads):
             await asyncio.to_thread(threads.shutdown)
 
-    async def _on_thread[T](self, job: Callable[[], T], *, bulk: bool = False) -> T:
-        threads = self._bulk_threads if bulk else self._threads
-        return await asyncio.get_running_loop().run_in_executor(threads, job)
+    async def _on_thread[T](self, job: Callable[[], T], holder: str | None = None, *, bulk: bool = False) -> T:
+        """Run a job on a thread, of which what one sandbox or snapshot wants (`holder`) gets no more than half."""
+        if bulk:
+            return await asyncio.get_running_loop().run_in_executor(self._bulk_threads, job)
+        async with self._slots.slot(holder):
+            return await asyncio.get_running_loop().run_in_executor(self._threads, job)
 
     def _quick_scan(self, sandbox: Sandbox, memory: _Memory | None, previous: Snapshot) -> Snapshot | None:
         """What `take` returns for a tree that is empty, or small and unchanged; None for any other."""
@@ -343,25 +360,27 @@ class Snapshots:
 
     def _scan_and_store(self, sandbox: Sandbox, memory: _Memory | None, entry: str | None) -> _Memory | _Scanned:
         """Scan the working directory, and store what is new unless that is much. Runs on a thread; raises as `take`
-        does, or OSError."""
-        scanned = self._scan(sandbox, memory, entry)
+        does, TreeNotSmall where a full scan takes long, or OSError."""
+        scanned = self._scan(sandbox, memory, entry, small=_BULK_ENTRIES)
         if scanned.tree.unstored_bytes() > _BULK_BYTES:
             return scanned
         return self._store(sandbox, memory, scanned)
 
-    def _scan(self, sandbox: Sandbox, memory: _Memory | None, entry: str | None) -> _Scanned:
+    def _scan(self, sandbox: Sandbox, memory: _Memory | None, entry: str | None, *, small: int | None) -> _Scanned:
+        """Scan the working directory, as `Scan` does. Without `small` the scan is full: after one that was given up,
+        since that has taken what the watch had noted."""
         known, bounds = memory.tree if memory else None, limits.bounds(sandbox.limits)
         watch = memory.watch if memory else None
         packages = sandbox.may_have_packages()
         with trees.opened_root(sandbox.workspace) as root:
-            tree = self._rescan(root, memory, bounds, entry, packages)
+            tree = self._rescan(root, memory, bounds, entry, packages) if small is not None else None
             if tree is None and watch is not None and watch.works:
-                tree = Scan(bounds, watch=watch, packages=packages).full(root, known)
+                tree = Scan(bounds, small=small, watch=watch, packages=packages).full(root, known)
             if tree is None:
                 if watch is not None:
                     watch.close()
                     watch = None
-                tree = Scan(bounds, packages=packages).full(root, known)
+                tree = Scan(bounds, small=small, packages=packages).full(root, known)
                 if tree.totals.entries > _SMALL_TREE and sandbox.opens_on_host and not trees.is_tmpfs(root):
                     # Only now, when it is known to be worth it: closing a watch takes the kernel 10 ms.
                     watch = self._new_watch(tree.totals.entries - tree.totals.files + 1)
@@ -413,7 +432,7 @@ class Snapshots:
                 raise OSError(errno.ENOTEMPTY, "what is there now isn't known")
             owner = None if sandbox.uid is None else (sandbox.uid, os.fstat(root).st_gid)
             tree = self._restore_directory(root, snapshot.root, known, owner)
-        _wait_for_the_next_tick()
+        trees.wait_for_the_next_tick()
         return tree
 
     def _restore_directory(self, fd: int, digest: str | None, known: Tree, owner: tuple[int, int] | None) -> Tree:
@@ -575,14 +594,3 @@ def _to_prefetch(entries: Mapping[str, Sequence[Any]], known: Tree) -> Iterator[
             file = known.files.get(name)
             if file is None or file.digest != rest[0]:
                 yield rest[0]
-
-
-def _wait_for_the_next_tick() -> None:
-    """Wait until the clock of file times has advanced.
-
-    A write within the same tick as the restore could leave a file's times as the restore made them. The program runs
-    after that tick, so whatever it writes is seen to be newer.
-    """
-    made_at = time.clock_gettime_ns(time.CLOCK_REALTIME)
-    while time.clock_gettime_ns(_CLOCK_OF_FILES) <= made_at:
-        time.sleep(0.001)

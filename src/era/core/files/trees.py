@@ -41,6 +41,7 @@ UPLOADED = (1,)
 """The last element of a file's entry in a tree object, if a client has put it. Other files' entries lack it."""
 
 _TICK_NS = 50_000_000
+_CLOCK_OF_FILES = 5  # CLOCK_REALTIME_COARSE, which the time module lacks
 _TMPFS_MAGIC = 0x01021994
 _CHUNK = 1 << 20
 
@@ -131,6 +132,10 @@ class Link(NamedTuple):
     mtime_ns: int
 
 
+FILE_BYTES = 16 << 10
+"""As which a smaller file counts where it's about how much work there is."""
+
+
 class Totals(NamedTuple):
     """Counts of everything below a directory. `entries` are all, `files` are files and links."""
 
@@ -184,8 +189,8 @@ class Tree:
         return totals if npm_list is None or npm_list.uploaded else totals.minus(self.totals_of(NODE_MODULES))
 
     def unstored_bytes(self) -> int:
-        """The size of all files below that aren't known to be stored."""
-        own = sum(file.fingerprint.size for file in self.files.values() if file.digest is None)
+        """The size of all files below that aren't known to be stored, each at least FILE_BYTES."""
+        own = sum(max(file.fingerprint.size, FILE_BYTES) for file in self.files.values() if file.digest is None)
         return own + sum(tree.unstored_bytes() for tree in self.trees.values() if tree.digest is None)
 
     @property
@@ -550,3 +555,14 @@ def is_tmpfs(fd: int) -> bool:
     if _libc.fstatfs(fd, status) != 0:
         raise OSError(ctypes.get_errno(), "fstatfs failed")
     return ctypes.c_long.from_buffer(status).value == _TMPFS_MAGIC
+
+
+def wait_for_the_next_tick() -> None:
+    """Wait until the clock of file times has advanced.
+
+    A write within the same tick as the restore could leave a file's times as the restore made them. The program runs
+    after that tick, so whatever it writes is seen to be newer.
+    """
+    made_at = time.clock_gettime_ns(time.CLOCK_REALTIME)
+    while time.clock_gettime_ns(_CLOCK_OF_FILES) <= made_at:
+        time.sleep(0.001)
