@@ -232,7 +232,7 @@ class Inbox:
                 if not isinstance(error, TooManyWaiting):
                     await self._store.note_reason(delivery.key, error.message)
                 return _AGAIN_SECONDS
-            if isinstance(error, Unavailable) and not isinstance(error, CommitFailed):  # its program never began
+            if isinstance(error, Unavailable) and not isinstance(error, CommitFailed):  # this machine's fault
                 outcome = _put_back(delivery, error.message, delay(delivery.attempts + 1))
             else:
                 outcome = self._failed(head, None, error.message)
