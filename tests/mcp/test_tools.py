@@ -118,6 +118,8 @@ def test_work_in_a_session(server: Server, way: str) -> None:
 def test_a_program_that_fails_is_no_failure_of_the_tool(server: Server, way: str) -> None:
     async def work(client: Client) -> list[Any]:
         await client.call_tool("era_create_session", {"session_id": "fails"})
+        missed = text_of(await client.call_tool("era_get_session", {"session_id": "failz"}))
+        assert "There is no session 'failz'. Did you mean 'fails'? era_list_sessions lists them" in missed
         code = "print('so far')\nraise ValueError('mine')"
         return [
             await client.call_tool("era_python", {"code": code}),

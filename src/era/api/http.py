@@ -45,7 +45,7 @@ log = structlog.get_logger()
 _COMPARED = 200
 """How many of the caller's newest sessions are looked through for one whose id was misspelt."""
 
-_NEARLY_THE_SAME = 0.85
+_NEARLY_THE_SAME = 0.8
 """How much of two ids must be the same. Those that the server makes up have more than half in common."""
 
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import signal
+# The builtin that `signal` is made of: `signal` itself takes milliseconds, in which Ctrl-C would show a traceback.
+import _signal  # type: ignore[import-not-found]
 
 # Until there is something to clean up, Ctrl-C ends the process at once, without a traceback of what it was importing.
-signal.signal(signal.SIGINT, signal.SIG_DFL)
+_signal.signal(_signal.SIGINT, _signal.SIG_DFL)
 
 import sys  # noqa: E402
 
@@ -17,6 +18,8 @@ def main() -> None:
     if sys.argv[1:] == ["--version"]:  # needs none of the imports below, which take longer than all else
         print(era.__version__)
         return
+    import signal
+
     from era.client.commands import app
     from era.client.failure import Failure
     from era.errors import EraError

@@ -123,5 +123,7 @@ def _checked(response: httpx.Response, body: bytes) -> dict[str, Any]:
 def _sentence(error: Mapping[str, Any]) -> str:
     """An error of the API's for a model: hints that name calls name the tools for them."""
     hint = error.get("hint") or ""
-    hint = _HINTS_BY_CODE.get(error.get("code", "")) or _HINTS.get(hint, hint)
+    for calls, tools in _HINTS.items():
+        hint = hint.replace(calls, tools)
+    hint = _HINTS_BY_CODE.get(error.get("code", "")) or hint
     return f"{error.get('error', 'The call failed.')} {hint}".strip()
