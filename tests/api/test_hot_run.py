@@ -80,7 +80,8 @@ async def test_only_usual_requests_take_the_shortcut() -> None:
             raise AssertionError("the application answers")
 
         headers = [(b"content-type", b"application/json"), *changes.pop("more", [])]
-        scope = {"type": "http", "method": "POST", "path": "/api/sessions/a/run", "headers": headers, **changes}
+        scope = {"type": "http", "method": "POST", "path": "/api/sessions/a/run", "query_string": b""}
+        scope |= {"headers": headers, **changes}
         await HotRun(application, context=cast(Context, None), failed=cast(Any, None))(scope, receive, send)
 
     await call()  # in the background
@@ -88,7 +89,8 @@ async def test_only_usual_requests_take_the_shortcut() -> None:
     await call(more=[(b"content-type", b"text/plain")])
     await call(headers=[])
     await call(method="PUT")
+    await call(query_string=b"a=b")
     await call(path="/api/sessions/a/run/")
     await call(path="/api/sessions/a/stream")
     await call(type="websocket", path="/api/sessions/a/run")
-    assert reached == [pieces] * 8
+    assert reached == [pieces] * 9
