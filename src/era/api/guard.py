@@ -41,11 +41,11 @@ _UPLOADS = re.compile(r"/api/sessions/[^/]+/(files/.*|archive)", re.DOTALL)
 """Paths whose PUT may have a body as large as the session's limits; api/files.py checks it."""
 
 _SLASH_COUNTS = re.compile(
-    r"/proxy(/|$)|/api/sessions/[^/]+/(versions/[^/]+/)?files/.|/api/storage/(kv|r2)/[^/]+/.", re.DOTALL
+    r"/proxy(/|$)|/api/sessions/[^/]+/(versions/[^/]+/)?files/|/api/storage/(kv|r2)/[^/]+/.", re.DOTALL
 )
 """Paths of which a slash at the end is a part: what a session serves, names of files, keys."""
 
-_COLLECTIONS = re.compile(r"/api/(sessions/([^/]+/(versions/[^/]+/)?files/)?|storage/(kv|r2)/[^/]+/)")
+_COLLECTIONS = re.compile(r"/api/(sessions/|storage/(kv|r2)/[^/]+/)")
 """Paths below which one thing is named, with nothing behind the slash. A script that deletes `/api/sessions/$ID` with
 an empty ID must not delete all of them, so the slash is needless only for reading and creating."""
 

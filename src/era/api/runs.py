@@ -117,7 +117,7 @@ async def execute(body: ExecuteBody, owner: Owner, request: Request, context: Us
     check_env(body.env)
     invocation = invocation_of(body, body.code)
     if body.code is None and not invocation.command:
-        raise BadRequest("There is neither 'code' nor a 'command' to run.")
+        raise BadRequest("'code' is missing, and there is no 'command' in its place.", code="invalid_field")
     check_code(body.code or "")
     chosen = language(body.language, to_run=True)
     limits = {name: value for name, value in requested_limits(body.limits).items() if value is not None}
