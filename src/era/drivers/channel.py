@@ -127,6 +127,7 @@ class Channel:
             "output": output_limit,
             "state_limit": STATE_LIMIT,
             "ephemeral": program.ephemeral,
+            "keeps_scratch": program.keeps_scratch,
             "certificates": dict(program.certificates),
             "supervised": program.supervised,
             "args": list(invocation.args),
