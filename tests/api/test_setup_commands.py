@@ -293,3 +293,14 @@ def test_packages_as_text_are_those_of_a_list(client: httpx.Client) -> None:
         shown = client.post("/api/sessions", json={"language": "python", "setup": setup}).json()
         assert shown["setup"] == setup
         client.delete(f"/api/sessions/{shown['id']}")
+
+
+@pytest.mark.parametrize("isolation", ["bubblewrap", pytest.param("gvisor", marks=needs_gvisor)])
+def test_commands_share_the_scratch_directories_and_runs_find_them_empty(
+    client: httpx.Client, run: Run, isolation: str
+) -> None:
+    commands = ["echo 1 > /tmp/a; echo 2 > /dev/shm/b", "cat /tmp/a /dev/shm/b > kept"]
+    where = make(client, {"commands": commands}, isolation=isolation)
+    settled(client, where)
+    code = "import os; print(open('kept').read(), os.listdir('/tmp'), os.listdir('/dev/shm'))"
+    assert run(where, code, timeout=60)["stdout"] == "1\n2\n [] []\n"

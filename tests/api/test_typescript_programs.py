@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import re
 
+import httpx
 import pytest
 
 from tests.api.plain_interpreter import outcome
@@ -133,3 +134,39 @@ def test_an_error_in_typescript_names_the_line_of_the_user(session: MakeSession,
     for text in (answer["stderr"], broken["stderr"]):
         assert "/era" not in text
         assert "node_wait" not in text
+
+
+def test_modules_are_found_without_their_endings(client: httpx.Client, session: MakeSession, run: Run) -> None:
+    """As every TypeScript tool finds them, in `import`, `import()` and `require`."""
+    where = session("typescript")
+    for path, code in {
+        "lib/m.ts": "export const m: number = 1;",
+        "lib/index.ts": "export const all = 'index'; export enum Kind { One = 4 }",
+        "lib/uses.ts": "import { m } from './m'; import { Kind } from '.'; export const sum = m + Kind.One;",
+        "lib/plain.js": "exports.plain = true;",
+        "lib/data.json": '{"a": 5}',
+        "lib/both.js": "module.exports = 'js';",
+        "lib/both.ts": "export default 'ts';",
+    }.items():
+        client.put(f"/api/sessions/{where}/files/{path}", content=code)
+    code = """
+import { sum } from './lib/uses';
+import { all } from './lib';
+import { m } from './lib/m.js';
+import * as plain from './lib/plain';
+import data from './lib/data';
+import both from './lib/both';
+import exact from './lib/both.js';
+const later = await import('./lib/m');
+console.log(sum, all, m, plain.plain, data.a, both, exact, later.m, require('./lib/m').m, require('./lib/data').a);
+"""
+    outcome = run(where, code)
+    assert outcome["stdout"] == "5 index 1 true 5 ts js 1 1 5\n", outcome
+    assert run(where, "const { m } = require('./lib/m');\nconsole.log(m);")["stdout"] == "1\n"
+    missing = run(where, "import './lib/gone';")
+    assert "ERR_MODULE_NOT_FOUND" in missing["stderr"]
+    assert "/era/" not in missing["stderr"]
+    # Node's own rules hold for Node.
+    node = session("node")
+    client.put(f"/api/sessions/{node}/files/part.mjs", content="export const a = 1;")
+    assert "ERR_MODULE_NOT_FOUND" in run(node, "import { a } from './part'; console.log(a)")["stderr"]

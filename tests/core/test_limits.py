@@ -19,6 +19,11 @@ def test_what_is_not_asked_for_is_the_servers() -> None:
     assert RULES.granted({"memory_mb": 100, "cpus": 0.5}) == replace(LIMITS, memory_bytes=100 << 20, cpus=0.5)
 
 
+def test_more_memory_makes_the_scratch_directories_larger() -> None:
+    assert RULES.granted({"memory_mb": 1024}).tmp_bytes == 2 * LIMITS.tmp_bytes
+    assert RULES.granted({"memory_mb": 64}).tmp_bytes == LIMITS.tmp_bytes
+
+
 def test_nothing_is_granted_over_the_maximum() -> None:
     with pytest.raises(BadRequest, match="1024"):
         RULES.check({"memory_mb": 1025})

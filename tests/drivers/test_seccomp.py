@@ -22,6 +22,7 @@ from tests.drivers.sandboxes import LIMITS
 NATIVE = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}[platform.machine()]
 I386, ARM, X32 = 0x40000003, 0x40000028, 0x40000000
 HIGH = 1 << 32
+KEEP = 0xFFFFFFFF  # an owner that is to stay as it is
 """The lowest bit of a register that the kernel ignores where it takes an int."""
 
 _library = ctypes.CDLL("libseccomp.so.2")
@@ -38,7 +39,7 @@ def name_of(number: int) -> str:
 
 
 @pytest.fixture(scope="module")
-def filters() -> tuple[bytes, bytes]:
+def filters() -> Sequence[bytes]:
     return seccomp.filters()
 
 
@@ -53,7 +54,8 @@ def test_each_call_gets_its_answer(filters: Sequence[bytes]) -> None:
     wrong = {}
     for number in [*range(1024), 5000, 0x3FFFFFFF]:
         name = name_of(number)
-        arguments = (1,) if name.startswith("socket") else ()
+        # Those that no filter of arguments refuses.
+        arguments = (1,) if name.startswith("socket") else (0, *[KEEP] * 3) if "chown" in name else ()
         got = verdict(filters, number, arguments, NATIVE)
         if got != answers.get(name, ENOSYS):
             wrong[number, name] = got
@@ -110,6 +112,13 @@ ARGUMENTS = [
     *(
         ("socket", (2, 1, high | protocol), EPROTONOSUPPORT)
         for protocol in (33, 115, 132, 136, 256)
+        for high in (0, HIGH)
+    ),
+    *(
+        (call, (*before, high | user, high | group), 0 if {user, group} <= {1000, KEEP} else EPERM)
+        for call, before in (("chown", (0,)), ("lchown", (0,)), ("fchown", (0,)), ("fchownat", (0, 0)))
+        for user in (0, 999, 1000, 1001, KEEP - 1, KEEP)
+        for group in (0, 1000, 65_534, KEEP)
         for high in (0, HIGH)
     ),
     *((call, (*before, kind | 0o644), 0) for call, before in MAKE_NODE for kind in (0, 0o010000, 0o100000, 0o140000)),

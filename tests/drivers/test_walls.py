@@ -427,8 +427,10 @@ def test_env_touches_its_own_run_only(sandboxes: Sandboxes, language: Language, 
     [
         Weakness(
             supervisor={
-                "environment[:] = bytes(len(environment))": "os.environ.update(json.loads(bytes(environment)))",
-                "program, environment)": "program, {**environment, **os.environ})",
+                "environment[:] = bytes(len(environment))": (
+                    "__import__('os').environ.update(__import__('json').loads(bytes(environment)))"
+                ),
+                "command, environment)": "command, {**environment, **os.environ})",
             }
         )
     ],

@@ -58,6 +58,9 @@ class Rules:
         for name, value in requested.items():
             field, unit = _FIELDS[name]
             changes[field] = min(value * unit, getattr(self.maxima, field))
+        if "memory_bytes" in changes:  # of which what is in /tmp is a part
+            share = changes["memory_bytes"] / self.defaults.memory_bytes
+            changes["tmp_bytes"] = int(self.defaults.tmp_bytes * max(1.0, share))
         return replace(self.defaults, **changes) if changes else self.defaults
 
     def in_api_units(self, requested: Mapping[str, float]) -> JsonObject:

@@ -81,6 +81,9 @@ class Program:
     supervised: bool = False
     """The kernel notifies the service before it connects this program to anything (guest/connect_filter.py)."""
 
+    keeps_scratch: bool = False
+    """What it leaves in /tmp and /dev/shm is there for the next program."""
+
 
 @dataclass(frozen=True, slots=True)
 class Output:

@@ -74,6 +74,7 @@ _SUPERVISOR_BYTES = 32 << 20
 
 _START_SECONDS = 20.0
 
+_OUT_OF_MEMORY = "The sandbox was out of memory, and died with its program; data and files stay as they were."
 _CAPABILITIES = ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb")
 _SECCOMP = {"0": "none", "1": "strict", "2": "filter"}
 _NAMESPACES = ("cgroup", "ipc", "mnt", "net", "pid", "user", "uts")
@@ -126,7 +127,7 @@ class BubblewrapSandbox:
             raise SandboxFailed("The sandbox is gone.")
         if self._slice is not None:
             self._slice.begin()
-        memory = None if self._group else MemoryWatch(self._watched_bytes(), self._processes, self.kill_run)
+        memory = self.memory_watch(self._group)
         if memory is not None:
             memory.start()
         if self._packages is not None:
@@ -211,6 +212,10 @@ class BubblewrapSandbox:
             return self._group.processes()
         return processes.below(self._process.pid) if self._process else []
 
+    def memory_watch(self, group: Group | None) -> MemoryWatch | None:
+        """What ends a run that takes too much memory, where that isn't left to the control group."""
+        return None if group else MemoryWatch(self._watched_bytes(), self._processes, self.kill_run)
+
     def _watched_bytes(self) -> int:
         """What the sandbox may take where that is watched: a little more than a process of its own, so that a program
         that takes too much in one process gets an error and isn't killed."""
@@ -227,6 +232,8 @@ class BubblewrapSandbox:
             kills = self._group.out_of_memory_kills()
             if kills > self._oom_kills:
                 self._oom_kills = kills
+                if not ended.sandbox_alive:
+                    return replace(ended, cause="oom", state_problem=_OUT_OF_MEMORY)
                 if ended.cause in ("exit", "signal", "killed"):
                     return replace(ended, cause="oom")
         return ended

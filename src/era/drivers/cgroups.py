@@ -97,6 +97,12 @@ class Group:
                     return int(count)
         return 0
 
+    def memory_bytes(self) -> int:
+        """Memory of the group's processes that can't be dropped: their own, and files in memory. Raises OSError."""
+        lines = (self.directories["memory"] / "memory.stat").read_text().splitlines()
+        sizes = {key: int(size) for key, _, size in (line.partition(" ") for line in lines)}
+        return sizes["anon" if self.version == 2 else "rss"] + sizes["shmem"]
+
     def remove(self) -> None:
         """Remove the group, whose processes have been killed. Waits until the kernel has let go of them. Raises OSError
         after five seconds."""

@@ -10,6 +10,7 @@ import contextlib
 import errno
 import json
 import socket
+import time
 from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
@@ -71,7 +72,7 @@ class Channel:
         """
         self._send_run(program, output_limit)
         state: bytes | None = None
-        begun = False
+        begun: float | None = None
         room = {"stdout": output_limit, "stderr": output_limit}
         watchdog = asyncio.get_running_loop().call_later(program.timeout + _END_SECONDS, self._writer.transport.abort)
         try:
@@ -79,7 +80,7 @@ class Channel:
                 kind, payload = await self._receive()
                 await self._budget.spend(_FRAME_US)
                 if kind == b"B":
-                    begun = True
+                    begun = time.monotonic()
                 elif kind in _STREAMS:
                     stream = _STREAMS[kind]
                     room[stream] -= len(payload)
@@ -92,9 +93,9 @@ class Channel:
                     yield _parse_ended(json.loads(payload), program.state, state)
                     return
         except SandboxFailed:
-            if not begun:
+            if begun is None:
                 raise
-            yield _died()
+            yield _died(time.monotonic() - begun)
         finally:
             watchdog.cancel()
 
@@ -127,6 +128,7 @@ class Channel:
             "output": output_limit,
             "state_limit": STATE_LIMIT,
             "ephemeral": program.ephemeral,
+            "keeps_scratch": program.keeps_scratch,
             "certificates": dict(program.certificates),
             "supervised": program.supervised,
             "args": list(invocation.args),
@@ -195,12 +197,12 @@ def _parse_ended(report: dict[str, Any], before: bytes, sent: bytes | None) -> E
     )
 
 
-def _died() -> Ended:
-    """The end of a run whose sandbox died under it."""
+def _died(duration: float) -> Ended:
+    """The end of a run whose sandbox died under it, after so many seconds."""
     return Ended(
         exit_code=137,
         cause="killed",
-        duration=0.0,
+        duration=duration,
         state=None,
         state_problem="The sandbox died.",
         stdout_truncated=False,

@@ -22,6 +22,8 @@ LIBRARY = f"{GUEST}/lib"
 """Modules that programs can import without installing them, such as the clients of the storage."""
 
 WORKSPACE = "/workspace"
+UID = 1000
+"""The user and group of programs, outside gVisor."""
 NODE_MODULES = "/node_modules"
 """Installed packages of Node, which finds them here from any directory."""
 

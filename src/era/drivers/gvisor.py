@@ -30,7 +30,8 @@ wants that to be root.
 *Files.* The root is what bubblewrap shows, read-only. The working directory is a mount of its own that is `shared`:
 gVisor checks each time whether a file has changed on the host, so programs see what the host writes between two runs.
 /tmp, /dev/shm and /dev are in the sentry's memory. That is one file in the host's memory, bounded by the control group,
-and without one by RLIMIT_FSIZE.
+and without one by RLIMIT_FSIZE. A run that takes too much is ended before the group is full (memory.GroupWatch): the
+kernel would end the sentry, and with it everything.
 
 *The control socket* is handed on as descriptor 3. Nothing else of the host is open inside.
 
@@ -51,6 +52,8 @@ from era.core.models import JsonObject, Language
 from era.core.program import Limits
 from era.drivers import guest, prefix, processes
 from era.drivers.bubblewrap import BubblewrapDriver, BubblewrapSandbox
+from era.drivers.cgroups import Group
+from era.drivers.memory import GroupWatch, MemoryWatch
 from era.drivers.options import Plan, own_directories, read_only, resolver_files
 from era.drivers.staging import Paths
 from era.errors import NoIsolation, SandboxFailed
@@ -68,6 +71,9 @@ _PROCESS_BYTES = 24 << 20
 """By how much each process lengthens the file that stands for processes. Measured: 17 MiB, nearly all of it a hole."""
 _OWN_MEMORY = 96 << 20
 """Bytes of memory that sentry, gofer and runsc need for themselves."""
+_RESERVE = 128 << 20
+"""Bytes by which the control group's bound is larger, so that a run is ended (memory.GroupWatch) before the kernel ends
+gVisor: what a program can take in the meantime."""
 _OWN_PIDS = 1024
 """Threads of the host that gVisor may need, for itself and for the threads of programs."""
 
@@ -184,7 +190,13 @@ class GvisorSandbox(BubblewrapSandbox):
         return {name: value for name, value in super().rlimits(language).items() if name not in _NO_RLIMITS}
 
     def group_limits(self) -> Limits:
-        return replace(self.limits, memory_bytes=self.limits.memory_bytes + _OWN_MEMORY, pids=_OWN_PIDS)
+        memory = self.limits.memory_bytes + _OWN_MEMORY + _RESERVE
+        return replace(self.limits, memory_bytes=memory, pids=_OWN_PIDS)
+
+    def memory_watch(self, group: Group | None) -> MemoryWatch | None:
+        if group is None:
+            return super().memory_watch(group)
+        return GroupWatch(self.limits.memory_bytes + _OWN_MEMORY, group.memory_bytes, self.kill_run)
 
     def apply_bounds(self, pid: int) -> None:
         super().apply_bounds(pid)

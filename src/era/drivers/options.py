@@ -11,7 +11,6 @@ from era.drivers import guest, prefix
 from era.drivers.staging import Paths
 from era.languages.python import PREFIX
 
-_INSIDE_UID = 1000
 _READ_ONLY_PROC = ("sys", "sysrq-trigger", "irq", "bus")
 
 
@@ -35,7 +34,7 @@ def arguments(
     """bubblewrap's options for one sandbox. `config` is the supervisor's configuration, `data` maps paths inside to
     descriptors that hold the files' content, `package_set` is a digest."""
     options = ["--unshare-all", "--unshare-user", "--disable-userns"]
-    options += ["--uid", str(_INSIDE_UID), "--gid", str(_INSIDE_UID)]
+    options += ["--uid", str(guest.UID), "--gid", str(guest.UID)]
     options += ["--die-with-parent", "--as-pid-1", "--new-session", "--hostname", "era", "--cap-drop", "ALL"]
     options += ["--clearenv", "--setenv", "PATH", guest.PATH, "--setenv", "LANG", "C.UTF-8"]
     options += ["--setenv", "PYTHONPATH", guest.GUEST, "--setenv", "PYTHONDONTWRITEBYTECODE", "1"]
@@ -71,6 +70,8 @@ def read_only(paths: Paths, data: dict[str, int], package_set: str | None) -> li
             options += ["--ro-bind", str(directory), str(directory)]
     for name in ("ssl/certs", "alternatives", "ld.so.cache", "localtime", "mime.types", "fonts"):
         options += ["--ro-bind-try", f"/etc/{name}", f"/etc/{name}"]
+    for name in ("services", "protocols"):
+        options += ["--symlink", f"{guest.GUEST}/etc/{name}", f"/etc/{name}"]
     for path, descriptor in data.items():
         options += ["--perms", "0444", "--ro-bind-data", str(descriptor), path]
     for inside, source in paths.mounts.items():
@@ -89,8 +90,8 @@ def read_only(paths: Paths, data: dict[str, int], package_set: str | None) -> li
 def etc_files() -> dict[str, bytes]:
     """Files under /etc that are made, not taken from the host."""
     return {
-        "/etc/passwd": f"root:x:0:0:root:/:/bin/false\nera:x:{_INSIDE_UID}:{_INSIDE_UID}::/tmp:/bin/sh\n".encode(),
-        "/etc/group": f"root:x:0:\nera:x:{_INSIDE_UID}:\n".encode(),
+        "/etc/passwd": f"root:x:0:0:root:/:/bin/false\nera:x:{guest.UID}:{guest.UID}::/tmp:/bin/sh\n".encode(),
+        "/etc/group": f"root:x:0:\nera:x:{guest.UID}:\n".encode(),
         **resolver_files(),
     }
 
@@ -99,6 +100,6 @@ def resolver_files() -> dict[str, bytes]:
     """Files under /etc by which the C library resolves names."""
     return {
         "/etc/hosts": b"127.0.0.1 localhost era\n::1 localhost\n",
-        "/etc/nsswitch.conf": b"passwd: files\ngroup: files\nhosts: files dns\n",
+        "/etc/nsswitch.conf": b"passwd: files\ngroup: files\nhosts: files dns\nservices: files\nprotocols: files\n",
         "/etc/resolv.conf": f"nameserver {guest.NAMESERVER}\n".encode(),
     }

@@ -3,7 +3,8 @@
 Theory of operation
 ===================
 
-Two filters are compiled by libseccomp when a driver starts, and the kernel lets a call through only if both do.
+Three filters are made when a driver starts, two of them by libseccomp, and the kernel lets a call through only if all
+do.
 
 *Which calls.* An allowlist. Calls that are refused on purpose fail with EPERM. All others, known today or not, fail
 with ENOSYS as on a kernel that lacks them, so that programs fall back to an older call. `clone3` and `openat2` are
@@ -24,8 +25,11 @@ from __future__ import annotations
 import ctypes
 import os
 import re
+import struct
+import sys
 from errno import EAFNOSUPPORT, ENOSYS, EPERM, EPROTONOSUPPORT
 
+from era.drivers import guest
 from era.errors import NoIsolation
 
 _LIBRARY = "libseccomp.so.2"
@@ -170,6 +174,11 @@ RULES: list[Rule] = [
     ),
 ]
 
+_TAKE_OWNER = (("chown", 1), ("lchown", 1), ("fchown", 1), ("fchownat", 2))
+"""Calls that give a file an owner, and the index of that argument; the group follows it."""
+
+_LOAD, _JUMP_IF_EQUAL, _RETURN = 0x20, 0x15, 0x06  # instructions of BPF
+_ARGUMENTS = 16  # their offset in struct seccomp_data
 _ALLOW = 0x7FFF0000
 _ACT_BADARCH, _CTL_OPTIMIZE = 2, 8
 _BINARY_TREE = 2
@@ -227,8 +236,8 @@ class _Builder:
             raise OSError(-result, os.strerror(-result))
 
 
-def filters() -> tuple[bytes, bytes]:
-    """The two filters, of arguments and of calls, for the kernel to load in this order. Raises NoIsolation."""
+def filters() -> tuple[bytes, bytes, bytes]:
+    """The filters of owners, of arguments and of calls, for the kernel to load in this order. Raises NoIsolation."""
     try:
         library = ctypes.CDLL(_LIBRARY)
     except OSError as error:
@@ -249,11 +258,38 @@ def filters() -> tuple[bytes, bytes]:
     )
     library.seccomp_export_bpf.argtypes = (ctypes.c_void_p, ctypes.c_int)
     try:
-        return _arguments(library), _calls(library)
+        return _owners(library), _arguments(library), _calls(library)
     except OSError as error:
         raise NoIsolation(
             f"libseccomp can't make the filter of system calls: {error}.", hint="Install libseccomp 2.5 or newer."
         ) from error
+
+
+def _owners(library: ctypes.CDLL) -> bytes:
+    """The filter that lets a file be given to nobody else.
+
+    Others don't exist in a sandbox's user namespace. The kernel says so, by EINVAL, and programs that expect to be
+    forbidden this, by EPERM, don't know what to do then. libseccomp compares an argument once in a rule: it can't say
+    "neither this nor that", so the instructions are written here.
+    """
+    low = 0 if sys.byteorder == "little" else 4  # of an argument's two halves
+    program = []
+    for call, owner in _TAKE_OWNER:
+        number = library.seccomp_syscall_resolve_name(call.encode())
+        program += [
+            (_LOAD, 0, 0, 0),  # the call's number
+            (_JUMP_IF_EQUAL, 0, 8, number & _INT),
+            (_LOAD, 0, 0, _ARGUMENTS + 8 * owner + low),
+            (_JUMP_IF_EQUAL, 1, 0, guest.UID),
+            (_JUMP_IF_EQUAL, 0, 4, _INT),  # -1: it stays as it is
+            (_LOAD, 0, 0, _ARGUMENTS + 8 * (owner + 1) + low),
+            (_JUMP_IF_EQUAL, 1, 0, guest.UID),
+            (_JUMP_IF_EQUAL, 0, 1, _INT),
+            (_RETURN, 0, 0, _ALLOW),
+            (_RETURN, 0, 0, _errno(EPERM)),
+        ]
+    program.append((_RETURN, 0, 0, _ALLOW))
+    return b"".join(struct.pack("=HBBI", *instruction) for instruction in program)
 
 
 def _arguments(library: ctypes.CDLL) -> bytes:

@@ -63,12 +63,12 @@ def staged(paths: Paths) -> Paths:
             bind(directory, f"site/{directory.name}")
     # A copy, because a checkout made under a strict umask can't be read by other uids.
     guest_copy = _STAGE / "guest"
-    for directory in (paths.guest, paths.guest / "lib"):
+    for directory in (paths.guest, paths.guest / "lib", paths.guest / "etc"):
         to = guest_copy / directory.relative_to(paths.guest)
         to.mkdir()
         to.chmod(0o755)
         for file in directory.iterdir():
-            if file.suffix in (".py", ".cjs", ".js", ".sh"):
+            if file.is_file() and file.suffix in (".py", ".cjs", ".js", ".sh", ""):
                 shutil.copyfile(file, to / file.name)
                 (to / file.name).chmod(0o644)
     # Otherwise each program that imports it would compile it again. The service runs the same Python as sandboxes.

@@ -4,6 +4,7 @@
 const fs = require('node:fs');
 const Module = require('node:module');
 const path = require('node:path');
+const { fileURLToPath, pathToFileURL } = require('node:url');
 
 Object.defineProperty(globalThis, 'require', {
   value: Module.createRequire(`${process.cwd()}/`),
@@ -34,14 +35,52 @@ Object.setPrototypeOf(
 );
 
 // `import` has no such cache, but resolve hooks. Those show in stack traces, so only programs that need them have them.
-const mentionsStorage = () => {
+const source = (() => {
   try {
-    return fs.readFileSync(process.argv[1]).includes('era_storage');
+    return fs.readFileSync(process.argv[1], 'utf8');
   } catch {
-    return false;
+    return '';
+  }
+})();
+
+// TypeScript names modules of its own without their endings, or with those of the JavaScript that they would become.
+const ENDINGS = ['.ts', '.tsx', '.mts', '.cts', '.js', '.mjs', '.cjs', '.json'];
+const FOR_JAVASCRIPT = { '.js': ['.ts', '.tsx'], '.jsx': ['.tsx'], '.mjs': ['.mts'], '.cjs': ['.cts'] };
+const isFile = (file) => fs.statSync(file, { throwIfNoEntry: false })?.isFile() ?? false;
+const meant = (file) => {
+  const ending = path.extname(file);
+  const others = (FOR_JAVASCRIPT[ending] ?? []).map((other) => file.slice(0, -ending.length) + other);
+  const added = ENDINGS.map((other) => file + other);
+  return [...others, ...added, ...ENDINGS.map((other) => path.join(file, `index${other}`))].find(isFile);
+};
+// The answer of `next`; if that is an error, then one without our frames.
+const nextWithoutUs = (next, specifier, context) => {
+  try {
+    return next(specifier, context);
+  } catch (error) {
+    const isOurs = (line) => line.includes(__filename) || line.includes('node:internal/modules/customization_hooks');
+    const lines = String(error.stack).split('\n');
+    error.stack = lines.filter((line) => !isOurs(line)).join('\n');
+    throw error;
   }
 };
-if (mentionsStorage()) {
+if (process.execArgv.includes('--experimental-transform-types') && /['"`]\.{1,2}(\/|['"`])/.test(source)) {
+  Module.registerHooks({
+    resolve(specifier, context, next) {
+      if (!/^\.{1,2}(\/|$)/.test(specifier) || !context.parentURL?.startsWith('file:')) return next(specifier, context);
+      const url = new URL(specifier, context.parentURL);
+      const file = isFile(fileURLToPath(url)) ? undefined : meant(fileURLToPath(url));
+      if (context.conditions.includes('require')) return next(file ?? specifier, context);
+      if (file === undefined) return nextWithoutUs(next, specifier, context);
+      const importAttributes = file.endsWith('.json')
+        ? { type: 'json', ...context.importAttributes }
+        : context.importAttributes;
+      return { ...next(`${pathToFileURL(file)}${url.search}`, { ...context, importAttributes }), importAttributes };
+    },
+  });
+}
+
+if (source.includes('era_storage')) {
   Module.registerHooks({
     resolve(specifier, context, next) {
       const directory = context.parentURL?.startsWith('file:') && path.dirname(new URL(context.parentURL).pathname);

@@ -194,7 +194,7 @@ class Supervisor:
                 if not in_a_burst:
                     # The host is committing this run, and has better use for the processor at this moment.
                     select.select([self.control.fd], [], [], COURTESY)
-                self.clean(header["ephemeral"])
+                self.clean(header["ephemeral"], header["keeps_scratch"])
                 self.spare = self.make_spare(self.entry)
 
     def run(self, header: dict[str, Any]) -> None:
@@ -236,9 +236,9 @@ class Supervisor:
             control.send(b"S", content)
         control.send(b"D", json.dumps(ended).encode())
 
-    def clean(self, ephemeral: bool) -> None:
+    def clean(self, ephemeral: bool, keeps_scratch: bool) -> None:
         """Remove what a run has left, except files in the working directory of a session that keeps them."""
-        for directory in self.scratch:
+        for directory in () if keeps_scratch else self.scratch:
             empty_directory(directory, 0o1777)
         if self.cache and (ephemeral or workspace.nearly_full(self.cache)):
             empty_directory(self.cache, 0o755)

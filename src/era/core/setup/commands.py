@@ -64,7 +64,7 @@ class Commands:
             return result
         sandbox = await self._pool.acquire(replace(session, package_set=package_set))
         try:
-            for command in commands:
+            for left, command in zip(range(len(commands) - 1, -1, -1), commands, strict=True):
                 result.ran.append(command)
                 shown = f"$ {command}\n".encode()
                 result.say("stdout", shown)
@@ -84,6 +84,7 @@ class Commands:
                     timeout=max(0.1, deadline - time.monotonic()),
                     ephemeral=False,
                     files={},
+                    keeps_scratch=left > 0,
                     certificates=egress.certificates,
                     supervised=egress.supervised,
                     invocation=Invocation(command=command_of(command)),

@@ -1,0 +1,70 @@
+"""A program that takes too much memory in gVisor: it ends as anywhere, and gVisor with it doesn't."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from unittest.mock import patch
+
+import pytest
+
+from era.drivers.cgroups import Group
+from era.drivers.gvisor import GvisorSandbox
+from tests.drivers.sandboxes import Sandboxes, Weakness
+from tests.gvisor import needs_gvisor
+
+pytestmark = [needs_gvisor, pytest.mark.skipif(os.geteuid() != 0, reason="control groups are root's")]
+
+TAKES = {
+    "slowly": "kept.append(bytearray(b'1') * (1 << 20))",
+    "at once": "kept.append(bytearray(b'1') * (64 << 20))",
+    "shared": "kept.append(mmap.mmap(-1, 1 << 22)); kept[-1].write(b'1' * (1 << 22))",
+    "in many processes": "kept.append(bytearray(b'1') * (1 << 23)); os.fork()",
+}
+BOMB = """
+import mmap, os
+open('.session_data.json', 'w').write('{"kept": true}')
+open('file', 'w').close()
+print('before', flush=True)
+kept = []
+while True: TAKE
+"""
+
+
+@pytest.fixture(scope="module")
+def gvisor(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sandboxes]:
+    made = Sandboxes(tmp_path_factory.mktemp("gvisor"), Weakness(), "gvisor", self_tested=["python"])
+    yield made
+    made.stop()
+
+
+@pytest.mark.parametrize("take", TAKES.values(), ids=TAKES)
+def test_it_ends_as_anywhere(gvisor: Sandboxes, take: str) -> None:
+    sandbox = gvisor.make()
+    result = gvisor.run(sandbox, BOMB.replace("TAKE", take), timeout=60)
+    ended = result.ended
+    assert (ended.cause, ended.exit_code, ended.sandbox_alive) == ("oom", 137, True)
+    assert (result.stdout, ended.state) == ("before\n", b'{"kept": true}')
+    assert ended.duration > 0
+    assert gvisor.run(sandbox, "print('well')").stdout == "well\n"
+    gvisor.close(sandbox)
+
+
+def test_left_to_the_kernel_it_ends_otherwise(gvisor: Sandboxes) -> None:
+    """It kills what it likes: gVisor, or a process of gVisor's that stands for the program."""
+    with patch.object(GvisorSandbox, "memory_watch", lambda *_: None):
+        sandbox = gvisor.make()
+        ended = gvisor.run(sandbox, BOMB.replace("TAKE", TAKES["slowly"]), timeout=60).ended
+    assert (ended.exit_code, ended.sandbox_alive) != (137, True)
+    gvisor.close(sandbox)
+
+
+def test_a_sandbox_that_the_kernel_ended_says_so(gvisor: Sandboxes) -> None:
+    sandbox = gvisor.make()
+    with patch.object(Group, "out_of_memory_kills", lambda _: 1):
+        code = "import time; print('before', flush=True); time.sleep(60)"
+        result = gvisor.run(sandbox, code, meanwhile="murder")
+    assert (result.stdout, result.ended.cause, result.ended.exit_code) == ("before\n", "oom", 137)
+    assert "out of memory" in str(result.ended.state_problem)
+    assert result.ended.duration > 0
+    gvisor.close(sandbox)
