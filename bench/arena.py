@@ -139,7 +139,7 @@ def arena(directory: Path, *, small: bool) -> Iterator[Arena]:
     own = Path(tempfile.mkdtemp(prefix="era-bench-", dir=directory))
     try:
         (own / "scratch").mkdir()
-        with _service(own) as (port, pid), contextlib.closing(Arena(port, pid, own, small=small)) as made:
+        with service(own) as (port, pid), contextlib.closing(Arena(port, pid, own, small=small)) as made:
             yield made
     finally:
         shutil.rmtree(own, ignore_errors=True)
@@ -163,15 +163,17 @@ def wait_for_port(process: subprocess.Popen[bytes], log: Path) -> int:
 
 
 @contextlib.contextmanager
-def _service(directory: Path) -> Iterator[tuple[int, int]]:
-    """`era serve` with its data in `directory`: its port and its process id."""
+def service(directory: Path, **settings: str) -> Iterator[tuple[int, int]]:
+    """`era serve` with its data in `directory`: its port and its process id. Settings are keywords: `max_warm="2"` sets
+    ERA_MAX_WARM."""
     log = directory / "log"
     with log.open("wb") as output:
         process = subprocess.Popen(
             [Path(sys.executable).parent / "era", "serve"],
             stdout=output,
             stderr=output,
-            env=service_environment(directory / "data"),
+            env=service_environment(directory / "data")
+            | {f"ERA_{name.upper()}": value for name, value in settings.items()},
         )
     try:
         yield wait_for_port(process, log), process.pid

@@ -69,10 +69,15 @@ class Ratio:
     goal: float | None = None
     quantile: float = 0.5
     """Which quantile of each round's calls is compared."""
+    rival_quantile: float | None = None
+    """Which of the rival's, where that is another one."""
 
     @property
     def name(self) -> str:
-        return f"{self.case} ÷ {self.rival}" + ("" if self.quantile == 0.5 else f", p{self.quantile * 100:.0f}")
+        which = "" if self.quantile == 0.5 else f", p{self.quantile * 100:.0f}"
+        return f"{self.case} ÷ {self.rival}{which}" + (
+            "" if self.rival_quantile is None else f" ÷ p{self.rival_quantile * 100:.0f}"
+        )
 
 
 def warm(language: str, code: str) -> Callable[[Arena], Probe]:

@@ -39,7 +39,7 @@ def change_one_file(*, of_many: bool) -> Callable[[Arena], Probe]:
     def start(arena: Arena) -> Probe:
         session = arena.new_session("python")
         if of_many:
-            arena.check_run(arena.run(session, _fill(arena.size(FILES), DIRECTORIES, 10)))
+            arena.check_run(arena.run(session, fill(arena.size(FILES), DIRECTORIES, 10)))
         code = _TOUCH.format(path="d7/7" if of_many else "f")
         arena.check_run(arena.run(session, code))
         return Probe(lambda _: arena.run(session, code), after=arena.check_run)
@@ -74,7 +74,7 @@ def rollback(arena: Arena) -> Probe:
 def first_page_of_files(arena: Arena) -> Probe:
     """A page of 100 of a session's 10,000 files."""
     session = arena.new_session("python")
-    arena.check_run(arena.run(session, _fill(arena.size(FILES), DIRECTORIES, 10)))
+    arena.check_run(arena.run(session, fill(arena.size(FILES), DIRECTORIES, 10)))
     path = f"/api/sessions/{session}/files?limit=100"
     return Probe(lambda _: arena.get(path), after=arena.check_status(200))
 
@@ -86,7 +86,7 @@ def page_of_sessions(arena: Arena) -> Probe:
     return Probe(lambda _: arena.get(path), after=arena.check_status(200))
 
 
-def _fill(files: int, directories: int, size: int) -> str:
+def fill(files: int, directories: int, size: int) -> str:
     return _FILL.format(files=files, directories=directories, size=size)
 
 
@@ -94,7 +94,7 @@ def _big_session(arena: Arena) -> str:
     """Create a session with 1 GiB in 2,000 files and return its id."""
     session = arena.new_session("python")
     files = arena.size(COPY_FILES)
-    body = {"code": _fill(files, 20, COPY_BYTES // COPY_FILES), "timeout": 600}
+    body = {"code": fill(files, 20, COPY_BYTES // COPY_FILES), "timeout": 600}
     arena.check_run(arena.post(f"/api/sessions/{session}/run", body))
     return session
 

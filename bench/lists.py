@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 
-from bench import crowd, download, drivers, installs, large, live_servers, neighbours, rivals, storage, walls
+from bench import capacity, crowd, download, drivers, installs, large, live_servers, neighbours, rivals, storage, walls
 from bench.cases import (
     COUNTER,
     PROGRAMS,
@@ -96,6 +96,11 @@ CASES = [
         Case(f"health beside {name}", f"GET /health beside those {name}", neighbours.health_beside(name), burst=10)
         for name in ("chunks", "uploads")
     ),
+    Case("creates at once", "40 sessions created and run, all at once", capacity.creates_at_once, SETTLED, burst=1),
+    Case("warm among 32", "a warm run while 31 others run all the time", capacity.warm_among_others, burst=100),
+    Case("in turn", "the next of 300 sessions for 16 clients, 32 warm", capacity.in_turn, burst=30),
+    Case("wake files", "a run in a session with 10,000 files, put away", capacity.wake_files, burst=2),
+    Case("wake data", "the same with 500 MiB in one file", capacity.wake_data, burst=2),
     Case("file of one", "a run that changes the only file", large.change_one_file(of_many=False), 0.05),
     Case("file of many", "the same among 10,000 files", large.change_one_file(of_many=True), 0.05),
     Case("duplicate", "a copy of 1 GiB in 2,000 files", large.duplicate),
@@ -168,6 +173,12 @@ RATIOS = [
     Ratio("crowded", "quiet", goal=3, quantile=0.95),
     *(Ratio(f"beside {name}", "quiet") for name in neighbours.NEIGHBOURS),
     *(Ratio(f"health beside {name}", "health") for name in ("chunks", "uploads")),
+    Ratio("creates at once", "python host", goal=capacity.AT_ONCE),
+    Ratio("warm among 32", "warm among 32", goal=3, quantile=0.99, rival_quantile=0.5),
+    Ratio("in turn", "in turn", goal=3, quantile=0.99, rival_quantile=0.5),
+    Ratio("in turn", "python host"),
+    Ratio("wake files", "python host", goal=10),
+    Ratio("wake data", "python host", goal=6),
     Ratio("file of many", "file of one", goal=1.3),
     Ratio("duplicate", "session create"),
     Ratio("rollback", "session create"),

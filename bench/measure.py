@@ -58,7 +58,8 @@ def summary(rounds: Sequence[Sequence[float]]) -> dict[str, float]:
 def spread(ratio: Ratio, times: Times) -> dict[str, float | None]:
     """Median, quartiles and extremes, over the rounds, of the ratio of the two quantiles in each round."""
     pairs = zip(times[ratio.case], times[ratio.rival], strict=True)
-    ratios = [_quantile(case, ratio.quantile) / _quantile(rival, ratio.quantile) for case, rival in pairs]
+    other = ratio.quantile if ratio.rival_quantile is None else ratio.rival_quantile
+    ratios = [_quantile(case, ratio.quantile) / _quantile(rival, other) for case, rival in pairs]
     return {
         "median": statistics.median(ratios),
         "q1": _quantile(ratios, 0.25),

@@ -244,6 +244,7 @@ async def services(settings: Settings) -> AsyncIterator[Context]:
                 spares=settings.spares,
                 max_warm=settings.max_warm,
                 idle_seconds=settings.idle_seconds,
+                kept_bytes=settings.kept_mb << 20,
             )
             setups = Setups(
                 store,

@@ -135,6 +135,12 @@ class Settings(BaseSettings):
         description="Sandboxes of sessions at a time, kept between runs. Left out: as many as half of the available "
         "memory has room for. ERA_MAX_LIVE is the older name.",
     )
+    kept_mb: int = Field(
+        default=4096,
+        ge=0,
+        description="Disk space for working directories of sessions that are not warm, in MiB; 0: none. They make "
+        "waking quick. Less is used where the disk is nearly full.",
+    )
     idle_seconds: float = Field(
         default=300, gt=0, description="Seconds for which a session keeps its sandbox after its last run."
     )

@@ -149,7 +149,7 @@ def test_an_event_queue_that_overflows_leads_to_a_full_scan(lab: Lab) -> None:
 
 
 def test_without_watches_every_scan_is_full(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refused(_: WatchBudget) -> Watch:
+    def refused(*_: object) -> Watch:
         raise OSError(24, "too many")
 
     monkeypatch.setattr(snapshots_module, "Watch", refused)

@@ -20,7 +20,7 @@ from typing import Literal
 
 from era import languages
 from era.core.models import JsonObject, Language
-from era.core.ports import GuestListener, SocketBroker
+from era.core.ports import GuestListener, Sandbox, SocketBroker
 from era.core.program import Ended, Limits, Output, Program
 from era.drivers import guest, processes
 from era.drivers.staging import remove_tree
@@ -167,6 +167,9 @@ class FakeSandbox:
         self.alive = False
         _signal(self._program, signal.SIGKILL)
 
+    async def put_away(self) -> None:
+        self.kill()
+
     async def close(self) -> None:
         self.kill()
         remove_tree(self.workspace.parent)
@@ -191,7 +194,9 @@ class FakeDriver:
     def isolation(self) -> JsonObject:
         return {"driver": "fake", "summary": "none at all"}
 
-    async def create(self, language: Language, limits: Limits, package_set: str | None = None) -> FakeSandbox:
+    async def create(
+        self, language: Language, limits: Limits, package_set: str | None = None, heir_to: Sandbox | None = None
+    ) -> FakeSandbox:
         self._made.append(FakeSandbox(self.directory / f"sb-{secrets.token_hex(8)}", language, limits))
         return self._made[-1]
 

@@ -53,7 +53,9 @@ class Driver(FakeDriver):
         self.refusals = 0
         """So many of the next sandboxes can't be made."""
 
-    async def create(self, language: Language, limits: Limits, package_set: str | None = None) -> FakeSandbox:
+    async def create(
+        self, language: Language, limits: Limits, package_set: str | None = None, heir_to: Sandbox | None = None
+    ) -> FakeSandbox:
         if self.refusals:
             self.refusals -= 1
             raise SandboxFailed("no sandbox today")
@@ -115,6 +117,7 @@ class Core:
         idle_seconds: float = 60.0,
         history_bytes: int = 0,
         processors: int | None = None,
+        kept_bytes: int = 0,
     ) -> None:
         self.directory = directory
         self.store = SqlStore(f"sqlite:///{directory}/era.sqlite", Retention())
@@ -132,6 +135,7 @@ class Core:
             spares=spares,
             max_warm=max_warm,
             idle_seconds=idle_seconds,
+            kept_bytes=kept_bytes,
         )
         self.network = Network()
         self.turns = Turns(max_waiting=8)

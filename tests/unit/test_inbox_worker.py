@@ -75,5 +75,5 @@ async def test_an_attempt_without_a_sandbox_does_not_count(core: Core, monkeypat
     await inbox.start()
     ended = await delivery(core, "done", "failed")
     await inbox.stop()
-    assert (ended.status, ended.tries) == ("done", 1)
+    assert (ended.status, ended.attempts, ended.tries) == ("done", 1, 1), "an attempt begins with its sandbox"
     assert [record.status for record in await core.records()] == ["failed", "failed", "ok"]

@@ -19,6 +19,7 @@ import structlog
 
 from era import languages
 from era.core.files.snapshots import Snapshots
+from era.core.kept import Kept, KeptDirectories
 from era.core.limits import Rules
 from era.core.models import EMPTY, Language, Session, Snapshot, WantedIsolation
 from era.core.places import Places
@@ -35,6 +36,8 @@ _REFILL_PAUSE = 5.0
 _PATIENCE = 5.0
 """Seconds that callers wait for room while none at all comes free."""
 
+_MANY_FILES = 2000
+"""To make a sandbox takes as long as to give so many files another owner."""
 
 NEVER_BEGUN = "The session was deleted before its program began."
 
@@ -104,11 +107,12 @@ class SandboxPool:
         spares: int,
         max_warm: int | None,
         idle_seconds: float,
+        kept_bytes: int = 0,
     ) -> None:
         """`ensure_packages` has the package set with this digest on this machine, or raises Unavailable; see
         InstalledPackageSets. `spares` sandboxes a language are kept ready. At most `max_warm` belong to sessions at a
         time, temporary ones included; None: as many as memory allows. One that was idle for `idle_seconds` is
-        closed."""
+        put away, and its working directory kept as long as all such take at most `kept_bytes`."""
         self._drivers = drivers
         self._snapshots = snapshots
         self._ensure_packages = ensure_packages
@@ -120,6 +124,7 @@ class SandboxPool:
 
         self._acquiring: dict[int, _Acquiring] = {}
 
+        self._kept = KeptDirectories(kept_bytes, snapshots.forget)
         self._limit = WarmLimit() if max_warm is None else None
         self._room = Places(
             FIRST if max_warm is None else max_warm,
@@ -130,8 +135,11 @@ class SandboxPool:
         self._in_room: set[str] = set()
         """The ids of sandboxes that have a place of the room."""
 
-        self._making_way: dict[asyncio.Task[None], int | None] = {}
-        """What makes room for those who wait, each a place; with the key of the session whose sandbox it closes."""
+        self._making_way: set[asyncio.Task[None]] = set()
+        """What makes room for those who wait, each a place."""
+
+        self._putting_away: dict[int, asyncio.Task[None]] = {}
+        """By the key of the session that loses its sandbox."""
 
         self._ready: dict[Language, deque[Sandbox]] = {language: deque() for language in languages.LANGUAGES}
         self._refill: dict[Language, asyncio.Event] = {language: asyncio.Event() for language in languages.LANGUAGES}
@@ -157,7 +165,8 @@ class SandboxPool:
             *(sandbox.close() for sandbox in [*ready, *(warm.sandbox for warm in self._warm.values())])
         )
         self._warm.clear()
-        await asyncio.gather(*self._making_way, return_exceptions=True)
+        await asyncio.gather(*self._putting_away.values(), *self._making_way, return_exceptions=True)
+        await self._kept.close_all()
 
     def counts(self) -> dict[str, int]:
         """How many belong to sessions (`live`), how many of those are `busy`, and how many are `ready` for new ones."""
@@ -191,6 +200,13 @@ class SandboxPool:
                 warm.busy = True
                 return warm.sandbox
             await self.discard(warm.sandbox)
+        if going := self._putting_away.get(session.key):
+            await asyncio.wait({going})
+        if kept := self._kept.take(session.key):
+            sandbox = await self._woken(kept, spec, session, acquiring)
+            if sandbox is not None:
+                self._warm[session.key] = _Warm(sandbox, spec, session.snapshot, busy=True, used_at=time.monotonic())
+                return sandbox
         sandbox = await self._new(spec, session.owner, acquiring)
         try:
             if session.snapshot != EMPTY:
@@ -201,6 +217,28 @@ class SandboxPool:
         self._warm[session.key] = _Warm(sandbox, spec, session.snapshot, busy=True, used_at=time.monotonic())
         return sandbox
 
+    async def _woken(self, kept: Kept, spec: _Spec, session: Session, acquiring: _Acquiring) -> Sandbox | None:
+        """A sandbox with what was kept of the session's directory, brought to its snapshot; None where that fails, and
+        it has to be restored as a whole. Raises as `acquire` does."""
+        sandbox: Sandbox | None = None
+        try:
+            sandbox = await self._new(spec, session.owner, acquiring, kept)
+            await self._snapshots.move(kept.sandbox, sandbox)
+            if kept.snapshot != session.snapshot:
+                await self._snapshots.restore(session.snapshot, sandbox)
+            return sandbox
+        except SandboxFailed as error:
+            log.warning("directory_not_reused", error=error.message)
+            if sandbox is not None:
+                await self._close(sandbox)
+            return None
+        except BaseException:
+            if sandbox is not None:
+                await self._close(sandbox)
+            raise
+        finally:
+            self._kept.close_soon(kept)
+
     async def acquire_temporary(
         self, language: Language, isolation: WantedIsolation = "auto", limits: Limits | None = None, *, owner: str
     ) -> Sandbox:
@@ -208,9 +246,10 @@ class SandboxPool:
         none are given. The caller closes it with `discard`. Raises as `acquire` does."""
         return await self._new(_Spec(language, isolation, limits or self._rules.defaults), owner, _Acquiring())
 
-    async def _new(self, spec: _Spec, owner: str, acquiring: _Acquiring) -> Sandbox:
-        """A sandbox that no session has, which takes one place of the room until `_close`. Raises TooBusy, Unavailable
-        where the server is about to stop, and SessionDeleted where there is no need of it any more."""
+    async def _new(self, spec: _Spec, owner: str, acquiring: _Acquiring, kept: Kept | None = None) -> Sandbox:
+        """A sandbox that no session has, which takes one place of the room until `_close`; one into which `kept` can be
+        moved quickly. Raises TooBusy, Unavailable where the server is about to stop, and SessionDeleted where there is
+        no need of it any more."""
         if self._stopped:
             raise Unavailable("This server is about to stop.")
         try:
@@ -221,17 +260,21 @@ class SandboxPool:
         finally:
             acquiring.wait = None
         try:
-            sandbox = await self._ready_or_made(spec)
+            sandbox = await self._ready_or_made(spec, kept)
         except BaseException:
             self._room.give_back()
             raise
         self._in_room.add(sandbox.id)
         return sandbox
 
-    async def _ready_or_made(self, spec: _Spec) -> Sandbox:
-        """One of the sandboxes that are ready, if they are of this kind and there is one; else one made now."""
+    async def _ready_or_made(self, spec: _Spec, kept: Kept | None) -> Sandbox:
+        """One of the sandboxes that are ready, if they are of this kind and there is one; else one made now. So is one
+        for a kept directory with many files: it takes over their uid, for to give each another owner takes longer."""
         driver = await self._drivers.get(spec.isolation)
-        usual = spec.limits == self._rules.defaults and spec.package_set is None
+        heir_to = None
+        if kept is not None and kept.sandbox.uid is not None and kept.snapshot.file_count > _MANY_FILES:
+            heir_to = kept.sandbox if kept.sandbox.enforced["driver"] == driver.name else None
+        usual = heir_to is None and spec.limits == self._rules.defaults and spec.package_set is None
         if usual and driver is await self._drivers.get("auto"):
             ready = self._ready[spec.language]
             self._refill[spec.language].set()
@@ -242,7 +285,7 @@ class SandboxPool:
                 await sandbox.close()
         if spec.package_set is not None:
             await self._ensure_packages(spec.package_set)
-        return await driver.create(spec.language, spec.limits, spec.package_set)
+        return await driver.create(spec.language, spec.limits, spec.package_set, heir_to)
 
     def committed(self, session_key: int, snapshot: Snapshot) -> None:
         """The session's working directory is now `snapshot`; its sandbox is kept warm."""
@@ -262,8 +305,8 @@ class SandboxPool:
         await self._close(sandbox)
 
     def idle_session_keys(self) -> list[int]:
-        """The keys of sessions that have a sandbox and use it for nothing now."""
-        return [key for key, warm in self._warm.items() if not warm.busy]
+        """The keys of sessions that have a sandbox and use it for nothing now, or of which a directory is kept."""
+        return [*(key for key, warm in self._warm.items() if not warm.busy), *self._kept.keys()]
 
     def offer(self, session_key: int, end: Callable[[], Awaitable[None]] | None) -> None:
         """Say that the run which this session has under way may be ended, by `end`, when another session needs the
@@ -274,14 +317,43 @@ class SandboxPool:
             self._make_way()
 
     async def release(self, session_key: int) -> None:
-        """Kill and remove the session's sandbox, if it has one, whatever runs in it. It is gone when this returns. A
-        session that is being given one gets none."""
+        """Kill and remove the session's sandbox, if it has one, whatever runs in it, and what is kept of it. It is gone
+        when this returns. A session that is being given one gets none."""
         if acquiring := self._acquiring.get(session_key):
             acquiring.release()
+        if going := self._putting_away.get(session_key):
+            await asyncio.wait({going})
         if warm := self._warm.pop(session_key, None):
             await self._close(warm.sandbox)
-        if going := [task for task, key in self._making_way.items() if key == session_key]:
-            await asyncio.wait(going)
+        if kept := self._kept.take(session_key):
+            await self._kept.close(kept)
+
+    def _put_away(self, session_key: int) -> asyncio.Task[None]:
+        """Close the sandbox of a session that is idle, and keep its working directory if that is worth it."""
+        warm = self._warm.pop(session_key)
+        task = self._putting_away[session_key] = asyncio.create_task(self._close_and_keep(session_key, warm))
+        task.add_done_callback(lambda done: self._was_put_away(session_key, done))
+        return task
+
+    async def _close_and_keep(self, session_key: int, warm: _Warm) -> None:
+        keep = warm.sandbox.alive and self._kept.is_worth_it(warm.snapshot) and not self._stopped
+        if keep:
+            try:
+                await warm.sandbox.put_away()
+                keep = self._snapshots.put_away(warm.sandbox, warm.snapshot)
+            except OSError as error:
+                log.warning("directory_not_kept", error=str(error))
+                keep = False
+        if not keep:
+            await self._close(warm.sandbox)
+            return
+        self._give_place_back(warm.sandbox)
+        self._kept.add(session_key, warm.sandbox, warm.snapshot)
+
+    def _was_put_away(self, session_key: int, task: asyncio.Task[None]) -> None:
+        del self._putting_away[session_key]
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.warning("sandbox_not_closed", error=str(error))
 
     async def _restored(self, warm: _Warm, snapshot: Snapshot) -> bool:
         """Make a warm working directory hold `snapshot`; False where that fails, and the sandbox can't be used."""
@@ -301,10 +373,13 @@ class SandboxPool:
             await sandbox.close()
         finally:
             self._snapshots.forget(sandbox.id)
-            # Once only: a run whose session is deleted finds its sandbox closed, and closes it again.
-            if sandbox.id in self._in_room:
-                self._in_room.remove(sandbox.id)
-                self._room.give_back()
+            self._give_place_back(sandbox)
+
+    def _give_place_back(self, sandbox: Sandbox) -> None:
+        """Once only: a run whose session is deleted finds its sandbox closed, and closes it again."""
+        if sandbox.id in self._in_room:
+            self._in_room.remove(sandbox.id)
+            self._room.give_back()
 
     def _make_way(self) -> None:
         """For each place that is wanted, begin to close the idle sandbox that was used longest ago; where none is idle,
@@ -312,14 +387,13 @@ class SandboxPool:
         while self._room.wanted > len(self._making_way):
             idle = next((key for key, warm in self._warm.items() if not warm.busy), None)
             if idle is not None:
-                work = self._close(self._warm.pop(idle).sandbox)
+                task = self._put_away(idle)
             else:
                 offered = [(warm.used_at, key) for key, warm in self._warm.items() if warm.end is not None]
                 if not offered:
                     return
-                work = self._end_offered(self._warm[min(offered)[1]])
-            task = asyncio.create_task(work)
-            self._making_way[task] = idle
+                task = asyncio.create_task(self._end_offered(self._warm[min(offered)[1]]))
+            self._making_way.add(task)
             task.add_done_callback(self._made_way)
 
     async def _end_offered(self, warm: _Warm) -> None:
@@ -329,9 +403,9 @@ class SandboxPool:
             await end()
 
     def _made_way(self, task: asyncio.Task[None]) -> None:
-        del self._making_way[task]
+        self._making_way.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
-            log.warning("sandbox_not_closed", error=str(error))
+            log.warning("no_room_made", error=str(error))
         self._make_way()
 
     async def _keep_ready(self, language: Language) -> None:
@@ -357,12 +431,8 @@ class SandboxPool:
             self._follow_memory()
             horizon = time.monotonic() - self._idle_seconds
             for key, warm in list(self._warm.items()):
-                # It may have been put to use while another one was closed.
-                if self._warm.get(key) is not warm:
-                    continue
                 if not warm.busy and (warm.used_at < horizon or not warm.sandbox.alive):
-                    with contextlib.suppress(SandboxFailed, OSError):
-                        await self.release(key)
+                    self._put_away(key)
 
     def _follow_memory(self) -> None:
         """Have as much room as memory allows, unless a setting says how much there is."""

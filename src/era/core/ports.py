@@ -134,6 +134,11 @@ class Sandbox(Protocol):
         """Memory that its processes have now and that files can't take the place of."""
         ...
 
+    async def put_away(self) -> None:
+        """Kill everything inside. When this returns only the host can touch the working directory, which stays until
+        `close`."""
+        ...
+
     async def close(self) -> None:
         """Kill everything inside and remove every trace on the host. Safe to call twice."""
         ...
@@ -155,9 +160,13 @@ class Driver(Protocol):
         """
         ...
 
-    async def create(self, language: Language, limits: Limits, package_set: str | None = None) -> Sandbox:
+    async def create(
+        self, language: Language, limits: Limits, package_set: str | None = None, heir_to: Sandbox | None = None
+    ) -> Sandbox:
         """A sandbox with an empty working directory, ready for its first program. It has the packages of the set with
-        this digest. Raises SandboxFailed, and Unavailable where the language is still being prepared."""
+        this digest. Where it is heir to one of this driver's that was put away, it takes over that one's uid, so that
+        files can be moved from there as they are. Raises SandboxFailed, and Unavailable where the language is still
+        being prepared."""
         ...
 
     def isolation(self) -> JsonObject:

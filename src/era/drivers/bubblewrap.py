@@ -116,11 +116,12 @@ class BubblewrapSandbox:
         self.guest_listeners: Mapping[str, socket.socket] = {}
         self.broker: SocketBroker | None = None
         self._log = os.memfd_create("era-sandbox-log")
+        self._ending: asyncio.Task[None] | None = None
         self._closing: asyncio.Task[None] | None = None
 
     @property
     def alive(self) -> bool:
-        return self._channel is not None and self._channel.alive and self._closing is None
+        return self._channel is not None and self._channel.alive and self._ending is None
 
     async def run(self, program: Program) -> AsyncIterator[Output | Ended]:
         if self._channel is None or not self.alive:
@@ -171,6 +172,11 @@ class BubblewrapSandbox:
     def cpu_seconds(self) -> float:
         seconds = self._group.cpu_seconds() if self._group is not None else None
         return processes.cpu_seconds(self._processes()) if seconds is None else seconds
+
+    async def put_away(self) -> None:
+        if self._ending is None:
+            self._ending = asyncio.create_task(self._end())
+        await asyncio.shield(self._ending)
 
     async def close(self) -> None:
         if self._closing is None:
@@ -351,7 +357,7 @@ class BubblewrapSandbox:
             "rlimits": self.rlimits(language),
         }
 
-    async def _close(self) -> None:
+    async def _end(self) -> None:
         if self._spawning is not None:
             await asyncio.wait([self._spawning])
             self._spawning.exception()  # told to whoever opened it, if that waits for it still
@@ -360,11 +366,15 @@ class BubblewrapSandbox:
         for closeable in (*self.guest_listeners.values(), self.broker):
             if closeable is not None:
                 closeable.close()
-        await asyncio.get_running_loop().run_in_executor(self._driver.cleaner, self._remove)
+        await asyncio.get_running_loop().run_in_executor(self._driver.cleaner, self._kill)
+
+    async def _close(self) -> None:
+        await self.put_away()
+        await asyncio.get_running_loop().run_in_executor(self._driver.cleaner, remove_tree, self.workspace.parent)
         self._driver.forget(self)
 
-    def _remove(self) -> None:
-        """Kill everything inside and remove what is on the host. Blocks, so it runs on a cleaner thread."""
+    def _kill(self) -> None:
+        """Kill everything inside, and wait until it has ended. Blocks, so it runs on a cleaner thread."""
         process = self._process
         if process is not None:
             if self._init_pidfd >= 0:
@@ -381,7 +391,6 @@ class BubblewrapSandbox:
                 process.wait()
         if self._group is not None:
             self._group.remove()
-        remove_tree(self.workspace.parent)
         os.close(self._log)
 
 
@@ -457,11 +466,19 @@ class BubblewrapDriver:
             if problem is not None:
                 raise problem
 
-    async def create(self, language: Language, limits: Limits, package_set: str | None = None) -> BubblewrapSandbox:
+    async def create(
+        self, language: Language, limits: Limits, package_set: str | None = None, heir_to: Sandbox | None = None
+    ) -> BubblewrapSandbox:
         """See ports.Driver. Raises Unavailable where the language's preparation takes too long."""
         if self._preparations is not None:
             await self._preparations.wait(language)
-        sandbox = self.sandbox(self, f"sb-{secrets.token_hex(8)}", self._free_uid(), limits, package_set)
+        if heir_to is None:
+            uid = self._free_uid()
+        else:
+            if heir_to.alive:
+                raise ValueError("a uid is taken over only where no process has it any more")
+            uid, heir_to.uid = heir_to.uid, None  # so that it isn't free when that one is closed
+        sandbox = self.sandbox(self, f"sb-{secrets.token_hex(8)}", uid, limits, package_set)
         self._sandboxes.add(sandbox)
         try:
             await sandbox.open(language)

@@ -27,23 +27,31 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from itertools import islice
-from typing import Any, Protocol
+from typing import Protocol
 
 from era.core import limits
 from era.core.fair_slots import FairSlots
-from era.core.files import edits, trees
+from era.core.files import edits, restoring, trees
 from era.core.files.artifacts import list_artifacts
 from era.core.files.diffs import FileChanges, ReadTree, file_changes, written_files
 from era.core.files.edits import Changes, Entry, FileEntry
 from era.core.files.packages import NODE_MODULES
 from era.core.files.paths import Parts
-from era.core.files.sparse import extents
-from era.core.files.trees import BlobBatch, Bounds, CountingBatch, FullScanNeeded, Scan, Tree, TreeNotSmall
+from era.core.files.trees import (
+    BlobBatch,
+    Bounds,
+    CountingBatch,
+    FullScanNeeded,
+    Scan,
+    SnapshotRefused,
+    Tree,
+    TreeNotSmall,
+)
 from era.core.files.watch import Watch, WatchBudget
 from era.core.models import EMPTY, STATE_FILE, JsonObject, Snapshot
 from era.core.ports import Sandbox
@@ -61,9 +69,6 @@ _BULK_BYTES = 32 << 20
 
 _BULK_ENTRIES = 10_000
 """As does a full scan of so many entries."""
-
-_SMALL_BLOB = 1 << 20
-_NEW_FILE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 class BlobStore(Protocol):
@@ -108,6 +113,8 @@ class _Memory:
     snapshot: Snapshot
     tree: Tree
     watch: Watch | None = None
+    linked: frozenset[tuple[Parts, str]] | None = None
+    """The files with several names, where the directory was watched and may be again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,6 +195,27 @@ class Snapshots:
                 memory.watch.close()
             raise SandboxFailed(f"the session's files could not be put back: {error.strerror}") from error
         self._memories[sandbox.id] = _Memory(snapshot, tree, memory.watch if memory else None)
+
+    def put_away(self, sandbox: Sandbox, snapshot: Snapshot) -> bool:
+        """Note that the sandbox is dead and its directory stays. Returns whether that is known to hold this snapshot,
+        and so can be moved to another one."""
+        memory = self._memories.get(sandbox.id)
+        if memory is None or memory.snapshot.root != snapshot.root:
+            return False
+        if memory.watch is not None:
+            linked = memory.watch.linked if memory.watch.works else None
+            self.forget(sandbox.id)
+            self._memories[sandbox.id] = replace(memory, watch=None, linked=linked)
+        return True
+
+    async def move(self, old: Sandbox, new: Sandbox) -> None:
+        """Move the content of a working directory that was put away to that of a new sandbox, which is empty. `old` has
+        to be closed then. Raises SandboxFailed, after which neither can be used any more."""
+        memory = self._memories.pop(old.id)
+        try:
+            self._memories[new.id] = await self._on_thread(lambda: self._move(old, new, memory))
+        except (OSError, SnapshotRefused) as error:
+            raise SandboxFailed(f"the session's files could not be moved: {error}") from error
 
     def forget(self, sandbox_id: str) -> None:
         """Drop what is remembered of a sandbox, which is gone or holds something unknown."""
@@ -383,16 +411,17 @@ class Snapshots:
                 tree = Scan(bounds, small=small, packages=packages).full(root, known)
                 if tree.totals.entries > _SMALL_TREE and sandbox.opens_on_host and not trees.is_tmpfs(root):
                     # Only now, when it is known to be worth it: closing a watch takes the kernel 10 ms.
-                    watch = self._new_watch(tree.totals.entries - tree.totals.files + 1)
+                    watch = self._new_watch(tree)
                     tree = Scan(bounds, watch=watch, packages=packages).full(root, known) if watch else tree
         return _Scanned(tree, watch)
 
-    def _new_watch(self, directories: int) -> Watch | None:
-        """A watch for so many directories; None where there can't be one, and every scan is a full one."""
-        if directories > self._watches.room:
+    def _new_watch(self, tree: Tree, linked: Iterable[tuple[Parts, str]] = ()) -> Watch | None:
+        """A watch for a tree's directories; None where there can't be one, and every scan is a full one. `linked` are
+        the files with several names, as far as that is known already."""
+        if tree.totals.entries - tree.totals.files + 1 > self._watches.room:
             return None
         try:
-            return Watch(self._watches)
+            return Watch(self._watches, linked)
         except OSError:
             return None  # the user's inotify instances are used up
 
@@ -424,91 +453,26 @@ class Snapshots:
         except FullScanNeeded:
             return None
 
+    def _move(self, old: Sandbox, new: Sandbox, memory: _Memory) -> _Memory:
+        """Do the work of `move`, on a thread. Returns what is known of the new sandbox. Raises OSError,
+        SnapshotRefused."""
+        with trees.opened_root(old.workspace) as source, trees.opened_root(new.workspace) as target:
+            tree = restoring.move(source, target, memory.tree)
+            watch = None
+            if memory.linked is not None and new.opens_on_host and (watch := self._new_watch(tree, memory.linked)):
+                restoring.watch(target, tree, watch)
+                watch.skip()
+        return _Memory(memory.snapshot, tree, watch)
+
     def _restore(self, sandbox: Sandbox, snapshot: Snapshot, memory: _Memory | None) -> Tree:
         """Restore a snapshot, on a thread. Returns the tree that the working directory now is. Raises OSError."""
-        known = memory.tree if memory else Tree()
         with trees.opened_root(sandbox.workspace) as root:
             if memory is None and set(os.listdir(root)) - {STATE_FILE}:
                 raise OSError(errno.ENOTEMPTY, "what is there now isn't known")
             owner = None if sandbox.uid is None else (sandbox.uid, os.fstat(root).st_gid)
-            tree = self._restore_directory(root, snapshot.root, known, owner)
-        trees.wait_for_the_next_tick()
-        return tree
-
-    def _restore_directory(self, fd: int, digest: str | None, known: Tree, owner: tuple[int, int] | None) -> Tree:
-        """Turn the directory open as `fd`, which holds `known`, into what the tree object `digest` says (None: empty).
-
-        `owner` is the uid and gid of what is made, if not this process's.
-        """
-        if digest == known.digest and digest is not None:
-            return known
-        tree = Tree(digest=digest)
-        entries = {trees.native(entry[1]): entry for entry in self.read_tree(digest)} if digest else {}
-        self._blobs.expect(_to_prefetch(entries, known))
-        for name in (*known.files, *known.links, *known.trees, *known.others):
-            if name not in entries:
-                trees.remove(fd, name)
-        for name, (kind, _, *rest) in entries.items():
-            match kind, rest:
-                case "file", (content, size, mode, mtime_ns, *uploaded):
-                    file = known.files.get(name)
-                    if file is None or (file.digest, *file.fingerprint.mode_and_mtime) != (content, mode, mtime_ns):
-                        trees.remove(fd, name)
-                        file = self._restore_file(fd, name, content, size, mode, mtime_ns, owner)
-                    tree.files[name] = replace(file, uploaded=bool(uploaded))
-                case "link", (target, mtime_ns):
-                    tree.links[name] = trees.Link(target, mtime_ns)
-                    if known.links.get(name) != tree.links[name]:
-                        trees.remove(fd, name)
-                        os.symlink(trees.native(target), name, dir_fd=fd)
-                        if owner is not None:
-                            os.chown(name, *owner, dir_fd=fd, follow_symlinks=False)
-                        os.utime(name, ns=(mtime_ns, mtime_ns), dir_fd=fd, follow_symlinks=False)
-                case "dir", (content, mode):
-                    below = known.trees.get(name)
-                    if below is None:
-                        trees.make_empty_directory(fd, name)
-                        below = Tree()
-                    if (below.digest, below.mode) != (content, mode):
-                        below = self._restore_child(fd, name, content, mode, below, owner)
-                    tree.trees[name] = below
-        tree.update_totals()
-        return tree
-
-    def _restore_child(
-        self, parent: int, name: str, digest: str, mode: int, known: Tree, owner: tuple[int, int] | None
-    ) -> Tree:
-        """The same for a subdirectory, which then gets its owner and mode."""
-        with trees.opened_directory(parent, name) as fd:
-            tree = replace(self._restore_directory(fd, digest, known, owner), mode=mode)
-            if owner is not None:
-                os.fchown(fd, *owner)
-            os.fchmod(fd, mode)
-        return tree
-
-    def _restore_file(
-        self, parent: int, name: str, digest: str, size: int, mode: int, mtime_ns: int, owner: tuple[int, int] | None
-    ) -> trees.File:
-        """Make a new file with this content and metadata."""
-        with trees.closing(os.open(name, _NEW_FILE, 0o600, dir_fd=parent)) as fd:
-            self._fill_file(fd, digest, size)
-            if owner is not None:
-                os.fchown(fd, *owner)
-            os.fchmod(fd, mode)
-            os.utime(fd, ns=(mtime_ns, mtime_ns))
-            return trees.File(trees.fingerprint(os.fstat(fd)), settled=True, digest=digest)
-
-    def _fill_file(self, fd: int, digest: str, size: int) -> None:
-        """Copy a blob into a file, within the kernel. Raises OSError where it isn't of this size."""
-        with trees.closing(self._blobs.open_blob(digest)) as content:
-            if os.fstat(content).st_size != size:
-                raise OSError(errno.EIO, "a file is not as long as it was")
-            for offset, length, is_data in extents(content, 0, size):
-                if is_data:
-                    os.lseek(fd, offset, os.SEEK_SET)
-                    while length > 0 and (sent := os.sendfile(fd, content, offset, length)):
-                        offset, length = offset + sent, length - sent
-            os.ftruncate(fd, size)
+            return restoring.restore(
+                root, snapshot.root, memory.tree if memory else Tree(), owner, self._blobs, self.read_tree
+            )
 
     def _edit(
         self,
@@ -581,16 +545,3 @@ class Snapshots:
         if hashlib.sha256(content).hexdigest() != digest:
             raise OSError(errno.EIO, "a directory's list is damaged")
         return content
-
-
-def _to_prefetch(entries: Mapping[str, Sequence[Any]], known: Tree) -> Iterator[str]:
-    """The blobs to fetch before a directory is restored. Large files aren't fetched ahead: that would gain little."""
-    for name, (kind, _, *rest) in entries.items():
-        if kind == "dir":
-            below = known.trees.get(name)
-            if below is None or below.digest != rest[0]:
-                yield rest[0]
-        elif kind == "file" and rest[1] <= _SMALL_BLOB:
-            file = known.files.get(name)
-            if file is None or file.digest != rest[0]:
-                yield rest[0]

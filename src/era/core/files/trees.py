@@ -301,7 +301,7 @@ class Scan:
 
     def _scan_child(self, fd: int, name: str, mode: int, known: Tree | None, path: tuple[str, ...]) -> Tree:
         """Scan a subdirectory of `fd`, whose st_mode is `mode`; `known` and `path` are those of `fd`."""
-        with _opened(fd, name, mode) as child:
+        with opened(fd, name, mode) as child:
             below = self._scan(child, known.trees.get(name) if known else None, (*path, name))
         below.mode = mode & 0o777
         return below
@@ -349,7 +349,7 @@ class Scan:
         `mode`."""
         below = was
         if name in touched.below:
-            with _opened(fd, name, mode) as child:
+            with opened(fd, name, mode) as child:
                 below = self._rescan(child, was, touched.below[name], (*path, name))
         if below.mode != mode & 0o777:
             below = replace(below, mode=mode & 0o777)
@@ -404,11 +404,11 @@ def store(fd: int, tree: Tree, known: Tree | None, batch: BlobBatch) -> str:
     """
     for name, file in tree.files.items():
         if file.digest is None:
-            with _opened(fd, name, file.fingerprint.mode) as content:
+            with opened(fd, name, file.fingerprint.mode) as content:
                 file.digest = _store_file(content, file, known.files.get(name) if known else None, batch)
     for name, child in tree.trees.items():
         if child.digest is None:
-            with _opened(fd, name, stat.S_IFDIR | child.mode) as below:
+            with opened(fd, name, stat.S_IFDIR | child.mode) as below:
                 store(below, child, known.trees.get(name) if known else None, batch)
     tree.digest = batch.put(tree.encoded())
     return tree.digest
@@ -479,7 +479,7 @@ def opened_root(workspace: Path) -> Iterator[int]:
 
 
 @contextmanager
-def _opened(parent: int, name: str, mode: int) -> Iterator[int]:
+def opened(parent: int, name: str, mode: int) -> Iterator[int]:
     """Open a file or directory for reading, even if its mode forbids that. `mode` is its st_mode, as scanned.
 
     Raises SnapshotRefused where it is something else by now.

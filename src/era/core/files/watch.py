@@ -27,6 +27,7 @@ from __future__ import annotations
 import ctypes
 import os
 import struct
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from threading import Lock
 
@@ -130,13 +131,14 @@ class Watch:
     Raises OSError where the user's inotify instances are used up.
     """
 
-    def __init__(self, budget: WatchBudget) -> None:
+    def __init__(self, budget: WatchBudget, linked: Iterable[tuple[Path, str]] = ()) -> None:
+        """`linked` are the files with several names, as far as that is known already."""
         self._budget = budget
         self._fd = _libc.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC)
         if self._fd < 0:
             raise OSError(ctypes.get_errno(), "inotify_init1 failed")
         self._paths: dict[int, Path] = {}
-        self._linked: set[tuple[Path, str]] = set()
+        self._linked = set(linked)
         self._complete = True
         """Whether every event since the watch began was read."""
 
@@ -187,6 +189,11 @@ class Watch:
         for path, name in self._linked:
             touched.at(path).names.add(name)
         return touched
+
+    @property
+    def linked(self) -> frozenset[tuple[Path, str]]:
+        """The files that had several names at the last scan, by directory and name."""
+        return frozenset(self._linked)
 
     def skip(self) -> None:
         """Drop the events so far: the service's own opens, while nothing runs."""

@@ -1,0 +1,116 @@
+"""Sessions that are woken: what they left is there, as before, and is theirs alone."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+
+import httpx
+import pytest
+
+from tests.conftest import MakeServer, Server, eventually
+
+FILES, DIRECTORIES = 3000, 30
+FILL = f"""
+import os
+import signal
+for number in range({FILES}):
+    os.makedirs(f"d{{number % {DIRECTORIES}}}", exist_ok=True)
+    open(f"d{{number % {DIRECTORIES}}}/{{number}}", "w").write(str(number))
+os.link("d1/1", "second")
+os.mkdir("shut"); open("shut/in", "w").write("in"); os.chmod("shut", 0o500)
+for name in ("sitecustomize", "usercustomize", "json", "os", "workspace", "supervisor", "landlock", "last_value"):
+    open(f"{{name}}.py", "w").write("print('the session’s own', __name__)\\nraise SystemExit(9)")
+open("pyvenv.cfg", "w").write("home = /workspace")
+os.mkdir("encodings"); open("encodings/__init__.py", "w").write("raise SystemExit(9)")
+"""
+LOOK = f"""
+import subprocess, sys
+total = 0
+for number in range({FILES}):
+    total += open(f"d{{number % {DIRECTORIES}}}/{{number}}").read() == str(number)
+print(total, oct(__import__("posix").stat("shut").st_mode), open("shut/in").read())
+open("d2/2", "w").write("mine")  # everything is this sandbox's own
+print(__import__("posix").stat("d2/2").st_uid == __import__("posix").getuid())
+"""
+LARGE = "with open('large', 'wb') as file:\n    for _ in range(40): file.write(__import__('os').urandom(1 << 20))"
+SIZE = "import os\nopen('large', 'r+b').write(b'x')\nprint(os.stat('large').st_size)"
+
+
+def _run(client: httpx.Client, where: str, code: str) -> str:
+    answer = client.post(f"/api/sessions/{where}/run", json={"code": code, "timeout": 120}, timeout=150)
+    assert answer.status_code == 200, answer.text
+    assert answer.json()["status"] == "ok", answer.text
+    return str(answer.json()["stdout"])
+
+
+def _put_away(server: Server, client: httpx.Client, kept: int) -> None:
+    """Wait until the session has lost its sandbox, and so many directories are left of such."""
+    assert _run(client, "other", "print(1)") == "1\n"
+    assert eventually(lambda: len(list((server.data_dir / "live").iterdir())) == 1 + kept)
+
+
+@pytest.fixture
+def server(own_server: MakeServer) -> Server:
+    server = own_server(max_warm="1", spares="0")
+    with server.client() as client:
+        for name in ("s", "other"):
+            assert client.post("/api/sessions", json={"language": "python", "session_id": name}).status_code == 201
+    return server
+
+
+def test_many_files(server: Server) -> None:
+    with server.client() as client:
+        _run(client, "s", FILL)
+        for turn in range(2):
+            _put_away(server, client, 1)
+            assert _run(client, "s", LOOK) == f"{FILES - turn} 0o40500 in\nTrue\n"
+        listed = client.get("/api/sessions/s/files", params={"prefix": "d2/2"}).json()
+        assert [file["size"] for file in listed["files"] if file["path"] == "d2/2"] == [4], json.dumps(listed)[:500]
+        assert "directory_not_reused" not in server.log
+        uids = {run["enforced"]["uid"] for run in client.get("/api/sessions/s/runs").json()["runs"]}
+        assert len(uids) == 1, "its files keep their owner"
+        assert uids.isdisjoint(
+            run["enforced"]["uid"] for run in client.get("/api/sessions/other/runs").json()["runs"]
+        ) or (os.geteuid() != 0)
+
+
+def test_a_second_name_of_a_file_is_not_overlooked(server: Server) -> None:
+    """A session that was woken is watched as it was before: a write by one name changes the other."""
+    with server.client() as client:
+        _run(client, "s", FILL)
+        _put_away(server, client, 1)
+        _run(client, "s", "open('second', 'w').write('both')")
+        for path in ("second", "d1/1"):
+            assert client.get(f"/api/sessions/s/files/{path}").text == "both"
+
+
+def test_much_data(server: Server) -> None:
+    with server.client() as client:
+        _run(client, "s", LARGE)
+        before = client.get("/api/sessions/s/files/large").content
+        _put_away(server, client, 1)
+        assert _run(client, "s", SIZE) == f"{40 << 20}\n"
+        assert client.get("/api/sessions/s/files/large").content == b"x" + before[1:]
+
+
+def test_nothing_is_trusted_after_a_kill(server: Server) -> None:
+    with server.client() as client:
+        _run(client, "s", FILL)
+        _put_away(server, client, 1)
+    (directory,) = (each for each in (server.data_dir / "live").iterdir() if (each / "workspace/d1").exists())
+    server.stop(signal.SIGKILL)
+    (directory / "workspace" / "d1" / "1").write_text("not committed")
+    server.start()
+    with server.client() as client:
+        assert not directory.exists()
+        assert _run(client, "s", LOOK) == f"{FILES} 0o40500 in\nTrue\n"
+
+
+def test_a_deleted_session_leaves_no_directory(server: Server) -> None:
+    with server.client() as client:
+        _run(client, "s", FILL)
+        _put_away(server, client, 1)
+        assert client.delete("/api/sessions/s").status_code == 200
+        assert len(list((server.data_dir / "live").iterdir())) == 1
