@@ -148,6 +148,7 @@ def drivers(
                 mounts=mounts,
                 preparations=preparations,
                 why_offline=why_unsupported,
+                template_forks=settings.template_forks,
             ),
         },
         settings.isolation,

@@ -128,6 +128,12 @@ class Settings(BaseSettings):
     spares: int = Field(
         default=1, ge=0, description="Sandboxes kept ready for the first runs of sessions, for each language."
     )
+    template_forks: int = Field(
+        default=64,
+        ge=0,
+        description="Sandboxes that come from one started Python, and so share its hash seed and the layout of its "
+        "memory; 0: each starts its own, which takes longer. For bubblewrap, if the service is root.",
+    )
     max_warm: int | None = Field(
         default=None,
         ge=1,

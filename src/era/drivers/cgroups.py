@@ -39,6 +39,10 @@ class Group:
         for directory in set(self.directories.values()):
             (directory / "cgroup.procs").write_text(str(pid))
 
+    def entrances(self) -> list[int]:
+        """Descriptors by which a process enters the group that writes `0` to each. The caller closes them."""
+        return [os.open(directory / "cgroup.procs", os.O_WRONLY) for directory in set(self.directories.values())]
+
     def limits(self) -> JsonObject:
         """The limits in force, read back from the kernel."""
         in_force: JsonObject = {"version": self.version}

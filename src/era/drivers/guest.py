@@ -34,6 +34,12 @@ SCRATCH = ("/tmp", "/dev/shm")  # noqa: S108  paths inside the sandbox, on tmpfs
 SYSTEM = ("bin", "lib", "lib32", "lib64", "libx32", "sbin")
 """Entries of the host's root that sandboxes have besides /usr: directories, links into /usr, or missing."""
 
+ETC = ("ssl/certs", "alternatives", "ld.so.cache", "localtime", "mime.types", "fonts")
+"""What sandboxes have of the host's /etc, where it is there."""
+
+OWN_ETC = ("services", "protocols")
+"""What they have of era/guest/etc as links in /etc, since many hosts lack it."""
+
 PYTHON = str(base_executable())
 """The base interpreter, on the host and in sandboxes. The supervisor and programs start it as INTERPRETER."""
 

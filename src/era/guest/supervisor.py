@@ -10,6 +10,7 @@ what it was asked for: it opens `main.py`, makes `__main__`, runs it, finalizes.
 `python3 main.py` from argv to exit handlers, with none of our frames beneath it, and yet costs a fork instead of a
 start. Where nobody can notice the last part of finalizing, it is left out (ending.py). Other languages have a process
 of theirs started in the same place, waiting in a preload script (node_wait.cjs).
+PID 1 may be a fork itself, of a template (template.py).
 
 *Spares.* The process for the next run is made ahead of need and waits at a pipe for its environment. It is made only
 once everything of the run before is dead, so no program ever shares the sandbox with the spare of a later run and
@@ -73,17 +74,15 @@ import time
 import connect_filter
 import landlock
 import socket_broker
+import startup
 import waiting
 import workspace
 from following import Control, Spare, follow
 from invocation import Invocation, execute
-from isolation import isolation_seen
 from layer import Layer
 from processes import (
     Scheduling,
     read_environment,
-    renew_streams,
-    reset_signals,
     restore_signals,
     wide_pipe,
 )
@@ -119,11 +118,11 @@ OURS = (
         "ending",
         "program_module",
         "waiting",
+        "startup",
+        "template",
     ),
     *("_socket", "ctypes", "ctypes._endian", "_ctypes", "fcntl", "resource"),
 )
-# What programs import most. Each costs memory in every spare, and time when it is finalized.
-PRELOAD = ("collections", "datetime", "json", "math", "os.path", "random", "re", "string", "traceback")
 
 _kept: list[object] = []
 """What a program's process is to keep, though nothing needs it."""
@@ -143,8 +142,8 @@ class Supervisor:
     """Runs one program after the other, as the host says."""
 
     def __init__(self, config: dict[str, Any], loaded_at_start: set[str]) -> None:
-        """`config` is drivers/guest.py's `supervisor_config`, completed by `prepare`; `loaded_at_start` the names of
-        the top-level modules that a plain Python has loaded."""
+        """`config` is drivers/guest.py's `supervisor_config`, completed by startup.py; `loaded_at_start` are the names
+        of the top-level modules that a plain Python has loaded."""
         self.control = Control(config["control"])
         self.broker: socket_broker.SocketBroker | None = config["broker"]
         self.language = config["language"]
@@ -396,7 +395,8 @@ def serve(loaded_at_start: frozenset[str]) -> None:
     """Supervise this sandbox. Returns only in a forked child, to become the program. `loaded_at_start` are the modules
     that a plain Python has loaded."""
     try:
-        supervisor = prepare(loaded_at_start)
+        config = startup.prepare()
+        supervisor = Supervisor(config, {name.partition(".")[0] for name in loaded_at_start})
         supervisor.loop()
     except BecomeProgram:
         return
@@ -406,39 +406,3 @@ def serve(loaded_at_start: frozenset[str]) -> None:
         traceback.print_exc()
         sys.stderr.flush()
         os._exit(70)
-
-
-def prepare(loaded_at_start: frozenset[str]) -> Supervisor:
-    """Read the configuration (ERA_GUEST, JSON; drivers/guest.py writes it), hand over sockets, put up the walls."""
-    config = json.loads(os.environ.pop("ERA_GUEST"))
-    control = config["control"]
-    if control != 3:
-        os.dup2(control, 3, inheritable=False)
-        config["control"] = 3
-    os.closerange(4, resource.getrlimit(resource.RLIMIT_NOFILE)[0])
-    # An empty stdin of the sandbox's own: the host's /dev/null could not be opened again, by its name /dev/stdin.
-    null = os.open("/dev/null", os.O_RDONLY)
-    os.dup2(null, 0)
-    os.close(null)
-    os.umask(0o022)
-    reset_signals()
-    config["broker"] = None  # in gVisor, gvisor.py has it and the connect filter
-    if config["guest_listeners"]:
-        can_supervise = connect_filter.is_available()
-        config["broker"] = socket_broker.hand_over(3, config["guest_listeners"], can_supervise=can_supervise)
-        config["supervised"] = config["supervised"] and can_supervise
-    isolation = isolation_seen()  # before our own /proc is closed to us too
-    config["isolation"] = {**isolation, "landlock": landlock.restrict(config["landlock"])}
-    _libc.prctl(PR_SET_DUMPABLE, 0, 0, 0, 0)  # /proc/1/{mem,environ,fd} are out of every program's reach
-    config["program_module"] = None
-    if config["fork"]:
-        renew_streams()
-        for name in PRELOAD:
-            __import__(name)
-        import program_module
-
-        config["program_module"] = program_module.ProgramModule()
-        gc.collect()
-        gc.freeze()
-    gc.disable()
-    return Supervisor(config, {name.partition(".")[0] for name in loaded_at_start})

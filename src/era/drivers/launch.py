@@ -1,0 +1,132 @@
+"""Starting bubblewrap: as which user, with which options, files and descriptors."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import json
+import os
+import resource
+import subprocess
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from io import FileIO
+from pathlib import Path
+from typing import IO, Any
+
+from era.drivers.options import Plan
+from era.errors import SandboxFailed
+
+_CALLS = {
+    "x86_64": {"setgroups": 116, "setresuid": 117, "setresgid": 119},
+    "aarch64": {"setgroups": 159, "setresuid": 147, "setresgid": 149},
+}
+_libc = ctypes.CDLL(None, use_errno=True)
+
+DESCRIPTORS = 1024 << 4
+"""Bound for the open files of a sandbox's processes, before the supervisor sets that of a program."""
+
+
+@dataclass(frozen=True, slots=True)
+class Launched:
+    """What has been started."""
+
+    process: subprocess.Popen[bytes]
+    """bubblewrap's own process, which ends after the other one."""
+
+    child: int
+    """The pid of the process that it has put inside."""
+
+
+def launch(
+    bwrap: Path,
+    plan: Plan,
+    *,
+    user: int | None = None,
+    filters: Iterable[bytes] = (),
+    pass_fds: Iterable[int] = (),
+    stdin: int = subprocess.DEVNULL,
+    stdout: int = subprocess.DEVNULL,
+    stderr: int | IO[bytes] = subprocess.DEVNULL,
+    bound: Callable[[int], None] = lambda _: None,
+) -> Launched:
+    """Start what a plan says. It sees `pass_fds`, and is under `filters` of system calls. `user` is the uid and gid it
+    gets, None for this process's own. `bound` is called with the pid of bubblewrap's process before that has read its
+    options, so that what it does to that process holds for all that follow. Blocks until namespaces are there, not
+    until the program is. Raises OSError, SandboxFailed."""
+    with contextlib.ExitStack() as stack:
+
+        def pipe() -> tuple[FileIO, FileIO]:
+            """A pipe's ends, to read and to write, closed when the block is left."""
+            read, write = os.pipe()
+            return stack.enter_context(FileIO(read, "rb")), stack.enter_context(FileIO(write, "wb"))
+
+        options_read, options_write = pipe()
+        info_read, info_write = pipe()
+
+        def filled(content: bytes) -> int:
+            """A descriptor from which `content` can be read, which must fit into a pipe."""
+            read, write = pipe()
+            write.write(content)
+            write.close()
+            return read.fileno()
+
+        data = {path: filled(content) for path, content in plan.files.items()}
+        loaded = [filled(content) for content in filters]
+        options = [*plan.options(data), "--info-fd", str(info_write.fileno())]
+        for descriptor in loaded:
+            options += ["--add-seccomp-fd", str(descriptor)]
+        with contextlib.nullcontext() if user is None else _as_user(user):
+            process = subprocess.Popen(
+                [str(bwrap), "--args", str(options_read.fileno()), "--", *plan.command],
+                stdin=stdin,
+                stdout=stdout,
+                stderr=stderr,
+                env={},
+                pass_fds=(options_read.fileno(), info_write.fileno(), *pass_fds, *data.values(), *loaded),
+                start_new_session=True,
+            )
+        try:
+            info_write.close()
+            with contextlib.suppress(PermissionError):  # the service's own limit is higher, which slows forks
+                resource.prlimit(process.pid, resource.RLIMIT_NOFILE, (DESCRIPTORS, DESCRIPTORS))
+            bound(process.pid)
+            options_write.write("\0".join([*options, ""]).encode())
+            options_write.close()
+            info = info_read.readall()
+            if not info:
+                raise SandboxFailed("bubblewrap did not make the sandbox.")
+        except BaseException:
+            process.kill()
+            process.wait()
+            raise
+        return Launched(process, json.loads(info)["child-pid"])
+
+
+@contextlib.contextmanager
+def _as_user(uid: int) -> Iterator[None]:
+    """Root's thread has this uid and gid, and no other group, as long as the block lasts: what it starts there is that
+    user, once it has executed a program, and can't be root again. Other threads aren't concerned.
+
+    `Popen(user=…)` does the same in the child. But for that it has to copy the service's page tables, where it can do
+    with a vfork otherwise; that is several milliseconds of two processors.
+    """
+    groups = os.getgroups()
+    _call("setgroups", 0, None)
+    try:
+        # A saved uid and gid of 0 lets this thread come back. Executing a program sets them, too.
+        _call("setresgid", uid, uid, 0)
+        _call("setresuid", uid, uid, 0)
+        yield
+    finally:
+        _call("setresuid", 0, 0, 0)
+        _call("setresgid", 0, 0, 0)
+        _call("setgroups", len(groups), (ctypes.c_uint32 * len(groups))(*groups))
+
+
+def _call(name: str, *arguments: Any) -> None:
+    """Make a system call, which holds for this thread only; the C library's functions change all threads. Raises
+    OSError."""
+    if _libc.syscall(_CALLS[os.uname().machine][name], *arguments) != 0:
+        number = ctypes.get_errno()
+        raise OSError(number, f"{name}: {os.strerror(number)}")

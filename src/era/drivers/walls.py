@@ -1,0 +1,51 @@
+"""What the supervisor of a sandbox sees of its own walls, in words for records and operators."""
+
+from __future__ import annotations
+
+import os
+
+from era.core.models import JsonObject
+
+_CAPABILITIES = ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb")
+_SECCOMP = {"0": "none", "1": "strict", "2": "filter"}
+_NAMESPACES = ("cgroup", "ipc", "mnt", "net", "pid", "user", "uts")
+
+
+def seen(report: JsonObject) -> JsonObject:
+    """The walls that the kernel reports, by the supervisor's `report` (guest/isolation.py)."""
+    own = {name: os.readlink(f"/proc/self/ns/{name}") for name in _NAMESPACES}
+    capabilities = [f"{name} {report[name]}" for name in _CAPABILITIES if int(report.get(name, "0"), 16)]
+    return {
+        "namespaces": [name for name in _NAMESPACES if report["namespaces"].get(name) != own[name]],
+        "capabilities": ", ".join(capabilities) or "none",
+        "no_new_privs": report["NoNewPrivs"] == "1",
+        "seccomp": _SECCOMP[report["Seccomp"]],
+        "landlock": report["landlock"],
+    }
+
+
+def summary(driver: str, enforced: JsonObject, *, own_uid: bool) -> str:
+    """A sentence about what is in force in sandboxes of bubblewrap's."""
+    walls = [f"{driver}, {len(enforced['namespaces'])} namespaces, no capabilities"]
+    walls.append("a uid of its own for each sandbox" if own_uid else "user namespaces of this user")
+    walls.append("system calls filtered" if enforced["seccomp"] == "filter" else "system calls not filtered")
+    walls.append(f"Landlock ABI {enforced['landlock']}" if enforced["landlock"] else "no Landlock in this kernel")
+    if enforced["cgroup"]:
+        walls.append(f"memory, processes and cpu bounded by cgroup v{enforced['cgroup']['version']}")
+    else:
+        walls.append("no cgroup: memory is watched, cpu is not bounded (start ERA as root for more)")
+    reason = enforced["network_reason"]
+    walls.append(f"no internet access: {reason}" if reason else "internet only, and only for sessions that may")
+    return "; ".join(walls)
+
+
+def advice(message: str) -> str:
+    """What to do where bubblewrap fails with this message."""
+    if "namespace" in message or "uid map" in message or "Operation not permitted" in message:
+        return (
+            "This kernel keeps ordinary users from making user namespaces. Allow it with "
+            "`sysctl -w kernel.apparmor_restrict_unprivileged_userns=0` (Ubuntu), "
+            "`sysctl -w kernel.unprivileged_userns_clone=1` (older Debian) or "
+            "`sysctl -w user.max_user_namespaces=15000`."
+        )
+    return "Sandboxes need bubblewrap, user namespaces and a /usr that everyone may read."

@@ -1,0 +1,75 @@
+"""What a supervisor does before its first run: it takes what it was started with, puts up its walls, loads modules."""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import json
+import os
+import resource
+
+import connect_filter
+import landlock
+import socket_broker
+import template
+from isolation import isolation_seen
+from processes import renew_streams, reset_signals
+
+TYPE_CHECKING = False  # as type checkers know it
+if TYPE_CHECKING:
+    from typing import Any
+
+    from program_module import ProgramModule
+
+PR_SET_DUMPABLE = 4
+
+# What programs import most. Each costs memory in every spare, and time when it is finalized.
+PRELOAD = ("collections", "datetime", "json", "math", "os.path", "random", "re", "string", "traceback")
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def prepare() -> dict[str, Any]:
+    """Read the configuration (ERA_GUEST, JSON; drivers/guest.py writes it), hand over sockets, put up the walls, and
+    return the configuration, completed. In a template (template.py) this returns in its forks only."""
+    config: dict[str, Any] = json.loads(os.environ.pop("ERA_GUEST"))
+    preloaded = None
+    gc.disable()
+    if "template" in config:
+        preloaded = preload()
+        config = template.serve(config)
+    control = config["control"]
+    if control != 3:
+        os.dup2(control, 3, inheritable=False)
+        config["control"] = 3
+    os.closerange(4, resource.getrlimit(resource.RLIMIT_NOFILE)[0])
+    # An empty stdin of the sandbox's own: the host's /dev/null could not be opened again, by its name /dev/stdin.
+    null = os.open("/dev/null", os.O_RDONLY)
+    os.dup2(null, 0)
+    os.close(null)
+    os.umask(0o022)
+    reset_signals()
+    config["broker"] = None  # in gVisor, gvisor.py has it and the connect filter
+    if config["guest_listeners"]:
+        can_supervise = connect_filter.is_available()
+        config["broker"] = socket_broker.hand_over(3, config["guest_listeners"], can_supervise=can_supervise)
+        config["supervised"] = config["supervised"] and can_supervise
+    isolation = isolation_seen()  # before our own /proc is closed to us too
+    config["isolation"] = {**isolation, "landlock": landlock.restrict(config["landlock"])}
+    _libc.prctl(PR_SET_DUMPABLE, 0, 0, 0, 0)  # /proc/1/{mem,environ,fd} are out of every program's reach
+    config["program_module"] = (preloaded or preload()) if config["fork"] else None
+    gc.freeze()
+    return config
+
+
+def preload() -> ProgramModule:
+    """Load what programs import most, and what watches over them."""
+    renew_streams()
+    for name in PRELOAD:
+        __import__(name)
+    import program_module
+
+    watching = program_module.ProgramModule()
+    gc.collect()
+    gc.freeze()  # and nobody's collection writes to these objects, which all forks share
+    return watching
