@@ -1,4 +1,4 @@
-"""A program that writes little at a time wakes nobody with each of its writes."""
+"""What programs write: little at a time wakes nobody with each write, and too much is cut off."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.drivers.sandboxes import Sandboxes, Weakness
+from era.drivers import channel
+from tests.drivers.sandboxes import LIMITS, Sandboxes, Weakness
 from tests.gvisor import needs_gvisor
 
 WRITES = 2000
@@ -49,3 +50,24 @@ def test_what_was_written_just_before_the_end_is_there(sandboxes: Sandboxes) -> 
         code = f"import sys\nfor n in range(30):\n    print(n, flush=True)\n    print(n, file=sys.stderr)\n{end}"
         result = sandboxes.run(sandbox, code)
         assert result.stdout == result.stderr == "".join(f"{n}\n" for n in range(30))
+
+
+UNBOUNDED = Weakness(supervisor={"len(data) > room[kind]": "False"})
+
+
+@pytest.mark.parametrize(
+    "sandboxes", [AS_IS, UNBOUNDED], ids=["as it is", "a supervisor without a bound"], indirect=True
+)
+def test_the_service_holds_a_sandbox_to_the_bound_too(
+    sandboxes: Sandboxes, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever has taken over a supervisor gets no more output kept than a program."""
+    is_bounded = "as it is" in request.node.callspec.id
+    most = LIMITS.output_bytes
+    code = f"import os\nfor _ in range({4 * most} >> 16): os.write(1, b'x' * 65536)"
+    result = sandboxes.run(sandboxes.make(), code)
+    assert len(result.stdout) == most
+    assert (result.ended.sandbox_alive, result.ended.stdout_truncated) == (is_bounded, is_bounded)
+    if not is_bounded:
+        monkeypatch.setattr(channel, "_has_room", lambda room, size: True)
+        assert len(sandboxes.run(sandboxes.make(), code).stdout) == 4 * most

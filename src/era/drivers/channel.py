@@ -83,9 +83,9 @@ class Channel:
                     begun = time.monotonic()
                 elif kind in _STREAMS:
                     stream = _STREAMS[kind]
-                    room[stream] -= len(payload)
-                    if room[stream] < 0:
+                    if not _has_room(room[stream], len(payload)):
                         raise SandboxFailed("The sandbox does not keep to its limits.")
+                    room[stream] -= len(payload)
                     yield Output(stream, payload)
                 elif kind == b"S":
                     state = payload
@@ -172,6 +172,11 @@ async def receive_guest_listeners(control: socket.socket) -> tuple[dict[str, soc
     return dict(zip(GUEST_LISTENERS, guest_listeners, strict=True)), SocketBroker(
         broker, can_supervise=message[:1] == b"G"
     )
+
+
+def _has_room(room: int, size: int) -> bool:
+    """Whether so many bytes of output are within a run's bound. The supervisor sees to that, if it is what it was."""
+    return size <= room
 
 
 def _frame(kind: bytes, payload: bytes) -> bytes:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import quote
@@ -13,6 +14,11 @@ import anyio
 import httpx
 
 _STOP_SECONDS = 5.0
+_LONG = 1 << 20
+"""Bytes beyond which an answer is long."""
+
+_one_long = asyncio.Semaphore(1)
+
 _HINTS = {
     "GET /api/sessions lists the sessions there are.": "era_list_sessions lists them, era_create_session makes one.",
     "GET /api/sessions/{id}/files lists those there are.": "era_list_files lists those there are.",
@@ -47,7 +53,7 @@ class Calls:
     async def call(self, method: str, path: str, body: Any = None, **query: Any) -> dict[str, Any]:
         """The answer of a call with this JSON body, None for none. Raises CallFailed."""
         async with self._response(method, path, json=body, params=_query(query)) as response:
-            return _checked(response, await response.aread())
+            return await _answer(response)
 
     async def put(self, path: str, content: bytes) -> dict[str, Any]:
         """The answer of a PUT of raw bytes. Raises CallFailed."""
@@ -93,6 +99,18 @@ class Calls:
             raise CallFailed(f"The ERA server hung up before its answer was complete ({error}).") from None
 
 
+async def _answer(response: httpx.Response) -> dict[str, Any]:
+    """The JSON of an answer. Of long ones, which hold what a program has printed, one at a time is read: of the others
+    the sender keeps the rest. Raises CallFailed."""
+    body = bytearray()
+    async with AsyncExitStack() as stack:
+        async for piece in response.aiter_bytes():
+            if len(body) <= _LONG < len(body) + len(piece):
+                await stack.enter_async_context(_one_long)
+            body += piece
+        return _checked(response, body)
+
+
 def session_path(session_id: str) -> str:
     """The path of a session's routes, whatever characters its id has."""
     return f"/api/sessions/{quote(session_id, safe='')}"
@@ -108,7 +126,7 @@ def _query(query: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in query.items() if value is not None}
 
 
-def _checked(response: httpx.Response, body: bytes) -> dict[str, Any]:
+def _checked(response: httpx.Response, body: bytes | bytearray) -> dict[str, Any]:
     try:
         answer = json.loads(body)
     except ValueError:

@@ -1,0 +1,38 @@
+"""Programs that print much and are run by tools: their answers are held in memory one at a time."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from tests.hostile.served import ForkedServer
+
+MIB = 1 << 20
+LOUD = f"import os\nfor _ in range({10 * MIB} >> 16): os.write(1, b'\\x01' * 65536)"
+CALLERS = 6
+MOST = 260 * MIB
+"""Of which one answer takes about 150: as JSON, as text and as values."""
+
+
+@pytest.mark.parametrize("weakness", [None, "outputs in memory"])
+def test_long_answers_are_read_one_at_a_time(tmp_path: Path, weakness: str | None) -> None:
+    server = ForkedServer(tmp_path / "data", weakness=weakness).start()
+
+    def call(code: str) -> str:
+        params = {"name": "era_python", "arguments": {"code": code}}
+        with server.client(timeout=200) as client:
+            answer = client.post("/mcp", json={"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": params})
+            return str(answer.json()["result"]["content"][0]["text"])
+
+    try:
+        assert call("print(1)") == "1"
+        before = server.reset_peak()
+        with ThreadPoolExecutor(CALLERS) as callers:
+            for text in callers.map(call, [LOUD] * CALLERS):
+                assert "characters are left out here" in text
+        grown = server.peak_resident_bytes - before
+        assert grown < MOST if weakness is None else grown > MOST, f"{grown >> 20} MiB"
+    finally:
+        server.stop()
