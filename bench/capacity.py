@@ -62,6 +62,7 @@ def creates_at_once(arena: Arena) -> Probe:
 
     def after(sessions: list[str]) -> None:
         for session in sessions:
+            other.keep_open()
             other.delete_session(session)
 
     return Probe(call, other.wait_for_pool, after)

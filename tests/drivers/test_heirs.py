@@ -24,6 +24,7 @@ def test_only_its_directory_is_left(sandboxes: Sandboxes) -> None:
     sandboxes._runner.run(sandbox.put_away())
     assert not sandbox.alive
     assert set(descendants(os.getpid())) <= set(before)
+    assert sandbox.cpu_seconds() == sandbox.memory_bytes() == 0, "asking about what is gone is no error"
     assert not list(Path("/sys/fs/cgroup").glob(f"**/{sandboxes.cgroup_name}/{sandbox.id}"))
     assert (sandbox.workspace / "kept").read_text() == "1"
     sandboxes._runner.run(sandbox.close())

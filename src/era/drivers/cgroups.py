@@ -9,6 +9,7 @@ ordinary user, most containers), `find` returns None and the driver reports that
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import re
 import signal
@@ -84,12 +85,14 @@ class Group:
         return None
 
     def processes(self) -> list[int]:
-        """The pids of the group's processes; none once it has been removed."""
+        """The pids of the group's processes; none once it is removed."""
         directory = next(iter(self.directories.values()))
         try:
             return [int(line) for line in (directory / "cgroup.procs").read_text().split()]
-        except FileNotFoundError:
-            return []
+        except OSError as error:
+            if error.errno in (errno.ENOENT, errno.ENODEV):
+                return []
+            raise
 
     def out_of_memory_kills(self) -> int:
         """How many processes of the group the kernel has killed for want of memory, since it was made."""
