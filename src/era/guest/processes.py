@@ -62,7 +62,7 @@ def renew_streams() -> None:
             encoding=before.encoding,
             errors=before.errors,
             newline="\n",
-            line_buffering=before.line_buffering,
+            line_buffering=True,  # what was printed before a kill is not lost
             write_through=before.write_through,
         )
         stream.mode = "w"

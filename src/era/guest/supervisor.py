@@ -62,7 +62,6 @@ from __future__ import annotations
 
 import ctypes
 import gc
-import io
 import json
 import os
 import resource
@@ -163,7 +162,6 @@ class Supervisor:
         self.workspace = os.getcwd()
         self.scratch = config["scratch"]
         self.scratch_entries: int = config["scratch_entries"]
-        self.guest_directory, self.clients = config["guest"], config["clients"]
         self.layer = Layer(config["layer"], config["layer_directories"], config["site"])
         self.isolation = config["isolation"]
         self.program_module: ProgramModule | None = config["program_module"]
@@ -327,23 +325,16 @@ class Supervisor:
                 restore_signals()
                 program = f"{self.workspace}/{entry}" if invocation.directory else entry
                 execute(invocation.command or [*self.cold, *options, program, *invocation.args], environment)
-            self.forget_ourselves(f"{self.workspace}/{entry}")
+            self.become(f"{self.workspace}/{entry}")
             sys.argv.extend(invocation.args)
             sys.orig_argv.extend(invocation.args)
         except BaseException as problem:
             give_up(problem)
         raise BecomeProgram
 
-    def forget_ourselves(self, path: str) -> None:
-        """Leave the interpreter as `python3 main.py` would find it, but for modules that are loaded already. It will
-        wait for the environment before it opens the program, which is at `path`."""
-        os.environ.clear()
-        sys.path[sys.path.index(self.guest_directory)] = self.clients  # as PYTHONPATH says
-        sys.path_importer_cache.pop(self.guest_directory, None)
-        if isinstance(sys.stdout, io.TextIOWrapper):
-            sys.stdout.reconfigure(line_buffering=True)  # what was printed before a kill is not lost
-        # Hidden, and not removed: that would write to many pages which this process still shares with the supervisor.
-        _kept.extend((self, [sys.modules.pop(name, None) for name in OURS]))
+    def become(self, path: str) -> None:
+        """Let the interpreter go on as that of a program, which is at `path`. It will wait for the environment before
+        it opens that."""
         # What was loaded ahead is frozen: collecting it at exit would take longer than most programs. But not the
         # program's own globals, or what they hold would never be finalized: files not flushed, objects not deleted.
         gc.freeze()
@@ -352,7 +343,8 @@ class Supervisor:
         _gc_track(own_globals)
         if self.program_module is not None:
             self.program_module.watch(path)
-        _kept.append(waiting.Waiting(path, self.begin))
+        # Kept, and not let go of: that would write to many pages which this process still shares with the supervisor.
+        _kept.extend((self, waiting.Waiting(path, self.begin)))
         gc.enable()
 
     def begin(self) -> None:
@@ -382,6 +374,15 @@ class Supervisor:
         return None
 
 
+def forget_ourselves(guest_directory: str, clients: str) -> None:
+    """Leave the interpreter as `python3 main.py` would find it, but for modules that are loaded already. Once, and not
+    in each program's process, where it would write to pages that are shared until then."""
+    os.environ.clear()
+    sys.path[sys.path.index(guest_directory)] = clients  # as PYTHONPATH says
+    sys.path_importer_cache.pop(guest_directory, None)
+    _kept.extend(sys.modules.pop(name, None) for name in OURS)
+
+
 def give_up(problem: BaseException) -> NoReturn:
     """End a child that could not become the program."""
     os.write(2, f"era: the program could not be started: {problem}\n".encode())
@@ -396,6 +397,9 @@ def serve(loaded_at_start: frozenset[str]) -> None:
     that a plain Python has loaded."""
     try:
         config = startup.prepare()
+        if config["fork"]:
+            forget_ourselves(config["guest"], config["clients"])
+            gc.freeze()
         supervisor = Supervisor(config, {name.partition(".")[0] for name in loaded_at_start})
         supervisor.loop()
     except BecomeProgram:
