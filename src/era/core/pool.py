@@ -159,11 +159,12 @@ class SandboxPool:
         self._stopped = True
         for task in self._tasks:
             task.cancel()
+        # At once: callers wait for the ends of runs, and a sandbox that is just being made may take a while.
+        ending = [asyncio.create_task(warm.sandbox.close()) for warm in self._warm.values()]
         await asyncio.gather(*self._tasks, return_exceptions=True)
         ready = [sandbox for pool in self._ready.values() for sandbox in pool]
-        await asyncio.gather(
-            *(sandbox.close() for sandbox in [*ready, *(warm.sandbox for warm in self._warm.values())])
-        )
+        sandboxes = [*ready, *(warm.sandbox for warm in self._warm.values())]
+        await asyncio.gather(*ending, *(sandbox.close() for sandbox in sandboxes))
         self._warm.clear()
         await asyncio.gather(*self._putting_away.values(), *self._making_way, return_exceptions=True)
         await self._kept.close_all()
