@@ -177,24 +177,30 @@ def called(server: NetServer, count: int) -> Iterator[tuple[Session, Counter[int
 
     def wait(caller: socket.socket) -> None:
         with suppress(OSError):
-            statuses[int(caller.recv(100).split()[1])] += 1
+            if answer := caller.recv(100):
+                statuses[int(answer.split()[1])] += 1
 
     callers = [socket.create_connection((host, int(port))) for _ in range(count)]
     threads = [threading.Thread(target=wait, args=(caller,), daemon=True) for caller in callers]
     for caller, thread in zip(callers, threads, strict=True):
         caller.sendall(f"GET /proxy/{session.id}/8000/ HTTP/1.1\r\nHost: {host}:{port}\r\n\r\n".encode())
         thread.start()
-    yield session, statuses
-    for caller in callers:
-        caller.close()
+    try:
+        yield session, statuses
+    finally:
+        for caller, thread in zip(callers, threads, strict=True):
+            with suppress(OSError):
+                caller.shutdown(socket.SHUT_RDWR)
+            thread.join()
+            caller.close()
 
 
 def test_callers_of_one_session_cant_take_all(few: NetServer) -> None:
     with few.client() as client:
         neighbour = new_session(client)
         neighbour.says("print(1)")
-        with called(few, 150) as (hanging, statuses):
-            assert eventually(lambda: statuses[503] >= 50, 20), statuses
+        with called(few, 70) as (hanging, statuses):  # fewer than one address may open
+            assert eventually(lambda: statuses[503] >= 20, 20), statuses
             assert set(statuses) == {503}
             assert neighbour.says("print(1)") == "1\n"
             assert descriptors(few) < LIMIT * 0.75
