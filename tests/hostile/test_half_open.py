@@ -82,9 +82,11 @@ def flood(server: WeakServer, sent: bytes, count: int = 1500) -> Iterator[None]:
         connections.append(sock)
         with suppress(OSError):
             sock.sendall(sent)
-    yield
-    for sock in connections:
-        sock.close()
+    try:
+        yield
+    finally:
+        for sock in connections:
+            sock.close()
 
 
 def descriptors(server: WeakServer) -> int:
