@@ -249,7 +249,7 @@ def server(shared_server: Server) -> Iterator[Server]:
     assert eventually(lambda: _at_rest(shared_server)), "sandboxes were left behind"
     assert eventually(lambda: len(shared_server.descendants()) <= processes), "processes were left behind"
     assert eventually(lambda: _fds(shared_server.pid) <= fds + 4), "descriptors were left open"
-    assert len(list((shared_server.data_dir / "live").iterdir())) == len(languages.runtimes())
+    assert len(list((shared_server.data_dir / "live").glob("sb-*"))) == len(languages.runtimes())
 
 
 def _resources(client: httpx.Client) -> list[dict[str, str]]:
