@@ -58,6 +58,9 @@ _POLL_SECONDS = 1.0
 _AGAIN_SECONDS = 1.0
 """Delay before something is tried again that failed through no fault of the delivery's."""
 
+_AGAIN_AT_MOST = 64
+"""It doubles each time, up to so many times as long."""
+
 _STOP_SECONDS = 5.0
 _MAX_SENDER_ID = 255
 _SENDER_IDS = (b"x-github-delivery", b"idempotency-key", b"x-delivery-id")
@@ -175,6 +178,7 @@ class Inbox:
     async def _work(self, session_key: int) -> None:
         """A session's worker: run its deliveries until there is none that can be run."""
         woken = self._woken[session_key]
+        begun_in_vain = 0
         try:
             while not self._ending:
                 woken.clear()
@@ -191,6 +195,9 @@ class Inbox:
                         # Read it again: much may have changed while it waited for a slot.
                         if not self._ending and (head := await self._store.next_delivery(session_key)):
                             wait = await self._attempt(head)
+                            begun_in_vain = begun_in_vain + 1 if wait else 0
+                            # Each such try may leave a run's record, so a machine that can't run any isn't asked often.
+                            wait *= min(1 << max(begun_in_vain - 1, 0), _AGAIN_AT_MOST)
                 if wait > 0:
                     with suppress(TimeoutError):
                         async with asyncio.timeout(wait):
