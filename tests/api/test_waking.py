@@ -48,7 +48,7 @@ def _run(client: httpx.Client, where: str, code: str) -> str:
 def _put_away(server: Server, client: httpx.Client, kept: int) -> None:
     """Wait until the session has lost its sandbox, and so many directories are left of such."""
     assert _run(client, "other", "print(1)") == "1\n"
-    assert eventually(lambda: len(list((server.data_dir / "live").iterdir())) == 1 + kept)
+    assert eventually(lambda: len(list((server.data_dir / "live").glob("sb-*"))) == 1 + kept)
 
 
 @pytest.fixture
@@ -99,7 +99,7 @@ def test_nothing_is_trusted_after_a_kill(server: Server) -> None:
     with server.client() as client:
         _run(client, "s", FILL)
         _put_away(server, client, 1)
-    (directory,) = (each for each in (server.data_dir / "live").iterdir() if (each / "workspace/d1").exists())
+    (directory,) = (each for each in (server.data_dir / "live").glob("sb-*") if (each / "workspace/d1").exists())
     server.stop(signal.SIGKILL)
     (directory / "workspace" / "d1" / "1").write_text("not committed")
     server.start()
@@ -113,4 +113,4 @@ def test_a_deleted_session_leaves_no_directory(server: Server) -> None:
         _run(client, "s", FILL)
         _put_away(server, client, 1)
         assert client.delete("/api/sessions/s").status_code == 200
-        assert len(list((server.data_dir / "live").iterdir())) == 1
+        assert len(list((server.data_dir / "live").glob("sb-*"))) == 1
