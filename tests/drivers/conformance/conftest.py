@@ -14,9 +14,6 @@ DRIVERS = ["fake", "bubblewrap", "bubblewrap as a user", "gvisor", "gvisor as a 
 
 KNOWN: dict[tuple[str, str], str] = {
     ("test_output_before_an_exit_of_node_s_is_not_cut", "fake"): "its pipes have the usual size",
-    ("test_how_out_of_memory_looks", "gvisor"): (
-        "the host kills what stands for the program's process, which gVisor takes for an exit with 1"
-    ),
     ("test_how_out_of_memory_looks", "gvisor as a user"): (
         "the program is ended once its sandbox has taken too much: gVisor doesn't bound a process's private data"
     ),
