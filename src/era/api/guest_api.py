@@ -34,8 +34,9 @@ from era.api.storage import router
 from era.core.api_keys import Caller
 from era.core.storage import Storage
 
-MAX_REQUESTS, MAX_HEAVY = 8, 2
-"""Requests to the storage of one run that are worked on at a time, and of those that run SQL or send much."""
+MAX_REQUESTS, MAX_HEAVY = 8, 1
+"""Requests to the storage of one run that are worked on at a time, and of those that run SQL or send much: fewer than
+an owner has SQL workers, so that the owner's other runs and clients get at theirs."""
 
 _HEAVY_BYTES = 1 << 20
 _REQUEST_US = 300
