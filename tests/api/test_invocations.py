@@ -98,7 +98,7 @@ def test_the_same_key_with_other_arguments_is_another_request(client: httpx.Clie
         ({"command": "ls", "args": ["-l"]}, 400, ["'command'"]),
         ({"command": ""}, 400, ["no program"]),
         ({"command": "  "}, 400, ["no program"]),
-        ({"command": []}, 400, ["command"]),
+        ({"command": []}, 400, ["command", "names no program"]),
         ({"command": ["", "x"]}, 400, ["no program"]),
         ({"command": ["ls", "a\0b"]}, 400, ["NUL"]),
         ({"code": "1", "args": ["a\0b"]}, 400, ["NUL"]),

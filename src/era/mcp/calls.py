@@ -94,7 +94,9 @@ class Calls:
             async with self.client.stream(method, path, headers=self.headers, **options) as response:
                 yield response
         except httpx.ConnectError:
-            raise CallFailed("The ERA server can't be reached. Is it running?") from None
+            raise CallFailed(
+                f"The ERA server at {self.client.base_url} can't be reached. Is it running? ERA_SERVER names it."
+            ) from None
         except httpx.TransportError as error:
             raise CallFailed(f"The ERA server hung up before its answer was complete ({error}).") from None
 

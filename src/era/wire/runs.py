@@ -57,7 +57,7 @@ class InvokedBody(Body):
     )
     stdin: str = Field("", description="Standard input.")
     cwd: str = Field("", description="Directory to start in, below the working directory.", examples=["src"])
-    command: str | Annotated[list[str], Field(min_length=1, max_length=MAX_ARGS)] | None = Field(
+    command: str | Annotated[list[str], Field(max_length=MAX_ARGS)] | None = Field(
         None,
         description="What is run in place of code: a program and its arguments, or a line for `sh -c`.",
         examples=[["pytest", "-q"], "make && ./app"],
