@@ -123,8 +123,8 @@ def file_path(session_id: str, path: str) -> str:
 
 
 def _quoted(text: str, safe: str = "/") -> str:
-    """`text` as part of a URL's path. The client would resolve `.` and `..` before it calls: a session's id of `.` would
-    name all sessions, and a file's path could lead to anything else. The server refuses both as names."""
+    """`text` as part of a URL's path. The client would resolve `.` and `..` before it calls: a session's id of `.`
+    would name all sessions, and a file's path could lead to anything else. The server refuses both as names."""
     dots = {".": "%2E", "..": "%2E%2E"}
     return "/".join(dots.get(part, part) for part in quote(text, safe=safe).split("/"))
 
