@@ -7,6 +7,7 @@ import asyncio
 import json
 import os
 import re
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -50,6 +51,12 @@ def run(sandboxes: Sandboxes, sandbox: BubblewrapSandbox, code: str) -> str:
     result = sandboxes.run(sandbox, code)
     assert result.ended.exit_code == 0, result.stderr
     return result.stdout
+
+
+def _pids(pid: int) -> list[str]:
+    """The pids of a process in the namespaces that it is in, the innermost last."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    return re.findall(r"NSpid:(.*)", status)[0].split()
 
 
 def namespaces(pid: int | str) -> dict[str, str]:
@@ -244,9 +251,9 @@ def test_nothing_of_an_earlier_sandbox_is_in_a_later_one(sandboxes: Sandboxes) -
     [
         Weakness(
             supervisor={
-                "        if os.fork() == 0:\n            sock.close()": (
+                "        if not fds:\n            _end()\n": (
+                    "        if not fds:\n            _end()\n"
                     "        LEAK.append(_socket.socket(1, 5, 0, os.dup(fds[0])).recv(1 << 17, 2))\n"
-                    "        if os.fork() == 0:\n            sock.close()"
                 ),
                 "_ENTERED = ": "LEAK = []\n_ENTERED = ",
             }
@@ -383,6 +390,44 @@ def test_sandboxes_die_with_their_template_and_others_are_made(weak_sandboxes: S
     eventually(forked_again)
     assert not made[0].is_forked  # which didn't have to wait for another template
     assert made[-1].is_forked
+
+
+FAILING_FORK = """
+_pid, _fork, _forks = os.getpid(), os.fork, []
+def _third_fails():
+    if os.getpid() == _pid != 1:
+        _forks.append(None)
+        if len(_forks) == 3:
+            raise BlockingIOError(11, "too many processes")
+    return _fork()
+os.fork = _third_fails
+_ENTERED = """
+
+
+@pytest.mark.parametrize("weak_sandboxes", [Weakness(supervisor={"\n_ENTERED = ": FAILING_FORK})], indirect=True)
+def test_a_fork_that_fails_takes_no_sandboxes_along(weak_sandboxes: Sandboxes) -> None:
+    """The first was that of the self-test."""
+    old, new = weak_sandboxes.make(), weak_sandboxes.make()
+    assert (old.is_forked, new.is_forked) == (True, False)
+    for sandbox in (old, new):
+        assert run(weak_sandboxes, sandbox, "print('well')") == "well\n"
+
+
+@pytest.mark.parametrize(
+    "weak_sandboxes",
+    [Weakness(supervisor={"rights = os.pidfd_open(pid)": "__import__('time').sleep(1); rights = os.pidfd_open(pid)"})],
+    indirect=True,
+)
+def test_a_supervisor_that_comes_too_late_is_ended(weak_sandboxes: Sandboxes, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It would share its sandbox, and the socket to the service, with the one that was started instead."""
+    monkeypatch.setattr(templates, "_FORK_SECONDS", 0.5)
+    sandbox = weak_sandboxes.make()
+    assert not sandbox.is_forked
+    time.sleep(1)
+    assert sandbox._group is not None
+    first = [pid for pid in sandbox._group.processes() if _pids(pid)[-1] == "1"]
+    assert first == [sandbox._init_pid]
+    assert run(weak_sandboxes, sandbox, "print('well')") == "well\n"
 
 
 @pytest.mark.parametrize(

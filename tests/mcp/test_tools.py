@@ -279,6 +279,32 @@ def test_no_resource_leads_out_of_its_session(server: Server, client: httpx.Clie
     used(server, "http", work)
 
 
+@pytest.mark.parametrize(
+    ("tool", "arguments"),
+    [
+        ("era_delete_session", {"session_id": "."}),
+        ("era_delete_session", {"session_id": ".."}),
+        ("era_get_session", {"session_id": "."}),
+        ("era_list_files", {"session_id": ".."}),
+        ("era_upload_file", {"session_id": "one", "path": "../../other/files/x", "content": "x"}),
+        ("era_upload_file", {"session_id": "one", "path": "./../../other/files/x", "content": "x"}),
+        ("era_read_file", {"session_id": "one", "path": "../../other/files/note"}),
+        ("era_read_file", {"session_id": "one", "path": "../../other"}),
+    ],
+)
+def test_no_name_leads_to_other_calls(
+    server: Server, client: httpx.Client, tool: str, arguments: dict[str, Any]
+) -> None:
+    for name in ("one", "other"):
+        client.post("/api/sessions", json={"language": "python", "session_id": name}).raise_for_status()
+    client.put("/api/sessions/other/files/note", content=b"canary").raise_for_status()
+    result = used(server, "http", lambda connected: connected.call_tool(tool, arguments))
+    assert result.is_error, text_of(result)
+    assert "canary" not in text_of(result)
+    assert {session["id"] for session in client.get("/api/sessions").json()["sessions"]} == {"one", "other"}
+    assert [file["path"] for file in client.get("/api/sessions/other/files").json()["files"]] == ["note"]
+
+
 def test_progress_comes_while_the_program_runs(server: Server, client: httpx.Client, way: str) -> None:
     async def work(connected: Client) -> None:
         await connected.call_tool("era_create_session", {"session_id": "told"})

@@ -15,6 +15,7 @@ from era.core.files import restoring, trees
 from era.core.files.edits import Changes, Remove
 from era.core.models import Snapshot
 from era.errors import SandboxFailed
+from tests.drivers.fake import FakeSandbox
 from tests.owners import mine
 from tests.unit.core import Core, until
 
@@ -183,3 +184,22 @@ async def test_one_that_can_t_be_made_is_an_error_and_loses_nothing(core: Core) 
         await core.run(SHOW)
     core.driver.refusals = 0
     assert (await core.run(SHOW)).stdout == SHOWN
+
+
+async def test_a_session_with_packages_is_restored_at_once(core: Core, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They lie beside the working directory, where another sandbox has directories of its own."""
+    monkeypatch.setattr(FakeSandbox, "may_have_packages", lambda _: True)
+    created, create = [], core.driver.create
+
+    async def counting(*args: Any) -> FakeSandbox:
+        made = await create(*args)
+        (made.workspace.parent / "packages").mkdir()
+        created.append(made)
+        return made
+
+    monkeypatch.setattr(core.driver, "create", counting)
+    await core.run(FILL + "open('../packages/module.py', 'w').write('1')")
+    await core.run("pass", "other")
+    created.clear()
+    assert (await core.run(SHOW + "\nprint(open('../packages/module.py').read())")).stdout == SHOWN + b"1\n"
+    assert len(created) == 1

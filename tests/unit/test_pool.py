@@ -351,3 +351,24 @@ async def test_a_driver_that_fails_at_its_cleanup_keeps_the_pool_from_no_end(
         await begun.wait()
         async with asyncio.timeout(5):
             await core.pool.stop()
+
+
+async def test_a_sandbox_whose_restore_was_cut_off_is_not_kept(core: Core) -> None:
+    """A setup that is replaced is cancelled in the middle of anything."""
+    session = await core.session("s")
+    await used(core, session)
+    changed = replace(session, snapshot=await snapshot_with(core, "new"))
+    began, real = asyncio.Event(), core.snapshots.restore
+
+    async def restore(*_: object) -> None:
+        began.set()
+        await asyncio.Event().wait()
+
+    core.snapshots.restore = restore  # type: ignore[method-assign]
+    acquiring = asyncio.create_task(core.pool.acquire(changed))
+    await began.wait()
+    acquiring.cancel()
+    await asyncio.wait([acquiring])
+    core.snapshots.restore = real  # type: ignore[method-assign]
+    assert core.pool.counts()["busy"] == 0
+    assert core.driver.alive == [], "nobody knows what it holds"

@@ -365,6 +365,9 @@ class SandboxPool:
             await self._snapshots.restore(snapshot, warm.sandbox)
         except SandboxFailed:
             return False
+        except BaseException:
+            await self.discard(warm.sandbox)  # or it would be busy for ever, with something between two snapshots
+            raise
         warm.snapshot = snapshot
         return True
 

@@ -84,7 +84,11 @@ def serve(config: dict[str, Any]) -> dict[str, Any]:
         _, fds = _receive(sock, 1)
         if not fds:
             _end()
-        if os.fork() == 0:
+        try:
+            pid = os.fork()
+        except OSError:  # no memory, or too many processes: whoever asks finds the socket closed, and others live on
+            pid = -1
+        if pid == 0:
             sock.close()
             return _become_supervisor(fds[0], template, filters)
         os.close(fds[0])
@@ -113,8 +117,12 @@ def _become_supervisor(asking: int, template: int, filters: list[bytes]) -> dict
         os.unshare(os.CLONE_NEWPID)
         pid = os.fork()
         if pid:
-            rights = os.pidfd_open(pid).to_bytes(4, sys.byteorder)
-            sock.sendmsg([b"Y%d" % pid], [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, rights)])
+            try:
+                rights = os.pidfd_open(pid).to_bytes(4, sys.byteorder)
+                sock.sendmsg([b"Y%d" % pid], [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, rights)])
+            except BaseException:
+                os.kill(pid, signal.SIGKILL)  # nobody would ever end it
+                raise
             os._exit(0)
     except BaseException as problem:
         sock.send(b"E" + str(problem).encode())

@@ -40,7 +40,7 @@ from era.core.files import edits, restoring, trees
 from era.core.files.artifacts import list_artifacts
 from era.core.files.diffs import FileChanges, ReadTree, file_changes, written_files
 from era.core.files.edits import Changes, Entry, FileEntry
-from era.core.files.packages import NODE_MODULES
+from era.core.files.packages import NODE_MODULES, PACKAGES
 from era.core.files.paths import Parts
 from era.core.files.trees import (
     BlobBatch,
@@ -202,6 +202,8 @@ class Snapshots:
         memory = self._memories.get(sandbox.id)
         if memory is None or memory.snapshot.root != snapshot.root:
             return False
+        if PACKAGES in memory.tree.trees:
+            return False  # they lie beside the working directory, from where nothing is moved
         if memory.watch is not None:
             linked = memory.watch.linked if memory.watch.works else None
             self.forget(sandbox.id)
