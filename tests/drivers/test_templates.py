@@ -56,7 +56,7 @@ def run(sandboxes: Sandboxes, sandbox: BubblewrapSandbox, code: str) -> str:
 def _pids(pid: int) -> list[str]:
     """The pids of a process in the namespaces that it is in, the innermost last."""
     status = Path(f"/proc/{pid}/status").read_text()
-    return re.findall(r"NSpid:(.*)", status)[0].split()
+    return str(re.findall(r"NSpid:(.*)", status)[0]).split()
 
 
 def namespaces(pid: int | str) -> dict[str, str]:
