@@ -252,10 +252,21 @@ def server(shared_server: Server) -> Iterator[Server]:
 
 
 def _held(server: Server) -> tuple[int, int]:
-    """How many descriptors and processes the server has, without those of its templates: there is another one now and
-    then, and the one before lives as long as its sandboxes do."""
+    """How many descriptors the server has, and how many processes there are in sandboxes: without its templates, of
+    which there is another one now and then, while the one before lives as long as its sandboxes do. Those are two
+    processes each, and whatever is in a sandbox is below such two."""
     templates = len(list((server.data_dir / "live").glob("template-*")))
-    return _fds(server.pid) - 2 * templates, len(server.descendants()) - 2 * templates
+    pids = server.descendants()
+    outermost = [pid for pid in pids if _parent(pid) == server.pid]
+    second = [pid for pid in pids if _parent(pid) in outermost]
+    return _fds(server.pid) - 2 * templates, len(pids) - len(outermost) - len(second)
+
+
+def _parent(pid: int) -> int | None:
+    try:
+        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+    except OSError:
+        return None  # it has ended
 
 
 def _resources(client: httpx.Client) -> list[dict[str, str]]:
