@@ -56,7 +56,7 @@ def run(sandboxes: Sandboxes, sandbox: BubblewrapSandbox, code: str) -> str:
 def _pids(pid: int) -> list[str]:
     """The pids of a process in the namespaces that it is in, the innermost last."""
     status = Path(f"/proc/{pid}/status").read_text()
-    return str(re.findall(r"NSpid:(.*)", status)[0]).split()
+    return next(line.split()[1:] for line in status.splitlines() if line.startswith("NSpid:"))
 
 
 def namespaces(pid: int | str) -> dict[str, str]:

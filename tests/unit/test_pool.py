@@ -364,7 +364,7 @@ async def test_a_sandbox_whose_restore_was_cut_off_is_not_kept(core: Core) -> No
         began.set()
         await asyncio.Event().wait()
 
-    core.snapshots.restore = restore  # type: ignore[method-assign, assignment]
+    core.snapshots.restore = restore  # type: ignore[method-assign,assignment]
     acquiring = asyncio.create_task(core.pool.acquire(changed))
     await began.wait()
     acquiring.cancel()

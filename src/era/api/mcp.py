@@ -50,7 +50,11 @@ class Mcp:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if self._managers is None:
             self._managers = asyncio.create_task(self._start(scope["server"]))
-        in_one, streamed = await asyncio.shield(self._managers)
+        try:
+            in_one, streamed = await asyncio.shield(self._managers)
+        except Exception:
+            self._managers = None  # the next request tries again
+            raise
         headers = Headers(scope=scope)
         accepted = headers.get("accept", "*/*")
         streams = "text/event-stream" in accepted

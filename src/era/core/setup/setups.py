@@ -308,6 +308,7 @@ class Setups:
             "stdout": _joined(stdout, ran.stdout),
         }
         left = None if session is None or ran.snapshot is None else (session.version, ran.snapshot)
+        kept = False
         try:
             recorded = await self._store.end_setup(
                 job,
@@ -319,11 +320,15 @@ class Setups:
             )
             if session is not None and left is not None and recorded:
                 await self._commands.keep(session, left[1])
-            elif session is not None:
-                await self._commands.drop(session.key)
+                kept = True
             self._anew.discard(job.session_key)
         except EraError as problem:
             log.warning("setup_not_recorded", session=job.session_key, error=problem.message)
+        finally:
+            # Also where it isn't recorded, or this job is cancelled: the sandbox would be taken to hold the version in
+            # force, and what the commands left would be kept by the next run.
+            if session is not None and not kept:
+                await self._commands.drop(session.key)
         self._announce()
 
 
