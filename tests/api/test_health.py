@@ -15,7 +15,7 @@ from tests.conftest import MakeSession, Run
 def test_health_describes_the_service(client: httpx.Client) -> None:
     body = client.get("/health").json()
     assert body["status"] == "ok"
-    assert body["languages"] == ["deno", "go", "node", "python", "typescript"]
+    assert body["languages"] == ["deno", "go", "node", "python", "shell", "typescript"]
     assert body["isolation"]["driver"] == "bubblewrap"
     assert len(body["isolation"]["summary"]) > 20
 
