@@ -42,13 +42,12 @@ class _WeakDriver(BubblewrapDriver):
         source = self.paths.guest
         guest = self.directory.parent / "guest"
         shutil.copytree(source, guest, ignore=shutil.ignore_patterns("__pycache__"))
-        supervisor = guest / "supervisor.py"
-        text = supervisor.read_text()
         for old, new in _WITHOUT.items():
-            if old not in text:
-                raise RuntimeError(f"The supervisor has no {old!r} any more.")
-            text = text.replace(old, new)
-        supervisor.write_text(text)
+            files = [file for file in guest.glob("*.py") if old in file.read_text()]
+            if not files:
+                raise RuntimeError(f"The guest has no {old!r} any more.")
+            for file in files:
+                file.write_text(file.read_text().replace(old, new))
         self.paths = replace(self.paths, guest=guest)
         return ()
 

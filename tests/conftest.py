@@ -239,19 +239,19 @@ def shared_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 def server(shared_server: Server) -> Iterator[Server]:
     """The shared server, with a leak check after the test: sessions are deleted, and all that they held must go."""
     assert eventually(lambda: _at_rest(shared_server)), "the server was not at rest before the test"
-    fds, processes = _held(shared_server)
+    fds, processes = held(shared_server)
     yield shared_server
     with shared_server.client() as client:
         assert client.delete("/api/sessions").status_code == 200
         for kind, namespace in {(each["type"], each["namespace"]) for each in _resources(client)}:
             assert client.delete(f"/api/storage/{kind}/{quote(namespace, safe='')}").status_code == 200
     assert eventually(lambda: _at_rest(shared_server)), "sandboxes were left behind"
-    assert eventually(lambda: _held(shared_server)[1] <= processes), "processes were left behind"
-    assert eventually(lambda: _held(shared_server)[0] <= fds + 4), "descriptors were left open"
+    assert eventually(lambda: held(shared_server)[1] <= processes), "processes were left behind"
+    assert eventually(lambda: held(shared_server)[0] <= fds + 4), "descriptors were left open"
     assert len(list((shared_server.data_dir / "live").glob("sb-*"))) == len(languages.runtimes())
 
 
-def _held(server: Server) -> tuple[int, int]:
+def held(server: Server) -> tuple[int, int]:
     """How many descriptors the server has, and how many processes there are in sandboxes: without its templates, of
     which there is another one now and then, while the one before lives as long as its sandboxes do. Those are two
     processes each, and whatever is in a sandbox is below such two."""

@@ -110,7 +110,7 @@ def test_keys_and_their_owners_data_outlive_the_service(own_server: MakeServer) 
     server.stop(signal.SIGKILL)
     del server.settings["ERA_API_KEY"]
     server.start()
-    assert "with a stored key" in server.log
+    assert eventually(lambda: "with a stored key" in server.log)  # it is said once the server listens
     with client_with_key(server, valid_key) as eve:
         assert [each["id"] for each in eve.get("/api/sessions").json()["sessions"]] == ["hers"]
         assert eve.get("/api/resources/stats").json()["total"] == 1

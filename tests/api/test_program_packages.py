@@ -70,7 +70,8 @@ def test_what_pip_installs_lasts(client: httpx.Client, session: MakeSession, run
     assert run(where, EVERYHOW, timeout=90)["stdout"] == "all of them\n"
     # In another sandbox, too: that of a copy, which is made from what is stored.
     copy = client.post(f"/api/sessions/{where}/duplicate", json={}).json()["id"]
-    assert run(copy, USES)["stdout"] == USED
+    outcome_of_copy = run(copy, USES)
+    assert outcome_of_copy["stdout"] == USED, outcome_of_copy
     # It goes and comes with versions.
     version = outcome["state"]["version"]
     for to, status in ((version - 1, "failed"), (version, "ok")):

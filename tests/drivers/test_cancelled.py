@@ -18,7 +18,7 @@ from tests.drivers.sandboxes import LIMITS
 async def give_up_while_spawning(directory: Path, name: str) -> tuple[list[Any], BubblewrapDriver]:
     """Cancel the making of a sandbox while its thread is about to start bubblewrap, and stop the driver. Returns the
     processes that the thread started."""
-    driver = BubblewrapDriver(directory, LIMITS, cgroup_name=name)
+    driver = BubblewrapDriver(directory, LIMITS, cgroup_name=name, template_forks=0)
     driver.self_tested = []
     await driver.clear()
     await driver.start()

@@ -100,6 +100,9 @@ class Disk:
         return {path.name for path in (self.data_dir / "blobs").rglob("*") if path.is_file()}
 
     def leftovers(self) -> list[str]:
-        """Files of uploads and runs, of which none may be left when none is under way."""
+        """Files of uploads and runs, of which none may be left when none is under way. The service's templates are none
+        of these: it has one, and the next one now and then."""
         places = ("uploads", "blobs/incoming", "live")
-        return [f"{place}/{name}" for place in places for name in os.listdir(self.data_dir / place)]
+        found = [f"{place}/{name}" for place in places for name in os.listdir(self.data_dir / place)]
+        templates = [name for name in found if name.startswith("live/template-")]
+        return [name for name in found if name not in templates] + templates[2:]

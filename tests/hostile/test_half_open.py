@@ -116,6 +116,13 @@ def test_without_a_bound_they_take_all_descriptors(serve: Callable[..., WeakServ
 @pytest.mark.parametrize("weakness", ["", BLIND])
 def test_a_slow_upload_with_a_key_goes_on(serve: Callable[..., WeakServer], weakness: str) -> None:
     server = serve(weakness)
+    # Which connections are the oldest when there are too many depends on how quickly they come.
+    goes_on = all(_slow_upload_goes_on(server) for _ in range(1 if not weakness else 5))
+    assert goes_on == (not weakness)
+
+
+def _slow_upload_goes_on(server: WeakServer) -> bool:
+    """Whether an upload with a key is answered though others open many connections in the middle of it."""
     host, _, port = server.url.removeprefix("http://").rpartition(":")
     head = "PUT /api/sessions/public/files/a.txt HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n"
     head += f"Authorization: Bearer {OPERATOR_KEY}\r\nContent-Length: 20\r\n\r\n"
@@ -127,4 +134,4 @@ def test_a_slow_upload_with_a_key_goes_on(serve: Callable[..., WeakServer], weak
             with suppress(OSError):
                 slow.sendall(b"0123456789")
                 answer = slow.recv(1000)
-    assert answer.startswith(b"HTTP/1.1 20") == (not weakness), answer
+    return answer.startswith(b"HTTP/1.1 20")
