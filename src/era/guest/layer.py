@@ -33,6 +33,10 @@ class Layer:
     def empty(self) -> None:
         empty_directory(self._directory, 0o755)
 
+    def look_anew(self) -> None:
+        """Forget what Python remembers of the modules in there, which may be older than they or their directory are."""
+        sys.path_importer_cache.pop(self._site, None)
+
     def act_upon_path_files(self) -> None:
         """Do in this process what Python does with `.pth` files when it starts: it started before they were there."""
         try:

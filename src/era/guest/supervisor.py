@@ -354,6 +354,7 @@ class Supervisor:
             environment = read_environment()
             os.close(3)
             os.environ.update(environment)
+            self.layer.look_anew()
             # A file of the session's own hides a module of the same name, as it would had we not loaded that one.
             preloaded = {name.partition(".")[0] for name in sys.modules} - self.loaded_at_start
             with os.scandir(".") as entries:
