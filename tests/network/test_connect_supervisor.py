@@ -300,7 +300,8 @@ poll.register(sock, select.EPOLLOUT | select.EPOLLIN | select.EPOLLET)
 print(name(sock.connect_ex(("203.0.113.10", 9000))) in (0, "EINPROGRESS"))
 print(poll.poll(5) == [(sock.fileno(), select.EPOLLOUT)], sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR))
 sock.send(b"x")
-print(poll.poll(5)[0][1] & select.EPOLLIN, sock.recv(10), sock.getblocking())
+while not any(event & select.EPOLLIN for _, event in poll.poll(5)): pass  # it can be written to before
+print(select.EPOLLIN, sock.recv(10), sock.getblocking())
 """
     one = anywhere()
     said = one.says(code, timeout=60).splitlines()
