@@ -43,9 +43,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     "store/migrations": {"errors", "store"},
     "store/migrations/versions": {"store"},
     "api": CORE | {"errors", "languages", "mcp", "settings", "spelling", "wire"},
-    "mcp": {"spelling"},
+    "mcp": {"spelling", "urls"},
     "web": set(),
-    "client": {"app", "doctor", "errors", "mcp", "preflight", "settings"},
+    "client": {"app", "doctor", "errors", "mcp", "preflight", "settings", "urls"},
     # files beside the folders
     "__init__": {"errors"},
     "app": CORE | ADAPTERS | {"api", "errors", "languages", "server", "settings"},
@@ -55,6 +55,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "server": {"api", "preflight", "settings"},
     "settings": set(),
     "spelling": set(),
+    "urls": set(),
 }
 """What each folder of src/era, and each file beside them, may import of era besides itself. It is also the list of
 places where code may be; ARCHITECTURE.md's map says of each folder which question it answers."""

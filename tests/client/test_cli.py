@@ -33,6 +33,12 @@ def test_arguments_and_standard_input(server: Server, tmp_path: Path) -> None:
     assert "both" in era(server, "run", "-", "--stdin", "-", "-l", "py", stdin="x", code=2).stderr
 
 
+@pytest.mark.parametrize("session", [".", "..", "../health"])
+def test_an_id_is_never_another_path(server: Server, session: str) -> None:
+    done = era(server, "run", "-", "-l", "py", "-s", session, stdin="print(1)", code=2)
+    assert "session" in done.stderr
+
+
 @pytest.mark.parametrize("ending", ["js", "ts"])
 def test_the_ending_decides_the_language(server: Server, tmp_path: Path, ending: str) -> None:
     file = tmp_path / f"hello.{ending}"

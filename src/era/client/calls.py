@@ -6,7 +6,6 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
-from urllib.parse import quote
 
 from era.client.failure import Failure
 
@@ -66,8 +65,3 @@ def stream(client: httpx.Client, method: str, path: str, **options: Any) -> Iter
             response.read()
             checked(response)
         yield response
-
-
-def session_path(session: str) -> str:
-    """The path of a session's routes, whatever characters its id has."""
-    return f"/api/sessions/{quote(session, safe='')}"

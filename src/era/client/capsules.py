@@ -7,9 +7,10 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from era.client.calls import checked, connect, session_path, stream
+from era.client.calls import checked, connect, stream
 from era.client.options import DEFAULT_SERVER, Server
 from era.client.transfers import download, upload
+from era.urls import session_path
 
 
 def export(

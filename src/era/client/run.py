@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
-from era.client.calls import call, checked, connect, session_path, stream
+from era.client.calls import call, checked, connect, stream
 from era.client.failure import Failure
 from era.client.options import DEFAULT_SERVER, Server
+from era.urls import session_path
 
 if TYPE_CHECKING:
     import httpx

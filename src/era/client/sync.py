@@ -9,15 +9,15 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
-from urllib.parse import quote
 
 from cyclopts import Parameter
 
 from era.client import directories
-from era.client.calls import checked, connect, session_path, stream
+from era.client.calls import checked, connect, stream
 from era.client.failure import Failure
 from era.client.options import DEFAULT_SERVER, Server
 from era.client.transfers import progress, upload
+from era.urls import file_path, session_path
 
 if TYPE_CHECKING:
     import httpx
@@ -68,7 +68,7 @@ def push(
                 checked(client.put(f"{session_path(session)}/archive", **body))
         surplus = sorted(remote.keys() - digests.keys()) if delete else []
         for path in surplus:
-            checked(client.delete(_file_path(session, path)))
+            checked(client.delete(file_path(session, path)))
     print(f"{len(changed)} files pushed, {len(surplus)} deleted, {len(digests)} in all")
 
 
@@ -109,7 +109,7 @@ def pull(
             changed = sorted(path for path, file in plain.items() if local.digest(path) != file["etag"])
             with progress(f"pull {session}", sum(plain[path]["size"] for path in changed)) as advance:
                 for path in changed:
-                    with stream(client, "GET", _file_path(session, path)) as response:
+                    with stream(client, "GET", file_path(session, path)) as response:
                         local.write(path, response.iter_bytes(), advance)
             surplus = [path for path in directories.files(directory) if path not in remote] if delete else []
             for path in surplus:
@@ -129,7 +129,3 @@ def _session_files(client: httpx.Client, session: str) -> dict[str, dict[str, An
         if page["next_cursor"] is None:
             return files
         query = {"cursor": page["next_cursor"]}
-
-
-def _file_path(session: str, path: str) -> str:
-    return f"{session_path(session)}/files/{quote(path)}"

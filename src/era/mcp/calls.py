@@ -8,10 +8,11 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
-from urllib.parse import quote
 
 import anyio
 import httpx
+
+from era.urls import file_path, session_path
 
 _STOP_SECONDS = 5.0
 _LONG = 1 << 20
@@ -113,22 +114,9 @@ async def _answer(response: httpx.Response) -> dict[str, Any]:
         return _checked(response, body)
 
 
-def session_path(session_id: str) -> str:
-    """The path of a session's routes, whatever characters its id has."""
-    return f"/api/sessions/{_quoted(session_id, safe='')}"
-
-
-def file_path(session_id: str, path: str) -> str:
-    """The path of a session's file. A leading `/workspace/` or `./` is taken as the working directory."""
-    relative = path.removeprefix("/workspace/").removeprefix("./")
-    return f"{session_path(session_id)}/files/{_quoted(relative)}"
-
-
-def _quoted(text: str, safe: str = "/") -> str:
-    """`text` as part of a URL's path. The client would resolve `.` and `..` before it calls: a session's id of `.`
-    would name all sessions, and a file's path could lead to anything else. The server refuses both as names."""
-    dots = {".": "%2E", "..": "%2E%2E"}
-    return "/".join(dots.get(part, part) for part in quote(text, safe=safe).split("/"))
+def given_file_path(session_id: str, path: str) -> str:
+    """The path of a session's file, as a model names it: a leading `/workspace/` or `./` is the working directory."""
+    return file_path(session_id, path.removeprefix("/workspace/").removeprefix("./"))
 
 
 def _query(query: Mapping[str, Any]) -> dict[str, Any]:

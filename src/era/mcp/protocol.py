@@ -18,10 +18,11 @@ from mcp.server.lowlevel import Server
 from mcp.shared.exceptions import MCPError
 from pydantic import ValidationError
 
-from era.mcp.calls import CallFailed, Calls, session_path
+from era.mcp.calls import CallFailed, Calls
 from era.mcp.results import failure
 from era.mcp.tools import TOOLS, Tool
 from era.spelling import did_you_mean
+from era.urls import session_path
 
 type RequestContext = ServerRequestContext[Any, Any]
 

@@ -13,7 +13,7 @@ from typing import Any
 from mcp_types import CallToolResult, ImageContent, ToolAnnotations
 
 from era.mcp import arguments as given
-from era.mcp.calls import CallFailed, Calls, file_path, session_path
+from era.mcp.calls import CallFailed, Calls, given_file_path
 from era.mcp.results import (
     MOST_IMAGE_BYTES,
     MOST_IMAGES,
@@ -23,6 +23,7 @@ from era.mcp.results import (
     run_result,
     text_result,
 )
+from era.urls import file_path, session_path
 
 type Progress = Callable[[str], Awaitable[None]]
 """Gets what a program has just written."""
@@ -149,12 +150,12 @@ async def _upload(calls: Calls, body: given.UploadFile, progress: Progress) -> C
         content = base64.b64decode(body.content, validate=True) if body.encoding == "base64" else body.content.encode()
     except (binascii.Error, ValueError):
         raise CallFailed("'content' is not base64. For text, leave 'encoding' out.") from None
-    answer = await calls.put(file_path(body.session_id, body.path), content)
+    answer = await calls.put(given_file_path(body.session_id, body.path), content)
     return text_result(f"{answer['path']}: {answer['size']} bytes.", answer)
 
 
 async def _read(calls: Calls, body: given.ReadFile, progress: Progress) -> CallToolResult:
-    content = await calls.content(file_path(body.session_id, body.path))
+    content = await calls.content(given_file_path(body.session_id, body.path))
     size = len(content.data)
     if content.media_type in _IMAGES and size <= MOST_IMAGE_BYTES:
         shown = text_result(f"{body.path}: {content.media_type}, {size} bytes.", {"path": body.path, "size": size})
