@@ -32,7 +32,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
-import json
 import os
 import secrets
 import signal
@@ -305,7 +304,7 @@ class BubblewrapSandbox:
 
     def plan(self, language: Language, control: int) -> Plan:
         """What to start, given the descriptor of the control socket."""
-        config = json.dumps(self._config(language, control))
+        config = self._config(language, control)
         return Plan(
             etc_files(),
             lambda data: arguments(self._driver.paths, self.id, self.limits, config, data, self.package_set),
@@ -314,17 +313,14 @@ class BubblewrapSandbox:
 
     def _config(self, language: Language, control: int) -> JsonObject:
         """The supervisor's configuration."""
-        config: JsonObject = json.loads(
-            guest.supervisor_config(
-                language,
-                control,
-                self.rlimits(language),
-                self.limits,
-                certificates=self._driver.certificates,
-                supervised=True,
-            )
+        return guest.supervisor_config(
+            language,
+            control,
+            self.rlimits(language),
+            self.limits,
+            certificates=self._driver.certificates,
+            supervised=True,
         )
-        return config
 
     def rlimits(self, language: Language) -> dict[str, int]:
         """Limits of each process of a program."""
@@ -514,8 +510,13 @@ class BubblewrapDriver:
 
     def isolation(self) -> JsonObject:
         """What the sandboxes of the self-test had in force, and a sentence about it."""
-        summary = walls.summary(self.name, self._enforced, own_uid=self._privileged)
+        summary = self.summary(self._enforced, own_uid=self._privileged)
         return {**self._enforced, "uid": None, "own_uid": self._privileged, "summary": summary}
+
+    def summary(self, enforced: JsonObject, *, own_uid: bool) -> str:
+        """A sentence about what is in force."""
+        first = f"{self.name}, {len(enforced['namespaces'])} namespaces, no capabilities"
+        return walls.summary(first, enforced, own_uid=own_uid, inner=walls.of_the_kernel(enforced))
 
     def forget(self, sandbox: BubblewrapSandbox) -> None:
         """Called by a sandbox of which nothing is left: its uid can be given to another one."""

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 
 from era import languages
-from era.core.models import Language
+from era.core.models import JsonObject, Language
 from era.core.program import Limits
 from era.drivers import prefix
 from era.drivers.prefix import PYTHON_PACKAGES
@@ -88,9 +87,9 @@ def program_environment(language: Language) -> dict[str, str]:
     }
 
 
-def scratch(config: str) -> tuple[str, ...]:
+def scratch(config: JsonObject) -> tuple[str, ...]:
     """The directories on tmpfs of a sandbox that has this configuration (see `supervisor_config`)."""
-    cache = json.loads(config)["cache"]
+    cache = config["cache"]
     return (*SCRATCH, cache) if cache else SCRATCH
 
 
@@ -117,38 +116,36 @@ def supervisor_config(
     guest_listeners: bool = True,
     certificates: Mapping[str, str] | None = None,
     supervised: bool = False,
-) -> str:
-    """The supervisor's configuration as JSON; see guest/supervisor.py for the meaning of each field. `control` is the
-    descriptor of its socket, `bounds` are `rlimits`. `guest_listeners` says whether it hands over GUEST_LISTENERS and a
-    broker. `certificates` and `supervised` are what the first run most likely has in `Program`: a spare is made for
-    those."""
+) -> JsonObject:
+    """The supervisor's configuration, which it gets as JSON; see guest/supervisor.py for the meaning of each field.
+    `control` is the descriptor of its socket, `bounds` are `rlimits`. `guest_listeners` says whether it hands over
+    GUEST_LISTENERS and a broker. `certificates` and `supervised` are what the first run most likely has in `Program`: a
+    spare is made for those."""
     definition, runtime = languages.DEFINITIONS[language], languages.runtime(language)
-    return json.dumps(
-        {
-            "control": control,
-            "guest_listeners": list(GUEST_LISTENERS.values()) if guest_listeners else [],
-            "certificates": dict(certificates or {}),
-            "supervised": supervised,
-            "language": language,
-            "entry": definition.entry,
-            "fork": runtime.forks,
-            "warm": runtime.warm,
-            "cold": runtime.cold,
-            "online": definition.online,
-            "offline": definition.offline,
-            "environment": dict(definition.environment),
-            "cache": CACHE if definition.caches else None,
-            "rlimits": bounds,
-            "scratch": SCRATCH,
-            "scratch_entries": limits.files,
-            "guest": GUEST,
-            "clients": LIBRARY,
-            "site": prefix.SITE,
-            "layer": prefix.LAYER,
-            "layer_directories": prefix.LAYER_DIRECTORIES,
-            "landlock": landlock_grants(),
-        }
-    )
+    return {
+        "control": control,
+        "guest_listeners": list(GUEST_LISTENERS.values()) if guest_listeners else [],
+        "certificates": dict(certificates or {}),
+        "supervised": supervised,
+        "language": language,
+        "entry": definition.entry,
+        "fork": runtime.forks,
+        "warm": runtime.warm,
+        "cold": runtime.cold,
+        "online": definition.online,
+        "offline": definition.offline,
+        "environment": dict(definition.environment),
+        "cache": CACHE if definition.caches else None,
+        "rlimits": bounds,
+        "scratch": SCRATCH,
+        "scratch_entries": limits.files,
+        "guest": GUEST,
+        "clients": LIBRARY,
+        "site": prefix.SITE,
+        "layer": prefix.LAYER,
+        "layer_directories": prefix.LAYER_DIRECTORIES,
+        "landlock": landlock_grants(),
+    }
 
 
 def landlock_grants() -> dict[str, list[str]]:

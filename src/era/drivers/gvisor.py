@@ -50,7 +50,7 @@ from pathlib import Path
 
 from era.core.models import JsonObject, Language
 from era.core.program import Limits
-from era.drivers import guest, prefix, processes
+from era.drivers import guest, prefix, processes, walls
 from era.drivers.bubblewrap import BubblewrapDriver, BubblewrapSandbox
 from era.drivers.cgroups import Group
 from era.drivers.memory import GroupWatch, MemoryWatch
@@ -95,14 +95,14 @@ def flags() -> list[str]:
     ]
 
 
-def specification(limits: Limits, config: str) -> JsonObject:
+def specification(limits: Limits, config: JsonObject) -> JsonObject:
     """The container as an OCI runtime specification. `config` is the supervisor's configuration."""
     variables = {
         "PATH": guest.PATH,
         "LANG": "C.UTF-8",
         "PYTHONPATH": guest.GUEST,
         "PYTHONDONTWRITEBYTECODE": "1",
-        "ERA_GUEST": config,
+        "ERA_GUEST": json.dumps(config),
     }
     scratch = ["nosuid", "nodev", "mode=1777", f"size={limits.tmp_bytes}"]
     return {
@@ -222,17 +222,9 @@ class GvisorDriver(BubblewrapDriver):
     sandbox = GvisorSandbox
     can_fork = False
 
-    def isolation(self) -> JsonObject:
-        enforced = self._enforced
-        walls = ["gVisor (systrap) in bubblewrap, no system call of the host's, no capabilities"]
-        walls.append("a uid of its own for each sandbox" if self._privileged else "user namespaces of this user")
-        if enforced["cgroup"]:
-            walls.append(f"memory, processes and cpu bounded by cgroup v{enforced['cgroup']['version']}")
-        else:
-            walls.append("no cgroup: memory is watched, cpu is not bounded (start ERA as root for more)")
-        reason = enforced["network_reason"]
-        walls.append(f"no internet access: {reason}" if reason else "internet only, and only for sessions that may")
-        return {**enforced, "uid": None, "own_uid": self._privileged, "summary": "; ".join(walls)}
+    def summary(self, enforced: JsonObject, *, own_uid: bool) -> str:
+        first = "gVisor (systrap) in bubblewrap, no system call of the host's, no capabilities"
+        return walls.summary(first, enforced, own_uid=own_uid)
 
     def etc_files(self) -> dict[str, bytes]:
         return etc_files()

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from era.core.models import JsonObject
 from era.core.program import Limits
 from era.drivers import guest, prefix
 from era.drivers.staging import Paths
@@ -29,7 +31,12 @@ class Plan:
 
 
 def arguments(
-    paths: Paths, sandbox_id: str, limits: Limits, config: str, data: dict[str, int], package_set: str | None = None
+    paths: Paths,
+    sandbox_id: str,
+    limits: Limits,
+    config: JsonObject,
+    data: dict[str, int],
+    package_set: str | None = None,
 ) -> list[str]:
     """bubblewrap's options for one sandbox. `config` is the supervisor's configuration, `data` maps paths inside to
     descriptors that hold the files' content, `package_set` is a digest."""
@@ -45,7 +52,9 @@ def arguments(
     return options + own(paths, sandbox_id, limits, config)
 
 
-def template_arguments(paths: Paths, template_id: str, limits: Limits, config: str, data: dict[str, int]) -> list[str]:
+def template_arguments(
+    paths: Paths, template_id: str, limits: Limits, config: JsonObject, data: dict[str, int]
+) -> list[str]:
     """bubblewrap's options for a root service's template (guest/template.py). It sees what a sandbox sees, and the
     host's /proc, from where it enters namespaces. Of what root may do it may become a sandbox's uid, and have its
     children killed when it ends."""
@@ -58,14 +67,14 @@ def template_arguments(paths: Paths, template_id: str, limits: Limits, config: s
     return options + own(paths, template_id, limits, config)
 
 
-def variables(config: str) -> list[str]:
+def variables(config: JsonObject) -> list[str]:
     """Options for the environment of a supervisor with this configuration."""
     options = ["--clearenv", "--setenv", "PATH", guest.PATH, "--setenv", "LANG", "C.UTF-8"]
     options += ["--setenv", "PYTHONPATH", guest.GUEST, "--setenv", "PYTHONDONTWRITEBYTECODE", "1"]
-    return [*options, "--setenv", "ERA_GUEST", config]
+    return [*options, "--setenv", "ERA_GUEST", json.dumps(config)]
 
 
-def own(paths: Paths, sandbox_id: str, limits: Limits, config: str) -> list[str]:
+def own(paths: Paths, sandbox_id: str, limits: Limits, config: JsonObject) -> list[str]:
     """Options for what a sandbox can write to, and that it can't to anything else. They come last."""
     options = []
     for path in guest.scratch(config):

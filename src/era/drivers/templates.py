@@ -78,7 +78,7 @@ class Template:
             os.write(write, content)
             os.close(write)
         given = [read for read, _ in pipes]
-        config = json.dumps({"template": theirs.fileno(), "filters": given, "cache": None})
+        config: JsonObject = {"template": theirs.fileno(), "filters": given, "cache": None}
         try:
             self._launched = launch(
                 paths.bwrap,

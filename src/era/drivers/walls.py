@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 
 from era.core.models import JsonObject
 
@@ -24,19 +25,25 @@ def seen(report: JsonObject) -> JsonObject:
     }
 
 
-def summary(driver: str, enforced: JsonObject, *, own_uid: bool) -> str:
-    """A sentence about what is in force in sandboxes of bubblewrap's."""
-    walls = [f"{driver}, {len(enforced['namespaces'])} namespaces, no capabilities"]
-    walls.append("a uid of its own for each sandbox" if own_uid else "user namespaces of this user")
-    walls.append("system calls filtered" if enforced["seccomp"] == "filter" else "system calls not filtered")
-    walls.append(f"Landlock ABI {enforced['landlock']}" if enforced["landlock"] else "no Landlock in this kernel")
+def of_the_kernel(enforced: JsonObject) -> list[str]:
+    """The walls that the kernel has inside a sandbox, in words."""
+    return [
+        "system calls filtered" if enforced["seccomp"] == "filter" else "system calls not filtered",
+        f"Landlock ABI {enforced['landlock']}" if enforced["landlock"] else "no Landlock in this kernel",
+    ]
+
+
+def summary(first: str, enforced: JsonObject, *, own_uid: bool, inner: Sequence[str] = ()) -> str:
+    """A sentence about what is in force: `first` what kind of sandbox it is, then what all kinds have, with `inner`
+    what this one has inside."""
+    words = [first, "a uid of its own for each sandbox" if own_uid else "user namespaces of this user", *inner]
     if enforced["cgroup"]:
-        walls.append(f"memory, processes and cpu bounded by cgroup v{enforced['cgroup']['version']}")
+        words.append(f"memory, processes and cpu bounded by cgroup v{enforced['cgroup']['version']}")
     else:
-        walls.append("no cgroup: memory is watched, cpu is not bounded (start ERA as root for more)")
+        words.append("no cgroup: memory is watched, cpu is not bounded (start ERA as root for more)")
     reason = enforced["network_reason"]
-    walls.append(f"no internet access: {reason}" if reason else "internet only, and only for sessions that may")
-    return "; ".join(walls)
+    words.append(f"no internet access: {reason}" if reason else "internet only, and only for sessions that may")
+    return "; ".join(words)
 
 
 def advice(message: str) -> str:
