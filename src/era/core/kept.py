@@ -17,12 +17,9 @@ from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import structlog
-
 from era.core.models import Snapshot
 from era.core.ports import Sandbox
-
-log = structlog.get_logger()
+from era.core.tasks import log_failure
 
 _WORTH_FILES, _WORTH_BYTES = 100, 4 << 20
 """What has fewer files and bytes is restored as quickly."""
@@ -106,8 +103,7 @@ class KeptDirectories:
 
     def _closed(self, task: asyncio.Task[None]) -> None:
         self._closing.discard(task)
-        if not task.cancelled() and (error := task.exception()) is not None:
-            log.warning("directory_not_removed", error=str(error))
+        log_failure(task, "directory_not_removed")
 
 
 def _disk_bytes(snapshot: Snapshot) -> int:

@@ -14,6 +14,7 @@ import time
 from collections import deque
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from functools import partial
 
 import structlog
 
@@ -25,6 +26,7 @@ from era.core.models import EMPTY, Language, Session, Snapshot, WantedIsolation
 from era.core.places import Places
 from era.core.ports import Drivers, Sandbox
 from era.core.program import Limits
+from era.core.tasks import log_failure
 from era.core.warm_limit import FIRST, WarmLimit
 from era.errors import EraError, SandboxFailed, SessionDeleted, Unavailable
 
@@ -353,8 +355,7 @@ class SandboxPool:
 
     def _was_put_away(self, session_key: int, task: asyncio.Task[None]) -> None:
         del self._putting_away[session_key]
-        if not task.cancelled() and (error := task.exception()) is not None:
-            log.warning("sandbox_not_closed", error=str(error))
+        log_failure(task, "sandbox_not_closed")
 
     async def _restored(self, warm: _Warm, snapshot: Snapshot) -> bool:
         """Make a warm working directory hold `snapshot`; False where that fails, and the sandbox can't be used."""
@@ -397,6 +398,7 @@ class SandboxPool:
                 if not offered:
                     return
                 task = asyncio.create_task(self._end_offered(self._warm[min(offered)[1]]))
+                task.add_done_callback(partial(log_failure, event="no_room_made"))
             self._making_way.add(task)
             task.add_done_callback(self._made_way)
 
@@ -408,8 +410,6 @@ class SandboxPool:
 
     def _made_way(self, task: asyncio.Task[None]) -> None:
         self._making_way.discard(task)
-        if not task.cancelled() and (error := task.exception()) is not None:
-            log.warning("no_room_made", error=str(error))
         self._make_way()
 
     async def _keep_ready(self, language: Language) -> None:

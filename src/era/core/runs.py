@@ -12,6 +12,7 @@ import asyncio
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import AbstractContextManager, AsyncExitStack, nullcontext
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -45,6 +46,15 @@ log = structlog.get_logger()
 
 DEFAULT_TIMEOUT = 30.0
 """Seconds, for runs outside any session."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Begun:
+    """A run of which its caller is told."""
+
+    run_id: str
+    run: ActiveRun | None
+    """None where it is the replay of an earlier one."""
 
 
 class Runs:
@@ -89,18 +99,13 @@ class Runs:
         """The plain answer, which has all that `stream` has. `started` is called with the run's id once that is on
         record; without it nobody hears of the run before its end, unless it has a key. The run goes on when the caller
         is cancelled."""
-        begun: asyncio.Future[str] = asyncio.get_running_loop().create_future()
-
-        def emit(news: News) -> None:
-            if isinstance(news, RunStarted):
-                begun.set_result(news.run_id)
-
-        named = started is not None or request.claim is not None
-        task = self._start_task(self._run(session_id, request, emit, named=named))
-        if started is not None:
-            await asyncio.wait([task, begun], return_when=asyncio.FIRST_COMPLETED)  # type: ignore[type-var]  # it takes both
-            if begun.done():
-                await started(begun.result())
+        if started is None:
+            named = request.claim is not None
+            task = self._start_task(self._run(session_id, request, lambda _: None, named=named))
+        else:
+            task, begun = await self._started_task(partial(self._run, session_id, request, named=True))
+            if begun is not None:
+                await started(begun.run_id)
         return await asyncio.shield(task)
 
     async def begin(self, session_id: OwnedId, request: RunRequest) -> Begun:
@@ -116,18 +121,12 @@ class Runs:
 
     async def start(self, session_id: OwnedId, request: RunRequest) -> ActiveRun:
         """`begin` without regard to a key. The run that this returns may have ended already."""
-        started: asyncio.Future[ActiveRun] = asyncio.get_running_loop().create_future()
-
-        def emit(news: News) -> None:
-            if isinstance(news, RunStarted) and (run := self._active_runs.get(news.run_id)):
-                started.set_result(run)
-
-        task = self._start_task(self._run_in_turn(session_id, request, emit))
-        await asyncio.wait([task, started], return_when=asyncio.FIRST_COMPLETED)  # type: ignore[type-var]  # it takes both
-        if not started.done():
+        task, begun = await self._started_task(partial(self._run_in_turn, session_id, request))
+        if begun is None or begun.run is None:
             task.result()
+            raise RuntimeError("a run has ended and never begun")
         task.add_done_callback(_end_unheard)
-        return started.result()
+        return begun.run
 
     async def stop(self, session_id: OwnedId, run_id: str) -> RunRecord:
         """End a run, wait until that is on record, and return its record. Raises NotFound where there is no such run.
@@ -155,6 +154,20 @@ class Runs:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task
+
+    async def _started_task(
+        self, run: Callable[[Emit], Coroutine[Any, Any, Collected]]
+    ) -> tuple[asyncio.Task[Collected], _Begun | None]:
+        """Start a run, and wait until its caller is told of it; None where it has ended before."""
+        begun: asyncio.Future[_Begun] = asyncio.get_running_loop().create_future()
+
+        def emit(news: News) -> None:
+            if isinstance(news, RunStarted):  # it may have ended by the time somebody looks
+                begun.set_result(_Begun(news.run_id, self._active_runs.get(news.run_id)))
+
+        task = self._start_task(run(emit))
+        await asyncio.wait([task, begun], return_when=asyncio.FIRST_COMPLETED)  # type: ignore[type-var]  # it takes both
+        return task, begun.result() if begun.done() else None
 
     async def _run(self, session_id: OwnedId, request: RunRequest, emit: Emit, *, named: bool) -> Collected:
         """A run, or the replay of the one that had the same idempotency key."""

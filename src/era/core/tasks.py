@@ -1,10 +1,14 @@
-"""Running coroutines at once."""
+"""Running coroutines at once, and tasks for which nobody waits."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Coroutine
 from typing import Any
+
+import structlog
+
+log = structlog.get_logger()
 
 
 async def until_one_ends(*coroutines: Coroutine[Any, Any, None]) -> None:
@@ -16,3 +20,9 @@ async def until_one_ends(*coroutines: Coroutine[Any, Any, None]) -> None:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def log_failure(task: asyncio.Task[None], event: str) -> None:
+    """Log why a task for which nobody waits has failed, if it has."""
+    if not task.cancelled() and (error := task.exception()) is not None:
+        log.warning(event, error=str(error))

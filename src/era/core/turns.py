@@ -73,17 +73,14 @@ class Turns:
         if session_id in self._on_waiting:
             self._on_waiting[session_id]()
         try:
-            if patience:
-                try:
-                    async with asyncio.timeout(patience):
-                        await lock.acquire()
-                except TimeoutError:
-                    raise RunUnderWay(
-                        f"A run of session '{session_id}' is still under way after {patience:g} seconds, and files "
-                        "change between runs."
-                    ) from None
-            else:
-                await lock.acquire()
+            try:
+                async with asyncio.timeout(patience or None):
+                    await lock.acquire()
+            except TimeoutError:
+                raise RunUnderWay(
+                    f"A run of session '{session_id}' is still under way after {patience:g} seconds, and files "
+                    "change between runs."
+                ) from None
             try:
                 yield
             finally:
