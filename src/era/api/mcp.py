@@ -14,7 +14,7 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
 import httpx
-from starlette.datastructures import Headers, MutableHeaders
+from starlette.datastructures import MutableHeaders
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
@@ -55,14 +55,14 @@ class Mcp:
         except Exception:
             self._managers = None  # the next request tries again
             raise
-        headers = Headers(scope=scope)
-        accepted = headers.get("accept", "*/*")
-        streams = "text/event-stream" in accepted
         scope = {**scope, "headers": list(scope["headers"])}
+        headers = MutableHeaders(scope=scope)
+        streams = "text/event-stream" in headers.get("accept", "")
         # Clients of plain JSON-RPC say less than the protocol's transport asks for. The guard has turned pages of other
         # sites away already, so nothing hangs on the type that a body has.
-        MutableHeaders(scope=scope)["accept"] = accepted if streams else "application/json"
-        MutableHeaders(scope=scope)["content-type"] = "application/json"
+        if not streams:
+            headers["accept"] = "application/json"
+        headers["content-type"] = "application/json"
         await (streamed if streams else in_one).handle_request(scope, receive, send)
 
     async def _start(

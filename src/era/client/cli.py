@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 # The builtin that `signal` is made of: `signal` itself takes milliseconds, in which Ctrl-C would show a traceback.
-import _signal  # type: ignore[import-not-found]
+import _signal  # type: ignore[import-not-found]  # it is private, and has no types
 
 # Until there is something to clean up, Ctrl-C ends the process at once, without a traceback of what it was importing.
 _signal.signal(_signal.SIGINT, _signal.SIG_DFL)
 
-import sys  # noqa: E402
+import sys  # noqa: E402  after the line above
 
-import era  # noqa: E402
+import era  # noqa: E402  the same
 
 
 def main() -> None:

@@ -28,7 +28,7 @@ import warnings
 # What is called at the end has names of our own: a program may have put something else into its place.
 from _thread import get_ident
 from _weakref import CallableProxyType, ProxyType, ReferenceType
-from builtins import all, any, getattr, id, len, map, set, type, vars, zip  # noqa: UP029
+from builtins import all, any, getattr, id, len, map, set, type, vars, zip  # noqa: UP029  a program may replace them
 from gc import callbacks, garbage, get_debug, get_objects
 from io import BufferedRandom, BufferedReader, BufferedWriter, BytesIO, FileIO, StringIO, TextIOWrapper
 from itertools import compress

@@ -55,7 +55,7 @@ def renew_streams() -> None:
         before = getattr(sys, name)
         own = os.dup(fd)
         os.dup2(write, fd)
-        buffer: Any = open(fd, "wb", closefd=False)  # noqa: SIM115
+        buffer: Any = open(fd, "wb", closefd=False)  # noqa: SIM115  it stays
         buffer.raw.name = f"<{name}>"
         stream: Any = io.TextIOWrapper(
             buffer,
