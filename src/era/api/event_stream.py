@@ -1,0 +1,165 @@
+"""Server-sent events that are numbered and can be resumed: the one form of all event streams of the API.
+
+How to use it. A route takes the parameter `after: After`, which is the number behind which the caller wants to go on:
+from `?after=`, or from the header Last-Event-ID, which browsers send by themselves. It yields Events with consecutive
+numbers, and a Gap (core/event_log.py) for what isn't kept any more, and answers with `event_stream`:
+
+    @router.get("/x/{id}/events", **described("Events `line`, last `end`.", 404))
+    async def x_events(session_id: SessionId, after: After, context: UseContext) -> Response:
+        log = context.things.log(session_id)  # an error raised here is an ordinary answer
+
+        async def events() -> AsyncGenerator[Event | Gap]:
+            async for item in log.follow(after):
+                yield item if isinstance(item, Gap) else Event(item[0], "line", {"text": item[1].text})
+            yield Event(log.last + 1, "end", {})
+
+        return event_stream(events())
+
+On the wire an event is `event: KIND`, `data: {"type": KIND, …}`, `id: NUMBER`. A Gap is the event `gap` with `from` and
+`to`, whose id is its last number. An EraError that is raised later is the event `error`, which has no id: who comes
+back goes on behind the last event that had one. While there is nothing to send, a comment goes out every
+HEARTBEAT_SECONDS, so that nothing in between takes the connection for dead, and a dead one is noticed.
+
+A reader's pace is its own: the next event is made when the connection has room for it, and one event at most waits.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+from collections.abc import AsyncGenerator, Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+import structlog
+from fastapi import Depends, Header, Query, Request
+from fastapi.responses import StreamingResponse
+from starlette.types import Receive, Scope, Send
+
+from era.api.context import errors
+from era.core.event_log import Gap
+from era.errors import BadRequest, EraError
+
+log = structlog.get_logger()
+
+HEARTBEAT_SECONDS = 15.0
+MAX_NUMBER = (1 << 63) - 1
+_HEARTBEAT = b": heartbeat\n\n"
+_HEADERS = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """One event to send."""
+
+    number: int | None
+    """Its place in the sequence. None for what is no part of it, such as an error that may be gone at the next try."""
+
+    kind: str
+    fields: Mapping[str, object]
+    """What it says besides its `type`; JSON values."""
+
+
+async def resumed_after(
+    request: Request,
+    after: Annotated[
+        int, Query(ge=0, le=MAX_NUMBER, description="Go on behind the event with this number (its `id`).")
+    ] = 0,
+    _documented: Annotated[
+        str | None,
+        Header(
+            alias="Last-Event-ID",
+            description="The same as `after`, as browsers send it when they connect again; it wins over `after`.",
+        ),
+    ] = None,
+) -> int:
+    """The number behind which a caller goes on, 0 for all. Raises BadRequest for what is no number."""
+    values = request.headers.getlist("last-event-id")
+    if not values:
+        return after
+    if len(values) > 1 or not re.fullmatch(r"[0-9]{1,19}", values[0]) or int(values[0]) > MAX_NUMBER:
+        raise BadRequest(
+            "The header Last-Event-ID is not the id of an event.",
+            hint="Send the id of the last event that came, or leave it out.",
+            code="invalid_field",
+        )
+    return int(values[0])
+
+
+After = Annotated[int, Depends(resumed_after)]
+
+
+def described(what: str, *statuses: int) -> dict[str, Any]:
+    """The arguments of a route that answers with an event stream. `what` names its events; `statuses` are as for
+    `errors`."""
+    content = {"text/event-stream": {"schema": {"type": "string"}}}
+    return {
+        "response_class": StreamingResponse,
+        "responses": {200: {"description": what, "content": content}, **errors(*statuses)},
+    }
+
+
+def event_stream(events: AsyncGenerator[Event | Gap], headers: Mapping[str, str] | None = None) -> StreamingResponse:
+    """The answer that sends these events as they come. They are closed when it ends, however it does."""
+    return _EventStream(_beating(_encoded(events)), {**_HEADERS, **(headers or {})})
+
+
+class _EventStream(StreamingResponse):
+    """Closes its pieces when it ends: a reader that has gone leaves nothing behind."""
+
+    def __init__(self, pieces: AsyncGenerator[bytes], headers: Mapping[str, str]) -> None:
+        super().__init__(pieces, media_type="text/event-stream", headers=headers)
+        self._pieces = pieces
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            await self._pieces.aclose()
+
+
+def encoded(event: Event | Gap) -> bytes:
+    """An event as it is sent. The id comes last, so that whoever reads lines in pairs needn't know of it."""
+    if isinstance(event, Gap):
+        event = Event(event.last, "gap", {"from": event.first, "to": event.last})
+    data = json.dumps({"type": event.kind, **event.fields}, ensure_ascii=False)
+    number = "" if event.number is None else f"id: {event.number}\n"
+    return f"event: {event.kind}\ndata: {data}\n{number}\n".encode()
+
+
+async def _encoded(events: AsyncGenerator[Event | Gap]) -> AsyncGenerator[bytes]:
+    try:
+        async for event in events:
+            yield encoded(event)
+    except EraError as error:
+        yield encoded(Event(None, "error", {"error": error.message, "code": error.code, "hint": error.hint}))
+    except Exception:
+        log.exception("stream_failed")
+        yield encoded(Event(None, "error", {"error": EraError("The service failed.").message, "code": EraError.code}))
+    finally:
+        await events.aclose()
+
+
+async def _beating(pieces: AsyncGenerator[bytes]) -> AsyncGenerator[bytes]:
+    """The same, with a heartbeat whenever nothing has come for a while."""
+    coming: asyncio.Task[bytes] | None = None
+    try:
+        while True:
+            if coming is None:
+                coming = asyncio.ensure_future(anext(pieces))
+            done, _ = await asyncio.wait({coming}, timeout=HEARTBEAT_SECONDS)
+            if not done:
+                yield _HEARTBEAT
+                continue
+            try:
+                piece = coming.result()
+            except StopAsyncIteration:
+                return
+            coming = None
+            yield piece
+    finally:
+        if coming is not None:
+            coming.cancel()
+            await asyncio.wait({coming})
+        await pieces.aclose()
