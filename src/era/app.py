@@ -31,6 +31,7 @@ from era.core.garbage import collect_garbage, remove_packages
 from era.core.history import HistoryBound
 from era.core.idempotency import IdempotencyKeys
 from era.core.limits import Rules
+from era.core.links import Links, signing_key
 from era.core.metadata import Retention
 from era.core.models import Isolation, JsonObject
 from era.core.outputs import History, Outputs
@@ -310,6 +311,7 @@ async def services(settings: Settings) -> AsyncIterator[Context]:
                     setups=setups,
                     files=files,
                     archives=Archives(store, snapshots, blobs, turns, spool, transfers, files, slots),
+                    links=Links(signing_key(directory / "link-key"), store, api_keys),
                     turns=turns,
                     store=store,
                     list_snapshot=snapshots.entries,

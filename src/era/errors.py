@@ -17,6 +17,7 @@
     │   ├── KeyReused         409  the idempotency key belongs to another request
     │   └── RunLost           409  the run of this idempotency key was lost with the service
     ├── Expired               410  the session has expired and can still be restored
+    ├── LinkExpired           410  the link's time is up
     ├── PreconditionFailed    412  the file isn't as If-Match or If-None-Match demands
     ├── TooLarge              413  data, code, env, files or a body over its limit
     ├── RangeNotSatisfiable   416  the requested range lies beyond the end
@@ -150,6 +151,12 @@ class Expired(EraError):
     status = 410
     code = "expired"
     hint = "POST /api/sessions/{id}/restore brings it back; DELETE with ?purge=true drops it for good."
+
+
+class LinkExpired(EraError):
+    status = 410
+    code = "link_expired"
+    hint = "Whoever gave you the link can make another: POST /api/sessions/{id}/links."
 
 
 class PreconditionFailed(EraError):

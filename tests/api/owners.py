@@ -75,6 +75,9 @@ BODIES: dict[str, Any] = {
     "POST /api/sessions/{session_id}/stream": {"code": "print(1)"},
     "PUT /api/sessions/{session_id}/code": {"code": "print(2)"},
     "POST /api/sessions/{session_id}/rollback": {"version": 1},
+    "POST /api/sessions/{session_id}/move": {"from": "f", "to": "g"},
+    "POST /api/sessions/{session_id}/mkdir": {"path": "made"},
+    "POST /api/sessions/{session_id}/links": {"path": "f"},
     "PUT /api/sessions/{session_id}/versions/{number}/name": {"name": "named"},
     "PUT /api/sessions/{session_id}/inbox": {"verify": None, "retries": 0},
 }

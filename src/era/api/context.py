@@ -29,6 +29,7 @@ from era.core.files.edits import FileEntry
 from era.core.files.session_files import SessionFiles
 from era.core.idempotency import IdempotencyKeys, Made
 from era.core.limits import Rules
+from era.core.links import Links
 from era.core.metadata import MetadataStore
 from era.core.models import Claim, JsonObject, Language, OwnedId, Route, Session, Snapshot
 from era.core.outputs import History
@@ -73,6 +74,7 @@ class Context:
     setups: Setups
     files: SessionFiles
     archives: Archives
+    links: Links
     capsules: Capsules
     storage: Storage
     turns: Turns

@@ -21,14 +21,26 @@ from starlette.requests import ClientDisconnect
 from era.api.context import Answer, Context, Number, SessionId, StrictRoute, UseContext, errors
 from era.api.ranges import requested_range
 from era.api.streaming import ClosingResponse
-from era.core.files.paths import Parts, from_url
+from era.core.files.paths import Parts, from_url, parse
 from era.core.files.session_files import ANY, PATIENCE, Condition, OpenFile
 from era.core.files.spool import bounded
 from era.core.files.trees import name_bytes
 from era.core.models import OwnedId
 from era.errors import BadRequest
 from era.wire.base import dropped_answer
-from era.wire.files import FileDeletedAnswer, FilesAnswer, FileWrittenAnswer, files_answer
+from era.wire.files import (
+    MODE,
+    DirectoryBody,
+    DirectoryMadeAnswer,
+    FileDeletedAnswer,
+    FilesAnswer,
+    FileWrittenAnswer,
+    ListedFile,
+    MoveBody,
+    MovedAnswer,
+    files_answer,
+    mode_of,
+)
 
 router = APIRouter(prefix="/api/sessions/{session_id}", tags=["files"], route_class=StrictRoute)
 
@@ -41,7 +53,7 @@ _TYPES = mimetypes.MimeTypes().types_map[True] | {
 }
 """Python's built-in table and a few more, so that a file's type doesn't depend on the machine."""
 
-_IN_URL = re.compile(rb"/api/sessions/[^/]+/(?:versions/[^/]+/)?files/(.*)", re.DOTALL)
+_IN_URL = re.compile(rb"/api/sessions/[^/]+/(?:(?:versions/[^/]+/)?files|stat)/(.*)", re.DOTALL)
 _TAG = re.compile(r'\s*(W/)?"([^"]*)"\s*(?:,|$)')
 
 # A session's file may hold anything. A browser that opens one must not show it as a page of this server, and a page of
@@ -52,13 +64,13 @@ SAFE = {
     "Cross-Origin-Resource-Policy": "same-origin",
     "Cache-Control": "private, no-cache",
 }
-_BYTES: dict[str, Any] = {
+BYTES: dict[str, Any] = {
     "requestBody": {
         "required": False,
         "content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}},
     }
 }
-_FILE: dict[int | str, dict[str, Any]] = {
+FILE: dict[int | str, dict[str, Any]] = {
     200: {"content": {"application/octet-stream": {}}, "description": "The file, or a part of it as 206."},
     **errors(404, 409, 416),
 }
@@ -97,6 +109,10 @@ Wait = Annotated[
 FilesLimit = Annotated[int, Query(ge=1, le=1000, description="Files per page.")]
 FilesCursor = Annotated[str | None, Query(max_length=1 << 16, description="`next_cursor` of the page before.")]
 Prefix = Annotated[str, Query(max_length=4096, description="Only paths that begin with this.")]
+Directories = Annotated[bool, Query(description="List directories, too. The totals never count them.")]
+Mode = Annotated[
+    str | None, Query(pattern=MODE, description="The file's permissions in octal digits; else it keeps those it has.")
+]
 
 
 @router.get("/files", responses={200: {"model": FilesAnswer}, **errors(404)})
@@ -106,9 +122,10 @@ async def list_files(
     limit: FilesLimit = 1000,
     cursor: FilesCursor = None,
     prefix: Prefix = "",
+    directories: Directories = False,
 ) -> Response:
     """List files in the order of their paths. The totals count all files of the session."""
-    return await _files(context, session_id, None, limit, cursor, prefix)
+    return await _files(context, session_id, None, limit, cursor, prefix, directories=directories)
 
 
 @router.get("/versions/{number}/files", responses={200: {"model": FilesAnswer}, **errors(404)}, tags=["versions"])
@@ -119,18 +136,31 @@ async def list_files_of_version(
     limit: FilesLimit = 1000,
     cursor: FilesCursor = None,
     prefix: Prefix = "",
+    directories: Directories = False,
 ) -> Response:
     """List files of a version in the order of their paths. The totals count all files of the version."""
-    return await _files(context, session_id, number, limit, cursor, prefix)
+    return await _files(context, session_id, number, limit, cursor, prefix, directories=directories)
 
 
 async def _files(
-    context: Context, session_id: OwnedId, version: int | None, limit: int, cursor: str | None, prefix: str
+    context: Context,
+    session_id: OwnedId,
+    version: int | None,
+    limit: int,
+    cursor: str | None,
+    prefix: str,
+    *,
+    directories: bool,
 ) -> Response:
     """A page of the files of a version, of the current one if it is None."""
     after = _path_of(cursor) if cursor else ()
     page = await context.files.page(
-        session_id, limit=limit, after=after, prefix=tuple(prefix.split("/")), version=version
+        session_id,
+        limit=limit,
+        after=after,
+        prefix=tuple(prefix.split("/")),
+        directories=directories,
+        version=version,
     )
     following = _cursor_of(page.files[-1].path) if page.more else None
     return Answer(
@@ -147,31 +177,29 @@ async def _files(
 @router.put(
     "/files/{path:rest}",
     responses={200: {"model": FileWrittenAnswer}, **errors(404, 408, 409, 412, 413, 429)},
-    openapi_extra=_BYTES,
+    openapi_extra=BYTES,
 )
 async def put_file(
-    session_id: SessionId, path: Path, request: Request, context: UseContext, wait: Wait = True
+    session_id: SessionId, path: Path, request: Request, context: UseContext, wait: Wait = True, mode: Mode = None
 ) -> Response:
     """Write a file: its content is the body. Waits for the run under way."""
     body = body_of(session_id, request, context)
     upload, dropped = await context.files.put(
-        session_id, path, body, _condition(request), patience=PATIENCE if wait else 0
+        session_id, path, body, _condition(request), mode=mode_of(mode), patience=PATIENCE if wait else 0
     )
     answer = {"path": "/".join(path), "size": upload.size, **dropped_answer(dropped)}
     return Answer(answer, headers={"ETag": f'"{upload.digest}"'})
 
 
 @router.head("/files/{path:rest}", include_in_schema=False)
-@router.get("/files/{path:rest}", responses=_FILE, response_class=StreamingResponse)
+@router.get("/files/{path:rest}", responses=FILE, response_class=StreamingResponse)
 async def get_file(session_id: SessionId, path: Path, request: Request, context: UseContext) -> Response:
     """Download a file, as of the last commit."""
     return await _file(context, session_id, None, path, request)
 
 
 @router.head("/versions/{number}/files/{path:rest}", include_in_schema=False)
-@router.get(
-    "/versions/{number}/files/{path:rest}", responses=_FILE, response_class=StreamingResponse, tags=["versions"]
-)
+@router.get("/versions/{number}/files/{path:rest}", responses=FILE, response_class=StreamingResponse, tags=["versions"])
 async def get_file_of_version(
     session_id: SessionId, number: Number, path: Path, request: Request, context: UseContext
 ) -> Response:
@@ -183,7 +211,7 @@ async def _file(context: Context, session_id: OwnedId, version: int | None, path
     """A file of a version, of the current one if it is None."""
     file = await context.files.open(session_id, path, version)
     try:
-        return _file_response(file, path, request)
+        return file_response(file, path, request)
     except BaseException:
         file.close()
         raise
@@ -205,13 +233,41 @@ async def delete_file(
     return Answer({"success": True, "path": "/".join(path), **dropped_answer(dropped)})
 
 
-async def body_of(session_id: OwnedId, request: Request, context: Context) -> AsyncIterator[bytes]:
+@router.get("/stat/{path:rest}", responses={200: {"model": ListedFile}, **errors(404, 409)})
+async def stat_file(session_id: SessionId, path: Path, context: UseContext) -> Response:
+    """Show what is at a path: a file, a link or a directory."""
+    return Answer(files_answer([await context.files.stat(session_id, path)])[0])
+
+
+@router.post("/move", responses={200: {"model": MovedAnswer}, **errors(404, 409, 413, 429)})
+async def move_file(session_id: SessionId, body: MoveBody, context: UseContext, wait: Wait = True) -> Response:
+    """Move a file, a link or a directory to another path. Waits for the run under way."""
+    dropped = await context.files.move(
+        session_id, parse(body.source), parse(body.to), replace=body.replace, patience=PATIENCE if wait else 0
+    )
+    return Answer({"success": True, "from": body.source, "to": body.to, **dropped_answer(dropped)})
+
+
+@router.post("/mkdir", responses={200: {"model": DirectoryMadeAnswer}, **errors(404, 409, 413, 429)})
+async def make_directory(
+    session_id: SessionId, body: DirectoryBody, context: UseContext, wait: Wait = True
+) -> Response:
+    """Make a directory, and those on the way to it. Waits for the run under way."""
+    created, dropped = await context.files.make_directory(
+        session_id, parse(body.path), mode=mode_of(body.mode), patience=PATIENCE if wait else 0
+    )
+    return Answer({"success": True, "path": body.path, "created": created, **dropped_answer(dropped)})
+
+
+async def body_of(
+    session_id: OwnedId, request: Request, context: Context, most: int | None = None
+) -> AsyncIterator[bytes]:
     """The request's body in pieces, as they arrive.
 
-    Raises TooLarge beyond what the session may hold, at once where Content-Length says so; BadRequest where the client
-    hangs up.
+    Raises TooLarge beyond what the session may hold, or `most` bytes, at once where Content-Length says so; BadRequest
+    where the client hangs up.
     """
-    check = await context.files.size_check(session_id)
+    check = await context.files.size_check(session_id, most)
     declared = request.headers.get("content-length", "0")
     check(int(declared) if declared.isdigit() else 0)
     try:
@@ -221,7 +277,7 @@ async def body_of(session_id: OwnedId, request: Request, context: Context) -> As
         raise BadRequest("The body ended before it was complete.") from None
 
 
-def _file_response(file: OpenFile, path: Parts, request: Request) -> Response:
+def file_response(file: OpenFile, path: Parts, request: Request) -> Response:
     """A file, a range of it (206), or 304 where the client has it. Takes over closing `file`, unless it raises."""
     etag = f'"{file.digest}"'
     headers = {**SAFE, "ETag": etag, "Accept-Ranges": "bytes", **_last_modified(file.mtime_ns)}

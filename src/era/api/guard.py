@@ -10,7 +10,8 @@ plain text, which needs no CORS preflight (what a browser may have sent counts o
 or as an archive, see capsules.py). A page that a session serves under /proxy has this server's own name, but an opaque
 origin (see core/public/headers.py).
 
-Public URLs of sessions are for anybody, pages of other sites among them: there only the Host header is checked.
+Public URLs of sessions are for anybody, pages of other sites among them: there only the Host header is checked. So are
+links to files (api/links.py), whose token is all that a caller needs.
 
 A WebSocket is checked as a call is, before it is accepted. Browsers open one to any site without asking that first, and
 let the page read it. A WebSocket to a public URL comes as an HTTP request (see protocol.py).
@@ -37,11 +38,11 @@ log = structlog.get_logger()
 MAX_BODY_BYTES = 16 << 20
 _LOOPBACK = frozenset({"localhost", "127.0.0.1", "[::1]"})
 _KEYED = re.compile(r"/(api|mcp)(/|$)")
-_UPLOADS = re.compile(r"/api/sessions/[^/]+/(files/.*|archive)", re.DOTALL)
+_UPLOADS = re.compile(r"/api/sessions/[^/]+/(files/.*|archive)|/links/[^/]+", re.DOTALL)
 """Paths whose PUT may have a body as large as the session's limits; api/files.py checks it."""
 
 _SLASH_COUNTS = re.compile(
-    r"/proxy(/|$)|/api/sessions/[^/]+/(versions/[^/]+/)?files/|/api/storage/(kv|r2)/[^/]+/.", re.DOTALL
+    r"/proxy(/|$)|/api/sessions/[^/]+/((versions/[^/]+/)?files|stat)/|/api/storage/(kv|r2)/[^/]+/.", re.DOTALL
 )
 """Paths of which a slash at the end is a part: what a session serves, names of files, keys."""
 
@@ -50,7 +51,8 @@ _COLLECTIONS = re.compile(r"/api/(sessions/|storage/(kv|r2)/[^/]+/)")
 an empty ID must not delete all of them, so the slash is needless only for reading and creating."""
 
 _OPEN_NAMES = re.compile(r"/health(/|$)")
-_PUBLIC = re.compile(r"/proxy(/|$)")
+_PUBLIC = re.compile(r"/(proxy|links)(/|$)")
+_PROXY = re.compile(r"/proxy(/|$)")
 _FROM_A_SESSION = re.compile(r"[a-z]+://[^/]*/proxy([/?]|$)")
 
 
@@ -122,7 +124,7 @@ class Guard:
                 await self._app(scope, _bounded_messages(receive), send_with_id)
                 return
             uploads = scope["method"] == "PUT" and _UPLOADS.fullmatch(scope["path"])
-            public = _PUBLIC.match(scope["path"])  # streamed to the session's server, or bounded by proxy.py
+            public = _PROXY.match(scope["path"])  # streamed to the session's server, or bounded by proxy.py
             bound = None if uploads or public else self._bounds.get((scope["method"], scope["path"]), MAX_BODY_BYTES)
             await self._app(scope, _bounded(receive, headers, bound, self._idle_seconds), send_with_id)
         except EraError as error:

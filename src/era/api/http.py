@@ -23,6 +23,7 @@ from era.api import (
     history,
     inbox,
     languages,
+    links,
     pages,
     proxy,
     runs,
@@ -59,6 +60,7 @@ def build(settings: Settings, context: Context) -> FastAPI:
         versions,
         files,
         archives,
+        links,
         history,
         capsules,
         proxy,
@@ -70,7 +72,7 @@ def build(settings: Settings, context: Context) -> FastAPI:
         pages,
     )
     mcp = Mcp()
-    routers = [*(module.router for module in modules), storage.resources, health.metrics_router]
+    routers = [*(module.router for module in modules), links.public, storage.resources, health.metrics_router]
     app = application(routers, lifespan=mcp.lifespan)
     app.state.context = context
     app.state.storage = context.storage
@@ -136,13 +138,19 @@ async def _era_error(request: Request, error: Exception) -> Response:
     if not isinstance(error, EraError):
         raise error
     if error.status >= 500:
-        log.error("request_failed", path=request.url.path, code=error.code, error=error.message)
+        log.error("request_failed", path=logged_path(request), code=error.code, error=error.message)
     if isinstance(error, NoSession) and (caller := getattr(request.state, "caller", None)):
         context: Context = request.app.state.context
         own = await context.store.newest_ids(caller.owner, _COMPARED)
         if found := nearest(error.session_id, own, _NEARLY_THE_SAME):
             error.hint = f"Did you mean '{found}'? {error.hint}"
     return _answer(request, error)
+
+
+def logged_path(request: Request) -> str:
+    """A request's path, without the token of a link: who reads a log can't use it."""
+    path = request.url.path
+    return "/links/*" if path.startswith("/links/") else path
 
 
 async def _invalid(request: Request, error: Exception) -> Response:
@@ -183,5 +191,5 @@ def _methods(request: Request) -> list[str]:
 
 async def _bug(request: Request, error: Exception) -> Response:
     """The answer to an unexpected exception. Its details go to the log only."""
-    log.error("bug", path=request.url.path, request_id=request.state.request_id, exc_info=error)
+    log.error("bug", path=logged_path(request), request_id=request.state.request_id, exc_info=error)
     return _answer(request, EraError("The service failed."))

@@ -89,7 +89,7 @@ def _walk(annotation: Any, parts: Iterable[Any]) -> Iterator[tuple[str, Sequence
     """
     models, tagged = list(_models(annotation)), False
     for part in parts:
-        fields = {name: field for model in models for name, field in model.model_fields.items()}
+        fields = {field.alias or name: field for model in models for name, field in model.model_fields.items()}
         if tagged:
             models, tagged = [model for model in models if model.__name__ == part], False
             yield "", ()

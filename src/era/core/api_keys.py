@@ -44,8 +44,13 @@ class Caller:
     is_operator: bool = False
     """Whether he may create, list and revoke keys."""
 
+    key_id: str = ""
+    """The id of his key: OPERATOR_KEY for the operator's; empty for a call without one."""
 
+
+OPERATOR_KEY = "operator"
 OPERATOR = Caller(DEFAULT_OWNER, is_operator=True)
+"""Who calls a server that wants no key."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,9 +99,18 @@ class ApiKeys:
         """The caller who holds this key; None for an unknown key. Compared in constant time or by digest."""
         digest = _digest(key_text)
         if self._operator_digest is not None and hmac.compare_digest(digest, self._operator_digest):
-            return OPERATOR
+            return Caller(DEFAULT_OWNER, is_operator=True, key_id=OPERATOR_KEY)
         key = self._stored.get(digest)
-        return None if key is None else Caller(key.owner)
+        return None if key is None else Caller(key.owner, key_id=key.id)
+
+    def digest_of(self, key_id: str) -> str | None:
+        """The digest of the key with this id (see Caller), by which what was made with it can be bound to it; None
+        where that key lets nobody in now. That of no key is empty, and lets in as long as no call needs one."""
+        if not key_id:
+            return None if self.required else ""
+        if key_id == OPERATOR_KEY:
+            return self._operator_digest
+        return next((digest for digest, key in self._stored.items() if key.id == key_id), None)
 
     def list(self) -> Sequence[ApiKey]:
         """Oldest first."""

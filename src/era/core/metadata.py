@@ -154,7 +154,8 @@ class MetadataStore(Protocol):
         ...
 
     async def public_session(self, session_id: str) -> Session:
-        """The session of this id, whoever owns it: for its public URL, and for nothing else. Counts as a call.
+        """The session of this id, whoever owns it: for its public URL and links, and for nothing else. Counts as a
+        call.
 
         Raises NotFound or Expired.
         """

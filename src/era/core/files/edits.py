@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from era.core.files.diffs import ReadTree
 from era.core.files.packages import is_packages, own_entries
@@ -51,6 +51,13 @@ class PutLink:
 
 
 @dataclass(frozen=True, slots=True)
+class Place:
+    """Put an entry of a tree object as it is, under the name that the edit has: a directory with all that is in it."""
+
+    entry: Entry
+
+
+@dataclass(frozen=True, slots=True)
 class Remove:
     """Remove an entry; a directory only if `recursive`."""
 
@@ -61,14 +68,14 @@ class Remove:
 class Changes:
     """The edits of a directory, by name. A directory that doesn't exist is made."""
 
-    entries: dict[str, PutFile | PutLink | Remove | Changes] = field(default_factory=dict)
+    entries: dict[str, PutFile | PutLink | Place | Remove | Changes] = field(default_factory=dict)
     mode: int | None = None
     """Without one the directory keeps the mode it has, or gets DIRECTORY_MODE."""
 
     named: bool = False
     """Whether the directory itself was added, not only something in it."""
 
-    def add(self, parts: Parts, change: PutFile | PutLink | Remove) -> None:
+    def add(self, parts: Parts, change: PutFile | PutLink | Place | Remove) -> None:
         """Add an edit at a path. Raises BadRequest where it contradicts an earlier one."""
         here = self._directory(parts[:-1])
         if parts[-1] in here.entries:
@@ -103,18 +110,32 @@ class Changes:
         return here
 
 
+type Kind = Literal["file", "link", "dir"]
+
+
 class FileEntry(NamedTuple):
-    """A file or link in a list of files. `path` is relative; bytes that aren't UTF-8 are lone surrogates in it."""
+    """A file, link or directory in a list of files. `path` is relative; bytes that aren't UTF-8 are lone surrogates in
+    it."""
 
     path: str
-    size: int
-    mtime_ns: int
-    is_link: bool
+    kind: Kind
+    size: int = 0
+    """In bytes; of a link that of its target's path, of a directory 0."""
+
+    mtime_ns: int | None = None
+    """None for a directory: trees don't keep its time."""
+
+    mode: int | None = None
+    """Permission bits; None for a link."""
+
+    target: str | None = None
+    """Where a link points to."""
+
     uploaded: bool = False
     """Whether a client has put it and no run has changed it since."""
 
     digest: str | None = None
-    """SHA-256 of the content; None for a link."""
+    """SHA-256 of a file's content."""
 
 
 def apply(read: ReadTree, batch: BlobBatch, root: str | None, changes: Changes) -> tuple[str | None, Totals]:
@@ -150,6 +171,12 @@ def _changed(
             mode = change.mode if change.mode is not None else old[4] if old else FILE_MODE
             entries[name] = ["file", name, change.digest, change.size, mode, change.mtime_ns, *UPLOADED]
             totals = totals.plus(Totals(0, 0, change.size))
+        elif isinstance(change, Place):
+            if old is not None:
+                totals = totals.minus(_removed(read, old, Remove(), here))
+            entries[name] = [change.entry[0], name, *change.entry[2:]]
+            totals = totals.plus(_entry_totals(read, change.entry))
+            continue
         else:
             _check_kind(old, "link", here)
             entries[name] = ["link", name, change.target, change.mtime_ns]
@@ -174,25 +201,27 @@ def _removed(read: ReadTree, old: Entry | None, change: Remove, path: Parts) -> 
     """The totals of an entry that may be removed. Raises NotFound, Conflict."""
     if old is None:
         raise no_file(path)
-    if old[0] != "dir":
-        return Totals(1, 1, entry_size(old))
-    if not change.recursive:
+    if old[0] == "dir" and not change.recursive:
         raise Conflict(
             f"'{display_path(path)}' is a directory.",
             hint="Add ?recursive=true to delete it with all that is in it.",
             code="is_a_directory",
         )
-    return Totals(1).plus(count(read, old[2]))
+    return _entry_totals(read, old)
+
+
+def _entry_totals(read: ReadTree, entry: Entry) -> Totals:
+    """The totals of an entry with all that is below it."""
+    if entry[0] == "dir":
+        return Totals(1).plus(count(read, entry[2]))
+    return Totals(1, 1, entry_size(entry))
 
 
 def count(read: ReadTree, digest: str | None) -> Totals:
     """The totals of a whole tree."""
     totals = Totals()
     for entry in read(digest) if digest else ():
-        if entry[0] == "dir":
-            totals = totals.plus(Totals(1)).plus(count(read, entry[2]))
-        else:
-            totals = totals.plus(Totals(1, 1, entry_size(entry)))
+        totals = totals.plus(_entry_totals(read, entry))
     return totals
 
 
@@ -200,9 +229,15 @@ def own_totals(read: ReadTree, root: str | None) -> Totals:
     """The totals of a root without packages."""
     totals = Totals()
     for entry in own_entries(read, root):
-        below = Totals(1).plus(count(read, entry[2])) if entry[0] == "dir" else Totals(1, 1, entry_size(entry))
-        totals = totals.plus(below)
+        totals = totals.plus(_entry_totals(read, entry))
     return totals
+
+
+def depth(read: ReadTree, entry: Entry) -> int:
+    """How many directories are nested in an entry, itself included; 0 for what is no directory."""
+    if entry[0] != "dir":
+        return 0
+    return 1 + max((depth(read, child) for child in read(entry[2])), default=0)
 
 
 def only_packages(read: ReadTree, batch: BlobBatch, root: str | None) -> tuple[ReadTree, str | None]:
@@ -286,10 +321,16 @@ def walk(read: ReadTree, digest: str | None, path: Parts = ()) -> Iterator[tuple
 
 
 def page(
-    read: ReadTree, digest: str | None, *, after: Parts = (), prefix: Parts = (), path: Parts = ()
+    read: ReadTree,
+    digest: str | None,
+    *,
+    after: Parts = (),
+    prefix: Parts = (),
+    directories: bool = False,
+    path: Parts = (),
 ) -> Iterator[tuple[Parts, Entry]]:
-    """The files and links of a tree, but no packages, after the path `after` whose path begins with `prefix`, in order,
-    with their paths.
+    """The files and links of a tree, with `directories` those too, but no packages, after the path `after` whose path
+    begins with `prefix`, in order, with their paths.
 
     The last part of `prefix` may be the beginning of a name. Subtrees without such paths aren't read. `path` is that of
     the tree itself.
@@ -300,18 +341,21 @@ def page(
             continue
         if prefix and not (name.startswith(prefix[0]) if len(prefix) == 1 else name == prefix[0]):
             continue
-        if entry[0] != "dir":
-            if (not after or name_bytes(name) > name_bytes(after[0])) and len(prefix) <= 1:
-                yield (*path, name), entry
-        else:
-            further = after[1:] if after and name == after[0] else ()
-            yield from page(read, entry[2], after=further, prefix=prefix[1:], path=(*path, name))
+        is_after = not after or name_bytes(name) > name_bytes(after[0])
+        if (entry[0] != "dir" or directories) and is_after and len(prefix) <= 1:
+            yield (*path, name), entry
+        if entry[0] == "dir":
+            here, further = (*path, name), after[1:] if after and name == after[0] else ()
+            yield from page(read, entry[2], after=further, prefix=prefix[1:], directories=directories, path=here)
 
 
 def file_entry(path: Parts, entry: Entry) -> FileEntry:
-    """A file or link, as an item of a list of files."""
+    """An entry of a tree object, as an item of a list of files."""
+    where = "/".join(path)
     match entry:
-        case "file", _, digest, size, _, mtime_ns, *uploaded:
-            return FileEntry("/".join(path), size, mtime_ns, is_link=False, uploaded=bool(uploaded), digest=digest)
+        case "file", _, digest, size, mode, mtime_ns, *uploaded:
+            return FileEntry(where, "file", size, mtime_ns, mode, uploaded=bool(uploaded), digest=digest)
+        case "link", _, target, mtime_ns:
+            return FileEntry(where, "link", entry_size(entry), mtime_ns, target=target)
         case _:
-            return FileEntry("/".join(path), entry_size(entry), entry[3], is_link=True)
+            return FileEntry(where, "dir", mode=entry[3])

@@ -18,7 +18,8 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 
 from era.core.expiry import calling
-from era.core.files.edits import Changes, FileEntry, PutFile, Remove, display_path, no_file
+from era.core.files import edits
+from era.core.files.edits import Changes, Entry, FileEntry, Place, PutFile, Remove, display_path, no_file
 from era.core.files.paths import Parts
 from era.core.files.snapshots import BlobStore, Snapshots
 from era.core.files.spool import Spool, Threads, Upload
@@ -29,7 +30,7 @@ from era.core.limits import Rules, bounds
 from era.core.metadata import MetadataStore
 from era.core.models import OwnedId, Session, Snapshot
 from era.core.turns import Turns
-from era.errors import Conflict, NotFound, PreconditionFailed, TooLarge, Unavailable
+from era.errors import BadRequest, Conflict, NotFound, PreconditionFailed, TooLarge, Unavailable
 
 PATIENCE = 60.0
 """Seconds for which a change of files waits for the runs before it. Many clients would have given up by then without
@@ -123,12 +124,27 @@ class SessionFiles:
         return found.snapshot, found.created_at
 
     async def page(
-        self, session_id: OwnedId, *, limit: int, after: Parts, prefix: Parts, version: int | None = None
+        self,
+        session_id: OwnedId,
+        *,
+        limit: int,
+        after: Parts,
+        prefix: Parts,
+        directories: bool = False,
+        version: int | None = None,
     ) -> Page:
-        """Up to `limit` files after the path `after` whose path begins with `prefix`, in the order of their paths."""
+        """Up to `limit` files after the path `after` whose path begins with `prefix`, in the order of their paths; with
+        `directories` those too."""
         snapshot, _ = await self.snapshot(session_id, version)
-        files = await self._snapshots.entries(snapshot, after=after, prefix=prefix, limit=limit + 1)
+        files = await self._snapshots.entries(
+            snapshot, after=after, prefix=prefix, directories=directories, limit=limit + 1
+        )
         return Page(snapshot, files[:limit], len(files) > limit)
+
+    async def stat(self, session_id: OwnedId, path: Parts) -> FileEntry:
+        """What is at a path. Raises NotFound, Conflict where the path leads through a link."""
+        snapshot, _ = await self.snapshot(session_id)
+        return edits.file_entry(path, await self._snapshots.find(snapshot, path))
 
     async def open(self, session_id: OwnedId, path: Parts, version: int | None = None) -> OpenFile:
         """Open a file. Raises NotFound, Conflict for what is no file, Unavailable where the disk fails."""
@@ -161,9 +177,11 @@ class SessionFiles:
         pieces: AsyncIterator[bytes],
         condition: Condition,
         *,
+        mode: int | None = None,
         patience: float = PATIENCE,
     ) -> tuple[Upload, int]:
         """Write a file, replacing one that is there. All of it is durable when this returns, or nothing has changed.
+        `mode` are its permission bits; see PutFile.
 
         Returns what was written, and how many old versions that dropped. Raises Conflict where something of another
         kind is there or on the way, TooLarge beyond the session's limits, PreconditionFailed, TooManyUploads;
@@ -177,7 +195,7 @@ class SessionFiles:
             if upload.content is None:
                 await self._threads(self._put_ahead, upload)
             changes = Changes()
-            changes.add(path, PutFile(upload.digest, upload.size, time.time_ns()))
+            changes.add(path, PutFile(upload.digest, upload.size, time.time_ns(), mode))
             async with self._turns.take(session_id, patience=patience):
                 session = await self.writable_session(session_id, session.key)
                 if condition != Condition():
@@ -200,8 +218,68 @@ class SessionFiles:
                 raise no_file(path)
             changes = Changes()
             changes.add(path, Remove(recursive))
-            snapshot = await self._snapshots.edit(session.snapshot, changes, lambda _: None, self.bounds(session))
-            return (await self.commit(session, snapshot))[1]
+            return await self._edit(session, changes)
+
+    async def make_directory(
+        self, session_id: OwnedId, path: Parts, *, mode: int | None = None, patience: float = PATIENCE
+    ) -> tuple[bool, int]:
+        """Make a directory, and those on the way to it. Returns whether it is new, and how many old versions that
+        dropped. One that is there stays as it is. Raises Conflict where something else is; RunUnderWay as `put`
+        does."""
+        self.check_depth((*path, ""))
+        async with self._turns.take(session_id, patience=patience):
+            session = await self.writable_session(session_id)
+            there = await self._found(session, path)
+            if there is not None and there[0] == "dir":
+                return False, 0
+            changes = Changes()
+            changes.add_directory(path, mode)
+            return True, await self._edit(session, changes)
+
+    async def move(
+        self, session_id: OwnedId, source: Parts, target: Parts, *, replace: bool, patience: float = PATIENCE
+    ) -> int:
+        """Give a file, link or directory another path; directories on the way to that are made. Returns how many old
+        versions that dropped. One that is moved to where it is stays.
+
+        Raises NotFound where nothing is at `source`; Conflict where something is at `target`, unless it is a file or
+        link and may be replaced (`replace`); BadRequest for what would be in itself; TooLarge where that
+        would be too deep; RunUnderWay as `put` does.
+        """
+        self.check_depth(target)
+        async with self._turns.take(session_id, patience=patience):
+            session = await self.writable_session(session_id)
+            entry = await self._snapshots.find(session.snapshot, source)
+            if source == target:
+                return 0
+            if target[: len(source)] == source:
+                raise BadRequest(
+                    f"'{display_path(target)}' is below '{display_path(source)}': nothing can be moved into itself.",
+                    hint="Choose another path.",
+                    code="bad_path",
+                )
+            self._check_free(target, await self._found(session, target), entry, replace=replace)
+            levels = await self._snapshots.depth(session.snapshot, entry)
+            self.check_depth((*target, *("",) * levels))
+            changes = Changes()
+            changes.add(source, Remove(recursive=True))
+            changes.add(target, Place(entry))
+            return await self._edit(session, changes)
+
+    def _check_free(self, target: Parts, there: Entry | None, entry: Entry, *, replace: bool) -> None:
+        """Raises Conflict where what is at `target` can't make way for an entry."""
+        if there is None or (replace and "dir" not in (there[0], entry[0])):
+            return
+        raise Conflict(
+            f"There is something at '{display_path(target)}' already.",
+            hint='Delete it first, or send "replace": true, which replaces files and links.',
+            code="exists",
+        )
+
+    async def _edit(self, session: Session, changes: Changes) -> int:
+        """Commit changes that put no content, in the session's turn. Returns how many old versions that dropped."""
+        snapshot = await self._snapshots.edit(session.snapshot, changes, lambda _: None, self.bounds(session))
+        return (await self.commit(session, snapshot))[1]
 
     async def commit(self, session: Session, snapshot: Snapshot) -> tuple[Session, int]:
         """Make `snapshot` the session's next version, in its turn. Returns the session after that, and how many old
@@ -238,11 +316,17 @@ class SessionFiles:
         if len(path) > depth + 1:
             raise TooLarge(f"The path goes through {len(path) - 1} directories, {depth} may be.")
 
-    async def size_check(self, session_id: OwnedId) -> Callable[[int], None]:
-        """A function that raises TooLarge for a size (bytes) that the session can't hold, whatever it holds now."""
+    async def size_check(self, session_id: OwnedId, allowed: int | None = None) -> Callable[[int], None]:
+        """A function that raises TooLarge for a size (bytes) that the session can't hold, whatever it holds now, or
+        that is over `allowed`."""
         most = self.bounds(await self._store.session(session_id)).total_bytes
 
         def check(size: int) -> None:
+            if allowed is not None and size > allowed:
+                raise TooLarge(
+                    f"The body is over {allowed} bytes, which is as much as this link allows.",
+                    hint="Send less. Nothing was changed.",
+                )
             if size > most:
                 raise TooLarge(
                     f"The body is over {most} bytes, which is as much as this session may hold.",
@@ -253,11 +337,17 @@ class SessionFiles:
 
     async def _current(self, session: Session, path: Parts) -> str | None:
         """What is at a path, as Condition.check takes it: a file's digest, None for nothing, "" for no file."""
-        try:
-            entry = await self._snapshots.find(session.snapshot, path)
-        except NotFound:
+        entry = await self._found(session, path)
+        if entry is None:
             return None
         return str(entry[2]) if entry[0] == "file" else ""
+
+    async def _found(self, session: Session, path: Parts) -> Entry | None:
+        """The entry at a path, None for nothing."""
+        try:
+            return await self._snapshots.find(session.snapshot, path)
+        except NotFound:
+            return None
 
     def _put_ahead(self, upload: Upload) -> None:
         """Make a large upload durable before its turn. Raises Unavailable."""

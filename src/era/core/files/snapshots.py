@@ -226,9 +226,15 @@ class Snapshots:
             self._threads.submit(memory.watch.close)  # this takes the kernel 10 ms
 
     async def entries(
-        self, snapshot: Snapshot, *, after: Parts = (), prefix: Parts = (), limit: int | None = None
+        self,
+        snapshot: Snapshot,
+        *,
+        after: Parts = (),
+        prefix: Parts = (),
+        directories: bool = False,
+        limit: int | None = None,
     ) -> Sequence[FileEntry]:
-        """The files and links of a snapshot in order, at most `limit`; `after` and `prefix` are as in edits.page.
+        """The files and links of a snapshot in order, at most `limit`; the others are as in edits.page.
 
         Raises Unavailable where the disk fails.
         """
@@ -236,7 +242,7 @@ class Snapshots:
             return ()
 
         def job() -> Sequence[FileEntry]:
-            page = edits.page(self.read_tree, snapshot.root, after=after, prefix=prefix)
+            page = edits.page(self.read_tree, snapshot.root, after=after, prefix=prefix, directories=directories)
             return [edits.file_entry(path, entry) for path, entry in islice(page, limit)]
 
         try:
@@ -249,6 +255,14 @@ class Snapshots:
         disk fails."""
         try:
             return await self._on_thread(lambda: edits.find(self.read_tree, snapshot.root, path), snapshot.root)
+        except OSError as error:
+            raise Unavailable(f"the session's files could not be read: {error.strerror}") from error
+
+    async def depth(self, snapshot: Snapshot, entry: Entry) -> int:
+        """How many directories are nested in an entry of this snapshot; see edits.depth. Raises Unavailable where the
+        disk fails."""
+        try:
+            return await self._on_thread(lambda: edits.depth(self.read_tree, entry), snapshot.root)
         except OSError as error:
             raise Unavailable(f"the session's files could not be read: {error.strerror}") from error
 
