@@ -20,7 +20,7 @@ SRC = ROOT / "src"
 MAX_LINES = 600
 
 ADAPTERS = {"store", "drivers", "network", "packages"}
-CORE = {"core", "core/files", "core/setup", "core/public", "core/capsules"}
+CORE = {"core", "core/files", "core/setup", "core/live", "core/public", "core/capsules"}
 PLUGINS = {"era.guest.lib.era_matplotlib": "matplotlib"}
 """Modules of the guest that import a package of the session's: only it imports them."""
 
@@ -31,7 +31,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "core": {"core/capsules", "core/files", "core/setup", "errors", "languages"},
     "core/files": {"core", "errors"},
     "core/setup": {"core", "core/files", "errors", "languages"},
-    "core/public": {"core", "errors"},
+    "core/live": {"core", "core/files", "core/setup", "errors", "languages"},
+    "core/public": {"core", "core/live", "errors"},
     "core/capsules": {"core", "core/files", "core/setup", "errors", "languages"},
     "drivers": {"core", "errors", "languages"},
     "guest": set(),

@@ -5,6 +5,7 @@
 | Sandbox: to make and close it           | drivers/             | core/pool.py                                      |
 | Sandbox: to run programs and end them   | drivers/             | core/files/allowance.py, core/active_runs.py      |
 | Sandbox: its working directory          | drivers/             | core/files/, core/setup/builds.py                 |
+| Sandbox: ProcessSupervisor, frozen      | drivers/             | core/live/                                        |
 | Sandbox: GuestListener, SocketBroker    | drivers/             | network/, which is an adapter itself              |
 | Network, RunEgress                      | network/egress.py    | core/execution.py, core/setup/                    |
 | StorageAccesses, StorageAccess          | network/storage.py   | core/execution.py                                 |
@@ -22,10 +23,12 @@ from __future__ import annotations
 
 import socket
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Protocol
 
 from era.core.models import JsonObject, Language, WantedIsolation
+from era.core.process import ProcessEnded, ProcessOutput, ProcessSpec, TerminalSize
 from era.core.program import Ended, Limits, Output, Program
 from era.core.secrets import Secret
 
@@ -58,6 +61,71 @@ class SocketBroker(Protocol):
     def on_notify_fd(self, callback: Callable[[int], None]) -> None:
         """From now on call `callback` with each seccomp notification descriptor of `supervised` programs. It owns them;
         each takes the place of the one before. -1 says that the sandbox is gone."""
+        ...
+
+
+class GuestProcess(Protocol):
+    """A process in a sandbox, under way or ended."""
+
+    pid: int
+    """As processes in there see it."""
+
+    def events(self) -> AsyncIterator[ProcessOutput | ProcessEnded]:
+        """Its output, and `ProcessEnded` last. For one reader. A process whose output isn't read stops at a full pipe;
+        no other process does."""
+        ...
+
+    async def write(self, data: bytes) -> None:
+        """Write to its standard input or PTY. Returns once the supervisor has taken all of it, which may wait for the
+        process to read. Raises BrokenPipeError where the process takes no input, or no more."""
+        ...
+
+    async def close_stdin(self) -> None:
+        """End its standard input; for a PTY this writes the terminal's end-of-file character."""
+        ...
+
+    async def send(self, data: bytes) -> None:
+        """Write to its channel. Raises BrokenPipeError."""
+        ...
+
+    async def signal(self, number: int, *, group: bool = True) -> None:
+        """Send a signal to its process group, or to itself only. Does nothing once it has ended."""
+        ...
+
+    async def kill(self) -> None:
+        """Kill it and what descends from it, as far as that can be told."""
+        ...
+
+    async def resize(self, size: TerminalSize) -> None:
+        """Give its PTY another size, of which the kernel tells it by SIGWINCH."""
+        ...
+
+
+class ProcessSupervisor(Protocol):
+    """The processes of one sandbox."""
+
+    enforced: JsonObject
+    """What keeps processes and runs apart, for records: `separated_by`: `pid_namespace`, or what there is instead, and
+    `reason` where that is less."""
+
+    @property
+    def broker(self) -> SocketBroker | None:
+        """See Sandbox.broker; this one supervises the connects of `supervised` processes."""
+        ...
+
+    @property
+    def alive(self) -> bool: ...
+
+    async def start(self, spec: ProcessSpec) -> GuestProcess:
+        """Start a process. Returns once it runs, or has failed to. Raises SandboxFailed."""
+        ...
+
+    async def wait(self) -> None:
+        """Wait for the end of the supervisor, and so of all processes."""
+        ...
+
+    async def close(self) -> None:
+        """Kill every process. Returns once none is left; runs of the sandbox aren't touched."""
         ...
 
 
@@ -132,6 +200,16 @@ class Sandbox(Protocol):
 
     def memory_bytes(self) -> int:
         """Memory that its processes have now and that files can't take the place of."""
+        ...
+
+    async def process_supervisor(self) -> ProcessSupervisor:
+        """What starts processes beside runs (core/process.py); made when it is first asked for, and anew where it
+        has ended. Raises SandboxFailed, NoIsolation."""
+        ...
+
+    def frozen(self) -> AbstractAsyncContextManager[bool]:
+        """Within the block nothing inside runs, neither a run nor a process, where the context's value is true. Where
+        this machine has no way to that (a cgroup's freezer) it is false, and everything goes on."""
         ...
 
     async def put_away(self) -> None:

@@ -1,0 +1,86 @@
+"""Processes beside runs: what goes into a sandbox to be started, and what comes out of it. Plain frozen values.
+
+Theory of operation
+===================
+
+A sandbox whose session is live has a second supervisor, the *process supervisor*. It shares with the first one, which
+runs the session's runs, everything but processes: the mounts, the network, the limits, the uid. It is PID 1 of a PID
+namespace of its own. So the kernel tells processes from what a run has started: the end of a run kills all in the run's
+namespace at once, as ever, and nothing else; a process can't see, signal or look into a run, or a run into a process.
+Where a driver can't have a second namespace, it says so in `enforced`.
+
+Everything that goes on in there is a process of `ProcessSpec`: what users ask for by name, terminals, and two things of
+our own that talk over a `channel`: interpreters that stay (contexts), and the helper that reads and changes files.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+type ProcessStream = Literal["stdout", "stderr", "pty", "channel"]
+
+
+@dataclass(frozen=True, slots=True)
+class TerminalSize:
+    """Of a PTY, each from 1 to 1,000."""
+
+    cols: int
+    rows: int
+
+
+@dataclass(frozen=True, slots=True)
+class ProcessSpec:
+    """A process to be started. It leads a session (setsid) and a process group of its own, in a Landlock domain of its
+    own. `env` is seen by it only and is never logged."""
+
+    command: Sequence[str] = field(repr=False)
+    """Its argv; the program is found by the PATH inside. One that can't be started ends with 127 or 126, and says why
+    on stderr (or the PTY), as under a shell."""
+
+    env: Mapping[str, str] = field(repr=False)
+    """Added to the language's own variables."""
+
+    cwd: str = ""
+    """Below the working directory; empty for that itself."""
+
+    stdin: bool = False
+    """Standard input is a pipe that `write` writes to; else it is empty. A PTY takes input whatever this says."""
+
+    pty: TerminalSize | None = None
+    """Standard streams are a terminal of this size, the process's controlling one."""
+
+    channel: bool = False
+    """Descriptor 3 is a stream socket: what the process writes there comes as output of the stream `channel`, and
+    `send` writes to it."""
+
+    supervised: bool = False
+    """The kernel notifies the service before it connects this process to anything; see Program.supervised."""
+
+    module: str | None = None
+    """A module of era/guest whose `serve(fd)` is called in a fork of the supervisor, with the channel's descriptor, in
+    place of a command."""
+
+
+@dataclass(frozen=True, slots=True)
+class ProcessOutput:
+    """A piece of what a process wrote, as it wrote it."""
+
+    stream: ProcessStream
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class ProcessEnded:
+    """How a process ended."""
+
+    exit_code: int
+    """As a shell gives it: 128 + N for signal N."""
+
+    signal: int | None
+    """The number of the signal that killed it."""
+
+    cause: Literal["exit", "signal", "oom", "sandbox_died"]
+    cpu_us: int | None = None
+    peak_memory_bytes: int | None = None
