@@ -20,11 +20,11 @@ from typing import Literal
 
 from era import languages
 from era.core.models import JsonObject, Language
-from era.core.ports import GuestListener, Sandbox, SocketBroker
+from era.core.ports import GuestListener, ProcessSupervisor, Sandbox, SocketBroker
 from era.core.program import Ended, Limits, Output, Program
 from era.drivers import guest, processes
 from era.drivers.staging import remove_tree
-from era.errors import SandboxFailed
+from era.errors import NoIsolation, SandboxFailed
 from era.guest.workspace import STATE_FILE, write_file
 from era.languages.node import NODE
 
@@ -162,6 +162,13 @@ class FakeSandbox:
 
     async def connect(self, port: int) -> socket.socket | None:
         return None
+
+    async def process_supervisor(self) -> ProcessSupervisor:
+        raise NoIsolation("The fake driver has no processes beside runs.")
+
+    @contextlib.asynccontextmanager
+    async def frozen(self) -> AsyncIterator[bool]:
+        yield False
 
     def kill(self) -> None:
         self.alive = False

@@ -207,7 +207,7 @@ class Sandboxes:
             if self._weakness.unfiltered:
                 stack.enter_context(patch.object(seccomp, "filters", lambda: ()))
             if self._weakness.as_root:
-                self.driver._free_uid = lambda: None
+                self.driver.uids.take = lambda: None
             yield
 
 

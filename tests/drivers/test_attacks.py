@@ -86,7 +86,7 @@ except OSError as problem: print(problem)
 SHARED_NETWORK = Weakness(with_more("--share-net"), WITHOUT_LANDLOCK)
 OPEN_SUPERVISOR = Weakness(supervisor={"_libc.prctl(PR_SET_DUMPABLE, 0, 0, 0, 0)": "pass", **WITHOUT_LANDLOCK})
 HOST_PROC = Weakness(
-    replaced(("--proc", "/proc"), ("--bind", "/proc", "/proc")), {'_mount_proc(request["read_only_proc"])': "pass"}
+    replaced(("--proc", "/proc"), ("--bind", "/proc", "/proc")), {'mount_proc(request["read_only_proc"])': "pass"}
 )
 
 ATTACKS = [

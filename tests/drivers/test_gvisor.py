@@ -77,5 +77,5 @@ def test_no_uid_is_given_out_by_two_drivers(tmp_path: Path) -> None:
         BubblewrapDriver(tmp_path, LIMITS, cgroup_name="era-test-none"),
         GvisorDriver(tmp_path / "gvisor", LIMITS, cgroup_name="era-test-none"),
     ]
-    first, second = ([driver._free_uid() for _ in range(10)] for driver in drivers)
+    first, second = ([driver.uids.take() for _ in range(10)] for driver in drivers)
     assert set(first).isdisjoint(second) or os.geteuid() != 0

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from era.drivers import templates
+from era.drivers import forking, templates
 from era.drivers.bubblewrap import BubblewrapSandbox
 from tests.conftest import eventually, is_running
 from tests.drivers.sandboxes import WITHOUT_LANDLOCK, Sandboxes, Weakness
@@ -255,7 +255,7 @@ def test_nothing_of_an_earlier_sandbox_is_in_a_later_one(sandboxes: Sandboxes) -
                     "        if not fds:\n            _end()\n"
                     "        LEAK.append(_socket.socket(1, 5, 0, os.dup(fds[0])).recv(1 << 17, 2))\n"
                 ),
-                "_ENTERED = ": "LEAK = []\n_ENTERED = ",
+                "_KEPT_CAPABILITIES = ": "LEAK = []\n_KEPT_CAPABILITIES = ",
             }
         )
     ],
@@ -328,7 +328,7 @@ def test_what_is_in_reach_without_a_wall(weak_sandboxes: Sandboxes, got: str) ->
 
 
 @pytest.mark.parametrize(
-    "weak_sandboxes", [Weakness(supervisor={"    _load(filters)": "    pass", **WITHOUT_LANDLOCK})], indirect=True
+    "weak_sandboxes", [Weakness(supervisor={"    load(filters)": "    pass", **WITHOUT_LANDLOCK})], indirect=True
 )
 def test_a_filter_that_is_not_loaded_is_reported(weak_sandboxes: Sandboxes) -> None:
     assert weak_sandboxes.make().enforced["seccomp"] == "none"
@@ -401,10 +401,10 @@ def _third_fails():
             raise BlockingIOError(11, "too many processes")
     return _fork()
 os.fork = _third_fails
-_ENTERED = """
+_MESSAGE_BYTES = """
 
 
-@pytest.mark.parametrize("weak_sandboxes", [Weakness(supervisor={"\n_ENTERED = ": FAILING_FORK})], indirect=True)
+@pytest.mark.parametrize("weak_sandboxes", [Weakness(supervisor={"\n_MESSAGE_BYTES = ": FAILING_FORK})], indirect=True)
 def test_a_fork_that_fails_takes_no_sandboxes_along(weak_sandboxes: Sandboxes) -> None:
     """The first was that of the self-test."""
     old, new = weak_sandboxes.make(), weak_sandboxes.make()
@@ -420,7 +420,7 @@ def test_a_fork_that_fails_takes_no_sandboxes_along(weak_sandboxes: Sandboxes) -
 )
 def test_a_supervisor_that_comes_too_late_is_ended(weak_sandboxes: Sandboxes, monkeypatch: pytest.MonkeyPatch) -> None:
     """It would share its sandbox, and the socket to the service, with the one that was started instead."""
-    monkeypatch.setattr(templates, "_FORK_SECONDS", 0.5)
+    monkeypatch.setattr(forking, "_FORK_SECONDS", 0.5)
     sandbox = weak_sandboxes.make()
     assert not sandbox.is_forked
     time.sleep(1)
@@ -437,10 +437,8 @@ def test_a_supervisor_that_comes_too_late_is_ended(weak_sandboxes: Sandboxes, mo
             supervisor={"    preloaded = None\n": "    preloaded = None\n    'template' in config and os._exit(3)\n"}
         ),
         Weakness(supervisor={"    os.unshare(os.CLONE_NEWPID)": "    raise OSError('not today')"}),
-        Weakness(
-            supervisor={"        inner = _enter_namespaces": "        os._exit(1)\n        inner = _enter_namespaces"}
-        ),
-        Weakness(supervisor={'_mount_proc(request["read_only_proc"])': "os._exit(9)"}),
+        Weakness(supervisor={"        inner = enter_used": "        os._exit(1)\n        inner = enter_used"}),
+        Weakness(supervisor={'mount_proc(request["read_only_proc"])': "os._exit(9)"}),
     ],
     ids=["it doesn't start", "it can't enter", "it dies", "it is no sandbox"],
 )

@@ -20,7 +20,7 @@ import httpx
 import pytest
 
 from era.app import cgroup_name
-from era.drivers.bubblewrap import FIRST_UID
+from era.drivers.uids import FIRST_UID
 from era.languages import runtimes
 from tests.conftest import MakeServer, Server, assert_nothing_left, cgroups, eventually, mounts
 

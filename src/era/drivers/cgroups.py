@@ -25,6 +25,8 @@ _CPU_PERIOD_US = 100_000
 _REMOVAL_SECONDS = 5.0
 _CONTROLLERS = ("memory", "pids", "cpu", "cpuacct", "io")
 _VERSION_1_NAMES = {"io": "blkio"}
+_FREEZE, _FREEZER_STATE = "cgroup.freeze", "freezer.state"
+"""The files by which a group is frozen, in version 2 and 1. In the latter a frozen process can't be killed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +106,26 @@ class Group:
                     return int(count)
         return 0
 
+    @property
+    def can_freeze(self) -> bool:
+        return "freezer" in self.directories
+
+    def set_frozen(self, *, frozen: bool) -> None:
+        """Have the group's processes stand still, or go on. The first takes a moment: see `is_frozen`. Raises
+        OSError."""
+        directory = self.directories["freezer"]
+        if (directory / _FREEZE).exists():
+            (directory / _FREEZE).write_text("1" if frozen else "0")
+        else:
+            (directory / _FREEZER_STATE).write_text("FROZEN" if frozen else "THAWED")
+
+    def is_frozen(self) -> bool:
+        """Whether all of them stand still. Raises OSError."""
+        directory = self.directories["freezer"]
+        if (directory / _FREEZE).exists():
+            return "frozen 1" in (directory / "cgroup.events").read_text()
+        return (directory / _FREEZER_STATE).read_text().strip() == "FROZEN"
+
     def memory_bytes(self) -> int:
         """Memory of the group's processes that can't be dropped: their own, and files in memory. Raises OSError."""
         lines = (self.directories["memory"] / "memory.stat").read_text().splitlines()
@@ -144,6 +166,8 @@ class Cgroups:
                         _delegate(root / name, roots)
             except OSError:
                 continue
+            if (freezer := _freezer(name)) is not None:
+                parents["freezer"] = freezer
             return cls(version, parents, _disk_of(place))
         return None
 
@@ -162,6 +186,9 @@ class Cgroups:
             for line in (directory / "cgroup.procs").read_text().splitlines():
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(int(line), signal.SIGKILL)
+        for directory in groups:
+            if (directory / _FREEZER_STATE).exists():
+                (directory / _FREEZER_STATE).write_text("THAWED")
         for directory in groups:
             _remove(directory)
         return len({directory.name for directory in groups})
@@ -228,6 +255,20 @@ def _version_2() -> dict[str, Path]:
         available = (directory / "cgroup.controllers").read_text().split()
         return {controller: directory for controller in _CONTROLLERS if controller in available}
     return {}
+
+
+def _freezer(name: str) -> Path | None:
+    """The service's own group `name` by which groups below it can be frozen, made where it isn't there; None where
+    there is none. Beside version 1, version 2 is mostly mounted, too: it can freeze without any controller."""
+    by_version_1 = (directory for directory, options in _mounts("cgroup") if "freezer" in options)
+    for root in (*(directory for directory, _ in _mounts("cgroup2")), *by_version_1):
+        try:
+            (root / name).mkdir(exist_ok=True)
+            if any((root / name / file).exists() for file in (_FREEZE, _FREEZER_STATE)):
+                return root / name
+        except OSError:
+            continue
+    return None
 
 
 def _disk_of(place: Path) -> str | None:

@@ -11,7 +11,7 @@ import errno
 import json
 import socket
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Iterable, Mapping
 from typing import Any
 
 from era.core.loop_slices import Budget
@@ -152,9 +152,12 @@ class Channel:
             raise SandboxFailed("The sandbox died.") from error
 
 
-async def receive_guest_listeners(control: socket.socket) -> tuple[dict[str, socket.socket], SocketBroker]:
-    """Receive the guest listeners, by name, and the socket broker: the supervisor sends them first. Raises
+async def receive_guest_listeners(
+    control: socket.socket, names: Iterable[str] = GUEST_LISTENERS
+) -> tuple[dict[str, socket.socket], SocketBroker]:
+    """Receive the guest listeners of these names, and the socket broker: the supervisor sends them first. Raises
     SandboxFailed."""
+    expected = list(names)
     loop = asyncio.get_running_loop()
     readable = asyncio.Event()
     loop.add_reader(control, readable.set)
@@ -162,16 +165,14 @@ async def receive_guest_listeners(control: socket.socket) -> tuple[dict[str, soc
         await readable.wait()
     finally:
         loop.remove_reader(control)
-    message, descriptors, _, _ = socket.recv_fds(control, 5, len(GUEST_LISTENERS) + 1, socket.MSG_CMSG_CLOEXEC)
+    message, descriptors, _, _ = socket.recv_fds(control, 5, len(expected) + 1, socket.MSG_CMSG_CLOEXEC)
     sockets = [socket.socket(fileno=descriptor) for descriptor in descriptors]
-    if message[:1] not in (b"N", b"G") or len(sockets) != len(GUEST_LISTENERS) + 1:
+    if message[:1] not in (b"N", b"G") or len(sockets) != len(expected) + 1:
         for sock in sockets:
             sock.close()
         raise SandboxFailed("The sandbox did not start.")
     *guest_listeners, broker = sockets
-    return dict(zip(GUEST_LISTENERS, guest_listeners, strict=True)), SocketBroker(
-        broker, can_supervise=message[:1] == b"G"
-    )
+    return dict(zip(expected, guest_listeners, strict=True)), SocketBroker(broker, can_supervise=message[:1] == b"G")
 
 
 def _has_room(room: int, size: int) -> bool:

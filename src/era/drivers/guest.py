@@ -148,6 +148,22 @@ def supervisor_config(
     }
 
 
+def process_supervisor_config(limits: Limits, *, cgroup: bool) -> JsonObject:
+    """The same for the process supervisor; see guest/process_supervisor.py. A process may be in any language."""
+    roomiest = max(languages.DEFINITIONS, key=lambda name: languages.DEFINITIONS[name].reserves)
+    return {
+        "control": 3,
+        "is_second": True,
+        "guest_listeners": [],
+        "supervised": False,
+        "fork": False,
+        "rlimits": rlimits(roomiest, limits, cgroup=cgroup),
+        "scratch": SCRATCH,
+        "scratch_entries": limits.files,
+        "landlock": landlock_grants(),
+    }
+
+
 def landlock_grants() -> dict[str, list[str]]:
     """Landlock's rules: for each kind of access (guest/landlock.py explains them) the directories below which programs
     have it."""

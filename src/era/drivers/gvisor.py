@@ -55,6 +55,7 @@ from era.drivers.bubblewrap import BubblewrapDriver, BubblewrapSandbox
 from era.drivers.cgroups import Group
 from era.drivers.memory import GroupWatch, MemoryWatch
 from era.drivers.options import Plan, own_directories, read_only, resolver_files
+from era.drivers.process_supervisor import ProcessSupervisor
 from era.drivers.staging import Paths
 from era.errors import NoIsolation, SandboxFailed
 
@@ -185,6 +186,9 @@ class GvisorSandbox(BubblewrapSandbox):
             lambda data: arguments(self._driver.paths, self.id, data, self.package_set),
             [*starter, *runsc],
         )
+
+    async def process_supervisor(self) -> ProcessSupervisor:
+        raise NoIsolation("Sandboxes of gVisor have no processes beside runs.", hint="Use the isolation `bubblewrap`.")
 
     def rlimits(self, language: Language) -> dict[str, int]:
         return {name: value for name, value in super().rlimits(language).items() if name not in _NO_RLIMITS}

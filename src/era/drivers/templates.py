@@ -12,12 +12,10 @@ there is another one; and the setting that says how many can be 0. Nothing that 
 
 from __future__ import annotations
 
-import json
 import os
 import secrets
 import socket
 import subprocess
-import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -26,6 +24,7 @@ import structlog
 from era.core.models import JsonObject
 from era.core.program import Limits
 from era.drivers import guest, prefix
+from era.drivers.forking import Forked, Forker, TemplateFailed
 from era.drivers.launch import DESCRIPTORS, Launched, launch
 from era.drivers.options import READ_ONLY_PROC, Plan, template_arguments, template_files
 from era.drivers.staging import Paths, remove_tree
@@ -34,7 +33,6 @@ from era.errors import SandboxFailed
 log = structlog.get_logger()
 
 _START_SECONDS = 20.0
-_FORK_SECONDS = 20.0
 _MOST_FAILURES = 3
 """So many in a row, and there are no more templates."""
 
@@ -42,128 +40,34 @@ _HOLDER = "/usr/bin/cat"
 """What is in a sandbox's namespaces until its supervisor is: it says back what it reads, then waits for more."""
 
 
-class TemplateFailed(Exception):
-    """A supervisor can't be forked from a template."""
-
-
-@dataclass(frozen=True, slots=True)
-class Forked:
-    """A sandbox's PID 1."""
-
-    pid: int
-    pidfd: int
-
-
-class Template:
-    """One such process. All methods but `fork` and `release` are called on the thread that starts sandboxes."""
+class Template(Forker):
+    """One such process."""
 
     def __init__(self, paths: Paths, limits: Limits, filters: tuple[bytes, ...]) -> None:
         """Start it. Raises OSError, SandboxFailed."""
-        self.forks = 0
-        """So many supervisors it has been taken for."""
-
-        self._lock = threading.Lock()
-        self._awaited = 0
-        """So many of those it hasn't made yet."""
-
-        self._is_retired = False
         name = f"template-{secrets.token_hex(8)}"
         self._directory = paths.sandboxes / name
         (self._directory / "workspace").mkdir(parents=True)
         prefix.Layer(self._directory / "packages", None)
-        self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self._log = os.memfd_create("era-template-log")
-        pipes = [os.pipe() for _ in filters]
-        for (_, write), content in zip(pipes, filters, strict=True):
-            os.write(write, content)
-            os.close(write)
-        given = [read for read, _ in pipes]
-        config: JsonObject = {"template": theirs.fileno(), "filters": given, "cache": None}
-        try:
-            self._launched = launch(
-                paths.bwrap,
-                Plan(
-                    template_files(),
-                    lambda data: template_arguments(paths, name, limits, config, data),
-                    [guest.INTERPRETER, "main.py"],
-                ),
-                pass_fds=[theirs.fileno(), *given],
-                stderr=self._log,
+        self.pid = 0
+
+        def start(config: JsonObject, given: list[int], log_fd: int) -> subprocess.Popen[bytes]:
+            plan = Plan(
+                template_files(),
+                lambda data: template_arguments(paths, name, limits, config, data),
+                [guest.INTERPRETER, "main.py"],
             )
-        finally:
-            theirs.close()
-            for read in given:
-                os.close(read)
+            launched = launch(paths.bwrap, plan, pass_fds=given, stderr=log_fd)
+            self.pid = launched.child
+            return launched.process
 
-    def is_ready(self, timeout: float = 0) -> bool:
-        """Whether it can fork. Raises TemplateFailed where it has ended instead."""
-        self._socket.settimeout(timeout)
-        try:
-            message = self._socket.recv(16)
-        except (BlockingIOError, TimeoutError):
-            return False
-        except OSError as problem:
-            raise TemplateFailed(str(problem)) from problem
-        if message != b"Y":
-            raise TemplateFailed(os.pread(self._log, 4096, 0).decode(errors="replace").strip() or "It has ended.")
-        return True
-
-    def take(self) -> None:
-        """Announce a call of `release`, and of `fork` before that."""
-        self.forks += 1
-        with self._lock:
-            self._awaited += 1
-
-    def release(self) -> None:
-        with self._lock:
-            self._awaited -= 1
-            if self._is_retired and not self._awaited:
-                self._socket.close()
-
-    def fork(self, request: JsonObject, descriptors: list[int]) -> Forked:
-        """Make a supervisor in the namespaces that `request` and `descriptors` describe; see guest/template.py. Raises
-        TemplateFailed."""
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        with ours, theirs:
-            try:
-                self._socket.settimeout(_FORK_SECONDS)
-                socket.send_fds(self._socket, [b"F"], [theirs.fileno()])
-                theirs.close()
-                ours.settimeout(_FORK_SECONDS)
-                socket.send_fds(ours, [json.dumps(request).encode()], descriptors)
-                answer, received, _, _ = socket.recv_fds(ours, 4096, 1, socket.MSG_CMSG_CLOEXEC)
-            except OSError as problem:
-                raise TemplateFailed(str(problem)) from problem
-        if answer[:1] != b"Y" or not received:
-            for descriptor in received:
-                os.close(descriptor)
-            raise TemplateFailed(answer[1:].decode(errors="replace") or "It has ended.")
-        return Forked(int(answer[1:]), received[0])
-
-    @property
-    def pid(self) -> int:
-        return self._launched.child
-
-    def retire(self) -> None:
-        """Let it end with the last of its sandboxes."""
-        with self._lock:
-            self._is_retired = True
-            if not self._awaited:
-                self._socket.close()
+        super().__init__(start, filters)
 
     def has_ended(self, timeout: float = 0) -> bool:
-        """Whether it has ended; then nothing of it is left. It ends only once it is retired."""
-        try:
-            self._launched.process.wait(timeout)
-        except subprocess.TimeoutExpired:
-            return False
-        os.close(self._log)
-        remove_tree(self._directory)
-        return True
-
-    def kill(self) -> None:
-        """End it, and all of its sandboxes."""
-        self._launched.process.kill()
+        ended = super().has_ended(timeout)
+        if ended:
+            remove_tree(self._directory)
+        return ended
 
 
 class Templates:
@@ -235,9 +139,7 @@ class Templates:
         self._retire(self._current, self._next)
         self._current = self._next = None
         for template in self._retired:
-            if not template.has_ended(1):
-                template.kill()
-                template.has_ended(_START_SECONDS)
+            template.stop()
         self._retired.clear()
 
     def _advance(self) -> None:

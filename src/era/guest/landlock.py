@@ -69,11 +69,14 @@ def restrict(grants: dict[str, list[str]]) -> int | None:
     return version
 
 
-def enter_own_domain() -> None:
-    """Put processes outside of this one, and of those that it starts, out of their reach. No file is refused."""
+def enter_own_domain(*, scoped: bool = True) -> None:
+    """Put processes outside of this one, and of those that it starts, out of their reach. No file is refused. Without
+    `scoped` they can be signalled, and connected to by abstract Unix sockets, as far as our domain before allows it."""
     version = abi()
     if version:
-        _enter(version, _REFER, [("/", _REFER)])  # a domain must handle something, and would refuse this if it didn't
+        _enter(
+            version if scoped else min(version, 5), _REFER, [("/", _REFER)]
+        )  # a domain must handle something, and would refuse this if it didn't
 
 
 def _enter(version: int, handled: int, rules: list[tuple[str, int]]) -> None:

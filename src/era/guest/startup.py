@@ -50,7 +50,7 @@ def prepare() -> dict[str, Any]:
     os.umask(0o022)
     reset_signals()
     config["broker"] = None  # in gVisor, gvisor.py has it and the connect filter
-    if config["guest_listeners"]:
+    if config["guest_listeners"] or config.get("is_second"):
         can_supervise = connect_filter.is_available()
         config["broker"] = socket_broker.hand_over(3, config["guest_listeners"], can_supervise=can_supervise)
         config["supervised"] = config["supervised"] and can_supervise

@@ -113,6 +113,7 @@ OURS = (
         "invocation",
         "isolation",
         "processes",
+        "entering",
         "last_value",
         "ending",
         "program_module",
@@ -398,6 +399,10 @@ def serve(loaded_at_start: frozenset[str]) -> None:
     that a plain Python has loaded."""
     try:
         config = startup.prepare()
+        if config.get("is_second"):
+            import process_supervisor
+
+            process_supervisor.serve(config)
         if config["fork"]:
             forget_ourselves(config["guest"], config["clients"])
             gc.freeze()

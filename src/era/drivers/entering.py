@@ -1,0 +1,150 @@
+"""Where a sandbox's process supervisor comes from: a fork of the service's that enters the sandbox's namespaces.
+
+guest/template.py and guest/entering.py say how that one does it, and what hostile code in there could do about it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import subprocess
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from typing import Protocol
+
+from era.core.models import JsonObject
+from era.drivers import guest
+from era.drivers.forking import Forked, Forker, TemplateFailed
+from era.drivers.launch import DESCRIPTORS
+from era.drivers.options import READ_ONLY_PROC
+from era.drivers.staging import Paths
+from era.drivers.templates import Templates
+
+_START_SECONDS = 20.0
+_NAMESPACES = ("mnt", "net", "ipc", "uts", "user")
+
+_PLAIN = [guest.PYTHON, "-S", "-E", "-B"]
+"""Without `site`: it would import the session's."""
+
+
+class Enterer(Forker):
+    """A process from which supervisors enter sandboxes where there are no templates. It has loaded nothing, so they
+    execute an interpreter of the sandbox's once their walls are up."""
+
+    def __init__(self, paths: Paths, filters: tuple[bytes, ...]) -> None:
+        """Start it. Raises OSError."""
+
+        self.is_started = False
+
+        def start(config: JsonObject, given: list[int], log: int) -> subprocess.Popen[bytes]:
+            return subprocess.Popen(
+                [*_PLAIN, f"{paths.guest}/template.py", json.dumps(config)],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=log,
+                env={},
+                pass_fds=given,
+                start_new_session=True,
+            )
+
+        super().__init__(start, filters)
+
+    def wait(self) -> None:
+        """Wait until it can fork. Raises TemplateFailed."""
+        if not self.is_started and not self.is_ready(_START_SECONDS):
+            raise TemplateFailed("It takes too long.")
+        self.is_started = True
+
+
+class Startable(Protocol):
+    """A driver, as far as it matters here."""
+
+    paths: Paths
+    filters: tuple[bytes, ...]
+    templates: Templates | None
+    spawner: ThreadPoolExecutor
+    movers: ThreadPoolExecutor
+
+
+class Entrance:
+    """By which process supervisors get into the sandboxes of one driver."""
+
+    def __init__(self, driver: Startable) -> None:
+        self._driver = driver
+        self._enterer: Enterer | None = None
+        """Started when it is first needed."""
+
+    async def enter(
+        self,
+        pid: int,
+        config: JsonObject,
+        *,
+        uid: int | None,
+        control: int,
+        log: int,
+        entrances: Callable[[], list[int]],
+    ) -> Forked:
+        """Have a process supervisor with this configuration forked into the namespaces of process `pid`, with
+        `control` as its socket and `log` as its stderr. `entrances` opens the files by which it enters its control
+        groups. Raises TemplateFailed, OSError, SandboxFailed."""
+        loop = asyncio.get_running_loop()
+        forker = await loop.run_in_executor(self._driver.spawner, self._take)
+
+        def enter() -> Forked:
+            try:
+                groups = entrances()
+                try:
+                    return _enter(forker, pid, config, uid=uid, control=control, log=log, groups=groups)
+                finally:
+                    for group in groups:
+                        os.close(group)
+            finally:
+                forker.release()
+
+        return await loop.run_in_executor(self._driver.movers, enter)
+
+    def stop(self) -> None:
+        """Runs on the thread that starts sandboxes. No sandbox may be left."""
+        if self._enterer is not None:
+            self._enterer.stop()
+
+    def _take(self) -> Forker:
+        """What can fork: a template, else the enterer. It is to be released afterwards. Runs on the thread that starts
+        sandboxes. Raises OSError, SandboxFailed, TemplateFailed."""
+        templates = self._driver.templates
+        forker: Forker | None = None if templates is None else templates.take()
+        if forker is None:
+            if self._enterer is None:
+                self._enterer = Enterer(self._driver.paths, self._driver.filters)
+            self._enterer.wait()
+            forker = self._enterer
+            forker.take()
+        return forker
+
+
+def _enter(
+    forker: Forker, pid: int, config: JsonObject, *, uid: int | None, control: int, log: int, groups: list[int]
+) -> Forked:
+    """See Entrance.enter. Blocks. Raises TemplateFailed."""
+    request: JsonObject = {
+        "config": config,
+        "uid": uid,
+        "holder": None,
+        "read_only_proc": list(READ_ONLY_PROC),
+        "workspace": guest.WORKSPACE,
+        "descriptors": DESCRIPTORS,
+    }
+    if isinstance(forker, Enterer):
+        request["command"] = [guest.INTERPRETER, *_PLAIN[1:], f"{guest.GUEST}/process_supervisor.py"]
+        request["environment"] = {"PATH": guest.PATH, "LANG": "C.UTF-8"}
+    with ExitStack() as stack:
+        namespaces = list[int]()
+        try:
+            for name in _NAMESPACES:
+                namespaces.append(os.open(f"/proc/{pid}/ns/{name}", os.O_RDONLY))
+                stack.callback(os.close, namespaces[-1])
+        except OSError as problem:
+            raise TemplateFailed(f"its namespaces can't be entered: {problem.strerror}") from problem
+        return forker.fork(request, [control, log, *namespaces, *groups])

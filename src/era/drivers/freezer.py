@@ -1,0 +1,56 @@
+"""Having a whole sandbox stand still for a moment, by the freezer of its control group."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncIterator
+
+from era.drivers.cgroups import Group
+
+_SECONDS = 0.25
+"""Within which everything must have come to a stand. What can't be stopped at once is a process in a system call that
+no signal interrupts, such as one that waits for a slow disk, or for our answer about a connect."""
+
+_LOOK = 0.0005
+
+
+class Freezer:
+    """Freezes one control group."""
+
+    def __init__(self, group: Group | None) -> None:
+        self._group = group if group is not None and group.can_freeze else None
+        self._turn = asyncio.Lock()
+
+    @contextlib.asynccontextmanager
+    async def frozen(self) -> AsyncIterator[bool]:
+        """See ports.Sandbox. Blocks of several callers come one after the other."""
+        if self._group is None:
+            yield False
+            return
+        async with self._turn:
+            try:
+                yield await self._freeze(self._group)
+            finally:
+                self.thaw()  # without waiting for anything, so that nobody can cancel it
+
+    async def _freeze(self, group: Group) -> bool:
+        """Freeze it. False where that takes too long, or it is gone; then it isn't frozen."""
+        deadline = time.monotonic() + _SECONDS
+        try:
+            group.set_frozen(frozen=True)
+            while not group.is_frozen():
+                if time.monotonic() > deadline:
+                    self.thaw()
+                    return False
+                await asyncio.sleep(_LOOK)
+        except OSError:
+            return False
+        return True
+
+    def thaw(self) -> None:
+        """Let it go on, whoever has frozen it."""
+        if self._group is not None:
+            with contextlib.suppress(OSError):  # it is gone
+                self._group.set_frozen(frozen=False)

@@ -1,0 +1,327 @@
+"""The host's end of a process supervisor: processes of one sandbox, what goes in and out of them.
+
+guest/process_supervisor.py is the other end, and has the wire format and the theory of operation.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import json
+import os
+import signal
+import socket
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Mapping
+from typing import Literal
+
+from era.core.loop_slices import Budget
+from era.core.models import JsonObject
+from era.core.process import ProcessEnded, ProcessOutput, ProcessSpec, ProcessStream, TerminalSize
+from era.drivers import processes
+from era.drivers.channel import receive_guest_listeners
+from era.drivers.forking import Forked
+from era.drivers.guest import with_library
+from era.drivers.out_of_memory import OutOfMemory
+from era.drivers.socket_broker import SocketBroker
+from era.errors import SandboxFailed
+
+ROOM = 1 << 17
+"""Bytes of a process's output that are kept here until somebody reads them, and of input that are kept there."""
+
+_CHUNK = 1 << 15
+"""Bytes of input in a frame. Frames of many processes go over one socket."""
+
+_GIVEN_AGAIN = ROOM // 4
+"""Room is given again in portions of so many bytes."""
+
+_FRAME_US = 30
+"""What a frame costs the event loop."""
+
+_MOST_IN_FRAME = 1 << 17
+_STREAMS: dict[bytes, ProcessStream] = {b"O": "stdout", b"E": "stderr", b"P": "pty", b"C": "channel"}
+_KILLED = 128 + signal.SIGKILL
+
+
+class _InputStream:
+    """A way into a process: its standard input or its channel."""
+
+    def __init__(self, *, is_open: bool) -> None:
+        self.is_open = is_open
+        self._room = ROOM
+        self._changed = asyncio.Event()
+        self._turn = asyncio.Lock()
+
+    async def write(self, data: bytes, send: Callable[[bytes], None]) -> None:
+        """Send all of it, as there comes room for it. Raises BrokenPipeError."""
+        rest = memoryview(data)
+        async with self._turn:
+            while True:
+                if not self.is_open:
+                    raise BrokenPipeError("the process takes no input, or no more")
+                if not rest:
+                    return
+                count = min(len(rest), self._room, _CHUNK)
+                if count:
+                    self._room -= count
+                    send(bytes(rest[:count]))
+                    rest = rest[count:]
+                else:
+                    self._changed.clear()
+                    await self._changed.wait()
+
+    def taken(self, count: int) -> None:
+        self._room += count
+        self._changed.set()
+
+    def close(self) -> None:
+        self.is_open = False
+        self._changed.set()
+
+
+class GuestProcess:
+    """See ports.GuestProcess."""
+
+    def __init__(self, supervisor: ProcessSupervisor, number: int, spec: ProcessSpec) -> None:
+        self.pid = 0
+        self.started = asyncio.Event()
+        self._supervisor, self._number = supervisor, number
+        self._has_terminal = spec.pty is not None
+        self._stdin = _InputStream(is_open=spec.stdin or self._has_terminal)
+        self._channel = _InputStream(is_open=spec.channel)
+        self._events: deque[ProcessOutput | ProcessEnded] = deque()
+        self._more = asyncio.Event()
+        self._room = ROOM
+        """What the supervisor may still send."""
+
+        self._read = 0
+        """Bytes that were read since room was given again."""
+
+        self._ended: ProcessEnded | None = None
+        self._was_killed = False
+        """Whether we have sent a signal that it can't have survived."""
+
+    async def events(self) -> AsyncIterator[ProcessOutput | ProcessEnded]:
+        while True:
+            while not self._events:
+                self._more.clear()
+                await self._more.wait()
+            event = self._events.popleft()
+            yield event
+            if isinstance(event, ProcessEnded):
+                return
+            self._read += len(event.data)
+            if self._read >= _GIVEN_AGAIN:
+                self._room += self._read
+                self._send(b"A", self._read.to_bytes(4, "big"))
+                self._read = 0
+
+    async def write(self, data: bytes) -> None:
+        await self._stdin.write(data, lambda piece: self._send(b"W", piece))
+
+    async def close_stdin(self) -> None:
+        if self._stdin.is_open:
+            self._send(b"X")
+            if not self._has_terminal:
+                self._stdin.close()
+
+    async def send(self, data: bytes) -> None:
+        await self._channel.write(data, lambda piece: self._send(b"H", piece))
+
+    async def signal(self, number: int, *, group: bool = True) -> None:
+        self._was_killed |= number == signal.SIGKILL
+        self._send(b"G", bytes([number, group]))
+
+    async def kill(self) -> None:
+        self._was_killed = True
+        self._send(b"K")
+
+    async def resize(self, size: TerminalSize) -> None:
+        self._send(b"Z", size.cols.to_bytes(2, "big") + size.rows.to_bytes(2, "big"))
+
+    def _send(self, kind: bytes, payload: bytes = b"") -> None:
+        if self._ended is None or kind == b"K":  # what has descended from it may live on
+            self._supervisor.send(kind, self._number, payload)
+
+    def on_frame(self, kind: bytes, payload: bytes) -> None:
+        """Take a frame of the supervisor's. Raises SandboxFailed where that is not what it was."""
+        if kind in _STREAMS:
+            if len(payload) > self._room:
+                raise SandboxFailed("The process supervisor does not keep to its limits.")
+            self._room -= len(payload)
+            self._add(ProcessOutput(_STREAMS[kind], payload))
+        elif kind == b"S":
+            self.pid = int.from_bytes(payload, "big")
+            self.started.set()
+        elif kind in (b"a", b"c"):
+            (self._stdin if kind == b"a" else self._channel).taken(int.from_bytes(payload, "big"))
+        elif kind in (b"x", b"y"):
+            (self._stdin if kind == b"x" else self._channel).close()
+        elif kind == b"D":
+            report = json.loads(payload)
+            number = report["signal"]
+            cause: Literal["exit", "signal", "oom"] = "exit" if number is None else "signal"
+            if number == signal.SIGKILL and not self._was_killed and self._supervisor.out_of_memory.has_killed():
+                cause = "oom"
+            self.end(ProcessEnded(report["exit_code"], number, cause, report["cpu_us"], report["peak_memory_bytes"]))
+
+    def end(self, ended: ProcessEnded) -> None:
+        if self._ended is None:
+            self._ended = ended
+            self._add(ended)
+            self._stdin.close()
+            self._channel.close()
+            self.started.set()
+
+    def _add(self, event: ProcessOutput | ProcessEnded) -> None:
+        self._events.append(event)
+        self._more.set()
+
+
+class ProcessSupervisor:
+    """See ports.ProcessSupervisor."""
+
+    def __init__(
+        self,
+        forked: Forked,
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
+        broker: SocketBroker,
+        variables: Mapping[str, str],
+        out_of_memory: OutOfMemory,
+    ) -> None:
+        """`variables` are those of every process, unless its own are others."""
+        self.enforced: JsonObject = {"separated_by": "pid_namespace"}
+        self.broker: SocketBroker | None = broker
+        self.pid = forked.pid
+        """On the host."""
+
+        self._pidfd = forked.pidfd
+        self._reader, self._writer = reader, writer
+        self._variables = variables
+        self.out_of_memory = out_of_memory
+        self._numbers = itertools.count(1)
+        self._processes: dict[int, GuestProcess] = {}
+        self._budget = Budget(self)
+        self._is_closing = False
+        self._following: asyncio.Task[None] | None = None
+        self._closing: asyncio.Task[None] | None = None
+
+    @classmethod
+    async def over(
+        cls,
+        sock: socket.socket,
+        forked: Forked,
+        variables: Mapping[str, str],
+        out_of_memory: OutOfMemory,
+    ) -> ProcessSupervisor:
+        """Take over a control socket, once the supervisor at its other end is ready. Owns `forked.pidfd` once it
+        returns. Raises SandboxFailed, OSError."""
+        _, broker = await receive_guest_listeners(sock, names=())
+        try:
+            reader, writer = await asyncio.open_connection(sock=sock, limit=1 << 18)
+            made = cls(forked, reader, writer, broker, variables, out_of_memory)
+            kind, _, payload = await made._receive()
+            if kind != b"Y":
+                raise SandboxFailed("The process supervisor did not start.")
+        except BaseException:
+            broker.close()
+            raise
+        made.enforced |= {"namespaces": json.loads(payload)["namespaces"]}
+        made._following = asyncio.create_task(made._follow())
+        return made
+
+    @property
+    def alive(self) -> bool:
+        return self._following is not None and not self._following.done() and not self._is_closing
+
+    async def start(self, spec: ProcessSpec) -> GuestProcess:
+        if not self.alive:
+            raise SandboxFailed("The processes of this sandbox are gone.")
+        number = next(self._numbers)
+        process = self._processes[number] = GuestProcess(self, number, spec)
+        terminal = {"TERM": "xterm-256color"} if spec.pty else {}
+        specification = json.dumps(
+            {
+                "command": list(spec.command),
+                "module": spec.module,
+                "environment": with_library({**self._variables, **terminal, **spec.env}),
+                "cwd": spec.cwd,
+            }
+        ).encode()
+        header = {
+            "size": len(specification),
+            "room": ROOM,
+            "stdin": spec.stdin,
+            "pty": [spec.pty.cols, spec.pty.rows] if spec.pty else None,
+            "channel": spec.channel,
+            "supervised": spec.supervised,
+        }
+        self.send(b"S", number, json.dumps(header).encode(), specification)
+        await process.started.wait()
+        if not process.pid and not self.alive:
+            raise SandboxFailed("The processes of this sandbox are gone.")
+        return process
+
+    async def wait(self) -> None:
+        if self._following is not None:
+            await asyncio.wait([self._following])
+
+    async def close(self) -> None:
+        if self._closing is None:
+            self._is_closing = True
+            self._closing = asyncio.create_task(self._close())
+        await asyncio.shield(self._closing)
+
+    def send(self, kind: bytes, number: int, payload: bytes = b"", unframed: bytes = b"") -> None:
+        if not self._writer.is_closing():
+            with contextlib.suppress(OSError):
+                head = kind + number.to_bytes(4, "big") + len(payload).to_bytes(4, "big")
+                self._writer.write(b"".join([head, payload, unframed]))
+
+    async def _follow(self) -> None:
+        """Take what the supervisor sends, until it has ended."""
+        try:
+            while True:
+                kind, number, payload = await self._receive()
+                process = self._processes.get(number)
+                if process is not None:
+                    process.on_frame(kind, payload)
+                    if kind == b"D":
+                        del self._processes[number]
+                await self._budget.spend(_FRAME_US)
+        except (SandboxFailed, ValueError, KeyError, TypeError):  # it has ended, or isn't what it was any more
+            pass
+        finally:
+            self._writer.close()
+            self._kill()
+            cause: Literal["signal", "sandbox_died"] = "signal" if self._is_closing else "sandbox_died"
+            for process in self._processes.values():
+                process.end(ProcessEnded(_KILLED, signal.SIGKILL, cause))
+            self._processes.clear()
+            if self.broker is not None:
+                self.broker.close()
+
+    async def _receive(self) -> tuple[bytes, int, bytes]:
+        """Receive a frame: its kind, the number of its process, and its payload. Raises SandboxFailed at the end."""
+        try:
+            head = await self._reader.readexactly(9)
+            size = int.from_bytes(head[5:], "big")
+            if size > _MOST_IN_FRAME:
+                raise SandboxFailed("A frame of the process supervisor is too long.")
+            return head[:1], int.from_bytes(head[1:5], "big"), await self._reader.readexactly(size)
+        except (asyncio.IncompleteReadError, OSError) as error:
+            raise SandboxFailed("The process supervisor has ended.") from error
+
+    def _kill(self) -> None:
+        with contextlib.suppress(ProcessLookupError, OSError):
+            signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
+
+    async def _close(self) -> None:
+        self._kill()
+        if self._following is not None:
+            await asyncio.wait([self._following])
+        pidfd, self._pidfd = self._pidfd, -1
+        await asyncio.to_thread(processes.wait_for, pidfd)
+        os.close(pidfd)
