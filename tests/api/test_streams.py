@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -12,18 +11,14 @@ import pytest
 
 from era.wire.runs import RunAnswer
 from tests.api.answers import RUN_KEYS, refused
+from tests.api.event_streams import numbered
 from tests.conftest import MakeSession, Run
 
 
 def events(answer: httpx.Response) -> Iterator[tuple[float, str, dict[str, Any]]]:
     """Time, name and data of each event, as they come."""
-    name = ""
-    for line in answer.iter_lines():
-        if line.startswith("event: "):
-            name = line.removeprefix("event: ")
-        elif line:
-            assert line.startswith("data: ")
-            yield time.monotonic(), name, json.loads(line.removeprefix("data: "))
+    for _, name, data in numbered(answer):
+        yield time.monotonic(), name, data
 
 
 def streamed(client: httpx.Client, where: str, code: str, **fields: Any) -> list[tuple[float, str, dict[str, Any]]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import gc
 import hashlib
 import os
@@ -11,10 +10,6 @@ from pathlib import Path
 
 import pytest
 
-from era.core import follower
-from era.core.follower import Follower
-from era.core.program import STREAMS, Output, Stream
-from era.core.run_messages import RunStarted, Wrote
 from era.core.written import MEMORY_BYTES, PIECE, Written
 from era.store.blobs import LocalBlobs
 
@@ -70,40 +65,3 @@ async def test_it_is_closed_with_or_without_being_told(tmp_path: Path) -> None:
     del made
     gc.collect()
     assert len(os.listdir("/proc/self/fd")) == before
-
-
-async def heard(news: Follower) -> list[tuple[Stream, bytes]]:
-    news.end()
-    return [(event.stream, event.data) async for event in news.events() if isinstance(event, Output)]
-
-
-async def test_who_listens_late_hears_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(follower, "_MOST_NEWS", 10)
-    streams = {stream: Written(tmp_path) for stream in STREAMS}
-    news = Follower()
-    news.put(RunStarted("run_1", streams))
-    expected: dict[Stream, bytes] = {"stdout": b"", "stderr": b""}
-    for number in range(100):
-        stream = STREAMS[number % 2]
-        piece = b"%d" % number
-        expected[stream] += piece
-        await streams[stream].append(piece)
-        news.put(Wrote(stream, len(piece)))
-    assert len(news._news) < 15, "it takes no more memory the later they are"
-    pieces = await heard(news)
-    assert pieces[:3] == [("stdout", b"0"), ("stderr", b"1"), ("stdout", b"2")]
-    assert {stream: b"".join(data for of, data in pieces if of == stream) for stream in STREAMS} == expected
-
-
-async def test_who_listens_in_time_hears_each_piece(tmp_path: Path) -> None:
-    streams = {stream: Written(tmp_path) for stream in STREAMS}
-    news = Follower()
-    events = news.events()
-    news.put(RunStarted("run_1", streams))
-    assert isinstance(await anext(events), RunStarted)
-    for piece in (b"first", b"second"):
-        following = asyncio.ensure_future(anext(events))
-        await asyncio.sleep(0)
-        await streams["stdout"].append(piece)
-        news.put(Wrote("stdout", len(piece)))
-        assert await following == Output("stdout", piece)

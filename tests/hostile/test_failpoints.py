@@ -193,7 +193,7 @@ class Service:
                     trees.add(child)
                 elif kind == "file":
                     marked.add(child)
-        for name in ("stdout_digest", "stderr_digest"):
+        for name in ("stdout_digest", "stderr_digest", "piece_order_digest"):
             marked |= set(self._rows(f"select {name} from outputs where {name} is not null"))
         return marked
 

@@ -21,12 +21,13 @@ from era.core.models import Claim, JsonObject, Language, NewSession, OwnedId, Ru
 from era.core.outputs import History, Outputs
 from era.core.pool import SandboxPool
 from era.core.ports import RunEgress, Sandbox
-from era.core.program import Limits, Output
+from era.core.program import Limits
 from era.core.run_messages import Collected, ExecuteRequest, RunEvent, RunRequest, RunResult
 from era.core.runs import Runs
 from era.core.secrets import Secret
 from era.core.session_run import RunParts
 from era.core.shares import Shares
+from era.core.transcript import Piece
 from era.core.turns import Turns
 from era.errors import SandboxFailed
 from era.network.egress import SandboxNetwork
@@ -271,7 +272,7 @@ class Listener:
 
     @property
     def output(self) -> str:
-        return b"".join(event.data for event in self.events if isinstance(event, Output)).decode()
+        return b"".join(event.data for event in self.events if isinstance(event, Piece)).decode()
 
     async def wait_for_output(self, text: str) -> None:
         """Wait until the program has written this."""

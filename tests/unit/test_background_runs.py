@@ -28,7 +28,7 @@ time.sleep(60)
 async def started(core: Core, code: str, says: bytes) -> ActiveRun:
     """A run in the background, once it has written something."""
     run = await core.runs.start(mine("s"), request(code, background=True))
-    await until(lambda: run.written["stdout"].size >= len(says))
+    await until(lambda: run.transcript.stdout.size >= len(says))
     return run
 
 
@@ -97,7 +97,7 @@ async def test_only_the_session_s_own_runs_can_be_stopped(core: Core) -> None:
 async def test_a_service_ends_when_somebody_wants_the_turn(core: Core) -> None:
     await core.session()
     service = await core.runs.start(mine("s"), request(service=["/bin/sh", "-c", "echo ready; exec sleep 60"]))
-    await until(lambda: service.written["stdout"].size)
+    await until(lambda: service.transcript.stdout.size)
     async with asyncio.timeout(10):
         collected = await core.run("print('mine')")
     assert collected.stdout == b"mine\n"

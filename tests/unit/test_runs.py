@@ -11,9 +11,10 @@ import pytest
 from structlog.testing import capture_logs
 
 from era.core.models import StoredCode, now
-from era.core.program import Ended, Output, Program
+from era.core.program import Ended, Program
 from era.core.run_messages import RunResult, RunStarted
 from era.core.secrets import secret
+from era.core.transcript import Piece
 from era.errors import (
     CommitFailed,
     Forbidden,
@@ -110,6 +111,7 @@ async def test_stored_code_runs_where_a_run_brings_none(core: Core) -> None:
     await core.store.store_code(mine("s"), StoredCode("print('stored')", "why", now()))
     collected = await core.run()
     assert collected.stdout == b"stored\n"
+    assert collected.result.data is not None
     assert collected.result.data["code"] == "print('stored')"
     with pytest.raises(Forbidden):
         await core.run(public=True)
@@ -405,7 +407,7 @@ async def test_events_come_in_order_and_as_they_happen(core: Core) -> None:
     assert listener.output == "first\npaused\nlast\n"
     assert [type(event) for event in listener.events] == [
         RunStarted,
-        *[Output] * (len(listener.events) - 2),
+        *[Piece] * (len(listener.events) - 2),
         RunResult,
     ]
     assert await core.output(started.run_id) == b"first\npaused\nlast\n"

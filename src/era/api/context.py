@@ -221,6 +221,7 @@ Owner = Annotated[str, Depends(owner_of)]
 SessionId = Annotated[OwnedId, Depends(owned_id)]
 Number = Annotated[int, Path(ge=1, le=MAX_VERSION)]
 Include = Annotated[str | None, Query(pattern="^files$", description="`files` adds the list of files.")]
+WithData = Annotated[bool, Query(alias="data", description="`false` leaves `data` out of the answer.")]
 Limit = Annotated[int, Query(ge=1, le=1000, description="Items per page.")]
 Cursor = Annotated[str | None, Query(max_length=64, description="`next_cursor` of the page before.")]
 

@@ -6,7 +6,20 @@ from typing import Literal
 
 from fastapi import APIRouter, Request, Response
 
-from era.api.context import Answer, Cursor, Limit, SessionId, StrictRoute, UseContext, cursor_of, errors, key_of
+from era.api.context import (
+    Answer,
+    Cursor,
+    Limit,
+    SessionId,
+    StrictRoute,
+    UseContext,
+    WithData,
+    cursor_of,
+    errors,
+    key_of,
+)
+from era.api.event_stream import After, described, event_stream
+from era.api.run_events import run_events
 from era.api.streaming import ranged_response
 from era.wire.runs import RunRecordAnswer, RunRecordsAnswer, record_answer
 
@@ -37,6 +50,18 @@ async def stop_run(session_id: SessionId, run_id: str, context: UseContext) -> R
     """Stop a run that is under way, and answer with its record once that is durable. A run that has ended is left
     alone."""
     return Answer(record_answer(await context.runs.stop(session_id, run_id), session_id.id))
+
+
+@router.get(
+    "/{run_id}/events",
+    **described("Events `stdout` and `stderr`, then `done` or `error`; `gap` for those that are gone.", 404, 409),
+)
+async def run_event_stream(
+    session_id: SessionId, run_id: str, context: UseContext, after: After, data: WithData = True
+) -> Response:
+    """Follow a run while it lasts and afterwards: the events of `POST …/stream`, with the same numbers as there, from
+    the first on or behind the one with the number `after`."""
+    return event_stream(run_events(await context.history.events(session_id, run_id, after), with_data=data))
 
 
 @router.get(

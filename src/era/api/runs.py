@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-import codecs
-import json
-from collections.abc import AsyncIterator
+from dataclasses import replace
 from functools import partial
-from typing import Any
 
-import structlog
 from fastapi import APIRouter, Request, Response
-from fastapi.responses import StreamingResponse
 
 from era.api.addresses import base_url
 from era.api.context import (
@@ -22,6 +17,7 @@ from era.api.context import (
     SessionId,
     StrictRoute,
     UseContext,
+    WithData,
     check_env,
     check_timeout,
     claim_of,
@@ -29,12 +25,13 @@ from era.api.context import (
     language,
     secrets_of,
 )
+from era.api.event_stream import described, event_stream
 from era.api.invocations import invocation_of
+from era.api.run_events import run_events
 from era.api.streaming import run_response
-from era.core.program import Output
-from era.core.run_messages import ExecuteRequest, RunEvent, RunRequest, RunStarted
+from era.core.run_messages import ExecuteRequest, RunRequest, RunStarted
 from era.core.sessions import check_code
-from era.errors import BadRequest, EraError, TooLarge
+from era.errors import BadRequest, TooLarge
 from era.wire.limits import requested_limits
 from era.wire.runs import (
     BackgroundAnswer,
@@ -43,11 +40,8 @@ from era.wire.runs import (
     RunAnswer,
     RunBody,
     execute_answer,
-    result_answer,
     run_answer,
 )
-
-log = structlog.get_logger()
 
 router = APIRouter(tags=["runs"], route_class=StrictRoute)
 
@@ -78,7 +72,12 @@ def run_request(body: RunBody, request: Request, context: Context, key: str | No
     responses={200: {"model": RunAnswer}, 202: {"model": BackgroundAnswer}, **errors(404, 409, 413, 429)},
 )
 async def run(
-    session_id: SessionId, body: RunBody, request: Request, context: UseContext, key: IdempotencyKey
+    session_id: SessionId,
+    body: RunBody,
+    request: Request,
+    context: UseContext,
+    key: IdempotencyKey,
+    data: WithData = True,
 ) -> Response:
     """Run code in a session, and answer once its result is durable. With `background`, answer as soon as it has
     begun."""
@@ -87,27 +86,33 @@ async def run(
         answer = {"run_id": begun.run_id, "status": "running"}
         return Answer(answer, 202, headers=REPLAY if begun.replayed else None)
     done = await context.runs.run(session_id, run_request(body, request, context, key))
+    if not data:
+        done = replace(done, result=replace(done.result, data=None))
     return await run_response(done, run_answer, REPLAY if done.result.replayed else None)
 
 
 @router.post(
     "/api/sessions/{session_id}/stream",
-    responses={200: {"content": {"text/event-stream": {}}}, **errors(404, 409, 413, 429)},
-    response_class=StreamingResponse,
+    **described("Events `stdout` and `stderr` as the program writes, then `done` or `error`.", 404, 409, 413, 429),
 )
 async def stream(
-    session_id: SessionId, body: RunBody, request: Request, context: UseContext, key: IdempotencyKey
+    session_id: SessionId,
+    body: RunBody,
+    request: Request,
+    context: UseContext,
+    key: IdempotencyKey,
+    data: WithData = True,
 ) -> Response:
-    """Run code in a session and stream its output: events `stdout`, `stderr`, then `done` or `error`."""
+    """Run code in a session and stream its output: events `stdout`, `stderr`, then `done` or `error`. If the connection
+    breaks, `GET …/runs/{run_id}/events` goes on behind the last event that came; the header X-Era-Run has the run's
+    id."""
     if body.background:
         raise BadRequest("'background' is not a field of this call.", hint="POST …/run takes it.", code="invalid_field")
     events = context.runs.stream(session_id, run_request(body, request, context, key))
     # An error before the run has started becomes an ordinary answer.
     first = await anext(events)
-    headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
-    if isinstance(first, RunStarted):
-        headers["X-Era-Run"] = first.run_id
-    return StreamingResponse(_server_sent(first, events), media_type="text/event-stream", headers=headers)
+    headers = {"X-Era-Run": first.run_id} if isinstance(first, RunStarted) else {}
+    return event_stream(run_events(events, with_data=data), headers)
 
 
 @router.post("/api/execute", responses={200: {"model": ExecuteAnswer}, **errors(413, 429)})
@@ -137,37 +142,6 @@ async def execute(body: ExecuteBody, owner: Owner, request: Request, context: Us
         invocation=invocation,
     )
     return await run_response(await context.runs.execute(request_), partial(execute_answer, language=chosen))
-
-
-async def _server_sent(first: RunEvent, rest: AsyncIterator[RunEvent]) -> AsyncIterator[bytes]:
-    """The events of a run as server-sent events. UTF-8 sequences split between pieces of output are joined."""
-    decoders = {stream: codecs.getincrementaldecoder("utf-8")("replace") for stream in ("stdout", "stderr")}
-
-    def show(event: RunEvent) -> list[bytes]:
-        if isinstance(event, RunStarted):
-            return []
-        if isinstance(event, Output):
-            content = decoders[event.stream].decode(event.data)
-            return [_event(event.stream, {"content": content})] if content else []
-        tails = [(stream, decoder.decode(b"", final=True)) for stream, decoder in decoders.items()]
-        shown = [_event(stream, {"content": tail}) for stream, tail in tails if tail]
-        return [*shown, _event("done", result_answer(event))]
-
-    try:
-        for line in show(first):
-            yield line
-        async for event in rest:
-            for line in show(event):
-                yield line
-    except EraError as error:
-        yield _event("error", {"error": error.message, "code": error.code, "hint": error.hint})
-    except Exception:
-        log.exception("stream_failed")
-        yield _event("error", {"error": EraError("The service failed.").message, "code": EraError.code})
-
-
-def _event(kind: str, fields: dict[str, Any]) -> bytes:
-    return f"event: {kind}\ndata: {json.dumps({'type': kind, **fields}, ensure_ascii=False)}\n\n".encode()
 
 
 def _files(files: dict[str, str]) -> dict[str, bytes]:

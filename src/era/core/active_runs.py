@@ -5,14 +5,13 @@ from __future__ import annotations
 import asyncio
 import socket
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 
 from era.core.models import OwnedId, ServiceCommand
 from era.core.ports import Sandbox
-from era.core.program import Stream
-from era.core.written import Written
+from era.core.transcript import Transcript
 from era.errors import EraError
 
 _AGAIN = 0.2
@@ -26,7 +25,7 @@ class ActiveRun:
     run_id: str
     session_id: OwnedId
     session_key: int
-    written: Mapping[Stream, Written] = field(repr=False)
+    transcript: Transcript = field(repr=False)
     background: bool = False
     service: ServiceCommand | None = None
     """The session's service command, if that is what runs."""

@@ -11,10 +11,10 @@ from collections.abc import Awaitable, Callable, Mapping
 from era.core.files.allowance import bounded
 from era.core.models import EMPTY, JsonObject, Language, Snapshot, Status
 from era.core.ports import Network, Sandbox, StorageAccesses
-from era.core.program import CODE_ALONE, Ended, Invocation, Output, Program, Stream
+from era.core.program import CODE_ALONE, Ended, Invocation, Output, Program
 from era.core.run_messages import ExecuteRequest, RunRequest
 from era.core.secrets import placeholders
-from era.core.written import Written
+from era.core.transcript import Transcript
 from era.errors import CommitFailed
 
 
@@ -93,10 +93,10 @@ class Execution:
         return ended
 
 
-async def keep_output(written: Mapping[Stream, Written], output: Output) -> None:
+async def keep_output(transcript: Transcript, output: Output) -> None:
     """Keep what a program has written. Raises CommitFailed where the disk fails."""
     try:
-        await written[output.stream].append(output.data)
+        await transcript.append(output)
     except OSError as error:
         raise CommitFailed(f"the output of this run could not be kept: {error.strerror}") from error
 

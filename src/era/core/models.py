@@ -301,6 +301,9 @@ class RunRecord:
     versions_dropped: int = 0
     """How many old versions its commit dropped, so that the session's history stays within its bound."""
 
+    pieces: int | None = None
+    """How many pieces of output it wrote, None where nobody counted; see transcript.py."""
+
     key: int = field(default=0, compare=False)
     """The row's, which grows with each run."""
 
@@ -313,6 +316,10 @@ class KeptOutputs:
     stderr: bytes | None = field(repr=False)
     stdout_digest: str | None = None
     stderr_digest: str | None = None
+    piece_order: bytes | None = field(default=None, repr=False)
+    """The list of the pieces, as transcript.py makes it; this and its digest are None where it is plain."""
+
+    piece_order_digest: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+import json
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import suppress
 from pathlib import Path
 
-from era.core.active_runs import ActiveRuns
+from era.core.active_runs import ActiveRun, ActiveRuns
+from era.core.event_log import Gap
 from era.core.files.snapshots import BlobStore
 from era.core.metadata import MetadataStore
 from era.core.models import KeptOutputs, OwnedId, RunRecord
 from era.core.program import STREAMS, Stream
+from era.core.run_messages import RunResult, pieces_of, result_of
+from era.core.transcript import Piece, Transcript
+from era.core.views import data_view
 from era.core.written import Written
-from era.errors import CommitFailed, Conflict, NotFound, Unavailable
+from era.errors import CommitFailed, Conflict, EraError, NotFound, Unavailable
 
 INLINE_BYTES = 16 << 10
 """Longer output is a blob: it would make the database large and its pages slow to walk."""
@@ -28,36 +34,53 @@ class Outputs:
         self._kept = kept
         self._directory = directory
 
-    def new(self) -> dict[Stream, Written]:
-        """What a run is going to write, by stream."""
-        return {stream: Written(self._directory) for stream in STREAMS}
+    def new(self) -> Transcript:
+        """What a run is going to write."""
+        return Transcript(self._directory)
 
-    async def keep(self, stdout: Written, stderr: Written, *, always: bool = False) -> KeptOutputs | None:
-        """Make both streams durable, ready to be named by a row. None where output isn't kept and not `always` wanted.
-        Raises CommitFailed where the disk fails."""
-        if not self._kept and not always:
-            return None
-        long = [written for written in (stdout, stderr) if written.size > INLINE_BYTES]
+    async def keep(self, transcript: Transcript, *, always: bool = False) -> KeptOutputs | None:
+        """End a run's output and make it durable, ready to be named by a row. None where output isn't kept and not
+        `always` wanted. Raises CommitFailed where the disk fails."""
         try:
-            digests = iter(await asyncio.to_thread(self._put, long) if long else ())
+            await transcript.end()
+            if not self._kept and not always:
+                return None
+            parts = [transcript.stdout, transcript.stderr, *([] if transcript.is_plain else [transcript.order])]
+            long = [part for part in parts if part.size > INLINE_BYTES]
+            digests = dict(zip(long, await asyncio.to_thread(self._put, long), strict=True)) if long else {}
+            short = {part: await part.whole() for part in parts if part not in digests}
         except OSError as error:
             raise CommitFailed(f"the output of this run could not be kept: {error.strerror}") from error
-        first = next(digests) if stdout in long else None
-        second = next(digests) if stderr in long else None
         return KeptOutputs(
-            None if first else await stdout.whole(), None if second else await stderr.whole(), first, second
+            short.get(transcript.stdout),
+            short.get(transcript.stderr),
+            digests.get(transcript.stdout),
+            digests.get(transcript.stderr),
+            short.get(transcript.order),
+            digests.get(transcript.order),
         )
 
     async def open(self, kept: KeptOutputs, stream: Stream) -> Written:
         """One stream, to be read and closed. Raises Unavailable where the disk fails."""
-        content = kept.stdout if stream == "stdout" else kept.stderr
+        if stream == "stdout":
+            return await self._open(kept.stdout, kept.stdout_digest)
+        return await self._open(kept.stderr, kept.stderr_digest)
+
+    async def transcript(self, kept: KeptOutputs, count: int | None) -> Transcript:
+        """All of it, to be read and closed. `count` is the record's `pieces`. Raises Unavailable where the disk
+        fails."""
+        stdout, stderr = [await self.open(kept, stream) for stream in STREAMS]
+        is_plain = kept.piece_order is None and kept.piece_order_digest is None
+        order = None if is_plain else await self._open(kept.piece_order, kept.piece_order_digest)
+        return await Transcript.of(stdout, stderr, order, count)
+
+    async def _open(self, content: bytes | None, digest: str | None) -> Written:
         if content is not None:
             written = Written()
             await written.append(content)
             return written
-        digest = (kept.stdout_digest if stream == "stdout" else kept.stderr_digest) or ""
         try:
-            return Written.of_file(await asyncio.to_thread(self._blobs.open_blob, digest))
+            return Written.of_file(await asyncio.to_thread(self._blobs.open_blob, digest or ""))
         except OSError as error:
             raise Unavailable(f"The output could not be read: {error.strerror}.") from error
 
@@ -67,7 +90,7 @@ class Outputs:
 
 
 class History:
-    """The records of a session's runs."""
+    """The records of a session's runs, and what they wrote."""
 
     def __init__(self, store: MetadataStore, outputs: Outputs, active_runs: ActiveRuns) -> None:
         self._store = store
@@ -87,16 +110,9 @@ class History:
     async def output(self, session_id: OwnedId, run_id: str, stream: Stream) -> Written:
         """A run's output: what it has written so far, or all that was kept; to be read and closed. Raises NotFound
         where it isn't kept any more, Conflict where the run has ended and its end could not be recorded."""
-        run = self._active_runs.get(run_id)
-        record, kept = await self._store.run(session_id, run_id)
-        if record.status == "running":
-            if run is not None and run.session_key == record.session_key:
-                return run.written[stream].so_far()
-            raise Conflict(
-                f"How run '{run_id}' ended is not on record.",
-                hint="It could not be written; the next start of the service records it as lost.",
-                code="run_under_way",
-            )
+        run, record, kept = await self._find(session_id, run_id)
+        if run is not None:
+            return run.transcript[stream].so_far()
         if kept is not None:
             return await self._outputs.open(kept, stream)
         if record.status != "lost" and not (record.stdout_bytes or record.stderr_bytes):
@@ -106,3 +122,59 @@ class History:
             hint="The outputs of a session's newest runs are kept (ERA_OUTPUTS_KEPT), and those of lost runs never.",
             code="output_gone",
         )
+
+    async def events(self, session_id: OwnedId, run_id: str, after: int) -> AsyncGenerator[Piece | Gap | RunResult]:
+        """Follow a run from behind the piece with the number `after`: what it wrote, as it writes it if it is under
+        way, then its result, whose number is the next. Raises NotFound or Conflict as `output` does; reading on, an
+        EraError where the run has no result."""
+        run, record, kept = await self._find(session_id, run_id)
+        transcript = None
+        if run is not None:
+            transcript = run.transcript.share()
+        elif kept is not None:
+            transcript = await self._outputs.transcript(kept, record.pieces)
+        return self._follow(session_id, run, record, transcript, after)
+
+    async def _follow(
+        self, session_id: OwnedId, run: ActiveRun | None, record: RunRecord, transcript: Transcript | None, after: int
+    ) -> AsyncGenerator[Piece | Gap | RunResult]:
+        if transcript is not None:
+            async for piece in transcript.pieces(after):
+                yield piece
+        elif after < pieces_of(record):
+            yield Gap(after + 1, pieces_of(record))
+        if run is not None:
+            await run.ended.wait()
+            record, _ = await self._store.run(session_id, record.id)
+        if record.exit_code is None:
+            raise EraError(
+                f"Run '{record.id}' has no result: {record.reason or 'its end is not on record'}.",
+                hint="Nothing of it is kept but its record.",
+                code="run_lost" if record.status in ("lost", "running") else "no_result",
+            )
+        if after <= pieces_of(record):
+            yield await self._result(session_id, record)
+
+    async def _result(self, session_id: OwnedId, record: RunRecord) -> RunResult:
+        """What a run was answered, as far as that is kept: the data of a version that is gone isn't."""
+        session = await self._store.session(session_id)
+        data = None
+        with suppress(NotFound):
+            data = json.loads((await self._store.version(session_id, record.version)).data) if record.version else {}
+        return result_of(session, record, None if data is None else data_view(data, session.stored))
+
+    async def _find(self, session_id: OwnedId, run_id: str) -> tuple[ActiveRun | None, RunRecord, KeptOutputs | None]:
+        """A run if it is under way, its record, and what is kept of its output."""
+        run = self._active_runs.get(run_id)
+        if run is not None:
+            run.transcript.share()  # it may be closed before its record has been read
+        record, kept = await self._store.run(session_id, run_id)
+        if record.status != "running":
+            return None, record, kept
+        if run is None or run.session_key != record.session_key:
+            raise Conflict(
+                f"How run '{run_id}' ended is not on record.",
+                hint="It could not be written; the next start of the service records it as lost.",
+                code="run_under_way",
+            )
+        return run, record, kept

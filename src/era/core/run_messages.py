@@ -17,8 +17,9 @@ from era.core.models import (
     Status,
     WantedIsolation,
 )
-from era.core.program import CODE_ALONE, Invocation, Limits, Output, Stream
+from era.core.program import CODE_ALONE, Invocation, Limits
 from era.core.secrets import Secret
+from era.core.transcript import Piece, Transcript, plain_count
 from era.core.written import Written
 
 _SETUP_ERROR = 500
@@ -100,14 +101,17 @@ class RunResult:
     duration: float
     """Seconds."""
 
-    data: JsonObject
-    """The session's data as clients see it."""
+    data: JsonObject | None
+    """The session's data as clients see it; None where it isn't kept any more."""
 
     stdout_truncated: bool
     stderr_truncated: bool
     state: StateOutcome
     artifacts: JsonObject = field(default_factory=dict)
     """As on the record."""
+
+    pieces: int = 0
+    """How many pieces it wrote."""
 
     setup_error: str | None = None
     """Why the session's setup failed, if it did: then the program ran without what it was to have installed."""
@@ -116,7 +120,7 @@ class RunResult:
     """This is the answer of an earlier run with the same idempotency key."""
 
 
-def result_of(session: Session, record: RunRecord, data: JsonObject, *, replayed: bool = False) -> RunResult:
+def result_of(session: Session, record: RunRecord, data: JsonObject | None, *, replayed: bool = False) -> RunResult:
     """The result that a finished run's record tells, with the data that its client is shown."""
     return RunResult(
         run_id=record.id,
@@ -129,9 +133,15 @@ def result_of(session: Session, record: RunRecord, data: JsonObject, *, replayed
         stderr_truncated=record.stderr_truncated,
         state=StateOutcome(record.version or 0, record.committed, record.reason, record.versions_dropped),
         artifacts=record.artifacts,
+        pieces=pieces_of(record),
         setup_error=_setup_error(session) if session.setup_status == "failed" else None,
         replayed=replayed,
     )
+
+
+def pieces_of(record: RunRecord) -> int:
+    """How many pieces a finished run wrote."""
+    return plain_count(record.stdout_bytes, record.stderr_bytes) if record.pieces is None else record.pieces
 
 
 def _setup_error(session: Session) -> str:
@@ -146,16 +156,8 @@ class RunStarted:
     """The run has its turn and is on record."""
 
     run_id: str
-    written: Mapping[Stream, Written] = field(repr=False)
-    """What it writes, by stream, as far as it has come."""
-
-
-@dataclass(frozen=True, slots=True)
-class Wrote:
-    """The run has written so many bytes more to a stream."""
-
-    stream: Stream
-    size: int
+    transcript: Transcript = field(repr=False)
+    """What it writes, as far as it has come."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,11 +169,10 @@ class Begun:
     """It was begun by an earlier request with the same idempotency key."""
 
 
-type News = RunStarted | Wrote
-type Emit = Callable[[News], None]
-"""Gets a run's progress as it happens. It must neither wait nor raise."""
+type Emit = Callable[[RunStarted], None]
+"""Told when a run starts. It must neither wait nor raise."""
 
-type RunEvent = RunStarted | Output | RunResult
+type RunEvent = RunStarted | Piece | RunResult
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
-from contextlib import AbstractContextManager, AsyncExitStack, nullcontext
+from contextlib import AbstractContextManager, AsyncExitStack, nullcontext, suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -21,21 +21,17 @@ import structlog
 from era.core.active_runs import ActiveRun, ActiveRuns
 from era.core.admission import Admission, Slot
 from era.core.execution import Execution, keep_output, status_of
-from era.core.follower import Follower
 from era.core.idempotency import IdempotencyKeys, no_answer
 from era.core.models import Claimed, OwnedId, RunRecord, Session, StateOutcome, new_id
-from era.core.program import STREAMS
 from era.core.run_messages import (
     Begun,
     Collected,
     Emit,
     ExecuteRequest,
-    News,
     RunEvent,
     RunRequest,
     RunResult,
     RunStarted,
-    Wrote,
     result_of,
 )
 from era.core.session_run import RunParts, SessionRun
@@ -52,7 +48,7 @@ DEFAULT_TIMEOUT = 30.0
 class _Begun:
     """A run of which its caller is told."""
 
-    run_id: str
+    started: RunStarted
     run: ActiveRun | None
     """None where it is the replay of an earlier one."""
 
@@ -84,12 +80,13 @@ class Runs:
 
         The run goes on when the caller stops listening.
         """
-        follower = Follower()
-        task = self._start_task(self._run(session_id, request, follower.put, named=True))
-        task.add_done_callback(lambda _: follower.end())
-        async for event in follower.events():
-            yield event
-        done = task.result()
+        task, begun = await self._started_task(partial(self._run, session_id, request, named=True))
+        if begun is not None:
+            transcript = begun.started.transcript.share()
+            yield begun.started
+            async for piece in transcript.pieces():
+                yield piece
+        done = await asyncio.shield(task)
         done.close()
         yield done.result
 
@@ -105,7 +102,7 @@ class Runs:
         else:
             task, begun = await self._started_task(partial(self._run, session_id, request, named=True))
             if begun is not None:
-                await started(begun.run_id)
+                await started(begun.started.run_id)
         return await asyncio.shield(task)
 
     async def begin(self, session_id: OwnedId, request: RunRequest) -> Begun:
@@ -161,9 +158,9 @@ class Runs:
         """Start a run, and wait until its caller is told of it; None where it has ended before."""
         begun: asyncio.Future[_Begun] = asyncio.get_running_loop().create_future()
 
-        def emit(news: News) -> None:
-            if isinstance(news, RunStarted):  # it may have ended by the time somebody looks
-                begun.set_result(_Begun(news.run_id, self._active_runs.get(news.run_id)))
+        def emit(started: RunStarted) -> None:
+            # Its run may have ended by the time somebody looks.
+            begun.set_result(_Begun(started, self._active_runs.get(started.run_id)))
 
         task = self._start_task(run(emit))
         await asyncio.wait([task, begun], return_when=asyncio.FIRST_COMPLETED)  # type: ignore[type-var]  # it takes both
@@ -179,17 +176,15 @@ class Runs:
             return await self._run_in_turn(session_id, request, emit)
 
     async def _replay(self, session_id: OwnedId, first: Claimed, emit: Emit) -> Collected:
-        """Emit the output of an earlier run again, and return what it came to."""
+        """Start an earlier run again, for whoever listens, and return what it came to."""
         record = first.run
         if record is None or first.answer is None:
             raise no_answer(first)
-        written = {stream: await self._parts.outputs.open(first.outputs, stream) for stream in STREAMS}
-        emit(RunStarted(record.id, written))
-        for stream in STREAMS:
-            emit(Wrote(stream, written[stream].size))
+        transcript = await self._parts.outputs.transcript(first.outputs, record.pieces)
+        emit(RunStarted(record.id, transcript))
         session = await self._store.session(session_id)
         result = result_of(session, record, json.loads(first.answer), replayed=True)
-        return Collected(result, written["stdout"], written["stderr"])
+        return Collected(result, transcript.stdout, transcript.stderr)
 
     async def _run_in_turn(
         self, session_id: OwnedId, request: RunRequest, emit: Emit, *, named: bool = True
@@ -205,11 +200,15 @@ class Runs:
                     raise NotFound(f"Session '{session_id}' is another one by now.")
                 check_stored(session, public=request.public)
             session = await self._record(session_id, run_id, request, slot, named=named)
-            written = self._parts.outputs.new()
-            active = ActiveRun(run_id, session_id, session.key, written, request.background, request.service)
+            transcript = self._parts.outputs.new()
+            active = ActiveRun(run_id, session_id, session.key, transcript, request.background, request.service)
             run = SessionRun(self._parts, active, session, request, slot, emit)
             with self._active_runs.registered(active), self._yielding(active):
-                return Collected(await run.result(), written["stdout"], written["stderr"])
+                try:
+                    return Collected(await run.result(), transcript.stdout, transcript.stderr)
+                finally:
+                    with suppress(OSError):
+                        await transcript.end()  # or who reads it would wait for more
 
     async def _record(
         self, session_id: OwnedId, run_id: str, request: RunRequest, slot: Slot, *, named: bool
@@ -237,7 +236,7 @@ class Runs:
         """Run the program of a request in a temporary sandbox. Raises as SandboxPool.acquire_temporary and
         Execution.run do, and TooBusy."""
         run_id = new_id("run")
-        written = self._parts.outputs.new()
+        transcript = self._parts.outputs.new()
         pool = self._parts.pool
         async with self._admission.admitted(request.owner) as slot:
             sandbox = await pool.acquire_temporary(
@@ -262,7 +261,7 @@ class Runs:
                     files=request.files,
                     invocation=request.invocation,
                 )
-                ended = await execution.run(partial(keep_output, written))
+                ended = await execution.run(partial(keep_output, transcript))
             finally:
                 await pool.discard(sandbox)
         result = RunResult(
@@ -276,7 +275,7 @@ class Runs:
             stderr_truncated=ended.stderr_truncated,
             state=StateOutcome(0, committed=False, reason="This run has no session."),
         )
-        return Collected(result, written["stdout"], written["stderr"])
+        return Collected(result, transcript.stdout, transcript.stderr)
 
 
 def _end_unheard(task: asyncio.Task[Collected]) -> None:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import structlog
 
@@ -37,8 +38,8 @@ from era.core.models import (
 from era.core.outputs import Outputs
 from era.core.pool import NEVER_BEGUN, SandboxPool
 from era.core.ports import Network, Sandbox, StorageAccesses
-from era.core.program import Ended, Invocation, Output
-from era.core.run_messages import Emit, RunRequest, RunResult, RunStarted, Wrote, result_of
+from era.core.program import Ended, Invocation
+from era.core.run_messages import Emit, RunRequest, RunResult, RunStarted, result_of
 from era.core.setup.requirements import variables
 from era.core.views import data_view
 from era.errors import CommitFailed, EraError, SandboxFailed, SessionDeleted, TooBusy, Unavailable
@@ -81,8 +82,7 @@ class SessionRun:
     def __init__(
         self, parts: RunParts, active: ActiveRun, session: Session, request: RunRequest, slot: Slot, emit: Emit
     ) -> None:
-        """`session` is its row as it was when the run was recorded. `emit` gets RunStarted once there is a sandbox, and
-        what the program writes."""
+        """`session` is its row as it was when the run was recorded. `emit` is called once there is a sandbox."""
         self._parts = parts
         self._active = active
         self._session = session
@@ -120,10 +120,10 @@ class SessionRun:
         try:
             if not self._started:
                 self._started = True
-                self._emit(RunStarted(self._active.run_id, self._active.written))
+                self._emit(RunStarted(self._active.run_id, self._active.transcript))
             data = json.loads(session.data)
             execution = self._execution(sandbox, data)
-            ended = await execution.run(self._write)
+            ended = await execution.run(partial(keep_output, self._active.transcript))
             outcome = await self._outcome(execution, ended)
             result = await self._commit(execution, ended, outcome, data)
             if outcome.problem is None:
@@ -160,11 +160,6 @@ class SessionRun:
             invocation=Invocation(command=command) if command else request.invocation,
         )
 
-    async def _write(self, output: Output) -> None:
-        """Keep and report what the program has written. Raises CommitFailed where the disk fails."""
-        await keep_output(self._active.written, output)
-        self._emit(Wrote(output.stream, len(output.data)))
-
     async def _outcome(self, execution: Execution, ended: Ended) -> _Outcome:
         """What can be kept of the run. Its files are durable when this returns, but no row names them yet."""
         session, snapshots = self._session, self._parts.snapshots
@@ -186,8 +181,8 @@ class SessionRun:
         """Record the run, and move the session to its next version if it changed anything, in one transaction. `data`
         is the session's as it was. Raises CommitFailed, SessionDeleted."""
         session, claim = self._session, self._request.claim
-        stdout, stderr = self._active.written["stdout"], self._active.written["stderr"]
-        outputs = await self._parts.outputs.keep(stdout, stderr, always=claim is not None)
+        transcript = self._active.transcript
+        outputs = await self._parts.outputs.keep(transcript, always=claim is not None)
         shown = data_view(data if outcome.data is None else json.loads(outcome.data), session.stored)
         record = replace(
             self._record,
@@ -195,8 +190,9 @@ class SessionRun:
             ended_at=now(),
             exit_code=ended.exit_code,
             duration_us=int(ended.duration * 1e6),
-            stdout_bytes=stdout.size,
-            stderr_bytes=stderr.size,
+            stdout_bytes=transcript.stdout.size,
+            stderr_bytes=transcript.stderr.size,
+            pieces=transcript.count,
             stdout_truncated=ended.stdout_truncated,
             stderr_truncated=ended.stderr_truncated,
             committed=outcome.problem is None,

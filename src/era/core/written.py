@@ -36,6 +36,7 @@ class Written:
         """How many bytes are in the file, and what comes after those. It is one object, since threads replace it."""
 
         self._writing = False
+        self._shared = False
 
     @classmethod
     def of_file(cls, fd: int) -> Written:
@@ -102,8 +103,12 @@ class Written:
         os.lseek(self._fd, 0, os.SEEK_SET)
         return batch.put_file(self._fd, self.size)
 
+    def share(self) -> None:
+        """Somebody reads this besides the one who closes it: it goes with the last who knows it."""
+        self._shared = True
+
     def close(self) -> None:
-        if not self._writing:  # or a thread has the file still; it goes with the last who knows it
+        if not self._writing and not self._shared:  # while a thread writes it has the file still
             self._close()
 
     def _take(self, fd: int) -> None:

@@ -12,7 +12,7 @@ from era.core.models import KeptOutputs
 from era.store.dialects import Precompiled
 from era.store.tables import idempotency_keys, outputs, runs, storage_items
 
-OUTPUT_COLUMNS = ("stdout", "stderr", "stdout_digest", "stderr_digest")
+OUTPUT_COLUMNS = ("stdout", "stderr", "stdout_digest", "stderr_digest", "piece_order", "piece_order_digest")
 """The columns of KeptOutputs, in the order of its fields."""
 
 _NOTHING = KeptOutputs(b"", b"")
@@ -40,7 +40,8 @@ _DIGESTS = union(
     *(
         select(table.c[name]).where(table.c[name].is_not(None))
         for table in (outputs, idempotency_keys)
-        for name in ("stdout_digest", "stderr_digest")
+        for name in OUTPUT_COLUMNS
+        if name.endswith("_digest")
     ),
     select(storage_items.c.digest).where(storage_items.c.digest.is_not(None)),
 )

@@ -177,6 +177,7 @@ def _finish_values(record: RunRecord) -> dict[str, Any]:
         "new_egress": json.dumps(record.egress),
         "new_artifacts": json.dumps(record.artifacts),
         "new_versions_dropped": record.versions_dropped,
+        "new_pieces": record.pieces,
     }
 
 

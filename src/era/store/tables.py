@@ -156,6 +156,7 @@ runs = Table(
     Column("artifacts", Text, nullable=False, server_default="{}"),
     Column("versions_dropped", Integer, nullable=False, server_default="0"),
     Column("imported", Boolean, nullable=False, server_default=false()),  # Whether it ran on another server.
+    Column("pieces", BigInteger),
     Index(None, "session_key", "key"),
     Index("ix_runs_status", "status", "imported"),
     sqlite_autoincrement=True,
@@ -172,6 +173,8 @@ outputs = Table(
     Column("stderr_digest", String(64)),
     Column("stdout", LargeBinary),
     Column("stderr", LargeBinary),
+    Column("piece_order", LargeBinary),  # NULL as its digest where the pieces are in the plain order
+    Column("piece_order_digest", String(64)),
     sqlite_with_rowid=False,
 )
 
@@ -193,6 +196,8 @@ idempotency_keys = Table(
     Column("stdout", LargeBinary),
     Column("stderr", LargeBinary),
     Column("answer", Text),
+    Column("piece_order", LargeBinary),
+    Column("piece_order_digest", String(64)),
 )
 
 # A session's settings for deliveries of webhooks. `secret` is needed in clear, to verify them; no answer and no capsule

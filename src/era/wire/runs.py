@@ -122,7 +122,7 @@ class RunAnswer(BaseModel):
     stderr: str
     duration: str
     session_id: str
-    data: dict[str, Any]
+    data: dict[str, Any] = Field(default_factory=dict, description="The session's data; left out with `data=false`.")
     run_id: str
     status: str
     stdout_truncated: bool
@@ -216,7 +216,7 @@ def result_answer(result: RunResult) -> dict[str, Any]:
         "exit_code": result.exit_code,
         "duration": f"{result.duration:.3f}s",
         "session_id": result.session_id,
-        "data": result.data,
+        **({} if result.data is None else {"data": result.data}),
         "run_id": result.run_id,
         "status": result.status,
         "stdout_truncated": result.stdout_truncated,

@@ -197,7 +197,7 @@ def version_line(content: VersionContent) -> bytes:
 def run_line(record: RunRecord, digests: tuple[str, str] | None) -> bytes:
     """The line of a run in capsule.json. `digests` are those of stdout and stderr, None if they aren't kept."""
     fields = asdict(record)
-    for name in ("key", "session_key"):
+    for name in ("key", "session_key", "pieces"):  # the order of the pieces isn't in a capsule either
         del fields[name]
     fields["stdout"], fields["stderr"] = digests or (None, None)
     return jsontext.compact(fields).encode()

@@ -23,7 +23,7 @@ MAX_LINE_BYTES = 24 << 20
 
 _CHUNK = 1 << 20
 _FORMAT = re.compile(rb'\s*\{\s*"format"\s*:\s*(\d{1,9})\s*[,}]')
-_RECORD = {field.name for field in fields(RunRecord)} - {"key", "session_key"}
+_RECORD = {field.name for field in fields(RunRecord)} - {"key", "session_key", "pieces"}
 
 
 @dataclass(frozen=True, slots=True)

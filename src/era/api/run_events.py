@@ -1,0 +1,32 @@
+"""The events of a run, as they are sent: the same live, afterwards and after a restart."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, AsyncIterator
+from dataclasses import replace
+
+from era.api.event_stream import Event
+from era.core.event_log import Gap
+from era.core.loop_slices import Budget
+from era.core.run_messages import RunEvent, RunResult, RunStarted
+from era.wire.base import text
+from era.wire.runs import result_answer
+
+_BYTES_A_MICROSECOND = 128
+"""How much output becomes JSON in that time."""
+
+
+async def run_events(events: AsyncIterator[RunEvent | Gap], *, with_data: bool) -> AsyncGenerator[Event | Gap]:
+    """Events `stdout`, `stderr` and `done`. A RunStarted is none: the headers say it."""
+    budget = Budget(object())
+    async for event in events:
+        if isinstance(event, RunStarted):
+            continue
+        if isinstance(event, Gap):
+            yield event
+        elif isinstance(event, RunResult):
+            result = event if with_data else replace(event, data=None)
+            yield Event(event.pieces + 1, "done", result_answer(result))
+        else:
+            yield Event(event.number, event.stream, {"content": text(event.data)})
+            await budget.spend(len(event.data) / _BYTES_A_MICROSECOND)
