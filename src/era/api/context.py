@@ -10,7 +10,9 @@ import binascii
 import json
 import re
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Annotated, Any
 
 from fastapi import Depends, Header, HTTPException, Path, Query, Request, Response
@@ -297,6 +299,18 @@ def key_of(cursor: str) -> int:
     if not 0 < key < 1 << 63:
         raise BadRequest("'cursor' is not one of ours.", hint="Use the next_cursor of the page before, or none.")
     return key
+
+
+def moment(field: str, value: str) -> int:
+    """Microseconds since 1970 of a time in RFC 3339. Raises BadRequest, which names `field`."""
+    # A `+` in a query that nobody has escaped is a space.
+    with suppress(ValueError, OverflowError):
+        parsed = datetime.fromisoformat(value.strip().replace(" ", "+") if "T" in value else value)
+        if parsed.tzinfo is not None and "T" in value.upper():
+            return int(parsed.timestamp() * 1_000_000)
+    raise BadRequest(
+        f"'{field}' is not a time with its zone.", hint="Write it as 2026-01-31T12:00:00Z.", code="invalid_field"
+    )
 
 
 def language(name: str, *, to_run: bool = False) -> Language:

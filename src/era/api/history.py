@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from fastapi import APIRouter, Request, Response
+from fastapi import APIRouter, Query, Request, Response
 
 from era.api.context import (
     Answer,
     Cursor,
     Limit,
+    Owner,
     SessionId,
     StrictRoute,
     UseContext,
@@ -17,13 +18,18 @@ from era.api.context import (
     cursor_of,
     errors,
     key_of,
+    moment,
+    possible_id,
 )
 from era.api.event_stream import After, described, event_stream
 from era.api.run_events import run_events
 from era.api.streaming import ranged_response
+from era.core.metadata import RunFilter
+from era.core.models import Status
 from era.wire.runs import RunRecordAnswer, RunRecordsAnswer, record_answer
 
 router = APIRouter(prefix="/api/sessions/{session_id}/runs", tags=["runs"], route_class=StrictRoute)
+all_runs = APIRouter(tags=["runs"], route_class=StrictRoute)
 
 # Output may hold anything. A browser must not show it as a page of this server.
 _HEADERS = {"X-Content-Type-Options": "nosniff", "Content-Security-Policy": "sandbox; default-src 'none'"}
@@ -36,6 +42,32 @@ async def list_runs(session_id: SessionId, context: UseContext, limit: Limit = 1
     page = records[:limit]
     following = cursor_of(page[-1].key) if len(records) > limit else None
     answers = [record_answer(record, session_id.id) for record in page]
+    return Answer({"runs": answers, "count": len(answers), "next_cursor": following})
+
+
+@all_runs.get("/api/runs", responses={200: {"model": RunRecordsAnswer}, **errors(404)})
+async def list_all_runs(
+    owner: Owner,
+    context: UseContext,
+    status: Annotated[Status | None, Query(description="Only those with this status.")] = None,
+    session: Annotated[str | None, Query(max_length=128, description="Only those of this session.")] = None,
+    since: Annotated[str | None, Query(description="Only those that began then or later (RFC 3339).")] = None,
+    limit: Limit = 100,
+    cursor: Cursor = None,
+) -> Response:
+    """List the records of runs of all the caller's sessions, newest first."""
+    which = RunFilter(
+        owner,
+        limit + 1,
+        status,
+        None if session is None else possible_id(session),
+        None if since is None else moment("since", since),
+        key_of(cursor) if cursor else None,
+    )
+    found = await context.history.of_owner(which)
+    page = found[:limit]
+    following = cursor_of(page[-1][1].key) if len(found) > limit else None
+    answers = [record_answer(record, session_id) for session_id, record in page]
     return Answer({"runs": answers, "count": len(answers), "next_cursor": following})
 
 

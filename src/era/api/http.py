@@ -72,7 +72,8 @@ def build(settings: Settings, context: Context) -> FastAPI:
         pages,
     )
     mcp = Mcp()
-    routers = [*(module.router for module in modules), links.public, storage.resources, health.metrics_router]
+    routers = [module.router for module in modules]
+    routers += [links.public, storage.resources, history.all_runs, health.metrics_router]
     app = application(routers, lifespan=mcp.lifespan)
     app.state.context = context
     app.state.storage = context.storage

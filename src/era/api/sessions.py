@@ -15,6 +15,7 @@ from era.api.context import (
     SessionId,
     StrictRoute,
     UseContext,
+    WithData,
     check_timeout,
     claim_of,
     cursor_of,
@@ -30,6 +31,7 @@ from era.core.metadata import KEEP, SessionChange, SessionFilter
 from era.core.models import now, timestamp
 from era.core.setup.requirements import setup_text
 from era.errors import BadRequest
+from era.spelling import did_you_mean
 from era.wire.files import files_answer
 from era.wire.limits import requested_limits
 from era.wire.runs import CodeAnswer, CodeBody, CodeStoredAnswer, code_answer
@@ -113,9 +115,15 @@ async def list_sessions(
     cursor: Annotated[str | None, Query(max_length=64, description="`next_cursor` of the page before.")] = None,
     language_name: OfLanguage = None,
     status: OfStatus = None,
+    fields: Annotated[
+        str | None,
+        Query(max_length=1000, description="Show only these fields, separated by commas.", examples=["id,status"]),
+    ] = None,
+    data: WithData = True,
 ) -> Response:
     """List the caller's sessions, newest first. `metadata.KEY=VALUE` selects those with that label. Sessions that have
     expired or were deleted, and can be restored, are listed only where `status` asks for them."""
+    shown = _shown(fields) - (set() if data else {"data"})
     which = replace(
         _filter(owner, language_name, status, labels),
         limit=None if limit is None else limit + 1,  # one more tells whether there is a next page
@@ -127,7 +135,24 @@ async def list_sessions(
     answers = [session_view(session, context) for session in page]
     if status is not None:
         answers = [session for session in answers if session["status"] == status]
+    answers = [{name: value for name, value in session.items() if name in shown} for session in answers]
     return Answer({"sessions": answers, "count": len(answers), "next_cursor": following})
+
+
+def _shown(fields: str | None) -> set[str]:
+    """The names in a list of fields, None for all. Raises BadRequest for one that a session doesn't have."""
+    known = list(SessionAnswer.model_fields)
+    if fields is None:
+        return set(known)
+    names = [name.strip() for name in fields.split(",")]
+    for name in names:
+        if name not in known:
+            raise BadRequest(
+                f"'fields' names '{name[:80]}', which is not a field of a session.",
+                hint=did_you_mean(name, known, f"The fields are {', '.join(known)}."),
+                code="invalid_field",
+            )
+    return set(names)
 
 
 @router.delete("", responses={200: {"model": DeletedAllAnswer}, **errors()})

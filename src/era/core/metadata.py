@@ -28,6 +28,7 @@ from era.core.models import (
     ServiceCommand,
     Session,
     Snapshot,
+    Status,
     StoredCode,
     Trim,
     Version,
@@ -51,6 +52,21 @@ class SessionFilter:
 
     removed: Removal | None = None
     """List, instead of present sessions, those that were removed in this way and can still be restored."""
+
+
+@dataclass(frozen=True, slots=True)
+class RunFilter:
+    """Which runs of an owner's sessions to list, newest first."""
+
+    owner: str
+    limit: int
+    status: Status | None = None
+    session_id: str | None = None
+    since: int | None = None
+    """Only those that began at this time or later; microseconds since 1970."""
+
+    before_key: int | None = None
+    """Only those before the one with this key."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -296,6 +312,11 @@ class MetadataStore(Protocol):
 
     async def runs(self, session_key: int, limit: int, before: int | None = None) -> Sequence[RunRecord]:
         """Up to `limit` runs older than the one with the key `before`, newest first. Counts as no call."""
+        ...
+
+    async def runs_of_owner(self, which: RunFilter) -> Sequence[tuple[str, RunRecord]]:
+        """The runs that match, newest first, each with the id of its session. Sessions that were removed have none.
+        Counts as no call."""
         ...
 
     async def run(self, session_id: OwnedId, run_id: str) -> tuple[RunRecord, KeptOutputs | None]:

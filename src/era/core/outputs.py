@@ -11,7 +11,7 @@ from pathlib import Path
 from era.core.active_runs import ActiveRun, ActiveRuns
 from era.core.event_log import Gap
 from era.core.files.snapshots import BlobStore
-from era.core.metadata import MetadataStore
+from era.core.metadata import MetadataStore, RunFilter
 from era.core.models import KeptOutputs, OwnedId, RunRecord
 from era.core.program import STREAMS, Stream
 from era.core.run_messages import RunResult, pieces_of, result_of
@@ -101,6 +101,13 @@ class History:
         """Newest first, those before the one with the key `before`."""
         session = await self._store.session(session_id)
         return await self._store.runs(session.key, limit, before)
+
+    async def of_owner(self, which: RunFilter) -> Sequence[tuple[str, RunRecord]]:
+        """The runs of all of an owner's sessions, newest first, each with its session's id. Raises NotFound where a
+        session is named that isn't there."""
+        if which.session_id is not None:
+            await self._store.session(OwnedId(which.owner, which.session_id))
+        return await self._store.runs_of_owner(which)
 
     async def get(self, session_id: OwnedId, run_id: str) -> RunRecord:
         """Raises NotFound."""

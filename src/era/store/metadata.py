@@ -15,7 +15,7 @@ from typing import Any
 
 from sqlalchemy import Connection, literal, select
 
-from era.core.metadata import Retention, SessionChange, SessionFilter, SetupJob
+from era.core.metadata import Retention, RunFilter, SessionChange, SessionFilter, SetupJob
 from era.core.models import (
     Answered,
     Cause,
@@ -192,6 +192,9 @@ class SqlStore:
 
     async def runs(self, session_key: int, limit: int, before: int | None = None) -> Sequence[RunRecord]:
         return await self.database.read(runs.list_runs, session_key, limit, before)
+
+    async def runs_of_owner(self, which: RunFilter) -> Sequence[tuple[str, RunRecord]]:
+        return await self.database.read(runs.list_runs_of_owner, which)
 
     async def run(self, session_id: OwnedId, run_id: str) -> tuple[RunRecord, KeptOutputs | None]:
         return await self._read(session_id, lambda connection, session: runs.find_run(connection, session, run_id))

@@ -13,7 +13,7 @@ from typing import Any
 
 from sqlalchemy import Connection, bindparam, delete, func, insert, select, update
 
-from era.core.metadata import Retention
+from era.core.metadata import Retention, RunFilter
 from era.core.models import Answered, Claim, KeptOutputs, OwnedId, RunRecord, Session, Snapshot, Trim, now
 from era.core.setup.setups import UNDER_WAY
 from era.errors import CommitFailed, Conflict, NotFound, SetupUnderWay
@@ -185,6 +185,27 @@ def list_runs(connection: Connection, session_key: int, limit: int, before: int 
     """The `limit` newest runs older than the one with the key `before`, newest first."""
     values = {"session": session_key, "before": _LAST_KEY if before is None else before, "how_many": limit}
     return [record_from_row(row) for row in connection.execute(_NEWEST, values)]
+
+
+def list_runs_of_owner(connection: Connection, which: RunFilter) -> Sequence[tuple[str, RunRecord]]:
+    """See MetadataStore.runs_of_owner. The newest runs are looked through until there are enough: an expression in
+    place of the owner's column keeps the database from collecting and sorting all of the owner's instead."""
+    query = (
+        RUNS.add_columns(sessions.c.id)
+        .join(sessions, sessions.c.key == runs.c.session_key)
+        .where(sessions.c.owner + "" == which.owner, IS_PRESENT)
+        .order_by(runs.c.key.desc())
+        .limit(which.limit)
+    )
+    if which.session_id is not None:
+        query = query.where(sessions.c.id == which.session_id)
+    if which.status is not None:
+        query = query.where(runs.c.status == which.status)
+    if which.since is not None:
+        query = query.where(runs.c.started_at >= which.since)
+    if which.before_key is not None:
+        query = query.where(runs.c.key < which.before_key)
+    return [(session_id, record_from_row(values)) for *values, session_id in connection.execute(query)]
 
 
 def find_run(connection: Connection, session: Session, run_id: str) -> tuple[RunRecord, KeptOutputs | None]:
