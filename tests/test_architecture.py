@@ -46,9 +46,12 @@ MAY_IMPORT: dict[str, set[str]] = {
     "api": CORE | {"errors", "languages", "mcp", "settings", "spelling", "wire"},
     "mcp": {"spelling", "urls"},
     "web": set(),
-    "client": {"app", "doctor", "errors", "mcp", "preflight", "settings", "urls"},
+    "sdk": {"errors", "urls"},
+    "sdk/aio": {"errors", "sdk", "urls"},
+    "sdk/sync": {"errors", "sdk", "urls"},
+    "client": {"app", "doctor", "errors", "mcp", "preflight", "sdk", "sdk/sync", "settings", "urls"},
     # files beside the folders
-    "__init__": {"errors"},
+    "__init__": {"errors", "sdk", "sdk/aio", "sdk/sync"},
     "app": CORE | ADAPTERS | {"api", "errors", "languages", "server", "settings"},
     "doctor": {"core", "errors", "languages"},
     "errors": set(),
@@ -212,6 +215,8 @@ def test_no_module_imports_itself_in_a_circle() -> None:
         ("era.core.users.accounts", ""),
         ("era.mcp.tools", "from era.core.models import Session"),
         ("era.api.http", "from era.mcp import tools"),
+        ("era.sdk.calls", "from era.client.failure import Failure"),
+        ("era.sdk.aio.client", "from era.sdk.sync.client import Era"),
     ],
 )
 def test_rules_bite(module: str, source: str) -> None:

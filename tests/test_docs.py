@@ -3,7 +3,8 @@
 The convention: a block tagged `bash` is run, all of a document's blocks in order in one shell that stops at the first
 failure, in an empty directory, with http://127.0.0.1:8787 replaced by the test's server. A `json` or `text` block right
 after it is what it must print: JSON that is a part of its last JSON value, or its whole text. `…` stands for anything.
-Blocks that aren't run (starting a server, installing) are tagged `console`, or by their language.
+A `python` block that imports from era is a program of the SDK, and is run in the same way. Blocks that aren't run
+(starting a server, installing) are tagged `console`, or by their language.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from typing import Any
 
 import pytest
 from markdown_it import MarkdownIt
+from markdown_it.token import Token
 
 from tests.conftest import Server
 
@@ -27,7 +29,8 @@ SOURCE = ROOT / "src" / "era"
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
 DEFAULT_URL = "http://127.0.0.1:8787"
 NOT_RUN = {"", "console", "ini", "json", "python", "text"}
-CALLS = re.compile(r"^ *(curl|(\.venv/bin/)?era) ", re.MULTILINE)
+CALLS = re.compile(r"^ *(curl|(\.venv/bin/)?era|python3 - <<'PROGRAM') ?", re.MULTILINE)
+SDK = re.compile(r"^from era import", re.MULTILINE)
 DELETES_ALL = re.compile(r"delete\b[^\n]*/api/sessions(?![/\w])", re.IGNORECASE)
 CODE = re.compile(r"`([^`\n]+)`")
 PATH = re.compile(r"(?:\w[\w.-]*/)+[a-z0-9_.-]+\.(?:py|js|cjs|sh|md)")
@@ -52,10 +55,17 @@ def examples(document: Path) -> list[Example]:
     for token in MarkdownIt().parse(document.read_text()):
         if token.type == "fence" and token.info == "bash" and token.map:
             blocks.append(Example(token.map[0] + 1, token.content))
-        elif token.type == "fence" and token.info in ("json", "text") and before == "bash":
+        elif _is_program(token) and token.map:
+            blocks.append(Example(token.map[0] + 1, f"python3 - <<'PROGRAM'\n{token.content}PROGRAM"))
+        elif token.type == "fence" and token.info in ("json", "text") and before == "run":
             blocks[-1].kind, blocks[-1].expected = token.info, token.content
-        before = token.info if token.type == "fence" else None
+        before = "run" if token.type == "fence" and (token.info == "bash" or _is_program(token)) else None
     return blocks
+
+
+def _is_program(token: Token) -> bool:
+    """Whether a token is a block with a program of the Python SDK."""
+    return token.type == "fence" and token.info == "python" and SDK.search(token.content) is not None
 
 
 def is_part(expected: Any, actual: Any) -> bool:

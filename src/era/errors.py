@@ -55,6 +55,8 @@ class EraError(Exception):
     code = "internal"
     hint = "This is a bug in ERA. Please report it with the request id."
     retry_after: int | None = None
+    request_id = ""
+    """Which request failed, where a client was told of it."""
 
     def __init__(self, message: str, *, hint: str | None = None, code: str | None = None, details: Any = None) -> None:
         super().__init__(message)

@@ -8,8 +8,8 @@ from typing import Any
 import httpx
 import pytest
 
-from era.client.directories import Directory, files
-from era.client.failure import Failure
+from era.sdk.directories import Directory, files
+from era.sdk.errors import LocalError
 from tests.client.command import era
 from tests.conftest import Server
 
@@ -145,8 +145,8 @@ def test_a_pull_stays_in_its_directory(server: Server, client: httpx.Client, mak
 @pytest.mark.parametrize("path", ["../x", "/x", "a/../../x", "a//x", "", ".", "..", "a/\0"])
 def test_paths_that_lead_elsewhere_are_refused(tmp_path: Path, path: str) -> None:
     (tmp_path / "top").mkdir()
-    with Directory(tmp_path / "top") as directory, pytest.raises(Failure):
-        directory.write(path, [b"x"], lambda _: None)
+    with Directory(tmp_path / "top") as directory, pytest.raises(LocalError), directory.writing(path, None) as put:
+        put(b"x")
     assert [found for found in tmp_path.rglob("*") if found.is_file()] == []
 
 
@@ -156,7 +156,7 @@ def test_a_broken_download_leaves_the_old_file(tmp_path: Path) -> None:
         raise httpx.ReadError("gone")
 
     write(tmp_path, f="old")
-    with Directory(tmp_path) as directory, pytest.raises(httpx.ReadError):
-        directory.write("f", pieces(), lambda _: None)
+    with Directory(tmp_path) as directory, pytest.raises(httpx.ReadError), directory.writing("f", None) as put:
+        any(put(piece) for piece in pieces())
     assert list(files(tmp_path)) == ["f"]
     assert (tmp_path / "f").read_text() == "old"

@@ -1,4 +1,4 @@
-"""Local directories that `era push` reads and `era pull` writes.
+"""Local directories that are copied into sessions, and sessions' files that are copied into local ones.
 
 A session's paths come from hostile code. So a directory is written one name of a path at a time, relative to the
 descriptor of the directory above and never through a link; and a file is replaced by a complete one, or not at all.
@@ -6,20 +6,24 @@ descriptor of the directory above and never through a link; and a file is replac
 
 from __future__ import annotations
 
-import hashlib
 import os
 import stat
-import tarfile
-import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import IO, TYPE_CHECKING, NamedTuple, Self
 
-from era.client.failure import Failure
+from era.sdk.errors import LocalError
 
 if TYPE_CHECKING:
+    import tarfile
+
     from pathspec import GitIgnoreSpec
+
+type _Advance = Callable[[int], object] | None
+"""Is told how many bytes more have been written."""
+
+type _Write = Callable[[bytes], None]
 
 _LEFT_OUT = {".git", ".session_data.json"}
 """Names that are no part of a project, in any directory: git's own, and the session's data."""
@@ -31,9 +35,33 @@ type _Rules = tuple[tuple[str, GitIgnoreSpec], ...]
 """The .gitignore files above a path, outermost first: the directory that each is in (as `a/b/`), and its patterns."""
 
 
-def files(top: Path) -> Iterator[str]:
+class Synced(NamedTuple):
+    """What a push or pull did: paths that were copied and deleted, how many files there are in all, and how many were
+    left out because they are links or their names aren't UTF-8."""
+
+    copied: list[str]
+    deleted: list[str]
+    total: int
+    left_out: int
+
+
+def files(top: str | os.PathLike[str]) -> Iterator[str]:
     """The regular files below `top` that no .gitignore leaves out, as sorted relative paths. Links aren't followed."""
-    yield from _files_below(top, "", ())
+    yield from _files_below(Path(top), "", ())
+
+
+def digests(top: str | os.PathLike[str]) -> dict[str, str]:
+    """The SHA-256 of each of these files, in hex, by path. Raises LocalError."""
+    if not os.path.isdir(top):
+        raise LocalError(f"{top} is no directory.")
+    found = {}
+    with Directory(top) as local:
+        for path in files(top):
+            digest = local.digest(path)
+            if digest is None:
+                raise LocalError(f"{Path(top) / path} can't be read.")
+            found[path] = digest
+    return found
 
 
 def _files_below(top: Path, directory: str, rules: _Rules) -> Iterator[str]:
@@ -42,7 +70,7 @@ def _files_below(top: Path, directory: str, rules: _Rules) -> Iterator[str]:
         with os.scandir(top / directory) as iterator:
             entries = sorted(iterator, key=lambda entry: entry.name)
     except OSError as error:
-        raise Failure(f"{top / directory} can't be read: {error.strerror}") from None
+        raise LocalError(f"{top / directory} can't be read: {error.strerror}") from None
     if any(entry.name == ".gitignore" and entry.is_file(follow_symlinks=False) for entry in entries):
         from pathspec import GitIgnoreSpec
 
@@ -68,18 +96,59 @@ def _is_ignored(path: str, rules: _Rules) -> bool:
     return False
 
 
+class archive_of:  # noqa: N801  reads as a function
+    """A temporary tar archive of some files below `top`, which is at `path`. A context manager. Raises LocalError."""
+
+    def __init__(self, top: str | os.PathLike[str], paths: Iterable[str]) -> None:
+        import tarfile
+        import tempfile
+
+        self._file = tempfile.NamedTemporaryFile(prefix="era-push-", suffix=".tar")  # noqa: SIM115  __exit__ closes it
+        self.path = Path(self._file.name)
+        try:
+            with tarfile.open(fileobj=self._file, mode="w", format=tarfile.PAX_FORMAT) as archive:
+                for path in paths:
+                    try:
+                        archive.add(Path(top) / path, path, recursive=False, filter=_without_owner)
+                    except OSError as error:
+                        raise LocalError(f"{Path(top) / path} can't be read: {error.strerror}") from None
+            self._file.flush()
+        except BaseException:
+            self._file.close()
+            raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+
 @contextmanager
-def temporary_tar(top: Path, paths: Iterable[str]) -> Iterator[Path]:
-    """A temporary tar archive of these files, paths relative to `top`."""
-    with tempfile.NamedTemporaryFile(prefix="era-push-", suffix=".tar") as file:
-        with tarfile.open(fileobj=file, mode="w", format=tarfile.PAX_FORMAT) as archive:
-            for path in paths:
-                try:
-                    archive.add(top / path, path, recursive=False, filter=_without_owner)
-                except OSError as error:
-                    raise Failure(f"{top / path} can't be read: {error.strerror}") from None
-        file.flush()
-        yield Path(file.name)
+def replacing(target: str | os.PathLike[str], advance: _Advance) -> Iterator[_Write]:
+    """Write a local file through the function that this gives: all of it or nothing. Raises LocalError."""
+    target = Path(target)
+    part = target.with_name(f"{target.name}.part")
+    try:
+        with part.open("wb") as file:
+            yield _writer(file, advance)
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(target)
+    except OSError as error:
+        raise LocalError(f"{target} can't be written: {error.strerror}") from None
+    finally:
+        with suppress(OSError):
+            part.unlink()
+
+
+def _writer(file: IO[bytes], advance: _Advance) -> _Write:
+    def write(piece: bytes) -> None:
+        file.write(piece)
+        if advance is not None:
+            advance(len(piece))
+
+    return write
 
 
 def _without_owner(entry: tarfile.TarInfo) -> tarfile.TarInfo:
@@ -91,13 +160,14 @@ def _without_owner(entry: tarfile.TarInfo) -> tarfile.TarInfo:
 class Directory:
     """A directory that a session's files are compared with and written to. A context manager."""
 
-    def __init__(self, path: Path) -> None:
-        """Open it, and make it first if it doesn't exist. Raises Failure."""
+    def __init__(self, place: str | os.PathLike[str]) -> None:
+        """Open it, and make it first if it doesn't exist. Raises LocalError."""
+        path = Path(place)
         try:
             path.mkdir(parents=True, exist_ok=True)
             self._top = os.open(path, _OPEN_DIRECTORY & ~os.O_NOFOLLOW)
         except OSError as error:
-            raise Failure(f"{path} can't be used: {error.strerror}") from None
+            raise LocalError(f"{path} can't be used: {error.strerror}") from None
         self._path = path
 
     def __enter__(self) -> Self:
@@ -116,20 +186,18 @@ class Directory:
         with os.fdopen(fd, "rb") as file:
             if not stat.S_ISREG(os.fstat(fd).st_mode):
                 return None
+            import hashlib
+
             return hashlib.file_digest(file, "sha256").hexdigest()
 
-    def write(self, path: str, chunks: Iterable[bytes], advance: Callable[[int], None]) -> None:
-        """Write a file: all of it or nothing. A link of that name is replaced, not followed. Raises Failure.
+    def different(self, etags: Mapping[str, str]) -> list[str]:
+        """The paths whose files here don't have this content, or don't exist."""
+        return sorted(path for path, etag in etags.items() if self.digest(path) != etag)
 
-        Parameters
-        ----------
-        path
-            Relative to this directory; directories on the way are made.
-        chunks
-            The content.
-        advance
-            Called with the number of bytes of each chunk written.
-        """
+    @contextmanager
+    def writing(self, path: str, advance: _Advance) -> Iterator[_Write]:
+        """Write a file through the function that this gives: all of it or nothing. Directories on the way are made. A
+        link of that name is replaced, not followed. Raises LocalError."""
         try:
             with self._parent(path, make=True) as (parent, name):
                 temporary = f".era-{os.urandom(8).hex()}"
@@ -137,35 +205,33 @@ class Directory:
                 fd = os.open(temporary, flags, 0o666, dir_fd=parent)
                 try:
                     with os.fdopen(fd, "wb") as file:
-                        for chunk in chunks:
-                            file.write(chunk)
-                            advance(len(chunk))
+                        yield _writer(file, advance)
                     os.rename(temporary, name, src_dir_fd=parent, dst_dir_fd=parent)
                 except BaseException:
                     with suppress(OSError):
                         os.unlink(temporary, dir_fd=parent)
                     raise
         except OSError as error:
-            raise Failure(f"{self._path / path} can't be written: {error.strerror}") from None
+            raise LocalError(f"{self._path / path} can't be written: {error.strerror}") from None
 
     def remove(self, path: str) -> None:
-        """Delete a file. Raises Failure."""
+        """Delete a file. Raises LocalError."""
         try:
             with self._parent(path, make=False) as (parent, name):
                 os.unlink(name, dir_fd=parent)
         except OSError as error:
-            raise Failure(f"{self._path / path} can't be removed: {error.strerror}") from None
+            raise LocalError(f"{self._path / path} can't be removed: {error.strerror}") from None
 
     @contextmanager
     def _parent(self, path: str, *, make: bool) -> Iterator[tuple[int, str]]:
         """A descriptor of the directory that a path's last name is in, and that name. `make` makes missing directories.
 
-        Raises Failure if the path could lead out of this directory, OSError if a part of it is a link or no directory.
+        Raises LocalError if the path could lead out of it, OSError if a part of it is a link or no directory.
         """
         *directories, name = path.split("/")
         for part in (*directories, name):
             if part in ("", ".", "..") or "\0" in part:
-                raise Failure(f"The server names a file that can't be: {path[:200]!r}.")
+                raise LocalError(f"The server names a file that can't be: {path[:200]!r}.")
         here = os.dup(self._top)
         try:
             for part in directories:

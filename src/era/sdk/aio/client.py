@@ -1,0 +1,98 @@
+"""The client of one server."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Self
+
+from era.sdk.aio.connection import AsyncConnection
+from era.sdk.aio.keys import AsyncKeys
+from era.sdk.aio.sessions import AsyncSession, AsyncSessions
+from era.sdk.aio.storage import AsyncStorage
+from era.sdk.answers import ExecuteResult, Language
+from era.sdk.calls import Call
+from era.sdk.options import run_body
+from era.sdk.sugar import AsyncOpening, async_opened
+
+if TYPE_CHECKING:
+    from typing import Unpack
+
+    from era.sdk.options import ExecuteOptions, NewSession
+
+_DEFAULT_SECONDS = 30.0
+
+
+class AsyncEra:
+    """A client of an ERA server. Close it when it is no longer needed, or use it as a context manager.
+
+    Parameters
+    ----------
+    url
+        The server's address. Default: ERA_URL, else ERA_SERVER, else http://127.0.0.1:8787.
+    api_key
+        Default: ERA_API_KEY.
+    timeout
+        Seconds that an answer may take. A run's may take as long as the run besides.
+    connect_timeout
+        Seconds that connecting may take.
+    retries
+        How often a call is made again if that is safe: nothing was sent, the server said when to come back, or it only
+        reads or has an idempotency key (which runs and new sessions get by themselves).
+    """
+
+    def __init__(
+        self,
+        url: str | None = None,
+        *,
+        api_key: str | None = None,
+        timeout: float = 60.0,
+        connect_timeout: float = 10.0,
+        retries: int = 3,
+    ) -> None:
+        self._connection = connection = AsyncConnection(url, api_key, timeout, connect_timeout, retries)
+        self.url = connection.url
+        self.sessions = AsyncSessions(connection)
+        self.storage = AsyncStorage(connection)
+        self.keys = AsyncKeys(connection)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.url!r})"
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Close its connections. Sessions and runs stay."""
+        await self._connection.close()
+
+    def session(
+        self, language: str, id: str | None = None, *, ephemeral: bool = False, **options: Unpack[NewSession]
+    ) -> AsyncOpening[AsyncSession]:
+        """Make a session. It stays, as its data and files do, until it is deleted.
+
+        With `ephemeral`, leaving its `with` block deletes it. Options: `data`, `metadata`, `setup`, `persistent`,
+        `default_timeout`, `ttl`, `limits`, `isolation`, `allow_internet`, `egress`, `allow_public`, `service`,
+        `storage`.
+        """
+        return async_opened(self.sessions.create(language, id, ephemeral=ephemeral, **options))
+
+    async def execute(self, language: str, code: str | None = None, **options: Unpack[ExecuteOptions]) -> ExecuteResult:
+        """Run code once, without a session: nothing of it is kept.
+
+        Options: `command` in place of code, `args`, `stdin`, `cwd`, `env`, `secrets`, `timeout`, `files`,
+        `allow_internet`, `limits`, `isolation`.
+        """
+        given = {"language": language, **run_body(code, options)}
+        seconds = float(given.get("timeout", _DEFAULT_SECONDS)) + self._connection.timeout
+        return ExecuteResult(await self._connection.call(Call("POST", "/api/execute", json=given, seconds=seconds)))
+
+    async def languages(self) -> list[Language]:
+        """The languages that the server knows."""
+        return Language.each((await self._connection.get("/api/languages"))["languages"])
+
+    async def health(self) -> dict[str, Any]:
+        """Whether the server works, and what isolation it gives."""
+        health: dict[str, Any] = await self._connection.get("/health")
+        return health

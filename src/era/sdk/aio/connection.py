@@ -1,0 +1,98 @@
+"""Requests to one server: sent, tried again where that is safe, and their errors raised."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncIterator
+from typing import Any
+
+from era.errors import EraError
+from era.sdk.calls import Call, Query
+from era.sdk.errors import ConnectionLost, answered_error
+from era.sdk.retries import pause
+from era.sdk.waiting import AsyncAnswer, AsyncTransport, async_sleep
+
+DEFAULT_URL = "http://127.0.0.1:8787"
+
+
+class AsyncConnection:
+    """What all parts of a client share."""
+
+    def __init__(
+        self, url: str | None, api_key: str | None, timeout: float, connect_timeout: float, retries: int
+    ) -> None:
+        self.url = (url or os.environ.get("ERA_URL") or os.environ.get("ERA_SERVER") or DEFAULT_URL).rstrip("/")
+        self.timeout = timeout
+        self._retries = retries
+        key = os.environ.get("ERA_API_KEY") if api_key is None else api_key
+        headers = {"Authorization": f"Bearer {key}"} if key else {}
+        self._transport = AsyncTransport(self.url, headers, connect_timeout)
+
+    async def open(self, call: Call) -> AsyncAnswer:
+        """The answer to a call, its body still to be read. Raises what the server answers, or why it doesn't."""
+        attempt = 0
+        while True:
+            try:
+                answer = await self._transport.open(call, call.seconds or self.timeout)
+                if answer.status < 400:
+                    return answer
+                raise answered_error(answer.status, answer.headers, await _json_or_none(answer))
+            except EraError as error:
+                seconds = pause(call, error, attempt, self._retries)
+                if seconds is None:
+                    raise
+            attempt += 1
+            await async_sleep(seconds)
+
+    async def call(self, call: Call) -> Any:
+        """The JSON of the answer to a call. Raises EraError."""
+        attempt = 0
+        while True:
+            answer = await self.open(call)
+            try:
+                return await answer.json()
+            except ConnectionLost as error:
+                seconds = pause(call, error, attempt, self._retries)
+                if seconds is None:
+                    raise
+            attempt += 1
+            await async_sleep(seconds)
+
+    async def get(self, path: str, **query: Any) -> Any:
+        return await self.call(Call("GET", path, query=query))
+
+    async def send(self, method: str, path: str, json: object = None) -> Any:
+        return await self.call(Call(method, path, json=json))
+
+    async def pages(self, path: str, name: str, limit: int | None = None, query: Query | None = None) -> list[Any]:
+        """All items of a list that the server answers in pages, or the first `limit` of them."""
+        found: list[Any] = []
+        cursor = None
+        while limit is None or len(found) < limit:
+            size = 1000 if limit is None else min(1000, limit - len(found))
+            page = await self.get(path, limit=size, cursor=cursor, **(query or {}))
+            found += page[name]
+            cursor = page.get("next_cursor", page.get("cursor"))
+            if cursor is None:
+                break
+        return found
+
+    async def content(self, path: str, **query: Any) -> bytes:
+        """The body of an answer that is no JSON."""
+        return await (await self.open(Call("GET", path, query=query))).read()
+
+    async def pieces(self, call: Call) -> AsyncIterator[bytes]:
+        """The body of an answer as it comes."""
+        answer = await self.open(call)
+        async for piece in answer.pieces():
+            yield piece
+
+    async def close(self) -> None:
+        await self._transport.close()
+
+
+async def _json_or_none(answer: AsyncAnswer) -> Any:
+    try:
+        return await answer.json()
+    except EraError:
+        return None

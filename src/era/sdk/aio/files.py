@@ -1,0 +1,135 @@
+"""A session's files."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncIterator
+from typing import Any
+
+from era.errors import NotFound
+from era.sdk import directories
+from era.sdk.aio.connection import AsyncConnection
+from era.sdk.answers import FileInfo
+from era.sdk.calls import Advance, Call, Content, content_of
+from era.sdk.directories import Directory, Synced
+from era.sdk.sugar import AsyncFilesSugar
+from era.sdk.waiting import async_in_thread
+from era.urls import file_part
+
+type _Files = list[FileInfo]
+type _Paths = list[str]
+
+
+class AsyncFiles(AsyncFilesSugar):
+    """A session's files by path. Paths are relative and separated by `/`."""
+
+    def __init__(self, connection: AsyncConnection, path: str) -> None:
+        """`path` is that of the session, or of one of its versions."""
+        self._connection = connection
+        self._session = path
+        self._path = f"{path}/files"
+
+    async def read(self, path: str) -> bytes:
+        """A file's content. Raises NotFound."""
+        return await self._connection.content(f"{self._path}/{file_part(path)}")
+
+    async def text(self, path: str) -> str:
+        """A file's content as text (UTF-8)."""
+        return (await self.read(path)).decode()
+
+    async def pieces(self, path: str) -> AsyncIterator[bytes]:
+        """A file's content, piece by piece."""
+        async for piece in self._connection.pieces(Call("GET", f"{self._path}/{file_part(path)}")):
+            yield piece
+
+    async def write(self, path: str, content: Content, *, progress: Advance | None = None) -> None:
+        """Put a file, in the place of any other. Directories on the way are made.
+
+        `content` is bytes, text, the path of a local file (a pathlib.Path) or an open binary file.
+        """
+        body = content_of(content, progress)
+        await self._connection.call(Call("PUT", f"{self._path}/{file_part(path)}", content=body))
+
+    async def delete(self, path: str, *, recursive: bool = False) -> None:
+        """Delete a file, or with `recursive` a directory and all that is in it. Raises NotFound."""
+        query = {"recursive": True} if recursive else None
+        await self._connection.call(Call("DELETE", f"{self._path}/{file_part(path)}", query=query))
+
+    async def exists(self, path: str) -> bool:
+        """Whether there is such a file."""
+        try:
+            await self._connection.call(Call("GET", self._session))
+            answer = await self._connection.open(Call("HEAD", f"{self._path}/{file_part(path)}"))
+            await answer.read()
+        except NotFound:
+            return False
+        return True
+
+    async def list(self, prefix: str = "") -> _Files:
+        """All files whose paths begin with `prefix`, in the order of their paths."""
+        query = {"prefix": prefix} if prefix else None
+        return FileInfo.each(await self._connection.pages(self._path, "files", query=query))
+
+    async def download(self, path: str, target: str | os.PathLike[str], *, progress: Advance | None = None) -> None:
+        """Write a file's content into a local file: all of it, or nothing. Raises LocalError."""
+        await self._save(Call("GET", f"{self._path}/{file_part(path)}"), target, progress)
+
+    async def archive(
+        self, target: str | os.PathLike[str], *, format: str = "tar", progress: Advance | None = None
+    ) -> None:
+        """Write all files into a local archive: `tar`, `tar.gz` or `zip`. Raises LocalError."""
+        await self._save(Call("GET", f"{self._session}/archive", query={"format": format}), target, progress)
+
+    async def extract(self, archive: Content, *, replace: bool = False, progress: Advance | None = None) -> None:
+        """Add the content of an archive, all or nothing; with `replace`, in the place of all files."""
+        query = {"replace": True} if replace else None
+        body = content_of(archive, progress)
+        await self._connection.call(Call("PUT", f"{self._session}/archive", query=query, content=body))
+
+    async def push(
+        self, directory: str | os.PathLike[str], *, delete: bool = False, progress: Advance | None = None
+    ) -> Synced:
+        """Copy a local directory into the session: what differs, all or nothing.
+
+        What .gitignore files leave out stays here, and so do `.git` and links. `delete` removes what is only there.
+        """
+        digests: dict[str, str] = await async_in_thread(directories.digests, directory)
+        remote = {file.path: file for file in await self.list()}
+        changed = sorted(path for path, digest in digests.items() if path not in remote or remote[path].etag != digest)
+        if changed:
+            archive: Any = await async_in_thread(directories.archive_of, directory, changed)
+            with archive:
+                body = content_of(archive.path, progress)
+                await self._connection.call(Call("PUT", f"{self._session}/archive", content=body))
+        surplus = sorted(remote.keys() - digests.keys()) if delete else []
+        for path in surplus:
+            await self.delete(path)
+        return Synced(changed, surplus, len(digests), 0)
+
+    async def pull(
+        self, directory: str | os.PathLike[str], *, delete: bool = False, progress: Advance | None = None
+    ) -> Synced:
+        """Copy the session's files into a local directory: what differs. Links are left out.
+
+        Nothing outside of the directory is ever written, whatever the files are called. `delete` removes what is only
+        here, but for what .gitignore files leave out.
+        """
+        remote = {file.path: file for file in await self.list()}
+        # Links have no ETag. U+FFFD stands for bytes of a name that aren't UTF-8, which no request can name.
+        plain = {path: file for path, file in remote.items() if file.etag and "\ufffd" not in path}
+        with Directory(directory) as local:
+            changed: _Paths = await async_in_thread(local.different, {path: f.etag for path, f in plain.items()})
+            for path in changed:
+                with local.writing(path, progress) as write:
+                    async for piece in self.pieces(path):
+                        write(piece)
+            surplus = [path for path in directories.files(directory) if path not in remote] if delete else []
+            for path in surplus:
+                local.remove(path)
+        return Synced(changed, surplus, len(plain), len(remote) - len(plain))
+
+    async def _save(self, call: Call, target: str | os.PathLike[str], progress: Advance | None) -> None:
+        answer = await self._connection.open(call)
+        with directories.replacing(target, progress) as write:
+            async for piece in answer.pieces():
+                write(piece)

@@ -1,0 +1,138 @@
+"""Runs of a session: their records, those in the background, and their output as it comes."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Any, Literal, Self
+
+from era.sdk.aio.connection import AsyncConnection
+from era.sdk.answers import RunRecord, RunResult
+from era.sdk.errors import ConnectionLost
+from era.sdk.events import Events, RunEvent, Stderr, Stdout
+from era.sdk.waiting import AsyncAnswer, async_sleep
+
+_FIRST_LOOK, _LONGEST_PAUSE = 0.05, 2.0
+
+
+class AsyncRun:
+    """A run that goes on by itself, or has ended: followed and stopped by its id."""
+
+    def __init__(self, connection: AsyncConnection, session: str, run_id: str) -> None:
+        self.id = run_id
+        self._connection = connection
+        self._path = f"{session}/runs/{run_id}"
+
+    async def record(self) -> RunRecord:
+        """What is known of it now."""
+        return RunRecord(await self._connection.get(self._path))
+
+    async def wait(self) -> RunRecord:
+        """Its record, once it has ended."""
+        seconds = _FIRST_LOOK
+        while (record := await self.record()).status == "running":
+            await async_sleep(seconds)
+            seconds = min(seconds * 1.5, _LONGEST_PAUSE)
+        return record
+
+    async def stop(self) -> RunRecord:
+        """End it: SIGTERM, and SIGKILL two seconds later. What it left is kept."""
+        return RunRecord(await self._connection.send("DELETE", self._path))
+
+    async def output(self, stream: Literal["stdout", "stderr"] = "stdout") -> bytes:
+        """What it wrote, so far."""
+        return await self._connection.content(f"{self._path}/{stream}")
+
+
+type _Records = list[RunRecord]
+
+
+class AsyncRuns:
+    """The records of a session's runs."""
+
+    def __init__(self, connection: AsyncConnection, path: str) -> None:
+        self._connection = connection
+        self._session = path
+
+    async def list(self, limit: int | None = None) -> _Records:
+        """Records, newest first: all, or the newest `limit`."""
+        return RunRecord.each(await self._connection.pages(f"{self._session}/runs", "runs", limit))
+
+    async def get(self, run_id: str) -> RunRecord:
+        """One run's record. Raises NotFound."""
+        return await self.run(run_id).record()
+
+    def run(self, run_id: str) -> AsyncRun:
+        """A run by its id."""
+        return AsyncRun(self._connection, self._session, run_id)
+
+
+class AsyncRunStream:
+    """A run's output as it comes: an iterator of Stdout and Stderr, and then `result`.
+
+    with session.stream("print('hello')") as stream:
+        for event in stream:
+            print(event.content, end="")
+    print(stream.result.status)
+    """
+
+    def __init__(self, connection: AsyncConnection, session: str, answer: AsyncAnswer) -> None:
+        self.run_id = answer.headers.get("x-era-run")
+        """Names the run from the start. None if it is the repeated answer of an earlier one."""
+
+        self._connection = connection
+        self._session = session
+        self._answer = answer
+        self._events = Events()
+        self._result: RunResult | None = None
+        self._iterator = self._follow()
+        self._output: dict[str, list[str]] = {"stdout": [], "stderr": []}
+
+    @property
+    def result(self) -> RunResult:
+        """The run's result, with all output that has been iterated over. Only there when the iterator has ended."""
+        if self._result is None:
+            raise RuntimeError("The run hasn't ended: iterate over its events first.")
+        return self._result
+
+    async def stop(self) -> None:
+        """Ask the run to end; its last events still come."""
+        if self.run_id is not None:
+            await AsyncRun(self._connection, self._session, self.run_id).stop()
+
+    async def wait(self) -> RunResult:
+        """The result, when all events have come."""
+        async for _ in self:
+            pass
+        return self.result
+
+    async def close(self) -> None:
+        """Listen no longer. The run goes on."""
+        await self._answer.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    def __aiter__(self) -> AsyncIterator[RunEvent]:
+        return self._iterator
+
+    async def _follow(self) -> AsyncIterator[RunEvent]:
+        async for piece in self._answer.pieces():
+            for event in self._events.feed(piece):
+                if event["type"] == "done":
+                    self._end(event)
+                    return
+                if event["type"] == "stdout":
+                    self._output["stdout"].append(event["content"])
+                    yield Stdout(event)
+                elif event["type"] == "stderr":
+                    self._output["stderr"].append(event["content"])
+                    yield Stderr(event)
+        raise ConnectionLost("The stream ended before the run did.")
+
+    def _end(self, event: dict[str, Any]) -> None:
+        del event["type"]
+        output = {name: "".join(pieces) for name, pieces in self._output.items()}
+        self._result = RunResult({**output, **event})

@@ -1,0 +1,305 @@
+"""The objects that answers become: views of their JSON, with typed attributes.
+
+A view has the names and values of the HTTP API (docs/api.md). `answer` is the JSON itself, with whatever a newer server
+adds. Views are equal if their JSON is, and can't be changed.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Self
+
+from era.errors import EraError
+
+
+class View:
+    """A JSON object of an answer, its fields as attributes. One that the server left out is None."""
+
+    __slots__ = ("answer",)
+    answer: dict[str, Any]
+
+    def __init__(self, answer: dict[str, Any]) -> None:
+        object.__setattr__(self, "answer", answer)
+
+    def __getattr__(self, name: str) -> Any:
+        if name in self.answer:
+            return self.answer[name]
+        if name in type(self).__annotations__:
+            return None
+        raise AttributeError(f"{type(self).__name__} has no field {name!r}")
+
+    def __setattr__(self, name: str, value: object) -> None:
+        raise AttributeError("what the server answered can't be changed")
+
+    def __eq__(self, other: object) -> bool:
+        return type(other) is type(self) and self.answer == other.answer
+
+    def __hash__(self) -> int:
+        return hash((type(self), repr(self.answer)))
+
+    def __dir__(self) -> list[str]:
+        return sorted({*super().__dir__(), *self.answer})
+
+    def __repr__(self) -> str:
+        fields = ", ".join(f"{name}={value!r}" for name, value in self.answer.items())
+        return f"{type(self).__name__}({fields})"
+
+    @classmethod
+    def each(cls, answers: list[dict[str, Any]]) -> list[Self]:
+        return [cls(answer) for answer in answers]
+
+
+class State(View):
+    """What a run did to the session's state."""
+
+    version: int
+    committed: bool
+    reason: str | None
+
+
+class Artifact(View):
+    """A picture, document or table that a run wrote."""
+
+    type: str
+    path: str
+    size: int
+
+
+class _Outcome(View):
+    """How a program ended. It is no error of the service, whatever it is."""
+
+    run_id: str
+    status: str
+    exit_code: int
+    stdout: str
+    stderr: str
+    stdout_truncated: bool
+    stderr_truncated: bool
+
+    @property
+    def ok(self) -> bool:
+        """Whether the program ended with 0."""
+        return bool(self.answer["status"] == "ok")
+
+    @property
+    def seconds(self) -> float:
+        """How long it took."""
+        return float(self.answer["duration"].removesuffix("s"))
+
+
+class RunResult(_Outcome):
+    """A run in a session: how the program ended, and what it left.
+
+    `status` is `ok`, `failed`, `timeout`, `oom`, `killed` or `disk_full`; `data` is the session's data afterwards.
+    """
+
+    run_id: str
+    session_id: str
+    status: str
+    exit_code: int
+    stdout: str
+    stderr: str
+    stdout_truncated: bool
+    stderr_truncated: bool
+    data: dict[str, Any]
+    setup_status: str | None
+    setup_error: str | None
+    artifacts_more: int
+
+    @property
+    def state(self) -> State:
+        return State(self.answer["state"])
+
+    @property
+    def artifacts(self) -> list[Artifact]:
+        return Artifact.each(self.answer["artifacts"])
+
+    def check(self) -> Self:
+        """This result, if the program ended with 0. Raises RunFailed otherwise."""
+        if not self.ok:
+            raise RunFailed(self)
+        return self
+
+
+class RunFailed(EraError):
+    """A program ended with another exit code than 0. `result` is the run."""
+
+    status = 200
+    code = "run_failed"
+    hint = ""
+
+    def __init__(self, result: RunResult) -> None:
+        tail = result.stderr.strip().rpartition("\n")[2]
+        how = f"exit code {result.exit_code}" if result.status == "failed" else result.status
+        super().__init__(f"The run ended with {how}{f': {tail}' if tail else '.'}")
+        self.result = result
+
+
+class ExecuteResult(_Outcome):
+    """A run without a session."""
+
+    run_id: str
+    status: str
+    exit_code: int
+    stdout: str
+    stderr: str
+    stdout_truncated: bool
+    stderr_truncated: bool
+    language: str
+    vm_id: str
+
+
+class RunRecord(View):
+    """What is kept of a run. What isn't known (yet) is None."""
+
+    run_id: str
+    session_id: str
+    status: str
+    started_at: str
+    ended_at: str
+    duration: str | None
+    exit_code: int | None
+    stdout_bytes: int
+    stderr_bytes: int
+    stdout_truncated: bool
+    stderr_truncated: bool
+    peak_memory_bytes: int | None
+    cpu_seconds: float | None
+    reaped: int | None
+    enforced: dict[str, Any]
+    egress: dict[str, Any]
+    artifacts_more: int
+
+    @property
+    def state(self) -> State:
+        return State(self.answer["state"])
+
+    @property
+    def artifacts(self) -> list[Artifact]:
+        return Artifact.each(self.answer["artifacts"])
+
+
+class SessionInfo(View):
+    """A session as the server shows it."""
+
+    id: str
+    created_at: str
+    last_run_at: str
+    language: str
+    persistent: bool
+    file_count: int
+    total_size_bytes: int
+    metadata: dict[str, Any]
+    data: dict[str, Any]
+    setup: dict[str, Any] | None
+    setup_status: str | None
+    setup_result: dict[str, Any] | None
+    allowInternetAccess: bool
+    allowPublicAccess: bool
+    default_timeout: float
+    version: int
+    ttl: int | None
+    expires_at: str | None
+    limits: dict[str, Any]
+    isolation: str
+    egress: dict[str, Any]
+    service: str | list[str] | None
+    storage: bool
+    status: str
+
+
+class FileInfo(View):
+    """A file in the list of a session's files."""
+
+    path: str
+    size: int
+    modified_at: str
+    uploaded: bool
+    etag: str | None
+
+
+class StoredCode(View):
+    """The code that runs where none is sent."""
+
+    code: str
+    description: str | None
+    updated_at: str
+    code_length: int
+
+
+class Version(View):
+    """One version of a session. `data` is there where a single one was asked for."""
+
+    version: int
+    name: str | None
+    created_at: str
+    cause: str
+    run_id: str | None
+    file_count: int
+    total_size_bytes: int
+    data: dict[str, Any]
+
+
+class Diff(View):
+    """What a version changed. `data` has `{path, op, old?, new?}`; `files` has `added`, `changed` and `removed`."""
+
+    version: int
+    data: list[dict[str, Any]]
+    files: dict[str, list[dict[str, Any]]]
+
+
+class InboxInfo(View):
+    """The settings of a session's inbox, and how many deliveries it holds by status."""
+
+    session_id: str
+    url: str
+    verify: dict[str, str] | None
+    retries: int
+    deliveries: dict[str, int]
+    created_at: str
+    updated_at: str
+
+
+class Delivery(View):
+    """A delivery to an inbox. `query`, `headers`, `body` are there where a single one was asked for."""
+
+    id: str
+    sender_id: str | None
+    received_at: str
+    status: str
+    attempts: int
+    run_ids: list[str]
+    next_attempt_at: str | None
+    ended_at: str | None
+    answer_status: int | None
+    reason: str | None
+    method: str
+    path: str
+    size: int
+    query: str | None
+    headers: list[list[str]] | None
+    body: str | None
+    body_encoding: str | None
+
+
+class ApiKey(View):
+    """A key of an owner's. `key` itself is there when it has just been made, and never again."""
+
+    id: str
+    owner: str
+    description: str
+    created_at: str
+    key: str | None
+
+
+class Language(View):
+    """A language that the server knows."""
+
+    name: str
+    title: str
+    aliases: list[str]
+    version: str | None
+    available: bool
+    packages: str | None
+    endings: list[str]
+    reason: str | None
+    hint: str | None

@@ -1,0 +1,108 @@
+"""A request before it is sent, whatever sends it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Mapping
+from json import dumps
+from typing import IO
+from urllib.parse import urlencode
+
+from era.sdk.errors import LocalError
+
+_PIECE = 256 << 10
+
+type Content = bytes | str | os.PathLike[str] | IO[bytes]
+"""What can be sent as a file's content: bytes, text (as UTF-8), the path of a local file, or an open binary file."""
+
+type Query = Mapping[str, str | int | bool | None]
+type Advance = Callable[[int], object]
+"""Is told how many bytes more have been sent or received."""
+
+
+class Body:
+    """A request's body that is sent in pieces, as they are read."""
+
+    def __init__(self, file: IO[bytes], size: int | None, advance: Advance | None) -> None:
+        """`size` is in bytes, None where nobody knows it before."""
+        self.size = size
+        self._file = file
+        self._advance = advance
+
+    def piece(self) -> bytes:
+        """The next bytes, none at the end. Raises LocalError."""
+        try:
+            piece = self._file.read(_PIECE)
+        except OSError as error:
+            name = getattr(self._file, "name", "the file")
+            raise LocalError(f"{_named(name)} can't be read: {error.strerror}") from None
+        if piece and self._advance is not None:
+            self._advance(len(piece))
+        return piece
+
+    def pieces(self) -> Iterator[bytes]:
+        while piece := self.piece():
+            yield piece
+
+    def close(self) -> None:
+        if self._file.fileno() > 2:  # not standard input
+            self._file.close()
+
+
+class Call:
+    """One request: what is sent, how long the answer may take, and whether it is safe to send it twice."""
+
+    __slots__ = ("body", "headers", "method", "path", "repeatable", "seconds", "target")
+
+    def __init__(
+        self,
+        method: str,
+        path: str,
+        *,
+        query: Query | None = None,
+        json: object = None,
+        content: bytes | Body | None = None,
+        kind: str = "application/octet-stream",
+        once: bool = False,
+        seconds: float | None = None,
+    ) -> None:
+        """`json` or `content` is the body; `kind` the content's type. `once` adds an Idempotency-Key, with which the
+        server does it once however often it is sent. `seconds` is how long the answer may take; None: as usual."""
+        self.method = method
+        self.path = path
+        given = {name: _text(value) for name, value in (query or {}).items() if value is not None}
+        self.target = f"{path}?{urlencode(given)}" if given else path
+        self.headers: dict[str, str] = {}
+        self.body: bytes | Body | None = content
+        self.seconds = seconds
+        self.repeatable = once or method in ("GET", "HEAD")
+        if json is not None:
+            self.body = dumps(json, ensure_ascii=False, allow_nan=False).encode()
+            self.headers["Content-Type"] = "application/json"
+        elif content is not None:
+            self.headers["Content-Type"] = kind
+        if once:
+            self.headers["Idempotency-Key"] = os.urandom(16).hex()
+
+
+def content_of(content: Content, advance: Advance | None = None) -> bytes | Body:
+    """A request's body. Raises LocalError if a file can't be opened."""
+    if isinstance(content, str):
+        return content.encode()
+    if isinstance(content, bytes):
+        return content
+    if isinstance(content, os.PathLike):
+        try:
+            file = open(content, "rb")  # noqa: SIM115  the body closes it
+        except OSError as error:
+            raise LocalError(f"{content} can't be read: {error.strerror}") from None
+        return Body(file, os.fstat(file.fileno()).st_size, advance)
+    return Body(content, None, advance)
+
+
+def _text(value: str | int | bool | None) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _named(name: object) -> str:
+    return "standard input" if name == "<stdin>" else str(name)

@@ -1,0 +1,84 @@
+"""The events of streams, and the reading of them from server-sent events."""
+
+from __future__ import annotations
+
+from json import loads
+from typing import Any
+
+from era.sdk.answers import View
+from era.sdk.errors import answered_error
+
+
+class Stdout(View):
+    """What the program wrote to standard output."""
+
+    content: str
+
+
+class Stderr(View):
+    """What the program wrote to standard error."""
+
+    content: str
+
+
+class Gap(View):
+    """Events that are no longer kept: those numbered `first` to `last`."""
+
+    @property
+    def first(self) -> int:
+        return int(self.answer["from"])
+
+    @property
+    def last(self) -> int:
+        return int(self.answer["to"])
+
+
+class SetupLine(View):
+    """A line that a step of the setup wrote. `stream` is `stdout` or `stderr`."""
+
+    stream: str
+    text: str
+
+
+class SetupStatus(View):
+    """The setup is `pending` or `running` now."""
+
+    setup_status: str
+
+
+class SetupDone(View):
+    """The setup has ended: `completed` or `failed`."""
+
+    setup_status: str
+    setup_result: dict[str, Any]
+
+
+type RunEvent = Stdout | Stderr | Gap
+type SetupEvent = SetupLine | SetupStatus | SetupDone
+
+
+class Events:
+    """Server-sent events, of bytes as they come. `last_id` is the number of the newest event that has one."""
+
+    def __init__(self) -> None:
+        self.last_id: int | None = None
+        self._rest = b""
+
+    def feed(self, piece: bytes) -> list[dict[str, Any]]:
+        """The data of the events that these bytes complete. Raises the error that an event of that type tells."""
+        *blocks, self._rest = (self._rest + piece).split(b"\n\n")
+        return [event for block in blocks if (event := self._event(block)) is not None]
+
+    def _event(self, block: bytes) -> dict[str, Any] | None:
+        data = None
+        for line in block.split(b"\n"):
+            if line.startswith(b"data:"):
+                data = line[5:]
+            elif line.startswith(b"id:") and line[3:].strip().isdigit():
+                self.last_id = int(line[3:])
+        if data is None:
+            return None  # a heartbeat
+        event: dict[str, Any] = loads(data)
+        if event.get("type") == "error":
+            raise answered_error(503, {}, event)
+        return event

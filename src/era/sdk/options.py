@@ -1,0 +1,94 @@
+"""The keyword arguments that many methods share, and the JSON that they become."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NotRequired, TypedDict
+
+if TYPE_CHECKING:
+
+    class Secret(TypedDict):
+        """A value that the program can send to these hosts, and never sees."""
+
+        value: str
+        hosts: Sequence[str]
+        plain_http: NotRequired[bool]
+
+    class ProgramOptions(TypedDict, total=False):
+        """How a program is called."""
+
+        command: str | Sequence[str]
+        """What is run in place of code: a program and its arguments, or a line for `sh -c`."""
+
+        args: Sequence[str]
+        stdin: str
+        cwd: str
+        """Where to start, below the working directory."""
+
+        env: Mapping[str, str]
+        """Variables of this run only; never stored."""
+
+        secrets: Mapping[str, Secret]
+        timeout: float
+        """Seconds that it may take. Default: the session's."""
+
+    class RunOptions(ProgramOptions, total=False):
+        """The same, of a run in a session."""
+
+        atomic: bool
+        """Keep data and files only if the run ends with 0."""
+
+    class ExecuteOptions(ProgramOptions, total=False):
+        """The same, of a run without a session."""
+
+        files: Mapping[str, str]
+        """Text files for its working directory."""
+
+        allow_internet: bool
+        limits: Mapping[str, float]
+        isolation: str
+
+    class SessionSettings(TypedDict, total=False):
+        """What of a session can be given at its creation and changed later."""
+
+        data: Mapping[str, Any]
+        metadata: Mapping[str, Any]
+        setup: Mapping[str, Any] | None
+        default_timeout: float
+        ttl: int | None
+        """Seconds without a call after which it expires."""
+
+        limits: Mapping[str, float]
+        isolation: str
+        allow_internet: bool
+        egress: Sequence[str]
+        """The hosts that its programs may reach; all, if none is named."""
+
+        allow_public: bool
+        """Whether anybody may call its public URL."""
+
+        service: str | Sequence[str] | None
+        storage: bool
+
+    class NewSession(SessionSettings, total=False):
+        """What a session can be created with."""
+
+        persistent: bool
+        """Whether files outlive a run."""
+
+
+_NAMES = {"allow_internet": "allowInternetAccess", "allow_public": "allowPublicAccess"}
+
+
+def body(options: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of the API that keyword arguments stand for. Those that are None are left out of a run's."""
+    fields = {_NAMES.get(name, name): value for name, value in options.items()}
+    if "egress" in fields:
+        fields["egress"] = {"allow": list(fields["egress"])}
+    return fields
+
+
+def run_body(code: str | None, options: Mapping[str, Any]) -> dict[str, Any]:
+    """The body of a run. What is None counts as not given."""
+    given = {"code": code, **options}
+    return body({name: value for name, value in given.items() if value is not None})

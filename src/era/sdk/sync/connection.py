@@ -1,0 +1,99 @@
+# Made by scripts/blocking.py of src/era/sdk/aio/connection.py: change that one.
+"""Requests to one server: sent, tried again where that is safe, and their errors raised."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from typing import Any
+
+from era.errors import EraError
+from era.sdk.blocking import Answer, Transport, sleep
+from era.sdk.calls import Call, Query
+from era.sdk.errors import ConnectionLost, answered_error
+from era.sdk.retries import pause
+
+DEFAULT_URL = "http://127.0.0.1:8787"
+
+
+class Connection:
+    """What all parts of a client share."""
+
+    def __init__(
+        self, url: str | None, api_key: str | None, timeout: float, connect_timeout: float, retries: int
+    ) -> None:
+        self.url = (url or os.environ.get("ERA_URL") or os.environ.get("ERA_SERVER") or DEFAULT_URL).rstrip("/")
+        self.timeout = timeout
+        self._retries = retries
+        key = os.environ.get("ERA_API_KEY") if api_key is None else api_key
+        headers = {"Authorization": f"Bearer {key}"} if key else {}
+        self._transport = Transport(self.url, headers, connect_timeout)
+
+    def open(self, call: Call) -> Answer:
+        """The answer to a call, its body still to be read. Raises what the server answers, or why it doesn't."""
+        attempt = 0
+        while True:
+            try:
+                answer = self._transport.open(call, call.seconds or self.timeout)
+                if answer.status < 400:
+                    return answer
+                raise answered_error(answer.status, answer.headers, _json_or_none(answer))
+            except EraError as error:
+                seconds = pause(call, error, attempt, self._retries)
+                if seconds is None:
+                    raise
+            attempt += 1
+            sleep(seconds)
+
+    def call(self, call: Call) -> Any:
+        """The JSON of the answer to a call. Raises EraError."""
+        attempt = 0
+        while True:
+            answer = self.open(call)
+            try:
+                return answer.json()
+            except ConnectionLost as error:
+                seconds = pause(call, error, attempt, self._retries)
+                if seconds is None:
+                    raise
+            attempt += 1
+            sleep(seconds)
+
+    def get(self, path: str, **query: Any) -> Any:
+        return self.call(Call("GET", path, query=query))
+
+    def send(self, method: str, path: str, json: object = None) -> Any:
+        return self.call(Call(method, path, json=json))
+
+    def pages(self, path: str, name: str, limit: int | None = None, query: Query | None = None) -> list[Any]:
+        """All items of a list that the server answers in pages, or the first `limit` of them."""
+        found: list[Any] = []
+        cursor = None
+        while limit is None or len(found) < limit:
+            size = 1000 if limit is None else min(1000, limit - len(found))
+            page = self.get(path, limit=size, cursor=cursor, **(query or {}))
+            found += page[name]
+            cursor = page.get("next_cursor", page.get("cursor"))
+            if cursor is None:
+                break
+        return found
+
+    def content(self, path: str, **query: Any) -> bytes:
+        """The body of an answer that is no JSON."""
+        return (self.open(Call("GET", path, query=query))).read()
+
+    def pieces(self, call: Call) -> Iterator[bytes]:
+        """The body of an answer as it comes."""
+        answer = self.open(call)
+        for piece in answer.pieces():
+            yield piece
+
+    def close(self) -> None:
+        self._transport.close()
+
+
+def _json_or_none(answer: Answer) -> Any:
+    try:
+        return answer.json()
+    except EraError:
+        return None

@@ -1,0 +1,134 @@
+# Made by scripts/blocking.py of src/era/sdk/aio/files.py: change that one.
+"""A session's files."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from typing import Any
+
+from era.errors import NotFound
+from era.sdk import directories
+from era.sdk.answers import FileInfo
+from era.sdk.blocking import in_thread
+from era.sdk.calls import Advance, Call, Content, content_of
+from era.sdk.directories import Directory, Synced
+from era.sdk.sugar import FilesSugar
+from era.sdk.sync.connection import Connection
+from era.urls import file_part
+
+type _Files = list[FileInfo]
+type _Paths = list[str]
+
+
+class Files(FilesSugar):
+    """A session's files by path. Paths are relative and separated by `/`."""
+
+    def __init__(self, connection: Connection, path: str) -> None:
+        """`path` is that of the session, or of one of its versions."""
+        self._connection = connection
+        self._session = path
+        self._path = f"{path}/files"
+
+    def read(self, path: str) -> bytes:
+        """A file's content. Raises NotFound."""
+        return self._connection.content(f"{self._path}/{file_part(path)}")
+
+    def text(self, path: str) -> str:
+        """A file's content as text (UTF-8)."""
+        return (self.read(path)).decode()
+
+    def pieces(self, path: str) -> Iterator[bytes]:
+        """A file's content, piece by piece."""
+        for piece in self._connection.pieces(Call("GET", f"{self._path}/{file_part(path)}")):
+            yield piece
+
+    def write(self, path: str, content: Content, *, progress: Advance | None = None) -> None:
+        """Put a file, in the place of any other. Directories on the way are made.
+
+        `content` is bytes, text, the path of a local file (a pathlib.Path) or an open binary file.
+        """
+        body = content_of(content, progress)
+        self._connection.call(Call("PUT", f"{self._path}/{file_part(path)}", content=body))
+
+    def delete(self, path: str, *, recursive: bool = False) -> None:
+        """Delete a file, or with `recursive` a directory and all that is in it. Raises NotFound."""
+        query = {"recursive": True} if recursive else None
+        self._connection.call(Call("DELETE", f"{self._path}/{file_part(path)}", query=query))
+
+    def exists(self, path: str) -> bool:
+        """Whether there is such a file."""
+        try:
+            self._connection.call(Call("GET", self._session))
+            answer = self._connection.open(Call("HEAD", f"{self._path}/{file_part(path)}"))
+            answer.read()
+        except NotFound:
+            return False
+        return True
+
+    def list(self, prefix: str = "") -> _Files:
+        """All files whose paths begin with `prefix`, in the order of their paths."""
+        query = {"prefix": prefix} if prefix else None
+        return FileInfo.each(self._connection.pages(self._path, "files", query=query))
+
+    def download(self, path: str, target: str | os.PathLike[str], *, progress: Advance | None = None) -> None:
+        """Write a file's content into a local file: all of it, or nothing. Raises LocalError."""
+        self._save(Call("GET", f"{self._path}/{file_part(path)}"), target, progress)
+
+    def archive(self, target: str | os.PathLike[str], *, format: str = "tar", progress: Advance | None = None) -> None:
+        """Write all files into a local archive: `tar`, `tar.gz` or `zip`. Raises LocalError."""
+        self._save(Call("GET", f"{self._session}/archive", query={"format": format}), target, progress)
+
+    def extract(self, archive: Content, *, replace: bool = False, progress: Advance | None = None) -> None:
+        """Add the content of an archive, all or nothing; with `replace`, in the place of all files."""
+        query = {"replace": True} if replace else None
+        body = content_of(archive, progress)
+        self._connection.call(Call("PUT", f"{self._session}/archive", query=query, content=body))
+
+    def push(
+        self, directory: str | os.PathLike[str], *, delete: bool = False, progress: Advance | None = None
+    ) -> Synced:
+        """Copy a local directory into the session: what differs, all or nothing.
+
+        What .gitignore files leave out stays here, and so do `.git` and links. `delete` removes what is only there.
+        """
+        digests: dict[str, str] = in_thread(directories.digests, directory)
+        remote = {file.path: file for file in self.list()}
+        changed = sorted(path for path, digest in digests.items() if path not in remote or remote[path].etag != digest)
+        if changed:
+            archive: Any = in_thread(directories.archive_of, directory, changed)
+            with archive:
+                body = content_of(archive.path, progress)
+                self._connection.call(Call("PUT", f"{self._session}/archive", content=body))
+        surplus = sorted(remote.keys() - digests.keys()) if delete else []
+        for path in surplus:
+            self.delete(path)
+        return Synced(changed, surplus, len(digests), 0)
+
+    def pull(
+        self, directory: str | os.PathLike[str], *, delete: bool = False, progress: Advance | None = None
+    ) -> Synced:
+        """Copy the session's files into a local directory: what differs. Links are left out.
+
+        Nothing outside of the directory is ever written, whatever the files are called. `delete` removes what is only
+        here, but for what .gitignore files leave out.
+        """
+        remote = {file.path: file for file in self.list()}
+        # Links have no ETag. U+FFFD stands for bytes of a name that aren't UTF-8, which no request can name.
+        plain = {path: file for path, file in remote.items() if file.etag and "\ufffd" not in path}
+        with Directory(directory) as local:
+            changed: _Paths = in_thread(local.different, {path: f.etag for path, f in plain.items()})
+            for path in changed:
+                with local.writing(path, progress) as write:
+                    for piece in self.pieces(path):
+                        write(piece)
+            surplus = [path for path in directories.files(directory) if path not in remote] if delete else []
+            for path in surplus:
+                local.remove(path)
+        return Synced(changed, surplus, len(plain), len(remote) - len(plain))
+
+    def _save(self, call: Call, target: str | os.PathLike[str], progress: Advance | None) -> None:
+        answer = self._connection.open(call)
+        with directories.replacing(target, progress) as write:
+            for piece in answer.pieces():
+                write(piece)

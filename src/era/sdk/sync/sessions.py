@@ -1,0 +1,249 @@
+# Made by scripts/blocking.py of src/era/sdk/aio/sessions.py: change that one.
+"""Sessions, and what can be done with one."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, Literal, Self, overload
+
+from era.errors import Conflict, NotFound
+from era.sdk.answers import RunResult, SessionInfo, StoredCode
+from era.sdk.calls import Advance, Call, Content, content_of
+from era.sdk.directories import replacing
+from era.sdk.events import Events, SetupDone, SetupEvent, SetupLine, SetupStatus
+from era.sdk.options import body, run_body
+from era.sdk.sync.connection import Connection
+from era.sdk.sync.data import Data
+from era.sdk.sync.files import Files
+from era.sdk.sync.inbox import Inbox
+from era.sdk.sync.runs import Run, Runs, RunStream
+from era.sdk.sync.versions import Versions
+from era.urls import session_path
+
+if TYPE_CHECKING:
+    from typing import Unpack
+
+    from era.sdk.options import NewSession, RunOptions, SessionSettings
+
+
+class Session:
+    """One session. Made by `era.session(…)` and by `era.sessions`.
+
+    As a context manager it does nothing when it is left, unless it is ephemeral: then it is deleted.
+    """
+
+    def __init__(self, connection: Connection, info: SessionInfo, *, ephemeral: bool = False) -> None:
+        self.id = info.id
+        self.language = info.language
+        self.ephemeral = ephemeral
+        self._connection = connection
+        self._default_timeout = float(info.default_timeout)
+        self._path = path = session_path(info.id)
+        self.data = Data(connection, path)
+        self.files = Files(connection, path)
+        self.runs = Runs(connection, path)
+        self.versions = Versions(connection, path)
+        self.inbox = Inbox(connection, path)
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.id} ({self.language})>"
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.ephemeral:
+            with suppress(NotFound):  # somebody else may have been quicker
+                self.delete(purge=True)
+
+    def info(self) -> SessionInfo:
+        """The session as it is now."""
+        info = SessionInfo(self._connection.get(self._path))
+        self._default_timeout = float(info.default_timeout)
+        return info
+
+    @overload
+    def run(self, code: str | None = None, *, background: Literal[True], **options: Unpack[RunOptions]) -> Run: ...
+
+    @overload
+    def run(
+        self, code: str | None = None, *, background: Literal[False] = False, **options: Unpack[RunOptions]
+    ) -> RunResult: ...
+
+    def run(
+        self, code: str | None = None, *, background: bool = False, **options: Unpack[RunOptions]
+    ) -> RunResult | Run:
+        """Run code, or the stored code, and return when its result is durable.
+
+        With `background` it returns when the run has begun, with a handle on it. Options: `command` in place of code,
+        `args`, `stdin`, `cwd`, `env`, `secrets`, `timeout` (seconds) and `atomic`.
+        """
+        given = run_body(code, options)
+        if background:
+            begun = self._connection.call(
+                Call("POST", f"{self._path}/run", json={**given, "background": True}, once=True)
+            )
+            return self.runs.run(begun["run_id"])
+        call = Call("POST", f"{self._path}/run", json=given, once=True, seconds=self._seconds(given))
+        return RunResult(self._connection.call(call))
+
+    def stream(self, code: str | None = None, **options: Unpack[RunOptions]) -> RunStream:
+        """Run code and get its output as it comes: an iterator of events, and the result at its end."""
+        given = run_body(code, options)
+        call = Call("POST", f"{self._path}/stream", json=given, once=True, seconds=self._seconds(given))
+        return RunStream(self._connection, self._path, self._connection.open(call))
+
+    def code(self) -> StoredCode:
+        """The code that runs where none is sent. Raises NotFound."""
+        return StoredCode(self._connection.get(f"{self._path}/code"))
+
+    def set_code(self, code: str, description: str | None = None) -> None:
+        """Store the code that runs where none is sent."""
+        given = {"code": code} if description is None else {"code": code, "description": description}
+        self._connection.send("PUT", f"{self._path}/code", given)
+
+    def update(self, **settings: Unpack[SessionSettings]) -> SessionInfo:
+        """Change settings. Objects are replaced, not merged, except `limits`."""
+        info = SessionInfo((self._connection.send("PATCH", self._path, body(settings)))["metadata"])
+        self._default_timeout = float(info.default_timeout)
+        return info
+
+    def delete(self, *, purge: bool = False) -> None:
+        """Delete it: its processes are dead when this returns. For a day it can be restored, unless with `purge`."""
+        self._connection.call(Call("DELETE", self._path, query={"purge": True} if purge else None))
+
+    def duplicate(
+        self, id: str | None = None, *, data: Mapping[str, Any] | None = None, from_version: int | None = None
+    ) -> Session:
+        """A new session with a copy of all this one has, or had in a version. `data` replaces its data."""
+        given = {"id": id, "data": None if data is None else dict(data), "from_version": from_version}
+        fields = {name: value for name, value in given.items() if value is not None}
+        answer = self._connection.call(Call("POST", f"{self._path}/duplicate", json=fields, once=True))
+        return Session(self._connection, SessionInfo(answer))
+
+    def rollback(self, version: int) -> SessionInfo:
+        """Make a new version with the content of an old one."""
+        return self.versions.rollback(version)
+
+    def setup(self) -> Iterator[SetupEvent]:
+        """What the installing of packages says, from its beginning: SetupLine, SetupStatus and, last, SetupDone."""
+        events = Events()
+        for piece in self._connection.pieces(Call("GET", f"{self._path}/setup/events", seconds=3600)):
+            for event in events.feed(piece):
+                kind = event["type"]
+                if kind == "done":
+                    yield SetupDone(event)
+                    return
+                yield SetupLine(event) if kind == "line" else SetupStatus(event)
+
+    def wait_for_setup(self) -> SetupDone:
+        """The setup's result, when it has ended: `setup_status` is `completed` or `failed`."""
+        for event in self.setup():
+            if isinstance(event, SetupDone):
+                return event
+        info = self.info()
+        return SetupDone({"setup_status": info.setup_status, "setup_result": info.setup_result})
+
+    def set_up_again(self) -> SessionInfo:
+        """Install its packages again, after a failure or for newer versions."""
+        return SessionInfo(self._connection.send("POST", f"{self._path}/setup"))
+
+    def packages(self) -> dict[str, Any]:
+        """What is installed: `pip`, `npm` and `go` with names and versions."""
+        packages: dict[str, Any] = self._connection.get(f"{self._path}/environment")
+        return packages
+
+    def url(self, port: int = 80) -> str:
+        """Its public URL for a port."""
+        return str((self._connection.get(f"{self._path}/host", port=port))["url"])
+
+    def export(self, target: str | os.PathLike[str], *, current: bool = False, progress: Advance | None = None) -> int:
+        """Write the whole session into one local file, a capsule; returns its size. `current` leaves out its past."""
+        query = {"versions": "current"} if current else None
+        answer = self._connection.open(Call("GET", f"{self._path}/capsule", query=query))
+        size = 0
+        with replacing(target, progress) as write:
+            for piece in answer.pieces():
+                write(piece)
+                size += len(piece)
+        return size
+
+    def _seconds(self, given: Mapping[str, Any]) -> float:
+        """How long the answer of a run may take: as long as the run, and as any call."""
+        return float(given.get("timeout", self._default_timeout)) + self._connection.timeout
+
+
+type _Sessions = list[Session]
+
+
+class Sessions:
+    """All sessions of the key's owner."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+
+    def create(
+        self, language: str, id: str | None = None, *, ephemeral: bool = False, **options: Unpack[NewSession]
+    ) -> Session:
+        """Make a session. Raises Conflict if the id is taken."""
+        given = {"language": language, **({} if id is None else {"session_id": id}), **body(options)}
+        answer = self._connection.call(Call("POST", "/api/sessions", json=given, once=True))
+        return Session(self._connection, SessionInfo(answer), ephemeral=ephemeral)
+
+    def get(self, id: str) -> Session:
+        """The session of this id. Raises NotFound."""
+        return Session(self._connection, SessionInfo(self._connection.get(session_path(id))))
+
+    def get_or_create(self, language: str, id: str, **options: Unpack[NewSession]) -> Session:
+        """The session of this id; if there is none, it is made, with these options."""
+        try:
+            return self.get(id)
+        except NotFound:
+            try:
+                return self.create(language, id, **options)
+            except Conflict:
+                return self.get(id)  # somebody else was quicker
+
+    def list(
+        self,
+        limit: int | None = None,
+        *,
+        language: str | None = None,
+        status: str | None = None,
+        metadata: Mapping[str, str] | None = None,
+    ) -> _Sessions:
+        """Sessions, newest first: all, or the newest `limit`; those that have all that is asked for."""
+        return [Session(self._connection, each) for each in self.infos(limit, language, status, metadata)]
+
+    def infos(
+        self,
+        limit: int | None = None,
+        language: str | None = None,
+        status: str | None = None,
+        metadata: Mapping[str, str] | None = None,
+    ) -> _Infos:
+        """The same, as the server shows them."""
+        query: dict[str, str | None] = {"language": language, "status": status}
+        query |= {f"metadata.{name}": value for name, value in (metadata or {}).items()}
+        return SessionInfo.each(self._connection.pages("/api/sessions", "sessions", limit, query))
+
+    def delete(self, id: str, *, purge: bool = False) -> None:
+        """Delete the session of this id. Raises NotFound."""
+        self._connection.call(Call("DELETE", session_path(id), query={"purge": True} if purge else None))
+
+    def restore(self, id: str) -> Session:
+        """Bring back a session that expired or was deleted."""
+        return Session(self._connection, SessionInfo(self._connection.send("POST", f"{session_path(id)}/restore")))
+
+    def load(self, capsule: Content, id: str | None = None, *, progress: Advance | None = None) -> Session:
+        """Make a session of a capsule, which `session.export` wrote. `id` gives it another id."""
+        query = None if id is None else {"id": id}
+        call = Call(
+            "POST", "/api/sessions/import", query=query, content=content_of(capsule, progress), kind="application/x-tar"
+        )
+        return Session(self._connection, SessionInfo(self._connection.call(call)))
+
+
+type _Infos = list[SessionInfo]

@@ -1,0 +1,42 @@
+"""One list of scenarios, and each client of the API: the results must be the same."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from era import AsyncEra, Era, EraError
+from tests.conftest import Server
+from tests.sdk import by_python, scenarios
+from tests.sdk.scenarios import Names, compare
+
+
+async def play(era: Era | AsyncEra, scenario: dict[str, Any]) -> None:
+    names = Names()
+    for written in scenario["steps"]:
+        step = names.filled(written)
+        value, error = None, None
+        try:
+            value = await by_python.take(era, step["call"], step.get("on"), dict(step.get("args", {})))
+        except EraError as problem:
+            error = problem.code
+        compare(step, value, error)
+        names.save(step, value)
+
+
+@pytest.mark.parametrize("scenario", scenarios.LIST, ids=lambda scenario: scenario["name"])
+async def test_the_blocking_client(scenario: dict[str, Any], server: Server) -> None:
+    with Era(server.url) as era:
+        await play(era, scenario)
+
+
+@pytest.mark.parametrize("scenario", scenarios.LIST, ids=lambda scenario: scenario["name"])
+async def test_the_client_for_asyncio(scenario: dict[str, Any], server: Server) -> None:
+    async with AsyncEra(server.url) as era:
+        await play(era, scenario)
+
+
+def test_every_step_is_known() -> None:
+    calls = {step["call"] for scenario in scenarios.LIST for step in scenario["steps"]}
+    assert calls == by_python.STEPS.keys()
