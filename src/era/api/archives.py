@@ -28,7 +28,10 @@ _FORMAT_OF_TYPE: dict[str, Format] = {
 _BODY = {
     "requestBody": {
         "required": True,
-        "content": {name: {"schema": {"type": "string", "format": "binary"}} for name in _TYPES.values()},
+        "content": {
+            name: {"schema": {"type": "string", "format": "binary"}}
+            for name in ("application/octet-stream", *_TYPES.values())
+        },
     }
 }
 
@@ -37,7 +40,7 @@ _ARCHIVE: dict[int | str, dict[str, Any]] = {
     200: {"content": {name: {} for name in _TYPES.values()}, "description": "The archive."},
     **errors(404, 409),
 }
-WantedFormat = Annotated[Literal["tar", "tar.gz", "zip"], Query(alias="format")]
+WantedFormat = Annotated[Literal["tar", "tar.gz", "zip"], Query(alias="format", description="What kind of archive.")]
 
 
 @router.get("/archive", responses=_ARCHIVE, response_class=StreamingResponse)

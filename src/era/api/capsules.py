@@ -19,7 +19,7 @@ router = APIRouter(prefix="/api/sessions", tags=["capsules"], route_class=Strict
 IMPORT_PATH = "/api/sessions/import"
 _TAR = "application/x-tar"
 # A page of another site may send a body without a type or with a form's type unasked; these need a CORS preflight.
-_TAR_TYPES = {_TAR, "application/tar", "application/octet-stream"}
+_TAR_TYPES = ("application/octet-stream", _TAR, "application/tar")
 _TAR_BODY = {"schema": {"type": "string", "format": "binary"}}
 
 
@@ -63,7 +63,7 @@ async def export_session(
     "/import",
     status_code=201,
     responses={201: {"model": SessionAnswer}, **errors(408, 409, 413)},
-    openapi_extra={"requestBody": {"required": True, "content": {_TAR: _TAR_BODY}}},
+    openapi_extra={"requestBody": {"required": True, "content": dict.fromkeys(_TAR_TYPES, _TAR_BODY)}},
 )
 async def import_session(
     request: Request,

@@ -4,7 +4,7 @@ How to use it. A route takes the parameter `after: After`, which is the number b
 from `?after=`, or from the header Last-Event-ID, which browsers send by themselves. It yields Events with consecutive
 numbers, and a Gap (core/event_log.py) for what isn't kept any more, and answers with `event_stream`:
 
-    @router.get("/x/{id}/events", **described("Events `line`, last `end`.", 404))
+    @router.get("/x/{id}/events", **described("Events `line`, last `end`.", "XEvent", LineEvent | EndEvent, 404))
     async def x_events(session_id: SessionId, after: After, context: UseContext) -> Response:
         log = context.things.log(session_id)  # an error raised here is an ordinary answer
 
@@ -35,6 +35,7 @@ from typing import Annotated, Any
 import structlog
 from fastapi import Depends, Header, Query, Request
 from fastapi.responses import StreamingResponse
+from pydantic import TypeAdapter
 from starlette.types import Receive, Scope, Send
 
 from era.api.context import errors
@@ -90,14 +91,22 @@ async def resumed_after(
 After = Annotated[int, Depends(resumed_after)]
 
 
-def described(what: str, *statuses: int) -> dict[str, Any]:
-    """The arguments of a route that answers with an event stream. `what` names its events; `statuses` are as for
-    `errors`."""
-    content = {"text/event-stream": {"schema": {"type": "string"}}}
-    return {
-        "response_class": StreamingResponse,
-        "responses": {200: {"description": what, "content": content}, **errors(*statuses)},
+EVENTS: dict[str, TypeAdapter[Any]] = {}
+"""The types of the events of all streams, by name, for the API's description."""
+
+
+def described(what: str, name: str, events: Any, *statuses: int, headers: Any = None) -> dict[str, Any]:
+    """The arguments of a route that answers with an event stream. `what` says what it sends; `events` is the type of
+    the `data` of its events, a union of models, and `name` what that is called; `statuses` are as for `errors`."""
+    EVENTS[name] = TypeAdapter(events)
+    schema = {
+        "type": "string",
+        "description": "Server-sent events; `contentSchema` is that of the `data` of each.",
+        "contentMediaType": "application/json",
+        "contentSchema": {"$ref": f"#/components/schemas/{name}"},
     }
+    answer = {"description": what, "headers": headers or {}, "content": {"text/event-stream": {"schema": schema}}}
+    return {"response_class": StreamingResponse, "responses": {200: answer, **errors(*statuses)}}
 
 
 def event_stream(events: AsyncGenerator[Event | Gap], headers: Mapping[str, str] | None = None) -> StreamingResponse:

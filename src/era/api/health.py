@@ -9,13 +9,17 @@ from prometheus_client.exposition import generate_latest
 
 from era import __version__, languages
 from era.api.context import Answer, StrictRoute, UseContext
+from era.wire.base import ErrorAnswer
+from era.wire.health import HealthAnswer
 
 router = APIRouter(tags=["health"])
 metrics_router = APIRouter(tags=["health"], route_class=StrictRoute)
 
 
 @router.head("/health", include_in_schema=False)
-@router.get("/health")
+@router.get(
+    "/health", responses={200: {"model": HealthAnswer}, 400: {"model": ErrorAnswer}, 503: {"model": ErrorAnswer}}
+)
 async def health(context: UseContext) -> Response:
     """Show whether the service works, its languages, its isolation and its sandboxes."""
     await context.store.ping()
@@ -30,7 +34,16 @@ async def health(context: UseContext) -> Response:
     )
 
 
-@metrics_router.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}})
+@metrics_router.get(
+    "/metrics",
+    response_class=Response,
+    responses={
+        200: {"content": {"text/plain": {}}},
+        400: {"model": ErrorAnswer},
+        403: {"model": ErrorAnswer},
+        503: {"model": ErrorAnswer},
+    },
+)
 async def metrics(context: UseContext) -> Response:
     """Metrics in Prometheus' text format."""
     counts = await context.store.counts()

@@ -26,7 +26,7 @@ from era.api.run_events import run_events
 from era.api.streaming import ranged_response
 from era.core.metadata import RunFilter
 from era.core.models import Status
-from era.wire.runs import RunRecordAnswer, RunRecordsAnswer, record_answer
+from era.wire.runs import RunEvent, RunRecordAnswer, RunRecordsAnswer, record_answer
 
 router = APIRouter(prefix="/api/sessions/{session_id}/runs", tags=["runs"], route_class=StrictRoute)
 all_runs = APIRouter(tags=["runs"], route_class=StrictRoute)
@@ -86,9 +86,15 @@ async def stop_run(session_id: SessionId, run_id: str, context: UseContext) -> R
 
 @router.get(
     "/{run_id}/events",
-    **described("Events `stdout` and `stderr`, then `done` or `error`; `gap` for those that are gone.", 404, 409),
+    **described(
+        "Events `stdout` and `stderr`, then `done` or `error`; `gap` for those that are gone.",
+        "RunEvent",
+        RunEvent,
+        404,
+        409,
+    ),
 )
-async def run_event_stream(
+async def follow_run(
     session_id: SessionId, run_id: str, context: UseContext, after: After, data: WithData = True
 ) -> Response:
     """Follow a run while it lasts and afterwards: the events of `POST …/stream`, with the same numbers as there, from

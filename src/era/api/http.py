@@ -18,6 +18,7 @@ from era.api import (
     api_keys,
     archives,
     capsules,
+    description,
     files,
     health,
     history,
@@ -103,6 +104,7 @@ def application(
         docs_url=None,
         redoc_url=None,
         redirect_slashes=False,
+        generate_unique_id_function=description.operation_id,
         lifespan=lifespan,
     )
     app.state.routes = [route for router in routers for route in router.routes if isinstance(route, APIRoute)]
@@ -117,16 +119,10 @@ def application(
 
 class _Application(FastAPI):
     def openapi(self) -> dict[str, Any]:
-        """FastAPI's description, without the 422 that it adds to every route: invalid bodies get a 400 here."""
-        is_cached = self.openapi_schema is not None
-        schema = super().openapi()
-        if not is_cached:
-            for path in schema["paths"].values():
-                for operation in path.values():
-                    operation["responses"].pop("422", None)
-            for name in ("HTTPValidationError", "ValidationError"):
-                schema["components"]["schemas"].pop(name, None)
-        return schema
+        """FastAPI's description, made whole (description.py)."""
+        if self.openapi_schema is None:
+            self.openapi_schema = description.completed(super().openapi(), self.state.routes)
+        return self.openapi_schema
 
 
 def _answer(request: Request, error: EraError, extra: dict[str, str] | None = None) -> Response:

@@ -39,6 +39,7 @@ from era.wire.runs import (
     ExecuteBody,
     RunAnswer,
     RunBody,
+    RunEvent,
     execute_answer,
     run_answer,
 )
@@ -93,7 +94,16 @@ async def run(
 
 @router.post(
     "/api/sessions/{session_id}/stream",
-    **described("Events `stdout` and `stderr` as the program writes, then `done` or `error`.", 404, 409, 413, 429),
+    **described(
+        "Events `stdout` and `stderr` as the program writes, then `done` or `error`.",
+        "RunEvent",
+        RunEvent,
+        404,
+        409,
+        413,
+        429,
+        headers={"X-Era-Run": {"description": "The run's id.", "schema": {"type": "string"}}},
+    ),
 )
 async def stream(
     session_id: SessionId,

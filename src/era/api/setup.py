@@ -9,12 +9,13 @@ from fastapi import APIRouter, Response
 from fastapi.responses import StreamingResponse
 
 from era.api.context import Answer, SessionId, StrictRoute, UseContext, errors, session_view
+from era.api.event_stream import described
 from era.core.models import Session
 from era.core.setup.progress import Line
 from era.core.setup.setups import UNDER_WAY
 from era.errors import EraError
 from era.wire.sessions import SessionAnswer
-from era.wire.setup import EnvironmentAnswer, environment_answer
+from era.wire.setup import EnvironmentAnswer, SetupEvent, environment_answer
 
 router = APIRouter(prefix="/api/sessions/{session_id}", tags=["setup"], route_class=StrictRoute)
 
@@ -27,8 +28,7 @@ async def set_up_again(session_id: SessionId, context: UseContext) -> Response:
 
 @router.get(
     "/setup/events",
-    responses={200: {"content": {"text/event-stream": {}}}, **errors(400, 404)},
-    response_class=StreamingResponse,
+    **described("Events `status` and `line`, then `done` or `error`.", "SetupEvent", SetupEvent, 404),
 )
 async def setup_events(session_id: SessionId, context: UseContext) -> Response:
     """Follow the session's setup: events `status`, `line`, then `done` with its result. Lines written before the call

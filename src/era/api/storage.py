@@ -198,7 +198,7 @@ async def list_resources(
 
 
 @resources.get("/stats", responses={200: {"model": StatsAnswer}, **errors()})
-async def stats(storage: UseStorage) -> Response:
+async def resource_stats(storage: UseStorage) -> Response:
     """Show how much is in storage: counts and bytes."""
     stats: JsonObject = await storage.stats()
     return Answer(stats)

@@ -18,19 +18,19 @@ class KeyBody(Body):
     description: str = Field("", max_length=1000, description="What the key is for, as a note to people.")
 
 
-class KeyAnswer(BaseModel):
+class ApiKeyAnswer(BaseModel):
     id: str
     owner: str
     description: str
     created_at: str
 
 
-class NewKeyAnswer(KeyAnswer):
+class NewKeyAnswer(ApiKeyAnswer):
     key: str = Field(description="The key itself, which is shown in this answer only.")
 
 
-class KeysAnswer(BaseModel):
-    keys: list[KeyAnswer]
+class ApiKeysAnswer(BaseModel):
+    keys: list[ApiKeyAnswer]
     count: int
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -22,6 +22,23 @@ class ErrorAnswer(BaseModel):
     hint: str
     request_id: str
     details: Any = None
+
+
+class GapEvent(BaseModel):
+    """Says which events of a stream are not kept any more, by their numbers, both included."""
+
+    type: Literal["gap"]
+    first: int = Field(alias="from")
+    to: int
+
+
+class ErrorEvent(BaseModel):
+    """Ends a stream whose end can't be told."""
+
+    type: Literal["error"]
+    error: str
+    code: str
+    hint: str = ""
 
 
 def text(output: bytes) -> str:

@@ -33,7 +33,7 @@ class InboxBody(Body):
 
 
 class VerifyAnswer(BaseModel):
-    scheme: str
+    scheme: Literal["github", "stripe", "hmac"]
     header: str
 
 
@@ -64,7 +64,7 @@ class DeliveryAnswer(BaseModel):
     id: str
     sender_id: str | None
     received_at: str
-    status: str
+    status: DeliveryStatus
     attempts: int
     run_ids: list[str]
     next_attempt_at: str | None
@@ -80,7 +80,7 @@ class DeliveryContentAnswer(DeliveryAnswer):
     query: str
     headers: list[list[str]]
     body: str
-    body_encoding: str
+    body_encoding: Literal["utf-8", "base64"]
 
 
 class DeliveriesAnswer(BaseModel):

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Field
 
-from era.core.models import JsonObject, RunRecord, StateOutcome, StoredCode, timestamp
+from era.core.models import JsonObject, RunRecord, StateOutcome, Status, StoredCode, timestamp
 from era.core.run_messages import RunResult
 from era.core.secrets import MAX_HOSTS, MAX_SECRETS, MAX_VALUE_BYTES
-from era.wire.base import VERSIONS_DROPPED, Body, dropped_answer, text
+from era.wire.base import VERSIONS_DROPPED, Body, ErrorEvent, GapEvent, dropped_answer, text
 from era.wire.limits import Isolation, Limits
 
 MAX_ARGS = 1000
+
+type EndStatus = Literal["ok", "failed", "timeout", "oom", "killed", "disk_full"]
+"""How a run that was answered has ended."""
 
 Env = Annotated[
     dict[str, str],
@@ -116,27 +119,48 @@ class ArtifactAnswer(BaseModel):
     size: int
 
 
-class RunAnswer(BaseModel):
-    exit_code: int
-    stdout: str
-    stderr: str
-    duration: str
+class RunOutcome(BaseModel):
+    exit_code: int = Field(description="As a shell gives it: 128 + N for signal N, 124 for a timeout.")
+    duration: str = Field(examples=["0.003s"])
     session_id: str
     data: dict[str, Any] = Field(default_factory=dict, description="The session's data; left out with `data=false`.")
     run_id: str
-    status: str
+    status: EndStatus
     stdout_truncated: bool
     stderr_truncated: bool
     state: StateAnswer
     artifacts: list[ArtifactAnswer]
     artifacts_more: int
-    setup_status: str | None = Field(None, description="`failed` where the session's setup failed; else left out.")
+    setup_status: Literal["failed"] | None = Field(
+        None, description="`failed` where the session's setup failed; else left out."
+    )
     setup_error: str | None = Field(None, description="Why it failed; left out where it didn't.")
+
+
+class RunAnswer(RunOutcome):
+    stdout: str
+    stderr: str
+
+
+class OutputEvent(BaseModel):
+    """A piece of what a run wrote. It is whole text: no character is cut in two."""
+
+    type: Literal["stdout", "stderr"]
+    content: str
+
+
+class DoneEvent(RunOutcome):
+    """The last event of a run."""
+
+    type: Literal["done"]
+
+
+RunEvent = Annotated[OutputEvent | DoneEvent | GapEvent | ErrorEvent, Field(discriminator="type")]
 
 
 class BackgroundAnswer(BaseModel):
     run_id: str
-    status: str
+    status: Literal["running"]
 
 
 class DestinationAnswer(BaseModel):
@@ -159,7 +183,7 @@ class RecordedEgress(BaseModel):
 class RunRecordAnswer(BaseModel):
     run_id: str
     session_id: str
-    status: str
+    status: Status
     started_at: str
     ended_at: str
     duration: str | None
@@ -190,9 +214,9 @@ class ExecuteAnswer(BaseModel):
     stderr: str
     duration: str
     language: str
-    vm_id: str
+    vm_id: str = Field(description="Names the sandbox that it ran in.")
     run_id: str
-    status: str
+    status: EndStatus
     stdout_truncated: bool
     stderr_truncated: bool
 

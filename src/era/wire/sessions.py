@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Field
 
 from era.core.expiry import MAX_TTL
 from era.core.jsontext import number
-from era.core.models import JsonObject, Session, timestamp
+from era.core.models import JsonObject, Session, SetupStatus, WantedIsolation, timestamp
 from era.core.setup import requirements
 from era.core.views import data_view
 from era.languages import in_words
@@ -89,13 +89,13 @@ class SessionAnswer(BaseModel):
     ttl: int | None
     expires_at: str | None
     limits: LimitsAnswer
-    isolation: str
+    isolation: WantedIsolation
     egress: EgressAnswer
     service: str | list[str] | None
     storage: bool
-    status: str
+    status: Literal["idle", "running", "expired", "deleted"]
     files: list[dict[str, Any]] | None = None
-    setup_status: str | None = Field(None, description="pending, running, completed or failed; only with a setup.")
+    setup_status: SetupStatus | None = Field(None, description="Only with a setup.")
     setup_result: SetupResult | None = Field(None, description="The result, once the setup has ended.")
 
 

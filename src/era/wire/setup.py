@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Field
 
-from era.core.models import Session
+from era.core.models import Session, SetupStatus
 from era.core.setup.package_sets import PackageSet
-from era.wire.base import Body
+from era.wire.base import Body, ErrorEvent, GapEvent
 
 
 class PipRequirements(Body):
@@ -45,6 +45,34 @@ class SetupResult(BaseModel):
     stdout: str
 
 
+class SetupStatusEvent(BaseModel):
+    """The setup waits or runs."""
+
+    type: Literal["status"]
+    setup_status: SetupStatus
+
+
+class SetupLineEvent(BaseModel):
+    """A line that a tool or a command wrote."""
+
+    type: Literal["line"]
+    stream: Literal["stdout", "stderr"]
+    text: str
+
+
+class SetupDoneEvent(BaseModel):
+    """The setup has ended."""
+
+    type: Literal["done"]
+    setup_status: SetupStatus
+    setup_result: SetupResult | None
+
+
+SetupEvent = Annotated[
+    SetupStatusEvent | SetupLineEvent | SetupDoneEvent | GapEvent | ErrorEvent, Field(discriminator="type")
+]
+
+
 class PackageAnswer(BaseModel):
     name: str
     version: str
@@ -53,8 +81,8 @@ class PackageAnswer(BaseModel):
 
 class EnvironmentAnswer(BaseModel):
     session_id: str
-    setup_status: str | None
-    environment: str | None
+    setup_status: SetupStatus | None
+    environment: str | None = Field(description="The digest of all packages together.")
     pip: list[PackageAnswer]
     npm: list[PackageAnswer]
     go: list[PackageAnswer]

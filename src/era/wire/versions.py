@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, Field
 
-from era.core.models import Version, timestamp
+from era.core.models import Cause, Version, timestamp
 from era.core.versions import MAX_NAME, NAME, Diff
 from era.wire.base import Body
 from era.wire.files import FileAnswer, path_text
@@ -28,7 +28,7 @@ class VersionHeader(BaseModel):
     version: int
     name: str | None
     created_at: str
-    cause: str
+    cause: Cause
     run_id: str | None
     file_count: int
     total_size_bytes: int
@@ -47,7 +47,7 @@ class VersionAnswer(VersionHeader):
 
 class DataChangeAnswer(BaseModel):
     path: str
-    op: str
+    op: Literal["add", "remove", "replace"]
     old: Any = None
     new: Any = None
 

@@ -1,0 +1,15 @@
+"""Whether the service works, as /health shows it."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, Field
+
+
+class HealthAnswer(BaseModel):
+    status: Literal["ok"]
+    version: str
+    languages: list[str] = Field(description="Those that this machine can run.")
+    isolation: dict[str, Any] = Field(description="What sandboxes get here.")
+    sandboxes: dict[str, int] = Field(description="How many there are, by use.")
