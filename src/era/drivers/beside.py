@@ -3,17 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import socket
+from collections.abc import Awaitable, Callable, Mapping
 
-from era.core.models import Language
-from era.core.program import Limits
-from era.drivers import guest
-from era.drivers.cgroups import Group
-from era.drivers.entering import Entrance
-from era.drivers.forking import Forked, TemplateFailed
+from era.drivers.forking import TemplateFailed
 from era.drivers.out_of_memory import OutOfMemory
-from era.drivers.process_supervisor import ProcessSupervisor
+from era.drivers.process_supervisor import Life, ProcessSupervisor
 from era.errors import SandboxFailed
 
 _START_SECONDS = 20.0
@@ -24,16 +19,18 @@ class Beside:
 
     def __init__(
         self,
-        entrance: Entrance,
-        uid: int | None,
-        language: Language,
-        group: Group | None,
-        log: int,
+        enter: Callable[[int], Awaitable[Life]],
+        variables: Mapping[str, str],
         out_of_memory: OutOfMemory,
+        log: Callable[[], str],
+        *,
+        has_broker: bool = True,
     ) -> None:
-        """`log` is the descriptor that the supervisor has as its stderr."""
-        self._entrance, self._uid, self._language, self._group, self._log = entrance, uid, language, group, log
-        self._out_of_memory = out_of_memory
+        """`enter` has the supervisor started in the sandbox, given the descriptor of its control socket; it may raise
+        OSError, SandboxFailed, TemplateFailed. `variables` are those of every process. `log` is what it has said to its
+        stderr. `has_broker` says whether it brings a socket broker."""
+        self._enter, self._variables, self._out_of_memory, self._log = enter, variables, out_of_memory, log
+        self._has_broker = has_broker
         self._supervisor: ProcessSupervisor | None = None
         self._turn = asyncio.Lock()
         self._making: asyncio.Task[ProcessSupervisor] | None = None
@@ -44,8 +41,8 @@ class Beside:
         """None where there is none alive."""
         return self._supervisor if self._supervisor is not None and self._supervisor.alive else None
 
-    async def get(self, pid: int, limits: Limits) -> ProcessSupervisor:
-        """The supervisor, made anew where there is none alive. `pid` is PID 1 of the sandbox. Raises SandboxFailed."""
+    async def get(self) -> ProcessSupervisor:
+        """The supervisor, made anew where there is none alive. Raises SandboxFailed."""
         async with self._turn:
             if self.supervisor is not None:
                 return self.supervisor
@@ -53,8 +50,9 @@ class Beside:
                 raise SandboxFailed("The sandbox is gone.")
             if self._supervisor is not None:
                 await self._supervisor.close()
-            # What has been forked must be known here, also where whoever waits is cancelled.
-            self._making = asyncio.create_task(self._make(pid, limits))
+                self._supervisor = None
+            # What has been started must be known here, also where whoever waits is cancelled.
+            self._making = asyncio.create_task(self._make())
             self._supervisor = await asyncio.shield(self._making)
             return self._supervisor
 
@@ -66,28 +64,22 @@ class Beside:
             if self._making.exception() is None:
                 await self._making.result().close()
 
-    async def _make(self, pid: int, limits: Limits) -> ProcessSupervisor:
+    async def _make(self) -> ProcessSupervisor:
         ours, theirs = socket.socketpair()
         ours.setblocking(False)
-        forked: Forked | None = None
+        life: Life | None = None
         try:
             with theirs:
-                forked = await self._entrance.enter(
-                    pid,
-                    guest.process_supervisor_config(limits, cgroup=self._group is not None),
-                    uid=self._uid,
-                    control=theirs.fileno(),
-                    log=self._log,
-                    entrances=list if self._group is None else self._group.entrances,
-                )
-            variables = guest.program_environment(self._language)
+                life = await self._enter(theirs.fileno())
             async with asyncio.timeout(_START_SECONDS):
-                return await ProcessSupervisor.over(ours, forked, variables, self._out_of_memory)
+                return await ProcessSupervisor.over(
+                    ours, life, self._variables, self._out_of_memory, has_broker=self._has_broker
+                )
         except BaseException as error:
             ours.close()
-            if forked is not None:
-                os.close(forked.pidfd)
+            if life is not None:
+                life.kill()
+                await life.ended()
             if not isinstance(error, OSError | TimeoutError | SandboxFailed | TemplateFailed):
                 raise
-            said = os.pread(self._log, 4096, 0).decode(errors="replace").strip()
-            raise SandboxFailed(f"The process supervisor did not start: {error} {said}") from error
+            raise SandboxFailed(f"The process supervisor did not start: {self._log() or error}") from error

@@ -61,7 +61,7 @@ from era.drivers.memory import MemoryWatch
 from era.drivers.options import Plan, arguments, etc_files
 from era.drivers.out_of_memory import OutOfMemory
 from era.drivers.preparations import Preparations
-from era.drivers.process_supervisor import ProcessSupervisor
+from era.drivers.process_supervisor import Life, ProcessSupervisor
 from era.drivers.socket_broker import SocketBroker
 from era.drivers.staging import Paths, remove_tree, staged
 from era.drivers.templates import Held, Template, Templates, hold, move_in
@@ -159,7 +159,7 @@ class BubblewrapSandbox:
 
     async def connect(self, port: int) -> socket.socket | None:
         supervisor = self._supervisor_beside()
-        broker = self.broker if supervisor is None else supervisor.broker  # that one's answers at any time
+        broker = (supervisor.broker if supervisor else None) or self.broker  # that one's answers at any time
         connection = None if broker is None else await broker.connect(port)
         if connection is not None and self._slice is not None:
             self._slice.begin_anew()
@@ -183,7 +183,19 @@ class BubblewrapSandbox:
     async def process_supervisor(self) -> ProcessSupervisor:
         if not self.alive or self._beside is None:
             raise SandboxFailed("The sandbox is gone.")
-        return await self._beside.get(self._init_pid, self.limits)
+        return await self._beside.get()
+
+    def make_beside(self, variables: Mapping[str, str]) -> Beside:
+        """What it has beside runs; `variables` are those of every process."""
+        entrances = self._group.entrances if self._group is not None else list
+        config = guest.process_supervisor_config(self.limits, cgroup=self._group is not None)
+
+        async def enter(control: int) -> Life:
+            return await self._driver.entrance.enter(
+                self._init_pid, config, uid=self.uid, control=control, log=self._log, entrances=entrances
+            )
+
+        return Beside(enter, variables, self._out_of_memory, self.log)
 
     def frozen(self) -> AbstractAsyncContextManager[bool]:
         return Freezer(None).frozen() if self._freezer is None else self._freezer.frozen()
@@ -221,7 +233,7 @@ class BubblewrapSandbox:
                 raise
             raise SandboxFailed(f"The sandbox did not start: {self.log() or error}") from error
         self.enforced = self._enforced(language, report)
-        self._beside = Beside(self._driver.entrance, self.uid, language, self._group, self._log, self._out_of_memory)
+        self._beside = self.make_beside(variables)
         self._freezer = Freezer(self._group)
 
     def memory_bytes(self) -> int:
@@ -233,7 +245,7 @@ class BubblewrapSandbox:
             return self._group.processes()
         supervisor = self._supervisor_beside()
         pids = processes.below(self._init_pid) if self._init_pid else []
-        return pids if supervisor is None else pids + processes.below(supervisor.pid)
+        return pids if supervisor is None else pids + processes.below(supervisor.life.pid)
 
     def _supervisor_beside(self) -> ProcessSupervisor | None:
         return None if self._beside is None else self._beside.supervisor
@@ -286,7 +298,7 @@ class BubblewrapSandbox:
         launched = self._launch(
             self.plan(language, control.fileno()),
             filters=self._driver.filters,
-            pass_fds=[control.fileno()],
+            pass_fds=[control.fileno(), *self.more_descriptors()],
             bound=self.apply_bounds,
         )
         self._process = launched.process
@@ -311,6 +323,10 @@ class BubblewrapSandbox:
             lambda data: arguments(self._driver.paths, self.id, self.limits, config, data, self.package_set),
             [guest.INTERPRETER, "main.py"],
         )
+
+    def more_descriptors(self) -> list[int]:
+        """What is to be open inside when the supervisor starts, besides its socket."""
+        return []
 
     def _config(self, language: Language, control: int) -> JsonObject:
         """The supervisor's configuration."""
@@ -354,12 +370,13 @@ class BubblewrapSandbox:
             self._spawning.exception()  # told to whoever opened it, if that waits for it still
         if self._channel is not None:
             self._channel.close()
+        self._kill()
         if self._beside is not None:
             await self._beside.close()
         for closeable in (*self.guest_listeners.values(), self.broker):
             if closeable is not None:
                 closeable.close()
-        await asyncio.get_running_loop().run_in_executor(self._driver.cleaner, self._kill)
+        await asyncio.get_running_loop().run_in_executor(self._driver.cleaner, self._clear)
 
     async def _close(self) -> None:
         await self.put_away()
@@ -367,12 +384,17 @@ class BubblewrapSandbox:
         self._driver.forget(self)
 
     def _kill(self) -> None:
-        """Kill everything inside, and wait until it has ended. Blocks, so it runs on a cleaner thread."""
+        """Kill PID 1, and so everything in its namespace, also where it stands still."""
         if self._init_pidfd >= 0:
             with contextlib.suppress(ProcessLookupError):
                 signal.pidfd_send_signal(self._init_pidfd, signal.SIGKILL)
-            if self._freezer is not None:
-                self._freezer.thaw()
+        if self._freezer is not None:
+            self._freezer.thaw()
+
+    def _clear(self) -> None:
+        """Wait until everything inside has ended, and remove what was made for it on the host. Blocks, so it runs on a
+        cleaner thread."""
+        if self._init_pidfd >= 0:
             processes.wait_for(self._init_pidfd)
             os.close(self._init_pidfd)
         if self._process is not None:
@@ -390,7 +412,7 @@ class BubblewrapDriver:
     """Makes bubblewrap sandboxes; see ports.Driver."""
 
     name = "bubblewrap"
-    sandbox = BubblewrapSandbox
+    sandbox: type[BubblewrapSandbox] = BubblewrapSandbox
     can_fork = True
     """Whether supervisors can be forked from templates."""
 

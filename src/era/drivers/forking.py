@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
+import signal
 import socket
 import subprocess
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 
 from era.core.models import JsonObject
+from era.drivers import processes
 
 _FORK_SECONDS = 20.0
 
@@ -26,6 +29,16 @@ class Forked:
 
     pid: int
     pidfd: int
+
+    def kill(self) -> None:
+        """Kill it, and everything in its namespace."""
+        with suppress(OSError):  # it has ended
+            signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
+
+    async def ended(self) -> None:
+        """Wait until nothing of it is left. May be called once."""
+        await asyncio.to_thread(processes.wait_for, self.pidfd)
+        os.close(self.pidfd)
 
 
 class Forker:

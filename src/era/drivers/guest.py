@@ -148,12 +148,14 @@ def supervisor_config(
     }
 
 
-def process_supervisor_config(limits: Limits, *, cgroup: bool) -> JsonObject:
-    """The same for the process supervisor; see guest/process_supervisor.py. A process may be in any language."""
+def process_supervisor_config(limits: Limits, *, cgroup: bool, has_broker: bool = True) -> JsonObject:
+    """The same for the process supervisor; see guest/process_supervisor.py. A process may be in any language.
+    `has_broker` says whether it hands over a broker of its own."""
     roomiest = max(languages.DEFINITIONS, key=lambda name: languages.DEFINITIONS[name].reserves)
     return {
         "control": 3,
         "is_second": True,
+        "has_broker": has_broker,
         "guest_listeners": [],
         "supervised": False,
         "fork": False,

@@ -33,7 +33,8 @@ gVisor checks each time whether a file has changed on the host, so programs see 
 and without one by RLIMIT_FSIZE. A run that takes too much is ended before the group is full (memory.GroupWatch): the
 kernel would end the sentry, and with it everything.
 
-*The control socket* is handed on as descriptor 3. Nothing else of the host is open inside.
+*Two descriptors* are handed on: 3, the control socket of the supervisor of runs, and 4, by which the container's first
+process gets that of the supervisor of processes (guest/division.py). Nothing else of the host is open inside.
 
 *What gVisor lacks.* A read-only /dev would have read-only devices. So /dev is writable, and a run that changes it costs
 the sandbox. PID 1 can be killed from inside: that ends this sandbox, and the host makes another. There are no pidfds,
@@ -45,26 +46,36 @@ from __future__ import annotations
 import json
 import os
 import resource
+import socket
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from era.core.models import JsonObject, Language
 from era.core.program import Limits
 from era.drivers import guest, prefix, processes, walls
+from era.drivers.beside import Beside
 from era.drivers.bubblewrap import BubblewrapDriver, BubblewrapSandbox
 from era.drivers.cgroups import Group
+from era.drivers.division import Division
 from era.drivers.memory import GroupWatch, MemoryWatch
 from era.drivers.options import Plan, own_directories, read_only, resolver_files
-from era.drivers.process_supervisor import ProcessSupervisor
+from era.drivers.process_supervisor import Life
 from era.drivers.staging import Paths
 from era.errors import NoIsolation, SandboxFailed
 
 _RUNSC = "/usr/bin/runsc"
 """Where distributions install it; sandboxes have the host's /usr."""
 _INSTALL = "On Debian and Ubuntu: apt-get install runsc. Elsewhere put gVisor's runsc there (https://gvisor.dev)."
-_CONTROL = 3
+_CONTROL, _DIVISION = 3, 4
+"""Descriptors of what the container is given: the control socket of the supervisor of runs, and guest/division.py's."""
+
 _BUNDLE = "/tmp/bundle"  # noqa: S108  in the outer sandbox, where the inner one's own /tmp covers it
 _STATE = "/tmp/state"  # noqa: S108  a path inside the sandbox
+_CAPABILITIES, _SETS = ["CAP_SETPCAP", "CAP_SYS_ADMIN"], ("bounding", "effective", "permitted")
+"""What the container's first process has in the sentry, and all others have given up (guest/division.py)."""
+
 _NO_RLIMITS = ("RLIMIT_DATA", "RLIMIT_MSGQUEUE", "RLIMIT_SIGPENDING")
 """gVisor ignores the first and refuses to set the others. What they would bound is in the sentry's memory anyway."""
 _GIB = 1 << 30
@@ -115,7 +126,7 @@ def specification(limits: Limits, config: JsonObject) -> JsonObject:
             "args": [guest.INTERPRETER, "main.py"],
             "env": [f"{name}={value}" for name, value in variables.items()],
             "cwd": guest.WORKSPACE,
-            "capabilities": {},
+            "capabilities": dict.fromkeys(_SETS, _CAPABILITIES),
             "noNewPrivileges": True,
         },
         "mounts": [
@@ -160,6 +171,27 @@ class GvisorSandbox(BubblewrapSandbox):
     opens_on_host = False
     """The sentry keeps descriptors of files, and gives a program that opens one again what it has."""
 
+    def __init__(self, *given: Any) -> None:
+        super().__init__(*given)
+        self._division: Division | None = None
+        self._their_division = -1
+        """The descriptor of its other end, as long as the sandbox is started."""
+
+    def _start_supervisor(self, language: Language, control: socket.socket) -> None:
+        ours, theirs = socket.socketpair()
+        self._division = Division(ours)
+        with theirs:
+            self._their_division = theirs.fileno()
+            super()._start_supervisor(language, control)
+
+    async def _end(self) -> None:
+        await super()._end()
+        if self._division is not None:
+            self._division.close()
+
+    def more_descriptors(self) -> list[int]:
+        return [self._their_division]
+
     def plan(self, language: Language, control: int) -> Plan:
         config = guest.supervisor_config(
             language,
@@ -170,6 +202,9 @@ class GvisorSandbox(BubblewrapSandbox):
             certificates=self._driver.certificates,
             supervised=True,
         )
+        second = guest.process_supervisor_config(self.limits, cgroup=True, has_broker=False)
+        second["rlimits"] = _settable(second["rlimits"])
+        config |= {"division": _DIVISION, "second": second}
         files = etc_files() | {f"{_BUNDLE}/config.json": json.dumps(specification(self.limits, config)).encode()}
         # -S: without `site`, or the supervisor would start here (guest/sitecustomize.py).
         starter = [
@@ -180,18 +215,26 @@ class GvisorSandbox(BubblewrapSandbox):
             str(control),
             ",".join(map(str, guest.GUEST_LISTENERS.values())),
         ]
-        runsc = [_RUNSC, *flags(), "run", "--bundle", _BUNDLE, "--pass-fd", f"{control}:{_CONTROL}", "era"]
+        runsc = [_RUNSC, *flags(), "run", "--bundle", _BUNDLE, "--pass-fd", f"{control}:{_CONTROL}"]
+        runsc += ["--pass-fd", f"{self._their_division}:{_DIVISION}", "era"]
         return Plan(
             files,
             lambda data: arguments(self._driver.paths, self.id, data, self.package_set),
             [*starter, *runsc],
         )
 
-    async def process_supervisor(self) -> ProcessSupervisor:
-        raise NoIsolation("Sandboxes of gVisor have no processes beside runs.", hint="Use the isolation `bubblewrap`.")
+    def make_beside(self, variables: Mapping[str, str]) -> Beside:
+        division = self._division
+        if division is None:
+            raise SandboxFailed("The sandbox did not start.")
+
+        async def enter(control: int) -> Life:
+            return division.start(control)
+
+        return Beside(enter, variables, self._out_of_memory, self.log, has_broker=False)
 
     def rlimits(self, language: Language) -> dict[str, int]:
-        return {name: value for name, value in super().rlimits(language).items() if name not in _NO_RLIMITS}
+        return _settable(super().rlimits(language))
 
     def group_limits(self) -> Limits:
         memory = self.limits.memory_bytes + _OWN_MEMORY + _RESERVE
@@ -241,6 +284,11 @@ class GvisorDriver(BubblewrapDriver):
         if not Path(_RUNSC).exists():
             raise NoIsolation(f"gVisor is not installed: there is no {_RUNSC}.", hint=_INSTALL)
         await super().start()
+
+
+def _settable(bounds: dict[str, int]) -> dict[str, int]:
+    """Those rlimits that gVisor has."""
+    return {name: value for name, value in bounds.items() if name not in _NO_RLIMITS}
 
 
 def sentry_status(init_pid: int) -> JsonObject:

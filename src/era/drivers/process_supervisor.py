@@ -9,19 +9,16 @@ import asyncio
 import contextlib
 import itertools
 import json
-import os
 import signal
 import socket
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Mapping
-from typing import Literal
+from typing import Literal, Protocol
 
 from era.core.loop_slices import Budget
 from era.core.models import JsonObject
 from era.core.process import ProcessEnded, ProcessOutput, ProcessSpec, ProcessStream, TerminalSize
-from era.drivers import processes
 from era.drivers.channel import receive_guest_listeners
-from era.drivers.forking import Forked
 from era.drivers.guest import with_library
 from era.drivers.out_of_memory import OutOfMemory
 from era.drivers.socket_broker import SocketBroker
@@ -179,25 +176,39 @@ class GuestProcess:
         self._more.set()
 
 
+class Life(Protocol):
+    """A process supervisor, as what can be ended."""
+
+    @property
+    def pid(self) -> int:
+        """On the host; 0 where it is no process there."""
+        ...
+
+    def kill(self) -> None:
+        """Kill it, and so all processes. Does nothing once it has ended."""
+        ...
+
+    async def ended(self) -> None:
+        """Wait until nothing of it is left. Called once, and nothing after it."""
+        ...
+
+
 class ProcessSupervisor:
     """See ports.ProcessSupervisor."""
 
     def __init__(
         self,
-        forked: Forked,
+        life: Life,
         reader: asyncio.StreamReader,
         writer: asyncio.StreamWriter,
-        broker: SocketBroker,
+        broker: SocketBroker | None,
         variables: Mapping[str, str],
         out_of_memory: OutOfMemory,
     ) -> None:
         """`variables` are those of every process, unless its own are others."""
         self.enforced: JsonObject = {"separated_by": "pid_namespace"}
-        self.broker: SocketBroker | None = broker
-        self.pid = forked.pid
-        """On the host."""
-
-        self._pidfd = forked.pidfd
+        self.broker = broker
+        self.life = life
         self._reader, self._writer = reader, writer
         self._variables = variables
         self.out_of_memory = out_of_memory
@@ -212,21 +223,24 @@ class ProcessSupervisor:
     async def over(
         cls,
         sock: socket.socket,
-        forked: Forked,
+        life: Life,
         variables: Mapping[str, str],
         out_of_memory: OutOfMemory,
+        *,
+        has_broker: bool,
     ) -> ProcessSupervisor:
-        """Take over a control socket, once the supervisor at its other end is ready. Owns `forked.pidfd` once it
-        returns. Raises SandboxFailed, OSError."""
-        _, broker = await receive_guest_listeners(sock, names=())
+        """Take over a control socket, once the supervisor at its other end is ready; then `life` is its own, too.
+        Raises SandboxFailed, OSError."""
+        broker = (await receive_guest_listeners(sock, names=()))[1] if has_broker else None
         try:
             reader, writer = await asyncio.open_connection(sock=sock, limit=1 << 18)
-            made = cls(forked, reader, writer, broker, variables, out_of_memory)
+            made = cls(life, reader, writer, broker, variables, out_of_memory)
             kind, _, payload = await made._receive()
             if kind != b"Y":
                 raise SandboxFailed("The process supervisor did not start.")
         except BaseException:
-            broker.close()
+            if broker is not None:
+                broker.close()
             raise
         made.enforced |= {"namespaces": json.loads(payload)["namespaces"]}
         made._following = asyncio.create_task(made._follow())
@@ -295,7 +309,7 @@ class ProcessSupervisor:
             pass
         finally:
             self._writer.close()
-            self._kill()
+            self.life.kill()
             cause: Literal["signal", "sandbox_died"] = "signal" if self._is_closing else "sandbox_died"
             for process in self._processes.values():
                 process.end(ProcessEnded(_KILLED, signal.SIGKILL, cause))
@@ -314,14 +328,8 @@ class ProcessSupervisor:
         except (asyncio.IncompleteReadError, OSError) as error:
             raise SandboxFailed("The process supervisor has ended.") from error
 
-    def _kill(self) -> None:
-        with contextlib.suppress(ProcessLookupError, OSError):
-            signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
-
     async def _close(self) -> None:
-        self._kill()
+        self.life.kill()
         if self._following is not None:
             await asyncio.wait([self._following])
-        pidfd, self._pidfd = self._pidfd, -1
-        await asyncio.to_thread(processes.wait_for, pidfd)
-        os.close(pidfd)
+        await self.life.ended()

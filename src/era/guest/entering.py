@@ -34,6 +34,7 @@ from __future__ import annotations
 
 import _socket  # not socket, which takes as long to import as all the rest
 import ctypes
+import errno
 import fcntl
 import os
 import select
@@ -99,8 +100,13 @@ def enter_used(namespaces: list[int]) -> int:
     for namespace in (mounts, *others):
         os.setns(namespace)
     os.unshare(os.CLONE_NEWCGROUP | os.CLONE_NEWNS)
-    _mount(None, "/", None, _MS_REC | _MS_PRIVATE)
+    make_mounts_private()
     return -1 if os.path.sameopenfile(owner, inner) else inner
+
+
+def make_mounts_private() -> None:
+    """Let nothing that is mounted from here on appear in other namespaces. Raises OSError."""
+    _mount(None, "/", None, _MS_REC | _MS_PRIVATE)
 
 
 def mount_proc(read_only: list[str]) -> None:
@@ -116,7 +122,7 @@ def mount_proc(read_only: list[str]) -> None:
 def mount_terminals() -> None:
     """Mount a devpts of our own over the other one, so that nobody there can open a terminal of ours. Raises
     OSError."""
-    _mount("devpts", "/dev/pts", "devpts", _MS_NOSUID | _MS_NOEXEC, "newinstance,ptmxmode=0666,mode=620")
+    _mount("devpts", "/dev/pts", "devpts", _MS_NOSUID | _MS_NOEXEC, "newinstance,ptmxmode=0666")
 
 
 def _mount(source: str | None, target: str, kind: str | None, flags: int, options: str | None = None) -> None:
@@ -129,7 +135,8 @@ def give_up_privileges() -> None:
     capability = 0
     while _libc.prctl(_PR_CAPBSET_DROP, capability, 0, 0, 0) == 0:
         capability += 1
-    _checked(_libc.prctl(_PR_CAP_AMBIENT, _AMBIENT_CLEAR_ALL, 0, 0, 0), "ambient capabilities")
+    if _libc.prctl(_PR_CAP_AMBIENT, _AMBIENT_CLEAR_ALL, 0, 0, 0) < 0 and ctypes.get_errno() != errno.EINVAL:
+        raise OSError(ctypes.get_errno(), "ambient capabilities")  # gVisor may have none
     set_capabilities(0)
     _checked(_libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), "no_new_privs")
 

@@ -9,6 +9,7 @@ import os
 import resource
 
 import connect_filter
+import division
 import landlock
 import socket_broker
 import template
@@ -31,13 +32,16 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 def prepare() -> dict[str, Any]:
     """Read the configuration (ERA_GUEST, JSON; drivers/guest.py writes it), hand over sockets, put up the walls, and
-    return the configuration, completed. In a template (template.py) this returns in its forks only."""
+    return the configuration, completed. In a template (template.py), and in gVisor (division.py), this returns in forks
+    only."""
     config: dict[str, Any] = json.loads(os.environ.pop("ERA_GUEST"))
     preloaded = None
     gc.disable()
     if "template" in config:
         preloaded = preload()
         config = template.serve(config)
+    if "division" in config:
+        config = division.divide(config)
     control = config["control"]
     if control != 3:
         os.dup2(control, 3, inheritable=False)
@@ -50,7 +54,7 @@ def prepare() -> dict[str, Any]:
     os.umask(0o022)
     reset_signals()
     config["broker"] = None  # in gVisor, gvisor.py has it and the connect filter
-    if config["guest_listeners"] or config.get("is_second"):
+    if config["guest_listeners"] or config.get("has_broker"):
         can_supervise = connect_filter.is_available()
         config["broker"] = socket_broker.hand_over(3, config["guest_listeners"], can_supervise=can_supervise)
         config["supervised"] = config["supervised"] and can_supervise

@@ -114,6 +114,7 @@ OURS = (
         "isolation",
         "processes",
         "entering",
+        "division",
         "last_value",
         "ending",
         "program_module",
