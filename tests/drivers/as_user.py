@@ -67,6 +67,9 @@ class UserSandboxes:
     def run(self, sandbox: UserSandbox, code: str, **more: Any) -> Any:
         return self._ask("run", sandbox.id, code, **more)
 
+    def do(self, sandbox: UserSandbox, step: Any, *given: Any) -> Any:
+        return self._ask("do", sandbox.id, step, *given)
+
     def alive(self, sandbox: UserSandbox) -> bool:
         return bool(self._ask("alive", sandbox.id))
 
@@ -172,6 +175,8 @@ def serve(driver: str) -> None:
                 result = True, answer(*call)
             except EraError as error:
                 result = False, error.message
+            except (AssertionError, TimeoutError) as error:  # a step's
+                result = False, f"{type(error).__name__}: {error}"
             pickle.dump(result, answers)
             answers.flush()
     finally:

@@ -6,7 +6,7 @@ import asyncio
 import secrets
 import shutil
 import signal
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -175,6 +175,11 @@ class Sandboxes:
             return Result(stdout, stderr, ended, pieces, sorted(connections))
 
         return self._runner.run(follow())
+
+    def do(self, sandbox: AnySandbox, step: Callable[..., Coroutine[Any, Any, Any]], *given: Any) -> Any:
+        """Have `step` do something with a sandbox. It is a function of a module, and what it takes and returns can be
+        pickled."""
+        return self._runner.run(step(sandbox, *given))
 
     def close(self, sandbox: AnySandbox) -> None:
         self._runner.run(sandbox.close())

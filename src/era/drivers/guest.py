@@ -148,14 +148,15 @@ def supervisor_config(
     }
 
 
-def process_supervisor_config(limits: Limits, *, cgroup: bool, has_broker: bool = True) -> JsonObject:
-    """The same for the process supervisor; see guest/process_supervisor.py. A process may be in any language.
-    `has_broker` says whether it hands over a broker of its own."""
+def process_supervisor_config(limits: Limits, *, cgroup: bool, gvisor: bool = False) -> JsonObject:
+    """The same for the process supervisor; see guest/process_supervisor.py. A process may be in any language. In
+    `gvisor` it hands over no broker of its own."""
     roomiest = max(languages.DEFINITIONS, key=lambda name: languages.DEFINITIONS[name].reserves)
     return {
         "control": 3,
         "is_second": True,
-        "has_broker": has_broker,
+        "has_broker": not gvisor,
+        "kernel_tells_of_sizes": not gvisor,
         "guest_listeners": [],
         "supervised": False,
         "fork": False,

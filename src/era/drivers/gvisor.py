@@ -202,7 +202,7 @@ class GvisorSandbox(BubblewrapSandbox):
             certificates=self._driver.certificates,
             supervised=True,
         )
-        second = guest.process_supervisor_config(self.limits, cgroup=True, has_broker=False)
+        second = guest.process_supervisor_config(self.limits, cgroup=True, gvisor=True)
         second["rlimits"] = _settable(second["rlimits"])
         config |= {"division": _DIVISION, "second": second}
         files = etc_files() | {f"{_BUNDLE}/config.json": json.dumps(specification(self.limits, config)).encode()}

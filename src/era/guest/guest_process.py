@@ -378,6 +378,9 @@ class GuestProcess:
                 fcntl.ioctl(self.terminal, _TIOCSWINSZ, size)
             except OSError:
                 pass
+            if self.pid and not self.supervisor.config["kernel_tells_of_sizes"]:
+                for pid in _descendants(self.pid, alive=self.ended is None):
+                    _kill(pid, signal.SIGWINCH)
 
     # -- ending -------------------------------------------------------------------------------------------------
 

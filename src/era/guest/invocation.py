@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 
 TYPE_CHECKING = False  # as type checkers know it
@@ -42,7 +43,21 @@ class Invocation:
 def execute(command: list[str], environment: dict[str, str]) -> NoReturn:
     """Become `command`. Where that can't be, end as a shell does: 127 if there is no such program, else 126."""
     try:
-        os.execvpe(command[0], command, environment)
+        try:
+            os.execvpe(command[0], command, environment)
+        except OSError as problem:
+            if problem.errno != errno.ENOEXEC:
+                raise
+            # A script without a first line that names its interpreter: a shell takes it for one of its own.
+            os.execve("/bin/sh", ["/bin/sh", _found(command[0], environment), *command[1:]], environment)
     except OSError as problem:
         os.write(2, f"era: {command[0]}: {problem.strerror}\n".encode(errors="surrogateescape"))
         os._exit(127 if isinstance(problem, FileNotFoundError) else 126)
+
+
+def _found(program: str, environment: dict[str, str]) -> str:
+    """The path of a program that is there."""
+    if "/" in program:
+        return program
+    paths = (f"{directory}/{program}" for directory in environment.get("PATH", os.defpath).split(":"))
+    return next((path for path in paths if os.access(path, os.X_OK)), program)
