@@ -425,7 +425,7 @@ async def variables_of_another(sandbox: Sandbox) -> bytes:
         return said["stdout"].splitlines()[2]
 
 
-async def without_a_supervisor(sandbox: Any) -> tuple[list[str], tuple[str, Said]]:
+async def without_a_supervisor(sandbox: Any) -> tuple[Sequence[str], tuple[str, Said]]:
     """The supervisor is killed: how its processes have ended, and what a run and a new process say then."""
     beside = [await begun(sandbox, shell("sleep 1000")) for _ in range(3)]
     (await sandbox.process_supervisor()).life.kill()

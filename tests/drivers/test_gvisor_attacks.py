@@ -84,15 +84,24 @@ def writable_root(specification: Specification) -> Specification:
     return {**specification, "root": {"path": "/", "readonly": False}}
 
 
+KEPT = {"            give_up_privileges()": "            pass"}
+
+
 def capable(*names: str) -> Weakness:
+    """With these capabilities, and those that the container's first process needs."""
     return Weakness(
         specification=process(
-            capabilities={kind: list(names) for kind in ("bounding", "effective", "permitted", "inheritable")}
-        )
+            capabilities={
+                kind: [*names, "CAP_SETPCAP", "CAP_SYS_ADMIN"]
+                for kind in ("bounding", "effective", "permitted", "inheritable")
+            }
+        ),
+        supervisor=KEPT,
     )
 
 
 WRITABLE_ROOT = Weakness(
+    supervisor=KEPT,
     flags=replaced(("--overlay2=none",), ("--overlay2=root:memory",)),
     specification=lambda specification: writable_root(capable("CAP_DAC_OVERRIDE").specification(specification)),
 )
@@ -162,6 +171,7 @@ ATTACKS = [
         Weakness(
             flags=lambda options: [*options, "--net-raw"],
             specification=capable("CAP_NET_RAW").specification,
+            supervisor=KEPT,
         ),
     ),
     Attack(
@@ -320,6 +330,11 @@ def test_changed_devices_would_be_handed_on(weak_sandboxes: Sandboxes) -> None:
     assert _changed_devices_are_handed_on(weak_sandboxes, REPLACES)
 
 
+@pytest.mark.parametrize(
+    "weak_sandboxes",
+    [Weakness(supervisor={"self.scheduling.restore()\n        go, go_end": "go, go_end"})],
+    indirect=True,
+)
 @pytest.mark.parametrize("weak_sandboxes", [Weakness(supervisor={"self.scheduling.restore()": "pass"})], indirect=True)
 def test_a_changed_niceness_would_stay(weak_sandboxes: Sandboxes) -> None:
     """tests/drivers/conformance has the attack on sound sandboxes."""
