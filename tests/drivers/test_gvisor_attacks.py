@@ -335,7 +335,6 @@ def test_changed_devices_would_be_handed_on(weak_sandboxes: Sandboxes) -> None:
     [Weakness(supervisor={"self.scheduling.restore()\n        go, go_end": "go, go_end"})],
     indirect=True,
 )
-@pytest.mark.parametrize("weak_sandboxes", [Weakness(supervisor={"self.scheduling.restore()": "pass"})], indirect=True)
 def test_a_changed_niceness_would_stay(weak_sandboxes: Sandboxes) -> None:
     """tests/drivers/conformance has the attack on sound sandboxes."""
     sandbox = weak_sandboxes.make()

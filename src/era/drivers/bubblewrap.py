@@ -62,6 +62,7 @@ from era.drivers.options import Plan, arguments, etc_files
 from era.drivers.out_of_memory import OutOfMemory
 from era.drivers.preparations import Preparations
 from era.drivers.process_supervisor import Life, ProcessSupervisor
+from era.drivers.self_test import self_test
 from era.drivers.socket_broker import SocketBroker
 from era.drivers.staging import Paths, remove_tree, staged
 from era.drivers.templates import Held, Template, Templates, hold, move_in
@@ -588,22 +589,4 @@ class BubblewrapDriver:
 
     async def _self_test(self, language: Language) -> None:
         """Run a program in a sandbox of its own, and note what that had in force. Raises NoIsolation."""
-        try:
-            sandbox = await self.create(language, self.limits)
-        except SandboxFailed as error:
-            raise NoIsolation(
-                f"No {language} sandbox can be made. {error.message}", hint=walls.advice(error.message)
-            ) from error
-        try:
-            code = languages.DEFINITIONS[language].hello.encode()
-            output = b""
-            async for event in sandbox.run(Program(code, b"{}", {}, 20, ephemeral=True, files={})):
-                if isinstance(event, Output):
-                    output += event.data
-            self._enforced = {**sandbox.enforced, "network_reason": self._why_offline(sandbox)}
-            if output != b"up\n":
-                raise NoIsolation(
-                    f"A {language} sandbox does not work: it said {output[-500:].decode(errors='replace')!r}."
-                )
-        finally:
-            await sandbox.close()
+        self._enforced = await self_test(self, language, self.limits, self._why_offline)
