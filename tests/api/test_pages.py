@@ -1,4 +1,4 @@
-"""The web pages: how they are served, and what they do in a real browser."""
+"""The web pages: how they are served, and what the docs page does in a browser. The dashboard has its own tests."""
 
 from __future__ import annotations
 
@@ -14,8 +14,11 @@ from tests.browser import Browser
 from tests.conftest import MakeServer, Server
 
 WEB = Path(__file__).resolve().parent.parent.parent / "src" / "era" / "web"
-ASSETS = sorted(path.name for path in WEB.iterdir() if path.suffix != ".html")
-PATHS = ["/", "/docs", *(f"/assets/{name}" for name in ASSETS)]
+PAGES = sorted(path for path in WEB.iterdir() if path.is_file())
+ASSETS = [path.name for path in PAGES if path.suffix != ".html"]
+DASHBOARD = WEB / "dashboard"
+BUILT = sorted(path.name for path in DASHBOARD.iterdir()) if DASHBOARD.exists() else []
+PATHS = ["/", "/docs", *(f"/assets/{name}" for name in [*ASSETS, *BUILT] if not name.endswith(".html"))]
 
 
 @pytest.mark.parametrize("path", PATHS)
@@ -26,7 +29,11 @@ def test_served_with_strict_headers(client: httpx.Client, path: str) -> None:
     policy = dict(part.split(" ", 1) for part in answer.headers["Content-Security-Policy"].split("; "))
     assert policy["default-src"] == "'none'"
     assert policy["frame-ancestors"] == "'none'"
-    assert {policy[name] for name in ("script-src", "style-src", "connect-src", "img-src")} == {"'self'"}
+    assert {policy[name] for name in ("script-src", "style-src", "connect-src")} == {"'self'"}
+    of_the_dashboard = BUILT and (path == "/" or path.removeprefix("/assets/") in BUILT)
+    assert policy["img-src"] == ("'self' blob:" if of_the_dashboard else "'self'")
+    hashed = re.search(r"-[0-9A-Z]{8}\.(js|css)$", path)
+    assert answer.headers["Cache-Control"] == ("public, max-age=31536000, immutable" if hashed else "no-cache")
     again = client.get(path, headers={"If-None-Match": answer.headers["ETag"]})
     assert (again.status_code, again.content) == (304, b"")
     head = client.head(path)
@@ -37,7 +44,7 @@ def test_pages_have_their_content_types(client: httpx.Client) -> None:
     types = {path: client.get(path).headers["Content-Type"].partition(";")[0] for path in PATHS}
     assert types["/"] == types["/docs"] == "text/html"
     endings = {".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
-    assert all(types[f"/assets/{name}"] == endings[Path(name).suffix] for name in ASSETS)
+    assert all(types[path] == endings[Path(path).suffix] for path in PATHS[2:])
 
 
 @pytest.mark.parametrize("name", ["nothing.css", "index.html", "..%2f..%2fapp.py", "%2e%2e", "__init__.py", ""])
@@ -51,7 +58,7 @@ def test_foreign_host_names_are_refused_for_pages_too(client: httpx.Client) -> N
     assert client.get("/docs", headers={"Host": "localhost:1"}).status_code == 200
 
 
-@pytest.mark.parametrize("path", sorted(WEB.iterdir()), ids=lambda path: path.name)
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
 def test_nothing_comes_from_elsewhere(path: Path) -> None:
     text = path.read_text()
     addresses = set(re.findall(r"(?:https?:)?//[\w.:-]+\.[\w.:-]+", text))
@@ -103,8 +110,8 @@ def test_reference_can_be_filtered(server: Server, quiet: Browser) -> None:
     assert quiet.look(visible) == everything
 
 
-def test_first_page_shows_this_server(server: Server, quiet: Browser) -> None:
-    quiet.open(f"{server.url}/")
+def test_the_docs_page_shows_this_server(server: Server, quiet: Browser) -> None:
+    quiet.open(f"{server.url}/docs")
     quiet.wait("document.querySelector('#pill').dataset.state === 'ok'")
     quiet.wait(
         f"document.body.innerText.includes('{server.url}/api/sessions')"
@@ -127,7 +134,7 @@ PROGRAMS = {
 
 @pytest.mark.parametrize("language", PROGRAMS)
 def test_the_page_runs_programs(server: Server, quiet: Browser, language: str) -> None:
-    quiet.open(f"{server.url}/")
+    quiet.open(f"{server.url}/docs")
     quiet.wait("document.querySelector('#code').value")
     quiet.wait(f"document.querySelector('input[value={language}]')")
     quiet.look(f"document.querySelector('input[value={language}]').click()")
@@ -144,7 +151,7 @@ def test_the_page_runs_programs(server: Server, quiet: Browser, language: str) -
 
 def test_the_page_asks_for_the_api_key(own_server: MakeServer, browser: Browser) -> None:
     server = own_server(api_key="open sesame")
-    browser.open(f"{server.url}/")
+    browser.open(f"{server.url}/docs")
     browser.wait("!document.querySelector('#key-row').hidden")
     assert "Bearer $ERA_API_KEY" in browser.look("document.querySelector('#quickstart').innerText")
     browser.look("document.querySelector('#run').click()")

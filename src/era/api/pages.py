@@ -1,8 +1,13 @@
-"""Routes of the web pages: `/`, `/docs` and their assets. They are files of era/web, read once and kept in memory."""
+"""Routes of the web pages: the dashboard at `/`, `/docs`, and their assets.
+
+They are files, read once and kept in memory: those of era/web as they are written, and those of era/web/dashboard as
+the build makes them of the sources in web/. A checkout in which nothing was built yet serves a page that says how.
+"""
 
 from __future__ import annotations
 
 import hashlib
+import re
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -14,6 +19,7 @@ from era.errors import NotFound
 router = APIRouter(include_in_schema=False)
 
 _WEB = Path(__file__).resolve().parent.parent / "web"
+_DASHBOARD = _WEB / "dashboard"
 _TYPES = {
     ".html": "text/html; charset=utf-8",
     ".css": "text/css; charset=utf-8",
@@ -22,63 +28,82 @@ _TYPES = {
 }
 # The pages load scripts and styles from this server only, run no inline ones, connect to nothing else and can't be
 # framed. So even if text from a session were taken for HTML by mistake, it could do nothing.
+_POLICY = {
+    "default-src": "'none'",
+    "script-src": "'self'",
+    "style-src": "'self'",
+    "img-src": "'self'",
+    "connect-src": "'self'",
+    "base-uri": "'none'",
+    "form-action": "'none'",
+    "frame-ancestors": "'none'",
+}
+# The dashboard shows pictures that it has fetched with its key, and public URLs, in frames that are sandboxed.
+_DASHBOARD_POLICY = _POLICY | {"img-src": "'self' blob:", "frame-src": "'self'"}
 _HEADERS = {
-    "Content-Security-Policy": (
-        "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "
-        "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
-    ),
     "X-Content-Type-Options": "nosniff",
     "X-Frame-Options": "DENY",
     "Referrer-Policy": "no-referrer",
     "Cross-Origin-Opener-Policy": "same-origin",
     "Cross-Origin-Resource-Policy": "same-origin",
-    "Cache-Control": "no-cache",  # browsers keep them, but ask each time; thanks to the ETag the answer is a short 304
 }
+_ASK_EACH_TIME = "no-cache"  # browsers keep it, but ask each time; thanks to the ETag the answer is a short 304
+_FOR_GOOD = "public, max-age=31536000, immutable"
+_HASHED = re.compile(r".+-[0-9A-Z]{8}\.(js|css)")
+"""Names that the dashboard's build gives: with a digest of the content."""
 
 
 @dataclass(frozen=True, slots=True)
 class _File:
     content: bytes
-    media_type: str
-    etag: str
+    headers: dict[str, str]
 
 
 @cache
-def _files() -> dict[str, _File]:
-    """Every file of the pages by its name."""
+def _files(directory: Path) -> dict[str, _File]:
+    """Every file of the pages in a directory by its name; none if there is no such directory."""
+    policy = _DASHBOARD_POLICY if directory == _DASHBOARD else _POLICY
     files = {}
-    for path in _WEB.iterdir():
+    for path in directory.iterdir() if directory.is_dir() else ():
         if media_type := _TYPES.get(path.suffix):
             content = path.read_bytes()
-            files[path.name] = _File(content, media_type, f'"{hashlib.sha256(content).hexdigest()[:32]}"')
+            files[path.name] = _File(
+                content,
+                {
+                    **_HEADERS,
+                    "Content-Security-Policy": "; ".join(f"{name} {source}" for name, source in policy.items()),
+                    "Content-Type": media_type,
+                    "Cache-Control": _FOR_GOOD if _HASHED.fullmatch(path.name) else _ASK_EACH_TIME,
+                    "ETag": f'"{hashlib.sha256(content).hexdigest()[:32]}"',
+                },
+            )
     return files
 
 
-def _answer(request: Request, name: str) -> Response:
+def _answer(request: Request, file: _File | None) -> Response:
     """A file of the pages, or 304 where the browser has it. Raises NotFound."""
-    file = _files().get(name)
     if file is None:
         raise NotFound("There is nothing at this path.", hint="See /docs for the paths there are.")
-    headers = {**_HEADERS, "ETag": file.etag}
     known = {tag.strip().removeprefix("W/") for tag in request.headers.get("if-none-match", "").split(",")}
-    if file.etag in known or "*" in known:
-        return Response(status_code=304, headers=headers)
-    return Response(file.content, media_type=file.media_type, headers=headers)
+    if file.headers["ETag"] in known or "*" in known:
+        return Response(status_code=304, headers=file.headers)
+    return Response(file.content, headers=file.headers)
 
 
 @router.api_route("/", methods=["GET", "HEAD"])
-async def home(request: Request) -> Response:
-    """The start page: what ERA is, the server's status, and a box to try it."""
-    return _answer(request, "index.html")
+async def dashboard(request: Request) -> Response:
+    """The dashboard, or how to build it."""
+    return _answer(request, _files(_DASHBOARD).get("index.html") or _files(_WEB)["unbuilt.html"])
 
 
 @router.api_route("/docs", methods=["GET", "HEAD"])
 async def reference(request: Request) -> Response:
-    """The API reference, drawn in the browser from /openapi.json."""
-    return _answer(request, "docs.html")
+    """How to begin, and the API reference, drawn in the browser from /openapi.json."""
+    return _answer(request, _files(_WEB)["docs.html"])
 
 
 @router.api_route("/assets/{name}", methods=["GET", "HEAD"])
 async def asset(name: str, request: Request) -> Response:
     """Scripts, styles and icons. The pages themselves are served under their own paths only."""
-    return _answer(request, "" if name.endswith(".html") else name)
+    known = {} if name.endswith(".html") else _files(_WEB) | _files(_DASHBOARD)
+    return _answer(request, known.get(name))

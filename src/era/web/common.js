@@ -1,4 +1,4 @@
-// Shared by both pages: the server's own address in examples, copy buttons, the health pill.
+// Shared by both scripts: the server's own address in examples, copy buttons, the health pill.
 
 export const origin = location.origin;
 const SHOWN_ORIGIN = 'http://127.0.0.1:8787';

@@ -1,5 +1,5 @@
 // The API reference, drawn from /openapi.json.
-import { addCopyButtons, localize, make, origin, prose, wantsKey, watchHealth } from './common.js';
+import { addCopyButtons, localize, make, origin, prose, wantsKey } from './common.js';
 
 const METHODS = ['get', 'post', 'put', 'patch', 'delete'];
 const GROUPS = {
@@ -253,7 +253,6 @@ function follow() {
   for (const article of links.keys()) watcher.observe(article);
 }
 
-watchHealth();
 document.querySelector('#origin').textContent = origin;
 document.querySelector('#everywhere').append(...statuses(EVERYWHERE));
 const keyWanted = await wantsKey();

@@ -1,5 +1,5 @@
-// The start page: the server's status, and the box to try it.
-import { addCopyButtons, localize, make, wantsKey, watchHealth } from './common.js';
+// The beginning of the docs page: the server's status, and the box to try it. reference.js draws the rest.
+import { make, wantsKey, watchHealth } from './common.js';
 
 // Names of languages that are more than the id with a capital letter.
 const NAMES = { typescript: 'TypeScript' };
@@ -202,8 +202,5 @@ code.addEventListener('keydown', (event) => {
 });
 
 code.value = drafts[language];
-addCopyButtons(document);
 watchHealth(showHealth);
-const keyWanted = await wantsKey();
-localize(document, keyWanted);
-if (keyWanted) askForKey(false);
+if (await wantsKey()) askForKey(false);

@@ -1,0 +1,56 @@
+// Bundles the dashboard into the package, where the server finds it: `node build.mjs [--watch]`.
+//
+// Names of scripts and styles hold a digest of their content, so a browser may keep them for good. The page itself is
+// written last: while it isn't there, the server knows that there is no dashboard.
+
+import { copyFile, mkdir, readFile, rm, writeFile } from 'node:fs/promises';
+import { dirname, join } from 'node:path';
+import { fileURLToPath } from 'node:url';
+import { build, context } from 'esbuild';
+
+const here = dirname(fileURLToPath(import.meta.url));
+const target = join(here, '..', 'src', 'era', 'web', 'dashboard');
+
+/** Write the page with the names that the bundler has chosen. */
+const page = {
+  name: 'page',
+  setup(bundler) {
+    bundler.onEnd(async ({ metafile, errors }) => {
+      if (errors.length) return;
+      const names = {};
+      for (const [path, output] of Object.entries(metafile.outputs)) {
+        if (output.entryPoint) names[output.entryPoint.split('/').pop()] = path.split('/').pop();
+      }
+      const html = await readFile(join(here, 'src', 'index.html'), 'utf8');
+      const filled = html.replace(/\{\{([\w.]+)\}\}/g, (_, name) => `/assets/${names[name]}`);
+      await copyFile(join(here, 'src', 'icon.svg'), join(target, 'dashboard-icon.svg'));
+      await writeFile(join(target, 'index.html'), filled);
+    });
+  },
+};
+
+const options = {
+  absWorkingDir: here,
+  entryPoints: ['src/main.tsx', 'src/theme.ts', 'src/styles/main.css'],
+  outdir: target,
+  entryNames: '[name]-[hash]',
+  chunkNames: '[name]-[hash]',
+  bundle: true,
+  splitting: true,
+  format: 'esm',
+  target: 'es2022',
+  jsx: 'automatic',
+  jsxImportSource: 'preact',
+  minify: true,
+  metafile: true,
+  legalComments: 'none',
+  loader: { '.css': 'css' },
+  define: { 'process.env.NODE_ENV': '"production"' },
+  logLevel: 'warning',
+  plugins: [page],
+};
+
+await rm(target, { recursive: true, force: true });
+await mkdir(target, { recursive: true });
+if (process.argv.includes('--watch')) await (await context(options)).watch();
+else await build(options);

@@ -1,0 +1,275 @@
+/** One file: as text to edit, as a picture, a table, or a page that can do nothing. */
+
+import { useSignal } from '@preact/signals';
+import { useMemo } from 'preact/hooks';
+import { ApiError, call, download, fileAt, send } from '../api.ts';
+import { draft, dropDraft, keepDraft } from '../drafts.ts';
+import { bytes } from '../format.ts';
+import { useAction, useLoad } from '../hooks.ts';
+import type { FileEntry } from '../types.ts';
+import { Ago, Button, Name, Problem, Waiting } from '../ui/basics.tsx';
+import { confirm, say, sayError } from '../ui/dialog.tsx';
+import { CodeEditor } from '../ui/editor.tsx';
+import { Icon } from '../ui/icons.tsx';
+import { Picture } from './artifacts.tsx';
+import { rowsOf } from './csv.ts';
+
+const TEXT_BYTES = 1 << 20;
+const PICTURE_BYTES = 32 << 20;
+const TABLE_BYTES = 1 << 20;
+const ROWS = 500;
+const COLUMNS = 100;
+const PICTURES: { [ending: string]: string } = {
+  png: 'image/png',
+  jpg: 'image/jpeg',
+  jpeg: 'image/jpeg',
+  gif: 'image/gif',
+  webp: 'image/webp',
+  avif: 'image/avif',
+  svg: 'image/svg+xml',
+  bmp: 'image/bmp',
+};
+
+interface Loaded {
+  text: string | null;
+  etag: string;
+  size: number;
+  whole: boolean;
+}
+
+/** The start of a file; `text` is null where it isn't UTF-8 text. An empty file has no range that could be asked for. */
+async function load(path: string, empty: boolean, signal: AbortSignal): Promise<Loaded> {
+  const headers: Record<string, string> = empty ? {} : { Range: `bytes=0-${TEXT_BYTES - 1}` };
+  const response = await send(path, { signal, headers });
+  const content = new Uint8Array(await response.arrayBuffer());
+  const size = Number(response.headers.get('Content-Range')?.split('/')[1] ?? content.length);
+  const whole = size === content.length;
+  const etag = response.headers.get('ETag') ?? '';
+  const decoder = new TextDecoder('utf-8', { fatal: true, ignoreBOM: true });
+  try {
+    const text = decoder.decode(content, { stream: !whole });
+    return { text: text.includes('\0') ? null : text, etag, size, whole };
+  } catch {
+    return { text: null, etag, size, whole };
+  }
+}
+
+function Table({ text, separator }: { text: string; separator: string }) {
+  const rows = useMemo(() => rowsOf(text, separator, ROWS + 1), [text, separator]);
+  const [head = [], ...body] = rows;
+  const width = Math.min(COLUMNS, Math.max(...rows.map((row) => row.length)));
+  const cells = (row: string[]) => Array.from({ length: width }, (_, at) => row[at] ?? '');
+  return (
+    // biome-ignore lint/a11y/noNoninteractiveTabindex: a region that scrolls must be reached by the keyboard
+    <div class="table-box tall" tabIndex={0} role="region" aria-label="Table">
+      <table>
+        <thead>
+          <tr>
+            {cells(head).map((cell, at) => (
+              <th key={String(at)}>
+                <Name>{cell.slice(0, 200)}</Name>
+              </th>
+            ))}
+          </tr>
+        </thead>
+        <tbody>
+          {body.map((row, line) => (
+            <tr key={String(line)}>
+              {cells(row).map((cell, at) => (
+                <td key={String(at)}>
+                  <Name>{cell.slice(0, 200)}</Name>
+                </td>
+              ))}
+            </tr>
+          ))}
+        </tbody>
+      </table>
+      {rows.length > ROWS && <p class="soft pad">These are the first {ROWS} rows.</p>}
+    </div>
+  );
+}
+
+interface Props {
+  session: string;
+  path: string;
+  entry: FileEntry | undefined;
+  onDelete: () => void;
+  onSaved: () => Promise<void>;
+}
+
+export function Preview({ session, path, entry, onDelete, onSaved }: Props) {
+  const url = fileAt(session, path);
+  const name = `file/${session}/${path}`;
+  const ending = /\.([^./]+)$/.exec(path)?.[1]?.toLowerCase() ?? '';
+  const picture = PICTURES[ending];
+  const separator = { csv: ',', tsv: '\t' }[ending];
+  const page = ending === 'html' || ending === 'htm';
+  const raw = useSignal(draft(name) !== undefined);
+  const text = useSignal(draft(name));
+  // The file that is being edited is loaded again only after it was saved.
+  const editing = text.value !== undefined;
+  const loaded = useLoad(
+    (signal) => load(url, entry?.size === 0, signal),
+    [url, editing ? 'edited' : (entry?.etag ?? '')],
+  );
+  const began = useSignal('');
+  const value = loaded.value;
+  const shown = text.value ?? value?.text ?? '';
+  const asPicture = picture !== undefined && !raw.value;
+  const asTable = separator !== undefined && !raw.value && value?.text !== null;
+  const asPage = page && !raw.value && value?.text !== null;
+
+  const put = async (content: string, etag: string | null) => {
+    await call(url, {
+      method: 'PUT',
+      body: content,
+      headers: { 'Content-Type': 'application/octet-stream', ...(etag ? { 'If-Match': etag } : {}) },
+    });
+    text.value = undefined;
+    dropDraft(name);
+    await onSaved();
+    await loaded.reload();
+    say('The file is saved.');
+  };
+  const save = useAction(async () => {
+    const content = text.value;
+    if (content === undefined) return;
+    try {
+      await put(content, began.value);
+    } catch (error) {
+      if (!(error instanceof ApiError) || error.status !== 412) throw error;
+      confirm({
+        title: 'The file has changed meanwhile',
+        text: (
+          <p>Somebody else or a run has written it since you began. Saving replaces that; it stays in the history.</p>
+        ),
+        verb: 'Replace it',
+        act: () => put(content, null),
+      });
+    }
+  });
+  const type = (typed: string) => {
+    if (text.value === undefined) began.value = value?.etag ?? '';
+    if (typed === value?.text) {
+      text.value = undefined;
+      dropDraft(name);
+    } else {
+      text.value = typed;
+      keepDraft(name, typed);
+    }
+  };
+  const editable = value?.text !== null && value?.whole;
+
+  return (
+    <>
+      <div class="pane-head wrap">
+        <h2 class="file-name">
+          <Name>{path}</Name>
+        </h2>
+        <span class="soft">
+          {bytes(entry?.size ?? value?.size)}
+          {entry && (
+            <>
+              , <Ago time={entry.modified_at} />
+            </>
+          )}
+        </span>
+        <span class="push" />
+        {editable && !asPicture && !asTable && !asPage && (
+          <Button
+            kind={editing ? 'primary' : undefined}
+            icon="check"
+            disabled={!editing}
+            busy={save.busy}
+            onClick={() => void save.run()}
+          >
+            {editing ? 'Save' : 'Saved'}
+          </Button>
+        )}
+        {(picture === 'image/svg+xml' || separator || page) && (
+          <Button
+            icon={raw.value ? iconFor(ending) : 'edit'}
+            aria-pressed={raw.value}
+            onClick={() => {
+              raw.value = !raw.value;
+            }}
+          >
+            {raw.value ? 'View' : 'Text'}
+          </Button>
+        )}
+        <Button
+          kind="quiet"
+          icon="down"
+          aria-label="Download"
+          title="Download"
+          onClick={() => void download(url, path.split('/').pop() ?? 'file').catch(sayError)}
+        />
+        <Button kind="quiet" icon="trash" aria-label="Delete" title="Delete" onClick={onDelete} />
+      </div>
+      <Problem error={loaded.error ?? save.error} />
+      {!value && !loaded.error && <Waiting />}
+      {value &&
+        (asPicture ? (
+          value.size > PICTURE_BYTES ? (
+            <Unseen text="The picture is too large to be shown here." />
+          ) : (
+            <div class="picture-box">
+              <Picture key={value.etag} path={url} type={picture} alt={path} />
+            </div>
+          )
+        ) : value.text === null ? (
+          <Unseen
+            text={
+              ending === 'pdf'
+                ? 'PDF documents are downloaded, not shown here: a viewer would run what is in them.'
+                : 'This isn’t text.'
+            }
+          />
+        ) : asTable && value.size <= TABLE_BYTES ? (
+          <Table text={value.text} separator={separator} />
+        ) : asPage ? (
+          <>
+            <p class="pane-note soft">Shown without scripts, styles and anything from elsewhere.</p>
+            <iframe class="page-preview" sandbox="" title={`Preview of ${path}`} srcDoc={value.text} />
+          </>
+        ) : (
+          <>
+            {!value.whole && (
+              <p class="pane-note soft">
+                The first {bytes(TEXT_BYTES)} of {bytes(value.size)}. It is too large to be edited here.
+              </p>
+            )}
+            <CodeEditor
+              text={value.whole ? shown : foldLines(shown)}
+              language={ending}
+              label={`Content of ${path}`}
+              readOnly={!value.whole}
+              onText={type}
+              onSave={() => void save.run()}
+            />
+          </>
+        ))}
+    </>
+  );
+}
+
+function iconFor(ending: string): string {
+  return ending === 'csv' || ending === 'tsv' ? 'table' : ending === 'svg' ? 'image' : 'globe';
+}
+
+/** Text whose lines are short enough for any editor. */
+function foldLines(text: string): string {
+  return text
+    .split('\n')
+    .map((line) => (line.length > 5000 ? `${line.slice(0, 5000)} …` : line))
+    .join('\n');
+}
+
+function Unseen({ text }: { text: string }) {
+  return (
+    <div class="pane-empty">
+      <Icon name="file" size={24} />
+      <p>{text}</p>
+    </div>
+  );
+}

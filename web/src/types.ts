@@ -1,0 +1,235 @@
+/** What the API answers, as far as the dashboard reads it. */
+
+export type Json = null | boolean | number | string | Json[] | { [key: string]: Json };
+export type JsonObject = { [key: string]: Json };
+
+export interface Limits {
+  memory_mb: number;
+  cpus: number;
+  pids: number;
+  disk_mb: number;
+  files: number;
+  output_bytes: number;
+}
+
+export interface SetupResult {
+  success: boolean;
+  duration_ms: number;
+  pip_packages: string[];
+  npm_packages: string[];
+  go_modules: string[];
+  commands_run: string[];
+  error: string | null;
+  stdout: string;
+  stderr: string;
+}
+
+export interface Session {
+  id: string;
+  created_at: string;
+  last_run_at: string;
+  language: string;
+  persistent: boolean;
+  file_count: number;
+  total_size_bytes: number;
+  metadata: JsonObject;
+  data: JsonObject;
+  setup: JsonObject | null;
+  setup_status?: 'pending' | 'running' | 'completed' | 'failed';
+  setup_result?: SetupResult | null;
+  allowInternetAccess: boolean;
+  allowPublicAccess: boolean;
+  default_timeout: number;
+  version: number;
+  ttl: number | null;
+  expires_at: string | null;
+  limits: Limits;
+  isolation: string;
+  egress: { allow: string[] };
+  service: string | string[] | null;
+  storage: boolean;
+  status: string;
+}
+
+export interface Page {
+  count: number;
+  next_cursor: string | null;
+}
+
+export interface Artifact {
+  type: string;
+  path: string;
+  size: number;
+}
+
+export interface State {
+  version: number | null;
+  committed: boolean;
+  reason: string | null;
+  versions_dropped?: number;
+}
+
+export interface RunEnd {
+  exit_code: number;
+  duration: string;
+  status: string;
+  run_id: string;
+  data?: JsonObject;
+  stdout_truncated: boolean;
+  stderr_truncated: boolean;
+  state: State;
+  artifacts: Artifact[];
+  artifacts_more: number;
+  setup_error?: string;
+}
+
+export interface Destination {
+  host: string;
+  port: number;
+  address: string | null;
+  allowed: boolean;
+  reason: string | null;
+  connections: number;
+  sent: number;
+  received: number;
+  secrets: string[];
+}
+
+export interface RunRecord {
+  run_id: string;
+  session_id: string;
+  status: string;
+  started_at: string;
+  ended_at: string;
+  duration: string | null;
+  exit_code: number | null;
+  stdout_bytes: number;
+  stderr_bytes: number;
+  stdout_truncated: boolean;
+  stderr_truncated: boolean;
+  state: State;
+  peak_memory_bytes: number | null;
+  cpu_seconds: number | null;
+  reaped: number | null;
+  enforced: JsonObject;
+  egress: { destinations: Destination[]; more: number };
+  artifacts: Artifact[];
+  artifacts_more: number;
+}
+
+export interface FileEntry {
+  path: string;
+  size: number;
+  modified_at: string;
+  uploaded: boolean;
+  etag: string | null;
+  type?: string;
+  mode?: string | number;
+  link?: string | null;
+}
+
+export interface Version {
+  version: number;
+  name: string | null;
+  created_at: string;
+  cause: string;
+  run_id: string | null;
+  file_count: number;
+  total_size_bytes: number;
+}
+
+export interface DataChange {
+  path: string;
+  op: 'add' | 'replace' | 'remove';
+  old?: Json;
+  new?: Json;
+}
+
+export interface ChangedFile {
+  path: string;
+  size?: number;
+  old_size?: number;
+}
+
+export interface Diff {
+  version: number;
+  data: DataChange[];
+  files: { added: ChangedFile[]; changed: ChangedFile[]; removed: ChangedFile[] };
+}
+
+export interface Delivery {
+  id: string;
+  sender_id: string | null;
+  received_at: string;
+  status: string;
+  attempts: number;
+  run_ids: string[];
+  next_attempt_at: string | null;
+  ended_at: string | null;
+  answer_status: number | null;
+  reason: string | null;
+  method: string;
+  path: string;
+  size: number;
+}
+
+export interface DeliveryContent extends Delivery {
+  query: string;
+  headers: [string, string][];
+  body: string;
+  body_encoding: string;
+}
+
+export interface Inbox {
+  session_id: string;
+  url: string;
+  verify: { scheme: string; header: string } | null;
+  retries: number;
+  deliveries: { pending: number; running: number; done: number; failed: number };
+}
+
+export interface Language {
+  name: string;
+  title: string;
+  aliases: string[];
+  version: string | null;
+  available: boolean;
+  endings: string[];
+  packages: string | null;
+  reason?: string | null;
+  hint?: string | null;
+}
+
+export interface Health {
+  status: string;
+  version: string;
+  languages: string[];
+  isolation: JsonObject & { driver: string; summary: string; missing?: { [name: string]: string } };
+  sandboxes: { [use: string]: number };
+}
+
+export interface ApiKey {
+  id: string;
+  owner: string;
+  description: string;
+  created_at: string;
+  key?: string;
+}
+
+export interface Resource {
+  type: 'kv' | 'd1' | 'r2';
+  namespace: string;
+  key: string;
+  size?: number;
+  metadata?: JsonObject;
+  created_at?: string;
+  updated_at?: string;
+}
+
+export interface Installed {
+  environment: string | null;
+  setup_status?: string;
+  pip: { name: string; version: string }[];
+  npm: { name: string; version: string; integrity?: string }[];
+  go: { name: string; version: string; integrity?: string }[];
+}
