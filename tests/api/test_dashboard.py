@@ -27,7 +27,7 @@ def needs(there: bool, why: str) -> None:
     pytest.skip(why)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def environment(server: Server) -> dict[str, str]:
     chromium = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
     needs(chromium is not None, "there is no Chromium: as root `scripts/setup --test` installs it on Debian")

@@ -117,7 +117,7 @@ def test_the_docs_page_shows_this_server(server: Server, quiet: Browser) -> None
         f"document.body.innerText.includes('{server.url}/api/sessions')"
     )  # once it knows whether a key is required
     assert "bubblewrap" in quiet.look("document.body.innerText")
-    assert quiet.look("document.querySelectorAll('.copy').length") >= 4
+    quiet.wait("document.querySelectorAll('.copy').length >= 4")
     for width in (360, 768, 1600):
         quiet.call("Emulation.setDeviceMetricsOverride", width=width, height=800, deviceScaleFactor=1, mobile=False)
         assert quiet.look("document.documentElement.scrollWidth") <= width
