@@ -30,7 +30,7 @@ async function day(page: Page, user: User): Promise<void> {
 
   // 1. Create a session.
   await page.goto(SERVER);
-  await user.press(button(page, 'New session'));
+  await user.press(page.locator('.page-head').getByRole('button', { name: 'New session' }));
   await user.type(page.getByLabel('Id', { exact: true }), id);
   await user.press(button(page, 'Create session'));
   await page.getByRole('heading', { name: id }).waitFor();
