@@ -208,13 +208,16 @@ class SessionInfo(View):
 
 
 class FileInfo(View):
-    """A file in the list of a session's files."""
+    """A file of a session, or a link or directory. `type` is `file`, `link` or `dir`; `link` is where one points."""
 
     path: str
+    type: str
     size: int
-    modified_at: str
+    mode: str | None
+    modified_at: str | None
     uploaded: bool
     etag: str | None
+    link: str | None
 
 
 class StoredCode(View):

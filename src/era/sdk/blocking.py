@@ -37,6 +37,7 @@ class Answer:
         self._transport = transport
         self._connection = connection
         self._response = response
+        self._complete = False
 
     def read(self) -> bytes:
         """All of the body. Raises ConnectionLost."""
@@ -48,7 +49,7 @@ class Answer:
         except (OSError, HTTPException) as error:
             self.close()
             raise ConnectionLost(f"The connection broke within the answer: {error or type(error).__name__}.") from None
-        self._transport.keep(self._connection, self._response)
+        self._end()
         return content
 
     def json(self) -> Any:
@@ -62,7 +63,7 @@ class Answer:
                 yield piece
             if self._response.length:  # read1 doesn't tell an early end from a regular one
                 raise ConnectionLost("The connection broke within the answer.")
-            self._transport.keep(self._connection, self._response)
+            self._end()
         except TimeoutError:
             raise AnswerTimeout("The rest of the answer didn't come in time.") from None
         except (OSError, HTTPException) as error:
@@ -70,9 +71,15 @@ class Answer:
         finally:
             self.close()
 
+    def _end(self) -> None:
+        """All was read, so the connection can be used again."""
+        self._complete = True
+        self._transport.keep(self._connection, self._response)
+
     def close(self) -> None:
-        """Give up what wasn't read."""
-        if not self._response.isclosed():
+        """Give up what wasn't read, and with it the connection."""
+        if not self._complete:
+            self._complete = True
             self._connection.close()
             self._response.close()
 
@@ -132,7 +139,9 @@ class Transport:
 
     def keep(self, connection: HTTPConnection, response: HTTPResponse) -> None:
         """Keep the connection of an answer that was read to its end for another request."""
-        if not response.will_close and connection.sock is not None:
+        if response.will_close or connection.sock is None:
+            connection.close()
+        else:
             self._idle.append((time.monotonic(), connection))
 
     def close(self) -> None:

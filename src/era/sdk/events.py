@@ -69,6 +69,11 @@ class Events:
         *blocks, self._rest = (self._rest + piece).split(b"\n\n")
         return [event for block in blocks if (event := self._event(block)) is not None]
 
+    def restart(self) -> int:
+        """Begin with another stream of the same events; the number behind which it must go on."""
+        self._rest = b""
+        return self.last_id or 0
+
     def _event(self, block: bytes) -> dict[str, Any] | None:
         data = None
         for line in block.split(b"\n"):

@@ -8,7 +8,7 @@ from era.sdk.aio.connection import AsyncConnection
 from era.sdk.aio.keys import AsyncKeys
 from era.sdk.aio.sessions import AsyncSession, AsyncSessions
 from era.sdk.aio.storage import AsyncStorage
-from era.sdk.answers import ExecuteResult, Language
+from era.sdk.answers import ExecuteResult, Language, RunRecord
 from era.sdk.calls import Call
 from era.sdk.options import run_body
 from era.sdk.sugar import AsyncOpening, async_opened
@@ -87,6 +87,18 @@ class AsyncEra:
         given = {"language": language, **run_body(code, options)}
         seconds = float(given.get("timeout", _DEFAULT_SECONDS)) + self._connection.timeout
         return ExecuteResult(await self._connection.call(Call("POST", "/api/execute", json=given, seconds=seconds)))
+
+    async def runs(
+        self,
+        limit: int | None = None,
+        *,
+        session: str | None = None,
+        status: str | None = None,
+        since: str | None = None,
+    ) -> list[RunRecord]:
+        """Records of runs of all sessions, newest first; `since` is a time (RFC 3339)."""
+        query = {"session": session, "status": status, "since": since}
+        return RunRecord.each(await self._connection.pages("/api/runs", "runs", limit, query))
 
     async def languages(self) -> list[Language]:
         """The languages that the server knows."""

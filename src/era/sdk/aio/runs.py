@@ -5,13 +5,18 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from typing import Any, Literal, Self
 
+from era.errors import EraError
 from era.sdk.aio.connection import AsyncConnection
 from era.sdk.answers import RunRecord, RunResult
-from era.sdk.errors import ConnectionLost
-from era.sdk.events import Events, RunEvent, Stderr, Stdout
+from era.sdk.calls import Call
+from era.sdk.errors import AnswerTimeout, ConnectionLost
+from era.sdk.events import Events, Gap, RunEvent, Stderr, Stdout
 from era.sdk.waiting import AsyncAnswer, async_sleep
+from era.urls import quoted
 
 _FIRST_LOOK, _LONGEST_PAUSE = 0.05, 2.0
+_RESUMES = 5
+"""How often a stream that broke is taken up again before anything comes of it."""
 
 
 class AsyncRun:
@@ -20,7 +25,8 @@ class AsyncRun:
     def __init__(self, connection: AsyncConnection, session: str, run_id: str) -> None:
         self.id = run_id
         self._connection = connection
-        self._path = f"{session}/runs/{run_id}"
+        self._session = session
+        self._path = f"{session}/runs/{quoted(run_id)}"
 
     async def record(self) -> RunRecord:
         """What is known of it now."""
@@ -33,6 +39,11 @@ class AsyncRun:
             await async_sleep(seconds)
             seconds = min(seconds * 1.5, _LONGEST_PAUSE)
         return record
+
+    async def stream(self, after: int = 0) -> AsyncRunStream:
+        """Its output as it comes, from the beginning, or behind the event with a number."""
+        answer = await self._connection.open(Call("GET", f"{self._path}/events", query={"after": after}))
+        return AsyncRunStream(self._connection, self._session, answer, self.id)
 
     async def stop(self) -> RunRecord:
         """End it: SIGTERM, and SIGKILL two seconds later. What it left is kept."""
@@ -69,14 +80,19 @@ class AsyncRuns:
 class AsyncRunStream:
     """A run's output as it comes: an iterator of Stdout and Stderr, and then `result`.
 
+    If the connection breaks, it goes on where it was: nothing comes twice, and nothing is left out but what the server
+    no longer keeps, which is said by a Gap.
+
     with session.stream("print('hello')") as stream:
         for event in stream:
             print(event.content, end="")
     print(stream.result.status)
     """
 
-    def __init__(self, connection: AsyncConnection, session: str, answer: AsyncAnswer) -> None:
-        self.run_id = answer.headers.get("x-era-run")
+    def __init__(
+        self, connection: AsyncConnection, session: str, answer: AsyncAnswer, run_id: str | None = None
+    ) -> None:
+        self.run_id = run_id or answer.headers.get("x-era-run")
         """Names the run from the start. None if it is the repeated answer of an earlier one."""
 
         self._connection = connection
@@ -119,18 +135,33 @@ class AsyncRunStream:
         return self._iterator
 
     async def _follow(self) -> AsyncIterator[RunEvent]:
-        async for piece in self._answer.pieces():
-            for event in self._events.feed(piece):
-                if event["type"] == "done":
-                    self._end(event)
-                    return
-                if event["type"] == "stdout":
-                    self._output["stdout"].append(event["content"])
-                    yield Stdout(event)
-                elif event["type"] == "stderr":
-                    self._output["stderr"].append(event["content"])
-                    yield Stderr(event)
-        raise ConnectionLost("The stream ended before the run did.")
+        attempt = 0
+        while True:
+            lost: EraError = ConnectionLost("The stream ended before the run did.")
+            try:
+                async for piece in self._answer.pieces():
+                    for event in self._events.feed(piece):
+                        attempt = 0
+                        if event["type"] == "done":
+                            self._end(event)
+                            return
+                        if event["type"] == "gap":
+                            yield Gap(event)
+                        elif event["type"] in self._output:
+                            self._output[event["type"]].append(event["content"])
+                            yield Stdout(event) if event["type"] == "stdout" else Stderr(event)
+            except (ConnectionLost, AnswerTimeout) as error:
+                lost = error
+            if self.run_id is None or attempt == _RESUMES:
+                raise lost
+            await async_sleep(_FIRST_LOOK * 3**attempt)
+            attempt += 1
+            await self._resume(self.run_id)
+
+    async def _resume(self, run_id: str) -> None:
+        """Go on behind the last event that came."""
+        path = f"{self._session}/runs/{quoted(run_id)}/events"
+        self._answer = await self._connection.open(Call("GET", path, query={"after": self._events.restart()}))
 
     def _end(self, event: dict[str, Any]) -> None:
         del event["type"]

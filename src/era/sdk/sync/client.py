@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Self
 
-from era.sdk.answers import ExecuteResult, Language
+from era.sdk.answers import ExecuteResult, Language, RunRecord
 from era.sdk.calls import Call
 from era.sdk.options import run_body
 from era.sdk.sugar import Opening, opened
@@ -88,6 +88,18 @@ class Era:
         given = {"language": language, **run_body(code, options)}
         seconds = float(given.get("timeout", _DEFAULT_SECONDS)) + self._connection.timeout
         return ExecuteResult(self._connection.call(Call("POST", "/api/execute", json=given, seconds=seconds)))
+
+    def runs(
+        self,
+        limit: int | None = None,
+        *,
+        session: str | None = None,
+        status: str | None = None,
+        since: str | None = None,
+    ) -> list[RunRecord]:
+        """Records of runs of all sessions, newest first; `since` is a time (RFC 3339)."""
+        query = {"session": session, "status": status, "since": since}
+        return RunRecord.each(self._connection.pages("/api/runs", "runs", limit, query))
 
     def languages(self) -> list[Language]:
         """The languages that the server knows."""

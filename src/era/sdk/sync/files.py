@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Literal
 
 from era.errors import NotFound
 from era.sdk import directories
@@ -59,17 +59,34 @@ class Files(FilesSugar):
     def exists(self, path: str) -> bool:
         """Whether there is such a file."""
         try:
-            self._connection.call(Call("GET", self._session))
-            answer = self._connection.open(Call("HEAD", f"{self._path}/{file_part(path)}"))
-            answer.read()
-        except NotFound:
-            return False
-        return True
+            return (self.stat(path)).type != "dir"
+        except NotFound as error:
+            if error.code != "no_file":
+                raise
+        return False
 
     def list(self, prefix: str = "") -> _Files:
         """All files whose paths begin with `prefix`, in the order of their paths."""
         query = {"prefix": prefix} if prefix else None
         return FileInfo.each(self._connection.pages(self._path, "files", query=query))
+
+    def stat(self, path: str) -> FileInfo:
+        """What is at a path: a file, a link or a directory. Raises NotFound."""
+        return FileInfo(self._connection.get(f"{self._session}/stat/{file_part(path)}"))
+
+    def move(self, path: str, to: str, *, replace: bool = False) -> None:
+        """Move a file, link or directory. Raises Conflict if something is there already."""
+        body = {"from": path, "to": to, **({"replace": True} if replace else {})}
+        self._connection.send("POST", f"{self._session}/move", body)
+
+    def mkdir(self, path: str) -> None:
+        """Make a directory, and those on the way to it."""
+        self._connection.send("POST", f"{self._session}/mkdir", {"path": path})
+
+    def link(self, path: str, *, method: Literal["GET", "PUT"] = "GET", expires_in: int | None = None) -> str:
+        """A URL by which this one file can be read, or written, without a key, for so many seconds (3,600)."""
+        body = {"path": path, "method": method, **({} if expires_in is None else {"expires_in": expires_in})}
+        return str((self._connection.send("POST", f"{self._session}/links", body))["url"])
 
     def download(self, path: str, target: str | os.PathLike[str], *, progress: Advance | None = None) -> None:
         """Write a file's content into a local file: all of it, or nothing. Raises LocalError."""

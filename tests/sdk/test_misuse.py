@@ -1,0 +1,275 @@
+"""What goes wrong between a client and a server: the right class of error with what to do, and nothing lost or done
+twice."""
+
+from __future__ import annotations
+
+import http.server
+import socket
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+import era
+from era import AsyncEra, Era
+from era.sdk.answers import RunRecord
+from era.sdk.events import Stdout
+from tests.conftest import MakeServer, Server
+from tests.sdk.cutter import Cutter
+
+NUMBERS = "import time\nfor n in range(40):\n    print(n, flush=True)\n    time.sleep(0.02)"
+ALL = "".join(f"{n}\n" for n in range(40))
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return int(server.getsockname()[1])
+
+
+class Scripted(http.server.BaseHTTPRequestHandler):
+    """Answers with what stands in the server's `script`, one after the other."""
+
+    def answer(self) -> None:
+        self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        self.server.seen.append((self.command, self.path, dict(self.headers)))  # type: ignore[attr-defined]
+        status, headers, body = self.server.script.pop(0)  # type: ignore[attr-defined]
+        self.send_response(status)
+        for name, value in {**headers, "Content-Length": str(len(body))}.items():
+            self.send_header(name, value)
+        self.end_headers()
+        self.wfile.write(body)
+
+    do_GET = do_POST = do_PUT = do_DELETE = answer  # noqa: N815  names of http.server
+
+    def log_message(self, *_: Any) -> None: ...
+
+
+@pytest.fixture
+def scripted() -> Iterator[Any]:
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Scripted) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        server.script, server.seen = [], []  # type: ignore[attr-defined]
+        server.url = f"http://127.0.0.1:{server.server_port}"  # type: ignore[attr-defined]
+        yield server
+        server.shutdown()
+
+
+type Script = tuple[int, dict[str, str], bytes]
+
+
+def refusal(status: int, code: str, **headers: str) -> Script:
+    body = f'{{"error": "No.", "code": "{code}", "hint": "Do this.", "request_id": "req_1"}}'
+    return status, headers, body.encode()
+
+
+def test_nobody_is_there() -> None:
+    url = f"http://127.0.0.1:{free_port()}"
+    with Era(url, retries=1) as client, pytest.raises(era.ServerAway) as told:
+        client.sessions.list()
+    assert url in str(told.value)
+    assert "era serve" in told.value.hint
+
+
+async def test_nobody_is_there_for_asyncio() -> None:
+    async with AsyncEra(f"http://127.0.0.1:{free_port()}", retries=0) as client:
+        with pytest.raises(era.ServerAway):
+            await client.sessions.list()
+
+
+def test_something_else_is_there(scripted: Any) -> None:
+    scripted.script = [(200, {}, b"<html>"), (404, {}, b"nginx"), (200, {}, b"<html>")]
+    with Era(scripted.url) as client:
+        for _ in range(2):
+            with pytest.raises(era.NotEra):
+                client.sessions.list()
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "kind"),
+    [
+        (400, "invalid_field", era.BadRequest),
+        (401, "unauthorized", era.Unauthorized),
+        (404, "no_file", era.NotFound),
+        (409, "idempotency_mismatch", era.errors.KeyReused),
+        (409, "something_new", era.Conflict),
+        (410, "expired", era.Expired),
+        (429, "too_busy", era.TooBusy),
+        (429, "too_many_waiting", era.TooManyWaiting),
+        (503, "commit_failed", era.errors.CommitFailed),
+        (418, "teapot", era.EraError),
+    ],
+)
+def test_each_refusal_has_its_class(scripted: Any, status: int, code: str, kind: type[era.EraError]) -> None:
+    scripted.script = [refusal(status, code)]
+    with Era(scripted.url) as client, pytest.raises(kind) as told:
+        client.sessions.get("x")
+    error = told.value
+    assert type(error) is kind
+    assert (error.status, error.code, error.message, error.hint) == (status, code, "No.", "Do this.")
+    assert error.request_id == "req_1"
+    assert str(error) == "No. Do this."
+
+
+def test_what_is_refused_for_now_is_tried_again(scripted: Any) -> None:
+    done: Script = (200, {}, b'{"run_id": "run_1", "status": "ok"}')
+    info: Script = (200, {}, b'{"id": "x", "language": "python", "default_timeout": 30}')
+    scripted.script = [info, refusal(429, "too_busy", **{"Retry-After": "0"}), done]
+    with Era(scripted.url) as client:
+        assert client.sessions.get("x").run("1").run_id == "run_1"
+    first, second = (seen[2]["Idempotency-Key"] for seen in scripted.seen[1:])
+    assert first == second
+
+
+def test_a_change_is_not_tried_again_where_it_may_be_done_already(scripted: Any) -> None:
+    info: Script = (200, {}, b'{"id": "x", "language": "python", "default_timeout": 30}')
+    scripted.script = [info, refusal(503, "commit_failed"), info]
+    with Era(scripted.url) as client:
+        session = client.sessions.get("x")
+        with pytest.raises(era.Unavailable):
+            session.files.write("a", "b")
+    assert len(scripted.seen) == 2
+
+
+def test_a_wrong_key(own_server: MakeServer) -> None:
+    server = own_server(api_key="right")
+    with Era(server.url, api_key="wrong") as client, pytest.raises(era.Unauthorized):
+        client.sessions.list()
+    with Era(server.url, api_key="right") as client:
+        assert client.sessions.list() == []
+
+
+def test_addresses_and_keys_come_from_the_environment(monkeypatch: pytest.MonkeyPatch, scripted: Any) -> None:
+    monkeypatch.setenv("ERA_SERVER", "http://other.invalid")
+    monkeypatch.setenv("ERA_URL", f"{scripted.url}/")
+    monkeypatch.setenv("ERA_API_KEY", "k")
+    scripted.script = [(200, {}, b'{"status": "ok"}')]
+    with Era() as client:
+        assert client.health() == {"status": "ok"}
+    assert scripted.seen[0][2]["Authorization"] == "Bearer k"
+
+
+def cut_once_after(text: bytes) -> Any:
+    """Cut the first connection that brings this."""
+    done: list[int] = []
+
+    def cut(number: int, came: bytes) -> bool:
+        if text not in came or done:
+            return False
+        done.append(number)
+        return True
+
+    return cut
+
+
+def test_a_broken_stream_goes_on_without_loss(server: Server) -> None:
+    with Cutter(server.url, cut_once_after(b'"7\\n"')) as way, Era(way.url) as client:
+        session = client.session("python")
+        with session.stream(NUMBERS) as stream:
+            events = list(stream)
+        assert "".join(event.content for event in events if isinstance(event, Stdout)) == ALL
+        assert stream.result.ok
+        assert stream.result.stdout == ALL
+        assert any(b"/events?after=" in request for request in way.requests)
+        assert len(session.runs.list()) == 1
+
+
+async def test_a_broken_stream_goes_on_for_asyncio(server: Server) -> None:
+    with Cutter(server.url, cut_once_after(b'"7\\n"')) as way:
+        async with AsyncEra(way.url) as client:
+            session = await client.session("python")
+            async with await session.stream(NUMBERS) as stream:
+                assert (await stream.wait()).stdout == ALL
+
+
+def test_a_run_whose_answer_is_lost_is_not_run_twice(server: Server) -> None:
+    with Cutter(server.url, cut_once_after(b'"run_id"')) as way, Era(way.url) as client:
+        session = client.session("python", data={"n": 0})
+        code = "import json\nd = json.load(open('.session_data.json'))\nd['n'] += 1\n"
+        code += "json.dump(d, open('.session_data.json', 'w'))"
+        assert session.run(code).data == {"n": 1}
+        assert session.data == {"n": 1}
+        assert len(session.runs.list()) == 1
+
+
+def test_a_write_whose_answer_is_lost_says_so(server: Server) -> None:
+    with Cutter(server.url, cut_once_after(b'"path"')) as way, Era(way.url) as client:
+        session = client.session("python")
+        with pytest.raises(era.ConnectionLost) as told:
+            session.files.write("a.txt", "x")
+        assert "may have been done" in told.value.hint
+        assert session.files["a.txt"] == b"x"
+
+
+def test_no_answer_in_time(server: Server) -> None:
+    with Era(server.url, timeout=0.3) as client:
+        session = client.session("python")
+        with pytest.raises(era.AnswerTimeout) as told:
+            client._connection.call(
+                era.sdk.calls.Call(
+                    "POST", f"/api/sessions/{session.id}/run", json={"code": "import time; time.sleep(2)"}
+                )
+            )
+        assert "runs.list" in told.value.hint
+        assert session.runs.run(session.runs.list()[0].run_id).wait().status == "ok"
+
+
+def test_a_server_that_restarts(own_server: MakeServer) -> None:
+    server = own_server(port=str(free_port()))
+    with Era(server.url, retries=8) as client:
+        session = client.session("python", "kept", data={"n": 1})
+        server.stop()
+        threading.Timer(0.3, server.start).start()
+        assert session.data["n"] == 1
+
+
+def test_local_files_that_cannot_be(server: Server, tmp_path: Path) -> None:
+    with Era(server.url) as client:
+        session = client.session("python")
+        for failing in (
+            lambda: session.files.write("a", tmp_path / "none"),
+            lambda: session.files.push(tmp_path / "none"),
+            lambda: session.export(tmp_path / "none" / "x.tar"),
+        ):
+            with pytest.raises(era.LocalError) as told:
+                failing()
+            assert "none" in str(told.value)
+
+
+def test_a_long_upload_that_is_refused_says_why(server: Server, tmp_path: Path) -> None:
+    """The server answers before it has read all, and closes."""
+    (tmp_path / "large").write_bytes(bytes(64 << 20))
+    with Era(server.url) as client:
+        session = client.session("python", limits={"disk_mb": 16})
+        with pytest.raises((era.TooLarge, era.ConnectionLost)):
+            session.files.write("large", tmp_path / "large")
+        assert session.files.list() == []
+
+
+def test_ephemeral_sessions_go_and_others_stay(server: Server) -> None:
+    with Era(server.url) as client:
+        with client.session("python", ephemeral=True) as gone, client.session("python") as kept:
+            pass
+        with pytest.raises(era.NotFound):
+            client.sessions.get(gone.id)
+        assert client.sessions.get(kept.id).id == kept.id
+
+
+def test_a_view_tells_what_a_newer_server_adds() -> None:
+    record = RunRecord({"run_id": "r", "novelty": 1})
+    assert record.answer["novelty"] == 1
+    assert record.exit_code is None
+    with pytest.raises(AttributeError):
+        record.nonsense  # noqa: B018
+    with pytest.raises(AttributeError):
+        record.run_id = "x"
+
+
+def test_closed_connections_are_noticed(server: Server) -> None:
+    with Era(server.url) as client, httpx.Client(base_url=server.url):
+        client.health()
+        for _, connection in client._connection._transport._idle:
+            connection.sock.shutdown(socket.SHUT_RDWR)
+        assert client.health()["status"] == "ok"
