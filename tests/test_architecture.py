@@ -49,7 +49,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "sdk": {"errors", "urls"},
     "sdk/aio": {"errors", "sdk", "urls"},
     "sdk/sync": {"errors", "sdk", "urls"},
-    "client": {"app", "doctor", "errors", "mcp", "preflight", "sdk", "sdk/sync", "settings", "urls"},
+    "client": {"app", "doctor", "errors", "mcp", "preflight", "sdk", "sdk/sync", "settings", "spelling", "urls"},
     # files beside the folders
     "__init__": {"errors", "sdk", "sdk/aio", "sdk/sync"},
     "app": CORE | ADAPTERS | {"api", "errors", "languages", "server", "settings"},

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from era import AsyncEra, Era, EraError
 from tests.conftest import Server
-from tests.sdk import by_python, scenarios
-from tests.sdk.scenarios import Names, compare
+from tests.sdk import by_command, by_python, scenarios
+from tests.sdk.scenarios import Names, Refused, compare
 
 
 async def play(era: Era | AsyncEra, scenario: dict[str, Any]) -> None:
@@ -37,6 +38,23 @@ async def test_the_client_for_asyncio(scenario: dict[str, Any], server: Server) 
         await play(era, scenario)
 
 
+@pytest.mark.parametrize("scenario", scenarios.LIST, ids=lambda scenario: scenario["name"])
+def test_the_command(scenario: dict[str, Any], server: Server, tmp_path: Path) -> None:
+    names, command = Names(), by_command.Command(server, tmp_path)
+    for written in scenario["steps"]:
+        step = names.filled(written)
+        if step["call"] in by_command.UNABLE:
+            continue
+        value, error = None, None
+        try:
+            value = command.take(step["call"], step.get("on"), dict(step.get("args", {})))
+        except Refused as problem:
+            error = problem.code
+        compare(step, value, error)
+        names.save(step, value)
+
+
 def test_every_step_is_known() -> None:
     calls = {step["call"] for scenario in scenarios.LIST for step in scenario["steps"]}
     assert calls == by_python.STEPS.keys()
+    assert calls == by_command.STEPS.keys() | by_command.UNABLE.keys()

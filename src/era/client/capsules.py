@@ -2,80 +2,73 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Any
 
-from cyclopts import Parameter
-
-from era.client.calls import checked, connect, stream
-from era.client.options import DEFAULT_SERVER, Server
-from era.client.transfers import download, upload
-from era.urls import session_path
+from era.client.failure import Failure
+from era.client.grammar import Parser
+from era.client.output import print_json, progress
+from era.client.servers import connect
 
 
-def export(
-    session: str,
-    /,
-    *,
-    output: Annotated[Path | None, Parameter(alias="-o", allow_leading_hyphen=True)] = None,
-    current: Annotated[bool, Parameter(negative="")] = False,
-    server: Server = DEFAULT_SERVER,
-) -> None:
-    """Write SESSION, with all that belongs to it, into one file.
+def add(parser: Parser) -> None:
+    if parser.prog.endswith("export"):
+        parser.describe(
+            export,
+            "Write SESSION, with all that belongs to it, into one file.",
+            (
+                "era export counter",
+                "era export counter --current --output counter.tar",
+                "era export counter --output - | ssh elsewhere era import -",
+            ),
+        )
+        parser.add_argument("session", metavar="SESSION")
+        parser.add_argument("-o", "--output", metavar="FILE", help="- for standard output; default: SESSION.era.tar")
+        parser.add_argument("--current", action="store_true", help="leave out older versions and the records of runs")
+    else:
+        parser.describe(
+            import_,
+            "Create the session that a file from `era export` holds, and print its id.",
+            ("era import counter.era.tar", "era import counter.era.tar --id counter-again"),
+        )
+        parser.add_argument("file", metavar="FILE", help="- for standard input")
+        parser.add_argument("--id", help="the new session's id; default: the one it had")
 
-    Examples:
 
-        era export counter
-        era export counter --current --output counter.tar
-        era export counter --output - | ssh elsewhere era import -
-
-    Parameters
-    ----------
-    session
-        The session's id.
-    output
-        The file; `-` for standard output. Default: SESSION.era.tar.
-    current
-        Leave out its past: older versions and the records of runs.
-    server
-        The server's address.
-    """
-    target = Path(f"{session}.era.tar") if output is None else output
-    to_stdout = target == Path("-")
-    query = {"versions": "current"} if current else {}
-    path = f"{session_path(session)}/capsule"
-    with connect(server) as client, stream(client, "GET", path, params=query) as response:
-        size = download(response, None if to_stdout else target, f"export {session}")
-    if not to_stdout:
+def export(named: Any) -> None:
+    target = named.output or f"{named.session}.era.tar"
+    with connect(named, timeout=600.0) as era, progress(f"export {named.session}") as advance:
+        session = era.sessions.named(named.session)
+        if target == "-":
+            _to_stdout(session.capsule(current=named.current), advance)
+            return
+        size = session.export(target, current=named.current, progress=advance)
+    if named.json:
+        print_json({"file": target, "size": size})
+    else:
         print(f"{target}  {size} bytes")
 
 
-def import_(
-    file: Annotated[str, Parameter(allow_leading_hyphen=True)],
-    /,
-    *,
-    id: Annotated[str | None, Parameter(name="--id")] = None,
-    server: Server = DEFAULT_SERVER,
-) -> None:
-    """Create the session that a file from `era export` holds.
+def _to_stdout(pieces: Any, advance: Any) -> None:
+    try:
+        for piece in pieces:
+            sys.stdout.buffer.write(piece)
+            advance(len(piece))
+        sys.stdout.flush()
+    except OSError as error:
+        # The interpreter flushes its buffer when it ends, and would print a second error.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise Failure(f"standard output can't be written: {error.strerror}") from None
 
-    Prints the session's id.
 
-    Examples:
-
-        era import counter.era.tar
-        era import counter.era.tar --id counter-again
-
-    Parameters
-    ----------
-    file
-        The file; `-` for standard input.
-    id
-        The new session's id. Default: the one it had.
-    server
-        The server's address.
-    """
-    query = {} if id is None else {"id": id}
-    with connect(server) as client, upload(None if file == "-" else Path(file), f"import {file}") as body:
-        session = checked(client.post("/api/sessions/import", params=query, **body))
-    print(session["id"])
+def import_(named: Any) -> None:
+    source = None if named.file == "-" else Path(named.file)
+    size = source.stat().st_size if source is not None and source.exists() else None
+    with connect(named, timeout=600.0) as era, progress(f"import {named.file}", size) as advance:
+        session = era.sessions.load(source or sys.stdin.buffer, named.id, progress=advance)
+        if named.json:
+            print_json(session.info().answer)
+        else:
+            print(session.id)

@@ -15,25 +15,29 @@ import era  # noqa: E402  the same
 
 def main() -> None:
     """Run the command in sys.argv and exit: with its code, with 2 and a message if it can't be done, 130 on Ctrl-C."""
-    if sys.argv[1:] == ["--version"]:  # needs none of the imports below, which take longer than all else
+    words = sys.argv[1:]
+    if words == ["--version"]:  # needs none of the imports below, which take longer than all else
         print(era.__version__)
         return
     import signal
 
-    from era.client.commands import app
-    from era.client.failure import Failure
+    from era.client.failure import Failure, told
+    from era.client.grammar import carry_out
     from era.errors import EraError
 
     code, problem = 2, ""
     try:
         signal.signal(signal.SIGINT, signal.default_int_handler)
-        code = app(result_action="return_value") or 0
-    except Failure as failure:
-        problem = f"era: {failure}"
-    except EraError as error:
-        problem = f"era: {error.message}\n     {error.hint}".rstrip()
+        code = carry_out(words)
+    except (Failure, EraError) as error:
+        problem = told(error, as_json="--json" in words)
     except KeyboardInterrupt:
         code = 130
+    except BrokenPipeError:  # whoever read our output has enough
+        import os
+
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the interpreter would say so once more
+        code = 128 + signal.SIGPIPE
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # a server has one of its own by now
         signal.signal(signal.SIGINT, signal.SIG_DFL)
     if problem:

@@ -2,80 +2,57 @@
 
 from __future__ import annotations
 
-import sys
-from urllib.parse import quote
+from typing import Any
 
-from cyclopts import App
-
-from era.client.calls import call, connect
-from era.client.options import DEFAULT_SERVER, Server
-
-keys = App(
-    name="keys",
-    help="Create, list and revoke API keys.\n\nThe server's own key (its ERA_API_KEY) must be in ERA_API_KEY here too.",
-)
+from era.client.grammar import Parser
+from era.client.output import notice, print_json, table
+from era.client.servers import connect
 
 
-@keys.command
-def create(owner: str, /, *, description: str = "", server: Server = DEFAULT_SERVER) -> None:
-    """Create a key for OWNER and print it.
-
-    It is not shown again: the server keeps only its digest.
-
-    Example:
-
-        era keys create mina --description "her laptop"
-
-    Parameters
-    ----------
-    owner
-        Whose key it is. A key gives access to its owner's sessions and storage only.
-    description
-        What it is for.
-    server
-        The server's address.
-    """
-    with connect(server) as client:
-        answer = call(client, "POST", "/api/keys", {"owner": owner, "description": description})
-    print(f"{answer['id']} is a key of {answer['owner']}'s. It is not shown again:", file=sys.stderr)
-    print(answer["key"])
+def add(parser: Parser) -> None:
+    command = parser.group(
+        "Create, list and revoke API keys. The server's own key (its ERA_API_KEY) must be in ERA_API_KEY here too."
+    )
+    each = command("create", "create a key for an owner")
+    each.describe(
+        create,
+        "Create a key for OWNER and print it. It is not shown again: the server keeps only its digest.",
+        ('era keys create mina --description "her laptop"',),
+    )
+    each.add_argument("owner", metavar="OWNER", help="a key gives access to its owner's sessions and storage only")
+    each.add_argument("--description", default="", help="what it is for")
+    each = command("list", "list the keys")
+    each.describe(list_, "List the keys: id, creation time, owner, description.", ("era keys list",))
+    each = command("revoke", "revoke a key")
+    each.describe(
+        revoke,
+        "Revoke a key. Calls with it are refused at once. Its owner's sessions and storage stay.",
+        ("era keys revoke KEY_ID",),
+    )
+    each.add_argument("key", metavar="KEY_ID", help="as `era keys list` shows it")
 
 
-@keys.command(name="list")
-def list_(*, server: Server = DEFAULT_SERVER) -> None:
-    """List the keys: id, creation time, owner, description.
-
-    Example:
-
-        era keys list
-
-    Parameters
-    ----------
-    server
-        The server's address.
-    """
-    with connect(server) as client:
-        answer = call(client, "GET", "/api/keys")
-    for key in answer["keys"]:
-        print(f"{key['id']}  {key['created_at']}  {key['owner']}  {key['description']}".rstrip())
+def create(named: Any) -> None:
+    with connect(named) as era:
+        key = era.keys.create(named.owner, named.description)
+    if named.json:
+        print_json(key.answer)
+        return
+    notice(f"{key.id} is a key of {key.owner}'s. It is not shown again:")
+    print(key.key)
 
 
-@keys.command
-def revoke(key_id: str, /, *, server: Server = DEFAULT_SERVER) -> None:
-    """Revoke a key.
+def list_(named: Any) -> None:
+    with connect(named) as era:
+        found = era.keys.list()
+    if named.json:
+        print_json({"keys": [key.answer for key in found], "count": len(found)})
+    else:
+        table(("id", "created", "owner", "description"), [(k.id, k.created_at, k.owner, k.description) for k in found])
 
-    Calls with it are refused at once. Its owner's sessions and storage stay.
 
-    Example:
-
-        era keys revoke KEY_ID
-
-    Parameters
-    ----------
-    key_id
-        As `era keys list` shows it.
-    server
-        The server's address.
-    """
-    with connect(server) as client:
-        call(client, "DELETE", f"/api/keys/{quote(key_id, safe='')}")
+def revoke(named: Any) -> None:
+    with connect(named) as era:
+        era.keys.revoke(named.key)
+    if named.json:
+        print_json({"success": True, "id": named.key})

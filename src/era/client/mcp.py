@@ -3,28 +3,25 @@
 from __future__ import annotations
 
 import asyncio
-import os
+from typing import Any
 
 from era.client.failure import Failure
-from era.client.options import DEFAULT_SERVER, Server
+from era.client.grammar import Parser
+from era.client.servers import Servers
 
 
-def mcp(*, server: Server = DEFAULT_SERVER) -> None:
-    """Serve tools to a model by the Model Context Protocol, on standard input and output.
+def add(parser: Parser) -> None:
+    parser.describe(
+        mcp,
+        "Serve tools to a model by the Model Context Protocol, on standard input and output.\n\nThey run code on a "
+        "server, and work in its sessions. Programs that speak the protocol over HTTP need no\ncommand: the server has "
+        "it at /mcp.",
+        ("era mcp", "era mcp --server http://era.internal:8787"),
+        json=False,
+    )
 
-    They run code on a server, and work in its sessions. A server with a key wants it in ERA_API_KEY. Programs that
-    speak the protocol over HTTP need no command: the server has it at /mcp.
 
-    Examples:
-
-        era mcp
-        era mcp --server http://era.internal:8787
-
-    Parameters
-    ----------
-    server
-        The server's address.
-    """
+def mcp(named: Any) -> None:
     try:
         import httpx
         from mcp.server.stdio import stdio_server
@@ -37,7 +34,7 @@ def mcp(*, server: Server = DEFAULT_SERVER) -> None:
             raise
         raise Failure(f"This needs more ({error.name} is missing): pip install 'era-sessions[mcp]'") from None
 
-    key = os.environ.get("ERA_API_KEY")
+    server, key = Servers().find(named.server)
     headers = {"Authorization": f"Bearer {key}"} if key else {}
     verify = not server.startswith("http://")
 

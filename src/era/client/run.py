@@ -1,198 +1,116 @@
-"""`era run`: one program, in a session or in a place of its own, with its output and its exit code."""
+"""`era run`: one program, in a session or in one of its own, with its output and its exit code."""
 
 from __future__ import annotations
 
-import json
 import os
-import sys
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Any
 
-from cyclopts import Parameter
-
-from era.client.calls import call, checked, connect, stream
 from era.client.failure import Failure
-from era.client.options import DEFAULT_SERVER, Server
-from era.urls import session_path
+from era.client.follow import follow
+from era.client.grammar import Parser
+from era.client.output import notice, print_json
+from era.client.servers import connect
+from era.client.words import add_run_options, json_object, run_options, text_of
+from era.errors import NotFound
+from era.sdk.answers import RunResult
+from era.sdk.sync.client import Era
+from era.sdk.sync.runs import RunStream
+from era.sdk.sync.sessions import Session
 
-if TYPE_CHECKING:
-    import httpx
+_ABANDONED_SECONDS = 3600
+"""After so long a session goes that a command made for itself and could not delete."""
 
 
-def run(
-    file: Annotated[str, Parameter(allow_leading_hyphen=True)],
-    /,
-    *args: str,
-    language: Annotated[str | None, Parameter(alias="-l")] = None,
-    session: Annotated[str | None, Parameter(alias="-s")] = None,
-    data: str | None = None,
-    env: Annotated[list[str] | None, Parameter(alias="-e", negative="")] = None,
-    secret: Annotated[list[str] | None, Parameter(negative="")] = None,
-    timeout: float | None = None,
-    stdin: Annotated[str | None, Parameter(allow_leading_hyphen=True)] = None,
-    cwd: str | None = None,
-    server: Server = DEFAULT_SERVER,
-) -> int:
-    """Run FILE on a server and leave with its exit code.
+def add(parser: Parser) -> None:
+    parser.describe(
+        run,
+        "Run FILE on a server and leave with its exit code.\n\nWith --session the code runs in that session, which is "
+        "made if it does not exist; without, in one that\nis deleted afterwards. Ctrl-C asks the run to stop.",
+        (
+            "era run hello.py",
+            "era run count.py --session counter --data '{\"count\": 0}'",
+            "echo 'console.log(process.env.NAME)' | era run - --language node --env NAME=Ada",
+            "era run issues.py --secret GITHUB_TOKEN=api.github.com",
+            "era run report.py --stdin numbers.csv -- --verbose 2026",
+        ),
+    )
+    parser.add_argument("file", metavar="FILE", help="the program; - for standard input")
+    parser.add_argument("args", metavar="ARGS", nargs="*", help="its arguments; behind -- they may begin with hyphens")
+    parser.add_argument("-s", "--session", help="run in this session")
+    parser.add_argument("-l", "--language", help="default: the one that FILE's ending belongs to")
+    parser.add_argument("--data", metavar="JSON", help="object that becomes the session's data before the run")
+    add_run_options(parser)
 
-    With --session the code runs in that session, which is made if it does not exist; without, in one that is deleted
-    afterwards. A server with a key wants it in ERA_API_KEY.
 
-    Examples:
-
-        era run hello.py
-        era run count.py --session counter --data '{"count": 0}'
-        echo 'console.log(process.env.NAME)' | era run - --language node --env NAME=Ada
-        era run issues.py --secret GITHUB_TOKEN=api.github.com
-        era run deploy.js --secret KEY=api.example.com,*.example.org --session shop
-        era run report.py --stdin numbers.csv -- --verbose 2026
-
-    Parameters
-    ----------
-    file
-        The program; `-` for standard input.
-    args
-        Arguments for it. Behind `--` they may begin with hyphens.
-    language
-        One of the server's (see GET /api/languages). Default: the one that FILE's ending belongs to.
-    session
-        Run in this session.
-    data
-        JSON object that becomes the session's data before the run; needs --session.
-    env
-        NAME=VALUE for this run only; NAME alone takes the value it has here. May be repeated.
-    secret
-        NAME=HOST,HOST…: the variable NAME that there is here, for these hosts only. The program sees a placeholder,
-        which becomes the value on the way to one of them. May be repeated.
-    timeout
-        Seconds the run may take.
-    stdin
-        A text file that is the program's standard input; `-` for this command's own.
-    cwd
-        The directory to start in, below the session's.
-    server
-        The server's address.
-    """
-    body: dict[str, Any] = {
-        "code": _read(file),
-        "env": dict(map(_variable, env or [])),
-    }
-    if secret:
-        body["secrets"] = dict(map(_secret, secret))
-    if timeout is not None:
-        body["timeout"] = timeout
-    if args:
-        body["args"] = list(args)
-    if stdin is not None:
-        if stdin == file == "-":
-            raise Failure("Standard input can't be both the program and its input.")
-        body["stdin"] = _read(stdin)
-    if cwd is not None:
-        body["cwd"] = cwd
-    state = _json_object(data)
-    if state is not None and session is None:
+def run(named: Any) -> int:
+    if named.stdin == named.file == "-":
+        raise Failure("Standard input can't be both the program and its input.")
+    data = json_object(named.data, "--data")
+    if named.session is None and data is not None:
         raise Failure("--data is the state of a session: say which with --session.")
-    with connect(server) as client:
-        if session is None:
-            answer = _run_once(client, language, file, body)
+    if named.session is None and named.background:
+        raise Failure("--background needs a session that stays: say which with --session.")
+    code = text_of(named.file)
+    options = run_options(named)
+    if named.args:
+        options["args"] = named.args
+    with connect(named) as era:
+        if named.session is None:
+            language = _language(era, named)
+            made = era.session(language, ephemeral=True, ttl=_ABANDONED_SECONDS, metadata={"made_by": "era run"})
+            with made as session:
+                return _run(session, named, code, options)
+        if data is None and named.language is None:
+            # Most often the session is there, and one call is all that it takes.
+            session = era.sessions.named(named.session)
+            try:
+                return _run(session, named, code, options)
+            except NotFound as error:
+                if error.code != "not_found":
+                    raise
+        return _run(_session(era, named, data), named, code, options)
+
+
+def _run(session: Session, named: Any, code: str, options: dict[str, Any]) -> int:
+    if named.background:
+        begun = session.run(code, background=True, **options)
+        if named.json:
+            print_json({"run_id": begun.id, "status": "running"})
         else:
-            _prepare(client, session, language, file, state)
-            answer = _run_in(client, session, body)
-    if answer["status"] not in ("ok", "failed"):
-        print(f"era: {answer['status']} after {answer['duration']}", file=sys.stderr)
-    for name in ("stdout", "stderr"):
-        if answer[f"{name}_truncated"]:
-            print(f"era: {name} is not all there, it was too long", file=sys.stderr)
-    return int(answer["exit_code"])
+            print(begun.id)
+        return 0
+    if named.json:
+        result: RunResult = session.run(code, **options)
+        print_json(result.answer)
+        return result.exit_code
+
+    def start() -> RunStream:
+        return session.stream(code, **options)
+
+    return follow(session, start)
 
 
-def _run_once(client: httpx.Client, language: str | None, file: str, body: dict[str, Any]) -> dict[str, Any]:
-    """Run without a session, print the output, return the answer."""
-    language = language or _language_of(client, file)
-    if language is None:
-        raise Failure(f"Which language is {file}? Say so with --language.")
-    answer = call(client, "POST", "/api/execute", {**body, "language": language})
-    sys.stdout.write(answer["stdout"])
-    sys.stderr.write(answer["stderr"])
-    return answer
-
-
-def _prepare(client: httpx.Client, session: str, language: str | None, file: str, data: dict[str, Any] | None) -> None:
-    """Create the session with `data` if it doesn't exist; else replace its data, unless `data` is None."""
-    response = client.get(session_path(session))
-    if response.status_code == 404:
-        language = language or _language_of(client, file)
-        if language is None:
-            raise Failure(f"There is no session '{session}'. To make it, say --language.")
-        call(client, "POST", "/api/sessions", {"language": language, "session_id": session, "data": data or {}})
-        return
-    own_language = checked(response)["language"]
+def _session(era: Era, named: Any, data: dict[str, Any] | None) -> Session:
+    """The session that is asked for, with its data replaced unless that is None; made if it doesn't exist."""
+    try:
+        session = era.sessions.get(named.session)
+    except NotFound:
+        return era.session(_language(era, named, named.session), named.session, data=data or {})
     if data is not None:
-        call(client, "PATCH", session_path(session), {"data": data})
-    if language is not None and language != own_language:
-        print(f"era: session '{session}' runs {own_language}", file=sys.stderr)
+        session.data.replace(data)
+    if named.language is not None and named.language != session.language:
+        notice(f"session '{session.id}' runs {session.language}")
+    return session
 
 
-def _run_in(client: httpx.Client, session: str, body: dict[str, Any]) -> dict[str, Any]:
-    """Run in a session and print output as it comes. Returns the answer, which is the stream's `done` event."""
-    with stream(client, "POST", f"{session_path(session)}/stream", json=body) as response:
-        for line in response.iter_lines():
-            if not line.startswith("data: "):
-                continue
-            event: dict[str, Any] = json.loads(line.removeprefix("data: "))
-            if event["type"] == "done":
-                if not event["state"]["committed"]:
-                    print(f"era: nothing was kept of this run: {event['state']['reason']}", file=sys.stderr)
-                return event
-            if event["type"] == "error":
-                raise Failure(event["error"])
-            output = sys.stdout if event["type"] == "stdout" else sys.stderr
-            output.write(event["content"])
-            output.flush()
-    raise Failure("The server hung up before the run was over.")
-
-
-def _language_of(client: httpx.Client, file: str) -> str | None:
-    """The server's language for the ending of a file's name."""
-    languages = call(client, "GET", "/api/languages")["languages"]
-    return next((language["name"] for language in languages if Path(file).suffix in language["endings"]), None)
-
-
-def _read(file: str) -> str:
-    """The text of a file; `-` is standard input."""
-    try:
-        return sys.stdin.read() if file == "-" else Path(file).read_text()
-    except (OSError, UnicodeDecodeError) as error:
-        raise Failure(f"{file} can't be read: {error}") from None
-
-
-def _json_object(text: str | None) -> dict[str, Any] | None:
-    if text is None:
-        return None
-    try:
-        value = json.loads(text)
-    except ValueError as error:
-        raise Failure(f"--data is not JSON: {error}") from None
-    if not isinstance(value, dict):
-        raise Failure("--data is not a JSON object.")
-    return value
-
-
-def _secret(item: str) -> tuple[str, dict[str, Any]]:
-    """The name and the API's value of one --secret."""
-    name, _, hosts = item.partition("=")
-    if not hosts:
-        raise Failure("--secret wants a name and hosts: NAME=api.example.com.")
-    if name not in os.environ:
-        raise Failure(f"--secret {name} has no value: there is no variable {name} here.")
-    return name, {"value": os.environ[name], "hosts": hosts.split(",")}
-
-
-def _variable(item: str) -> tuple[str, str]:
-    """The name and value of one --env."""
-    name, equals, value = item.partition("=")
-    if not equals:
-        if name not in os.environ:
-            raise Failure(f"--env {name} has no value, and there is no variable {name} here.")
-        value = os.environ[name]
-    return name, value
+def _language(era: Era, named: Any, session: str | None = None) -> str:
+    """The language that is named, or the server's for the ending of the file's name. Raises Failure."""
+    if named.language is not None:
+        return str(named.language)
+    ending = os.path.splitext(named.file)[1]
+    found = next((language.name for language in era.languages() if ending and ending in language.endings), None)
+    if found is None and session is not None:
+        raise Failure(f"There is no session '{session}'. To make it, say --language.", "not_found")
+    if found is None:
+        raise Failure(f"Which language is {named.file}? Say so with --language.")
+    return found

@@ -5,51 +5,51 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from argparse import BooleanOptionalAction
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from era.client.failure import Failure
+from era.client.grammar import Parser
+
+_OPTIONS = ("host", "port", "data_dir", "public_url", "allow_no_key", "isolation", "log_level")
 
 
-def serve(
-    *,
-    host: str | None = None,
-    port: int | None = None,
-    data_dir: Path | None = None,
-    public_url: str | None = None,
-    allow_no_key: bool | None = None,
-    isolation: str | None = None,
-    log_level: str | None = None,
-) -> int:
-    """Serve the HTTP API.
+def add(parser: Parser) -> None:
+    if parser.prog.endswith("doctor"):
+        parser.describe(
+            doctor,
+            "Report which isolation works on this machine, and how to get what doesn't.\n\nMakes a sandbox of each "
+            "kind and runs a program of each language in it. Leaves with 0 if one kind works, else 1.",
+            ("era doctor",),
+            json=False,
+        )
+        return
+    parser.describe(
+        serve,
+        "Serve the HTTP API.\n\nEach option is also an ERA_ variable, as ERA_PORT; docs/settings.md has these and all "
+        "others.",
+        (
+            "era serve",
+            "era serve --port 9000 --data-dir /var/lib/era",
+            "ERA_API_KEY=secret era serve --host 0.0.0.0",
+        ),
+        json=False,
+    )
+    option = parser.add_argument
+    option("--host", help="address to serve on; any but loopback needs ERA_API_KEY")
+    option("--port", type=int, help="port to serve on; 0 lets the system choose one")
+    option("--data-dir", type=Path, metavar="DIR", help="directory of sessions, files and the database")
+    option("--public-url", metavar="URL", help="URL that programs see as ERA_BASE_URL")
+    option("--allow-no-key", action=BooleanOptionalAction, help="serve other addresses although no API key is set")
+    option("--isolation", help="kind of sandbox where a session chooses none: auto, gvisor or bubblewrap")
+    option("--log-level", metavar="LEVEL", help="debug, info, warning or error")
 
-    Each option is also an ERA_ variable, as ERA_PORT; docs/settings.md has these and all others.
 
-    Examples:
-
-        era serve
-        era serve --port 9000 --data-dir /var/lib/era
-        ERA_API_KEY=secret era serve --host 0.0.0.0
-
-    Parameters
-    ----------
-    host
-        Address to serve on; any but loopback needs ERA_API_KEY.
-    port
-        Port to serve on; 0 lets the system choose one.
-    data_dir
-        Directory of sessions, files and the database.
-    public_url
-        URL that programs see as ERA_BASE_URL.
-    allow_no_key
-        Serve an address other than loopback although no API key is set.
-    isolation
-        Kind of sandbox for sessions that don't choose one: auto, gvisor or bubblewrap.
-    log_level
-        debug, info, warning or error.
-    """
-    options = {name: value for name, value in locals().items() if value is not None}
+def serve(named: Any) -> int:
+    options = {name: value for name in _OPTIONS if (value := getattr(named, name)) is not None}
     # Nothing is there yet that would have to be cleaned up, and imports take a while; run_service sees to signals then.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     with _server_extra():
@@ -69,15 +69,7 @@ def serve(
     return run_service(settings, lambda line: print(line, flush=True))
 
 
-def doctor() -> int:
-    """Report which isolation works on this machine, and how to get what doesn't.
-
-    Makes a sandbox of each kind and runs a program of each language in it. Leaves with 0 if one kind works, else 1.
-
-    Example:
-
-        era doctor
-    """
+def doctor(_: Any) -> int:
     import asyncio
 
     with _server_extra():

@@ -27,6 +27,10 @@ if TYPE_CHECKING:
     from era.sdk.options import NewSession, RunOptions, SessionSettings
 
 
+_LONGEST_RUN = 86_400.0
+"""Seconds that a run may take of whose session nothing is known."""
+
+
 class AsyncSession:
     """One session. Made by `era.session(…)` and by `era.sessions`.
 
@@ -164,14 +168,18 @@ class AsyncSession:
         self, target: str | os.PathLike[str], *, current: bool = False, progress: Advance | None = None
     ) -> int:
         """Write the whole session into one local file, a capsule; returns its size. `current` leaves out its past."""
-        query = {"versions": "current"} if current else None
-        answer = await self._connection.open(Call("GET", f"{self._path}/capsule", query=query))
         size = 0
         with replacing(target, progress) as write:
-            async for piece in answer.pieces():
+            async for piece in self.capsule(current=current):
                 write(piece)
                 size += len(piece)
         return size
+
+    async def capsule(self, *, current: bool = False) -> AsyncIterator[bytes]:
+        """The same, piece by piece."""
+        query = {"versions": "current"} if current else None
+        async for piece in self._connection.pieces(Call("GET", f"{self._path}/capsule", query=query)):
+            yield piece
 
     def _seconds(self, given: Mapping[str, Any]) -> float:
         """How long the answer of a run may take: as long as the run, and as any call."""
@@ -198,6 +206,12 @@ class AsyncSessions:
     async def get(self, id: str) -> AsyncSession:
         """The session of this id. Raises NotFound."""
         return AsyncSession(self._connection, SessionInfo(await self._connection.get(session_path(id))))
+
+    def named(self, id: str) -> AsyncSession:
+        """The session of this id, without asking whether there is one: each of its calls tells. Its `language` is
+        empty."""
+        unknown = {"id": id, "language": "", "default_timeout": _LONGEST_RUN}
+        return AsyncSession(self._connection, SessionInfo(unknown))
 
     async def get_or_create(self, language: str, id: str, **options: Unpack[NewSession]) -> AsyncSession:
         """The session of this id; if there is none, it is made, with these options."""

@@ -109,6 +109,11 @@ class RunStream:
             raise RuntimeError("The run hasn't ended: iterate over its events first.")
         return self._result
 
+    @property
+    def position(self) -> int:
+        """The number of the newest event that came, behind which another stream of the run would go on."""
+        return self._events.last_id or 0
+
     def stop(self) -> None:
         """Ask the run to end; its last events still come."""
         if self.run_id is not None:

@@ -28,6 +28,10 @@ if TYPE_CHECKING:
     from era.sdk.options import NewSession, RunOptions, SessionSettings
 
 
+_LONGEST_RUN = 86_400.0
+"""Seconds that a run may take of whose session nothing is known."""
+
+
 class Session:
     """One session. Made by `era.session(…)` and by `era.sessions`.
 
@@ -161,14 +165,18 @@ class Session:
 
     def export(self, target: str | os.PathLike[str], *, current: bool = False, progress: Advance | None = None) -> int:
         """Write the whole session into one local file, a capsule; returns its size. `current` leaves out its past."""
-        query = {"versions": "current"} if current else None
-        answer = self._connection.open(Call("GET", f"{self._path}/capsule", query=query))
         size = 0
         with replacing(target, progress) as write:
-            for piece in answer.pieces():
+            for piece in self.capsule(current=current):
                 write(piece)
                 size += len(piece)
         return size
+
+    def capsule(self, *, current: bool = False) -> Iterator[bytes]:
+        """The same, piece by piece."""
+        query = {"versions": "current"} if current else None
+        for piece in self._connection.pieces(Call("GET", f"{self._path}/capsule", query=query)):
+            yield piece
 
     def _seconds(self, given: Mapping[str, Any]) -> float:
         """How long the answer of a run may take: as long as the run, and as any call."""
@@ -195,6 +203,12 @@ class Sessions:
     def get(self, id: str) -> Session:
         """The session of this id. Raises NotFound."""
         return Session(self._connection, SessionInfo(self._connection.get(session_path(id))))
+
+    def named(self, id: str) -> Session:
+        """The session of this id, without asking whether there is one: each of its calls tells. Its `language` is
+        empty."""
+        unknown = {"id": id, "language": "", "default_timeout": _LONGEST_RUN}
+        return Session(self._connection, SessionInfo(unknown))
 
     def get_or_create(self, language: str, id: str, **options: Unpack[NewSession]) -> Session:
         """The session of this id; if there is none, it is made, with these options."""

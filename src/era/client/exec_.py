@@ -1,0 +1,50 @@
+"""`era exec`: a command in a session, as a run of it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from era.client.failure import Failure
+from era.client.follow import follow
+from era.client.grammar import Parser
+from era.client.output import print_json
+from era.client.servers import connect
+from era.client.words import add_run_options, run_options
+from era.sdk.answers import RunResult
+
+
+def add(parser: Parser) -> None:
+    parser.describe(
+        exec_,
+        "Run a command in a session and leave with its exit code.\n\nOne word is a line for the shell, several are a "
+        "program and its arguments. What it leaves is committed,\nas of any run. Ctrl-C asks it to stop.",
+        (
+            "era exec app 'ls -l | head'",
+            "era exec app -- python3 -m pytest -q",
+            "era exec app --timeout 600 --background -- make all",
+        ),
+    )
+    parser.add_argument("session", metavar="SESSION", help="the session's id")
+    parser.add_argument("args", metavar="COMMAND", nargs="*", help="behind -- its words may begin with hyphens")
+    add_run_options(parser)
+
+
+def exec_(named: Any) -> int:
+    if not named.args:
+        raise Failure("There is no command to run.\n     era exec SESSION -- COMMAND ARGS…")
+    options = run_options(named)
+    options["command"] = named.args[0] if len(named.args) == 1 else named.args
+    with connect(named) as era:
+        session = era.sessions.named(named.session)
+        if named.background:
+            begun = session.run(background=True, **options)
+            if named.json:
+                print_json({"run_id": begun.id, "status": "running"})
+            else:
+                print(begun.id)
+            return 0
+        if named.json:
+            result: RunResult = session.run(**options)
+            print_json(result.answer)
+            return result.exit_code
+        return follow(session, lambda: session.stream(**options))

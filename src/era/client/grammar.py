@@ -1,0 +1,143 @@
+"""The grammar of the command: which commands there are, and how a command's words become a call of its function.
+
+Each command, or group of commands, is a module with a function `add(parser)`, which gives the parser its arguments and
+sets `call` to the function that carries it out. That takes the parsed words and returns the exit code, None for 0. A
+module is imported only when its command is called, or its words are completed.
+
+argparse and not a library of more comfort: it takes 10 ms to import where those take 100, and a command in a shell's
+loop pays that each time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from importlib import import_module
+from typing import Any, NoReturn
+
+from era.client.failure import Failure
+from era.spelling import nearest
+
+GROUPS: dict[str, dict[str, tuple[str, str]]] = {
+    "Run code": {
+        "run": ("run", "Run a program and leave with its exit code"),
+        "exec": ("exec_", "Run a command in a session"),
+        "runs": ("runs", "List, follow and stop runs"),
+    },
+    "Sessions": {
+        "sessions": ("sessions", "Create, list, show, change, copy and delete sessions"),
+        "files": ("files", "List, read, write, move and delete a session's files"),
+        "versions": ("versions", "Look at a session's past, and go back to it"),
+        "setup": ("setup", "Follow the installing of a session's packages"),
+        "push": ("sync", "Copy a directory into a session"),
+        "pull": ("sync", "Copy a session's files into a directory"),
+        "export": ("capsules", "Write a whole session into one file"),
+        "import": ("capsules", "Create a session from such a file"),
+        "inbox": ("inbox", "Webhooks that are stored first, then run in order"),
+    },
+    "Storage": {"storage": ("storage", "Keys, SQL and objects that sessions share")},
+    "Servers": {
+        "serve": ("serve", "Serve the HTTP API"),
+        "doctor": ("serve", "Report which isolation works on this machine"),
+        "login": ("login", "Remember a server and its key"),
+        "logout": ("login", "Forget a server"),
+        "keys": ("keys", "Create, list and revoke API keys"),
+        "mcp": ("mcp", "Serve tools to a model on standard input and output"),
+        "bench": ("bench", "Measure a server"),
+        "completion": ("completion", "Print completion for a shell"),
+    },
+}
+COMMANDS = {name: entry for group in GROUPS.values() for name, entry in group.items()}
+
+type Call = Callable[[argparse.Namespace], int | None]
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser whose help shows texts as they are written, and whose errors are Failures with the next step."""
+
+    def __init__(self, **options: Any) -> None:
+        options.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
+        super().__init__(allow_abbrev=False, **options)
+
+    def error(self, message: str) -> NoReturn:
+        raise Failure(f"{message}\n     {self.prog} --help has examples.")
+
+    def describe(self, call: Call, text: str, examples: Sequence[str], *, json: bool = True) -> Parser:
+        """Say what this command does, with examples, and add the options that all commands have."""
+        self.description = text
+        self.epilog = "examples:\n" + "\n".join(f"  {example}" for example in examples)
+        self.set_defaults(call=call, json=False)
+        if json:
+            self.add_argument("--json", action="store_true", help="print JSON, as the API answers it")
+        self.add_argument(
+            "--server", metavar="NAME|URL", help="a server that `era login` remembers, or an address (ERA_SERVER)"
+        )
+        return self
+
+    def group(self, text: str) -> Callable[..., Parser]:
+        """Make this a group of commands. Returns what adds one: of a name and a line of help."""
+        self.description = text
+        commands = self.add_subparsers(metavar="COMMAND", required=True, parser_class=Parser, title="commands")
+
+        def add(name: str, summary: str) -> Parser:
+            parser: Parser = commands.add_parser(name, help=summary)
+            return parser
+
+        return add
+
+
+def parser_of(command: str) -> Parser:
+    """The parser of a command, whose module is imported for it. Raises Failure if there is no such command."""
+    if command not in COMMANDS:
+        meant = nearest(command, COMMANDS)
+        hint = f"Did you mean `era {meant}`?" if meant else "`era --help` lists the commands."
+        raise Failure(f"There is no command '{command[:80]}'.\n     {hint}")
+    module, _ = COMMANDS[command]
+    parser = Parser(prog=f"era {command}")
+    import_module(f"era.client.{module}").add(parser)
+    return parser
+
+
+def carry_out(words: Sequence[str]) -> int:
+    """Do what the words of a command say; its exit code. Raises Failure or EraError."""
+    command, *rest = words or ["--help"]
+    if command in ("--help", "-h", "help"):
+        if command == "help" and rest:
+            return carry_out([*rest, "--help"])
+        print(overview())
+        return 0
+    parser = parser_of(command)
+    rest, behind = _split(rest)
+    try:
+        named = parser.parse_args(rest) if parser._subparsers else parser.parse_intermixed_args(rest)
+    except SystemExit as end:  # help was asked for
+        return int(end.code or 0)
+    if behind:
+        if not hasattr(named, "args"):
+            parser.error(f"unrecognized arguments: {' '.join(behind)}")
+        named.args = [*named.args, *behind]
+    call: Call = named.call
+    try:
+        return call(named) or 0
+    finally:
+        sys.stdout.flush()
+
+
+def _split(words: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The words before and behind the first `--`."""
+    words = list(words)
+    at = words.index("--") if "--" in words else len(words)
+    return words[:at], words[at + 1 :]
+
+
+def overview() -> str:
+    lines = [
+        "usage: era COMMAND …",
+        "",
+        "Run untrusted code in sessions that remember. Start a server with 'era serve', then 'era run hello.py'.",
+    ]
+    for title, commands in GROUPS.items():
+        lines += ["", f"{title}:", *(f"  {name:<12} {summary}" for name, (_, summary) in commands.items())]
+    lines += ["", "'era COMMAND --help' explains one, with examples. 'era --version' prints the version."]
+    return "\n".join(lines)

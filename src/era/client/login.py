@@ -1,0 +1,86 @@
+"""`era login` and `era logout`: several servers by name."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from typing import Any
+from urllib.parse import urlsplit
+
+from era.client.failure import Failure
+from era.client.grammar import Parser
+from era.client.output import notice, print_json, table
+from era.client.servers import Servers
+from era.sdk.sync.client import Era
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
+
+
+def add(parser: Parser) -> None:
+    if parser.prog.endswith("login"):
+        parser.describe(
+            login,
+            "Remember a server and its key, and use it from now on.\n\nWithout URL, list the servers that are "
+            "remembered; with --name alone, use another one of them. ERA_SERVER\nand --server come before.",
+            (
+                "era login https://era.example.com --key era_… --name work",
+                "era login http://127.0.0.1:8787",
+                "era login --name work",
+                "era run hello.py --server work",
+            ),
+        )
+        parser.add_argument("url", metavar="URL", nargs="?")
+        parser.add_argument("--key", help="the API key; - reads it from standard input; default: ERA_API_KEY")
+        parser.add_argument("--name", help="default: the host's name")
+    else:
+        parser.describe(logout, "Forget a server and its key.", ("era logout work",))
+        parser.add_argument("name", metavar="NAME")
+
+
+def login(named: Any) -> None:
+    servers = Servers()
+    if named.url is None:
+        _use_or_list(named, servers)
+        return
+    parts = urlsplit(named.url)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise Failure(f"'{named.url}' is no address of a server: it begins with http:// or https://.")
+    if parts.username or parts.password:
+        raise Failure("A key doesn't belong into an address: say it with --key.")
+    name = named.name or parts.hostname
+    if not _NAME.fullmatch(name):
+        raise Failure(f"'{name}' can't be a name: letters, digits, '.', '_' and '-'.\n     Choose one with --name.")
+    key = sys.stdin.readline().strip() if named.key == "-" else named.key or os.environ.get("ERA_API_KEY")
+    url = named.url.rstrip("/")
+    with Era(url, api_key=key or "", retries=0) as era:
+        era.languages()  # a wrong key or address is said now
+    servers.known[name] = {"url": url, "key": key}
+    servers.current = name
+    servers.save()
+    notice(f"commands call {url} from now on; it is remembered as '{name}'")
+
+
+def _use_or_list(named: Any, servers: Servers) -> None:
+    if named.name is not None:
+        if named.name not in servers.known:
+            raise Failure(f"There is no server '{named.name}'.\n     `era login` lists those that there are.")
+        servers.current = named.name
+        servers.save()
+        return
+    rows = [(name, server["url"], bool(server.get("key"))) for name, server in sorted(servers.known.items())]
+    if named.json:
+        shown = [{"name": n, "url": u, "has_key": k, "current": n == servers.current} for n, u, k in rows]
+        print_json({"servers": shown})
+    else:
+        names = ("name", "address", "key", "")
+        table(names, [(n, u, "key" if k else "", "in use" if n == servers.current else "") for n, u, k in rows])
+
+
+def logout(named: Any) -> None:
+    servers = Servers()
+    if servers.known.pop(named.name, None) is None:
+        raise Failure(f"There is no server '{named.name}'.\n     `era login` lists those that there are.")
+    if servers.current == named.name:
+        servers.current = None
+    servers.save()

@@ -1,0 +1,82 @@
+"""What commands print: tables and colours for people, JSON for programs, and how far something long has come."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+_COLOURS = {
+    **dict.fromkeys(("ok", "done", "completed", "running"), "32"),
+    **dict.fromkeys(("failed", "timeout", "oom", "killed", "disk_full", "lost", "deleted", "expired"), "31"),
+    "pending": "33",
+}
+
+type Advance = Callable[[int], None]
+"""Moves a progress bar on by a number of bytes."""
+
+
+def print_json(value: Any) -> None:
+    from json import dumps
+
+    print(dumps(value, ensure_ascii=False, indent=2 if sys.stdout.isatty() else None))
+
+
+def table(names: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+    """Print rows in columns. Terminals get the columns' names and colours, programs get neither."""
+    people = sys.stdout.isatty()
+    texts = [["" if each is None else _one_line(str(each)) for each in row] for row in rows]
+    head = [[name.upper() for name in names]] if people and rows else []
+    widths = [max(map(len, column)) for column in zip(*head, *texts, strict=True)] if texts else []
+    for number, row in enumerate([*head, *texts]):
+        cells = [
+            _coloured(cell, cell.ljust(width)) if people and number else cell.ljust(width)
+            for cell, width in zip(row, widths, strict=True)
+        ]
+        print("  ".join(cells).rstrip())
+
+
+def pairs(values: dict[str, object]) -> None:
+    """Print names and values, one pair a line."""
+    table(("field", "value"), list(values.items()))
+
+
+def notice(text: str) -> None:
+    """Say something beside the output."""
+    print(f"era: {text}", file=sys.stderr)
+
+
+def _one_line(text: str) -> str:
+    """A text that can do nothing to a terminal: control characters are what programs may have put there."""
+    return "".join(each if each.isprintable() else "\ufffd" for each in text)
+
+
+def _coloured(text: str, padded: str) -> str:
+    colour = _COLOURS.get(text)
+    return padded if colour is None or os.environ.get("NO_COLOR") else f"\x1b[{colour}m{padded}\x1b[0m"
+
+
+@contextmanager
+def progress(title: str, total: int | None = None) -> Iterator[Advance]:
+    """A progress bar of `total` bytes (None: unknown) on standard error, or nothing if that is no terminal."""
+    if not sys.stderr.isatty():
+        yield lambda _: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    console = Console(stderr=True)
+    bar = Progress(
+        *columns,
+        TimeRemainingColumn(),
+        console=console,
+        transient=True,
+        redirect_stdout=False,  # or what is printed meanwhile would go to standard error, too
+        redirect_stderr=False,
+    )
+    with bar:
+        task = bar.add_task(title, total=total)
+        yield lambda size: bar.advance(task, size)

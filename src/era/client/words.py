@@ -1,0 +1,103 @@
+"""Words of a command that stand for something else: files, variables, secrets, JSON."""
+
+from __future__ import annotations
+
+import os
+import sys
+from json import loads
+from typing import TYPE_CHECKING, Any
+
+from era.client.failure import Failure
+
+if TYPE_CHECKING:
+    from era.client.grammar import Parser
+
+
+def add_run_options(parser: Parser) -> None:
+    """The options of commands that run something."""
+    add = parser.add_argument
+    add("-e", "--env", action="append", default=[], metavar="NAME[=VALUE]",
+        help="a variable for this run only; NAME alone takes the value it has here; may be repeated")  # fmt: skip
+    add("--secret", action="append", default=[], metavar="NAME=HOST,…",
+        help="the variable NAME that there is here, for these hosts only: the program sees a placeholder")  # fmt: skip
+    add("--timeout", type=float, metavar="SECONDS", help="how long the run may take")
+    add("--stdin", metavar="FILE", help="a text file that is its standard input; - for this command's own")
+    add("--cwd", metavar="DIR", help="the directory to start in, below the session's")
+    add("--atomic", action="store_true", help="keep data and files only if it ends with 0")
+    add("-b", "--background", action="store_true", help="print the run's id and leave it running")
+
+
+def run_options(named: Any) -> dict[str, Any]:
+    """What those options say, as arguments of the SDK."""
+    options: dict[str, Any] = {"env": dict(map(variable, named.env))}
+    if named.secret:
+        options["secrets"] = dict(map(secret, named.secret))
+    if named.timeout is not None:
+        options["timeout"] = named.timeout
+    if named.stdin is not None:
+        options["stdin"] = text_of(named.stdin)
+    if named.cwd is not None:
+        options["cwd"] = named.cwd
+    if named.atomic:
+        options["atomic"] = True
+    return options
+
+
+def text_of(file: str) -> str:
+    """The text of a file; `-` is standard input. Raises Failure."""
+    try:
+        if file == "-":
+            return sys.stdin.read()
+        with open(file, encoding="utf-8") as opened:
+            return opened.read()
+    except (OSError, UnicodeDecodeError) as error:
+        raise Failure(f"{file} can't be read: {error}") from None
+
+
+def json_object(text: str | None, option: str) -> dict[str, Any] | None:
+    """The JSON object that an option is. Raises Failure."""
+    if text is None:
+        return None
+    try:
+        value = loads(text)
+    except ValueError as error:
+        raise Failure(f"{option} is not JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise Failure(f"{option} is not a JSON object.")
+    return value
+
+
+def json_or_text(text: str) -> Any:
+    """A JSON value, or the text itself where it is none."""
+    try:
+        return loads(text)
+    except ValueError:
+        return text
+
+
+def labels(items: list[str]) -> dict[str, str]:
+    """NAME=VALUE, several times. Raises Failure."""
+    for item in items:
+        if "=" not in item:
+            raise Failure(f"'{item}' has no value: it is NAME=VALUE.")
+    return {name: value for name, _, value in (item.partition("=") for item in items)}
+
+
+def secret(item: str) -> tuple[str, dict[str, Any]]:
+    """The name and the API's value of one --secret. Raises Failure."""
+    name, _, hosts = item.partition("=")
+    if not hosts:
+        raise Failure("--secret wants a name and hosts: NAME=api.example.com.")
+    if name not in os.environ:
+        raise Failure(f"--secret {name} has no value: there is no variable {name} here.")
+    return name, {"value": os.environ[name], "hosts": hosts.split(",")}
+
+
+def variable(item: str) -> tuple[str, str]:
+    """The name and value of one --env. Raises Failure."""
+    name, equals, value = item.partition("=")
+    if not equals:
+        if name not in os.environ:
+            raise Failure(f"--env {name} has no value, and there is no variable {name} here.")
+        value = os.environ[name]
+    return name, value

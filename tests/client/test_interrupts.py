@@ -1,0 +1,102 @@
+"""Ctrl-C while a run is followed asks it to stop, and shows what it still says; and other ends of a command."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tests.client.command import environment, era
+from tests.client.test_start import imported
+from tests.conftest import ERA, Server, eventually
+
+STUBBORN = """import signal, sys, time
+def end(*_):
+    print("ending", flush=True)
+    sys.exit(5)
+signal.signal(signal.SIGTERM, end)
+print("begun", flush=True)
+time.sleep(600)
+"""
+
+
+@pytest.mark.parametrize("words", [("-s", "kept"), ()], ids=["a session", "none"])
+def test_ctrl_c_stops_the_run(server: Server, client: httpx.Client, tmp_path: Path, words: tuple[str, ...]) -> None:
+    (tmp_path / "p.py").write_text(STUBBORN)
+    command = [str(ERA), "run", "p.py", "--timeout", "500", *words]
+    process = subprocess.Popen(
+        command, cwd=tmp_path, env=environment(server), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "begun\n"
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert out == "ending\n"
+    assert "asking the run to stop" in err
+    assert "Traceback" not in err
+    assert process.returncode == 130
+    if words:
+        (record,) = client.get("/api/sessions/kept/runs").json()["runs"]
+        assert record["status"] == "killed"
+    else:
+        assert client.get("/api/sessions").json()["count"] == 0
+
+
+def test_a_run_without_a_session_leaves_none(server: Server, client: httpx.Client) -> None:
+    assert era(server, "run", "-", "-l", "py", stdin="print(1)", code=0).stdout == "1\n"
+    assert era(server, "run", "-", "-l", "py", stdin="import sys; sys.exit('no')", code=1).stderr == "no\n"
+    assert client.get("/api/sessions").json()["count"] == 0
+
+
+def test_a_run_in_the_background(server: Server, client: httpx.Client) -> None:
+    run = era(server, "run", "-", "-l", "py", "-s", "back", "-b", stdin="print('later')", code=0).stdout.strip()
+    assert era(server, "runs", "follow", "back", run, code=0).stdout == "later\n"
+    assert eventually(lambda: client.get(f"/api/sessions/back/runs/{run}").json()["status"] == "ok")
+
+
+def test_errors_as_json(server: Server) -> None:
+    told = json.loads(era(server, "sessions", "show", "none", "--json", code=2).stderr)
+    assert told["code"] == "not_found"
+    assert told["request_id"]
+    assert json.loads(era(server, "sessions", "shwo", "--json", code=2).stderr)["code"] == "usage"
+
+
+def test_a_reader_that_has_enough(server: Server) -> None:
+    done = subprocess.run(
+        ["bash", "-c", f"{ERA} --help | head -1"], capture_output=True, text=True, env=environment(server), timeout=60
+    )
+    assert (done.stdout, done.stderr) == ("usage: era COMMAND …\n", "")
+
+
+def test_a_listing_can_do_nothing_to_a_terminal(server: Server, client: httpx.Client) -> None:
+    client.post("/api/sessions", json={"language": "python", "session_id": "s"})
+    client.put("/api/sessions/s/files/a%1B%5B31mb", content=b"")
+    shown = era(server, "files", "list", "s", code=0).stdout
+    assert "\x1b" not in shown
+    assert "a\ufffd[31mb" in shown
+
+
+SERVER_CODE = ("era.core", "era.api", "era.app", "era.wire", "era.store", "fastapi", "uvicorn", "sqlalchemy")
+SLOW = ("httpx", "pydantic", "rich", "asyncio", "pathspec", "tarfile")
+
+
+@pytest.mark.parametrize("words", [("run", "none.py"), ("sessions", "list"), ("files", "list", "s"), ("run", "--help")])
+def test_commands_import_nothing_of_the_server_and_nothing_slow(words: tuple[str, ...]) -> None:
+    _, modules, _ = imported(*words, ERA_SERVER="http://127.0.0.1:9")
+    assert [name for name in modules if name.startswith(SERVER_CODE)] == []
+    assert [name for name in modules if name.partition(".")[0] in SLOW] == []
+
+
+def test_the_sdk_imports_nothing_of_the_server_and_nothing_slow() -> None:
+    for name, slow in (("Era", SLOW), ("AsyncEra", ("pydantic", "tarfile"))):
+        command = [sys.executable, "-X", "importtime", "-c", f"from era import {name}"]
+        err = subprocess.run(command, capture_output=True, text=True, env=environment(None), timeout=60).stderr
+        modules = {line.rpartition("|")[2].strip() for line in err.splitlines()}
+        assert f"era.sdk.{'aio' if name == 'AsyncEra' else 'sync'}.sessions" in modules
+        assert [name for name in modules if name.startswith(SERVER_CODE)] == []
+        assert [name for name in modules if name.partition(".")[0] in slow] == []
