@@ -96,13 +96,14 @@ def staged(paths: Paths, files: Mapping[str, bytes]) -> Paths:
         to.mkdir()
         to.chmod(0o755)
         for file in directory.iterdir():
-            if file.is_file() and file.suffix in (".py", ".cjs", ".js", ".sh", ""):
+            if file.is_file() and file.suffix in (".py", ".cjs", ".js", ".mjs", ".sh", ""):
                 shutil.copyfile(file, to / file.name)
                 (to / file.name).chmod(0o644)
     # Otherwise each program that imports it would compile it again. The service runs the same Python as sandboxes.
-    compiled = Path(str(py_compile.compile(str(guest_copy / "lib" / "era_storage.py"), doraise=True)))
-    compiled.chmod(0o644)
-    compiled.parent.chmod(0o755)
+    for module in ("era_state.py", "era_storage.py"):
+        compiled = Path(str(py_compile.compile(str(guest_copy / "lib" / module), doraise=True)))
+        compiled.chmod(0o644)
+        compiled.parent.chmod(0o755)
     return Paths(
         bwrap=_STAGE / "site" / paths.bwrap.relative_to(site),
         guest=guest_copy,

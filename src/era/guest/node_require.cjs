@@ -1,6 +1,6 @@
 'use strict';
 // Gives ES modules and TypeScript the `require` that CommonJS has, resolving from the working directory, and to every
-// module './era_storage.js', the storage's client, where there is no such file of the session's own.
+// module './era_storage.js' and './era_state.js', which are ERA's own, where the session has no such file.
 const fs = require('node:fs');
 const Module = require('node:module');
 const path = require('node:path');
@@ -13,8 +13,9 @@ Object.defineProperty(globalThis, 'require', {
   writable: true,
 });
 
-const CLIENT = `${__dirname}/lib/era_storage.js`;
-const NAMED = /^(?:\.{1,2}\/)+era_storage(?:\.js)?$/;
+const LIBRARY = { era_storage: `${__dirname}/lib/era_storage.js`, era_state: `${__dirname}/lib/era_state.mjs` };
+const NAMED = /^(?:\.{1,2}\/)+(era_storage|era_state)(?:\.js)?$/;
+const ours = (request) => LIBRARY[NAMED.exec(request)[1]];
 const isThere = (directory, request) => {
   const file = path.resolve(directory, request);
   return fs.existsSync(file) || fs.existsSync(`${file}.js`);
@@ -29,7 +30,7 @@ Object.setPrototypeOf(
       if (typeof key !== 'string') return undefined;
       const [request, directory, more] = key.split('\0', 3);
       if (directory === undefined || more !== undefined || !NAMED.test(request)) return undefined;
-      return isThere(directory, request) ? undefined : CLIENT;
+      return isThere(directory, request) ? undefined : ours(request);
     },
   }),
 );
@@ -80,14 +81,15 @@ if (process.execArgv.includes('--experimental-transform-types') && /['"`]\.{1,2}
   });
 }
 
-if (source.includes('era_storage')) {
+if (source.includes('era_storage') || source.includes('era_state')) {
   Module.registerHooks({
     resolve(specifier, context, next) {
       const directory = context.parentURL?.startsWith('file:') && path.dirname(new URL(context.parentURL).pathname);
       if (!directory || !NAMED.test(specifier) || isThere(decodeURIComponent(directory), specifier)) {
         return next(specifier, context);
       }
-      return { url: `file://${CLIENT}`, format: 'commonjs', shortCircuit: true };
+      const file = ours(specifier);
+      return { url: `file://${file}`, format: file.endsWith('.mjs') ? 'module' : 'commonjs', shortCircuit: true };
     },
   });
 }
