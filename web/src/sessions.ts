@@ -5,7 +5,24 @@ import { call } from './api.ts';
 import type { Page, Session } from './types.ts';
 
 const PAGE = 200;
+const LARGER_PAGE = 1000;
 const MOST = 50_000;
+// Data is left out: it may be a mebibyte a session.
+const FIELDS = 'id,created_at,last_run_at,language,metadata,version,file_count,total_size_bytes,status,expires_at';
+
+export type ListedSession = Pick<
+  Session,
+  | 'id'
+  | 'created_at'
+  | 'last_run_at'
+  | 'language'
+  | 'metadata'
+  | 'version'
+  | 'file_count'
+  | 'total_size_bytes'
+  | 'status'
+  | 'expires_at'
+>;
 
 export interface Filters {
   language: string;
@@ -17,7 +34,7 @@ export interface Filters {
 export const NO_FILTERS: Filters = { language: '', status: '', label: '' };
 
 export interface Listed {
-  sessions: Session[];
+  sessions: ListedSession[];
   complete: boolean;
   loading: boolean;
   error: Error | undefined;
@@ -26,14 +43,14 @@ export interface Listed {
 export const listed = signal<Listed>({ sessions: [], complete: false, loading: true, error: undefined });
 
 /** Sessions that a list has shown. */
-export function sessionsKnown(): Session[] {
+export function sessionsKnown(): ListedSession[] {
   return listed.value.sessions;
 }
 
 let generation = 0;
 
 function queryOf(filters: Filters, cursor: string | null): Record<string, string | number | null> {
-  const query: Record<string, string | number | null> = { limit: PAGE, cursor };
+  const query: Record<string, string | number | null> = { limit: cursor ? LARGER_PAGE : PAGE, cursor, fields: FIELDS };
   if (filters.language) query.language = filters.language;
   if (filters.status) query.status = filters.status;
   const [name = '', value = ''] = splitLabel(filters.label);
@@ -51,18 +68,18 @@ export function splitLabel(label: string): [string, string] | [] {
 export async function loadSessions(filters: Filters): Promise<void> {
   const mine = ++generation;
   listed.value = { ...listed.value, loading: true, error: undefined };
-  const sessions: Session[] = [];
+  const sessions: ListedSession[] = [];
   let cursor: string | null = null;
   try {
     do {
-      const page: Page & { sessions: Session[] } = await call('/api/sessions', { query: queryOf(filters, cursor) });
+      const page: Page & { sessions: ListedSession[] } = await call('/api/sessions', {
+        query: queryOf(filters, cursor),
+      });
       if (mine !== generation) return;
       sessions.push(...page.sessions);
       cursor = page.next_cursor;
       const complete = cursor === null;
-      // With every page the list would be drawn anew; a few times are enough.
-      if (complete || sessions.length <= PAGE || sessions.length % (PAGE * 10) === 0)
-        listed.value = { sessions: [...sessions], complete, loading: !complete, error: undefined };
+      listed.value = { sessions: [...sessions], complete, loading: !complete, error: undefined };
     } while (cursor && sessions.length < MOST);
     listed.value = { ...listed.value, sessions, complete: cursor === null, loading: false };
   } catch (error) {
@@ -74,7 +91,7 @@ export async function loadSessions(filters: Filters): Promise<void> {
 export async function refreshSessions(filters: Filters): Promise<void> {
   const mine = generation;
   if (listed.value.loading || listed.value.error) return;
-  const page: Page & { sessions: Session[] } = await call('/api/sessions', { query: queryOf(filters, null) });
+  const page: Page & { sessions: ListedSession[] } = await call('/api/sessions', { query: queryOf(filters, null) });
   if (mine !== generation || listed.value.loading) return;
   const old = listed.value.sessions;
   if (JSON.stringify(old.slice(0, page.count)) === JSON.stringify(page.sessions)) return;
@@ -89,7 +106,7 @@ export function forgetSession(id: string): void {
 }
 
 /** Whether a session has all words of a search, in its id, language or labels. */
-export function isFound(session: Session, search: string): boolean {
+export function isFound(session: ListedSession, search: string): boolean {
   if (!search) return true;
   const text = `${session.id} ${session.language} ${JSON.stringify(session.metadata)}`.toLowerCase();
   return search

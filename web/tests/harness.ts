@@ -89,21 +89,23 @@ export async function eventually(condition: () => Promise<boolean> | boolean, wh
 export class OwnServer {
   readonly port: number;
   readonly directory: string;
+  private readonly settings: { [name: string]: string };
   private process: ChildProcess | undefined;
 
-  private constructor(port: number, directory: string) {
+  private constructor(port: number, directory: string, settings: { [name: string]: string }) {
+    this.settings = settings;
     this.port = port;
     this.directory = directory;
   }
 
-  static async start(directory: string): Promise<OwnServer> {
+  static async start(directory: string, settings: { [name: string]: string } = {}): Promise<OwnServer> {
     const port = await new Promise<number>((done) => {
       const probe = createServer().listen(0, '127.0.0.1', () => {
         const address = probe.address();
         probe.close(() => done(typeof address === 'object' && address ? address.port : 0));
       });
     });
-    const server = new OwnServer(port, directory);
+    const server = new OwnServer(port, directory, settings);
     await server.begin();
     return server;
   }
@@ -116,6 +118,7 @@ export class OwnServer {
     const era = process.env.ERA_TEST_COMMAND ?? 'era';
     this.process = spawn(era, ['serve', '--port', String(this.port), '--data-dir', this.directory], {
       stdio: 'ignore',
+      env: { ...process.env, ...this.settings },
     });
     await eventually(
       () =>

@@ -8,8 +8,16 @@ import { bytes, count } from '../format.ts';
 import { useInterval } from '../hooks.ts';
 import { languages, titleOf } from '../languages.ts';
 import { go } from '../router.ts';
-import { type Filters, isFound, listed, loadSessions, NO_FILTERS, refreshSessions, splitLabel } from '../sessions.ts';
-import type { Session } from '../types.ts';
+import {
+  type Filters,
+  isFound,
+  type ListedSession,
+  listed,
+  loadSessions,
+  NO_FILTERS,
+  refreshSessions,
+  splitLabel,
+} from '../sessions.ts';
 import { Ago, Button, Empty, Name, Problem, Select, Status, Waiting } from '../ui/basics.tsx';
 import { Icon } from '../ui/icons.tsx';
 import { Rows } from '../ui/rows.tsx';
@@ -17,7 +25,7 @@ import { Rows } from '../ui/rows.tsx';
 const ROW = 60;
 const REFRESH_MS = 4000;
 
-function Row({ session }: { session: Session }) {
+function Row({ session }: { session: ListedSession }) {
   const labels = Object.entries(session.metadata).slice(0, 3);
   return (
     <div class="session-row">

@@ -1,0 +1,157 @@
+/** A server that is full, away, or wants a key; and how soon there is something to see. */
+
+import assert from 'node:assert/strict';
+import { mkdtemp } from 'node:fs/promises';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { test } from 'node:test';
+import { api, eventually, newId, OwnServer, PATIENCE, SERVER, withPage } from './harness.ts';
+
+const directory = () => mkdtemp(join(process.env.ERA_TEST_DIRECTORY ?? tmpdir(), 'own-'));
+
+test('ten thousand sessions scroll', async () => {
+  // The server's answers are made up here: to create as many would take minutes, and the list is what is tested.
+  const all = Array.from({ length: 10_000 }, (_, at) => ({
+    id: `many-${String(at).padStart(5, '0')}`,
+    created_at: new Date(1.8e12 - at * 1000).toISOString(),
+    last_run_at: '',
+    language: ['python', 'node', 'go'][at % 3],
+    metadata: { team: ['blue', 'red'][at % 2] },
+    version: at,
+    file_count: 0,
+    total_size_bytes: 0,
+    status: 'idle',
+    expires_at: null,
+  }));
+  await withPage(async (page) => {
+    await page.route(/\/api\/sessions\?/, async (route) => {
+      const query = new URL(route.request().url()).searchParams;
+      const from = Number(query.get('cursor') ?? 0);
+      const to = from + Number(query.get('limit'));
+      const sessions = all.slice(from, to);
+      await route.fulfill({
+        json: { sessions, count: sessions.length, next_cursor: to < all.length ? String(to) : null },
+      });
+    });
+    await page.goto(SERVER);
+    await page.getByText('10,000', { exact: true }).waitFor();
+    const list = page.getByRole('listbox', { name: 'Sessions' });
+    assert.ok((await list.getByRole('option').count()) < 60, 'only those in view are in the page');
+    const slowest = await list.evaluate(async (element) => {
+      let last = performance.now();
+      let slowest = 0;
+      for (let step = 0; step <= 100; step++) {
+        element.scrollTop = (element.scrollHeight * step) / 100;
+        await new Promise(requestAnimationFrame);
+        slowest = Math.max(slowest, performance.now() - last);
+        last = performance.now();
+      }
+      return slowest;
+    });
+    await list.getByRole('option', { name: 'many-09999' }).waitFor();
+    console.log(`the slowest frame of 100 took ${Math.round(slowest)} ms`);
+    await list.press('Home');
+    await list.press('ArrowDown');
+    await list.press('j');
+    await list.press('Enter');
+    await page.waitForURL(/many-00002/);
+    await page.goBack();
+    await page.getByRole('searchbox', { name: 'Search sessions' }).fill('many-0777');
+    await page.getByText('10', { exact: true }).waitFor();
+    await page.getByRole('searchbox', { name: 'Search sessions' }).fill('nothing like it');
+    await page.getByRole('heading', { name: 'No session matches' }).waitFor();
+  });
+});
+
+test('a server that goes away and comes back', async () => {
+  const server = await OwnServer.start(await directory());
+  try {
+    await withPage(async (page) => {
+      await api('/api/sessions', { language: 'python', session_id: 'steady' }, 'POST', server.url);
+      await page.goto(`${server.url}/#/sessions/steady`);
+      const editor = page.getByRole('textbox', { name: 'Code' });
+      await editor.fill('print("typed before")');
+      await server.stop();
+      await page.getByText('The server is away.').waitFor();
+      await page.getByRole('button', { name: 'Store' }).click();
+      await page.getByText('The server can’t be reached.').first().waitFor();
+      await page.getByRole('link', { name: 'Data', exact: true }).click();
+      await page.getByRole('link', { name: 'Code', exact: true }).click();
+      await server.begin();
+      await page.getByText('The server is away.').waitFor({ state: 'detached' });
+      await page.locator('.cm-content', { hasText: 'typed before' }).waitFor();
+      await page.getByRole('button', { name: 'Store' }).click();
+      await page.locator('.toast', { hasText: 'The code is stored.' }).waitFor();
+      const stored = await api<{ code: string }>('/api/sessions/steady/code', undefined, 'GET', server.url);
+      assert.equal(stored.code, 'print("typed before")');
+    });
+  } finally {
+    await server.stop();
+  }
+});
+
+test('a server with a key asks for it, and keeps it out of URLs', async () => {
+  const server = await OwnServer.start(await directory(), { ERA_API_KEY: 'open sesame' });
+  try {
+    await withPage(async (page) => {
+      const urls: string[] = [];
+      page.on('request', (request) => urls.push(request.url()));
+      await page.goto(server.url);
+      await page.getByRole('dialog', { name: 'This server needs a key' }).waitFor();
+      await page.getByLabel('API key').fill('wrong');
+      await page.getByRole('button', { name: 'Use this key' }).click();
+      await page.getByText('isn’t one of the server’s').waitFor();
+      await page.getByLabel('API key').fill('open sesame');
+      await page.getByRole('button', { name: 'Use this key' }).click();
+      await page.getByRole('heading', { name: 'No sessions yet' }).waitFor();
+      await page.reload();
+      await page.getByRole('heading', { name: 'No sessions yet' }).waitFor();
+      await page.goto(`${server.url}/#/keys`);
+      await page.getByRole('button', { name: 'New key' }).click();
+      await page.getByLabel('Owner').fill('mina');
+      await page.getByRole('button', { name: 'Create' }).click();
+      await page.getByText('It is shown this once only.').waitFor();
+      await page.getByRole('button', { name: 'Done' }).click();
+      await page.getByRole('cell', { name: 'mina' }).waitFor();
+      assert.deepEqual(
+        urls.filter((url) => /sesame|wrong/.test(url)),
+        [],
+      );
+      assert.equal(await page.evaluate(() => localStorage.length), 0);
+    });
+  } finally {
+    await server.stop();
+  }
+});
+
+test('an error shows its hint, and what was typed stays', () =>
+  withPage(async (page) => {
+    const id = newId('taken');
+    await api('/api/sessions', { language: 'python', session_id: id });
+    await page.goto(`${SERVER}/#/new`);
+    await page.getByLabel('Id', { exact: true }).fill(id);
+    await page.getByRole('button', { name: 'Create session' }).click();
+    const problem = page.getByRole('alert');
+    await problem.waitFor();
+    assert.match(await problem.innerText(), /exists|taken/);
+    assert.equal(await page.getByLabel('Id', { exact: true }).inputValue(), id);
+  }));
+
+test('there is something to see soon', () =>
+  withPage(async (page) => {
+    await page.goto(SERVER);
+    await page.getByRole('heading', { name: 'Sessions' }).waitFor();
+    await eventually(
+      () => page.evaluate(() => performance.getEntriesByName('first-contentful-paint').length > 0),
+      'there is a first paint',
+    );
+    const paint = await page.evaluate(() => performance.getEntriesByName('first-contentful-paint')[0]?.startTime ?? 0);
+    console.log(`first contentful paint after ${Math.round(paint)} ms`);
+    assert.ok(paint < PATIENCE);
+    // Editor and plots are loaded where they are needed, not before.
+    const scripts = await page.evaluate(() => performance.getEntriesByType('resource').map((entry) => entry.name));
+    assert.deepEqual(
+      scripts.filter((name) => /codemirror|uPlot|terminal/.test(name)),
+      [],
+    );
+  }));
