@@ -39,6 +39,7 @@ from era.core.pool import SandboxPool
 from era.core.program import Limits
 from era.core.public.inbox_worker import Inbox
 from era.core.public.live_servers import LiveServers
+from era.core.public.sites import Sites
 from era.core.runs import Runs
 from era.core.session_run import RunParts
 from era.core.sessions import Sessions
@@ -300,6 +301,7 @@ async def services(settings: Settings) -> AsyncIterator[Context]:
                     sessions=Sessions(store, pool, turns, idempotency, expiry, limit_rules, setups.kick),
                     runs=runs,
                     live_servers=live_servers,
+                    sites=Sites(signing_key(directory / "site-key"), store, settings.public_host),
                     inbox=inbox,
                     inbox_store=store.inboxes,
                     history=History(store, outputs, active_runs),

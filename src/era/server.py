@@ -64,6 +64,7 @@ async def serve(settings: Settings, context: Context, say: Callable[[str], None]
     """Serve the API until a signal comes. `say` gets the lines for the person who started it."""
     app = build(settings, context)
     _CountedProtocol.callers = Callers(descriptor_limit() // 4)
+    _CountedProtocol.is_site = staticmethod(lambda host: context.sites.name(host) is not None)
     config = uvicorn.Config(
         app,
         host=settings.host,

@@ -40,6 +40,11 @@ class Settings(BaseSettings):
         description="URL by which clients reach this server. Left out: the one that a caller uses, if that is an "
         "address of this server's own, or the address that it listens on.",
     )
+    public_host: str | None = Field(
+        default=None,
+        pattern=r"^([a-z0-9]([a-z0-9-]*[a-z0-9])?\.)+[a-z0-9-]*[a-z0-9](:[0-9]{1,5})?$",
+        description="Host name below which sessions have sites for others; needs a wildcard in DNS and a TLS proxy.",
+    )
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         default="info", description="Least severe messages to log: debug, info, warning or error."
     )

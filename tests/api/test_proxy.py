@@ -28,7 +28,9 @@ def test_the_public_url_of_a_session(client: httpx.Client, session: MakeSession,
     answer = client.get(f"/api/sessions/{where}/host", params={"port": 8080})
     url = f"{server.url}/proxy/{where}/8080"
     expected = {"url": url, "base_url": server.url, "session_id": where, "port": 8080}
-    assert (answer.status_code, answer.json()) == (200, expected)
+    body = answer.json()
+    assert (answer.status_code, body | expected) == (200, body)
+    assert body.keys() - expected.keys() == {"label", "site_url"}
     for port in ("?port=0", "?port=65536", "?port=-1", "?port=x", "?port=", "?port=8080.5", ""):
         assert client.get(f"/api/sessions/{where}/host{port}").status_code == 400, port
     assert client.get("/api/sessions/nobody/host?port=1").status_code == 404

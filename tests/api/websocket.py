@@ -14,13 +14,13 @@ from tests.conftest import Server
 class WebSocket:
     """A WebSocket connection that has sent its handshake. `head` is the server's answer to it, as text."""
 
-    def __init__(self, server: Server, path: str, *headers: str) -> None:
+    def __init__(self, server: Server, path: str, *headers: str, host: str | None = None) -> None:
         name, _, port = server.url.removeprefix("http://").rpartition(":")
         self.socket = socket.create_connection((name, int(port)), timeout=30)
         key = base64.b64encode(secrets.token_bytes(16)).decode()
         lines = [
             f"GET {path} HTTP/1.1",
-            f"Host: {name}:{port}",
+            f"Host: {host or f'{name}:{port}'}",
             "Upgrade: websocket",
             "Connection: keep-alive, Upgrade",
             "Sec-WebSocket-Version: 13",

@@ -21,7 +21,8 @@ def base_url(request: Request, settings: Settings) -> str:
     """The URL for the programs of one run: the setting `public_url`, or else the one that the caller used, if that is
     certain to be this server's, or else the address served."""
     host = request.headers.get("host", "")
-    if not settings.public_url and _is_verified(host, request, settings):
+    is_site = "site" in request.scope["state"]  # a name of a session's, not of the API's
+    if not settings.public_url and not is_site and _is_verified(host, request, settings):
         return f"{request.scope['scheme']}://{host.lower()}"
     return served_url(request, settings)
 
@@ -42,6 +43,11 @@ def called_url(request: Request, settings: Settings) -> str:
         return settings.public_url.rstrip("/")
     host = request.headers.get("host")
     return f"{request.scope['scheme']}://{host}" if host else served_url(request, settings)
+
+
+def served_port(request: Request, settings: Settings) -> int:
+    """The port at which the request has arrived."""
+    return _served(request, settings)[1]
 
 
 def _is_verified(host: str, request: Request, settings: Settings) -> bool:

@@ -38,6 +38,7 @@ from era.core.outputs import History
 from era.core.public.inbox import InboxStore
 from era.core.public.inbox_worker import Inbox
 from era.core.public.live_servers import LiveServers
+from era.core.public.sites import Sites
 from era.core.runs import Runs
 from era.core.secrets import Secret, secret
 from era.core.sessions import Sessions
@@ -67,6 +68,7 @@ class Context:
     sessions: Sessions
     runs: Runs
     live_servers: LiveServers
+    sites: Sites
     inbox: Inbox
     inbox_store: InboxStore
     history: History

@@ -57,8 +57,11 @@ class Target:
     path: bytes
     """The path that the session's program sees, still escaped."""
 
+    scheme: str
+    """Of the URL."""
+
     prefix: str
-    """What stands before that path in the URL."""
+    """What stands before that path in the URL, if anything."""
 
     place: headers.Place
     """Where the session answers."""
@@ -153,7 +156,9 @@ class _Exchange:
         scope = self._scope
         sent = [
             (name, value)
-            for name, value in headers.of_request(scope["headers"], self._target.key)
+            for name, value in headers.of_request(
+                scope["headers"], self._target.key, own_origin=self._target.place.own_origin
+            )
             if not name.startswith("x-forwarded-") and name not in (*_FORWARDED, "expect", "content-length")
         ]
         hosts = [value for name, value in sent if name == "host"]
@@ -163,9 +168,9 @@ class _Exchange:
             sent.insert(0, ("host", "localhost"))
         sent += [
             ("x-forwarded-for", scope["client"][0] if scope["client"] else "unknown"),
-            ("x-forwarded-proto", scope["scheme"]),
+            ("x-forwarded-proto", self._target.scheme),
             ("x-forwarded-host", hosts[0] if hosts else "localhost"),
-            ("x-forwarded-prefix", self._target.prefix),
+            *([("x-forwarded-prefix", self._target.prefix)] if self._target.prefix else []),
             *self._framing(),
         ]
         if self._caller.upgrading:

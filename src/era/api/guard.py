@@ -13,6 +13,9 @@ origin (see core/public/headers.py).
 Public URLs of sessions are for anybody, pages of other sites among them: there only the Host header is checked. So are
 links to files (api/links.py), whose token is all that a caller needs.
 
+Under a name of a session's own (core/public/sites.py) everything belongs to the session: `state.site` says so, and no
+route of this server's sees such a request.
+
 A WebSocket is checked as a call is, before it is accepted. Browsers open one to any site without asking that first, and
 let the page read it. A WebSocket to a public URL comes as an HTTP request (see protocol.py).
 """
@@ -23,7 +26,7 @@ import asyncio
 import json
 import re
 import secrets
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 from urllib.parse import unquote
 
@@ -31,6 +34,7 @@ import structlog
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from era.core.api_keys import OPERATOR, ApiKeys
+from era.core.public.sites import SiteName
 from era.errors import BadRequest, EraError, Forbidden, RangeNotSatisfiable, TooLarge, TooSlow, Unauthorized
 
 log = structlog.get_logger()
@@ -89,10 +93,13 @@ class Guard:
         names: Iterable[str],
         idle_seconds: float,
         bounds: Mapping[tuple[str, str], int] | None = None,
+        site: Callable[[str], SiteName | None] = lambda _: None,
     ) -> None:
         """`keys` authenticate callers; None where the connection's state holds the caller already (guest_api.py).
         `names` are host names that this server answers to besides loopback's. A body may pause for `idle_seconds` at
-        most. `bounds` are the sizes in bytes of bodies, by method and path, where they aren't MAX_BODY_BYTES."""
+        most. `bounds` are the sizes in bytes of bodies, by method and path, where they aren't MAX_BODY_BYTES. `site`
+        reads the name of a session's site from a Host header."""
+        self._site = site
         self._app = app
         self._keys = keys
         self._bounds = bounds or {}
@@ -104,11 +111,14 @@ class Guard:
             await self._app(scope, receive, send)
             return
         is_socket = scope["type"] == "websocket"
-        if scope["path"].endswith("/") and not is_socket:
+        headers = dict(scope["headers"])
+        site = self._site(headers.get(b"host", b"").decode("latin-1"))
+        if scope["path"].endswith("/") and not is_socket and site is None:
             scope = _without_slash(scope)
         request_id = "req_" + secrets.token_hex(8)
         scope.setdefault("state", {})["request_id"] = request_id
-        headers = dict(scope["headers"])
+        if site is not None:
+            scope["state"]["site"] = site
         began = False
 
         async def send_with_id(message: Message) -> None:
@@ -124,7 +134,7 @@ class Guard:
                 await self._app(scope, _bounded_messages(receive), send_with_id)
                 return
             uploads = scope["method"] == "PUT" and _UPLOADS.fullmatch(scope["path"])
-            public = _PROXY.match(scope["path"])  # streamed to the session's server, or bounded by proxy.py
+            public = site or _PROXY.match(scope["path"])  # streamed to the session's server, or bounded by proxy.py
             bound = None if uploads or public else self._bounds.get((scope["method"], scope["path"]), MAX_BODY_BYTES)
             await self._app(scope, _bounded(receive, headers, bound, self._idle_seconds), send_with_id)
         except EraError as error:
@@ -135,6 +145,9 @@ class Guard:
     def _check(self, scope: Scope, headers: dict[bytes, bytes]) -> None:
         """Authenticate the caller, or with no key check where the request comes from. Raises EraError."""
         path = scope["path"]
+        if "site" in scope["state"]:
+            _check_one_host(scope)
+            return
         if self._keys is not None and self._keys.required:
             if _KEYED.match(path):
                 kind, _, token = headers.get(b"authorization", b"").partition(b" ")
@@ -145,8 +158,7 @@ class Guard:
             return
         if _OPEN_NAMES.match(path):
             return
-        if sum(name == b"host" for name, _ in scope["headers"]) > 1:
-            raise BadRequest("The request has more than one Host header.", hint="Send one.")
+        _check_one_host(scope)
         host = headers.get(b"host", b"").decode("latin-1").lower()
         name = host.rpartition(":")[0] if re.search(r":\d+$", host) else host
         if name not in self._names:
@@ -164,6 +176,12 @@ class Guard:
             raise Forbidden("This server has no key, so pages of sessions may not call it.")
         if self._keys is not None:
             scope["state"]["caller"] = OPERATOR
+
+
+def _check_one_host(scope: Scope) -> None:
+    """Raises BadRequest for a request that could be taken for one to another name."""
+    if sum(name == b"host" for name, _ in scope["headers"]) > 1:
+        raise BadRequest("The request has more than one Host header.", hint="Send one.")
 
 
 def _without_slash(scope: Scope) -> Scope:

@@ -78,12 +78,18 @@ def build(settings: Settings, context: Context) -> FastAPI:
     app = application(routers, lifespan=mcp.lifespan)
     app.state.context = context
     app.state.storage = context.storage
+    app.router.routes.insert(0, proxy.SiteUrls())
     app.router.routes.extend([*mcp.routes(), proxy.PublicUrls()])
     names = [settings.host, urlsplit(settings.public_url or "").hostname or settings.host]
     bounds = {("POST", capsules.IMPORT_PATH): settings.import_mb << 20}
     app.add_middleware(HotRun, context=context, failed=_era_error)
     app.add_middleware(
-        Guard, keys=context.api_keys, names=names, idle_seconds=settings.body_idle_seconds, bounds=bounds
+        Guard,
+        keys=context.api_keys,
+        names=names,
+        idle_seconds=settings.body_idle_seconds,
+        bounds=bounds,
+        site=context.sites.name,
     )
     return app
 

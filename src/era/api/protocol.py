@@ -1,9 +1,9 @@
 """The HTTP/1.1 protocol of a connection: uvicorn's, with bounds that it lacks, errors in the contract's shape, and
 tunnels for WebSockets.
 
-A WebSocket request to a public URL reaches the application as an ordinary HTTP request. Each request's scope has this
-protocol as the extension `era.connection`, by which forward.py turns the connection into a tunnel. Such a connection
-carries no second request: after the first one come only the WebSocket's bytes.
+A WebSocket request to a public URL, or to a session's site, reaches the application as an ordinary HTTP request. Each
+request's scope has this protocol as the extension `era.connection`, by which forward.py turns the connection into a
+tunnel. Such a connection carries no second request: after the first one come only the WebSocket's bytes.
 
 Requests are parsed by httptools. Only heads of answers are written here, of which every part is ours.
 
@@ -84,6 +84,9 @@ class Protocol(HttpToolsProtocol):
     Without them, whoever can connect could fill the memory with one endless header, or use up all descriptors with
     requests that never end.
     """
+
+    is_site: Callable[[str], bool] = staticmethod(lambda _: False)
+    """Whether a Host header is the name of a session's site, where every path is public."""
 
     callers: Callers | None = None
     """Counts the connections, None for those that are counted elsewhere."""
@@ -205,11 +208,14 @@ class Protocol(HttpToolsProtocol):
             self.parser.get_http_version() == "1.1"
             and self.parser.get_method() == b"GET"
             and self._get_upgrade() == b"websocket"
-            and _PUBLIC.match(self.url) is not None
+            and (_PUBLIC.match(self.url) is not None or self.is_site(self._host()))
         )
         super().on_headers_complete()
         if self.upgrading:
             self.cycle.keep_alive = False  # no more HTTP on this connection, whatever the answer
+
+    def _host(self) -> str:
+        return next((value.decode("latin-1") for name, value in self.headers if name == b"host"), "")
 
     def on_body(self, body: bytes) -> None:
         self._head_bytes = 0  # so that heads, trailers and chunk headers are bounded, and bodies aren't

@@ -13,13 +13,14 @@ from starlette.requests import ClientDisconnect
 from starlette.routing import BaseRoute, Match
 from starlette.types import Receive, Scope, Send
 
-from era.api.addresses import base_url, called_url, served_url
+from era.api.addresses import base_url, called_url, served_port, served_url
 from era.api.context import Answer, Context, SessionId, StrictRoute, UseContext, errors, possible_id
 from era.api.forward import Target, forward
 from era.api.guard import error_body, error_headers
 from era.api.streaming import ClosingResponse
 from era.core.models import Session
 from era.core.public import headers, relay
+from era.core.public.sites import SiteName
 from era.core.run_messages import RunRequest
 from era.core.runs import check_public, check_stored
 from era.errors import BadRequest, MethodNotAllowed, NotFound, RelayFailed, TooSlow, Unavailable
@@ -48,7 +49,16 @@ async def public_url(
     session = await context.sessions.get(session_id)
     base = called_url(request, context.settings)
     url = f"{base}/proxy/{session.id}/{port}"
-    return Answer({"url": url, "base_url": base, "session_id": session.id, "port": port})
+    return Answer(
+        {
+            "url": url,
+            "base_url": base,
+            "session_id": session.id,
+            "port": port,
+            "label": context.sites.label(session),
+            "site_url": context.sites.url(session, port, served_port(request, context.settings)),
+        }
+    )
 
 
 class PublicUrls(BaseRoute):
@@ -73,20 +83,46 @@ class PublicUrls(BaseRoute):
             return
         above = urlsplit(context.settings.public_url or "").path.rstrip("/")  # the path of a proxy in front of us
         place = headers.place(above, session.id, scope["raw_path"])
-        target = Target(path, f"{place.cookie_path}{port}", place, _api_key(context))
-        run_id = None
-        try:
-            async with context.live_servers.connection(session, port, served_url(request, context.settings)) as live:
-                if live is not None:
-                    run_id = live.run_id
-                    await forward(scope, receive, send, live, target)
-                    return
-            answer = await _run_stored_code(request, context, session, port, target)
-        except (RelayFailed, Unavailable) as error:
-            run_id = run_id or (error.details or {}).get("run_id")
-            told = {**error_headers(error), **({"X-Era-Run": run_id} if run_id else {})}
-            answer = Answer(error_body(error, request.state.request_id), error.status, headers=told)
-        await answer(scope, receive, send)
+        target = Target(path, scope["scheme"], f"{place.cookie_path}{port}", place, _api_key(context))
+        await _answer_call(request, send, session, port, target)
+
+
+class SiteUrls(BaseRoute):
+    """Route of every request under a session's own name, whatever its path: no other route sees such a request."""
+
+    def matches(self, scope: Scope) -> tuple[Match, Scope]:
+        return (Match.FULL if "site" in scope.get("state", ()) else Match.NONE), {}
+
+    async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a call, by whatever serves the session's URL."""
+        request = Request(scope, receive, send)
+        context: Context = request.app.state.context
+        name: SiteName = scope["state"]["site"]
+        _check_method(request)
+        session = await context.sites.session(name)
+        check_public(session)
+        scheme = "https" if name.is_public else scope["scheme"]  # a TLS proxy is in front of us
+        target = Target(scope["raw_path"], scheme, "", headers.site(name.label), _api_key(context))
+        await _answer_call(request, send, session, name.port, target)
+
+
+async def _answer_call(request: Request, send: Send, session: Session, port: int, target: Target) -> None:
+    """Answer a call by the session's live server, or else by its stored code."""
+    context: Context = request.app.state.context
+    scope, receive = request.scope, request.receive
+    run_id = None
+    try:
+        async with context.live_servers.connection(session, port, served_url(request, context.settings)) as live:
+            if live is not None:
+                run_id = live.run_id
+                await forward(scope, receive, send, live, target)
+                return
+        answer = await _run_stored_code(request, context, session, port, target)
+    except (RelayFailed, Unavailable) as error:
+        run_id = run_id or (error.details or {}).get("run_id")
+        told = {**error_headers(error), **({"X-Era-Run": run_id} if run_id else {})}
+        answer = Answer(error_body(error, request.state.request_id), error.status, headers=told)
+    await answer(scope, receive, send)
 
 
 async def _run_stored_code(request: Request, context: Context, session: Session, port: int, target: Target) -> Response:
@@ -94,7 +130,7 @@ async def _run_stored_code(request: Request, context: Context, session: Session,
     check_stored(session, public=True, port=port)
     call = await _read_call(request, target.path)
     base = base_url(request, context.settings)
-    variables = relay.environment(call, key=target.key)
+    variables = relay.environment(call, key=target.key, own_origin=target.place.own_origin)
     run = await context.runs.run(session.owned_id, RunRequest(base, env=variables, public=True))
     told = {"X-Era-Run": run.result.run_id}
     try:
@@ -149,8 +185,7 @@ async def _resolve(request: Request, context: Context) -> tuple[Session, int | N
 
     Raises MethodNotAllowed, NotFound, BadRequest, or Forbidden for a session that isn't public.
     """
-    if request.method == "CONNECT":
-        raise MethodNotAllowed("CONNECT asks for a tunnel, and there is none here.")
+    _check_method(request)
     match = _RAW_PATH.fullmatch(request.scope["raw_path"])
     session_id, port, path = match.groups() if match else (None, None, None)
     try:
@@ -165,6 +200,12 @@ async def _resolve(request: Request, context: Context) -> tuple[Session, int | N
             "The URL has no port behind the session's id.", hint="/proxy/{id}/{port}/{path}, with a port of 1 to 65535."
         )
     return session, int(port or 0), path or b"/"
+
+
+def _check_method(request: Request) -> None:
+    """Raises MethodNotAllowed."""
+    if request.method == "CONNECT":
+        raise MethodNotAllowed("CONNECT asks for a tunnel, and there is none here.")
 
 
 async def _body(request: Request) -> bytes:

@@ -177,6 +177,13 @@ class MetadataStore(Protocol):
         """
         ...
 
+    async def session_of_site(self, key: int) -> Session:
+        """The session with this key, whoever owns it: for its site, and for nothing else. Counts as a call.
+
+        Raises NotFound or Expired.
+        """
+        ...
+
     async def sessions(self, which: SessionFilter) -> Sequence[Session]:
         """The sessions that match, newest first. Counts as no call to them."""
         ...

@@ -40,7 +40,7 @@ from era.store import capsules, idempotency, outputs, runs, sessions, setups, ve
 from era.store.api_keys import ApiKeyRows
 from era.store.database import Database
 from era.store.inbox import InboxRows
-from era.store.session_lookup import read_public_session, read_session
+from era.store.session_lookup import read_public_session, read_session, read_session_of_site
 from era.store.storage_items import StorageItemRows
 
 _DEFAULT_RETENTION = Retention()
@@ -81,6 +81,9 @@ class SqlStore:
 
     async def public_session(self, session_id: str) -> Session:
         return await read_public_session(self.database, self._retention, session_id)
+
+    async def session_of_site(self, key: int) -> Session:
+        return await read_session_of_site(self.database, key)
 
     async def sessions(self, which: SessionFilter) -> Sequence[Session]:
         return await self.database.read(sessions.list_sessions, self._retention, which)

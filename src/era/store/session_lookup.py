@@ -164,6 +164,19 @@ async def read_public_session(database: Database, retention: Retention, session_
     )
 
 
+async def read_session_of_site(database: Database, key: int) -> Session:
+    """The present session with this key as a call, which is noted if that is due. Raises NotFound or Expired."""
+
+    def find(connection: Connection) -> Session:
+        row = _find_by_key.first(connection, {"session": key})
+        session = None if row is None else session_from_row(row)
+        if session is None or session.removal is not None:
+            raise NotFound("The session of this site is gone.")
+        return _not_expired(connection, session)
+
+    return await _read_and_touch(database, find, lambda _, session: session)
+
+
 async def _read_and_touch[T](
     database: Database, find: Callable[[Connection], Session], job: Callable[[Connection, Session], T]
 ) -> T:

@@ -126,10 +126,12 @@ class DeletedAllAnswer(BaseModel):
 
 
 class HostAnswer(BaseModel):
-    url: str
+    url: str = Field(description="By which anybody may call the session.")
     base_url: str
     session_id: str
     port: int
+    label: str = Field(description="Of the session's site, in its host name behind the port.")
+    site_url: str = Field(description="The same under a host name of the session's own, as a site of its own.")
 
 
 def session_answer(session: Session, status: str, limits: JsonObject) -> dict[str, Any]:

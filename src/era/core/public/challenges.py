@@ -31,6 +31,9 @@ _FOR_PROGRAMS = frozenset({"bearer", "dpop"})
 """Schemes that browsers don't answer by themselves."""
 
 _BY_REALM = "basic"
+_OF_THE_MACHINE = frozenset({"negotiate", "ntlm", "kerberos"})
+"""Browsers answer these with what somebody has logged in with, wherever they are asked."""
+
 _OF_OTHERS = frozenset({"digest", "negotiate", "ntlm", "kerberos"})
 
 
@@ -50,6 +53,21 @@ def allowed(value: str, realm: str | None) -> list[str]:
         elif scheme in _FOR_PROGRAMS:
             found.append(f"{match['scheme']} {match['rest']}" if match["rest"] else match["scheme"])
     return list(dict.fromkeys(found))
+
+
+def of_site(value: str) -> list[str]:
+    """The challenges of a WWW-Authenticate header of a session with an origin of its own: all that can be answered with
+    what belongs to that origin."""
+    found, at = [], 0
+    value = value.strip(" \t,")
+    while at < len(value):
+        match = _CHALLENGE.match(value, at)
+        if match is None:
+            return []
+        at = match.end()
+        if match["scheme"].lower() not in _OF_THE_MACHINE:
+            found.append(f"{match['scheme']} {match['rest']}" if match["rest"] else match["scheme"])
+    return found
 
 
 def is_of_another(authorization: str) -> bool:

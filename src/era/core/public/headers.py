@@ -48,6 +48,13 @@ _NOT_FOR_GUESTS = _HOP_BY_HOP | {
     # commands to a web server in front of this one to send a file of its own
     *("x-sendfile", "x-lighttpd-send-file", "x-lighttpd-send-tempfile"),
 }
+_FOR_OWN_ORIGIN = frozenset(
+    {"service-worker-allowed", "accept-ch", "reporting-endpoints", "speculation-rules", "use-as-dictionary"}
+    | {"x-content-type-options"}
+)
+"""Of these, the ones that concern one origin only. Clear-Site-Data isn't among them: it removes the cookies of all
+hosts below the same registered name."""
+
 _NOT_FOR_GUESTS_PREFIX = "x-accel-"  # nginx's family of such commands
 
 TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
@@ -66,6 +73,9 @@ class Place:
     realm: str | None
     """Of its challenges; None where it may not ask for credentials."""
 
+    own_origin: bool = False
+    """Whether it has a host name of its own (sites.py), so that nothing of it can be taken for another's."""
+
 
 def place(above: str, session_id: str, raw_path: bytes) -> Place:
     """The place of a session, for an answer at this path. `above` is the path of a proxy in front of us.
@@ -77,21 +87,31 @@ def place(above: str, session_id: str, raw_path: bytes) -> Place:
     return Place(path, path if raw_path.startswith(f"/proxy/{session_id}/".encode()) else None)
 
 
-def of_request(headers: Iterable[tuple[bytes, bytes]], key: bytes | None) -> list[tuple[str, str]]:
+def site(label: str) -> Place:
+    """The place of a session that answers under a name of its own."""
+    return Place(f"site {label}", None, own_origin=True)
+
+
+def of_request(
+    headers: Iterable[tuple[bytes, bytes]], key: bytes | None, *, own_origin: bool = False
+) -> list[tuple[str, str]]:
     """The headers of a request that a session may see, with names in lower case.
 
     `key` is the operator's API key. An Authorization header with it, or with any other key of the API, is dropped: the
     caller may have sent it needlessly. So is one that no session can have asked for. Headers that `Connection` names
-    are kept: they would end here anyway, and a caller could use this to remove what a proxy in front has added.
+    are kept: they would end here anyway, and a caller could use this to remove what a proxy in front has added. All
+    cookies and credentials of a session's `own_origin` are its own.
     """
     passed: list[tuple[str, str]] = []
     for raw_name, raw_value in headers:
         name, value = raw_name.decode("latin-1").lower(), raw_value.decode("latin-1")
         if name in _HOP_BY_HOP or name == "set-cookie":  # Set-Cookie is no request header, and can't be joined
             continue
-        if name == "authorization" and (_has_api_key(raw_value, key) or challenges.is_of_another(value)):
+        if name == "authorization" and _has_api_key(raw_value, key):
             continue
-        if name == "cookie":
+        if name == "authorization" and not own_origin and challenges.is_of_another(value):
+            continue
+        if name == "cookie" and not own_origin:
             value = _own_cookies(value)
             if not value:
                 continue
@@ -114,9 +134,13 @@ def of_answer(received: Iterable[tuple[str, str]], place: Place) -> list[tuple[s
                 f"The program answered a header '{name[:40]}' with a character that can't be in one.",
                 hint="A header is one line of ASCII: no line breaks, no NUL.",
             )
-        if name in _NOT_FOR_GUESTS or name.startswith(_NOT_FOR_GUESTS_PREFIX):
+        if name in _NOT_FOR_GUESTS and not (place.own_origin and name in _FOR_OWN_ORIGIN):
             continue
-        if name == "set-cookie":
+        if name.startswith(_NOT_FOR_GUESTS_PREFIX):
+            continue
+        if place.own_origin:
+            passed += _of_site(name, value)
+        elif name == "set-cookie":
             passed.append((name, _set_cookie(value, place.cookie_path)))
         elif name == "www-authenticate":
             passed += [(name, challenge) for challenge in challenges.allowed(value, place.realm)]
@@ -133,6 +157,8 @@ def of_answer(received: Iterable[tuple[str, str]], place: Place) -> list[tuple[s
         passed.append(("content-type", media_type))
     if sum(len(name) + len(value) + 4 for name, value in passed) > _MAX_ANSWER_BYTES:
         raise RelayFailed("The program answered more than 32 KiB of headers.")
+    if place.own_origin:
+        return passed
     # Ours comes last: by the HTML standard, of several policies with a `sandbox` directive the last one counts.
     return [
         *passed,
@@ -140,6 +166,18 @@ def of_answer(received: Iterable[tuple[str, str]], place: Place) -> list[tuple[s
         ("content-security-policy", POLICY),
         ("x-content-type-options", "nosniff"),
     ]
+
+
+def _of_site(name: str, value: str) -> list[tuple[str, str]]:
+    """A header of an answer from an origin of the session's own. Cookies are for this host only: with `Domain` they
+    would be sent to other sessions, and to this server's own pages."""
+    if name == "set-cookie":
+        pair, *attributes = value.split(";")
+        kept = [part for part in attributes if part.partition("=")[0].strip().lower() != "domain"]
+        return [(name, ";".join([pair, *kept]))]
+    if name == "www-authenticate":
+        return [(name, challenge) for challenge in challenges.of_site(value)]
+    return [(name, value)]
 
 
 def _without_sandbox(policy: str) -> list[str]:

@@ -66,13 +66,14 @@ class Reply:
     body: bytes | Written
 
 
-def environment(call: Call, *, key: bytes | None) -> dict[str, str]:
-    """The variables that describe a request to a program. `key` is the operator's API key, which no program may see.
+def environment(call: Call, *, key: bytes | None, own_origin: bool = False) -> dict[str, str]:
+    """The variables that describe a request to a program. `key` is the operator's API key, which no program may see;
+    for `own_origin` see headers.Place.
 
     Raises TooLarge for what fits no environment.
     """
     path, query = ascii_target(call.path), ascii_target(call.query)
-    return variables(call.method, path, query, headers.of_request(call.headers, key), call.body)
+    return variables(call.method, path, query, headers.of_request(call.headers, key, own_origin=own_origin), call.body)
 
 
 def variables(method: str, path: str, query: str, passed: Iterable[tuple[str, str]], body: bytes) -> dict[str, str]:

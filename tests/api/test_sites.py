@@ -1,0 +1,347 @@
+"""Sites: each session and port under a host name of its own, where everything belongs to the session."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any
+from urllib.parse import urlsplit
+
+import httpx
+import pytest
+
+from tests.api.answers import refused
+from tests.api.guest_servers import HTTP_SERVER, WEBSOCKET_ECHO, start_in_background
+from tests.api.websocket import WebSocket
+from tests.browser import Browser
+from tests.conftest import MakeServer, MakeSession, Server
+
+OWN_PATHS = [
+    "/",
+    "/api/sessions",
+    "/api/sessions/",
+    "/api/keys",
+    "/docs",
+    "/health",
+    "/metrics",
+    "/openapi.json",
+    "/mcp",
+    "/style.css",
+    "/proxy/other/3000/",
+    "/links/x",
+    "/a//b/c%2Fd/?x=/api",
+]
+
+
+def name_of(client: httpx.Client, where: str, port: int = 3000) -> str:
+    """The host name and port of a session's site."""
+    answer = client.get(f"/api/sessions/{where}/host?port={port}").json()
+    assert answer["site_url"].startswith(f"http://{port}-{answer['label']}.localhost:")
+    return str(urlsplit(answer["site_url"]).netloc)
+
+
+def called(client: httpx.Client, name: str, path: str, method: str = "GET", **options: Any) -> httpx.Response:
+    """Call a site, whose name nothing here resolves."""
+    headers = {"Host": name, **options.pop("headers", {})}
+    url = client.base_url.copy_with(raw_path=path.encode())
+    return client.request(method, url, headers=headers, **options)
+
+
+@pytest.fixture
+def echo(client: httpx.Client, session: MakeSession) -> str:
+    """The name of the site of a session with a live server."""
+    where = session()
+    start_in_background(client, where, HTTP_SERVER)
+    return name_of(client, where)
+
+
+def test_a_name_is_stable_and_nobody_elses(own_server: MakeServer) -> None:
+    server = own_server(api_key="k")
+    keyed = {"headers": {"Authorization": "Bearer k"}}
+    labels = []
+    with server.client(**keyed) as client:
+        for body in ({"session_id": "one"}, {"session_id": "x" * 128}, {"session_id": "A:b_C"}):
+            client.post("/api/sessions", json={"language": "python", **body}).raise_for_status()
+            answers = [client.get(f"/api/sessions/{body['session_id']}/host?port={port}").json() for port in (1, 65535)]
+            assert answers[0]["label"] == answers[1]["label"]
+            assert re.fullmatch("[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?", f"65535-{answers[1]['label']}")
+            labels.append(answers[0]["label"])
+        assert len(set(labels)) == 3
+    server.stop()
+    server.start()
+    with server.client(**keyed) as client:
+        assert client.get("/api/sessions/one/host?port=1").json()["label"] == labels[0]
+        client.delete("/api/sessions/one").raise_for_status()
+        name = f"1-{labels[0]}.localhost"
+        refused(called(client, name, "/"), 404, "no session")
+        client.post("/api/sessions/one/restore").raise_for_status()
+        assert client.get("/api/sessions/one/host?port=1").json()["label"] == labels[0]
+        refused(called(client, name, "/"), 400, "Nothing listens")
+        client.delete("/api/sessions/one?purge=true").raise_for_status()
+        client.post("/api/sessions", json={"language": "python", "session_id": "one"}).raise_for_status()
+        assert client.get("/api/sessions/one/host?port=1").json()["label"] != labels[0], "another session"
+        refused(called(client, name, "/"), 404, "no session")
+
+
+@pytest.mark.parametrize("method", ["GET", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "PURGE"])
+def test_every_path_and_method_is_the_sessions(client: httpx.Client, echo: str, method: str) -> None:
+    for path in OWN_PATHS if method in ("GET", "POST") else OWN_PATHS[:3]:
+        answer = called(client, echo, path, method, content=b"{}", headers={"Content-Type": "application/json"})
+        assert answer.status_code == 200, (path, answer.text)
+        seen = answer.json()
+        assert (seen["method"], seen["path"], seen["body"]) == (method, path, "{}")
+        headers = {name.lower(): value for name, value in seen["headers"]}
+        assert headers["host"] == headers["x-forwarded-host"] == echo
+        assert "x-forwarded-prefix" not in headers
+
+
+def test_no_call_of_the_api_is_reached(client: httpx.Client, session: MakeSession, echo: str) -> None:
+    """Not even the one with a shortcut."""
+    where = session()
+    body = {"code": "print('run by the API')"}
+    for path in (f"/api/sessions/{where}/run", "/api/execute"):
+        for name in (echo, echo.upper()):
+            answer = called(client, name, path, "POST", json=body, headers={"Origin": f"http://{echo}"})
+            assert answer.json()["path"] == path
+    assert client.get(f"/api/sessions/{where}/runs").json()["count"] == 0
+
+
+def test_cookies_and_credentials_are_the_sessions_own(client: httpx.Client, echo: str) -> None:
+    sent = {"Cookie": "a=1; era-session-b=2", "Authorization": 'Digest username="u"', "Origin": "http://evil.example"}
+    seen = {name.lower(): value for name, value in called(client, echo, "/", headers=sent).json()["headers"]}
+    assert seen["cookie"] == sent["Cookie"]
+    assert seen["authorization"] == sent["Authorization"]
+    assert seen["origin"] == sent["Origin"]
+
+
+def raw(client: httpx.Client, name: str, *lines: str) -> httpx.Response:
+    """What becomes of an answer with these headers."""
+    answer = "\r\n".join(["HTTP/1.1 200 OK", "Content-Length: 2", *lines, "", "ok"])
+    return called(client, name, f"/raw?{answer.encode().hex()}")
+
+
+def test_a_cookie_is_for_this_host_only(client: httpx.Client, echo: str) -> None:
+    cookies = [
+        "a=1; Path=/x; Domain=localhost; HttpOnly",
+        "b=2;domain=.localhost",
+        "c=3; DOMAIN = localhost ; Secure",
+        "__Host-d=4; Path=/; Secure",
+        "e=domain=localhost",
+    ]
+    answer = raw(client, echo, *(f"Set-Cookie: {cookie}" for cookie in cookies))
+    assert answer.headers.get_list("set-cookie") == [
+        "a=1; Path=/x; HttpOnly",
+        "b=2",
+        "c=3; Secure",
+        "__Host-d=4; Path=/; Secure",
+        "e=domain=localhost",
+    ]
+
+
+def test_what_a_site_may_answer(client: httpx.Client, echo: str) -> None:
+    kept = {
+        "content-security-policy": "default-src 'self'",
+        "service-worker-allowed": "/",
+        "access-control-allow-origin": "*",
+        "x-content-type-options": "nosniff",
+        "content-type": "multipart/x-mixed-replace; boundary=x",
+        "location": "/login",
+    }
+    dropped = {
+        "clear-site-data": '"cookies"',
+        "strict-transport-security": "max-age=1; includeSubDomains",
+        "alt-svc": 'h3=":1"',
+        "x-accel-redirect": "/etc/passwd",
+        "x-sendfile": "/etc/passwd",
+        "set-login": "logged-in",
+    }
+    answer = raw(client, echo, *(f"{name}: {value}" for name, value in (kept | dropped).items()))
+    assert answer.text == "ok"
+    assert {name: answer.headers.get(name) for name in kept} == kept
+    assert not dropped.keys() & answer.headers.keys()
+    assert answer.headers["x-era-run"]
+    asked = raw(client, echo, 'WWW-Authenticate: Basic realm="r", Negotiate', "WWW-Authenticate: NTLM")
+    assert asked.headers.get_list("www-authenticate") == ['Basic realm="r"']
+
+
+def test_a_long_body_streams_both_ways(client: httpx.Client, echo: str) -> None:
+    assert called(client, echo, "/sink", "POST", content=bytes(40 << 20)).text == str(40 << 20)
+    assert len(called(client, echo, "/big?20").content) == 20 << 20
+    headers = {"Host": echo}
+    with client.stream("GET", "/events", headers=headers) as answer:
+        lines = answer.iter_lines()
+        for n in range(3):
+            assert next(lines) == f"data: {n}"
+            assert next(lines) == ""
+            called(client, echo, f"/go?{n}")
+
+
+def test_a_websocket_at_any_path(client: httpx.Client, session: MakeSession, server: Server) -> None:
+    where = session("node")
+    start_in_background(client, where, WEBSOCKET_ECHO)
+    name = name_of(client, where)
+    for path in ("/", "/api/sessions", "/ws?x=1"):
+        socket = WebSocket(server, path, "Origin: http://evil.example", host=name)
+        assert socket.accepted, socket.head
+        assert "\r\nset-cookie: c=1\r\n" in socket.head.lower() + "\r\n"
+        socket.send(b"hello", 1)
+        assert socket.receive() == (1, b"hello")
+        socket.socket.close()
+    nobody = WebSocket(server, "/", host=f"3000-{'a' * 32}.localhost")
+    assert not nobody.accepted
+    nobody.socket.close()
+
+
+def test_stored_code_answers_under_the_name_and_is_told_of_no_other_api(
+    client: httpx.Client, session: MakeSession, server: Server
+) -> None:
+    where = session()
+    code = """
+import json, os
+names = ("ERA_HTTP_PATH", "ERA_HTTP_QUERY", "ERA_BASE_URL", "ERA_PROXY_URL", "ERA_HTTP_HEADERS")
+headers = {"Set-Cookie": "a=1; Domain=localhost"}
+print(json.dumps({"headers": headers, "body": {name: os.environ[name] for name in names}}))
+"""
+    client.put(f"/api/sessions/{where}/code", json={"code": code}).raise_for_status()
+    name = name_of(client, where, 80)
+    answer = called(client, name, "/api/sessions/x?y=1", headers={"Cookie": "mine=1"})
+    assert answer.headers["set-cookie"] == "a=1"
+    assert "content-security-policy" not in answer.headers
+    seen = answer.json()
+    assert (seen["ERA_HTTP_PATH"], seen["ERA_HTTP_QUERY"]) == ("/api/sessions/x", "?y=1")
+    assert seen["ERA_BASE_URL"] == server.url
+    assert seen["ERA_PROXY_URL"] == f"{server.url}/proxy/{where}"
+    assert json.loads(seen["ERA_HTTP_HEADERS"])["cookie"] == "mine=1"
+
+
+def test_names_that_are_none(client: httpx.Client, session: MakeSession, server: Server) -> None:
+    where = session()
+    name = name_of(client, where)
+    label = name.removeprefix("3000-").partition(".")[0]
+    changed = ("b" if label[0] == "a" else "a") + label[1:]
+    for wrong in (changed, label[:-1] + ("b" if label[-1] == "a" else "a"), label[1:], label + "a", "x", "a-b"):
+        refused(called(client, f"3000-{wrong}.localhost", "/api/sessions"), 404, "no session")
+    for port in ("0", "65536", "99999"):
+        refused(called(client, f"{port}-{label}.localhost", "/"), 400, "port")
+    for foreign in (
+        f"{label}.localhost",
+        f"x.3000-{label}.localhost",
+        f"3000-{label}.evil.example",
+        f"3000-{label}.localhost.evil.example",
+        f"-{label}.localhost",
+        f"123456-{label}.localhost",
+        f"3000-{label}.localhost:x",
+        "evil.localhost",
+        ".localhost",
+    ):
+        refused(called(client, foreign, "/api/sessions"), 403, "own names")
+    for hosts in ((name, "127.0.0.1"), ("127.0.0.1", name), (name, name)):
+        lines = "".join(f"Host: {host}\r\n" for host in hosts)
+        answer = server.exchange(f"GET /api/sessions HTTP/1.1\r\n{lines}Connection: close\r\n\r\n".encode())
+        assert answer.startswith(b"HTTP/1.1 400"), answer
+    refused(called(client, name, "/", "CONNECT"), 405)
+    client.patch(f"/api/sessions/{where}", json={"allowPublicAccess": False}).raise_for_status()
+    refused(called(client, name, "/"), 403, "not public")
+
+
+def test_others_reach_sites_below_a_public_host(own_server: MakeServer) -> None:
+    server = own_server(public_host="apps.example.test", api_key="the key")
+    with server.client() as client:
+        keyed = {"Authorization": "Bearer the key"}
+        client.post("/api/sessions", json={"language": "python", "session_id": "s"}, headers=keyed).raise_for_status()
+        run = {"code": HTTP_SERVER, "background": True, "env": {"PORT": "3000"}}
+        client.post("/api/sessions/s/run", json=run, headers=keyed).raise_for_status()
+        host = client.get("/api/sessions/s/host?port=3000", headers=keyed).json()
+        name = f"3000-{host['label']}.apps.example.test"
+        assert host["site_url"] == f"https://{name}"
+        for each in (name, f"{name}:8443", f"3000-{host['label']}.localhost"):
+            seen = called(client, each, "/api/keys", headers=keyed).json()
+            assert seen["path"] == "/api/keys"
+            headers = {name.lower(): value for name, value in seen["headers"]}
+            assert "authorization" not in headers, "a key of the API's is nothing for a session"
+            assert headers["x-forwarded-proto"] == ("http" if each.endswith(".localhost") else "https")
+        refused(called(client, f"3000-{'a' * 32}.apps.example.test", "/api/sessions", headers=keyed), 404)
+        assert called(client, "era.example.test", "/api/sessions", headers=keyed).status_code == 200
+
+
+PAGE_SERVER = """\
+const crypto = require("crypto"), http = require("http");
+const page = `<!doctype html><link rel="stylesheet" href="/style.css"><body><script src="/app.js"></script>`;
+const app = `
+document.cookie = "script=1; path=/";
+document.cookie = "wide=1; path=/; domain=localhost";
+window.stored = localStorage.getItem("who");
+localStorage.setItem("who", location.host);
+window.told = (async () => {
+  const socket = new WebSocket("ws://" + location.host + "/api/socket");
+  const greeting = await new Promise((resolve, reject) => {
+    socket.onmessage = (event) => resolve(event.data);
+    socket.onerror = () => reject(new Error("no socket"));
+  });
+  const database = await new Promise((resolve, reject) => {
+    const opening = indexedDB.open("x");
+    opening.onsuccess = () => resolve(opening.result.name);
+    opening.onerror = reject;
+  });
+  const worker = await navigator.serviceWorker.register("/sw.js");
+  const answer = await fetch("/api/sessions", {method: "POST", body: "b"});
+  return {greeting, database, worker: worker.scope, answer: await answer.text(), origin: self.origin,
+          color: getComputedStyle(document.body).color};
+})();
+`;
+const types = {"/style.css": ["text/css", "body { color: rgb(1, 2, 3) }"], "/app.js": ["text/javascript", app],
+               "/sw.js": ["text/javascript", ""]};
+http.createServer((request, response) => {
+  const [type, body] = types[request.url] ?? ["text/html", page];
+  if (request.url === "/api/sessions") return response.end(request.method + " " + request.headers.cookie);
+  response.setHeader("Content-Type", type);
+  response.setHeader("Set-Cookie", ["server=1; HttpOnly", "shared=1; Domain=localhost"]);
+  response.end(body);
+}).on("upgrade", (request, socket) => {
+  const accept = crypto.createHash("sha1")
+    .update(request.headers["sec-websocket-key"] + "258EAFA5-E914-47DA-95CA-C5AB0DC85B11").digest("base64");
+  socket.write("HTTP/1.1 101 Switching Protocols\\r\\nUpgrade: websocket\\r\\nConnection: Upgrade\\r\\n"
+    + `Sec-WebSocket-Accept: ${accept}\\r\\n\\r\\n`);
+  socket.write(Buffer.from([0x81, 2, 104, 105]));
+  socket.on("error", () => {});
+}).listen(3000, () => console.log("listening"));
+"""
+
+
+def test_a_page_works_as_on_any_site_and_sees_no_other(
+    client: httpx.Client, session: MakeSession, server: Server, browser: Browser
+) -> None:
+    wheres = session("node"), session("node")
+    names = []
+    for where in wheres:
+        start_in_background(client, where, PAGE_SERVER)
+        names.append(name_of(client, where))
+    for name in names:
+        browser.open(f"http://{name}/")
+        assert browser.look("window.stored") is None, "the storage of another session"
+        told = browser.look("window.told")
+        cookies = told.pop("answer").removeprefix("POST ").split("; ")
+        assert sorted(cookies) == ["script=1", "server=1", "shared=1"], "and none of another session"
+        assert told == {
+            "greeting": "hi",
+            "database": "x",
+            "worker": f"http://{name}/",
+            "origin": f"http://{name}",
+            "color": "rgb(1, 2, 3)",
+        }
+        browser.open(f"http://{name}/again")
+        assert browser.look("window.stored") == name
+    # Neither this server's own pages nor those under /proxy get any cookie of theirs.
+    port = urlsplit(server.url).port
+    browser.open(f"http://localhost:{port}/")
+    assert browser.look("document.cookie") == ""
+    client.put(
+        f"/api/sessions/{wheres[0]}/code", json={"code": "import os; print(os.environ['ERA_HTTP_HEADERS'])"}
+    ).raise_for_status()
+    attack = "fetch('/api/sessions', {headers: {'X': '1'}}).then((answer) => answer.text())"
+    assert json.loads(browser.look(attack))["count"] >= 2
+    browser.open(f"http://{names[0]}/")
+    reading = f"fetch('http://localhost:{port}/api/sessions').then(() => 'read', () => 'refused')"
+    assert browser.look(reading) == "refused"
+    other = f"fetch('http://{names[1]}/').then(() => 'read', () => 'refused')"
+    assert browser.look(other) == "refused"
