@@ -443,3 +443,66 @@ async def closed_under_processes(sandbox: Sandbox) -> list[str]:
     async with sandbox.frozen():
         await sandbox.close()
     return [(await following.end())[1].cause for following in beside]
+
+
+async def fork_bomb(sandbox: Sandbox) -> tuple[str, str]:
+    """A fork bomb goes on in a process: what a run says then, and what a new process says once it is killed."""
+    bomb = "import os, time\nwhile True:\n    try: os.fork()\n    except OSError: time.sleep(0.01)"
+    following = await begun(sandbox, spec("python3", "-c", f"print('up', flush=True)\n{bomb}"))
+    await following.until(b"up")
+    await asyncio.sleep(0.5)
+    forks = "import os\ntry:\n    print(os.fork() and 'forks')\nexcept OSError as problem: print(problem.strerror)"
+    said, _ = await run(sandbox, forks)
+    await end_processes(sandbox)
+    await following.end()
+    again, _ = await process(sandbox, shell("echo well"))
+    return said.strip(), again["stdout"].decode().strip()
+
+
+async def out_of_memory(sandbox: Sandbox) -> tuple[ProcessEnded, str]:
+    """A process takes too much memory: how it has ended, and what a run says then. Another process goes on."""
+    other = await begun(sandbox, spec("cat", stdin=True))
+    takes = (
+        "import mmap\nheld = []\nwhile True:\n    held.append(mmap.mmap(-1, 8 << 20)); held[-1].write(b'x' * (8 << 20))"
+    )
+    following = await begun(sandbox, spec("python3", "-c", takes))
+    _, ended = await following.end()
+    said, _ = await run(sandbox, "print('well')")
+    with contextlib.suppress(BrokenPipeError):
+        await other.process.close_stdin()
+    await other.end()
+    return ended, said.strip()
+
+
+async def system_v_objects(sandbox: Sandbox) -> list[str]:
+    """What is left of a shared memory object of a process after a run, and once there are no processes."""
+    makes = (
+        "import ctypes, time; print(ctypes.CDLL(None).shmget(4711, 4096, 0o1600) >= 0, flush=True); time.sleep(1000)"
+    )
+    looks = "import ctypes; print(ctypes.CDLL(None).shmget(4711, 4096, 0) >= 0)"
+    seen = []
+    async with running(sandbox, spec("python3", "-c", makes)) as beside:
+        await beside.until(b"True")
+        await run(sandbox, "")
+        seen.append((await run(sandbox, looks))[0].strip())
+    await end_processes(sandbox)
+    await run(sandbox, "")
+    seen.append((await run(sandbox, looks))[0].strip())
+    return seen
+
+
+async def too_many_files_in_memory(sandbox: Sandbox) -> tuple[str, str, ProcessEnded]:
+    """A process makes as many files in /tmp as a run may, then more. How runs end beside it, and how it ends."""
+    makes = (
+        "import time\nfor number in range({first}, {last}): open(f'/tmp/{{number}}', 'w').close()\n"
+        "print('up', flush=True); time.sleep(1000)"
+    )
+    sleeps = "import time; time.sleep(0.5)"
+    first = await begun(sandbox, spec("python3", "-c", makes.format(first=0, last=9_990)))
+    await first.until(b"up")
+    _, beside = await run(sandbox, sleeps)
+    second = await begun(sandbox, spec("python3", "-c", makes.format(first=10_000, last=30_000)))
+    said, ended = await second.end()
+    await first.end()
+    await end_processes(sandbox)
+    return beside.cause, said.get("stderr", b"").decode(), ended

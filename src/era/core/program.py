@@ -82,7 +82,8 @@ class Program:
     """The kernel notifies the service before it connects this program to anything (guest/connect_filter.py)."""
 
     keeps_scratch: bool = False
-    """What it leaves in /tmp and /dev/shm is there for the next program."""
+    """What it leaves in /tmp, /dev/shm and other memory is there for the next program. So it is beside processes,
+    whatever this says."""
 
 
 @dataclass(frozen=True, slots=True)

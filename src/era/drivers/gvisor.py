@@ -231,7 +231,7 @@ class GvisorSandbox(BubblewrapSandbox):
         async def enter(control: int) -> Life:
             return division.start(control)
 
-        return Beside(enter, variables, self._out_of_memory, self.log, has_broker=False)
+        return Beside(enter, variables, self._out_of_memory, self._watching.set_processes, self.log, has_broker=False)
 
     def rlimits(self, language: Language) -> dict[str, int]:
         return _settable(super().rlimits(language))
@@ -243,7 +243,15 @@ class GvisorSandbox(BubblewrapSandbox):
     def memory_watch(self, group: Group | None) -> MemoryWatch | None:
         if group is None:
             return super().memory_watch(group)
-        return GroupWatch(self.limits.memory_bytes + _OWN_MEMORY, group.memory_bytes, self.kill_run)
+        return GroupWatch(self.limits.memory_bytes + _OWN_MEMORY, group.memory_bytes, self.relieve)
+
+    async def relieve(self) -> bool:
+        """End the run under way, or all processes: from outside they can't be told apart."""
+        beside = self._supervisor_beside()
+        if self._watching.runs or beside is None:
+            return await super().relieve()
+        beside.end_for_want_of_memory()
+        return False
 
     def apply_bounds(self, pid: int) -> None:
         super().apply_bounds(pid)

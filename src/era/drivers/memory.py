@@ -1,5 +1,4 @@
-"""How much memory a sandbox's processes take, and the end of a run that takes too much where no control group sees to
-that.
+"""How much memory a sandbox's processes take, and the end of what takes too much where no control group sees to that.
 
 Theory of operation. The kernel bounds the private memory of each process (RLIMIT_DATA), but neither that of all
 together nor shared memory: maps that are shared, and files in memory (memfd_create(2)). So while a program runs, what
@@ -47,14 +46,18 @@ _MAP = re.compile(rb"[0-9a-f]+-[0-9a-f]+ \S+ [0-9a-f]+ ([0-9a-f]+):([0-9a-f]+) (
 
 
 class MemoryWatch:
-    """Ends one run once its sandbox takes more than `most` bytes of memory. `start` it, and `stop` it at the end."""
+    """Ends a run, or processes beside it, once the sandbox takes more than `most` bytes of memory. `start` it, and
+    `stop` it at the end."""
 
     first = _FIRST
     """Seconds before the first measurement."""
 
-    def __init__(self, most: int, pids: Callable[[], list[int]], kill: Callable[[], Awaitable[None]]) -> None:
-        """`pids` are the processes of the sandbox. `kill` ends the run."""
+    def __init__(self, most: int, pids: Callable[[], list[int]], kill: Callable[[], Awaitable[bool]]) -> None:
+        """`pids` are the processes of the sandbox. `kill` ends what takes the memory, and says whether it was the
+        run."""
         self.exceeded = False
+        """Whether the run was ended."""
+
         self._most = most
         self._pids = pids
         self._kill = kill
@@ -77,9 +80,8 @@ class MemoryWatch:
         """Measure until the run has ended or takes too much."""
         while True:
             began = time.monotonic()
-            if await asyncio.to_thread(self._is_over):
+            if await asyncio.to_thread(self._is_over) and await self._kill():
                 self.exceeded = True
-                await self._kill()
                 return
             await asyncio.sleep(max(INTERVAL, _SHARE * (time.monotonic() - began)))
 
@@ -97,8 +99,8 @@ class GroupWatch(MemoryWatch):
 
     first = GROUP_INTERVAL
 
-    def __init__(self, most: int, used: Callable[[], int], kill: Callable[[], Awaitable[None]]) -> None:
-        """`used` is the memory of the group, in bytes. `kill` ends the run."""
+    def __init__(self, most: int, used: Callable[[], int], kill: Callable[[], Awaitable[bool]]) -> None:
+        """`used` is the memory of the group, in bytes. For `kill` see MemoryWatch."""
         super().__init__(most, list, kill)
         self._used = used
 
@@ -109,9 +111,8 @@ class GroupWatch(MemoryWatch):
                 used = self._used()
                 lowest = used if lowest is None else min(lowest, used)
                 # gVisor gives back only by and by what the run before has taken. That isn't this run's fault.
-                if used > max(self._most, lowest + GROUP_GROWTH):
+                if used > max(self._most, lowest + GROUP_GROWTH) and await self._kill():
                     self.exceeded = True
-                    await self._kill()
                     return
             except (OSError, KeyError):  # the sandbox is gone
                 return

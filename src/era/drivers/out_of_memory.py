@@ -21,8 +21,18 @@ class OutOfMemory:
         self._kills = 0
         """Processes that the kernel had killed when this was asked last."""
 
+        self._killed_by_us = 0
+        """Processes beside runs that were killed since then where no group bounds memory."""
+
+    def note(self) -> None:
+        """We have killed a process beside runs for want of memory."""
+        self._killed_by_us += 1
+
     def has_killed(self) -> bool:
-        """Whether the kernel has killed any since this was asked last."""
+        """Whether any was killed since this was asked last."""
+        if self._killed_by_us:
+            self._killed_by_us -= 1
+            return True
         if self.group is not None:
             with contextlib.suppress(OSError):
                 before, self._kills = self._kills, self.group.out_of_memory_kills()

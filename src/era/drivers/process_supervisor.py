@@ -27,6 +27,9 @@ from era.errors import SandboxFailed
 ROOM = 1 << 17
 """Bytes of a process's output that are kept here until somebody reads them, and of input that are kept there."""
 
+_START_SECONDS = 20.0
+"""For the supervisor to start a process, which takes it milliseconds unless everything stands still."""
+
 _CHUNK = 1 << 15
 """Bytes of input in a frame. Frames of many processes go over one socket."""
 
@@ -95,6 +98,7 @@ class GuestProcess:
         self._read = 0
         """Bytes that were read since room was given again."""
 
+        self._is_abandoned = False
         self._ended: ProcessEnded | None = None
         self._was_killed = False
         """Whether we have sent a signal that it can't have survived."""
@@ -134,6 +138,11 @@ class GuestProcess:
         self._was_killed = True
         self._send(b"K")
 
+    def abandon(self) -> None:
+        """Kill it, and keep nothing of what it says."""
+        self._is_abandoned = True
+        self._send(b"K")
+
     async def resize(self, size: TerminalSize) -> None:
         self._send(b"Z", size.cols.to_bytes(2, "big") + size.rows.to_bytes(2, "big"))
 
@@ -146,6 +155,9 @@ class GuestProcess:
         if kind in _STREAMS:
             if len(payload) > self._room:
                 raise SandboxFailed("The process supervisor does not keep to its limits.")
+            if self._is_abandoned:
+                self._send(b"A", len(payload).to_bytes(4, "big"))
+                return
             self._room -= len(payload)
             self._add(ProcessOutput(_STREAMS[kind], payload))
         elif kind == b"S":
@@ -216,6 +228,12 @@ class ProcessSupervisor:
         self._processes: dict[int, GuestProcess] = {}
         self._budget = Budget(self)
         self._is_closing = False
+        self._cause: Literal["oom", "signal"] | None = None
+        """Why all processes end at once, where that is known."""
+
+        self.on_end: Callable[[], None] = lambda: None
+        """Called when it has ended."""
+
         self._following: asyncio.Task[None] | None = None
         self._closing: asyncio.Task[None] | None = None
 
@@ -273,7 +291,15 @@ class ProcessSupervisor:
             "supervised": spec.supervised,
         }
         self.send(b"S", number, json.dumps(header).encode(), specification)
-        await process.started.wait()
+        try:
+            async with asyncio.timeout(_START_SECONDS):
+                await process.started.wait()
+        except TimeoutError:
+            self.life.kill()  # in gVisor processes can have it stand still
+            raise SandboxFailed("The process supervisor does not answer.") from None
+        except BaseException:
+            process.abandon()  # nobody has it
+            raise
         if not process.pid and not self.alive:
             raise SandboxFailed("The processes of this sandbox are gone.")
         return process
@@ -287,6 +313,11 @@ class ProcessSupervisor:
             self._is_closing = True
             self._closing = asyncio.create_task(self._close())
         await asyncio.shield(self._closing)
+
+    def end_for_want_of_memory(self) -> None:
+        """End all processes."""
+        self._cause = "oom"
+        self.life.kill()
 
     def send(self, kind: bytes, number: int, payload: bytes = b"", unframed: bytes = b"") -> None:
         if not self._writer.is_closing():
@@ -310,12 +341,13 @@ class ProcessSupervisor:
         finally:
             self._writer.close()
             self.life.kill()
-            cause: Literal["signal", "sandbox_died"] = "signal" if self._is_closing else "sandbox_died"
+            cause = self._cause if self._cause or not self._is_closing else "signal"
             for process in self._processes.values():
-                process.end(ProcessEnded(_KILLED, signal.SIGKILL, cause))
+                process.end(ProcessEnded(_KILLED, signal.SIGKILL, cause or "sandbox_died"))
             self._processes.clear()
             if self.broker is not None:
                 self.broker.close()
+            self.on_end()
 
     async def _receive(self) -> tuple[bytes, int, bytes]:
         """Receive a frame: its kind, the number of its process, and its payload. Raises SandboxFailed at the end."""

@@ -6,6 +6,7 @@ import contextlib
 import os
 import re
 import select
+import signal
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -97,6 +98,26 @@ def memory_bytes(pids: Iterable[int]) -> int:
             anonymous += sizes.get("RssAnon:", 0)
             shared = max(shared, sizes.get("RssShmem:", 0))
     return anonymous + shared
+
+
+def kill_largest(pid: int, other: int) -> bool:
+    """Kill the process below `pid` that has most memory, if none below `other` has more. Returns whether it was killed.
+    The two themselves are left alone."""
+    sizes = {one: memory_bytes([one]) for one in {*below(pid), *below(other)} - {pid, other}}
+    largest = max(sizes, key=lambda one: sizes[one], default=0)
+    try:
+        pidfd = os.pidfd_open(largest)
+    except OSError:
+        return False
+    try:
+        if largest not in below(pid):  # asked only now: its number could have become another's until we had its pidfd
+            return False
+        signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+    except OSError:
+        return False
+    finally:
+        os.close(pidfd)
+    return True
 
 
 def wait_for(pidfd: int) -> None:

@@ -31,7 +31,7 @@ class TimeSlice:
         """Set while a program runs that doesn't stand back."""
 
     def begin(self) -> None:
-        """Look now and then whether the run has used its slice."""
+        """Look now and then whether the run has used its slice. Called again only after `end`."""
         self._end = math.inf
         self._look_in(_LOOK, 0.0)
 

@@ -205,9 +205,8 @@ class GuestProcess:
             for fd in (*ours, *theirs):
                 os.close(fd)
             self.outputs, self.input, self.channel, self.terminal = [], None, None, -1
-            send = self.supervisor.send
-            send(b"S", self.number, bytes(4))
-            send(b"P" if self.header["pty"] else b"E", self.number, f"era: {problem.strerror}\n".encode())
+            self.supervisor.send(b"S", self.number, bytes(4))
+            self.say(f"era: {problem.strerror}\n")
             self.tell({"exit_code": 126, "signal": None, "cpu_us": 0, "peak_memory_bytes": None})
             return
         for fd in theirs:
@@ -381,6 +380,13 @@ class GuestProcess:
             if self.pid and not self.supervisor.config["kernel_tells_of_sizes"]:
                 for pid in _descendants(self.pid, alive=self.ended is None):
                     _kill(pid, signal.SIGWINCH)
+
+    def say(self, text: str) -> None:
+        """Say something on its stderr, or terminal, as far as there is room."""
+        data = text.encode()
+        if self.room >= len(data):
+            self.room -= len(data)
+            self.supervisor.send(b"P" if self.terminal >= 0 else b"E", self.number, data)
 
     # -- ending -------------------------------------------------------------------------------------------------
 

@@ -23,6 +23,9 @@ bounded by the number of processes. What is not yet sent to the host is bounded,
 zeroed at once, into a file in memory that only the child reads. So nothing of it is in our heap when the next process
 is forked; some of those never execute anything (`module`).
 
+*Scratch.* As the supervisor of runs, this one bounds the number of files in memory. It can't tell who has made them.
+So there may be twice as many: those of processes, and what one run may add.
+
 *Ending.* A process is over when it has been waited for and what it had written by then has been passed on. What
 descends from it may live on, like what a shell has started in the background; its output is read and dropped.
 
@@ -54,11 +57,13 @@ import os
 import select
 import signal
 import sys
+import time
 from collections import deque
 
 import startup
+import workspace
 from guest_process import GuestProcess, Output
-from processes import Scheduling
+from processes import Scheduling, signal_everything
 
 TYPE_CHECKING = False  # as type checkers know it
 if TYPE_CHECKING:
@@ -70,9 +75,8 @@ if TYPE_CHECKING:
 OUT_BYTES = 1 << 18
 BUFFER_BYTES = 1 << 17
 HEAD_BYTES = 9
-MOST_REAPED = 64
 CONTROL = 3
-TICK = 0.1
+TICK = 0.5  # seconds between looks at the scratch directories
 
 
 class ProcessSupervisor:
@@ -125,11 +129,24 @@ class ProcessSupervisor:
         if broker := self.broker:
             self.watch(broker.fd, select.EPOLLIN, lambda _: None if broker.answer() else self.let_go(broker.fd))
         self.send(b"Y", 0, json.dumps(self.config["isolation"]).encode())
+        next_look = 0.0
         while True:
-            for fd, events in self.epoll.poll():
+            ready = self.epoll.poll(TICK if self.by_pid else -1)
+            if self.by_pid and time.monotonic() >= next_look:
+                next_look = time.monotonic() + TICK
+                self.look_at_scratch()
+            for fd, events in ready:
                 handler = self.handlers.get(fd)
                 if handler is not None:  # or it was closed in this very round
                     handler(events)
+
+    def look_at_scratch(self) -> None:
+        """End all processes where files in memory are so many that no run can have made them (supervisor.py)."""
+        problem = workspace.overfull(workspace.entries(self.config["scratch"]), 2 * self.config["scratch_entries"], {})
+        if problem is not None:
+            signal_everything(signal.SIGKILL)
+            for process in self.by_pid.values():
+                process.say(f"era: all processes were ended: {problem}\n")
 
     def watch(self, fd: int, events: int, handler: Callable[[int], None]) -> None:
         """Have `handler` called with events of a descriptor. Where nothing is wanted of it, it has to be let go:

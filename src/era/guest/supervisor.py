@@ -34,7 +34,8 @@ prints line by line would otherwise wake us, the host and whoever follows the ru
 thirty times what the printing does. While it waits a pipe still reports that its last writer has gone.
 
 *Scratch.* A tmpfs bounds bytes, not names, and empty files cost memory as well. So a run that lasts is looked at now
-and then: with more entries in a scratch directory than there may be, it ends, as one that has filled the disk.
+and then: with more entries in a scratch directory than there may be, it ends, as one that has filled the disk. Beside
+processes (process_supervisor.py) nothing is removed there after a run, and what it found doesn't count against it.
 
 *Walls.* All of this happens under the driver's filter of system calls and, where the kernel has it, under Landlock
 (landlock.py): we put ourselves into it before anything else, and each program once more.
@@ -222,8 +223,14 @@ class Supervisor:
         self.certificates = header["certificates"]
         spare = self.start_program(entry, environment, cold, invocation, reuse=not refiltered)
         invocation.close()
+        before = self.scratch_used() if header["keeps_scratch"] else {}
         ended = follow(
-            self.control, self.broker, spare, begun + header["timeout"], header["output"], self.overfull_scratch
+            self.control,
+            self.broker,
+            spare,
+            begun + header["timeout"],
+            header["output"],
+            lambda: workspace.overfull(self.scratch_used(), self.scratch_entries, before),
         )
         ended["duration"] = time.monotonic() - begun
         spare.close()
@@ -236,17 +243,19 @@ class Supervisor:
         control.send(b"D", json.dumps(ended).encode())
 
     def clean(self, ephemeral: bool, keeps_scratch: bool) -> None:
-        """Remove what a run has left, except files in the working directory of a session that keeps them."""
-        for directory in () if keeps_scratch else self.scratch:
-            empty_directory(directory, 0o1777)
-        if self.cache and (ephemeral or workspace.nearly_full(self.cache)):
-            empty_directory(self.cache, 0o755)
+        """Remove what a run has left, except files in the working directory of a session that keeps them. With
+        `keeps_scratch` there are others who may be using the rest."""
+        if not keeps_scratch:
+            for directory in self.scratch:
+                empty_directory(directory, 0o1777)
+            self.system_v.remove()
+            if self.cache and (ephemeral or workspace.nearly_full(self.cache)):
+                empty_directory(self.cache, 0o755)
         if ephemeral:
             empty_directory(self.workspace, 0o755)
             self.layer.empty()
         if device_files() != self.devices:  # possible in gVisor only, where /dev can't be read-only
             raise RuntimeError("a run has changed /dev")
-        self.system_v.remove()
 
     # -- starting -----------------------------------------------------------------------------------------------
 
@@ -368,13 +377,10 @@ class Supervisor:
         except BaseException as problem:
             give_up(problem)
 
-    def overfull_scratch(self) -> str | None:
-        """A sentence if a scratch directory has more entries than it may, else None."""
-        for directory in (*self.scratch, self.cache) if self.cache else self.scratch:
-            room = os.statvfs(directory)
-            if room.f_files - room.f_ffree > self.scratch_entries:
-                return f"{directory} holds more than {self.scratch_entries} files"
-        return None
+    def scratch_used(self) -> dict[str, int]:
+        """How many entries there are in each scratch directory."""
+        used: dict[str, int] = workspace.entries((*self.scratch, self.cache) if self.cache else self.scratch)
+        return used
 
 
 def forget_ourselves(guest_directory: str, clients: str) -> None:

@@ -5,6 +5,10 @@ from __future__ import annotations
 
 import os
 
+TYPE_CHECKING = False  # as type checkers know it
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
 STATE_FILE = ".session_data.json"
 CHUNK = 1 << 16
 OPEN_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -116,6 +120,20 @@ def nearly_full(directory: str) -> bool:
     """Whether less than a quarter of a tmpfs is free."""
     room = os.statvfs(directory)
     return room.f_bavail < room.f_blocks // 4
+
+
+def entries(directories: Iterable[str]) -> dict[str, int]:
+    """How many entries there are on the file systems of these directories."""
+    rooms = {directory: os.statvfs(directory) for directory in directories}
+    return {directory: room.f_files - room.f_ffree for directory, room in rooms.items()}
+
+
+def overfull(used: dict[str, int], most: int, before: dict[str, int]) -> str | None:
+    """A sentence if a directory has more than `most` entries besides those that were there `before`, else None."""
+    for directory, count in used.items():
+        if count - before.get(directory, 0) > most:
+            return f"{directory} holds more than {most} files"
+    return None
 
 
 def is_importable(entry: os.DirEntry[str]) -> bool:

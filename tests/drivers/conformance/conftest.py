@@ -60,6 +60,9 @@ for test in (
 ):
     NEVER[test, "fake"] = "it has no network of its own, and so no guest listeners"
 
+for driver in ("gvisor", "gvisor as a user"):
+    NEVER["test_files_in_memory_are_bounded_beside_processes", driver] = "gVisor doesn't count files in memory"
+
 
 @pytest.fixture(scope="module", params=DRIVERS)
 def sandboxes(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:

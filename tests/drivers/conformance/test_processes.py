@@ -172,6 +172,32 @@ def test_scratch_is_shared_and_not_cleaned_beside_processes(sandboxes: Any, live
     assert sandboxes.do(live, steps.scratch) == ["of-a-process of-a-run", ""]
 
 
+def test_system_v_objects_of_processes_stay_beside_runs(sandboxes: Any, live: Any) -> None:
+    assert sandboxes.do(live, steps.system_v_objects) == ["True", "False"]
+
+
+def test_files_in_memory_are_bounded_beside_processes(sandboxes: Any, live: Any) -> None:
+    cause, said, ended = sandboxes.do(live, steps.too_many_files_in_memory)
+    assert cause == "exit", "files of processes count against a run"
+    assert "holds more than 20000 files" in said
+    assert (ended.signal, ended.cause) == (9, "signal")
+
+
+def test_a_fork_bomb_in_a_process(sandboxes: Any, live: Any) -> None:
+    said, again = sandboxes.do(live, steps.fork_bomb)
+    assert said in ("forks", "forks\n0", "Resource temporarily unavailable", "")
+    assert again == "well"
+
+
+def test_a_process_that_takes_too_much_memory(sandboxes: Any) -> None:
+    """As an ordinary user the largest process is killed, in gVisor all of them."""
+    sandbox = sandboxes.make("python")
+    ended, said = sandboxes.do(sandbox, steps.out_of_memory)
+    assert (ended.exit_code, ended.signal, ended.cause) == (137, 9, "oom")
+    assert said == "well"
+    sandboxes.close(sandbox)
+
+
 def test_the_host_can_connect_to_a_process(sandboxes: Any, live: Any) -> None:
     assert sandboxes.do(live, steps.connected) == b"hello"
 

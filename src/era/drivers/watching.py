@@ -1,0 +1,65 @@
+"""Following what a sandbox uses, while a program runs in it or processes are beside runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from era.drivers.memory import MemoryWatch
+from era.drivers.time_slice import TimeSlice
+
+
+class Watching:
+    """Has the processor time and the memory of one sandbox followed, for the run under way, else for processes."""
+
+    def __init__(self, memory_watch: Callable[[], MemoryWatch | None]) -> None:
+        """`memory_watch` makes a watch, where memory is watched."""
+        self.slice: TimeSlice | None = None
+        """None without a cgroup."""
+
+        self._memory_watch = memory_watch
+        self._memory: MemoryWatch | None = None
+        self.runs = False
+        """Whether a run is under way."""
+
+        self._has_processes = False
+
+    def begin_run(self) -> MemoryWatch | None:
+        """A run begins. Returns what watches its memory."""
+        self.runs = True
+        self._begin()
+        return self._memory
+
+    def end_run(self) -> None:
+        self.runs = False
+        self._go_on()
+
+    def set_processes(self, there: bool) -> None:
+        """There are processes beside runs from now on, or none any more."""
+        self._has_processes = there
+        if not self.runs:
+            self._go_on()
+
+    def stop(self) -> None:
+        self.runs = self._has_processes = False
+        self._go_on()
+
+    def _go_on(self) -> None:
+        if self._has_processes:
+            self._begin()
+        else:
+            self._end()
+
+    def _begin(self) -> None:
+        self._end()
+        if self.slice is not None:
+            self.slice.begin()
+        self._memory = self._memory_watch()
+        if self._memory is not None:
+            self._memory.start()
+
+    def _end(self) -> None:
+        if self.slice is not None:
+            self.slice.end()
+        if self._memory is not None:
+            self._memory.stop()
+            self._memory = None
