@@ -128,7 +128,7 @@ def test_directories_links_and_fifos_count_as_files(sandboxes: Sandboxes) -> Non
 
 
 @pytest.mark.parametrize(
-    "weak_sandboxes", [Weakness(supervisor={'config["scratch_entries"]': "1 << 40"})], indirect=True
+    "weak_sandboxes", [Weakness(supervisor={'int = config["scratch_entries"]': "int = 1 << 40"})], indirect=True
 )
 def test_files_without_a_bound_go_on(weak_sandboxes: Sandboxes) -> None:
     result = weak_sandboxes.run(
