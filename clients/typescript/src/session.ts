@@ -1,0 +1,161 @@
+/** One session of a server. */
+
+import { SessionData } from "./data.js";
+import { NotFound } from "./errors.js";
+import { Files } from "./files.js";
+import { type CallOptions, once, type OnceOptions, type Transport } from "./http.js";
+import { Inbox } from "./inbox.js";
+import { split } from "./options.js";
+import { sessionPath } from "./paths.js";
+import { Run, type RunOptions, Runs, RunStream } from "./runs.js";
+import { SessionSetup } from "./setup.js";
+import type {
+  Answer,
+  CodeStored,
+  Copy,
+  PublicUrl,
+  RunResult,
+  SessionChanges,
+  SessionInfo,
+  StoredCode,
+} from "./types.js";
+import { Versions } from "./versions.js";
+
+export class Session implements AsyncDisposable {
+  readonly id: string;
+  /** What the server last said about it; `refresh()` asks again. */
+  info: SessionInfo;
+  readonly data: SessionData;
+  readonly files: Files;
+  readonly runs: Runs;
+  readonly versions: Versions;
+  readonly setup: SessionSetup;
+  readonly inbox: Inbox;
+  readonly #transport: Transport;
+  readonly #path: string;
+  readonly #isEphemeral: boolean;
+
+  constructor(transport: Transport, info: SessionInfo, isEphemeral = false) {
+    this.id = info.id;
+    this.info = info;
+    this.#transport = transport;
+    this.#path = sessionPath(info.id);
+    this.#isEphemeral = isEphemeral;
+    this.data = new SessionData(transport, this.#path);
+    this.files = new Files(transport, this.#path);
+    this.runs = new Runs(transport, this.#path);
+    this.versions = new Versions(transport, this.#path);
+    this.setup = new SessionSetup(transport, this.#path);
+    this.inbox = new Inbox(transport, this.#path);
+  }
+
+  /**
+   * Run code, or a `command`, and wait for its result. Without either, the stored code runs. A program that fails is no
+   * error: look at `exit_code` and `status`.
+   */
+  run(code: string | undefined, options: RunOptions & { data: false }): Promise<Omit<RunResult, "data">>;
+  run(code?: string, options?: RunOptions): Promise<RunResult>;
+  run(code?: string, options: RunOptions = {}): Promise<RunResult> {
+    const [{ data, ...body }, call] = split(options);
+    const headers = once(this.#transport, call);
+    const json = { ...body, code };
+    return this.#transport.json(
+      { method: "POST", path: `${this.#path}/run`, query: { data }, json, headers, endless: true },
+      call,
+    );
+  }
+
+  /** Run code and listen to it. If the connection breaks, the stream goes on where it was. */
+  stream(code?: string, options: RunOptions = {}): RunStream {
+    const [{ data, ...body }, call] = split(options);
+    return new RunStream(this.#transport, this.#path, { ...body, code }, data, call);
+  }
+
+  /** Begin a run, and don't wait for it. */
+  async background(code?: string, options: RunOptions = {}): Promise<Run> {
+    type Begun = Answer<"/api/sessions/{session_id}/run", "post", 202>;
+    const [{ data, ...body }, call] = split(options);
+    const json = { ...body, code, background: true };
+    const headers = once(this.#transport, call);
+    const request = {
+      method: "POST",
+      path: `${this.#path}/run`,
+      query: { data },
+      json,
+      headers,
+      endless: true,
+    } as const;
+    const begun = await this.#transport.json<Begun>(request, call);
+    return this.runs.get(begun.run_id);
+  }
+
+  /** The stored code, which a run without code runs. */
+  code(options: CallOptions = {}): Promise<StoredCode> {
+    return this.#transport.json({ method: "GET", path: `${this.#path}/code` }, options);
+  }
+
+  setCode(code: string, description?: string, options: CallOptions = {}): Promise<CodeStored> {
+    const json = { code, description };
+    return this.#transport.json({ method: "PUT", path: `${this.#path}/code`, json, repeatable: true }, options);
+  }
+
+  /** Ask the server how the session is now. */
+  async refresh(options: CallOptions = {}): Promise<SessionInfo> {
+    this.info = await this.#transport.json<SessionInfo>({ method: "GET", path: this.#path }, options);
+    return this.info;
+  }
+
+  /** Change settings; what isn't named stays. */
+  async update(changes: SessionChanges, options: CallOptions = {}): Promise<SessionInfo> {
+    type Changed = Answer<"/api/sessions/{session_id}", "patch">;
+    const call = { method: "PATCH", path: this.#path, json: changes, endless: true } as const;
+    this.info = (await this.#transport.json<Changed>(call, options)).metadata;
+    return this.info;
+  }
+
+  /** Go back: a new version with the content of an old one. */
+  async rollback(version: number, options: CallOptions = {}): Promise<SessionInfo> {
+    const call = { method: "POST", path: `${this.#path}/rollback`, json: { version }, endless: true } as const;
+    this.info = await this.#transport.json<SessionInfo>(call, options);
+    return this.info;
+  }
+
+  /** Copy the session, or one of its versions. */
+  async duplicate(copy: Partial<Copy> & OnceOptions = {}): Promise<Session> {
+    const [json, call] = split(copy);
+    const headers = once(this.#transport, call);
+    const request = { method: "POST", path: `${this.#path}/duplicate`, json, headers } as const;
+    return new Session(this.#transport, await this.#transport.json<SessionInfo>(request, call));
+  }
+
+  /** The URL at which what the session serves on a port can be called. */
+  host(port: number, options: CallOptions = {}): Promise<PublicUrl> {
+    return this.#transport.json({ method: "GET", path: `${this.#path}/host`, query: { port } }, options);
+  }
+
+  /** The whole session as one archive, whose body is read piece by piece. */
+  capsule(
+    { versions, ...options }: { versions?: "all" | "current" } & CallOptions = {},
+  ): Promise<Response> {
+    return this.#transport.open({ method: "GET", path: `${this.#path}/capsule`, query: { versions } }, options);
+  }
+
+  /** Delete the session. For a day `era.restore(id)` brings it back, unless it is purged. */
+  async delete({ purge, ...options }: { purge?: boolean } & CallOptions = {}): Promise<void> {
+    await this.#transport.json({ method: "DELETE", path: this.#path, query: { purge } }, options);
+  }
+
+  /** Have done with it: an ephemeral session is deleted for good, any other stays. `await using` calls this. */
+  async close(): Promise<void> {
+    if (!this.#isEphemeral) return;
+    try {
+      await this.delete({ purge: true });
+    } catch (error) {
+      if (!(error instanceof NotFound)) throw error; // it is gone already
+    }
+  }
+
+  [Symbol.asyncDispose](): Promise<void> {
+    return this.close();
+  }
+}

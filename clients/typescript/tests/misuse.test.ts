@@ -1,0 +1,176 @@
+/** What goes wrong on the way: the right error, what to do, and never anything of the key. */
+
+import assert from "node:assert/strict";
+import { createServer } from "node:net";
+import { test } from "node:test";
+import { inspect } from "node:util";
+import {
+  AnswerLate,
+  ConnectionLost,
+  Era,
+  EraError,
+  Forbidden,
+  NotEra,
+  ServerAway,
+  TooManyWaiting,
+  Unauthorized,
+} from "era-sessions";
+import { all, client, closedAddress, HangingUp, KEY, lines, URL_ } from "./support.ts";
+
+const WRONG = "era_wrong-secret-4711";
+
+/** The error of a call that must fail. It is an error of ours that says what to do, and shows no key. */
+async function failure(call: () => Promise<unknown>): Promise<EraError> {
+  try {
+    await call();
+  } catch (error) {
+    assert.ok(error instanceof EraError, inspect(error));
+    assert.ok(error.hint.length > 0, inspect(error));
+    const shown = inspect(error, { depth: 20, showHidden: true, getters: true }) + JSON.stringify(error) + error.stack;
+    for (const secret of [WRONG, KEY ?? WRONG]) assert.ok(!shown.includes(secret), `shows ${secret}`);
+    return error;
+  }
+  throw new assert.AssertionError({ message: "the call did not fail" });
+}
+
+test("a wrong key, and none", async () => {
+  for (const era of [client({ apiKey: WRONG }), new Era({ url: URL_ })]) {
+    const error = await failure(() => era.session("python"));
+    assert.ok(error instanceof Unauthorized);
+    assert.deepEqual([error.status, error.code], [401, "unauthorized"]);
+    assert.match(error.requestId ?? "", /^req_/);
+    assert.ok(!inspect(era, { depth: 20, showHidden: true }).includes(WRONG));
+    assert.ok(!JSON.stringify(era).includes(WRONG));
+  }
+});
+
+test("what can't be a key or an address is refused without being shown", () => {
+  for (const apiKey of [`${WRONG}\n`, `${WRONG} `, "süß", ""]) {
+    assert.throws(
+      () => client({ apiKey }),
+      (error: Error) => error instanceof TypeError && !inspect(error).includes(WRONG),
+    );
+  }
+  for (
+    const url of [`http://user:${WRONG}@127.0.0.1:1`, "127.0.0.1:1", "file:///etc/passwd", `http://h/?key=${WRONG}`]
+  ) {
+    assert.throws(
+      () => client({ url }),
+      (error: Error) => error instanceof TypeError && !inspect(error).includes(WRONG),
+    );
+  }
+  assert.equal(client({ url: "http://127.0.0.1:1/below///" }).url, "http://127.0.0.1:1/below");
+});
+
+test("a key of an owner is no operator's", async () => {
+  const { id, key } = await client().keys.create("mina", "a test");
+  const mina = client({ apiKey: key });
+  assert.ok((await failure(() => mina.keys.list())) instanceof Forbidden);
+  assert.deepEqual((await client().keys.list()).map(({ owner }) => owner), ["mina"]);
+  await client().keys.revoke(id);
+  assert.ok((await failure(() => mina.session("python"))) instanceof Unauthorized);
+});
+
+test("no server", async () => {
+  const away = client({ url: await closedAddress(), retries: 1 });
+  const error = await failure(() => away.session("python"));
+  assert.ok(error instanceof ServerAway);
+  assert.ok(error.message.includes(away.url));
+  assert.match(error.hint, /era serve/);
+  assert.ok((await failure(() => all(away.sessions()))) instanceof ServerAway);
+  assert.ok((await failure(() => client({ url: "http://no-such-host.invalid" }).health())) instanceof ServerAway);
+});
+
+test("another server, and one that says nothing", async () => {
+  const answers = [
+    "HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\n<html",
+    "HTTP/1.1 502 Bad\r\ncontent-length: 3\r\n\r\nbad",
+    "",
+  ];
+  for (const [answer, expected] of [[0, NotEra], [1, NotEra], [2, AnswerLate]] as const) {
+    const sockets = new Set<{ destroy(): void }>();
+    const server = createServer((socket) => {
+      sockets.add(socket);
+      socket.on("error", () => undefined);
+      socket.on("data", () => answers[answer] && socket.end(answers[answer]));
+    });
+    await new Promise<void>((resolve) => server.listen(0, "127.0.0.1", resolve));
+    const { port } = server.address() as { port: number };
+    const era = client({ url: `http://127.0.0.1:${port}`, requestTimeout: 0.3, retries: 0 });
+    const error = await failure(() => era.health());
+    assert.ok(error instanceof expected, inspect(error));
+    for (const socket of sockets) socket.destroy();
+    await new Promise((resolve) => server.close(resolve));
+  }
+});
+
+test("a caller gives up", async () => {
+  const era = client();
+  await using session = await era.session("python", { ephemeral: true });
+  const controller = new AbortController();
+  const reason = new Error("enough");
+  const stream = session.stream("import time; print(1, flush=True); time.sleep(600)", {
+    timeout: 600,
+    signal: controller.signal,
+  });
+  await assert.rejects(async () => {
+    for await (const event of stream) {
+      assert.equal(event.type, "stdout");
+      controller.abort(reason);
+    }
+  }, reason);
+  await stream.stop();
+  await assert.rejects(session.run("print(1)", { signal: AbortSignal.abort(reason) }), reason);
+  await assert.rejects(session.run("import time; time.sleep(1)", { signal: AbortSignal.timeout(50) }), {
+    name: "TimeoutError",
+  });
+  const slow = await failure(() => session.run("import time; time.sleep(2)", { requestTimeout: 0.1 }));
+  assert.ok(slow instanceof AnswerLate);
+});
+
+test("too many wait: an error, or patience", async () => {
+  await using session = await client().session("python", { ephemeral: true });
+  const impatient = await client({ retries: 0 }).open(session.id);
+  // The server lets one wait. Of three, one runs, one waits, and one is refused.
+  const code = "import time; time.sleep(1.5)";
+  const results = await Promise.allSettled([1, 2, 3].map(() => impatient.run(code)));
+  const [refused] = results.filter((result) => result.status === "rejected");
+  assert.ok(refused?.reason instanceof TooManyWaiting, inspect(results));
+  assert.deepEqual([refused.reason.status, refused.reason.retryAfter], [429, 1]);
+  const patient = await client({ retries: 20 }).open(session.id);
+  const done = await Promise.all([1, 2, 3].map(() => patient.run("import time; time.sleep(0.2)")));
+  assert.deepEqual(done.map(({ status }) => status), ["ok", "ok", "ok"]);
+});
+
+test("a lost answer is asked for again, and the run is run once", async () => {
+  await using session = await client().session("python", { data: { n: 0 }, ephemeral: true });
+  const count = lines(
+    "import json",
+    "data = json.load(open('.session_data.json'))",
+    "data['n'] += 1",
+    "json.dump(data, open('.session_data.json', 'w'))",
+    "print(data['n'])",
+  );
+  await using proxy = new HangingUp(/^POST .*\/run /, [0, 40]);
+  const cut = await client({ url: await proxy.start() }).open(session.id);
+  assert.equal((await cut.run(count)).stdout, "1\n");
+  assert.equal(proxy.matched, 3);
+  assert.equal((await session.runs.list()).length, 1);
+});
+
+test("sessions are made once, and what reads is asked again", async () => {
+  await using proxy = new HangingUp(/^(POST|GET) \/api\/sessions/, [0, 0, 30]);
+  const era = client({ url: await proxy.start(), retries: 3 });
+  const session = await era.session("python", { metadata: { made: "once" } });
+  assert.equal((await all(client().sessions({ metadata: { made: "once" } }))).length, 1);
+  await session.delete();
+});
+
+test("a call that may have been carried out isn't made again", async () => {
+  await using session = await client().session("python", { ephemeral: true });
+  // Behind its head. Before that, Deno's fetch makes a call of any kind again by itself, on a new connection.
+  await using proxy = new HangingUp(/rollback/, [300]);
+  const cut = await client({ url: await proxy.start() }).open(session.id);
+  assert.ok((await failure(() => cut.rollback(1))) instanceof ConnectionLost);
+  assert.equal(proxy.matched, 1);
+});

@@ -1,0 +1,73 @@
+/** Streams whose connections break: nothing is missed, nothing comes twice. */
+
+import assert from "node:assert/strict";
+import { test } from "node:test";
+import { type RunEvent, type Session, StreamCut } from "era-sessions";
+import { all, client, HangingUp, lines } from "./support.ts";
+
+const CODE = lines(
+  "import sys, time",
+  "for n in range(40):",
+  "    print('süß', n, flush=True)",
+  "    print('🎉', n, file=sys.stderr, flush=True)",
+  "    time.sleep(0.01)",
+  "sys.exit(3)",
+);
+
+const expected = (word: string): string => Array.from({ length: 40 }, (_, n) => `${word} ${n}\n`).join("");
+
+function text(events: RunEvent[], type: "stdout" | "stderr"): string {
+  return events.map((event) => (event.type === type ? event.content : "")).join("");
+}
+
+/** A session that is reached through a proxy which hangs up on its streams. */
+async function through(proxy: HangingUp, session: Session, retries = 2): Promise<Session> {
+  return client({ url: await proxy.start(), retries }).open(session.id);
+}
+
+test("a stream goes on where it broke", async () => {
+  await using session = await client().session("python", { ephemeral: true });
+  for (const cuts of [[0], [250], [400, 250, 300], [1000, 0, 600, 1], [777, 777, 777, 777, 777]]) {
+    await using proxy = new HangingUp(/\/stream|\/events/, cuts);
+    const stream = (await through(proxy, session)).stream(CODE);
+    const events = await all(stream);
+    assert.equal(text(events, "stdout"), expected("süß"), `cut after ${cuts}`);
+    assert.equal(text(events, "stderr"), expected("🎉"), `cut after ${cuts}`);
+    const last = events.at(-1);
+    assert.ok(last?.type === "done" && last.exit_code === 3 && last.run_id === stream.runId);
+    assert.equal(events.filter(({ type }) => type === "done").length, 1);
+    assert.equal(proxy.matched, cuts.length + 1);
+  }
+  assert.equal((await session.runs.list()).length, 5);
+});
+
+test("events of a run can be followed from any of them on", async () => {
+  await using session = await client().session("python", { ephemeral: true });
+  const run = await session.background(CODE);
+  await using proxy = new HangingUp(/\/events/, [500, 900]);
+  const events = await all((await through(proxy, session)).runs.get(run.id).events({ data: false }));
+  assert.equal(text(events, "stdout"), expected("süß"));
+  assert.ok(!("data" in (events.at(-1) ?? {})));
+  const rest = await all(run.events({ after: events.length - 3 }));
+  assert.deepEqual(rest.slice(0, 2), events.slice(-3, -1));
+});
+
+test("without retries a cut stream is an error that names the run", async () => {
+  await using session = await client().session("python", { ephemeral: true });
+  await using proxy = new HangingUp(/\/stream/, [400]);
+  const stream = (await through(proxy, session, 0)).stream(CODE);
+  await assert.rejects(all(stream), (error: Error) => {
+    assert.ok(error instanceof StreamCut);
+    assert.deepEqual([error.code, error.runId], ["stream_cut", stream.runId]);
+    return true;
+  });
+  assert.equal((await session.runs.get(stream.runId ?? "").wait()).exit_code, 3);
+});
+
+test("what isn't kept any more comes as a gap", async () => {
+  await using session = await client().session("python", { ephemeral: true });
+  const first = (await session.run("print('first')")).run_id;
+  await session.run("print('second')"); // the server keeps the output of one run
+  const events = await all(session.runs.get(first).events());
+  assert.deepEqual(events.map(({ type }) => type), ["gap", "done"]);
+});
