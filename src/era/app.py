@@ -32,6 +32,11 @@ from era.core.history import HistoryBound
 from era.core.idempotency import IdempotencyKeys
 from era.core.limits import Rules
 from era.core.links import Links, signing_key
+from era.core.live.checkpoints import CommitWhenPutAway
+from era.core.live.live_sessions import LiveParts, LiveSessions
+from era.core.live.session_processes import SessionProcesses
+from era.core.live.tickets import Tickets
+from era.core.liveness import Liveness
 from era.core.metadata import Retention
 from era.core.models import Isolation, JsonObject
 from era.core.outputs import History, Outputs
@@ -238,12 +243,16 @@ async def services(settings: Settings) -> AsyncIterator[Context]:
                 log.warning("runs_lost", count=lost, why="the service stopped while they were under way")
             await sandboxes.start()
             preparations.start()
+            if lost := await store.processes.mark_lost():
+                log.warning("processes_lost", count=lost, why="the service stopped while they ran")
+            liveness = Liveness()
             bound = HistoryBound(store, snapshots, limit_rules, settings.history_mb << 20)
             pool = SandboxPool(
                 sandboxes,
                 snapshots,
                 package_sets.ensure,
                 rules=limit_rules,
+                liveness=liveness,
                 spares=settings.spares,
                 max_warm=settings.max_warm,
                 idle_seconds=settings.idle_seconds,
@@ -256,21 +265,39 @@ async def services(settings: Settings) -> AsyncIterator[Context]:
                 turns,
                 Builds(pool, network, IndexListeners(), limit_rules),
                 Commands(pool, network, snapshots, bound),
+                liveness,
                 settings.setup_seconds,
             )
             storage_listeners = StorageListeners(GuestStorage(storage, settings.body_idle_seconds).for_run)
             active_runs = ActiveRuns()
             runs = Runs(
-                RunParts(store, pool, network, storage_listeners, snapshots, outputs, bound),
+                RunParts(store, pool, network, storage_listeners, snapshots, outputs, bound, liveness),
                 turns,
                 idempotency,
                 active_runs,
                 setups.settled,
                 Admission(),
             )
+            live_sessions = LiveSessions(
+                LiveParts(
+                    store,
+                    store.processes,
+                    pool,
+                    turns,
+                    active_runs,
+                    network,
+                    storage_listeners,
+                    CommitWhenPutAway(store, pool, turns, snapshots, bound),
+                    setups.settled,
+                ),
+                most=settings.max_live_sessions,
+                keep_alive=settings.keep_alive,
+                checkpoint_seconds=settings.checkpoint_seconds,
+            )
             live_servers = LiveServers(
                 runs,
                 active_runs,
+                live_sessions,
                 pool,
                 descriptors,
                 idle_seconds=settings.idle_seconds,
@@ -282,30 +309,36 @@ async def services(settings: Settings) -> AsyncIterator[Context]:
                 at_a_time=_DELIVERIES if settings.max_warm is None else max(1, settings.max_warm // 2),
             )
             expiry = Expiry(store, pool)
-            files = SessionFiles(store, snapshots, blobs, turns, spool, transfers, limit_rules, bound)
+            files = SessionFiles(store, snapshots, blobs, turns, spool, transfers, limit_rules, bound, liveness)
             await pool.start()
             await setups.start()
             await inbox.start()
+            live_sessions.start()
             jobs = (collect_garbage(snapshots, store, pins), expiry.run(), remove_packages(setups))
 
             async def end_background(seconds: float) -> None:
                 """Begin no deliveries any more, and end the runs in the background within so many seconds."""
                 await inbox.stop_new_attempts()
+                ending = asyncio.create_task(live_sessions.stop(seconds))
                 await active_runs.stop_background(seconds)
+                await ending
 
             background = [asyncio.create_task(job) for job in jobs]
             try:
                 yield Context(
                     settings=settings,
                     rules=limit_rules,
-                    sessions=Sessions(store, pool, turns, idempotency, expiry, limit_rules, setups.kick),
+                    sessions=Sessions(store, pool, turns, idempotency, expiry, limit_rules, liveness, setups.kick),
                     runs=runs,
+                    live_sessions=live_sessions,
+                    processes=SessionProcesses(live_sessions, store.processes, store, idempotency),
+                    tickets=Tickets(),
                     live_servers=live_servers,
                     sites=Sites(signing_key(directory / "site-key"), store, settings.public_host),
                     inbox=inbox,
                     inbox_store=store.inboxes,
                     history=History(store, outputs, active_runs),
-                    versions=Versions(store, snapshots, turns, idempotency, bound),
+                    versions=Versions(store, snapshots, turns, idempotency, bound, liveness),
                     capsules=capsules,
                     storage=storage,
                     idempotency=idempotency,
@@ -332,6 +365,7 @@ async def services(settings: Settings) -> AsyncIterator[Context]:
                 await end_background(settings.drain_seconds)
                 await runs.drain(settings.drain_seconds)
                 await pool.stop()
+                await live_sessions.close()
                 await runs.drain(server.LAST_ANSWERS_SECONDS)
                 await inbox.stop()
         finally:

@@ -7,13 +7,19 @@
     ├── BadSignature          401  a delivery that isn't signed with the inbox's secret
     ├── Forbidden             403  a request that this server refuses to everybody, or to all but its operator
     ├── NotFound              404  no such session, version, run, file or route
-    │   └── NoSession         404  the caller has no session of this id
+    │   ├── NoSession         404  the caller has no session of this id
+    │   └── NoProcess         404  the session has had no such process, or has forgotten it
     ├── MethodNotAllowed      405  the route exists, this method doesn't
     ├── TooSlow               408  the request did not arrive in time
     ├── Conflict              409  it exists already, or its state doesn't allow this
     │   ├── SessionDeleted    409  the session was deleted while this run was under way
     │   ├── SetupUnderWay     409  the session's packages are not installed yet
     │   ├── RunUnderWay       409  files can't be changed yet: a run has the session's turn
+    │   ├── SessionLive       409  the session has processes, under which its files can't be replaced
+    │   ├── TooManyProcesses  409  the session runs as many processes as it may
+    │   ├── TooManyLive       409  this server has as many live sessions as it may
+    │   ├── InputClosed       409  the process takes no input, or no more
+    │   ├── TagInUse          409  a process that runs has this tag
     │   ├── KeyReused         409  the idempotency key belongs to another request
     │   └── RunLost           409  the run of this idempotency key was lost with the service
     ├── Expired               410  the session has expired and can still be restored
@@ -109,6 +115,11 @@ class NoSession(NotFound):
         self.session_id = session_id
 
 
+class NoProcess(NotFound):
+    code = "no_such_process"
+    hint = "GET /api/sessions/{id}/processes lists those that run and those that ended last."
+
+
 class MethodNotAllowed(EraError):
     status = 405
     code = "method_not_allowed"
@@ -137,6 +148,37 @@ class RunUnderWay(Conflict):
         "Nothing was changed. Send it again when the run has ended, or end it: GET /api/sessions/{id}/runs?limit=1 "
         "names it, DELETE /api/sessions/{id}/runs/{run_id} stops it. With wait=false this is said at once."
     )
+
+
+class SessionLive(Conflict):
+    code = "session_live"
+    hint = (
+        "Processes of the session work on its files. POST /api/sessions/{id}/stop ends them and commits what they "
+        "left; then this call can be made."
+    )
+
+
+class TooManyProcesses(Conflict):
+    code = "too_many_processes"
+    hint = "End one first: DELETE /api/sessions/{id}/processes/{process}. Those that run are in 'details'."
+
+
+class TooManyLive(Conflict):
+    code = "too_many_live_sessions"
+    hint = (
+        "POST /api/sessions/{id}/stop puts a live session away; each is by itself once it has been idle for a while. "
+        "The server's ERA_MAX_LIVE_SESSIONS sets how many there may be."
+    )
+
+
+class InputClosed(Conflict):
+    code = "no_input"
+    hint = 'A process takes input if it was started with "stdin": true or a "pty", until that is closed or it ends.'
+
+
+class TagInUse(Conflict):
+    code = "tag_in_use"
+    hint = "Take another tag, or end the process that has it."
 
 
 class KeyReused(Conflict):

@@ -146,6 +146,20 @@ class Settings(BaseSettings):
         description="Sandboxes of sessions at a time, kept between runs. Left out: as many as half of the available "
         "memory has room for. ERA_MAX_LIVE is the older name.",
     )
+    max_live_sessions: int = Field(
+        default=64,
+        ge=0,
+        description="Live sessions at a time: those with processes beside runs. At most three quarters of the "
+        "sandboxes that sessions may have are; an owner may have as many as are left.",
+    )
+    keep_alive: float = Field(
+        default=300,
+        gt=0,
+        description="Seconds for which a session stays live without a running process, an attached client or a call.",
+    )
+    checkpoint_seconds: float = Field(
+        default=60, gt=0, description="Seconds between two checkpoints of a live session in which something changes."
+    )
     kept_mb: int = Field(
         default=4096,
         ge=0,

@@ -78,6 +78,9 @@ BODIES: dict[str, Any] = {
     "POST /api/sessions/{session_id}/move": {"from": "f", "to": "g"},
     "POST /api/sessions/{session_id}/mkdir": {"path": "made"},
     "POST /api/sessions/{session_id}/links": {"path": "f"},
+    "POST /api/sessions/{session_id}/processes": {"command": "true"},
+    "POST /api/sessions/{session_id}/processes/{process}/signal": {"signal": "CONT"},
+    "PATCH /api/sessions/{session_id}/processes/{process}": {"pty": {"cols": 80, "rows": 24}},
     "PUT /api/sessions/{session_id}/versions/{number}/name": {"name": "named"},
     "PUT /api/sessions/{session_id}/inbox": {"verify": None, "retries": 0},
 }
@@ -87,12 +90,29 @@ QUERIES = {"GET /api/sessions/{session_id}/host": {"port": 80}}
 LAST = ["DELETE /api/sessions/{session_id}", "POST /api/sessions/{session_id}/restore"]
 
 
+ENDS = ["DELETE /api/sessions/{session_id}/processes/{process}", "POST /api/sessions/{session_id}/stop"]
+# Those after which no process runs.
+
+
+def is_live(route: str) -> bool:
+    """Whether it is about processes, which others must not come upon."""
+    return "/processes" in route or route in ENDS
+
+
 def routes(client: httpx.Client) -> list[str]:
-    """Routes that name a session: those that read, that write, that remove, and LAST."""
+    """Routes that name a session: those that read, that write, that remove, those of processes, and LAST."""
     described = client.get("/openapi.json").json()["paths"]
     named = [f"{method.upper()} {path}" for path in described for method in described[path] if "{session_id}" in path]
     order = ["GET", "POST", "PUT", "PATCH", "DELETE"]
-    named.sort(key=lambda route: (route in LAST and LAST.index(route) + 1, order.index(route.split()[0]), route))
+    named.sort(
+        key=lambda route: (
+            route in LAST and LAST.index(route) + 1,
+            is_live(route),
+            route in ENDS and ENDS.index(route) + 1,
+            order.index(route.split()[0]),
+            route,
+        )
+    )
     return named
 
 
@@ -110,7 +130,7 @@ def make_full_session(ada: httpx.Client) -> dict[str, str]:
     settled = f"/api/sessions/{ID}/inbox/deliveries/{delivered}"
     assert eventually(lambda: ada.get(settled).json()["status"] == "done")
     return {"session_id": ID, "path": "f", "number": "2", "run_id": ran.json()["run_id"], "stream": "stdout",
-            "delivery_id": delivered}  # fmt: skip
+            "delivery_id": delivered, "process": "held"}  # fmt: skip
 
 
 def request_route(client: httpx.Client, route: str, values: dict[str, str]) -> httpx.Response:
@@ -121,13 +141,22 @@ def request_route(client: httpx.Client, route: str, values: dict[str, str]) -> h
         more["json"] = BODIES[route]
     elif route.endswith("/archive") and method == "PUT":
         more |= {"content": b"\0" * 1024, "headers": TAR}
-    return client.request(method, re.sub(r"{(\w+)}", lambda match: values[match[1]], path), **more)
+    url = re.sub(r"{(\w+)}", lambda match: values[match[1]], path)
+    if route.endswith("/processes/{process}/events"):  # which ends with the process
+        with client.stream(method, url) as answer:
+            if not answer.is_success:
+                answer.read()
+            return answer
+    return client.request(method, url, **more)
 
 
 def call_every_route(client: httpx.Client, values: dict[str, str], ada: httpx.Client) -> dict[str, httpx.Response]:
     """Call every route about ada's session as `client`; returns the answers by route."""
-    answers = {}
+    answers: dict[str, httpx.Response] = {}
     for route in routes(client):
+        if is_live(route) and not any(map(is_live, answers)):
+            held = {"command": ["cat"], "pty": {"cols": 80, "rows": 24}, "tag": "held"}
+            assert ada.post(f"/api/sessions/{ID}/processes", json=held).status_code == 201
         if route == LAST[-1]:
             ada.delete(f"/api/sessions/{ID}")  # only a session that is gone can be restored
         answers[route] = request_route(client, route, values)

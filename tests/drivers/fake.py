@@ -20,13 +20,14 @@ from typing import Literal
 
 from era import languages
 from era.core.models import JsonObject, Language
-from era.core.ports import GuestListener, ProcessSupervisor, Sandbox, SocketBroker
+from era.core.ports import GuestListener, Sandbox, SocketBroker
 from era.core.program import Ended, Limits, Output, Program
 from era.drivers import guest, processes
 from era.drivers.staging import remove_tree
-from era.errors import NoIsolation, SandboxFailed
+from era.errors import SandboxFailed
 from era.guest.workspace import STATE_FILE, write_file
 from era.languages.node import NODE
+from tests.drivers.fake_processes import FakeSupervisor
 
 _GRACE = 2.0
 
@@ -49,6 +50,7 @@ class FakeSandbox:
         self.limits = limits
         self._process = self  # what to kill, for those that kill a sandbox from outside
         self._program: Process | None = None
+        self._supervisor: FakeSupervisor | None = None
 
     def may_have_packages(self) -> bool:
         return False
@@ -163,8 +165,12 @@ class FakeSandbox:
     async def connect(self, port: int) -> socket.socket | None:
         return None
 
-    async def process_supervisor(self) -> ProcessSupervisor:
-        raise NoIsolation("The fake driver has no processes beside runs.")
+    async def process_supervisor(self) -> FakeSupervisor:
+        if not self.alive:
+            raise SandboxFailed("The sandbox is gone.")
+        if self._supervisor is None or not self._supervisor.alive:
+            self._supervisor = FakeSupervisor(self.workspace)
+        return self._supervisor
 
     @contextlib.asynccontextmanager
     async def frozen(self) -> AsyncIterator[bool]:
@@ -172,6 +178,8 @@ class FakeSandbox:
 
     def kill(self) -> None:
         self.alive = False
+        if self._supervisor is not None:
+            self._supervisor.kill()
         _signal(self._program, signal.SIGKILL)
 
     async def put_away(self) -> None:

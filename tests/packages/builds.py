@@ -14,6 +14,7 @@ from typing import Any, cast
 from era import languages
 from era.core.files.snapshots import Snapshots
 from era.core.limits import Rules
+from era.core.liveness import Liveness
 from era.core.models import DEFAULT_OWNER, EMPTY, Session
 from era.core.pool import SandboxPool
 from era.core.program import Limits
@@ -58,7 +59,14 @@ def real_builds(
             pass
 
     pool = SandboxPool(
-        Drivers(), cast(Snapshots, Forgetful()), cast(Any, None), rules=rules, spares=0, max_warm=4, idle_seconds=60
+        Drivers(),
+        cast(Snapshots, Forgetful()),
+        cast(Any, None),
+        liveness=Liveness(),
+        rules=rules,
+        spares=0,
+        max_warm=4,
+        idle_seconds=60,
     )
     network = SandboxNetwork(Shares(1000))
     try:

@@ -16,6 +16,10 @@ from era.core.files.snapshots import Snapshots
 from era.core.history import HistoryBound
 from era.core.idempotency import IdempotencyKeys
 from era.core.limits import Rules
+from era.core.live.checkpoints import CommitWhenPutAway
+from era.core.live.live_sessions import LiveParts, LiveSessions
+from era.core.live.session_processes import SessionProcesses
+from era.core.liveness import Liveness
 from era.core.metadata import Retention
 from era.core.models import Claim, JsonObject, Language, NewSession, OwnedId, RunRecord, Session, WantedIsolation
 from era.core.outputs import History, Outputs
@@ -119,6 +123,8 @@ class Core:
         history_bytes: int = 0,
         processors: int | None = None,
         kept_bytes: int = 0,
+        max_live: int = 64,
+        keep_alive: float = 60.0,
     ) -> None:
         self.directory = directory
         self.store = SqlStore(f"sqlite:///{directory}/era.sqlite", Retention())
@@ -128,11 +134,13 @@ class Core:
         self.driver = Driver(directory / "sandboxes")
         self.packages = Packages()
         self.rules = Rules(LIMITS, replace(LIMITS, files=100_000))
+        self.liveness = Liveness()
         self.pool = SandboxPool(
             Drivers(self.driver),
             self.snapshots,
             self.packages.ensure,
             rules=self.rules,
+            liveness=self.liveness,
             spares=spares,
             max_warm=max_warm,
             idle_seconds=idle_seconds,
@@ -155,6 +163,7 @@ class Core:
                 self.snapshots,
                 self.outputs,
                 HistoryBound(self.store, self.snapshots, self.rules, history_bytes),
+                self.liveness,
             ),
             self.turns,
             self.idempotency,
@@ -162,6 +171,30 @@ class Core:
             self._setup_ended,
             Admission(processors),
         )
+
+        self.live_sessions = LiveSessions(
+            LiveParts(
+                self.store,
+                self.store.processes,
+                self.pool,
+                self.turns,
+                self.active_runs,
+                self.network,
+                StorageListeners(_no_storage),
+                CommitWhenPutAway(
+                    self.store,
+                    self.pool,
+                    self.turns,
+                    self.snapshots,
+                    HistoryBound(self.store, self.snapshots, self.rules, history_bytes),
+                ),
+                self._setup_ended,
+            ),
+            most=max_live,
+            keep_alive=keep_alive,
+            checkpoint_seconds=60,
+        )
+        self.processes = SessionProcesses(self.live_sessions, self.store.processes, self.store, self.idempotency)
 
     @classmethod
     @asynccontextmanager
@@ -171,10 +204,13 @@ class Core:
         core = cls(directory, **options)
         core.blobs.open()
         await core.store.open()
+        core.live_sessions.start()
         try:
             yield core
         finally:
+            await core.live_sessions.stop(5)
             await core.pool.stop()
+            await core.live_sessions.close()
             await core.runs.drain(10)
             await core.driver.stop()
             core.network.stop()

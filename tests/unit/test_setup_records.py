@@ -16,7 +16,7 @@ async def test_what_commands_left_is_not_kept_where_that_could_not_be_recorded(c
     none: Any = None
     bound: Any = core.runs._parts.history
     commands = Commands(core.pool, core.network, core.snapshots, bound)
-    setups = Setups(core.store, none, none, core.turns, none, commands, 10.0)
+    setups = Setups(core.store, none, none, core.turns, none, commands, core.liveness, 10.0)
     end_setup, failures = core.store.end_setup, [Unavailable("the disk is full")]
 
     async def failing(*args: Any, **fields: Any) -> bool:

@@ -32,6 +32,9 @@ from era.core.files.session_files import SessionFiles
 from era.core.idempotency import IdempotencyKeys, Made
 from era.core.limits import Rules
 from era.core.links import Links
+from era.core.live.live_sessions import LiveSessions
+from era.core.live.session_processes import SessionProcesses
+from era.core.live.tickets import Tickets
 from era.core.metadata import MetadataStore
 from era.core.models import Claim, JsonObject, Language, OwnedId, Route, Session, Snapshot
 from era.core.outputs import History
@@ -67,6 +70,9 @@ class Context:
     rules: Rules
     sessions: Sessions
     runs: Runs
+    live_sessions: LiveSessions
+    processes: SessionProcesses
+    tickets: Tickets
     live_servers: LiveServers
     sites: Sites
     inbox: Inbox
@@ -272,10 +278,19 @@ def claim_of(context: Context, route: Route, key: str | None, body: BaseModel) -
     return context.idempotency.claim(route, key, fields, [env, values])
 
 
+def status_of(session: Session, context: Context) -> str:
+    """What a present session does now."""
+    if context.turns.taken(session.owned_id):
+        return "running"
+    return "idle" if context.live_sessions.get(session.key) is None else "live"
+
+
 def session_view(session: Session, context: Context) -> dict[str, Any]:
     """The session object, as clients get it now."""
-    status = "running" if context.turns.taken(session.owned_id) else "idle"
-    return session_answer(session, status, context.rules.in_api_units(session.limits))
+    live = context.live_sessions.get(session.key)
+    running = 0 if live is None else len(live.processes.running)
+    limits = context.rules.in_api_units(session.limits)
+    return session_answer(session, status_of(session, context), limits, running)
 
 
 def made_answer(made: Made, context: Context) -> Answer:

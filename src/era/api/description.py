@@ -43,6 +43,10 @@ TAGS = {
     "runs": "Run code in a session or once, follow it, and read what became of it.",
     "sessions": "Make, list, change, copy and delete sessions.",
     "code": "The code that a run without code runs.",
+    "processes": (
+        "Processes beside runs, with input and output. Their WebSockets are "
+        "`/api/sessions/{session_id}/processes/{process}/attach` and `/api/sessions/{session_id}/terminal`."
+    ),
     "setup": "Packages, commands and variables that a session has before its first run.",
     "versions": "What data and files were after each run, and the way back.",
     "files": "Files of a session, one by one or as an archive, and links to them.",
@@ -60,6 +64,7 @@ TAGS = {
 _PARAMETERS = {
     "session_id": "The session's id.",
     "run_id": "The run's id.",
+    "process": "A process's id or tag.",
     "path": "A path below the session's working directory, separated by `/`.",
     "number": "The version's number.",
     "delivery_id": "The delivery's id.",

@@ -276,7 +276,7 @@ class _Exchange:
         allowed = headers.of_answer(received, self._target.place)
         return [
             *((name.encode(), value.encode("latin-1")) for name, value in allowed),
-            (b"x-era-run", self._run_id.encode()),
+            *([(b"x-era-run", self._run_id.encode())] if self._run_id else ()),
         ]
 
     async def _switch(self, response: h11.InformationalResponse) -> None:

@@ -17,7 +17,8 @@ Under a name of a session's own (core/public/sites.py) everything belongs to the
 route of this server's sees such a request.
 
 A WebSocket is checked as a call is, before it is accepted. Browsers open one to any site without asking that first, and
-let the page read it. A WebSocket to a public URL comes as an HTTP request (see protocol.py).
+let the page read it. Those that we serve come as HTTP requests (see protocol.py). A page can't send a key with one, so
+it may bring a ticket in the query instead.
 """
 
 from __future__ import annotations
@@ -28,12 +29,13 @@ import re
 import secrets
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
-from urllib.parse import unquote
+from urllib.parse import parse_qs, unquote
 
 import structlog
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from era.core.api_keys import OPERATOR, ApiKeys
+from era.core.live.tickets import Tickets
 from era.core.public.sites import SiteName
 from era.errors import BadRequest, EraError, Forbidden, RangeNotSatisfiable, TooLarge, TooSlow, Unauthorized
 
@@ -57,6 +59,7 @@ an empty ID must not delete all of them, so the slash is needless only for readi
 _OPEN_NAMES = re.compile(r"/health(/|$)")
 _PUBLIC = re.compile(r"/(proxy|links)(/|$)")
 _PROXY = re.compile(r"/proxy(/|$)")
+_SOCKETS = re.compile(r"/api/sessions/[^/]+/(terminal|processes/[^/]+/attach)")
 _FROM_A_SESSION = re.compile(r"[a-z]+://[^/]*/proxy([/?]|$)")
 
 
@@ -90,18 +93,21 @@ class Guard:
         app: ASGIApp,
         *,
         keys: ApiKeys | None,
+        tickets: Tickets | None = None,
         names: Iterable[str],
         idle_seconds: float,
         bounds: Mapping[tuple[str, str], int] | None = None,
         site: Callable[[str], SiteName | None] = lambda _: None,
     ) -> None:
         """`keys` authenticate callers; None where the connection's state holds the caller already (guest_api.py).
+        `tickets` do so for WebSockets.
         `names` are host names that this server answers to besides loopback's. A body may pause for `idle_seconds` at
         most. `bounds` are the sizes in bytes of bodies, by method and path, where they aren't MAX_BODY_BYTES. `site`
         reads the name of a session's site from a Host header."""
         self._site = site
         self._app = app
         self._keys = keys
+        self._tickets = tickets
         self._bounds = bounds or {}
         self._idle_seconds = idle_seconds
         self._names = _LOOPBACK | {name.lower() for name in names}
@@ -148,8 +154,10 @@ class Guard:
         if "site" in scope["state"]:
             _check_one_host(scope)
             return
+        if (ticket := _ticket(scope)) is not None:
+            self._check_ticket(scope, ticket)
         if self._keys is not None and self._keys.required:
-            if _KEYED.match(path):
+            if _KEYED.match(path) and "caller" not in scope["state"]:
                 kind, _, token = headers.get(b"authorization", b"").partition(b" ")
                 caller = self._keys.caller(token.strip()) if kind.lower() == b"bearer" else None
                 if caller is None:
@@ -175,7 +183,26 @@ class Guard:
         if _FROM_A_SESSION.match(unquote(headers.get(b"referer", b"").decode("latin-1"))):
             raise Forbidden("This server has no key, so pages of sessions may not call it.")
         if self._keys is not None:
-            scope["state"]["caller"] = OPERATOR
+            scope["state"].setdefault("caller", OPERATOR)
+
+    def _check_ticket(self, scope: Scope, ticket: str) -> None:
+        """Take the ticket, whose owner becomes the caller. Raises Unauthorized where it isn't good."""
+        session_id = scope["path"].split("/")[3]
+        caller = None if self._tickets is None else self._tickets.take(ticket, session_id)
+        if caller is None:
+            raise Unauthorized(
+                "This ticket is not good: it was used, is too old, or is for another session.",
+                hint="POST /api/sessions/{id}/tickets gives one, good once and for half a minute.",
+            )
+        scope["state"]["caller"] = caller
+
+
+def _ticket(scope: Scope) -> str | None:
+    """The ticket that a request for a WebSocket brings, None without one."""
+    if not scope.get("query_string") or not _SOCKETS.fullmatch(scope["path"]):
+        return None
+    tickets = parse_qs(scope["query_string"].decode("latin-1"), keep_blank_values=True).get("ticket")
+    return None if tickets is None else tickets[0]
 
 
 def _check_one_host(scope: Scope) -> None:

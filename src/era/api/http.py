@@ -26,11 +26,13 @@ from era.api import (
     languages,
     links,
     pages,
+    processes,
     proxy,
     runs,
     sessions,
     setup,
     storage,
+    terminals,
     versions,
 )
 from era.api.context import Answer, BodyProblem, Context
@@ -59,6 +61,8 @@ def build(settings: Settings, context: Context) -> FastAPI:
         sessions,
         setup,
         versions,
+        processes,
+        terminals,
         files,
         archives,
         links,
@@ -86,6 +90,7 @@ def build(settings: Settings, context: Context) -> FastAPI:
     app.add_middleware(
         Guard,
         keys=context.api_keys,
+        tickets=context.tickets,
         names=names,
         idle_seconds=settings.body_idle_seconds,
         bounds=bounds,

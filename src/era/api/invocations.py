@@ -16,20 +16,27 @@ _MAX_WORDS_BYTES = 1 << 20
 
 def invocation_of(body: InvokedBody, code: str | None) -> Invocation:
     """How the program is called. Raises BadRequest or TooLarge for what no program can be called with."""
+    command: Sequence[str] = ()
     if body.command is not None:
         if code is not None:
             raise BadRequest("'code' and 'command' can't both be run.", hint="Leave one of them out.")
         if body.args:
             raise BadRequest("'args' are for code.", hint="A command has its arguments in 'command'.")
-        if not body.command or not body.command[0].strip():
-            raise BadRequest("'command' names no program.")
-    command = [] if body.command is None else command_of(body.command)
-    for field, words in (("args", body.args), ("command", command)):
-        _check_words(field, words)
-    return Invocation(body.args, _encoded("stdin", body.stdin), _directory(body.cwd), command)
+        command = command_words(body.command)
+    _check_words("args", body.args)
+    return Invocation(body.args, _encoded("stdin", body.stdin), directory(body.cwd), command)
 
 
-def _directory(cwd: str) -> str:
+def command_words(command: str | list[str]) -> list[str]:
+    """A command as an argument vector. Raises BadRequest or TooLarge for what no program can be called with."""
+    if not command or not command[0].strip():
+        raise BadRequest("'command' names no program.")
+    words = command_of(command)
+    _check_words("command", words)
+    return words
+
+
+def directory(cwd: str) -> str:
     """A directory below the working directory; empty for that itself. Raises BadRequest."""
     _encoded("cwd", cwd)
     name = "/".join(part for part in cwd.removesuffix("/").split("/") if part != ".")

@@ -1,9 +1,10 @@
 """The HTTP/1.1 protocol of a connection: uvicorn's, with bounds that it lacks, errors in the contract's shape, and
 tunnels for WebSockets.
 
-A WebSocket request to a public URL, or to a session's site, reaches the application as an ordinary HTTP request. Each
-request's scope has this protocol as the extension `era.connection`, by which forward.py turns the connection into a
-tunnel. Such a connection carries no second request: after the first one come only the WebSocket's bytes.
+A WebSocket request to a public URL, a session's site, a process or a terminal reaches the application as an ordinary
+HTTP request. Each request's scope has this protocol as the extension `era.connection`, by which forward.py and
+websocket.py turn the connection into a tunnel. Such a connection carries no second request: after the first one come
+only the WebSocket's bytes.
 
 Requests are parsed by httptools. Only heads of answers are written here, of which every part is ours.
 
@@ -41,7 +42,8 @@ _LEAST_AT_ONCE, _MOST_AT_ONCE = 1 << 10, 16 << 10
 _PIECE_US, _HEAD_US = 1, 50
 """What a piece of a body and the head of a request cost."""
 
-_PUBLIC = re.compile(rb"/proxy/")
+_SOCKETS = re.compile(rb"/proxy/|/api/sessions/[^/?]+/(terminal|processes/[^/?]+/attach)(\?|$)")
+"""Targets at which a WebSocket may be opened."""
 
 
 class _Flow(FlowControl):
@@ -99,7 +101,7 @@ class Protocol(HttpToolsProtocol):
     """Bytes that follow the head of a WebSocket request."""
 
     upgrading = False
-    """Whether the current request asks for a WebSocket at a public URL."""
+    """Whether the current request asks for a WebSocket where there may be one."""
 
     _at_once = _LEAST_AT_ONCE
     _unparsed = b""
@@ -208,7 +210,7 @@ class Protocol(HttpToolsProtocol):
             self.parser.get_http_version() == "1.1"
             and self.parser.get_method() == b"GET"
             and self._get_upgrade() == b"websocket"
-            and (_PUBLIC.match(self.url) is not None or self.is_site(self._host()))
+            and (_SOCKETS.match(self.url) is not None or self.is_site(self._host()))
         )
         super().on_headers_complete()
         if self.upgrading:

@@ -25,6 +25,7 @@ from era.api.context import (
     made_answer,
     session_view,
     setup_of,
+    status_of,
 )
 from era.api.validation import ANY_KEY
 from era.core.metadata import KEEP, SessionChange, SessionFilter
@@ -89,7 +90,8 @@ async def labels(
 
 Labels = Annotated[dict[str, str], Depends(labels)]
 OfLanguage = Annotated[str | None, Query(alias="language", description="Only those of this language.")]
-Status = Literal["idle", "running", "expired", "deleted"]
+Status = Literal["idle", "running", "live", "expired", "deleted"]
+_OF_NOW = ("idle", "running", "live")
 OfStatus = Annotated[
     Status | None,
     Query(alias="status", description="Only those. `expired` and `deleted` are those that can be restored."),
@@ -97,7 +99,7 @@ OfStatus = Annotated[
 
 
 def _filter(owner: str, language_name: str | None, status: Status | None, labels: dict[str, str]) -> SessionFilter:
-    """The sessions that a query's filters select, but for `idle` and `running`, which no row tells."""
+    """The sessions that a query's filters select, but for `idle`, `running` and `live`, which no row tells."""
     return SessionFilter(
         owner,
         language=language(language_name) if language_name else None,
@@ -184,7 +186,7 @@ async def delete_sessions(
         )
     gone = await context.sessions.delete_all(
         _filter(owner, language_name, status, labels),
-        running=status == "running" if status in ("idle", "running") else None,
+        selected=(lambda session: status_of(session, context) == status) if status in _OF_NOW else None,
         purge=purge,
     )
     return Answer(

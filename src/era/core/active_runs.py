@@ -33,6 +33,9 @@ class ActiveRun:
     sandbox: Sandbox | None = None
     """None until it has one."""
 
+    joinable: bool = False
+    """Whether its session may become live meanwhile: what it leaves is kept however it ends."""
+
     begun_at: float = field(default_factory=time.monotonic)
     ended: asyncio.Event = field(default_factory=asyncio.Event)
     error: BaseException | None = None

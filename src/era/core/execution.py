@@ -40,6 +40,7 @@ class Execution:
         variables: Mapping[str, str] | None = None,
         before: Snapshot = EMPTY,
         ephemeral: bool = False,
+        keeps_scratch: bool = False,
         files: Mapping[str, bytes] | None = None,
         invocation: Invocation = CODE_ALONE,
     ) -> None:
@@ -59,7 +60,7 @@ class Execution:
         self.program = Program(
             code=code.encode(),
             state=state,
-            env=_environment(
+            env=environment(
                 {**(variables or {}), **request.env, **placeholders(request.secrets)},
                 session_id,
                 language,
@@ -68,6 +69,7 @@ class Execution:
             ),
             timeout=timeout,
             ephemeral=ephemeral,
+            keeps_scratch=keeps_scratch,
             files=files or {},
             invocation=invocation,
             certificates=self.egress.certificates,
@@ -108,10 +110,10 @@ def status_of(ended: Ended) -> Status:
     return "killed" if ended.cause == "signal" else ended.cause
 
 
-def _environment(
+def environment(
     variables: Mapping[str, str], session_id: str, language: Language, base_url: str, storage_url: str | None
 ) -> dict[str, str]:
-    """The program's environment: `variables`, and the service's own, which win. Without storage there is no
+    """A program's environment: `variables`, and the service's own, which win. Without storage there is no
     ERA_STORAGE_URL, even if `variables` have one."""
     env = {
         **variables,

@@ -225,8 +225,8 @@ class MetadataStore(Protocol):
         ...
 
     async def expire(self, at: int) -> Sequence[int]:
-        """Mark as expired the present sessions whose ttl has gone by at `at`, a thousand at most; their keys. A run in
-        progress keeps its session. Two transactions: one to look, one to mark."""
+        """Mark as expired the present sessions whose ttl has gone by at `at`, a thousand at most; their keys. A run or
+        process in progress keeps its session. Two transactions: one to look, one to mark."""
         ...
 
     async def purge(self, at: int) -> int:

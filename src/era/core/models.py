@@ -19,8 +19,8 @@ type Status = Literal["running", "ok", "failed", "timeout", "oom", "killed", "di
 type Isolation = Literal["gvisor", "bubblewrap"]
 type WantedIsolation = Literal["auto", "gvisor", "bubblewrap"]
 type SetupStatus = Literal["pending", "running", "completed", "failed"]
-type Cause = Literal["create", "run", "data", "files", "rollback", "duplicate", "setup"]
-type Route = Literal["create", "duplicate", "run"]
+type Cause = Literal["create", "run", "data", "files", "rollback", "duplicate", "setup", "checkpoint"]
+type Route = Literal["create", "duplicate", "run", "process"]
 type ServiceCommand = str | list[str]
 type Removal = Literal["expired", "deleted"]
 

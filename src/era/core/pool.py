@@ -22,6 +22,7 @@ from era import languages
 from era.core.files.snapshots import Snapshots
 from era.core.kept import Kept, KeptDirectories
 from era.core.limits import Rules
+from era.core.liveness import Liveness
 from era.core.models import EMPTY, Language, Session, Snapshot, WantedIsolation
 from era.core.places import Places
 from era.core.ports import Drivers, Sandbox
@@ -42,6 +43,11 @@ _MANY_FILES = 2000
 """To make a sandbox takes as long as to give so many files another owner."""
 
 NEVER_BEGUN = "The session was deleted before its program began."
+SERVICE_STOPPED = "The service stopped."
+_DELETED = "The session was deleted, or has expired."
+
+type Lost = Callable[[str], None]
+"""Is told that a held sandbox is about to be closed, and why."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +78,9 @@ class _Warm:
     end: Callable[[], Awaitable[None]] | None = None
     """Ends the run that has it, where that run may be ended to make room."""
 
+    lost: Lost | None = None
+    """Set while it is held: what is in its working directory counts, and it makes way for nobody."""
+
 
 @dataclass(slots=True)
 class _Acquiring:
@@ -96,7 +105,8 @@ class SandboxPool:
     Room that comes free goes to whoever has waited longest, whoever frees it: a sandbox that is closed or becomes idle
     while somebody waits makes way at once.
 
-    Calls about a session come from whoever holds its turn or does its setup; only `release` may come at any time.
+    Calls about a session come from whoever holds its turn or does its setup; only `release` and `let_go` may come at
+    any time. `hold` also comes while a run has the turn.
     """
 
     def __init__(
@@ -106,6 +116,7 @@ class SandboxPool:
         ensure_packages: Callable[[str], Awaitable[None]],
         *,
         rules: Rules,
+        liveness: Liveness,
         spares: int,
         max_warm: int | None,
         idle_seconds: float,
@@ -116,6 +127,7 @@ class SandboxPool:
         time, temporary ones included; None: as many as memory allows. One that was idle for `idle_seconds` is
         put away, and its working directory kept as long as all such take at most `kept_bytes`."""
         self._drivers = drivers
+        self._liveness = liveness
         self._snapshots = snapshots
         self._ensure_packages = ensure_packages
         self._rules = rules
@@ -161,6 +173,8 @@ class SandboxPool:
         self._stopped = True
         for task in self._tasks:
             task.cancel()
+        for key, warm in self._warm.items():
+            self._tell_lost(key, warm, SERVICE_STOPPED)
         # At once: callers wait for the ends of runs, and a sandbox that is just being made may take a while.
         ending = [asyncio.create_task(warm.sandbox.close()) for warm in self._warm.values()]
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -198,6 +212,9 @@ class SandboxPool:
         warm = self._warm.get(session.key)
         granted = self._rules.granted(session.limits)
         spec = _Spec(session.language, session.isolation, granted, session.package_set)
+        if warm is not None and warm.lost is not None and warm.sandbox.alive:
+            warm.busy = True
+            return warm.sandbox  # as it is: processes work on it
         if warm is not None:
             if warm.spec == spec and warm.sandbox.alive and await self._restored(warm, session.snapshot):
                 warm.busy = True
@@ -300,12 +317,43 @@ class SandboxPool:
             warm.used_at = time.monotonic()
             self._make_way()
 
-    async def discard(self, sandbox: Sandbox) -> None:
-        """Close a sandbox whose content must not be used again."""
+    def hold(self, session_key: int, lost: Lost) -> Sandbox | None:
+        """Hold the sandbox that the session has, until `let_go`: it makes way for nobody, and runs get it as it is.
+        `lost` is called before it is closed all the same. None where the session has none that is alive."""
+        warm = self._warm.get(session_key)
+        if warm is None or not warm.sandbox.alive:
+            return None
+        warm.lost = lost
+        self._liveness.add(session_key)
+        return warm.sandbox
+
+    def let_go(self, session_key: int, sandbox: Sandbox) -> None:
+        """The session's sandbox is like any other again. Its working directory is what was last `committed`."""
+        warm = self._warm.get(session_key)
+        if warm is not None and warm.sandbox is sandbox:
+            warm.lost = None
+            warm.used_at = time.monotonic()
+            self._liveness.remove(session_key)
+            self._make_way()
+
+    @property
+    def room(self) -> int:
+        """How many sandboxes may belong to sessions at a time, as things are."""
+        return self._room.count
+
+    async def discard(self, sandbox: Sandbox, why: str = "Its sandbox failed.") -> None:
+        """Close a sandbox whose content must not be used again. `why` is told to who holds it."""
         for key, warm in list(self._warm.items()):
             if warm.sandbox is sandbox:
                 del self._warm[key]
+                self._tell_lost(key, warm, why)
         await self._close(sandbox)
+
+    def _tell_lost(self, session_key: int, warm: _Warm, why: str) -> None:
+        lost, warm.lost = warm.lost, None
+        if lost is not None:
+            self._liveness.remove(session_key)
+            lost(why)
 
     def idle_session_keys(self) -> list[int]:
         """The keys of sessions that have a sandbox and use it for nothing now, or of which a directory is kept."""
@@ -327,6 +375,7 @@ class SandboxPool:
         if going := self._putting_away.get(session_key):
             await asyncio.wait({going})
         if warm := self._warm.pop(session_key, None):
+            self._tell_lost(session_key, warm, _DELETED)
             await self._close(warm.sandbox)
         if kept := self._kept.take(session_key):
             await self._kept.close(kept)
@@ -390,11 +439,15 @@ class SandboxPool:
         """For each place that is wanted, begin to close the idle sandbox that was used longest ago; where none is idle,
         to end the run that was offered first."""
         while self._room.wanted > len(self._making_way):
-            idle = next((key for key, warm in self._warm.items() if not warm.busy), None)
+            idle = next((key for key, warm in self._warm.items() if not warm.busy and warm.lost is None), None)
             if idle is not None:
                 task = self._put_away(idle)
             else:
-                offered = [(warm.used_at, key) for key, warm in self._warm.items() if warm.end is not None]
+                offered = [
+                    (warm.used_at, key)
+                    for key, warm in self._warm.items()
+                    if warm.end is not None and warm.lost is None
+                ]
                 if not offered:
                     return
                 task = asyncio.create_task(self._end_offered(self._warm[min(offered)[1]]))
@@ -435,7 +488,9 @@ class SandboxPool:
             self._follow_memory()
             horizon = time.monotonic() - self._idle_seconds
             for key, warm in list(self._warm.items()):
-                if not warm.busy and (warm.used_at < horizon or not warm.sandbox.alive):
+                if warm.busy or warm.lost is not None:
+                    continue
+                if warm.used_at < horizon or not warm.sandbox.alive:
                     self._put_away(key)
 
     def _follow_memory(self) -> None:

@@ -7,8 +7,8 @@
 | Sandbox: its working directory          | drivers/             | core/files/, core/setup/builds.py                 |
 | Sandbox: ProcessSupervisor, frozen      | drivers/             | core/live/                                        |
 | Sandbox: GuestListener, SocketBroker    | drivers/             | network/, which is an adapter itself              |
-| Network, RunEgress                      | network/egress.py    | core/execution.py, core/setup/                    |
-| StorageAccesses, StorageAccess          | network/storage.py   | core/execution.py                                 |
+| Network, RunEgress, ProcessEgress       | network/egress.py    | core/execution.py, core/setup/, core/live/        |
+| StorageAccesses, StorageAccess          | network/storage.py   | core/execution.py, core/live/                     |
 | Indexes, IndexAccess                    | network/indexes.py   | core/setup/builds.py                              |
 
 The core calls and the adapter answers, by what it returns or yields. The one callback is SocketBroker.on_notify_fd,
@@ -284,6 +284,26 @@ class RunEgress(Protocol):
         ...
 
 
+class ProcessEgress(Protocol):
+    """The network of a live session's processes: there as long as its context is entered. See RunEgress."""
+
+    certificates: Mapping[str, str]
+    enforced: JsonObject
+    supervised: bool
+
+    async def __aenter__(self) -> ProcessEgress: ...
+
+    async def __aexit__(self, *_: object) -> None: ...
+
+    def add(self, secrets: Sequence[Secret]) -> None:
+        """Swap the placeholders of a process's secrets for their values, from now on."""
+        ...
+
+    def remove(self, secrets: Sequence[Secret]) -> None:
+        """Swap these no longer: the process has ended."""
+        ...
+
+
 class Network(Protocol):
     """Gives sandboxes their egress."""
 
@@ -294,6 +314,12 @@ class Network(Protocol):
         of the service's descriptors its connections take some. `egress` is the session's setting, which
         may narrow it to an allowlist. Placeholders of `secrets` are swapped for their values in what goes to their
         hosts."""
+        ...
+
+    def process_egress(
+        self, sandbox: Sandbox, broker: SocketBroker | None, *, owner: str, internet: bool, egress: JsonObject
+    ) -> ProcessEgress:
+        """The egress for processes beside runs, whose connects `broker` reports; see `run_egress`."""
         ...
 
 

@@ -199,9 +199,13 @@ class Runs:
                 if request.session_key not in (None, session.key):
                     raise NotFound(f"Session '{session_id}' is another one by now.")
                 check_stored(session, public=request.public)
+            if request.atomic:
+                session = await self._store.session(session_id)
+                self._parts.liveness.check_not(session, "its files can't be put back after a run that fails")
             session = await self._record(session_id, run_id, request, slot, named=named)
             transcript = self._parts.outputs.new()
             active = ActiveRun(run_id, session_id, session.key, transcript, request.background, request.service)
+            active.joinable = session.persistent and not request.atomic
             run = SessionRun(self._parts, active, session, request, slot, emit)
             with self._active_runs.registered(active), self._yielding(active):
                 try:

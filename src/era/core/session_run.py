@@ -6,11 +6,15 @@ they are taken. The session's turn is held, and the run is on record as `running
 Where anything between the sandbox and the commit goes wrong, the working directory is no longer known to be the
 committed one. The sandbox is then thrown away, and the next run gets a new one, filled from the last snapshot. So the
 session is always what its row says, and the row changes in one transaction or not at all.
+
+The sandbox of a live session is held for its processes (live/). A run gets it as it is, and what it commits is the tree
+of one moment, in which processes stand still. Where that sandbox has to be thrown away, its processes are told why.
 """
 
 from __future__ import annotations
 
 import json
+from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
 
@@ -23,6 +27,7 @@ from era.core.execution import Execution, keep_output, status_of
 from era.core.files.snapshots import Snapshots
 from era.core.files.trees import SnapshotRefused, WorkspaceFull
 from era.core.history import HistoryBound
+from era.core.liveness import Liveness
 from era.core.metadata import MetadataStore
 from era.core.models import (
     STATE_FILE,
@@ -58,6 +63,7 @@ class RunParts:
     snapshots: Snapshots
     outputs: Outputs
     history: HistoryBound
+    liveness: Liveness
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,17 +135,22 @@ class SessionRun:
             if outcome.problem is None:
                 pool.committed(session.key, outcome.snapshot or session.snapshot)
             else:
-                await pool.discard(sandbox)
+                await pool.discard(sandbox, self._remade(outcome.problem))
             return result
-        except BaseException:
-            await pool.discard(sandbox)
+        except BaseException as error:
+            await pool.discard(sandbox, self._remade(error.message if isinstance(error, EraError) else "it failed."))
             raise
+
+    def _remade(self, why: str) -> str:
+        """What processes of the session are told that end with the sandbox."""
+        return f"The session's sandbox was made anew, since run '{self._active.run_id}' could not be kept: {why}"
 
     def _execution(self, sandbox: Sandbox, data: JsonObject) -> Execution:
         """The program, with the session's settings."""
         session, request = self._session, self._request
         code = request.code if request.code is not None else session.stored.code if session.stored else ""
         command = command_of(request.service)
+        live = session.key in self._parts.liveness
         return Execution(
             sandbox,
             self._parts.network,
@@ -156,7 +167,8 @@ class SessionRun:
             storage_owner=session.owner if session.storage else None,
             variables=variables(session.setup),
             before=session.snapshot,
-            ephemeral=not session.persistent,
+            ephemeral=not session.persistent and not live,
+            keeps_scratch=live,
             invocation=Invocation(command=command) if command else request.invocation,
         )
 
@@ -170,12 +182,17 @@ class SessionRun:
         if problem is not None or not session.persistent:
             return _Outcome(status, data, problem=problem)
         try:
-            snapshot = await snapshots.take(execution.sandbox, session.snapshot, ended.entry)
+            async with self._still(execution.sandbox):
+                snapshot = await snapshots.take(execution.sandbox, session.snapshot, ended.entry)
             artifacts = await snapshots.artifacts(session.snapshot, snapshot)
         except SnapshotRefused as error:
             status = "disk_full" if isinstance(error, WorkspaceFull) else status
             return _Outcome(status, problem=_nothing_kept(str(error)))
         return _Outcome(status, data, None if snapshot.root == session.snapshot.root else snapshot, artifacts)
+
+    def _still(self, sandbox: Sandbox) -> AbstractAsyncContextManager[object]:
+        """Within the block no process of the session changes files."""
+        return sandbox.frozen() if self._session.key in self._parts.liveness else nullcontext()
 
     async def _commit(self, execution: Execution, ended: Ended, outcome: _Outcome, data: JsonObject) -> RunResult:
         """Record the run, and move the session to its next version if it changed anything, in one transaction. `data`

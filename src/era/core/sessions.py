@@ -12,6 +12,7 @@ from era.core import jsontext
 from era.core.expiry import Expiry
 from era.core.idempotency import IdempotencyKeys, Made, create_once
 from era.core.limits import Rules
+from era.core.liveness import Liveness
 from era.core.metadata import KEEP, MetadataStore, SessionChange, SessionFilter
 from era.core.models import (
     Claim,
@@ -47,10 +48,12 @@ class Sessions:
         idempotency: IdempotencyKeys,
         expiry: Expiry,
         rules: Rules,
+        liveness: Liveness,
         kick_setups: Callable[[], None],
     ) -> None:
         """`kick_setups` is called when a session may have a setup to be done; see Setups.kick."""
         self._kick_setups = kick_setups
+        self._liveness = liveness
         self._rules = rules
         self._store = store
         self._idempotency = idempotency
@@ -131,6 +134,8 @@ class Sessions:
         if data is None and change.setup is KEEP:
             return await self._store.change_session(session_id, change)
         async with self._turns.take(session_id):
+            if change.setup is not KEEP:
+                self._liveness.check_not(await self._store.session(session_id), "nothing can be installed")
             if data is not None:
                 session = await self._store.session(session_id)
                 change = replace(change, data=data_text("data", without_view(data, session.stored)))
@@ -171,13 +176,13 @@ class Sessions:
                 await self._pool.release(key)
 
     async def delete_all(
-        self, which: SessionFilter, *, running: bool | None = None, purge: bool = False
+        self, which: SessionFilter, *, selected: Callable[[Session], bool] | None = None, purge: bool = False
     ) -> Sequence[str]:
-        """Delete every session that passes the filter at this moment; with `running`, only those that are running, or
-        only those that aren't. Returns their ids. Sessions that are gone already can only be purged."""
+        """Delete every session that passes the filter at this moment, and is `selected`, if that is given. Returns
+        their ids. Sessions that are gone already can only be purged."""
         deleted = []
         for session in await self.list(which):
-            if running is not None and running != self._turns.taken(session.owned_id):
+            if selected is not None and not selected(session):
                 continue
             try:
                 if which.removed:

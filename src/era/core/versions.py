@@ -11,6 +11,7 @@ from era.core.files.diffs import DataChange, FileChanges, data_changes
 from era.core.files.snapshots import Snapshots
 from era.core.history import HistoryBound
 from era.core.idempotency import IdempotencyKeys, Made, create_once
+from era.core.liveness import Liveness
 from era.core.metadata import MetadataStore
 from era.core.models import EMPTY, Claim, JsonObject, NewCopy, OwnedId, Session, Version, VersionContent
 from era.core.sessions import data_text
@@ -42,8 +43,10 @@ class Versions:
         turns: Turns,
         idempotency: IdempotencyKeys,
         history: HistoryBound,
+        liveness: Liveness,
     ) -> None:
         self._history = history
+        self._liveness = liveness
         self._store = store
         self._idempotency = idempotency
         self._snapshots = snapshots
@@ -90,8 +93,9 @@ class Versions:
 
     async def rollback(self, session_id: OwnedId, n: int) -> Session:
         """Make a new version with the content of version `n`, between runs. A warm sandbox then holds the wrong files;
-        the pool sees that by the snapshot when the next run asks for it."""
+        the pool sees that by the snapshot when the next run asks for it. Raises SessionLive."""
         async with self._turns.take(session_id):
+            self._liveness.check_not(await self._store.session(session_id), "can't be rolled back")
             return await self._store.rollback(session_id, n)
 
     async def duplicate(

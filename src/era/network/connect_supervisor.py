@@ -105,12 +105,13 @@ class ConnectHandler(Protocol):
 
 
 class ConnectSupervisor:
-    """Receives the seccomp notifications of one sandbox, for whichever run is under way there."""
+    """Receives the seccomp notifications of one sandbox's runs or of its processes, for whichever handler there is."""
 
     def __init__(self, broker: SocketBroker, on_close: Callable[[], None]) -> None:
         """`on_close` is called once the sandbox is gone."""
-        self.handler: ConnectHandler | None = None
-        """Of the run under way, None where that has no internet."""
+        self._handlers: list[ConnectHandler] = []
+        """Of the run under way, unless that has no internet, and of processes beside it, where a sandbox can't tell
+        whose notifications are whose. The one that came last decides."""
 
         self.broker = broker
         self._on_close = on_close
@@ -119,6 +120,17 @@ class ConnectSupervisor:
         self._burst = 0
         self._closed = False
         broker.on_notify_fd(self._replace_notify_fd)
+
+    @property
+    def handler(self) -> ConnectHandler | None:
+        return self._handlers[-1] if self._handlers else None
+
+    def add(self, handler: ConnectHandler) -> None:
+        """From now on this one decides, until it is removed."""
+        self._handlers.append(handler)
+
+    def remove(self, handler: ConnectHandler) -> None:
+        self._handlers.remove(handler)
 
     def close(self) -> None:
         if not self._closed:

@@ -8,6 +8,9 @@ it connects any of the run's programs (connect_supervisor.py), and what may be r
 (run_connections.py). One ConnectSupervisor belongs to each sandbox that has had such a run; a SupervisedEgress is put
 into it for as long as one run lasts, and takes all of the run's connections with it when that ends.
 
+Processes beside runs (core/live/) have an egress of their own, as long as their session is live, and so a
+ConnectSupervisor of their own. Both add addresses to one loopback (loopback.py).
+
 Where connections can't be supervised (an old kernel, a root without the capabilities), a run has no network, and its
 record says why. It runs all the same: less network than asked for is reported, not refused.
 """
@@ -17,10 +20,11 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from functools import cache, partial
+from weakref import WeakValueDictionary
 
 from era.core.allowlist import Range, allowlist_of
 from era.core.models import JsonObject
-from era.core.ports import RunEgress, Sandbox
+from era.core.ports import ProcessEgress, RunEgress, Sandbox, SocketBroker
 from era.core.secrets import Secret
 from era.core.shares import Shares
 from era.network import authority, policy
@@ -28,6 +32,7 @@ from era.network.connect_supervisor import ConnectSupervisor, why_unsupported
 from era.network.descriptors import RunDescriptors
 from era.network.destinations import Destinations
 from era.network.interception import Interception
+from era.network.loopback import LoopbackAddresses
 from era.network.run_connections import MakeServiceProtocol, RunConnections
 from era.network.sandbox_sockets import Target
 from era.network.seccomp_notify import Notification
@@ -54,8 +59,11 @@ class SandboxNetwork:
         self.service: tuple[int, MakeServiceProtocol] | None = None
         """The port at which this service listens, once it does, and what serves programs that connect to it."""
 
-        self._supervisors: dict[str, ConnectSupervisor] = {}
-        """By the ids of sandboxes."""
+        self._supervisors: dict[str, dict[SocketBroker, ConnectSupervisor]] = {}
+        """By the ids of sandboxes: that of runs, and that of processes beside them."""
+
+        self._loopbacks: WeakValueDictionary[str, LoopbackAddresses] = WeakValueDictionary()
+        """By the ids of sandboxes, those that are in use."""
 
     def serves_at(self, port: int, make_protocol: MakeServiceProtocol) -> None:
         """This service listens at this port. Programs that connect to it there get what `make_protocol` makes: their
@@ -63,28 +71,61 @@ class SandboxNetwork:
         self.service = port, make_protocol
 
     def stop(self) -> None:
-        for supervisor in list(self._supervisors.values()):
-            supervisor.close()
+        for supervisors in list(self._supervisors.values()):
+            for supervisor in list(supervisors.values()):
+                supervisor.close()
 
     def run_egress(
         self, sandbox: Sandbox, *, owner: str, internet: bool, egress: JsonObject, secrets: Sequence[Secret] = ()
     ) -> RunEgress:
+        return self._egress(sandbox, sandbox.broker, owner, internet, egress, secrets)
+
+    def process_egress(
+        self, sandbox: Sandbox, broker: SocketBroker | None, *, owner: str, internet: bool, egress: JsonObject
+    ) -> ProcessEgress:
+        made = self._egress(sandbox, broker, owner, internet, egress, ())
+        if isinstance(made, SupervisedEgress):
+            # Any process may come to have a secret for a host that others reach, too: so all trust the authority.
+            made.certificates = authority.variables()
+        return made
+
+    def _egress(
+        self,
+        sandbox: Sandbox,
+        broker: SocketBroker | None,
+        owner: str,
+        internet: bool,
+        egress: JsonObject,
+        secrets: Sequence[Secret],
+    ) -> SupervisedEgress | NoEgress:
         if not internet:
             return NoEgress()
-        supervisor = self._supervisors.get(sandbox.id)
+        supervisors = self._supervisors.get(sandbox.id, {})
+        supervisor = None if broker is None else supervisors.get(broker)
         if supervisor is None:
-            reason = why_unsupported(sandbox)
-            if reason is not None or sandbox.broker is None:
-                return NoEgress(reason or "")
-            supervisor = ConnectSupervisor(sandbox.broker, partial(self._forget, sandbox.id))
-            self._supervisors[sandbox.id] = supervisor
-        descriptors, interception = RunDescriptors(self.descriptors, owner), None
+            # What it tries must not be tried while connections of the sandbox are supervised, and needn't.
+            reason = None if supervisors else why_unsupported(sandbox)
+            if reason is not None or broker is None:
+                return NoEgress(reason or "this kind of sandbox has no way out")
+            supervisor = ConnectSupervisor(broker, partial(self._forget, sandbox.id, broker))
+            self._supervisors.setdefault(sandbox.id, {})[broker] = supervisor
+        made = SupervisedEgress(self, sandbox.id, supervisor, egress, RunDescriptors(self.descriptors, owner))
         if secrets:
-            interception = Interception(secrets, self.authority, allowlist_of(egress), descriptors)
-        return SupervisedEgress(self, supervisor, egress, interception, descriptors)
+            made.add(secrets)
+        return made
 
-    def _forget(self, sandbox_id: str) -> None:
-        self._supervisors.pop(sandbox_id, None)
+    def loopback(self, sandbox_id: str) -> LoopbackAddresses:
+        """The addresses of this sandbox's loopback, the same for all who have them at a time."""
+        found = self._loopbacks.get(sandbox_id)
+        if found is None:
+            found = self._loopbacks[sandbox_id] = LoopbackAddresses()
+        return found
+
+    def _forget(self, sandbox_id: str, broker: SocketBroker) -> None:
+        supervisors = self._supervisors.get(sandbox_id, {})
+        supervisors.pop(broker, None)
+        if not supervisors:
+            self._supervisors.pop(sandbox_id, None)
 
 
 class NoEgress:
@@ -95,10 +136,16 @@ class NoEgress:
         self.certificates: Mapping[str, str] = {}
         self.enforced: JsonObject = {"network": "none", **({"network_reason": reason} if reason else {})}
 
-    async def __aenter__(self) -> RunEgress:
+    async def __aenter__(self) -> NoEgress:
         return self
 
     async def __aexit__(self, *_: object) -> None:
+        pass
+
+    def add(self, secrets: Sequence[Secret]) -> None:
+        pass
+
+    def remove(self, secrets: Sequence[Secret]) -> None:
         pass
 
     def report(self) -> JsonObject:
@@ -106,31 +153,47 @@ class NoEgress:
 
 
 class SupervisedEgress:
-    """Decides about the connections of one run. Nothing is made before the run's first one."""
+    """Decides about the connections of one run, or of a session's processes. Nothing is made before the first one."""
 
     supervised = True
 
     def __init__(
         self,
         network: SandboxNetwork,
+        sandbox_id: str,
         supervisor: ConnectSupervisor,
         egress: JsonObject,
-        interception: Interception | None,
         descriptors: RunDescriptors,
     ) -> None:
         self._descriptors = descriptors
-        self._network, self._supervisor, self._egress, self._interception = network, supervisor, egress, interception
+        self._network, self._sandbox_id, self._supervisor, self._egress = network, sandbox_id, supervisor, egress
+        self._interception: Interception | None = None
         self._destinations = Destinations()
         self._connections: RunConnections | None = None
-        self.certificates: Mapping[str, str] = authority.variables() if interception else certificates()
+        self.certificates: Mapping[str, str] = certificates()
         self.enforced: JsonObject = {"network": "full"}
 
-    async def __aenter__(self) -> RunEgress:
-        self._supervisor.handler = self
+    def add(self, secrets: Sequence[Secret]) -> None:
+        """Swap the placeholders of these for their values from now on, too."""
+        if self._interception is None:
+            allow = allowlist_of(self._egress)
+            self._interception = Interception((), self._network.authority, allow, self._descriptors)
+            self.certificates = authority.variables()
+            if self._connections is not None:
+                self._connections.interception = self._interception
+        self._interception.add(secrets)
+
+    def remove(self, secrets: Sequence[Secret]) -> None:
+        """Swap these no longer."""
+        if self._interception is not None:
+            self._interception.remove(secrets)
+
+    async def __aenter__(self) -> SupervisedEgress:
+        self._supervisor.add(self)
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        self._supervisor.handler = None
+        self._supervisor.remove(self)
         if self._connections is not None:
             await self._connections.close()
 
@@ -142,6 +205,7 @@ class SupervisedEgress:
         if self._connections is None:
             self._connections = RunConnections(
                 self._supervisor.broker,
+                self._network.loopback(self._sandbox_id),
                 self._network.policy,
                 allowlist_of(self._egress),
                 self._destinations,

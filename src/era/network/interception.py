@@ -87,7 +87,7 @@ class Opening:
 
 
 class Interception:
-    """Carries the connections of one run that has secrets."""
+    """Carries the connections of one run that has secrets, or of the processes of a live session."""
 
     def __init__(
         self,
@@ -97,9 +97,17 @@ class Interception:
         descriptors: RunDescriptors | None = None,
     ) -> None:
         """`descriptors` are for pipes, see splice.py."""
-        self._secrets, self._authority, self._allow = secrets, authority, allow
+        self._secrets, self._authority, self._allow = list(secrets), authority, allow
         self._descriptors = descriptors
         self._bodies = asyncio.Semaphore(_MAX_BODIES)
+
+    def add(self, secrets: Sequence[Secret]) -> None:
+        """Swap the placeholders of these too from now on."""
+        self._secrets += secrets
+
+    def remove(self, secrets: Sequence[Secret]) -> None:
+        """Swap these no longer."""
+        self._secrets = [secret for secret in self._secrets if secret not in secrets]
 
     async def carry(
         self,

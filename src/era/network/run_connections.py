@@ -24,8 +24,9 @@ from era.network.destinations import Destinations, Traffic
 from era.network.dialing import CONNECT_SECONDS, connect, family
 from era.network.dns import ADDRESS, PORT, Names
 from era.network.interception import Interception
+from era.network.loopback import LoopbackAddresses
 from era.network.policy import NOT_IN_ALLOWLIST, Policy
-from era.network.sandbox_sockets import Target, add_address, bind, remove_address, set_drop_all
+from era.network.sandbox_sockets import Target, bind, set_drop_all
 from era.network.seccomp_notify import Notification
 
 log = structlog.get_logger()
@@ -52,9 +53,6 @@ _ARRIVE_SECONDS = 5.0
 """Within which a program arrives at a listener, once its destination has answered."""
 
 _BACKLOG = 512
-_IPV6_TRIES = 100
-_FEW_ADDRESSES = 8
-"""That are removed at once; the kernel takes its time for more."""
 
 _NAMESERVER = (ADDRESS, PORT)
 _TCP_CLOSE = 7
@@ -89,6 +87,7 @@ class RunConnections:
     def __init__(
         self,
         broker: SocketBroker,
+        loopback: LoopbackAddresses,
         policy: Policy,
         allow: Allowlist,
         destinations: Destinations,
@@ -100,7 +99,8 @@ class RunConnections:
         `interception` is that of a run with secrets."""
         self._descriptors = descriptors
         self._service_protocol = service_protocol
-        self._interception = interception
+        self.interception = interception
+        self._loopback = loopback
         self._broker, self._policy, self._allow, self._destinations = broker, policy, allow, destinations
         self._loop = asyncio.get_running_loop()
         self._names = Names(allow, lambda name: self._refuse(name, PORT, None), descriptors)
@@ -108,11 +108,8 @@ class RunConnections:
         self._count = 0
         """Of connections, those that are being made included."""
 
-        self._addresses: dict[Address, int] = {}
-        """The addresses that the sandbox's loopback has been given, with the serial numbers of their aliases."""
-
-        self._probes: dict[int, socket.socket] = {}
-        """By IP version: a socket of the sandbox's network, through which that gets addresses."""
+        self._addresses: set[Address] = set()
+        """Those that the sandbox's loopback has for this run."""
 
         self._adding = asyncio.Lock()
         self._listeners: dict[Target, _DestinationListener] = {}
@@ -139,17 +136,7 @@ class RunConnections:
             self._close(listener)
         for close in list(self._datagrams.values()):
             close()
-        if len(self._addresses) > _FEW_ADDRESSES:
-            await asyncio.to_thread(self._remove_addresses)
-        else:
-            self._remove_addresses()
-        for probe in self._probes.values():
-            probe.close()
-
-    def _remove_addresses(self) -> None:
-        for address, serial in self._addresses.items():
-            with suppress(OSError):  # gone with the sandbox
-                remove_address(self._probes[address.version], address, serial)
+        await self._loopback.leave(self._addresses)
 
     def _begin(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         """Start a task that `close` cancels."""
@@ -287,13 +274,13 @@ class RunConnections:
                     splice.reset(await connection.client)
                 return
             connection.dialed.set_result(0)
-            if self._interception is not None:
+            if self.interception is not None:
 
                 def note(name: str | None, reason: str | None) -> Traffic:
                     return self._destinations.note(name or host, port, address, reason)
 
                 names = self._names.for_(address)
-                await self._interception.carry(connection.client, server, address, names, note)
+                await self.interception.carry(connection.client, server, address, names, note)
                 return
             traffic = self._destinations.note(host, port, address, None)
             await splice.join(await connection.client, server, traffic, self._descriptors)
@@ -488,25 +475,8 @@ class RunConnections:
                 return
             if len(self._addresses) >= MAX_ADDRESSES:
                 raise OSError(errno.ENOBUFS, "too many addresses")
-            if address.version not in self._probes:
-                self._probes[address.version] = await self._broker.new_socket(family(address), socket.SOCK_DGRAM)
-            serial = len(self._addresses) + 1
-            add_address(self._probes[address.version], address, serial)
-            self._addresses[address] = serial
-            if address.version == 6:
-                await self._wait_until_usable(address)
-
-    async def _wait_until_usable(self, address: Address) -> None:
-        """Wait until a new IPv6 address can be bound to. The kernel gives no sign of that."""
-        probe = await self._broker.new_socket(socket.AF_INET6, socket.SOCK_DGRAM)
-        with probe:
-            for _ in range(_IPV6_TRIES):
-                try:
-                    probe.bind((str(address), 0))
-                except OSError:
-                    await asyncio.sleep(0.001)
-                else:
-                    return
+            await self._loopback.use(address, self._broker)
+            self._addresses.add(address)
 
 
 def _dismiss(connection: _Connection) -> None:

@@ -5,7 +5,7 @@ What a transaction does is in the module of its noun, in two kinds of functions:
 work within the caller's transaction, those that take a `Database` make several transactions of their own.
 
 Rows that share no transaction with sessions and runs have ports of their own in the core, and adapters of their own
-here: inboxes, storage items and API keys.
+here: inboxes, storage items, API keys and processes.
 """
 
 from __future__ import annotations
@@ -40,6 +40,7 @@ from era.store import capsules, idempotency, outputs, runs, sessions, setups, ve
 from era.store.api_keys import ApiKeyRows
 from era.store.database import Database
 from era.store.inbox import InboxRows
+from era.store.processes import ProcessRows
 from era.store.session_lookup import read_public_session, read_session, read_session_of_site
 from era.store.storage_items import StorageItemRows
 
@@ -58,6 +59,7 @@ class SqlStore:
         self.inboxes = InboxRows(self.database, retention)
         self.storage_items = StorageItemRows(self.database)
         self.api_keys = ApiKeyRows(self.database)
+        self.processes = ProcessRows(self.database, retention)
         self._retention = retention
         self._incomplete: set[int] = set()
         """The keys of sessions that this process is importing."""

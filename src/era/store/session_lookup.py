@@ -13,7 +13,7 @@ import json
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from sqlalchemy import Connection, bindparam, exists, select, update
+from sqlalchemy import Connection, bindparam, exists, literal_column, select, update
 
 from era.core.expiry import MICROS, is_due, wants_touch
 from era.core.metadata import Retention
@@ -22,7 +22,7 @@ from era.errors import EraError, Expired, NoSession, NotFound
 from era.store.database import Database
 from era.store.dialects import Precompiled
 from era.store.records import snapshot_from_row
-from era.store.tables import runs, sessions, versions
+from era.store.tables import processes, runs, sessions, versions
 
 _FIELDS = (
     "key",
@@ -68,7 +68,11 @@ SESSIONS = select(
 
 IS_PRESENT = sessions.c.deleted_at.is_(None)
 OF_OWNER = (sessions.c.id == bindparam("session_id")) & (sessions.c.owner == bindparam("owner"))
-HAS_ACTIVE_RUN = exists().where(runs.c.session_key == sessions.c.key, runs.c.status == "running")
+IS_ACTIVE = exists().where(runs.c.session_key == sessions.c.key, runs.c.status == "running") | exists().where(
+    processes.c.session_key == sessions.c.key, literal_column("processes.status = 'running'")
+)
+"""Whether a run or a process of a session is under way."""
+
 EXPIRES_AT = bindparam("at", type_=sessions.c.expires_at.type) + sessions.c.ttl * MICROS
 """When a session expires that is called at `:at`; NULL where it has no ttl."""
 
@@ -78,7 +82,7 @@ _find_by_id = Precompiled(SESSIONS.where(sessions.c.id == bindparam("session_id"
 _find_by_key = Precompiled(SESSIONS.where(sessions.c.key == bindparam("session")))
 
 _TOUCH = update(sessions).where(sessions.c.key == bindparam("session"), IS_PRESENT).values(expires_at=EXPIRES_AT)
-_IS_RUNNING = select(sessions.c.key).where(sessions.c.key == bindparam("session"), HAS_ACTIVE_RUN)
+_IS_RUNNING = select(sessions.c.key).where(sessions.c.key == bindparam("session"), IS_ACTIVE)
 _LAST_REMOVED_OF_ANY_OWNER = (
     select(sessions.c.key, sessions.c.expired)
     .where(sessions.c.id == bindparam("session_id"), ~IS_PRESENT, sessions.c.deleted_at > bindparam("since"))
@@ -118,7 +122,7 @@ def session_with_key(connection: Connection, key: int) -> Session:
 
 
 def has_expired(connection: Connection, session: Session, at: int) -> bool:
-    """Whether a session has expired by `at`, marked or not. A run in progress keeps it alive."""
+    """Whether a session has expired by `at`, marked or not. A run or process in progress keeps it alive."""
     if not is_due(session, at):
         return False
     return connection.execute(_IS_RUNNING, {"session": session.key}).first() is None

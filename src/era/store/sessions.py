@@ -26,7 +26,7 @@ from era.store.dialects import raising_if_taken
 from era.store.idempotency import answer_claim, claim_key
 from era.store.session_lookup import (
     EXPIRES_AT,
-    HAS_ACTIVE_RUN,
+    IS_ACTIVE,
     IS_PRESENT,
     OF_OWNER,
     SESSIONS,
@@ -78,10 +78,10 @@ _COMPLETE = (
 )
 _MAY_BE_DUE = (
     select(sessions.c.key, sessions.c.ttl, sessions.c.expires_at)
-    .where(sessions.c.expires_at <= bindparam("at"), IS_PRESENT, ~HAS_ACTIVE_RUN)
+    .where(sessions.c.expires_at <= bindparam("at"), IS_PRESENT, ~IS_ACTIVE)
     .limit(1000)
 )
-_EXPIRE = _REMOVE.where(sessions.c.expires_at == bindparam("seen"), ~HAS_ACTIVE_RUN).values(expired=True)
+_EXPIRE = _REMOVE.where(sessions.c.expires_at == bindparam("seen"), ~IS_ACTIVE).values(expired=True)
 _TO_PURGE = select(sessions.c.key).where(~IS_PRESENT, sessions.c.deleted_at <= bindparam("before")).limit(1000)
 _IS_REMOVED = exists().where(sessions.c.key == bindparam("session"), ~IS_PRESENT)
 _NEWEST_IDS = (

@@ -42,6 +42,7 @@ _IS_REMOVED = text("deleted_at IS NOT NULL")
 _HAS_EXPIRY = text("expires_at IS NOT NULL")
 _HAS_PACKAGES = text("environment IS NOT NULL")
 _HAS_DIGEST = text("digest IS NOT NULL")
+_IS_RUNNING = text("status = 'running'")
 SETUP_UNDER_WAY = text("setup_status IN ('pending', 'running')")
 """Written out in queries too, or else SQLite wouldn't use the index on it."""
 
@@ -159,6 +160,31 @@ runs = Table(
     Column("pieces", BigInteger),
     Index(None, "session_key", "key"),
     Index("ix_runs_status", "status", "imported"),
+    sqlite_autoincrement=True,
+)
+
+# Processes beside runs: those that run, and a session's last ended ones with the end of what they wrote.
+processes = Table(
+    "processes",
+    metadata,
+    Column("key", _Key, primary_key=True),
+    Column("id", String(64), nullable=False, unique=True),
+    Column("session_key", _Key, ForeignKey(sessions.c.key, ondelete="CASCADE"), nullable=False),
+    Column("tag", String(64)),
+    Column("command", Text, nullable=False),
+    Column("status", String(16), nullable=False),
+    Column("pid", Integer),
+    Column("stdin", Boolean, nullable=False),
+    Column("pty", Boolean, nullable=False),
+    Column("started_at", BigInteger, nullable=False),
+    Column("ended_at", BigInteger),
+    Column("exit_code", Integer),
+    Column("signal", Integer),
+    Column("reason", Text),
+    Column("output_bytes", BigInteger, nullable=False),
+    Column("tail", LargeBinary),
+    Index(None, "session_key", "key"),
+    Index("ix_processes_running", "session_key", sqlite_where=_IS_RUNNING, postgresql_where=_IS_RUNNING),
     sqlite_autoincrement=True,
 )
 

@@ -93,7 +93,8 @@ class SessionAnswer(BaseModel):
     egress: EgressAnswer
     service: str | list[str] | None
     storage: bool
-    status: Literal["idle", "running", "expired", "deleted"]
+    status: Literal["idle", "running", "live", "expired", "deleted"]
+    processes: int = Field(description="How many processes run beside runs.")
     files: list[dict[str, Any]] | None = None
     setup_status: SetupStatus | None = Field(None, description="Only with a setup.")
     setup_result: SetupResult | None = Field(None, description="The result, once the setup has ended.")
@@ -134,11 +135,12 @@ class HostAnswer(BaseModel):
     site_url: str = Field(description="The same under a host name of the session's own, as a site of its own.")
 
 
-def session_answer(session: Session, status: str, limits: JsonObject) -> dict[str, Any]:
+def session_answer(session: Session, status: str, limits: JsonObject, processes: int = 0) -> dict[str, Any]:
     """The session object.
 
-    `status` is `running` while a run is under way, else `idle`; a session that has expired or was deleted shows that
-    instead. `limits` are those in force, with the server's defaults filled in.
+    `status` is `running` while a run is under way, else `live` where there are or were processes just now, else `idle`;
+    a session that has expired or was deleted shows that instead. `limits` are those in force, with the server's
+    defaults filled in. `processes` are how many run beside runs.
     """
     return {
         "id": session.id,
@@ -164,6 +166,7 @@ def session_answer(session: Session, status: str, limits: JsonObject) -> dict[st
         "service": session.service,
         "storage": session.storage,
         "status": session.removal or status,
+        "processes": 0 if session.removal else processes,
         **({} if session.setup is None else _setup_answer(session)),
     }
 

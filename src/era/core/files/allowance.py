@@ -22,7 +22,7 @@ import asyncio
 import os
 import stat
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import aclosing
 from dataclasses import replace
 
@@ -63,7 +63,7 @@ async def bounded(sandbox: Sandbox, program: Program, before: Snapshot) -> Async
     `before` is what the working directory holds at the start. If it exceeds the limits, the run is killed; its `Ended`
     then has the cause `disk_full`, and `disk_problem` says which limit it was.
     """
-    allowance = _Allowance(sandbox, before)
+    allowance = Allowance(sandbox, before, sandbox.kill_run)
     try:
         async with aclosing(sandbox.run(program)) as events:  # type: ignore[type-var]  # drivers return generators
             async for event in events:
@@ -72,14 +72,21 @@ async def bounded(sandbox: Sandbox, program: Program, before: Snapshot) -> Async
         allowance.stop()
 
 
-class _Allowance:
-    """Watches the disk usage of one run, in a task that starts after _FIRST seconds."""
+class Allowance:
+    """Watches the disk usage of one run, or of processes beside runs, in a task that starts after _FIRST seconds."""
 
-    def __init__(self, sandbox: Sandbox, before: Snapshot) -> None:
+    def __init__(
+        self, sandbox: Sandbox, before: Snapshot, end: Callable[[], Awaitable[None]], tick: float = TICK
+    ) -> None:
+        """`end` ends what exceeds the limits. `tick` is the time between two checks, in seconds."""
         self._sandbox = sandbox
+        self._end = end
+        self._tick = tick
         self._bytes = self._before = before.total_bytes
         self._entries = before.file_count
-        self._problem: str | None = None
+        self.problem: str | None = None
+        """Which limit was exceeded, if any."""
+
         self._free = self._free_before = os.statvfs(sandbox.workspace)
         self._in_flight = 0
         """How many measurements in a row found descriptors in flight and bytes that nothing explains."""
@@ -97,26 +104,26 @@ class _Allowance:
 
     def with_cause(self, ended: Ended) -> Ended:
         """`ended`, with the cause `disk_full` if the run was killed for that."""
-        if self._problem is None:
+        if self.problem is None:
             return ended
-        return replace(ended, cause="disk_full", disk_problem=self._problem)
+        return replace(ended, cause="disk_full", disk_problem=self.problem)
 
     def _start(self) -> None:
         self._task = self._loop.create_task(self._follow())
 
     async def _follow(self) -> None:
-        """Check every TICK. Kill the run once it exceeds the limits."""
+        """Check every tick. End what exceeds the limits."""
         while True:
             try:
                 if self._may_be_over():
                     await asyncio.to_thread(self._measure)
             except Full as full:
-                self._problem = str(full)
-                await self._sandbox.kill_run()
+                self.problem = str(full)
+                await self._end()
                 return
             except OSError as error:
                 log.warning("disk_not_measured", sandbox=self._sandbox.id, error=error.strerror)
-            await asyncio.sleep(TICK)
+            await asyncio.sleep(self._tick)
 
     def _may_be_over(self) -> bool:
         """Whether a measurement is called for: the limits may be exceeded, or it is time for a routine one."""

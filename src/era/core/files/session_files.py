@@ -27,6 +27,7 @@ from era.core.files.trees import Bounds
 from era.core.files.unpack import PIECE
 from era.core.history import HistoryBound
 from era.core.limits import Rules, bounds
+from era.core.liveness import Liveness
 from era.core.metadata import MetadataStore
 from era.core.models import OwnedId, Session, Snapshot
 from era.core.turns import Turns
@@ -104,7 +105,9 @@ class SessionFiles:
         threads: Threads,
         rules: Rules,
         history: HistoryBound,
+        liveness: Liveness,
     ) -> None:
+        self._liveness = liveness
         self._store = store
         self._snapshots = snapshots
         self._blobs = blobs
@@ -293,7 +296,8 @@ class SessionFiles:
     async def writable_session(self, session_id: OwnedId, key: int | None = None) -> Session:
         """The session, which must keep files; with `key`, it must be the very one that had this key.
 
-        Raises NotFound where another has taken its id meanwhile, Conflict where it isn't persistent.
+        Raises NotFound where another has taken its id meanwhile, Conflict where it isn't persistent, SessionLive where
+        its processes work on its files.
         """
         session = await self._store.session(session_id)
         if key is not None and session.key != key:
@@ -304,6 +308,7 @@ class SessionFiles:
                 hint='Make a session with "persistent": true.',
                 code="not_persistent",
             )
+        self._liveness.check_not(session, "its files can't be changed from outside")
         return session
 
     def bounds(self, session: Session) -> Bounds:

@@ -3,7 +3,8 @@
 Theory of operation
 ===================
 
-A call first tries to connect to whatever run of the session is under way. If nothing listens and the session names a
+A call first tries to connect to a process of the session, if that is live (core/live/), then to whatever run is under
+way. If nothing listens and the session names a
 *service* (a command), that is started as a background run, and the call waits until it listens. Otherwise the session's
 stored code answers, as a run of its own (relay.py).
 
@@ -25,6 +26,7 @@ from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 
 from era.core.active_runs import ActiveRun, ActiveRuns
+from era.core.live.live_sessions import LiveSessions
 from era.core.models import Session
 from era.core.pool import SandboxPool
 from era.core.run_messages import RunRequest
@@ -57,7 +59,8 @@ class LiveConnection:
     """A connection to a program of a session, and the id of its run."""
 
     socket: socket.socket
-    run_id: str
+    run_id: str | None
+    """None where it is a process beside runs."""
 
 
 class LiveServers:
@@ -67,6 +70,7 @@ class LiveServers:
         self,
         runs: Runs,
         active_runs: ActiveRuns,
+        live_sessions: LiveSessions,
         pool: SandboxPool,
         descriptors: Shares[str],
         *,
@@ -77,6 +81,7 @@ class LiveServers:
         has called it for `idle_seconds`, and at the latest after `service_seconds`."""
         self._runs = runs
         self._active_runs = active_runs
+        self._live_sessions = live_sessions
         self._pool = pool
         self._descriptors = descriptors
         self._calls: Counter[int] = Counter()
@@ -96,7 +101,11 @@ class LiveServers:
 
         Raises Unavailable, RelayFailed or RelayTimeout where the session's service can't be reached.
         """
-        with self._counted(session):
+        with self._counted(session), self._live_sessions.in_use(session.key) as held:
+            if held is not None and (sock := await held.sandbox.connect(port)) is not None:
+                with sock:
+                    yield LiveConnection(sock, None)
+                return
             connected: tuple[ActiveRun, socket.socket] | None
             if session.service is not None:
                 connected = await self._connect_to_service(session, port, base_url)

@@ -23,6 +23,7 @@ from dataclasses import replace
 import structlog
 
 from era.core import jsontext
+from era.core.liveness import Liveness
 from era.core.metadata import MetadataStore, SetupJob
 from era.core.models import OwnedId, Session
 from era.core.setup import locks
@@ -56,10 +57,12 @@ class Setups:
         turns: Turns,
         builds: Builds,
         commands: Commands,
+        liveness: Liveness,
         seconds: float,
     ) -> None:
         """`turns` are those of runs. `seconds` is how long the commands of a setup may take together."""
         self._builds = builds
+        self._liveness = liveness
         self._commands = commands
         self._seconds = seconds
         self._job_turns = Turns()
@@ -111,6 +114,7 @@ class Setups:
                     hint="PATCH /api/sessions/{id} with a 'setup' gives it one.",
                 )
             if session.setup_status not in UNDER_WAY:
+                self._liveness.check_not(session, "nothing can be installed")
                 self._anew.add(session.key)
                 session = await self._store.restart_setup(session_id)
                 self.kick()

@@ -1,0 +1,201 @@
+"""One live session: its sandbox, what its processes have, and who uses it. live_sessions.py has the theory."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import AsyncExitStack, contextmanager, suppress
+from dataclasses import replace
+
+import structlog
+
+from era.core.execution import environment
+from era.core.files.allowance import Allowance
+from era.core.live.processes import MOST, Processes, ProcessRequest
+from era.core.live.records import ProcessStore
+from era.core.models import Session, command_of
+from era.core.ports import (
+    GuestProcess,
+    Network,
+    ProcessEgress,
+    ProcessSupervisor,
+    Sandbox,
+    StorageAccess,
+    StorageAccesses,
+)
+from era.core.process import ProcessSpec
+from era.core.secrets import Secret, placeholders
+from era.core.setup.requirements import variables
+from era.errors import EraError, SandboxFailed
+
+log = structlog.get_logger()
+
+_DISK_TICK = 0.2
+
+
+class LiveSession:
+    """A session from its first process until it is put away or lost."""
+
+    def __init__(
+        self, session: Session, sandbox: Sandbox, store: ProcessStore, network: Network, storage: StorageAccesses
+    ) -> None:
+        self.session = session
+        """Its row as it was when it became live: what its processes may, they may until it is put away."""
+
+        self.session_key = session.key
+        self.session_id = session.owned_id
+        self.sandbox = sandbox
+        self.processes = Processes(
+            session.key,
+            store,
+            max(1, min(MOST, sandbox.limits.pids // 2)),
+            self._start_process,
+            ended=self._process_ended,
+            why_gone=lambda: self.why_lost,
+        )
+        self.why_lost: str | None = None
+        """Why its sandbox is gone, if it is."""
+
+        self.at_end: list[Callable[[str], Awaitable[None]]] = []
+        """Called with the reason when it is put away or lost, before all that is left in the sandbox is killed."""
+
+        self.is_open = True
+        """Whether anything may be begun in it."""
+
+        self.closed = asyncio.Event()
+        """It isn't live any more."""
+
+        self.wants_checkpoint = asyncio.Event()
+        self._network = network
+        self._storage: StorageAccess = storage.access(sandbox, session.owner if session.storage else None)
+        self._supervisor: ProcessSupervisor | None = None
+        self._egress: ProcessEgress | None = None
+        self._egress_stack = AsyncExitStack()
+        self._stack = AsyncExitStack()
+        self._supervising = asyncio.Lock()
+        self._allowance: Allowance | None = None
+        self._users = 0
+        self.used_at = time.monotonic()
+        self.is_changed = False
+        """Whether anything may have happened since the last look at it."""
+
+    async def open(self) -> None:
+        """Have what its processes need. Raises SandboxFailed, NoIsolation."""
+        await self._stack.enter_async_context(self._storage)
+        await self.supervisor()
+
+    @contextmanager
+    def in_use(self) -> Iterator[None]:
+        """It isn't put away for idleness within the block: a call is under way, or somebody is attached."""
+        self._users += 1
+        self.is_changed = True
+        try:
+            yield
+        finally:
+            self._users -= 1
+            self.used_at = time.monotonic()
+
+    @property
+    def is_idle(self) -> bool:
+        return not self._users and not self.processes.running
+
+    async def supervisor(self) -> ProcessSupervisor:
+        """What starts processes in the sandbox, with their network. Raises SandboxFailed, NoIsolation."""
+        return (await self._supervised())[0]
+
+    async def _supervised(self) -> tuple[ProcessSupervisor, ProcessEgress]:
+        async with self._supervising:
+            if not self.is_open:
+                raise SandboxFailed(self.why_lost or "The session is being put away.")
+            if self._supervisor is None or self._egress is None or not self._supervisor.alive:
+                await self._egress_stack.aclose()
+                self._supervisor = await self.sandbox.process_supervisor()
+                session = self.session
+                self._egress = await self._egress_stack.enter_async_context(
+                    self._network.process_egress(
+                        self.sandbox,
+                        self._supervisor.broker,
+                        owner=session.owner,
+                        internet=session.allow_internet,
+                        egress=session.egress,
+                    )
+                )
+            return self._supervisor, self._egress
+
+    async def start(
+        self, spec: ProcessSpec, base_url: str, env: Mapping[str, str] | None = None, secrets: Sequence[Secret] = ()
+    ) -> GuestProcess:
+        """Start what `spec` says, with the variables, the network and the storage of the session's programs. Who starts
+        something with secrets calls `forget` when it has ended. Raises SandboxFailed, NoIsolation."""
+        session = self.session
+        supervisor, egress = await self._supervised()
+        if secrets:
+            egress.add(secrets)
+        storage = (self._storage.url or base_url) if session.storage else None
+        given = {**variables(session.setup), **spec.env, **(env or {}), **placeholders(secrets)}
+        made = environment(given, session.id, session.language, base_url, storage)
+        try:
+            return await supervisor.start(
+                replace(spec, env={**egress.certificates, **made}, supervised=egress.supervised)
+            )
+        except BaseException:
+            self.forget(secrets)
+            raise
+
+    def forget(self, secrets: Sequence[Secret]) -> None:
+        """Whoever was given these secrets has ended."""
+        if secrets and self._egress is not None:
+            self._egress.remove(secrets)
+
+    @property
+    def enforced(self) -> Mapping[str, object]:
+        """What isolation, limits and network its processes have, for records."""
+        supervisor = {} if self._supervisor is None else self._supervisor.enforced
+        return {**self.sandbox.enforced, **supervisor, **({} if self._egress is None else self._egress.enforced)}
+
+    async def _start_process(self, request: ProcessRequest) -> GuestProcess:
+        env = {**({} if request.pty is None else {"TERM": "xterm-256color"}), **request.env}
+        spec = ProcessSpec(command_of(request.command), {}, request.cwd, request.stdin, request.pty)
+        guest = await self.start(spec, request.base_url, env, request.secrets)
+        if self._allowance is None:
+            self._allowance = Allowance(self.sandbox, self.session.snapshot, self._disk_full, _DISK_TICK)
+        return guest
+
+    def _process_ended(self, request: ProcessRequest) -> None:
+        self.forget(request.secrets)
+        self.used_at = time.monotonic()
+        self.is_changed = True
+        self.wants_checkpoint.set()
+        if not self.processes.running:
+            self._stop_watching()
+
+    def _stop_watching(self) -> None:
+        if self._allowance is not None:
+            self._allowance.stop()
+            self._allowance = None
+
+    async def _disk_full(self) -> None:
+        """End all processes, since together they exceed the session's disk limits."""
+        problem = "" if self._allowance is None else f": {self._allowance.problem}"
+        self._allowance = None
+        await self.processes.end_all(f"The session was out of disk space{problem}.")
+
+    async def end(self, why: str) -> None:
+        """End everything in the sandbox but what runs need. May be called again."""
+        self.is_open = False
+        if self.why_lost is None:
+            await self.processes.end_all(why)
+        self._stop_watching()
+        hooks, self.at_end = self.at_end, []
+        for hook in hooks:
+            try:
+                await hook(why)
+            except Exception:
+                log.exception("live_session_not_ended", session=self.session_key)
+        if self._supervisor is not None:
+            with suppress(EraError, OSError):
+                await self._supervisor.close()
+        await self.processes.settled()
+        await self._egress_stack.aclose()
+        await self._stack.aclose()

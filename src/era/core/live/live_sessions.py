@@ -1,0 +1,348 @@
+"""Live sessions: which there are, how they come to be, what they hold, and how they end.
+
+Theory of operation
+===================
+
+A session is *live* from its first process, context or terminal until it is put away. Meanwhile its sandbox is held in
+the pool: it makes way for nobody, and runs get it as it is. What is in its working directory is the truth, of which
+versions are checkpoints (checkpoints.py).
+
+*It becomes live* in its turn, like a run, or joins the run that has the turn: then it gets that run's sandbox. It can't
+join a run that may have to be undone (`atomic`), nor one after which the working directory is emptied.
+
+*It is in use* while a process runs, while somebody is attached, and during calls. Once it has not been for
+`keep_alive` seconds, or on request, it is *put away*, in this order: its processes are ended; then whoever has added
+something to `at_end` is told; then nothing is left in the sandbox but what runs need; then, in the session's turn, what
+the tree holds is committed; then the sandbox is one like any other again, warm and with that very version. Where the
+commit fails the sandbox goes, and the session is what its last version says.
+
+*It is lost* when its sandbox is closed by others: the session was deleted, a run's commit failed, the sandbox died. All
+that are concerned are told why, once (`why_lost`).
+
+Live sessions can't make way, so there is a bound of their own on them: three quarters of the sandboxes that sessions
+may have, and of these each owner may have as many as are left.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
+from dataclasses import dataclass
+from functools import partial
+
+import structlog
+
+from era.core.active_runs import ActiveRuns
+from era.core.live.checkpoints import Checkpoints, Occasion
+from era.core.live.live_session import LiveSession
+from era.core.live.records import ProcessStore
+from era.core.metadata import MetadataStore
+from era.core.models import OwnedId, Session
+from era.core.pool import SERVICE_STOPPED, SandboxPool
+from era.core.ports import Network, Sandbox, StorageAccesses
+from era.core.setup.setups import UNDER_WAY
+from era.core.turns import Turns
+from era.errors import EraError, NotFound, RunUnderWay, SetupUnderWay, TooManyLive, Unavailable
+
+log = structlog.get_logger()
+
+_LOOK_SECONDS = 1.0
+_PATIENCE = 30.0
+"""Seconds for which a first process waits for a run that it can't join."""
+
+_TRY_SECONDS = 0.2
+"""How long it waits for the turn before it looks whether there is a run that it can join by now."""
+
+_STOPPED = "The session was stopped."
+_FAILED = "The session's sandbox failed."
+
+
+@dataclass(frozen=True, slots=True)
+class LiveParts:
+    """The parts of the service that live sessions work with."""
+
+    store: MetadataStore
+    processes: ProcessStore
+    pool: SandboxPool
+    turns: Turns
+    active_runs: ActiveRuns
+    network: Network
+    storage: StorageAccesses
+    checkpoints: Checkpoints
+    setup_ended: Callable[[OwnedId, float], Awaitable[bool]]
+    """Waits for a session's setup, at most so many seconds; see Setups.settled."""
+
+
+class LiveSessions:
+    """The live sessions of this service. `start` before anything, `stop` when done."""
+
+    def __init__(self, parts: LiveParts, *, most: int, keep_alive: float, checkpoint_seconds: float) -> None:
+        """At most `most` at a time. One that has been idle for `keep_alive` seconds is put away. Every
+        `checkpoint_seconds`, one in which something may have changed gets a checkpoint."""
+        self._parts = parts
+        self._most = most
+        self._keep_alive = keep_alive
+        self._checkpoint_seconds = checkpoint_seconds
+        self._live: dict[int, LiveSession] = {}
+        self._opening: dict[int, asyncio.Task[LiveSession]] = {}
+        self._owners: Counter[str] = Counter()
+        """How many each owner has, those included that are becoming live."""
+
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._stopped = False
+
+    def start(self) -> None:
+        self._begin(self._look())
+
+    async def stop(self, seconds: float) -> None:
+        """Put all away, within so many seconds. May be called again."""
+        self._stopped = True
+        closing = [asyncio.create_task(self._put_away(live, SERVICE_STOPPED)) for live in self._live.values()]
+        if closing:
+            await asyncio.wait(closing, timeout=seconds)
+            for task in closing:
+                if task.done() and not task.cancelled() and (error := task.exception()):
+                    log.warning("live_session_not_kept", error=str(error))
+
+    async def close(self) -> None:
+        """End the tasks that are left, once the sandboxes are gone."""
+        for live in list(self._live.values()):
+            with suppress(TimeoutError):
+                async with asyncio.timeout(5):
+                    await live.processes.settled()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def get(self, session_key: int) -> LiveSession | None:
+        """The live session with this key, if there is one in which something can be begun."""
+        live = self._live.get(session_key)
+        return live if live is not None and live.is_open else None
+
+    def count(self) -> int:
+        return len(self._live)
+
+    @asynccontextmanager
+    async def opened(self, session_id: OwnedId) -> AsyncIterator[LiveSession]:
+        """The session, which becomes live if it isn't, in use within the block. Raises NotFound, Expired,
+        SetupUnderWay, RunUnderWay, TooManyLive, and as SandboxPool.acquire does."""
+        live = await self._open(session_id)
+        with live.in_use():
+            yield live
+
+    @contextmanager
+    def in_use(self, session_key: int) -> Iterator[LiveSession | None]:
+        """The live session, in use within the block; None where it isn't live, which it doesn't become."""
+        live = self.get(session_key)
+        if live is None:
+            yield None
+            return
+        with live.in_use():
+            yield live
+
+    async def put_away(self, session_id: OwnedId) -> Session:
+        """End all processes of a session, commit what they left, and return the session, which isn't live any more.
+        Raises CommitFailed where that can't be kept."""
+        session = await self._parts.store.session(session_id)
+        if opening := self._opening.get(session.key):
+            await asyncio.wait({opening})
+        if live := self._live.get(session.key):
+            await self._put_away(live, _STOPPED)
+        return await self._parts.store.session(session_id)
+
+    async def _open(self, session_id: OwnedId) -> LiveSession:
+        while True:
+            session = await self._parts.store.session(session_id)
+            if session.setup_status in UNDER_WAY:
+                if not await self._parts.setup_ended(session_id, session.default_timeout):
+                    raise SetupUnderWay(f"The setup of session '{session_id}' is under way.")
+                continue
+            live = self._live.get(session.key)
+            if live is None:
+                task = self._opening.get(session.key)
+                if task is None:
+                    task = self._opening[session.key] = asyncio.create_task(self._make(session))
+                    task.add_done_callback(partial(self._made, session.key))
+                live = await asyncio.shield(task)
+            if live.is_open:
+                return live
+            await live.closed.wait()
+
+    def _made(self, session_key: int, task: asyncio.Task[LiveSession]) -> None:
+        del self._opening[session_key]
+        if not task.cancelled():
+            task.exception()  # whoever waited for it has it
+
+    async def _make(self, session: Session) -> LiveSession:
+        """Make a session live. Raises as `opened` does."""
+        parts = self._parts
+        self._check_room(session)
+        self._owners[session.owner] += 1
+        made: list[LiveSession] = []
+
+        def lost(why: str) -> None:
+            for live in made:
+                self._lost(live, why)
+
+        try:
+            session, sandbox = await self._sandbox(session, lost)
+            live = LiveSession(session, sandbox, parts.processes, parts.network, parts.storage)
+            made.append(live)
+            self._live[session.key] = live
+            try:
+                await live.open()
+                if live.why_lost is not None:
+                    raise Unavailable(live.why_lost)
+            except BaseException:
+                if live.why_lost is None:
+                    live.is_open = False
+                    self._begin(self._put_away_at_once(live))
+                raise
+        except BaseException:
+            if not made:
+                self._owners[session.owner] -= 1
+            raise
+        self._begin(self._keep(live))
+        return live
+
+    def _check_room(self, session: Session) -> None:
+        """Raises TooManyLive where another live session would be too many, or Unavailable."""
+        if self._stopped:
+            raise Unavailable("This server is about to stop.")
+        most = min(self._most, self._parts.pool.room * 3 // 4)
+        own, left = self._owners[session.owner], most - self._owners.total()
+        if own < left:
+            return
+        mine = [live.session.id for live in self._live.values() if live.session.owner == session.owner]
+        raise TooManyLive(
+            f"Session '{session.id}' can't be live: {self._owners.total()} sessions are, {own} of them yours, and this "
+            f"server may have {most}, shared by who has any.",
+            details={"live": mine},
+        )
+
+    async def _sandbox(self, session: Session, lost: Callable[[str], None]) -> tuple[Session, Sandbox]:
+        """The session and its sandbox, which is held from now on. Raises as `opened` does."""
+        parts, deadline = self._parts, time.monotonic() + _PATIENCE
+        while True:
+            run = parts.active_runs.of_session(session.key)
+            if run is not None and run.joinable and run.sandbox is not None:
+                sandbox = parts.pool.hold(session.key, lost)
+                if sandbox is not None:
+                    return session, sandbox
+            try:
+                async with parts.turns.take(session.owned_id, patience=_TRY_SECONDS):
+                    now = await parts.store.session(session.owned_id)
+                    if now.key != session.key:
+                        raise NotFound(f"Session '{session.id}' was deleted meanwhile.")
+                    sandbox = await parts.pool.acquire(now)
+                    held = parts.pool.hold(session.key, lost)
+                    parts.pool.committed(session.key, now.snapshot)
+                    if held is not None:
+                        return now, sandbox
+            except RunUnderWay:
+                if time.monotonic() > deadline:
+                    raise
+
+    def _lost(self, live: LiveSession, why: str) -> None:
+        """The sandbox of a live session is about to be closed."""
+        if live.why_lost is None and not live.closed.is_set():
+            live.why_lost = why
+            live.is_open = False
+            self._begin(self._clear_away(live, why))
+
+    async def _clear_away(self, live: LiveSession, why: str) -> None:
+        """Take away what a live session had, whose sandbox goes."""
+        await live.end(why)
+        self._forget(live)
+
+    def _forget(self, live: LiveSession) -> None:
+        if not live.closed.is_set():
+            live.closed.set()
+            if self._live.get(live.session_key) is live:
+                del self._live[live.session_key]
+            self._owners[live.session.owner] -= 1
+
+    async def _put_away_at_once(self, live: LiveSession) -> None:
+        try:
+            await self._put_away(live, _STOPPED)
+        except EraError as error:
+            log.warning("live_session_not_kept", session=live.session_key, error=error.message)
+
+    async def _put_away(self, live: LiveSession, why: str) -> None:
+        """End a live session, for `why`; see above. Raises EraError where what it left can't be committed."""
+        live.is_open = False
+        await live.end(why)
+        async with self._parts.turns.take(live.session_id, bounded=False):
+            if not live.closed.is_set() and live.why_lost is None:
+                await self._commit_and_let_go(live)
+        if live.why_lost is not None:
+            await live.closed.wait()
+
+    async def _commit_and_let_go(self, live: LiveSession) -> None:
+        """Commit what the tree holds, in which nobody changes anything any more, and hold the sandbox no longer."""
+        pool = self._parts.pool
+        try:
+            if not live.session.persistent:
+                self._forget(live)  # its files have lived as long as it was live
+                await pool.discard(live.sandbox)
+                return
+            await self._parts.checkpoints.checkpoint(live, "put_away")
+        except BaseException as error:
+            message = error.message if isinstance(error, EraError) else "the service failed"
+            await pool.discard(live.sandbox, f"What the session's processes left could not be kept: {message}")
+            raise
+        pool.let_go(live.session_key, live.sandbox)
+        self._forget(live)
+
+    async def _keep(self, live: LiveSession) -> None:
+        """Have checkpoints made: when a process has ended, and from time to time while something may change."""
+        while True:
+            occasion: Occasion = "process_ended"
+            try:
+                async with asyncio.timeout(self._checkpoint_seconds):
+                    await live.wants_checkpoint.wait()
+            except TimeoutError:
+                occasion = "time"
+                if not live.is_changed and live.is_idle:
+                    continue
+            live.wants_checkpoint.clear()
+            live.is_changed = False
+            if not live.is_open:
+                return
+            try:
+                await self._parts.checkpoints.checkpoint(live, occasion)
+            except EraError as error:
+                log.warning("no_checkpoint", session=live.session_key, error=error.message)
+
+    async def _look(self) -> None:
+        """Put away what is idle, and let go what is dead, for ever."""
+        while True:
+            await asyncio.sleep(min(_LOOK_SECONDS, self._keep_alive / 2))
+            for live in list(self._live.values()):
+                if not live.is_open:
+                    continue
+                if not live.sandbox.alive:
+                    self._begin(self._parts.pool.discard(live.sandbox, _FAILED))
+                elif self._is_due(live):
+                    self._begin(self._put_away_if_idle(live))
+
+    def _is_due(self, live: LiveSession) -> bool:
+        busy = live.session_key in self._opening or self._parts.turns.taken(live.session_id)
+        return not busy and live.is_idle and time.monotonic() > live.used_at + self._keep_alive
+
+    async def _put_away_if_idle(self, live: LiveSession) -> None:
+        if self._is_due(live) and live.is_open:
+            await self._put_away_at_once(live)
+
+    def _begin(self, work: Awaitable[None]) -> None:
+        task = asyncio.ensure_future(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.error("live_session_failed", exc_info=error)

@@ -1,0 +1,110 @@
+"""Processes as callers ask for them: by session, and by id or tag, whether the session is live or was."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AbstractContextManager, asynccontextmanager, nullcontext
+from dataclasses import dataclass
+
+from era.core.idempotency import IdempotencyKeys
+from era.core.live.live_sessions import LiveSessions
+from era.core.live.output_log import OutputLog
+from era.core.live.processes import LiveProcess, ProcessRequest
+from era.core.live.records import ProcessRecord, ProcessStore
+from era.core.metadata import MetadataStore
+from era.core.models import OwnedId
+from era.errors import InputClosed
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    """A process that was asked for."""
+
+    record: ProcessRecord
+    replayed: bool = False
+    """It was started by an earlier request with the same idempotency key."""
+
+
+class SessionProcesses:
+    """The processes of all sessions."""
+
+    def __init__(
+        self, live_sessions: LiveSessions, records: ProcessStore, store: MetadataStore, idempotency: IdempotencyKeys
+    ) -> None:
+        self._live_sessions = live_sessions
+        self._records = records
+        self._store = store
+        self._idempotency = idempotency
+
+    async def start(self, session_id: OwnedId, request: ProcessRequest) -> Started:
+        """Start a process; the session becomes live. Raises as LiveSessions.opened and Processes.start do."""
+        if request.claim is None:
+            return Started((await self._start(session_id, request)).record)
+        async with self._idempotency.held(session_id, request.claim) as first:
+            if first is not None and first.answer is not None:
+                return Started(await self.get(session_id, json.loads(first.answer)), replayed=True)
+            return Started((await self._start(session_id, request)).record)
+
+    async def _start(self, session_id: OwnedId, request: ProcessRequest) -> LiveProcess:
+        async with self._live_sessions.opened(session_id) as live:
+            return await live.processes.start(request)
+
+    async def list(self, session_id: OwnedId) -> Sequence[ProcessRecord]:
+        """Those that run and those that ended last, newest first."""
+        recorded = await self._records.list(session_id)
+        session = await self._store.session(session_id)
+        with self._live_sessions.in_use(session.key) as live:
+            here = {} if live is None else {each.record.id: each.shown for each in live.processes.all}
+            # One that has just begun may not be among the rows that were read.
+            new = [here[id] for id in here.keys() - {record.id for record in recorded}]
+            return [*sorted(new, key=lambda record: -record.started_at), *(here.get(r.id, r) for r in recorded)]
+
+    async def get(self, session_id: OwnedId, name: str) -> ProcessRecord:
+        """The process with this id or tag. Raises NoProcess."""
+        live = await self.find(session_id, name)
+        return live.shown if live is not None else await self._records.find(session_id, name)
+
+    async def log(self, session_id: OwnedId, name: str) -> OutputLog:
+        """What a process has written, as far as that is kept. Raises NoProcess."""
+        live = await self.find(session_id, name)
+        if live is not None:
+            return live.log
+        record = await self._records.find(session_id, name)
+        return OutputLog.unpacked(record.tail, record.output_bytes, record.exit_code, record.signal, record.reason)
+
+    async def followed(self, session_id: OwnedId, name: str) -> tuple[OutputLog, AbstractContextManager[object]]:
+        """What a process has written and writes, and what to enter while it is followed, so that its session counts as
+        in use. Raises NoProcess."""
+        session = await self._store.session(session_id)
+        live = self._live_sessions.get(session.key)
+        if live is not None and (process := live.processes.find(name)) is not None:
+            return process.log, live.in_use()
+        return await self.log(session_id, name), nullcontext()
+
+    async def end(self, session_id: OwnedId, name: str, why: str) -> None:
+        """End a process, and return once it is dead and that is on record. One that has ended stays as it is. Raises
+        NoProcess."""
+        process = await self.find(session_id, name)
+        if process is None:
+            await self._records.find(session_id, name)
+        else:
+            await process.end(why)
+
+    @asynccontextmanager
+    async def running(self, session_id: OwnedId, name: str) -> AsyncIterator[LiveProcess]:
+        """A process of a live session, with that in use within the block. It may have ended. Raises NoProcess, and
+        InputClosed where its session isn't live any more."""
+        session = await self._store.session(session_id)
+        with self._live_sessions.in_use(session.key) as live:
+            process = None if live is None else live.processes.find(name)
+            if process is None:
+                record = await self._records.find(session_id, name)
+                raise InputClosed(f"Process '{record.id}' has ended.", code="process_ended", hint="Start another one.")
+            yield process
+
+    async def find(self, session_id: OwnedId, name: str) -> LiveProcess | None:
+        """The process, if its session is live and knows it. Raises NotFound or Expired."""
+        session = await self._store.session(session_id)
+        live = self._live_sessions.get(session.key)
+        return None if live is None else live.processes.find(name)

@@ -1,0 +1,89 @@
+"""Addresses that a sandbox's loopback is given, for as long as anybody there needs them.
+
+What a run connects to and what processes beside it connect to are addresses of one interface. So they are counted: who
+comes first makes one, who goes last removes it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Iterable
+from contextlib import suppress
+
+from era.core.allowlist import Address
+from era.core.ports import SocketBroker
+from era.network.dialing import family
+from era.network.sandbox_sockets import add_address, remove_address
+
+_FEW = 8
+"""That are removed at once; the kernel takes its time for more."""
+
+_IPV6_TRIES = 100
+
+
+class LoopbackAddresses:
+    """Those of one sandbox."""
+
+    def __init__(self) -> None:
+        self._made: dict[Address, int] = {}
+        """With the serial numbers of their aliases."""
+
+        self._users: dict[Address, int] = {}
+        self._last_serial = 0
+        self._probes: dict[int, socket.socket] = {}
+        """By IP version: a socket of the sandbox's network, through which that gets addresses."""
+
+        self._adding = asyncio.Lock()
+
+    async def use(self, address: Address, broker: SocketBroker) -> None:
+        """Make an address one of the sandbox's own, or use it too, until `leave`. Raises OSError."""
+        async with self._adding:
+            if address not in self._made:
+                if address.version not in self._probes:
+                    self._probes[address.version] = await broker.new_socket(family(address), socket.SOCK_DGRAM)
+                add_address(self._probes[address.version], address, self._last_serial + 1)
+                self._last_serial += 1
+                self._made[address] = self._last_serial
+                if address.version == 6:
+                    await _wait_until_usable(address, broker)
+            self._users[address] = self._users.get(address, 0) + 1
+
+    async def leave(self, addresses: Iterable[Address]) -> None:
+        """Remove those that nobody else uses."""
+        gone: list[tuple[socket.socket, Address, int]] = []
+        for address in addresses:
+            self._users[address] -= 1
+            if not self._users[address]:
+                del self._users[address]
+                gone.append((self._probes[address.version], address, self._made.pop(address)))
+        probes: list[socket.socket] = []
+        if not self._made:
+            probes = list(self._probes.values())
+            self._probes.clear()
+            self._last_serial = 0
+        if len(gone) > _FEW:
+            await asyncio.to_thread(_remove, gone)
+        else:
+            _remove(gone)
+        for probe in probes:
+            probe.close()
+
+
+def _remove(gone: Iterable[tuple[socket.socket, Address, int]]) -> None:
+    for probe, address, serial in gone:
+        with suppress(OSError):  # gone with the sandbox
+            remove_address(probe, address, serial)
+
+
+async def _wait_until_usable(address: Address, broker: SocketBroker) -> None:
+    """Wait until a new IPv6 address can be bound to. The kernel gives no sign of that."""
+    probe = await broker.new_socket(socket.AF_INET6, socket.SOCK_DGRAM)
+    with probe:
+        for _ in range(_IPV6_TRIES):
+            try:
+                probe.bind((str(address), 0))
+            except OSError:
+                await asyncio.sleep(0.001)
+            else:
+                return

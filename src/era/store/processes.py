@@ -1,0 +1,120 @@
+"""Records of processes beside runs: begun, ended, listed, dropped."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from sqlalchemy import Connection, bindparam, delete, insert, select, update
+
+from era.core.live.records import KEPT, ProcessRecord
+from era.core.metadata import Retention
+from era.core.models import Claim, OwnedId, Session, now
+from era.errors import NoProcess, NotFound
+from era.store.database import Database
+from era.store.idempotency import answer_claim, claim_key
+from era.store.session_lookup import note_call, read_session, session_with_key
+from era.store.tables import processes
+
+LOST = "The service stopped while this process ran."
+
+_SHOWN = (
+    "id",
+    "session_key",
+    "command",
+    "started_at",
+    "status",
+    "tag",
+    "pid",
+    "stdin",
+    "pty",
+    "ended_at",
+    "exit_code",
+    "signal",
+    "reason",
+    "output_bytes",
+)
+_COLUMNS = [processes.c[name] for name in _SHOWN]
+_OF_SESSION = select(*_COLUMNS).where(processes.c.session_key == bindparam("session")).order_by(processes.c.key.desc())
+_NAMED = (
+    select(*_COLUMNS, processes.c.tail)
+    .where(
+        processes.c.session_key == bindparam("session"),
+        (processes.c.id == bindparam("name")) | (processes.c.tag == bindparam("name")),
+    )
+    .order_by((processes.c.id == bindparam("name")).desc(), processes.c.key.desc())
+    .limit(1)
+)
+_END = update(processes).where(processes.c.id == bindparam("process"))
+_ENDED = (processes.c.session_key == bindparam("session")) & (processes.c.status != "running")
+_PRUNE = delete(processes).where(
+    _ENDED,
+    processes.c.key
+    <= select(processes.c.key).where(_ENDED).order_by(processes.c.key.desc()).limit(1).offset(KEPT).scalar_subquery(),
+)
+_MARK_LOST = (
+    update(processes)
+    .where(processes.c.status == "running")
+    .values(status="lost", ended_at=bindparam("at"), reason=LOST)
+)
+
+
+class ProcessRows:
+    """See core.live.records.ProcessStore."""
+
+    def __init__(self, database: Database, retention: Retention) -> None:
+        self._database = database
+        self._retention = retention
+
+    async def begin(self, record: ProcessRecord, claim: Claim | None = None) -> None:
+        write = self._database.write_unsynced if claim is None else self._database.write
+        await write(_begin, record, claim)
+
+    async def end(self, record: ProcessRecord) -> None:
+        await self._database.write(_end, record)
+
+    async def list(self, session_id: OwnedId) -> Sequence[ProcessRecord]:
+        def job(connection: Connection, session: Session) -> Sequence[ProcessRecord]:
+            return [_record(row) for row in connection.execute(_OF_SESSION, {"session": session.key})]
+
+        return await read_session(self._database, self._retention, session_id, job)
+
+    async def find(self, session_id: OwnedId, name: str) -> ProcessRecord:
+        def job(connection: Connection, session: Session) -> ProcessRecord:
+            row = connection.execute(_NAMED, {"session": session.key, "name": name}).one_or_none()
+            if row is None:
+                raise NoProcess(f"Session '{session_id}' has no process '{name[:80]}' on record.")
+            return _record(row)
+
+        return await read_session(self._database, self._retention, session_id, job)
+
+    async def mark_lost(self) -> int:
+        return await self._database.write(lambda connection: connection.execute(_MARK_LOST, {"at": now()}).rowcount)
+
+
+def _begin(connection: Connection, record: ProcessRecord, claim: Claim | None) -> None:
+    session = session_with_key(connection, record.session_key)
+    if session.deleted_at is not None:
+        raise NotFound(f"Session '{session.id}' was deleted meanwhile.")
+    connection.execute(insert(processes).values(_values(record)))
+    if claim is not None:
+        claim_key(connection, claim, session)
+        answer_claim(connection, claim, session, {"answer": json.dumps(record.id)})
+
+
+def _end(connection: Connection, record: ProcessRecord) -> None:
+    connection.execute(_END.values(_values(record)), {"process": record.id})
+    connection.execute(_PRUNE, {"session": record.session_key})
+    note_call(connection, record.session_key, now())
+
+
+def _values(record: ProcessRecord) -> dict[str, Any]:
+    values = {name: getattr(record, name) for name in (*_SHOWN, "tail")}
+    return {**values, "command": json.dumps(record.command)}
+
+
+def _record(row: Any) -> ProcessRecord:
+    values = dict(row._mapping)
+    values["command"] = json.loads(values["command"])
+    return ProcessRecord(**values)

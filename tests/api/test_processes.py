@@ -1,0 +1,301 @@
+"""Processes beside runs, over HTTP, on real sandboxes."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.api.live import content, ended, events, output, process, start
+from tests.conftest import MakeServer, MakeSession, Run, Server, eventually
+
+
+def code_of(answer: httpx.Response) -> tuple[int, str]:
+    return answer.status_code, answer.json()["code"]
+
+
+def test_a_server_and_tests_beside_it(client: httpx.Client, session: MakeSession, run: Run) -> None:
+    where = session()
+    start(client, where, "mkdir www; cd www; echo one > a; exec python3 -m http.server 8000", tag="web")
+    fetch = "import urllib.request as u; print(u.urlopen('http://127.0.0.1:8000/a').read().decode(), end='')"
+    assert eventually(lambda: run(where, fetch)["stdout"] == "one\n")
+    assert run(where, "open('www/a', 'w').write('two')")["state"]["committed"]
+    assert client.get(f"/proxy/{where}/8000/a").text == "two"
+    shown = client.get(f"/api/sessions/{where}").json()
+    assert (shown["status"], shown["processes"]) == ("live", 1)
+    assert [s["id"] for s in client.get("/api/sessions?status=live").json()["sessions"]] == [where]
+    stopped = client.post(f"/api/sessions/{where}/stop").json()
+    assert (stopped["id"], stopped["status"], stopped["processes"]) == (where, "idle", 0)
+    record = process(client, where, "web")
+    assert (record["status"], record["reason"]) == ("ended", "The session was stopped.")
+    assert client.get(f"/api/sessions/{where}/files/www/a").text == "two"
+    assert client.get(f"/proxy/{where}/8000/a").status_code == 400
+
+
+def test_runs_and_processes_are_apart(client: httpx.Client, session: MakeSession, run: Run) -> None:
+    where = session()
+    start(client, where, "exec sleep 1234", tag="sleeper", env={"P_TOKEN": "of-the-process"})
+    look = """
+import glob, os
+seen = []
+for path in glob.glob('/proc/[0-9]*/environ') + glob.glob('/proc/[0-9]*/cmdline'):
+    try: seen.append(open(path, 'rb').read())
+    except OSError: pass
+print(any(b'of-the-process' in s or b'1234' in s for s in seen))
+os.kill(-1, 0) if False else None
+"""
+    assert run(where, look)["stdout"] == "False\n"
+    spy = (
+        "for i in range(400):\n"
+        "    for p in glob.glob('/proc/[0-9]*/environ'):\n"
+        "        try:\n"
+        "            if b'of-the-run' in open(p, 'rb').read(): print('seen', flush=True)\n"
+        "        except OSError: pass\n"
+        "    time.sleep(0.01)\n"
+    )
+    start(client, where, ["python3", "-uc", "import glob, time\nprint('up')\n" + spy], tag="spy")
+    assert eventually(lambda: process(client, where, "spy")["output_bytes"])
+    run(where, "import time; time.sleep(1)", env={"R_TOKEN": "of-the-run"})
+    assert output(client, where, "spy") == b"up\n"
+    assert process(client, where, "sleeper")["status"] == "running"
+
+
+def test_output_can_be_read_from_any_byte_and_is_never_split(client: httpx.Client, session: MakeSession) -> None:
+    where = session()
+    name = start(client, where, ["python3", "-uc", "import sys; print('äöü€' * 10); sys.stderr.write('err')"])
+    whole = output(client, where, name)
+    assert len(whole) == 94
+    record = ended(client, where, name)
+    assert (record["exit_code"], record["signal"], record["output_bytes"]) == (0, None, 94)
+    for after in (0, 1, 50, 93, 94):
+        assert output(client, where, name, after=after) == whole[after:]
+    numbered = list(events(client, where, name))
+    assert [event["encoding"] for _, event in numbered if "content" in event] == ["utf-8"] * (len(numbered) - 1)
+    at = 0
+    for number, event in numbered[:-1]:
+        at += len(content(event))
+        assert number == at
+    assert numbered[-1] == (95, {"type": "exit", "exit_code": 0, "signal": None, "reason": None})
+    assert list(events(client, where, name, after=95)) == []
+    binary = start(client, where, ["python3", "-c", "import sys; sys.stdout.buffer.write(bytes(range(256)))"])
+    assert output(client, where, binary) == bytes(range(256))
+
+
+def test_a_lot_of_output_leaves_a_gap(client: httpx.Client, session: MakeSession) -> None:
+    where = session()
+    name = start(client, where, "head -c 3000000 /dev/zero | tr '\\0' x")
+    ended(client, where, name)
+    (last, gap), *rest = events(client, where, name)
+    assert gap["type"] == "gap"
+    assert (gap["from"], gap["to"]) == (1, last)
+    assert 3_000_000 - last >= 1 << 20
+    assert sum(len(content(event)) for _, event in rest[:-1]) == 3_000_000 - last
+
+
+def test_input(client: httpx.Client, session: MakeSession) -> None:
+    where = session()
+    start(client, where, "read a; echo got $a; cat; echo end", stdin=True, tag="c")
+    url = f"/api/sessions/{where}/processes/c/stdin"
+    assert client.post(url, content=b"one\n").json()["bytes"] == 4
+    assert client.post(url, content=b"x" * 500_000).json()["bytes"] == 500_000
+    assert client.delete(url).status_code == 200
+    assert output(client, where, "c") == b"got one\n" + b"x" * 500_000 + b"end\n"
+    assert code_of(client.post(url, content=b"more")) == (409, "process_ended")
+    assert code_of(client.delete(url)) == (409, "process_ended")
+    deaf = start(client, where, "exec sleep 1000")
+    assert code_of(client.post(f"/api/sessions/{where}/processes/{deaf}/stdin", content=b"x")) == (409, "no_input")
+
+
+def test_signals_timeouts_and_ends(client: httpx.Client, session: MakeSession) -> None:
+    where = session()
+    url = f"/api/sessions/{where}/processes"
+    deaf = "trap '' TERM INT; echo up; while true; do sleep 0.1; done"
+    start(client, where, ["sh", "-c", "trap 'echo hup' HUP; echo up; while true; do sleep 0.05; done"], tag="a")
+    assert eventually(lambda: process(client, where, "a")["output_bytes"] == 3)
+    assert client.post(f"{url}/a/signal", json={"signal": "hup"}).status_code == 200
+    assert eventually(lambda: process(client, where, "a")["output_bytes"] >= 7)
+    assert client.post(f"{url}/a/signal", json={"signal": "SIGKILL"}).status_code == 200
+    record = ended(client, where, "a")
+    assert (record["exit_code"], record["signal"], record["reason"]) == (137, "KILL", None)
+    assert code_of(client.post(f"{url}/a/signal", json={"signal": 15})) == (409, "process_ended")
+    start(client, where, deaf, tag="b")
+    assert eventually(lambda: process(client, where, "b")["output_bytes"])
+    answer = client.delete(f"{url}/b").json()
+    assert (answer["status"], answer["signal"], answer["reason"]) == ("ended", "KILL", "It was ended on request.")
+    start(client, where, deaf, tag="c", timeout=0.3)
+    record = ended(client, where, "c")
+    assert (record["exit_code"], record["signal"]) == (124, "KILL")
+    assert record["reason"] == "It reached its timeout of 0.3 seconds."
+
+
+def test_commands_that_cannot_be_started(client: httpx.Client, session: MakeSession) -> None:
+    where = session()
+    assert ended(client, where, start(client, where, ["no-such-program"]))["exit_code"] == 127
+    assert ended(client, where, start(client, where, ["/etc"]))["exit_code"] == 126
+    last = start(client, where, ["no-such-program"])
+    assert b"no-such-program" in output(client, where, last)
+
+
+BAD: list[tuple[str, str, Any, int, str]] = [
+    ("POST", "processes", {"command": ""}, 400, "bad_request"),
+    ("POST", "processes", {"command": []}, 400, "bad_request"),
+    ("POST", "processes", {}, 400, "invalid_field"),
+    ("POST", "processes", {"command": "x", "cwd": "../.."}, 400, "bad_path"),
+    ("POST", "processes", {"command": "x", "cwd": "/etc"}, 400, "bad_path"),
+    ("POST", "processes", {"command": "x", "tag": "a b"}, 400, "invalid_field"),
+    ("POST", "processes", {"command": "x", "tag": "proc_1_abcdefghi"}, 400, "invalid_field"),
+    ("POST", "processes", {"command": "x", "tag": "held"}, 409, "tag_in_use"),
+    ("POST", "processes", {"command": "x", "pty": {"cols": 0}}, 400, "invalid_field"),
+    ("POST", "processes", {"command": "x", "pty": {"cols": 80, "rows": 1001}}, 400, "invalid_field"),
+    ("POST", "processes", {"command": "x", "timeout": 0}, 400, "invalid_field"),
+    ("POST", "processes", {"command": "x", "timeout": 1e9}, 400, "bad_request"),
+    ("POST", "processes", {"command": "x", "env": {"a=b": "1"}}, 400, "bad_request"),
+    ("POST", "processes", {"command": "x\0y"}, 400, "bad_request"),
+    ("GET", "processes/nobody", None, 404, "no_such_process"),
+    ("GET", "processes/nobody/events", None, 404, "no_such_process"),
+    ("GET", "processes/held/events?after=-1", None, 400, "invalid_field"),
+    ("GET", "processes/held/events?before=1", None, 400, "invalid_field"),
+    ("DELETE", "processes/nobody", None, 404, "no_such_process"),
+    ("POST", "processes/held/signal", {"signal": "NOPE"}, 400, "invalid_field"),
+    ("POST", "processes/held/signal", {"signal": 0}, 400, "invalid_field"),
+    ("POST", "processes/held/signal", {"signal": 65}, 400, "invalid_field"),
+    ("POST", "processes/held/signal", {"signal": "٣"}, 400, "invalid_field"),
+    ("PATCH", "processes/held", {"pty": {"cols": 1001, "rows": 1}}, 400, "invalid_field"),
+    ("PATCH", "processes/held", {"pty": {"cols": 10, "rows": 10}}, 400, "bad_request"),
+    ("POST", "run", {"code": "1", "atomic": True}, 409, "session_live"),
+    ("POST", "rollback", {"version": 1}, 409, "session_live"),
+    ("GET", "terminal", None, 400, "not_a_websocket"),
+    ("GET", "processes/held/attach", None, 400, "not_a_websocket"),
+]
+
+
+def test_bad_input_disturbs_nothing(client: httpx.Client, session: MakeSession, run: Run) -> None:
+    where = session()
+    start(client, where, "while true; do echo tick; sleep 0.05; done", tag="held")
+    for method, path, body, status, code in BAD:
+        answer = client.request(method, f"/api/sessions/{where}/{path}", json=body)
+        assert code_of(answer) == (status, code), (path, body, answer.text)
+    archive = client.put(
+        f"/api/sessions/{where}/archive", content=b"\0" * 1024, headers={"Content-Type": "application/x-tar"}
+    )
+    assert code_of(archive) == (409, "session_live")
+    assert "/stop" in archive.json()["hint"]
+    before = process(client, where, "held")["output_bytes"]
+    assert eventually(lambda: process(client, where, "held")["output_bytes"] > before)
+    assert client.get(f"/api/sessions/{where}/processes").json()["count"] == 1
+    assert run(where, "print(1)")["stdout"] == "1\n"
+
+
+def test_too_many_processes(client: httpx.Client, session: MakeSession) -> None:
+    where = session(limits={"pids": 32})
+    for number in range(16):
+        start(client, where, ["sleep", "1000"], tag=f"t{number}")
+    answer = client.post(f"/api/sessions/{where}/processes", json={"command": "true"})
+    assert code_of(answer) == (409, "too_many_processes")
+    assert {each["tag"] for each in answer.json()["details"]} == {f"t{number}" for number in range(16)}
+    assert client.delete(f"/api/sessions/{where}/processes/t3").json()["status"] == "ended"
+    start(client, where, "true")
+
+
+def test_twenty_processes_at_once(client: httpx.Client, session: MakeSession, server: Server) -> None:
+    where = session()
+    found: dict[int, bytes] = {}
+
+    def one(number: int) -> None:
+        with server.client() as own:
+            name = start(own, where, f"for i in 1 2 3; do echo {number} $i; sleep 0.01; done; echo $PPID >> all")
+            found[number] = output(own, where, name)
+
+    threads = [threading.Thread(target=one, args=(number,)) for number in range(24)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert found == {n: b"".join(b"%d %d\n" % (n, i) for i in (1, 2, 3)) for n in range(24)}
+    client.post(f"/api/sessions/{where}/stop")
+    assert len(client.get(f"/api/sessions/{where}/files/all").text.split()) == 24
+
+
+def test_keys_and_records(client: httpx.Client, session: MakeSession) -> None:
+    where = session()
+    url, body = f"/api/sessions/{where}/processes", {"command": "exec sleep 1000", "env": {"A": "1"}}
+    first = client.post(url, json=body, headers={"Idempotency-Key": "k"})
+    again = client.post(url, json=body, headers={"Idempotency-Key": "k"})
+    assert again.json()["process_id"] == first.json()["process_id"]
+    assert again.headers["Idempotent-Replay"] == "true"
+    other = client.post(url, json=body | {"env": {"A": "2"}}, headers={"Idempotency-Key": "k"})
+    assert code_of(other) == (409, "idempotency_mismatch")
+    assert "env" not in first.json()
+
+
+def test_deletion_ends_processes_and_their_followers(
+    client: httpx.Client, session: MakeSession, server: Server
+) -> None:
+    where = session()
+    start(client, where, "echo up; exec sleep 1000", tag="p")
+    heard: list[Any] = []
+
+    def follow() -> None:
+        with server.client() as own:
+            heard.extend(events(own, where, "p"))
+
+    follower = threading.Thread(target=follow)
+    follower.start()
+    assert eventually(lambda: process(client, where, "p")["output_bytes"])
+    assert client.delete(f"/api/sessions/{where}").status_code == 200
+    follower.join(30)
+    assert not follower.is_alive()
+    assert heard[-1][1]["reason"] == "The session was deleted, or has expired."
+
+
+def test_a_failed_commit_tells_processes(client: httpx.Client, session: MakeSession, run: Run) -> None:
+    where = session()
+    start(client, where, "exec sleep 1000", tag="p")
+    ran = run(where, "open('.session_data.json', 'w').write('nonsense'); open('f', 'w')")
+    assert not ran["state"]["committed"]
+    assert ran["run_id"] in ended(client, where, "p")["reason"]
+    assert run(where, "import os; print(sorted(os.listdir()))")["stdout"] == "['.session_data.json', 'main.py']\n"
+
+
+def test_processes_have_the_sessions_variables_network_and_storage(client: httpx.Client, session: MakeSession) -> None:
+    where = session(setup={"envs": {"OF_SETUP": "s"}})
+    ask = "import os; print(*(os.environ.get(n) for n in ('ERA_SESSION_ID', 'OF_SETUP', 'MINE', 'ERA_LANGUAGE')))"
+    name = start(client, where, ["python3", "-c", ask], env={"MINE": "m", "ERA_LANGUAGE": "no"})
+    assert output(client, where, name).decode() == f"{where} s m python\n"
+    keep = "from era_storage import kv; kv.set('processes:k', 'v') if False else None; print(kv)"
+    assert output(client, where, start(client, where, ["python3", "-c", keep])) != b""
+
+
+def test_the_disk_limit_counts_for_processes(client: httpx.Client, session: MakeSession, run: Run) -> None:
+    where = session(limits={"disk_mb": 8})
+    greedy = "i=0; while true; do head -c 1000000 /dev/zero > f$i; i=$((i+1)); sleep 0.02; done"
+    start(client, where, greedy, tag="greedy")
+    assert "disk space" in ended(client, where, "greedy")["reason"]
+
+
+def test_live_sessions_are_bounded(own_server: MakeServer) -> None:
+    server = own_server(max_live_sessions="2", spares="0", keep_alive="1")
+    with server.client() as client:
+        for name in ("a", "b"):
+            client.post("/api/sessions", json={"language": "python", "session_id": name})
+        start(client, "a", "exec sleep 1000", tag="p")
+        answer = client.post("/api/sessions/b/processes", json={"command": "true"})
+        assert code_of(answer) == (409, "too_many_live_sessions")
+        assert answer.json()["details"] == {"live": ["a"]}
+        client.delete("/api/sessions/a/processes/p")
+        assert eventually(lambda: client.get("/api/sessions/a").json()["status"] == "idle"), "keep_alive is over"
+        start(client, "b", "true")
+
+
+@pytest.mark.parametrize("joined", [False, True])
+def test_not_persistent(client: httpx.Client, session: MakeSession, run: Run, joined: bool) -> None:
+    where = session(persistent=False)
+    if joined:
+        run(where, "open('before', 'w')")
+    start(client, where, "echo x > f; exec sleep 1000")
+    assert eventually(lambda: "f" in run(where, "import os; print(os.listdir())")["stdout"])
+    assert "before" not in run(where, "import os; print(os.listdir())")["stdout"]
+    client.post(f"/api/sessions/{where}/stop")
+    assert run(where, "import os; print(sorted(os.listdir()))")["stdout"] == "['.session_data.json', 'main.py']\n"

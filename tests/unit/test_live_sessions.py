@@ -1,0 +1,284 @@
+"""Live sessions: how they come to be, what holds them, and how they end. Sandboxes are the fake driver's."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from era.core.live.output_log import OutputLog, Piece
+from era.core.live.processes import LiveProcess, ProcessRequest
+from era.core.live.records import ProcessRecord
+from era.core.models import EMPTY, OwnedId
+from era.errors import InputClosed, NoProcess, RunUnderWay, SessionLive, TagInUse, TooManyLive, TooManyProcesses
+from tests.owners import mine
+from tests.unit.core import SETTINGS, URL, Core, until
+
+S = mine("s")
+
+
+async def start(core: Core, command: str | list[str], session_id: OwnedId = S, **fields: Any) -> ProcessRecord:
+    return (await core.processes.start(session_id, ProcessRequest(URL, command, **fields))).record
+
+
+async def live_process(core: Core, name: str) -> LiveProcess:
+    process = await core.processes.find(S, name)
+    assert process is not None
+    return process
+
+
+async def output(log: OutputLog) -> bytes:
+    return b"".join([event.data async for event in log.follow(0) if isinstance(event, Piece)])
+
+
+async def test_a_process_beside_runs(core: Core) -> None:
+    await core.session()
+    server = await start(core, "echo up; exec sleep 100", tag="server")
+    assert server.status == "running"
+    assert server.pid
+    assert (await core.run("open('a', 'w').write('1'); print('ran')")).stdout == b"ran\n"
+    sandbox = core.driver.alive[0]
+    assert [sandbox] == core.driver.alive
+    assert (await core.processes.get(S, "server")).status == "running", "a run's end is not a process's"
+    one = await start(core, ["sh", "-c", "cat a; exit 3"])
+    assert await output(await core.processes.log(S, one.id)) == b"1"
+    ended = await core.processes.get(S, one.id)
+    assert (ended.status, ended.exit_code, ended.signal, ended.reason) == ("ended", 3, None, None)
+    await core.processes.end(S, "server", "Enough.")
+    ended = await core.processes.get(S, "server")
+    assert (ended.exit_code, ended.signal, ended.reason) == (143, signal.SIGTERM, "Enough.")
+    assert [record.id for record in await core.processes.list(S)] == [one.id, server.id]
+    with pytest.raises(NoProcess):
+        await core.processes.get(S, "nobody")
+
+
+async def test_what_processes_leave_is_committed_when_the_session_is_put_away(core: Core) -> None:
+    session = await core.session()
+    await start(core, "echo 1 > made; exec sleep 100")
+    await until(lambda: (core.driver.made[0].workspace / "made").exists())
+    put_away = await core.live_sessions.put_away(S)
+    assert put_away.version == 2
+    assert put_away.snapshot.file_count == 1
+    assert core.live_sessions.get(session.key) is None
+    (record,) = await core.processes.list(S)
+    assert (record.status, record.reason) == ("ended", "The session was stopped.")
+    assert (await core.run("print(open('made').read())")).stdout == b"1\n\n"
+    assert len(core.driver.made) == 1, "its sandbox stays warm"
+    assert (await core.live_sessions.put_away(S)).version == 2, "nothing happens to one that isn't live"
+
+
+async def test_a_run_of_a_live_session_keeps_what_processes_wrote(core: Core) -> None:
+    await core.session()
+    await start(core, "echo 1 > made; exec sleep 100")
+    await until(lambda: (core.driver.made[0].workspace / "made").exists())
+    ran = await core.run("import os; os.rename('made', 'moved')")
+    assert ran.result.state.version == 2
+    assert (await core.store.session(S)).snapshot.file_count == 1
+
+
+async def test_a_process_joins_a_run_under_way(core: Core) -> None:
+    await core.session()
+    code, go = core.paused()
+    run = asyncio.create_task(core.run(code))
+    await until(lambda: any(r.sandbox for r in core.active_runs._runs.values()))
+    process = await start(core, "exec sleep 100")
+    assert not run.done()
+    go.touch()
+    await run
+    assert (await core.processes.get(S, process.id)).status == "running"
+    assert len(core.driver.made) == 1
+
+
+async def test_a_process_does_not_join_a_run_that_may_be_undone(core: Core, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("era.core.live.live_sessions._PATIENCE", 0.3)
+    await core.session()
+    code, go = core.paused()
+    run = asyncio.create_task(core.run(code, atomic=True))
+    await until(lambda: any(r.sandbox for r in core.active_runs._runs.values()))
+    with pytest.raises(RunUnderWay):
+        await start(core, "exec sleep 100")
+    go.touch()
+    await run
+    await start(core, "exec sleep 100")
+    with pytest.raises(SessionLive):
+        await core.run("1", atomic=True)
+
+
+async def test_a_failed_commit_remakes_the_sandbox_and_processes_are_told(core: Core) -> None:
+    session = await core.session()
+    process = await start(core, "exec sleep 100")
+    ran = await core.run("open('.session_data.json', 'w').write('no JSON')")
+    assert not ran.result.state.committed
+    await until(lambda: session.key not in core.live_sessions._live)
+    record = await core.processes.get(S, process.id)
+    assert record.status == "ended"
+    assert record.reason is not None
+    assert "made anew" in record.reason
+    assert ran.result.run_id in record.reason
+    assert session.key not in core.liveness
+    again = await start(core, "exec sleep 100")
+    assert (await core.processes.get(S, again.id)).status == "running"
+
+
+async def test_deletion_ends_processes(core: Core) -> None:
+    session = await core.session()
+    process = await start(core, "exec sleep 100")
+    alive = await live_process(core, process.id)
+    await core.store.delete_session(S)
+    await core.pool.release(session.key)
+    await alive.ended.wait()
+    assert alive.record.reason == "The session was deleted, or has expired."
+    assert not core.driver.alive
+    await until(lambda: not core.live_sessions.count())
+    assert not core.live_sessions._owners.total()
+
+
+async def test_a_dead_sandbox_is_told(core: Core) -> None:
+    await core.session()
+    process = await start(core, "exec sleep 100")
+    core.driver.made[0].kill()
+    await until(lambda: not core.live_sessions.count())
+    assert (await core.processes.get(S, process.id)).reason == "The session's sandbox failed."
+    assert (await core.run("print(1)")).stdout == b"1\n"
+
+
+async def test_idle_ones_are_put_away_and_busy_ones_are_not(directory: Path, template: Path) -> None:
+    async with Core.opened(directory, template, keep_alive=0.2) as core:
+        session = await core.session()
+        process = await start(core, "exec sleep 100")
+        await asyncio.sleep(0.6)
+        assert core.live_sessions.get(session.key) is not None, "a process runs"
+        with core.live_sessions.in_use(session.key):
+            await core.processes.end(S, process.id, "Enough.")
+            await asyncio.sleep(0.6)
+            assert core.live_sessions.get(session.key) is not None, "somebody is attached"
+        await until(lambda: core.live_sessions.get(session.key) is None)
+        assert (await core.processes.get(S, process.id)).reason == "Enough."
+
+
+async def test_files_of_sessions_that_keep_none_live_as_long_as_the_session_is_live(core: Core) -> None:
+    await core.session(persistent=False)
+    await start(core, "exec sleep 100")
+    await core.run("open('a', 'w').write('1')")
+    assert (await core.run("print(open('a').read())")).stdout == b"1\n"
+    await core.live_sessions.put_away(S)
+    assert (await core.run("import os; print(os.path.exists('a'))")).stdout == b"False\n"
+    assert (await core.store.session(S)).snapshot == EMPTY
+
+
+async def test_live_sessions_are_bounded_and_shared(directory: Path, template: Path) -> None:
+    async with Core.opened(directory, template, max_warm=8, max_live=4) as core:
+        for name in "abcd":
+            await core.session(name)
+        await start(core, "exec sleep 100", mine("a"))
+        await start(core, "exec sleep 100", mine("b"))
+        with pytest.raises(TooManyLive) as refused:
+            await start(core, "exec sleep 100", mine("c"))
+        assert refused.value.details == {"live": ["a", "b"]}
+        other = OwnedId("other", "theirs")
+        await core.store.create_session(replace(SETTINGS, id=other))
+        await start(core, "exec sleep 100", other)
+        await core.live_sessions.put_away(mine("a"))
+        await core.live_sessions.put_away(mine("b"))
+        await start(core, "exec sleep 100", mine("c"))
+        for name in "ab":
+            assert (await core.run("print(1)", name)).stdout == b"1\n"
+
+
+async def test_live_sessions_make_way_for_nobody(directory: Path, template: Path) -> None:
+    async with Core.opened(directory, template, max_warm=2) as core:
+        for name in "sabc":
+            await core.session(name)
+        process = await start(core, "exec sleep 100")
+        for name in "abc":
+            await core.run("print(1)", name)
+        assert (await core.processes.get(S, process.id)).status == "running"
+        with pytest.raises(TooManyLive):
+            await start(core, "exec sleep 100", mine("a"))
+
+
+async def test_too_many_processes_and_tags(core: Core, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("era.core.live.live_session.MOST", 2)
+    await core.session()
+    first = await start(core, "exec sleep 100", tag="t")
+    with pytest.raises(TagInUse):
+        await start(core, "exec sleep 100", tag="t")
+    second = await start(core, "exec sleep 100")
+    with pytest.raises(TooManyProcesses) as refused:
+        await start(core, "exec sleep 100")
+    assert refused.value.details == [
+        {"process_id": first.id, "tag": "t"},
+        {"process_id": second.id, "tag": None},
+    ]
+    await core.processes.end(S, "t", "")
+    await start(core, "exec sleep 100", tag="t")
+    assert (await core.processes.get(S, "t")).status == "running", "the one that runs comes first"
+
+
+async def test_input(core: Core) -> None:
+    await core.session()
+    cat = await start(core, "cat; echo end", stdin=True)
+    async with core.processes.running(S, cat.id) as process:
+        await process.write(b"hello ")
+        await process.close_stdin()
+        with pytest.raises(InputClosed):
+            await process.write(b"more")
+    assert await output(process.log) == b"hello end\n"
+    with pytest.raises(InputClosed):
+        async with core.processes.running(S, cat.id) as process:
+            await process.write(b"more")
+    deaf = await start(core, "exec sleep 100")
+    async with core.processes.running(S, deaf.id) as process:
+        with pytest.raises(InputClosed):
+            await process.write(b"more")
+        await process.signal(signal.SIGKILL)
+        await process.ended.wait()
+        assert (process.record.exit_code, process.record.signal) == (137, signal.SIGKILL)
+
+
+async def test_a_timeout_ends_a_process(core: Core) -> None:
+    await core.session()
+    process = await start(core, "exec sleep 100", timeout=0.1)
+    await (await live_process(core, process.id)).ended.wait()
+    record = await core.processes.get(S, process.id)
+    assert (record.exit_code, record.signal) == (124, signal.SIGTERM)
+    assert record.reason == "It reached its timeout of 0.1 seconds."
+
+
+async def test_a_key_starts_one_process(core: Core) -> None:
+    await core.session()
+    claim = core.idempotency.claim("process", "k", {"command": "x"})
+    first = await start(core, "exec sleep 100", claim=claim)
+    again = await core.processes.start(S, ProcessRequest(URL, "exec sleep 100", claim=claim))
+    assert again.replayed
+    assert again.record.id == first.id
+
+
+async def test_records_outlive_their_session_and_a_killed_service(core: Core) -> None:
+    await core.session()
+    ended = await start(core, "echo hello; exit 1")
+    await (await live_process(core, ended.id)).ended.wait()
+    running = await start(core, "exec sleep 100", tag="r", env={"TOKEN": "secret-value"})
+    assert b"secret-value" not in (core.directory / "era.sqlite").read_bytes()
+    await core.live_sessions.put_away(S)
+    assert await output(await core.processes.log(S, ended.id)) == b"hello\n"
+    await core.store.processes.begin(replace(await core.store.processes.find(S, running.id), id="proc_1_lost"))
+    row = ProcessRecord("proc_2_x", (await core.store.session(S)).key, "x", 1, tag="gone")
+    await core.store.processes.begin(row)
+    assert await core.store.processes.mark_lost() == 1
+    lost = await core.processes.get(S, "gone")
+    assert lost.status == "lost"
+    assert lost.reason == "The service stopped while this process ran."
+
+
+async def test_a_session_does_not_expire_while_a_process_runs(core: Core) -> None:
+    await core.session(ttl=1)
+    process = await start(core, "exec sleep 100")
+    later = (await core.store.session(S)).created_at + 100_000_000
+    assert not await core.store.expire(later)
+    await core.processes.end(S, process.id, "")
+    assert await core.store.expire(later)
