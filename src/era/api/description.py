@@ -153,7 +153,7 @@ def _complete_parameters(path: str, operation: Json) -> None:
     for parameter in parameters:
         if "description" not in parameter:
             named = parameter["schema"].pop("description", None)
-            parameter["description"] = named or _PARAMETERS[parameter["name"]]
+            parameter["description"] = named or _PARAMETERS.get(parameter["name"], "")
         parameter["schema"].pop("title", None)
     if not parameters:
         del operation["parameters"]

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator
 
 from fastapi import APIRouter, Response
-from fastapi.responses import StreamingResponse
 
 from era.api.context import Answer, SessionId, StrictRoute, UseContext, errors, session_view
-from era.api.event_stream import described
-from era.core.models import Session
-from era.core.setup.progress import Line
-from era.core.setup.setups import UNDER_WAY
-from era.errors import EraError
+from era.api.event_stream import After, Event, described, event_stream
+from era.core.event_log import Gap
+from era.core.setup.progress import Became, Line
+from era.core.setup.setups import SetupNews
 from era.wire.sessions import SessionAnswer
-from era.wire.setup import EnvironmentAnswer, SetupEvent, environment_answer
+from era.wire.setup import EnvironmentAnswer, SetupEvent, environment_answer, result_view
 
 router = APIRouter(prefix="/api/sessions/{session_id}", tags=["setup"], route_class=StrictRoute)
 
@@ -30,38 +27,33 @@ async def set_up_again(session_id: SessionId, context: UseContext) -> Response:
     "/setup/events",
     **described("Events `status` and `line`, then `done` or `error`.", "SetupEvent", SetupEvent, 404),
 )
-async def setup_events(session_id: SessionId, context: UseContext) -> Response:
+async def setup_events(session_id: SessionId, after: After, context: UseContext) -> Response:
     """Follow the session's setup: events `status`, `line`, then `done` with its result. Lines written before the call
-    come first."""
-    events = context.setups.events(session_id)
-    first = await anext(events)  # an error before the first event becomes an ordinary answer
-    headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
-    return StreamingResponse(_server_sent(first, events), media_type="text/event-stream", headers=headers)
+    come first, or those behind the event with the number `after`."""
+    events = context.setups.events(session_id, after)
+    first = await anext(events, None)  # an error before the first event becomes an ordinary answer
+    return event_stream(_sent(first, events))
 
 
-async def _server_sent(first: Session | Line, rest: AsyncIterator[Session | Line]) -> AsyncIterator[bytes]:
-    """The events of a setup as server-sent events."""
-    try:
+async def _sent(first: SetupNews | None, rest: AsyncIterator[SetupNews]) -> AsyncGenerator[Event | Gap]:
+    """The events of a setup, as they are sent."""
+    if first is not None:
         yield _event(first)
-        async for event in rest:
-            yield _event(event)
-    except EraError as error:
-        yield _encoded("error", {"error": error.message, "code": error.code, "hint": error.hint})
+    async for news in rest:
+        yield _event(news)
 
 
-def _event(event: Session | Line) -> bytes:
-    """A line of output, or the session's setup as it is now."""
-    if isinstance(event, Line):
-        return _encoded("line", {"stream": event.stream, "text": event.text})
-    status = {"setup_status": event.setup_status}
-    if event.setup_status in UNDER_WAY:
-        return _encoded("status", status)
-    return _encoded("done", {**status, "setup_result": json.loads(event.setup_result or "null")})
-
-
-def _encoded(kind: str, fields: Mapping[str, object]) -> bytes:
-    """A server-sent event."""
-    return f"event: {kind}\ndata: {json.dumps({'type': kind, **fields}, ensure_ascii=False)}\n\n".encode()
+def _event(news: SetupNews) -> Event | Gap:
+    if isinstance(news, Gap):
+        return news
+    number, what = news if isinstance(news, tuple) else (None, news)
+    if isinstance(what, Line):
+        return Event(number, "line", {"stream": what.stream, "text": what.text})
+    if isinstance(what, Became):
+        return Event(number, "status", {"setup_status": what.status})
+    if number is None:
+        return Event(number, "status", {"setup_status": what.setup_status})
+    return Event(number, "done", {"setup_status": what.setup_status, "setup_result": result_view(what)})
 
 
 @router.get("/environment", responses={200: {"model": EnvironmentAnswer}, **errors(404, 503)})

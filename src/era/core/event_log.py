@@ -36,14 +36,14 @@ class Gap:
 class EventLog[T]:
     """The last events of one sequence. Bound to no event loop until somebody follows it."""
 
-    def __init__(self, *, max_size: int, max_events: int = 10_000) -> None:
+    def __init__(self, *, max_size: int, max_events: int = 10_000, last: int = 0) -> None:
         """`max_size` is for the sizes of all events that are kept, together, in whatever unit `append` is told. The
-        newest event is kept however large it is."""
+        newest event is kept however large it is. `last` is the number of the last event before this log."""
         self._max_size = max_size
         self._max_events = max_events
         self._kept: deque[tuple[T, int]] = deque()
         self._size = 0
-        self._last = 0
+        self._last = last
         self._ended = False
         self._more = asyncio.Event()
         """Set when there are more events or the log has ended, and then replaced."""

@@ -15,7 +15,7 @@ from era.core.views import data_view
 from era.languages import in_words
 from era.wire.base import Body
 from era.wire.limits import Egress, EgressAnswer, Isolation, Limits, LimitsAnswer
-from era.wire.setup import SetupBody, SetupResult
+from era.wire.setup import SetupBody, SetupResult, result_view
 from era.wire.versions import MAX_VERSION
 
 SESSION_ID = r"^[A-Za-z0-9_:-]{1,128}$"
@@ -172,5 +172,4 @@ def session_answer(session: Session, status: str, limits: JsonObject, processes:
 
 
 def _setup_answer(session: Session) -> dict[str, Any]:
-    result = session.setup_result
-    return {"setup_status": session.setup_status, "setup_result": json.loads(result) if result else None}
+    return {"setup_status": session.setup_status, "setup_result": result_view(session)}

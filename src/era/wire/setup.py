@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Field
 
 from era.core.models import Session, SetupStatus
 from era.core.setup.package_sets import PackageSet
+from era.core.setup.setups import EVENTS
 from era.wire.base import Body, ErrorEvent, GapEvent
 
 
@@ -86,6 +88,12 @@ class EnvironmentAnswer(BaseModel):
     pip: list[PackageAnswer]
     npm: list[PackageAnswer]
     go: list[PackageAnswer]
+
+
+def result_view(session: Session) -> dict[str, Any] | None:
+    """The result of a session's setup, None while there is none."""
+    result: dict[str, Any] | None = json.loads(session.setup_result or "null")
+    return result and {name: value for name, value in result.items() if name != EVENTS}
 
 
 def requested_setup(setup: SetupBody | None) -> dict[str, Any] | None:

@@ -1,17 +1,14 @@
-"""The output of a setup that is under way: its last lines, for any number of readers, however late they come.
-
-Theory of operation. The writer appends lines. Each reader has a position of its own among the lines and waits for more,
-so readers needn't register, and nothing is left of one that goes away. Beyond a bound the oldest lines are dropped; a
-reader that is too slow misses them.
-"""
+"""What a setup that is under way has come to: its status and the last lines of its output, as numbered events for any
+number of readers, however late they come."""
 
 from __future__ import annotations
 
-import asyncio
 import codecs
-from collections import deque
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
+from typing import Literal
+
+from era.core.event_log import EventLog, Gap
 
 MAX_LINES = 2_000
 MAX_CHARACTERS = 256 << 10
@@ -49,38 +46,34 @@ class Line:
 
 
 @dataclass(frozen=True, slots=True)
-class Began:
-    """Marks where the setup's status became `running`."""
+class Became:
+    """Marks where the setup's status became this."""
 
-    text: str = ""
+    status: Literal["pending", "running"]
 
 
 class Progress:
-    """The output of one setup, by lines."""
+    """The events of one setup, the output by lines."""
 
-    def __init__(self) -> None:
-        self.over = False
-        """No more lines come."""
-
-        self._lines: deque[Line | Began] = deque()
+    def __init__(self, last: int = 0) -> None:
+        """`last` is the number of the last event of the session's setups before this one."""
+        self._log: EventLog[Line | Became] = EventLog(max_size=MAX_CHARACTERS, max_events=MAX_LINES, last=last)
+        self._log.append(Became("pending"), 0)
         self._began = False
-        self._characters = 0
-        self._dropped = 0
-        """How many of the first lines aren't in `_lines` any more."""
-
-        self._more = asyncio.Event()
-        """Set when there are more lines or all is over, and then replaced."""
-
         self._decoders = {name: codecs.getincrementaldecoder("utf-8")("replace") for name in ("stdout", "stderr")}
         self._unfinished = dict.fromkeys(self._decoders, "")
         """By stream, the begin of a line whose end hasn't come yet."""
+
+    @property
+    def last(self) -> int:
+        """The number of the newest event."""
+        return self._log.last
 
     def began(self) -> None:
         """The setup is `running` from here on. Later calls change nothing."""
         if not self._began:
             self._began = True
-            self._lines.append(Began())
-            self._wake_readers()
+            self._log.append(Became("running"), 0)
 
     def say(self, stream: str, piece: bytes) -> None:
         """A Say."""
@@ -91,8 +84,6 @@ class Progress:
         self._unfinished[stream] = rest
         for line in lines:
             self._add(stream, line.rstrip("\r"))
-        if lines:
-            self._wake_readers()
 
     def flush(self) -> None:
         """End unfinished lines: the tool that wrote them has ended."""
@@ -100,39 +91,20 @@ class Progress:
             if rest := rest + self._decoders[stream].decode(b"", final=True):
                 self._add(stream, rest)
             self._unfinished[stream] = ""
-        self._wake_readers()
 
     def end(self) -> None:
-        """No more comes: readers stop after the last line."""
-        self.flush()
-        self.over = True
-        self._wake_readers()
+        """No more comes: readers stop after the last event."""
+        if not self._log.ended:
+            self.flush()
+            self._log.end()
 
-    async def follow(self) -> AsyncIterator[Line | Began]:
-        """All lines that are still kept, then new ones as they come, until the setup is over."""
-        at = 0
-        while True:
-            more = self._more
-            while at < self._dropped + len(self._lines):
-                at = max(at, self._dropped)
-                line = self._lines[at - self._dropped]
-                at += 1
-                yield line
-            if self.over:
-                return
-            if more is self._more:
-                await more.wait()
+    def follow(self, after: int = 0) -> AsyncIterator[tuple[int, Line | Became] | Gap]:
+        """The events behind the one with the number `after`: those that are still kept, then new ones as they come,
+        until the setup is over."""
+        return self._log.follow(after)
 
     def _add(self, stream: str, text: str) -> None:
-        """Append a line, in parts if it is long, and drop the oldest lines beyond the bounds."""
+        """Append a line, in parts if it is long."""
         for begin in range(0, max(1, len(text)), _LONGEST):
             part = text[begin : begin + _LONGEST]
-            self._lines.append(Line(stream, part))
-            self._characters += len(part)
-        while len(self._lines) > MAX_LINES or self._characters > MAX_CHARACTERS:
-            self._characters -= len(self._lines.popleft().text)
-            self._dropped += 1
-
-    def _wake_readers(self) -> None:
-        self._more.set()
-        self._more = asyncio.Event()
+            self._log.append(Line(stream, part), len(part))

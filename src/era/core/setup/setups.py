@@ -23,6 +23,7 @@ from dataclasses import replace
 import structlog
 
 from era.core import jsontext
+from era.core.event_log import Gap
 from era.core.liveness import Liveness
 from era.core.metadata import MetadataStore, SetupJob
 from era.core.models import OwnedId, Session
@@ -30,7 +31,7 @@ from era.core.setup import locks
 from era.core.setup.builds import Builds
 from era.core.setup.commands import Commands, CommandsResult
 from era.core.setup.package_sets import InstalledPackageSets, Installer, PackageSet, SetupFailed
-from era.core.setup.progress import Line, Progress
+from era.core.setup.progress import Became, Line, Progress
 from era.core.setup.requirements import Packages, commands, lists, packages_of
 from era.core.turns import Turns
 from era.errors import BadRequest, EraError, NoIsolation, NotFound, SandboxFailed
@@ -44,6 +45,16 @@ _LOOK_SECONDS = 1.0
 
 _GRACE_SECONDS = 3600.0
 """A package set that no row names stays for so long after it was made or found: a row may be about to name it."""
+
+
+type SetupNews = tuple[int, Session | Line | Became] | Gap | Session
+"""An event of a setup with its number, numbers that are gone, or a session whose setup this service won't end."""
+
+EVENTS = "events"
+"""In a stored result, the number of the last event before the setup's end. Clients don't see it."""
+
+_MOST_NUMBERS = 10_000
+"""Sessions of which the number of the last event is remembered."""
 
 
 class Setups:
@@ -69,6 +80,9 @@ class Setups:
         """One job per session at a time: one that isn't wanted any more may still be ending."""
 
         self._progress: dict[SetupJob, Progress] = {}
+        self._last: dict[int, int] = {}
+        """By session, the number of the last event of its setups."""
+
         self._store = store
         self._installer = installer
         self._package_sets = package_sets
@@ -136,11 +150,13 @@ class Setups:
                     await news.wait()
         return False
 
-    async def events(self, session_id: OwnedId) -> AsyncIterator[Session | Line]:
-        """Follow a session's setup: the session whenever the setup's status changes, and the lines of its output, from
-        the first that is still kept. The last event is the session with no setup under way. Raises BadRequest where it
-        has no setup."""
-        status: str | None = None
+    async def events(self, session_id: OwnedId, after: int) -> AsyncIterator[SetupNews]:
+        """Follow a session's setup from behind the event with the number `after`: changes of its status and the lines
+        of its output, as far as they are kept, then the session once no setup is under way. A session without a number
+        ends what this service is about to stop. Raises BadRequest where the session has no setup.
+
+        Numbers go on from one setup of a session to its next. After a restart of the service in the middle of a setup
+        they begin anew; so a number that has not been given yet counts as none."""
         while True:
             news = self._news
             session = await self._store.session(session_id)
@@ -149,20 +165,23 @@ class Setups:
                     f"Session '{session_id}' has no setup.",
                     hint="PATCH /api/sessions/{id} with a 'setup' gives it one.",
                 )
-            if session.setup_status not in UNDER_WAY or self._stopped:
+            if session.setup_status not in UNDER_WAY:
+                last = json.loads(session.setup_result or "{}").get(EVENTS, 0)
+                after = after if after <= last + 1 else 0
+                if after < last:
+                    yield Gap(after + 1, last)
+                if after <= last:
+                    yield last + 1, session
+                return
+            if self._stopped:
                 yield session
                 return
-            if status != session.setup_status:
-                status = session.setup_status
-                yield session
             progress = self._progress.get(SetupJob(session.key, session.owned_id, session.setup, session.setup_lock))
             if progress is not None:
-                async for event in progress.follow():
-                    if isinstance(event, Line):
-                        yield event
-                    elif status != "running":
-                        status = "running"
-                        yield replace(session, setup_status="running")
+                after = after if after <= progress.last else 0
+                async for event in progress.follow(after):
+                    after = event.last if isinstance(event, Gap) else event[0]
+                    yield event
             with suppress(TimeoutError):
                 async with asyncio.timeout(_LOOK_SECONDS):
                     await news.wait()
@@ -198,7 +217,7 @@ class Setups:
                         for other, task in self._jobs.items():
                             if other.session_key == job.session_key:
                                 task.cancel()  # the session asks for another setup by now
-                        self._progress[job] = Progress()
+                        self._progress[job] = Progress(self._last.get(job.session_key, 0))
                         task = self._jobs[job] = asyncio.create_task(self._do(job))
                         task.add_done_callback(lambda _, job=job: self._forget(job))  # type: ignore[misc]  # bound now
                         self._announce()  # or those who follow the setup would miss its first lines
@@ -210,7 +229,11 @@ class Setups:
 
     def _forget(self, job: SetupJob) -> None:
         """Forget a job that has ended."""
-        self._progress.pop(job).end()
+        progress = self._progress.pop(job)
+        progress.end()
+        self._last[job.session_key] = max(self._last.get(job.session_key, 0), progress.last)
+        while len(self._last) > _MOST_NUMBERS:
+            self._last.pop(next(iter(self._last)))
         del self._jobs[job]
 
     async def _begin(self, job: SetupJob, progress: Progress) -> None:
@@ -311,6 +334,8 @@ class Setups:
             "stderr": _joined(stderr, ran.stderr),
             "stdout": _joined(stdout, ran.stdout),
         }
+        progress.end()
+        result[EVENTS] = progress.last
         left = None if session is None or ran.snapshot is None else (session.version, ran.snapshot)
         kept = False
         try:
@@ -326,6 +351,7 @@ class Setups:
                 await self._commands.keep(session, left[1])
                 kept = True
             self._anew.discard(job.session_key)
+            self._last[job.session_key] = progress.last + 1  # the end of the setup is an event, too
         except EraError as problem:
             log.warning("setup_not_recorded", session=job.session_key, error=problem.message)
         finally:
