@@ -291,7 +291,7 @@ print([name for name in os.listdir('/proc') if name.isdigit() and int(name) not 
 print([name for name in os.listdir('/dev/pts') if name != 'ptmx'] if os.path.isdir('/dev/pts') else [])
 found = []
 for pid in range(2, 400):
-    for path in (f'/proc/{pid}/environ', f'/proc/{pid}/root/proc/{pid}/environ'):
+    for path in (f'/proc/{pid}/environ', f'/dev/shm/{pid}/environ'):
         try: content = open(path, 'rb').read()
         except OSError: continue
         if b'CANARY' in content and pid != os.getpid(): found.append(pid)
@@ -317,7 +317,8 @@ async def look_at_each_other(sandbox: Sandbox) -> tuple[str, str]:
 
 
 WAITS = """
-import os, pty, time
+import os, pty, subprocess, time
+subprocess.Popen(['sleep', '1000'])
 master, slave = pty.openpty()
 open('/tmp/runs', 'w').write('runs')
 while not os.path.exists('/tmp/end'): time.sleep(0.01)
