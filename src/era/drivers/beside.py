@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from era.drivers.forking import TemplateFailed
 from era.drivers.out_of_memory import OutOfMemory
 from era.drivers.process_supervisor import Life, ProcessSupervisor
+from era.drivers.socket_broker import SocketBroker
 from era.errors import SandboxFailed
 
 _START_SECONDS = 20.0
@@ -25,14 +26,14 @@ class Beside:
         on_change: Callable[[bool], None],
         log: Callable[[], str],
         *,
-        has_broker: bool = True,
+        sandbox_broker: SocketBroker | None = None,
     ) -> None:
         """`enter` has the supervisor started in the sandbox, given the descriptor of its control socket; it may raise
-        OSError, SandboxFailed, TemplateFailed. `variables` are those of every process. `on_change` is called
-        when there is a supervisor from now on, or none any more. `log` is what it has said to its
-        stderr. `has_broker` says whether it brings a socket broker."""
+        OSError, SandboxFailed, TemplateFailed. `variables` are those of every process. `on_change` is called when there
+        is a supervisor from now on, or none any more. `log` is what it has said to its stderr. `sandbox_broker` is that
+        of the sandbox, where the supervisor brings none of its own."""
         self._enter, self._variables, self._out_of_memory, self._log = enter, variables, out_of_memory, log
-        self._on_change, self._has_broker = on_change, has_broker
+        self._on_change, self._sandbox_broker = on_change, sandbox_broker
         self._supervisor: ProcessSupervisor | None = None
         self._turn = asyncio.Lock()
         self._making: asyncio.Task[ProcessSupervisor] | None = None
@@ -76,7 +77,7 @@ class Beside:
                 life = await self._enter(theirs.fileno())
             async with asyncio.timeout(_START_SECONDS):
                 made = await ProcessSupervisor.over(
-                    ours, life, self._variables, self._out_of_memory, has_broker=self._has_broker
+                    ours, life, self._variables, self._out_of_memory, sandbox_broker=self._sandbox_broker
                 )
                 made.on_end = lambda: self._on_change(False)
                 return made

@@ -231,7 +231,9 @@ class GvisorSandbox(BubblewrapSandbox):
         async def enter(control: int) -> Life:
             return division.start(control)
 
-        return Beside(enter, variables, self._out_of_memory, self._watching.set_processes, self.log, has_broker=False)
+        return Beside(
+            enter, variables, self._out_of_memory, self._watching.set_processes, self.log, sandbox_broker=self.broker
+        )
 
     def rlimits(self, language: Language) -> dict[str, int]:
         return _settable(super().rlimits(language))

@@ -220,6 +220,7 @@ class ProcessSupervisor:
         """`variables` are those of every process, unless its own are others."""
         self.enforced: JsonObject = {"separated_by": "pid_namespace"}
         self.broker = broker
+        self._own_broker: SocketBroker | None = None
         self.life = life
         self._reader, self._writer = reader, writer
         self._variables = variables
@@ -245,21 +246,22 @@ class ProcessSupervisor:
         variables: Mapping[str, str],
         out_of_memory: OutOfMemory,
         *,
-        has_broker: bool,
+        sandbox_broker: SocketBroker | None = None,
     ) -> ProcessSupervisor:
-        """Take over a control socket, once the supervisor at its other end is ready; then `life` is its own, too.
-        Raises SandboxFailed, OSError."""
-        broker = (await receive_guest_listeners(sock, names=()))[1] if has_broker else None
+        """Take over a control socket, once the supervisor at its other end is ready; then `life` is its own, too. It
+        brings a broker of its own unless it shares `sandbox_broker`. Raises SandboxFailed, OSError."""
+        own = (await receive_guest_listeners(sock, names=()))[1] if sandbox_broker is None else None
         try:
             reader, writer = await asyncio.open_connection(sock=sock, limit=1 << 18)
-            made = cls(life, reader, writer, broker, variables, out_of_memory)
+            made = cls(life, reader, writer, own or sandbox_broker, variables, out_of_memory)
             kind, _, payload = await made._receive()
             if kind != b"Y":
                 raise SandboxFailed("The process supervisor did not start.")
         except BaseException:
-            if broker is not None:
-                broker.close()
+            if own is not None:
+                own.close()
             raise
+        made._own_broker = own
         made.enforced |= {"namespaces": json.loads(payload)["namespaces"]}
         made._following = asyncio.create_task(made._follow())
         return made
@@ -345,8 +347,8 @@ class ProcessSupervisor:
             for process in self._processes.values():
                 process.end(ProcessEnded(_KILLED, signal.SIGKILL, cause or "sandbox_died"))
             self._processes.clear()
-            if self.broker is not None:
-                self.broker.close()
+            if self._own_broker is not None:
+                self._own_broker.close()
             self.on_end()
 
     async def _receive(self) -> tuple[bytes, int, bytes]:
