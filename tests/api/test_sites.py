@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -12,6 +13,7 @@ import pytest
 
 from tests.api.answers import refused
 from tests.api.guest_servers import HTTP_SERVER, WEBSOCKET_ECHO, start_in_background
+from tests.api.owners import WeakServer
 from tests.api.websocket import WebSocket
 from tests.browser import Browser
 from tests.conftest import MakeServer, MakeSession, Server
@@ -345,3 +347,28 @@ def test_a_page_works_as_on_any_site_and_sees_no_other(
     assert browser.look(reading) == "refused"
     other = f"fetch('http://{names[1]}/').then(() => 'read', () => 'refused')"
     assert browser.look(other) == "refused"
+
+
+WEAKNESS = (
+    "from era.api import proxy; from starlette.routing import Match; "
+    "proxy.SiteUrls.matches = lambda self, scope: (Match.NONE, {})"
+)
+WIDE_COOKIES = "from era.core.public import headers; headers._of_site = lambda name, value: [(name, value)]"
+
+
+def test_the_walls_are_what_keeps_them_apart(tmp_path: Path) -> None:
+    """The same requests against a service without them."""
+    for weakness, attack in ((WEAKNESS, "own pages"), (WIDE_COOKIES, "cookies")):
+        server = WeakServer(tmp_path / attack.replace(" ", "-"), weakness=weakness).start()
+        try:
+            with server.client() as client:
+                client.post("/api/sessions", json={"language": "python", "session_id": "s"}).raise_for_status()
+                start_in_background(client, "s", HTTP_SERVER)
+                name = name_of(client, "s")
+                if attack == "own pages":
+                    assert "openapi" in called(client, name, "/openapi.json").json()
+                else:
+                    answer = raw(client, name, "Set-Cookie: a=1; Domain=localhost")
+                    assert answer.headers["set-cookie"] == "a=1; Domain=localhost"
+        finally:
+            server.stop()
