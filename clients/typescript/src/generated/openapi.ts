@@ -198,7 +198,7 @@ export interface paths {
         /**
          * Setup Events
          * @description Follow the session's setup: events `status`, `line`, then `done` with its result. Lines written before the call
-         *     come first.
+         *     come first, or those behind the event with the number `after`.
          */
         get: operations["setup_events"];
         put?: never;
@@ -347,6 +347,162 @@ export interface paths {
          * @description Make a new session with the content and settings of this one. No file is copied.
          */
         post: operations["duplicate"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/api/sessions/{session_id}/processes": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * List Processes
+         * @description List the processes that run and those that ended last, newest first.
+         */
+        get: operations["list_processes"];
+        put?: never;
+        /**
+         * Start Process
+         * @description Start a process beside runs. The session is live from now on, until it has been idle for a while.
+         */
+        post: operations["start_process"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/api/sessions/{session_id}/processes/{process}": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * Get Process
+         * @description Show a process.
+         */
+        get: operations["get_process"];
+        put?: never;
+        post?: never;
+        /**
+         * End Process
+         * @description End a process: SIGTERM, two seconds later SIGKILL. It is dead when this answers.
+         */
+        delete: operations["end_process"];
+        options?: never;
+        head?: never;
+        /**
+         * Resize Process
+         * @description Give a process's terminal another size.
+         */
+        patch: operations["resize_process"];
+        trace?: never;
+    };
+    "/api/sessions/{session_id}/processes/{process}/signal": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /**
+         * Signal Process
+         * @description Send a signal to a process and its process group.
+         */
+        post: operations["signal_process"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/api/sessions/{session_id}/processes/{process}/stdin": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /**
+         * Write Stdin
+         * @description Write bytes to a process's standard input or terminal. Answers once the process can read all of them.
+         */
+        post: operations["write_stdin"];
+        /**
+         * Close Stdin
+         * @description End a process's standard input. At a terminal this is what Ctrl-D does.
+         */
+        delete: operations["close_stdin"];
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/api/sessions/{session_id}/processes/{process}/events": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * Follow Process
+         * @description Follow what a process writes, from any byte that is still kept, to its end.
+         */
+        get: operations["follow_process"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/api/sessions/{session_id}/stop": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /**
+         * Stop Session
+         * @description End all processes of a session and commit what they left. Its next run begins where they ended.
+         */
+        post: operations["stop_session"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/api/sessions/{session_id}/tickets": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /**
+         * Give Ticket
+         * @description A ticket, with which a browser's page can open one WebSocket of this session, within half a minute.
+         */
+        post: operations["give_ticket"];
         delete?: never;
         options?: never;
         head?: never;
@@ -1211,7 +1367,7 @@ export interface components {
             status: "running";
         };
         /** @enum {string} */
-        Cause: "create" | "run" | "data" | "files" | "rollback" | "duplicate" | "setup";
+        Cause: "create" | "run" | "data" | "files" | "rollback" | "duplicate" | "setup" | "checkpoint";
         /**
          * ChangeSession
          * @description Fields left out stay as they are.
@@ -1851,6 +2007,23 @@ export interface components {
              */
             isolation?: "auto" | "gvisor" | "bubblewrap";
         };
+        /**
+         * ExitEvent
+         * @description The last event of a process.
+         */
+        ExitEvent: {
+            /**
+             * @description discriminator enum property added by openapi-typescript
+             * @enum {string}
+             */
+            type: "exit";
+            /** Exit Code */
+            exit_code: number | null;
+            /** Signal */
+            signal: string | null;
+            /** Reason */
+            reason: string | null;
+        };
         /** FileAnswer */
         FileAnswer: {
             /** Path */
@@ -1960,7 +2133,10 @@ export interface components {
         };
         /** HostAnswer */
         HostAnswer: {
-            /** Url */
+            /**
+             * Url
+             * @description By which anybody may call the session.
+             */
             url: string;
             /** Base Url */
             base_url: string;
@@ -1968,6 +2144,16 @@ export interface components {
             session_id: string;
             /** Port */
             port: number;
+            /**
+             * Label
+             * @description Of the session's site, in its host name behind the port.
+             */
+            label: string;
+            /**
+             * Site Url
+             * @description The same under a host name of the session's own, as a site of its own.
+             */
+            site_url: string;
         };
         /** InboxAnswer */
         InboxAnswer: {
@@ -2003,6 +2189,15 @@ export interface components {
             session_id: string;
             /** Deleted Deliveries */
             deleted_deliveries: number;
+        };
+        /** InputAnswer */
+        InputAnswer: {
+            /** Success */
+            success: boolean;
+            /** Process Id */
+            process_id: string;
+            /** Bytes */
+            bytes: number;
         };
         /** KeyAnswer */
         KeyAnswer: {
@@ -2371,6 +2566,86 @@ export interface components {
              */
             requirements: string;
         };
+        /** ProcessAnswer */
+        ProcessAnswer: {
+            /** Process Id */
+            process_id: string;
+            /** Tag */
+            tag: string | null;
+            /** Command */
+            command: string | string[];
+            status: components["schemas"]["ProcessStatus"];
+            /** Pid */
+            pid: number | null;
+            /** Stdin */
+            stdin: boolean;
+            /** Pty */
+            pty: boolean;
+            /** Started At */
+            started_at: string;
+            /** Ended At */
+            ended_at: string | null;
+            /**
+             * Exit Code
+             * @description As a shell gives it: 128 + N for signal N, 124 for a timeout.
+             */
+            exit_code: number | null;
+            /**
+             * Signal
+             * @description The signal that killed it.
+             */
+            signal: string | null;
+            /**
+             * Reason
+             * @description Why it was ended, if not by itself.
+             */
+            reason: string | null;
+            /** Output Bytes */
+            output_bytes: number;
+        };
+        ProcessEvent: components["schemas"]["ProcessOutputEvent"] | components["schemas"]["ExitEvent"] | components["schemas"]["GapEvent"] | components["schemas"]["ErrorEvent"];
+        /**
+         * ProcessOutputEvent
+         * @description A piece of what a process wrote. No character of UTF-8 is cut in two.
+         */
+        ProcessOutputEvent: {
+            /**
+             * @description discriminator enum property added by openapi-typescript
+             * @enum {string}
+             */
+            type: "pty" | "stderr" | "stdout";
+            /** Content */
+            content: string;
+            /**
+             * Encoding
+             * @enum {string}
+             */
+            encoding: "utf-8" | "base64";
+        };
+        /** @enum {string} */
+        ProcessStatus: "running" | "ended" | "lost";
+        /** ProcessesAnswer */
+        ProcessesAnswer: {
+            /** Processes */
+            processes: components["schemas"]["ProcessAnswer"][];
+            /** Count */
+            count: number;
+        };
+        /** PtyBody */
+        PtyBody: {
+            /**
+             * Cols
+             * @description Characters in a row.
+             * @default 80
+             */
+            cols?: number;
+            /**
+             * Rows
+             * @description Rows.
+             * @default 24
+             */
+            rows?: number;
+        };
         /** PutObject */
         PutObject: {
             /**
@@ -2432,6 +2707,11 @@ export interface components {
              * @default 0
              */
             versions_dropped?: number;
+        };
+        /** ResizeBody */
+        ResizeBody: {
+            /** @description The new size of its terminal. */
+            pty: components["schemas"]["PtyBody"];
         };
         /** ResourceAnswer */
         ResourceAnswer: {
@@ -2719,7 +2999,12 @@ export interface components {
              * Status
              * @enum {string}
              */
-            status: "idle" | "running" | "expired" | "deleted";
+            status: "idle" | "running" | "live" | "expired" | "deleted";
+            /**
+             * Processes
+             * @description How many processes run beside runs.
+             */
+            processes: number;
             /** Files */
             files?: {
                 [key: string]: unknown;
@@ -2844,6 +3129,16 @@ export interface components {
             type: "status";
             setup_status: components["schemas"]["SetupStatus"];
         };
+        /** SignalBody */
+        SignalBody: {
+            /**
+             * Signal
+             * @description A name, with or without SIG, or a number.
+             * @example INT
+             * @example 15
+             */
+            signal: string | number;
+        };
         /** SqlAnswer */
         SqlAnswer: {
             /** Success */
@@ -2883,6 +3178,69 @@ export interface components {
             /** Duration */
             duration: number;
         };
+        /** StartProcess */
+        StartProcess: {
+            /**
+             * Command
+             * @description A program and its arguments, or a line for `sh -c`.
+             * @example npm run dev
+             * @example [
+             *       "python3",
+             *       "-i"
+             *     ]
+             */
+            command: string | string[];
+            /**
+             * Cwd
+             * @description Directory to start in, below the working directory.
+             * @default
+             * @example src
+             */
+            cwd?: string;
+            /**
+             * Env
+             * @description Variables of this run only: never stored, logged or returned.
+             * @example {
+             *       "A": "1"
+             *     }
+             */
+            env?: {
+                [key: string]: string;
+            };
+            /**
+             * Secrets
+             * @description Secrets by name. The program gets a placeholder for each, which is replaced by the value in requests to `hosts`. Never stored, logged or returned.
+             * @example {
+             *       "TOKEN": {
+             *         "hosts": [
+             *           "api.example.com"
+             *         ],
+             *         "value": "…"
+             *       }
+             *     }
+             */
+            secrets?: {
+                [key: string]: components["schemas"]["SecretBody"];
+            };
+            /**
+             * Stdin
+             * @description Whether it takes input; else its standard input is empty.
+             * @default false
+             */
+            stdin?: boolean;
+            /** @description A terminal of this size for it, which takes input in any case. */
+            pty?: components["schemas"]["PtyBody"] | null;
+            /**
+             * Tag
+             * @description A name of yours, unique among processes that run.
+             */
+            tag?: string | null;
+            /**
+             * Timeout
+             * @description Seconds until it is told to end; left out: none.
+             */
+            timeout?: number | null;
+        };
         /** StateAnswer */
         StateAnswer: {
             /** Version */
@@ -2915,6 +3273,20 @@ export interface components {
         };
         /** @enum {string} */
         Status: "running" | "ok" | "failed" | "timeout" | "oom" | "killed" | "disk_full" | "lost";
+        /** SteeredAnswer */
+        SteeredAnswer: {
+            /** Success */
+            success: boolean;
+            /** Process Id */
+            process_id: string;
+        };
+        /** TicketAnswer */
+        TicketAnswer: {
+            /** Ticket */
+            ticket: string;
+            /** Expires At */
+            expires_at: string;
+        };
         /** ValueAnswer */
         ValueAnswer: {
             /** Value */
@@ -3137,7 +3509,7 @@ export interface operations {
                 /** @description Only those of this language. */
                 language?: string | null;
                 /** @description Only those. `expired` and `deleted` are those that can be restored. */
-                status?: ("idle" | "running" | "expired" | "deleted") | null;
+                status?: ("idle" | "running" | "live" | "expired" | "deleted") | null;
                 /** @description Show only these fields, separated by commas. */
                 fields?: string | null;
                 /** @description `false` leaves `data` out of the answer. */
@@ -3201,7 +3573,7 @@ export interface operations {
                 /** @description Only those of this language. */
                 language?: string | null;
                 /** @description Only those. `expired` and `deleted` are those that can be restored. */
-                status?: ("idle" | "running" | "expired" | "deleted") | null;
+                status?: ("idle" | "running" | "live" | "expired" | "deleted") | null;
                 /** @description Delete at once and for good; it can't be restored. */
                 purge?: boolean;
                 /** @description Only those whose label KEY has this value. */
@@ -3417,8 +3789,14 @@ export interface operations {
     };
     setup_events: {
         parameters: {
-            query?: never;
-            header?: never;
+            query?: {
+                /** @description Go on behind the event with this number (its `id`). */
+                after?: number;
+            };
+            header?: {
+                /** @description The same as `after`, as browsers send it when they connect again; it wins over `after`. */
+                "Last-Event-ID"?: string | null;
+            };
             path: {
                 /** @description The session's id. */
                 session_id: string;
@@ -3669,6 +4047,322 @@ export interface operations {
                 };
                 content: {
                     "application/json": components["schemas"]["SessionAnswer"];
+                };
+            };
+        };
+    };
+    list_processes: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                /** @description The session's id. */
+                session_id: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description OK. */
+            200: {
+                headers: {
+                    /** @description Names the request, also in the server's log. */
+                    "X-Request-Id"?: string;
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ProcessesAnswer"];
+                };
+            };
+        };
+    };
+    start_process: {
+        parameters: {
+            query?: never;
+            header?: {
+                /** @description The same key and body again give the first answer again. */
+                "Idempotency-Key"?: string | null;
+            };
+            path: {
+                /** @description The session's id. */
+                session_id: string;
+            };
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/json": components["schemas"]["StartProcess"];
+            };
+        };
+        responses: {
+            /** @description Created. */
+            201: {
+                headers: {
+                    /** @description Names the request, also in the server's log. */
+                    "X-Request-Id"?: string;
+                    /** @description `true` where this repeats the answer to an earlier request. */
+                    "Idempotent-Replay"?: string;
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ProcessAnswer"];
+                };
+            };
+        };
+    };
+    get_process: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                /** @description A process's id or tag. */
+                process: string;
+                /** @description The session's id. */
+                session_id: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description OK. */
+            200: {
+                headers: {
+                    /** @description Names the request, also in the server's log. */
+                    "X-Request-Id"?: string;
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ProcessAnswer"];
+                };
+            };
+        };
+    };
+    end_process: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                /** @description A process's id or tag. */
+                process: string;
+                /** @description The session's id. */
+                session_id: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description OK. */
+            200: {
+                headers: {
+                    /** @description Names the request, also in the server's log. */
+                    "X-Request-Id"?: string;
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ProcessAnswer"];
+                };
+            };
+        };
+    };
+    resize_process: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                /** @description A process's id or tag. */
+                process: string;
+                /** @description The session's id. */
+                session_id: string;
+            };
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/json": components["schemas"]["ResizeBody"];
+            };
+        };
+        responses: {
+            /** @description OK. */
+            200: {
+                headers: {
+                    /** @description Names the request, also in the server's log. */
+                    "X-Request-Id"?: string;
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ProcessAnswer"];
+                };
+            };
+        };
+    };
+    signal_process: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                /** @description A process's id or tag. */
+                process: string;
+                /** @description The session's id. */
+                session_id: string;
+            };
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/json": components["schemas"]["SignalBody"];
+            };
+        };
+        responses: {
+            /** @description OK. */
+            200: {
+                headers: {
+                    /** @description Names the request, also in the server's log. */
+                    "X-Request-Id"?: string;
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["SteeredAnswer"];
+                };
+            };
+        };
+    };
+    write_stdin: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                /** @description A process's id or tag. */
+                process: string;
+                /** @description The session's id. */
+                session_id: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: {
+            content: {
+                "application/octet-stream": string;
+            };
+        };
+        responses: {
+            /** @description OK. */
+            200: {
+                headers: {
+                    /** @description Names the request, also in the server's log. */
+                    "X-Request-Id"?: string;
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["InputAnswer"];
+                };
+            };
+        };
+    };
+    close_stdin: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                /** @description A process's id or tag. */
+                process: string;
+                /** @description The session's id. */
+                session_id: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description OK. */
+            200: {
+                headers: {
+                    /** @description Names the request, also in the server's log. */
+                    "X-Request-Id"?: string;
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["SteeredAnswer"];
+                };
+            };
+        };
+    };
+    follow_process: {
+        parameters: {
+            query?: {
+                /** @description Go on behind the event with this number (its `id`). */
+                after?: number;
+            };
+            header?: {
+                /** @description The same as `after`, as browsers send it when they connect again; it wins over `after`. */
+                "Last-Event-ID"?: string | null;
+            };
+            path: {
+                /** @description A process's id or tag. */
+                process: string;
+                /** @description The session's id. */
+                session_id: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Events `stdout`, `stderr` and `pty`, numbered by their last byte; last `exit`. `gap` for what is gone. */
+            200: {
+                headers: {
+                    /** @description Names the request, also in the server's log. */
+                    "X-Request-Id"?: string;
+                    [name: string]: unknown;
+                };
+                content: {
+                    "text/event-stream": string;
+                };
+            };
+        };
+    };
+    stop_session: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                /** @description The session's id. */
+                session_id: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description OK. */
+            200: {
+                headers: {
+                    /** @description Names the request, also in the server's log. */
+                    "X-Request-Id"?: string;
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["SessionAnswer"];
+                };
+            };
+        };
+    };
+    give_ticket: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                /** @description The session's id. */
+                session_id: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Created. */
+            201: {
+                headers: {
+                    /** @description Names the request, also in the server's log. */
+                    "X-Request-Id"?: string;
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["TicketAnswer"];
                 };
             };
         };
