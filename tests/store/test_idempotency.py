@@ -29,7 +29,7 @@ async def test_a_key_is_claimed_with_its_run_and_answered_with_its_end(store: Sq
     assert claimed is not None
     assert claimed.run is not None
     assert (claimed.request_hash, claimed.answer, claimed.run.status) == ("h" * 64, None, "running")
-    outputs = KeptOutputs(b"out", None, None, "d" * 64)
+    outputs = KeptOutputs(b"out", None, None, "d" * 64, b"order")
     await store.end_run(ended(session, "r1"), data="{}", snapshot=None, answered=Answered(claim, '{"n": 1}', outputs))
     claimed = await store.find_claim(mine("a"), claim)
     assert claimed is not None

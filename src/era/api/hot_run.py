@@ -41,7 +41,7 @@ class HotRun:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         path = _PATH.fullmatch(scope["path"]) if scope["type"] == "http" and scope["method"] == "POST" else None
-        if path is None or "site" in scope["state"] or scope["query_string"] or not _is_plain(scope["headers"]):
+        if path is None or "site" in scope.get("state", ()) or scope["query_string"] or not _is_plain(scope["headers"]):
             await self._app(scope, receive, send)
             return
         messages = [await receive()]
