@@ -29,6 +29,28 @@ const page = {
   },
 };
 
+/**
+ * xterm.js makes <style> elements and style attributes, which the page's content security policy refuses. Here the former
+ * become elements of our own, which adopt what they are given (src/live/sheet.ts), and the latter go by the CSSOM.
+ */
+const inertStyles = {
+  name: 'inert-styles',
+  setup(bundler) {
+    bundler.onLoad({ filter: /@xterm\/xterm\/lib\/xterm\.mjs$/ }, async ({ path }) => {
+      const text = await readFile(path, 'utf8');
+      const contents = text
+        .replaceAll('createElement("style")', 'createElement("era-sheet")')
+        .replace(
+          /(\w+)\.setAttribute\("style",`\$\{\w+\.getAttribute\("style"\)\|\|""\}\$\{(\w+)\};`\)/,
+          '$1.style.cssText+=$2+";"',
+        );
+      if (text.split('createElement("style")').length !== 4 || contents.includes('setAttribute("style"'))
+        throw new Error('xterm.js makes styles in another way now: look at inertStyles in build.mjs');
+      return { contents, loader: 'js' };
+    });
+  },
+};
+
 const options = {
   absWorkingDir: here,
   entryPoints: ['src/main.tsx', 'src/theme.ts', 'src/styles/main.css'],
@@ -47,7 +69,7 @@ const options = {
   loader: { '.css': 'css' },
   define: { 'process.env.NODE_ENV': '"production"' },
   logLevel: 'warning',
-  plugins: [page],
+  plugins: [inertStyles, page],
 };
 
 await rm(target, { recursive: true, force: true });

@@ -233,3 +233,19 @@ export interface Installed {
   npm: { name: string; version: string; integrity?: string }[];
   go: { name: string; version: string; integrity?: string }[];
 }
+
+export interface Process {
+  process_id: string;
+  tag: string | null;
+  command: string | string[];
+  status: string;
+  pid: number | null;
+  stdin: boolean;
+  pty: boolean;
+  started_at: string;
+  ended_at: string | null;
+  exit_code: number | null;
+  signal: string | null;
+  reason: string | null;
+  output_bytes: number;
+}

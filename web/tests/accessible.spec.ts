@@ -29,6 +29,8 @@ const PLACES: [path: string, sign: string][] = [
   [`sessions/${id}/files/notes%2Fread.md`, '.editor[data-ready=true]'],
   [`sessions/${id}/versions`, '.changes, h3'],
   [`sessions/${id}/runs`, '.output'],
+  [`sessions/${id}/processes`, '.empty'],
+  [`sessions/${id}/terminal`, '.pane-empty'],
   [`sessions/${id}/setup`, '.empty'],
   [`sessions/${id}/inbox`, '.timeline a'],
   [`sessions/${id}/public`, '.url-line'],

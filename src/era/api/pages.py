@@ -14,6 +14,7 @@ from pathlib import Path
 
 from fastapi import APIRouter, Request, Response
 
+from era.api.context import UseContext
 from era.errors import NotFound
 
 router = APIRouter(include_in_schema=False)
@@ -38,8 +39,8 @@ _POLICY = {
     "form-action": "'none'",
     "frame-ancestors": "'none'",
 }
-# The dashboard shows pictures that it has fetched with its key, and public URLs, in frames that are sandboxed.
-_DASHBOARD_POLICY = _POLICY | {"img-src": "'self' blob:", "frame-src": "'self'"}
+# The dashboard shows pictures that it has fetched with its key, and sites of sessions, in frames that are sandboxed.
+_DASHBOARD_POLICY = _POLICY | {"img-src": "'self' blob:", "frame-src": "'self' http://*.localhost:*"}
 _HEADERS = {
     "X-Content-Type-Options": "nosniff",
     "X-Frame-Options": "DENY",
@@ -60,9 +61,12 @@ class _File:
 
 
 @cache
-def _files(directory: Path) -> dict[str, _File]:
-    """Every file of the pages in a directory by its name; none if there is no such directory."""
-    policy = _DASHBOARD_POLICY if directory == _DASHBOARD else _POLICY
+def _files(directory: Path, public_host: str | None = None) -> dict[str, _File]:
+    """Every file of the pages in a directory by its name; none if there is no such directory. Sessions have their sites
+    below `public_host`, too."""
+    policy = dict(_DASHBOARD_POLICY if directory == _DASHBOARD else _POLICY)
+    if directory == _DASHBOARD and public_host:
+        policy["frame-src"] += f" https://*.{public_host}"
     files = {}
     for path in directory.iterdir() if directory.is_dir() else ():
         if media_type := _TYPES.get(path.suffix):
@@ -91,9 +95,10 @@ def _answer(request: Request, file: _File | None) -> Response:
 
 
 @router.api_route("/", methods=["GET", "HEAD"])
-async def dashboard(request: Request) -> Response:
+async def dashboard(request: Request, context: UseContext) -> Response:
     """The dashboard, or how to build it."""
-    return _answer(request, _files(_DASHBOARD).get("index.html") or _files(_WEB)["unbuilt.html"])
+    built = _files(_DASHBOARD, context.settings.public_host).get("index.html")
+    return _answer(request, built or _files(_WEB)["unbuilt.html"])
 
 
 @router.api_route("/docs", methods=["GET", "HEAD"])

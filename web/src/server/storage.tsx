@@ -1,6 +1,7 @@
 /** The storage of programs: values (kv), SQL databases (d1), objects (r2). */
 
 import { useSignal } from '@preact/signals';
+import { useEffect } from 'preact/hooks';
 import { call } from '../api.ts';
 import { bytes, count, plain } from '../format.ts';
 import { useAction, useLoad } from '../hooks.ts';
@@ -119,6 +120,8 @@ function Database({ namespace, table }: { namespace: string; table: string }) {
     );
     rows.value = answer.results;
   });
+  // The first statement only reads.
+  useEffect(() => void query.run(), []);
   const columns = Object.keys(rows.value?.[0] ?? {});
   return (
     <>

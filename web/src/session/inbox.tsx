@@ -2,7 +2,7 @@
 
 import { useSignal } from '@preact/signals';
 import { ApiError, at, call } from '../api.ts';
-import { bytes, exactly } from '../format.ts';
+import { bytes, count, exactly } from '../format.ts';
 import { useAction, useInterval, useLoad } from '../hooks.ts';
 import { href } from '../router.ts';
 import type { Delivery, DeliveryContent, Inbox, Page } from '../types.ts';
@@ -255,9 +255,9 @@ export function InboxTab({ session, rest }: TabProps) {
           <Copy text={url} label="Copy the URL" />
         </p>
         <p class="soft">
-          {verify ? `Signed (${verify.scheme}, in ${verify.header})` : 'Unsigned: anybody may deliver'}, {retries}{' '}
-          retries. {deliveries.pending} wait, {deliveries.running} run, {deliveries.done} done, {deliveries.failed}{' '}
-          failed.
+          {verify ? `Signed (${verify.scheme}, in ${verify.header})` : 'Unsigned: anybody may deliver'},{' '}
+          {count(retries, 'retry', 'retries')}. {deliveries.pending} wait, {deliveries.running} run, {deliveries.done}{' '}
+          done, {deliveries.failed} failed.
         </p>
         <Select
           label="Status"

@@ -4,6 +4,8 @@ import { at, call } from '../api.ts';
 import { useCommands } from '../commands.ts';
 import { useInterval, useLoad } from '../hooks.ts';
 import { titleOf } from '../languages.ts';
+import { ProcessesTab } from '../live/processes.tsx';
+import { TerminalTab } from '../live/terminal.tsx';
 import { go, href } from '../router.ts';
 import type { Session } from '../types.ts';
 import { Copy, Empty, Name, Problem, Status, Waiting } from '../ui/basics.tsx';
@@ -34,6 +36,8 @@ const TABS: [name: string, title: string, icon: string, tab: (props: TabProps) =
   ['files', 'Files', 'folder', FilesTab],
   ['versions', 'Versions', 'history', VersionsTab],
   ['runs', 'Runs', 'sessions', RunsTab],
+  ['processes', 'Processes', 'process', ProcessesTab],
+  ['terminal', 'Terminal', 'terminal', TerminalTab],
   ['setup', 'Setup', 'package', SetupTab],
   ['inbox', 'Inbox', 'inbox', InboxTab],
   ['public', 'Public URL', 'globe', PublicTab],
@@ -47,7 +51,7 @@ export function SessionPage({ id, tab, rest }: { id: string; tab: string; rest: 
   useCommands(
     TABS.map(([name, title], index) => ({
       title: `${title} of this session`,
-      keys: String(index + 1),
+      ...(index < 9 ? { keys: String(index + 1) } : {}),
       group: 'Session',
       run: () => go('sessions', id, name),
     })),

@@ -9,8 +9,9 @@ import type { TabProps } from './page.tsx';
 
 interface Host {
   url: string;
-  base_url: string;
   port: number;
+  /** The same under a host name of the session's own. */
+  site_url: string;
 }
 
 export function PublicTab({ session, set }: TabProps) {
@@ -28,7 +29,9 @@ export function PublicTab({ session, set }: TabProps) {
     });
     set(answer.metadata);
   });
-  const url = host.value ? host.value.url + (path.value.startsWith('/') ? path.value : `/${path.value}`) : '';
+  const below = path.value.startsWith('/') ? path.value : `/${path.value}`;
+  const url = host.value ? host.value.url + below : '';
+  const site = host.value ? host.value.site_url + below : '';
   return (
     <div class="columns">
       <section class="stack">
@@ -65,10 +68,19 @@ export function PublicTab({ session, set }: TabProps) {
         </div>
         <Problem error={host.error} />
         {url && (
-          <p class="url-line">
-            <code>{url}</code>
-            <Copy text={url} label="Copy the URL" />
-          </p>
+          <>
+            <p class="url-line">
+              <code>{url}</code>
+              <Copy text={url} label="Copy the URL" />
+            </p>
+            <p class="soft">
+              The same under a host name of its own, where paths, cookies and logins work as on any site:
+            </p>
+            <p class="url-line">
+              <code>{site}</code>
+              <Copy text={site} label="Copy the site’s URL" />
+            </p>
+          </>
         )}
         <p class="buttons">
           <Button
@@ -78,13 +90,13 @@ export function PublicTab({ session, set }: TabProps) {
             onClick={() => {
               preview.value = '';
               requestAnimationFrame(() => {
-                preview.value = url;
+                preview.value = site;
               });
             }}
           >
             Preview
           </Button>
-          <a class="button" href={url || undefined} target="_blank" rel="noreferrer noopener">
+          <a class="button" href={site || undefined} target="_blank" rel="noreferrer noopener">
             Open in a tab
           </a>
         </p>
@@ -100,7 +112,8 @@ export function PublicTab({ session, set }: TabProps) {
           <iframe
             class="page-preview framed"
             title="What the public URL answers"
-            sandbox="allow-scripts allow-forms"
+            // It is another origin than this page's in any case; with its own it can have storage and cookies.
+            sandbox="allow-scripts allow-forms allow-same-origin"
             referrerpolicy="no-referrer"
             src={preview.value}
           />

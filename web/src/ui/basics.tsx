@@ -89,6 +89,8 @@ const TONES: { [status: string]: string } = {
   done: 'good',
   completed: 'good',
   running: 'live',
+  live: 'live',
+  exited: 'calm',
   pending: 'wait',
   failed: 'bad',
   timeout: 'bad',

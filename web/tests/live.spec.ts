@@ -1,0 +1,53 @@
+/** Processes and terminals. */
+
+import assert from 'node:assert/strict';
+import { test } from 'node:test';
+import { api, newId, SERVER, withPage } from './harness.ts';
+
+const part = (id: string, name: string) => `${SERVER}/#/sessions/${id}/${name}`;
+
+test('a process is started, followed, given input, and stopped with its session', () =>
+  withPage(async (page) => {
+    const id = newId('beside');
+    await api('/api/sessions', { language: 'python', session_id: id });
+    await page.goto(part(id, 'processes'));
+    await page.getByRole('button', { name: 'Start a process' }).click();
+    await page.getByLabel('Command').fill('echo "<b>ready</b>"; while read line; do echo "got $line"; done');
+    await page.getByLabel('Tag').fill('echo');
+    await page.getByLabel('It takes input').check();
+    await page.getByRole('dialog').getByRole('button', { name: 'Start' }).click();
+    const output = page.getByRole('region', { name: 'Output of the process' });
+    await output.getByText('<b>ready</b>').waitFor();
+    await page.getByLabel('Input', { exact: true }).fill('a line');
+    await page.getByRole('button', { name: 'Send' }).click();
+    await output.getByText('got a line').waitFor();
+    await page.getByRole('button', { name: 'Stop all' }).click();
+    await page.getByRole('dialog').getByRole('button', { name: 'Stop it' }).click();
+    await page.locator('.toast', { hasText: 'All processes have ended.' }).waitFor();
+    await page.getByRole('button', { name: 'Stop all' }).waitFor({ state: 'detached' });
+  }));
+
+test('a shell in a terminal goes on when the page is left, within the page’s policy', () =>
+  withPage(async (page, complaints) => {
+    const id = newId('shell');
+    await api('/api/sessions', { language: 'python', session_id: id });
+    await page.goto(part(id, 'terminal'));
+    await page.getByRole('button', { name: 'New shell' }).click();
+    const screen = page.locator('.xterm-rows');
+    await page.waitForURL(/terminal\/proc_/);
+    await page.keyboard.type('printf "\\033[38;2;255;100;0m%s\\033[0m\\n" in-$((40 + 2)); NAME=kept\n');
+    await screen.getByText('in-42', { exact: true }).first().waitFor();
+    const color = await screen
+      .getByText('in-42', { exact: true })
+      .first()
+      .evaluate((span) => getComputedStyle(span).color);
+    assert.equal(color, 'rgb(255, 100, 0)');
+    await page.reload();
+    await screen.getByText('in-42').first().waitFor();
+    await page.locator('.xterm').click();
+    await page.keyboard.type('echo still-$NAME\n');
+    await screen.getByText('still-kept', { exact: true }).waitFor();
+    await page.keyboard.type('exit 3\n');
+    await page.getByText('It ended with exit code 3.').waitFor();
+    assert.deepEqual(complaints, []);
+  }));
