@@ -92,6 +92,11 @@ def test_every_call(app: App, runtime: JsRuntime, server: Server) -> None:
 
 
 @runtimes
+def test_processes_and_terminals(app: App, runtime: JsRuntime, server: Server) -> None:
+    check(app, runtime, "live.test.ts", ERA_TEST_URL=server.url)
+
+
+@runtimes
 def test_the_scenarios_of_every_client(app: App, runtime: JsRuntime, server: Server) -> None:
     scenarios = Path(__file__).parent / "scenarios.json"
     check(app, runtime, "scenarios.test.ts", ERA_TEST_URL=server.url, ERA_TEST_SCENARIOS=str(scenarios))

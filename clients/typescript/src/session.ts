@@ -7,8 +7,10 @@ import { type CallOptions, once, type OnceOptions, type Transport } from "./http
 import { Inbox } from "./inbox.js";
 import { split } from "./options.js";
 import { sessionPath } from "./paths.js";
+import { Process, Processes, type ProcessOptions } from "./processes.js";
 import { Run, type RunOptions, Runs, RunStream } from "./runs.js";
 import { SessionSetup } from "./setup.js";
+import { Terminal, type TerminalSize } from "./terminal.js";
 import type {
   Answer,
   CodeStored,
@@ -28,6 +30,7 @@ export class Session implements AsyncDisposable {
   readonly data: SessionData;
   readonly files: Files;
   readonly runs: Runs;
+  readonly processes: Processes;
   readonly versions: Versions;
   readonly setup: SessionSetup;
   readonly inbox: Inbox;
@@ -44,6 +47,7 @@ export class Session implements AsyncDisposable {
     this.data = new SessionData(transport, this.#path);
     this.files = new Files(transport, this.#path);
     this.runs = new Runs(transport, this.#path);
+    this.processes = new Processes(transport, this.#path);
     this.versions = new Versions(transport, this.#path);
     this.setup = new SessionSetup(transport, this.#path);
     this.inbox = new Inbox(transport, this.#path);
@@ -87,6 +91,27 @@ export class Session implements AsyncDisposable {
     } as const;
     const begun = await this.#transport.json<Begun>(request, call);
     return this.runs.get(begun.run_id);
+  }
+
+  /** Start a process beside runs: a program and its arguments, or a line of shell. It stays until it ends. */
+  process(command: string | string[], options: ProcessOptions = {}): Promise<Process> {
+    return this.processes.start(command, options);
+  }
+
+  /** A login shell in a terminal, or with `process` the terminal of one that runs. */
+  terminal(
+    options: Partial<TerminalSize> & { process?: string; after?: number } & CallOptions = {},
+  ): Promise<Terminal> {
+    const { cols, rows, process, after, ...call } = options;
+    const query = { cols, rows, process, after };
+    return Terminal.open(this.#transport, this.#path, `${this.#path}/terminal`, query, call);
+  }
+
+  /** End all processes, and commit what they left. */
+  async stop(options: CallOptions = {}): Promise<SessionInfo> {
+    const call = { method: "POST", path: `${this.#path}/stop`, repeatable: true, endless: true } as const;
+    this.info = await this.#transport.json<SessionInfo>(call, options);
+    return this.info;
   }
 
   /** The stored code, which a run without code runs. */

@@ -34,6 +34,9 @@ export type RunRecord = Answer<"/api/sessions/{session_id}/runs/{run_id}", "get"
 export type ExecuteBody = Body<"/api/execute", "post">;
 export type ExecuteResult = Answer<"/api/execute", "post">;
 
+export type ProcessInfo = Answer<"/api/sessions/{session_id}/processes/{process}", "get">;
+export type ProcessBody = Body<"/api/sessions/{session_id}/processes", "post">;
+
 export type FileList = Answer<"/api/sessions/{session_id}/files", "get">;
 export type FileInfo = FileList["files"][number];
 export type FileWritten = Answer<"/api/sessions/{session_id}/files/{path}", "put">;

@@ -29,6 +29,8 @@ export class BadArchive extends BadRequest {}
 export class BadCapsule extends BadRequest {}
 /** `bad_key`, a 400. */
 export class BadKey extends BadRequest {}
+/** `bad_message`, a 400. */
+export class BadMessage extends BadRequest {}
 /** `bad_namespace`, a 400. */
 export class BadNamespace extends BadRequest {}
 /** `bad_path`, a 400. */
@@ -43,6 +45,8 @@ export class CommitFailed extends Unavailable {}
 export class Exists extends Conflict {}
 /** `idempotency_mismatch`, a 409. */
 export class IdempotencyMismatch extends Conflict {}
+/** `input_not_read`, a 409. */
+export class InputNotRead extends Conflict {}
 /** `invalid_field`, a 400. */
 export class InvalidField extends BadRequest {}
 /** `invalid_json`, a 400. */
@@ -61,6 +65,8 @@ export class NoCode extends BadRequest {}
 export class NoFile extends NotFound {}
 /** `no_inbox`, a 404. */
 export class NoInbox extends NotFound {}
+/** `no_input`, a 409. */
+export class NoInput extends Conflict {}
 /** `no_isolation`, a 503. */
 export class NoIsolation extends Unavailable {}
 /** `no_language`, a 503. */
@@ -73,10 +79,14 @@ export class NoOperator extends Conflict {}
 export class NoSuchDelivery extends NotFound {}
 /** `no_such_name`, a 404. */
 export class NoSuchName extends NotFound {}
+/** `no_such_process`, a 404. */
+export class NoSuchProcess extends NotFound {}
 /** `no_such_run`, a 404. */
 export class NoSuchRun extends NotFound {}
 /** `no_such_version`, a 404. */
 export class NoSuchVersion extends NotFound {}
+/** `not_a_websocket`, a 400. */
+export class NotAWebsocket extends BadRequest {}
 /** `not_operator`, a 403. */
 export class NotOperator extends Forbidden {}
 /** `not_persistent`, a 400 or 409. */
@@ -85,6 +95,8 @@ export class NotPersistent extends EraError {}
 export class NotPublic extends Forbidden {}
 /** `output_gone`, a 404. */
 export class OutputGone extends NotFound {}
+/** `process_ended`, a 400 or 409. */
+export class ProcessEnded extends EraError {}
 /** `run_lost`, a 409. */
 export class RunLost extends Conflict {}
 /** `run_under_way`, a 409. */
@@ -95,6 +107,8 @@ export class SandboxFailed extends Unavailable {}
 export class ServiceFailed extends Unavailable {}
 /** `session_deleted`, a 409. */
 export class SessionDeleted extends Conflict {}
+/** `session_live`, a 409. */
+export class SessionLive extends Conflict {}
 /** `setup_under_way`, a 409. */
 export class SetupUnderWay extends Conflict {}
 /** `sql_error`, a 400. */
@@ -107,10 +121,16 @@ export class SqlRefused extends Forbidden {}
 export class SqlTimeout extends BadRequest {}
 /** `storage_full`, a 413. */
 export class StorageFull extends TooLarge {}
+/** `tag_in_use`, a 409. */
+export class TagInUse extends Conflict {}
 /** `too_busy`, a 429. */
 export class TooBusy extends TooMany {}
 /** `too_many_deliveries`, a 429. */
 export class TooManyDeliveries extends TooMany {}
+/** `too_many_live_sessions`, a 409. */
+export class TooManyLiveSessions extends Conflict {}
+/** `too_many_processes`, a 409. */
+export class TooManyProcesses extends Conflict {}
 /** `too_many_uploads`, a 503. */
 export class TooManyUploads extends Unavailable {}
 /** `too_many_waiting`, a 429. */
@@ -130,6 +150,7 @@ export const BY_CODE: Readonly<Record<string, typeof EraError>> = {
   bad_archive: BadArchive,
   bad_capsule: BadCapsule,
   bad_key: BadKey,
+  bad_message: BadMessage,
   bad_namespace: BadNamespace,
   bad_path: BadPath,
   bad_request: BadRequest,
@@ -142,6 +163,7 @@ export const BY_CODE: Readonly<Record<string, typeof EraError>> = {
   forbidden: Forbidden,
   headers_too_large: HeadersTooLarge,
   idempotency_mismatch: IdempotencyMismatch,
+  input_not_read: InputNotRead,
   internal: EraError,
   invalid_field: InvalidField,
   invalid_json: InvalidJson,
@@ -154,35 +176,43 @@ export const BY_CODE: Readonly<Record<string, typeof EraError>> = {
   no_code: NoCode,
   no_file: NoFile,
   no_inbox: NoInbox,
+  no_input: NoInput,
   no_isolation: NoIsolation,
   no_language: NoLanguage,
   no_link: NoLink,
   no_operator: NoOperator,
   no_such_delivery: NoSuchDelivery,
   no_such_name: NoSuchName,
+  no_such_process: NoSuchProcess,
   no_such_run: NoSuchRun,
   no_such_version: NoSuchVersion,
+  not_a_websocket: NotAWebsocket,
   not_found: NotFound,
   not_operator: NotOperator,
   not_persistent: NotPersistent,
   not_public: NotPublic,
   output_gone: OutputGone,
   precondition_failed: PreconditionFailed,
+  process_ended: ProcessEnded,
   range_not_satisfiable: RangeNotSatisfiable,
   run_lost: RunLost,
   run_under_way: RunUnderWay,
   sandbox_failed: SandboxFailed,
   service_failed: ServiceFailed,
   session_deleted: SessionDeleted,
+  session_live: SessionLive,
   setup_under_way: SetupUnderWay,
   sql_error: SqlError,
   sql_memory: SqlMemory,
   sql_refused: SqlRefused,
   sql_timeout: SqlTimeout,
   storage_full: StorageFull,
+  tag_in_use: TagInUse,
   too_busy: TooBusy,
   too_large: TooLarge,
   too_many_deliveries: TooManyDeliveries,
+  too_many_live_sessions: TooManyLiveSessions,
+  too_many_processes: TooManyProcesses,
   too_many_uploads: TooManyUploads,
   too_many_waiting: TooManyWaiting,
   too_slow: TooSlow,

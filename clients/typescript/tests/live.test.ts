@@ -1,0 +1,82 @@
+/** Processes and terminals of a session. */
+
+import assert from "node:assert/strict";
+import { test } from "node:test";
+import { bytesOf, Conflict, NotFound, type ProcessEvent } from "era-sessions";
+import { all, client, HangingUp, lines } from "./support.ts";
+
+const era = client();
+const options = { ephemeral: true, isolation: "bubblewrap" } as const;
+
+function text(events: ProcessEvent[], type: "stdout" | "stderr" | "pty"): string {
+  return events.map((event) => (event.type === type ? new TextDecoder().decode(bytesOf(event)) : "")).join("");
+}
+
+test("a process has input, output, a tag and an end", async () => {
+  await using session = await era.session("python", options);
+  const process = await session.process(["cat"], { stdin: true, tag: "cat" });
+  await assert.rejects(session.process("sleep 600", { tag: "cat" }), Conflict);
+  await session.processes.get("cat").write("süß\n");
+  await process.write(Uint8Array.of(0xff, 10));
+  await process.closeInput();
+  const events = await all(process.events());
+  assert.equal(text(events, "stdout"), "süß\n\uFFFD\n");
+  const last = events.at(-1);
+  assert.ok(last?.type === "exit" && last.exit_code === 0);
+  assert.equal((await process.wait()).status, "ended");
+});
+
+test("a process is signalled and ended", async () => {
+  await using session = await era.session("python", options);
+  const trap = lines("trap 'echo got it; exit 7' INT", "echo ready", "while true; do sleep 0.05; done");
+  const process = await session.process(trap);
+  for await (const event of process.events()) {
+    if (event.type === "stdout" && event.content.includes("ready")) await process.signal("INT");
+    if (event.type === "exit") assert.equal(event.exit_code, 7);
+  }
+  const endless = await session.process(["sleep", "600"]);
+  assert.equal((await endless.end()).signal, "TERM");
+  assert.deepEqual((await session.processes.list()).map(({ status }) => status), ["ended", "ended"]);
+  const another = await session.process("echo made > made.txt; exec sleep 600");
+  while (!(await session.run("import os; print(os.path.exists('made.txt'))")).stdout.includes("True")) { /* soon */ }
+  await session.stop();
+  assert.equal((await another.info()).status, "ended");
+  assert.equal(await session.files.text("made.txt"), "made\n");
+  await assert.rejects(session.processes.get("none").info(), NotFound);
+});
+
+test("the output of a process goes on where its connection broke", async () => {
+  await using session = await era.session("python", options);
+  const process = await session.process("for n in $(seq 300); do echo line $n; done");
+  await process.wait();
+  await using proxy = new HangingUp(/\/events/, [300, 0, 700]);
+  const through = await client({ url: await proxy.start() }).open(session.id);
+  const events = await all(through.processes.get(process.id).events());
+  const expected = Array.from({ length: 300 }, (_, n) => `line ${n + 1}\n`).join("");
+  assert.equal(text(events, "stdout"), expected);
+  assert.equal(proxy.matched, 4);
+});
+
+test("a terminal", async () => {
+  await using session = await era.session("python", options);
+  await using terminal = await session.terminal({ cols: 91, rows: 31 });
+  terminal.write("stty size; exit 5\n");
+  let screen = "";
+  for await (const bytes of terminal) screen += new TextDecoder().decode(bytes);
+  assert.match(screen, /31 91/);
+  assert.equal(terminal.exit?.exit_code, 5);
+  assert.match(terminal.processId ?? "", /^proc_/);
+  const sorting = await session.process(["sort"], { stdin: true });
+  await using pipe = await sorting.attach();
+  pipe.write("pear\napple\n");
+  pipe.closeInput();
+  assert.equal((await all(pipe)).map((bytes) => new TextDecoder().decode(bytes)).join(""), "apple\npear\n");
+  const shell = await session.process(["sh"], { pty: { cols: 80, rows: 24 } });
+  await shell.resize({ cols: 100, rows: 40 });
+  await using again = await shell.attach();
+  again.resize({ cols: 101, rows: 41 });
+  again.write("stty size; exit\n");
+  screen = "";
+  for await (const bytes of again) screen += new TextDecoder().decode(bytes);
+  assert.match(screen, /41 101/);
+});
