@@ -24,7 +24,8 @@ INFO: Json = {
         "Sessions keep JSON data and files from run to run. An answer is sent once what it tells of is durable. A "
         "program that fails, times out or runs out of memory is no error: it is an answer 200 with an outcome.\n\n"
         "Every error has the same shape, with a `code` for programs and a `hint` for people. Unknown fields and query "
-        "parameters are refused. Event streams number their events, so a broken one can be resumed."
+        "parameters are refused. Event streams number their events, so a broken one can be resumed.\n\n"
+        "Models use the same server at `/mcp`, which is described by the Model Context Protocol itself."
     ),
     "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"},
 }

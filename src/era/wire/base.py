@@ -17,11 +17,13 @@ class Body(BaseModel):
 
 
 class ErrorAnswer(BaseModel):
-    error: str
-    code: str
-    hint: str
-    request_id: str
-    details: Any = None
+    error: str = Field(description="What is wrong, in a sentence.", examples=["There is no session 'demo'."])
+    code: str = Field(description="For programs: it stays the same.", examples=["not_found"])
+    hint: str = Field(description="What to do.", examples=["GET /api/sessions lists the sessions there are."])
+    request_id: str = Field(
+        description="Names the request, also in the server's log.", examples=["req_5f1d7a84b86b5f0e"]
+    )
+    details: Any = Field(None, description="More for programs, where there is more.")
 
 
 class GapEvent(BaseModel):

@@ -120,7 +120,7 @@ class ArtifactAnswer(BaseModel):
 
 
 class RunOutcome(BaseModel):
-    exit_code: int = Field(description="As a shell gives it: 128 + N for signal N, 124 for a timeout.")
+    exit_code: int = Field(description="As a shell gives it: 128 + N for signal N, 124 for a timeout.", examples=[0])
     duration: str = Field(examples=["0.003s"])
     session_id: str
     data: dict[str, Any] = Field(default_factory=dict, description="The session's data; left out with `data=false`.")
@@ -138,8 +138,8 @@ class RunOutcome(BaseModel):
 
 
 class RunAnswer(RunOutcome):
-    stdout: str
-    stderr: str
+    stdout: str = Field(examples=["42\n"])
+    stderr: str = Field(examples=[""])
 
 
 class OutputEvent(BaseModel):

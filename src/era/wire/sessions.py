@@ -71,11 +71,11 @@ class DuplicateBody(Body):
 
 
 class SessionAnswer(BaseModel):
-    id: str
-    session_id: str
-    created_at: str
-    last_run_at: str
-    language: str
+    id: str = Field(examples=["demo"])
+    session_id: str = Field(description="The same as `id`.", examples=["demo"])
+    created_at: str = Field(description="RFC 3339, in UTC.", examples=["2026-01-31T12:00:00.000Z"])
+    last_run_at: str = Field(description="Empty before the first run.", examples=["2026-01-31T12:00:01.500Z"])
+    language: str = Field(examples=["python"])
     persistent: bool
     file_count: int
     total_size_bytes: int

@@ -1752,6 +1752,7 @@ export interface components {
             /**
              * Exit Code
              * @description As a shell gives it: 128 + N for signal N, 124 for a timeout.
+             * @example 0
              */
             exit_code: number;
             /**
@@ -1857,15 +1858,34 @@ export interface components {
         };
         /** ErrorAnswer */
         ErrorAnswer: {
-            /** Error */
+            /**
+             * Error
+             * @description What is wrong, in a sentence.
+             * @example There is no session 'demo'.
+             */
             error: string;
-            /** Code */
+            /**
+             * Code
+             * @description For programs: it stays the same.
+             * @example not_found
+             */
             code: string;
-            /** Hint */
+            /**
+             * Hint
+             * @description What to do.
+             * @example GET /api/sessions lists the sessions there are.
+             */
             hint: string;
-            /** Request Id */
+            /**
+             * Request Id
+             * @description Names the request, also in the server's log.
+             * @example req_5f1d7a84b86b5f0e
+             */
             request_id: string;
-            /** Details */
+            /**
+             * Details
+             * @description More for programs, where there is more.
+             */
             details?: unknown;
         };
         /**
@@ -2751,6 +2771,7 @@ export interface components {
             /**
              * Exit Code
              * @description As a shell gives it: 128 + N for signal N, 124 for a timeout.
+             * @example 0
              */
             exit_code: number;
             /**
@@ -2789,9 +2810,15 @@ export interface components {
              * @description Why it failed; left out where it didn't.
              */
             setup_error?: string | null;
-            /** Stdout */
+            /**
+             * Stdout
+             * @example 42
+             */
             stdout: string;
-            /** Stderr */
+            /**
+             * Stderr
+             * @example
+             */
             stderr: string;
         };
         /** RunBody */
@@ -2948,15 +2975,33 @@ export interface components {
         };
         /** SessionAnswer */
         SessionAnswer: {
-            /** Id */
+            /**
+             * Id
+             * @example demo
+             */
             id: string;
-            /** Session Id */
+            /**
+             * Session Id
+             * @description The same as `id`.
+             * @example demo
+             */
             session_id: string;
-            /** Created At */
+            /**
+             * Created At
+             * @description RFC 3339, in UTC.
+             * @example 2026-01-31T12:00:00.000Z
+             */
             created_at: string;
-            /** Last Run At */
+            /**
+             * Last Run At
+             * @description Empty before the first run.
+             * @example 2026-01-31T12:00:01.500Z
+             */
             last_run_at: string;
-            /** Language */
+            /**
+             * Language
+             * @example python
+             */
             language: string;
             /** Persistent */
             persistent: boolean;
