@@ -45,9 +45,10 @@ class Tickets:
 
     def take(self, ticket: str, session_id: str) -> Caller | None:
         """Whom this ticket was given to, for this session; None where it isn't good. It isn't any more after this."""
-        self._drop_old()
         given = self._tickets.pop(ticket, None)
-        return given.caller if given is not None and given.session_id == session_id else None
+        if given is None or given.session_id != session_id or given.until < time.monotonic():
+            return None
+        return given.caller
 
     def _drop_old(self) -> None:
         now = time.monotonic()
