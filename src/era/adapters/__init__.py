@@ -1,0 +1,1 @@
+"""Sessions as tools of frameworks of agents: a file for each, which imports that framework."""

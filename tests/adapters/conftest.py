@@ -1,0 +1,23 @@
+"""The frameworks that adapters are for, which scripts/setup --test installs."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from era import AsyncEra
+from era.sdk.aio.sessions import AsyncSession
+from tests.conftest import Server
+
+FRAMEWORKS = Path(__file__).resolve().parent.parent.parent / ".tools" / "agents"
+
+sys.path.append(str(FRAMEWORKS))  # last, so that what .venv has comes from there
+
+
+@pytest.fixture
+async def session(server: Server) -> AsyncIterator[AsyncSession]:
+    async with AsyncEra(server.url) as era, era.session("python", ephemeral=True) as session:
+        yield session
