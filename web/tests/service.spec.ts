@@ -137,6 +137,19 @@ test('an error shows its hint, and what was typed stays', () =>
     assert.equal(await page.getByLabel('Id', { exact: true }).inputValue(), id);
   }));
 
+test('a session that was deleted comes back', () =>
+  withPage(async (page) => {
+    const id = newId('gone');
+    await api('/api/sessions', { language: 'python', session_id: id, data: { n: 1 } });
+    await api(`/api/sessions/${id}`, undefined, 'DELETE');
+    await page.goto(SERVER);
+    await page.getByLabel('Status').selectOption('deleted');
+    await page.getByRole('option', { name: id }).click();
+    await page.getByRole('dialog').getByRole('button', { name: 'Restore' }).click();
+    await page.getByRole('heading', { name: id }).waitFor();
+    assert.equal((await api<{ status: string }>(`/api/sessions/${id}`)).status, 'idle');
+  }));
+
 test('there is something to see soon', () =>
   withPage(async (page) => {
     await page.goto(SERVER);

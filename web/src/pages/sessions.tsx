@@ -2,7 +2,7 @@
 
 import { useSignal } from '@preact/signals';
 import { useEffect, useMemo, useRef } from 'preact/hooks';
-import { returns } from '../api.ts';
+import { at, call, returns } from '../api.ts';
 import { useCommands } from '../commands.ts';
 import { bytes, count } from '../format.ts';
 import { useInterval } from '../hooks.ts';
@@ -19,6 +19,7 @@ import {
   splitLabel,
 } from '../sessions.ts';
 import { Ago, Button, Empty, Name, Problem, Select, Status, Waiting } from '../ui/basics.tsx';
+import { confirm, say } from '../ui/dialog.tsx';
 import { Icon } from '../ui/icons.tsx';
 import { Rows } from '../ui/rows.tsx';
 
@@ -52,6 +53,27 @@ function Row({ session }: { session: ListedSession }) {
       </span>
     </div>
   );
+}
+
+const isGone = ({ status }: ListedSession) => status === 'deleted' || status === 'expired';
+
+function restore(session: ListedSession, filters: Filters): void {
+  confirm({
+    title: `Restore ${session.id}`,
+    text: (
+      <p>
+        It {session.status === 'deleted' ? 'was deleted' : 'has expired'}. Restored, it is as it was: data, files,
+        versions and records.
+      </p>
+    ),
+    verb: 'Restore',
+    act: async () => {
+      await call(at(session.id, 'restore'), { method: 'POST' });
+      say(`${session.id} is back.`);
+      void loadSessions(filters);
+      go('sessions', session.id);
+    },
+  });
 }
 
 export function SessionsPage() {
@@ -146,7 +168,7 @@ export function SessionsPage() {
           label="Sessions"
           keyOf={(session) => session.id}
           row={(session) => <Row session={session} />}
-          onOpen={(session) => go('sessions', session.id)}
+          onOpen={(session) => (isGone(session) ? restore(session, filters.value) : go('sessions', session.id))}
         />
       ) : (
         !error &&

@@ -1,10 +1,12 @@
 /** The server at a glance: health, load, isolation in force, what is missing, languages. */
 
 import { useEffect } from 'preact/hooks';
-import { away, health } from '../api.ts';
+import { away, call, health } from '../api.ts';
+import { useInterval, useLoad } from '../hooks.ts';
 import { languages } from '../languages.ts';
-import type { Json } from '../types.ts';
-import { Facts, Problem, Status, Waiting } from '../ui/basics.tsx';
+import { href } from '../router.ts';
+import type { Json, RunRecord } from '../types.ts';
+import { Ago, Facts, Name, Problem, Status, Waiting } from '../ui/basics.tsx';
 import { Icon } from '../ui/icons.tsx';
 import { Tree } from '../ui/tree.tsx';
 import { metricsError, type Sample, samples, startSampling, total } from './metrics.ts';
@@ -36,6 +38,40 @@ function rate(all: Sample[], name: string) {
     if (!before || now === null || then === null || then === undefined) return null;
     return (Math.max(0, now - then) * 60) / (each.at - before.at);
   });
+}
+
+const RUNS = 12;
+const REFRESH_MS = 5000;
+
+/** The newest runs, of whichever session. */
+function LatestRuns() {
+  const loaded = useLoad((signal) => call<{ runs: RunRecord[] }>('/api/runs', { signal, query: { limit: RUNS } }), []);
+  useInterval(() => void loaded.reload(), REFRESH_MS);
+  const runs = loaded.value?.runs ?? [];
+  return (
+    <>
+      <h2>Latest runs</h2>
+      <Problem error={loaded.error} />
+      {loaded.value && !runs.length && <p class="soft">None yet.</p>}
+      <ol class="timeline" aria-label="Latest runs">
+        {runs.map((run) => (
+          <li key={run.run_id}>
+            <a href={href('sessions', run.session_id, 'runs', run.run_id)}>
+              <Status>{run.status}</Status>
+              <span class="one-line">
+                <Name>{run.session_id}</Name>
+              </span>
+              <span class="push" />
+              <span class="soft number">{run.duration}</span>
+              <span class="soft number when">
+                <Ago time={run.started_at} />
+              </span>
+            </a>
+          </li>
+        ))}
+      </ol>
+    </>
+  );
 }
 
 export function OverviewPage() {
@@ -124,6 +160,7 @@ export function OverviewPage() {
             <p class="soft">
               <code>era doctor</code> on the server’s machine says what else it could give, and how.
             </p>
+            <LatestRuns />
           </section>
           <section>
             <h2>Languages</h2>
@@ -139,7 +176,7 @@ export function OverviewPage() {
                 ),
               ])}
             />
-            <h2>Runs on record</h2>
+            <h2>Runs on record, of all owners</h2>
             {last && <Facts facts={runFacts(last)} />}
           </section>
         </div>

@@ -1,5 +1,6 @@
 /** One session: its head, its tabs, and the tab that is open. */
 
+import { useEffect, useRef } from 'preact/hooks';
 import { at, call } from '../api.ts';
 import { useCommands } from '../commands.ts';
 import { useInterval, useLoad } from '../hooks.ts';
@@ -57,6 +58,9 @@ export function SessionPage({ id, tab, rest }: { id: string; tab: string; rest: 
     })),
     [id],
   );
+  const current = useRef<HTMLAnchorElement>(null);
+  // On a phone there are more of them than fit.
+  useEffect(() => current.current?.scrollIntoView({ block: 'nearest', inline: 'nearest' }), [tab, Boolean(session)]);
   const Tab = TABS.find(([name]) => name === tab)?.[3] ?? RunTab;
 
   if (!session && loaded.error)
@@ -95,7 +99,12 @@ export function SessionPage({ id, tab, rest }: { id: string; tab: string; rest: 
       </header>
       <nav class="tabs" aria-label="Parts of the session">
         {TABS.map(([name, title, icon]) => (
-          <a key={name} href={href('sessions', id, name)} aria-current={name === tab ? 'page' : undefined}>
+          <a
+            key={name}
+            ref={name === tab ? current : undefined}
+            href={href('sessions', id, name)}
+            aria-current={name === tab ? 'page' : undefined}
+          >
             <Icon name={icon} />
             {title}
           </a>
