@@ -13,7 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -48,8 +48,8 @@ class Arena:
     def get(self, path: str) -> Answer:
         return self._call("GET", path, None)
 
-    def run(self, session: str, code: str) -> Answer:
-        return self._call("POST", f"/api/sessions/{session}/run", json.dumps({"code": code}).encode())
+    def run(self, session: str, code: str, headers: Mapping[str, str] | None = None) -> Answer:
+        return self._call("POST", f"/api/sessions/{session}/run", json.dumps({"code": code}).encode(), headers)
 
     def create(self, language: str) -> Answer:
         return self._call("POST", "/api/sessions", json.dumps({"language": language}).encode())
@@ -63,8 +63,8 @@ class Arena:
     def delete(self, path: str) -> Answer:
         return self._call("DELETE", path, None)
 
-    def _call(self, method: str, path: str, body: bytes | None) -> Answer:
-        self._connection.request(method, path, body, _JSON)
+    def _call(self, method: str, path: str, body: bytes | None, headers: Mapping[str, str] | None = None) -> Answer:
+        self._connection.request(method, path, body, {**_JSON, **(headers or {})})
         response = self._connection.getresponse()
         self._used_at = time.monotonic()
         return response.status, response.read()

@@ -5,7 +5,20 @@ from __future__ import annotations
 import os
 import shutil
 
-from bench import capacity, crowd, download, drivers, installs, large, live_servers, neighbours, rivals, storage, walls
+from bench import (
+    capacity,
+    clients,
+    crowd,
+    download,
+    drivers,
+    installs,
+    large,
+    live_servers,
+    neighbours,
+    rivals,
+    storage,
+    walls,
+)
 from bench.cases import (
     COUNTER,
     PROGRAMS,
@@ -152,6 +165,7 @@ CASES = [
     Case("health", "HTTP and one read of the database", health),
     Case("http floor", "GET of no such path: HTTP alone", no_such_path),
     Case("commit floor", "a durable commit of SQLite, same disk", commit),
+    *clients.CASES,
 ]
 
 RATIOS = [
@@ -197,6 +211,7 @@ RATIOS = [
     *(Ratio(f"packages {language}", f"{language} warm", goal=1.1) for language in ("python", "node")),
     Ratio("session create", "commit floor"),
     Ratio("python warm", "http floor"),
+    *clients.RATIOS,
 ]
 
 if os.geteuid() == 0 and all(map(shutil.which, ("ip", "nsenter", "unshare"))):

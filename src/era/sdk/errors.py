@@ -81,6 +81,8 @@ def _kind(status: int, code: str) -> type[EraError]:
     for each in classes:
         if each.code == code and each.status == status:
             return each
+    if status == EraError.status:
+        return EraError  # a bug of the server, or something newer than this client
     return next((each for each in classes if each.status == status and each.__module__ == "era.errors"), EraError)
 
 

@@ -88,16 +88,18 @@ class AsyncSession:
         given = run_body(code, options)
         if background:
             begun = await self._connection.call(
-                Call("POST", f"{self._path}/run", json={**given, "background": True}, once=True)
+                Call("POST", f"{self._path}/run", json={**given, "background": True}, once=self._connection.keys)
             )
             return self.runs.run(begun["run_id"])
-        call = Call("POST", f"{self._path}/run", json=given, once=True, seconds=self._seconds(given))
+        call = Call("POST", f"{self._path}/run", json=given, once=self._connection.keys, seconds=self._seconds(given))
         return RunResult(await self._connection.call(call))
 
     async def stream(self, code: str | None = None, **options: Unpack[RunOptions]) -> AsyncRunStream:
         """Run code and get its output as it comes: an iterator of events, and the result at its end."""
         given = run_body(code, options)
-        call = Call("POST", f"{self._path}/stream", json=given, once=True, seconds=self._seconds(given))
+        call = Call(
+            "POST", f"{self._path}/stream", json=given, once=self._connection.keys, seconds=self._seconds(given)
+        )
         return AsyncRunStream(self._connection, self._path, await self._connection.open(call))
 
     async def code(self) -> StoredCode:
@@ -125,7 +127,9 @@ class AsyncSession:
         """A new session with a copy of all this one has, or had in a version. `data` replaces its data."""
         given = {"id": id, "data": None if data is None else dict(data), "from_version": from_version}
         fields = {name: value for name, value in given.items() if value is not None}
-        answer = await self._connection.call(Call("POST", f"{self._path}/duplicate", json=fields, once=True))
+        answer = await self._connection.call(
+            Call("POST", f"{self._path}/duplicate", json=fields, once=self._connection.keys)
+        )
         return AsyncSession(self._connection, SessionInfo(answer))
 
     async def rollback(self, version: int) -> SessionInfo:
@@ -200,7 +204,7 @@ class AsyncSessions:
     ) -> AsyncSession:
         """Make a session. Raises Conflict if the id is taken."""
         given = {"language": language, **({} if id is None else {"session_id": id}), **body(options)}
-        answer = await self._connection.call(Call("POST", "/api/sessions", json=given, once=True))
+        answer = await self._connection.call(Call("POST", "/api/sessions", json=given, once=self._connection.keys))
         return AsyncSession(self._connection, SessionInfo(answer), ephemeral=ephemeral)
 
     async def get(self, id: str) -> AsyncSession:

@@ -37,7 +37,10 @@ class Era:
         Seconds that connecting may take.
     retries
         How often a call is made again if that is safe: nothing was sent, the server said when to come back, or it only
-        reads or has an idempotency key (which runs and new sessions get by themselves).
+        reads or has an idempotency key.
+    idempotency_keys
+        Whether runs and new sessions get such a key by themselves. Without, a run is a little faster, since with a key
+        its record is durable before it begins; but whether it was done is not known where a connection breaks.
     """
 
     def __init__(
@@ -48,8 +51,9 @@ class Era:
         timeout: float = 60.0,
         connect_timeout: float = 10.0,
         retries: int = 3,
+        idempotency_keys: bool = True,
     ) -> None:
-        self._connection = connection = Connection(url, api_key, timeout, connect_timeout, retries)
+        self._connection = connection = Connection(url, api_key, timeout, connect_timeout, retries, idempotency_keys)
         self.url = connection.url
         self.sessions = Sessions(connection)
         self.storage = Storage(connection)

@@ -20,10 +20,13 @@ class Connection:
     """What all parts of a client share."""
 
     def __init__(
-        self, url: str | None, api_key: str | None, timeout: float, connect_timeout: float, retries: int
+        self, url: str | None, api_key: str | None, timeout: float, connect_timeout: float, retries: int, keys: bool
     ) -> None:
         self.url = (url or os.environ.get("ERA_URL") or os.environ.get("ERA_SERVER") or DEFAULT_URL).rstrip("/")
         self.timeout = timeout
+        self.keys = keys
+        """Whether runs and new sessions get an Idempotency-Key."""
+
         self._retries = retries
         key = os.environ.get("ERA_API_KEY") if api_key is None else api_key
         headers = {"Authorization": f"Bearer {key}"} if key else {}

@@ -87,16 +87,18 @@ class Session:
         given = run_body(code, options)
         if background:
             begun = self._connection.call(
-                Call("POST", f"{self._path}/run", json={**given, "background": True}, once=True)
+                Call("POST", f"{self._path}/run", json={**given, "background": True}, once=self._connection.keys)
             )
             return self.runs.run(begun["run_id"])
-        call = Call("POST", f"{self._path}/run", json=given, once=True, seconds=self._seconds(given))
+        call = Call("POST", f"{self._path}/run", json=given, once=self._connection.keys, seconds=self._seconds(given))
         return RunResult(self._connection.call(call))
 
     def stream(self, code: str | None = None, **options: Unpack[RunOptions]) -> RunStream:
         """Run code and get its output as it comes: an iterator of events, and the result at its end."""
         given = run_body(code, options)
-        call = Call("POST", f"{self._path}/stream", json=given, once=True, seconds=self._seconds(given))
+        call = Call(
+            "POST", f"{self._path}/stream", json=given, once=self._connection.keys, seconds=self._seconds(given)
+        )
         return RunStream(self._connection, self._path, self._connection.open(call))
 
     def code(self) -> StoredCode:
@@ -124,7 +126,7 @@ class Session:
         """A new session with a copy of all this one has, or had in a version. `data` replaces its data."""
         given = {"id": id, "data": None if data is None else dict(data), "from_version": from_version}
         fields = {name: value for name, value in given.items() if value is not None}
-        answer = self._connection.call(Call("POST", f"{self._path}/duplicate", json=fields, once=True))
+        answer = self._connection.call(Call("POST", f"{self._path}/duplicate", json=fields, once=self._connection.keys))
         return Session(self._connection, SessionInfo(answer))
 
     def rollback(self, version: int) -> SessionInfo:
@@ -197,7 +199,7 @@ class Sessions:
     ) -> Session:
         """Make a session. Raises Conflict if the id is taken."""
         given = {"language": language, **({} if id is None else {"session_id": id}), **body(options)}
-        answer = self._connection.call(Call("POST", "/api/sessions", json=given, once=True))
+        answer = self._connection.call(Call("POST", "/api/sessions", json=given, once=self._connection.keys))
         return Session(self._connection, SessionInfo(answer), ephemeral=ephemeral)
 
     def get(self, id: str) -> Session:
