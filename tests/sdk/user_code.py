@@ -7,7 +7,8 @@ from typing import Any, assert_type
 
 from era import AsyncEra, AsyncSession, Era, EraError, ExecuteResult, NotFound, RunResult, Session
 from era.sdk.answers import FileInfo, RunRecord, SessionInfo, Version
-from era.sdk.events import Gap, SetupDone, Stderr, Stdout
+from era.sdk.events import Gap, ProcessExit, ProcessOutput, SetupDone, Stderr, Stdout
+from era.sdk.sync.processes import Process
 from era.sdk.sync.runs import Run, RunStream
 
 
@@ -34,6 +35,11 @@ def blocking() -> None:
             assert_type(session.runs.run("r").wait(), RunRecord)
             assert_type(session.wait_for_setup(), SetupDone)
             assert_type(session.info(), SessionInfo)
+            process = session.process("npm run dev", tag="web", stdin=True)
+            assert_type(process, Process)
+            for told in process.events():
+                assert_type(told, ProcessOutput | ProcessExit | Gap)
+            assert_type(session.terminal(100, 30).wait().exit_code, int | None)
         assert_type(era.execute("node", "1", files={"a.js": ""}), ExecuteResult)
         assert_type(era.storage.kv.get("n", "k"), str | None)
         assert_type(era.storage.d1.query("n", "SELECT 1", [1]), list[dict[str, Any]])

@@ -22,17 +22,26 @@ def add(parser: Parser) -> None:
             "era exec app 'ls -l | head'",
             "era exec app -- python3 -m pytest -q",
             "era exec app --timeout 600 --background -- make all",
+            "era exec app --process --tag web -- npm run dev",
         ),
     )
     parser.add_argument("session", metavar="SESSION", help="the session's id")
     parser.add_argument("args", metavar="COMMAND", nargs="*", help="behind -- its words may begin with hyphens")
     add_run_options(parser)
+    parser.add_argument(
+        "--process", action="store_true", help="start it as a process, which goes on beside runs, and print its id"
+    )
+    parser.add_argument("--tag", help="a name for the process")
 
 
 def exec_(named: Any) -> int:
     if not named.args:
         raise Failure("There is no command to run.\n     era exec SESSION -- COMMAND ARGS…")
+    if named.tag is not None and not named.process:
+        raise Failure("--tag is the name of a process: start one with --process.")
     options = run_options(named)
+    if named.process:
+        return _start(named, options)
     options["command"] = named.args[0] if len(named.args) == 1 else named.args
     with connect(named) as era:
         session = era.sessions.named(named.session)
@@ -48,3 +57,19 @@ def exec_(named: Any) -> int:
             print_json(result.answer)
             return result.exit_code
         return follow(session, lambda: session.stream(**options))
+
+
+def _start(named: Any, options: dict[str, Any]) -> int:
+    """Start a process, and print its id."""
+    if refused := {"stdin", "atomic"} & options.keys() or ({"background"} if named.background else set()):
+        raise Failure(f"--{min(refused)} is for runs, not for processes.")
+    if named.tag is not None:
+        options["tag"] = named.tag
+    with connect(named) as era:
+        command = named.args[0] if len(named.args) == 1 else named.args
+        process = era.sessions.named(named.session).process(command, **options)
+        if named.json:
+            print_json(process.info().answer)
+        else:
+            print(process.id)
+    return 0

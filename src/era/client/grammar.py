@@ -25,6 +25,12 @@ GROUPS: dict[str, dict[str, tuple[str, str]]] = {
         "exec": ("exec_", "Run a command in a session"),
         "runs": ("runs", "List, follow and stop runs"),
     },
+    "Processes beside runs": {
+        "shell": ("shell", "Open a shell in a session"),
+        "ps": ("processes", "List a session's processes"),
+        "logs": ("processes", "Print and follow what a process writes"),
+        "kill": ("processes", "End a process, or send it a signal"),
+    },
     "Sessions": {
         "sessions": ("sessions", "Create, list, show, change, copy and delete sessions"),
         "files": ("files", "List, read, write, move and delete a session's files"),

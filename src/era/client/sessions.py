@@ -82,6 +82,10 @@ def add(parser: Parser) -> None:
     each.describe(run, "Run a session's stored code and leave with its exit code.", ("era sessions run shop",))
     each.add_argument("session", metavar="SESSION")
 
+    each = command("stop", "end a session's processes and commit what they left")
+    each.describe(stop, "End a session's processes and commit what they left.", ("era sessions stop shop",))
+    each.add_argument("session", metavar="SESSION")
+
     each = command("url", "print a session's public URL")
     each.describe(url, "Print a session's public URL.", ("era sessions url shop --port 3000",))
     each.add_argument("session", metavar="SESSION")
@@ -228,6 +232,13 @@ def run(named: Any) -> int:
             print_json(result.answer)
             return result.exit_code
         return follow(session, session.stream)
+
+
+def stop(named: Any) -> None:
+    with connect(named) as era:
+        info = era.sessions.named(named.session).stop()
+    if named.json:
+        print_json(info.answer)
 
 
 def url(named: Any) -> None:

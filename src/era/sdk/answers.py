@@ -220,6 +220,23 @@ class FileInfo(View):
     link: str | None
 
 
+class ProcessInfo(View):
+    """A process of a live session. `status` is `running`, `ended` or `lost`; `reason`: why it was ended."""
+
+    process_id: str
+    tag: str | None
+    command: str | list[str]
+    status: str
+    pid: int | None
+    stdin: bool
+    pty: bool
+    started_at: str
+    ended_at: str | None
+    exit_code: int | None
+    signal: str | None
+    reason: str | None
+
+
 class StoredCode(View):
     """The code that runs where none is sent."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from binascii import a2b_base64
 from json import loads
 from typing import Any
 
@@ -53,6 +54,33 @@ class SetupDone(View):
     setup_result: dict[str, Any]
 
 
+class ProcessOutput(View):
+    """What a process wrote. `type` is `stdout`, `stderr` or `pty`."""
+
+    type: str
+    content: str
+    encoding: str
+
+    @property
+    def data(self) -> bytes:
+        """The bytes."""
+        return a2b_base64(self.content) if self.encoding == "base64" else self.content.encode()
+
+    @property
+    def text(self) -> str:
+        """The bytes as text; what isn't UTF-8 becomes U+FFFD."""
+        return self.data.decode(errors="replace")
+
+
+class ProcessExit(View):
+    """The end of a process."""
+
+    exit_code: int | None
+    signal: str | None
+    reason: str | None
+
+
+type ProcessEvent = ProcessOutput | ProcessExit | Gap
 type RunEvent = Stdout | Stderr | Gap
 type SetupEvent = SetupLine | SetupStatus | SetupDone
 

@@ -32,6 +32,23 @@ if TYPE_CHECKING:
         timeout: float
         """Seconds that it may take. Default: the session's."""
 
+    class ProcessOptions(TypedDict, total=False):
+        """How a process is started."""
+
+        cwd: str
+        env: Mapping[str, str]
+        secrets: Mapping[str, Secret]
+        stdin: bool
+        """Whether it takes input."""
+
+        pty: Mapping[str, int]
+        """A terminal of so many `cols` and `rows`."""
+
+        tag: str
+        """A name, which no other process that runs has."""
+
+        timeout: float
+
     class RunOptions(ProgramOptions, total=False):
         """The same, of a run in a session."""
 

@@ -5,18 +5,15 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from typing import Any, Literal, Self
 
-from era.errors import EraError
 from era.sdk.aio.connection import AsyncConnection
+from era.sdk.aio.streams import AsyncEventStream
 from era.sdk.answers import RunRecord, RunResult
 from era.sdk.calls import Call
-from era.sdk.errors import AnswerTimeout, ConnectionLost
-from era.sdk.events import Events, Gap, RunEvent, Stderr, Stdout
+from era.sdk.events import Gap, RunEvent, Stderr, Stdout
 from era.sdk.waiting import AsyncAnswer, async_sleep
 from era.urls import quoted
 
 _FIRST_LOOK, _LONGEST_PAUSE = 0.05, 2.0
-_RESUMES = 5
-"""How often a stream that broke is taken up again before anything comes of it."""
 
 
 class AsyncRun:
@@ -97,8 +94,8 @@ class AsyncRunStream:
 
         self._connection = connection
         self._session = session
-        self._answer = answer
-        self._events = Events()
+        path = None if self.run_id is None else f"{session}/runs/{quoted(self.run_id)}/events"
+        self._stream = AsyncEventStream(connection, path, answer, last="done")
         self._result: RunResult | None = None
         self._iterator = self._follow()
         self._output: dict[str, list[str]] = {"stdout": [], "stderr": []}
@@ -113,7 +110,7 @@ class AsyncRunStream:
     @property
     def position(self) -> int:
         """The number of the newest event that came, behind which another stream of the run would go on."""
-        return self._events.last_id or 0
+        return self._stream.position
 
     async def stop(self) -> None:
         """Ask the run to end; its last events still come."""
@@ -128,7 +125,7 @@ class AsyncRunStream:
 
     async def close(self) -> None:
         """Listen no longer. The run goes on."""
-        await self._answer.close()
+        await self._stream.close()
 
     async def __aenter__(self) -> Self:
         return self
@@ -140,35 +137,16 @@ class AsyncRunStream:
         return self._iterator
 
     async def _follow(self) -> AsyncIterator[RunEvent]:
-        attempt = 0
-        while True:
-            lost: EraError = ConnectionLost("The stream ended before the run did.")
-            try:
-                async for piece in self._answer.pieces():
-                    for event in self._events.feed(piece):
-                        attempt = 0
-                        if event["type"] == "done":
-                            self._end(event)
-                            return
-                        if event["type"] == "gap":
-                            yield Gap(event)
-                        elif event["type"] in self._output:
-                            self._output[event["type"]].append(event["content"])
-                            yield Stdout(event) if event["type"] == "stdout" else Stderr(event)
-            except (ConnectionLost, AnswerTimeout) as error:
-                lost = error
-            if self.run_id is None or attempt == _RESUMES:
-                raise lost
-            await async_sleep(_FIRST_LOOK * 3**attempt)
-            attempt += 1
-            await self._resume(self.run_id)
-
-    async def _resume(self, run_id: str) -> None:
-        """Go on behind the last event that came."""
-        path = f"{self._session}/runs/{quoted(run_id)}/events"
-        self._answer = await self._connection.open(Call("GET", path, query={"after": self._events.restart()}))
+        async for event in self._stream.events():
+            if event["type"] == "done":
+                self._end(event)
+            elif event["type"] == "gap":
+                yield Gap(event)
+            elif event["type"] in self._output:
+                self._output[event["type"]].append(event["content"])
+                yield Stdout(event) if event["type"] == "stdout" else Stderr(event)
 
     def _end(self, event: dict[str, Any]) -> None:
-        del event["type"]
+        event = {name: value for name, value in event.items() if name != "type"}
         output = {name: "".join(pieces) for name, pieces in self._output.items()}
         self._result = RunResult({**output, **event})

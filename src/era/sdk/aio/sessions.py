@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Literal, Self, overload
 
@@ -12,6 +12,7 @@ from era.sdk.aio.connection import AsyncConnection
 from era.sdk.aio.data import AsyncData
 from era.sdk.aio.files import AsyncFiles
 from era.sdk.aio.inbox import AsyncInbox
+from era.sdk.aio.processes import AsyncProcess, AsyncProcesses
 from era.sdk.aio.runs import AsyncRun, AsyncRuns, AsyncRunStream
 from era.sdk.aio.versions import AsyncVersions
 from era.sdk.answers import RunResult, SessionInfo, StoredCode
@@ -24,7 +25,7 @@ from era.urls import session_path
 if TYPE_CHECKING:
     from typing import Unpack
 
-    from era.sdk.options import NewSession, RunOptions, SessionSettings
+    from era.sdk.options import NewSession, ProcessOptions, RunOptions, SessionSettings
 
 
 _LONGEST_RUN = 86_400.0
@@ -49,6 +50,7 @@ class AsyncSession:
         self.runs = AsyncRuns(connection, path)
         self.versions = AsyncVersions(connection, path)
         self.inbox = AsyncInbox(connection, path)
+        self.processes = AsyncProcesses(connection, path)
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.id} ({self.language})>"
@@ -101,6 +103,18 @@ class AsyncSession:
             "POST", f"{self._path}/stream", json=given, once=self._connection.keys, seconds=self._seconds(given)
         )
         return AsyncRunStream(self._connection, self._path, await self._connection.open(call))
+
+    async def process(self, command: str | Sequence[str], **options: Unpack[ProcessOptions]) -> AsyncProcess:
+        """Start a process, which goes on beside runs: `session.process("npm run dev", tag="web")`."""
+        return await self.processes.start(command, **options)
+
+    async def terminal(self, cols: int = 80, rows: int = 24, **options: Unpack[ProcessOptions]) -> AsyncProcess:
+        """Start a login shell in a terminal: `write` types, `events` shows."""
+        return await self.processes.terminal(cols, rows, **options)
+
+    async def stop(self) -> SessionInfo:
+        """End all its processes and commit what they left: it isn't live any more."""
+        return SessionInfo(await self._connection.send("POST", f"{self._path}/stop"))
 
     async def code(self) -> StoredCode:
         """The code that runs where none is sent. Raises NotFound."""

@@ -6,18 +6,15 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, Literal, Self
 
-from era.errors import EraError
 from era.sdk.answers import RunRecord, RunResult
 from era.sdk.blocking import Answer, sleep
 from era.sdk.calls import Call
-from era.sdk.errors import AnswerTimeout, ConnectionLost
-from era.sdk.events import Events, Gap, RunEvent, Stderr, Stdout
+from era.sdk.events import Gap, RunEvent, Stderr, Stdout
 from era.sdk.sync.connection import Connection
+from era.sdk.sync.streams import EventStream
 from era.urls import quoted
 
 _FIRST_LOOK, _LONGEST_PAUSE = 0.05, 2.0
-_RESUMES = 5
-"""How often a stream that broke is taken up again before anything comes of it."""
 
 
 class Run:
@@ -96,8 +93,8 @@ class RunStream:
 
         self._connection = connection
         self._session = session
-        self._answer = answer
-        self._events = Events()
+        path = None if self.run_id is None else f"{session}/runs/{quoted(self.run_id)}/events"
+        self._stream = EventStream(connection, path, answer, last="done")
         self._result: RunResult | None = None
         self._iterator = self._follow()
         self._output: dict[str, list[str]] = {"stdout": [], "stderr": []}
@@ -112,7 +109,7 @@ class RunStream:
     @property
     def position(self) -> int:
         """The number of the newest event that came, behind which another stream of the run would go on."""
-        return self._events.last_id or 0
+        return self._stream.position
 
     def stop(self) -> None:
         """Ask the run to end; its last events still come."""
@@ -127,7 +124,7 @@ class RunStream:
 
     def close(self) -> None:
         """Listen no longer. The run goes on."""
-        self._answer.close()
+        self._stream.close()
 
     def __enter__(self) -> Self:
         return self
@@ -139,35 +136,16 @@ class RunStream:
         return self._iterator
 
     def _follow(self) -> Iterator[RunEvent]:
-        attempt = 0
-        while True:
-            lost: EraError = ConnectionLost("The stream ended before the run did.")
-            try:
-                for piece in self._answer.pieces():
-                    for event in self._events.feed(piece):
-                        attempt = 0
-                        if event["type"] == "done":
-                            self._end(event)
-                            return
-                        if event["type"] == "gap":
-                            yield Gap(event)
-                        elif event["type"] in self._output:
-                            self._output[event["type"]].append(event["content"])
-                            yield Stdout(event) if event["type"] == "stdout" else Stderr(event)
-            except (ConnectionLost, AnswerTimeout) as error:
-                lost = error
-            if self.run_id is None or attempt == _RESUMES:
-                raise lost
-            sleep(_FIRST_LOOK * 3**attempt)
-            attempt += 1
-            self._resume(self.run_id)
-
-    def _resume(self, run_id: str) -> None:
-        """Go on behind the last event that came."""
-        path = f"{self._session}/runs/{quoted(run_id)}/events"
-        self._answer = self._connection.open(Call("GET", path, query={"after": self._events.restart()}))
+        for event in self._stream.events():
+            if event["type"] == "done":
+                self._end(event)
+            elif event["type"] == "gap":
+                yield Gap(event)
+            elif event["type"] in self._output:
+                self._output[event["type"]].append(event["content"])
+                yield Stdout(event) if event["type"] == "stdout" else Stderr(event)
 
     def _end(self, event: dict[str, Any]) -> None:
-        del event["type"]
+        event = {name: value for name, value in event.items() if name != "type"}
         output = {name: "".join(pieces) for name, pieces in self._output.items()}
         self._result = RunResult({**output, **event})

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Literal, Self, overload
 
@@ -18,6 +18,7 @@ from era.sdk.sync.connection import Connection
 from era.sdk.sync.data import Data
 from era.sdk.sync.files import Files
 from era.sdk.sync.inbox import Inbox
+from era.sdk.sync.processes import Process, Processes
 from era.sdk.sync.runs import Run, Runs, RunStream
 from era.sdk.sync.versions import Versions
 from era.urls import session_path
@@ -25,7 +26,7 @@ from era.urls import session_path
 if TYPE_CHECKING:
     from typing import Unpack
 
-    from era.sdk.options import NewSession, RunOptions, SessionSettings
+    from era.sdk.options import NewSession, ProcessOptions, RunOptions, SessionSettings
 
 
 _LONGEST_RUN = 86_400.0
@@ -50,6 +51,7 @@ class Session:
         self.runs = Runs(connection, path)
         self.versions = Versions(connection, path)
         self.inbox = Inbox(connection, path)
+        self.processes = Processes(connection, path)
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.id} ({self.language})>"
@@ -100,6 +102,18 @@ class Session:
             "POST", f"{self._path}/stream", json=given, once=self._connection.keys, seconds=self._seconds(given)
         )
         return RunStream(self._connection, self._path, self._connection.open(call))
+
+    def process(self, command: str | Sequence[str], **options: Unpack[ProcessOptions]) -> Process:
+        """Start a process, which goes on beside runs: `session.process("npm run dev", tag="web")`."""
+        return self.processes.start(command, **options)
+
+    def terminal(self, cols: int = 80, rows: int = 24, **options: Unpack[ProcessOptions]) -> Process:
+        """Start a login shell in a terminal: `write` types, `events` shows."""
+        return self.processes.terminal(cols, rows, **options)
+
+    def stop(self) -> SessionInfo:
+        """End all its processes and commit what they left: it isn't live any more."""
+        return SessionInfo(self._connection.send("POST", f"{self._path}/stop"))
 
     def code(self) -> StoredCode:
         """The code that runs where none is sent. Raises NotFound."""

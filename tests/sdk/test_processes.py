@@ -1,0 +1,129 @@
+"""Processes and terminals by the SDK and the command."""
+
+from __future__ import annotations
+
+import os
+import pty
+import signal
+import subprocess
+from pathlib import Path
+
+import pytest
+
+import era as package
+from era import AsyncEra, Era
+from era.sdk.events import ProcessExit, ProcessOutput
+from tests.client.command import environment, era
+from tests.conftest import ERA, Server, eventually
+from tests.sdk.cutter import Cutter
+from tests.sdk.test_misuse import cut_once_after
+
+ASK = "import sys\nfor line in sys.stdin:\n    print('got', line.strip(), flush=True)\nprint('end')"
+
+
+def test_a_process_is_asked_and_answers(server: Server) -> None:
+    with Era(server.url) as client:
+        session = client.session("python", isolation="bubblewrap")
+        process = session.process(["python3", "-c", ASK], stdin=True, tag="asked", env={"A": "1"})
+        process.write("süß\n")
+        process.write(b"two\n")
+        process.close_stdin()
+        *output, last = process.events()
+        assert b"".join(e.data for e in output if isinstance(e, ProcessOutput)) == "got süß\ngot two\nend\n".encode()
+        assert isinstance(last, ProcessExit)
+        assert last.exit_code == 0
+        assert [info.tag for info in session.processes.list()] == ["asked"]
+        with pytest.raises(package.Conflict):
+            process.write("late")
+        assert session.stop().status == "idle"
+
+
+async def test_a_process_for_asyncio(server: Server) -> None:
+    async with AsyncEra(server.url) as client:
+        session = await client.session("python", isolation="bubblewrap")
+        process = await session.process("sleep 600", tag="web")
+        await session.processes.process("web").signal("INT")
+        assert (await process.wait()).signal == "INT"
+        terminal = await session.terminal(50, 20)
+        await terminal.resize(60, 20)
+        await terminal.write("stty size; exit 3\n")
+        shown = b"".join([event.data async for event in terminal.events() if isinstance(event, ProcessOutput)])
+        assert b"20 60" in shown
+        assert (await terminal.info()).exit_code == 3
+        assert (await (await session.process("sleep 600")).stop()).exit_code == 143
+
+
+def test_output_goes_on_where_it_broke(server: Server) -> None:
+    code = "for n in $(seq 40); do echo $n; sleep 0.02; done"
+    with Cutter(server.url, cut_once_after(b'"7\\n"')) as way, Era(way.url) as client:
+        session = client.session("python", isolation="bubblewrap")
+        events = list(session.process(code).events())
+    shown = b"".join(event.data for event in events if isinstance(event, ProcessOutput))
+    assert shown == b"".join(b"%d\n" % n for n in range(1, 41))
+    assert any(b"/events?after=" in request and b"after=0" not in request for request in way.requests)
+
+
+def test_by_the_command(server: Server) -> None:
+    era(server, "sessions", "create", "python", "app", code=0)
+    id = era(server, "exec", "app", "--process", "--tag", "web", "--", "echo up; exec sleep 600", code=0).stdout.strip()
+    assert eventually(lambda: era(server, "logs", "app", "web", "--no-follow", code=0).stdout == "up\n")
+    (row,) = era(server, "ps", "app", code=0).stdout.splitlines()
+    assert row.split()[:3] == [id, "web", "running"]
+    assert "tag_in_use" in era(server, "exec", "app", "--process", "--tag", "web", "--json", "--", "ls", code=2).stderr
+    assert "--process" in era(server, "exec", "app", "--tag", "x", "--", "ls", code=2).stderr
+    era(server, "kill", "app", "web", code=0)
+    assert era(server, "logs", "app", id, code=143).stdout == "up\n"
+    assert "live" in era(server, "sessions", "list", code=0).stdout
+    era(server, "sessions", "stop", "app", code=0)
+
+
+def test_a_shell_of_a_pipe(server: Server) -> None:
+    era(server, "sessions", "create", "python", "app", code=0)
+    done = era(server, "shell", "app", stdin="echo $((40 + 2)); exit 5\n", code=5)
+    assert "42\r\n" in done.stdout
+
+
+def test_a_shell_of_a_terminal(server: Server, tmp_path: Path) -> None:
+    """Ctrl-C goes to what runs in it, and the terminal is as before at the end."""
+    era(server, "sessions", "create", "python", "app", code=0)
+    ours, theirs = pty.openpty()
+    env = environment(server, TERM="xterm")
+    process = subprocess.Popen([ERA, "shell", "app"], stdin=theirs, stdout=theirs, stderr=theirs, env=env)
+    os.close(theirs)
+    shown = b""
+
+    def wait_for(text: bytes) -> None:
+        nonlocal shown
+        while text not in shown:
+            shown += os.read(ours, 4096)
+
+    os.write(ours, b"echo re''ady\n")
+    wait_for(b"ready\r\n")  # what it prints, not what is typed
+    os.write(ours, b"echo wai''ting; sleep 500\n")
+    wait_for(b"waiting\r\n")
+    os.write(ours, b"\x03")
+    wait_for(b"^C")
+    os.write(ours, b"echo a''gain\n")
+    wait_for(b"again\r\n")
+    os.write(ours, b"exit 7\n")
+    try:
+        while piece := os.read(ours, 4096):
+            shown += piece
+    except OSError:
+        pass  # the other end is closed
+    finally:
+        os.close(ours)
+    assert process.wait(timeout=60) == 7
+    assert b"Traceback" not in shown
+
+
+def test_listening_ends_and_the_process_goes_on(server: Server) -> None:
+    era(server, "sessions", "create", "python", "app", code=0)
+    era(server, "exec", "app", "--process", "--tag", "web", "--", "echo up; exec sleep 600", code=0)
+    listening = subprocess.Popen([ERA, "logs", "app", "web"], stdout=subprocess.PIPE, env=environment(server))
+    assert listening.stdout is not None
+    assert listening.stdout.readline() == b"up\n"
+    listening.send_signal(signal.SIGINT)
+    listening.communicate(timeout=60)
+    assert listening.returncode == 130
+    assert "running" in era(server, "ps", "app", code=0).stdout
