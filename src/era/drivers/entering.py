@@ -89,10 +89,10 @@ class Entrance:
         """Have a process supervisor with this configuration forked into the namespaces of process `pid`, with
         `control` as its socket and `log` as its stderr. `entrances` opens the files by which it enters its control
         groups. Raises TemplateFailed, OSError, SandboxFailed."""
-        loop = asyncio.get_running_loop()
-        forker = await loop.run_in_executor(self._driver.spawner, self._take)
+        loop, driver = asyncio.get_running_loop(), self._driver
+        templates = driver.templates
 
-        def enter() -> Forked:
+        def enter(forker: Forker) -> Forked:
             try:
                 groups = entrances()
                 try:
@@ -103,25 +103,31 @@ class Entrance:
             finally:
                 forker.release()
 
-        return await loop.run_in_executor(self._driver.movers, enter)
+        template = None if templates is None else await loop.run_in_executor(driver.spawner, templates.take)
+        if template is not None:
+            try:
+                return await loop.run_in_executor(driver.movers, enter, template)
+            except TemplateFailed:
+                pass  # for which programs in there can be the reason: no template is given up for it
+        enterer = await loop.run_in_executor(driver.spawner, self._take_enterer)
+        return await loop.run_in_executor(driver.movers, enter, enterer)
 
     def stop(self) -> None:
         """Runs on the thread that starts sandboxes. No sandbox may be left."""
         if self._enterer is not None:
             self._enterer.stop()
 
-    def _take(self) -> Forker:
-        """What can fork: a template, else the enterer. It is to be released afterwards. Runs on the thread that starts
-        sandboxes. Raises OSError, SandboxFailed, TemplateFailed."""
-        templates = self._driver.templates
-        forker: Forker | None = None if templates is None else templates.take()
-        if forker is None:
-            if self._enterer is None:
-                self._enterer = Enterer(self._driver.paths, self._driver.filters)
-            self._enterer.wait()
-            forker = self._enterer
-            forker.take()
-        return forker
+    def _take_enterer(self) -> Enterer:
+        """The enterer, to be released afterwards. Runs on the thread that starts sandboxes. Raises OSError,
+        TemplateFailed."""
+        if self._enterer is not None and self._enterer.has_ended():
+            self._enterer.retire()
+            self._enterer = None
+        if self._enterer is None:
+            self._enterer = Enterer(self._driver.paths, self._driver.filters)
+        self._enterer.wait()
+        self._enterer.take()
+        return self._enterer
 
 
 def _enter(

@@ -41,6 +41,7 @@ _FRAME_US = 30
 
 _MOST_IN_FRAME = 1 << 17
 _STREAMS: dict[bytes, ProcessStream] = {b"O": "stdout", b"E": "stderr", b"P": "pty", b"C": "channel"}
+_USED = ("cpu_us", "peak_memory_bytes")
 _KILLED = 128 + signal.SIGKILL
 
 
@@ -72,6 +73,9 @@ class _InputStream:
                     await self._changed.wait()
 
     def taken(self, count: int) -> None:
+        """There is room for so many bytes again. Raises SandboxFailed where there can't be."""
+        if self._room + count > ROOM:
+            raise SandboxFailed("The process supervisor does not keep to its limits.")
         self._room += count
         self._changed.set()
 
@@ -168,12 +172,16 @@ class GuestProcess:
         elif kind in (b"x", b"y"):
             (self._stdin if kind == b"x" else self._channel).close()
         elif kind == b"D":
-            report = json.loads(payload)
-            number = report["signal"]
-            cause: Literal["exit", "signal", "oom"] = "exit" if number is None else "signal"
-            if number == signal.SIGKILL and not self._was_killed and self._supervisor.out_of_memory.has_killed():
-                cause = "oom"
-            self.end(ProcessEnded(report["exit_code"], number, cause, report["cpu_us"], report["peak_memory_bytes"]))
+            self.end(self._parse_ended(json.loads(payload)))
+
+    def _parse_ended(self, report: JsonObject) -> ProcessEnded:
+        """Parse the payload of a D frame. Raises ValueError, KeyError, TypeError."""
+        number = None if report["signal"] is None else int(report["signal"])
+        cause: Literal["exit", "signal", "oom"] = "exit" if number is None else "signal"
+        if number == signal.SIGKILL and not self._was_killed and self._supervisor.out_of_memory.has_killed():
+            cause = "oom"
+        cpu, memory = (None if (value := report[name]) is None else int(value) for name in _USED)
+        return ProcessEnded(int(report["exit_code"]), number, cause, cpu, memory)
 
     def end(self, ended: ProcessEnded) -> None:
         if self._ended is None:
@@ -338,7 +346,13 @@ class ProcessSupervisor:
                     if kind == b"D":
                         del self._processes[number]
                 await self._budget.spend(_FRAME_US)
-        except (SandboxFailed, ValueError, KeyError, TypeError):  # it has ended, or isn't what it was any more
+        except (
+            SandboxFailed,
+            ValueError,
+            KeyError,
+            TypeError,
+            RecursionError,
+        ):  # it has ended, or isn't what it was any more
             pass
         finally:
             self._writer.close()

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 CHUNK = 1 << 16
 CHANNEL = 3
+MOST_IN_TERMINAL = 1 << 18  # more than the kernel keeps of what was written to a terminal
 MOST_ROUNDS = 100  # of looking for what descends from a process, while that makes more
 
 _FIONREAD, _TIOCSCTTY, _TIOCSWINSZ, _TIOCGPTN, _TIOCSPTLCK = 0x541B, 0x540E, 0x5414, 0x80045430, 0x40045431
@@ -62,9 +63,11 @@ class Output:
             supervisor.held_back[self] = None
         elif self.left is None:
             supervisor.watch(self.fd, select.EPOLLIN, self.read)
-        elif self.left:
-            self.read()
-            self.go_on()
+        else:
+            while self.left and self.fd >= 0 and process.room > 0 and supervisor.has_room():
+                self.read()
+            if not self.is_over:
+                self.go_on()  # once there is room again
 
     def read(self, _: int = 0) -> None:
         """Read a piece and pass it on."""
@@ -87,7 +90,7 @@ class Output:
         """The process has ended: pass on what it has written, and no more."""
         if self.fd >= 0:
             # A terminal passes on in its own time what was written to it: there, read until there is nothing.
-            self.left = CHUNK if self.kind == b"P" else self.count()
+            self.left = MOST_IN_TERMINAL if self.kind == b"P" else self.count()
             self.process.supervisor.let_go(self.fd)
             self.go_on()
 
@@ -174,7 +177,7 @@ class GuestProcess:
     """A process, from its start until the host has been told its end."""
 
     def __init__(self, supervisor: ProcessSupervisor, number: int, header: dict[str, Any], specification: int) -> None:
-        """`header` is the payload of an S frame, `specification` a file with JSON; see `_be_child`."""
+        """`header` is the payload of an S frame, `specification` a file with JSON; see `be_child`."""
         self.supervisor, self.number = supervisor, number
         self.header, self.specification = header, specification
         self.room: int = header["room"]
@@ -273,9 +276,8 @@ class GuestProcess:
         code = 126
         try:
             signal.set_wakeup_fd(-1)
-            for number in signal.valid_signals():
-                if signal.getsignal(number) not in (signal.SIG_DFL, None):
-                    signal.signal(number, signal.SIG_DFL)
+            for number in self.supervisor.handled:
+                signal.signal(number, signal.SIG_DFL)
             os.setsid()
             for fd, target in ((stdin, 0), (stdout, 1), (stderr, 2)):
                 os.dup2(fd, target)
@@ -386,7 +388,7 @@ class GuestProcess:
         data = text.encode()
         if self.room >= len(data):
             self.room -= len(data)
-            self.supervisor.send(b"P" if self.terminal >= 0 else b"E", self.number, data)
+            self.supervisor.send(b"P" if self.header["pty"] else b"E", self.number, data)
 
     # -- ending -------------------------------------------------------------------------------------------------
 

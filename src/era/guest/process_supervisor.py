@@ -34,7 +34,7 @@ descends from it may live on, like what a shell has started in the background; i
 Wire format. As that of the other supervisor (supervisor.py), but a frame has, behind its kind, the number of a process
 (4 bytes), which the host chooses.
 
-  host to guest:  S  JSON, start a process. Behind this frame, unframed, `size` bytes: its specification, see `Child`
+  host to guest:  S  JSON, start a process. Behind this frame, unframed, `size` bytes: its specification
                   W  write to its standard input or PTY     X  end its standard input
                   H  write to its channel
                   G  a signal's number (1 byte), and whether the whole group gets it (1 byte)
@@ -98,6 +98,7 @@ class ProcessSupervisor:
 
         self.out: deque[memoryview] = deque()
         self.out_bytes = 0
+        self.waits_to_send = False
         self.held_back: dict[Output, None] = {}
         """Outputs that aren't read until `out` has become shorter."""
 
@@ -113,6 +114,9 @@ class ProcessSupervisor:
         self.woken = -1
         """Readable once a child has ended."""
 
+        self.handled: list[int] = []
+        """Signals for which there is something else than the default here."""
+
         self.is_supervised = False
         """Whether everything started from here on is under the connect filter."""
 
@@ -124,6 +128,9 @@ class ProcessSupervisor:
         signal.set_wakeup_fd(wake, warn_on_full_buffer=False)
         signal.signal(signal.SIGCHLD, lambda *_: None)
         signal.signal(signal.SIGINT, signal.SIG_DFL)  # which the kernel doesn't let a PID 1 die of
+        self.handled = [
+            number for number in signal.valid_signals() if signal.getsignal(number) not in (signal.SIG_DFL, None)
+        ]
         self.watch(CONTROL, select.EPOLLIN, self.on_control)
         self.watch(self.woken, select.EPOLLIN, self.on_child)
         if broker := self.broker:
@@ -190,7 +197,9 @@ class ProcessSupervisor:
                 self.out.popleft()
             else:
                 self.out[0] = piece[count:]
-        self.watch(CONTROL, select.EPOLLIN | (select.EPOLLOUT if self.out else 0), self.on_control)
+        if bool(self.out) != self.waits_to_send:
+            self.waits_to_send = bool(self.out)
+            self.watch(CONTROL, select.EPOLLIN | (select.EPOLLOUT if self.out else 0), self.on_control)
         if was_full and self.has_room():
             held_back, self.held_back = self.held_back, {}
             for output in held_back:
