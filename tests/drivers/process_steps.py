@@ -377,7 +377,9 @@ async def connected(sandbox: Sandbox) -> bytes:
     """What a server in a process says to a connection from the host, while no run is under way."""
     async with running(sandbox, spec("python3", "-c", SERVES)) as beside:
         said = await beside.until(b"\n")
-        sock = await sandbox.connect(int(said["stdout"]))
+        sock, deadline = None, time.monotonic() + PATIENCE
+        while sock is None and time.monotonic() < deadline:
+            sock = await sandbox.connect(int(said["stdout"]))
         assert sock is not None
         with sock:
             return await asyncio.get_running_loop().sock_recv(sock, 100)
@@ -392,9 +394,9 @@ async def stands_still(sandbox: Sandbox) -> tuple[bool, bool, bool]:
     """Whether a sandbox can be frozen, whether nothing changes then, and whether all goes on afterwards."""
     counter = sandbox.workspace / "counter"
 
-    async def changes() -> bool:
-        before = counter.read_bytes()
-        for _ in range(100):
+    async def changes(seconds: float) -> bool:
+        before, deadline = counter.read_bytes(), time.monotonic() + seconds
+        while time.monotonic() < deadline:
             await asyncio.sleep(0.02)
             if counter.read_bytes() not in (before, b""):
                 return True
@@ -405,8 +407,8 @@ async def stands_still(sandbox: Sandbox) -> tuple[bool, bool, bool]:
         while not counter.exists():  # noqa: ASYNC110  nothing tells of it
             await asyncio.sleep(0.01)
         async with sandbox.frozen() as frozen:
-            still = frozen and not await changes()
-        return frozen, still, await changes()
+            still = frozen and not await changes(1)
+        return frozen, still, await changes(PATIENCE)
 
 
 # -- ends ------------------------------------------------------------------------------------------------------------
@@ -452,7 +454,10 @@ async def fork_bomb(sandbox: Sandbox) -> tuple[str, str]:
     following = await begun(sandbox, spec("python3", "-c", f"print('up', flush=True)\n{bomb}"))
     await following.until(b"up")
     await asyncio.sleep(0.5)
-    forks = "import os\ntry:\n    print(os.fork() and 'forks')\nexcept OSError as problem: print(problem.strerror)"
+    forks = (
+        "import os\ntry:\n    os.fork() or os._exit(0)\n    print('forks')\n"
+        "except OSError as problem: print(problem.strerror)"
+    )
     said, _ = await run(sandbox, forks)
     await end_processes(sandbox)
     await following.end()

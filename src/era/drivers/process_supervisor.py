@@ -64,13 +64,17 @@ class _InputStream:
                 if not rest:
                     return
                 count = min(len(rest), self._room, _CHUNK)
-                if count:
+                if count > 0:
                     self._room -= count
                     send(bytes(rest[:count]))
                     rest = rest[count:]
                 else:
                     self._changed.clear()
                     await self._changed.wait()
+
+    def charge(self, count: int) -> None:
+        """So many bytes are written that didn't come by `write`."""
+        self._room -= count
 
     def taken(self, count: int) -> None:
         """There is room for so many bytes again. Raises SandboxFailed where there can't be."""
@@ -128,7 +132,9 @@ class GuestProcess:
     async def close_stdin(self) -> None:
         if self._stdin.is_open:
             self._send(b"X")
-            if not self._has_terminal:
+            if self._has_terminal:
+                self._stdin.charge(1)  # its end-of-file character
+            else:
                 self._stdin.close()
 
     async def send(self, data: bytes) -> None:

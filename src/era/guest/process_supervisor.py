@@ -24,7 +24,8 @@ zeroed at once, into a file in memory that only the child reads. So nothing of i
 is forked; some of those never execute anything (`module`).
 
 *Scratch.* As the supervisor of runs, this one bounds the number of files in memory. It can't tell who has made them.
-So there may be twice as many: those of processes, and what one run may add.
+So there may be twice as many: those of processes, and what one run may add. Beyond that all processes end, and what is
+there is removed.
 
 *Ending.* A process is over when it has been waited for and what it had written by then has been passed on. What
 descends from it may live on, like what a shell has started in the background; its output is read and dropped.
@@ -114,6 +115,9 @@ class ProcessSupervisor:
         self.woken = -1
         """Readable once a child has ended."""
 
+        self.is_overfull = False
+        """Whether scratch directories are to be emptied, once everything has ended."""
+
         self.handled: list[int] = []
         """Signals for which there is something else than the default here."""
 
@@ -151,6 +155,7 @@ class ProcessSupervisor:
         """End all processes where files in memory are so many that no run can have made them (supervisor.py)."""
         problem = workspace.overfull(workspace.entries(self.config["scratch"]), 2 * self.config["scratch_entries"], {})
         if problem is not None:
+            self.is_overfull = True
             signal_everything(signal.SIGKILL)
             for process in self.by_pid.values():
                 process.say(f"era: all processes were ended: {problem}\n")
@@ -303,6 +308,10 @@ class ProcessSupervisor:
             try:
                 pid, status, usage = os.wait4(-1, os.WNOHANG)
             except ChildProcessError:
+                if self.is_overfull:
+                    self.is_overfull = False
+                    for directory in self.config["scratch"]:
+                        workspace.empty_directory(directory, 0o1777)
                 return
             if not pid:
                 return

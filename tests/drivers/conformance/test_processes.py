@@ -185,7 +185,7 @@ def test_files_in_memory_are_bounded_beside_processes(sandboxes: Any, live: Any)
 
 def test_a_fork_bomb_in_a_process(sandboxes: Any, live: Any) -> None:
     said, again = sandboxes.do(live, steps.fork_bomb)
-    assert said in ("forks", "forks\n0", "Resource temporarily unavailable", "")
+    assert said in ("forks", "Resource temporarily unavailable")
     assert again == "well"
 
 
