@@ -21,8 +21,11 @@ MAX_LINES = 600
 
 ADAPTERS = {"store", "drivers", "network", "packages"}
 CORE = {"core", "core/files", "core/setup", "core/live", "core/public", "core/capsules"}
-PLUGINS = {"era.guest.lib.era_matplotlib": "matplotlib"}
-"""Modules of the guest that import a package of the session's: only it imports them."""
+PLUGINS = {
+    "era.guest.lib.era_matplotlib": {"matplotlib"},
+    "era.guest.ipython_shell": {"IPython", "traitlets"},
+}
+"""Modules of the guest that are loaded only where there are such packages: of the session's, or of contexts."""
 
 FRAMEWORKS = {"alembic", "fastapi", "httpx", "pydantic", "pydantic_settings", "sqlalchemy", "starlette", "uvicorn"}
 
@@ -149,7 +152,7 @@ def broken_rules(source: str, module: str, *, is_package: bool = False) -> list[
         if place.partition("/")[0] == "guest":
             if top == "era" and not (item.relative and target.partition("/")[0] == "guest"):
                 wrong = "the guest can't import era: inside a sandbox there is none"
-            elif top not in {"era", PLUGINS.get(module)} | sys.stdlib_module_names | guests:
+            elif top not in {"era"} | PLUGINS.get(module, set()) | sys.stdlib_module_names | guests:
                 wrong = "the guest has the standard library only"
         elif top in FRAMEWORKS and place in CORE | {"errors"}:
             wrong = "the core knows no frameworks"

@@ -33,6 +33,7 @@ from era.core.idempotency import IdempotencyKeys
 from era.core.limits import Rules
 from era.core.links import Links, signing_key
 from era.core.live.checkpoints import CommitWhenPutAway
+from era.core.live.contexts import Contexts
 from era.core.live.live_sessions import LiveParts, LiveSessions
 from era.core.live.session_processes import SessionProcesses
 from era.core.live.tickets import Tickets
@@ -270,14 +271,6 @@ async def services(settings: Settings) -> AsyncIterator[Context]:
             )
             storage_listeners = StorageListeners(GuestStorage(storage, settings.body_idle_seconds).for_run)
             active_runs = ActiveRuns()
-            runs = Runs(
-                RunParts(store, pool, network, storage_listeners, snapshots, outputs, bound, liveness),
-                turns,
-                idempotency,
-                active_runs,
-                setups.settled,
-                Admission(),
-            )
             live_sessions = LiveSessions(
                 LiveParts(
                     store,
@@ -293,6 +286,15 @@ async def services(settings: Settings) -> AsyncIterator[Context]:
                 most=settings.max_live_sessions,
                 keep_alive=settings.keep_alive,
                 checkpoint_seconds=settings.checkpoint_seconds,
+            )
+            contexts = Contexts(live_sessions, store, store.contexts)
+            runs = Runs(
+                RunParts(store, pool, network, storage_listeners, snapshots, outputs, bound, liveness, contexts),
+                turns,
+                idempotency,
+                active_runs,
+                setups.settled,
+                Admission(),
             )
             live_servers = LiveServers(
                 runs,
@@ -331,6 +333,7 @@ async def services(settings: Settings) -> AsyncIterator[Context]:
                     sessions=Sessions(store, pool, turns, idempotency, expiry, limit_rules, liveness, setups.kick),
                     runs=runs,
                     live_sessions=live_sessions,
+                    contexts=contexts,
                     processes=SessionProcesses(live_sessions, store.processes, store, idempotency),
                     tickets=Tickets(),
                     live_servers=live_servers,

@@ -8,6 +8,7 @@
     ├── Forbidden             403  a request that this server refuses to everybody, or to all but its operator
     ├── NotFound              404  no such session, version, run, file or route
     │   ├── NoSession         404  the caller has no session of this id
+    │   ├── NoContext         404  the session has no such context
     │   └── NoProcess         404  the session has had no such process, or has forgotten it
     ├── MethodNotAllowed      405  the route exists, this method doesn't
     ├── TooSlow               408  the request did not arrive in time
@@ -17,6 +18,7 @@
     │   ├── RunUnderWay       409  files can't be changed yet: a run has the session's turn
     │   ├── SessionLive       409  the session has processes, under which its files can't be replaced
     │   ├── TooManyProcesses  409  the session runs as many processes as it may
+    │   ├── TooManyContexts   409  the session has as many contexts as it may
     │   ├── TooManyLive       409  this server has as many live sessions as it may
     │   ├── InputClosed       409  the process takes no input, or no more
     │   ├── TagInUse          409  a process that runs has this tag
@@ -120,6 +122,11 @@ class NoProcess(NotFound):
     hint = "GET /api/sessions/{id}/processes lists those that run and those that ended last."
 
 
+class NoContext(NotFound):
+    code = "no_such_context"
+    hint = "GET /api/sessions/{id}/contexts lists those that there are. A run with a new name makes one."
+
+
 class MethodNotAllowed(EraError):
     status = 405
     code = "method_not_allowed"
@@ -161,6 +168,11 @@ class SessionLive(Conflict):
 class TooManyProcesses(Conflict):
     code = "too_many_processes"
     hint = "End one first: DELETE /api/sessions/{id}/processes/{process}. Those that run are in 'details'."
+
+
+class TooManyContexts(Conflict):
+    code = "too_many_contexts"
+    hint = "End one first: DELETE /api/sessions/{id}/contexts/{name}. Their names are in 'details'."
 
 
 class TooManyLive(Conflict):

@@ -190,4 +190,7 @@ def test_where_it_is_kept(tmp_path: Path, directories: list[Path]) -> None:
 
 
 def test_what_this_machine_prepares() -> None:
-    assert {name: one.mount for name, one in languages.preparations().items()} == {"go": "/opt/go-std"}
+    assert {name: one.mount for name, one in languages.preparations().items()} == {
+        "go": "/opt/go-std",
+        "contexts": "/opt/ipython",
+    }

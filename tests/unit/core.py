@@ -17,6 +17,7 @@ from era.core.history import HistoryBound
 from era.core.idempotency import IdempotencyKeys
 from era.core.limits import Rules
 from era.core.live.checkpoints import CommitWhenPutAway
+from era.core.live.contexts import Contexts
 from era.core.live.live_sessions import LiveParts, LiveSessions
 from era.core.live.session_processes import SessionProcesses
 from era.core.liveness import Liveness
@@ -154,24 +155,6 @@ class Core:
         self.setup_may_end = asyncio.Event()
         """When it is set, whoever waits for a setup is told that it has ended."""
 
-        self.runs = Runs(
-            RunParts(
-                self.store,
-                self.pool,
-                self.network,
-                StorageListeners(_no_storage),
-                self.snapshots,
-                self.outputs,
-                HistoryBound(self.store, self.snapshots, self.rules, history_bytes),
-                self.liveness,
-            ),
-            self.turns,
-            self.idempotency,
-            self.active_runs,
-            self._setup_ended,
-            Admission(processors),
-        )
-
         self.live_sessions = LiveSessions(
             LiveParts(
                 self.store,
@@ -194,6 +177,26 @@ class Core:
             keep_alive=keep_alive,
             checkpoint_seconds=60,
         )
+        self.contexts = Contexts(self.live_sessions, self.store, self.store.contexts)
+        self.runs = Runs(
+            RunParts(
+                self.store,
+                self.pool,
+                self.network,
+                StorageListeners(_no_storage),
+                self.snapshots,
+                self.outputs,
+                HistoryBound(self.store, self.snapshots, self.rules, history_bytes),
+                self.liveness,
+                self.contexts,
+            ),
+            self.turns,
+            self.idempotency,
+            self.active_runs,
+            self._setup_ended,
+            Admission(processors),
+        )
+
         self.processes = SessionProcesses(self.live_sessions, self.store.processes, self.store, self.idempotency)
 
     @classmethod

@@ -43,6 +43,7 @@ _SCHEMES = {
 TAGS = {
     "runs": "Run code in a session or once, follow it, and read what became of it.",
     "sessions": "Make, list, change, copy and delete sessions.",
+    "contexts": "Interpreters that stay between runs.",
     "code": "The code that a run without code runs.",
     "processes": (
         "Processes beside runs, with input and output. Their WebSockets are "

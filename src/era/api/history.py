@@ -74,7 +74,8 @@ async def list_all_runs(
 @router.get("/{run_id}", responses={200: {"model": RunRecordAnswer}, **errors(404)})
 async def get_run(session_id: SessionId, run_id: str, context: UseContext) -> Response:
     """Show the record of a run, also while it is under way."""
-    return Answer(record_answer(await context.history.get(session_id, run_id), session_id.id))
+    record, cell = await context.history.get_with_cell(session_id, run_id)
+    return Answer(record_answer(record, session_id.id, cell))
 
 
 @router.delete("/{run_id}", responses={200: {"model": RunRecordAnswer}, **errors(404)})

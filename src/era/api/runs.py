@@ -65,7 +65,21 @@ def run_request(body: RunBody, request: Request, context: Context, key: str | No
         body.background,
         secrets=secrets_of(body.secrets, body.env),
         invocation=invocation_of(body, body.code),
+        context=_context_of(body),
     )
+
+
+def _context_of(body: RunBody) -> str | None:
+    """The context of a run. Raises BadRequest for what a cell can't have."""
+    if body.context is not None:
+        for name, given in (("args", body.args), ("command", body.command), ("atomic", body.atomic)):
+            if given:
+                raise BadRequest(
+                    f"A run in a context has no '{name}'.",
+                    hint="Leave out 'context' for an ordinary run.",
+                    code="invalid_field",
+                )
+    return body.context
 
 
 @router.post(

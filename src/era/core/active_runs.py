@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 
+from era.core.cells import StopCell
 from era.core.models import OwnedId, ServiceCommand
 from era.core.ports import Sandbox
 from era.core.transcript import Transcript
@@ -50,11 +51,18 @@ class ActiveRun:
     reached: bool = False
     """Whether it has ever accepted a connection from outside."""
 
+    stop_cell: StopCell | None = None
+    """How its cell is stopped, if it has one and that has begun."""
+
     _stopping: asyncio.Task[None] | None = None
 
     @property
     def is_stopping(self) -> bool:
         return self._stopping is not None
+
+    def begun_cell(self, stop_cell: StopCell) -> None:
+        """Its cell begins now."""
+        self.stop_cell = stop_cell
 
     def stop_soon(self) -> None:
         """Tell its program to end, without waiting for that; see Sandbox.stop_run."""
@@ -80,7 +88,9 @@ class ActiveRun:
     async def _stop(self) -> None:
         """Tell its program to end, again and again, until it has ended."""
         while not self.ended.is_set():
-            if self.sandbox is not None:
+            if self.stop_cell is not None:
+                await self.stop_cell()
+            elif self.sandbox is not None:
                 await self.sandbox.stop_run()
             await self.has_ended(_AGAIN)
 

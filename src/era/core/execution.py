@@ -57,6 +57,10 @@ class Execution:
         )
         self._storage = storage.access(sandbox, storage_owner)
         self._before = before
+        self.state = state
+        self.answer: JsonObject | None = None
+        """What only cells answer (cell_execution.py)."""
+
         self.program = Program(
             code=code.encode(),
             state=state,
@@ -75,6 +79,15 @@ class Execution:
             certificates=self.egress.certificates,
             supervised=self.egress.supervised,
         )
+
+    @property
+    def enforced(self) -> JsonObject:
+        """What network it has, for records."""
+        return self.egress.enforced
+
+    def report(self) -> JsonObject:
+        """Where it connected, once it has ended."""
+        return self.egress.report()
 
     async def run(self, write: Callable[[Output], Awaitable[None]]) -> Ended:
         """Run the program to its end; `write` gets its output as it comes, and is waited for.

@@ -70,7 +70,7 @@ def data_text(value: Any) -> str:
     levels."""
     if not isinstance(value, dict):
         raise JsonProblem(f"is {_kind(value)}, not an object")
-    if not _within_depth(value):
+    if not within_depth(value):
         raise JsonTooLarge(f"is nested deeper than {MAX_DEPTH} levels")
     text = compact(value)
     size = len(text.encode())
@@ -123,7 +123,7 @@ def _has_surrogate(value: Any) -> bool:
     return False
 
 
-def _within_depth(value: Any) -> bool:
+def within_depth(value: Any) -> bool:
     """Whether a JSON value is nested at most MAX_DEPTH deep. Without recursion."""
     level = [value]
     for _ in range(MAX_DEPTH):

@@ -320,6 +320,10 @@ class KeptOutputs:
     """The list of the pieces, as transcript.py makes it; this and its digest are None where it is plain."""
 
     piece_order_digest: str | None = None
+    cell: bytes | None = field(default=None, repr=False)
+    """What a run in a context answered besides, as JSON; this and its digest are None for other runs."""
+
+    cell_digest: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,14 +5,14 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncGenerator, Sequence
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
 
 from era.core.active_runs import ActiveRun, ActiveRuns
 from era.core.event_log import Gap
 from era.core.files.snapshots import BlobStore
 from era.core.metadata import MetadataStore, RunFilter
-from era.core.models import KeptOutputs, OwnedId, RunRecord
+from era.core.models import JsonObject, KeptOutputs, OwnedId, RunRecord
 from era.core.program import STREAMS, Stream
 from era.core.run_messages import RunResult, pieces_of, result_of
 from era.core.transcript import Piece, Transcript
@@ -38,14 +38,20 @@ class Outputs:
         """What a run is going to write."""
         return Transcript(self._directory)
 
-    async def keep(self, transcript: Transcript, *, always: bool = False) -> KeptOutputs | None:
-        """End a run's output and make it durable, ready to be named by a row. None where output isn't kept and not
-        `always` wanted. Raises CommitFailed where the disk fails."""
+    async def keep(
+        self, transcript: Transcript, cell: JsonObject | None = None, *, always: bool = False
+    ) -> KeptOutputs | None:
+        """End a run's output and make it durable, and what a cell answered, ready to be named by a row. None where
+        output isn't kept and not `always` wanted. Raises CommitFailed where the disk fails."""
         try:
             await transcript.end()
             if not self._kept and not always:
                 return None
             parts = [transcript.stdout, transcript.stderr, *([] if transcript.is_plain else [transcript.order])]
+            told = Written(self._directory)
+            if cell is not None:
+                await told.append(json.dumps(cell, ensure_ascii=False).encode())
+                parts.append(told)
             long = [part for part in parts if part.size > INLINE_BYTES]
             digests = dict(zip(long, await asyncio.to_thread(self._put, long), strict=True)) if long else {}
             short = {part: await part.whole() for part in parts if part not in digests}
@@ -58,6 +64,8 @@ class Outputs:
             digests.get(transcript.stderr),
             short.get(transcript.order),
             digests.get(transcript.order),
+            short.get(told),
+            digests.get(told),
         )
 
     async def open(self, kept: KeptOutputs, stream: Stream) -> Written:
@@ -73,6 +81,15 @@ class Outputs:
         is_plain = kept.piece_order is None and kept.piece_order_digest is None
         order = None if is_plain else await self._open(kept.piece_order, kept.piece_order_digest)
         return await Transcript.of(stdout, stderr, order, count)
+
+    async def cell(self, kept: KeptOutputs | None) -> JsonObject | None:
+        """What a run in a context answered besides; None for other runs, and where it isn't kept. Raises Unavailable
+        where the disk fails."""
+        if kept is None or (kept.cell is None and kept.cell_digest is None):
+            return None
+        with closing(await self._open(kept.cell, kept.cell_digest)) as told:
+            answer: JsonObject = json.loads(await told.whole())
+        return answer
 
     async def _open(self, content: bytes | None, digest: str | None) -> Written:
         if content is not None:
@@ -114,6 +131,11 @@ class History:
         record, _ = await self._store.run(session_id, run_id)
         return record
 
+    async def get_with_cell(self, session_id: OwnedId, run_id: str) -> tuple[RunRecord, JsonObject | None]:
+        """The same, and what a run in a context answered besides, if it was one and that is kept."""
+        record, kept = await self._store.run(session_id, run_id)
+        return record, await self._outputs.cell(kept)
+
     async def output(self, session_id: OwnedId, run_id: str, stream: Stream) -> Written:
         """A run's output: what it has written so far, or all that was kept; to be read and closed. Raises NotFound
         where it isn't kept any more, Conflict where the run has ended and its end could not be recorded."""
@@ -140,10 +162,16 @@ class History:
             transcript = run.transcript.share()
         elif kept is not None:
             transcript = await self._outputs.transcript(kept, record.pieces)
-        return self._follow(session_id, run, record, transcript, after)
+        return self._follow(session_id, run, record, kept, transcript, after)
 
     async def _follow(
-        self, session_id: OwnedId, run: ActiveRun | None, record: RunRecord, transcript: Transcript | None, after: int
+        self,
+        session_id: OwnedId,
+        run: ActiveRun | None,
+        record: RunRecord,
+        kept: KeptOutputs | None,
+        transcript: Transcript | None,
+        after: int,
     ) -> AsyncGenerator[Piece | Gap | RunResult]:
         if transcript is not None:
             async for piece in transcript.pieces(after):
@@ -152,7 +180,7 @@ class History:
             yield Gap(after + 1, pieces_of(record))
         if run is not None:
             await run.ended.wait()
-            record, _ = await self._store.run(session_id, record.id)
+            record, kept = await self._store.run(session_id, record.id)
         if record.exit_code is None:
             raise EraError(
                 f"Run '{record.id}' has no result: {record.reason or 'its end is not on record'}.",
@@ -160,15 +188,15 @@ class History:
                 code="run_lost" if record.status in ("lost", "running") else "no_result",
             )
         if after <= pieces_of(record):
-            yield await self._result(session_id, record)
+            yield await self._result(session_id, record, await self._outputs.cell(kept))
 
-    async def _result(self, session_id: OwnedId, record: RunRecord) -> RunResult:
+    async def _result(self, session_id: OwnedId, record: RunRecord, cell: JsonObject | None) -> RunResult:
         """What a run was answered, as far as that is kept: the data of a version that is gone isn't."""
         session = await self._store.session(session_id)
         data = None
         with suppress(NotFound):
             data = json.loads((await self._store.version(session_id, record.version)).data) if record.version else {}
-        return result_of(session, record, None if data is None else data_view(data, session.stored))
+        return result_of(session, record, None if data is None else data_view(data, session.stored), cell=cell)
 
     async def _find(self, session_id: OwnedId, run_id: str) -> tuple[ActiveRun | None, RunRecord, KeptOutputs | None]:
         """A run if it is under way, its record, and what is kept of its output."""

@@ -58,6 +58,8 @@ class RunRequest:
 
     secrets: Sequence[Secret] = ()
     invocation: Invocation = CODE_ALONE
+    context: str | None = None
+    """The interpreter that the code runs in and that stays; None is one of its own."""
 
     @property
     def uses_stored_code(self) -> bool:
@@ -113,6 +115,9 @@ class RunResult:
     pieces: int = 0
     """How many pieces it wrote."""
 
+    cell: JsonObject | None = None
+    """What only a run in a context answers: `results`, `error`, `execution_count`, `memory` and so on."""
+
     setup_error: str | None = None
     """Why the session's setup failed, if it did: then the program ran without what it was to have installed."""
 
@@ -120,7 +125,14 @@ class RunResult:
     """This is the answer of an earlier run with the same idempotency key."""
 
 
-def result_of(session: Session, record: RunRecord, data: JsonObject | None, *, replayed: bool = False) -> RunResult:
+def result_of(
+    session: Session,
+    record: RunRecord,
+    data: JsonObject | None,
+    *,
+    cell: JsonObject | None = None,
+    replayed: bool = False,
+) -> RunResult:
     """The result that a finished run's record tells, with the data that its client is shown."""
     return RunResult(
         run_id=record.id,
@@ -134,6 +146,7 @@ def result_of(session: Session, record: RunRecord, data: JsonObject | None, *, r
         state=StateOutcome(record.version or 0, record.committed, record.reason, record.versions_dropped),
         artifacts=record.artifacts,
         pieces=pieces_of(record),
+        cell=cell,
         setup_error=_setup_error(session) if session.setup_status == "failed" else None,
         replayed=replayed,
     )

@@ -183,7 +183,8 @@ class Runs:
         transcript = await self._parts.outputs.transcript(first.outputs, record.pieces)
         emit(RunStarted(record.id, transcript))
         session = await self._store.session(session_id)
-        result = result_of(session, record, json.loads(first.answer), replayed=True)
+        cell = await self._parts.outputs.cell(first.outputs)
+        result = result_of(session, record, json.loads(first.answer), cell=cell, replayed=True)
         return Collected(result, transcript.stdout, transcript.stderr)
 
     async def _run_in_turn(
@@ -199,13 +200,15 @@ class Runs:
                 if request.session_key not in (None, session.key):
                     raise NotFound(f"Session '{session_id}' is another one by now.")
                 check_stored(session, public=request.public)
+            if request.context is not None:
+                self._parts.contexts.check_language(await self._store.session(session_id))
             if request.atomic:
                 session = await self._store.session(session_id)
                 self._parts.liveness.check_not(session, "its files can't be put back after a run that fails")
             session = await self._record(session_id, run_id, request, slot, named=named)
             transcript = self._parts.outputs.new()
             active = ActiveRun(run_id, session_id, session.key, transcript, request.background, request.service)
-            active.joinable = session.persistent and not request.atomic
+            active.joinable = request.context is not None or (session.persistent and not request.atomic)
             run = SessionRun(self._parts, active, session, request, slot, emit)
             with self._active_runs.registered(active), self._yielding(active):
                 try:

@@ -23,6 +23,8 @@ import structlog
 from era.core import jsontext
 from era.core.active_runs import ActiveRun
 from era.core.admission import Slot
+from era.core.cell_execution import CellExecution
+from era.core.cells import Contexts
 from era.core.execution import Execution, keep_output, status_of
 from era.core.files.snapshots import Snapshots
 from era.core.files.trees import SnapshotRefused, WorkspaceFull
@@ -64,6 +66,7 @@ class RunParts:
     outputs: Outputs
     history: HistoryBound
     liveness: Liveness
+    contexts: Contexts
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,10 +148,13 @@ class SessionRun:
         """What processes of the session are told that end with the sandbox."""
         return f"The session's sandbox was made anew, since run '{self._active.run_id}' could not be kept: {why}"
 
-    def _execution(self, sandbox: Sandbox, data: JsonObject) -> Execution:
+    def _execution(self, sandbox: Sandbox, data: JsonObject) -> Execution | CellExecution:
         """The program, with the session's settings."""
         session, request = self._session, self._request
         code = request.code if request.code is not None else session.stored.code if session.stored else ""
+        if request.context is not None:
+            state = jsontext.state_file(data)
+            return CellExecution(self._parts.contexts, self._active, session, sandbox, request, code=code, state=state)
         command = command_of(request.service)
         live = session.key in self._parts.liveness
         return Execution(
@@ -172,13 +178,13 @@ class SessionRun:
             invocation=Invocation(command=command) if command else request.invocation,
         )
 
-    async def _outcome(self, execution: Execution, ended: Ended) -> _Outcome:
+    async def _outcome(self, execution: Execution | CellExecution, ended: Ended) -> _Outcome:
         """What can be kept of the run. Its files are durable when this returns, but no row names them yet."""
         session, snapshots = self._session, self._parts.snapshots
         status = status_of(ended)
         if self._request.atomic and status != "ok":
             return _Outcome(status, problem=_nothing_kept(f"atomic: {_ending(ended)}"))
-        data, problem = _new_data(execution.program.state, session.data, ended)
+        data, problem = _new_data(execution.state, session.data, ended)
         if problem is not None or not session.persistent:
             return _Outcome(status, data, problem=problem)
         try:
@@ -194,12 +200,14 @@ class SessionRun:
         """Within the block no process of the session changes files."""
         return sandbox.frozen() if self._session.key in self._parts.liveness else nullcontext()
 
-    async def _commit(self, execution: Execution, ended: Ended, outcome: _Outcome, data: JsonObject) -> RunResult:
+    async def _commit(
+        self, execution: Execution | CellExecution, ended: Ended, outcome: _Outcome, data: JsonObject
+    ) -> RunResult:
         """Record the run, and move the session to its next version if it changed anything, in one transaction. `data`
         is the session's as it was. Raises CommitFailed, SessionDeleted."""
         session, claim = self._session, self._request.claim
         transcript = self._active.transcript
-        outputs = await self._parts.outputs.keep(transcript, always=claim is not None)
+        outputs = await self._parts.outputs.keep(transcript, execution.answer, always=claim is not None)
         shown = data_view(data if outcome.data is None else json.loads(outcome.data), session.stored)
         record = replace(
             self._record,
@@ -217,8 +225,8 @@ class SessionRun:
             peak_memory_bytes=ended.peak_memory_bytes,
             cpu_us=ended.cpu_us,
             reaped=ended.reaped,
-            enforced={**execution.sandbox.enforced, **execution.egress.enforced},
-            egress=execution.egress.report(),
+            enforced={**execution.sandbox.enforced, **execution.enforced},
+            egress=execution.report(),
             artifacts=outcome.artifacts,
         )
         trim = await self._parts.history.trim(session, outcome.snapshot)
@@ -231,7 +239,7 @@ class SessionRun:
             answered=Answered(claim, jsontext.compact(shown), outputs) if claim else None,
             trim=trim,
         )
-        return result_of(session, record, shown)
+        return result_of(session, record, shown, cell=execution.answer)
 
     async def _end_without_result(self, error: BaseException) -> None:
         """Record a run of which nothing could be kept. Where that fails too, it is found `running` at the next start

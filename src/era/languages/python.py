@@ -12,7 +12,8 @@ import sys
 import sysconfig
 from pathlib import Path
 
-from era.languages.base import Definition, Runtime
+from era.languages import ipython
+from era.languages.base import GUEST, Definition, Kernel, Missing, Runtime
 
 PREFIX = "/opt/session"
 """sys.prefix of programs."""
@@ -47,8 +48,30 @@ def _find() -> Runtime:
         # Unbuffered, so that what was printed before a kill is not lost: forked runs see to that in another way.
         cold=(INTERPRETER, "-u"),
         forks=True,
-        mounts={**({} if base is None else {str(base): base}), **_pip()},
+        mounts={**({} if base is None else {str(base): base}), **_pip(), **_ipython()},
+        kernel=_kernel(),
     )
+
+
+def _kernel() -> Kernel | None:
+    """The interpreter of contexts; None where the service was installed without IPython."""
+    try:
+        ipython.packages()
+    except Missing:
+        return None
+    return Kernel(
+        (INTERPRETER, "-u", f"{GUEST}/python_kernel.py", ipython.PACKAGES),
+        {"MPLBACKEND": "module://matplotlib_inline.backend_inline"},
+    )
+
+
+def _ipython() -> dict[str, Path]:
+    """IPython, by its place inside; nothing where it hasn't been staged yet."""
+    try:
+        place = ipython.packages().ready_place()
+    except Missing:
+        return {}
+    return {} if place is None else {ipython.MOUNT: place}
 
 
 def _pip() -> dict[str, Path]:

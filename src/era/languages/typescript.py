@@ -13,5 +13,7 @@ LANGUAGE = replace(
     aliases=("ts",),
     endings=(".ts", ".mts"),
     entry="main.ts",
-    find=lambda: node.find("--experimental-transform-types", "--disable-warning=ExperimentalWarning"),
+    find=lambda: node.find(
+        "--experimental-transform-types", "--disable-warning=ExperimentalWarning", language="typescript"
+    ),
 )

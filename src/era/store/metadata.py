@@ -38,6 +38,7 @@ from era.core.models import (
 from era.errors import CommitFailed, SessionDeleted, Unavailable
 from era.store import capsules, idempotency, outputs, runs, sessions, setups, versions
 from era.store.api_keys import ApiKeyRows
+from era.store.contexts import ContextRows
 from era.store.database import Database
 from era.store.inbox import InboxRows
 from era.store.processes import ProcessRows
@@ -60,6 +61,7 @@ class SqlStore:
         self.storage_items = StorageItemRows(self.database)
         self.api_keys = ApiKeyRows(self.database)
         self.processes = ProcessRows(self.database, retention)
+        self.contexts = ContextRows(self.database)
         self._retention = retention
         self._incomplete: set[int] = set()
         """The keys of sessions that this process is importing."""

@@ -12,7 +12,10 @@ from era.core.models import KeptOutputs
 from era.store.dialects import Precompiled
 from era.store.tables import idempotency_keys, outputs, runs, storage_items
 
-OUTPUT_COLUMNS = ("stdout", "stderr", "stdout_digest", "stderr_digest", "piece_order", "piece_order_digest")
+OUTPUT_COLUMNS = (
+    *("stdout", "stderr", "stdout_digest", "stderr_digest"),
+    *("piece_order", "piece_order_digest", "cell", "cell_digest"),
+)
 """The columns of KeptOutputs, in the order of its fields."""
 
 _NOTHING = KeptOutputs(b"", b"")

@@ -188,6 +188,15 @@ processes = Table(
     sqlite_autoincrement=True,
 )
 
+# The names of contexts that have had cells: what those made is lost where no interpreter has the name any more.
+contexts = Table(
+    "contexts",
+    metadata,
+    Column("session_key", _Key, ForeignKey(sessions.c.key, ondelete="CASCADE"), primary_key=True),
+    Column("name", String(64), primary_key=True),
+    sqlite_with_rowid=False,
+)
+
 # What runs wrote, for a session's newest runs, and only where they wrote anything. Each stream is stored in the row or,
 # where it is long, as a blob whose digest the row has.
 outputs = Table(
@@ -201,6 +210,8 @@ outputs = Table(
     Column("stderr", LargeBinary),
     Column("piece_order", LargeBinary),  # NULL as its digest where the pieces are in the plain order
     Column("piece_order_digest", String(64)),
+    Column("cell", LargeBinary),  # what a run in a context answered besides, NULL as its digest for other runs
+    Column("cell_digest", String(64)),
     sqlite_with_rowid=False,
 )
 
@@ -224,6 +235,8 @@ idempotency_keys = Table(
     Column("answer", Text),
     Column("piece_order", LargeBinary),
     Column("piece_order_digest", String(64)),
+    Column("cell", LargeBinary),
+    Column("cell_digest", String(64)),
 )
 
 # A session's settings for deliveries of webhooks. `secret` is needed in clear, to verify them; no answer and no capsule

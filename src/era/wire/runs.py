@@ -13,6 +13,8 @@ from era.wire.base import VERSIONS_DROPPED, Body, ErrorEvent, GapEvent, dropped_
 from era.wire.limits import Isolation, Limits
 
 MAX_ARGS = 1000
+CONTEXT = r"^[A-Za-z0-9_.-]{1,64}$"
+"""Names of contexts."""
 
 type EndStatus = Literal["ok", "failed", "timeout", "oom", "killed", "disk_full"]
 """How a run that was answered has ended."""
@@ -78,6 +80,12 @@ class RunBody(InvokedBody):
     timeout: float | None = Field(None, gt=0, description="Seconds; left out: the session's default_timeout.")
     atomic: bool = Field(False, description="Keep data and files only if the run ends with exit code 0.")
     background: bool = Field(False, description="Answer 202 once the run has begun.")
+    context: str | None = Field(
+        None,
+        pattern=CONTEXT,
+        description="The name of an interpreter that stays: the code runs in it as a cell of a notebook does.",
+        examples=["main"],
+    )
 
 
 class ExecuteBody(InvokedBody):
@@ -119,7 +127,35 @@ class ArtifactAnswer(BaseModel):
     size: int
 
 
-class RunOutcome(BaseModel):
+class ResultAnswer(BaseModel):
+    data: dict[str, Any] = Field(description="The value by MIME type; what is not text as Base64.")
+    metadata: dict[str, Any]
+    main: bool = Field(description="Whether it is the value of the last expression.")
+
+
+class CellErrorAnswer(BaseModel):
+    name: str
+    value: str
+    traceback: str
+
+
+class MemoryAnswer(BaseModel):
+    kept: bool = Field(description="Whether variables of earlier cells were there and still are.")
+    reason: str | None = Field(description="Why not.")
+
+
+class CellAnswer(BaseModel):
+    """What only runs in a context answer; left out for others."""
+
+    context: str = Field("", description="The context's name.")
+    results: list[ResultAnswer] = Field(default_factory=list, description="What the cell showed, in order.")
+    results_truncated: bool = False
+    error: CellErrorAnswer | None = Field(None, description="The error that the cell ended with.")
+    execution_count: int = 0
+    memory: MemoryAnswer | None = None
+
+
+class RunOutcome(CellAnswer):
     exit_code: int = Field(description="As a shell gives it: 128 + N for signal N, 124 for a timeout.", examples=[0])
     duration: str = Field(examples=["0.003s"])
     session_id: str
@@ -180,7 +216,7 @@ class RecordedEgress(BaseModel):
     more: int = 0
 
 
-class RunRecordAnswer(BaseModel):
+class RunRecordAnswer(CellAnswer):
     run_id: str
     session_id: str
     status: Status
@@ -247,6 +283,7 @@ def result_answer(result: RunResult) -> dict[str, Any]:
         "stderr_truncated": result.stderr_truncated,
         "state": _state(result.state),
         **_artifacts(result.artifacts),
+        **(result.cell or {}),
         **({} if result.setup_error is None else {"setup_status": "failed", "setup_error": result.setup_error}),
     }
 
@@ -256,8 +293,8 @@ def run_answer(result: RunResult, stdout: bytes, stderr: bytes) -> dict[str, Any
     return {"stdout": text(stdout), "stderr": text(stderr), **result_answer(result)}
 
 
-def record_answer(record: RunRecord, session_id: str) -> dict[str, Any]:
-    """The record of a run. Fields that aren't known (yet) are null."""
+def record_answer(record: RunRecord, session_id: str, cell: JsonObject | None = None) -> dict[str, Any]:
+    """The record of a run. Fields that aren't known (yet) are null. `cell` are those of a run in a context."""
     return {
         "run_id": record.id,
         "session_id": session_id,
@@ -281,6 +318,7 @@ def record_answer(record: RunRecord, session_id: str) -> dict[str, Any]:
             "more": record.egress.get("more", 0),
         },
         **_artifacts(record.artifacts),
+        **(cell or {}),
     }
 
 

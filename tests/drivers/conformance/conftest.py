@@ -64,6 +64,17 @@ for driver in ("gvisor", "gvisor as a user"):
     NEVER["test_files_in_memory_are_bounded_beside_processes", driver] = "gVisor doesn't count files in memory"
 
 
+for test in (
+    "test_a_python_context",
+    "test_a_node_context",
+    "test_packages_of_contexts_are_for_contexts",
+    "test_a_run_doesn_t_meet_a_context",
+):
+    NEVER[test, "fake"] = "interpreters have other places on the host"
+for test in ("test_the_state_file_whatever_it_has_become",):
+    NEVER[test, "fake"] = "what is killed and stopped would be the host's processes"
+
+
 @pytest.fixture(scope="module", params=DRIVERS)
 def sandboxes(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     """Sandboxes of each driver: Sandboxes, or UserSandboxes."""

@@ -61,6 +61,8 @@ export class IsRunning extends Conflict {}
 export class LinkExpired extends Expired {}
 /** `no_code`, a 400. */
 export class NoCode extends BadRequest {}
+/** `no_contexts`, a 400. */
+export class NoContexts extends BadRequest {}
 /** `no_file`, a 404. */
 export class NoFile extends NotFound {}
 /** `no_inbox`, a 404. */
@@ -75,6 +77,8 @@ export class NoLanguage extends Unavailable {}
 export class NoLink extends NotFound {}
 /** `no_operator`, a 409. */
 export class NoOperator extends Conflict {}
+/** `no_such_context`, a 404. */
+export class NoSuchContext extends NotFound {}
 /** `no_such_delivery`, a 404. */
 export class NoSuchDelivery extends NotFound {}
 /** `no_such_name`, a 404. */
@@ -125,6 +129,8 @@ export class StorageFull extends TooLarge {}
 export class TagInUse extends Conflict {}
 /** `too_busy`, a 429. */
 export class TooBusy extends TooMany {}
+/** `too_many_contexts`, a 409. */
+export class TooManyContexts extends Conflict {}
 /** `too_many_deliveries`, a 429. */
 export class TooManyDeliveries extends TooMany {}
 /** `too_many_live_sessions`, a 409. */
@@ -174,6 +180,7 @@ export const BY_CODE: Readonly<Record<string, typeof EraError>> = {
   method_not_allowed: MethodNotAllowed,
   no_answer: NoAnswer,
   no_code: NoCode,
+  no_contexts: NoContexts,
   no_file: NoFile,
   no_inbox: NoInbox,
   no_input: NoInput,
@@ -181,6 +188,7 @@ export const BY_CODE: Readonly<Record<string, typeof EraError>> = {
   no_language: NoLanguage,
   no_link: NoLink,
   no_operator: NoOperator,
+  no_such_context: NoSuchContext,
   no_such_delivery: NoSuchDelivery,
   no_such_name: NoSuchName,
   no_such_process: NoSuchProcess,
@@ -210,6 +218,7 @@ export const BY_CODE: Readonly<Record<string, typeof EraError>> = {
   tag_in_use: TagInUse,
   too_busy: TooBusy,
   too_large: TooLarge,
+  too_many_contexts: TooManyContexts,
   too_many_deliveries: TooManyDeliveries,
   too_many_live_sessions: TooManyLiveSessions,
   too_many_processes: TooManyProcesses,

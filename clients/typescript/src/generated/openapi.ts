@@ -847,6 +847,86 @@ export interface paths {
         patch?: never;
         trace?: never;
     };
+    "/api/sessions/{session_id}/contexts": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * List Contexts
+         * @description List the contexts that have an interpreter, in the order in which they were made.
+         */
+        get: operations["list_contexts"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/api/sessions/{session_id}/contexts/{name}": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        post?: never;
+        /**
+         * Delete Context
+         * @description End a context and forget it. A run in it ends, too.
+         */
+        delete: operations["delete_context"];
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/api/sessions/{session_id}/contexts/{name}/interrupt": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /**
+         * Interrupt Context
+         * @description Interrupt the cell that is under way in a context, as Ctrl-C does. Variables stay.
+         */
+        post: operations["interrupt_context"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/api/sessions/{session_id}/contexts/{name}/restart": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /**
+         * Restart Context
+         * @description Give a context a new interpreter. A run in it ends, and variables are gone.
+         */
+        post: operations["restart_context"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
     "/api/sessions/{session_id}/host": {
         parameters: {
             query?: never;
@@ -1368,6 +1448,15 @@ export interface components {
         };
         /** @enum {string} */
         Cause: "create" | "run" | "data" | "files" | "rollback" | "duplicate" | "setup" | "checkpoint";
+        /** CellErrorAnswer */
+        CellErrorAnswer: {
+            /** Name */
+            name: string;
+            /** Value */
+            value: string;
+            /** Traceback */
+            traceback: string;
+        };
         /**
          * ChangeSession
          * @description Fields left out stay as they are.
@@ -1469,6 +1558,51 @@ export interface components {
             code_length: number;
             /** Updated At */
             updated_at: string;
+        };
+        /** ContextAnswer */
+        ContextAnswer: {
+            /** Name */
+            name: string;
+            /** Language */
+            language: string;
+            /**
+             * Kernel
+             * @description The interpreter and its version.
+             * @example IPython 9.18.1
+             */
+            kernel: string;
+            /**
+             * Status
+             * @description `busy` while a cell is under way.
+             * @enum {string}
+             */
+            status: "busy" | "idle";
+            /**
+             * Execution Count
+             * @description How many cells it has executed.
+             */
+            execution_count: number;
+            /**
+             * Memory Bytes
+             * @description What its interpreter had in memory after the last cell.
+             */
+            memory_bytes: number | null;
+            /** Started At */
+            started_at: string;
+        };
+        /** ContextDeletedAnswer */
+        ContextDeletedAnswer: {
+            /** Success */
+            success: boolean;
+            /** Name */
+            name: string;
+        };
+        /** ContextsAnswer */
+        ContextsAnswer: {
+            /** Contexts */
+            contexts: components["schemas"]["ContextAnswer"][];
+            /** Count */
+            count: number;
         };
         /** CountsAnswer */
         CountsAnswer: {
@@ -1749,6 +1883,34 @@ export interface components {
          * @description The last event of a run.
          */
         DoneEvent: {
+            /**
+             * Context
+             * @description The context's name.
+             * @default
+             */
+            context?: string;
+            /**
+             * Results
+             * @description What the cell showed, in order.
+             */
+            results?: components["schemas"]["ResultAnswer"][];
+            /**
+             * Results Truncated
+             * @default false
+             */
+            results_truncated?: boolean;
+            /**
+             * @description The error that the cell ended with.
+             * @default null
+             */
+            error?: components["schemas"]["CellErrorAnswer"] | null;
+            /**
+             * Execution Count
+             * @default 0
+             */
+            execution_count?: number;
+            /** @default null */
+            memory?: components["schemas"]["MemoryAnswer"] | null;
             /**
              * Exit Code
              * @description As a shell gives it: 128 + N for signal N, 124 for a timeout.
@@ -2219,6 +2381,18 @@ export interface components {
             /** Bytes */
             bytes: number;
         };
+        /** InterruptedAnswer */
+        InterruptedAnswer: {
+            /** Success */
+            success: boolean;
+            /** Name */
+            name: string;
+            /**
+             * Interrupted
+             * @description Whether a cell was under way.
+             */
+            interrupted: boolean;
+        };
         /** KeyAnswer */
         KeyAnswer: {
             /** Name */
@@ -2442,6 +2616,19 @@ export interface components {
              * @description Where a link points to.
              */
             link: string | null;
+        };
+        /** MemoryAnswer */
+        MemoryAnswer: {
+            /**
+             * Kept
+             * @description Whether variables of earlier cells were there and still are.
+             */
+            kept: boolean;
+            /**
+             * Reason
+             * @description Why not.
+             */
+            reason: string | null;
         };
         /** @enum {string} */
         Method: "GET" | "PUT";
@@ -2758,6 +2945,25 @@ export interface components {
             /** Has More */
             has_more: boolean;
         };
+        /** ResultAnswer */
+        ResultAnswer: {
+            /**
+             * Data
+             * @description The value by MIME type; what is not text as Base64.
+             */
+            data: {
+                [key: string]: unknown;
+            };
+            /** Metadata */
+            metadata: {
+                [key: string]: unknown;
+            };
+            /**
+             * Main
+             * @description Whether it is the value of the last expression.
+             */
+            main: boolean;
+        };
         /** RollbackBody */
         RollbackBody: {
             /**
@@ -2768,6 +2974,30 @@ export interface components {
         };
         /** RunAnswer */
         RunAnswer: {
+            /**
+             * Context
+             * @description The context's name.
+             * @default
+             */
+            context?: string;
+            /**
+             * Results
+             * @description What the cell showed, in order.
+             */
+            results?: components["schemas"]["ResultAnswer"][];
+            /**
+             * Results Truncated
+             * @default false
+             */
+            results_truncated?: boolean;
+            /** @description The error that the cell ended with. */
+            error?: components["schemas"]["CellErrorAnswer"] | null;
+            /**
+             * Execution Count
+             * @default 0
+             */
+            execution_count?: number;
+            memory?: components["schemas"]["MemoryAnswer"] | null;
             /**
              * Exit Code
              * @description As a shell gives it: 128 + N for signal N, 124 for a timeout.
@@ -2903,10 +3133,40 @@ export interface components {
              * @default false
              */
             background?: boolean;
+            /**
+             * Context
+             * @description The name of an interpreter that stays: the code runs in it as a cell of a notebook does.
+             * @example main
+             */
+            context?: string | null;
         };
         RunEvent: components["schemas"]["OutputEvent"] | components["schemas"]["DoneEvent"] | components["schemas"]["GapEvent"] | components["schemas"]["ErrorEvent"];
         /** RunRecordAnswer */
         RunRecordAnswer: {
+            /**
+             * Context
+             * @description The context's name.
+             * @default
+             */
+            context?: string;
+            /**
+             * Results
+             * @description What the cell showed, in order.
+             */
+            results?: components["schemas"]["ResultAnswer"][];
+            /**
+             * Results Truncated
+             * @default false
+             */
+            results_truncated?: boolean;
+            /** @description The error that the cell ended with. */
+            error?: components["schemas"]["CellErrorAnswer"] | null;
+            /**
+             * Execution Count
+             * @default 0
+             */
+            execution_count?: number;
+            memory?: components["schemas"]["MemoryAnswer"] | null;
             /** Run Id */
             run_id: string;
             /** Session Id */
@@ -5039,6 +5299,112 @@ export interface operations {
                 };
                 content: {
                     "application/json": components["schemas"]["SessionAnswer"];
+                };
+            };
+        };
+    };
+    list_contexts: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                /** @description The session's id. */
+                session_id: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description OK. */
+            200: {
+                headers: {
+                    /** @description Names the request, also in the server's log. */
+                    "X-Request-Id"?: string;
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ContextsAnswer"];
+                };
+            };
+        };
+    };
+    delete_context: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                /** @description The context's name. */
+                name: string;
+                /** @description The session's id. */
+                session_id: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description OK. */
+            200: {
+                headers: {
+                    /** @description Names the request, also in the server's log. */
+                    "X-Request-Id"?: string;
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ContextDeletedAnswer"];
+                };
+            };
+        };
+    };
+    interrupt_context: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                /** @description The context's name. */
+                name: string;
+                /** @description The session's id. */
+                session_id: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description OK. */
+            200: {
+                headers: {
+                    /** @description Names the request, also in the server's log. */
+                    "X-Request-Id"?: string;
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["InterruptedAnswer"];
+                };
+            };
+        };
+    };
+    restart_context: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                /** @description The context's name. */
+                name: string;
+                /** @description The session's id. */
+                session_id: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description OK. */
+            200: {
+                headers: {
+                    /** @description Names the request, also in the server's log. */
+                    "X-Request-Id"?: string;
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ContextAnswer"];
                 };
             };
         };

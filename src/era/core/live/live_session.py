@@ -143,6 +143,12 @@ class LiveSession:
             self.forget(secrets)
             raise
 
+    async def remember(self, secrets: Sequence[Secret]) -> None:
+        """Let processes that run already use these secrets, until `forget`. Raises SandboxFailed, NoIsolation."""
+        if secrets:
+            _, egress = await self._supervised()
+            egress.add(secrets)
+
     def forget(self, secrets: Sequence[Secret]) -> None:
         """Whoever was given these secrets has ended."""
         if secrets and self._egress is not None:

@@ -1,0 +1,113 @@
+"""Cells: what a run asks of an interpreter that stays (a context), and what comes of it. core/live/contexts.py has them
+executed."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal, Protocol
+
+from era.core.models import JsonObject, Session
+from era.core.program import Output
+from era.core.secrets import Secret
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """What an interpreter is to execute."""
+
+    code: str = field(repr=False)
+    env: Mapping[str, str] = field(repr=False)
+    """Set for this cell only."""
+
+    stdin: str = field(repr=False)
+    cwd: str
+    """The directory that it starts in, below the session's; empty to stay where the interpreter is."""
+
+    timeout: float
+    """Seconds until it is interrupted."""
+
+    output_bytes: int
+    """Of stdout, of stderr, and of results; the rest is cut off."""
+
+
+@dataclass(frozen=True, slots=True)
+class CellOutcome:
+    """How a cell ended."""
+
+    cause: Literal["exit", "signal", "timeout", "oom", "killed"]
+    exit_code: int
+    duration: float
+    """Seconds."""
+
+    results: list[JsonObject]
+    """In order: `data` by MIME type, `metadata`, and whether it is the value of the last expression (`main`)."""
+
+    results_truncated: bool
+    error: JsonObject | None
+    """`name`, `value`, `traceback`."""
+
+    execution_count: int
+    stdout_truncated: bool
+    stderr_truncated: bool
+    lost: str | None
+    """Why the interpreter has ended, if it has: a sentence."""
+
+    sandbox_alive: bool
+
+
+@dataclass(frozen=True, slots=True)
+class CellRun:
+    """What a run asks of a context."""
+
+    context: str
+    """Its name. It is made if there is none."""
+
+    base_url: str
+    cell: Cell
+    state: bytes = field(repr=False)
+    """The content of the state file."""
+
+    secrets: Sequence[Secret]
+
+
+@dataclass(frozen=True, slots=True)
+class CellRunEnded:
+    """What came of it."""
+
+    outcome: CellOutcome
+    lost: str | None
+    """Why what earlier cells had made wasn't there, or isn't there any more."""
+
+    state: bytes | None
+    """The state file's content, None where there is none to read."""
+
+    state_problem: str | None
+    disk_problem: str | None
+    """What was full, where the cell was ended for that."""
+
+    enforced: JsonObject
+
+
+type StopCell = Callable[[], Awaitable[None]]
+"""Interrupts the cell, and ends its interpreter if it goes on."""
+
+
+class Contexts(Protocol):
+    """What runs need of contexts."""
+
+    def check_language(self, session: Session) -> None:
+        """Raises BadRequest where the session's language has none."""
+        ...
+
+    async def run(
+        self,
+        session: Session,
+        request: CellRun,
+        write: Callable[[Output], Awaitable[None]],
+        begun: Callable[[StopCell], None],
+    ) -> CellRunEnded:
+        """Execute a cell, for the holder of the session's turn, which has the session's sandbox already. `write` gets
+        its output as it comes, `begun` is called before it begins. Raises as LiveSessions.opened does, TooManyContexts,
+        Unavailable where there is no interpreter, CommitFailed."""
+        ...

@@ -1,0 +1,399 @@
+"""One context: an interpreter that stays, and the cells that it executes one after the other.
+
+Theory of operation
+===================
+
+The interpreter is a process of the session's process supervisor, with a channel to a kernel of ours in it
+(guest/python_kernel.py, guest/node_kernel.cjs). One task reads what comes out of it as long as it lives, so it never
+waits for us. What comes while no cell is under way, from threads and from what cells have started, is kept up to a
+bound and belongs to the next cell.
+
+*The end of a cell* is what the kernel says over the channel, once the marks behind the cell's output have come, too.
+
+*Interrupts.* At its deadline, or when somebody wants it stopped, a cell gets SIGINT. If it goes on for GRACE seconds,
+the interpreter is killed. That loses the variables, and the answer says so.
+
+*Trust.* All that comes from the process may have been made by a cell. It can end the interpreter, and lie about
+results, variables and output: those of its own session. What isn't a message at all ends the interpreter.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import secrets
+import signal
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+import structlog
+
+from era.core.cells import Cell, CellOutcome
+from era.core.live.kernel_frames import (
+    RESULTS_BYTES,
+    CellEnd,
+    CellResults,
+    Frames,
+    KernelBroken,
+    MarkedStream,
+    cell_frame,
+    parse,
+)
+from era.core.loop_slices import Budget
+from era.core.models import now
+from era.core.ports import GuestProcess
+from era.core.process import ProcessEnded, ProcessOutput
+from era.core.program import STREAMS, Output, Stream
+from era.core.tasks import log_failure
+from era.errors import Unavailable
+
+log = structlog.get_logger()
+
+GRACE = 2.0
+"""Seconds that an interrupted cell has to end."""
+
+_START_SECONDS = 60.0
+_BEGIN_SECONDS = 0.05
+"""Between a cell's beginning and an interrupt that came earlier. By then Node can take it."""
+
+_MARK_SECONDS = 1.0
+"""How long marks are waited for. They come at once, unless a cell has changed what its descriptors are."""
+
+_BYTE_US = 0.01
+"""What it costs the event loop to take a byte."""
+
+_BETWEEN_BYTES = 64 << 10
+"""Of output between cells that is kept, of each stream."""
+
+_GONE = ProcessEnded(128 + signal.SIGKILL, signal.SIGKILL, "sandbox_died")
+
+_FDS: Mapping[int, Stream] = {1: "stdout", 2: "stderr"}
+
+
+class NotBegun(Exception):
+    """The interpreter had ended before it got the cell."""
+
+
+@dataclass(slots=True)
+class _Running:
+    """The cell under way."""
+
+    cell: Cell
+    write: Callable[[Output], Awaitable[None]]
+    streams: dict[int, MarkedStream]
+    results: CellResults
+    done: asyncio.Future[None]
+    """Ends once the cell has ended or the interpreter has, or with the error that output couldn't be kept for."""
+
+    room: dict[Stream, int]
+    truncated: set[Stream] = field(default_factory=set)
+    end: CellEnd | None = None
+    timed_out: bool = False
+    interrupted: bool = False
+    """By somebody else than itself."""
+
+    begun: bool = False
+    """It can be interrupted: SIGINT does nothing before."""
+
+    signalled: bool = False
+    """It is to be, as soon as it has begun."""
+
+    stopping: bool = False
+    """It is killed if it goes on."""
+
+
+class Context:
+    """An interpreter. `start` it before anything else."""
+
+    def __init__(self, name: str, language: str, process: GuestProcess) -> None:
+        self.name = name
+        self.language = language
+        self.kernel = ""
+        """What the interpreter is, with its version."""
+
+        self.started_at = now()
+        self.used_at = time.monotonic()
+        self.execution_count = 0
+        self.memory_bytes: int | None = None
+        self.lost: str | None = None
+        """Why it has ended, as a sentence; None as long as it lives."""
+
+        self._process = process
+        self._ready = asyncio.Event()
+        self._frames = Frames()
+        self._budget = Budget(self)
+        self._running: _Running | None = None
+        self._ended: ProcessEnded | None = None
+        self._between = {stream: bytearray() for stream in STREAMS}
+        self._between_truncated: set[Stream] = set()
+        self._why: str | None = None
+        """Why it is being ended."""
+
+        self._timers: list[asyncio.TimerHandle] = []
+        self._following = asyncio.create_task(self._follow())
+        self._following.add_done_callback(lambda task: log_failure(task, "context_failed"))
+
+    @property
+    def alive(self) -> bool:
+        return self._ended is None
+
+    @property
+    def busy(self) -> bool:
+        return self._running is not None
+
+    async def ready(self) -> None:
+        """Wait until it can take cells. Raises Unavailable, and then it has ended."""
+        waiting = asyncio.create_task(self._ready.wait())
+        try:
+            await asyncio.wait([waiting, self._following], timeout=_START_SECONDS, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            waiting.cancel()
+        if not self._ready.is_set():
+            said = bytes(self._between["stderr"][-500:]).decode(errors="replace").strip()
+            await self.close("It did not start.")
+            raise Unavailable(f"The interpreter of context '{self.name}' did not start: {said or 'it took too long'}.")
+
+    async def execute(self, cell: Cell, write: Callable[[Output], Awaitable[None]]) -> CellOutcome:
+        """Execute a cell; `write` gets its output as it comes. One at a time. Raises NotBegun, or what `write` does."""
+        if not self.alive:
+            raise NotBegun
+        mark = f"\0era:{secrets.token_hex(16)}\0"
+        running = self._running = _Running(
+            cell,
+            write,
+            {fd: MarkedStream(mark.encode()) for fd in _FDS},
+            CellResults(min(cell.output_bytes, RESULTS_BYTES)),
+            asyncio.get_running_loop().create_future(),
+            dict.fromkeys(STREAMS, cell.output_bytes),
+            self._between_truncated,
+        )
+        self._between_truncated = set()
+        try:
+            for stream, content in self._between.items():
+                if content:
+                    await self._give(running, stream, bytes(content))
+                    content.clear()
+            frame = cell_frame(
+                {
+                    "code": cell.code,
+                    "env": dict(cell.env),
+                    "cwd": cell.cwd,
+                    "stdin": cell.stdin,
+                    "mark": mark,
+                    "limit": running.results.limit,
+                }
+            )
+            begun = time.monotonic()
+            sending = asyncio.create_task(self._process.send(frame))
+            try:
+                await self._end_of(running)
+            finally:
+                sending.cancel()
+                with contextlib.suppress(asyncio.CancelledError, BrokenPipeError):
+                    await sending
+            if running.end is None and not (running.begun or running.timed_out or running.interrupted):
+                raise NotBegun
+            for fd, stream in _FDS.items():
+                await self._give(running, stream, running.streams[fd].rest())
+            return self._outcome(running, time.monotonic() - begun)
+        finally:
+            self._running = None
+            self.used_at = time.monotonic()
+            for timer in self._timers:
+                timer.cancel()
+            self._timers.clear()
+
+    async def interrupt(self) -> bool:
+        """Interrupt the cell under way, which may go on all the same. Whether there is one."""
+        running = self._running
+        if running is None or running.done.done():
+            return False
+        running.interrupted = True
+        await self._signal(running)
+        return True
+
+    async def stop_cell(self) -> None:
+        """Interrupt the cell under way, and kill the interpreter if it goes on. May be called again."""
+        running = self._running
+        if running is not None and not running.done.done() and not running.stopping:
+            running.interrupted = True
+            await self._stop(running, "a cell did not end when it was stopped")
+
+    async def close(self, why: str) -> None:
+        """End the interpreter. `why` is a sentence."""
+        self._why = self._why or why
+        await self._process.kill()
+        await asyncio.wait([self._following])
+
+    # -- a cell -----------------------------------------------------------------------------------------------------
+
+    async def _end_of(self, running: _Running) -> None:
+        """Wait for the end of a cell, and see to it that it has one."""
+        await asyncio.wait([running.done], timeout=running.cell.timeout)
+        if not running.done.done():
+            running.timed_out = True
+            await self._stop(running, "a cell went on after its timeout")
+        await running.done
+
+    async def _stop(self, running: _Running, why: str) -> None:
+        """Send SIGINT, and GRACE later SIGKILL."""
+        running.stopping = True
+        await self._signal(running)
+        self._timers.append(asyncio.get_running_loop().call_later(GRACE, self._kill_soon, running, why))
+
+    async def _signal(self, running: _Running) -> None:
+        """Send SIGINT, now or once the cell has begun."""
+        running.signalled = True
+        if running.begun:
+            await self._process.signal(signal.SIGINT)
+
+    async def _signal_later(self, running: _Running) -> None:
+        await asyncio.sleep(_BEGIN_SECONDS)
+        if self._running is running and not running.done.done():
+            await self._process.signal(signal.SIGINT)
+
+    def _kill_soon(self, running: _Running, why: str) -> None:
+        if self._running is running and not running.done.done():
+            self._why = self._why or f"It was killed, since {why}."
+            self._killing = asyncio.create_task(self._process.kill())
+
+    def _outcome(self, running: _Running, duration: float) -> CellOutcome:
+        end, ended = running.end, self._ended
+        cause: Literal["exit", "signal", "timeout", "oom", "killed"] = "exit"
+        if end is not None:
+            exit_code = end.exit_code
+            self.memory_bytes = end.memory_bytes
+            if running.interrupted and end.interrupted:
+                cause, exit_code = "killed", 128 + signal.SIGINT
+        else:
+            ended = ended or _GONE
+            cause, exit_code = ("killed" if ended.cause == "sandbox_died" else ended.cause), ended.exit_code
+            if self._why is not None:
+                cause = "killed"
+        if running.timed_out:
+            cause, exit_code = "timeout", 124
+        self.execution_count += 1
+        if end is not None and end.execution_count is not None:
+            self.execution_count = end.execution_count
+        return CellOutcome(
+            cause,
+            exit_code,
+            duration,
+            running.results.results,
+            running.results.truncated or (end is not None and end.truncated),
+            end.error if end is not None else None,
+            self.execution_count,
+            "stdout" in running.truncated,
+            "stderr" in running.truncated,
+            self.lost,
+            ended is None or ended.cause != "sandbox_died",
+        )
+
+    # -- what comes from the process --------------------------------------------------------------------------------
+
+    async def _follow(self) -> None:
+        """Take what the process writes, until it has ended."""
+        async for event in self._process.events():
+            if isinstance(event, ProcessEnded):
+                self._on_end(event)
+                return
+            if self._why is None or event.stream != "channel":
+                await self._on_output(event)
+            await self._budget.spend(1 + len(event.data) * _BYTE_US)
+
+    async def _on_output(self, event: ProcessOutput) -> None:
+        running = self._running
+        if event.stream == "channel":
+            try:
+                for kind, payload in self._frames.feed(event.data):
+                    await self._on_frame(kind, payload)
+            except KernelBroken as broken:
+                self._why = f"It was killed, since its interpreter {broken}."
+                await self._process.kill()
+            return
+        fd = 2 if event.stream == "stderr" else 1
+        after = event.data
+        if running is not None and not running.done.done():
+            before, after = running.streams[fd].feed(event.data)
+            try:
+                await self._give(running, _FDS[fd], before)
+            except BaseException as error:
+                running.done.set_exception(error)
+                return
+            self._look_whether_done(running)
+        self._keep(_FDS[fd], after)
+
+    async def _on_frame(self, kind: bytes, payload: bytes) -> None:
+        """Raises KernelBroken."""
+        running = self._running
+        if kind == b"Y":
+            told = parse(payload)
+            self.kernel = str(told.get("kernel", ""))[:100]
+            self._ready.set()
+        elif running is None or running.end is not None:
+            raise KernelBroken("wrote about a cell while there was none")
+        elif kind == b"B":
+            running.begun = True
+            if running.signalled:
+                self._signalling = asyncio.create_task(self._signal_later(running))
+        elif kind == b"P":
+            running.results.add(payload)
+        elif kind == b"C":
+            running.results.clear()
+        elif kind == b"D":
+            running.end = CellEnd.parsed(payload)
+            if running.end.ends:
+                self._why = "The program ended the interpreter."
+            self._look_whether_done(running)
+            if not running.done.done() and not running.end.ends:
+                self._timers.append(asyncio.get_running_loop().call_later(_MARK_SECONDS, _finish, running.done))
+
+    def _look_whether_done(self, running: _Running) -> None:
+        end = running.end
+        if end is None or not all(running.streams[fd].ended for fd in end.marked):
+            return
+        if not end.ends:  # else once it has ended
+            _finish(running.done)
+
+    def _on_end(self, ended: ProcessEnded) -> None:
+        self._ended = ended
+        self.lost = self._why or _how(ended)
+        if self._running is not None:
+            _finish(self._running.done)
+
+    async def _give(self, running: _Running, stream: Stream, data: bytes) -> None:
+        """Pass on output of the cell, as much as it may have."""
+        room = running.room[stream]
+        if len(data) > room:
+            running.truncated.add(stream)
+            data = data[:room]
+        if data:
+            running.room[stream] -= len(data)
+            await running.write(Output(stream, data))
+
+    def _keep(self, stream: Stream, data: bytes) -> None:
+        """Keep output for the next cell."""
+        room = _BETWEEN_BYTES - len(self._between[stream])
+        self._between[stream] += data[:room]
+        if len(data) > room:
+            self._between_truncated.add(stream)
+
+
+def _finish(done: asyncio.Future[None]) -> None:
+    if not done.done():
+        done.set_result(None)
+
+
+def _how(ended: ProcessEnded) -> str:
+    """How an interpreter ended, as a sentence."""
+    match ended.cause:
+        case "oom":
+            return "Its interpreter was out of memory."
+        case "sandbox_died":
+            return "The session's sandbox died."
+        case "signal":
+            return f"Its interpreter was killed by signal {ended.signal}."
+        case _:
+            return f"The program ended the interpreter with exit code {ended.exit_code}."

@@ -1,0 +1,300 @@
+"""The contexts of all sessions: interpreters that stay, by name, and runs in them.
+
+Theory of operation
+===================
+
+A run in a context is a run like any other (session_run.py), only that its program is a cell: it has the session's turn,
+a record, data before and after, and a commit. The session is live from its first context on (live_sessions.py), and its
+contexts end with that.
+
+*Memory.* A client has to know whether the variables of earlier cells are there. A context's name is in the database
+from its first cell until it is deleted. Where a run finds no interpreter under a name that is known, what the cells
+before had made is lost. Why, is known here as long as the service that saw it end runs.
+
+*The state file* is written and read from inside (state_file.py), since processes may be at work on the tree.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from functools import partial
+from typing import Protocol
+
+from era import languages
+from era.core.cells import CellOutcome, CellRun, CellRunEnded, StopCell
+from era.core.files.allowance import Allowance
+from era.core.live.context import Context, NotBegun
+from era.core.live.live_session import LiveSession
+from era.core.live.live_sessions import LiveSessions
+from era.core.live.state_file import StateFile
+from era.core.metadata import MetadataStore
+from era.core.models import OwnedId, Session
+from era.core.ports import GuestProcess
+from era.core.process import ProcessSpec
+from era.core.program import Output
+from era.errors import BadRequest, NoContext, SandboxFailed, TooManyContexts, Unavailable
+
+MOST = 16
+"""Contexts of a session at a time."""
+
+_TRIES = 3
+_END_SECONDS = 10.0
+"""How long the end of a live session waits for what a cell left to be read."""
+
+_DISK_TICK = 0.2
+_REMEMBERED = 10_000
+"""Contexts of which the service remembers why they ended."""
+
+_ENDED = "The service was restarted since, and its interpreter ended with it."
+_RESTARTED = "It was restarted on request."
+_DELETED = "It was deleted."
+
+
+class ContextStore(Protocol):
+    """The names of contexts that have had cells. Calls raise Unavailable where the database fails."""
+
+    async def note(self, session_key: int, name: str) -> bool:
+        """Remember a name. Returns whether it was known already."""
+        ...
+
+    async def forget(self, session_key: int, name: str) -> bool:
+        """Whether it was known."""
+        ...
+
+
+class _OfSession:
+    """The contexts of one live session."""
+
+    def __init__(self, live: LiveSession) -> None:
+        self.live = live
+        self.contexts: dict[str, Context] = {}
+        self.starting = asyncio.Lock()
+        self.running = asyncio.Lock()
+        """Held from before a cell to after its state file has been read."""
+
+        self.state_file: StateFile | None = None
+        self.disk_problem: str | None = None
+        """Which limit of the working directory the contexts were ended for, if they were."""
+
+        self._allowance: Allowance | None = None
+
+    def watch_disk(self) -> None:
+        """End the contexts if the working directory outgrows its limits, also between cells."""
+        self.disk_problem = None
+        if self._allowance is None:
+            self._allowance = Allowance(self.live.sandbox, self.live.session.snapshot, self._disk_full, _DISK_TICK)
+
+    async def _disk_full(self) -> None:
+        problem = None if self._allowance is None else self._allowance.problem
+        self._allowance, self.disk_problem = None, problem
+        await self.close(f"The session was out of disk space: {problem}.")
+
+    async def close(self, why: str) -> None:
+        """End all interpreters. `why` is a sentence."""
+        await asyncio.gather(*(context.close(why) for context in self.contexts.values()))
+
+    async def end(self, why: str) -> None:
+        """The session isn't live any more."""
+        if self._allowance is not None:
+            self._allowance.stop()
+        await self.close(why)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_END_SECONDS), self.running:
+                pass
+        if self.state_file is not None:
+            await self.state_file.close()
+
+
+class Contexts:
+    """Contexts by session and name. There is one of these a service."""
+
+    def __init__(self, live: LiveSessions, sessions: MetadataStore, store: ContextStore) -> None:
+        self._live = live
+        self._sessions = sessions
+        self._store = store
+        self._of: dict[int, _OfSession] = {}
+        """By the key of the session."""
+
+        self._lost: dict[tuple[int, str], str] = {}
+        """Why contexts ended of which no later cell has been told."""
+
+    # -- runs -------------------------------------------------------------------------------------------------------
+
+    def check_language(self, session: Session) -> None:
+        """See core/cells.py."""
+        if languages.runtime(session.language).kernel is None:
+            raise BadRequest(
+                f"There are no contexts in {languages.DEFINITIONS[session.language].title}.",
+                hint=f"{', '.join(_with_contexts())} have contexts. Leave out 'context' for an ordinary run.",
+                code="no_contexts",
+            )
+
+    async def run(
+        self,
+        session: Session,
+        request: CellRun,
+        write: Callable[[Output], Awaitable[None]],
+        begun: Callable[[StopCell], None],
+    ) -> CellRunEnded:
+        """See core/cells.py."""
+        async with self._live.opened(session.owned_id) as live:
+            of = self._of_session(live)
+            async with of.running:
+                of.watch_disk()
+                if of.state_file is None:
+                    of.state_file = StateFile(partial(_start, live, request.base_url))
+                await of.state_file.write(request.state)
+                await live.remember(request.secrets)
+                try:
+                    outcome, lost = await self._execute(of, session, request, write, begun)
+                finally:
+                    live.forget(request.secrets)
+                # From here on the cell has been executed, and nothing may be raised after which it would be once more.
+                state: bytes | None = None
+                state_problem: str | None = None
+                problem = live.why_lost if outcome.sandbox_alive else (live.why_lost or "The sandbox died.")
+                if problem is None:
+                    try:
+                        state, state_problem = await of.state_file.read()
+                    except SandboxFailed as error:
+                        problem = error.message
+                if problem is not None:
+                    outcome = replace(outcome, sandbox_alive=False)
+                    state_problem = f"{problem} Data and files stay as they were."
+                return CellRunEnded(outcome, lost, state, state_problem, of.disk_problem, dict(live.enforced))
+
+    async def _execute(
+        self,
+        of: _OfSession,
+        session: Session,
+        request: CellRun,
+        write: Callable[[Output], Awaitable[None]],
+        begun: Callable[[StopCell], None],
+    ) -> tuple[CellOutcome, str | None]:
+        """Execute the cell, in a new interpreter where the one there is has ended just before. Returns why memory was
+        lost, too."""
+        lost: str | None = None
+        for _ in range(_TRIES):
+            context, why = await self._context(of, session, request.context, request.base_url)
+            lost = why or lost
+            begun(context.stop_cell)
+            try:
+                outcome = await context.execute(request.cell, write)
+            except NotBegun:
+                continue
+            return outcome, outcome.lost or lost
+        raise Unavailable(f"The interpreter of context '{request.context}' ends before it takes a cell.")
+
+    async def _context(self, of: _OfSession, session: Session, name: str, base_url: str) -> tuple[Context, str | None]:
+        """The context of this name, which is started if there is none; and why what it had is lost, if it had any."""
+        async with of.starting:
+            context = of.contexts.get(name)
+            if context is not None and context.alive:
+                return context, self._lost.pop((session.key, name), None)
+            alive = sorted(one.name for one in of.contexts.values() if one.alive)
+            if len(alive) >= MOST:
+                raise TooManyContexts(
+                    f"Session '{session.id}' has {MOST} contexts, as many as it may.", details={"contexts": alive}
+                )
+            started = await self._started(of, session, name, base_url)
+            try:
+                was_known = await self._store.note(session.key, name)
+            except BaseException:
+                await started.close("Its name could not be stored.")
+                raise
+            lost = self._lost.pop((session.key, name), None) or (context.lost if context else None)
+            of.contexts[name] = started
+            return started, lost or (_ENDED if was_known else None)
+
+    async def _started(self, of: _OfSession, session: Session, name: str, base_url: str) -> Context:
+        """A new interpreter. Raises Unavailable, SandboxFailed."""
+        kernel = languages.runtime(session.language).kernel
+        if kernel is None:
+            raise Unavailable(f"There are no contexts in {session.language}.")
+        spec = ProcessSpec(kernel.command, kernel.environment, channel=True)
+        context = Context(name, session.language, await of.live.start(spec, base_url))
+        await context.ready()
+        return context
+
+    def _of_session(self, live: LiveSession) -> _OfSession:
+        of = self._of.get(live.session_key)
+        if of is None or of.live is not live:
+            of = self._of[live.session_key] = _OfSession(live)
+            live.at_end.append(partial(self._end_all, of))
+        return of
+
+    async def _end_all(self, of: _OfSession, why: str) -> None:
+        """Its session isn't live any more."""
+        for name, context in of.contexts.items():
+            self._remember((of.live.session_key, name), context.lost or why)
+        if self._of.get(of.live.session_key) is of:
+            del self._of[of.live.session_key]
+        await of.end(why)
+
+    def _remember(self, which: tuple[int, str], why: str) -> None:
+        self._lost[which] = why
+        while len(self._lost) > _REMEMBERED:
+            del self._lost[next(iter(self._lost))]
+
+    # -- what clients ask for ---------------------------------------------------------------------------------------
+
+    async def list(self, session_id: OwnedId) -> Sequence[Context]:
+        """Those that have an interpreter, in the order in which they were started."""
+        session = await self._sessions.session(session_id)
+        return [context for context in self._all(session.key).values() if context.alive]
+
+    async def interrupt(self, session_id: OwnedId, name: str) -> bool:
+        """Interrupt its cell; whether one was under way. Raises NoContext."""
+        session = await self._sessions.session(session_id)
+        return await self._alive(session, name).interrupt()
+
+    async def delete(self, session_id: OwnedId, name: str) -> None:
+        """End it, and forget that it was. A run in it ends, too. Raises NoContext."""
+        session = await self._sessions.session(session_id)
+        context = self._all(session.key).pop(name, None)
+        known = await self._store.forget(session.key, name)
+        if context is not None:
+            await context.close(_DELETED)
+        elif not known:
+            raise _no_context(session, name)
+        self._lost.pop((session.key, name), None)
+
+    async def restart(self, session_id: OwnedId, name: str, base_url: str) -> Context:
+        """End its interpreter and start another one. A run in it ends, too. Raises NoContext, and as `run` does."""
+        session = await self._sessions.session(session_id)
+        old = self._alive(session, name)
+        async with self._live.opened(session_id) as live:
+            await old.close(_RESTARTED)
+            of = self._of_session(live)
+            async with of.starting:
+                context = of.contexts.get(name)
+                if context is None or not context.alive:
+                    context = of.contexts[name] = await self._started(of, session, name, base_url)
+                self._remember((session.key, name), _RESTARTED)
+            return context
+
+    def _all(self, session_key: int) -> dict[str, Context]:
+        of = self._of.get(session_key)
+        return {} if of is None else of.contexts
+
+    def _alive(self, session: Session, name: str) -> Context:
+        """Raises NoContext."""
+        context = self._all(session.key).get(name)
+        if context is None or not context.alive:
+            raise _no_context(session, name)
+        return context
+
+
+def _with_contexts() -> list[str]:
+    return [name for name, runtime in languages.runtimes().items() if runtime.kernel is not None]
+
+
+def _no_context(session: Session, name: str) -> NoContext:
+    return NoContext(f"Session '{session.id}' has no context '{name[:64]}'.")
+
+
+async def _start(live: LiveSession, base_url: str, spec: ProcessSpec) -> GuestProcess:
+    return await live.start(spec, base_url)

@@ -1,0 +1,151 @@
+"""IPython's shell in a Python context: what a cell shows goes to the channel, what it prints to stdout and stderr.
+
+Everything that a cell can do is IPython's own. What is changed is only where results, tracebacks and input go.
+"""
+
+from __future__ import annotations
+
+import base64
+import sys
+import types
+from json import dumps
+
+from IPython.core.displayhook import DisplayHook
+from IPython.core.displaypub import DisplayPublisher
+from IPython.core.interactiveshell import InteractiveShell
+from traitlets import Type
+from traitlets.config import Config
+
+TYPE_CHECKING = False  # as type checkers know it
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from typing import Any
+
+CUT = 64 << 10
+"""Characters that are kept of a traceback, and of the text of a result that is too large."""
+
+
+class Results:
+    """The results of one cell, sent as they come, as long as they are no larger than allowed."""
+
+    def __init__(self, send: Callable[[bytes, bytes], None]) -> None:
+        self._send = send
+        self._left = 0
+        self._clears = False
+        self.truncated = False
+
+    def begin(self, limit: int) -> None:
+        """A cell begins, whose results may have so many bytes together."""
+        self._left = limit
+        self._clears = self.truncated = False
+
+    def add(self, data: Mapping[str, Any], metadata: Mapping[str, Any] | None, **more: object) -> None:
+        """Send one MIME bundle. Of one that is too large only the beginning of its text is sent."""
+        if self._clears:
+            self.clear()
+        content = _encoded(data, metadata, more)
+        if len(content) > self._left:
+            self.truncated = True
+            content = _encoded({"text/plain": str(data.get("text/plain", ""))[:CUT]}, {}, more)
+        if len(content) <= self._left:
+            self._left -= len(content)
+            self._send(b"P", content)
+
+    def clear(self, *, wait: bool = False) -> None:
+        """Take back what the cell has shown so far; with `wait` once it shows something new."""
+        self._clears = wait
+        if not wait:
+            self._send(b"C", b"")
+
+
+def _encoded(data: Mapping[str, Any], metadata: Mapping[str, Any] | None, more: Mapping[str, object]) -> bytes:
+    bundle = {"data": data, "metadata": metadata or {}, **more}
+    return dumps(bundle, default=_plain, skipkeys=True).encode()
+
+
+def _plain(value: object) -> object:
+    """What JSON has no form for: bytes as Base64, as in notebooks, everything else as its repr."""
+    return base64.b64encode(value).decode() if isinstance(value, bytes) else repr(value)
+
+
+class _Hook(DisplayHook):
+    """Sends the value of a cell's last expression."""
+
+    def write_output_prompt(self) -> None:
+        pass
+
+    def write_format_data(self, format_dict: dict[str, Any], md_dict: dict[str, Any] | None = None) -> None:
+        shell: Any = self.shell
+        shell.results.add(format_dict, md_dict, main=True)
+
+
+class _Publisher(DisplayPublisher):
+    """Sends what `display` is given."""
+
+    def publish(
+        self,
+        data: dict[str, Any],
+        metadata: dict[str, Any] | None = None,
+        source: object = None,
+        *,
+        transient: dict[str, Any] | None = None,
+        update: bool = False,
+        **_: object,
+    ) -> None:
+        display_id = (transient or {}).get("display_id")
+        more = {} if display_id is None else {"display_id": display_id, "update": update}
+        self.shell.results.add(data, metadata, main=False, **more)
+
+    def clear_output(self, wait: bool = False) -> None:
+        self.shell.results.clear(wait=wait)
+
+
+class Shell(InteractiveShell):
+    """The shell of one context."""
+
+    displayhook_class = Type(_Hook)
+    display_pub_class = Type(_Publisher)
+    results: Results
+    last_error: dict[str, str] | None = None
+    """Of the cell under way."""
+
+    system = InteractiveShell.system_raw  # as in a terminal: output comes as it is written
+
+    wants_to_end = False
+    """The program has called `exit` or `quit`."""
+
+    def ask_exit(self) -> None:
+        self.wants_to_end = True
+
+    def enable_gui(self, gui: str | None = None) -> None:
+        """Nothing is to be done for figures as results, and there are no windows."""
+
+    def _showtraceback(self, etype: type[BaseException], evalue: BaseException | None, stb: list[str]) -> None:
+        text = "\n".join(stb)
+        self.note_error(etype, evalue, text)
+        print(text, file=sys.stderr, flush=True)
+
+    def note_error(self, etype: type[BaseException], evalue: BaseException | None, text: str = "") -> dict[str, str]:
+        """Note the error that a cell ends with, unless another one follows. `text` is its traceback, if it has one."""
+        try:
+            value = str(evalue)
+        except Exception:
+            value = "<it can't be shown>"
+        name = getattr(etype, "__name__", str(etype))
+        self.last_error = {"name": name, "value": value[:CUT], "traceback": (text or f"{name}: {value}")[-CUT:]}
+        return self.last_error
+
+
+def make_shell(results: Results) -> Shell:
+    """The shell, with a module `__main__` for its variables."""
+    main = types.ModuleType("__main__", "A context.")
+    config = Config()
+    config.HistoryManager.enabled = False  # what is remembered is remembered in memory
+    config.HistoryManager.hist_file = ":memory:"
+    config.InteractiveShell.colors = "nocolor"
+    config.InteractiveShell.separate_in = ""
+    config.InteractiveShell.separate_out2 = ""
+    shell = Shell.instance(config=config, user_module=main)
+    shell.results = results
+    sys.modules["__main__"] = main
+    return shell

@@ -1,0 +1,196 @@
+"""Node and TypeScript contexts, with the real Node."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from era.core.live import context as module
+from tests.core.interpreters import Cells, interpreter, node_command
+
+
+@pytest.fixture
+async def cells(tmp_path: Path) -> AsyncIterator[Cells]:
+    async with interpreter(node_command(), tmp_path) as made:
+        yield made
+
+
+@pytest.fixture
+async def typescript(tmp_path: Path) -> AsyncIterator[Cells]:
+    async with interpreter(node_command("typescript"), tmp_path) as made:
+        yield made
+
+
+@pytest.mark.parametrize(
+    ("code", "text"),
+    [
+        ("1 + 1", "2"),
+        ("let x = 3; x * 2", "6"),
+        ("{a: 1}", "{ a: 1 }"),
+        ("[1, 'a', new Map([[1, 2]])]", "[ 1, 'a', Map(1) { 1 => 2 } ]"),
+        ("await new Promise((resolve) => setTimeout(() => resolve(7), 10))", "7"),
+        ("const a = await Promise.resolve(4); a + 1", "5"),
+        ("function f() { return 5 }\nf()", "5"),
+        ("class A {}; new A()", "A {}"),
+        ("require('node:path').basename('/a/b')", "'b'"),
+        ("import path, { basename as base } from 'node:path'\npath.sep + base('/a/b')", "'/b'"),
+        ("import * as all from 'node:os'; typeof all.cpus", "'function'"),
+        ("import 'node:fs'\n'imported'", "'imported'"),
+        ("`import x from 'y'`", "\"import x from 'y'\""),
+        ("// import x from 'y'\n/import b from 'c'/.source", "\"import b from 'c'\""),
+        ("(await import('node:path')).sep", "'/'"),
+        ("typeof process.stdin.on", "'function'"),
+    ],
+)
+async def test_a_cell_answers_as_the_repl_does(cells: Cells, code: str, text: str) -> None:
+    assert await cells.value(code) == text
+
+
+async def test_variables_stay(cells: Cells) -> None:
+    await cells.run("const one = 1; let two = 2; var three = 3; function four() { return 4 }; class Five {}")
+    assert await cells.value("one + two + three + four() + new Five().constructor.name.length") == "14"
+    assert await cells.value("_ + 1") == "15"
+    await cells.run("const { promises: fs } = await import('node:fs')")
+    assert await cells.value("typeof fs.readFile") == "'function'"
+
+
+async def test_the_session_s_own_modules_and_packages(cells: Cells, tmp_path: Path) -> None:
+    (tmp_path / "own.js").write_text("exports.value = 'own'")
+    (tmp_path / "own.mjs").write_text("export const value = 'module'; export default 1")
+    package = tmp_path / "node_modules" / "pkg"
+    package.mkdir(parents=True)
+    (package / "index.js").write_text("module.exports = 'package'")
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub" / "deep.js").write_text("module.exports = 'deep'")
+    assert await cells.value("require('./own').value + require('pkg')") == "'ownpackage'"
+    assert await cells.value("import d, { value } from './own.mjs'; import p from 'pkg'; [d, value, p]") == (
+        "[ 1, 'module', 'package' ]"
+    )
+    outcome, _ = await cells.run("require('./deep')", cwd="sub")
+    assert outcome.results[0]["data"]["text/plain"] == "'deep'"
+    assert await cells.value("process.cwd()") == repr(str(tmp_path))
+
+
+async def test_the_client_of_the_storage_is_there(cells: Cells) -> None:
+    assert await cells.value("typeof require('./era_storage.js').KVStorage") == "'function'"
+    assert await cells.value("import { KVStorage } from './era_storage.js'; typeof KVStorage") == "'function'"
+
+
+async def test_output_and_errors(cells: Cells) -> None:
+    outcome, written = await cells.run("console.log('out'); console.error('err'); process.stdout.write('raw')")
+    assert (written.stdout, written.stderr) == ("out\nraw", "err\n")
+    outcome, written = await cells.run("function f() { throw new TypeError('no') }\nf()")
+    assert outcome.error is not None
+    assert (outcome.error["name"], outcome.error["value"], outcome.exit_code) == ("TypeError", "no", 1)
+    assert outcome.error["traceback"].startswith("TypeError: no\n    at f (cell-2:1:22)\n    at cell-2:2:1")
+    assert "node_kernel" not in outcome.error["traceback"]
+    assert written.stderr.startswith("Uncaught TypeError: no")
+
+
+@pytest.mark.parametrize(
+    ("code", "name"),
+    [("(", "SyntaxError"), ("null.x", "TypeError"), ("await Promise.reject(new RangeError('r'))", "RangeError")],
+)
+async def test_every_kind_of_error_is_told(cells: Cells, code: str, name: str) -> None:
+    outcome, _ = await cells.run(code)
+    assert outcome.error is not None
+    assert (outcome.error["name"], outcome.exit_code) == (name, 1)
+    assert await cells.value("1") == "1"
+
+
+async def test_values_can_show_themselves(cells: Cells) -> None:
+    outcome, _ = await cells.run(
+        "class Own { [Symbol.for('Jupyter.display')]() { return { 'text/html': '<b>' } } }\n"
+        "display(new Own()); display(5); new Own()"
+    )
+    assert [(next(iter(result["data"].items())), result["main"]) for result in outcome.results] == [
+        (("text/html", "<b>"), False),
+        (("text/plain", "5"), False),
+        (("text/html", "<b>"), True),
+    ]
+
+
+async def test_env_and_stdin_are_for_the_cell_only(cells: Cells) -> None:
+    outcome, _ = await cells.run("process.env.TOKEN", env={"TOKEN": "s3cret"})
+    assert outcome.results[0]["data"]["text/plain"] == "'s3cret'"
+    outcome, _ = await cells.run("process.env.TOKEN")
+    assert outcome.results == []
+    code = (
+        "const lines = []; for await (const line of require('readline').createInterface({ input: process.stdin })) "
+        "lines.push(line); lines"
+    )
+    outcome, _ = await cells.run(code, stdin="one\ntwo")
+    assert outcome.results[0]["data"]["text/plain"] == "[ 'one', 'two' ]"
+
+
+@pytest.mark.parametrize("code", ["while (true) {}", "await new Promise(() => {})"])
+async def test_a_timeout_interrupts_and_keeps_the_variables(cells: Cells, code: str) -> None:
+    await cells.run("var x = 5")
+    outcome, _ = await cells.run(code, timeout=0.5)
+    assert (outcome.cause, outcome.exit_code, outcome.lost) == ("timeout", 124, None)
+    assert await cells.value("x") == "5"
+
+
+async def test_an_interrupt_ends_the_cell(cells: Cells) -> None:
+    running = asyncio.create_task(cells.run("await new Promise(() => {})"))
+    await asyncio.sleep(0.3)
+    assert await cells.context.interrupt() is True
+    outcome, _ = await running
+    assert (outcome.cause, outcome.exit_code, outcome.lost) == ("killed", 130, None)
+
+
+async def test_a_cell_that_goes_on_loses_the_variables(cells: Cells, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "GRACE", 0.3)
+    outcome, _ = await cells.run(
+        "while (true) { try { while (true) {} } catch {} await new Promise(r => setTimeout(r, 1)).catch(() => {}) }"
+        "; process.on('SIGINT', () => {}); require('child_process').execSync('trap \"\" INT; sleep 60')",
+        timeout=0.5,
+    )
+    assert outcome.cause == "timeout"
+
+
+async def test_the_end_of_the_interpreter_is_the_end_of_the_cell(cells: Cells) -> None:
+    outcome, written = await cells.run("console.log('before'); process.exit(3)")
+    assert (outcome.cause, outcome.exit_code) == ("exit", 3)
+    assert outcome.lost == "The program ended the interpreter with exit code 3."
+    assert written.stdout == "before\n"
+
+
+async def test_a_late_error_is_told_and_ends_nothing(cells: Cells) -> None:
+    await cells.run("setTimeout(() => { throw new Error('late') }, 50); undefined")
+    await asyncio.sleep(0.5)
+    _, written = await cells.run("1")
+    assert "Uncaught Error: late" in written.stderr
+
+
+async def test_garbage_on_the_channel_ends_the_interpreter(cells: Cells) -> None:
+    outcome, _ = await cells.run("require('fs').writeSync(3, 'garbage'); await new Promise(() => {})")
+    assert outcome.cause == "killed"
+    assert outcome.lost == "It was killed, since its interpreter wrote what is no message to the service."
+
+
+@pytest.mark.parametrize(
+    ("code", "text"),
+    [
+        ("const a: number = 1; a", "1"),
+        ("enum Colour { Red, Green }; Colour.Green", "1"),
+        ("interface Point { x: number }\nconst p: Point = { x: 1 }; p.x", "1"),
+        ("function same<T>(value: T): T { return value }\nsame<string>('s')", "'s'"),
+        ("import type { Stats } from 'node:fs'\nimport { existsSync } from 'node:fs'; typeof existsSync", "'function'"),
+        ("const late: number = await Promise.resolve(3); late", "3"),
+    ],
+)
+async def test_typescript(typescript: Cells, code: str, text: str) -> None:
+    assert await typescript.value(code) == text
+
+
+async def test_typescript_imports_the_session_s_modules(typescript: Cells, tmp_path: Path) -> None:
+    (tmp_path / "own.ts").write_text("export enum E { A = 7 }\nexport const value: string = 'own'")
+    assert await typescript.value("import { value, E } from './own.ts'; value + E.A") == "'own7'"
+    assert await typescript.value("import { value as again } from './own'; again") == "'own'"
+    outcome, _ = await typescript.run("let z: = 3")
+    assert outcome.error is not None
+    assert outcome.error["name"] == "SyntaxError"

@@ -1,0 +1,83 @@
+"""Steps of the conformance suite with contexts: what is done with a sandbox, in whichever process that is."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from era import languages
+from era.core.cells import Cell
+from era.core.live.context import Context, NotBegun
+from era.core.live.state_file import StateFile
+from era.core.process import ProcessSpec
+from era.core.program import Output
+from era.errors import CommitFailed
+
+
+@dataclass
+class Answer:
+    """What a cell answered."""
+
+    cause: str
+    exit_code: int
+    error: str | None
+    lost: str | None
+    texts: list[str]
+    """The text of each result."""
+
+    output: dict[str, str] = field(default_factory=lambda: {"stdout": "", "stderr": ""})
+
+
+async def cells(sandbox: Any, language: str, codes: list[str | dict[str, Any]]) -> list[Answer]:
+    """Execute cells in a context of a language, which ends then. A cell is its code, or what Cell takes."""
+    kernel = languages.runtime(language).kernel
+    assert kernel is not None
+    supervisor = await sandbox.process_supervisor()
+    process = await supervisor.start(ProcessSpec(kernel.command, kernel.environment, channel=True))
+    context = Context("c", language, process)
+    answers = []
+    try:
+        await context.ready()
+        for given in codes:
+            asked = {"code": given} if isinstance(given, str) else given
+            try:
+                answers.append(await _answer(context, asked))
+            except NotBegun:
+                break
+        return answers
+    finally:
+        await context.close("The test is over.")
+
+
+async def _answer(context: Context, asked: dict[str, Any]) -> Answer:
+    answer = Answer("", 0, None, None, [])
+
+    async def write(output: Output) -> None:
+        answer.output[output.stream] += output.data.decode()
+
+    cell = Cell(**{"env": {}, "stdin": "", "cwd": "", "timeout": 30.0, "output_bytes": 1 << 20, **asked})
+    outcome = await context.execute(cell, write)
+    answer.cause, answer.exit_code, answer.lost = outcome.cause, outcome.exit_code, outcome.lost
+    answer.error = None if outcome.error is None else outcome.error["name"]
+    answer.texts = [str(result["data"].get("text/plain")) for result in outcome.results]
+    return answer
+
+
+async def state_file(sandbox: Any, before: list[str]) -> tuple[bytes | None, str | None, bytes | None]:
+    """Write the state file, after each of the shell's commands in `before`; return what is read then, and what is read
+    after it was written once more."""
+    supervisor = await sandbox.process_supervisor()
+    file = StateFile(supervisor.start)
+    try:
+        await file.write(b'{"a": 1}')
+        for command in before:
+            process = await supervisor.start(ProcessSpec(["sh", "-c", command], {}))
+            async for _ in process.events():
+                pass
+        content, problem = await file.read()
+        await file.write(b'{"b": 2}')
+        return content, problem, (await file.read())[0]
+    except CommitFailed as error:
+        return None, error.message, None
+    finally:
+        await file.close()
