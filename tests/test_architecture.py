@@ -236,7 +236,7 @@ def test_rules_bite(module: str, source: str) -> None:
         ("era.guest.supervisor", "import os, json\nfrom . import runner"),
         ("era.api.http", "import fastapi\nfrom era.wire.runs import RunBody\nfrom era.settings import Settings"),
         ("era.app", "import era.store, era.drivers, era.network, era.api"),
-        ("era.client.cli", "import cyclopts\ndef serve():\n    from era.app import serve"),
+        ("era.client.cli", "import argparse\ndef serve():\n    from era.app import serve"),
     ],
 )
 def test_rules_let_pass(module: str, source: str) -> None:

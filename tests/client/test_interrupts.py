@@ -100,3 +100,34 @@ def test_the_sdk_imports_nothing_of_the_server_and_nothing_slow() -> None:
         assert f"era.sdk.{'aio' if name == 'AsyncEra' else 'sync'}.sessions" in modules
         assert [name for name in modules if name.startswith(SERVER_CODE)] == []
         assert [name for name in modules if name.partition(".")[0] in slow] == []
+
+
+@pytest.mark.parametrize(
+    ("words", "variables"),
+    [
+        (("sessions", "list"), {"ERA_API_KEY": "a\nX-Evil: 1"}),
+        (("sessions", "list"), {"ERA_API_KEY": "schlüssel"}),
+        (("sessions", "list", "--server", "http://"), {}),
+        (("sessions", "list", "--server", "http://[::1"), {}),
+        (("sessions", "list", "--server", "http://x:99999"), {}),
+        (("sessions", "list", "--server", "http://a b"), {}),
+        (("sessions", "create", "python", "--data", "[" * 100_000), {}),
+        (("sessions", "create", "python", "--data", '{"n": NaN}'), {}),
+        (("sessions", "create", "python", "--metadata", "x"), {}),
+        (("sessions", "list", "--limit", "x"), {}),
+        (("run", "none.py"), {}),
+        (("run", "-", "-l", "py", "--", "a"), {}),
+        ((b"sessions", b"show", b"\xff"), {}),
+        ((b"storage", b"kv", b"set", b"n", b"k", b"\xff"), {}),
+        (("files", "get", "s"), {}),
+        (("export", "s", "--frobnicate"), {}),
+    ],
+)
+def test_what_is_wrong_is_one_message(words: tuple[str | bytes, ...], variables: dict[str, str]) -> None:
+    """Never a traceback, and never another exit code; there is no server."""
+    env = environment(None, ERA_SERVER="http://127.0.0.1:9", **variables)
+    done = subprocess.run([ERA, *words], capture_output=True, text=True, env=env, input="", timeout=60)
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.startswith("era: "), done.stderr
+    assert "Traceback" not in done.stderr
+    assert done.stdout == ""

@@ -24,7 +24,7 @@ from tests.conftest import ERA, Server, assert_nothing_left, mounts
 HEAVY = {"era.app", "era.server", "era.api", "fastapi", "uvicorn", "sqlalchemy"}
 """What takes a second to import."""
 
-LIGHT = {"cyclopts", "pydantic", "httpx", "rich", "importlib.metadata", "era.client.commands"}
+LIGHT = {"argparse", "json", "pydantic", "httpx", "rich", "importlib.metadata", "era.client.grammar"}
 """What takes a tenth of a second."""
 
 

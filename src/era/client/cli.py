@@ -33,6 +33,8 @@ def main() -> None:
         problem = told(error, as_json="--json" in words)
     except KeyboardInterrupt:
         code = 130
+    except UnicodeEncodeError:
+        problem = "era: a word isn't UTF-8"
     except BrokenPipeError:  # whoever read our output has enough
         import os
 

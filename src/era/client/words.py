@@ -59,8 +59,8 @@ def json_object(text: str | None, option: str) -> dict[str, Any] | None:
     if text is None:
         return None
     try:
-        value = loads(text)
-    except ValueError as error:
+        value = loads(text, parse_constant=_no_json)
+    except (ValueError, RecursionError) as error:
         raise Failure(f"{option} is not JSON: {error}") from None
     if not isinstance(value, dict):
         raise Failure(f"{option} is not a JSON object.")
@@ -70,9 +70,14 @@ def json_object(text: str | None, option: str) -> dict[str, Any] | None:
 def json_or_text(text: str) -> Any:
     """A JSON value, or the text itself where it is none."""
     try:
-        return loads(text)
-    except ValueError:
+        return loads(text, parse_constant=_no_json)
+    except (ValueError, RecursionError):
         return text
+
+
+def _no_json(word: str) -> Any:
+    """What Python reads as JSON and is none: NaN, Infinity."""
+    raise ValueError(f"{word} is not JSON")
 
 
 def labels(items: list[str]) -> dict[str, str]:

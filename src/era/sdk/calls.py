@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from json import dumps
 from typing import IO
-from urllib.parse import urlencode
+from urllib.parse import urlencode, urlsplit
 
 from era.sdk.errors import LocalError
 
@@ -77,12 +77,40 @@ class Call:
         self.seconds = seconds
         self.repeatable = once or method in ("GET", "HEAD")
         if json is not None:
-            self.body = dumps(json, ensure_ascii=False, allow_nan=False).encode()
+            self.body = _json(json)
             self.headers["Content-Type"] = "application/json"
         elif content is not None:
             self.headers["Content-Type"] = kind
         if once:
             self.headers["Idempotency-Key"] = os.urandom(16).hex()
+
+
+def address(url: str) -> str:
+    """A server's address without a slash at its end. Raises LocalError if it is none."""
+    try:
+        parts = urlsplit(url)
+        fine = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0 and url.isascii()
+    except ValueError:
+        fine = False
+    if not fine or not url.isprintable() or " " in url:
+        raise LocalError(f"{url[:200]!r} is no address of a server: it is like http://127.0.0.1:8787.")
+    return url.rstrip("/")
+
+
+def authorization(key: str | None) -> dict[str, str]:
+    """The header that brings a key, none without one. Raises LocalError for what can't be in a header."""
+    key = (key or "").strip()
+    if not (key.isascii() and key.isprintable()):
+        raise LocalError("The API key has characters that no key has.")
+    return {"Authorization": f"Bearer {key}"} if key else {}
+
+
+def _json(value: object) -> bytes:
+    """JSON in UTF-8. Raises LocalError for text that is no Unicode, and ValueError or TypeError for what is no JSON."""
+    try:
+        return dumps(value, ensure_ascii=False, allow_nan=False).encode()
+    except UnicodeEncodeError:
+        raise LocalError("Some text has unpaired surrogates, as of a word that isn't UTF-8.") from None
 
 
 def content_of(content: Content, advance: Advance | None = None) -> bytes | Body:

@@ -9,7 +9,7 @@ from typing import Any
 
 from era.errors import EraError
 from era.sdk.blocking import Answer, Transport, sleep
-from era.sdk.calls import Call, Query
+from era.sdk.calls import Call, Query, address, authorization
 from era.sdk.errors import ConnectionLost, answered_error
 from era.sdk.retries import pause
 
@@ -22,15 +22,14 @@ class Connection:
     def __init__(
         self, url: str | None, api_key: str | None, timeout: float, connect_timeout: float, retries: int, keys: bool
     ) -> None:
-        self.url = (url or os.environ.get("ERA_URL") or os.environ.get("ERA_SERVER") or DEFAULT_URL).rstrip("/")
+        self.url = address(url or os.environ.get("ERA_URL") or os.environ.get("ERA_SERVER") or DEFAULT_URL)
         self.timeout = timeout
         self.keys = keys
         """Whether runs and new sessions get an Idempotency-Key."""
 
         self._retries = retries
         key = os.environ.get("ERA_API_KEY") if api_key is None else api_key
-        headers = {"Authorization": f"Bearer {key}"} if key else {}
-        self._transport = Transport(self.url, headers, connect_timeout)
+        self._transport = Transport(self.url, authorization(key), connect_timeout)
 
     def open(self, call: Call) -> Answer:
         """The answer to a call, its body still to be read. Raises what the server answers, or why it doesn't."""
