@@ -1,6 +1,7 @@
 /** Calls of this server's API: the key, errors as they are answered, and whether the server is there at all. */
 
 import { signal } from '@preact/signals';
+import { parsed } from './numbers.ts';
 import type { Health } from './types.ts';
 
 const KEY = 'era-key';
@@ -112,13 +113,15 @@ export async function send(path: string, sent: Sent = {}): Promise<Response> {
 /** Send a request and read the JSON of its answer. */
 export async function call<T>(path: string, sent: Sent = {}): Promise<T> {
   const response = await send(path, sent);
+  let text: string;
   try {
-    return (await response.json()) as T;
+    text = await response.text();
   } catch (error) {
     if (sent.signal?.aborted) throw error;
     lost();
     throw new Unreachable();
   }
+  return parsed(text) as T;
 }
 
 export interface ServerEvent {
@@ -148,7 +151,7 @@ export async function* events(response: Response): AsyncGenerator<ServerEvent> {
       rest = lines.pop() ?? '';
       for (const line of lines) {
         if (line === '' || line === '\r') {
-          if (event.data) yield { id: event.id, event: event.event, data: JSON.parse(event.data) };
+          if (event.data) yield { id: event.id, event: event.event, data: parsed(event.data) as ServerEvent['data'] };
           event = { id: event.id, event: 'message', data: '' };
         } else if (!line.startsWith(':')) {
           const colon = line.indexOf(':');

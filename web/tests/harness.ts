@@ -58,11 +58,13 @@ export async function api<T = Record<string, unknown>>(
   body?: unknown,
   method = body === undefined ? 'GET' : 'POST',
   server = SERVER,
+  key = '',
 ): Promise<T> {
   const raw = typeof body === 'string';
+  const authorization: Record<string, string> = key ? { Authorization: `Bearer ${key}` } : {};
   const response = await fetch(server + path, {
     method,
-    headers: body === undefined || raw ? {} : { 'Content-Type': 'application/json' },
+    headers: body === undefined || raw ? authorization : { 'Content-Type': 'application/json', ...authorization },
     body: body === undefined ? undefined : raw ? body : JSON.stringify(body),
   });
   if (!response.ok) throw new Error(`${method} ${path}: ${response.status} ${await response.text()}`);

@@ -113,6 +113,13 @@ test('a server with a key asks for it, and keeps it out of URLs', async () => {
       await page.getByText('It is shown this once only.').waitFor();
       await page.getByRole('button', { name: 'Done' }).click();
       await page.getByRole('cell', { name: 'mina' }).waitFor();
+      // A terminal is let in by a ticket, since a page's WebSocket can't carry the key.
+      await api('/api/sessions', { language: 'python', session_id: 'keyed' }, 'POST', server.url, 'open sesame');
+      await page.goto(`${server.url}/#/sessions/keyed/terminal`);
+      await page.getByRole('button', { name: 'New shell' }).click();
+      await page.waitForURL(/terminal\/proc_/);
+      await page.keyboard.type('echo in-$((40 + 2))\n');
+      await page.locator('.xterm-rows').getByText('in-42', { exact: true }).waitFor();
       assert.deepEqual(
         urls.filter((url) => /sesame|wrong/.test(url)),
         [],
@@ -135,6 +142,27 @@ test('an error shows its hint, and what was typed stays', () =>
     await problem.waitFor();
     assert.match(await problem.innerText(), /exists|taken/);
     assert.equal(await page.getByLabel('Id', { exact: true }).inputValue(), id);
+  }));
+
+test('numbers that JavaScript has no room for survive an edit of the data', () =>
+  withPage(async (page) => {
+    const id = newId('numbers');
+    await api('/api/sessions', { language: 'python', session_id: id });
+    const data = '{"data": {"large": 12345678901234567890, "float": 1.0, "word": "owl"}}';
+    const headers = { 'Content-Type': 'application/json' };
+    await fetch(`${SERVER}/api/sessions/${id}`, { method: 'PATCH', headers, body: data });
+    await page.goto(`${SERVER}/#/sessions/${id}/data`);
+    await page.locator('.json', { hasText: '12345678901234567890' }).waitFor();
+    await page.getByRole('button', { name: 'Edit' }).click();
+    const editor = page.getByRole('textbox', { name: 'Data' });
+    await editor.getByText('owl').waitFor();
+    await editor.getByText('owl').dblclick();
+    await page.keyboard.type('hawk');
+    await page.getByRole('button', { name: 'Save' }).click();
+    await page.locator('.json', { hasText: 'hawk' }).waitFor();
+    const stored = await (await fetch(`${SERVER}/api/sessions/${id}`)).text();
+    assert.match(stored, /"large": ?12345678901234567890/);
+    assert.match(stored, /"float": ?1\.0/);
   }));
 
 test('a session that was deleted comes back', () =>

@@ -1,9 +1,10 @@
 /** The data of a session: as a tree, as text to edit, and what the last version changed. */
 
 import { useSignal } from '@preact/signals';
-import { at, call } from '../api.ts';
+import { at, call, send } from '../api.ts';
 import { draft, dropDraft, keepDraft } from '../drafts.ts';
 import { useAction, useLoad } from '../hooks.ts';
+import { parsed } from '../numbers.ts';
 import { objectOf } from '../pages/new.tsx';
 import { href } from '../router.ts';
 import type { Diff, Session } from '../types.ts';
@@ -25,9 +26,11 @@ export function DataTab({ session, set }: TabProps) {
   );
 
   const put = async (changed: string) => {
+    // As it was typed: JavaScript's own numbers can't hold all that JSON can.
     const answer = await call<{ metadata: Session }>(at(session.id), {
       method: 'PATCH',
-      json: { data: objectOf('This', changed) },
+      body: `{"data": ${changed}}`,
+      headers: { 'Content-Type': 'application/json' },
     });
     set(answer.metadata);
     close();
@@ -51,10 +54,12 @@ export function DataTab({ session, set }: TabProps) {
       act: () => put(changed),
     });
   });
-  const edit = () => {
-    began.value = session.version;
-    text.value = JSON.stringify(data, null, 2);
-  };
+  const open = useAction(async () => {
+    const now = parsed(await (await send(at(session.id))).text(), true) as Session;
+    began.value = now.version;
+    text.value = JSON.stringify(withoutCode(now.data), null, 2);
+  });
+  const edit = () => void open.run();
   const close = () => {
     text.value = null;
     dropDraft(name);
@@ -96,6 +101,7 @@ export function DataTab({ session, set }: TabProps) {
             Edit
           </Button>
         </header>
+        <Problem error={open.error} />
         {Object.keys(data).length ? (
           <Tree value={data} />
         ) : (

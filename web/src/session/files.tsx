@@ -162,6 +162,7 @@ export function FilesTab({ session, reload, rest }: TabProps) {
   const search = useSignal('');
   const making = useSignal(false);
   const over = useSignal(false);
+  const uploading = useSignal('');
   const picker = useRef<HTMLInputElement>(null);
   const list = useLoad(
     async (signal) => {
@@ -207,6 +208,7 @@ export function FilesTab({ session, reload, rest }: TabProps) {
     let sent = 0;
     try {
       for (const { path, file } of dropped) {
+        uploading.value = `${sent + 1} of ${dropped.length}`;
         await call(fileAt(session.id, path), {
           method: 'PUT',
           body: file,
@@ -218,6 +220,7 @@ export function FilesTab({ session, reload, rest }: TabProps) {
     } catch (error) {
       sayError(error);
     }
+    uploading.value = '';
     await Promise.all([reload(), list.reload()]);
     if (sent === 1 && dropped[0]) go('sessions', session.id, 'files', dropped[0].path);
   };
@@ -282,8 +285,8 @@ export function FilesTab({ session, reload, rest }: TabProps) {
     >
       <div class="pane">
         <div class="pane-head wrap">
-          <Button icon="up" onClick={() => picker.current?.click()}>
-            Upload
+          <Button icon="up" busy={uploading.value !== ''} onClick={() => picker.current?.click()}>
+            {uploading.value || 'Upload'}
           </Button>
           <Button
             icon="plus"

@@ -19,6 +19,9 @@ export function CodeEditor({ text, language, label, readOnly, hint, focus, onTex
   const host = useRef<HTMLDivElement>(null);
   const editor = useRef<Editor | null>(null);
   const [ready, setReady] = useState(false);
+  // The editor's text as far as this component knows, and what was typed since the two were the same.
+  const own = useRef(text);
+  const typed = useRef(new Set<string>());
   const latest = useRef({ onText, onRun, onSave, text, language });
   latest.current = { onText, onRun, onSave, text, language };
 
@@ -27,13 +30,18 @@ export function CodeEditor({ text, language, label, readOnly, hint, focus, onTex
     void import('./codemirror.ts').then((module) => {
       if (gone || !host.current) return;
       const { current } = latest;
+      own.current = current.text;
       editor.current = new module.Editor(host.current, {
         text: current.text,
         language: current.language,
         label,
         readOnly: readOnly ?? false,
         hint: hint ?? '',
-        onChange: (changed) => latest.current.onText?.(changed),
+        onChange: (changed) => {
+          own.current = changed;
+          typed.current.add(changed);
+          latest.current.onText?.(changed);
+        },
         onRun: onRun && (() => latest.current.onRun?.()),
         onSave: onSave && (() => latest.current.onSave?.()),
       });
@@ -47,7 +55,14 @@ export function CodeEditor({ text, language, label, readOnly, hint, focus, onTex
     };
   }, [readOnly]);
 
-  useEffect(() => editor.current?.setText(text), [text, ready]);
+  useEffect(() => {
+    // What was typed comes back here, later than the next key may come. It must not take that back.
+    if (text === own.current) typed.current.clear();
+    else if (!typed.current.has(text)) {
+      own.current = text;
+      editor.current?.setText(text);
+    }
+  }, [text, ready]);
   useEffect(() => editor.current?.setLanguage(language), [language, ready]);
 
   return (

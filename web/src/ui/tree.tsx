@@ -2,13 +2,18 @@
 
 import { useState } from 'preact/hooks';
 import { plain } from '../format.ts';
+import { digits } from '../numbers.ts';
 import type { DataChange, Json } from '../types.ts';
 
 const PAGE = 100;
 const LONG = 400;
 
-function Leaf({ value }: { value: null | boolean | number | string }) {
+type Scalar = null | boolean | number | string;
+
+function Leaf({ value }: { value: Scalar }) {
   const [whole, setWhole] = useState(false);
+  const kept = digits(value);
+  if (kept !== null) return <code class="json-number">{kept}</code>;
   if (typeof value !== 'string')
     return <code class={`json-${value === null ? 'null' : typeof value}`}>{String(value)}</code>;
   const shown = whole || value.length <= LONG ? value : `${value.slice(0, LONG)}…`;
@@ -30,11 +35,11 @@ function Node({ name, value, depth }: { name: string | number; value: Json; dept
   const [open, setOpen] = useState(depth < 2);
   const [shown, setShown] = useState(PAGE);
   const label = <span class="json-key">{typeof name === 'number' ? name : <bdi>{plain(name)}</bdi>}</span>;
-  if (value === null || typeof value !== 'object') {
+  if (value === null || typeof value !== 'object' || digits(value) !== null) {
     return (
       <li>
         <span class="json-row">
-          {label} <Leaf value={value} />
+          {label} <Leaf value={value as Scalar} />
         </span>
       </li>
     );
