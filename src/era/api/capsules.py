@@ -63,7 +63,7 @@ async def export_session(
     "/import",
     status_code=201,
     responses={201: {"model": SessionAnswer}, **errors(408, 409, 413)},
-    openapi_extra={"requestBody": {"required": True, "content": dict.fromkeys(_TAR_TYPES, _TAR_BODY)}},
+    openapi_extra={"requestBody": {"required": True, "content": dict.fromkeys(_TAR_TYPES[:2], _TAR_BODY)}},
 )
 async def import_session(
     request: Request,

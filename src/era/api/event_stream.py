@@ -99,8 +99,7 @@ def described(what: str, name: str, events: Any, *statuses: int, headers: Any = 
     """The arguments of a route that answers with an event stream. `what` says what it sends; `events` is the type of
     the `data` of its events, a union of models, and `name` what that is called; `statuses` are as for `errors`."""
     EVENTS[name] = TypeAdapter(events)
-    schema = {
-        "type": "string",
+    schema = {  # without a type: some readers take it for that of the whole stream, others for that of one event
         "description": "Server-sent events; `contentSchema` is that of the `data` of each.",
         "contentMediaType": "application/json",
         "contentSchema": {"$ref": f"#/components/schemas/{name}"},
