@@ -35,6 +35,7 @@ def blocking() -> None:
             assert_type(session.runs.run("r").wait(), RunRecord)
             assert_type(session.wait_for_setup(), SetupDone)
             assert_type(session.info(), SessionInfo)
+            assert_type(session.context("a").run("1").value, dict[str, Any] | None)
             process = session.process("npm run dev", tag="web", stdin=True)
             assert_type(process, Process)
             for told in process.events():

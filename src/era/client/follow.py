@@ -44,6 +44,9 @@ def follow(session: Session, start: Callable[[], RunStream]) -> int:
                 _leave(session)
                 return _INTERRUPTED
     result = stream.result
+    for shown in result.results or []:
+        text = shown["data"].get("text/plain", f"<{', '.join(shown['data'])}>")
+        print(text, flush=True)
     if result.status not in ("ok", "failed") and not stopped:
         notice(f"{result.status} after {result.answer['duration']}")
     for name in ("stdout", "stderr"):

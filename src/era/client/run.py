@@ -38,6 +38,7 @@ def add(parser: Parser) -> None:
     parser.add_argument("args", metavar="ARGS", nargs="*", help="its arguments; behind -- they may begin with hyphens")
     parser.add_argument("-s", "--session", help="run in this session")
     parser.add_argument("-l", "--language", help="default: the one that FILE's ending belongs to")
+    parser.add_argument("--context", metavar="NAME", help="as a cell in the session's interpreter of this name")
     parser.add_argument("--data", metavar="JSON", help="object that becomes the session's data before the run")
     add_run_options(parser)
 
@@ -54,6 +55,10 @@ def run(named: Any) -> int:
     options = run_options(named)
     if named.args:
         options["args"] = named.args
+    if named.context is not None:
+        if named.session is None:
+            raise Failure("--context is an interpreter of a session: say which with --session.")
+        options["context"] = named.context
     with connect(named) as era:
         if named.session is None:
             language = _language(era, named)

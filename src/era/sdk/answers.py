@@ -105,6 +105,19 @@ class RunResult(_Outcome):
     setup_error: str | None
     artifacts_more: int
 
+    # Of a run in a context only; see docs/contexts.md.
+    context: str | None
+    results: list[dict[str, Any]] | None
+    results_truncated: bool | None
+    error: dict[str, Any] | None
+    execution_count: int | None
+    memory: dict[str, Any] | None
+
+    @property
+    def value(self) -> dict[str, Any] | None:
+        """What a cell's last expression showed, by MIME type; None where there is none."""
+        return next((result["data"] for result in reversed(self.results or []) if result["main"]), None)
+
     @property
     def state(self) -> State:
         return State(self.answer["state"])
@@ -235,6 +248,13 @@ class ProcessInfo(View):
     exit_code: int | None
     signal: str | None
     reason: str | None
+
+
+class ContextInfo(View):
+    """An interpreter that stays."""
+
+    name: str
+    memory_bytes: int | None
 
 
 class StoredCode(View):

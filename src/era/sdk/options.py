@@ -55,6 +55,18 @@ if TYPE_CHECKING:
         atomic: bool
         """Keep data and files only if the run ends with 0."""
 
+        context: str
+        """The interpreter that stays, in which the code is a cell."""
+
+    class CellOptions(TypedDict, total=False):
+        """How a cell is run in a context."""
+
+        stdin: str
+        cwd: str
+        env: Mapping[str, str]
+        secrets: Mapping[str, Secret]
+        timeout: float
+
     class ExecuteOptions(ProgramOptions, total=False):
         """The same, of a run without a session."""
 

@@ -15,17 +15,17 @@ from era.sdk.aio.inbox import AsyncInbox
 from era.sdk.aio.processes import AsyncProcess, AsyncProcesses
 from era.sdk.aio.runs import AsyncRun, AsyncRuns, AsyncRunStream
 from era.sdk.aio.versions import AsyncVersions
-from era.sdk.answers import RunResult, SessionInfo, StoredCode
+from era.sdk.answers import ContextInfo, RunResult, SessionInfo, StoredCode
 from era.sdk.calls import Advance, Call, Content, content_of
 from era.sdk.directories import replacing
 from era.sdk.events import Events, SetupDone, SetupEvent, SetupLine, SetupStatus
 from era.sdk.options import body, run_body
-from era.urls import session_path
+from era.urls import quoted, session_path
 
 if TYPE_CHECKING:
     from typing import Unpack
 
-    from era.sdk.options import NewSession, ProcessOptions, RunOptions, SessionSettings
+    from era.sdk.options import CellOptions, NewSession, ProcessOptions, RunOptions, SessionSettings
 
 
 _LONGEST_RUN = 86_400.0
@@ -111,6 +111,14 @@ class AsyncSession:
     async def terminal(self, cols: int = 80, rows: int = 24, **options: Unpack[ProcessOptions]) -> AsyncProcess:
         """Start a login shell in a terminal: `write` types, `events` shows."""
         return await self.processes.terminal(cols, rows, **options)
+
+    def context(self, name: str = "main") -> AsyncContext:
+        """The interpreter of this name, which stays from its first cell on: `session.context().run("x = 1")`."""
+        return AsyncContext(self, self._connection, f"{self._path}/contexts", name)
+
+    async def contexts(self) -> list[ContextInfo]:
+        """The interpreters that there are."""
+        return ContextInfo.each((await self._connection.get(f"{self._path}/contexts"))["contexts"])
 
     async def stop(self) -> SessionInfo:
         """End all its processes and commit what they left: it isn't live any more."""
@@ -202,6 +210,36 @@ class AsyncSession:
     def _seconds(self, given: Mapping[str, Any]) -> float:
         """How long the answer of a run may take: as long as the run, and as any call."""
         return float(given.get("timeout", self._default_timeout)) + self._connection.timeout
+
+
+class AsyncContext:
+    """An interpreter that stays: variables of one cell are there for the next."""
+
+    def __init__(self, session: AsyncSession, connection: AsyncConnection, path: str, name: str) -> None:
+        self.name = name
+        self._session = session
+        self._connection = connection
+        self._path = f"{path}/{quoted(name)}"
+
+    async def run(self, code: str, **options: Unpack[CellOptions]) -> RunResult:
+        """Run a cell. `value` of the result is what its last expression showed, `error` what it ended with."""
+        return await self._session.run(code, context=self.name, **options)
+
+    async def stream(self, code: str, **options: Unpack[CellOptions]) -> AsyncRunStream:
+        """Run a cell and get its output as it comes."""
+        return await self._session.stream(code, context=self.name, **options)
+
+    async def interrupt(self) -> bool:
+        """Interrupt the cell under way, as Ctrl-C does; whether there was one."""
+        return bool((await self._connection.send("POST", f"{self._path}/interrupt"))["interrupted"])
+
+    async def restart(self) -> ContextInfo:
+        """End the interpreter and start another one."""
+        return ContextInfo(await self._connection.send("POST", f"{self._path}/restart"))
+
+    async def delete(self) -> None:
+        """End it, and a run in it."""
+        await self._connection.send("DELETE", self._path)
 
 
 type _Sessions = list[AsyncSession]

@@ -9,7 +9,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Literal, Self, overload
 
 from era.errors import Conflict, NotFound
-from era.sdk.answers import RunResult, SessionInfo, StoredCode
+from era.sdk.answers import ContextInfo, RunResult, SessionInfo, StoredCode
 from era.sdk.calls import Advance, Call, Content, content_of
 from era.sdk.directories import replacing
 from era.sdk.events import Events, SetupDone, SetupEvent, SetupLine, SetupStatus
@@ -21,12 +21,12 @@ from era.sdk.sync.inbox import Inbox
 from era.sdk.sync.processes import Process, Processes
 from era.sdk.sync.runs import Run, Runs, RunStream
 from era.sdk.sync.versions import Versions
-from era.urls import session_path
+from era.urls import quoted, session_path
 
 if TYPE_CHECKING:
     from typing import Unpack
 
-    from era.sdk.options import NewSession, ProcessOptions, RunOptions, SessionSettings
+    from era.sdk.options import CellOptions, NewSession, ProcessOptions, RunOptions, SessionSettings
 
 
 _LONGEST_RUN = 86_400.0
@@ -110,6 +110,14 @@ class Session:
     def terminal(self, cols: int = 80, rows: int = 24, **options: Unpack[ProcessOptions]) -> Process:
         """Start a login shell in a terminal: `write` types, `events` shows."""
         return self.processes.terminal(cols, rows, **options)
+
+    def context(self, name: str = "main") -> Context:
+        """The interpreter of this name, which stays from its first cell on: `session.context().run("x = 1")`."""
+        return Context(self, self._connection, f"{self._path}/contexts", name)
+
+    def contexts(self) -> list[ContextInfo]:
+        """The interpreters that there are."""
+        return ContextInfo.each((self._connection.get(f"{self._path}/contexts"))["contexts"])
 
     def stop(self) -> SessionInfo:
         """End all its processes and commit what they left: it isn't live any more."""
@@ -197,6 +205,36 @@ class Session:
     def _seconds(self, given: Mapping[str, Any]) -> float:
         """How long the answer of a run may take: as long as the run, and as any call."""
         return float(given.get("timeout", self._default_timeout)) + self._connection.timeout
+
+
+class Context:
+    """An interpreter that stays: variables of one cell are there for the next."""
+
+    def __init__(self, session: Session, connection: Connection, path: str, name: str) -> None:
+        self.name = name
+        self._session = session
+        self._connection = connection
+        self._path = f"{path}/{quoted(name)}"
+
+    def run(self, code: str, **options: Unpack[CellOptions]) -> RunResult:
+        """Run a cell. `value` of the result is what its last expression showed, `error` what it ended with."""
+        return self._session.run(code, context=self.name, **options)
+
+    def stream(self, code: str, **options: Unpack[CellOptions]) -> RunStream:
+        """Run a cell and get its output as it comes."""
+        return self._session.stream(code, context=self.name, **options)
+
+    def interrupt(self) -> bool:
+        """Interrupt the cell under way, as Ctrl-C does; whether there was one."""
+        return bool((self._connection.send("POST", f"{self._path}/interrupt"))["interrupted"])
+
+    def restart(self) -> ContextInfo:
+        """End the interpreter and start another one."""
+        return ContextInfo(self._connection.send("POST", f"{self._path}/restart"))
+
+    def delete(self) -> None:
+        """End it, and a run in it."""
+        self._connection.send("DELETE", self._path)
 
 
 type _Sessions = list[Session]
