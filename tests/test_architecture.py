@@ -52,7 +52,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "sdk": {"errors", "urls"},
     "sdk/aio": {"errors", "sdk", "urls"},
     "sdk/sync": {"errors", "sdk", "urls"},
-    "adapters": {"errors", "sdk", "sdk/aio"},
+    "adapters": {"errors", "sdk", "sdk/aio", "sdk/sync"},
     "client": {"app", "doctor", "errors", "mcp", "preflight", "sdk", "sdk/sync", "settings", "spelling", "urls"},
     # files beside the folders
     "__init__": {"errors", "sdk", "sdk/aio", "sdk/sync"},

@@ -21,3 +21,8 @@ sys.path.append(str(FRAMEWORKS))  # last, so that what .venv has comes from ther
 async def session(server: Server) -> AsyncIterator[AsyncSession]:
     async with AsyncEra(server.url) as era, era.session("python", ephemeral=True) as session:
         yield session
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    for name in ("benchmark", "vcr", "scheduled"):
+        config.addinivalue_line("markers", f"{name}: of langchain_tests, which is only used for its tests of sandboxes")
