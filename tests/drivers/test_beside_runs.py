@@ -206,6 +206,8 @@ def test_a_frozen_group_can_be_removed(tmp_path: Path) -> None:
 async def interrupted(sandbox: Any) -> list[bool]:
     """Whether it stands still after a block that was left by an exception, and by being cancelled."""
     seen = []
+    async with sandbox.frozen() as frozen:
+        assert frozen
     with pytest.raises(ZeroDivisionError):
         async with sandbox.frozen():
             raise ZeroDivisionError

@@ -23,6 +23,7 @@ from era.core.program import Limits
 
 _CPU_PERIOD_US = 100_000
 _REMOVAL_SECONDS = 5.0
+_MOST_ROUNDS = 50  # of moving processes of a group, while these start others
 _CONTROLLERS = ("memory", "pids", "cpu", "cpuacct", "io")
 _VERSION_1_NAMES = {"io": "blkio"}
 _FREEZE, _FREEZER_STATE = "cgroup.freeze", "freezer.state"
@@ -36,6 +37,10 @@ class Group:
     version: int
     directories: dict[str, Path]
     """By controller: in version 2 all the same directory, in version 1 one in each controller's hierarchy."""
+
+    freezer: Path | None = None
+    """A directory of its own by which it can be frozen, to be made when that is first wanted: to enter one more would
+    cost each new sandbox something."""
 
     def add(self, pid: int) -> None:
         """Move a process into the group. It may have no children yet: those it forks later are in the group, too."""
@@ -110,6 +115,24 @@ class Group:
     def can_freeze(self) -> bool:
         return "freezer" in self.directories
 
+    def prepare_freezer(self) -> bool:
+        """Have it so that the group can be frozen. Returns whether it can. Blocks for some milliseconds. Raises
+        OSError."""
+        if not self.can_freeze and self.freezer is not None:
+            self.freezer.mkdir(exist_ok=True)
+            entrance = self.freezer / "cgroup.procs"
+            for _ in range(_MOST_ROUNDS):
+                missing = set(self.processes()) - set(map(int, entrance.read_text().split()))
+                if not missing:  # and what these start from now on is there, too
+                    self.directories["freezer"] = self.freezer
+                    break
+                for pid in missing:
+                    with contextlib.suppress(OSError):  # it has ended
+                        entrance.write_text(str(pid))
+            if not next(iter(self.directories.values())).exists():  # the sandbox was closed meanwhile
+                _remove(self.freezer)
+        return self.can_freeze
+
     def set_frozen(self, *, frozen: bool) -> None:
         """Have the group's processes stand still, or go on. The first takes a moment: see `is_frozen`. Raises
         OSError."""
@@ -135,17 +158,18 @@ class Group:
     def remove(self) -> None:
         """Remove the group, whose processes have been killed. Waits until the kernel has let go of them. Raises OSError
         after five seconds."""
-        for directory in set(self.directories.values()):
+        for directory in {*self.directories.values(), *([self.freezer] if self.freezer else [])}:
             _remove(directory)
 
 
 class Cgroups:
     """Makes the control groups of a service's sandboxes."""
 
-    def __init__(self, version: int, parents: dict[str, Path], disk: str | None) -> None:
+    def __init__(self, version: int, parents: dict[str, Path], disk: str | None, freezer: Path | None = None) -> None:
         """`parents` are the service's own groups, by controller. `disk` is MAJOR:MINOR of the disk that sandboxes write
-        to."""
+        to. `freezer` is the service's own group for freezing, where that isn't one of `parents`."""
         self.version = version
+        self._freezer = freezer
         self._parents = parents
         self._disk = disk
 
@@ -166,14 +190,16 @@ class Cgroups:
                         _delegate(root / name, roots)
             except OSError:
                 continue
-            if (freezer := _freezer(name)) is not None:
-                parents["freezer"] = freezer
-            return cls(version, parents, _disk_of(place))
+            freezer = _freezer(name)
+            if freezer is not None and freezer in parents.values():
+                parents["freezer"], freezer = freezer, None
+            return cls(version, parents, _disk_of(place), freezer)
         return None
 
     def create(self, name: str, limits: Limits) -> Group:
         """A group with its limits set. Raises OSError."""
-        group = Group(self.version, {controller: parent / name for controller, parent in self._parents.items()})
+        directories = {controller: parent / name for controller, parent in self._parents.items()}
+        group = Group(self.version, directories, None if self._freezer is None else self._freezer / name)
         for directory in set(group.directories.values()):
             directory.mkdir()
         self._set(group, limits)
@@ -181,7 +207,7 @@ class Cgroups:
 
     def remove_leftovers(self) -> int:
         """Kill and remove every group of an earlier service of this name. Returns how many there were."""
-        groups = {child for parent in self._parents.values() for child in parent.iterdir() if child.is_dir()}
+        groups = {child for parent in self._own() for child in parent.iterdir() if child.is_dir()}
         for directory in groups:
             for line in (directory / "cgroup.procs").read_text().splitlines():
                 with contextlib.suppress(ProcessLookupError):
@@ -195,9 +221,13 @@ class Cgroups:
 
     def close(self) -> None:
         """Remove the service's own group."""
-        for parent in set(self._parents.values()):
+        for parent in self._own():
             with contextlib.suppress(OSError):
                 parent.rmdir()
+
+    def _own(self) -> set[Path]:
+        """The service's own groups."""
+        return {*self._parents.values(), *([self._freezer] if self._freezer else [])}
 
     def _set(self, group: Group, limits: Limits) -> None:
         """Write the limits to a new group's files. Raises OSError where one that matters can't be set."""

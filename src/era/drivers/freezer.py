@@ -20,7 +20,7 @@ class Freezer:
     """Freezes one control group."""
 
     def __init__(self, group: Group | None) -> None:
-        self._group = group if group is not None and group.can_freeze else None
+        self._group = group
         self._turn = asyncio.Lock()
 
     @contextlib.asynccontextmanager
@@ -31,9 +31,19 @@ class Freezer:
             return
         async with self._turn:
             try:
-                yield await self._freeze(self._group)
+                yield await self._prepare() and await self._freeze(self._group)
             finally:
                 self.thaw()  # without waiting for anything, so that nobody can cancel it
+
+    async def _prepare(self) -> bool:
+        """Have it so that it can be frozen. Returns whether it can."""
+        group = self._group
+        if group is None or group.can_freeze:
+            return group is not None
+        try:
+            return await asyncio.to_thread(group.prepare_freezer)
+        except OSError:
+            return False
 
     async def _freeze(self, group: Group) -> bool:
         """Freeze it. False where that takes too long, or it is gone; then it isn't frozen."""
@@ -51,6 +61,6 @@ class Freezer:
 
     def thaw(self) -> None:
         """Let it go on, whoever has frozen it."""
-        if self._group is not None:
+        if self._group is not None and self._group.can_freeze:
             with contextlib.suppress(OSError):  # it is gone
                 self._group.set_frozen(frozen=False)

@@ -434,7 +434,8 @@ def _content(fd: int) -> bytes:
 
 
 def _call(name: str, environment: dict[str, str]) -> int:
-    """Have a module of the guest's serve the channel. Returns the exit code."""
+    """Have a module of the guest's serve the channel. Returns the exit code. Whether `site` has been imported depends
+    on where the supervisor comes from (template.py): what wants packages of the session's adds them by itself."""
     os.environ.clear()
     os.environ.update(environment)
     signal.signal(signal.SIGPIPE, signal.SIG_IGN)
