@@ -249,3 +249,29 @@ export interface Process {
   reason: string | null;
   output_bytes: number;
 }
+
+export interface Context {
+  name: string;
+  language: string;
+  kernel: string;
+  status: 'busy' | 'idle';
+  execution_count: number;
+  memory_bytes: number | null;
+  started_at: string;
+}
+
+export interface CellResult {
+  data: { [type: string]: string };
+  metadata: JsonObject;
+  main: boolean;
+}
+
+/** What a run in a context adds to the answer of a run. */
+export interface CellEnd extends RunEnd {
+  context?: string;
+  results?: CellResult[];
+  results_truncated?: boolean;
+  error?: { name: string; value: string; traceback: string } | null;
+  execution_count?: number | null;
+  memory?: { kept: boolean; reason: string | null };
+}

@@ -29,6 +29,7 @@ const PLACES: [path: string, sign: string][] = [
   [`sessions/${id}/files/notes%2Fread.md`, '.editor[data-ready=true]'],
   [`sessions/${id}/versions`, '.changes, h3'],
   [`sessions/${id}/runs`, '.output'],
+  [`sessions/${id}/notebook`, '.editor[data-ready=true]'],
   [`sessions/${id}/processes`, '.empty'],
   [`sessions/${id}/terminal`, '.pane-empty'],
   [`sessions/${id}/setup`, '.empty'],

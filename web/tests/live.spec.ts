@@ -1,4 +1,4 @@
-/** Processes and terminals. */
+/** Processes, terminals and notebooks. */
 
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
@@ -50,4 +50,32 @@ test('a shell in a terminal goes on when the page is left, within the page’s p
     await page.keyboard.type('exit 3\n');
     await page.getByText('It ended with exit code 3.').waitFor();
     assert.deepEqual(complaints, []);
+  }));
+
+test('cells share an interpreter, and their results can do nothing', () =>
+  withPage(async (page) => {
+    const id = newId('cells');
+    await api('/api/sessions', { language: 'python', session_id: id });
+    await page.goto(part(id, 'notebook'));
+    const cell = async (number: number, code: string) => {
+      await page.getByRole('textbox', { name: `Cell ${number}` }).fill(code);
+      await page.getByRole('button', { name: `Run cell ${number}` }).click();
+    };
+    await cell(1, 'numbers = [1, 2, 3]');
+    await cell(2, 'print("the sum"); sum(numbers) * 7');
+    await page.getByRole('region', { name: 'Output of cell 2' }).getByText('the sum').waitFor();
+    await page.getByRole('region', { name: 'Result' }).getByText('42').waitFor();
+    await cell(3, '1 / 0');
+    await page.getByRole('region', { name: 'Output of cell 3' }).getByText('ZeroDivisionError').first().waitFor();
+    await cell(
+      4,
+      'from IPython.display import HTML\nHTML("<h2>shown</h2><script>parent.document.title = \'pwned\'</script>")',
+    );
+    await page.frameLocator('iframe').getByRole('heading', { name: 'shown' }).waitFor();
+    assert.doesNotMatch(await page.title(), /pwned/);
+    await page.getByRole('button', { name: 'Restart' }).click();
+    await page.getByRole('dialog').getByRole('button', { name: 'Restart' }).click();
+    await page.locator('.toast', { hasText: 'new interpreter' }).waitFor();
+    await cell(5, 'numbers');
+    await page.getByRole('region', { name: 'Output of cell 5' }).getByText('NameError').first().waitFor();
   }));

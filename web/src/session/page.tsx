@@ -5,6 +5,7 @@ import { at, call } from '../api.ts';
 import { useCommands } from '../commands.ts';
 import { useInterval, useLoad } from '../hooks.ts';
 import { titleOf } from '../languages.ts';
+import { NotebookTab } from '../live/notebook.tsx';
 import { ProcessesTab } from '../live/processes.tsx';
 import { TerminalTab } from '../live/terminal.tsx';
 import { go, href } from '../router.ts';
@@ -37,6 +38,7 @@ const TABS: [name: string, title: string, icon: string, tab: (props: TabProps) =
   ['files', 'Files', 'folder', FilesTab],
   ['versions', 'Versions', 'history', VersionsTab],
   ['runs', 'Runs', 'sessions', RunsTab],
+  ['notebook', 'Notebook', 'notebook', NotebookTab],
   ['processes', 'Processes', 'process', ProcessesTab],
   ['terminal', 'Terminal', 'terminal', TerminalTab],
   ['setup', 'Setup', 'package', SetupTab],
