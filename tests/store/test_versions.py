@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from era.core.metadata import Retention, SessionChange
-from era.core.models import EMPTY, KeptVersion, Snapshot, Trim
+from era.core.models import EMPTY, Cause, KeptVersion, Snapshot, Trim
 from era.errors import Conflict, NotFound
 from era.store.metadata import SqlStore
 from tests.owners import mine
@@ -154,3 +154,27 @@ async def test_a_commit_trims_the_history(store: SqlStore) -> None:
     assert [each.n for each in await store.kept_versions(session.key)] == [8, 7, 6, 5, 3]
     after = await store.commit(mine("a"), "files", data=None, snapshot=Snapshot("9" * 64, 1, 1, stored_bytes=5))
     assert after.history_bytes is None
+
+
+async def test_checkpoints_push_out_each_other_and_nothing_else(url: str) -> None:
+    async with opened(url, Retention(versions=3, checkpoints=2)) as store:
+        session = await store.create_session(new("a"))
+        for n in range(4):
+            await store.begin_run(mine("a"), f"r{n}")
+            await store.end_run(ended(session, f"r{n}"), data=f'{{"n": {n}}}', snapshot=None)
+            for kind in range(3):
+                cause: Cause = "checkpoint" if kind else "loose_checkpoint"
+                root = f"{n}{kind}" * 32
+                await store.commit(mine("a"), cause, data=None, snapshot=Snapshot(root, 1, 1))
+            if n == 0:
+                await name(store, 4, "one")
+        assert await numbers(store) == [(17, None), (16, None), (14, None), (10, None), (6, None), (4, "one")]
+        causes = [each.cause for each in await store.versions(mine("a"), limit=9, before=None)]
+        assert causes == ["checkpoint", "checkpoint", "run", "run", "run", "checkpoint"]
+        kept = await store.kept_versions(session.key)
+        assert [each.n for each in kept if each.is_checkpoint] == [17, 16, 4]
+        await name(store, 6, "two")
+        await store.clear_name(mine("a"), 6)
+        assert [n for n, _ in await numbers(store)] == [17, 16, 14, 10, 6, 4], "it would be kept without its name"
+        await store.clear_name(mine("a"), 4)
+        assert [n for n, _ in await numbers(store)] == [17, 16, 14, 10, 6]

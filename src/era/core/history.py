@@ -3,7 +3,8 @@
 Theory of operation. Versions share content, so what they hold together can only be counted by reading the lists of all
 their directories. No commit should pay for that. So a session's row has an upper bound of what is held: each commit
 adds what it has newly stored, and versions that go take nothing off. Only when that sum is over the limit is it counted
-what is really held, before the commit and on a thread; the commit then drops the oldest versions without a name.
+what is really held, before the commit and on a thread; the commit then drops the oldest versions without a name, and of those checkpoints
+first.
 
 Where anything must go, so much goes that an eighth of the limit is free. And the row never says after a count that
 less were free. So an eighth of the limit must be stored anew before it is counted again, and a session holds at most
@@ -79,13 +80,16 @@ class HistoryBound:
     async def _counted(self, session: Session, root: str, most: int) -> Trim:
         """What a commit of the snapshot `root` must drop. Raises Unavailable where the disk fails."""
         kept = await self._store.kept_versions(session.key)
-        unnamed = [version for version in kept if not version.named]
+        unnamed = sorted(
+            (version for version in kept if not version.named), key=lambda version: (version.is_checkpoint, -version.n)
+        )
         staying = [root, *_roots([version for version in kept if version.named])]
         totals = await self._snapshots.held_bytes(
             [*staying, *(version.root or root for version in unnamed)], most, at_least=len(staying)
         )
         room = most - most // 8
         # What all that stay hold, then these and the newest without a name, these and the newest two, and so on.
+        # Checkpoints come last: they go first.
         stay, *others = totals[len(staying) - 1 :]
         if len(others) == len(unnamed) and totals[-1] <= most:
             return Trim((), min(totals[-1], room))

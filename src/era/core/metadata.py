@@ -74,7 +74,10 @@ class Retention:
     """How much of the past is kept. All numbers but the grace period are per session."""
 
     versions: int = 100
-    """The newest versions; those with a name besides."""
+    """The newest versions that are no checkpoints; those with a name besides."""
+
+    checkpoints: int = 10
+    """The newest checkpoints; those with a name besides."""
 
     outputs: int = 100
     """The newest runs whose outputs are kept; 0 keeps none."""

@@ -19,10 +19,16 @@ type Status = Literal["running", "ok", "failed", "timeout", "oom", "killed", "di
 type Isolation = Literal["gvisor", "bubblewrap"]
 type WantedIsolation = Literal["auto", "gvisor", "bubblewrap"]
 type SetupStatus = Literal["pending", "running", "completed", "failed"]
-type Cause = Literal["create", "run", "data", "files", "rollback", "duplicate", "setup", "checkpoint"]
+type Cause = Literal[
+    "create", "run", "data", "files", "rollback", "duplicate", "setup", "checkpoint", "loose_checkpoint"
+]
 type Route = Literal["create", "duplicate", "run", "process"]
 type ServiceCommand = str | list[str]
 type Removal = Literal["expired", "deleted"]
+
+CHECKPOINTS: tuple[Cause, ...] = ("checkpoint", "loose_checkpoint")
+"""Causes of versions that a live session makes of itself (core/live/checkpoints.py). The files of a loose one may not
+all be of the same moment."""
 
 STATE_FILE = ".session_data.json"
 DEFAULT_OWNER = "default"
@@ -224,6 +230,7 @@ class KeptVersion:
     n: int
     root: str | None
     named: bool
+    is_checkpoint: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -43,6 +43,9 @@ _HAS_EXPIRY = text("expires_at IS NOT NULL")
 _HAS_PACKAGES = text("environment IS NOT NULL")
 _HAS_DIGEST = text("digest IS NOT NULL")
 _IS_RUNNING = text("status = 'running'")
+IS_CHECKPOINT = text("versions.cause IN ('checkpoint', 'loose_checkpoint')")
+IS_NO_CHECKPOINT = text("versions.cause NOT IN ('checkpoint', 'loose_checkpoint')")
+_IS_CHECKPOINT = text("cause IN ('checkpoint', 'loose_checkpoint')")
 SETUP_UNDER_WAY = text("setup_status IN ('pending', 'running')")
 """Written out in queries too, or else SQLite wouldn't use the index on it."""
 
@@ -105,6 +108,8 @@ versions = Table(
     Column("file_count", BigInteger, nullable=False),
     Column("total_bytes", BigInteger, nullable=False),
     Column("data", Text, nullable=False),
+    # Few sessions have any, so a commit finds out at once whether one has.
+    Index("ix_versions_checkpoints", "session_key", sqlite_where=_IS_CHECKPOINT, postgresql_where=_IS_CHECKPOINT),
     sqlite_with_rowid=False,
 )
 

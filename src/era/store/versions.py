@@ -12,12 +12,23 @@ from typing import Any
 from sqlalchemy import Connection, bindparam, delete, insert, select, update
 
 from era.core.metadata import Retention
-from era.core.models import Cause, KeptVersion, OwnedId, Session, Snapshot, Trim, Version, VersionContent, now
+from era.core.models import (
+    CHECKPOINTS,
+    Cause,
+    KeptVersion,
+    OwnedId,
+    Session,
+    Snapshot,
+    Trim,
+    Version,
+    VersionContent,
+    now,
+)
 from era.errors import Conflict, NotFound
 from era.store.dialects import Precompiled
 from era.store.records import snapshot_from_row
 from era.store.session_lookup import EXPIRES_AT, IS_PRESENT, find_session, note_call, session_with_key
-from era.store.tables import sessions, versions
+from era.store.tables import IS_CHECKPOINT, IS_NO_CHECKPOINT, sessions, versions
 from era.store.tables import version_names as names
 
 _ITS_NAME = (names.c.session_key == versions.c.session_key) & (names.c.n == versions.c.n)
@@ -44,7 +55,7 @@ _NEWEST = VERSIONS.where(versions.c.n < bindparam("before")).order_by(versions.c
 _WITH_DATA = VERSIONS.add_columns(versions.c.data).where(versions.c.n == bindparam("number"))
 _ONE = VERSIONS.where(versions.c.n == bindparam("number"))
 _KEPT = (
-    select(versions.c.n, versions.c.snapshot_root, names.c.n.is_not(None))
+    select(versions.c.n, versions.c.snapshot_root, names.c.n.is_not(None), versions.c.cause.in_(CHECKPOINTS))
     .join_from(versions, names, _ITS_NAME, isouter=True)
     .where(_OF_SESSION)
     .order_by(versions.c.n.desc())
@@ -67,6 +78,9 @@ _increment_for_run = Precompiled(_INCREMENT.values(last_run_at=bindparam("at")))
 _prune = Precompiled(
     delete(versions).where(_OF_SESSION, versions.c.n <= bindparam("last"), versions.c.n.not_in(_NAMED))
 )
+_first_checkpoint = Precompiled(select(versions.c.n).where(_OF_SESSION, IS_CHECKPOINT).limit(1))
+_TOO_OLD = select(versions.c.n).where(_OF_SESSION).order_by(versions.c.n.desc()).limit(1).offset(bindparam("kept"))
+_PRUNE_KIND = delete(versions).where(_OF_SESSION, versions.c.n <= bindparam("last"), versions.c.n.not_in(_NAMED))
 _DROP = delete(versions).where(
     _OF_SESSION, versions.c.n.in_(bindparam("numbers", expanding=True)), versions.c.n.not_in(_NAMED)
 )
@@ -123,9 +137,30 @@ def next_version(
         return None
     n: int = row[0]
     insert_version(connection, session_key, n, cause, at, data=data, snapshot=snapshot, run_id=run_id)
-    if n > retention.versions:
-        _prune.execute(connection, {"session": session_key, "last": n - retention.versions})
+    prune(connection, retention, session_key, n, is_checkpoint=cause in CHECKPOINTS)
     return n
+
+
+def prune(connection: Connection, retention: Retention, session_key: int, n: int, *, is_checkpoint: bool) -> None:
+    """Drop a session's versions without a name that are too old. `n` is the newest, and `is_checkpoint` whether that
+    is one.
+
+    Checkpoints are counted for themselves. So numbers tell nothing where there are some, and rows are counted.
+    """
+    if not is_checkpoint and n <= retention.versions:
+        return
+    if not is_checkpoint and not has_checkpoints(connection, session_key):
+        _prune.execute(connection, {"session": session_key, "last": n - retention.versions})
+        return
+    for kind, kept in ((IS_CHECKPOINT, retention.checkpoints), (IS_NO_CHECKPOINT, retention.versions)):
+        last = connection.execute(_TOO_OLD.where(kind), {"session": session_key, "kept": kept}).scalar_one_or_none()
+        if last is not None:
+            connection.execute(_PRUNE_KIND.where(kind), {"session": session_key, "last": last})
+
+
+def has_checkpoints(connection: Connection, session_key: int) -> bool:
+    """Whether any version of the session is a checkpoint; found in an index of those alone."""
+    return _first_checkpoint.first(connection, {"session": session_key}) is not None
 
 
 def insert_version(
@@ -235,15 +270,19 @@ def _not_kept(session: Session, retention: Retention, n: int) -> NotFound:
         )
     return NotFound(
         f"Version {n} of session '{session.id}' is no longer kept.",
-        hint=f"The newest {retention.versions} versions of a session are kept (ERA_VERSIONS_KEPT), or fewer if they "
-        "would hold too much (ERA_HISTORY_MB). One that has a name stays.",
+        hint=f"The newest {retention.versions} versions of a session are kept (ERA_VERSIONS_KEPT), and the newest "
+        f"{retention.checkpoints} checkpoints, or fewer if they would hold too much (ERA_HISTORY_MB). One that has a "
+        "name stays.",
         code="version_gone",
     )
 
 
 def kept_versions(connection: Connection, session_key: int) -> Sequence[KeptVersion]:
     """All versions of a session, newest first."""
-    return [KeptVersion(n, root, bool(named)) for n, root, named in connection.execute(_KEPT, {"session": session_key})]
+    return [
+        KeptVersion(n, root, bool(named), bool(is_checkpoint))
+        for n, root, named, is_checkpoint in connection.execute(_KEPT, {"session": session_key})
+    ]
 
 
 def name_version(
@@ -282,7 +321,10 @@ def clear_name(connection: Connection, retention: Retention, session_id: OwnedId
         return
     # Where newer versions have gone, this one was kept for its name only. So a gap is always behind a named version.
     newer = connection.execute(_ONE, {"session": session.key, "number": n + 1}).first()
-    if n <= session.version - retention.versions or newer is None:
+    if has_checkpoints(connection, session.key):
+        # Checkpoints leave gaps, too; what is too old goes here, and what holds too much with the next commit.
+        prune(connection, retention, session.key, session.version, is_checkpoint=True)
+    elif n <= session.version - retention.versions or newer is None:
         connection.execute(_DROP, {"session": session.key, "numbers": [n]})
 
 
