@@ -21,6 +21,7 @@ from typing import Literal
 from era import languages
 from era.core.models import JsonObject, Language
 from era.core.ports import GuestListener, Sandbox, SocketBroker
+from era.core.process import HeldFiles
 from era.core.program import Ended, Limits, Output, Program
 from era.drivers import guest, processes
 from era.drivers.staging import remove_tree
@@ -147,6 +148,10 @@ class FakeSandbox:
 
     def have_in_flight(self) -> bool:
         return False
+
+    def held_files(self, device: int) -> HeldFiles | None:
+        pids = [] if self._program is None else processes.below(self._program.pid)
+        return processes.held(pids, device)
 
     def cpu_seconds(self) -> float:
         return 0.0 if self._program is None else processes.cpu_seconds(processes.below(self._program.pid))

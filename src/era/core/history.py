@@ -3,8 +3,8 @@
 Theory of operation. Versions share content, so what they hold together can only be counted by reading the lists of all
 their directories. No commit should pay for that. So a session's row has an upper bound of what is held: each commit
 adds what it has newly stored, and versions that go take nothing off. Only when that sum is over the limit is it counted
-what is really held, before the commit and on a thread; the commit then drops the oldest versions without a name, and of those checkpoints
-first.
+what is really held, before the commit and on a thread; the commit then drops the oldest versions without a name, and of
+those checkpoints first.
 
 Where anything must go, so much goes that an eighth of the limit is free. And the row never says after a count that
 less were free. So an eighth of the limit must be stored anew before it is counted again, and a session holds at most

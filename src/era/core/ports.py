@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Protocol
 
 from era.core.models import JsonObject, Language, WantedIsolation
-from era.core.process import ProcessEnded, ProcessOutput, ProcessSpec, TerminalSize
+from era.core.process import HeldFiles, ProcessEnded, ProcessOutput, ProcessSpec, TerminalSize
 from era.core.program import Ended, Limits, Output, Program
 from era.core.secrets import Secret
 
@@ -192,6 +192,11 @@ class Sandbox(Protocol):
     def have_in_flight(self) -> bool:
         """Whether programs have descriptors in queues of sockets, whose files `unnamed_bytes` can't find. It may be
         slow, too."""
+        ...
+
+    def held_files(self, device: int) -> HeldFiles | None:
+        """The files on this device that processes inside have open or mapped; None where that can't be told. Blocks,
+        and is exact while nothing runs."""
         ...
 
     def cpu_seconds(self) -> float:

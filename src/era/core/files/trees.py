@@ -9,10 +9,13 @@ A file whose fingerprint is the same may have changed all the same:
     "racily clean"). It isn't *settled*: the next scan reads it again. We take a tick to be 50 ms at most; kernels have
     1 to 10.
   - tmpfs doesn't update a file's times when it is written through a memory map. There nothing is taken as known.
+  - Elsewhere a page that is written to through a map updates them once, and then again only after the kernel has
+    written it back. So a file that a process still has mapped is never known, nor settled.
 
 If the directory is watched (see watch.py), `Scan.rescan` visits only what was touched; the rest stays as it is known.
 
-The directory was written by hostile code, which is dead during a scan, so nothing changes meanwhile. A name may be
+The directory was written by hostile code, which is dead during a scan or stands still, so nothing changes meanwhile;
+where that can't be had (`changing`), what is gone when it is looked at is left out. A name may be
 anything, but it stays what it is: every name is opened relative to its directory's descriptor, one component at a time,
 never following a link and never blocking, and what was opened is checked to be what was seen.
 """
@@ -20,12 +23,13 @@ never following a link and never blocking, and what was opened is checked to be 
 from __future__ import annotations
 
 import ctypes
+import errno
 import hashlib
 import json
 import os
 import stat
 import time
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -40,14 +44,23 @@ _FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 UPLOADED = (1,)
 """The last element of a file's entry in a tree object, if a client has put it. Other files' entries lack it."""
 
+GONE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENXIO, errno.EINVAL)
+"""How opening or reading a name fails that is gone, or another kind of thing than it was."""
+
 _TICK_NS = 50_000_000
-_CLOCK_OF_FILES = 5  # CLOCK_REALTIME_COARSE, which the time module lacks
 _TMPFS_MAGIC = 0x01021994
 _CHUNK = 1 << 20
 
 
 class SnapshotRefused(Exception):
     """The working directory can't be kept: the message says which bound it broke."""
+
+
+class Changed(SnapshotRefused):
+    """Something is no longer what it was when it was scanned."""
+
+    def __init__(self) -> None:
+        super().__init__("the working directory changed while it was being kept")
 
 
 class WorkspaceFull(SnapshotRefused):
@@ -239,10 +252,24 @@ class Scan:
     """One scan of a working directory; to be used once."""
 
     def __init__(
-        self, bounds: Bounds, *, small: int | None = None, watch: Watch | None = None, packages: bool = False
+        self,
+        bounds: Bounds,
+        *,
+        small: int | None = None,
+        watch: Watch | None = None,
+        packages: bool = False,
+        mapped: Container[int] = (),
+        changing: bool = False,
     ) -> None:
         """The scan gives up with TreeNotSmall after `small` entries, if given. Directories are added to `watch`.
-        `packages`: also scan the directory of packages, beside the working directory."""
+        `packages`: also scan the directory of packages, beside the working directory. `mapped` are the inodes of files
+        that processes have mapped, which may change without their metadata. `changing`: something may be going on in
+        the directory; what is gone when it is looked at is left out."""
+        self._mapped = mapped
+        self._changing = changing
+        self.missed = False
+        """Whether anything was gone when it was looked at."""
+
         self._bounds = bounds
         self._packages = packages
         self._small = small
@@ -281,17 +308,19 @@ class Scan:
                 name = entry.name
                 if not path and name == STATE_FILE:
                     continue
-                status = entry.stat(follow_symlinks=False)
-                if stat.S_ISDIR(status.st_mode):
-                    children.append((name, status.st_mode))
-                    self._count(Totals(1))
-                else:
-                    self._add(tree, fd, name, status, known, path)
-                    self._count(tree.totals_of(name))
+                with self._overlooking():
+                    status = entry.stat(follow_symlinks=False)
+                    if stat.S_ISDIR(status.st_mode):
+                        children.append((name, status.st_mode))
+                        self._count(Totals(1))
+                    else:
+                        self._add(tree, fd, name, status, known, path)
+                        self._count(tree.totals_of(name))
         if self._packages and not path:
             children.append((PACKAGES, os.stat(on_disk(PACKAGES), dir_fd=fd, follow_symlinks=False).st_mode))
         for name, mode in children:
-            tree.trees[name] = self._scan_child(fd, name, mode, known, path)
+            with self._overlooking():
+                tree.trees[name] = self._scan_child(fd, name, mode, known, path)
         if self._packages and not path:
             _drop_empty_packages(tree)
         tree.update_totals()
@@ -331,13 +360,14 @@ class Scan:
             tree.others.discard(name)
             for kind in (tree.files, tree.links, tree.trees):
                 kind.pop(name, None)
-            if status is not None and stat.S_ISDIR(status.st_mode):
-                if was is None or name in touched.new:
-                    tree.trees[name] = self._scan_child(fd, name, status.st_mode, known, path)
-                else:
-                    tree.trees[name] = self._rescan_child(fd, name, status.st_mode, was, touched, path)
-            elif status is not None:
-                self._add(tree, fd, name, status, known, path)
+            with self._overlooking():
+                if status is not None and stat.S_ISDIR(status.st_mode):
+                    if was is None or name in touched.new:
+                        tree.trees[name] = self._scan_child(fd, name, status.st_mode, known, path)
+                    else:
+                        tree.trees[name] = self._rescan_child(fd, name, status.st_mode, was, touched, path)
+                elif status is not None:
+                    self._add(tree, fd, name, status, known, path)
             if name == PACKAGES:
                 _drop_empty_packages(tree)
             tree.totals = tree.totals.minus(before).plus(tree.totals_of(name))
@@ -371,11 +401,22 @@ class Scan:
 
     def _file(self, now: Fingerprint, known: File | None) -> File:
         """A file as scanned, with its digest if it is certainly unchanged."""
-        file = File(now, settled=now.ctime_ns < self._started - _TICK_NS)
+        is_mapped = now.inode in self._mapped
+        file = File(now, settled=now.ctime_ns < self._started - _TICK_NS and not is_mapped)
         if known is not None and known.fingerprint == now:
             file.uploaded = known.uploaded
-            file.digest = known.digest if known.settled else None
+            file.digest = known.digest if known.settled and not is_mapped else None
         return file
+
+    @contextmanager
+    def _overlooking(self) -> Iterator[None]:
+        """Leave out what the block looks at if it is gone or something else by then, where that may be."""
+        try:
+            yield
+        except (OSError, Changed) as error:
+            if not self._changing or (isinstance(error, OSError) and error.errno not in GONE):
+                raise
+            self.missed = True
 
     def _count(self, more: Totals) -> None:
         """Count entries during a full scan. Raises WorkspaceFull, TreeNotSmall."""
@@ -417,7 +458,7 @@ def store(fd: int, tree: Tree, known: Tree | None, batch: BlobBatch) -> str:
 def _store_file(fd: int, file: File, known: File | None, batch: BlobBatch) -> str:
     """Put the content of a file, unless it proves to be the known one. Returns its digest. Raises SnapshotRefused."""
     if os.fstat(fd).st_ino != file.fingerprint.inode:
-        raise SnapshotRefused("the working directory changed while it was being kept")
+        raise Changed
     if known is not None and known.digest is not None and known.fingerprint == file.fingerprint:
         # It wasn't settled at the last scan, but most likely it is the same: find out without writing a copy.
         if _digest(fd) == known.digest:
@@ -490,7 +531,7 @@ def opened(parent: int, name: str, mode: int) -> Iterator[int]:
     try:
         with closing(os.open(on_disk(name), DIRECTORY if stat.S_ISDIR(mode) else _FILE, dir_fd=parent)) as fd:
             if stat.S_IFMT(os.fstat(fd).st_mode) != stat.S_IFMT(mode):
-                raise SnapshotRefused("the working directory changed while it was being kept")
+                raise Changed
             yield fd
     finally:
         if needs_chmod:
@@ -542,7 +583,7 @@ def _change_mode(parent: int, name: str, mode: int) -> None:
     # chmod(2) would follow a link, and fchmod(2) needs a file that can be opened. A path descriptor avoids both.
     with closing(os.open(on_disk(name), os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=parent)) as fd:
         if stat.S_IFMT(os.fstat(fd).st_mode) != stat.S_IFMT(mode):
-            raise SnapshotRefused("the working directory changed while it was being kept")
+            raise Changed
         os.chmod(f"/proc/self/fd/{fd}", stat.S_IMODE(mode))
 
 
@@ -555,14 +596,3 @@ def is_tmpfs(fd: int) -> bool:
     if _libc.fstatfs(fd, status) != 0:
         raise OSError(ctypes.get_errno(), "fstatfs failed")
     return ctypes.c_long.from_buffer(status).value == _TMPFS_MAGIC
-
-
-def wait_for_the_next_tick() -> None:
-    """Wait until the clock of file times has advanced.
-
-    A write within the same tick as the restore could leave a file's times as the restore made them. The program runs
-    after that tick, so whatever it writes is seen to be newer.
-    """
-    made_at = time.clock_gettime_ns(time.CLOCK_REALTIME)
-    while time.clock_gettime_ns(_CLOCK_OF_FILES) <= made_at:
-        time.sleep(0.001)

@@ -1,0 +1,140 @@
+"""Content of files put aside: what they hold at one moment, to be stored while they change again."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import stat
+from contextlib import suppress
+from itertools import count
+from pathlib import Path
+
+from era.core.files import sparse, trees
+from era.core.files.trees import BlobBatch, Changed, File, Tree
+
+_SMALL = 64 << 10
+"""Bytes up to which content is put aside in memory."""
+
+_IN_MEMORY = 16 << 20
+"""Bytes that are put aside in memory, of one working directory."""
+
+_CHUNK = 1 << 20
+_numbers = count()
+
+
+class Aside:
+    """The content of files of one tree. Larger files are copies in a directory, which share blocks with the originals
+    where the file system can do that. `close` it at the end."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self._contents: dict[int, bytes | str] = {}
+        """By the identity of the tree's files: the content itself, or the path of the copy."""
+
+        self._in_memory = 0
+        self.bytes = 0
+        """What was put aside, each file at least trees.FILE_BYTES."""
+
+        self.missed = False
+        """Whether anything was gone or something else when it was to be put aside."""
+
+    def put_tree(self, fd: int, tree: Tree, *, still: bool) -> None:
+        """Put aside all files without a digest in the directory open as `fd`, which was scanned as `tree`. Where it
+        isn't `still`, what is gone by now is taken out of the tree, and the rest becomes what it is now. Raises
+        Changed, OSError."""
+        for name, file in list(tree.files.items()):
+            if file.digest is None:
+                try:
+                    with trees.opened(fd, name, file.fingerprint.mode) as content:
+                        self._put(content, file, still=still)
+                except (OSError, Changed) as error:
+                    self._overlook(error, still=still)
+                    del tree.files[name]
+        for name, child in list(tree.trees.items()):
+            if child.digest is None:
+                try:
+                    with trees.opened(fd, name, stat.S_IFDIR | child.mode) as below:
+                        self.put_tree(below, child, still=still)
+                except (OSError, Changed) as error:
+                    self._overlook(error, still=still)
+                    del tree.trees[name]
+        if not still:
+            tree.update_totals()
+
+    def _put(self, fd: int, file: File, *, still: bool) -> None:
+        status = os.fstat(fd)
+        if status.st_ino != file.fingerprint.inode:
+            raise Changed
+        size = status.st_size
+        if still and size != file.fingerprint.size:
+            raise Changed
+        if size <= _SMALL and self._in_memory + size <= _IN_MEMORY:
+            content = b"".join(iter(lambda: os.read(fd, _SMALL), b"")) if still else _read(fd, size)
+            self._in_memory += len(content)
+            self._contents[id(file)] = content
+            size = len(content)
+        else:
+            path = f"{self._directory}/aside-{next(_numbers)}"
+            copy = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+            self._contents[id(file)] = path
+            with trees.closing(copy):
+                sparse.copy(fd, copy, size)
+                size = os.fstat(copy).st_size
+        self.bytes += max(size, trees.FILE_BYTES)
+        if not still:
+            file.fingerprint = trees.fingerprint(os.fstat(fd))._replace(size=size)
+
+    def store_files(self, tree: Tree, known: Tree | None, batch: BlobBatch) -> None:
+        """Put into a batch what was put aside of a tree's files, and set their digests. `known` is the tree at the scan
+        before. Raises OSError."""
+        for name, file in tree.files.items():
+            if file.digest is None:
+                self._store_file(file, known.files.get(name) if known else None, batch)
+        for name, child in tree.trees.items():
+            if child.digest is None:
+                self.store_files(child, known.trees.get(name) if known else None, batch)
+
+    def _store_file(self, file: File, known: File | None, batch: BlobBatch) -> None:
+        content = self._contents.pop(id(file))
+        digest = hashlib.sha256(content).hexdigest() if isinstance(content, bytes) else _digest(content)
+        if known is not None and known.digest == digest and known.fingerprint == file.fingerprint:
+            file.digest = digest  # stored already; and whoever has put it, nobody has changed it
+        elif isinstance(content, bytes):
+            file.digest = batch.put(content)
+            file.uploaded = False
+        else:
+            batch.put_spooled(content, digest)
+            file.digest = digest
+            file.uploaded = False
+        if isinstance(content, str):
+            os.unlink(content)
+
+    def close(self) -> None:
+        """Remove the copies that are left."""
+        for content in self._contents.values():
+            if isinstance(content, str):
+                with suppress(FileNotFoundError):
+                    os.unlink(content)
+        self._contents.clear()
+
+    def _overlook(self, error: OSError | Changed, *, still: bool) -> None:
+        """Note that something is gone, or another thing by now. Raises `error` where that can't be."""
+        if still or (isinstance(error, OSError) and error.errno not in trees.GONE):
+            raise error
+        self.missed = True
+
+
+def _read(fd: int, size: int) -> bytes:
+    """The first `size` bytes, or fewer if it ends before."""
+    content = bytearray()
+    while len(content) < size and (piece := os.read(fd, size - len(content))):
+        content += piece
+    return bytes(content)
+
+
+def _digest(path: str) -> str:
+    with trees.closing(os.open(path, os.O_RDONLY | os.O_CLOEXEC)) as fd:
+        hasher = hashlib.sha256()
+        while piece := os.read(fd, _CHUNK):
+            hasher.update(piece)
+        return hasher.hexdigest()

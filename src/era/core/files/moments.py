@@ -1,0 +1,331 @@
+"""Snapshots of a working directory in which processes go on: the tree of one moment.
+
+Theory of operation
+===================
+
+*Standing still.* Where the sandbox can be frozen, everything in it stands still while the directory is scanned and what
+has changed is put aside (aside.py): that takes milliseconds, since most of the tree is known from the time before, and
+copies share blocks with the files where the file system can do that. Then everything goes on, while what was put aside
+is hashed, stored and made durable. A directory that isn't known yet is looked at once before, while processes go on: so
+the moment is short all the same.
+
+*Looking twice.* Where it can't be frozen, it is looked at until two looks agree. If nothing changed between what the
+first saw and what the second saw, file by file, then all was so at the time between the two. If they never agree, the
+snapshot has what was seen last, and says that it isn't consistent.
+
+*What may change unseen.* A file that a process has open needs no opening any more, and one that it has mapped is
+changed without any call. So the sandbox is asked which files those are (Sandbox.held_files). They are looked at each
+time, whatever the watch says (watch.py), and those that are mapped are read each time (trees.py).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Callable
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from era.core import limits
+from era.core.files import trees
+from era.core.files.aside import Aside
+from era.core.files.memory import Memory
+from era.core.files.paths import Parts
+from era.core.files.snapshots import SMALL_TREE, Snapshots
+from era.core.files.trees import BlobBatch, CountingBatch, FullScanNeeded, Scan, SnapshotRefused, Tree
+from era.core.files.watch import Watch
+from era.core.models import EMPTY, Snapshot
+from era.core.ports import Sandbox
+from era.core.process import HeldFiles
+from era.errors import CommitFailed
+
+_LOOKS = 5
+_PAUSE = 0.06
+"""Seconds between two looks: more than the tick within which a change may leave a file's times as they are."""
+
+_BULK_BYTES = 32 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Moment:
+    """What a working directory held."""
+
+    snapshot: Snapshot
+    consistent: bool
+    """Whether all of it is of one moment."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Look:
+    """A scanned tree, what was put aside of it, and the watch and the held files at that time."""
+
+    tree: Tree
+    aside: Aside
+    watch: Watch | None
+    held: HeldFiles | None
+    missed: bool = False
+    """Whether anything was gone when it was looked at."""
+
+
+class Moments:
+    """Takes snapshots of live sessions' working directories."""
+
+    def __init__(self, snapshots: Snapshots, directory: Path) -> None:
+        """Files are put aside in `directory`, which has to be there and is on the file system of working directories
+        at best."""
+        self._snapshots = snapshots
+        self._directory = directory
+        self._cant_freeze: set[str] = set()
+        """The ids of sandboxes that could not be frozen once, so that looking at them before would be of no use."""
+
+    async def take(self, sandbox: Sandbox, previous: Snapshot, entry: str | None = None) -> Moment:
+        """Make the content of `sandbox.workspace` durable. The arguments are those of Snapshots.take, and so is what is
+        raised: SnapshotRefused where the tree exceeds the limits, CommitFailed where the disk fails."""
+        try:
+            return await self._take(sandbox, previous, entry)
+        except OSError as error:
+            self._snapshots.forget(sandbox.id)
+            raise CommitFailed(f"the files of this session could not be kept: {error.strerror}") from error
+        except BaseException:
+            self._snapshots.forget(sandbox.id)
+            raise
+
+    async def _take(self, sandbox: Sandbox, previous: Snapshot, entry: str | None) -> Moment:
+        memory = self._snapshots.memory_of(sandbox, previous)
+        is_known = memory is not None and (memory.watch is not None or memory.tree.totals.entries <= SMALL_TREE)
+        async with AsyncExitStack() as stack:
+            if not is_known and sandbox.id not in self._cant_freeze:
+                memory = await self._warm(sandbox, previous, memory)
+            look = await self._frozen_look(sandbox, memory, entry, stack, is_warm=not is_known)
+            consistent = look is not None
+            if look is None:
+                look, consistent = await self._agreeing_look(sandbox, memory, stack)
+            found, known = look, memory
+            updated = await self._on_thread(
+                sandbox, lambda: self._store(found, known), bulk=look.aside.bytes > _BULK_BYTES
+            )
+        self._snapshots.remember(sandbox.id, updated)
+        return Moment(updated.snapshot, consistent)
+
+    async def _frozen_look(
+        self, sandbox: Sandbox, memory: Memory | None, entry: str | None, stack: AsyncExitStack, *, is_warm: bool
+    ) -> _Look | None:
+        """A look while everything stands still; None where that can't be had."""
+        async with self._snapshots.slot(sandbox.id), sandbox.frozen() as still:
+            if not still:
+                self._cant_freeze.add(sandbox.id)
+                return None
+            aside = Aside(self._directory)
+            stack.callback(aside.close)
+            return await self._snapshots.in_slot(lambda: self._look(sandbox, memory, entry, aside, is_warm=is_warm))
+
+    def _look(
+        self, sandbox: Sandbox, memory: Memory | None, entry: str | None, aside: Aside, *, is_warm: bool
+    ) -> _Look:
+        """Scan and put aside, on a thread, while everything stands still. Raises SnapshotRefused, OSError."""
+        with trees.opened_root(sandbox.workspace) as root:
+            held = sandbox.held_files(os.fstat(root).st_dev)
+            mapped = frozenset() if held is None else held.mapped
+            tree = None
+            if memory is not None and memory.watch is not None and memory.held is not None:
+                names = set(memory.held)
+                if is_warm:
+                    if held is None:
+                        names = set()
+                    else:
+                        names |= _names_of(memory.tree, held.all)
+                if held is not None or not is_warm:
+                    tree = self._rescan(root, sandbox, memory, memory.watch, entry, names, mapped)
+            watch = memory.watch if memory is not None else None
+            if tree is None:
+                tree, watch = self._full(root, sandbox, memory, mapped)
+            aside.put_tree(root, tree, still=True)
+            if watch is not None:
+                watch.skip()
+        return _Look(tree, aside, watch, held)
+
+    def _rescan(
+        self,
+        root: int,
+        sandbox: Sandbox,
+        memory: Memory,
+        watch: Watch,
+        entry: str | None,
+        names: set[tuple[Parts, str]],
+        mapped: frozenset[int],
+    ) -> Tree | None:
+        """The tree by a scan of what was touched, and of these names; None where a full scan is needed."""
+        touched = watch.touched(entry)
+        if touched is None:
+            return None
+        for path, name in names:
+            touched.at(path).names.add(name)
+        scan = Scan(limits.bounds(sandbox.limits), watch=watch, packages=sandbox.may_have_packages(), mapped=mapped)
+        try:
+            return scan.rescan(root, memory.tree, touched)
+        except FullScanNeeded:
+            return None
+
+    def _full(
+        self, root: int, sandbox: Sandbox, memory: Memory | None, mapped: frozenset[int], *, changing: bool = False
+    ) -> tuple[Tree, Watch | None]:
+        """The tree by a full scan, and the watch on it, if it has one."""
+        known = memory.tree if memory is not None else None
+        watch = memory.watch if memory is not None else None
+        if watch is not None and not watch.works:
+            watch.close()
+            watch = None
+
+        def scan(watch: Watch | None) -> Tree:
+            return Scan(
+                limits.bounds(sandbox.limits),
+                watch=watch,
+                packages=sandbox.may_have_packages(),
+                mapped=mapped,
+                changing=changing,
+            ).full(root, known)
+
+        tree = scan(watch)
+        if watch is None and tree.totals.entries > SMALL_TREE and sandbox.opens_on_host and not trees.is_tmpfs(root):
+            watch = self._snapshots.new_watch(tree)
+            tree = scan(watch) if watch is not None else tree
+        return tree, watch
+
+    async def _warm(self, sandbox: Sandbox, previous: Snapshot, memory: Memory | None) -> Memory | None:
+        """Look at a directory that isn't known, and store its files, while processes go on. What is remembered of it
+        then is true of each file, but of no moment; nothing where that fails, as the next look will say."""
+        aside = Aside(self._directory)
+
+        def job() -> Memory:
+            with trees.opened_root(sandbox.workspace) as root:
+                held = sandbox.held_files(os.fstat(root).st_dev)
+                mapped = frozenset() if held is None else held.mapped
+                tree, watch = self._full(root, sandbox, memory, mapped, changing=True)
+                try:
+                    before = _fingerprints(tree)
+                    aside.put_tree(root, tree, still=False)
+                    with self._snapshots.blobs.batch() as batch:
+                        aside.store_files(tree, memory.tree if memory else None, batch)
+                    _unsettle(tree, before)
+                except BaseException:
+                    if watch is not None and (memory is None or watch is not memory.watch):
+                        watch.close()
+                    raise
+            return Memory(previous, tree, watch)
+
+        try:
+            warm = await self._on_thread(sandbox, job, bulk=True)
+        except (OSError, SnapshotRefused):
+            return memory
+        finally:
+            aside.close()
+        self._snapshots.remember(sandbox.id, warm)
+        return warm
+
+    async def _agreeing_look(
+        self, sandbox: Sandbox, memory: Memory | None, stack: AsyncExitStack
+    ) -> tuple[_Look, bool]:
+        """A look with which the next one agrees; the last one where they never do."""
+
+        def job(aside: Aside) -> tuple[_Look, bool]:
+            with trees.opened_root(sandbox.workspace) as root:
+                held = sandbox.held_files(os.fstat(root).st_dev)
+                bounds, packages = limits.bounds(sandbox.limits), sandbox.may_have_packages()
+                mapped = frozenset() if held is None else held.mapped
+                scan = Scan(bounds, packages=packages, mapped=mapped, changing=True)
+                tree = scan.full(root, memory.tree if memory is not None else None)
+                settled = all(file.settled for file in _unstored(tree))
+                aside.put_tree(root, tree, still=False)
+                again = Scan(bounds, packages=packages, changing=True)
+                agrees = _agree(tree, again.full(root, None)) and settled and held is not None and not held.mapped
+            missed = scan.missed or aside.missed or again.missed
+            return _Look(tree, aside, memory.watch if memory else None, None, missed), agrees and not missed
+
+        for left in reversed(range(_LOOKS)):
+            aside = Aside(self._directory)
+            stack.callback(aside.close)
+            look, agrees = await self._on_thread(sandbox, partial(job, aside))
+            if agrees or not left:
+                return look, agrees
+            aside.close()
+            await asyncio.sleep(_PAUSE)
+        raise AssertionError("the last look is always returned")
+
+    def _store(self, look: _Look, memory: Memory | None) -> Memory:
+        """Store what was put aside, on a thread. Raises OSError."""
+        tree, known = look.tree, memory.tree if memory else None
+        held = None if look.held is None or look.held.in_flight else frozenset(_names_of(tree, look.held.all))
+        if tree.is_empty:
+            return Memory(EMPTY, tree, look.watch, held=held)
+        stored = 0
+        if tree.digest is None:
+            with self._snapshots.blobs.batch() as batch:
+                counting = CountingBatch(batch)
+                look.aside.store_files(tree, known, counting)
+                digest = _store_directories(tree, counting)
+            stored = counting.total
+            self._snapshots.count_entries(digest, tree.totals.entries)
+        own = tree.own_totals()
+        return Memory(Snapshot(tree.digest, own.files, own.total_bytes, stored), tree, look.watch, held=held)
+
+    async def _on_thread[T](self, sandbox: Sandbox, job: Callable[[], T], *, bulk: bool = False) -> T:
+        return await self._snapshots.on_thread(job, sandbox.id, bulk=bulk)
+
+
+def _store_directories(tree: Tree, batch: BlobBatch) -> str:
+    """Put the tree objects that aren't known to be stored, and set their digests. Returns the tree's own."""
+    for child in tree.trees.values():
+        if child.digest is None:
+            _store_directories(child, batch)
+    tree.digest = batch.put(tree.encoded())
+    return tree.digest
+
+
+def _names_of(tree: Tree, inodes: frozenset[int], path: Parts = ()) -> set[tuple[Parts, str]]:
+    """The files of a tree that have one of these inodes, by directory and name."""
+    if not inodes:
+        return set()
+    names = {(path, name) for name, file in tree.files.items() if file.fingerprint.inode in inodes}
+    for name, child in tree.trees.items():
+        names |= _names_of(child, inodes, (*path, name))
+    return names
+
+
+def _unstored(tree: Tree) -> list[trees.File]:
+    """The files below that aren't known to be stored."""
+    files = [file for file in tree.files.values() if file.digest is None]
+    for child in tree.trees.values():
+        if child.digest is None:
+            files += _unstored(child)
+    return files
+
+
+def _fingerprints(tree: Tree) -> dict[int, trees.Fingerprint]:
+    """The fingerprints of the files that aren't stored yet, by the files' identity."""
+    return {id(file): file.fingerprint for file in _unstored(tree)}
+
+
+def _unsettle(tree: Tree, before: dict[int, trees.Fingerprint]) -> None:
+    """Have all files read again that were stored just now and have changed since they were scanned."""
+    for file in tree.files.values():
+        if id(file) in before and before[id(file)] != file.fingerprint:
+            file.settled = False
+    for child in tree.trees.values():
+        _unsettle(child, before)
+
+
+def _agree(one: Tree, other: Tree) -> bool:
+    """Whether two scans have seen the same."""
+    return (
+        one.links == other.links
+        and one.others == other.others
+        and one.files.keys() == other.files.keys()
+        and one.trees.keys() == other.trees.keys()
+        and all(file.fingerprint == other.files[name].fingerprint for name, file in one.files.items())
+        and all(
+            child.mode == other.trees[name].mode and _agree(child, other.trees[name])
+            for name, child in one.trees.items()
+        )
+    )

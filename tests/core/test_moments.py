@@ -1,0 +1,324 @@
+"""Snapshots of a working directory in which processes go on: consistent where they can be made to stand still."""
+
+from __future__ import annotations
+
+import asyncio
+import mmap
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from era.core.files.moments import Moment, Moments
+from era.core.files.trees import SnapshotRefused
+from era.core.models import EMPTY, Snapshot
+from era.core.process import HeldFiles
+from era.drivers import processes
+from tests.core.lab import LIMITS, SETTLE, Lab, Place
+
+COUNTERS = """
+import os, sys
+n = 0
+while True:
+    n += 1
+    for name in "ab":
+        with open(f"{sys.argv[1]}.{name}", "w") as file:
+            file.write(f"{n:08}")
+"""
+"""Writes a counter to two files, in order."""
+
+FIGHTER = """
+import os, random
+while True:
+    name, other = (f"d{random.randrange(20)}" for _ in range(2))
+    try:
+        choice = random.randrange(5)
+        if choice == 0: os.mkdir(name)
+        if choice == 1: os.rename(name, other)
+        if choice == 2: os.symlink("/etc", name)
+        if choice == 3: open(f"{name}/f", "w").write("x" * 100_000)
+        if choice == 4:
+            if os.path.islink(name): os.unlink(name)
+            else:
+                for each in os.listdir(name): os.unlink(f"{name}/{each}")
+                os.rmdir(name)
+    except OSError: pass
+"""
+"""Makes directories, files and links of the same names, and takes them away."""
+
+
+@dataclass
+class Live(Place):
+    """A working directory in which processes of the host go on. They stand still where that `can_freeze`: as under the
+    freezer all of them at once, as far as anybody can see."""
+
+    can_freeze: bool = True
+    running: list[subprocess.Popen[bytes]] = field(default_factory=list)
+    started: list[subprocess.Popen[bytes]] = field(default_factory=list)
+
+    @asynccontextmanager
+    async def frozen(self) -> AsyncIterator[bool]:
+        if not self.can_freeze:
+            yield False
+            return
+        for process in self.running:
+            process.send_signal(signal.SIGSTOP)
+        for process in self.running:
+            while Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()[0] not in "TZ":
+                time.sleep(0.0001)
+        try:
+            yield True
+        finally:
+            for process in self.running:
+                process.send_signal(signal.SIGCONT)
+
+    def held_files(self, device: int) -> HeldFiles | None:
+        return processes.held([process.pid for process in self.running], device)
+
+    def start(self, code: str, *args: str) -> subprocess.Popen[bytes]:
+        process = subprocess.Popen(
+            [sys.executable, "-c", code, *args], cwd=self.workspace, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        )
+        self.running.append(process)
+        self.started.append(process)
+        return process
+
+
+class MomentLab(Lab):
+    """A lab with a live place."""
+
+    def __init__(self, directory: Path) -> None:
+        super().__init__(directory)
+        (directory / "aside").mkdir()
+        self.moments = Moments(self.snapshots, directory / "aside")
+        workspace = directory / "live"
+        workspace.mkdir()
+        self.live = Live(workspace, "live")
+        self.last: Snapshot = EMPTY
+
+    def moment(self) -> Moment:
+        moment = asyncio.run(self._take())
+        self.last = moment.snapshot
+        assert os.listdir(self.directory / "aside") == []
+        return moment
+
+    async def _take(self) -> Moment:
+        return await self.moments.take(self.live.sandbox, self.last)
+
+    def contents(self, snapshot: Snapshot | None = None) -> dict[str, bytes]:
+        """The files of a snapshot."""
+        found: dict[str, bytes] = {}
+
+        def add(digest: str | None, path: str) -> None:
+            for kind, name, *rest in self.snapshots.read_tree(digest) if digest else ():
+                if kind == "file":
+                    found[path + name] = self.blobs.get(rest[0])
+                    assert len(found[path + name]) == rest[1]
+                elif kind == "dir":
+                    add(rest[0], f"{path}{name}/")
+
+        add((snapshot or self.last).root, "")
+        return found
+
+
+@contextmanager
+def opened(directory: Path) -> Iterator[MomentLab]:
+    lab = MomentLab(directory)
+    try:
+        yield lab
+    finally:
+        for process in lab.live.started:
+            with process:
+                process.kill()
+        asyncio.run(lab.snapshots.close())
+
+
+@pytest.fixture
+def lab(tmp_path: Path) -> Iterator[MomentLab]:
+    with opened(tmp_path) as lab:
+        yield lab
+
+
+def write(lab: MomentLab, path: str, content: bytes) -> None:
+    where = lab.live.workspace / path
+    where.parent.mkdir(parents=True, exist_ok=True)
+    where.write_bytes(content)
+
+
+@pytest.mark.parametrize("can_freeze", [True, False])
+def test_what_changed_is_kept(lab: MomentLab, can_freeze: bool) -> None:
+    lab.live.can_freeze = can_freeze
+    for number in range(60):
+        write(lab, f"d{number % 3}/f{number}", b"%d" % number)
+    write(lab, "large", b"x" * 300_000)
+    os.symlink("/etc/passwd", lab.live.workspace / "link")
+    time.sleep(SETTLE)
+    assert lab.moment().consistent
+    assert len(lab.contents()) == 61
+    before = lab.last
+    assert lab.moment().snapshot == before
+    write(lab, "d1/f1", b"changed")
+    write(lab, "new/deep/file", b"y" * 100_000)
+    os.unlink(lab.live.workspace / "d2/f2")
+    time.sleep(SETTLE)
+    assert lab.moment().consistent
+    contents = lab.contents()
+    assert (contents["d1/f1"], contents["new/deep/file"]) == (b"changed", b"y" * 100_000)
+    assert "d2/f2" not in contents
+    assert len(contents) == 61
+    # A snapshot of an ordinary run goes on from there.
+    assert asyncio.run(lab.snapshots.take(lab.live.sandbox, lab.last)) == lab.last
+
+
+def test_counters_written_in_order_are_never_reversed(lab: MomentLab) -> None:
+    for number in range(20):
+        lab.live.start(COUNTERS, str(number))
+    while len(os.listdir(lab.live.workspace)) < 40:
+        time.sleep(0.01)
+    for _ in range(20):
+        assert lab.moment().consistent
+        contents = lab.contents()
+        for number in range(20):
+            first, second = (contents.get(f"{number}.{name}", b"") for name in "ab")
+            if first and second:
+                assert int(first) - int(second) in (0, 1)
+    assert lab.contents() != {}
+
+
+def test_without_a_freezer_writers_make_it_inconsistent_and_it_says_so(lab: MomentLab) -> None:
+    lab.live.can_freeze = False
+    writer = lab.live.start(COUNTERS, "0")
+    while len(os.listdir(lab.live.workspace)) < 2:
+        time.sleep(0.01)
+    assert not lab.moment().consistent
+    writer.kill()
+    writer.wait()
+    lab.live.running.clear()
+    time.sleep(SETTLE)
+    assert lab.moment().consistent
+
+
+@pytest.mark.parametrize("can_freeze", [True, False])
+def test_a_program_that_fights_it_leads_nowhere_else(lab: MomentLab, can_freeze: bool) -> None:
+    """Every content is one that the program wrote, in a file of this directory, or there is an error that says why."""
+    lab.live.can_freeze = can_freeze
+    for _ in range(2):
+        lab.live.start(FIGHTER)
+    for _ in range(8):
+        moment = lab.moment()
+        assert moment.consistent or not can_freeze
+        for content in lab.contents().values():
+            assert set(content) <= {ord("x")}
+
+
+def test_what_a_map_changes_is_seen_though_the_times_stay(lab: MomentLab) -> None:
+    code = """
+import mmap, os, sys
+fd = os.open("mapped", os.O_RDWR | os.O_CREAT)
+os.ftruncate(fd, 4096)
+there = mmap.mmap(fd, 4096)
+os.close(fd)
+print("ready", flush=True)
+for line in sys.stdin.buffer:
+    there[:5] = line[:5]
+    print("done", flush=True)
+"""
+    for number in range(60):
+        write(lab, f"f{number}", b"")
+    process = lab.live.start(code)
+    assert process.stdin
+    assert process.stdout
+    process.stdout.readline()
+    for word in (b"first", b"other", b"third", b"forth"):
+        process.stdin.write(word + b"\n")
+        process.stdin.flush()
+        process.stdout.readline()
+        time.sleep(SETTLE)
+        lab.moment()
+        assert lab.contents()["mapped"][:5] == word
+    assert len(lab.contents()["mapped"]) == mmap.PAGESIZE
+
+
+def test_a_file_that_stays_open_is_looked_at_each_time(lab: MomentLab) -> None:
+    code = """
+import sys
+with open("log", "ab", buffering=0) as log:
+    print("ready", flush=True)
+    for line in sys.stdin.buffer:
+        log.write(line)
+        print("done", flush=True)
+"""
+    for number in range(60):
+        write(lab, f"f{number}", b"")
+    process = lab.live.start(code)
+    assert process.stdin
+    assert process.stdout
+    process.stdout.readline()
+    lab.moment()
+    written = b""
+    for word in (b"one\n", b"two\n", b"three\n"):
+        process.stdin.write(word)
+        process.stdin.flush()
+        process.stdout.readline()
+        written += word
+        lab.moment()
+        assert lab.contents()["log"] == written
+
+
+def test_odd_things_are_left_out_and_nothing_blocks(lab: MomentLab) -> None:
+    where = os.fsencode(lab.live.workspace)
+    os.mkfifo(where + b"/fifo")
+    with open(where + b"/\xff\nname", "wb") as file:
+        file.write(b"odd")
+    with open(where + b"/sparse", "wb") as file:
+        file.truncate(1 << 30)
+        file.seek(1 << 29)
+        file.write(b"data")
+    os.symlink("/dev/zero", where + b"/zero")
+    os.mknod(where + b"/socket", 0o140600)
+    lab.moment()
+    names = {name for _, name, *_ in lab.snapshots.read_tree(lab.last.root or "")}
+    assert names == {"\udcff\nname", "sparse", "zero"}
+
+
+def test_what_exceeds_the_limits_is_refused_and_the_last_one_stands(lab: MomentLab) -> None:
+    write(lab, "a", b"a")
+    first = lab.moment().snapshot
+    lab.live.limits = type(LIMITS)(512 << 20, 1.0, 256, disk_bytes=4 << 30, files=30, output_bytes=1, tmp_bytes=1)
+    for number in range(40):
+        write(lab, f"f{number}", b"")
+    with pytest.raises(SnapshotRefused, match="more than"):
+        lab.moment()
+    assert lab.contents(first) == {"a": b"a"}
+    assert os.listdir(lab.directory / "aside") == []
+    for number in range(40):
+        os.unlink(lab.live.workspace / f"f{number}")
+    assert lab.moment().snapshot == first
+
+
+def test_everything_stands_still_for_what_changed_only(lab: MomentLab) -> None:
+    for number in range(2000):
+        write(lab, f"d{number % 50}/f{number}", b"%d" % number)
+    time.sleep(SETTLE)
+    lab.moment()
+    lab.blobs.files_put.clear()
+    looked: list[str] = []
+    real = os.stat
+
+    def counting(path: object, **options: object) -> os.stat_result:
+        looked.append(str(path))
+        return real(path, **options)  # type: ignore[arg-type]
+
+    write(lab, "d1/f1", b"changed")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "stat", counting)
+        lab.moment()
+    assert lab.contents()["d1/f1"] == b"changed"
+    assert len(looked) < 50, "the rest isn't even looked at"
