@@ -24,6 +24,7 @@ from era.core.capsules.pins import Pins
 from era.core.capsules.service import Capsules
 from era.core.expiry import Expiry
 from era.core.files.archives import Archives
+from era.core.files.moments import Moments
 from era.core.files.session_files import SessionFiles
 from era.core.files.snapshots import BlobStore, Snapshots
 from era.core.files.spool import Slots, Spool, Threads
@@ -32,7 +33,7 @@ from era.core.history import HistoryBound
 from era.core.idempotency import IdempotencyKeys
 from era.core.limits import Rules
 from era.core.links import Links, signing_key
-from era.core.live.checkpoints import CommitWhenPutAway
+from era.core.live.checkpoints import Checkpoints
 from era.core.live.contexts import Contexts
 from era.core.live.live_sessions import LiveParts, LiveSessions
 from era.core.live.session_processes import SessionProcesses
@@ -248,6 +249,7 @@ async def services(settings: Settings) -> AsyncIterator[Context]:
                 log.warning("processes_lost", count=lost, why="the service stopped while they ran")
             liveness = Liveness()
             bound = HistoryBound(store, snapshots, limit_rules, settings.history_mb << 20)
+            moments = Moments(snapshots, directory / "uploads")
             pool = SandboxPool(
                 sandboxes,
                 snapshots,
@@ -271,6 +273,7 @@ async def services(settings: Settings) -> AsyncIterator[Context]:
             )
             storage_listeners = StorageListeners(GuestStorage(storage, settings.body_idle_seconds).for_run)
             active_runs = ActiveRuns()
+            checkpoints = Checkpoints(store, pool, turns, moments, bound)
             live_sessions = LiveSessions(
                 LiveParts(
                     store,
@@ -280,7 +283,7 @@ async def services(settings: Settings) -> AsyncIterator[Context]:
                     active_runs,
                     network,
                     storage_listeners,
-                    CommitWhenPutAway(store, pool, turns, snapshots, bound),
+                    checkpoints,
                     setups.settled,
                 ),
                 most=settings.max_live_sessions,
@@ -289,7 +292,9 @@ async def services(settings: Settings) -> AsyncIterator[Context]:
             )
             contexts = Contexts(live_sessions, store, store.contexts)
             runs = Runs(
-                RunParts(store, pool, network, storage_listeners, snapshots, outputs, bound, liveness, contexts),
+                RunParts(
+                    store, pool, network, storage_listeners, snapshots, outputs, bound, liveness, contexts, moments
+                ),
                 turns,
                 idempotency,
                 active_runs,
@@ -334,6 +339,7 @@ async def services(settings: Settings) -> AsyncIterator[Context]:
                     runs=runs,
                     live_sessions=live_sessions,
                     contexts=contexts,
+                    checkpoints=checkpoints,
                     processes=SessionProcesses(live_sessions, store.processes, store, idempotency),
                     tickets=Tickets(),
                     live_servers=live_servers,

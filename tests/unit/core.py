@@ -12,11 +12,12 @@ from typing import Any
 
 from era.core.active_runs import ActiveRuns
 from era.core.admission import Admission
+from era.core.files.moments import Moments
 from era.core.files.snapshots import Snapshots
 from era.core.history import HistoryBound
 from era.core.idempotency import IdempotencyKeys
 from era.core.limits import Rules
-from era.core.live.checkpoints import CommitWhenPutAway
+from era.core.live.checkpoints import Checkpoints
 from era.core.live.contexts import Contexts
 from era.core.live.live_sessions import LiveParts, LiveSessions
 from era.core.live.session_processes import SessionProcesses
@@ -131,6 +132,8 @@ class Core:
         self.store = SqlStore(f"sqlite:///{directory}/era.sqlite", Retention())
         self.blobs = LocalBlobs(directory / "blobs")
         self.snapshots = Snapshots(self.blobs)
+        (directory / "aside").mkdir(exist_ok=True)
+        self.moments = Moments(self.snapshots, directory / "aside")
         self.outputs = Outputs(self.blobs, kept=10)
         self.driver = Driver(directory / "sandboxes")
         self.packages = Packages()
@@ -164,11 +167,11 @@ class Core:
                 self.active_runs,
                 self.network,
                 StorageListeners(_no_storage),
-                CommitWhenPutAway(
+                Checkpoints(
                     self.store,
                     self.pool,
                     self.turns,
-                    self.snapshots,
+                    self.moments,
                     HistoryBound(self.store, self.snapshots, self.rules, history_bytes),
                 ),
                 self._setup_ended,
@@ -189,6 +192,7 @@ class Core:
                 HistoryBound(self.store, self.snapshots, self.rules, history_bytes),
                 self.liveness,
                 self.contexts,
+                self.moments,
             ),
             self.turns,
             self.idempotency,

@@ -32,6 +32,7 @@ from era.core.files.session_files import SessionFiles
 from era.core.idempotency import IdempotencyKeys, Made
 from era.core.limits import Rules
 from era.core.links import Links
+from era.core.live.checkpoints import Checkpoints
 from era.core.live.contexts import Contexts
 from era.core.live.live_sessions import LiveSessions
 from era.core.live.session_processes import SessionProcesses
@@ -72,6 +73,7 @@ class Context:
     sessions: Sessions
     runs: Runs
     live_sessions: LiveSessions
+    checkpoints: Checkpoints
     contexts: Contexts
     processes: SessionProcesses
     tickets: Tickets

@@ -27,12 +27,14 @@ from era.api.context import (
 from era.api.event_stream import After, Event, described, event_stream
 from era.api.invocations import command_words, directory
 from era.core.event_log import Gap
+from era.core.live.checkpoints import keeping_files
 from era.core.live.output_log import Exit
 from era.core.live.processes import ID, STOPPED, ProcessRequest
 from era.core.live.tickets import SECONDS
 from era.core.models import now, timestamp
 from era.errors import BadRequest, Conflict
 from era.wire.processes import (
+    CheckpointAnswer,
     InputAnswer,
     ProcessAnswer,
     ProcessesAnswer,
@@ -193,6 +195,17 @@ async def follow_process(session_id: SessionId, process: Process, after: After, 
 async def stop_session(session_id: SessionId, context: UseContext) -> Response:
     """End all processes of a session and commit what they left. Its next run begins where they ended."""
     return Answer(session_view(await context.live_sessions.put_away(session_id), context))
+
+
+@router.post("/checkpoint", responses={200: {"model": CheckpointAnswer}, **errors(404, 409, 413, 429)})
+async def checkpoint(session_id: SessionId, context: UseContext) -> Response:
+    """Make what the files of a session are at this moment its next version. Waits for the run under way."""
+    session = keeping_files(await context.sessions.get(session_id))
+    with context.live_sessions.in_use(session.key) as live:
+        if live is None:  # its version is all there is of it
+            return Answer({"version": session.version, "consistent": True})
+        made = await context.checkpoints.request(live)
+    return Answer({"version": made.version, "consistent": made.consistent})
 
 
 @router.post("/tickets", status_code=201, responses={201: {"model": TicketAnswer}, **errors(404, 429)})

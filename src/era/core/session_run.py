@@ -14,7 +14,6 @@ of one moment, in which processes stand still. Where that sandbox has to be thro
 from __future__ import annotations
 
 import json
-from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
 
@@ -26,6 +25,7 @@ from era.core.admission import Slot
 from era.core.cell_execution import CellExecution
 from era.core.cells import Contexts
 from era.core.execution import Execution, keep_output, status_of
+from era.core.files.moments import Moments
 from era.core.files.snapshots import Snapshots
 from era.core.files.trees import SnapshotRefused, WorkspaceFull
 from era.core.history import HistoryBound
@@ -67,6 +67,7 @@ class RunParts:
     history: HistoryBound
     liveness: Liveness
     contexts: Contexts
+    moments: Moments
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,17 +189,20 @@ class SessionRun:
         if problem is not None or not session.persistent:
             return _Outcome(status, data, problem=problem)
         try:
-            async with self._still(execution.sandbox):
-                snapshot = await snapshots.take(execution.sandbox, session.snapshot, ended.entry)
+            snapshot = await self._taken(execution.sandbox, ended.entry)
             artifacts = await snapshots.artifacts(session.snapshot, snapshot)
         except SnapshotRefused as error:
             status = "disk_full" if isinstance(error, WorkspaceFull) else status
             return _Outcome(status, problem=_nothing_kept(str(error)))
         return _Outcome(status, data, None if snapshot.root == session.snapshot.root else snapshot, artifacts)
 
-    def _still(self, sandbox: Sandbox) -> AbstractAsyncContextManager[object]:
-        """Within the block no process of the session changes files."""
-        return sandbox.frozen() if self._session.key in self._parts.liveness else nullcontext()
+    async def _taken(self, sandbox: Sandbox, entry: str | None) -> Snapshot:
+        """What the working directory holds, durable. In a live session processes go on in it. Raises as Snapshots.take
+        does."""
+        before = self._session.snapshot
+        if self._session.key in self._parts.liveness:
+            return (await self._parts.moments.take(sandbox, before, entry)).snapshot
+        return await self._parts.snapshots.take(sandbox, before, entry)
 
     async def _commit(
         self, execution: Execution | CellExecution, ended: Ended, outcome: _Outcome, data: JsonObject

@@ -102,6 +102,11 @@ class SteeredAnswer(BaseModel):
     process_id: str
 
 
+class CheckpointAnswer(BaseModel):
+    version: int = Field(description="The version that holds the files; the one in force where nothing has changed.")
+    consistent: bool = Field(description="Whether all files are as they were at one moment.")
+
+
 class TicketAnswer(BaseModel):
     ticket: str
     expires_at: str

@@ -46,6 +46,7 @@ _PAUSE = 0.06
 """Seconds between two looks: more than the tick within which a change may leave a file's times as they are."""
 
 _BULK_BYTES = 32 << 20
+_MOST_KNOWN = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,6 +116,8 @@ class Moments:
         """A look while everything stands still; None where that can't be had."""
         async with self._snapshots.slot(sandbox.id), sandbox.frozen() as still:
             if not still:
+                if len(self._cant_freeze) >= _MOST_KNOWN:
+                    self._cant_freeze.clear()
                 self._cant_freeze.add(sandbox.id)
                 return None
             aside = Aside(self._directory)

@@ -1,68 +1,120 @@
 """Checkpoints: what the tree of a live session holds becomes the session's next version.
 
-In a checkpoint everything in the sandbox stands still, where that can be (Sandbox.frozen), so that it is the tree of
-one moment. A run's own commit is one, too (session_run.py).
+Theory of operation. A checkpoint is a commit like any other: it is made in the session's turn, and is a version, with a
+cause of its own. What it holds is the tree of one moment (files/moments.py). Where the tree is what the version in
+force says already, there is no new one. A run's own commit takes the tree in the same way (session_run.py), so nothing
+needs a checkpoint while a run has the turn.
+
+They are made on request and by themselves: when a process has ended, from time to time while something may change, and
+when the session is put away, which is also what the stop of the service does (live_sessions.py). One that can't be made
+says why, and the last one stands. They push out older checkpoints, and no other versions (store/versions.py).
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal, Protocol
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
 
-from era.core.files.snapshots import Snapshots
-from era.core.files.trees import SnapshotRefused
+from era.core.files.moments import Moments
+from era.core.files.trees import SnapshotRefused, WorkspaceFull
 from era.core.history import HistoryBound
 from era.core.metadata import MetadataStore
+from era.core.models import Session
 from era.core.pool import SandboxPool
 from era.core.turns import Turns
-from era.errors import CommitFailed
+from era.errors import Conflict, RunUnderWay, TooLarge
 
 if TYPE_CHECKING:
     from era.core.live.live_session import LiveSession
 
 type Occasion = Literal["process_ended", "time", "put_away"]
 
+_PATIENCE = 60.0
+"""Seconds for which a request for a checkpoint waits for the runs before it."""
 
-class Checkpoints(Protocol):
-    """Makes what the tree of a live session holds durable."""
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """A version that holds a session's tree as it was."""
+
+    version: int
+    consistent: bool
+    """Whether all of it is of one moment."""
+
+
+class Checkpoints:
+    """Makes what the trees of live sessions hold durable."""
+
+    def __init__(
+        self, store: MetadataStore, pool: SandboxPool, turns: Turns, moments: Moments, history: HistoryBound
+    ) -> None:
+        self._store = store
+        self._pool = pool
+        self._turns = turns
+        self._moments = moments
+        self._history = history
 
     async def checkpoint(self, live: LiveSession, occasion: Occasion) -> None:
         """Commit the tree as it is. The caller has the session's turn when a session is put away, and then nothing runs
         in the sandbox any more; else it hasn't. Raises EraError where that can't be."""
-        ...
-
-
-class CommitWhenPutAway:
-    """Commits the tree when the session is put away, and when a process has ended while no run has the turn."""
-
-    def __init__(
-        self, store: MetadataStore, pool: SandboxPool, turns: Turns, snapshots: Snapshots, history: HistoryBound
-    ) -> None:
-        self._store, self._pool, self._turns = store, pool, turns
-        self._snapshots, self._history = snapshots, history
-
-    async def checkpoint(self, live: LiveSession, occasion: Occasion) -> None:
         if occasion == "put_away":
-            await self._commit(live)
-        elif occasion == "process_ended" and not self._turns.taken(live.session_id):
-            async with self._turns.take(live.session_id):
-                if live.is_open:
-                    await self._commit(live)
-
-    async def _commit(self, live: LiveSession) -> None:
-        session = await self._store.session(live.session_id)
-        if not session.persistent:
+            session = await self._store.session(live.session_id)
+            if session.persistent:
+                await self._commit(live, session)
+            return
+        if not live.session.persistent:
             return
         try:
-            async with live.sandbox.frozen():
-                snapshot = await self._snapshots.take(live.sandbox, session.snapshot)
-        except SnapshotRefused as error:
-            raise CommitFailed(
-                f"What the processes of session '{session.id}' left can't be kept: {error}.",
-                hint="Have them leave less, or raise the session's 'limits'.",
-            ) from None
+            async with self._turns.take(live.session_id, patience=0):
+                if live.is_open:
+                    await self._commit(live, await self._store.session(live.session_id))
+        except RunUnderWay:
+            return  # its commit keeps what the tree holds then
+
+    async def request(self, live: LiveSession) -> Checkpoint:
+        """Commit the tree on request. Raises NotFound where the session is gone, Conflict where it keeps no files or
+        isn't live any more, RunUnderWay, TooLarge beyond the session's limits, CommitFailed."""
+        async with self._turns.take(live.session_id, patience=_PATIENCE):
+            session = keeping_files(await self._store.session(live.session_id))
+            if not live.is_open:
+                raise Conflict(
+                    f"Session '{session.id}' was put away meanwhile, or lost its sandbox.",
+                    hint="What it held when it was put away is its newest version.",
+                )
+            return await self._commit(live, session)
+
+    async def _commit(self, live: LiveSession, session: Session) -> Checkpoint:
+        """Commit the tree, in the session's turn. `session` is its row as it is."""
+        try:
+            moment = await self._moments.take(live.sandbox, session.snapshot)
+        except SnapshotRefused as refused:
+            message = f"There is no checkpoint of session '{session.id}': {refused}. The last version stands."
+            if isinstance(refused, WorkspaceFull):
+                raise TooLarge(
+                    message, hint="Have its processes leave less, or raise the session's 'limits'."
+                ) from None
+            raise Conflict(message, hint="Try again, or stop what changes it.", code="no_checkpoint") from None
+        snapshot = moment.snapshot
         if snapshot.root != session.snapshot.root:
             trim = await self._history.trim(session, snapshot)
-            await self._store.commit(
-                session.owned_id, "checkpoint", data=None, snapshot=snapshot, key=live.session_key, trim=trim
+            session = await self._store.commit(
+                session.owned_id,
+                "checkpoint" if moment.consistent else "loose_checkpoint",
+                data=None,
+                snapshot=snapshot,
+                key=live.session_key,
+                trim=trim,
             )
         self._pool.committed(live.session_key, snapshot)
+        return Checkpoint(session.version, moment.consistent)
+
+
+def keeping_files(session: Session) -> Session:
+    """The session itself. Raises Conflict where it keeps no files."""
+    if not session.persistent:
+        raise Conflict(
+            f"Session '{session.id}' is not persistent: it keeps no files.",
+            hint='Make a session with "persistent": true.',
+            code="not_persistent",
+        )
+    return session

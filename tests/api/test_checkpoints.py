@@ -1,0 +1,190 @@
+"""Checkpoints of live sessions over HTTP, on real sandboxes: what they hold, when they come, what stays when the
+service is killed."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from contextlib import suppress
+from typing import Any
+
+import httpx
+import pytest
+
+from era.wire.processes import CheckpointAnswer
+from tests.api.answers import checked, refused
+from tests.api.files_api import get, put
+from tests.api.live import ended, process, start
+from tests.conftest import MakeServer, MakeSession, Run, eventually
+
+COUNTERS = """
+import os
+for number in range(20):
+    if os.fork() == 0:
+        n = 0
+        while True:
+            n += 1
+            for name in "ab":
+                with open(f"{number}.{name}", "w") as file: file.write(f"{n:08}")
+os.wait()
+"""
+"""Twenty processes, each of which writes a counter to two files, in order."""
+
+
+def checkpoint(client: httpx.Client, where: str) -> dict[str, Any]:
+    answer = client.post(f"/api/sessions/{where}/checkpoint")
+    return checked(answer, CheckpointAnswer, {"version", "consistent"})
+
+
+def versions(client: httpx.Client, where: str) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = client.get(f"/api/sessions/{where}/versions").json()["versions"]
+    return found
+
+
+def content(client: httpx.Client, where: str, number: int, path: str) -> bytes:
+    answer = client.get(f"/api/sessions/{where}/versions/{number}/files/{path}")
+    return answer.content if answer.status_code == 200 else b""
+
+
+def stop(client: httpx.Client, where: str) -> None:
+    assert client.post(f"/api/sessions/{where}/stop").is_success
+
+
+def test_a_checkpoint_is_a_version_of_what_processes_have_written(client: httpx.Client, session: MakeSession) -> None:
+    where = session()
+    assert checkpoint(client, where) == {"version": 1, "consistent": True}
+    start(client, where, "echo one > a; mkdir d; ln -s a d/l; echo ready; sleep 1000", tag="writer")
+    assert eventually(lambda: process(client, where, "writer")["output_bytes"])
+    made = checkpoint(client, where)
+    assert made["consistent"], "this machine has a freezer"
+    assert made["version"] == 2
+    assert checkpoint(client, where) == made, "nothing has changed"
+    [newest, _] = versions(client, where)
+    assert (newest["cause"], newest["file_count"], newest["run_id"]) == ("checkpoint", 2, None)
+    assert content(client, where, 2, "a") == b"one\n"
+    assert process(client, where, "writer")["status"] == "running"
+    stop(client, where)
+    assert get(client, where, "a").content == b"one\n"
+
+
+def test_no_checkpoint_shows_counters_reversed(client: httpx.Client, session: MakeSession) -> None:
+    where = session()
+    start(client, where, ["python3", "-c", COUNTERS])
+    seen = 0
+    for _ in range(8):
+        made = checkpoint(client, where)
+        assert made["consistent"]
+        for number in range(20):
+            first, second = (content(client, where, made["version"], f"{number}.{name}") for name in "ab")
+            if first and second:
+                seen += 1
+                assert int(first) - int(second) in (0, 1)
+    assert seen
+    stop(client, where)
+
+
+def test_they_come_when_a_process_ends_and_from_time_to_time(own_server: MakeServer) -> None:
+    server = own_server(spares="0", checkpoint_seconds="0.3", keep_alive="60")
+    with server.client() as client:
+        client.post("/api/sessions", json={"language": "python", "session_id": "s"})
+        ended(client, "s", start(client, "s", "echo one > a"))
+        assert eventually(lambda: versions(client, "s")[0]["cause"] == "checkpoint")
+        assert get(client, "s", "a").content == b"one\n"
+        start(client, "s", "sleep 0.5; echo two > b; sleep 1000")
+        assert eventually(lambda: content(client, "s", versions(client, "s")[0]["version"], "b") == b"two\n")
+        stop(client, "s")
+
+
+def test_runs_keep_their_versions_beside_many_checkpoints(client: httpx.Client, session: MakeSession, run: Run) -> None:
+    where = session()
+    run(where, "open('r', 'w').write('1')")
+    start(client, where, "i=0; while sleep 0.02; do i=$((i+1)); echo $i > n; done")
+    assert eventually(lambda: checkpoint(client, where)["version"] > 14)
+    found = versions(client, where)
+    assert [each["version"] for each in found if each["cause"] == "run"] == [2]
+    assert sum(each["cause"] == "checkpoint" for each in found) == 10
+    stop(client, where)
+
+
+def test_a_run_in_a_live_session_commits_what_processes_wrote(
+    client: httpx.Client, session: MakeSession, run: Run
+) -> None:
+    where = session()
+    start(client, where, "for i in $(seq 100); do echo $i > f$i; done; echo ready; sleep 1000", tag="writer")
+    assert eventually(lambda: process(client, where, "writer")["output_bytes"])
+    outcome = run(where, "open('mine', 'w').write('x')")
+    assert outcome["state"]["committed"]
+    shown = client.get(f"/api/sessions/{where}").json()
+    assert shown["file_count"] == 101
+    stop(client, where)
+    assert client.get(f"/api/sessions/{where}").json()["version"] == shown["version"], "nothing more has changed"
+
+
+def test_what_cant_be_kept_is_refused_with_the_reason(client: httpx.Client, session: MakeSession) -> None:
+    where = session(limits={"files": 1000})
+    command = "echo one > a; echo ready; read x; mkdir many; cd many; touch $(seq 2000); echo full; sleep 99"
+    start(client, where, command, stdin=True, tag="filler")
+    assert eventually(lambda: process(client, where, "filler")["output_bytes"])
+    made = checkpoint(client, where)
+    client.put(f"/api/sessions/{where}/versions/{made['version']}/name", json={"name": "kept"})
+    client.post(f"/api/sessions/{where}/processes/filler/stdin", content=b"go\n")
+    # Its processes are ended for it, or a checkpoint comes first. Either way the last one stands.
+    assert eventually(lambda: client.post(f"/api/sessions/{where}/checkpoint").status_code == 413)
+    refused(client.post(f"/api/sessions/{where}/checkpoint"), 413, "1000", "stands")
+    assert content(client, where, made["version"], "a") == b"one\n"
+    client.delete(f"/api/sessions/{where}?purge=true")
+
+
+@pytest.mark.parametrize("persistent", [False])
+def test_a_session_that_keeps_no_files_has_none(client: httpx.Client, session: MakeSession, persistent: bool) -> None:
+    where = session(persistent=persistent)
+    assert refused(client.post(f"/api/sessions/{where}/checkpoint"), 409)["code"] == "not_persistent"
+
+
+def test_a_killed_service_leaves_the_last_checkpoint(own_server: MakeServer) -> None:
+    server = own_server(spares="0", checkpoint_seconds="600")
+    with server.client() as client:
+        client.post("/api/sessions", json={"language": "python", "session_id": "s"})
+        put(client, "s", "base", b"base")
+    for round_ in range(4):
+        with server.client() as client:
+            name = start(
+                client, "s", f"i=0; while :; do i=$((i+1)); echo {round_}.$i > n; echo $i > f$((i % 50)); done"
+            )
+            kept = b""
+            while not kept.startswith(b"%d." % round_):
+                made = checkpoint(client, "s")
+                kept = content(client, "s", made["version"], "n")
+            # Another one is under way when it dies.
+            with suppress(httpx.HTTPError):
+                httpx.post(f"{server.url}/api/sessions/s/checkpoint", timeout=0.01 + 0.01 * round_)
+        server.stop(signal.SIGKILL)
+        server.start()
+        with server.client() as client:
+            assert process(client, "s", name)["status"] == "lost"
+            current = client.get("/api/sessions/s").json()["version"]
+            assert current in (made["version"], made["version"] + 1), "never less than what was acknowledged"
+            assert content(client, "s", made["version"], "n") == kept
+            assert get(client, "s", "n").content.startswith(b"%d." % round_)
+            assert get(client, "s", "base").content == b"base"
+            assert [name for name in os.listdir(server.data_dir / "uploads") if name.startswith("aside")] == []
+
+
+def test_processes_hardly_stand_still(client: httpx.Client, session: MakeSession) -> None:
+    """A process that looks at the clock all the time sees no gap of a second while checkpoints are made."""
+    where = session()
+    watch = (
+        "import time\nlast, most = time.monotonic(), 0\nprint('up', flush=True)\nend = last + 3\n"
+        "while last < end:\n"
+        "    time.sleep(0.001); now = time.monotonic(); most = max(most, now - last); last = now\n"
+        "open('most', 'w').write(str(most))\n"
+    )
+    start(client, where, ["python3", "-c", watch], tag="watch")
+    assert eventually(lambda: process(client, where, "watch")["output_bytes"])
+    end = time.monotonic() + 2
+    while time.monotonic() < end:
+        checkpoint(client, where)
+    ended(client, where, "watch")
+    assert eventually(lambda: get(client, where, "most").status_code == 200)
+    stop(client, where)
