@@ -12,6 +12,7 @@ says why, and the last one stands. They push out older checkpoints, and no other
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -53,6 +54,7 @@ class Checkpoints:
         self._turns = turns
         self._moments = moments
         self._history = history
+        self._tasks: set[asyncio.Task[Checkpoint]] = set()
 
     async def checkpoint(self, live: LiveSession, occasion: Occasion) -> None:
         """Commit the tree as it is. The caller has the session's turn when a session is put away, and then nothing runs
@@ -73,7 +75,14 @@ class Checkpoints:
 
     async def request(self, live: LiveSession) -> Checkpoint:
         """Commit the tree on request. Raises NotFound where the session is gone, Conflict where it keeps no files or
-        isn't live any more, RunUnderWay, TooLarge beyond the session's limits, CommitFailed."""
+        isn't live any more, RunUnderWay, TooLarge beyond the session's limits, CommitFailed. It goes on when the caller
+        is cancelled."""
+        task = asyncio.create_task(self._requested(live))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return await asyncio.shield(task)
+
+    async def _requested(self, live: LiveSession) -> Checkpoint:
         async with self._turns.take(live.session_id, patience=_PATIENCE):
             session = keeping_files(await self._store.session(live.session_id))
             if not live.is_open:
