@@ -95,7 +95,9 @@ class Moments:
 
     async def _take(self, sandbox: Sandbox, previous: Snapshot, entry: str | None) -> Moment:
         memory = self._snapshots.memory_of(sandbox, previous)
-        is_known = memory is not None and (memory.watch is not None or memory.tree.totals.entries <= SMALL_TREE)
+        is_known = memory is not None and (
+            memory.watch is not None or memory.tree.totals.entries <= SMALL_TREE or not sandbox.opens_on_host
+        )
         async with AsyncExitStack() as stack:
             if not is_known and sandbox.id not in self._cant_freeze:
                 memory = await self._warm(sandbox, previous, memory)
