@@ -47,6 +47,17 @@ def change_one_file(*, of_many: bool) -> Callable[[Arena], Probe]:
     return start
 
 
+def checkpoint(arena: Arena) -> Probe:
+    """A checkpoint of a session with many files, of which a process changes one all the time."""
+    session = arena.new_session("python")
+    arena.check_run(arena.run(session, fill(arena.size(FILES), DIRECTORIES, 10)))
+    command = "while sleep 0.01; do date +%N > d7/7; done"
+    arena.check_status(201)(arena.post(f"/api/sessions/{session}/processes", {"command": command}))
+    path = f"/api/sessions/{session}/checkpoint"
+    arena.check_status(200)(arena.post(path, {}))  # the first one looks at everything
+    return Probe(lambda _: arena.post(path, {}), after=arena.check_status(200))
+
+
 def duplicate(arena: Arena) -> Probe:
     """Copying a session with 1 GiB in 2,000 files. The copies stay until the service's data is removed."""
     source = _big_session(arena)

@@ -116,6 +116,7 @@ CASES = [
     Case("wake data", "the same with 500 MiB in one file", capacity.wake_data, burst=2),
     Case("file of one", "a run that changes the only file", large.change_one_file(of_many=False), 0.05),
     Case("file of many", "the same among 10,000 files", large.change_one_file(of_many=True), 0.05),
+    Case("checkpoint", "what a process changed among 10,000 files", large.checkpoint, 0.05, goal=20.0),
     Case("duplicate", "a copy of 1 GiB in 2,000 files", large.duplicate),
     Case("rollback", "back to 1 GiB in 2,000 files", large.rollback),
     Case("files page", "100 of 10,000 files listed", large.first_page_of_files),

@@ -14,7 +14,7 @@ import pytest
 
 from era.wire.processes import CheckpointAnswer
 from tests.api.answers import checked, refused
-from tests.api.files_api import get, put
+from tests.api.files_api import get, listed, put
 from tests.api.live import ended, process, start
 from tests.conftest import MakeServer, MakeSession, Run, eventually
 
@@ -166,7 +166,8 @@ def test_a_killed_service_leaves_the_last_checkpoint(own_server: MakeServer) -> 
             current = client.get("/api/sessions/s").json()["version"]
             assert current in (made["version"], made["version"] + 1), "never less than what was acknowledged"
             assert content(client, "s", made["version"], "n") == kept
-            assert get(client, "s", "n").content.startswith(b"%d." % round_)
+            found = get(client, "s", "n").content
+            assert found.startswith(b"%d." % round_), (versions(client, "s")[:3], listed(client, "s"))
             assert get(client, "s", "base").content == b"base"
             assert [name for name in os.listdir(server.data_dir / "uploads") if name.startswith("aside")] == []
 
