@@ -38,7 +38,6 @@ import socket
 import subprocess
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractAsyncContextManager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -164,9 +163,7 @@ class BubblewrapSandbox:
         return self._packages is not None and self._packages.is_used()
 
     def unnamed_bytes(self, device: int) -> int:
-        pids = self._processes()
-        found = processes.unnamed(pids, device)
-        return sum((processes.mapped_ends(pids, device) | found).values())
+        return processes.unnamed_bytes(self._processes(), device)
 
     def have_in_flight(self) -> bool:
         return processes.have_in_flight(self._processes())
@@ -195,7 +192,7 @@ class BubblewrapSandbox:
 
         return Beside(enter, variables, self._out_of_memory, self._watching.set_processes, self.log)
 
-    def frozen(self) -> AbstractAsyncContextManager[bool]:
+    def frozen(self) -> contextlib.AbstractAsyncContextManager[bool]:
         return Freezer(None).frozen() if self._freezer is None else self._freezer.frozen()
 
     async def put_away(self) -> None:

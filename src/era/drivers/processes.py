@@ -69,6 +69,13 @@ def mapped_ends(pids: Iterable[int], device: int) -> dict[int, int]:
     return ends
 
 
+def unnamed_bytes(pids: Iterable[int], device: int) -> int:
+    """The bytes that the deleted files on `device` take which these processes have open or mapped."""
+    pids = list(pids)
+    found = unnamed(pids, device)
+    return sum((mapped_ends(pids, device) | found).values())
+
+
 def have_in_flight(pids: Iterable[int]) -> bool:
     """Whether descriptors lie in queues of sockets that these processes have open. Before Linux 5.10 never."""
     for pid in pids:
