@@ -47,6 +47,7 @@ from era.core.program import Limits
 from era.core.public.inbox_worker import Inbox
 from era.core.public.live_servers import LiveServers
 from era.core.public.sites import Sites
+from era.core.readiness import Readiness
 from era.core.runs import Runs
 from era.core.session_run import RunParts
 from era.core.sessions import Sessions
@@ -357,6 +358,7 @@ async def services(settings: Settings) -> AsyncIterator[Context]:
                     archives=Archives(store, snapshots, blobs, turns, spool, transfers, files, slots),
                     links=Links(signing_key(directory / "link-key"), store, api_keys),
                     turns=turns,
+                    readiness=Readiness(directory / "uploads", store.check_writable),
                     store=store,
                     list_snapshot=snapshots.entries,
                     isolation=sandboxes.isolation,

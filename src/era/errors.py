@@ -295,6 +295,14 @@ class Unavailable(EraError):
     retry_after: int | None = 1
 
 
+class Unready(Unavailable):
+    """The service can't take runs now; `details.reason` says why for programs."""
+
+    code = "not_ready"
+    hint = "Send runs elsewhere, or ask again after as many seconds as Retry-After says."
+    retry_after = 2
+
+
 class ServiceFailed(Unavailable):
     code = "service_failed"
     hint = "The owner of the session finds what its service said in the run that X-Era-Run names."

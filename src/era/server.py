@@ -81,7 +81,7 @@ async def serve(settings: Settings, context: Context, say: Callable[[str], None]
         context.serves_at(port, app)
         _announce(settings, context, port, say)
 
-    server = _Server(config, settings.drain_seconds, context, ready)
+    server = _Server(config, settings.drain_seconds, settings.unready_seconds, context, ready)
     signals.then(server.stop)
     await server.serve()
 
@@ -95,15 +95,26 @@ class _Server(uvicorn.Server):
     the runs still under way in time for their callers to be told."""
 
     def __init__(
-        self, config: uvicorn.Config, drain_seconds: float, context: Context, ready: Callable[[int], None]
+        self,
+        config: uvicorn.Config,
+        drain_seconds: float,
+        unready_seconds: float,
+        context: Context,
+        ready: Callable[[int], None],
     ) -> None:
         """`ready` gets the port, once the server listens."""
         super().__init__(config)
         self._drain_seconds = drain_seconds
+        self._unready_seconds = unready_seconds
         self._context = context
         self._ready = ready
 
     def stop(self) -> None:
+        """Answer that the service isn't ready, for as long as load balancers need to notice; then stop."""
+        self._context.readiness.stop()
+        asyncio.get_running_loop().call_later(self._unready_seconds, self._exit)
+
+    def _exit(self) -> None:
         self.should_exit = True
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:

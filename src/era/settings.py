@@ -169,6 +169,12 @@ class Settings(BaseSettings):
     idle_seconds: float = Field(
         default=300, gt=0, description="Seconds for which a session keeps its sandbox after its last run."
     )
+    unready_seconds: float = Field(
+        default=0,
+        ge=0,
+        description="Seconds for which the service, told to stop, goes on as before while /ready answers 503, so that "
+        "load balancers notice.",
+    )
     drain_seconds: float = Field(
         default=10, ge=0, description="Seconds that runs under way may take when the service stops."
     )

@@ -44,6 +44,7 @@ from era.core.public.inbox import InboxStore
 from era.core.public.inbox_worker import Inbox
 from era.core.public.live_servers import LiveServers
 from era.core.public.sites import Sites
+from era.core.readiness import Readiness
 from era.core.runs import Runs
 from era.core.secrets import Secret, secret
 from era.core.sessions import Sessions
@@ -92,6 +93,7 @@ class Context:
     capsules: Capsules
     storage: Storage
     turns: Turns
+    readiness: Readiness
     store: MetadataStore
     list_snapshot: Callable[[Snapshot], Awaitable[Sequence[FileEntry]]]
     """All files and links of a snapshot."""

@@ -56,7 +56,7 @@ _COLLECTIONS = re.compile(r"/api/(sessions/|storage/(kv|r2)/[^/]+/)")
 """Paths below which one thing is named, with nothing behind the slash. A script that deletes `/api/sessions/$ID` with
 an empty ID must not delete all of them, so the slash is needless only for reading and creating."""
 
-_OPEN_NAMES = re.compile(r"/health(/|$)")
+_OPEN_NAMES = re.compile(r"/(health|ready)(/|$)")
 _PUBLIC = re.compile(r"/(proxy|links)(/|$)")
 _PROXY = re.compile(r"/proxy(/|$)")
 _SOCKETS = re.compile(r"/api/sessions/[^/]+/(terminal|processes/[^/]+/attach)")

@@ -1,4 +1,4 @@
-"""Routes of health and metrics."""
+"""Routes of health, readiness and metrics."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from prometheus_client.exposition import generate_latest
 from era import __version__, languages
 from era.api.context import Answer, StrictRoute, UseContext
 from era.wire.base import ErrorAnswer
-from era.wire.health import HealthAnswer
+from era.wire.health import HealthAnswer, ReadyAnswer
 
 router = APIRouter(tags=["health"])
 metrics_router = APIRouter(tags=["health"], route_class=StrictRoute)
@@ -32,6 +32,14 @@ async def health(context: UseContext) -> Response:
             "sandboxes": context.pool_counts(),
         }
     )
+
+
+@router.head("/ready", include_in_schema=False)
+@router.get("/ready", responses={200: {"model": ReadyAnswer}, 400: {"model": ErrorAnswer}, 503: {"model": ErrorAnswer}})
+async def ready(context: UseContext) -> Response:
+    """Show whether the service can take runs now; 503 says why it can't."""
+    await context.readiness.check()
+    return Answer({"status": "ready"})
 
 
 @metrics_router.get(

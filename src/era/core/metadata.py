@@ -434,6 +434,10 @@ class MetadataStore(Protocol):
         """Read something. Raises Unavailable."""
         ...
 
+    async def check_writable(self) -> None:
+        """Begin and end a transaction that may write. Raises Unavailable."""
+        ...
+
     async def counts(self) -> dict[str, Any]:
         """`{"sessions": n, "runs": {status: n}}`: present sessions, and the runs that were on this server."""
         ...

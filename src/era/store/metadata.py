@@ -285,6 +285,9 @@ class SqlStore:
     async def ping(self) -> None:
         await self.database.read(lambda connection: connection.execute(select(literal(1))).scalar_one())
 
+    async def check_writable(self) -> None:
+        await self.database.write(lambda connection: None)
+
     async def counts(self) -> dict[str, Any]:
         def count(connection: Connection) -> dict[str, Any]:
             return {"sessions": sessions.count_sessions(connection), "runs": runs.count_runs(connection)}

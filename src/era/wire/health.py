@@ -1,4 +1,4 @@
-"""Whether the service works, as /health shows it."""
+"""Whether the service works, as /health and /ready show it."""
 
 from __future__ import annotations
 
@@ -13,3 +13,7 @@ class HealthAnswer(BaseModel):
     languages: list[str] = Field(description="Those that this machine can run.")
     isolation: dict[str, Any] = Field(description="What sandboxes get here.")
     sandboxes: dict[str, int] = Field(description="How many there are, by use.")
+
+
+class ReadyAnswer(BaseModel):
+    status: Literal["ready"]
