@@ -27,11 +27,14 @@ class TimeSlice:
         self._end = math.inf
         """The processor time of the sandbox at which the run stands back; infinite until the next look."""
 
+        self._lasting = False
         self._timer: asyncio.TimerHandle | None = None
-        """Set while a program runs that doesn't stand back."""
+        """Set while a program runs that doesn't stand back, or that may come forward again."""
 
-    def begin(self) -> None:
-        """Look now and then whether the run has used its slice. Called again only after `end`."""
+    def begin(self, *, lasting: bool = False) -> None:
+        """Look now and then whether the run has used its slice. Called again only after `end`. With `lasting` it is
+        processes that last, and get a new slice whenever they have used little for a while."""
+        self._lasting = lasting
         self._end = math.inf
         self._look_in(_LOOK, 0.0)
 
@@ -39,8 +42,8 @@ class TimeSlice:
         """Somebody waits for the run, as for a short one."""
         self._end = math.inf
         if self._stands_back:
-            self._set_idle(False)
-            self.begin()
+            self.end()
+            self.begin(lasting=self._lasting)
 
     def end(self) -> None:
         """Back to the usual priority."""
@@ -57,12 +60,19 @@ class TimeSlice:
         """Stand back if the slice is used up; else look again, later if little was used in the last `seconds`."""
         self._timer = None
         used = self._cpu_seconds()
+        little = used - used_before < _LOOK * seconds
+        if self._lasting and little:
+            if self._stands_back:
+                self._set_idle(False)
+            self._end = used + SLICE
         if used >= self._end:
-            self._set_idle(True)
+            if not self._stands_back:
+                self._set_idle(True)
+            if self._lasting:
+                self._look_in(_LOOK_AT_MOST, used)
             return
         if self._end == math.inf:  # it begins with the first look
             self._end = used + SLICE
-        little = used - used_before < _LOOK * seconds
         self._look_in(min(2 * seconds, _LOOK_AT_MOST) if little else _LOOK, used)
 
     def _set_idle(self, idle: bool) -> None:

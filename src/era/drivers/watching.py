@@ -52,7 +52,7 @@ class Watching:
     def _begin(self) -> None:
         self._end()
         if self.slice is not None:
-            self.slice.begin()
+            self.slice.begin(lasting=not self.runs)
         self._memory = self._memory_watch()
         if self._memory is not None:
             self._memory.start()
