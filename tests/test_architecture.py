@@ -46,6 +46,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "store": CORE | {"errors", "store/migrations"},
     "store/migrations": {"errors", "store"},
     "store/migrations/versions": {"store"},
+    "operation": {"core", "core/files", "errors", "store", "store/migrations"},
     "api": CORE | {"errors", "languages", "mcp", "settings", "spelling", "wire"},
     "mcp": {"spelling", "urls"},
     "web": set(),
@@ -53,7 +54,19 @@ MAY_IMPORT: dict[str, set[str]] = {
     "sdk/aio": {"errors", "sdk", "urls"},
     "sdk/sync": {"errors", "sdk", "urls"},
     "adapters": {"errors", "sdk", "sdk/aio", "sdk/sync"},
-    "client": {"app", "doctor", "errors", "mcp", "preflight", "sdk", "sdk/sync", "settings", "spelling", "urls"},
+    "client": {
+        "app",
+        "doctor",
+        "errors",
+        "mcp",
+        "operation",
+        "preflight",
+        "sdk",
+        "sdk/sync",
+        "settings",
+        "spelling",
+        "urls",
+    },
     # files beside the folders
     "__init__": {"errors", "sdk", "sdk/aio", "sdk/sync"},
     "app": CORE | ADAPTERS | {"api", "errors", "languages", "server", "settings"},
@@ -68,7 +81,7 @@ MAY_IMPORT: dict[str, set[str]] = {
 """What each folder of src/era, and each file beside them, may import of era besides itself. It is also the list of
 places where code may be; ARCHITECTURE.md's map says of each folder which question it answers."""
 
-ONLY_WHEN_CALLED = {"api": {"mcp"}, "client": {"app", "doctor", "mcp", "preflight", "settings"}}
+ONLY_WHEN_CALLED = {"api": {"mcp"}, "client": {"app", "doctor", "mcp", "operation", "preflight", "settings"}}
 """Imports allowed only inside functions, so that commands that don't serve start fast and need no server library."""
 
 

@@ -28,7 +28,7 @@ from era.core.files.moments import Moments
 from era.core.files.session_files import SessionFiles
 from era.core.files.snapshots import BlobStore, Snapshots
 from era.core.files.spool import Slots, Spool, Threads
-from era.core.garbage import collect_garbage, remove_packages
+from era.core.garbage import collect_garbage, collect_unneeded, remove_packages
 from era.core.history import HistoryBound
 from era.core.idempotency import IdempotencyKeys
 from era.core.limits import Rules
@@ -204,7 +204,7 @@ async def services(settings: Settings) -> AsyncIterator[Context]:
     directory = settings.data_dir.resolve()
     make_directory(directory)
     private = policy.ranges(settings.egress_private)
-    with _exclusive(directory):
+    with exclusive(directory):
         blobs = blob_store(settings)
         await asyncio.to_thread(blobs.open)
         store = SqlStore(f"sqlite:///{directory / 'era.sqlite'}", retention(settings))
@@ -391,6 +391,27 @@ async def services(settings: Settings) -> AsyncIterator[Context]:
             await store.close()
 
 
+async def collect(settings: Settings) -> int:
+    """Remove what nothing needs any more from the data directory of a stopped service; how many blobs. Raises Conflict
+    where a service uses it, Unavailable, OSError."""
+    directory = settings.data_dir.resolve()
+    with exclusive(directory):
+        blobs = blob_store(settings)
+        await asyncio.to_thread(blobs.open)
+        store = SqlStore(f"sqlite:///{directory / 'era.sqlite'}", retention(settings))
+        # Nothing can be about to be named by a row, so nothing needs time for that.
+        snapshots = Snapshots(blobs, grace_seconds=0)
+        sets = directory / "environments"
+        pins = Pins(lambda: os.listdir(sets) if sets.is_dir() else [])
+        try:
+            await store.open()
+            return await collect_unneeded(snapshots, store, pins)
+        finally:
+            await asyncio.to_thread(blobs.close)
+            await snapshots.close()
+            await store.close()
+
+
 async def examine() -> tuple[dict[Isolation, JsonObject | NoIsolation], Isolation | None]:
     """What isolation each kind of sandbox really has on this machine, found by making some of every language, or why it
     can't be had; and which kind `auto` stands for, if any works."""
@@ -432,7 +453,7 @@ async def _serve(settings: Settings, say: Callable[[str], None], signals: server
 
 
 @contextmanager
-def _exclusive(directory: Path) -> Iterator[None]:
+def exclusive(directory: Path) -> Iterator[None]:
     """Hold the data directory's lock. Raises Conflict where another process holds it."""
     with (directory / "lock").open("w") as lock:
         try:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from era.errors import EraError
 
 _NEXT = {
@@ -23,9 +25,11 @@ def told(error: Failure | EraError, *, as_json: bool) -> str:
     """What is printed of an error: a line and what to do, or an object like the API's."""
     if isinstance(error, Failure):
         message, _, hint = str(error).partition("\n")
-        fields = {"error": message, "code": error.code, "hint": hint.strip()}
+        fields: dict[str, Any] = {"error": message, "code": error.code, "hint": hint.strip()}
     else:
         fields = {"error": error.message, "code": error.code, "hint": _NEXT.get(error.code, error.hint)}
+        if error.details is not None:
+            fields["details"] = error.details
         if error.request_id:
             fields["request_id"] = error.request_id
     if as_json:

@@ -45,6 +45,10 @@ GROUPS: dict[str, dict[str, tuple[str, str]]] = {
     "Storage": {"storage": ("storage", "Keys, SQL and objects that sessions share")},
     "Servers": {
         "serve": ("serve", "Serve the HTTP API"),
+        "backup": ("operation", "Back up a server's data directory"),
+        "restore": ("operation", "Make a data directory of a backup"),
+        "check": ("operation", "Check whether a data directory is whole"),
+        "gc": ("operation", "Remove content that nothing needs any more"),
         "doctor": ("serve", "Report which isolation works on this machine"),
         "login": ("login", "Remember a server and its key"),
         "logout": ("login", "Forget a server"),

@@ -52,7 +52,7 @@ def serve(named: Any) -> int:
     options = {name: value for name in _OPTIONS if (value := getattr(named, name)) is not None}
     # Nothing is there yet that would have to be cleaned up, and imports take a while; run_service sees to signals then.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
-    with _server_extra():
+    with server_extra():
         from pydantic import ValidationError
 
         from era.preflight import check
@@ -64,7 +64,7 @@ def serve(named: Any) -> int:
         raise Failure(f"ERA_{str(problem['loc'][0]).upper()}: {problem['msg']}") from None
     for warning in check(settings, os.environ):
         print(f"era: {warning}", file=sys.stderr)
-    with _server_extra():
+    with server_extra():
         from era.app import run_service
     return run_service(settings, lambda line: print(line, flush=True))
 
@@ -72,7 +72,7 @@ def serve(named: Any) -> int:
 def doctor(_: Any) -> int:
     import asyncio
 
-    with _server_extra():
+    with server_extra():
         from era.app import examine
         from era.doctor import report
 
@@ -83,7 +83,7 @@ def doctor(_: Any) -> int:
 
 
 @contextmanager
-def _server_extra() -> Iterator[None]:
+def server_extra() -> Iterator[None]:
     """Turn the ImportError of a plain install into the command that installs the server."""
     try:
         yield

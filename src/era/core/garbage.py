@@ -28,14 +28,20 @@ async def collect_garbage(snapshots: Snapshots, store: MetadataStore, pins: Pins
 async def collect_once(snapshots: Snapshots, store: MetadataStore, pins: Pins) -> None:
     """Drop rows that nobody can get back, then the content that no row needs any more. Failures are logged."""
     try:
-        # Sessions too: what an import left that was killed would else name its content until the next collection.
-        while await store.purge(now()):
-            pass
-        await store.prune_idempotency_keys()
-        await store.prune_runs()
-        await snapshots.collect_garbage(*await pins.needed(store))
+        await collect_unneeded(snapshots, store, pins)
     except EraError as error:
         log.warning("garbage_not_collected", error=error.message)
+
+
+async def collect_unneeded(snapshots: Snapshots, store: MetadataStore, pins: Pins) -> int:
+    """Drop rows that nobody can get back, then the content that no row needs any more; how many blobs. Raises
+    Unavailable."""
+    # Sessions too: what an import left that was killed would else name its content until the next collection.
+    while await store.purge(now()):
+        pass
+    await store.prune_idempotency_keys()
+    await store.prune_runs()
+    return await snapshots.collect_garbage(*await pins.needed(store))
 
 
 async def remove_packages(setups: Setups) -> None:

@@ -11,6 +11,8 @@ what isn't to be kept *and* has not been put for a while, and looks at the time 
 so content just put can't be swept before the row that names it is committed. A batch may take longer than that while:
 what is put in it counts as put when it ends, and nothing put since the oldest batch in progress began is swept.
 
+Another process that needs all blobs to stay for a while shares a lock of `DIR`; nothing is swept meanwhile.
+
 A name is visible to other batches a moment before its directory is durable. A batch that relies on such a name makes
 that directory durable, too (`_unsynced`); `open` does so for all names, as an earlier process may have been killed at
 that moment.
@@ -19,6 +21,7 @@ that moment.
 from __future__ import annotations
 
 import errno
+import fcntl
 import hashlib
 import os
 import threading
@@ -108,7 +111,28 @@ class LocalBlobs:
         self._closed = True
 
     def sweep(self, keep: set[str], older_than: float) -> int:
-        """Remove blobs that aren't in `keep` and were last put before `older_than` (seconds since 1970); how many."""
+        """Remove blobs that aren't in `keep` and were last put before `older_than` (seconds since 1970); how many.
+
+        Raises BlockingIOError, and removes nothing, while a backup reads the blobs.
+        """
+        with self._alone():
+            return self._sweep(keep, older_than)
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Have the lock of the directory, which other processes share that need all of it to stay (see
+        operation/backup.py)."""
+        lock = os.open(self._directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise BlockingIOError(errno.EAGAIN, "a backup or a check is under way") from None
+            yield
+        finally:
+            os.close(lock)
+
+    def _sweep(self, keep: set[str], older_than: float) -> int:
         removed = 0
         with self._lock:
             older_than = min([older_than, *(began - _ROUGHNESS for began in self._batches.values())])

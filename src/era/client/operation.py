@@ -1,0 +1,191 @@
+"""`era backup`, `era restore`, `era check` and `era gc`: for a server's data directory, without its API."""
+
+from __future__ import annotations
+
+import signal
+import sqlite3
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any, NoReturn
+
+from era.client.failure import Failure
+from era.client.grammar import Parser
+from era.client.output import Advance, notice, print_json, progress
+from era.client.serve import server_extra
+
+
+def add(parser: Parser) -> None:
+    command = parser.prog.rpartition(" ")[2]
+    {"backup": _add_backup, "restore": _add_restore, "check": _add_check, "gc": _add_gc}[command](parser)
+
+
+def _directory(parser: Parser) -> None:
+    parser.add_argument("--data-dir", type=Path, metavar="DIR", help="the server's data directory (ERA_DATA_DIR)")
+
+
+def _add_backup(parser: Parser) -> None:
+    parser.describe(
+        backup,
+        "Back up a server's data directory, as of one moment, while the server runs or not.\n\nTARGET becomes a "
+        "directory, with SHA256SUMS of all that is in it. It holds people's data and the server's keys: keep it "
+        "as safe as the data directory. Run this as the server's user.\n\nLeaves with 0; with 1 if the backup was made "
+        "but the data directory lacks content that it names; with 2 if none was made.",
+        ("era backup /backups/monday", "era backup --data-dir /var/lib/era /backups/monday --json"),
+    )
+    parser.add_argument("target", type=Path, metavar="TARGET", help="directory to make; must not be there yet")
+    _directory(parser)
+
+
+def _add_restore(parser: Parser) -> None:
+    parser.describe(
+        restore,
+        "Make a data directory of a backup.\n\nEvery file is verified first. If any is damaged, each is named and "
+        "nothing is restored. Run this as the server's user.\n\nLeaves with 0, or with 2 if nothing was restored.",
+        ("era restore /backups/monday --data-dir /var/lib/era",),
+    )
+    parser.add_argument("backup", type=Path, metavar="TARGET", help="directory that `era backup` made")
+    _directory(parser)
+
+
+def _add_check(parser: Parser) -> None:
+    parser.describe(
+        check,
+        "Check whether a data directory's rows and files agree, while the server runs or not.\n\nReads all content. "
+        "--repair, on a stopped server, moves damaged content aside (into damaged/), and with --from brings back what "
+        "a backup has of it.\n\nLeaves with 0 if all is well, with 1 if problems are left.",
+        ("era check --data-dir /var/lib/era", "era check --repair --from /backups/monday"),
+    )
+    _directory(parser)
+    parser.add_argument("--repair", action="store_true", help="put right what can be without losing anything")
+    parser.add_argument(
+        "--from", dest="backup", type=Path, metavar="BACKUP", help="a backup to bring content back from"
+    )
+
+
+def _add_gc(parser: Parser) -> None:
+    parser.describe(
+        gc,
+        "Remove content that nothing needs any more from the data directory of a stopped server.\n\nA server does this "
+        "by itself once an hour, an hour late. Set the same ERA_ variables as for the server: they say what is kept.",
+        ("era gc --data-dir /var/lib/era",),
+    )
+    _directory(parser)
+
+
+def backup(named: Any) -> int:
+    with server_extra():
+        from era.operation.backup import back_up
+    with _shown("Backing up") as shown, _failing():
+        made = back_up(_data_dir(named), named.target, shown)
+    if named.json:
+        print_json({"target": str(named.target), **{name: getattr(made, name) for name in made.__slots__}})
+    else:
+        print(f"{named.target}: {made.files} files, {made.bytes} bytes, as of {made.made_at}")
+    if made.blobs == "s3":
+        notice(
+            "the content of files is in S3, and not in this backup: keep the bucket, with old versions of its objects"
+        )
+    for path, why in made.problems.items():
+        notice(f"{path} {why}")
+    if made.problems:
+        notice("the rest is backed up; `era check` tells what needs these")
+    return 1 if made.problems else 0
+
+
+def restore(named: Any) -> int:
+    with server_extra():
+        from era.operation.backup import restore
+    directory = _data_dir(named)
+    with _shown("Restoring") as shown, _failing():
+        about = restore(named.backup, directory, shown)
+    if named.json:
+        print_json({"data_dir": str(directory), **about})
+    else:
+        print(f"{directory}: {about['files']} files, {about['bytes']} bytes, as of {about['made_at']}")
+    if about["blobs"] == "s3":
+        notice("the content of files is in S3: start the server with the same ERA_BLOBS")
+    for path, why in about["problems"].items():
+        notice(f"{path} was not in the backup: when that was made, it {why.replace('is ', 'was ', 1)}")
+    return 0
+
+
+def check(named: Any) -> int:
+    with server_extra():
+        from era.app import exclusive
+        from era.operation.backup import ABOUT
+        from era.operation.check import check
+    if named.backup and not named.repair:
+        raise Failure("--from is for --repair.")
+    if named.backup and not (named.backup / ABOUT).is_file():
+        raise Failure(f"{named.backup} is no backup: it has no {ABOUT}.")
+    directory = _data_dir(named)
+    with ExitStack() as held, _failing():
+        if named.repair and directory.is_dir():
+            held.enter_context(exclusive(directory))
+        shown = held.enter_context(_shown("Checking"))
+        report = check(directory, shown, repair=named.repair, backup=named.backup)
+    if report.content == "s3":
+        notice("the content of files is in S3, and was not looked at")
+    if named.json:
+        print_json(report.as_json())
+        return 1 if report.problems else 0
+    for done in report.repaired:
+        print(f"repaired  {done}")
+    for problem in report.problems:
+        print(f"problem   {problem.what} {problem.why}")
+        for who in problem.affects:
+            print(f"          needed by {who}")
+    print(f"{report.blobs} blobs, {report.bytes} bytes, {len(report.problems)} problems")
+    return 1 if report.problems else 0
+
+
+def gc(named: Any) -> int:
+    import asyncio
+
+    with server_extra():
+        from era.app import collect
+        from era.settings import Settings
+    directory = _data_dir(named)
+    if not (directory / "era.sqlite").is_file():
+        raise Failure(f"There is no data directory {directory}.\n     --data-dir names the server's ERA_DATA_DIR.")
+    with _failing():
+        removed = asyncio.run(collect(Settings(data_dir=directory)))
+    if named.json:
+        print_json({"removed_blobs": removed})
+    else:
+        print(f"{removed} blobs removed")
+    return 0
+
+
+def _data_dir(named: Any) -> Path:
+    if named.data_dir is not None:
+        return Path(named.data_dir)
+    with server_extra():
+        from era.settings import Settings
+    return Settings().data_dir
+
+
+@contextmanager
+def _shown(title: str) -> Iterator[Callable[[int], Advance]]:
+    """What begins a progress bar, which ends with the block."""
+    with ExitStack() as bars:
+        yield lambda total: bars.enter_context(progress(title, total))
+
+
+@contextmanager
+def _failing() -> Iterator[None]:
+    """Tell what the disk or the database says as a Failure. SIGTERM ends a command as Ctrl-C does, cleaning up."""
+    signal.signal(signal.SIGTERM, _ended)
+    try:
+        yield
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        raise Failure(f"{where}{error.strerror or error}", code="disk") from None
+    except sqlite3.Error as error:
+        raise Failure(f"The database can't be read: {error}", code="database") from None
+
+
+def _ended(number: int, _frame: object) -> NoReturn:
+    sys.exit(128 + number)

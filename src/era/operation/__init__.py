@@ -1,0 +1,1 @@
+"""Backing up, restoring and checking data directories, from outside the service that uses them."""
