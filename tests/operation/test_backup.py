@@ -11,6 +11,7 @@ import sqlite3
 import subprocess
 import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -215,6 +216,8 @@ def test_nothing_is_swept_while_a_backup_reads(tmp_path: Path) -> None:
     with held_off(tmp_path), pytest.raises(BlockingIOError, match="backup"):
         blobs.sweep(set(), future)
     assert blobs.get(digest) == b"unneeded"
+    with ThreadPoolExecutor(4) as threads:  # sweeps don't take each other for a backup
+        assert sum(threads.map(lambda _: blobs.sweep(set(), 0.0), range(100))) == 0
     assert blobs.sweep(set(), future) == 1
 
 
@@ -268,3 +271,17 @@ def test_gc_removes_what_nothing_needs(kept: Kept, tmp_path: Path) -> None:
     assert removed >= 1
     assert not stray.exists()
     era(None, "check", "--data-dir", data, code=0)
+
+
+def test_with_content_in_s3_a_backup_says_that_it_lacks_it(kept: Kept, tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    era(None, "restore", kept[1], "--data-dir", data, code=0)
+    shutil.rmtree(data / "blobs")
+    (data / "store-id").write_text("0" * 32)
+    made = era(None, "backup", "--data-dir", data, tmp_path / "backup", code=0)
+    assert "in S3, and not in this backup" in made.stderr
+    assert not (tmp_path / "backup" / "blobs").exists()
+    assert "same ERA_BLOBS" in era(None, "restore", tmp_path / "backup", "--data-dir", tmp_path / "d", code=0).stderr
+    assert (tmp_path / "d" / "store-id").read_text() == "0" * 32
+    assert "not looked at" in era(None, "check", "--data-dir", tmp_path / "d", code=0).stderr
+    assert not (data / "blobs").exists()

@@ -20,7 +20,7 @@ import json
 import os
 import sqlite3
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -65,7 +65,7 @@ def back_up(directory: Path, target: Path, progress: Progress) -> Made:
     if target.resolve().is_relative_to(directory):
         raise BadRequest("A backup can't be in the data directory itself.", hint="Name another place, on another disk.")
     in_s3 = (directory / contents.STORE_ID).exists()
-    with held_off(directory), placing(target) as draft:
+    with nullcontext() if in_s3 else held_off(directory), placing(target) as draft:
         made_at = timestamp(now())
         copy_rows(directory / contents.DATABASE, draft / contents.DATABASE)
         sums = {contents.DATABASE: contents.digest_of(draft / contents.DATABASE)}

@@ -58,6 +58,9 @@ class LocalBlobs:
         self._directory = os.fspath(directory)
         self._incoming = f"{self._directory}/incoming"
         self._lock = threading.Lock()
+        self._sweeping = threading.Lock()
+        """Sweeps come one after the other, since the lock that they take against other processes can't be shared."""
+
         self._unsynced: set[str] = set()
         """Digests whose names may not be durable yet."""
 
@@ -115,7 +118,7 @@ class LocalBlobs:
 
         Raises BlockingIOError, and removes nothing, while a backup reads the blobs.
         """
-        with self._alone():
+        with self._sweeping, self._alone():
             return self._sweep(keep, older_than)
 
     @contextmanager
