@@ -1,0 +1,180 @@
+"""The host's side of the helper that reads and changes a live session's files (guest/live_files.py).
+
+What it answers is input from the sandbox: its form is checked, its size bounded, and it has limited time. One that
+fails any of this is ended, and the next call gets another one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Mapping
+from itertools import count
+from typing import Any
+
+from era.core.files.edits import FileEntry, display_path, in_the_way, no_file
+from era.core.files.paths import Parts
+from era.core.live.live_session import LiveSession
+from era.core.ports import GuestProcess
+from era.core.process import ProcessOutput, ProcessSpec
+from era.errors import BadRequest, Conflict, EraError, TooLarge, Unavailable
+
+PIECE = 1 << 18
+"""Bytes of a file in one request or answer."""
+
+_SECONDS = 30.0
+_MOST_BYTES = 16 << 20
+_KINDS = ("file", "link", "dir", "other")
+
+
+class FileHelper:
+    """One helper, in one live session."""
+
+    def __init__(self, process: GuestProcess) -> None:
+        self._process = process
+        self._numbers = count(1)
+        self._waiting: dict[int, asyncio.Future[tuple[Mapping[str, Any], bytes]]] = {}
+        self._sending = asyncio.Lock()
+        self._following = asyncio.create_task(self._follow())
+
+    @classmethod
+    async def started(cls, live: LiveSession) -> FileHelper:
+        """Start one. Raises SandboxFailed, NoIsolation."""
+        supervisor = await live.supervisor()
+        return cls(await supervisor.start(ProcessSpec((), {}, channel=True, module="live_files")))
+
+    @property
+    def alive(self) -> bool:
+        return not self._following.done()
+
+    async def end(self) -> None:
+        await self._process.kill()
+        await asyncio.wait([self._following])
+
+    async def call(self, op: str, path: Parts = (), body: bytes = b"", **arguments: Any) -> tuple[Mapping[str, Any], bytes]:
+        """One request. `path` is the one that an error is about. Raises EraError."""
+        number = next(self._numbers)
+        answer: asyncio.Future[tuple[Mapping[str, Any], bytes]] = asyncio.get_running_loop().create_future()
+        self._waiting[number] = answer
+        head = json.dumps({"id": number, "op": op, **arguments}).encode()
+        try:
+            if not self.alive:
+                raise _gone()
+            async with asyncio.timeout(_SECONDS):
+                async with self._sending:
+                    await self._process.send(
+                        len(head).to_bytes(4, "big") + len(body).to_bytes(4, "big") + head + body
+                    )
+                found, content = await answer
+        except (TimeoutError, BrokenPipeError):
+            await self._process.kill()
+            raise _gone() from None
+        finally:
+            self._waiting.pop(number, None)
+        if "error" in found:
+            raise _error(found["error"], path)
+        return found, content
+
+    async def _follow(self) -> None:
+        """Give answers to who waits for them, until the helper ends or says what can't be."""
+        buffer = bytearray()
+        try:
+            async for event in self._process.events():
+                if not isinstance(event, ProcessOutput):
+                    break
+                if event.stream != "channel":
+                    continue
+                buffer += event.data
+                while (answer := _taken(buffer)) is not None:
+                    waiting = self._waiting.get(answer[0].get("id", 0))
+                    if waiting is not None and not waiting.done():
+                        waiting.set_result(answer)
+        except ValueError:
+            await self._process.kill()
+        finally:
+            for waiting in self._waiting.values():
+                if not waiting.done():
+                    waiting.set_exception(_gone())
+
+
+def entry_of(path: Parts, found: Mapping[str, Any]) -> FileEntry:
+    """An entry as the helper describes it. Raises Unavailable for what it can't be."""
+    kind, size, mode, mtime_ns = (found.get(name) for name in ("type", "size", "mode", "mtime_ns"))
+    link, etag = found.get("link"), found.get("etag")
+    if (
+        kind not in _KINDS
+        or not all(isinstance(number, int) and not isinstance(number, bool) for number in (size, mode, mtime_ns))
+        or not (0 <= size < 1 << 63 and abs(mtime_ns) < 1 << 80)
+        or not isinstance(link, str | None)
+        or not (etag is None or isinstance(etag, str) and len(etag) == 64 and etag.isalnum() and etag.isascii())
+    ):
+        raise _gone()
+    is_link = kind == "link"
+    return FileEntry(
+        "/".join(path),
+        kind,
+        size,
+        mtime_ns,
+        None if is_link else mode & 0o777,
+        (link or "")[:4096] if is_link else None,
+        digest=etag,
+    )
+
+
+def _taken(buffer: bytearray) -> tuple[Mapping[str, Any], bytes] | None:
+    """The next answer, which is taken out of the buffer; None where it isn't all there. Raises ValueError for what
+    isn't one."""
+    if len(buffer) < 8:
+        return None
+    head, body = int.from_bytes(buffer[:4], "big"), int.from_bytes(buffer[4:8], "big")
+    if head + body > _MOST_BYTES:
+        raise ValueError("an answer is too large")
+    if len(buffer) < 8 + head + body:
+        return None
+    found = json.loads(bytes(buffer[8 : 8 + head]))
+    if not isinstance(found, dict) or not isinstance(found.get("id"), int):
+        raise ValueError("an answer has no form")
+    content = bytes(buffer[8 + head : 8 + head + body])
+    del buffer[: 8 + head + body]
+    return found, content
+
+
+def _gone() -> Unavailable:
+    return Unavailable(
+        "What reads and changes the files of this live session was ended, or didn't answer.",
+        hint="Send it again: another one is started. Processes of the session may be in its way.",
+        code="no_live_files",
+    )
+
+
+def _error(word: object, path: Parts) -> EraError:
+    """The error for the word that a request failed with."""
+    match word:
+        case "ENOENT":
+            return no_file(path)
+        case "file" | "dir" | "link" | "other":
+            return in_the_way(str(word), path)
+        case "ENOTDIR" | "ELOOP" | "EEXIST" | "ENOTEMPTY" | "EISDIR":
+            return Conflict(
+                f"'{display_path(path)}' is not what it was a moment ago.",
+                hint="A process of the session has changed it meanwhile. Look at it and try again.",
+                code="changed",
+            )
+        case "exists":
+            return Conflict(
+                f"There is something at '{display_path(path)}' already.",
+                hint='Delete it first, or send "replace": true, which replaces files and links.',
+                code="exists",
+            )
+        case "EACCES" | "EPERM" | "EROFS":
+            return Conflict(
+                f"The session's programs may not do that with '{display_path(path)}'.",
+                hint="Its permissions, or those of its directory, don't allow it.",
+                code="no_permission",
+            )
+        case "ENOSPC" | "EDQUOT" | "EFBIG":
+            return TooLarge("There is no room for this file.", hint="Delete something first.")
+        case "EINVAL" | "ENAMETOOLONG" | "path":
+            return BadRequest(f"'{display_path(path)}' can't be a path here.", code="bad_path")
+        case _:
+            return _gone()

@@ -1,0 +1,408 @@
+"""The helper that reads and changes the files of a live session, from inside its sandbox.
+
+Theory of operation
+===================
+
+*With the session's own rights.* It is a process of the session's like any other: its uid, its Landlock domain, its
+limits. So no path of hostile code's making is ever walked with rights that the code itself hasn't got. Whatever it is
+tricked into, it does what the session's programs may do.
+
+*Nowhere else.* All the same it leads only to the working directory: a path is opened one name at a time, each from its
+directory's descriptor, never through a link, and never waiting (pipes and devices are refused by what they are).
+
+*A request is small.* Files are read and written a piece at a time, through a handle, so many callers can have files
+under way, and none waits for another's file. Only a digest takes longer, of DIGEST_BYTES at most.
+
+*A file appears as a whole.* It is written under a name of its own beside its place, and renamed.
+
+Wire format, on the channel, both ways: the lengths of a head and of a body (4 bytes each), the head as JSON, the body.
+A request's head has `op`, its arguments and `id`, which the answer has, too. An answer has `error` (a word) where the
+request failed. Names are text, in which bytes that aren't UTF-8 are lone surrogates.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import stat
+
+TYPE_CHECKING = False  # as type checkers know it
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from typing import Any
+
+    type Parts = list[str]
+
+DIGEST_BYTES = 16 << 20
+PIECE = 1 << 18
+STATE_FILE = ".session_data.json"
+MOST_HANDLES = 256
+MOST_DEPTH = 200
+_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
+_NEW = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+
+
+class Refused(Exception):
+    """A request can't be done; its text is the word that says why."""
+
+
+def native(name: str) -> bytes:
+    return name.encode("utf-8", "surrogateescape")
+
+
+def portable(name: bytes) -> str:
+    return name.decode("utf-8", "surrogateescape")
+
+
+class Files:
+    """The working directory, and the files that are open for callers."""
+
+    def __init__(self, root: int) -> None:
+        self.root = root
+        self.handles: dict[int, int] = {}
+        self.drafts: dict[int, tuple[int, bytes]] = {}
+        """By handle: the directory that a new file will be in, and its present name."""
+
+        self.next = 0
+
+    # -- requests: each returns the head and the body of its answer ----------------------------------------------
+
+    def stat(self, path: Parts) -> tuple[dict[str, Any], bytes]:
+        with Parent(self.root, path) as parent:
+            return self.entry(parent.fd, parent.name, digest=True), b""
+
+    def list(
+        self, after: Parts, prefix: Parts, limit: int, directories: bool
+    ) -> tuple[dict[str, Any], bytes]:
+        """A page of the files of the whole tree, with the totals of all."""
+        found: list[dict[str, Any]] = []
+        count = total = 0
+        for path, parent, name in self.walk(self.root, []):
+            try:
+                entry = self.entry(parent, name, digest=False)
+            except OSError:
+                continue  # it is gone by now
+            if entry["type"] not in ("file", "link", "dir"):
+                continue
+            if entry["type"] != "dir":
+                count += 1
+                total += entry["size"]
+            elif not directories:
+                continue
+            names = [native(each) for each in path]
+            if len(found) < limit and names > [native(each) for each in after] and _begins(path, prefix):
+                if entry["type"] == "file":
+                    entry = self.entry(parent, name, digest=True)
+                found.append({"path": path, **entry})
+        return {"count": count, "bytes": total}, json.dumps(found).encode()
+
+    def open(self, path: Parts) -> tuple[dict[str, Any], bytes]:
+        """Open a file for reading; the answer has a handle."""
+        with Parent(self.root, path) as parent:
+            fd = _opened(parent.fd, parent.name)
+        try:
+            status = os.fstat(fd)
+            head = {**_shown(status), "etag": self.digest(fd, status)}
+        except BaseException:
+            os.close(fd)
+            raise
+        return {**head, "handle": self.add(fd)}, b""
+
+    def read(self, handle: int, at: int, size: int) -> tuple[dict[str, Any], bytes]:
+        return {}, os.pread(self.handles[handle], min(size, PIECE), at)
+
+    def close(self, handle: int) -> tuple[dict[str, Any], bytes]:
+        """Close a handle. A new file that didn't get its place is gone."""
+        os.close(self.handles.pop(handle))
+        if (draft := self.drafts.pop(handle, None)) is not None:
+            directory, name = draft
+            try:
+                os.unlink(name, dir_fd=directory)
+            except OSError:
+                pass
+            os.close(directory)
+        return {}, b""
+
+    def create(self, path: Parts) -> tuple[dict[str, Any], bytes]:
+        """Begin a new file, which will be at `path`. Directories on the way are made."""
+        with Parent(self.root, path, make=True) as parent:
+            try:
+                kind = os.stat(parent.name, dir_fd=parent.fd, follow_symlinks=False).st_mode
+                if not stat.S_ISREG(kind):
+                    raise Refused(_kind(kind))
+            except FileNotFoundError:
+                pass
+            name = b".era-%s" % os.urandom(12).hex().encode()
+            fd = os.open(name, _NEW, 0o600, dir_fd=parent.fd)
+            handle = self.add(fd)
+            self.drafts[handle] = (os.dup(parent.fd), name)
+        return {"handle": handle}, b""
+
+    def write(self, handle: int, at: int, body: bytes) -> tuple[dict[str, Any], bytes]:
+        written = 0
+        while written < len(body):
+            written += os.pwrite(self.handles[handle], body[written:], at + written)
+        return {}, b""
+
+    def place(self, handle: int, name: str, mode: int | None, mtime_ns: int) -> tuple[dict[str, Any], bytes]:
+        """Give a new file its place, and end its handle. What is there keeps its mode where none is given."""
+        fd, (directory, draft) = self.handles[handle], self.drafts[handle]
+        target = native(name)
+        try:
+            before = os.stat(target, dir_fd=directory, follow_symlinks=False)
+            if not stat.S_ISREG(before.st_mode):
+                raise Refused(_kind(before.st_mode))
+            kept = stat.S_IMODE(before.st_mode) & 0o777
+        except FileNotFoundError:
+            kept = 0o644
+        os.fchmod(fd, kept if mode is None else mode)
+        os.utime(fd, ns=(mtime_ns, mtime_ns))
+        os.rename(draft, target, src_dir_fd=directory, dst_dir_fd=directory)
+        self.drafts.pop(handle)
+        os.close(directory)
+        status = os.fstat(fd)
+        self.handles.pop(handle)
+        os.close(fd)
+        return _shown(status), b""
+
+    def mkdir(self, path: Parts, mode: int | None) -> tuple[dict[str, Any], bytes]:
+        with Parent(self.root, path, make=True) as parent:
+            try:
+                os.mkdir(parent.name, 0o755, dir_fd=parent.fd)
+            except FileExistsError:
+                kind = os.stat(parent.name, dir_fd=parent.fd, follow_symlinks=False).st_mode
+                if not stat.S_ISDIR(kind):
+                    raise Refused(_kind(kind)) from None
+                return {"created": False}, b""
+            if mode is not None:
+                fd = os.open(parent.name, _DIRECTORY, dir_fd=parent.fd)
+                try:
+                    os.fchmod(fd, mode)
+                finally:
+                    os.close(fd)
+        return {"created": True}, b""
+
+    def move(self, source: Parts, target: Parts, replace: bool) -> tuple[dict[str, Any], bytes]:
+        with Parent(self.root, source) as old:
+            kind = os.stat(old.name, dir_fd=old.fd, follow_symlinks=False).st_mode
+            if source == target:
+                return {}, b""
+            with Parent(self.root, target, make=True) as new:
+                try:
+                    there = os.stat(new.name, dir_fd=new.fd, follow_symlinks=False).st_mode
+                    if not replace or stat.S_ISDIR(there) or stat.S_ISDIR(kind):
+                        raise Refused("exists")
+                except FileNotFoundError:
+                    pass
+                os.rename(old.name, new.name, src_dir_fd=old.fd, dst_dir_fd=new.fd)
+        return {}, b""
+
+    def delete(self, path: Parts, recursive: bool) -> tuple[dict[str, Any], bytes]:
+        with Parent(self.root, path) as parent:
+            kind = os.stat(parent.name, dir_fd=parent.fd, follow_symlinks=False).st_mode
+            if stat.S_ISDIR(kind) and not recursive:
+                raise Refused("dir")
+            _remove(parent.fd, parent.name, 0)
+        return {}, b""
+
+    # -- what they share ------------------------------------------------------------------------------------------
+
+    def add(self, fd: int) -> int:
+        if len(self.handles) >= MOST_HANDLES:
+            os.close(fd)
+            raise Refused("busy")
+        self.next += 1
+        self.handles[self.next] = fd
+        return self.next
+
+    def entry(self, parent: int, name: bytes, *, digest: bool) -> dict[str, Any]:
+        """What is known of one entry."""
+        status = os.stat(name, dir_fd=parent, follow_symlinks=False)
+        shown = _shown(status)
+        if stat.S_ISLNK(status.st_mode):
+            return {**shown, "link": portable(os.readlink(name, dir_fd=parent))}
+        if not digest or not stat.S_ISREG(status.st_mode):
+            return shown
+        try:
+            fd = _opened(parent, name)
+        except PermissionError:
+            return shown
+        try:
+            return {**shown, "etag": self.digest(fd, status)}
+        finally:
+            os.close(fd)
+
+    def digest(self, fd: int, status: os.stat_result) -> str | None:
+        """The digest of a file's content, None for one that is large."""
+        if status.st_size > DIGEST_BYTES:
+            return None
+        hasher, at = hashlib.sha256(), 0
+        while at < status.st_size and (piece := os.pread(fd, min(PIECE, status.st_size - at), at)):
+            hasher.update(piece)
+            at += len(piece)
+        return hasher.hexdigest()
+
+    def walk(self, fd: int, path: Parts) -> Iterator[tuple[Parts, int, bytes]]:
+        """Every name below a directory, in order, with the descriptor of the directory it is in."""
+        if len(path) > MOST_DEPTH:
+            return
+        try:
+            names = sorted(map(os.fsencode, os.listdir(fd)))
+        except OSError:
+            return
+        for name in names:
+            if not path and name == native(STATE_FILE):
+                continue
+            here = [*path, portable(name)]
+            yield here, fd, name
+            try:
+                child = os.open(name, _DIRECTORY | os.O_NONBLOCK, dir_fd=fd)
+            except OSError:
+                continue  # no directory
+            try:
+                yield from self.walk(child, here)
+            finally:
+                os.close(child)
+
+
+class Parent:
+    """The directory that a path's last name is in, open within the block. Raises Refused, OSError."""
+
+    def __init__(self, root: int, path: Parts, *, make: bool = False) -> None:
+        *directories, name = map(native, path)
+        if not name or any(each in (b"", b".", b"..") or b"/" in each or b"\0" in each for each in (*directories, name)):
+            raise Refused("path")
+        self.name = name
+        self.fd = os.dup(root)
+        for each in directories:
+            try:
+                child = self._opened(each, make=make)
+            except BaseException:
+                os.close(self.fd)
+                raise
+            os.close(self.fd)
+            self.fd = child
+
+    def _opened(self, name: bytes, *, make: bool) -> int:
+        try:
+            return os.open(name, _DIRECTORY, dir_fd=self.fd)
+        except FileNotFoundError:
+            if not make:
+                raise
+            try:
+                os.mkdir(name, 0o755, dir_fd=self.fd)
+            except FileExistsError:
+                pass
+            return os.open(name, _DIRECTORY, dir_fd=self.fd)
+        except OSError as error:
+            if error.errno not in (errno.ENOTDIR, errno.ELOOP):
+                raise
+            kind = os.stat(name, dir_fd=self.fd, follow_symlinks=False).st_mode
+            raise Refused(_kind(kind)) from None
+
+    def __enter__(self) -> Parent:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        os.close(self.fd)
+
+
+def _opened(parent: int, name: bytes) -> int:
+    """Open a regular file for reading. Raises Refused for anything else."""
+    kind = os.stat(name, dir_fd=parent, follow_symlinks=False).st_mode
+    if not stat.S_ISREG(kind):
+        raise Refused(_kind(kind))
+    fd = os.open(name, _FILE, dir_fd=parent)
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise Refused("other")
+    return fd
+
+
+def _shown(status: os.stat_result) -> dict[str, Any]:
+    return {
+        "type": _kind(status.st_mode),
+        "size": status.st_size if not stat.S_ISDIR(status.st_mode) else 0,
+        "mode": stat.S_IMODE(status.st_mode) & 0o777,
+        "mtime_ns": status.st_mtime_ns,
+        "ctime_ns": status.st_ctime_ns,
+        "inode": status.st_ino,
+    }
+
+
+def _kind(mode: int) -> str:
+    if stat.S_ISREG(mode):
+        return "file"
+    if stat.S_ISDIR(mode):
+        return "dir"
+    return "link" if stat.S_ISLNK(mode) else "other"
+
+
+def _begins(path: Parts, prefix: Parts) -> bool:
+    """Whether a path begins with a prefix, whose last part may be the beginning of a name."""
+    *whole, last = prefix or [""]
+    return path[: len(whole)] == whole and len(path) > len(whole) and path[len(whole)].startswith(last)
+
+
+def _remove(parent: int, name: bytes, depth: int) -> None:
+    if depth > MOST_DEPTH:
+        raise Refused("depth")
+    try:
+        os.unlink(name, dir_fd=parent)
+        return
+    except OSError as error:
+        if error.errno not in (errno.EISDIR, errno.EPERM):
+            raise
+    fd = os.open(name, _DIRECTORY, dir_fd=parent)
+    try:
+        for child in map(os.fsencode, os.listdir(fd)):
+            _remove(fd, child, depth + 1)
+    finally:
+        os.close(fd)
+    os.rmdir(name, dir_fd=parent)
+
+
+def serve(channel: int) -> None:
+    """Answer requests until the host hangs up."""
+    files = Files(os.open(".", _DIRECTORY))
+    os.umask(0o022)
+    while True:
+        lengths = _exactly(channel, 8)
+        if lengths is None:
+            return
+        head = _exactly(channel, int.from_bytes(lengths[:4], "big"))
+        body = _exactly(channel, int.from_bytes(lengths[4:], "big"))
+        if head is None or body is None:
+            return
+        request = json.loads(head)
+        number, op = request.pop("id"), request.pop("op")
+        if op == "write":
+            request["body"] = body
+        try:
+            answer, content = getattr(files, op)(**request)
+        except Refused as refused:
+            answer, content = {"error": str(refused)}, b""
+        except OSError as problem:
+            answer, content = {"error": errno.errorcode.get(problem.errno or 0, "EIO")}, b""
+        text = json.dumps({**answer, "id": number}).encode()
+        _send(channel, len(text).to_bytes(4, "big") + len(content).to_bytes(4, "big") + text + content)
+
+
+def _exactly(fd: int, size: int) -> bytes | None:
+    """The next `size` bytes; None at the end."""
+    content = b""
+    while len(content) < size:
+        piece = os.read(fd, size - len(content))
+        if not piece:
+            return None
+        content += piece
+    return content
+
+
+def _send(fd: int, content: bytes) -> None:
+    view = memoryview(content)
+    while view:
+        view = view[os.write(fd, view) :]
