@@ -35,6 +35,7 @@ from era.core.limits import Rules
 from era.core.links import Links, signing_key
 from era.core.live.checkpoints import Checkpoints
 from era.core.live.contexts import Contexts
+from era.core.live.current_files import CurrentFiles
 from era.core.live.live_sessions import LiveParts, LiveSessions
 from era.core.live.session_processes import SessionProcesses
 from era.core.live.tickets import Tickets
@@ -354,7 +355,7 @@ async def services(settings: Settings) -> AsyncIterator[Context]:
                     idempotency=idempotency,
                     api_keys=api_keys,
                     setups=setups,
-                    files=files,
+                    files=CurrentFiles(files, live_sessions, checkpoints, store, turns),
                     archives=Archives(store, snapshots, blobs, turns, spool, transfers, files, slots),
                     links=Links(signing_key(directory / "link-key"), store, api_keys),
                     turns=turns,

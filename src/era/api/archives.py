@@ -45,7 +45,8 @@ WantedFormat = Annotated[Literal["tar", "tar.gz", "zip"], Query(alias="format", 
 
 @router.get("/archive", responses=_ARCHIVE, response_class=StreamingResponse)
 async def get_archive(session_id: SessionId, context: UseContext, form: WantedFormat = "tar") -> Response:
-    """Download all files, directories and links, as of the last commit."""
+    """Download all files, directories and links; of a live session as they are now, of which it makes a checkpoint."""
+    await context.files.keep(session_id)
     return _archive_response(await context.archives.get(session_id, form), str(session_id), form)
 
 

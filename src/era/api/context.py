@@ -28,12 +28,12 @@ from era.core.api_keys import ApiKeys, Caller
 from era.core.capsules.service import Capsules
 from era.core.files.archives import Archives
 from era.core.files.edits import FileEntry
-from era.core.files.session_files import SessionFiles
 from era.core.idempotency import IdempotencyKeys, Made
 from era.core.limits import Rules
 from era.core.links import Links
 from era.core.live.checkpoints import Checkpoints
 from era.core.live.contexts import Contexts
+from era.core.live.current_files import CurrentFiles
 from era.core.live.live_sessions import LiveSessions
 from era.core.live.session_processes import SessionProcesses
 from era.core.live.tickets import Tickets
@@ -87,7 +87,7 @@ class Context:
     api_keys: ApiKeys
     versions: Versions
     setups: Setups
-    files: SessionFiles
+    files: CurrentFiles
     archives: Archives
     links: Links
     capsules: Capsules

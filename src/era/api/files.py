@@ -25,6 +25,7 @@ from era.core.files.paths import Parts, from_url, parse
 from era.core.files.session_files import ANY, PATIENCE, Condition, OpenFile
 from era.core.files.spool import bounded
 from era.core.files.trees import name_bytes
+from era.core.live.current_files import LiveFile
 from era.core.models import OwnedId
 from era.errors import BadRequest
 from era.wire.base import dropped_answer
@@ -124,7 +125,7 @@ async def list_files(
     prefix: Prefix = "",
     directories: Directories = False,
 ) -> Response:
-    """List files in the order of their paths. The totals count all files of the session."""
+    """List files in the order of their paths, those of a live session as they are now. The totals count all files."""
     return await _files(context, session_id, None, limit, cursor, prefix, directories=directories)
 
 
@@ -194,7 +195,7 @@ async def put_file(
 @router.head("/files/{path:rest}", include_in_schema=False)
 @router.get("/files/{path:rest}", responses=FILE, response_class=StreamingResponse)
 async def get_file(session_id: SessionId, path: Path, request: Request, context: UseContext) -> Response:
-    """Download a file, as of the last commit."""
+    """Download a file: of a live session as it is now, else as of the last commit."""
     return await _file(context, session_id, None, path, request)
 
 
@@ -277,7 +278,7 @@ async def body_of(
         raise BadRequest("The body ended before it was complete.") from None
 
 
-def file_response(file: OpenFile, path: Parts, request: Request) -> Response:
+def file_response(file: OpenFile | LiveFile, path: Parts, request: Request) -> Response:
     """A file, a range of it (206), or 304 where the client has it. Takes over closing `file`, unless it raises."""
     etag = f'"{file.digest}"'
     headers = {**SAFE, "ETag": etag, "Accept-Ranges": "bytes", **_last_modified(file.mtime_ns)}

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 DIGEST_BYTES = 16 << 20
 PIECE = 1 << 18
 STATE_FILE = ".session_data.json"
+PAGE_DIGEST_BYTES = 64 << 20
 MOST_HANDLES = 256
 MOST_DEPTH = 200
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -74,29 +75,31 @@ class Files:
         with Parent(self.root, path) as parent:
             return self.entry(parent.fd, parent.name, digest=True), b""
 
-    def list(
-        self, after: Parts, prefix: Parts, limit: int, directories: bool
-    ) -> tuple[dict[str, Any], bytes]:
+    def list(self, after: Parts, prefix: Parts, limit: int, directories: bool) -> tuple[dict[str, Any], bytes]:
         """A page of the files of the whole tree, with the totals of all."""
         found: list[dict[str, Any]] = []
         count = total = 0
+        behind, room = list(map(native, after)), PAGE_DIGEST_BYTES
         for path, parent, name in self.walk(self.root, []):
             try:
-                entry = self.entry(parent, name, digest=False)
+                status = os.stat(name, dir_fd=parent, follow_symlinks=False)
             except OSError:
                 continue  # it is gone by now
-            if entry["type"] not in ("file", "link", "dir"):
+            kind = _kind(status.st_mode)
+            if kind == "other":
                 continue
-            if entry["type"] != "dir":
+            if kind != "dir":
                 count += 1
-                total += entry["size"]
+                total += status.st_size
             elif not directories:
                 continue
-            names = [native(each) for each in path]
-            if len(found) < limit and names > [native(each) for each in after] and _begins(path, prefix):
-                if entry["type"] == "file":
-                    entry = self.entry(parent, name, digest=True)
-                found.append({"path": path, **entry})
+            if len(found) < limit and _begins(path, prefix) and list(map(native, path)) > behind:
+                wanted = kind == "file" and status.st_size <= room
+                try:
+                    found.append({"path": path, **self.entry(parent, name, digest=wanted)})
+                except (OSError, Refused):
+                    continue
+                room -= status.st_size if wanted else 0
         return {"count": count, "bytes": total}, json.dumps(found).encode()
 
     def open(self, path: Parts) -> tuple[dict[str, Any], bytes]:
@@ -250,18 +253,22 @@ class Files:
         if len(path) > MOST_DEPTH:
             return
         try:
-            names = sorted(map(os.fsencode, os.listdir(fd)))
+            with os.scandir(fd) as entries:
+                names = sorted((os.fsencode(entry.name), entry.is_dir(follow_symlinks=False)) for entry in entries)
         except OSError:
             return
-        for name in names:
-            if not path and name == native(STATE_FILE):
+        drafts = {draft for _, draft in self.drafts.values()}
+        for name, is_directory in names:
+            if (not path and name == native(STATE_FILE)) or name in drafts:
                 continue
             here = [*path, portable(name)]
             yield here, fd, name
+            if not is_directory:
+                continue
             try:
                 child = os.open(name, _DIRECTORY | os.O_NONBLOCK, dir_fd=fd)
             except OSError:
-                continue  # no directory
+                continue  # it isn't one any more, or is closed to us
             try:
                 yield from self.walk(child, here)
             finally:
@@ -273,7 +280,9 @@ class Parent:
 
     def __init__(self, root: int, path: Parts, *, make: bool = False) -> None:
         *directories, name = map(native, path)
-        if not name or any(each in (b"", b".", b"..") or b"/" in each or b"\0" in each for each in (*directories, name)):
+        if not name or any(
+            each in (b"", b".", b"..") or b"/" in each or b"\0" in each for each in (*directories, name)
+        ):
             raise Refused("path")
         self.name = name
         self.fd = os.dup(root)

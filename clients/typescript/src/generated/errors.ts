@@ -39,6 +39,8 @@ export class BadPath extends BadRequest {}
 export class BadSetup extends BadRequest {}
 /** `bad_signature`, a 401. */
 export class BadSignature extends Unauthorized {}
+/** `changed`, a 409. */
+export class Changed extends Conflict {}
 /** `commit_failed`, a 503. */
 export class CommitFailed extends Unavailable {}
 /** `exists`, a 409. */
@@ -59,6 +61,8 @@ export class IsALink extends Conflict {}
 export class IsRunning extends Conflict {}
 /** `link_expired`, a 410. */
 export class LinkExpired extends Expired {}
+/** `no_checkpoint`, a 409. */
+export class NoCheckpoint extends Conflict {}
 /** `no_code`, a 400. */
 export class NoCode extends BadRequest {}
 /** `no_contexts`, a 400. */
@@ -75,8 +79,12 @@ export class NoIsolation extends Unavailable {}
 export class NoLanguage extends Unavailable {}
 /** `no_link`, a 404. */
 export class NoLink extends NotFound {}
+/** `no_live_files`, a 503. */
+export class NoLiveFiles extends Unavailable {}
 /** `no_operator`, a 409. */
 export class NoOperator extends Conflict {}
+/** `no_permission`, a 409. */
+export class NoPermission extends Conflict {}
 /** `no_such_context`, a 404. */
 export class NoSuchContext extends NotFound {}
 /** `no_such_delivery`, a 404. */
@@ -97,6 +105,8 @@ export class NotOperator extends Forbidden {}
 export class NotPersistent extends EraError {}
 /** `not_public`, a 403. */
 export class NotPublic extends Forbidden {}
+/** `not_ready`, a 503. */
+export class NotReady extends Unavailable {}
 /** `output_gone`, a 404. */
 export class OutputGone extends NotFound {}
 /** `process_ended`, a 400 or 409. */
@@ -162,6 +172,7 @@ export const BY_CODE: Readonly<Record<string, typeof EraError>> = {
   bad_request: BadRequest,
   bad_setup: BadSetup,
   bad_signature: BadSignature,
+  changed: Changed,
   commit_failed: CommitFailed,
   conflict: Conflict,
   exists: Exists,
@@ -179,6 +190,7 @@ export const BY_CODE: Readonly<Record<string, typeof EraError>> = {
   link_expired: LinkExpired,
   method_not_allowed: MethodNotAllowed,
   no_answer: NoAnswer,
+  no_checkpoint: NoCheckpoint,
   no_code: NoCode,
   no_contexts: NoContexts,
   no_file: NoFile,
@@ -187,7 +199,9 @@ export const BY_CODE: Readonly<Record<string, typeof EraError>> = {
   no_isolation: NoIsolation,
   no_language: NoLanguage,
   no_link: NoLink,
+  no_live_files: NoLiveFiles,
   no_operator: NoOperator,
+  no_permission: NoPermission,
   no_such_context: NoSuchContext,
   no_such_delivery: NoSuchDelivery,
   no_such_name: NoSuchName,
@@ -199,6 +213,7 @@ export const BY_CODE: Readonly<Record<string, typeof EraError>> = {
   not_operator: NotOperator,
   not_persistent: NotPersistent,
   not_public: NotPublic,
+  not_ready: NotReady,
   output_gone: OutputGone,
   precondition_failed: PreconditionFailed,
   process_ended: ProcessEnded,

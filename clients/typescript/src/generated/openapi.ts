@@ -489,6 +489,26 @@ export interface paths {
         patch?: never;
         trace?: never;
     };
+    "/api/sessions/{session_id}/checkpoint": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /**
+         * Checkpoint
+         * @description Make what the files of a session are at this moment its next version. Waits for the run under way.
+         */
+        post: operations["checkpoint"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
     "/api/sessions/{session_id}/tickets": {
         parameters: {
             query?: never;
@@ -518,7 +538,7 @@ export interface paths {
         };
         /**
          * List Files
-         * @description List files in the order of their paths. The totals count all files of the session.
+         * @description List files in the order of their paths, those of a live session as they are now. The totals count all files.
          */
         get: operations["list_files"];
         put?: never;
@@ -558,7 +578,7 @@ export interface paths {
         };
         /**
          * Get File
-         * @description Download a file, as of the last commit.
+         * @description Download a file: of a live session as it is now, else as of the last commit.
          */
         get: operations["get_file"];
         /**
@@ -666,7 +686,7 @@ export interface paths {
         };
         /**
          * Get Archive
-         * @description Download all files, directories and links, as of the last commit.
+         * @description Download all files, directories and links; of a live session as they are now, of which it makes a checkpoint.
          */
         get: operations["get_archive"];
         /**
@@ -1264,6 +1284,26 @@ export interface paths {
         patch?: never;
         trace?: never;
     };
+    "/ready": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * Ready
+         * @description Show whether the service can take runs now; 503 says why it can't.
+         */
+        get: operations["ready"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
     "/api/languages": {
         parameters: {
             query?: never;
@@ -1447,7 +1487,7 @@ export interface components {
             status: "running";
         };
         /** @enum {string} */
-        Cause: "create" | "run" | "data" | "files" | "rollback" | "duplicate" | "setup" | "checkpoint";
+        Cause: "create" | "run" | "data" | "files" | "rollback" | "duplicate" | "setup" | "checkpoint" | "loose_checkpoint";
         /** CellErrorAnswer */
         CellErrorAnswer: {
             /** Name */
@@ -1521,6 +1561,19 @@ export interface components {
             size: number;
             /** Old Size */
             old_size: number;
+        };
+        /** CheckpointAnswer */
+        CheckpointAnswer: {
+            /**
+             * Version
+             * @description The version that holds the files; the one in force where nothing has changed.
+             */
+            version: number;
+            /**
+             * Consistent
+             * @description Whether all files are as they were at one moment.
+             */
+            consistent: boolean;
         };
         /** ClearedAnswer */
         ClearedAnswer: {
@@ -2889,6 +2942,14 @@ export interface components {
             metadata?: {
                 [key: string]: unknown;
             } | null;
+        };
+        /** ReadyAnswer */
+        ReadyAnswer: {
+            /**
+             * Status
+             * @constant
+             */
+            status: "ready";
         };
         /** RecordedEgress */
         RecordedEgress: {
@@ -4647,6 +4708,31 @@ export interface operations {
             };
         };
     };
+    checkpoint: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                /** @description The session's id. */
+                session_id: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description OK. */
+            200: {
+                headers: {
+                    /** @description Names the request, also in the server's log. */
+                    "X-Request-Id"?: string;
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["CheckpointAnswer"];
+                };
+            };
+        };
+    };
     give_ticket: {
         parameters: {
             query?: never;
@@ -6070,6 +6156,28 @@ export interface operations {
                 };
                 content: {
                     "application/json": components["schemas"]["HealthAnswer"];
+                };
+            };
+        };
+    };
+    ready: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description OK. */
+            200: {
+                headers: {
+                    /** @description Names the request, also in the server's log. */
+                    "X-Request-Id"?: string;
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ReadyAnswer"];
                 };
             };
         };

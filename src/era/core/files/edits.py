@@ -264,7 +264,7 @@ def find(read: ReadTree, root: str | None, parts: Parts) -> Entry:
         if depth == len(parts):
             return entry
         if entry[0] == "link":
-            raise _in_the_way(entry, parts[:depth])
+            raise in_the_way(entry[0], parts[:depth])
         digest = entry[2] if entry[0] == "dir" else None
     raise no_file(parts)
 
@@ -287,18 +287,19 @@ def no_file(parts: Parts) -> NotFound:
 def _check_kind(old: Entry | None, kind: str, path: Parts) -> None:
     """Raises Conflict where an entry of another kind is in the way."""
     if old is not None and old[0] != kind:
-        raise _in_the_way(old, path)
+        raise in_the_way(old[0], path)
 
 
-def _in_the_way(old: Entry, path: Parts) -> Conflict:
+def in_the_way(kind: str, path: Parts) -> Conflict:
     """The error for an entry of another kind."""
-    kind, code = {
+    what, code = {
         "file": ("a file", "is_a_file"),
         "dir": ("a directory", "is_a_directory"),
         "link": ("a symbolic link, and those are never followed", "is_a_link"),
-    }[old[0]]
+        "other": ("a pipe, a socket or a device", "is_no_file"),
+    }[kind]
     return Conflict(
-        f"'{display_path(path)}' is {kind}.", hint="Choose another path, or delete what is there first.", code=code
+        f"'{display_path(path)}' is {what}.", hint="Choose another path, or delete what is there first.", code=code
     )
 
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 from era.core.expiry import calling
@@ -39,6 +40,9 @@ knowing what they waited for."""
 
 ANY = "*"
 """Stands for every entity tag."""
+
+LIVE = "its versions can't be changed from outside"
+"""What is so of a session that is live."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,27 +190,74 @@ class SessionFiles:
         """Write a file, replacing one that is there. All of it is durable when this returns, or nothing has changed.
         `mode` are its permission bits; see PutFile.
 
-        Returns what was written, and how many old versions that dropped. Raises Conflict where something of another
-        kind is there or on the way, TooLarge beyond the session's limits, PreconditionFailed, TooManyUploads;
-        RunUnderWay where the turn doesn't come within `patience` (seconds; 0 waits for no run).
+        Returns what was written, and how many old versions that dropped. Raises as `received` and `put_received` do.
         """
-        session = await self.writable_session(session_id)
+        self._liveness.check_not(await self._store.session(session_id), LIVE)
         if patience == 0:
             self._turns.check_free(session_id)  # before the content is sent
+        async with self.received(session_id, path, pieces) as (session, upload):
+            return upload, await self.put_received(session, path, upload, condition, mode=mode, patience=patience)
+
+    @asynccontextmanager
+    async def received(
+        self, session_id: OwnedId, path: Parts, pieces: AsyncIterator[bytes]
+    ) -> AsyncIterator[tuple[Session, Upload]]:
+        """The session, and all of `pieces`, received for a file in it; it is there within the block. Raises Conflict
+        where the session keeps no files, TooLarge for a path that is too deep, TooManyUploads, Unavailable."""
+        session = self._keeping(await self._store.session(session_id))
         self.check_depth(path)
         async with calling(self._store, session), self._spool.receive(pieces, self._threads) as upload:
-            if upload.content is None:
-                await self._threads(self._put_ahead, upload)
-            changes = Changes()
-            changes.add(path, PutFile(upload.digest, upload.size, time.time_ns(), mode))
-            async with self._turns.take(session_id, patience=patience):
-                session = await self.writable_session(session_id, session.key)
-                if condition != Condition():
-                    condition.check(path, await self._current(session, path))
-                # Put it again: it may have waited for its turn so long that it was swept as garbage.
-                snapshot = await self._snapshots.edit(session.snapshot, changes, upload.put, self.bounds(session))
-                _, dropped = await self.commit(session, snapshot)
-            return upload, dropped
+            yield session, upload
+
+    async def put_received(
+        self,
+        session: Session,
+        path: Parts,
+        upload: Upload,
+        condition: Condition,
+        *,
+        mode: int | None = None,
+        patience: float = PATIENCE,
+    ) -> int:
+        """Write a file whose content has been received. Returns how many old versions that dropped.
+
+        Raises Conflict where something of another kind is there or on the way, TooLarge beyond the session's limits,
+        PreconditionFailed, SessionLive; RunUnderWay where the turn doesn't come within `patience` (seconds; 0 waits for
+        no run).
+        """
+        self._liveness.check_not(session, LIVE)
+        if upload.content is None:
+            await self._threads(self._put_ahead, upload)
+        changes = Changes()
+        changes.add(path, PutFile(upload.digest, upload.size, time.time_ns(), mode))
+        async with self._turns.take(session.owned_id, patience=patience):
+            session = await self.writable_session(session.owned_id, session.key)
+            if condition != Condition():
+                condition.check(path, await self._current(session, path))
+            # Put it again: it may have waited for its turn so long that it was swept as garbage.
+            snapshot = await self._snapshots.edit(session.snapshot, changes, upload.put, self.bounds(session))
+            return (await self.commit(session, snapshot))[1]
+
+    async def content(self, upload: Upload, size: int) -> AsyncIterator[bytes]:
+        """The content of an upload, in pieces of `size` bytes at most. Raises Unavailable where the disk fails."""
+        if upload.content is not None:
+            for at in range(0, len(upload.content), size):
+                yield upload.content[at : at + size]
+            return
+        try:
+            try:
+                fd = await self._threads(os.open, upload.path, os.O_RDONLY | os.O_CLOEXEC)
+            except FileNotFoundError:  # the blob store has taken it over
+                fd = await self._threads(self._blobs.open_blob, upload.digest)
+            try:
+                at = 0
+                while piece := await self._threads(os.pread, fd, size, at):
+                    at += len(piece)
+                    yield piece
+            finally:
+                os.close(fd)
+        except OSError as error:
+            raise Unavailable(f"The body could not be read again: {error.strerror}.") from error
 
     async def delete(
         self, session_id: OwnedId, path: Parts, *, recursive: bool, condition: Condition, patience: float = PATIENCE
@@ -302,13 +353,17 @@ class SessionFiles:
         session = await self._store.session(session_id)
         if key is not None and session.key != key:
             raise NotFound(f"Session '{session_id}' was deleted meanwhile.")
+        self._liveness.check_not(self._keeping(session), LIVE)
+        return session
+
+    def _keeping(self, session: Session) -> Session:
+        """The session itself. Raises Conflict where it keeps no files."""
         if not session.persistent:
             raise Conflict(
-                f"Session '{session_id}' is not persistent: it keeps no files.",
+                f"Session '{session.id}' is not persistent: it keeps no files.",
                 hint='Make a session with "persistent": true.',
                 code="not_persistent",
             )
-        self._liveness.check_not(session, "its files can't be changed from outside")
         return session
 
     def bounds(self, session: Session) -> Bounds:

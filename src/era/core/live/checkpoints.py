@@ -20,7 +20,7 @@ from era.core.files.moments import Moments
 from era.core.files.trees import SnapshotRefused, WorkspaceFull
 from era.core.history import HistoryBound
 from era.core.metadata import MetadataStore
-from era.core.models import Session
+from era.core.models import Cause, Session
 from era.core.pool import SandboxPool
 from era.core.turns import Turns
 from era.errors import Conflict, RunUnderWay, TooLarge
@@ -82,6 +82,12 @@ class Checkpoints:
         task.add_done_callback(self._tasks.discard)
         return await asyncio.shield(task)
 
+    async def commit_edit(self, live: LiveSession) -> int:
+        """Commit the tree, which a client has changed, in the session's turn. Returns how many old versions had to go
+        for it. Raises as `request` does."""
+        session = keeping_files(await self._store.session(live.session_id))
+        return (await self._committed(live, session, "files"))[1]
+
     async def _requested(self, live: LiveSession) -> Checkpoint:
         async with self._turns.take(live.session_id, patience=_PATIENCE):
             session = keeping_files(await self._store.session(live.session_id))
@@ -94,6 +100,12 @@ class Checkpoints:
 
     async def _commit(self, live: LiveSession, session: Session) -> Checkpoint:
         """Commit the tree, in the session's turn. `session` is its row as it is."""
+        return (await self._committed(live, session, "checkpoint"))[0]
+
+    async def _committed(self, live: LiveSession, session: Session, cause: Cause) -> tuple[Checkpoint, int]:
+        """The same, with a cause, which is that of a loose checkpoint where the tree isn't of one moment; and how many
+        old versions had to go for it."""
+        trim = None
         try:
             moment = await self._moments.take(live.sandbox, session.snapshot)
         except SnapshotRefused as refused:
@@ -108,14 +120,14 @@ class Checkpoints:
             trim = await self._history.trim(session, snapshot)
             session = await self._store.commit(
                 session.owned_id,
-                "checkpoint" if moment.consistent else "loose_checkpoint",
+                cause if moment.consistent else "loose_checkpoint",
                 data=None,
                 snapshot=snapshot,
                 key=live.session_key,
                 trim=trim,
             )
         self._pool.committed(live.session_key, snapshot)
-        return Checkpoint(session.version, moment.consistent)
+        return Checkpoint(session.version, moment.consistent), 0 if trim is None else len(trim.drop)
 
 
 def keeping_files(session: Session) -> Session:

@@ -1,8 +1,8 @@
 """The files of a session as they are now: those of its version in force, or of its tree while it is live.
 
-Theory of operation. Where a session isn't live, its version is all there is, and SessionFiles answers. In a live session
-the tree of this moment is read and changed from inside, by a helper with the rights of the session's own programs
-(file_helper.py). So a GET sees what a process has just written, and a PUT is there for it at once.
+Theory of operation. Where a session isn't live, its version is all there is, and SessionFiles answers. In a live
+session the tree of this moment is read and changed from inside, by a helper with the rights of the session's own
+programs (file_helper.py). So a GET sees what a process has just written, and a PUT is there for it at once.
 
 A change takes the session's turn. When the tree has it, the tree is committed (checkpoints.py), and that is when the
 call is answered: what it says is durable, and is what a run or a crash right after it begins from.
@@ -20,8 +20,8 @@ from era.core.files.edits import FileEntry, display_path, in_the_way
 from era.core.files.paths import Parts
 from era.core.files.session_files import PATIENCE, Condition, OpenFile, Page, SessionFiles
 from era.core.files.spool import Upload
-from era.core.live.checkpoints import Checkpoints
-from era.core.live.file_helper import PIECE, FileHelper, entry_of
+from era.core.live.checkpoints import Checkpoints, keeping_files
+from era.core.live.file_helper import PIECE, FileHelper, entry_of, gone, number_of
 from era.core.live.live_session import LiveSession
 from era.core.live.live_sessions import LiveSessions
 from era.core.metadata import MetadataStore
@@ -29,7 +29,9 @@ from era.core.models import OwnedId, Snapshot
 from era.core.turns import Turns
 from era.errors import BadRequest, NotFound, SessionLive, Unavailable
 
-_ATTEMPTS = 3
+_ATTEMPTS = 5
+_SETTLE_SECONDS = 30.0
+_PAUSE = 0.05
 
 
 class _PutAway(Exception):
@@ -100,10 +102,10 @@ class CurrentFiles:
             )
             try:
                 listed = json.loads(body)
-                totals = Snapshot(None, int(head["count"]), int(head["bytes"]))
                 files = [entry_of(tuple(map(str, each["path"])), each) for each in listed[: limit + 1]]
-            except (ValueError, KeyError, TypeError):
-                raise Unavailable("The list of files has no form.") from None
+            except (ValueError, KeyError, TypeError, RecursionError):
+                raise gone() from None
+            totals = Snapshot(None, number_of(head, "count"), number_of(head, "bytes"))
             return Page(totals, files[:limit], len(files) > limit)
 
         async def stored_page() -> Page:
@@ -130,7 +132,7 @@ class CurrentFiles:
 
         async def live_open(live: LiveSession, helper: FileHelper) -> OpenFile | LiveFile:
             found, _ = await helper.call("open", path, **_at(path))
-            return LiveFile(helper, int(found["handle"]), entry_of(path, found), _tag(found))
+            return LiveFile(helper, number_of(found, "handle"), entry_of(path, found), _tag(found))
 
         async def stored_open() -> OpenFile | LiveFile:
             return await self._files.open(session_id, path, version)
@@ -150,12 +152,12 @@ class CurrentFiles:
         """See SessionFiles.put."""
         if patience == 0:
             self._turns.check_free(session_id)  # before the content is sent
-        async with self._files.received(session_id, path, pieces) as upload:
+        async with self._files.received(session_id, path, pieces) as (session, upload):
 
             async def live_put(live: LiveSession, helper: FileHelper) -> int:
                 await self._check(helper, path, condition)
                 made, _ = await helper.call("create", path, **_at(path))
-                handle = made["handle"]
+                handle = number_of(made, "handle")
                 try:
                     at = 0
                     async for piece in self._files.content(upload, PIECE):
@@ -168,11 +170,9 @@ class CurrentFiles:
                 return await self._checkpoints.commit_edit(live)
 
             async def stored_put() -> int:
-                return await self._files.put_received(
-                    session_id, path, upload, condition, mode=mode, patience=patience
-                )
+                return await self._files.put_received(session, path, upload, condition, mode=mode, patience=patience)
 
-            return upload, await self._change(session_id, patience, live_put, stored_put)
+            return upload, await self._change(session_id, patience, live_put, stored_put, key=session.key)
 
     async def delete(
         self, session_id: OwnedId, path: Parts, *, recursive: bool, condition: Condition, patience: float = PATIENCE
@@ -188,9 +188,7 @@ class CurrentFiles:
             session_id,
             patience,
             live_delete,
-            lambda: self._files.delete(
-                session_id, path, recursive=recursive, condition=condition, patience=patience
-            ),
+            lambda: self._files.delete(session_id, path, recursive=recursive, condition=condition, patience=patience),
         )
 
     async def make_directory(
@@ -235,6 +233,14 @@ class CurrentFiles:
             lambda: self._files.move(session_id, source, target, replace=replace, patience=patience),
         )
 
+    async def keep(self, session_id: OwnedId) -> None:
+        """Have the version in force say what the tree of a live session holds. Raises as Checkpoints.request does."""
+        session = await self._store.session(session_id)
+        await self._live_sessions.settled(session.key, _SETTLE_SECONDS)
+        with self._live_sessions.in_use(session.key) as live:
+            if live is not None:
+                await self._checkpoints.request(live)
+
     async def _check(self, helper: FileHelper, path: Parts, condition: Condition) -> None:
         """Raises PreconditionFailed where the file isn't as the condition demands."""
         if condition == Condition():
@@ -256,6 +262,7 @@ class CurrentFiles:
     ) -> T:
         """What a live session's helper says, or else what the version in force does."""
         session = await self._store.session(session_id)
+        await self._live_sessions.settled(session.key, _SETTLE_SECONDS)
         with self._live_sessions.in_use(session.key) as live:
             if live is not None:
                 return await live_job(live, await self._helper(live))
@@ -267,11 +274,15 @@ class CurrentFiles:
         patience: float,
         live_job: Callable[[LiveSession, FileHelper], Awaitable[T]],
         stored_job: Callable[[], Awaitable[T]],
+        key: int | None = None,
     ) -> T:
         """Change the tree of a live session in its turn, or else the version in force. It may become live, or be put
-        away, while this waits."""
+        away, while this waits. With `key`, it must be the very session that had this key."""
         for left in reversed(range(_ATTEMPTS)):
-            session = await self._store.session(session_id)
+            session = keeping_files(await self._store.session(session_id))
+            if key is not None and session.key != key:
+                raise NotFound(f"Session '{session_id}' was deleted meanwhile.")
+            await self._live_sessions.settled(session.key, _SETTLE_SECONDS)
             try:
                 with self._live_sessions.in_use(session.key) as live:
                     if live is None:
@@ -283,7 +294,7 @@ class CurrentFiles:
             except (SessionLive, _PutAway) as error:
                 if not left:
                     raise Unavailable("The session became live or was put away all the time.") from error
-                await asyncio.sleep(0.05)
+                await asyncio.sleep(_PAUSE)
         raise AssertionError("the last attempt returns or raises")
 
     async def _helper(self, live: LiveSession) -> FileHelper:
@@ -311,7 +322,7 @@ def _at(path: Parts) -> dict[str, Any]:
 
 def _tag(found: Mapping[str, Any]) -> str:
     """What stands for the digest of a large file: it changes whenever the file is written to."""
-    return "-".join(str(int(found.get(name) or 0)) for name in ("inode", "size", "mtime_ns", "ctime_ns"))
+    return "-".join(str(number_of(found, name)) for name in ("inode", "size", "mtime_ns", "ctime_ns"))
 
 
 async def _quietly(work: Awaitable[object]) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from collections.abc import Mapping
 from itertools import count
 from typing import Any
@@ -51,7 +52,9 @@ class FileHelper:
         await self._process.kill()
         await asyncio.wait([self._following])
 
-    async def call(self, op: str, path: Parts = (), body: bytes = b"", **arguments: Any) -> tuple[Mapping[str, Any], bytes]:
+    async def call(
+        self, op: str, path: Parts = (), body: bytes = b"", /, **arguments: Any
+    ) -> tuple[Mapping[str, Any], bytes]:
         """One request. `path` is the one that an error is about. Raises EraError."""
         number = next(self._numbers)
         answer: asyncio.Future[tuple[Mapping[str, Any], bytes]] = asyncio.get_running_loop().create_future()
@@ -59,21 +62,22 @@ class FileHelper:
         head = json.dumps({"id": number, "op": op, **arguments}).encode()
         try:
             if not self.alive:
-                raise _gone()
+                raise gone()
             async with asyncio.timeout(_SECONDS):
-                async with self._sending:
-                    await self._process.send(
-                        len(head).to_bytes(4, "big") + len(body).to_bytes(4, "big") + head + body
-                    )
+                await asyncio.shield(asyncio.create_task(self._send(head, body)))  # as a whole, whoever gives up
                 found, content = await answer
         except (TimeoutError, BrokenPipeError):
             await self._process.kill()
-            raise _gone() from None
+            raise gone() from None
         finally:
             self._waiting.pop(number, None)
         if "error" in found:
             raise _error(found["error"], path)
         return found, content
+
+    async def _send(self, head: bytes, body: bytes) -> None:
+        async with self._sending:
+            await self._process.send(len(head).to_bytes(4, "big") + len(body).to_bytes(4, "big") + head + body)
 
     async def _follow(self) -> None:
         """Give answers to who waits for them, until the helper ends or says what can't be."""
@@ -89,26 +93,26 @@ class FileHelper:
                     waiting = self._waiting.get(answer[0].get("id", 0))
                     if waiting is not None and not waiting.done():
                         waiting.set_result(answer)
-        except ValueError:
+        except (ValueError, RecursionError):
             await self._process.kill()
         finally:
             for waiting in self._waiting.values():
                 if not waiting.done():
-                    waiting.set_exception(_gone())
+                    waiting.set_exception(gone())
 
 
 def entry_of(path: Parts, found: Mapping[str, Any]) -> FileEntry:
     """An entry as the helper describes it. Raises Unavailable for what it can't be."""
-    kind, size, mode, mtime_ns = (found.get(name) for name in ("type", "size", "mode", "mtime_ns"))
-    link, etag = found.get("link"), found.get("etag")
-    if (
-        kind not in _KINDS
-        or not all(isinstance(number, int) and not isinstance(number, bool) for number in (size, mode, mtime_ns))
-        or not (0 <= size < 1 << 63 and abs(mtime_ns) < 1 << 80)
-        or not isinstance(link, str | None)
-        or not (etag is None or isinstance(etag, str) and len(etag) == 64 and etag.isalnum() and etag.isascii())
-    ):
-        raise _gone()
+    kind, link, etag = found.get("type"), found.get("link"), found.get("etag")
+    size, mode, mtime_ns = (number_of(found, name) for name in ("size", "mode", "mtime_ns"))
+    if kind not in _KINDS or not 0 <= size < 1 << 63 or mode < 0 or not isinstance(link, str | None):
+        raise gone()
+    if etag is not None and not (isinstance(etag, str) and re.fullmatch("[0-9a-f]{64}", etag)):
+        raise gone()
+    try:
+        f"{'/'.join(path)}{link or ''}".encode(errors="surrogateescape")
+    except UnicodeEncodeError:
+        raise gone() from None
     is_link = kind == "link"
     return FileEntry(
         "/".join(path),
@@ -119,6 +123,14 @@ def entry_of(path: Parts, found: Mapping[str, Any]) -> FileEntry:
         (link or "")[:4096] if is_link else None,
         digest=etag,
     )
+
+
+def number_of(found: Mapping[str, Any], name: str) -> int:
+    """A number in an answer. Raises Unavailable where there is none."""
+    number = found.get(name)
+    if not isinstance(number, int) or isinstance(number, bool) or not -1 << 80 < number < 1 << 80:
+        raise gone()
+    return number
 
 
 def _taken(buffer: bytearray) -> tuple[Mapping[str, Any], bytes] | None:
@@ -139,7 +151,7 @@ def _taken(buffer: bytearray) -> tuple[Mapping[str, Any], bytes] | None:
     return found, content
 
 
-def _gone() -> Unavailable:
+def gone() -> Unavailable:
     return Unavailable(
         "What reads and changes the files of this live session was ended, or didn't answer.",
         hint="Send it again: another one is started. Processes of the session may be in its way.",
@@ -177,4 +189,4 @@ def _error(word: object, path: Parts) -> EraError:
         case "EINVAL" | "ENAMETOOLONG" | "path":
             return BadRequest(f"'{display_path(path)}' can't be a path here.", code="bad_path")
         case _:
-            return _gone()
+            return gone()

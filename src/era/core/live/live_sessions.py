@@ -143,6 +143,18 @@ class LiveSessions:
         with live.in_use():
             yield live
 
+    async def settled(self, session_key: int, seconds: float) -> None:
+        """Wait until a session isn't about to become live or to be put away, at most so many seconds."""
+        waits: list[asyncio.Future[object]] = []
+        if opening := self._opening.get(session_key):
+            waits.append(asyncio.ensure_future(asyncio.wait({opening})))
+        elif (live := self._live.get(session_key)) is not None and not live.is_open:
+            waits.append(asyncio.ensure_future(live.closed.wait()))
+        if waits:
+            _, late = await asyncio.wait(waits, timeout=seconds)
+            for wait in late:
+                wait.cancel()
+
     async def put_away(self, session_id: OwnedId) -> Session:
         """End all processes of a session, commit what they left, and return the session, which isn't live any more.
         Raises CommitFailed where that can't be kept."""

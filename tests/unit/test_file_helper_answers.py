@@ -1,0 +1,69 @@
+"""What the helper for a live session's files says is input from the sandbox."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from era.core.live.file_helper import _taken, entry_of, number_of
+from era.errors import Unavailable
+
+GOOD: dict[str, Any] = {"type": "file", "size": 1, "mode": 0o644, "mtime_ns": 5, "etag": "0" * 64}
+
+
+def frame(head: bytes, body: bytes = b"") -> bytearray:
+    return bytearray(len(head).to_bytes(4, "big") + len(body).to_bytes(4, "big") + head + body)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"type": "device"},
+        {"type": ["file"]},
+        {"size": -1},
+        {"size": 1 << 63},
+        {"size": True},
+        {"size": "1"},
+        {"mode": None},
+        {"mtime_ns": 1 << 90},
+        {"etag": '"\r\nX: y'},
+        {"etag": "0" * 63 + "\n"},
+        {"link": 5},
+        {"link": "\ud800"},
+    ],
+)
+def test_an_entry_of_no_form_is_refused(wrong: dict[str, Any]) -> None:
+    assert entry_of(("a",), GOOD).size == 1
+    with pytest.raises(Unavailable):
+        entry_of(("a",), {**GOOD, **wrong})
+
+
+def test_a_path_that_no_bytes_make_is_refused() -> None:
+    with pytest.raises(Unavailable):
+        entry_of(("\ud800",), GOOD)
+
+
+def test_numbers_are_numbers() -> None:
+    assert number_of({"handle": 3}, "handle") == 3
+    for wrong in ({}, {"handle": "3"}, {"handle": 1.5}, {"handle": True}, {"handle": 1 << 100}):
+        with pytest.raises(Unavailable):
+            number_of(wrong, "handle")
+
+
+@pytest.mark.parametrize("wrong", [frame(b"[]"), frame(b"{}"), frame(b'{"id": "1"}'), frame(b"{"), frame(b"\xff")])
+def test_an_answer_of_no_form_is_refused(wrong: bytearray) -> None:
+    with pytest.raises(ValueError, match=r"form|Expecting|codec"):
+        _taken(wrong)
+
+
+def test_an_answer_is_taken_once_it_is_all_there() -> None:
+    whole = frame(b'{"id": 1}', b"body")
+    assert _taken(whole[:-1]) is None
+    assert _taken(whole) == ({"id": 1}, b"body")
+    assert not whole
+
+
+def test_a_large_answer_is_refused_before_it_is_there() -> None:
+    with pytest.raises(ValueError, match="too large"):
+        _taken(bytearray(b"\xff" * 8))
