@@ -300,6 +300,25 @@ def test_too_many_contexts_are_refused(client: httpx.Client, session: MakeSessio
     cell(where, "1", "more")
 
 
+def test_a_refused_cell_disturbs_nothing(client: httpx.Client, session: MakeSession, cell: Cell) -> None:
+    where = session("node", limits={"memory_mb": 2048, "pids": 512})
+    process = client.post(f"/api/sessions/{where}/processes", json={"command": "sleep 600"}).json()["process_id"]
+    cell(where, "x = 41", "c0")
+    for number in range(1, 16):
+        cell(where, "1", f"c{number}")
+    body, key = {"code": "1", "context": "more"}, {"Idempotency-Key": "more"}
+    refused = client.post(f"/api/sessions/{where}/run", json=body, headers=key)
+    assert (refused.status_code, refused.json()["code"]) == (409, "too_many_contexts")
+    assert client.get(f"/api/sessions/{where}/processes/{process}").json()["status"] == "running"
+    assert client.get(f"/api/sessions/{where}/contexts").json()["count"] == 16
+    answer = cell(where, "x + 1", "c0")
+    assert (text(answer), answer["memory"]) == ("42", KEPT)
+    # Nothing was executed, so the key is as good as new.
+    client.delete(f"/api/sessions/{where}/contexts/c1")
+    again = client.post(f"/api/sessions/{where}/run", json=body, headers=key)
+    assert (again.status_code, again.json()["status"]) == (200, "ok"), again.text
+
+
 def test_a_context_that_fills_the_disk_is_ended(client: httpx.Client, session: MakeSession, cell: Cell) -> None:
     where = session(limits={"disk_mb": 8})
     cell(where, "x = 1")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 
 from era.core.active_runs import ActiveRun
-from era.core.cells import Cell, CellRun, CellRunEnded, Contexts
+from era.core.cells import Cell, CellRun, CellRunEnded, Contexts, StopCell
 from era.core.models import JsonObject, Session
 from era.core.ports import Sandbox
 from era.core.program import Ended, Output
@@ -35,6 +35,9 @@ class CellExecution:
         self.state = state
         self.answer: JsonObject | None = None
         """What the run's answer says of the cell, once that has ended."""
+
+        self.had_interpreter = False
+        """Whether it came as far as to an interpreter. Until then nothing of it has been executed."""
 
         self._contexts = contexts
         self._active = active
@@ -68,7 +71,7 @@ class CellExecution:
 
     async def run(self, write: Callable[[Output], Awaitable[None]]) -> Ended:
         """Execute the cell; `write` gets its output as it comes, and is waited for. Raises as Contexts.run does."""
-        ended = await self._contexts.run(self._session, self._request, write, self._active.begun_cell)
+        ended = await self._contexts.run(self._session, self._request, write, self._begun)
         self._enforced = ended.enforced
         self.answer = _answer(self._request.context, ended)
         outcome = ended.outcome
@@ -86,6 +89,10 @@ class CellExecution:
             sandbox_alive=outcome.sandbox_alive,
             disk_problem=ended.disk_problem,
         )
+
+    def _begun(self, stop: StopCell) -> None:
+        self.had_interpreter = True
+        self._active.begun_cell(stop)
 
 
 def _answer(context: str, ended: CellRunEnded) -> JsonObject:

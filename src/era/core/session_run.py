@@ -106,6 +106,9 @@ class SessionRun:
         self._has_ended = False
         """Its program has, and what it left has been given to the store."""
 
+        self._was_refused = False
+        """Its cell got no interpreter, and the session is as it was."""
+
     async def result(self) -> RunResult:
         """Run the program and commit what it leaves; durable when this returns. Raises EraError where nothing of the
         run could be kept."""
@@ -127,6 +130,7 @@ class SessionRun:
         session, pool = self._session, self._parts.pool
         sandbox = self._active.sandbox = await pool.acquire(session)
         self._slot.use(sandbox)
+        execution: Execution | CellExecution | None = None
         try:
             if not self._started:
                 self._started = True
@@ -142,6 +146,10 @@ class SessionRun:
                 await pool.discard(sandbox, self._remade(outcome.problem))
             return result
         except BaseException as error:
+            if _is_refusal(execution, error):
+                self._was_refused = True
+                pool.committed(session.key, session.snapshot)  # the sandbox, and all that runs in it, goes on
+                raise
             await pool.discard(sandbox, self._remade(error.message if isinstance(error, EraError) else "it failed."))
             raise
 
@@ -253,7 +261,8 @@ class SessionRun:
         reason = error.message if isinstance(error, EraError) else "The service failed."
         ended = replace(self._record, status="failed", ended_at=now(), reason=reason)
         # Where no sandbox could be had the program hasn't run, and may be run by the next request with its key.
-        has_not_run = isinstance(error, Unavailable | TooBusy) and not isinstance(error, CommitFailed)
+        refused = isinstance(error, Unavailable | TooBusy) and not isinstance(error, CommitFailed)
+        has_not_run = refused or self._was_refused
         # But a caller who has been told of a background run finds it by its key.
         told = self._started and self._request.background
         claim = self._request.claim if has_not_run and not told else None
@@ -264,6 +273,12 @@ class SessionRun:
             return  # Its record is all that was written.
         except EraError as second:
             log.warning("run_not_recorded", run=self._record.id, error=second.message)
+
+
+def _is_refusal(execution: Execution | CellExecution | None, error: BaseException) -> bool:
+    """Whether this is the refusal of a cell of which nothing has been executed, in a sandbox that is as it was."""
+    refused = isinstance(execution, CellExecution) and not execution.had_interpreter
+    return refused and isinstance(error, EraError) and not isinstance(error, SandboxFailed)
 
 
 def _new_data(given: bytes, before: str, ended: Ended) -> tuple[str | None, str | None]:
