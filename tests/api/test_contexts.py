@@ -257,6 +257,7 @@ def test_a_stopped_session_loses_its_contexts_and_says_so(
     ("fields", "status", "code"),
     [
         ({"context": "a b"}, 400, "invalid_field"),
+        ({"context": ".."}, 400, "invalid_field"),
         ({"context": ""}, 400, "invalid_field"),
         ({"context": "a" * 65}, 400, "invalid_field"),
         ({"context": 1}, 400, "invalid_field"),
@@ -298,6 +299,31 @@ def test_too_many_contexts_are_refused(client: httpx.Client, session: MakeSessio
     assert "c0" in answer.json()["details"]["contexts"]
     client.delete(f"/api/sessions/{where}/contexts/c0")
     cell(where, "1", "more")
+
+
+def test_cells_that_wait_while_the_session_is_stopped_do_not_hold_it_up(
+    client: httpx.Client, session: MakeSession, cell: Cell
+) -> None:
+    """Their turn comes before that of the stop, which they would wait for."""
+    where = session()
+    cell(where, "1")
+    path = f"/api/sessions/{where}/run"
+    slow = {"context": "main", "code": "import time\ntime.sleep(600)", "timeout": 600, "background": True}
+    run = client.post(path, json=slow).json()["run_id"]
+    answers: list[httpx.Response] = []
+    waiting = [
+        threading.Thread(target=lambda: answers.append(client.post(path, json={"context": "main", "code": "1"})))
+        for _ in range(3)
+    ]
+    for one in waiting:
+        one.start()
+    stopped = client.post(f"/api/sessions/{where}/stop")
+    assert stopped.status_code == 200, stopped.text
+    for one in waiting:
+        one.join()
+    assert {answer.status_code for answer in answers} <= {200, 503}
+    assert eventually(lambda: client.get(f"/api/sessions/{where}/runs/{run}").json()["status"] == "killed")
+    assert text(cell(where, "1 + 1")) == "2"
 
 
 def test_a_refused_cell_disturbs_nothing(client: httpx.Client, session: MakeSession, cell: Cell) -> None:

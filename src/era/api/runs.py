@@ -72,6 +72,8 @@ def run_request(body: RunBody, request: Request, context: Context, key: str | No
 def _context_of(body: RunBody) -> str | None:
     """The context of a run. Raises BadRequest for what a cell can't have."""
     if body.context is not None:
+        if body.context in (".", ".."):
+            raise BadRequest("'context' can't be '.' or '..'.", hint="No path can name it.", code="invalid_field")
         for name, given in (("args", body.args), ("command", body.command), ("atomic", body.atomic)):
             if given:
                 raise BadRequest(

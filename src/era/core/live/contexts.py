@@ -140,7 +140,7 @@ class Contexts:
         begun: Callable[[StopCell], None],
     ) -> CellRunEnded:
         """See core/cells.py."""
-        async with self._live.opened(session.owned_id) as live:
+        async with self._live.opened(session.owned_id, in_turn=True) as live:
             of = self._of_session(live)
             async with of.running:
                 of.watch_disk()

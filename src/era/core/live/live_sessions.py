@@ -126,10 +126,11 @@ class LiveSessions:
         return len(self._live)
 
     @asynccontextmanager
-    async def opened(self, session_id: OwnedId) -> AsyncIterator[LiveSession]:
-        """The session, which becomes live if it isn't, in use within the block. Raises NotFound, Expired,
-        SetupUnderWay, RunUnderWay, TooManyLive, and as SandboxPool.acquire does."""
-        live = await self._open(session_id)
+    async def opened(self, session_id: OwnedId, *, in_turn: bool = False) -> AsyncIterator[LiveSession]:
+        """The session, which becomes live if it isn't, in use within the block. `in_turn` is for who holds its turn,
+        and so can't wait until it has been put away. Raises NotFound, Expired, SetupUnderWay, RunUnderWay, TooManyLive,
+        and as SandboxPool.acquire does; Unavailable where it is being put away."""
+        live = await self._open(session_id, in_turn=in_turn)
         with live.in_use():
             yield live
 
@@ -165,7 +166,7 @@ class LiveSessions:
             await self._put_away(live, _STOPPED)
         return await self._parts.store.session(session_id)
 
-    async def _open(self, session_id: OwnedId) -> LiveSession:
+    async def _open(self, session_id: OwnedId, *, in_turn: bool) -> LiveSession:
         while True:
             session = await self._parts.store.session(session_id)
             if session.setup_status in UNDER_WAY:
@@ -181,6 +182,9 @@ class LiveSessions:
                 live = await asyncio.shield(task)
             if live.is_open:
                 return live
+            if in_turn and live.why_lost is None:
+                # Its end waits for the turn, too.
+                raise Unavailable(f"Session '{session_id}' is being stopped.", hint="Try again in a moment.")
             await live.closed.wait()
 
     def _made(self, session_key: int, task: asyncio.Task[LiveSession]) -> None:
