@@ -30,7 +30,7 @@ async def test_whoever_comes_back_gets_the_next_byte() -> None:
     assert await read(log, 9) == []
     events = await early
     assert b"".join(e.data for e in events if isinstance(e, Piece) and e.stream == "stdout") == b"abcdef"
-    assert await read(log, 100) == []
+    assert await read(log, 100) == [end]
 
 
 async def test_what_is_gone_is_said_and_memory_is_bounded() -> None:
@@ -88,3 +88,9 @@ async def test_the_end_of_it_is_packed() -> None:
     ]
     lost = OutputLog.unpacked(None, 0, None, None, "lost")
     assert await read(lost) == [Exit(1, None, None, "lost")]
+
+
+async def test_who_has_had_more_than_is_known_is_told_of_the_end() -> None:
+    lost = OutputLog.unpacked(None, 0, None, None, "The service stopped.")
+    assert [type(event) for event in await read(lost, 80)] == [Exit]
+    assert await read(lost, 1) == []

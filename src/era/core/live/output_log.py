@@ -101,14 +101,15 @@ class OutputLog:
 
     async def follow(self, after: int) -> AsyncGenerator[LogEvent]:
         """All events behind the number `after`, as they come, to the end of the process. It may be one that is yet to
-        come."""
+        come, or never does: of a process that was lost, readers have had more than is known of it now. Only who has
+        had the end isn't told of it."""
         while True:
             event = self._next(after)
             if event is not None:
                 after = event.last if isinstance(event, Gap) else event.number
                 yield event
             elif self.exit is not None:
-                if after <= self.total:
+                if after != self.exit.number:
                     yield self.exit
                 return
             else:
