@@ -39,6 +39,7 @@ from era.core.live.current_files import CurrentFiles
 from era.core.live.live_sessions import LiveParts, LiveSessions
 from era.core.live.session_processes import SessionProcesses
 from era.core.live.tickets import Tickets
+from era.core.live.watching import Watching
 from era.core.liveness import Liveness
 from era.core.metadata import Retention
 from era.core.models import Isolation, JsonObject
@@ -343,6 +344,7 @@ async def services(settings: Settings) -> AsyncIterator[Context]:
                     contexts=contexts,
                     checkpoints=checkpoints,
                     processes=SessionProcesses(live_sessions, store.processes, store, idempotency),
+                    watching=Watching(live_sessions, store),
                     tickets=Tickets(),
                     live_servers=live_servers,
                     sites=Sites(signing_key(directory / "site-key"), store, settings.public_host),

@@ -95,8 +95,8 @@ ENDS = ["DELETE /api/sessions/{session_id}/processes/{process}", "POST /api/sess
 
 
 def is_live(route: str) -> bool:
-    """Whether it is about processes, which others must not come upon."""
-    return "/processes" in route or route in ENDS
+    """Whether it is about processes, contexts or what they do to files, which others must not come upon."""
+    return any(part in route for part in ("/processes", "/contexts", "/watch")) or route in ENDS
 
 
 def routes(client: httpx.Client) -> list[str]:
@@ -125,12 +125,14 @@ def make_full_session(ada: httpx.Client) -> dict[str, str]:
     assert ada.put(f"/api/sessions/{ID}/code", json=code).is_success
     ran = ada.post(f"/api/sessions/{ID}/run", json={})
     assert ran.json()["status"] == "ok", ran.text
+    assert ada.post(f"/api/sessions/{ID}/run", json={"code": "1", "context": "kept"}).json()["status"] == "ok"
+    assert ada.post(f"/api/sessions/{ID}/stop").is_success
     assert ada.put(f"/api/sessions/{ID}/inbox", json={"verify": None, "retries": 0}).is_success
     delivered = ada.post(f"/proxy/{ID}/inbox/x", content=b"{}").json()["delivery_id"]
     settled = f"/api/sessions/{ID}/inbox/deliveries/{delivered}"
     assert eventually(lambda: ada.get(settled).json()["status"] == "done")
     return {"session_id": ID, "path": "f", "number": "2", "run_id": ran.json()["run_id"], "stream": "stdout",
-            "delivery_id": delivered, "process": "held"}  # fmt: skip
+            "delivery_id": delivered, "process": "held", "name": "kept"}  # fmt: skip
 
 
 def request_route(client: httpx.Client, route: str, values: dict[str, str]) -> httpx.Response:
@@ -142,7 +144,7 @@ def request_route(client: httpx.Client, route: str, values: dict[str, str]) -> h
     elif route.endswith("/archive") and method == "PUT":
         more |= {"content": b"\0" * 1024, "headers": TAR}
     url = re.sub(r"{(\w+)}", lambda match: values[match[1]], path)
-    if route.endswith("/processes/{process}/events"):  # which ends with the process
+    if route.endswith(("/processes/{process}/events", "/watch")):  # which end with the process, or never
         with client.stream(method, url) as answer:
             if not answer.is_success:
                 answer.read()
@@ -157,6 +159,8 @@ def call_every_route(client: httpx.Client, values: dict[str, str], ada: httpx.Cl
         if is_live(route) and not any(map(is_live, answers)):
             held = {"command": ["cat"], "pty": {"cols": 80, "rows": 24}, "tag": "held"}
             assert ada.post(f"/api/sessions/{ID}/processes", json=held).status_code == 201
+            if any(answer.is_success for answer in answers.values()):  # else nothing of the session may change
+                assert ada.post(f"/api/sessions/{ID}/run", json={"code": "1", "context": "kept"}).is_success
         if route == LAST[-1]:
             ada.delete(f"/api/sessions/{ID}")  # only a session that is gone can be restored
         answers[route] = request_route(client, route, values)

@@ -63,7 +63,7 @@ def test_a_link_leads_nowhere(tree: Path, files: Files) -> None:
 
 
 def test_the_attack_bites_where_links_are_followed(tree: Path, files: Files, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(live_files, "_DIRECTORY", os.O_RDONLY | os.O_DIRECTORY)
+    monkeypatch.setattr(live_files, "DIRECTORY", os.O_RDONLY | os.O_DIRECTORY)
     (tree / "d").symlink_to("../outside")
     (tree / "f").touch()
     assert attempts(files) == {"read", "stat", "put", "mkdir", "move", "delete"}

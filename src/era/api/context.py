@@ -37,6 +37,7 @@ from era.core.live.current_files import CurrentFiles
 from era.core.live.live_sessions import LiveSessions
 from era.core.live.session_processes import SessionProcesses
 from era.core.live.tickets import Tickets
+from era.core.live.watching import Watching
 from era.core.metadata import MetadataStore
 from era.core.models import Claim, JsonObject, Language, OwnedId, Route, Session, Snapshot
 from era.core.outputs import History
@@ -77,6 +78,7 @@ class Context:
     checkpoints: Checkpoints
     contexts: Contexts
     processes: SessionProcesses
+    watching: Watching
     tickets: Tickets
     live_servers: LiveServers
     sites: Sites

@@ -35,6 +35,7 @@ from era.api import (
     storage,
     terminals,
     versions,
+    watching,
 )
 from era.api.context import Answer, BodyProblem, Context
 from era.api.guard import Guard, error_body, error_headers
@@ -64,6 +65,7 @@ def build(settings: Settings, context: Context) -> FastAPI:
         versions,
         processes,
         terminals,
+        watching,
         files,
         archives,
         links,

@@ -41,7 +41,7 @@ STATE_FILE = ".session_data.json"
 PAGE_DIGEST_BYTES = 64 << 20
 MOST_HANDLES = 256
 MOST_DEPTH = 200
-_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 _NEW = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 
@@ -52,6 +52,11 @@ class Refused(Exception):
 
 def native(name: str) -> bytes:
     return name.encode("utf-8", "surrogateescape")
+
+
+def is_draft(name: str) -> bool:
+    """Whether a file of this name is a new one that hasn't got its place yet."""
+    return len(name) == 29 and name.startswith(".era-") and not name[5:].strip("0123456789abcdef")
 
 
 def portable(name: bytes) -> str:
@@ -181,7 +186,7 @@ class Files:
                     raise Refused(_kind(kind)) from None
                 return {"created": False}, b""
             if mode is not None:
-                fd = os.open(parent.name, _DIRECTORY, dir_fd=parent.fd)
+                fd = os.open(parent.name, DIRECTORY, dir_fd=parent.fd)
                 try:
                     os.fchmod(fd, mode)
                 finally:
@@ -266,7 +271,7 @@ class Files:
             if not is_directory:
                 continue
             try:
-                child = os.open(name, _DIRECTORY | os.O_NONBLOCK, dir_fd=fd)
+                child = os.open(name, DIRECTORY | os.O_NONBLOCK, dir_fd=fd)
             except OSError:
                 continue  # it isn't one any more, or is closed to us
             try:
@@ -297,7 +302,7 @@ class Parent:
 
     def _opened(self, name: bytes, *, make: bool) -> int:
         try:
-            return os.open(name, _DIRECTORY, dir_fd=self.fd)
+            return os.open(name, DIRECTORY, dir_fd=self.fd)
         except FileNotFoundError:
             if not make:
                 raise
@@ -305,7 +310,7 @@ class Parent:
                 os.mkdir(name, 0o755, dir_fd=self.fd)
             except FileExistsError:
                 pass
-            return os.open(name, _DIRECTORY, dir_fd=self.fd)
+            return os.open(name, DIRECTORY, dir_fd=self.fd)
         except OSError as error:
             if error.errno not in (errno.ENOTDIR, errno.ELOOP):
                 raise
@@ -365,7 +370,7 @@ def _remove(parent: int, name: bytes, depth: int) -> None:
     except OSError as error:
         if error.errno not in (errno.EISDIR, errno.EPERM):
             raise
-    fd = os.open(name, _DIRECTORY, dir_fd=parent)
+    fd = os.open(name, DIRECTORY, dir_fd=parent)
     try:
         for child in map(os.fsencode, os.listdir(fd)):
             _remove(fd, child, depth + 1)
@@ -376,14 +381,14 @@ def _remove(parent: int, name: bytes, depth: int) -> None:
 
 def serve(channel: int) -> None:
     """Answer requests until the host hangs up."""
-    files = Files(os.open(".", _DIRECTORY))
+    files = Files(os.open(".", DIRECTORY))
     os.umask(0o022)
     while True:
-        lengths = _exactly(channel, 8)
+        lengths = exactly(channel, 8)
         if lengths is None:
             return
-        head = _exactly(channel, int.from_bytes(lengths[:4], "big"))
-        body = _exactly(channel, int.from_bytes(lengths[4:], "big"))
+        head = exactly(channel, int.from_bytes(lengths[:4], "big"))
+        body = exactly(channel, int.from_bytes(lengths[4:], "big"))
         if head is None or body is None:
             return
         request = json.loads(head)
@@ -397,10 +402,10 @@ def serve(channel: int) -> None:
         except OSError as problem:
             answer, content = {"error": errno.errorcode.get(problem.errno or 0, "EIO")}, b""
         text = json.dumps({**answer, "id": number}).encode()
-        _send(channel, len(text).to_bytes(4, "big") + len(content).to_bytes(4, "big") + text + content)
+        send(channel, len(text).to_bytes(4, "big") + len(content).to_bytes(4, "big") + text + content)
 
 
-def _exactly(fd: int, size: int) -> bytes | None:
+def exactly(fd: int, size: int) -> bytes | None:
     """The next `size` bytes; None at the end."""
     content = b""
     while len(content) < size:
@@ -411,7 +416,7 @@ def _exactly(fd: int, size: int) -> bytes | None:
     return content
 
 
-def _send(fd: int, content: bytes) -> None:
+def send(fd: int, content: bytes) -> None:
     view = memoryview(content)
     while view:
         view = view[os.write(fd, view) :]

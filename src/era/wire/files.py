@@ -36,7 +36,9 @@ class ListedFile(BaseModel):
     mode: str | None = Field(description="Permissions in octal digits; null for a link.", examples=["0644"])
     modified_at: str | None = Field(description="Null for a directory.")
     uploaded: bool
-    etag: str | None = Field(description="SHA-256 of the content, as in its `ETag`; null for what is no file.")
+    etag: str | None = Field(
+        description="SHA-256 of the content, as in its `ETag`; null for what is no file, and for large ones while live."
+    )
     link: str | None = Field(description="Where a link points to.")
 
 

@@ -43,6 +43,8 @@ export class BadSignature extends Unauthorized {}
 export class Changed extends Conflict {}
 /** `commit_failed`, a 503. */
 export class CommitFailed extends Unavailable {}
+/** `damaged_backup`, a 400. */
+export class DamagedBackup extends BadRequest {}
 /** `exists`, a 409. */
 export class Exists extends Conflict {}
 /** `idempotency_mismatch`, a 409. */
@@ -99,6 +101,8 @@ export class NoSuchRun extends NotFound {}
 export class NoSuchVersion extends NotFound {}
 /** `not_a_websocket`, a 400. */
 export class NotAWebsocket extends BadRequest {}
+/** `not_live`, a 409. */
+export class NotLive extends Conflict {}
 /** `not_operator`, a 403. */
 export class NotOperator extends Forbidden {}
 /** `not_persistent`, a 400 or 409. */
@@ -151,6 +155,10 @@ export class TooManyProcesses extends Conflict {}
 export class TooManyUploads extends Unavailable {}
 /** `too_many_waiting`, a 429. */
 export class TooManyWaiting extends TooMany {}
+/** `too_many_watches`, a 409. */
+export class TooManyWatches extends Conflict {}
+/** `too_much_to_watch`, a 409. */
+export class TooMuchToWatch extends Conflict {}
 /** `unknown_format`, a 400. */
 export class UnknownFormat extends BadRequest {}
 /** `unknown_language`, a 400. */
@@ -175,6 +183,7 @@ export const BY_CODE: Readonly<Record<string, typeof EraError>> = {
   changed: Changed,
   commit_failed: CommitFailed,
   conflict: Conflict,
+  damaged_backup: DamagedBackup,
   exists: Exists,
   expired: Expired,
   forbidden: Forbidden,
@@ -210,6 +219,7 @@ export const BY_CODE: Readonly<Record<string, typeof EraError>> = {
   no_such_version: NoSuchVersion,
   not_a_websocket: NotAWebsocket,
   not_found: NotFound,
+  not_live: NotLive,
   not_operator: NotOperator,
   not_persistent: NotPersistent,
   not_public: NotPublic,
@@ -239,6 +249,8 @@ export const BY_CODE: Readonly<Record<string, typeof EraError>> = {
   too_many_processes: TooManyProcesses,
   too_many_uploads: TooManyUploads,
   too_many_waiting: TooManyWaiting,
+  too_many_watches: TooManyWatches,
+  too_much_to_watch: TooMuchToWatch,
   too_slow: TooSlow,
   unauthorized: Unauthorized,
   unavailable: Unavailable,

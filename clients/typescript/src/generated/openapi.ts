@@ -529,6 +529,26 @@ export interface paths {
         patch?: never;
         trace?: never;
     };
+    "/api/sessions/{session_id}/watch": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * Watch Files
+         * @description Follow what changes in the files of a live session, from now on.
+         */
+        get: operations["watch_files"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
     "/api/sessions/{session_id}/files": {
         parameters: {
             query?: never;
@@ -2266,6 +2286,16 @@ export interface components {
             /** Size */
             size: number;
         };
+        /** FileChangedEvent */
+        FileChangedEvent: {
+            /**
+             * @description discriminator enum property added by openapi-typescript
+             * @enum {string}
+             */
+            type: "chmod" | "create" | "remove" | "write";
+            /** Path */
+            path: string;
+        };
         /** FileChangesAnswer */
         FileChangesAnswer: {
             /** Added */
@@ -2288,6 +2318,19 @@ export interface components {
              */
             versions_dropped?: number;
         };
+        /** FileRenamedEvent */
+        FileRenamedEvent: {
+            /**
+             * @description discriminator enum property added by openapi-typescript
+             * @enum {string}
+             */
+            type: "rename";
+            /** Path */
+            path: string;
+            /** To */
+            to: string;
+        };
+        FileWatchEvent: components["schemas"]["WatchingEvent"] | components["schemas"]["FileChangedEvent"] | components["schemas"]["FileRenamedEvent"] | components["schemas"]["OverflowEvent"] | components["schemas"]["GapEvent"] | components["schemas"]["ErrorEvent"];
         /** FileWrittenAnswer */
         FileWrittenAnswer: {
             /** Path */
@@ -2661,7 +2704,7 @@ export interface components {
             uploaded: boolean;
             /**
              * Etag
-             * @description SHA-256 of the content, as in its `ETag`; null for what is no file.
+             * @description SHA-256 of the content, as in its `ETag`; null for what is no file, and for large ones while live.
              */
             etag: string | null;
             /**
@@ -2804,6 +2847,17 @@ export interface components {
             type: "stderr" | "stdout";
             /** Content */
             content: string;
+        };
+        /**
+         * OverflowEvent
+         * @description More has changed in a moment than could be told: list the files again.
+         */
+        OverflowEvent: {
+            /**
+             * @description discriminator enum property added by openapi-typescript
+             * @enum {string}
+             */
+            type: "overflow";
         };
         /** PackageAnswer */
         PackageAnswer: {
@@ -3741,6 +3795,19 @@ export interface components {
         };
         /** @enum {string} */
         WantedIsolation: "auto" | "gvisor" | "bubblewrap";
+        /**
+         * WatchingEvent
+         * @description The first event: what changes from now on is told.
+         */
+        WatchingEvent: {
+            /**
+             * @description discriminator enum property added by openapi-typescript
+             * @enum {string}
+             */
+            type: "watching";
+            /** Path */
+            path: string;
+        };
     };
     responses: never;
     parameters: never;
@@ -4754,6 +4821,36 @@ export interface operations {
                 };
                 content: {
                     "application/json": components["schemas"]["TicketAnswer"];
+                };
+            };
+        };
+    };
+    watch_files: {
+        parameters: {
+            query?: {
+                /** @description A directory or file; empty for all. */
+                path?: string;
+                /** @description Also what is in directories below. */
+                recursive?: boolean;
+            };
+            header?: never;
+            path: {
+                /** @description The session's id. */
+                session_id: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description First `watching`, then `create`, `write`, `remove`, `rename`, `chmod`; `overflow` or `gap` for what was lost. */
+            200: {
+                headers: {
+                    /** @description Names the request, also in the server's log. */
+                    "X-Request-Id"?: string;
+                    [name: string]: unknown;
+                };
+                content: {
+                    "text/event-stream": unknown;
                 };
             };
         };

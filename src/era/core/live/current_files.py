@@ -31,6 +31,9 @@ from era.errors import BadRequest, NotFound, SessionLive, Unavailable
 
 _ATTEMPTS = 5
 _SETTLE_SECONDS = 30.0
+"""How long a change waits for a session that is being put away. A read waits less, and then tells what is committed."""
+
+_READ_SECONDS = 5.0
 _PAUSE = 0.05
 
 
@@ -262,7 +265,7 @@ class CurrentFiles:
     ) -> T:
         """What a live session's helper says, or else what the version in force does."""
         session = await self._store.session(session_id)
-        await self._live_sessions.settled(session.key, _SETTLE_SECONDS)
+        await self._live_sessions.settled(session.key, _READ_SECONDS)
         with self._live_sessions.in_use(session.key) as live:
             if live is not None:
                 return await live_job(live, await self._helper(live))
@@ -302,8 +305,8 @@ class CurrentFiles:
         lock = self._starting.setdefault(live.session_key, asyncio.Lock())
         async with lock:
             helper = self._helpers.get(live.session_key)
-            if helper is None or not helper.alive:
-                is_first = helper is None
+            if helper is None or not helper.alive or helper.live is not live:
+                is_first = helper is None or helper.live is not live
                 helper = self._helpers[live.session_key] = await FileHelper.started(live)
                 if is_first:
                     live.at_end.append(lambda _: self._end(live.session_key))

@@ -16,6 +16,7 @@ from typing import Any
 from era.core.files.edits import FileEntry, display_path, in_the_way, no_file
 from era.core.files.paths import Parts
 from era.core.live.live_session import LiveSession
+from era.core.loop_slices import Budget
 from era.core.ports import GuestProcess
 from era.core.process import ProcessOutput, ProcessSpec
 from era.errors import BadRequest, Conflict, EraError, TooLarge, Unavailable
@@ -24,6 +25,9 @@ PIECE = 1 << 18
 """Bytes of a file in one request or answer."""
 
 _SECONDS = 30.0
+_BYTE_US = 0.01
+"""What it costs the event loop to take a byte."""
+
 _MOST_BYTES = 16 << 20
 _KINDS = ("file", "link", "dir", "other")
 
@@ -31,7 +35,8 @@ _KINDS = ("file", "link", "dir", "other")
 class FileHelper:
     """One helper, in one live session."""
 
-    def __init__(self, process: GuestProcess) -> None:
+    def __init__(self, process: GuestProcess, live: LiveSession) -> None:
+        self.live = live
         self._process = process
         self._numbers = count(1)
         self._waiting: dict[int, asyncio.Future[tuple[Mapping[str, Any], bytes]]] = {}
@@ -42,7 +47,7 @@ class FileHelper:
     async def started(cls, live: LiveSession) -> FileHelper:
         """Start one. Raises SandboxFailed, NoIsolation."""
         supervisor = await live.supervisor()
-        return cls(await supervisor.start(ProcessSpec((), {}, channel=True, module="live_files")))
+        return cls(await supervisor.start(ProcessSpec((), {}, channel=True, module="live_files")), live)
 
     @property
     def alive(self) -> bool:
@@ -59,7 +64,7 @@ class FileHelper:
         number = next(self._numbers)
         answer: asyncio.Future[tuple[Mapping[str, Any], bytes]] = asyncio.get_running_loop().create_future()
         self._waiting[number] = answer
-        head = json.dumps({"id": number, "op": op, **arguments}).encode()
+        head = {"id": number, "op": op, **arguments}
         try:
             if not self.alive:
                 raise gone()
@@ -72,16 +77,16 @@ class FileHelper:
         finally:
             self._waiting.pop(number, None)
         if "error" in found:
-            raise _error(found["error"], path)
+            raise error_of(found["error"], path)
         return found, content
 
-    async def _send(self, head: bytes, body: bytes) -> None:
+    async def _send(self, head: Mapping[str, Any], body: bytes) -> None:
         async with self._sending:
-            await self._process.send(len(head).to_bytes(4, "big") + len(body).to_bytes(4, "big") + head + body)
+            await self._process.send(framed(head, body))
 
     async def _follow(self) -> None:
         """Give answers to who waits for them, until the helper ends or says what can't be."""
-        buffer = bytearray()
+        buffer, budget = bytearray(), Budget(self)
         try:
             async for event in self._process.events():
                 if not isinstance(event, ProcessOutput):
@@ -93,12 +98,19 @@ class FileHelper:
                     waiting = self._waiting.get(answer[0].get("id", 0))
                     if waiting is not None and not waiting.done():
                         waiting.set_result(answer)
+                await budget.spend(len(event.data) * _BYTE_US)
         except (ValueError, RecursionError):
             await self._process.kill()
         finally:
             for waiting in self._waiting.values():
                 if not waiting.done():
                     waiting.set_exception(gone())
+
+
+def framed(head: Mapping[str, Any], body: bytes = b"") -> bytes:
+    """A request as it is sent."""
+    text = json.dumps(head).encode()
+    return len(text).to_bytes(4, "big") + len(body).to_bytes(4, "big") + text + body
 
 
 def entry_of(path: Parts, found: Mapping[str, Any]) -> FileEntry:
@@ -159,7 +171,7 @@ def gone() -> Unavailable:
     )
 
 
-def _error(word: object, path: Parts) -> EraError:
+def error_of(word: object, path: Parts) -> EraError:
     """The error for the word that a request failed with."""
     match word:
         case "ENOENT":

@@ -145,16 +145,12 @@ class LiveSessions:
             yield live
 
     async def settled(self, session_key: int, seconds: float) -> None:
-        """Wait until a session isn't about to become live or to be put away, at most so many seconds."""
-        waits: list[asyncio.Future[object]] = []
-        if opening := self._opening.get(session_key):
-            waits.append(asyncio.ensure_future(asyncio.wait({opening})))
-        elif (live := self._live.get(session_key)) is not None and not live.is_open:
-            waits.append(asyncio.ensure_future(live.closed.wait()))
-        if waits:
-            _, late = await asyncio.wait(waits, timeout=seconds)
-            for wait in late:
-                wait.cancel()
+        """Wait until a session that is being put away has been, at most so many seconds."""
+        live = self._live.get(session_key)
+        if live is not None and not live.is_open:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(seconds):
+                    await live.closed.wait()
 
     async def put_away(self, session_id: OwnedId) -> Session:
         """End all processes of a session, commit what they left, and return the session, which isn't live any more.

@@ -1,0 +1,141 @@
+"""Watches of a live session's files over HTTP, on real sandboxes."""
+
+from __future__ import annotations
+
+import json
+import queue
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import httpx
+
+from tests.api.answers import refused
+from tests.api.files_api import delete, put
+from tests.api.live import ended, start
+from tests.conftest import MakeSession, Server
+
+SECONDS = 60.0
+
+
+class Seen:
+    """The events of a watch, as they come."""
+
+    def __init__(self) -> None:
+        self.coming: queue.Queue[dict[str, Any] | None] = queue.Queue()
+        self.all: list[dict[str, Any]] = []
+
+    def until(self, wanted: Callable[[dict[str, Any]], bool]) -> list[dict[str, Any]]:
+        """All events so far, once one of them is as wanted."""
+        while not any(map(wanted, self.all)):
+            event = self.coming.get(timeout=SECONDS)
+            assert event is not None, self.all
+            self.all.append(event)
+        return self.all
+
+    def has(self, **event: str) -> bool:
+        return event in self.until(lambda each: each == event)
+
+
+@contextmanager
+def watch(server: Server, where: str, **query: Any) -> Iterator[Seen]:
+    """A watch that is in force within the block."""
+    seen = Seen()
+
+    def follow(answer: httpx.Response) -> None:
+        try:
+            for line in answer.iter_lines():
+                if line.startswith("data: "):
+                    seen.coming.put(json.loads(line.removeprefix("data: ")))
+        except httpx.TransportError:
+            pass
+        seen.coming.put(None)
+
+    with server.client() as client, client.stream("GET", f"/api/sessions/{where}/watch", params=query) as answer:
+        assert answer.status_code == 200, answer.read()
+        thread = threading.Thread(target=follow, args=(answer,), daemon=True)
+        thread.start()
+        assert seen.has(type="watching", path=query.get("path", ""))
+        yield seen
+
+
+def shell(client: httpx.Client, where: str, command: str) -> None:
+    ended(client, where, start(client, where, command))
+
+
+def test_a_watch_tells_what_processes_and_clients_change(
+    client: httpx.Client, session: MakeSession, server: Server
+) -> None:
+    where = session()
+    start(client, where, "sleep 1000")
+    shell(client, where, "mkdir d; touch d/old")
+    with watch(server, where, recursive=True) as seen:
+        shell(client, where, "echo 1 > d/new; chmod 600 d/old; mv d/old d/older; rm d/older; mkdir -p e/f")
+        assert seen.has(type="create", path="d/new")
+        assert seen.has(type="write", path="d/new")
+        assert seen.has(type="chmod", path="d/old")
+        assert seen.has(type="rename", path="d/old", to="d/older")
+        assert seen.has(type="remove", path="d/older")
+        assert seen.has(type="create", path="e/f")
+        shell(client, where, "touch e/f/deep; mv e moved; sleep 0.3; touch moved/f/there")
+        assert seen.has(type="create", path="e/f/deep")
+        assert seen.has(type="create", path="moved/f/there"), "a directory that moves stays watched"
+        assert put(client, where, "d/put", b"1").is_success
+        assert seen.has(type="create", path="d/put")
+        assert delete(client, where, "d/put").is_success
+        assert seen.has(type="remove", path="d/put")
+        assert not [each for each in seen.all if ".era-" in each.get("path", "")], "drafts aren't told"
+
+
+def test_a_watch_of_a_directory_or_a_file_is_of_that(
+    client: httpx.Client, session: MakeSession, server: Server
+) -> None:
+    where = session()
+    start(client, where, "sleep 1000")
+    shell(client, where, "mkdir -p d/e; touch d/file")
+    with watch(server, where, path="d") as of_directory, watch(server, where, path="d/file") as of_file:
+        shell(client, where, "touch outside d/e/below d/other; echo 1 > d/file; rm d/file")
+        assert of_directory.has(type="remove", path="d/file")
+        assert of_file.has(type="remove", path="d/file")
+        assert {each["path"] for each in of_directory.all} == {"d", "d/other", "d/file"}
+        assert {each["path"] for each in of_file.all} == {"d/file"}
+
+
+def test_a_watch_says_that_it_has_lost_events(client: httpx.Client, session: MakeSession, server: Server) -> None:
+    where = session()
+    start(client, where, "sleep 1000")
+    burst = "import os\nfor n in range(30000):\n    os.close(os.open('f', os.O_CREAT)); os.remove('f')\n"
+    with watch(server, where) as seen:
+        start(client, where, ["python3", "-c", burst])
+        assert seen.until(lambda each: each["type"] in ("overflow", "gap"))
+        assert put(client, where, "after", b"").is_success
+        assert seen.has(type="create", path="after"), "it goes on"
+
+
+def test_a_watch_ends_with_the_live_session(client: httpx.Client, session: MakeSession, server: Server) -> None:
+    where = session()
+    assert refused(client.get(f"/api/sessions/{where}/watch"), 409)["code"] == "not_live"
+    start(client, where, "sleep 1000")
+    with watch(server, where) as seen:
+        assert client.post(f"/api/sessions/{where}/stop").is_success
+        [*_, last] = seen.until(lambda each: each["type"] == "error")
+        assert last["code"] == "not_live"
+
+
+def test_bad_watches_are_refused(client: httpx.Client, session: MakeSession, server: Server) -> None:
+    where = session()
+    start(client, where, "mkdir d; ln -s /etc link; sleep 1000")
+    for query, status, code in (
+        ({"path": "none"}, 404, "no_file"),
+        ({"path": "link/passwd"}, 409, "is_a_link"),
+        ({"path": "../x"}, 400, "bad_path"),
+        ({"recursive": "perhaps"}, 400, "invalid_field"),
+    ):
+        assert refused(client.get(f"/api/sessions/{where}/watch", params=query), status)["code"] == code
+    watches = [watch(server, where) for _ in range(8)]
+    for each in watches:
+        each.__enter__()
+    assert refused(client.get(f"/api/sessions/{where}/watch"), 409)["code"] == "too_many_watches"
+    for each in watches:
+        each.__exit__(None, None, None)
