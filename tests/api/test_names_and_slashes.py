@@ -81,7 +81,7 @@ def test_writing_calls_refuse_unknown_query_parameters_and_do_nothing(
     client: httpx.Client, session: MakeSession
 ) -> None:
     where = session()
-    refused(client.put(f"/api/sessions/{where}/files/a?mode=755", content=b"x"), 400, "'mode'", "wait")
+    refused(client.put(f"/api/sessions/{where}/files/a?mod=755", content=b"x"), 400, "'mod'", "'mode'")
     refused(client.delete(f"/api/sessions/{where}?purg=true"), 400, "'purg'", "'purge'")
     refused(client.post(f"/api/sessions/{where}/run?timeout=3", json={"code": "1"}), 400, "'timeout'", "none")
     shown = client.get(f"/api/sessions/{where}").json()
