@@ -17,7 +17,7 @@ JSON = {"content-type": "application/json"}
 SESSION_KEYS = {
     "id", "session_id", "created_at", "last_run_at", "language", "persistent", "file_count", "total_size_bytes",
     "metadata", "data", "setup", "allowInternetAccess", "allowPublicAccess", "default_timeout", "version",
-    "ttl", "expires_at", "limits", "isolation", "egress", "service", "storage", "status",
+    "ttl", "expires_at", "limits", "isolation", "egress", "service", "storage", "status", "processes",
 }  # fmt: skip
 
 RUN_KEYS = {

@@ -23,7 +23,10 @@ SERVED = ("192.168.7.5", 8787)
 def request(host: str | None, *, served: tuple[str, int] = SERVED, scheme: str = "http") -> Request:
     headers = [] if host is None else [(b"host", host.encode("latin-1"))]
     return Request(
-        {"type": "http", "headers": headers, "server": served, "scheme": scheme, "path": "/", "method": "GET"}
+        {
+            **{"type": "http", "headers": headers, "server": served, "scheme": scheme, "path": "/", "method": "GET"},
+            "state": {},
+        }
     )
 
 

@@ -83,7 +83,7 @@ def test_writing_calls_refuse_unknown_query_parameters_and_do_nothing(
     where = session()
     refused(client.put(f"/api/sessions/{where}/files/a?mod=755", content=b"x"), 400, "'mod'", "'mode'")
     refused(client.delete(f"/api/sessions/{where}?purg=true"), 400, "'purg'", "'purge'")
-    refused(client.post(f"/api/sessions/{where}/run?timeout=3", json={"code": "1"}), 400, "'timeout'", "none")
+    refused(client.post(f"/api/sessions/{where}/run?timeout=3", json={"code": "1"}), 400, "'timeout'", "data")
     shown = client.get(f"/api/sessions/{where}").json()
     assert (shown["version"], shown["last_run_at"]) == (1, "")
 

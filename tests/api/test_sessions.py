@@ -47,6 +47,7 @@ def test_a_session_created_with_nothing_but_a_language_has_the_defaults(client: 
         "service": None,
         "storage": True,
         "status": "idle",
+        "processes": 0,
     }
     assert body["session_id"] == body["id"]
     assert checked(client.get(f"/api/sessions/{body['id']}"), SessionAnswer, SESSION_KEYS) == body
@@ -100,7 +101,7 @@ def test_a_run_shows_in_the_session(client: httpx.Client, session: MakeSession, 
         ("ü", 2, False),
     ]
     for file in listed["files"]:
-        assert file.keys() == {"path", "size", "modified_at", "uploaded", "etag"}
+        assert file.keys() - {"link"} == {"path", "size", "modified_at", "uploaded", "etag", "type", "mode"}
         assert_recent(file["modified_at"])
 
 
