@@ -9,8 +9,8 @@ namespace of its own. So the kernel tells processes from what a run has started:
 namespace at once, as ever, and nothing else; a process can't see, signal or look into a run, or a run into a process.
 Where a driver can't have a second namespace, it says so in `enforced`.
 
-Everything that goes on in there is a process of `ProcessSpec`: what users ask for by name, terminals, and two things of
-our own that talk over a `channel`: interpreters that stay (contexts), and the helper that reads and changes files.
+Everything that goes on in there is a process of `ProcessSpec`: what users ask for by name, terminals, and things of our
+own that talk over a `channel`: interpreters that stay (contexts), and helpers that read, change and watch files.
 """
 
 from __future__ import annotations
