@@ -10,7 +10,7 @@ from contextlib import ExitStack, suppress
 
 import pytest
 
-from tests.conftest import Server, at_best
+from tests.conftest import MakeServer, Server, at_best
 
 CREATE = b'{"language":"python"}'
 SERVED, REFUSED = "served", "refused"
@@ -165,6 +165,16 @@ def test_a_malformed_request_is_refused_and_its_connection_closed(server: Server
         with server.client() as client:
             assert client.get("/api/sessions").json()["count"] == 0
     assert_serves(server)
+
+
+@pytest.mark.parametrize("path", [b"/api/sessions", b"/health", b"/openapi.json"])
+def test_two_hosts_are_refused_with_a_key_too(own_server: MakeServer, path: bytes) -> None:
+    server = own_server(api_key="the-key", spares="0")
+    for hosts in (b"Host: SELF\r\nHost: evil.example\r\n", b"Host: evil.example\r\nHost: SELF\r\n"):
+        with Connection(server) as connection:
+            head = b"GET " + path + b" HTTP/1.1\r\nAuthorization: Bearer the-key\r\nConnection: close\r\n"
+            connection.send(head + hosts + b"\r\n")
+            assert statuses(connection.receive()) == [400]
 
 
 @pytest.mark.parametrize(

@@ -150,9 +150,9 @@ class Guard:
 
     def _check(self, scope: Scope, headers: dict[bytes, bytes]) -> None:
         """Authenticate the caller, or with no key check where the request comes from. Raises EraError."""
+        _check_one_host(scope)
         path = scope["path"]
         if "site" in scope["state"]:
-            _check_one_host(scope)
             return
         if (ticket := _ticket(scope)) is not None:
             self._check_ticket(scope, ticket)
@@ -166,7 +166,6 @@ class Guard:
             return
         if _OPEN_NAMES.match(path):
             return
-        _check_one_host(scope)
         host = headers.get(b"host", b"").decode("latin-1").lower()
         name = host.rpartition(":")[0] if re.search(r":\d+$", host) else host
         if name not in self._names:
