@@ -154,7 +154,8 @@ class History:
 
     async def events(self, session_id: OwnedId, run_id: str, after: int) -> AsyncGenerator[Piece | Gap | RunResult]:
         """Follow a run from behind the piece with the number `after`: what it wrote, as it writes it if it is under
-        way, then its result, whose number is the next. Raises NotFound or Conflict as `output` does; reading on, an
+        way, then its result, whose number is the next. A number beyond that gets the result: only who has had it isn't
+        told of it again. Raises NotFound or Conflict as `output` does; reading on, an
         EraError where the run has no result."""
         run, record, kept = await self._find(session_id, run_id)
         transcript = None
@@ -187,7 +188,7 @@ class History:
                 hint="Nothing of it is kept but its record.",
                 code="run_lost" if record.status in ("lost", "running") else "no_result",
             )
-        if after <= pieces_of(record):
+        if after != pieces_of(record) + 1:
             yield await self._result(session_id, record, await self._outputs.cell(kept))
 
     async def _result(self, session_id: OwnedId, record: RunRecord, cell: JsonObject | None) -> RunResult:
