@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
+from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,18 @@ import pytest
 from era.core.live.output_log import OutputLog, Piece
 from era.core.live.processes import LiveProcess, ProcessRequest
 from era.core.live.records import ProcessRecord
-from era.core.models import EMPTY, OwnedId
-from era.errors import InputClosed, NoProcess, RunUnderWay, SessionLive, TagInUse, TooManyLive, TooManyProcesses
+from era.core.models import EMPTY, Claim, OwnedId
+from era.errors import (
+    Conflict,
+    InputClosed,
+    NoProcess,
+    NotFound,
+    RunUnderWay,
+    SessionLive,
+    TagInUse,
+    TooManyLive,
+    TooManyProcesses,
+)
 from tests.owners import mine
 from tests.unit.core import SETTINGS, URL, Core, until
 
@@ -135,6 +146,54 @@ async def test_deletion_ends_processes(core: Core) -> None:
     assert not core.driver.alive
     await until(lambda: not core.live_sessions.count())
     assert not core.live_sessions._owners.total()
+
+
+def meanwhile(core: Core, monkeypatch: pytest.MonkeyPatch, ending: Callable[[], Awaitable[object]], times: int) -> None:
+    """Each of the next processes has its session ended between being recorded and being started."""
+    records = core.store.processes
+    begin, endings, tasks = records.begin, [ending] * times, []
+
+    async def begin_and_end(record: ProcessRecord, claim: Claim | None = None) -> None:
+        await begin(record, claim)
+        if endings:
+            tasks.append(asyncio.ensure_future(endings.pop()()))
+            live = core.live_sessions._live[record.session_key]
+            await until(lambda: not live.is_open)
+
+    monkeypatch.setattr(records, "begin", begin_and_end)
+
+
+async def test_a_process_waits_until_its_session_was_put_away(core: Core, monkeypatch: pytest.MonkeyPatch) -> None:
+    await core.session()
+    await start(core, "exec sleep 100")
+    meanwhile(core, monkeypatch, lambda: core.live_sessions.put_away(S), 2)
+    claim = Claim("process", "k", "0" * 64, "")
+    process = await start(core, "exec sleep 100", claim=claim)
+    assert process.status == "running"
+    again = await core.processes.start(S, ProcessRequest(URL, "exec sleep 100", claim=claim))
+    assert (again.record.id, again.replayed) == (process.id, True), "the key is that of the process that runs"
+
+
+async def test_a_process_gives_up_in_a_session_that_is_stopped_all_the_time(
+    core: Core, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await core.session()
+    meanwhile(core, monkeypatch, lambda: core.live_sessions.put_away(S), 3)
+    with pytest.raises(Conflict) as refused:
+        await start(core, "exec sleep 100")
+    assert refused.value.retry_after
+
+
+async def test_a_process_of_a_session_that_is_deleted_meanwhile(core: Core, monkeypatch: pytest.MonkeyPatch) -> None:
+    session = await core.session()
+
+    async def delete() -> None:
+        await core.store.delete_session(S)
+        await core.pool.release(session.key)
+
+    meanwhile(core, monkeypatch, delete, 1)
+    with pytest.raises(NotFound):
+        await start(core, "exec sleep 100")
 
 
 async def test_a_dead_sandbox_is_told(core: Core) -> None:

@@ -81,10 +81,15 @@ def answer_run(connection: Connection, session_key: int, answered: Answered | No
     if answered is None:
         return
     if answered.data is None:
-        connection.execute(_DROP, _claim_parameters(answered.claim, session_key))
+        free_key(connection, answered.claim, session_key)
         return
     outputs = {} if answered.outputs is None else output_values(answered.outputs)
     answer_claim(connection, answered.claim, session_key, {"answer": answered.data, **outputs})
+
+
+def free_key(connection: Connection, claim: Claim, session_key: int) -> None:
+    """Forget a key whose request did nothing."""
+    connection.execute(_DROP, _claim_parameters(claim, session_key))
 
 
 def prune_keys(connection: Connection) -> int:

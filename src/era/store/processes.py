@@ -13,7 +13,7 @@ from era.core.metadata import Retention
 from era.core.models import Claim, OwnedId, Session, now
 from era.errors import NoProcess, NotFound
 from era.store.database import Database
-from era.store.idempotency import answer_claim, claim_key
+from era.store.idempotency import answer_claim, claim_key, free_key
 from era.store.session_lookup import note_call, read_session, session_with_key
 from era.store.tables import processes
 
@@ -71,8 +71,8 @@ class ProcessRows:
         write = self._database.write_unsynced if claim is None else self._database.write
         await write(_begin, record, claim)
 
-    async def end(self, record: ProcessRecord) -> None:
-        await self._database.write(_end, record)
+    async def end(self, record: ProcessRecord, freed: Claim | None = None) -> None:
+        await self._database.write(_end, record, freed)
 
     async def list(self, session_id: OwnedId) -> Sequence[ProcessRecord]:
         def job(connection: Connection, session: Session) -> Sequence[ProcessRecord]:
@@ -103,7 +103,9 @@ def _begin(connection: Connection, record: ProcessRecord, claim: Claim | None) -
         answer_claim(connection, claim, session, {"answer": json.dumps(record.id)})
 
 
-def _end(connection: Connection, record: ProcessRecord) -> None:
+def _end(connection: Connection, record: ProcessRecord, freed: Claim | None) -> None:
+    if freed is not None:
+        free_key(connection, freed, record.session_key)
     connection.execute(_END.values(_values(record)), {"process": record.id})
     connection.execute(_PRUNE, {"session": record.session_key})
     note_call(connection, record.session_key, now())

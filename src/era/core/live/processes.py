@@ -259,7 +259,7 @@ class Processes:
             guest = await self._start(request)
         except BaseException as error:
             process.fail(error.message if isinstance(error, EraError) else "The service failed.")
-            self._begin(self._record_end(process))
+            self._begin(self._record_end(process, request.claim))
             raise
         process.started(guest)
         self._begin(self._follow(process, guest, request))
@@ -290,9 +290,9 @@ class Processes:
         self._ended(request)
         await self._record_end(process)
 
-    async def _record_end(self, process: LiveProcess) -> None:
+    async def _record_end(self, process: LiveProcess, freed: Claim | None = None) -> None:
         try:
-            await self._store.end(replace(process.record, tail=process.log.packed(TAIL_BYTES)))
+            await self._store.end(replace(process.record, tail=process.log.packed(TAIL_BYTES)), freed)
         except EraError as error:
             log.warning("process_not_recorded", process=process.record.id, error=error.message)
         finally:

@@ -59,9 +59,9 @@ class ProcessStore(Protocol):
         is gone."""
         ...
 
-    async def end(self, record: ProcessRecord) -> None:
+    async def end(self, record: ProcessRecord, freed: Claim | None = None) -> None:
         """Record how it ended, and drop the oldest of its session's that are too many. Counts as a call to the
-        session."""
+        session. One that never started frees its key."""
         ...
 
     async def list(self, session_id: OwnedId) -> Sequence[ProcessRecord]:

@@ -14,7 +14,10 @@ from era.core.live.processes import LiveProcess, ProcessRequest
 from era.core.live.records import ProcessRecord, ProcessStore
 from era.core.metadata import MetadataStore
 from era.core.models import OwnedId
-from era.errors import InputClosed
+from era.errors import Conflict, InputClosed, NotFound, Unavailable
+
+_TRIES = 3
+"""How often a process is tried to be started while others stop its session."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,8 +50,21 @@ class SessionProcesses:
             return Started((await self._start(session_id, request)).record)
 
     async def _start(self, session_id: OwnedId, request: ProcessRequest) -> LiveProcess:
-        async with self._live_sessions.opened(session_id) as live:
-            return await live.processes.start(request)
+        """Start it, in a session that is live anew where it was put away or lost in the middle of that."""
+        for _ in range(_TRIES):
+            live = None
+            try:
+                async with self._live_sessions.opened(session_id) as live:
+                    return await live.processes.start(request)
+            except Unavailable:
+                session = await self._store.session(session_id)  # raises where it was deleted meanwhile
+                if live is None or live.is_open:
+                    raise
+                if session.key != live.session_key:
+                    raise NotFound(f"Session '{session_id}' was deleted meanwhile.") from None
+        error = Conflict(f"Session '{session_id}' is being stopped again and again.", hint="Send it again in a moment.")
+        error.retry_after = 1
+        raise error
 
     async def list(self, session_id: OwnedId) -> Sequence[ProcessRecord]:
         """Those that run and those that ended last, newest first."""
