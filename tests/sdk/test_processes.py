@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pty
 import signal
@@ -13,8 +14,9 @@ import pytest
 import era as package
 from era import AsyncEra, Era
 from era.sdk.events import ProcessExit, ProcessOutput
+from tests.api.live import refusal, socket
 from tests.client.command import environment, era
-from tests.conftest import ERA, Server, eventually
+from tests.conftest import ERA, MakeServer, Server, eventually
 from tests.sdk.cutter import Cutter
 from tests.sdk.test_misuse import cut_once_after
 
@@ -36,6 +38,37 @@ def test_a_process_is_asked_and_answers(server: Server) -> None:
         with pytest.raises(package.Conflict):
             process.write("late")
         assert session.stop().status == "idle"
+
+
+def test_a_checkpoint_keeps_what_a_process_has_written(server: Server) -> None:
+    with Era(server.url) as client:
+        session = client.session("python", isolation="bubblewrap")
+        before = session.checkpoint()  # it isn't live: its version is all there is
+        assert (before.version, before.consistent) == (session.info().version, True)
+        session.process("echo made > made.txt; echo ready; exec sleep 600", tag="writer")
+        assert eventually(lambda: session.files.list() != [])
+        made = session.checkpoint()
+        assert made.version > before.version
+        assert list(session.versions.files(made.version)) == ["made.txt"]
+        era(server, "checkpoint", session.id, code=0)
+        answer = json.loads(era(server, "checkpoint", session.id, "--json", code=0).stdout)
+        assert answer == {"version": session.info().version, "consistent": True}
+        assert int(era(server, "checkpoint", session.id, code=0).stdout) == answer["version"]
+        with pytest.raises(package.NotFound):
+            client.sessions.named("none").checkpoint()
+        session.delete(purge=True)
+
+
+async def test_a_ticket_opens_one_websocket(own_server: MakeServer) -> None:
+    server = own_server(api_key="the-operators-own-key")
+    async with AsyncEra(server.url, api_key="the-operators-own-key") as client:
+        session = await client.session("python", isolation="bubblewrap")
+        given = await session.ticket()
+        assert given.expires_at.endswith("Z")
+        path = f"{session.id}/terminal?ticket={given.ticket}"
+        with socket(server, path):
+            assert refusal(server, path) == (401, "unauthorized")
+        await session.delete(purge=True)
 
 
 async def test_a_process_for_asyncio(server: Server) -> None:

@@ -15,6 +15,8 @@ import type {
   ExecuteResult,
   LanguageInfo,
   NewSession,
+  RunList,
+  RunRecord,
   SessionInfo,
   SessionList,
 } from "./types.js";
@@ -30,6 +32,16 @@ export interface SessionFilter {
   status?: "idle" | "running" | "expired" | "deleted";
   /** Labels that it must have. */
   metadata?: Record<string, string>;
+}
+
+export interface RunFilter {
+  status?: RunRecord["status"];
+  /** A session's id. */
+  session?: string;
+  /** A time (RFC 3339): those that began then or later. */
+  since?: string;
+  /** How many come in one answer. */
+  limit?: number;
 }
 
 export type ExecuteOptions = Partial<Omit<ExecuteBody, "language" | "code">> & CallOptions;
@@ -126,6 +138,13 @@ export class Era {
     const [body, call] = split(options);
     const json = { language, code, ...body };
     return this.#transport.json({ method: "POST", path: "/api/execute", json, endless: true }, call);
+  }
+
+  /** The records of runs of all sessions that pass a filter, newest first. */
+  runs(filter: RunFilter = {}, options: CallOptions = {}): AsyncGenerator<RunRecord, void, undefined> {
+    const get = (cursor?: string) =>
+      this.#transport.json<RunList>({ method: "GET", path: "/api/runs", query: { ...filter, cursor } }, options);
+    return pages(get, (page) => page.runs);
   }
 
   /** The languages that the server knows. */

@@ -6,9 +6,10 @@
  *     console.log((await session.run("print(6 * 7)")).stdout);
  */
 
-export { Era, type ExecuteOptions, type SessionFilter, type SessionOptions } from "./era.js";
+export { Era, type ExecuteOptions, type RunFilter, type SessionFilter, type SessionOptions } from "./era.js";
 export * from "./errors.js";
 export * from "./generated/errors.js";
+export type { CellOptions, Context } from "./contexts.js";
 export type { Files, FileTree, LinkOptions, PutOptions } from "./files.js";
 export type { CallOptions, EraOptions, OnceOptions, Sent } from "./http.js";
 export type { DeliveryFilter, Inbox } from "./inbox.js";

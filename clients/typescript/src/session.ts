@@ -1,5 +1,6 @@
 /** One session of a server. */
 
+import { Context } from "./contexts.js";
 import { SessionData } from "./data.js";
 import { NotFound } from "./errors.js";
 import { Files } from "./files.js";
@@ -13,13 +14,16 @@ import { SessionSetup } from "./setup.js";
 import { Terminal, type TerminalSize } from "./terminal.js";
 import type {
   Answer,
+  Checkpoint,
   CodeStored,
+  ContextInfo,
   Copy,
   PublicUrl,
   RunResult,
   SessionChanges,
   SessionInfo,
   StoredCode,
+  Ticket,
 } from "./types.js";
 import { Versions } from "./versions.js";
 
@@ -105,6 +109,28 @@ export class Session implements AsyncDisposable {
     const { cols, rows, process, after, ...call } = options;
     const query = { cols, rows, process, after };
     return Terminal.open(this.#transport, this.#path, `${this.#path}/terminal`, query, call);
+  }
+
+  /** The interpreter of this name, which stays from its first cell on: `session.context().run("x = 1")`. */
+  context(name = "main"): Context {
+    return new Context(this.#transport, this, this.#path, name);
+  }
+
+  /** The interpreters that there are. */
+  async contexts(options: CallOptions = {}): Promise<ContextInfo[]> {
+    type Contexts = Answer<"/api/sessions/{session_id}/contexts", "get">;
+    const path = `${this.#path}/contexts`;
+    return (await this.#transport.json<Contexts>({ method: "GET", path }, options)).contexts;
+  }
+
+  /** Make what its files are at this moment its next version, behind the run under way. */
+  checkpoint(options: CallOptions = {}): Promise<Checkpoint> {
+    return this.#transport.json({ method: "POST", path: `${this.#path}/checkpoint`, endless: true }, options);
+  }
+
+  /** A ticket, with which a browser's page can open one WebSocket of the session, soon. */
+  ticket(options: CallOptions = {}): Promise<Ticket> {
+    return this.#transport.json({ method: "POST", path: `${this.#path}/tickets` }, options);
   }
 
   /** End all processes, and commit what they left. */

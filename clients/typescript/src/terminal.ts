@@ -4,7 +4,7 @@ import { ClientError, ConnectionLost } from "./errors.js";
 import type { CallOptions, Transport } from "./http.js";
 import { type Query, withQuery } from "./paths.js";
 import { bytesOf, type ProcessOutput } from "./process_output.js";
-import type { Answer } from "./types.js";
+import type { Ticket } from "./types.js";
 
 export interface TerminalSize {
   cols: number;
@@ -59,7 +59,6 @@ export class Terminal implements AsyncIterable<Uint8Array<ArrayBuffer>>, AsyncDi
       const hint = "Node has one from version 22 on. Without it, a process with a pty has events and write().";
       throw new ClientError("This platform has no WebSocket.", { code: "no_websocket", hint });
     }
-    type Ticket = Answer<"/api/sessions/{session_id}/tickets", "post", 201>;
     const { ticket } = await transport.json<Ticket>({ method: "POST", path: `${session}/tickets` }, options);
     const url = transport.url.replace(/^http/, "ws") + withQuery(path, { ...query, ticket });
     const socket = new WebSocket(url);

@@ -34,6 +34,11 @@ export type RunRecord = Answer<"/api/sessions/{session_id}/runs/{run_id}", "get"
 export type ExecuteBody = Body<"/api/execute", "post">;
 export type ExecuteResult = Answer<"/api/execute", "post">;
 
+export type RunList = Answer<"/api/runs", "get">;
+export type ContextInfo = Answer<"/api/sessions/{session_id}/contexts", "get">["contexts"][number];
+export type Checkpoint = Answer<"/api/sessions/{session_id}/checkpoint", "post">;
+export type Ticket = Answer<"/api/sessions/{session_id}/tickets", "post", 201>;
+
 export type ProcessInfo = Answer<"/api/sessions/{session_id}/processes/{process}", "get">;
 export type ProcessBody = Body<"/api/sessions/{session_id}/processes", "post">;
 

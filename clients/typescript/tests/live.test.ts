@@ -45,6 +45,49 @@ test("a process is signalled and ended", async () => {
   await assert.rejects(session.processes.get("none").info(), NotFound);
 });
 
+test("a checkpoint keeps what a process has written", async () => {
+  await using session = await era.session("python", options);
+  const before = await session.checkpoint();
+  assert.ok(before.consistent);
+  await session.process("echo made > made.txt; exec sleep 600");
+  while ((await session.files.list()).length === 0) { /* soon */ }
+  const made = await session.checkpoint();
+  assert.ok(made.version > before.version);
+  assert.equal(await session.versions.files(made.version).text("made.txt"), "made\n");
+});
+
+test("cells share variables", async () => {
+  await using session = await era.session("python", options);
+  const main = session.context();
+  await main.run("x = 40");
+  const cell = await main.run("print('x is', x)\nx + 2", { timeout: 10 });
+  assert.equal(cell.stdout, "x is 40\n");
+  assert.equal(cell.results?.at(-1)?.data["text/plain"], "42");
+  assert.equal((await main.run("1/0")).error?.name, "ZeroDivisionError");
+  assert.deepEqual((await all(main.stream("print(x)"))).map(({ type }) => type), ["stdout", "done"]);
+  assert.deepEqual((await session.contexts()).map(({ name }) => name), ["main"]);
+  assert.equal(await main.interrupt(), false);
+  const sleeping = main.run("import time\nprint('in', flush=True)\ntime.sleep(600)");
+  while (!(await main.interrupt())) { /* soon */ }
+  assert.equal((await sleeping).error?.name, "KeyboardInterrupt");
+  assert.equal((await main.restart()).name, "main");
+  assert.equal((await main.run("x")).error?.name, "NameError");
+  await main.delete();
+  assert.deepEqual(await session.contexts(), []);
+  await assert.rejects(session.context("none").restart(), NotFound);
+});
+
+test("a ticket, and the runs of all sessions", async () => {
+  await using session = await era.session("python", options);
+  assert.match((await session.ticket()).ticket, /^tkt_/);
+  const began = new Date().toISOString();
+  await session.run("pass");
+  await session.run("raise SystemExit(3)");
+  const failed = await all(era.runs({ session: session.id, status: "failed", since: began, limit: 1 }));
+  assert.deepEqual(failed.map(({ exit_code }) => exit_code), [3]);
+  assert.equal((await all(era.runs({ session: session.id, limit: 1 }))).length, 2);
+});
+
 test("the output of a process goes on where its connection broke", async () => {
   await using session = await era.session("python", options);
   const process = await session.process("for n in $(seq 300); do echo line $n; done");

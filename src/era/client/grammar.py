@@ -30,6 +30,7 @@ GROUPS: dict[str, dict[str, tuple[str, str]]] = {
         "ps": ("processes", "List a session's processes"),
         "logs": ("processes", "Print and follow what a process writes"),
         "kill": ("processes", "End a process, or send it a signal"),
+        "checkpoint": ("processes", "Make a live session's files its next version"),
     },
     "Sessions": {
         "sessions": ("sessions", "Create, list, show, change, copy and delete sessions"),

@@ -1,4 +1,4 @@
-"""`era ps`, `logs`, `kill`: the processes of a live session."""
+"""`era ps`, `logs`, `kill`, `checkpoint`: the processes of a live session, and its files."""
 
 from __future__ import annotations
 
@@ -17,6 +17,15 @@ def add(parser: Parser) -> None:
     command = parser.prog.rpartition(" ")[2]
     if command == "ps":
         parser.describe(ps, "List a session's processes: those that run and those that ended last.", ("era ps app",))
+        parser.add_argument("session", metavar="SESSION")
+        return
+    if command == "checkpoint":
+        parser.describe(
+            checkpoint,
+            "Make what a session's files are at this moment its next version, and print its number.\n\nWaits for the "
+            "run under way. Processes go on.",
+            ("era checkpoint app",),
+        )
         parser.add_argument("session", metavar="SESSION")
         return
     parser.add_argument("session", metavar="SESSION")
@@ -93,6 +102,17 @@ def kill(named: Any) -> None:
             info = process.info()
     if named.json:
         print_json(info.answer)
+
+
+def checkpoint(named: Any) -> None:
+    with connect(named) as era:
+        made = era.sessions.named(named.session).checkpoint()
+    if named.json:
+        print_json(made.answer)
+        return
+    print(made.version)
+    if not made.consistent:
+        notice("files were written to meanwhile: they may be of different moments")
 
 
 def _line(process: ProcessInfo) -> str:

@@ -250,6 +250,20 @@ class ProcessInfo(View):
     reason: str | None
 
 
+class Checkpoint(View):
+    """The version that holds what the files of a session were; the one in force where nothing had changed."""
+
+    version: int
+    consistent: bool
+
+
+class Ticket(View):
+    """What takes the place of a key in the address of one WebSocket."""
+
+    ticket: str
+    expires_at: str
+
+
 class ContextInfo(View):
     """An interpreter that stays."""
 

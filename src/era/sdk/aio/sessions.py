@@ -15,7 +15,7 @@ from era.sdk.aio.inbox import AsyncInbox
 from era.sdk.aio.processes import AsyncProcess, AsyncProcesses
 from era.sdk.aio.runs import AsyncRun, AsyncRuns, AsyncRunStream
 from era.sdk.aio.versions import AsyncVersions
-from era.sdk.answers import ContextInfo, RunResult, SessionInfo, StoredCode
+from era.sdk.answers import Checkpoint, ContextInfo, RunResult, SessionInfo, StoredCode, Ticket
 from era.sdk.calls import Advance, Call, Content, content_of
 from era.sdk.directories import replacing
 from era.sdk.events import Events, SetupDone, SetupEvent, SetupLine, SetupStatus
@@ -119,6 +119,14 @@ class AsyncSession:
     async def contexts(self) -> list[ContextInfo]:
         """The interpreters that there are."""
         return ContextInfo.each((await self._connection.get(f"{self._path}/contexts"))["contexts"])
+
+    async def checkpoint(self) -> Checkpoint:
+        """Make what its files are at this moment its next version, behind the run under way."""
+        return Checkpoint(await self._connection.send("POST", f"{self._path}/checkpoint"))
+
+    async def ticket(self) -> Ticket:
+        """A ticket, with which a browser's page can open one WebSocket of it, soon."""
+        return Ticket(await self._connection.send("POST", f"{self._path}/tickets"))
 
     async def stop(self) -> SessionInfo:
         """End all its processes and commit what they left: it isn't live any more."""

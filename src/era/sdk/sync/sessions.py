@@ -9,7 +9,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Literal, Self, overload
 
 from era.errors import Conflict, NotFound
-from era.sdk.answers import ContextInfo, RunResult, SessionInfo, StoredCode
+from era.sdk.answers import Checkpoint, ContextInfo, RunResult, SessionInfo, StoredCode, Ticket
 from era.sdk.calls import Advance, Call, Content, content_of
 from era.sdk.directories import replacing
 from era.sdk.events import Events, SetupDone, SetupEvent, SetupLine, SetupStatus
@@ -118,6 +118,14 @@ class Session:
     def contexts(self) -> list[ContextInfo]:
         """The interpreters that there are."""
         return ContextInfo.each((self._connection.get(f"{self._path}/contexts"))["contexts"])
+
+    def checkpoint(self) -> Checkpoint:
+        """Make what its files are at this moment its next version, behind the run under way."""
+        return Checkpoint(self._connection.send("POST", f"{self._path}/checkpoint"))
+
+    def ticket(self) -> Ticket:
+        """A ticket, with which a browser's page can open one WebSocket of it, soon."""
+        return Ticket(self._connection.send("POST", f"{self._path}/tickets"))
 
     def stop(self) -> SessionInfo:
         """End all its processes and commit what they left: it isn't live any more."""
