@@ -64,6 +64,9 @@ def report(results: Mapping[Isolation, JsonObject | NoIsolation], default: Isola
             yield f"ok       {name} {languages.runtime(name).version}"
             if (preparation := languages.preparations().get(name)) and preparation.ready_place() is None:
                 yield f"         {preparation.title} is compiled when the service first starts, which takes a minute"
+            if lack := languages.contexts_missing(name):
+                yield f"missing  contexts in {name}: {lack.reason}"
+                yield f"         to get it: {lack.hint}"
         except languages.Missing as missing:
             yield f"missing  {name}: {missing.reason}"
             yield f"         to get it: {missing.hint}"

@@ -69,6 +69,16 @@ def runtimes() -> dict[str, Runtime]:
     return {name: runtime for name in LANGUAGES if isinstance(runtime := _find(name), Runtime)}
 
 
+def contexts_missing(name: str) -> Missing | None:
+    """What this machine lacks for contexts in a language that can have them."""
+    if name == "python":
+        try:
+            ipython.packages()
+        except Missing as missing:
+            return missing
+    return None
+
+
 def preparations() -> dict[str, Preparation]:
     """The preparations that this machine's languages need, by language; and what contexts need, under `contexts`."""
     definitions = (DEFINITIONS[name] for name in runtimes())

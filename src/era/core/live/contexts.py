@@ -126,9 +126,13 @@ class Contexts:
     def check_language(self, session: Session) -> None:
         """See core/cells.py."""
         if languages.runtime(session.language).kernel is None:
+            title = languages.DEFINITIONS[session.language].title
+            missing = languages.contexts_missing(session.language)
             raise BadRequest(
-                f"There are no contexts in {languages.DEFINITIONS[session.language].title}.",
-                hint=f"{', '.join(_with_contexts())} have contexts. Leave out 'context' for an ordinary run.",
+                f"There are no contexts in {title}{'.' if missing is None else f' on this server: {missing.reason}'}",
+                hint=f"{', '.join(_with_contexts())} have contexts. Leave out 'context' for an ordinary run."
+                if missing is None
+                else f"{missing.hint}, then restart it. `era doctor` lists what is missing.",
                 code="no_contexts",
             )
 
