@@ -45,6 +45,7 @@ def test_kill_9_with_live_sessions(own_server: MakeServer, kills: int) -> None:
                 lost = process(client, "s", name)
                 assert (lost["status"], lost["reason"]) == ("lost", "The service stopped while this process ran.")
                 assert lost["ended_at"]
+                assert lost["output_bytes"] is None, "nobody knows what it had written"
             assert client.get("/api/sessions/s/files/kept").text == str(kill)
             assert client.get("/api/sessions/s").json()["status"] == "idle"
     processes = server.descendants()

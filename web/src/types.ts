@@ -247,7 +247,7 @@ export interface Process {
   exit_code: number | null;
   signal: string | null;
   reason: string | null;
-  output_bytes: number;
+  output_bytes: number | null;
 }
 
 export interface Context {

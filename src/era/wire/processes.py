@@ -83,7 +83,7 @@ class ProcessAnswer(BaseModel):
     exit_code: int | None = Field(description="As a shell gives it: 128 + N for signal N, 124 for a timeout.")
     signal: str | None = Field(description="The signal that killed it.")
     reason: str | None = Field(description="Why it was ended, if not by itself.")
-    output_bytes: int
+    output_bytes: int | None = Field(description="What it has written; null of one that was lost.")
 
 
 class ProcessesAnswer(BaseModel):
@@ -152,7 +152,7 @@ def process_answer(record: ProcessRecord) -> dict[str, Any]:
         "exit_code": record.exit_code,
         "signal": signal_name(record.signal),
         "reason": record.reason,
-        "output_bytes": record.output_bytes,
+        "output_bytes": None if record.status == "lost" else record.output_bytes,
     }
 
 

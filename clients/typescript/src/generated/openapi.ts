@@ -2914,8 +2914,11 @@ export interface components {
              * @description Why it was ended, if not by itself.
              */
             reason: string | null;
-            /** Output Bytes */
-            output_bytes: number;
+            /**
+             * Output Bytes
+             * @description What it has written; null of one that was lost.
+             */
+            output_bytes: number | null;
         };
         ProcessEvent: components["schemas"]["ProcessOutputEvent"] | components["schemas"]["ExitEvent"] | components["schemas"]["GapEvent"] | components["schemas"]["ErrorEvent"];
         /**
