@@ -59,6 +59,37 @@ def test_a_checkpoint_keeps_what_a_process_has_written(server: Server) -> None:
         session.delete(purge=True)
 
 
+def test_a_watch_begins_anew_where_it_broke(server: Server) -> None:
+    with Cutter(server.url, cut_once_after(b'"first.txt"')) as way, Era(way.url) as client:
+        session = client.session("python", isolation="bubblewrap")
+        with pytest.raises(package.Conflict):
+            next(session.files.watch())
+        session.process("exec sleep 600")
+        events = session.files.watch(recursive=True)
+        assert next(events).type == "watching"
+        session.files["first.txt"] = "1"
+        while next(events).type != "watching":
+            pass
+        session.files["second.txt"] = "2"
+        while next(events).path != "second.txt":
+            pass
+        del events
+        session.delete(purge=True)
+
+
+async def test_a_watch_for_asyncio(server: Server) -> None:
+    async with AsyncEra(server.url) as client:
+        session = await client.session("python", isolation="bubblewrap")
+        process = await session.process(["cat"], stdin=True)
+        async for event in session.files.watch():
+            if event.type == "watching":
+                await session.files.write("made.txt", "1")
+            elif event.path == "made.txt":
+                break
+        await process.stop()
+        await session.delete(purge=True)
+
+
 async def test_a_ticket_opens_one_websocket(own_server: MakeServer) -> None:
     server = own_server(api_key="the-operators-own-key")
     async with AsyncEra(server.url, api_key="the-operators-own-key") as client:

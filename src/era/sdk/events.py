@@ -54,6 +54,15 @@ class SetupDone(View):
     setup_result: dict[str, Any]
 
 
+class FileEvent(View):
+    """What happened to a file: `type` is `watching`, `create`, `write`, `remove`, `rename`, `chmod`, `overflow` or
+    `gap`."""
+
+    type: str
+    path: str | None
+    to: str | None
+
+
 class ProcessOutput(View):
     """What a process wrote. `type` is `stdout`, `stderr` or `pty`."""
 

@@ -7,15 +7,22 @@ import os
 from collections.abc import Iterator
 from typing import Any, Literal
 
-from era.errors import NotFound
+from era.errors import EraError, NotFound
 from era.sdk import directories
 from era.sdk.answers import FileInfo
-from era.sdk.blocking import in_thread
+from era.sdk.blocking import in_thread, sleep
 from era.sdk.calls import Advance, Call, Content, content_of
 from era.sdk.directories import Directory, Synced
+from era.sdk.errors import AnswerTimeout, ConnectionLost
+from era.sdk.events import Events, FileEvent
 from era.sdk.sugar import FilesSugar
 from era.sdk.sync.connection import Connection
 from era.urls import file_part
+
+_REWATCHES = 5
+"""How often a watch whose connection broke is begun anew before anything comes of it."""
+
+_FIRST_PAUSE = 0.05
 
 type _Files = list[FileInfo]
 type _Paths = list[str]
@@ -91,6 +98,32 @@ class Files(FilesSugar):
     def download(self, path: str, target: str | os.PathLike[str], *, progress: Advance | None = None) -> None:
         """Write a file's content into a local file: all of it, or nothing. Raises LocalError."""
         self._save(Call("GET", f"{self._path}/{file_part(path)}"), target, progress)
+
+    def watch(self, path: str = "", *, recursive: bool = False) -> Iterator[FileEvent]:
+        """What changes in the files of a live session from now on, without end.
+
+        It begins with `watching`, and anew with another one where the connection broke: what changed meanwhile isn't
+        told. Raises Conflict where the session isn't live.
+        """
+        query: dict[str, str | int | bool | None] = {"path": path, "recursive": recursive}
+        attempt = 0
+        while True:
+            answer = self._connection.open(Call("GET", f"{self._session}/watch", query=query))
+            events = Events()
+            lost: EraError = ConnectionLost("The watch ended.")
+            try:
+                for piece in answer.pieces():
+                    for event in events.feed(piece):
+                        attempt = 0
+                        yield FileEvent(event)
+            except (ConnectionLost, AnswerTimeout) as error:
+                lost = error
+            finally:
+                answer.close()
+            if attempt == _REWATCHES:
+                raise lost
+            sleep(_FIRST_PAUSE * 3**attempt)
+            attempt += 1
 
     def archive(self, target: str | os.PathLike[str], *, format: str = "tar", progress: Advance | None = None) -> None:
         """Write all files into a local archive: `tar`, `tar.gz` or `zip`. Raises LocalError."""
