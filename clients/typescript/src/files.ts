@@ -5,6 +5,7 @@ import { NotFound } from "./errors.js";
 import { split } from "./options.js";
 import { collect, pages } from "./pages.js";
 import { filePath } from "./paths.js";
+import { follow, type Gap } from "./streams.js";
 import type {
   Answer,
   ArchiveFormat,
@@ -17,6 +18,13 @@ import type {
   PathInfo,
   Unpacked,
 } from "./types.js";
+
+/** What happened to a file. `overflow`: more than could be told. */
+export type FileChange =
+  | { type: "watching" | "create" | "write" | "remove" | "chmod"; path: string }
+  | { type: "rename"; path: string; to: string }
+  | { type: "overflow" };
+export type FileEvent = FileChange | Gap;
 
 export interface PutOptions extends CallOptions {
   /** The ETag that the file must have now: it isn't overwritten if somebody else changed it. */
@@ -98,6 +106,18 @@ export class FileTree implements AsyncIterable<FileInfo> {
 
 /** A session's files, to read and to change. */
 export class Files extends FileTree {
+  /**
+   * What changes in the files of a live session from now on, without end. It begins with `watching`, and anew with another
+   * one where the connection broke: what changed meanwhile isn't told. Leaving the loop ends it.
+   */
+  watch(
+    options: { path?: string; recursive?: boolean } & CallOptions = {},
+  ): AsyncGenerator<FileEvent, void, undefined> {
+    const { path, recursive, ...call } = options;
+    const begin = { method: "GET", path: `${this.root}/watch`, query: { path, recursive }, endless: true } as const;
+    return follow<FileChange>(this.transport, { begin, resume: () => begin, last: "" }, call);
+  }
+
   /** Put a file, in place of the one that is there. */
   async put(
     path: string,

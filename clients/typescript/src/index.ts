@@ -10,7 +10,7 @@ export { Era, type ExecuteOptions, type RunFilter, type SessionFilter, type Sess
 export * from "./errors.js";
 export * from "./generated/errors.js";
 export type { CellOptions, Context } from "./contexts.js";
-export type { Files, FileTree, LinkOptions, PutOptions } from "./files.js";
+export type { FileChange, FileEvent, Files, FileTree, LinkOptions, PutOptions } from "./files.js";
 export type { CallOptions, EraOptions, OnceOptions, Sent } from "./http.js";
 export type { DeliveryFilter, Inbox } from "./inbox.js";
 export type { Keys } from "./keys.js";

@@ -56,6 +56,21 @@ test("a checkpoint keeps what a process has written", async () => {
   assert.equal(await session.versions.files(made.version).text("made.txt"), "made\n");
 });
 
+test("a watch begins anew where its connection broke", async () => {
+  await using session = await era.session("python", options);
+  await session.process("exec sleep 600");
+  await using proxy = new HangingUp(/\/watch/, [900]);
+  const through = await client({ url: await proxy.start() }).open(session.id);
+  let begun = 0;
+  for await (const event of through.files.watch({ recursive: true })) {
+    if (event.type === "watching") begun++;
+    if (event.type === "create" && event.path === "last.txt") break;
+    if (begun === 1) await session.files.put(`${"x".repeat(100)}${Math.random()}`, "1");
+    else await session.files.put("last.txt", "2");
+  }
+  assert.equal(begun, 2);
+});
+
 test("cells share variables", async () => {
   await using session = await era.session("python", options);
   const main = session.context();
