@@ -40,6 +40,9 @@ TARGETS = ("fuzz-python", "fuzz-node", "fuzz-typescript")
 ENDS = ("done", "error", "exit")
 """The types of the events that come last."""
 
+ENDLESS = "/watch"
+"""The path of the stream that lasts as long as its session is live."""
+
 PROGRAMS = (
     "print('hello')",
     "console.log('hello')",
@@ -88,8 +91,9 @@ class Fuzz:
         self.statuses: Counter[tuple[str, int]] = Counter()
         self.schema: BaseSchema = schemathesis.openapi.from_url(f"{self._url}/openapi.json")
         operations = list(self.schema.get_all_operations())
-        self.operations = [found.ok() for found in operations if isinstance(found, Ok)]
-        assert len(self.operations) == len(operations), operations
+        described = [found.ok() for found in operations if isinstance(found, Ok)]
+        assert len(described) == len(operations), operations
+        self.operations = [operation for operation in described if not operation.path.endswith(ENDLESS)]
 
     @property
     def over(self) -> bool:
@@ -163,6 +167,8 @@ class Fuzz:
         """Send a case, made more useful where it can be, and check its answer."""
         if "session_id" in (case.path_parameters or {}) and chance.random() < 0.75:
             self._aim_at_a_session(case, chance)
+        if "token" in (case.path_parameters or {}) and chance.random() < 0.75:
+            self._aim_at_a_link(case, chance.choice(TARGETS))
         if "namespace" in (case.path_parameters or {}) and chance.random() < 0.5:
             self._aim_at_an_item(case)
         if isinstance(case.body, dict):
@@ -240,6 +246,15 @@ class Fuzz:
             case.path_parameters["delivery_id"] = delivered.json().get("delivery_id", "delivery_gone")
         if case.operation.path.endswith("/code") and case.method == "GET":
             httpx.put(f"{session}/code", json={"code": "print(1)"}, timeout=30, trust_env=False)
+        if "process" in case.path_parameters:
+            self._aim_at_a_process(case, session)
+        if "/contexts/" in case.operation.path:
+            cell = {"code": "1", "context": "main"}
+            httpx.post(f"{session}/run", json=cell, timeout=30, trust_env=False)
+            case.path_parameters["name"] = "main"
+        if case.operation.path.endswith("/move") and isinstance(case.body, dict):
+            httpx.put(f"{session}/files/f", content=b"x", timeout=30, trust_env=False)
+            case.body |= {"from": "f", "to": f"moved-{time.monotonic_ns()}"}
         if "path" in case.path_parameters:
             httpx.put(f"{session}/files/f", content=b"x", timeout=30, trust_env=False)
             case.path_parameters["path"] = "f"
@@ -247,6 +262,25 @@ class Fuzz:
                 case.path_parameters["number"] = (
                     httpx.get(session, timeout=30, trust_env=False).json().get("version", 1)
                 )
+
+    def _aim_at_a_process(self, case: Case[Any], session: str) -> None:
+        """Let the case name a process of the session: one that has ended where its events are asked for, which would
+        never end otherwise; else one that takes input, or has a terminal."""
+        body: dict[str, Any] = {"command": ["cat"], "stdin": True, "timeout": 20}
+        if case.operation.path.endswith("/events"):
+            body = {"command": ["true"]}
+        elif case.method == "PATCH":
+            body = {"command": ["cat"], "pty": {"cols": 80, "rows": 24}, "timeout": 20}
+        started = httpx.post(f"{session}/processes", json=body, timeout=30, trust_env=False)
+        case.path_parameters["process"] = started.json().get("process_id", "proc_gone")
+
+    def _aim_at_a_link(self, case: Case[Any], target: str) -> None:
+        """Let the case have a link to a file of this session."""
+        session = f"{self._url}/api/sessions/{target}"
+        httpx.put(f"{session}/files/f", content=b"x", timeout=30, trust_env=False)
+        body = {"path": "f", "method": "PUT" if case.method == "PUT" else "GET"}
+        made = httpx.post(f"{session}/links", json=body, timeout=30, trust_env=False)
+        case.path_parameters["token"] = made.json().get("url", "gone").rpartition("/")[2]
 
     def _aim_at_an_item(self, case: Case[Any]) -> None:
         """Let the case name an existing item of the storage, or hold valid SQL."""
@@ -304,6 +338,9 @@ def _bound(body: dict[str, Any], chance: random.Random, *, runs: bool) -> None:
         seconds = body.get("timeout")
         if runs and (seconds is None or (isinstance(seconds, int | float) and seconds > 1)):
             body["timeout"] = chance.choice((0.1, 0.5, 1))
+    if runs and chance.random() < 0.5:  # these exclude each other, and what else there may be
+        for name in ("command", "context", "cwd", "atomic", "background"):
+            body.pop(name, None)
     for name in ("env", "files"):  # most generated names are invalid, and the run would never begin
         given = body.get(name)
         if (
