@@ -37,7 +37,7 @@ def test_artifacts_come_with_the_answer_and_stand_on_the_record(client: httpx.Cl
 
 def test_artifacts_are_in_the_last_event_of_a_stream(client: httpx.Client, session: MakeSession) -> None:
     answer = client.post(f"/api/sessions/{session()}/stream", json={"code": CHART})
-    done = json.loads(answer.text.split("data: ")[-1])
+    done = json.loads(answer.text.split("data: ")[-1].partition("\n")[0])
     assert (done["type"], done["artifacts"], done["artifacts_more"]) == ("done", [SVG], 0)
 
 
