@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from era.core.ports import GuestProcess, Sandbox
@@ -61,6 +62,23 @@ class Following:
         except TimeoutError:
             raise AssertionError(f"{text!r} did not come, but {self.said}") from None
         return self.said
+
+    async def press(self, key: bytes, text: bytes, *, again: bool) -> None:
+        """Press a key of the terminal, and wait until it has said this. `again`: press it now and then until it has, as
+        people do: gVisor may lose a signal that comes while a process becomes another program."""
+
+        async def keep_pressing() -> None:
+            while True:
+                await asyncio.sleep(3)
+                await self.process.write(key)
+
+        await self.process.write(key)
+        pressing = asyncio.create_task(keep_pressing()) if again else None
+        try:
+            await self.until(text)
+        finally:
+            if pressing is not None:
+                pressing.cancel()
 
     async def end(self) -> tuple[Said, ProcessEnded]:
         async with asyncio.timeout(PATIENCE):
@@ -150,6 +168,7 @@ async def terminal(sandbox: Sandbox) -> Said:
     """A shell in a terminal: its size changes, a job is interrupted, another one is stopped and goes on."""
     following = await begun(sandbox, spec("bash", "--norc", "-i", pty=SIZE, env={"PS1": r"<\#> "}))
     write, until = following.process.write, following.until
+    press = partial(following.press, again=sandbox.enforced["driver"] == "gvisor")
     await until(b"<1> ")
     await write(b"stty size; tty; sh -c \"trap 'stty size; exit' WINCH; echo u''p; while :; do sleep 0.02; done\"\n")
     await until(b"24 80\r\n/dev/pts/")
@@ -159,19 +178,16 @@ async def terminal(sandbox: Sandbox) -> Said:
     await until(b"<2> ")
     await write(b"sh -c 'echo asl''eep; sleep 1000'\n")
     await until(b"asleep\r\n")
-    await write(b"\x03")
-    await until(b"<3> ")
+    await press(b"\x03", b"<3> ")
     await write(b"echo status $?\n")
     await until(b"status 130")
     await write(b"sh -c 'echo also u''p; exec cat'\n")
     await until(b"also up\r\n")
-    await write(b"\x1a")
-    await until(b"Stopped")
+    await press(b"\x1a", b"Stopped")
     await until(b"<5> ")
     await write("fg\ngrüße\n".encode())
     await until("grüße".encode())
-    await write(b"\x03")
-    await until(b"<6> ")
+    await press(b"\x03", b"<6> ")
     await following.process.close_stdin()
     said, ended = await following.end()
     assert ended.cause == "exit", ended
