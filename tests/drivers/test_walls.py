@@ -292,7 +292,7 @@ def _all_capabilities(options: list[str]) -> list[str]:
 
 OPENED = ("unshare", "mount", "fsopen", "open_tree", "sethostname")
 ALL_CAPABILITIES = {
-    "    _give_up_privileges()": "    _checked(_libc.prctl(38, 1, 0, 0, 0), 'no_new_privs')",
+    "    give_up_privileges()\n    wait_for_end": "    control_process(38, 1, 'no_new_privs')\n    wait_for_end",
     **WITHOUT_LANDLOCK,
 }
 """A `Weakness.supervisor` for sandboxes from a template."""
