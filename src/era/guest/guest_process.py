@@ -201,9 +201,14 @@ class GuestProcess:
         theirs: list[int] = []
         try:
             stdin, stdout, stderr, channel = self.make_descriptors(ours, theirs)
-            pid = os.fork()
-            if not pid:
-                self.be_child(stdin, stdout, stderr, channel)
+            # A signal that comes before the child has set its handlers waits until it has.
+            unblocked = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+            try:
+                pid = os.fork()
+                if not pid:
+                    self.be_child(stdin, stdout, stderr, channel, unblocked)
+            finally:
+                signal.pthread_sigmask(signal.SIG_SETMASK, unblocked)
         except OSError as problem:
             for fd in (*ours, *theirs):
                 os.close(fd)
@@ -271,14 +276,18 @@ class GuestProcess:
             self.outputs.append(Output(self, read, kind))
         return ends[0], ends[1], ends[2], channel
 
-    def be_child(self, stdin: int, stdout: int, stderr: int, channel: int) -> NoReturn:
-        """Become the process. Its specification is JSON: `command` or `module`, `environment`, `cwd`."""
+    def be_child(
+        self, stdin: int, stdout: int, stderr: int, channel: int, unblocked: set[signal.Signals | int]
+    ) -> NoReturn:
+        """Become the process. Its specification is JSON: `command` or `module`, `environment`, `cwd`. Its mask of
+        signals is to be `unblocked`."""
         code = 126
         try:
             signal.set_wakeup_fd(-1)
-            for number in self.supervisor.handled:
+            for number in (*self.supervisor.handled, signal.SIGINT):
                 signal.signal(number, signal.SIG_DFL)
             os.setsid()
+            signal.pthread_sigmask(signal.SIG_SETMASK, unblocked)
             for fd, target in ((stdin, 0), (stdout, 1), (stderr, 2)):
                 os.dup2(fd, target)
             if self.terminal >= 0:
@@ -350,7 +359,10 @@ class GuestProcess:
         if self.ended is None and self.pid:
             try:
                 if group:
-                    os.killpg(self.pid, number)
+                    try:
+                        os.killpg(self.pid, number)
+                    except ProcessLookupError:  # it has just been forked, and leads no group yet
+                        os.kill(self.pid, number)
                 else:
                     os.kill(self.pid, number)
             except OSError:

@@ -311,7 +311,7 @@ class LiveSessions:
 
     async def _keep(self, live: LiveSession) -> None:
         """Have checkpoints made: when a process has ended, and from time to time while something may change."""
-        while live.is_open:
+        while not live.closed.is_set():
             occasion: Occasion = "process_ended"
             try:
                 async with asyncio.timeout(self._checkpoint_seconds):
