@@ -78,7 +78,10 @@ class Aside:
             copy = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
             self._contents[id(file)] = path
             with trees.closing(copy):
-                sparse.copy(fd, copy, size)
+                if still:
+                    sparse.copy(fd, copy, size)
+                else:
+                    sparse.copy_changing(fd, copy, status)
                 size = os.fstat(copy).st_size
         self.bytes += max(size, trees.FILE_BYTES)
         if not still:

@@ -38,15 +38,38 @@ def copy(content: int, fd: int, size: int) -> None:
     """Copy `size` bytes, all that the file open as `content` has, into the empty file open as `fd`. They share blocks
     where the file system can do that (ioctl_ficlone(2)), until one of them is written to; else holes stay holes. Raises
     OSError."""
-    if size >= _WORTH_SHARING:
-        try:
-            fcntl.ioctl(fd, _FICLONE, content)
-            return
-        except OSError:
-            pass  # this file system can't, or these are two
+    if _shared(content, fd, size):
+        return
     for offset, length, is_data in extents(content, 0, size):
         if is_data:
             os.lseek(fd, offset, os.SEEK_SET)
             while length > 0 and (sent := os.sendfile(fd, content, offset, length)):
                 offset, length = offset + sent, length - sent
     os.ftruncate(fd, size)
+
+
+def copy_changing(content: int, fd: int, status: os.stat_result) -> None:
+    """The same for a file that may change meanwhile, whose `status` was this: the copy ends where the file does by
+    then. Where that had no holes, the copy has none either: what is cut off while it is read would look like one.
+    Raises OSError."""
+    size = status.st_size
+    if status.st_blocks * 512 < size:
+        copy(content, fd, size)
+        return
+    if _shared(content, fd, size):
+        return
+    offset = 0
+    while offset < size and (sent := os.sendfile(fd, content, offset, size - offset)):
+        offset += sent
+
+
+def _shared(content: int, fd: int, size: int) -> bool:
+    """Have the empty file `fd` share the blocks of another one, if it is large enough for that and the file system can.
+    Returns whether it does."""
+    if size < _WORTH_SHARING:
+        return False
+    try:
+        fcntl.ioctl(fd, _FICLONE, content)
+    except OSError:
+        return False  # this file system can't, or these are two
+    return True
