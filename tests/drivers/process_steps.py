@@ -287,7 +287,7 @@ async def left_of_a_tree(sandbox: Sandbox) -> tuple[ProcessEnded, bytes]:
 
 async def background(sandbox: Sandbox) -> tuple[Said, ProcessEnded, bytes]:
     """A shell ends and leaves something in the background, which goes on writing."""
-    script = "(while :; do echo more; echo x >> beside; sleep 0.02; done) & echo first"
+    script = ": > beside; (while :; do echo more; echo x >> beside; sleep 0.02; done) & echo first"
     said, ended = await process(sandbox, shell(script))
     before, _ = await process(sandbox, shell("wc -l < beside"))
     after = before
