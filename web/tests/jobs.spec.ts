@@ -120,7 +120,7 @@ async function day(page: Page, user: User): Promise<void> {
   await user.press(tabLink(page, 'Settings'));
   await user.press(button(page, 'Delete'));
   await user.press(inDialog(page, 'Delete the session'));
-  await page.getByRole('heading', { name: 'Sessions' }).waitFor();
+  await page.getByRole('heading', { name: 'Sessions', exact: true }).waitFor();
   assert.equal((await fetch(`${SERVER}/api/sessions/${id}-fork`)).status, 404);
   await tab(page, 'Code').waitFor({ state: 'detached' });
 }
