@@ -11,7 +11,7 @@ import { SessionsPage } from './pages/sessions.tsx';
 import { go, href, place } from './router.ts';
 import { ServerPages } from './server/pages.tsx';
 import { SessionPage } from './session/page.tsx';
-import { Button, TextField } from './ui/basics.tsx';
+import { Button, Form, TextField } from './ui/basics.tsx';
 import { Dialog, Overlays } from './ui/dialog.tsx';
 import { Icon } from './ui/icons.tsx';
 import { PaletteAndHelp, PaletteButton } from './ui/palette.tsx';
@@ -39,13 +39,7 @@ function KeyDialog() {
         keyWanted.value = false;
       }}
     >
-      <form
-        class="stack"
-        onSubmit={(event) => {
-          event.preventDefault();
-          useKey(key.value.trim());
-        }}
-      >
+      <Form onSubmit={() => useKey(key.value.trim())}>
         {apiKey.value && <p class="problem-text">The key that this tab has isn’t one of the server’s.</p>}
         <TextField
           label="API key"
@@ -61,7 +55,7 @@ function KeyDialog() {
             Use this key
           </Button>
         </footer>
-      </form>
+      </Form>
     </Dialog>
   );
 }

@@ -1,5 +1,6 @@
 // Sets the theme before the first paint. It is a classic script, so that the page waits for it.
-const theme = localStorage.getItem('era-theme');
-if (theme === 'light' || theme === 'dark') document.documentElement.dataset.theme = theme;
+const kept = localStorage.getItem('era-theme');
+const system = matchMedia('(prefers-color-scheme: dark)').matches ? 'dark' : 'light';
+document.documentElement.dataset.theme = kept === 'light' || kept === 'dark' ? kept : system;
 
 export {};

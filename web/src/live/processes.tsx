@@ -8,7 +8,7 @@ import { useAction, useInterval, useLoad } from '../hooks.ts';
 import { go, href } from '../router.ts';
 import type { TabProps } from '../session/page.tsx';
 import type { Process, Session } from '../types.ts';
-import { Ago, Button, Check, Empty, Facts, Name, Problem, Status, TextField, Waiting } from '../ui/basics.tsx';
+import { Ago, Button, Check, Empty, Facts, Form, Name, Problem, Status, TextField, Waiting } from '../ui/basics.tsx';
 import { confirm, Dialog, say, sayError } from '../ui/dialog.tsx';
 import { Output, type Screen } from '../ui/output.tsx';
 
@@ -33,13 +33,7 @@ function StartDialog({ session, done }: { session: string; done: (process: Proce
   });
   return (
     <Dialog title="Start a process" onClose={() => done(null)}>
-      <form
-        class="stack"
-        onSubmit={(event) => {
-          event.preventDefault();
-          void start.run();
-        }}
-      >
+      <Form onSubmit={() => void start.run()}>
         <TextField
           label="Command"
           hint="A line for the shell. It goes on beside the session’s runs."
@@ -72,7 +66,7 @@ function StartDialog({ session, done }: { session: string; done: (process: Proce
             Start
           </Button>
         </footer>
-      </form>
+      </Form>
     </Dialog>
   );
 }
@@ -174,13 +168,7 @@ function Details({ session, process, changed }: { session: string; process: Proc
         <Written key={process.process_id} session={session} process={process.process_id} onExit={changed} />
       )}
       {running && process.stdin && !process.pty && (
-        <form
-          class="input-line"
-          onSubmit={(event) => {
-            event.preventDefault();
-            void write.run();
-          }}
-        >
+        <Form class="input-line" onSubmit={() => void write.run()}>
           <input
             type="text"
             aria-label="Input"
@@ -196,7 +184,7 @@ function Details({ session, process, changed }: { session: string; process: Proc
             Send
           </Button>
           <Button onClick={() => void act(() => call(`${path}/stdin`, { method: 'DELETE' }))}>End of input</Button>
-        </form>
+        </Form>
       )}
       <Problem error={write.error} />
     </>

@@ -7,7 +7,7 @@ import { useAction } from '../hooks.ts';
 import { FIRST, languages } from '../languages.ts';
 import { go } from '../router.ts';
 import type { JsonObject, Session } from '../types.ts';
-import { Button, Check, Problem, TextArea, TextField } from '../ui/basics.tsx';
+import { Button, Check, Form, Problem, TextArea, TextField } from '../ui/basics.tsx';
 import { say } from '../ui/dialog.tsx';
 
 /** An object that somebody typed as JSON; an empty text is an empty object. Throws an Error that says what is wrong. */
@@ -84,13 +84,7 @@ export function NewPage() {
       <header class="page-head">
         <h1>New session</h1>
       </header>
-      <form
-        class="stack"
-        onSubmit={(event) => {
-          event.preventDefault();
-          void create.run();
-        }}
-      >
+      <Form onSubmit={() => void create.run()}>
         <fieldset class="choices">
           <legend>Language</legend>
           {(languages.value.length ? languages.value : []).map((each) => (
@@ -207,7 +201,7 @@ export function NewPage() {
             Create session
           </Button>
         </footer>
-      </form>
+      </Form>
       <section class="aside-box">
         <h2>From a capsule</h2>
         <p class="soft">

@@ -4,7 +4,7 @@ import { useSignal } from '@preact/signals';
 import { call } from '../api.ts';
 import { useAction, useLoad } from '../hooks.ts';
 import type { ApiKey } from '../types.ts';
-import { Ago, Button, Copy, Empty, Name, Problem, TextField, Waiting } from '../ui/basics.tsx';
+import { Ago, Button, Copy, Empty, Form, Name, Problem, TextField, Waiting } from '../ui/basics.tsx';
 import { confirm, Dialog, say } from '../ui/dialog.tsx';
 
 function NewKey({ onClose, onMade }: { onClose: () => void; onMade: () => void }) {
@@ -34,13 +34,7 @@ function NewKey({ onClose, onMade }: { onClose: () => void; onMade: () => void }
     );
   return (
     <Dialog title="New key" onClose={onClose}>
-      <form
-        class="stack"
-        onSubmit={(event) => {
-          event.preventDefault();
-          void create.run();
-        }}
-      >
+      <Form onSubmit={() => void create.run()}>
         <TextField
           label="Owner"
           hint="Whose key it is. An owner exists once a key names it."
@@ -65,7 +59,7 @@ function NewKey({ onClose, onMade }: { onClose: () => void; onMade: () => void }
             Create
           </Button>
         </footer>
-      </form>
+      </Form>
     </Dialog>
   );
 }

@@ -7,7 +7,7 @@ import { bytes, count, plain } from '../format.ts';
 import { useAction, useLoad } from '../hooks.ts';
 import { go, href } from '../router.ts';
 import type { Json, Resource } from '../types.ts';
-import { Ago, Button, Empty, Facts, Name, Problem, Select, TextArea, TextField, Waiting } from '../ui/basics.tsx';
+import { Ago, Button, Empty, Facts, Form, Name, Problem, Select, TextArea, TextField, Waiting } from '../ui/basics.tsx';
 import { confirm, say, sayError } from '../ui/dialog.tsx';
 import { Printed } from '../ui/output.tsx';
 import { Tree } from '../ui/tree.tsx';
@@ -130,13 +130,7 @@ function Database({ namespace, table }: { namespace: string; table: string }) {
           <Name>{`${namespace}: ${table}`}</Name>
         </h2>
       </header>
-      <form
-        class="stack"
-        onSubmit={(event) => {
-          event.preventDefault();
-          void query.run();
-        }}
-      >
+      <Form onSubmit={() => void query.run()}>
         <TextArea
           label="SQL"
           hint="One statement. It may also change the database."
@@ -151,7 +145,7 @@ function Database({ namespace, table }: { namespace: string; table: string }) {
             Run
           </Button>
         </footer>
-      </form>
+      </Form>
       <Problem error={query.error} />
       {rows.value &&
         (columns.length ? (

@@ -8,7 +8,7 @@ import { bytes, count, plain } from '../format.ts';
 import { useAction, useLoad } from '../hooks.ts';
 import { go, href } from '../router.ts';
 import type { FileEntry, Page } from '../types.ts';
-import { Button, Name, Problem, TextField, Waiting } from '../ui/basics.tsx';
+import { Button, Form, Name, Problem, TextField, Waiting } from '../ui/basics.tsx';
 import { confirm, Dialog, say, sayError } from '../ui/dialog.tsx';
 import { Icon } from '../ui/icons.tsx';
 import { type Dropped, droppedFiles } from './dropped.ts';
@@ -128,13 +128,7 @@ function NewFile({ session, done }: { session: string; done: (path: string | nul
   });
   return (
     <Dialog title="New file" onClose={() => done(null)}>
-      <form
-        class="stack"
-        onSubmit={(event) => {
-          event.preventDefault();
-          void make.run();
-        }}
-      >
+      <Form onSubmit={() => void make.run()}>
         <TextField
           label="Path"
           hint="Folders are made as they are needed."
@@ -151,7 +145,7 @@ function NewFile({ session, done }: { session: string; done: (path: string | nul
             Create
           </Button>
         </footer>
-      </form>
+      </Form>
     </Dialog>
   );
 }

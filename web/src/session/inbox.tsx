@@ -6,7 +6,20 @@ import { bytes, count, exactly } from '../format.ts';
 import { useAction, useInterval, useLoad } from '../hooks.ts';
 import { href } from '../router.ts';
 import type { Delivery, DeliveryContent, Inbox, Page } from '../types.ts';
-import { Ago, Button, Copy, Empty, Facts, Name, Problem, Select, Status, TextField, Waiting } from '../ui/basics.tsx';
+import {
+  Ago,
+  Button,
+  Copy,
+  Empty,
+  Facts,
+  Form,
+  Name,
+  Problem,
+  Select,
+  Status,
+  TextField,
+  Waiting,
+} from '../ui/basics.tsx';
 import { confirm, Dialog, say, sayError } from '../ui/dialog.tsx';
 import { Printed } from '../ui/output.tsx';
 import type { TabProps } from './page.tsx';
@@ -30,13 +43,7 @@ function InboxDialog({ session, inbox, done }: { session: string; inbox: Inbox |
   });
   return (
     <Dialog title="Inbox" onClose={done}>
-      <form
-        class="stack"
-        onSubmit={(event) => {
-          event.preventDefault();
-          void save.run();
-        }}
-      >
+      <Form onSubmit={() => void save.run()}>
         <Select
           label="Deliveries are signed"
           hint="Others are refused, and not even stored."
@@ -80,7 +87,7 @@ function InboxDialog({ session, inbox, done }: { session: string; inbox: Inbox |
             Save
           </Button>
         </footer>
-      </form>
+      </Form>
     </Dialog>
   );
 }

@@ -8,7 +8,7 @@ import { objectOf } from '../pages/new.tsx';
 import { go } from '../router.ts';
 import { forgetSession } from '../sessions.ts';
 import type { Limits, Session } from '../types.ts';
-import { Button, Check, Facts, Problem, Select, TextArea, TextField } from '../ui/basics.tsx';
+import { Button, Check, Facts, Form, Problem, Select, TextArea, TextField } from '../ui/basics.tsx';
 import { confirm, say, sayError } from '../ui/dialog.tsx';
 import type { TabProps } from './page.tsx';
 import { ForkDialog } from './versions.tsx';
@@ -22,7 +22,7 @@ const LIMITS: [name: keyof Limits, label: string][] = [
   ['output_bytes', 'Output, bytes'],
 ];
 
-interface Form {
+interface Values {
   default_timeout: string;
   ttl: string;
   internet: boolean;
@@ -35,7 +35,7 @@ interface Form {
   limits: { [name: string]: string };
 }
 
-function formOf(session: Session): Form {
+function formOf(session: Session): Values {
   return {
     default_timeout: String(session.default_timeout),
     ttl: session.ttl === null ? '' : String(session.ttl),
@@ -51,7 +51,7 @@ function formOf(session: Session): Form {
 }
 
 /** Only what was changed is sent. */
-function changesOf(before: Form, now: Form): Record<string, unknown> {
+function changesOf(before: Values, now: Values): Record<string, unknown> {
   const changes: Record<string, unknown> = {};
   if (now.default_timeout !== before.default_timeout) changes.default_timeout = Number(now.default_timeout);
   if (now.ttl !== before.ttl) changes.ttl = now.ttl === '' ? null : Number(now.ttl);
@@ -75,7 +75,7 @@ export function SettingsTab({ session, set }: TabProps) {
   const before = useSignal(formOf(session));
   const form = useSignal(before.value);
   const forking = useSignal(false);
-  const change = (changed: Partial<Form>) => {
+  const change = (changed: Partial<Values>) => {
     form.value = { ...form.value, ...changed };
   };
   const save = useAction(async () => {
@@ -91,13 +91,7 @@ export function SettingsTab({ session, set }: TabProps) {
   const { value } = form;
   return (
     <div class="columns">
-      <form
-        class="stack"
-        onSubmit={(event) => {
-          event.preventDefault();
-          void save.run();
-        }}
-      >
+      <Form onSubmit={() => void save.run()}>
         <h2>Settings</h2>
         <div class="two">
           <TextField
@@ -196,7 +190,7 @@ export function SettingsTab({ session, set }: TabProps) {
             </Button>
           )}
         </footer>
-      </form>
+      </Form>
       <div class="stack">
         <section class="aside-box">
           <h2>Take it along</h2>

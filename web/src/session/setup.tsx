@@ -7,7 +7,7 @@ import { count } from '../format.ts';
 import { useAction, useLoad } from '../hooks.ts';
 import { objectOf } from '../pages/new.tsx';
 import type { Installed, Session } from '../types.ts';
-import { Button, Copy, Empty, Problem, Status, TextArea, Waiting } from '../ui/basics.tsx';
+import { Button, Copy, Empty, Form, Problem, Status, TextArea, Waiting } from '../ui/basics.tsx';
 import { Dialog, say } from '../ui/dialog.tsx';
 import { Output, type Screen } from '../ui/output.tsx';
 import type { TabProps } from './page.tsx';
@@ -37,13 +37,7 @@ function SetupDialog({
   });
   return (
     <Dialog title="Setup" onClose={onClose} wide>
-      <form
-        class="stack"
-        onSubmit={(event) => {
-          event.preventDefault();
-          void save.run();
-        }}
-      >
+      <Form onSubmit={() => void save.run()}>
         <TextArea
           label="What to install, as JSON"
           hint="pip, npm, go: lists of packages. commands: lines for the shell. envs: variables of every run. Empty: nothing."
@@ -61,7 +55,7 @@ function SetupDialog({
             Install
           </Button>
         </footer>
-      </form>
+      </Form>
     </Dialog>
   );
 }

@@ -6,7 +6,7 @@ import { bytes, count } from '../format.ts';
 import { useAction, useLoad } from '../hooks.ts';
 import { go, href } from '../router.ts';
 import type { Diff, Page, Session, Version } from '../types.ts';
-import { Ago, Button, Name, Problem, TextField, Waiting } from '../ui/basics.tsx';
+import { Ago, Button, Form, Name, Problem, TextField, Waiting } from '../ui/basics.tsx';
 import { confirm, Dialog, say, sayError } from '../ui/dialog.tsx';
 import { Changes } from '../ui/tree.tsx';
 import type { TabProps } from './page.tsx';
@@ -54,13 +54,7 @@ function NameDialog({ session, version, done }: { session: string; version: Vers
   });
   return (
     <Dialog title={`Name version ${version.version}`} onClose={done}>
-      <form
-        class="stack"
-        onSubmit={(event) => {
-          event.preventDefault();
-          void save.run();
-        }}
-      >
+      <Form onSubmit={() => void save.run()}>
         <TextField
           label="Name"
           hint="A version with a name is kept, however many newer ones there are."
@@ -76,7 +70,7 @@ function NameDialog({ session, version, done }: { session: string; version: Vers
             {name.value || !version.name ? 'Name it' : 'Take the name away'}
           </Button>
         </footer>
-      </form>
+      </Form>
     </Dialog>
   );
 }
@@ -94,13 +88,7 @@ export function ForkDialog({ session, version, onClose }: { session: string; ver
   });
   return (
     <Dialog title={version ? `A new session from version ${version}` : 'A copy of this session'} onClose={onClose}>
-      <form
-        class="stack"
-        onSubmit={(event) => {
-          event.preventDefault();
-          void fork.run();
-        }}
-      >
+      <Form onSubmit={() => void fork.run()}>
         <TextField
           label="Id"
           hint="Left out, the server chooses one."
@@ -117,7 +105,7 @@ export function ForkDialog({ session, version, onClose }: { session: string; ver
             Copy
           </Button>
         </footer>
-      </form>
+      </Form>
     </Dialog>
   );
 }

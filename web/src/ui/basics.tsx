@@ -21,6 +21,29 @@ export function Button({ kind, icon, busy, children, class: extra, ...rest }: Bu
   );
 }
 
+/** A form that is sent by a call of ours, not by the browser. */
+export function Form({
+  onSubmit,
+  class: name = 'stack',
+  children,
+}: {
+  onSubmit: () => void;
+  class?: string;
+  children: ComponentChildren;
+}) {
+  return (
+    <form
+      class={name}
+      onSubmit={(event) => {
+        event.preventDefault();
+        onSubmit();
+      }}
+    >
+      {children}
+    </form>
+  );
+}
+
 /** An error with what to do about it, as the API says it. */
 export function Problem({ error, retry }: { error: Error | undefined; retry?: (() => void) | undefined }) {
   if (!error) return null;

@@ -5,24 +5,24 @@ import { signal } from '@preact/signals';
 const KEY = 'era-theme';
 export type Theme = 'auto' | 'light' | 'dark';
 
-export const theme = signal<Theme>((document.documentElement.dataset.theme as Theme | undefined) ?? 'auto');
+const system = matchMedia('(prefers-color-scheme: dark)');
+const kept = localStorage.getItem(KEY);
+export const theme = signal<Theme>(kept === 'light' || kept === 'dark' ? kept : 'auto');
+
+/** Have the page in the colours that are to be in force. */
+function show(): void {
+  document.documentElement.dataset.theme = theme.value === 'auto' ? (system.matches ? 'dark' : 'light') : theme.value;
+}
+
+system.addEventListener('change', show);
 
 export function setTheme(next: Theme): void {
   theme.value = next;
-  if (next === 'auto') {
-    delete document.documentElement.dataset.theme;
-    localStorage.removeItem(KEY);
-  } else {
-    document.documentElement.dataset.theme = next;
-    localStorage.setItem(KEY, next);
-  }
+  if (next === 'auto') localStorage.removeItem(KEY);
+  else localStorage.setItem(KEY, next);
+  show();
 }
 
 export function nextTheme(): void {
   setTheme(theme.value === 'auto' ? 'light' : theme.value === 'light' ? 'dark' : 'auto');
-}
-
-/** Whether dark colours are in force. */
-export function isDark(): boolean {
-  return theme.value === 'dark' || (theme.value === 'auto' && matchMedia('(prefers-color-scheme: dark)').matches);
 }
