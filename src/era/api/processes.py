@@ -27,7 +27,7 @@ from era.api.context import (
 from era.api.event_stream import After, Event, described, event_stream
 from era.api.invocations import command_words, directory
 from era.core.event_log import Gap
-from era.core.live.checkpoints import keeping_files
+from era.core.files.session_files import keeping_files
 from era.core.live.output_log import Exit
 from era.core.live.processes import ID, STOPPED, ProcessRequest
 from era.core.live.tickets import SECONDS

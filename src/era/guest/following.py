@@ -8,6 +8,7 @@ import signal
 import time
 
 from processes import kill_everything, signal_everything
+from workspace import write_all
 
 TYPE_CHECKING = False  # as type checkers know it; importing it from typing would cost every sandbox
 if TYPE_CHECKING:
@@ -49,9 +50,7 @@ class Control:
         return head[:1], self.read(int.from_bytes(head[1:], "big"))
 
     def send(self, kind: bytes, payload: bytes) -> None:
-        message = memoryview(kind + len(payload).to_bytes(4, "big") + payload)
-        while message:
-            message = message[os.write(self.fd, message) :]
+        write_all(self.fd, kind + len(payload).to_bytes(4, "big") + payload)
 
 
 class Spare:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import os
 
+from workspace import write_all
+
 TYPE_CHECKING = False  # as type checkers know it
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -25,9 +27,7 @@ class Invocation:
 
         if stdin:
             self.stdin = os.memfd_create("stdin")
-            view = memoryview(stdin)
-            while view:
-                view = view[os.write(self.stdin, view) :]
+            write_all(self.stdin, stdin)
             os.lseek(self.stdin, 0, os.SEEK_SET)
 
     @property

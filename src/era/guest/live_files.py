@@ -28,6 +28,8 @@ import json
 import os
 import stat
 
+from workspace import STATE_FILE, read_exactly, write_all
+
 TYPE_CHECKING = False  # as type checkers know it
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -37,7 +39,6 @@ if TYPE_CHECKING:
 
 DIGEST_BYTES = 16 << 20
 PIECE = 1 << 18
-STATE_FILE = ".session_data.json"
 PAGE_DIGEST_BYTES = 64 << 20
 MOST_HANDLES = 256
 MOST_DEPTH = 200
@@ -384,11 +385,11 @@ def serve(channel: int) -> None:
     files = Files(os.open(".", DIRECTORY))
     os.umask(0o022)
     while True:
-        lengths = exactly(channel, 8)
+        lengths = read_exactly(channel, 8)
         if lengths is None:
             return
-        head = exactly(channel, int.from_bytes(lengths[:4], "big"))
-        body = exactly(channel, int.from_bytes(lengths[4:], "big"))
+        head = read_exactly(channel, int.from_bytes(lengths[:4], "big"))
+        body = read_exactly(channel, int.from_bytes(lengths[4:], "big"))
         if head is None or body is None:
             return
         request = json.loads(head)
@@ -402,21 +403,4 @@ def serve(channel: int) -> None:
         except OSError as problem:
             answer, content = {"error": errno.errorcode.get(problem.errno or 0, "EIO")}, b""
         text = json.dumps({**answer, "id": number}).encode()
-        send(channel, len(text).to_bytes(4, "big") + len(content).to_bytes(4, "big") + text + content)
-
-
-def exactly(fd: int, size: int) -> bytes | None:
-    """The next `size` bytes; None at the end."""
-    content = b""
-    while len(content) < size:
-        piece = os.read(fd, size - len(content))
-        if not piece:
-            return None
-        content += piece
-    return content
-
-
-def send(fd: int, content: bytes) -> None:
-    view = memoryview(content)
-    while view:
-        view = view[os.write(fd, view) :]
+        write_all(channel, len(text).to_bytes(4, "big") + len(content).to_bytes(4, "big") + text + content)

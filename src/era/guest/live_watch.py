@@ -28,7 +28,8 @@ import stat
 import struct
 import time
 
-from live_files import DIRECTORY, STATE_FILE, Parent, Refused, exactly, is_draft, portable, send
+from live_files import DIRECTORY, Parent, Refused, is_draft, portable
+from workspace import STATE_FILE, read_exactly, write_all
 
 TYPE_CHECKING = False  # as type checkers know it
 if TYPE_CHECKING:
@@ -213,8 +214,8 @@ class Watch:
 
 def serve(channel: int) -> None:
     """Tell what changes until the service has gone."""
-    lengths = exactly(channel, 8)
-    head = None if lengths is None else exactly(channel, int.from_bytes(lengths[:4], "big"))
+    lengths = read_exactly(channel, 8)
+    head = None if lengths is None else read_exactly(channel, int.from_bytes(lengths[:4], "big"))
     if head is None:
         return
     request = json.loads(head)
@@ -230,4 +231,4 @@ def serve(channel: int) -> None:
 
 
 def _say(channel: int, events: list[dict[str, Any]]) -> None:
-    send(channel, b"".join(json.dumps(event).encode() + b"\n" for event in events))
+    write_all(channel, b"".join(json.dumps(event).encode() + b"\n" for event in events))

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import os
 
-from workspace import STATE_FILE, read_state, write_file
+from workspace import STATE_FILE, read_exactly, read_state, write_all, write_file
 
 _HEAD = 5
 
@@ -47,16 +47,11 @@ def serve(fd: int) -> None:
 
 
 def _read(fd: int, size: int) -> bytes:
-    content = b""
-    while len(content) < size:
-        piece = os.read(fd, size - len(content))
-        if not piece:
-            raise SystemExit
-        content += piece
+    content: bytes | None = read_exactly(fd, size)
+    if content is None:
+        raise SystemExit
     return content
 
 
 def _answer(fd: int, kind: bytes, payload: bytes) -> None:
-    view = memoryview(kind + len(payload).to_bytes(4, "big") + payload)
-    while view:
-        view = view[os.write(fd, view) :]
+    write_all(fd, kind + len(payload).to_bytes(4, "big") + payload)

@@ -14,6 +14,23 @@ CHUNK = 1 << 16
 OPEN_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
+def write_all(fd: int, content: bytes) -> None:
+    view = memoryview(content)
+    while view:
+        view = view[os.write(fd, view) :]
+
+
+def read_exactly(fd: int, size: int) -> bytes | None:
+    """The next `size` bytes; None at the end."""
+    content = b""
+    while len(content) < size:
+        piece = os.read(fd, size - len(content))
+        if not piece:
+            return None
+        content += piece
+    return content
+
+
 def write_file(path: str, content: bytes) -> tuple[int, int, int]:
     """Put a new regular file in the place of whatever is at `path`. Returns its identity."""
     try:
@@ -25,9 +42,7 @@ def write_file(path: str, content: bytes) -> tuple[int, int, int]:
         os.rmdir(path)
     fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
     try:
-        view = memoryview(content)
-        while view:
-            view = view[os.write(fd, view) :]
+        write_all(fd, content)
         return identity(os.fstat(fd))
     finally:
         os.close(fd)

@@ -3,6 +3,7 @@ once; with asyncio, `await era.session(…)` makes one, and `async with era.sess
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Generator, Iterator, Mapping, MutableMapping
 from typing import Any
 
@@ -40,14 +41,14 @@ def async_opened[T](session: Awaitable[T]) -> AsyncOpening[T]:
     return AsyncOpening(session)
 
 
-class AsyncDataSugar:
+class AsyncDataSugar(ABC):
     """What a mapping has, as calls to be awaited."""
 
-    async def all(self) -> dict[str, Any]:
-        raise NotImplementedError
+    @abstractmethod
+    async def all(self) -> dict[str, Any]: ...
 
-    async def replace(self, data: Mapping[str, Any]) -> None:
-        raise NotImplementedError
+    @abstractmethod
+    async def replace(self, data: Mapping[str, Any]) -> None: ...
 
     async def get(self, key: str, default: Any = None) -> Any:
         """The value of a key, or `default`."""
@@ -61,17 +62,17 @@ class AsyncDataSugar:
 class DataSugar(MutableMapping[str, Any]):
     """A session's data as a mapping. Each look is a call, and so is each change, which makes a version."""
 
-    def all(self) -> dict[str, Any]:
-        raise NotImplementedError
+    @abstractmethod
+    def all(self) -> dict[str, Any]: ...
 
-    def replace(self, data: Mapping[str, Any]) -> None:
-        raise NotImplementedError
+    @abstractmethod
+    def replace(self, data: Mapping[str, Any]) -> None: ...
 
-    def set(self, key: str, value: Any) -> None:
-        raise NotImplementedError
+    @abstractmethod
+    def set(self, key: str, value: Any) -> None: ...
 
-    def delete(self, key: str) -> None:
-        raise NotImplementedError
+    @abstractmethod
+    def delete(self, key: str) -> None: ...
 
     def update(self, data: Mapping[str, Any]) -> None:  # type: ignore[override]  # one call, not one for each key
         """Set several keys at once. Between the look and the change somebody else's may be lost."""
@@ -100,23 +101,23 @@ class AsyncFilesSugar:
     """`read`, `write`, `delete` and `list` are all there is."""
 
 
-class FilesSugar:
+class FilesSugar(ABC):
     """Files by path: `files["a.txt"]` is bytes, and takes bytes, text, a pathlib.Path or an open file."""
 
-    def read(self, path: str) -> bytes:
-        raise NotImplementedError
+    @abstractmethod
+    def read(self, path: str) -> bytes: ...
 
-    def write(self, path: str, content: Content) -> object:
-        raise NotImplementedError
+    @abstractmethod
+    def write(self, path: str, content: Content) -> object: ...
 
-    def delete(self, path: str) -> None:
-        raise NotImplementedError
+    @abstractmethod
+    def delete(self, path: str) -> None: ...
 
-    def list(self) -> list[FileInfo]:
-        raise NotImplementedError
+    @abstractmethod
+    def list(self) -> list[FileInfo]: ...
 
-    def exists(self, path: str) -> bool:
-        raise NotImplementedError
+    @abstractmethod
+    def exists(self, path: str) -> bool: ...
 
     def __getitem__(self, path: str) -> bytes:
         try:

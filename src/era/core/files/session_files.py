@@ -204,7 +204,7 @@ class SessionFiles:
     ) -> AsyncIterator[tuple[Session, Upload]]:
         """The session, and all of `pieces`, received for a file in it; it is there within the block. Raises Conflict
         where the session keeps no files, TooLarge for a path that is too deep, TooManyUploads, Unavailable."""
-        session = self._keeping(await self._store.session(session_id))
+        session = keeping_files(await self._store.session(session_id))
         self.check_depth(path)
         async with calling(self._store, session), self._spool.receive(pieces, self._threads) as upload:
             yield session, upload
@@ -353,17 +353,7 @@ class SessionFiles:
         session = await self._store.session(session_id)
         if key is not None and session.key != key:
             raise NotFound(f"Session '{session_id}' was deleted meanwhile.")
-        self._liveness.check_not(self._keeping(session), LIVE)
-        return session
-
-    def _keeping(self, session: Session) -> Session:
-        """The session itself. Raises Conflict where it keeps no files."""
-        if not session.persistent:
-            raise Conflict(
-                f"Session '{session.id}' is not persistent: it keeps no files.",
-                hint='Make a session with "persistent": true.',
-                code="not_persistent",
-            )
+        self._liveness.check_not(keeping_files(session), LIVE)
         return session
 
     def bounds(self, session: Session) -> Bounds:
@@ -416,3 +406,14 @@ class SessionFiles:
                 upload.put(batch)
         except OSError as error:
             raise Unavailable(f"The file could not be kept: {error.strerror}.") from error
+
+
+def keeping_files(session: Session) -> Session:
+    """The session itself. Raises Conflict where it keeps no files."""
+    if not session.persistent:
+        raise Conflict(
+            f"Session '{session.id}' is not persistent: it keeps no files.",
+            hint='Make a session with "persistent": true.',
+            code="not_persistent",
+        )
+    return session

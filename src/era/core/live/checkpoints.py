@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from era.core.files.moments import Moments
+from era.core.files.session_files import keeping_files
 from era.core.files.trees import SnapshotRefused, WorkspaceFull
 from era.core.history import HistoryBound
 from era.core.metadata import MetadataStore
@@ -128,14 +129,3 @@ class Checkpoints:
             )
         self._pool.committed(live.session_key, snapshot)
         return Checkpoint(session.version, moment.consistent), 0 if trim is None else len(trim.drop)
-
-
-def keeping_files(session: Session) -> Session:
-    """The session itself. Raises Conflict where it keeps no files."""
-    if not session.persistent:
-        raise Conflict(
-            f"Session '{session.id}' is not persistent: it keeps no files.",
-            hint='Make a session with "persistent": true.',
-            code="not_persistent",
-        )
-    return session

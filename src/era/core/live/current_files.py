@@ -18,9 +18,9 @@ from typing import Any
 
 from era.core.files.edits import FileEntry, display_path, in_the_way
 from era.core.files.paths import Parts
-from era.core.files.session_files import PATIENCE, Condition, OpenFile, Page, SessionFiles
+from era.core.files.session_files import PATIENCE, Condition, OpenFile, Page, SessionFiles, keeping_files
 from era.core.files.spool import Upload
-from era.core.live.checkpoints import Checkpoints, keeping_files
+from era.core.live.checkpoints import Checkpoints
 from era.core.live.file_helper import PIECE, FileHelper, entry_of, gone, number_of
 from era.core.live.live_session import LiveSession
 from era.core.live.live_sessions import LiveSessions
