@@ -36,6 +36,15 @@ class Seen:
             is_there = wanted(event)
         return self.all
 
+    def settle(self, quiet: float) -> None:
+        """Wait until nothing has come for so many seconds: what happens now finds the kernel's queue empty."""
+        try:
+            while (event := self.coming.get(timeout=quiet)) is not None:
+                self.all.append(event)
+        except queue.Empty:
+            return
+        raise AssertionError(self.all[-100:])
+
     def has(self, **event: str) -> bool:
         return event in self.until(lambda each: each == event)
 
@@ -112,6 +121,7 @@ def test_a_watch_says_that_it_has_lost_events(client: httpx.Client, session: Mak
         name = start(client, where, ["python3", "-c", burst])
         assert seen.until(lambda each: each["type"] in ("overflow", "gap"))
         assert client.delete(f"/api/sessions/{where}/processes/{name}").is_success
+        seen.settle(2)
         assert put(client, where, "after", b"").is_success
         assert seen.has(type="create", path="after"), "it goes on"
 
