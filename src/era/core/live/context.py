@@ -153,7 +153,10 @@ class Context:
         if not self._ready.is_set():
             said = bytes(self._between["stderr"][-500:]).decode(errors="replace").strip()
             await self.close("It did not start.")
-            raise Unavailable(f"The interpreter of context '{self.name}' did not start: {said or 'it took too long'}.")
+            raise Unavailable(
+                f"The interpreter of context '{self.name}' did not start: {said or 'it took too long'}.",
+                hint="A new server first prepares what contexts need, once. Try again in a minute.",
+            )
 
     async def execute(self, cell: Cell, write: Callable[[Output], Awaitable[None]]) -> CellOutcome:
         """Execute a cell; `write` gets its output as it comes. One at a time. Raises NotBegun, or what `write` does."""
