@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from era.guest import live_files
-from era.guest.live_files import Files, Refused
+
+@pytest.fixture
+def live_files(guest_module: Callable[[str], Any]) -> Any:
+    return guest_module("live_files")
 
 
 @pytest.fixture
@@ -22,19 +25,19 @@ def tree(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def files(tree: Path) -> Iterator[Files]:
+def files(tree: Path, live_files: Any) -> Iterator[Any]:
     root = os.open(tree, os.O_RDONLY | os.O_DIRECTORY)
-    yield Files(root)
+    yield live_files.Files(root)
     os.close(root)
 
 
-def put(files: Files, path: list[str], content: bytes) -> None:
+def put(files: Any, path: list[str], content: bytes) -> None:
     handle = files.create(path)[0]["handle"]
     files.write(handle, 0, content)
     files.place(handle, path[-1], None, 0)
 
 
-def attempts(files: Files) -> set[str]:
+def attempts(files: Any, refused: type[Exception]) -> set[str]:
     """Which requests reach something through the link `d`."""
     reached = set()
     for what, attempt in (
@@ -47,29 +50,31 @@ def attempts(files: Files) -> set[str]:
     ):
         try:
             attempt()
-        except (Refused, OSError):
+        except (refused, OSError):
             continue
         reached.add(what)
     return reached
 
 
-def test_a_link_leads_nowhere(tree: Path, files: Files) -> None:
+def test_a_link_leads_nowhere(tree: Path, files: Any, live_files: Any) -> None:
     (tree / "d").symlink_to("../outside")
     (tree / "f").touch()
-    assert attempts(files) == set()
+    assert attempts(files, live_files.Refused) == set()
     assert os.listdir(tree.parent / "outside") == ["secret"]
     found, _ = files.list([], [""], 100, directories=True)
     assert found["count"] == 2, "the link isn't walked"
 
 
-def test_the_attack_bites_where_links_are_followed(tree: Path, files: Files, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_attack_bites_where_links_are_followed(
+    tree: Path, files: Any, live_files: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(live_files, "DIRECTORY", os.O_RDONLY | os.O_DIRECTORY)
     (tree / "d").symlink_to("../outside")
     (tree / "f").touch()
-    assert attempts(files) == {"read", "stat", "put", "mkdir", "move", "delete"}
+    assert attempts(files, live_files.Refused) == {"read", "stat", "put", "mkdir", "move", "delete"}
 
 
-def test_a_directory_that_becomes_a_link_meanwhile_is_still_that_directory(tree: Path, files: Files) -> None:
+def test_a_directory_that_becomes_a_link_meanwhile_is_still_that_directory(tree: Path, files: Any) -> None:
     (tree / "d").mkdir()
     handle = files.create(["d", "new"])[0]["handle"]
     (tree / "d").rename(tree / "old")
@@ -80,7 +85,7 @@ def test_a_directory_that_becomes_a_link_meanwhile_is_still_that_directory(tree:
     assert os.listdir(tree.parent / "outside") == ["secret"]
 
 
-def test_deleting_a_directory_deletes_links_and_not_what_they_point_to(tree: Path, files: Files) -> None:
+def test_deleting_a_directory_deletes_links_and_not_what_they_point_to(tree: Path, files: Any) -> None:
     (tree / "d/e").mkdir(parents=True)
     (tree / "d/e/link").symlink_to(tree.parent / "outside")
     files.delete(["d"], recursive=True)
@@ -91,19 +96,19 @@ def test_deleting_a_directory_deletes_links_and_not_what_they_point_to(tree: Pat
 @pytest.mark.parametrize(
     "path", [["..", "outside", "secret"], ["a/../../outside/secret"], ["/etc/passwd"], [""], ["\0"]]
 )
-def test_only_names_are_names(files: Files, path: list[str]) -> None:
-    with pytest.raises(Refused):
+def test_only_names_are_names(files: Any, live_files: Any, path: list[str]) -> None:
+    with pytest.raises(live_files.Refused):
         files.open(path)
 
 
-def test_pipes_are_not_waited_for(tree: Path, files: Files) -> None:
+def test_pipes_are_not_waited_for(tree: Path, files: Any, live_files: Any) -> None:
     os.mkfifo(tree / "pipe")
-    with pytest.raises(Refused, match="other"):
+    with pytest.raises(live_files.Refused, match="other"):
         files.open(["pipe"])
     assert files.list([], [""], 10, directories=False)[0]["count"] == 0
 
 
-def test_a_file_that_never_got_its_place_leaves_nothing(tree: Path, files: Files) -> None:
+def test_a_file_that_never_got_its_place_leaves_nothing(tree: Path, files: Any) -> None:
     handle = files.create(["new"])[0]["handle"]
     assert files.list([], [""], 10, directories=False)[0]["count"] == 0, "drafts aren't listed"
     files.close(handle)

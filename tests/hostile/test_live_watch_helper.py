@@ -2,25 +2,17 @@
 
 from __future__ import annotations
 
-import importlib
 import os
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-GUEST = Path(__file__).resolve().parents[2] / "src/era/guest"
-
 
 @pytest.fixture
-def live_watch(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """The module, as it is inside a sandbox."""
-    monkeypatch.syspath_prepend(str(GUEST))
-    yield importlib.import_module("live_watch")
-    for name in ("live_watch", "live_files"):
-        sys.modules.pop(name, None)
+def live_watch(guest_module: Callable[[str], Any]) -> Any:
+    return guest_module("live_watch")
 
 
 @pytest.fixture
