@@ -176,7 +176,8 @@ async def terminal(sandbox: Sandbox) -> Said:
     await following.process.resize(TerminalSize(100, 40))
     await until(b"40 100\r\n")
     await until(b"<2> ")
-    await write(b"sh -c 'echo asl''eep; sleep 1000'\n")
+    # `exec`: dash loses a Ctrl-C that comes while it starts a command that isn't to take its place (vfork).
+    await write(b"sh -c 'echo asl''eep; exec sleep 1000'\n")
     await until(b"asleep\r\n")
     await press(b"\x03", b"<3> ")
     await write(b"echo status $?\n")
