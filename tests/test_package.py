@@ -89,7 +89,8 @@ def test_the_wheel_holds_the_package_and_its_licence(distribution: Distribution)
     assert {name for name in names if name.startswith("era/")} == {
         str(path.relative_to(ROOT / "src")) for path in files
     }
-    assert "era/web/dashboard/index.html" in names, "the dashboard isn't built: `scripts/setup`"
+    for built in ("dashboard", "guide"):
+        assert f"era/web/{built}/index.html" in names, f"the {built} isn't built: `scripts/setup`"
     assert metadata.replace("METADATA", "licenses/LICENSE") in names
     assert re.search(r"^Name: era-sessions$", head, re.MULTILINE)
     assert re.search(r"^License-Expression: Apache-2.0$", head, re.MULTILINE)

@@ -1,11 +1,13 @@
-"""Routes of the web pages: the dashboard at `/`, `/docs`, and their assets.
+"""Routes of the web pages: the dashboard at `/`, `/docs`, their assets, and the guide at `/docs/guide`.
 
 They are files, read once and kept in memory: those of era/web as they are written, and those of era/web/dashboard as
 the build makes them of the sources in web/. A checkout in which nothing was built yet serves a page that says how.
+The guide, which scripts/guide.py makes of the pages in docs/, is larger and seldom read, so it stays on disk.
 """
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import re
 from dataclasses import dataclass
@@ -21,11 +23,13 @@ router = APIRouter(include_in_schema=False)
 
 _WEB = Path(__file__).resolve().parent.parent / "web"
 _DASHBOARD = _WEB / "dashboard"
+_GUIDE = _WEB / "guide"
 _TYPES = {
     ".html": "text/html; charset=utf-8",
     ".css": "text/css; charset=utf-8",
     ".js": "text/javascript; charset=utf-8",
     ".svg": "image/svg+xml",
+    ".json": "application/json",
 }
 # The pages load scripts and styles from this server only, run no inline ones, connect to nothing else and can't be
 # framed. So even if text from a session were taken for HTML by mistake, it could do nothing.
@@ -41,6 +45,8 @@ _POLICY = {
 }
 # The dashboard shows pictures that it has fetched with its key, and sites of sessions, in frames that are sandboxed.
 _DASHBOARD_POLICY = _POLICY | {"img-src": "'self' blob:", "frame-src": "'self' http://*.localhost:*"}
+# The guide's styles have its icons in them.
+_GUIDE_POLICY = _POLICY | {"img-src": "'self' data:"}
 _HEADERS = {
     "X-Content-Type-Options": "nosniff",
     "X-Frame-Options": "DENY",
@@ -52,10 +58,13 @@ _ASK_EACH_TIME = "no-cache"  # browsers keep it, but ask each time; thanks to th
 _FOR_GOOD = "public, max-age=31536000, immutable"
 _HASHED = re.compile(r".+-[0-9A-Z]{8}\.(js|css)")
 """Names that the dashboard's build gives: with a digest of the content."""
+_IN_GUIDE = re.compile(r"(?:[\w-]+/)*[\w-]+(?:\.[\w-]+)*", re.ASCII)
+"""Paths within the guide: no segment begins with a dot."""
 
 
 @dataclass(frozen=True, slots=True)
 class _File:
+    name: str
     content: bytes
     headers: dict[str, str]
 
@@ -67,21 +76,24 @@ def _files(directory: Path, public_host: str | None = None) -> dict[str, _File]:
     policy = dict(_DASHBOARD_POLICY if directory == _DASHBOARD else _POLICY)
     if directory == _DASHBOARD and public_host:
         policy["frame-src"] += f" https://*.{public_host}"
-    files = {}
-    for path in directory.iterdir() if directory.is_dir() else ():
-        if media_type := _TYPES.get(path.suffix):
-            content = path.read_bytes()
-            files[path.name] = _File(
-                content,
-                {
-                    **_HEADERS,
-                    "Content-Security-Policy": "; ".join(f"{name} {source}" for name, source in policy.items()),
-                    "Content-Type": media_type,
-                    "Cache-Control": _FOR_GOOD if _HASHED.fullmatch(path.name) else _ASK_EACH_TIME,
-                    "ETag": f'"{hashlib.sha256(content).hexdigest()[:32]}"',
-                },
-            )
-    return files
+    read = (_read(path, policy) for path in (directory.iterdir() if directory.is_dir() else ()))
+    return {file.name: file for file in read if file is not None}
+
+
+def _read(path: Path, policy: dict[str, str]) -> _File | None:
+    """A file with the headers that it is served with; None if there is none, or none of a kind that pages have."""
+    media_type = _TYPES.get(path.suffix)
+    if media_type is None or not path.is_file():
+        return None
+    content = path.read_bytes()
+    headers = {
+        **_HEADERS,
+        "Content-Security-Policy": "; ".join(f"{name} {source}" for name, source in policy.items()),
+        "Content-Type": media_type,
+        "Cache-Control": _FOR_GOOD if _HASHED.fullmatch(path.name) else _ASK_EACH_TIME,
+        "ETag": f'"{hashlib.sha256(content).hexdigest()[:32]}"',
+    }
+    return _File(path.name, content, headers)
 
 
 def _answer(request: Request, file: _File | None) -> Response:
@@ -105,6 +117,21 @@ async def dashboard(request: Request, context: UseContext) -> Response:
 async def reference(request: Request) -> Response:
     """How to begin, and the API reference, drawn in the browser from /openapi.json."""
     return _answer(request, _files(_WEB)["docs.html"])
+
+
+@router.api_route("/docs/guide", methods=["GET", "HEAD"])
+async def guide() -> Response:
+    """To the guide's first page, from whose path the links of its pages are relative."""
+    return Response(status_code=307, headers={"Location": "/docs/guide/index.html", **_HEADERS})
+
+
+@router.api_route("/docs/guide/{path:path}", methods=["GET", "HEAD"])
+async def guide_file(path: str, request: Request) -> Response:
+    """A page of the guide, or what belongs to it."""
+    file = await asyncio.to_thread(_read, _GUIDE / path, _GUIDE_POLICY) if _IN_GUIDE.fullmatch(path) else None
+    if file is None and not (_GUIDE / "index.html").exists():
+        raise NotFound("The guide isn't built.", hint="`make setup` builds it; its pages are in docs/ as well.")
+    return _answer(request, file)
 
 
 @router.api_route("/assets/{name}", methods=["GET", "HEAD"])
