@@ -10,7 +10,7 @@ import pytest
 from tests.conftest import Server
 from tests.hostile.fuzz import Fuzz
 
-SHORT_SECONDS = 25.0
+SHORT_SECONDS = 15.0
 SOAK_SECONDS = 75.0  # a round
 SOAK_ROUNDS = 4
 OF_OTHER_FORMATS = {"PUT /api/sessions/{session_id}/archive", "POST /api/sessions/import"}
