@@ -85,6 +85,8 @@ DIFFERENT = {
     "Kinds of sockets": "import socket; print(tried(socket.socket, socket.AF_PACKET, socket.SOCK_RAW))",
     "The host's name": "import socket; print(socket.gethostname())",
     "Open files and core dumps": "from resource import *; print(getrlimit(RLIMIT_NOFILE), getrlimit(RLIMIT_CORE))",
+    "The size of a file": "from resource import *; print(getrlimit(RLIMIT_FSIZE))",
+    "Limits of other processes": "import os, resource; print(tried(resource.prlimit, os.getpid(), resource.RLIMIT_AS))",
     "Python's prefix": "import sys; print(sys.prefix)",
 }
 """Programs that print something else inside, by the words with which the document's list begins an entry."""

@@ -272,6 +272,23 @@ def test_deleting_the_session_ends_its_setup(client: httpx.Client) -> None:
     assert rest[-1]["code"] == "not_found"
 
 
+def test_the_record_of_a_run_says_that_the_setup_had_failed(client: httpx.Client) -> None:
+    """Also that of a run in the background, whose caller gets no other answer, and also once the setup is another."""
+    where = make(client, {"commands": ["exit 3"]})
+    settled(client, where, "failed")
+    code = "import time; time.sleep(600)"
+    begun = client.post(f"/api/sessions/{where}/run", json={"code": code, "background": True, "timeout": 600})
+    record = f"/api/sessions/{where}/runs/{begun.json()['run_id']}"
+    shown = [client.get(record).json(), client.delete(record).json()]
+    assert client.patch(f"/api/sessions/{where}", json={"setup": None}).status_code == 200
+    shown.append(client.get(record).json())
+    for each in shown:
+        assert each["setup_status"] == "failed"
+        assert "exit 3" in each["setup_error"]
+    without = client.post(f"/api/sessions/{where}/run", json={"code": "1"}).json()["run_id"]
+    assert "setup_error" not in client.get(f"/api/sessions/{where}/runs/{without}").json()
+
+
 def test_a_run_after_a_failed_setup_says_so(client: httpx.Client, run: Run) -> None:
     where = make(client, {"commands": ["echo no wheels today >&2; exit 3"]})
     settled(client, where, "failed")

@@ -6,7 +6,7 @@ import asyncio
 import json
 import sqlite3
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -165,14 +165,14 @@ async def test_sql_that_does_not_end_is_stopped_and_other_calls_go_on(databases:
     assert await query(databases, "SELECT 1 AS one") == [{"one": 1}]
 
 
-@pytest.fixture
-async def eight_endless(databases: D1Databases, tmp_path: Path) -> AsyncIterator[list[asyncio.Task[Any]]]:
-    """An owner's calls that don't end by themselves, in as many namespaces."""
+async def endless(databases: D1Databases, askers: Sequence[str]) -> AsyncIterator[list[asyncio.Task[Any]]]:
+    """An owner's calls that don't end by themselves, in as many namespaces as there are who ask."""
     sql = f"{ENDLESS} count(*) FROM c"
-    for number in range(8):
+    for number in range(len(askers)):
         await databases.run("greedy", f"n{number}", "SELECT 1", many=False, room=ROOM)
     tasks = [
-        asyncio.create_task(databases.run("greedy", f"n{number}", sql, many=False, room=ROOM)) for number in range(8)
+        asyncio.create_task(databases.run("greedy", f"n{number}", sql, many=False, room=ROOM, asker=asker))
+        for number, asker in enumerate(askers)
     ]
     await asyncio.sleep(0.2)
     yield tasks
@@ -181,26 +181,60 @@ async def eight_endless(databases: D1Databases, tmp_path: Path) -> AsyncIterator
     await asyncio.gather(*tasks, return_exceptions=True)
 
 
+@pytest.fixture
+async def of_eight_sessions(databases: D1Databases) -> AsyncIterator[list[asyncio.Task[Any]]]:
+    async for tasks in endless(databases, "abcdefgh"):
+        yield tasks
+
+
+@pytest.fixture
+async def of_one_session(databases: D1Databases) -> AsyncIterator[list[asyncio.Task[Any]]]:
+    async for tasks in endless(databases, "aaaa"):
+        yield tasks
+
+
 @pytest.mark.slow
-async def test_one_owner_cant_have_all_workers(databases: D1Databases, eight_endless: list[asyncio.Task[Any]]) -> None:
+async def test_one_owner_cant_have_all_workers(
+    databases: D1Databases, of_eight_sessions: list[asyncio.Task[Any]]
+) -> None:
     for owner in ("one", "two", "three"):
         await databases.run(owner, "a", "SELECT 1", many=False, room=ROOM)
-    assert not any(task.done() for task in eight_endless)
+    assert not any(task.done() for task in of_eight_sessions)
+
+
+@pytest.fixture
+def no_turns(databases: D1Databases, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Takes turns away: whoever comes first has all workers."""
+    monkeypatch.setattr(databases, "_slots", FairSlots(4, 4))
+    all_of_them: FairSlots[str] = FairSlots(4, 4)
+    monkeypatch.setattr(databases, "_shares", lambda _: all_of_them)
 
 
 @pytest.mark.slow
-async def test_without_turns_one_owner_has_all_workers(databases: D1Databases, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(databases, "_slots", FairSlots(4, 4))
-    sql = f"{ENDLESS} count(*) FROM c"
-    tasks = [
-        asyncio.create_task(databases.run("greedy", f"n{number}", sql, many=False, room=ROOM)) for number in range(8)
-    ]
-    await asyncio.sleep(0.2)
+@pytest.mark.usefixtures("no_turns")
+async def test_without_turns_one_owner_has_all_workers(
+    databases: D1Databases, of_eight_sessions: list[asyncio.Task[Any]]
+) -> None:
     await databases.run("one", "a", "SELECT 1", many=False, room=ROOM)
-    assert any(task.done() for task in tasks)
-    for task in tasks:
-        task.cancel()
-    await asyncio.gather(*tasks, return_exceptions=True)
+    assert any(task.done() for task in of_eight_sessions)
+
+
+@pytest.mark.slow
+async def test_one_session_cant_have_all_workers_of_its_owner(
+    databases: D1Databases, of_one_session: list[asyncio.Task[Any]]
+) -> None:
+    for asker in ("b", "c", ""):
+        await databases.run("greedy", "a", "SELECT 1", many=False, room=ROOM, asker=asker)
+    assert not any(task.done() for task in of_one_session)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("no_turns")
+async def test_without_turns_one_session_has_all_workers(
+    databases: D1Databases, of_one_session: list[asyncio.Task[Any]]
+) -> None:
+    await databases.run("greedy", "a", "SELECT 1", many=False, room=ROOM, asker="b")
+    assert any(task.done() for task in of_one_session)
 
 
 def wait(sql: str) -> Iterator[str]:

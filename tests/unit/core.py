@@ -280,7 +280,7 @@ async def _read(run: Collected) -> Ran:
         return Ran(run.result, await run.stdout.whole(), await run.stderr.whole())
 
 
-def _no_storage(owner: str) -> Any:
+def _no_storage(owner: str, sandbox_id: str) -> Any:
     raise AssertionError("no sandbox here has access to the storage")
 
 

@@ -79,10 +79,10 @@ class GuestStorage:
         app.add_middleware(Guard, keys=None, names=[], idle_seconds=idle_seconds)
         self._config = _config(app)
 
-    def for_run(self, owner: str) -> Callable[[Callable[[], None]], asyncio.Protocol]:
+    def for_run(self, owner: str, sandbox_id: str) -> Callable[[Callable[[], None]], asyncio.Protocol]:
         """A factory of protocols for the connections of one run, which share its slots and its owner's rights.
         The factory's argument is called when the connection has ended."""
-        caller = Caller(owner)
+        caller = Caller(owner, sandbox=sandbox_id)
         state, slots = ServerState(), _Slots(asyncio.Semaphore(MAX_REQUESTS), asyncio.Semaphore(MAX_HEAVY))
         return lambda ended: _StorageConnection(self._config, state, slots, caller, ended)
 

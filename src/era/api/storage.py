@@ -62,7 +62,8 @@ async def own_storage(request: Request) -> Namespaces:
     """The storage of the caller's owner, and no other. A client's owner follows from its key, a program's from the
     guest listener that it connected to."""
     storage: Storage = request.app.state.storage
-    return storage.of(caller_of(request).owner)
+    caller = caller_of(request)
+    return storage.of(caller.owner, caller.sandbox)
 
 
 UseStorage = Annotated[Namespaces, Depends(own_storage)]

@@ -47,6 +47,9 @@ class Caller:
     key_id: str = ""
     """The id of his key: OPERATOR_KEY for the operator's; empty for a call without one."""
 
+    sandbox: str = ""
+    """The id of the sandbox whose program calls; empty for a client."""
+
 
 OPERATOR_KEY = "operator"
 OPERATOR = Caller(DEFAULT_OWNER, is_operator=True)

@@ -311,6 +311,9 @@ class RunRecord:
     pieces: int | None = None
     """How many pieces of output it wrote, None where nobody counted; see transcript.py."""
 
+    setup_error: str | None = None
+    """Why the session's setup had failed, if it had: the program ran without what that was to have installed."""
+
     key: int = field(default=0, compare=False)
     """The row's, which grows with each run."""
 

@@ -119,7 +119,7 @@ class RunResult:
     """What only a run in a context answers: `results`, `error`, `execution_count`, `memory` and so on."""
 
     setup_error: str | None = None
-    """Why the session's setup failed, if it did: then the program ran without what it was to have installed."""
+    """As on the record."""
 
     replayed: bool = False
     """This is the answer of an earlier run with the same idempotency key."""
@@ -147,7 +147,7 @@ def result_of(
         artifacts=record.artifacts,
         pieces=pieces_of(record),
         cell=cell,
-        setup_error=_setup_error(session) if session.setup_status == "failed" else None,
+        setup_error=record.setup_error,
         replayed=replayed,
     )
 
@@ -157,8 +157,10 @@ def pieces_of(record: RunRecord) -> int:
     return plain_count(record.stdout_bytes, record.stderr_bytes) if record.pieces is None else record.pieces
 
 
-def _setup_error(session: Session) -> str:
-    """Why a session's setup failed, in a sentence."""
+def setup_error(session: Session) -> str | None:
+    """Why a session's setup has failed, in a sentence; None where it hasn't."""
+    if session.setup_status != "failed":
+        return None
     result: JsonObject = json.loads(session.setup_result or "{}")
     error = str(result.get("error") or "The session's setup failed.")
     return error if len(error) <= _SETUP_ERROR else f"{error[:_SETUP_ERROR]}…"

@@ -46,7 +46,7 @@ from era.core.outputs import Outputs
 from era.core.pool import NEVER_BEGUN, SandboxPool
 from era.core.ports import Network, Sandbox, StorageAccesses
 from era.core.program import Ended, Invocation
-from era.core.run_messages import Emit, RunRequest, RunResult, RunStarted, result_of
+from era.core.run_messages import Emit, RunRequest, RunResult, RunStarted, result_of, setup_error
 from era.core.setup.requirements import variables
 from era.core.views import data_view
 from era.errors import CommitFailed, EraError, SandboxFailed, SessionDeleted, TooBusy, Unavailable
@@ -102,7 +102,9 @@ class SessionRun:
         self._started = False
         """Whether the caller has been told of this run."""
 
-        self._record = RunRecord(active.run_id, session.key, "running", started_at=now())
+        self._record = RunRecord(
+            active.run_id, session.key, "running", started_at=now(), setup_error=setup_error(session)
+        )
         self._has_ended = False
         """Its program has, and what it left has been given to the store."""
 

@@ -137,8 +137,11 @@ class Databases(Protocol):
         *,
         many: bool,
         room: int,
+        asker: str = "",
     ) -> dict[str, Any]:
         """Run SQL as one transaction: one statement, or with `many` any number. The database may grow by `room` bytes.
+        `asker` is whoever of the owner's asks, in turn with his others.
+
         Returns `results`, the rows, and `meta`. Raises BadRequest, Forbidden, TooLarge, Unavailable."""
         ...
 
@@ -162,9 +165,9 @@ class Storage:
         """Count what is there."""
         self._used = await self.store.item_bytes()
 
-    def of(self, owner: str) -> Namespaces:
-        """An owner's storage."""
-        return Namespaces(self, owner)
+    def of(self, owner: str, sandbox_id: str = "") -> Namespaces:
+        """An owner's storage, for the programs of one of his sandboxes, or for clients."""
+        return Namespaces(self, owner, sandbox_id)
 
     def room(self) -> int:
         """Bytes that can be added."""
@@ -195,9 +198,11 @@ class Storage:
 class Namespaces:
     """An owner's storage. Namespaces needn't be created; those that hold nothing look empty."""
 
-    def __init__(self, storage: Storage, owner: str) -> None:
+    def __init__(self, storage: Storage, owner: str, asker: str) -> None:
+        """`asker` is whoever of the owner's uses it; see Databases.run."""
         self._storage = storage
         self._owner = owner
+        self._asker = asker
         self._store = storage.store
         self._blobs = storage.blobs
         self._databases = storage.databases
@@ -260,7 +265,8 @@ class Namespaces:
     ) -> dict[str, Any]:
         """Run SQL as one transaction; see Databases.run. Raises BadRequest, Forbidden, TooLarge, Unavailable."""
         check_namespace(namespace)
-        return await self._databases.run(self._owner, namespace, sql, params, many=many, room=self._storage.room())
+        room = self._storage.room()
+        return await self._databases.run(self._owner, namespace, sql, params, many=many, room=room, asker=self._asker)
 
     async def drop_database(self, namespace: str) -> bool:
         """Delete a namespace's database; whether there was one. Raises BadRequest."""
@@ -306,7 +312,7 @@ class Namespaces:
         sql = "SELECT name FROM sqlite_schema WHERE type = 'table' AND name NOT LIKE 'sqlite!_%' ESCAPE '!' ORDER BY 1"
         tables = []
         for name in namespaces:
-            answer = await self._databases.run(self._owner, name, sql, many=False, room=0)
+            answer = await self._databases.run(self._owner, name, sql, many=False, room=0, asker=self._asker)
             tables += [(name, row["name"]) for row in answer["results"] if row["name"].startswith(prefix)]
         return tables
 

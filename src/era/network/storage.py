@@ -25,8 +25,8 @@ type MakeProtocol = Callable[[Callable[[], None]], asyncio.Protocol]
 class StorageListeners:
     """See ports.StorageAccesses."""
 
-    def __init__(self, for_run: Callable[[str], MakeProtocol]) -> None:
-        """`for_run(owner)` returns the factory of protocols for the connections of one run."""
+    def __init__(self, for_run: Callable[[str, str], MakeProtocol]) -> None:
+        """`for_run(owner, sandbox_id)` returns the factory of protocols for the connections of one run."""
         self._for_run = for_run
         self._in_use: dict[GuestListener, _Shared] = {}
 
@@ -34,7 +34,7 @@ class StorageListeners:
         listener = sandbox.guest_listeners.get("storage")
         if listener is None or owner is None:
             return NoAccess()
-        return ListenerAccess(self._in_use, listener, partial(self._for_run, owner))
+        return ListenerAccess(self._in_use, listener, partial(self._for_run, owner, sandbox.id))
 
 
 class NoAccess:

@@ -181,6 +181,8 @@ class RunRecord(View):
     enforced: dict[str, Any]
     egress: dict[str, Any]
     artifacts_more: int
+    setup_status: str | None
+    setup_error: str | None
 
     @property
     def state(self) -> State:

@@ -6,9 +6,10 @@ the other, and never wait for SQLite's locks. A worker opens the file for each c
 setting outlives a call. A worker that doesn't answer well after its own deadline is killed, and so is one whose caller
 was cancelled.
 
-Owners get workers in turn, and none gets all of them, so endless statements of one don't hold up another's. Workers
-yield to the service and to young runs (they are nice), and their deadline is in processor time: a call pays for what it
-does, not for what others do meanwhile.
+Owners get workers in turn, and none gets all of them, so endless statements of one don't hold up another's. What an
+owner has is shared in the same way by his sessions and his clients. Workers yield to the service and to young runs
+(they are nice), and their deadline is in processor time: a call pays for what it does, not for what others do
+meanwhile.
 """
 
 from __future__ import annotations
@@ -58,6 +59,9 @@ class D1Databases:
         self._before = before
         self._most_bytes = most_bytes
         self._slots: FairSlots[str] = FairSlots(_WORKERS, _WORKERS_EACH)
+        self._slots_of: WeakValueDictionary[str, FairSlots[str]] = WeakValueDictionary()
+        """By owner, how his workers are shared by those of his who ask."""
+
         self._idle: list[tuple[asyncio.subprocess.Process, asyncio.TimerHandle]] = []
         self._locks: WeakValueDictionary[_Name, asyncio.Lock] = WeakValueDictionary()
         self._ending: set[asyncio.Task[int]] = set()
@@ -107,12 +111,13 @@ class D1Databases:
         *,
         many: bool,
         room: int,
+        asker: str = "",
     ) -> dict[str, Any]:
         """Run SQL in a transaction, on a database that is made if there is none.
 
-        `params` are the values of `?` or `:name`. With `many`, `sql` may be several statements, but then without
-        params. The database may grow by `room` bytes. The answer has `results`, the rows of the last statement that has
-        any, and `meta`; d1_worker.py makes it.
+        `asker` is whoever of the owner's asks. `params` are the values of `?` or `:name`. With `many`, `sql` may be
+        several statements, but then without params. The database may grow by `room` bytes. The answer has `results`,
+        the rows of the last statement that has any, and `meta`; d1_worker.py makes it.
 
         Raises BadRequest, Forbidden or TooLarge for what the SQL does, Unavailable where the database can't be used.
         """
@@ -127,7 +132,7 @@ class D1Databases:
             most = min(self._most_bytes, self._sizes.get(name, 0) + max(room, 0))
             request = {"path": str(path), "sql": sql, "params": params, "many": many, "most_bytes": most}
             try:
-                async with self._slots.slot(owner):
+                async with self._shares(owner).slot(asker), self._slots.slot(owner):
                     answer = await self._call_worker(request)
             finally:
                 self._measure(name, path)
@@ -168,6 +173,13 @@ class D1Databases:
             self._sizes[name] = path.stat().st_size
         except FileNotFoundError:
             self._sizes.pop(name, None)
+
+    def _shares(self, owner: str) -> FairSlots[str]:
+        """The slots of an owner, of which each who asks has one at a time."""
+        slots = self._slots_of.get(owner)
+        if slots is None:
+            slots = self._slots_of[owner] = FairSlots(_WORKERS_EACH, 1)
+        return slots
 
     def _locked(self, name: _Name) -> asyncio.Lock:
         """The lock that calls to this database take."""

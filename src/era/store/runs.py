@@ -15,6 +15,7 @@ from sqlalchemy import Connection, bindparam, delete, func, insert, select, upda
 
 from era.core.metadata import Retention, RunFilter
 from era.core.models import Answered, Claim, KeptOutputs, OwnedId, RunRecord, Session, Snapshot, Trim, now
+from era.core.run_messages import setup_error
 from era.core.setup.setups import UNDER_WAY
 from era.errors import CommitFailed, Conflict, NotFound, SetupUnderWay
 from era.store.database import Database
@@ -48,6 +49,7 @@ _insert = Precompiled(
         stderr_truncated=False,
         committed=False,
         enforced="{}",
+        setup_error=bindparam("setup_error"),
     )
     .inline()  # The new key isn't wanted.
 )
@@ -100,13 +102,18 @@ def begin_run(
     if session.setup_status in UNDER_WAY:
         raise SetupUnderWay(f"The setup of session '{session_id}' is under way.")
     try:
-        _insert.execute(connection, {"run_id": run_id, "session": session.key, "at": now()})
+        _insert.execute(connection, _begun(run_id, session))
     except Exception as error:
         if violates_unique(error):
             raise Conflict(f"Run '{run_id}' already exists.", hint="Run ids are used once.") from None
         raise
     claim_key(connection, claim, session, run_id=run_id)
     return session
+
+
+def _begun(run_id: str, session: Session) -> dict[str, Any]:
+    """The parameters of `_insert`."""
+    return {"run_id": run_id, "session": session.key, "at": now(), "setup_error": setup_error(session)}
 
 
 def end_run(
@@ -178,6 +185,7 @@ def _finish_values(record: RunRecord) -> dict[str, Any]:
         "new_artifacts": json.dumps(record.artifacts),
         "new_versions_dropped": record.versions_dropped,
         "new_pieces": record.pieces,
+        "new_setup_error": record.setup_error,
     }
 
 

@@ -163,6 +163,7 @@ runs = Table(
     Column("versions_dropped", Integer, nullable=False, server_default="0"),
     Column("imported", Boolean, nullable=False, server_default=false()),  # Whether it ran on another server.
     Column("pieces", BigInteger),
+    Column("setup_error", Text),
     Index(None, "session_key", "key"),
     Index("ix_runs_status", "status", "imported"),
     sqlite_autoincrement=True,

@@ -155,7 +155,14 @@ class CellAnswer(BaseModel):
     memory: MemoryAnswer | None = None
 
 
-class RunOutcome(CellAnswer):
+class SetupNotice(BaseModel):
+    """What runs after a failed setup answer; left out for others."""
+
+    setup_status: Literal["failed"] | None = Field(None, description="`failed` where the session's setup had failed.")
+    setup_error: str | None = Field(None, description="Why it had.")
+
+
+class RunOutcome(CellAnswer, SetupNotice):
     exit_code: int = Field(description="As a shell gives it: 128 + N for signal N, 124 for a timeout.", examples=[0])
     duration: str = Field(examples=["0.003s"])
     session_id: str
@@ -167,10 +174,6 @@ class RunOutcome(CellAnswer):
     state: StateAnswer
     artifacts: list[ArtifactAnswer]
     artifacts_more: int
-    setup_status: Literal["failed"] | None = Field(
-        None, description="`failed` where the session's setup failed; else left out."
-    )
-    setup_error: str | None = Field(None, description="Why it failed; left out where it didn't.")
 
 
 class RunAnswer(RunOutcome):
@@ -216,7 +219,7 @@ class RecordedEgress(BaseModel):
     more: int = 0
 
 
-class RunRecordAnswer(CellAnswer):
+class RunRecordAnswer(CellAnswer, SetupNotice):
     run_id: str
     session_id: str
     status: Status
@@ -284,7 +287,7 @@ def result_answer(result: RunResult) -> dict[str, Any]:
         "state": _state(result.state),
         **_artifacts(result.artifacts),
         **(result.cell or {}),
-        **({} if result.setup_error is None else {"setup_status": "failed", "setup_error": result.setup_error}),
+        **_setup(result.setup_error),
     }
 
 
@@ -319,6 +322,7 @@ def record_answer(record: RunRecord, session_id: str, cell: JsonObject | None = 
         },
         **_artifacts(record.artifacts),
         **(cell or {}),
+        **_setup(record.setup_error),
     }
 
 
@@ -331,6 +335,11 @@ def _state(outcome: StateOutcome | RunRecord) -> dict[str, Any]:
 def _artifacts(artifacts: JsonObject) -> dict[str, Any]:
     """The fields that show a run's artifacts, from their form in its record."""
     return {"artifacts": artifacts.get("files", []), "artifacts_more": artifacts.get("more", 0)}
+
+
+def _setup(error: str | None) -> dict[str, Any]:
+    """The fields that say that the session's setup had failed, if it had."""
+    return {} if error is None else {"setup_status": "failed", "setup_error": error}
 
 
 def execute_answer(result: RunResult, stdout: bytes, stderr: bytes, language: str) -> dict[str, Any]:

@@ -1957,6 +1957,18 @@ export interface components {
          */
         DoneEvent: {
             /**
+             * Setup Status
+             * @description `failed` where the session's setup had failed.
+             * @default null
+             */
+            setup_status?: "failed" | null;
+            /**
+             * Setup Error
+             * @description Why it had.
+             * @default null
+             */
+            setup_error?: string | null;
+            /**
              * Context
              * @description The context's name.
              * @default
@@ -2016,18 +2028,6 @@ export interface components {
             artifacts: components["schemas"]["ArtifactAnswer"][];
             /** Artifacts More */
             artifacts_more: number;
-            /**
-             * Setup Status
-             * @description `failed` where the session's setup failed; else left out.
-             * @default null
-             */
-            setup_status?: "failed" | null;
-            /**
-             * Setup Error
-             * @description Why it failed; left out where it didn't.
-             * @default null
-             */
-            setup_error?: string | null;
             /**
              * @description discriminator enum property added by openapi-typescript
              * @enum {string}
@@ -3093,6 +3093,16 @@ export interface components {
         /** RunAnswer */
         RunAnswer: {
             /**
+             * Setup Status
+             * @description `failed` where the session's setup had failed.
+             */
+            setup_status?: "failed" | null;
+            /**
+             * Setup Error
+             * @description Why it had.
+             */
+            setup_error?: string | null;
+            /**
              * Context
              * @description The context's name.
              * @default
@@ -3148,16 +3158,6 @@ export interface components {
             artifacts: components["schemas"]["ArtifactAnswer"][];
             /** Artifacts More */
             artifacts_more: number;
-            /**
-             * Setup Status
-             * @description `failed` where the session's setup failed; else left out.
-             */
-            setup_status?: "failed" | null;
-            /**
-             * Setup Error
-             * @description Why it failed; left out where it didn't.
-             */
-            setup_error?: string | null;
             /**
              * Stdout
              * @example 42
@@ -3261,6 +3261,16 @@ export interface components {
         RunEvent: components["schemas"]["OutputEvent"] | components["schemas"]["DoneEvent"] | components["schemas"]["GapEvent"] | components["schemas"]["ErrorEvent"];
         /** RunRecordAnswer */
         RunRecordAnswer: {
+            /**
+             * Setup Status
+             * @description `failed` where the session's setup had failed.
+             */
+            setup_status?: "failed" | null;
+            /**
+             * Setup Error
+             * @description Why it had.
+             */
+            setup_error?: string | null;
             /**
              * Context
              * @description The context's name.

@@ -79,7 +79,7 @@ ADDED: dict[str, Any] = {
     "storage": True,
 }
 ADDED_TO_VERSIONS: dict[str, Any] = {"name": None}
-ADDED_TO_RUNS: dict[str, Any] = {"egress": {}, "artifacts": {}, "versions_dropped": 0}
+ADDED_TO_RUNS: dict[str, Any] = {"egress": {}, "artifacts": {}, "versions_dropped": 0, "setup_error": None}
 """Fields of sessions, versions and runs that older capsules lack, with the values that they stand for."""
 
 CODE: dict[str, validators.Check] = {
@@ -119,6 +119,7 @@ RUN: dict[str, validators.Check] = {
     "egress": validators.is_object,
     "artifacts": valid_artifacts,
     "versions_dropped": validators.integer(0, (1 << 31) - 1),
+    "setup_error": validators.optional(validators.text(64 << 10)),
     "stdout": validators.optional(validators.is_digest),
     "stderr": validators.optional(validators.is_digest),
 }

@@ -1,0 +1,101 @@
+"""Python's own tests, in a session and outside as an ordinary user: none goes differently inside, except for what
+`docs/languages.md` lists."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from pathlib import Path
+
+import httpx
+import pytest
+
+from era.drivers import guest
+from tests.api import cpython
+from tests.api.plain_interpreter import PLAIN_ENVIRONMENT, python
+from tests.api.test_plain_machine import DIFFERENT, NOBODY
+from tests.conftest import MakeSession
+
+_HAS_TESTS = not subprocess.run([guest.PYTHON, "-c", "import test.test_os"], capture_output=True).returncode
+
+pytestmark = [
+    pytest.mark.soak,
+    pytest.mark.skipif(
+        not _HAS_TESTS, reason=f"{guest.PYTHON} lacks its tests; on Debian: apt-get install libpython3.13-testsuite"
+    ),
+]
+
+MODULES = (
+    *(
+        "test_asyncio.test_subprocess",
+        "test_fcntl",
+        "test_fileio",
+        "test_getpass",
+        "test_glob",
+        "test_grp",
+        "test_import",
+    ),
+    *("test_io", "test_json", "test_locale", "test_logging", "test_mmap", "test_multiprocessing_fork", "test_openpty"),
+    *("test_os", "test_pathlib", "test_pickle", "test_posix", "test_pty", "test_pwd", "test_resource", "test_runpy"),
+    *("test_select", "test_selectors", "test_shutil", "test_signal", "test_site", "test_socket", "test_sqlite3"),
+    *("test_ssl", "test_subprocess", "test_tarfile", "test_tempfile", "test_termios", "test_threading", "test_time"),
+    *("test_uuid", "test_venv", "test_wait4", "test_zipfile", "test_zipimport"),
+)
+KNOWN = {
+    "test.test_mmap.LargeMmapTests.test_around_2GB": "The size of a file",
+    "test.test_mmap.LargeMmapTests.test_around_4GB": "The size of a file",
+    "test.test_mmap.LargeMmapTests.test_large_filesize": "The size of a file",
+    "test.test_mmap.LargeMmapTests.test_large_offset": "The size of a file",
+    "test.test_site.HelperFunctionsTests.test_s_option": "Python's prefix",
+    "test.test_site.StartupImportTests.test_startup_imports": "Python's prefix",
+    "test.test_tarfile.TestExtractionFilters.test_modes": "Set-user-ID bits",
+    "test.test_os.MakedirTests.test_exist_ok_s_isgid_directory": "Set-user-ID bits",
+    "test.test_resource.ResourceTest.test_fsize_ismax": "The size of a file",
+    "test.test_resource.ResourceTest.test_prlimit": "Limits of other processes",
+}
+"""Tests that go differently, and the entry of the document's list that says why."""
+
+
+def inside(client: httpx.Client, where: str, module: str) -> dict[str, str]:
+    body = {"code": Path(cpython.__file__).read_text(), "args": [module], "timeout": 600}
+    answer = client.post(f"/api/sessions/{where}/run", json=body, timeout=660).json()
+    assert answer["exit_code"] == 0, answer
+    outcomes: dict[str, str] = json.loads(answer["stdout"])
+    return outcomes
+
+
+def outside(directory: Path, module: str) -> dict[str, str]:
+    user = NOBODY if os.geteuid() == 0 else None
+    if user is not None:
+        os.chown(directory, user, user)
+    (directory / "main.py").write_text(Path(cpython.__file__).read_text())
+    done = subprocess.run(
+        [python(), "main.py", module], cwd=directory, env=PLAIN_ENVIRONMENT, user=user, group=user,
+        extra_groups=None if user is None else [], capture_output=True, text=True, start_new_session=True, timeout=600,
+        stdin=subprocess.DEVNULL, check=True,
+    )  # fmt: skip
+    outcomes: dict[str, str] = json.loads(done.stdout)
+    return outcomes
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_its_tests_go_as_outside(client: httpx.Client, session: MakeSession, host_directory: Path, module: str) -> None:
+    expected = outside(host_directory, module)
+    differ: set[str] | None = None
+    for _ in range(3):  # some depend on how busy the machine is, so they fail now and then wherever they are
+        found = inside(client, session(isolation="bubblewrap"), module)
+        here = {name for name in expected.keys() | found.keys() if kind(expected, name) != kind(found, name)}
+        differ = here if differ is None else differ & here
+        if not differ - KNOWN.keys():
+            break
+    assert {name: (expected.get(name), found.get(name)) for name in (differ or set()) - KNOWN.keys()} == {}
+
+
+def kind(outcomes: dict[str, str], name: str) -> str:
+    """How a test went, without the details."""
+    return outcomes.get(name, "absent").partition(":")[0]
+
+
+def test_what_goes_differently_is_listed() -> None:
+    assert set(KNOWN.values()) <= DIFFERENT.keys()
