@@ -21,6 +21,9 @@ import pytest
 
 from era import languages
 from era.app import cgroup_name
+from tests.postgres import empty_postgres_url, postgres, postgres_url
+
+__all__ = ["empty_postgres_url", "postgres", "postgres_url"]
 
 ERA = Path(sys.executable).parent / "era"
 START_SECONDS = STOP_SECONDS = 60.0

@@ -1,4 +1,4 @@
-"""A metadata store on a real SQLite file, and an S3 server."""
+"""A metadata store in SQLite and in PostgreSQL, and an S3 server."""
 
 from __future__ import annotations
 
@@ -14,14 +14,33 @@ from tests.store.s3 import bucket, faulty, s3
 __all__ = ["bucket", "faulty", "s3"]
 
 
+@pytest.fixture(params=["sqlite_url", "postgres_url"])
+def url(request: pytest.FixtureRequest) -> str:
+    """The URL of a database without rows, of each kind."""
+    return str(request.getfixturevalue(request.param))
+
+
+@pytest.fixture(params=["sqlite_url", "empty_postgres_url"])
+def empty_url(request: pytest.FixtureRequest) -> str:
+    """The URL of a database without tables, of each kind."""
+    return str(request.getfixturevalue(request.param))
+
+
 @pytest.fixture
-def url(tmp_path: Path) -> str:
-    """The URL of a database that doesn't exist yet."""
+def sqlite_url(tmp_path: Path) -> str:
+    """The URL of an SQLite database that doesn't exist yet."""
     return f"sqlite:///{tmp_path}/era.db"
 
 
 @pytest.fixture
+async def sqlite_store(sqlite_url: str) -> AsyncIterator[SqlStore]:
+    """An open store in an SQLite database of its own."""
+    async with opened(sqlite_url) as store:
+        yield store
+
+
+@pytest.fixture
 async def store(url: str) -> AsyncIterator[SqlStore]:
-    """An open store in a database of its own."""
+    """An open store in a database of its own, of each kind."""
     async with opened(url) as store:
         yield store

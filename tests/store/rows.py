@@ -10,7 +10,7 @@ from typing import Any
 
 from alembic import command
 from alembic.config import Config
-from sqlalchemy import create_engine
+from sqlalchemy import Engine, create_engine
 
 from era.core.metadata import Retention
 from era.core.models import NewSession, RunRecord, Session, now
@@ -50,9 +50,25 @@ def migration_config() -> Config:
     return config
 
 
+def engine_of(url: str) -> Engine:
+    """An engine of its own for a store's database."""
+    return create_engine(url.replace("postgresql:", "postgresql+psycopg:", 1))
+
+
+def execute(url: str, *statements: str) -> int:
+    """Execute statements in a store's database, beside the store, in one transaction; how many rows the last one
+    concerned."""
+    engine, count = engine_of(url), 0
+    with engine.begin() as connection:
+        for statement in statements:
+            count = connection.exec_driver_sql(statement).rowcount
+    engine.dispose()
+    return count
+
+
 def make_at_revision(url: str, revision: str) -> None:
     """Make the database that a version of ERA made whose newest revision was this one."""
-    config, engine = migration_config(), create_engine(url)
+    config, engine = migration_config(), engine_of(url)
     with engine.begin() as connection:
         config.attributes["connection"] = connection
         command.upgrade(config, revision)

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import json
-import sqlite3
 import subprocess
 import sys
 import textwrap
 import time
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,17 +15,16 @@ from sqlalchemy import Connection
 from era.errors import CommitFailed, Unavailable
 from era.store.metadata import SqlStore
 from tests.owners import mine
-from tests.store.rows import ended, new, opened
+from tests.store.rows import ended, execute, new, opened
 
 
 async def test_the_error_of_a_failing_database_has_no_sql(
-    tmp_path: Path, store: SqlStore, caplog: pytest.LogCaptureFixture
+    url: str, store: SqlStore, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A table that is gone stands for any trouble; the store must work again once the trouble is over."""
     session = await store.create_session(new("a"))
     await store.begin_run(mine("a"), "r1")
-    other = sqlite3.connect(tmp_path / "era.db", isolation_level=None)
-    other.execute("ALTER TABLE runs RENAME TO away")
+    execute(url, "ALTER TABLE runs RENAME TO away")
     with pytest.raises(CommitFailed) as commit:
         await store.end_run(ended(session, "r1"), data='{"secret": 1}', snapshot=None)
     with pytest.raises(Unavailable) as unavailable:
@@ -36,12 +33,12 @@ async def test_the_error_of_a_failing_database_has_no_sql(
         assert "UPDATE" not in told
         assert "secret" not in told
     assert (await store.session(mine("a"))).version == 1
-    other.execute("ALTER TABLE away RENAME TO runs")
-    other.close()
+    execute(url, "ALTER TABLE away RENAME TO runs")
     assert (await store.end_run(ended(session, "r1"), data='{"secret": 2}', snapshot=None)).version == 2
 
 
-async def test_a_full_disk_fails_the_commit_and_keeps_the_old_state(store: SqlStore) -> None:
+async def test_a_full_disk_fails_the_commit_and_keeps_the_old_state(sqlite_store: SqlStore) -> None:
+    store = sqlite_store
     session = await store.create_session(new("a"))
     await store.begin_run(mine("a"), "r1")
 
@@ -65,14 +62,14 @@ async def test_a_closed_store_is_unavailable(url: str) -> None:
             await call
 
 
-async def test_connections_are_as_durable_as_promised(store: SqlStore) -> None:
-    await store.create_session(new("a"))
+async def test_connections_are_as_durable_as_promised(sqlite_store: SqlStore) -> None:
+    await sqlite_store.create_session(new("a"))
 
     def pragmas(connection: Connection) -> list[Any]:
         names = ("journal_mode", "synchronous", "foreign_keys", "busy_timeout")
         return [connection.exec_driver_sql(f"PRAGMA {name}").scalar() for name in names]
 
-    assert await store.database.write(pragmas) == ["wal", 2, 1, 5000]
+    assert await sqlite_store.database.write(pragmas) == ["wal", 2, 1, 5000]
 
 
 COMMITTER = """

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import sqlite3
-from contextlib import closing
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
@@ -14,7 +11,7 @@ from era.core.models import Answered, Claim, KeptOutputs, NewCopy, StoredCode
 from era.errors import Conflict
 from era.store.metadata import SqlStore
 from tests.owners import mine
-from tests.store.rows import ended, new
+from tests.store.rows import ended, execute, new
 
 
 async def test_a_key_is_claimed_with_its_run_and_answered_with_its_end(store: SqlStore) -> None:
@@ -67,16 +64,14 @@ async def test_a_session_is_made_and_its_key_answered_together(store: SqlStore) 
     assert copy.stored == source.stored
 
 
-async def test_keys_are_dropped_after_a_day(tmp_path: Path, store: SqlStore) -> None:
+async def test_keys_are_dropped_after_a_day(url: str, store: SqlStore) -> None:
     claim = Claim("create", "k", "h" * 64, "mark")
     await store.create_session(new("a"), claim)
     await store.create_session(new("b"), replace(claim, key="young"))
-    with closing(sqlite3.connect(tmp_path / "era.db", isolation_level=None)) as other:
-        other.execute("UPDATE idempotency_keys SET created_at = created_at - 86400000000 WHERE key = 'k'")
+    execute(url, "UPDATE idempotency_keys SET created_at = created_at - 86400000000 WHERE key = 'k'")
     assert await store.find_claim(mine(""), claim) is None
     await store.create_session(new("c"), claim)
     assert await store.find_claim(mine(""), claim) is not None
     assert await store.prune_idempotency_keys() == 0
-    with closing(sqlite3.connect(tmp_path / "era.db", isolation_level=None)) as other:
-        other.execute("UPDATE idempotency_keys SET created_at = created_at - 86400000000 WHERE key = 'k'")
+    execute(url, "UPDATE idempotency_keys SET created_at = created_at - 86400000000 WHERE key = 'k'")
     assert await store.prune_idempotency_keys() == 1

@@ -4,25 +4,24 @@ from __future__ import annotations
 
 import sqlite3
 from contextlib import closing
-from pathlib import Path
 
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy import create_engine
 
 from era.core.models import Snapshot
 from era.errors import Conflict, Unavailable
 from era.store import migrations
 from era.store.tables import metadata as tables
 from tests.owners import mine
-from tests.store.rows import ended, make_at_revision, migration_config, new, opened
+from tests.store.rows import ended, engine_of, execute, make_at_revision, migration_config, new, opened
 
 
-async def test_the_migrations_make_the_tables(url: str) -> None:
+async def test_the_migrations_make_the_tables(empty_url: str) -> None:
+    url = empty_url
     async with opened(url):
-        engine = create_engine(url)
+        engine = engine_of(url)
         with engine.connect() as connection:
             context = MigrationContext.configure(connection, opts={"compare_type": True})
             assert compare_metadata(context, tables) == []
@@ -30,35 +29,41 @@ async def test_the_migrations_make_the_tables(url: str) -> None:
     assert ScriptDirectory.from_config(migration_config()).get_current_head() == migrations.HEAD
 
 
-async def test_a_database_of_a_newer_version_is_left_alone(url: str, tmp_path: Path) -> None:
+async def test_a_database_of_a_newer_version_is_left_alone(empty_url: str) -> None:
+    url = empty_url
     async with opened(url):
         pass
-    with closing(sqlite3.connect(tmp_path / "era.db", isolation_level=None)) as connection:
-        connection.execute("UPDATE alembic_version SET version_num = '9999'")
+    execute(url, "UPDATE alembic_version SET version_num = '9999'")
     with pytest.raises(Unavailable, match="9999"):
         async with opened(url):
             pass
 
 
-OLD_ROWS = """
+OLD_ROWS = (
+    """
 INSERT INTO sessions (key, id, language, persistent, data, metadata, allow_internet, allow_public, default_timeout,
     version, snapshot_root, file_count, total_bytes, created_at, updated_at) VALUES
-    (3, 'new', 'python', 1, '{}', '{}', 1, 0, 30, 1, NULL, 0, 0, 5, 5),
-    (4, 'ran', 'node', 0, '{"n": 1}', '{"who": "me"}', 1, 1, 7, 9, 'ffff', 2, 8, 5, 6),
-    (5, 'patched', 'python', 1, '{}', '{}', 1, 1, 30, 2, NULL, 0, 0, 5, 7);
-INSERT INTO session_pairs VALUES (4, 'pair');
+    (3, 'new', 'python', true, '{}', '{}', true, false, 30, 1, NULL, 0, 0, 5, 5),
+    (4, 'ran', 'node', false, '{"n": 1}', '{"who": "me"}', true, true, 7, 9, 'ffff', 2, 8, 5, 6),
+    (5, 'patched', 'python', true, '{}', '{}', true, true, 30, 2, NULL, 0, 0, 5, 7)""",
+    "INSERT INTO session_pairs VALUES (4, 'pair')",
+    """
 INSERT INTO runs (id, session_key, status, started_at, stdout_bytes, stderr_bytes, stdout_truncated, stderr_truncated,
     committed, version, enforced) VALUES
-    ('r1', 4, 'ok', 1, 0, 0, 0, 0, 1, 8, '{}'), ('r2', 4, 'ok', 1, 0, 0, 0, 0, 1, 9, '{}'),
-    ('r3', 4, 'failed', 1, 0, 0, 0, 0, 0, 9, '{}'), ('r4', 5, 'failed', 1, 0, 0, 0, 0, 0, 2, '{}');
-UPDATE sqlite_sequence SET seq = 11 WHERE name = 'sessions';
-"""
+    ('r1', 4, 'ok', 1, 0, 0, false, false, true, 8, '{}'), ('r2', 4, 'ok', 1, 0, 0, false, false, true, 9, '{}'),
+    ('r3', 4, 'failed', 1, 0, 0, false, false, false, 9, '{}'),
+    ('r4', 5, 'failed', 1, 0, 0, false, false, false, 2, '{}')""",
+)
+LAST_KEYS = {
+    "sqlite": "UPDATE sqlite_sequence SET seq = 11 WHERE name = 'sessions'",
+    "postgresql": "SELECT setval(pg_get_serial_sequence('sessions', 'key'), 11)",
+}
 
 
-async def test_the_rows_of_an_older_version_are_carried_over(tmp_path: Path, url: str) -> None:
+async def test_the_rows_of_an_older_version_are_carried_over(empty_url: str) -> None:
+    url = empty_url
     make_at_revision(url, "0001")
-    with closing(sqlite3.connect(tmp_path / "era.db")) as connection:
-        connection.executescript(OLD_ROWS)
+    execute(url, *OLD_ROWS, LAST_KEYS[url.partition(":")[0]])
 
     async with opened(url) as store:
         ran = await store.session(mine("ran"))
@@ -78,6 +83,7 @@ async def test_the_rows_of_an_older_version_are_carried_over(tmp_path: Path, url
         assert (await store.end_run(ended(ran, "r5"), data='{"n": 2}', snapshot=None)).version == 10
         await store.purge_session(mine("ran"))
         assert await store.runs(4, 10) == []
-    with closing(sqlite3.connect(tmp_path / "era.db")) as connection:
-        assert connection.execute("SELECT count(*) FROM session_pairs").fetchone() == (0,)
-        assert connection.execute("PRAGMA foreign_key_check").fetchall() == []
+    assert execute(url, "DELETE FROM session_pairs") == 0
+    if url.startswith("sqlite"):  # only there foreign keys were off
+        with closing(sqlite3.connect(url.removeprefix("sqlite:///"))) as connection:
+            assert connection.execute("PRAGMA foreign_key_check").fetchall() == []

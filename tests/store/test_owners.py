@@ -19,7 +19,7 @@ from era.store.d1_databases import D1Databases
 from era.store.metadata import SqlStore
 from era.store.sessions import list_query
 from tests.owners import mine
-from tests.store.rows import make_at_revision, opened
+from tests.store.rows import execute, make_at_revision, opened
 
 HERS, HIS = OwnedId("ada", "s"), OwnedId("mallory", "s")
 
@@ -82,12 +82,12 @@ async def test_every_call_to_a_session_checks_its_owner(store: SqlStore) -> None
     assert await store.sessions(SessionFilter("mallory", metadata={"team": "x"})) == []
 
 
-async def test_finding_ones_own_sessions_takes_an_index(store: SqlStore, tmp_path: Path) -> None:
+async def test_finding_ones_own_sessions_takes_an_index(sqlite_store: SqlStore, tmp_path: Path) -> None:
     """However many sessions others have, no table is scanned and nothing is sorted."""
 
     def plan(query: Any) -> str:
         with closing(sqlite3.connect(tmp_path / "era.db")) as database:
-            compiled = query.compile(dialect=store.database.engines.reader.dialect)
+            compiled = query.compile(dialect=sqlite_store.database.engines.reader.dialect)
             rows = database.execute(f"EXPLAIN QUERY PLAN {compiled}", [None] * len(compiled.positiontup)).fetchall()
         return "; ".join(row[3] for row in rows)
 
@@ -110,22 +110,28 @@ async def test_api_keys_are_added_listed_and_dropped(store: SqlStore) -> None:
     assert await store.api_keys.api_keys() == [(keys[0], "digest key_2")]
 
 
-OLD_ROWS = """
+OLD_ROWS = (
+    """
 INSERT INTO sessions (key, id, language, persistent, metadata, allow_internet, allow_public, default_timeout, version,
-    created_at, updated_at) VALUES (3, 'old', 'python', 1, '{}', 1, 1, 30, 1, 5, 5);
+    created_at, updated_at) VALUES (3, 'old', 'python', true, '{}', true, true, 30, 1, 5, 5)""",
+    """
 INSERT INTO versions (session_key, n, created_at, cause, file_count, total_bytes, data)
-    VALUES (3, 1, 5, 'create', 0, 0, '{}');
+    VALUES (3, 1, 5, 'create', 0, 0, '{}')""",
+    """
 INSERT INTO idempotency_keys (scope, key, request_hash, env_mark, created_at)
-    VALUES ('create', 'k', 'hash', 'mark', 9000000000000000), ('run:3', 'k', 'other', 'mark', 9000000000000000);
+    VALUES ('create', 'k', 'hash', 'mark', 9000000000000000), ('run:3', 'k', 'other', 'mark', 9000000000000000)""",
+    """
 INSERT INTO storage_items (kind, namespace, key, size, created_at, updated_at, metadata, digest, value) VALUES
-    ('kv', 'app', X'6B', 5, 6, 7, '{"n": 1}', NULL, X'76616C7565'), ('r2', 'app', X'6B', 9, 6, 7, NULL, 'ffff', NULL);
-"""
+    ('kv', 'app', CAST('k' AS BYTES), 5, 6, 7, '{"n": 1}', NULL, CAST('value' AS BYTES)),
+    ('r2', 'app', CAST('k' AS BYTES), 9, 6, 7, NULL, 'ffff', NULL)""",
+)
 
 
-async def test_rows_from_before_owners_belong_to_the_owner_default(url: str, tmp_path: Path) -> None:
+async def test_rows_from_before_owners_belong_to_the_owner_default(empty_url: str) -> None:
+    url = empty_url
     make_at_revision(url, "0010")
-    with closing(sqlite3.connect(tmp_path / "era.db")) as database:
-        database.executescript(OLD_ROWS)
+    bytes_type = "BLOB" if url.startswith("sqlite") else "bytea"
+    execute(url, *(statement.replace("BYTES", bytes_type) for statement in OLD_ROWS))
 
     async with opened(url) as store:
         session = await store.session(mine("old"))

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import sqlite3
-from contextlib import closing
-from pathlib import Path
-
 import pytest
 
 from era.core.metadata import Retention, SessionChange, SessionFilter
@@ -14,7 +10,7 @@ from era.errors import Conflict, Expired, NotFound
 from era.store.metadata import SqlStore
 from era.store.sessions import purge_removed
 from tests.owners import mine
-from tests.store.rows import ended, new, opened
+from tests.store.rows import ended, execute, new, opened
 
 
 async def test_removed_sessions_free_their_id_and_can_be_restored(store: SqlStore) -> None:
@@ -77,17 +73,15 @@ async def test_sessions_expire_when_nobody_has_called(store: SqlStore) -> None:
     assert changed.expires_at == changed.updated_at + 5 * second
 
 
-async def test_a_read_puts_off_expiry_only_now_and_then(tmp_path: Path, store: SqlStore) -> None:
+async def test_a_read_puts_off_expiry_only_now_and_then(url: str, store: SqlStore) -> None:
     session = await store.create_session(new("a", ttl=100))
     assert await store.session(mine("a")) == session
-    with closing(sqlite3.connect(tmp_path / "era.db", isolation_level=None)) as other:
-        other.execute("UPDATE sessions SET expires_at = expires_at - 11000000")
+    execute(url, "UPDATE sessions SET expires_at = expires_at - 11000000")
     touched = await store.session(mine("a"))
     assert session.expires_at is not None
     assert touched.expires_at is not None
     assert touched.expires_at >= session.expires_at
-    with closing(sqlite3.connect(tmp_path / "era.db", isolation_level=None)) as other:
-        other.execute("UPDATE sessions SET expires_at = 1000000")
+    execute(url, "UPDATE sessions SET expires_at = 1000000")
     with pytest.raises(Expired):  # though nobody has marked it
         await store.session(mine("a"))
     again = await store.create_session(new("a"))

@@ -160,16 +160,18 @@ async def test_records_are_kept_for_the_newest_runs(url: str, monkeypatch: pytes
         assert await store.prune_runs() == 0
 
 
-async def test_a_record_that_was_not_synced_is_there_after_a_kill(store: SqlStore, url: str) -> None:
+async def test_a_record_that_was_not_synced_is_there_after_a_kill(sqlite_store: SqlStore, sqlite_url: str) -> None:
     """The service that finds it is another process, to which the killed one's connections are as good as open."""
-    session = await store.create_session(new("a"))
-    await store.begin_run(mine("a"), "r1", durably=False)
-    async with opened(url) as next_service:
+    session = await sqlite_store.create_session(new("a"))
+    await sqlite_store.begin_run(mine("a"), "r1", durably=False)
+    async with opened(sqlite_url) as next_service:
         assert await next_service.mark_lost() == 1
         assert [record.status for record in await next_service.runs(session.key, 10)] == ["lost"]
 
 
-async def test_only_such_records_are_not_synced(store: SqlStore) -> None:
+async def test_only_such_records_are_not_synced(sqlite_store: SqlStore) -> None:
+    store = sqlite_store
+
     def level(connection: Connection) -> int:
         return int(connection.exec_driver_sql("PRAGMA synchronous").scalar_one())
 

@@ -8,18 +8,26 @@ it wrote survives this process, and is durable once a later transaction is.
 
 Errors of the database become Unavailable here. Their text may hold SQL, so it goes to the log only. The writer's
 connection is dropped after each, since nobody knows what state it is in.
+
+A server of PostgreSQL may go and come back. A connection that was cut off while nothing went on is made again without
+a word; else the job fails with DatabaseAway, and the next one tries to connect again. If it was cut off during COMMIT,
+nobody here can know whether that happened, and the error says so: who can find out by what it wrote does (`end_run`).
 """
 
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
+import random
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from typing import Concatenate
+from functools import partial
+from typing import Any, Concatenate
 
-from sqlalchemy import Connection
+from sqlalchemy import Connection, RootTransaction
 from sqlalchemy.exc import SQLAlchemyError
 
 from era.errors import Unavailable
@@ -28,23 +36,57 @@ from era.store.migrations import upgrade
 
 _log = logging.getLogger(__name__)
 
+_PATIENCE_SECONDS = 30.0
+_RECONNECT_SECONDS = 0.2
+_TRIES = 10
+_PAUSE_SECONDS = 0.02
+"""Between two tries of a transaction that others got in the way of: at random, up to this times the number of tries."""
+
+
+class DatabaseAway(Unavailable):
+    """The database's server can't be reached, or has cut the connection off.
+
+    `may_have_committed`: it did so during COMMIT, so that what was to be written may have been written.
+    """
+
+    retry_after = 2
+
+    def __init__(self, *, may_have_committed: bool) -> None:
+        if may_have_committed:
+            super().__init__(
+                "The database was cut off while it stored this: whether it did is not known.",
+                hint="Look whether it was done, or send it again with the same Idempotency-Key.",
+            )
+        else:
+            super().__init__("The database can't be reached.")
+        self.may_have_committed = may_have_committed
+
+
+class _CutOffInCommit(Exception):
+    """COMMIT was sent, and its answer didn't come."""
+
 
 class Database:
     """Runs jobs, functions that take a connection first, as transactions. `open` before anything, `close` when done."""
 
-    def __init__(self, url: str) -> None:
-        """`url` is SQLAlchemy's. Raises ValueError where it can't hold a store; see `dialects.connect`."""
-        self.engines = dialects.connect(url)
+    def __init__(self, url: str, *, alone: bool = True) -> None:
+        """Raises ValueError where the URL can't hold a store; see `dialects.connect`, also for `alone`."""
+        self.engines = dialects.connect(url, alone=alone)
         self._errors = (SQLAlchemyError, dialects.driver_error(self.engines.writer))
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="era-write")
-        self._readers = ThreadPoolExecutor(dialects.READERS, thread_name_prefix="era-read")
+        self._readers = ThreadPoolExecutor(self.engines.readers, thread_name_prefix="era-read")
         self._connection: Connection | None = None
         self._syncs = True
         """Whether that connection syncs its commits. Both are used by the writer's thread only."""
 
     async def open(self) -> None:
-        """Connect and bring the schema up to date. Raises Unavailable."""
-        await self._on(self._writer, lambda: upgrade(self.engines.writer))
+        """Connect and bring the schema up to date. Raises NotReady, Unavailable."""
+
+        def connect() -> None:
+            dialects.check_server(self.engines.writer)
+            upgrade(self.engines.writer)
+
+        await self._on(self._writer, connect)
 
     async def close(self) -> None:
         """Let jobs that have begun finish, then disconnect. May be called twice."""
@@ -67,6 +109,25 @@ class Database:
         """`write`, but a power cut may undo it until another `write` returns: no answer may depend on it before."""
         return await self._on(self._writer, lambda: self._in_writer(False, job, *args, **kwargs))
 
+    async def write_once[T](
+        self, job: Callable[..., T], *args: Any, patient: bool, syncs: bool = True, **kwargs: Any
+    ) -> T:
+        """`write` a job that can tell whether it was committed before, and is told with `again` that it may have been.
+
+        So a COMMIT whose answer didn't come is resolved as soon as the database is back. It is waited for, as
+        `_PATIENCE_SECONDS` says, then, and for a `patient` caller whenever it is away.
+        """
+        again, deadline = False, None
+        while True:
+            try:
+                return await self._on(self._writer, partial(self._in_writer, syncs, job, *args, again=again, **kwargs))
+            except DatabaseAway as error:
+                again |= error.may_have_committed
+                deadline = deadline or time.monotonic() + _PATIENCE_SECONDS
+                if not (patient or again) or time.monotonic() >= deadline:
+                    raise DatabaseAway(may_have_committed=again) from error
+            await asyncio.sleep(_RECONNECT_SECONDS)
+
     async def read[**P, T](self, job: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Run `job(connection, …)` in a transaction that only reads, and sees the database at one moment.
 
@@ -82,28 +143,89 @@ class Database:
             raise Unavailable("the service is shutting down") from error
         try:
             return await future
+        except _CutOffInCommit as error:
+            _log.error("the database was cut off during a commit: %s", dialects.message(error.__cause__))
+            raise DatabaseAway(may_have_committed=True) from error
         except self._errors as error:
-            _log.error("the database failed: %s", getattr(error, "orig", None) or error)
+            _log.error("the database failed: %s", dialects.message(error))
+            if dialects.is_taken(error):
+                raise Unavailable("another ERA service has taken over the database") from error
+            if dialects.is_away(self.engines.writer, error):
+                raise DatabaseAway(may_have_committed=False) from error
             raise Unavailable("the database failed") from error
 
     def _in_writer[**P, T](
         self, syncs: bool, job: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs
     ) -> T:
+        for tries in itertools.count(1):
+            try:
+                return self._try_to_write(syncs, job, *args, **kwargs)
+            except self._errors as error:
+                self._disconnect()
+                if tries == _TRIES or not dialects.may_run_again(self.engines.writer, error):
+                    raise
+            time.sleep(random.uniform(0, _PAUSE_SECONDS * tries))  # noqa: S311  no secret
+        raise AssertionError
+
+    def _try_to_write[**P, T](
+        self, syncs: bool, job: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs
+    ) -> T:
+        connection, transaction = self._begin_to_write(syncs)
+        try:
+            result = job(connection, *args, **kwargs)
+        except BaseException:
+            transaction.rollback()
+            raise
+        try:
+            transaction.commit()
+        except self._errors as error:
+            if connection.dialect.name == "sqlite" or dialects.was_undone(error):
+                transaction.rollback()
+                raise
+            self._disconnect()
+            raise _CutOffInCommit from error
+        return result
+
+    def _begin_to_write(self, syncs: bool) -> tuple[Connection, RootTransaction]:
+        """The writer's connection, in a transaction. If it was cut off meanwhile it is made again."""
+        if self._connection is not None and self.engines.writer.dialect.name != "sqlite":
+            try:
+                return self._connection, self._connection.begin()
+            except self._errors:
+                self._disconnect()
         if self._connection is None:
             self._connection, self._syncs = self.engines.writer.connect(), True
-        try:
-            if syncs != self._syncs:
-                dialects.set_synced(self._connection, syncs)
-                self._syncs = syncs
-            with self._connection.begin():
-                return job(self._connection, *args, **kwargs)
-        except self._errors:
-            self._disconnect()
-            raise
+        if syncs != self._syncs:
+            dialects.set_synced(self._connection, syncs)
+            self._syncs = syncs
+        return self._connection, self._connection.begin()
 
     def _in_reader[**P, T](self, job: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
-        with self.engines.reader.begin() as connection:
-            return job(connection, *args, **kwargs)
+        with self._begin_to_read() as connection:
+            try:
+                return job(connection, *args, **kwargs)
+            except self._errors as error:
+                if dialects.is_away(self.engines.reader, error):
+                    connection.invalidate()
+                raise
+
+    def _begin_to_read(self) -> Connection:
+        """A connection in a transaction. If it was cut off meanwhile another one is made."""
+        try:
+            return self._new_read()
+        except self._errors as error:
+            if not dialects.is_away(self.engines.reader, error):
+                raise
+            return self._new_read()  # Of the pool's connections the first that is found cut off takes all with it.
+
+    def _new_read(self) -> Connection:
+        connection = self.engines.reader.connect()
+        try:
+            connection.begin()
+        except BaseException:
+            connection.close()
+            raise
+        return connection
 
     def _disconnect(self) -> None:
         if self._connection is not None:

@@ -1,41 +1,95 @@
-"""All that differs between SQLite and PostgreSQL: connecting, beginning a transaction, recognizing a taken value.
+"""All that differs between SQLite and PostgreSQL: connecting, beginning a transaction, recognizing errors, sorting.
 
 Also `Precompiled` statements, which go past SQLAlchemy to the driver and so have to know the dialect.
+
+On PostgreSQL, too, a transaction that writes sees the database as if it were alone: it is SERIALIZABLE, and one that
+other hosts' transactions got in the way of is undone by PostgreSQL and run again (`may_run_again`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection, Dialect, Engine, Select, UpdateBase, create_engine, event, make_url
+from sqlalchemy import (
+    URL,
+    ColumnElement,
+    Connection,
+    Dialect,
+    Engine,
+    Select,
+    UpdateBase,
+    create_engine,
+    event,
+    make_url,
+)
+from sqlalchemy.ext.compiler import compiles
 
-READERS = 2
-"""Threads that read, each with a connection of its own."""
+from era.errors import NotReady
+
+_SQLITE_READERS = 2
+_POSTGRESQL_READERS = 4
+_OLDEST_POSTGRESQL = 130000
+_OWNERSHIP_KEY = 0x657261 << 8  # an advisory lock's: "era"
+_MIGRATION_KEY = _OWNERSHIP_KEY + 1
+_TAKEN = "55P03"
+_GONE_CLASSES = ("08", "57P")
+_GONE = ("25006", "53300")  # a standby that can't be written to, no more connections
+_UNDONE = ("40001", "40P01")
+
+_CLIENT = {
+    "application_name": "era",
+    "connect_timeout": "5",
+    "keepalives_idle": "5",
+    "keepalives_interval": "2",
+    "keepalives_count": "3",
+    "tcp_user_timeout": "10000",
+}
+"""What libpq is told, unless the URL says otherwise: a server that is cut off is noticed within some 10 seconds."""
+
+_SESSION = (
+    # The same from the server's side: neither a host that is cut off nor one that is paused holds locks for long.
+    "SET tcp_keepalives_idle = 5",
+    "SET tcp_keepalives_interval = 2",
+    "SET tcp_keepalives_count = 3",
+    "SET idle_in_transaction_session_timeout = '30s'",
+    "SET client_min_messages = error",
+)
 
 
 @dataclass(frozen=True, slots=True)
 class Engines:
-    """`writer` has one connection, for one thread; `reader` has `READERS` of them, which can't write on SQLite."""
+    """`writer` has one connection, for one thread; `reader` has `readers` of them, which can't write."""
 
     writer: Engine
     reader: Engine
+    readers: int
 
 
-def connect(url: str) -> Engines:
-    """The engines for an SQLAlchemy URL. No connection is opened yet.
+def connect(url: str, *, alone: bool = True) -> Engines:
+    """The engines for an SQLAlchemy URL, or for `postgresql://…`. No connection is opened yet.
 
-    Raises ValueError for an SQLite database in memory, of which each connection would see its own.
+    On PostgreSQL a writer that is `alone` has no other one beside it, of whatever process: as long as it is connected
+    it holds a lock. Those that aren't, such as hosts that share a database, hold it together. Raises ValueError for an
+    SQLite database in memory, of which each connection would see its own.
     """
     parsed = make_url(url)
     if parsed.get_backend_name() == "sqlite":
         if parsed.database in (None, "", ":memory:"):
             raise ValueError("the metadata store needs a file: sqlite:////path/to/era.db")
-        return Engines(_sqlite(url, 1, writes=True), _sqlite(url, READERS, writes=False))
-    # Each read sees one moment, as on SQLite, however many statements it takes.
-    return Engines(_engine(url, 1), _engine(url, READERS, isolation_level="REPEATABLE READ"))
+        readers = _sqlite(url, _SQLITE_READERS, writes=False)
+        return Engines(_sqlite(url, 1, writes=True), readers, _SQLITE_READERS)
+    parsed = parsed.set(drivername="postgresql+psycopg").update_query_dict(
+        {name: value for name, value in _CLIENT.items() if name not in parsed.query}
+    )
+    own = f"SELECT pg_advisory_lock{'' if alone else '_shared'}({_OWNERSHIP_KEY})"
+    writer = _postgresql(
+        parsed, 1, "BEGIN ISOLATION LEVEL SERIALIZABLE", ("SET lock_timeout = '5s'", own, "SET lock_timeout = 0")
+    )
+    reader = _postgresql(parsed, _POSTGRESQL_READERS, "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
+    return Engines(writer, reader, _POSTGRESQL_READERS)
 
 
 class Precompiled:
@@ -96,12 +150,103 @@ def driver_error(engine: Engine) -> type[Exception]:
     return error
 
 
+def is_away(engine: Engine, error: Exception) -> bool:
+    """Whether `error`, of SQLAlchemy or of the driver, says that the server can't be reached or has cut the connection
+    off. Never of SQLite."""
+    if engine.dialect.name == "sqlite":
+        return False
+    cause = getattr(error, "orig", None) or error
+    state = _sqlstate(cause)
+    if state is None:
+        driver: Any = engine.dialect.loaded_dbapi
+        return isinstance(cause, (driver.OperationalError, driver.InterfaceError))
+    return state.startswith(_GONE_CLASSES) or state in _GONE
+
+
+def message(error: BaseException | None) -> str:
+    """What `error` says, in a line: without PostgreSQL's further lines, which have SQL and people's values."""
+    cause = getattr(error, "orig", None) or error
+    said = getattr(getattr(cause, "diag", None), "message_primary", None) or str(cause)
+    return " ".join(said.split())
+
+
+def is_taken(error: Exception) -> bool:
+    """Whether `error` says that another ERA service has this database for itself."""
+    return _sqlstate(error) == _TAKEN
+
+
+def may_run_again(engine: Engine, error: Exception) -> bool:
+    """Whether the transaction that raised `error` came to nothing only because of another one beside it, so that it may
+    go well if it is run again. A value that is taken counts, too: jobs to which that is no surprise handle it."""
+    if engine.dialect.name == "sqlite":
+        return False
+    return _sqlstate(error) in _UNDONE or violates_unique(error)
+
+
+def was_undone(error: Exception) -> bool:
+    """Whether `error`, which a COMMIT raised, says for certain that nothing was committed."""
+    return (_sqlstate(error) or "").startswith(("23", "40"))
+
+
+def check_server(engine: Engine) -> None:
+    """Raises NotReady, with the reason, where PostgreSQL can't be connected to or can't hold a store."""
+    if engine.dialect.name == "sqlite":
+        return
+    place = engine.url.set(password=None, query={}).render_as_string().replace("+psycopg", "")
+    try:
+        with engine.begin() as connection:
+            version = int(connection.exec_driver_sql("SHOW server_version_num").scalar_one())
+            encoding = connection.exec_driver_sql("SHOW server_encoding").scalar_one()
+            may_create = connection.exec_driver_sql(
+                "SELECT has_schema_privilege(current_schema(), 'CREATE') AND NOT pg_is_in_recovery()"
+            ).scalar_one()
+    except Exception as error:
+        if is_taken(error):
+            raise NotReady(f"Another ERA service uses {place}: stop it, or name another database.") from None
+        raise NotReady(
+            f"{place} can't be used ({message(error)}): correct ERA_DATABASE_URL, or start PostgreSQL."
+        ) from None
+    if version < _OLDEST_POSTGRESQL:
+        raise NotReady(f"{place} is of PostgreSQL {version // 10000}, which is too old: 13 or newer is needed.")
+    if encoding != "UTF8":
+        raise NotReady(f"{place} has the encoding {encoding}: make one with CREATE DATABASE … ENCODING 'UTF8'.")
+    if not may_create:
+        raise NotReady(f"{place} can't be written to by its user: name the primary, or GRANT CREATE ON SCHEMA public.")
+
+
+def begin_migration(connection: Connection) -> None:
+    """Let no other process migrate the database until this transaction ends. Its first statement."""
+    if connection.dialect.name != "sqlite":
+        # What another one has committed while this one waited must be seen.
+        connection.exec_driver_sql("SET TRANSACTION ISOLATION LEVEL READ COMMITTED")
+        connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({_MIGRATION_KEY})")
+
+
+class bytewise(ColumnElement[str]):  # noqa: N801  named like SQLAlchemy's own functions
+    """A text column in the order of its bytes, whatever the database's language."""
+
+    inherit_cache = True
+
+    def __init__(self, column: ColumnElement[str]) -> None:
+        self.column = column
+        self.type = column.type
+
+
+@compiles(bytewise)
+def _plain(element: bytewise, compiler: Any, **options: Any) -> str:
+    return str(compiler.process(element.column, **options))
+
+
+@compiles(bytewise, "postgresql")
+def _collated(element: bytewise, compiler: Any, **options: Any) -> str:
+    return f'{compiler.process(element.column, **options)} COLLATE "C"'
+
+
 def violates_unique(error: Exception) -> bool:
     """Whether `error`, of SQLAlchemy or of a driver, says that a unique value exists already."""
     cause = getattr(error, "orig", None) or error
     name = getattr(cause, "sqlite_errorname", None)
-    state = getattr(cause, "sqlstate", None)
-    return name in ("SQLITE_CONSTRAINT_UNIQUE", "SQLITE_CONSTRAINT_PRIMARYKEY") or state == "23505"
+    return name in ("SQLITE_CONSTRAINT_UNIQUE", "SQLITE_CONSTRAINT_PRIMARYKEY") or _sqlstate(cause) == "23505"
 
 
 @contextmanager
@@ -115,7 +260,13 @@ def raising_if_taken(conflict: Exception) -> Iterator[None]:
         raise
 
 
-def _engine(url: str, connections: int, **options: Any) -> Engine:
+def _sqlstate(error: BaseException) -> str | None:
+    """PostgreSQL's code of an error, None where it didn't come from there."""
+    state: str | None = getattr(getattr(error, "orig", None) or error, "sqlstate", None)
+    return state
+
+
+def _engine(url: str | URL, connections: int, **options: Any) -> Engine:
     # Parameters are people's data and code: they have no place in an error's text.
     return create_engine(url, pool_size=connections, max_overflow=0, hide_parameters=True, **options)
 
@@ -140,5 +291,22 @@ def _sqlite(url: str, connections: int, *, writes: bool) -> Engine:
     def begin(connection: Connection) -> None:
         # A write takes its lock at once: a lock taken halfway can fail in a way that no waiting cures.
         connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
+
+    return engine
+
+
+def _postgresql(url: URL, connections: int, begin: str, own: Sequence[str] = ()) -> Engine:
+    engine = _engine(url, connections, use_native_hstore=False)
+
+    @event.listens_for(engine, "connect")
+    def prepare(connection: Any, _record: object) -> None:
+        # As for SQLite: transactions begin below, and only there.
+        connection.autocommit = True
+        for statement in (*_SESSION, *own):
+            connection.execute(statement)
+
+    @event.listens_for(engine, "begin")
+    def begin_transaction(connection: Connection) -> None:
+        connection.exec_driver_sql(begin)
 
     return engine

@@ -39,13 +39,15 @@ from era.errors import CommitFailed, SessionDeleted, Unavailable
 from era.store import capsules, idempotency, outputs, runs, sessions, setups, versions
 from era.store.api_keys import ApiKeyRows
 from era.store.contexts import ContextRows
-from era.store.database import Database
+from era.store.database import Database, DatabaseAway
 from era.store.inbox import InboxRows
 from era.store.processes import ProcessRows
 from era.store.session_lookup import read_public_session, read_session, read_session_of_site
 from era.store.storage_items import StorageItemRows
 
 _DEFAULT_RETENTION = Retention()
+
+OUTCOME_UNKNOWN = "Once the database is back, GET /api/sessions/{id}/runs/{run_id} tells; the session is as that says."
 
 
 class SqlStore:
@@ -54,9 +56,10 @@ class SqlStore:
     What each method does, takes and raises stands in MetadataStore.
     """
 
-    def __init__(self, url: str, retention: Retention = _DEFAULT_RETENTION) -> None:
-        """`url` is SQLAlchemy's, such as `sqlite:////path/to/era.db`."""
-        self.database = Database(url)
+    def __init__(self, url: str, retention: Retention = _DEFAULT_RETENTION, *, alone: bool = True) -> None:
+        """`url` is SQLAlchemy's, such as `sqlite:////path/to/era.db` or `postgresql://user@host/era`; `alone` says that
+        no other service may use the database (dialects.py)."""
+        self.database = Database(url, alone=alone)
         self.inboxes = InboxRows(self.database, retention)
         self.storage_items = StorageItemRows(self.database)
         self.api_keys = ApiKeyRows(self.database)
@@ -67,7 +70,7 @@ class SqlStore:
         """The keys of sessions that this process is importing."""
 
     async def open(self) -> None:
-        """Connect and bring the schema up to date. Raises Unavailable."""
+        """Connect and bring the schema up to date. Raises NotReady, Unavailable."""
         await self.database.open()
 
     async def close(self) -> None:
@@ -165,8 +168,9 @@ class SqlStore:
     async def begin_run(
         self, session_id: OwnedId, run_id: str, claim: Claim | None = None, *, durably: bool = True
     ) -> Session:
-        write = self.database.write if durably else self.database.write_unsynced
-        return await write(runs.begin_run, self._retention, session_id, run_id, claim)
+        return await self.database.write_once(
+            runs.begin_run, self._retention, session_id, run_id, claim, syncs=durably, patient=False
+        )
 
     async def end_run(
         self,
@@ -179,10 +183,11 @@ class SqlStore:
         trim: Trim | None = None,
     ) -> RunRecord:
         try:
-            ended = await self.database.write(
+            ended = await self.database.write_once(
                 runs.end_run,
                 self._retention,
                 record,
+                patient=True,
                 data=data,
                 snapshot=snapshot,
                 outputs=outputs,
@@ -191,6 +196,12 @@ class SqlStore:
             )
         except CommitFailed:
             raise
+        except DatabaseAway as error:
+            if not error.may_have_committed:
+                raise CommitFailed("the run ended, but its result could not be stored") from error
+            raise CommitFailed(
+                "the run ended, but whether its result was stored is not known", hint=OUTCOME_UNKNOWN
+            ) from error
         except Unavailable as error:
             raise CommitFailed("the run ended, but its result could not be stored") from error
         if ended is None:

@@ -55,7 +55,7 @@ _insert = Precompiled(
 )
 _finish = Precompiled(
     update(runs)
-    .where(runs.c.id == bindparam("run_id"))
+    .where(runs.c.id == bindparam("run_id"), runs.c.status == "running")
     .values({name: bindparam(f"new_{name}") for name in RUN_FIELDS if name not in ("key", "id", "session_key")})
     .returning(runs.c.key)
 )
@@ -71,6 +71,8 @@ _NEWEST = (
     .limit(bindparam("how_many"))
 )
 _RUN = RUNS.where(runs.c.session_key == bindparam("session"), runs.c.id == bindparam("run_id"))
+_BY_ID = RUNS.where(runs.c.id == bindparam("run_id"))
+_RUNNING = _RUN.where(runs.c.status == "running")
 _MARK_LOST = update(runs).where(runs.c.status == "running").values(status="lost", ended_at=bindparam("at"), reason=LOST)
 _COUNTS = select(runs.c.status, func.count()).where(~runs.c.imported).group_by(runs.c.status)
 _HAVE_TOO_MANY = select(runs.c.session_key).group_by(runs.c.session_key).having(func.count() > bindparam("kept"))
@@ -94,17 +96,24 @@ _DROP_OUTPUTS = delete(outputs).where(
 )
 
 
+class NotRunning(CommitFailed):
+    """The run was never begun, or has ended; what its end was to write is not written."""
+
+
 def begin_run(
-    connection: Connection, retention: Retention, session_id: OwnedId, run_id: str, claim: Claim | None
+    connection: Connection, retention: Retention, session_id: OwnedId, run_id: str, claim: Claim | None, *, again: bool
 ) -> Session:
-    """See MetadataStore.begin_run."""
+    """See MetadataStore.begin_run, and Database.write_once for `again`: where an earlier try hasn't ended yet, the
+    insert waits for it."""
     session = find_session(connection, retention, session_id)
     if session.setup_status in UNDER_WAY:
         raise SetupUnderWay(f"The setup of session '{session_id}' is under way.")
+    if again and connection.execute(_RUNNING, {"session": session.key, "run_id": run_id}).first() is not None:
+        return session
     try:
         _insert.execute(connection, _begun(run_id, session))
     except Exception as error:
-        if violates_unique(error):
+        if violates_unique(error) and not again:
             raise Conflict(f"Run '{run_id}' already exists.", hint="Run ids are used once.") from None
         raise
     claim_key(connection, claim, session, run_id=run_id)
@@ -126,11 +135,15 @@ def end_run(
     outputs: KeptOutputs | None,
     answered: Answered | None,
     trim: Trim | None,
+    again: bool,
 ) -> RunRecord | None:
-    """See MetadataStore.end_run. None where the session isn't present: then the run's record is all that is written.
+    """See MetadataStore.end_run, and Database.write_once for `again`. None where the session isn't present: then the
+    run's record is all that is written.
 
-    Raises CommitFailed where the run was never begun.
+    Raises NotRunning where the run was never begun or has ended.
     """
+    if again and (stored := _stored_end(connection, record)) is not None:
+        return None if stored.reason == DELETED else stored
     version = _end_state(connection, retention, record, data, snapshot)
     ended = replace(record, version=version)
     if version is not None:
@@ -141,10 +154,20 @@ def end_run(
     if version is None:
         return None  # The record stays, for the session may be restored.
     if row is None:
-        raise CommitFailed(f"run {record.id!r} was never begun")
+        raise NotRunning(f"run {record.id!r} was never begun or has ended")
     keep_outputs(connection, retention, record.session_key, row[0], outputs)
     answer_run(connection, record.session_key, answered)
     return replace(ended, key=row[0])
+
+
+def _stored_end(connection: Connection, record: RunRecord) -> RunRecord | None:
+    """The record of this run if an earlier try to end it was committed. A try that hasn't ended yet holds what the next
+    statements want to write, so they wait for it and then have the whole transaction run again."""
+    row = connection.execute(_BY_ID, {"run_id": record.id}).one_or_none()
+    stored = None if row is None else record_from_row(row)
+    if stored is None or (stored.status, stored.ended_at) != (record.status, record.ended_at):
+        return None
+    return stored
 
 
 def _end_state(

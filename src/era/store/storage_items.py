@@ -13,6 +13,7 @@ from sqlalchemy import ColumnElement, Connection, and_, delete, func, insert, se
 
 from era.core.storage import ROW_BYTES, Item, Kind
 from era.store.database import Database
+from era.store.dialects import bytewise
 from era.store.tables import storage_items
 
 _t = storage_items.c
@@ -97,7 +98,7 @@ class StorageItemRows:
             which.append(_t.kind == kind)
         if namespace is not None:
             which.append(_t.namespace == namespace)
-        order = (_t.kind, _t.namespace, _t.key)
+        order = (_t.kind, bytewise(_t.namespace), _t.key)
         page = select(*_LISTED).where(*which).order_by(*order).limit(limit).offset(offset)
         count = select(func.count()).select_from(storage_items).where(*which)
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from sqlalchemy import Connection, Engine, inspect, text
 
 from era.errors import Unavailable
+from era.store.dialects import begin_migration
 
 HEAD = "0018"
 """The newest revision; a test compares it with the files in versions/."""
@@ -43,6 +44,7 @@ def _without_foreign_keys(engine: Engine) -> Iterator[Connection]:
     with engine.connect() as connection:
         if engine.dialect.name != "sqlite":
             with connection.begin():
+                begin_migration(connection)
                 yield connection
             return
         pragma = connection.connection.cursor()  # The driver's own: it begins no transaction.
