@@ -43,6 +43,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "languages": set(),
     "packages": {"core", "core/files", "core/setup", "errors", "languages"},
     "network": {"core", "errors"},
+    "telemetry": {"core", "core/live", "core/public", "errors"},
     "store": CORE | {"errors", "store/migrations"},
     "store/migrations": {"errors", "store"},
     "store/migrations/versions": {"store"},
@@ -69,7 +70,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     },
     # files beside the folders
     "__init__": {"errors", "sdk", "sdk/aio", "sdk/sync"},
-    "app": CORE | ADAPTERS | {"api", "errors", "languages", "server", "settings"},
+    "app": CORE | ADAPTERS | {"api", "errors", "languages", "server", "settings", "telemetry"},
     "doctor": {"core", "errors", "languages"},
     "errors": set(),
     "preflight": {"errors", "settings", "spelling"},

@@ -81,6 +81,9 @@ from era.store.blobs import LocalBlobs, make_directory
 from era.store.d1_databases import D1Databases
 from era.store.metadata import SqlStore
 from era.store.s3_blobs import S3Blobs, installation
+from era.telemetry import logs
+from era.telemetry.gauges import MeasuredParts, metrics_text
+from era.telemetry.metrics import Metrics, each
 
 log = structlog.get_logger()
 
@@ -206,6 +209,9 @@ async def services(settings: Settings) -> AsyncIterator[Context]:
     directory = settings.data_dir.resolve()
     make_directory(directory)
     private = policy.ranges(settings.egress_private)
+    metrics = Metrics()
+    metrics.expect(languages.runtimes())
+    note = each(metrics.note, logs.write)
     with exclusive(directory):
         blobs = blob_store(settings)
         await asyncio.to_thread(blobs.open)
@@ -263,6 +269,7 @@ async def services(settings: Settings) -> AsyncIterator[Context]:
                 max_warm=settings.max_warm,
                 idle_seconds=settings.idle_seconds,
                 kept_bytes=settings.kept_mb << 20,
+                note=note,
             )
             setups = Setups(
                 store,
@@ -273,6 +280,7 @@ async def services(settings: Settings) -> AsyncIterator[Context]:
                 Commands(pool, network, snapshots, bound),
                 liveness,
                 settings.setup_seconds,
+                note,
             )
             storage_listeners = StorageListeners(GuestStorage(storage, settings.body_idle_seconds).for_run)
             active_runs = ActiveRuns()
@@ -294,15 +302,26 @@ async def services(settings: Settings) -> AsyncIterator[Context]:
                 checkpoint_seconds=settings.checkpoint_seconds,
             )
             contexts = Contexts(live_sessions, store, store.contexts)
+            admission = Admission()
             runs = Runs(
                 RunParts(
-                    store, pool, network, storage_listeners, snapshots, outputs, bound, liveness, contexts, moments
+                    store,
+                    pool,
+                    network,
+                    storage_listeners,
+                    snapshots,
+                    outputs,
+                    bound,
+                    liveness,
+                    contexts,
+                    moments,
+                    note,
                 ),
                 turns,
                 idempotency,
                 active_runs,
                 setups.settled,
-                Admission(),
+                admission,
             )
             live_servers = LiveServers(
                 runs,
@@ -317,6 +336,7 @@ async def services(settings: Settings) -> AsyncIterator[Context]:
                 store.inboxes,
                 runs,
                 at_a_time=_DELIVERIES if settings.max_warm is None else max(1, settings.max_warm // 2),
+                note=note,
             )
             expiry = Expiry(store, pool)
             files = SessionFiles(store, snapshots, blobs, turns, spool, transfers, limit_rules, bound, liveness)
@@ -324,7 +344,19 @@ async def services(settings: Settings) -> AsyncIterator[Context]:
             await setups.start()
             await inbox.start()
             live_sessions.start()
-            jobs = (collect_garbage(snapshots, store, pins), expiry.run(), remove_packages(setups))
+            jobs = (collect_garbage(snapshots, store, pins, note), expiry.run(), remove_packages(setups))
+
+            readiness = Readiness(directory / "uploads", store.check_writable)
+            measured = MeasuredParts(
+                store,
+                store.inboxes,
+                pool,
+                admission,
+                live_sessions,
+                readiness,
+                directory,
+                lambda: blobs.written,
+            )
 
             async def end_background(seconds: float) -> None:
                 """Begin no deliveries any more, and end the runs in the background within so many seconds."""
@@ -361,13 +393,16 @@ async def services(settings: Settings) -> AsyncIterator[Context]:
                     archives=Archives(store, snapshots, blobs, turns, spool, transfers, files, slots),
                     links=Links(signing_key(directory / "link-key"), store, api_keys),
                     turns=turns,
-                    readiness=Readiness(directory / "uploads", store.check_writable),
+                    readiness=readiness,
                     store=store,
                     list_snapshot=snapshots.entries,
                     isolation=sandboxes.isolation,
                     pool_counts=pool.counts,
                     end_background=end_background,
                     end_runs=pool.stop,
+                    note=note,
+                    trace=lambda traceparent: None,
+                    metrics=lambda: metrics_text(metrics, measured),
                     serves_at=lambda port, app: network.serves_at(port, GuestPublicUrls(app).protocol),
                 )
             finally:
@@ -441,7 +476,7 @@ def run_service(settings: Settings, say: Callable[[str], None]) -> int:
 
 async def _serve(settings: Settings, say: Callable[[str], None], signals: server.Signals) -> int:
     """Start, serve and stop. A signal during the start undoes what has been started."""
-    server.log_from(settings.log_level)
+    logs.log_from(settings.log_level, settings.log_format)
     task = asyncio.current_task()
     if task is not None:
         signals.then(task.cancel)

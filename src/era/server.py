@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import resource
 import signal
 import socket
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-import structlog
 import uvicorn
 
 from era.api.callers import Callers
@@ -168,17 +165,3 @@ def descriptor_limit() -> int:
     """How many descriptors this process may hold."""
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     return _DESCRIPTORS if soft == resource.RLIM_INFINITY else min(soft, _DESCRIPTORS)
-
-
-def log_from(level: str) -> None:
-    """Log plain lines on stderr, from this level up. Tracebacks come without local variables: those hold code, data and
-    env of users."""
-    structlog.configure(
-        processors=[
-            structlog.processors.add_log_level,
-            structlog.processors.TimeStamper("iso", utc=True),
-            structlog.dev.ConsoleRenderer(colors=False, exception_formatter=structlog.dev.plain_traceback),
-        ],
-        wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelNamesMapping()[level.upper()]),
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
-    )

@@ -49,6 +49,10 @@ class Settings(BaseSettings):
         default="info", description="Least severe messages to log: debug, info, warning or error."
     )
 
+    log_format: Literal["console", "json"] = Field(
+        default="console", description="How to log: console, lines for people; json, an object a line."
+    )
+
     isolation: Literal["auto", "gvisor", "bubblewrap"] = Field(
         default="auto",
         description="Sandbox of sessions that choose none; auto is the strongest that works on this machine.",

@@ -51,6 +51,7 @@ from era.core.secrets import Secret, secret
 from era.core.sessions import Sessions
 from era.core.setup.setups import Setups
 from era.core.storage import Storage
+from era.core.telemetry import Note, Trace
 from era.core.turns import Turns
 from era.core.versions import Versions
 from era.errors import BadRequest, EraError, NoLanguage, NotFound, TooLarge
@@ -111,6 +112,15 @@ class Context:
 
     end_runs: Callable[[], Awaitable[None]]
     """Kill every run and start no more."""
+
+    note: Note
+    """Takes note of each request."""
+
+    trace: Callable[[str | None], Trace | None]
+    """Where a request with this header `traceparent` is in a trace; None where there are no traces."""
+
+    metrics: Callable[[], Awaitable[bytes]]
+    """The metrics, in Prometheus' text format."""
 
     serves_at: Callable[[int, ASGIApp], None]
     """Called once this service listens, with its port and its application."""

@@ -31,15 +31,12 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 from urllib.parse import parse_qs, unquote
 
-import structlog
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from era.core.api_keys import OPERATOR, ApiKeys
 from era.core.live.tickets import Tickets
 from era.core.public.sites import SiteName
 from era.errors import BadRequest, EraError, Forbidden, RangeNotSatisfiable, TooLarge, TooSlow, Unauthorized
-
-log = structlog.get_logger()
 
 MAX_BODY_BYTES = 16 << 20
 _LOOPBACK = frozenset({"localhost", "127.0.0.1", "[::1]"})
@@ -120,9 +117,10 @@ class Guard:
         headers = dict(scope["headers"])
         site = self._site(headers.get(b"host", b"").decode("latin-1"))
         if scope["path"].endswith("/") and not is_socket and site is None:
-            scope = _without_slash(scope)
-        request_id = "req_" + secrets.token_hex(8)
-        scope.setdefault("state", {})["request_id"] = request_id
+            _take_slash_off(scope)
+        state = scope.setdefault("state", {})
+        request_id = state.setdefault("request_id", "") or "req_" + secrets.token_hex(8)
+        state["request_id"] = request_id
         if site is not None:
             scope["state"]["site"] = site
         began = False
@@ -210,14 +208,15 @@ def _check_one_host(scope: Scope) -> None:
         raise BadRequest("The request has more than one Host header.", hint="Send one.")
 
 
-def _without_slash(scope: Scope) -> Scope:
-    """The scope of a request without the slash at the end of its path, where that means nothing."""
+def _take_slash_off(scope: Scope) -> None:
+    """Take the slash off the end of a request's path, where that means nothing. In the scope itself, so that what is
+    around the guard sees which route it took."""
     path, raw_path = scope["path"], scope["raw_path"]
     if path == "/" or not raw_path.endswith(b"/") or _SLASH_COUNTS.match(path):
-        return scope
+        return
     if scope["method"] not in ("GET", "HEAD", "POST") and _COLLECTIONS.fullmatch(path):
-        return scope
-    return {**scope, "path": path[:-1], "raw_path": raw_path[:-1]}
+        return
+    scope.update(path=path[:-1], raw_path=raw_path[:-1])
 
 
 def _bounded(receive: Receive, headers: dict[bytes, bytes], bound: int | None, idle_seconds: float) -> Receive:
@@ -265,6 +264,7 @@ def _bounded_messages(receive: Receive) -> Receive:
 
 async def _refuse(error: EraError, request_id: str, scope: Scope, send: Send) -> None:
     """Send an error as the whole answer. A WebSocket that the server can't answer so is closed, which is a 403."""
+    scope["state"]["refusal"] = (error.code, error.message)
     kind = "http.response"
     if scope["type"] == "websocket":
         if "websocket.http.response" not in scope.get("extensions", {}):

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from fastapi import APIRouter, Response
 from prometheus_client import CONTENT_TYPE_LATEST
-from prometheus_client.core import CollectorRegistry, GaugeMetricFamily
-from prometheus_client.exposition import generate_latest
 
 from era import __version__, languages
 from era.api.context import Answer, StrictRoute, UseContext
@@ -54,21 +52,4 @@ async def ready(context: UseContext) -> Response:
 )
 async def metrics(context: UseContext) -> Response:
     """Metrics in Prometheus' text format."""
-    counts = await context.store.counts()
-    sandboxes = GaugeMetricFamily("era_sandboxes", "Sandboxes by use.", labels=["state"])
-    for state, count in context.pool_counts().items():
-        sandboxes.add_metric([state], count)
-    runs = GaugeMetricFamily("era_runs", "Runs on record by status.", labels=["status"])
-    for status, count in counts["runs"].items():
-        runs.add_metric([status], count)
-    sessions = GaugeMetricFamily("era_sessions", "Sessions there are.", value=counts["sessions"])
-
-    class _Current:
-        """A collector of the values read above; prometheus_client asks for an object with `collect`."""
-
-        def collect(self) -> list[GaugeMetricFamily]:
-            return [sandboxes, runs, sessions]
-
-    registry = CollectorRegistry()
-    registry.register(_Current())
-    return Response(generate_latest(registry), media_type=CONTENT_TYPE_LATEST)
+    return Response(await context.metrics(), media_type=CONTENT_TYPE_LATEST)

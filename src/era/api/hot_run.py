@@ -25,6 +25,7 @@ from era.errors import EraError
 from era.wire.runs import RunBody, run_answer
 from era.wire.sessions import SESSION_ID
 
+ROUTE = "/api/sessions/{session_id}/run"
 _PATH = re.compile(rf"/api/sessions/({SESSION_ID[1:-1]})/run")
 
 
@@ -52,6 +53,7 @@ class HotRun:
             await self._app(scope, _again(messages, receive), send)
             return
         request = Request(scope)
+        request.state.route = ROUTE
         try:
             session_id = OwnedId(scope["state"]["caller"].owner, path[1])
             done = await self._context.runs.run(session_id, run_request(body, request, self._context, None))

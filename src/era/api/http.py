@@ -6,7 +6,6 @@ from collections.abc import Iterable
 from typing import Any
 from urllib.parse import urlsplit
 
-import structlog
 from fastapi import APIRouter, FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
@@ -41,12 +40,11 @@ from era.api.context import Answer, BodyProblem, Context
 from era.api.guard import Guard, error_body, error_headers
 from era.api.hot_run import HotRun
 from era.api.mcp import Mcp
+from era.api.observing import Observing
 from era.api.validation import invalid
 from era.errors import BadRequest, EraError, MethodNotAllowed, NoSession, NotFound
 from era.settings import Settings
 from era.spelling import nearest
-
-log = structlog.get_logger()
 
 _COMPARED = 200
 """How many of the caller's newest sessions are looked through for one whose id was misspelt."""
@@ -100,6 +98,7 @@ def build(settings: Settings, context: Context) -> FastAPI:
         bounds=bounds,
         site=context.sites.name,
     )
+    app.add_middleware(Observing, note=context.note, trace=context.trace)
     return app
 
 
@@ -141,28 +140,21 @@ class _Application(FastAPI):
 
 
 def _answer(request: Request, error: EraError, extra: dict[str, str] | None = None) -> Response:
+    request.state.refusal = (error.code, error.message)
     body = error_body(error, request.state.request_id)
     return Answer(body, error.status, headers={**error_headers(error), **(extra or {})})
 
 
 async def _era_error(request: Request, error: Exception) -> Response:
-    """The answer to an error that ERA raised on purpose. The server's own failures are logged."""
+    """The answer to an error that ERA raised on purpose."""
     if not isinstance(error, EraError):
         raise error
-    if error.status >= 500:
-        log.error("request_failed", path=logged_path(request), code=error.code, error=error.message)
     if isinstance(error, NoSession) and (caller := getattr(request.state, "caller", None)):
         context: Context = request.app.state.context
         own = await context.store.newest_ids(caller.owner, _COMPARED)
         if found := nearest(error.session_id, own, _NEARLY_THE_SAME):
             error.hint = f"Did you mean '{found}'? {error.hint}"
     return _answer(request, error)
-
-
-def logged_path(request: Request) -> str:
-    """A request's path, without the token of a link: who reads a log can't use it."""
-    path = request.url.path
-    return "/links/*" if path.startswith("/links/") else path
 
 
 async def _invalid(request: Request, error: Exception) -> Response:
@@ -202,6 +194,6 @@ def _methods(request: Request) -> list[str]:
 
 
 async def _bug(request: Request, error: Exception) -> Response:
-    """The answer to an unexpected exception. Its details go to the log only."""
-    log.error("bug", path=logged_path(request), request_id=request.state.request_id, exc_info=error)
-    return _answer(request, EraError("The service failed."))
+    """The answer to an unexpected exception. Its details go to the log only (observing.py)."""
+    # It is made outside of the guard, which gives all other answers their id.
+    return _answer(request, EraError("The service failed."), {"X-Request-Id": request.state.request_id})

@@ -103,6 +103,11 @@ class Admission:
             processors * _SLOTS_PER_PROCESSOR, hint="Send it again after as many seconds as Retry-After says."
         )
 
+    @property
+    def places(self) -> Places:
+        """The slots, to be looked at."""
+        return self._slots
+
     @asynccontextmanager
     async def admitted(self, owner: str) -> AsyncIterator[Slot]:
         """Wait for a slot, for a run of this owner's, and have it within the block for as long as the run needs it.

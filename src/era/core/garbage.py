@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 
 import structlog
 
@@ -11,6 +12,7 @@ from era.core.files.snapshots import Snapshots
 from era.core.metadata import MetadataStore
 from era.core.models import now
 from era.core.setup.setups import Setups
+from era.core.telemetry import GarbageCollected, Note, ignore
 from era.errors import EraError
 
 log = structlog.get_logger()
@@ -18,19 +20,22 @@ log = structlog.get_logger()
 _PERIOD_SECONDS = 3600.0
 
 
-async def collect_garbage(snapshots: Snapshots, store: MetadataStore, pins: Pins) -> None:
+async def collect_garbage(snapshots: Snapshots, store: MetadataStore, pins: Pins, note: Note = ignore) -> None:
     """Remove old rows and unneeded content once an hour, for ever."""
     while True:
-        await collect_once(snapshots, store, pins)
+        await collect_once(snapshots, store, pins, note)
         await asyncio.sleep(_PERIOD_SECONDS)
 
 
-async def collect_once(snapshots: Snapshots, store: MetadataStore, pins: Pins) -> None:
-    """Drop rows that nobody can get back, then the content that no row needs any more. Failures are logged."""
+async def collect_once(snapshots: Snapshots, store: MetadataStore, pins: Pins, note: Note = ignore) -> None:
+    """Drop rows that nobody can get back, then the content that no row needs any more. Failures are noted."""
+    began = time.monotonic()
     try:
-        await collect_unneeded(snapshots, store, pins)
+        removed = await collect_unneeded(snapshots, store, pins)
     except EraError as error:
-        log.warning("garbage_not_collected", error=error.message)
+        note(GarbageCollected(time.monotonic() - began, message=error.message))
+    else:
+        note(GarbageCollected(time.monotonic() - began, removed))
 
 
 async def collect_unneeded(snapshots: Snapshots, store: MetadataStore, pins: Pins) -> int:

@@ -52,11 +52,20 @@ class Places:
     @property
     def wanted(self) -> int:
         """How many places should come free: for those who wait, and because there are fewer places than are taken."""
-        return sum(map(len, self._queues.values())) + max(self._taken - self._count, 0)
+        return self.waiting + max(self._taken - self._count, 0)
 
     @property
     def count(self) -> int:
         return self._count
+
+    @property
+    def taken(self) -> int:
+        return self._taken
+
+    @property
+    def waiting(self) -> int:
+        """How many wait for one."""
+        return sum(map(len, self._queues.values()))
 
     def resize(self, count: int) -> None:
         """Have so many places from now on. Where more are taken, they stay so until they are given back."""

@@ -23,11 +23,12 @@ from era.core.files.snapshots import Snapshots
 from era.core.kept import Kept, KeptDirectories
 from era.core.limits import Rules
 from era.core.liveness import Liveness
-from era.core.models import EMPTY, Language, Session, Snapshot, WantedIsolation
+from era.core.models import EMPTY, Language, OwnedId, Session, Snapshot, WantedIsolation
 from era.core.places import Places
-from era.core.ports import Drivers, Sandbox
+from era.core.ports import Driver, Drivers, Sandbox
 from era.core.program import Limits
 from era.core.tasks import log_failure
+from era.core.telemetry import Note, SandboxAcquired, SandboxClosed, SandboxStarted, ignore
 from era.core.warm_limit import FIRST, WarmLimit
 from era.errors import EraError, SandboxFailed, SessionDeleted, Unavailable
 
@@ -65,6 +66,7 @@ class _Warm:
     """A session's sandbox."""
 
     sandbox: Sandbox
+    session_id: OwnedId
     spec: _Spec
     snapshot: Snapshot
     """What its working directory holds, unless it is busy."""
@@ -91,6 +93,12 @@ class _Acquiring:
 
     wait: asyncio.Timeout | None = None
     """Its wait for a place of the room."""
+
+    how: str = "made"
+    """See SandboxAcquired."""
+
+    use: str = "session"
+    """See SandboxStarted."""
 
     def release(self) -> None:
         self.released = True
@@ -121,12 +129,14 @@ class SandboxPool:
         max_warm: int | None,
         idle_seconds: float,
         kept_bytes: int = 0,
+        note: Note = ignore,
     ) -> None:
         """`ensure_packages` has the package set with this digest on this machine, or raises Unavailable; see
         InstalledPackageSets. `spares` sandboxes a language are kept ready. At most `max_warm` belong to sessions at a
         time, temporary ones included; None: as many as memory allows. One that was idle for `idle_seconds` is
         put away, and its working directory kept as long as all such take at most `kept_bytes`."""
         self._drivers = drivers
+        self._note = note
         self._liveness = liveness
         self._snapshots = snapshots
         self._ensure_packages = ensure_packages
@@ -197,6 +207,7 @@ class SandboxPool:
         """The session's sandbox, its working directory holding `session.snapshot`. It is busy until `committed`,
         `discard` or `release`. Raises SandboxFailed, NoIsolation where the session's isolation can't be had, TooBusy
         where there is no room, and SessionDeleted where `release` was called meanwhile."""
+        began = time.monotonic()
         acquiring = self._acquiring[session.key] = _Acquiring()
         try:
             sandbox = await self._acquired(session, acquiring)
@@ -204,8 +215,9 @@ class SandboxPool:
             if self._acquiring.get(session.key) is acquiring:
                 del self._acquiring[session.key]
         if acquiring.released:
-            await self.discard(sandbox)
+            await self.discard(sandbox, reason="deleted")
             raise SessionDeleted(NEVER_BEGUN)
+        self._note(SandboxAcquired(acquiring.how, time.monotonic() - began))
         return sandbox
 
     async def _acquired(self, session: Session, acquiring: _Acquiring) -> Sandbox:
@@ -214,27 +226,34 @@ class SandboxPool:
         spec = _Spec(session.language, session.isolation, granted, session.package_set)
         if warm is not None and warm.lost is not None and warm.sandbox.alive:
             warm.busy = True
+            acquiring.how = "live"
             return warm.sandbox  # as it is: processes work on it
         if warm is not None:
             if warm.spec == spec and warm.sandbox.alive and await self._restored(warm, session.snapshot):
                 warm.busy = True
+                acquiring.how = "warm"
                 return warm.sandbox
-            await self.discard(warm.sandbox)
+            await self.discard(warm.sandbox, reason="replaced" if warm.sandbox.alive else "died")
         if going := self._putting_away.get(session.key):
             await asyncio.wait({going})
         if kept := self._kept.take(session.key):
             sandbox = await self._woken(kept, spec, session, acquiring)
             if sandbox is not None:
-                self._warm[session.key] = _Warm(sandbox, spec, session.snapshot, busy=True, used_at=time.monotonic())
+                acquiring.how = "kept"
+                self._warm[session.key] = _Warm(
+                    sandbox, session.owned_id, spec, session.snapshot, busy=True, used_at=time.monotonic()
+                )
                 return sandbox
         sandbox = await self._new(spec, session.owner, acquiring)
         try:
             if session.snapshot != EMPTY:
                 await self._snapshots.restore(session.snapshot, sandbox)
         except BaseException:
-            await self._close(sandbox)
+            await self._close(sandbox, "failed", session.owned_id)
             raise
-        self._warm[session.key] = _Warm(sandbox, spec, session.snapshot, busy=True, used_at=time.monotonic())
+        self._warm[session.key] = _Warm(
+            sandbox, session.owned_id, spec, session.snapshot, busy=True, used_at=time.monotonic()
+        )
         return sandbox
 
     async def _woken(self, kept: Kept, spec: _Spec, session: Session, acquiring: _Acquiring) -> Sandbox | None:
@@ -250,11 +269,11 @@ class SandboxPool:
         except SandboxFailed as error:
             log.warning("directory_not_reused", error=error.message)
             if sandbox is not None:
-                await self._close(sandbox)
+                await self._close(sandbox, "failed", session.owned_id)
             return None
         except BaseException:
             if sandbox is not None:
-                await self._close(sandbox)
+                await self._close(sandbox, "failed", session.owned_id)
             raise
         finally:
             self._kept.close_soon(kept)
@@ -264,7 +283,8 @@ class SandboxPool:
     ) -> Sandbox:
         """A sandbox with an empty working directory for use outside any session, with the server's default limits where
         none are given. The caller closes it with `discard`. Raises as `acquire` does."""
-        return await self._new(_Spec(language, isolation, limits or self._rules.defaults), owner, _Acquiring())
+        spec = _Spec(language, isolation, limits or self._rules.defaults)
+        return await self._new(spec, owner, _Acquiring(use="temporary"))
 
     async def _new(self, spec: _Spec, owner: str, acquiring: _Acquiring, kept: Kept | None = None) -> Sandbox:
         """A sandbox that no session has, which takes one place of the room until `_close`; one into which `kept` can be
@@ -280,14 +300,14 @@ class SandboxPool:
         finally:
             acquiring.wait = None
         try:
-            sandbox = await self._ready_or_made(spec, kept)
+            sandbox = await self._ready_or_made(spec, kept, acquiring)
         except BaseException:
             self._room.give_back()
             raise
         self._in_room.add(sandbox.id)
         return sandbox
 
-    async def _ready_or_made(self, spec: _Spec, kept: Kept | None) -> Sandbox:
+    async def _ready_or_made(self, spec: _Spec, kept: Kept | None, acquiring: _Acquiring) -> Sandbox:
         """One of the sandboxes that are ready, if they are of this kind and there is one; else one made now. So is one
         for a kept directory with many files: it takes over their uid, for to give each another owner takes longer."""
         driver = await self._drivers.get(spec.isolation)
@@ -301,11 +321,26 @@ class SandboxPool:
             while ready:
                 sandbox = ready.popleft()
                 if sandbox.alive:
+                    acquiring.how = "ready"
                     return sandbox
+                self._note(SandboxClosed(sandbox.id, "died"))
                 await sandbox.close()
         if spec.package_set is not None:
             await self._ensure_packages(spec.package_set)
-        return await driver.create(spec.language, spec.limits, spec.package_set, heir_to)
+        return await self._made(driver, spec, acquiring.use, heir_to)
+
+    async def _made(self, driver: Driver, spec: _Spec, use: str, heir_to: Sandbox | None = None) -> Sandbox:
+        """A sandbox that is made now. Raises as Driver.create does."""
+        began = time.monotonic()
+        try:
+            sandbox = await driver.create(spec.language, spec.limits, spec.package_set, heir_to)
+        except (EraError, OSError) as error:
+            if not self._stopped:  # a driver that is cancelled may fail at its cleanup instead
+                message = error.message if isinstance(error, EraError) else str(error)
+                self._note(SandboxStarted(spec.language, use, time.monotonic() - began, message=message))
+            raise
+        self._note(SandboxStarted(spec.language, use, time.monotonic() - began, sandbox.id, driver.name))
+        return sandbox
 
     def committed(self, session_key: int, snapshot: Snapshot) -> None:
         """The session's working directory is now `snapshot`; its sandbox is kept warm."""
@@ -337,17 +372,25 @@ class SandboxPool:
             self._make_way()
 
     @property
+    def places(self) -> Places:
+        """The room, to be looked at."""
+        return self._room
+
+    @property
     def room(self) -> int:
         """How many sandboxes may belong to sessions at a time, as things are."""
         return self._room.count
 
-    async def discard(self, sandbox: Sandbox, why: str = "Its sandbox failed.") -> None:
-        """Close a sandbox whose content must not be used again. `why` is told to who holds it."""
+    async def discard(self, sandbox: Sandbox, why: str = "Its sandbox failed.", *, reason: str = "failed") -> None:
+        """Close a sandbox whose content must not be used again. `why` is told to who holds it. `reason` is
+        SandboxClosed's, but for a temporary one."""
+        session_id = None
         for key, warm in list(self._warm.items()):
             if warm.sandbox is sandbox:
+                session_id = warm.session_id
                 del self._warm[key]
                 self._tell_lost(key, warm, why)
-        await self._close(sandbox)
+        await self._close(sandbox, reason if session_id else "temporary", session_id)
 
     def _tell_lost(self, session_key: int, warm: _Warm, why: str) -> None:
         lost, warm.lost = warm.lost, None
@@ -376,18 +419,18 @@ class SandboxPool:
             await asyncio.wait({going})
         if warm := self._warm.pop(session_key, None):
             self._tell_lost(session_key, warm, _DELETED)
-            await self._close(warm.sandbox)
+            await self._close(warm.sandbox, "deleted", warm.session_id)
         if kept := self._kept.take(session_key):
             await self._kept.close(kept)
 
-    def _put_away(self, session_key: int) -> asyncio.Task[None]:
+    def _put_away(self, session_key: int, reason: str) -> asyncio.Task[None]:
         """Close the sandbox of a session that is idle, and keep its working directory if that is worth it."""
         warm = self._warm.pop(session_key)
-        task = self._putting_away[session_key] = asyncio.create_task(self._close_and_keep(session_key, warm))
+        task = self._putting_away[session_key] = asyncio.create_task(self._close_and_keep(session_key, warm, reason))
         task.add_done_callback(lambda done: self._was_put_away(session_key, done))
         return task
 
-    async def _close_and_keep(self, session_key: int, warm: _Warm) -> None:
+    async def _close_and_keep(self, session_key: int, warm: _Warm, reason: str) -> None:
         keep = warm.sandbox.alive and self._kept.is_worth_it(warm.snapshot) and not self._stopped
         if keep:
             try:
@@ -397,8 +440,9 @@ class SandboxPool:
                 log.warning("directory_not_kept", error=str(error))
                 keep = False
         if not keep:
-            await self._close(warm.sandbox)
+            await self._close(warm.sandbox, reason, warm.session_id)
             return
+        self._note_closed(warm.sandbox, reason, warm.session_id)
         self._give_place_back(warm.sandbox)
         self._kept.add(session_key, warm.sandbox, warm.snapshot)
 
@@ -421,13 +465,19 @@ class SandboxPool:
         warm.snapshot = snapshot
         return True
 
-    async def _close(self, sandbox: Sandbox) -> None:
-        """Close a sandbox, and give back its place in the room. May be called twice."""
+    async def _close(self, sandbox: Sandbox, reason: str, session_id: OwnedId | None) -> None:
+        """Close a sandbox, and give back its place in the room. May be called twice. `reason` is SandboxClosed's."""
+        self._note_closed(sandbox, reason, session_id)
         try:
             await sandbox.close()
         finally:
             self._snapshots.forget(sandbox.id)
             self._give_place_back(sandbox)
+
+    def _note_closed(self, sandbox: Sandbox, reason: str, session_id: OwnedId | None) -> None:
+        if sandbox.id in self._in_room:  # or it was closed before
+            who = (None, None) if session_id is None else (session_id.id, session_id.owner)
+            self._note(SandboxClosed(sandbox.id, reason, *who))
 
     def _give_place_back(self, sandbox: Sandbox) -> None:
         """Once only: a run whose session is deleted finds its sandbox closed, and closes it again."""
@@ -441,7 +491,7 @@ class SandboxPool:
         while self._room.wanted > len(self._making_way):
             idle = next((key for key, warm in self._warm.items() if not warm.busy and warm.lost is None), None)
             if idle is not None:
-                task = self._put_away(idle)
+                task = self._put_away(idle, "evicted")
             else:
                 offered = [
                     (warm.used_at, key)
@@ -474,11 +524,10 @@ class SandboxPool:
             while len(ready) < self._spares:
                 try:
                     driver = await self._drivers.get("auto")
-                    ready.append(await driver.create(language, self._rules.defaults))
-                except (EraError, OSError) as error:
-                    if self._stopped:  # a driver that is cancelled may fail at its cleanup instead
+                    ready.append(await self._made(driver, _Spec(language, "auto", self._rules.defaults), "spare"))
+                except (EraError, OSError):
+                    if self._stopped:
                         return
-                    log.warning("sandbox_not_made", language=language, error=str(error))
                     await asyncio.sleep(_REFILL_PAUSE)
 
     async def _sweep(self) -> None:
@@ -491,7 +540,7 @@ class SandboxPool:
                 if warm.busy or warm.lost is not None:
                     continue
                 if warm.used_at < horizon or not warm.sandbox.alive:
-                    self._put_away(key)
+                    self._put_away(key, "idle" if warm.sandbox.alive else "died")
 
     def _follow_memory(self) -> None:
         """Have as much room as memory allows, unless a setting says how much there is."""

@@ -35,6 +35,7 @@ from era.core.run_messages import (
     result_of,
 )
 from era.core.session_run import RunParts, SessionRun
+from era.core.telemetry import RunEnded, noted
 from era.core.turns import Turns
 from era.errors import EraError, Forbidden, NoCode, NotFound, SetupUnderWay
 
@@ -192,30 +193,42 @@ class Runs:
     ) -> Collected:
         """Wait for the session's turn and a slot, record the run, and see it through to its commit. Raises NotFound
         where the session is gone by then, TooBusy where too many wait for a slot."""
-        turn = self._turns.take(session_id, long=request.service is None)
-        async with turn, self._admission.admitted(session_id.owner) as slot:
-            run_id = new_id("run")
-            if request.uses_stored_code:
-                session = await self._store.session(session_id)
-                if request.session_key not in (None, session.key):
-                    raise NotFound(f"Session '{session_id}' is another one by now.")
-                check_stored(session, public=request.public)
-            if request.context is not None:
-                self._parts.contexts.check_language(await self._store.session(session_id))
-            if request.atomic:
-                session = await self._store.session(session_id)
-                self._parts.liveness.check_not(session, "its files can't be put back after a run that fails")
-            session = await self._record(session_id, run_id, request, slot, named=named)
-            transcript = self._parts.outputs.new()
-            active = ActiveRun(run_id, session_id, session.key, transcript, request.background, request.service)
-            active.joinable = request.context is not None or (session.persistent and not request.atomic)
-            run = SessionRun(self._parts, active, session, request, slot, emit)
-            with self._active_runs.registered(active), self._yielding(active):
-                try:
-                    return Collected(await run.result(), transcript.stdout, transcript.stderr)
-                finally:
-                    with suppress(OSError):
-                        await transcript.end()  # or who reads it would wait for more
+        told = RunEnded(new_id("run"), session_id.owner, session_id.id, _kind_of(request))
+        with noted(self._parts.note, told):
+            async with self._turns.take(session_id, long=request.service is None):
+                told.stages.end("turn")
+                async with self._admission.admitted(session_id.owner) as slot:
+                    told.stages.end("slot")
+                    return await self._run_with_slot(session_id, request, emit, slot, told, named=named)
+
+    async def _run_with_slot(
+        self, session_id: OwnedId, request: RunRequest, emit: Emit, slot: Slot, told: RunEnded, *, named: bool
+    ) -> Collected:
+        """The run, once the session's turn and a slot are its own. Raises as `_run_in_turn` does."""
+        run_id = told.run_id
+        if request.uses_stored_code:
+            session = await self._store.session(session_id)
+            if request.session_key not in (None, session.key):
+                raise NotFound(f"Session '{session_id}' is another one by now.")
+            check_stored(session, public=request.public)
+        if request.context is not None:
+            self._parts.contexts.check_language(await self._store.session(session_id))
+        if request.atomic:
+            session = await self._store.session(session_id)
+            self._parts.liveness.check_not(session, "its files can't be put back after a run that fails")
+        session = await self._record(session_id, run_id, request, slot, named=named)
+        told.language = session.language
+        told.stages.end("record")
+        transcript = self._parts.outputs.new()
+        active = ActiveRun(run_id, session_id, session.key, transcript, request.background, request.service)
+        active.joinable = request.context is not None or (session.persistent and not request.atomic)
+        run = SessionRun(self._parts, active, session, request, slot, emit, told)
+        with self._active_runs.registered(active), self._yielding(active):
+            try:
+                return Collected(await run.result(), transcript.stdout, transcript.stderr)
+            finally:
+                with suppress(OSError):
+                    await transcript.end()  # or who reads it would wait for more
 
     async def _record(
         self, session_id: OwnedId, run_id: str, request: RunRequest, slot: Slot, *, named: bool
@@ -243,13 +256,21 @@ class Runs:
         """Run the program of a request in a temporary sandbox. Raises as SandboxPool.acquire_temporary and
         Execution.run do, and TooBusy."""
         run_id = new_id("run")
+        told = RunEnded(run_id, request.owner, None, "execute", request.language)
+        with noted(self._parts.note, told):
+            return await self._execute_noted(run_id, request, told)
+
+    async def _execute_noted(self, run_id: str, request: ExecuteRequest, told: RunEnded) -> Collected:
         transcript = self._parts.outputs.new()
         pool = self._parts.pool
         async with self._admission.admitted(request.owner) as slot:
+            told.stages.end("slot")
             sandbox = await pool.acquire_temporary(
                 request.language, request.isolation, request.limits, owner=request.owner
             )
             slot.use(sandbox)
+            told.sandbox_id = sandbox.id
+            told.stages.end("sandbox")
             try:
                 execution = Execution(
                     sandbox,
@@ -269,6 +290,8 @@ class Runs:
                     invocation=request.invocation,
                 )
                 ended = await execution.run(partial(keep_output, transcript))
+                told.stages.end("program")
+                told.ended(status_of(ended), ended, None, execution.report())
             finally:
                 await pool.discard(sandbox)
         result = RunResult(
@@ -283,6 +306,17 @@ class Runs:
             state=StateOutcome(0, committed=False, reason="This run has no session."),
         )
         return Collected(result, transcript.stdout, transcript.stderr)
+
+
+def _kind_of(request: RunRequest) -> str:
+    """What operators are told of a run's kind."""
+    if request.service is not None:
+        return "service"
+    if request.public:
+        return "public"
+    if request.context is not None:
+        return "cell"
+    return "background" if request.background else "run"
 
 
 def _end_unheard(task: asyncio.Task[Collected]) -> None:

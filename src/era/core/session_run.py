@@ -48,6 +48,7 @@ from era.core.ports import Network, Sandbox, StorageAccesses
 from era.core.program import Ended, Invocation
 from era.core.run_messages import Emit, RunRequest, RunResult, RunStarted, result_of, setup_error
 from era.core.setup.requirements import variables
+from era.core.telemetry import Note, RunEnded, ignore
 from era.core.views import data_view
 from era.errors import CommitFailed, EraError, SandboxFailed, SessionDeleted, TooBusy, Unavailable
 
@@ -68,6 +69,7 @@ class RunParts:
     liveness: Liveness
     contexts: Contexts
     moments: Moments
+    note: Note = ignore
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,15 +92,24 @@ class SessionRun:
     """One run, for the session whose turn the caller holds. It is used once."""
 
     def __init__(
-        self, parts: RunParts, active: ActiveRun, session: Session, request: RunRequest, slot: Slot, emit: Emit
+        self,
+        parts: RunParts,
+        active: ActiveRun,
+        session: Session,
+        request: RunRequest,
+        slot: Slot,
+        emit: Emit,
+        told: RunEnded,
     ) -> None:
-        """`session` is its row as it was when the run was recorded. `emit` is called once there is a sandbox."""
+        """`session` is its row as it was when the run was recorded. `emit` is called once there is a sandbox. `told` is
+        what operators will be told of the run, and is filled in."""
         self._parts = parts
         self._active = active
         self._session = session
         self._request = request
         self._slot = slot
         self._emit = emit
+        self._told = told
         self._started = False
         """Whether the caller has been told of this run."""
 
@@ -132,6 +143,8 @@ class SessionRun:
         session, pool = self._session, self._parts.pool
         sandbox = self._active.sandbox = await pool.acquire(session)
         self._slot.use(sandbox)
+        self._told.sandbox_id = sandbox.id
+        self._told.stages.end("sandbox")
         execution: Execution | CellExecution | None = None
         try:
             if not self._started:
@@ -140,7 +153,9 @@ class SessionRun:
             data = json.loads(session.data)
             execution = self._execution(sandbox, data)
             ended = await execution.run(partial(keep_output, self._active.transcript))
+            self._told.stages.end("program")
             outcome = await self._outcome(execution, ended)
+            self._told.stages.end("files")
             result = await self._commit(execution, ended, outcome, data)
             if outcome.problem is None:
                 pool.committed(session.key, outcome.snapshot or session.snapshot)
@@ -244,6 +259,7 @@ class SessionRun:
             artifacts=outcome.artifacts,
         )
         trim = await self._parts.history.trim(session, outcome.snapshot)
+        self._told.stages.end("outputs")
         self._has_ended = True
         record = await self._parts.store.end_run(
             record,
@@ -253,6 +269,8 @@ class SessionRun:
             answered=Answered(claim, jsontext.compact(shown), outputs) if claim else None,
             trim=trim,
         )
+        self._told.stages.end("transaction")
+        self._told.ended(record.status, ended, record.committed, record.egress)
         return result_of(session, record, shown, cell=execution.answer)
 
     async def _end_without_result(self, error: BaseException) -> None:

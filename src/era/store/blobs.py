@@ -72,6 +72,9 @@ class LocalBlobs:
         self.last_put = time.time()
         """When a batch last ended, in seconds since 1970; or now, as an earlier process may just have put something."""
 
+        self.written = 0
+        """How many blobs this process has written."""
+
     def open(self) -> None:
         """Make the directories, and remove what a killed process left half written. Raises OSError."""
         make_directory(Path(self._directory))
@@ -264,6 +267,7 @@ class Batch:
         _sync_all(list(self._new.values()))
         with store._lock:
             store._unsynced.update(self._new)
+            store.written += len(self._new)
         self._relied_on.update(self._new)
         for digest, path in list(self._new.items()):
             # Under the lock, and not before: content of this name may have been put by another batch meanwhile, and

@@ -15,6 +15,7 @@ from era.core.public.inbox import (
     KEPT_RUN_IDS,
     MAX_PENDING,
     MAX_PENDING_BYTES,
+    Backlog,
     Content,
     Delivery,
     DeliveryStatus,
@@ -58,6 +59,12 @@ _DELIVERABLE = select(inboxes.c.session_key).where(
     exists().where(
         sessions.c.key == inboxes.c.session_key, IS_PRESENT, sessions.c.code.is_not(None), sessions.c.allow_public
     ),
+)
+_WAITING = select(func.count()).select_from(_d).where(_d.c.status == "pending")
+_OLDEST = select(func.min(_d.c.received_at)).where(
+    _d.c.status == "pending",
+    _d.c.session_key.in_(_DELIVERABLE),
+    (_d.c.next_attempt_at.is_(None)) | (_d.c.next_attempt_at <= bindparam("now")),
 )
 _RUNNING = select(inboxes.c.session_key).where(
     exists().where(_d.c.session_key == inboxes.c.session_key, _d.c.status == "running")
@@ -209,6 +216,13 @@ class InboxRows:
             return session.key, _find_delivery(connection, session, delivery_id)
 
         return await self._database.write(job)
+
+    async def backlog(self) -> Backlog:
+        def job(connection: Connection) -> Backlog:
+            oldest = connection.execute(_OLDEST, {"now": now()}).scalar_one()
+            return Backlog(connection.execute(_WAITING).scalar_one(), oldest)
+
+        return await self._database.read(job)
 
     async def sessions_to_deliver(self) -> Sequence[int]:
         return await self._database.read(lambda connection: list(connection.execute(_DELIVERABLE).scalars()))

@@ -104,6 +104,9 @@ class S3Blobs:
         self.last_put = time.time()
         """When a batch last ended, in seconds since 1970; or now, as an earlier process may just have put something."""
 
+        self.written = 0
+        """How many blobs this process has written."""
+
     def open(self) -> None:
         """Make the cache and take the prefix for this installation.
 
@@ -312,6 +315,7 @@ class S3Batch:
         self._store = store
         self._digests: set[str] = set()
         self._uploads: list[Future[None]] = []
+        self._written = 0
 
     def put(self, content: bytes) -> str:
         """Store `content`; its digest. Raises OSError where an upload has failed."""
@@ -352,6 +356,7 @@ class S3Batch:
             return True
         is_fresh = self._store._protect(digest)
         self._digests.add(digest)
+        self._written += not is_fresh
         return is_fresh
 
     def _stop_if_failed(self) -> None:
@@ -376,6 +381,7 @@ class S3Batch:
         with self._store._changed:
             # The batch may have taken long, and the row that names these is still to be committed.
             self._store._recent.update(dict.fromkeys(self._digests, time.time()))
+            self._store.written += self._written
 
 
 def _pieces(read: Callable[[int, int], bytes], size: int, piece: int) -> Iterator[bytes]:

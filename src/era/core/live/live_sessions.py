@@ -125,6 +125,10 @@ class LiveSessions:
     def count(self) -> int:
         return len(self._live)
 
+    def running_processes(self) -> int:
+        """How many processes run in all of them."""
+        return sum(len(live.processes.running) for live in self._live.values())
+
     @asynccontextmanager
     async def opened(self, session_id: OwnedId, *, in_turn: bool = False) -> AsyncIterator[LiveSession]:
         """The session, which becomes live if it isn't, in use within the block. `in_turn` is for who holds its turn,

@@ -112,6 +112,15 @@ class Outcome:
 
 
 @dataclass(frozen=True, slots=True)
+class Backlog:
+    """How many deliveries wait to be run, and since when (microseconds since 1970) the oldest one that is due and could
+    be; None where there is none."""
+
+    pending: int
+    oldest: int | None
+
+
+@dataclass(frozen=True, slots=True)
 class Received:
     """A delivery as acknowledged. `first` is False for one that was received before, by its sender's id."""
 
@@ -158,6 +167,10 @@ class InboxStore(Protocol):
     async def replay_delivery(self, session_id: OwnedId, delivery_id: str) -> tuple[int, Delivery]:
         """Make an ended delivery pending, behind all others, or a pending one due now. Returns it with its session's
         key. Raises Conflict where it is running, TooManyDeliveries."""
+        ...
+
+    async def backlog(self) -> Backlog:
+        """What waits, in all inboxes."""
         ...
 
     async def sessions_to_deliver(self) -> Sequence[int]:

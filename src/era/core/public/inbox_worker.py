@@ -40,6 +40,7 @@ from era.core.public.inbox import Content, Delivery, InboxSettings, InboxStore, 
 from era.core.public.signatures import Verify, is_genuine
 from era.core.run_messages import Collected, RunRequest
 from era.core.runs import Runs
+from era.core.telemetry import DeliveryEnded, Note, ignore, origin
 from era.errors import (
     BadSignature,
     CommitFailed,
@@ -70,8 +71,9 @@ _SENDER_IDS = (b"x-github-delivery", b"idempotency-key", b"x-delivery-id")
 class Inbox:
     """Receives deliveries and runs them. Call `start` first; at the end `stop_new_attempts`, then `stop`."""
 
-    def __init__(self, store: InboxStore, runs: Runs, at_a_time: int) -> None:
+    def __init__(self, store: InboxStore, runs: Runs, at_a_time: int, note: Note = ignore) -> None:
         """At most `at_a_time` deliveries run at a time, each of another session."""
+        self._note = note
         self._store = store
         self._runs = runs
         self._slots = asyncio.Semaphore(at_a_time)
@@ -177,6 +179,7 @@ class Inbox:
 
     async def _work(self, session_key: int) -> None:
         """A session's worker: run its deliveries until there is none that can be run."""
+        origin.set(None)  # the request that woke it brought one delivery of many
         woken = self._woken[session_key]
         begun_in_vain = 0
         try:
@@ -248,6 +251,18 @@ class Inbox:
             outcome = self._failed(head, None, "The service failed.")
         if not begun:
             return _AGAIN_SECONDS
+        self._note(
+            DeliveryEnded(
+                delivery.id,
+                head.session_id.id,
+                head.session_id.owner,
+                begun[0],
+                outcome.status,
+                outcome.attempts,
+                outcome.answer_status,
+                max(now() - delivery.received_at, 0) / MICROS,
+            )
+        )
         await self._record(head, outcome)
         return 0
 

@@ -19,6 +19,7 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import suppress
 from dataclasses import replace
+from typing import Any
 
 import structlog
 
@@ -33,6 +34,7 @@ from era.core.setup.commands import Commands, CommandsResult
 from era.core.setup.package_sets import InstalledPackageSets, Installer, PackageSet, SetupFailed
 from era.core.setup.progress import Became, Line, Progress
 from era.core.setup.requirements import Packages, commands, lists, packages_of
+from era.core.telemetry import Note, SetupEnded, ignore
 from era.core.turns import Turns
 from era.errors import BadRequest, EraError, NoIsolation, NotFound, SandboxFailed
 
@@ -70,12 +72,14 @@ class Setups:
         commands: Commands,
         liveness: Liveness,
         seconds: float,
+        note: Note = ignore,
     ) -> None:
         """`turns` are those of runs. `seconds` is how long the commands of a setup may take together."""
         self._builds = builds
         self._liveness = liveness
         self._commands = commands
         self._seconds = seconds
+        self._note = note
         self._job_turns = Turns()
         """One job per session at a time: one that isn't wanted any more may still be ending."""
 
@@ -316,7 +320,7 @@ class Setups:
         except (NoIsolation, SandboxFailed) as problem:  # no sandbox for its code, and there won't be one soon
             error = f"{problem.message} {problem.hint}".rstrip()
         except EraError as problem:
-            log.warning("setup_put_off", session=job.session_key, error=problem.message)
+            self._tell(job, "put_off", begun, message=problem.message)
             return
         except Exception as problem:
             log.error("setup_failed", session=job.session_key, exc_info=problem)
@@ -335,6 +339,8 @@ class Setups:
             "stdout": _joined(stdout, ran.stdout),
         }
         progress.end()
+        packages_count = sum(len(kind) for kind in (installed.pip, installed.npm, installed.go)) if installed else 0
+        self._tell(job, "failed" if error else "completed", begun, packages=packages_count, commands=len(ran.ran))
         result[EVENTS] = progress.last
         left = None if session is None or ran.snapshot is None else (session.version, ran.snapshot)
         kept = False
@@ -360,6 +366,11 @@ class Setups:
             if session is not None and not kept:
                 await self._commands.drop(session.key)
         self._announce()
+
+    def _tell(self, job: SetupJob, outcome: str, begun: float, **more: Any) -> None:
+        """Note the end of a setup that began at this moment of the monotonic clock."""
+        session = job.session_id
+        self._note(SetupEnded(session.id, session.owner, outcome, time.monotonic() - begun, **more))
 
 
 def _joined(first: str, second: str) -> str:

@@ -1,0 +1,96 @@
+"""What is read from the service's parts when somebody asks for the metrics."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from era import __version__
+from era.core.admission import Admission
+from era.core.expiry import MICROS
+from era.core.live.live_sessions import LiveSessions
+from era.core.metadata import MetadataStore
+from era.core.models import now
+from era.core.pool import SandboxPool
+from era.core.public.inbox import InboxStore
+from era.core.readiness import Readiness
+from era.errors import EraError
+from era.telemetry.metrics import Gauge, Metrics
+
+
+@dataclass(frozen=True, slots=True)
+class MeasuredParts:
+    """The parts of the service that are looked at."""
+
+    store: MetadataStore
+    inboxes: InboxStore
+    pool: SandboxPool
+    admission: Admission
+    live_sessions: LiveSessions
+    readiness: Readiness
+    data_dir: Path
+    blobs_written: Callable[[], int]
+    """How many blobs this process has written."""
+
+
+async def metrics_text(metrics: Metrics, parts: MeasuredParts) -> bytes:
+    """All metrics. Where the database fails those that are read from it are missing, and `era_ready` is 0."""
+    pool, admission = parts.pool, parts.admission
+    gauges = [
+        Gauge("era_build_info", "The version that runs.", {__version__: 1}, "version"),
+        Gauge("era_ready", "Whether the service can take runs (1) or not (0).", await _is_ready(parts.readiness)),
+        Gauge("era_sandboxes", "Sandboxes by use.", pool.counts(), "state"),
+        Gauge("era_sandbox_places", "Sandboxes that sessions may have at a time.", pool.places.count),
+        Gauge("era_sandbox_places_taken", "Sandboxes that sessions have.", pool.places.taken),
+        Gauge("era_sandbox_places_waiting", "Sessions that wait for a sandbox.", pool.places.waiting),
+        Gauge("era_admission_slots", "Runs that may work at a time.", admission.places.count),
+        Gauge("era_admission_slots_taken", "Runs that work now.", admission.places.taken),
+        Gauge("era_admission_waiting", "Runs that wait for a slot.", admission.places.waiting),
+        Gauge("era_live_sessions", "Sessions with processes beside runs.", parts.live_sessions.count()),
+        Gauge("era_processes_running", "Processes of live sessions.", parts.live_sessions.running_processes()),
+        *await asyncio.to_thread(_of_disk, parts.data_dir),
+    ]
+    with suppress(EraError):  # the alert on era_ready says so
+        gauges += await _of_rows(parts)
+    written = Gauge("era_blobs_written", "Blobs that were stored.", parts.blobs_written())
+    return metrics.text(gauges, [written])
+
+
+async def _is_ready(readiness: Readiness) -> int:
+    try:
+        await readiness.check()
+    except EraError:
+        return 0
+    return 1
+
+
+def _of_disk(directory: Path) -> list[Gauge]:
+    """The disk that has the data directory. What can't be read is missing."""
+    try:
+        disk = os.statvfs(directory)
+        rows = sum(path.stat().st_size for path in directory.glob("era.sqlite*"))
+    except OSError:
+        return []
+    return [
+        Gauge("era_disk_size_bytes", "Size of the data directory's disk.", disk.f_blocks * disk.f_frsize),
+        Gauge("era_disk_free_bytes", "Free space on the data directory's disk.", disk.f_bavail * disk.f_frsize),
+        Gauge("era_disk_files_free", "Files that still fit on the data directory's disk.", disk.f_favail),
+        Gauge("era_database_size_bytes", "Size of the rows' database.", rows),
+    ]
+
+
+async def _of_rows(parts: MeasuredParts) -> list[Gauge]:
+    """What is read from the database. Raises Unavailable."""
+    counts = await parts.store.counts()
+    backlog = await parts.inboxes.backlog()
+    age = 0.0 if backlog.oldest is None else max(now() - backlog.oldest, 0) / MICROS
+    return [
+        Gauge("era_sessions", "Sessions there are.", counts["sessions"]),
+        Gauge("era_runs", "Runs on record by status.", counts["runs"], "status"),
+        Gauge("era_inbox_pending", "Deliveries that wait to be run.", backlog.pending),
+        Gauge("era_inbox_oldest_seconds", "Age of the oldest delivery that is due and could be run.", age),
+    ]

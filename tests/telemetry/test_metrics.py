@@ -1,0 +1,183 @@
+"""The metrics: what is counted of what happens, and what they are called."""
+
+from __future__ import annotations
+
+import re
+
+import httpx
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from era.core.telemetry import GarbageCollected, Origin, RunEnded, Trace, noted, origin
+from era.errors import CommitFailed, NotFound
+from era.telemetry.metrics import Gauge, Metrics
+from tests.conftest import MakeSession, Run
+
+type Samples = dict[tuple[str, frozenset[tuple[str, str]]], float]
+
+
+def samples(text: str) -> Samples:
+    """The samples of a text in Prometheus' format, by name and labels."""
+    return {
+        (sample.name, frozenset(sample.labels.items())): sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+    }
+
+
+def value(of: Samples, name: str, **labels: str) -> float:
+    return of.get((name, frozenset(labels.items())), 0.0)
+
+
+def test_what_happens_is_counted(client: httpx.Client, session: MakeSession, run: Run) -> None:
+    before = samples(client.get("/metrics").text)
+    where = session()
+    for code in ("print(1)", "1/0", "open('kept', 'w').write('text of a new file')"):
+        run(where, code)
+    client.get("/api/sessions/nobodys")
+    client.get("/no/such/path")
+    client.request("PROPFIND", "/no/such/path")
+    after = samples(client.get("/metrics").text)
+
+    def more(name: str, **labels: str) -> float:
+        return value(after, name, **labels) - value(before, name, **labels)
+
+    route = "/api/sessions/{session_id}/run"
+    assert more("era_http_requests_total", method="POST", route=route, status="200") == 3
+    assert more("era_http_request_duration_seconds_count", route=route) == 3
+    assert more("era_http_requests_total", method="GET", route="/api/sessions/{session_id}", status="404") == 1
+    assert more("era_http_requests_total", method="GET", route="other", status="404") == 1
+    assert more("era_http_requests_total", method="other", route="other", status="404") == 1
+    assert more("era_runs_ended_total", language="python", kind="run", outcome="ok") == 2
+    assert more("era_runs_ended_total", language="python", kind="run", outcome="failed") == 1
+    for stage in ("turn", "slot", "record", "sandbox", "program", "files", "outputs", "transaction"):
+        assert more("era_run_stage_duration_seconds_count", stage=stage) == 3, stage
+    assert more("era_run_duration_seconds_count", language="python") == 3
+    assert more("era_run_cpu_seconds_total", language="python") > 0
+    assert more("era_sandbox_acquire_duration_seconds_count", how="warm") == 2
+    assert more("era_sandbox_acquire_duration_seconds_count", how="ready") == 1
+    assert more("era_blobs_written_total") >= 1
+    assert value(after, "era_ready") == 1
+    assert value(after, "era_sandbox_places_taken") == 1
+    assert value(after, "era_disk_free_bytes") > 0
+    assert value(after, "era_admission_slots") >= 2
+
+
+def test_names_are_conventional(client: httpx.Client) -> None:
+    """Base units, `_total` for counters only, help for all; names and values of labels are ours."""
+    families = list(text_string_to_metric_families(client.get("/metrics").text))
+    assert len({family.name for family in families}) == len(families)
+    for family in families:
+        assert family.documentation, family.name
+        assert re.fullmatch(r"(era|process)_[a-z_]+", family.name), family.name
+        assert family.type in ("counter", "gauge", "histogram"), family.name
+        if family.type == "histogram":
+            assert family.name.endswith("_seconds"), family.name
+        for sample in family.samples:
+            assert sample.name.endswith("_total") == (family.type == "counter"), sample.name
+            names = sample.labels.keys() - {"le"}
+            assert not any(re.search("id|owner|session|host", name) for name in names), sample
+
+
+def test_labels_stay_few_whatever_callers_send(client: httpx.Client) -> None:
+    def routes() -> set[str]:
+        families = text_string_to_metric_families(client.get("/metrics").text)
+        return {sample.labels.get("route", "") for family in families for sample in family.samples}
+
+    client.get("/api/nothing-0")
+    client.get("/proxy/nobody-0/x")
+    before = routes()
+    for number in range(5):
+        client.get(f"/api/nothing-{number}")
+        client.get(f"/proxy/nobody-{number}/x")
+        client.request(("LOCK", "MKCOL", "PURGE", "REPORT", "SEARCH")[number], "/api/nothing")
+        client.get("/api/nothing", headers={"Host": f"h{number}.example"})
+    assert routes() <= before | {"other"}
+
+
+def test_a_run_without_a_result_says_how_far_it_came() -> None:
+    told: list[RunEnded] = []
+
+    def note(event: object) -> None:
+        assert isinstance(event, RunEnded)
+        told.append(event)
+
+    with pytest.raises(NotFound), noted(note, RunEnded("run_1", "me", "s", "run")):
+        raise NotFound("There is none.")
+    begun = RunEnded("run_2", "me", "s", "run")
+    begun.stages.end("program")
+    with pytest.raises(CommitFailed), noted(note, begun):
+        raise CommitFailed("the disk is full")
+    with pytest.raises(ZeroDivisionError), noted(note, RunEnded("run_3", "me", "s", "run")):
+        raise ZeroDivisionError
+    outcomes = [(run.outcome, run.code) for run in told]
+    assert outcomes == [("refused", "not_found"), ("not_committed", "commit_failed"), ("error", "ZeroDivisionError")]
+    metrics = Metrics()
+    for each in told:
+        metrics.note(each)
+    text = samples(metrics.text([]).decode())
+    assert value(text, "era_runs_ended_total", language="unknown", kind="run", outcome="refused") == 1
+    assert value(text, "era_run_stage_duration_seconds_count", stage="program") == 1
+
+
+def test_gauges_are_those_of_the_moment_and_services_count_apart() -> None:
+    one, other = Metrics(), Metrics()
+    one.note(GarbageCollected(0.5, blobs=3))
+    gauges = [Gauge("era_x", "X.", 1), Gauge("era_y", "Y.", {"a": 2, "b": 3}, "kind")]
+    first = samples(one.text(gauges).decode())
+    assert (value(first, "era_x"), value(first, "era_y", kind="b")) == (1, 3)
+    assert value(first, "era_blobs_removed_total") == 3
+    second = samples(other.text([Gauge("era_x", "X.", 4)]).decode())
+    assert (value(second, "era_x"), value(second, "era_blobs_removed_total")) == (4, 0)
+
+
+def test_what_an_alert_watches_is_there_from_the_start() -> None:
+    """A counter that appears with 1 has never grown, for Prometheus."""
+    metrics = Metrics()
+    metrics.expect(["python"])
+    there = samples(metrics.text([]).decode())
+    key = ("era_runs_ended_total", frozenset({"language": "python", "kind": "run", "outcome": "not_committed"}.items()))
+    assert there[key] == 0
+    assert ("era_garbage_collections_total", frozenset({("outcome", "failed")})) in there
+
+
+TRACE, PARENT = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
+
+
+@pytest.mark.parametrize(
+    ("header", "follows"),
+    [
+        (f"00-{TRACE}-{PARENT}-01", True),
+        (f"00-{TRACE}-{PARENT}-00", True),
+        (f"cc-{TRACE}-{PARENT}-01-more", True),
+        (f"00-{TRACE}-{PARENT}-01-more", False),
+        (f"ff-{TRACE}-{PARENT}-01", False),
+        (f"00-{'0' * 32}-{PARENT}-01", False),
+        (f"00-{TRACE}-{'0' * 16}-01", False),
+        (f"00-{TRACE.upper()}-{PARENT}-01", False),
+        ("", False),
+        (None, False),
+    ],
+)
+def test_a_callers_trace_is_followed_where_its_header_is_valid(header: str | None, follows: bool) -> None:
+    trace = Trace.begun(header)
+    assert (trace.trace_id == TRACE, trace.parent_id == PARENT) == (follows, follows)
+    assert trace.sampled == (not follows or not header or "-00" not in header[-3:])
+    assert re.fullmatch(rf"00-{trace.trace_id}-{trace.span_id}-0[01]", trace.traceparent)
+    below = trace.below()
+    assert (below.trace_id, below.parent_id, below.sampled) == (trace.trace_id, trace.span_id, trace.sampled)
+
+
+def test_a_run_is_below_its_request() -> None:
+    told: list[object] = []
+    token = origin.set(Origin("req_1", Trace.begun(None)))
+    try:
+        with noted(told.append, RunEnded("run_1", "me", "s", "run")) as run:
+            pass
+        request = origin.get()
+        assert request is not None
+        assert request.trace is not None
+        assert run.trace is not None
+        assert run.trace.parent_id == request.trace.span_id
+    finally:
+        origin.reset(token)
