@@ -27,7 +27,7 @@ _LIMITS = Limits(
     output_bytes=1 << 20,
     tmp_bytes=64 << 20,
 )
-_WITHOUT = {'landlock.restrict(config["landlock"])': "None", "landlock.enter_own_domain()": "pass"}
+_WITHOUT = {'landlock.restrict(config["landlock"])': "None", "self.own_domain.enter()": "pass"}
 
 IMPORTS = (
     "import argparse, asyncio, concurrent.futures, decimal, http.client, logging, sqlite3, unittest, urllib.request"

@@ -216,7 +216,7 @@ class Sandboxes:
             yield
 
 
-WITHOUT_LANDLOCK = {'landlock.restrict(config["landlock"])': "None", "landlock.enter_own_domain()": "pass"}
+WITHOUT_LANDLOCK = {'landlock.restrict(config["landlock"])': "None", "self.own_domain.enter()": "pass"}
 """A `Weakness.supervisor`."""
 
 

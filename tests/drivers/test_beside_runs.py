@@ -101,7 +101,7 @@ def test_its_supervisor_is_out_of_reach(sandboxes: Sandboxes) -> None:
         assert (json.loads(said["stdout"]), ended.exit_code) == ([], 0)
 
 
-WITHOUT_DOMAINS = {**WITHOUT_LANDLOCK, "landlock.enter_own_domain(scoped=False)": "pass"}
+WITHOUT_DOMAINS = {**WITHOUT_LANDLOCK, "landlock.OwnDomain(scoped=False).enter()": "pass"}
 SHARED_PROC = {
     '    mount_proc(request["read_only_proc"])': (
         "    import entering\n"

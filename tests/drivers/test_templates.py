@@ -185,6 +185,27 @@ def test_all_processes_are_in_the_sandbox_s_namespaces_and_groups(request: pytes
         assert sandbox.id in line or not line
 
 
+COUNTED = """
+import json, sys, textwrap
+class Told:
+    def __init__(self, name): self.name = name
+    def __del__(self): print('gone:', self.name)
+print([sys.getrefcount(each) > 1 << 31 for each in (json.JSONDecoder, json.loads.__code__, json.loads, json, textwrap)])
+json.told, json.loads.told = Told('of a module'), Told('of a function')
+"""
+
+
+def test_forks_share_what_needs_no_count_and_let_go_of_what_a_program_adds(
+    sandboxes: Sandboxes, started: Sandboxes
+) -> None:
+    shared = run(sandboxes, sandboxes.make(), COUNTED).splitlines()
+    usual = run(started, started.make(), COUNTED).splitlines()
+    assert shared[0] == "[True, True, False, False, False]"
+    assert usual[0] == "[False, False, False, False, False]"
+    assert shared[1:] == usual[1:]
+    assert sorted(shared[1:]) == ["gone: of a function", "gone: of a module"]
+
+
 # -- nothing of the template -----------------------------------------------------------------------------------------
 
 

@@ -30,8 +30,9 @@ def plenty() -> RunDescriptors:
 
 @pytest.mark.parametrize("gvisor", [False, True])
 def test_the_filter_notifies_of_these_calls_and_lets_all_others_pass(*, gvisor: bool) -> None:
-    _, _, connect, sendto, sendmsg, sendmmsg = connect_filter._MACHINES[platform.machine()]
-    program = connect_filter._filter(gvisor=gvisor)
+    known = connect_filter._MACHINES[platform.machine()]
+    _, _, connect, sendto, sendmsg, sendmmsg = known
+    program = connect_filter._filter(known, gvisor=gvisor)
     flags = DONTWAIT if gvisor else 0
 
     def answer(call: int, *arguments: int, machine: int = NATIVE) -> int:

@@ -14,6 +14,7 @@ which are many, not.
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 
 _MACHINES = {
@@ -43,11 +44,11 @@ def _argument_offset(number: int) -> int:
     return 16 + 8 * number
 
 
-def _filter(*, gvisor: bool = False) -> bytes:
+def _filter(machine: tuple[int, ...], *, gvisor: bool) -> bytes:
     """The compiled filter. Notifies of `connect`, of `sendto` with an address, and of messages, whose address stands in
     memory. But not of messages with MSG_NOSIGNAL: these are sent where there's a connection (by gRPC, say), and many at
     that. For `gvisor`, only of messages with MSG_DONTWAIT."""
-    _, architecture, connect, sendto, sendmsg, sendmmsg = _MACHINES[os.uname().machine]
+    _, architecture, connect, sendto, sendmsg, sendmmsg = machine
     allow, notify = 15, 16
     check_flags = (_HAS_BITS, notify, allow, _MSG_DONTWAIT) if gvisor else (_HAS_BITS, allow, notify, _MSG_NOSIGNAL)
     lines = [  # operation, line to go to if true, line to go to if not, operand
@@ -76,14 +77,25 @@ def _filter(*, gvisor: bool = False) -> bytes:
     return compiled
 
 
+def _program(instructions: bytes) -> _Program:
+    return _Program(len(instructions) // 8, instructions)
+
+
+_machine = _MACHINES.get(os.uname().machine)
+"""This one's numbers, None where they aren't known here."""
+
+_programs = {gvisor: _program(_filter(_machine, gvisor=gvisor)) for gvisor in (False, True)} if _machine else {}
+"""Compiled once: every process that is under the filter is a fork of this one."""
+
+
 def install(*, gvisor: bool = False) -> int:
     """Put the filter on this process and those that it starts. Returns the notification descriptor. Raises OSError."""
-    instructions = _filter(gvisor=gvisor)
-    program = ctypes.byref(_Program(len(instructions) // 8, instructions))
-    seccomp = _MACHINES[os.uname().machine][0]
-    notify_fd: int = _libc.syscall(seccomp, _SET_MODE_FILTER, _NEW_LISTENER | _WAIT_KILLABLE, program)
+    if _machine is None:
+        raise OSError(errno.ENOSYS, "seccomp")
+    program = ctypes.byref(_programs[gvisor])
+    notify_fd: int = _libc.syscall(_machine[0], _SET_MODE_FILTER, _NEW_LISTENER | _WAIT_KILLABLE, program)
     if notify_fd < 0:  # before Linux 5.19
-        notify_fd = _libc.syscall(seccomp, _SET_MODE_FILTER, _NEW_LISTENER, program)
+        notify_fd = _libc.syscall(_machine[0], _SET_MODE_FILTER, _NEW_LISTENER, program)
     if notify_fd < 0:
         raise OSError(ctypes.get_errno(), "seccomp")
     return notify_fd
@@ -91,8 +103,7 @@ def install(*, gvisor: bool = False) -> int:
 
 def is_available() -> bool:
     """Whether this kernel has seccomp user notification, and this machine's calls are known here."""
-    machine = _MACHINES.get(os.uname().machine)
-    if machine is None:
+    if _machine is None:
         return False
     action = ctypes.c_uint32(_NOTIFY)
-    return bool(_libc.syscall(machine[0], _GET_ACTION_AVAIL, 0, ctypes.byref(action)) == 0)
+    return bool(_libc.syscall(_machine[0], _GET_ACTION_AVAIL, 0, ctypes.byref(action)) == 0)

@@ -297,7 +297,7 @@ class GuestProcess:
                 os.dup2(channel, CHANNEL)
             os.closerange(CHANNEL if channel < 0 else CHANNEL + 1, resource.getrlimit(resource.RLIMIT_NOFILE)[0])
             _libc.prctl(_PR_SET_DUMPABLE, 1, 0, 0, 0)
-            landlock.enter_own_domain(scoped=False)
+            landlock.OwnDomain(scoped=False).enter()
             with open("/proc/self/oom_score_adj", "wb") as file:
                 file.write(b"1000")  # out of memory: processes go, not their supervisor
             for name, value in self.supervisor.config["rlimits"].items():

@@ -69,18 +69,38 @@ def restrict(grants: dict[str, list[str]]) -> int | None:
     return version
 
 
-def enter_own_domain(*, scoped: bool = True) -> None:
-    """Put processes outside of this one, and of those that it starts, out of their reach. No file is refused. Without
-    `scoped` they can be signalled, and connected to by abstract Unix sockets, as far as our domain before allows it."""
-    version = abi()
-    if version:
-        _enter(
-            version if scoped else min(version, 5), _REFER, [("/", _REFER)]
-        )  # a domain must handle something, and would refuse this if it didn't
+class OwnDomain:
+    """A domain that refuses no file, for processes that are to be out of others' reach: those outside of it can neither
+    trace nor look into what enters it. Made once, entered by many processes, each of which then has one of its own."""
+
+    def __init__(self, *, scoped: bool = True) -> None:
+        """Without `scoped` those who enter can be signalled, and connected to by abstract Unix sockets, as far as our
+        domain before allows it. Raises OSError."""
+        version = abi()
+        self._ruleset = -1
+        """The kernel's descriptor of it, which stays open; -1 where there is no Landlock."""
+
+        if version:
+            # A domain must handle something, and would refuse this if it didn't grant it.
+            self._ruleset = _ruleset(version if scoped else min(version, 5), _REFER, [("/", _REFER)])
+
+    def enter(self) -> None:
+        """Enter a domain like this one, for good. Raises OSError."""
+        if self._ruleset >= 0:
+            _checked(_libc.syscall(_RESTRICT_SELF, self._ruleset, 0))
 
 
 def _enter(version: int, handled: int, rules: list[tuple[str, int]]) -> None:
-    """Enter a new domain that refuses the `handled` accesses, except as `rules` grant them below a path. Raises
+    """Enter a new domain; for its arguments see `_ruleset`. Raises OSError."""
+    ruleset = _ruleset(version, handled, rules)
+    try:
+        _checked(_libc.syscall(_RESTRICT_SELF, ruleset, 0))
+    finally:
+        os.close(ruleset)
+
+
+def _ruleset(version: int, handled: int, rules: list[tuple[str, int]]) -> int:
+    """A descriptor of rules that refuse the `handled` accesses, except as `rules` grant them below a path. Raises
     OSError."""
     attributes = _Ruleset(handled, 0, _SCOPES if version >= 6 else 0)
     ruleset = _checked(
@@ -97,9 +117,10 @@ def _enter(version: int, handled: int, rules: list[tuple[str, int]]) -> None:
                 _checked(_libc.syscall(_ADD_RULE, ruleset, _PATH_BENEATH, ctypes.byref(beneath), 0))
             finally:
                 os.close(directory)
-        _checked(_libc.syscall(_RESTRICT_SELF, ruleset, 0))
-    finally:
+    except BaseException:
         os.close(ruleset)
+        raise
+    return ruleset
 
 
 def _checked(answer: int) -> int:

@@ -106,6 +106,7 @@ OURS = (
         "supervisor",
         "workspace",
         "landlock",
+        "lasting",
         "layer",
         "system_v",
         "connect_filter",
@@ -129,7 +130,7 @@ OURS = (
 _kept: list[object] = []
 """What a program's process is to keep, though nothing needs it."""
 
-_libc = ctypes.CDLL(None, use_errno=True)
+_prctl = ctypes.CDLL(None, use_errno=True).prctl  # looked up once, and not in each process
 _gc_untrack = ctypes.pythonapi.PyObject_GC_UnTrack
 _gc_track = ctypes.pythonapi.PyObject_GC_Track
 for _function in (_gc_untrack, _gc_track):
@@ -174,6 +175,7 @@ class Supervisor:
         """Variables that waiting processes are started with, since Node reads them only then: those of the last run."""
         self.supervised: bool = config["supervised"]
         """Whether waiting processes are under the connect filter, as that of the last run was."""
+        self.own_domain = landlock.OwnDomain()
         self.devices = device_files()
         self.scheduling = Scheduling()
         self.system_v = SystemV()
@@ -314,9 +316,9 @@ class Supervisor:
                 os.dup2(invocation.stdin, 0)
             if self.supervised and self.broker is not None:
                 self.broker.send(b"L", [connect_filter.install()])
+            self.own_domain.enter()
             os.closerange(4, resource.getrlimit(resource.RLIMIT_NOFILE)[0])
-            _libc.prctl(PR_SET_DUMPABLE, 1, 0, 0, 0)
-            landlock.enter_own_domain()
+            _prctl(PR_SET_DUMPABLE, 1, 0, 0, 0)
             with open("/proc/self/oom_score_adj", "wb") as file:
                 file.write(b"1000")  # out of memory: the program goes, not its supervisor
             for which, value in self.rlimits:
