@@ -328,3 +328,19 @@ def test_every_setting_is_described_and_documented() -> None:
             names |= {str(name) for name in field.validation_alias.choices if str(name).startswith("ERA_")}
     assert sorted(names - documented) == [], "missing in docs/settings.md"
     assert sorted(documented - names) == [], "docs/settings.md names settings that don't exist"
+
+
+def test_migrations_follow_one_another() -> None:
+    """Two changes that were made at the same time may both have brought the next one."""
+    directory = SRC / "era" / "store" / "migrations"
+    revisions = dict[str, str]()
+    for path in sorted((directory / "versions").glob("[0-9]*.py")):
+        text = path.read_text()
+        revision, before = (re.search(rf'^{name} = (?:"(\w+)"|None)', text, re.MULTILINE) for name in (
+            "revision", "down_revision"))  # fmt: skip
+        assert revision is not None and before is not None, path.name
+        assert path.name.startswith(f"{revision[1]}_")
+        assert revision[1] not in revisions, f"{path.name} has the number of another migration: take the next one"
+        assert before[1] == (max(revisions) if revisions else None), f"{path.name} doesn't follow the one before"
+        revisions[revision[1]] = path.name
+    assert f'HEAD = "{max(revisions)}"' in (directory / "__init__.py").read_text()
