@@ -336,11 +336,9 @@ def test_migrations_follow_one_another() -> None:
     revisions = dict[str, str]()
     for path in sorted((directory / "versions").glob("[0-9]*.py")):
         text = path.read_text()
-        revision, before = (re.search(rf'^{name} = (?:"(\w+)"|None)', text, re.MULTILINE) for name in (
-            "revision", "down_revision"))  # fmt: skip
-        assert revision is not None and before is not None, path.name
-        assert path.name.startswith(f"{revision[1]}_")
-        assert revision[1] not in revisions, f"{path.name} has the number of another migration: take the next one"
-        assert before[1] == (max(revisions) if revisions else None), f"{path.name} doesn't follow the one before"
-        revisions[revision[1]] = path.name
+        revision, before = re.findall(r'^(?:down_)?revision = (?:"(\w+)"|None)', text, re.MULTILINE)
+        assert path.name.startswith(f"{revision}_")
+        assert revision not in revisions, f"{path.name} has the number of another migration: take the next one"
+        assert before == max(revisions, default=""), f"{path.name} doesn't follow the one before"
+        revisions[revision] = path.name
     assert f'HEAD = "{max(revisions)}"' in (directory / "__init__.py").read_text()
