@@ -48,6 +48,31 @@ def test_no_type_of_ours_is_in_an_error(client: httpx.Client) -> None:
     assert "list[" not in json.dumps(refused(client.post("/api/sessions", json=body), 400, "'setup.pip'"))
 
 
+MISSPELT_PATHS = {
+    "/api/session": "/api/sessions",
+    "/api/session/a:b": "/api/sessions/a:b",
+    "/api/sessions/a/runn": "/api/sessions/a/run",
+    "/api/sessions/a/file": "/api/sessions/a/files",
+    "/api/sessions/a/processes/b/signl": "/api/sessions/a/processes/b/signal",
+    "/sessions/a/run": "/api/sessions/a/run",
+    "/execute": "/api/execute",
+    "/helth": "/health",
+}
+
+
+@pytest.mark.parametrize("path", MISSPELT_PATHS)
+def test_a_misspelt_path_is_answered_with_the_nearest_one(client: httpx.Client, path: str) -> None:
+    problem = refused(client.post(path, json={}), 404, "nothing at this path")
+    assert problem["hint"] == f"Did you mean {MISSPELT_PATHS[path]}? See /docs for the paths there are."
+
+
+@pytest.mark.parametrize(
+    "path", ["/nothing/like/it", "/api/sessions//run", "/api/sessions/a/colour", "/api/sessions/a/b/c", f"/{'x' * 999}"]
+)
+def test_a_path_that_is_near_to_none_is_answered_with_the_docs(client: httpx.Client, path: str) -> None:
+    assert refused(client.post(path, json={}), 404)["hint"] == "See /docs for the paths there are."
+
+
 UNKNOWN_QUERIES = {
     "/api/sessions?lmit=1": "'limit'",
     "/api/sessions?metadata=x": "'metadata.KEY'",

@@ -52,6 +52,9 @@ _COMPARED = 200
 _NEARLY_THE_SAME = 0.8
 """How much of two ids must be the same. Those that the server makes up have more than half in common."""
 
+_LONGEST_PATH = 300
+"""Characters of a path for which another one is looked for."""
+
 
 def build(settings: Settings, context: Context) -> FastAPI:
     """The application that serves `context`."""
@@ -182,8 +185,35 @@ async def _http_error(request: Request, error: Exception) -> Response:
         hint = "See /docs for the paths there are."
         if path.endswith("/"):
             hint = f"A name is missing behind its last slash. If you mean {path[:-1][-80:]}, leave the slash out."
+        elif meant := _meant(request):
+            hint = f"Did you mean {meant}? {hint}"
         return _answer(request, NotFound("There is nothing at this path.", hint=hint))
     return _answer(request, BadRequest(f"The request could not be read: {error.detail}."))
+
+
+def _meant(request: Request) -> str | None:
+    """The path that was probably meant, where a route's path has one other word, or `/api` before it."""
+    path: str = request.scope["path"]
+    if len(path) > _LONGEST_PATH:
+        return None
+    given = path.split("/")
+    routes: list[APIRoute] = request.app.state.routes
+    for words in (given, ["", "api", *given[1:]]):
+        near = dict[int, set[str]]()
+        for route in routes:
+            template = route.path.split("/")
+            if len(template) != len(words):
+                continue
+            fixed = [not name.startswith("{") for name in template]
+            wrong = [at for at, name in enumerate(words) if (name != template[at] if fixed[at] else not name)]
+            if not wrong:
+                return "/".join(words)
+            if len(wrong) == 1 and fixed[wrong[0]]:
+                near.setdefault(wrong[0], set()).add(template[wrong[0]])
+        for at, names in near.items():
+            if found := nearest(words[at], sorted(names)):
+                return "/".join([*words[:at], found, *words[at + 1 :]])
+    return None
 
 
 def _methods(request: Request) -> list[str]:
