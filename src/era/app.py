@@ -5,14 +5,17 @@ from __future__ import annotations
 import asyncio
 import fcntl
 import hashlib
+import hmac
 import os
 import tempfile
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
+from functools import partial
 from pathlib import Path
 
 import structlog
 import uvloop
+from starlette.types import ASGIApp
 
 from era import languages, server
 from era.api.context import Context
@@ -30,6 +33,7 @@ from era.core.files.snapshots import BlobStore, Snapshots
 from era.core.files.spool import Slots, Spool, Threads
 from era.core.garbage import collect_garbage, collect_unneeded, remove_packages
 from era.core.history import HistoryBound
+from era.core.homes import ALONE, Homes
 from era.core.idempotency import IdempotencyKeys
 from era.core.limits import Rules
 from era.core.links import Links, signing_key
@@ -186,11 +190,17 @@ def installer(settings: Settings, blobs: BlobStore) -> PackageInstaller:
     )
 
 
+def shared_directory(settings: Settings) -> Path:
+    """What a host of a cluster shares with the others; a single server has it all in its data directory."""
+    return (settings.shared_dir or settings.data_dir).resolve()
+
+
 def blob_store(settings: Settings) -> LocalBlobs | S3Blobs:
     """Where content lies: on the local disk, or in an S3 bucket. Raises BadRequest where the setting makes no sense."""
     directory = settings.data_dir.resolve()
     if not settings.blobs:
-        return LocalBlobs(directory / "blobs")
+        host = cgroup_name(directory) + "." if settings.shared_dir else ""
+        return LocalBlobs(shared_directory(settings) / "blobs", host)
     return S3Blobs(
         settings.blobs,
         directory / "blob-cache",
@@ -206,17 +216,20 @@ async def services(settings: Settings) -> AsyncIterator[Context]:
     Raises Conflict where another service uses the data directory, NoIsolation where sandboxes can't be had, BadRequest
     for settings that make no sense.
     """
-    directory = settings.data_dir.resolve()
+    directory, shared = settings.data_dir.resolve(), shared_directory(settings)
     make_directory(directory)
     private = policy.ranges(settings.egress_private)
     metrics = Metrics()
     metrics.expect(languages.runtimes())
     note = each(metrics.note, logs.write)
-    with exclusive(directory):
+    with exclusive(directory), sharing(settings):
         blobs = blob_store(settings)
-        await asyncio.to_thread(blobs.open)
-        store = SqlStore(f"sqlite:///{directory / 'era.sqlite'}", retention(settings))
-        await store.open()
+        store = SqlStore(f"sqlite:///{shared / 'era.sqlite'}", retention(settings))
+        with alone(settings):
+            await asyncio.to_thread(blobs.open)
+            await store.open()
+        homes = await cluster_homes(settings, store)
+        cluster = homes or ALONE
         slots = Slots(settings.max_uploads)
         spool = Spool(directory / "uploads", slots)
         spool.open()
@@ -241,20 +254,24 @@ async def services(settings: Settings) -> AsyncIterator[Context]:
         idempotency = IdempotencyKeys(store)
         api_keys = ApiKeys(store.api_keys, settings.api_key.get_secret_value() if settings.api_key else None)
         await api_keys.open()
+        if homes is not None:
+            homes.each_beat(api_keys.open)
         databases = D1Databases(
-            directory / "storage" / "sql",
+            shared / "storage" / "sql",
             settings.storage_database_mb << 20,
-            before=directory / "storage" / "d1",
+            before=shared / "storage" / "d1",
         )
         databases.open()
+        if homes is not None:
+            homes.each_beat(partial(asyncio.to_thread, databases.measure_all))
         storage = Storage(store.storage_items, blobs, databases, settings.storage_mb << 20)
         await storage.open()
         try:
-            if lost := await store.mark_lost():
+            if homes is None and (lost := await store.mark_lost()):
                 log.warning("runs_lost", count=lost, why="the service stopped while they were under way")
             await sandboxes.start()
             preparations.start()
-            if lost := await store.processes.mark_lost():
+            if homes is None and (lost := await store.processes.mark_lost()):
                 log.warning("processes_lost", count=lost, why="the service stopped while they ran")
             liveness = Liveness()
             bound = HistoryBound(store, snapshots, limit_rules, settings.history_mb << 20)
@@ -281,6 +298,7 @@ async def services(settings: Settings) -> AsyncIterator[Context]:
                 liveness,
                 settings.setup_seconds,
                 note,
+                cluster,
             )
             storage_listeners = StorageListeners(GuestStorage(storage, settings.body_idle_seconds).for_run)
             active_runs = ActiveRuns()
@@ -337,14 +355,15 @@ async def services(settings: Settings) -> AsyncIterator[Context]:
                 runs,
                 at_a_time=_DELIVERIES if settings.max_warm is None else max(1, settings.max_warm // 2),
                 note=note,
+                cluster=cluster,
             )
-            expiry = Expiry(store, pool)
+            expiry = Expiry(store, pool, cluster)
             files = SessionFiles(store, snapshots, blobs, turns, spool, transfers, limit_rules, bound, liveness)
             await pool.start()
             await setups.start()
             await inbox.start()
             live_sessions.start()
-            jobs = (collect_garbage(snapshots, store, pins, note), expiry.run(), remove_packages(setups))
+            jobs = (collect_garbage(snapshots, store, pins, note, cluster), expiry.run(), remove_packages(setups))
 
             readiness = Readiness(directory / "uploads", store.check_writable)
             measured = MeasuredParts(
@@ -365,6 +384,11 @@ async def services(settings: Settings) -> AsyncIterator[Context]:
                 await active_runs.stop_background(seconds)
                 await ending
 
+            def serves_at(port: int, app: ASGIApp) -> None:
+                network.serves_at(port, GuestPublicUrls(app).protocol)
+                if homes is not None:
+                    homes.reached_at(settings.host_url or server.own_url(settings.host, port))
+
             background = [asyncio.create_task(job) for job in jobs]
             try:
                 yield Context(
@@ -379,7 +403,7 @@ async def services(settings: Settings) -> AsyncIterator[Context]:
                     watching=Watching(live_sessions, store),
                     tickets=Tickets(),
                     live_servers=live_servers,
-                    sites=Sites(signing_key(directory / "site-key"), store, settings.public_host),
+                    sites=Sites(signing_secret(settings, "site-key"), store, settings.public_host),
                     inbox=inbox,
                     inbox_store=store.inboxes,
                     history=History(store, outputs, active_runs),
@@ -391,10 +415,11 @@ async def services(settings: Settings) -> AsyncIterator[Context]:
                     setups=setups,
                     files=CurrentFiles(files, live_sessions, checkpoints, store, turns),
                     archives=Archives(store, snapshots, blobs, turns, spool, transfers, files, slots),
-                    links=Links(signing_key(directory / "link-key"), store, api_keys),
+                    links=Links(signing_secret(settings, "link-key"), store, api_keys),
                     turns=turns,
                     readiness=readiness,
                     store=store,
+                    homes=homes,
                     list_snapshot=snapshots.entries,
                     isolation=sandboxes.isolation,
                     pool_counts=pool.counts,
@@ -403,7 +428,7 @@ async def services(settings: Settings) -> AsyncIterator[Context]:
                     note=note,
                     trace=lambda traceparent: None,
                     metrics=lambda: metrics_text(metrics, measured),
-                    serves_at=lambda port, app: network.serves_at(port, GuestPublicUrls(app).protocol),
+                    serves_at=serves_at,
                 )
             finally:
                 for task in background:
@@ -417,6 +442,8 @@ async def services(settings: Settings) -> AsyncIterator[Context]:
                 await live_sessions.close()
                 await runs.drain(server.LAST_ANSWERS_SECONDS)
                 await inbox.stop()
+                if homes is not None:
+                    await homes.leave()
         finally:
             await preparations.stop()
             await sandboxes.stop()
@@ -427,6 +454,34 @@ async def services(settings: Settings) -> AsyncIterator[Context]:
             await capsules.close()
             await snapshots.close()
             await store.close()
+
+
+async def cluster_homes(settings: Settings, store: SqlStore) -> Homes | None:
+    """This host's part in the cluster, which it has joined; None for a single server."""
+    if settings.shared_dir is None:
+        return None
+    rows = await store.homes()
+    homes = Homes(rows, settings.lease_seconds, _end_at_once)
+    before = settings.data_dir.resolve() / "host-id"
+    if before.exists():
+        # Whoever holds the data directory's lock knows that the host which had it is gone.
+        await rows.leave(before.read_text())
+    before.write_text(homes.host_id)
+    await homes.start()
+    return homes
+
+
+def _end_at_once() -> None:
+    """End a host that was declared dead, as `kill -9` would: all that it still does is void, and others do it by now.
+    Whoever watches over it starts it anew."""
+    os._exit(os.EX_TEMPFAIL)
+
+
+def signing_secret(settings: Settings, name: str) -> bytes:
+    """A key to sign with: a single server's own, in its data directory, or one that all hosts of a cluster have."""
+    if settings.shared_dir is None or settings.cluster_secret is None:
+        return signing_key(settings.data_dir.resolve() / name)
+    return hmac.digest(settings.cluster_secret.get_secret_value().encode(), name.encode(), hashlib.sha256)
 
 
 async def collect(settings: Settings) -> int:
@@ -488,6 +543,35 @@ async def _serve(settings: Settings, say: Callable[[str], None], signals: server
             raise
         return 128 + signals.received
     return 0
+
+
+@contextmanager
+def sharing(settings: Settings) -> Iterator[None]:
+    """Hold the shared directory of a cluster's hosts, as one of them. Raises Conflict where a single server has it."""
+    if settings.shared_dir is None:
+        yield
+        return
+    directory = settings.shared_dir.resolve()
+    make_directory(directory)
+    with (directory / "lock").open("a") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise Conflict(
+                f"Another ERA service has {directory} for itself.", hint="Stop it, or choose another ERA_SHARED_DIR."
+            ) from None
+        yield
+
+
+@contextmanager
+def alone(settings: Settings) -> Iterator[None]:
+    """Within the block no other host of the cluster begins to use what they share: the first makes it."""
+    if settings.shared_dir is None:
+        yield
+        return
+    with (settings.shared_dir / "starting").open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 @contextmanager

@@ -42,7 +42,13 @@
         ├── NoLanguage        503  the language isn't installed on this machine
         ├── NoIsolation       503  the requested isolation isn't available on this machine
         ├── SandboxFailed     503  a sandbox could not be made or died before the run began
+        ├── NoLease           503  this host may not answer now, since it has lost touch with its cluster
+        ├── HostLost          503  this host was declared dead by its cluster, and ends
+        ├── SessionMoved      503  the session turned out to be at home at another host; nothing was done
+        ├── HomeUnreachable   503  the host that the session is at home at can't be reached; nothing was done
+        ├── HomeLost          503  that host died while it was answering
         └── CommitFailed      503  the run ended, but its result could not be made durable
+            └── Fenced        503  since the session has another home by now
 
 A program that fails, times out or runs out of memory is not an error: it is a run with an outcome.
 """
@@ -333,3 +339,36 @@ class CommitFailed(Unavailable):
     code = "commit_failed"
     hint = "The run's result was not kept and the session is as it was before; see the server's log."
     retry_after = None
+
+
+class NoLease(Unavailable):
+    code = "no_lease"
+    hint = "Try again, at another host if this stays so: this one can't reach the cluster's database."
+
+
+class HostLost(Unavailable):
+    code = "host_lost"
+    hint = "Try again, at another host: this one is being started anew."
+
+
+class SessionMoved(Unavailable):
+    code = "session_moved"
+    hint = "Nothing was done. Try again: the call is then passed on to the host where the session is."
+
+
+class HomeUnreachable(Unavailable):
+    code = "home_unreachable"
+    hint = "Nothing was done. Try again: once the lease of the session's host is over, another takes the session."
+
+
+class HomeLost(Unavailable):
+    code = "home_lost"
+    hint = (
+        "What the call was to do is either done or not: look before you try again, or use an Idempotency-Key. "
+        "A run that was under way is lost."
+    )
+
+
+class Fenced(CommitFailed):
+    code = "fenced"
+    hint = "Another host has taken the session meanwhile, as it was at its last commit. Nothing of this was kept."

@@ -36,6 +36,7 @@ def check(settings: Settings, environment: Mapping[str, str]) -> Iterator[str]:
     address that is open to anybody."""
     yield from check_variables(environment)
     check_access(settings)
+    check_cluster(settings)
     check_directory(settings.data_dir)
     check_address(settings.host, settings.port)
 
@@ -61,6 +62,20 @@ def check_access(settings: Settings) -> None:
             f"Without an API key ERA serves loopback only, not {settings.host}: whoever reaches it could run code.",
             hint="Set ERA_API_KEY, or insist with --allow-no-key.",
         )
+
+
+def check_cluster(settings: Settings) -> None:
+    """Raises NotReady for a host of a cluster that the others couldn't reach, or couldn't trust."""
+    if settings.shared_dir is None:
+        if settings.cluster_secret is not None:
+            raise NotReady("ERA_CLUSTER_SECRET is set, but not ERA_SHARED_DIR: set both for a host of a cluster.")
+        return
+    if settings.cluster_secret is None:
+        raise NotReady("A host of a cluster needs the secret of all its hosts: set ERA_CLUSTER_SECRET.")
+    if settings.shared_dir.resolve() == settings.data_dir.resolve():
+        raise NotReady("ERA_SHARED_DIR is this host's data directory; choose another with --data-dir or ERA_DATA_DIR.")
+    if settings.host in ("0.0.0.0", "::") and settings.host_url is None:  # noqa: S104  it is only compared
+        raise NotReady(f"At {settings.host} no other host reaches this one: set ERA_HOST_URL to a URL where they do.")
 
 
 def check_directory(directory: Path) -> None:

@@ -138,9 +138,8 @@ class _Server(uvicorn.Server):
 
 def _announce(settings: Settings, context: Context, port: int, say: Callable[[str], None]) -> None:
     """Say where the service listens, where its data is, and who may use it."""
-    host = f"[{settings.host}]" if ":" in settings.host else settings.host
     isolation = context.isolation()
-    say(f"ERA serves   http://{host}:{port}   (/docs tells how to call it)")
+    say(f"ERA serves   {own_url(settings.host, port)}   (/docs tells how to call it)")
     say(f"data         {settings.data_dir.resolve()}")
     say(f"isolation    {isolation['summary']}")
     if settings.api_key is not None:
@@ -151,6 +150,11 @@ def _announce(settings: Settings, context: Context, port: int, say: Callable[[st
         say("access       no API key: this machine only, and no web page in its browsers")
     else:
         say("access       ANYBODY who reaches this address can run code: there is no API key")
+
+
+def own_url(host: str, port: int) -> str:
+    """The URL of a server that listens at this address."""
+    return f"http://{f'[{host}]' if ':' in host else host}:{port}"
 
 
 def raise_descriptor_limit() -> None:

@@ -52,6 +52,29 @@ class Settings(BaseSettings):
     log_format: Literal["console", "json"] = Field(
         default="console", description="How to log: console, lines for people; json, an object a line."
     )
+    shared_dir: Path | None = Field(
+        default=None,
+        description="Makes this server a host of a cluster: the directory that all its hosts share, with the database "
+        "and the files of sessions. Left out: a single server, with all in its data directory.",
+    )
+    cluster_secret: SecretStr | None = Field(
+        default=None,
+        min_length=32,
+        description="Secret by which the hosts of a cluster know each other, the same for all; at least 32 characters.",
+    )
+    host_url: str | None = Field(
+        default=None,
+        pattern=r"^https?://[^/?#@\s]+/?$",
+        description="URL at which the other hosts of the cluster reach this one. Left out: the address that it listens "
+        "on.",
+    )
+    lease_seconds: float = Field(
+        default=5,
+        ge=0.5,
+        le=300,
+        description="Seconds without a heartbeat after which a host of a cluster counts as dead, and the others may "
+        "take its sessions.",
+    )
 
     isolation: Literal["auto", "gvisor", "bubblewrap"] = Field(
         default="auto",

@@ -137,7 +137,7 @@ async def copy(self):
     while piece := await self._reader.read(65536):
         await self._caller.send_raw(piece)
     await self._caller.hang_up()
-forward._Exchange._download = copy
+forward._ToProgram._download = copy
 from era.client.cli import main
 main()
 """

@@ -22,9 +22,9 @@ _DEFAULT_RETENTION = Retention()
 
 
 @asynccontextmanager
-async def opened(url: str, retention: Retention = _DEFAULT_RETENTION) -> AsyncIterator[SqlStore]:
+async def opened(url: str, retention: Retention = _DEFAULT_RETENTION, *, alone: bool = True) -> AsyncIterator[SqlStore]:
     """A store on the database at `url`, open for as long as the block lasts."""
-    store = SqlStore(url, retention)
+    store = SqlStore(url, retention, alone=alone)
     try:
         await store.open()
         yield store

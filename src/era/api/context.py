@@ -28,6 +28,7 @@ from era.core.api_keys import ApiKeys, Caller
 from era.core.capsules.service import Capsules
 from era.core.files.archives import Archives
 from era.core.files.edits import FileEntry
+from era.core.homes import Homes
 from era.core.idempotency import IdempotencyKeys, Made
 from era.core.limits import Rules
 from era.core.links import Links
@@ -98,6 +99,9 @@ class Context:
     turns: Turns
     readiness: Readiness
     store: MetadataStore
+    homes: Homes | None
+    """This host's part in a cluster; None outside of one."""
+
     list_snapshot: Callable[[Snapshot], Awaitable[Sequence[FileEntry]]]
     """All files and links of a snapshot."""
 

@@ -16,6 +16,9 @@ links to files (api/links.py), whose token is all that a caller needs.
 Under a name of a session's own (core/public/sites.py) everything belongs to the session: `state.site` says so, and no
 route of this server's sees such a request.
 
+What another host of a cluster passes on was checked there (api/hop.py). Its signature is checked here, and says who the
+caller is.
+
 A WebSocket is checked as a call is, before it is accepted. Browsers open one to any site without asking that first, and
 let the page read it. Those that we serve come as HTTP requests (see protocol.py). A page can't send a key with one, so
 it may bring a ticket in the query instead.
@@ -33,6 +36,7 @@ from urllib.parse import parse_qs, unquote
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from era.api.hop import HEADER, Hops
 from era.core.api_keys import OPERATOR, ApiKeys
 from era.core.live.tickets import Tickets
 from era.core.public.sites import SiteName
@@ -95,12 +99,14 @@ class Guard:
         idle_seconds: float,
         bounds: Mapping[tuple[str, str], int] | None = None,
         site: Callable[[str], SiteName | None] = lambda _: None,
+        hops: Hops | None = None,
     ) -> None:
         """`keys` authenticate callers; None where the connection's state holds the caller already (guest_api.py).
         `tickets` do so for WebSockets.
         `names` are host names that this server answers to besides loopback's. A body may pause for `idle_seconds` at
         most. `bounds` are the sizes in bytes of bodies, by method and path, where they aren't MAX_BODY_BYTES. `site`
-        reads the name of a session's site from a Host header."""
+        reads the name of a session's site from a Host header. `hops` are those between hosts of a cluster."""
+        self._hops = hops
         self._site = site
         self._app = app
         self._keys = keys
@@ -133,6 +139,9 @@ class Guard:
             await send(message)
 
         try:
+            if self._hops is not None:
+                await self._check_hop(self._hops, scope, headers)
+                request_id = scope["state"]["request_id"]
             self._check(scope, headers)
             if is_socket:
                 await self._app(scope, _bounded_messages(receive), send_with_id)
@@ -146,18 +155,39 @@ class Guard:
                 raise
             await _refuse(error, request_id, scope, send_with_id)
 
+    async def _check_hop(self, hops: Hops, scope: Scope, headers: dict[bytes, bytes]) -> None:
+        """Note what another host says that passes this request on, or what is to be left to another host. Raises
+        Forbidden, SessionMoved, Unavailable."""
+        if HEADER in headers:
+            hop = hops.received(scope, headers[HEADER])
+            scope["state"] |= {"hop": hop, "request_id": hop.request_id}
+            scope["client"] = hop.client
+            if hop.caller is not None:
+                scope["state"]["caller"] = hop.caller
+            scope["headers"] = [pair for pair in scope["headers"] if pair[0] != HEADER]  # programs may see the others
+        elif _ticket(scope) is not None and await hops.takes_tickets(_session_of_socket(scope)):
+            scope["state"]["ticket_of_home"] = True
+        elif self._keys is not None and (token := _bearer(headers)) is not None:
+            await self._keys.look_for(token)
+
     def _check(self, scope: Scope, headers: dict[bytes, bytes]) -> None:
         """Authenticate the caller, or with no key check where the request comes from. Raises EraError."""
         _check_one_host(scope)
         path = scope["path"]
         if "site" in scope["state"]:
             return
-        if (ticket := _ticket(scope)) is not None:
+        if "ticket_of_home" in scope["state"]:
+            return
+        if (ticket := _ticket(scope)) is not None and "caller" not in scope["state"]:
             self._check_ticket(scope, ticket)
+        if "hop" in scope["state"]:
+            if _KEYED.match(path) and "caller" not in scope["state"]:
+                raise Unauthorized("This call needs an API key of this server's.")
+            return
         if self._keys is not None and self._keys.required:
             if _KEYED.match(path) and "caller" not in scope["state"]:
-                kind, _, token = headers.get(b"authorization", b"").partition(b" ")
-                caller = self._keys.caller(token.strip()) if kind.lower() == b"bearer" else None
+                token = _bearer(headers)
+                caller = None if token is None else self._keys.caller(token)
                 if caller is None:
                     raise Unauthorized("This call needs an API key of this server's.")
                 scope["state"]["caller"] = caller
@@ -184,14 +214,24 @@ class Guard:
 
     def _check_ticket(self, scope: Scope, ticket: str) -> None:
         """Take the ticket, whose owner becomes the caller. Raises Unauthorized where it isn't good."""
-        session_id = scope["path"].split("/")[3]
-        caller = None if self._tickets is None else self._tickets.take(ticket, session_id)
+        caller = None if self._tickets is None else self._tickets.take(ticket, _session_of_socket(scope))
         if caller is None:
             raise Unauthorized(
                 "This ticket is not good: it was used, is too old, or is for another session.",
                 hint="POST /api/sessions/{id}/tickets gives one, good once and for half a minute.",
             )
         scope["state"]["caller"] = caller
+
+
+def _bearer(headers: dict[bytes, bytes]) -> bytes | None:
+    """The bearer token of a request, None without one."""
+    kind, _, token = headers.get(b"authorization", b"").partition(b" ")
+    return token.strip() if kind.lower() == b"bearer" else None
+
+
+def _session_of_socket(scope: Scope) -> str:
+    """The id of the session in a path that `_SOCKETS` matches."""
+    return str(scope["path"].split("/")[3])
 
 
 def _ticket(scope: Scope) -> str | None:

@@ -36,6 +36,8 @@ async def health(context: UseContext) -> Response:
 @router.get("/ready", responses={200: {"model": ReadyAnswer}, 400: {"model": ErrorAnswer}, 503: {"model": ErrorAnswer}})
 async def ready(context: UseContext) -> Response:
     """Show whether the service can take runs now; 503 says why it can't."""
+    if context.homes is not None:
+        context.homes.check_lease()
     await context.readiness.check()
     return Answer({"status": "ready"})
 

@@ -38,11 +38,13 @@ from era.api import (
 )
 from era.api.context import Answer, BodyProblem, Context
 from era.api.guard import Guard, error_body, error_headers
+from era.api.hop import Hops
 from era.api.hot_run import HotRun
 from era.api.mcp import Mcp
 from era.api.observing import Observing
+from era.api.to_home import ToHome, session_in
 from era.api.validation import invalid
-from era.errors import BadRequest, EraError, MethodNotAllowed, NoSession, NotFound
+from era.errors import BadRequest, EraError, Fenced, MethodNotAllowed, NoSession, NotFound, SessionMoved
 from era.settings import Settings
 from era.spelling import nearest
 
@@ -92,6 +94,16 @@ def build(settings: Settings, context: Context) -> FastAPI:
     names = [settings.host, urlsplit(settings.public_url or "").hostname or settings.host]
     bounds = {("POST", capsules.IMPORT_PATH): settings.import_mb << 20}
     app.add_middleware(HotRun, context=context, failed=_era_error)
+    hops = None
+    if context.homes is not None and settings.cluster_secret is not None:
+        hops = Hops(settings.cluster_secret.get_secret_value(), context.homes)
+        app.add_middleware(
+            ToHome,
+            homes=context.homes,
+            hops=hops,
+            session_of_site=context.sites.session_key,
+            session_of_link=context.links.session_id,
+        )
     app.add_middleware(
         Guard,
         keys=context.api_keys,
@@ -100,6 +112,7 @@ def build(settings: Settings, context: Context) -> FastAPI:
         idle_seconds=settings.body_idle_seconds,
         bounds=bounds,
         site=context.sites.name,
+        hops=hops,
     )
     app.add_middleware(Observing, note=context.note, trace=context.trace)
     return app
@@ -152,12 +165,21 @@ async def _era_error(request: Request, error: Exception) -> Response:
     """The answer to an error that ERA raised on purpose."""
     if not isinstance(error, EraError):
         raise error
+    if isinstance(error, SessionMoved | Fenced):
+        note_moved(request)
     if isinstance(error, NoSession) and (caller := getattr(request.state, "caller", None)):
         context: Context = request.app.state.context
         own = await context.store.newest_ids(caller.owner, _COMPARED)
         if found := nearest(error.session_id, own, _NEARLY_THE_SAME):
             error.hint = f"Did you mean '{found}'? {error.hint}"
     return _answer(request, error)
+
+
+def note_moved(request: Request) -> None:
+    """See to it that the next call for this session looks where it is at home."""
+    context: Context = request.app.state.context
+    if context.homes is not None and (session_id := session_in(request.url.path)) is not None:
+        context.homes.moved(session_id)
 
 
 async def _invalid(request: Request, error: Exception) -> Response:

@@ -46,6 +46,7 @@ GROUPS: dict[str, dict[str, tuple[str, str]]] = {
     "Storage": {"storage": ("storage", "Keys, SQL and objects that sessions share")},
     "Servers": {
         "serve": ("serve", "Serve the HTTP API"),
+        "cluster": ("cluster", "Serve the HTTP API by several hosts on this machine"),
         "backup": ("operation", "Back up a server's data directory"),
         "restore": ("operation", "Make a data directory of a backup"),
         "check": ("operation", "Check whether a data directory is whole"),

@@ -12,7 +12,8 @@ ERA_API_KEY has no operator: it wants a key all the same, and its keys are as th
 
 A key is 256 random bits. What is kept is its SHA-256, and nothing slower is needed: there is nothing to guess. All are
 held in memory by that digest, so a call is let in without asking the database; how long looking one up takes tells of
-a digest only, from which no key follows. One process has the data directory, so no other can have changed them.
+a digest only, from which no key follows. One process has the data directory, so no other can have changed them. Hosts
+of a cluster read them again with each heartbeat, and for a key that they don't know.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ import hashlib
 import hmac
 import re
 import secrets
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -90,13 +92,20 @@ class ApiKeys:
         self._stored: dict[str, ApiKey] = {}
         """By digest."""
 
+        self._read_at = 0.0
         self.required = self._operator_digest is not None
         """Whether a call needs a key."""
 
     async def open(self) -> None:
         """Read the stored keys."""
+        self._read_at = time.monotonic()
         self._stored = {digest: key for key, digest in await self._store.api_keys()}
         self.required = self.required or bool(self._stored)
+
+    async def look_for(self, key_text: bytes) -> None:
+        """Read the keys again for one that isn't known, but not often: strangers may make up keys."""
+        if self.caller(key_text) is None and _KEY.fullmatch(key_text) and time.monotonic() > self._read_at + 1:
+            await self.open()
 
     def caller(self, key_text: bytes) -> Caller | None:
         """The caller who holds this key; None for an unknown key. Compared in constant time or by digest."""

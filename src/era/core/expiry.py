@@ -16,6 +16,7 @@ from contextlib import asynccontextmanager
 
 import structlog
 
+from era.core.homes import ALONE, Cluster
 from era.core.metadata import MetadataStore
 from era.core.models import Session, now
 from era.core.pool import SandboxPool
@@ -76,25 +77,35 @@ async def _call(store: MetadataStore, session: Session) -> None:
 class Expiry:
     """Marks sessions that have expired and ends their sandboxes; purges those whose time to be restored is over."""
 
-    def __init__(self, store: MetadataStore, pool: SandboxPool) -> None:
+    def __init__(self, store: MetadataStore, pool: SandboxPool, cluster: Cluster) -> None:
         self._store = store
         self._pool = pool
+        self._cluster = cluster
 
     async def sweep(self) -> None:
         """Mark the sessions that have expired by now, and end the sandboxes of all that are gone."""
         for key in await self._store.expire(now()):
             await self._pool.release(key)
+        await self._release_gone()
+
+    async def _release_gone(self) -> None:
+        """End the sandboxes here of sessions that are gone, whoever has found that."""
         # A session whose id was taken anew the moment it expired was marked then, so `expire` doesn't return its key.
-        if keys := self._pool.idle_session_keys():
+        # One that was deleted through another host of a cluster may have something under way here.
+        keys = self._pool.idle_session_keys() if self._cluster is ALONE else self._pool.session_keys()
+        if keys:
             for key in set(keys) - set(await self._store.present_sessions(keys)):
                 await self._pool.release(key)
 
     async def run(self) -> None:
-        """Sweep and purge once a second, for ever."""
+        """Sweep and purge once a second, for ever; where another host leads, only end sandboxes here."""
         while True:
             await asyncio.sleep(_SWEEP_SECONDS)
             try:
-                await self.sweep()
-                await self._store.purge(now())
+                if self._cluster.leads:
+                    await self.sweep()
+                    await self._store.purge(now())
+                else:
+                    await self._release_gone()
             except EraError as error:
                 log.warning("sessions_not_swept", error=error.message)

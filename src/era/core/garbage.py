@@ -9,6 +9,7 @@ import structlog
 
 from era.core.capsules.pins import Pins
 from era.core.files.snapshots import Snapshots
+from era.core.homes import ALONE, Cluster
 from era.core.metadata import MetadataStore
 from era.core.models import now
 from era.core.setup.setups import Setups
@@ -20,10 +21,13 @@ log = structlog.get_logger()
 _PERIOD_SECONDS = 3600.0
 
 
-async def collect_garbage(snapshots: Snapshots, store: MetadataStore, pins: Pins, note: Note = ignore) -> None:
-    """Remove old rows and unneeded content once an hour, for ever."""
+async def collect_garbage(
+    snapshots: Snapshots, store: MetadataStore, pins: Pins, note: Note = ignore, cluster: Cluster = ALONE
+) -> None:
+    """Remove old rows and unneeded content once an hour, for ever; where another host leads, that does it."""
     while True:
-        await collect_once(snapshots, store, pins, note)
+        if cluster.leads:
+            await collect_once(snapshots, store, pins, note)
         await asyncio.sleep(_PERIOD_SECONDS)
 
 

@@ -99,6 +99,11 @@ class Links:
             raise _no_link()
         return link, session
 
+    def session_id(self, token: str) -> str | None:
+        """The id of the session that a token is about; None for one that isn't ours."""
+        link = self._link(token)
+        return None if link is None else link.session_id
+
     def _link(self, token: str) -> Link | None:
         """What a token says; None for one that isn't ours, or whose API key is gone."""
         sealed = _decode(token) if len(token) <= _MAX_TOKEN else None

@@ -402,6 +402,10 @@ class SandboxPool:
         """The keys of sessions that have a sandbox and use it for nothing now, or of which a directory is kept."""
         return [*(key for key, warm in self._warm.items() if not warm.busy), *self._kept.keys()]
 
+    def session_keys(self) -> list[int]:
+        """The keys of sessions that have a sandbox, or of which a directory is kept."""
+        return [*self._warm, *self._kept.keys()]
+
     def offer(self, session_key: int, end: Callable[[], Awaitable[None]] | None) -> None:
         """Say that the run which this session has under way may be ended, by `end`, when another session needs the
         room; or, with None, that it may not any more."""

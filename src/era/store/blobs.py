@@ -16,6 +16,9 @@ Another process that needs all blobs to stay for a while shares a lock of `DIR`;
 A name is visible to other batches a moment before its directory is durable. A batch that relies on such a name makes
 that directory durable, too (`_unsynced`); `open` does so for all names, as an earlier process may have been killed at
 that moment.
+
+Hosts of a cluster share the directory. What one of them removes under its lock is locked against the others by a file,
+and a batch makes the names durable that it relies on, whoever gave them.
 """
 
 from __future__ import annotations
@@ -52,9 +55,12 @@ _SHARDS = tuple(f"{number:02x}" for number in range(256))
 
 
 class LocalBlobs:
-    """A BlobStore in one directory, which belongs to one process at a time. `open` before anything."""
+    """A BlobStore in one directory, which belongs to one process at a time, or to the hosts of a cluster. `open` before
+    anything."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, host: str = "") -> None:
+        """`host` names this host of a cluster, the same after every start; empty where no other process puts blobs."""
+        self._host = host
         self._directory = os.fspath(directory)
         self._incoming = f"{self._directory}/incoming"
         self._lock = threading.Lock()
@@ -63,6 +69,9 @@ class LocalBlobs:
 
         self._unsynced: set[str] = set()
         """Digests whose names may not be durable yet."""
+
+        self._between_hosts: int | None = None
+        """The descriptor of the file that locks what hosts of a cluster remove against what they put."""
 
         self._numbers = count()
         self._closed = False
@@ -80,7 +89,10 @@ class LocalBlobs:
         make_directory(Path(self._directory))
         Path(self._incoming).mkdir(mode=0o700, exist_ok=True)
         for leftover in os.listdir(self._incoming):
-            os.unlink(f"{self._incoming}/{leftover}")
+            if leftover.startswith(self._host):
+                os.unlink(f"{self._incoming}/{leftover}")
+        if self._host:
+            self._between_hosts = os.open(f"{self._incoming}/lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         for shard in _SHARDS:
             Path(self._shard(shard)).mkdir(mode=0o700, exist_ok=True)
             sync(self._shard(shard))
@@ -115,6 +127,10 @@ class LocalBlobs:
     def close(self) -> None:
         """Make a sweep in progress return early."""
         self._closed = True
+        if self._between_hosts is not None:
+            with self._lock:
+                os.close(self._between_hosts)
+                self._between_hosts = None
 
     def sweep(self, keep: set[str], older_than: float) -> int:
         """Remove blobs that aren't in `keep` and were last put before `older_than` (seconds since 1970); how many.
@@ -154,7 +170,7 @@ class LocalBlobs:
         """Remove a blob last put before `older_than`, looking under the lock that puts hold. Returns whether it was
         removed."""
         path = self._path(digest)
-        with self._lock, suppress(FileNotFoundError):  # Another sweep may have removed it.
+        with self._staying(), suppress(FileNotFoundError):  # Another sweep may have removed it.
             if os.stat(path).st_mtime < older_than:
                 os.unlink(path)
                 return True
@@ -169,12 +185,28 @@ class LocalBlobs:
     def _reuse(self, digest: str) -> bool | None:
         """Count stored content as put now. True where its name is durable, False where it isn't yet, None where no such
         content is stored."""
-        with self._lock:
+        with self._staying():
             try:
                 _set_time(self._path(digest))
             except FileNotFoundError:
                 return None
-            return digest not in self._unsynced
+            return not self._host and digest not in self._unsynced
+
+    @contextmanager
+    def _staying(self) -> Iterator[None]:
+        """Nobody else puts or removes anything within the block."""
+        with self._lock:
+            if self._between_hosts is not None:
+                fcntl.flock(self._between_hosts, fcntl.LOCK_EX)
+            try:
+                yield
+            finally:
+                if self._between_hosts is not None:
+                    fcntl.flock(self._between_hosts, fcntl.LOCK_UN)
+
+    def _new_name(self) -> str:
+        """A path for content that is not complete yet."""
+        return f"{self._incoming}/{self._host}{next(self._numbers)}"
 
 
 class Batch:
@@ -228,7 +260,7 @@ class Batch:
         """Store the file at `path`, which has this digest and never changes. It is linked where that works."""
         if self._have(digest):
             return
-        name = f"{self._store._incoming}/{next(self._store._numbers)}"
+        name = self._store._new_name()
         try:
             os.link(path, name)
         except OSError:  # Another file system, or one without hard links.
@@ -251,7 +283,7 @@ class Batch:
     @contextmanager
     def _temporary(self) -> Iterator[tuple[int, str]]:
         """A new temporary file: its descriptor, closed after the block, and its path."""
-        path = self._unfinished = f"{self._store._incoming}/{next(self._store._numbers)}"
+        path = self._unfinished = self._store._new_name()
         fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         try:
             yield fd, path
@@ -272,7 +304,7 @@ class Batch:
         for digest, path in list(self._new.items()):
             # Under the lock, and not before: content of this name may have been put by another batch meanwhile, and
             # its time must not fall back.
-            with store._lock:
+            with store._staying():
                 _set_time(path)
                 os.rename(path, store._path(digest))
             del self._new[digest]

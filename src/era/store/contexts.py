@@ -5,6 +5,7 @@ from __future__ import annotations
 from sqlalchemy import Connection, bindparam, delete, insert, select
 
 from era.store.database import Database
+from era.store.homes import check_home
 from era.store.tables import contexts
 
 _IS_IT = (contexts.c.session_key == bindparam("of_session")) & (contexts.c.name == bindparam("of_name"))
@@ -26,6 +27,7 @@ class ContextRows:
 
 
 def _note(connection: Connection, session_key: int, name: str) -> bool:
+    check_home(connection, session_key)
     if connection.execute(_FIND, {"of_session": session_key, "of_name": name}).one_or_none() is not None:
         return True
     connection.execute(insert(contexts).values(session_key=session_key, name=name))
@@ -33,4 +35,5 @@ def _note(connection: Connection, session_key: int, name: str) -> bool:
 
 
 def _forget(connection: Connection, session_key: int, name: str) -> bool:
+    check_home(connection, session_key)
     return connection.execute(_DROP, {"of_session": session_key, "of_name": name}).rowcount > 0

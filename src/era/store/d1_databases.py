@@ -53,7 +53,8 @@ class D1Databases:
     """The databases of all owners: a port of core/storage.py. `open` before anything, `close` when done."""
 
     def __init__(self, directory: Path, most_bytes: int, *, before: Path | None = None) -> None:
-        """`directory` belongs to one process and has a directory for each owner. A database has at most `most_bytes`.
+        """`directory` belongs to one process, or to the hosts of a cluster, between which SQLite's locks decide. It has
+        a directory for each owner. A database has at most `most_bytes`.
         `before` is the directory where databases were before there were owners."""
         self._directory = directory
         self._before = before
@@ -80,6 +81,10 @@ class D1Databases:
         for directory in (self._directory.parent, self._directory):
             _sync(directory)
         self._owners = {path.name for path in self._directory.iterdir()}
+        self.measure_all()
+
+    def measure_all(self) -> None:
+        """Find the databases that there are: hosts of a cluster share the directory. Raises OSError."""
         self._sizes = {
             (path.parent.name, path.name.removesuffix(_SUFFIX)): path.stat().st_size
             for path in self._directory.glob(f"*/*{_SUFFIX}")
@@ -129,6 +134,7 @@ class D1Databases:
             if owner not in self._owners:
                 await asyncio.to_thread(self._make_directory, path.parent)
                 self._owners.add(owner)
+            self._measure(name, path)  # another host of a cluster may have written to it
             most = min(self._most_bytes, self._sizes.get(name, 0) + max(room, 0))
             request = {"path": str(path), "sql": sql, "params": params, "many": many, "most_bytes": most}
             try:

@@ -24,10 +24,11 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Concatenate
 
-from sqlalchemy import Connection, RootTransaction
+from sqlalchemy import Connection, RootTransaction, event
 from sqlalchemy.exc import SQLAlchemyError
 
 from era.errors import Unavailable
@@ -66,12 +67,30 @@ class _CutOffInCommit(Exception):
     """COMMIT was sent, and its answer didn't come."""
 
 
+@dataclass(slots=True)
+class Fence:
+    """What a host of a cluster knows of itself when it checks what it changes (homes.py)."""
+
+    host_id: str | None = None
+    """None outside of a cluster: then nothing is checked."""
+
+    held: dict[int, int] = field(default_factory=dict)
+    """The epochs at which sessions were taken, by their keys."""
+
+
 class Database:
     """Runs jobs, functions that take a connection first, as transactions. `open` before anything, `close` when done."""
 
     def __init__(self, url: str, *, alone: bool = True) -> None:
         """Raises ValueError where the URL can't hold a store; see `dialects.connect`, also for `alone`."""
         self.engines = dialects.connect(url, alone=alone)
+        self.fence = Fence()
+        """In the `info` of each connection that writes."""
+
+        @event.listens_for(self.engines.writer, "connect")
+        def connected(_connection: object, record: Any) -> None:
+            record.info["fence"] = self.fence
+
         self._errors = (SQLAlchemyError, dialects.driver_error(self.engines.writer))
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="era-write")
         self._readers = ThreadPoolExecutor(self.engines.readers, thread_name_prefix="era-read")

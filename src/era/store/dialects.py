@@ -15,17 +15,21 @@ from typing import Any
 
 from sqlalchemy import (
     URL,
+    BigInteger,
     ColumnElement,
     Connection,
     Dialect,
     Engine,
     Select,
+    Table,
     UpdateBase,
     create_engine,
     event,
     make_url,
 )
+from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.ext.compiler import compiles
+from sqlalchemy.sql.functions import FunctionElement
 
 from era.errors import NotReady
 
@@ -131,6 +135,31 @@ class Precompiled:
         fixed = {name: value for name, value in compiled.params.items() if value is not None}
         self._by_dialect[type(dialect)] = made = (str(compiled), compiled.positiontup, fixed)
         return made
+
+
+class database_time(FunctionElement[int]):  # noqa: N801  it is a function of SQL's
+    """The database's own time, in microseconds since 1970: the same for all that use it, whatever their clocks say."""
+
+    type = BigInteger()
+    inherit_cache = True
+    name = "database_time"
+
+
+@compiles(database_time, "sqlite")
+def _time_of_sqlite(_element: object, _compiler: object, **_: object) -> str:
+    return "CAST((julianday('now') - 2440587.5) * 86400000000.0 AS INTEGER)"
+
+
+@compiles(database_time, "postgresql")
+def _time_of_postgresql(_element: object, _compiler: object, **_: object) -> str:
+    return "CAST(extract(epoch FROM clock_timestamp()) * 1000000 AS BIGINT)"
+
+
+def insert_if_absent(connection: Connection, table: Table, values: Mapping[str, Any]) -> bool:
+    """Insert a row unless there is one with its primary key; whether there was none. A row that another transaction is
+    inserting is waited for."""
+    made: Any = (postgresql if connection.dialect.name == "postgresql" else sqlite).insert(table)
+    return connection.execute(made.values(values).on_conflict_do_nothing()).rowcount > 0
 
 
 def set_synced(connection: Connection, syncs: bool) -> None:

@@ -28,6 +28,7 @@ from era.core.public.inbox import (
 from era.core.public.signatures import Verify
 from era.errors import Conflict, NotFound, TooManyDeliveries
 from era.store.database import Database
+from era.store.homes import check_home
 from era.store.session_lookup import IS_PRESENT, find_session, read_session
 from era.store.tables import deliveries as _d
 from era.store.tables import inboxes, sessions
@@ -258,7 +259,15 @@ class InboxRows:
             "reason": None,
         }
         statement = update(_d).where(_d.c.key == delivery.key).values(values)
-        await self._database.write(lambda connection: connection.execute(statement))
+        session_of = select(_d.c.session_key).where(_d.c.key == delivery.key)
+
+        def job(connection: Connection) -> None:
+            session_key = connection.execute(session_of).scalar_one_or_none()
+            if session_key is not None:
+                check_home(connection, session_key, goes_on=True)
+                connection.execute(statement)
+
+        await self._database.write(job)
 
     async def end_attempt(self, session_key: int, delivery_key: int, outcome: Outcome) -> None:
         ended = outcome.status in ("done", "failed")
@@ -273,6 +282,7 @@ class InboxRows:
         }
 
         def job(connection: Connection) -> None:
+            check_home(connection, session_key, goes_on=True)
             connection.execute(update(_d).where(_d.c.key == delivery_key).values(values))
             if ended:
                 _prune(connection, session_key)

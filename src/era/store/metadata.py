@@ -40,6 +40,7 @@ from era.store import capsules, idempotency, outputs, runs, sessions, setups, ve
 from era.store.api_keys import ApiKeyRows
 from era.store.contexts import ContextRows
 from era.store.database import Database, DatabaseAway
+from era.store.homes import HomeRows
 from era.store.inbox import InboxRows
 from era.store.processes import ProcessRows
 from era.store.session_lookup import read_public_session, read_session, read_session_of_site
@@ -65,9 +66,21 @@ class SqlStore:
         self.api_keys = ApiKeyRows(self.database)
         self.processes = ProcessRows(self.database, retention)
         self.contexts = ContextRows(self.database)
+        self._own_database: Database | None = None
+        """The connections of heartbeats."""
+
         self._retention = retention
         self._incomplete: set[int] = set()
         """The keys of sessions that this process is importing."""
+
+        self._url = url
+
+    async def homes(self) -> HomeRows:
+        """The rows of a cluster's hosts and homes, on connections of their own. Call it once, on an open store
+        that isn't `alone`."""
+        self._own_database = Database(self._url, alone=False)
+        await self._own_database.open()
+        return HomeRows(self._own_database, self.database)
 
     async def open(self) -> None:
         """Connect and bring the schema up to date. Raises NotReady, Unavailable."""
@@ -75,6 +88,8 @@ class SqlStore:
 
     async def close(self) -> None:
         """Let what has begun finish, then disconnect. May be called twice."""
+        if self._own_database is not None:
+            await self._own_database.close()
         await self.database.close()
 
     async def create_session(self, new: NewSession, claim: Claim | None = None) -> Session:

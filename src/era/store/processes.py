@@ -13,6 +13,7 @@ from era.core.metadata import Retention
 from era.core.models import Claim, OwnedId, Session, now
 from era.errors import NoProcess, NotFound
 from era.store.database import Database
+from era.store.homes import check_home
 from era.store.idempotency import answer_claim, claim_key, free_key
 from era.store.session_lookup import note_call, read_session, session_with_key
 from era.store.tables import processes
@@ -94,6 +95,7 @@ class ProcessRows:
 
 
 def _begin(connection: Connection, record: ProcessRecord, claim: Claim | None) -> None:
+    check_home(connection, record.session_key)
     session = session_with_key(connection, record.session_key)
     if session.deleted_at is not None:
         raise NotFound(f"Session '{session.id}' was deleted meanwhile.")
@@ -104,6 +106,7 @@ def _begin(connection: Connection, record: ProcessRecord, claim: Claim | None) -
 
 
 def _end(connection: Connection, record: ProcessRecord, freed: Claim | None) -> None:
+    check_home(connection, record.session_key, goes_on=True)
     if freed is not None:
         free_key(connection, freed, record.session_key)
     connection.execute(_END.values(_values(record)), {"process": record.id})

@@ -20,6 +20,7 @@ from era.core.setup.setups import UNDER_WAY
 from era.errors import CommitFailed, Conflict, NotFound, SetupUnderWay
 from era.store.database import Database
 from era.store.dialects import Precompiled, violates_unique
+from era.store.homes import check_home
 from era.store.idempotency import answer_run, claim_key
 from era.store.outputs import NEWEST_TOO_OLD, keep_outputs, outputs_of_run
 from era.store.records import RUN_FIELDS, RUNS, record_from_row
@@ -55,7 +56,7 @@ _insert = Precompiled(
 )
 _finish = Precompiled(
     update(runs)
-    .where(runs.c.id == bindparam("run_id"), runs.c.status == "running")
+    .where(runs.c.id == bindparam("run_id"), runs.c.status == "running")  # not one that counts as lost by now
     .values({name: bindparam(f"new_{name}") for name in RUN_FIELDS if name not in ("key", "id", "session_key")})
     .returning(runs.c.key)
 )
@@ -106,6 +107,7 @@ def begin_run(
     """See MetadataStore.begin_run, and Database.write_once for `again`: where an earlier try hasn't ended yet, the
     insert waits for it."""
     session = find_session(connection, retention, session_id)
+    check_home(connection, session.key)
     if session.setup_status in UNDER_WAY:
         raise SetupUnderWay(f"The setup of session '{session_id}' is under way.")
     if again and connection.execute(_RUNNING, {"session": session.key, "run_id": run_id}).first() is not None:
@@ -140,10 +142,12 @@ def end_run(
     """See MetadataStore.end_run, and Database.write_once for `again`. None where the session isn't present: then the
     run's record is all that is written.
 
-    Raises NotRunning where the run was never begun or has ended.
+    Raises NotRunning where the run was never begun, has ended or counts as lost, Fenced where the session has another
+    home.
     """
     if again and (stored := _stored_end(connection, record)) is not None:
         return None if stored.reason == DELETED else stored
+    check_home(connection, record.session_key, goes_on=True)
     version = _end_state(connection, retention, record, data, snapshot)
     ended = replace(record, version=version)
     if version is not None:

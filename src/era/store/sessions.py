@@ -23,6 +23,7 @@ from era.core.models import EMPTY, Claim, JsonObject, NewCopy, NewSession, Owned
 from era.errors import Conflict, NoSession
 from era.store.database import Database
 from era.store.dialects import raising_if_taken
+from era.store.homes import check_home
 from era.store.idempotency import answer_claim, claim_key
 from era.store.session_lookup import (
     EXPIRES_AT,
@@ -41,7 +42,7 @@ from era.store.session_lookup import (
     session_with_key,
 )
 from era.store.setups import PENDING
-from era.store.tables import deliveries, outputs, runs, session_pairs, sessions, versions
+from era.store.tables import deliveries, homes, hosts, outputs, runs, session_pairs, sessions, versions
 from era.store.versions import insert_version, next_version, version_content
 
 _LONG_AGO = -(1 << 62)
@@ -82,7 +83,14 @@ _MAY_BE_DUE = (
     .limit(1000)
 )
 _EXPIRE = _REMOVE.where(sessions.c.expires_at == bindparam("seen"), ~IS_ACTIVE).values(expired=True)
-_TO_PURGE = select(sessions.c.key).where(~IS_PRESENT, sessions.c.deleted_at <= bindparam("before")).limit(1000)
+_IS_IMPORTED = (sessions.c.deleted_at == _LONG_AGO) & exists().where(
+    homes.c.session_key == sessions.c.key, hosts.c.id == homes.c.host_id, ~hosts.c.dead
+)
+"""Whether an incomplete session is still being imported by a host of a cluster."""
+
+_TO_PURGE = (
+    select(sessions.c.key).where(~IS_PRESENT, sessions.c.deleted_at <= bindparam("before"), ~_IS_IMPORTED).limit(1000)
+)
 _IS_REMOVED = exists().where(sessions.c.key == bindparam("session"), ~IS_PRESENT)
 _NEWEST_IDS = (
     select(sessions.c.id).where(sessions.c.owner == bindparam("owner"), IS_PRESENT).order_by(sessions.c.key.desc())
@@ -171,12 +179,14 @@ def insert_incomplete_session(connection: Connection, session: Session) -> int:
     hidden = {"id": f"hidden {secrets.token_hex(16)}", "deleted_at": _LONG_AGO}
     key: int = connection.execute(_INSERT, settings_of(session) | times | hidden).scalar_one()
     _insert_pairs(connection, key, session.metadata)
+    check_home(connection, key)
     return key
 
 
 def complete_session(connection: Connection, key: int, session: Session) -> Session:
     """Make an incomplete session, whose versions and runs are all there now, present as `session.id`. It counts as
     called now. Raises Conflict if that id is taken."""
+    check_home(connection, key, goes_on=True)
     _free_id(connection, session.id)
     values = {"session": key, "new_id": session.id, "new_expires_at": _expiry(session.ttl, now())}
     with raising_if_taken(_id_taken(session.id)):
@@ -220,6 +230,7 @@ def change_session(connection: Connection, retention: Retention, session_id: Own
     at = now()
     values = _changed_columns(change, at)
     session = find_session(connection, retention, session_id)
+    check_home(connection, session.key)
     if change.limits is not None:
         values["limits"] = json.dumps(limits.merged(session.limits, change.limits))
     connection.execute(update(sessions).where(sessions.c.key == session.key).values(values), {"at": at})
@@ -233,8 +244,10 @@ def change_session(connection: Connection, retention: Retention, session_id: Own
 
 def store_code(connection: Connection, retention: Retention, session_id: OwnedId, code: StoredCode) -> None:
     """Replace a session's stored code. Raises NotFound or Expired."""
+    session = find_session(connection, retention, session_id)
+    check_home(connection, session.key)
     values = {
-        "session": find_session(connection, retention, session_id).key,
+        "session": session.key,
         "new_code": code.code,
         "new_description": code.description,
         "new_code_updated_at": code.updated_at,

@@ -10,6 +10,7 @@ from sqlalchemy import Connection, bindparam, select, update
 from era.core.metadata import Retention, SetupJob
 from era.core.models import OwnedId, Session, Snapshot, Trim, now
 from era.errors import NotFound
+from era.store.homes import check_home
 from era.store.session_lookup import IS_PRESENT, find_session, session_with_key
 from era.store.tables import SETUP_UNDER_WAY, sessions
 from era.store.versions import next_version, trim_history
@@ -46,6 +47,7 @@ def unfinished_setups(connection: Connection) -> Sequence[SetupJob]:
 
 def begin_setup(connection: Connection, job: SetupJob) -> None:
     """Mark a setup as `running`, unless its session asks for another one by now."""
+    check_home(connection, job.session_key)
     connection.execute(_SET_STATUS, {"session": job.session_key, "job": job.setup, "status": "running"})
 
 
@@ -61,6 +63,7 @@ def end_setup(
     trim: Trim | None,
 ) -> bool:
     """See MetadataStore.end_setup."""
+    check_home(connection, job.session_key, goes_on=True)
     at = now()
     if left is not None:
         version, snapshot = left
@@ -78,6 +81,7 @@ def end_setup(
 def restart_setup(connection: Connection, retention: Retention, session_id: OwnedId) -> Session:
     """See MetadataStore.restart_setup."""
     session = find_session(connection, retention, session_id)
+    check_home(connection, session.key)
     if session.setup is None:
         raise NotFound(f"Session '{session_id}' has no setup.")
     values = PENDING | {"updated_at": now()}

@@ -169,6 +169,35 @@ runs = Table(
     sqlite_autoincrement=True,
 )
 
+# Hosts of a cluster, each start of one under another id. A dead one never comes back. Times are the database's.
+hosts = Table(
+    "hosts",
+    metadata,
+    Column("id", String(64), primary_key=True),
+    Column("url", Text, nullable=False),
+    Column("started_at", BigInteger, nullable=False),
+    Column("heartbeat_at", BigInteger, nullable=False),
+    Column("lease_us", BigInteger, nullable=False),
+    Column("dead", Boolean, nullable=False),
+)
+
+# At which host a session is at home. No row, or one of a host that is dead or gone: whoever needs it first takes it.
+homes = Table(
+    "homes",
+    metadata,
+    Column("session_key", _Key, ForeignKey(sessions.c.key, ondelete="CASCADE"), primary_key=True),
+    Column("host_id", String(64), nullable=False),
+    Column("epoch", BigInteger, nullable=False),
+)
+
+# The host that does what is to be done once in the cluster: one row at most.
+leader = Table(
+    "leader",
+    metadata,
+    Column("only", Integer, primary_key=True, autoincrement=False),
+    Column("host_id", String(64), nullable=False),
+)
+
 # Processes beside runs: those that run, and a session's last ended ones with the end of what they wrote.
 processes = Table(
     "processes",

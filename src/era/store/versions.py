@@ -26,6 +26,7 @@ from era.core.models import (
 )
 from era.errors import Conflict, NotFound
 from era.store.dialects import Precompiled
+from era.store.homes import check_home
 from era.store.records import snapshot_from_row
 from era.store.session_lookup import EXPIRES_AT, IS_PRESENT, find_session, note_call, session_with_key
 from era.store.tables import IS_CHECKPOINT, IS_NO_CHECKPOINT, sessions, versions
@@ -222,6 +223,7 @@ def commit_version(
     session = find_session(connection, retention, session_id)
     if key is not None and session.key != key:
         raise NotFound(f"Session '{session_id}' was deleted, and another has its id.")
+    check_home(connection, session.key)
     if data in (None, session.data) and snapshot in (None, session.snapshot):
         note_call(connection, session.key, now())
     else:
@@ -233,6 +235,7 @@ def commit_version(
 def roll_back(connection: Connection, retention: Retention, session_id: OwnedId, n: int) -> Session:
     """See MetadataStore.rollback."""
     session = find_session(connection, retention, session_id)
+    check_home(connection, session.key)
     old = version_content(connection, session, retention, n)
     snapshot = old.version.snapshot
     next_version(connection, retention, session.key, "rollback", now(), data=old.data, snapshot=snapshot)
@@ -290,6 +293,7 @@ def name_version(
 ) -> Version | None:
     """See MetadataStore.name_version."""
     session = find_session(connection, retention, session_id)
+    check_home(connection, session.key)
     _check_kept(connection, session, retention, n)
     if set(connection.execute(_NAMED, {"session": session.key}).scalars()) != set(named):
         return None
@@ -313,6 +317,7 @@ def insert_name(connection: Connection, session_key: int, n: int, name: str) -> 
 def clear_name(connection: Connection, retention: Retention, session_id: OwnedId, n: int) -> None:
     """See MetadataStore.clear_name."""
     session = find_session(connection, retention, session_id)
+    check_home(connection, session.key)
     _check_kept(connection, session, retention, n)
     if not connection.execute(_CLEAR_NAME, {"session": session.key, "number": n}).rowcount:
         raise NotFound(f"Version {n} of session '{session_id}' has no name.", code="no_such_name")

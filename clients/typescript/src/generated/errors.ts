@@ -27,6 +27,8 @@ import {
 export class BadArchive extends BadRequest {}
 /** `bad_capsule`, a 400. */
 export class BadCapsule extends BadRequest {}
+/** `bad_hop`, a 403. */
+export class BadHop extends Forbidden {}
 /** `bad_key`, a 400. */
 export class BadKey extends BadRequest {}
 /** `bad_message`, a 400. */
@@ -47,6 +49,14 @@ export class CommitFailed extends Unavailable {}
 export class DamagedBackup extends BadRequest {}
 /** `exists`, a 409. */
 export class Exists extends Conflict {}
+/** `fenced`, a 503. */
+export class Fenced extends Unavailable {}
+/** `home_lost`, a 503. */
+export class HomeLost extends Unavailable {}
+/** `home_unreachable`, a 503. */
+export class HomeUnreachable extends Unavailable {}
+/** `host_lost`, a 503. */
+export class HostLost extends Unavailable {}
 /** `idempotency_mismatch`, a 409. */
 export class IdempotencyMismatch extends Conflict {}
 /** `input_not_read`, a 409. */
@@ -79,6 +89,8 @@ export class NoInput extends Conflict {}
 export class NoIsolation extends Unavailable {}
 /** `no_language`, a 503. */
 export class NoLanguage extends Unavailable {}
+/** `no_lease`, a 503. */
+export class NoLease extends Unavailable {}
 /** `no_link`, a 404. */
 export class NoLink extends NotFound {}
 /** `no_live_files`, a 503. */
@@ -127,6 +139,8 @@ export class ServiceFailed extends Unavailable {}
 export class SessionDeleted extends Conflict {}
 /** `session_live`, a 409. */
 export class SessionLive extends Conflict {}
+/** `session_moved`, a 503. */
+export class SessionMoved extends Unavailable {}
 /** `setup_under_way`, a 409. */
 export class SetupUnderWay extends Conflict {}
 /** `sql_error`, a 400. */
@@ -173,6 +187,7 @@ export const BY_CODE: Readonly<Record<string, typeof EraError>> = {
   answer_timeout: AnswerTimeout,
   bad_archive: BadArchive,
   bad_capsule: BadCapsule,
+  bad_hop: BadHop,
   bad_key: BadKey,
   bad_message: BadMessage,
   bad_namespace: BadNamespace,
@@ -186,8 +201,12 @@ export const BY_CODE: Readonly<Record<string, typeof EraError>> = {
   damaged_backup: DamagedBackup,
   exists: Exists,
   expired: Expired,
+  fenced: Fenced,
   forbidden: Forbidden,
   headers_too_large: HeadersTooLarge,
+  home_lost: HomeLost,
+  home_unreachable: HomeUnreachable,
+  host_lost: HostLost,
   idempotency_mismatch: IdempotencyMismatch,
   input_not_read: InputNotRead,
   internal: EraError,
@@ -207,6 +226,7 @@ export const BY_CODE: Readonly<Record<string, typeof EraError>> = {
   no_input: NoInput,
   no_isolation: NoIsolation,
   no_language: NoLanguage,
+  no_lease: NoLease,
   no_link: NoLink,
   no_live_files: NoLiveFiles,
   no_operator: NoOperator,
@@ -234,6 +254,7 @@ export const BY_CODE: Readonly<Record<string, typeof EraError>> = {
   service_failed: ServiceFailed,
   session_deleted: SessionDeleted,
   session_live: SessionLive,
+  session_moved: SessionMoved,
   setup_under_way: SetupUnderWay,
   sql_error: SqlError,
   sql_memory: SqlMemory,

@@ -34,6 +34,7 @@ import structlog
 
 from era.core import jsontext
 from era.core.expiry import MICROS
+from era.core.homes import ALONE, Cluster
 from era.core.models import OwnedId, Session, new_id, now
 from era.core.public import headers, relay
 from era.core.public.inbox import Content, Delivery, InboxSettings, InboxStore, Next, Outcome, Received, delay, no_inbox
@@ -46,6 +47,7 @@ from era.errors import (
     CommitFailed,
     EraError,
     Expired,
+    Fenced,
     NotFound,
     RelayFailed,
     SessionDeleted,
@@ -71,9 +73,13 @@ _SENDER_IDS = (b"x-github-delivery", b"idempotency-key", b"x-delivery-id")
 class Inbox:
     """Receives deliveries and runs them. Call `start` first; at the end `stop_new_attempts`, then `stop`."""
 
-    def __init__(self, store: InboxStore, runs: Runs, at_a_time: int, note: Note = ignore) -> None:
-        """At most `at_a_time` deliveries run at a time, each of another session."""
+    def __init__(
+        self, store: InboxStore, runs: Runs, at_a_time: int, note: Note = ignore, cluster: Cluster = ALONE
+    ) -> None:
+        """At most `at_a_time` deliveries run at a time, each of another session. In a `cluster` those of sessions that
+        are at home here."""
         self._note = note
+        self._cluster = cluster
         self._store = store
         self._runs = runs
         self._slots = asyncio.Semaphore(at_a_time)
@@ -84,7 +90,7 @@ class Inbox:
 
     async def start(self) -> None:
         """Make deliveries pending that an earlier process was running, and start polling."""
-        if count := await self._store.cut_off():
+        if self._cluster is ALONE and (count := await self._store.cut_off()):
             log.warning("deliveries_cut_off", count=count, why="the service stopped while they were running")
         self._polling = asyncio.create_task(self._poll())
 
@@ -95,6 +101,8 @@ class Inbox:
         self._ending = True
         for woken in self._woken.values():
             woken.set()
+        if self._cluster is not ALONE:
+            return  # some of those that run are other hosts'
         try:
             # Now, and not when they have been cut off: a busy machine may not get to write that any more.
             await self._store.count_none_running()
@@ -171,7 +179,7 @@ class Inbox:
         while True:
             try:
                 for session_key in await self._store.sessions_to_deliver():
-                    if session_key not in self._workers:
+                    if session_key not in self._workers and await self._cluster.owns(session_key):
                         self._wake(session_key)
             except EraError as error:
                 log.warning("inboxes_not_looked_at", error=error.message)
@@ -301,6 +309,8 @@ class Inbox:
             try:
                 await self._store.end_attempt(head.session_key, head.delivery.key, outcome)
                 return
+            except Fenced:
+                return  # the host where the session is now has it pending again
             except EraError as error:
                 log.warning("attempt_not_recorded", delivery=head.delivery.id, error=error.message)
                 if self._ending:

@@ -74,7 +74,7 @@ class Sites:
         """The session of a site. Raises NotFound, Expired, or BadRequest for what can't be a port."""
         if not 1 <= name.port <= 65535:
             raise BadRequest("The name has no port of 1 to 65535 in front.", hint="{port}-{label}.localhost")
-        key = self._key_of(name.label)
+        key = self.session_key(name)
         try:
             if key is not None:
                 return await self._store.session_of_site(key)
@@ -82,8 +82,9 @@ class Sites:
             pass
         raise NotFound("There is no session at this name.", hint="GET /api/sessions/{id}/host tells a session's name.")
 
-    def _key_of(self, label: str) -> int | None:
-        """The key in a label; None for one that isn't ours."""
+    def session_key(self, name: SiteName) -> int | None:
+        """The key of a site's session; None where the label isn't ours."""
+        label = name.label
         if not _LABEL.fullmatch(label):
             return None
         sealed = base64.b32decode(label.upper())

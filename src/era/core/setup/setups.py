@@ -25,6 +25,7 @@ import structlog
 
 from era.core import jsontext
 from era.core.event_log import Gap
+from era.core.homes import ALONE, Cluster
 from era.core.liveness import Liveness
 from era.core.metadata import MetadataStore, SetupJob
 from era.core.models import OwnedId, Session
@@ -73,8 +74,10 @@ class Setups:
         liveness: Liveness,
         seconds: float,
         note: Note = ignore,
+        cluster: Cluster = ALONE,
     ) -> None:
         """`turns` are those of runs. `seconds` is how long the commands of a setup may take together."""
+        self._cluster = cluster
         self._builds = builds
         self._liveness = liveness
         self._commands = commands
@@ -217,7 +220,7 @@ class Setups:
             self._wake.clear()
             try:
                 for job in await self._store.unfinished_setups():
-                    if job not in self._jobs:
+                    if job not in self._jobs and await self._cluster.owns(job.session_key):
                         for other, task in self._jobs.items():
                             if other.session_key == job.session_key:
                                 task.cancel()  # the session asks for another setup by now

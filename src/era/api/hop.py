@@ -1,0 +1,98 @@
+"""The header of a request that one host of a cluster passes on to another: who makes the call, signed.
+
+It has who makes the call, as the guard found, and an HMAC of that, of the request's method and target, of both hosts
+and of the time by the database's clock. So a caller's API key doesn't travel on, and what is signed for one host is
+good at no other, and for half a minute at most. Hosts take the header from nobody who hasn't got their secret.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import hmac
+import json
+from dataclasses import dataclass
+
+from starlette.types import Scope
+
+from era.core.api_keys import Caller
+from era.core.homes import Homes
+from era.core.public.relay import ascii_target
+from era.errors import Forbidden, SessionMoved
+
+HEADER = b"x-era-hop"
+_GOOD_SECONDS = 30
+
+
+@dataclass(frozen=True, slots=True)
+class Hop:
+    """What another host says about a request that it passes on."""
+
+    caller: Caller | None
+    """None for a public URL, a link, or a ticket that the home is to take."""
+
+    client: tuple[str, int] | None
+    """The address from which the caller connected."""
+
+    request_id: str
+
+
+class Hops:
+    """Signs what this host passes on, and checks what is passed on to it."""
+
+    def __init__(self, secret: str, homes: Homes) -> None:
+        self._key = hmac.digest(secret.encode(), b"era hop", hashlib.sha256)
+        self._homes = homes
+
+    def header(self, scope: Scope, to: str) -> bytes:
+        """The header of a request that goes to the host with this id."""
+        state, client = scope["state"], scope.get("client")
+        caller: Caller | None = state.get("caller")
+        said = {
+            "from": self._homes.host_id,
+            "to": to,
+            "at": self._homes.time(),
+            "caller": caller and [caller.owner, caller.is_operator, caller.key_id],
+            "client": client and list(client),
+            "request_id": state["request_id"],
+        }
+        content = base64.urlsafe_b64encode(json.dumps(said, separators=(",", ":")).encode())
+        return content + b"." + self._mac(scope, content)
+
+    def received(self, scope: Scope, value: bytes) -> Hop:
+        """What the header of a request says. Raises Forbidden for one that no host of this cluster has made for this
+        one just now."""
+        content, _, mac = value.rpartition(b".")
+        if not hmac.compare_digest(mac, self._mac(scope, content)):
+            raise _no_hop()
+        said = json.loads(base64.urlsafe_b64decode(content))
+        if abs(self._homes.time() - said["at"]) > _GOOD_SECONDS * 1_000_000:
+            raise _no_hop()
+        if said["to"] != self._homes.host_id:
+            raise SessionMoved("This call was passed on to a host that isn't there any more.")
+        caller = said["caller"] and Caller(*said["caller"])
+        return Hop(caller, said["client"] and tuple(said["client"]), said["request_id"])
+
+    async def takes_tickets(self, session_id: str) -> bool:
+        """Whether the session is at home elsewhere, so that the tickets for it were given there and are taken there."""
+        return await self._homes.elsewhere(session_id, take=False) is not None
+
+    def _mac(self, scope: Scope, content: bytes) -> bytes:
+        """The HMAC of a header's content, bound to the request."""
+        hosts = [value for name, value in scope["headers"] if name == b"host"]
+        parts = [b"1", scope["method"].encode(), target_of(scope), *hosts, content]
+        return hmac.digest(self._key, b"\n".join(parts), hashlib.sha256).hex().encode()
+
+
+def target_of(scope: Scope) -> bytes:
+    """The target of a request, as it is written."""
+    query = "?" + ascii_target(scope["query_string"]) if scope["query_string"] else ""
+    return (ascii_target(scope["raw_path"]) + query).encode()
+
+
+def _no_hop() -> Forbidden:
+    return Forbidden(
+        "This request says that another host passes it on, and that isn't so.",
+        hint="Hosts of a cluster have the same ERA_CLUSTER_SECRET. Clients don't send this header.",
+        code="bad_hop",
+    )

@@ -1,0 +1,254 @@
+"""The hop: a call that has reached a host which isn't the session's home, passed on to the home.
+
+Theory of operation. Any host of a cluster takes any call. The guard checks it there, as on a single server; then ToHome
+finds out where the session is at home and, if that is another host, writes the request to it and its answer back, both
+streamed (exchange.py): plain calls, event streams, uploads and WebSockets alike. The home does everything else, so
+there is no second way to do anything.
+
+Hosts trust each other by a secret that all have, and that nobody is told (hop.py). Programs in sandboxes reach no host.
+Whoever can read the connections between hosts can read what is passed on: `https` URLs of hosts keep it from them.
+
+A call is passed on once. A host that gets one and isn't the home refuses it, rather than pass it on.
+
+Until a request is written, nothing has happened, and the call waits until its session's host answers or is known to be
+dead, when this host takes the session. After that nobody knows whether the host has done it: so a call is told when its
+host dies, and made again only if it asked for something to be read.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import ssl
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import urlsplit
+
+import h11
+import structlog
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from era.api.exchange import PIECE, Exchange, reason
+from era.api.hop import HEADER, Hops, target_of
+from era.core.homes import Homes, Host
+from era.errors import BadRequest, EraError, HomeLost, HomeUnreachable, SessionMoved, Unauthorized
+from era.wire.sessions import SESSION_ID
+
+log = structlog.get_logger()
+
+_CONNECT_SECONDS = 3.0
+_IDLE_SECONDS = 2.0
+"""A connection that wasn't used for so long isn't used again: the other host is about to close it."""
+
+_MOST_IDLE = 64
+"""Connections to one host that are kept for the next calls."""
+
+_LOOK_SECONDS = 0.25
+_SESSION = re.compile(rf"/api/sessions/({SESSION_ID[1:-1]})(/.*)?", re.DOTALL)
+_PUBLIC = re.compile(rf"/proxy/({SESSION_ID[1:-1]})(/.*)?", re.DOTALL)
+_LINK = re.compile(r"/links/([^/]+)")
+_ANSWERED = re.compile(r"/(api|mcp|proxy|links)(/|$)")
+"""Paths at which a host without a lease answers nothing."""
+
+_OWN = frozenset({"connection", "keep-alive", "te", "trailer", "upgrade", "proxy-connection", "expect"})
+_NOT_PASSED_ON = _OWN | {"content-length", "transfer-encoding", "date", "x-request-id", HEADER.decode()}
+"""Headers that are between two ends of one connection, or that are made anew."""
+
+
+class ToHome:
+    """ASGI middleware, for requests that have passed the guard: passes them on to their session's home."""
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        *,
+        homes: Homes,
+        hops: Hops,
+        session_of_site: Callable[[Any], int | None],
+        session_of_link: Callable[[str], str | None],
+    ) -> None:
+        """`session_of_site` reads a session's key from the name of its site, `session_of_link` a session's id from the
+        token of a link."""
+        self._app = app
+        self._homes = homes
+        self._hops = hops
+        self._session_of_site = session_of_site
+        self._session_of_link = session_of_link
+        self._connections = _Connections()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer here, or have the home answer. Raises NoLease, SessionMoved, HomeUnreachable, HomeLost."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        if "site" in scope["state"] or _ANSWERED.match(scope["path"]):
+            self._homes.check_lease()
+        session = self._session(scope)
+        if session is None or (isinstance(session, str) and self._homes.is_here(session)):
+            await self._here(scope, receive, send, session)
+            return
+        patience = asyncio.get_running_loop().time() + 1.5 * self._homes.lease_seconds + _CONNECT_SECONDS
+        while (host := await self._homes.elsewhere(session, take=_needs_home(scope))) is not None:
+            if "hop" in scope["state"]:
+                raise SessionMoved("This session is at home at another host by now.")
+            try:
+                if await self._pass_on(host, scope, receive, send):
+                    return
+            except OSError as error:
+                log.info("home_unreachable", host=host.id, url=host.url, error=str(error))
+            if asyncio.get_running_loop().time() > patience:
+                raise HomeUnreachable("The host where this session is at home can't be reached.")
+            await self._homes.news(_LOOK_SECONDS)
+            self._homes.check_lease()
+        await self._here(scope, receive, send, session)
+
+    async def _here(self, scope: Scope, receive: Receive, send: Send, session: str | int | None) -> None:
+        if "ticket_of_home" in scope["state"] and "caller" not in scope["state"]:
+            raise Unauthorized("This ticket went with the host that gave it.")
+        await self._app(scope, receive, send)
+        if scope["method"] == "DELETE" and isinstance(session, str) and scope["path"].count("/") == 3:
+            self._homes.moved(session)  # another session may get its id, and another home
+
+    def _session(self, scope: Scope) -> str | int | None:
+        """The id or key of the session that a request is about; None where it is about no one session."""
+        if "site" in scope["state"]:
+            return self._session_of_site(scope["state"]["site"])
+        if (session_id := session_in(scope["path"])) is not None:
+            return session_id
+        match = _LINK.fullmatch(scope["path"])
+        return match and self._session_of_link(match[1])
+
+    async def _pass_on(self, host: Host, scope: Scope, receive: Receive, send: Send) -> bool:
+        """Have another host answer; false where it died before, and nothing but reading was asked for. Raises OSError
+        where it can't be reached, and nothing was done; HomeLost where it died before it answered."""
+        connection = await self._connections.to(host.url)
+        exchange = _ToHost(scope, receive, send, connection, self._hops.header(scope, host.id), self._homes, host)
+        try:
+            await exchange.run()
+        except HomeLost:
+            if exchange.began or not _only_reads(scope):
+                raise
+            return False
+        finally:
+            self._connections.give_back(host.url, connection, exchange.is_reusable)
+        return True
+
+
+@dataclass(eq=False, slots=True)
+class _Connection:
+    reader: asyncio.StreamReader
+    writer: asyncio.StreamWriter
+    http: h11.Connection
+    used_at: float = 0.0
+
+
+class _Connections:
+    """Connections to other hosts, each for one request at a time."""
+
+    def __init__(self) -> None:
+        self._idle: dict[str, list[_Connection]] = {}
+        self._tls: ssl.SSLContext | None = None
+
+    async def to(self, url: str) -> _Connection:
+        """A connection to the host at this URL. Raises OSError."""
+        if not url:
+            raise ConnectionError("that host doesn't listen yet")
+        idle = self._idle.get(url, [])
+        while idle:
+            connection = idle.pop()
+            if time.monotonic() - connection.used_at < _IDLE_SECONDS and not connection.reader.at_eof():
+                connection.http.start_next_cycle()
+                return connection
+            connection.writer.transport.abort()
+        parts = urlsplit(url)
+        if parts.scheme == "https" and self._tls is None:
+            self._tls = await asyncio.to_thread(ssl.create_default_context)
+        port = parts.port or (443 if parts.scheme == "https" else 80)
+        tls = self._tls if parts.scheme == "https" else None
+        async with asyncio.timeout(_CONNECT_SECONDS):
+            reader, writer = await asyncio.open_connection(parts.hostname, port, limit=PIECE, ssl=tls)
+        return _Connection(reader, writer, h11.Connection(h11.CLIENT, max_incomplete_event_size=PIECE))
+
+    def give_back(self, url: str, connection: _Connection, is_reusable: bool) -> None:
+        """Keep the connection for the next request, or close it."""
+        idle = self._idle.setdefault(url, [])
+        if is_reusable and len(idle) < _MOST_IDLE:
+            connection.used_at = time.monotonic()
+            idle.append(connection)
+        else:
+            connection.writer.transport.abort()
+
+
+class _ToHost(Exchange):
+    """An exchange with the home of the session."""
+
+    def __init__(
+        self,
+        scope: Scope,
+        receive: Receive,
+        send: Send,
+        connection: _Connection,
+        header: bytes,
+        homes: Homes,
+        host: Host,
+    ) -> None:
+        source = ("host", host.id)
+        super().__init__(scope, receive, send, connection.reader, connection.writer, source, connection.http)
+        self._header = header
+        self._homes = homes
+        self._host = host
+
+    def request(self) -> h11.Request:
+        """The request as it came, without the key, with what this host says about it. Raises BadRequest."""
+        scope = self._scope
+        kept = _passed_on(scope["headers"])
+        if "caller" in scope["state"]:
+            # That there was a key matters to the home, too: no browser has sent it unasked.
+            kept = [(name, b"Bearer passed-on" if name == b"authorization" else value) for name, value in kept]
+        own = [(HEADER, self._header), *((name.encode(), value.encode()) for name, value in self.framing())]
+        if self._caller.upgrading:
+            own += [(b"connection", b"Upgrade"), (b"upgrade", b"websocket")]
+        try:
+            return h11.Request(method=scope["method"].encode(), target=target_of(scope), headers=[*kept, *own])
+        except h11.LocalProtocolError as error:
+            raise BadRequest(f"The request can't be passed on: {reason(error)}.", hint="Send plain HTTP/1.1.") from None
+
+    def answer_headers(self, response: h11.Response | h11.InformationalResponse) -> list[tuple[bytes, bytes]]:
+        return _passed_on(response.headers)
+
+    def failure(self, what: str | None) -> EraError:
+        return HomeLost("The host where this session is at home was lost while it was answering.")
+
+    def watches(self) -> list[asyncio.Task[None]]:
+        """The death of that host ends the exchange: a host that is paused hangs up on nobody."""
+
+        async def dies() -> None:
+            await self._homes.died(self._host.id)
+            raise self.failure(None)
+
+        return [asyncio.create_task(dies())]
+
+
+def session_in(path: str) -> str | None:
+    """The id of the session that a path names; None where it names none."""
+    match = _SESSION.fullmatch(path) or _PUBLIC.fullmatch(path)
+    return match and match[1]
+
+
+def _passed_on(headers: Iterable[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
+    return [(name, value) for name, value in headers if name.decode("latin-1").lower() not in _NOT_PASSED_ON]
+
+
+def _only_reads(scope: Scope) -> bool:
+    """Whether a request may be made again, and has no body of which a part may be gone."""
+    names = {name for name, _ in scope["headers"]}
+    is_read = scope["method"] in ("GET", "HEAD") and _SESSION.fullmatch(scope["path"]) is not None
+    return is_read and not names & {b"content-length", b"transfer-encoding", b"upgrade"}
+
+
+def _needs_home(scope: Scope) -> bool:
+    """Whether a host that answers this request must be the session's home. What is only read is in the shared rows,
+    unless the session is live at its home."""
+    return not _only_reads(scope)

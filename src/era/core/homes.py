@@ -1,0 +1,320 @@
+"""Which host of a cluster answers for a session: leases of hosts, homes of sessions, one leader.
+
+Theory of operation. Several hosts, each a whole ERA, share one metadata store and one blob store. A session has one
+*home* at a time: a row that names a host and an epoch. A host takes the home of a session that has none when it is
+first needed there; calls that reach another host are passed on to it (api/hop.py).
+
+A host's *lease* goes from one heartbeat to some seconds after it, by the database's clock. While it lasts nobody takes
+what is the host's. Once it is over, whoever beats next declares the host dead, in a transaction that also records as
+lost what the host was doing. From then on its sessions may be taken, each with the epoch after. A host that was
+declared dead never comes back under its id: it ends, and is started anew as another one.
+
+Nothing hangs on these clocks but how soon that is. Every commit looks in its own transaction whether the session's home
+is still the one that this host took (store/homes.py), so a host that was paused or cut off may compute, and can't
+commit. The host itself goes by its monotonic clock, which counts sleep, too, from before each heartbeat was sent: it
+stops answering before the database can find its lease over.
+
+What is to be done once in the cluster is done by a session's home, or by the leader: a row that names one host, which
+the heartbeat of another takes over once that host is dead.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+import structlog
+
+from era.core.models import new_id
+from era.errors import EraError, HostLost, NoLease
+
+log = structlog.get_logger()
+
+_BEATS = 5
+"""Heartbeats in a lease."""
+
+_MARGIN = 0.1
+"""Part of the lease by which this host takes it to be over before the database does."""
+
+_REMEMBERED = 100_000
+"""Sessions at home here that are remembered. Any other is found in the database, at the price of a query."""
+
+
+@dataclass(frozen=True, slots=True)
+class Host:
+    """A host that isn't known to be dead."""
+
+    id: str
+    url: str
+    """Where the other hosts reach it; empty as long as it doesn't listen yet."""
+
+
+@dataclass(frozen=True, slots=True)
+class Home:
+    """Where a session is at home."""
+
+    host: Host
+    epoch: int
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """A present session, and its home; None where it has none, or where that host is dead."""
+
+    session_key: int
+    home: Home | None
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """What a heartbeat saw."""
+
+    hosts: Mapping[str, Host]
+    """By id, those that aren't dead, this one too."""
+
+    leader: str
+    at: int
+    """The database's time, in microseconds since 1970."""
+
+    lost: int = 0
+    """Runs that were found to be lost with their hosts."""
+
+
+class HomeStore(Protocol):
+    """The rows of hosts and homes. Every call is one transaction, and raises Unavailable where the database fails."""
+
+    async def join(self, host: Host, lease_seconds: float) -> View:
+        """Begin to exist as this host, whose id was never used, and `beat` for the first time. From now on commits are
+        checked."""
+        ...
+
+    async def beat(self, host: Host) -> View:
+        """Renew the lease and note the URL; declare dead the hosts whose leases are over, record as lost what they were
+        doing, and take the lead if nobody alive has it. Raises HostLost where this host was declared dead."""
+        ...
+
+    async def leave(self, host_id: str) -> None:
+        """Declare this host dead, so that nobody need wait for its lease to be over."""
+        ...
+
+    async def find(self, session: str | int) -> Place | None:
+        """Where the present session with this id or key is at home; None where there is no such session."""
+        ...
+
+    async def take(self, session_key: int) -> Home:
+        """The session's home: this host, if there was none or that was dead, else whatever it is. Raises HostLost."""
+        ...
+
+    def forget(self, session_key: int) -> None:
+        """Forget that the session is at home here, so that the next check asks the rows anew."""
+        ...
+
+
+class Homes:
+    """This host's part in the cluster. `start` before anything else is started, `leave` when all has stopped."""
+
+    def __init__(self, store: HomeStore, lease_seconds: float, lost: Callable[[], None]) -> None:
+        """`lost` is called once this host has been declared dead: it must end the process."""
+        self._store = store
+        self._lease_seconds = lease_seconds
+        self._lost = lost
+        self._host = Host(new_id("host"), "")
+        self._view = View({}, "", 0)
+        self._valid_until = 0.0
+        """The end of the lease, by the monotonic clock."""
+
+        self._seen_at = 0.0
+        """When the heartbeat was sent that saw `_view`, by the same clock."""
+
+        self._news = asyncio.Event()
+        """Set with each heartbeat, and then replaced."""
+
+        self._here: OrderedDict[str, int] = OrderedDict()
+        """The keys of sessions at home here, by id."""
+
+        self._beating: asyncio.Task[None] | None = None
+        self._on_beat: list[Callable[[], Awaitable[None]]] = []
+
+    @property
+    def host_id(self) -> str:
+        return self._host.id
+
+    @property
+    def hosts(self) -> Mapping[str, Host]:
+        """By id, the hosts that weren't dead at the last heartbeat."""
+        return self._view.hosts
+
+    @property
+    def lease_seconds(self) -> float:
+        return self._lease_seconds
+
+    async def start(self) -> None:
+        """Join the cluster, and beat from now on. Raises Unavailable."""
+        sent = _monotonic()
+        self._saw(sent, await self._store.join(self._host, self._lease_seconds))
+        self._beating = asyncio.create_task(self._beat())
+
+    def reached_at(self, url: str) -> None:
+        """Say where this host listens; the next heartbeat tells the others."""
+        self._host = Host(self._host.id, url)
+
+    def each_beat(self, call: Callable[[], Awaitable[None]]) -> None:
+        """Have this called after each heartbeat. A failure of it is logged, and keeps no heartbeat from being sent."""
+        self._on_beat.append(call)
+
+    async def leave(self) -> None:
+        """Give away all sessions at once. Nothing may be under way any more."""
+        if self._beating is not None:
+            self._beating.cancel()
+            await asyncio.wait([self._beating])
+        self._valid_until = 0.0
+        try:
+            await self._store.leave(self._host.id)
+        except EraError as error:
+            log.warning("host_not_left", error=error.message, then="the others wait for the end of its lease")
+
+    # -- the lease --------------------------------------------------------------------------------------------------
+
+    @property
+    def has_lease(self) -> bool:
+        """Whether this host may answer."""
+        return _monotonic() < self._valid_until
+
+    def check_lease(self) -> None:
+        """Raises NoLease where this host may not answer, as others may have taken what was its."""
+        if not self.has_lease:
+            raise NoLease("This host has had no contact with its cluster's database for too long to answer.")
+
+    @property
+    def leads(self) -> bool:
+        """Whether what is to be done once in the cluster is this host's to do."""
+        return self.has_lease and self._view.leader == self._host.id
+
+    def time(self) -> int:
+        """The database's time, as all hosts know it within moments, in microseconds since 1970."""
+        return self._view.at + int((_monotonic() - self._seen_at) * 1e6)
+
+    async def _beat(self) -> None:
+        """Renew the lease for as long as this host lives. Depends on the database and on nothing else."""
+        while True:
+            await asyncio.sleep(self._lease_seconds / _BEATS)
+            sent = _monotonic()
+            try:
+                self._saw(sent, await self._store.beat(self._host))
+            except HostLost:
+                self._valid_until = 0.0
+                log.error("host_lost", host=self._host.id, why="its lease was over before it was renewed")
+                self._lost()
+                return
+            except EraError as error:
+                left = self._valid_until - _monotonic()
+                log.warning("heartbeat_failed", error=error.message, lease_left=round(max(left, 0.0), 1))
+
+    def _saw(self, sent: float, view: View) -> None:
+        """Note what a heartbeat saw that was sent at this time, and tell those who wait."""
+        if view.lost:
+            log.warning("runs_lost", count=view.lost, why="their hosts are dead")
+        self._view, self._seen_at = view, sent
+        self._valid_until = sent + self._lease_seconds * (1 - _MARGIN)
+        self._news.set()
+        self._news = asyncio.Event()
+        for call in self._on_beat:
+            # Beside the next heartbeats, never before them.
+            asyncio.create_task(_logged(call))  # noqa: RUF006  it is over in a moment, and nobody waits for it
+
+    # -- homes ------------------------------------------------------------------------------------------------------
+
+    def is_here(self, session_id: str) -> bool:
+        """Whether a session is known to be at home here. Its commits find out if it isn't any more."""
+        return session_id in self._here
+
+    async def elsewhere(self, session: str | int, *, take: bool) -> Host | None:
+        """The other host at which the session with this id or key is at home, alive as far as anybody knows. None where
+        this host is to answer: it is at home here, from now on if nobody else has it and `take` says so, or there is no
+        such session. Raises HostLost, Unavailable."""
+        place = await self._store.find(session)
+        if place is None:
+            return None
+        home = place.home
+        if home is None and take:
+            home = await self._store.take(place.session_key)
+        if home is None:
+            return None
+        if home.host.id != self._host.id:
+            return home.host
+        if isinstance(session, str):
+            self._remember(session, place.session_key)
+        return None
+
+    async def owns(self, session_key: int) -> bool:
+        """Whether the session with this key is at home here, from now on if nobody else has it: so what is to be done
+        for a session is done by one host. False where the host has no lease."""
+        if not self.has_lease:
+            return False
+        place = await self._store.find(session_key)
+        if place is None:
+            return False
+        home = place.home or await self._store.take(session_key)
+        return home.host.id == self._host.id
+
+    def moved(self, session_id: str) -> None:
+        """Note that a session turned out not to be at home here."""
+        key = self._here.pop(session_id, None)
+        if key is not None:
+            self._store.forget(key)
+
+    async def died(self, host_id: str) -> None:
+        """Wait until a host is known to be dead."""
+        while host_id in self._view.hosts:
+            await self._news.wait()
+
+    async def news(self, seconds: float) -> None:
+        """Wait for the next heartbeat, at most so many seconds."""
+        try:
+            async with asyncio.timeout(seconds):
+                await self._news.wait()
+        except TimeoutError:
+            pass
+
+    def _remember(self, session_id: str, session_key: int) -> None:
+        self._here[session_id] = session_key
+        self._here.move_to_end(session_id)
+        if len(self._here) > _REMEMBERED:
+            self._here.popitem(last=False)
+
+
+class Cluster(Protocol):
+    """What those need to know who do things that are to be done once, unasked. Homes, or Alone."""
+
+    @property
+    def leads(self) -> bool: ...
+
+    async def owns(self, session_key: int) -> bool: ...
+
+
+class Alone:
+    """A Cluster of one host that isn't called so: it leads, and every session is at home here."""
+
+    leads = True
+
+    async def owns(self, session_key: int) -> bool:
+        return True
+
+
+ALONE = Alone()
+
+
+async def _logged(call: Callable[[], Awaitable[None]]) -> None:
+    try:
+        await call()
+    except (EraError, OSError) as error:
+        log.warning("heartbeat_followup_failed", error=str(error))
+
+
+def _monotonic() -> float:
+    """Seconds of a clock that nobody sets, and that goes on while the machine sleeps."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)

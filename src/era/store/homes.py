@@ -1,0 +1,204 @@
+"""Hosts and homes: the rows of a cluster, and the check that each change of a session makes in its own transaction.
+
+Theory of operation. `check` is called by whatever changes a session, with the connection of that change. It reads the
+session's home, and on PostgreSQL holds that row until the transaction ends (SQLite lets one transaction write at a
+time anyway). So a home is either taken before the change, which then fails, or after it, and then the new home starts
+from what was changed. Outside of a cluster it is one look at an attribute.
+
+Which host a connection is of stands in its `info`, as a `Fence` that all connections of a `Database` share.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from sqlalchemy import Connection, bindparam, delete, exists, insert, literal_column, select, update
+
+from era.core.homes import Home, Host, Place, View
+from era.errors import Fenced, HostLost, SessionMoved
+from era.store.database import Database, Fence
+from era.store.dialects import Precompiled, database_time, insert_if_absent
+from era.store.session_lookup import IS_PRESENT
+from era.store.tables import deliveries, homes, hosts, inboxes, leader, processes, runs, sessions
+
+LOST = "the host that ran it is dead"
+
+_FORGOTTEN_US = 24 * 3600 * 1_000_000
+"""How long the rows of dead hosts are kept, for people to look at. A host without a row is dead, too."""
+
+_ALIVE = select(hosts.c.id, hosts.c.url).where(~hosts.c.dead)
+_HOLD = select(homes.c.epoch).where(homes.c.session_key == bindparam("session"), homes.c.host_id == bindparam("host"))
+_hold = Precompiled(_HOLD.with_for_update(read=True))
+_IS_THERE = select(sessions.c.key).where(sessions.c.key == bindparam("session"))
+_HOME = select(homes.c.host_id, homes.c.epoch).where(homes.c.session_key == bindparam("session")).with_for_update()
+_HOST = select(hosts.c.url).where(hosts.c.id == bindparam("host"), ~hosts.c.dead)
+_MOVE = (
+    update(homes)
+    .where(homes.c.session_key == bindparam("session"))
+    .values(host_id=bindparam("new_host"), epoch=homes.c.epoch + 1)
+)
+_PLACE = (
+    select(sessions.c.key, homes.c.epoch, hosts.c.id, hosts.c.url)
+    .select_from(sessions)
+    .join(homes, homes.c.session_key == sessions.c.key, isouter=True)
+    .join(hosts, (hosts.c.id == homes.c.host_id) & ~hosts.c.dead, isouter=True)
+    .where(IS_PRESENT)
+)
+_BY_ID = _PLACE.where(sessions.c.id == bindparam("session"))
+_BY_KEY = _PLACE.where(sessions.c.key == bindparam("session"))
+
+_RENEW = (
+    update(hosts)
+    .where(hosts.c.id == bindparam("host"), ~hosts.c.dead)
+    .values(heartbeat_at=database_time(), url=bindparam("new_url"))
+)
+_DECLARE = update(hosts).where(~hosts.c.dead, hosts.c.heartbeat_at + hosts.c.lease_us < database_time())
+_FORGET = delete(hosts).where(hosts.c.dead, hosts.c.heartbeat_at + _FORGOTTEN_US < database_time())
+_LEADER = select(leader.c.host_id).with_for_update()
+
+
+def _homeless(session_key: Any) -> Any:
+    """Whether the host of the session with this key is dead, or it has none."""
+    home = homes.c.session_key == session_key
+    return ~exists().where(home, hosts.c.id == homes.c.host_id, ~hosts.c.dead)
+
+
+_LOST_RUNS = (runs.c.status == "running") & _homeless(runs.c.session_key)
+_LOST_PROCESSES = literal_column("processes.status = 'running'") & _homeless(processes.c.session_key)
+_LOST_DELIVERIES = (
+    # By session, since that is how their index goes.
+    deliveries.c.session_key.in_(select(inboxes.c.session_key).where(_homeless(inboxes.c.session_key)))
+    & (deliveries.c.status == "running")
+)
+_ANY_LOST = select(
+    select(runs.c.key).where(_LOST_RUNS).exists() | select(processes.c.key).where(_LOST_PROCESSES).exists()
+)
+
+
+class HomeRows:
+    """See core.homes.HomeStore."""
+
+    def __init__(self, database: Database, checked: Database) -> None:
+        """`database` is for heartbeats and homes alone, so that they never wait for another transaction's turn.
+        `checked` is the one whose changes of sessions are checked."""
+        self._database = database
+        self._fence = checked.fence
+
+    async def join(self, host: Host, lease_seconds: float) -> View:
+        lease_us = int(lease_seconds * 1e6)
+
+        def job(connection: Connection) -> View:
+            values = {"id": host.id, "url": host.url, "lease_us": lease_us, "dead": False}
+            times = {"started_at": database_time(), "heartbeat_at": database_time()}
+            connection.execute(insert(hosts).values(values | times))
+            return _beat(connection, host)
+
+        view = await self._database.write(job)
+        self._fence.host_id = host.id
+        return view
+
+    async def beat(self, host: Host) -> View:
+        # A heartbeat that a power cut undoes went together with the host.
+        return await self._database.write_unsynced(_beat, host)
+
+    async def leave(self, host_id: str) -> None:
+        def job(connection: Connection) -> None:
+            connection.execute(update(hosts).where(hosts.c.id == host_id).values(dead=True))
+            _mark_lost(connection)
+
+        await self._database.write(job)
+
+    async def find(self, session: str | int) -> Place | None:
+        query = _BY_ID if isinstance(session, str) else _BY_KEY
+
+        def job(connection: Connection) -> Place | None:
+            row = connection.execute(query, {"session": session}).one_or_none()
+            if row is None:
+                return None
+            return Place(row.key, None if row.id is None else Home(Host(row.id, row.url), row.epoch))
+
+        return await self._database.read(job)
+
+    async def take(self, session_key: int) -> Home:
+        return await self._database.write(take_home, self._fence, session_key)
+
+    def forget(self, session_key: int) -> None:
+        self._fence.held.pop(session_key, None)
+
+
+def take_home(connection: Connection, fence: Fence, session_key: int) -> Home:
+    """See HomeStore.take."""
+    own = connection.execute(_HOST, {"host": fence.host_id}).one_or_none()
+    if own is None or fence.host_id is None:
+        raise HostLost("This host was declared dead by the others of its cluster.")
+    first = {"session_key": session_key, "host_id": fence.host_id, "epoch": 1}
+    row = connection.execute(_HOME, {"session": session_key}).one_or_none()
+    if row is None and not insert_if_absent(connection, homes, first):
+        row = connection.execute(_HOME, {"session": session_key}).one()
+    if row is not None and row.host_id != fence.host_id:
+        other = connection.execute(_HOST, {"host": row.host_id}).one_or_none()
+        if other is not None:
+            return Home(Host(row.host_id, other.url), row.epoch)
+        _mark_lost(connection)  # What its dead host began is found by that host's home, so before it moves.
+        connection.execute(_MOVE, {"session": session_key, "new_host": fence.host_id})
+    epoch: int = connection.execute(_HOME, {"session": session_key}).one().epoch
+    fence.held[session_key] = epoch
+    while len(fence.held) > _MOST_HELD:
+        fence.held.pop(next(iter(fence.held)))
+    return Home(Host(fence.host_id, own.url), epoch)
+
+
+_MOST_HELD = 200_000
+"""Sessions whose epochs are remembered; of any other it is read anew."""
+
+
+def check_home(connection: Connection, session_key: int, *, goes_on: bool = False) -> None:
+    """See to it that the session is at home here until this transaction ends. Takes it where nobody else has it, unless
+    what is to be written `goes_on` with something that began while it was at home here.
+
+    Raises SessionMoved, or Fenced where the session was at home here and isn't any more. Nothing was changed then.
+    """
+    fence: Fence = connection.info["fence"]
+    if fence.host_id is None:
+        return
+    epoch = fence.held.get(session_key)
+    if epoch is not None or goes_on:
+        row = _hold.first(connection, {"session": session_key, "host": fence.host_id})
+        if row is not None and epoch in (None, row[0]):
+            return
+        fence.held.pop(session_key, None)
+        if connection.execute(_IS_THERE, {"session": session_key}).first() is None:
+            return  # It was purged, and its home with it: whoever writes finds that out.
+        raise Fenced("This session has another home by now, and nothing of this was kept.")
+    if take_home(connection, fence, session_key).host.id != fence.host_id:
+        raise SessionMoved("This session is at home at another host by now.")
+
+
+def _beat(connection: Connection, host: Host) -> View:
+    """See HomeStore.beat."""
+    if not connection.execute(_RENEW, {"host": host.id, "new_url": host.url}).rowcount:
+        raise HostLost("This host was declared dead by the others of its cluster.")
+    declared = connection.execute(_DECLARE.values(dead=True)).rowcount
+    connection.execute(_FORGET)
+    alive: Mapping[str, Host] = {row.id: Host(row.id, row.url) for row in connection.execute(_ALIVE)}
+    leading = connection.execute(_LEADER).scalar_one_or_none()
+    if leading is None:
+        insert_if_absent(connection, leader, {"only": 1, "host_id": host.id})
+        leading = connection.execute(_LEADER).scalar_one()
+    if leading not in alive:
+        connection.execute(update(leader).values(host_id=host.id))
+        leading = host.id
+    found = declared or (leading == host.id and connection.execute(_ANY_LOST).scalar_one())
+    lost = _mark_lost(connection) if found else 0
+    at = connection.execute(select(database_time())).scalar_one()
+    return View(alive, leading, at, lost)
+
+
+def _mark_lost(connection: Connection) -> int:
+    """Record as lost what dead hosts were doing; how many runs. Their deliveries are pending again."""
+    at = {"ended_at": database_time(), "reason": LOST, "status": "lost"}
+    lost = connection.execute(update(runs).where(_LOST_RUNS).values(at)).rowcount
+    connection.execute(update(processes).where(_LOST_PROCESSES).values(at))
+    connection.execute(update(deliveries).where(_LOST_DELIVERIES).values(status="pending"))
+    return lost

@@ -1,0 +1,201 @@
+"""Several hosts that share their sessions: any host takes any call, and a session survives its host."""
+
+from __future__ import annotations
+
+import io
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import httpx
+import pytest
+
+from tests.api.guest_servers import HTTP_SERVER, start_in_background
+from tests.api.websocket import WebSocket
+from tests.cluster import Cluster, History, running
+from tests.conftest import eventually
+
+EFFECTIVE_SECONDS = 60
+"""How long a test waits at most for what a busy machine may delay; what it waits for takes a few seconds."""
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    with running(tmp_path_factory.mktemp("hosts") / "cluster") as cluster:
+        yield cluster
+
+
+@pytest.fixture
+def hosts(cluster: Cluster) -> Iterator[list[httpx.Client]]:
+    with cluster.clients() as clients:
+        yield clients
+
+
+def made(client: httpx.Client, name: str, **fields: object) -> str:
+    """A session that is at home at this client's host."""
+    assert client.post("/api/sessions", json={"session_id": name, "language": "python", **fields}).status_code == 201
+    assert run(client, name, "print('home')")["stdout"] == "home\n"
+    return name
+
+
+def run(client: httpx.Client, session: str, code: str, **fields: object) -> dict[str, object]:
+    answer = client.post(f"/api/sessions/{session}/run", json={"code": code, **fields})
+    assert answer.status_code == 200, answer.text
+    body: dict[str, object] = answer.json()
+    return body
+
+
+def test_any_host_takes_any_call(cluster: Cluster, hosts: list[httpx.Client]) -> None:
+    home, other = hosts
+    session = made(home, "anywhere")
+    # One sandbox, whichever host is asked: a process's memory is there for both.
+    assert run(other, session, "open('f', 'w').write('x'); print(1)")["stdout"] == "1\n"
+    assert run(home, session, "print(open('f').read())")["stdout"] == "x\n"
+    large = os.urandom(3 << 20)
+    path, upload = f"/api/sessions/{session}/files/large", io.BytesIO(large)
+    assert other.put(path, content=upload).json() == {"path": "large", "size": len(large)}
+    for host in hosts:
+        is_same = host.get(path).content == large
+        assert is_same
+    with other.stream("GET", f"/api/sessions/{session}/files/large", headers={"Range": "bytes=5-9"}) as part:
+        assert (part.status_code, part.read()) == (206, large[5:10])
+    refused = other.get(f"/api/sessions/{session}/files/none")
+    assert (refused.status_code, refused.json()["code"]) == (404, "no_file")
+    assert refused.json()["request_id"] == refused.headers["x-request-id"]
+    assert other.get(f"/api/sessions/{session}/files/none", headers={"Authorization": "Bearer no"}).status_code == 401
+
+
+def test_streams_and_sockets_are_passed_on(cluster: Cluster, hosts: list[httpx.Client]) -> None:
+    home, other = hosts
+    session = made(home, "streams")
+    code = "import sys\nprint('begun', flush=True)\nsys.stdin.read()"
+    answer = other.post(f"/api/sessions/{session}/processes", json={"command": ["cat"], "stdin": True})
+    assert answer.status_code == 201, answer.text
+    process = answer.json()["process_id"]
+    ticket = other.post(f"/api/sessions/{session}/tickets").json()["ticket"]
+    # A ticket is good at any host, once.
+    path = f"/api/sessions/{session}/processes/{process}/attach?ticket={ticket}"
+    socket = WebSocket(cluster.server(1), path)
+    assert socket.accepted, socket.head
+    refused = WebSocket(cluster.server(1), path)
+    refused.close()
+    assert not refused.accepted
+    socket.send(b"over two hosts\n")
+    shown = ""
+    while "over two hosts" not in shown:
+        shown += socket.receive()[1].decode()
+    socket.close()
+    with other.stream("GET", f"/api/sessions/{session}/processes/{process}/events") as events:
+        for line in events.iter_lines():
+            if "over two hosts" in line:
+                break
+    assert other.delete(f"/api/sessions/{session}/processes/{process}").status_code == 200
+    with other.stream("POST", f"/api/sessions/{session}/stream", json={"code": code}) as stream:
+        assert stream.headers["content-type"].startswith("text/event-stream")
+        assert "begun" in "".join(stream.iter_lines())
+
+
+def test_a_public_url_is_passed_on(hosts: list[httpx.Client]) -> None:
+    home, other = hosts
+    session = made(home, "public", allowPublicAccess=True)
+    start_in_background(home, session, HTTP_SERVER)
+    answer = other.get(f"/proxy/{session}/3000/x", headers={"Authorization": "Basic own"})
+    assert answer.status_code == 200, answer.text
+    assert "x-era-hop" not in answer.text.lower()
+
+
+def test_a_key_made_at_one_host_is_good_at_the_others(cluster: Cluster, hosts: list[httpx.Client]) -> None:
+    home, other = hosts
+    key = home.post("/api/keys", json={"owner": "ann"}).json()["key"]
+    hers = {"Authorization": f"Bearer {key}"}
+    assert eventually(lambda: other.get("/api/sessions", headers=hers).status_code == 200)
+    assert (
+        other.post("/api/sessions", json={"session_id": "hers", "language": "python"}, headers=hers).status_code == 201
+    )
+    answer = home.post("/api/sessions/hers/run", json={"code": "print(1)"}, headers=hers)
+    assert answer.status_code == 200, answer.text
+    assert other.post("/api/sessions/hers/run", json={"code": "print(1)"}, headers=hers).status_code == 200
+    # Passed on or not, a session is its owner's.
+    for host in hosts:
+        assert host.get("/api/sessions/hers").status_code == 404
+
+
+@pytest.mark.parametrize("header", ["", "x", "e30=.00", "e30.", "." * 9000])
+def test_nobody_else_passes_calls_on(hosts: list[httpx.Client], header: str) -> None:
+    answer = hosts[0].get("/api/sessions", headers={"X-Era-Hop": header})
+    assert (answer.status_code, answer.json()["code"]) == (403, "bad_hop")
+
+
+def test_a_session_survives_its_host(cluster: Cluster, hosts: list[httpx.Client]) -> None:
+    home, other = hosts
+    session = made(home, "killed")
+    run(home, session, "open('f', 'w').write('kept')")
+    with ThreadPoolExecutor(1) as thread:
+        code = "open('f', 'w').write('half')\nimport time; time.sleep(1000)"
+        lost = thread.submit(other.post, f"/api/sessions/{session}/run", json={"code": code, "timeout": 1000})
+        assert eventually(lambda: other.get(f"/api/sessions/{session}").json()["status"] == "running")
+        is_back = cluster.kill(0)
+        answer = lost.result(EFFECTIVE_SECONDS)
+    assert (answer.status_code, answer.json()["code"]) == (503, "home_lost")
+    body = {"code": "print(open('f').read())"}
+    answers: list[httpx.Response] = []
+
+    def works() -> bool:
+        answers.append(other.post(f"/api/sessions/{session}/run", json=body))
+        return answers[-1].status_code == 200
+
+    assert eventually(works), answers[-1].text
+    assert answers[-1].json()["stdout"] == "kept\n"
+    records = other.get(f"/api/sessions/{session}/runs").json()["runs"]
+    assert [record["status"] for record in records[:2]] == ["ok", "lost"]
+    assert eventually(is_back)
+    with cluster.clients() as [again, _]:
+        assert run(again, session, "print(open('f').read())")["stdout"] == "kept\n"
+
+
+def test_a_paused_host_commits_nothing(cluster: Cluster) -> None:
+    with cluster.clients() as [home, other]:
+        session = made(home, "paused")
+        code = "open('f', 'w').write('late')\nimport time; time.sleep(1)"
+        with ThreadPoolExecutor(1) as thread:
+            late = thread.submit(home.post, f"/api/sessions/{session}/run", json={"code": code})
+            assert eventually(lambda: other.get(f"/api/sessions/{session}").json()["status"] == "running")
+            paused = cluster.pid(0)
+            os.kill(paused, signal.SIGSTOP)
+            try:
+                assert eventually(
+                    lambda: (
+                        (
+                            other.post(f"/api/sessions/{session}/run", json={"code": "open('f', 'w').write('new')"})
+                        ).status_code
+                        == 200
+                    )
+                )
+            finally:
+                os.kill(paused, signal.SIGCONT)
+            assert isinstance(late.exception(EFFECTIVE_SECONDS), httpx.HTTPError) or late.result().status_code == 503
+        assert eventually(lambda: cluster.pid(0) != paused), "the host that was declared dead goes on"
+        assert run(other, session, "print(open('f').read())")["stdout"] == "new\n"
+        statuses = [each["status"] for each in other.get(f"/api/sessions/{session}/runs").json()["runs"]]
+        assert statuses == ["ok", "ok", "lost", "ok"]
+    assert "host_lost" in cluster.log(0)
+
+
+def test_nothing_that_was_answered_is_lost_or_done_twice(cluster: Cluster) -> None:
+    with cluster.clients() as [first, second]:
+        sessions = [made((first, second)[number % 2], f"history{number}") for number in range(4)]
+        history = History(cluster, sessions)
+        threads = [threading.Thread(target=history.append, args=(seed,)) for seed in range(3)]
+        for thread in threads:
+            thread.start()
+        assert eventually(lambda: len(history.answered) > 8)
+        is_back = cluster.kill(1)
+        assert eventually(is_back)
+        before = len(history.answered)
+        assert eventually(lambda: len(history.answered) > before + 8)
+        history.stop.set()
+        for thread in threads:
+            thread.join(EFFECTIVE_SECONDS)
+        history.check(first)

@@ -1,0 +1,157 @@
+"""A real cluster on this machine, as `era cluster up` makes it, and clients that append to sessions of it."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from tests.conftest import ERA, STOP_SECONDS, Server, assert_nothing_left, descendants, eventually, mounts
+
+KEY = "the operator's key of a cluster"
+LEASE_SECONDS = 6
+
+
+@dataclass
+class Cluster:
+    """Hosts that `era cluster up` has started and watches over."""
+
+    directory: Path
+    process: subprocess.Popen[bytes]
+
+    def told(self) -> list[dict[str, Any]]:
+        """The hosts in cluster.json."""
+        hosts: list[dict[str, Any]] = json.loads((self.directory / "cluster.json").read_text())["hosts"]
+        return hosts
+
+    def pid(self, number: int) -> int:
+        return int(self.told()[number]["pid"])
+
+    def log(self, number: int) -> str:
+        return (self.directory / f"host-{number + 1}.log").read_text(errors="replace")
+
+    def server(self, number: int) -> Server:
+        """A host as the tests' other helpers know servers."""
+        return Server(self.directory / f"host-{number + 1}", url=self.told()[number]["url"])
+
+    @contextmanager
+    def clients(self, *headers: tuple[str, str]) -> Iterator[list[httpx.Client]]:
+        """A client of each host."""
+        sent = {"Authorization": f"Bearer {KEY}", **dict(headers)}
+        made = [self.server(number).client(headers=sent, timeout=60) for number in range(len(self.told()))]
+        try:
+            yield made
+        finally:
+            for client in made:
+                client.close()
+
+    def kill(self, number: int) -> Callable[[], bool]:
+        """`kill -9` a host. Returns what tells whether it has been started anew."""
+        before = self.pid(number)
+        os.kill(before, signal.SIGKILL)
+        return lambda: self.pid(number) != before
+
+
+@contextmanager
+def running(directory: Path, hosts: int = 2, **settings: str) -> Iterator[Cluster]:
+    """A cluster for as long as the block lasts. At the end nothing of it may be left."""
+    before = mounts()
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("ERA_")}
+    environment |= {"ERA_ISOLATION": "bubblewrap", "ERA_SPARES": "0", "ERA_API_KEY": KEY}
+    environment |= {"ERA_LEASE_SECONDS": str(LEASE_SECONDS), **settings}
+    environment.pop("PYTHONDONTWRITEBYTECODE", None)
+    directory.mkdir()
+    command = [str(ERA), "cluster", "up", "--hosts", str(hosts), "--dir", str(directory)]
+    with (directory / "up.log").open("wb") as log:
+        process = subprocess.Popen(command, stdout=log, stderr=log, env=environment)
+    cluster = Cluster(directory, process)
+    try:
+        started = eventually(
+            lambda: (directory / "cluster.json").exists() or process.poll() is not None, 2 * STOP_SECONDS
+        )
+        assert started, (directory / "up.log").read_text()
+        assert process.poll() is None, (directory / "up.log").read_text()
+        yield cluster
+    finally:
+        below = descendants(process.pid)
+        subprocess.run(
+            [str(ERA), "cluster", "down", "--dir", str(directory)], env=environment, timeout=2 * STOP_SECONDS
+        )
+        assert process.wait(STOP_SECONDS) == 0
+    assert not (directory / "cluster.json").exists()
+    for number in range(hosts):
+        assert_nothing_left(before, below, directory / f"host-{number + 1}")
+        assert "Traceback" not in cluster.log(number), cluster.log(number)
+
+
+@dataclass
+class History:
+    """What clients were told that appended tokens to the logs of sessions, through any host.
+
+    A session's data is its log: each append is a run that adds its token, and its answer is the whole log then.
+    """
+
+    cluster: Cluster
+    sessions: Sequence[str]
+    answered: list[tuple[str, str, list[str]]] = field(default_factory=list)
+    """Session, token, and the log that the answer had."""
+
+    unknown: int = 0
+    """Appends that got an error in place of an answer."""
+
+    stop: threading.Event = field(default_factory=threading.Event)
+    _tokens: int = 0
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def append(self, seed: int, times: int | None = None) -> None:
+        """A client: append to one session after the other, through one host after the other."""
+        count = seed
+        while not self.stop.is_set() and (times is None or count < seed + times):
+            count += 1
+            session = self.sessions[count % len(self.sessions)]
+            with self._lock:
+                self._tokens += 1
+                token = f"t{self._tokens}"
+            code = f"data.setdefault('log', []).append({token!r})"
+            program = "import json\np = '.session_data.json'\ndata = json.load(open(p))\n" + code
+            program += "\njson.dump(data, open(p, 'w'))\n"
+            try:
+                with self.cluster.server(count % 2).client(headers={"Authorization": f"Bearer {KEY}"}) as client:
+                    answer = client.post(f"/api/sessions/{session}/run", json={"code": program})
+            except (httpx.HTTPError, OSError):
+                self._note(None)
+                continue
+            if answer.status_code != 200:
+                assert answer.status_code in (409, 429, 503), answer.text
+                self._note(None)
+                continue
+            body = answer.json()
+            assert body["status"] == "ok", body
+            self._note((session, token, body["data"]["log"]))
+
+    def _note(self, answered: tuple[str, str, list[str]] | None) -> None:
+        with self._lock:
+            if answered is None:
+                self.unknown += 1
+            else:
+                self.answered.append(answered)
+
+    def check(self, client: httpx.Client) -> None:
+        """Assert that each session's log is one order of appends that explains every answer: what was answered is there
+        once, each answer saw all that was before it, and nothing is there twice."""
+        for session in self.sessions:
+            log = client.get(f"/api/sessions/{session}").json()["data"].get("log", [])
+            assert len(log) == len(set(log)), f"something was done twice in {session}: {log}"
+            for where, token, seen in self.answered:
+                if where == session:
+                    assert seen == log[: len(seen)], f"{token} saw what the others didn't: {seen} {log}"
+                    assert seen[-1] == token

@@ -1,0 +1,173 @@
+"""Hosts, leases and homes: one home a session, and no change of a session by a host that isn't it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+
+import pytest
+
+from era.core.homes import Host
+from era.core.metadata import SessionChange
+from era.core.models import Session, StoredCode
+from era.errors import CommitFailed, Fenced, HostLost, SessionDeleted, SessionMoved
+from era.store.homes import LOST, HomeRows
+from era.store.metadata import SqlStore
+from tests.owners import mine
+from tests.store.rows import ended, execute, new, opened
+
+LONG = 3600.0
+"""Seconds of a lease that doesn't end by itself in a test."""
+
+
+@dataclass
+class OneHost:
+    """A host as the store sees it: a store of its own on the shared database."""
+
+    host: Host
+    store: SqlStore
+    homes: HomeRows
+
+
+type Joined = Callable[..., Awaitable[OneHost]]
+
+
+@pytest.fixture
+async def join(url: str) -> AsyncIterator[Joined]:
+    """Opens a store on the same database as a host with this name."""
+    async with AsyncExitStack() as stack:
+
+        async def joined(name: str) -> OneHost:
+            store = await stack.enter_async_context(opened(url, alone=False))
+            one = OneHost(Host(name, f"http://{name}"), store, await store.homes())
+            await one.homes.join(one.host, LONG)
+            return one
+
+        yield joined
+
+
+def age(url: str, name: str, part: float) -> None:
+    """Have so much of a host's lease go by."""
+    micros = int(LONG * part * 1_000_000)
+    assert execute(url, f"UPDATE hosts SET heartbeat_at = heartbeat_at - {micros} WHERE id = '{name}'") == 1
+
+
+async def made(one: OneHost, name: str = "s") -> Session:
+    return await one.store.create_session(new(name))
+
+
+async def test_the_first_host_that_needs_a_session_is_its_home(join: Joined) -> None:
+    a, b = await join("a"), await join("b")
+    session = await made(a)
+    place = await b.homes.find("s")
+    assert place is not None
+    assert (place.session_key, place.home) == (session.key, None)
+    await b.store.begin_run(mine("s"), "r1")
+    for which in ("s", session.key):
+        found = await a.homes.find(which)
+        assert found is not None
+        assert found.home is not None
+        assert (found.home.host, found.home.epoch) == (b.host, 1)
+    assert (await a.homes.take(session.key)).host == b.host
+    with pytest.raises(SessionMoved):
+        await a.store.begin_run(mine("s"), "r2")
+    assert [run.id for run in await a.store.runs(session.key, 9)] == ["r1"]
+
+
+async def test_two_hosts_that_need_a_session_at_once_agree(join: Joined) -> None:
+    a, b = await join("a"), await join("b")
+    keys = [(await made(a, f"s{n}")).key for n in range(20)]
+    for key in keys:
+        first, second = await asyncio.gather(a.homes.take(key), b.homes.take(key))
+        assert first == second
+
+
+CHANGES: dict[str, Callable[[SqlStore, Session], Awaitable[object]]] = {
+    "run": lambda store, session: store.begin_run(session.owned_id, "other"),
+    "end": lambda store, session: store.end_run(ended(session, "r"), data='{"n": 1}', snapshot=None),
+    "settings": lambda store, session: store.change_session(session.owned_id, SessionChange(default_timeout=7)),
+    "data": lambda store, session: store.commit(session.owned_id, "data", data='{"n": 1}', snapshot=None),
+    "code": lambda store, session: store.store_code(session.owned_id, StoredCode("1", None, 1)),
+    "rollback": lambda store, session: store.rollback(session.owned_id, 1),
+    "name": lambda store, session: store.name_version(session.owned_id, 1, "one", named=()),
+    "context": lambda store, session: store.contexts.note(session.key, "c"),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+async def test_a_host_whose_session_was_taken_changes_nothing(join: Joined, change: str) -> None:
+    a = await join("a")
+    session = await made(a)
+    await a.store.begin_run(mine("s"), "r")
+    b = await join("b")
+    await b.homes.leave("a")  # as b does for a host whose lease is over
+    taken = await b.homes.take(session.key)
+    assert (taken.host, taken.epoch) == (b.host, 2)
+    before = await b.store.session(mine("s"))
+    with pytest.raises(Fenced):
+        await CHANGES[change](a.store, session)
+    # Nor does it get the session back, whatever it begins anew.
+    with pytest.raises((HostLost, Fenced)):
+        await CHANGES[change](a.store, session)
+    assert await b.store.session(mine("s")) == before
+    assert [(run.id, run.status, run.reason) for run in await b.store.runs(session.key, 9)] == [("r", "lost", LOST)]
+
+
+async def test_what_a_dead_host_was_doing_is_lost(join: Joined, url: str) -> None:
+    a, b = await join("a"), await join("b")
+    session = await made(a)
+    await a.store.begin_run(mine("s"), "r")
+    age(url, "a", 1.1)
+    view = await b.homes.beat(b.host)
+    assert (list(view.hosts), view.leader, view.lost) == (["b"], "b", 1)
+    with pytest.raises(HostLost):
+        await a.homes.beat(a.host)
+    # Its session isn't taken yet, and its run is over all the same.
+    with pytest.raises(CommitFailed):
+        await a.store.end_run(ended(session, "r"), data='{"n": 1}', snapshot=None)
+    [run] = await b.store.runs(session.key, 9)
+    assert (run.status, run.committed) == ("lost", False)
+    assert (await b.store.session(mine("s"))).version == 1
+    await b.store.begin_run(mine("s"), "r2")
+    await b.store.end_run(ended(session, "r2"), data='{"n": 2}', snapshot=None)
+    assert (await b.store.session(mine("s"))).data == '{"n": 2}'
+
+
+async def test_one_host_leads_until_it_is_dead(join: Joined) -> None:
+    a, b, c = await join("a"), await join("b"), await join("c")
+    assert {(await each.homes.beat(each.host)).leader for each in (a, b, c)} == {"a"}
+    await a.homes.leave("a")
+    assert {(await each.homes.beat(each.host)).leader for each in (c, b)} == {"c"}
+
+
+async def test_a_lease_is_renewed_by_a_heartbeat(join: Joined, url: str) -> None:
+    a, b = await join("a"), await join("b")
+    for _ in range(3):
+        age(url, "a", 0.9)
+        assert "a" in (await b.homes.beat(b.host)).hosts
+        await a.homes.beat(a.host)
+    age(url, "a", 0.9)
+    age(url, "a", 0.9)
+    assert "a" not in (await b.homes.beat(b.host)).hosts
+
+
+async def test_a_purged_session_is_gone_rather_than_taken(join: Joined) -> None:
+    a = await join("a")
+    session = await made(a)
+    await a.store.begin_run(mine("s"), "r")
+    await a.store.purge_session(mine("s"))
+    with pytest.raises(SessionDeleted):
+        await a.store.end_run(ended(session, "r"), data='{"n": 1}', snapshot=None)
+
+
+async def test_without_a_cluster_nothing_is_checked(url: str) -> None:
+    async with opened(url) as store:
+        session = await store.create_session(new("s"))
+        await store.begin_run(mine("s"), "r")
+        await store.end_run(ended(session, "r"), data=None, snapshot=None)
+    async with opened(url, alone=False) as store:
+        place = await (await store.homes()).find("s")
+    assert place is not None
+    assert place.home is None
