@@ -23,6 +23,7 @@ from era.api.guest_api import GuestPublicUrls, GuestStorage
 from era.core.active_runs import ActiveRuns
 from era.core.admission import Admission
 from era.core.api_keys import ApiKeys
+from era.core.audit import Audit
 from era.core.capsules.pins import Pins
 from era.core.capsules.service import Capsules
 from era.core.expiry import Expiry
@@ -412,6 +413,7 @@ async def services(settings: Settings) -> AsyncIterator[Context]:
                     storage=storage,
                     idempotency=idempotency,
                     api_keys=api_keys,
+                    audit=Audit(store.audit, settings.audit_kept),
                     setups=setups,
                     files=CurrentFiles(files, live_sessions, checkpoints, store, turns),
                     archives=Archives(store, snapshots, blobs, turns, spool, transfers, files, slots),

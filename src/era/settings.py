@@ -128,6 +128,10 @@ class Settings(BaseSettings):
         description="Seconds for which a session can be restored after it has expired or was deleted.",
     )
 
+    audit_kept: int = Field(
+        default=10_000, ge=1, description="Entries of the audit log, the newest, that are kept of each owner."
+    )
+
     storage_mb: int = Field(
         default=4096, ge=1, description="Size of everything in storage (kv, r2 and d1 together), in MiB."
     )

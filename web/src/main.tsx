@@ -22,6 +22,7 @@ const PAGES: [path: string, title: string, icon: string, keys: string][] = [
   ['server', 'Server', 'server', 'g v'],
   ['storage', 'Storage', 'storage', 'g t'],
   ['keys', 'Keys', 'key', 'g k'],
+  ['audit', 'Audit', 'audit', 'g a'],
 ];
 
 const THEMES = {
@@ -129,7 +130,7 @@ function Page() {
   if (page === 'new') return <NewPage />;
   if (page === 'sessions' && rest[0])
     return <SessionPage key={rest[0]} id={rest[0]} tab={rest[1] ?? 'run'} rest={rest.slice(2)} />;
-  if (page === 'server' || page === 'storage' || page === 'keys') return <ServerPages page={page} rest={rest} />;
+  if (['server', 'storage', 'keys', 'audit'].includes(page)) return <ServerPages page={page} rest={rest} />;
   return <SessionsPage />;
 }
 

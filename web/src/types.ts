@@ -208,6 +208,17 @@ export interface Health {
   sandboxes: { [use: string]: number };
 }
 
+export interface AuditEntry {
+  id: string;
+  at: string;
+  owner: string;
+  key: string | null;
+  action: string;
+  target: string | null;
+  request_id: string;
+  details: { [name: string]: unknown };
+}
+
 export interface ApiKey {
   id: string;
   owner: string;

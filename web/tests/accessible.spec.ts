@@ -39,6 +39,7 @@ const PLACES: [path: string, sign: string][] = [
   ['server', '.plot canvas'],
   ['storage/kv/seen/price', '.facts'],
   ['keys', '.empty, table, .problem'],
+  ['audit', 'table'],
 ];
 
 async function findings(page: Page): Promise<string[]> {

@@ -113,6 +113,12 @@ test('a server with a key asks for it, and keeps it out of URLs', async () => {
       await page.getByText('It is shown this once only.').waitFor();
       await page.getByRole('button', { name: 'Done' }).click();
       await page.getByRole('cell', { name: 'mina' }).waitFor();
+      await page.keyboard.press('g');
+      await page.keyboard.press('a');
+      await page.getByRole('heading', { name: 'Audit' }).waitFor();
+      await page.getByRole('row', { name: /operator.*key\.create.*owner: mina/ }).waitFor();
+      await page.getByLabel('Show').selectOption('session.delete');
+      await page.getByText('Nothing yet').waitFor();
       // A terminal is let in by a ticket, since a page's WebSocket can't carry the key.
       await api('/api/sessions', { language: 'python', session_id: 'keyed' }, 'POST', server.url, 'open sesame');
       await page.goto(`${server.url}/#/sessions/keyed/terminal`);

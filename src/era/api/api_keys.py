@@ -23,9 +23,10 @@ router = APIRouter(prefix="/api/keys", tags=["keys"], route_class=StrictRoute, d
 
 
 @router.post("", status_code=201, responses={201: {"model": NewKeyAnswer}, **errors(409)})
-async def create_api_key(body: KeyBody, context: UseContext) -> Response:
+async def create_api_key(body: KeyBody, request: Request, context: UseContext) -> Response:
     """Make a key for an owner. Only this answer shows it."""
     key, text = await context.api_keys.create(body.owner, body.description)
+    await context.audit.record(caller_of(request), "key.create", key.id, owner=key.owner)
     return Answer({**key_answer(key), "key": text}, 201, headers={"Cache-Control": "no-store"})
 
 
@@ -37,7 +38,8 @@ async def list_api_keys(context: UseContext) -> Response:
 
 
 @router.delete("/{key_id}", responses={200: {"model": KeyRevokedAnswer}, **errors(404)})
-async def revoke_api_key(key_id: str, context: UseContext) -> Response:
+async def revoke_api_key(key_id: str, request: Request, context: UseContext) -> Response:
     """Revoke a key, at once. Its owner's sessions and storage stay."""
     await context.api_keys.revoke(key_id)
+    await context.audit.record(caller_of(request), "key.revoke", key_id)
     return Answer({"success": True, "id": key_id})

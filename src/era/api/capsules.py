@@ -9,7 +9,7 @@ from fastapi.responses import StreamingResponse
 from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope, Send
 
-from era.api.context import Answer, Owner, SessionId, StrictRoute, UseContext, errors, session_view
+from era.api.context import Answer, Owner, SessionId, StrictRoute, UseContext, caller_of, errors, session_view
 from era.core.capsules.exports import Export
 from era.errors import BadRequest
 from era.wire.sessions import SESSION_ID, SessionAnswer
@@ -79,4 +79,6 @@ async def import_session(
         session = await context.capsules.load(request.stream(), owner, new_id)
     except ClientDisconnect:
         raise BadRequest("The body ended before it was complete.", hint="Send it again.") from None
+    public = session.allow_public
+    await context.audit.record(caller_of(request), "session.create", session.id, public=public, how="import")
     return Answer(session_view(session, context), 201)

@@ -25,6 +25,7 @@ from era import languages
 from era.api.validation import check_query, invalid, query_names
 from era.core import jsontext
 from era.core.api_keys import ApiKeys, Caller
+from era.core.audit import Audit
 from era.core.capsules.service import Capsules
 from era.core.files.archives import Archives
 from era.core.files.edits import FileEntry
@@ -89,6 +90,7 @@ class Context:
     history: History
     idempotency: IdempotencyKeys
     api_keys: ApiKeys
+    audit: Audit
     versions: Versions
     setups: Setups
     files: CurrentFiles
@@ -315,11 +317,14 @@ def session_view(session: Session, context: Context) -> dict[str, Any]:
     return session_answer(session, status_of(session, context), limits, running)
 
 
-def made_answer(made: Made, context: Context) -> Answer:
-    """The answer to a request that makes a session; for a repeated idempotency key, the first answer again."""
+async def made_answer(made: Made, request: Request, context: Context, **how: str) -> Answer:
+    """The answer to a request that makes a session, which is recorded; for a repeated idempotency key, the first answer
+    again. `how` it was made is recorded, too."""
     if made.replayed:
         answer = session_answer(made.session, "idle", context.rules.in_api_units(made.session.limits))
         return Answer(answer, 201, headers=REPLAY)
+    public = made.session.allow_public
+    await context.audit.record(caller_of(request), "session.create", made.session.id, public=public, **how)
     return Answer(session_view(made.session, context), 201)
 
 

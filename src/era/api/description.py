@@ -60,6 +60,7 @@ TAGS = {
     "inbox": "Deliveries of webhooks: `POST /proxy/{session_id}/inbox/{path}` stores them, and the stored code runs.",
     "storage": "Values, objects and SQL databases that the sessions of an owner share.",
     "keys": "API keys and their owners, for the operator.",
+    "audit": "Who did what.",
     "health": "Whether and how the server works.",
 }
 

@@ -49,7 +49,7 @@ class HotRun:
         while messages[-1].get("more_body"):
             messages.append(await receive())
         body = _parsed(messages)
-        if body is None or body.background:
+        if body is None or body.background or body.secrets:
             await self._app(scope, _again(messages, receive), send)
             return
         request = Request(scope)

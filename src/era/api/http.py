@@ -16,6 +16,7 @@ from era import __version__
 from era.api import (
     api_keys,
     archives,
+    audit,
     capsules,
     contexts,
     description,
@@ -79,6 +80,7 @@ def build(settings: Settings, context: Context) -> FastAPI:
         inbox,
         storage,
         api_keys,
+        audit,
         health,
         languages,
         pages,

@@ -40,6 +40,7 @@ async def create_link(session_id: SessionId, body: LinkBody, request: Request, c
     token, link = await context.links.make(
         session, path, body.method, body.expires_in, caller_of(request), body.max_bytes
     )
+    await context.audit.record(caller_of(request), "link.create", session_id.id, method=body.method)
     answer = {
         "url": f"{called_url(request, context.settings)}/links/{token}",
         "path": body.path,

@@ -69,6 +69,8 @@ async def start_process(
     command_words(body.command)
     if body.tag is not None and (ID.fullmatch(body.tag) or body.tag in (".", "..")):
         raise BadRequest("'tag' can't be what an id of a process looks like, '.' or '..'.", code="invalid_field")
+    secrets = secrets_of(body.secrets, body.env)
+    await context.audit.secrets(caller_of(request), session_id.id, secrets)
     started = await context.processes.start(
         session_id,
         ProcessRequest(
@@ -76,7 +78,7 @@ async def start_process(
             body.command,
             directory(body.cwd),
             body.env,
-            secrets_of(body.secrets, body.env),
+            secrets,
             body.stdin,
             None if body.pty is None else body.pty.size(),
             body.tag,

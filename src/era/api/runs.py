@@ -18,6 +18,7 @@ from era.api.context import (
     StrictRoute,
     UseContext,
     WithData,
+    caller_of,
     check_env,
     check_timeout,
     claim_of,
@@ -29,6 +30,7 @@ from era.api.event_stream import described, event_stream
 from era.api.invocations import invocation_of
 from era.api.run_events import run_events
 from era.api.streaming import run_response
+from era.core.models import OwnedId
 from era.core.run_messages import ExecuteRequest, RunRequest, RunStarted
 from era.core.sessions import check_code
 from era.errors import BadRequest, TooLarge
@@ -69,6 +71,12 @@ def run_request(body: RunBody, request: Request, context: Context, key: str | No
     )
 
 
+async def _recorded(session_id: OwnedId, asked: RunRequest, request: Request, context: Context) -> RunRequest:
+    """The run that is asked for, once the use of its secrets is in the audit log. Raises Unavailable."""
+    await context.audit.secrets(caller_of(request), session_id.id, asked.secrets)
+    return asked
+
+
 def _context_of(body: RunBody) -> str | None:
     """The context of a run. Raises BadRequest for what a cell can't have."""
     if body.context is not None:
@@ -98,11 +106,12 @@ async def run(
 ) -> Response:
     """Run code in a session, and answer once its result is durable. With `background`, answer as soon as it has
     begun."""
+    asked = await _recorded(session_id, run_request(body, request, context, key), request, context)
     if body.background:
-        begun = await context.runs.begin(session_id, run_request(body, request, context, key))
+        begun = await context.runs.begin(session_id, asked)
         answer = {"run_id": begun.run_id, "status": "running"}
         return Answer(answer, 202, headers=REPLAY if begun.replayed else None)
-    done = await context.runs.run(session_id, run_request(body, request, context, key))
+    done = await context.runs.run(session_id, asked)
     if not data:
         done = replace(done, result=replace(done.result, data=None))
     return await run_response(done, run_answer, REPLAY if done.result.replayed else None)
@@ -134,7 +143,8 @@ async def stream(
     id."""
     if body.background:
         raise BadRequest("'background' is not a field of this call.", hint="POST …/run takes it.", code="invalid_field")
-    events = context.runs.stream(session_id, run_request(body, request, context, key))
+    asked = await _recorded(session_id, run_request(body, request, context, key), request, context)
+    events = context.runs.stream(session_id, asked)
     # An error before the run has started becomes an ordinary answer.
     first = await anext(events)
     headers = {"X-Era-Run": first.run_id} if isinstance(first, RunStarted) else {}
@@ -167,6 +177,7 @@ async def execute(body: ExecuteBody, owner: Owner, request: Request, context: Us
         secrets=secrets_of(body.secrets, body.env),
         invocation=invocation,
     )
+    await context.audit.secrets(caller_of(request), "", request_.secrets)
     return await run_response(await context.runs.execute(request_), partial(execute_answer, language=chosen))
 
 

@@ -16,6 +16,7 @@ from era.api.context import (
     StrictRoute,
     UseContext,
     WithData,
+    caller_of,
     check_timeout,
     claim_of,
     cursor_of,
@@ -52,7 +53,9 @@ Purge = Annotated[bool, Query(description="Delete at once and for good; it can't
 
 
 @router.post("", status_code=201, responses={201: {"model": SessionAnswer}, **errors(409, 413)})
-async def create_session(body: CreateSession, owner: Owner, context: UseContext, key: IdempotencyKey) -> Response:
+async def create_session(
+    body: CreateSession, owner: Owner, request: Request, context: UseContext, key: IdempotencyKey
+) -> Response:
     """Create a session."""
     check_timeout(body.default_timeout, context.settings, "default_timeout")
     made = await context.sessions.create(
@@ -74,7 +77,7 @@ async def create_session(body: CreateSession, owner: Owner, context: UseContext,
         storage=body.storage,
         claim=claim_of(context, "create", key, body),
     )
-    return made_answer(made, context)
+    return await made_answer(made, request, context)
 
 
 async def labels(
@@ -189,6 +192,7 @@ async def delete_sessions(
         selected=(lambda session: status_of(session, context) == status) if status in _OF_NOW else None,
         purge=purge,
     )
+    await context.audit.record(caller_of(request), "session.delete", *gone, purge=purge)
     return Answer(
         {"success": True, "deleted_count": len(gone), "deleted_sessions": gone, "deleted_at": timestamp(now())}
     )
@@ -209,7 +213,7 @@ async def get_session(
 
 
 @router.patch("/{session_id}", responses={200: {"model": ChangedAnswer}, **errors(404, 413, 429)})
-async def change_session(session_id: SessionId, body: ChangeSession, context: UseContext) -> Response:
+async def change_session(session_id: SessionId, body: ChangeSession, request: Request, context: UseContext) -> Response:
     """Change a session's settings, data or setup. Changing data or setup waits for the run under way."""
     check_timeout(body.default_timeout, context.settings, "default_timeout")
     change = SessionChange(
@@ -226,6 +230,8 @@ async def change_session(session_id: SessionId, body: ChangeSession, context: Us
         setup=setup_text(setup_of(body.setup)) if "setup" in body.model_fields_set else KEEP,
     )
     session = await context.sessions.change(session_id, change, body.data)
+    if body.allowPublicAccess is not None:
+        await context.audit.record(caller_of(request), "session.public", session.id, public=body.allowPublicAccess)
     return Answer(
         {
             "success": True,
@@ -237,16 +243,21 @@ async def change_session(session_id: SessionId, body: ChangeSession, context: Us
 
 
 @router.delete("/{session_id}", responses={200: {"model": DeletedAnswer}, **errors(404)})
-async def delete_session(session_id: SessionId, context: UseContext, purge: Purge = False) -> Response:
+async def delete_session(
+    session_id: SessionId, request: Request, context: UseContext, purge: Purge = False
+) -> Response:
     """Delete a session. When this answers, its processes are dead and its working directory is gone."""
     await context.sessions.delete(session_id, purge=purge)
+    await context.audit.record(caller_of(request), "session.delete", session_id.id, purge=purge)
     return Answer({"success": True, "id": session_id.id, "deleted_at": timestamp(now())})
 
 
 @router.post("/{session_id}/restore", responses={200: {"model": SessionAnswer}, **errors(404, 409)})
-async def restore_session(session_id: SessionId, context: UseContext) -> Response:
+async def restore_session(session_id: SessionId, request: Request, context: UseContext) -> Response:
     """Bring back a session that has expired or was deleted."""
-    return Answer(session_view(await context.sessions.restore(session_id), context))
+    session = await context.sessions.restore(session_id)
+    await context.audit.record(caller_of(request), "session.restore", session.id)
+    return Answer(session_view(session, context))
 
 
 @router.put("/{session_id}/code", tags=["code"], responses={200: {"model": CodeStoredAnswer}, **errors(404, 413)})

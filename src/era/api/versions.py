@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fastapi import APIRouter, Response
+from fastapi import APIRouter, Request, Response
 
 from era.api.context import (
     Answer,
@@ -89,7 +89,11 @@ async def rollback(session_id: SessionId, body: RollbackBody, context: UseContex
 
 @router.post("/duplicate", status_code=201, responses={201: {"model": SessionAnswer}, **errors(404, 409, 413)})
 async def duplicate(
-    session_id: SessionId, context: UseContext, key: IdempotencyKey, body: DuplicateBody | None = None
+    session_id: SessionId,
+    request: Request,
+    context: UseContext,
+    key: IdempotencyKey,
+    body: DuplicateBody | None = None,
 ) -> Response:
     """Make a new session with the content and settings of this one. No file is copied."""
     copy = body or DuplicateBody.model_validate({})
@@ -102,4 +106,4 @@ async def duplicate(
         from_version=copy.from_version,
         claim=claim_of(context, "duplicate", key, copy),
     )
-    return made_answer(made, context)
+    return await made_answer(made, request, context, copy_of=session_id.id)

@@ -38,6 +38,7 @@ from era.core.models import (
 from era.errors import CommitFailed, SessionDeleted, Unavailable
 from era.store import capsules, idempotency, outputs, runs, sessions, setups, versions
 from era.store.api_keys import ApiKeyRows
+from era.store.audit import AuditRows
 from era.store.contexts import ContextRows
 from era.store.database import Database, DatabaseAway
 from era.store.homes import HomeRows
@@ -64,6 +65,7 @@ class SqlStore:
         self.inboxes = InboxRows(self.database, retention)
         self.storage_items = StorageItemRows(self.database)
         self.api_keys = ApiKeyRows(self.database)
+        self.audit = AuditRows(self.database)
         self.processes = ProcessRows(self.database, retention)
         self.contexts = ContextRows(self.database)
         self._own_database: Database | None = None

@@ -330,6 +330,22 @@ api_keys = Table(
     Column("created_at", BigInteger, nullable=False),
 )
 
+# What owners did. `number` counts an owner's entries, so that the oldest can be dropped.
+audit = Table(
+    "audit",
+    metadata,
+    Column("key", _Key, primary_key=True),
+    Column("owner", String(64), nullable=False),
+    Column("number", BigInteger, nullable=False),
+    Column("at", BigInteger, nullable=False),
+    Column("key_id", String(64), nullable=False),
+    Column("action", String(32), nullable=False),
+    Column("target", String(128), nullable=False),
+    Column("request_id", String(64), nullable=False),
+    Column("details", Text, nullable=False),
+    UniqueConstraint("owner", "number"),
+)
+
 # Values that the sessions of an owner share, of the kinds `kv` and `r2`. Each is stored in the row or, where it is
 # long, as a blob whose digest the row has. Keys are bytes, so that every database sorts them the same.
 storage_items = Table(

@@ -1284,6 +1284,26 @@ export interface paths {
         patch?: never;
         trace?: never;
     };
+    "/api/audit": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * List Audit
+         * @description List what was done, newest first: by the caller's owner, or with the operator's key by all.
+         */
+        get: operations["list_audit"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
     "/health": {
         parameters: {
             query?: never;
@@ -1495,6 +1515,61 @@ export interface components {
             path: string;
             /** Size */
             size: number;
+        };
+        /** AuditAnswer */
+        AuditAnswer: {
+            /** Entries */
+            entries: components["schemas"]["AuditEntryAnswer"][];
+            /** Count */
+            count: number;
+            /** Next Cursor */
+            next_cursor: string | null;
+        };
+        /** AuditEntryAnswer */
+        AuditEntryAnswer: {
+            /**
+             * Id
+             * @description Of the entry.
+             */
+            id: string;
+            /**
+             * At
+             * @description When it was done.
+             */
+            at: string;
+            /**
+             * Owner
+             * @description Whose key it was done with.
+             */
+            owner: string;
+            /**
+             * Key
+             * @description The id of that key; `operator` for that of the server, null without one.
+             */
+            key: string | null;
+            /**
+             * Action
+             * @description What was done.
+             * @enum {string}
+             */
+            action: "session.create" | "session.delete" | "session.restore" | "session.public" | "key.create" | "key.revoke" | "secret.use" | "link.create";
+            /**
+             * Target
+             * @description The session or key that it was done to; null for a run outside of any session.
+             */
+            target: string | null;
+            /**
+             * Request Id
+             * @description The request, as its answer and the server's log name it.
+             */
+            request_id: string;
+            /**
+             * Details
+             * @description More, by action.
+             */
+            details: {
+                [key: string]: unknown;
+            };
         };
         /** BackgroundAnswer */
         BackgroundAnswer: {
@@ -6244,6 +6319,43 @@ export interface operations {
                 };
                 content: {
                     "application/json": components["schemas"]["KeyRevokedAnswer"];
+                };
+            };
+        };
+    };
+    list_audit: {
+        parameters: {
+            query?: {
+                /** @description Only this. */
+                action?: ("session.create" | "session.delete" | "session.restore" | "session.public" | "key.create" | "key.revoke" | "secret.use" | "link.create") | null;
+                /** @description Only what was done to this. */
+                target?: string | null;
+                /** @description Only what this owner did. Others than the operator see their own. */
+                owner?: string | null;
+                /** @description Only from then on (RFC 3339). */
+                since?: string | null;
+                /** @description Only before then (RFC 3339). */
+                until?: string | null;
+                /** @description Items per page. */
+                limit?: number;
+                /** @description `next_cursor` of the page before. */
+                cursor?: string | null;
+            };
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description OK. */
+            200: {
+                headers: {
+                    /** @description Names the request, also in the server's log. */
+                    "X-Request-Id"?: string;
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["AuditAnswer"];
                 };
             };
         };
