@@ -49,6 +49,28 @@ def test_too_much_memory(sandboxes: Sandboxes, code: str) -> None:
     _still_well(sandboxes, sandbox)
 
 
+A_CHILD_TAKES_TOO_MUCH = """
+import os, sys
+if not (pid := os.fork()):
+    kept = []
+    while True: kept.append(bytearray(1 << 20))
+print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+"""
+
+
+def test_what_the_kernel_killed_in_one_run_is_not_blamed_on_the_next(sandboxes: Sandboxes) -> None:
+    if not ROOT:
+        pytest.skip("an ordinary user has no cgroup in which the kernel kills for want of memory")
+    sandbox = sandboxes.make()
+    first = sandboxes.run(sandbox, A_CHILD_TAKES_TOO_MUCH)
+    assert (first.stdout, first.ended.cause, first.ended.exit_code) == ("-9\n", "exit", 0)
+    ended = sandboxes.run(sandbox, "raise SystemExit(3)").ended
+    assert (ended.cause, ended.exit_code) == ("exit", 3)
+    ended = sandboxes.run(sandbox, A_CHILD_TAKES_TOO_MUCH + "raise SystemExit(3)").ended
+    assert (ended.cause, ended.exit_code) == ("oom", 3), "it failed for want of memory"
+    _still_well(sandboxes, sandbox)
+
+
 @pytest.mark.parametrize("weak_sandboxes", [Weakness(limits=replace(LIMITS, memory_bytes=1 << 30))], indirect=True)
 def test_with_more_memory_the_same_is_no_harm(weak_sandboxes: Sandboxes) -> None:
     """400 MiB, where sound sandboxes of these tests have 256."""

@@ -75,6 +75,7 @@ class Beside:
         try:
             with theirs:
                 life = await self._enter(theirs.fileno())
+            self._out_of_memory.begin_processes()
             async with asyncio.timeout(_START_SECONDS):
                 made = await ProcessSupervisor.over(
                     ours, life, self._variables, self._out_of_memory, sandbox_broker=self._sandbox_broker

@@ -102,7 +102,6 @@ class BubblewrapSandbox:
         self._driver = driver
         self._group: Group | None = None
         self._out_of_memory = OutOfMemory()
-
         self._watching = Watching(lambda: self.memory_watch(self._group))
 
         self._spawning: asyncio.Task[None] | None = None
@@ -133,6 +132,7 @@ class BubblewrapSandbox:
         if self._supervisor_beside() is not None:
             program = replace(program, keeps_scratch=True)
         memory = self._watching.begin_run()
+        self._out_of_memory.begin_run()
         if self._packages is not None:
             self._packages.begin()
         try:

@@ -184,7 +184,7 @@ class GuestProcess:
         """Parse the payload of a D frame. Raises ValueError, KeyError, TypeError."""
         number = None if report["signal"] is None else int(report["signal"])
         cause: Literal["exit", "signal", "oom"] = "exit" if number is None else "signal"
-        if number == signal.SIGKILL and not self._was_killed and self._supervisor.out_of_memory.has_killed():
+        if number == signal.SIGKILL and not self._was_killed and self._supervisor.out_of_memory.has_killed_process():
             cause = "oom"
         cpu, memory = (None if (value := report[name]) is None else int(value) for name in _USED)
         return ProcessEnded(int(report["exit_code"]), number, cause, cpu, memory)
