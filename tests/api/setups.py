@@ -14,7 +14,7 @@ UNREACHABLE = (
     "These tests install small packages and need the registries that pip and npm of this machine are set up for."
 )
 
-SETTLE_SECONDS = 120.0
+SETTLE_SECONDS = 300.0
 SETUP_KEYS = SESSION_KEYS | {"setup_status", "setup_result"}
 
 

@@ -280,6 +280,7 @@ def test_files_need_the_key(own_server: MakeServer) -> None:
 def test_files_of_a_session_with_a_hundred_thousand(client: httpx.Client, session: MakeSession, run: Run) -> None:
     where = session()
     code = "import os\nfor d in range(10):\n os.mkdir(f'd{d}')\n for n in range(10_000): open(f'd{d}/{n}', 'w').close()"
+    client.timeout = httpx.Timeout(300)
     assert run(where, code, timeout=120)["state"]["committed"]
 
     def use() -> float:

@@ -120,7 +120,10 @@ def test_the_docs_page_shows_this_server(server: Server, quiet: Browser) -> None
     quiet.wait("document.querySelectorAll('.copy').length >= 4")
     for width in (360, 768, 1600):
         quiet.call("Emulation.setDeviceMetricsOverride", width=width, height=800, deviceScaleFactor=1, mobile=False)
-        assert quiet.look("document.documentElement.scrollWidth") <= width
+        assert quiet.look("document.documentElement.scrollWidth") <= width, quiet.look(
+            f"[...document.querySelectorAll('*')].filter((e) => e.getBoundingClientRect().right > {width})"
+            ".map((e) => e.outerHTML.slice(0, 100))"
+        )
 
 
 PROGRAMS = {

@@ -82,6 +82,7 @@ async def _serve(client: socket.socket, ends: list[str], over: asyncio.Event) ->
             writer.write(b"w" * (1 << 20))
             await writer.drain()
         elif wanted == "s":
+            writer.write(b"s")
             await over.wait()
         ends.append(f"{wanted} ended")
     except ConnectionError:

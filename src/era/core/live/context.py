@@ -58,7 +58,7 @@ _START_SECONDS = 60.0
 _BEGIN_SECONDS = 0.05
 """Between a cell's beginning and an interrupt that came earlier. By then Node can take it."""
 
-_MARK_SECONDS = 1.0
+_MARK_SECONDS = 10.0
 """How long marks are waited for. They come at once, unless a cell has changed what its descriptors are."""
 
 _BYTE_US = 0.01
