@@ -33,6 +33,7 @@ from era.core.runs import Runs
 from era.core.secrets import Secret
 from era.core.session_run import RunParts
 from era.core.shares import Shares
+from era.core.telemetry import Note, ignore
 from era.core.transcript import Piece
 from era.core.turns import Turns
 from era.errors import SandboxFailed
@@ -127,6 +128,7 @@ class Core:
         kept_bytes: int = 0,
         max_live: int = 64,
         keep_alive: float = 60.0,
+        note: Note = ignore,
     ) -> None:
         self.directory = directory
         self.store = SqlStore(f"sqlite:///{directory}/era.sqlite", Retention())
@@ -149,6 +151,7 @@ class Core:
             max_warm=max_warm,
             idle_seconds=idle_seconds,
             kept_bytes=kept_bytes,
+            note=note,
         )
         self.network = Network()
         self.turns = Turns(max_waiting=8)
@@ -181,6 +184,7 @@ class Core:
             checkpoint_seconds=60,
         )
         self.contexts = Contexts(self.live_sessions, self.store, self.store.contexts)
+        self.admission = Admission(processors)
         self.runs = Runs(
             RunParts(
                 self.store,
@@ -193,12 +197,13 @@ class Core:
                 self.liveness,
                 self.contexts,
                 self.moments,
+                note,
             ),
             self.turns,
             self.idempotency,
             self.active_runs,
             self._setup_ended,
-            Admission(processors),
+            self.admission,
         )
 
         self.processes = SessionProcesses(self.live_sessions, self.store.processes, self.store, self.idempotency)
