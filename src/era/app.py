@@ -82,6 +82,7 @@ from era.network.indexes import IndexListeners
 from era.network.storage import StorageListeners
 from era.packages.installer import PackageInstaller
 from era.settings import Settings
+from era.store import place
 from era.store.blobs import LocalBlobs, make_directory
 from era.store.d1_databases import D1Databases
 from era.store.metadata import SqlStore
@@ -210,12 +211,19 @@ def blob_store(settings: Settings) -> LocalBlobs | S3Blobs:
     )
 
 
+async def open_store(settings: Settings) -> SqlStore:
+    """Where rows are: in the data directory, or in PostgreSQL. Raises NotReady where they can't be had, Unavailable."""
+    named = settings.database_url.get_secret_value() if settings.database_url else None
+    alone = settings.shared_dir is None
+    return await place.open_store(shared_directory(settings), named, retention(settings), alone=alone)
+
+
 @asynccontextmanager
 async def services(settings: Settings) -> AsyncIterator[Context]:
     """Everything behind the API: started when the block begins, stopped when it ends.
 
     Raises Conflict where another service uses the data directory, NoIsolation where sandboxes can't be had, BadRequest
-    for settings that make no sense.
+    for settings that make no sense, NotReady where the database can't be had.
     """
     directory, shared = settings.data_dir.resolve(), shared_directory(settings)
     make_directory(directory)
@@ -225,10 +233,9 @@ async def services(settings: Settings) -> AsyncIterator[Context]:
     note = each(metrics.note, logs.write)
     with exclusive(directory), sharing(settings):
         blobs = blob_store(settings)
-        store = SqlStore(f"sqlite:///{shared / 'era.sqlite'}", retention(settings))
         with alone(settings):
+            store = await open_store(settings)
             await asyncio.to_thread(blobs.open)
-            await store.open()
         homes = await cluster_homes(settings, store)
         cluster = homes or ALONE
         slots = Slots(settings.max_uploads)
@@ -491,15 +498,14 @@ async def collect(settings: Settings) -> int:
     where a service uses it, Unavailable, OSError."""
     directory = settings.data_dir.resolve()
     with exclusive(directory):
+        store = await open_store(settings)
         blobs = blob_store(settings)
         await asyncio.to_thread(blobs.open)
-        store = SqlStore(f"sqlite:///{directory / 'era.sqlite'}", retention(settings))
         # Nothing can be about to be named by a row, so nothing needs time for that.
         snapshots = Snapshots(blobs, grace_seconds=0)
         sets = directory / "environments"
         pins = Pins(lambda: os.listdir(sets) if sets.is_dir() else [])
         try:
-            await store.open()
             return await collect_unneeded(snapshots, store, pins)
         finally:
             await asyncio.to_thread(blobs.close)

@@ -20,6 +20,11 @@ class Settings(BaseSettings):
     )
     port: int = Field(default=8787, ge=0, le=65535, description="Port to listen on; 0: the system chooses one.")
     data_dir: Path = Field(default=Path("data"), description="Directory of the database and the files of sessions.")
+    database_url: SecretStr | None = Field(
+        default=None,
+        description="Database of PostgreSQL for all rows: postgresql://USER:PASSWORD@HOST:5432/DATABASE. Left out: an "
+        "SQLite file in the data directory.",
+    )
     blobs: str = Field(
         default="",
         description="Where the content of files is stored: s3://BUCKET/PREFIX?endpoint=URL&region=NAME, with "

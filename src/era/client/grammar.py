@@ -50,6 +50,7 @@ GROUPS: dict[str, dict[str, tuple[str, str]]] = {
         "backup": ("operation", "Back up a server's data directory"),
         "restore": ("operation", "Make a data directory of a backup"),
         "check": ("operation", "Check whether a data directory is whole"),
+        "migrate": ("operation", "Move a server's rows to PostgreSQL"),
         "gc": ("operation", "Remove content that nothing needs any more"),
         "doctor": ("serve", "Report which isolation works on this machine"),
         "login": ("login", "Remember a server and its key"),

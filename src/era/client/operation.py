@@ -1,4 +1,4 @@
-"""`era backup`, `era restore`, `era check` and `era gc`: for a server's data directory, without its API."""
+"""`era backup`, `restore`, `check`, `migrate` and `gc`: for a server's data directory, without its API."""
 
 from __future__ import annotations
 
@@ -18,7 +18,14 @@ from era.client.serve import server_extra
 
 def add(parser: Parser) -> None:
     command = parser.prog.rpartition(" ")[2]
-    {"backup": _add_backup, "restore": _add_restore, "check": _add_check, "gc": _add_gc}[command](parser)
+    adders = {
+        "backup": _add_backup,
+        "restore": _add_restore,
+        "check": _add_check,
+        "migrate": _add_migrate,
+        "gc": _add_gc,
+    }
+    adders[command](parser)
 
 
 def _directory(parser: Parser) -> None:
@@ -62,6 +69,24 @@ def _add_check(parser: Parser) -> None:
     parser.add_argument(
         "--from", dest="backup", type=Path, metavar="BACKUP", help="a backup to bring content back from"
     )
+
+
+def _add_migrate(parser: Parser) -> None:
+    parser.describe(
+        migrate,
+        "Move the rows of a stopped server from its data directory to PostgreSQL.\n\nTARGET must have no rows yet. All "
+        "are copied and counted in one transaction; then SOURCE/era.sqlite becomes era.sqlite.moved, and SOURCE notes "
+        "where its rows are. The content of files and programs' SQL databases stay in SOURCE. Start the server with "
+        "ERA_DATABASE_URL and the same data directory afterwards.\n\nOthers on this machine can see a command's "
+        "arguments: leave TARGET out and set ERA_DATABASE_URL, or the password out and have it in ~/.pgpass.\n\nLeaves "
+        "with 0, or with 2 if nothing was moved.",
+        (
+            "era migrate /var/lib/era postgresql://era@db.example.com/era",
+            "ERA_DATABASE_URL=postgresql://era:secret@db.example.com/era era migrate /var/lib/era",
+        ),
+    )
+    parser.add_argument("source", type=Path, metavar="SOURCE", help="the server's data directory (ERA_DATA_DIR)")
+    parser.add_argument("target", nargs="?", metavar="TARGET", help="URL of the database (ERA_DATABASE_URL)")
 
 
 def _add_gc(parser: Parser) -> None:
@@ -141,6 +166,29 @@ def check(named: Any) -> int:
     return 1 if report.problems else 0
 
 
+def migrate(named: Any) -> int:
+    with server_extra():
+        from era.app import exclusive
+        from era.operation.migrate import migrate
+        from era.settings import Settings
+    secret = Settings().database_url
+    target = named.target or (secret and secret.get_secret_value())
+    if not target:
+        raise Failure("Name the database: era migrate SOURCE postgresql://USER@HOST/DATABASE, or ERA_DATABASE_URL.")
+    directory = named.source.resolve()
+    if not directory.is_dir():
+        raise Failure(f"There is no data directory {directory}.")
+    with exclusive(directory), _failing():
+        moved = migrate(directory, target)
+    if named.json:
+        print_json({"target": moved.target, "rows": moved.rows})
+        return 0
+    for table, count in moved.rows.items():
+        print(f"{count:>9}  {table}")
+    print(f"moved to {moved.target}: start the server with ERA_DATABASE_URL and --data-dir {directory}")
+    return 0
+
+
 def gc(named: Any) -> int:
     import asyncio
 
@@ -148,10 +196,11 @@ def gc(named: Any) -> int:
         from era.app import collect
         from era.settings import Settings
     directory = _data_dir(named)
-    if not (directory / "era.sqlite").is_file():
+    settings = Settings(data_dir=directory)
+    if not (directory / "era.sqlite").is_file() and settings.database_url is None:
         raise Failure(f"There is no data directory {directory}.\n     --data-dir names the server's ERA_DATA_DIR.")
     with _failing():
-        removed = asyncio.run(collect(Settings(data_dir=directory)))
+        removed = asyncio.run(collect(settings))
     if named.json:
         print_json({"removed_blobs": removed})
     else:

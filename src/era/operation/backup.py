@@ -27,7 +27,7 @@ from typing import Any
 
 from era import __version__
 from era.core.models import now, timestamp
-from era.errors import BadRequest, NotFound
+from era.errors import BadRequest
 from era.operation import contents
 from era.operation.contents import Advance
 from era.operation.placing import check_free, placing
@@ -57,10 +57,9 @@ class Made:
 
 def back_up(directory: Path, target: Path, progress: Progress) -> Made:
     """Back up a data directory into `target`, which must not be there yet. Raises NotFound where there is no such data
-    directory, Conflict for a target that is there, OSError, sqlite3.Error."""
+    directory, Conflict for a target that is there or rows in PostgreSQL, OSError, sqlite3.Error."""
     directory = directory.resolve()
-    if not (directory / contents.DATABASE).is_file():
-        raise NotFound(f"There is no data directory {directory}.", hint="--data-dir names the server's ERA_DATA_DIR.")
+    contents.check_rows_are_here(directory)
     check_free(target)
     if target.resolve().is_relative_to(directory):
         raise BadRequest("A backup can't be in the data directory itself.", hint="Name another place, on another disk.")

@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 from era.core.files.durable import sync
-from era.errors import NotFound
 from era.operation import contents
 from era.operation.backup import held_off
 from era.operation.contents import Advance
@@ -77,12 +76,11 @@ def check(
     """Check a data directory, and with `repair` put right what can be; then the problems are those that are left.
 
     To repair, the caller holds the data directory's lock. Raises NotFound where there is no such data directory,
-    Conflict for a database of another version, OSError, sqlite3.Error.
+    Conflict for rows in PostgreSQL or of another version, OSError, sqlite3.Error.
     """
     directory = directory.resolve()
     database = directory / contents.DATABASE
-    if not database.is_file():
-        raise NotFound(f"There is no data directory {directory}.", hint="--data-dir names the server's ERA_DATA_DIR.")
+    contents.check_rows_are_here(directory)
     rows = [Problem(contents.DATABASE, why) for why in _row_problems(database)]
     if (directory / contents.STORE_ID).exists():
         return Report("s3", problems=rows)

@@ -15,13 +15,14 @@ from pathlib import Path
 
 from sqlalchemy import create_engine, inspect, text
 
-from era.errors import Conflict
+from era.errors import Conflict, NotFound
+from era.store import place
 from era.store.migrations import HEAD
 from era.store.outputs import output_digests
 from era.store.setups import package_sets
 from era.store.versions import snapshot_roots
 
-DATABASE = "era.sqlite"
+DATABASE = place.SQLITE
 KEYS = ("link-key", "site-key", "store-id")
 """Files of a data directory that are made once, and on which links, sites and an S3 store depend."""
 
@@ -66,6 +67,17 @@ class Walk:
                     found.add(tree)
                     pending.append(tree)
         return found
+
+
+def check_rows_are_here(directory: Path) -> None:
+    """Raises NotFound for what is no data directory, Conflict for one whose rows are in PostgreSQL."""
+    if (directory / place.NOTE).exists():
+        raise Conflict(
+            f"The rows of {directory} are in {(directory / place.NOTE).read_text().strip()}, which this can't read.",
+            hint="docs/postgresql.md says how to back up both: pg_dump first, then the directory.",
+        )
+    if not (directory / DATABASE).is_file():
+        raise NotFound(f"There is no data directory {directory}.", hint="--data-dir names the server's ERA_DATA_DIR.")
 
 
 def blob_path(digest: str) -> str:

@@ -31,7 +31,7 @@ from typing import Any, Concatenate
 from sqlalchemy import Connection, RootTransaction, event
 from sqlalchemy.exc import SQLAlchemyError
 
-from era.errors import Unavailable
+from era.errors import BadRequest, Unavailable
 from era.store import dialects
 from era.store.migrations import upgrade
 
@@ -55,11 +55,11 @@ class DatabaseAway(Unavailable):
     def __init__(self, *, may_have_committed: bool) -> None:
         if may_have_committed:
             super().__init__(
-                "The database was cut off while it stored this: whether it did is not known.",
+                "the database was cut off while it stored this: whether it did is not known",
                 hint="Look whether it was done, or send it again with the same Idempotency-Key.",
             )
         else:
-            super().__init__("The database can't be reached.")
+            super().__init__("the database can't be reached")
         self.may_have_committed = may_have_committed
 
 
@@ -166,6 +166,8 @@ class Database:
             _log.error("the database was cut off during a commit: %s", dialects.message(error.__cause__))
             raise DatabaseAway(may_have_committed=True) from error
         except self._errors as error:
+            if dialects.refuses_nul(self.engines.writer, error):
+                raise BadRequest("Text with a NUL character can't be stored.", hint="Leave the NUL out.") from error
             _log.error("the database failed: %s", dialects.message(error))
             if dialects.is_taken(error):
                 raise Unavailable("another ERA service has taken over the database") from error

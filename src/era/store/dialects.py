@@ -33,6 +33,9 @@ from sqlalchemy.sql.functions import FunctionElement
 
 from era.errors import NotReady
 
+OWNERSHIP_SECONDS = 5.0
+"""For which a writer waits for one before it to let the database go: the server may not know yet that that is gone."""
+
 _SQLITE_READERS = 2
 _POSTGRESQL_READERS = 4
 _OLDEST_POSTGRESQL = 130000
@@ -45,6 +48,7 @@ _UNDONE = ("40001", "40P01")
 
 _CLIENT = {
     "application_name": "era",
+    "client_encoding": "utf8",
     "connect_timeout": "5",
     "keepalives_idle": "5",
     "keepalives_interval": "2",
@@ -88,10 +92,12 @@ def connect(url: str, *, alone: bool = True) -> Engines:
     parsed = parsed.set(drivername="postgresql+psycopg").update_query_dict(
         {name: value for name, value in _CLIENT.items() if name not in parsed.query}
     )
-    own = f"SELECT pg_advisory_lock{'' if alone else '_shared'}({_OWNERSHIP_KEY})"
-    writer = _postgresql(
-        parsed, 1, "BEGIN ISOLATION LEVEL SERIALIZABLE", ("SET lock_timeout = '5s'", own, "SET lock_timeout = 0")
+    own = (
+        f"SET lock_timeout = {int(OWNERSHIP_SECONDS * 1000)}",
+        f"SELECT pg_advisory_lock{'' if alone else '_shared'}({_OWNERSHIP_KEY})",
+        "SET lock_timeout = 0",
     )
+    writer = _postgresql(parsed, 1, "BEGIN ISOLATION LEVEL SERIALIZABLE", own)
     reader = _postgresql(parsed, _POSTGRESQL_READERS, "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
     return Engines(writer, reader, _POSTGRESQL_READERS)
 
@@ -199,6 +205,13 @@ def message(error: BaseException | None) -> str:
     return " ".join(said.split())
 
 
+def refuses_nul(engine: Engine, error: Exception) -> bool:
+    """Whether `error` says that a text has a NUL character, which PostgreSQL can't hold."""
+    cause = getattr(error, "orig", None) or error
+    driver: Any = engine.dialect.loaded_dbapi
+    return engine.dialect.name != "sqlite" and isinstance(cause, driver.DataError) and "NUL" in str(cause)
+
+
 def is_taken(error: Exception) -> bool:
     """Whether `error` says that another ERA service has this database for itself."""
     return _sqlstate(error) == _TAKEN
@@ -217,11 +230,17 @@ def was_undone(error: Exception) -> bool:
     return (_sqlstate(error) or "").startswith(("23", "40"))
 
 
+def place_of(url: URL) -> str:
+    """A database of PostgreSQL, named without user and password."""
+    host = url.host or url.query.get("host") or "localhost"
+    return f"postgresql://{host}:{url.port or url.query.get('port') or 5432}/{url.database}"
+
+
 def check_server(engine: Engine) -> None:
     """Raises NotReady, with the reason, where PostgreSQL can't be connected to or can't hold a store."""
     if engine.dialect.name == "sqlite":
         return
-    place = engine.url.set(password=None, query={}).render_as_string().replace("+psycopg", "")
+    place = place_of(engine.url)
     try:
         with engine.begin() as connection:
             version = int(connection.exec_driver_sql("SHOW server_version_num").scalar_one())
@@ -331,8 +350,12 @@ def _postgresql(url: URL, connections: int, begin: str, own: Sequence[str] = ())
     def prepare(connection: Any, _record: object) -> None:
         # As for SQLite: transactions begin below, and only there.
         connection.autocommit = True
-        for statement in (*_SESSION, *own):
-            connection.execute(statement)
+        try:
+            for statement in (*_SESSION, *own):
+                connection.execute(statement)
+        except BaseException:
+            connection.close()
+            raise
 
     @event.listens_for(engine, "begin")
     def begin_transaction(connection: Connection) -> None:

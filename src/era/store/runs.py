@@ -202,7 +202,7 @@ def _finish_values(record: RunRecord) -> dict[str, Any]:
         "new_stdout_truncated": record.stdout_truncated,
         "new_stderr_truncated": record.stderr_truncated,
         "new_committed": record.committed,
-        "new_reason": record.reason,
+        "new_reason": record.reason and record.reason.replace("\0", "\N{REPLACEMENT CHARACTER}"),  # for PostgreSQL
         "new_version": record.version,
         "new_peak_memory_bytes": record.peak_memory_bytes,
         "new_cpu_us": record.cpu_us,

@@ -1,0 +1,100 @@
+"""Where the rows of a data directory are: in its own SQLite file, or in a database of PostgreSQL.
+
+Content that no row names is removed in time, and an empty database names none. So a server that was started with
+another database than before would lose what it has. Therefore a directory notes where its rows are once they aren't in
+it, and no other place is taken for that.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from sqlalchemy import make_url
+from sqlalchemy.exc import ArgumentError
+
+from era.core.files.durable import sync
+from era.core.metadata import Retention
+from era.errors import NotReady
+from era.store import dialects
+from era.store.metadata import SqlStore
+
+SQLITE = "era.sqlite"
+NOTE = "rows-in"
+"""The file that notes it."""
+
+
+async def open_store(directory: Path, database_url: str | None, retention: Retention, *, alone: bool) -> SqlStore:
+    """Open the store of this data directory's rows, and note where they are. See `rows_url`, and SqlStore for `alone`.
+
+    Raises NotReady where they can't be had, Unavailable, OSError.
+    """
+    store = SqlStore(rows_url(directory, database_url), retention, alone=alone)
+    try:
+        await store.open()
+        if database_url is not None:
+            note(directory, database_url)
+    except BaseException:
+        await store.close()
+        raise
+    return store
+
+
+def rows_url(directory: Path, database_url: str | None) -> str:
+    """The URL of the rows of this data directory. `database_url` is what the operator says: None for its own file.
+
+    Raises NotReady where that makes no sense, or the rows are somewhere else.
+    """
+    noted = _noted(directory)
+    if database_url is None:
+        if noted is not None:
+            raise NotReady(
+                f"The rows of {directory} are in {noted}: set ERA_DATABASE_URL to that, or, to begin without them, "
+                f"remove {directory / NOTE}."
+            )
+        return f"sqlite:///{directory / SQLITE}"
+    place = place_of(database_url)
+    if noted not in (None, place):
+        raise NotReady(
+            f"The rows of {directory} are in {noted}, not in {place}: correct ERA_DATABASE_URL, or, if they were "
+            f"moved, remove {directory / NOTE}."
+        )
+    if noted is None and (directory / SQLITE).exists():
+        raise NotReady(
+            f"The rows of {directory} are in its {SQLITE}: move them with `era migrate {directory} URL`, or leave "
+            "ERA_DATABASE_URL out."
+        )
+    return database_url
+
+
+def place_of(database_url: str) -> str:
+    """A database of PostgreSQL, named without user and password. Raises NotReady for a URL that is of no such."""
+    try:
+        url = make_url(database_url)
+        is_complete = url.drivername in ("postgresql", "postgres") and bool(url.database)
+    except (ArgumentError, ValueError):
+        is_complete = False
+    if not is_complete:
+        raise NotReady("ERA_DATABASE_URL must be like postgresql://USER:PASSWORD@HOST:5432/DATABASE.")
+    return dialects.place_of(url)
+
+
+def note(directory: Path, database_url: str) -> None:
+    """Note that the rows of this data directory are in that database of PostgreSQL. Raises OSError."""
+    place = place_of(database_url)
+    if _noted(directory) == place:
+        return
+    draft = directory / f"{NOTE}.new"
+    with draft.open("w") as file:
+        file.write(f"{place}\n")
+        file.flush()
+        os.fsync(file.fileno())
+    draft.rename(directory / NOTE)
+    sync(directory)
+
+
+def _noted(directory: Path) -> str | None:
+    try:
+        return (directory / NOTE).read_text().strip()
+    except FileNotFoundError:
+        return None

@@ -1,0 +1,117 @@
+"""Moving a server's rows from its data directory to PostgreSQL."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import Engine, select
+
+from era.core.api_keys import ApiKey
+from era.core.models import DEFAULT_OWNER, Answered, Claim, KeptOutputs, Snapshot
+from era.core.public.inbox import Content
+from era.core.storage import Item
+from era.errors import BadRequest, Conflict, NotReady
+from era.operation.backup import back_up
+from era.operation.check import check
+from era.operation.migrate import migrate
+from era.store import place
+from era.store.tables import metadata
+from tests.client.command import era
+from tests.owners import mine
+from tests.store.rows import ended, engine_of, execute, new, opened
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    """A data directory with rows of every kind, of which the newest session is gone."""
+    asyncio.run(_fill(f"sqlite:///{tmp_path}/era.sqlite"))
+    return tmp_path
+
+
+async def _fill(url: str) -> None:
+    async with opened(url) as store:
+        session = await store.create_session(new("a", data='{"n": "\\u0000 é"}', metadata={"team": "x"}, ttl=1000))
+        claim = Claim("run", "key", "h" * 64, "mark")
+        await store.begin_run(mine("a"), "r1", claim)
+        outputs = KeptOutputs(b"\0\xff\\x", None, None, "d" * 64)
+        answered = Answered(claim, "{}", outputs)
+        record = ended(session, "r1", enforced={"network": "none"})
+        snapshot = Snapshot("f" * 64, 3, 9)
+        await store.end_run(record, data='{"n": 1}', snapshot=snapshot, outputs=outputs, answered=answered)
+        await store.name_version(mine("a"), 2, "good", named=())
+        await store.inboxes.put_inbox(mine("a"), None, 3)
+        content = Content("POST", "/p", "q=1", [("a", "b")], b"\0body", "http://x")
+        await store.inboxes.add_delivery(session.key, "dlv_1", "sender", content)
+        await store.storage_items.put_item(Item(DEFAULT_OWNER, "kv", "app", "k\\", 2, 6, 7, {"n": 1}, None, b"\0\\"))
+        await store.api_keys.add_api_key(ApiKey("key_1", "ada", "what\tfor\n", 5), "digest")
+        await store.contexts.note(session.key, "main")
+        await store.create_session(new("gone"))
+        await store.purge_session(mine("gone"))
+
+
+def rows(engine: Engine) -> dict[str, list[Any]]:
+    """All rows, by table."""
+    with engine.connect() as connection:
+        return {
+            table.name: sorted((tuple(row) for row in connection.execute(select(table))), key=repr)
+            for table in metadata.sorted_tables
+        }
+
+
+def rows_of(url: str) -> dict[str, list[Any]]:
+    engine = engine_of(url)
+    try:
+        return rows(engine)
+    finally:
+        engine.dispose()
+
+
+def test_all_rows_are_moved_and_the_server_goes_on_there(source: Path, empty_postgres_url: str) -> None:
+    before = rows_of(f"sqlite:///{source}/era.sqlite")
+    assert sum(map(bool, before.values())) >= 12, "hardly any table has rows"
+
+    done = era(None, "migrate", source, "--json", code=0, env={"ERA_DATABASE_URL": empty_postgres_url})
+    told = json.loads(done.stdout)
+    assert told["rows"] == {name: len(some) for name, some in before.items()}
+    assert rows_of(empty_postgres_url) == before
+    assert not [*source.glob("era.sqlite"), *source.glob("era.sqlite-*")]
+    assert rows_of(f"sqlite:///{source}/era.sqlite.moved") == before
+    assert place.rows_url(source, empty_postgres_url) == empty_postgres_url
+
+    async def goes_on() -> int:
+        async with opened(empty_postgres_url) as store:
+            assert (await store.session(mine("a"))).data == '{"n": 1}'
+            return (await store.create_session(new("later"))).key
+
+    assert asyncio.run(goes_on()) == before["sessions"][0][0] + 2, "a key was given twice"
+    with pytest.raises(NotReady, match="set ERA_DATABASE_URL to that"):
+        place.rows_url(source, None)
+    with pytest.raises(Conflict, match="which this can't read"):
+        back_up(source, source.parent / "backup", lambda _: lambda _: None)
+    with pytest.raises(Conflict, match="which this can't read"):
+        check(source, lambda _: lambda _: None)
+
+
+def test_what_can_not_be_moved_changes_nothing(source: Path, empty_postgres_url: str) -> None:
+    before = rows_of(f"sqlite:///{source}/era.sqlite")
+    execute(f"sqlite:///{source}/era.sqlite", "UPDATE api_keys SET description = 'a' || char(0) || 'b'")
+    with pytest.raises(BadRequest, match=r"api_keys \(key_1\) has text with a NUL"):
+        migrate(source, empty_postgres_url)
+    assert not any(rows_of(empty_postgres_url).values())
+    execute(f"sqlite:///{source}/era.sqlite", "UPDATE api_keys SET description = 'what\tfor\n'")
+    assert rows_of(f"sqlite:///{source}/era.sqlite") == before
+    assert not (source / place.NOTE).exists()
+
+    async def used() -> None:
+        async with opened(empty_postgres_url) as store:
+            await store.create_session(new("theirs"))
+
+    asyncio.run(used())
+    with pytest.raises(Conflict, match="has rows already"):
+        migrate(source, empty_postgres_url)
+    assert [row[1] for row in rows_of(empty_postgres_url)["sessions"]] == ["theirs"]
+    assert rows_of(f"sqlite:///{source}/era.sqlite") == before

@@ -1,0 +1,316 @@
+"""What only a database server does: it goes and comes back, cuts off, is shared, or isn't what the settings say."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import socket
+import threading
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from sqlalchemy import Connection, text
+
+from era.core.models import Claim
+from era.errors import BadRequest, CommitFailed, Conflict, NotReady
+from era.store import database, dialects, place
+from era.store.database import Database, DatabaseAway
+from era.store.metadata import SqlStore
+from tests.owners import mine
+from tests.postgres import Postgres
+from tests.store.rows import ended, new, opened
+
+
+class Wire:
+    """Stands between a store and the server, and cuts the store off at a COMMIT:
+
+    before   the server never gets it
+    after    the server carries it out, and its answer doesn't arrive
+    late     the server gets and carries it out half a second after the store was cut off
+    """
+
+    def __init__(self, postgres: Postgres) -> None:
+        self._server = f"{postgres.socket}/.s.PGSQL.5432"
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self._plan: str | None = None
+        self.cuts = 0
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def url(self, url: str) -> str:
+        """The URL of a database as reached through here."""
+        return f"postgresql://postgres@127.0.0.1:{self._listener.getsockname()[1]}/{database_of(url)}?sslmode=disable"
+
+    def cut(self, when: str) -> None:
+        """Cut off at the next COMMIT."""
+        self._plan = when
+
+    def close(self) -> None:
+        self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+
+    def _accept(self) -> None:
+        with suppress(OSError):
+            while True:
+                client, _ = self._listener.accept()
+                threading.Thread(target=self._carry, args=(client,), daemon=True).start()
+
+    def _carry(self, client: socket.socket) -> None:
+        with client, socket.socket(socket.AF_UNIX) as server, suppress(OSError):
+            server.connect(self._server)
+            is_cut, answered = threading.Event(), threading.Event()
+            threading.Thread(target=self._carry_back, args=(server, client, is_cut, answered), daemon=True).start()
+            while piece := client.recv(1 << 16):
+                if b"COMMIT\0" in piece and self._plan is not None:
+                    plan, self._plan = self._plan, None
+                    self.cuts += 1
+                    is_cut.set()
+                    if plan == "late":
+                        client.shutdown(socket.SHUT_RDWR)
+                        time.sleep(0.5)
+                    if plan != "before":
+                        server.sendall(piece)
+                        answered.wait(60)
+                    break
+                server.sendall(piece)
+            server.shutdown(socket.SHUT_RDWR)
+            client.shutdown(socket.SHUT_RDWR)
+
+    def _carry_back(
+        self, server: socket.socket, client: socket.socket, is_cut: threading.Event, answered: threading.Event
+    ) -> None:
+        with suppress(OSError):
+            while piece := server.recv(1 << 16):
+                if is_cut.is_set():
+                    answered.set()
+                else:
+                    client.sendall(piece)
+            client.shutdown(socket.SHUT_RDWR)
+
+
+def database_of(url: str) -> str:
+    return url.partition("@/")[2].partition("?")[0]
+
+
+@pytest.fixture
+def wire(postgres: Postgres) -> Iterator[Wire]:
+    wire = Wire(postgres)
+    yield wire
+    wire.close()
+
+
+@pytest.fixture
+async def store(postgres_url: str) -> AsyncIterator[SqlStore]:
+    async with opened(postgres_url) as store:
+        yield store
+
+
+@pytest.fixture
+def restarted(postgres: Postgres) -> Iterator[Postgres]:
+    """The server, which runs again after the test whatever that did."""
+    yield postgres
+    postgres.stop()
+    postgres.start()
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGQUIT], ids=["stopped", "crashed"])
+async def test_a_restart_between_two_calls_is_not_noticed(store: SqlStore, restarted: Postgres, how: int) -> None:
+    await store.create_session(new("a"))
+    await asyncio.gather(*(store.session(mine("a")) for _ in range(9)))  # each reader has a connection
+    restarted.stop(how)
+    restarted.start()
+    assert {each.id for each in await asyncio.gather(*(store.session(mine("a")) for _ in range(9)))} == {"a"}
+    restarted.stop(how)
+    restarted.start()
+    assert (await store.create_session(new("b"))).version == 1
+
+
+async def test_while_it_is_away_calls_fail_at_once_and_what_ran_is_stored_later(
+    store: SqlStore, restarted: Postgres
+) -> None:
+    session = await store.create_session(new("a"))
+    await store.begin_run(mine("a"), "r1")
+    restarted.stop()
+    ending = asyncio.create_task(store.end_run(ended(session, "r1"), data='{"n": 1}', snapshot=None))
+    for call in (store.session(mine("a")), store.create_session(new("b")), store.begin_run(mine("a"), "r2")):
+        with pytest.raises(DatabaseAway, match="can't be reached") as away:
+            await call
+        assert (away.value.status, away.value.retry_after) == (503, 2)
+    assert not ending.done()
+    await asyncio.to_thread(restarted.start)
+    assert (await ending).version == 2
+    assert (await store.session(mine("a"))).data == '{"n": 1}'
+    assert [record.status for record in await store.runs(session.key, 9)] == ["ok"]
+
+
+async def test_a_run_that_ends_while_it_stays_away_is_not_kept(
+    store: SqlStore, restarted: Postgres, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(database, "_PATIENCE_SECONDS", 0.0)
+    session = await store.create_session(new("a"))
+    await store.begin_run(mine("a"), "r1")
+    restarted.stop()
+    with pytest.raises(CommitFailed, match="could not be stored"):
+        await store.end_run(ended(session, "r1"), data='{"n": 1}', snapshot=None)
+    restarted.start()
+    assert (await store.session(mine("a"))).version == 1
+
+
+@pytest.mark.parametrize("alone", [True, False], ids=["alone", "shared"])
+@pytest.mark.parametrize("when", ["before", "after", "late"])
+async def test_a_run_whose_commit_was_cut_off_is_stored_once(
+    postgres_url: str, wire: Wire, when: str, alone: bool
+) -> None:
+    store = SqlStore(wire.url(postgres_url), alone=alone)
+    try:
+        await store.open()
+        session = await store.create_session(new("a"))
+        claim = Claim("run", "key", "h" * 64, "mark")
+        wire.cut(when)
+        assert (await store.begin_run(mine("a"), "r1", claim)).key == session.key
+        wire.cut(when)
+        record = ended(session, "r1", enforced={"network": "none"})
+        stored = await store.end_run(record, data='{"n": 1}', snapshot=None)
+        assert stored == replace(record, version=2, key=stored.key)
+        assert wire.cuts == 2
+        assert list(await store.runs(session.key, 9)) == [stored]
+        assert [each.n for each in await store.versions(mine("a"), limit=9, before=None)] == [2, 1]
+        claimed = await store.find_claim(mine("a"), claim)
+        assert claimed is not None
+        assert claimed.run == stored
+        with pytest.raises(Conflict):
+            await store.begin_run(mine("a"), "r1")
+    finally:
+        await store.close()
+
+
+@pytest.mark.parametrize(("when", "version"), [("before", 1), ("after", 2)])
+async def test_what_can_not_be_found_out_in_time_is_said_to_be_unknown(
+    postgres_url: str, wire: Wire, when: str, version: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And a second end, which says that nothing was kept, doesn't take the place of the one that may be stored."""
+    monkeypatch.setattr(database, "_PATIENCE_SECONDS", 0.0)
+    async with opened(wire.url(postgres_url)) as store:
+        session = await store.create_session(new("a"))
+        await store.begin_run(mine("a"), "r1")
+        wire.cut(when)
+        with pytest.raises(CommitFailed, match="not known"):
+            await store.end_run(ended(session, "r1"), data='{"n": 1}', snapshot=None)
+        second = ended(session, "r1", status="failed", committed=False)
+        if when == "after":
+            with pytest.raises(CommitFailed):
+                await store.end_run(second, data=None, snapshot=None)
+        else:
+            await store.end_run(second, data=None, snapshot=None)
+        [record] = await store.runs(session.key, 9)
+        assert (record.status, record.version) == ("ok" if when == "after" else "failed", version)
+        assert (await store.session(mine("a"))).version == version
+
+
+async def test_other_writes_that_were_cut_off_say_that_it_is_not_known(postgres_url: str, wire: Wire) -> None:
+    async with opened(wire.url(postgres_url)) as store:
+        wire.cut("after")
+        with pytest.raises(DatabaseAway, match="not known") as away:
+            await store.create_session(new("a"))
+        assert away.value.may_have_committed
+        assert (await store.session(mine("a"))).version == 1
+
+
+async def test_hosts_that_share_a_database_do_not_lose_each_others_writes(postgres_url: str) -> None:
+    """Each transaction counts as if it were alone: those that others got in the way of are run again."""
+
+    def add(connection: Connection) -> None:
+        n = int(connection.execute(text("SELECT default_timeout FROM sessions WHERE id = 'a'")).scalar_one())
+        connection.execute(text("UPDATE sessions SET default_timeout = :n WHERE id = 'a'"), {"n": n + 1})
+
+    hosts = [SqlStore(postgres_url, alone=False) for _ in range(2)]
+    try:
+        for host in hosts:
+            await host.open()
+        await hosts[0].create_session(new("a", default_timeout=0.0))
+
+        async def work(host: SqlStore) -> None:
+            for _ in range(20):
+                await host.database.write(add)
+
+        await asyncio.gather(*map(work, hosts))
+        assert (await hosts[0].session(mine("a"))).default_timeout == 40
+        both = await asyncio.gather(*(host.create_session(new("b")) for host in hosts), return_exceptions=True)
+        assert sorted(isinstance(each, Conflict) for each in both) == [False, True]
+    finally:
+        for host in hosts:
+            await host.close()
+
+
+async def test_only_one_service_has_a_database_for_itself(
+    store: SqlStore, postgres_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dialects, "OWNERSHIP_SECONDS", 0.1)
+    for alone in (True, False):
+        second = SqlStore(postgres_url, alone=alone)
+        with pytest.raises(NotReady, match=r"Another ERA service uses postgresql://.*/test\d+: stop it"):
+            await second.open()
+        await second.close()
+    assert await store.newest_ids("anybody", 1) == []
+
+
+_ASCII = "CREATE DATABASE ascii ENCODING 'SQL_ASCII' TEMPLATE template0 LOCALE_PROVIDER libc"
+
+
+async def refusal(url: str) -> str:
+    """What is said of a database that can't be used."""
+    store = Database(url)
+    try:
+        with pytest.raises(NotReady) as refused:
+            await store.open()
+    finally:
+        await store.close()
+    assert "\n" not in refused.value.message
+    assert "secret" not in refused.value.message
+    return refused.value.message
+
+
+async def test_what_is_wrong_with_a_database_is_told_in_a_line(postgres: Postgres, empty_postgres_url: str) -> None:
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))  # and doesn't listen
+        port = closed.getsockname()[1]
+        said = await refusal(f"postgresql://era:secret@127.0.0.1:{port}/era")
+        assert said.startswith(f"postgresql://127.0.0.1:{port}/era can't be used (")
+        assert "Connection refused" in said
+    assert 'database "nothing" does not exist' in await refusal(postgres.url("nothing"))
+    assert 'role "era" does not exist' in await refusal(postgres.url("x").replace("postgres@", "era:secret@"))
+    postgres.execute("DROP DATABASE IF EXISTS ascii", _ASCII)
+    assert "has the encoding SQL_ASCII" in await refusal(postgres.url("ascii"))
+    postgres.execute("DROP ROLE IF EXISTS reader", "CREATE ROLE reader LOGIN")
+    said = await refusal(empty_postgres_url.replace("postgres@", "reader@"))
+    assert "can't be written to by its user" in said
+
+
+async def test_text_that_it_can_not_hold_is_refused(store: SqlStore) -> None:
+    session = await store.create_session(new("a"))
+    with pytest.raises(BadRequest, match="NUL"):
+        await store.session(mine("a\0"))
+    await store.begin_run(mine("a"), "r1")
+    await store.end_run(ended(session, "r1", committed=False, reason="a\0b"), data=None, snapshot=None)
+    assert [record.reason for record in await store.runs(session.key, 9)] == ["a\N{REPLACEMENT CHARACTER}b"]
+
+
+def test_a_data_directory_keeps_to_one_place(tmp_path: Path) -> None:
+    url, other = "postgresql://era:secret@db/era", "postgresql://db/other"
+    assert place.rows_url(tmp_path, None) == f"sqlite:///{tmp_path}/era.sqlite"
+    assert place.rows_url(tmp_path, url) == url
+    (tmp_path / "era.sqlite").touch()
+    with pytest.raises(NotReady, match="era migrate"):
+        place.rows_url(tmp_path, url)
+    place.note(tmp_path, url)
+    assert (tmp_path / place.NOTE).read_text() == "postgresql://db:5432/era\n"
+    assert place.rows_url(tmp_path, url) == url
+    for wrong in (None, other):
+        with pytest.raises(NotReady, match="are in postgresql://db:5432/era"):
+            place.rows_url(tmp_path, wrong)
+    for wrong in ("sqlite:///x", "postgresql://db", "db:5432", "", "postgresql://db:port/era"):
+        with pytest.raises(NotReady, match="must be like postgresql://"):
+            place.rows_url(tmp_path, wrong)
