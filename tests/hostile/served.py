@@ -34,6 +34,7 @@ from era.core.capsules.pins import Pins
 from era.core.files.snapshots import Snapshots
 from era.core.garbage import collect_once
 from era.core.history import HistoryBound
+from era.core.metadata import MetadataStore
 from era.core.models import Session
 from era.mcp import calls
 from era.settings import Settings
@@ -115,7 +116,7 @@ def _patch(target: object, **replacements: object) -> None:
         setattr(target, name, replacement)
 
 
-async def _collect_on_signal(snapshots: Snapshots, store: SqlStore, pins: Pins) -> None:
+async def _collect_on_signal(snapshots: Snapshots, store: MetadataStore, pins: Pins, *_: object) -> None:
     """Collect garbage at each SIGUSR1, in the place of the service's own loop."""
     requested = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGUSR1, requested.set)
