@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import os
 import signal
+import sqlite3
 import subprocess
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -54,11 +55,39 @@ class Cluster:
             for client in made:
                 client.close()
 
-    def kill(self, number: int) -> Callable[[], bool]:
-        """`kill -9` a host. Returns what tells whether it has been started anew."""
-        before = self.pid(number)
-        os.kill(before, signal.SIGKILL)
-        return lambda: self.pid(number) != before
+    @contextmanager
+    def paused(self, number: int) -> Iterator[int]:
+        """A host that doesn't go on within the block. It is none that has SQLite's lock at that moment: until it went
+        on, nobody could write."""
+        assert eventually(lambda: self.is_ready(number))
+        pid = self.pid(number)
+        while True:
+            os.kill(pid, signal.SIGSTOP)
+            with closing(sqlite3.connect(self.directory / "shared" / "era.sqlite", isolation_level=None)) as database:
+                try:
+                    database.execute("BEGIN IMMEDIATE")
+                    database.execute("ROLLBACK")
+                    break
+                except sqlite3.OperationalError:
+                    os.kill(pid, signal.SIGCONT)
+        try:
+            yield pid
+        finally:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGCONT)
+
+    def kill(self, number: int) -> None:
+        """`kill -9` a host, which is then started anew."""
+        with suppress(ProcessLookupError):  # It is being started anew already.
+            os.kill(self.pid(number), signal.SIGKILL)
+
+    def is_ready(self, number: int) -> bool:
+        """Whether a host takes calls, after it has been started anew if it was killed or declared dead."""
+        try:
+            with self.server(number).client() as client:
+                return client.get("/ready").status_code == 200
+        except (httpx.HTTPError, OSError):
+            return False
 
 
 @contextmanager
@@ -125,7 +154,8 @@ class History:
             program = "import json\np = '.session_data.json'\ndata = json.load(open(p))\n" + code
             program += "\njson.dump(data, open(p, 'w'))\n"
             try:
-                with self.cluster.server(count % 2).client(headers={"Authorization": f"Bearer {KEY}"}) as client:
+                host = count // len(self.sessions) % len(self.cluster.told())
+                with self.cluster.server(host).client(headers={"Authorization": f"Bearer {KEY}"}) as client:
                     answer = client.post(f"/api/sessions/{session}/run", json={"code": program})
             except (httpx.HTTPError, OSError):
                 self._note(None)

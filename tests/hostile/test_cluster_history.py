@@ -1,0 +1,62 @@
+"""A cluster whose hosts are killed and paused at random, and clients that keep track of what they were told."""
+
+from __future__ import annotations
+
+import random
+import threading
+import time
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from tests.cluster import History, running
+from tests.conftest import eventually
+
+SECONDS = 600.0
+SESSIONS, CLIENTS = 24, 8
+LEASE_SECONDS = 4
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("seed", range(3))
+def test_histories_under_kills_and_pauses(tmp_path: Path, seed: int) -> None:
+    chance = random.Random(seed)
+    with running(tmp_path / "cluster", 3, ERA_LEASE_SECONDS=str(LEASE_SECONDS)) as cluster:
+        sessions = [f"s{number}" for number in range(SESSIONS)]
+        with cluster.clients() as clients:
+            for number, session in enumerate(sessions):
+                made = {"session_id": session, "language": "python"}
+                assert clients[number % 3].post("/api/sessions", json=made).status_code == 201
+        history = History(cluster, sessions)
+        threads = [threading.Thread(target=history.append, args=(7 * seed,)) for seed in range(CLIENTS)]
+        for thread in threads:
+            thread.start()
+        until, events = time.monotonic() + SECONDS, 0
+        while time.monotonic() < until:
+            time.sleep(chance.uniform(0, 3))
+            number = chance.randrange(3)
+            if chance.random() < 0.5:
+                cluster.kill(number)
+            else:
+                with cluster.paused(number):
+                    time.sleep(chance.uniform(0.5, 3) * LEASE_SECONDS)
+            events += 1
+            before = len(history.answered)
+            assert eventually(partial(lambda before: len(history.answered) > before + CLIENTS, before)), (
+                "nothing goes on"
+            )
+        history.stop.set()
+        for thread in threads:
+            thread.join()
+        assert eventually(lambda: all(map(cluster.is_ready, range(3))))
+        with cluster.clients() as clients:
+            history.check(clients[0])
+            runs = clients[0].get("/api/runs", params={"status": "running"}).json()["runs"]
+            assert runs == []
+        assert history.answered
+        print(f"{events} kills and pauses, {len(history.answered)} answers, {history.unknown} without one")
+
+
+def _has_more(history: History, answers: int) -> bool:
+    return len(history.answered) > answers

@@ -1,0 +1,122 @@
+"""A host's lease and its view of the others, on rows that do as they are told."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+import pytest
+
+from era.core.homes import Home, Homes, Host, Place, View
+from era.errors import HostLost, NoLease, Unavailable
+from tests.unit.core import until
+
+LEASE = 0.5
+
+
+class Rows:
+    """A HomeStore whose heartbeats fail as `failure` says."""
+
+    def __init__(self) -> None:
+        self.failure: Exception | None = None
+        self.beats = 0
+        self.others = {"other": Host("other", "http://other")}
+        self.place = Place(1, None)
+        self.left: list[str] = []
+        self.taken: list[int] = []
+
+    async def join(self, host: Host, lease_seconds: float) -> View:
+        return await self.beat(host)
+
+    async def beat(self, host: Host) -> View:
+        if self.failure is not None:
+            raise self.failure
+        self.beats += 1
+        return View({host.id: host, **self.others}, host.id, 1_000_000)
+
+    async def leave(self, host_id: str) -> None:
+        self.left.append(host_id)
+
+    async def find(self, session: str | int) -> Place | None:
+        return self.place
+
+    async def take(self, session_key: int) -> Home:
+        self.taken.append(session_key)
+        return Home(self.others["other"], 1)
+
+    def forget(self, session_key: int) -> None: ...
+
+
+async def started(rows: Rows, lost: Callable[[], None] = lambda: None) -> Homes:
+    homes = Homes(rows, LEASE, lost)
+    await homes.start()
+    return homes
+
+
+async def test_a_host_without_the_database_answers_until_its_lease_is_over_and_goes_on_afterwards() -> None:
+    rows = Rows()
+    homes = await started(rows)
+    await until(lambda: homes.leads)
+    rows.failure = Unavailable("the database is away")
+    await until(lambda: not homes.has_lease)
+    with pytest.raises(NoLease):
+        homes.check_lease()
+    assert not homes.leads
+    assert not await homes.owns(1)
+    rows.failure = None
+    await until(lambda: homes.has_lease)
+    await homes.leave()
+    assert rows.left == [homes.host_id]
+    assert not homes.has_lease
+
+
+async def test_a_host_that_was_declared_dead_ends() -> None:
+    rows, ended = Rows(), asyncio.Event()
+    homes = await started(rows, ended.set)
+    rows.failure = HostLost("declared dead")
+    await ended.wait()
+    assert not homes.has_lease
+
+
+async def test_what_follows_a_heartbeat_keeps_none_from_being_sent() -> None:
+    rows = Rows()
+    homes = await started(rows)
+    never = asyncio.Event()
+
+    async def hangs() -> None:
+        await never.wait()
+
+    async def fails() -> None:
+        raise Unavailable("nor this")
+
+    homes.each_beat(hangs)
+    homes.each_beat(fails)
+    before = rows.beats
+    await until(lambda: rows.beats > before + 3)
+    never.set()
+    await homes.leave()
+
+
+async def test_the_death_of_a_host_is_seen() -> None:
+    rows = Rows()
+    homes = await started(rows)
+    died = asyncio.create_task(homes.died("other"))
+    await asyncio.sleep(0)
+    assert not died.done()
+    rows.others.clear()
+    await died
+    await homes.leave()
+
+
+async def test_reading_takes_no_home() -> None:
+    rows = Rows()
+    homes = await started(rows)
+    assert await homes.elsewhere("s", take=False) is None
+    assert rows.taken == []
+    assert await homes.elsewhere("s", take=True) == rows.others["other"]  # who was faster
+    rows.place = Place(1, Home(Host(homes.host_id, ""), 1))
+    assert await homes.elsewhere("s", take=True) is None
+    assert homes.is_here("s")
+    homes.moved("s")
+    assert not homes.is_here("s")
+    await homes.leave()
