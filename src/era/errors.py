@@ -17,6 +17,7 @@
     │   ├── SetupUnderWay     409  the session's packages are not installed yet
     │   ├── RunUnderWay       409  files can't be changed yet: a run has the session's turn
     │   ├── SessionLive       409  the session has processes, under which its files can't be replaced
+    │   ├── BeingStopped      409  the live session is being put away, and this can't wait for that
     │   ├── TooManyProcesses  409  the session runs as many processes as it may
     │   ├── TooManyContexts   409  the session has as many contexts as it may
     │   ├── TooManyLive       409  this server has as many live sessions as it may
@@ -179,6 +180,12 @@ class TooManyProcesses(Conflict):
 class TooManyContexts(Conflict):
     code = "too_many_contexts"
     hint = "End one first: DELETE /api/sessions/{id}/contexts/{name}. Their names are in 'details'."
+
+
+class BeingStopped(Conflict):
+    code = "being_stopped"
+    hint = "Send it again in a moment: nothing of it has been executed."
+    retry_after: int | None = 1
 
 
 class TooManyLive(Conflict):

@@ -42,6 +42,7 @@ def test_all_languages_are_listed(client: httpx.Client) -> None:
         assert "reason" not in language
     packages = {language["name"]: language["packages"] for language in languages}
     assert packages == {"python": "pip", "node": "npm", "typescript": "npm", "deno": None, "go": "go", "shell": None}
+    assert {one["name"] for one in languages if one["contexts"]} == {"python", "node", "typescript"}
     endings = [ending for language in languages for ending in language["endings"]]
     assert len(endings) == len(set(endings))
 

@@ -253,10 +253,25 @@ def test_deletion_ends_processes_and_their_followers(
 def test_a_failed_commit_tells_processes(client: httpx.Client, session: MakeSession, run: Run) -> None:
     where = session()
     start(client, where, "exec sleep 1000", tag="p")
-    ran = run(where, "open('.session_data.json', 'w').write('nonsense'); open('f', 'w')")
+    ran = run(where, "import os; os.makedirs('/'.join(['d'] * 130)); open('f', 'w')")
     assert not ran["state"]["committed"]
+    assert "nested deeper" in ran["state"]["reason"]
     assert ran["run_id"] in ended(client, where, "p")["reason"]
     assert run(where, "import os; print(sorted(os.listdir()))")["stdout"] == "['.session_data.json', 'main.py']\n"
+
+
+def test_data_that_can_t_be_kept_ends_no_process(client: httpx.Client, session: MakeSession, run: Run) -> None:
+    where = session(data={"n": 1})
+    start(client, where, "exec sleep 1000", tag="p")
+    ran = run(where, "open('.session_data.json', 'w').write('nonsense'); open('f', 'w').write('of the run')")
+    assert (ran["status"], ran["data"], ran["state"]["committed"]) == ("ok", {"n": 1}, False)
+    assert ran["state"]["reason"].startswith(".session_data.json is not JSON")
+    assert "data stays as it was" in ran["state"]["reason"]
+    assert ran["state"]["version"] == client.get(f"/api/sessions/{where}").json()["version"]
+    assert process(client, where, "p")["status"] == "running"
+    assert client.get(f"/api/sessions/{where}/files/f").text == "of the run"
+    again = run(where, "import json; print(json.load(open('.session_data.json')), open('f').read())")
+    assert (again["stdout"], again["state"]["committed"]) == ("{'n': 1} of the run\n", True)
 
 
 def test_processes_have_the_sessions_variables_network_and_storage(client: httpx.Client, session: MakeSession) -> None:

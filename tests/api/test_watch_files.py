@@ -6,7 +6,7 @@ import json
 import queue
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import httpx
@@ -14,7 +14,7 @@ import httpx
 from tests.api.answers import refused
 from tests.api.files_api import delete, put
 from tests.api.live import ended, start
-from tests.conftest import MakeSession, Server
+from tests.conftest import MakeSession, Server, eventually
 
 SECONDS = 60.0
 
@@ -25,6 +25,8 @@ class Seen:
     def __init__(self) -> None:
         self.coming: queue.Queue[dict[str, Any] | None] = queue.Queue()
         self.all: list[dict[str, Any]] = []
+        self.last = 0
+        """The number of the newest event that has come."""
 
     def until(self, wanted: Callable[[dict[str, Any]], bool]) -> list[dict[str, Any]]:
         """All events so far, once one of them is as wanted."""
@@ -57,7 +59,9 @@ def watch(server: Server, where: str, **query: Any) -> Iterator[Seen]:
     def follow(answer: httpx.Response) -> None:
         try:
             for line in answer.iter_lines():
-                if line.startswith("data: "):
+                if line.startswith("id: "):
+                    seen.last = int(line.removeprefix("id: "))
+                elif line.startswith("data: "):
                     seen.coming.put(json.loads(line.removeprefix("data: ")))
         except httpx.TransportError:
             pass
@@ -146,9 +150,51 @@ def test_bad_watches_are_refused(client: httpx.Client, session: MakeSession, ser
         ({"recursive": "perhaps"}, 400, "invalid_field"),
     ):
         assert refused(client.get(f"/api/sessions/{where}/watch", params=query), status)["code"] == code
-    watches = [watch(server, where) for _ in range(8)]
-    for each in watches:
-        each.__enter__()
-    assert refused(client.get(f"/api/sessions/{where}/watch"), 409)["code"] == "too_many_watches"
-    for each in watches:
-        each.__exit__(None, None, None)
+    shell(client, where, "mkdir -p " + " ".join(f"n/{number}" for number in range(9)))
+    with ExitStack() as stack:
+        for number in range(8):
+            stack.enter_context(watch(server, where, path=f"n/{number}"))
+        stack.enter_context(watch(server, where, path="n/0"))  # one more reader of the same watch
+        answer = client.get(f"/api/sessions/{where}/watch", params={"path": "n/8"})
+        assert refused(answer, 409)["code"] == "too_many_watches"
+
+    def is_watched() -> bool:
+        with client.stream("GET", f"/api/sessions/{where}/watch", params={"path": "n/8"}) as answer:
+            return answer.status_code == 200
+
+    assert eventually(is_watched), "those that nobody reads make way"
+
+
+def test_a_watch_goes_on_where_its_connection_broke(client: httpx.Client, session: MakeSession, server: Server) -> None:
+    where = session()
+    start(client, where, "sleep 1000")
+    shell(client, where, "mkdir d")
+    with watch(server, where, path="d") as seen:
+        shell(client, where, "touch d/before")
+        assert seen.has(type="create", path="d/before")
+        last = seen.last
+    shell(client, where, "touch d/meanwhile")
+    with watch(server, where, path="d", after=last) as again, watch(server, where, path="d") as fresh:
+        shell(client, where, "touch d/after")
+        assert again.has(type="create", path="d/after")
+        assert fresh.has(type="create", path="d/after")
+    assert {"type": "create", "path": "d/meanwhile"} in again.all
+    assert {"type": "create", "path": "d/before"} not in again.all
+    assert {"type": "create", "path": "d/meanwhile"} not in fresh.all
+    with watch(server, where, path="d", after=17) as late:
+        assert late.until(lambda each: each["type"] == "gap")[-1]["from"] == 18
+
+
+def test_after_the_end_of_a_watch_there_is_a_gap(client: httpx.Client, session: MakeSession, server: Server) -> None:
+    where = session()
+    start(client, where, "sleep 1000")
+    with watch(server, where) as seen:
+        last = seen.last
+    assert client.post(f"/api/sessions/{where}/stop").is_success
+    start(client, where, "sleep 1000")
+    with watch(server, where, after=last) as seen:
+        [*_, gap] = seen.until(lambda each: each["type"] == "gap")
+        assert gap["from"] == last + 1
+        assert put(client, where, "new", b"").is_success
+        assert seen.has(type="create", path="new")
+        assert seen.last > gap["to"]

@@ -368,10 +368,17 @@ async def a_run_outlives_processes(sandbox: Sandbox) -> tuple[str, Ended, Proces
 
 
 async def scratch(sandbox: Sandbox) -> list[str]:
-    """What is in /tmp after runs, with a process that has a file there, and once there are no processes."""
+    """What is in /tmp after runs: with a process that has a file there, which the first run began without, and once
+    there are no processes."""
     seen = []
-    async with running(sandbox, shell("echo mine > /tmp/of-a-process; echo up; exec sleep 1000")) as beside:
+    joined = asyncio.create_task(
+        run(sandbox, "import os, time\nwhile not os.path.exists('/tmp/joined'): time.sleep(0.01)")
+    )
+    async with running(
+        sandbox, shell("echo mine > /tmp/of-a-process; touch /tmp/joined; echo up; exec sleep 1000")
+    ) as beside:
         await beside.until(b"up")
+        await joined
         await run(sandbox, "open('/tmp/of-a-run', 'w')")
         seen.append((await run(sandbox, "import os; print(*sorted(os.listdir('/tmp')))"))[0].strip())
     await end_processes(sandbox)

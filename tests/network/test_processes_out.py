@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from tests.network.conftest import NEEDS_GVISOR, NetServer, new_session
+from tests.network.world import PUBLIC
 
 FETCHES = """
 import json, time, urllib.request
@@ -21,6 +22,16 @@ REFUSED = """
 import urllib.request
 try: urllib.request.urlopen('http://10.0.0.1/', timeout=20); print('reached')
 except OSError as problem: print(type(problem.reason).__name__)
+"""
+ASKS = r"""
+import socket
+question = b"\x12\x34\x01\x00\x00\x01" + bytes(6) + b"\x07example\x04test\x00\x00\x01\x00\x01"
+sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+sock.settimeout(20)
+for server in (open("/etc/resolv.conf").read().split()[1], "203.0.113.53"):
+    sock.sendto(question, (server, 53))
+    answer, who = sock.recvfrom(1000)
+    print(socket.inet_ntoa(answer[-4:]), who == (server, 53))
 """
 
 KINDS = ["bubblewrap", pytest.param("gvisor", marks=NEEDS_GVISOR)]
@@ -50,6 +61,17 @@ def test_runs_and_processes_reach_the_internet_beside_each_other(served: NetServ
             for process in started:
                 said, record = ended(client, one.id, process)
                 assert (said.split(), record["exit_code"]) == (["www.example.test"] * 8, 0)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_runs_and_processes_ask_for_names_beside_each_other(served: NetServer, kind: str) -> None:
+    """By messages of their own, to the sandbox's nameserver and to another one."""
+    with served.client() as client:
+        one = new_session(client, isolation=kind)
+        path = f"/api/sessions/{one.id}/processes"
+        process = client.post(path, json={"command": ["python3", "-c", ASKS]}).json()["process_id"]
+        assert one.says(ASKS).splitlines() == [f"{PUBLIC} True"] * 2
+        assert ended(client, one.id, process)[0].splitlines() == [f"{PUBLIC} True"] * 2
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -60,7 +60,7 @@ def test_a_checkpoint_keeps_what_a_process_has_written(server: Server) -> None:
         session.delete(purge=True)
 
 
-def test_a_watch_begins_anew_where_it_broke(server: Server) -> None:
+def test_a_watch_goes_on_where_it_broke(server: Server) -> None:
     with Cutter(server.url, cut_once_after(b'"first.txt"')) as way, Era(way.url) as client:
         session = client.session("python", isolation="bubblewrap")
         with pytest.raises(package.Conflict):

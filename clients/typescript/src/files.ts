@@ -107,15 +107,16 @@ export class FileTree implements AsyncIterable<FileInfo> {
 /** A session's files, to read and to change. */
 export class Files extends FileTree {
   /**
-   * What changes in the files of a live session from now on, without end. It begins with `watching`, and anew with another
-   * one where the connection broke: what changed meanwhile isn't told. Leaving the loop ends it.
+   * What changes in the files of a live session from now on, without end. It begins with `watching`. Where the connection
+   * broke there is another one, behind which comes what has changed meanwhile, or a `gap`. Leaving the loop ends it.
    */
   watch(
     options: { path?: string; recursive?: boolean } & CallOptions = {},
   ): AsyncGenerator<FileEvent, void, undefined> {
     const { path, recursive, ...call } = options;
-    const begin = { method: "GET", path: `${this.root}/watch`, query: { path, recursive }, endless: true } as const;
-    return follow<FileChange>(this.transport, { begin, resume: () => begin, last: "" }, call);
+    const from = (after?: number) =>
+      ({ method: "GET", path: `${this.root}/watch`, query: { path, recursive, after }, endless: true }) as const;
+    return follow<FileChange>(this.transport, { begin: from(), resume: (last) => from(last), last: "" }, call);
   }
 
   /** Put a file, in place of the one that is there. */

@@ -56,7 +56,7 @@ test("a checkpoint keeps what a process has written", async () => {
   assert.equal(await session.versions.files(made.version).text("made.txt"), "made\n");
 });
 
-test("a watch begins anew where its connection broke", async () => {
+test("a watch goes on where its connection broke", async () => {
   await using session = await era.session("python", options);
   await session.process("exec sleep 600");
   await using proxy = new HangingUp(/\/watch/, [900]);

@@ -9,7 +9,7 @@ from typing import Annotated
 from fastapi import APIRouter, Query, Response
 
 from era.api.context import SessionId, StrictRoute, UseContext
-from era.api.event_stream import Event, described, event_stream
+from era.api.event_stream import After, Event, described, event_stream
 from era.core.event_log import Gap
 from era.core.files.paths import parse
 from era.wire.files import path_text
@@ -31,12 +31,14 @@ router = APIRouter(prefix="/api/sessions/{session_id}", tags=["files"], route_cl
 async def watch_files(
     session_id: SessionId,
     context: UseContext,
+    after: After,
     path: Annotated[str, Query(max_length=4096, description="A directory or file; empty for all.")] = "",
     recursive: Annotated[bool, Query(description="Also what is in directories below.")] = False,
 ) -> Response:
-    """Follow what changes in the files of a live session, from now on."""
+    """Follow what changes in the files of a live session, from now on, or from where a connection broke."""
     async with AsyncExitStack() as stack:
-        watched = context.watching.watched(session_id, parse(path) if path else (), recursive=recursive)
+        parts = parse(path) if path else ()
+        watched = context.watching.watched(session_id, parts, recursive=recursive, after=after)
         items = await stack.enter_async_context(watched)
         kept = stack.pop_all()
 

@@ -100,6 +100,14 @@ class Contexts(Protocol):
         """Raises BadRequest where the session's language has none."""
         ...
 
+    def is_being_put_away(self, session_key: int) -> bool:
+        """Whether no cell can begin until the session has been put away, for which somebody else needs its turn."""
+        ...
+
+    async def put_away(self, session_key: int) -> None:
+        """Wait until it has been, or for a while."""
+        ...
+
     async def run(
         self,
         session: Session,

@@ -195,11 +195,24 @@ class Runs:
         where the session is gone by then, TooBusy where too many wait for a slot."""
         told = RunEnded(new_id("run"), session_id.owner, session_id.id, _kind_of(request))
         with noted(self._parts.note, told):
-            async with self._turns.take(session_id, long=request.service is None):
-                told.stages.end("turn")
-                async with self._admission.admitted(session_id.owner) as slot:
-                    told.stages.end("slot")
-                    return await self._run_with_slot(session_id, request, emit, slot, told, named=named)
+            while True:
+                async with self._turns.take(session_id, long=request.service is None):
+                    told.stages.end("turn")
+                    async with self._admission.admitted(session_id.owner) as slot:
+                        told.stages.end("slot")
+                        leaving = await self._being_put_away(session_id, request)
+                        if leaving is None:
+                            return await self._run_with_slot(session_id, request, emit, slot, told, named=named)
+                await self._parts.contexts.put_away(leaving)
+
+    async def _being_put_away(self, session_id: OwnedId, request: RunRequest) -> int | None:
+        """The key of the session, if that is being put away and the run is a cell, which can't begin then. Raises
+        BadRequest where there are no contexts."""
+        if request.context is None:
+            return None
+        session = await self._store.session(session_id)
+        self._parts.contexts.check_language(session)
+        return session.key if self._parts.contexts.is_being_put_away(session.key) else None
 
     async def _run_with_slot(
         self, session_id: OwnedId, request: RunRequest, emit: Emit, slot: Slot, told: RunEnded, *, named: bool
@@ -211,8 +224,6 @@ class Runs:
             if request.session_key not in (None, session.key):
                 raise NotFound(f"Session '{session_id}' is another one by now.")
             check_stored(session, public=request.public)
-        if request.context is not None:
-            self._parts.contexts.check_language(await self._store.session(session_id))
         if request.atomic:
             session = await self._store.session(session_id)
             self._parts.liveness.check_not(session, "its files can't be put back after a run that fails")

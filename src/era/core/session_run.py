@@ -50,7 +50,7 @@ from era.core.run_messages import Emit, RunRequest, RunResult, RunStarted, resul
 from era.core.setup.requirements import variables
 from era.core.telemetry import Note, RunEnded, ignore
 from era.core.views import data_view
-from era.errors import CommitFailed, EraError, SandboxFailed, SessionDeleted, TooBusy, Unavailable
+from era.errors import BeingStopped, CommitFailed, EraError, SandboxFailed, SessionDeleted, TooBusy, Unavailable
 
 log = structlog.get_logger()
 
@@ -85,7 +85,10 @@ class _Outcome:
 
     artifacts: JsonObject = field(default_factory=dict)
     problem: str | None = None
-    """Why neither data nor files can be kept, if they can't."""
+    """Why the run makes no version, if it can't."""
+
+    goes_on: bool = False
+    """Whether the sandbox can stay, though the run makes no version."""
 
 
 class SessionRun:
@@ -157,7 +160,7 @@ class SessionRun:
             outcome = await self._outcome(execution, ended)
             self._told.stages.end("files")
             result = await self._commit(execution, ended, outcome, data)
-            if outcome.problem is None:
+            if outcome.problem is None or outcome.goes_on:
                 pool.committed(session.key, outcome.snapshot or session.snapshot)
             else:
                 await pool.discard(sandbox, self._remade(outcome.problem))
@@ -210,9 +213,13 @@ class SessionRun:
         status = status_of(ended)
         if self._request.atomic and status != "ok":
             return _Outcome(status, problem=_nothing_kept(f"atomic: {_ending(ended)}"))
+        if ended.disk_problem is not None:
+            return _Outcome(status, problem=_nothing_kept(ended.disk_problem))
         data, problem = _new_data(execution.state, session.data, ended)
-        if problem is not None or not session.persistent:
-            return _Outcome(status, data, problem=problem)
+        if problem is not None:
+            return self._without_data(status, problem, ended)
+        if not session.persistent:
+            return _Outcome(status, data)
         try:
             snapshot = await self._taken(execution.sandbox, ended.entry)
             artifacts = await snapshots.artifacts(session.snapshot, snapshot)
@@ -220,6 +227,16 @@ class SessionRun:
             status = "disk_full" if isinstance(error, WorkspaceFull) else status
             return _Outcome(status, problem=_nothing_kept(str(error)))
         return _Outcome(status, data, None if snapshot.root == session.snapshot.root else snapshot, artifacts)
+
+    def _without_data(self, status: Status, problem: str, ended: Ended) -> _Outcome:
+        """What is to be committed of a run whose state file can't be used. In a live session the tree is the truth, the
+        run's files included, so nothing has to be undone and its processes go on."""
+        if not ended.sandbox_alive:
+            return _Outcome(status, problem=problem)
+        if self._session.key not in self._parts.liveness:
+            return _Outcome(status, problem=_nothing_kept(problem))
+        files = "files are in the live session's tree, which its next checkpoint keeps"
+        return _Outcome(status, problem=f"{problem}; data stays as it was, {files}.", goes_on=True)
 
     async def _taken(self, sandbox: Sandbox, entry: str | None) -> Snapshot:
         """What the working directory holds, durable. In a live session processes go on in it. Raises as Snapshots.take
@@ -297,25 +314,23 @@ class SessionRun:
 
 def _is_refusal(execution: Execution | CellExecution | None, error: BaseException) -> bool:
     """Whether this is the refusal of a cell of which nothing has been executed, in a sandbox that is as it was."""
+    if isinstance(error, BeingStopped):
+        return True
     refused = isinstance(execution, CellExecution) and not execution.had_interpreter
     return refused and isinstance(error, EraError) and not isinstance(error, SandboxFailed)
 
 
 def _new_data(given: bytes, before: str, ended: Ended) -> tuple[str | None, str | None]:
-    """The session's new data as JSON text, None where it stays as it is; and why nothing can be kept, if it can't.
-    `given` is the state file as the program got it, `before` the session's data as JSON text."""
-    if ended.disk_problem is not None:
-        return None, _nothing_kept(ended.disk_problem)
+    """The session's new data as JSON text, None where it stays as it is; and why the state file can't be used, if it
+    can't. `given` is the state file as the program got it, `before` the session's data as JSON text."""
     if ended.state_problem is not None:
-        if not ended.sandbox_alive:
-            return None, ended.state_problem
-        return None, _nothing_kept(f"{STATE_FILE} {ended.state_problem}")
+        return None, f"{STATE_FILE} {ended.state_problem}" if ended.sandbox_alive else ended.state_problem
     if ended.state is None or ended.state == given:
         return None, None
     try:
         data = jsontext.read_state(ended.state)
     except jsontext.JsonProblem as error:
-        return None, _nothing_kept(f"{STATE_FILE} {error}")
+        return None, f"{STATE_FILE} {error}"
     return (None if data == before else data), None
 
 

@@ -25,15 +25,16 @@ class Beside:
         out_of_memory: OutOfMemory,
         on_change: Callable[[bool], None],
         log: Callable[[], str],
+        before: Callable[[], None],
         *,
         sandbox_broker: SocketBroker | None = None,
     ) -> None:
         """`enter` has the supervisor started in the sandbox, given the descriptor of its control socket; it may raise
         OSError, SandboxFailed, TemplateFailed. `variables` are those of every process. `on_change` is called when there
-        is a supervisor from now on, or none any more. `log` is what it has said to its stderr. `sandbox_broker` is that
-        of the sandbox, where the supervisor brings none of its own."""
+        is a supervisor from now on, or none any more; `before`, when one is about to be made. `log` is what it has said
+        to its stderr. `sandbox_broker` is that of the sandbox, where the supervisor brings none of its own."""
         self._enter, self._variables, self._out_of_memory, self._log = enter, variables, out_of_memory, log
-        self._on_change, self._sandbox_broker = on_change, sandbox_broker
+        self._on_change, self._before, self._sandbox_broker = on_change, before, sandbox_broker
         self._supervisor: ProcessSupervisor | None = None
         self._turn = asyncio.Lock()
         self._making: asyncio.Task[ProcessSupervisor] | None = None
@@ -43,6 +44,11 @@ class Beside:
     def supervisor(self) -> ProcessSupervisor | None:
         """None where there is none alive."""
         return self._supervisor if self._supervisor is not None and self._supervisor.alive else None
+
+    @property
+    def is_used(self) -> bool:
+        """Whether there is one alive, or about to be."""
+        return self.supervisor is not None or (self._making is not None and not self._making.done())
 
     async def get(self) -> ProcessSupervisor:
         """The supervisor, made anew where there is none alive. Raises SandboxFailed."""
@@ -54,6 +60,7 @@ class Beside:
             if self._supervisor is not None:
                 await self._supervisor.close()
                 self._supervisor = None
+            self._before()
             # What has been started must be known here, also where whoever waits is cancelled.
             self._making = asyncio.create_task(self._make())
             self._supervisor = await asyncio.shield(self._making)

@@ -129,7 +129,7 @@ class BubblewrapSandbox:
     async def run(self, program: Program) -> AsyncIterator[Output | Ended]:
         if self._channel is None or not self.alive:
             raise SandboxFailed("The sandbox is gone.")
-        if self._supervisor_beside() is not None:
+        if self._beside is not None and self._beside.is_used:
             program = replace(program, keeps_scratch=True)
         memory = self._watching.begin_run()
         self._out_of_memory.begin_run()
@@ -180,8 +180,8 @@ class BubblewrapSandbox:
             raise SandboxFailed("The sandbox is gone.")
         return await self._beside.get()
 
-    def make_beside(self, variables: Mapping[str, str]) -> Beside:
-        """What it has beside runs; `variables` are those of every process."""
+    def make_beside(self, channel: Channel, variables: Mapping[str, str]) -> Beside:
+        """What it has beside runs; `variables` are those of every process, and `channel` is that of runs."""
         entrances = self._group.entrances if self._group is not None else list
         config = guest.process_supervisor_config(self.limits, cgroup=self._group is not None)
 
@@ -190,7 +190,7 @@ class BubblewrapSandbox:
                 self._init_pid, config, uid=self.uid, control=control, log=self._log, entrances=entrances
             )
 
-        return Beside(enter, variables, self._out_of_memory, self._watching.set_processes, self.log)
+        return Beside(enter, variables, self._out_of_memory, self._watching.set_processes, self.log, channel.join_run)
 
     def frozen(self) -> contextlib.AbstractAsyncContextManager[bool]:
         return Freezer(None).frozen() if self._freezer is None else self._freezer.frozen()
@@ -220,15 +220,15 @@ class BubblewrapSandbox:
             variables = guest.program_environment(language)
             async with asyncio.timeout(_START_SECONDS):
                 self.guest_listeners, self.broker = await receive_guest_listeners(ours)
-                self._channel = await Channel.over(ours, variables)
-                report = await self._channel.ready()
+                channel = self._channel = await Channel.over(ours, variables)
+                report = await channel.ready()
         except BaseException as error:
             ours.close()
             if not isinstance(error, OSError | TimeoutError | SandboxFailed):
                 raise
             raise SandboxFailed(f"The sandbox did not start: {self.log() or error}") from error
         self.enforced = self._enforced(language, report)
-        self._beside = self.make_beside(variables)
+        self._beside = self.make_beside(channel, variables)
         self._freezer = Freezer(self._group)
 
     def memory_bytes(self) -> int:

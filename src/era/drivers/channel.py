@@ -105,6 +105,10 @@ class Channel:
     async def stop_run(self) -> None:
         self._send_kind(b"T")
 
+    def join_run(self) -> None:
+        """Say that processes are about to be started beside the run under way, if there is one."""
+        self._send_kind(b"J")
+
     def close(self) -> None:
         self._closed = True
         self._writer.close()

@@ -58,6 +58,7 @@ from era.drivers import guest, prefix, processes, walls
 from era.drivers.beside import Beside
 from era.drivers.bubblewrap import BubblewrapDriver, BubblewrapSandbox
 from era.drivers.cgroups import Group
+from era.drivers.channel import Channel
 from era.drivers.division import Division
 from era.drivers.memory import GroupWatch, MemoryWatch
 from era.drivers.options import Plan, own_directories, read_only, resolver_files
@@ -223,7 +224,7 @@ class GvisorSandbox(BubblewrapSandbox):
             [*starter, *runsc],
         )
 
-    def make_beside(self, variables: Mapping[str, str]) -> Beside:
+    def make_beside(self, channel: Channel, variables: Mapping[str, str]) -> Beside:
         division = self._division
         if division is None:
             raise SandboxFailed("The sandbox did not start.")
@@ -232,7 +233,13 @@ class GvisorSandbox(BubblewrapSandbox):
             return division.start(control)
 
         return Beside(
-            enter, variables, self._out_of_memory, self._watching.set_processes, self.log, sandbox_broker=self.broker
+            enter,
+            variables,
+            self._out_of_memory,
+            self._watching.set_processes,
+            self.log,
+            channel.join_run,
+            sandbox_broker=self.broker,
         )
 
     def rlimits(self, language: Language) -> dict[str, int]:

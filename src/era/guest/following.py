@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _socket  # not socket, which takes as long to import as all the rest
 import os
 import select
 import signal
@@ -30,6 +31,20 @@ class Control:
 
     def __init__(self, fd: int) -> None:
         self.fd = fd
+        self.joined = False
+        """Whether processes beside the run have come since it began."""
+
+    def note_joined(self) -> None:
+        """Take what the host has said of the run that has just ended: at the latest by now it has said whether there
+        are processes beside it."""
+        sock = _socket.socket(fileno=self.fd)
+        try:
+            while sock.recv(1, _socket.MSG_PEEK | _socket.MSG_DONTWAIT) not in (b"R", b""):
+                self.joined |= self.receive()[0] == b"J"
+        except BlockingIOError:
+            pass
+        finally:
+            sock.detach()
 
     def read_into(self, buffer: bytearray) -> None:
         view = memoryview(buffer)
@@ -170,7 +185,9 @@ def follow(
                     poller.unregister(fd)
             else:
                 kind = control.receive()[0]
-                if kind == b"K":
+                if kind == b"J":
+                    control.joined = True
+                elif kind == b"K":
                     cause = "killed"
                     running = False
                 elif kind == b"T" and cause == "exit":

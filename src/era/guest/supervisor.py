@@ -50,6 +50,7 @@ payload (4 bytes, big endian) and the payload.
                      environment (JSON) and standard input, each as long as the header says
                   K  kill the run under way
                   T  end the run under way: SIGTERM, and SIGKILL after GRACE
+                  J  processes are about to be started beside the run under way
   guest to host:  N  with descriptors: the guest listeners, then the host's end of the socket broker
                   G  the same, where the kernel has seccomp user notification. N or G comes first, once
                   Y  JSON, the isolation as seen from inside: ready for the first run
@@ -196,12 +197,14 @@ class Supervisor:
                 if not in_a_burst:
                     # The host is committing this run, and has better use for the processor at this moment.
                     select.select([self.control.fd], [], [], COURTESY)
-                self.clean(header["ephemeral"], header["keeps_scratch"])
+                self.control.note_joined()
+                self.clean(header["ephemeral"], header["keeps_scratch"] or self.control.joined)
                 self.spare = self.make_spare(self.entry)
 
     def run(self, header: dict[str, Any]) -> None:
         """One run, from its R frame to its D frame."""
         control = self.control
+        control.joined = False
         os.chmod(self.workspace, 0o755)  # by its path: "." can't be found once a program has closed it to itself
         for path, size in header["files"]:
             directory = os.path.dirname(path)
@@ -246,7 +249,7 @@ class Supervisor:
 
     def clean(self, ephemeral: bool, keeps_scratch: bool) -> None:
         """Remove what a run has left, except files in the working directory of a session that keeps them. With
-        `keeps_scratch` there are others who may be using the rest."""
+        `keeps_scratch` there are processes beside runs, which may be using the rest."""
         if not keeps_scratch:
             for directory in self.scratch:
                 empty_directory(directory, 0o1777)

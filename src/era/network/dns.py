@@ -9,6 +9,9 @@ Responses are passed on as they are. The addresses in them are noted on the way:
 the name, on the record and to an allowlist. A name that no entry of the allowlist can fit is answered with "no such
 name", and nothing is asked: else one could say anything to anybody in the names that one asks for.
 
+A run and the processes beside it share one loopback, where only one can have the nameserver's address. So whoever came
+first answers the other's queries, too, by its own allowlist, and each notes what it may reach of the answers.
+
 So many queries of a run are asked at a time, and so many a second; the others wait where they are, in its sockets.
 
 Messages are those of RFC 1035, with EDNS as in RFC 6891. Only what is needed is read of them, and anything may stand
@@ -22,7 +25,7 @@ import re
 import secrets
 import socket
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import Any
@@ -66,16 +69,28 @@ _UDP_BYTES = (512, 1232)
 class Names:
     """The nameserver of one run, and what it has answered."""
 
-    def __init__(self, allow: Allowlist, on_refused: Callable[[str], None], descriptors: RunDescriptors) -> None:
+    def __init__(
+        self,
+        allow: Allowlist,
+        on_refused: Callable[[str], None],
+        descriptors: RunDescriptors,
+        beside: list[Names] | None = None,
+    ) -> None:
         """`on_refused` is called with each name that isn't asked for. `descriptors` are the run's, of which each lookup
-        takes one."""
+        takes one. `beside` are those of the same sandbox, of which it is one until `leave`."""
         self._allow, self._on_refused, self._descriptors = allow, on_refused, descriptors
+        self._beside = [] if beside is None else beside
+        self._beside.append(self)
         self._slots, self._pace = asyncio.Semaphore(_MAX_LOOKUPS), _Pace()
         self._known: dict[Address, tuple[str, bool]] = {}
         """The last name that an address was the answer for, and whether the allowlist has one of its names."""
 
         self._answers: set[tuple[Address, str]] = set()
         self._lookups: set[asyncio.Task[None]] = set()
+
+    def leave(self) -> None:
+        """Note nothing any more."""
+        self._beside.remove(self)
 
     def of(self, address: Address) -> str:
         """The name that this address was the answer for last, else the address itself."""
@@ -142,19 +157,29 @@ class Names:
             return _refusal(query, _HEADER, _FORMERR)
         if problem := _problem(query, end):
             return _refusal(query, end, problem)
-        named = self._allow.has_name(name)
-        if not named and not self._allow.ranges:
+        if not self._may_ask(name):
             self._on_refused(name)
             return _refusal(query, end, _NXDOMAIN)
         response = await self._ask(query, end, stream=stream)
         if response is None:
             return _refusal(query, end, _SERVFAIL)
-        for address in _addresses(response):
+        addresses = _addresses(response)
+        for names in self._beside:
+            names._note(name, addresses)
+        return query[:2] + response[2:]
+
+    def _may_ask(self, name: str) -> bool:
+        return self._allow.has_name(name) or bool(self._allow.ranges)
+
+    def _note(self, name: str, addresses: Iterable[Address]) -> None:
+        """Note an answer."""
+        if not self._may_ask(name):
+            return
+        for address in addresses:
             if len(self._known) < _MAX_NAMES or address in self._known:
-                self._known[address] = name, named or self.allows(address)
+                self._known[address] = name, self._allow.has_name(name) or self.allows(address)
             if len(self._answers) < _MAX_NAMES:
                 self._answers.add((address, name))
-        return query[:2] + response[2:]
 
     async def _ask(self, query: bytes, end: int, *, stream: bool) -> bytes | None:
         """The response of the first nameserver that gives one, once it is this query's turn. None where there is no

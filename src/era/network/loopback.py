@@ -1,7 +1,7 @@
-"""Addresses that a sandbox's loopback is given, for as long as anybody there needs them.
+"""What a run and the processes beside it share of a sandbox's network.
 
-What a run connects to and what processes beside it connect to are addresses of one interface. So they are counted: who
-comes first makes one, who goes last removes it.
+What both connect to are addresses of one interface, loopback. So they are counted: who comes first makes one, who goes
+last removes it. And only one can have a port of an address: who comes first relays the other's datagrams, too.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ from contextlib import suppress
 from era.core.allowlist import Address
 from era.core.ports import SocketBroker
 from era.network.dialing import family
-from era.network.sandbox_sockets import add_address, remove_address
+from era.network.dns import Names
+from era.network.sandbox_sockets import Target, add_address, remove_address
 
 _FEW = 8
 """That are removed at once; the kernel takes its time for more."""
@@ -35,6 +36,11 @@ class LoopbackAddresses:
         """By IP version: a socket of the sandbox's network, through which that gets addresses."""
 
         self._adding = asyncio.Lock()
+        self.relayed: set[Target] = set()
+        """Where datagrams arrive for one of those who share it."""
+
+        self.names: list[Names] = []
+        """The nameservers of those who share it."""
 
     async def use(self, address: Address, broker: SocketBroker) -> None:
         """Make an address one of the sandbox's own, or use it too, until `leave`. Raises OSError."""

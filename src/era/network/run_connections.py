@@ -103,7 +103,7 @@ class RunConnections:
         self._loopback = loopback
         self._broker, self._policy, self._allow, self._destinations = broker, policy, allow, destinations
         self._loop = asyncio.get_running_loop()
-        self._names = Names(allow, lambda name: self._refuse(name, PORT, None), descriptors)
+        self._names = Names(allow, lambda name: self._refuse(name, PORT, None), descriptors, loopback.names)
         self._tasks: set[asyncio.Task[None]] = set()
         self._count = 0
         """Of connections, those that are being made included."""
@@ -136,6 +136,7 @@ class RunConnections:
             self._close(listener)
         for close in list(self._datagrams.values()):
             close()
+        self._names.leave()
         await self._loopback.leave(self._addresses)
 
     def _begin(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
@@ -175,7 +176,7 @@ class RunConnections:
                 return None if _has_begun(sock) else await self._connect_stream(sock, targets[0])
             if sock.type == socket.SOCK_DGRAM and sock.proto == socket.IPPROTO_UDP:
                 for target in targets:
-                    displaced = await self._open_datagrams(target)
+                    displaced = await self._open_datagrams(target, connects=notification.syscall == "connect")
                     if displaced is not None and notification.syscall == "connect":
                         sock.connect(_as_sockaddr(displaced, sock))
                         return 0
@@ -417,9 +418,10 @@ class RunConnections:
 
     # -- datagrams ----------------------------------------------------------------------------------------------
 
-    async def _open_datagrams(self, target: Target) -> tuple[str, int] | None:
-        """Relay datagrams to a target. Returns None where programs can send to the target itself, else where else they
-        must send, since they have bound its port. Raises OSError."""
+    async def _open_datagrams(self, target: Target, *, connects: bool) -> tuple[str, int] | None:
+        """Relay datagrams to a target, of a program that asks each time or, where it `connects`, never again. Returns
+        None where it can send to the target itself, else where else it must send, since its port is bound. Raises
+        OSError."""
         if target[0].is_loopback:
             return None  # only connections lead to this service
         if target in self._datagrams:
@@ -447,6 +449,13 @@ class RunConnections:
             except OSError as problem:
                 if problem.errno != errno.EADDRINUSE:
                     raise
+                if target in self._loopback.relayed and not connects:
+                    # Processes beside a run have it, or the run beside them: its answers come from there, too.
+                    sock.close()
+                    self._descriptors.give_back()
+                    if target != _NAMESERVER:
+                        self._destinations.note(host, target[1], target[0], None)
+                    return None
                 bind(sock, (target[0], 0))
                 displaced = sock.getsockname()[:2]
         except BaseException:
@@ -454,10 +463,14 @@ class RunConnections:
             self._descriptors.give_back()
             raise
         place = target if displaced is None else (target[0], displaced[1])
+        if displaced is None:
+            self._loopback.relayed.add(target)
 
         def ended() -> None:
             del self._datagrams[place]
             self._descriptors.give_back()
+            if displaced is None:
+                self._loopback.relayed.discard(target)
 
         if target == _NAMESERVER:
             self._datagrams[place] = self._names.serve_datagrams(sock, ended)

@@ -357,5 +357,6 @@ class Language(View):
     available: bool
     packages: str | None
     endings: list[str]
+    contexts: bool
     reason: str | None
     hint: str | None

@@ -18,6 +18,7 @@ class LanguageAnswer(BaseModel):
     available: bool
     endings: list[str] = Field(description="Endings of its files' names.", examples=[[".py"]])
     packages: str | None = Field(description="The field of `setup` that installs packages for it.", examples=["pip"])
+    contexts: bool = Field(description="Whether this machine has interpreters for it that stay (`context` of a run).")
     reason: str | None = Field(default=None, description="Why it isn't available.")
     hint: str | None = Field(default=None, description="How to make it available.")
 
@@ -36,8 +37,10 @@ def language_answer(definition: Definition) -> dict[str, Any]:
         "available": False,
         "endings": [ending for ending in definition.endings if languages.of_file(ending) == definition.name],
         "packages": definition.packages,
+        "contexts": False,
     }
     try:
-        return {**answer, "version": languages.runtime(definition.name).version, "available": True}
+        runtime = languages.runtime(definition.name)
+        return {**answer, "version": runtime.version, "available": True, "contexts": runtime.kernel is not None}
     except languages.Missing as missing:
         return {**answer, "reason": missing.reason, "hint": missing.hint}

@@ -169,7 +169,7 @@ def test_the_end_of_the_supervisor_is_that_of_all_processes(sandboxes: Any, live
 
 
 def test_scratch_is_shared_and_not_cleaned_beside_processes(sandboxes: Any, live: Any) -> None:
-    assert sandboxes.do(live, steps.scratch) == ["of-a-process of-a-run", ""]
+    assert sandboxes.do(live, steps.scratch) == ["joined of-a-process of-a-run", ""]
 
 
 def test_system_v_objects_of_processes_stay_beside_runs(sandboxes: Any, live: Any) -> None:

@@ -41,6 +41,8 @@ export class BadPath extends BadRequest {}
 export class BadSetup extends BadRequest {}
 /** `bad_signature`, a 401. */
 export class BadSignature extends Unauthorized {}
+/** `being_stopped`, a 409. */
+export class BeingStopped extends Conflict {}
 /** `changed`, a 409. */
 export class Changed extends Conflict {}
 /** `commit_failed`, a 503. */
@@ -195,6 +197,7 @@ export const BY_CODE: Readonly<Record<string, typeof EraError>> = {
   bad_request: BadRequest,
   bad_setup: BadSetup,
   bad_signature: BadSignature,
+  being_stopped: BeingStopped,
   changed: Changed,
   commit_failed: CommitFailed,
   conflict: Conflict,

@@ -538,7 +538,7 @@ export interface paths {
         };
         /**
          * Watch Files
-         * @description Follow what changes in the files of a live session, from now on.
+         * @description Follow what changes in the files of a live session, from now on, or from where a connection broke.
          */
         get: operations["watch_files"];
         put?: never;
@@ -2649,6 +2649,11 @@ export interface components {
              * @example pip
              */
             packages: string | null;
+            /**
+             * Contexts
+             * @description Whether this machine has interpreters for it that stay (`context` of a run).
+             */
+            contexts: boolean;
             /**
              * Reason
              * @description Why it isn't available.
@@ -4920,8 +4925,13 @@ export interface operations {
                 path?: string;
                 /** @description Also what is in directories below. */
                 recursive?: boolean;
+                /** @description Go on behind the event with this number (its `id`). */
+                after?: number;
             };
-            header?: never;
+            header?: {
+                /** @description The same as `after`, as browsers send it when they connect again; it wins over `after`. */
+                "Last-Event-ID"?: string | null;
+            };
             path: {
                 /** @description The session's id. */
                 session_id: string;

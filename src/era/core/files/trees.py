@@ -189,10 +189,8 @@ class Tree:
 
     def update_totals(self) -> None:
         """Set `totals` from the entries."""
-        totals = Totals()
-        for name in (*self.files, *self.links, *self.trees, *self.others):
-            totals = totals.plus(self.totals_of(name))
-        self.totals = totals
+        names = (*self.files, *self.links, *self.trees, *self.others)
+        self.totals = Totals(*map(sum, zip(Totals(), *map(self.totals_of, names), strict=True)))
 
     def own_totals(self) -> Totals:
         """The totals of a root without packages (see packages.py)."""
@@ -275,7 +273,7 @@ class Scan:
         self._small = small
         self._watch = watch
         self._is_rescan = False
-        self._counted = Totals()
+        self._entries = self._total_bytes = 0
         self._started = time.time_ns()
 
     def full(self, root: int, known: Tree | None) -> Tree:
@@ -292,7 +290,7 @@ class Scan:
         """
         self._is_rescan = True
         tree = self._rescan(root, known, touched, ())
-        self._check(tree.totals)
+        self._check(tree.totals.entries, tree.totals.total_bytes)
         return tree
 
     def _scan(self, fd: int, known: Tree | None, path: tuple[str, ...]) -> Tree:
@@ -308,19 +306,23 @@ class Scan:
                 name = entry.name
                 if not path and name == STATE_FILE:
                     continue
-                with self._overlooking():
+                try:
                     status = entry.stat(follow_symlinks=False)
                     if stat.S_ISDIR(status.st_mode):
                         children.append((name, status.st_mode))
-                        self._count(Totals(1))
+                        self._count(0)
                     else:
                         self._add(tree, fd, name, status, known, path)
-                        self._count(tree.totals_of(name))
+                        self._count(tree.totals_of(name).total_bytes)
+                except (OSError, Changed) as error:
+                    self._overlook(error)
         if self._packages and not path:
             children.append((PACKAGES, os.stat(on_disk(PACKAGES), dir_fd=fd, follow_symlinks=False).st_mode))
         for name, mode in children:
-            with self._overlooking():
+            try:
                 tree.trees[name] = self._scan_child(fd, name, mode, known, path)
+            except (OSError, Changed) as error:
+                self._overlook(error)
         if self._packages and not path:
             _drop_empty_packages(tree)
         tree.update_totals()
@@ -360,7 +362,7 @@ class Scan:
             tree.others.discard(name)
             for kind in (tree.files, tree.links, tree.trees):
                 kind.pop(name, None)
-            with self._overlooking():
+            try:
                 if status is not None and stat.S_ISDIR(status.st_mode):
                     if was is None or name in touched.new:
                         tree.trees[name] = self._scan_child(fd, name, status.st_mode, known, path)
@@ -368,6 +370,8 @@ class Scan:
                         tree.trees[name] = self._rescan_child(fd, name, status.st_mode, was, touched, path)
                 elif status is not None:
                     self._add(tree, fd, name, status, known, path)
+            except (OSError, Changed) as error:
+                self._overlook(error)
             if name == PACKAGES:
                 _drop_empty_packages(tree)
             tree.totals = tree.totals.minus(before).plus(tree.totals_of(name))
@@ -402,33 +406,30 @@ class Scan:
     def _file(self, now: Fingerprint, known: File | None) -> File:
         """A file as scanned, with its digest if it is certainly unchanged."""
         is_mapped = now.inode in self._mapped
-        file = File(now, settled=now.ctime_ns < self._started - _TICK_NS and not is_mapped)
-        if known is not None and known.fingerprint == now:
-            file.uploaded = known.uploaded
-            file.digest = known.digest if known.settled and not is_mapped else None
-        return file
+        same = known if known is not None and known.fingerprint == now else None
+        if same is not None and same.settled and same.digest is not None and not is_mapped:
+            return same
+        settled = now.ctime_ns < self._started - _TICK_NS and not is_mapped
+        return File(now, settled, uploaded=same is not None and same.uploaded)
 
-    @contextmanager
-    def _overlooking(self) -> Iterator[None]:
-        """Leave out what the block looks at if it is gone or something else by then, where that may be."""
-        try:
-            yield
-        except (OSError, Changed) as error:
-            if not self._changing or (isinstance(error, OSError) and error.errno not in GONE):
-                raise
-            self.missed = True
+    def _overlook(self, error: OSError | Changed) -> None:
+        """Leave out what is gone or something else when it is looked at, where that may be. Raises `error` else."""
+        if not self._changing or (isinstance(error, OSError) and error.errno not in GONE):
+            raise error
+        self.missed = True
 
-    def _count(self, more: Totals) -> None:
-        """Count entries during a full scan. Raises WorkspaceFull, TreeNotSmall."""
-        self._counted = self._counted.plus(more)
-        if self._small is not None and self._counted.entries > self._small:
+    def _count(self, total_bytes: int) -> None:
+        """Count an entry during a full scan. Raises WorkspaceFull, TreeNotSmall."""
+        self._entries += 1
+        self._total_bytes += total_bytes
+        if self._small is not None and self._entries > self._small:
             raise TreeNotSmall
-        self._check(self._counted)
+        self._check(self._entries, self._total_bytes)
 
-    def _check(self, totals: Totals) -> None:
-        if totals.entries > self._bounds.entries:
+    def _check(self, entries: int, total_bytes: int) -> None:
+        if entries > self._bounds.entries:
             raise WorkspaceFull(f"the working directory holds more than {self._bounds.entries} files and directories")
-        if totals.total_bytes > self._bounds.total_bytes:
+        if total_bytes > self._bounds.total_bytes:
             raise WorkspaceFull(f"the working directory holds more than {self._bounds.total_bytes} bytes")
 
 

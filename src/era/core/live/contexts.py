@@ -35,13 +35,14 @@ from era.core.models import OwnedId, Session
 from era.core.ports import GuestProcess
 from era.core.process import ProcessSpec
 from era.core.program import Output
-from era.errors import BadRequest, NoContext, SandboxFailed, TooManyContexts, Unavailable
+from era.errors import BadRequest, BeingStopped, NoContext, SandboxFailed, TooManyContexts, Unavailable
 
 MOST = 16
 """Contexts of a session at a time."""
 
 _TRIES = 3
 _END_SECONDS = 10.0
+_PUT_AWAY_SECONDS = 30.0
 """How long the end of a live session waits for what a cell left to be read."""
 
 _DISK_TICK = 0.2
@@ -80,6 +81,11 @@ class _OfSession:
         """Which limit of the working directory the contexts were ended for, if they were."""
 
         self._allowance: Allowance | None = None
+
+    def opened_state_file(self, base_url: str) -> StateFile:
+        if self.state_file is None:
+            self.state_file = StateFile(partial(_start, self.live, base_url))
+        return self.state_file
 
     def watch_disk(self) -> None:
         """End the contexts if the working directory outgrows its limits, also between cells."""
@@ -136,6 +142,14 @@ class Contexts:
                 code="no_contexts",
             )
 
+    def is_being_put_away(self, session_key: int) -> bool:
+        """See core/cells.py."""
+        return self._live.is_being_put_away(session_key)
+
+    async def put_away(self, session_key: int) -> None:
+        """See core/cells.py."""
+        await self._live.settled(session_key, _PUT_AWAY_SECONDS)
+
     async def run(
         self,
         session: Session,
@@ -148,27 +162,41 @@ class Contexts:
             of = self._of_session(live)
             async with of.running:
                 of.watch_disk()
-                if of.state_file is None:
-                    of.state_file = StateFile(partial(_start, live, request.base_url))
-                await of.state_file.write(request.state)
-                await live.remember(request.secrets)
                 try:
-                    outcome, lost = await self._execute(of, session, request, write, begun)
-                finally:
-                    live.forget(request.secrets)
+                    outcome, lost = await self._begin_and_execute(of, session, request, write, begun)
+                except Unavailable as error:
+                    if live.is_open or live.why_lost is not None:
+                        raise
+                    raise BeingStopped(f"Session '{session.id}' was stopped before the cell began.") from error
                 # From here on the cell has been executed, and nothing may be raised after which it would be once more.
                 state: bytes | None = None
                 state_problem: str | None = None
                 problem = live.why_lost if outcome.sandbox_alive else (live.why_lost or "The sandbox died.")
                 if problem is None:
                     try:
-                        state, state_problem = await of.state_file.read()
+                        state, state_problem = await of.opened_state_file(request.base_url).read()
                     except SandboxFailed as error:
                         problem = error.message
                 if problem is not None:
                     outcome = replace(outcome, sandbox_alive=False)
                     state_problem = f"{problem} Data and files stay as they were."
                 return CellRunEnded(outcome, lost, state, state_problem, of.disk_problem, dict(live.enforced))
+
+    async def _begin_and_execute(
+        self,
+        of: _OfSession,
+        session: Session,
+        request: CellRun,
+        write: Callable[[Output], Awaitable[None]],
+        begun: Callable[[StopCell], None],
+    ) -> tuple[CellOutcome, str | None]:
+        """See `_execute`; with the state file and the secrets in place."""
+        await of.opened_state_file(request.base_url).write(request.state)
+        await of.live.remember(request.secrets)
+        try:
+            return await self._execute(of, session, request, write, begun)
+        finally:
+            of.live.forget(request.secrets)
 
     async def _execute(
         self,

@@ -45,7 +45,7 @@ from era.core.pool import SERVICE_STOPPED, SandboxPool
 from era.core.ports import Network, Sandbox, StorageAccesses
 from era.core.setup.setups import UNDER_WAY
 from era.core.turns import Turns
-from era.errors import EraError, NotFound, RunUnderWay, SetupUnderWay, TooManyLive, Unavailable
+from era.errors import BeingStopped, EraError, NotFound, RunUnderWay, SetupUnderWay, TooManyLive, Unavailable
 
 log = structlog.get_logger()
 
@@ -133,7 +133,7 @@ class LiveSessions:
     async def opened(self, session_id: OwnedId, *, in_turn: bool = False) -> AsyncIterator[LiveSession]:
         """The session, which becomes live if it isn't, in use within the block. `in_turn` is for who holds its turn,
         and so can't wait until it has been put away. Raises NotFound, Expired, SetupUnderWay, RunUnderWay, TooManyLive,
-        and as SandboxPool.acquire does; Unavailable where it is being put away."""
+        and as SandboxPool.acquire does; BeingStopped, with `in_turn` only."""
         live = await self._open(session_id, in_turn=in_turn)
         with live.in_use():
             yield live
@@ -147,6 +147,11 @@ class LiveSessions:
             return
         with live.in_use():
             yield live
+
+    def is_being_put_away(self, session_key: int) -> bool:
+        """Whether a session is still live, but nothing can be begun in it any more."""
+        live = self._live.get(session_key)
+        return live is not None and not live.is_open and live.why_lost is None
 
     async def settled(self, session_key: int, seconds: float) -> None:
         """Wait until a session that is being put away has been, at most so many seconds."""
@@ -184,7 +189,7 @@ class LiveSessions:
                 return live
             if in_turn and live.why_lost is None:
                 # Its end waits for the turn, too.
-                raise Unavailable(f"Session '{session_id}' is being stopped.", hint="Try again in a moment.")
+                raise BeingStopped(f"Session '{session_id}' is being stopped.")
             await live.closed.wait()
 
     def _made(self, session_key: int, task: asyncio.Task[LiveSession]) -> None:
@@ -291,9 +296,10 @@ class LiveSessions:
         """End a live session, for `why`; see above. Raises EraError where what it left can't be committed."""
         live.is_open = False
         await live.end(why)
-        async with self._parts.turns.take(live.session_id, bounded=False):
-            if not live.closed.is_set() and live.why_lost is None:
-                await self._commit_and_let_go(live)
+        if live.why_lost is None:  # else the turn may be that of a run in another sandbox by now
+            async with self._parts.turns.take(live.session_id, bounded=False):
+                if not live.closed.is_set() and live.why_lost is None:
+                    await self._commit_and_let_go(live)
         if live.why_lost is not None:
             await live.closed.wait()
 

@@ -1,17 +1,20 @@
 """Watches of the files of live sessions: what changes in them, as it happens (guest/live_watch.py).
 
-Each watch has a helper of its own in the sandbox, which ends with it. What that says is input from the sandbox: its
-form is checked, its pace is that of any output, and what its reader doesn't take in time is dropped and told
-(EventLog).
+Theory of operation. Each watch has a helper of its own in the sandbox. What that says is input from the sandbox: its
+form is checked, its pace is that of any output, and what a reader doesn't take in time is dropped and told (EventLog).
+
+A watch is of a path, and has any number of readers. It goes on for a while when the last one has left, so that one
+whose connection broke can go on behind what it has had. Where that comes too late there is another watch, whose numbers
+are beyond those of all before: so the reader is told of a gap.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
-from collections import Counter
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 
 from era.core.event_log import EventLog, Gap
@@ -29,6 +32,9 @@ from era.errors import Conflict, EraError
 MOST = 8
 """Watches of a session at a time."""
 
+_LINGER_SECONDS = 60.0
+"""How long a watch goes on that nobody reads."""
+
 _SPEC = ProcessSpec((), {}, channel=True, module="live_watch")
 _SECONDS = 30.0
 _LINE_BYTES = 64 << 10
@@ -37,6 +43,9 @@ _BYTE_US = 0.1
 """What it costs the event loop to take a byte."""
 
 _KINDS = ("create", "write", "remove", "rename", "chmod", "overflow")
+
+type _Key = tuple[int, Parts, bool]
+"""The key of a session, the path that is watched, and whether what is below is, too."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,82 +63,123 @@ class Watching:
     def __init__(self, live_sessions: LiveSessions, store: MetadataStore) -> None:
         self._live_sessions = live_sessions
         self._store = store
-        self._counts: Counter[int] = Counter()
-        """Watches of each session, by its key."""
+        self._watches: dict[_Key, _Watch] = {}
 
     @asynccontextmanager
     async def watched(
-        self, session_id: OwnedId, path: Parts, *, recursive: bool
+        self, session_id: OwnedId, path: Parts, *, recursive: bool, after: int = 0
     ) -> AsyncIterator[AsyncIterator[tuple[int, FileEvent] | Gap]]:
-        """What changes in a directory, or to a file, from now on, until the session isn't live any more. Raises
-        NotFound, Conflict where it isn't live now, has too many watches or too many directories; SandboxFailed,
-        Unavailable. The events raise EraError when the watch ends, and say why."""
+        """What changes in a directory, or to a file, until the session isn't live any more: from now on, or behind the
+        event with the number `after`. Raises NotFound, Conflict where it isn't live now, has too many watches or too
+        many directories; SandboxFailed, Unavailable. The events raise EraError when the watch ends, and say why."""
         session = await self._store.session(session_id)
         with self._live_sessions.in_use(session.key) as live:
             if live is None:
                 raise _not_live(session.id)
-            if self._counts[session.key] >= MOST:
+            watch = self._watch((session.key, path, recursive), live)
+            with watch.read():
+                await watch.begun()
+                yield watch.events(after)
+
+    def _watch(self, key: _Key, live: LiveSession) -> _Watch:
+        """The watch that there is, or else a new one. Raises Conflict where there are too many."""
+        watch = self._watches.get(key)
+        if watch is not None and watch.live is live and not watch.is_over:
+            return watch
+        own = [(each, of) for each, of in self._watches.items() if each[0] == key[0] and not of.is_over]
+        if len(own) >= MOST:
+            unread = [(of.read_at, each, of) for each, of in own if not of.readers]
+            if not unread:
                 raise Conflict(
-                    f"Session '{session.id}' has {MOST} watches, as many as it may.",
+                    f"Session '{live.session.id}' has {MOST} watches, as many as it may.",
                     hint="End one, or watch a directory above with recursive=true.",
                     code="too_many_watches",
                 )
-            self._counts[session.key] += 1
-            try:
-                supervisor = await live.supervisor()
-                process = await supervisor.start(_SPEC)
-                watch = _Watch(process, live, path)
-                try:
-                    await watch.begin(recursive=recursive)
-                    yield watch.events()
-                finally:
-                    await watch.end()
-            finally:
-                self._counts[session.key] -= 1
-                if not self._counts[session.key]:
-                    del self._counts[session.key]
+            _, oldest, of = min(unread)
+            of.end()
+            del self._watches[oldest]
+        made: _Watch
+
+        def ended() -> None:
+            if self._watches.get(key) is made:
+                del self._watches[key]
+
+        made = self._watches[key] = _Watch(live, path=key[1], recursive=key[2], ended=ended)
+        return made
 
 
 class _Watch:
-    def __init__(self, process: GuestProcess, live: LiveSession, path: Parts) -> None:
-        self._process = process
-        self._live = live
-        self._path = path
-        self._log: EventLog[FileEvent] = EventLog(max_size=_KEPT_BYTES)
-        self._begun: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._error: EraError | None = None
-        self._following = asyncio.create_task(self._follow())
+    """One watch, with its readers."""
 
-    async def begin(self, *, recursive: bool) -> None:
-        """Wait until it is in force. Raises EraError."""
+    def __init__(self, live: LiveSession, path: Parts, *, recursive: bool, ended: Callable[[], None]) -> None:
+        """`ended` is called when it has ended, however that is."""
+        self.live = live
+        self.readers = 0
+        self.read_at = time.monotonic()
+        """When the last reader left."""
+
+        self._path = path
+        # Microseconds: more than there can be events, so a later watch begins beyond all numbers of this one.
+        self._log: EventLog[FileEvent] = EventLog(max_size=_KEPT_BYTES, last=time.time_ns() // 1000)
+        self._begun = asyncio.Event()
+        self._error: EraError | None = None
+        self._linger: asyncio.TimerHandle | None = None
+        self._following = asyncio.create_task(self._follow(recursive=recursive))
+        self._following.add_done_callback(lambda _: ended())
+
+    @property
+    def is_over(self) -> bool:
+        return self._following.done() or self._following.cancelling() > 0
+
+    @contextmanager
+    def read(self) -> Iterator[None]:
+        """Somebody reads it within the block."""
+        self.readers += 1
+        if self._linger is not None:
+            self._linger.cancel()
+            self._linger = None
         try:
-            async with asyncio.timeout(_SECONDS):
-                await self._process.send(framed({"path": list(self._path), "recursive": recursive}))
-                await asyncio.wait([self._begun, self._following], return_when=asyncio.FIRST_COMPLETED)
-        except (TimeoutError, BrokenPipeError):
-            raise gone() from None
-        if not self._begun.done():
+            yield
+        finally:
+            self.readers -= 1
+            self.read_at = time.monotonic()
+            if not self.readers:
+                self._linger = asyncio.get_running_loop().call_later(_LINGER_SECONDS, self.end)
+
+    async def begun(self) -> None:
+        """Wait until it is in force. Raises EraError."""
+        waiting = asyncio.create_task(self._begun.wait())
+        try:
+            await asyncio.wait([waiting, self._following], timeout=_SECONDS, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            waiting.cancel()
+        if not self._begun.is_set():
+            self.end()
             raise self._why()
 
-    async def events(self) -> AsyncIterator[tuple[int, FileEvent] | Gap]:
-        """All events. Raises EraError at the end."""
-        async for event in self._log.follow():
+    async def events(self, after: int) -> AsyncIterator[tuple[int, FileEvent] | Gap]:
+        """The events behind `after`, or from now on. Raises EraError at the end."""
+        position = min(after, self._log.last) if after else self._log.last
+        yield position, FileEvent("watching", "/".join(self._path))
+        async for event in self._log.follow(position):
             yield event
         raise self._why()
 
-    async def end(self) -> None:
-        await self._process.kill()
-        await asyncio.wait([self._following])
+    def end(self) -> None:
+        self._following.cancel()
 
     def _why(self) -> EraError:
         """Why it has ended."""
-        return _not_live(self._live.session.id) if not self._live.is_open else self._error or gone()
+        return _not_live(self.live.session.id) if not self.live.is_open else self._error or gone()
 
-    async def _follow(self) -> None:
-        """Log what the helper tells, until it ends or says what can't be."""
+    async def _follow(self, *, recursive: bool) -> None:
+        """Start the helper and log what it tells, until it ends or says what can't be."""
         buffer, budget = b"", Budget(self)
+        process: GuestProcess | None = None
         try:
-            async for event in self._process.events():
+            process = await (await self.live.supervisor()).start(_SPEC)
+            await process.send(framed({"path": list(self._path), "recursive": recursive}))
+            async for event in process.events():
                 if not isinstance(event, ProcessOutput):
                     break
                 if event.stream != "channel":
@@ -140,12 +190,15 @@ class _Watch:
                 await budget.spend(len(event.data) * _BYTE_US)
                 if len(buffer) > _LINE_BYTES or self._error is not None:
                     break
-        except (ValueError, RecursionError):
+        except EraError as error:
+            self._error = error
+        except (ValueError, RecursionError, BrokenPipeError):
             pass
         finally:
             self._log.end()
-            with suppress(OSError):
-                await self._process.kill()
+            if process is not None:
+                with suppress(OSError):
+                    await process.kill()
 
     def _take(self, line: bytes) -> None:
         """Log an event. Raises ValueError for what is none."""
@@ -155,9 +208,7 @@ class _Watch:
         if "error" in found:
             self._error = self._error or _error(found["error"], self._path)
         elif found.get("type") == "watching":
-            if not self._begun.done():
-                self._begun.set_result(None)
-                self._log.append(FileEvent("watching", "/".join(self._path)))
+            self._begun.set()
         elif found.get("type") in _KINDS:
             kind = found["type"]
             path = None if kind == "overflow" else _text(found.get("path"))

@@ -102,14 +102,14 @@ class Files(FilesSugar):
     def watch(self, path: str = "", *, recursive: bool = False) -> Iterator[FileEvent]:
         """What changes in the files of a live session from now on, without end.
 
-        It begins with `watching`, and anew with another one where the connection broke: what changed meanwhile isn't
-        told. Raises Conflict where the session isn't live.
+        It begins with `watching`. Where the connection broke there is another one, behind which comes what has changed
+        meanwhile, or a `gap`. Raises Conflict where the session isn't live.
         """
         query: dict[str, str | int | bool | None] = {"path": path, "recursive": recursive}
         attempt = 0
+        events = Events()
         while True:
             answer = self._connection.open(Call("GET", f"{self._session}/watch", query=query))
-            events = Events()
             lost: EraError = ConnectionLost("The watch ended.")
             try:
                 for piece in answer.pieces():
@@ -124,6 +124,7 @@ class Files(FilesSugar):
                 raise lost
             sleep(_FIRST_PAUSE * 3**attempt)
             attempt += 1
+            query["after"] = events.restart()
 
     def archive(self, target: str | os.PathLike[str], *, format: str = "tar", progress: Advance | None = None) -> None:
         """Write all files into a local archive: `tar`, `tar.gz` or `zip`. Raises LocalError."""
