@@ -90,6 +90,7 @@ from era.store.s3_blobs import S3Blobs, installation
 from era.telemetry import logs
 from era.telemetry.gauges import MeasuredParts, metrics_text
 from era.telemetry.metrics import Metrics, each
+from era.telemetry.traces import tracing
 
 log = structlog.get_logger()
 
@@ -230,8 +231,8 @@ async def services(settings: Settings) -> AsyncIterator[Context]:
     private = policy.ranges(settings.egress_private)
     metrics = Metrics()
     metrics.expect(languages.runtimes())
-    note = each(metrics.note, logs.write)
-    with exclusive(directory), sharing(settings):
+    with exclusive(directory), sharing(settings), tracing(settings.traces) as traces:
+        note = each(metrics.note, logs.write, traces.note)
         blobs = blob_store(settings)
         with alone(settings):
             store = await open_store(settings)
@@ -342,6 +343,7 @@ async def services(settings: Settings) -> AsyncIterator[Context]:
                     contexts,
                     moments,
                     note,
+                    settings.trace_programs,
                 ),
                 turns,
                 idempotency,
@@ -435,7 +437,7 @@ async def services(settings: Settings) -> AsyncIterator[Context]:
                     end_background=end_background,
                     end_runs=pool.stop,
                     note=note,
-                    trace=lambda traceparent: None,
+                    trace=traces.begin,
                     metrics=lambda: metrics_text(metrics, measured),
                     serves_at=serves_at,
                 )

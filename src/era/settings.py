@@ -81,6 +81,16 @@ class Settings(BaseSettings):
         "take its sessions.",
     )
 
+    traces: str = Field(
+        default="",
+        pattern=r"^(https?://\S+)?$",
+        description="Where to send traces: the URL of an OpenTelemetry collector's OTLP over HTTP, such as "
+        "http://127.0.0.1:4318/v1/traces. Needs the extra `traces`. Empty: nowhere.",
+    )
+    trace_programs: bool = Field(
+        default=False, description="Give programs of runs the variable TRACEPARENT. Only with ERA_TRACES."
+    )
+
     isolation: Literal["auto", "gvisor", "bubblewrap"] = Field(
         default="auto",
         description="Sandbox of sessions that choose none; auto is the strongest that works on this machine.",

@@ -230,3 +230,10 @@ def test_levels_leave_out_what_is_less_severe() -> None:
     command = [sys.executable, "-c", IN_A_PROCESS, "error", "json"]
     written = subprocess.run(command, capture_output=True, text=True, check=True).stderr
     assert [json.loads(line)["event"] for line in written.splitlines()] == ["request_failed", "something else"]
+
+
+def test_a_log_that_cannot_be_written_stops_nothing() -> None:
+    command = [sys.executable, "-c", IN_A_PROCESS + "print('went on')", "info", "json"]
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(command, stdout=subprocess.PIPE, stderr=full, text=True, check=False)
+    assert done.stdout == "went on\n"

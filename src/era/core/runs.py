@@ -297,6 +297,7 @@ class Runs:
                     internet=request.allow_internet,
                     egress={},
                     storage_owner=request.owner,
+                    variables=self._parts.traceparent(told),
                     files=request.files,
                     invocation=request.invocation,
                 )

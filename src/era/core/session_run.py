@@ -70,6 +70,12 @@ class RunParts:
     contexts: Contexts
     moments: Moments
     note: Note = ignore
+    trace_programs: bool = False
+    """Whether programs get TRACEPARENT."""
+
+    def traceparent(self, told: RunEnded) -> dict[str, str]:
+        """The variable by which a run's program learns where it is in a trace, if it is to learn it."""
+        return {"TRACEPARENT": told.trace.traceparent} if self.trace_programs and told.trace else {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,7 +206,7 @@ class SessionRun:
             internet=session.allow_internet,
             egress=session.egress,
             storage_owner=session.owner if session.storage else None,
-            variables=variables(session.setup),
+            variables={**self._parts.traceparent(self._told), **variables(session.setup)},
             before=session.snapshot,
             ephemeral=not session.persistent and not live,
             keeps_scratch=live,

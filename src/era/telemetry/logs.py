@@ -6,10 +6,12 @@ Tracebacks come without the values of variables: those are code, data and variab
 
 from __future__ import annotations
 
+import io
 import json
 import logging
 import sys
-from typing import Any, Literal
+from contextlib import suppress
+from typing import Any, Literal, TextIO
 
 import structlog
 
@@ -53,7 +55,7 @@ def log_from(level: str, form: Literal["console", "json"] = "console") -> None:
     structlog.configure(
         processors=[*before, *render],
         wrapper_class=structlog.make_filtering_bound_logger(number),
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        logger_factory=structlog.PrintLoggerFactory(_Unfailing(sys.stderr)),  # type: ignore[arg-type]  # all that it is used for
         cache_logger_on_first_use=True,
     )
     formatter = structlog.stdlib.ProcessorFormatter(
@@ -63,6 +65,22 @@ def log_from(level: str, form: Literal["console", "json"] = "console") -> None:
     handler.setFormatter(formatter)
     handler.addFilter(_is_news)
     logging.basicConfig(handlers=[handler], level=max(number, logging.WARNING), force=True)
+
+
+class _Unfailing(io.TextIOBase):
+    """A stream to which writing never fails: no run may fail because the log is on a full disk, or nobody reads it."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        with suppress(OSError):
+            self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with suppress(OSError):
+            self._stream.flush()
 
 
 def _as_json(fields: dict[str, Any], **_options: Any) -> str:
