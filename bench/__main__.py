@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import signal
+import sys
 import tempfile
 from pathlib import Path
 
@@ -19,6 +21,7 @@ _ROUNDS, _QUICK_ROUNDS = 20, 1
 
 
 def main() -> None:
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended by a signal"))  # and what was started ends, too
     parser = argparse.ArgumentParser("python -m bench", description="Measure ERA beside its rivals.")
     parser.add_argument("--quick", action="store_true", help="one short round, to see whether every case runs")
     parser.add_argument("--rounds", type=int, help=f"number of rounds (default {_ROUNDS})")
