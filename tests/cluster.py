@@ -57,12 +57,14 @@ class Cluster:
 
     @contextmanager
     def paused(self, number: int) -> Iterator[int]:
-        """A host that doesn't go on within the block. It is none that has SQLite's lock at that moment: until it went
-        on, nobody could write."""
+        """A host that doesn't go on within the block. It is none that has SQLite's lock at that moment, if the rows are
+        there: until it went on, nobody could write."""
         assert eventually(lambda: self.is_ready(number))
         pid = self.pid(number)
         while True:
             os.kill(pid, signal.SIGSTOP)
+            if not (self.directory / "shared" / "era.sqlite").exists():
+                break
             with closing(sqlite3.connect(self.directory / "shared" / "era.sqlite", isolation_level=None)) as database:
                 try:
                     database.execute("BEGIN IMMEDIATE")

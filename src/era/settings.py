@@ -59,8 +59,8 @@ class Settings(BaseSettings):
     )
     shared_dir: Path | None = Field(
         default=None,
-        description="Makes this server a host of a cluster: the directory that all its hosts share, with the database "
-        "and the files of sessions. Left out: a single server, with all in its data directory.",
+        description="Makes this server a host of a cluster: the directory that all its hosts share, with the files of "
+        "sessions and, unless it is in PostgreSQL, the database. Left out: a single server, which has no part in one.",
     )
     cluster_secret: SecretStr | None = Field(
         default=None,

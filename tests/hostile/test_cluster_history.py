@@ -20,16 +20,20 @@ LEASE_SECONDS = 4
 
 @pytest.mark.soak
 @pytest.mark.parametrize("seed", range(3))
-def test_histories_under_kills_and_pauses(tmp_path: Path, seed: int) -> None:
+@pytest.mark.parametrize("rows", ["sqlite", "postgresql"])
+def test_histories_under_kills_and_pauses(tmp_path: Path, rows: str, seed: int, request: pytest.FixtureRequest) -> None:
     chance = random.Random(seed)
-    with running(tmp_path / "cluster", 3, ERA_LEASE_SECONDS=str(LEASE_SECONDS)) as cluster:
+    settings = {"ERA_LEASE_SECONDS": str(LEASE_SECONDS)}
+    if rows == "postgresql":
+        settings["ERA_DATABASE_URL"] = request.getfixturevalue("postgres_url")
+    with running(tmp_path / "cluster", 3, **settings) as cluster:
         sessions = [f"s{number}" for number in range(SESSIONS)]
         with cluster.clients() as clients:
             for number, session in enumerate(sessions):
                 made = {"session_id": session, "language": "python"}
                 assert clients[number % 3].post("/api/sessions", json=made).status_code == 201
         history = History(cluster, sessions)
-        threads = [threading.Thread(target=history.append, args=(7 * seed,)) for seed in range(CLIENTS)]
+        threads = [threading.Thread(target=history.append, args=(7 * each,)) for each in range(CLIENTS)]
         for thread in threads:
             thread.start()
         until, events = time.monotonic() + SECONDS, 0

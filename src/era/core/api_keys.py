@@ -92,6 +92,9 @@ class ApiKeys:
         self._stored: dict[str, ApiKey] = {}
         """By digest."""
 
+        self._revoked: set[str] = set()
+        """The ids of keys that were revoked here, whether or not their rows could be dropped."""
+
         self._read_at = 0.0
         self.required = self._operator_digest is not None
         """Whether a call needs a key."""
@@ -99,7 +102,8 @@ class ApiKeys:
     async def open(self) -> None:
         """Read the stored keys."""
         self._read_at = time.monotonic()
-        self._stored = {digest: key for key, digest in await self._store.api_keys()}
+        found = await self._store.api_keys()
+        self._stored = {digest: key for key, digest in found if key.id not in self._revoked}
         self.required = self.required or bool(self._stored)
 
     async def look_for(self, key_text: bytes) -> None:
@@ -146,6 +150,8 @@ class ApiKeys:
     async def revoke(self, key_id: str) -> None:
         """Let in no call with this key any more. Where its row can't be dropped, that holds for as long as this process
         lives, and this raises Unavailable. Raises NotFound."""
+        if any(key.id == key_id for key in self._stored.values()):
+            self._revoked.add(key_id)
         self._stored = {digest: key for digest, key in self._stored.items() if key.id != key_id}
         if not await self._store.drop_api_key(key_id):
             raise NotFound(f"There is no key '{key_id[:80]}'.", hint="GET /api/keys lists the keys there are.")
