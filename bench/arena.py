@@ -17,9 +17,12 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-_START_SECONDS = 30.0
-_POOL_SECONDS = 20.0
+_START_SECONDS = 120.0
+_POOL_SECONDS = 120.0
 _KEEP_SECONDS = 1.0
+ERA = Path(sys.executable).parent / "era"
+"""The command of the working tree."""
+
 _JSON = {"Content-Type": "application/json"}
 
 type Answer = tuple[int, bytes]
@@ -100,7 +103,7 @@ class Arena:
         return health
 
     def wait_for_pool(self) -> None:
-        """Wait until a sandbox of every language is ready for a first run. Raises RuntimeError after 20 seconds."""
+        """Wait until a sandbox of every language is ready for a first run. Raises RuntimeError after two minutes."""
         self.keep_open()
         deadline = time.monotonic() + _POOL_SECONDS
         while (health := self.health())["sandboxes"]["ready"] < len(health["languages"]):
@@ -134,12 +137,13 @@ def _expect(answer: Answer, status: int) -> bytes:
 
 
 @contextlib.contextmanager
-def arena(directory: Path, *, small: bool) -> Iterator[Arena]:
-    """A service with its data in a new directory below `directory`, which is removed afterwards."""
+def arena(directory: Path, *, small: bool, era: Path = ERA) -> Iterator[Arena]:
+    """A service with its data in a new directory below `directory`, which is removed afterwards. `era` is its
+    command."""
     own = Path(tempfile.mkdtemp(prefix="era-bench-", dir=directory))
     try:
         (own / "scratch").mkdir()
-        with service(own) as (port, pid), contextlib.closing(Arena(port, pid, own, small=small)) as made:
+        with service(own, era=era) as (port, pid), contextlib.closing(Arena(port, pid, own, small=small)) as made:
             yield made
     finally:
         shutil.rmtree(own, ignore_errors=True)
@@ -153,7 +157,8 @@ def service_environment(data_dir: Path) -> dict[str, str]:
 
 
 def wait_for_port(process: subprocess.Popen[bytes], log: Path) -> int:
-    """Wait until `era serve`, which writes to `log`, serves. Return its port. Raises RuntimeError after 30 seconds."""
+    """Wait until `era serve`, which writes to `log`, serves. Return its port. Raises RuntimeError after two
+    minutes."""
     deadline = time.monotonic() + _START_SECONDS
     while not (serves := re.search(r"ERA serves\s+http://\S+:(\d+)", log.read_text())):
         if process.poll() is not None or time.monotonic() > deadline:
@@ -163,17 +168,19 @@ def wait_for_port(process: subprocess.Popen[bytes], log: Path) -> int:
 
 
 @contextlib.contextmanager
-def service(directory: Path, **settings: str) -> Iterator[tuple[int, int]]:
-    """`era serve` with its data in `directory`: its port and its process id. Settings are keywords: `max_warm="2"` sets
-    ERA_MAX_WARM."""
+def service(
+    directory: Path, *, era: Path = ERA, settings: Mapping[str, str] | None = None
+) -> Iterator[tuple[int, int]]:
+    """`era serve` with its data in `directory`: its port and its process id. `era` is the command.
+    `settings` are those that differ from the defaults: `{"max_warm": "2"}` sets ERA_MAX_WARM."""
     log = directory / "log"
     with log.open("wb") as output:
         process = subprocess.Popen(
-            [Path(sys.executable).parent / "era", "serve"],
+            [era, "serve"],
             stdout=output,
             stderr=output,
             env=service_environment(directory / "data")
-            | {f"ERA_{name.upper()}": value for name, value in settings.items()},
+            | {f"ERA_{name.upper()}": value for name, value in (settings or {}).items()},
         )
     try:
         yield wait_for_port(process, log), process.pid

@@ -12,15 +12,18 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 
+from bench import rivals
 from bench.arena import Arena, service
 from bench.cases import Probe
 from bench.large import fill
 
-AT_ONCE = 40
+AT_ONCE = 100
 WARM = 32
 IN_TURN, VISITORS = 300, 16
 FILES, DIRECTORIES = 10_000, 100
 DATA = 500 << 20
+
+CLIENTS, RUNS_EACH = 8, 10
 
 _CODE = "print(1)"
 _LARGE = """\
@@ -31,7 +34,7 @@ with open("large", "wb") as file:
 print(1)
 """
 _IDLE_SECONDS = 0.2
-_WAIT_SECONDS = 30.0
+_WAIT_SECONDS = 120.0
 
 
 @cache
@@ -39,7 +42,7 @@ def _arena(arena: Arena, name: str, **settings: str) -> Arena:
     """The arena of a service with these settings."""
     directory = arena.scratch / name
     directory.mkdir()
-    port, pid = arena.closers.enter_context(service(directory, **settings))
+    port, pid = arena.closers.enter_context(service(directory, settings=settings))
     made = Arena(port, pid, directory, small=arena.small)
     arena.closers.callback(made.close)
     return made
@@ -48,7 +51,7 @@ def _arena(arena: Arena, name: str, **settings: str) -> Arena:
 def creates_at_once(arena: Arena) -> Probe:
     """Creating sessions, and the first run of each, all at once. Raises RuntimeError where one of them fails."""
     other = _arena(arena, "at-once")
-    count = AT_ONCE // 10 if arena.small else AT_ONCE
+    count = AT_ONCE // 25 if arena.small else AT_ONCE
 
     def one(_: int) -> str:
         client = _Client(other)
@@ -66,6 +69,41 @@ def creates_at_once(arena: Arena) -> Probe:
             other.delete_session(session)
 
     return Probe(call, other.wait_for_pool, after)
+
+
+def eight_clients(arena: Arena) -> Probe:
+    """Runs of eight clients at once, each in a warm session of its own: how many the machine does in a second."""
+    sessions = [arena.new_session("python") for _ in range(CLIENTS)]
+    for session in sessions:
+        arena.check_run(arena.run(session, _CODE))
+    each = arena.size(RUNS_EACH) or 1
+
+    def one(session: str) -> None:
+        client = _Client(arena)
+        for _ in range(each):
+            arena.check_run(client.post(f"/api/sessions/{session}/run", {"code": _CODE}))
+
+    def call(_: object) -> None:
+        with ThreadPoolExecutor(CLIENTS) as clients:
+            list(clients.map(one, sessions))
+
+    return Probe(call, runs=CLIENTS * each)
+
+
+def two_loops(arena: Arena) -> Probe:
+    """As many starts of `python3 -c`, by two loops."""
+    argv = rivals.python(_CODE)(arena.scratch)
+    each = CLIENTS * (arena.size(RUNS_EACH) or 1) // 2
+
+    def loop(_: int) -> None:
+        for _ in range(each):
+            rivals.run(argv)
+
+    def call(_: object) -> None:
+        with ThreadPoolExecutor(2) as loops:
+            list(loops.map(loop, range(2)))
+
+    return Probe(call, runs=2 * each)
 
 
 def warm_among_others(arena: Arena) -> Probe:

@@ -14,6 +14,8 @@ PROGRAMS = {
     "python": "print(1)",
     "node": "console.log(1)",
     "typescript": "const one: number = 1; console.log(one)",
+    "deno": "const one: number = 1; console.log(one)",
+    "go": 'package main\n\nimport "fmt"\n\nfunc main() { fmt.Println(1) }\n',
 }
 COUNTER = """\
 import json
@@ -42,6 +44,9 @@ class Probe:
     around: Callable[[], AbstractContextManager[object]] = nullcontext
     """Entered before the calls of a round, left after them."""
 
+    runs: int = 1
+    """How many runs one call makes. Processor time is that of one of them."""
+
 
 @dataclass(frozen=True, slots=True)
 class Case:
@@ -58,6 +63,9 @@ class Case:
     """Measured calls in a round."""
     goal: float | None = None
     """What the median should be at most, in milliseconds."""
+
+    processor: bool = False
+    """Whether its processor time is measured, too. No sandbox may end meanwhile, whose time would be missing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,6 +132,23 @@ def first(language: str, code: str) -> Callable[[Arena], Probe]:
             return session
 
         return Probe(lambda session: arena.run(session, code), before, arena.check_run)
+
+    return start
+
+
+def create_and_run(code: str) -> Callable[[Arena], Probe]:
+    """A session created and run for the first time, one after the other: how long until there is a result."""
+
+    def start(arena: Arena) -> Probe:
+        def call(_: object) -> tuple[str, Answer]:
+            session = arena.check_created(arena.create("python"))
+            return session, arena.run(session, code)
+
+        def after(answer: tuple[str, Answer]) -> None:
+            arena.check_run(answer[1])
+            arena.delete_session(answer[0])
+
+        return Probe(call, after=after)
 
     return start
 

@@ -11,6 +11,7 @@ from bench import (
     crowd,
     download,
     drivers,
+    gateway,
     installs,
     large,
     live_servers,
@@ -26,6 +27,7 @@ from bench.cases import (
     Ratio,
     commit,
     create,
+    create_and_run,
     first,
     health,
     no_such_path,
@@ -39,11 +41,13 @@ SETTLED = 0.2
 """Seconds after which a sandbox that has reported ready is idle, in any language."""
 
 # More than enough seconds for each language's next spare to be ready.
-_PAUSES = {"python": 0.05, "node": 0.1, "typescript": 0.2}
+_PAUSES = {"python": 0.05, "node": 0.1, "typescript": 0.2, "deno": 0.2, "go": 0.1}
 _HOST = {
     "python": rivals.python(PROGRAMS["python"]),
     "node": rivals.node(PROGRAMS["node"]),
     "typescript": rivals.typescript(PROGRAMS["typescript"]),
+    "deno": rivals.deno(PROGRAMS["deno"]),
+    "go": rivals.go(PROGRAMS["go"]),
 }
 
 _WALLED: dict[str, tuple[Language, str]] = {
@@ -58,14 +62,47 @@ CASES = [
         case
         for language, code in PROGRAMS.items()
         for case in (
-            Case(f"{language} warm", "a run in a warm session, alone", warm(language, code), _PAUSES[language]),
-            Case(f"{language} host", "the interpreter on the host", program(_HOST[language]), _PAUSES[language]),
-            Case(f"{language} burst", "such runs back to back", warm(language, code)),
-            Case(f"{language} host burst", "such starts back to back", program(_HOST[language])),
+            Case(
+                f"{language} warm",
+                "a run in a warm session, alone",
+                warm(language, code),
+                _PAUSES[language],
+                processor=True,
+            ),
+            Case(
+                f"{language} host",
+                "the interpreter on the host",
+                program(_HOST[language]),
+                _PAUSES[language],
+                processor=True,
+            ),
+            Case(f"{language} burst", "such runs back to back", warm(language, code), processor=True),
+            Case(f"{language} host burst", "such starts back to back", program(_HOST[language]), processor=True),
             Case(f"{language} first", "the first run of a new session", first(language, code), SETTLED, burst=2),
         )
     ),
-    Case("python change", "a warm run that changes data", warm("python", COUNTER), _PAUSES["python"]),
+    Case(
+        "python change",
+        "a warm run that changes data",
+        warm("python", COUNTER),
+        _PAUSES["python"],
+        processor=True,
+    ),
+    Case("create and run", "a session created, and its first run", create_and_run(PROGRAMS["python"])),
+    Case(
+        "eight clients",
+        "80 runs of 8 clients in 8 warm sessions",
+        capacity.eight_clients,
+        burst=1,
+        processor=True,
+    ),
+    Case(
+        "two loops",
+        "80 starts of python3 -c by two loops",
+        capacity.two_loops,
+        burst=1,
+        processor=True,
+    ),
     Case(
         "python bwrap",
         "the interpreter in a new bubblewrap sandbox",
@@ -109,7 +146,7 @@ CASES = [
         Case(f"health beside {name}", f"GET /health beside those {name}", neighbours.health_beside(name), burst=10)
         for name in ("chunks", "uploads")
     ),
-    Case("creates at once", "40 sessions created and run, all at once", capacity.creates_at_once, SETTLED, burst=1),
+    Case("creates at once", "100 sessions created and run, all at once", capacity.creates_at_once, SETTLED, burst=1),
     Case("warm among 32", "a warm run while 31 others run all the time", capacity.warm_among_others, burst=100),
     Case("in turn", "the next of 300 sessions for 16 clients, 32 warm", capacity.in_turn, burst=30),
     Case("wake files", "a run in a session with 10,000 files, put away", capacity.wake_files, burst=2),
@@ -167,10 +204,15 @@ CASES = [
     Case("http floor", "GET of no such path: HTTP alone", no_such_path),
     Case("commit floor", "a durable commit of SQLite, same disk", commit),
     *clients.CASES,
+    *gateway.CASES,
 ]
 
 RATIOS = [
     Ratio("python warm", "python host", goal=0.5),
+    Ratio("create and run", "python host", goal=2),
+    Ratio("eight clients", "two loops", goal=0.6),
+    Ratio("deno warm", "deno host", goal=0.4),
+    Ratio("go warm", "go host"),
     Ratio("node warm", "node host"),
     Ratio("typescript warm", "typescript host"),
     Ratio("python burst", "python host burst"),
@@ -213,6 +255,7 @@ RATIOS = [
     Ratio("session create", "commit floor"),
     Ratio("python warm", "http floor"),
     *clients.RATIOS,
+    *gateway.RATIOS,
 ]
 
 if os.geteuid() == 0 and all(map(shutil.which, ("ip", "nsenter", "unshare"))):

@@ -2,19 +2,37 @@
 
 from __future__ import annotations
 
+import os
 import statistics
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
 from bench.arena import Arena
 from bench.cases import Case, Probe, Ratio
+from bench.processor import used_by_others
 
 type Times = Mapping[str, Sequence[Sequence[float]]]
 """Seconds of each call, by case name, then round."""
 
+_SETTLE = 0.05
+"""Seconds after a call within which what it leaves to do is done."""
 
-def measure(cases: Sequence[Case], arena: Arena, rounds: int, quick: bool, progress: Callable[[int], None]) -> Times:
-    """Measure the cases and return the time of each call.
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """All that was measured."""
+
+    times: Times
+    processor: Mapping[str, Sequence[float]]
+    """Seconds of processor time that a call took of all but this process, by case, then round. Only of those cases that
+    ask for it."""
+    load: Sequence[float]
+    """The machine's load, its mean of the last minute, at the end of each round."""
+
+
+def measure(cases: Sequence[Case], arena: Arena, rounds: int, quick: bool, progress: Callable[[int], None]) -> Measured:
+    """Measure the cases.
 
     `quick` makes one call of each case in a round. `progress` gets the number of finished rounds. Every second round
     goes through the cases backwards, so that the effects of one case on the next even out.
@@ -27,11 +45,19 @@ def measure(cases: Sequence[Case], arena: Arena, rounds: int, quick: bool, progr
     for case in () if quick else cases:  # an unmeasured first call fills caches
         _one_round(case, probes[case.name], arena, 1)
     times: dict[str, list[list[float]]] = {case.name: [] for case in cases}
+    processor: dict[str, list[float]] = {case.name: [] for case in cases if case.processor}
+    load = []
     for number in range(rounds):
         for case in cases if number % 2 == 0 else reversed(cases):
-            times[case.name].append(_one_round(case, probes[case.name], arena, 1 if quick else case.burst))
+            calls = 1 if quick else case.burst
+            used = used_by_others() if case.processor else 0.0
+            times[case.name].append(_one_round(case, probes[case.name], arena, calls))
+            if case.processor:
+                time.sleep(_SETTLE)
+                processor[case.name].append((used_by_others() - used) / (calls * probes[case.name].runs))
+        load.append(os.getloadavg()[0])
         progress(number + 1)
-    return times
+    return Measured(times, processor, load)
 
 
 def _one_round(case: Case, probe: Probe, arena: Arena, calls: int) -> list[float]:

@@ -4,22 +4,27 @@ from __future__ import annotations
 
 import os
 import platform
+import shutil
+import statistics
 import subprocess
 from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
+from bench import gateway, revisions
 from bench.cases import Case, Ratio
-from bench.measure import Times, spread, summary
+from bench.measure import Measured, spread, summary
 from era.drivers import guest
 from era.languages.node import NODE
 
 
-def machine(health: Mapping[str, Any], memory: int) -> dict[str, Any]:
-    """Describe the machine. `health` is the service's answer to GET /health, `memory` its resident bytes.
+def machine(health: Mapping[str, Any], memory: int, against: str | None = None) -> dict[str, Any]:
+    """Describe the machine, and what is measured. `health` is the service's answer to GET /health, `memory` its
+    resident bytes, `against` the revision that it is compared with, if it is.
 
     The isolation is what the service says is in force.
     """
@@ -36,16 +41,44 @@ def machine(health: Mapping[str, Any], memory: int) -> dict[str, Any]:
         "root": os.geteuid() == 0,
         "isolation": health["isolation"]["summary"],
         "load": os.getloadavg()[0],
+        "memory_gb": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9,
+        "when": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        "revision": revisions.described(),
+        "against": against,
+        "missing": missing(),
         "service_mb": memory / (1 << 20),
     }
 
 
-def summarize(cases: Sequence[Case], ratios: Sequence[Ratio], times: Times, about: Mapping[str, Any]) -> dict[str, Any]:
-    """All figures as JSON values; times are in milliseconds."""
+def missing() -> list[str]:
+    """Rivals that can't be measured here, each with why."""
+    programs = {"gVisor (no runsc on the PATH)": "runsc", "podman (it isn't installed)": "podman"}
+    found = [what for what, program in programs.items() if shutil.which(program) is None]
+    if shutil.which("podman"):
+        found.append("podman (there is no case for it yet)")
+    return found if gateway.CASES else [*found, "Jupyter Kernel Gateway (`scripts/setup --bench` installs it)"]
+
+
+def summarize(
+    cases: Sequence[Case], ratios: Sequence[Ratio], measured: Measured, about: Mapping[str, Any]
+) -> dict[str, Any]:
+    """All figures as JSON values. Times are in milliseconds, but for `seconds`, which are those of each call by
+    round."""
+    times = measured.times
     return {
         "machine": dict(about),
         "rounds": len(next(iter(times.values()))),
-        "cases": {case.name: {"what": case.what, "goal": case.goal, **summary(times[case.name])} for case in cases},
+        "load": list(measured.load),
+        "cases": {
+            case.name: {
+                "what": case.what,
+                "goal": case.goal,
+                **summary(times[case.name]),
+                "cpu": 1000 * statistics.fmean(measured.processor[case.name]) if case.processor else None,
+                "seconds": times[case.name],
+            }
+            for case in cases
+        },
         "ratios": {ratio.name: spread(ratio, times) for ratio in ratios},
     }
 
@@ -63,10 +96,11 @@ def show(figures: Mapping[str, Any], console: Console) -> None:
     console.print(f"isolation: {about['isolation']}", highlight=False, soft_wrap=True)
     console.print(f"the service at rest: {about['service_mb']:.0f} MB", highlight=False)
 
-    times = _table("times, ms", "p50", "p95", "min", "n", "goal", "what")
+    times = _table("times, ms", "p50", "p95", "min", "n", "cpu", "goal", "what")
     for name, case in figures["cases"].items():
         milliseconds = [f"{case[key]:.2f}" for key in ("p50", "p95", "min")]
-        times.add_row(name, *milliseconds, str(case["n"]), _goal(case), case["what"])
+        used = "" if case["cpu"] is None else f"{case['cpu']:.2f}"
+        times.add_row(name, *milliseconds, str(case["n"]), used, _goal(case), case["what"])
     console.print(times)
 
     if figures["ratios"]:

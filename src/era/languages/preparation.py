@@ -24,6 +24,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 READY = "ready"
+PLACES = "share/era"
+"""The directory of places, in an installation."""
+
 _POLL_SECONDS = 0.5
 _ERROR_CHARACTERS = 2_000
 
@@ -92,7 +95,7 @@ class Preparation:
 def _directories() -> tuple[Path, ...]:
     """Where places may be, the best one first."""
     cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-    return Path(sys.prefix) / "share/era", Path(cache) / "era"
+    return Path(sys.prefix) / PLACES, Path(cache) / "era"
 
 
 @asynccontextmanager
