@@ -70,7 +70,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     },
     # files beside the folders
     "__init__": {"errors", "sdk", "sdk/aio", "sdk/sync"},
-    "app": CORE | ADAPTERS | {"api", "errors", "languages", "server", "settings", "telemetry"},
+    "bounds": {"core", "settings"},
+    "app": CORE | ADAPTERS | {"api", "bounds", "errors", "languages", "server", "settings", "telemetry"},
     "doctor": {"core", "errors", "languages"},
     "errors": set(),
     "preflight": {"errors", "settings", "spelling"},

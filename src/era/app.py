@@ -20,6 +20,7 @@ from starlette.types import ASGIApp
 from era import languages, server
 from era.api.context import Context
 from era.api.guest_api import GuestPublicUrls, GuestStorage
+from era.bounds import quotas_by_default, retention, rules
 from era.core.active_runs import ActiveRuns
 from era.core.admission import Admission
 from era.core.api_keys import ApiKeys
@@ -36,7 +37,6 @@ from era.core.garbage import collect_garbage, collect_unneeded, remove_packages
 from era.core.history import HistoryBound
 from era.core.homes import ALONE, Homes
 from era.core.idempotency import IdempotencyKeys
-from era.core.limits import Rules
 from era.core.links import Links, signing_key
 from era.core.live.checkpoints import Checkpoints
 from era.core.live.contexts import Contexts
@@ -46,14 +46,13 @@ from era.core.live.session_processes import SessionProcesses
 from era.core.live.tickets import Tickets
 from era.core.live.watching import Watching
 from era.core.liveness import Liveness
-from era.core.metadata import Retention
 from era.core.models import Isolation, JsonObject
 from era.core.outputs import History, Outputs
 from era.core.pool import SandboxPool
-from era.core.program import Limits
 from era.core.public.inbox_worker import Inbox
 from era.core.public.live_servers import LiveServers
 from era.core.public.sites import Sites
+from era.core.quotas import Quotas
 from era.core.readiness import Readiness
 from era.core.runs import Runs
 from era.core.session_run import RunParts
@@ -65,6 +64,7 @@ from era.core.setup.setups import Setups
 from era.core.shares import Shares
 from era.core.storage import Storage
 from era.core.turns import Turns
+from era.core.usage import Usage
 from era.core.versions import Versions
 from era.drivers.bubblewrap import BubblewrapDriver
 from era.drivers.choice import DriverChoice
@@ -97,41 +97,6 @@ log = structlog.get_logger()
 _TRANSFER_THREADS = 8
 _DELIVERIES = 16
 """Deliveries of inboxes that run at a time, where no setting bounds the sandboxes."""
-
-
-def rules(settings: Settings) -> Rules:
-    """The limits that sessions get by default and may ask for at most. A maximum below its default is raised to it."""
-    defaults = Limits(
-        memory_bytes=settings.memory_mb << 20,
-        cpus=settings.cpus,
-        pids=settings.pids,
-        disk_bytes=settings.disk_mb << 20,
-        files=settings.files,
-        output_bytes=settings.output_bytes,
-        tmp_bytes=settings.tmp_mb << 20,
-        write_bytes_per_second=settings.disk_write_mbps << 20,
-    )
-    maxima = Limits(
-        memory_bytes=max(settings.max_memory_mb << 20, defaults.memory_bytes),
-        cpus=max(settings.max_cpus, defaults.cpus),
-        pids=max(settings.max_pids, defaults.pids),
-        disk_bytes=max(settings.max_disk_mb << 20, defaults.disk_bytes),
-        files=max(settings.max_files, defaults.files),
-        output_bytes=max(settings.max_output_bytes, defaults.output_bytes),
-        tmp_bytes=defaults.tmp_bytes,
-        write_bytes_per_second=defaults.write_bytes_per_second,
-    )
-    return Rules(defaults, maxima)
-
-
-def retention(settings: Settings) -> Retention:
-    """How much of the past is kept."""
-    return Retention(
-        versions=settings.versions_kept,
-        outputs=settings.outputs_kept,
-        grace_seconds=settings.grace_seconds,
-        runs=settings.runs_kept,
-    )
 
 
 def cgroup_name(data_dir: Path) -> str:
@@ -265,6 +230,11 @@ async def services(settings: Settings) -> AsyncIterator[Context]:
         await api_keys.open()
         if homes is not None:
             homes.each_beat(api_keys.open)
+        quotas = Quotas(store.usage, quotas_by_default(settings), api_keys.quotas_of)
+        await quotas.open()
+        store.bounds = quotas.bounds
+        if homes is not None:
+            homes.each_beat(quotas.open)
         databases = D1Databases(
             shared / "storage" / "sql",
             settings.storage_database_mb << 20,
@@ -273,7 +243,7 @@ async def services(settings: Settings) -> AsyncIterator[Context]:
         databases.open()
         if homes is not None:
             homes.each_beat(partial(asyncio.to_thread, databases.measure_all))
-        storage = Storage(store.storage_items, blobs, databases, settings.storage_mb << 20)
+        storage = Storage(store.storage_items, blobs, databases, settings.storage_mb << 20, quotas)
         await storage.open()
         try:
             if homes is None and (lost := await store.mark_lost()):
@@ -323,6 +293,8 @@ async def services(settings: Settings) -> AsyncIterator[Context]:
                     storage_listeners,
                     checkpoints,
                     setups.settled,
+                    quotas,
+                    limit_rules,
                 ),
                 most=settings.max_live_sessions,
                 keep_alive=settings.keep_alive,
@@ -342,6 +314,9 @@ async def services(settings: Settings) -> AsyncIterator[Context]:
                     liveness,
                     contexts,
                     moments,
+                    quotas,
+                    store.usage,
+                    limit_rules,
                     note,
                     settings.trace_programs,
                 ),
@@ -373,7 +348,13 @@ async def services(settings: Settings) -> AsyncIterator[Context]:
             await setups.start()
             await inbox.start()
             live_sessions.start()
-            jobs = (collect_garbage(snapshots, store, pins, note, cluster), expiry.run(), remove_packages(setups))
+            usage = Usage(store.usage, partial(stored_bytes, store, storage), settings.usage_days)
+            jobs = (
+                collect_garbage(snapshots, store, pins, note, cluster),
+                expiry.run(),
+                remove_packages(setups),
+                usage.keep(),
+            )
 
             readiness = Readiness(directory / "uploads", store.check_writable)
             measured = MeasuredParts(
@@ -423,6 +404,8 @@ async def services(settings: Settings) -> AsyncIterator[Context]:
                     idempotency=idempotency,
                     api_keys=api_keys,
                     audit=Audit(store.audit, settings.audit_kept),
+                    quotas=quotas,
+                    usage=usage,
                     setups=setups,
                     files=CurrentFiles(files, live_sessions, checkpoints, store, turns),
                     archives=Archives(store, snapshots, blobs, turns, spool, transfers, files, slots),
@@ -493,6 +476,12 @@ def signing_secret(settings: Settings, name: str) -> bytes:
     if settings.shared_dir is None or settings.cluster_secret is None:
         return signing_key(settings.data_dir.resolve() / name)
     return hmac.digest(settings.cluster_secret.get_secret_value().encode(), name.encode(), hashlib.sha256)
+
+
+async def stored_bytes(store: SqlStore, storage: Storage) -> Mapping[str, tuple[int, int]]:
+    """By owner: bytes in storage, and bytes of the files of sessions."""
+    sizes = await store.sizes()
+    return {owner: (storage.used(owner), sizes.get(owner, (0, 0))[1]) for owner in {*sizes, *storage.owners()}}
 
 
 async def collect(settings: Settings) -> int:

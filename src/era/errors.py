@@ -21,6 +21,7 @@
     │   ├── TooManyProcesses  409  the session runs as many processes as it may
     │   ├── TooManyContexts   409  the session has as many contexts as it may
     │   ├── TooManyLive       409  this server has as many live sessions as it may
+    │   ├── QuotaReached      409  the owner or the API key has as much as it may have
     │   ├── InputClosed       409  the process takes no input, or no more
     │   ├── TagInUse          409  a process that runs has this tag
     │   ├── KeyReused         409  the idempotency key belongs to another request
@@ -33,6 +34,7 @@
     ├── HeadersTooLarge       431  headers over their limit
     ├── TooManyWaiting        429  the session's queue is full
     ├── TooManyDeliveries     429  the session's inbox is full
+    ├── RateReached           429  the owner or the API key has done as much as it may in this time
     ├── TooBusy               429  this server has more runs to do than it can
     ├── RelayFailed           502  the program behind a public URL gave no answer that can be sent
     │   └── RelayTimeout      504  it gave no answer in time
@@ -196,6 +198,14 @@ class TooManyLive(Conflict):
     )
 
 
+class QuotaReached(Conflict):
+    code = "quota_reached"
+    hint = (
+        "Delete or stop something of what fills it: 'details' says what that is, GET /api/quotas how much there is. "
+        "The server's operator can set quotas: PATCH /api/owners/{owner}, PATCH /api/keys/{key_id}."
+    )
+
+
 class InputClosed(Conflict):
     code = "no_input"
     hint = 'A process takes input if it was started with "stdin": true or a "pty", until that is closed or it ends.'
@@ -276,6 +286,12 @@ class TooManyDeliveries(EraError):
     code = "too_many_deliveries"
     hint = "Send it again later. The session's owner sees in the inbox what the others wait for."
     retry_after = 60
+
+
+class RateReached(EraError):
+    status = 429
+    code = "rate_reached"
+    hint = "Send it again after as many seconds as Retry-After says. GET /api/quotas shows the quotas and what is used."
 
 
 class TooBusy(EraError):

@@ -154,6 +154,30 @@ class Settings(BaseSettings):
         default=256, ge=1, description="Size of one namespace's SQL database in storage, in MiB."
     )
 
+    quota_sessions: int = Field(
+        default=0, ge=0, description="Sessions that an owner may have. 0, as for all quotas: no bound."
+    )
+    quota_sandboxes: int = Field(
+        default=0, ge=0, description="Sandboxes that an owner may have in use at a time, by runs and live sessions."
+    )
+    quota_memory_mb: int = Field(
+        default=0, ge=0, description="Memory that an owner's sandboxes in use may take together, in MiB."
+    )
+    quota_disk_mb: int = Field(
+        default=0, ge=0, description="Size of the files of an owner's sessions together, in MiB."
+    )
+    quota_storage_mb: int = Field(default=0, ge=0, description="Size of an owner's storage, in MiB.")
+    quota_runs_per_minute: int = Field(default=0, ge=0, description="Runs that an owner may begin in a minute.")
+    quota_cpu_seconds_per_day: int = Field(
+        default=0, ge=0, description="Processor time that an owner's runs may use in a day (UTC), in seconds."
+    )
+    quota_egress_mb_per_day: int = Field(
+        default=0,
+        ge=0,
+        description="Network traffic of an owner's runs in a day (UTC), in both directions, in MiB.",
+    )
+    usage_days: int = Field(default=400, ge=1, description="Days for which the usage of owners is kept.")
+
     egress_private: str = Field(
         default="",
         description="Private address ranges that programs with internet access may reach, such as "

@@ -243,7 +243,7 @@ from era.store import session_lookup
 session_lookup._find_by_owned_id = session_lookup._find_by_id
 session_lookup._LAST_REMOVED = session_lookup._LAST_REMOVED_OF_ANY_OWNER
 OwnedId.__eq__, OwnedId.__hash__ = lambda one, other: one.id == other.id, lambda one: hash(one.id)
-storage.Storage.of = lambda self, owner: storage.Namespaces(self, 'everybody')
+storage.Storage.of = lambda self, owner, *_: storage.Namespaces(self, 'everybody', '')
 headers.contains_api_key = lambda text: False
 ApiKeys.revoke = lambda self, key_id: self._store.drop_api_key(key_id)
 """

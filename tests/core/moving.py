@@ -14,7 +14,6 @@ from era.core.capsules.service import Capsules
 from era.core.files.spool import Slots
 from era.core.metadata import Retention
 from era.core.models import (
-    DEFAULT_OWNER,
     JsonObject,
     KeptOutputs,
     NewSession,
@@ -79,7 +78,7 @@ class Service:
             for at in range(0, len(content), 100_000):
                 yield content[at : at + 100_000]
 
-        return await self.capsules.load(chunks(), DEFAULT_OWNER, new_id)
+        return await self.capsules.load(chunks(), mine(""), new_id)
 
     async def collect(self) -> int:
         return await self.lab.snapshots.collect_garbage(*await self.pins.needed(self.store))

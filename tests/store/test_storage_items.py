@@ -206,4 +206,4 @@ async def test_a_put_whose_caller_was_cancelled_is_counted(lab: Lab) -> None:
             await put
     await storage.put("kv", "a", "k", b"v" * 1000, None)  # the last of one writer's
     again = await lab.open()
-    assert storage._storage._used == again._storage._used == 1000 + 1 + ROW_BYTES
+    assert storage._storage._used.total() == again._storage._used.total() == 1000 + 1 + ROW_BYTES

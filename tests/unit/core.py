@@ -28,6 +28,7 @@ from era.core.outputs import History, Outputs
 from era.core.pool import SandboxPool
 from era.core.ports import RunEgress, Sandbox
 from era.core.program import Limits
+from era.core.quotas import Quotas
 from era.core.run_messages import Collected, ExecuteRequest, RunEvent, RunRequest, RunResult
 from era.core.runs import Runs
 from era.core.secrets import Secret
@@ -128,6 +129,7 @@ class Core:
         kept_bytes: int = 0,
         max_live: int = 64,
         keep_alive: float = 60.0,
+        quotas: dict[str, int] | None = None,
         note: Note = ignore,
     ) -> None:
         self.directory = directory
@@ -155,6 +157,9 @@ class Core:
         )
         self.network = Network()
         self.turns = Turns(max_waiting=8)
+        self.key_quotas: dict[str, dict[str, int]] = {}
+        self.quotas = Quotas(self.store.usage, quotas or {}, lambda key_id: self.key_quotas.get(key_id, {}))
+        self.store.bounds = self.quotas.bounds
         self.idempotency = IdempotencyKeys(self.store)
         self.active_runs = ActiveRuns()
         self.history = History(self.store, self.outputs, self.active_runs)
@@ -178,6 +183,8 @@ class Core:
                     HistoryBound(self.store, self.snapshots, self.rules, history_bytes),
                 ),
                 self._setup_ended,
+                self.quotas,
+                self.rules,
             ),
             most=max_live,
             keep_alive=keep_alive,
@@ -197,6 +204,9 @@ class Core:
                 self.liveness,
                 self.contexts,
                 self.moments,
+                self.quotas,
+                self.store.usage,
+                self.rules,
                 note,
             ),
             self.turns,

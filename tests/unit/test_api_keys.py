@@ -22,6 +22,9 @@ class Rows:
     async def api_keys(self) -> Sequence[tuple[ApiKey, str]]:
         return self.rows
 
+    async def change_api_key(self, key: ApiKey, digest: str) -> None:
+        raise AssertionError("no key is changed here")
+
     async def drop_api_key(self, key_id: str) -> bool:
         raise Unavailable("the database is away")
 

@@ -224,6 +224,9 @@ export interface ApiKey {
   owner: string;
   description: string;
   created_at: string;
+  scopes: string[];
+  expires_at: string | null;
+  old_secret_until: string | null;
   key?: string;
 }
 

@@ -1,7 +1,7 @@
 /** A server, as its clients see it. */
 
 import { type CallOptions, type EraOptions, once, type OnceOptions, type Sent, Transport } from "./http.js";
-import { Keys } from "./keys.js";
+import { Keys, Owners } from "./keys.js";
 import { split } from "./options.js";
 import { pages } from "./pages.js";
 import { sessionPath } from "./paths.js";
@@ -9,12 +9,14 @@ import { Session } from "./session.js";
 import { Storage } from "./storage.js";
 import type {
   Answer,
+  DayOfUsage,
   DeletedSession,
   DeletedSessions,
   ExecuteBody,
   ExecuteResult,
   LanguageInfo,
   NewSession,
+  OwnQuotas,
   RunList,
   RunRecord,
   SessionInfo,
@@ -49,12 +51,14 @@ export type ExecuteOptions = Partial<Omit<ExecuteBody, "language" | "code">> & C
 export class Era {
   readonly storage: Storage;
   readonly keys: Keys;
+  readonly owners: Owners;
   readonly #transport: Transport;
 
   constructor(options: EraOptions = {}) {
     this.#transport = new Transport(options);
     this.storage = new Storage(this.#transport);
     this.keys = new Keys(this.#transport);
+    this.owners = new Owners(this.#transport);
   }
 
   /** The server's address. */
@@ -73,6 +77,20 @@ export class Era {
     const request = { method: "POST", path: "/api/sessions", json: { language, ...body }, headers } as const;
     const info = await this.#transport.json<SessionInfo>(request, call);
     return new Session(this.#transport, info, ephemeral);
+  }
+
+  /** The quotas of this client's owner, and how much is used of each; `key` has those of its API key. */
+  quotas(options: CallOptions = {}): Promise<OwnQuotas> {
+    return this.#transport.json({ method: "GET", path: "/api/quotas" }, options);
+  }
+
+  /** What was used on each day, newest first; dates are such as 2026-01-31. `owner` is for the operator. */
+  async usage(
+    filter: { owner?: string; since?: string; until?: string } = {},
+    options: CallOptions = {},
+  ): Promise<DayOfUsage[]> {
+    const call = { method: "GET", path: "/api/usage", query: filter } as const;
+    return (await this.#transport.json<Answer<"/api/usage", "get">>(call, options)).usage;
   }
 
   /** A session that there is already. */

@@ -13,7 +13,7 @@ export type { CellOptions, Context } from "./contexts.js";
 export type { FileChange, FileEvent, Files, FileTree, LinkOptions, PutOptions } from "./files.js";
 export type { CallOptions, EraOptions, OnceOptions, Sent } from "./http.js";
 export type { DeliveryFilter, Inbox } from "./inbox.js";
-export type { Keys } from "./keys.js";
+export type { Keys, Owners } from "./keys.js";
 export type { Done, Output, Run, RunEvent, RunOptions, Runs, RunStream } from "./runs.js";
 export { bytesOf, type ProcessOutput } from "./process_output.js";
 export type { Process, Processes, ProcessEvent, ProcessExit, ProcessOptions } from "./processes.js";

@@ -80,4 +80,10 @@ export type ResourceStats = Answer<"/api/resources/stats", "get">;
 
 export type KeyInfo = Answer<"/api/keys", "get">["keys"][number];
 export type NewKey = Answer<"/api/keys", "post", 201>;
+export type KeyOptions = Partial<Omit<Body<"/api/keys", "post">, "owner" | "description">>;
+export type KeyChange = Body<"/api/keys/{key_id}", "patch">;
+export type OwnerInfo = Answer<"/api/owners/{owner}", "get">;
+export type Quotas = Body<"/api/owners/{owner}", "patch">["quotas"];
+export type OwnQuotas = Answer<"/api/quotas", "get">;
+export type DayOfUsage = Answer<"/api/usage", "get">["usage"][number];
 export type LanguageInfo = Answer<"/api/languages", "get">["languages"][number];

@@ -9,7 +9,7 @@ from fastapi.responses import StreamingResponse
 from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope, Send
 
-from era.api.context import Answer, Owner, SessionId, StrictRoute, UseContext, caller_of, errors, session_view
+from era.api.context import Answer, CallerId, SessionId, StrictRoute, UseContext, caller_of, errors, session_view
 from era.core.capsules.exports import Export
 from era.errors import BadRequest
 from era.wire.sessions import SESSION_ID, SessionAnswer
@@ -67,7 +67,7 @@ async def export_session(
 )
 async def import_session(
     request: Request,
-    owner: Owner,
+    caller: CallerId,
     context: UseContext,
     new_id: Annotated[str | None, Query(alias="id", pattern=SESSION_ID, description="Left out: the id it had.")] = None,
 ) -> Response:
@@ -76,7 +76,7 @@ async def import_session(
     if kind not in _TAR_TYPES:
         raise BadRequest("The body must be a capsule.", hint=f"Send it with the header 'Content-Type: {_TAR}'.")
     try:
-        session = await context.capsules.load(request.stream(), owner, new_id)
+        session = await context.capsules.load(request.stream(), caller, new_id)
     except ClientDisconnect:
         raise BadRequest("The body ended before it was complete.", hint="Send it again.") from None
     public = session.allow_public

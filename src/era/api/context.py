@@ -47,6 +47,7 @@ from era.core.public.inbox import InboxStore
 from era.core.public.inbox_worker import Inbox
 from era.core.public.live_servers import LiveServers
 from era.core.public.sites import Sites
+from era.core.quotas import Quotas
 from era.core.readiness import Readiness
 from era.core.runs import Runs
 from era.core.secrets import Secret, secret
@@ -55,6 +56,7 @@ from era.core.setup.setups import Setups
 from era.core.storage import Storage
 from era.core.telemetry import Note, Trace
 from era.core.turns import Turns
+from era.core.usage import Usage
 from era.core.versions import Versions
 from era.errors import BadRequest, EraError, NoLanguage, NotFound, TooLarge
 from era.settings import Settings
@@ -91,6 +93,8 @@ class Context:
     idempotency: IdempotencyKeys
     api_keys: ApiKeys
     audit: Audit
+    quotas: Quotas
+    usage: Usage
     versions: Versions
     setups: Setups
     files: CurrentFiles
@@ -248,10 +252,18 @@ def possible_id(session_id: str) -> str:
 
 async def owned_id(session_id: str, request: Request) -> OwnedId:
     """The session id in the path, together with the caller's owner. Raises NotFound for what can't be an id."""
-    return OwnedId(await owner_of(request), possible_id(session_id))
+    caller = caller_of(request)
+    return OwnedId(caller.owner, possible_id(session_id), caller.key_id)
+
+
+async def caller_id(request: Request) -> OwnedId:
+    """The caller's owner and key, for calls that name no session: an id that is empty."""
+    caller = caller_of(request)
+    return OwnedId(caller.owner, "", caller.key_id)
 
 
 Owner = Annotated[str, Depends(owner_of)]
+CallerId = Annotated[OwnedId, Depends(caller_id)]
 SessionId = Annotated[OwnedId, Depends(owned_id)]
 Number = Annotated[int, Path(ge=1, le=MAX_VERSION)]
 Include = Annotated[str | None, Query(pattern="^files$", description="`files` adds the list of files.")]

@@ -61,6 +61,7 @@ TAGS = {
     "storage": "Values, objects and SQL databases that the sessions of an owner share.",
     "keys": "API keys and their owners, for the operator.",
     "audit": "Who did what.",
+    "quotas": "How much owners may use, and how much they have used.",
     "health": "Whether and how the server works.",
 }
 

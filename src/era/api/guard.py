@@ -36,6 +36,7 @@ from urllib.parse import parse_qs, unquote
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from era.api import scopes
 from era.api.hop import HEADER, Hops
 from era.core.api_keys import OPERATOR, ApiKeys
 from era.core.live.tickets import Tickets
@@ -183,6 +184,7 @@ class Guard:
         if "hop" in scope["state"]:
             if _KEYED.match(path) and "caller" not in scope["state"]:
                 raise Unauthorized("This call needs an API key of this server's.")
+            _check_scope(scope)
             return
         if self._keys is not None and self._keys.required:
             if _KEYED.match(path) and "caller" not in scope["state"]:
@@ -191,6 +193,7 @@ class Guard:
                 if caller is None:
                     raise Unauthorized("This call needs an API key of this server's.")
                 scope["state"]["caller"] = caller
+            _check_scope(scope)
             return
         if _OPEN_NAMES.match(path):
             return
@@ -240,6 +243,13 @@ def _ticket(scope: Scope) -> str | None:
         return None
     tickets = parse_qs(scope["query_string"].decode("latin-1"), keep_blank_values=True).get("ticket")
     return None if tickets is None else tickets[0]
+
+
+def _check_scope(scope: Scope) -> None:
+    """Raises Forbidden where the caller's key isn't good for this call."""
+    if _KEYED.match(scope["path"]):
+        is_socket = scope["type"] == "websocket"
+        scopes.check(scope["state"]["caller"], scope.get("method", "GET"), scope["path"], is_socket=is_socket)
 
 
 def _check_one_host(scope: Scope) -> None:

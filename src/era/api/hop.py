@@ -52,7 +52,7 @@ class Hops:
             "from": self._homes.host_id,
             "to": to,
             "at": self._homes.time(),
-            "caller": caller and [caller.owner, caller.is_operator, caller.key_id],
+            "caller": caller and [caller.owner, caller.is_operator, caller.key_id, sorted(caller.scopes)],
             "client": client and list(client),
             "request_id": state["request_id"],
         }
@@ -70,7 +70,10 @@ class Hops:
             raise _no_hop()
         if said["to"] != self._homes.host_id:
             raise SessionMoved("This call was passed on to a host that isn't there any more.")
-        caller = said["caller"] and Caller(*said["caller"])
+        caller = None
+        if said["caller"]:
+            owner, is_operator, key_id, scopes = said["caller"]
+            caller = Caller(owner, is_operator, key_id, scopes=frozenset(scopes))
         return Hop(caller, said["client"] and tuple(said["client"]), said["request_id"])
 
     async def takes_tickets(self, session_id: str) -> bool:

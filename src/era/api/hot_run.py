@@ -55,7 +55,8 @@ class HotRun:
         request = Request(scope)
         request.state.route = ROUTE
         try:
-            session_id = OwnedId(scope["state"]["caller"].owner, path[1])
+            caller = scope["state"]["caller"]
+            session_id = OwnedId(caller.owner, path[1], caller.key_id)
             done = await self._context.runs.run(session_id, run_request(body, request, self._context, None))
             answer = await run_response(done, run_answer)
         except EraError as error:

@@ -11,9 +11,9 @@ from era.api.addresses import base_url
 from era.api.context import (
     REPLAY,
     Answer,
+    CallerId,
     Context,
     IdempotencyKey,
-    Owner,
     SessionId,
     StrictRoute,
     UseContext,
@@ -152,7 +152,7 @@ async def stream(
 
 
 @router.post("/api/execute", responses={200: {"model": ExecuteAnswer}, **errors(413, 429)})
-async def execute(body: ExecuteBody, owner: Owner, request: Request, context: UseContext) -> Response:
+async def execute(body: ExecuteBody, caller: CallerId, request: Request, context: UseContext) -> Response:
     """Run code once, in a temporary sandbox that is gone when this answers."""
     check_timeout(body.timeout, context.settings)
     check_env(body.env)
@@ -164,7 +164,7 @@ async def execute(body: ExecuteBody, owner: Owner, request: Request, context: Us
     limits = {name: value for name, value in requested_limits(body.limits).items() if value is not None}
     context.rules.check(limits)
     request_ = ExecuteRequest(
-        owner=owner,
+        owner=caller.owner,
         base_url=base_url(request, context.settings),
         language=chosen,
         code=body.code or "",
@@ -176,6 +176,7 @@ async def execute(body: ExecuteBody, owner: Owner, request: Request, context: Us
         allow_internet=body.allowInternetAccess,
         secrets=secrets_of(body.secrets, body.env),
         invocation=invocation,
+        key_id=caller.key_id,
     )
     await context.audit.secrets(caller_of(request), "", request_.secrets)
     return await run_response(await context.runs.execute(request_), partial(execute_answer, language=chosen))

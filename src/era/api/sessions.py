@@ -9,6 +9,7 @@ from fastapi import APIRouter, Depends, Query, Request, Response
 
 from era.api.context import (
     Answer,
+    CallerId,
     IdempotencyKey,
     Include,
     Owner,
@@ -54,12 +55,12 @@ Purge = Annotated[bool, Query(description="Delete at once and for good; it can't
 
 @router.post("", status_code=201, responses={201: {"model": SessionAnswer}, **errors(409, 413)})
 async def create_session(
-    body: CreateSession, owner: Owner, request: Request, context: UseContext, key: IdempotencyKey
+    body: CreateSession, caller: CallerId, request: Request, context: UseContext, key: IdempotencyKey
 ) -> Response:
     """Create a session."""
     check_timeout(body.default_timeout, context.settings, "default_timeout")
     made = await context.sessions.create(
-        owner=owner,
+        caller=caller,
         session_id=body.session_id,
         language=language(body.language, to_run=True),
         persistent=body.persistent,

@@ -10,6 +10,10 @@ The key in ERA_API_KEY is the *operator's*. It belongs to the owner `default`, a
 wants no key, and it alone makes and revokes the others. So a server that has stored keys but was started without
 ERA_API_KEY has no operator: it wants a key all the same, and its keys are as they are.
 
+A key has *scopes*, which say what calls it is good for; api/scopes.py knows which call needs which. It may have an end,
+after which it is as good as revoked, and quotas of its own beside its owner's (quotas.py). *Rotating* a key gives it
+another secret: its id, and all that hangs on that, stays, and the secret before is good for as long as was asked for.
+
 A key is 256 random bits. What is kept is its SHA-256, and nothing slower is needed: there is nothing to guess. All are
 held in memory by that digest, so a call is let in without asking the database; how long looking one up takes tells of
 a digest only, from which no key follows. One process has the data directory, so no other can have changed them. Hosts
@@ -18,21 +22,37 @@ of a cluster read them again with each heartbeat, and for a key that they don't 
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import hashlib
 import hmac
 import re
 import secrets
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, Protocol
 
 from era.core.models import DEFAULT_OWNER, new_id, now
+from era.core.quotas import Amounts
 from era.errors import Conflict, NotFound
 
 OWNER = r"^[A-Za-z0-9_-]{1,64}$"
 """Names that an owner may have."""
+
+type Scope = Literal["read", "run", "write", "admin"]
+
+SCOPES: Mapping[Scope, str] = {
+    "read": "see sessions, files, runs, storage and usage",
+    "run": "run code: runs, processes, terminals, contexts",
+    "write": "make, change and delete sessions, files, versions and storage",
+    "admin": "see to keys, owners and quotas, as the operator does",
+}
+"""What a key may do that has this scope."""
+
+DEFAULT_SCOPES: Sequence[Scope] = ("read", "run", "write")
+_ALL: frozenset[Scope] = frozenset(SCOPES)
+MAX_GRACE_SECONDS = 30 * 86_400
 
 _PREFIX = b"era_"
 _KEY = re.compile(_PREFIX + rb"[A-Za-z0-9_-]{43}")
@@ -44,13 +64,16 @@ class Caller:
 
     owner: str
     is_operator: bool = False
-    """Whether he may create, list and revoke keys."""
+    """Whether he may see to keys, owners and quotas."""
 
     key_id: str = ""
     """The id of his key: OPERATOR_KEY for the operator's; empty for a call without one."""
 
     sandbox: str = ""
     """The id of the sandbox whose program calls; empty for a client."""
+
+    scopes: frozenset[Scope] = _ALL
+    """What he may do."""
 
 
 OPERATOR_KEY = "operator"
@@ -66,6 +89,19 @@ class ApiKey:
     owner: str
     description: str
     created_at: int
+    scopes: Sequence[Scope] = DEFAULT_SCOPES
+    expires_at: int | None = None
+    """None is never. Microseconds since 1970, as all times here."""
+
+    quotas: Amounts = field(default_factory=dict)
+    old_digest: str | None = field(default=None, repr=False)
+    """The digest of the secret before the last rotation, which lets in until `old_until`."""
+
+    old_until: int | None = None
+
+    @property
+    def is_expired(self) -> bool:
+        return self.expires_at is not None and self.expires_at <= now()
 
 
 class ApiKeyStore(Protocol):
@@ -75,6 +111,10 @@ class ApiKeyStore(Protocol):
 
     async def api_keys(self) -> Sequence[tuple[ApiKey, str]]:
         """All keys with their digests, oldest first."""
+        ...
+
+    async def change_api_key(self, key: ApiKey, digest: str) -> None:
+        """Replace what is stored of a key."""
         ...
 
     async def drop_api_key(self, key_id: str) -> bool:
@@ -90,20 +130,27 @@ class ApiKeys:
         self._store = store
         self._operator_digest = None if operator_key is None else _digest(operator_key.encode())
         self._stored: dict[str, ApiKey] = {}
-        """By digest."""
+        """By digest, those of secrets that are still good after a rotation among them."""
 
         self._revoked: set[str] = set()
         """The ids of keys that were revoked here, whether or not their rows could be dropped."""
 
         self._read_at = 0.0
+        self._by_id: dict[str, tuple[ApiKey, str]] = {}
+        """With the digest in force. In the order in which they were made."""
+
+        self._changing = asyncio.Lock()
         self.required = self._operator_digest is not None
         """Whether a call needs a key."""
 
     async def open(self) -> None:
         """Read the stored keys."""
         self._read_at = time.monotonic()
-        found = await self._store.api_keys()
-        self._stored = {digest: key for key, digest in found if key.id not in self._revoked}
+        rows = await self._store.api_keys()
+        self._stored, self._by_id = {}, {}
+        for key, digest in rows:
+            if key.id not in self._revoked:
+                self._keep(key, digest)
         self.required = self.required or bool(self._stored)
 
     async def look_for(self, key_text: bytes) -> None:
@@ -117,7 +164,9 @@ class ApiKeys:
         if self._operator_digest is not None and hmac.compare_digest(digest, self._operator_digest):
             return Caller(DEFAULT_OWNER, is_operator=True, key_id=OPERATOR_KEY)
         key = self._stored.get(digest)
-        return None if key is None else Caller(key.owner, key_id=key.id)
+        if key is None or key.is_expired or (digest == key.old_digest and (key.old_until or 0) <= now()):
+            return None
+        return Caller(key.owner, "admin" in key.scopes, key.id, scopes=frozenset(key.scopes))
 
     def digest_of(self, key_id: str) -> str | None:
         """The digest of the key with this id (see Caller), by which what was made with it can be bound to it; None
@@ -126,13 +175,35 @@ class ApiKeys:
             return None if self.required else ""
         if key_id == OPERATOR_KEY:
             return self._operator_digest
-        return next((digest for digest, key in self._stored.items() if key.id == key_id), None)
+        key, digest = self._by_id.get(key_id, (None, None))
+        return None if key is None or key.is_expired else digest
+
+    def may(self, key_id: str, scope: Scope) -> bool:
+        """Whether the key with this id, which lets in, has a scope now."""
+        kept = self._by_id.get(key_id)
+        return kept is None or scope in kept[0].scopes
+
+    def quotas_of(self, key_id: str) -> Amounts:
+        """A key's own quotas."""
+        kept = self._by_id.get(key_id)
+        return {} if kept is None else kept[0].quotas
 
     def list(self) -> Sequence[ApiKey]:
         """Oldest first."""
-        return list(self._stored.values())
+        return [key for key, _ in self._by_id.values()]
 
-    async def create(self, owner: str, description: str) -> tuple[ApiKey, str]:
+    def get(self, key_id: str) -> ApiKey:
+        """Raises NotFound."""
+        return self._kept(key_id)[0]
+
+    async def create(
+        self,
+        owner: str,
+        description: str,
+        scopes: Sequence[Scope] = DEFAULT_SCOPES,
+        expires_at: int | None = None,
+        quotas: Amounts | None = None,
+    ) -> tuple[ApiKey, str]:
         """A new key and its text, which can't be had again. Raises Conflict on a server without ERA_API_KEY: it would
         require a key from now on, and nobody would have the one to revoke it with."""
         if self._operator_digest is None:
@@ -141,10 +212,34 @@ class ApiKeys:
                 hint="Start it with ERA_API_KEY set: that is the key to make others with.",
                 code="no_operator",
             )
-        text = (_PREFIX + base64.urlsafe_b64encode(secrets.token_bytes(32)).rstrip(b"=")).decode()
-        key, digest = ApiKey(new_id("key"), owner, description, now()), _digest(text.encode())
+        text, digest = _new_secret()
+        key = ApiKey(new_id("key"), owner, description, now(), tuple(scopes), expires_at, dict(quotas or {}))
         await self._store.add_api_key(key, digest)
-        self._stored[digest] = key
+        self._keep(key, digest)
+        return key, text
+
+    async def change(self, key_id: str, **changes: Any) -> ApiKey:
+        """Change what a key is: fields of ApiKey. It holds from the next call on. Raises NotFound."""
+        async with self._changing:
+            key, digest = self._kept(key_id)
+            key = replace(key, **changes)
+            await self._replace(key, digest)
+        return key
+
+    async def rotate(self, key_id: str, grace_seconds: float) -> tuple[ApiKey, str]:
+        """Give a key another secret; the key, and the text of it. The secret before is good for `grace_seconds` more,
+        the one before that for nothing. Raises NotFound, Conflict where the key has expired."""
+        async with self._changing:
+            key, digest = self._kept(key_id)
+            if key.is_expired:
+                raise Conflict(
+                    f"Key '{key_id}' has expired.",
+                    hint="Give it another end first (PATCH, expires_at), or make another key.",
+                    code="key_expired",
+                )
+            text, fresh = _new_secret()
+            key = replace(key, old_digest=digest, old_until=now() + int(grace_seconds * 1e6))
+            await self._replace(key, fresh)
         return key, text
 
     async def revoke(self, key_id: str) -> None:
@@ -153,13 +248,41 @@ class ApiKeys:
         if any(key.id == key_id for key in self._stored.values()):
             self._revoked.add(key_id)
         self._stored = {digest: key for digest, key in self._stored.items() if key.id != key_id}
+        self._by_id.pop(key_id, None)
         if not await self._store.drop_api_key(key_id):
             raise NotFound(f"There is no key '{key_id[:80]}'.", hint="GET /api/keys lists the keys there are.")
+
+    def _kept(self, key_id: str) -> tuple[ApiKey, str]:
+        """A key with its digest. Raises NotFound."""
+        kept = self._by_id.get(key_id)
+        if kept is None:
+            raise NotFound(f"There is no key '{key_id[:80]}'.", hint="GET /api/keys lists the keys there are.")
+        return kept
+
+    async def _replace(self, key: ApiKey, digest: str) -> None:
+        """Store a key that was changed. Raises NotFound where it was revoked meanwhile."""
+        await self._store.change_api_key(key, digest)
+        self._kept(key.id)
+        self._stored = {known: other for known, other in self._stored.items() if other.id != key.id}
+        self._keep(key, digest)
+
+    def _keep(self, key: ApiKey, digest: str) -> None:
+        """Let in with a key from now on."""
+        self._by_id[key.id] = (key, digest)
+        self._stored[digest] = key
+        if key.old_digest is not None:
+            self._stored[key.old_digest] = key
 
 
 def contains_api_key(text: bytes) -> bool:
     """Whether a text contains what has the form of one of our API keys, stored or not."""
     return _KEY.search(text) is not None
+
+
+def _new_secret() -> tuple[str, str]:
+    """The text of a new key, and its digest."""
+    text = (_PREFIX + base64.urlsafe_b64encode(secrets.token_bytes(32)).rstrip(b"=")).decode()
+    return text, _digest(text.encode())
 
 
 def _digest(key: bytes) -> str:

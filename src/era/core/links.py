@@ -119,6 +119,8 @@ class Links:
         if digest is None or not hmac.compare_digest(mac, self._mac(content, digest)):
             return None
         session_id, session_key, path, method, expires_at, max_bytes = fields
+        if not self._api_keys.may(key_id, "read" if method == "GET" else "write"):
+            return None
         return Link(session_id, session_key, tuple(path.split("/")), method, expires_at, max_bytes)
 
     def _mac(self, content: bytes, key_digest: str) -> bytes:

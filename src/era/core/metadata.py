@@ -35,6 +35,7 @@ from era.core.models import (
     VersionContent,
     WantedIsolation,
 )
+from era.core.usage import Use
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,6 +150,9 @@ class MetadataStore(Protocol):
     session, and put off its expiry. They raise NotFound where its owner has no present session of this id, and Expired
     where that session was removed because its ttl had gone by; none of them tells whether another owner has one. A
     session's `key` is never used again, unlike its id.
+
+    Those that make sessions, or that make a version, raise QuotaReached where an owner or a key would then have more
+    sessions or more in files than it may, and more than before.
 
     Times are UTC microseconds since 1970.
     """
@@ -309,14 +313,18 @@ class MetadataStore(Protocol):
         outputs: KeptOutputs | None = None,
         answered: Answered | None = None,
         trim: Trim | None = None,
+        who: OwnedId | None = None,
+        use: Use | None = None,
     ) -> RunRecord:
-        """Commit a run: its record, its outputs, the answer to its idempotency key and, where `record.committed`, the
-        next version; None for `data` (JSON text) or `snapshot` says that the run left the present one. Where it left
-        both, there is no next version. `trim` is what goes of the session's history with it. The record that is
-        returned has `version`, `versions_dropped` and `key` set.
+        """Commit a run: its record, its outputs, the answer to its idempotency key, what it has used and, where
+        `record.committed`, the next version; None for `data` (JSON text) or `snapshot` says that the run left the
+        present one. Where it left both, there is no next version. `who` is whose quotas bound what it leaves. `trim` is
+        what goes of the session's history with it. The record that is returned has `version`, `versions_dropped` and
+        `key` set.
 
-        Raises CommitFailed where this can't be stored, SessionDeleted where the session was removed: then its record is
-        stored, as not committed, and nothing else.
+        Raises CommitFailed where this can't be stored, QuotaReached where its files are too many for a quota, and then
+        nothing of it is stored; SessionDeleted where the session was removed: then its record is stored, as not
+        committed, and nothing else.
         """
         ...
 
@@ -419,8 +427,10 @@ class MetadataStore(Protocol):
         session: Session,
         versions: Callable[[], Iterator[VersionContent]],
         runs: Callable[[], Iterator[KeptRun]],
+        key_id: str = "",
     ) -> Session:
-        """Create a session as it was elsewhere, with its versions and runs. The iterators run on a thread.
+        """Create a session as it was elsewhere, with its versions and runs, by a call with the API key `key_id`. The
+        iterators run on a thread.
 
         It takes many small transactions, between which others can write, but the session is present as a whole or not
         at all. Its runs don't count as ones of this server, and those whose ids are in use here get new ones.
@@ -428,6 +438,10 @@ class MetadataStore(Protocol):
         Raises Conflict where the session's id is taken, BadRequest where two of its runs have one id, and what the
         iterators raise.
         """
+        ...
+
+    async def sizes(self) -> Mapping[str, tuple[int, int]]:
+        """How many present sessions each owner has, and the bytes of their files."""
         ...
 
     async def ping(self) -> None:

@@ -76,6 +76,8 @@ class OwnedId:
 
     owner: str
     id: str
+    key_id: str = field(default="", compare=False)
+    """The API key of the call in which it was named, for whose quotas the call counts; empty where there is none."""
 
     def __str__(self) -> str:
         return self.id

@@ -90,6 +90,8 @@ class ExecuteRequest:
     allow_internet: bool = True
     secrets: Sequence[Secret] = ()
     invocation: Invocation = CODE_ALONE
+    key_id: str = ""
+    """The API key that it came with."""
 
 
 @dataclass(frozen=True, slots=True)

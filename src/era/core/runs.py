@@ -37,6 +37,7 @@ from era.core.run_messages import (
 from era.core.session_run import RunParts, SessionRun
 from era.core.telemetry import RunEnded, noted
 from era.core.turns import Turns
+from era.core.usage import use_of
 from era.errors import EraError, Forbidden, NoCode, NotFound, SetupUnderWay
 
 log = structlog.get_logger()
@@ -191,6 +192,18 @@ class Runs:
     async def _run_in_turn(
         self, session_id: OwnedId, request: RunRequest, emit: Emit, *, named: bool = True
     ) -> Collected:
+        """A run that counts for its owner's and its key's quotas; see _when_admitted. Raises RateReached,
+        QuotaReached."""
+        quotas = self._parts.quotas
+        quotas.begin_run(session_id)
+        memory = 0
+        if quotas.bounds_memory(session_id):
+            session = await self._store.session(session_id)
+            memory = self._parts.rules.granted(session.limits).memory_bytes
+        with quotas.held(session_id, memory):
+            return await self._when_admitted(session_id, request, emit, named=named)
+
+    async def _when_admitted(self, session_id: OwnedId, request: RunRequest, emit: Emit, *, named: bool) -> Collected:
         """Wait for the session's turn and a slot, record the run, and see it through to its commit. Raises NotFound
         where the session is gone by then, TooBusy where too many wait for a slot."""
         told = RunEnded(new_id("run"), session_id.owner, session_id.id, _kind_of(request))
@@ -264,14 +277,19 @@ class Runs:
         return nullcontext() if run.service is None else self._turns.yielding(run.session_id, run.stop_soon)
 
     async def _execute(self, request: ExecuteRequest) -> Collected:
-        """Run the program of a request in a temporary sandbox. Raises as SandboxPool.acquire_temporary and
-        Execution.run do, and TooBusy."""
+        """Run the program of a request in a temporary sandbox, counted as a session's run is."""
         run_id = new_id("run")
+        who = OwnedId(request.owner, run_id, request.key_id)
+        quotas = self._parts.quotas
+        quotas.begin_run(who)
+        limits = request.limits or self._parts.rules.defaults
         told = RunEnded(run_id, request.owner, None, "execute", request.language)
-        with noted(self._parts.note, told):
-            return await self._execute_noted(run_id, request, told)
+        with quotas.held(who, limits.memory_bytes), noted(self._parts.note, told):
+            return await self._execute_noted(who, request, told)
 
-    async def _execute_noted(self, run_id: str, request: ExecuteRequest, told: RunEnded) -> Collected:
+    async def _execute_noted(self, who: OwnedId, request: ExecuteRequest, told: RunEnded) -> Collected:
+        """Raises as SandboxPool.acquire_temporary and Execution.run do, and TooBusy."""
+        run_id = who.id
         transcript = self._parts.outputs.new()
         pool = self._parts.pool
         async with self._admission.admitted(request.owner) as slot:
@@ -306,6 +324,9 @@ class Runs:
                 told.ended(status_of(ended), ended, None, execution.report())
             finally:
                 await pool.discard(sandbox)
+        use = use_of(who, ended.cpu_us, execution.report())
+        self._parts.quotas.used(use)
+        await self._parts.usage.add_use(use)
         result = RunResult(
             run_id=run_id,
             session_id=sandbox.id,

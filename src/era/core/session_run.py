@@ -29,6 +29,7 @@ from era.core.files.moments import Moments
 from era.core.files.snapshots import Snapshots
 from era.core.files.trees import SnapshotRefused, WorkspaceFull
 from era.core.history import HistoryBound
+from era.core.limits import Rules
 from era.core.liveness import Liveness
 from era.core.metadata import MetadataStore
 from era.core.models import (
@@ -46,11 +47,22 @@ from era.core.outputs import Outputs
 from era.core.pool import NEVER_BEGUN, SandboxPool
 from era.core.ports import Network, Sandbox, StorageAccesses
 from era.core.program import Ended, Invocation
+from era.core.quotas import Quotas
 from era.core.run_messages import Emit, RunRequest, RunResult, RunStarted, result_of, setup_error
 from era.core.setup.requirements import variables
 from era.core.telemetry import Note, RunEnded, ignore
+from era.core.usage import UsageStore, use_of
 from era.core.views import data_view
-from era.errors import BeingStopped, CommitFailed, EraError, SandboxFailed, SessionDeleted, TooBusy, Unavailable
+from era.errors import (
+    BeingStopped,
+    CommitFailed,
+    EraError,
+    QuotaReached,
+    SandboxFailed,
+    SessionDeleted,
+    TooBusy,
+    Unavailable,
+)
 
 log = structlog.get_logger()
 
@@ -69,6 +81,9 @@ class RunParts:
     liveness: Liveness
     contexts: Contexts
     moments: Moments
+    quotas: Quotas
+    usage: UsageStore
+    rules: Rules
     note: Note = ignore
     trace_programs: bool = False
     """Whether programs get TRACEPARENT."""
@@ -165,7 +180,11 @@ class SessionRun:
             self._told.stages.end("program")
             outcome = await self._outcome(execution, ended)
             self._told.stages.end("files")
-            result = await self._commit(execution, ended, outcome, data)
+            try:
+                result = await self._commit(execution, ended, outcome, data)
+            except QuotaReached as error:
+                outcome = _Outcome("disk_full", problem=_nothing_kept(error.message.rstrip(".")))
+                result = await self._commit(execution, ended, outcome, data)
             if outcome.problem is None or outcome.goes_on:
                 pool.committed(session.key, outcome.snapshot or session.snapshot)
             else:
@@ -256,7 +275,7 @@ class SessionRun:
         self, execution: Execution | CellExecution, ended: Ended, outcome: _Outcome, data: JsonObject
     ) -> RunResult:
         """Record the run, and move the session to its next version if it changed anything, in one transaction. `data`
-        is the session's as it was. Raises CommitFailed, SessionDeleted."""
+        is the session's as it was. Raises CommitFailed, SessionDeleted, and QuotaReached where nothing was stored."""
         session, claim = self._session, self._request.claim
         transcript = self._active.transcript
         outputs = await self._parts.outputs.keep(transcript, execution.answer, always=claim is not None)
@@ -284,6 +303,7 @@ class SessionRun:
         trim = await self._parts.history.trim(session, outcome.snapshot)
         self._told.stages.end("outputs")
         self._has_ended = True
+        use = use_of(self._active.session_id, record.cpu_us, record.egress)
         record = await self._parts.store.end_run(
             record,
             data=outcome.data,
@@ -291,9 +311,12 @@ class SessionRun:
             outputs=outputs,
             answered=Answered(claim, jsontext.compact(shown), outputs) if claim else None,
             trim=trim,
+            who=self._active.session_id,
+            use=use,
         )
         self._told.stages.end("transaction")
         self._told.ended(record.status, ended, record.committed, record.egress)
+        self._parts.quotas.used(use)
         return result_of(session, record, shown, cell=execution.answer)
 
     async def _end_without_result(self, error: BaseException) -> None:
@@ -311,7 +334,8 @@ class SessionRun:
         claim = self._request.claim if has_not_run and not told else None
         released = Answered(claim) if claim else None
         try:
-            await self._parts.store.end_run(ended, data=None, snapshot=None, answered=released)
+            use = use_of(self._active.session_id, None, {})
+            await self._parts.store.end_run(ended, data=None, snapshot=None, answered=released, use=use)
         except SessionDeleted:
             return  # Its record is all that was written.
         except EraError as second:

@@ -64,7 +64,7 @@ class Sessions:
     async def create(
         self,
         *,
-        owner: str,
+        caller: OwnedId,
         session_id: str | None,
         language: Language,
         persistent: bool,
@@ -82,8 +82,9 @@ class Sessions:
         storage: bool = True,
         claim: Claim | None = None,
     ) -> Made:
-        """Create a session; `session_id` None makes up an id. `default_timeout` and `ttl` are seconds, `limits` in the
-        units of the API. Raises Conflict where the id is taken, BadRequest or TooLarge for values that can't be."""
+        """Create a session of the caller's owner; `session_id` None makes up an id. `default_timeout` and `ttl` are
+        seconds, `limits` in the units of the API. Raises Conflict where the id is taken, BadRequest or TooLarge for
+        values that can't be."""
         data_text("metadata", metadata)
         self._rules.check(limits or {})
         allowed.check(egress or {})
@@ -94,7 +95,7 @@ class Sessions:
                 code="not_persistent",
             )
         new = NewSession(
-            id=OwnedId(owner, session_id or new_id("sess")),
+            id=replace(caller, id=session_id or new_id("sess")),
             language=language,
             persistent=persistent,
             data=data_text("data", data),
@@ -110,9 +111,7 @@ class Sessions:
             setup=setup_text(setup),
             storage=storage,
         )
-        made = await create_once(
-            self._idempotency, OwnedId(owner, ""), claim, lambda: self._store.create_session(new, claim)
-        )
+        made = await create_once(self._idempotency, caller, claim, lambda: self._store.create_session(new, claim))
         if new.setup is not None:
             self._kick_setups()
         return made

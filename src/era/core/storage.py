@@ -11,7 +11,9 @@ A value is a row, or, where it is long, a blob that its row names by digest. The
 everywhere; rows pin blobs against being swept away. Keys are bytes to the store, compared as bytes, and never a path.
 
 The storage of all owners together has a bound, which is counted in `Storage`: what a put adds is reserved before it
-begins, so that many at once can't get past it.
+begins, so that many at once can't get past it. An owner's quota is counted the same. How much SQL will add nobody knows
+before, so it may use all the room there is; where there is a quota, an owner's calls that add something therefore go
+one after the other.
 """
 
 from __future__ import annotations
@@ -19,13 +21,16 @@ from __future__ import annotations
 import asyncio
 import json
 import re
-from collections.abc import Coroutine, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections import Counter
+from collections.abc import AsyncIterator, Coroutine, Iterable, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, NoReturn, Protocol
+from weakref import WeakValueDictionary
 
 from era.core.files.snapshots import BlobStore
-from era.core.models import JsonObject, now
+from era.core.models import JsonObject, OwnedId, now
+from era.core.quotas import Bound, Quotas
 from era.errors import BadRequest, CommitFailed, NotFound, TooLarge, Unavailable
 
 type Kind = Literal["kv", "r2"]
@@ -42,6 +47,7 @@ INLINE_BYTES = 16 << 10
 ROW_BYTES = 128
 """Bytes that a row counts for, beside its key, metadata and value."""
 
+_MIB = 1 << 20
 _BATCH = 1000
 """Items that one transaction deletes at most."""
 
@@ -111,8 +117,8 @@ class ItemStore(Protocol):
         """For each of an owner's kinds and namespaces: kind, namespace, number of items, bytes of their values."""
         ...
 
-    async def item_bytes(self) -> int:
-        """The bytes that the items of all owners count for."""
+    async def item_bytes(self) -> Mapping[str, int]:
+        """The bytes that items count for, by owner."""
         ...
 
 
@@ -122,6 +128,11 @@ class Databases(Protocol):
     @property
     def total(self) -> int:
         """Bytes of all databases."""
+        ...
+
+    @property
+    def most_bytes(self) -> int:
+        """How large one may be."""
         ...
 
     def sizes(self, owner: str) -> Mapping[str, int]:
@@ -153,17 +164,28 @@ class Databases(Protocol):
 class Storage:
     """The storage of all owners. `open` before anything."""
 
-    def __init__(self, store: ItemStore, blobs: BlobStore, databases: Databases, most_bytes: int) -> None:
-        """`most_bytes` is what all of it may take together."""
+    def __init__(
+        self,
+        store: ItemStore,
+        blobs: BlobStore,
+        databases: Databases,
+        most_bytes: int,
+        quotas: Quotas | None = None,
+    ) -> None:
+        """`most_bytes` is what all of it may take together, `quotas` say what an owner's may."""
         self.store = store
         self.blobs = blobs
         self.databases = databases
         self._most_bytes = most_bytes
-        self._used = 0
+        self._quotas = quotas
+        self._used: Counter[str] = Counter()
+        """Bytes that items count for, by owner."""
+
+        self._turns: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
     async def open(self) -> None:
         """Count what is there."""
-        self._used = await self.store.item_bytes()
+        self._used = Counter(await self.store.item_bytes())
 
     def of(self, owner: str, sandbox_id: str = "") -> Namespaces:
         """An owner's storage, for the programs of one of his sandboxes, or for clients."""
@@ -171,27 +193,56 @@ class Storage:
 
     def room(self) -> int:
         """Bytes that can be added."""
-        return self._most_bytes - self._used - self.databases.total
+        return self._most_bytes - self._used.total() - self.databases.total
 
-    def release(self, size: int) -> None:
+    def used(self, owner: str) -> int:
+        """Bytes that an owner's storage counts for."""
+        return self._used[owner] + sum(self.databases.sizes(owner).values())
+
+    def owners(self) -> Iterable[str]:
+        """Who has had anything in storage."""
+        return [*self._used]
+
+    def bound(self, owner: str) -> Bound | None:
+        """The quota that an owner has."""
+        return next(iter(self._quotas.bounds(OwnedId(owner, ""), "storage_mb")), None) if self._quotas else None
+
+    def refuse(self, bound: Bound) -> NoReturn:
+        """Raises QuotaReached."""
+        raise bound.reached(round(self.used(bound.subject) / _MIB, 3), sorted(self.databases.sizes(bound.subject)))
+
+    @asynccontextmanager
+    async def turn(self, owner: str) -> AsyncIterator[None]:
+        """The block adds to the storage of an owner, and where he has a quota nothing else does meanwhile."""
+        if self.bound(owner) is None:
+            yield
+            return
+        lock = self._turns.setdefault(owner, asyncio.Lock())
+        async with lock:
+            yield
+
+    def release(self, owner: str, size: int) -> None:
         """Give back `size` bytes of room."""
-        self._used -= size
+        self._used[owner] -= size
 
     @contextmanager
-    def reserved(self, size: int) -> Iterator[None]:
+    def reserved(self, owner: str, size: int) -> Iterator[None]:
         """Take `size` bytes of room, for what the block adds; they are given back if it fails. Raises TooLarge where
-        there is less."""
+        there is less, QuotaReached where the owner may not have so much."""
+        bound = self.bound(owner)
+        if bound is not None and self.used(owner) + size > bound.most * _MIB:
+            self.refuse(bound)
         if size > self.room():
             raise TooLarge(
                 "The storage of this server is full.",
                 hint="Delete what isn't needed; ERA_STORAGE_MB sets the bound.",
                 code="storage_full",
             )
-        self._used += size
+        self._used[owner] += size
         try:
             yield
         except BaseException:
-            self._used -= size
+            self._used[owner] -= size
             raise
 
 
@@ -263,10 +314,23 @@ class Namespaces:
     async def sql(
         self, namespace: str, sql: str, params: Sequence[Any] | Mapping[str, Any], *, many: bool
     ) -> dict[str, Any]:
-        """Run SQL as one transaction; see Databases.run. Raises BadRequest, Forbidden, TooLarge, Unavailable."""
+        """Run SQL as one transaction; see Databases.run. Raises BadRequest, Forbidden, TooLarge, QuotaReached,
+        Unavailable."""
         check_namespace(namespace)
-        room = self._storage.room()
-        return await self._databases.run(self._owner, namespace, sql, params, many=many, room=room, asker=self._asker)
+        async with self._storage.turn(self._owner):
+            room, bound = self._storage.room(), self._storage.bound(self._owner)
+            if bound is not None:
+                room = min(room, bound.most * _MIB - self._storage.used(self._owner))
+            size = self._databases.sizes(self._owner).get(namespace, 0)
+            is_quota = bound is not None and room < min(self._storage.room(), self._databases.most_bytes - size)
+            try:
+                return await self._databases.run(
+                    self._owner, namespace, sql, params, many=many, room=room, asker=self._asker
+                )
+            except TooLarge as error:
+                if error.code == "storage_full" and bound is not None and is_quota:
+                    self._storage.refuse(bound)
+                raise
 
     async def drop_database(self, namespace: str) -> bool:
         """Delete a namespace's database; whether there was one. Raises BadRequest."""
@@ -320,23 +384,29 @@ class Namespaces:
         self, kind: Kind, namespace: str, key: str, value: bytes, metadata: JsonObject | None, counted: int
     ) -> None:
         """Store an item whose value is long as a blob first. `counted` is how many bytes count towards the bound."""
-        with self._storage.reserved(counted):
+        async with self._storage.turn(self._owner):
+            await self._put_in_turn(kind, namespace, key, value, metadata, counted)
+
+    async def _put_in_turn(
+        self, kind: Kind, namespace: str, key: str, value: bytes, metadata: JsonObject | None, counted: int
+    ) -> None:
+        with self._storage.reserved(self._owner, counted):
             digest = await asyncio.to_thread(self._put_blob, value) if len(value) > INLINE_BYTES else None
             at = now()
             item = Item(
                 self._owner, kind, namespace, key, len(value), at, at, metadata, digest, None if digest else value
             )
             freed = await self._store.put_item(item)  # not in one line with the next: others count meanwhile
-            self._storage.release(freed)
+            self._storage.release(self._owner, freed)
 
     async def _delete(self, kind: Kind, namespace: str, key: str) -> None:
         freed = await self._store.delete_item(self._owner, kind, namespace, key)
-        self._storage.release(freed)
+        self._storage.release(self._owner, freed)
 
     async def _delete_batch(self, kind: Kind, namespace: str) -> int:
         """Delete at most _BATCH items and release their bytes. Returns how many were deleted."""
         count, freed = await self._store.delete_items(self._owner, kind, namespace, _BATCH)
-        self._storage.release(freed)
+        self._storage.release(self._owner, freed)
         return count
 
     def _put_blob(self, value: bytes) -> str:

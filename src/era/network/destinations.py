@@ -33,7 +33,8 @@ class Destinations:
 
     def __init__(self) -> None:
         self._tried: dict[tuple[str, int, str | None, str | None], _Destination] = {}
-        self._more = 0
+        self._rest = _Destination()
+        """What isn't named: how much goes there is counted all the same."""
 
     def note(self, host: str, port: int, address: Address | None, reason: str | None) -> Traffic:
         """Put a connection on record, and return where to count its bytes.
@@ -43,16 +44,15 @@ class Destinations:
         key = (host, port, None if address is None else str(address), reason)
         tried = self._tried.get(key)
         if tried is None:
-            tried = _Destination()
+            tried = self._rest
             if len(self._tried) < MAX_DESTINATIONS:
-                self._tried[key] = tried
-            else:
-                self._more += 1
+                tried = self._tried[key] = _Destination()
         tried.connections += 1
         return tried.traffic
 
     def report(self) -> JsonObject:
-        """The record's `egress`: up to MAX_DESTINATIONS of `destinations`, and how many `more` connections."""
+        """The record's `egress`: up to MAX_DESTINATIONS of `destinations`, and how many `more` connections, and
+        `bytes` of all of them in both directions."""
         return {
             "destinations": [
                 {
@@ -68,5 +68,6 @@ class Destinations:
                 }
                 for (host, port, address, reason), tried in self._tried.items()
             ],
-            "more": self._more,
+            "more": self._rest.connections,
+            "bytes": sum(each.traffic.sent + each.traffic.received for each in (self._rest, *self._tried.values())),
         }

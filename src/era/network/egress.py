@@ -149,7 +149,7 @@ class NoEgress:
         pass
 
     def report(self) -> JsonObject:
-        return {"destinations": [], "more": 0}
+        return {"destinations": [], "more": 0, "bytes": 0}
 
 
 class SupervisedEgress:

@@ -344,7 +344,32 @@ class ApiKey(View):
     owner: str
     description: str
     created_at: str
+    scopes: list[str]
+    expires_at: str | None
+    quotas: dict[str, int]
+    old_secret_until: str | None
     key: str | None
+
+
+class Owner(View):
+    """An owner's quotas, and how much is used of each."""
+
+    owner: str
+    quotas: dict[str, int]
+    set: dict[str, int]
+    used: dict[str, float]
+
+
+class DayOfUsage(View):
+    """What an owner has used on a day."""
+
+    owner: str
+    day: str
+    runs: int
+    cpu_seconds: float
+    egress_bytes: int
+    storage_bytes: int | None
+    disk_bytes: int | None
 
 
 class Language(View):

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import fields
+from typing import Any
 
-from sqlalchemy import Connection, delete, insert, select
+from sqlalchemy import Connection, delete, insert, select, update
 
 from era.core.api_keys import ApiKey
 from era.store.database import Database
 from era.store.tables import api_keys as _t
 
-_ALL = select(_t.c.id, _t.c.owner, _t.c.description, _t.c.created_at, _t.c.digest).order_by(_t.c.created_at, _t.c.id)
+_ALL = select(*(_t.c[each.name] for each in fields(ApiKey)), _t.c.digest).order_by(_t.c.created_at, _t.c.id)
 
 
 class ApiKeyRows:
@@ -20,15 +23,30 @@ class ApiKeyRows:
         self._database = database
 
     async def add_api_key(self, key: ApiKey, digest: str) -> None:
-        values = {"id": key.id, "owner": key.owner, "description": key.description, "created_at": key.created_at}
-        await self._database.write(lambda connection: connection.execute(insert(_t).values(digest=digest, **values)))
+        statement = insert(_t).values(digest=digest, **_columns(key))
+        await self._database.write(lambda connection: connection.execute(statement))
+
+    async def change_api_key(self, key: ApiKey, digest: str) -> None:
+        statement = update(_t).where(_t.c.id == key.id).values(digest=digest, **_columns(key))
+        await self._database.write(lambda connection: connection.execute(statement))
 
     async def api_keys(self) -> Sequence[tuple[ApiKey, str]]:
         def job(connection: Connection) -> Sequence[tuple[ApiKey, str]]:
-            return [(ApiKey(*fields), digest) for *fields, digest in connection.execute(_ALL)]
+            return [(_key_from_row(row), digest) for *row, digest in connection.execute(_ALL)]
 
         return await self._database.read(job)
 
     async def drop_api_key(self, key_id: str) -> bool:
         statement = delete(_t).where(_t.c.id == key_id)
         return await self._database.write(lambda connection: connection.execute(statement).rowcount > 0)
+
+
+def _columns(key: ApiKey) -> dict[str, Any]:
+    values = {each.name: getattr(key, each.name) for each in fields(ApiKey)}
+    return values | {"scopes": " ".join(key.scopes), "quotas": json.dumps(key.quotas)}
+
+
+def _key_from_row(row: Iterable[Any]) -> ApiKey:
+    values = dict(zip((each.name for each in fields(ApiKey)), row, strict=True))
+    values |= {"scopes": tuple(values["scopes"].split()), "quotas": json.loads(values["quotas"])}
+    return ApiKey(**values)

@@ -90,9 +90,11 @@ async def load_session(
     session: Session,
     versions: Callable[[], Iterator[VersionContent]],
     runs: Callable[[], Iterator[KeptRun]],
+    complete: Callable[[Connection, int], Session],
 ) -> Session:
-    """See MetadataStore.load. The session's key is in `incomplete` for as long as this lasts, so that no purge takes it
-    for one that nobody completes."""
+    """See MetadataStore.load. `complete` makes the session with this key present, once all of it is there. The
+    session's key is in `incomplete` for as long as this lasts, so that no purge takes it for one that nobody
+    completes."""
     keys: list[int] = []
 
     def begin(connection: Connection) -> None:
@@ -111,7 +113,7 @@ async def load_session(
         kept = (content for content in versions() if content.version.n > oldest or content.version.name is not None)
         async for some_versions in _batches(kept, lambda content: len(content.data)):
             await database.write(_insert_foreign_versions, key, some_versions)
-        return await database.write(sessions.complete_session, key, session)
+        return await database.write(complete, key)
     except BaseException:
         with suppress(Unavailable):  # A later purge does it, then.
             for key in keys:

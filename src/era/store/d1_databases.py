@@ -103,6 +103,11 @@ class D1Databases:
         """Bytes of all databases."""
         return sum(self._sizes.values())
 
+    @property
+    def most_bytes(self) -> int:
+        """How large one may be."""
+        return self._most_bytes
+
     def sizes(self, owner: str) -> Mapping[str, int]:
         """Bytes of each of an owner's databases, by namespace."""
         return {namespace: size for (each, namespace), size in self._sizes.items() if each == owner}

@@ -10,8 +10,9 @@ here: inboxes, storage items, API keys and processes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Sequence
-from typing import Any
+from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from typing import Any, Concatenate
 
 from sqlalchemy import Connection, literal, select
 
@@ -35,8 +36,10 @@ from era.core.models import (
     Version,
     VersionContent,
 )
+from era.core.quotas import Bound
+from era.core.usage import Use
 from era.errors import CommitFailed, SessionDeleted, Unavailable
-from era.store import capsules, idempotency, outputs, runs, sessions, setups, versions
+from era.store import capsules, idempotency, outputs, quotas, runs, sessions, setups, versions
 from era.store.api_keys import ApiKeyRows
 from era.store.audit import AuditRows
 from era.store.contexts import ContextRows
@@ -46,8 +49,12 @@ from era.store.inbox import InboxRows
 from era.store.processes import ProcessRows
 from era.store.session_lookup import read_public_session, read_session, read_session_of_site
 from era.store.storage_items import StorageItemRows
+from era.store.usage import UsageRows
 
 _DEFAULT_RETENTION = Retention()
+_MADE = ("sessions", "disk_mb")
+_GROWN = ("disk_mb",)
+"""The quotas that a transaction may reach that makes a session present, or a version."""
 
 OUTCOME_UNKNOWN = "Once the database is back, GET /api/sessions/{id}/runs/{run_id} tells; the session is as that says."
 
@@ -70,6 +77,9 @@ class SqlStore:
         self.contexts = ContextRows(self.database)
         self._own_database: Database | None = None
         """The connections of heartbeats."""
+        self.usage = UsageRows(self.database)
+        self.bounds: Callable[..., Sequence[Bound]] = lambda *_: ()
+        """See Quotas.bounds."""
 
         self._retention = retention
         self._incomplete: set[int] = set()
@@ -95,10 +105,10 @@ class SqlStore:
         await self.database.close()
 
     async def create_session(self, new: NewSession, claim: Claim | None = None) -> Session:
-        return await self.database.write(sessions.create_session, new, claim)
+        return await self._within(new.id, _MADE, sessions.create_session, new, claim)
 
     async def duplicate(self, copy: NewCopy, claim: Claim | None = None) -> Session:
-        return await self.database.write(sessions.copy_session, self._retention, copy, claim)
+        return await self._within(copy.source_id, _MADE, sessions.copy_session, self._retention, copy, claim)
 
     async def session(self, session_id: OwnedId) -> Session:
         return await self._read(session_id, lambda _, session: session)
@@ -128,7 +138,7 @@ class SqlStore:
         return await self.database.write(sessions.delete_session, self._retention, session_id, key)
 
     async def restore_session(self, session_id: OwnedId) -> Session:
-        return await self.database.write(sessions.restore_session, self._retention, session_id)
+        return await self._within(session_id, _MADE, sessions.restore_session, self._retention, session_id)
 
     async def purge_session(self, session_id: OwnedId, *, key: int | None = None) -> Sequence[int]:
         return await self.database.write(sessions.purge_session, self._retention, session_id, key)
@@ -149,7 +159,9 @@ class SqlStore:
         key: int | None = None,
         trim: Trim | None = None,
     ) -> Session:
-        return await self.database.write(
+        return await self._within(
+            session_id,
+            _GROWN if snapshot is not None else (),
             versions.commit_version,
             self._retention,
             session_id,
@@ -161,7 +173,7 @@ class SqlStore:
         )
 
     async def rollback(self, session_id: OwnedId, n: int) -> Session:
-        return await self.database.write(versions.roll_back, self._retention, session_id, n)
+        return await self._within(session_id, _GROWN, versions.roll_back, self._retention, session_id, n)
 
     async def versions(self, session_id: OwnedId, *, limit: int, before: int | None) -> Sequence[Version]:
         return await self._read(
@@ -198,19 +210,26 @@ class SqlStore:
         outputs: KeptOutputs | None = None,
         answered: Answered | None = None,
         trim: Trim | None = None,
+        who: OwnedId | None = None,
+        use: Use | None = None,
     ) -> RunRecord:
         try:
-            ended = await self.database.write_once(
-                runs.end_run,
-                self._retention,
-                record,
-                patient=True,
-                data=data,
-                snapshot=snapshot,
-                outputs=outputs,
-                answered=answered,
-                trim=trim,
-            )
+            bounds = self.bounds(who, *_GROWN) if who is not None and snapshot is not None else ()
+            async with self._telling_what_fills_it():
+                ended: RunRecord | None = await self.database.write_once(
+                    quotas.within,
+                    bounds,
+                    runs.end_run,
+                    self._retention,
+                    record,
+                    patient=True,
+                    data=data,
+                    snapshot=snapshot,
+                    outputs=outputs,
+                    answered=answered,
+                    trim=trim,
+                    use=use,
+                )
         except CommitFailed:
             raise
         except DatabaseAway as error:
@@ -307,8 +326,16 @@ class SqlStore:
         session: Session,
         versions: Callable[[], Iterator[VersionContent]],
         runs: Callable[[], Iterator[KeptRun]],
+        key_id: str = "",
     ) -> Session:
-        return await capsules.load_session(self.database, self._retention, self._incomplete, session, versions, runs)
+        def complete(connection: Connection, key: int) -> Session:
+            bounds = self.bounds(OwnedId(session.owner, session.id, key_id), *_MADE)
+            return quotas.within(connection, bounds, sessions.complete_session, key, session, key_id)
+
+        async with self._telling_what_fills_it():
+            return await capsules.load_session(
+                self.database, self._retention, self._incomplete, session, versions, runs, complete
+            )
 
     async def ping(self) -> None:
         await self.database.read(lambda connection: connection.execute(select(literal(1))).scalar_one())
@@ -321,6 +348,33 @@ class SqlStore:
             return {"sessions": sessions.count_sessions(connection), "runs": runs.count_runs(connection)}
 
         return await self.database.read(count)
+
+    async def sizes(self) -> Mapping[str, tuple[int, int]]:
+        return await self.database.read(quotas.sizes)
+
+    async def _within[**P, T](
+        self,
+        who: OwnedId | None,
+        names: Sequence[str],
+        job: Callable[Concatenate[Connection, P], T],
+        *args: P.args,
+        **kwargs: P.kwargs,
+    ) -> T:
+        """A transaction that may make more of what the quotas of these names bound. Raises QuotaReached."""
+        bounds = self.bounds(who, *names) if who is not None and names else ()
+        if not bounds:
+            return await self.database.write(job, *args, **kwargs)
+        async with self._telling_what_fills_it():
+            return await self.database.write(quotas.within, bounds, job, *args, **kwargs)
+
+    @asynccontextmanager
+    async def _telling_what_fills_it(self) -> AsyncIterator[None]:
+        """Raises QuotaReached where the block has passed a bound."""
+        try:
+            yield
+        except quotas.Passed as passed:
+            names = await self.database.read(quotas.filled_by, passed.bound)
+            raise passed.bound.reached(passed.used, names) from None
 
     async def _read[T](self, session_id: OwnedId, job: Callable[[Connection, Session], T]) -> T:
         """A call that reads a session. Raises NotFound or Expired."""

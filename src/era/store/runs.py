@@ -17,6 +17,7 @@ from era.core.metadata import Retention, RunFilter
 from era.core.models import Answered, Claim, KeptOutputs, OwnedId, RunRecord, Session, Snapshot, Trim, now
 from era.core.run_messages import setup_error
 from era.core.setup.setups import UNDER_WAY
+from era.core.usage import Use, day_of
 from era.errors import CommitFailed, Conflict, NotFound, SetupUnderWay
 from era.store.database import Database
 from era.store.dialects import Precompiled, violates_unique
@@ -27,6 +28,7 @@ from era.store.records import RUN_FIELDS, RUNS, record_from_row
 from era.store.session_lookup import EXPIRES_AT, IS_PRESENT, find_session
 from era.store.tables import idempotency_keys as keys
 from era.store.tables import outputs, runs, sessions
+from era.store.usage import add_use
 from era.store.versions import next_version, trim_history
 
 DELETED = "the session was deleted while this run was under way"
@@ -75,6 +77,12 @@ _RUN = RUNS.where(runs.c.session_key == bindparam("session"), runs.c.id == bindp
 _BY_ID = RUNS.where(runs.c.id == bindparam("run_id"))
 _RUNNING = _RUN.where(runs.c.status == "running")
 _MARK_LOST = update(runs).where(runs.c.status == "running").values(status="lost", ended_at=bindparam("at"), reason=LOST)
+_LOST_BY_OWNER = (
+    select(sessions.c.owner, func.count())
+    .join_from(runs, sessions, sessions.c.key == runs.c.session_key)
+    .where(runs.c.status == "running")
+    .group_by(sessions.c.owner)
+)
 _COUNTS = select(runs.c.status, func.count()).where(~runs.c.imported).group_by(runs.c.status)
 _HAVE_TOO_MANY = select(runs.c.session_key).group_by(runs.c.session_key).having(func.count() > bindparam("kept"))
 _TOO_OLD = (
@@ -137,6 +145,7 @@ def end_run(
     outputs: KeptOutputs | None,
     answered: Answered | None,
     trim: Trim | None,
+    use: Use | None,
     again: bool,
 ) -> RunRecord | None:
     """See MetadataStore.end_run, and Database.write_once for `again`. None where the session isn't present: then the
@@ -149,6 +158,7 @@ def end_run(
         return None if stored.reason == DELETED else stored
     check_home(connection, record.session_key, goes_on=True)
     version = _end_state(connection, retention, record, data, snapshot)
+    add_use(connection, use)
     ended = replace(record, version=version)
     if version is not None:
         ended = replace(ended, versions_dropped=trim_history(connection, record.session_key, trim))
@@ -257,7 +267,10 @@ def find_run(connection: Connection, session: Session, run_id: str) -> tuple[Run
 
 
 def mark_lost(connection: Connection) -> int:
-    """Mark every run that is still `running` as `lost`; how many there were."""
+    """Mark every run that is still `running` as `lost`; how many there were. They count as runs of their owners, though
+    nobody knows what they have used."""
+    for owner, count in connection.execute(_LOST_BY_OWNER).all():
+        add_use(connection, Use(owner, "", day_of(now()), count))
     return connection.execute(_MARK_LOST, {"at": now()}).rowcount
 
 

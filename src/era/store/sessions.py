@@ -75,7 +75,12 @@ _RESTORE = (
 _COMPLETE = (
     update(sessions)
     .where(sessions.c.key == bindparam("session"))
-    .values(id=bindparam("new_id"), deleted_at=None, expires_at=bindparam("new_expires_at"))
+    .values(
+        id=bindparam("new_id"),
+        deleted_at=None,
+        expires_at=bindparam("new_expires_at"),
+        api_key_id=bindparam("new_key_id"),
+    )
 )
 _MAY_BE_DUE = (
     select(sessions.c.key, sessions.c.ttl, sessions.c.expires_at)
@@ -137,6 +142,7 @@ def create_session(connection: Connection, new: NewSession, claim: Claim | None)
         "history_bytes": 0,
         "created_at": at,
         "updated_at": at,
+        "api_key_id": new.id.key_id or None,
         "ttl": new.ttl,
         "expires_at": _expiry(new.ttl, at),
     }
@@ -155,7 +161,7 @@ def copy_session(connection: Connection, retention: Retention, copy: NewCopy, cl
     content = version_content(connection, source, retention, copy.version or source.version)
     times = {"created_at": at, "updated_at": at, "expires_at": _expiry(source.ttl, at)}
     # What is copied holds no more than all of the source does.
-    own = {"id": copy.id, "history_bytes": source.history_bytes}
+    own = {"id": copy.id, "history_bytes": source.history_bytes, "api_key_id": copy.source_id.key_id or None}
     key = insert_session(connection, settings_of(source) | times | own)
     data = content.data if copy.data is None else copy.data
     insert_version(connection, key, 1, "duplicate", at, data=data, snapshot=content.version.snapshot)
@@ -183,12 +189,17 @@ def insert_incomplete_session(connection: Connection, session: Session) -> int:
     return key
 
 
-def complete_session(connection: Connection, key: int, session: Session) -> Session:
+def complete_session(connection: Connection, key: int, session: Session, key_id: str) -> Session:
     """Make an incomplete session, whose versions and runs are all there now, present as `session.id`. It counts as
-    called now. Raises Conflict if that id is taken."""
+    called now, and as made with the API key `key_id`, if that isn't empty. Raises Conflict if that id is taken."""
     check_home(connection, key, goes_on=True)
     _free_id(connection, session.id)
-    values = {"session": key, "new_id": session.id, "new_expires_at": _expiry(session.ttl, now())}
+    values = {
+        "session": key,
+        "new_id": session.id,
+        "new_expires_at": _expiry(session.ttl, now()),
+        "new_key_id": key_id or None,
+    }
     with raising_if_taken(_id_taken(session.id)):
         connection.execute(_COMPLETE, values)
     return session_with_key(connection, key)

@@ -6,7 +6,7 @@ An item's key is neither an API key nor an idempotency key. Tables of D1 are no 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, and_, delete, func, insert, select
@@ -116,9 +116,11 @@ class StorageItemRows:
 
         return await self._database.read(job)
 
-    async def item_bytes(self) -> int:
-        query = select(func.coalesce(func.sum(_COUNTED), 0))
-        return await self._database.read(lambda connection: int(connection.execute(query).scalar_one()))
+    async def item_bytes(self) -> Mapping[str, int]:
+        query = select(_t.owner, func.sum(_COUNTED)).group_by(_t.owner)
+        return await self._database.read(
+            lambda connection: {owner: int(size) for owner, size in connection.execute(query)}
+        )
 
 
 def _is_item(owner: str, kind: Kind, namespace: str, key: str) -> ColumnElement[bool]:

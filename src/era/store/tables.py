@@ -41,6 +41,7 @@ _IS_PRESENT = text("deleted_at IS NULL")
 _IS_REMOVED = text("deleted_at IS NOT NULL")
 _HAS_EXPIRY = text("expires_at IS NOT NULL")
 _HAS_PACKAGES = text("environment IS NOT NULL")
+_OF_KEY = text("api_key_id IS NOT NULL AND deleted_at IS NULL")
 _HAS_DIGEST = text("digest IS NOT NULL")
 _IS_RUNNING = text("status = 'running'")
 IS_CHECKPOINT = text("versions.cause IN ('checkpoint', 'loose_checkpoint')")
@@ -83,8 +84,10 @@ sessions = Table(
     Column("environment", String(64), key="package_set"),
     Column("setup_lock", Text),
     Column("storage", Boolean, nullable=False, server_default=true()),
+    Column("api_key_id", String(64)),  # That it was made with, if that isn't the operator's.
     Index("uq_sessions_id", "id", unique=True, sqlite_where=_IS_PRESENT, postgresql_where=_IS_PRESENT),
     Index("ix_sessions_owner", "owner", "key", sqlite_where=_IS_PRESENT, postgresql_where=_IS_PRESENT),
+    Index("ix_sessions_api_key_id", "api_key_id", sqlite_where=_OF_KEY, postgresql_where=_OF_KEY),
     Index("ix_sessions_gone_id", "id", "key", sqlite_where=_IS_REMOVED, postgresql_where=_IS_REMOVED),
     Index("ix_sessions_deleted_at", "deleted_at", sqlite_where=_IS_REMOVED, postgresql_where=_IS_REMOVED),
     # Partial, so that the end of a run needn't touch it for the many sessions that never expire.
@@ -328,6 +331,34 @@ api_keys = Table(
     Column("description", Text, nullable=False),
     Column("digest", String(64), nullable=False, unique=True),
     Column("created_at", BigInteger, nullable=False),
+    Column("scopes", String(64), nullable=False, server_default="read run write"),
+    Column("expires_at", BigInteger),
+    Column("quotas", Text, nullable=False, server_default="{}"),
+    Column("old_digest", String(64)),  # The digest before the last rotation, which lets in until `old_until`.
+    Column("old_until", BigInteger),
+)
+
+# What was set for owners, as JSON. An owner without a row has the defaults.
+owners = Table(
+    "owners",
+    metadata,
+    Column("owner", String(64), primary_key=True),
+    Column("quotas", Text, nullable=False),
+)
+
+# What was used on each day (since 1970, in UTC), by owner and key; `key_id` is empty for what came without one. The
+# last two are the most that was measured that day, in the row without a key.
+usage = Table(
+    "usage",
+    metadata,
+    Column("day", BigInteger, primary_key=True),
+    Column("owner", String(64), primary_key=True),
+    Column("key_id", String(64), primary_key=True),
+    Column("runs", BigInteger, nullable=False, server_default="0"),
+    Column("cpu_us", BigInteger, nullable=False, server_default="0"),
+    Column("egress_bytes", BigInteger, nullable=False, server_default="0"),
+    Column("storage_bytes", BigInteger),
+    Column("disk_bytes", BigInteger),
 )
 
 # What owners did. `number` counts an owner's entries, so that the oldest can be dropped.

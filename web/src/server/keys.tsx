@@ -4,34 +4,54 @@ import { useSignal } from '@preact/signals';
 import { call } from '../api.ts';
 import { useAction, useLoad } from '../hooks.ts';
 import type { ApiKey } from '../types.ts';
-import { Ago, Button, Copy, Empty, Form, Name, Problem, TextField, Waiting } from '../ui/basics.tsx';
+import { Ago, Button, Check, Copy, Empty, Form, Name, Problem, TextField, Waiting } from '../ui/basics.tsx';
 import { confirm, Dialog, say } from '../ui/dialog.tsx';
+
+const SCOPES: [name: string, hint: string][] = [
+  ['read', 'see sessions, files, runs, storage and usage'],
+  ['run', 'run code: runs, processes, terminals, contexts'],
+  ['write', 'make, change and delete sessions, files and storage'],
+  ['admin', 'see to keys, owners and quotas, as the operator does'],
+];
+
+/** A key's secret, which is shown once. */
+function Secret({ of, onClose }: { of: ApiKey; onClose: () => void }) {
+  return (
+    <Dialog title={`A key of ${of.owner}’s`} onClose={onClose}>
+      <div class="stack">
+        <p>It is shown this once only.</p>
+        <p class="url-line">
+          <code>{of.key}</code>
+          <Copy text={of.key ?? ''} label="Copy the key" />
+        </p>
+        <footer>
+          <Button kind="primary" onClick={onClose}>
+            Done
+          </Button>
+        </footer>
+      </div>
+    </Dialog>
+  );
+}
 
 function NewKey({ onClose, onMade }: { onClose: () => void; onMade: () => void }) {
   const owner = useSignal('');
   const description = useSignal('');
+  const expires = useSignal('');
+  const scopes = useSignal(new Set(['read', 'run', 'write']));
   const made = useSignal<ApiKey | null>(null);
   const create = useAction(async () => {
-    made.value = await call<ApiKey>('/api/keys', { json: { owner: owner.value, description: description.value } });
+    made.value = await call<ApiKey>('/api/keys', {
+      json: {
+        owner: owner.value,
+        description: description.value,
+        scopes: [...scopes.value],
+        expires_at: expires.value.trim() || null,
+      },
+    });
     onMade();
   });
-  if (made.value)
-    return (
-      <Dialog title={`A key of ${made.value.owner}’s`} onClose={onClose}>
-        <div class="stack">
-          <p>It is shown this once only.</p>
-          <p class="url-line">
-            <code>{made.value.key}</code>
-            <Copy text={made.value.key ?? ''} label="Copy the key" />
-          </p>
-          <footer>
-            <Button kind="primary" onClick={onClose}>
-              Done
-            </Button>
-          </footer>
-        </div>
-      </Dialog>
-    );
+  if (made.value) return <Secret of={made.value} onClose={onClose} />;
   return (
     <Dialog title="New key" onClose={onClose}>
       <Form onSubmit={() => void create.run()}>
@@ -52,10 +72,31 @@ function NewKey({ onClose, onMade }: { onClose: () => void; onMade: () => void }
             description.value = text;
           }}
         />
+        {SCOPES.map(([name, hint]) => (
+          <Check
+            key={name}
+            label={name}
+            hint={hint}
+            checked={scopes.value.has(name)}
+            onChange={(checked) => {
+              const others = [...scopes.value].filter((each) => each !== name);
+              scopes.value = new Set(checked ? [...others, name] : others);
+            }}
+          />
+        ))}
+        <TextField
+          label="Ends"
+          hint="A time such as 2030-01-31T12:00:00Z; never, if left empty."
+          placeholder="never"
+          value={expires.value}
+          onText={(text) => {
+            expires.value = text;
+          }}
+        />
         <Problem error={create.error} />
         <footer>
           <Button onClick={onClose}>Cancel</Button>
-          <Button kind="primary" type="submit" busy={create.busy} disabled={!owner.value}>
+          <Button kind="primary" type="submit" busy={create.busy} disabled={!owner.value || scopes.value.size === 0}>
             Create
           </Button>
         </footer>
@@ -66,6 +107,7 @@ function NewKey({ onClose, onMade }: { onClose: () => void; onMade: () => void }
 
 export function KeysPage() {
   const making = useSignal(false);
+  const rotated = useSignal<ApiKey | null>(null);
   const loaded = useLoad((signal) => call<{ keys: ApiKey[] }>('/api/keys', { signal }), []);
   const keys = loaded.value?.keys ?? [];
   const make = () => {
@@ -96,6 +138,8 @@ export function KeysPage() {
               <tr>
                 <th>Owner</th>
                 <th>Description</th>
+                <th>Good for</th>
+                <th>Ends</th>
                 <th>Created</th>
                 <th>Id</th>
                 <th>
@@ -114,11 +158,31 @@ export function KeysPage() {
                   <td>
                     <Name>{key.description}</Name>
                   </td>
+                  <td>{key.scopes.join(', ')}</td>
+                  <td class="soft">{key.expires_at?.slice(0, 16).replace('T', ' ') ?? 'never'}</td>
                   <td class="soft">
                     <Ago time={key.created_at} />
                   </td>
                   <td class="mono soft">{key.id}</td>
                   <td class="number">
+                    <Button
+                      kind="quiet"
+                      icon="refresh"
+                      aria-label={`Give the key ${key.id} another secret`}
+                      title="Rotate"
+                      onClick={() =>
+                        confirm({
+                          title: 'Another secret for this key',
+                          text: <p>The one before stays good for an hour, so that there is time to replace it.</p>,
+                          verb: 'Rotate',
+                          act: async () => {
+                            const path = `/api/keys/${encodeURIComponent(key.id)}/rotate`;
+                            rotated.value = await call<ApiKey>(path, { json: {} });
+                            await loaded.reload();
+                          },
+                        })
+                      }
+                    />
                     <Button
                       kind="quiet"
                       icon="trash"
@@ -148,6 +212,14 @@ export function KeysPage() {
             </tbody>
           </table>
         </div>
+      )}
+      {rotated.value && (
+        <Secret
+          of={rotated.value}
+          onClose={() => {
+            rotated.value = null;
+          }}
+        />
       )}
       {making.value && (
         <NewKey

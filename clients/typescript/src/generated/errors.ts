@@ -73,6 +73,8 @@ export class IsADirectory extends Conflict {}
 export class IsALink extends Conflict {}
 /** `is_running`, a 409. */
 export class IsRunning extends Conflict {}
+/** `key_expired`, a 409. */
+export class KeyExpired extends Conflict {}
 /** `link_expired`, a 410. */
 export class LinkExpired extends Expired {}
 /** `no_checkpoint`, a 409. */
@@ -129,12 +131,18 @@ export class NotReady extends Unavailable {}
 export class OutputGone extends NotFound {}
 /** `process_ended`, a 400 or 409. */
 export class ProcessEnded extends EraError {}
+/** `quota_reached`, a 409. */
+export class QuotaReached extends Conflict {}
+/** `rate_reached`, a 429. */
+export class RateReached extends TooMany {}
 /** `run_lost`, a 409. */
 export class RunLost extends Conflict {}
 /** `run_under_way`, a 409. */
 export class RunUnderWay extends Conflict {}
 /** `sandbox_failed`, a 503. */
 export class SandboxFailed extends Unavailable {}
+/** `scope_missing`, a 403. */
+export class ScopeMissing extends Forbidden {}
 /** `service_failed`, a 503. */
 export class ServiceFailed extends Unavailable {}
 /** `session_deleted`, a 409. */
@@ -218,6 +226,7 @@ export const BY_CODE: Readonly<Record<string, typeof EraError>> = {
   is_a_directory: IsADirectory,
   is_a_link: IsALink,
   is_running: IsRunning,
+  key_expired: KeyExpired,
   link_expired: LinkExpired,
   method_not_allowed: MethodNotAllowed,
   no_answer: NoAnswer,
@@ -250,10 +259,13 @@ export const BY_CODE: Readonly<Record<string, typeof EraError>> = {
   output_gone: OutputGone,
   precondition_failed: PreconditionFailed,
   process_ended: ProcessEnded,
+  quota_reached: QuotaReached,
   range_not_satisfiable: RangeNotSatisfiable,
+  rate_reached: RateReached,
   run_lost: RunLost,
   run_under_way: RunUnderWay,
   sandbox_failed: SandboxFailed,
+  scope_missing: ScopeMissing,
   service_failed: ServiceFailed,
   session_deleted: SessionDeleted,
   session_live: SessionLive,

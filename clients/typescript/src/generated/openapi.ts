@@ -1271,7 +1271,11 @@ export interface paths {
             path?: never;
             cookie?: never;
         };
-        get?: never;
+        /**
+         * Get Api Key
+         * @description Show a key, without the secret part.
+         */
+        get: operations["get_api_key"];
         put?: never;
         post?: never;
         /**
@@ -1279,6 +1283,30 @@ export interface paths {
          * @description Revoke a key, at once. Its owner's sessions and storage stay.
          */
         delete: operations["revoke_api_key"];
+        options?: never;
+        head?: never;
+        /**
+         * Change Api Key
+         * @description Change what a key is for, what it is good for, when it ends, or its quotas. It holds from the next call on.
+         */
+        patch: operations["change_api_key"];
+        trace?: never;
+    };
+    "/api/keys/{key_id}/rotate": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /**
+         * Rotate Api Key
+         * @description Give a key another secret, which only this answer shows. The one before stays good for `grace_seconds`.
+         */
+        post: operations["rotate_api_key"];
+        delete?: never;
         options?: never;
         head?: never;
         patch?: never;
@@ -1296,6 +1324,91 @@ export interface paths {
          * @description List what was done, newest first: by the caller's owner, or with the operator's key by all.
          */
         get: operations["list_audit"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/api/owners": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * List Owners
+         * @description List the owners who have a key, sessions or quotas of their own, with their quotas and what is used.
+         */
+        get: operations["list_owners"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/api/owners/{owner}": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * Get Owner
+         * @description Show an owner's quotas and what is used of them. An owner of whom nothing is known has the defaults.
+         */
+        get: operations["get_owner"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        /**
+         * Change Owner
+         * @description Set quotas of an owner's. What there is already stays, also where it is more than may be from now on.
+         */
+        patch: operations["change_owner"];
+        trace?: never;
+    };
+    "/api/quotas": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * Get Quotas
+         * @description Show the caller's quotas, and how much is used of them.
+         */
+        get: operations["get_quotas"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/api/usage": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * Get Usage
+         * @description Show what was used on each day, newest first: the caller's, or for the operator everybody's. Without `since`, of
+         *     the last 30 days.
+         */
+        get: operations["get_usage"];
         put?: never;
         post?: never;
         delete?: never;
@@ -1482,6 +1595,25 @@ export interface components {
             description: string;
             /** Created At */
             created_at: string;
+            /** Scopes */
+            scopes: components["schemas"]["Scope"][];
+            /**
+             * Expires At
+             * @description When it ends; null is never.
+             */
+            expires_at: string | null;
+            /**
+             * Quotas
+             * @description Its own, beside its owner's.
+             */
+            quotas: {
+                [key: string]: number;
+            };
+            /**
+             * Old Secret Until
+             * @description Until when the secret before the last rotation is good; null if there was none, or that is over.
+             */
+            old_secret_until: string | null;
         };
         /** ApiKeysAnswer */
         ApiKeysAnswer: {
@@ -1591,6 +1723,24 @@ export interface components {
             value: string;
             /** Traceback */
             traceback: string;
+        };
+        /** ChangeKey */
+        ChangeKey: {
+            /** Description */
+            description?: string | null;
+            /** Scopes */
+            scopes?: components["schemas"]["Scope"][] | null;
+            /**
+             * Expires At
+             * @description When it ends, as a time with its zone; null is never.
+             * @example 2030-01-31T12:00:00Z
+             */
+            expires_at?: string | null;
+            quotas?: components["schemas"]["KeyQuotas"] | null;
+        };
+        /** ChangeOwner */
+        ChangeOwner: {
+            quotas: components["schemas"]["OwnerQuotas"];
         };
         /**
          * ChangeSession
@@ -1857,6 +2007,39 @@ export interface components {
             old?: unknown;
             /** New */
             new?: unknown;
+        };
+        /** DayAnswer */
+        DayAnswer: {
+            /** Owner */
+            owner: string;
+            /**
+             * Day
+             * @description In UTC.
+             * @example 2026-01-31
+             */
+            day: string;
+            /** Runs */
+            runs: number;
+            /**
+             * Cpu Seconds
+             * @description Processor time of runs.
+             */
+            cpu_seconds: number;
+            /**
+             * Egress Bytes
+             * @description Sent to and received from the network by runs.
+             */
+            egress_bytes: number;
+            /**
+             * Storage Bytes
+             * @description The most in storage (kv, r2, d1) that was measured that day.
+             */
+            storage_bytes: number | null;
+            /**
+             * Disk Bytes
+             * @description The same of the files of sessions.
+             */
+            disk_bytes: number | null;
         };
         /** DeletedAllAnswer */
         DeletedAllAnswer: {
@@ -2587,6 +2770,56 @@ export interface components {
              * @default
              */
             description?: string;
+            /**
+             * Scopes
+             * @description What calls it is good for: `read`, `run`, `write`, and `admin` for the operator's.
+             */
+            scopes?: components["schemas"]["Scope"][];
+            /**
+             * Expires At
+             * @description When it ends, as a time with its zone; null is never.
+             * @example 2030-01-31T12:00:00Z
+             */
+            expires_at?: string | null;
+            quotas?: components["schemas"]["KeyQuotas"] | null;
+        };
+        /** KeyQuotas */
+        KeyQuotas: {
+            /**
+             * Sessions
+             * @description Most sessions. 0: no bound.
+             */
+            sessions?: number | null;
+            /**
+             * Sandboxes
+             * @description Most sandboxes in use at a time. 0: no bound.
+             */
+            sandboxes?: number | null;
+            /**
+             * Memory Mb
+             * @description Most MiB of memory in use at a time. 0: no bound.
+             */
+            memory_mb?: number | null;
+            /**
+             * Disk Mb
+             * @description Most MiB of files. 0: no bound.
+             */
+            disk_mb?: number | null;
+            /**
+             * Runs Per Minute
+             * @description Most runs a minute. 0: no bound.
+             */
+            runs_per_minute?: number | null;
+            /**
+             * Cpu Seconds Per Day
+             * @description Most seconds of processor time a day. 0: no bound.
+             */
+            cpu_seconds_per_day?: number | null;
+            /**
+             * Egress Mb Per Day
+             * @description Most MiB of network traffic a day. 0: no bound.
+             */
+            egress_mb_per_day?: number | null;
         };
         /** KeyRevokedAnswer */
         KeyRevokedAnswer: {
@@ -2870,6 +3103,25 @@ export interface components {
             description: string;
             /** Created At */
             created_at: string;
+            /** Scopes */
+            scopes: components["schemas"]["Scope"][];
+            /**
+             * Expires At
+             * @description When it ends; null is never.
+             */
+            expires_at: string | null;
+            /**
+             * Quotas
+             * @description Its own, beside its owner's.
+             */
+            quotas: {
+                [key: string]: number;
+            };
+            /**
+             * Old Secret Until
+             * @description Until when the secret before the last rotation is good; null if there was none, or that is over.
+             */
+            old_secret_until: string | null;
             /**
              * Key
              * @description The key itself, which is shown in this answer only.
@@ -2938,6 +3190,82 @@ export interface components {
              * @enum {string}
              */
             type: "overflow";
+        };
+        /** OwnerAnswer */
+        OwnerAnswer: {
+            /** Owner */
+            owner: string;
+            /**
+             * Quotas
+             * @description Those in force, by name; 0: no bound.
+             */
+            quotas: {
+                [key: string]: number;
+            };
+            /**
+             * Set
+             * @description Those that were set for this owner; the others are the server's defaults.
+             */
+            set: {
+                [key: string]: number;
+            };
+            /**
+             * Used
+             * @description How much there is of each now, in the same units.
+             */
+            used: {
+                [key: string]: number;
+            };
+        };
+        /** OwnerQuotas */
+        OwnerQuotas: {
+            /**
+             * Sessions
+             * @description Most sessions. 0: no bound.
+             */
+            sessions?: number | null;
+            /**
+             * Sandboxes
+             * @description Most sandboxes in use at a time. 0: no bound.
+             */
+            sandboxes?: number | null;
+            /**
+             * Memory Mb
+             * @description Most MiB of memory in use at a time. 0: no bound.
+             */
+            memory_mb?: number | null;
+            /**
+             * Disk Mb
+             * @description Most MiB of files. 0: no bound.
+             */
+            disk_mb?: number | null;
+            /**
+             * Storage Mb
+             * @description Most MiB of storage. 0: no bound.
+             */
+            storage_mb?: number | null;
+            /**
+             * Runs Per Minute
+             * @description Most runs a minute. 0: no bound.
+             */
+            runs_per_minute?: number | null;
+            /**
+             * Cpu Seconds Per Day
+             * @description Most seconds of processor time a day. 0: no bound.
+             */
+            cpu_seconds_per_day?: number | null;
+            /**
+             * Egress Mb Per Day
+             * @description Most MiB of network traffic a day. 0: no bound.
+             */
+            egress_mb_per_day?: number | null;
+        };
+        /** OwnersAnswer */
+        OwnersAnswer: {
+            /** Owners */
+            owners: components["schemas"]["OwnerAnswer"][];
+            /** Count */
+            count: number;
         };
         /** PackageAnswer */
         PackageAnswer: {
@@ -3080,6 +3408,39 @@ export interface components {
                 [key: string]: unknown;
             } | null;
         };
+        /** QuotasAnswer */
+        QuotasAnswer: {
+            /** Owner */
+            owner: string;
+            /**
+             * Quotas
+             * @description Those in force, by name; 0: no bound.
+             */
+            quotas: {
+                [key: string]: number;
+            };
+            /**
+             * Set
+             * @description Those that were set for this owner; the others are the server's defaults.
+             */
+            set: {
+                [key: string]: number;
+            };
+            /**
+             * Used
+             * @description How much there is of each now, in the same units.
+             */
+            used: {
+                [key: string]: number;
+            };
+            /**
+             * Key
+             * @description Id, scopes and quotas of the key that this call came with; null for a call without one.
+             */
+            key: {
+                [key: string]: unknown;
+            } | null;
+        };
         /** ReadyAnswer */
         ReadyAnswer: {
             /**
@@ -3169,6 +3530,15 @@ export interface components {
              * @description The version whose content becomes the newest again.
              */
             version: number;
+        };
+        /** RotateKey */
+        RotateKey: {
+            /**
+             * Grace Seconds
+             * @description Seconds for which the secret before stays good.
+             * @default 3600
+             */
+            grace_seconds?: number;
         };
         /** RunAnswer */
         RunAnswer: {
@@ -3422,6 +3792,8 @@ export interface components {
             /** Next Cursor */
             next_cursor: string | null;
         };
+        /** @enum {string} */
+        Scope: "read" | "run" | "write" | "admin";
         /** SecretBody */
         SecretBody: {
             /**
@@ -3799,6 +4171,13 @@ export interface components {
             ticket: string;
             /** Expires At */
             expires_at: string;
+        };
+        /** UsageAnswer */
+        UsageAnswer: {
+            /** Usage */
+            usage: components["schemas"]["DayAnswer"][];
+            /** Count */
+            count: number;
         };
         /** ValueAnswer */
         ValueAnswer: {
@@ -6308,6 +6687,31 @@ export interface operations {
             };
         };
     };
+    get_api_key: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                /** @description The API key's id. */
+                key_id: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description OK. */
+            200: {
+                headers: {
+                    /** @description Names the request, also in the server's log. */
+                    "X-Request-Id"?: string;
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ApiKeyAnswer"];
+                };
+            };
+        };
+    };
     revoke_api_key: {
         parameters: {
             query?: never;
@@ -6329,6 +6733,64 @@ export interface operations {
                 };
                 content: {
                     "application/json": components["schemas"]["KeyRevokedAnswer"];
+                };
+            };
+        };
+    };
+    change_api_key: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                /** @description The API key's id. */
+                key_id: string;
+            };
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/json": components["schemas"]["ChangeKey"];
+            };
+        };
+        responses: {
+            /** @description OK. */
+            200: {
+                headers: {
+                    /** @description Names the request, also in the server's log. */
+                    "X-Request-Id"?: string;
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ApiKeyAnswer"];
+                };
+            };
+        };
+    };
+    rotate_api_key: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                /** @description The API key's id. */
+                key_id: string;
+            };
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/json": components["schemas"]["RotateKey"];
+            };
+        };
+        responses: {
+            /** @description OK. */
+            200: {
+                headers: {
+                    /** @description Names the request, also in the server's log. */
+                    "X-Request-Id"?: string;
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["NewKeyAnswer"];
                 };
             };
         };
@@ -6366,6 +6828,133 @@ export interface operations {
                 };
                 content: {
                     "application/json": components["schemas"]["AuditAnswer"];
+                };
+            };
+        };
+    };
+    list_owners: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description OK. */
+            200: {
+                headers: {
+                    /** @description Names the request, also in the server's log. */
+                    "X-Request-Id"?: string;
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["OwnersAnswer"];
+                };
+            };
+        };
+    };
+    get_owner: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                /** @description The owner's name. */
+                owner: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description OK. */
+            200: {
+                headers: {
+                    /** @description Names the request, also in the server's log. */
+                    "X-Request-Id"?: string;
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["OwnerAnswer"];
+                };
+            };
+        };
+    };
+    change_owner: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                /** @description The owner's name. */
+                owner: string;
+            };
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/json": components["schemas"]["ChangeOwner"];
+            };
+        };
+        responses: {
+            /** @description OK. */
+            200: {
+                headers: {
+                    /** @description Names the request, also in the server's log. */
+                    "X-Request-Id"?: string;
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["OwnerAnswer"];
+                };
+            };
+        };
+    };
+    get_quotas: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description OK. */
+            200: {
+                headers: {
+                    /** @description Names the request, also in the server's log. */
+                    "X-Request-Id"?: string;
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["QuotasAnswer"];
+                };
+            };
+        };
+    };
+    get_usage: {
+        parameters: {
+            query?: {
+                /** @description The operator's only; left out: all owners. */
+                owner?: string | null;
+                /** @description A date in UTC, such as 2026-01-31. */
+                since?: string | null;
+                /** @description A date in UTC, such as 2026-01-31. */
+                until?: string | null;
+            };
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description OK. */
+            200: {
+                headers: {
+                    /** @description Names the request, also in the server's log. */
+                    "X-Request-Id"?: string;
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["UsageAnswer"];
                 };
             };
         };

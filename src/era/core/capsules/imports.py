@@ -28,7 +28,7 @@ from era.core.capsules.validators import MAX_OBJECTS, bad_capsule, is_digest, to
 from era.core.files.snapshots import BlobStore
 from era.core.files.trees import Bounds
 from era.core.metadata import MetadataStore
-from era.core.models import KeptRun, Session, Snapshot
+from era.core.models import KeptRun, OwnedId, Session, Snapshot
 from era.core.outputs import INLINE_BYTES
 from era.core.program import STREAMS
 from era.errors import BadRequest, Unavailable
@@ -82,8 +82,8 @@ class Importer:
         self._bounds = bounds
         self._max_timeout = max_timeout
 
-    async def load(self, chunks: AsyncIterator[bytes], owner: str, new_id: str | None) -> Session:
-        """Make the session that an archive holds, for `owner`, under `new_id` or else the id that it had.
+    async def load(self, chunks: AsyncIterator[bytes], caller: OwnedId, new_id: str | None) -> Session:
+        """Make the session that an archive holds, for the caller's owner, under `new_id` or else the id that it had.
 
         Raises BadRequest or TooLarge for a capsule that can't be accepted, Conflict where the id is taken, Unavailable
         where the disk fails. Then nothing is made.
@@ -93,8 +93,9 @@ class Importer:
             with tempfile.TemporaryFile(dir=self._directory, buffering=0) as spool:
                 await self._spool(chunks, spool.fileno())
                 capsule = await loop.run_in_executor(self._threads, self._prepared, spool.fileno())
-                session = replace(capsule.session, owner=owner, id=new_id or capsule.session.id)
-                return await self._store.load(session, capsule.document.versions, capsule.runs)
+                session = replace(capsule.session, owner=caller.owner, id=new_id or capsule.session.id)
+                document = capsule.document
+                return await self._store.load(session, document.versions, capsule.runs, caller.key_id)
         except OSError as error:
             raise Unavailable(f"The capsule could not be kept: {error.strerror}.") from error
 

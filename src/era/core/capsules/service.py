@@ -54,10 +54,11 @@ class Capsules:
         """
         return await self._exporter.open(session_id, history=history)
 
-    async def load(self, chunks: AsyncIterator[bytes], owner: str, new_id: str | None = None) -> Session:
-        """Import a capsule as a session of `owner`'s. Raises TooManyUploads, and as Importer.load does."""
+    async def load(self, chunks: AsyncIterator[bytes], caller: OwnedId, new_id: str | None = None) -> Session:
+        """Import a capsule as a session of the caller's owner; `caller` has no id. Raises TooManyUploads, and as
+        Importer.load does."""
         with self._slots.take():
-            return await self._importer.load(chunks, owner, new_id)
+            return await self._importer.load(chunks, caller, new_id)
 
     async def close(self) -> None:
         """Wait for what is under way."""

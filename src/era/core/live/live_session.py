@@ -66,6 +66,9 @@ class LiveSession:
         self.closed = asyncio.Event()
         """It isn't live any more."""
 
+        self.release: Callable[[], None] = lambda: None
+        """Called once it isn't live any more: its sandbox counts for no quota then."""
+
         self.wants_checkpoint = asyncio.Event()
         self._network = network
         self._storage: StorageAccess = storage.access(sandbox, session.owner if session.storage else None)

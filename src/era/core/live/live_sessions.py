@@ -36,6 +36,7 @@ from functools import partial
 import structlog
 
 from era.core.active_runs import ActiveRuns
+from era.core.limits import Rules
 from era.core.live.checkpoints import Checkpoints, Occasion
 from era.core.live.live_session import LiveSession
 from era.core.live.records import ProcessStore
@@ -43,6 +44,7 @@ from era.core.metadata import MetadataStore
 from era.core.models import OwnedId, Session
 from era.core.pool import SERVICE_STOPPED, SandboxPool
 from era.core.ports import Network, Sandbox, StorageAccesses
+from era.core.quotas import Quotas
 from era.core.setup.setups import UNDER_WAY
 from era.core.turns import Turns
 from era.errors import BeingStopped, EraError, NotFound, RunUnderWay, SetupUnderWay, TooManyLive, Unavailable
@@ -74,6 +76,9 @@ class LiveParts:
     checkpoints: Checkpoints
     setup_ended: Callable[[OwnedId, float], Awaitable[bool]]
     """Waits for a session's setup, at most so many seconds; see Setups.settled."""
+
+    quotas: Quotas
+    rules: Rules
 
 
 class LiveSessions:
@@ -133,7 +138,7 @@ class LiveSessions:
     async def opened(self, session_id: OwnedId, *, in_turn: bool = False) -> AsyncIterator[LiveSession]:
         """The session, which becomes live if it isn't, in use within the block. `in_turn` is for who holds its turn,
         and so can't wait until it has been put away. Raises NotFound, Expired, SetupUnderWay, RunUnderWay, TooManyLive,
-        and as SandboxPool.acquire does; BeingStopped, with `in_turn` only."""
+        QuotaReached, and as SandboxPool.acquire does; BeingStopped, with `in_turn` only."""
         live = await self._open(session_id, in_turn=in_turn)
         with live.in_use():
             yield live
@@ -182,7 +187,7 @@ class LiveSessions:
             if live is None:
                 task = self._opening.get(session.key)
                 if task is None:
-                    task = self._opening[session.key] = asyncio.create_task(self._make(session))
+                    task = self._opening[session.key] = asyncio.create_task(self._make(session_id, session))
                     task.add_done_callback(partial(self._made, session.key))
                 live = await asyncio.shield(task)
             if live.is_open:
@@ -197,10 +202,11 @@ class LiveSessions:
         if not task.cancelled():
             task.exception()  # whoever waited for it has it
 
-    async def _make(self, session: Session) -> LiveSession:
-        """Make a session live. Raises as `opened` does."""
+    async def _make(self, who: OwnedId, session: Session) -> LiveSession:
+        """Make a session live, for the call of `who`. Raises as `opened` does."""
         parts = self._parts
         self._check_room(session)
+        release = parts.quotas.hold(who, parts.rules.granted(session.limits).memory_bytes)
         self._owners[session.owner] += 1
         made: list[LiveSession] = []
 
@@ -211,6 +217,7 @@ class LiveSessions:
         try:
             session, sandbox = await self._sandbox(session, lost)
             live = LiveSession(session, sandbox, parts.processes, parts.network, parts.storage)
+            live.release = release
             made.append(live)
             self._live[session.key] = live
             try:
@@ -225,6 +232,7 @@ class LiveSessions:
         except BaseException:
             if not made:
                 self._owners[session.owner] -= 1
+                release()
             raise
         self._begin(self._keep(live))
         return live
@@ -285,6 +293,7 @@ class LiveSessions:
             if self._live.get(live.session_key) is live:
                 del self._live[live.session_key]
             self._owners[live.session.owner] -= 1
+            live.release()
 
     async def _put_away_at_once(self, live: LiveSession) -> None:
         try:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Self
 
 from era.sdk.aio.connection import AsyncConnection
-from era.sdk.aio.keys import AsyncKeys
+from era.sdk.aio.keys import AsyncKeys, AsyncOwners
 from era.sdk.aio.sessions import AsyncSession, AsyncSessions
 from era.sdk.aio.storage import AsyncStorage
-from era.sdk.answers import ExecuteResult, Language, RunRecord
+from era.sdk.answers import DayOfUsage, ExecuteResult, Language, Owner, RunRecord
 from era.sdk.calls import Call
 from era.sdk.options import run_body
 from era.sdk.sugar import AsyncOpening, async_opened
@@ -59,6 +59,7 @@ class AsyncEra:
         self.sessions = AsyncSessions(connection)
         self.storage = AsyncStorage(connection)
         self.keys = AsyncKeys(connection)
+        self.owners = AsyncOwners(connection)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.url!r})"
@@ -105,6 +106,18 @@ class AsyncEra:
         """Records of runs of all sessions, newest first; `since` is a time (RFC 3339)."""
         query = {"session": session, "status": status, "since": since}
         return RunRecord.each(await self._connection.pages("/api/runs", "runs", limit, query))
+
+    async def quotas(self) -> Owner:
+        """The quotas of this client's owner, and how much is used of each; `key` has those of its API key."""
+        return Owner(await self._connection.get("/api/quotas"))
+
+    async def usage(
+        self, *, owner: str | None = None, since: str | None = None, until: str | None = None
+    ) -> list[DayOfUsage]:
+        """What was used on each day from `since` to `until` (dates such as 2026-01-31), newest first. `owner` is for
+        the operator, who sees all owners without it."""
+        answer = await self._connection.get("/api/usage", owner=owner, since=since, until=until)
+        return DayOfUsage.each(answer["usage"])
 
     async def languages(self) -> list[Language]:
         """The languages that the server knows."""

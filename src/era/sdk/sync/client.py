@@ -5,12 +5,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Self
 
-from era.sdk.answers import ExecuteResult, Language, RunRecord
+from era.sdk.answers import DayOfUsage, ExecuteResult, Language, Owner, RunRecord
 from era.sdk.calls import Call
 from era.sdk.options import run_body
 from era.sdk.sugar import Opening, opened
 from era.sdk.sync.connection import Connection
-from era.sdk.sync.keys import Keys
+from era.sdk.sync.keys import Keys, Owners
 from era.sdk.sync.sessions import Session, Sessions
 from era.sdk.sync.storage import Storage
 
@@ -58,6 +58,7 @@ class Era:
         self.sessions = Sessions(connection)
         self.storage = Storage(connection)
         self.keys = Keys(connection)
+        self.owners = Owners(connection)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.url!r})"
@@ -104,6 +105,18 @@ class Era:
         """Records of runs of all sessions, newest first; `since` is a time (RFC 3339)."""
         query = {"session": session, "status": status, "since": since}
         return RunRecord.each(self._connection.pages("/api/runs", "runs", limit, query))
+
+    def quotas(self) -> Owner:
+        """The quotas of this client's owner, and how much is used of each; `key` has those of its API key."""
+        return Owner(self._connection.get("/api/quotas"))
+
+    def usage(
+        self, *, owner: str | None = None, since: str | None = None, until: str | None = None
+    ) -> list[DayOfUsage]:
+        """What was used on each day from `since` to `until` (dates such as 2026-01-31), newest first. `owner` is for
+        the operator, who sees all owners without it."""
+        answer = self._connection.get("/api/usage", owner=owner, since=since, until=until)
+        return DayOfUsage.each(answer["usage"])
 
     def languages(self) -> list[Language]:
         """The languages that the server knows."""

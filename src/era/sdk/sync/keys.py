@@ -1,29 +1,79 @@
 # Made by scripts/blocking.py of src/era/sdk/aio/keys.py: change that one.
-"""API keys, for the operator of a server."""
+"""API keys and owners, for the operator of a server."""
 
 from __future__ import annotations
 
-from era.sdk.answers import ApiKey
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from era.sdk.answers import ApiKey, Owner
 from era.sdk.sync.connection import Connection
 from era.urls import quoted
 
 type _Keys = list[ApiKey]
+type _Owners = list[Owner]
+type _Quotas = Mapping[str, int | None]
 
 
 class Keys:
-    """The API keys that a server has given out. Only its own key (ERA_API_KEY) may call these."""
+    """The API keys that a server has given out. Only its own key (ERA_API_KEY) may call these, and keys with the scope
+    `admin`."""
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
 
-    def create(self, owner: str, description: str = "") -> ApiKey:
-        """Make a key for an owner. `key` of the result is shown this once."""
-        return ApiKey(self._connection.send("POST", "/api/keys", {"owner": owner, "description": description}))
+    def create(
+        self,
+        owner: str,
+        description: str = "",
+        *,
+        scopes: Sequence[str] | None = None,
+        expires_at: str | None = None,
+        quotas: _Quotas | None = None,
+    ) -> ApiKey:
+        """Make a key for an owner. `key` of the result is shown this once. `scopes` are what it is good for: `read`,
+        `run`, `write`, `admin`; the first three if not given. `expires_at` is a time (RFC 3339)."""
+        more: dict[str, Any] = {"scopes": scopes and list(scopes), "expires_at": expires_at, "quotas": quotas}
+        given = {name: value for name, value in more.items() if value is not None}
+        body = {"owner": owner, "description": description, **given}
+        return ApiKey(self._connection.send("POST", "/api/keys", body))
 
     def list(self) -> _Keys:
         """All keys, oldest first, without the keys themselves."""
         return ApiKey.each((self._connection.get("/api/keys"))["keys"])
 
+    def get(self, key_id: str) -> ApiKey:
+        """A key, without the key itself."""
+        return ApiKey(self._connection.get(f"/api/keys/{quoted(key_id)}"))
+
+    def change(self, key_id: str, **changes: Any) -> ApiKey:
+        """Change a key's `description`, `scopes`, `expires_at` (None: never) or `quotas` (None takes one back)."""
+        return ApiKey(self._connection.send("PATCH", f"/api/keys/{quoted(key_id)}", changes))
+
+    def rotate(self, key_id: str, grace_seconds: float = 3600) -> ApiKey:
+        """Give a key another secret, `key` of the result. The one before stays good for `grace_seconds`."""
+        body = {"grace_seconds": grace_seconds}
+        return ApiKey(self._connection.send("POST", f"/api/keys/{quoted(key_id)}/rotate", body))
+
     def revoke(self, key_id: str) -> None:
         """Refuse a key from now on."""
         self._connection.send("DELETE", f"/api/keys/{quoted(key_id)}")
+
+
+class Owners:
+    """Owners, their quotas and what is used of them. Only the operator may call these."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+
+    def list(self) -> _Owners:
+        """Owners who have a key, sessions or quotas of their own."""
+        return Owner.each((self._connection.get("/api/owners"))["owners"])
+
+    def get(self, owner: str) -> Owner:
+        """An owner's quotas, and how much there is of each."""
+        return Owner(self._connection.get(f"/api/owners/{quoted(owner)}"))
+
+    def set_quotas(self, owner: str, **quotas: int | None) -> Owner:
+        """Set quotas by name; None takes one back, and the server's default holds again."""
+        return Owner(self._connection.send("PATCH", f"/api/owners/{quoted(owner)}", {"quotas": quotas}))

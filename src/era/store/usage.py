@@ -1,0 +1,127 @@
+"""What was used on each day, by owner and key; and what was set for owners."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+
+from sqlalchemy import Connection, bindparam, delete, func, insert, select, update
+
+from era.core.models import now
+from era.core.quotas import Amounts
+from era.core.usage import DayOfUsage, Use, day_of
+from era.store.database import Database
+from era.store.dialects import Precompiled
+from era.store.tables import owners, usage
+
+_THIS = (
+    (usage.c.day == bindparam("of_day"))
+    & (usage.c.owner == bindparam("of_owner"))
+    & (usage.c.key_id == bindparam("of_key"))
+)
+_add = Precompiled(
+    update(usage)
+    .where(_THIS)
+    .values(
+        runs=usage.c.runs + bindparam("new_runs"),
+        cpu_us=usage.c.cpu_us + bindparam("new_cpu_us"),
+        egress_bytes=usage.c.egress_bytes + bindparam("new_egress_bytes"),
+    )
+)
+_begin = Precompiled(
+    insert(usage)
+    .values(
+        day=bindparam("of_day"),
+        owner=bindparam("of_owner"),
+        key_id=bindparam("of_key"),
+        runs=bindparam("new_runs"),
+        cpu_us=bindparam("new_cpu_us"),
+        egress_bytes=bindparam("new_egress_bytes"),
+    )
+    .inline()
+)
+
+
+def add_use(connection: Connection, use: Use | None) -> None:
+    """Add to a day's row, which is made if there is none. It is part of the transaction of every run."""
+    if use is None:
+        return
+    values = {
+        "of_day": use.day,
+        "of_owner": use.owner,
+        "of_key": use.key_id,
+        "new_runs": use.runs,
+        "new_cpu_us": use.cpu_us,
+        "new_egress_bytes": use.egress_bytes,
+    }
+    if not _add.execute(connection, values):
+        _begin.execute(connection, values)
+
+
+class UsageRows:
+    """An OwnerStore and a UsageStore in an SQL database."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def owners(self) -> Mapping[str, Amounts]:
+        query = select(owners.c.owner, owners.c.quotas)
+        return await self._database.read(
+            lambda connection: {owner: json.loads(quotas) for owner, quotas in connection.execute(query)}
+        )
+
+    async def set_owner(self, owner: str, quotas: Amounts) -> None:
+        def job(connection: Connection) -> None:
+            connection.execute(delete(owners).where(owners.c.owner == owner))
+            connection.execute(insert(owners).values(owner=owner, quotas=json.dumps(quotas)))
+
+        await self._database.write(job)
+
+    async def used_on(self, day: int) -> Sequence[tuple[str, str, int, int]]:
+        query = select(usage.c.owner, usage.c.key_id, usage.c.cpu_us, usage.c.egress_bytes).where(usage.c.day == day)
+        return await self._database.read(lambda connection: [tuple(row) for row in connection.execute(query)])
+
+    async def add_use(self, use: Use) -> None:
+        await self._database.write_unsynced(add_use, use)
+
+    async def note_sizes(self, sizes: Mapping[str, tuple[int, int]]) -> None:
+        def job(connection: Connection) -> None:
+            day = day_of(now())
+            for owner, (storage_bytes, disk_bytes) in sizes.items():
+                add_use(connection, Use(owner, "", day, runs=0))
+                row = (usage.c.day == day) & (usage.c.owner == owner) & (usage.c.key_id == "")
+                for column, size in ((usage.c.storage_bytes, storage_bytes), (usage.c.disk_bytes, disk_bytes)):
+                    larger = func.coalesce(column, 0) <= size
+                    connection.execute(update(usage).where(row, larger).values({column.name: size}))
+
+        await self._database.write(job)
+
+    async def days(self, owner: str | None, first: int, last: int) -> Sequence[DayOfUsage]:
+        query = (
+            select(
+                usage.c.owner,
+                usage.c.day,
+                func.sum(usage.c.runs),
+                func.sum(usage.c.cpu_us),
+                func.sum(usage.c.egress_bytes),
+                func.max(usage.c.storage_bytes),
+                func.max(usage.c.disk_bytes),
+            )
+            .where(usage.c.day >= first, usage.c.day <= last)
+            .group_by(usage.c.owner, usage.c.day)
+            .order_by(usage.c.day.desc(), usage.c.owner)
+        )
+        if owner is not None:
+            query = query.where(usage.c.owner == owner)
+
+        def job(connection: Connection) -> Sequence[DayOfUsage]:
+            return [
+                DayOfUsage(name, day, int(runs), int(cpu_us), int(egress), storage, disk)
+                for name, day, runs, cpu_us, egress, storage, disk in connection.execute(query)
+            ]
+
+        return await self._database.read(job)
+
+    async def prune(self, days: int) -> int:
+        old = delete(usage).where(usage.c.day < day_of(now()) - days)
+        return await self._database.write(lambda connection: connection.execute(old).rowcount)
