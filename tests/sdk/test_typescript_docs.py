@@ -16,7 +16,10 @@ from tests.test_docs import DEFAULT_URL, matches
 
 __all__ = ["app"]  # a fixture
 
-DOCUMENTS = [ROOT / "docs" / "sdk-typescript.md", SOURCE / "README.md"]
+DOCUMENTS = [
+    SOURCE / "README.md",
+    *(path for path in sorted((ROOT / "docs").glob("*.md")) if "```ts\n" in path.read_text()),
+]
 
 
 def programs(document: Path) -> list[tuple[str, str]]:
@@ -26,15 +29,15 @@ def programs(document: Path) -> list[tuple[str, str]]:
     return [(token.content, after.content) for token, after in following if token.info == "ts" and after is not None]
 
 
-@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
-def test_examples_compile_and_print_what_stands_below_them(app: App, server: Server, document: Path) -> None:
-    examples = programs(document)
-    folder = app.directory / document.stem
-    folder.mkdir()
-    for number, (program, _) in enumerate(examples):
-        (folder / f"example{number}.ts").write_text(program.replace(DEFAULT_URL, server.url))
-    mark = "console.log('@@');"
-    (folder / "all.mjs").write_text("".join(f"await import('./example{n}.ts'); {mark}\n" for n in range(len(examples))))
+@pytest.fixture(scope="module")
+def compiled(app: App, shared_server: Server) -> Path:
+    """The folder with the programs of each document, which the compiler has nothing to say about."""
+    root = app.directory / "documents"
+    for document in DOCUMENTS:
+        folder = root / document.stem
+        folder.mkdir(parents=True)
+        for number, (program, _) in enumerate(programs(document)):
+            (folder / f"example{number}.ts").write_text(program.replace(DEFAULT_URL, shared_server.url))
     settings = {
         "extends": str(SOURCE / "tests" / "tsconfig.json"),
         "compilerOptions": {
@@ -43,10 +46,21 @@ def test_examples_compile_and_print_what_stands_below_them(app: App, server: Ser
             "paths": {},
             "noPropertyAccessFromIndexSignature": False,  # process.env.NAME
         },
-        "include": [str(folder / "*.ts")],
+        "include": [str(root / "*" / "*.ts")],
     }
-    (folder / "tsconfig.json").write_text(json.dumps(settings))
-    tsc(folder)
+    (root / "tsconfig.json").write_text(json.dumps(settings))
+    tsc(root)
+    return root
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_examples_compile_and_print_what_stands_below_them(
+    app: App, server: Server, compiled: Path, document: Path
+) -> None:
+    examples = programs(document)
+    folder = compiled / document.stem
+    mark = "console.log('@@');"
+    (folder / "all.mjs").write_text("".join(f"await import('./example{n}.ts'); {mark}\n" for n in range(len(examples))))
     done = app.run("node", folder / "all.mjs", ERA_URL=server.url)
     assert done.returncode == 0, done.stderr
     printed = re.split(r"^@@\n", done.stdout, flags=re.MULTILINE)[:-1]
