@@ -1,0 +1,162 @@
+"""A Jupyter kernel whose cells run in a context of a session: `python -m era.adapters.jupyter install`.
+
+The kernel is a process beside Jupyter that runs no code of the notebook. It passes each cell to the server, and to
+Jupyter what the cell prints and shows.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+from ipykernel.kernelapp import IPKernelApp
+from ipykernel.kernelbase import Kernel
+from jupyter_client.kernelspec import KernelSpecManager
+
+from era.errors import EraError, NotFound
+from era.sdk.events import Stderr, Stdout
+from era.sdk.sync.client import Era
+from era.sdk.sync.sessions import Context
+
+_SESSION, _LANGUAGE, _TIMEOUT = "ERA_JUPYTER_SESSION", "ERA_JUPYTER_LANGUAGE", "ERA_JUPYTER_TIMEOUT"
+_SUFFIXES = {"python": ".py", "node": ".js", "typescript": ".ts"}
+
+
+class EraKernel(Kernel):  # type: ignore[misc,unused-ignore]
+    """A kernel that has one context. Its session is a named one, which stays, or one of its own, which ends with it."""
+
+    implementation = "era"
+    implementation_version = "1"
+    banner = "Cells run in a session of an ERA server."
+    language_info: dict[str, Any] = {}  # noqa: RUF012  as the base class has it
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        language = os.environ.get(_LANGUAGE) or "python"
+        self.language_info = {"name": language, "file_extension": _SUFFIXES.get(language, ".txt")}
+        self._timeout = float(os.environ.get(_TIMEOUT) or 600)
+        self._language = language
+        self._name = f"jupyter-{uuid4().hex[:12]}"
+        self._era = Era()
+        self._cells: Context | None = None
+        self._own: str | None = None
+        self._session = ""
+
+    async def do_execute(
+        self,
+        code: str,
+        silent: bool,
+        store_history: bool = True,
+        user_expressions: Any = None,
+        allow_stdin: bool = False,
+        **_: Any,
+    ) -> dict[str, Any]:
+        # This blocks the channel of cells, of which one runs at a time. Interrupts come in a thread of their own.
+        try:
+            return self._execute(code, silent)
+        except EraError as error:
+            return self._failed(error.code, f"{error.message} {error.hint}".strip())
+
+    def _execute(self, code: str, silent: bool) -> dict[str, Any]:
+        stream = self._context().stream(code, timeout=self._timeout)
+        for event in stream:
+            if isinstance(event, Stdout | Stderr) and not silent:
+                name = "stdout" if isinstance(event, Stdout) else "stderr"
+                self.send_response(self.iopub_socket, "stream", {"name": name, "text": event.content})
+        result = stream.result
+        if result.memory and not result.memory["kept"] and not silent:
+            text = f"[The variables of earlier cells are gone: {result.memory['reason']}]\n"
+            self.send_response(self.iopub_socket, "stream", {"name": "stderr", "text": text})
+        for shown in [] if silent else result.results or []:
+            content = {"data": shown["data"], "metadata": shown["metadata"]}
+            if shown["main"]:
+                content["execution_count"] = self.execution_count
+            self.send_response(self.iopub_socket, "execute_result" if shown["main"] else "display_data", content)
+        if result.error:
+            return self._failed(result.error["name"], result.error["value"])  # its traceback was on stderr
+        if result.status not in ("ok", "failed"):
+            return self._failed(result.status, f"The cell ended as {result.status}, exit code {result.exit_code}.")
+        return {"status": "ok", "execution_count": self.execution_count, "payload": [], "user_expressions": {}}
+
+    def _failed(self, name: str, value: str) -> dict[str, Any]:
+        content: dict[str, Any] = {"ename": name, "evalue": value, "traceback": []}
+        self.send_response(self.iopub_socket, "error", content)
+        return {"status": "error", "execution_count": self.execution_count, **content}
+
+    def _context(self) -> Context:
+        """The kernel's context, made with the first cell. So a server that is away is told where people look."""
+        if self._cells is None:
+            if name := os.environ.get(_SESSION):
+                session = self._era.sessions.get_or_create(self._language, name)
+            else:
+                session = self._era.session(self._language, metadata={"jupyter": self._name})
+                self._own = session.id
+            self._session = session.id
+            self._cells = session.context(self._name)
+        return self._cells
+
+    async def interrupt_request(self, stream: Any, ident: Any, parent: Any) -> None:
+        """Interrupt the cell under way. This is called in a thread of its own, so it has a client of its own."""
+        content: dict[str, Any] = {"status": "ok"}
+        try:
+            if self._cells is not None:
+                with Era() as era:
+                    era.sessions.named(self._session).context(self._name).interrupt()
+        except EraError as error:
+            content = {"status": "error", "ename": error.code, "evalue": error.message, "traceback": []}
+        self.session.send(stream, "interrupt_reply", content, parent, ident=ident)
+
+    async def do_shutdown(self, restart: bool) -> dict[str, Any]:
+        """End the context, and the session if it is the kernel's own and not to be had again."""
+        try:
+            with Era() as era:
+                if self._own is not None:
+                    era.sessions.delete(self._own, purge=True)
+                elif self._cells is not None:
+                    era.sessions.named(self._session).context(self._name).delete()
+        except NotFound:
+            pass
+        except EraError as error:
+            self.log.warning("The context was not ended: %s", error.message)
+        return {"status": "ok", "restart": restart}
+
+
+def install(arguments: list[str]) -> None:
+    """Tell Jupyter of the kernel."""
+    parser = argparse.ArgumentParser(
+        prog="python -m era.adapters.jupyter install",
+        description="Add a kernel to Jupyter whose cells run in a session of the server that ERA_URL names.",
+    )
+    parser.add_argument("--session", help="the session's id; made if there is none. Without it each kernel has its own")
+    parser.add_argument("--language", default="python", choices=sorted(_SUFFIXES))
+    parser.add_argument("--timeout", type=float, default=600, help="seconds that a cell may take (600)")
+    parser.add_argument("--name", default="era", help="what Jupyter calls the kernel (era)")
+    parser.add_argument("--prefix", help="install below this directory, and not for the user")
+    given = parser.parse_args(arguments)
+    title = f"ERA ({given.session or given.language})"
+    specification = {
+        "argv": [sys.executable, "-m", "era.adapters.jupyter", "-f", "{connection_file}"],
+        "display_name": title,
+        "language": given.language,
+        "interrupt_mode": "message",
+        "env": {_SESSION: given.session or "", _LANGUAGE: given.language, _TIMEOUT: str(given.timeout)},
+    }
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "kernel.json").write_text(json.dumps(specification, indent=1))
+        where = KernelSpecManager().install_kernel_spec(
+            folder, given.name, user=given.prefix is None, prefix=given.prefix
+        )
+    print(f"{title} is a kernel of Jupyter's now: {where}")
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["install"]:
+        install(sys.argv[2:])
+    else:
+        IPKernelApp.launch_instance(kernel_class=EraKernel)

@@ -1,0 +1,106 @@
+"""Jupyter's own client drives a kernel whose cells run in a real session."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+pytest.importorskip("ipykernel", reason="needs ipykernel, which scripts/setup --test installs where it can")
+
+from jupyter_client.manager import KernelManager
+
+from era import Era
+from tests.adapters.conftest import FRAMEWORKS
+from tests.conftest import Server
+
+PATIENCE = 120.0
+
+
+class Notebook:
+    """A kernel and its client."""
+
+    def __init__(self, manager: Any, client: Any) -> None:
+        self.manager = manager
+        self.client = client
+
+    def run(self, code: str, *, when_busy: Any = None) -> tuple[dict[str, Any], list[tuple[str, dict[str, Any]]]]:
+        """Run a cell: its reply, and what was published of it. `when_busy` is called once it has printed something."""
+        sent = self.client.execute(code)
+        published = []
+        while True:
+            message = self.client.get_iopub_msg(timeout=PATIENCE)
+            if message["parent_header"].get("msg_id") != sent:
+                continue
+            if message["msg_type"] == "status" and message["content"]["execution_state"] == "idle":
+                break
+            published.append((message["msg_type"], message["content"]))
+            if when_busy and message["msg_type"] == "stream":
+                when_busy()
+                when_busy = None
+        reply = self.client.get_shell_msg(timeout=PATIENCE)
+        while reply["parent_header"]["msg_id"] != sent:  # those to questions that were asked while it started
+            reply = self.client.get_shell_msg(timeout=PATIENCE)
+        return reply["content"], [
+            (kind, content) for kind, content in published if kind not in ("status", "execute_input")
+        ]
+
+
+@pytest.fixture(scope="module")
+def notebook(shared_server: Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Notebook]:
+    """One kernel for all tests, installed as users do it, with a session that has a name."""
+    prefix = tmp_path_factory.mktemp("jupyter")
+    environment = os.environ | {"ERA_URL": shared_server.url, "PYTHONPATH": str(FRAMEWORKS), "HOME": str(prefix)}
+    environment |= {"JUPYTER_PATH": str(prefix / "share" / "jupyter"), "JUPYTER_RUNTIME_DIR": str(prefix / "runtime")}
+    command = [sys.executable, "-m", "era.adapters.jupyter", "install", "--session", "desk", "--prefix", str(prefix)]
+    subprocess.run(command, env=environment, check=True, stdout=subprocess.DEVNULL)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("JUPYTER_PATH", environment["JUPYTER_PATH"])
+        patch.setenv("JUPYTER_RUNTIME_DIR", environment["JUPYTER_RUNTIME_DIR"])
+        manager = KernelManager(kernel_name="era")
+        manager.start_kernel(env=environment, stderr=subprocess.DEVNULL)
+        client = manager.blocking_client()
+        client.start_channels()
+        try:
+            client.wait_for_ready(timeout=PATIENCE)
+            yield Notebook(manager, client)
+        finally:
+            client.stop_channels()
+            manager.shutdown_kernel()
+            manager.context.destroy(linger=0)
+            with Era(shared_server.url) as era:
+                era.sessions.delete("desk", purge=True)
+
+
+def test_cells_share_variables_and_show_things(notebook: Notebook, shared_server: Server) -> None:
+    reply, published = notebook.run("import os\nn = 6\nopen('kept', 'w').write('here')\nprint('out')")
+    assert reply["status"] == "ok"
+    assert {(kind, content["name"]) for kind, content in published} == {("stream", "stdout")}
+    assert "".join(content["text"] for _, content in published) == "out\n"
+    reply, published = notebook.run("display({'a': 1})\nn * 7")
+    assert [(kind, content["data"]["text/plain"]) for kind, content in published] == [
+        ("display_data", "{'a': 1}"),
+        ("execute_result", "42"),
+    ]
+    with Era(shared_server.url) as era:
+        assert era.sessions.get("desk").files.text("kept") == "here"
+
+
+def test_an_error_is_one(notebook: Notebook) -> None:
+    reply, published = notebook.run("1/0")
+    assert (reply["status"], reply["ename"], reply["evalue"]) == ("error", "ZeroDivisionError", "division by zero")
+    assert [kind for kind, _ in published if kind != "stream"] == ["error"]
+    assert "ZeroDivisionError" in "".join(content["text"] for kind, content in published if kind == "stream")
+
+
+def test_a_cell_is_interrupted_and_variables_stay(notebook: Notebook) -> None:
+    notebook.run("kept = 'still here'")
+    endless = "import time\nprint('begun', flush=True)\nwhile True: time.sleep(0.1)"
+    reply, _ = notebook.run(endless, when_busy=notebook.manager.interrupt_kernel)
+    assert (reply["status"], reply["ename"]) == ("error", "KeyboardInterrupt")
+    _, published = notebook.run("kept")
+    assert published[-1][1]["data"]["text/plain"] == "'still here'"
