@@ -29,7 +29,16 @@ SOURCE = ROOT / "src" / "era"
 FRAMEWORKS = ROOT / ".tools" / "agents"
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
 DEFAULT_URL = "http://127.0.0.1:8787"
-NOT_RUN = {"", "console", "ini", "json", "python", "text", "ts"}  # ts: tests/sdk/test_typescript_docs.py runs them
+NOT_RUN = {
+    "",
+    "console",
+    "ini",
+    "json",
+    "python",
+    "text",
+    "ts",
+    "yaml",
+}  # ts: tests/sdk/test_typescript_docs.py runs them
 CALLS = re.compile(r"^ *(curl|(\.venv/bin/)?era|python3 - <<'PROGRAM') ?", re.MULTILINE)
 WEBSOCKETS = {"GET /api/sessions/{id}/terminal", "GET /api/sessions/{id}/processes/{process}/attach"}
 SDK = re.compile(r"^from era[. ]", re.MULTILINE)
