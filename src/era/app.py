@@ -89,7 +89,8 @@ from era.store.metadata import SqlStore
 from era.store.s3_blobs import S3Blobs, installation
 from era.telemetry import logs
 from era.telemetry.gauges import MeasuredParts, metrics_text
-from era.telemetry.metrics import Metrics, each
+from era.telemetry.metrics import Metrics
+from era.telemetry.notes import Notes
 from era.telemetry.traces import tracing
 
 log = structlog.get_logger()
@@ -197,7 +198,8 @@ async def services(settings: Settings) -> AsyncIterator[Context]:
     metrics = Metrics()
     metrics.expect(languages.runtimes())
     with exclusive(directory), sharing(settings), tracing(settings.traces) as traces:
-        note = each(metrics.note, logs.write, traces.note)
+        notes = Notes(metrics.note, logs.write, traces.note)
+        note = notes.note
         blobs = blob_store(settings)
         with alone(settings):
             store = await open_store(settings)
@@ -365,6 +367,7 @@ async def services(settings: Settings) -> AsyncIterator[Context]:
                 live_sessions,
                 readiness,
                 directory,
+                notes.flush,
                 lambda: blobs.written,
             )
 
@@ -448,6 +451,7 @@ async def services(settings: Settings) -> AsyncIterator[Context]:
             await capsules.close()
             await snapshots.close()
             await store.close()
+            notes.flush()
 
 
 async def cluster_homes(settings: Settings, store: SqlStore) -> Homes | None:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 
 import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from era.core.telemetry import GarbageCollected, Origin, RunEnded, Trace, noted, origin
+from era.core.telemetry import GarbageCollected, Origin, RequestEnded, RunEnded, Trace, noted, origin
 from era.errors import CommitFailed, NotFound
 from era.telemetry.metrics import Gauge, Metrics
-from tests.conftest import MakeSession, Run
+from era.telemetry.notes import Notes
+from tests.conftest import MakeSession, Run, eventually
 
 type Samples = dict[tuple[str, frozenset[tuple[str, str]]], float]
 
@@ -37,7 +39,16 @@ def test_what_happens_is_counted(client: httpx.Client, session: MakeSession, run
     client.get("/api/sessions/nobodys")
     client.get("/no/such/path")
     client.request("PROPFIND", "/no/such/path")
-    after = samples(client.get("/metrics").text)
+    last = {"method": "other", "route": "other", "status": "404"}
+
+    def counted() -> Samples | None:
+        """The metrics, once the last of these requests is counted: that may be just after its answer."""
+        now = samples(client.get("/metrics").text)
+        is_there = value(now, "era_http_requests_total", **last) > value(before, "era_http_requests_total", **last)
+        return now if is_there else None
+
+    after = eventually(counted)
+    assert after
 
     def more(name: str, **labels: str) -> float:
         return value(after, name, **labels) - value(before, name, **labels)
@@ -181,3 +192,29 @@ def test_a_run_is_below_its_request() -> None:
         assert run.trace.parent_id == request.trace.span_id
     finally:
         origin.reset(token)
+
+
+async def test_notes_are_handed_on_together_with_their_requests() -> None:
+    taken: list[tuple[object, str]] = []
+
+    def take(event: object) -> None:
+        request = origin.get()
+        taken.append((event, request.request_id if request else ""))
+
+    notes = Notes(take)
+    first, second = GarbageCollected(1.0), GarbageCollected(2.0)
+    token = origin.set(Origin("req_1"))
+    notes.note(first)
+    origin.reset(token)
+    notes.note(second)
+    assert taken == [], "whoever noted it doesn't wait"
+    async with asyncio.timeout(30):
+        while not taken:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+    assert taken == [(first, "req_1"), (second, "")]
+    failed = RequestEnded("req_2", "GET", "/x", 500, 0.0, 0.1, failure=ValueError())
+    notes.note(failed)
+    assert taken[2:] == [(failed, "")], "at once, or the server that called us would log it first"
+    notes.note(first)
+    notes.flush()
+    assert len(taken) == 4

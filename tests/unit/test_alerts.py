@@ -122,6 +122,7 @@ class Watched:
             core.live_sessions,
             self.readiness,
             self.data_dir,
+            lambda: None,
             lambda: core.blobs.written,
         )
         return (await metrics_text(self.metrics, parts)).decode()

@@ -33,6 +33,9 @@ class MeasuredParts:
     live_sessions: LiveSessions
     readiness: Readiness
     data_dir: Path
+    flush: Callable[[], None]
+    """Has what was noted counted."""
+
     blobs_written: Callable[[], int]
     """How many blobs this process has written."""
 
@@ -56,6 +59,7 @@ async def metrics_text(metrics: Metrics, parts: MeasuredParts) -> bytes:
     ]
     with suppress(EraError):  # the alert on era_ready says so
         gauges += await _of_rows(parts)
+    parts.flush()
     written = Gauge("era_blobs_written", "Blobs that were stored.", parts.blobs_written())
     return metrics.text(gauges, [written])
 

@@ -8,7 +8,7 @@ else.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from prometheus_client import (
@@ -178,13 +178,3 @@ class Metrics:
         """All metrics as text, with these gauges, and these counters that are kept elsewhere."""
         self._gauges.given, self._gauges.counters = list(gauges), list(counters)
         return generate_latest(self._registry)
-
-
-def each(*notes: Callable[[Event], None]) -> Callable[[Event], None]:
-    """The Note that hands on to each of these."""
-
-    def note(event: Event) -> None:
-        for take in notes:
-            take(event)
-
-    return note
