@@ -121,6 +121,7 @@ def test_the_start_says_whether_programs_have_internet(server: Server) -> None:
 
 def start(data_dir: Path) -> subprocess.Popen[str]:
     command = [str(ERA), "serve", "--port", "0", "--data-dir", str(data_dir), "--isolation", "bubblewrap"]
+    command += ["--log-level", "warning"]  # or it says which sandboxes it has started
     return subprocess.Popen(
         command,
         env=environment(None),
