@@ -23,6 +23,7 @@ from bench.processor import used_below
 ROOT = Path(__file__).resolve().parent.parent
 
 
+@pytest.mark.soak  # a minute
 def test_every_case_and_ratio_is_measured(tmp_path: Path) -> None:
     told, shown = tmp_path / "bench.json", tmp_path / "bench.html"
     done = subprocess.run(

@@ -177,7 +177,9 @@ def tool_server(distribution: Distribution, tmp_path_factory: pytest.TempPathFac
     [
         ("python", "print('up')"),
         ("node", "console.log('up')"),
-        ("go", 'package main\n\nimport "fmt"\n\nfunc main() { fmt.Println("up") }'),
+        pytest.param(  # it compiles Go's standard library
+            "go", 'package main\n\nimport "fmt"\n\nfunc main() { fmt.Println("up") }', marks=pytest.mark.soak
+        ),
     ],
     ids=["python", "node", "go"],
 )

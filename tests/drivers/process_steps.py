@@ -369,8 +369,9 @@ async def a_run_outlives_processes(sandbox: Sandbox) -> tuple[str, Ended, Proces
 
 async def scratch(sandbox: Sandbox) -> list[str]:
     """What is in /tmp after runs: with a process that has a file there, which the first run began without, and once
-    there are no processes."""
+    there are no processes. Without hidden files: shells of other tests leave their history."""
     seen = []
+    list_it = "import os; print(*sorted(name for name in os.listdir('/tmp') if name[0] != '.'))"
     joined = asyncio.create_task(
         run(sandbox, "import os, time\nwhile not os.path.exists('/tmp/joined'): time.sleep(0.01)")
     )
@@ -380,10 +381,10 @@ async def scratch(sandbox: Sandbox) -> list[str]:
         await beside.until(b"up")
         await joined
         await run(sandbox, "open('/tmp/of-a-run', 'w')")
-        seen.append((await run(sandbox, "import os; print(*sorted(os.listdir('/tmp')))"))[0].strip())
+        seen.append((await run(sandbox, list_it))[0].strip())
     await end_processes(sandbox)
     await run(sandbox, "")
-    seen.append((await run(sandbox, "import os; print(*sorted(os.listdir('/tmp')))"))[0].strip())
+    seen.append((await run(sandbox, list_it))[0].strip())
     return seen
 
 

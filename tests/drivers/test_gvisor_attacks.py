@@ -155,8 +155,8 @@ ATTACKS = [
         Weakness(
             supervisor={
                 "            os.dup2(go, 3)\n": "            os.dup(3)\n            os.dup2(go, 3)\n",
-                "            os.closerange(4, resource.getrlimit(resource.RLIMIT_NOFILE)[0])\n            _libc": (
-                    "            _libc"
+                "            os.closerange(4, resource.getrlimit(resource.RLIMIT_NOFILE)[0])\n            _prctl": (
+                    "            _prctl"
                 ),
             }
         ),

@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from tests.conftest import Server
+from tests.conftest import MakeServer
 from tests.hostile.fuzz import Fuzz
 
 SHORT_SECONDS = 15.0
@@ -16,12 +16,16 @@ SOAK_ROUNDS = 4
 OF_OTHER_FORMATS = {"PUT /api/sessions/{session_id}/archive", "POST /api/sessions/import"}
 """Operations that take an archive, which random bytes never are."""
 
-OF_OPERATORS = {"POST /api/keys", "DELETE /api/keys/{key_id}"}
+OF_OPERATORS = {
+    "POST /api/keys",
+    *(f"{method} /api/keys/{{key_id}}" for method in ("DELETE", "GET", "PATCH")),
+    "POST /api/keys/{key_id}/rotate",
+}
 """Operations that a server without an operator key refuses."""
 
 
-def test_requests_from_the_description_never_make_the_service_fail(server: Server) -> None:
-    fuzz = Fuzz(server, SHORT_SECONDS)
+def test_requests_from_the_description_never_make_the_service_fail(own_server: MakeServer) -> None:
+    fuzz = Fuzz(own_server(), SHORT_SECONDS)  # it changes settings of the server, too
     fuzz.known_corners()
     fuzz.extend(SHORT_SECONDS)  # a busy machine has used up the time
     fuzz.random_cases(number=1, examples=25)
@@ -34,9 +38,9 @@ def test_requests_from_the_description_never_make_the_service_fail(server: Serve
 
 @pytest.mark.soak
 @pytest.mark.parametrize("round_", range(SOAK_ROUNDS))
-def test_minutes_of_concurrent_requests_never_make_the_service_fail(server: Server, round_: int) -> None:
+def test_minutes_of_concurrent_requests_never_make_the_service_fail(own_server: MakeServer, round_: int) -> None:
     """Several at a time, so that sessions are deleted, changed and run at once; with new random numbers each time."""
-    fuzz = Fuzz(server, SOAK_SECONDS)
+    fuzz = Fuzz(own_server(), SOAK_SECONDS)
     first = random.SystemRandom().randrange(1 << 30)
     print(f"round {round_}, numbers from {first}")
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from era.core.files.trees import SnapshotRefused
 from era.core.live.output_log import OutputLog, Piece
 from era.core.live.processes import LiveProcess, ProcessRequest
 from era.core.live.records import ProcessRecord
@@ -119,10 +120,17 @@ async def test_a_process_does_not_join_a_run_that_may_be_undone(core: Core, monk
         await core.run("1", atomic=True)
 
 
-async def test_a_failed_commit_remakes_the_sandbox_and_processes_are_told(core: Core) -> None:
+async def test_a_failed_commit_remakes_the_sandbox_and_processes_are_told(
+    core: Core, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def refuse(*_: object) -> None:
+        raise SnapshotRefused("there is no end to it")
+
     session = await core.session()
     process = await start(core, "exec sleep 100")
-    ran = await core.run("open('.session_data.json', 'w').write('no JSON')")
+    with monkeypatch.context() as refusing:
+        refusing.setattr(core.moments, "take", refuse)
+        ran = await core.run("open('f', 'w')")
     assert not ran.result.state.committed
     await until(lambda: session.key not in core.live_sessions._live)
     record = await core.processes.get(S, process.id)

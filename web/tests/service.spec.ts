@@ -180,6 +180,7 @@ test('a session that was deleted comes back', () =>
     await page.getByLabel('Status').selectOption('deleted');
     await page.getByRole('option', { name: id }).click();
     await page.getByRole('dialog').getByRole('button', { name: 'Restore' }).click();
+    await eventually(async () => (await fetch(`${SERVER}/api/sessions/${id}`)).ok, 'it is there again');
     await page.getByRole('heading', { name: id }).waitFor();
     assert.equal((await api<{ status: string }>(`/api/sessions/${id}`)).status, 'idle');
   }));

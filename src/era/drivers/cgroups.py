@@ -207,14 +207,19 @@ class Cgroups:
 
     def remove_leftovers(self) -> int:
         """Kill and remove every group of an earlier service of this name. Returns how many there were."""
-        groups = {child for parent in self._own() for child in parent.iterdir() if child.is_dir()}
+        groups: set[Path] = set()
+        for parent in self._own():
+            with contextlib.suppress(FileNotFoundError):  # what ended late may be removing it
+                groups |= {child for child in parent.iterdir() if child.is_dir()}
         for directory in groups:
-            for line in (directory / "cgroup.procs").read_text().splitlines():
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(int(line), signal.SIGKILL)
+            with contextlib.suppress(FileNotFoundError):
+                for line in (directory / "cgroup.procs").read_text().splitlines():
+                    with contextlib.suppress(ProcessLookupError):
+                        os.kill(int(line), signal.SIGKILL)
         for directory in groups:
-            if (directory / _FREEZER_STATE).exists():
-                (directory / _FREEZER_STATE).write_text("THAWED")
+            with contextlib.suppress(FileNotFoundError):
+                if (directory / _FREEZER_STATE).exists():
+                    (directory / _FREEZER_STATE).write_text("THAWED")
         for directory in groups:
             _remove(directory)
         return len({directory.name for directory in groups})
