@@ -56,12 +56,14 @@ def test_left_to_the_kernel_it_ends_otherwise(gvisor: Sandboxes) -> None:
         sandbox = gvisor.make()
         ended = gvisor.run(sandbox, BOMB.replace("TAKE", TAKES["slowly"]), timeout=60).ended
     assert (ended.exit_code, ended.sandbox_alive) != (137, True)
+    assert ended.cause == "oom"
     gvisor.close(sandbox)
 
 
 def test_a_sandbox_that_the_kernel_ended_says_so(gvisor: Sandboxes) -> None:
     sandbox = gvisor.make()
-    with patch.object(Group, "out_of_memory_kills", lambda _: 1):
+    kills = iter([0])  # before the run, and one more as soon as it has begun
+    with patch.object(Group, "out_of_memory_kills", lambda _: next(kills, 1)):
         code = "import time; print('before', flush=True); time.sleep(60)"
         result = gvisor.run(sandbox, code, meanwhile="murder")
     assert (result.stdout, result.ended.cause, result.ended.exit_code) == ("before\n", "oom", 137)
