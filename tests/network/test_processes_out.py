@@ -34,6 +34,17 @@ for server in (open("/etc/resolv.conf").read().split()[1], "203.0.113.53"):
     print(socket.inet_ntoa(answer[-4:]), who == (server, 53))
 """
 
+CONNECTS = """
+import os, socket, time
+while not os.path.exists('begun'): time.sleep(0.01)
+try: socket.create_connection(('203.0.113.99', 80))
+except OSError: print('nobody')
+"""
+FETCHES_ON = """
+import json, urllib.request
+for _ in range(100): print(json.load(urllib.request.urlopen('http://www.example.test/hello', timeout=20))['hello'])
+"""
+
 KINDS = ["bubblewrap", pytest.param("gvisor", marks=NEEDS_GVISOR)]
 
 
@@ -72,6 +83,28 @@ def test_runs_and_processes_ask_for_names_beside_each_other(served: NetServer, k
         process = client.post(path, json={"command": ["python3", "-c", ASKS]}).json()["process_id"]
         assert one.says(ASKS).splitlines() == [f"{PUBLIC} True"] * 2
         assert ended(client, one.id, process)[0].splitlines() == [f"{PUBLIC} True"] * 2
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_connect_under_way_beside_a_run_outlives_it(served: NetServer, kind: str) -> None:
+    with served.client() as client:
+        one = new_session(client, isolation=kind)
+        path = f"/api/sessions/{one.id}/processes"
+        process = client.post(path, json={"command": ["python3", "-c", CONNECTS]}).json()["process_id"]
+        one.says("import time; open('begun', 'w').close(); time.sleep(1)")
+        assert ended(client, one.id, process)[0] == "nobody\n"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_fetches_beside_runs_outlive_them(served: NetServer, kind: str) -> None:
+    with served.client() as client:
+        one = new_session(client, isolation=kind)
+        path = f"/api/sessions/{one.id}/processes"
+        process = client.post(path, json={"command": ["python3", "-c", FETCHES_ON]}).json()["process_id"]
+        for _ in range(5):
+            one.says("import time; time.sleep(0.2)")
+        said, record = ended(client, one.id, process)
+        assert (said.split(), record["exit_code"]) == (["www.example.test"] * 100, 0)
 
 
 @pytest.mark.parametrize("kind", KINDS)

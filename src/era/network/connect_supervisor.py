@@ -175,7 +175,11 @@ class ConnectSupervisor:
             targets = seccomp_notify.targets(notification)
         except OSError:
             targets = []
-        if not seccomp_notify.is_valid(notify_fd, notification):
+        self.decide(notify_fd, notification, targets)
+
+    def decide(self, notify_fd: int, notification: Notification, targets: Sequence[Target]) -> None:
+        """Answer a notification, or have the handler do so; one that a handler had to leave undecided comes again."""
+        if notify_fd != self._notify_fd or not seccomp_notify.is_valid(notify_fd, notification):
             return
         handler = self.handler
         outward = [

@@ -86,7 +86,8 @@ class Names:
         """The last name that an address was the answer for, and whether the allowlist has one of its names."""
 
         self._answers: set[tuple[Address, str]] = set()
-        self._lookups: set[asyncio.Task[None]] = set()
+        self.lookups: set[asyncio.Task[None]] = set()
+        """Of datagrams, those that are under way."""
 
     def leave(self) -> None:
         """Note nothing any more."""
@@ -119,19 +120,19 @@ class Names:
             with suppress(OSError):
                 query, sender = inside.recvfrom(_MAX_QUERY)
                 lookup = loop.create_task(respond(query, sender))
-                self._lookups.add(lookup)
+                self.lookups.add(lookup)
                 lookup.add_done_callback(lookup_ended)
-                if len(self._lookups) >= _MAX_LOOKUPS:
+                if len(self.lookups) >= _MAX_LOOKUPS:
                     loop.remove_reader(inside)
 
         def lookup_ended(lookup: asyncio.Task[None]) -> None:
-            self._lookups.discard(lookup)
+            self.lookups.discard(lookup)
             if inside.fileno() >= 0:
                 loop.add_reader(inside, readable)
 
         def close() -> None:
             loop.remove_reader(inside)
-            for lookup in self._lookups:
+            for lookup in self.lookups:
                 lookup.cancel()
             inside.close()
             ended()

@@ -194,8 +194,11 @@ class SupervisedEgress:
 
     async def __aexit__(self, *_: object) -> None:
         self._supervisor.remove(self)
+        shared = self._supervisor.handler is not None
         if self._connections is not None:
-            await self._connections.close()
+            await self._connections.close(shared=shared)
+        if not shared:
+            await self._network.loopback(self._sandbox_id).release()
 
     def report(self) -> JsonObject:
         return self._destinations.report()
@@ -211,6 +214,7 @@ class SupervisedEgress:
                 self._destinations,
                 self._service_protocol,
                 self._descriptors,
+                self._supervisor.decide,
                 self._interception,
             )
         self._connections.handle(notify_fd, notification, targets)

@@ -22,6 +22,8 @@ _FEW = 8
 
 _IPV6_TRIES = 100
 
+_MAX_KEPT = 1024
+
 
 class LoopbackAddresses:
     """Those of one sandbox."""
@@ -31,6 +33,7 @@ class LoopbackAddresses:
         """With the serial numbers of their aliases."""
 
         self._users: dict[Address, int] = {}
+        self._kept: set[Address] = set()
         self._last_serial = 0
         self._probes: dict[int, socket.socket] = {}
         """By IP version: a socket of the sandbox's network, through which that gets addresses."""
@@ -54,6 +57,21 @@ class LoopbackAddresses:
                 if address.version == 6:
                     await _wait_until_usable(address, broker)
             self._users[address] = self._users.get(address, 0) + 1
+
+    def keep(self, addresses: Iterable[Address]) -> set[Address]:
+        """Don't remove these before `release`, though who used them leaves: a program that is still connecting to one
+        hears that nobody listens there, but of an address that is gone it hears nothing. Returns those of which the use
+        has been taken over."""
+        taken = set(addresses) - self._kept
+        if len(self._kept) + len(taken) > _MAX_KEPT:
+            return set()
+        self._kept |= taken
+        return taken
+
+    async def release(self) -> None:
+        """Remove what was kept."""
+        kept, self._kept = self._kept, set()
+        await self.leave(kept)
 
     async def leave(self, addresses: Iterable[Address]) -> None:
         """Remove those that nobody else uses."""

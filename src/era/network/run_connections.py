@@ -52,6 +52,9 @@ more if it has waited for more."""
 _ARRIVE_SECONDS = 5.0
 """Within which a program arrives at a listener, once its destination has answered."""
 
+_DRAIN_SECONDS = 0.5
+"""For which the end of a run waits for what may be of processes beside it."""
+
 _BACKLOG = 512
 
 _NAMESERVER = (ADDRESS, PORT)
@@ -60,6 +63,10 @@ _TCP_CLOSE = 7
 type MakeServiceProtocol = Callable[[Callable[[int, int], None], Callable[[], None]], asyncio.Protocol]
 """Makes the protocol that serves one connection of a program to this service. The first argument is called with the
 numbers of bytes that were received from the program and sent to it, the second when the connection has ended."""
+
+
+type ConnectHandle = Callable[[int, Notification, Sequence[Target]], None]
+"""See ConnectHandler."""
 
 
 class _Connection:
@@ -93,10 +100,12 @@ class RunConnections:
         destinations: Destinations,
         service_protocol: Callable[[Target], MakeServiceProtocol | None],
         descriptors: RunDescriptors,
+        undecided: ConnectHandle,
         interception: Interception | None = None,
     ) -> None:
-        """`service_protocol` returns what serves a target that is this service itself, None for any other.
-        `interception` is that of a run with secrets."""
+        """`service_protocol` returns what serves a target that is this service itself, None for any other. `undecided`
+        gets the notifications that `close` finds unanswered. `interception` is that of a run with secrets."""
+        self._undecided = undecided
         self._descriptors = descriptors
         self._service_protocol = service_protocol
         self.interception = interception
@@ -126,18 +135,25 @@ class RunConnections:
         else:
             self._begin(self._decide(notify_fd, notification, targets))
 
-    async def close(self) -> None:
-        """Close everything. No process of the run is alive any more."""
+    async def close(self, *, shared: bool) -> None:
+        """Close everything. No process of the run is alive any more. `shared`: what is open may be of processes beside
+        it, since nobody can tell (gVisor). So what takes a moment only is let end."""
+        until = self._loop.time() + _DRAIN_SECONDS
+        while shared and (under_way := self._tasks | self._names.lookups) and (left := until - self._loop.time()) > 0:
+            await asyncio.wait(under_way, timeout=left)
+        listeners = {*self._listeners.values(), *self._displaced}
+        awaited = {listener.target[0] for listener in listeners if listener.waiting} & self._addresses
         for task in self._tasks:
             task.cancel()
         if self._tasks:
             await asyncio.wait(self._tasks)
-        for listener in [*self._listeners.values(), *self._displaced]:
+        for listener in {*listeners, *self._listeners.values(), *self._displaced}:
             self._close(listener)
         for close in list(self._datagrams.values()):
             close()
         self._names.leave()
-        await self._loopback.leave(self._addresses)
+        kept = self._loopback.keep(awaited) if shared else set()
+        await self._loopback.leave(self._addresses - kept)
 
     def _begin(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         """Start a task that `close` cancels."""
@@ -147,11 +163,14 @@ class RunConnections:
         return task
 
     async def _decide(self, notify_fd: int, notification: Notification, targets: Sequence[Target]) -> None:
-        """Answer a notification, whatever happens: else the program would wait for ever."""
+        """Answer a notification, or hand it on, whatever happens: else the program would wait for ever."""
         try:
             result = await self._prepare(notification, targets)
         except OSError as problem:
             result = problem.errno or errno.EIO
+        except asyncio.CancelledError:
+            self._undecided(notify_fd, notification, targets)
+            raise
         except Exception:
             log.exception("connect_not_handled")
             result = errno.EIO
