@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 
 from era.core.allowlist import Address
@@ -39,8 +39,9 @@ class LoopbackAddresses:
         """By IP version: a socket of the sandbox's network, through which that gets addresses."""
 
         self._adding = asyncio.Lock()
-        self.relayed: set[Target] = set()
-        """Where datagrams arrive for one of those who share it."""
+        self.relayed: dict[Target, Callable[[], bool]] = {}
+        """Where datagrams arrive for one of those who share it: the function that ends this if its run is ending
+        anyway, and returns whether it is."""
 
         self.names: list[Names] = []
         """The nameservers of those who share it."""

@@ -55,6 +55,9 @@ _ARRIVE_SECONDS = 5.0
 _DRAIN_SECONDS = 0.5
 """For which the end of a run waits for what may be of processes beside it."""
 
+_ANSWER_SECONDS = 0.1
+"""The same for answers to datagrams."""
+
 _BACKLOG = 512
 
 _NAMESERVER = (ADDRESS, PORT)
@@ -125,6 +128,7 @@ class RunConnections:
         self._displaced: set[_DestinationListener] = set()
         """Listeners at another port than their destination's, since the program listens there itself."""
 
+        self._is_ending = False
         self._datagrams: dict[Target, Callable[[], None]] = {}
         """By target: the function that ends what serves it. Those that were used least lately come first."""
 
@@ -138,6 +142,9 @@ class RunConnections:
     async def close(self, *, shared: bool) -> None:
         """Close everything. No process of the run is alive any more. `shared`: what is open may be of processes beside
         it, since nobody can tell (gVisor). So what takes a moment only is let end."""
+        self._is_ending = True
+        if shared and self._datagrams:
+            await asyncio.sleep(_ANSWER_SECONDS)
         until = self._loop.time() + _DRAIN_SECONDS
         while shared and (under_way := self._tasks | self._names.lookups) and (left := until - self._loop.time()) > 0:
             await asyncio.wait(under_way, timeout=left)
@@ -468,28 +475,32 @@ class RunConnections:
             except OSError as problem:
                 if problem.errno != errno.EADDRINUSE:
                     raise
-                if target in self._loopback.relayed and not connects:
+                relayed = None if connects else self._loopback.relayed.get(target)
+                if relayed is not None and relayed():
+                    bind(sock, target)
+                elif relayed is not None:
                     # Processes beside a run have it, or the run beside them: its answers come from there, too.
                     sock.close()
                     self._descriptors.give_back()
                     if target != _NAMESERVER:
                         self._destinations.note(host, target[1], target[0], None)
                     return None
-                bind(sock, (target[0], 0))
-                displaced = sock.getsockname()[:2]
+                else:
+                    bind(sock, (target[0], 0))
+                    displaced = sock.getsockname()[:2]
         except BaseException:
             sock.close()
             self._descriptors.give_back()
             raise
         place = target if displaced is None else (target[0], displaced[1])
         if displaced is None:
-            self._loopback.relayed.add(target)
+            self._loopback.relayed[target] = lambda: self._ends_relay(target)
 
         def ended() -> None:
             del self._datagrams[place]
             self._descriptors.give_back()
             if displaced is None:
-                self._loopback.relayed.discard(target)
+                del self._loopback.relayed[target]
 
         if target == _NAMESERVER:
             self._datagrams[place] = self._names.serve_datagrams(sock, ended)
@@ -497,6 +508,11 @@ class RunConnections:
             traffic = self._destinations.note(host, target[1], target[0], None)
             self._datagrams[place] = DatagramRelay(sock, target, traffic, self._descriptors, ended).close
         return displaced
+
+    def _ends_relay(self, target: Target) -> bool:
+        if self._is_ending:
+            self._datagrams[target]()
+        return self._is_ending
 
     # -- addresses ----------------------------------------------------------------------------------------------
 
