@@ -70,7 +70,7 @@ for (const colorScheme of ['light', 'dark'] as const) {
         found.push(...(await findings(page)));
         await page.keyboard.press('Escape');
         await page.keyboard.press('Control+k');
-        await page.getByRole('combobox').waitFor();
+        await page.getByRole('combobox', { name: 'Find a command or a session' }).waitFor();
         found.push(...(await findings(page)));
         assert.deepEqual(found, []);
         assert.deepEqual(
