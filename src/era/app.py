@@ -556,13 +556,10 @@ def sharing(settings: Settings) -> Iterator[None]:
         return
     directory = settings.shared_dir.resolve()
     make_directory(directory)
-    with (directory / "lock").open("a") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise Conflict(
-                f"Another ERA service has {directory} for itself.", hint="Stop it, or choose another ERA_SHARED_DIR."
-            ) from None
+    problem = Conflict(
+        f"Another ERA service has {directory} for itself.", hint="Stop it, or choose another ERA_SHARED_DIR."
+    )
+    with _locked(directory, fcntl.LOCK_SH, problem):
         yield
 
 
@@ -580,11 +577,19 @@ def alone(settings: Settings) -> Iterator[None]:
 @contextmanager
 def exclusive(directory: Path) -> Iterator[None]:
     """Hold the data directory's lock. Raises Conflict where another process holds it."""
-    with (directory / "lock").open("w") as lock:
+    problem = Conflict(
+        f"Another ERA service uses {directory}.", hint="Stop it, or choose another directory with --data-dir."
+    )
+    with _locked(directory, fcntl.LOCK_EX, problem):
+        yield
+
+
+@contextmanager
+def _locked(directory: Path, kind: int, problem: Conflict) -> Iterator[None]:
+    """Hold a directory's lock, of this kind. Raises the problem where another process is in its way."""
+    with (directory / "lock").open("a") as lock:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(lock, kind | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise Conflict(
-                f"Another ERA service uses {directory}.", hint="Stop it, or choose another directory with --data-dir."
-            ) from None
+            raise problem from None
         yield

@@ -48,6 +48,12 @@ for _ in range(100): print(json.load(urllib.request.urlopen('http://www.example.
 KINDS = ["bubblewrap", pytest.param("gvisor", marks=NEEDS_GVISOR)]
 
 
+def started(client: Any, session: str, program: str) -> str:
+    """Start a process with a Python program; returns its id."""
+    body = {"command": ["python3", "-c", program]}
+    return str(client.post(f"/api/sessions/{session}/processes", json=body).json()["process_id"])
+
+
 def ended(client: Any, session: str, process: str) -> tuple[str, Any]:
     """What a process has said once it has ended, and its record."""
     deadline = time.monotonic() + 60
@@ -63,13 +69,10 @@ def ended(client: Any, session: str, process: str) -> tuple[str, Any]:
 def test_runs_and_processes_reach_the_internet_beside_each_other(served: NetServer, kind: str) -> None:
     with served.client() as client:
         one = new_session(client, isolation=kind)
-        path = f"/api/sessions/{one.id}/processes"
         for _ in range(2):
-            started = [
-                client.post(path, json={"command": ["python3", "-c", FETCHES]}).json()["process_id"] for _ in range(2)
-            ]
+            processes = [started(client, one.id, FETCHES) for _ in range(2)]
             assert one.says(FETCHES).split() == ["www.example.test"] * 8
-            for process in started:
+            for process in processes:
                 said, record = ended(client, one.id, process)
                 assert (said.split(), record["exit_code"]) == (["www.example.test"] * 8, 0)
 
@@ -79,8 +82,7 @@ def test_runs_and_processes_ask_for_names_beside_each_other(served: NetServer, k
     """By messages of their own, to the sandbox's nameserver and to another one."""
     with served.client() as client:
         one = new_session(client, isolation=kind)
-        path = f"/api/sessions/{one.id}/processes"
-        process = client.post(path, json={"command": ["python3", "-c", ASKS]}).json()["process_id"]
+        process = started(client, one.id, ASKS)
         assert one.says(ASKS).splitlines() == [f"{PUBLIC} True"] * 2
         assert ended(client, one.id, process)[0].splitlines() == [f"{PUBLIC} True"] * 2
 
@@ -89,8 +91,7 @@ def test_runs_and_processes_ask_for_names_beside_each_other(served: NetServer, k
 def test_a_connect_under_way_beside_a_run_outlives_it(served: NetServer, kind: str) -> None:
     with served.client() as client:
         one = new_session(client, isolation=kind)
-        path = f"/api/sessions/{one.id}/processes"
-        process = client.post(path, json={"command": ["python3", "-c", CONNECTS]}).json()["process_id"]
+        process = started(client, one.id, CONNECTS)
         one.says("import time; open('begun', 'w').close(); time.sleep(1)")
         assert ended(client, one.id, process)[0] == "nobody\n"
 
@@ -99,8 +100,7 @@ def test_a_connect_under_way_beside_a_run_outlives_it(served: NetServer, kind: s
 def test_fetches_beside_runs_outlive_them(served: NetServer, kind: str) -> None:
     with served.client() as client:
         one = new_session(client, isolation=kind)
-        path = f"/api/sessions/{one.id}/processes"
-        process = client.post(path, json={"command": ["python3", "-c", FETCHES_ON]}).json()["process_id"]
+        process = started(client, one.id, FETCHES_ON)
         for _ in range(5):
             one.says("import time; time.sleep(0.2)")
         said, record = ended(client, one.id, process)
@@ -111,10 +111,8 @@ def test_fetches_beside_runs_outlive_them(served: NetServer, kind: str) -> None:
 def test_what_a_run_may_not_reach_a_process_may_not_either(served: NetServer, kind: str) -> None:
     with served.client() as client:
         one = new_session(client, isolation=kind)
-        path = f"/api/sessions/{one.id}/processes"
-        process = client.post(path, json={"command": ["python3", "-c", REFUSED]}).json()["process_id"]
+        process = started(client, one.id, REFUSED)
         assert ended(client, one.id, process)[0] == "PermissionError\n"
         closed = new_session(client, isolation=kind, allowInternetAccess=False)
-        path = f"/api/sessions/{closed.id}/processes"
-        process = client.post(path, json={"command": ["python3", "-c", REFUSED]}).json()["process_id"]
+        process = started(client, closed.id, REFUSED)
         assert ended(client, closed.id, process)[0] == "OSError\n"

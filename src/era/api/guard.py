@@ -29,7 +29,6 @@ from __future__ import annotations
 import asyncio
 import json
 import re
-import secrets
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 from urllib.parse import parse_qs, unquote
@@ -41,6 +40,7 @@ from era.api.hop import HEADER, Hops
 from era.core.api_keys import OPERATOR, ApiKeys
 from era.core.live.tickets import Tickets
 from era.core.public.sites import SiteName
+from era.core.telemetry import new_request_id
 from era.errors import BadRequest, EraError, Forbidden, RangeNotSatisfiable, TooLarge, TooSlow, Unauthorized
 
 MAX_BODY_BYTES = 16 << 20
@@ -126,7 +126,7 @@ class Guard:
         if scope["path"].endswith("/") and not is_socket and site is None:
             _take_slash_off(scope)
         state = scope.setdefault("state", {})
-        request_id = state.setdefault("request_id", "") or "req_" + secrets.token_hex(8)
+        request_id = state.setdefault("request_id", "") or new_request_id()
         state["request_id"] = request_id
         if site is not None:
             scope["state"]["site"] = site

@@ -7,14 +7,13 @@ its. The id itself is the guard's.
 from __future__ import annotations
 
 import re
-import secrets
 import time
 from collections.abc import Callable
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from era.core.api_keys import Caller
-from era.core.telemetry import Note, Origin, RequestEnded, Trace, origin
+from era.core.telemetry import Note, Origin, RequestEnded, Trace, new_request_id, origin
 from era.wire.sessions import SESSION_ID
 
 _HUNG_UP = 499
@@ -36,7 +35,7 @@ class Observing:
             await self._app(scope, receive, send)
             return
         began_at, began = time.time(), time.monotonic()
-        request_id = "req_" + secrets.token_hex(8)
+        request_id = new_request_id()
         state = scope.setdefault("state", {})
         state["request_id"] = request_id
         trace = self._trace(_traceparent(scope))

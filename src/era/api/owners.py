@@ -9,7 +9,7 @@ from fastapi import APIRouter, Depends, Path, Query, Request, Response
 
 from era.api.api_keys import operator_only
 from era.api.context import Answer, Context, Owner, StrictRoute, UseContext, caller_of, errors
-from era.core.api_keys import OWNER
+from era.core.api_keys import OWNER, SCOPES
 from era.core.models import now
 from era.core.usage import day_of
 from era.errors import Forbidden
@@ -67,7 +67,7 @@ async def get_quotas(request: Request, owner: Owner, context: UseContext) -> Res
     caller = caller_of(request)
     key = None
     if caller.key_id:
-        scopes = [scope for scope in ("read", "run", "write", "admin") if scope in caller.scopes]
+        scopes = [scope for scope in SCOPES if scope in caller.scopes]
         key = {"id": caller.key_id, "scopes": scopes, "quotas": dict(context.api_keys.quotas_of(caller.key_id))}
     return Answer({**await _owner(context, owner), "key": key})
 

@@ -18,7 +18,6 @@ from __future__ import annotations
 import asyncio
 import json
 import re
-import secrets
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -29,6 +28,7 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 from era.api.callers import Callers
 from era.api.guard import error_body, error_headers
 from era.core.loop_slices import Budget
+from era.core.telemetry import new_request_id
 from era.errors import BadRequest, EraError, HeadersTooLarge, TooSlow, Unavailable
 
 MAX_HEAD_BYTES = 64 << 10
@@ -289,7 +289,7 @@ class Protocol(HttpToolsProtocol):
         """Answer with an error, without the application, and close the connection."""
         if self.transport.is_closing():
             return
-        request_id = "req_" + secrets.token_hex(8)
+        request_id = new_request_id()
         body = json.dumps(error_body(error, request_id)).encode()
         headers = {
             "content-type": "application/json",

@@ -37,7 +37,7 @@ def add(parser: Parser) -> None:
         "Change a key's description, scopes, end or quotas. It holds from the next call on.",
         ("era keys change KEY_ID --scope read", "era keys change KEY_ID --expires never --quota runs_per_minute=none"),
     )
-    each.add_argument("key", metavar="KEY_ID", help="as `era keys list` shows it")
+    _add_key(each)
     _add_fields(each, quotas=f"{_QUOTAS_HELP}; NAME=none takes one back")
     each = command("rotate", "give a key another secret")
     each.describe(
@@ -45,7 +45,7 @@ def add(parser: Parser) -> None:
         "Give a key another secret and print it. The one before stays good for a while.",
         ("era keys rotate KEY_ID", "era keys rotate KEY_ID --grace 86400"),
     )
-    each.add_argument("key", metavar="KEY_ID", help="as `era keys list` shows it")
+    _add_key(each)
     each.add_argument(
         "--grace", type=float, default=3600, metavar="SECONDS", help="how long the one before stays good (3600)"
     )
@@ -55,7 +55,11 @@ def add(parser: Parser) -> None:
         "Revoke a key. Calls with it are refused at once. Its owner's sessions and storage stay.",
         ("era keys revoke KEY_ID",),
     )
-    each.add_argument("key", metavar="KEY_ID", help="as `era keys list` shows it")
+    _add_key(each)
+
+
+def _add_key(parser: Parser) -> None:
+    parser.add_argument("key", metavar="KEY_ID", help="as `era keys list` shows it")
 
 
 def _add_fields(parser: Parser, quotas: str) -> None:
@@ -73,7 +77,7 @@ def create(named: Any) -> None:
             named.owner,
             named.description or "",
             scopes=named.scope,
-            expires_at=None if named.expires == "never" else named.expires,
+            expires_at=_end(named.expires),
             quotas=quotas_of(named.quota) if named.quota else None,
         )
     _print_new(named, key)
@@ -98,7 +102,7 @@ def change(named: Any) -> None:
     changes: dict[str, Any] = {"description": named.description, "scopes": named.scope}
     changes = {name: value for name, value in changes.items() if value is not None}
     if named.expires is not None:
-        changes["expires_at"] = None if named.expires == "never" else named.expires
+        changes["expires_at"] = _end(named.expires)
     if named.quota:
         changes["quotas"] = quotas_of(named.quota)
     if not changes:
@@ -131,6 +135,11 @@ def quotas_of(words: list[str]) -> dict[str, int | None]:
             raise Failure(f"'{word[:80]}' is no quota.\n     Write NAME=N, such as sessions=10, or NAME=none.")
         found[name] = None if value == "none" else int(value)
     return found
+
+
+def _end(word: str | None) -> str | None:
+    """When a key ends, None for never."""
+    return None if word == "never" else word
 
 
 def _print_new(named: Any, key: ApiKey) -> None:

@@ -32,7 +32,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Literal, Protocol
 
-from era.core.models import OwnedId, now
+from era.core.models import JsonObject, OwnedId, now
 from era.core.usage import DAY_MICROS, Use, day_of
 from era.errors import EraError, QuotaReached, RateReached
 
@@ -77,30 +77,27 @@ class Bound:
     def reached(self, used: int | float, filled_by: Sequence[str] = ()) -> QuotaReached:
         """The error for a call that would need more; it is reported. `used` is what is used already, in the quota's
         unit."""
-        whose = "This owner" if self.kind == "owner" else "This API key"
         error = QuotaReached(
-            f"{whose} may have {self.most} {WORDS[self.name]}, and {used:g} are taken.",
-            details={
-                "quota": self.name,
-                "of": self.kind,
-                "limit": self.most,
-                "used": used,
-                "filled_by": list(filled_by[:_NAMED]),
-            },
+            f"{self._said}, and {used:g} are taken.",
+            details={**self._details(used), "filled_by": list(filled_by[:_NAMED])},
         )
         self.report(error)
         return error
 
     def exceeded(self, used: int | float, seconds: float) -> RateReached:
         """The error for a call that comes too early by so many seconds; it is reported."""
-        whose = "This owner" if self.kind == "owner" else "This API key"
-        error = RateReached(
-            f"{whose} may have {self.most} {WORDS[self.name]}, and has had {used:g}.",
-            details={"quota": self.name, "of": self.kind, "limit": self.most, "used": used},
-        )
+        error = RateReached(f"{self._said}, and has had {used:g}.", details=self._details(used))
         error.retry_after = max(1, math.ceil(seconds))
         self.report(error)
         return error
+
+    @property
+    def _said(self) -> str:
+        whose = "This owner" if self.kind == "owner" else "This API key"
+        return f"{whose} may have {self.most} {WORDS[self.name]}"
+
+    def _details(self, used: float) -> JsonObject:
+        return {"quota": self.name, "of": self.kind, "limit": self.most, "used": used}
 
 
 class OwnerStore(Protocol):

@@ -71,6 +71,10 @@ def new_span_id() -> str:
     return secrets.token_hex(8)
 
 
+def new_request_id() -> str:
+    return "req_" + secrets.token_hex(8)
+
+
 @dataclass(slots=True)
 class Origin:
     """The request that something is done for."""

@@ -42,8 +42,10 @@ MOST = 16
 
 _TRIES = 3
 _END_SECONDS = 10.0
-_PUT_AWAY_SECONDS = 30.0
 """How long the end of a live session waits for what a cell left to be read."""
+
+_PUT_AWAY_SECONDS = 30.0
+"""How long a cell waits for a session to be put away, before it tries again."""
 
 _DISK_TICK = 0.2
 _REMEMBERED = 10_000
