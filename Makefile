@@ -32,7 +32,7 @@ serve: setup ## start the service (ARGS='--help' lists its options)
 	.venv/bin/era serve $(ARGS)
 
 test: setup-test ## run the tests (ARGS='-k name' runs some; as root SYSTEM=no installs no system packages)
-	.venv/bin/pytest -n auto --maxprocesses 4 --dist loadfile -rs $(ARGS)
+	@bash scripts/test $(ARGS)
 
 unit: setup-dev ## run the fast tests, with neither sandboxes nor a server (ARGS='-k name' runs some)
 	.venv/bin/pytest -q -n auto --maxprocesses 4 --dist loadfile -m 'not slow and not soak' $(UNIT) $(ARGS)
