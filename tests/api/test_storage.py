@@ -8,6 +8,7 @@ import json
 import os
 import signal
 import socket
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -437,6 +438,23 @@ time.sleep(2)
         assert api.put("/api/storage/kv/app/k", json={"value": "v"}).status_code == 200
         assert hostile.result()["stdout"] == "held\n"
     assert inside.says("python", "import era_storage; print(era_storage.kv.get('app', 'k'))") == "v\n"
+
+
+def test_long_sql_of_one_client_holds_up_none_of_its_owners_other_clients(
+    shared_server: Server, api: httpx.Client
+) -> None:
+    """Of the same key and machine, too: each connection has its turn."""
+    long = (
+        "WITH RECURSIVE c(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM c WHERE x < 6000000) SELECT count(*) AS n FROM c"
+    )
+    with shared_server.client() as other, ThreadPoolExecutor(1) as pool:
+        busy = pool.submit(other.post, "/api/storage/d1/other/query", json={"sql": long})
+        time.sleep(0.2)
+        for _ in range(3):
+            answer = api.post("/api/storage/d1/app/query", json={"sql": "SELECT 1 AS one"})
+            assert answer.json()["results"] == [{"one": 1}]
+        assert not busy.done(), "it was held up until the other's was done"
+        assert busy.result().json()["results"] == [{"n": 6_000_000}]
 
 
 def test_endless_sql_of_one_run_holds_up_nobody_else(inside: StorageUser, api: httpx.Client) -> None:

@@ -60,10 +60,14 @@ async def key_in_url(request: Request) -> str:
 
 async def own_storage(request: Request) -> Namespaces:
     """The storage of the caller's owner, and no other. A client's owner follows from its key, a program's from the
-    guest listener that it connected to."""
+    guest listener that it connected to.
+
+    What an owner has at a time is shared by those of his who ask: each sandbox, whatever its programs send, and each
+    connection of a client, since a key or an address may be that of many clients."""
     storage: Storage = request.app.state.storage
     caller = caller_of(request)
-    return storage.of(caller.owner, caller.sandbox)
+    asker = caller.sandbox or f"client {request.scope['client'] or caller.key_id}"
+    return storage.of(caller.owner, asker)
 
 
 UseStorage = Annotated[Namespaces, Depends(own_storage)]

@@ -7,9 +7,9 @@ setting outlives a call. A worker that doesn't answer well after its own deadlin
 was cancelled.
 
 Owners get workers in turn, and none gets all of them, so endless statements of one don't hold up another's. What an
-owner has is shared in the same way by his sessions and his clients. Workers yield to the service and to young runs
-(they are nice), and their deadline is in processor time: a call pays for what it does, not for what others do
-meanwhile.
+owner has is shared in the same way by his sessions and the connections of his clients. Workers yield to the service and
+to young runs (they are nice), and their deadline is in processor time: a call pays for what it does, not for what
+others do meanwhile.
 """
 
 from __future__ import annotations
