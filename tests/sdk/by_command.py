@@ -46,6 +46,13 @@ class Command:
         output = self.era(*words, "--json", stdin=stdin, fails=fails)
         return json.loads(output) if output else None
 
+    def ended(self, *words: object, stdin: bytes = b"") -> dict[str, Any]:
+        """Run the command, which prints what a program writes and leaves with its exit code."""
+        environ = environment(self._server)
+        done = subprocess.run([ERA, *map(str, words)], input=stdin, capture_output=True, env=environ, timeout=60)
+        assert done.stderr == b"", done.stderr.decode()
+        return {"stdout": done.stdout.decode(), "exit_code": done.returncode}
+
     def file(self, content: str | bytes) -> Path:
         with tempfile.NamedTemporaryFile(dir=self._place, delete=False) as file:
             file.write(content.encode() if isinstance(content, str) else content)
@@ -69,6 +76,7 @@ def run(era: Command, on: str, args: dict[str, Any], *extra: str) -> Any:
         return json.loads(era.era("exec", on, *words, *extra, "--json", "--", *command, fails=True))
     if "code" not in args:
         return era.json("sessions", "run", on, fails=True)
+    words += [f"--context={args['context']}"] if "context" in args else []
     words += ["--", *args["args"]] if "args" in args else []
     return json.loads(era.era("run", era.file(args["code"]), "-s", on, *extra, "--json", *words, fails=True))
 
@@ -143,6 +151,21 @@ def r2_put(era: Command, _: str, args: dict[str, Any]) -> Any:
     return era.json("storage", "r2", "put", args["namespace"], args["key"], era.file(bytes_of(args["content"])))
 
 
+def start(era: Command, on: str, args: dict[str, Any]) -> Any:
+    words = ["--tag", args["tag"]] if "tag" in args else []
+    words += ["--interactive"] if args.get("stdin") else []
+    command = [args["command"]] if isinstance(args["command"], str) else args["command"]
+    return json.loads(era.era("exec", on, "--process", *words, "--json", "--", *command))
+
+
+def process_output(era: Command, on: str, args: dict[str, Any]) -> Any:
+    return era.ended("logs", on, args["process"])
+
+
+def talk(era: Command, on: str, args: dict[str, Any]) -> Any:
+    return era.ended("shell", on, "--process", args["process"], stdin=args["input"].encode())
+
+
 def output(era: Command, on: str, args: dict[str, Any]) -> Any:
     return shown(era.era("runs", "output", on, args["run_id"]))
 
@@ -195,6 +218,19 @@ STEPS: dict[str, Step] = {
     "runs.stop": simple("runs", "stop"),
     "runs.output": output,
     "setup.wait": simple("setup"),
+    "processes.start": start,
+    "processes.list": simple("ps"),
+    "processes.signal": lambda era, on, args: era.json("kill", on, args["process"], "--signal", args["signal"]),
+    "processes.output": process_output,
+    "processes.talk": talk,
+    "processes.stop": simple("kill"),
+    "checkpoint": simple("checkpoint"),
+    "sessions.stop": simple("sessions", "stop"),
+    "cell": run,
+    "contexts.list": simple("contexts", "list"),
+    "contexts.interrupt": simple("contexts", "interrupt"),
+    "contexts.restart": simple("contexts", "restart"),
+    "contexts.delete": simple("contexts", "delete"),
     "host": lambda era, on, args: era.json("sessions", "url", on, "--port", args["port"]),
     "inbox.get": simple("inbox", "show"),
     "inbox.set": lambda era, on, args: era.json("inbox", "set", on, "--retries", args["retries"]),

@@ -11,6 +11,7 @@ from typing import Any
 
 from era import AsyncEra, Era
 from era.sdk.answers import View
+from era.sdk.events import ProcessOutput
 from tests.sdk.scenarios import bytes_of, shown
 
 type Step = Callable[[Any, Any, dict[str, Any]], Awaitable[Any]]
@@ -225,6 +226,80 @@ async def setup(_: Any, session: Any, args: dict[str, Any]) -> Any:
 @step("host")
 async def host(_: Any, session: Any, args: dict[str, Any]) -> Any:
     return {"url": await done(session.url(args["port"])), "port": args["port"]}
+
+
+@step("processes.start")
+async def start(_: Any, session: Any, args: dict[str, Any]) -> Any:
+    return await done((await done(session.process(**args))).info())
+
+
+@step("processes.list")
+async def list_processes(_: Any, session: Any, args: dict[str, Any]) -> Any:
+    found = await done(session.processes.list())
+    return {"processes": plain(found), "count": len(found)}
+
+
+@step("processes.signal")
+async def signal(_: Any, session: Any, args: dict[str, Any]) -> Any:
+    await done(session.processes.process(args["process"]).signal(args["signal"]))
+
+
+@step("processes.output")
+async def process_output(_: Any, session: Any, args: dict[str, Any]) -> Any:
+    *output, end = await each(session.processes.process(args["process"]).events())
+    assert all(isinstance(event, ProcessOutput) for event in output)
+    told = b"".join(event.data for event in output if event.type == "stdout")
+    return {"stdout": told.decode(), "exit_code": end.exit_code}
+
+
+@step("processes.talk")
+async def talk(era: Any, session: Any, args: dict[str, Any]) -> Any:
+    process = session.processes.process(args["process"])
+    await done(process.write(args["input"]))
+    await done(process.close_stdin())
+    return await process_output(era, session, args)
+
+
+@step("processes.stop")
+async def stop_process(_: Any, session: Any, args: dict[str, Any]) -> Any:
+    return await done(session.processes.process(args["process"]).stop())
+
+
+@step("checkpoint")
+async def checkpoint(_: Any, session: Any, args: dict[str, Any]) -> Any:
+    return await done(session.checkpoint())
+
+
+@step("sessions.stop")
+async def stop_session(era: Any, on: str, _: Any) -> Any:
+    return await done((await done(era.sessions.get(on))).stop())
+
+
+@step("cell")
+async def cell(_: Any, session: Any, args: dict[str, Any]) -> Any:
+    return await done(session.context(args.pop("context")).run(**args))
+
+
+@step("contexts.list")
+async def list_contexts(_: Any, session: Any, args: dict[str, Any]) -> Any:
+    found = await done(session.contexts())
+    return {"contexts": plain(found), "count": len(found)}
+
+
+@step("contexts.interrupt")
+async def interrupt(_: Any, session: Any, args: dict[str, Any]) -> Any:
+    return {"interrupted": await done(session.context(args["context"]).interrupt())}
+
+
+@step("contexts.restart")
+async def restart(_: Any, session: Any, args: dict[str, Any]) -> Any:
+    return await done(session.context(args["context"]).restart())
+
+
+@step("contexts.delete")
+async def delete_context(_: Any, session: Any, args: dict[str, Any]) -> Any:
+    await done(session.context(args["context"]).delete())
+    return {"success": True}
 
 
 @step("inbox.get")

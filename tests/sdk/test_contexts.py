@@ -45,3 +45,7 @@ def test_cells_by_the_command(server: Server) -> None:
         era(server, "run", "-", "-s", "book", "--context", "main", stdin="print(1)\nx + 1", code=0).stdout == "1\n42\n"
     )
     assert "--session" in era(server, "run", "-", "-l", "py", "--context", "main", stdin="1", code=2).stderr
+    (row,) = era(server, "contexts", "list", "book", code=0).stdout.splitlines()
+    assert row.split()[:3] == ["main", "idle", "2"]
+    assert "no cell" in era(server, "contexts", "interrupt", "book", "main", code=0).stderr
+    assert "--process" in era(server, "exec", "book", "-i", "--", "cat", code=2).stderr

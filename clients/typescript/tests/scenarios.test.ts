@@ -5,7 +5,7 @@ import { readFileSync } from "node:fs";
 import process from "node:process";
 import { test } from "node:test";
 import { inspect } from "node:util";
-import { type Era, EraError, type Session } from "era-sessions";
+import { bytesOf as bytesWritten, type Era, EraError, type ProcessEvent, type Session } from "era-sessions";
 import { fromBase64, toBase64 } from "#built/base64.js";
 import { all, client } from "./support.ts";
 
@@ -87,6 +87,27 @@ const OF_SESSION: Record<string, (session: Session, args: Args, era: Era) => Pro
     const setup_result = await session.setup.wait();
     return { setup_result, setup_status: (await session.refresh()).setup_status };
   },
+  "processes.start": async (session, { command, ...rest }) => (await session.process(command, rest)).info(),
+  "processes.list": async (session) => counted("processes", await session.processes.list()),
+  "processes.signal": (session, { process, signal }) => session.processes.get(process).signal(signal),
+  "processes.output": async (session, { process }) => written(await all(session.processes.get(process).events())),
+  "processes.talk": async (session, { process: id, input }) => {
+    const process = session.processes.get(id);
+    await process.write(input);
+    await process.closeInput();
+    return written(await all(process.events()));
+  },
+  "processes.stop": (session, { process }) => session.processes.get(process).end(),
+  checkpoint: (session) => session.checkpoint(),
+  "sessions.stop": (session) => session.stop(),
+  cell: (session, { context, code, ...rest }) => session.context(context).run(code, rest),
+  "contexts.list": async (session) => counted("contexts", await session.contexts()),
+  "contexts.interrupt": async (session, { context }) => ({ interrupted: await session.context(context).interrupt() }),
+  "contexts.restart": (session, { context }) => session.context(context).restart(),
+  "contexts.delete": async (session, { context }) => {
+    await session.context(context).delete();
+    return { success: true };
+  },
   host: (session, { port }) => session.host(port),
   "inbox.get": (session) => session.inbox.get(),
   "inbox.set": (session, args) => session.inbox.set(args),
@@ -100,6 +121,14 @@ const OF_SESSION: Record<string, (session: Session, args: Args, era: Era) => Pro
     return (await era.importCapsule(capsule, args)).info;
   },
 };
+
+/** What a process wrote to its standard output, and how it ended. */
+function written(events: ProcessEvent[]): Record<string, unknown> {
+  const last = events.at(-1);
+  assert.ok(last?.type === "exit");
+  const stdout = events.map((event) => (event.type === "stdout" ? new TextDecoder().decode(bytesWritten(event)) : ""));
+  return { stdout: stdout.join(""), exit_code: last.exit_code };
+}
 
 function counted(name: string, items: unknown[]): Record<string, unknown> {
   return { [name]: items, count: items.length };

@@ -23,6 +23,7 @@ def add(parser: Parser) -> None:
             "era exec app -- python3 -m pytest -q",
             "era exec app --timeout 600 --background -- make all",
             "era exec app --process --tag web -- npm run dev",
+            "era exec app --process --interactive --tag db -- sqlite3 shop.db",
         ),
     )
     parser.add_argument("session", metavar="SESSION", help="the session's id")
@@ -32,6 +33,9 @@ def add(parser: Parser) -> None:
         "--process", action="store_true", help="start it as a process, which goes on beside runs, and print its id"
     )
     parser.add_argument("--tag", help="a name for the process")
+    parser.add_argument(
+        "-i", "--interactive", action="store_true", help="give the process input, by `era shell SESSION --process ID`"
+    )
 
 
 def exec_(named: Any) -> int:
@@ -39,6 +43,8 @@ def exec_(named: Any) -> int:
         raise Failure("There is no command to run.\n     era exec SESSION -- COMMAND ARGS…")
     if named.tag is not None and not named.process:
         raise Failure("--tag is the name of a process: start one with --process.")
+    if named.interactive and not named.process:
+        raise Failure("--interactive is for processes: start one with --process. A run gets its input by --stdin.")
     options = run_options(named)
     if named.process:
         return _start(named, options)
@@ -65,6 +71,8 @@ def _start(named: Any, options: dict[str, Any]) -> int:
         raise Failure(f"--{min(refused)} is for runs, not for processes.")
     if named.tag is not None:
         options["tag"] = named.tag
+    if named.interactive:
+        options["stdin"] = True
     with connect(named) as era:
         command = named.args[0] if len(named.args) == 1 else named.args
         process = era.sessions.named(named.session).process(command, **options)

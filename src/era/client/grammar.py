@@ -31,6 +31,7 @@ GROUPS: dict[str, dict[str, tuple[str, str]]] = {
         "logs": ("processes", "Print and follow what a process writes"),
         "kill": ("processes", "End a process, or send it a signal"),
         "checkpoint": ("processes", "Make a live session's files its next version"),
+        "contexts": ("contexts", "List, interrupt, restart and delete interpreters that stay"),
     },
     "Sessions": {
         "sessions": ("sessions", "Create, list, show, change, copy and delete sessions"),

@@ -267,10 +267,15 @@ class Ticket(View):
 
 
 class ContextInfo(View):
-    """An interpreter that stays."""
+    """An interpreter that stays. `status` is `busy` while a cell is under way, else `idle`."""
 
     name: str
+    language: str
+    kernel: str
+    status: str
+    execution_count: int
     memory_bytes: int | None
+    started_at: str
 
 
 class StoredCode(View):
