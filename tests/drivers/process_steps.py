@@ -311,7 +311,7 @@ for pid in range(2, 400):
     for path in (f'/proc/{pid}/environ', f'/dev/shm/{pid}/environ'):
         try: content = open(path, 'rb').read()
         except OSError: continue
-        if b'CANARY' in content and pid != os.getpid(): found.append(pid)
+        if b'CANARY' in content: found.append(pid)
 print(found)
 """
 

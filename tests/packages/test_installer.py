@@ -8,6 +8,7 @@ import json
 import os
 import shutil
 import stat
+import threading
 import time
 from contextlib import suppress
 from typing import Any
@@ -107,6 +108,34 @@ def test_compiling_can_be_stopped(lab: Lab, registry: Registry) -> None:
         asyncio.run(stopped(seconds))
         assert list((lab.directory / "environments" / "making").iterdir()) == []
         lab.installer.open()
+
+
+def test_stopping_waits_for_a_thread_that_still_makes_files(
+    lab: Lab, registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would go on in a scratch directory that is removed meanwhile."""
+    registry.put_python("one", "one-1.0-py3-none-any.whl", wheel("one", {"one.py": "x = 1"}))
+    begun, may_go_on, copytree = threading.Event(), threading.Event(), shutil.copytree
+
+    def slow_copytree(*given: Any, **named: Any) -> Any:
+        begun.set()
+        may_go_on.wait()
+        return copytree(*given, **named)
+
+    async def stopped() -> None:
+        await lab.installer.make(packages_of({"pip": ["one"]}), lab.build, anew=False)
+        await asyncio.to_thread(begun.wait)
+        stopping = asyncio.create_task(lab.installer.stop())
+        try:
+            done, _ = await asyncio.wait([stopping], timeout=0.3)
+            assert not done
+        finally:
+            may_go_on.set()
+            await stopping
+
+    monkeypatch.setattr(shutil, "copytree", slow_copytree)
+    asyncio.run(stopped())
+    assert list((lab.directory / "environments" / "making").iterdir()) == []
 
 
 def test_two_at_a_time_are_made_once(lab: Lab, registry: Registry) -> None:

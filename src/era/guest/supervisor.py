@@ -290,7 +290,10 @@ class Supervisor:
         os.waitpid(spare.pid, 0)
         spare.close()
         spare = self.make_spare(entry, invocation, cold=cold or not self.fork or entry != spare.entry)
-        spare.start(environment)
+        try:
+            spare.start(environment)
+        except BrokenPipeError:
+            environment[:] = bytes(len(environment))  # it has given up, as without its directory, and said why
         return spare
 
     def make_spare(self, entry: str, invocation: Invocation = AS_USUAL, *, cold: bool = False) -> Spare:

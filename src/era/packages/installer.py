@@ -63,6 +63,7 @@ from era.core.turns import Turns
 from era.packages import archives, building, tools, trees
 from era.packages.building import MustBuild
 from era.packages.processes import Processes, Space, size_of
+from era.packages.threads import in_thread
 
 _DIGEST = re.compile("[0-9a-f]{64}")
 _RUN_AT_START = re.compile(r".*\.pth|(usercustomize|sitecustomize)(\..*)?")
@@ -305,7 +306,7 @@ class PackageInstaller:
             # From here on tools' users can't get in: what is checked stays as it is.
             if self._processes.fetcher is not None:
                 os.chown(scratch, 0, 0)
-            installed = await asyncio.to_thread(self._pack, making, packages)
+            installed = await in_thread(self._pack, making, packages)
             await self._keep(installed, scratch, making.deadline)
         except OSError as error:
             raise SetupFailed(f"The packages could not be kept: {error.strerror or error}.") from error
@@ -448,7 +449,7 @@ class PackageInstaller:
 
     async def _restore(self, digest: str, scratch: Path) -> None:
         """Make a package set from its archive. Raises Damaged, OSError."""
-        await asyncio.to_thread(self._unpack, digest, scratch)
+        await in_thread(self._unpack, digest, scratch)
         await self._finish(digest, scratch, time.monotonic() + self._seconds)
 
     async def _keep(self, installed: PackageSet, scratch: Path, deadline: float) -> None:
@@ -462,7 +463,7 @@ class PackageInstaller:
             with self._blobs.batch() as batch:
                 batch.put_spooled(os.fspath(scratch / "archive"), installed.digest)
 
-        await asyncio.to_thread(put)
+        await in_thread(put)
         await self._finish(installed.digest, scratch, deadline)
 
     async def _finish(self, digest: str, scratch: Path, deadline: float) -> None:
@@ -472,7 +473,7 @@ class PackageInstaller:
             await self._compile(scratch, min(deadline, time.monotonic() + _COMPILE_SECONDS))
         elif size:
             (scratch / "made" / _UNCOMPILED).touch()
-        await asyncio.to_thread(self._publish, scratch, digest)
+        await in_thread(self._publish, scratch, digest)
         if 0 < size <= _MANY_BYTES:
             _in_background(self._compile_afterwards(digest), self._compiling)
 
@@ -482,9 +483,9 @@ class PackageInstaller:
 
         async def compile_copy(scratch: Path) -> None:
             scratch.mkdir(mode=0o700)
-            await asyncio.to_thread(shutil.copytree, place / "python", scratch / "made/python", symlinks=True)
+            await in_thread(shutil.copytree, place / "python", scratch / "made/python", symlinks=True)
             await self._compile(scratch, time.monotonic() + _COMPILE_SECONDS)
-            await asyncio.to_thread(self._add_bytecode, scratch / "made", place)
+            await in_thread(self._add_bytecode, scratch / "made", place)
 
         with suppress(OSError, SetupFailed):  # runs are slower then, and no worse
             await self._in_scratch(compile_copy)
@@ -507,7 +508,7 @@ class PackageInstaller:
         uid, bare = self._processes.compiler, scratch / "compiled"
         bare.mkdir()
         (scratch / "made/python").rename(bare / "python")
-        await asyncio.to_thread(trees.own, bare, uid)
+        await in_thread(trees.own, bare, uid)
         work = self._processes.path("work", bare)
         command = [self._interpreter(scratch), "-I", "-S", "-m", "compileall", "-q"]
         command += ["-j", "0" if size_of(bare) > _MANY_BYTES else "1"]
@@ -522,7 +523,7 @@ class PackageInstaller:
         if uid is not None:
             os.chown(bare, 0, 0)
         bare.chmod(0o700)
-        await asyncio.to_thread(trees.check, bare, most_files=2 * self._most_files, most_bytes=4 * self._most_bytes)
+        await in_thread(trees.check, bare, most_files=2 * self._most_files, most_bytes=4 * self._most_bytes)
         (bare / "python").rename(scratch / "made/python")
 
     def _publish(self, scratch: Path, digest: str) -> None:
