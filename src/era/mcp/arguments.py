@@ -78,6 +78,12 @@ class RunInSession(Called):
     command: str | None = Field(None, description="A line for `sh -c`, in place of code.")
     cwd: str = Field("", description="Directory to start in, below the working directory.")
     atomic: bool = Field(False, description="Keep data and files only if the program exits with 0.")
+    context: str | None = Field(
+        None,
+        description="Run the code as a notebook's cell, in the interpreter of this name, such as main: its variables "
+        "and imports are there for the next cell. The first cell makes it. Python, Node and TypeScript have them; "
+        "not with command, args or atomic.",
+    )
 
 
 class ListSessions(Arguments):

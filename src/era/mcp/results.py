@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mcp_types import CallToolResult, ContentBlock, ImageContent, ResourceLink, TextContent
@@ -15,10 +15,12 @@ MOST_CHARACTERS = 20_000
 _TAIL = MOST_CHARACTERS // 4
 """Of these, how many are the end of what was written: errors stand there."""
 
+IMAGES = {"image/png", "image/jpeg", "image/gif", "image/webp"}
 MOST_IMAGES = 4
 MOST_IMAGE_BYTES = 1 << 20
 
 _RUN_FIELDS = ("exit_code", "status", "duration", "session_id", "run_id", "data", "state", "artifacts")
+_CELL_FIELDS = ("context", "execution_count", "memory")
 
 
 class RunResult(BaseModel):
@@ -36,6 +38,7 @@ class RunResult(BaseModel):
     session_id: str | None = None
     run_id: str | None = None
     data: dict[str, Any] | None = Field(None, description="The session's state after the run.")
+    results: str | None = Field(None, description="With a context: what the cell showed, its last value too, as text.")
 
 
 def text_result(text: str, structured: Mapping[str, Any]) -> CallToolResult:
@@ -46,10 +49,16 @@ def failure(text: str) -> CallToolResult:
     return CallToolResult(content=[TextContent(text=text)], is_error=True)
 
 
-def run_result(answer: Mapping[str, Any], images: list[ImageContent], *, in_session: bool) -> CallToolResult:
-    """The answer of a run, whose stdout and stderr may be Shortened already. A program that failed is no failure of the
-    tool: the model wants to see how."""
-    structured: dict[str, Any] = {name: answer[name] for name in _RUN_FIELDS if name in answer}
+def run_result(
+    answer: Mapping[str, Any],
+    *,
+    shown_images: Sequence[ImageContent] = (),
+    left_images: Sequence[ImageContent] = (),
+    in_session: bool,
+) -> CallToolResult:
+    """The answer of a run, whose stdout and stderr may be Shortened already, with pictures that it showed and left. A
+    program that failed is no failure of the tool: the model wants to see how."""
+    structured: dict[str, Any] = {name: answer[name] for name in _RUN_FIELDS + _CELL_FIELDS if name in answer}
     parts: list[str] = []
     links: list[ContentBlock] = []
     for stream in ("stdout", "stderr"):
@@ -64,6 +73,11 @@ def run_result(answer: Mapping[str, Any], images: list[ImageContent], *, in_sess
             links.append(ResourceLink(uri=uri, name=f"all of {stream}", mime_type="text/plain"))
         if answer[f"{stream}_truncated"]:
             parts.append(f"[{stream} went over the session's output limit, and the rest is lost]")
+    if "results" in answer:
+        structured["results"] = shown = _shown(answer, len(shown_images))
+        parts += [shown] if shown else []
+        if not answer["memory"]["kept"]:
+            parts.append(f"[variables of earlier cells are gone: {answer['memory']['reason']}]")
     if answer["status"] != "ok":
         parts.append(f"[{answer['status']}: exit code {answer['exit_code']} after {answer['duration']}]")
     state = answer.get("state")
@@ -73,7 +87,45 @@ def run_result(answer: Mapping[str, Any], images: list[ImageContent], *, in_sess
     if listed:
         parts.append(f"[files to look at, with era_read_file: {', '.join(listed)}]")
     text = "\n".join(parts) or "[no output]"
-    return CallToolResult(content=[TextContent(text=text), *images, *links], structured_content=structured)
+    content: list[ContentBlock] = [TextContent(text=text), *shown_images, *left_images, *links]
+    return CallToolResult(content=content, structured_content=structured)
+
+
+def _shown(answer: Mapping[str, Any], images: int) -> str:
+    """What a cell showed, as text, within the bound of what is printed. So many `images` come beside it."""
+    texts = Shortened()
+    for number, result in enumerate(answer["results"]):
+        texts.add("\n" if number else "")
+        texts.add(_text_of(result["data"]))
+    if left_out := sum(not IMAGES.isdisjoint(result["data"]) for result in answer["results"]) - images:
+        texts.add(f"\n[of its pictures {left_out} are left out: save them as files, and read those with era_read_file]")
+    if answer["results_truncated"]:
+        texts.add("\n[the cell showed more than is kept]")
+    return texts.text()
+
+
+def _text_of(bundle: Mapping[str, Any]) -> str:
+    """The form of something shown, by MIME type, that a model reads best."""
+    for kind in ("text/markdown", "text/plain"):
+        if isinstance(bundle.get(kind), str):
+            return str(bundle[kind])
+    return f"<{', '.join(bundle)}>"
+
+
+def shown_pictures(results: list[dict[str, Any]]) -> list[ImageContent]:
+    """The first small pictures that a cell showed. What says to be one, and is no base64, is left out."""
+    pictures: list[ImageContent] = []
+    for bundle in (result["data"] for result in results):
+        kind = next((kind for kind in bundle if kind in IMAGES), None)
+        if kind is None or len(pictures) == MOST_IMAGES:
+            continue
+        try:
+            data = base64.b64decode("".join(bundle[kind].split()), validate=True)
+        except (AttributeError, ValueError):
+            continue
+        if data and len(data) <= MOST_IMAGE_BYTES:
+            pictures.append(image(data, kind))
+    return pictures
 
 
 def image(data: bytes, media_type: str) -> ImageContent:

@@ -15,12 +15,14 @@ from mcp_types import CallToolResult, ImageContent, ToolAnnotations
 from era.mcp import arguments as given
 from era.mcp.calls import CallFailed, Calls, given_file_path
 from era.mcp.results import (
+    IMAGES,
     MOST_IMAGE_BYTES,
     MOST_IMAGES,
     RunResult,
     Shortened,
     image,
     run_result,
+    shown_pictures,
     text_result,
 )
 from era.urls import file_path, session_path
@@ -29,8 +31,6 @@ type Progress = Callable[[str], Awaitable[None]]
 """Gets what a program has just written."""
 
 type Answered = Awaitable[CallToolResult]
-
-_IMAGES = {"image/png", "image/jpeg", "image/gif", "image/webp"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,11 +56,8 @@ class Tool:
 
 async def _once(calls: Calls, body: given.Once, progress: Progress, language: str | None = None) -> CallToolResult:
     fields = body.model_dump(exclude_none=True)
-    return run_result(
-        await calls.call("POST", "/api/execute", fields | ({"language": language} if language else {})),
-        [],
-        in_session=False,
-    )
+    fields |= {"language": language} if language else {}
+    return run_result(await calls.call("POST", "/api/execute", fields), in_session=False)
 
 
 async def _command(calls: Calls, body: given.Command, progress: Progress) -> CallToolResult:
@@ -70,16 +67,16 @@ async def _command(calls: Calls, body: given.Command, progress: Progress) -> Cal
             raise CallFailed("'files' are for a run without a session. Put them there with era_upload_file.")
         return await _run(calls, body.session_id, fields, progress)
     fields |= {"language": "shell", "files": body.files}
-    return run_result(await calls.call("POST", "/api/execute", fields), [], in_session=False)
+    return run_result(await calls.call("POST", "/api/execute", fields), in_session=False)
 
 
 async def _run_in_session(calls: Calls, body: given.RunInSession, progress: Progress) -> CallToolResult:
-    fields = body.model_dump(exclude_none=True, exclude={"session_id"})
+    fields = body.model_dump(exclude_defaults=True, exclude={"session_id"})
     return await _run(calls, body.session_id, fields, progress)
 
 
 async def _run(calls: Calls, session_id: str, body: Mapping[str, Any], progress: Progress) -> CallToolResult:
-    """A run in a session, with its pictures."""
+    """A run in a session, with the pictures that it shows or leaves."""
     written = {"stdout": Shortened(), "stderr": Shortened()}
     answer: dict[str, Any] = {}
     async for event in calls.events(session_id, body):
@@ -91,14 +88,16 @@ async def _run(calls: Calls, session_id: str, body: Mapping[str, Any], progress:
     if not answer:
         raise CallFailed("The ERA server hung up before the run was over. See era_get_session for what was kept.")
     answer |= written
-    return run_result(answer, await _pictures(calls, session_id, answer["artifacts"]), in_session=True)
+    shown = shown_pictures(answer.get("results") or [])
+    left = await _pictures(calls, session_id, answer["artifacts"], MOST_IMAGES - len(shown))
+    return run_result(answer, shown_images=shown, left_images=left, in_session=True)
 
 
-async def _pictures(calls: Calls, session_id: str, artifacts: list[dict[str, Any]]) -> list[ImageContent]:
+async def _pictures(calls: Calls, session_id: str, artifacts: list[dict[str, Any]], most: int) -> list[ImageContent]:
     """The first small pictures that a run has left."""
-    small = [item["path"] for item in artifacts if item["type"] in _IMAGES and item["size"] <= MOST_IMAGE_BYTES]
+    small = [item["path"] for item in artifacts if item["type"] in IMAGES and item["size"] <= MOST_IMAGE_BYTES]
     pictures = []
-    for path in small[:MOST_IMAGES]:
+    for path in small[:most]:
         content = await calls.content(file_path(session_id, path))
         pictures.append(image(content.data, content.media_type))
     return pictures
@@ -157,7 +156,7 @@ async def _upload(calls: Calls, body: given.UploadFile, progress: Progress) -> C
 async def _read(calls: Calls, body: given.ReadFile, progress: Progress) -> CallToolResult:
     content = await calls.content(given_file_path(body.session_id, body.path))
     size = len(content.data)
-    if content.media_type in _IMAGES and size <= MOST_IMAGE_BYTES:
+    if content.media_type in IMAGES and size <= MOST_IMAGE_BYTES:
         shown = text_result(f"{body.path}: {content.media_type}, {size} bytes.", {"path": body.path, "size": size})
         return shown.model_copy(update={"content": [*shown.content, image(content.data, content.media_type)]})
     try:
@@ -236,7 +235,7 @@ TOOLS = {
             "era_run_in_session",
             "Run in a session",
             "Run code or a command in a session. It finds the session's files in its working directory and the state "
-            "in .session_data.json; what it changes there is kept. Variables of earlier runs are not.",
+            "in .session_data.json; what it changes there is kept. Variables are kept only by runs with a 'context'.",
             given.RunInSession,
             _run_in_session,
             _RUNS,
