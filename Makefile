@@ -1,6 +1,6 @@
 # Each target first sets up what it needs; when that is done already, it costs nothing. ARGS='...' passes arguments to a
 # target's command. CONTRIBUTING.md says how long each takes.
-.PHONY: help setup setup-dev setup-test setup-bench serve test unit check fix types bench soak
+.PHONY: help setup setup-dev setup-test setup-soak setup-bench serve test unit check fix types bench soak
 .DEFAULT_GOAL := help
 
 # Tests that need neither sandboxes nor a server.
@@ -24,6 +24,9 @@ setup-dev:
 
 setup-test:
 	@SYSTEM=$(SYSTEM) bash scripts/setup --test
+
+setup-soak:
+	@SYSTEM=$(SYSTEM) bash scripts/setup --soak
 
 setup-bench:
 	@bash scripts/setup --bench
@@ -57,5 +60,5 @@ types: setup-dev ## generate the TypeScript client's types and errors from the s
 bench: setup-bench ## measure ERA beside its rivals, as a page with plots (ARGS='--against REVISION' compares two)
 	.venv/bin/python -m bench --page bench/results/bench.html $(ARGS)
 
-soak: setup-test ## run the long tests
+soak: setup-soak ## run the long tests
 	.venv/bin/pytest -m soak -o faulthandler_timeout=7200 -rs $(ARGS)

@@ -55,8 +55,10 @@ MAY_IMPORT: dict[str, set[str]] = {
     "sdk/aio": {"errors", "sdk", "urls"},
     "sdk/sync": {"errors", "sdk", "urls"},
     "adapters": {"errors", "sdk", "sdk/aio", "sdk/sync"},
+    "cluster": {"errors", "store"},
     "client": {
         "app",
+        "cluster",
         "doctor",
         "errors",
         "mcp",
@@ -83,7 +85,7 @@ MAY_IMPORT: dict[str, set[str]] = {
 """What each folder of src/era, and each file beside them, may import of era besides itself. It is also the list of
 places where code may be; ARCHITECTURE.md's map says of each folder which question it answers."""
 
-ONLY_WHEN_CALLED = {"api": {"mcp"}, "client": {"app", "doctor", "mcp", "operation", "preflight", "settings"}}
+ONLY_WHEN_CALLED = {"api": {"mcp"}, "client": {"app", "cluster", "doctor", "mcp", "operation", "preflight", "settings"}}
 """Imports allowed only inside functions, so that commands that don't serve start fast and need no server library."""
 
 

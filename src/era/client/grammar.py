@@ -48,6 +48,7 @@ GROUPS: dict[str, dict[str, tuple[str, str]]] = {
     "Servers": {
         "serve": ("serve", "Serve the HTTP API"),
         "cluster": ("cluster", "Serve the HTTP API by several hosts on this machine"),
+        "host": ("host", "List, drain and start the hosts on the nodes of a Ray cluster"),
         "backup": ("operation", "Back up a server's data directory"),
         "restore": ("operation", "Make a data directory of a backup"),
         "check": ("operation", "Check whether a data directory is whole"),

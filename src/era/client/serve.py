@@ -35,6 +35,7 @@ def add(parser: Parser) -> None:
             "era serve",
             "era serve --port 9000 --data-dir /var/lib/era",
             "ERA_API_KEY=secret era serve --host 0.0.0.0",
+            "era serve --cluster auto",
         ),
         json=False,
     )
@@ -46,6 +47,14 @@ def add(parser: Parser) -> None:
     option("--allow-no-key", action=BooleanOptionalAction, help="serve other addresses although no API key is set")
     option("--isolation", help="kind of sandbox where a session chooses none: auto, gvisor or bubblewrap")
     option("--log-level", metavar="LEVEL", help="debug, info, warning or error")
+    option(
+        "--cluster",
+        metavar="ADDRESS",
+        help="serve by a host on each node of a Ray cluster: HOST:PORT of its head, or auto, which is the one that "
+        "this machine is a node of. Settings are those of all hosts (docs/cluster.md)",
+    )
+    option("--label", action="append", metavar="KEY=VALUE", help="with --cluster: only nodes with this label of Ray's")
+    option("--keep-hosts", action="store_true", help="with --cluster: leave the hosts running when this ends")
 
 
 def serve(named: Any) -> int:
@@ -62,11 +71,39 @@ def serve(named: Any) -> int:
     except ValidationError as error:
         problem = error.errors()[0]
         raise Failure(f"ERA_{str(problem['loc'][0]).upper()}: {problem['msg']}") from None
+    if named.cluster is not None:
+        url = None if settings.database_url is None else settings.database_url.get_secret_value()
+        return _serve_cluster(named, url, options)
+    if named.label or named.keep_hosts:
+        raise Failure("--label and --keep-hosts are for --cluster.")
     for warning in check(settings, os.environ):
         print(f"era: {warning}", file=sys.stderr)
     with server_extra():
         from era.app import run_service
     return run_service(settings, lambda line: print(line, flush=True))
+
+
+def _serve_cluster(named: Any, database_url: str | None, options: dict[str, Any]) -> int:
+    """Have a host on each node of a Ray cluster. What these hosts have to check of settings and machine they check
+    themselves."""
+    with server_extra():
+        from era.cluster.driver import drive, reach
+        from era.cluster.host_settings import of_cluster
+        from era.preflight import check_variables
+    labels = dict(label.partition("=")[::2] for label in named.label or ())
+    if not all(labels.values()):
+        raise Failure("--label is KEY=VALUE.")
+    for warning in check_variables(os.environ):
+        print(f"era: {warning}", file=sys.stderr)
+    hosts = reach(named.cluster, labels, database_url)
+    given = {f"ERA_{name.upper()}": _spelt(value) for name, value in options.items()}
+    settings = of_cluster(os.environ) | given
+    return drive(hosts, settings, lambda line: print(line, flush=True), keep_hosts=named.keep_hosts)
+
+
+def _spelt(value: object) -> str:
+    """The value of an option as that of a variable, for processes that start elsewhere."""
+    return str(value.absolute() if isinstance(value, Path) else value)
 
 
 def doctor(_: Any) -> int:

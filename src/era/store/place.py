@@ -67,6 +67,17 @@ def rows_url(directory: Path, database_url: str | None) -> str:
     return database_url
 
 
+def check_database(database_url: str) -> None:
+    """Raises NotReady where PostgreSQL can't be reached at this URL, or can't hold a store. Nothing is written."""
+    place_of(database_url)
+    engines = dialects.connect(database_url, alone=False)
+    try:
+        dialects.check_server(engines.writer)
+    finally:
+        engines.writer.dispose()
+        engines.reader.dispose()
+
+
 def place_of(database_url: str) -> str:
     """A database of PostgreSQL, named without user and password. Raises NotReady for a URL that is of no such."""
     try:

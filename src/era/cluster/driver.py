@@ -1,0 +1,92 @@
+"""The driver: sees to it that each node of a Ray cluster has a host, as nodes come and go, and tells of them.
+
+It may end at any time, by any means: hosts and their actors go on, and the next driver finds them.
+"""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Callable, Mapping
+
+from era.cluster.ray_hosts import NodeHost, RayHosts, connect
+from era.errors import Unavailable
+from era.store.place import check_database
+
+_LOOK_SECONDS = 1.0
+_STOP_SECONDS = 75.0
+"""More than a host takes that has to be killed."""
+
+
+def reach(address: str, labels: Mapping[str, str], database_url: str | None) -> RayHosts:
+    """Connect to the Ray cluster at this address, for the nodes with these labels. Raises NotReady where it can't be
+    used, or the database of the hosts can't; None is one that only the nodes know."""
+    if database_url is not None:
+        check_database(database_url)
+    return connect(address, labels)
+
+
+def drive(hosts: RayHosts, cluster: Mapping[str, str], say: Callable[[str], None], *, keep_hosts: bool) -> int:
+    """Keep a host on each node, with these settings, until SIGINT or SIGTERM; then stop them all, unless they are to be
+    kept. Returns the exit code; `say` gets the lines for the person who started it."""
+    stopping = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: stopping.set())  # in the place of Ray's own
+    told = _Told(say)
+    while not stopping.is_set():
+        try:
+            told.tell(hosts.ensure(cluster))
+        except Unavailable as error:
+            told.trouble(error.message)
+        stopping.wait(_LOOK_SECONDS)
+    if keep_hosts:
+        say("The hosts go on; `era host stop` stops them.")
+        return 0
+    try:
+        left = hosts.stop_all(_STOP_SECONDS)
+    except Unavailable as error:
+        say(f"{error.message}: the hosts go on.")
+        return 1
+    for each in left:
+        say(f"{each.node.address}   hasn't stopped: {each.problem or each.host}")
+    return 1 if left else 0
+
+
+class _Told:
+    """What was said, so that only news is said."""
+
+    def __init__(self, say: Callable[[str], None]) -> None:
+        self._say = say
+        self._lines: dict[str, str] = {}
+        self._trouble = ""
+        self._serves = False
+
+    def tell(self, seen: list[NodeHost]) -> None:
+        """Say what is new of the hosts; once all are ready for the first time, where the cluster serves."""
+        self.trouble("")
+        for gone in self._lines.keys() - {each.node.id for each in seen}:
+            self._say(f"{self._lines.pop(gone).split()[0]}   its node is gone")
+        for each in seen:
+            line = _line(each)
+            if line != self._lines.get(each.node.id):
+                self._lines[each.node.id] = line
+                self._say(line)
+        ready = [each.host.url for each in seen if each.host is not None and each.host.state == "ready"]
+        if not self._serves and seen and len(ready) == len(seen):
+            self._serves = True
+            self._say(f"ERA serves   {ready[0]}   and {len(ready) - 1} more hosts; any takes any call")
+
+    def trouble(self, message: str) -> None:
+        """Say that Ray fails, or no longer does."""
+        if message and not self._trouble:
+            self._say(f"{message}. The hosts go on.")
+        elif self._trouble and not message:
+            self._say("Ray is there again.")
+        self._trouble = message
+
+
+def _line(each: NodeHost) -> str:
+    if each.host is None:
+        return f"{each.node.address}   {each.problem}"
+    words = [each.node.address, each.host.state, each.host.url, each.host.detail]
+    return "   ".join(word for word in words if word)

@@ -1,0 +1,300 @@
+"""A host's process on this machine: started, watched, started anew when it ends, stopped.
+
+Theory of operation. The process is `era serve` with a host's settings. It is no child of whoever watches over it, and
+outlives it: a note in the host's data directory says which process it is, and the next watcher adopts that. Ownership
+of sessions has nothing to do with any of this. That is in the database, and a second process on the same data directory
+would end by itself, since the first one holds its lock.
+
+Nothing here waits. `look` is called again and again by whoever watches (ray_hosts.py), and does what is due.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal
+
+import httpx
+
+State = Literal["starting", "ready", "unready", "failing", "stopping", "stopped", "drained"]
+"""`unready`: it serves, and can't take runs now. `failing`: it ended before it served, and is tried again.
+`drained`: it is stopped, and stays so until it is told to start, whoever watches over it."""
+
+NOTE = "host-process.json"
+LOG = "host.log"
+
+SERVE = (sys.executable, "-m", "era.client.cli", "serve")
+
+_AGAIN_SECONDS = 1.0
+"""Least time between two starts; doubled with each that fails."""
+
+_MOST_AGAIN_SECONDS = 30.0
+_STOP_SECONDS = 60.0
+"""More than `era serve` takes to drain by default. One that takes longer is killed."""
+
+_HEALTH_SECONDS = 2.0
+_HUNG_SECONDS = 60.0
+"""Without any answer to GET /ready. Its lease was over long before, so others have its sessions by then."""
+
+_LOG_BYTES = 64 << 20
+"""A log that is larger when a process starts is put aside, in the place of the one put aside before."""
+
+_LAUNCH = """
+import subprocess, sys
+with open(sys.argv[1], "ab") as log:
+    process = subprocess.Popen(
+        sys.argv[2:], stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+    )
+    print(process.pid)
+    process.returncode = 0  # so that the end of this process, which comes now, complains about nothing
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class HostStatus:
+    """What is known of a node's host."""
+
+    state: State
+    url: str = ""
+    """Where it serves; empty as long as it doesn't."""
+
+    pid: int = 0
+    restarts: int = 0
+    """How often it was started anew since this watcher began."""
+
+    detail: str = ""
+    """Why it isn't ready, for people."""
+
+
+@dataclass(slots=True)
+class _Note:
+    """Which process it is, so that another watcher finds it."""
+
+    pid: int = 0
+    begun: int = 0
+    """When the process began, in the kernel's ticks since boot: process ids come again."""
+
+    url: str = ""
+    log_from: int = 0
+    """Where in the log its process begins."""
+
+    drained: bool = False
+
+
+class HostProcess:
+    """One host on this machine, with its data directory and the log in it."""
+
+    def __init__(self, data_dir: Path, environment: Mapping[str, str], command: Sequence[str] = SERVE) -> None:
+        """`environment` is that of the process, which prints `ERA serves URL` once it serves. Raises OSError."""
+        self._data_dir = data_dir
+        self._command = command
+        self.environment = dict(environment)
+        data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._note = _read(data_dir / NOTE)
+        self._wanted = not self._note.drained
+        self._ready = False
+        self._detail = ""
+        self._failures = 0
+        self._restarts = 0
+        self._began_at = -_AGAIN_SECONDS
+        self._start_at = 0.0
+        self._kill_at: float | None = None
+        self._ask_at = 0.0
+        self._answered_at = time.monotonic()
+
+    def status(self) -> HostStatus:
+        """What the last `look` found."""
+        pid = self._note.pid
+        url = self._note.url if pid else ""
+        state: State
+        if self._kill_at is not None:
+            state = "stopping"
+        elif pid and url:
+            state = "ready" if self._ready else "unready"
+        elif pid:
+            state = "starting"
+        elif self._note.drained:
+            state = "drained"
+        elif not self._wanted:
+            state = "stopped"
+        else:
+            state = "failing" if self._failures else "starting"
+        return HostStatus(state, url, pid, self._restarts, "" if state == "ready" else self._detail)
+
+    def keep_running(self) -> None:
+        """Have it run from now on, unless it was drained."""
+        self._wanted = not self._note.drained
+
+    def start(self) -> None:
+        """Have it run from now on, also if it was drained. Raises OSError."""
+        self._start_at = 0.0
+        if self._note.drained:
+            self._note.drained = False
+            self._write()
+        self.keep_running()
+
+    def stop(self, *, drain: bool = False) -> None:
+        """Tell it to end: it lets runs end, and gives its sessions to the others at once. With `drain`, keep whoever
+        watches next from starting it, too. Raises OSError."""
+        self._wanted = False
+        if drain and not self._note.drained:
+            self._note.drained = True
+            self._write()
+        if self._note.pid and self._kill_at is None:
+            self._kill_at = time.monotonic() + _STOP_SECONDS
+            self._signal(signal.SIGTERM)
+
+    def look(self) -> None:
+        """See what has become of it, and do what is due: start, note where it serves, ask whether it is ready, kill.
+        Takes a moment, or the two seconds that it has for an answer. Raises OSError."""
+        now = time.monotonic()
+        if not self._note.pid:
+            if self._wanted and now >= self._start_at:
+                self._launch()
+        elif not self._is_running():
+            self._ended(now)
+        elif self._kill_at is not None:
+            if now > self._kill_at:
+                self._signal(signal.SIGKILL)
+        elif not self._note.url:
+            self._note.url = served_at(self._said())
+            if self._note.url:
+                self._write()
+        elif now >= self._ask_at:
+            self._ask()
+
+    def _launch(self) -> None:
+        self._rotate()
+        log = self._data_dir / LOG
+        self._note.log_from = log.stat().st_size if log.exists() else 0
+        command = [sys.executable, "-I", "-S", "-c", _LAUNCH, str(log), *self._command]
+        done = subprocess.run(command, env=self._own(), cwd="/", capture_output=True, text=True, check=False)
+        self._began_at = self._answered_at = time.monotonic()
+        if done.returncode:
+            self._fail(" ".join(done.stderr.split())[-2000:])
+            return
+        self._note.pid, self._note.url = int(done.stdout), ""
+        self._note.begun = began(self._note.pid)
+        self._write()
+
+    def _own(self) -> dict[str, str]:
+        """The process's environment. A port that the system has chosen is kept, so that its clients find it again."""
+        port = served_port(self._note.url)
+        if self.environment.get("ERA_PORT") == "0" and port and not self._failures:
+            return {**self.environment, "ERA_PORT": str(port)}
+        return self.environment
+
+    def _ended(self, now: float) -> None:
+        was_ready, stopping = bool(self._note.url), self._kill_at is not None
+        said = self._said().strip()
+        self._note.pid, self._ready, self._kill_at = 0, False, None
+        self._write()
+        if stopping:
+            self._detail = ""
+            return
+        self._restarts += 1
+        if was_ready:
+            self._failures = 0
+            self._detail = "it has ended, and is started anew"
+            self._start_at = max(now, self._began_at + _AGAIN_SECONDS)
+        else:
+            self._fail(last_line(said))
+
+    def _fail(self, why: str) -> None:
+        """Note that a start came to nothing, and when to try again."""
+        self._failures += 1
+        self._detail = f"it doesn't start: {why}"
+        wait = min(_AGAIN_SECONDS * 2 ** min(self._failures, 10), _MOST_AGAIN_SECONDS)
+        self._start_at = time.monotonic() + wait
+
+    def _ask(self) -> None:
+        """Ask whether it can take runs; kill it if it hasn't answered anything for a minute."""
+        try:
+            answer = httpx.get(f"{self._note.url}/ready", timeout=_HEALTH_SECONDS, trust_env=False, verify=False)  # noqa: S501  it is this machine's own
+        except httpx.HTTPError as error:
+            self._ready, self._detail = False, f"it doesn't answer ({type(error).__name__})"
+            if time.monotonic() > self._answered_at + _HUNG_SECONDS:
+                self._signal(signal.SIGKILL)
+        else:
+            self._answered_at = time.monotonic()
+            self._ready = answer.status_code == 200
+            self._detail = "" if self._ready else f"GET /ready answers {answer.status_code}"
+        self._ask_at = time.monotonic() + (_HEALTH_SECONDS if self._ready else _HEALTH_SECONDS / 10)
+
+    def _is_running(self) -> bool:
+        return self._note.begun != 0 and began(self._note.pid) == self._note.begun
+
+    def _signal(self, number: int) -> None:
+        if self._is_running():
+            with suppress(ProcessLookupError):
+                os.kill(self._note.pid, number)
+
+    def _said(self) -> str:
+        """What its present process has written, the beginning of it."""
+        try:
+            with (self._data_dir / LOG).open("rb") as log:
+                log.seek(self._note.log_from)
+                return log.read(1 << 16).decode(errors="replace")
+        except FileNotFoundError:
+            return ""
+
+    def _rotate(self) -> None:
+        log = self._data_dir / LOG
+        if log.exists() and log.stat().st_size > _LOG_BYTES:
+            log.replace(log.with_name(f"{LOG}.1"))
+
+    def _write(self) -> None:
+        """Write the note, as a whole or not at all."""
+        draft = self._data_dir / f"{NOTE}.new"
+        draft.write_text(json.dumps(asdict(self._note)))
+        draft.replace(self._data_dir / NOTE)
+
+
+def _read(file: Path) -> _Note:
+    """The note of the watcher before; an empty one where there was none, or its process is gone."""
+    try:
+        note = _Note(**json.loads(file.read_text()))
+    except (OSError, ValueError, TypeError):
+        return _Note()
+    if not note.begun or began(note.pid) != note.begun:
+        note.pid = 0
+    return note
+
+
+def began(pid: int) -> int:
+    """When this process began, in the kernel's ticks since boot; 0 where there is none, or only what is left of it
+    until its parent asks."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return 0
+    return 0 if fields[0] in "ZX" else int(fields[19])
+
+
+def served_at(said: str) -> str:
+    """The URL that a server's first lines say it serves at, empty where they don't yet."""
+    for line in said.splitlines(keepends=True):
+        if line.startswith("ERA serves") and line.endswith("\n"):
+            return line.split()[2]
+    return ""
+
+
+def served_port(url: str) -> int:
+    """The port in such a URL, 0 where there is none."""
+    port = url.rpartition(":")[2]
+    return int(port) if port.isdecimal() else 0
+
+
+def last_line(said: str) -> str:
+    """The line that says why a server doesn't start, of all that it said."""
+    lines = [line.strip() for line in said.splitlines() if line.strip()]
+    told = [line for line in lines if line.startswith("era: ")]
+    return (told or lines or ["it said nothing"])[-1][:2000]

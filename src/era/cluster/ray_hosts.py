@@ -1,0 +1,286 @@
+"""Ray as the engine of hosts: an actor on each node, which watches over the host there.
+
+Ray starts, watches and restarts; it owns nothing. Which host has a session is decided by PostgreSQL alone, so whatever
+Ray believes, or loses, can't do harm: a host outlives its actor, its node's Ray and Ray's head.
+
+An actor is detached, so that it outlives the driver that made it, bound to its node, and claims no resources. What it
+is told of settings comes in a call and not at its making, since Ray keeps what an actor is made of: passwords would be
+there. So an actor that Ray has restarted knows no settings until a driver tells it anew; the host goes on meanwhile.
+
+Ray is an extra of the package (`cluster`), imported by `connect` only, and never by a server.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from era.cluster.host_process import HostProcess, HostStatus
+from era.cluster.host_settings import host_environment
+from era.errors import NotReady, Unavailable
+
+NAMESPACE = "era"
+_LOOK_SECONDS = 0.1
+_CONNECT_SECONDS = 5.0
+_ANSWER_SECONDS = 10.0
+"""For which actors are waited for that don't answer, as they are being started or their node has just gone."""
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """A node of the Ray cluster that is alive."""
+
+    id: str
+    address: str
+    labels: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class NodeHost:
+    """A node, and the host on it; None where its actor doesn't answer."""
+
+    node: Node
+    host: HostStatus | None
+    problem: str = ""
+    """Why it doesn't."""
+
+
+class HostActor:
+    """What runs on a node: one host's process, which a thread watches over. Its public methods are called by Ray."""
+
+    def __init__(self, address: str) -> None:
+        self._address = address
+        self._host: HostProcess | None = None
+        self._problem = "it knows no settings yet: no driver has told it any"
+        self._lock = threading.Lock()
+        threading.Thread(target=self._watch, daemon=True).start()
+
+    def ensure(self, cluster: Mapping[str, str]) -> HostStatus:
+        """Have a host run with these settings; one that runs already goes on with those that it has."""
+        with self._lock:
+            try:
+                environment = host_environment(cluster, os.environ, self._address)
+                if self._host is None:
+                    self._host = HostProcess(Path(environment["ERA_DATA_DIR"]), environment)
+                self._host.environment = environment
+                self._host.keep_running()
+            except NotReady as error:
+                self._problem = error.message
+            except OSError as error:
+                self._problem = str(error)
+        return self.status()
+
+    def status(self) -> HostStatus:
+        with self._lock:
+            if self._host is None:
+                return HostStatus("failing", detail=self._problem)
+            return self._host.status()
+
+    def start(self) -> HostStatus:
+        """Start a host that was drained."""
+        with self._lock:
+            if self._host is not None:
+                self._host.start()
+        return self.status()
+
+    def stop(self, drain: bool) -> HostStatus:
+        """Tell the host to end; `status` says when it has. See HostProcess.stop."""
+        with self._lock:
+            if self._host is not None:
+                self._host.stop(drain=drain)
+        return self.status()
+
+    def _watch(self) -> None:
+        while True:
+            time.sleep(_LOOK_SECONDS)
+            with self._lock:
+                if self._host is not None:
+                    with suppress(OSError):  # A full disk; the next look tries again.
+                        self._host.look()
+
+
+class RayHosts:
+    """The hosts on the nodes of a Ray cluster, as a driver sees them. Calls raise Unavailable where Ray fails."""
+
+    def __init__(self, ray: Any, labels: Mapping[str, str]) -> None:
+        """`ray` is the module, connected; nodes that have all of `labels` get hosts. See `connect`."""
+        self._ray = ray
+        self._labels = labels
+        self._actors: dict[str, Any] = {}
+
+    @property
+    def own_node(self) -> str:
+        """The id of the node that this driver is on."""
+        return str(self._ray.get_runtime_context().get_node_id())
+
+    def nodes(self) -> list[Node]:
+        """The nodes that are alive and are to have a host."""
+        with _translated():
+            found = [
+                Node(each["NodeID"], each["NodeManagerAddress"], each.get("Labels", {}))
+                for each in self._ray.nodes()
+                if each["Alive"]
+            ]
+        return [node for node in found if self._labels.items() <= node.labels.items()]
+
+    def ensure(self, cluster: Mapping[str, str]) -> list[NodeHost]:
+        """See to it that each node has a host, with these settings."""
+        nodes = self.nodes()
+        for gone in self._actors.keys() - {node.id for node in nodes}:
+            # Ray would have it wait for its node, which never comes back under this id.
+            self._kill(self._actors.pop(gone))
+        for node in nodes:
+            if node.id not in self._actors:
+                with _translated():
+                    self._actors[node.id] = self._make(node)
+        return self._ask(nodes, "ensure", dict(cluster))
+
+    def known(self) -> list[NodeHost]:
+        """The nodes that have a host's actor."""
+        return self._ask(self._with_actors(), "status")
+
+    def start(self, node: Node) -> NodeHost:
+        return self._tell(node, "start")
+
+    def stop(self, node: Node, *, drain: bool) -> NodeHost:
+        return self._tell(node, "stop", drain)
+
+    def stop_all(self, seconds: float) -> list[NodeHost]:
+        """Stop all hosts, then their actors. Returns what hasn't ended after so many seconds, whose actors stay."""
+        until = time.monotonic() + seconds
+        left = self._ask(self._with_actors(), "stop", False)
+        while True:
+            for each in left:
+                if each.host is not None and each.host.pid == 0:
+                    self._kill(self._actors.pop(each.node.id))
+            left = [each for each in left if each.node.id in self._actors]
+            if not left or time.monotonic() > until:
+                return left
+            time.sleep(_LOOK_SECONDS)
+            # Told again each time: an actor that has been restarted meanwhile doesn't know.
+            left = self._ask([each.node for each in left], "stop", False)
+
+    def _with_actors(self) -> list[Node]:
+        """The nodes that have an actor, whoever made it."""
+        nodes = [node for node in self.nodes() if node.id in self._actors or self._find(node)]
+        return nodes
+
+    def _find(self, node: Node) -> bool:
+        with _translated():
+            try:
+                self._actors[node.id] = self._ray.get_actor(_name(node), namespace=NAMESPACE)
+            except ValueError:
+                return False
+        return True
+
+    def _make(self, node: Node) -> Any:
+        """The node's actor, made if there is none."""
+        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+        options = {
+            "name": _name(node),
+            "namespace": NAMESPACE,
+            "lifetime": "detached",
+            "get_if_exists": True,
+            "num_cpus": 0,
+            "max_restarts": -1,
+            "scheduling_strategy": NodeAffinitySchedulingStrategy(node.id, soft=False),
+        }
+        return self._ray.remote(HostActor).options(**options).remote(node.address)
+
+    def _tell(self, node: Node, method: str, *arguments: object) -> NodeHost:
+        if node.id not in self._actors and not self._find(node):
+            return NodeHost(node, None, "it has no host")
+        return self._ask([node], method, *arguments)[0]
+
+    def _ask(self, nodes: Sequence[Node], method: str, *arguments: object) -> list[NodeHost]:
+        """Call a method of the actors of these nodes, all at once."""
+        with _translated():
+            asked = {node.id: getattr(self._actors[node.id], method).remote(*arguments) for node in nodes}
+            if not asked:
+                return []
+            done, _ = self._ray.wait(list(asked.values()), num_returns=len(asked), timeout=_ANSWER_SECONDS)
+            return [self._answer(node, asked[node.id], asked[node.id] in done) for node in nodes]
+
+    def _answer(self, node: Node, reference: Any, is_done: bool) -> NodeHost:
+        if not is_done:
+            return NodeHost(node, None, "Ray is still starting its actor, or its node doesn't answer")
+        try:
+            return NodeHost(node, self._ray.get(reference))
+        except self._ray.exceptions.ActorDiedError as error:
+            self._actors.pop(node.id, None)  # The next call makes, or finds, another one.
+            return NodeHost(node, None, _line(error))
+        except self._ray.exceptions.RayError as error:
+            return NodeHost(node, None, _line(error))
+
+    def _kill(self, actor: Any) -> None:
+        with suppress(Exception):  # It is dead already.
+            self._ray.kill(actor, no_restart=True)
+
+
+def connect(address: str, labels: Mapping[str, str] | None = None) -> RayHosts:
+    """Connect to the Ray cluster at HOST:PORT, or with `auto` to the one that this machine is a node of. Raises
+    NotReady where it can't be reached, or Ray isn't installed."""
+    if address != "auto":
+        _check_reachable(address)
+    # What Ray's own libraries have to say goes to our standard error otherwise, many lines for one problem.
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+    if _has_token():
+        os.environ.setdefault("RAY_AUTH_MODE", "token")  # as Ray itself does for `auto`
+    try:
+        import ray
+    except ModuleNotFoundError as error:
+        raise NotReady(
+            f"This needs Ray ({error.name} is missing): pip install 'era-sessions[server,cluster]'"
+        ) from None
+    try:
+        ray.init(address=address, namespace=NAMESPACE, log_to_driver=False, logging_level="CRITICAL")
+    except Exception as error:  # Ray raises plain ones, too.
+        raise NotReady(
+            f"Ray at {address} can't be used ({_line(error)}): start it on this machine with `ray start`, as a node of "
+            "the cluster, by the same version of Ray and Python and with the same token."
+        ) from None
+    return RayHosts(ray, labels or {})
+
+
+def _has_token() -> bool:
+    """Whether this user has a token of Ray's, where Ray looks for it."""
+    named = os.environ.get("RAY_AUTH_TOKEN") or os.environ.get("RAY_AUTH_TOKEN_PATH")
+    return bool(named) or (Path.home() / ".ray" / "auth_token").exists()
+
+
+def _check_reachable(address: str) -> None:
+    """Ray itself would wait for a minute."""
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdecimal():
+        raise NotReady(f"--cluster is {address}, and must be HOST:PORT of Ray's head, or auto.")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), _CONNECT_SECONDS).close()
+    except (OSError, OverflowError) as error:
+        why = getattr(error, "strerror", None) or error
+        raise NotReady(f"Ray at {address} can't be reached ({why}): correct --cluster, or start Ray's head.") from None
+
+
+@contextmanager
+def _translated() -> Iterator[None]:
+    """Within the block, what Ray raises becomes Unavailable."""
+    try:
+        yield
+    except Exception as error:  # Ray raises plain ones, too.
+        raise Unavailable(f"Ray fails: {_line(error)}") from None
+
+
+def _name(node: Node) -> str:
+    return f"host-{node.id}"
+
+
+def _line(error: BaseException) -> str:
+    """What an error says, in a line."""
+    return " ".join(str(error).split())[:300] or type(error).__name__

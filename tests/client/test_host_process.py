@@ -1,0 +1,226 @@
+"""A host's process on a node, and what it is told there. With Ray it is tested in tests/hostile/test_ray.py."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import textwrap
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from era.cluster.host_process import NOTE, HostProcess, HostStatus, began, last_line, served_at
+from era.cluster.host_settings import host_environment, of_cluster
+from era.cluster.ray_hosts import connect
+from era.errors import NotReady
+from tests.client.command import era
+from tests.conftest import eventually, is_running
+
+READY = textwrap.dedent(
+    """
+    import http.server, os, signal, sys
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_response(200 if self.path == "/ready" else 404)
+            self.end_headers()
+        def log_message(self, *_): pass
+    server = http.server.HTTPServer(("127.0.0.1", int(os.environ["ERA_PORT"])), Handler)
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
+    print(f"ERA serves   http://127.0.0.1:{server.server_port}   (and more)", flush=True)
+    server.serve_forever()
+    """
+)
+"""A server that begins, answers and ends as a host does, and is quick to start."""
+
+CLUSTER = {
+    "ERA_DATABASE_URL": "postgresql://era:pw@db/era",
+    "ERA_SHARED_DIR": "/shared",
+    "ERA_CLUSTER_SECRET": "s" * 32,
+    "ERA_DATA_DIR": "/data",
+}
+
+type Make = Callable[..., HostProcess]
+
+
+@pytest.fixture
+def make(tmp_path: Path) -> Iterator[Make]:
+    """Makes watchers of one host, all of the same directory, and ends what they have started."""
+    made: list[HostProcess] = []
+
+    def make(program: str = READY) -> HostProcess:
+        command = (sys.executable, "-S", "-c", program)
+        made.append(HostProcess(tmp_path / "host", {**os.environ, "ERA_PORT": "0"}, command))
+        return made[-1]
+
+    yield make
+    for host in made:
+        pid = host.status().pid
+        if pid and is_running(pid):
+            os.kill(pid, signal.SIGKILL)
+
+
+def until(host: HostProcess, state: str) -> HostStatus:
+    """Look at a host until it is in this state."""
+
+    def there() -> bool:
+        host.look()
+        return host.status().state == state
+
+    assert eventually(there), host.status()
+    return host.status()
+
+
+def test_a_host_is_started_started_anew_and_stopped(make: Make) -> None:
+    host = make()
+    first = until(host, "ready")
+    assert is_running(first.pid)
+    os.kill(first.pid, signal.SIGKILL)
+
+    def anew() -> bool:
+        host.look()
+        return host.status().pid not in (0, first.pid)
+
+    assert eventually(anew)
+    again = until(host, "ready")
+    assert (again.restarts, again.url) == (1, first.url), "it has the port that it had before"
+    host.stop()
+    assert host.status().state == "stopping"
+    assert until(host, "stopped").pid == 0
+    host.look()
+    assert host.status().state == "stopped", "it stays so"
+    assert not is_running(again.pid)
+
+
+def test_another_watcher_adopts_what_runs(make: Make) -> None:
+    first = until(make(), "ready")
+    adopted = make()
+    assert adopted.status() == HostStatus("unready", first.url, first.pid)
+    assert until(adopted, "ready").pid == first.pid
+    os.kill(first.pid, signal.SIGKILL)
+    assert eventually(lambda: not is_running(first.pid))
+    assert until(make(), "ready").pid != first.pid
+
+
+def test_a_drained_host_stays_so_whoever_watches(make: Make) -> None:
+    host = make()
+    until(host, "ready")
+    host.stop(drain=True)
+    until(host, "drained")
+    later = make()
+    later.keep_running()
+    later.look()
+    assert later.status().state == "drained"
+    later.start()
+    until(later, "ready")
+
+
+def test_a_host_that_does_not_start_says_why_and_is_tried_again_later(make: Make) -> None:
+    host = make("import sys\nprint('some line')\nsys.exit('era: Port 8787 is in use.\\n     And what to do.')")
+    told = until(host, "failing")
+    assert told.detail == "it doesn't start: era: Port 8787 is in use."
+    before = told.restarts
+    for _ in range(3):
+        host.look()
+    assert host.status().restarts == before
+
+
+def test_what_ignores_its_end_is_killed(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("era.cluster.host_process._STOP_SECONDS", 0.0)
+    host = make(READY.replace("lambda *_: os._exit(0)", "signal.SIG_IGN"))
+    pid = until(host, "ready").pid
+    host.stop()
+    until(host, "stopped")
+    assert not is_running(pid)
+
+
+def test_what_answers_nothing_is_killed(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    host = make()
+    pid = until(host, "ready").pid
+    monkeypatch.setattr("era.cluster.host_process._HUNG_SECONDS", 0.0)
+    monkeypatch.setattr("era.cluster.host_process._HEALTH_SECONDS", 0.2)
+    os.kill(pid, signal.SIGSTOP)
+
+    def killed() -> bool:
+        host.look()
+        return not is_running(pid)
+
+    assert eventually(killed)
+    monkeypatch.setattr("era.cluster.host_process._HUNG_SECONDS", 60.0)
+    monkeypatch.setattr("era.cluster.host_process._HEALTH_SECONDS", 2.0)
+    assert until(host, "ready").restarts == 1
+
+
+def test_a_process_with_the_same_id_is_another_one(make: Make, tmp_path: Path) -> None:
+    (tmp_path / "host").mkdir()
+    (tmp_path / "host" / NOTE).write_text(f'{{"pid": {os.getpid()}, "begun": {began(os.getpid()) + 1}, "url": "x"}}')
+    host = make()
+    assert host.status().pid == 0
+    host.stop()
+    host.look()
+    (tmp_path / "host" / NOTE).write_text("no JSON")
+    assert make().status() == HostStatus("starting")
+
+
+@pytest.mark.parametrize(
+    ("said", "url"),
+    [("ERA serves   http://h:1   (x)\n", "http://h:1"), ("ERA serves   http://h:1", ""), ("warning\n", ""), ("", "")],
+)
+def test_where_it_serves(said: str, url: str) -> None:
+    assert served_at(said) == url
+
+
+def test_the_line_that_says_why() -> None:
+    assert last_line("") == "it said nothing"
+    assert last_line("era: a warning\nlog\nera: why not\n     a hint") == "era: why not"
+    assert last_line("Error\n  at the end\n") == "at the end"
+
+
+def test_a_node_s_own_settings_go_before_the_cluster_s() -> None:
+    cluster = of_cluster({**CLUSTER, "AWS_REGION": "x", "PATH": "/driver", "RAY_AUTH_TOKEN": "t"})
+    assert cluster == {**CLUSTER, "AWS_REGION": "x"}
+    node = {"PATH": "/node", "ERA_DATA_DIR": "/disk", "RAY_AUTH_TOKEN": "t"}
+    assert host_environment(cluster, node, "10.0.0.7") == {
+        **CLUSTER,
+        "AWS_REGION": "x",
+        "PATH": "/node",
+        "ERA_DATA_DIR": "/disk",
+        "ERA_HOST": "10.0.0.7",
+        "ERA_PORT": "8787",
+    }
+    everywhere = host_environment(cluster | {"ERA_HOST": "0.0.0.0", "ERA_PORT": "80"}, {}, "10.0.0.7")
+    assert everywhere["ERA_HOST_URL"] == "http://10.0.0.7:80"
+    assert host_environment(cluster | {"ERA_HOST": "::"}, {}, "fd::7")["ERA_HOST_URL"] == "http://[fd::7]:8787"
+
+
+@pytest.mark.parametrize("name", sorted(CLUSTER))
+def test_what_a_host_must_be_told(name: str) -> None:
+    with pytest.raises(NotReady, match=name):
+        host_environment({**CLUSTER, name: ""}, {}, "10.0.0.7")
+
+
+@pytest.mark.parametrize("name", ["ERA_DATA_DIR", "ERA_SHARED_DIR"])
+def test_a_directory_that_depends_on_where_it_is_named(name: str) -> None:
+    with pytest.raises(NotReady, match="absolute"):
+        host_environment({**CLUSTER, name: "data"}, {}, "10.0.0.7")
+
+
+@pytest.mark.parametrize(
+    ("address", "said"),
+    [("127.0.0.1:1", "Ray at 127.0.0.1:1 can't be reached"), ("nowhere", "must be HOST:PORT of Ray's head, or auto")],
+)
+def test_a_cluster_that_cannot_be_reached(address: str, said: str) -> None:
+    with pytest.raises(NotReady, match=said):
+        connect(address)
+
+
+def test_what_the_command_says_of_that() -> None:
+    done = era(None, "host", "list", "--cluster", "127.0.0.1:1", code=2)
+    assert done.stderr.startswith("era: Ray at 127.0.0.1:1 can't be reached")
+    assert "are for --cluster" in era(None, "serve", "--keep-hosts", code=2).stderr
+    url = "postgresql://era:hidden@127.0.0.1:1/era"
+    done = era(None, "serve", "--cluster", "127.0.0.1:2", code=2, env={"ERA_DATABASE_URL": url})
+    assert "postgresql://127.0.0.1:1/era can't be used" in done.stderr
+    assert "hidden" not in done.stderr
+    assert len(done.stderr.splitlines()) == 1

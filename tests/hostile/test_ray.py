@@ -1,0 +1,206 @@
+"""Hosts under a real Ray: started by its actors, killed, drained and stopped, with rows in PostgreSQL."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import secrets
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from era.app import cgroup_name
+from tests.conftest import ERA, Server, assert_nothing_left, descendants, eventually, is_running, mounts
+from tests.postgres import Postgres
+
+pytestmark = pytest.mark.soak
+
+PACKAGES = Path(__file__).parent.parent.parent / ".tools" / "ray"
+KEY = "the operator's key of a cluster on Ray"
+RAY_SECONDS = 300.0
+"""A busy machine takes a minute to start Ray."""
+
+
+@dataclass
+class RayCluster:
+    """A Ray of one node on this machine, and what commands of `era` need for it."""
+
+    directory: Path
+    process: subprocess.Popen[bytes]
+    address: str
+    environment: dict[str, str]
+
+    def era(self, *words: str, code: int = 0) -> Any:
+        """Run a command with --json; what it printed."""
+        command = [str(ERA), *words, "--cluster", self.address, "--json"]
+        done = subprocess.run(command, env=self.environment, capture_output=True, text=True, timeout=RAY_SECONDS)
+        assert done.returncode == code, done.stdout + done.stderr
+        return json.loads(done.stdout)
+
+    def host(self) -> dict[str, Any]:
+        (host,) = self.era("host", "list")["hosts"]
+        assert isinstance(host, dict)
+        return host
+
+    @contextmanager
+    def driver(self, *words: str) -> Iterator[subprocess.Popen[bytes]]:
+        """`era serve --cluster` for as long as the block lasts, if it isn't ended before."""
+        command = [str(ERA), "serve", "--cluster", self.address, *words]
+        with (self.directory / "driver.log").open("ab") as log:
+            process = subprocess.Popen(command, env=self.environment, stdout=log, stderr=log)
+        try:
+            yield process
+        finally:
+            if process.poll() is None:
+                process.kill()
+            process.wait()
+
+    def log(self) -> str:
+        return (self.directory / "driver.log").read_text()
+
+    def serves(self, process: subprocess.Popen[bytes]) -> str:
+        """Wait until the driver says where the cluster serves; that URL."""
+        before = self.log().count("ERA serves")
+        assert eventually(lambda: self.log().count("ERA serves") > before or process.poll() is not None, RAY_SECONDS)
+        return str(re.findall(r"ERA serves\s+(http://\S+)", self.log())[-1])
+
+    def client(self, url: str) -> httpx.Client:
+        return Server(self.directory, url=url).client(headers={"Authorization": f"Bearer {KEY}"}, timeout=60)
+
+
+@pytest.fixture
+def ray(tmp_path: Path, postgres_url: str) -> Iterator[RayCluster]:
+    if not (PACKAGES / "ray").is_dir():
+        pytest.skip("there is no Ray here: scripts/setup --soak")
+    home = tmp_path / "home"
+    home.mkdir()
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("ERA_", "RAY_", "PYTHON"))}
+    environment |= {"HOME": str(home), "PYTHONPATH": str(PACKAGES), "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+    command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", "--port=0", "--num-cpus=0"]
+    options = ["--include-dashboard=false", "--disable-usage-stats", "--object-store-memory=80000000"]
+    # Its sockets' names must be short.
+    directory = Path(f"/tmp/era-ray-{os.getpid()}")
+    before = mounts()
+    with (tmp_path / "ray.log").open("wb") as log:
+        process = subprocess.Popen(
+            [*command, *options, f"--temp-dir={directory}"], env=environment, stdout=log, stderr=log, cwd=tmp_path
+        )
+
+    def address() -> str:
+        found = re.search(r"--address='([0-9.]+:[0-9]+)'", (tmp_path / "ray.log").read_text())
+        return found[1] if found else ""
+
+    try:
+        started = eventually(lambda: address() or process.poll() is not None, RAY_SECONDS)
+        assert started, (tmp_path / "ray.log").read_text()
+        assert address(), (tmp_path / "ray.log").read_text()
+        settings = {
+            "ERA_ISOLATION": "bubblewrap",
+            "ERA_SPARES": "0",
+            "ERA_API_KEY": KEY,
+            "ERA_PORT": "0",
+            "ERA_DATA_DIR": str(tmp_path / "host"),
+            "ERA_SHARED_DIR": str(tmp_path / "shared"),
+            "ERA_CLUSTER_SECRET": "a secret of the cluster's own, long enough",
+            "ERA_DATABASE_URL": postgres_url,
+        }
+        (tmp_path / "driver.log").touch()
+        yield RayCluster(tmp_path, process, address(), {**environment, **settings})
+    finally:
+        below = descendants(process.pid)
+        process.send_signal(signal.SIGTERM)
+        process.wait(RAY_SECONDS)
+        assert eventually(lambda: not any(map(is_running, below)))
+        shutil.rmtree(directory, ignore_errors=True)
+    assert_nothing_left(before, below, tmp_path / "host", cgroup_name(tmp_path / "host"))
+
+
+def test_a_host_under_ray(ray: RayCluster, postgres: Postgres) -> None:
+    with ray.driver() as driver:
+        url = ray.serves(driver)
+        with ray.client(url) as client:
+            assert client.post("/api/sessions", json={"session_id": "s", "language": "python"}).status_code == 201
+            written = client.post("/api/sessions/s/run", json={"code": "open('f', 'w').write('kept')"})
+            assert written.status_code == 200, written.text
+
+            # A host that is killed is started anew, with its address, and has its sessions.
+            first = ray.host()
+            assert (first["state"], first["url"]) == ("ready", url)
+            os.kill(first["pid"], signal.SIGKILL)
+            killed = time.monotonic()
+            body = {"code": "print(open('f').read())"}
+            assert eventually(lambda: answers(client, body) == "kept\n")
+            print(f"usable again {time.monotonic() - killed:.2f} s after kill -9")
+            again = ray.host()
+            assert again["pid"] != first["pid"]
+            assert again["restarts"] == 1
+
+            # An actor that is killed is restarted, and adopts the host. So does a new driver.
+            (actor,) = [pid for pid in descendants(ray.process.pid) if "HostActor" in command_of(pid)]
+            os.kill(actor, signal.SIGKILL)
+            assert eventually(lambda: not is_running(actor))
+            assert answers(client, body) == "kept\n"
+            driver.kill()
+            driver.wait()
+            assert answers(client, body) == "kept\n"
+
+    with ray.driver() as driver:
+        assert ray.serves(driver) == url
+        assert ray.host()["pid"] == again["pid"]
+
+        # Programs can't reach Ray, by any of the machine's addresses, though others can.
+        with ray.client(url) as client:
+            port = int(ray.address.rpartition(":")[2])
+            for address in (ray.address.rpartition(":")[0], "127.0.0.1"):
+                program = f"import socket; socket.create_connection(({address!r}, {port}), 5).close()"
+                subprocess.run([sys.executable, "-c", program], check=True)
+                tried = client.post("/api/execute", json={"code": program, "language": "python"})
+                assert tried.status_code == 200, tried.text
+                assert tried.json()["exit_code"] == 1, tried.text
+
+        # Drained: it ends, and isn't started again before it is told to.
+        assert ray.era("host", "drain")["hosts"][0]["state"] == "drained"
+        time.sleep(3)
+        assert ray.host()["state"] == "drained"
+        assert not is_running(again["pid"])
+        ray.era("host", "start")
+        assert eventually(lambda: ray.host()["state"] == "ready", RAY_SECONDS)
+
+        last = ray.host()["pid"]
+        below = [last, *descendants(last)]
+        driver.send_signal(signal.SIGTERM)
+        assert driver.wait(RAY_SECONDS) == 0, ray.log()
+    assert not any(map(is_running, below))
+    assert ray.era("host", "list") == {"hosts": []}
+
+    # The secrets of the hosts are in nothing that Ray or we have written.
+    for file in (*Path(f"/tmp/era-ray-{os.getpid()}").rglob("*"), *ray.directory.glob("*/*.log*")):
+        if file.is_file() and not file.is_symlink():
+            assert KEY.encode() not in file.read_bytes(), file
+
+
+def answers(client: httpx.Client, body: dict[str, str]) -> str | None:
+    """What a program prints, None where the call isn't answered by a run."""
+    try:
+        answer = client.post("/api/sessions/s/run", json=body)
+    except httpx.HTTPError:
+        return None
+    return str(answer.json()["stdout"]) if answer.status_code == 200 else None
+
+
+def command_of(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_text()
+    except OSError:
+        return ""
