@@ -22,7 +22,7 @@ import pytest
 import uv
 
 import era
-from tests.conftest import Server, assert_nothing_left, eventually, mounts
+from tests.conftest import Process, Server, assert_nothing_left, eventually, mounts
 
 ROOT = Path(__file__).resolve().parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -140,7 +140,7 @@ class ToolServer(Server):
     uvx: tuple[str, ...] = ()
     home: Path = Path()
 
-    def _spawn(self, command: list[str], environment: dict[str, str], log: IO[bytes]) -> subprocess.Popen[bytes]:
+    def _spawn(self, command: list[str], environment: dict[str, str], log: IO[bytes]) -> Process:
         settings = {name: value for name, value in environment.items() if name.startswith("ERA_")}
         # Compiling Go's library keeps all processors busy, and other tests run beside this one.
         command = ["nice", "-n", "10", *self.uvx, "era", "serve"]

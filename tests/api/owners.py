@@ -5,14 +5,13 @@ from __future__ import annotations
 import base64
 import json
 import re
-import subprocess
 import sys
 from dataclasses import dataclass
 from typing import IO, Any
 
 import httpx
 
-from tests.conftest import Server, eventually
+from tests.conftest import Process, Server, eventually
 
 OPERATOR_KEY = "the operator's own key"
 SECRET = "canary-7c1d90"
@@ -25,7 +24,7 @@ class WeakServer(Server):
     weakness: str = ""
     """Python statements, run before the service starts."""
 
-    def _spawn(self, command: list[str], environment: dict[str, str], log: IO[bytes]) -> subprocess.Popen[bytes]:
+    def _spawn(self, command: list[str], environment: dict[str, str], log: IO[bytes]) -> Process:
         if self.weakness:
             code = f"import sys; sys.argv[0] = 'era'; {self.weakness}; from era.client.cli import main; main()"
             command = [sys.executable, "-c", code, "serve"]

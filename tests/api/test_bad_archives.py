@@ -11,6 +11,7 @@ import tarfile
 import time
 import zipfile
 import zlib
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -151,6 +152,17 @@ def endless(info: tarfile.TarInfo, size: int) -> bytes:
     return b"".join([*packed, packer.flush()])
 
 
+def numbered_files(count: int) -> bytes:
+    """A tar archive of so many empty files, whose headers differ in name and checksum only: 20 times as fast as
+    tarfile makes it."""
+    blank = bytearray(tarfile.TarInfo("000000").tobuf(tarfile.USTAR_FORMAT))
+    blank[148:156] = b" " * 8  # so it is summed up
+    until, after, least = bytes(blank[6:148]), bytes(blank[156:]), sum(blank) - sum(b"000000")
+    names = (b"%06d" % number for number in range(count))
+    headers = [b"%b%b%06o\0 %b" % (name, until, least + sum(name), after) for name in names]
+    return b"".join([*headers, bytes(1024)])
+
+
 @pytest.mark.parametrize("name", ["one file", "many files", "zip", "zip entries", "zip lies", "headers"])
 def test_archive_bombs_are_refused_before_they_expand(tmp_path: Path, name: str) -> None:
     big = tarfile.TarInfo("a")
@@ -162,14 +174,16 @@ def test_archive_bombs_are_refused_before_they_expand(tmp_path: Path, name: str)
     lying = bytearray(zeros)
     directory = lying.index(b"PK\1\2")
     struct.pack_into("<L", lying, directory + 24, 10)  # it says to expand to 10 bytes
-    archive, status = {
-        "one file": (endless(big, 64 << 20), 413),
-        "many files": (gzip.compress(tar(*(member(f"f{n}") for n in range(3000)))), 413),
-        "zip": (zeros, 413),
-        "zip entries": (zipped(*((f"f{n}", b"", 0o100644) for n in range(3000))), 413),
-        "zip lies": (bytes(lying), 400),
-        "headers": (gzip.compress((header.tobuf() + record) * 30_000), 400),
-    }[name]
+    made: dict[str, tuple[Callable[[], bytes], int]] = {
+        "one file": (lambda: endless(big, 64 << 20), 413),
+        "many files": (lambda: gzip.compress(numbered_files(3000)), 413),
+        "zip": (lambda: zeros, 413),
+        "zip entries": (lambda: zipped(*((f"f{n}", b"", 0o100644) for n in range(3000))), 413),
+        "zip lies": (lambda: bytes(lying), 400),
+        "headers": (lambda: gzip.compress((header.tobuf() + record) * 30_000), 400),
+    }
+    make, status = made[name]
+    archive = make()
     started = time.process_time()
     with pytest.raises(EraError) as raised:
         unpacked(tmp_path, archive, entries=1000, total_bytes=10 << 20)
@@ -186,7 +200,7 @@ def test_bounds_of_archives_hold_over_http(client: httpx.Client, session: MakeSe
     refused(send(client, where, endless(big, 1 << 20)), 413, "4294967296")
     refused(send(client, where, tar(member("d/" * 129 + "f", b"1"))), 413, "128")
     assert send(client, where, tar(member("d/" * 128 + "f", b"1"))).status_code == 200
-    many = tar(*(member(f"{number}") for number in range(200_001)), form=tarfile.USTAR_FORMAT)
+    many = numbered_files(200_001)
     started = time.monotonic()
     refused(send(client, where, gzip.compress(many, 1)), 413, "200000")
     assert time.monotonic() - started < 60
@@ -216,7 +230,7 @@ def test_damage_anywhere_is_an_error_or_harmless(tmp_path: Path, form: str) -> N
         if form == "tar.gz":
             archive = gzip.compress(archive)
     assert unpacked(tmp_path, archive).files == (3 if form == "zip" else 4)
-    for number in range(300):
+    for number in range(100):
         at = chance.randrange(len(archive))
         broken = bytearray(archive)
         if number % 3:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import httpx
 
@@ -40,13 +41,20 @@ def test_what_can_t_be_served_is_told_soon(own_server: MakeServer) -> None:
             assert client.post("/api/sessions", json={"language": "python", "session_id": name}).status_code == 201
         runs = [client.post(f"/api/sessions/{name}/run", json=SLEEP).json()["run_id"] for name in ("a", "b")]
         began = time.monotonic()
-        for path, body in (
-            ("/api/sessions/c/run", {"code": "print(1)"}),
-            ("/api/sessions/c/run", {"code": "print(1)", "background": True}),
-            ("/api/sessions/c/stream", {"code": "print(1)"}),
-            ("/api/execute", {"language": "python", "code": "print(1)"}),
-        ):
-            answer = client.post(path, json=body, headers={"Idempotency-Key": "k"} if "sessions" in path else {})
+        calls: dict[str, tuple[str, dict[str, Any]]] = {
+            "k": ("/api/sessions/c/run", {"code": "print(1)"}),
+            "l": ("/api/sessions/c/run", {"code": "print(1)", "background": True}),
+            "m": ("/api/sessions/c/stream", {"code": "print(1)"}),
+            "": ("/api/execute", {"language": "python", "code": "print(1)"}),
+        }
+
+        def call(key: str) -> httpx.Response:
+            path, body = calls[key]
+            return client.post(path, json=body, headers={"Idempotency-Key": key} if key else {})
+
+        with ThreadPoolExecutor(len(calls)) as callers:
+            answers = list(callers.map(call, calls))
+        for answer in answers:
             assert (answer.status_code, answer.json()["code"]) == (429, "too_busy"), answer.text
             assert int(answer.headers["Retry-After"]) >= 1
             assert "ERA_MAX_WARM" in answer.json()["hint"]

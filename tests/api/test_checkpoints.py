@@ -147,7 +147,7 @@ def test_a_killed_service_leaves_the_last_checkpoint(own_server: MakeServer) -> 
     with server.client() as client:
         client.post("/api/sessions", json={"language": "python", "session_id": "s"})
         put(client, "s", "base", b"base")
-    for round_ in range(4):
+    for round_ in range(2):
         with server.client() as client:
             count = f"i=0; while :; do i=$((i+1)); echo {round_}.$i > t; mv t n; echo $i > f$((i % 50)); done"
             name = start(client, "s", count)

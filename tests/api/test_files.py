@@ -17,6 +17,7 @@ from era.wire.files import FileAnswer, FileDeletedAnswer
 from tests.api.answers import assert_recent, checked, refused
 from tests.api.files_api import MIB, delete, get, listed, names, put
 from tests.api.guest_servers import start_in_background
+from tests.api.told import WAITS, tell
 from tests.conftest import MakeServer, MakeSession, Run, Server, at_best, eventually
 
 
@@ -132,13 +133,14 @@ def test_a_file_during_a_run_is_the_committed_one(client: httpx.Client, session:
     where = session()
     put(client, where, "a", b"old")
     with ThreadPoolExecutor() as pool:
-        going = pool.submit(run, where, "import time; open('a', 'w').write('new'); time.sleep(3)")
+        going = pool.submit(run, where, "open('a', 'w').write('new')\n" + WAITS, timeout=120)
         assert eventually(lambda: client.get(f"/api/sessions/{where}").json()["status"] == "running")
         time.sleep(0.3)
         assert get(client, where, "a").content == b"old"
         waiting = pool.submit(put, client, where, "a", b"newest")
         time.sleep(0.2)
         assert not waiting.done(), "a put waits for the run"
+        tell(client)
         going.result()
         waiting.result()
     assert get(client, where, "a").content == b"newest"
@@ -277,15 +279,21 @@ def test_files_need_the_key(own_server: MakeServer) -> None:
             refused(client.request(method, f"/api/sessions/s/{path}"), 401)
 
 
-def test_files_of_a_session_with_a_hundred_thousand(client: httpx.Client, session: MakeSession, run: Run) -> None:
+@pytest.mark.parametrize("each", [2_000, pytest.param(10_000, marks=pytest.mark.soak)])
+def test_files_of_a_session_with_very_many(client: httpx.Client, session: MakeSession, run: Run, each: int) -> None:
     where = session()
-    code = "import os\nfor d in range(10):\n os.mkdir(f'd{d}')\n for n in range(10_000): open(f'd{d}/{n}', 'w').close()"
+    code = f"""
+import os
+for d in range(10):
+    os.mkdir(f'd{{d}}')
+    for n in range({each}): open(f'd{{d}}/{{n}}', 'w').close()
+"""
     client.timeout = httpx.Timeout(300)
     assert run(where, code, timeout=120)["state"]["committed"]
 
     def use() -> float:
         started = time.monotonic()
-        assert listed(client, where)["total_count"] == 100_000
+        assert listed(client, where)["total_count"] == 10 * each
         assert put(client, where, "d5/new", b"1").status_code == 200
         assert get(client, where, "d5/new").content == b"1"
         assert delete(client, where, "d5/new").status_code == 200
@@ -296,7 +304,7 @@ def test_files_of_a_session_with_a_hundred_thousand(client: httpx.Client, sessio
     assert listed(client, where, prefix="d3/")["count"] == 0
     assert (
         run(where, "import os; print(len(os.listdir('d4')), os.path.exists('d3'))", timeout=60)["stdout"]
-        == "10000 False\n"
+        == f"{each} False\n"
     )
 
 

@@ -13,6 +13,7 @@ from typing import Any
 import httpx
 
 from tests.api.stored_code import COUNTER, SEEN, Publish
+from tests.api.told import WAITS, tell
 from tests.conftest import MakeServer, MakeSession, Run, Server, eventually
 
 
@@ -100,7 +101,7 @@ def test_a_waiting_call_is_refused_when_its_session_becomes_private(
 
     def hold() -> None:
         with server.client() as other:
-            other.post(f"/api/sessions/{where}/run", json={"code": "import time; time.sleep(1.5)"})
+            other.post(f"/api/sessions/{where}/run", json={"code": WAITS, "timeout": 120})
 
     holding, calling = threading.Thread(target=hold), threading.Thread(target=call)
     holding.start()
@@ -108,6 +109,7 @@ def test_a_waiting_call_is_refused_when_its_session_becomes_private(
     calling.start()
     time.sleep(0.3)
     assert client.patch(f"/api/sessions/{where}", json={"allowPublicAccess": False}).status_code == 200
+    tell(client)
     holding.join()
     calling.join()
     assert answers == [403]
@@ -139,8 +141,8 @@ def test_public_calls_are_runs(client: httpx.Client, publish: Publish, run: Run)
 def test_public_calls_run_one_at_a_time_and_their_queue_is_bounded(own_server: MakeServer) -> None:
     server = own_server(max_waiting="2")
     with server.client() as client:
-        client.post("/api/sessions", json={"language": "python", "session_id": "s"})
-        code = COUNTER + "import time; time.sleep(0.4)"
+        client.post("/api/sessions", json={"language": "python", "session_id": "s", "default_timeout": 120})
+        code = COUNTER + WAITS
         assert client.put("/api/sessions/s/code", json={"code": code}).status_code == 200
         answers: list[httpx.Response] = []
 
@@ -151,6 +153,8 @@ def test_public_calls_run_one_at_a_time_and_their_queue_is_bounded(own_server: M
         callers = [threading.Thread(target=call) for _ in range(8)]
         for caller in callers:
             caller.start()
+        assert eventually(lambda: len(answers) == 5), "all that don't fit are answered while the first is going on"
+        tell(client)
         for caller in callers:
             caller.join()
         statuses = sorted(answer.status_code for answer in answers)

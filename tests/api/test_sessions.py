@@ -12,6 +12,7 @@ import pytest
 
 from era.wire.sessions import ChangedAnswer, DeletedAllAnswer, DeletedAnswer, SessionAnswer, SessionsAnswer
 from tests.api.answers import SESSION_KEYS, assert_recent, checked, refused
+from tests.api.told import WAITS, tell
 from tests.conftest import MakeSession, Run, eventually
 
 
@@ -149,11 +150,12 @@ def test_the_list_can_be_filtered(client: httpx.Client, session: MakeSession, qu
 def test_a_session_is_running_while_it_runs(client: httpx.Client, session: MakeSession, run: Run) -> None:
     where, other = session(), session()
     with ThreadPoolExecutor(1) as pool:
-        running = pool.submit(run, where, "import time; time.sleep(2)")
+        running = pool.submit(run, where, WAITS, timeout=120)
         assert eventually(lambda: client.get(f"/api/sessions/{where}").json()["status"] == "running")
         ids = [item["id"] for item in client.get("/api/sessions?status=running").json()["sessions"]]
         idle = [item["id"] for item in client.get("/api/sessions?status=idle").json()["sessions"]]
         assert (ids, idle) == ([where], [other])
+        tell(client)
         running.result()
     assert client.get(f"/api/sessions/{where}").json()["status"] == "idle"
 

@@ -220,7 +220,7 @@ def test_a_spoiled_file_and_a_timeout_are_both_reported(
 ) -> None:
     where = session(data=OLD, persistent=persistent)
     run(where, "open('kept', 'w').write('old')")
-    answer = run(where, program(put(b"[]"), end="print('half', flush=True); time.sleep(60)"), timeout=0.3)
+    answer = run(where, program(put(b"[]"), end="print('half', flush=True); time.sleep(60)"), timeout=1)
     assert (answer["exit_code"], answer["status"], answer["stdout"]) == (124, "timeout", "half\n")
     assert (answer["state"]["committed"], answer["data"]) == (False, OLD)
     look = "import os, json; print(json.load(open('.session_data.json'))['old'][0], open('kept').read() if os.path.exists('kept') else 'gone')"

@@ -17,7 +17,7 @@ from urllib.parse import quote
 import httpx
 import pytest
 
-from tests.conftest import MakeServer, Server
+from tests.conftest import MakeServer, Server, eventually
 
 LANGUAGES = ("python", "node", "typescript")
 NOTHING_ELSE = """
@@ -465,12 +465,18 @@ def go(n):
     try: era_storage.d1.query(f'busy{n}', sql)
     except Exception: pass
 for n in range(20): threading.Thread(target=go, args=(n,), daemon=True).start()
+print('begun', flush=True)
 threading.Event().wait()
 """
+    runs = f"/api/sessions/{inside.session('python')}/runs"
     with ThreadPoolExecutor(1) as pool:
-        hostile = pool.submit(inside.run, "python", code, timeout=10)
+        hostile = pool.submit(inside.run, "python", code, timeout=60)
+        assert eventually(lambda: (newest := api.get(runs).json()["runs"]) and newest[0]["status"] == "running")
+        run = f"{runs}/{api.get(runs).json()['runs'][0]['run_id']}"
+        assert eventually(lambda: api.get(f"{run}/stdout").text == "begun\n")
         for _ in range(5):
             answer = api.post("/api/storage/d1/app/query", json={"sql": "SELECT 1 AS one"}, timeout=60)
             assert answer.json()["results"] == [{"one": 1}]
             assert not hostile.done(), "it was held up until the other run ended"
-        assert hostile.result()["status"] == "timeout"
+        assert api.delete(run).status_code == 200
+        assert hostile.result()["status"] == "killed"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,46 +11,50 @@ import pytest
 from era.wire.runs import RunAnswer
 from tests.api.answers import RUN_KEYS, refused
 from tests.api.event_streams import numbered
+from tests.api.told import UNTIL_TOLD, tell
 from tests.conftest import MakeSession, Run
 
 
-def events(answer: httpx.Response) -> Iterator[tuple[float, str, dict[str, Any]]]:
-    """Time, name and data of each event, as they come."""
+def events(answer: httpx.Response) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Name and data of each event, as they come."""
     for _, name, data in numbered(answer):
-        yield time.monotonic(), name, data
+        yield name, data
 
 
-def streamed(client: httpx.Client, where: str, code: str, **fields: Any) -> list[tuple[float, str, dict[str, Any]]]:
-    """Run code as a stream that must end with one `done`; returns its events."""
+def streamed(client: httpx.Client, where: str, code: str, **fields: Any) -> list[tuple[str, dict[str, Any]]]:
+    """Run code as a stream that must end with one `done`; returns its events. Of each the program is told that it has
+    come, by its number."""
     with client.stream("POST", f"/api/sessions/{where}/stream", json={"code": code, **fields}) as answer:
         assert answer.status_code == 200
         assert answer.headers["content-type"].startswith("text/event-stream")
-        received = list(events(answer))
-    assert answer.headers["x-era-run"] == received[-1][2]["run_id"]
-    assert all(name == data["type"] for _, name, data in received)
-    assert [name for _, name, _ in received].count("done") == 1
+        received = []
+        for event in events(answer):
+            received.append(event)
+            tell(client, str(len(received)))
+    assert answer.headers["x-era-run"] == received[-1][1]["run_id"]
+    assert all(name == data["type"] for name, data in received)
+    assert [name for name, _ in received].count("done") == 1
     return received
 
 
 def test_a_stream_has_output_as_it_is_written_and_done_last(client: httpx.Client, session: MakeSession) -> None:
     where = session(data={"n": 1})
-    code = """
-import sys, time
+    code = f"""
+import sys
+{UNTIL_TOLD}
 for number in range(3):
     print('out', number, flush=True)
-    time.sleep(0.15)
+    until_told(str(2 * number + 1))
     print('err', number, file=sys.stderr, flush=True)
-    time.sleep(0.15)
+    until_told(str(2 * number + 2))
 sys.exit(5)
 """
     received = streamed(client, where, code)
-    assert [(name, data.get("content")) for _, name, data in received[:-1]] == [
+    assert [(name, data.get("content")) for name, data in received[:-1]] == [
         (f"std{kind}", f"{kind} {number}\n") for number in range(3) for kind in ("out", "err")
     ]
-    assert all(data.keys() == {"type", "content"} for _, _, data in received[:-1])
-    times = [moment for moment, _, _ in received]
-    assert times[-1] - times[0] > 0.7, "it all came at the end"
-    _, name, done = received[-1]
+    assert all(data.keys() == {"type", "content"} for _, data in received[:-1])
+    name, done = received[-1]
     assert name == "done"
     assert done.keys() == RUN_KEYS - {"stdout", "stderr"} | {"type"}
     RunAnswer.model_validate(
@@ -80,14 +83,14 @@ sys.exit(5)
 )
 def test_text_in_a_stream_is_whole(client: httpx.Client, session: MakeSession, code: str, expected: str) -> None:
     received = streamed(client, session(), code)
-    assert "".join(data["content"] for _, name, data in received if name == "stdout") == expected
-    assert received[-1][1] == "done"
+    assert "".join(data["content"] for name, data in received if name == "stdout") == expected
+    assert received[-1][0] == "done"
 
 
 def test_a_stream_that_times_out_is_done_with_124(client: httpx.Client, session: MakeSession) -> None:
-    received = streamed(client, session(), "import time; print('half'); time.sleep(60)", timeout=0.3)
-    assert [data.get("content") for _, _, data in received[:-1]] == ["half\n"]
-    assert (received[-1][2]["exit_code"], received[-1][2]["status"]) == (124, "timeout")
+    received = streamed(client, session(), "import time; print('half'); time.sleep(60)", timeout=1)
+    assert [data.get("content") for _, data in received[:-1]] == ["half\n"]
+    assert (received[-1][1]["exit_code"], received[-1][1]["status"]) == (124, "timeout")
 
 
 def test_a_run_goes_on_when_the_reader_of_its_stream_hangs_up(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import time
 from pathlib import Path
 
 import httpx
@@ -27,8 +26,8 @@ def test_a_shell_with_job_control(client: httpx.Client, session: MakeSession, se
         shell.control(resize={"cols": 120, "rows": 40})
         shell.send("stty size\n")
         shell.until("40 120\r\n")
-        shell.send("sleep 1000\n")
-        time.sleep(0.3)
+        shell.send("sh -c 'echo go\"\"ing; exec sleep 1000'\n")  # what it prints tells that it is in the foreground
+        shell.until("going")
         shell.send(b"\x1a")
         shell.until("Stopped")
         shell.send("jobs; bg %1; kill %1; wait; echo do''ne\n")

@@ -86,7 +86,7 @@ def test_a_session_expires_and_is_restored(client: httpx.Client, session: MakeSe
 
 
 def test_calls_postpone_expiry(client: httpx.Client, session: MakeSession) -> None:
-    where = session(ttl=2)
+    where = session(ttl=3)
     deadline = time.monotonic() + 5
     while time.monotonic() < deadline:
         assert client.get(f"/api/sessions/{where}/versions").status_code == 200
@@ -96,7 +96,7 @@ def test_calls_postpone_expiry(client: httpx.Client, session: MakeSession) -> No
 
 def test_a_session_does_not_expire_during_a_run(client: httpx.Client, session: MakeSession, run: Run) -> None:
     where = session(ttl=4)
-    outcome = run(where, "import time; time.sleep(7); open('.session_data.json', 'w').write('{\"n\": 1}')")
+    outcome = run(where, "import time; time.sleep(6); open('.session_data.json', 'w').write('{\"n\": 1}')")
     assert outcome["state"]["committed"]
     assert client.get(f"/api/sessions/{where}").json()["data"] == {"n": 1}
 

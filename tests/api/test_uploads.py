@@ -18,6 +18,7 @@ import pytest
 
 from tests import capsules
 from tests.api.answers import refused
+from tests.api.told import WAITS, tell
 from tests.conftest import Server, eventually
 
 MIB = 1 << 20
@@ -118,7 +119,7 @@ def test_a_stalled_upload_is_408(server: Server, client: httpx.Client, sent: int
         refused(answer, 408, "3 seconds")
         assert answer.json()["code"] == "too_slow"
         assert answer.headers["connection"] == "close"
-    assert 3 <= time.monotonic() - begun < 7
+    assert 3 <= time.monotonic() - begun < 60
     assert (session(client)["version"], session(client)["file_count"]) == (1, 0)
     assert client.get("/api/sessions/made").status_code == 404
     assert eventually(lambda: list((server.data_dir / "uploads").iterdir()) == [])
@@ -127,12 +128,12 @@ def test_a_stalled_upload_is_408(server: Server, client: httpx.Client, sent: int
 def test_an_upload_that_is_slow_goes_on_and_outlasts_its_sessions_ttl(server: Server, client: httpx.Client) -> None:
     for name in ("s", "t", "witness"):
         client.delete(f"/api/sessions/{name}?purge=true")
-        client.post("/api/sessions", json={"language": "python", "session_id": name, "ttl": 2})
+        client.post("/api/sessions", json={"language": "python", "session_id": name, "ttl": 4})
     uploads = [Upload(server, kind, to=to) for kind, to in (("file", "s"), ("archive", "t"), ("capsule", "s"))]
     for _ in range(4):
         for upload in uploads:
             upload.send(len(upload.content) // 5)
-        time.sleep(0.9)
+        time.sleep(1.1)
     assert client.get("/api/sessions/witness").status_code in (404, 410), "nobody called this one"
     for upload in uploads:
         answer = upload.finish()
@@ -174,7 +175,7 @@ def test_an_upload_that_waits_for_a_turn_holds_up_no_other(server: Server, clien
         with server.client() as own:
             statuses.append(own.request(method, path, **options).status_code)
 
-    code = {"code": "import time; time.sleep(3)"}
+    code = {"code": WAITS, "timeout": 120}
     run = threading.Thread(target=call, args=("POST", "/api/sessions/busy/run"), kwargs={"json": code})
     run.start()
     assert eventually(lambda: session(client, "busy")["status"] == "running")
@@ -190,6 +191,7 @@ def test_an_upload_that_waits_for_a_turn_holds_up_no_other(server: Server, clien
         assert statuses == before
     assert client.put("/api/sessions/s/files/f", content=content).status_code == 200
     assert session(client, "busy")["status"] == "running"
+    tell(client)
     for thread in (run, *waiting):
         thread.join()
     assert statuses == [200] * 5

@@ -11,7 +11,7 @@ import pytest
 
 from tests.conftest import MakeServer, Server, eventually
 
-FILES, DIRECTORIES = 3000, 30
+FILES, DIRECTORIES = 1000, 10
 FILL = f"""
 import os
 import signal

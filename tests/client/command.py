@@ -26,7 +26,7 @@ def era_bytes(
 ) -> subprocess.CompletedProcess[bytes]:
     """Run the command. It must print no traceback, and leave with this exit code unless that is None."""
     done = subprocess.run(
-        [ERA, *words], input=stdin, capture_output=True, cwd=cwd, env=environment(server, **env or {}), timeout=60
+        [ERA, *words], input=stdin, capture_output=True, cwd=cwd, env=environment(server, **env or {}), timeout=300
     )
     assert code is None or done.returncode == code, (done.stdout + done.stderr).decode()
     assert b"Traceback" not in done.stderr, done.stderr.decode()

@@ -146,7 +146,7 @@ def test_ctrl_c_at_any_moment_leaves_no_traceback_and_nothing_else(tmp_path: Pat
     process.send_signal(signal.SIGINT)
     process.communicate(timeout=60)
     assert process.returncode == 0
-    for _ in range(4):
+    for _ in range(2):
         process = start(data_dir)
         time.sleep(0.1 + random.random() * 2 * seconds)  # before that, it is Python alone that starts
         process.send_signal(signal.SIGINT)

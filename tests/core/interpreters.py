@@ -150,8 +150,10 @@ class Cells:
         cwd: str = "",
         timeout: float = 60,
         output_bytes: int = 1 << 20,
+        written: Written | None = None,
     ) -> tuple[CellOutcome, Written]:
-        written = Written()
+        """What the cell writes is added to `written`, if that is given."""
+        written = Written() if written is None else written
         cell = Cell(code, env or {}, stdin, cwd, timeout, output_bytes)
         return await self.context.execute(cell, written.write), written
 

@@ -95,7 +95,7 @@ def on_disk(model: Model) -> dict[bytes, tuple[Any, ...]]:
 
 
 @pytest.mark.slow
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(EDITS)
 def test_random_edits_do_what_the_model_does(edits: list[tuple[Any, ...]]) -> None:
     with tempfile.TemporaryDirectory() as directory:
@@ -136,7 +136,7 @@ def test_random_edits_do_what_the_model_does(edits: list[tuple[Any, ...]]) -> No
 
 
 @pytest.mark.slow
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(st.lists(PATHS, max_size=25), PATHS, PATHS, st.integers(1, 4))
 def test_pages_are_the_whole_list_cut(
     all_paths: list[paths.Parts], after: paths.Parts, prefix: paths.Parts, limit: int

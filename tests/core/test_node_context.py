@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from era.core.live import context as module
-from tests.core.interpreters import Cells, interpreter, node_command
+from tests.core.interpreters import Cells, Written, interpreter, node_command
+from tests.unit.core import until
 
 
 @pytest.fixture
@@ -135,8 +136,9 @@ async def test_a_timeout_interrupts_and_keeps_the_variables(cells: Cells, code: 
 
 
 async def test_an_interrupt_ends_the_cell(cells: Cells) -> None:
-    running = asyncio.create_task(cells.run("await new Promise(() => {})"))
-    await asyncio.sleep(0.3)
+    written = Written()
+    running = asyncio.create_task(cells.run("console.log('begun'); await new Promise(() => {})", written=written))
+    await until(lambda: "begun" in written.stdout)
     assert await cells.context.interrupt() is True
     outcome, _ = await running
     assert (outcome.cause, outcome.exit_code, outcome.lost) == ("killed", 130, None)
@@ -161,8 +163,12 @@ async def test_the_end_of_the_interpreter_is_the_end_of_the_cell(cells: Cells) -
 
 async def test_a_late_error_is_told_and_ends_nothing(cells: Cells) -> None:
     await cells.run("setTimeout(() => { throw new Error('late') }, 50); undefined")
-    await asyncio.sleep(0.5)
-    _, written = await cells.run("1")
+    written = Written()
+    for _ in range(600):  # it is told with the first cell that ends after it
+        await cells.run("1", written=written)
+        if written.stderr:
+            break
+        await asyncio.sleep(0.1)
     assert "Uncaught Error: late" in written.stderr
 
 

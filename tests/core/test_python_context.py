@@ -17,7 +17,8 @@ import pytest
 from era.core.live import context as module
 from era.core.live.context import NotBegun
 from era.languages import ipython
-from tests.core.interpreters import Cells, interpreter, python_command, stage_ipython
+from tests.core.interpreters import Cells, Written, interpreter, python_command, stage_ipython
+from tests.unit.core import until
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -336,8 +337,9 @@ async def test_ignoring_interrupts_is_for_one_cell(cells: Cells) -> None:
 
 async def test_an_interrupt_ends_the_cell_and_nothing_else(cells: Cells) -> None:
     assert await cells.context.interrupt() is False
-    running = asyncio.create_task(cells.run("import time\nx = 5\nprint('begun')\ntime.sleep(60)"))
-    await asyncio.sleep(0.5)
+    written = Written()
+    running = asyncio.create_task(cells.run("import time\nx = 5\nprint('begun')\ntime.sleep(60)", written=written))
+    await until(lambda: "begun" in written.stdout)
     assert await cells.context.interrupt() is True
     outcome, _ = await running
     assert (outcome.cause, outcome.exit_code, outcome.lost) == ("killed", 130, None)
@@ -401,7 +403,7 @@ async def test_a_forged_end_ends_the_cell_at_most(cells: Cells) -> None:
         "s.sendall(b'D' + len(d).to_bytes(4, 'big') + d)\ntime.sleep(0.2)"
     )
     assert outcome.exit_code == 0
-    await asyncio.sleep(0.5)
+    await until(lambda: cells.context.lost is not None)
     assert cells.context.lost == "It was killed, since its interpreter wrote about a cell while there was none."
 
 

@@ -23,7 +23,7 @@ import pytest
 
 from era.app import cgroup_name
 from era.network import interception
-from tests.conftest import Server, assert_nothing_left, mounts
+from tests.conftest import Process, Server, assert_nothing_left, mounts
 from tests.network import world
 from tests.network.lab import GOOD, Lab, trusting
 
@@ -72,7 +72,7 @@ class NetServer(Server):
     resolv: Path = Path()
     weakness: str = ""
 
-    def _spawn(self, command: list[str], environment: dict[str, str], log: IO[bytes]) -> subprocess.Popen[bytes]:
+    def _spawn(self, command: list[str], environment: dict[str, str], log: IO[bytes]) -> Process:
         if self.weakness:
             code = f"import sys; sys.argv[0] = 'era'; {self.weakness}; from era.client.cli import main; main()"
             if self.uid is None:

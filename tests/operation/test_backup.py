@@ -190,12 +190,11 @@ cli.main()
 """
 
 
-@pytest.mark.parametrize("copies", [1, 4])
-def test_a_killed_command_leaves_nothing_at_the_place(kept: Kept, tmp_path: Path, copies: int) -> None:
+def test_a_killed_command_leaves_nothing_at_the_place(kept: Kept, tmp_path: Path) -> None:
     data, backup, _ = kept
-    for place, words in (
-        (tmp_path / "b", ("backup", "--data-dir", str(data), str(tmp_path / "b"))),
-        (tmp_path / "d", ("restore", str(backup), "--data-dir", str(tmp_path / "d"))),
+    for copies, place, words in (
+        (1, tmp_path / "b", ("backup", "--data-dir", str(data), str(tmp_path / "b"))),
+        (4, tmp_path / "d", ("restore", str(backup), "--data-dir", str(tmp_path / "d"))),
     ):
         killed = subprocess.run([sys.executable, "-c", KILLED, str(copies), *words], env=environment(None), check=False)
         assert killed.returncode == -signal.SIGKILL

@@ -17,16 +17,11 @@ import era
 from era import AsyncEra, Era
 from era.sdk.answers import RunRecord
 from era.sdk.events import Stdout
-from tests.conftest import MakeServer, Server
+from tests.conftest import MakeServer, Server, free_port
 from tests.sdk.cutter import Cutter
 
 NUMBERS = "import time\nfor n in range(40):\n    print(n, flush=True)\n    time.sleep(0.02)"
 ALL = "".join(f"{n}\n" for n in range(40))
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return int(server.getsockname()[1])
 
 
 class Scripted(http.server.BaseHTTPRequestHandler):

@@ -25,6 +25,8 @@ import pytest
 from obstore.exceptions import BaseError
 from obstore.store import S3Store
 
+from tests.conftest import free_port
+
 ACCESS_KEY = "ACCESSKEYOFTESTS"
 SECRET_KEY = "canary-secret-key-7c1e"
 REGION = "us-east-1"
@@ -93,7 +95,7 @@ def _with_a_user(directory: Path) -> Path:
 def radosgw(directory: Path) -> Iterator[S3]:
     """Run the server on a free port, until the block ends or this process does."""
     directory = _with_a_user(directory)
-    port = _free_port()
+    port = free_port()
     command = ["setpriv", "--pdeathsig", "KILL", "radosgw", "-f", *_options(directory)]
     command.append(f"--rgw-frontends=beast endpoint=127.0.0.1:{port} tcp_nodelay=1")
     with (directory / "out").open("wb") as out:
@@ -104,12 +106,6 @@ def radosgw(directory: Path) -> Iterator[S3]:
     finally:
         process.kill()
         process.wait()
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def _wait_for(port: int, process: subprocess.Popen[bytes], out: Path) -> None:

@@ -296,7 +296,7 @@ async def test_one_call_of_a_function_that_takes_for_ever_is_killed(
     with pytest.raises(BadRequest) as caught:
         await query(databases, SLOW_FUNCTION)
     assert caught.value.code == "sql_timeout"
-    assert time.monotonic() - begun < 10
+    assert time.monotonic() - begun < 60
     monkeypatch.undo()
     assert await query(databases, "SELECT 1 AS one") == [{"one": 1}]
 

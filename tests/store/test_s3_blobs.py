@@ -114,7 +114,7 @@ def test_a_server_that_cannot_be_used_is_an_error_at_open(
         begun = time.monotonic()
         with pytest.raises(Unavailable, match="did not answer in time"):
             make(f"http://127.0.0.1:{silent.getsockname()[1]}", patience=NERVOUS)
-        assert time.monotonic() - begun < 8
+        assert time.monotonic() - begun < 60
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong-canary")
     with pytest.raises(Unavailable, match="SignatureDoesNotMatch"):
         make()
@@ -320,13 +320,13 @@ def test_a_put_waits_for_a_removal_of_its_content(make: Make, faulty: FaultyS3) 
 
     def slow(names: list[str]) -> None:
         removing.set()
-        assert go_on.wait(10)
+        assert go_on.wait(60)
         delete(names)
 
     store._bucket.delete = slow  # type: ignore[method-assign, assignment]
     sweep = threading.Thread(target=lambda: store.sweep(set(), time.time()))
     sweep.start()
-    assert removing.wait(10)
+    assert removing.wait(60)
     again = threading.Thread(target=lambda: put(store, b"content"))
     again.start()
     time.sleep(0.1)

@@ -305,7 +305,7 @@ def request(code: str | None = None, **fields: Any) -> RunRequest:
 
 async def until(condition: Callable[[], Any]) -> None:
     """Wait for what nothing tells of."""
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while not condition():  # noqa: ASYNC110
             await asyncio.sleep(0.005)
 
@@ -334,5 +334,5 @@ class Listener:
 
     async def wait_for_output(self, text: str) -> None:
         """Wait until the program has written this."""
-        async with asyncio.timeout(10), self._heard:
+        async with asyncio.timeout(60), self._heard:
             await self._heard.wait_for(lambda: text in self.output)

@@ -100,12 +100,12 @@ async def test_who_waits_while_nothing_comes_free_is_told(one: Places, monkeypat
 
 
 async def test_who_waits_while_places_come_free_is_patient(one: Places, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(one, "_patience", 1.0)
+    monkeypatch.setattr(one, "_patience", 2.0)
     order = Order(one)
     for _ in range(8):
         await order.ask("me")
     for count in range(1, 8):
-        await asyncio.sleep(0.2)
+        await asyncio.sleep(0.3)
         one.give_back()
         await order.until(count + 1)
     await asyncio.gather(*order.tasks)
@@ -128,7 +128,7 @@ async def test_who_would_wait_for_too_long_is_told_at_once(one: Places, monkeypa
     newcomer = asyncio.create_task(one.take("other"))  # whose turn comes next
     await asyncio.sleep(0)
     one.give_back()
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         await newcomer
     for task in order.tasks:
         task.cancel()

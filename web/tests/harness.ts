@@ -6,6 +6,8 @@ import { after } from 'node:test';
 import { type Browser, type BrowserContextOptions, chromium, type Locator, type Page } from 'playwright-core';
 
 export const SERVER = process.env.ERA_TEST_SERVER ?? 'http://127.0.0.1:8787';
+/** One whose key is `open sesame`. */
+export const KEYED_SERVER = process.env.ERA_TEST_KEYED_SERVER ?? '';
 const CHROMIUM = process.env.ERA_TEST_CHROMIUM ?? '/usr/bin/chromium';
 export const PATIENCE = 60_000;
 
@@ -87,27 +89,31 @@ export async function eventually(condition: () => Promise<boolean> | boolean, wh
   }
 }
 
+function isFree(port: number): Promise<boolean> {
+  return new Promise((done) => {
+    const probe = createServer();
+    probe.once('error', () => done(false));
+    probe.listen(port, '127.0.0.1', () => probe.close(() => done(true)));
+  });
+}
+
 /** A server of the test's own, which may be killed and started again on the same port. */
 export class OwnServer {
   readonly port: number;
   readonly directory: string;
-  private readonly settings: { [name: string]: string };
   private process: ChildProcess | undefined;
 
-  private constructor(port: number, directory: string, settings: { [name: string]: string }) {
-    this.settings = settings;
+  private constructor(port: number, directory: string) {
     this.port = port;
     this.directory = directory;
   }
 
-  static async start(directory: string, settings: { [name: string]: string } = {}): Promise<OwnServer> {
-    const port = await new Promise<number>((done) => {
-      const probe = createServer().listen(0, '127.0.0.1', () => {
-        const address = probe.address();
-        probe.close(() => done(typeof address === 'object' && address ? address.port : 0));
-      });
-    });
-    const server = new OwnServer(port, directory, settings);
+  static async start(directory: string): Promise<OwnServer> {
+    let port: number;
+    // Below those that the system hands out, or another program might have got it before the server has.
+    do port = 20_000 + Math.floor(Math.random() * 12_000);
+    while (!(await isFree(port)));
+    const server = new OwnServer(port, directory);
     await server.begin();
     return server;
   }
@@ -120,7 +126,6 @@ export class OwnServer {
     const era = process.env.ERA_TEST_COMMAND ?? 'era';
     this.process = spawn(era, ['serve', '--port', String(this.port), '--data-dir', this.directory], {
       stdio: 'ignore',
-      env: { ...process.env, ...this.settings },
     });
     await eventually(
       () =>

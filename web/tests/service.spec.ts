@@ -5,7 +5,7 @@ import { mkdtemp } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { test } from 'node:test';
-import { api, eventually, newId, OwnServer, PATIENCE, SERVER, withPage } from './harness.ts';
+import { api, eventually, KEYED_SERVER, newId, OwnServer, PATIENCE, SERVER, withPage } from './harness.ts';
 
 const directory = () => mkdtemp(join(process.env.ERA_TEST_DIRECTORY ?? tmpdir(), 'own-'));
 
@@ -90,52 +90,46 @@ test('a server that goes away and comes back', async () => {
   }
 });
 
-test('a server with a key asks for it, and keeps it out of URLs', async () => {
-  const server = await OwnServer.start(await directory(), { ERA_API_KEY: 'open sesame' });
-  try {
-    await withPage(async (page) => {
-      const urls: string[] = [];
-      page.on('request', (request) => urls.push(request.url()));
-      await page.goto(server.url);
-      await page.getByRole('dialog', { name: 'This server needs a key' }).waitFor();
-      await page.getByLabel('API key').fill('wrong');
-      await page.getByRole('button', { name: 'Use this key' }).click();
-      await page.getByText('isn’t one of the server’s').waitFor();
-      await page.getByLabel('API key').fill('open sesame');
-      await page.getByRole('button', { name: 'Use this key' }).click();
-      await page.getByRole('heading', { name: 'No sessions yet' }).waitFor();
-      await page.reload();
-      await page.getByRole('heading', { name: 'No sessions yet' }).waitFor();
-      await page.goto(`${server.url}/#/keys`);
-      await page.getByRole('button', { name: 'New key' }).click();
-      await page.getByLabel('Owner').fill('mina');
-      await page.getByRole('button', { name: 'Create' }).click();
-      await page.getByText('It is shown this once only.').waitFor();
-      await page.getByRole('button', { name: 'Done' }).click();
-      await page.getByRole('cell', { name: 'mina' }).waitFor();
-      await page.keyboard.press('g');
-      await page.keyboard.press('a');
-      await page.getByRole('heading', { name: 'Audit' }).waitFor();
-      await page.getByRole('row', { name: /operator.*key\.create.*owner: mina/ }).waitFor();
-      await page.getByLabel('Show').selectOption('session.delete');
-      await page.getByText('Nothing yet').waitFor();
-      // A terminal is let in by a ticket, since a page's WebSocket can't carry the key.
-      await api('/api/sessions', { language: 'python', session_id: 'keyed' }, 'POST', server.url, 'open sesame');
-      await page.goto(`${server.url}/#/sessions/keyed/terminal`);
-      await page.getByRole('button', { name: 'New shell' }).click();
-      await page.waitForURL(/terminal\/proc_/);
-      await page.keyboard.type('echo in-$((40 + 2))\n');
-      await page.locator('.xterm-rows').getByText('in-42', { exact: true }).waitFor();
-      assert.deepEqual(
-        urls.filter((url) => /sesame|wrong/.test(url)),
-        [],
-      );
-      assert.equal(await page.evaluate(() => localStorage.length), 0);
-    });
-  } finally {
-    await server.stop();
-  }
-});
+test('a server with a key asks for it, and keeps it out of URLs', () =>
+  withPage(async (page) => {
+    const urls: string[] = [];
+    page.on('request', (request) => urls.push(request.url()));
+    await page.goto(KEYED_SERVER);
+    await page.getByRole('dialog', { name: 'This server needs a key' }).waitFor();
+    await page.getByLabel('API key').fill('wrong');
+    await page.getByRole('button', { name: 'Use this key' }).click();
+    await page.getByText('isn’t one of the server’s').waitFor();
+    await page.getByLabel('API key').fill('open sesame');
+    await page.getByRole('button', { name: 'Use this key' }).click();
+    await page.getByRole('heading', { name: 'No sessions yet' }).waitFor();
+    await page.reload();
+    await page.getByRole('heading', { name: 'No sessions yet' }).waitFor();
+    await page.goto(`${KEYED_SERVER}/#/keys`);
+    await page.getByRole('button', { name: 'New key' }).click();
+    await page.getByLabel('Owner').fill('mina');
+    await page.getByRole('button', { name: 'Create' }).click();
+    await page.getByText('It is shown this once only.').waitFor();
+    await page.getByRole('button', { name: 'Done' }).click();
+    await page.getByRole('cell', { name: 'mina' }).waitFor();
+    await page.keyboard.press('g');
+    await page.keyboard.press('a');
+    await page.getByRole('heading', { name: 'Audit' }).waitFor();
+    await page.getByRole('row', { name: /operator.*key\.create.*owner: mina/ }).waitFor();
+    await page.getByLabel('Show').selectOption('session.delete');
+    await page.getByText('Nothing yet').waitFor();
+    // A terminal is let in by a ticket, since a page's WebSocket can't carry the key.
+    await api('/api/sessions', { language: 'python', session_id: 'keyed' }, 'POST', KEYED_SERVER, 'open sesame');
+    await page.goto(`${KEYED_SERVER}/#/sessions/keyed/terminal`);
+    await page.getByRole('button', { name: 'New shell' }).click();
+    await page.waitForURL(/terminal\/proc_/);
+    await page.keyboard.type('echo in-$((40 + 2))\n');
+    await page.locator('.xterm-rows').getByText('in-42', { exact: true }).waitFor();
+    assert.deepEqual(
+      urls.filter((url) => /sesame|wrong/.test(url)),
+      [],
+    );
+    assert.equal(await page.evaluate(() => localStorage.length), 0);
+  }));
 
 test('an error shows its hint, and what was typed stays', () =>
   withPage(async (page) => {

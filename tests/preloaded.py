@@ -1,0 +1,124 @@
+"""A process that has imported the server and forks one at each call: to import it takes longer than most tests do.
+
+What is forked goes on as `era serve` does, from the first line of its `main` to the interpreter's own end. Starts from
+nothing are tested in tests/client/test_start.py, and by every server here that has been changed before it starts.
+"""
+
+from __future__ import annotations
+
+import array
+import atexit
+import json
+import os
+import select
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import IO, Any
+
+_MESSAGE = 1 << 20
+"""The longest message in bytes; the environment is most of it."""
+
+
+class Preloaded:
+    """The forking process, as the tests know it."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._here, there = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        for end in (self._here, there):
+            end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _MESSAGE)
+        with there:
+            command = [sys.executable, "-P", __file__, str(there.fileno())]  # -P: our neighbours aren't its modules
+            self._process = subprocess.Popen(command, pass_fds=[there.fileno()])
+        atexit.register(self._end)
+
+    def serve(self, environment: dict[str, str], log: IO[bytes]) -> Forked:
+        """Start `era serve` with this environment; what it says goes to the log."""
+        return Forked(self, self.ask({"start": environment}, log.fileno()))
+
+    def ask(self, question: dict[str, Any], *fds: int) -> Any:
+        """Ask the process for something; returns its answer."""
+        with self._lock:
+            passed = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
+            self._here.sendmsg([json.dumps(question).encode()], passed)
+            return json.loads(self._here.recv(_MESSAGE))
+
+    def _end(self) -> None:
+        self._here.close()
+        self._process.wait()
+
+
+class Forked:
+    """A forked server, as `subprocess.Popen` would have it: the part that tests use."""
+
+    def __init__(self, parent: Preloaded, pid: int) -> None:
+        self._parent = parent
+        self.pid = pid
+        self.returncode: int | None = None
+
+    def poll(self) -> int | None:
+        if self.returncode is None:
+            self.returncode = self._parent.ask({"poll": self.pid})
+        return self.returncode
+
+    def wait(self, timeout: float | None = None) -> int:
+        if self.poll() is None:
+            process = os.pidfd_open(self.pid)
+            try:
+                select.select([process], [], [], timeout)
+            finally:
+                os.close(process)
+        if (code := self.poll()) is None:
+            raise subprocess.TimeoutExpired("era serve", timeout or 0)
+        return code
+
+    def send_signal(self, number: int) -> None:
+        if self.poll() is None:
+            os.kill(self.pid, number)
+
+    def kill(self) -> None:
+        self.send_signal(signal.SIGKILL)
+
+
+def _answer(here: socket.socket) -> None:
+    """Do what is asked for until nobody can ask any more. Returns in forked servers, too, which are to begin then."""
+    while True:
+        message, ancillary, _, _ = here.recvmsg(_MESSAGE, socket.CMSG_SPACE(4))
+        if not message:
+            sys.exit()
+        question = json.loads(message)
+        if "poll" in question:
+            ended, status = os.waitpid(question["poll"], os.WNOHANG)
+            here.send(json.dumps(os.waitstatus_to_exitcode(status) if ended else None).encode())
+            continue
+        (log,) = array.array("i", ancillary[0][2])
+        if pid := os.fork():
+            os.close(log)
+            here.send(json.dumps(pid).encode())
+            continue
+        here.close()
+        for output in (1, 2):
+            os.dup2(log, output)
+        os.close(log)
+        os.environ.clear()
+        os.environ.update(question["start"])
+        sys.argv = [str(Path(sys.executable).with_name("era")), "serve"]
+        return
+
+
+if __name__ == "__main__":
+    from importlib import import_module
+
+    from era.client.cli import main
+
+    for name in ("era.app", "era.client.serve", "alembic.context", "uvicorn.lifespan.off"):
+        import_module(name)
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the tests, which end this by hanging up
+    _answer(socket.socket(fileno=int(sys.argv[1])))
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    main()
