@@ -388,7 +388,9 @@ async def services(settings: Settings) -> AsyncIterator[Context]:
                 yield Context(
                     settings=settings,
                     rules=limit_rules,
-                    sessions=Sessions(store, pool, turns, idempotency, expiry, limit_rules, liveness, setups.kick),
+                    sessions=Sessions(
+                        store, pool, turns, idempotency, expiry, limit_rules, liveness, admission, setups.kick
+                    ),
                     runs=runs,
                     live_sessions=live_sessions,
                     contexts=contexts,

@@ -12,9 +12,11 @@ from typing import Any
 
 from era.core.active_runs import ActiveRuns
 from era.core.admission import Admission
+from era.core.expiry import Expiry
 from era.core.files.moments import Moments
 from era.core.files.snapshots import Snapshots
 from era.core.history import HistoryBound
+from era.core.homes import ALONE
 from era.core.idempotency import IdempotencyKeys
 from era.core.limits import Rules
 from era.core.live.checkpoints import Checkpoints
@@ -33,6 +35,7 @@ from era.core.run_messages import Collected, ExecuteRequest, RunEvent, RunReques
 from era.core.runs import Runs
 from era.core.secrets import Secret
 from era.core.session_run import RunParts
+from era.core.sessions import Sessions
 from era.core.shares import Shares
 from era.core.telemetry import Note, ignore
 from era.core.transcript import Piece
@@ -216,6 +219,17 @@ class Core:
             self.admission,
         )
 
+        self.sessions = Sessions(
+            self.store,
+            self.pool,
+            self.turns,
+            self.idempotency,
+            Expiry(self.store, self.pool, ALONE),
+            self.rules,
+            self.liveness,
+            self.admission,
+            lambda: None,
+        )
         self.processes = SessionProcesses(self.live_sessions, self.store.processes, self.store, self.idempotency)
 
     @classmethod

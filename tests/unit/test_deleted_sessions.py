@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from era.core import pool as pools
-from era.errors import SessionDeleted
+from era.core.admission import Admission
+from era.errors import NotFound, SessionDeleted
 from tests.owners import mine
 from tests.unit.core import Core, Listener, request, until
 
@@ -73,3 +76,58 @@ async def test_a_run_is_not_tried_again_once_its_session_is_deleted(
         await core.run("pass")
     assert len(core.driver.made) == 1
     assert (await core.store.runs(session.key, 10))[0].status == "failed"
+
+
+@asynccontextmanager
+async def no_slot_is_free(core: Core) -> AsyncIterator[None]:
+    """Within the block all slots are taken by somebody who keeps them."""
+    async with AsyncExitStack() as stack:
+        while core.admission.places.taken < core.admission.places.count:
+            slot = await stack.enter_async_context(core.admission.admitted("somebody"))
+            assert slot._timer is not None
+            slot._timer.cancel()  # it gives way to nobody
+        yield
+
+
+async def test_deleting_a_session_ends_its_runs_that_wait_for_a_slot(core: Core) -> None:
+    """Those that wait behind the first, too."""
+    await core.session()
+    async with no_slot_is_free(core):
+        runs = [asyncio.create_task(core.run("pass")) for _ in range(3)]
+        await until(lambda: core.admission.places.waiting)
+        await core.sessions.delete(mine("s"))
+        answers = await asyncio.gather(*runs, return_exceptions=True)
+        assert [type(answer) for answer in answers] == [NotFound] * 3
+        assert core.admission.places.waiting == 0
+        await core.session()  # of the same id
+        run = asyncio.create_task(core.run("print(1)"))
+        await until(lambda: core.admission.places.waiting)
+    assert (await run).stdout == b"1\n"
+    assert core.admission.places.taken == 0
+
+
+async def test_it_would_wait_for_its_slot_if_it_were_not_told(core: Core, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Admission, "session_gone", lambda *_: None)
+    await core.session()
+    async with no_slot_is_free(core):
+        run = asyncio.create_task(core.run("pass"))
+        await until(lambda: core.admission.places.waiting)
+        deleting = asyncio.create_task(core.sessions.delete(mine("s")))
+        await asyncio.sleep(0.2)
+        assert not run.done()
+        assert not deleting.done()
+    with pytest.raises(NotFound):
+        await run
+    await deleting
+
+
+async def test_a_run_goes_on_waiting_where_its_session_is_another_one_by_then(core: Core) -> None:
+    await core.session()
+    async with no_slot_is_free(core):
+        run = asyncio.create_task(core.run("print(1)"))
+        await until(lambda: core.admission.places.waiting)
+        core.admission.session_gone(mine("s"))  # the one before
+        await asyncio.sleep(0.05)
+        await until(lambda: core.admission.places.waiting)
+        assert not run.done()
+    assert (await run).stdout == b"1\n"

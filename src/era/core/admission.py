@@ -15,9 +15,10 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager, suppress
 
+from era.core.models import OwnedId
 from era.core.places import Places
 from era.core.ports import SLICE, Sandbox
 
@@ -37,9 +38,15 @@ _MAKING = 1.0
 class Slot:
     """A run's right to use a processor."""
 
-    def __init__(self, slots: Places, owner: str) -> None:
+    def __init__(self, slots: Places, owner: str, check: Callable[[], Awaitable[object]] | None = None) -> None:
+        """`check` raises what a run is told that needs no slot any more."""
         self._slots = slots
         self._owner = owner
+        self._check = check
+        self._is_stale = False
+        """Whether to check once more before waiting."""
+
+        self._wait: asyncio.Timeout | None = None
         self._held = False
         self._taken_at = 0.0
         self._sandbox: Sandbox | None = None
@@ -52,11 +59,34 @@ class Slot:
         self._timer: asyncio.TimerHandle | None = None
 
     async def take(self) -> None:
-        """Wait for a slot. Raises TooBusy."""
-        await self._slots.take(self._owner)
+        """Wait for a slot. Raises TooBusy, and what `check` raises where none is free."""
+        while not await self._taken():
+            pass
         self._held = True
         self._taken_at = time.monotonic()
         self._look_later()
+
+    def check_again(self) -> None:
+        """Whoever waits for the slot is to check first whether it's still needed."""
+        self._is_stale = True
+        if self._wait is not None:
+            self._wait.reschedule(0)
+
+    async def _taken(self) -> bool:
+        """Wait for a slot, unless that has to be checked again. Returns whether there is one."""
+        self._is_stale = False
+        if self._check is not None and not self._slots.is_free:
+            await self._check()
+        if self._is_stale:
+            return False
+        try:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(None) as self._wait:
+                    await self._slots.take(self._owner)
+                    return True
+            return False
+        finally:
+            self._wait = None
 
     def give_back(self) -> None:
         """Go on without the slot. May be called twice."""
@@ -102,6 +132,7 @@ class Admission:
         self._slots = Places(
             processors * _SLOTS_PER_PROCESSOR, hint="Send it again after as many seconds as Retry-After says."
         )
+        self._of_sessions: dict[OwnedId, Slot] = {}
 
     @property
     def places(self) -> Places:
@@ -118,3 +149,20 @@ class Admission:
             yield slot
         finally:
             slot.give_back()
+
+    @asynccontextmanager
+    async def admitted_of(self, session_id: OwnedId, check: Callable[[], Awaitable[object]]) -> AsyncIterator[Slot]:
+        """The same for a run of this session, which has its turn. `check` raises where the session is gone, and then
+        the run needs no slot any more."""
+        slot = self._of_sessions[session_id] = Slot(self._slots, session_id.owner, check)
+        try:
+            await slot.take()
+            yield slot
+        finally:
+            slot.give_back()
+            del self._of_sessions[session_id]
+
+    def session_gone(self, session_id: OwnedId) -> None:
+        """A session of this id was deleted: a run of it that waits for its slot is told so."""
+        if slot := self._of_sessions.get(session_id):
+            slot.check_again()

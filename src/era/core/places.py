@@ -67,6 +67,11 @@ class Places:
         """How many wait for one."""
         return sum(map(len, self._queues.values()))
 
+    @property
+    def is_free(self) -> bool:
+        """Whether whoever takes one now doesn't wait."""
+        return self._taken < self._count and not self._queues
+
     def resize(self, count: int) -> None:
         """Have so many places from now on. Where more are taken, they stay so until they are given back."""
         self._count = count
@@ -74,7 +79,7 @@ class Places:
 
     async def take(self, owner: str) -> None:
         """Take a place, which the caller gives back. Raises TooBusy where that would take too long."""
-        if self._taken < self._count and not self._queues:
+        if self.is_free:
             self._taken += 1
             return
         seconds = self._estimate(owner)

@@ -211,7 +211,8 @@ class Runs:
             while True:
                 async with self._turns.take(session_id, long=request.service is None):
                     told.stages.end("turn")
-                    async with self._admission.admitted(session_id.owner) as slot:
+                    check = partial(self._store.session, session_id)
+                    async with self._admission.admitted_of(session_id, check) as slot:
                         told.stages.end("slot")
                         leaving = await self._being_put_away(session_id, request)
                         if leaving is None:

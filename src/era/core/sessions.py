@@ -9,6 +9,7 @@ from typing import Any
 
 from era.core import allowlist as allowed
 from era.core import jsontext
+from era.core.admission import Admission
 from era.core.expiry import Expiry
 from era.core.idempotency import IdempotencyKeys, Made, create_once
 from era.core.limits import Rules
@@ -49,11 +50,13 @@ class Sessions:
         expiry: Expiry,
         rules: Rules,
         liveness: Liveness,
+        admission: Admission,
         kick_setups: Callable[[], None],
     ) -> None:
         """`kick_setups` is called when a session may have a setup to be done; see Setups.kick."""
         self._kick_setups = kick_setups
         self._liveness = liveness
+        self._admission = admission
         self._rules = rules
         self._store = store
         self._idempotency = idempotency
@@ -160,14 +163,15 @@ class Sessions:
         """Delete a session: when this returns its processes are dead and its working directory gone.
 
         Its rows stay for a while, so that it can be restored, unless it is to be purged; then so are the sessions that
-        were gone from this id before. The rows come first, so whoever waits for a turn finds nothing; then the run
-        under way loses its sandbox. With `key`, the very session that has it and no other.
+        were gone from this id before. The rows come first, so whoever waits for a turn or a slot finds nothing; then
+        the run under way loses its sandbox. With `key`, the very session that has it and no other.
         """
         keys: Sequence[int]
         if purge:
             keys = await self._store.purge_session(session_id, key=key)
         else:
             keys = [(await self._store.delete_session(session_id, key=key)).key]
+        self._admission.session_gone(session_id)
         for key in keys:
             await self._pool.release(key)
         async with self._turns.take(session_id, bounded=False):
