@@ -27,9 +27,13 @@ class WebSocket:
             f"Sec-WebSocket-Key: {key}",
             *headers,
         ]
-        self.socket.sendall("\r\n".join([*lines, "", ""]).encode())
         self._seen = b""
-        self.head = self._until(b"\r\n\r\n").decode("latin-1")
+        try:
+            self.socket.sendall("\r\n".join([*lines, "", ""]).encode())
+            self.head = self._until(b"\r\n\r\n").decode("latin-1")
+        except BaseException:
+            self.socket.close()
+            raise
         digest = hashlib.sha1(key.encode() + b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11").digest()
         self.accepted = f"Sec-WebSocket-Accept: {base64.b64encode(digest).decode()}".lower() in self.head.lower()
 

@@ -68,6 +68,33 @@ async def test_a_process_beside_runs(core: Core) -> None:
         await core.processes.get(S, "nobody")
 
 
+async def test_an_end_is_told_once_it_is_on_record(core: Core, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever has heard how a process ended hears nothing else after a kill."""
+    await core.session()
+    recording, may_end, end = asyncio.Event(), asyncio.Event(), core.store.processes.end
+
+    async def slow_end(*given: Any) -> None:
+        recording.set()
+        await may_end.wait()
+        await end(*given)
+
+    monkeypatch.setattr(core.store.processes, "end", slow_end)
+    one = await start(core, "echo out; exit 3")
+    await recording.wait()
+    log = await core.processes.log(S, one.id)
+    asked, listed = asyncio.create_task(core.processes.get(S, one.id)), asyncio.create_task(core.processes.list(S))
+    assert log.total == 4
+    for _ in range(20):
+        await asyncio.sleep(0)
+    assert log.exit is None
+    assert not asked.done()
+    assert not listed.done()
+    may_end.set()
+    assert (await asked).exit_code == 3
+    assert [record.exit_code for record in await listed] == [3]
+    assert log.exit is not None
+
+
 async def test_what_processes_leave_is_committed_when_the_session_is_put_away(core: Core) -> None:
     session = await core.session()
     await start(core, "echo 1 > made; exec sleep 100")

@@ -114,7 +114,7 @@ async def resize_process(session_id: SessionId, process: Process, body: ResizeBo
     """Give a process's terminal another size."""
     async with context.processes.running(session_id, process) as running:
         await running.resize(body.pty.size())
-        return Answer(process_answer(running.shown))
+        return Answer(process_answer(await running.shown()))
 
 
 @router.post("/processes/{process}/signal", responses={200: {"model": SteeredAnswer}, **errors(404, 409)})

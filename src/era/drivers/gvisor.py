@@ -53,6 +53,7 @@ from pathlib import Path
 from typing import Any
 
 from era.core.models import JsonObject, Language
+from era.core.process import HeldFiles
 from era.core.program import Limits
 from era.drivers import guest, prefix, processes, walls
 from era.drivers.beside import Beside
@@ -241,6 +242,13 @@ class GvisorSandbox(BubblewrapSandbox):
             channel.join_run,
             sandbox_broker=self.broker,
         )
+
+    def held_files(self, device: int) -> HeldFiles | None:
+        """Those that are mapped. What is open says nothing here, since sentry and gofer keep descriptors of each file
+        that a program has ever looked at (`opens_on_host`): so every look is at all files anyway, and to read those
+        thousands of descriptors would take longer than that."""
+        mapped = processes.mapped(self._processes())
+        return None if mapped is None else HeldFiles(frozenset(), mapped)
 
     def rlimits(self, language: Language) -> dict[str, int]:
         return _settable(super().rlimits(language))

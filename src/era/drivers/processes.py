@@ -82,17 +82,21 @@ def have_in_flight(pids: Iterable[int]) -> bool:
         with contextlib.suppress(OSError):  # it has ended
             for name in os.listdir(f"/proc/{pid}/fd"):
                 with contextlib.suppress(OSError):  # it was closed meanwhile
-                    is_socket = os.readlink(f"/proc/{pid}/fd/{name}").startswith("socket:")
-                    if is_socket and _IN_FLIGHT.search(Path(f"/proc/{pid}/fdinfo/{name}").read_bytes()):
+                    if os.readlink(f"/proc/{pid}/fd/{name}").startswith("socket:") and _has_in_flight(pid, name):
                         return True
     return False
+
+
+def _has_in_flight(pid: int, name: str) -> bool:
+    """Whether descriptors lie in the queue of a socket. Raises OSError where it was closed meanwhile."""
+    return _IN_FLIGHT.search(Path(f"/proc/{pid}/fdinfo/{name}").read_bytes()) is not None
 
 
 def held(pids: Iterable[int], device: int) -> HeldFiles | None:
     """The files on `device` that these processes have open, and those that they have mapped to share; of the latter
     also ones of other devices, since file systems don't agree with themselves about what their device is. None where
     not all of it may be seen."""
-    is_open, mapped = set[int](), set[int]()
+    is_open, in_flight = set[int](), False
     pids = list(pids)
     for pid in pids:
         try:
@@ -102,12 +106,28 @@ def held(pids: Iterable[int], device: int) -> HeldFiles | None:
                         status = entry.stat()
                         if stat.S_ISREG(status.st_mode) and status.st_dev == device:
                             is_open.add(status.st_ino)
-            mapped.update(map(int, _SHARED_MAP.findall(Path(f"/proc/{pid}/maps").read_bytes())))
+                        elif stat.S_ISSOCK(status.st_mode) and not in_flight:
+                            in_flight = _has_in_flight(pid, entry.name)
         except (FileNotFoundError, ProcessLookupError):
             continue  # it has ended
         except OSError:
             return None
-    return HeldFiles(frozenset(is_open), frozenset(mapped), have_in_flight(pids))
+    in_maps = mapped(pids)
+    return None if in_maps is None else HeldFiles(frozenset(is_open), in_maps, in_flight)
+
+
+def mapped(pids: Iterable[int]) -> frozenset[int] | None:
+    """The files, of any device, that these processes have mapped to share, by inode. None where not all of it may be
+    seen."""
+    found = set[int]()
+    for pid in pids:
+        try:
+            found.update(map(int, _SHARED_MAP.findall(Path(f"/proc/{pid}/maps").read_bytes())))
+        except (FileNotFoundError, ProcessLookupError):
+            continue  # it has ended
+        except OSError:
+            return None
+    return frozenset(found)
 
 
 def cpu_seconds(pids: Iterable[int]) -> float:

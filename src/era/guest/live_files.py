@@ -11,7 +11,8 @@ tricked into, it does what the session's programs may do.
 directory's descriptor, never through a link, and never waiting (pipes and devices are refused by what they are).
 
 *A request is small.* Files are read and written a piece at a time, through a handle, so many callers can have files
-under way, and none waits for another's file. Only a digest takes longer, of DIGEST_BYTES at most.
+under way, and none waits for another's file. What is one piece is written in one request. Only a digest takes longer,
+of DIGEST_BYTES at most.
 
 *A file appears as a whole.* It is written under a name of its own beside its place, and renamed.
 
@@ -176,6 +177,16 @@ class Files:
         self.handles.pop(handle)
         os.close(fd)
         return _shown(status), b""
+
+    def put(self, path: Parts, mode: int | None, mtime_ns: int, body: bytes) -> tuple[dict[str, Any], bytes]:
+        """A whole new file in one request."""
+        handle = self.create(path)[0]["handle"]
+        try:
+            self.write(handle, 0, body)
+            return self.place(handle, path[-1], mode, mtime_ns)
+        except BaseException:
+            self.close(handle)
+            raise
 
     def mkdir(self, path: Parts, mode: int | None) -> tuple[dict[str, Any], bytes]:
         with Parent(self.root, path, make=True) as parent:
@@ -394,7 +405,7 @@ def serve(channel: int) -> None:
             return
         request = json.loads(head)
         number, op = request.pop("id"), request.pop("op")
-        if op == "write":
+        if op in ("write", "put"):
             request["body"] = body
         try:
             answer, content = getattr(files, op)(**request)

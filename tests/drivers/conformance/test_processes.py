@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from tests.drivers import moment_steps
 from tests.drivers import process_steps as steps
 from tests.drivers.process_steps import shell, spec
 
@@ -204,6 +205,16 @@ def test_the_host_can_connect_to_a_process(sandboxes: Any, live: Any) -> None:
 
 def test_everything_can_stand_still(sandboxes: Any, live: Any) -> None:
     assert sandboxes.do(live, steps.stands_still) == (True, True, True)
+
+
+def test_no_snapshot_shows_counters_reversed(sandboxes: Any, live: Any) -> None:
+    """What twenty processes write while it is taken is of one moment, unless it says that it isn't; and that shows
+    where nothing stands still."""
+    freezes = not sandboxes.name.endswith("as a user")
+    sound, weak = sandboxes.do(live, moment_steps.counters, 4, 50 if freezes else 1)
+    assert sound.reversed == 0
+    assert not freezes or (sound.consistent == 4 and sound.moved)
+    assert weak.reversed
 
 
 def test_closing_ends_all(sandboxes: Any) -> None:

@@ -159,17 +159,7 @@ class CurrentFiles:
 
             async def live_put(live: LiveSession, helper: FileHelper) -> int:
                 await self._check(helper, path, condition)
-                made, _ = await helper.call("create", path, **_at(path))
-                handle = number_of(made, "handle")
-                try:
-                    at = 0
-                    async for piece in self._files.content(upload, PIECE):
-                        await helper.call("write", path, piece, handle=handle, at=at)
-                        at += len(piece)
-                    await helper.call("place", path, handle=handle, name=path[-1], mode=mode, mtime_ns=time.time_ns())
-                except BaseException:
-                    await _quietly(helper.call("close", handle=handle))
-                    raise
+                await self._write(helper, path, upload, mode)
                 return await self._checkpoints.commit_edit(live)
 
             async def stored_put() -> int:
@@ -256,6 +246,25 @@ class CurrentFiles:
         except NotFound:
             current = None
         condition.check(path, current)
+
+    async def _write(self, helper: FileHelper, path: Parts, upload: Upload, mode: int | None) -> None:
+        """Have the helper make a file of an upload."""
+        placed = {"mode": mode, "mtime_ns": time.time_ns()}
+        if upload.size <= PIECE:
+            content = b"".join([piece async for piece in self._files.content(upload, PIECE)])
+            await helper.call("put", path, content, **_at(path), **placed)
+            return
+        made, _ = await helper.call("create", path, **_at(path))
+        handle = number_of(made, "handle")
+        try:
+            at = 0
+            async for piece in self._files.content(upload, PIECE):
+                await helper.call("write", path, piece, handle=handle, at=at)
+                at += len(piece)
+            await helper.call("place", path, handle=handle, name=path[-1], **placed)
+        except BaseException:
+            await _quietly(helper.call("close", handle=handle))
+            raise
 
     async def _read[T](
         self,

@@ -88,14 +88,14 @@ class OutputLog:
             self._incomplete[stream] = data[-rest:]
             data = data[:-rest]
             if self._timer is None:
-                self._timer = asyncio.get_running_loop().call_later(_MOMENT, self._flush)
+                self._timer = asyncio.get_running_loop().call_later(_MOMENT, self.flush)
         if data:
             self._add(stream, data)
             self._wake()
 
     def finish(self, exit_code: int | None, signal: int | None, reason: str | None) -> None:
         """The process has ended, and nothing comes any more."""
-        self._flush()
+        self.flush()
         self.exit = Exit(self.total + 1, exit_code, signal, reason)
         self._wake()
 
@@ -140,7 +140,7 @@ class OutputLog:
                 waiting.set_result(None)
         self._waiting.clear()
 
-    def _flush(self) -> None:
+    def flush(self) -> None:
         """Take what waits for the rest of a character as it is."""
         if self._timer is not None:
             self._timer.cancel()

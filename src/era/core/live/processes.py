@@ -79,9 +79,11 @@ class LiveProcess:
         self._why: str | None = None
         self._timed_out = False
 
-    @property
-    def shown(self) -> ProcessRecord:
-        """Its record as things are at this moment."""
+    async def shown(self) -> ProcessRecord:
+        """Its record as things are at this moment. That it has ended is told once it is on record: who has heard that
+        hears nothing else after a restart."""
+        if self.record.status != "running":
+            await self.ended.wait()
         return replace(self.record, output_bytes=self.log.total)
 
     def started(self, guest: GuestProcess) -> None:
@@ -113,8 +115,8 @@ class LiveProcess:
         self.finish(None, None)
 
     def finish(self, exit_code: int | None, signal: int | None) -> None:
-        """It is dead."""
-        self.log.finish(exit_code, signal, self._why)
+        """It is dead. Nobody is told before that is on record."""
+        self.log.flush()
         self.record = replace(
             self.record,
             status="ended",
@@ -124,6 +126,11 @@ class LiveProcess:
             reason=self._why,
             output_bytes=self.log.total,
         )
+
+    def tell_end(self) -> None:
+        """It is dead, and that is on record."""
+        self.log.finish(self.record.exit_code, self.record.signal, self.record.reason)
+        self.ended.set()
 
     def _because(self, why: str) -> None:
         self._why = self._why or why
@@ -296,7 +303,7 @@ class Processes:
         except EraError as error:
             log.warning("process_not_recorded", process=process.record.id, error=error.message)
         finally:
-            process.ended.set()
+            process.tell_end()
             self._forget()
 
     async def _time_out(self, process: LiveProcess, seconds: float) -> None:

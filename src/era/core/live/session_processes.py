@@ -71,7 +71,7 @@ class SessionProcesses:
         recorded = await self._records.list(session_id)
         session = await self._store.session(session_id)
         with self._live_sessions.in_use(session.key) as live:
-            here = {} if live is None else {each.record.id: each.shown for each in live.processes.all}
+            here = {} if live is None else {each.record.id: await each.shown() for each in live.processes.all}
             # One that has just begun may not be among the rows that were read.
             new = [here[id] for id in here.keys() - {record.id for record in recorded}]
             return [*sorted(new, key=lambda record: -record.started_at), *(here.get(r.id, r) for r in recorded)]
@@ -79,7 +79,7 @@ class SessionProcesses:
     async def get(self, session_id: OwnedId, name: str) -> ProcessRecord:
         """The process with this id or tag. Raises NoProcess."""
         live = await self.find(session_id, name)
-        return live.shown if live is not None else await self._records.find(session_id, name)
+        return await live.shown() if live is not None else await self._records.find(session_id, name)
 
     async def log(self, session_id: OwnedId, name: str) -> OutputLog:
         """What a process has written, as far as that is kept. Raises NoProcess."""
