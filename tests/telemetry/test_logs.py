@@ -10,7 +10,9 @@ from typing import Any
 
 import httpx
 import pytest
+import structlog
 
+from era.telemetry import logs
 from tests.api.owners import OPERATOR_KEY, WeakServer, client_with_key
 from tests.conftest import assert_nothing_left, eventually, mounts
 
@@ -89,7 +91,8 @@ def test_a_refusal_says_which(server: WeakServer, client: httpx.Client) -> None:
 
 def test_a_bug_is_logged_once_with_its_traceback_and_without_values(server: WeakServer, client: httpx.Client) -> None:
     client.post("/api/sessions", json={"language": "python", "session_id": "bug"})
-    answer = client.get("/api/sessions/bug/versions")
+    closed = {"Connection": "close"}  # the server closes it anyhow, soon after: no other request may be on its way
+    answer = client.get("/api/sessions/bug/versions", headers=closed)
     assert answer.status_code == 500
     (line,) = of_request(server, answer)
     assert line.items() >= {"event": "request_failed", "level": "error", "status": 500, "session": "bug"}.items()
@@ -237,3 +240,12 @@ def test_a_log_that_cannot_be_written_stops_nothing() -> None:
     with open("/dev/full", "w") as full:
         done = subprocess.run(command, stdout=subprocess.PIPE, stderr=full, text=True, check=False)
     assert done.stdout == "went on\n"
+
+
+@pytest.mark.parametrize(
+    "value", ["plain", "two words", "", "a=b", "it's", "a\nb", "\t", "\x1b[31m", 1.5, None, True, ["x"]]
+)
+def test_lines_for_people_are_those_of_the_librarys_plain_renderer(value: object) -> None:
+    fields = {"timestamp": "now", "level": "info", "event": "run", "zero": value, "a": value}
+    plain = structlog.dev.ConsoleRenderer(colors=False)
+    assert logs.CONSOLE(None, "info", dict(fields)) == plain(None, "info", dict(fields))

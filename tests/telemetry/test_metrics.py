@@ -218,3 +218,8 @@ async def test_notes_are_handed_on_together_with_their_requests() -> None:
     notes.note(first)
     notes.flush()
     assert len(taken) == 4
+    for _ in range(100):
+        notes.note(first)
+    assert len(taken) == 4
+    await asyncio.sleep(0)
+    assert len(taken) == 104, "many don't wait for more"

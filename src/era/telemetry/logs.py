@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import json
 import logging
+import re
 import sys
 from contextlib import suppress
 from typing import Any, Literal, TextIO
@@ -33,16 +34,35 @@ log = structlog.get_logger()
 _ASKED_ALL_THE_TIME = frozenset({"/health", "/ready", "/metrics"})
 """Requests for these are logged at the level `debug`."""
 
+_QUOTED = re.compile(r"""[ \t=\r\n"']""")
+"""What a value for people is put in quotes for."""
+
 _LOGGED = "_era_logged"
 """An attribute of an exception whose traceback is in the log already."""
+
+
+def _pair(key: str, value: object) -> str:
+    """A field of a line for people."""
+    return f"{key}={value if isinstance(value, str) and not _QUOTED.search(value) else repr(value)}"
+
+
+CONSOLE = structlog.dev.ConsoleRenderer(
+    columns=[
+        structlog.dev.Column("timestamp", lambda _, value: str(value)),
+        structlog.dev.Column("level", lambda _, value: f"[{str(value).ljust(9)}]"),
+        structlog.dev.Column("event", lambda _, value: str(value).ljust(30)),
+        structlog.dev.Column("", _pair),
+    ],
+    exception_formatter=structlog.dev.plain_traceback,
+)
+"""Lines for people. They are structlog's own without colours, made by formatters that take a third of the time."""
 
 
 def log_from(level: str, form: Literal["console", "json"] = "console") -> None:
     """Log on stderr, from this level up: lines for people, or a JSON object each. What libraries log through `logging`
     comes in the same form, from warnings up."""
-    console = structlog.dev.ConsoleRenderer(colors=False, exception_formatter=structlog.dev.plain_traceback)
     render: list[structlog.typing.Processor] = (
-        [console]
+        [CONSOLE]
         if form == "console"
         else [structlog.processors.format_exc_info, structlog.processors.JSONRenderer(_as_json)]
     )
@@ -55,7 +75,7 @@ def log_from(level: str, form: Literal["console", "json"] = "console") -> None:
     structlog.configure(
         processors=[*before, *render],
         wrapper_class=structlog.make_filtering_bound_logger(number),
-        logger_factory=structlog.PrintLoggerFactory(_Unfailing(sys.stderr)),  # type: ignore[arg-type]  # all that it is used for
+        logger_factory=structlog.WriteLoggerFactory(_Unfailing(sys.stderr)),  # type: ignore[arg-type]  # all that it is used for
         cache_logger_on_first_use=True,
     )
     formatter = structlog.stdlib.ProcessorFormatter(
@@ -83,8 +103,11 @@ class _Unfailing(io.TextIOBase):
             self._stream.flush()
 
 
+_JSON = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), default=repr)
+
+
 def _as_json(fields: dict[str, Any], **_options: Any) -> str:
-    return json.dumps(fields, ensure_ascii=False, separators=(",", ":"), default=repr)
+    return _JSON.encode(fields)
 
 
 def _with_request(_logger: Any, _method: str, fields: structlog.typing.EventDict) -> structlog.typing.EventDict:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import cache
 
 from prometheus_client import (
     CONTENT_TYPE_LATEST,
@@ -72,6 +73,12 @@ class _Gauges:
                 yield family
 
 
+def _remembering[M: (Counter, Histogram)](metric: M) -> M:
+    """A metric that remembers its series by their labels. Its own look-up takes as long as the counting does."""
+    metric.labels = cache(metric.labels)  # type: ignore[method-assign]  # an attribute of this one object
+    return metric
+
+
 class Metrics:
     """The counters and histograms of one service. `note` is its Note."""
 
@@ -117,12 +124,11 @@ class Metrics:
                 counter.labels(outcome)
 
     def _counter(self, name: str, text: str, *labels: str) -> Counter:
-        return Counter(f"era_{name}_total", text, labels, registry=self._registry)
+        return _remembering(Counter(f"era_{name}_total", text, labels, registry=self._registry))
 
     def _histogram(self, name: str, text: str, *labels: str, buckets: tuple[float, ...] = _QUICK) -> Histogram:
-        return Histogram(
-            f"era_{name}_duration_seconds", f"{text}, in seconds.", labels, registry=self._registry, buckets=buckets
-        )
+        name, text = f"era_{name}_duration_seconds", f"{text}, in seconds."
+        return _remembering(Histogram(name, text, labels, registry=self._registry, buckets=buckets))
 
     def expect(self, languages: Iterable[str]) -> None:
         """Have what alerts watch for each of these languages from the start."""

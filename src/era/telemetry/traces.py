@@ -4,24 +4,17 @@ A span is made when its note comes, with the ids that the core has given it and 
 nothing of OpenTelemetry is in the way of a run, and spans say what the log says. They are sent in batches, by a thread
 of the library's; what can't be sent is dropped, and logged by it.
 
-OpenTelemetry is an extra of the package (`traces`), imported only where traces are asked for.
+OpenTelemetry is an extra of the package (`traces`). All that needs it is in spans.py, imported only where traces are
+asked for.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
 
-from era import __version__
 from era.core.telemetry import Event, RequestEnded, RunEnded, Trace
 from era.errors import BadRequest
-
-if TYPE_CHECKING:
-    from opentelemetry.sdk.trace import SpanProcessor
-    from opentelemetry.trace import SpanContext
-
-_SEND_SECONDS = 5.0
 
 
 @contextmanager
@@ -54,21 +47,18 @@ class Traces:
     def __init__(self, endpoint: str) -> None:
         """`endpoint` is the collector's URL. Raises BadRequest where the extra is missing."""
         try:
-            from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
-            from opentelemetry.sdk.resources import Resource
-            from opentelemetry.sdk.trace.export import BatchSpanProcessor
+            from era.telemetry import spans
         except ImportError:
             raise BadRequest(
                 "ERA_TRACES is set, but OpenTelemetry isn't installed.",
                 hint="Install it: pip install 'era-sessions[server,traces]'.",
             ) from None
-        self._resource = Resource.create({"service.name": "era", "service.version": __version__})
-        exporter = OTLPSpanExporter(endpoint=endpoint, timeout=_SEND_SECONDS)
-        self._processor: SpanProcessor = BatchSpanProcessor(exporter)
+        self._place_of, self._parent_of = spans.place_of, spans.parent_of
+        self._spans = spans.Spans(endpoint)
 
     def close(self) -> None:
         """Send what is left; blocks for a few seconds where the collector doesn't answer."""
-        self._processor.shutdown()
+        self._spans.close()
 
     def begin(self, traceparent: str | None) -> Trace | None:
         """Where a request with this header `traceparent` is."""
@@ -93,7 +83,8 @@ class Traces:
             "error.type": request.code,
         }
         name = f"{request.method} {request.route}"
-        self._send(name, trace, request.began_at, request.seconds, attributes, failed=failed, served=True)
+        place, parent = self._place_of(trace), self._parent_of(trace)
+        self._spans.send(name, place, parent, request.began_at, request.seconds, attributes, failed=failed, served=True)
 
     def _run(self, run: RunEnded, trace: Trace) -> None:
         attributes = {
@@ -107,44 +98,9 @@ class Traces:
             "error.type": run.code,
         }
         failed = run.outcome in ("error", "not_committed")
-        self._send(f"run {run.language}", trace, run.stages.began_at, run.stages.total, attributes, failed=failed)
+        place, parent = self._place_of(trace), self._parent_of(trace)
         begins = run.stages.began_at
+        self._spans.send(f"run {run.language}", place, parent, begins, run.stages.total, attributes, failed=failed)
         for stage, seconds in run.stages.seconds.items():
-            self._send(stage, trace.below(), begins, seconds, {})
+            self._spans.send(stage, self._place_of(trace.below()), place, begins, seconds, {})
             begins += seconds
-
-    def _send(
-        self,
-        name: str,
-        trace: Trace,
-        began_at: float,
-        seconds: float,
-        attributes: dict[str, Any],
-        *,
-        failed: bool = False,
-        served: bool = False,
-    ) -> None:
-        """Send a span. Attributes that are None are left out."""
-        from opentelemetry.sdk.trace import ReadableSpan
-        from opentelemetry.trace import SpanKind, Status, StatusCode
-
-        begin = int(began_at * 1e9)
-        self._processor.on_end(
-            ReadableSpan(
-                name,
-                context=_context(trace, trace.span_id),
-                parent=_context(trace, trace.parent_id) if trace.parent_id else None,
-                resource=self._resource,
-                attributes={key: value for key, value in attributes.items() if value is not None},
-                kind=SpanKind.SERVER if served else SpanKind.INTERNAL,
-                status=Status(StatusCode.ERROR if failed else StatusCode.UNSET),
-                start_time=begin,
-                end_time=begin + int(seconds * 1e9),
-            )
-        )
-
-
-def _context(trace: Trace, span_id: str) -> SpanContext:
-    from opentelemetry.trace import SpanContext, TraceFlags
-
-    return SpanContext(int(trace.trace_id, 16), int(span_id, 16), is_remote=False, trace_flags=TraceFlags(1))
