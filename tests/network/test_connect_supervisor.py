@@ -7,6 +7,7 @@ import json
 import os
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -448,12 +449,37 @@ print(subprocess.run([sys.executable, "-c", code], capture_output=True, text=Tru
     assert anywhere().says(code) == "True\nchild\n\n"
 
 
+KEEPS_COPIES = """
+from era.drivers.socket_broker import SocketBroker
+new_socket, copies = SocketBroker.new_socket, []
+async def new(*given):
+    sock = await new_socket(*given)
+    copies.append(sock.dup())
+    return sock
+SocketBroker.new_socket = new
+"""
+
+
+def test_a_copy_of_a_listener_is_in_nobody_s_way(machine: Machine, tmp_path: Path) -> None:
+    """PID 1 of a sandbox has one of each until it gets to close it."""
+    server = machine.serve(tmp_path / "data", weakness=f"exec({KEEPS_COPIES!r})")
+    code = """
+import socket
+for _ in range(5):
+    sock = socket.create_connection(("203.0.113.10", 9000))
+    sock.send(b"x"); print(sock.getpeername(), sock.recv(5))
+"""
+    with server.client() as http:
+        assert new_session(http).says(code).splitlines() == ["('203.0.113.10', 9000) b'x'"] * 5
+    server.stop()
+
+
 def test_a_port_that_a_program_serves_itself_can_be_reached_elsewhere(anywhere: NewSession) -> None:
     code = """
-import asyncio, socket
+import asyncio, os, socket
 server = socket.create_server(("0.0.0.0", 9000))
-sock = socket.create_connection(("203.0.113.10", 9000), 5)
-sock.send(b"blocking"); print(sock.recv(10))
+sock = socket.create_connection(("203.0.113.10", 9000))
+sock.send(b"blocking"); print(sock.recv(10), os.get_blocking(sock.fileno()))
 async def main():
     for host in ("203.0.113.10", "::ffff:198.51.100.7"):
         reader, writer = await asyncio.open_connection(host, 9000)
@@ -469,7 +495,7 @@ sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
 sock.settimeout(5)
 sock.connect(("203.0.113.10", 9000)); sock.send(b"datagram"); print(sock.recv(10))
 """
-    assert anywhere().says(code).splitlines() == ["b'blocking'", "b'x'", "b'x'", "b'mine'", "b'datagram'"]
+    assert anywhere().says(code).splitlines() == ["b'blocking' True", "b'x'", "b'x'", "b'mine'", "b'datagram'"]
 
 
 def test_50_mib_in_and_out(anywhere: NewSession) -> None:

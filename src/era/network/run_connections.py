@@ -418,6 +418,9 @@ class RunConnections:
         # Without waiting, since the program may want to listen at that port itself.
         if listener.sock.fileno() >= 0:
             self._loop.remove_reader(listener.sock)
+            with suppress(OSError):  # it doesn't listen yet
+                # The broker may not have closed its copy, which would go on to listen there.
+                listener.sock.shutdown(socket.SHUT_RDWR)
             listener.sock.close()
         self._displaced.discard(listener)
         if self._listeners.get(listener.target) is listener:
@@ -430,17 +433,17 @@ class RunConnections:
         fcntl.fcntl(sock, fcntl.F_SETFL, flags | os.O_NONBLOCK)
         try:
             error = sock.connect_ex(_as_sockaddr(listener.sock.getsockname()[:2], sock))
+            if error == errno.EINPROGRESS and blocking:
+                writable = asyncio.Event()
+                self._loop.add_writer(sock, writable.set)
+                try:
+                    await asyncio.wait_for(writable.wait(), _ARRIVE_SECONDS)
+                finally:
+                    self._loop.remove_writer(sock)
+                error = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+            return error
         finally:
-            fcntl.fcntl(sock, fcntl.F_SETFL, flags)
-        if error == errno.EINPROGRESS and blocking:
-            writable = asyncio.Event()
-            self._loop.add_writer(sock, writable.set)
-            try:
-                await asyncio.wait_for(writable.wait(), _ARRIVE_SECONDS)
-            finally:
-                self._loop.remove_writer(sock)
-            error = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
-        return error
+            fcntl.fcntl(sock, fcntl.F_SETFL, flags)  # only now: uvloop has no sockets watched that block
 
     # -- datagrams ----------------------------------------------------------------------------------------------
 
