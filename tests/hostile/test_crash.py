@@ -60,7 +60,7 @@ class Load:
             thread.join()
 
 
-@pytest.mark.parametrize("kills", [8, pytest.param(20, marks=pytest.mark.soak)])
+@pytest.mark.parametrize("kills", [4, pytest.param(20, marks=pytest.mark.soak)])
 def test_kill_9_at_random_moments_loses_nothing_acknowledged(own_server: MakeServer, kills: int) -> None:
     """Data, files and the version move together."""
     chance = random.Random(20)

@@ -71,7 +71,15 @@ def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("small_parts")
-@pytest.mark.parametrize("fault", ["error", "error after", "half", pytest.param("hang", marks=pytest.mark.soak)])
+@pytest.mark.parametrize(
+    "fault",
+    [
+        "error",
+        "error after",
+        pytest.param("half", marks=pytest.mark.soak),
+        pytest.param("hang", marks=pytest.mark.soak),
+    ],
+)
 async def test_a_commit_that_fails_leaves_the_old_state(
     fault: Fault, s3: S3, bucket: str, faulty: FaultyS3, tmp_path: Path
 ) -> None:

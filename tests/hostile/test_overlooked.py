@@ -77,14 +77,15 @@ class Session:
         return str(answer.json()["stdout"])
 
 
-DRIVERS = [
-    pytest.param("bubblewrap", id="bubblewrap"),
-    pytest.param("gvisor", id="gvisor", marks=needs_gvisor),
-]
-
-
-@pytest.mark.parametrize("user", ["root", "ordinary user"])
-@pytest.mark.parametrize("isolation", DRIVERS)
+@pytest.mark.parametrize(
+    ("isolation", "user"),
+    [
+        ("bubblewrap", "root"),
+        ("bubblewrap", "ordinary user"),
+        pytest.param("gvisor", "root", marks=needs_gvisor),
+        pytest.param("gvisor", "ordinary user", marks=[needs_gvisor, *([] if os.geteuid() else [pytest.mark.soak])]),
+    ],
+)
 def test_what_is_committed_is_what_is_there(isolation: str, user: str, own_server: Callable[..., Server]) -> None:
     if user == "root" and os.geteuid() != 0:
         pytest.skip("not root")

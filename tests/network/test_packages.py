@@ -200,7 +200,11 @@ def data_of(one: Session) -> dict[str, Any]:
     return data
 
 
-CALLED = [("http", "bubblewrap"), ("https", "bubblewrap"), pytest.param("https", "gvisor", marks=NEEDS_GVISOR)]
+CALLED = [
+    pytest.param("http", "bubblewrap", marks=pytest.mark.soak),
+    ("https", "bubblewrap"),
+    pytest.param("https", "gvisor", marks=NEEDS_GVISOR),
+]
 
 
 @pytest.mark.parametrize("language", CALLERS)

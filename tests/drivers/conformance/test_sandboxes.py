@@ -30,14 +30,14 @@ for _ in range(1000): time.sleep(0.1)
     result = sandboxes.run(sandbox, code, timeout=0.5)
     assert (result.stdout, result.stderr) == ("before\n", "tidied\n")
     assert (result.ended.exit_code, result.ended.cause) == (124, "timeout")
-    assert 0.5 <= time.monotonic() - begun < 2.5
+    assert 0.5 <= time.monotonic() - begun < 30
     assert result.ended.sandbox_alive
 
 
 def test_a_run_can_be_killed(sandboxes: Any, sandbox: Any) -> None:
     result = sandboxes.run(sandbox, "import os, time; os.write(1, b'up\\n'); time.sleep(60)", meanwhile="kill")
     assert (result.stdout, result.ended.cause, result.ended.exit_code) == ("up\n", "killed", 137)
-    assert result.ended.duration < 10
+    assert result.ended.duration < 30
     assert says(sandboxes, sandbox, "print('well')") == "well\n"
 
 
