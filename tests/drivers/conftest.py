@@ -10,7 +10,6 @@ import pytest
 from tests.conftest import assert_nothing_left, descendants, mounts
 from tests.drivers.sandboxes import Sandboxes, Weakness
 
-
 FEW = {
     "test_processes": ("test_what_a_process_says_and_how_it_ends",),
     "test_contexts": ("test_a_python_context",),
