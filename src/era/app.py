@@ -66,6 +66,7 @@ from era.core.storage import Storage
 from era.core.turns import Turns
 from era.core.usage import Usage
 from era.core.versions import Versions
+from era.core.webhooks import Webhooks
 from era.drivers.bubblewrap import BubblewrapDriver
 from era.drivers.choice import DriverChoice
 from era.drivers.gvisor import GvisorDriver
@@ -80,6 +81,7 @@ from era.network.connect_supervisor import why_unsupported
 from era.network.egress import SandboxNetwork, certificates
 from era.network.indexes import IndexListeners
 from era.network.storage import StorageListeners
+from era.network.webhooks import WebhookSender
 from era.packages.installer import PackageInstaller
 from era.settings import Settings
 from era.store import place
@@ -230,21 +232,19 @@ async def services(settings: Settings) -> AsyncIterator[Context]:
         idempotency = IdempotencyKeys(store)
         api_keys = ApiKeys(store.api_keys, settings.api_key.get_secret_value() if settings.api_key else None)
         await api_keys.open()
-        if homes is not None:
-            homes.each_beat(api_keys.open)
         quotas = Quotas(store.usage, quotas_by_default(settings), api_keys.quotas_of)
         await quotas.open()
         store.bounds = quotas.bounds
-        if homes is not None:
-            homes.each_beat(quotas.open)
+        await store.webhooks.open()
+        key = signing_secret(settings, "webhook-key")
+        webhooks = Webhooks(store.webhooks, WebhookSender(private), key, cluster, quotas.on_reached)
         databases = D1Databases(
-            shared / "storage" / "sql",
-            settings.storage_database_mb << 20,
-            before=shared / "storage" / "d1",
+            shared / "storage" / "sql", settings.storage_database_mb << 20, before=shared / "storage" / "d1"
         )
         databases.open()
         if homes is not None:
-            homes.each_beat(partial(asyncio.to_thread, databases.measure_all))
+            measure = partial(asyncio.to_thread, databases.measure_all)
+            homes.each_beat(api_keys.open, quotas.open, store.webhooks.open, measure)
         storage = Storage(store.storage_items, blobs, databases, settings.storage_mb << 20, quotas)
         await storage.open()
         try:
@@ -349,6 +349,7 @@ async def services(settings: Settings) -> AsyncIterator[Context]:
             await pool.start()
             await setups.start()
             await inbox.start()
+            webhooks.start()
             live_sessions.start()
             usage = Usage(store.usage, partial(stored_bytes, store, storage), settings.usage_days)
             jobs = (
@@ -411,6 +412,7 @@ async def services(settings: Settings) -> AsyncIterator[Context]:
                     audit=Audit(store.audit, settings.audit_kept),
                     quotas=quotas,
                     usage=usage,
+                    webhooks=webhooks,
                     setups=setups,
                     files=CurrentFiles(files, live_sessions, checkpoints, store, turns),
                     archives=Archives(store, snapshots, blobs, turns, spool, transfers, files, slots),
@@ -441,6 +443,7 @@ async def services(settings: Settings) -> AsyncIterator[Context]:
                 await live_sessions.close()
                 await runs.drain(server.LAST_ANSWERS_SECONDS)
                 await inbox.stop()
+                await webhooks.stop()
                 if homes is not None:
                     await homes.leave()
         finally:

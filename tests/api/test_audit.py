@@ -98,6 +98,25 @@ def test_keys_are_recorded_for_the_operator(owners: Owners) -> None:
     assert key["key"] not in str(entries(owners.operator, limit=1000))
 
 
+def test_changes_of_keys_and_quotas_are_recorded(owners: Owners) -> None:
+    operator, key = owners.operator, new_key(owners.server, "changing")
+    where = f"/api/keys/{key['id']}"
+    change = {"scopes": ["read"], "expires_at": "2999-01-31T12:00:00Z", "quotas": {"sessions": 2}}
+    assert operator.patch(where, json={**change, "description": "its own business"}).is_success
+    rotated = operator.post(f"{where}/rotate", json={"grace_seconds": 5}).json()
+    assert operator.patch(where, json={"scopes": ["nothing"]}).status_code == 400
+    assert operator.post("/api/keys/never/rotate").status_code == 404
+    assert done(operator, key["id"]) == [
+        ("key.create", {"owner": "changing"}),
+        ("key.change", {"scopes": ["read"], "expires_at": "2999-01-31T12:00:00.000Z", "quotas": {"sessions": 2}}),
+        ("key.rotate", {"grace_seconds": 5}),
+    ]
+    assert operator.patch("/api/owners/changing", json={"quotas": {"sessions": 9, "disk_mb": None}}).is_success
+    assert operator.patch("/api/owners/changing", json={"quotas": {"horses": 9}}).status_code == 400
+    assert done(operator, "changing") == [("quotas.change", {"quotas": {"sessions": 9, "disk_mb": None}})]
+    assert rotated["key"] not in str(entries(operator, limit=1000))
+
+
 def test_owners_see_their_own_and_the_operator_all(owners: Owners) -> None:
     for name, client in (("ada", owners.ada), ("mallory", owners.mallory), ("op", owners.operator)):
         assert client.post("/api/sessions", json={"language": "python", "session_id": f"of-{name}"}).is_success

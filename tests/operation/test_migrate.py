@@ -11,9 +11,11 @@ import pytest
 from sqlalchemy import Engine, select
 
 from era.core.api_keys import ApiKey
+from era.core.audit import AuditEntry
 from era.core.models import DEFAULT_OWNER, Answered, Claim, KeptOutputs, Snapshot
 from era.core.public.inbox import Content
 from era.core.storage import Item
+from era.core.webhooks import EVENTS, Webhook
 from era.errors import BadRequest, Conflict, NotReady
 from era.operation.backup import back_up
 from era.operation.check import check
@@ -23,6 +25,8 @@ from era.store.tables import metadata
 from tests.client.command import era
 from tests.owners import mine
 from tests.store.rows import ended, engine_of, execute, new, opened
+
+ENTRY = AuditEntry(1, DEFAULT_OWNER, "operator", "key.create", "key_1", "req_1")
 
 
 @pytest.fixture
@@ -34,6 +38,8 @@ def source(tmp_path: Path) -> Path:
 
 async def _fill(url: str) -> None:
     async with opened(url) as store:
+        await store.webhooks.add_webhook(Webhook("wh_1", DEFAULT_OWNER, "https://example.com/", EVENTS, "", 1))
+        await store.audit.add_audit_entries([ENTRY], 10)
         session = await store.create_session(new("a", data='{"n": "\\u0000 é"}', metadata={"team": "x"}, ttl=1000))
         claim = Claim("run", "key", "h" * 64, "mark")
         await store.begin_run(mine("a"), "r1", claim)
@@ -85,7 +91,11 @@ def test_all_rows_are_moved_and_the_server_goes_on_there(source: Path, empty_pos
     async def goes_on() -> int:
         async with opened(empty_postgres_url) as store:
             assert (await store.session(mine("a"))).data == '{"n": 1}'
-            return (await store.create_session(new("later"))).key
+            await store.audit.add_audit_entries([ENTRY], 10)
+            await store.webhooks.open()
+            later = await store.create_session(new("later"))
+            assert len(await store.webhooks.notices(DEFAULT_OWNER, "wh_1")) == 3
+            return later.key
 
     assert asyncio.run(goes_on()) == before["sessions"][0][0] + 2, "a key was given twice"
     with pytest.raises(NotReady, match="set ERA_DATABASE_URL to that"):

@@ -237,6 +237,12 @@ STEPS: dict[str, Step] = {
     "inbox.deliveries": simple("inbox", "list"),
     "inbox.delete": simple("inbox", "delete"),
     "move": move,
+    "webhooks.create": lambda era, _, args: era.json(
+        "webhooks", "create", args["url"], *(f"--event={event}" for event in args["events"])
+    ),
+    "webhooks.deliveries": lambda era, _, args: era.json("webhooks", "deliveries", args["id"])["deliveries"],
+    "webhooks.delete": lambda era, _, args: era.json("webhooks", "delete", args["id"]),
+    "audit": lambda era, _, args: era.json("audit", args["target"])["entries"],
     "kv.set": kv_set,
     "kv.get": keyed("storage", "kv", "get"),
     "kv.list": kv_list,

@@ -332,6 +332,26 @@ async def move(era: Any, session: Any, args: dict[str, Any]) -> Any:
         return await done((await done(era.sessions.load(capsule, **args))).info())
 
 
+@step("webhooks.create")
+async def create_webhook(era: Any, _: Any, args: dict[str, Any]) -> Any:
+    return await done(era.webhooks.create(**args))
+
+
+@step("webhooks.deliveries")
+async def notices(era: Any, _: Any, args: dict[str, Any]) -> Any:
+    return await done(era.webhooks.deliveries(args["id"]))
+
+
+@step("webhooks.delete")
+async def delete_webhook(era: Any, _: Any, args: dict[str, Any]) -> Any:
+    await done(era.webhooks.delete(args["id"]))
+
+
+@step("audit")
+async def audit(era: Any, _: Any, args: dict[str, Any]) -> Any:
+    return await done(era.audit(**args))
+
+
 @step("kv.set")
 async def kv_set(era: Any, _: Any, args: dict[str, Any]) -> Any:
     await done(era.storage.kv.set(**args))

@@ -9,6 +9,8 @@ import { Session } from "./session.js";
 import { Storage } from "./storage.js";
 import type {
   Answer,
+  AuditEntry,
+  AuditList,
   DayOfUsage,
   DeletedSession,
   DeletedSessions,
@@ -22,6 +24,7 @@ import type {
   SessionInfo,
   SessionList,
 } from "./types.js";
+import { Webhooks } from "./webhooks.js";
 
 /** The fields of a new session, besides its language. */
 export interface SessionOptions extends Partial<Omit<NewSession, "language">>, OnceOptions {
@@ -46,12 +49,25 @@ export interface RunFilter {
   limit?: number;
 }
 
+export interface AuditFilter {
+  action?: AuditEntry["action"];
+  /** The id of what it was done to. */
+  target?: string;
+  /** For the operator; others see their own. */
+  owner?: string;
+  /** Times (RFC 3339). */
+  since?: string;
+  until?: string;
+  limit?: number;
+}
+
 export type ExecuteOptions = Partial<Omit<ExecuteBody, "language" | "code">> & CallOptions;
 
 export class Era {
   readonly storage: Storage;
   readonly keys: Keys;
   readonly owners: Owners;
+  readonly webhooks: Webhooks;
   readonly #transport: Transport;
 
   constructor(options: EraOptions = {}) {
@@ -59,6 +75,7 @@ export class Era {
     this.storage = new Storage(this.#transport);
     this.keys = new Keys(this.#transport);
     this.owners = new Owners(this.#transport);
+    this.webhooks = new Webhooks(this.#transport);
   }
 
   /** The server's address. */
@@ -91,6 +108,19 @@ export class Era {
   ): Promise<DayOfUsage[]> {
     const call = { method: "GET", path: "/api/usage", query: filter } as const;
     return (await this.#transport.json<Answer<"/api/usage", "get">>(call, options)).usage;
+  }
+
+  /**
+   * Who did what, newest first: with the keys of this client's owner, or for the operator with all. `limit` is how many
+   * come in one answer.
+   */
+  audit(filter: AuditFilter = {}, options: CallOptions = {}): AsyncGenerator<AuditEntry, void, undefined> {
+    const get = (cursor?: string) =>
+      this.#transport.json<AuditList>(
+        { method: "GET", path: "/api/audit", query: { limit: 100, ...filter, cursor } },
+        options,
+      );
+    return pages(get, (page) => page.entries);
   }
 
   /** A session that there is already. */

@@ -6,7 +6,14 @@
  *     console.log((await session.run("print(6 * 7)")).stdout);
  */
 
-export { Era, type ExecuteOptions, type RunFilter, type SessionFilter, type SessionOptions } from "./era.js";
+export {
+  type AuditFilter,
+  Era,
+  type ExecuteOptions,
+  type RunFilter,
+  type SessionFilter,
+  type SessionOptions,
+} from "./era.js";
 export * from "./errors.js";
 export * from "./generated/errors.js";
 export type { CellOptions, Context } from "./contexts.js";
@@ -25,3 +32,4 @@ export type { Gap } from "./streams.js";
 export type { Terminal, TerminalExit, TerminalSize } from "./terminal.js";
 export type * from "./types.js";
 export type { Versions } from "./versions.js";
+export type { Webhooks } from "./webhooks.js";

@@ -79,7 +79,7 @@ async def get_api_key(key_id: KeyId, context: UseContext) -> Response:
 
 
 @router.patch("/{key_id}", responses={200: {"model": ApiKeyAnswer}, **errors(404)})
-async def change_api_key(key_id: KeyId, body: ChangeKey, context: UseContext) -> Response:
+async def change_api_key(key_id: KeyId, body: ChangeKey, request: Request, context: UseContext) -> Response:
     """Change what a key is for, what it is good for, when it ends, or its quotas. It holds from the next call on."""
     changes: dict[str, Any] = {} if body.description is None else {"description": body.description}
     if body.scopes is not None:
@@ -89,13 +89,19 @@ async def change_api_key(key_id: KeyId, body: ChangeKey, context: UseContext) ->
     if body.quotas is not None:
         quotas = {**context.api_keys.get(key_id).quotas, **body.quotas.model_dump(exclude_unset=True)}
         changes["quotas"] = {name: most for name, most in quotas.items() if most is not None}
-    return _shown(await context.api_keys.change(key_id, **changes))
+    key = await context.api_keys.change(key_id, **changes)
+    shown = key_answer(key, now())
+    await context.audit.record(
+        caller_of(request), "key.change", key_id, **{name: shown[name] for name in changes if name != "description"}
+    )
+    return _shown(key)
 
 
 @router.post("/{key_id}/rotate", responses={200: {"model": NewKeyAnswer}, **errors(404, 409)})
-async def rotate_api_key(key_id: KeyId, body: RotateKey, context: UseContext) -> Response:
+async def rotate_api_key(key_id: KeyId, body: RotateKey, request: Request, context: UseContext) -> Response:
     """Give a key another secret, which only this answer shows. The one before stays good for `grace_seconds`."""
     key, text = await context.api_keys.rotate(key_id, body.grace_seconds)
+    await context.audit.record(caller_of(request), "key.rotate", key_id, grace_seconds=body.grace_seconds)
     return _shown(key, text)
 
 

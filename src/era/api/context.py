@@ -58,6 +58,7 @@ from era.core.telemetry import Note, Trace
 from era.core.turns import Turns
 from era.core.usage import Usage
 from era.core.versions import Versions
+from era.core.webhooks import Webhooks
 from era.errors import BadRequest, EraError, NoLanguage, NotFound, TooLarge
 from era.settings import Settings
 from era.spelling import did_you_mean
@@ -95,6 +96,7 @@ class Context:
     audit: Audit
     quotas: Quotas
     usage: Usage
+    webhooks: Webhooks
     versions: Versions
     setups: Setups
     files: CurrentFiles

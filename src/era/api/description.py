@@ -62,12 +62,14 @@ TAGS = {
     "keys": "API keys and their owners, for the operator.",
     "audit": "Who did what.",
     "quotas": "How much owners may use, and how much they have used.",
+    "webhooks": "Where owners are told what happens to their sessions.",
     "health": "Whether and how the server works.",
 }
 
 _PARAMETERS = {
     "session_id": "The session's id.",
     "run_id": "The run's id.",
+    "webhook_id": "The webhook's id.",
     "process": "A process's id or tag.",
     "path": "A path below the session's working directory, separated by `/`.",
     "number": "The version's number.",

@@ -37,6 +37,7 @@ from era.api import (
     terminals,
     versions,
     watching,
+    webhooks,
 )
 from era.api.context import Answer, BodyProblem, Context
 from era.api.guard import Guard, error_body, error_headers
@@ -83,6 +84,7 @@ def build(settings: Settings, context: Context) -> FastAPI:
         api_keys,
         audit,
         owners,
+        webhooks,
         health,
         languages,
         pages,

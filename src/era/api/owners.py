@@ -55,9 +55,11 @@ async def get_owner(owner: OwnerName, context: UseContext) -> Response:
 
 
 @router.patch("/api/owners/{owner}", dependencies=_OPERATOR, responses={200: {"model": OwnerAnswer}, **errors()})
-async def change_owner(owner: OwnerName, body: ChangeOwner, context: UseContext) -> Response:
+async def change_owner(owner: OwnerName, body: ChangeOwner, request: Request, context: UseContext) -> Response:
     """Set quotas of an owner's. What there is already stays, also where it is more than may be from now on."""
-    await context.quotas.set(owner, body.quotas.model_dump(exclude_unset=True))
+    quotas = body.quotas.model_dump(exclude_unset=True)
+    await context.quotas.set(owner, quotas)
+    await context.audit.record(caller_of(request), "quotas.change", owner, quotas=quotas)
     return Answer(await _owner(context, owner))
 
 

@@ -60,6 +60,8 @@ GROUPS: dict[str, dict[str, tuple[str, str]]] = {
         "keys": ("keys", "Create, list, change, rotate and revoke API keys"),
         "quotas": ("quotas", "Show and set how much owners may use"),
         "usage": ("usage", "Show what owners have used on each day"),
+        "audit": ("audit", "Show who did what"),
+        "webhooks": ("webhooks", "Have a server tell what happens to sessions"),
         "mcp": ("mcp", "Serve tools to a model on standard input and output"),
         "bench": ("bench", "Measure a server"),
         "completion": ("completion", "Print completion for a shell"),

@@ -33,7 +33,12 @@ Action = Literal[
     "session.restore",
     "session.public",
     "key.create",
+    "key.change",
+    "key.rotate",
     "key.revoke",
+    "quotas.change",
+    "webhook.create",
+    "webhook.delete",
     "secret.use",
     "link.create",
 ]
@@ -56,7 +61,7 @@ class AuditEntry:
 
     action: Action
     target: str
-    """The session or key that it was done to; empty for a run outside of any session."""
+    """The session, key, owner or webhook that it was done to; empty for a run outside of any session."""
 
     request_id: str
     details: JsonObject = field(default_factory=dict)

@@ -162,9 +162,9 @@ class Homes:
         """Say where this host listens; the next heartbeat tells the others."""
         self._host = Host(self._host.id, url)
 
-    def each_beat(self, call: Callable[[], Awaitable[None]]) -> None:
-        """Have this called after each heartbeat. A failure of it is logged, and keeps no heartbeat from being sent."""
-        self._on_beat.append(call)
+    def each_beat(self, *calls: Callable[[], Awaitable[None]]) -> None:
+        """Have these called after each heartbeat. A failure is logged, and keeps no heartbeat from being sent."""
+        self._on_beat.extend(calls)
 
     async def leave(self) -> None:
         """Give away all sessions at once. Nothing may be under way any more."""

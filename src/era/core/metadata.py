@@ -318,9 +318,9 @@ class MetadataStore(Protocol):
     ) -> RunRecord:
         """Commit a run: its record, its outputs, the answer to its idempotency key, what it has used and, where
         `record.committed`, the next version; None for `data` (JSON text) or `snapshot` says that the run left the
-        present one. Where it left both, there is no next version. `who` is whose quotas bound what it leaves. `trim` is
-        what goes of the session's history with it. The record that is returned has `version`, `versions_dropped` and
-        `key` set.
+        present one. Where it left both, there is no next version. `who` is whose quotas bound what it leaves, and whose
+        webhooks are told. `trim` is what goes of the session's history with it. The record that is returned has
+        `version`, `versions_dropped` and `key` set.
 
         Raises CommitFailed where this can't be stored, QuotaReached where its files are too many for a quota, and then
         nothing of it is stored; SessionDeleted where the session was removed: then its record is stored, as not

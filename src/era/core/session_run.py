@@ -334,8 +334,10 @@ class SessionRun:
         claim = self._request.claim if has_not_run and not told else None
         released = Answered(claim) if claim else None
         try:
-            use = use_of(self._active.session_id, None, {})
-            await self._parts.store.end_run(ended, data=None, snapshot=None, answered=released, use=use)
+            who = self._active.session_id
+            await self._parts.store.end_run(
+                ended, data=None, snapshot=None, answered=released, who=who, use=use_of(who, None, {})
+            )
         except SessionDeleted:
             return  # Its record is all that was written.
         except EraError as second:

@@ -23,7 +23,7 @@ from era.store.setups import package_sets
 from era.store.versions import snapshot_roots
 
 DATABASE = place.SQLITE
-KEYS = ("link-key", "site-key", "store-id")
+KEYS = ("link-key", "site-key", "webhook-key", "store-id")
 """Files of a data directory that are made once, and on which links, sites and an S3 store depend."""
 
 STORE_ID = "store-id"

@@ -98,10 +98,12 @@ def _write(copy: Any, row: Any, table: Table) -> None:
 
 def _give_no_key_twice(rows: Connection, connection: Connection) -> None:
     """Let automatic keys go on where they were, though the newest rows may be gone."""
-    for table, highest in rows.execute(text("SELECT name, seq FROM sqlite_sequence")):
-        if highest and table in metadata.tables:
-            sequence = func.pg_get_serial_sequence(table, "key")
-            connection.execute(select(func.setval(sequence, highest)))
+    given = {row.name: row.seq for row in rows.execute(text("SELECT name, seq FROM sqlite_sequence"))}
+    for table in metadata.sorted_tables:
+        if (key := table.autoincrement_column) is not None:
+            highest = max(given.get(table.name) or 0, rows.execute(select(func.max(key))).scalar_one() or 0)
+            if highest:
+                connection.execute(select(func.setval(func.pg_get_serial_sequence(table.name, key.name), highest)))
 
 
 def _put_aside(directory: Path) -> None:

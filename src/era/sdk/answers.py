@@ -377,6 +377,48 @@ class DayOfUsage(View):
     disk_bytes: int | None
 
 
+class Webhook(View):
+    """Where a server tells of what happens. `secret`, which notices are signed with, is shown once, when it is made."""
+
+    id: str
+    url: str
+    events: list[str]
+    description: str
+    created_at: str
+    pending: int
+    done: int
+    failed: int
+    dropped: int
+    secret: str | None
+
+
+class Notice(View):
+    """What waits to be told to a webhook, was told or was given up."""
+
+    id: str
+    event: str
+    status: str
+    tries: int
+    created_at: str
+    next_attempt_at: str | None
+    ended_at: str | None
+    http_status: int | None
+    reason: str | None
+
+
+class AuditEntry(View):
+    """Something that somebody did."""
+
+    id: str
+    at: str
+    owner: str
+    key: str | None
+    action: str
+    target: str | None
+    request_id: str
+    details: dict[str, Any]
+
+
 class Language(View):
     """A language that the server knows."""
 

@@ -21,7 +21,7 @@ import itertools
 import logging
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -31,6 +31,7 @@ from typing import Any, Concatenate
 from sqlalchemy import Connection, RootTransaction, event
 from sqlalchemy.exc import SQLAlchemyError
 
+from era.core.webhooks import Event, Webhook
 from era.errors import BadRequest, Unavailable
 from era.store import dialects
 from era.store.migrations import upgrade
@@ -78,6 +79,26 @@ class Fence:
     """The epochs at which sessions were taken, by their keys."""
 
 
+class Listeners:
+    """The webhooks that there are, as `webhooks.tell` needs them. Replaced as a whole, and read by other threads."""
+
+    def __init__(self) -> None:
+        self._by_owner: Mapping[str, Sequence[Webhook]] = {}
+
+    def set(self, webhooks: Sequence[Webhook]) -> None:
+        by_owner: dict[str, list[Webhook]] = {}
+        for webhook in webhooks:
+            by_owner.setdefault(webhook.owner, []).append(webhook)
+        self._by_owner = by_owner
+
+    def of(self, owner: str, event: Event) -> Sequence[Webhook]:
+        """An owner's webhooks that want this event."""
+        return [webhook for webhook in self._by_owner.get(owner, ()) if event in webhook.events]
+
+    def by_id(self) -> Mapping[str, Webhook]:
+        return {webhook.id: webhook for webhooks in self._by_owner.values() for webhook in webhooks}
+
+
 class Database:
     """Runs jobs, functions that take a connection first, as transactions. `open` before anything, `close` when done."""
 
@@ -85,11 +106,12 @@ class Database:
         """Raises ValueError where the URL can't hold a store; see `dialects.connect`, also for `alone`."""
         self.engines = dialects.connect(url, alone=alone)
         self.fence = Fence()
-        """In the `info` of each connection that writes."""
+        self.listeners = Listeners()
+        """Both are in the `info` of each connection that writes."""
 
         @event.listens_for(self.engines.writer, "connect")
         def connected(_connection: object, record: Any) -> None:
-            record.info["fence"] = self.fence
+            record.info.update(fence=self.fence, listeners=self.listeners)
 
         self._errors = (SQLAlchemyError, dialects.driver_error(self.engines.writer))
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="era-write")

@@ -21,6 +21,7 @@ from era.store.database import Database, Fence
 from era.store.dialects import Precompiled, database_time, insert_if_absent
 from era.store.session_lookup import IS_PRESENT
 from era.store.tables import deliveries, homes, hosts, inboxes, leader, processes, runs, sessions
+from era.store.webhooks import tell_lost
 
 LOST = "the host that ran it is dead"
 
@@ -197,6 +198,7 @@ def _beat(connection: Connection, host: Host) -> View:
 
 def _mark_lost(connection: Connection) -> int:
     """Record as lost what dead hosts were doing; how many runs. Their deliveries are pending again."""
+    tell_lost(connection, _LOST_RUNS)
     at = {"ended_at": database_time(), "reason": LOST, "status": "lost"}
     lost = connection.execute(update(runs).where(_LOST_RUNS).values(at)).rowcount
     connection.execute(update(processes).where(_LOST_PROCESSES).values(at))

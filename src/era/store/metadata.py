@@ -50,6 +50,7 @@ from era.store.processes import ProcessRows
 from era.store.session_lookup import read_public_session, read_session, read_session_of_site
 from era.store.storage_items import StorageItemRows
 from era.store.usage import UsageRows
+from era.store.webhooks import WebhookRows
 
 _DEFAULT_RETENTION = Retention()
 _MADE = ("sessions", "disk_mb")
@@ -78,6 +79,7 @@ class SqlStore:
         self._own_database: Database | None = None
         """The connections of heartbeats."""
         self.usage = UsageRows(self.database)
+        self.webhooks = WebhookRows(self.database)
         self.bounds: Callable[..., Sequence[Bound]] = lambda *_: ()
         """See Quotas.bounds."""
 
@@ -91,6 +93,7 @@ class SqlStore:
         """The rows of a cluster's hosts and homes, on connections of their own. Call it once, on an open store
         that isn't `alone`."""
         self._own_database = Database(self._url, alone=False)
+        self._own_database.listeners = self.database.listeners
         await self._own_database.open()
         return HomeRows(self._own_database, self.database)
 
@@ -223,6 +226,7 @@ class SqlStore:
                     self._retention,
                     record,
                     patient=True,
+                    who=who,
                     data=data,
                     snapshot=snapshot,
                     outputs=outputs,

@@ -14,7 +14,7 @@ from typing import Any
 from sqlalchemy import Connection, bindparam, delete, func, insert, select, update
 
 from era.core.metadata import Retention, RunFilter
-from era.core.models import Answered, Claim, KeptOutputs, OwnedId, RunRecord, Session, Snapshot, Trim, now
+from era.core.models import Answered, Claim, JsonObject, KeptOutputs, OwnedId, RunRecord, Session, Snapshot, Trim, now
 from era.core.run_messages import setup_error
 from era.core.setup.setups import UNDER_WAY
 from era.core.usage import Use, day_of
@@ -30,6 +30,7 @@ from era.store.tables import idempotency_keys as keys
 from era.store.tables import outputs, runs, sessions
 from era.store.usage import add_use
 from era.store.versions import next_version, trim_history
+from era.store.webhooks import tell, tell_lost
 
 DELETED = "the session was deleted while this run was under way"
 LOST = "the service stopped while this run was under way"
@@ -140,6 +141,7 @@ def end_run(
     retention: Retention,
     record: RunRecord,
     *,
+    who: OwnedId | None = None,
     data: str | None,
     snapshot: Snapshot | None,
     outputs: KeptOutputs | None,
@@ -165,6 +167,8 @@ def end_run(
     else:
         ended = replace(ended, committed=False, reason=DELETED)
     row = _finish.first(connection, _finish_values(ended))
+    if who is not None and row is not None:
+        tell(connection, who.owner, "run.ended", _told(who.id, ended))
     if version is None:
         return None  # The record stays, for the session may be restored.
     if row is None:
@@ -269,9 +273,23 @@ def find_run(connection: Connection, session: Session, run_id: str) -> tuple[Run
 def mark_lost(connection: Connection) -> int:
     """Mark every run that is still `running` as `lost`; how many there were. They count as runs of their owners, though
     nobody knows what they have used."""
+    tell_lost(connection, runs.c.status == "running")
     for owner, count in connection.execute(_LOST_BY_OWNER).all():
         add_use(connection, Use(owner, "", day_of(now()), count))
     return connection.execute(_MARK_LOST, {"at": now()}).rowcount
+
+
+def _told(session_id: str, record: RunRecord) -> JsonObject:
+    """What is told of a run's end."""
+    return {
+        "run_id": record.id,
+        "session_id": session_id,
+        "status": record.status,
+        "exit_code": record.exit_code,
+        "duration_ms": None if record.duration_us is None else record.duration_us // 1000,
+        "committed": record.committed,
+        "version": record.version,
+    }
 
 
 def count_runs(connection: Connection) -> dict[str, int]:

@@ -44,6 +44,7 @@ from era.store.session_lookup import (
 from era.store.setups import PENDING
 from era.store.tables import deliveries, homes, hosts, outputs, runs, session_pairs, sessions, versions
 from era.store.versions import insert_version, next_version, version_content
+from era.store.webhooks import tell
 
 _LONG_AGO = -(1 << 62)
 """`deleted_at` of an incomplete session."""
@@ -83,7 +84,7 @@ _COMPLETE = (
     )
 )
 _MAY_BE_DUE = (
-    select(sessions.c.key, sessions.c.ttl, sessions.c.expires_at)
+    select(sessions.c.key, sessions.c.ttl, sessions.c.expires_at, sessions.c.owner, sessions.c.id)
     .where(sessions.c.expires_at <= bindparam("at"), IS_PRESENT, ~IS_ACTIVE)
     .limit(1000)
 )
@@ -202,7 +203,7 @@ def complete_session(connection: Connection, key: int, session: Session, key_id:
     }
     with raising_if_taken(_id_taken(session.id)):
         connection.execute(_COMPLETE, values)
-    return session_with_key(connection, key)
+    return _told(connection, session_with_key(connection, key))
 
 
 def list_sessions(connection: Connection, retention: Retention, which: SessionFilter) -> Sequence[Session]:
@@ -322,11 +323,12 @@ async def expire(database: Database, at: int) -> Sequence[int]:
         return connection.execute(_MAY_BE_DUE, {"at": at}).all()
 
     def mark(connection: Connection, due: Sequence[Any]) -> Sequence[int]:
-        return [
-            row.key
-            for row in due
-            if connection.execute(_EXPIRE, {"session": row.key, "at": at, "seen": row.expires_at}).rowcount
-        ]
+        expired = []
+        for row in due:
+            if connection.execute(_EXPIRE, {"session": row.key, "at": at, "seen": row.expires_at}).rowcount:
+                expired.append(row.key)
+                tell(connection, row.owner, "session.expired", {"session_id": row.id})
+        return expired
 
     due = [row for row in await database.read(candidates) if row.expires_at + slack(row.ttl) <= at]
     return await database.write(mark, due) if due else []
@@ -362,9 +364,16 @@ def _execute(connection: Connection, statement: Delete, key: int) -> int:
 
 def _answer_with_session(connection: Connection, key: int, claim: Claim | None, scope: Session | str) -> Session:
     """The session that a request has made, stored as the answer of its claim, if it has one."""
-    session = session_with_key(connection, key)
+    session = _told(connection, session_with_key(connection, key))
     if claim is not None:
         answer_claim(connection, claim, scope, {"answer": session_to_json(session)})
+    return session
+
+
+def _told(connection: Connection, session: Session) -> Session:
+    """The session itself; its owner is told that it was made."""
+    data = {"session_id": session.id, "language": session.language, "metadata": session.metadata}
+    tell(connection, session.owner, "session.created", data)
     return session
 
 
@@ -379,6 +388,7 @@ def _free_id(connection: Connection, session_id: str) -> None:
     if not has_expired(connection, present, now()):
         raise _id_taken(session_id)
     connection.execute(_REMOVE, {"session": present.key, "at": now(), "has_expired": True})
+    tell(connection, present.owner, "session.expired", {"session_id": present.id})
 
 
 def _id_taken(session_id: str) -> Conflict:

@@ -44,6 +44,7 @@ _HAS_PACKAGES = text("environment IS NOT NULL")
 _OF_KEY = text("api_key_id IS NOT NULL AND deleted_at IS NULL")
 _HAS_DIGEST = text("digest IS NOT NULL")
 _IS_RUNNING = text("status = 'running'")
+_IS_PENDING = text("status = 'pending'")
 IS_CHECKPOINT = text("versions.cause IN ('checkpoint', 'loose_checkpoint')")
 IS_NO_CHECKPOINT = text("versions.cause NOT IN ('checkpoint', 'loose_checkpoint')")
 _IS_CHECKPOINT = text("cause IN ('checkpoint', 'loose_checkpoint')")
@@ -375,6 +376,47 @@ audit = Table(
     Column("request_id", String(64), nullable=False),
     Column("details", Text, nullable=False),
     UniqueConstraint("owner", "number"),
+)
+
+# Where owners are told what happens to what is theirs. `events` are separated by spaces.
+webhooks = Table(
+    "webhooks",
+    metadata,
+    Column("id", String(64), primary_key=True),
+    Column("owner", String(64), nullable=False),
+    Column("url", Text, nullable=False),
+    Column("events", Text, nullable=False),
+    Column("description", Text, nullable=False),
+    Column("created_at", BigInteger, nullable=False),
+    Column("dropped", BigInteger, nullable=False, server_default="0"),
+)
+
+# What was or is to be told. `webhook_id` is no foreign key: a host of a cluster may tell something by a webhook that
+# another one has just deleted, and must not fail then (webhooks.py).
+webhook_notices = Table(
+    "webhook_notices",
+    metadata,
+    Column("key", _Key, primary_key=True),
+    Column("id", String(128), nullable=False),
+    Column("webhook_id", String(64), nullable=False),
+    Column("event", String(32), nullable=False),
+    Column("body", Text, nullable=False),
+    Column("status", String(16), nullable=False),
+    Column("tries", BigInteger, nullable=False),
+    Column("created_at", BigInteger, nullable=False),
+    Column("next_attempt_at", BigInteger),
+    Column("ended_at", BigInteger),
+    Column("http_status", BigInteger),
+    Column("reason", Text),
+    Index("ix_webhook_notices_webhook_id", "webhook_id", "key"),
+    Index(
+        "ix_webhook_notices_pending",
+        "webhook_id",
+        "key",
+        sqlite_where=_IS_PENDING,
+        postgresql_where=_IS_PENDING,
+    ),
+    sqlite_autoincrement=True,  # So that no try is taken for that of another notice.
 )
 
 # Values that the sessions of an owner share, of the kinds `kv` and `r2`. Each is stored in the row or, where it is

@@ -15,10 +15,19 @@ const ACTIONS: [value: string, text: string][] = [
   ['session.restore', 'sessions restored'],
   ['session.public', 'public access set'],
   ['key.create', 'keys made'],
+  ['key.change', 'keys changed'],
+  ['key.rotate', 'keys rotated'],
   ['key.revoke', 'keys revoked'],
+  ['quotas.change', 'quotas set'],
+  ['webhook.create', 'webhooks made'],
+  ['webhook.delete', 'webhooks deleted'],
   ['secret.use', 'secrets used'],
   ['link.create', 'links made'],
 ];
+
+function plain(value: unknown): string {
+  return typeof value === 'object' && value !== null ? JSON.stringify(value) : String(value);
+}
 
 /** What an entry says besides, in a line of text. */
 function details(entry: AuditEntry): string {
@@ -31,7 +40,7 @@ function details(entry: AuditEntry): string {
   return [
     ...named,
     ...(more > 0 ? [`${more} more`] : []),
-    ...Object.entries(rest).map(([name, value]) => `${name.replaceAll('_', ' ')}: ${String(value)}`),
+    ...Object.entries(rest).map(([name, value]) => `${name.replaceAll('_', ' ')}: ${plain(value)}`),
   ].join('; ');
 }
 

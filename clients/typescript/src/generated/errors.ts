@@ -181,6 +181,8 @@ export class TooManyUploads extends Unavailable {}
 export class TooManyWaiting extends TooMany {}
 /** `too_many_watches`, a 409. */
 export class TooManyWatches extends Conflict {}
+/** `too_many_webhooks`, a 409. */
+export class TooManyWebhooks extends Conflict {}
 /** `too_much_to_watch`, a 409. */
 export class TooMuchToWatch extends Conflict {}
 /** `unknown_format`, a 400. */
@@ -191,6 +193,8 @@ export class UnknownLanguage extends BadRequest {}
 export class UnsuitableName extends Conflict {}
 /** `version_gone`, a 404. */
 export class VersionGone extends NotFound {}
+/** `webhook_refused`, a 400. */
+export class WebhookRefused extends BadRequest {}
 
 /** The class of each code that the server answers. */
 export const BY_CODE: Readonly<Record<string, typeof EraError>> = {
@@ -286,6 +290,7 @@ export const BY_CODE: Readonly<Record<string, typeof EraError>> = {
   too_many_uploads: TooManyUploads,
   too_many_waiting: TooManyWaiting,
   too_many_watches: TooManyWatches,
+  too_many_webhooks: TooManyWebhooks,
   too_much_to_watch: TooMuchToWatch,
   too_slow: TooSlow,
   unauthorized: Unauthorized,
@@ -294,6 +299,7 @@ export const BY_CODE: Readonly<Record<string, typeof EraError>> = {
   unknown_language: UnknownLanguage,
   unsuitable_name: UnsuitableName,
   version_gone: VersionGone,
+  webhook_refused: WebhookRefused,
 };
 
 /** The class of each status, for codes that this client doesn't know. */

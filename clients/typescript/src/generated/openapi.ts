@@ -1417,6 +1417,70 @@ export interface paths {
         patch?: never;
         trace?: never;
     };
+    "/api/webhooks": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * List Webhooks
+         * @description List the caller's webhooks, oldest first.
+         */
+        get: operations["list_webhooks"];
+        put?: never;
+        /**
+         * Create Webhook
+         * @description Make a webhook. Only this answer shows the secret that its notices are signed with.
+         */
+        post: operations["create_webhook"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/api/webhooks/{webhook_id}": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        post?: never;
+        /**
+         * Delete Webhook
+         * @description Delete a webhook, with what waits to be told to it.
+         */
+        delete: operations["delete_webhook"];
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/api/webhooks/{webhook_id}/deliveries": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * List Notices
+         * @description List what waits to be told to a webhook, and the last hundred that were told or given up, newest first.
+         */
+        get: operations["list_notices"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
     "/health": {
         parameters: {
             query?: never;
@@ -1684,7 +1748,7 @@ export interface components {
              * @description What was done.
              * @enum {string}
              */
-            action: "session.create" | "session.delete" | "session.restore" | "session.public" | "key.create" | "key.revoke" | "secret.use" | "link.create";
+            action: "session.create" | "session.delete" | "session.restore" | "session.public" | "key.create" | "key.change" | "key.rotate" | "key.revoke" | "quotas.change" | "webhook.create" | "webhook.delete" | "secret.use" | "link.create";
             /**
              * Target
              * @description The session or key that it was done to; null for a run outside of any session.
@@ -2401,6 +2465,8 @@ export interface components {
              */
             hint?: string;
         };
+        /** @enum {string} */
+        Event: "session.created" | "session.expired" | "run.ended" | "quota.reached";
         /** ExecuteAnswer */
         ExecuteAnswer: {
             /** Exit Code */
@@ -3127,6 +3193,78 @@ export interface components {
              * @description The key itself, which is shown in this answer only.
              */
             key: string;
+        };
+        /** NewWebhookAnswer */
+        NewWebhookAnswer: {
+            /** Id */
+            id: string;
+            /** Url */
+            url: string;
+            /** Events */
+            events: components["schemas"]["Event"][];
+            /** Description */
+            description: string;
+            /** Created At */
+            created_at: string;
+            /**
+             * Pending
+             * @description Notices that wait to be sent.
+             */
+            pending: number;
+            /**
+             * Done
+             * @description Notices that were sent, of those that are kept.
+             */
+            done: number;
+            /**
+             * Failed
+             * @description Notices that were given up, of those that are kept.
+             */
+            failed: number;
+            /**
+             * Dropped
+             * @description Notices that are lost, since too many waited.
+             */
+            dropped: number;
+            /**
+             * Secret
+             * @description What notices are signed with, which is shown in this answer only.
+             */
+            secret: string;
+        };
+        /** NoticeAnswer */
+        NoticeAnswer: {
+            /** Id */
+            id: string;
+            event: components["schemas"]["Event"];
+            status: components["schemas"]["NoticeStatus"];
+            /** Tries */
+            tries: number;
+            /** Created At */
+            created_at: string;
+            /** Next Attempt At */
+            next_attempt_at: string | null;
+            /** Ended At */
+            ended_at: string | null;
+            /**
+             * Http Status
+             * @description The status of the last answer, null where there was none.
+             */
+            http_status: number | null;
+            /**
+             * Reason
+             * @description Why the last try failed.
+             */
+            reason: string | null;
+        };
+        /** @enum {string} */
+        NoticeStatus: "pending" | "done" | "failed";
+        /** NoticesAnswer */
+        NoticesAnswer: {
+            /** Deliveries */
+            deliveries: components["schemas"]["NoticeAnswer"][];
+            /** Count */
+            count: number;
         };
         /** NpmPackage */
         NpmPackage: {
@@ -4279,6 +4417,73 @@ export interface components {
             type: "watching";
             /** Path */
             path: string;
+        };
+        /** WebhookAnswer */
+        WebhookAnswer: {
+            /** Id */
+            id: string;
+            /** Url */
+            url: string;
+            /** Events */
+            events: components["schemas"]["Event"][];
+            /** Description */
+            description: string;
+            /** Created At */
+            created_at: string;
+            /**
+             * Pending
+             * @description Notices that wait to be sent.
+             */
+            pending: number;
+            /**
+             * Done
+             * @description Notices that were sent, of those that are kept.
+             */
+            done: number;
+            /**
+             * Failed
+             * @description Notices that were given up, of those that are kept.
+             */
+            failed: number;
+            /**
+             * Dropped
+             * @description Notices that are lost, since too many waited.
+             */
+            dropped: number;
+        };
+        /** WebhookBody */
+        WebhookBody: {
+            /**
+             * Url
+             * @description Where notices are POSTed, by https or http; a public address, as for programs.
+             * @example https://example.com/era
+             */
+            url: string;
+            /**
+             * Events
+             * @description What is told; left out: all.
+             */
+            events?: components["schemas"]["Event"][];
+            /**
+             * Description
+             * @description What it is for, as a note to people.
+             * @default
+             */
+            description?: string;
+        };
+        /** WebhookDeletedAnswer */
+        WebhookDeletedAnswer: {
+            /** Success */
+            success: boolean;
+            /** Id */
+            id: string;
+        };
+        /** WebhooksAnswer */
+        WebhooksAnswer: {
+            /** Webhooks */
+            webhooks: components["schemas"]["WebhookAnswer"][];
+            /** Count */
+            count: number;
         };
     };
     responses: never;
@@ -6799,7 +7004,7 @@ export interface operations {
         parameters: {
             query?: {
                 /** @description Only this. */
-                action?: ("session.create" | "session.delete" | "session.restore" | "session.public" | "key.create" | "key.revoke" | "secret.use" | "link.create") | null;
+                action?: ("session.create" | "session.delete" | "session.restore" | "session.public" | "key.create" | "key.change" | "key.rotate" | "key.revoke" | "quotas.change" | "webhook.create" | "webhook.delete" | "secret.use" | "link.create") | null;
                 /** @description Only what was done to this. */
                 target?: string | null;
                 /** @description Only what this owner did. Others than the operator see their own. */
@@ -6955,6 +7160,104 @@ export interface operations {
                 };
                 content: {
                     "application/json": components["schemas"]["UsageAnswer"];
+                };
+            };
+        };
+    };
+    list_webhooks: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description OK. */
+            200: {
+                headers: {
+                    /** @description Names the request, also in the server's log. */
+                    "X-Request-Id"?: string;
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["WebhooksAnswer"];
+                };
+            };
+        };
+    };
+    create_webhook: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/json": components["schemas"]["WebhookBody"];
+            };
+        };
+        responses: {
+            /** @description Created. */
+            201: {
+                headers: {
+                    /** @description Names the request, also in the server's log. */
+                    "X-Request-Id"?: string;
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["NewWebhookAnswer"];
+                };
+            };
+        };
+    };
+    delete_webhook: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                /** @description The webhook's id. */
+                webhook_id: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description OK. */
+            200: {
+                headers: {
+                    /** @description Names the request, also in the server's log. */
+                    "X-Request-Id"?: string;
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["WebhookDeletedAnswer"];
+                };
+            };
+        };
+    };
+    list_notices: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                /** @description The webhook's id. */
+                webhook_id: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description OK. */
+            200: {
+                headers: {
+                    /** @description Names the request, also in the server's log. */
+                    "X-Request-Id"?: string;
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["NoticesAnswer"];
                 };
             };
         };

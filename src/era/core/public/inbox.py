@@ -17,11 +17,6 @@ type DeliveryStatus = Literal["pending", "running", "done", "failed"]
 
 DEFAULT_RETRIES = 5
 MAX_RETRIES = 20
-FIRST_DELAY = 1.0
-"""Seconds from the first failure to the second attempt; each delay is `_FACTOR` times the last, up to `_MAX_DELAY`."""
-
-_FACTOR = 4.0
-_MAX_DELAY = 900.0
 
 MAX_PENDING = 10_000
 MAX_PENDING_BYTES = 256 << 20
@@ -202,11 +197,6 @@ class InboxStore(Protocol):
     async def cut_off(self) -> int:
         """Make all running deliveries pending, since the process that ran them is gone. Returns how many there were."""
         ...
-
-
-def delay(tries: int) -> float:
-    """Seconds from the last failure to the next attempt, after `tries` failures."""
-    return float(min(FIRST_DELAY * _FACTOR ** (tries - 1), _MAX_DELAY))
 
 
 def no_inbox(session_id: str) -> NotFound:

@@ -8,7 +8,8 @@ from era.sdk.aio.connection import AsyncConnection
 from era.sdk.aio.keys import AsyncKeys, AsyncOwners
 from era.sdk.aio.sessions import AsyncSession, AsyncSessions
 from era.sdk.aio.storage import AsyncStorage
-from era.sdk.answers import DayOfUsage, ExecuteResult, Language, Owner, RunRecord
+from era.sdk.aio.webhooks import AsyncWebhooks
+from era.sdk.answers import AuditEntry, DayOfUsage, ExecuteResult, Language, Owner, RunRecord
 from era.sdk.calls import Call
 from era.sdk.options import run_body
 from era.sdk.sugar import AsyncOpening, async_opened
@@ -60,6 +61,7 @@ class AsyncEra:
         self.storage = AsyncStorage(connection)
         self.keys = AsyncKeys(connection)
         self.owners = AsyncOwners(connection)
+        self.webhooks = AsyncWebhooks(connection)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.url!r})"
@@ -118,6 +120,21 @@ class AsyncEra:
         the operator, who sees all owners without it."""
         answer = await self._connection.get("/api/usage", owner=owner, since=since, until=until)
         return DayOfUsage.each(answer["usage"])
+
+    async def audit(
+        self,
+        limit: int | None = None,
+        *,
+        action: str | None = None,
+        target: str | None = None,
+        owner: str | None = None,
+        since: str | None = None,
+        until: str | None = None,
+    ) -> list[AuditEntry]:
+        """Who did what, newest first: with the keys of this client's owner, or for the operator with all. `target` is
+        the id of what it was done to; `since` and `until` are times (RFC 3339)."""
+        query = {"action": action, "target": target, "owner": owner, "since": since, "until": until}
+        return AuditEntry.each(await self._connection.pages("/api/audit", "entries", limit, query))
 
     async def languages(self) -> list[Language]:
         """The languages that the server knows."""

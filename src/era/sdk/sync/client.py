@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Self
 
-from era.sdk.answers import DayOfUsage, ExecuteResult, Language, Owner, RunRecord
+from era.sdk.answers import AuditEntry, DayOfUsage, ExecuteResult, Language, Owner, RunRecord
 from era.sdk.calls import Call
 from era.sdk.options import run_body
 from era.sdk.sugar import Opening, opened
@@ -13,6 +13,7 @@ from era.sdk.sync.connection import Connection
 from era.sdk.sync.keys import Keys, Owners
 from era.sdk.sync.sessions import Session, Sessions
 from era.sdk.sync.storage import Storage
+from era.sdk.sync.webhooks import Webhooks
 
 if TYPE_CHECKING:
     from typing import Unpack
@@ -59,6 +60,7 @@ class Era:
         self.storage = Storage(connection)
         self.keys = Keys(connection)
         self.owners = Owners(connection)
+        self.webhooks = Webhooks(connection)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.url!r})"
@@ -117,6 +119,21 @@ class Era:
         the operator, who sees all owners without it."""
         answer = self._connection.get("/api/usage", owner=owner, since=since, until=until)
         return DayOfUsage.each(answer["usage"])
+
+    def audit(
+        self,
+        limit: int | None = None,
+        *,
+        action: str | None = None,
+        target: str | None = None,
+        owner: str | None = None,
+        since: str | None = None,
+        until: str | None = None,
+    ) -> list[AuditEntry]:
+        """Who did what, newest first: with the keys of this client's owner, or for the operator with all. `target` is
+        the id of what it was done to; `since` and `until` are times (RFC 3339)."""
+        query = {"action": action, "target": target, "owner": owner, "since": since, "until": until}
+        return AuditEntry.each(self._connection.pages("/api/audit", "entries", limit, query))
 
     def languages(self) -> list[Language]:
         """The languages that the server knows."""

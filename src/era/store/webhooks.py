@@ -1,0 +1,188 @@
+"""Webhooks and their notices, and `tell`, which adds notices to the transaction that makes them true.
+
+Which webhooks there are is in memory, and in the `info` of each connection that writes: where an owner has none,
+telling asks the database nothing. A host of a cluster may be a heartbeat behind. What it tells by a webhook that is
+gone is removed when the next one is deleted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
+from typing import Any
+
+from sqlalchemy import ColumnElement, Connection, bindparam, delete, func, insert, literal_column, select, update
+
+from era.core.models import JsonObject, new_id, now, timestamp
+from era.core.webhooks import (
+    KEPT,
+    MAX_PENDING,
+    MAX_WEBHOOKS,
+    Event,
+    Notice,
+    NoticeStatus,
+    Tried,
+    Webhook,
+    body_of,
+)
+from era.errors import Conflict, NotFound
+from era.store.database import Database, Listeners
+from era.store.tables import runs, sessions
+from era.store.tables import webhook_notices as _n
+from era.store.tables import webhooks as _w
+
+_WEBHOOKS = select(*(_w.c[each.name] for each in fields(Webhook))).order_by(_w.c.created_at, _w.c.id)
+_NOTICES = select(*(_n.c[each.name] for each in fields(Notice)))
+_PENDING: ColumnElement[bool] = literal_column(
+    "webhook_notices.status = 'pending'"
+)  # as the partial index says it, not as a parameter
+_ENDED = _n.c.status != "pending"
+_OF_WEBHOOK = _n.c.webhook_id == bindparam("of_webhook")
+_IS_DUE = func.coalesce(_n.c.next_attempt_at, 0) <= bindparam("at")
+_OLDEST = select(func.min(_n.c.key)).where(_PENDING)
+_WITH_DUE = select(_n.c.webhook_id).where(_n.c.key.in_(_OLDEST.group_by(_n.c.webhook_id)), _IS_DUE)
+_NEXT_DUE = _NOTICES.where(_n.c.key == _OLDEST.where(_OF_WEBHOOK).scalar_subquery(), _IS_DUE)
+_COUNT_PENDING = select(func.count()).select_from(_n).where(_OF_WEBHOOK, _PENDING)
+_TOO_OLD = select(_n.c.key).where(_OF_WEBHOOK, _ENDED).order_by(_n.c.key.desc()).limit(1).offset(KEPT)
+_OWNED_RUNS = select(sessions.c.owner, sessions.c.id, runs.c.id).join_from(
+    runs, sessions, sessions.c.key == runs.c.session_key
+)
+_LOST: JsonObject = {"status": "lost", "exit_code": None, "duration_ms": None, "committed": False, "version": None}
+_ORPHANS = delete(_n).where(_n.c.webhook_id.not_in(select(_w.c.id)))
+
+
+def tell(connection: Connection, owner: str, event: Event, data: JsonObject) -> None:
+    """Tell an owner's webhooks that something has happened, if this transaction is committed."""
+    listeners: Listeners = connection.info["listeners"]
+    for webhook in listeners.of(owner, event):
+        if connection.execute(_COUNT_PENDING, {"of_webhook": webhook.id}).scalar_one() >= MAX_PENDING:
+            connection.execute(update(_w).where(_w.c.id == webhook.id).values(dropped=_w.c.dropped + 1))
+            continue
+        at, notice_id = now(), new_id("evt")
+        values = {
+            "id": notice_id,
+            "webhook_id": webhook.id,
+            "event": event,
+            "body": body_of(notice_id, owner, event, timestamp(at), data),
+            "status": "pending",
+            "tries": 0,
+            "created_at": at,
+        }
+        connection.execute(insert(_n).values(values))
+
+
+def tell_lost(connection: Connection, are_lost: ColumnElement[bool]) -> None:
+    """Tell the owners of these runs that they are lost, before they are marked so."""
+    listeners: Listeners = connection.info["listeners"]
+    if not listeners.by_id():
+        return
+    for owner, session_id, run_id in connection.execute(_OWNED_RUNS.where(are_lost)).all():
+        tell(connection, owner, "run.ended", {"run_id": run_id, "session_id": session_id, **_LOST})
+
+
+class WebhookRows:
+    """A WebhookStore in an SQL database: core/webhooks.py says what each method does. `open` before anything."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self._listeners = database.listeners
+
+    async def open(self) -> None:
+        """Read which webhooks there are. Hosts of a cluster do so with each heartbeat."""
+        self._listeners.set(await self._database.read(_all_webhooks))
+
+    async def add_webhook(self, webhook: Webhook) -> None:
+        def job(connection: Connection) -> Sequence[Webhook]:
+            count = select(func.count()).select_from(_w).where(_w.c.owner == webhook.owner)
+            if connection.execute(count).scalar_one() >= MAX_WEBHOOKS:
+                raise Conflict(
+                    f"You have {MAX_WEBHOOKS} webhooks already.",
+                    hint="Delete one first: DELETE /api/webhooks/{webhook_id}.",
+                    code="too_many_webhooks",
+                )
+            values = {each.name: getattr(webhook, each.name) for each in fields(Webhook)}
+            connection.execute(insert(_w).values({**values, "events": " ".join(webhook.events)}))
+            return _all_webhooks(connection)
+
+        self._listeners.set(await self._database.write(job))
+
+    async def webhooks(self, owner: str) -> Sequence[tuple[Webhook, Mapping[NoticeStatus, int]]]:
+        counts = select(_n.c.webhook_id, _n.c.status, func.count()).group_by(_n.c.webhook_id, _n.c.status)
+        of_owner = select(_w.c.id).where(_w.c.owner == owner)
+
+        def job(connection: Connection) -> Sequence[tuple[Webhook, Mapping[NoticeStatus, int]]]:
+            found: dict[str, dict[NoticeStatus, int]] = {}
+            for webhook_id, status, count in connection.execute(counts.where(_n.c.webhook_id.in_(of_owner))):
+                found.setdefault(webhook_id, {})[status] = int(count)
+            rows = connection.execute(_WEBHOOKS.where(_w.c.owner == owner))
+            return [(webhook, found.get(webhook.id, {})) for webhook in map(_webhook_from_row, rows)]
+
+        return await self._database.read(job)
+
+    async def drop_webhook(self, owner: str, webhook_id: str) -> None:
+        def job(connection: Connection) -> Sequence[Webhook]:
+            if not connection.execute(delete(_w).where(_w.c.id == webhook_id, _w.c.owner == owner)).rowcount:
+                raise _no_webhook(webhook_id)
+            connection.execute(_ORPHANS)
+            return _all_webhooks(connection)
+
+        self._listeners.set(await self._database.write(job))
+
+    async def notices(self, owner: str, webhook_id: str) -> Sequence[Notice]:
+        def job(connection: Connection) -> Sequence[Notice]:
+            if not connection.execute(select(_w.c.id).where(_w.c.id == webhook_id, _w.c.owner == owner)).first():
+                raise _no_webhook(webhook_id)
+            rows = connection.execute(_NOTICES.where(_OF_WEBHOOK).order_by(_n.c.key.desc()), {"of_webhook": webhook_id})
+            return [Notice(*row) for row in rows]
+
+        return await self._database.read(job)
+
+    async def tell(self, owner: str, event: Event, data: JsonObject) -> None:
+        await self._database.write(tell, owner, event, data)
+
+    def wants(self, owner: str, event: Event) -> bool:
+        return bool(self._listeners.of(owner, event))
+
+    async def due(self) -> Sequence[Webhook]:
+        known = self._listeners.by_id()
+        if not known:
+            return []
+
+        def job(connection: Connection) -> Sequence[str]:
+            return list(connection.execute(_WITH_DUE, {"at": now()}).scalars())
+
+        return [known[webhook_id] for webhook_id in await self._database.read(job) if webhook_id in known]
+
+    async def next_due(self, webhook: Webhook) -> Notice | None:
+        def job(connection: Connection) -> Notice | None:
+            row = connection.execute(_NEXT_DUE, {"of_webhook": webhook.id, "at": now()}).one_or_none()
+            return None if row is None else Notice(*row)
+
+        return await self._database.read(job)
+
+    async def tried(self, notice: Notice, tried: Tried) -> None:
+        values = {each.name: getattr(tried, each.name) for each in fields(Tried)}
+        values["ended_at"] = None if tried.status == "pending" else now()
+        this_try = (_n.c.key == notice.key, _PENDING, _n.c.tries == notice.tries)
+
+        def job(connection: Connection) -> None:
+            connection.execute(update(_n).where(*this_try).values(values))
+            of_webhook = {"of_webhook": notice.webhook_id}
+            last = connection.execute(_TOO_OLD, of_webhook).scalar_one_or_none()
+            if last is not None:
+                connection.execute(delete(_n).where(_OF_WEBHOOK, _ENDED, _n.c.key <= last), of_webhook)
+
+        await self._database.write(job)
+
+
+def _all_webhooks(connection: Connection) -> Sequence[Webhook]:
+    return [_webhook_from_row(row) for row in connection.execute(_WEBHOOKS)]
+
+
+def _webhook_from_row(row: Any) -> Webhook:
+    values = dict(zip((each.name for each in fields(Webhook)), row, strict=True))
+    return Webhook(**{**values, "events": tuple(values["events"].split())})
+
+
+def _no_webhook(webhook_id: str) -> NotFound:
+    return NotFound(f"You have no webhook '{webhook_id[:80]}'.", hint="GET /api/webhooks lists those you have.")

@@ -1,0 +1,297 @@
+"""Webhooks on the core: told with the commit, sent in order, signed, tried again, bounded."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import Connection, func, select
+
+from era.core import webhooks as of_webhooks
+from era.core.homes import ALONE, Cluster
+from era.core.models import now
+from era.core.public.signatures import Verify, is_genuine
+from era.core.webhooks import EVENTS, Unsent, Webhook, Webhooks
+from era.errors import Conflict, NotFound
+from era.store import webhooks as rows
+from era.store.metadata import SqlStore
+from era.store.tables import webhook_notices
+from tests.owners import mine
+from tests.unit.core import Core
+
+URL = "https://hooks.example/era"
+KEY = b"the server's own key"
+
+
+class Sent:
+    """A sender that sends nothing. It answers with what is left of `answers`, then 200; a text is why it can't."""
+
+    def __init__(self) -> None:
+        self.answers: list[int | str] = []
+        self.tried: list[tuple[str, Mapping[str, str], bytes]] = []
+
+    async def check(self, url: str) -> None:
+        pass
+
+    async def send(self, url: str, headers: Mapping[str, str], body: bytes) -> int:
+        self.tried.append((url, headers, body))
+        answer = self.answers.pop(0) if self.answers else 200
+        if isinstance(answer, str):
+            raise Unsent(answer)
+        return answer
+
+    @property
+    def bodies(self) -> list[dict[str, Any]]:
+        return [json.loads(body) for _, _, body in self.tried]
+
+    @property
+    def events(self) -> list[tuple[str, str]]:
+        return [(body["event"], body["data"].get("session_id", "")) for body in self.bodies]
+
+
+class Follower:
+    """A host of a cluster that doesn't lead."""
+
+    leads = False
+
+    async def owns(self, session_key: int) -> bool:
+        return False
+
+
+async def until(condition: Callable[[], Any]) -> None:
+    async with asyncio.timeout(60):
+        while not condition():  # noqa: ASYNC110
+            await asyncio.sleep(0.005)
+
+
+async def until_ended(webhooks: Webhooks, count: int, owner: str = "default") -> None:
+    """Wait until so many notices of an owner's were sent or given up."""
+    async with asyncio.timeout(60):
+        while True:
+            found = await webhooks.list(owner)
+            if sum(counts.get("done", 0) + counts.get("failed", 0) for _, counts in found) >= count:
+                return
+            await asyncio.sleep(0.01)
+
+
+@pytest.fixture(autouse=True)
+def _soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(of_webhooks, "_POLL_SECONDS", 0.01)
+    monkeypatch.setattr(of_webhooks, "delay", lambda tries: 0.0)
+
+
+@asynccontextmanager
+async def sending(core: Core, cluster: Cluster = ALONE) -> AsyncIterator[tuple[Webhooks, Sent]]:
+    sent = Sent()
+    webhooks = Webhooks(core.store.webhooks, sent, KEY, cluster, core.quotas.on_reached)
+    webhooks.start()
+    try:
+        yield webhooks, sent
+    finally:
+        await webhooks.stop()
+
+
+async def test_what_happens_is_told_and_signed(core: Core) -> None:
+    async with sending(core) as (webhooks, sent):
+        await core.session("before")
+        webhook = await webhooks.create("default", URL, EVENTS, "all")
+        other = await webhooks.create("default", URL, ["session.expired"], "")
+        await webhooks.create("ada", URL, EVENTS, "somebody else's")
+        await core.session("s", metadata={"team": "x"})
+        ran = await core.run("raise SystemExit(3)", "s")
+        await core.session("short", ttl=1)
+        assert len(await core.store.expire(now() + 3_600_000_000)) == 1
+        await core.quotas.set("default", {"sessions": 1})
+        for _ in range(3):
+            with pytest.raises(Conflict):
+                await core.session("more")
+        await until_ended(webhooks, 6)
+        told = sent.bodies
+        assert sorted(sent.events) == [
+            ("quota.reached", ""),
+            ("run.ended", "s"),
+            ("session.created", "s"),
+            ("session.created", "short"),
+            ("session.expired", "short"),
+            ("session.expired", "short"),
+        ]
+        assert [body["event"] for body in told if body["data"].get("session_id") == "s"] == [
+            "session.created",
+            "run.ended",
+        ]
+        assert {body["owner"] for body in told} == {"default"}
+        by_event = {body["event"]: body["data"] for body in told}
+        assert by_event["run.ended"] == {
+            "run_id": ran.result.run_id,
+            "session_id": "s",
+            "status": "failed",
+            "exit_code": 3,
+            "duration_ms": by_event["run.ended"]["duration_ms"],
+            "committed": True,
+            "version": ran.result.state.version,
+        }
+        assert (by_event["quota.reached"]["quota"], by_event["quota.reached"]["code"]) == ("sessions", "quota_reached")
+        assert {"session_id": "s", "language": "python", "metadata": {"team": "x"}} in [body["data"] for body in told]
+        # Each has a signature of its own webhook's, which our own inbox takes for genuine.
+        secrets = [webhooks.secret(each) for each in (webhook, other)]
+        assert len(set(secrets)) == 2
+        for _, headers, body in sent.tried:
+            assert json.loads(body)["id"] == headers["X-Era-Delivery"]
+            assert json.loads(body)["event"] == headers["X-Era-Event"]
+            assert [genuine(secret, headers, body) for secret in secrets].count(True) == 1
+            assert not any(genuine(secret, headers, body + b" ") for secret in secrets)
+        assert await webhooks.list("ada") != []
+        assert [counts for _, counts in await webhooks.list("ada")] == [{}]
+
+
+def genuine(secret: str, headers: Mapping[str, str], body: bytes) -> bool:
+    received = [(name.lower().encode(), value.encode()) for name, value in headers.items()]
+    return is_genuine(Verify("stripe", secret, "x-era-signature"), received, body, now() / 1e6)
+
+
+async def test_an_id_that_is_taken_as_it_expires_is_told_of_to_its_last_owner(core: Core) -> None:
+    webhooks = Webhooks(core.store.webhooks, Sent(), KEY, ALONE, [])
+    webhook = await webhooks.create("default", URL, ["session.expired", "session.created"], "")
+    await core.session("s", ttl=1)
+    with pytest.MonkeyPatch.context() as later:
+        later.setattr("era.store.sessions.now", lambda: now() + 3_600_000_000)
+        await core.session("s")
+    events = [notice.event for notice in await webhooks.notices("default", webhook.id)]
+    assert events == ["session.created", "session.expired", "session.created"]
+
+
+async def test_what_is_undone_is_not_told(core: Core) -> None:
+    webhooks = Webhooks(core.store.webhooks, Sent(), KEY, ALONE, [])
+    webhook = await webhooks.create("default", URL, EVENTS, "")
+    await core.session("s")
+    with pytest.raises(Conflict):
+        await core.session("s")
+    await core.quotas.set("default", {"sessions": 1})
+    with pytest.raises(Conflict):
+        await core.session("t")
+    assert [notice.event for notice in await webhooks.notices("default", webhook.id)] == ["session.created"]
+
+
+async def test_a_notice_that_fails_is_tried_again_in_its_place_and_then_given_up(
+    core: Core, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(of_webhooks, "RETRIES", 2)
+    async with sending(core) as (webhooks, sent):
+        sent.answers = [500, "There is nobody.", 302, 200]
+        webhook = await webhooks.create("default", URL, ["session.created"], "")
+        await core.session("a")
+        await core.session("b")
+        await until_ended(webhooks, 2)
+        assert [session for _, session in sent.events] == ["a", "a", "a", "b"]
+        ids = [headers["X-Era-Delivery"] for _, headers, _ in sent.tried]
+        assert len(set(ids[:3])) == 1
+        done, failed = await webhooks.notices("default", webhook.id)
+        assert (failed.status, failed.tries, failed.http_status) == ("failed", 3, 302)
+        assert "Redirects aren't followed" in (failed.reason or "")
+        assert (done.status, done.http_status, done.reason) == ("done", 200, None)
+
+
+async def test_the_next_try_is_put_off_as_an_inbox_puts_it_off(core: Core, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(of_webhooks, "delay", lambda tries: 3600.0)
+    async with sending(core) as (webhooks, sent):
+        sent.answers = ["There is nobody."]
+        webhook = await webhooks.create("default", URL, ["session.created"], "")
+        other = await webhooks.create("default", URL, ["session.created"], "")
+        before = now()
+        await core.session("a")
+        await until_ended(webhooks, 1)  # the other's
+        await until(lambda: not webhooks._sending)
+        by_webhook = {each.id: (await webhooks.notices("default", each.id))[0] for each in (webhook, other)}
+        done, waiting = sorted(by_webhook.values(), key=lambda notice: notice.status)
+        assert (done.status, waiting.status, waiting.tries) == ("done", "pending", 1)
+        assert waiting.reason == "There is nobody."
+        assert waiting.next_attempt_at is not None
+        assert waiting.next_attempt_at >= before + 3600 * 1_000_000
+        assert len(sent.tried) == 2
+
+
+async def test_what_waits_and_what_is_kept_is_bounded(core: Core, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rows, "MAX_PENDING", 3)
+    webhooks = Webhooks(core.store.webhooks, Sent(), KEY, ALONE, [])
+    for n in range(of_webhooks.MAX_WEBHOOKS):
+        await webhooks.create("default", URL, ["session.created"], str(n))
+    with pytest.raises(Conflict):
+        await webhooks.create("default", URL, ["session.created"], "one more")
+    for n in range(5):
+        await core.session(f"s{n}")
+    for webhook, counts in await webhooks.list("default"):
+        assert (webhook.dropped, counts) == (2, {"pending": 3})
+    [(first, _), *others] = await webhooks.list("default")
+    for webhook, _ in others:
+        await webhooks.delete("default", webhook.id)
+    for owner in ("ada", "default"):
+        with pytest.raises(NotFound):
+            await webhooks.delete(owner, others[0][0].id)
+        with pytest.raises(NotFound):
+            await webhooks.notices(owner, others[0][0].id)
+    with pytest.raises(NotFound):
+        await webhooks.delete("ada", first.id)
+    assert await core.store.database.read(_notices) == 3
+
+
+async def test_what_was_sent_is_kept_for_a_while(core: Core, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rows, "_TOO_OLD", rows._TOO_OLD.offset(2))
+    async with sending(core) as (webhooks, sent):
+        webhook = await webhooks.create("default", URL, ["session.created"], "")
+        for n in range(5):
+            await core.session(f"s{n}")
+        await until(lambda: len(sent.tried) == 5)
+        await until(lambda: not webhooks._sending)
+        kept = await webhooks.notices("default", webhook.id)
+        assert [json.loads(notice.body)["data"]["session_id"] for notice in kept] == ["s4", "s3"]
+
+
+def _notices(connection: Connection) -> int:
+    count: int = connection.execute(select(func.count()).select_from(webhook_notices)).scalar_one()
+    return count
+
+
+async def test_notices_outlive_the_process_and_only_the_leader_sends(core: Core) -> None:
+    quiet = Webhooks(core.store.webhooks, Sent(), KEY, ALONE, [])
+    webhook = await quiet.create("default", URL, ["session.created"], "")
+    await core.session("s")
+    other = SqlStore(f"sqlite:///{Path(core.directory) / 'era.sqlite'}")
+    await other.open()
+    await other.webhooks.open()
+    try:
+        ours, theirs = Sent(), Sent()
+        follower = Webhooks(other.webhooks, theirs, KEY, Follower(), [])
+        leader = Webhooks(other.webhooks, ours, KEY, ALONE, [])
+        follower.start()
+        leader.start()
+        await until_ended(leader, 1)
+        await follower.stop()
+        await leader.stop()
+        assert (len(ours.tried), theirs.tried) == (1, [])
+        assert leader.secret(webhook) == quiet.secret(webhook)
+    finally:
+        await other.close()
+
+
+async def test_a_run_that_was_lost_is_told(core: Core) -> None:
+    await core.session()
+    webhooks = Webhooks(core.store.webhooks, Sent(), KEY, ALONE, [])
+    webhook: Webhook = await webhooks.create("default", URL, ["run.ended"], "")
+    await core.store.begin_run(mine("s"), "run_1_a")
+    assert await core.store.mark_lost() == 1
+    assert await core.store.mark_lost() == 0
+    [notice] = await webhooks.notices("default", webhook.id)
+    assert json.loads(notice.body)["data"] == {
+        "run_id": "run_1_a",
+        "session_id": "s",
+        "status": "lost",
+        "exit_code": None,
+        "duration_ms": None,
+        "committed": False,
+        "version": None,
+    }
