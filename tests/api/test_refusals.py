@@ -134,6 +134,31 @@ def test_an_invalid_body_is_refused(client: httpx.Client, session: MakeSession, 
 
 
 @pytest.mark.parametrize(
+    ("call", "body", "error", "hint"),
+    [
+        (
+            PATCH,
+            '{"ttl":"1h"}',
+            "'ttl' is not valid: Input should be a valid integer.",
+            "'ttl': Seconds without a call",
+        ),
+        (RUN, '{"code":"1","secrets":{"K":"abc"}}', "'secrets.K' is not valid: It should be an object.", "hosts"),
+        (RUN, '{"code":"1","secrets":{"K":{"value":"abc"}}}', "'secrets.K.hosts' is missing.", "'hosts': Hosts ("),
+        (CREATE, '{"language":"python","limits":5}', "'limits' is not valid: It should be an object.", "memory_mb"),
+    ],
+    ids=["ttl", "secret", "hosts", "limits"],
+)
+def test_a_hint_says_what_a_field_is(
+    client: httpx.Client, session: MakeSession, call: tuple[str, str], body: str, error: str, hint: str
+) -> None:
+    session(session_id="there")
+    answer = send_json(client, *call, body).json()
+    assert answer["error"] == error
+    assert hint in answer["hint"]
+    assert "abc" not in str(answer)
+
+
+@pytest.mark.parametrize(
     ("body", "word"),
     [
         (b'\xef\xbb\xbf{"language":"python"}', "byte order mark"),

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from types import NoneType, UnionType
 from typing import Annotated, Any, Union, get_args, get_origin
 
 from fastapi.dependencies.models import Dependant
 from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel
+from pydantic.fields import FieldInfo
 from starlette.datastructures import QueryParams
 
 from era.errors import BadRequest
@@ -16,6 +17,9 @@ from era.spelling import did_you_mean
 
 ANY_KEY = ".KEY"
 """Ends the documented name of a query parameter that stands for many: `metadata.KEY` for every `metadata.…`."""
+
+_NO_OBJECT = ("dict_type", "model_type", "model_attributes_type")
+"""What pydantic calls a value that should be an object of JSON."""
 
 
 def query_names(dependant: Dependant) -> frozenset[str]:
@@ -68,9 +72,23 @@ def _problem(item: dict[str, Any], body: Any) -> tuple[str, str]:
         listed = f"Leave it out. The fields of {what} are {', '.join(known)}." if known else "Leave it out."
         return f"'{field}' is not a field of {what}.", did_you_mean(str(item["loc"][-1]), known, listed)
     if item["type"] == "missing":
-        return f"'{field}' is missing.", "See /docs for the fields of this call."
-    problem = item["msg"].removeprefix("Value error, ")
-    return f"'{field}' is not valid: {problem}.", "See /docs for the fields of this call."
+        return f"'{field}' is missing.", _about(item, body)
+    problem = "It should be an object" if item["type"] in _NO_OBJECT else item["msg"].removeprefix("Value error, ")
+    return f"'{field}' is not valid: {problem}.", _about(item, body)
+
+
+def _about(item: dict[str, Any], body: Any) -> str:
+    """A hint that says what the field is that one of pydantic's errors is about."""
+    if item["loc"][0] != "body":
+        return "See /docs for the fields of this call."
+    *walked, (_, below) = _walk(body, (*item["loc"][1:], ""))
+    part, fields = next((each for each in reversed(walked) if each[0]), ("", {}))
+    said = []
+    if part in fields and (description := fields[part].description):
+        said.append(f"'{part}': {description}")
+    if item["type"] in _NO_OBJECT and below:
+        said.append(f"Its fields are {', '.join(below)}.")
+    return " ".join(said) or "See /docs for the fields of this call."
 
 
 def _field(item: dict[str, Any], body: Any) -> str:
@@ -81,8 +99,8 @@ def _field(item: dict[str, Any], body: Any) -> str:
     return ".".join(part for part, _ in _walk(body, parts) if part)
 
 
-def _walk(annotation: Any, parts: Iterable[Any]) -> Iterator[tuple[str, Sequence[str]]]:
-    """Each part of the place of an error below a type, with the names of the fields that there are at that place.
+def _walk(annotation: Any, parts: Iterable[Any]) -> Iterator[tuple[str, Mapping[str, FieldInfo]]]:
+    """Each part of the place of an error below a type, with the fields that there are at that place, by name.
 
     Where a field has one of several types, pydantic says in an extra part which of them the error is about; it is empty
     here, since the caller has no such name.
@@ -92,9 +110,9 @@ def _walk(annotation: Any, parts: Iterable[Any]) -> Iterator[tuple[str, Sequence
         fields = {field.alias or name: field for model in models for name, field in model.model_fields.items()}
         if tagged:
             models, tagged = [model for model in models if model.__name__ == part], False
-            yield "", ()
+            yield "", {}
             continue
-        yield str(part)[:80], list(fields)
+        yield str(part)[:80], fields
         if part in fields:
             annotation = fields[part].annotation
             models, tagged = list(_models(annotation)), _is_one_of_several(annotation)
